@@ -192,8 +192,9 @@ impl ConfigFile {
         self.option.as_deref().or(self.variable.as_deref())
     }
 
-    /// Returns the file to use for a command that also takes one without an option: `argument` wins
-    /// over the variable, and must not contradict the option. `Err` is the exit status if it does.
+    /// Returns the file to use for a command that also takes the file as an argument. `argument`
+    /// wins over the variable, and must not contradict the option. If it does, `Err` is the exit
+    /// status.
     fn with<'a>(
         &'a self,
         command: &str,
@@ -298,10 +299,10 @@ pub fn run_with(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     result.err().unwrap_or(0)
 }
 
-/// Checks that a file or directory exists that the command line names as input, and that a regular
-/// file can be opened. Nothing else is opened, because a pipe can be opened only once, and `-` is
-/// standard input. `what` is a short description, such as `the config`. If there is a fault, this
-/// function prints it, and `Err` is the exit status.
+/// Checks an input that the command line names: the file or directory must exist, and it must be
+/// possible to open a regular file. A pipe is not opened, because that is possible only once. `-`
+/// is standard input and needs no check. `what` is a short description, such as `the config`. If
+/// there is a fault, this function prints it, and `Err` is the exit status.
 fn input(path: &Path, what: &str) -> Result<(), u8> {
     if path.as_os_str() == "-" {
         return Ok(());

@@ -290,9 +290,9 @@ impl Demo {
     }
 
     /// Counts the events of a batch as accepted or refused, depending on the result of sending it.
-    /// `None` means that the task of the batch panicked; the events are then not counted, and
-    /// neither are those of a batch that a stop has interrupted, because the relay has not promised
-    /// to deliver them.
+    /// `None` means that the task of the batch panicked. The events of such a batch are not
+    /// counted, and neither are those of a batch that a stop has interrupted: the relay has not
+    /// promised to deliver them.
     fn posted(&mut self, posted: Option<Posted>) {
         let Some(Posted { numbers, connection, result }) = posted else { return };
         self.idle.extend(connection);

@@ -165,7 +165,7 @@ fn is_url(text: &str) -> bool {
     text.contains("://") || text.split_once(':').is_some_and(|(scheme, _)| is_web(scheme))
 }
 
-/// Makes a target of the value at this place of an option. What is refused is not printed, because
+/// Makes a target of the value at this place of an option. A refused value is not printed, because
 /// its user or its query may hold a password or a token.
 fn target(option: &str, place: usize, text: &str) -> Result<Target, u8> {
     Target::new(text).map_err(|what| wrong(option, format!("value {place} {what}")))

@@ -199,7 +199,7 @@ impl Credentials {
         let scheme = if tls.is_some() { "https" } else { "http" };
         let url = format!("{scheme}://{}", reachable(address));
         let url = Url::parse(&url).map_err(|error| wrong(format_args!("{url}: {error}")))?;
-        // A relay without a token yet says so itself.
+        // If the relay has no token yet either, its answer says so.
         let token = admin.bearer_token_file.filter(|token| token.is_file());
         let token = self.token_file.as_deref().or(token.as_deref());
         let Some(tls) = tls else { return self.open(url, None, Vec::new(), token) };

@@ -30,14 +30,14 @@ const TELL: Duration = Duration::from_secs(5);
 /// The greatest number of the replay's messages for the user that wait to be printed.
 const NOTES: usize = 256;
 
-/// The same for a log that is followed, and the time between two lines about its bad lines after
-/// the first ones.
+/// The value of [`TELL`] for a log that is followed. Also the time between two lines about its bad
+/// lines, after the first ones.
 const TELL_CALMLY: Duration = Duration::from_secs(60);
 
 /// The greatest number of bad lines that are printed.
 const BAD_LINES_SHOWN: u64 = 10;
 
-/// The greatest number of bytes that such a command looks at together, unless an event is larger.
+/// The greatest number of bytes that [`look`] passes on together, unless an event is larger.
 const LOOKED_BYTES: usize = 1 << 20;
 
 /// The longest time for which the process, at its end, waits for blocking work. A name lookup or a
@@ -260,9 +260,9 @@ async fn send(
     }
 }
 
-/// Looks at all events of these files and directories, which are passed to `look` as JSON lines,
-/// and shows the progress. Bad lines are skipped. Returns their number, and why the events are not
-/// all that there are. `Err` is the exit status.
+/// Passes all events of these files and directories to `look`, as JSON lines, and shows the
+/// progress. Returns the number of bad lines, which are skipped, and the reason if some events were
+/// not read. `Err` is the exit status.
 pub(super) fn look(
     files: &[PathBuf],
     look: &mut dyn FnMut(&[u8]),

@@ -47,7 +47,7 @@ fn open(
     others: Vec<PathBuf>,
 ) -> Result<Vec<Opened>, OpenError> {
     of_queue.as_deref().map_or(Ok(()), make_directory)?;
-    // A relay runs without these directories. Who writes to them logs why they are missing.
+    // A relay runs without these directories. The code that writes to them logs the error.
     others.iter().for_each(|directory| drop(make_directory(directory)));
     let directories: Vec<_> = of_queue.into_iter().chain(others).collect();
     Ok(restrict::open(setting, files, &directories))

@@ -176,7 +176,7 @@ fn printer() -> (mpsc::Sender<Printed>, Failure) {
 pub(super) enum To<'a> {
     /// The thread that writes to stdout.
     Printer(&'a mpsc::Sender<Printed>),
-    /// A function that looks at the events, which are JSON lines, and the numbers of them.
+    /// A function that looks at the events, which are JSON lines, and their counts.
     Look(&'a mut Sample, &'a mut dyn FnMut(&[u8])),
 }
 

@@ -35,7 +35,7 @@ use transform::volume::report::{DIMENSIONS, Report};
 /// The greatest number of bytes in a response of the relay. A history of 200 outputs has 6 MiB.
 const ANSWER_MAX: usize = 16 << 20;
 
-/// The time between two questions for the last hour. The relay adds to it every 10 s.
+/// The time between two questions for the last hour. The relay adds to its history every 10 s.
 const HISTORY: Duration = Duration::from_secs(10);
 
 /// The shortest and the longest interval between two questions.

@@ -4,9 +4,8 @@ use std::borrow::Cow;
 
 use crate::{API_VERSION, DEPTH_MAX, LEVELS, scan};
 
-/// Checks if `event`, which must be valid JSON, is an audit event. Returns the index of the event's
-/// level in [`LEVELS`]. If a key occurs twice, only its first value counts. An error has two parts:
-/// the offset of the fault in the event, in bytes, and a description of the fault.
+/// Checks if `event`, valid JSON, is an audit event. Returns the index of its level in [`LEVELS`],
+/// or the byte offset and a description of the fault. If a key occurs twice, the first counts.
 pub(super) fn check(event: &[u8]) -> Result<usize, (usize, Cow<'static, str>)> {
     if event.first() != Some(&b'{') {
         return Err((0, "not an object".into()));
@@ -65,8 +64,7 @@ pub(super) fn check(event: &[u8]) -> Result<usize, (usize, Cow<'static, str>)> {
     Ok(known.unwrap_or(LEVELS.len() - 1))
 }
 
-/// Returns the error message for an `apiVersion` that is not accepted. `version` is `None` if the
-/// event or list has no `apiVersion`, or one that is not a string.
+/// Returns the message for a wrong `apiVersion`; `None` is one that is missing or not a string.
 pub(super) fn wrong_version(version: Option<&str>) -> String {
     match version {
         Some("audit.k8s.io/v1beta1" | "audit.k8s.io/v1alpha1") => {
@@ -81,8 +79,8 @@ pub(super) fn wrong_version(version: Option<&str>) -> String {
     }
 }
 
-/// Returns a value that a sender has sent, in quotation marks, for a message that may be logged.
-/// The result has at most the first 64 characters of the value, with control characters escaped.
+/// Returns a value that a sender has sent, for a message that may be logged: in quotation marks, at
+/// most the first 64 characters, with control characters escaped.
 pub(super) fn quoted(value: &str) -> String {
     let short: String = value.chars().take(64).collect();
     format!("{short:?}")

@@ -1,28 +1,28 @@
 //! Validates and splits bodies that are written as kube-apiserver writes them, 64 bytes at a time.
 //!
-//! This scanner has two outcomes: "these are the events" and "unknown". It never refuses a body. A
-//! body with anything unusual (white space between tokens, another envelope, an event nested deeper
-//! than 61 levels, an event with its own kind) is unknown, and is left to serde_json, which alone
-//! refuses bodies. Therefore the scanner must not accept anything that serde_json would refuse; it
-//! may call any other body unknown.
+//! The scanner has two outcomes: "these are the events" and "unknown". A body with anything unusual
+//! (white space between tokens, another envelope, an event nested deeper than 61 levels, an event
+//! with its own kind) is unknown, and is left to serde_json, which alone refuses bodies. The
+//! scanner must never accept anything that serde_json would refuse; it may call any other body
+//! unknown.
 //!
 //! Audit events are dense: 64 bytes hold nine tokens on average, of which 1.5 are brackets.
 //! Therefore 64 bytes are checked at once with bit masks, and only brackets are visited one by one.
 //! The steps are:
 //!
-//! 1. *Masks*: for each kind of byte (quote, comma, bracket …) a mask has one bit for each byte of
-//!    the text ([`sse2`], [`avx2`], [`avx512`]).
+//! 1. *Masks*: for each class of bytes (quote, comma, bracket …), a mask has one bit for each byte
+//!    of the text ([`sse2`], [`avx2`], [`avx512`]).
 //! 2. *Strings*: escaped quotes are removed from the masks, and the bytes inside of strings are
 //!    found.
-//! 3. *Neighbours*: after each of `, : { [` a value or a key begins, or the bracket that was just
-//!    opened is closed; nowhere else does a value begin. This rule also decides which bytes may
-//!    follow a value. All bytes of a *stretch*, the text between two brackets, belong to one
-//!    container. Each stretch is checked twice, as part of an object and as part of an array,
-//!    before its container is known ([`rules`]).
-//! 4. *Brackets*: one loop visits the brackets and compares the kind of container that each stretch
-//!    needs with the container that is open there ([`Pass::brackets`]).
+//! 3. *Neighbours*: after each of `, : { [`, a value or a key begins, or the bracket that was just
+//!    opened is closed; a value begins nowhere else. This rule also decides which bytes may follow
+//!    a value. All bytes of a *stretch*, the text between two brackets, belong to one container.
+//!    Each stretch is checked twice, as part of an object and as part of an array, before its
+//!    container is known ([`rules`]).
+//! 4. *Brackets*: one loop visits the brackets and compares the container that each stretch needs
+//!    (object or array) with the container that is open there ([`Pass::brackets`]).
 //! 5. *Escapes, numbers and literals* are few, and are checked one by one ([`Pass::one_by_one`]).
-//!    Blocks without any of them are passed over ([`Used`]).
+//!    Blocks without any of them are skipped ([`Used`]).
 //!
 //! Steps 1 and 2 are the method of simdjson (Langdale and Lemire, "Parsing Gigabytes of JSON per
 //! Second", 2019).
@@ -39,35 +39,30 @@ mod sse2;
 
 pub use isa::Isa;
 
-/// The number of bytes in a block: the bytes of the text that one mask describes. A mask is a `u64`
-/// whose bit i is about the byte i of the block.
+/// The number of bytes in a block, which one mask describes: bit i of the `u64` is about byte i.
 const BLOCK: usize = 64;
-/// The number of bits in a mask: the same number as [`BLOCK`], as a `u16`.
+/// [`BLOCK`] as a `u16`: the number of bits in a mask.
 const BITS: u16 = 64;
 
-/// The number of blocks in a chunk. The scanner works through a body chunk by chunk; the masks of
-/// one chunk are so few that they stay in the CPU's first-level cache.
+/// The number of blocks in a chunk. The scanner works through a body chunk by chunk, because the
+/// masks of one chunk stay in the CPU's first-level cache.
 const BLOCKS: usize = 64;
 
-/// The number of bytes in a chunk: 4,096.
 const CHUNK: usize = BLOCKS * BLOCK;
 
-/// The masks of one chunk. Each field has one mask for each block. A bit of a mask is set if the
-/// byte at this position is of the kind that the field names.
+/// The masks of the blocks of one chunk. A field names the bytes that its masks mark.
 struct Blocks {
     quote: [u64; BLOCKS],
     backslash: [u64; BLOCKS],
     comma: [u64; BLOCKS],
     colon: [u64; BLOCKS],
-    /// For each block, a mask in which the bits of the opening brackets `{` and `[` are set.
+    /// `{` and `[`.
     open: [u64; BLOCKS],
-    /// For each block, a mask in which the bits of the closing brackets `}` and `]` are set.
+    /// `}` and `]`.
     close: [u64; BLOCKS],
-    /// For each block, a mask that tells braces from square brackets: the bits of `{` and `}` are
-    /// set, the bits of `[` and `]` are not. The bits of all other bytes are meaningless.
+    /// `{` and `}`, but not `[` and `]`. The bits of all other bytes are meaningless.
     curly: [u64; BLOCKS],
-    /// For each block, a mask of the letter `n`. This letter occurs in the escape `\n` and in the
-    /// keys `kind` and `apiVersion`.
+    /// The letter `n`, which is in the escape `\n` and in the keys `kind` and `apiVersion`.
     n: [u64; BLOCKS],
 }
 
@@ -87,40 +82,34 @@ impl Blocks {
     }
 }
 
-/// The unusual kinds of bytes that occur in the blocks that were compared.
+/// The unusual bytes that occur in the blocks that were compared.
 struct Seen {
-    /// `true`: there is a control character, a byte below 0x20.
+    /// A control character: a byte below 0x20.
     control: bool,
-    /// `true`: there is a part of a character that is not ASCII, a byte above 0x7f.
+    /// A part of a character that is not ASCII: a byte above 0x7f.
     high: bool,
 }
 
-/// The masks and lists of offsets that the scanner of one thread works with. The thread uses the
-/// same memory for every body, because clearing the memory for each body would take too long.
+/// The masks (one for each block) and offsets that the scanner of one thread works with. The thread
+/// uses this memory for every body, because clearing it for each body would take too long.
 struct Space {
     blocks: Blocks,
-    /// For each block, a mask of the brackets that stand outside of strings.
+    /// The brackets outside of strings.
     bracket: [u64; BLOCKS],
-    /// For each block, a mask that says where each bracket may stand. If the bit of a bracket is
-    /// set, the innermost container that is open before this bracket must be an object. If the bit
-    /// is not set, this container must be an array.
+    /// At a bracket: 1 if the container that is open before it must be an object, 0 for an array.
     is_object: [u64; BLOCKS],
-    /// For each block, a mask of certain brackets. Between the preceding bracket and such a bracket
-    /// stands a key that may be `kind` or `apiVersion`.
+    /// The brackets at the end of a stretch that has a key that may be `kind` or `apiVersion`.
     named: [u64; BLOCKS],
-    /// For each block, a mask of the first bytes of numbers and literals (`true`, `false`, `null`).
+    /// The first bytes of numbers and literals (`true`, `false`, `null`).
     scalar_start: [u64; BLOCKS],
-    /// For each block, a mask of the bytes after a backslash that [`Pass::one_by_one`] has to
-    /// check. The frequent escapes `\"`, `\\` and `\n` are not marked, because they are always
-    /// valid.
+    /// The bytes after a backslash that [`Pass::one_by_one`] has to check: not those of the
+    /// frequent escapes `\"`, `\\` and `\n`, which are always valid.
     escaped: [u64; BLOCKS],
-    /// For each block, a mask of the padding: the bytes after the end of the text. Padding only
-    /// fills the last blocks of the chunk.
+    /// The bytes after the end of the text, which only fill the last blocks of the chunk.
     padding: [u64; BLOCKS],
-    /// The byte offsets in the chunk of the brackets outside of strings. For each block that has
-    /// brackets, [`flatten`] writes at least four offsets, even if the block has fewer of them; the
-    /// offsets for the next block then replace the meaningless ones. In the end only the offsets of
-    /// the brackets that end an event are left ([`Pass::brackets`]).
+    /// The offsets in the chunk of the brackets outside of strings. For each block with brackets,
+    /// [`flatten`] writes at least four offsets; those of the next block replace the meaningless
+    /// ones. [`Pass::brackets`] keeps only the brackets that end an event.
     places: [u16; PLACES],
 }
 
@@ -140,12 +129,12 @@ impl Space {
     }
 }
 
-/// The length of [`Space::places`]. It is greater than the number of bytes in a chunk, because
-/// [`flatten`] may write some offsets more than there are marks.
+/// The length of [`Space::places`]: more than a chunk, because [`flatten`] may write more offsets
+/// than there are marks.
 const PLACES: usize = CHUNK + BLOCK;
 
-/// Says which blocks of a chunk have marked bytes. Each field belongs to the masks of [`Space`]
-/// with its name: bit i is set if the mask of block i is not 0.
+/// The blocks of a chunk with marked bytes: bit i of a field is set if the mask of block i in the
+/// [`Space`] field with this name is not 0.
 #[derive(Default)]
 struct Used {
     bracket: u64,
@@ -153,8 +142,7 @@ struct Used {
     scalar_start: u64,
 }
 
-/// Fills `masks` so that they mark the padding of a chunk, and returns them. The text of the chunk
-/// has `length` bytes. All later bytes of the chunk are padding.
+/// Fills `masks` so that they mark the padding of a chunk whose text has `length` bytes.
 fn padding(length: usize, masks: &mut [u64; BLOCKS]) -> &[u64; BLOCKS] {
     for (block, mask) in masks.iter_mut().enumerate() {
         let valid = length.saturating_sub(block * BLOCK);
@@ -163,36 +151,31 @@ fn padding(length: usize, masks: &mut [u64; BLOCKS]) -> &[u64; BLOCKS] {
     masks
 }
 
-/// The value of [`Pass::stack`] while no container (object or array) is open. Each open container
-/// has one bit in `stack`: 1 for an object, 0 for an array. The innermost container has the lowest
-/// bit. The bit above the outermost container is the end mark, which is always 1.
+/// The value of [`Pass::stack`] while no container is open. Each open container has one bit: 1 for
+/// an object, 0 for an array, the innermost lowest. Above them is the end mark, always 1.
 const OUTSIDE: u64 = 0b1;
-/// The value of [`Pass::stack`] while the array of events is the only open container. The 1 is the
-/// end mark that every `stack` has. The 0 stands for the array.
+/// The value of [`Pass::stack`] while only the array of events is open: the end mark, and 0.
 const IN_ARRAY: u64 = 0b10;
-/// The value of [`Pass::stack`] while the array of events and one item of it are the only open
-/// containers. The first 1 is the end mark that every `stack` has. The 0 stands for the array, the
-/// last 1 for the item.
+/// The value of [`Pass::stack`] while the array and one item are open: the end mark, 0, 1.
 const IN_ITEM: u64 = 0b101;
 
 /// The state of the scanner while it passes once over the array of events of one body.
 struct Pass<'a> {
-    /// The bytes of the body up to and including the closing bracket of the array of events.
+    /// The body up to and including the closing bracket of the array of events.
     body: &'a [u8],
     /// The offset in `body` of the array's opening bracket.
     start: usize,
-    /// The masks and offsets of the chunk that is scanned now.
+    /// The masks and offsets of the current chunk.
     space: &'a mut Space,
-    /// The byte ranges in `body` of those items of the array that have ended so far.
+    /// The byte ranges in `body` of the items that have ended so far.
     events: &'a mut Vec<Span>,
     /// 1 if a backslash escapes the first byte after the blocks that were read so far, otherwise 0.
     escaped: u64,
-    /// The containers that are open: one bit for each; see [`OUTSIDE`].
+    /// The open containers, one bit for each: see [`OUTSIDE`].
     stack: u64,
-    /// The offset in `body` at which the open item begins. If no item is open: the offset at which
-    /// the next item begins.
+    /// The offset in `body` of the open item or, if none is open, of the next item.
     next_item: usize,
-    /// `true`: the body contains bytes that are not ASCII, so that it must be checked as UTF-8.
+    /// `true` if the body contains bytes that are not ASCII and must be checked as UTF-8.
     has_high: bool,
 }
 
@@ -200,15 +183,13 @@ thread_local! {
     static SPACE: RefCell<Space> = const { RefCell::new(Space::new()) };
 }
 
-/// Finds and checks the events of a body. Returns the byte ranges of the events and the number of
-/// events of each level. Returns `None` if the scanner does not recognise the body, or if the body
-/// has no events. In both cases the body may still be valid.
+/// Returns the byte ranges of the events of a body, and the number of events of each level. `None`
+/// if the scanner does not recognise the body, which may still be valid, or if there are no events.
 pub(super) fn split(isa: Isa, body: &[u8]) -> Option<(Vec<Span>, LevelCounts)> {
     split_by::<CHUNK>(isa, body)
 }
 
-/// Finds and checks the events of a body, as [`split`] does, in chunks of `BYTES` bytes. Tests
-/// choose small chunks, so that a short body has many borders between chunks.
+/// Does what [`split`] does, with chunks of `BYTES` bytes. Tests use short ones, with more borders.
 fn split_by<const BYTES: usize>(isa: Isa, body: &[u8]) -> Option<(Vec<Span>, LevelCounts)> {
     let body = body.strip_suffix(b"\n").unwrap_or(body).strip_suffix(b"}")?;
     if !body.starts_with(LIST_HEAD) {
@@ -227,9 +208,8 @@ fn split_by<const BYTES: usize>(isa: Isa, body: &[u8]) -> Option<(Vec<Span>, Lev
 }
 
 /// Returns `true` if the bytes after the head of a body are certainly one valid array of one or
-/// more objects, and nothing else. After `true`, `events` holds the byte ranges of all of these
-/// objects; nothing has checked yet if they are audit events. After `false`, the contents of
-/// `events` are meaningless.
+/// more objects, and nothing else. `events` then holds the byte ranges of the objects, which may
+/// not be audit events. After `false`, `events` is meaningless.
 fn array<const BYTES: usize>(isa: Isa, body: &[u8], events: &mut Vec<Span>) -> bool {
     let start = LIST_HEAD.len() - 1;
     SPACE.with_borrow_mut(|space| {
@@ -246,10 +226,9 @@ fn array<const BYTES: usize>(isa: Isa, body: &[u8], events: &mut Vec<Span>) -> b
     })
 }
 
-/// Checks an event faster than [`event::check`], if the event begins as kube-apiserver's events do.
-/// The caller has made sure that the event has neither a `kind` nor an `apiVersion`. Returns the
-/// index of the event's level in [`LEVELS`]. Returns `None` if the event begins in another way; the
-/// caller then has to call [`event::check`].
+/// Checks an event that begins as kube-apiserver's events do, faster than [`event::check`]. Returns
+/// the index of its level in [`LEVELS`]. The caller has made sure that the event has neither a
+/// `kind` nor an `apiVersion`. After `None`, the caller must call [`event::check`].
 fn check_usual(event: &[u8]) -> Option<usize> {
     let rest = event.strip_prefix(br#"{"level":""#)?;
     let (level, rest) = LEVELS[..4].iter().enumerate().find_map(|(index, name)| {
@@ -264,14 +243,11 @@ fn check_usual(event: &[u8]) -> Option<usize> {
     (is_id && is_known).then_some(level)
 }
 
-// The following functions use no wide registers. Most of them are inlined into `run`, so that the
-// compiler compiles them for each instruction set too.
+// Most of these functions are inlined into `run`, and compiled for each instruction set with it.
 impl Pass<'_> {
-    /// Clears the bits of escaped quotes in the masks `quote`, so that only quotes that begin or
-    /// end a string remain. Marks rare escapes (all but `\"`, `\\` and `\n`) in the masks
-    /// `escaped`; [`Self::one_by_one`] checks them later. `backslashes` has a bit for each block
-    /// with a backslash. `blocks` is the number of blocks in this chunk. Returns a bit for each
-    /// block with rare escapes. In the other blocks the masks `escaped` are meaningless.
+    /// Removes escaped quotes from the masks `quote`. Marks rare escapes (all but `\"`, `\\` and
+    /// `\n`) in the masks `escaped`, for [`Self::one_by_one`]. `backslashes` has a bit for each
+    /// block with a backslash, and the result has one for each block with a rare escape.
     #[inline(always)]
     fn escaped_quotes(&mut self, backslashes: u64, blocks: usize) -> u64 {
         let Space { blocks: Blocks { quote, backslash, n, .. }, escaped, .. } = &mut *self.space;
@@ -282,7 +258,7 @@ impl Pass<'_> {
             escaped[block] = behind & !(quote[block] | backslash[block] | n[block]);
             quote[block] &= !behind;
             rare |= u64::from(escaped[block] != 0) << block;
-            // The first byte of the next block is escaped too, if that block has no backslash.
+            // The next block is visited for its escaped first byte, even if it has no backslash.
             if block + 1 < blocks {
                 left |= self.escaped << (block + 1);
             }
@@ -290,10 +266,8 @@ impl Pass<'_> {
         rare
     }
 
-    /// Checks, one by one, the brackets, escapes, numbers and literals in the current chunk. `at`
-    /// is the offset of the chunk in the body. `used` says which blocks have them. Returns `true`
-    /// if all checks succeed. Returns `false` if one fails; serde_json must then decide if the body
-    /// is valid.
+    /// Checks the brackets, escapes, numbers and literals of the chunk at the offset `at`, one by
+    /// one. `used` says which blocks have them. If one check fails, serde_json must decide.
     #[inline(always)]
     fn one_by_one(&mut self, at: usize, used: &Used) -> bool {
         let Space { bracket, escaped, scalar_start, places, .. } = &mut *self.space;
@@ -308,15 +282,14 @@ impl Pass<'_> {
         self.items(at, ends)
     }
 
-    /// Checks the brackets of the chunk: each bracket must fit the container that is open before
-    /// it. `count` is the number of brackets, whose offsets are in `space.places`.
+    /// Checks that each bracket of the chunk fits the container that is open before it. `count` is
+    /// the number of brackets, whose offsets are in `space.places`.
     ///
-    /// Returns `None` in three cases: a bracket does not fit, the nesting is too deep, or an item
-    /// of the array of events has a key that may be `kind` or `apiVersion`. Otherwise keeps, at the
-    /// front of `space.places`, the offsets of those brackets after which only the array of events
-    /// is open, and returns their number. These brackets are the opening bracket of this array and
-    /// the closing bracket of each of its elements that is an object or an array; [`Self::items`]
-    /// refuses arrays.
+    /// Returns `None` if a bracket does not fit, the nesting is too deep, or an item of the array
+    /// of events has a key that may be `kind` or `apiVersion`. Otherwise, keeps at the front of
+    /// `space.places` the brackets after which only the array of events is open, and returns their
+    /// number. These are the opening bracket of this array and the closing bracket of each element
+    /// that is an object or an array; [`Self::items`] refuses arrays.
     #[inline(always)]
     fn brackets(&mut self, count: usize) -> Option<usize> {
         let Space { places, blocks, is_object, named, .. } = &mut *self.space;
@@ -341,11 +314,9 @@ impl Pass<'_> {
         (doubts & 1 == 0 && stacks >> 63 == 0).then_some(found)
     }
 
-    /// Appends the byte ranges of the items that end in this chunk to `events`. The chunk begins at
-    /// the offset `at` of the body. `ends` is the number of offsets that [`Self::brackets`] has
-    /// kept in `space.places`. Between two items lies exactly one byte, a comma. Returns `true` if
-    /// every item can be an event. Returns `false` if an element of the array is not an object, is
-    /// too short for an event, or does not end within the first 4 GiB.
+    /// Appends the items that end in the chunk at the offset `at` to `events`. `ends` is the result
+    /// of [`Self::brackets`]. One byte, a comma, lies between two items. Returns `false` if an
+    /// element is not an object, is too short for an event, or does not end within the first 4 GiB.
     #[inline(always)]
     fn items(&mut self, at: usize, ends: usize) -> bool {
         for &end in &self.space.places[..ends] {
@@ -368,10 +339,9 @@ impl Pass<'_> {
         true
     }
 
-    /// Returns `true` if, after the last chunk, all containers are closed, the array of events ends
-    /// at the end of the body, and the body is valid UTF-8.
+    /// Returns `true` if, at the end, all containers are closed, nothing follows, and all is UTF-8.
     fn is_whole(&self) -> bool {
-        // `next_item` lies 2 bytes after the last item's closing brace: after its comma or, at the
+        // `next_item` is 2 bytes after the last item's closing brace: after its comma or, at the
         // end, after the array's closing bracket, which is the last byte of `body`.
         self.stack == OUTSIDE
             && self.next_item == self.body.len()
@@ -380,7 +350,7 @@ impl Pass<'_> {
 }
 
 /// Returns `true` if `check` accepts the text from each marked byte on. `text` begins with the
-/// chunk, and `masks` has the marks of the blocks for which `used` has a bit.
+/// chunk; only the masks for which `used` has a bit count.
 #[inline(always)]
 fn all_marked(
     masks: &[u64; BLOCKS],
@@ -401,9 +371,8 @@ fn all_marked(
     true
 }
 
-/// Writes the byte offsets in the chunk of all marked bytes to `places`, and returns their number.
-/// `masks` has the marks of the blocks for which `used` has a bit. Returns `None` if `places` is
-/// too short. This cannot happen, because it has more elements than a chunk has bytes.
+/// Writes the offsets of all marked bytes to `places`, and returns their number. Only masks with a
+/// bit in `used` count. Never `None`, because `places` is longer than a chunk.
 #[inline(always)]
 fn flatten(masks: &[u64; BLOCKS], mut used: u64, places: &mut [u16; PLACES]) -> Option<usize> {
     let mut count = 0;
@@ -413,9 +382,8 @@ fn flatten(masks: &[u64; BLOCKS], mut used: u64, places: &mut [u16; PLACES]) -> 
         let mask = masks[usize::from(block)];
         let places = places.get_mut(count..count + BLOCK)?;
         let mut left = mask;
-        // Four offsets are always written, because most blocks have at most four marks, and a
-        // branch that the CPU predicts wrongly costs more than writing offsets that are overwritten
-        // later.
+        // Four offsets are always written: most blocks have at most four marks, and a branch that
+        // the CPU predicts wrongly costs more than offsets that are overwritten later.
         for place in &mut places[..4] {
             *place = base + first_bit(&mut left);
         }
@@ -438,15 +406,13 @@ fn first_bit(mask: &mut u64) -> u16 {
     place
 }
 
-/// Returns `true` if `text`, which follows a backslash in a string, begins with the rest of a valid
-/// escape, for example `n` or `u00e4`.
+/// Returns `true` if `text` begins with an escape, such as `n` or `u00e4`, without its backslash.
 #[inline(always)]
 fn is_escape(text: &[u8]) -> bool {
     match text {
         [b'u', a, b, c, d, ..] => {
             let is_hex = |byte: &u8| IS_HEX[usize::from(*byte)];
-            // All four digits are checked without a branch, because they are nearly always
-            // hexadecimal.
+            // There is no branch, because the four digits are nearly always hexadecimal.
             is_hex(a) & is_hex(b) & is_hex(c) & is_hex(d)
         }
         [b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't', ..] => true,
@@ -454,8 +420,8 @@ fn is_escape(text: &[u8]) -> bool {
     }
 }
 
-/// For each byte, whether it is a hexadecimal digit. A look at a table takes fewer instructions
-/// than comparisons, and text from Go has many escapes such as `\u003c`.
+/// `true` for hexadecimal digits. A table takes fewer instructions than comparisons, and text from
+/// Go has many escapes such as `\u003c`.
 static IS_HEX: [bool; 256] = {
     let mut is_hex = [false; 256];
     let digits = b"0123456789abcdefABCDEF";
@@ -467,8 +433,7 @@ static IS_HEX: [bool; 256] = {
     is_hex
 };
 
-/// Returns `true` if `text` begins with a number or literal, and the byte after it is a comma or a
-/// closing bracket.
+/// Returns `true` if `text` begins with a number or literal, and then a comma or closing bracket.
 fn is_scalar(text: &[u8]) -> bool {
     let length = match text {
         [b't', b'r', b'u', b'e', ..] | [b'n', b'u', b'l', b'l', ..] => 4,
@@ -481,8 +446,7 @@ fn is_scalar(text: &[u8]) -> bool {
     matches!(text.get(length), Some(b',' | b'}' | b']'))
 }
 
-/// Returns the length in bytes of the number (RFC 8259 §6) at the beginning of `text`; `None` if
-/// there is no valid number.
+/// Returns the length of the number (RFC 8259 §6) at the beginning of `text`, if it is valid.
 fn number(text: &[u8]) -> Option<usize> {
     let digits = |from: usize| {
         let rest = text.get(from..).unwrap_or_default();
@@ -513,10 +477,8 @@ fn number(text: &[u8]) -> Option<usize> {
     Some(at)
 }
 
-/// Returns a mask of the escaped bytes of a block. A byte is escaped if an odd number of
-/// backslashes stands directly before it. `carry` is 1 if the previous block escapes the first byte
-/// of this block, otherwise 0; the function then sets `carry` for the next block. The method comes
-/// from simdjson.
+/// Returns a mask of the bytes that an odd number of backslashes directly precedes (the method is
+/// simdjson's). `carry` is 1 if the block before escapes the first byte, and is set for the next.
 #[inline(always)]
 fn escaped_by(backslash: u64, carry: &mut u64) -> u64 {
     const EVEN: u64 = 0x5555_5555_5555_5555;

@@ -42,17 +42,14 @@ pub const API_VERSION: &str = "audit.k8s.io/v1";
 pub const LIST_HEAD: &[u8] =
     br#"{"kind":"EventList","apiVersion":"audit.k8s.io/v1","metadata":{},"items":["#;
 
-/// The bytes with which kube-apiserver begins an event in its audit.log. An event of a list lacks
-/// these members.
+/// The beginning of an event in kube-apiserver's audit.log. An event of a list lacks these members.
 pub const EVENT_HEAD: &[u8] = br#"{"kind":"Event","apiVersion":"audit.k8s.io/v1","#;
 
-/// The deepest nesting that an event may have; the event's own braces are level 1. The limit exists
-/// because JSON parsers of consumers refuse a nesting that is too deep, some at 64 levels, others
-/// at a few thousand.
+/// The deepest nesting that an event may have; its own braces are level 1. JSON parsers of
+/// consumers refuse deeper nesting, some at 64 levels, others at a few thousand.
 pub const DEPTH_MAX: usize = 1000;
 
-/// The values of the metrics' label `level`, in the order of [`Batch::levels`]: the four levels of
-/// Kubernetes, and `other` for every other value.
+/// The values of the metrics' label `level`: the four levels of Kubernetes, and `other`.
 pub const LEVELS: [&str; 5] = ["None", "Metadata", "Request", "RequestResponse", "other"];
 
 /// The number of events of each level, in the order of [`LEVELS`].
@@ -61,28 +58,25 @@ pub type LevelCounts = [u64; LEVELS.len()];
 /// The events of a body that was checked and accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batch {
-    /// The text of the events: each event is followed by one `\n`, and there is no other line
-    /// break. Empty if the body has no events.
+    /// The text: each event is followed by one `\n`, and there is no other line break.
     pub lines: Bytes,
     /// The number of events in `lines`.
     pub events: u64,
-    /// The number of events of each level in `lines`, in the order of [`LEVELS`].
+    /// The number of events of each level.
     pub levels: LevelCounts,
 }
 
-/// The reason why a body was refused. `Display` writes it as one sentence for the sender of the
-/// body. The sentence names the offset of the fault in bytes. If the index of the faulty event is
-/// known, the sentence also names this index. It quotes nothing of the body except a `kind` or an
-/// `apiVersion`.
+/// The reason why a body was refused. `Display` writes it as one sentence for the sender, with the
+/// byte offset of the fault and, if it is known, the index of the event. The sentence quotes
+/// nothing of the body except a `kind` or an `apiVersion`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Invalid {
     /// The offset of the fault in the body, in bytes, after decompression.
     pub byte: usize,
     /// The index of the faulty event in `items`, or among the JSON lines. `None` if the fault is
-    /// outside of all events. Also `None` for some faults of the JSON or UTF-8 of an event in a
-    /// body that is not a list.
+    /// outside of all events, and for some faults of JSON or UTF-8 in a body that is not a list.
     pub item: Option<usize>,
-    /// A description of the fault, for example `auditID is missing`.
+    /// A description of the fault, such as `auditID is missing`.
     pub what: Cow<'static, str>,
 }
 
@@ -97,20 +91,19 @@ impl fmt::Display for Invalid {
     }
 }
 
-/// The result of [`decode_in_place`]: the place of the lines, and the numbers of their events.
+/// The result of [`decode_in_place`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Split {
-    /// The byte range of the lines in the slice that was decoded. Each event is followed by one
-    /// `\n`, and there is no other line break. Empty if the body has no events.
+    /// The byte range of the lines in the slice. Each event is followed by one `\n`, and there is
+    /// no other line break.
     pub lines: Range<usize>,
     /// The number of events in `lines`.
     pub events: u64,
-    /// The number of events of each level in `lines`, in the order of [`LEVELS`].
+    /// The number of events of each level.
     pub levels: LevelCounts,
 }
 
-/// Checks a body and splits it into lines, as [`decode_in_place`] does. Returns a batch that owns
-/// the lines.
+/// Does what [`decode_in_place`] does, and returns a batch that owns the lines.
 ///
 /// # Errors
 ///
@@ -121,16 +114,14 @@ pub fn decode(mut body: Vec<u8>) -> Result<Batch, Invalid> {
     Ok(Batch { lines: Bytes::from(body).slice(lines), events, levels })
 }
 
-/// Checks a body and splits it into lines, one event in each. The lines replace the body in the
-/// slice. Returns a [`Split`]: the byte range of the lines in the slice, and the numbers of their
-/// events. The last byte of the slice does not belong to the body: it is room for the line break
-/// after the last event. The body is accepted whole or refused whole. After an error the slice is
-/// unchanged.
+/// Checks a body and splits it into lines, one event in each, which replace the body in the slice.
+/// The last byte of the slice does not belong to the body: it is room for the line break after the
+/// last event. The body is accepted whole or refused whole. After an error, the slice is unchanged.
 ///
 /// # Errors
 ///
-/// [`Invalid`] if the body is not JSON, has none of the accepted forms, or contains something that
-/// is not an audit event.
+/// The body is not JSON, has none of the accepted forms, or contains something that is not an audit
+/// event.
 pub fn decode_in_place(body_and_room: &mut [u8]) -> Result<Split, Invalid> {
     #[cfg(target_arch = "x86_64")]
     if let Some(split) = Isa::best().and_then(|isa| scan_in_place(isa, body_and_room)) {
@@ -153,9 +144,8 @@ pub fn decode_in_place(body_and_room: &mut [u8]) -> Result<Split, Invalid> {
     Ok(Split { lines, events: events.len() as u64, levels })
 }
 
-/// Does the same as [`decode_in_place`] with the scanner alone, compiled for the instruction set
-/// `isa`. Returns `None` if the scanner does not recognise the body, or if the CPU lacks the
-/// instruction set; the slice is unchanged then, and the body may be valid.
+/// Does what [`decode_in_place`] does, with the scanner alone. `None` if it does not recognise the
+/// body, which may be valid, or if the CPU lacks `isa`; the slice is then unchanged.
 #[cfg(target_arch = "x86_64")]
 pub fn scan_in_place(isa: Isa, body_and_room: &mut [u8]) -> Option<Split> {
     let (_, body) = body_and_room.split_last()?;
@@ -164,9 +154,9 @@ pub fn scan_in_place(isa: Isa, body_and_room: &mut [u8]) -> Option<Split> {
     Some(Split { lines, events: events.len() as u64, levels })
 }
 
-/// Does the same as [`decode_in_place`], but leaves a list of events as it was received, if it can.
-/// For such a list, the second value is `Some`. A list can be left as it is if the scanner
-/// recognises it and its events have at least [`KEPT_EVENT_BYTES`] bytes on average.
+/// Does what [`decode_in_place`] does, but leaves a list as it was received if the scanner
+/// recognises it and its events have at least [`KEPT_EVENT_BYTES`] bytes on average. The second
+/// value is then `Some`.
 ///
 /// # Errors
 ///
@@ -188,13 +178,12 @@ pub fn decode_keeping_list(body_and_room: &mut [u8]) -> Result<(Split, Option<Li
     decode_in_place(body_and_room).map(|split| (split, None))
 }
 
-/// The smallest average size in bytes of the events of a list that [`decode_keeping_list`] leaves
-/// as it was received. An offset takes 4 bytes, so the offsets take at most 1.6 % of such a list.
+/// [`decode_keeping_list`] leaves a list as received only if its events have at least this many
+/// bytes on average. An offset takes 4 bytes, so the offsets take at most 1.6 % of such a list.
 pub const KEPT_EVENT_BYTES: usize = 256;
 
-/// Checks one part of a body of JSON lines that is not its first part, and splits the part into
-/// lines in place, as [`decode_in_place`] does with a whole body. Every value of the part must be
-/// an event; a list of events is refused.
+/// Does what [`decode_in_place`] does for a part of a body of JSON lines that is not its first
+/// part. Every value must be an event; a list of events is refused.
 fn decode_lines_in_place(lines_and_room: &mut [u8]) -> Result<Split, Invalid> {
     let lines = lines_and_room.split_last().map_or(&[][..], |(_, lines)| lines);
     let text = std::str::from_utf8(lines).map_err(|error| Invalid {
@@ -207,11 +196,9 @@ fn decode_lines_in_place(lines_and_room: &mut [u8]) -> Result<Split, Invalid> {
     Ok(Split { lines, events: events.len() as u64, levels })
 }
 
-/// Returns the index of the event that is cut off at the end of `before`, where `before` is only
-/// the beginning of a body. If `before` ends between the events of a list, returns the index of the
-/// next event. Returns `None` if `before` ends at any other place outside of all events, or inside
-/// the first value of a body that is not a list. Also returns `None` if `before` has a fault
-/// earlier than at its end.
+/// Returns the index of the event that is cut off at the end of `before`, the beginning of a body,
+/// or of the next event if a list is cut between events. `None` for any other end, for a cut in the
+/// first value of a body that is not a list, and after an earlier fault.
 fn item_at(before: &[u8]) -> Option<usize> {
     let text = std::str::from_utf8(before).ok()?;
     // A fault before the end is not the one that the caller reports.
@@ -219,9 +206,8 @@ fn item_at(before: &[u8]) -> Option<usize> {
     broken_off.and_then(|error| error.item)
 }
 
-/// The byte range of one event in the text of a body. A `Span` takes 8 bytes, half of a
-/// `Range<usize>`. The size matters, because a body of the smallest events has one event in every
-/// 32 bytes.
+/// The byte range of one event in the text of a body. It takes 8 bytes, half of a `Range<usize>`,
+/// because a body of the smallest events has one event in every 32 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Span {
     start: u32,
@@ -229,7 +215,7 @@ struct Span {
 }
 
 impl Span {
-    /// Makes a span of two byte offsets; `None` if one of the offsets is beyond 4 GiB.
+    /// Makes a span of two byte offsets; `None` if one of them is beyond 4 GiB.
     fn new(start: usize, end: usize) -> Option<Self> {
         Some(Self { start: u32::try_from(start).ok()?, end: u32::try_from(end).ok()? })
     }
@@ -242,15 +228,13 @@ impl Span {
         self.range().len()
     }
 
-    /// Appends this span to `events`. If `events` is full, first reserves room for the spans of the
-    /// rest of the body. The number of these spans is estimated from `text`, the size of the body
-    /// in bytes.
+    /// Appends this span to `events`. If `events` is full, this reserves room for the spans of the
+    /// rest of the body, whose number is estimated from `text`, the size of the body in bytes.
     fn push_to(self, events: &mut Vec<Self>, text: usize) {
         if events.len() == events.capacity() {
             // The first reservation assumes that all events have the size of the first. If that was
             // too few, the second assumes the smallest events. A `Vec` that grows by doubling would
-            // hold the old and the new buffer at each step, and could end with twice the room that
-            // it needs.
+            // hold two buffers at each step, and could end with twice the room that it needs.
             let size = if events.is_empty() { self.len() } else { EVENT_BYTES_MIN };
             events.reserve_exact((text - self.range().start) / (size + 1) + 1);
         }
@@ -258,11 +242,10 @@ impl Span {
     }
 }
 
-/// The length in bytes of the shortest valid event, `{"auditID":"a","stage":"Panic"}`.
+/// The length of the shortest valid event, `{"auditID":"a","stage":"Panic"}`.
 const EVENT_BYTES_MIN: usize = 31;
 
-/// Changes `body` so that each event becomes one line, and returns the byte range of the lines. A
-/// raw line break inside of an event becomes a space.
+/// Makes each event one line: a raw line break inside of an event becomes a space.
 fn join(body: &mut [u8], events: &[Span]) -> Range<usize> {
     let (Some(first), Some(last)) = (events.first(), events.last()) else { return 0..0 };
     let (start, end) = (first.range().start, last.range().end);
@@ -285,8 +268,7 @@ fn join(body: &mut [u8], events: &[Span]) -> Range<usize> {
     start..write
 }
 
-/// Writes a line break after each event and returns the byte range of the lines. There must be
-/// exactly one byte between two events, and the line break replaces this byte. No event is moved.
+/// Replaces the one byte that must be between two events by a line break. No event is moved.
 fn end_lines(body: &mut [u8], events: &[Span]) -> Range<usize> {
     for event in events {
         body[event.range().end] = b'\n';

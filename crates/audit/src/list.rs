@@ -5,20 +5,19 @@ use std::slice::Iter;
 use std::sync::Arc;
 
 /// The ends of the events in a JSON list that was left as it was received, or in a part of it. Each
-/// event of the text has one byte after it: a comma, or `]` after the last event of the list. A
-/// part shares the memory of the whole list, which has 4 bytes for each event.
+/// event has one byte after it: a comma, or `]` after the last event of the list. A part shares the
+/// memory of the whole list, which has 4 bytes for each event.
 #[derive(Debug, Clone)]
 pub struct ListEnds {
-    /// For each event of the whole list, the offset of the byte after it. The offsets count from
-    /// the first byte of the list's first event.
+    /// The offset of the byte after each event of the whole list. It counts from the first event.
     all: Arc<[u32]>,
     /// The numbers of the events in this part.
     events: Range<usize>,
-    /// The offset at which this part begins in the whole list.
+    /// The offset of this part in the whole list.
     start: usize,
 }
 
-/// Makes the value for a whole list from the offset of the byte after each event.
+/// Makes the ends of a whole list from the offset of the byte after each event.
 impl FromIterator<u32> for ListEnds {
     fn from_iter<I: IntoIterator<Item = u32>>(offsets: I) -> Self {
         let all = Arc::from_iter(offsets);
@@ -27,15 +26,13 @@ impl FromIterator<u32> for ListEnds {
 }
 
 impl ListEnds {
-    /// Returns the offset in the text at which the event with this number begins. For a number that
-    /// is not in the text, returns where the event before it ends, with the byte after it.
+    /// Returns the offset at which an event begins, or the end of the text beyond the last event.
     pub fn offset(&self, event: usize) -> usize {
         let before = event.min(self.events.len()).checked_sub(1);
         before.map_or(0, |before| self.end(before) + 1)
     }
 
-    /// Returns the offset in the text of the byte after the event with this number, which must be
-    /// in the text.
+    /// Returns the offset in the text of the byte after an event, which must be in the text.
     fn end(&self, event: usize) -> usize {
         self.all.get(self.events.start + event).map_or(0, |end| *end as usize - self.start)
     }
@@ -62,15 +59,14 @@ impl ListEnds {
         }
     }
 
-    /// Returns the offset of the byte after each event. The offsets of a part count from the
-    /// beginning of the whole list.
+    /// Returns the offset of the byte after each event, from the beginning of the whole list.
     pub fn offsets(&self) -> &[u32] {
         self.all.get(self.events.clone()).unwrap_or_default()
     }
 }
 
-/// Makes parts of a JSON list of lines: a comma replaces each line break. An event has no line break
-/// inside.
+/// Turns lines into a part of a JSON list: a comma replaces each line break. An event has no line
+/// break inside.
 pub fn separate(lines: &mut [u8]) {
     for byte in lines {
         *byte = if *byte == b'\n' { b',' } else { *byte };
@@ -80,10 +76,9 @@ pub fn separate(lines: &mut [u8]) {
 /// An iterator over the events of a text, each without the byte after it.
 #[derive(Debug)]
 pub struct Events<'a> {
-    /// The events that are not returned yet.
     rest: &'a [u8],
     /// The offset of the byte after each event in `rest`, and the offset of `rest`, both from the
-    /// beginning of a JSON list. `None`: the text is lines.
+    /// beginning of a JSON list. `None` if the text is lines.
     list: Option<(Iter<'a, u32>, usize)>,
 }
 
@@ -127,7 +122,7 @@ mod tests {
             let part = ends.part(from..to);
             let text = &list[ends.offset(from)..ends.offset(to)];
             assert_eq!(Vec::from_iter(Events::of(text, Some(&part))), texts[from..to]);
-            // A part of a part is one of the whole.
+            // A part of a part is a part of the whole.
             for middle in from..=to {
                 let rest = part.part(middle - from..to - from);
                 let text = &text[part.offset(middle - from)..];

@@ -1,15 +1,15 @@
 //! Decodes a large body in pieces while it arrives.
 //!
 //! [`Pieces`] takes the bytes of a body as they come, cuts them between two events, and decodes
-//! each piece as if the piece were a small body. Memory holds about one piece, or the largest
-//! single event, once, whatever the body's size.
+//! each piece as if it were a small body. Memory holds about one piece, or the largest single
+//! event, once, whatever the body's size.
 //!
 //! A body has one of two forms. The pieces of an `EventList` are parts of its array `items`: each
 //! piece is decoded between the head and the end of a list. All bytes outside of the array, the
 //! *frame*, are kept, and are decoded at the end with an empty array in their middle. The pieces of
 //! JSON lines end at a line break between two events.
 //!
-//! The places of the cuts have no influence on validity. If the frame is a valid list with an empty
+//! The places of the cuts have no influence on validity: if the frame is a valid list with an empty
 //! array, and each piece is valid as the contents of an array, then the whole body is a valid list.
 //! Therefore a body that [`super::decode`] refuses is refused here too, wherever it was cut.
 
@@ -20,35 +20,31 @@ use window::Window;
 
 mod window;
 
-/// The largest number of bytes that a large list of events may have outside of the contents of its
-/// array `items`. kube-apiserver writes 77 bytes there. The limit is never more than half the size
-/// of a piece.
+/// The maximum size of the frame in bytes; never more than half the size of a piece. kube-apiserver
+/// writes 77 bytes.
 const FRAME_MAX: usize = 1024 * 1024;
 
-/// The bytes that are put after the events of a piece, so that the piece can be decoded as a list.
-/// They are the end of a list (`]}`), a line break, and one byte of room for the line break after
-/// the last event.
+/// The bytes after the events of a piece that is decoded as a list: the end of the list (`]}`), a
+/// line break, and one byte of room for the line break after the last event.
 const LIST_TAIL: &[u8; 4] = b"]}\n\n";
 
 /// Receives the lines of a large body, piece by piece.
 pub trait Store {
-    /// The reason why a body was not accepted: its lines could not be stored, or the body is
-    /// invalid.
+    /// The lines could not be stored, or the body is invalid.
     type Error: From<Invalid>;
 
-    /// Appends `lines` to the lines of the body that were stored before. `lines` holds `events`
-    /// events, each followed by one `\n`.
+    /// Appends `lines`, with `events` events, each followed by one `\n`, to the lines of the body.
     ///
     /// # Errors
     ///
-    /// The lines could not be stored. The whole body is refused then.
+    /// The lines could not be stored. The whole body is then refused.
     fn store(&mut self, lines: &[u8], events: u64) -> Result<(), Self::Error>;
 }
 
-/// The form of a body, and, for a list, the part whose bytes are arriving now.
+/// The form of a body, and, for a list, the part that is arriving now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
-    /// Too few bytes have come to recognise the form of the body.
+    /// Too few bytes have arrived to recognise the form.
     Unknown,
     /// The array `items` of a list is arriving.
     Items,
@@ -64,34 +60,28 @@ enum Part {
 /// The bytes that arrive are appended to a buffer, the window. [`Pieces::push`] searches the new
 /// bytes once and remembers the end of the last complete event. When the window holds enough bytes
 /// for a piece, its complete events are decoded, given to the [`Store`] and removed from the
-/// window. [`Pieces::end`] decodes the last bytes. For a list, it also decodes the frame: all bytes
-/// of the body outside of the array `items`.
+/// window. [`Pieces::end`] decodes the last bytes and, for a list, the frame.
 ///
 /// The window always begins with `LIST_HEAD`, so that a piece of a list can be decoded without
-/// moving its bytes. After `LIST_HEAD` come the bytes of the body that are not decoded yet.
+/// moving its bytes. The bytes of the body that are not decoded yet come after it.
 pub struct Pieces {
-    /// As soon as the window holds this many bytes of the body, its complete events are decoded as
-    /// one piece.
+    /// A piece is decoded as soon as the window holds this many bytes of the body.
     piece_bytes: usize,
-    /// The bytes of the body that are not decoded yet, after `LIST_HEAD`.
     window: Window,
     search: Search,
     part: Part,
-    /// `true`: at least one piece of the body was decoded. If the body is JSON lines, all later
-    /// pieces must then contain events, not lists of events.
+    /// `true` if a piece was decoded: all later JSON lines must be events, not lists of events.
     has_begun: bool,
     /// The number of bytes at the beginning of the body that are no longer in the window.
     before: usize,
     /// The bytes of the body outside of the array `items`, as far as they have arrived.
     frame: Vec<u8>,
-    /// The number of bytes at the beginning of `frame` that stand before the contents of `items`.
+    /// The number of bytes in `frame` before the contents of `items`.
     items_at: usize,
-    /// The number of bytes inside of the array `items` that were decoded and removed from the
-    /// buffer `window`.
+    /// The number of bytes of `items` that were decoded and removed from the window.
     items_bytes: usize,
-    /// The number of events in the pieces that were decoded.
+    /// The number of events that were decoded.
     events: u64,
-    /// The number of events of each level in the pieces that were decoded.
     levels: LevelCounts,
 }
 
@@ -99,18 +89,15 @@ pub struct Pieces {
 struct Search {
     /// The offset up to which the window was searched.
     at: usize,
-    /// The last place where a piece can end. In a list, this place is the comma after an event. In
-    /// JSON lines, it is the byte after a line break. `None` if the window has no such place.
+    /// The last possible end of a piece: after an event's comma in a list, or after a line break.
     cut: Option<usize>,
-    /// The number of brackets that are open at `at`. The brackets of the list itself and of its
-    /// array `items` do not count.
+    /// The number of brackets that are open at `at`, without those of the list and of its `items`.
     depth: usize,
     text: Text,
 }
 
 impl Search {
-    /// Moves past the byte that a backslash escapes. Without such a byte, moves to after the next
-    /// closing quote or backslash, or to the end of the window.
+    /// Moves past an escaped byte, or else past the next closing quote or backslash, or to the end.
     fn skip_text(&mut self, window: &[u8]) {
         if self.text == Text::Escape {
             self.text = Text::Inside;
@@ -127,7 +114,6 @@ impl Search {
     }
 }
 
-/// Whether the search has stopped inside of a JSON string.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Text {
     Outside,
@@ -137,9 +123,8 @@ enum Text {
 }
 
 impl Pieces {
-    /// Makes the state for a body of which no byte has arrived yet. The body will be cut into
-    /// pieces of about `piece_bytes` bytes. The caller lets at most about `waiting_max` bytes of it
-    /// wait here ([`Pieces::held`]); if more wait, they may take their memory twice.
+    /// Makes the state for a new body. Its pieces have about `piece_bytes` bytes. If more than
+    /// about `waiting_max` bytes wait here ([`Pieces::held`]), they may take their memory twice.
     pub fn new(piece_bytes: usize, waiting_max: usize) -> Self {
         let piece_bytes = piece_bytes.max(2);
         let window_max = waiting_max.saturating_add(LIST_HEAD.len() + LIST_TAIL.len());
@@ -158,28 +143,25 @@ impl Pieces {
         }
     }
 
-    /// Returns the number of bytes of the body that are in memory here: the bytes that are not
-    /// decoded yet, and the bytes outside of the array `items`.
+    /// Returns the bytes of the body in memory here: those that are not decoded yet, and the frame.
     pub fn held(&self) -> usize {
         self.waiting() + self.frame.len()
     }
 
-    /// Returns [`FRAME_MAX`], or half the size of a piece if that is less.
     fn frame_max(&self) -> usize {
         FRAME_MAX.min(self.piece_bytes / 2)
     }
 
-    /// Takes the next bytes of the body. Decodes each piece that is complete now, and gives the
-    /// lines of the piece to `store`.
+    /// Takes the next bytes of the body, and stores the lines of each piece that is now complete.
     ///
     /// # Errors
     ///
-    /// The body is invalid, or the store could not take its lines. The whole body is refused then.
+    /// The body is invalid, or its lines could not be stored. The whole body is then refused.
     pub fn push<S: Store>(&mut self, bytes: &[u8], store: &mut S) -> Result<(), S::Error> {
         for step in bytes.chunks(self.piece_bytes) {
             self.window.extend(step);
             if self.part == Part::Unknown {
-                // Much white space before the body takes no memory.
+                // White space before the body is dropped, so that it takes no memory.
                 let body = &self.window[LIST_HEAD.len()..];
                 let blanks = body.iter().position(|byte| !byte.is_ascii_whitespace());
                 self.drop_front(blanks.unwrap_or(body.len()));
@@ -199,13 +181,12 @@ impl Pieces {
         Ok(())
     }
 
-    /// Ends the body after its last byte has arrived: decodes the bytes that are not decoded yet,
-    /// and gives their lines to `store`. Returns the number of events of the whole body, and the
-    /// number of events of each level.
+    /// Decodes and stores the last bytes, after the whole body has arrived. Returns the number of
+    /// events of the whole body, and the number of events of each level.
     ///
     /// # Errors
     ///
-    /// The body is invalid, or `store` could not take its lines. The whole body is refused then.
+    /// The body is invalid, or its lines could not be stored. The whole body is then refused.
     pub fn end<S: Store>(mut self, store: &mut S) -> Result<(u64, LevelCounts), S::Error> {
         if self.part == Part::Unknown {
             self.recognise();
@@ -229,15 +210,13 @@ impl Pieces {
         Ok((self.events, self.levels))
     }
 
-    /// Returns the number of bytes of the body that are in the buffer `window`, and therefore not
-    /// decoded yet.
+    /// Returns the number of bytes of the body that are in the window.
     fn waiting(&self) -> usize {
         self.window.len() - LIST_HEAD.len()
     }
 
-    /// Decides from the first bytes of the body if the body is a list of events or JSON lines. If
-    /// the body is a list, moves its beginning from the buffer `window` to `frame`. The beginning
-    /// ends with the opening bracket of the array `items`.
+    /// Recognises a list or JSON lines. Moves a list's beginning, up to the `[` of `items`, to
+    /// `frame`.
     fn recognise(&mut self) {
         let body = &self.window[LIST_HEAD.len()..];
         let Some(length) = items_start(body) else {
@@ -250,7 +229,6 @@ impl Pieces {
         self.drop_front(length);
     }
 
-    /// Removes the first `bytes` bytes of the body that are in the window.
     fn drop_front(&mut self, bytes: usize) {
         let front = LIST_HEAD.len();
         self.window.remove(front, bytes);
@@ -259,8 +237,7 @@ impl Pieces {
         self.search.cut = None;
     }
 
-    /// Searches the new bytes in the window for ends of events. In a list, the search stops at the
-    /// closing bracket of the array `items`.
+    /// Searches the new bytes for ends of events, in a list only up to the end of `items`.
     fn look(&mut self) {
         let Self { window, search, part, .. } = self;
         while matches!(part, Part::Items | Part::Lines) && search.at < window.len() {
@@ -286,8 +263,7 @@ impl Pieces {
         }
     }
 
-    /// Decodes the bytes of the body that lie before the offset `cut` in the buffer `window`, as
-    /// one piece. Stores the lines of the piece, and removes its bytes from the buffer.
+    /// Decodes and stores the bytes before the offset `cut` as one piece, and removes them.
     fn hand_on<S: Store>(&mut self, cut: usize, store: &mut S) -> Result<(), S::Error> {
         let is_list = self.part != Part::Lines && self.part != Part::Unknown;
         let front = LIST_HEAD.len();
@@ -330,12 +306,9 @@ impl Pieces {
         Ok(())
     }
 
-    /// Decodes the last events of the array `items`, after the end of the array has arrived. Then
-    /// moves the bytes after these events from the buffer `window` to `frame`, which collects the
-    /// bytes of the body outside of `items`.
+    /// Decodes the last events of `items`, and moves the bytes after them to `frame`.
     fn end_items<S: Store>(&mut self, store: &mut S) -> Result<(), S::Error> {
-        // The frame is longer than `items_at` once the last events were decoded, because the
-        // array's closing bracket is in the frame then.
+        // Once the last events were decoded, the frame also has the array's closing bracket.
         if self.frame.len() == self.items_at {
             self.hand_on(self.search.at, store)?;
         }
@@ -357,10 +330,8 @@ impl Pieces {
         Ok(())
     }
 
-    /// Checks the frame by decoding it as a list with an empty array. If the fault lies after the
-    /// array, the number of bytes inside of the array is added to its offset. The result is the
-    /// offset of the fault in the whole body, except that white space that was left out of the
-    /// frame is not counted.
+    /// Decodes the frame as a list with an empty array. The offset of a fault is that in the whole
+    /// body, except that white space that was left out of the frame is not counted.
     fn check_frame(&mut self) -> Result<(), Invalid> {
         self.frame.push(b'\n');
         let decoded = decode_in_place(&mut self.frame).map_err(|error| {
@@ -382,7 +353,7 @@ impl Pieces {
         self.window.extend(b"\n");
         match decode_in_place(&mut self.window) {
             Err(error) => self.place(error, LIST_HEAD.len()),
-            // A list that does not end is never valid, so that this case cannot occur.
+            // A list that does not end is never valid, so this case cannot occur.
             Ok(_) => Invalid {
                 byte: self.before,
                 item: None,
@@ -391,9 +362,8 @@ impl Pieces {
         }
     }
 
-    /// Converts an error about one piece into an error about the whole body. The result has the
-    /// offset of the fault, and the index of the faulty event, in the whole body. `shift` is the
-    /// number of bytes that were put before the piece while it was decoded.
+    /// Converts an error about one piece into an error about the whole body. `shift` is the number
+    /// of bytes that were put before the piece while it was decoded.
     fn place(&self, error: Invalid, shift: usize) -> Invalid {
         let item = error
             .item
@@ -402,9 +372,8 @@ impl Pieces {
     }
 }
 
-/// Returns the offset in `body` after the opening bracket of the array `items`. Returns `None` if
-/// the body is not a list: it is not an object, it has no array `items`, or its kind is `Event`. A
-/// `kind` after the array `items` is not read.
+/// Returns the offset after the opening bracket of `items`. `None` if the body is not a list: it is
+/// not an object, has no array `items`, or has (before `items`) the kind `Event`.
 fn items_start(body: &[u8]) -> Option<usize> {
     let open = body.iter().position(|byte| !byte.is_ascii_whitespace())?;
     if body[open] != b'{' {
@@ -413,8 +382,7 @@ fn items_start(body: &[u8]) -> Option<usize> {
     let mut has_kind = false;
     for member in scan::members(&body[open..]) {
         match &*member.name() {
-            // The first of two keys with the same name counts. An event may have a member `items`
-            // and is still an event.
+            // The first of two equal keys counts. An event may have a member `items`.
             b"kind"
                 if !std::mem::replace(&mut has_kind, true)
                     && scan::string(member.value).as_deref() == Some(b"Event") =>

@@ -1,5 +1,4 @@
-//! Reads from an event the parts of its request that an audit policy asks for: who asked, for which
-//! verb, and for which object.
+//! Reads from an event the facts for an audit policy: the user, the verb, and the object.
 
 use std::borrow::Cow;
 
@@ -15,28 +14,26 @@ pub use reader::Reader;
 /// A text from an event, with its JSON escapes resolved.
 pub type Text<'a> = Cow<'a, [u8]>;
 
-/// The request to kube-apiserver that an audit event describes. A text is empty if the event does
-/// not have it.
+/// The request to kube-apiserver that an audit event describes. A missing text is empty.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Request<'a> {
     /// The event's level.
     pub level: Text<'a>,
     /// The event's stage.
     pub stage: Text<'a>,
-    /// The path and the query of the request. Their percent-encoding is that of the client.
+    /// The path and the query of the request, percent-encoded as the client wrote them.
     pub uri: Uri<'a>,
-    /// A verb of Kubernetes (`get`, `list` …) if the request is about an object, else the HTTP
-    /// method in lower case.
+    /// A verb of Kubernetes (`get`, `list` …), or the HTTP method in lower case if there is no
+    /// object.
     pub verb: Text<'a>,
-    /// The user who made the request. `None` if nobody was authenticated (status 401).
+    /// The user who made the request; `None` if nobody was authenticated (status 401).
     pub user: Option<User<'a>>,
-    /// The object of the Kubernetes API that the request is about. `None` if the request is about
-    /// no object, but about a path such as `/healthz`.
+    /// The object that the request is about; `None` for a path such as `/healthz`.
     pub object: Option<Object<'a>>,
 }
 
-/// Returns the code of the response that an event tells of; `None` if it tells of none, as at the
-/// stage RequestReceived, or if the code has not three digits.
+/// Returns the code of an event's response. `None` if the event has none, as at the stage
+/// RequestReceived, or if the code does not have three digits.
 pub fn code(event: &[u8]) -> Option<u16> {
     let [status] = scan::firsts(event, ["responseStatus"]);
     let [code] = scan::firsts(status?, ["code"]);
@@ -44,9 +41,8 @@ pub fn code(event: &[u8]) -> Option<u16> {
     std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
-/// The value of `requestURI`, with its JSON escapes as written. The escapes are resolved only when
-/// a caller needs the URI, because few callers do, and because escapes are frequent: kube-apiserver
-/// writes `\u0026` for `&`.
+/// The value of `requestURI` with its JSON escapes, which are resolved only on demand: few callers
+/// need the URI, and kube-apiserver writes `\u0026` for each `&`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Uri<'a>(&'a [u8]);
 
@@ -56,7 +52,7 @@ impl<'a> Uri<'a> {
         Self(raw)
     }
 
-    /// Returns the bytes between the quotes of `requestURI`, with the escapes of JSON as written.
+    /// Returns the bytes between the quotes of `requestURI`.
     pub fn as_written(&self) -> &'a [u8] {
         self.0
     }
@@ -66,9 +62,9 @@ impl<'a> Uri<'a> {
         scan::key(self.0)
     }
 
-    /// Returns the URI without its query; percent-encoding stays as it is written. Returns an empty
-    /// text if kube-apiserver saw no path. This is the case for a URI that is not `*` and does not
-    /// begin with `/`: for `GET k:x`, kube-apiserver records the URI `x`.
+    /// Returns the URI without its query, percent-encoded. Empty if the URI is not `*` and does not
+    /// begin with `/`: kube-apiserver saw no path then. Example: it records `GET k:x` with the URI
+    /// `x`.
     pub fn path(&self) -> Text<'a> {
         // The question mark, too, may be written as an escape of JSON.
         let mut text = self.text();
@@ -84,9 +80,8 @@ impl<'a> Uri<'a> {
         }
     }
 
-    /// Returns the namespace and the name of the request's object, as the URL has them. Returns
-    /// `None` if kube-apiserver would not treat a request with this URL as a request about an
-    /// object.
+    /// Returns the namespace and the name of the request's object, as the URL has them. `None` if
+    /// kube-apiserver would not treat a request with this URL as one about an object.
     pub fn location(&self) -> Option<Location<'a>> {
         Location::of(*self)
     }
@@ -95,38 +90,35 @@ impl<'a> Uri<'a> {
 /// The user who made the request.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct User<'a> {
-    /// The user's name, from `username`; empty if the event has no `username`.
+    /// The `username`; empty if the event has none.
     pub name: Text<'a>,
-    /// The user's `groups`, in the order of the event.
+    /// The `groups`, in the order of the event.
     pub groups: Vec<Text<'a>>,
 }
 
-/// The object that a request is about, from the event's member `objectRef`. The name is empty for a
-/// request for a list, unless the field selector has a name. The namespace is normally empty for an
-/// object that belongs to no namespace.
+/// The event's `objectRef`. For a request for a list, the name is empty unless the field selector
+/// has one. For an object of no namespace, the namespace is normally empty.
 ///
 /// The group, the resource and the subresource always come from the URL. If the URL has no
-/// namespace or no name, kube-apiserver takes the missing part from the body of the request. A
-/// client can write anything into the body. Decisions therefore use [`Uri::location`], not the
-/// fields `namespace` and `name`.
+/// namespace or no name, kube-apiserver takes it from the body of the request, in which a client
+/// can write anything. Decisions therefore use [`Uri::location`], not `namespace` and `name`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Object<'a> {
-    /// The API group, `apiGroup`; empty for the core group.
+    /// The API group; empty for the core group.
     pub group: Text<'a>,
     /// The resource in the plural, in lower case, like `pods`.
     pub resource: Text<'a>,
-    /// The subresource, like `log`; empty if the request is about the resource itself.
+    /// The subresource, like `log`, if the request is about one.
     pub subresource: Text<'a>,
-    /// The namespace of the object. If the URL has no namespace, the client that sent the request
-    /// chose this value.
+    /// The namespace. If the URL has none, the client chose this value.
     pub namespace: Text<'a>,
-    /// The name of the object. The name comes from the URL or, for a list or watch, from the field
-    /// selector. If neither has a name, the client that sent the request chose this value.
+    /// The name, from the URL or, for a list or watch, from the field selector. If neither has one,
+    /// the client chose this value.
     pub name: Text<'a>,
 }
 
-/// Returns the request that `event` describes. The event must be valid JSON. If a key occurs twice,
-/// its first value counts. A value that is not a string is read as an empty text.
+/// Returns the request of `event`, which must be valid JSON. If a key occurs twice, its first value
+/// counts. A value that is not a string counts as an empty text.
 pub fn request(event: &[u8]) -> Request<'_> {
     let members = ["level", "stage", "requestURI", "verb", "user", "objectRef"];
     Request::of(scan::firsts(event, members))
@@ -147,8 +139,7 @@ impl<'a> Request<'a> {
     }
 }
 
-/// Reads the value of the event's member `user`. Returns `None` if the user has neither a name nor
-/// groups.
+/// Reads the member `user`; `None` if it has neither a name nor groups.
 fn user(user: &[u8]) -> Option<User<'_>> {
     let [name, groups] = scan::firsts(user, ["username", "groups"]);
     let name = text(name);
@@ -164,8 +155,7 @@ fn object(object: &[u8]) -> Object<'_> {
     Object { group, resource, subresource, namespace: text(namespace), name: text(name) }
 }
 
-/// Returns the text of the JSON string `value` with its escapes resolved. Returns an empty text if
-/// `value` is `None` or is not a string.
+/// Returns a JSON string with its escapes resolved; empty if `value` is not a string.
 fn text(value: Option<&[u8]>) -> Text<'_> {
     value.and_then(scan::string).unwrap_or_default()
 }

@@ -17,22 +17,19 @@ pub struct Member<'a> {
 }
 
 impl<'a> Member<'a> {
-    /// Returns the text of the key with its escapes resolved, as [`key`] does. The walk has met the
-    /// escapes of the key already, so they are not searched again.
+    /// Returns the key with its escapes resolved, as [`key`] does.
     pub fn name(&self) -> Cow<'a, [u8]> {
         if self.has_escapes { key(self.key) } else { Cow::Borrowed(self.key) }
     }
 }
 
-/// An iterator over the members of a JSON object, in their order. A key that occurs twice is
-/// returned twice.
+/// An iterator over the members of a JSON object. A key that occurs twice is returned twice.
 #[derive(Debug)]
 pub struct Members<'a> {
-    /// The text that the iterator reads; the object begins at its first byte.
+    /// The object begins at the first byte.
     text: &'a [u8],
-    /// The offset in `text`, in bytes, up to which the iterator has read.
+    /// The offset in `text` up to which the iterator has read.
     at: usize,
-    /// The deepest nesting that the iterator has met so far; the object itself is level 1.
     depth: usize,
 }
 
@@ -41,8 +38,7 @@ pub fn members(object: &[u8]) -> Members<'_> {
     Members { text: object, at: 1, depth: 1 }
 }
 
-/// Returns an iterator over those members of `object` that begin after the byte offset `at`. The
-/// preceding member must end at this offset.
+/// Returns the members of `object` after the offset `at`, at which the preceding member ends.
 pub fn members_behind(object: &[u8], at: usize) -> Members<'_> {
     Members { text: object, at, depth: 1 }
 }
@@ -53,8 +49,7 @@ impl<'a> Members<'a> {
         self.depth
     }
 
-    /// Moves to the next byte that is not white space, a comma or a colon, and returns that byte.
-    /// Returns `None` at the end of the text.
+    /// Moves to the next byte that is not white space, a comma or a colon, and returns it.
     fn skip_to_token(&mut self) -> Option<u8> {
         loop {
             match *self.text.get(self.at)? {
@@ -64,8 +59,7 @@ impl<'a> Members<'a> {
         }
     }
 
-    /// Returns the bytes of the JSON value that begins at the offset `at`, and moves `at` to the
-    /// end of the value. Returns `None` at the end of the text.
+    /// Returns the bytes of the value at the offset `at`, and moves `at` to its end.
     fn value(&mut self) -> Option<&'a [u8]> {
         let start = self.at;
         match self.text.get(start)? {
@@ -81,13 +75,12 @@ impl<'a> Members<'a> {
         self.text.get(start..self.at)
     }
 
-    /// Moves the offset `at` past a string; `at` must be the offset of its opening quote.
+    /// Moves `at` from the opening quote past the string.
     fn skip_string(&mut self) {
         self.at = string_end(self.text, self.at);
     }
 
-    /// Moves the offset `at` past an object or array; `at` must be the offset of its opening
-    /// bracket.
+    /// Moves `at` from the opening bracket past the object or array.
     fn skip_nested(&mut self) {
         let mut open = 0_usize;
         while let Some(&byte) = self.text.get(self.at) {
@@ -130,8 +123,7 @@ impl<'a> Iterator for Members<'a> {
     }
 }
 
-/// Returns an iterator over the elements of a JSON array as written, without white space around
-/// them. The iterator is empty if `array` is not an array.
+/// Returns the elements of a JSON array as written, without white space; none for other values.
 pub fn elements(array: &[u8]) -> impl Iterator<Item = &[u8]> {
     let is_array = array.first() == Some(&b'[');
     let mut walk = Members { text: array, at: if is_array { 1 } else { array.len() }, depth: 1 };
@@ -142,8 +134,7 @@ pub fn elements(array: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// Returns the offset at which the JSON value at the beginning of `text` ends. Returns `None` if
-/// that value is not a string, object or array.
+/// Returns the offset at which the string, object or array at the beginning of `text` ends.
 pub fn value_end(text: &[u8]) -> Option<usize> {
     let mut members = Members { text, at: 0, depth: 1 };
     match text.first()? {
@@ -154,16 +145,16 @@ pub fn value_end(text: &[u8]) -> Option<usize> {
     Some(members.at)
 }
 
-/// Returns the offset of the byte after a string's closing quote; `at` is the offset of its opening
-/// quote. If the string does not end, returns the length of `text`.
+/// Returns the offset after the closing quote of the string with the opening quote at `at`, or the
+/// length of `text` if the string does not end.
 pub fn string_end(text: &[u8], at: usize) -> usize {
     end_and_escapes(text, at).0
 }
 
 /// Does the work of [`string_end`]. Also returns `true` if the string has an escape.
 ///
-/// Strings of audit events have 10 to 16 bytes on average. For such short strings, a search of
-/// eight bytes at a time is faster than a call of memchr.
+/// Strings of audit events have 10 to 16 bytes on average. For these, a search of eight bytes at a
+/// time is faster than a call of memchr.
 fn end_and_escapes(text: &[u8], at: usize) -> (usize, bool) {
     const ONES: u64 = u64::from_ne_bytes([1; 8]);
     const HIGH: u64 = u64::from_ne_bytes([0x80; 8]);
@@ -200,8 +191,8 @@ fn end_and_escapes(text: &[u8], at: usize) -> (usize, bool) {
     (text.len(), has_escapes)
 }
 
-/// Returns the text of a key with its escapes resolved; `raw` is the bytes between the key's
-/// quotes. A key with an escaped lone surrogate, which cannot be UTF-8, is returned as written.
+/// Returns a key with its escapes resolved; `raw` is the bytes between its quotes. A key with an
+/// escaped lone surrogate, which cannot be UTF-8, is returned as written.
 pub fn key(raw: &[u8]) -> Cow<'_, [u8]> {
     if memchr::memchr(b'\\', raw).is_none() {
         return Cow::Borrowed(raw);
@@ -214,13 +205,12 @@ pub fn key(raw: &[u8]) -> Cow<'_, [u8]> {
     }
 }
 
-/// Returns the text of a JSON string with its escapes resolved; `None` if `value` is not a string.
+/// Returns a JSON string with its escapes resolved; `None` if `value` is not a string.
 pub fn string(value: &[u8]) -> Option<Cow<'_, [u8]>> {
     inner(value).map(key)
 }
 
-/// Returns the bytes between the quotes of a JSON string, with escapes as written; `None` if
-/// `value` is not a string.
+/// Returns the bytes between the quotes of a JSON string; `None` if `value` is not a string.
 pub fn inner(value: &[u8]) -> Option<&[u8]> {
     match value {
         [b'"', inner @ .., b'"'] => Some(inner),
@@ -228,14 +218,13 @@ pub fn inner(value: &[u8]) -> Option<&[u8]> {
     }
 }
 
-/// Returns the value of the first member of `object` with the key `name`; `None` if there is no
-/// such member.
+/// Returns the value of the first member of `object` with the key `name`.
 pub fn member<'a>(object: &'a [u8], name: &str) -> Option<&'a [u8]> {
     members(object).find(|member| *member.name() == *name.as_bytes()).map(|member| member.value)
 }
 
-/// Returns, for each name in `names`, the value of the first member of `object` with this name, or
-/// `None` if `object` has no such member. All results are `None` if `object` is not a JSON object.
+/// Returns, for each of these names, the value of the first member of `object` with the name. All
+/// are `None` if `object` is not a JSON object.
 pub fn firsts<'a, const N: usize>(object: &'a [u8], names: [&str; N]) -> [Option<&'a [u8]>; N] {
     let (mut found, mut missing) = ([None; N], N);
     if object.first() != Some(&b'{') {

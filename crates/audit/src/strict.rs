@@ -1,5 +1,5 @@
-//! Splits a body with serde_json. This module accepts every form, with any order of members and any
-//! white space, and returns an error for everything else.
+//! Splits a body with serde_json. This module accepts every valid form, with any order of members
+//! and any white space, and returns an error for everything else.
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -14,23 +14,20 @@ use serde_json::value::RawValue;
 use crate::event::{quoted, wrong_version};
 use crate::{API_VERSION, EVENT_BYTES_MIN, Invalid, LevelCounts, Span, event};
 
-/// The values that were found in a body: all values that may be events, up to the first value that
-/// cannot be an event, and this bad value. Later values are only counted, so that a body of many
-/// tiny values cannot take much memory here.
+/// The values of a body that may be events, up to the first that cannot be one, and this bad value.
+/// Later values are only counted, so that a body of many tiny values takes little memory.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Found {
     /// The byte ranges of the values that may be events.
     events: Vec<Span>,
-    /// The byte range of the first value that cannot be an event, because the value is too short or
-    /// is not an object. `None` if there is no such value.
+    /// The first value that cannot be an event, because it is too short or is not an object.
     bad: Option<Span>,
-    /// The number of all values that were seen, good and bad.
+    /// The number of all values, good and bad.
     count: usize,
 }
 
 impl Found {
-    /// Adds `item`, the next value of the body; `item` must be a slice of `text`. Returns an error
-    /// message if the value ends beyond the first 4 GiB of the body.
+    /// Adds the next value, a slice of `text`. The error is for a value beyond the first 4 GiB.
     fn add(&mut self, text: &str, item: &str) -> Result<(), &'static str> {
         let start = item.as_ptr() as usize - text.as_ptr() as usize;
         let span = Span::new(start, start + item.len())
@@ -49,7 +46,7 @@ impl Found {
 }
 
 /// Finds and checks the events of a body: a list of events, a single event or JSON lines. Returns
-/// the byte ranges of the events and the number of events of each level.
+/// their byte ranges and the number of events of each level.
 pub(super) fn split(text: &str) -> Result<(Vec<Span>, LevelCounts), Invalid> {
     if text.bytes().all(|byte| byte.is_ascii_whitespace()) {
         return Err(envelope(0, "the body is empty"));
@@ -92,8 +89,7 @@ pub(super) fn split(text: &str) -> Result<(Vec<Span>, LevelCounts), Invalid> {
     check_all(text, items)
 }
 
-/// Finds and checks the events of a body that is a single event or JSON lines. Returns the byte
-/// ranges of the events and the number of events of each level.
+/// Does what [`split`] does for a single event or JSON lines.
 pub(super) fn split_lines(text: &str) -> Result<(Vec<Span>, LevelCounts), Invalid> {
     let mut found = Found::default();
     let stream = serde_json::Deserializer::from_str(text).into_iter::<&RawValue>();
@@ -112,14 +108,12 @@ pub(super) fn split_lines(text: &str) -> Result<(Vec<Span>, LevelCounts), Invali
     check_all(text, found)
 }
 
-/// Checks if each value of `found` is an audit event. Returns the byte ranges of the events and the
-/// number of events of each level. The error describes the first value that is not an event.
+/// Checks the values of `found`. The error describes the first one that is not an audit event.
 fn check_all(text: &str, found: Found) -> Result<(Vec<Span>, LevelCounts), Invalid> {
     let mut levels = LevelCounts::default();
     for (index, span) in found.events.iter().chain(&found.bad).enumerate() {
         let range = span.range();
-        // Each range is that of a slice of the text, and therefore lies in the text, on character
-        // borders.
+        // Each range is that of a slice of the text, and lies on character borders.
         let bytes = text.as_bytes().get(range.clone()).unwrap_or_default();
         match event::check(bytes) {
             Ok(level) => levels[level] += 1,
@@ -137,22 +131,19 @@ fn check_all(text: &str, found: Found) -> Result<(Vec<Span>, LevelCounts), Inval
     }
 }
 
-/// Makes the error for a fault outside of all events; `byte` is its offset in the body, `what` its
-/// description.
+/// Makes the error for a fault outside of all events, at the offset `byte`.
 fn envelope(byte: usize, what: impl Into<Cow<'static, str>>) -> Invalid {
     Invalid { byte, item: None, what: what.into() }
 }
 
-/// Returns the message of serde_json without its line and column, because the offset is given
-/// separately.
+/// Returns serde_json's message without line and column: the offset is given separately.
 fn syntax(error: &serde_json::Error) -> Cow<'static, str> {
     let text = error.to_string();
     let what = text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _)| what);
     format!("not JSON: {what}").into()
 }
 
-/// Returns the byte offset in `text` at which serde_json found an error. serde_json gives the place
-/// as a line and a byte in this line, both counted from 1.
+/// Returns the offset of an error, which serde_json gives as line and byte, counted from 1.
 fn byte_of(text: &str, error: &serde_json::Error) -> usize {
     let line = error.line().saturating_sub(1);
     let start = match line {
@@ -162,21 +153,19 @@ fn byte_of(text: &str, error: &serde_json::Error) -> usize {
     (start + error.column().saturating_sub(1)).min(text.len())
 }
 
-/// The members `kind`, `apiVersion` and `items` of the outermost object of a body. They decide if
-/// the body is a valid list of events. The events in `items` are found; [`check_all`] checks them.
+/// The outermost object of a body, whose members decide if the body is a valid list of events. The
+/// events in `items` are found; [`check_all`] checks them.
 struct Envelope<'a> {
     kind: Option<&'a RawValue>,
     api_version: Option<&'a RawValue>,
     items: Items,
 }
 
-/// The member `items` of the outermost object of a body.
 #[derive(PartialEq)]
 enum Items {
     Absent,
     NoArray,
-    /// The member `items` occurs twice. Such a body is refused, because using only the first would
-    /// lose the events of the second.
+    /// Two members `items` are refused: using only the first would lose the second's events.
     Twice,
     Array(Found),
 }
@@ -191,8 +180,8 @@ impl Envelope<'_> {
     }
 }
 
-/// Returns the text of the JSON string `raw`; `None` if `raw` is `None`. If `raw` is not a string,
-/// the result is an error with the text `otherwise`.
+/// Returns the text of the JSON string `raw`, if there is one. If it is not a string, the error has
+/// the text `otherwise`.
 fn text_of<'a>(
     raw: Option<&'a RawValue>,
     otherwise: &'static str,
@@ -204,11 +193,9 @@ fn text_of<'a>(
 }
 
 /// Reads the outermost object of a body with serde. While its array `items` is read, the cell
-/// `items` holds the number of elements that were read so far, so that a syntax error can name the
-/// faulty element. At any other time the cell holds `None`.
+/// `items` counts the elements so far, so that a syntax error can name the faulty element.
 struct EnvelopeSeed<'c> {
-    /// The text that is read: a whole body, or the part of a body before its first byte that is not
-    /// valid UTF-8.
+    /// A whole body, or the part of a body before its first byte that is not valid UTF-8.
     text: &'c str,
     /// The number of elements of `items` that were read so far; `None` outside of the array.
     items: &'c Cell<Option<usize>>,
@@ -256,8 +243,7 @@ impl<'a> Visitor<'a> for EnvelopeSeed<'_> {
     }
 }
 
-/// A key of the outermost object of a body. The first three are the keys that a list of events must
-/// have. `Other` stands for every other key.
+/// A key of the outermost object of a body. A list of events must have the first three.
 enum Key {
     Kind,
     ApiVersion,
@@ -284,18 +270,14 @@ impl<'a> Deserialize<'a> for Key {
                 })
             }
         }
-        // Keys are read as bytes, because a key with a lone surrogate is valid JSON but no valid
-        // `str`.
+        // Keys are read as bytes: one with a lone surrogate is valid JSON, but not a valid `str`.
         deserializer.deserialize_bytes(KeyVisitor)
     }
 }
 
-/// Reads the member `items` of a body's outermost object with serde.
+/// Reads the member `items` with serde. The fields are those of [`EnvelopeSeed`].
 struct ItemsSeed<'c> {
-    /// The text that is read: a whole body, or the part of a body before its first byte that is not
-    /// valid UTF-8.
     text: &'c str,
-    /// The number of elements of `items` that were read so far; `None` outside of the array.
     items: &'c Cell<Option<usize>>,
 }
 

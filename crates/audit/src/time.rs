@@ -1,32 +1,28 @@
-//! Times as text, in the format of RFC 3339: those that kube-apiserver writes into events, those of
-//! a command line, and those that this program writes. The calendar is here and nowhere else.
-//!
-//! The calendar is two short functions, and not a crate: `jiff` would add 8 s of CPU time to a
-//! fresh build.
+//! Times as text in the format of RFC 3339: those that kube-apiserver writes into events, those of
+//! a command line, and those that this program writes. The calendar is here and nowhere else: it is
+//! two short functions, while `jiff` would add 8 s of CPU time to a fresh build.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// The number of seconds in a day.
 const DAY: u64 = 86_400;
 
-/// Returns `true` if `time` is a valid TIMESTAMP of RFC 5424 (§6.2.3). Every such text is a time of
-/// RFC 3339 too. The date must exist in the calendar, and leap seconds are not allowed. The check
-/// is needed because the text comes from outside: it must not add fields to a syslog header, and a
-/// receiver must be able to parse it.
+/// Returns `true` if `time` is a valid TIMESTAMP of RFC 5424 (§6.2.3), and therefore a time of RFC
+/// 3339. The date must exist, and leap seconds are not allowed. The text comes from outside: it
+/// must not add fields to a syslog header, and a receiver must be able to parse it.
 pub fn is_timestamp(time: &[u8]) -> bool {
     parts(time).is_some_and(|Parts { fraction, .. }| fraction.len() <= 6)
 }
 
-/// Returns the time of a valid [timestamp](is_timestamp) in milliseconds since 1970 began in UTC.
-/// Smaller parts of a second are cut off. Returns `None` if the text is not such a time.
+/// Returns the milliseconds since 1970 (UTC) of a valid [timestamp](is_timestamp), rounded down.
+/// `None` if the text is not such a time.
 pub fn milliseconds(time: &[u8]) -> Option<i64> {
     let parts = parts(time).filter(|it| it.fraction.len() <= 6)?;
     Some(parts.seconds() * 1000 + parts.below_a_second(3))
 }
 
-/// Returns the nanoseconds since 1970 of a time in the format of RFC 3339, with capital letters and
-/// at most 9 digits of fraction. Returns `None` if the text is not such a time, or if the time is
-/// before 1970 or after April 2262 (protocols have 64 bits with a sign for it).
+/// Returns the nanoseconds since 1970 (UTC) of a time with capital letters and at most 9 digits of
+/// fraction. `None` if the text is not such a time, or if the time is before 1970 or after April
+/// 2262 (protocols have 64 bits with a sign for it).
 pub fn nanos(time: &[u8]) -> Option<u64> {
     let parts = parts(time).filter(|it| it.fraction.len() <= 9)?;
     let (seconds, below) = (parts.seconds(), parts.below_a_second(9));
@@ -34,9 +30,8 @@ pub fn nanos(time: &[u8]) -> Option<u64> {
     u64::try_from(nanos).ok()
 }
 
-/// Reads a time in the format of RFC 3339, such as `2026-11-22T08:00:00Z` or
-/// `2026-11-22T09:00:00.5+01:00`. Returns the time in milliseconds since 1970 began in UTC. Returns
-/// `None` if the text is not a time, or if the time is before 1970.
+/// Returns the milliseconds since 1970 (UTC) of a time such as `2026-11-22T08:00:00Z` or
+/// `2026-11-22T09:00:00.5+01:00`. `None` if the text is not a time, or if the time is before 1970.
 pub fn parse(text: &str) -> Option<u64> {
     // RFC 3339 allows small letters, and a blank between date and time.
     let text = text.to_ascii_uppercase().replacen(' ', "T", 1);
@@ -44,7 +39,7 @@ pub fn parse(text: &str) -> Option<u64> {
     u64::try_from(parts.seconds() * 1000 + parts.below_a_second(3)).ok()
 }
 
-/// Returns a time in UTC with milliseconds, in the format of RFC 3339.
+/// Returns a time in UTC with milliseconds.
 pub fn rfc3339(time: SystemTime) -> String {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     let (days, seconds) = (since.as_secs() / DAY, since.as_secs() % DAY);
@@ -57,8 +52,8 @@ pub fn rfc3339(time: SystemTime) -> String {
 /// The number of days in 400 years, after which the calendar repeats itself.
 const IN_400_YEARS: u64 = 146_097;
 
-/// Returns the number of days from 1970-01-01 to a day of the Gregorian calendar. The calculation
-/// counts years from March, so that the leap day is the last day of a year.
+/// Returns the number of days from 1970-01-01 to a day of the Gregorian calendar. Years are counted
+/// from March, so that the leap day is the last day of a year.
 fn days(year: i64, month: i64, day: i64) -> i64 {
     let year = year - i64::from(month <= 2);
     let (era, year) = (year.div_euclid(400), year.rem_euclid(400));
@@ -66,8 +61,7 @@ fn days(year: i64, month: i64, day: i64) -> i64 {
     era * IN_400_YEARS.cast_signed() + year * 365 + year / 4 - year / 100 + day - 719_468
 }
 
-/// Returns the year, month and day that is `days` days after 1970-01-01. This is the inverse of
-/// [`days`].
+/// Returns year, month and day, `days` days after 1970-01-01: the inverse of [`days`].
 fn date(days: u64) -> (u64, u64, u64) {
     let days = days + 719_468;
     let (era, day) = (days / IN_400_YEARS, days % IN_400_YEARS);
@@ -92,7 +86,7 @@ fn ahead(offset: &[u8]) -> i64 {
 
 /// A time that [`parts`] has checked.
 struct Parts<'a> {
-    /// The date and the time of day to the second, as `YYYY-MM-DDThh:mm:ss`.
+    /// `YYYY-MM-DDThh:mm:ss`
     moment: &'a [u8],
     /// The digits of the fraction of a second; empty if the time has none.
     fraction: &'a [u8],
@@ -110,16 +104,15 @@ impl Parts<'_> {
         (days * 24 + at(11, 2)) * 3600 + at(14, 2) * 60 + at(17, 2) - ahead(self.offset)
     }
 
-    /// Returns the fraction of the second in units of `digits` decimal digits: in milliseconds for
-    /// 3, in nanoseconds for 9. Smaller parts are cut off.
+    /// Returns the fraction of the second in milliseconds for 3 digits, in nanoseconds for 9.
     fn below_a_second(&self, digits: usize) -> i64 {
         let all = self.fraction.iter().chain(std::iter::repeat(&b'0'));
         all.take(digits).fold(0, |number, digit| number * 10 + i64::from(digit - b'0'))
     }
 }
 
-/// Splits a time into its parts. Letters must be capital. Returns `None` if the text is not a time
-/// in the format of RFC 3339, or if the time does not exist in the calendar.
+/// Splits a time into its parts. Letters must be capital. `None` if the text is not a time of RFC
+/// 3339, or if the time does not exist in the calendar.
 fn parts(time: &[u8]) -> Option<Parts<'_>> {
     let (moment, mut offset) = time.split_at_checked(19)?;
     let mut fraction: &[u8] = &[];
@@ -133,8 +126,7 @@ fn parts(time: &[u8]) -> Option<Parts<'_>> {
     (is_moment(moment) && is_offset).then_some(Parts { moment, fraction, offset })
 }
 
-/// Returns `true` if a text has the shape of a pattern: at each `0` of the pattern the text has a
-/// digit, and all other bytes are equal.
+/// Returns `true` if the text has a digit at each `0` of the pattern, and equals it elsewhere.
 fn has_shape<const N: usize>(text: &[u8], pattern: &[u8; N]) -> bool {
     let Ok(text) = <&[u8; N]>::try_from(text) else { return false };
     // Without an early end, the CPU compares many bytes at once.
@@ -144,13 +136,11 @@ fn has_shape<const N: usize>(text: &[u8], pattern: &[u8; N]) -> bool {
     })
 }
 
-/// Returns the number that is written in decimal digits.
 fn number(digits: &[u8]) -> u32 {
     digits.iter().fold(0, |number, digit| number * 10 + u32::from(digit.wrapping_sub(b'0')))
 }
 
-/// Returns `true` if `text` has the form `YYYY-MM-DDThh:mm:ss` and is a time that exists in the
-/// Gregorian calendar.
+/// Returns `true` if `text` is `YYYY-MM-DDThh:mm:ss` and exists in the Gregorian calendar.
 fn is_moment(text: &[u8]) -> bool {
     if !has_shape(text, b"0000-00-00T00:00:00") {
         return false;

@@ -1,10 +1,6 @@
-//! The file operations that the queue in files needs, on the real disk. Tests use another disk,
-//! which forgets writes, stores parts of them, or refuses them.
-//!
-//! Names are relative to the queue's directory. No operation is tried again here, and nothing here
-//! knows what the files hold. The queue's directory itself may be behind a symlink, which is the
-//! operator's choice. Below it no symlink is followed: each directory on the way to a file is
-//! opened relative to the one around it.
+//! The file operations of a queue in files, on the real disk. Tests use disks that forget or refuse
+//! writes. No operation is retried, and nothing here knows what the files contain. Names are
+//! relative to the queue's directory, and no symlink below that directory is followed.
 
 use std::io::IoSlice;
 use std::os::fd::OwnedFd;
@@ -23,28 +19,25 @@ use direct::Direct;
 
 mod direct;
 
-/// The name of the directory with the segments, which are the files that hold the queue's events.
+/// The directory of the segments, the files that hold the queue's events.
 pub const SEGMENTS: &str = "segments";
 
-/// The name of the directory with the spare files, which hold no events and become the next
-/// segments.
+/// The directory of the spare files, which hold no events and become the next segments.
 pub const SPARES: &str = "spare";
 
-/// The name of the directory for copies of damaged bytes.
+/// The directory of the copies of damaged bytes.
 pub const QUARANTINE: &str = "quarantine";
 
-/// The name of the directory with the events that outputs have set aside.
+/// The directory of the events that outputs have set aside.
 pub const ASIDE: &str = "set-aside";
 
-/// The name of the lock file. A process that uses the queue's directory holds a lock (flock) on
-/// this file, so that no second process uses the same directory.
+/// The file whose lock (flock) lets only one process use the queue's directory.
 pub const LOCK: &str = "spool.lock";
 
-/// The greatest number of separate byte slices that the kernel accepts in one write (UIO_MAXIOV).
+/// The kernel's limit for the number of pieces in one write (UIO_MAXIOV).
 const PIECES_MAX: usize = 1024;
 
-/// The operations on a queue's directory and on the files in it. Tests have an implementation whose
-/// operations fail.
+/// The operations on a queue's directory and on the files in it.
 pub trait Disk: Send + Sync + fmt::Debug {
     /// Returns the names of the files in a directory, in no particular order.
     fn list(&self, directory: &str) -> io::Result<Vec<String>>;
@@ -52,31 +45,26 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// Opens a file that exists.
     fn open(&self, name: &str, access: Access) -> io::Result<Arc<dyn File>>;
 
-    /// Makes a new file that has this many bytes of zeros, and reserves disk space for them. Fails
-    /// if the file exists.
+    /// Makes a file of this many zero bytes, with reserved disk space. The file must not exist.
     fn create(&self, name: &str, bytes: u64) -> io::Result<Arc<dyn File>>;
 
-    /// Makes a directory, and those around it, so that they survive a power loss. They may exist
-    /// already.
+    /// Makes a directory and its missing parents, so that they survive a power loss.
     fn make_directory(&self, name: &str) -> io::Result<()>;
 
     /// Deletes a file.
     fn remove(&self, name: &str) -> io::Result<()>;
 
-    /// Renames a file. If there is a file with the new name, it is replaced.
+    /// Renames a file. A file that has the new name already is replaced.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
 
-    /// Renames a file whose contents are going to be overwritten. Returns `Ok(false)`, and does
-    /// nothing, if somebody may still read the contents: if the file is open for reading, or if it
-    /// has another name.
+    /// Renames a file that will be overwritten. Returns `Ok(false)` and does nothing if a reader
+    /// has the file open, or if the file has another name (a hard link).
     fn recycle(&self, from: &str, to: &str) -> io::Result<bool>;
 
-    /// Makes all creations, removals and renames of files in a directory survive a power loss. The
-    /// name `""` means the queue's own directory.
+    /// Makes changed names in a directory survive a power loss. `""` is the queue's directory.
     fn sync_directory(&self, directory: &str) -> io::Result<()>;
 
-    /// Returns a text that no copy of the directory has: the numbers of its file system and of its
-    /// inode. `None` if they are unknown.
+    /// Returns a text that differs for every copy of the directory, or `None`.
     fn identity(&self, _directory: &str) -> Option<String> {
         None
     }
@@ -89,40 +77,35 @@ pub enum Access {
     Read,
     /// The file is read and written.
     Write,
-    /// The file is written from front to back: whole blocks of 4,096 bytes, each once. It is not
-    /// read through this handle.
+    /// The file is only written, from front to back, in whole blocks of 4,096 bytes.
     Append,
 }
 
 /// An open file in a queue's directory.
 pub trait File: Send + Sync + fmt::Debug {
-    /// Fills the buffer with the file's bytes from an offset on. Returns the number of bytes read,
-    /// which is smaller than the buffer only at the end of the file.
+    /// Fills the buffer from `offset` on. Returns fewer bytes only at the end of the file.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
 
-    /// Writes these byte slices to the file, one directly after the other, from `offset` on.
+    /// Writes these byte slices one after the other, from `offset` on.
     fn write_at(&self, pieces: &[&[u8]], offset: u64) -> io::Result<()>;
 
-    /// Makes everything that was written to the file survive a power loss (fdatasync). After an
-    /// error it is unknown which writes since the last sync are stored.
+    /// Makes all writes survive a power loss (fdatasync). After an error it is unknown which of the
+    /// writes since the last sync are stored.
     fn sync(&self) -> io::Result<()>;
 
-    /// Sets the length of the file to this many bytes. Bytes of the file after this length are
-    /// lost.
+    /// Sets the length in bytes. Bytes after it are lost.
     fn truncate(&self, bytes: u64) -> io::Result<()>;
 
     /// Returns the length of the file in bytes.
     fn bytes(&self) -> io::Result<u64>;
 }
 
-/// Returns [`Disk::identity`] of a directory.
+/// Returns [`Disk::identity`]: the numbers of the directory's file system and inode.
 pub fn identity(directory: &Path) -> Option<String> {
     let metadata = fs::symlink_metadata(directory).ok()?;
     Some(format!("{}:{}", metadata.dev(), metadata.ino()))
 }
 
-/// A symlink below the queue's directory. Somebody else has put it there, and it could lead to any
-/// file of the machine.
 #[derive(Debug, thiserror::Error)]
 #[error("{0} is a symlink, and no symlink below the queue's directory is followed: remove it")]
 struct Link(String);
@@ -132,19 +115,18 @@ pub fn is_link(error: &io::Error) -> bool {
     error.get_ref().is_some_and(|error| error.is::<Link>())
 }
 
-/// Returns `true` if this is an error of a disk that does not answer, so that a later attempt may
-/// succeed. Missing files and missing permissions are not of this kind.
+/// Returns `true` for an error of a disk that does not answer: a later attempt may succeed.
 pub fn may_pass(error: &io::Error) -> bool {
     let passing = [Errno::IO, Errno::TIMEDOUT, Errno::STALE, Errno::REMOTEIO];
     Errno::from_io_error(error).is_some_and(|errno| passing.contains(&errno))
 }
 
-/// Returns a function that puts the name of a file before the text of an error.
+/// Returns a function that puts a file's name before the text of an error.
 pub fn named(name: &str) -> impl Fn(io::Error) -> io::Error {
     move |error| io::Error::new(error.kind(), format!("{name}: {error}"))
 }
 
-/// Opens a file for reading. `None` if there is no such file.
+/// Opens a file for reading. `None` if it does not exist.
 pub fn open_if_there(disk: &dyn Disk, name: &str) -> io::Result<Option<Arc<dyn File>>> {
     match disk.open(name, Access::Read) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -152,8 +134,7 @@ pub fn open_if_there(disk: &dyn Disk, name: &str) -> io::Result<Option<Arc<dyn F
     }
 }
 
-/// Returns the number of files in a directory below the queue's directory, and the number of bytes
-/// in these files; 0 if there is no such directory. Files that can't be opened do not count.
+/// Returns how many files of a directory can be opened, and the sum of their bytes.
 pub fn sizes(disk: &dyn Disk, directory: &str) -> (u64, u64) {
     let names = disk.list(directory).unwrap_or_default();
     let bytes = |name: &String| disk.open(&format!("{directory}/{name}"), Access::Read)?.bytes();
@@ -161,17 +142,15 @@ pub fn sizes(disk: &dyn Disk, directory: &str) -> (u64, u64) {
     sizes.fold((0, 0), |(files, sum), size| (files + 1, sum + size))
 }
 
-/// Replaces a small file, so that the new content survives a power loss. If there is no such file,
-/// makes it. The content is written to a file with `.new` after the name, which is then renamed.
+/// Replaces or creates a small file. A power loss leaves the old or the new content.
 ///
 /// # Errors
 ///
-/// The disk refuses. The file then has its old content or the new one.
+/// The disk refuses. The file then has its old or its new content.
 pub fn replace(disk: &dyn Disk, name: &str, content: &[u8]) -> io::Result<()> {
     let (new, bytes) = (format!("{name}.new"), content.len() as u64);
     let file = match disk.create(&new, bytes) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            // A crash has left it.
             disk.remove(&new)?;
             disk.create(&new, bytes)?
         }
@@ -187,22 +166,18 @@ pub fn replace(disk: &dyn Disk, name: &str, content: &[u8]) -> io::Result<()> {
 #[derive(Debug)]
 pub struct RealDisk {
     root: PathBuf,
-    /// The open lock file. The directory is locked as long as this file is open. `None` if the
-    /// directory is only inspected, which needs no lock.
+    /// The open lock file. `None` for an inspection, which needs no lock.
     _lock: Option<fs::File>,
-    /// `true` after the relay has logged that the file system can't reserve disk space. The message
-    /// is logged only once.
+    /// `true` if the log says that the file system can't reserve disk space.
     grows: AtomicBool,
 }
 
 impl RealDisk {
-    /// Locks a queue's directory, so that only this process writes to it. If the directory or the
-    /// directories in it are missing, makes them.
+    /// Locks a queue's directory for this process, and makes the missing directories.
     ///
     /// # Errors
     ///
-    /// Another process holds the lock, the operating system refuses, or one of the directories in
-    /// the queue's directory is a link.
+    /// Another process has the lock, the operating system refuses, or a directory is a symlink.
     pub fn own(root: &Path) -> Result<Self, OpenError> {
         let failed = |what: &'static str, path: &Path| {
             let path = path.to_owned();
@@ -224,14 +199,12 @@ impl RealDisk {
         Ok(disk)
     }
 
-    /// Opens a queue's directory for inspection. Does not take the lock on the directory, which a
-    /// running relay may hold. The caller must call only operations that read.
+    /// Opens a queue's directory without its lock. The caller must call only operations that read.
     pub fn look(root: &Path) -> Self {
         Self { root: root.to_owned(), _lock: None, grows: AtomicBool::new(false) }
     }
 
-    /// Returns `true` if another process holds the lock on the queue's directory. To find this out,
-    /// takes a shared lock for a moment.
+    /// Returns `true` if another process holds the lock. Takes a shared lock for a moment.
     ///
     /// # Errors
     ///
@@ -249,8 +222,6 @@ impl RealDisk {
         }
     }
 
-    /// Opens a directory below the queue's directory, only as a place to look for names; `""` means
-    /// the queue's directory itself.
     fn directory(&self, name: &str) -> io::Result<OwnedFd> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let mut directory = retry_on_intr(|| rustix::fs::open(&self.root, flags, Mode::empty()))?;
@@ -263,13 +234,11 @@ impl RealDisk {
         Ok(directory)
     }
 
-    /// Opens the directory around a file. Returns it with the file's name in it.
     fn around<'a>(&self, path: &'a str) -> io::Result<(OwnedFd, &'a str)> {
         let (around, name) = path.rsplit_once('/').unwrap_or(("", path));
         Ok((self.directory(around)?, name))
     }
 
-    /// Makes a directory in one that exists, and syncs the one around it, as [`make_with`] does.
     fn make_one(&self, path: &str) -> io::Result<()> {
         let (around, name) = self.around(path)?;
         let made = rustix::fs::mkdirat(&around, name, Mode::RWXU);
@@ -284,14 +253,11 @@ impl RealDisk {
         }
     }
 
-    /// Opens a directory below the queue's directory to list or sync it.
     fn readable(&self, name: &str) -> io::Result<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         open_at(&self.directory(name)?, ".", flags, name)
     }
 
-    /// Reserves this many bytes of disk space for a file. If the file system can't reserve space,
-    /// only sets the length of the file.
     fn reserve(&self, file: &fs::File, bytes: u64) -> io::Result<()> {
         match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, bytes) {
             Err(Errno::OPNOTSUPP) => {
@@ -310,18 +276,15 @@ impl RealDisk {
     }
 }
 
-/// Makes the directory of a queue, or another directory that the relay writes to, if it is missing.
-/// The new directory survives a power loss. Blocks on the disk.
+/// Makes a missing directory, with its parents, so that it survives a power loss. Blocks.
 ///
 /// # Errors
 ///
-/// The directory is missing and cannot be made, with advice for the operator.
+/// The directory can't be made. The error has advice for the operator.
 pub fn make(path: &Path) -> Result<(), OpenError> {
     make_directory(path).map_err(|error| OpenError::new("make", path.to_owned(), error))
 }
 
-/// Makes a directory if it is missing, and syncs its parent directory, so that the new directory
-/// survives a power loss.
 fn make_directory(path: &Path) -> io::Result<()> {
     make_with(path, &|around| match mutant!(
         "directory-not-synced",
@@ -334,13 +297,10 @@ fn make_directory(path: &Path) -> io::Result<()> {
     })
 }
 
-/// Makes a directory, and those of its parents that are missing. Calls `sync` for the parent of
-/// each directory that it makes: without this, a power loss could remove the new directory, with
-/// all acknowledged events in it.
-///
-/// If the directory exists already, its parent is also synced, because an earlier process may have
-/// been killed after it made the directory and before it synced the parent. In this case an error
-/// of the sync is ignored, because this process may not be allowed to read the parent.
+/// Makes a directory and its missing parents. Calls `sync` for the parent of each: without this, a
+/// power loss could remove a new directory with all acknowledged events. The parent of a directory
+/// that exists is synced too (an earlier process may have been killed before the sync), but that
+/// error is ignored, because this process may have no permission to read the parent.
 fn make_with(path: &Path, sync: &dyn Fn(&Path) -> io::Result<()>) -> io::Result<()> {
     let around = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let around = around.unwrap_or(Path::new("."));
@@ -362,8 +322,7 @@ fn make_with(path: &Path, sync: &dyn Fn(&Path) -> io::Result<()>) -> io::Result<
     }
 }
 
-/// Opens a file or directory relative to the directory around it. A symlink is not followed. `path`
-/// is its path below the queue's directory, for the error.
+/// Opens a file or directory without following a symlink. `path` is only for the error.
 fn open_at(around: &OwnedFd, name: &str, flags: OFlags, path: &str) -> io::Result<OwnedFd> {
     let flags = flags | OFlags::NOFOLLOW;
     let opened = retry_on_intr(|| rustix::fs::openat(around, name, flags, Mode::RUSR | Mode::WUSR));
@@ -376,9 +335,7 @@ fn open_at(around: &OwnedFd, name: &str, flags: OFlags, path: &str) -> io::Resul
     })
 }
 
-/// Returns the flags for opening a file of the queue. A directory that is only read may belong to
-/// somebody else, who may have put a FIFO there. To open it for reading must not wait for a writer
-/// (O_NONBLOCK).
+/// O_NONBLOCK: a FIFO in a directory that is only inspected must not make the open wait.
 fn flags(access: Access) -> OFlags {
     OFlags::CLOEXEC
         | match access {
@@ -387,7 +344,6 @@ fn flags(access: Access) -> OFlags {
         }
 }
 
-/// Opens the lock file.
 fn lock_file(root: &Path, is_made: bool) -> io::Result<fs::File> {
     let mut options = fs::OpenOptions::new();
     options.read(true).write(is_made).create(is_made).mode(0o600);
@@ -402,7 +358,6 @@ impl Disk for RealDisk {
     fn list(&self, directory: &str) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
         for entry in Dir::new(self.readable(directory)?)? {
-            // A name that is not UTF-8 was not given by the queue.
             names.extend(entry?.file_name().to_str().ok().map(str::to_owned));
         }
         names.retain(|name| name != "." && name != "..");
@@ -417,8 +372,8 @@ impl Disk for RealDisk {
             return Err(named_file::refused(kind));
         }
         if access == Access::Read && path.ends_with(".seg") {
-            // As long as this handle is open, the file is not used for another segment. If it is
-            // being used for another segment right now, this segment is gone.
+            // The shared lock keeps the file from being reused for another segment. If it is taken,
+            // or if the name has changed, this segment no longer exists.
             let is_taken = matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock));
             if is_taken || !is_named(&file, &around, name) {
                 return Err(io::ErrorKind::NotFound.into());
@@ -434,8 +389,7 @@ impl Disk for RealDisk {
         let file = fs::File::from(open_at(&around, name, flags, path)?);
         if let Err(error) = self.reserve(&file, bytes) {
             drop(file);
-            // If the file can't be removed, an empty file remains, which does not count as a
-            // segment.
+            // If the removal fails, an empty file remains. It does not count as a segment.
             self.remove(path).ok();
             return Err(error);
         }
@@ -462,8 +416,7 @@ impl Disk for RealDisk {
     fn recycle(&self, from: &str, to: &str) -> io::Result<bool> {
         let (around, name) = self.around(from)?;
         let file = fs::File::from(open_at(&around, name, flags(Access::Write), from)?);
-        // Readers hold a shared lock. A reader that opens the file now gets its lock after the
-        // rename, and then finds that the file has lost its name.
+        // A reader that gets its lock only after the rename then finds that the name has changed.
         if file.metadata()?.nlink() != 1 || file.try_lock().is_err() {
             return Ok(false);
         }
@@ -476,18 +429,15 @@ impl Disk for RealDisk {
     }
 }
 
-/// Returns `true` if the open file still has this name in the directory around it.
 fn is_named(file: &fs::File, around: &OwnedFd, name: &str) -> bool {
     let identity = |found: Stat| (found.st_dev, found.st_ino);
     let named = rustix::fs::statat(around, name, AtFlags::SYMLINK_NOFOLLOW).map(identity).ok();
     named.is_some() && named == rustix::fs::fstat(file).map(identity).ok()
 }
 
-/// An open file in the operating system's file system.
 #[derive(Debug)]
 struct RealFile {
     file: fs::File,
-    /// `None` if all writes go through the page cache.
     direct: Option<Direct>,
 }
 
@@ -527,7 +477,6 @@ impl File for RealFile {
     }
 }
 
-/// Writes these byte slices to a file, one directly after the other, from `offset` on.
 fn write_pieces(file: &fs::File, pieces: &[&[u8]], mut offset: u64) -> io::Result<()> {
     for some in pieces.chunks(PIECES_MAX) {
         let mut slices: Vec<IoSlice<'_>> = some.iter().map(|piece| IoSlice::new(piece)).collect();
@@ -548,44 +497,43 @@ fn write_pieces(file: &fs::File, pieces: &[&[u8]], mut offset: u64) -> io::Resul
     Ok(())
 }
 
-/// The reason why a directory can't be used for the queue, or for dead letters.
+/// The reason why a directory can't be used for the queue or for dead letters.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// Another process holds the lock on the directory. The value is the directory's path.
+    /// Another process holds the lock on this directory.
     #[error(
         "{} is in use by another process: stop that one, or give each relay a directory of its own",
         .0.display()
     )]
     Held(PathBuf),
-    /// A newer version of the program has written the directory.
+    /// A newer version of the program has written this directory.
     #[error(
         "{} has format version {version}, which this program does not read: run the version that \
          wrote it until its backlog is delivered, or name another directory",
         .path.display()
     )]
     Newer {
-        /// The path of the file that has the newer version.
+        /// The file that has the newer format version.
         path: PathBuf,
-        /// The format version that the file has.
+        /// The format version of the file.
         version: u32,
     },
     /// The operating system refuses an operation on a file or directory.
     #[error("cannot {what} {}: {error}{remedy}", .path.display())]
     Io {
-        /// The operation that was tried, as a verb: "make", "open", …
+        /// The failed operation, as a verb: "make", "open", …
         what: &'static str,
-        /// The file or directory on which the operation was tried.
+        /// The file or directory of the operation.
         path: PathBuf,
         /// The error of the operating system.
         error: io::Error,
-        /// Advice for the operator, which is printed after the error; empty if there is none.
+        /// Advice for the operator, printed after the error. It may be empty.
         remedy: &'static str,
     },
 }
 
 impl OpenError {
-    /// Makes a value of this type from an error of the operating system. Adds advice for the
-    /// operator that fits the kind of the error.
+    /// Makes an [`OpenError::Io`] with the advice that fits the error.
     pub fn new(what: &'static str, path: PathBuf, error: io::Error) -> Self {
         let remedies = [
             (
@@ -643,8 +591,8 @@ mod tests {
     }
 
     /// Method: a segment is to be used again while it is open for reading, while it has a second
-    /// name, and while neither is true. What a reader has opened must never change, and whoever
-    /// opens the old name later must be told that the segment is gone.
+    /// name, and while neither is true. The content that a reader has opened must never change, and
+    /// a later open of the old name must fail.
     #[test]
     fn a_file_that_somebody_reads_or_keeps_is_not_used_again() {
         let root = tempfile::tempdir().expect("a temporary directory");

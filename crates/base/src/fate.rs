@@ -1,4 +1,4 @@
-//! The word for what became of an event, in the evidence and where the queue counts.
+//! The fate of an event that a consumer did not get, for the evidence and the queue's counters.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,16 +6,14 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fate {
-    /// The output's filter does not let the event through.
+    /// The output's filter has removed the event.
     Dropped,
-    /// The consumer has got the same event before.
+    /// The consumer has received the same event before.
     Duplicate,
     /// The output has lost the event.
     Lost,
     /// The event is in a file of dead letters.
     DeadLetter,
-    /// The consumer does not take the event, although it takes others. The event has left the queue
-    /// and is tried again from a place beside it. A later word of this position alone says what
-    /// became of the event.
+    /// The output retries the event from its shelf. A later fate of its position is the final one.
     Aside,
 }

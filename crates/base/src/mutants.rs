@@ -1,16 +1,10 @@
-//! Old mistakes of the program, written at the places where they can be made again.
-//!
-//! `mutant!("name", right, wrong)` is `right`, and `mutant!("name", right)` is a statement that the
-//! mistake leaves out. Without `--cfg mutants`, which no build sets that is used, the macro is
-//! `right` itself, and nothing else of it is compiled. With it, the process does what is wrong at
-//! the place whose name is in the variable `KUBE_AUDIT_FORWARDER_MUTANT`, so that a simulation or a
-//! unit test can show whether it notices. `tests/sim/mutants.toml` says of each name what the
-//! mistake was, and `tests/sim/README.md` how they are run.
-//!
-//! The right code keeps its form, and the wrong one is as short as it can be: a condition, a
-//! constant, a statement that is missing.
+//! Known mistakes (mutants), kept in the code at the places where they could be made again.
+//! `mutant!("name", right, wrong)` means `right`; without `wrong`, the mistake is that the
+//! statement `right` is missing. With `--cfg mutants`, the process makes the mistake that the
+//! variable `KUBE_AUDIT_FORWARDER_MUTANT` names. Tests must notice it: `tests/sim/mutants.toml`
+//! describes each, and `tests/sim/README.md` says how to run them.
 
-/// Returns `true` if the mistake of this name is made by this process.
+/// Returns `true` if this process makes the mistake of this name.
 #[cfg(mutants)]
 pub fn is_active(name: &str) -> bool {
     static ACTIVE: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
@@ -18,8 +12,7 @@ pub fn is_active(name: &str) -> bool {
     ACTIVE.get_or_init(read).as_deref() == Some(name)
 }
 
-/// The right expression, and the wrong one if the mistake of this name is made. Without a wrong
-/// one, the mistake leaves the statement out.
+/// Expands to the right code.
 #[cfg(not(mutants))]
 #[macro_export]
 macro_rules! mutant {
@@ -28,8 +21,7 @@ macro_rules! mutant {
     };
 }
 
-/// The right expression, and the wrong one if the mistake of this name is made. Without a wrong
-/// one, the mistake leaves the statement out.
+/// Expands to the right code, or to the wrong code if this process makes the mistake.
 #[cfg(mutants)]
 #[macro_export]
 macro_rules! mutant {

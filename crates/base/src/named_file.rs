@@ -1,13 +1,9 @@
 //! Reads files that a config or a command line names: secrets, certificates, policies.
 //!
-//! Of a config, only regular files are read, behind any number of symlinks, as ConfigMaps and
-//! Secrets have them. Opening a FIFO would wait until somebody writes into it, reading a device may
-//! never end, and neither can be read a second time. A file system that hangs looks like a slow
-//! one, so this module notes which files are being read: code that has waited too long can name
-//! them.
-//!
-//! A command line may also name a pipe, as shells make one for `<(…)`, and standard input. They are
-//! read once, up to a limit, and as long as something comes ([`open_of_command`]).
+//! A config may name only regular files, also behind symlinks (ConfigMaps and Secrets). A FIFO or a
+//! device is refused: it may block for ever, and can't be read twice. A hanging file system looks
+//! like a slow one, so code that has waited too long can ask for the files that are being read. A
+//! command line may also name a pipe, such as a shell's `<(…)` ([`open_of_command`]).
 
 use std::collections::BTreeMap;
 use std::fs::{File, FileType, OpenOptions};
@@ -22,21 +18,17 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::lock::lock;
 
-/// The longest wait for the files that a config names. After this time the file system counts as
-/// hanging, and the command or the reload that needs the files fails.
+/// The longest wait for the files of a config. Then the command or the reload fails.
 pub const WAIT_MAX: Duration = Duration::from_secs(30);
 
-/// The longest wait for the next bytes of a pipe that a command line names.
 const QUIET_MAX: Duration = Duration::from_secs(30);
 
-/// The files that are being read or looked at now, each under a number of its own.
 static UNDER_WAY: Mutex<BTreeMap<u64, PathBuf>> = Mutex::new(BTreeMap::new());
 
 fn under_way() -> MutexGuard<'static, BTreeMap<u64, PathBuf>> {
     lock(&UNDER_WAY)
 }
 
-/// While this value exists, its file is in the list of files that are being read.
 struct Reading(u64);
 
 impl Reading {
@@ -54,8 +46,7 @@ impl Drop for Reading {
     }
 }
 
-/// Returns the files that any thread is reading now, for a message: `FILE, FILE`. If there are
-/// none, the text names no file.
+/// Returns the files that are being read, for a message: `FILE, FILE`, or general words if none is.
 pub fn names_under_way() -> String {
     let mut names: Vec<_> = under_way().values().map(|path| path.display().to_string()).collect();
     names.dedup();
@@ -65,33 +56,31 @@ pub fn names_under_way() -> String {
     }
 }
 
-/// Returns the content of a regular file. The call blocks while it reads the file.
+/// Returns the content of a regular file. Blocks on the disk.
 ///
 /// # Errors
 ///
-/// The error of the operating system; or the file is not a regular file, or has more than
-/// `bytes_max` bytes.
+/// The operating system refuses, the file is not regular, or it has more than `bytes_max` bytes.
 pub fn read(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     let _reading = Reading::of(path);
     whole(open(path)?, bytes_max)
 }
 
-/// Returns the content of a file that a command line names, which may be a pipe. The call blocks
-/// while it reads the file.
+/// Returns the content of a file or pipe that a command line names. Blocks.
 ///
 /// # Errors
 ///
-/// As for [`open_of_command`]; or the file has more than `bytes_max` bytes.
+/// The errors of [`open_of_command`] and of its reader, or more than `bytes_max` bytes.
 pub fn read_of_command(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     let _reading = Reading::of(path);
     whole(open_of_command(path)?, bytes_max)
 }
 
-/// Returns all that `from` has.
+/// Returns all bytes of a reader.
 ///
 /// # Errors
 ///
-/// The error of the reader; or it has more than `bytes_max` bytes.
+/// The error of the reader, or the reader has more than `bytes_max` bytes.
 pub fn whole(from: impl io::Read, bytes_max: u64) -> io::Result<Vec<u8>> {
     let mut content = Vec::new();
     from.take(bytes_max.saturating_add(1)).read_to_end(&mut content)?;
@@ -104,11 +93,10 @@ pub fn whole(from: impl io::Read, bytes_max: u64) -> io::Result<Vec<u8>> {
     }
 }
 
-/// A file that a command line names, to be read once.
+/// A file or pipe that a command line names, to be read once.
 pub struct OfCommand(File);
 
-/// Opens a file that a command line names. Neither the open nor a read waits for longer than half a
-/// minute for a process that writes nothing into a pipe.
+/// Opens a file or pipe that a command line names. A read fails after half a minute without data.
 ///
 /// # Errors
 ///
@@ -121,7 +109,7 @@ impl io::Read for OfCommand {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let wait = Timespec { tv_sec: QUIET_MAX.as_secs().cast_signed(), tv_nsec: 0 };
         loop {
-            // Without the wait, a pipe that nobody has opened for writing yet looks empty.
+            // Without this wait, a pipe that no writer has opened yet looks empty.
             let mut polled = [PollFd::new(&self.0, PollFlags::IN)];
             match rustix::event::poll(&mut polled, Some(&wait)) {
                 Err(rustix::io::Errno::INTR) => continue,
@@ -139,11 +127,11 @@ impl io::Read for OfCommand {
     }
 }
 
-/// Checks that a file is there, is a regular file, and can be opened. Blocks on the disk.
+/// Checks that a path leads to a regular file that can be opened. Blocks on the disk.
 ///
 /// # Errors
 ///
-/// As for [`read`].
+/// The operating system refuses, or the file is not regular.
 pub fn look(path: &Path) -> io::Result<()> {
     let _reading = Reading::of(path);
     match open(path)?.metadata()?.is_dir() {
@@ -152,38 +140,34 @@ pub fn look(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Returns `true` if the path is that of a regular file. Blocks on the disk.
+/// Returns `true` if the path leads to a regular file. Blocks on the disk.
 pub fn is_regular(path: &Path) -> bool {
     let _reading = Reading::of(path);
     path.is_file()
 }
 
-/// Opens a regular file below a directory that somebody else may have filled. No part of `path` may
-/// be a symlink, which could lead to any file of this machine, or into a loop. The open does not
-/// block.
+/// Opens a regular file below a directory that another user may have filled. Does not block. No
+/// part of `path` may be a symlink, which could lead to any file of this machine.
 ///
 /// # Errors
 ///
-/// The error of the operating system, or a sentence that says what is there instead of a regular
-/// file.
+/// The error of the operating system, or a sentence that says what `path` is instead.
 pub fn open_below(root: &Path, path: impl AsRef<Path>) -> io::Result<File> {
     let (place, kind) = below(root, path.as_ref())?;
     if let Some(kind) = kind.filter(|kind| !kind.is_file()) {
         return Err(refused(kind));
     }
-    // Somebody may have replaced the file since the check.
     let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW;
     let file = OpenOptions::new().read(true).custom_flags(flags).open(&place)?;
     let kind = file.metadata()?.file_type();
     if kind.is_file() { Ok(file) } else { Err(refused(kind)) }
 }
 
-/// Returns `true` if there is a directory below `root`, as in [`open_below`], and `false` if
-/// nothing is there.
+/// Returns `true` if `path` is a directory below `root`, and `false` if it does not exist.
 ///
 /// # Errors
 ///
-/// The error of the operating system, or a sentence that says what is there instead.
+/// The errors of [`open_below`]; or `path` is not a directory.
 pub fn is_directory_below(root: &Path, path: &Path) -> io::Result<bool> {
     match below(root, path) {
         Ok((_, Some(kind))) if !kind.is_dir() => Err(refused(kind)),
@@ -193,7 +177,7 @@ pub fn is_directory_below(root: &Path, path: &Path) -> io::Result<bool> {
     }
 }
 
-/// Returns the path of something below `root`, and what it is. No part of it is a symlink.
+/// Returns a path below `root` and its type. Refuses a symlink on it.
 fn below(root: &Path, path: &Path) -> io::Result<(PathBuf, Option<FileType>)> {
     let (mut place, mut kind) = (root.to_owned(), None);
     for part in path {
@@ -207,7 +191,6 @@ fn below(root: &Path, path: &Path) -> io::Result<(PathBuf, Option<FileType>)> {
     Ok((place, kind))
 }
 
-/// Returns the error about something that is not what it should be.
 pub(crate) fn refused(kind: FileType) -> io::Error {
     let text = format!("it is {} and not a regular file", what(kind));
     io::Error::new(io::ErrorKind::Unsupported, text)
@@ -215,20 +198,18 @@ pub(crate) fn refused(kind: FileType) -> io::Error {
 
 fn open(path: &Path) -> io::Result<File> {
     let is_wrong = |kind: FileType| !kind.is_file() && !kind.is_dir();
-    // Opening a FIFO would wake the process that waits at its other end, so the check comes first.
+    // Opening a FIFO would wake the process at its other end, so this check comes first.
     let kind = std::fs::metadata(path)?.file_type();
     if is_wrong(kind) {
         return Err(refused(kind));
     }
-    // The file may have been replaced since then, so the open must not block, and the check is made
-    // again.
+    // The file may have been replaced since then, so the open must not block.
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     let kind = file.metadata()?.file_type();
-    // A directory is let through: reading it fails with an error that says what it is.
+    // A directory passes: reading it fails with an error that says what it is.
     if is_wrong(kind) { Err(refused(kind)) } else { Ok(file) }
 }
 
-/// Returns what a file is that is not a regular file.
 fn what(kind: FileType) -> &'static str {
     if kind.is_symlink() {
         "a symlink"

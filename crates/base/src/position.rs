@@ -1,54 +1,41 @@
-//! The number of an event in the log.
-//!
-//! A position is a type of its own, so that it can't be passed for a count of events, a byte number
-//! or a file offset: those are plain `u64`.
+//! A type for the number of an event, which can't be confused with a count or an offset (`u64`).
 
 use std::fmt;
 use std::ops::{Add, AddAssign, Sub};
 
-/// The number of an event: how many events were accepted before it. The first event of a queue has
-/// the position 0. A queue on disk keeps counting after a restart; a queue in memory begins with 0
-/// in each process.
-///
-/// A position plus a count of events is a position; the difference of two positions is a count. For
-/// example, a range with the positions 10 to 14 starts at 10, ends at 15, and holds 15 - 10 = 5
-/// events.
+/// The number of an event: how many events were accepted before it. A queue on disk continues to
+/// count after a restart; a queue in memory begins with 0.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Position(u64);
 
 impl Position {
-    /// The position of the first event that a new queue accepts, 0.
+    /// The position of the first event of a new queue.
     pub const START: Self = Self(0);
 
-    /// A position that is greater than the position of every event. No queue ever accepts so many
-    /// events.
+    /// A position that is greater than the position of any event.
     pub const MAX: Self = Self(u64::MAX);
 
-    /// Makes a position from its number, which is the number of events that were accepted before
-    /// the event at this position.
+    /// Makes a position from its number.
     pub const fn new(number: u64) -> Self {
         Self(number)
     }
 
-    /// Returns the position as a plain number, as files, logs and commands show it.
+    /// Returns the number, as files, logs and commands show it.
     pub const fn get(self) -> u64 {
         self.0
     }
 
-    /// Returns this position plus 1. This is the position of the event that is accepted directly
-    /// after the event at this position.
+    /// Returns the position of the next event.
     pub const fn next(self) -> Self {
         Self(self.0 + 1)
     }
 
-    /// Returns the number of events from the position `earlier` up to this position; 0 if `earlier`
-    /// is not before this position. For example, from 10 up to 15 there are 5 events.
+    /// Returns the number of events from `earlier` up to this position; 0 if `earlier` is later.
     pub const fn saturating_since(self, earlier: Self) -> u64 {
         self.0.saturating_sub(earlier.0)
     }
 
-    /// Returns the position that is `events` smaller than this one; [`Position::START`] if fewer
-    /// than `events` events were accepted before this position.
+    /// Returns the position that is `events` before this one; at least [`Position::START`].
     pub const fn saturating_back(self, events: u64) -> Self {
         Self(self.0.saturating_sub(events))
     }
@@ -69,7 +56,6 @@ impl AddAssign<u64> for Position {
 }
 
 impl Sub for Position {
-    /// The difference of two positions, which is a number of events.
     type Output = u64;
 
     fn sub(self, earlier: Self) -> u64 {
@@ -83,7 +69,6 @@ impl fmt::Display for Position {
     }
 }
 
-/// Tests compare a position with a plain number.
 impl PartialEq<u64> for Position {
     fn eq(&self, number: &u64) -> bool {
         self.0 == *number

@@ -4,7 +4,7 @@ use std::io;
 
 use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
 
-/// Fills `bytes` with random numbers that nobody can predict.
+/// Fills `bytes` with unpredictable random numbers.
 ///
 /// # Errors
 ///

@@ -1,22 +1,19 @@
-//! Words for a screen: numbers, sizes and spans of time as the status page writes them, and texts
-//! that are safe on a terminal ([`escape`]).
+//! Words for a screen: numbers, sizes and durations as on the status page, and safe texts.
 
 pub mod escape;
 
-/// The number of seconds in a minute, an hour and a day.
 const MINUTE: u64 = 60;
 const HOUR: u64 = 60 * MINUTE;
 const DAY: u64 = 24 * HOUR;
 
-/// Returns the whole number that is nearest to `value`: 0 for a negative value or NaN, and the
-/// largest `u64` for a value above it.
+/// Rounds to a whole number from 0 (for NaN too) to `u64::MAX`.
 #[expect(clippy::cast_possible_truncation, reason = "a cast from float to integer saturates")]
 #[expect(clippy::cast_sign_loss, reason = "the value is not below 0")]
 pub fn whole(value: f64) -> u64 {
     value.max(0.0).round() as u64
 }
 
-/// Returns a number with a comma between each three digits: `1,234,567`.
+/// Returns a number with a comma between groups of three digits: `1,234,567`.
 pub fn grouped(value: u64) -> String {
     let digits = value.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
@@ -29,7 +26,7 @@ pub fn grouped(value: u64) -> String {
     text
 }
 
-/// Returns a rate or a part: with one digit after the point below 100, and as a whole number above.
+/// Returns a rate or a share: with one decimal below 100, otherwise as a whole number.
 pub fn scaled(value: f64) -> String {
     let value = value.max(0.0);
     match value > 0.0 && value < 99.95 {
@@ -51,7 +48,7 @@ pub fn bytes(value: f64) -> String {
     format!("{number} {}", units[unit])
 }
 
-/// Returns a span of time in its two largest units: `1 d 2 h`, `3 min 4 s`, `5 s`.
+/// Returns a duration in its two largest units: `1 d 2 h`, `3 min 4 s`, `5 s`.
 pub fn span(seconds: f64) -> String {
     let seconds = whole(seconds);
     let (size, unit, rest, rest_unit) = match seconds {
@@ -66,7 +63,7 @@ pub fn span(seconds: f64) -> String {
     }
 }
 
-/// Returns a short time, such as a latency: `850 µs`, `12 ms`, `3.4 s`. `–` if it is not known.
+/// Returns a short duration: `850 µs`, `12 ms`, `3.4 s`. `–` if it is unknown.
 pub fn latency(seconds: Option<f64>) -> String {
     match seconds {
         None => "–".to_owned(),
@@ -77,9 +74,7 @@ pub fn latency(seconds: Option<f64>) -> String {
     }
 }
 
-/// Returns the known word that is most similar to `text`, or `None` if no word is similar. A word
-/// is similar if it differs by one typing error, or by at most a third of the letters of `text`.
-/// For example, `multplier` finds `multiplier`.
+/// Returns the known word with the fewest typos, at most one or a third of the letters of `text`.
 pub fn nearest<'w>(text: &str, words: impl IntoIterator<Item = &'w str>) -> Option<&'w str> {
     let typos_max = (text.chars().count() / 3).max(1);
     let typos = |word: &str| strsim::damerau_levenshtein(text, word);

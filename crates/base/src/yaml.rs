@@ -1,10 +1,9 @@
 //! Parses YAML (and thereby JSON) into a tree in which each value has its position.
 //!
-//! The text must have no tags that change the type of a value. An alias becomes a
-//! copy of the value that it refers to, and the copy counts towards the size limit, so that a file
-//! of a few lines cannot grow to gigabytes. The tree does not decide whether a text without quotes
-//! is a number, a boolean or null: the code that reads the tree does, because only that code knows
-//! which type it expects.
+//! A tag that changes the type of a value is an error. An alias becomes a copy that counts towards
+//! the size limit, so that a few lines can't grow to gigabytes. The tree does not decide whether a
+//! text without quotes is a number, a boolean or null: only the code that reads it knows the wanted
+//! type.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -14,11 +13,8 @@ use saphyr_parser::{Event, Marker, Parser, ScalarStyle, Tag};
 /// The deepest nesting of lists and maps. An audit policy needs six levels.
 const DEPTH_MAX: usize = 64;
 
-/// The largest size of a tree in bytes: the bytes of all texts, and [`NODE`] bytes for each value.
-/// An alias counts as a copy of the value that it refers to. A value with an anchor counts twice,
-/// because a copy of it is kept for aliases.
+/// The limit for a tree in bytes. An alias counts as a copy, and a value with an anchor twice.
 const SIZE_MAX: usize = 8 << 20;
-/// The number of bytes that each value counts towards [`SIZE_MAX`], in addition to its text.
 const NODE: usize = 16;
 
 /// A mistake in a file.
@@ -26,9 +22,9 @@ const NODE: usize = 16;
 pub struct Problem {
     /// The line in the file, counted from 1.
     pub line: usize,
-    /// The column in characters, counted from 1.
+    /// The column, in characters, counted from 1.
     pub column: usize,
-    /// A description of the mistake, with the values that are allowed.
+    /// A description of the mistake for the operator.
     pub what: String,
 }
 
@@ -48,11 +44,11 @@ pub struct Place {
 }
 
 impl Place {
-    /// The position of the first character of a text.
+    /// The position of the first character.
     pub const START: Self = Self { line: 1, column: 1 };
 
     fn of(marker: Marker) -> Self {
-        // For an empty text the parser reports line 0.
+        // The parser reports line 0 for an empty text.
         Self { line: marker.line().max(1), column: marker.col() + 1 }
     }
 
@@ -65,40 +61,35 @@ impl Place {
 /// A value in the tree.
 #[derive(Debug, Clone)]
 pub struct Node {
-    /// The position in the text at which the value begins.
+    /// The position of the first character.
     pub place: Place,
     /// The value.
     pub value: Value,
-    /// The number of bytes that this value and all values in it count towards [`SIZE_MAX`].
     size: usize,
 }
 
 impl Default for Node {
-    /// Returns an empty map at the start of the text.
     fn default() -> Self {
         Self { place: Place::START, value: Value::Map(Vec::new()), size: NODE }
     }
 }
 
-/// What a text of YAML may hold.
+/// A value of YAML, without its position.
 #[derive(Debug, Clone)]
 pub enum Value {
-    /// One value that is written as a text.
+    /// A single value.
     Scalar {
         /// The text, without quotes.
         text: String,
-        /// `true` if the text is written without quotes and without the tag `!!str`: `1` is then a
-        /// number, and an empty text is null.
+        /// `true` without quotes and without the tag `!!str`: the text may be a number or null.
         plain: bool,
     },
     /// The values of a list.
     List(Vec<Node>),
-    /// The pairs of key and value, in the order of the text. Keys are kept as they are written, and
-    /// duplicate keys are kept too.
+    /// The keys and values, in the order of the text. Duplicate keys are kept.
     Map(Vec<(Node, Node)>),
 }
 
-/// A list or map whose end the parser has not reached yet.
 struct Open {
     anchor: usize,
     place: Place,
@@ -107,11 +98,11 @@ struct Open {
     size: usize,
 }
 
-/// Parses a text, which must have one YAML document, and returns the value at the top of its tree.
+/// Returns the value of the only YAML document in a text.
 ///
 /// # Errors
 ///
-/// The same as those of [`documents`], and a second document.
+/// The errors of [`documents`], no document, or a second one.
 pub fn parse(text: &str) -> Result<Node, Problem> {
     let mut documents = documents(text)?.into_iter();
     match (documents.next(), documents.next()) {
@@ -123,8 +114,7 @@ pub fn parse(text: &str) -> Result<Node, Problem> {
     }
 }
 
-/// Parses a text, and returns the value of each YAML document in it. A document without a value, as
-/// behind a `---` at the end, is left out.
+/// Returns the value of each YAML document in a text, except empty ones (after a last `---`).
 ///
 /// # Errors
 ///
@@ -145,7 +135,7 @@ pub fn documents(text: &str) -> Result<Vec<Node>, Problem> {
     Ok(tree.documents)
 }
 
-/// Returns the value of a field of a map; `None` if the node is not a map, or lacks the field.
+/// Returns the value of a field; `None` if the node is not a map or lacks the field.
 pub fn field<'n>(node: &'n Node, name: &str) -> Option<&'n Node> {
     let Value::Map(pairs) = &node.value else { return None };
     pairs.iter().find(|(key, _)| scalar(key) == Some(name)).map(|(_, value)| value)
@@ -157,7 +147,7 @@ pub fn scalar(node: &Node) -> Option<&str> {
 }
 
 impl Node {
-    /// Moves the value, and all values in it, to other positions.
+    /// Changes the positions of the value and of all values in it.
     pub fn relocate(&mut self, to: &impl Fn(Place) -> Place) {
         self.place = to(self.place);
         match &mut self.value {
@@ -171,13 +161,10 @@ impl Node {
     }
 }
 
-/// The trees of YAML documents, while they are built.
 #[derive(Default)]
 struct Tree {
     documents: Vec<Node>,
-    /// The lists and maps whose end is not reached yet; the innermost is last.
     open: Vec<Open>,
-    /// The values that have an anchor, by the number of the anchor. Aliases refer to these values.
     anchored: HashMap<usize, Node>,
     size: usize,
 }
@@ -245,9 +232,7 @@ impl Tree {
         self.put(anchor, Node { place, value, size })
     }
 
-    /// Adds a complete value to the innermost list or map whose end is not reached yet. If there is
-    /// none, the value is a document. If the value has an anchor (`anchor` is not 0), a copy is
-    /// kept for aliases.
+    /// Adds a complete value to the innermost unfinished list or map; without one it is a document.
     fn put(&mut self, anchor: usize, node: Node) -> Result<(), Problem> {
         if anchor != 0 {
             self.count(node.size, node.place)?;
@@ -263,8 +248,7 @@ impl Tree {
         Ok(())
     }
 
-    /// Adds `size` bytes to the size of the tree; must be called before a value of this size is
-    /// copied or added to the tree. Returns an error if the tree would be larger than [`SIZE_MAX`].
+    /// Must be called before a value of this size is copied or added. Fails above [`SIZE_MAX`].
     fn count(&mut self, size: usize, place: Place) -> Result<(), Problem> {
         self.size += size;
         match self.size > SIZE_MAX {
@@ -274,8 +258,7 @@ impl Tree {
     }
 }
 
-/// Returns `true` if the value has a tag that names its usual type, such as `!!str`, and `false` if
-/// it has no tag. Returns an error if it has another tag.
+/// Returns `true` for the usual tag (such as `!!str`), and `false` for none. Others are errors.
 fn check_tag(tag: Option<&Tag>, place: Place, usual: &str) -> Result<bool, Problem> {
     match tag {
         None => Ok(false),

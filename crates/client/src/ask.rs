@@ -1,11 +1,7 @@
-//! Asks servers over HTTP/1.1, with or without TLS.
-//!
-//! A [`Target`] is a server and the credentials for it. Most callers send each request on a
-//! connection of its own ([`Target::open`], [`Target::get`] and others). `replay` and `demo` keep a
-//! [`Connection`] for the next request, and `output` makes the stream of its connections itself.
-//!
-//! Every wait has a time limit, and every body a size limit. An error says what was tried, at which
-//! URL, and what the operator can do. No message contains a token or the query of a URL.
+//! Asks servers over HTTP/1.1, with or without TLS. A [`Target`] is a server and its credentials.
+//! Most callers send each request on a new connection ([`Target::open`], [`Target::get`] and
+//! others). Every wait has a limit. An error names the URL and the failed step, but no token and no
+//! query of a URL.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -33,50 +29,42 @@ use crate::{net, tls};
 use base::words::escape::is_plain;
 use config::ClientTls;
 
-/// The time limit for a connection, with its TLS handshake.
 const CONNECT: Duration = Duration::from_secs(10);
 
-/// The time limit for the head of an answer, for each further part of its body, and for a whole
-/// [`Target::post`]. kube-apiserver takes seconds to write all of its metrics.
+/// The time limit for an answer's head, each part of its body, and a whole [`Target::post`].
+/// kube-apiserver takes seconds to write all of its metrics.
 const WAIT: Duration = Duration::from_secs(30);
 
-/// The time limit for a whole [`Target::get`].
 const TOTAL: Duration = Duration::from_secs(120);
 
-/// The TCP keepalive interval of a connection.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
-/// The greatest number of bytes in the body of an answer. The metrics of a large kube-apiserver
-/// have tens of megabytes.
+/// The limit for a body. The metrics of a large kube-apiserver have tens of megabytes.
 pub const BODY_MAX: u64 = 64 << 20;
 
-/// The greatest number of bytes that are read of a refusal, or of an answer to
-/// [`Target::exchange`].
 const ANSWER_MAX: usize = 64 << 10;
 
-/// The number of characters after which a message cuts the text of a refusal.
 const SHOWN_CHARS_MAX: usize = 300;
 
-/// The value of the header `User-Agent` in all requests of this program.
+/// The header `User-Agent` of all requests of this program.
 pub const USER_AGENT: &str = concat!("kube-audit-forwarder/", env!("CARGO_PKG_VERSION"));
 
 const ALLOWED: &str = "allowed: http://HOST:PORT or https://HOST:PORT";
 
-/// The content types of requests.
+/// The content type of a request with JSON.
 pub const JSON: &str = "application/json";
 const TEXT: &str = "text/plain; charset=utf-8";
 
-/// The kind of the reason why a server was asked in vain. Callers decide by it, and never by the
-/// text of the reason.
+/// The category of an [`AskError`]. Callers decide by it, and never by the text of the reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AskFault {
-    /// The answer has this status, and not 200.
+    /// The answer has this status instead of 200.
     Status(u16),
     /// The name of the server has no address.
     NoAddress,
-    /// Nothing takes the connection, or answers the TLS handshake in time.
+    /// No connection was accepted, or no TLS handshake ended in time.
     NoConnection,
-    /// None of the authorities has signed the server's certificate.
+    /// No trusted CA has signed the server's certificate.
     Issuer,
     /// The server's certificate is valid for other names.
     Name,
@@ -84,12 +72,11 @@ pub enum AskFault {
     Time,
     /// The server does not speak TLS.
     NoTls,
-    /// The reason is another one.
+    /// A reason without a category of its own.
     Other,
 }
 
 impl AskFault {
-    /// Returns the kind of the error that ended a TLS handshake.
     fn of_handshake(error: &io::Error) -> Self {
         use rustls::CertificateError as Wrong;
         use rustls::Error::InvalidCertificate;
@@ -110,13 +97,12 @@ impl AskFault {
     }
 }
 
-/// The reason why a server was asked in vain.
+/// The reason why a request has no usable answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{url}: {reason}")]
 pub struct AskError {
-    /// The kind of the reason.
+    /// The category of the reason.
     pub fault: AskFault,
-    /// The URL, without its query.
     url: String,
     /// The reason, without the URL.
     pub reason: String,
@@ -125,7 +111,7 @@ pub struct AskError {
 /// An answer to [`Target::exchange`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
-    /// The status.
+    /// The HTTP status of the answer.
     pub status: u16,
     /// The media type of the body, in lower case and without parameters; empty if there is none.
     pub media_type: String,
@@ -133,22 +119,18 @@ pub struct Answer {
     pub body: Vec<u8>,
 }
 
-/// A server that can be asked, and the credentials for it.
+/// A server, and the credentials for it.
 #[derive(Clone)]
 pub struct Target {
     https: bool,
     host: String,
     port: u16,
-    /// The path of the server's own URL, without a slash at its end.
     base: String,
-    /// See [`Target::given`].
     path: Option<String>,
     tls: Option<Arc<tls::Client>>,
-    /// The names of which the server's certificate must have one, in the order in which they are
-    /// tried. If there is none, the host is the name.
+    /// Names for the server's certificate, in the order of their use. Empty: the host is the name.
     names: Vec<String>,
     authorization: Option<HeaderValue>,
-    /// `true` if a compressed answer is an error.
     is_plain: bool,
 }
 
@@ -160,7 +142,7 @@ impl fmt::Display for Target {
 }
 
 impl Target {
-    /// Makes a target from a URL. A path of the URL can be asked for with [`Target::given`].
+    /// Makes a target from a URL. The URL's path is not requested by itself; see [`Target::given`].
     ///
     /// # Errors
     ///
@@ -169,7 +151,7 @@ impl Target {
         Self::of(&Url::parse(url).map_err(|error| format!("is not a URL ({error}), {ALLOWED}"))?)
     }
 
-    /// Makes a target from a URL that is parsed already.
+    /// Makes a target from a parsed URL.
     ///
     /// # Errors
     ///
@@ -204,8 +186,7 @@ impl Target {
         })
     }
 
-    /// Makes a compressed answer an error. Without this call, the compressed bytes are given as
-    /// they come.
+    /// Makes a compressed answer an error. Otherwise callers get the compressed bytes.
     pub fn plain(self) -> Self {
         Self { is_plain: true, ..self }
     }
@@ -215,8 +196,8 @@ impl Target {
         self.https
     }
 
-    /// Returns the target with credentials for its server: TLS settings, the names of which the
-    /// server's certificate must have one (the host, if there are none), and a bearer token.
+    /// Returns the target with TLS settings, names for the server's certificate, and a bearer
+    /// token. The certificate must have one of the names, or without names the host.
     ///
     /// # Errors
     ///
@@ -247,8 +228,8 @@ impl Target {
         Ok(Self { authorization: Some(value), ..self })
     }
 
-    /// Returns a target at another address that is the same server, or another instance of it. Its
-    /// certificate may have the name of this target, the address, or one of `names`.
+    /// Returns a target at another address of the same server, or of another instance. Its
+    /// certificate may have a name of this target, `host`, or one of `names`.
     pub fn at(&self, host: &str, port: u16, names: &[&str]) -> Self {
         let mut all = match self.names.is_empty() {
             true => vec![self.host.clone()],
@@ -271,19 +252,17 @@ impl Target {
         self.path.as_deref().is_some_and(|path| path.contains('?'))
     }
 
-    /// Returns the path that was given with the URL, with its query and without a slash at its end;
-    /// `None` if it was only the root.
+    /// Returns the URL's path and query, without a slash at the path's end; `None` if it is empty.
     pub fn given(&self) -> Option<&str> {
         self.path.as_deref()
     }
 
-    /// Returns the path of the server's own URL, without a slash at its end.
+    /// Returns the path of the URL, without its query and without a slash at its end.
     pub fn base(&self) -> &str {
         &self.base
     }
 
-    /// Returns the host and the port, as kube-apiserver writes them in the label `host`: without
-    /// the port if it is the default, 80 or 443.
+    /// Returns the host, and the port if it is not the default, as the label `host` has them.
     pub fn authority(&self) -> String {
         let has_default_port = self.port == if self.https { 443 } else { 80 };
         let host = match self.host.contains(':') {
@@ -298,13 +277,12 @@ impl Target {
         format!("{}://{}", if self.https { "https" } else { "http" }, self.authority())
     }
 
-    /// Sends a GET for `path`, and gives each part of the body to `sink`, whose error ends the
-    /// request. Returns the time of the answer by the server's own clock, in seconds since 1970;
-    /// `None` if it has no valid header `Date`.
+    /// Sends a GET, and gives each part of the body to `sink`. Returns the header `Date` in seconds
+    /// since 1970; `None` if it is missing or not valid.
     ///
     /// # Errors
     ///
-    /// [`AskError`]: there was no complete answer with status 200, or `sink` did not take it.
+    /// [`AskError`]: there was no complete answer with status 200, or `sink` returned an error.
     pub async fn get(
         &self,
         path: &str,
@@ -332,8 +310,7 @@ impl Target {
         Ok(body)
     }
 
-    /// Sends a POST with this JSON body, and returns the end of the validity of the server's
-    /// certificate (notAfter), in seconds since 1970; `None` without TLS.
+    /// Sends a POST with JSON. With TLS, returns the certificate's notAfter, in seconds since 1970.
     ///
     /// # Errors
     ///
@@ -347,12 +324,11 @@ impl Target {
         self.within(WAIT, path, asked).await.map(|reply| reply.not_after())
     }
 
-    /// Sends a POST with this text, and returns the answer, whatever its status is. Waits at most
-    /// for `limit`.
+    /// Sends a POST with text, and returns the answer with any status. Waits at most for `limit`.
     ///
     /// # Errors
     ///
-    /// [`AskError`]: there was no complete answer, or a success had more than 64 KiB.
+    /// [`AskError`]: there was no complete answer, or one with status 200 and more than 64 KiB.
     pub async fn exchange(
         &self,
         path: &str,
@@ -378,8 +354,7 @@ impl Target {
         self.within(limit, path, asked).await
     }
 
-    /// Sends a request on a new connection, and returns the answer, whatever its status is. `body`
-    /// is the content type and the bytes of the request's body.
+    /// Sends a request on a new connection. `body` is the content type and the bytes.
     ///
     /// # Errors
     ///
@@ -410,7 +385,7 @@ impl Target {
     ///
     /// # Errors
     ///
-    /// The path cannot be in a request.
+    /// The path cannot be part of a request.
     pub fn request(
         &self,
         method: Method,
@@ -431,12 +406,11 @@ impl Target {
         request.body(Full::new(body.map(|(_, body)| body).unwrap_or_default()))
     }
 
-    /// Makes a connection, and tries the names of the server's certificate one after the other,
-    /// each on a new TCP connection.
+    /// Makes a connection. Tries each name for the certificate on a new TCP connection.
     ///
     /// # Errors
     ///
-    /// The reason why there is no connection before `deadline`, as a value and as a text.
+    /// The reason why there is no connection before `deadline`, as a category and as a text.
     pub async fn connect(&self, deadline: Instant) -> Result<Connection, (AskFault, String)> {
         let other = |what: String| (AskFault::Other, what);
         let begun = |error: hyper::Error| other(format!("no HTTP answer: {error}"));
@@ -478,12 +452,11 @@ impl Target {
             };
             (fault, chain(&error))
         })?;
-        // Without the socket options a silent server is noticed by the time limits.
+        // Without the options, a silent server is still noticed by the time limits.
         net::tune_dialled(&stream, KEEPALIVE, WAIT).ok();
         Ok(stream)
     }
 
-    /// Does the TLS handshake on a new connection.
     async fn handshake(
         &self,
         server: ServerName<'static>,
@@ -502,7 +475,6 @@ impl Target {
         })
     }
 
-    /// Gives the body of an answer to `sink`, part by part. The answer must have status 200.
     async fn take(
         &self,
         path: &str,
@@ -531,7 +503,6 @@ impl Target {
         Ok(reply)
     }
 
-    /// Ends a request with an error after the time `limit`.
     async fn within<T>(
         &self,
         limit: Duration,
@@ -549,8 +520,7 @@ impl Target {
     }
 }
 
-/// Returns the text of an error and of its causes, separated by colons. The text of a cause is left
-/// out if the result contains it already.
+/// Returns the text of an error and of its causes, separated by colons, without repetitions.
 pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -565,21 +535,19 @@ pub fn chain(error: &dyn Error) -> String {
     text
 }
 
-/// Reads the reason of a refusal, and returns it as the end of a message, as [`shown`] does; empty
-/// if there is none.
+/// Returns the reason in the body of a refusal, in the form of [`shown`]; empty if there is none.
 pub async fn refusal(reply: &mut Reply) -> String {
     let read = timeout(WAIT, reply.read(ANSWER_MAX)).await;
     read.ok().and_then(Result::ok).map(|(body, _)| shown(&body)).unwrap_or_default()
 }
 
-/// The body of an answer that refuses a request, as Kubernetes and a relay send it.
+/// The body of a refusal, as Kubernetes and a relay send it.
 #[derive(Deserialize)]
 struct Status {
     message: String,
 }
 
-/// Returns the reason of a refusal, which is the body of an answer, as the end of a message: a
-/// colon and the text, which is safe for a terminal; empty if there is none.
+/// Returns the end of a message about a refusal: `: reason`, safe for a terminal, or nothing.
 pub fn shown(body: &[u8]) -> String {
     let message = match serde_json::from_slice::<Status>(body) {
         Ok(status) => status.message,
@@ -592,7 +560,6 @@ pub fn shown(body: &[u8]) -> String {
     format!(": {}", message.chars().take(SHOWN_CHARS_MAX).map(safe).collect::<String>())
 }
 
-/// Returns the end of a message about a refusal: the likely cause, if the status has one.
 fn remedy(status: StatusCode) -> &'static str {
     match status {
         StatusCode::UNAUTHORIZED => "; the credentials are missing or have expired",

@@ -1,8 +1,5 @@
-//! The part that all clients of a Kafka cluster share: the settings of librdkafka, the secrets that
-//! are read from files, and librdkafka's errors and log.
-//!
-//! librdkafka works in threads of its own, and its calls may block. Therefore none of its calls is
-//! made on the runtime's threads.
+//! The common part of all clients of a Kafka cluster: settings, secrets, errors and the log.
+//! librdkafka has its own threads, and its calls may block: no thread of the runtime may call it.
 
 use std::io;
 use std::path::Path;
@@ -19,11 +16,9 @@ use base::named_file;
 use config::SaslMechanism;
 use telemetry::AttemptError;
 
-/// The shortest timeout that librdkafka accepts for setting up a connection. For a request it would
-/// accept 10 ms, but both timeouts have the same bounds here.
+/// librdkafka's shortest timeout for setting up a connection; requests have the same bound here.
 const SETUP_MIN: Duration = Duration::from_secs(1);
-/// The longest timeout that librdkafka accepts for a request. For setting up a connection it would
-/// accept 24 days.
+/// librdkafka's longest timeout for a request; setting up a connection has the same bound here.
 const SETUP_MAX: Duration = Duration::from_secs(300);
 
 /// An error of a Kafka client. The text names brokers by host and port.
@@ -37,19 +32,17 @@ pub struct Trouble {
 }
 
 impl Trouble {
-    /// Makes a `Trouble` from an error of librdkafka. `words` is librdkafka's own description of
-    /// the error, or empty if there is none.
+    /// Makes a `Trouble`. `words` is librdkafka's own description of the error; may be empty.
     pub fn new(error: &KafkaError, words: &str) -> Self {
         let code = error.rdkafka_error_code();
         let message = match (error, code) {
-            // The error's own text would contain the value too, which may be a password or a key.
+            // The error's own text also contains the value, which may be a password or a key.
             (KafkaError::ClientConfig(_, what, key, _), _) => format!("{key}: {what}"),
             _ if !words.is_empty() => words.to_owned(),
             (_, Some(code)) => code.to_string(),
             (_, None) => error.to_string(),
         };
-        // If a broker ends a connection because of the client certificate, librdkafka reports only
-        // a broken connection. Its text then names SSL.
+        // librdkafka reports a refused client certificate as a broken connection, with `SSL`.
         let reason = match code {
             Some(RDKafkaErrorCode::BrokerTransportFailure) if message.contains("SSL") => {
                 AttemptError::Tls
@@ -61,8 +54,6 @@ impl Trouble {
     }
 }
 
-/// The reasons under which errors of librdkafka are counted. Every other error counts as
-/// `protocol`.
 const REASONS: [(RDKafkaErrorCode, AttemptError); 9] = [
     (RDKafkaErrorCode::Resolve, AttemptError::Resolve),
     (RDKafkaErrorCode::SSL, AttemptError::Tls),
@@ -80,40 +71,32 @@ fn reason(code: RDKafkaErrorCode) -> AttemptError {
     known.map_or(AttemptError::Protocol, |(_, reason)| *reason)
 }
 
-/// Writes a line of librdkafka's log to the relay's log, with `name` as the field `of`. The level
-/// is always debug, because librdkafka logs each attempt to connect. The problems that an operator
-/// needs to know are logged by outputs and sources themselves.
+/// Logs a line of librdkafka at the level debug, because it logs each attempt to connect.
 pub fn log(name: &str, level: RDKafkaLogLevel, facility: &str, message: &str) {
     tracing::debug!(of = name, ?level, facility, message, "librdkafka");
 }
 
-/// The secrets that a Kafka client needs, read from the files that the config names. All files are
-/// read and checked together, and a client never mixes secrets that were read at different times.
+/// The secrets of a Kafka client. One value never mixes files that were read at different times.
 #[derive(Default, PartialEq)]
 pub struct Secrets {
     ca: Option<String>,
     identity: Option<(String, String)>,
-    /// The user name and the password; `None` if the config has no SASL.
     sasl: Option<(String, String)>,
-    /// The end of the client certificate's validity, in seconds since 1970; `None` if there is no
-    /// client certificate, or if it cannot be parsed.
     not_after: Option<i64>,
 }
 
-/// A topic: its name, its brokers, and the secrets that a client needs. All clients of the topic
+/// A Kafka cluster and the one topic in it: brokers, topic and secrets. All clients of the topic
 /// share this value.
 pub struct Cluster {
     config: config::Kafka,
-    /// The secrets in use; `None` until the first call of [`Cluster::apply`].
     secrets: watch::Sender<Option<Arc<Secrets>>>,
 }
 
-/// Reports when the secrets of a [`Cluster`] have changed, as long as the cluster lives. Make this
-/// value before the client, so that no change is missed.
+/// Reports changes of a [`Cluster`]'s secrets. Make it before the client, so that none is missed.
 pub type Changes = watch::Receiver<Option<Arc<Secrets>>>;
 
 impl Cluster {
-    /// Makes a cluster from the config. This function reads no file and makes no connection.
+    /// Makes a cluster from the config. Reads no file and makes no connection.
     pub fn new(config: &config::Kafka) -> Self {
         Self { config: config.clone(), secrets: watch::Sender::new(None) }
     }
@@ -123,15 +106,13 @@ impl Cluster {
         &self.config.topic
     }
 
-    /// Returns the addresses of the brokers from the config: `host:port,host:port`.
+    /// Returns the configured brokers as `host:port,host:port`.
     pub fn brokers(&self) -> String {
         let brokers: Vec<_> = self.config.brokers.iter().map(ToString::to_string).collect();
         brokers.join(",")
     }
 
-    /// Puts secrets in use for the clients that are made from now on. If the secrets differ from
-    /// the previous secrets, each value of type [`Changes`] reports a change, so that older clients
-    /// can be replaced.
+    /// Sets the secrets for new clients. If they differ, each value of type [`Changes`] reports it.
     pub fn apply(&self, secrets: Secrets) {
         self.secrets.send_if_modified(|current| {
             let changed = current.as_deref() != Some(&secrets);
@@ -142,12 +123,11 @@ impl Cluster {
         });
     }
 
-    /// Reads the files with secrets that the config names, checks the TLS files, and returns the
-    /// secrets. Blocks the thread. The secrets are not in use before [`Cluster::apply`].
+    /// Reads the secrets and checks the TLS files. [`Cluster::apply`] uses them. Blocks the thread.
     ///
     /// # Errors
     ///
-    /// A text that names the file and says what is wrong with it.
+    /// A text that names the file and its fault.
     pub fn read(&self) -> Result<Secrets, String> {
         let pem = |file: &Path| {
             let content = named_file::read(file, tls::FILE_BYTES_MAX);
@@ -156,8 +136,7 @@ impl Cluster {
         };
         let mut secrets = Secrets::default();
         if let Some(tls) = &self.config.tls {
-            // The result is used only to check the files, and for the end of the certificate's
-            // validity: the connections use OpenSSL, not rustls.
+            // Checks the files and parses notAfter; connections use OpenSSL, not rustls.
             let client = tls::Client::read(tls, &[], None).map_err(|error| error.to_string())?;
             secrets.not_after = client.not_after();
             secrets.ca = tls.ca.as_deref().map(pem).transpose()?;
@@ -175,21 +154,17 @@ impl Cluster {
         Ok(secrets)
     }
 
-    /// Returns the end of the validity of the client certificate in use, in seconds since 1970;
-    /// `None` if there is no client certificate, or if it cannot be parsed.
+    /// Returns the client certificate's notAfter, in seconds since 1970, if it is known.
     pub fn not_after(&self) -> Option<i64> {
         self.secrets.borrow().as_ref().and_then(|secrets| secrets.not_after)
     }
 
-    /// Makes a value that reports when the secrets change after this call. Clients that were made
-    /// before the change should then be replaced.
+    /// Reports each later change of the secrets. Clients made before a change should be replaced.
     pub fn changes(&self) -> Changes {
         self.secrets.subscribe()
     }
 
-    /// Returns librdkafka's settings that all clients of the cluster have in common, with the
-    /// secrets in use. `connect` is the timeout for setting up a connection, `request` the timeout
-    /// for the answer to a request.
+    /// Returns the settings of all clients, with the timeouts for connecting and for an answer.
     pub fn client(&self, connect: Duration, request: Duration) -> ClientConfig {
         let mut client = ClientConfig::new();
         let millis = |time: Duration| time.clamp(SETUP_MIN, SETUP_MAX).as_millis().to_string();
@@ -207,8 +182,7 @@ impl Cluster {
             .set("socket.connection.setup.timeout.ms", millis(connect))
             .set("socket.timeout.ms", millis(request))
             .set("socket.keepalive.enable", "true")
-            // A typing error in the config must not create a topic with one partition and no
-            // replica.
+            // A typing error must not create a topic with one partition and no replica.
             .set("allow.auto.create.topics", "false")
             // Brokers must not get metrics that the config does not ask for.
             .set("enable.metrics.push", "false");
@@ -236,13 +210,11 @@ impl Cluster {
         client
     }
 
-    /// Asks the brokers if the topic exists, and returns `Ok` if it does. Blocks the thread for at
-    /// most `limit`.
+    /// Checks that the topic exists. Blocks the thread for at most `limit`.
     ///
     /// # Errors
     ///
-    /// No broker answers, or the brokers report an error for the topic, such as that it does not
-    /// exist.
+    /// No broker answers, or the brokers report an error, such as that the topic does not exist.
     pub fn find_topic<C: ClientContext>(
         &self,
         client: &Client<C>,

@@ -1,5 +1,4 @@
-//! Binds and dials TCP sockets, looks up names, and sets the options of sockets. Nothing here knows
-//! a protocol above TCP.
+//! Binds and dials TCP sockets, looks up names, and sets socket options.
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -13,14 +12,10 @@ mod unacknowledged;
 
 pub use unacknowledged::unacknowledged;
 
-/// The number of connections that the kernel may complete on a listening socket before the relay
-/// accepts them. kube-apiserver may open dozens at once after a pause; if more than a thousand
-/// wait, the accept loop itself is the problem.
+/// The limit for connections that wait for accept(2). kube-apiserver may open dozens at once.
 const BACKLOG: u32 = 1024;
 
-/// The limit for bytes that the kernel holds for one connection and has not sent yet
-/// (TCP_NOTSENT_LOWAT). Bytes that are sent to the peer and not acknowledged do not count. The
-/// limit is low, because the bytes in the kernel must be sent again when the connection breaks.
+/// The limit for unsent bytes in the kernel (TCP_NOTSENT_LOWAT). After a break they are sent again.
 const NOT_SENT_MAX: u32 = 512 * 1024;
 
 /// The reason why a connection could not be made.
@@ -34,8 +29,7 @@ pub enum DialError {
         /// The error of the resolver.
         source: io::Error,
     },
-    /// No address of the name, or not the one address, accepted the connection. The fields are
-    /// those of the last attempt.
+    /// No address of the name accepted the connection. The fields are those of the last attempt.
     #[error("cannot connect to {address}: {source}")]
     Connect {
         /// The address that was tried last.
@@ -51,13 +45,11 @@ pub enum DialError {
     },
 }
 
-/// Makes a socket that listens on `address`, even if connections of a former process on this
-/// address are still in TIME_WAIT.
+/// Makes a listening socket, even while old connections on this address are in TIME_WAIT.
 ///
 /// # Errors
 ///
-/// The error of the kernel: the address is in use or does not exist, or the process may not bind
-/// it.
+/// The error of the kernel: `address` is in use or does not exist, or the process may not bind it.
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
@@ -65,11 +57,9 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Returns all addresses that a host has now, in the order of the resolver. The resolver is
-/// getaddrinfo(3), which asks the hosts file, the DNS, and other sources of the system. A lookup
-/// may be slow, and continues in its thread even if the future is dropped. `held` (such as a
-/// semaphore permit) is dropped only when the lookup has ended, so that callers can limit the
-/// number of threads that wait for the resolver.
+/// Returns the addresses of a host, in the order of getaddrinfo(3). A slow lookup continues in its
+/// thread even if the future is dropped. `held`, such as a permit that limits these threads, is
+/// dropped only when the lookup has ended.
 ///
 /// # Errors
 ///
@@ -87,12 +77,11 @@ pub async fn resolve(
     Ok(looking_up.await.map_err(io::Error::other)??.collect())
 }
 
-/// Connects to one address. The attempt fails if there is no connection before `deadline`.
+/// Connects to one address, before `deadline`.
 ///
 /// # Errors
 ///
-/// [`DialError::Connect`] is the error of the kernel. [`DialError::Timeout`] means that the
-/// deadline has passed.
+/// [`DialError::Connect`] or [`DialError::Timeout`].
 pub async fn connect(address: SocketAddr, deadline: Instant) -> Result<TcpStream, DialError> {
     match timeout_at(deadline, TcpStream::connect(address)).await {
         Ok(connected) => connected.map_err(|source| DialError::Connect { address, source }),
@@ -100,10 +89,8 @@ pub async fn connect(address: SocketAddr, deadline: Instant) -> Result<TcpStream
     }
 }
 
-/// Returns how many sockets of this network namespace listen on a TCP port, whoever has them;
-/// `None` if the kernel does not tell.
+/// Counts the listening sockets on a TCP port in this network namespace, if they are known.
 pub fn sockets_listening_on(port: u16) -> Option<usize> {
-    /// The state of a socket that listens, as the kernel writes it.
     const LISTENS: &str = "0A";
     let listens = |line: &&str| {
         let mut words = line.split_ascii_whitespace().skip(1);
@@ -117,20 +104,18 @@ pub fn sockets_listening_on(port: u16) -> Option<usize> {
     (!tables.is_empty()).then(|| tables.iter().map(|it| it.lines().filter(listens).count()).sum())
 }
 
-/// Looks up the name `host`, tries its addresses one after the other, and returns the first
-/// connection. The call fails if there is no connection before `deadline`.
+/// Looks up `host`, tries its addresses one after the other, and returns the first connection.
 ///
 /// # Errors
 ///
-/// [`DialError`]: the name has no address, no address accepted, or the deadline has passed.
+/// [`DialError`]: the name has no address, no address accepted, or `deadline` has passed.
 pub async fn dial(host: &str, port: u16, deadline: Instant) -> Result<TcpStream, DialError> {
     let attempt = async {
         let unresolved = |source| DialError::Resolve { host: host.to_owned(), source };
         let addresses = resolve(host.to_owned(), port, ()).await.map_err(unresolved)?;
         let mut last = None;
         for (index, address) in addresses.iter().enumerate() {
-            // An address that does not react may use its share of the time left, such as 5 s of
-            // 10 s with one more address to try; the rest is for the other addresses.
+            // A silent address may use only its share of the time left.
             let left = deadline.saturating_duration_since(Instant::now());
             let share = left / u32::try_from(addresses.len() - index).unwrap_or(u32::MAX);
             let connecting = tokio::time::timeout(share, TcpStream::connect(address)).await;
@@ -149,8 +134,7 @@ pub async fn dial(host: &str, port: u16, deadline: Instant) -> Result<TcpStream,
     }
 }
 
-/// Sets the options of an accepted connection: small answers are sent without delay, and a dead
-/// peer is noticed by keepalive.
+/// Makes the kernel send small answers without delay, and detect a dead peer by keepalive.
 ///
 /// # Errors
 ///
@@ -160,9 +144,8 @@ pub fn tune_accepted(stream: &TcpStream) -> io::Result<()> {
     SockRef::from(stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(Duration::from_secs(60)))
 }
 
-/// Sets the options of a connection that was dialled. `keepalive` is the time without traffic
-/// before the kernel's first probe, and the time between two probes. `silence` is the time for
-/// which sent bytes may stay unacknowledged before the kernel ends the connection
+/// Sets the options of a dialled connection. `keepalive` is the time before and between the
+/// kernel's probes. `silence` limits the wait for an acknowledgement of sent bytes
 /// (TCP_USER_TIMEOUT, RFC 5482).
 ///
 /// # Errors
@@ -176,8 +159,7 @@ pub fn tune_dialled(stream: &TcpStream, keepalive: Duration, silence: Duration) 
     socket.set_tcp_notsent_lowat(NOT_SENT_MAX)
 }
 
-/// Returns a random age between 90 % and 110 % of `age`, so that connections that were made
-/// together do not all end together.
+/// Returns 90 % to 110 % of `age`, so that connections that began together do not all end together.
 pub fn jittered(age: Duration) -> Duration {
     age.mul_f64(0.9 + 0.2 * fastrand::f64())
 }

@@ -1,8 +1,5 @@
-//! Makes the TLS settings of listeners, outputs and other clients from PEM files.
-//!
-//! A [`Server`] or [`Client`] is made completely or not at all. If a file is half written, cannot
-//! be parsed, or does not fit the others, the settings in use stay in use. Reading files blocks;
-//! callers do it off the runtime's threads.
+//! Makes TLS settings from PEM files. This blocks: no thread of the runtime may do it. If a file is
+//! half written, cannot be parsed, or does not fit the others, the old settings stay in use.
 
 mod accept;
 mod verify;
@@ -45,9 +42,9 @@ pub enum TlsError {
     /// The content of a file cannot be used.
     #[error("{} holds {what}", file.display())]
     Content {
-        /// The path of the file.
+        /// The file with this content.
         file: PathBuf,
-        /// The end of the error message, after the word "holds", such as `no certificate in PEM`.
+        /// The end of the message, after "holds", such as `no certificate in PEM`.
         what: String,
     },
     /// rustls does not accept the certificate or CA.
@@ -55,8 +52,7 @@ pub enum TlsError {
     Unusable {
         /// The certificate or CA file.
         file: PathBuf,
-        /// The error of rustls. Its text may speak of a peer's certificate, although the file
-        /// belongs to the relay itself.
+        /// The error of rustls. It may mention a peer's certificate, but the file is the relay's.
         source: rustls::Error,
     },
     /// The private key does not belong to the certificate.
@@ -67,8 +63,7 @@ pub enum TlsError {
         /// The file of the private key.
         key: PathBuf,
     },
-    /// The certificate in the file has expired, but the certificate in use has not. The certificate
-    /// in use is kept.
+    /// The certificate in the file has expired, and the one in use has not. The latter is kept.
     #[error("the certificate in {} has expired, and the one in use has not", file.display())]
     Expired {
         /// The file of the new certificate.
@@ -83,8 +78,6 @@ impl TlsError {
     }
 }
 
-/// Returns a text about the fault of one of the relay's own certificate files, and about what the
-/// operator can do.
 fn fault(error: &rustls::Error) -> String {
     let rustls::Error::InvalidCertificate(invalid) = error else { return error.to_string() };
     if let CertificateError::Other(other) = invalid {
@@ -96,8 +89,6 @@ fn fault(error: &rustls::Error) -> String {
     invalid.to_string()
 }
 
-/// Returns a text about the fault of a certificate. It is for errors that rustls describes only by
-/// a name, such as `CaUsedAsEndEntity`.
 fn certificate_fault(error: &OtherError) -> String {
     match error.to_string().as_str() {
         "UnsupportedCertVersion" => {
@@ -130,15 +121,14 @@ fn certificate_fault(error: &OtherError) -> String {
     .to_owned()
 }
 
-/// Returns the text of an error that ended a TLS handshake with a server, such as a consumer, for
-/// the log and for the page `/status`.
+/// Returns the message, for the log and for `/status`, about a failed TLS handshake with a server.
 pub fn handshake_error(error: &io::Error) -> String {
     let source = error.get_ref().and_then(|source| source.downcast_ref::<rustls::Error>());
     match source {
         Some(rustls::Error::InvalidCertificate(CertificateError::Other(other))) => {
             format!("invalid peer certificate: {}", certificate_fault(other))
         }
-        // rustls counts seconds since 1970 and until now: the text would be another each time.
+        // The text of rustls counts the seconds until now, so it would differ each time.
         Some(rustls::Error::InvalidCertificate(CertificateError::ExpiredContext {
             not_after,
             ..
@@ -162,14 +152,12 @@ pub fn handshake_error(error: &io::Error) -> String {
     }
 }
 
-/// Returns a day as text.
 fn day(time: UnixTime) -> String {
     let time = UNIX_EPOCH.checked_add(Duration::from_secs(time.as_secs()));
     time.map_or_else(String::new, |time| rfc3339(time).chars().take("yyyy-mm-dd".len()).collect())
 }
 
-/// Returns the end of the validity of the server's certificate, in seconds since 1970, if this
-/// error of a handshake says that the certificate has expired.
+/// Returns notAfter, in seconds since 1970, if the error says that the certificate has expired.
 pub fn expired(error: &io::Error) -> Option<i64> {
     let error = error.get_ref()?.downcast_ref::<rustls::Error>()?;
     let rustls::Error::InvalidCertificate(CertificateError::ExpiredContext { not_after, .. }) =
@@ -180,15 +168,12 @@ pub fn expired(error: &io::Error) -> Option<i64> {
     not_after.as_secs().try_into().ok()
 }
 
-/// The contents of the files from which TLS settings were made, in a fixed order. They are compared
-/// to see if a file has changed.
+/// In this order: certificate, key and CA of a listener; CA, certificate and key of an output.
 type Contents = Vec<Vec<u8>>;
 
-/// The greatest size in bytes of a file with certificates or a key. The bundle of all public
-/// authorities has a quarter of a MiB.
+/// The maximum size of a file with certificates or a key. The bundle of public CAs has 256 KiB.
 pub const FILE_BYTES_MAX: u64 = 16 << 20;
 
-/// Returns the content of a file. The call blocks while it reads the file.
 fn read(file: &Path) -> Result<Vec<u8>, TlsError> {
     named_file::read(file, FILE_BYTES_MAX)
         .map_err(|source| TlsError::Read { file: file.to_owned(), source })
@@ -197,12 +182,8 @@ fn read(file: &Path) -> Result<Vec<u8>, TlsError> {
 /// TLS settings: `R` is their form in rustls, and `C` is the config that they were made from.
 pub struct Made<C, R> {
     config: C,
-    /// The contents of the files that are configured. The order is certificate, key and CA for a
-    /// listener, and CA, certificate and key for an output.
     made_of: Contents,
     rustls: Arc<R>,
-    /// The end of the own certificate's validity, in seconds since 1970. `None` if there is no such
-    /// certificate, or if it cannot be parsed.
     not_after: Option<i64>,
 }
 
@@ -218,15 +199,11 @@ impl<C: PartialEq, R> Made<C, R> {
         Arc::clone(&self.rustls)
     }
 
-    /// Returns the end of the own certificate's validity, in seconds since 1970. Returns `None` if
-    /// there is no such certificate, or if it cannot be parsed.
+    /// Returns the own certificate's notAfter, in seconds since 1970, if it is known.
     pub fn not_after(&self) -> Option<i64> {
         self.not_after
     }
 
-    /// Returns `current` if it was made from this config and these contents, and otherwise the
-    /// settings that `make` makes. Returns an error if their certificate, which is in `file`, has
-    /// expired, but the certificate of `current` has not.
     fn unless_same(
         current: Option<&Arc<Self>>,
         (config, contents): (&C, Contents),
@@ -245,13 +222,11 @@ impl<C: PartialEq, R> Made<C, R> {
 }
 
 impl Server {
-    /// Reads the certificate files and makes TLS settings from them. Returns `current` if neither
-    /// the files nor the config have changed since `current` was made.
+    /// Makes settings from the files. Returns `current` if they and the config have not changed.
     ///
     /// # Errors
     ///
-    /// [`TlsError`]: a file cannot be read or used. The result is also an error if the new
-    /// certificate has expired, but the certificate of `current` has not.
+    /// [`TlsError`]: a file cannot be read or used, or only the new certificate has expired.
     pub fn read(config: &ListenerTls, current: Option<&Arc<Self>>) -> Result<Arc<Self>, TlsError> {
         let mut contents = vec![read(&config.certificate)?, read(&config.private_key)?];
         if let Some(ca) = &config.client_ca {
@@ -296,25 +271,21 @@ impl Server {
         Ok(Self { config: config.clone(), made_of: contents, rustls: Arc::new(rustls), not_after })
     }
 
-    /// Returns the PEM text of the certificate authority (CA) that must have issued a client's
-    /// certificate. Returns `None` if clients need no certificate.
+    /// Returns the PEM text of the CA for client certificates; `None` if clients need none.
     pub fn client_ca(&self) -> Option<&[u8]> {
-        // The CA is the third file: [`Server::read`] reads it after the certificate and the key.
         self.config.client_ca.as_ref().and(self.made_of.get(2)).map(Vec::as_slice)
     }
 }
 
 impl Client {
-    /// Reads the certificate files and makes TLS settings from them. Returns `current` if neither
-    /// the files nor the config have changed since `current` was made. If the config names no CA,
-    /// the system's root certificates are used; if only these have changed, `current` is returned.
-    /// `alpn` is the list of protocols that the handshake offers, and must be the same for
+    /// Makes settings from the files. Returns `current` if they and the config have not changed.
+    /// Without a configured CA, the system's root certificates are used; a change of these alone is
+    /// not noticed. `alpn` lists the protocols that the handshake offers, and must be that of
     /// `current`.
     ///
     /// # Errors
     ///
-    /// [`TlsError`]: a file cannot be read or used. The result is also an error if the new client
-    /// certificate has expired, but the client certificate of `current` has not.
+    /// [`TlsError`]: a file cannot be read or used, or only the new client certificate has expired.
     pub fn read(
         config: &ClientTls,
         alpn: &[&[u8]],
@@ -333,9 +304,8 @@ impl Client {
         })
     }
 
-    /// Makes TLS settings from the contents of the files that `config` names: the CA file, if there
-    /// is one, and then the certificate and the key, if there are any. The paths in `config` are
-    /// only used for messages.
+    /// Makes TLS settings from the contents of the configured files: the CA, the certificate and
+    /// the key, in this order. The paths are only used for messages.
     ///
     /// # Errors
     ///
@@ -361,7 +331,7 @@ impl Client {
                 Some((roots(file, &listed)?, listed))
             }
             _ => {
-                // A bad certificate of the system is ignored: the others can still be used.
+                // A bad system certificate is ignored, because the others are still usable.
                 let mut roots = RootCertStore::empty();
                 roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
                 Some((roots, Vec::new()))
@@ -401,8 +371,7 @@ impl Client {
         })
     }
 
-    /// Returns the name for which the server's certificate must be valid: the configured name, or
-    /// `host` if no name is configured.
+    /// Returns the name that the server's certificate must have: the configured name, or `host`.
     ///
     /// # Errors
     ///
@@ -423,8 +392,6 @@ fn unusable(file: &Path, source: rustls::Error) -> TlsError {
     TlsError::Unusable { file: file.to_owned(), source }
 }
 
-/// Returns the error for a certificate and a key that rustls refuses together: `Mismatch` if the
-/// key belongs to another certificate, otherwise `Unusable`.
 fn no_pair(certificate: &Path, key: &Path, source: rustls::Error) -> TlsError {
     if matches!(source, rustls::Error::InconsistentKeys(_)) {
         return TlsError::Mismatch { certificate: certificate.to_owned(), key: key.to_owned() };
@@ -432,11 +399,9 @@ fn no_pair(certificate: &Path, key: &Path, source: rustls::Error) -> TlsError {
     unusable(certificate, source)
 }
 
-/// Returns an error if `new` is in the past and `current` is not. Both are the end of a
-/// certificate's validity, in seconds since 1970. A valid certificate is not replaced by an expired
-/// one, because peers refuse expired certificates. At the start there is no `current`, and an
-/// expired certificate is accepted, because not every client checks. A certificate that expires
-/// while it is in use stays in use.
+/// A valid certificate is not replaced by an expired one, which peers refuse. Both values are
+/// notAfter in seconds since 1970. At startup, an expired one is accepted, because not every client
+/// checks.
 fn refuse_expired(file: &Path, new: Option<i64>, current: Option<i64>) -> Result<(), TlsError> {
     let now = UnixTime::now().as_secs();
     let is_over = |time: i64| u64::try_from(time).is_ok_and(|time| time < now);
@@ -449,19 +414,19 @@ fn refuse_expired(file: &Path, new: Option<i64>, current: Option<i64>) -> Result
 /// The certificates in a file, read as a listener or an output reads them.
 pub struct Chain(Vec<CertificateDer<'static>>);
 
-/// The period in which a certificate is valid.
+/// The validity of a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Validity {
-    /// The value of notBefore, in seconds since 1970.
+    /// notBefore, in seconds since 1970.
     pub from: i64,
-    /// The value of notAfter, in seconds since 1970.
+    /// notAfter, in seconds since 1970.
     pub until: i64,
-    /// The start and the end of the validity as readable texts.
+    /// notBefore and notAfter as readable texts.
     pub words: (String, String),
 }
 
 impl Chain {
-    /// Reads the certificates of a file. The call blocks while it reads the file.
+    /// Reads the certificates of a file. Blocks the thread.
     ///
     /// # Errors
     ///
@@ -470,11 +435,11 @@ impl Chain {
         certificates(file, &read(file)?).map(Self)
     }
 
-    /// Returns the periods in which the certificates are valid, in the order of the file.
+    /// Returns the validity of each certificate, in the order of the file.
     ///
     /// # Errors
     ///
-    /// Returns the position, counted from 1, of the first certificate that is not valid X.509.
+    /// The position, counted from 1, of the first certificate that is not valid X.509.
     pub fn validity(&self) -> Result<Vec<Validity>, usize> {
         let validity = |(index, certificate): (usize, &CertificateDer<'static>)| {
             let parsed = x509_parser::parse_x509_certificate(certificate);
@@ -490,16 +455,15 @@ impl Chain {
         self.0.iter().enumerate().map(validity).collect()
     }
 
-    /// Returns `true` if the first certificate has a `subjectAltName`. Returns `true` as well if it
-    /// cannot be parsed, which [`Chain::validity`] finds.
+    /// Returns `true` if the first certificate has a `subjectAltName` or cannot be parsed.
     pub fn has_names(&self) -> bool {
         let Some(leaf) = self.0.first() else { return true };
         let Ok((_, parsed)) = x509_parser::parse_x509_certificate(leaf) else { return true };
         !matches!(parsed.subject_alternative_name(), Ok(None))
     }
 
-    /// Returns the DNS names and IP addresses of the first certificate. There are none if it cannot
-    /// be parsed.
+    /// Returns the DNS names and IP addresses of the first certificate. `*.` becomes `any.`,
+    /// because nobody connects to a name with a wildcard.
     pub fn names(&self) -> Vec<String> {
         let Some(leaf) = self.0.first() else { return Vec::new() };
         let Ok((_, parsed)) = x509_parser::parse_x509_certificate(leaf) else { return Vec::new() };
@@ -519,14 +483,12 @@ impl Chain {
             | GeneralName::RegisteredID(_)
             | GeneralName::Invalid(..) => None,
         };
-        // Nobody connects to a name with a wildcard.
         let names = names.value.general_names.iter().filter_map(name);
         names.map(|name| name.replacen("*.", "any.", 1)).collect()
     }
 
-    /// Returns the numbers of the certificates, counted from 1, that another certificate has issued
-    /// and that do not belong to a CA. A certificate that has signed itself is not among them,
-    /// because old CAs do not say that they are CAs.
+    /// Returns the numbers, from 1, of the certificates that belong to no CA and are not
+    /// self-signed (old CAs do not say that they are CAs).
     pub fn leaves(&self) -> Vec<usize> {
         let is_leaf = |certificate: &CertificateDer<'static>| {
             x509_parser::parse_x509_certificate(certificate).is_ok_and(|(_, parsed)| {
@@ -543,19 +505,16 @@ impl Chain {
         numbered.filter(|(it, _)| is_leaf(it)).map(|(_, number)| number).collect()
     }
 
-    /// Checks that the certificates can be used as authorities for the certificates of peers.
-    /// `file` is the path for the error message.
+    /// Checks that the certificates can be used as CAs. `file` is only used for the message.
     ///
     /// # Errors
     ///
-    /// One of the certificates cannot be used as an authority, for example because it is not valid
-    /// X.509.
+    /// A certificate cannot be used as a CA, for example because it is not valid X.509.
     pub fn roots(&self, file: &Path) -> Result<(), TlsError> {
         roots(file, &self.0).map(drop)
     }
 
-    /// Checks that `key_file` contains the private key of the first certificate. The certificates
-    /// were read from `file`. The call blocks while it reads the key file.
+    /// Checks that `key_file` has the key of the first certificate, from `file`. Blocks the thread.
     ///
     /// # Errors
     ///
@@ -571,7 +530,7 @@ impl Chain {
     }
 }
 
-/// Checks that a file contains a private key. The call blocks while it reads the file.
+/// Checks that a file contains a private key. Blocks the thread.
 ///
 /// # Errors
 ///
@@ -585,7 +544,6 @@ fn provider() -> Arc<CryptoProvider> {
 }
 
 static TLS13_ONLY: [&SupportedProtocolVersion; 1] = [&rustls::version::TLS13];
-/// Returns the TLS versions that are allowed if `min` is the lowest one.
 fn versions(min: TlsVersion) -> &'static [&'static SupportedProtocolVersion] {
     match min {
         TlsVersion::V1_2 => rustls::DEFAULT_VERSIONS,
@@ -593,8 +551,6 @@ fn versions(min: TlsVersion) -> &'static [&'static SupportedProtocolVersion] {
     }
 }
 
-/// Parses the certificates in the PEM text `pem`. `file` is the path for the error message. A text
-/// without a certificate is an error.
 fn certificates(file: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let chain: Vec<_> = CertificateDer::pem_slice_iter(pem)
         .collect::<Result<_, _>>()
@@ -610,8 +566,6 @@ fn certificates(file: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>,
     Err(content(file, what))
 }
 
-/// Parses the private key in the PEM text `pem`, and checks that rustls can use the key. `file` is
-/// the path for the error message.
 fn private_key(file: &Path, pem: &[u8]) -> Result<PrivateKeyDer<'static>, TlsError> {
     let key = PrivateKeyDer::from_pem_slice(pem).map_err(|error| {
         if CertificateDer::from_pem_slice(pem).is_ok() {
@@ -626,7 +580,7 @@ fn private_key(file: &Path, pem: &[u8]) -> Result<PrivateKeyDer<'static>, TlsErr
         }
         content(file, format!("no private key in PEM: {error}"))
     })?;
-    // Without this check, rustls would only say later that certificate and key can't be used.
+    // Without this check, rustls would later say only that certificate and key can't be used.
     provider().key_provider.load_private_key(key.clone_key()).map_err(|_| {
         let what = "a private key that can't be used: RSA of 2048 to 4096 bits, ECDSA with P-256 or \
                     P-384, and Ed25519 can";
@@ -635,8 +589,6 @@ fn private_key(file: &Path, pem: &[u8]) -> Result<PrivateKeyDer<'static>, TlsErr
     Ok(key)
 }
 
-/// Returns the certificates as authorities that rustls trusts. Returns an error if a certificate
-/// cannot be used as an authority; `file` is the path for the error message.
 fn roots(file: &Path, certificates: &[CertificateDer<'static>]) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates {
@@ -645,8 +597,7 @@ fn roots(file: &Path, certificates: &[CertificateDer<'static>]) -> Result<RootCe
     Ok(roots)
 }
 
-/// Returns a certificate's notAfter of RFC 5280 §4.1.2.5, in seconds since 1970. Returns `None` if
-/// the certificate cannot be parsed.
+/// Returns notAfter (RFC 5280 §4.1.2.5), in seconds since 1970, if the certificate can be parsed.
 pub fn not_after(certificate: &CertificateDer<'_>) -> Option<i64> {
     let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
     Some(parsed.validity().not_after.timestamp())

@@ -1,9 +1,9 @@
 //! How a config file is read, without the name of any key: tables and their keys, values, `${…}`,
 //! problems with their places, the effective config and the reference.
 //!
-//! One call for a key reads it, checks it and declares it ([`table::Table`]). It promises that one
-//! run reports every problem, and that no message shows a text that may be a secret. It imports
-//! `base`. What must never happen here: a key of the relay, or a connection.
+//! One call for a key reads it, checks it and declares it ([`table::Table`]). This crate promises
+//! that one run reports every problem, and that no message shows a text that may be a secret. It
+//! imports `base`. What must never happen here: a key of the relay, or a connection.
 //!
 //! | floor | files | content |
 //! |---|---|---|

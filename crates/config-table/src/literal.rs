@@ -6,7 +6,7 @@ use toml::de::DeValue;
 
 use base::words::escape::is_plain;
 
-/// The greatest number of characters of a value that an error message shows. A longer value is cut.
+/// The maximum number of characters of a value that an error message shows.
 const SHOWN_CHARS_MAX: usize = 60;
 
 /// Returns a text as a basic string of TOML: in double quotes, and with escapes where necessary.
@@ -34,7 +34,6 @@ pub fn quoted(text: &str) -> String {
     quoted
 }
 
-/// Returns a key as TOML, in quotes only if TOML requires quotes.
 pub(crate) fn bare_or_quoted(key: &str) -> String {
     let bare = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
     if !key.is_empty() && key.chars().all(bare) { key.to_owned() } else { quoted(key) }
@@ -64,12 +63,12 @@ pub fn literal(value: &DeValue<'_>) -> String {
     }
 }
 
-/// Returns a value in the form for messages: as TOML, on one line, and cut after 60 characters.
+/// Returns a value as messages show it: as TOML, on one line, cut after 60 characters.
 pub fn shown(value: &DeValue<'_>) -> String {
     cut(literal(value))
 }
 
-/// Returns the text, cut after 60 characters. A text that was cut ends in `…`.
+/// Cuts the text after 60 characters. A text that was cut ends in `…`.
 pub fn cut(mut text: String) -> String {
     if let Some((end, _)) = text.char_indices().nth(SHOWN_CHARS_MAX) {
         text.truncate(end);

@@ -2,8 +2,7 @@
 
 use super::reader::{Entry, Item};
 
-/// Returns the config as TOML with every default filled in. A `${…}` in a string is printed as the
-/// file has it, not expanded.
+/// Returns the config as TOML with every default filled in. Each `${…}` is printed unexpanded.
 pub fn effective(items: &[Item]) -> String {
     let mut printed = String::new();
     let mut header = None;
@@ -24,8 +23,8 @@ pub fn effective(items: &[Item]) -> String {
     printed
 }
 
-/// Returns the recorded keys of a config, grouped by section. If several types of output declare a
-/// key with exactly the same texts, these keys become one entry that lists all the types.
+/// Returns the recorded keys, grouped by section. Keys that several types of output declare with
+/// exactly the same texts become one entry that lists all these types.
 pub fn merged(items: Vec<Item>) -> Vec<Entry> {
     let mut entries: Vec<Entry> = Vec::new();
     for item in items {
@@ -52,8 +51,8 @@ pub fn merged(items: Vec<Item>) -> Vec<Entry> {
     entries
 }
 
-/// Returns the config reference: all keys as a Markdown table. `types` are the names of all types
-/// of output. A key that all types have is printed without a list of types.
+/// Returns the config reference: all keys as a Markdown table. `types` are all types of output. A
+/// key that all types have is printed without a list of types.
 pub fn reference(entries: &[Entry], types: &[&str]) -> String {
     let mut table = "| key | kind | default | meaning |\n|---|---|---|---|\n".to_owned();
     for entry in entries {

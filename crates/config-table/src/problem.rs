@@ -2,18 +2,16 @@
 
 use std::path::PathBuf;
 
-/// A problem of a config file, such as an error or a warning, with its position and its message.
+/// A problem of a config file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// The line of the problem in the file, counted from 1.
+    /// The line in the file, counted from 1.
     pub line: usize,
-    /// The column of the problem in its line, in characters, counted from 1.
+    /// The column in the line, in characters, counted from 1.
     pub column: usize,
-    /// The path of the key that has the problem, with indices from 0: `output[1].retry.multiplier`.
-    /// Empty if the problem is a syntax error of TOML.
+    /// The path of the key, with indices: `output[1].retry.multiplier`; empty for a syntax error.
     pub path: String,
-    /// One line that explains what is wrong and what is allowed. The line never contains the value
-    /// of a variable or a secret.
+    /// One line on what is wrong and what is allowed, without secrets and values of variables.
     pub message: String,
     /// The effect of the problem on the commands `run` and `check`.
     pub severity: Severity,
@@ -27,14 +25,13 @@ pub struct Problem {
 pub enum Severity {
     /// The config cannot be used.
     Error,
-    /// The config can be used, but the relay will probably not do what its author wants.
+    /// The relay can run with the config, but will probably not do what its author wants.
     Warning,
     /// A file that the config names is missing. This is an error on the machine that runs the relay
     /// (`Checked::strict`), and a warning if the config is checked elsewhere.
     MissingFile,
-    /// The command `check` refuses the config. A relay starts with it nevertheless and logs the
-    /// problem, because most of the relay works. Examples: a certificate has expired, or dead
-    /// letters cannot be written.
+    /// `check` refuses the config, but a relay starts with it and logs the problem, because most of
+    /// the relay works. Example: a certificate has expired.
     Fault,
 }
 
@@ -61,25 +58,22 @@ pub struct Named {
     pub key: String,
     /// The path of the file or directory.
     pub path: PathBuf,
-    /// The content that the file must have, so that `check` can verify it.
+    /// The content that `check` expects in the file.
     pub content: Content,
-    /// `false` if the file may be absent, because of `tls.optional`. Nothing uses this field of a
-    /// directory, which may always be absent.
+    /// `false` if the file may be absent, as with `tls.optional`. Not used for a directory.
     pub must_exist: bool,
 }
 
 /// The content that a file must have if a config key names the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Content {
-    /// A PEM chain of certificates, the leaf first. The key `private_key` in the same section names
-    /// the private key of the leaf.
+    /// A PEM chain of certificates, the leaf first. `private_key` in the same section is its key.
     Certificate,
     /// The private key of a certificate, in PEM.
     PrivateKey,
     /// The certificates of one or more certificate authorities (CAs), in PEM.
     Authorities,
-    /// One line with the token that senders, or readers of a tap, must present. Blanks around the
-    /// token are ignored.
+    /// One line with the token that peers must present. Blanks around the token are ignored.
     ListenerToken,
     /// One line with a token that the relay sends in a header. Blanks around the token are ignored.
     Token,

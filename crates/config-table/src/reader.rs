@@ -1,7 +1,6 @@
-//! One reading of a config file: positions, problems, and the reading of each kind of value.
-//!
-//! `table.rs` has the tables and the declarations of their keys; `print.rs` prints the items that a
-//! reading leaves. No key is named in these three files.
+//! The state of reading one config file, and the reading of each type of value. The tables and the
+//! declarations of their keys are in `table.rs`; `print.rs` prints the items that were recorded. No
+//! key is named in these three files.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,37 +18,29 @@ use super::values;
 use super::values::Range;
 use base::named_file;
 
-/// The environment: a function that returns the value of a variable, or `None` if the variable is
-/// not set. Tests pass a function of their own.
+/// Returns the value of an environment variable. Tests pass their own function.
 pub(crate) type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// The state of reading one config file: its text, and the problems, keys and files that were
 /// recorded while its tables were read.
 ///
-/// Reading continues after a problem, so that one run reports all problems. Each problem is
-/// recorded with the byte position of the value. The records are in `RefCell` and `Cell`, because
-/// several tables share them; only one thread uses them. The end of the reading takes the
-/// records out.
+/// Reading continues after a problem, so that one run reports all problems. The records are in
+/// `RefCell` and `Cell`, because several tables share them; only one thread uses them.
 pub struct Context<'a> {
-    /// The text of the config file.
     text: &'a str,
     /// The function that returns the values of environment variables.
     pub env: Env<'a>,
-    /// The problems that were found, each with its byte position in the file.
+    /// The problems, each with its byte position in the file.
     problems: RefCell<Vec<(usize, Problem)>>,
-    /// The byte position of each value and table header that was taken from the file. The map's key
-    /// is the path of the config key or table, such as `output[0].name`.
+    /// The byte position of each value and table header in the file, by path: `output[0].name`.
     pub spots: RefCell<BTreeMap<String, usize>>,
-    /// The paths of keys without a usable value: the value is wrong, or a required key is missing.
-    /// A contradiction between two keys is not reported if one of the keys is in this set. The
-    /// contradiction would then concern a default that nobody has configured.
+    /// The paths of keys that are missing or have a wrong value. A contradiction with such a key is
+    /// not reported, because it would concern a default that nobody has configured.
     pub unknown: RefCell<BTreeSet<String>>,
-    /// The lines with a syntax error of TOML, each as the byte position of its start. No other
-    /// problem is reported on these lines, because it would only be a consequence of the syntax
-    /// error.
+    /// The lines with a syntax error of TOML, each as the byte position of its start. Any other
+    /// problem on such a line would only be a consequence of the syntax error, and is not reported.
     broken: BTreeSet<usize>,
-    /// The sections that were read and the keys that the code has asked for, in the order of
-    /// reading. A key is here even if the file does not set it.
+    /// The sections and keys that were asked for, in order, even if the file does not have them.
     pub items: RefCell<Vec<Item>>,
     /// The files that the config names, in the order of reading.
     pub files: RefCell<Vec<PathBuf>>,
@@ -57,20 +48,18 @@ pub struct Context<'a> {
     pub policies: RefCell<BTreeSet<PathBuf>>,
     /// The keys whose values are paths of files or directories.
     pub named: RefCell<Vec<Named>>,
-    /// `true`: a `${file:…}` cannot be read, so the config is incomplete. A `${file:…}` in a string
-    /// that may be a secret does not count, because it is read again later.
+    /// `true` if a `${file:…}` could not be read, so that the config is incomplete. A `${file:…}`
+    /// in a possibly secret string does not count, because it is read again later.
     pub incomplete: Cell<bool>,
-    /// The name of the type of output that is being read; `None` outside of outputs. The config
-    /// reference uses it to list the types that have a key.
+    /// The type of output that is being read: the config reference lists the types that have a key.
     pub scope: Cell<Option<&'static str>>,
 }
 
-/// A section or key that the code has asked for while it read a config. The effective config and
-/// the config reference are printed from these items, in the order of reading.
+/// A section or key that was asked for. The effective config and the reference print these items.
 pub enum Item {
     /// The header of a table as it is printed: `[section]` or `[[section]]`.
     Header(String),
-    /// A key. It belongs to the table of the last `Header` before it in the list of items.
+    /// A key of the table whose `Header` is the last one before this item.
     Key(Entry),
 }
 
@@ -82,14 +71,13 @@ pub struct Entry {
     pub scopes: Vec<&'static str>,
     /// The key's name.
     pub name: &'static str,
-    /// The kind of values that the key takes, with the range: `size, at least 1KiB`.
+    /// The type of the values, with the range: `size, at least 1KiB`.
     pub kind: String,
     /// The text in the column `default` of the config reference.
     pub default: String,
     /// The text in the column `meaning` of the config reference.
     pub meaning: &'static str,
-    /// The value as TOML: from the file, or the default if the file does not set the key. `None`:
-    /// there is neither, or the value is a section.
+    /// The value as TOML, from the file or the default. `None` if there is none, or for a section.
     pub value: Option<String>,
 }
 
@@ -107,23 +95,22 @@ pub struct Found<'d> {
 pub enum Wrong {
     /// The value is wrong. The message says why, and what is allowed.
     Is(String),
-    /// The value contains a `${file:…}` whose file is missing or cannot be read. The message names
-    /// the file.
+    /// The value contains a `${file:…}` whose file cannot be read. The message names the file.
     Missing(String),
-    /// The value is wrong, and the problem is recorded already, so nothing more is reported.
+    /// The problem is recorded already, so nothing more is reported.
     Told,
 }
 
 /// A value, or the reason why it can't be used.
 pub type Read<T> = Result<T, Wrong>;
 
-/// The words that each warning about a string that a shell would expand contains.
+/// Every warning of [`Context::warn_of_shell`] contains these words.
 const NOT_EXPANDED: &str = ", which is not expanded here: ";
 
 impl<'a> Context<'a> {
     /// Warns of each string in this table that a shell would expand and the relay does not: a
-    /// string that has the name of a variable after a `$`, or that begins with `~/`. `path` is the
-    /// path of the table. The text of the string is not shown, because it may be a secret.
+    /// string with the name of a variable after a `$`, or with `~/` at the start. The string is not
+    /// shown, because it may be a secret. `path` is the path of the table.
     pub fn warn_of_shell(&self, path: &str, table: &DeTable<'_>) {
         for (key, value) in table {
             let key = bare_or_quoted(key.get_ref());
@@ -157,8 +144,8 @@ impl<'a> Context<'a> {
         self.report(at, path.to_owned(), message.to_owned(), Severity::Warning);
     }
 
-    /// Forgets the warning of [`Context::warn_of_shell`] about the key `path`, and returns its
-    /// message. The caller puts the message into the error that the unexpanded text has caused.
+    /// Removes the warning of [`Context::warn_of_shell`] about this key, and returns its message
+    /// for the error that the unexpanded text has caused.
     fn take_shell_warning(&self, path: &str) -> Option<String> {
         let mut problems = self.problems.borrow_mut();
         let is_it = |it: &Problem| it.path == path && it.message.contains(NOT_EXPANDED);
@@ -167,8 +154,7 @@ impl<'a> Context<'a> {
         message
     }
 
-    /// Parses the text and records its syntax errors. Returns the context, and the table of the
-    /// whole file with everything that could be parsed.
+    /// Parses the text and records its syntax errors. The table has all that could be parsed.
     pub fn new(text: &'a str, env: Env<'a>) -> (Self, DeTable<'a>) {
         let (table, errors) = DeTable::parse_recoverable(text);
         let mut cx = Self {
@@ -191,7 +177,7 @@ impl<'a> Context<'a> {
             .collect();
         errors.sort_unstable();
         for (at, message) in errors {
-            // If a line has several syntax errors, the later ones mostly follow from the first.
+            // If a line has several syntax errors, the later ones usually follow from the first.
             if cx.broken.insert(cx.line_start(at)) {
                 let message = cx.unquoted(at).unwrap_or_else(|| message.to_owned());
                 cx.push(at, String::new(), format!("not TOML: {message}"), Severity::Error);
@@ -200,9 +186,8 @@ impl<'a> Context<'a> {
         (cx, table.into_inner())
     }
 
-    /// Returns the message about a syntax error at this byte position if the cause is a string
-    /// without quotes; `None` if it is something else. The string is not shown, because it may be a
-    /// secret.
+    /// If an unquoted string is the cause of the syntax error at this position, returns the message
+    /// about it. The message does not show the string, which may be a secret.
     fn unquoted(&self, at: usize) -> Option<String> {
         let line = self.text.get(self.line_start(at)..)?.lines().next()?;
         let (key, value) = line.split_once('=')?;
@@ -220,8 +205,8 @@ impl<'a> Context<'a> {
         Some(format!("string values must be quoted, allowed: {key} = {better}"))
     }
 
-    /// Forgets that the key `path` is missing, because the file has it with another spelling, which
-    /// is reported. The key then counts as one without a usable value.
+    /// Removes the error that the key `path` is missing, because the file has it with another
+    /// spelling, which is reported. The key then counts as one without a usable value.
     pub(crate) fn is_misspelt(&self, path: &str) {
         let is_consequence =
             |it: &Problem| it.path == path && it.message.starts_with("is required");
@@ -231,8 +216,7 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Returns the text before a byte position. If the position is inside a character, the text
-    /// ends before that character.
+    /// Returns the text before a byte position, or before the character that contains this byte.
     fn before(&self, at: usize) -> &str {
         let mut at = at.min(self.text.len());
         while !self.text.is_char_boundary(at) {
@@ -241,12 +225,11 @@ impl<'a> Context<'a> {
         self.text.get(..at).unwrap_or_default()
     }
 
-    /// Returns the byte position at which the line with the byte `at` starts.
     fn line_start(&self, at: usize) -> usize {
         self.before(at).rfind('\n').map_or(0, |newline| newline + 1)
     }
 
-    /// Returns the line and the column (in characters) of a byte position, both counted from 1.
+    /// Returns the line and the column (in characters) of a byte position, counted from 1.
     pub fn place(&self, at: usize) -> (usize, usize) {
         let before = self.before(at);
         let line = before.bytes().filter(|byte| *byte == b'\n').count() + 1;
@@ -254,15 +237,13 @@ impl<'a> Context<'a> {
         (line, column)
     }
 
-    /// Records a problem, even if its line has a syntax error.
     fn push(&self, at: usize, path: String, message: String, severity: Severity) {
         let (line, column) = self.place(at);
         let problem = Problem { line, column, path, message, severity, output: None };
         self.problems.borrow_mut().push((at, problem));
     }
 
-    /// Records a problem, unless its line has a syntax error. In such a line, the problem would
-    /// only be a consequence of the syntax error.
+    /// Records a problem, unless its line has a syntax error, which would be the cause.
     pub fn report(&self, at: usize, path: String, message: String, severity: Severity) {
         if !self.broken.contains(&self.line_start(at)) {
             self.push(at, path, message, severity);
@@ -270,16 +251,14 @@ impl<'a> Context<'a> {
     }
 
     /// Records an error of the key `path` that is not about its value alone, such as a
-    /// contradiction between two keys. The error is reported at the position of the key's value. If
-    /// the file does not set the key, the position is that of the innermost table around the key.
-    /// Nothing is recorded if the file has a syntax error anywhere.
+    /// contradiction between two keys. Its position is that of the key's value, or else of the
+    /// innermost table around the key. Nothing is recorded if the file has a syntax error anywhere.
     pub fn error(&self, path: &str, message: impl Into<String>) {
         self.problem_at(path, path, message, Severity::Error);
     }
 
-    /// Records a problem of the key `path`. The problem gets the position of `spot`, the path of
-    /// the same or of another key or table. Nothing is recorded if the file has a syntax error
-    /// anywhere.
+    /// Records a problem of the key `path` at the position of `spot`, the path of any key or table.
+    /// Nothing is recorded if the file has a syntax error anywhere.
     pub fn problem_at(
         &self,
         path: &str,
@@ -293,8 +272,7 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Returns the byte position of the value at `path`. If the file does not set this key, returns
-    /// the position of the innermost table around the key, or 0 if there is no such table.
+    /// Returns the position of the value at `path`, or else of the innermost table around it, or 0.
     fn spot(&self, path: &str) -> usize {
         let spots = self.spots.borrow();
         enclosing(path).find_map(|path| spots.get(path)).copied().unwrap_or_default()
@@ -318,8 +296,8 @@ impl<'a> Context<'a> {
         self.spots.borrow().contains_key(path)
     }
 
-    /// Returns `true` if each of these keys has a usable value: a value from the file, or a
-    /// default.
+    /// Returns `true` if none of these keys has a wrong value, and no required one is missing. An
+    /// absent key that is not required counts as known.
     pub fn are_known(&self, paths: &[&str]) -> bool {
         let unknown = self.unknown.borrow();
         paths.iter().all(|path| !unknown.contains(*path))
@@ -332,8 +310,7 @@ impl<'a> Context<'a> {
         problems.into_iter().map(|(_, problem)| problem).collect()
     }
 
-    /// Records `wrong`, the reason why the value of the key `path` can't be used, as a problem at
-    /// the byte position `at`. A problem that is recorded already is not recorded again.
+    /// Records `wrong` as a problem of the key `path`, unless it is recorded already.
     pub fn fail(&self, at: usize, path: &str, wrong: Wrong) {
         match wrong {
             Wrong::Is(message) => self.report(at, path.to_owned(), message, Severity::Error),
@@ -345,9 +322,7 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Reads a string that may contain `${…}`. Returns an error if the value is not a string, or if
-    /// a `${…}` in it is wrong. `kind` says which values are allowed, for the error message about a
-    /// value that is not a string.
+    /// Reads a string that may contain `${…}`. `kind` is for the message about another type.
     fn template(&self, value: &DeValue<'_>, kind: &str) -> Read<Template> {
         let DeValue::String(source) = value else { return Err(other_type(value, kind)) };
         let template = Template::parse(source, self.env).map_err(Wrong::Is)?;
@@ -355,16 +330,13 @@ impl<'a> Context<'a> {
         Ok(template)
     }
 
-    /// Reads a string and expands each `${…}` in it. `kind` says which values are allowed, for the
-    /// error message about a value that is not a string.
     fn string(&self, value: &DeValue<'_>, kind: &str) -> Read<String> {
         let template = self.template(value, kind)?;
         template.expand().map_err(|error| Wrong::Missing(missing_part(&error)))
     }
 
-    /// Reads a string, expands each `${…}` in it, and parses the result. `parse` returns only the
-    /// end of an error message, such as `is not IP:PORT`; this function puts the string in front of
-    /// that end.
+    /// Reads a string, expands each `${…}` in it, and parses the result. An error of `parse` is
+    /// only the end of a message, such as `is not IP:PORT`; the string is put in front of it.
     pub fn word<T>(
         &self,
         value: &DeValue<'_>,
@@ -375,9 +347,9 @@ impl<'a> Context<'a> {
             .map_err(|why| Wrong::Is(format!("{} {why}", shown(value))))
     }
 
-    /// Reads a string that may be a secret: no message shows the string. Each `${…}` in it is
-    /// expanded, and `check` checks the result. If the file of a `${file:…}` cannot be read, this
-    /// is recorded as a problem; the string is then returned without a check.
+    /// Reads a string that no message may show, because it may be a secret. Each `${…}` in it is
+    /// expanded, and `check` checks the result. If a `${file:…}` cannot be read, this is recorded
+    /// as a problem, and the string is returned without a check.
     pub fn secret(
         &self,
         found: &Found<'_>,
@@ -394,8 +366,6 @@ impl<'a> Context<'a> {
         Ok(template)
     }
 
-    /// Reads a path, which must not be empty. `of` is "a file" or "a directory", for the error
-    /// message.
     fn path(&self, value: &DeValue<'_>, of: &str) -> Read<PathBuf> {
         self.word(value, "a path", |path| match path {
             "" => Err(format!("is empty, allowed: the path of {of}")),
@@ -403,7 +373,6 @@ impl<'a> Context<'a> {
         })
     }
 
-    /// Records that a key names the file or directory at `path`.
     fn name(&self, found: &Found<'_>, path: &Path, content: Content, must_exist: bool) {
         let (key, path) = (found.path.clone(), path.to_owned());
         self.named.borrow_mut().push(Named { key, path, content, must_exist });
@@ -418,10 +387,8 @@ impl<'a> Context<'a> {
         secrets.map(|it| it.key.clone()).collect()
     }
 
-    /// Reads the path of a file. The path is returned even if the file is missing or can't be read;
-    /// this is recorded as a problem if `must_exist` is `true`. An error is returned if the path is
-    /// that of a directory, or of anything else that is not a regular file, such as a pipe or a
-    /// device.
+    /// Reads the path of a regular file. The path is also returned if the file is missing or can't
+    /// be read; with `must_exist`, this is recorded as a problem.
     pub fn file(&self, found: &Found<'_>, content: Content, must_exist: bool) -> Read<PathBuf> {
         let path = self.path(&found.value, "a file")?;
         self.files.borrow_mut().push(path.clone());
@@ -453,8 +420,7 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Reads the path of a directory, which need not exist. If the path is that of a file, an error
-    /// is returned.
+    /// Reads the path of a directory, which need not exist. The path of a file is an error.
     pub fn directory(&self, found: &Found<'_>) -> Read<PathBuf> {
         let path = self.path(&found.value, "a directory")?;
         self.name(found, &path, Content::Directory, true);
@@ -468,8 +434,8 @@ impl<'a> Context<'a> {
     }
 }
 
-/// Returns `path` itself, and then the paths of the elements and tables around it, from the
-/// innermost to the outermost: `output[0].tls.ca`, `output[0].tls`, `output[0]`, `output`.
+/// Returns `path` and then the paths around it, the innermost first: `output[0].tls.ca`,
+/// `output[0].tls`, `output[0]`, `output`.
 pub fn enclosing(path: &str) -> impl Iterator<Item = &str> {
     std::iter::successors(Some(path), |path| {
         let item = path.strip_suffix(']').and_then(|path| path.rsplit_once('['));
@@ -477,12 +443,10 @@ pub fn enclosing(path: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// Returns the message about a `${file:…}` whose file can't be read.
 fn missing_part(error: &ExpandError) -> String {
     missing(&cut(quoted(&error.file.display().to_string())), &error.source)
 }
 
-/// Returns the message about a file that can't be read; `file` is the file's name as TOML.
 fn missing(file: &str, error: &std::io::Error) -> String {
     if error.kind() == ErrorKind::NotFound {
         return format!("the file {file} does not exist");
@@ -490,7 +454,6 @@ fn missing(file: &str, error: &std::io::Error) -> String {
     format!("the file {file} cannot be read: {error}")
 }
 
-/// Returns the error for a value of the wrong type; `kind` says which values are allowed.
 pub(crate) fn other_type(value: &DeValue<'_>, kind: &str) -> Wrong {
     let found = match value {
         DeValue::Integer(_) => "an integer",
@@ -504,8 +467,7 @@ pub(crate) fn other_type(value: &DeValue<'_>, kind: &str) -> Wrong {
     Wrong::Is(format!("is {found}, allowed: {kind}"))
 }
 
-/// Returns the number if it is in the range. Otherwise, returns an error that shows `value`, the
-/// number as the file has it.
+/// Returns the number if it is in the range. Otherwise, the error shows `value` as in the file.
 pub fn within<T: Copy + PartialOrd>(
     number: T,
     value: &DeValue<'_>,
@@ -519,8 +481,7 @@ pub fn within<T: Copy + PartialOrd>(
     Err(Wrong::Is(format!("{} is out of range, allowed: {allowed}", shown(value))))
 }
 
-/// Reads a size in bytes, which is a string such as `"64MiB"` or a number. Returns an error if the
-/// size is outside of `range`.
+/// Reads a size in bytes: a string such as `"64MiB"`, or a number.
 pub(crate) fn read_size(cx: &Context<'_>, value: &DeValue<'_>, range: &Range<u64>) -> Read<u64> {
     let kind = "a size such as \"64MiB\", or a number of bytes";
     let size = if value.is_integer() {
@@ -533,8 +494,6 @@ pub(crate) fn read_size(cx: &Context<'_>, value: &DeValue<'_>, range: &Range<u64
     within(size, value, range, values::show_size)
 }
 
-/// Reads a time, which is a string such as `"10s"`. Returns an error if the time is outside of
-/// `range`.
 pub(crate) fn read_time(
     cx: &Context<'_>,
     value: &DeValue<'_>,
@@ -544,8 +503,7 @@ pub(crate) fn read_time(
     within(time, value, range, values::show_time)
 }
 
-/// Reads a whole number. Returns an error if it is outside of `range`; `must_be` says what it must
-/// be.
+/// Reads a whole number. `must_be` says what it must be, for the message about another type.
 pub(crate) fn read_count(value: &DeValue<'_>, range: &Range<u64>, must_be: &str) -> Read<u64> {
     let integer = value.as_integer().ok_or_else(|| other_type(value, must_be))?;
     match read_integer(value) {
@@ -554,19 +512,17 @@ pub(crate) fn read_count(value: &DeValue<'_>, range: &Range<u64>, must_be: &str)
     }
 }
 
-/// Reads a number that may have a fraction.
+/// Reads a number. `nan` and `inf` of TOML become NaN, which is outside of every range.
 pub(crate) fn read_number(value: &DeValue<'_>) -> Read<f64> {
     let digits = value.as_float().map(|float| float.as_str()).or_else(|| {
         let integer = value.as_integer().filter(|integer| integer.radix() == 10);
         integer.map(|integer| integer.as_str())
     });
     let number = digits.ok_or_else(|| other_type(value, "a number"))?.parse().ok();
-    // TOML allows `nan` and `inf`. Both become NaN, which is outside of every range.
     Ok(number.filter(|number: &f64| number.is_finite()).unwrap_or(f64::NAN))
 }
 
-/// Returns the value as a whole number, in any notation of TOML (`0x10`, `1_000`). `None`: the
-/// value is not an integer, is negative, or is larger than a `u64`.
+/// Reads a whole number from 0 to the largest `u64`, in any notation of TOML (`0x10`, `1_000`).
 fn read_integer(value: &DeValue<'_>) -> Option<u64> {
     let integer = value.as_integer()?;
     u64::from_str_radix(integer.as_str(), integer.radix()).ok()

@@ -1,8 +1,9 @@
 //! Tables of the config file: a key is declared by the call that takes it out of its table.
 //!
-//! One declaration (name, kind, default, allowed values, meaning) yields four things: the typed
-//! value, each problem with its line and column, the line of the effective config, and the row of
-//! the reference. A key that no call has taken is unknown, and is reported as such.
+//! One declaration (name, kind, default, allowed values, meaning) yields the typed value, each
+//! problem with its line and column, the line of the effective config, and the row of the
+//! reference. The kind of a key is the type of its values. A key that no call has taken is unknown,
+//! and is reported as such.
 //!
 //! [`Table`] is also the interface by which the outputs read their own keys. It knows no key
 //! itself.
@@ -27,18 +28,13 @@ use super::values;
 use super::values::{Range, bounds};
 use base::words::nearest;
 
-/// The declaration of a config key: its name, the kind of its values, its default and its meaning,
-/// as the config reference prints them.
-///
-/// Outside of this file, a `Key` is made by [`required`], [`optional`] or [`derived`].
+/// The declaration of a config key, with the texts that the config reference prints. Outside of
+/// this file, a `Key` is made by [`required`], [`optional`] or [`derived`].
 pub struct Key {
-    /// The name of the key in its table.
     name: &'static str,
     /// The kind of the values, with their range: `size, at least 1KiB`.
     kind: String,
-    /// The treatment of the key if the file does not set it.
     absent: Absent,
-    /// The text in the column `meaning` of the config reference.
     meaning: &'static str,
 }
 
@@ -47,18 +43,14 @@ pub const TABLE: &str = "table";
 
 /// The treatment of a key that the file does not set.
 enum Absent {
-    /// The key is required: a file without the key has an error.
     Required,
-    /// The key has no default. The text says how the relay behaves without the key, such as `memory
-    /// only`; the config reference prints it.
+    /// There is no default. The text says how the relay behaves instead, such as `memory only`.
     Optional(Cow<'static, str>),
-    /// The key has a default. The first text is the default as TOML, the second text is the default
-    /// as the config reference prints it.
+    /// The default as TOML, and as the config reference prints it.
     Default(String, String),
 }
 
 impl Absent {
-    /// Returns the treatment of a key whose default, written as TOML, is the same in every config.
     fn same(default: String) -> Self {
         Self::Default(default.clone(), default)
     }
@@ -67,16 +59,15 @@ impl Absent {
 /// Parses a string. An error is the end of a message that begins with the string.
 pub type Parse = fn(&str) -> Result<String, String>;
 
-/// Checks a string that may be a secret. An error is the end of a message, and does not show it.
+/// Checks a string that may be a secret. An error is the end of a message without the string.
 pub type Check = fn(&str) -> Result<(), String>;
 
-/// Declares a required key. `kind` names the kind of the key's values, such as `host:port`.
+/// Declares a required key. `kind` names the kind of its values, such as `host:port`.
 pub fn required(name: &'static str, kind: &str, meaning: &'static str) -> Key {
     Key { name, kind: kind.to_owned(), absent: Absent::Required, meaning }
 }
 
-/// Declares a key that may be absent. `otherwise` says how the relay behaves without the key, such
-/// as `no authentication`.
+/// Declares a key without a default. `otherwise` is a text such as `no authentication`.
 pub fn optional(
     name: &'static str,
     kind: &str,
@@ -86,14 +77,12 @@ pub fn optional(
     Key { name, kind: kind.to_owned(), absent: Absent::Optional(otherwise.into()), meaning }
 }
 
-/// Declares a key with a default that is the same in every config. `default` is the value as TOML.
 fn defaulted(name: &'static str, kind: String, default: String, meaning: &'static str) -> Key {
     Key { name, kind, absent: Absent::same(default), meaning }
 }
 
-/// Declares a key for a size whose default depends on other keys. `default` is the default in this
-/// config (`None`: there is no default). `reference` is the text that the config reference prints
-/// as the default.
+/// Declares a key for a size whose default depends on other keys. `default` is the one in this
+/// config, if any; `reference` is the text in the config reference.
 pub fn derived(
     name: &'static str,
     kind: &str,
@@ -107,8 +96,6 @@ pub fn derived(
     Key { name, kind: kind.to_owned(), absent, meaning }
 }
 
-/// Returns a kind of values and their range as one text: `size, at least 1KiB`. If `allowed` is
-/// `None`, the text has no range.
 fn kind(kind: &str, allowed: Option<String>) -> String {
     allowed.map_or_else(|| kind.to_owned(), |allowed| format!("{kind}, {allowed}"))
 }
@@ -130,15 +117,14 @@ fn listed(words: &[&str], between: &str) -> String {
     words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(between)
 }
 
-/// Returns a size as TOML: `"64MiB"`, or `1000` without quotes if it is a number of bytes.
+/// Returns a size as TOML: `"64MiB"`, or `1000` without quotes for a number of bytes.
 fn size_literal(size: u64) -> String {
     let shown = values::show_size(size);
     if shown.parse::<u64>().is_ok() { shown } else { quoted(&shown) }
 }
 
-/// Converts the result of [`Table::optional_section`] so that a caller can use `?` to stop at a
-/// section with a problem. `None` (no section was read) becomes `Some(None)`. `Some(None)` (a
-/// section with a problem) becomes `None`. `Some(Some(…))` does not change.
+/// Converts the result of [`Table::optional_section`], so that `?` stops only at a section with a
+/// problem: `None` (no section) becomes `Some(None)`, and `Some(None)` (a problem) becomes `None`.
 pub fn whole<T>(section: Option<Option<T>>) -> Option<Option<T>> {
     section.map_or(Some(None), |read| read.map(Some))
 }
@@ -146,42 +132,35 @@ pub fn whole<T>(section: Option<Option<T>>) -> Option<Option<T>> {
 /// One table of the config file while it is being read.
 ///
 /// Each method that reads a key also declares the key for the config reference, and takes it out of
-/// the table. If the value of the key is wrong, the method records the problem with its position,
-/// and returns the default, or `None` if there is no default. Reading then continues, so that one
-/// run reports every problem. A default in the place of a wrong value does no harm, because a
-/// config with an error is never used. After a table was read, each key that is left in it is
-/// reported as unknown.
+/// the table. If the value is wrong, the method records the problem with its position, and returns
+/// the default, or `None` if there is no default. Reading then continues, so that one run reports
+/// every problem. A default in the place of a wrong value does no harm, because a config with an
+/// error is never used. After a table was read, each key that is left in it is reported as unknown.
 ///
-/// In the methods, `meaning` is the text about the key in the config reference, and `otherwise` the
-/// text about how the relay behaves without the key.
+/// In the methods, `meaning` is the text about the key in the config reference, and `otherwise`
+/// says how the relay behaves without the key. A method without a default returns `None` if the key
+/// is absent or its value is wrong.
 ///
-/// The order of the calls is the order of the keys in the effective config and in the config
-/// reference. Plain keys come before sections: in TOML, a key after the header `[output.tls]`
-/// belongs to that section.
+/// The order of the calls is the order of the keys in the effective config and in the reference.
+/// Plain keys come before sections: in TOML, a key after `[output.tls]` belongs to that section.
 pub struct Table<'c, 'a> {
-    /// The records of reading this config file, such as problems. All tables of the file share
-    /// them.
+    /// The records of reading this file. All tables of the file share them.
     pub cx: &'c Context<'a>,
-    /// The path of this table with indices: `output[0].tls`. It is empty for the whole file.
+    /// The path with indices: `output[0].tls`. It is empty for the whole file.
     pub path: String,
-    /// The path of this table without indices: `output.tls`.
+    /// The path without indices: `output.tls`.
     section: String,
-    /// The keys that no call has taken yet. Each entry has the byte position of the key's name, and
-    /// the key's value.
+    /// The keys that no call has taken yet, each with the byte position of its name.
     keys: BTreeMap<String, (usize, Spanned<DeValue<'a>>)>,
-    /// The name of every key that a call has asked for, even if the table does not contain the key.
+    /// The keys that a call has asked for, even if the table does not contain them.
     known: Vec<&'static str>,
 }
 
-/// Inner tables that were taken out of an outer table, but are not read yet. See
-/// [`Table::found_tables`].
+/// Inner tables that were taken out, but are not read yet: see [`Table::found_tables`].
 pub struct Tables<'a> {
-    /// The name of the key in the outer table.
     name: &'static str,
-    /// The kind of the values that the key allows, for error messages.
     kind: String,
-    /// The values of the key, one for each table. Some of the values may not be tables; this is
-    /// reported only when the tables are read.
+    /// The values of the key. One that is not a table is reported only when the tables are read.
     pub tables: Vec<Spanned<DeValue<'a>>>,
 }
 
@@ -191,8 +170,6 @@ impl<'c, 'a> Table<'c, 'a> {
         Self::new(cx, String::new(), String::new(), table)
     }
 
-    /// Makes a table that is ready for reading. `path` is its path with indices, `section` its path
-    /// without indices.
     fn new(cx: &'c Context<'a>, path: String, section: String, table: DeTable<'a>) -> Self {
         let keys = table
             .into_iter()
@@ -213,15 +190,14 @@ impl<'c, 'a> Table<'c, 'a> {
         }
     }
 
-    /// Returns `true` if the file sets the key `name` of this table. Call this function only after
-    /// the key was taken; before that, the result is always `false`.
+    /// Returns `true` if the file sets the key, which must have been taken before.
     pub fn is_set(&self, name: &str) -> bool {
         self.cx.is_set(&self.path_of(name))
     }
 
     /// Records an error of the key `name` that is not about its value alone, such as a
-    /// contradiction. The key must have been taken before. The error is reported at the position of
-    /// the key's value, or at that of this table's header if the file does not set the key.
+    /// contradiction. The key must have been taken before. The position is that of its value, or
+    /// that of this table's header if the file does not set the key.
     pub fn error(&self, name: &str, message: impl Into<String>) {
         self.cx.error(&self.path_of(name), message);
     }
@@ -232,8 +208,7 @@ impl<'c, 'a> Table<'c, 'a> {
         self.cx.problem_at(&path, &path, message, Severity::Warning);
     }
 
-    /// Takes the key `name` out of the table and returns its value. Records that the key is known,
-    /// and the position of its value. Returns `None` if the file does not set the key.
+    /// Takes the key out of the table, and records it as known, with its position.
     fn remove(&mut self, name: &'static str) -> Option<Found<'a>> {
         self.known.push(name);
         let (_, value) = self.keys.remove(name)?;
@@ -243,9 +218,8 @@ impl<'c, 'a> Table<'c, 'a> {
         Some(Found { path, at, value: value.into_inner() })
     }
 
-    /// Records a key for the effective config and for the config reference. `found` is the key's
-    /// value in the file. It is `None` if the file does not set the key, or if
-    /// [`Table::read_tables`] prints the value elsewhere.
+    /// Records a key for the effective config and the config reference. `found` is `None` if the
+    /// file does not set the key, or if [`Table::read_tables`] prints the value elsewhere.
     fn declare(&self, key: &Key, found: Option<&DeValue<'a>>) {
         let (default, reference) = match &key.absent {
             Absent::Required => (None, "required"),
@@ -257,11 +231,6 @@ impl<'c, 'a> Table<'c, 'a> {
         self.record(key.name, &key.kind, reference, key.meaning, printed);
     }
 
-    /// Adds one key to the records from which the effective config and the config reference are
-    /// made. `default` and `meaning` are the texts that the reference prints about the key's
-    /// default and its meaning. `value` is the value for the effective config, as TOML: the key's
-    /// value in the file, or its default. It is `None` if the key has neither of them, or if its
-    /// value is printed as a section.
     fn record(
         &self,
         name: &'static str,
@@ -281,8 +250,7 @@ impl<'c, 'a> Table<'c, 'a> {
         }));
     }
 
-    /// Takes the key out of the table, and declares it. Returns its value in the file. `None`: the
-    /// file does not set it; if it is required, its absence is recorded as a problem.
+    /// Takes the key and declares it. If it is required, its absence is recorded as a problem.
     fn take(&mut self, key: &Key) -> Option<Found<'a>> {
         let found = self.remove(key.name);
         self.declare(key, found.as_ref().map(|found| &found.value));
@@ -294,10 +262,9 @@ impl<'c, 'a> Table<'c, 'a> {
         found
     }
 
-    /// Returns the value that was read. After an error, records the problem and returns `None`.
-    ///
-    /// The methods below are compiled for each type and each parser. They are short, because
-    /// everything that does not depend on the type is in functions that are compiled once.
+    /// Returns the value that was read. After an error, records the problem and returns `None`. The
+    /// methods below are compiled for each type and parser, so they are short: everything that does
+    /// not depend on the type is in functions that are compiled once.
     fn usable<T>(&self, found: &Found<'a>, read: Read<T>) -> Option<T> {
         read.map_err(|wrong| self.unusable(found, wrong)).ok()
     }
@@ -406,8 +373,7 @@ impl<'c, 'a> Table<'c, 'a> {
         self.usable(&found, read_flag(&found.value)).unwrap_or(default)
     }
 
-    /// Takes one of a few strings. `words` are these strings, each with the value that is returned
-    /// for it. If `default` is `None`, a file without the key has an error.
+    /// Takes one of a few strings and returns its value. Without a `default`, the key is required.
     pub fn choice<T: Copy + PartialEq>(
         &mut self,
         name: &'static str,
@@ -423,8 +389,7 @@ impl<'c, 'a> Table<'c, 'a> {
         self.one_of(name, words, absent, meaning).or(default)
     }
 
-    /// Takes one of a few strings, as [`Table::choice`] does. `otherwise` is the text about how the
-    /// relay behaves without the key. Returns `None` if the key is absent or wrong.
+    /// Takes one of a few strings, as [`Table::choice`] does, without a default.
     pub fn optional_choice<T: Copy>(
         &mut self,
         name: &'static str,
@@ -435,7 +400,6 @@ impl<'c, 'a> Table<'c, 'a> {
         self.one_of(name, words, Absent::Optional(otherwise.into()), meaning)
     }
 
-    /// Takes a key whose value is one of `words`. Returns `None` if the key is absent or wrong.
     fn one_of<T: Copy>(
         &mut self,
         name: &'static str,
@@ -448,7 +412,6 @@ impl<'c, 'a> Table<'c, 'a> {
         words.get(chosen).map(|(_, value)| *value)
     }
 
-    /// Takes a key whose value is one of `words`, and returns its index.
     fn index_of(
         &mut self,
         name: &'static str,
@@ -468,9 +431,8 @@ impl<'c, 'a> Table<'c, 'a> {
         self.usable(&found, read)
     }
 
-    /// Takes a key whose value is a string, and parses the string. `parse` returns only the end of
-    /// an error message, such as `is not IP:PORT, allowed: …`; this function puts the string in
-    /// front of that end. Returns `None` if the key is absent or its value is wrong.
+    /// Takes a string and parses it. An error of `parse` is only the end of a message, such as `is
+    /// not IP:PORT, allowed: …`; the string is put in front of it.
     pub fn word<T>(
         &mut self,
         key: Key,
@@ -480,10 +442,8 @@ impl<'c, 'a> Table<'c, 'a> {
         self.usable(&found, self.cx.word(&found.value, "a string", parse))
     }
 
-    /// Takes a key with a string value and a default, and parses the value as [`Table::word`] does.
-    /// If the key is absent, `default` is parsed. The config reference prints `reference` as the
-    /// default, or `default` itself if `reference` is `None`. Returns `None` if the value in the
-    /// file is wrong, or if the key is absent and `parse` refuses `default`.
+    /// Takes a string and parses it as [`Table::word`] does. If the key is absent, `default` is
+    /// parsed. The config reference prints `reference`, if there is one, in the place of `default`.
     pub fn word_or<T>(
         &mut self,
         (name, kind, meaning): (&'static str, &str, &'static str),
@@ -500,38 +460,31 @@ impl<'c, 'a> Table<'c, 'a> {
         self.usable(&found, self.cx.word(&found.value, "a string", parse))
     }
 
-    /// Takes a key whose value is the path of a file. The content is not read here; the module
-    /// `check` verifies later that the content is of the kind `content`. The path is returned even
-    /// if the file is missing; this is recorded as a problem if `must_exist` is `true`. Returns
-    /// `None` if the key is absent or its value is wrong.
+    /// Takes the path of a file. `check` verifies later that its content is `content`. The path is
+    /// also returned if the file is missing; with `must_exist`, this is recorded as a problem.
     pub fn file(&mut self, key: Key, content: Content, must_exist: bool) -> Option<PathBuf> {
         let found = self.take(&key)?;
         self.usable(&found, self.cx.file(&found, content, must_exist))
     }
 
-    /// Returns the value of a variable of the environment, which is not a part of the config file;
-    /// `None` if it is not set.
+    /// Returns the value of an environment variable, which is not a part of the config file.
     pub fn env(&self, name: &str) -> Option<String> {
         (self.cx.env)(name)
     }
 
-    /// Takes a key whose value is the path of a directory, which need not exist. Returns `None` if
-    /// the key is absent or its value is wrong.
+    /// Takes the path of a directory, which need not exist.
     pub fn directory(&mut self, key: Key) -> Option<PathBuf> {
         let found = self.take(&key)?;
         self.usable(&found, self.cx.directory(&found))
     }
 
-    /// Takes a key whose value is a string that may be a secret: no message shows it. The string
-    /// may come from a file by `${file:…}`; if that file is missing, `check` is not called. Returns
-    /// `None` if the key is absent or its value is wrong.
+    /// Takes a string that no message may show, because it may be a secret. It may come from a file
+    /// by `${file:…}`; if that file is missing, `check` is not called.
     pub fn secret(&mut self, key: Key, check: Check) -> Option<Template> {
         let found = self.take(&key)?;
         self.usable(&found, self.cx.secret(&found, check))
     }
 
-    /// Takes a key whose value is an array of at least one string, and reads each string by `read`.
-    /// Returns `None` if the key is absent, or if one of the strings is wrong.
     fn array<T>(&mut self, key: &Key, read: impl Fn(&Found<'a>) -> Read<T>) -> Option<Vec<T>> {
         let found = self.take(key)?;
         let elements = self.usable(&found, self.elements(&found))?;
@@ -546,7 +499,6 @@ impl<'c, 'a> Table<'c, 'a> {
         self.usable(&found, if is_whole { Ok(values) } else { Err(Wrong::Told) })
     }
 
-    /// Returns the elements of an array, which must have at least one.
     fn elements(&self, found: &Found<'a>) -> Read<Vec<Found<'a>>> {
         let DeValue::Array(array) = &found.value else {
             return Err(other_type(&found.value, "an array of strings"));
@@ -563,9 +515,7 @@ impl<'c, 'a> Table<'c, 'a> {
         Ok(array.iter().enumerate().map(element).collect())
     }
 
-    /// Takes a key whose value is an array of at least one string, and parses each string as
-    /// [`Table::word`] does. Returns `None` if the key is absent, or if one of the strings is
-    /// wrong.
+    /// Takes an array of at least one string, and parses each as [`Table::word`] does.
     pub fn words<T>(
         &mut self,
         key: Key,
@@ -575,9 +525,8 @@ impl<'c, 'a> Table<'c, 'a> {
         self.array(&key, |found| cx.word(&found.value, "a string", &parse))
     }
 
-    /// Takes a key whose value is an array of at least one string, and checks each string. The
-    /// error of `check` must be a whole sentence that names the string, because nothing is put in
-    /// front of it. Returns `None` if the key is absent, or if one of the strings is wrong.
+    /// Takes an array of at least one string, and checks each. An error of `check` must be a whole
+    /// sentence that names the string, because nothing is put in front of it.
     pub fn texts(
         &mut self,
         key: Key,
@@ -590,18 +539,15 @@ impl<'c, 'a> Table<'c, 'a> {
         })
     }
 
-    /// Takes a key whose value is an array of at least one string, and reads each string as
-    /// [`Table::secret`] does. Returns `None` if the key is absent, or if one of the strings is
-    /// wrong.
+    /// Takes an array of at least one string, and reads each as [`Table::secret`] does.
     pub fn secrets(&mut self, key: Key, check: Check) -> Option<Vec<Template>> {
         let cx = self.cx;
         self.array(&key, |found| cx.secret(found, check))
     }
 
     /// Takes a table whose keys the user chooses (`headers = { X-Scope = "a" }`), and whose values
-    /// may be secrets. `declared` is the table's own name, its kind and its meaning. Each key is
-    /// parsed by `parse_name`, and each value is checked by `check`. Returns an empty map if the
-    /// table is absent. A wrong entry is left out of the map, and is recorded as a problem.
+    /// may be secrets. `declared` is the table's own name, kind and meaning. `parse_name` parses
+    /// each key. A wrong entry is left out, and recorded as a problem. An absent table is empty.
     pub fn secret_map(
         &mut self,
         declared: (&'static str, &str, &'static str),
@@ -612,10 +558,8 @@ impl<'c, 'a> Table<'c, 'a> {
         self.map(declared, parse_name, |found| cx.secret(found, check))
     }
 
-    /// Takes a table whose keys the user chooses, and whose values are not secret. `declared` is
-    /// the table's own name, its kind and its meaning. Each key is parsed by `parse_name`, and each
-    /// value is parsed by `parse`, as [`Table::word`] does. Returns an empty map if the table is
-    /// absent. A wrong entry is left out of the map, and is recorded as a problem.
+    /// Does what [`Table::secret_map`] does for values that are not secret, parsed as by
+    /// [`Table::word`].
     pub fn word_map(
         &mut self,
         declared: (&'static str, &str, &'static str),
@@ -626,9 +570,6 @@ impl<'c, 'a> Table<'c, 'a> {
         self.map(declared, parse_name, |found| cx.word(&found.value, "a string", parse))
     }
 
-    /// Takes a table whose keys the user chooses, such as `headers`. Each key is parsed by
-    /// `parse_name`, and each value is read by `read`. Returns an empty map if the table is absent.
-    /// A wrong entry is left out of the map, and is recorded as a problem.
     fn map<T>(
         &mut self,
         (name, kind, meaning): (&'static str, &str, &'static str),
@@ -666,14 +607,12 @@ impl<'c, 'a> Table<'c, 'a> {
         map
     }
 
-    /// Returns `true` if no key is left in the table: the table was empty, or all of its keys were
-    /// taken.
+    /// Returns `true` if every key of the table was taken.
     pub fn is_empty(&self) -> bool {
         self.keys.is_empty()
     }
 
-    /// Accepts the key `other` as another spelling of the key `name`. If the file sets both keys,
-    /// `other` stays in the table and is reported as unknown.
+    /// Accepts the key `other` as a spelling of `name`. If both are set, `other` is unknown.
     pub fn rename(&mut self, other: &str, name: &str) {
         if !self.keys.contains_key(name)
             && let Some(value) = self.keys.remove(other)
@@ -682,15 +621,13 @@ impl<'c, 'a> Table<'c, 'a> {
         }
     }
 
-    /// Returns `true` if the file sets the key `name` to `true`. Use this if the default or meaning
-    /// of a key depends on a flag that is read after that key. Call this function before the flag
-    /// is taken out of this table for reading; after that, the result is always `false`.
+    /// Returns `true` if the file sets the flag `name`, which must not have been taken yet, to
+    /// `true`. This is for a key that is read before the flag and depends on it.
     pub fn is_true(&self, name: &str) -> bool {
         self.keys.get(name).is_some_and(|(_, value)| value.get_ref().as_bool() == Some(true))
     }
 
-    /// Returns the table `name` inside this table, ready for reading, and records its header. If
-    /// `name` is an array of tables, `index` says which element is returned.
+    /// Returns the inner table `name`, or its element with this index, and records the header.
     fn child(&self, name: &str, index: Option<usize>, table: DeTable<'a>) -> Self {
         let mut path = self.path_of(name);
         if let Some(index) = index {
@@ -705,8 +642,7 @@ impl<'c, 'a> Table<'c, 'a> {
         Self::new(self.cx, path, section, table)
     }
 
-    /// Takes the section `[name]`, reads it by `read`, and returns the result. If the section is
-    /// absent, an empty section is read, so that its keys have their defaults.
+    /// Takes the section `[name]` and reads it by `read`; an absent one is read as an empty one.
     pub fn section<T>(&mut self, name: &'static str, read: impl FnOnce(&mut Self) -> T) -> T {
         let mut table = self.begin(name);
         let value = read(&mut table);
@@ -714,7 +650,6 @@ impl<'c, 'a> Table<'c, 'a> {
         value
     }
 
-    /// Takes the section `[name]`. Returns an empty section if it is absent or not a table.
     fn begin(&mut self, name: &'static str) -> Self {
         let table = match self.remove(name) {
             Some(Found { value: DeValue::Table(table), .. }) => table,
@@ -727,9 +662,8 @@ impl<'c, 'a> Table<'c, 'a> {
         self.child(name, None, table)
     }
 
-    /// Takes a section whose presence has a meaning, such as `[output.tls]`, reads it by `read`,
-    /// and returns the result. Returns `None` if the section is absent, or is not a table. If
-    /// `read` itself returns an `Option`, see [`whole`].
+    /// Takes a section whose presence has a meaning, such as `[output.tls]`, and reads it by
+    /// `read`. If `read` itself returns an `Option`, see [`whole`].
     pub fn optional_section<T>(
         &mut self,
         key: Key,
@@ -745,8 +679,7 @@ impl<'c, 'a> Table<'c, 'a> {
         Some(value)
     }
 
-    /// Takes all tables `[[name]]` out of this table, calls `read` for each of them, and returns
-    /// the results. If there is no such table, an error is recorded, and the result is empty.
+    /// Takes all tables `[[name]]` and calls `read` for each. At least one is required.
     pub fn sections<T>(&mut self, name: &'static str, read: impl FnMut(&mut Self) -> T) -> Vec<T> {
         let is_missing = !self.has_any(name);
         let values = self.sections_if_any(name, read);
@@ -756,25 +689,21 @@ impl<'c, 'a> Table<'c, 'a> {
         values
     }
 
-    /// Returns `true` if the file sets `key` in the inner table `table` of this table. Use this if
-    /// the default of a key depends on a table that is read after that key. Call this function
-    /// before the inner table is taken out of this table for reading; after that, the result is
-    /// always `false`.
+    /// Returns `true` if the file sets `key` in the inner table `table`, which must not have been
+    /// taken yet. This is for a key that is read before that table and depends on it.
     pub fn sets(&self, table: &str, key: &str) -> bool {
         let section = self.keys.get(table).and_then(|(_, value)| value.get_ref().as_table());
         section.is_some_and(|section| section.contains_key(key))
     }
 
-    /// Returns `true` if the file has at least one table `[[name]]` in this table. A value that is
-    /// not an array counts as one table. Call this function before the tables are taken out of this
-    /// table for reading; after that, the result is always `false`.
+    /// Returns `true` if the file has at least one table `[[name]]`. A value that is not an array
+    /// counts as one table. After the tables were taken, the result is always `false`.
     pub fn has_any(&self, name: &str) -> bool {
         let value = self.keys.get(name).map(|(_, value)| value.get_ref());
         value.is_some_and(|value| value.as_array().is_none_or(|array| !array.is_empty()))
     }
 
-    /// Takes all tables `[[name]]` out of this table, calls `read` for each of them, and returns
-    /// the results. If the file has no such table, the result is empty, and no error is recorded.
+    /// Takes all tables `[[name]]`, if there are any, and calls `read` for each of them.
     pub fn sections_if_any<T>(
         &mut self,
         name: &'static str,
@@ -791,7 +720,7 @@ impl<'c, 'a> Table<'c, 'a> {
             Some(found) => {
                 self.cx.fail(found.at, &found.path, other_type(&found.value, &kind));
                 // The file has `[output]` instead of `[[output]]`. Its keys may have more problems.
-                // With `[output.siem]` it has none of these keys, and one error is enough.
+                // With `[output.siem]`, it has only inner tables, and one error is enough.
                 let has_keys = found.value.as_table().is_some_and(|table| {
                     table.is_empty() || table.values().any(|value| !value.get_ref().is_table())
                 });
@@ -803,15 +732,13 @@ impl<'c, 'a> Table<'c, 'a> {
         Tables { name, kind, tables }
     }
 
-    /// Takes the key, whose value is a table or an array of tables, without reading these inner
-    /// tables. The plain keys of this table can then be read first; [`Table::read_tables`] reads
-    /// the inner tables after them. Returns `None` if the key is absent.
+    /// Takes a table or an array of tables without reading them, so that plain keys of this table
+    /// can be read first. [`Table::read_tables`] reads the inner tables after them.
     pub fn found_tables(&mut self, key: Key) -> Option<Tables<'a>> {
         let (name, kind) = (key.name, key.kind.clone());
         let is_empty = |value: &DeValue<'_>| value.as_array().is_some_and(|array| array.is_empty());
         let found = self.remove(name);
-        // The keys in the tables are declared, and printed, when the tables are read. Only an empty
-        // array has to be printed here.
+        // Only an empty array is printed here: tables declare their keys when they are read.
         self.declare(
             &key,
             found.as_ref().map(|found| &found.value).filter(|value| is_empty(value)),
@@ -828,7 +755,7 @@ impl<'c, 'a> Table<'c, 'a> {
         Some(Tables { name, kind, tables })
     }
 
-    /// Calls `read` for each of the tables that were taken before, and returns the results.
+    /// Calls `read` for each of the tables that [`Table::found_tables`] returned.
     pub fn read_tables<T>(
         &mut self,
         found: Tables<'a>,
@@ -845,8 +772,7 @@ impl<'c, 'a> Table<'c, 'a> {
         values
     }
 
-    /// Returns one element of the array of tables `name`. `None` if it is not a table, which is
-    /// recorded as a problem; `allowed` is the end of the error message.
+    /// Returns one element of the array of tables `name`; `allowed` ends an error message.
     fn element(
         &self,
         name: &str,
@@ -864,9 +790,8 @@ impl<'c, 'a> Table<'c, 'a> {
         Some(self.child(name, Some(index), table))
     }
 
-    /// Reports an error for each key that no call has taken, because the key is unknown. `explain`
-    /// may return a better message for a key. If `explain` returns an empty message, the key is not
-    /// reported.
+    /// Reports each key that no call has taken as unknown. `explain` may return a better message
+    /// for a key; a key with an empty message is not reported.
     pub fn refuse_rest(&mut self, explain: &dyn Fn(&str) -> Option<String>) {
         for (name, (at, _)) in std::mem::take(&mut self.keys) {
             let message = explain(&name).unwrap_or_else(|| {

@@ -1,5 +1,4 @@
-//! Strings of the config file in which `${env:NAME}`, `${env:NAME:-default}` and `${file:PATH}` are
-//! replaced.
+//! Strings of the config file with `${env:NAME}`, `${env:NAME:-default}` and `${file:PATH}`.
 //!
 //! Variables are expanded once, when the config is read. Files are read again at every
 //! [`Template::expand`], so that a rotated secret is used without a restart. The content of a
@@ -11,49 +10,39 @@ use std::{fmt, io};
 
 use base::named_file;
 
-/// The greatest number of bytes of a file with a token or password. A larger file, such as a device
-/// or a log, is refused, because it was surely named by mistake.
+/// The maximum number of bytes of a secret. A larger file was surely named by mistake.
 const SECRET_BYTES_MAX: u64 = 1024 * 1024;
 
-/// A string of the config file with its variables and files. The variables (`${env:…}`) are
-/// expanded already; the files (`${file:…}`) are read whenever the string is expanded.
+/// A string of the config file, in which the variables are expanded already.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Template {
-    /// The string as the config file has it.
     source: String,
-    /// The string, split into texts and paths of files. The expanded string consists of these parts
-    /// in this order, with the content of a file in the place of its path.
     parts: Vec<Part>,
 }
 
-/// One part of a string of the config file: a text, or the path of a file.
 #[derive(Clone, PartialEq, Eq)]
 enum Part {
     /// Text from the string itself, or from a variable.
     Text(String),
-    /// The path of the file that a `${file:PATH}` names.
     File(PathBuf),
 }
 
-/// The error for a `${file:PATH}` whose file cannot be read. The message names the file and never
-/// shows its content.
+/// The file of a `${file:PATH}` cannot be read. The message never shows the file's content.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot read the file {}", file.display())]
 pub struct ExpandError {
-    /// The path of the file that cannot be read: the PATH of `${file:PATH}`.
+    /// The PATH of `${file:PATH}`.
     pub file: PathBuf,
     /// The reason why the file cannot be read.
     pub source: io::Error,
 }
 
 impl Template {
-    /// Parses a string of the config file and expands its variables; no file is read. `env` returns
-    /// the value of a variable, or `None` if the variable is not set.
+    /// Parses a string of the config file and expands its variables; no file is read.
     ///
     /// # Errors
     ///
-    /// Returns a text with every mistake in the string, separated by semicolons. The text does not
-    /// contain the value of any variable.
+    /// Every mistake in the string, separated by semicolons, without the values of variables.
     pub fn parse(source: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, String> {
         let mut text = String::new();
         let mut parts = Vec::new();
@@ -94,12 +83,11 @@ impl Template {
     }
 
     /// Returns the string with the contents that its files have now. The call blocks while it reads
-    /// the files, which can take long on a network file system, so do not make it on a thread of
-    /// the async runtime.
+    /// the files, which can take long on a network file system: do not make it on an async thread.
     ///
     /// # Errors
     ///
-    /// Returns the error of the first file that cannot be read.
+    /// The error of the first file that cannot be read.
     pub fn expand(&self) -> Result<String, ExpandError> {
         let mut expanded = String::new();
         for part in &self.parts {
@@ -114,7 +102,7 @@ impl Template {
         Ok(expanded)
     }
 
-    /// Returns the string with its variables expanded. Each file stands as `${file:PATH}`.
+    /// Returns the string with its variables expanded and its files as `${file:PATH}`.
     pub fn without_files(&self) -> String {
         let part = |part: &Part| match part {
             Part::Text(text) => text.clone(),
@@ -143,8 +131,7 @@ impl fmt::Debug for Template {
     }
 }
 
-/// Parses the text between `${` and `}`. Returns the value of the variable or the path of the file
-/// that it names, or the error message for the operator.
+/// Parses the text between `${` and `}`. An error is the message for the operator.
 fn part(inside: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Part, String> {
     if inside.contains("${") {
         return Err("a `${…}` cannot be inside another one".to_owned());
@@ -177,19 +164,16 @@ fn part(inside: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Part, Stri
     })
 }
 
-/// Returns the content of a file that holds a secret. Such a file is the value of a `*_file` key,
-/// or is named by a `${file:…}`. One line break at the end of the content is removed. The call
-/// blocks while it reads the file.
+/// Returns the content of a file that holds a secret: the value of a `*_file` key, or the file of a
+/// `${file:…}`. One line break at the end is removed. The call blocks while it reads the file.
 ///
 /// # Errors
 ///
-/// The error of the operating system, or the file has more than 1 MiB, is not UTF-8, or is not a
-/// regular file.
+/// The file cannot be read, has more than 1 MiB, is not UTF-8, or is not a regular file.
 pub fn read_secret(path: &Path) -> io::Result<String> {
     secret(named_file::read(path, SECRET_BYTES_MAX)?)
 }
 
-/// Returns the secret that a file with this content holds.
 fn secret(content: Vec<u8>) -> io::Result<String> {
     let text = String::from_utf8(content);
     let mut secret = text.map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "not UTF-8"))?;
@@ -202,21 +186,19 @@ fn secret(content: Vec<u8>) -> io::Result<String> {
     Ok(secret)
 }
 
-/// Reads a bearer token from a file, without the blanks and line breaks around the token. Editors
-/// and `echo` add them, and no token can contain them (RFC 6750 §2.1). The call blocks while it
-/// reads the file.
+/// Reads a bearer token from a file. Blanks and line breaks around it are removed: editors and
+/// `echo` add them, and no token can contain them (RFC 6750 §2.1). The call blocks while it reads.
 ///
 /// # Errors
 ///
-/// The errors of [`read_secret`]. Other errors: the token is empty, or contains U+FEFF or a control
-/// character other than a tab. No header can carry such control characters, so nobody could ever
-/// present such a token.
+/// The errors of [`read_secret`]. The token is empty, or has U+FEFF or a control character other
+/// than a tab: no header can carry these, so nobody could present the token.
 pub fn read_token(path: &Path) -> io::Result<String> {
     token(&read_secret(path)?)
 }
 
-/// Reads a bearer token, as [`read_token`] does, from a file that a command line names. The file
-/// may be a pipe, as shells make one for `<(…)`.
+/// Does what [`read_token`] does for a file that a command line names. The file may be a pipe, as
+/// shells make one for `<(…)`.
 ///
 /// # Errors
 ///
@@ -225,7 +207,6 @@ pub fn read_token_of_command(path: &Path) -> io::Result<String> {
     token(&secret(named_file::read_of_command(path, SECRET_BYTES_MAX)?)?)
 }
 
-/// Returns the token in the content of a file.
 fn token(secret: &str) -> io::Result<String> {
     let invalid = |what| io::Error::new(io::ErrorKind::InvalidData, what);
     let token = secret.trim_ascii();

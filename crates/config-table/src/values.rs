@@ -1,5 +1,4 @@
-//! Parsers of the config's strings, such as sizes, times, addresses and names, and the way back to
-//! text.
+//! Parsers of the config's strings, such as sizes and addresses, and sizes and times as text.
 //!
 //! The error of a parser says what is wrong and what is allowed, and is the end of a sentence that
 //! begins with the value: `is not a size, allowed: …`. The reader puts the value in front, or
@@ -14,11 +13,10 @@ use hyper::header::HeaderName;
 use rustls_pki_types::ServerName;
 use url::Url;
 
-/// An address of a peer, which the config writes as `host:port`. An IPv6 address is in brackets:
-/// `[::1]:514`.
+/// The address of a peer, `host:port` in the config. An IPv6 address is in brackets: `[::1]:514`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct HostPort {
-    /// The host name or the IP address. An IPv6 address is stored without brackets.
+    /// The host name or the IP address, without brackets.
     pub host: String,
     /// The port, which is never 0.
     pub port: u16,
@@ -39,24 +37,20 @@ pub const KIB: u64 = 1024;
 pub const MIB: u64 = 1024 * KIB;
 const GIB: u64 = 1024 * MIB;
 
-/// The smallest allowed `max_in_flight` of `[limits]` and of a source, and the smallest allowed
-/// `queue.max_bytes` of a queue in memory, in bytes. One small event needs less than this.
+/// The minimum in bytes of `max_in_flight` (of `[limits]` and of a source) and of `queue.max_bytes`
+/// of a queue in memory. One small event needs less than this.
 pub const ROOM_MIN: u64 = KIB;
 
-/// The largest size that a config may contain, 1 PiB. With this limit, a sum of several sizes never
-/// overflows a `u64`.
+/// The largest size in a config, 1 PiB, so that a sum of several sizes never overflows a `u64`.
 pub(crate) const SIZE_MAX: u64 = 1 << 50;
 
-/// The longest time that a config may contain, one year. With this limit, a point in time plus
-/// several times never overflows.
+/// The longest time in a config, so that a point in time plus several times never overflows.
 const TIME_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// The shortest allowed value of keys for waits and time limits. A wait of zero would always be
-/// over at once.
+/// The minimum of waits and time limits. A wait of zero would always be over at once.
 pub const TIME_MIN: Duration = Duration::from_millis(1);
 
-/// The greatest number of characters of a host name: the longest name of the DNS has 255 bytes in a
-/// message (RFC 1035 §2.3.4) and 253 characters as text.
+/// The maximum length of a DNS name as text. In a message, it has 255 bytes (RFC 1035 §2.3.4).
 const HOST_BYTES_MAX: usize = 253;
 
 /// The values that `batch.max_bytes` may have for one type of output.
@@ -64,7 +58,7 @@ const HOST_BYTES_MAX: usize = 253;
 pub struct BatchBytes {
     /// The value if the config sets none.
     pub default: u64,
-    /// The largest value. `None`: the protocol has no limit for a request or a write.
+    /// The largest value. `None` if the protocol has no limit.
     pub max: Option<u64>,
 }
 
@@ -73,26 +67,26 @@ impl BatchBytes {
     pub const UNLIMITED: Self = Self { default: 4 * MIB, max: None };
 }
 
-/// Returns a time of this many seconds.
+/// A time of this many seconds.
 pub const fn secs(secs: u64) -> Duration {
     Duration::from_secs(secs)
 }
 
-/// Returns a time of this many milliseconds.
+/// A time of this many milliseconds.
 pub const fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
-/// Returns the time, or `None` if the time is zero. In several keys, `"0s"` means "never".
+/// Returns `None` if the time is zero. In several keys, `"0s"` means "never".
 pub fn unless_zero(time: Duration) -> Option<Duration> {
     (!time.is_zero()).then_some(time)
 }
 
-/// Parses a size such as `64MiB`, `4MB` or `512`. Returns the size in bytes.
+/// Parses a size such as `64MiB`, `4MB` or `512`, in bytes.
 ///
 /// # Errors
 ///
-/// Returns a text that says what is wrong and what is allowed.
+/// The text says what is wrong and what is allowed.
 pub fn size(text: &str) -> Result<u64, String> {
     const UNITS: [(&str, u64); 8] = [
         ("", 1),
@@ -112,11 +106,11 @@ pub fn size(text: &str) -> Result<u64, String> {
         .ok_or_else(|| format!("is too large, allowed: at most {}", show_size(SIZE_MAX)))
 }
 
-/// Parses a size in each second, such as `5MB/s`. Returns bytes in a second.
+/// Parses a rate such as `5MB/s`, in bytes per second.
 ///
 /// # Errors
 ///
-/// Returns a text that says what is wrong and what is allowed.
+/// The text says what is wrong and what is allowed.
 pub fn rate(text: &str) -> Result<u64, String> {
     let wrong =
         || "is not a size per second, allowed: at least 1kB/s, such as \"5MB/s\"".to_owned();
@@ -128,7 +122,7 @@ pub fn rate(text: &str) -> Result<u64, String> {
 ///
 /// # Errors
 ///
-/// Returns a text that says what is wrong and what is allowed.
+/// The text says what is wrong and what is allowed.
 pub fn time(text: &str) -> Result<Duration, String> {
     const UNITS: [(&str, u64); 4] = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000)];
     let time = number_of_units(text, &UNITS)
@@ -138,9 +132,8 @@ pub fn time(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| format!("is too long, allowed: at most {}", show_time(TIME_MAX)))
 }
 
-/// Returns `true` if the text has the name of an environment variable after a `$`, as a shell would
-/// expand it: two or more upper-case letters, digits and `_`, the first of them a letter, and no
-/// lower-case letter after them. A `$$` does not count.
+/// Returns `true` if the text has a `$` (not `$$`) before a name: an upper-case letter, one or more
+/// upper-case letters, digits or `_`, and no lower-case letter after them.
 pub(crate) fn names_a_variable(text: &str) -> bool {
     let is_part = |it: char| it.is_ascii_uppercase() || it.is_ascii_digit() || it == '_';
     let is_name = |rest: &str| {
@@ -156,9 +149,7 @@ pub(crate) fn names_a_variable(text: &str) -> bool {
     })
 }
 
-/// Reads a whole number and the unit after it, and multiplies the two. Returns `None` if the text
-/// does not begin with a digit or has another unit, and `Some(None)` if the result is larger than a
-/// `u64`.
+/// Reads a number and its unit. `None` for another form, `Some(None)` if the value is too large.
 fn number_of_units(text: &str, units: &[(&str, u64)]) -> Option<Option<u64>> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, name) = text.split_at_checked(digits).filter(|_| digits > 0)?;
@@ -166,8 +157,8 @@ fn number_of_units(text: &str, units: &[(&str, u64)]) -> Option<Option<u64>> {
     Some(number.parse::<u64>().ok().and_then(|number| number.checked_mul(*unit)))
 }
 
-/// Returns a size in the largest of the units GiB, MiB and KiB of which it is a multiple, such as
-/// `64MiB`, or else as a number of bytes, such as `1000`. [`size`] can parse the text.
+/// Returns a size in the largest unit (GiB, MiB, KiB) of which it is a multiple, such as `64MiB`,
+/// or else in bytes, such as `1000`. [`size`] can parse the text.
 pub fn show_size(size: u64) -> String {
     for (name, unit) in [("GiB", GIB), ("MiB", MIB), ("KiB", KIB)] {
         if size != 0 && size.is_multiple_of(unit) {
@@ -177,8 +168,7 @@ pub fn show_size(size: u64) -> String {
     size.to_string()
 }
 
-/// Returns a time in a short form that [`time`] can parse: `5m`, `90s`. The time must be a whole
-/// number of milliseconds.
+/// Returns a time, in whole milliseconds, in a short form that [`time`] can parse: `5m`, `90s`.
 pub fn show_time(time: Duration) -> String {
     let millis = time.as_millis();
     for (name, unit) in [("h", 3_600_000), ("m", 60_000)] {
@@ -190,8 +180,7 @@ pub fn show_time(time: Duration) -> String {
     if millis.is_multiple_of(1000) { format!("{}s", millis / 1000) } else { format!("{millis}ms") }
 }
 
-/// Returns a range in words: `at least 1s`, or `1s to 15s`. Returns `None` if the range has no
-/// bounds, so that every value is allowed.
+/// Returns a range in words: `at least 1s`, or `1s to 15s`. `None` if every value is allowed.
 pub fn allowed<T: Copy>(range: &Range<T>, show: impl Fn(T) -> String) -> Option<String> {
     match *range {
         (Bound::Included(least), Bound::Included(most)) => {
@@ -203,7 +192,7 @@ pub fn allowed<T: Copy>(range: &Range<T>, show: impl Fn(T) -> String) -> Option<
     }
 }
 
-/// The values that a key allows: a range of any form.
+/// The values that a key allows.
 pub type Range<T> = (Bound<T>, Bound<T>);
 
 /// Returns the two ends of a range.
@@ -211,8 +200,7 @@ pub fn bounds<T: Copy>(range: &impl RangeBounds<T>) -> Range<T> {
     (range.start_bound().cloned(), range.end_bound().cloned())
 }
 
-/// Parses `IP:PORT`, the address of a socket that the relay binds. The port may be 0; the kernel
-/// then chooses a port.
+/// Parses `IP:PORT`, an address that the relay binds. With port 0, the kernel chooses a port.
 pub fn socket_address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| {
         "is not IP:PORT, allowed: an address such as \"0.0.0.0:3000\", or \"[::]:3000\" \
@@ -225,7 +213,7 @@ pub fn socket_address(text: &str) -> Result<SocketAddr, String> {
 ///
 /// # Errors
 ///
-/// Returns a text that says what is wrong and what is allowed.
+/// The text says what is wrong and what is allowed.
 pub fn host_port(text: &str) -> Result<HostPort, String> {
     let wrong = |what: &str| {
         Err(format!("{what}, allowed: host:port such as \"10.0.0.5:5000\", IPv6 in brackets"))
@@ -257,8 +245,7 @@ pub fn host_port(text: &str) -> Result<HostPort, String> {
 ///
 /// # Errors
 ///
-/// Returns a text that says what is wrong and what is allowed. The text shows nothing of the URL,
-/// because its path, query and user may be secrets.
+/// The text shows nothing of the URL, because its path, query and user may be secrets.
 pub fn url(text: &str) -> Result<Url, String> {
     let allowed = "allowed: http://HOST[:PORT]/PATH or https://…";
     let url = Url::parse(text).map_err(|why| format!("is not a URL ({why}), {allowed}"))?;
@@ -281,7 +268,7 @@ pub fn url(text: &str) -> Result<Url, String> {
 ///
 /// # Errors
 ///
-/// Returns a text that says what is wrong and what is allowed. The text shows nothing of the URL.
+/// The text shows nothing of the URL.
 pub fn proxy_url(text: &str) -> Result<(), String> {
     let allowed = "allowed: http://[USER:PASSWORD@]HOST[:PORT]";
     let url = Url::parse(text).map_err(|why| format!("is not a URL ({why}), {allowed}"))?;
@@ -297,8 +284,7 @@ pub fn proxy_url(text: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Parses the name of an output or a source. Returns the name, or a text that says which names are
-/// allowed. The name `queue` is not allowed, because metrics use it for the queue itself.
+/// Parses the name of an output or a source. `queue` is refused: metrics use it for the queue.
 pub fn output_name(text: &str) -> Result<String, String> {
     let starts = text.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit());
     let in_a_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
@@ -311,7 +297,7 @@ pub fn output_name(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// Parses the name of a Kafka topic. Returns the name, or a text that says which names are allowed.
+/// Parses the name of a Kafka topic.
 pub fn topic(text: &str) -> Result<String, String> {
     let in_a_name = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
     if !(1..=249).contains(&text.len())
@@ -323,8 +309,7 @@ pub fn topic(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// Parses the path below which a listener accepts events. Returns the path, or a text that says
-/// which paths are allowed.
+/// Parses the path below which a listener accepts events.
 pub fn path_prefix(text: &str) -> Result<String, String> {
     let in_a_path = |c: char| c.is_ascii_graphic() && !"?#".contains(c);
     if !text.starts_with('/') || !text.chars().all(in_a_path) {
@@ -335,12 +320,11 @@ pub fn path_prefix(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// Parses a name for RFC 5424, or the name of a Kafka consumer group: 1 to `bytes_max` printable
-/// ASCII characters without space.
+/// Parses 1 to `bytes_max` printable ASCII characters without space, such as a name of RFC 5424.
 ///
 /// # Errors
 ///
-/// Returns a text that says what is wrong and what is allowed.
+/// The text says what is wrong and what is allowed.
 pub fn printable(text: &str, bytes_max: usize) -> Result<String, String> {
     if text.is_empty() || text.len() > bytes_max || !text.chars().all(|c| c.is_ascii_graphic()) {
         return Err(format!(
@@ -355,7 +339,7 @@ pub fn printable(text: &str, bytes_max: usize) -> Result<String, String> {
 ///
 /// # Errors
 ///
-/// Returns a text that says what is wrong and what is allowed.
+/// The text says what is wrong and what is allowed.
 pub fn server_name(text: &str) -> Result<String, String> {
     match ServerName::try_from(text) {
         Ok(_) => Ok(text.to_owned()),
@@ -366,13 +350,12 @@ pub fn server_name(text: &str) -> Result<String, String> {
     }
 }
 
-/// Checks the user name of Basic authentication or SASL. It must not be empty. RFC 7617 §2 (Basic)
-/// allows no colon and no control character in it.
+/// Checks the user name of Basic authentication or SASL. RFC 7617 §2 (Basic) allows no colon and no
+/// control character in it.
 ///
 /// # Errors
 ///
-/// Returns a text that says what is wrong and what is allowed. The text does not show the user
-/// name.
+/// The text says what is wrong and what is allowed. It does not show the user name.
 pub fn user_name(text: &str) -> Result<(), String> {
     if text.is_empty() || text.contains(|c: char| c == ':' || c.is_control()) {
         return Err("is not a user name, allowed: at least one character, none of them a colon \
@@ -386,9 +369,9 @@ pub fn user_name(text: &str) -> Result<(), String> {
 ///
 /// # Errors
 ///
-/// Returns a text that says what is wrong and what is allowed.
+/// The text says what is wrong and what is allowed.
 pub fn header_name(text: &str) -> Result<String, String> {
-    // The relay itself sets these headers, which describe the body and the connection.
+    // These headers describe the body and the connection. The relay itself sets them.
     const OURS: [&str; 6] = [
         "host",
         "content-length",
@@ -410,7 +393,7 @@ pub fn header_name(text: &str) -> Result<String, String> {
 ///
 /// # Errors
 ///
-/// Returns a text that says what is wrong and what is allowed. The text does not show the value.
+/// The text says what is wrong and what is allowed. It does not show the value.
 pub fn header_value(text: &str) -> Result<(), String> {
     // RFC 9110 also allows the bytes 0x80 to 0xff, as obsolete. Peers interpret them differently.
     if !text.chars().all(|c| matches!(c, '\t' | ' '..='~')) {

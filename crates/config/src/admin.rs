@@ -1,4 +1,4 @@
-//! `[admin]`: the address of metrics, health checks and the status page, and who may ask there.
+//! `[admin]`: the address of metrics, health checks and the status page, and the tokens for them.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -9,11 +9,10 @@ use config_table::reader::Context;
 use config_table::table::{TABLE, Table, optional, whole};
 use config_table::values;
 
-/// The section `[admin]`: the address at which the relay serves metrics, health checks and its
-/// status page, and the tokens that it asks for.
+/// The settings of the section `[admin]`.
 ///
-/// A file of `bearer_token_file` or `metrics_token_file` may be absent. Until it exists, nobody
-/// gets what it protects. A relay without a token must not stop the relay of events.
+/// The file of `bearer_token_file` or `metrics_token_file` may be absent. Until it exists, the
+/// pages that it protects are refused. A missing token must not keep the relay from starting.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Admin {
     /// The address that the relay binds. Port 0 lets the kernel choose one.
@@ -21,28 +20,25 @@ pub struct Admin {
     /// A second address, without TLS, that serves only `/livez`, `/healthz`, `/readyz` and
     /// `/drained`.
     pub probe_address: Option<SocketAddr>,
-    /// The settings of HTTPS; `None`: `address` speaks plain HTTP.
+    /// The settings of HTTPS; `None` if `address` speaks plain HTTP.
     pub tls: Option<ListenerTls>,
     /// The file with the token for everything but the probes, `/metrics`, `/tap` and the empty
-    /// status page. `None`: these pages need no token.
+    /// status page. `None` if these pages need no token.
     pub bearer_token_file: Option<PathBuf>,
-    /// The file with a token for `/metrics`; the token of `bearer_token_file` opens it too. `None`:
-    /// `/metrics` needs no token.
+    /// The file with a token for `/metrics`, which the token of `bearer_token_file` opens too.
+    /// `None` if `/metrics` needs no token.
     pub metrics_token_file: Option<PathBuf>,
-    /// The file with the token that a tap needs. `None`: nobody can open a tap.
+    /// The file with the token that a tap needs; `None` if nobody can open a tap.
     pub tap_token_file: Option<PathBuf>,
 }
 
-/// The result of reading the section: the addresses to bind, each with its key, and all settings;
-/// `None` if one of them is wrong.
+/// The addresses to bind, each with its key, and all settings; `None` if one of them is wrong.
 pub(super) type Draft = (Vec<(&'static str, SocketAddr)>, Option<Admin>);
 
-/// The key of [`Admin::address`].
 pub(super) const ADDRESS: &str = "admin.address";
 
 const PROBE_ADDRESS: &str = "admin.probe_address";
 
-/// Reads the section `[admin]`. Problems are recorded.
 pub(super) fn read(t: &mut Table<'_, '_>) -> Draft {
     t.section("admin", |t| {
         let address = t.word_or(

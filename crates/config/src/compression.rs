@@ -14,9 +14,8 @@ pub enum Compression {
 }
 
 impl Compression {
-    /// Reads the key `compression`. A wrong value is recorded as a problem. Returns `default` if
-    /// the key is absent or wrong, so the result is never `None`. `meaning` is the text of the
-    /// config reference, which says which bytes are compressed.
+    /// Reads the key `compression`. Returns `default` if it is absent or wrong, never `None`.
+    /// `meaning` says in the config reference which bytes are compressed.
     pub fn read(t: &mut Table<'_, '_>, default: Self, meaning: &'static str) -> Option<Self> {
         t.choice(
             "compression",

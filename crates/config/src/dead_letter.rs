@@ -9,15 +9,15 @@ use config_table::reader::Context;
 use config_table::table::{Table, optional};
 use config_table::values::MIB;
 
-/// The smallest allowed `dead_letter.max_bytes`. An event that is longer than `max_bytes` cannot be
-/// kept in the dead-letter files at all, and one event can have several hundred KiB.
+/// The minimum of `dead_letter.max_bytes`. A single event can have several hundred KiB, and an
+/// event longer than `max_bytes` cannot be kept at all.
 const DEAD_LETTER_MIN: u64 = MIB;
 
 /// The settings of the section `[dead_letter]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadLetter {
-    /// The configured directory of the dead-letter files. `None`: no directory is configured here;
-    /// [`Config::dead_letter_directory`] says which directory is used then.
+    /// The configured directory. If it is `None`, [`Config::dead_letter_directory`] says which
+    /// directory is used.
     ///
     /// [`Config::dead_letter_directory`]: super::Config::dead_letter_directory
     pub directory: Option<PathBuf>,
@@ -43,9 +43,8 @@ pub(crate) fn read(t: &mut Table<'_, '_>) -> DeadLetter {
     }
 }
 
-/// Records one warning if an output of the config file sets `rejected.action = "dead_letter"`, but
-/// neither `dead_letter.directory` nor `queue.directory` is set. Without a directory, rejected
-/// events are dropped.
+/// Warns if an output sets `rejected.action = "dead_letter"` without a directory: neither
+/// `dead_letter.directory` nor `queue.directory` is set, so that rejected events are dropped.
 pub(super) fn warn_without_directory(
     cx: &Context<'_>,
     dead_letter: &DeadLetter,

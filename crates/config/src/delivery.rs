@@ -1,4 +1,4 @@
-//! The sections that every output has besides `filter`: `retry`, `timeouts`, `batch` and
+//! The sections that every output has in addition to `filter`: `retry`, `timeouts`, `batch` and
 //! `rejected`.
 
 use std::ops::Bound;
@@ -7,55 +7,49 @@ use std::time::Duration;
 use config_table::table::Table;
 use config_table::values::{BatchBytes, TIME_MIN, millis, secs, unless_zero};
 
-/// The settings of `[output.retry]`: how long an output waits before it tries again to send.
+/// `[output.retry]`: how long an output waits before it tries again to send.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Retry {
     /// The wait after the first failed attempt.
     pub initial_interval: Duration,
     /// The longest wait between two attempts, before the wait is randomized.
     pub max_interval: Duration,
-    /// The factor by which each wait is longer than the wait before it; at least 1.
+    /// The factor from one wait to the next; at least 1.
     pub multiplier: f64,
-    /// The size of the random part of each wait, relative to the wait, from 0 to 1. With 0.5 and an
-    /// interval of 10 s, the wait is a random time from 5 s to 15 s.
+    /// The random part of each wait, relative to the wait, from 0 to 1. With 0.5 and an interval of
+    /// 10 s, the wait is a random time from 5 s to 15 s.
     pub randomization_factor: f64,
-    /// The age limit of an event, whose age is counted from the first attempt to send it. If an
-    /// attempt fails after this age, the output gives the event up. `None`: no event is given up
-    /// because of its age.
+    /// The output gives an event up if an attempt fails this long after the first attempt to send
+    /// it. `None` if there is no such limit.
     pub max_elapsed: Option<Duration>,
 }
 
-/// The settings of `[output.timeouts]`: the time limits of connections and of attempts to send.
+/// `[output.timeouts]`: the time limits of connections and of attempts to send.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Timeouts {
-    /// The time limit for the lookup of a host name. Each address of the host then has the same
-    /// limit for its TCP connection, the proxy's CONNECT and the TLS handshake together. With
-    /// `relp`, the protocol's `open` has the same limit once more.
+    /// The time limit for each of these: the lookup of a host name; the connection to one address
+    /// (TCP, the proxy's CONNECT and TLS together); with `relp`, the protocol's `open`.
     pub connect: Duration,
     /// An attempt to send fails if it makes no progress towards an acknowledgement for this long.
     pub request: Duration,
-    /// The age, within a small random difference, at which the output closes a connection and opens
-    /// a new one. Before the old connection is closed, the work on it is finished. `None`:
-    /// connections have no age limit.
+    /// The age, within a small random difference, at which the output replaces a connection by a
+    /// new one. The work on the old connection is finished first. `None` if there is no age limit.
     pub max_connection_age: Option<Duration>,
 }
 
-/// The settings of `[output.batch]`: the limits of one request or write to the consumer.
+/// `[output.batch]`: the limits of one request or write to the consumer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchLimits {
-    /// The greatest number of bytes of one request or write. An event that is larger than this
-    /// limit is sent alone, in a request or write of its own.
+    /// The maximum number of bytes. A larger event is sent alone, in a request or write of its own.
     pub max_bytes: u64,
-    /// The greatest number of events of one request or write; at least 1.
+    /// The maximum number of events; at least 1.
     pub max_events: u64,
 }
 
-/// The values of the key `action` in `[output.rejected]`: the treatment of an event that the
-/// consumer refuses permanently.
+/// `[output.rejected] action`: the treatment of an event that the consumer refuses permanently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rejected {
-    /// The event is written to the dead-letter files. Without a directory for these files, the
-    /// event is dropped.
+    /// The event is written to the dead-letter files, or dropped if these have no directory.
     DeadLetter,
     /// The event is dropped and counted as lost.
     Drop,
@@ -127,7 +121,7 @@ pub(crate) fn timeouts(t: &mut Table<'_, '_>) -> Timeouts {
     }
 }
 
-/// Reads the section `[output.batch]` of a type of output that allows these values of `max_bytes`.
+/// Reads `[output.batch]` of a type of output that allows these values of `max_bytes`.
 pub(crate) fn batch(t: &mut Table<'_, '_>, bytes: BatchBytes) -> BatchLimits {
     let max = bytes.max.map_or(Bound::Unbounded, Bound::Included);
     BatchLimits {
@@ -146,8 +140,7 @@ pub(crate) fn batch(t: &mut Table<'_, '_>, bytes: BatchBytes) -> BatchLimits {
     }
 }
 
-/// Reads the keys `action` and `after_server_errors` of `[output.rejected]`. A wrong value is
-/// recorded as a problem and replaced by its default, so the first result is never `None`.
+/// Reads `action` (never `None`) and `after_server_errors` of `[output.rejected]`.
 pub(crate) fn rejected(t: &mut Table<'_, '_>) -> (Option<Rejected>, Duration) {
     let action = t.choice(
         "action",

@@ -1,4 +1,4 @@
-//! `[evidence]`: the log that proves which events came in.
+//! `[evidence]`: the log that proves which events were received.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -17,19 +17,19 @@ use evidence_log::tlog::key::{Kind, VerifierKey, check_name};
 pub struct Evidence {
     /// The file with the private signing key.
     pub key_file: PathBuf,
-    /// The file with the private signing key that `key_file` will name after a later restart. While
-    /// this key is set, both keys sign each checkpoint. `None`: there is no such key.
+    /// The file with the key that `key_file` will name after a later restart, if there is one.
+    /// While it is set, both keys sign each checkpoint.
     pub next_key_file: Option<PathBuf>,
     /// The name of the log, which no other log has.
     pub origin: String,
     /// The time between two checkpoints while the log grows.
     pub checkpoint_interval: Duration,
-    /// The relay adds an entry after this long without one, which shows that it still runs.
+    /// After this long without an entry, the relay adds one, which shows that it still runs.
     pub heartbeat_interval: Duration,
     /// The size in bytes above which the oldest line hashes are deleted. Their files stay within
     /// twice this size.
     pub max_bytes: u64,
-    /// The witnesses that are asked to cosign each checkpoint. Their names are all different.
+    /// The witnesses that are asked to cosign each checkpoint, each with its own name.
     pub witnesses: Vec<Witness>,
 }
 
@@ -38,15 +38,14 @@ pub struct Evidence {
 pub struct Witness {
     /// The submission prefix: `http://` or `https://`.
     pub url: String,
-    /// The key of its cosignatures.
+    /// The key that verifies the cosignatures of this witness.
     pub key: VerifierKey,
 }
 
-/// The greatest number of witnesses, far below the 100 signatures that a note may have.
+/// The maximum number of witnesses, far below the 100 signatures that a note may have.
 const WITNESSES_MAX: usize = 16;
 
-/// Reads the section `[evidence]`. Returns `None` if a value that has no default is wrong; the
-/// problem is recorded.
+/// Returns `None` if a required key (here or in a witness) is missing or wrong.
 pub(crate) fn read(t: &mut Table<'_, '_>) -> Option<Evidence> {
     let meaning = "file with the private signing key, as `evidence keygen` writes it";
     let key_file = t.file(required("key_file", "path", meaning), Content::SigningKey, true);
@@ -89,7 +88,6 @@ pub(crate) fn read(t: &mut Table<'_, '_>) -> Option<Evidence> {
     })
 }
 
-/// Reads all witnesses. Returns `None` if one of them is wrong.
 fn witnesses(t: &mut Table<'_, '_>) -> Option<Vec<Witness>> {
     let witnesses = t.found_tables(optional(
         "witness",
@@ -113,7 +111,6 @@ fn witnesses(t: &mut Table<'_, '_>) -> Option<Vec<Witness>> {
     Some(witnesses)
 }
 
-/// Reads one witness. Returns `None` if a value is wrong; the problem is recorded.
 fn witness(t: &mut Table<'_, '_>) -> Option<Witness> {
     let meaning = "URL for the requests add-checkpoint; its certificate must come from a public CA";
     let url =
@@ -133,8 +130,7 @@ fn witness(t: &mut Table<'_, '_>) -> Option<Witness> {
     Some(Witness { url: url?, key: key? })
 }
 
-/// Reports a section `[evidence]` without a queue on disk. `is_set` is `true` if the section is
-/// there.
+/// Reports a section `[evidence]` (`is_set`) without a queue on disk.
 pub(super) fn contradictions(cx: &Context<'_>, is_set: bool) {
     if is_set && !queue::is_durable(cx) {
         cx.error(

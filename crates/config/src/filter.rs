@@ -1,7 +1,7 @@
-//! `[filter]` and `[output.filter]`: which events leave, and in which form.
+//! `[filter]` and `[output.filter]`: which events are sent, and in which form.
 //!
-//! `[filter]` holds for every output, together with the output's own `[output.filter]`; [`merged`]
-//! says how.
+//! `[filter]` holds for every output, together with the output's own `[output.filter]`: see
+//! [`merged`].
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -16,57 +16,50 @@ use transform::redact;
 use transform::redact::{Redaction, With};
 use transform::shape::{Bodies, DataStream, Form, ManagedFields, Shape};
 
-/// The smallest allowed `max_event_bytes`. An event can still have this many bytes after its bodies
-/// (`requestObject` and `responseObject`) were removed.
+/// The minimum of `max_event_bytes`. An event can have this many bytes even without its bodies
+/// (`requestObject` and `responseObject`).
 const EVENT_BYTES_MIN: u64 = 1024;
 
-/// The longest allowed value of `deduplicate`. At most a million past events are remembered
-/// (`filter::seen`), so with a longer time an event would often be forgotten too early.
+/// The maximum of `deduplicate`. At most a million past events are remembered (`filter::seen`), so
+/// with a longer time many of them would be forgotten too early.
 const WINDOW_MAX: Duration = secs(24 * 3600);
 
-/// The greatest number of characters of an annotation's name. RFC 5424 allows at most 32 characters
-/// for a name in structured data.
+/// RFC 5424 allows at most 32 characters for a name in structured data.
 const ANNOTATION_CHARS_MAX: usize = 32;
 
-/// The greatest number of bytes of an annotation's value. The limit is low because the value is
-/// added to every event.
+/// The maximum size of an annotation's value. It is low because the value is added to every event.
 const ANNOTATION_BYTES_MAX: usize = 256;
 
-/// The settings that say which events an output sends, and in which form. With the default, every
-/// event is sent unchanged.
+/// The choice of events that an output sends, and their form; by default all, unchanged.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Filter {
-    /// The lists of tables that select events. `[filter]` and `[output.filter]` add one list each,
-    /// if the section has the key `match`. An event is sent only if it matches at least one element
-    /// of every list. Without a list, every event is sent.
+    /// The tables that select events: one list from each of `[filter]` and `[output.filter]` that
+    /// has the key `match`. An event is sent only if it matches at least one table of every list.
     pub matches: Vec<Vec<Match>>,
-    /// The files with Kubernetes audit policies. Each policy may drop an event, or lower its audit
+    /// The files with Kubernetes audit policies. A policy may drop an event, or lower its audit
     /// level.
     pub policies: Vec<PathBuf>,
-    /// The configured rules of redaction: the values that are removed from events, or replaced by a
-    /// hash. Values that hold Kubernetes' own secrets are redacted in addition, even if this list
-    /// is empty. `None`: nothing is redacted.
+    /// The configured rules of redaction. Even without a rule, Kubernetes' own secrets are
+    /// redacted. `None` if nothing is redacted.
     pub redact: Option<Vec<redact::Rule>>,
-    /// The largest size of an event in bytes. A larger event loses as little as helps of webhooks'
-    /// patches, `responseObject` and `requestObject`. An event that is too large without them
-    /// counts as rejected, but is sent if `rejected.action` is `retry`. `None`: there is no limit.
+    /// The maximum size of an event in bytes. A larger event loses as little as possible of
+    /// webhooks' patches, `responseObject` and `requestObject`. If it is still too large, it counts
+    /// as rejected, but is sent if `rejected.action` is `retry`. `None` if there is no limit.
     pub max_event_bytes: Option<u64>,
-    /// Events with the same bytes are sent only once within this time. `None`: repeated events are
-    /// sent too.
+    /// Events with the same bytes are sent only once within this time. `None` if repeated events
+    /// are sent too.
     pub deduplicate: Option<Duration>,
-    /// The annotations that are added to each event: name and value. The names are stored without
-    /// their prefix `kube-audit-forwarder/`.
+    /// The annotations that are added to each event: name (without the prefix
+    /// `kube-audit-forwarder/`) and value.
     pub annotate: BTreeMap<String, String>,
-    /// The form in which events leave. It is given after all other changes, so `max_event_bytes`
-    /// and `deduplicate` judge the event before its form.
+    /// The form in which events are sent. It is applied last, so `max_event_bytes` and
+    /// `deduplicate` apply to the event as it was before.
     pub form: Form,
-    /// The data stream into which the output writes ECS documents; `None`: it writes into none, or
-    /// it writes no such documents.
+    /// The data stream into which the output writes ECS documents; `None` if it writes none.
     pub data_stream: Option<DataStream>,
 }
 
-/// A section `filter` as it is read: the filter, without the form in which events leave, and the
-/// keys of the form. `None`: the section does not have the key.
+/// A section `filter` as it was read: the filter, and the keys of the form that the section has.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct Section {
     filter: Filter,
@@ -76,17 +69,16 @@ pub(crate) struct Section {
 }
 
 impl Filter {
-    /// Returns `true` if the filter changes nothing: every event is sent, and is sent unchanged.
+    /// Returns `true` if every event is sent unchanged.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 }
 
 /// Returns the filter of an output, made from `[filter]` (`all`) and `[output.filter]` (`own`).
-/// Lists are joined, first those of `all`. Of two values of `max_event_bytes`, the smaller is used.
-/// Of two values of `deduplicate`, of the same annotation, or of a key of the form, the value in
-/// `own` is used. `default` has the values of the keys of the form that neither section has, and
-/// `index` is the index into which the output writes.
+/// Lists are joined, first those of `all`. The smaller `max_event_bytes` wins. Otherwise, `own`
+/// wins: for `deduplicate`, for the same annotation, and for a key of the form. `default` has the
+/// keys of the form that neither section sets; `index` is the index into which the output writes.
 pub(crate) fn merged(all: &Section, own: Section, default: Form, index: Option<&str>) -> Filter {
     let least = |a: Option<u64>, b: Option<u64>| a.into_iter().chain(b).min();
     let form = Form {
@@ -111,10 +103,8 @@ pub(crate) fn merged(all: &Section, own: Section, default: Form, index: Option<&
     }
 }
 
-/// Reads the section `filter`, of the whole file or of one output. Returns the default filter if
-/// the section is absent, and `None` if a table of `match` or `redact` is wrong; the problem is
-/// recorded. `of_type` has the defaults of the keys of the form for an output, and is `None` for
-/// the whole file.
+/// Reads the section `filter`, or an empty one. `None` if a table of `match` or `redact` is wrong.
+/// `of_type` has the output's defaults for the form; it is `None` for `[filter]`.
 pub(crate) fn filter(t: &mut Table<'_, '_>, of_type: Option<Form>) -> Option<Section> {
     let key = optional(
         "filter",
@@ -128,8 +118,6 @@ pub(crate) fn filter(t: &mut Table<'_, '_>, of_type: Option<Form>) -> Option<Sec
     }
 }
 
-/// Reads the keys of a section `filter`. Returns `None` if a table of `match` or `redact` is wrong;
-/// the problem is recorded.
 fn keys(t: &mut Table<'_, '_>, of_type: Option<Form>) -> Option<Section> {
     let policy = policy(t);
     let max_event_bytes = t.size_of(
@@ -223,7 +211,7 @@ fn policy(t: &mut Table<'_, '_>) -> Option<PathBuf> {
     policy
 }
 
-/// Reads the keys of the form in which events leave. Each is `None` if it is absent or wrong.
+/// Reads the keys of the form. Each is `None` if it is absent or wrong.
 fn form(
     t: &mut Table<'_, '_>,
     of_type: Option<Form>,
@@ -255,8 +243,8 @@ fn form(
     (shape, bodies, managed_fields)
 }
 
-/// Returns the config reference's default of a key of the form. `default` is the default of the
-/// output's type, and `None` in the section `[filter]`.
+/// Returns the config reference's text for the default of a key of the form. `default` is that of
+/// the output's type, or `None` in `[filter]`.
 fn otherwise<T: PartialEq>(words: &[(&str, T)], default: Option<T>) -> String {
     match words.iter().find(|(_, value)| Some(value) == default.as_ref()) {
         Some((word, _)) => format!("that of `[filter]`, or `\"{word}\"`"),
@@ -264,15 +252,13 @@ fn otherwise<T: PartialEq>(words: &[(&str, T)], default: Option<T>) -> String {
     }
 }
 
-/// Records a problem if the array of tables `name` is empty.
 fn refuse_empty(t: &Table<'_, '_>, name: &str, found: Option<&Tables<'_>>) {
     if found.is_some_and(|found| found.tables.is_empty()) {
         t.error(name, "is empty: add a table, or remove the key");
     }
 }
 
-/// Reads one table of `match`. Returns `None` if the table, or a table of its `unless`, is wrong;
-/// the problem is recorded.
+/// Reads one table of `match`. `None` if the table, or a table of its `unless`, is wrong.
 fn of_match(t: &mut Table<'_, '_>) -> Option<Match> {
     let unless = t.found_tables(optional(
         "unless",
@@ -289,11 +275,10 @@ fn of_match(t: &mut Table<'_, '_>) -> Option<Match> {
     Some(Match { criteria: criteria?, unless: unless.unwrap_or_default() })
 }
 
-/// Reads the criteria of one table of `match` or `unless`. Keys may also be spelled as in a
-/// Kubernetes audit Policy (`userGroups`), because users copy rules from policies. A key whose
-/// value cannot be read counts as absent. `is_exempt` is `true` in `unless`. Returns `None` if the
-/// table is empty and `may_be_empty` is `false`, or if [`Criteria::mistakes`] finds a mistake in
-/// the criteria. Each problem is recorded.
+/// Reads the criteria of one table of `match`, or of `unless` (`is_exempt`). Keys may also be
+/// spelled as in a Kubernetes audit Policy (`userGroups`), because users copy rules from policies.
+/// `None` if the table is empty without `may_be_empty`, or if [`Criteria::mistakes`] finds a
+/// mistake.
 fn criteria(t: &mut Table<'_, '_>, may_be_empty: bool, is_exempt: bool) -> Option<Criteria> {
     for (name, in_a_policy) in
         [("user_groups", "userGroups"), ("non_resource_urls", "nonResourceURLs")]
@@ -364,11 +349,11 @@ fn criteria(t: &mut Table<'_, '_>, may_be_empty: bool, is_exempt: bool) -> Optio
     (mistakes.is_empty() && !is_empty).then_some(criteria)
 }
 
-/// The codes of requests that were denied. No event is dropped because it has one of them.
+/// The codes of denied requests: refused in `unless`; a `match` without them causes a warning.
 const DENIED: [u16; 2] = [401, 403];
 
-/// Parses a code, or a range of codes. `is_exempt` is `true` in `unless`, where events are dropped
-/// by their code.
+/// Parses a code, or a range of codes. `is_exempt` is `true` in `unless`, which drops events by
+/// their code.
 fn codes(text: &str, is_exempt: bool) -> Result<RangeInclusive<u16>, String> {
     let number = |text: &str| {
         let is_code = text.len() == 3 && text.bytes().all(|byte| byte.is_ascii_digit());
@@ -388,8 +373,8 @@ fn codes(text: &str, is_exempt: bool) -> Result<RangeInclusive<u16>, String> {
     Ok(first..=last)
 }
 
-/// Reads one table of `resources`: an API group, its resources and, unless `is_exempt`, names of
-/// objects. Clients choose the names, and could hide events by them.
+/// Reads one table of `resources`: an API group, its resources, and names of objects. In `unless`
+/// (`is_exempt`), names are not allowed: clients choose them, and could hide events by them.
 fn kinds(t: &mut Table<'_, '_>, is_exempt: bool) -> GroupResources {
     let group = t.word_or(
         ("group", "string", "API group; \"\" is the core group, \"*\" is any"),
@@ -414,8 +399,7 @@ fn kinds(t: &mut Table<'_, '_>, is_exempt: bool) -> GroupResources {
     of
 }
 
-/// Reads one table of `redact`. Returns `None` if a key is wrong or a required key is missing; the
-/// problem is recorded.
+/// Reads one table of `redact`. `None` if a key is wrong or a required key is missing.
 fn redaction(t: &mut Table<'_, '_>) -> Option<redact::Rule> {
     let checked = |resources: &[&str], fields: &[&str]| {
         let owned = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect();
@@ -451,8 +435,7 @@ fn redaction(t: &mut Table<'_, '_>) -> Option<redact::Rule> {
     Some(redact::Rule { resources, fields: fields?, with: with? })
 }
 
-/// Reads the key `name`, an array of strings of any content. Returns an empty list if the key is
-/// absent or wrong. `otherwise` and `meaning` are texts of the config reference.
+/// Reads an array of strings of any content. The list is empty if the key is absent or wrong.
 fn words(
     t: &mut Table<'_, '_>,
     name: &'static str,
@@ -463,14 +446,12 @@ fn words(
     t.words(key, |text| Ok(text.to_owned())).unwrap_or_default()
 }
 
-/// Returns a list as a criterion has it. A list with `*` stands for any value, as if its key were
-/// absent.
+/// A list with `*` stands for any value, as an absent key does.
 fn unless_any(list: Vec<String>) -> Vec<String> {
     if list.iter().any(|value| value == "*") { Vec::new() } else { list }
 }
 
-/// Parses the name of an annotation, which is given without its prefix. Returns the name, or a
-/// message that says which names are allowed.
+/// Parses the name of an annotation without its prefix.
 fn annotation_name(text: &str) -> Result<String, String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     let is_end = |c: char| c.is_ascii_alphanumeric();
@@ -487,8 +468,6 @@ fn annotation_name(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// Parses the value of an annotation. Returns the value, or a message that says which values are
-/// allowed.
 fn annotation_value(text: &str) -> Result<String, String> {
     if text.is_empty() || text.len() > ANNOTATION_BYTES_MAX || text.chars().any(char::is_control) {
         return Err(format!(

@@ -17,29 +17,26 @@ use config_table::values;
 /// The keys that all outputs over HTTP share: the consumer's URLs, and how requests are made.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HttpClient {
-    /// The URLs of the consumer; at least one. Each template expands to an http or https URL. A URL
-    /// is not checked yet if it contains a `${file:…}` whose file was missing when the config was
-    /// read.
+    /// The URLs of the consumer; at least one. Each template expands to an http or https URL,
+    /// except that a URL was not checked if its `${file:…}` was missing when the config was read.
     pub urls: Vec<Template>,
     /// How the URL of a request is chosen from `urls`.
     pub strategy: Strategy,
-    /// The TLS settings for https URLs. They are the defaults if the config has no section `tls`.
+    /// The TLS settings for https URLs.
     pub tls: ClientTls,
-    /// The compression of request bodies (the header Content-Encoding).
+    /// The compression of request bodies (Content-Encoding).
     pub compression: Compression,
-    /// The additional headers of each request: name and value. The names are valid and in lower
-    /// case.
+    /// The additional headers of each request. The names are valid and in lower case.
     pub headers: BTreeMap<String, Template>,
-    /// The file with the token for `Authorization: Bearer`; `None`: no token is sent. At most one
-    /// of `bearer_token_file` and `basic_auth` is set.
+    /// The file with the token for `Authorization: Bearer`, if one is sent. At most one of
+    /// `bearer_token_file` and `basic_auth` is set.
     pub bearer_token_file: Option<PathBuf>,
-    /// User and password for `Authorization: Basic`; `None`: no password is sent.
+    /// User and password for `Authorization: Basic`, if they are sent.
     pub basic_auth: Option<BasicAuth>,
-    /// The greatest number of requests of the output that may be under way at once; at least 1.
+    /// The maximum number of concurrent requests; at least 1.
     pub concurrency: usize,
-    /// The URL of the HTTP proxy. The proxy is asked for each connection to the consumer, by the
-    /// method CONNECT. The template expands to `http://[USER:PASSWORD@]HOST[:PORT]`. `None`:
-    /// connections are direct.
+    /// The HTTP proxy through which every connection to the consumer is opened, with CONNECT. The
+    /// template expands to `http://[USER:PASSWORD@]HOST[:PORT]`. `None` if connections are direct.
     pub proxy: Option<Template>,
 }
 
@@ -52,16 +49,16 @@ pub struct BasicAuth {
     pub password_file: PathBuf,
 }
 
-/// The differences between the HTTP keys of one type of output and those of another type.
+/// The HTTP keys that differ between types of output.
 pub struct HttpKeys {
-    /// The default of the key `compression` for this type of output.
+    /// The default of the key `compression`.
     pub compression: Compression,
-    /// The thing that is compressed, as the config reference says it.
+    /// The noun for what is compressed, in the config reference.
     pub compresses: &'static str,
-    /// The meaning of the key `concurrency`, as the config reference says it.
+    /// The meaning of the key `concurrency`, in the config reference.
     pub concurrency: &'static str,
-    /// `true` if this type of output has the keys `bearer_token_file` and `basic_auth`. `false` if
-    /// these keys do not exist, because the type has a credential of its own.
+    /// `true` if the type has the keys `bearer_token_file` and `basic_auth`; `false` if it has a
+    /// credential of its own.
     pub authorization: bool,
 }
 
@@ -78,11 +75,9 @@ impl HttpKeys {
 }
 
 impl HttpClient {
-    /// Reads the keys that all outputs over HTTP share. After the key `strategy`, this function
-    /// calls `own` to read the plain keys that only one type of output has. The caller reads the
-    /// sections of that type afterwards. Returns the client and the result of `own`. The client is
-    /// `None` if `urls`, or a key of the section `basic_auth`, has no usable value. Any other wrong
-    /// value is replaced by its default or left out. Each problem is recorded.
+    /// Reads the keys that all outputs over HTTP share. After the key `strategy`, `own` reads the
+    /// plain keys that only this type has; the caller reads the type's own sections afterwards. The
+    /// client is `None` if `urls`, or a key of `basic_auth`, has no usable value.
     pub fn read<'c, 'a, T>(
         t: &mut Table<'c, 'a>,
         keys: &HttpKeys,
@@ -136,8 +131,8 @@ impl HttpClient {
         (read(), own)
     }
 
-    /// Returns the URLs of the consumer and of the proxy as `Target`s, which can be compared with
-    /// other addresses. A URL that cannot be expanded is left out. See [`OutputSettings::targets`].
+    /// Returns the consumer's URLs and the proxy's for [`OutputSettings::targets`]. A URL that
+    /// cannot be expanded is left out.
     ///
     /// [`OutputSettings::targets`]: super::protocol::OutputSettings::targets
     pub fn targets(&self) -> Vec<Target> {
@@ -152,8 +147,8 @@ impl HttpClient {
     }
 }
 
-/// Returns `true` if the URL has the scheme http. Returns `false` if it has the scheme https, or if
-/// its `${file:…}` cannot be read now.
+/// Returns `true` for the scheme http, and `false` for https or if a `${file:…}` in the URL cannot
+/// be read now.
 fn is_plain(url: &Template) -> bool {
     parsed(url).is_some_and(|url| url.scheme() == "http")
 }
@@ -162,9 +157,9 @@ fn parsed(url: &Template) -> Option<Url> {
     values::url(&url.expand().ok()?).ok()
 }
 
-/// Warns of each credential of the output that goes over the network without TLS: the files with
-/// tokens and passwords, the headers whose names look like those of credentials, and the headers
-/// with a `${file:…}`. There is no warning if the consumer is on this machine.
+/// Warns of each credential that goes over the network without TLS: files with tokens and
+/// passwords, headers whose names look like those of credentials, and headers with a `${file:…}`.
+/// There is no warning if the consumer is on this machine.
 fn warn_of_plain_credentials(
     t: &Table<'_, '_>,
     urls: &[Template],
@@ -207,8 +202,8 @@ fn proxy(t: &mut Table<'_, '_>) -> Option<Template> {
     t.secret(optional("proxy", "URL", "none", meaning), values::proxy_url)
 }
 
-/// Reads the section `basic_auth`. Returns `None` if the section is absent or is not a table, and
-/// `Some(None)` if one of its keys is missing or wrong. Each problem is recorded.
+/// Returns `None` if the section is absent or is not a table, and `Some(None)` if one of its keys
+/// is missing or wrong.
 fn basic_auth(t: &mut Table<'_, '_>) -> Option<Option<BasicAuth>> {
     t.optional_section(
         optional("basic_auth", TABLE, "none", "user and password for Authorization"),
@@ -221,8 +216,8 @@ fn basic_auth(t: &mut Table<'_, '_>) -> Option<Option<BasicAuth>> {
     )
 }
 
-/// Reports each conflict about the request header `Authorization`. A request has only one such
-/// header, so only one of `bearer_token_file`, `basic_auth` and `headers` may set it.
+/// Reports conflicts about `Authorization`. A request has only one such header, so only one of
+/// `bearer_token_file`, `basic_auth` and `headers` may set it.
 fn contradictions_of_authorization(t: &Table<'_, '_>, headers: &BTreeMap<String, Template>) {
     let (basic, bearer) = ("basic_auth", "bearer_token_file");
     if t.is_set(basic) && t.is_set(bearer) {

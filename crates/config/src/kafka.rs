@@ -1,7 +1,7 @@
 //! The keys that an output and a source of type `kafka` share: brokers, topic, SASL and TLS.
 //!
-//! They are read with or without the feature `kafka`, so that a binary without it reports the same
-//! problems of a config, and one more.
+//! They are read even by a binary without the feature `kafka`, so that it reports the same problems
+//! of a config, and one more: the missing feature.
 
 use std::path::PathBuf;
 
@@ -13,26 +13,24 @@ use config_table::template::Template;
 use config_table::values;
 use config_table::values::HostPort;
 
-/// The settings of one topic of a Kafka cluster: its brokers, and how clients authenticate to them.
+/// One topic of a Kafka cluster: its brokers, and how clients authenticate to them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Kafka {
-    /// The brokers that clients ask first; from these, clients learn the other brokers of the
-    /// cluster. At least one.
+    /// The brokers from which clients learn the other brokers of the cluster; at least one.
     pub brokers: Vec<HostPort>,
     /// The name of the topic: 1 to 249 characters of `a-z`, `A-Z`, `0-9`, `.`, `_` and `-`.
     pub topic: String,
-    /// The settings of TLS; `None`: plain TCP. The fields `server_name` and `min_version` have
-    /// their defaults and have no effect, because OpenSSL decides about both.
+    /// The settings of TLS; `None` for plain TCP. `server_name` and `min_version` have no effect,
+    /// because OpenSSL decides about both.
     pub tls: Option<ClientTls>,
-    /// User and password of the clients; `None`: clients authenticate by their certificate, or not
-    /// at all.
+    /// User and password of the clients. `None` if they authenticate by certificate, or not at all.
     pub sasl: Option<Sasl>,
 }
 
 /// The value of the key `sasl`: `{ mechanism, username, password_file }`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sasl {
-    /// The SASL mechanism, by which a client proves that it knows the password.
+    /// The mechanism by which a client proves that it knows the password.
     pub mechanism: SaslMechanism,
     /// The name of the user.
     pub username: Template,
@@ -51,14 +49,12 @@ pub enum SaslMechanism {
     ScramSha512,
 }
 
-/// The values of the keys `brokers` and `topic` of a Kafka cluster. `None`: at least one of the
-/// keys is wrong or missing, and the problem is recorded.
+/// The values of `brokers` and `topic`; `None` if one of them is wrong or missing.
 pub type KafkaTopic = Option<(Vec<HostPort>, String)>;
 
 impl Kafka {
-    /// Reads the keys `brokers` and `topic`. [`Kafka::read`] reads the sections later, because
-    /// sections must be read after all plain keys of the table. Returns `None` if a key is wrong or
-    /// missing.
+    /// Reads the keys `brokers` and `topic`. [`Kafka::read`] reads the sections later, because they
+    /// come after all plain keys of the table.
     pub fn read_topic(t: &mut Table<'_, '_>) -> KafkaTopic {
         let brokers = t.words(
             required(
@@ -72,9 +68,8 @@ impl Kafka {
         brokers.zip(topic)
     }
 
-    /// Reads the sections `sasl` and `tls`. `topic` is the result of [`Kafka::read_topic`]. Returns
-    /// `None` if `topic` is `None`, or if a key of the section `sasl` is missing or wrong. Any
-    /// other wrong value is replaced by its default or left out. Each problem is recorded.
+    /// Reads the sections `sasl` and `tls`. `None` if `topic` is, or if a key of `sasl` is missing
+    /// or wrong.
     pub fn read(t: &mut Table<'_, '_>, topic: KafkaTopic) -> Option<Self> {
         let sasl = t.optional_section(
             optional("sasl", TABLE, "none", "user and password for the brokers"),
@@ -92,8 +87,7 @@ impl Kafka {
         Some(Self { brokers, topic, tls, sasl })
     }
 
-    /// Returns the brokers as `Target`s, which can be compared with other addresses. See
-    /// [`OutputSettings::targets`].
+    /// Returns the brokers for [`OutputSettings::targets`].
     ///
     /// [`OutputSettings::targets`]: super::protocol::OutputSettings::targets
     pub fn targets(&self) -> Vec<Target> {
@@ -102,8 +96,7 @@ impl Kafka {
 }
 
 impl Sasl {
-    /// Reads the keys of the section `sasl`. Returns `None` if a key is missing or wrong; the
-    /// problem is recorded.
+    /// Reads the section `sasl`. `None` if a key is missing or wrong.
     fn keys(t: &mut Table<'_, '_>) -> Option<Self> {
         let mechanism = t.choice(
             "mechanism",
@@ -122,8 +115,8 @@ impl Sasl {
     }
 }
 
-/// Records the error that this binary was built without Kafka, at the key `type`. The caller reads
-/// the other keys nevertheless, so that their problems are reported in the same run.
+/// Records the error that this binary was built without Kafka, at the key `type`. The caller still
+/// reads the other keys, so that their problems are reported in the same run.
 #[cfg(not(feature = "kafka"))]
 pub fn without_kafka(t: &Table<'_, '_>) {
     let message = "this binary was built without kafka: build it, or the image, with the \

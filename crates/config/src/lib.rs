@@ -13,7 +13,7 @@
 //! table. That call also declares the key for the effective config (all values, with defaults), for
 //! the config reference, and for the error messages; see [`config_table::table::Table`].
 //!
-//! The types of outputs are not part of this module. The file of each type in `crates/outputs/src`
+//! The types of outputs are not part of this crate. The file of each type in `crates/outputs/src`
 //! declares its keys in the same way, as [`OutputSettings`] describes.
 //!
 //! Each file of this crate is on a floor, and imports only from the floors below:
@@ -86,10 +86,10 @@ pub use stream::{Strategy, Stream};
 pub use targets::Target;
 pub use tls::{ClientTls, TlsVersion};
 
-/// The greatest size of a config file in bytes, which is also that of a ConfigMap.
+/// The maximum size of a config file in bytes, which is also that of a ConfigMap.
 pub const FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// The text of the config that the command `run` uses if the user names no config file.
+/// The config that the command `run` uses if the user names no config file.
 pub const EMBEDDED: &str = r#"[[listener]]
 address = "127.0.0.1:3000"
 
@@ -101,28 +101,25 @@ type = "stdout"
 address = "127.0.0.1:9090"
 "#;
 
-/// The result of reading a config file: the config, all problems, and the files that the config
-/// names.
+/// The result of reading a config file.
 #[derive(Debug, Clone)]
 pub struct Checked {
-    /// The config. `None` if one of the problems is an error. Also `None` if the file of a
-    /// `${file:…}` cannot be read, unless the `${file:…}` is in a string that may be a secret.
-    /// Other missing files, such as a certificate, do not make this field `None`.
+    /// The config. `None` if one of the problems is an error, or if a `${file:…}` that is not part
+    /// of a possibly secret string cannot be read. Any other missing file has no effect here.
     pub config: Option<Config>,
     /// All problems, sorted by their position in the config file.
     pub problems: Vec<Problem>,
     /// The paths of all files that the config names, sorted: certificates, keys, secrets and the
     /// files of `${file:…}`. The list is filled even if `config` is `None`.
     pub files: Vec<PathBuf>,
-    /// The paths of the files that are Kubernetes audit policies. These paths are in `files` too.
+    /// The paths among `files` that are Kubernetes audit policies.
     pub policies: BTreeSet<PathBuf>,
     /// The keys whose values are paths of files or directories, in the order of reading. The list
     /// is filled even if `config` is `None`.
     pub named: Vec<Named>,
-    /// The config as TOML. A key that the file does not set has its default.
+    /// See [`Checked::effective`].
     effective: String,
-    /// The line and the column of each value and table header in the config file. The map's key is
-    /// the path of the config key or table, such as `output[0].name`.
+    /// The line and the column of each value and table header, by path: `output[0].name`.
     places: BTreeMap<String, (usize, usize)>,
     /// The name of each output, with the path of its table, such as `output[0]`. `None`: the output
     /// has no usable name.
@@ -130,16 +127,14 @@ pub struct Checked {
 }
 
 impl Checked {
-    /// Returns the config as TOML. A key that the file does not set has its default. Each `${…}` is
-    /// printed as the file has it, not expanded. Reading the returned text gives the same config.
-    /// If one of the problems is an error, the text must not be used.
+    /// Returns the config as TOML, with the default of each key that the file does not set, and
+    /// each `${…}` unexpanded. Reading the text gives the same config, unless a problem is an
+    /// error.
     pub fn effective(&self) -> String {
         self.effective.clone()
     }
 
-    /// Returns a problem of the key with the path `key`. The problem has the position of the key's
-    /// value. If the file does not set the key, the problem has the position of the innermost table
-    /// around the key, or line 1 if there is no such table.
+    /// Returns a problem at the key's value, or else at the innermost table around it, or line 1.
     pub fn problem(&self, key: &str, message: impl Into<String>, severity: Severity) -> Problem {
         let place = reader::enclosing(key).find_map(|path| self.places.get(path));
         let (line, column) = place.copied().unwrap_or((1, 1));
@@ -147,8 +142,8 @@ impl Checked {
         Problem { line, column, path, message: message.into(), severity, output }
     }
 
-    /// Adds problems that were found after the reading, such as a broken certificate in a file that
-    /// the config names. If one of `problems` is an error, `config` becomes `None`.
+    /// Adds problems that were found after the reading, such as a broken certificate in a named
+    /// file. An error among them makes `config` `None`.
     pub fn with(mut self, problems: Vec<Problem>) -> Self {
         let failed = problems.iter().any(|problem| problem.severity == Severity::Error);
         self.config = self.config.filter(|_| !failed);
@@ -158,7 +153,7 @@ impl Checked {
     }
 
     /// Turns each problem about a missing file into an error, for callers that need the files now.
-    /// If there is such a problem, `config` becomes `None`.
+    /// If there is one, `config` becomes `None`.
     pub fn strict(mut self) -> Self {
         for problem in &mut self.problems {
             if problem.severity == Severity::MissingFile {
@@ -170,15 +165,14 @@ impl Checked {
     }
 }
 
-/// Reads and checks `text`, the text of a config file. Each `${env:NAME}` is replaced by an
-/// environment variable of this process. `types` are the types of output that the config may use.
+/// Reads and checks the text of a config file, with the environment variables of this process.
+/// `types` are the types of output that the config may use.
 pub fn read(text: &str, types: &[OutputType]) -> Checked {
     read_with(text, types, &|name| std::env::var(name).ok())
 }
 
-/// Reads and checks `text`, the text of a config file. `types` are the types of output that the
-/// config may use. `env` replaces the environment of the process: the function returns the value of
-/// a variable, or `None` if the variable is not set.
+/// Does what [`read`] does, but `env` replaces the environment of the process: it returns the value
+/// of a variable, or `None` if it is not set.
 pub fn read_with(
     text: &str,
     types: &[OutputType],
@@ -206,13 +200,12 @@ pub fn read_with(
     Checked { config, problems, files, policies, named, effective, places, outputs }
 }
 
-/// Reads only the section `[admin]` of a config file. The commands that ask a running relay, such
-/// as `healthcheck` and `top`, then find it even if its config file has a mistake in another
-/// section now.
+/// Reads only the section `[admin]`. Commands that ask a running relay, such as `healthcheck` and
+/// `top`, then find it even if its config file now has a mistake in another section.
 ///
 /// # Errors
 ///
-/// If the section cannot be read, returns its problems and the syntax errors of the file.
+/// The problems of the section, and the syntax errors of the file.
 pub fn admin_of(text: &str) -> Result<Admin, Vec<Problem>> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let env = |name: &str| std::env::var(name).ok();
@@ -222,8 +215,7 @@ pub fn admin_of(text: &str) -> Result<Admin, Vec<Problem>> {
     admin.ok_or_else(|| cx.problems().into_iter().map(as_error).collect())
 }
 
-/// Returns the config reference, which the command `config --reference` prints: a Markdown table of
-/// all keys with their kind, default and meaning.
+/// Returns the output of `config --reference`: a Markdown table of all keys.
 pub fn reference(types: &[OutputType]) -> String {
     let names: Vec<_> = types.iter().map(|it| it.name).collect();
     print::reference(&entries(types), &names)
@@ -232,54 +224,46 @@ pub fn reference(types: &[OutputType]) -> String {
 /// A complete and valid config: the settings of all tables of the config file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
-    /// The settings of each `[[listener]]`, an address at which the relay accepts requests. A
-    /// config has at least one listener or one source.
+    /// Each `[[listener]]`, an address for requests. There is at least one listener or source.
     pub listeners: Vec<Listener>,
-    /// The settings of each `[[source]]`, such as a Kafka topic from which the relay reads events.
+    /// Each `[[source]]`, such as a Kafka topic from which the relay reads events.
     pub sources: Vec<Source>,
-    /// The section `[limits]`: the limits of requests and connections.
+    /// `[limits]`: the limits of requests and connections.
     pub limits: Limits,
-    /// The section `[queue]`: the settings of the queue that holds the events until the outputs
-    /// have finished them.
+    /// `[queue]`: the queue that holds the events until the outputs have finished them.
     pub queue: Queue,
-    /// The settings of each `[[output]]`, to which the relay sends the events. A config has at
-    /// least one output with `required = true`, the default.
+    /// Each `[[output]]`, to which the relay sends the events. At least one output is required.
     pub outputs: Vec<Output>,
-    /// The section `[dead_letter]`: the settings of the files for events that an output has given
-    /// up.
+    /// `[dead_letter]`: the files for events that an output has given up.
     pub dead_letter: DeadLetter,
-    /// The section `[evidence]`: the log that proves which events came in. `None`: there is no such
-    /// log.
+    /// `[evidence]`: the log, if there is one, that proves which events were received.
     pub evidence: Option<Evidence>,
-    /// The section `[admin]`: the address at which the relay serves metrics, health checks and its
-    /// status page, and who may ask there.
+    /// `[admin]`: the address and the tokens of metrics, health checks and the status page.
     pub admin: Admin,
-    /// The section `[log]`: the level and the format of the log.
+    /// `[log]`: the level and the format of the log.
     pub log: Log,
-    /// The key `volume.enabled`: whether the relay counts who causes the bytes that come in.
+    /// `volume.enabled`: whether the relay counts who causes the bytes that it receives.
     pub volume: bool,
-    /// The key `process.restrict`: whether the process gives up what it does not need.
+    /// `process.restrict`: whether the process gives up rights that it does not need.
     pub restrict: Restrict,
-    /// The key `process.workers`: the number of worker threads. 0: the number of cores decides.
+    /// `process.workers`: the number of worker threads. 0: the number of cores decides.
     pub workers: usize,
-    /// The key `process.state_directory`: the directory in which one process tells the next one how
-    /// it ended. `None`: the queue's directory, if there is one.
+    /// `process.state_directory`: the directory in which a process tells the next one how it ended.
+    /// `None` for the queue's directory, if there is one.
     pub state_directory: Option<PathBuf>,
-    /// The key `shutdown.drain_timeout`: the time that the relay has after SIGTERM to finish its
-    /// requests and to send the events in the queue.
+    /// `shutdown.drain_timeout`: the time after SIGTERM in which the relay finishes its requests
+    /// and sends the events in the queue.
     pub drain_timeout: Duration,
 }
 
 impl Config {
-    /// Returns the directory in which one process tells the next one how it ended; `None`: there is
-    /// none.
+    /// Returns the directory, if there is one, in which a process tells the next one how it ended.
     pub fn directory_of_state(&self) -> Option<&Path> {
         self.state_directory.as_deref().or(self.queue.directory.as_deref())
     }
 
-    /// Returns the directory of the dead-letter files: `dead_letter.directory` if that key is set,
-    /// otherwise `dead-letter` in the queue's directory. Returns `None` if neither directory is
-    /// configured; dead letters are then dropped.
+    /// Returns `dead_letter.directory`, or else `dead-letter` in the queue's directory. If neither
+    /// directory is configured, dead letters are dropped.
     pub fn dead_letter_directory(&self) -> Option<PathBuf> {
         let below = || self.queue.directory.as_ref().map(|queue| queue.join("dead-letter"));
         self.dead_letter.directory.clone().or_else(below)
@@ -290,8 +274,7 @@ impl Config {
 /// is an error, the result must not be used. Returns `None` only if there is such an error or a
 /// missing `${file:…}`. The name of each output is added to `names`, with the path of its table.
 ///
-/// The order of the calls in this function is the order of the tables in the effective config and
-/// in the config reference.
+/// The order of the calls is the order of the tables in the effective config and in the reference.
 fn whole<'a>(
     cx: &reader::Context<'a>,
     table: toml::de::DeTable<'a>,
@@ -353,16 +336,12 @@ fn whole<'a>(
     })
 }
 
-/// Reads the section `[volume]`. Returns the value of `enabled`, or its default if the key is
-/// absent or wrong.
 fn volume(t: &mut Table<'_, '_>) -> bool {
     let meaning = "count which users, verbs and resources cause the incoming bytes (GET \
                    /status/volume)";
     t.flag("enabled", true, meaning)
 }
 
-/// Reads the section `[shutdown]`. Returns the value of `drain_timeout`, or its default if the key
-/// is absent or wrong.
 fn drain_timeout(t: &mut Table<'_, '_>) -> Duration {
     t.time(
         "drain_timeout",
@@ -372,9 +351,8 @@ fn drain_timeout(t: &mut Table<'_, '_>) -> Duration {
     )
 }
 
-/// Returns the text of a config that contains every type of output and source, and every section
-/// that must be present to be read. The config is not valid, because required values are missing.
-/// The text is read only to declare every key.
+/// Returns a config with every type of output and source, and with every section that is read only
+/// if it is present. Required values are missing: the text is read only to declare every key.
 pub fn sample(types: &[OutputType]) -> String {
     let filter = "filter = { match = [{ resources = [{}] }], redact = [{}] }";
     // A required output that collects events contradicts the value of `queue.acknowledge` below.
@@ -389,8 +367,8 @@ pub fn sample(types: &[OutputType]) -> String {
     )
 }
 
-/// Returns the declarations of all config keys. They are used for the config reference, and for the
-/// error message about a key that only another type of output has.
+/// Returns the declarations of all keys, for the config reference, and for the error message about
+/// a key that only another type of output has.
 fn entries(types: &[OutputType]) -> Vec<reader::Entry> {
     let text = sample(types);
     let (cx, table) = reader::Context::new(&text, &|_| None);

@@ -1,4 +1,4 @@
-//! `[limits]`: the bounds of requests and connections.
+//! `[limits]`: the limits of requests and connections.
 
 use std::time::Duration;
 
@@ -9,44 +9,39 @@ use config_table::reader::Context;
 use config_table::table::{Table, derived};
 use config_table::values::{KIB, MIB, ROOM_MIN, TIME_MIN, secs, unless_zero};
 
-/// The largest allowed `max_connections`. No process can have more sockets than this, because
+/// The maximum of `max_connections`. No process can have more sockets than this, because
 /// `fs.nr_open` is 1,048,576 by default.
 const CONNECTIONS_MAX: u64 = 1 << 20;
 
 /// The size in bytes that usual request bodies do not exceed: a batch of 400 events at the audit
-/// level RequestResponse is seldom larger. If other limits lower the default of `max_body` below
-/// this size, a warning is recorded.
+/// level RequestResponse is seldom larger. If other keys set a lower limit, there is a warning.
 const USUAL_BODY: u64 = 64 * MIB;
 
 /// The settings of the section `[limits]`. Sizes are in bytes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Limits {
-    /// The largest request body that is accepted, in bytes; a larger body is answered with 413. If
-    /// the queue is in memory, this is the smallest of the configured `max_body`, `max_in_flight`,
-    /// and `queue.max_bytes` - 256. If the queue has a directory, this is the smaller of the
-    /// configured `max_body` and half of `queue.max_bytes`.
+    /// The largest accepted request body; a larger one is answered with 413. Queue in memory: the
+    /// smallest of the configured `max_body`, `max_in_flight`, and `queue.max_bytes` - 256. Queue
+    /// on disk: the smaller of the configured `max_body` and half of `queue.max_bytes`.
     pub max_body: u64,
-    /// The greatest number of bytes that request bodies may occupy in memory. A body counts until
-    /// it is in the queue, and also while its sender waits for the acknowledgement.
+    /// The maximum number of bytes that request bodies occupy in memory. A body counts until it is
+    /// in the queue, and also while its sender waits for the acknowledgement.
     pub max_in_flight: u64,
-    /// The greatest number of open connections of all listeners together.
+    /// The maximum number of open connections of all listeners together.
     pub max_connections: usize,
-    /// The time limit from the first byte of a request's head to the end of the head, and for a TLS
-    /// handshake.
+    /// The time limit from the first byte of a request's head to its end, and for a TLS handshake.
     pub header_timeout: Duration,
     /// The time limit from the end of a request's head to the end of its body.
     pub body_timeout: Duration,
     /// The longest time that a connection without a request is kept open for the next one.
     pub idle_timeout: Duration,
-    /// The age at which a connection is closed; each connection gets a random age within 10 % of
-    /// it. If a request is under way then, the connection is closed after the answer. `None`:
-    /// connections have no age limit.
+    /// The age, within 10 % at random, at which a connection is closed. A request in progress is
+    /// answered first. `None` if there is no age limit.
     pub max_connection_age: Option<Duration>,
 }
 
-/// Reads the section `[limits]`. The result has `max_body` as configured; [`effective_max_body`]
-/// computes later what the other limits allow. `is_durable` is `true` if the queue is on disk; the
-/// default of `max_body` is larger then.
+/// Reads `[limits]`, with `max_body` as configured; see [`effective_max_body`]. Its default is
+/// larger if the queue is on disk (`is_durable`).
 pub(crate) fn read(t: &mut Table<'_, '_>, is_durable: bool) -> Limits {
     let max_body = if is_durable { 1024 * MIB } else { 256 * MIB };
     let key = derived(
@@ -105,12 +100,11 @@ pub(crate) fn read(t: &mut Table<'_, '_>, is_durable: bool) -> Limits {
     }
 }
 
-/// Returns the largest request body, in bytes, that `limits` and `queue` together allow. If the
-/// config file sets `max_body`, a warning is recorded if the result is smaller. If the file does
-/// not set `max_body`, a warning is recorded if the result is too small for usual batches.
+/// Returns the largest request body, in bytes, that `limits` and `queue` together allow. Warns if
+/// it is smaller than the file's `max_body`, or, without that key, too small for usual batches.
 ///
-/// If the queue has a directory, a large body is written to a file while it arrives, so
-/// `max_in_flight` does not limit the size of the body.
+/// With a queue on disk, a large body is written to a file while it arrives, so `max_in_flight`
+/// does not limit its size.
 pub(super) fn effective_max_body(cx: &Context<'_>, limits: &Limits, queue: &Queue) -> u64 {
     let (in_flight, room, room_shown) = if queue::is_durable(cx) {
         (u64::MAX, queue.max_bytes / 2, "queue.max_bytes / 2 (with queue.directory)")

@@ -10,47 +10,44 @@ use config_table::reader::Context;
 use config_table::table::{TABLE, Table, optional, required, whole};
 use config_table::values;
 
-/// The settings of one `[[listener]]`: an address at which the relay accepts requests.
+/// One `[[listener]]`: an address at which the relay accepts requests.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Listener {
-    /// The text of the address in the config file, with each `${…}` expanded. The metrics use this
-    /// text as the value of the label `listener`.
+    /// The text of the address in the config file, with each `${…}` expanded: the label `listener`
+    /// of metrics.
     pub label: String,
-    /// The address that the listener binds. Port 0 lets the kernel choose one.
+    /// The address that the listener binds. With port 0, the kernel chooses a port.
     pub address: SocketAddr,
     /// The path at and below which requests are accepted; it starts with `/`. A request to any
     /// other path is answered with 404.
     pub path_prefix: String,
-    /// The file with the bearer token that each request must present; `None`: requests need no
-    /// token.
+    /// The file with the bearer token that each request must present; `None` if requests need none.
     pub bearer_token_file: Option<PathBuf>,
-    /// The settings of HTTPS; `None`: the listener speaks plain HTTP.
+    /// The settings of HTTPS; `None` if the listener speaks plain HTTP.
     pub tls: Option<ListenerTls>,
 }
 
-/// The TLS settings of a listener: the section `[listener.tls]`.
+/// The section `[listener.tls]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ListenerTls {
     /// PEM file with the certificate chain, the leaf first.
     pub certificate: PathBuf,
     /// PEM file with the private key of the leaf.
     pub private_key: PathBuf,
-    /// PEM file with the certificate authorities (CAs) that may issue client certificates. If this
-    /// is set, each client must present a certificate. `None`: clients need no certificate.
+    /// PEM file with the certificate authorities (CAs) of the certificates that clients must
+    /// present. `None` if clients need no certificate.
     pub client_ca: Option<PathBuf>,
-    /// `true` if the files may be missing when the relay starts. The listener then opens as soon as
-    /// the files exist.
+    /// `true` if the files may be missing at startup. The listener then opens as soon as they
+    /// exist.
     pub optional: bool,
     /// The lowest protocol version that the listener accepts.
     pub min_version: TlsVersion,
 }
 
-/// The result of reading one `[[listener]]`: its address, and all of its settings. Each part is
-/// `None` if it could not be read. The address alone is enough to find conflicts with other
-/// addresses.
+/// The address, and all settings of one `[[listener]]`; each is `None` if it could not be read. The
+/// address alone is enough to find conflicts with other addresses.
 pub(super) type Draft = (Option<SocketAddr>, Option<Listener>);
 
-/// Reads one `[[listener]]`. Returns the parts that could be read; problems are recorded.
 pub(crate) fn read(t: &mut Table<'_, '_>) -> Draft {
     let address = t.word(
         required("address", "IP:PORT", "address to listen on; events arrive there by POST"),
@@ -102,9 +99,8 @@ pub(crate) fn read(t: &mut Table<'_, '_>) -> Draft {
     (bound, read())
 }
 
-/// Reads the keys of the section `[listener.tls]`, or of `[admin.tls]` with `has_optional` false:
-/// the admin address opens with the relay. Returns `None` if a required key is missing or wrong;
-/// the problem is recorded.
+/// Reads `[listener.tls]` or `[admin.tls]`. The latter has no key `optional` (`has_optional`): the
+/// admin address opens at startup. `None` if a required key is missing or wrong.
 pub(super) fn read_tls(t: &mut Table<'_, '_>, has_optional: bool) -> Option<ListenerTls> {
     let must_exist = !(has_optional && t.is_true("optional"));
     let certificate = t.file(
@@ -141,8 +137,8 @@ pub(super) fn read_tls(t: &mut Table<'_, '_>, has_optional: bool) -> Option<List
     })
 }
 
-/// Returns the addresses that the relay itself binds: those of the listeners and of `admin`. Each
-/// address comes with the path of its key, such as `listener[0].address`.
+/// Returns the addresses that the relay itself binds, each with the path of its key, such as
+/// `listener[0].address`.
 pub(super) fn own_addresses(
     listeners: &[Draft],
     admin: &[(&'static str, SocketAddr)],
@@ -153,14 +149,12 @@ pub(super) fn own_addresses(
     listeners.chain(admin.iter().map(|(key, address)| ((*key).to_owned(), *address))).collect()
 }
 
-/// Returns the message about an address that conflicts with that of the key `other`.
 pub(super) fn conflict(other: &str) -> String {
     format!("uses the same port as {other}: choose another port, or another address")
 }
 
-/// Reports each listener whose address conflicts with that of an earlier listener or with one of
-/// the section `[admin]`: the kernel cannot bind both. An address with port 0 never conflicts,
-/// because the kernel chooses a free port.
+/// Reports each listener whose address the kernel cannot bind together with that of an earlier
+/// listener or of `[admin]`. Port 0 never conflicts, because the kernel chooses a free port.
 pub(super) fn contradictions(
     cx: &Context<'_>,
     listeners: &[Draft],
@@ -184,7 +178,7 @@ pub(super) fn contradictions(
 }
 
 /// Returns `true` if the kernel refuses to bind one of these addresses while the other is bound.
-/// The address `[::]` also takes the port for IPv4, unless `net.ipv6.bindv6only` is 1.
+/// `[::]` also takes the port for IPv4, unless `net.ipv6.bindv6only` is 1.
 pub(super) fn meets(one: SocketAddr, other: SocketAddr) -> bool {
     let covers = |it: SocketAddr, other: SocketAddr| {
         it.ip().is_unspecified() && (it.is_ipv6() || other.is_ipv4())

@@ -7,8 +7,7 @@ use config_table::table::Table;
 /// The settings of the section `[log]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Log {
-    /// The lowest level of log lines that are written. Lines of more important levels are written
-    /// too.
+    /// The lowest level of log lines that are written.
     pub level: Level,
     /// The format of a log line.
     pub format: LogFormat,
@@ -23,8 +22,7 @@ pub enum LogFormat {
     Json,
 }
 
-/// Reads the section `[log]`. A wrong value is recorded as a problem and replaced by its default,
-/// so the result is never `None`.
+/// Reads the section `[log]`; never `None`.
 pub(crate) fn read(t: &mut Table<'_, '_>) -> Option<Log> {
     let level = t.choice(
         "level",

@@ -6,21 +6,19 @@ use config_table::values;
 /// The parts of an RFC 5424 message that are the same in every message of an output.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Messages {
-    /// PRI: facility × 8 + severity (RFC 5424 §6.2.1). For example, the facility `local0` (16) and
-    /// the severity `info` (6) give 134.
+    /// PRI: facility × 8 + severity (RFC 5424 §6.2.1): `local0` (16) and `info` (6) give 134.
     pub priority: u8,
     /// HOSTNAME: 1 to 255 printable ASCII characters. The default is the machine's name.
     pub hostname: String,
     /// APP-NAME: 1 to 48 printable ASCII characters.
     pub app_name: String,
-    /// The greatest number of bytes of a message. An event whose message is longer is rejected,
-    /// never cut. 0: there is no limit.
+    /// The maximum number of bytes; 0 if there is no limit. A longer message is rejected, never
+    /// cut.
     pub max_message_bytes: u64,
 }
 
 impl Messages {
-    /// Reads the keys of RFC 5424 messages, such as `facility` and `hostname`. Returns `None` if
-    /// `hostname` or `app_name` is wrong; the problem is recorded.
+    /// Reads keys such as `facility` and `hostname`. `None` if `hostname` or `app_name` is wrong.
     pub fn read(t: &mut Table<'_, '_>) -> Option<Self> {
         let facility =
             t.choice("facility", &numbered(&FACILITIES), Some(16), "facility of each message");
@@ -54,8 +52,8 @@ impl Messages {
 }
 
 impl Messages {
-    /// Returns what the usual receivers do with long messages, for a warning
-    /// ([`OutputSettings::event_limit`]); `None` if the config limits the messages.
+    /// Returns what the usual receivers do with long messages, for [`OutputSettings::event_limit`];
+    /// `None` if the config limits the messages.
     ///
     /// [`OutputSettings::event_limit`]: super::OutputSettings::event_limit
     pub fn event_limit(&self) -> Option<&'static str> {
@@ -67,27 +65,26 @@ impl Messages {
     }
 }
 
-/// Returns the name of this machine, which in a pod is the pod's name. Returns `-`, RFC 5424's sign
-/// for "no name", if the name can't be read or is not 1 to 255 printable ASCII characters.
+/// Returns the name of this machine; in a pod, this is the pod's name. Returns `-`, RFC 5424's sign
+/// for "no name", if it can't be read or is not 1 to 255 printable ASCII characters.
 pub fn machine_name() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     values::printable(name.trim(), 255).unwrap_or_else(|_| "-".to_owned())
 }
 
-/// The facilities of RFC 5424 §6.2.1, in the order of their numbers. The names are those of
-/// syslog.conf(5); the facilities 12 to 15 have rsyslog's names.
+/// The facilities of RFC 5424 §6.2.1 in the order of their numbers, with the names of
+/// syslog.conf(5), or of rsyslog (12 to 15).
 const FACILITIES: [&str; 24] = [
     "kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron", "authpriv",
     "ftp", "ntp", "audit", "alert", "clock", "local0", "local1", "local2", "local3", "local4",
     "local5", "local6", "local7",
 ];
 
-/// The severities of RFC 5424 §6.2.1, in the order of their numbers. The names are those of
+/// The severities of RFC 5424 §6.2.1 in the order of their numbers, with the names of
 /// syslog.conf(5).
 const SEVERITIES: [&str; 8] =
     ["emerg", "alert", "crit", "err", "warning", "notice", "info", "debug"];
 
-/// Returns each name with its number.
 fn numbered(names: &[&'static str]) -> Vec<(&'static str, u8)> {
     names.iter().copied().zip(0..).collect()
 }

@@ -17,70 +17,65 @@ use config_table::values::BatchBytes;
 const NO_PLACE: &str = "this output cannot carry checkpoints, allowed: type tcp, stdout, \
                         lumberjack, relp, kafka, s3, and http with format ndjson or audit_log";
 
-/// The settings of one `[[output]]` table.
+/// One `[[output]]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Output {
-    /// The output's name, unique among the outputs. The metrics carry it in the label `output`.
+    /// The name, unique among the outputs. It is the label `output` of metrics.
     pub name: String,
     /// `true` if the queue keeps each event until this output has finished it, unless
-    /// `queue.when_full` is `drop_oldest`. `false`: the queue may drop an event earlier whenever it
-    /// needs the space. At least one output of a config must be required.
+    /// `queue.when_full` is `drop_oldest`. If it is `false`, the queue may drop an event earlier to
+    /// make room. At least one output of a config must be required.
     pub required: bool,
-    /// `true` if the newest checkpoint of the evidence also leaves through this output.
+    /// `true` if the newest checkpoint of the evidence is also sent through this output.
     pub checkpoints: bool,
     /// `true` if nothing is sent, and all events wait in the queue.
     pub pause: bool,
-    /// The greatest number of bytes of events that are sent in a second; `None` if there is no
-    /// limit.
+    /// The maximum number of bytes of events that are sent per second, if there is a limit.
     pub rate_limit: Option<u64>,
-    /// The type of the output, with the settings that only outputs of this type have.
+    /// The type of the output, with the settings that only this type has.
     pub kind: OutputKind,
-    /// The section `[output.retry]`: the waits between attempts to send.
+    /// `[output.retry]`: the waits between attempts to send.
     pub retry: Retry,
-    /// The section `[output.timeouts]`: the time limits of connections and of attempts to send.
+    /// `[output.timeouts]`: the time limits of connections and of attempts to send.
     pub timeouts: Timeouts,
-    /// The section `[output.batch]`: the limits of one request or write.
+    /// `[output.batch]`: the limits of one request or write.
     pub batch: BatchLimits,
-    /// The section `[output.rejected]`: the treatment of an event that the consumer refuses
-    /// permanently.
+    /// `rejected.action`: the treatment of an event that the consumer refuses permanently.
     pub rejected: Rejected,
-    /// The key `rejected.after_server_errors`: an event that the consumer answers with server
-    /// errors for this long, while it takes others, counts as refused.
+    /// `rejected.after_server_errors`: an event counts as refused if the consumer answers it with
+    /// server errors for this long while it accepts others.
     pub after_server_errors: Duration,
-    /// The filter of the output: `[filter]` and `[output.filter]` merged.
+    /// `[filter]` and `[output.filter]` merged.
     pub filter: Filter,
 }
 
-/// The result of reading one `[[output]]`, which may have problems. Some keys are stored
-/// separately, so that conflicts with other outputs are found even if another key of this output is
-/// wrong.
+/// One `[[output]]` as it was read. Some keys are stored separately, so that conflicts with other
+/// outputs are found even if another key of this output is wrong.
 pub(super) struct Draft {
-    /// The path of the output's table in the file: `output[0]`.
+    /// The path of the output's table: `output[0]`.
     pub path: String,
     /// The name of the output. `None`: the key `name` is missing or wrong.
     pub name: Option<String>,
     /// The value of the key `required`; `true` if the key is absent or wrong.
     pub required: bool,
-    /// The value of the key `checkpoints`; `false` if the key is absent or wrong.
     checkpoints: bool,
-    /// The type of the output. `None`: the key `type` is missing or names no known type.
+    /// The type; `None` if it is missing or unknown.
     kind: Option<OutputType>,
-    /// The name and the value of a config key. The value is the time for which the protocol waits
-    /// after it has sent an event; only then does the event count as delivered. `None`: the
-    /// protocol does not wait, or its settings could not be read.
+    /// The name and the value of the key that says how long the protocol waits after it has sent an
+    /// event, before the event counts as delivered. `None` if the protocol does not wait, or its
+    /// settings could not be read.
     pub final_after: Option<(&'static str, Duration)>,
-    /// The name of the output's type if an output of this type collects events for minutes.
+    /// The name of the output's type, if this type collects events for minutes.
     pub collects: Option<&'static str>,
-    /// The section `[output.filter]`. `None`: a table in it is wrong.
+    /// `[output.filter]`; `None` if a table in it is wrong.
     filter: Option<Section>,
-    /// The complete output, with an empty filter. `None`: the name, the type or the keys of the
-    /// type could not be read. A wrong value elsewhere is replaced by its default or left out.
+    /// The complete output, with an empty filter. `None` if the name, the type or the keys of the
+    /// type could not be read.
     pub output: Option<Output>,
 }
 
 impl Draft {
-    /// Returns the path of the output's table (`output[0]`), and the addresses to which the output
-    /// sends events. Returns `None` if the draft has no output.
+    /// Returns the path of the output's table and its targets; `None` if the draft has no output.
     pub(crate) fn targets(&self) -> Option<(&str, Vec<Target>)> {
         Some((&self.path, self.output.as_ref()?.kind.targets()))
     }
@@ -107,10 +102,9 @@ pub(super) fn name_of(names: &[(String, Option<String>)], path: &str) -> Option<
     name.clone().filter(|_| names.len() > 1)
 }
 
-/// Reads one table `[[output]]` of the config. Its key `type` must name one of `types`. Returns a
-/// draft, in which a part is missing if the keys for it have no usable value. `entries` is called
-/// only for a key that this type of output does not have: it returns the keys of all types, so that
-/// the error message can name the types that have the key.
+/// Reads one `[[output]]`, whose type must be one of `types`. `entries` returns the keys of all
+/// types. It is called only for a key that this type does not have: the message names the types
+/// that have it.
 pub(crate) fn read(
     t: &mut Table<'_, '_>,
     types: &[OutputType],
@@ -190,9 +184,9 @@ pub(crate) fn read(
     Draft { path, name, required, checkpoints, kind, final_after, collects, filter, output }
 }
 
-/// Reports `retry.max_elapsed` in two cases: the output tries rejected events again for ever, so it
-/// must not give any up; or the time is not longer than the time for which the output collects
-/// events. `collected_after` is that time, with the name of its key.
+/// Reports `retry.max_elapsed` in two cases: rejected events are retried without limit, so none may
+/// be given up; or the time is not longer than that for which the output collects events
+/// (`collected_after`, with the name of its key).
 fn contradictions_of_max_elapsed(
     t: &Table<'_, '_>,
     max_elapsed: Option<Duration>,
@@ -211,9 +205,8 @@ fn contradictions_of_max_elapsed(
     }
 }
 
-/// Returns the error message for a key that only other types of output have. Returns `None` if no
-/// type of output has the key. If the key `type` is missing or wrong, `type_name` is `None`: the
-/// message is then empty, and nothing is reported about the key.
+/// Returns the message for a key that only other types have, or `None` if no type has it. Without a
+/// valid type (`type_name`), the message is empty, and nothing is reported about the key.
 fn of_another_type(key: &str, type_name: Option<&str>, entries: &[Entry]) -> Option<String> {
     let owners: Vec<&str> = entries
         .iter()
@@ -228,8 +221,8 @@ fn of_another_type(key: &str, type_name: Option<&str>, entries: &[Entry]) -> Opt
     Some(type_name.map(message).unwrap_or_default())
 }
 
-/// Returns the complete outputs of all drafts. In each output, `[filter]` (`all`) is merged into
-/// the output's own filter. Returns `None` if one of the drafts has no output or no filter.
+/// Merges `[filter]` (`all`) into the filter of each output. `None` if a draft has no output or no
+/// filter.
 pub(super) fn with_filter(all: &Section, drafts: Vec<Draft>) -> Option<Vec<Output>> {
     let with = |draft: Draft| {
         let (output, own) = (draft.output?, draft.filter?);
@@ -240,10 +233,10 @@ pub(super) fn with_filter(all: &Section, drafts: Vec<Draft>) -> Option<Vec<Outpu
     drafts.into_iter().map(with).collect()
 }
 
-/// Warns of each output whose receiver has a known limit for single events, while no
-/// `filter.max_event_bytes` is set that holds for the output.
+/// Warns of each output whose receiver has a known limit for single events, if no
+/// `filter.max_event_bytes` holds for the output.
 ///
-/// There is no default instead of the warning: the relay takes nothing out of an event unless the
+/// The key has no default instead, because the relay takes nothing out of an event unless the
 /// config says so, and most receivers can be set to take larger events.
 pub(super) fn warn_of_large_events(cx: &Context<'_>, outputs: &[Draft]) {
     for draft in outputs {
@@ -259,8 +252,8 @@ pub(super) fn warn_of_large_events(cx: &Context<'_>, outputs: &[Draft]) {
 }
 
 /// Reports four mistakes: no output is required, two outputs have the same name, there is a second
-/// output of a type that allows only one, or an output sends checkpoints and there is no section
-/// `[evidence]` (`has_evidence`).
+/// output of a type that allows only one, or an output sends checkpoints without a section
+/// `[evidence]`.
 pub(super) fn contradictions(cx: &Context<'_>, outputs: &[Draft], has_evidence: bool) {
     for draft in outputs.iter().filter(|draft| draft.checkpoints && !has_evidence) {
         let message = "needs a section [evidence], which makes the checkpoints";

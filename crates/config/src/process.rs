@@ -1,4 +1,4 @@
-//! `[process]`: what the process may do, and its threads.
+//! `[process]`: restrictions of the process, its threads, and its state directory.
 
 use std::path::PathBuf;
 
@@ -12,9 +12,10 @@ const STATE_DIRECTORY: &str = "KUBE_AUDIT_FORWARDER_STATE_DIRECTORY";
 pub enum Restrict {
     /// The relay does not start if the kernel cannot restrict it.
     Required,
-    /// The relay restricts itself as far as the kernel can, and says what is not in force.
+    /// The relay restricts itself as far as the kernel can, and logs which restrictions are
+    /// missing.
     BestEffort,
-    /// The relay may do what its user may do.
+    /// The relay may do everything that its user may do.
     Off,
 }
 
@@ -29,9 +30,8 @@ impl Restrict {
     }
 }
 
-/// Reads the section `[process]`. Returns `restrict`; `workers`, the number of worker threads (0:
-/// the number of cores decides); and `state_directory`, or its default in the environment. A wrong
-/// value is recorded as a problem and replaced by the default.
+/// Returns `restrict`, `workers` (0: the number of cores decides), and `state_directory`, whose
+/// default is from the environment.
 pub(crate) fn read(t: &mut Table<'_, '_>) -> (Restrict, usize, Option<PathBuf>) {
     let restrict = t.choice(
         "restrict",

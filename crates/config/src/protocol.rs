@@ -2,8 +2,8 @@
 //!
 //! The config knows no protocol. Each protocol implements [`OutputSettings`] in its own file below
 //! `crates/outputs/src`; the table of all protocols, the outputs' `TYPES`, is an argument of the
-//! functions that read a whole config. The types of this file make it possible to keep settings of
-//! different types in one `Vec` of outputs.
+//! functions that read a whole config. [`OutputKind`] holds settings of any type, so that all
+//! outputs can be in one `Vec`.
 
 use std::any::Any;
 use std::fmt;
@@ -15,32 +15,29 @@ use config_table::table::Table;
 use config_table::values::BatchBytes;
 use transform::shape::Form;
 
-/// The settings of one type of output: the keys that an `[[output]]` of this type has in addition
-/// to the keys that every `[[output]]` has.
+/// The settings of one type of output: the keys that only an `[[output]]` of this type has.
 ///
-/// To add a type to the config, implement the items that have no default. The documentation of
-/// `crates/outputs/src/lib.rs` says what a new type needs outside of the config.
+/// To add a type to the config, implement the items that have no default.
+/// `crates/outputs/src/lib.rs` says what else a new type needs.
 ///
-/// A reload compares the settings of each output. If they are equal, the output continues without
-/// interruption. If they differ, the output gets a new delivery.
+/// A reload compares the settings of each output. If they differ, the output gets a new delivery;
+/// otherwise, it continues without interruption.
 ///
-/// `Debug` must not show secrets. A field of the type [`Template`] and a field with the path of a
-/// file show no secret.
+/// `Debug` must not show secrets. A [`Template`] and the path of a file show none.
 ///
 /// [`Template`]: config_table::template::Template
 pub trait OutputSettings: fmt::Debug + PartialEq + Send + Sync + Sized + 'static {
-    /// The value of the key `type` that selects this type of output, such as `"http"`.
+    /// The value of the key `type` that selects this type, such as `"http"`.
     const TYPE: &'static str;
 
-    /// Lines of TOML for an output of this type, from which the config reference is generated. The
-    /// reference describes the keys that [`OutputSettings::read`] asks for when it reads these
-    /// lines. Some sections, such as `tls`, are read only if they are present, so the lines must
-    /// contain each such section: `"tls = {}"`. Required keys may be left out.
+    /// Lines of TOML from which the config reference is generated: it describes the keys that
+    /// [`OutputSettings::read`] asks for. Sections such as `tls` are read only if they are present,
+    /// so the lines must contain them: `"tls = {}"`. Required keys may be left out.
     const SAMPLE: &'static str;
 
-    /// The bytes of memory that unanswered batches take at most with the default settings,
-    /// besides the largest event: as a rule `concurrency` × `batch.max_bytes`, and what the page of
-    /// the guarantees adds for the type. `check` adds them up.
+    /// The maximum memory in bytes of unanswered batches with the default settings, in addition to
+    /// the largest event: usually `concurrency` × `batch.max_bytes`, plus the amount on the page of
+    /// the guarantees. `check` adds up the values of all outputs.
     const MEMORY: u64;
 
     /// The reason why a config can have only one output of this type, as a part of the error
@@ -53,28 +50,25 @@ pub trait OutputSettings: fmt::Debug + PartialEq + Send + Sync + Sized + 'static
     /// this type contradicts `queue.acknowledge = "delivered"`.
     const COLLECTS: bool = false;
 
-    /// The values that `batch.max_bytes` may have for this type of output.
+    /// The values that `batch.max_bytes` may have.
     const BATCH_BYTES: BatchBytes = BatchBytes::UNLIMITED;
 
-    /// The defaults of the keys `filter.shape`, `filter.bodies` and `filter.managed_fields` for
-    /// this type.
+    /// The defaults of `filter.shape`, `filter.bodies` and `filter.managed_fields`.
     const FORM: Form = Form::AS_RECEIVED;
 
-    /// Reads the settings from the table of an output, with the methods of [`Table`]. The order in
-    /// which this function reads the keys is their order in the config reference. Returns `None` if
-    /// a key that the settings need has no usable value. Any other wrong value is replaced by its
-    /// default or left out. Each problem is recorded.
+    /// Reads the settings. The order of the calls is the order of the keys in the config reference.
+    /// `None` if a key that the settings need has no usable value.
     fn read(t: &mut Table<'_, '_>) -> Option<Self>;
 
-    /// Returns the configured addresses that events are sent to. A warning is recorded if an
-    /// address is configured twice, or if it leads back to the relay. The structs that several
-    /// types of output use have a method for this, such as `Stream::targets`.
+    /// Returns the configured addresses to which events are sent. A warning is recorded if one is
+    /// configured twice, or leads back to the relay. Structs that several types share have a method
+    /// for this, such as `Stream::targets`.
     fn targets(&self) -> Vec<Target>;
 
     /// Returns the name and the value of the config key for the time after which a sent event is
-    /// final. Returns `None` if the protocol does not wait.
+    /// final; `None` if the protocol does not wait.
     ///
-    /// The status page adds this time to the lag at which it calls an output late. With
+    /// The status page adds this time to the lag from which it calls an output late. With
     /// `queue.acknowledge = "delivered"`, the time of a required output must be shorter than
     /// `queue.delivered_timeout`.
     fn final_after(&self) -> Option<(&'static str, Duration)> {
@@ -82,51 +76,46 @@ pub trait OutputSettings: fmt::Debug + PartialEq + Send + Sync + Sized + 'static
     }
 
     /// Returns `true` if the output can carry a checkpoint of the evidence, which is a line of JSON
-    /// but not an event. The link of such an output must implement `Link::send_checkpoint`.
+    /// but not an event. Its link must then implement `Link::send_checkpoint`.
     fn carries_checkpoints(&self) -> bool {
         false
     }
 
-    /// Returns the index into which the output writes, if this type has indices. If the index has
-    /// the name of a data stream, ECS documents name the data stream.
+    /// Returns the index into which the output writes, if this type has indices. If it has the name
+    /// of a data stream, ECS documents name the data stream.
     fn index(&self) -> Option<&str> {
         None
     }
 
     /// Returns what the receiver does with large events, and which values of
-    /// `filter.max_event_bytes` suit it, as a part of a warning. The warning is recorded if the key
-    /// is not set. Returns `None` if the receiver has no known limit.
+    /// `filter.max_event_bytes` suit it, for the warning if the key is not set.
     fn event_limit(&self) -> Option<&'static str> {
         None
     }
 }
 
-/// One type of output, such as `http`: its name, and the function that reads its settings. The
-/// table of all types has one such entry for each type.
+/// One type of output, such as `http`: an entry of the table of all types.
 #[derive(Clone, Copy)]
 pub struct OutputType {
-    /// The value of the key `type` that selects this type: `OutputSettings::TYPE`.
+    /// See [`OutputSettings::TYPE`].
     pub name: &'static str,
-    /// The lines of TOML from which the config reference is generated: `OutputSettings::SAMPLE`.
+    /// See [`OutputSettings::SAMPLE`].
     pub sample: &'static str,
-    /// The memory that unanswered batches take at most: `OutputSettings::MEMORY`.
+    /// See [`OutputSettings::MEMORY`].
     pub memory: u64,
-    /// The reason why a config can have only one output of this type: `OutputSettings::ONLY_ONE`.
     pub(super) only_one: Option<&'static str>,
-    /// `true` if the output collects events for minutes: `OutputSettings::COLLECTS`.
+    /// See [`OutputSettings::COLLECTS`].
     pub collects: bool,
-    /// The values that `batch.max_bytes` may have: `OutputSettings::BATCH_BYTES`.
+    /// See [`OutputSettings::BATCH_BYTES`].
     pub batch_bytes: BatchBytes,
-    /// The defaults of the form in which events leave: `OutputSettings::FORM`.
+    /// See [`OutputSettings::FORM`].
     pub form: Form,
-    /// Reads the settings from the table of an output. Returns `None` if they have a problem, which
-    /// is recorded.
+    /// See [`OutputSettings::read`].
     pub read: fn(&mut Table<'_, '_>) -> Option<OutputKind>,
 }
 
 impl OutputType {
-    /// Returns the description of one type of output, for the table of all types. `S` is the type
-    /// of the settings of such an output.
+    /// Returns the entry of a type whose outputs have settings of the type `S`.
     pub const fn of<S: OutputSettings>() -> Self {
         Self {
             name: S::TYPE,
@@ -144,9 +133,7 @@ impl OutputType {
 /// The settings of an output of any type. All clones share the same settings.
 #[derive(Clone)]
 pub struct OutputKind {
-    /// The value of the key `type` of the output.
     name: &'static str,
-    /// The settings, without their concrete type.
     settings: Arc<dyn AnySettings>,
     /// See [`OutputSettings::final_after`].
     pub final_after: Option<(&'static str, Duration)>,
@@ -171,19 +158,18 @@ impl OutputKind {
         }
     }
 
-    /// Returns the name of the output's type, as the key `type` has it: `"http"`.
+    /// Returns the value of the key `type`: `"http"`.
     pub fn name(&self) -> &'static str {
         self.name
     }
 
-    /// Returns the settings of the output as `S`. Returns `None` if the output is of another type
-    /// than `S`.
+    /// Returns the settings as `S`, or `None` if the output is of another type.
     pub fn settings<S: OutputSettings>(&self) -> Option<&S> {
         self.settings.as_any().downcast_ref()
     }
 
-    /// Returns the configured addresses that the output sends events to, and that of its proxy. A
-    /// URL that cannot be read is left out.
+    /// Returns the addresses to which the output sends events, and that of its proxy. A URL that
+    /// cannot be read is left out.
     pub fn targets(&self) -> Vec<Target> {
         self.settings.targets()
     }
@@ -201,15 +187,13 @@ impl PartialEq for OutputKind {
     }
 }
 
-/// Some methods of [`OutputSettings`], for settings whose concrete type is not known.
+/// The methods of [`OutputSettings`] that are needed without the concrete type.
 trait AnySettings: fmt::Debug + Send + Sync {
-    /// Returns the settings in a form that can be converted back to their concrete type.
     fn as_any(&self) -> &dyn Any;
 
-    /// Returns `true` if `other` holds settings of the same type that are equal to these.
+    /// Returns `true` if `other` holds equal settings of the same type.
     fn equals(&self, other: &dyn Any) -> bool;
 
-    /// Returns the configured addresses that the output sends events to.
     fn targets(&self) -> Vec<Target>;
 }
 

@@ -1,4 +1,4 @@
-//! `[queue]`: what the relay holds, and what a sender's 200 means.
+//! `[queue]`: how much the relay holds, and what the answer 200 to a sender means.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,56 +9,54 @@ use config_table::table::{Table, derived, optional};
 use config_table::values;
 use config_table::values::{KIB, MIB, ROOM_MIN, TIME_MIN, secs};
 
-/// The bytes that the queue counts for each batch in addition to the bytes of the events in the
-/// batch. They stand for what the queue itself stores about the batch.
+/// The bytes that each batch counts in addition to its events, for what the queue itself stores
+/// about the batch.
 pub const BATCH_OVERHEAD: u64 = 256;
 
-/// The smallest allowed `max_bytes` of a queue on disk. For such a queue, the sizes of whole files
-/// count, and the body of a request can be at most half of `max_bytes`.
+/// The minimum of `max_bytes` on disk, where whole files count, and the body of a request can be at
+/// most half of `max_bytes`.
 const DISK_MIN: u64 = 256 * KIB;
 
-/// The lowest allowed `segment_bytes`. With smaller files the queue would spend most of its time on
+/// The minimum of `segment_bytes`. With smaller files, the queue would spend most of its time on
 /// creating and syncing files.
 const SEGMENT_MIN: u64 = 16 * KIB;
 
 /// The settings of the section `[queue]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Queue {
-    /// The greatest number of bytes that the queue may use. In memory, each batch counts as its
-    /// bytes plus [`BATCH_OVERHEAD`]. On disk, the sizes of whole files count, including reserved
-    /// space that is not used yet.
+    /// The maximum number of bytes in the queue. In memory, each batch counts as its bytes plus
+    /// [`BATCH_OVERHEAD`]. On disk, whole files count, including reserved space that is not used
+    /// yet.
     pub max_bytes: u64,
-    /// The directory of the durable queue; `None`: the queue is in memory only.
+    /// The directory of the durable queue; `None` if the queue is in memory only.
     pub directory: Option<PathBuf>,
-    /// `true`: the directory goes away with the pod, so that what a drain leaves in it is lost.
-    /// Without a directory this value has no effect.
+    /// `true` if the directory is deleted with the pod, so that everything is lost that a drain
+    /// leaves in it. Without a directory, this value has no effect.
     pub ephemeral: bool,
-    /// The size of one file of the queue on disk, in bytes. Without a directory this value has no
-    /// effect.
+    /// The size of one file on disk, in bytes. Without a directory, this value has no effect.
     pub segment_bytes: u64,
-    /// The condition for the answer 200 to a sender. It is always `Synced` if the queue has a
-    /// directory, otherwise `Queued` or `Delivered`.
+    /// The condition for the answer 200 to a sender: `Synced` with a directory, otherwise `Queued`
+    /// or `Delivered`.
     pub acknowledge: Acknowledge,
-    /// The longest time that a sender waits for its answer 200, if `acknowledge` is `Delivered` or
-    /// `Synced`. After this time the sender gets 503.
+    /// The longest time that a sender waits for its answer 200, unless `acknowledge` is `Queued`.
+    /// After this time, the sender gets 503.
     pub delivered_timeout: Duration,
     /// The reaction to a new batch when the queue is full.
     pub when_full: WhenFull,
-    /// The time from which the header `Retry-After` of the answers 429 and 503 is made. The header
-    /// has a random value from 0.6 to 1.6 times this time; for 5 s, this is 3 s to 8 s.
+    /// The basis of `Retry-After` in the answers 429 and 503: the header is this time multiplied by
+    /// a random factor from 0.6 to 1.6. For 5 s, this is 3 s to 8 s.
     pub retry_after: Duration,
 }
 
-/// The values of `queue.acknowledge`: the condition for the answer 200 to a sender.
+/// `queue.acknowledge`: the condition for the answer 200 to a sender.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Acknowledge {
-    /// The sender gets 200 as soon as its batch is in the queue.
+    /// The batch is in the queue.
     Queued,
-    /// The sender gets 200 as soon as each event of its batch is finished for every required
-    /// output: the consumer has acknowledged the event, or the event was counted as lost or
-    /// dropped.
+    /// Each event of the batch is finished for every required output: the consumer has acknowledged
+    /// the event, or the event was counted as lost or dropped.
     Delivered,
-    /// The sender gets 200 as soon as its batch is synced to disk (fdatasync).
+    /// The batch is synced to disk (fdatasync).
     Synced,
 }
 
@@ -73,15 +71,15 @@ impl Acknowledge {
     }
 }
 
-/// The values of `queue.when_full`: the reaction to a new batch when the queue is full.
+/// `queue.when_full`: the reaction to a new batch when the queue is full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WhenFull {
-    /// The new batch is refused: its sender gets 429 with the header `Retry-After`.
+    /// The sender gets 429 with the header `Retry-After`.
     Reject,
-    /// The oldest batches are dropped and counted as lost, to make room for the new batch. A batch
-    /// is not dropped while a required output has sent it and waits for the consumer's answer.
+    /// The oldest batches are dropped and counted as lost. A batch is not dropped while a required
+    /// output has sent it and waits for the consumer's answer.
     DropOldest,
-    /// The new batch is dropped and counted as lost. Its sender gets 200 nevertheless.
+    /// The new batch is dropped and counted as lost. The sender gets 200 nevertheless.
     DropNewest,
 }
 
@@ -96,18 +94,16 @@ impl WhenFull {
     }
 }
 
-/// The environment variable that wins over `queue.ephemeral`: whoever mounts the volume knows how
-/// long it lasts, whatever config comes with it.
+/// The environment variable that overrides `queue.ephemeral`: the manifest that mounts the volume
+/// knows how long the volume lasts, and the config does not.
 const EPHEMERAL: &str = "KUBE_AUDIT_FORWARDER_EPHEMERAL";
 
-/// Returns `true` if the config file sets `queue.directory`, so that the queue is on disk. The
-/// result is `true` even if the value of this key is wrong. Call this function only after the key
-/// `directory` of `[queue]` was read.
+/// Returns `true` if the file sets `queue.directory`, even to a wrong value. The key must have been
+/// taken before.
 pub(crate) fn is_durable(cx: &Context<'_>) -> bool {
     cx.is_set("queue.directory")
 }
 
-/// Reads the section `[queue]`. A wrong value is recorded as a problem and replaced by its default.
 pub(crate) fn read(t: &mut Table<'_, '_>) -> Queue {
     let cx = t.cx;
     let max_bytes = t.size(
@@ -180,7 +176,6 @@ pub(crate) fn read(t: &mut Table<'_, '_>) -> Queue {
     }
 }
 
-/// Reads `acknowledge`. The default is `synced` with a directory, and `queued` without one.
 fn acknowledge(t: &mut Table<'_, '_>) -> Acknowledge {
     let default = if is_durable(t.cx) { Acknowledge::Synced } else { Acknowledge::Queued };
     let chosen = t.choice(
@@ -198,9 +193,8 @@ fn acknowledge(t: &mut Table<'_, '_>) -> Acknowledge {
     chosen.unwrap_or(default)
 }
 
-/// Reads `segment_bytes`, the size of one file of the queue in bytes. Returns the default if the
-/// key is absent or wrong. The largest allowed value is a quarter of `max_bytes`, because the queue
-/// drops events by deleting whole files.
+/// Reads `segment_bytes`. The maximum is a quarter of `max_bytes`, because the queue drops events
+/// by deleting whole files.
 fn segment_bytes(t: &mut Table<'_, '_>, max_bytes: u64) -> u64 {
     let (cx, path) = (t.cx, t.path_of("segment_bytes"));
     let durable = is_durable(cx);
@@ -245,11 +239,10 @@ pub(super) fn contradictions(cx: &Context<'_>, queue: &Queue, outputs: &[output:
     }
 }
 
-/// Reports settings that contradict `acknowledge = "delivered"`. With this value, a 200 means that
-/// every required output has the events. The queue must therefore not drop events when it is full
-/// (`when_full`), and no required output may collect events for minutes. In addition,
-/// `delivered_timeout` must be longer than the time that a required output waits before a sent
-/// event counts as delivered.
+/// Reports settings that contradict `acknowledge = "delivered"`, where a 200 means that every
+/// required output has the events. A full queue must then not drop events (`when_full`), no
+/// required output may collect events for minutes, and `delivered_timeout` must be longer than the
+/// time that a required output waits before a sent event counts as delivered.
 fn contradictions_of_delivered(cx: &Context<'_>, queue: &Queue, outputs: &[output::Draft]) {
     if queue.when_full != WhenFull::Reject {
         let message = "conflicts with acknowledge = \"delivered\", allowed with it: \"reject\"";

@@ -1,4 +1,4 @@
-//! `[[source]]`: where the relay fetches events itself, rather than have them sent.
+//! `[[source]]`: systems from which the relay itself fetches events.
 
 use std::time::Duration;
 
@@ -10,27 +10,25 @@ use config_table::table::{Table, required};
 use config_table::values;
 use config_table::values::{MIB, ROOM_MIN, secs};
 
-/// The settings of one `[[source]]`.
+/// One `[[source]]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Source {
-    /// The name of the source, unique among the sources. In the metrics, the label `listener` has
-    /// this name as its value.
+    /// The name, unique among the sources. It is the label `listener` of metrics.
     pub name: String,
     /// The protocol that the source speaks, with that protocol's own keys.
     pub kind: SourceKind,
 }
 
-/// The protocol of a source, with its settings. A binary without the feature `kafka` has no source
-/// protocol, so this enum is empty in it.
+/// The protocol of a source, with its settings. Empty in a binary without the feature `kafka`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum SourceKind {
-    /// A source with `type = "kafka"`, which reads a Kafka topic.
+    /// `type = "kafka"`: the source reads a Kafka topic.
     #[cfg(feature = "kafka")]
     Kafka(KafkaSource),
 }
 
 impl Source {
-    /// Returns the values of `type`, `topic` and `group`, in this order.
+    /// Returns the values of `type`, `topic` and `group`.
     pub fn origin(&self) -> [&str; 3] {
         match self.kind {
             #[cfg(feature = "kafka")]
@@ -39,30 +37,28 @@ impl Source {
     }
 }
 
-/// The settings of a `[[source]]` with `type = "kafka"`.
+/// A `[[source]]` with `type = "kafka"`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct KafkaSource {
-    /// The Kafka topic that is read, and the cluster that holds it.
+    /// The topic, and the cluster that holds it.
     pub cluster: Kafka,
     /// The consumer group. The relays of one group share the topic's partitions.
     pub group: String,
-    /// The limit in bytes for the batches that the source has put into the queue and that a
-    /// required output has not acknowledged yet. A batch counts its lines and [`BATCH_OVERHEAD`]. A
-    /// batch that is larger than this limit waits until no other batch of the source is in the
-    /// queue.
+    /// The maximum number of bytes of the source's batches in the queue that a required output has
+    /// not acknowledged. A batch counts its lines and [`BATCH_OVERHEAD`]. A larger batch waits
+    /// until it is the source's only one in the queue.
     ///
     /// [`BATCH_OVERHEAD`]: super::BATCH_OVERHEAD
     pub max_in_flight: u64,
-    /// If the brokers hear nothing from a member of the consumer group for this long, the member
-    /// loses its partitions to the other members.
+    /// A member of the consumer group loses its partitions to the other members if the brokers hear
+    /// nothing from it for this long.
     pub session_timeout: Duration,
 }
 
-/// The result of reading one source: its name, and all of its settings. Each part is `None` if it
-/// could not be read. The name alone is enough to find two sources with the same name.
+/// The name, and all settings of one source; each is `None` if it could not be read. The name alone
+/// is enough to find two sources with the same name.
 pub(super) type Draft = (Option<String>, Option<Source>);
 
-/// Reads one `[[source]]`. Returns the parts that could be read; problems are recorded.
 pub(crate) fn read(t: &mut Table<'_, '_>) -> Draft {
     let name = t.word(
         required("name", "name", "value of the label `listener` in metrics; unique"),
@@ -106,8 +102,6 @@ pub(crate) fn read(t: &mut Table<'_, '_>) -> Draft {
     (name, source)
 }
 
-/// Wraps the settings of a Kafka source. Returns `None` only in a binary without the feature
-/// `kafka`.
 #[cfg(feature = "kafka")]
 #[allow(clippy::unnecessary_wraps, reason = "there is none in a binary without kafka")]
 fn source_kind(source: KafkaSource) -> Option<SourceKind> {
@@ -120,8 +114,8 @@ fn source_kind(_: KafkaSource) -> Option<SourceKind> {
 }
 
 /// Reports sources with the same name, and queue settings that do not work with sources. A source
-/// may commit the offset of a message only when the outputs have the message's events, so
-/// `queue.acknowledge` must be `"delivered"`.
+/// may commit the offset of a message only when the outputs have its events, so `queue.acknowledge`
+/// must be `"delivered"`.
 pub(super) fn contradictions(cx: &Context<'_>, queue: &Queue, sources: &[Draft]) {
     for (index, (name, _)) in sources.iter().enumerate() {
         let first = sources.iter().position(|(other, _)| other == name).filter(|_| name.is_some());

@@ -12,34 +12,30 @@ use config_table::reader::Context;
 use config_table::template::Template;
 use config_table::values::HostPort;
 
-/// The key of the proxy of an output.
 pub(super) const PROXY: &str = "proxy";
 
-/// One configured address of an output, in a form that can be compared with other addresses.
+/// One address of an output, in a form that can be compared with other addresses.
 pub struct Target {
     /// The key's path below the output: `urls[1]`.
     key: String,
-    /// The host name or IP address, in lower case, without brackets and without a dot at its end.
+    /// The host in lower case, without brackets and without a dot at the end.
     host: String,
-    /// The port of the address, or the default port of the URL's scheme.
+    /// The port, or the default port of the URL's scheme.
     port: u16,
-    /// The text by which duplicates are found: the whole URL, or host and port. Two targets of an
-    /// output are the same if these texts are equal.
+    /// The whole URL, or host and port. Two targets of an output are duplicates if these are equal.
     whole: String,
-    /// `true` if a proxy resolves the host. The name `localhost` then means the machine of the
-    /// proxy, not this machine.
+    /// `true` if a proxy resolves the host. `localhost` then means the proxy's machine, not this
+    /// one.
     resolved_elsewhere: bool,
-    /// The scheme of a URL, such as `https`; `None`: the address is a host and a port.
+    /// The scheme of a URL, such as `https`; `None` for a host and a port.
     scheme: Option<String>,
-    /// `true` if connections to the address use TLS.
     tls: bool,
 }
 
-/// Records a warning for each address that an output has twice, and for each address that leads to
-/// this relay itself.
+/// Warns of each address that an output has twice, and of each that leads to this relay itself.
 ///
 /// `own` are the addresses that this relay binds, each with the path of its key. `outputs` are the
-/// paths of the outputs (`output[0]`), each with the output's targets.
+/// paths of the outputs (`output[0]`) with their targets.
 pub(crate) fn warn<'o>(
     cx: &Context<'_>,
     own: &[(String, SocketAddr)],
@@ -65,8 +61,7 @@ pub(crate) fn warn<'o>(
     }
 }
 
-/// Returns a host in the form in which hosts are compared: in lower case, without a dot at the end,
-/// and an IP address in its shortest form.
+/// Returns a host in lower case, without a dot at the end; an IP address in its shortest form.
 fn plain(host: &str) -> String {
     let host = host.to_ascii_lowercase();
     let host = host.strip_suffix('.').unwrap_or(&host);
@@ -74,8 +69,7 @@ fn plain(host: &str) -> String {
 }
 
 impl Target {
-    /// Returns one target for each of `addresses`, which are the value of the key `key`. `tls` is
-    /// `true` if connections to them use TLS.
+    /// Returns the targets of `addresses`, the value of `key`. `tls` is `true` if they use TLS.
     pub fn of_addresses(key: &str, addresses: &[HostPort], tls: bool) -> Vec<Self> {
         let target = |(index, address): (usize, &HostPort)| {
             let host = plain(&address.host);
@@ -86,9 +80,8 @@ impl Target {
         addresses.iter().enumerate().map(target).collect()
     }
 
-    /// Returns the target for a URL. `key` is the path of the URL's key, such as `urls[0]`.
-    /// `resolved_elsewhere` is `true` if a proxy resolves the URL's host. Returns `None` if the URL
-    /// cannot be read; another function reports that.
+    /// Returns the target of a URL. `key` is the path of its key, such as `urls[0]`. `None` if the
+    /// URL cannot be read, which is reported elsewhere.
     pub fn of_url(key: String, url: &Template, resolved_elsewhere: bool) -> Option<Self> {
         let url = Url::parse(&url.expand().ok()?).ok()?;
         let host = match url.host()? {
@@ -121,8 +114,8 @@ impl Target {
         self.key == PROXY
     }
 
-    /// Returns `true` if a connection to the target reaches a socket of this machine that is bound
-    /// to the address `bound`.
+    /// Returns `true` if a connection to the target reaches the socket of this machine that is
+    /// bound to `bound`.
     fn is(&self, bound: SocketAddr) -> bool {
         if bound.port() == 0 || bound.port() != self.port || self.resolved_elsewhere {
             return false;
@@ -143,14 +136,11 @@ impl Target {
     }
 }
 
-/// Returns the name of this machine, in lower case and without a dot at its end, for the comparison
-/// with hosts in the config.
 fn machine_name() -> String {
     plain(&rustix::system::uname().nodename().to_string_lossy())
 }
 
-/// Returns `true` if an IP address belongs to this machine. The test is whether a socket can be
-/// bound to the address; nothing is sent.
+/// Returns `true` if this machine has the IP address: a socket can be bound to it. Nothing is sent.
 fn is_of_this_machine(address: IpAddr) -> bool {
     address != IpAddr::V4(Ipv4Addr::BROADCAST)
         && !address.is_multicast()

@@ -8,7 +8,7 @@ use config_table::problem::Content;
 use config_table::table::{Key, TABLE, Table, optional};
 use config_table::values;
 
-/// The lowest TLS version that is accepted, as the config names it: `"1.2"` or `"1.3"`.
+/// The lowest accepted TLS version: `"1.2"` or `"1.3"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TlsVersion {
     /// TLS 1.2 and TLS 1.3 are accepted.
@@ -17,22 +17,21 @@ pub enum TlsVersion {
     V1_3,
 }
 
-/// The TLS settings of connections that the relay opens as a client: the sections `[output.tls]`
-/// and `[source.tls]`.
+/// The sections `[output.tls]` and `[source.tls]`, for connections that the relay opens.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClientTls {
-    /// PEM file with the certificate authorities (CAs). The peer's certificate chain must end in
-    /// one of them. `None`: the authorities of the operating system are used.
+    /// PEM file with the certificate authorities (CAs) of the peer's certificate. `None` for those
+    /// of the operating system.
     pub ca: Option<PathBuf>,
-    /// PEM files with the client's certificate chain and its private key; `None`: the client
-    /// presents no certificate.
+    /// PEM files with the client's certificate chain and its private key, if it presents a
+    /// certificate.
     pub identity: Option<(PathBuf, PathBuf)>,
-    /// The name that is sent as SNI, and for which the peer's certificate must be valid. `None`:
-    /// the host of the configured address is used.
+    /// The name that is sent as SNI, and for which the peer's certificate must be valid. `None` for
+    /// the host of the configured address.
     pub server_name: Option<String>,
-    /// The lowest protocol version that is accepted.
+    /// The lowest accepted protocol version.
     pub min_version: TlsVersion,
-    /// `true` if the peer's certificate is not verified: any certificate is accepted.
+    /// `true` if any certificate of the peer is accepted, without verification.
     pub insecure_skip_verify: bool,
 }
 
@@ -49,15 +48,14 @@ impl Default for ClientTls {
 }
 
 impl ClientTls {
-    /// Reads the section `tls` of an output whose addresses do not say if TLS is used: it is used
-    /// if the section is present. Returns `None` if the section is absent or is not a table.
+    /// Reads the section `tls` of an output whose addresses do not say if TLS is used: its presence
+    /// turns TLS on.
     pub fn read_optional(t: &mut Table<'_, '_>) -> Option<Self> {
         t.optional_section(tls_key(), Self::keys)
     }
 
-    /// Reads the section `tls` of a Kafka cluster. This section has fewer keys than others, because
-    /// OpenSSL decides about names and versions. Returns `None` if the section is absent or is not
-    /// a table.
+    /// Reads the section `tls` of a Kafka cluster. It has fewer keys than others, because OpenSSL
+    /// decides about names and versions.
     pub(super) fn read_for_kafka(t: &mut Table<'_, '_>) -> Option<Self> {
         t.optional_section(tls_key(), |t| {
             let (ca, identity) = (ca(t), identity(t));
@@ -66,8 +64,7 @@ impl ClientTls {
         })
     }
 
-    /// Reads the keys of a client's section `tls`. A wrong value is recorded as a problem and
-    /// replaced by its default.
+    /// Reads the keys of a client's section `tls`.
     pub fn keys(t: &mut Table<'_, '_>) -> Self {
         let ca = ca(t);
         let identity = identity(t);
@@ -86,20 +83,17 @@ impl ClientTls {
     }
 }
 
-/// Reads the key `min_version` of a listener or a client. Returns TLS 1.2, the default, if the key
-/// is absent or wrong; a wrong value is recorded as a problem.
+/// Reads `min_version` of a listener or a client. The default is TLS 1.2.
 pub(crate) fn min_version(t: &mut Table<'_, '_>) -> TlsVersion {
     let default = TlsVersion::V1_2;
     let words = [("1.2", TlsVersion::V1_2), ("1.3", TlsVersion::V1_3)];
     t.choice("min_version", &words, Some(default), "lowest TLS version").unwrap_or(default)
 }
 
-/// Returns the declaration of a section `tls` whose presence turns TLS on.
 fn tls_key() -> Key {
     optional("tls", TABLE, "plain TCP", "if present, TLS is used")
 }
 
-/// Reads the key `ca`. Returns `None` if it is absent or wrong.
 fn ca(t: &mut Table<'_, '_>) -> Option<PathBuf> {
     t.file(
         optional(
@@ -113,8 +107,8 @@ fn ca(t: &mut Table<'_, '_>) -> Option<PathBuf> {
     )
 }
 
-/// Reads the paths of the client's certificate and of its private key. Returns `None` if one of the
-/// two is absent or wrong. One key without the other is recorded as a problem.
+/// Reads the paths of the client's certificate and private key. One key without the other is a
+/// problem.
 fn identity(t: &mut Table<'_, '_>) -> Option<(PathBuf, PathBuf)> {
     let certificate = t.file(
         optional(
@@ -139,7 +133,6 @@ fn identity(t: &mut Table<'_, '_>) -> Option<(PathBuf, PathBuf)> {
     certificate.zip(private_key)
 }
 
-/// Reads the key `insecure_skip_verify`, and records a warning if it is `true`.
 fn insecure_skip_verify(t: &mut Table<'_, '_>) -> bool {
     let insecure_skip_verify = t.flag(
         "insecure_skip_verify",

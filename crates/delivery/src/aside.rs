@@ -2,8 +2,7 @@
 //! others. They have left the queue, hold up no other event, and are tried again from here.
 //!
 //! With a queue in memory the lines are kept here, and count against `queue.max_bytes`. With a
-//! directory each event has a file on the queue's [`Shelf`], in the format of a dead letter, and is
-//! read when it is tried.
+//! directory each event has a file on the queue's [`Shelf`], in the format of a dead letter.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
@@ -25,19 +24,17 @@ use base::position::Position;
 use queue::{Batch, Claim, Cursor, Origin, Shelf};
 use telemetry::Cause;
 
-/// The maximum number of events that are set aside at the same time. At this number, or at the
-/// limit of bytes, the oldest one is given up for each further one.
+/// At this number of events, or at the limit of bytes, the oldest one is given up for each new one.
 pub(crate) const EVENTS_MAX: usize = if cfg!(test) { 50 } else { 10_000 };
 
-/// The part of `queue.max_bytes` that the events may have, and their greatest number of bytes. With
-/// a directory their files are beside the queue, and a volume must have room for both.
+/// The events may have a quarter of `queue.max_bytes`, and at most 64 MiB. Their files need room
+/// next to the queue on the same volume.
 const PART_OF_QUEUE: u64 = 4;
 const BYTES_MAX: u64 = 64 << 20;
 
-/// The answer that is shown for an event of before the start, until it is read.
+/// Stands for the consumer's answer until the file of an event from before the start is read.
 const BEFORE_START: &str = "it was set aside before the start";
 
-/// The longest time that an end waits for files that are being deleted.
 const CLOSING: Duration = Duration::from_secs(1);
 
 /// The events that one output has set aside. The ledger owns this value, and a reload hands it to
@@ -45,38 +42,30 @@ const CLOSING: Duration = Duration::from_secs(1);
 ///
 /// Phases of an event: it *waits* until its next try is due; then it is *on the wire*, and the
 /// answer takes it out ([`Aside::answered`]); then it waits again ([`Aside::keep`]), is settled
-/// ([`Aside::forget`]), or is *doomed* ([`Aside::doom`]) until its line is there to become a dead
-/// letter.
-///
-/// Invariants: at most one file is read at a time. The number of bytes and events is bounded,
-/// except for those that are doomed.
+/// ([`Aside::forget`]), or is *doomed* ([`Aside::doom`]) until its line is read and becomes a dead
+/// letter. At most one file is read at a time. Doomed events do not count against the limits.
 pub struct Aside {
     shelf: Shelf,
     bytes_max: u64,
     events: BTreeMap<Position, (Stage, Kept)>,
     /// The events that wait, in the order of their next tries, without those in `overdue`.
     due: BTreeSet<(Instant, Position)>,
-    /// The events whose next try was due when the last one was chosen. The one that was accepted
-    /// first is tried first. If the tries went by the time at which they were due, a consumer that
-    /// refuses more events than there is time for tries would see each event in turn, and none
-    /// would get its last try.
+    /// The events that were due when the last one was chosen. The event that was accepted first is
+    /// tried first. If they were tried in the order of their due times, a consumer that refuses
+    /// more events than there is time for would get each event in turn, and no event its last try.
     overdue: BTreeSet<Position>,
     doomed: VecDeque<Position>,
-    /// The number of events on the wire.
     on_wire: usize,
-    /// The bytes of all events that are not doomed.
     bytes: u64,
     reading: Reading,
-    /// The files that are being deleted.
     deleting: JoinSet<()>,
     /// The event that is tried next, before any other event is sent.
     next: Option<Position>,
-    /// `true` if the last request was a try. The next request carries other events, if there are
-    /// any to send.
+    /// `true` if the last request was a try. The next one then carries other events, if there are
+    /// any.
     was_try: bool,
 }
 
-/// The place of an event in its life.
 #[derive(Debug, Clone)]
 enum Stage {
     Waits,
@@ -89,21 +78,19 @@ enum Stage {
 #[derive(Debug, Clone)]
 pub struct Kept {
     pub(super) retrial: Retrial,
-    /// The consumer's last answer, with the address.
+    /// The consumer's last answer, with its address.
     pub answer: Arc<str>,
-    /// The size and the time of the event. The time is that of the start until the file of an event
-    /// of before the start is read.
+    /// The size and the time of the event. Until its file is read, an event from before the start
+    /// has the time of the start.
     pub event: queue::Aside,
-    /// How many times the event was sent.
+    /// The number of times that the event was sent.
     pub attempts: u32,
-    /// The number of answers by which this delivery had seen something turned down when the event
-    /// was last sent.
+    /// The number of answers that had turned something down when the event was last sent.
     pub sent_at: u64,
-    /// The line; `None` if it is in a file.
+    /// `None` if the line is in a file.
     line: Option<Bytes>,
 }
 
-/// The file that is read for the next try, or for the next dead letter.
 #[derive(Default)]
 enum Reading {
     #[default]
@@ -112,7 +99,6 @@ enum Reading {
     Done(Position, Result<Read, String>),
 }
 
-/// The content of the file of an event.
 #[derive(Debug)]
 struct Read {
     line: Bytes,
@@ -121,13 +107,11 @@ struct Read {
 }
 
 impl Read {
-    /// Returns the result of the task that reads a file.
     fn of(read: Result<Result<Self, String>, JoinError>) -> Result<Self, String> {
         read.unwrap_or_else(|panic| Err(format!("the read has failed: {panic}")))
     }
 }
 
-/// The members of a file that are read.
 #[derive(Deserialize)]
 struct Letter<'a> {
     reason: String,
@@ -137,18 +121,16 @@ struct Letter<'a> {
     event: &'a RawValue,
 }
 
-/// The line of an event that is tried or given up.
 pub(crate) enum Line {
     Is(Bytes),
     /// The file is being read ([`Aside::readable`]).
     NotYet,
-    /// The event can't be read: its file is damaged, gone, or was changed. The text says why.
+    /// The file is damaged, missing, or was changed. The text says which.
     Gone(String),
 }
 
 impl Aside {
-    /// Makes the place of an output that begins at this cursor, with the events that it had set
-    /// aside before the start.
+    /// Takes over the events that the output of this cursor set aside before the start.
     pub fn new(cursor: &Cursor) -> Self {
         let mut aside = Self {
             shelf: cursor.shelf(),
@@ -180,12 +162,11 @@ impl Aside {
         aside
     }
 
-    /// Begins a delivery. Its limit is that of the queue at this moment.
+    /// Begins a delivery. The limit of bytes depends on the queue's capacity at this moment.
     pub fn begin(&mut self, cursor: &Cursor) {
         self.bytes_max = (cursor.capacity() / PART_OF_QUEUE).min(BYTES_MAX);
     }
 
-    /// Takes all events off the wire, for the delivery that replaces this one.
     pub(super) fn inherited(mut self) -> Self {
         let positions: Vec<_> = self.events.keys().copied().collect();
         for position in positions {
@@ -201,12 +182,11 @@ impl Aside {
         self
     }
 
-    /// Returns the number of events.
+    /// Returns the number of events, doomed ones included.
     pub fn count(&self) -> usize {
         self.events.len()
     }
 
-    /// Returns `true` if an event is on the wire.
     pub(super) fn is_on_wire(&self) -> bool {
         self.on_wire > 0
     }
@@ -218,15 +198,13 @@ impl Aside {
         events.map(|(position, (_, kept))| (*position, kept))
     }
 
-    /// Returns `true` if one of the older events has to be given up before another one of this size
-    /// is set aside. There is always room for one.
+    /// Returns `true` if an older event must be given up first. There is always room for one.
     pub fn is_full(&self, bytes: u64) -> bool {
         let events = self.events.len() - self.doomed.len();
         events > 0 && (events >= EVENTS_MAX || self.bytes + bytes > self.bytes_max)
     }
 
-    /// Dooms the events that were set aside first and are not on the wire, until there is room for
-    /// one more event of this size.
+    /// Dooms the oldest events that wait, until there is room for `bytes` more bytes.
     pub(super) fn make_room(&mut self, bytes: u64) {
         while self.is_full(bytes) {
             let waits = self.events.iter().filter(|(_, (stage, _))| matches!(stage, Stage::Waits));
@@ -238,7 +216,6 @@ impl Aside {
         }
     }
 
-    /// Dooms the events that were set aside longer ago than `age` and are not on the wire.
     pub(super) fn doom_older(&mut self, age: Duration, reason: &Reason) {
         let waits = self.events.iter().filter(|(_, (stage, _))| matches!(stage, Stage::Waits));
         let old = waits.filter(|(_, (_, kept))| kept.retrial.since.elapsed() >= age);
@@ -250,8 +227,8 @@ impl Aside {
         }
     }
 
-    /// Begins to write the file of an event whose claim is to be final; `None` if there is no
-    /// directory. The event is set aside with [`Aside::add`] when the file is synced.
+    /// Begins to write the file of an event before its claim is final; `None` if there is no
+    /// directory. [`Aside::add`] sets the event aside when the file is synced.
     pub fn store(
         &self,
         output: &str,
@@ -270,38 +247,35 @@ impl Aside {
         Some(tokio::task::spawn_blocking(move || shelf.store(position, &content)))
     }
 
-    /// Sets an event aside. Its claim is final.
+    /// Sets an event aside whose claim is final.
     pub fn add(&mut self, position: Position, mut kept: Kept, line: Bytes) {
         kept.line = (!self.shelf.is_durable()).then_some(line);
         self.keep(position, kept);
     }
 
-    /// Puts an event back, which waits for its next try.
+    /// Puts an event back, to wait for its next try.
     pub fn keep(&mut self, position: Position, kept: Kept) {
         self.due.insert((kept.retrial.due, position));
         self.bytes += kept.event.bytes;
         self.events.insert(position, (Stage::Waits, kept));
     }
 
-    /// Decides to give an event up. It becomes a dead letter when its line is there.
+    /// Gives an event up. It becomes a dead letter as soon as its line is read.
     pub(super) fn doom(&mut self, position: Position, kept: Kept, reason: Reason) {
         self.doomed.push_back(position);
         self.events.insert(position, (Stage::Doomed(reason), kept));
     }
 
-    /// Takes an event that waits, to give it up.
     pub(super) fn take_waiting(&mut self, position: Position) -> Option<Kept> {
         self.is_waiting(position).then(|| self.take(position)).flatten().map(|(_, kept)| kept)
     }
 
-    /// Takes an event on the wire, because there is an answer to it; `None` if this position is no
-    /// event on the wire.
+    /// Takes an event off the wire, because its answer is here; `None` if it is not on the wire.
     pub fn answered(&mut self, position: Position) -> Option<Kept> {
         let (Stage::OnWire, _) = self.events.get(&position)? else { return None };
         self.take(position).map(|(_, kept)| kept)
     }
 
-    /// Takes all events on the wire, because the connection has ended.
     pub(super) fn all_answered(&mut self) -> Vec<(Position, Kept)> {
         let on_wire = self.events.iter().filter(|(_, (stage, _))| matches!(stage, Stage::OnWire));
         let positions: Vec<_> = on_wire.map(|(position, _)| *position).collect();
@@ -326,7 +300,7 @@ impl Aside {
         Some((stage, kept))
     }
 
-    /// Forgets an event that is settled, and deletes its file.
+    /// Forgets a settled event, and deletes its file.
     pub fn forget(&mut self, position: Position) {
         if let Reading::Under(of, _) | Reading::Done(of, _) = &self.reading
             && *of == position
@@ -340,7 +314,7 @@ impl Aside {
         }
     }
 
-    /// Changes the tries of all events that wait, because the drain has begun.
+    /// Makes the tries of all waiting events due, because the drain has begun.
     pub fn hurry(&mut self) {
         let positions: Vec<_> = self.events.keys().copied().collect();
         for position in positions {
@@ -351,8 +325,7 @@ impl Aside {
         }
     }
 
-    /// Returns the moment of the next try; `None` if there is none, or if a file must be read
-    /// first.
+    /// Returns the moment of the next try. `None` if there is none, or while a file is being read.
     pub(super) fn next_try(&self) -> Option<Instant> {
         let is_reading = matches!(self.reading, Reading::Under(..));
         let due = self.due.first().map(|(due, _)| *due);
@@ -360,13 +333,12 @@ impl Aside {
         next.filter(|_| !is_reading)
     }
 
-    /// Returns `true` if the next try has to let other events go first: the last request was a try.
-    /// Each second call returns `false`.
+    /// Returns `true` if the last request was a try, so that other events go first, but only once.
     pub(super) fn lets_others_go_first(&mut self) -> bool {
         std::mem::take(&mut self.was_try)
     }
 
-    /// Sends the event at this position next, before any other event: another address is asked.
+    /// Sends the event at this position next, because another address is asked.
     pub fn try_next(&mut self, position: Position) {
         if let Some(mut kept) = self.take_waiting(position) {
             kept.retrial.at_once();
@@ -375,8 +347,8 @@ impl Aside {
         }
     }
 
-    /// Returns the event whose try is due, as a batch to be sent; `None` if there is none, or if a
-    /// file must be read first. An event that can't be read is doomed.
+    /// Returns the event whose try is due, if its file is read. An event that can't be read is
+    /// doomed.
     pub(super) fn next_due(&mut self) -> Option<Batch> {
         loop {
             let now = Instant::now();
@@ -405,8 +377,8 @@ impl Aside {
         matches!(self.events.get(&position), Some((Stage::Waits, _)))
     }
 
-    /// Notes that an event is sent now. `answers` is the number of answers by which this delivery
-    /// has seen something turned down.
+    /// Puts an event on the wire. `answers` is the number of answers that have turned something
+    /// down.
     pub fn sent(&mut self, position: Position, answers: u64) {
         if let Some(mut kept) = self.take_waiting(position) {
             kept.attempts += 1;
@@ -418,8 +390,7 @@ impl Aside {
         }
     }
 
-    /// Returns the next event that is to be given up, with its line and the reason. The caller
-    /// settles it. Returns `None` if there is none, or if its file must be read first.
+    /// Returns the next event to give up, if its file is read. The caller settles it.
     pub(super) fn next_doomed(&mut self) -> Option<(Position, Kept, Bytes, Reason)> {
         let position = *self.doomed.front()?;
         let (line, why) = match self.line(position) {
@@ -431,12 +402,12 @@ impl Aside {
         Some((position, kept, line, why.unwrap_or(reason)))
     }
 
-    /// Returns the line of an event. Begins to read its file if there is one.
+    /// Returns the line of an event, or begins to read its file.
     fn line(&mut self, position: Position) -> Line {
         if let Some(line) = self.events.get(&position).and_then(|(_, kept)| kept.line.clone()) {
             return Line::Is(line);
         }
-        // A loop that always has an answer of the consumer to look at does not get to `readable`.
+        // A loop that always has an answer of the consumer to handle never waits in `readable`.
         if let Reading::Under(of, task) = &mut self.reading
             && let Some(read) = task.now_or_never()
         {
@@ -471,7 +442,7 @@ impl Aside {
         }
     }
 
-    /// Waits until the file that is being read is there. Never returns if none is being read.
+    /// Waits until the current file is read. Waits for ever if there is none.
     ///
     /// # Cancel safety
     ///
@@ -490,8 +461,8 @@ impl Aside {
         tokio::time::timeout(CLOSING, deleted).await.ok();
     }
 
-    /// Deletes the files of all events, because the output leaves the queue, which counts the
-    /// events as lost.
+    /// Deletes the files of all events, because the output leaves the queue and counts them as
+    /// lost.
     pub async fn clear(mut self) {
         let positions: Vec<_> = self.events.keys().copied().collect();
         positions.into_iter().for_each(|position| self.forget(position));
@@ -500,8 +471,8 @@ impl Aside {
 }
 
 impl Kept {
-    /// Makes the record of an event that is to be set aside. `answer` is the consumer's last one.
-    /// Its size and its time are not known before its line is read again.
+    /// `answer` is the consumer's last answer. Size and time are unknown until the line is read
+    /// again.
     pub(crate) fn new(retrial: Retrial, answer: &str, attempts: u32) -> Self {
         let event = queue::Aside { bytes: 0, received: 0 };
         Self { retrial, answer: answer.into(), event, attempts, sent_at: 0, line: None }
@@ -516,7 +487,6 @@ impl Kept {
         Batch { events: 1, bytes, pieces: vec![line], origins: vec![origin], ..Batch::of(claim) }
     }
 
-    /// Returns `true` if the consumer answers the event with server errors.
     pub(super) fn gets_server_errors(&self) -> bool {
         self.retrial.answer == Answer::ServerError
     }
@@ -543,7 +513,7 @@ mod tests {
     use crate::in_flight::tests::opened;
     use telemetry::Telemetry;
 
-    /// Returns an empty place with a directory, which is deleted when the second value is dropped.
+    /// Returns an empty value with a directory, which is deleted when the second value is dropped.
     fn with_directory() -> (Aside, TempDir) {
         let directory = TempDir::new().unwrap();
         let text = format!(
@@ -556,7 +526,7 @@ mod tests {
         (Aside::new(&cursor), directory)
     }
 
-    /// Sets the event at a position aside. Its next try is due.
+    /// Sets the event at a position aside, with a try that is due at once.
     async fn set_aside(aside: &mut Aside, position: Position) {
         let mut kept = Kept::new(Retrial::found(), "400", 1);
         kept.retrial.at_once();
@@ -565,8 +535,8 @@ mod tests {
         aside.add(position, kept, Bytes::from_static(b"{}\n"));
     }
 
-    /// A loop whose consumer has always an answer ready never waits for a read. Under a full load
-    /// no event was tried or given up.
+    /// A loop whose consumer always has an answer ready never waits for a read. Once, no event was
+    /// tried or given up under full load for that reason.
     #[tokio::test]
     async fn a_file_that_was_read_is_used_by_a_loop_that_never_waits_for_it() {
         let (mut aside, _directory) = with_directory();
@@ -590,8 +560,8 @@ mod tests {
         assert_eq!(trying.expect("its file was read").claim.start, tried);
     }
 
-    /// Another address is to be asked about the second event at once. The first one is older and
-    /// due as well.
+    /// Another address must be asked about the second event at once, although the first event is
+    /// older and due as well.
     #[tokio::test]
     async fn the_event_to_try_next_is_tried_next_when_its_file_was_read() {
         let (mut aside, _directory) = with_directory();

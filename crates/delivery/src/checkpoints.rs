@@ -1,9 +1,7 @@
-//! The newest checkpoint of the evidence log, on its way to one consumer.
-//!
-//! The recorder publishes each checkpoint, and the loop sends the newest one beside the events.
-//! Only the newest one counts: the next one takes the place of one that could not be sent. After a
-//! failure the loop waits, longer each time, so that a consumer that can't take checkpoints is
-//! seldom asked. Events are sent during this pause.
+//! Sends the newest checkpoint of the evidence log to one consumer, between the events. A newer
+//! checkpoint replaces one that could not be sent. After a failure the loop waits, longer each
+//! time, so that a consumer that can't take checkpoints is seldom asked. Events are sent during
+//! this pause.
 
 use std::time::Duration;
 
@@ -14,29 +12,24 @@ use tokio::time::Instant;
 use super::failure::Failure;
 use queue::{Batch, Claim, Origin, Position};
 
-/// The newest checkpoint of the relay, as a signed note. Empty before there is one.
+/// The newest checkpoint of the relay, as a signed note; empty until there is one.
 pub type Published = watch::Receiver<Bytes>;
 
-/// The pause after a checkpoint could not be sent for the first time. Each further pause is twice
-/// as long as the one before, up to [`PAUSE_MAX`].
+/// The pause after the first failure. It doubles with each further failure, up to [`PAUSE_MAX`].
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 
-/// The longest pause after a checkpoint could not be sent.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
 
-/// The shortest time between two warnings about checkpoints that an output can't send.
 const WARN_EVERY: Duration = Duration::from_secs(60 * 60);
 
 /// A checkpoint as a consumer gets it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checkpoint {
     line: Bytes,
-    /// The note inside of the line.
     note: Bytes,
 }
 
 impl Checkpoint {
-    /// Makes the line around a note. Returns `None` if the note is empty or is not valid UTF-8.
     fn of(note: Bytes) -> Option<Self> {
         let text = std::str::from_utf8(&note).ok().filter(|text| !text.is_empty())?;
         let (package, text) = (base::release::NAME, serde_json::Value::from(text));
@@ -49,14 +42,14 @@ impl Checkpoint {
         &self.line
     }
 
-    /// Returns the origin, which is the name of the evidence log.
+    /// Returns the origin: the name of the evidence log.
     #[cfg(any(feature = "kafka", test))]
     pub fn origin(&self) -> &[u8] {
         self.note.split(|byte| *byte == b'\n').next().unwrap_or_default()
     }
 
-    /// Returns the line in the form in which protocols encode events. The claim is empty, because
-    /// the line has no position in the queue: no link may report this claim.
+    /// Returns the line as a batch. Its claim is empty and must not be reported, because the line
+    /// has no position in the queue.
     pub fn batch(&self) -> Batch {
         let first = Position::START;
         Batch {
@@ -69,7 +62,7 @@ impl Checkpoint {
     }
 }
 
-/// The result of sending a checkpoint.
+/// The result of sending one checkpoint.
 #[derive(Debug)]
 pub enum Fate {
     /// The consumer has the checkpoint.
@@ -80,29 +73,24 @@ pub enum Fate {
     Refused(Failure),
 }
 
-/// The checkpoints that one delivery sends.
 pub(super) struct Checkpoints {
     output: String,
     /// `None` if this output sends no checkpoints.
     published: Option<Published>,
     /// The shortest time from the acknowledgement of one checkpoint to the sending of the next.
     interval: Duration,
-    /// `true`: the newest checkpoint is to be sent, even if no newer one is published.
+    /// `true` if the newest checkpoint must be sent, even if no newer one is published.
     is_owed: bool,
-    /// `true`: the link has a checkpoint and has not reported its result yet.
+    /// `true` while a link has a checkpoint and has not reported its result.
     pub(super) is_under_way: bool,
-    /// The time before which no checkpoint is sent; `None` if there is no such limit.
     waits_until: Option<Instant>,
-    /// The pause after the next failure.
     pause: Duration,
-    /// `true`: the last log line about checkpoints says that they can't be sent.
+    /// `true` if the last log line about checkpoints says that they can't be sent.
     is_told: bool,
-    /// The time of the last warning that checkpoints can't be sent; `None` if there was none.
     warned_at: Option<Instant>,
 }
 
 impl Checkpoints {
-    /// Makes the checkpoints of the output of this name, of which none is sent yet.
     pub(crate) fn new(output: &str, published: Option<Published>, interval: Duration) -> Self {
         Self {
             output: output.to_owned(),
@@ -118,17 +106,13 @@ impl Checkpoints {
     }
 
     /// Waits until a checkpoint can be sent, but at least until `not_before`. Waits for ever if the
-    /// output sends no checkpoints.
-    ///
-    /// # Cancel safety
-    ///
-    /// Nothing is lost when the future is dropped.
+    /// output sends no checkpoints, while one is in progress, or if the recorder has ended. Nothing
+    /// is lost when the future is dropped.
     pub(crate) async fn due(&mut self, not_before: Option<Instant>) {
         let Some(published) = self.published.as_mut().filter(|_| !self.is_under_way) else {
             return std::future::pending().await;
         };
         if !self.is_owed {
-            // The recorder has ended, so there will be no more checkpoints.
             if published.changed().await.is_err() {
                 return std::future::pending().await;
             }
@@ -139,8 +123,7 @@ impl Checkpoints {
         }
     }
 
-    /// Returns the checkpoint that is to be sent now, which is then under way; `None` if there is
-    /// none.
+    /// Returns the checkpoint that must be sent now, and marks it as in progress.
     pub(crate) fn next(&mut self) -> Option<Checkpoint> {
         let published = self.published.as_mut().filter(|_| !self.is_under_way)?;
         let is_new = self.is_owed || published.has_changed().unwrap_or(false);
@@ -153,7 +136,6 @@ impl Checkpoints {
         checkpoint
     }
 
-    /// Notes the result of the checkpoint that was under way.
     pub(crate) fn ended(&mut self, fate: Fate) {
         match fate {
             Fate::Taken => {
@@ -171,14 +153,13 @@ impl Checkpoints {
             Fate::Failed(failure) => self.failed(&failure),
             Fate::Refused(failure) => {
                 self.failed(&failure);
-                // The consumer would refuse the same checkpoint again, so the next one is tried.
+                // The consumer would refuse this checkpoint again.
                 self.is_owed = false;
             }
         }
     }
 
-    /// Notes that the link has ended or could not be made. If a checkpoint was under way, the
-    /// newest one is sent after a pause.
+    /// If the ended link had a checkpoint, the newest one is sent; after a failure, with a pause.
     pub(super) fn link_ended(&mut self, failure: Option<&Failure>) {
         if !self.is_under_way {
             return;
@@ -189,7 +170,6 @@ impl Checkpoints {
         }
     }
 
-    /// Notes that the newest checkpoint could not be sent. The next attempt begins after a pause.
     pub(crate) fn failed(&mut self, failure: &Failure) {
         (self.is_under_way, self.is_owed) = (false, true);
         let now = Instant::now();

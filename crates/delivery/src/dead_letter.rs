@@ -1,10 +1,10 @@
 //! Dead letters: events that their consumer will not get, kept in files for people to look into.
 //!
 //! A letter is one line, `{"time":…,"output":…,"reason":…,"event":{…}}`, with the event's bytes as
-//! they were received. A separate thread writes the letters (`files`). Letters that wait are
-//! written and synced together, and only then does a delivery finish their claims. If the disk
-//! refuses writes or hangs, the letters are not kept, and the events are counted as lost without a
-//! letter. A disk that hangs delays a delivery by ten seconds at most.
+//! they were received. A separate thread writes the letters (`files`). Waiting letters are written
+//! and synced together, and only then does a delivery finish their claims. If the disk refuses
+//! writes or hangs, events are counted as lost without a letter. A disk that hangs delays a
+//! delivery by ten seconds at most.
 
 use std::convert::Infallible;
 use std::io;
@@ -29,60 +29,49 @@ mod files;
 
 use files::{LetterFiles, Line};
 
-/// The format of dead letters, for `--version`. The files do not carry the number.
+/// The format of dead letters, for `--version`. The files do not contain the number.
 pub const FORMAT: Format = Format { name: "dead letters", reads: &[1], writes: 1 };
 
-/// The size in bytes at which a group of dead letters is full. The letters of a group are written
-/// and synced together. An output also stops sending while this many bytes of its letters are not
-/// yet written.
+/// The size of a full group of letters. An output also stops sending while this many bytes of its
+/// letters are not written.
 pub(super) const GROUP_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
-/// The maximum number of claims of one output that may wait until their dead letters are written.
-/// At this number, the output sends nothing more. The number can grow fast, because an event that
-/// is refused alone is one claim.
+/// The maximum number of claims of one output that wait for their letters; the output then sends
+/// nothing more. An event that is refused alone is one claim.
 pub const CLAIMS_MAX: usize = 4096;
 
-/// The maximum number of jobs that may wait for the writing thread, for all outputs together. A job
-/// holds the dead letters that a delivery hands over in one call. While the queue of jobs is full,
-/// the letters of further jobs are not written.
+/// A job has the letters that a delivery hands over in one call. If this many jobs wait, letters of
+/// further jobs are not written.
 const JOBS_MAX: usize = 16 * CLAIMS_MAX;
 
-/// The longest time that a delivery waits until its dead letters are safe on disk. Events whose
-/// letters are not safe after this time are counted as lost without a letter.
+/// The longest time that a delivery waits for its letters. The events are then lost without a
+/// letter.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The longest time for which the process, at its end, waits for the threads that write dead
-/// letters.
 const CLOSING: Duration = Duration::from_secs(2);
 
-/// The maximum number of bytes of the reason in a dead letter. A longer reason is cut off.
+/// The maximum length of the reason in a dead letter. A longer one is cut.
 const REASON_BYTES_MAX: usize = 1024;
 
-/// The reason why letters are lost while the disk hangs.
 const SILENT: &str = "the disk of the dead letters does not answer";
 
-/// Takes the dead letters of all outputs. All clones share one state. The module `relay` owns this
-/// value, and closes it when the deliveries have ended.
+/// Takes the dead letters of all outputs. All clones share one state. The module `relay` closes it
+/// when the deliveries have ended.
 #[derive(Clone)]
 pub struct DeadLetters {
-    /// Counts the dead letters that are deleted with their file, to make room for new letters.
     dropped: DroppedLetters,
     state: Arc<Mutex<WriterState>>,
 }
 
 #[derive(Default)]
 struct WriterState {
-    /// The directory for dead letters and its size limit; `None` if dead letters are not kept.
+    /// `None` if dead letters are not kept.
     target: Option<LetterDirectory>,
-    /// The handle of the writing thread; `None` without a directory, or if the thread could not be
-    /// started.
     writer: Option<Writer>,
-    /// One channel for each writing thread that may still run. Nothing is ever sent on the channel:
-    /// it only shows, by being closed, that the thread has ended.
+    /// One channel for each writing thread that may still run; the end of the thread closes it.
     threads: Vec<oneshot::Receiver<Infallible>>,
 }
 
-/// The directory of the letters and its size limit, as configured.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct LetterDirectory {
     directory: PathBuf,
@@ -94,7 +83,7 @@ struct LetterDirectory {
 /// The thread owns the directory's files ([`LetterFiles`]) and shares nothing with deliveries
 /// except the lines of a job and the time in `busy`. The thread repeats these steps:
 ///
-/// 1. It waits for a job, and takes more jobs that wait already, up to [`GROUP_BYTES_MAX`].
+/// 1. It waits for a job, and takes more waiting jobs, up to [`GROUP_BYTES_MAX`].
 /// 2. It takes the lines of each job. A delivery that has waited for [`PATIENCE`] has taken its
 ///    lines back; such a job is skipped.
 /// 3. It writes all lines as one group and syncs the file.
@@ -104,28 +93,25 @@ struct LetterDirectory {
 /// counted as lost is therefore never written later, and the lines of waiting jobs do not stay in
 /// memory while the disk hangs.
 ///
-/// The thread ends when `jobs` is dropped, after it has written all jobs that it was given. Nobody
-/// joins the thread, because a broken disk may block it permanently. If it has been writing one
-/// group for [`PATIENCE`], new letters are refused at once. After a panic, the next letter starts a
-/// new thread.
+/// The thread ends when `jobs` is dropped, after it has written all jobs. Nobody joins the thread,
+/// because a broken disk may block it permanently. If it has been writing one group for
+/// [`PATIENCE`], new letters are refused at once. After a panic, the next letter starts a new
+/// thread.
 struct Writer {
     jobs: mpsc::Sender<Job>,
     busy: Arc<BusySince>,
 }
 
 impl Writer {
-    /// Returns `true` if the thread has been writing one group of letters for at least
-    /// [`PATIENCE`], which means that the disk hangs.
     fn is_stuck(&self) -> bool {
         lock(&self.busy).is_some_and(|since| since.elapsed() >= PATIENCE)
     }
 }
 
-/// The moment at which the writing thread began to write its current group of letters; `None` while
-/// the thread waits for letters.
+/// The moment at which the writing thread began its current group, if it has one.
 type BusySince = Mutex<Option<Instant>>;
 
-/// Dead letters for the writing thread: events of one output that were given up for one reason.
+/// The dead letters of one output that have the same reason and are handed over in one call.
 struct Job {
     output: Arc<str>,
     reason: Arc<str>,
@@ -133,8 +119,7 @@ struct Job {
     done: oneshot::Sender<Written>,
 }
 
-/// The lines of a job, each ended by `\n`. The writing thread takes them to write them, or the
-/// delivery takes them back when it has waited for too long. `None` after that.
+/// Each line ends with `\n`. `None` when the writing thread or the delivery has taken the lines.
 type Lines = Mutex<Option<Vec<Bytes>>>;
 
 /// The result of writing the dead letters of one job.
@@ -142,8 +127,7 @@ type Lines = Mutex<Option<Vec<Bytes>>>;
 pub struct Written {
     /// The number of the job's events whose dead letters are written and synced.
     pub events: u64,
-    /// The reason why some events of the job have no dead letters; these are the events that are
-    /// not counted in `events`. `None` if every event of the job has its dead letter.
+    /// The reason why the other events of the job have no dead letters; `None` if all have one.
     pub error: Option<String>,
 }
 
@@ -153,8 +137,7 @@ impl Written {
     }
 }
 
-/// A delivery's receipt for dead letters that it has handed over to the writing thread. Dropping
-/// the receipt does not stop the writing.
+/// A delivery's receipt for dead letters. Dropping the receipt does not stop the writing.
 pub(super) struct Writing {
     done: oneshot::Receiver<Written>,
     deadline: Instant,
@@ -166,14 +149,9 @@ impl Writing {
         Self { done, deadline: Instant::now() + PATIENCE, lines }
     }
 
-    /// Waits for the result of writing the letters, until [`PATIENCE`] (10 s) after they were
-    /// handed over, and returns the result. If the writing thread has not taken the letters by
-    /// then, they are taken back and are never written.
-    ///
-    /// # Cancel safety
-    ///
-    /// Nothing is lost when the future is dropped. After the method has returned it must not be
-    /// called again.
+    /// Waits for the result until [`PATIENCE`] has passed since the letters were handed over. If
+    /// the writing thread has not taken the letters by then, they are taken back and never written.
+    /// Nothing is lost when the future is dropped. Must not be called again after it has returned.
     pub(crate) async fn done(&mut self) -> Written {
         match tokio::time::timeout_at(self.deadline, &mut self.done).await {
             Ok(Ok(written)) => written,
@@ -187,28 +165,24 @@ impl Writing {
 }
 
 impl DeadLetters {
-    /// Makes a value without a directory: dead letters are not kept until
-    /// [`DeadLetters::reconfigure`] sets a directory.
+    /// Makes a value without a directory: no letters are kept before [`DeadLetters::reconfigure`].
     pub fn new(telemetry: &Telemetry) -> Self {
         Self { dropped: telemetry.dead_letters_dropped(), state: Arc::default() }
     }
 
-    /// Writes dead letters to the directory in `config` from now on. Letters that were handed over
-    /// earlier still go to the previous directory.
+    /// Sets the directory. Letters that were handed over earlier go to the previous one.
     pub fn reconfigure(&self, config: &Config) {
         let max_bytes = config.dead_letter.max_bytes;
         let target = |directory| LetterDirectory { directory, max_bytes };
         self.set(config.dead_letter_directory().map(target));
     }
 
-    /// Replaces the directory. If it has changed, a new thread is started for the new directory,
-    /// and the previous thread ends after its last job.
     fn set(&self, target: Option<LetterDirectory>) {
         let mut state = self.lock();
         if state.target != target {
             state.target = target;
-            // The previous thread ends when its handle is dropped. If that thread hangs in a broken
-            // disk, the new thread can still write to its own directory.
+            // The previous thread ends after its last job. If it hangs in a broken disk, the new
+            // thread can still write to its own directory.
             state.writer = None;
             let started = self.start(&mut state);
             drop(state);
@@ -226,7 +200,6 @@ impl DeadLetters {
         };
         let ended = async {
             for thread in threads {
-                // Nothing is ever sent on the channel. The error means that the thread has ended.
                 thread.await.ok();
             }
         };
@@ -242,8 +215,6 @@ impl DeadLetters {
         lock(&self.state)
     }
 
-    /// Starts a thread that writes dead letters, if a directory for them is configured. Returns an
-    /// error if the thread could not be started.
     fn start(&self, state: &mut WriterState) -> io::Result<()> {
         let Some(LetterDirectory { directory, max_bytes }) = &state.target else { return Ok(()) };
         let files = LetterFiles::new(directory, *max_bytes, self.dropped.clone());
@@ -263,9 +234,7 @@ impl DeadLetters {
         started.map(|_| state.writer = Some(Writer { jobs, busy }))
     }
 
-    /// Hands over events that `output` has given up for `reason`, to be written as dead letters.
-    /// Each event in `lines` is a line ended by `\n`. Returns a receipt that tells the result;
-    /// `None` if dead letters are not kept.
+    /// Hands over lines, each ended by `\n`. Returns `None` if dead letters are not kept.
     pub(crate) fn write(
         &self,
         output: &Arc<str>,
@@ -306,7 +275,6 @@ impl DeadLetters {
     }
 }
 
-/// Logs the error if a writing thread could not be started.
 fn tell(started: io::Result<()>) {
     if let Err(error) = started {
         tracing::error!(
@@ -317,7 +285,7 @@ fn tell(started: io::Result<()>) {
     }
 }
 
-/// Runs the loop of the writing thread, until no more jobs can come. See [`Writer`] for the steps.
+/// The loop of the writing thread; see [`Writer`].
 fn write_all(
     mut files: LetterFiles,
     directory: &Path,
@@ -359,8 +327,6 @@ fn write_all(
     }
 }
 
-/// Writes and syncs the dead letters of a group of jobs, each with its lines. Returns one result
-/// for each job.
 fn write_group(files: &mut LetterFiles, group: &[(Job, Vec<Bytes>)]) -> Vec<Written> {
     let head = |(job, _): &(Job, _)| letter_head(&job.output, &job.reason, None);
     let heads: Vec<Vec<u8>> = group.iter().map(head).collect();
@@ -383,9 +349,7 @@ fn write_group(files: &mut LetterFiles, group: &[(Job, Vec<Bytes>)]) -> Vec<Writ
     group.iter().map(written).collect()
 }
 
-/// Returns the first bytes of a dead letter that is written now, which come before the event. They
-/// hold the time, the output and the reason. With `more`, they are those of the file of an event
-/// that is set aside.
+/// Returns the part of a dead letter before its event. `more` is for an event that is set aside.
 pub(super) fn letter_head(output: &str, reason: &str, more: Option<More>) -> Vec<u8> {
     let time = rfc3339(SystemTime::now());
     let reason = reason.get(..reason.floor_char_boundary(REASON_BYTES_MAX)).unwrap_or_default();
@@ -396,7 +360,7 @@ pub(super) fn letter_head(output: &str, reason: &str, more: Option<More>) -> Vec
     format!(r#"{{"time":"{time}","output":{output},"reason":{reason},{more}"event":"#).into_bytes()
 }
 
-/// The members that the file of an event that is set aside has besides those of a dead letter.
+/// The additional members of the file of an event that is set aside.
 #[derive(Debug, Clone, Copy)]
 pub struct More {
     /// The time at which the event was accepted, in milliseconds since 1970.

@@ -2,14 +2,13 @@
 //! to.
 //!
 //! A set ([`Endpoints`]) holds the configured `host:port`s in order. A name stands for all
-//! addresses that it resolves to; each address has a circuit of its own, which says whether it may
-//! be used. A delivery takes an [`Attempt`] at the address whose turn it is, and reports its
-//! result. A [`Watch`] probes the addresses that are down, so that no event is used to find out
-//! whether they are back, and notices when the addresses of a name change.
+//! addresses that it resolves to. Each address has a circuit, which says whether it may be used. A
+//! delivery takes an [`Attempt`] at the address whose turn it is, and reports its result. A
+//! [`Watch`] probes the addresses that are down, so that no event has to test them, and notices
+//! when the addresses of a name change.
 //!
-//! Promises: an output is never kept waiting by its addresses. If every address is down, deliveries
-//! try each of them in turn. A resolver that hangs delays only connections to a host name of which
-//! no address is known yet.
+//! An output never waits for its addresses: if every address is down, deliveries try each of them
+//! in turn. A resolver that hangs delays only connections to a name without a known address.
 //!
 //! | floor | files | what they know |
 //! |---|---|---|

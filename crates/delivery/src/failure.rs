@@ -1,4 +1,4 @@
-//! Why an attempt to reach a consumer failed, and what the failure says about the next attempt.
+//! The reason why an attempt to reach a consumer failed, and its meaning for the next attempt.
 
 use std::fmt;
 use std::time::Duration;
@@ -6,24 +6,24 @@ use std::time::Duration;
 use base::mutant;
 use telemetry::AttemptError;
 
-/// The longest pause that a consumer can ask for with `Retry-After`. If a consumer asks for more,
-/// the relay waits only this long, because the consumer's clock is most likely wrong.
+/// The longest pause that a consumer can ask for with `Retry-After`. A longer one is cut to this,
+/// because the consumer's clock is most likely wrong.
 pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(5 * 60);
 
 /// The reason why an attempt to deliver or to connect failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
-    /// The kind of error, which is the label `reason` of the counter of failed attempts.
+    /// The label `reason` of the counter of failed attempts.
     pub reason: AttemptError,
-    /// The text for the log and `/status`. It names scheme, host and port of a URL, but never a
-    /// path or query, because these may hold a secret.
+    /// The text for the log and `/status`. It may have the scheme, host and port of a URL, but
+    /// never a path or query, which may hold a secret.
     pub message: String,
-    /// The pause that the consumer asked for; `None` if it did not ask.
+    /// The pause that the consumer asked for.
     pub retry_after: Option<Duration>,
-    /// `true` if another address may be tried at once, without a pause.
+    /// `true` if another address may be tried without a pause.
     pub elsewhere: bool,
-    /// `true` if the consumer has answered with a server error (5xx), for the whole request or for
-    /// an event of it. The fault is the consumer's, but an event may be its cause.
+    /// `true` after a server error (5xx), for the whole request or for an event of it. Usually the
+    /// consumer is at fault, but a single event may trigger the error.
     pub server_error: bool,
 }
 

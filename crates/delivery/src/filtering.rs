@@ -3,8 +3,8 @@
 //! A batch goes through the filter each time that it is sent, and comes out as lines again, or as
 //! parts of a list if the output sends lists. Long runs of unchanged events are not copied. The
 //! filter's decision about an event is kept as a *mark*, under the event's position, until the
-//! event's claim is final. Only then is the decision counted, so it counts once, however many times
-//! the event was sent.
+//! event's claim is final. Only then is the decision counted, so that resent events are not counted
+//! twice.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -21,32 +21,27 @@ use evidence_log::tlog::merkle::Hash;
 use queue::{Batch, Claim, Cursor, Disposition, Fate, Position, SentLine, lines};
 use telemetry::OutputMetrics;
 
-/// The buffer for one changed event is used again for the next event, unless it has grown beyond
-/// this many bytes.
+/// The memory that the buffer for a changed event keeps for the next event.
 const CHANGED_BYTES_KEPT: usize = 1024 * 1024;
 
-/// The delivery loop may inspect this many bytes of events without sending an event (because all
-/// are filtered out or given up). Then it yields to the runtime, so that other tasks on this thread
-/// can run.
+/// After this many bytes of events that are filtered out or given up, the delivery loop yields to
+/// other tasks on this thread.
 pub(super) const INSPECTED_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
-/// The reason, in the log and in dead letters, for giving up events that are larger than
-/// `filter.max_event_bytes` even without their request and response objects.
 pub(super) const TOO_LARGE: &str = "larger than filter.max_event_bytes, even without its objects";
 
-/// While the decisions about events that are not final hold this many bytes of lines, nothing more
-/// is sent. Only an event that is too large for the filter has its line kept.
+/// While the marks hold this many bytes of lines (of too large events), nothing is sent.
 const TOO_LARGE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// The filter of one output, and its decisions (*marks*) about events that are not final. The
 /// ledger owns this value. Without a filter, every batch passes unchanged and costs nothing.
 ///
 /// Phases of a claim: [`pass_to_send`] marks its events each time that it is sent. Then [`settle`]
-/// says what becomes of it after the consumer has accepted it, [`released`] forgets the marks
-/// because it is to be sent again, or [`originals`] gives it up.
+/// decides about a claim that the consumer has accepted, [`released`] forgets the marks of a claim
+/// that will be sent again, or [`originals`] gives it up.
 ///
-/// Invariant: there are marks only for events of claims that are not final. The marks of a claim
-/// come from the last time that the claim went through the filter.
+/// Invariant: there are marks only for events of claims that are not final. They come from the last
+/// time that the claim went through the filter.
 ///
 /// [`pass_to_send`]: Filtering::pass_to_send
 /// [`settle`]: Filtering::settle
@@ -54,61 +49,54 @@ const TOO_LARGE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// [`originals`]: Filtering::originals
 pub(super) struct Filtering {
     filter: Option<Filter>,
-    /// `true`: batches are sent as parts of JSON lists, where the filter has changed them too.
+    /// `true` if batches are sent as parts of JSON lists.
     sends_lists: bool,
     marks: Marks,
-    /// The buffer into which the filter writes one changed event.
     changed: Vec<u8>,
-    /// The position after the last claim that has gone through the filter. If a later claim begins
-    /// after this position, the queue has dropped the events between the two claims.
+    /// The position after the last filtered claim. The queue has dropped the events between this
+    /// position and the start of a later claim.
     next: Position,
-    /// `true`: there is evidence, which needs to know what becomes of each event.
+    /// `true` if there is evidence, which needs the fate of each event.
     is_recorded: bool,
-    /// With evidence, the lines that are sent, by the positions of their events. They are kept for
-    /// batches in which the filter has changed or dropped an event, for as long as the marks are.
+    /// With evidence, the lines of batches in which the filter has changed or dropped an event.
     sent: BTreeMap<Position, SentLine>,
-    /// With evidence, the positions of the events of the current batch that the filter has changed.
+    /// With evidence, the events of the current batch that the filter has changed.
     altered: BTreeSet<Position>,
-    /// `true` while events do not get the form in which they are sent: they go to the dead letters.
+    /// `true` while events do not get their form, because they go to the dead letters.
     is_formless: bool,
     /// The copies of events on the wire for the taps.
     pub(super) tapping: Tapping,
 }
 
-/// The result of [`Filtering::settle`] for one claim.
+/// The result for a claim that the consumer has accepted.
 pub(crate) enum Settled {
-    /// The consumer has every event of the claim that the filter let through.
+    /// The consumer has every event that passed the filter.
     Final(Disposition),
-    /// Some events are too large to be sent, and are given up. The values are the numbers for the
-    /// whole claim, and the lines of these events.
+    /// Some events are too large, and are given up. The values are the numbers of the claim, and
+    /// the lines of the too large events.
     Without(Disposition, Vec<Bytes>),
 }
 
-/// The filter's decisions about events that are not final. An event without a mark is sent, and the
-/// filter counts nothing for it.
+/// An event without a mark is sent, and counts nowhere.
 #[derive(Default)]
 struct Marks {
     of: BTreeMap<Position, Mark>,
-    /// The bytes of the lines that the marks hold.
     bytes: u64,
 }
 
-/// The filter's decision about one event that it does not send unchanged.
 #[derive(Debug, PartialEq)]
 enum Mark {
-    /// The event is not sent: the filter does not select it for this output.
+    /// The filter does not select the event for this output.
     Dropped,
-    /// The event is not sent, because the same event was sent before.
+    /// The same event was sent before.
     Duplicate,
     /// The event is sent in a changed form.
     Changed(Changes),
-    /// The event is not sent, because it would be too large even without its request and response
-    /// objects. The value is the line of the event as it was received.
+    /// The event would be too large even without its objects. The value is its line as received.
     TooLarge(Bytes),
 }
 
 impl Mark {
-    /// Returns the mark of an event; `None` if it is sent unchanged.
     fn of(verdict: Verdict, event: &[u8]) -> Option<Self> {
         match verdict {
             Verdict::Untouched => None,
@@ -131,7 +119,6 @@ impl Marks {
         self.of.insert(position, mark);
     }
 
-    /// Removes the marks of these events, and returns them in order.
     fn take(&mut self, positions: Range<Position>) -> Vec<(Position, Mark)> {
         let marks: Vec<_> = self.of.extract_if(positions, |_, _| true).collect();
         for (_, mark) in &marks {
@@ -142,7 +129,6 @@ impl Marks {
         marks
     }
 
-    /// Returns the lines of those events of the claim that are too large to be sent.
     fn too_large(&self, claim: Claim) -> Vec<Bytes> {
         let marks = self.of.range(claim.start..claim.end);
         marks
@@ -154,9 +140,6 @@ impl Marks {
 }
 
 impl Filtering {
-    /// Makes the filtering of an output, for the events that `cursor` hands out from now on.
-    /// `filter` is `None` if the output has no filter. `sends_lists`: the batches that are sent are
-    /// parts of JSON lists.
     pub(crate) fn new(
         filter: Option<Filter>,
         cursor: &Cursor,
@@ -177,57 +160,44 @@ impl Filtering {
         }
     }
 
-    /// Returns `true` if the decisions of the filter take so much memory that no more events should
-    /// be sent. Only the decision that an event is too large takes much: it holds the line of the
-    /// event until all events of the same claim are delivered or given up.
+    /// Returns `true` if the marks hold so many lines that no more events should be sent.
     pub(crate) fn is_full(&self) -> bool {
         self.marks.bytes >= TOO_LARGE_BYTES_MAX
     }
 
-    /// Notes that the cursor was set back: it hands out events again, beginning with the first that
-    /// is not final.
+    /// Forgets the marks, because the cursor was set back to the first event that is not final.
     pub(super) fn rewound(&mut self, cursor: &Cursor) {
         self.next = cursor.position();
         self.unmark(self.next..Position::MAX);
     }
 
-    /// Notes that a claim is to be sent again. Its marks are removed, because the filter will
-    /// decide again before the claim is sent.
+    /// Forgets the marks of a claim that will be sent again: the filter will decide again.
     pub(super) fn released(&mut self, claim: Claim) {
         self.unmark(claim.start..claim.end);
     }
 
-    /// Removes the marks of the events at these positions, and returns them in order.
     fn unmark(&mut self, positions: Range<Position>) -> Vec<(Position, Mark)> {
         self.tapping.forget(positions.start, positions.end);
         self.sent.extract_if(positions.clone(), |_, _| true).for_each(drop);
         self.marks.take(positions)
     }
 
-    /// Tells the filter that the events at these positions were not sent: the queue has dropped
-    /// them, they are given up, or it is not known which of them were sent. A later copy of such an
-    /// event is then not taken for a duplicate.
+    /// These events were dropped or given up, or it is not known which of them were sent. Later
+    /// copies are then not duplicates.
     fn forget(&mut self, positions: Range<Position>) {
         if let Some(filter) = &mut self.filter {
             filter.forget(positions);
         }
     }
 
-    /// Returns the filter's memory of the events that were sent, for the delivery that replaces
-    /// this one. `None` if no filter removes duplicates, or if the memory is not complete.
+    /// Returns the filter's memory, if duplicates are removed and the memory is complete.
     pub(super) fn into_seen(self) -> Option<Seen> {
         self.filter.and_then(Filter::into_seen)
     }
 
-    /// Tells the queue by which rules events are chosen from now on. Then rebuilds the filter's
-    /// memory of the events that were sent before, with which it recognizes duplicates. For this,
-    /// it reads the recent events that are still in the queue; the filter says how recent they must
-    /// be. It reads nothing if the filter needs no memory, or if it has a complete one from the
-    /// previous delivery.
-    ///
-    /// # Cancel safety
-    ///
-    /// If the future is dropped, only a part is rebuilt; events after that part may be sent twice.
+    /// Tells the queue which events are chosen from now on. Then rebuilds the filter's memory of
+    /// sent events from the queue, if it needs one. If the future is dropped, only a part is
+    /// rebuilt, and later events may be sent twice.
     pub(super) async fn look_back(&mut self, cursor: &Cursor) {
         cursor.select(self.filter.as_ref().map_or(0, Filter::selection), self.next);
         let Some(filter) = &mut self.filter else { return };
@@ -245,14 +215,12 @@ impl Filtering {
         filter.history_loaded();
     }
 
-    /// Returns `true` if the output has a filter.
     pub(super) fn is_enabled(&self) -> bool {
         self.filter.is_some()
     }
 
-    /// Returns the events of a batch that are to be sent, in the form in which they are sent. The
-    /// result may be a batch without events. The filter works on large events aside, so that other
-    /// tasks do not wait for it.
+    /// Returns the events to be sent, in their form. While it filters large events, another thread
+    /// runs the other tasks.
     fn pass(&mut self, batch: Batch, cursor: &Cursor) -> Batch {
         let Some(filter) = &mut self.filter else { return batch };
         if filter.renew(cursor.watermark()) {
@@ -263,8 +231,7 @@ impl Filtering {
         offload(takes_long, || self.judge_and_hash(batch))
     }
 
-    /// Returns the events of a batch that are to be sent, as [`Filtering::pass`] does. Copies some
-    /// of them, before they get their form, if a tap is open.
+    /// Like [`Filtering::pass`], with copies for open taps.
     pub(super) fn pass_to_send(&mut self, batch: Batch, cursor: &Cursor) -> Batch {
         if !self.tapping.begin(batch.claim) {
             return self.pass(batch, cursor);
@@ -277,8 +244,7 @@ impl Filtering {
         passed
     }
 
-    /// Copies lines of a batch that no filter changes. If the queue has dropped some events of the
-    /// claim, and the batch does not say which, nothing is copied.
+    /// Copies nothing if the queue has dropped some events and the batch does not say which.
     fn copy_lines(&mut self, batch: &Batch) {
         let Batch { claim, events, origins, .. } = batch;
         if origins.is_empty() && *events < claim.end - claim.start {
@@ -293,8 +259,7 @@ impl Filtering {
         }
     }
 
-    /// Asks the filter about each event of a batch, and marks its decisions. With evidence, also
-    /// hashes the lines that are sent, if the filter has changed or dropped any event.
+    /// With evidence, hashes the sent lines if the filter has changed or dropped any event.
     fn judge_and_hash(&mut self, batch: Batch) -> Batch {
         let events = batch.events;
         let passed = self.judge(batch);
@@ -309,8 +274,6 @@ impl Filtering {
         passed
     }
 
-    /// Asks the filter about each event of a batch, and marks its decisions. Returns the events
-    /// that are to be sent, in the form in which they are sent.
     fn judge(&mut self, batch: Batch) -> Batch {
         let Some(filter) = &mut self.filter else { return batch };
         let Self { changed, tapping, .. } = self;
@@ -360,10 +323,9 @@ impl Filtering {
         Batch { claim, events, bytes, pieces, ends: Vec::new(), origins }
     }
 
-    /// Prepares the filter for a batch. The batch may have gone through the filter before, so
-    /// earlier decisions about its events are forgotten. Events before the batch that the queue has
-    /// dropped are forgotten too. If the queue has dropped some events of the batch, nobody knows
-    /// which: all are forgotten, and the filter judges the others again.
+    /// Forgets earlier decisions about the batch, and the dropped events before it. If the queue
+    /// has dropped some events of the batch, nobody knows which: all are forgotten and judged
+    /// again.
     fn begin_batch(&mut self, batch: &Batch) {
         let Batch { claim, events, .. } = *batch;
         self.unmark(self.next.min(claim.start)..claim.end);
@@ -376,10 +338,8 @@ impl Filtering {
         }
     }
 
-    /// Takes a batch that is given up. Returns the lines of its lost events, as they were received.
-    /// Also returns how many of its events are lost, dropped by the filter, or duplicates. An event
-    /// that the filter would have dropped, or that is a duplicate, is not lost, so its line is left
-    /// out. An event that is too large for the filter is lost.
+    /// Returns the lost events of a batch that is given up, as received: all except duplicates and
+    /// those that the filter drops. Also returns the numbers of lost, dropped and duplicate events.
     pub(crate) fn originals(&mut self, batch: Batch, cursor: &Cursor) -> (Vec<Bytes>, Disposition) {
         if self.filter.is_none() {
             return (batch.pieces, Disposition::lost(batch.events));
@@ -408,9 +368,8 @@ impl Filtering {
         (pieces, disposition)
     }
 
-    /// Takes a batch of events that are too long for the protocol. Returns their lines, redacted
-    /// as if they were sent but without the form in which they would be sent. Also returns how many
-    /// of the events are lost, dropped by the filter, or duplicates.
+    /// Returns events that are too long for the protocol, redacted but without their form, and the
+    /// numbers of lost, dropped and duplicate events.
     pub(crate) fn too_long(
         &mut self,
         batch: Batch,
@@ -431,14 +390,12 @@ impl Filtering {
         (pieces, disposition)
     }
 
-    /// Returns `true` if the filter has kept back the event at this position.
     pub(super) fn is_kept_back(&self, position: Position) -> bool {
         let mark = self.marks.of.get(&position);
         matches!(mark, Some(Mark::Dropped | Mark::Duplicate | Mark::TooLarge(_)))
     }
 
-    /// Decides what becomes of a claim that the consumer has accepted. Returns `None`, and decides
-    /// nothing, if no event of the claim is too large and `waits` is `true`.
+    /// Decides about an accepted claim, unless it `waits` and has no event that is too large.
     pub(crate) fn settle(
         &mut self,
         claim: Claim,
@@ -456,10 +413,9 @@ impl Filtering {
         })
     }
 
-    /// Notes that the claim is final. Counts its changed events in the metrics. Returns how many of
-    /// its events the filter dropped, and how many were duplicates. Events that were too large are
-    /// in neither number. With evidence, also returns the lines that were sent, if the filter has
-    /// changed or dropped any event of the claim.
+    /// Counts the changed events of a final claim. Returns the numbers of dropped and duplicate
+    /// events; with evidence, also the lines that were sent if the filter has changed or dropped
+    /// any event.
     fn finish(&mut self, claim: Claim, metrics: &OutputMetrics) -> Disposition {
         let positions = claim.start..claim.end;
         let sent: Vec<_> = self.sent.range(positions.clone()).map(|(_, line)| *line).collect();
@@ -474,9 +430,9 @@ impl Filtering {
         disposition
     }
 
-    /// Removes the marks of a claim that is final. Returns how many of its events the filter
-    /// dropped, and how many were duplicates; with evidence, also the fate of each event that was
-    /// not sent. Calls `changed` for each event that the filter has changed.
+    /// Removes the marks of a final claim, and calls `changed` for each changed event. Returns the
+    /// numbers of dropped and duplicate events; with evidence, also the fate of each event that was
+    /// not sent.
     fn dispose(&mut self, claim: Claim, changed: impl Fn(Changes)) -> Disposition {
         let mut disposition = Disposition::default();
         for (position, mark) in self.unmark(claim.start..claim.end) {
@@ -498,8 +454,7 @@ impl Filtering {
         disposition
     }
 
-    /// Notes that no event of the claim was delivered: the claim was given up, or the queue dropped
-    /// it. Returns how many of its events the filter had dropped, and how many were duplicates.
+    /// Forgets a claim that was given up, or that the queue dropped. Returns its numbers of events.
     pub(crate) fn give_up(&mut self, claim: Claim) -> Disposition {
         let disposition = self.dispose(claim, drop);
         self.forget(claim.start..claim.end);
@@ -523,7 +478,7 @@ mod tests {
     const CONFIG: &str = "[[listener]]\naddress = '127.0.0.1:0'\n[[output]]\nname = 'o'\n\
                           type = 'stdout'\nfilter.redact = []\n";
 
-    /// Returns the filtering of an output that redacts, and the batch of one event about a Secret
+    /// Returns the filtering of an output that redacts, and a batch of one event about a Secret
     /// with this many bytes of data.
     fn secret(bytes: usize) -> (Filtering, Batch, Cursor) {
         let config = config::read(CONFIG, testing_config::TYPES).config.unwrap();

@@ -1,11 +1,7 @@
-//! The events that leave the queue without having been delivered: those that are set aside, and
-//! those that a delivery gives up. It gives up events that the consumer refuses although it accepts
-//! others, events that the protocol can't carry, and events that were not delivered in
+//! The events that leave the queue without having been delivered: events that are set aside, and
+//! events that a delivery gives up because the consumer refuses them although it accepts others,
+//! because the protocol can't carry them, or because they were not delivered in
 //! `retry.max_elapsed`.
-//!
-//! Their lines are read from the queue. Events that are given up are handed over to be written as
-//! dead letters, if the config names a place for them. A claim becomes final when its events are
-//! written, or when it is clear that they can't be written.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -28,87 +24,61 @@ use config::{BatchLimits, Rejected};
 use queue::{Batch, Claim, Cursor, Disposition, Redelivery, Take};
 use telemetry::{Cause, LostAs};
 
-/// The claims of one output whose events leave the queue without having been delivered. This value
-/// holds a claim from the decision until its events are written: as dead letters, or in the place
-/// of the events that are set aside. The ledger owns this value.
+/// The claims of one output whose events leave the queue without having been delivered, from the
+/// decision until their events are written: as dead letters, or as events that are set aside. The
+/// ledger owns this value.
 ///
 /// Phases of a claim: *doomed*, until its lines are in memory and the writer of dead letters has
 /// room for them; then *ending*, until the dead letters are written. If dead letters are not kept,
-/// a claim becomes final at the end of the first phase (without a filter, its lines are not needed
-/// then). In both phases, `InFlight` has the claim in the state `State::Burying`.
+/// a claim becomes final at the end of the first phase. In both phases, `InFlight` has the claim in
+/// the state `State::Burying`.
 ///
 /// Invariants: at most about `GROUP_BYTES_MAX` bytes of lines, and `CLAIMS_MAX` claims, wait for
 /// the writer. At these limits, nothing is sent, because further events might have to be given up
 /// too. Each event that is given up is counted once, when its claim becomes final.
 pub(crate) struct GivenUp {
-    /// The output's name, which is written into its dead letters.
     output: Arc<str>,
-    /// The writer of dead letters; `None` if events that are given up are only counted, and not
-    /// kept.
     place: Option<DeadLetters>,
-    /// `true` because of `rejected.action = "retry"`: nothing is given up because of an answer.
+    /// `true` with `rejected.action = "retry"`: nothing is given up because of an answer.
     keeps_all: bool,
-    /// The claims that are to be given up, in the order of the decisions. The lines of these claims
-    /// are not yet handed over to the writer of dead letters.
     doomed: VecDeque<Doomed>,
-    /// The claims whose dead letters are being written. They are in the order in which their lines
-    /// were handed over to the writer of dead letters.
     endings: VecDeque<Ending>,
-    /// The bytes of the lines of all claims in `endings`.
     bytes: u64,
-    /// `true` if the lines of the next claim that is to be given up must first be read from the
-    /// queue's files, with [`InFlight::readable`]. `false` if they are in memory, or if nobody has
-    /// asked for them yet.
+    /// `true` if the lines of the next doomed claim must first be read with [`InFlight::readable`].
     pub(super) needs_lines: bool,
-    /// For the events that are not final: the times at which they were first tried (sent, or not
-    /// sent because there was no connection). They show which events are too old to be tried again.
-    /// `None` if `retry.max_elapsed` is not set, so that no event gets too old.
+    /// The times of the first attempts; `None` if `retry.max_elapsed` is not set.
     tried: Option<Tried>,
-    /// The error of the last failed connection. Events of the queue that are too old are given up
-    /// with this error as their reason. `None` while there is a connection. Also `None` when the
-    /// queue has no more events that are too old, and always if `retry.max_elapsed` is not set.
+    /// The error of the last failed connection, with which old events of the queue are given up.
+    /// `None` while there is a connection, and when the queue has no more such events.
     failed: Option<Arc<str>>,
 }
 
-/// A claim whose events leave the queue as soon as its lines are in memory.
 struct Doomed {
     claim: Claim,
-    /// The number of the claim's events that are to be sent. The number may be inexact, because the
-    /// lines of the claim are not read again yet.
     events: u64,
-    /// The record of the event, if it is set aside. `None` if the events are given up.
+    /// `None` if the events are given up, and not set aside.
     aside: Option<Kept>,
-    /// The maximum number of the claim's events that count as lost. The consumer has the others,
-    /// and nobody knows which, so all events of the claim become dead letters. [`u64::MAX`] if all
-    /// are lost.
+    /// At most this many events count as lost. Nobody knows which, so all become dead letters.
     lost_max: u64,
     reason: Reason,
 }
 
-/// The events that are being written.
 pub(super) enum Of {
     /// A claim of the queue, which becomes final.
     Claim(Claim),
-    /// An event that was set aside, which is settled.
+    /// An event that was set aside, and is settled.
     Aside(Position, queue::Aside),
     /// A claim of one event, with its line, which is set aside.
     SetAside(Claim, Box<Kept>, Bytes),
 }
 
-/// The write that is waited for.
 enum Write {
     Letters(Writing),
-    /// The file of an event that is set aside, and the moment at which the wait for it ends.
     File(JoinHandle<std::io::Result<()>>, Instant),
 }
 
 impl Write {
-    /// Waits for the result.
-    ///
-    /// # Cancel safety
-    ///
-    /// Nothing is lost when the future is dropped. After the method has returned it must not be
-    /// called again.
+    /// Nothing is lost when the future is dropped. Must not be called again after it has returned.
     async fn done(&mut self) -> Written {
         let (file, deadline) = match self {
             Self::Letters(writing) => return writing.done().await,
@@ -124,16 +94,12 @@ impl Write {
     }
 }
 
-/// Events that leave the queue as soon as they are written.
 struct Ending {
     of: Of,
-    /// The numbers of the claim's events that the consumer did not get: lost, dropped by the
-    /// filter, or duplicates.
     disposition: Disposition,
-    /// The number of lines that are being written for this claim. It is larger than the number of
-    /// lost events if nobody knows which of the events are lost.
+    /// The number of lines that are written: all events of the claim if nobody knows which are
+    /// lost.
     events: u64,
-    /// The bytes of the lines that are being written for this claim.
     bytes: u64,
     reason: Reason,
     write: Write,
@@ -154,27 +120,22 @@ impl GivenUp {
         }
     }
 
-    /// Returns `true` if the dead letters that wait to be written have reached a limit, so that
-    /// nothing more should be sent.
+    /// Returns `true` if nothing more should be sent until dead letters are written.
     pub(crate) fn is_full(&self) -> bool {
         self.bytes >= GROUP_BYTES_MAX || self.endings.len() >= CLAIMS_MAX
     }
 
-    /// Returns `true` if no claim waits for its dead letters to be written.
     pub(super) fn is_ended(&self) -> bool {
         self.endings.is_empty()
     }
 
-    /// Notes that the lines of the next claim that is to be given up are in memory. Returns `true`
-    /// if they had to be read from files, and `false` if they were in memory already.
+    /// Returns `true` if the lines of the next doomed claim were read from files.
     pub(super) fn lines_are_read(&mut self) -> bool {
         std::mem::take(&mut self.needs_lines)
     }
 
-    /// Decides to give up a claim for `reason`, or to set its one event aside: then `aside` is the
-    /// record of the event. Both happen later, when the claim's lines are in memory. At most
-    /// `lost_max` of its events then count as lost. If the consumer has some of them and nobody
-    /// knows which, all events become dead letters.
+    /// Gives up a claim, or with the record `aside` sets its event aside, as soon as its lines are
+    /// in memory. At most `lost_max` of its events count as lost.
     pub(crate) fn add(
         &mut self,
         work: Work,
@@ -188,23 +149,17 @@ impl GivenUp {
         self.doomed.push_back(Doomed { claim, events, aside, lost_max, reason });
     }
 
-    /// Forgets the claims in `doomed`: they are to be given up, but their lines are not yet handed
-    /// over to the writer of dead letters. The caller has set the cursor back. The queue hands out
-    /// the same events again, in new claims, and it is then decided again what happens to them.
+    /// The cursor was set back: the queue hands out the doomed events again, in new claims.
     pub(super) fn rewound(&mut self) {
         self.doomed.clear();
     }
 
-    /// Notes that the events of this claim are being sent now. If an event was never sent before,
-    /// this is the time of its first attempt.
     pub(crate) fn tried(&mut self, claim: Claim, cursor: &Cursor) {
         if let Some(tried) = &mut self.tried {
             tried.note(claim, cursor.watermark());
         }
     }
 
-    /// Returns the reason for giving up events that were not delivered within `retry.max_elapsed`.
-    /// `error` is the text of the last error.
     fn too_old(tried: &Tried, error: &str) -> Reason {
         let after = tried.max_elapsed;
         let text =
@@ -212,9 +167,7 @@ impl GivenUp {
         Reason::new(Cause::TooOld, &text)
     }
 
-    /// Decides, after a failure, to give up all claims in the state `state` that are too old. A
-    /// claim is too old when all its events were first sent at least `retry.max_elapsed` ago. The
-    /// state is `Pending` or `Suspect`, so these claims are not being sent now.
+    /// Gives up `Pending` or `Suspect` claims whose events were first sent `retry.max_elapsed` ago.
     pub(super) fn take_old(&mut self, state: State, failure: &Failure, in_flight: &mut InFlight) {
         let Some(tried) = &self.tried else { return };
         let until = tried.over_until();
@@ -227,8 +180,7 @@ impl GivenUp {
         }
     }
 
-    /// Decides, after a failure, to give up all events that wait to be sent again and are too old:
-    /// they were first sent, or set aside, at least `retry.max_elapsed` ago.
+    /// Gives up the events that wait to be sent again and have waited for `retry.max_elapsed`.
     pub(super) fn take_all_old(&mut self, failure: &Failure, parts: &mut Parts<'_>) {
         for state in [State::Pending, State::Suspect] {
             self.take_old(state, failure, parts.in_flight);
@@ -237,24 +189,21 @@ impl GivenUp {
         parts.aside.doom_older(tried.max_elapsed, &Self::too_old(tried, &failure.message));
     }
 
-    /// Notes that there is no connection any more, because of `failure`. This counts as a failed
-    /// attempt for every event that is not final.
+    /// There is no connection any more: an attempt has failed for every event that is not final.
     pub(super) fn all_failed(&mut self, failure: &Failure) {
         if self.tried.is_some() {
             self.failed = Some(Arc::from(failure.message.as_str()));
         }
     }
 
-    /// Notes that there is a connection again.
     pub(crate) fn connected(&mut self) {
         (self.failed, self.needs_lines) = (None, false);
     }
 
-    /// Gives up the next events of the queue, as long as they are too old. The next batch after
-    /// these events counts as tried now, unless it was tried before. Called while there is no
-    /// connection, and when no claim waits to be sent again. Does nothing before
-    /// [`GivenUp::all_failed`], and while other claims are being given up. If the result is `true`,
-    /// there may be more to do; the loop should first yield to the runtime.
+    /// Gives up the next events of the queue that are too old. The batch after them counts as tried
+    /// now, unless it was tried before. Called without a connection when no claim waits to be sent
+    /// again. Does nothing while other claims are being given up. After `true`, the loop yields and
+    /// calls it again.
     pub(super) fn next_old(&mut self, parts: &mut Parts<'_>, max: BatchLimits) -> bool {
         let mut inspected = 0;
         while self.endings.is_empty()
@@ -290,10 +239,8 @@ impl GivenUp {
         false
     }
 
-    /// Gives up the claims in `doomed` and the events that were set aside and are doomed, or sets
-    /// claims aside. Hands over their lines to be written, until there is no more room, or the next
-    /// lines must first be read from files. If the result is `true`, there may be more to do; the
-    /// loop should first yield to the runtime.
+    /// Hands over the lines of doomed claims and events, or sets claims aside, as far as there is
+    /// room and lines are in memory. After `true`, the loop yields and calls it again.
     pub(super) fn bury(&mut self, parts: &mut Parts<'_>) -> bool {
         let mut inspected = 0;
         while !self.is_full()
@@ -307,7 +254,7 @@ impl GivenUp {
             let Some(mut doomed) = self.doomed.pop_front() else { break };
             let (claim, lost_max) = (doomed.claim, doomed.lost_max);
             if doomed.aside.is_none() && self.place.is_none() && !parts.filtering.is_enabled() {
-                // A released claim may have been dropped by the queue already.
+                // The queue may have dropped a released claim already.
                 if parts.in_flight.take_back(claim) {
                     let disposition = Disposition::lost(doomed.events.min(lost_max));
                     self.end_with(Of::Claim(claim), disposition, Vec::new(), doomed.reason, parts);
@@ -337,9 +284,8 @@ impl GivenUp {
         inspected >= INSPECTED_BYTES_MAX
     }
 
-    /// Sets the one event of a batch aside, which was read again. An event that the filter keeps
-    /// back by now is final instead. With a directory the claim is final when the file of the event
-    /// is synced.
+    /// Sets the event of a batch aside. If the filter keeps it back by now, the claim is final
+    /// instead. With a directory, the claim is final when the file of the event is synced.
     fn set_aside(&mut self, batch: Batch, mut kept: Kept, reason: Reason, parts: &mut Parts<'_>) {
         let claim = batch.claim;
         let (lines, disposition) = parts.filtering.originals(batch, parts.in_flight.cursor());
@@ -363,7 +309,7 @@ impl GivenUp {
         self.endings.push_back(Ending { of, disposition, events: 1, bytes, reason, write });
     }
 
-    /// Gives up an event that was set aside. `line` is empty if it can't be read.
+    /// `line` is empty if the event can't be read.
     fn give_up_aside(
         &mut self,
         position: Position,
@@ -382,11 +328,8 @@ impl GivenUp {
         self.end_with(of, disposition, lines, reason, parts);
     }
 
-    /// Gives up the lost events of a claim, or an event that was set aside. `disposition` counts
-    /// the events that the consumer did not get, and `lines` has the lines of those that are, or
-    /// may be, lost. The lines are handed over to be written as dead letters, and the claim becomes
-    /// final after that. If dead letters are not kept, or no event is lost, it becomes final at
-    /// once.
+    /// Gives up the events in `lines`, which are, or may be, lost. The claim becomes final when
+    /// they are written as dead letters, or now if dead letters are not kept or no event is lost.
     pub(super) fn end_with(
         &mut self,
         of: Of,
@@ -397,7 +340,7 @@ impl GivenUp {
     ) {
         let events = count(&lines);
         if disposition.lost == 0 && events == 0 {
-            // No event of the claim is lost: the filter would not have sent any of them.
+            // The filter would not have sent any of the events.
             return Self::settle(of, disposition, true, parts);
         }
         let bytes = lines.iter().map(|piece| piece.len() as u64).sum();
@@ -415,8 +358,7 @@ impl GivenUp {
         self.endings.push_back(Ending { of, disposition, events, bytes, reason, write });
     }
 
-    /// Makes a claim final, or settles an event that was set aside. `is_stored` is `false` if the
-    /// file of an event that is set aside could not be written: its claim is then sent again.
+    /// If the file of an event could not be stored, its claim is sent again.
     fn settle(of: Of, disposition: Disposition, is_stored: bool, parts: &mut Parts<'_>) {
         let Parts { in_flight, aside, health, .. } = parts;
         match of {
@@ -435,12 +377,8 @@ impl GivenUp {
         }
     }
 
-    /// Waits for the result of the oldest write that has no result yet, and returns this result.
-    /// Never returns if nothing is being written.
-    ///
-    /// # Cancel safety
-    ///
-    /// Nothing is lost when the future is dropped.
+    /// Waits for the result of the oldest write, or for ever if there is none. Nothing is lost when
+    /// the future is dropped.
     pub(crate) async fn written(&mut self) -> Written {
         match self.endings.front_mut() {
             Some(ending) => ending.write.done().await,
@@ -448,9 +386,7 @@ impl GivenUp {
         }
     }
 
-    /// Makes a claim final, because its events have a result: they are written, or can't be
-    /// written. It is the claim whose lines were handed over first. `written` is the result that
-    /// [`GivenUp::written`] returned. Returns the disk's error if an event could not be set aside.
+    /// Ends the oldest write. Returns the disk's error if an event could not be set aside.
     #[must_use]
     pub(crate) fn end(&mut self, written: Written, parts: &mut Parts<'_>) -> Option<String> {
         let Ending { of, mut disposition, events, bytes, reason, .. } = self.endings.pop_front()?;
@@ -467,8 +403,7 @@ impl GivenUp {
         Self::settle(of, disposition, true, parts);
         let health = &parts.health;
         health.metrics.fates.dead_letters.increment(written.events);
-        // If only some letters are written, and nobody knows which of the events are lost, those
-        // without a letter count as lost first.
+        // If nobody knows which events are lost, those without a letter count as lost first.
         let unwritten = events.saturating_sub(written.events).min(lost);
         let in_letters = lost - unwritten;
         health.given_up(in_letters, cause, LostAs::DeadLetter, &text);
@@ -479,7 +414,6 @@ impl GivenUp {
     }
 }
 
-/// The parts of the ledger that events leave.
 pub(crate) struct Parts<'a> {
     pub in_flight: &'a mut InFlight,
     pub aside: &'a mut Aside,
@@ -488,9 +422,7 @@ pub(crate) struct Parts<'a> {
 }
 
 impl Parts<'_> {
-    /// Takes a batch that is given up because of `cause`. Returns the lines for the dead letters:
-    /// as they were received, or redacted if the events are too long for the protocol. Also returns
-    /// how many of the events are lost, dropped by the filter, or duplicates.
+    /// The lines are as received, or redacted if the events are too long for the protocol.
     fn letters(&mut self, batch: Batch, cause: Cause) -> (Vec<Bytes>, Disposition) {
         let Self { in_flight, filtering, health, .. } = self;
         match cause {
@@ -502,7 +434,6 @@ impl Parts<'_> {
     }
 }
 
-/// Returns the number of events in these lines.
 fn count(lines: &[Bytes]) -> u64 {
     lines.iter().map(|piece| memchr::memchr_iter(b'\n', piece).count() as u64).sum()
 }

@@ -16,15 +16,13 @@ use telemetry::{AttemptError, Cause, Loss, LostAs, OutputMetrics};
 /// The time between two log lines while an output stays down for the same reason.
 const REMIND: Duration = Duration::from_secs(60);
 
-/// The shortest time between two log lines about an output, if the reason changes or the output
-/// goes up and down.
+/// The shortest time between log lines if the reason changes or the output goes up and down.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// After this many changes between up and down, each within [`STEADY`] of the one before, an output
-/// is unsteady. A consumer that restarts twice makes four.
+/// An output with this many changes between up and down, each within [`STEADY`] of the previous
+/// one, is unsteady. A consumer that restarts twice makes four.
 const TURNS: u32 = 5;
 
-/// An output that keeps its state for this time is steady again.
 const STEADY: Duration = Duration::from_secs(120);
 
 /// The health of one output. Counts failed attempts, writes the log lines about the output, and
@@ -35,30 +33,19 @@ pub struct Health {
     /// The metrics of the output.
     pub metrics: OutputMetrics,
     status: Arc<Status>,
-    /// `true` if an attempt of this output ever succeeded.
     was_up: bool,
-    /// The moment of the first failed attempt since the output was last up; `None` while the output
-    /// is up, and before the first attempt.
     down: Option<Instant>,
-    /// `true` if the last log line about the output says that it is down.
     told_down: bool,
-    /// The time and the reason of the last log line that says that the output is down; `None` if
-    /// there was no such line.
+    /// The time and the reason of the last log line that says that the output is down.
     told: Option<(Instant, AttemptError)>,
-    /// The number of attempts that failed since the output was last up.
     failures: u64,
-    /// `true` if `retry.max_elapsed` is set: an event that can't be delivered within this time is
-    /// given up.
     gives_up: bool,
-    /// The time of the last log line about an event that is set aside; `None` if there was none.
     told_aside: Option<Instant>,
-    /// The number of lost events at the moment when the output went down. It includes the events
-    /// that were lost for all outputs.
+    /// The number of lost events when the output went down, including those lost for all outputs.
     lost_before: u64,
 }
 
-/// The state of one output that `/status` shows. The delivery loop changes it, and the module
-/// `admin` reads it.
+/// The state of one output for `/status`. The delivery loop changes it.
 #[derive(Default)]
 pub struct Status {
     /// `true` if the config has paused the output.
@@ -72,74 +59,64 @@ pub struct Status {
 pub struct Snapshot {
     /// `true` if the last attempt succeeded.
     pub up: bool,
-    /// The text of the last failed attempt's error, and its moment; `None` if no attempt failed.
-    /// The text never contains the path or query of a URL.
+    /// The last error, which never has the path or query of a URL, and its moment.
     pub last_error: Option<(String, Instant)>,
-    /// The moment of the first failed attempt since the output was last up; `None` while the output
-    /// is up, and before the first attempt.
+    /// The moment of the first failed attempt since the output was last up.
     pub down_since: Option<Instant>,
-    /// The number of changes between up and down of which each came within [`STEADY`] of the one
-    /// before it, and the moment of the last one; `None` before the first.
+    /// The number of changes, each within [`STEADY`] of the previous one, and the moment of the
+    /// last.
     turns: Option<(u32, Instant)>,
-    /// The moment of the next attempt; `None` while no next attempt is planned.
+    /// The moment of the next attempt, if one is planned.
     pub next_attempt: Option<Instant>,
-    /// The moment of the last delivery that timed out while the output was up; `None` if none did.
+    /// The moment of the last delivery that timed out while the output was up.
     pub stalled: Option<Instant>,
-    /// `true` if events may be lost while the output is down, because they become too old or the
-    /// queue becomes full. The value is that of the last failed attempt.
+    /// `true` if events may be lost, too old or from a full queue, while the output is down.
     pub may_lose: bool,
-    /// The events that are set aside: the consumer does not take them, although it takes others.
-    /// `None` if there are none.
+    /// The events that are set aside; `None` if there are none.
     pub aside: Option<AsideEvents>,
 }
 
 /// The events that an output has set aside.
 #[derive(Debug, Clone)]
 pub struct AsideEvents {
-    /// The number of these events.
+    /// The number of the events.
     pub events: u64,
-    /// The position of the first of them.
+    /// The position of the first event.
     pub position: Position,
-    /// The moment at which the first of them was first tried. If the relay has started or has begun
-    /// to drain since then, this moment.
+    /// The moment of the first event's first try, but not before the start of the relay or of the
+    /// drain.
     pub since: Instant,
-    /// The number of tries of the first of them. Tries while the consumer did not work do not
-    /// count.
+    /// The number of tries of the first event while the consumer worked.
     pub tries: u32,
-    /// The consumer's last answer to the first of them, with the address.
+    /// The consumer's last answer to the first event, with the address.
     pub error: Arc<str>,
-    /// `true` if at least one of them is answered with server errors, and may wait for as long as
-    /// `rejected.after_server_errors`.
+    /// `true` if an event gets server errors, and may wait for `rejected.after_server_errors`.
     pub server_errors: bool,
 }
 
 impl Snapshot {
-    /// Notes the error and the moment of a failed attempt.
     fn failed(&mut self, failure: &Failure) {
         self.last_error = Some((failure.message.clone(), Instant::now()));
     }
 
-    /// Notes that the output is up and was down, or the other way round.
     fn turned(&mut self) {
         let lately = self.turns.filter(|(_, at)| at.elapsed() < STEADY);
         self.turns = Some((lately.map_or(1, |(turns, _)| turns.saturating_add(1)), Instant::now()));
     }
 
-    /// Returns `true` if the output fails and works again, in turn: its state at a single moment
-    /// says little then.
+    /// Returns `true` if the output often changes between up and down.
     pub fn is_unsteady(&self) -> bool {
         self.turns.is_some_and(|(turns, at)| turns >= TURNS && at.elapsed() < STEADY)
     }
 }
 
 impl Status {
-    /// Makes the status of an output that has not made an attempt yet.
+    /// Makes the status of an output without an attempt.
     pub fn new(endpoints: Option<Arc<Endpoints>>, paused: bool) -> Self {
         Self { paused, state: Mutex::default(), endpoints }
     }
 
-    /// Returns how the output chooses one of its addresses, as the config has it; `None` if the
-    /// output has no addresses.
+    /// Returns the strategy by which the output chooses an address; `None` without addresses.
     pub fn strategy(&self) -> Option<&'static str> {
         self.endpoints.as_ref().map(|endpoints| endpoints.strategy.name())
     }
@@ -149,14 +126,14 @@ impl Status {
         lock(&self.state).clone()
     }
 
-    /// Returns the state of each address of the output, in the order of the config.
+    /// Returns the state of each address, in the order of the config.
     pub fn addresses(&self) -> Vec<AddressState> {
         self.endpoints.as_ref().map(|it| it.states()).unwrap_or_default()
     }
 }
 
 impl Health {
-    /// Makes the health of an output that has not made an attempt yet.
+    /// Makes the health of an output without an attempt.
     pub fn new(config: &config::Output, metrics: OutputMetrics, status: Arc<Status>) -> Self {
         metrics.paused.set(f64::from(u8::from(config.pause)));
         if config.pause {
@@ -180,8 +157,7 @@ impl Health {
         }
     }
 
-    /// Notes which events are set aside. `new` is the position of one that was set aside just now;
-    /// `None` if none was.
+    /// Updates the events that are set aside. `new` is the position of one that was just set aside.
     pub fn aside(&mut self, aside: &Aside, new: Option<Position>) {
         let first = aside.waiting().next();
         let shown = first.map(|(position, kept)| AsideEvents {
@@ -202,7 +178,6 @@ impl Health {
         }
     }
 
-    /// Logs that an event is set aside.
     fn tell_aside(&self, position: Position, kept: &Kept, events: usize) {
         let (output, position, error) = (&self.name, position.get(), &*kept.answer);
         if kept.gets_server_errors() {
@@ -226,7 +201,7 @@ impl Health {
         }
     }
 
-    /// Notes that an attempt succeeded: the output is up.
+    /// An attempt succeeded: the output is up.
     pub fn succeeded(&mut self) {
         let since = self.down.take();
         if since.is_none() && self.was_up {
@@ -253,20 +228,19 @@ impl Health {
         self.failures = 0;
     }
 
-    /// Notes that the consumer has acknowledged a batch of `events` events, after `attempts`
-    /// attempts.
+    /// The consumer has acknowledged a batch of `events` events, after `attempts` attempts.
     pub fn delivered(&self, events: u64, attempts: u32) {
         tracing::debug!(output = self.name, events, attempts, "batch delivered");
     }
 
-    /// Notes and counts an attempt that failed: the output is down.
+    /// Counts an attempt that failed: the output is down.
     pub fn failed(&mut self, failure: &Failure) {
         self.metrics.failed(failure.reason);
         self.down(failure);
     }
 
-    /// Notes that an attempt failed, so the output is down. The caller has already counted the
-    /// attempt.
+    /// Like [`failed`](Self::failed), but does not count the attempt in the metrics: the caller has
+    /// done that.
     pub fn down(&mut self, failure: &Failure) {
         self.metrics.up.set(0.0);
         self.failures += 1;
@@ -303,10 +277,7 @@ impl Health {
         self.told = Some((now, failure.reason));
     }
 
-    /// Returns the text of the log line that says that the output is down. If no event can be lost
-    /// because of its age or a full queue, the text says that events are kept. Otherwise, it says
-    /// that events are lost, or may be lost. `still` is `true` if the log has already said that the
-    /// output is down.
+    /// `still` is `true` if the log has already said that the output is down.
     fn told_of_events(&self, still: bool) -> &'static str {
         let is_losing = self.metrics.losses.events() > self.lost_before;
         match (self.keeps_events(), is_losing) {
@@ -319,41 +290,37 @@ impl Health {
         }
     }
 
-    /// Returns `true` if every event is kept until the consumer has it: no event is given up for
-    /// its age, and none is dropped when the queue is full.
+    /// Returns `true` if no event is given up for its age, or dropped from a full queue.
     fn keeps_events(&self) -> bool {
         self.metrics.losses.keeps() && !self.gives_up
     }
 
-    /// Notes that an attempt at one address failed, and that another address is tried at once. The
-    /// output does not count as down. Nothing is logged here, because the set of addresses logs
-    /// that the address is down.
+    /// Another address is tried at once, so the output is not down. The set of addresses logs the
+    /// failure.
     pub fn passed_over(&mut self, failure: &Failure) {
         self.metrics.failed(failure.reason);
         lock(&self.status.state).failed(failure);
     }
 
-    /// Notes that the consumer took only some events of a batch, or none, and has answered for each
-    /// event.
+    /// The consumer answered for each event, and did not take all of them.
     pub fn turned_away(&mut self, failure: &Failure) {
         self.passed_over(failure);
         tracing::debug!(output = self.name, error = failure.message, "single events turned away");
     }
 
-    /// Notes that the consumer refused a batch because of its events. The output stays up.
+    /// The consumer refused a batch because of its events. The output stays up.
     pub fn refused(&mut self, failure: &Failure) {
         self.passed_over(failure);
         tracing::debug!(output = self.name, error = failure.message, "batch refused");
     }
 
-    /// Counts events that are given up. `cause` says why, and `fate` says what happens to them. The
-    /// event counters of this output do not grow here, but when the claim of the events is
-    /// finished.
+    /// Counts events that are given up: `cause` is the reason, `fate` is what happens to them. The
+    /// other event counters of the output grow when the claim is finished.
     pub fn given_up(&self, events: u64, cause: Cause, fate: LostAs, error: &str) {
         self.metrics.losses.add(Loss::GivenUp(cause, fate), events, Some(error));
     }
 
-    /// Notes, for `/status`, that the next attempt begins after the time `wait`.
+    /// The next attempt begins after the time `wait`.
     pub fn next_attempt(&mut self, wait: Duration) {
         lock(&self.status.state).next_attempt = Some(Instant::now() + wait);
     }

@@ -1,5 +1,5 @@
-//! The decisions of one output's delivery, without connections: what is sent next, and what becomes
-//! of each claim when the link reports something. The loop in `run` does the waiting.
+//! The decisions of one output's delivery, without connections: what is sent next, and what happens
+//! to each claim when the link reports. The loop in `run` does the waiting.
 
 use std::cmp::Reverse;
 use std::sync::Arc;
@@ -29,27 +29,25 @@ use config::{BatchLimits, Rejected};
 use queue::{Batch, Claim, Cursor, Disposition, Redelivery, Take};
 use telemetry::{AttemptError, Cause};
 
-/// The reason for giving up events that are too long for the output's protocol.
 const TOO_LONG: &str = "longer than max_message_bytes";
 
 /// The claims of one output that are not final, and the decisions about them. The delivery loop
 /// owns the ledger and is its only caller.
 ///
-/// The ledger never writes to a connection, and never waits except in [`Ledger::all_written`]. It
-/// has the parts that decide: the table of claims ([`InFlight`]), the events that are set aside
-/// ([`Aside`]), the rules for what is turned down (`trial`) and for what is sent meanwhile
-/// ([`Search`]), the pauses ([`Pacing`]), the filter ([`Filtering`]) and the events that are given
-/// up ([`GivenUp`]).
+/// The ledger never writes to a connection, and never waits except in [`Ledger::all_written`]. Its
+/// parts decide: the table of claims ([`InFlight`]), the events that are set aside ([`Aside`]), the
+/// rules for what is turned down (`trial`) and for the search for refused events ([`Search`]), the
+/// pauses ([`Pacing`]), the filter ([`Filtering`]) and the events that are given up ([`GivenUp`]).
 ///
-/// Life of a claim: [`Ledger::next_to_send`] takes it from the queue, or takes it again if it is to
-/// be sent again, and passes it through the filter. Then the link reports: [`Ledger::on_accepted`],
-/// [`Ledger::on_refused`], [`Ledger::on_failed`], or the end of the link ([`Ledger::on_broken`],
-/// [`Ledger::on_gone`]). A claim is final when the consumer has its events, when the filter keeps
-/// back all its events, when its event is set aside, or when it is given up and its dead letters
-/// (if they are kept) have a result.
+/// Life of a claim: [`Ledger::next_to_send`] takes it from the queue, or takes it again, and passes
+/// it through the filter. Then the link reports: [`Ledger::on_accepted`], [`Ledger::on_refused`],
+/// [`Ledger::on_failed`], or the end of the link ([`Ledger::on_broken`], [`Ledger::on_gone`]). A
+/// claim is final when the consumer has its events, when the filter drops all its events, when its
+/// event is set aside, or when it is given up and its dead letters (if they are kept) have a
+/// result.
 ///
 /// Invariants:
-/// - Every claim that is to be sent again is sent before new events are taken from the queue.
+/// - Every claim that must be sent again is sent before new events are taken from the queue.
 /// - If the output is ordered, a claim that the consumer accepts becomes final only when every
 ///   earlier claim is accepted, set aside or given up (`State::Held`). If an earlier claim is sent
 ///   again after it, it is sent again too. Exceptions: claims with events that can't be sent, and
@@ -70,39 +68,32 @@ pub(super) struct Ledger {
     pub given_up: GivenUp,
     pub(super) filtering: Filtering,
     rules: Rules,
-    /// The position in the queue after the last event that was sent at least once, or that the
-    /// filter kept back at least once. If a claim begins before this position, sending it counts as
-    /// a retry in the metrics.
+    /// The position after the last event that was sent, or dropped by the filter, at least once. A
+    /// claim that begins before it counts as a retry.
     sent_until: Position,
-    /// The number of batches that this delivery has sent.
     batches: u64,
-    /// The bytes of the events that the filter has kept back since the delivery last sent an event.
-    /// At `INSPECTED_BYTES_MAX`, the loop yields to the runtime, and the number starts again at
-    /// zero. The number is set to this limit, too, if more events are to be given up.
+    /// The bytes that the filter has dropped since the delivery last sent an event. At
+    /// `INSPECTED_BYTES_MAX`, the loop yields to the runtime and sets the number to zero. The
+    /// number is set to this limit, too, if more events must be given up.
     pub(super) inspected_bytes: u64,
 }
 
-/// The settings of a delivery that come from the config and the protocol.
 pub(crate) struct Rules {
     pub limits: BatchLimits,
     /// The setting `rejected.after_server_errors`.
     pub server_errors: Duration,
-    /// `true` because of `rejected.action = "retry"`: an event that its consumer refuses is sent
-    /// again, as often as needed.
+    /// `true` with `rejected.action = "retry"`: a refused event is sent again without limit.
     pub(super) keeps_all: bool,
     /// `true` if the consumer gets the events in the order of the queue.
     pub is_ordered: bool,
     /// `true` if a request carries many batches. The link then counts the retries, and batches that
     /// go back are sent again together.
     pub collects: bool,
-    /// `true` if the requests are JSON lists of events, so that lists are taken from the queue as
-    /// they were received.
+    /// `true` if the requests are JSON lists, which are taken from the queue as received.
     pub sends_lists: bool,
 }
 
 impl Rules {
-    /// Makes the settings of an output. `is_ordered`, `collects` and `sends_lists` come from its
-    /// protocol.
     pub(crate) fn new(
         config: &config::Output,
         is_ordered: bool,
@@ -120,7 +111,7 @@ impl Rules {
     }
 }
 
-/// Returns the parts that events leave. A macro, because other parts are used meanwhile.
+/// Borrows the parts that events leave. A macro, because other parts are used at the same time.
 macro_rules! parts {
     ($ledger:expr) => {
         &mut Parts {
@@ -133,8 +124,7 @@ macro_rules! parts {
 }
 
 impl Ledger {
-    /// Makes the ledger of a new delivery. Events that are given up are written to `dead_letters`,
-    /// if the config says so. Pauses are short from the moment at which `draining` is cancelled.
+    /// Pauses are short as soon as `draining` is cancelled.
     pub(crate) fn new(
         (cursor, aside): (Cursor, Aside),
         filtering: Filtering,
@@ -165,15 +155,9 @@ impl Ledger {
 
     // ---- What is sent next ----
 
-    /// Returns `true` if the delivery loop should wake up when the queue has a new event. There are
-    /// two cases:
-    ///
-    /// - The output does not pause, and the event can be sent at once. `has_room` is `true` if the
-    ///   connection can take a batch.
-    /// - The output pauses, only suspects are left, and a new event is needed to learn whether the
-    ///   consumer accepts anything.
-    ///
-    /// Otherwise returns `false`.
+    /// Returns `true` if a new event in the queue should wake the loop: the event can be sent at
+    /// once (the connection `has_room`), or the output pauses and needs a new event to learn
+    /// whether the consumer accepts anything.
     pub(super) fn wants_events(&self, has_room: bool) -> bool {
         match self.pacing.paused_until {
             None => self.may_send() && has_room,
@@ -181,13 +165,13 @@ impl Ledger {
         }
     }
 
-    /// Returns `true` if events may be sent now. Returns `false` while too many bytes are held in
-    /// memory, of events that are given up and wait for their dead letters, or of events that are
-    /// too large for the filter. Also returns `false` while too many claims wait for their dead
-    /// letters, and if claims are sent one at a time and one of them has no answer yet.
+    /// Returns `false` while too many bytes or claims wait for their dead letters, while the filter
+    /// holds too many bytes of events that are too large, or if claims are sent one at a time and
+    /// one has no answer.
     fn may_send(&self) -> bool {
-        // The search for refused events needs the result of every claim. A pause only needs to know
-        // that the consumer takes requests again.
+        // During the search for refused events, each claim must have its result before the next one
+        // is sent. After a failure (`is_serial`) any answer is enough: it shows that the consumer
+        // takes requests again.
         let waits_for_answer = match self.search.is_active() {
             true => self.is_on_wire(),
             false => {
@@ -198,28 +182,25 @@ impl Ledger {
         !self.given_up.is_full() && !self.filtering.is_full() && !waits_for_answer
     }
 
-    /// Returns `true` if an event is on the wire: of a claim, or one that is set aside.
     pub(super) fn is_on_wire(&self) -> bool {
         self.in_flight.has(State::OnWire) || self.aside.is_on_wire()
     }
 
-    /// Returns the moment of the next try of an event that is set aside; `None` if there is none,
-    /// or if the loop must first wait for something else.
+    /// Returns the moment of the next try of an event that is set aside, if the loop waits for
+    /// nothing else first.
     pub(super) fn next_try(&self) -> Option<Instant> {
         let may_try = self.pacing.paused_until.is_none() && self.may_send() && self.may_try();
         self.aside.next_try().filter(|_| may_try)
     }
 
-    /// Returns `true` if events that are set aside may be tried: the queue is not closed.
     fn may_try(&self) -> bool {
         !self.in_flight.cursor().is_closed()
     }
 
-    /// Returns the next batch to send; `None` if nothing may be sent now, or if there is nothing to
-    /// send. No more new events are taken than fit into `room`. A claim that is sent again is sent
-    /// whole, whatever the room is. A claim whose events the filter keeps back completely becomes
-    /// final, and the next claim is taken. Tries of events that are set aside take turns with all
-    /// other events, which are called the stream here.
+    /// Returns the next batch to send; `None` if there is none, or if nothing may be sent now. New
+    /// events must fit into `room`; a claim that is sent again is sent whole. Claims whose events
+    /// the filter drops become final. Tries of events that are set aside alternate with all other
+    /// events.
     pub(super) fn next_to_send(&mut self, room: Take) -> Option<Batch> {
         while self.pacing.paused_until.is_none()
             && self.may_send()
@@ -230,8 +211,8 @@ impl Ledger {
             {
                 return Some(batch);
             }
-            // The cursor reads lines from files for one claim at a time. Claims that are given up
-            // come first.
+            // The cursor reads lines from files for one claim at a time, and first for claims that
+            // are given up.
             let taken = if self.given_up.needs_lines { None } else { self.take(room) };
             let Some(batch) = taken else { return self.next_try_to_send() };
             let (claim, bytes) = (batch.claim, batch.bytes);
@@ -244,8 +225,8 @@ impl Ledger {
             self.inspected_bytes = 0;
             self.search.sent();
             self.batches += 1;
-            // The first attempt of a claim sends events again if the cursor was set back. Events
-            // that found no room in an earlier request have had no attempt yet.
+            // A first attempt sends events again if the cursor was set back, but not if they found
+            // no room in an earlier request.
             let was_sent = claim.start < self.sent_until;
             let sent = self.note_sent(claim, batch.events);
             let (attempts, is_remainder) = sent.unwrap_or_default();
@@ -257,8 +238,8 @@ impl Ledger {
         None
     }
 
-    /// Returns the next event that is set aside and whose try is due, as it is to be sent. An event
-    /// that the filter keeps back by now is settled.
+    /// Returns the next set-aside event whose try is due. Events that the filter no longer lets
+    /// through are settled on the way.
     fn next_try_to_send(&mut self) -> Option<Batch> {
         while self.may_try()
             && let Some(batch) = self.aside.next_due()
@@ -277,8 +258,7 @@ impl Ledger {
         None
     }
 
-    /// Notes that a claim is sent now, with `events` events. Returns how often it was sent, and
-    /// whether it is the remainder of an earlier batch.
+    /// Returns the number of times that the claim was sent, and `true` if it is a remainder.
     fn note_sent(&mut self, claim: Claim, events: u64) -> Option<(u32, bool)> {
         self.sent_until = self.sent_until.max(claim.end);
         self.given_up.tried(claim, self.in_flight.cursor());
@@ -287,9 +267,9 @@ impl Ledger {
         Some((work.attempts, work.is_remainder))
     }
 
-    /// Adds to a batch the next claims that are remainders of earlier batches, as long as they fit.
-    /// For example, if a consumer has taken only half of the events of a request, the other half is
-    /// sent again in one request, and not in one request for each event.
+    /// Adds the next remainders of earlier batches to a batch, as long as they fit. If a consumer
+    /// has taken half of the events of a request, the others are sent in one request, not in one
+    /// for each event.
     fn with_remainders(&mut self, mut batch: Batch, room: Take) -> Batch {
         while let Some(claim) = self.in_flight.next_remainder(batch.claim.end) {
             let next = match self.redeliver(claim) {
@@ -319,9 +299,8 @@ impl Ledger {
         batch
     }
 
-    /// Takes the next batch of the stream. A claim that is to be sent again comes first. If there
-    /// is none, new events are taken. While there are suspects, only a few new events are taken, to
-    /// learn whether the consumer accepts them. Returns `None` if nothing can be taken now.
+    /// Takes a claim that must be sent again or, if there is none, new events: only a few while
+    /// there are suspects, to learn whether the consumer accepts them.
     fn take(&mut self, room: Take) -> Option<Batch> {
         if self.search.take_others()
             && let Some(batch) = self.take_others()
@@ -360,11 +339,10 @@ impl Ledger {
         batch
     }
 
-    /// Called when the consumer answers the first claim that waits to be sent again with server
-    /// errors. Takes one or a few other events, to learn whether the consumer accepts these. The
-    /// batch holds a new event. If there is none, or if very many claims wait already, it holds
-    /// the second half of one of the waiting claims. If the claim is a single event, the batch is
-    /// the last claim that is held. Returns `None` if there is no other event.
+    /// Takes one or a few other events, while the consumer answers the first waiting claim with
+    /// server errors, to learn whether it accepts others. The batch has new events. If there are
+    /// none, or if very many claims wait, it is half of a waiting claim or, if that is a single
+    /// event, the last held claim.
     fn take_others(&mut self) -> Option<Batch> {
         let events = self.search.comparison_events();
         let few = Take { bytes: self.rules.limits.max_bytes, events };
@@ -374,8 +352,8 @@ impl Ledger {
             return Some(batch);
         }
         let first = self.in_flight.first(State::Pending)?.claim;
-        // Not in turns: an event that the consumer does not take could be in each half that has its
-        // turn. The claim with the fewest errors has not failed since it was cut off.
+        // The claims do not take turns: each half could have an event that the consumer does not
+        // take. The claim with the fewest errors has not failed since it was cut off.
         let others = self.in_flight.all(State::Pending).skip(1);
         let fewest = others.min_by_key(|work| (work.trial.errors, Reverse(work.claim.start)));
         let (fewest, errors) = fewest.map(|work| (work.claim, work.trial.errors)).unzip();
@@ -397,8 +375,7 @@ impl Ledger {
         }
     }
 
-    /// Takes the events of a `Pending` claim again, to send them. If the queue has dropped them,
-    /// the filter forgets the claim too.
+    /// If the queue has dropped the events, the filter forgets the claim too.
     fn redeliver(&mut self, claim: Claim) -> Redelivery {
         let retaken = self.in_flight.redeliver(claim);
         if matches!(retaken, Redelivery::Gone) {
@@ -407,9 +384,8 @@ impl Ledger {
         retaken
     }
 
-    /// Ends a round of the search for events that the consumer refuses. The round ends because the
-    /// consumer refused the suspect and the new event that were sent, or because no new event could
-    /// be sent. The output now pauses. After the pause, another suspect is sent again.
+    /// Ends a round of the search: the consumer refused the suspect and the new event, or there was
+    /// no new event to send. After a pause, another suspect is sent again.
     fn next_round(&mut self) {
         let suspects = self.in_flight.count(State::Suspect);
         let next = self.search.rotate(mutant!(
@@ -430,15 +406,13 @@ impl Ledger {
         self.health.next_attempt(wait);
     }
 
-    // ---- What becomes of a claim ----
+    // ---- The result of a claim ----
 
-    /// Makes the held claims final that need not be held any longer: those before which every claim
-    /// is accepted, set aside or given up.
+    /// Makes final each held claim that has no undecided claim before it.
     pub(super) fn finish_decided(&mut self) {
         self.finish_all(self.in_flight.held_before_all_open());
     }
 
-    /// Makes these held claims final at once.
     pub(super) fn finish_all(&mut self, claims: Vec<Claim>) {
         if claims.is_empty() {
             return;
@@ -454,17 +428,15 @@ impl Ledger {
         open.into_iter().all(|state| !self.in_flight.has(state))
     }
 
-    /// Makes a claim on the wire final because the filter keeps back all its events. This happens
-    /// even if an earlier event is a suspect, because there is nothing to send. Events that are too
-    /// large for the filter are given up.
+    /// Makes a claim final, because the filter drops all its events. The claim does not wait for
+    /// earlier suspects: there is nothing to send.
     fn nothing_left(&mut self, claim: Claim) {
         self.search.nothing_left(self.rules.limits.max_events);
         self.sent_until = self.sent_until.max(claim.end);
         self.finish(claim);
     }
 
-    /// Makes a claim in the table final, except that events that are too large for the filter are
-    /// given up.
+    /// Makes a claim final. Events that are too large for the filter are given up first.
     fn finish(&mut self, claim: Claim) {
         match self.filtering.settle(claim, false, &self.health.metrics) {
             Some(Settled::Without(disposition, lines)) => {
@@ -475,7 +447,7 @@ impl Ledger {
         }
     }
 
-    /// Settles an event that was set aside: the consumer has it, or the filter keeps it back.
+    /// Settles an event that was set aside: the consumer has it, or the filter drops it.
     fn settle_aside(&mut self, position: Position, kept: &Kept) {
         let claim = Claim { start: position, end: position.next() };
         let (disposition, lines) = match self.filtering.settle(claim, false, &self.health.metrics) {
@@ -486,36 +458,33 @@ impl Ledger {
         self.too_large(Of::Aside(position, kept.event), disposition, lines);
     }
 
-    /// Gives up the events that are too large for the filter. `lines` has their lines.
     fn too_large(&mut self, of: Of, disposition: Disposition, lines: Vec<Bytes>) {
         let reason = Reason::new(Cause::TooLong, TOO_LARGE);
         self.given_up.end_with(of, disposition, lines, reason, parts!(self));
     }
 
-    /// Makes a claim `Pending`, to send it again. The filter's decisions about its events are
-    /// forgotten, because the claim goes through the filter again.
+    /// Makes a claim `Pending`. It will go through the filter again.
     fn again(&mut self, work: Work) {
         self.filtering.released(work.claim);
         self.in_flight.again(work);
     }
 
-    /// Decides to give up a claim, because the consumer refuses it. At most `lost_max` of its
-    /// events are lost.
+    /// Gives up a claim that the consumer refuses. At most `lost_max` of its events are lost.
     fn give_up(&mut self, work: Work, lost_max: u64, failure: &Failure) {
         self.filtering.released(work.claim);
         let reason = Reason::new(Cause::Refused, &failure.message);
         self.given_up.add(work, None, lost_max, reason, &mut self.in_flight);
     }
 
-    /// Decides to give up a claim of events that the protocol can't carry.
+    /// Gives up a claim of events that the protocol can't carry.
     fn too_long(&mut self, work: Work) {
         self.filtering.released(work.claim);
         let reason = Reason::new(Cause::TooLong, TOO_LONG);
         self.given_up.add(work, None, u64::MAX, reason, &mut self.in_flight);
     }
 
-    /// Decides to set each event of a claim aside that was sent. If nothing may be given up, and no
-    /// more events can be set aside, they wait in the queue.
+    /// Sets each sent event of a claim aside. With `rejected.action = "retry"`, an event for which
+    /// there is no room waits in the queue.
     fn set_aside(&mut self, work: Work, answer: Answer, failure: &Failure, consumer: usize) {
         for event in self.cut(work) {
             self.filtering.released(event.claim);
@@ -543,7 +512,6 @@ impl Ledger {
 
     // ---- Reports of the link ----
 
-    /// Notes that `consumer` has accepted the events of `claim`.
     pub(super) fn on_accepted(&mut self, claim: Claim, consumer: usize) {
         if let Some(kept) = self.aside.answered(claim.start) {
             return self.aside_accepted(claim.start, &kept, consumer);
@@ -556,8 +524,8 @@ impl Ledger {
         }
     }
 
-    /// Notes that the consumer works: `consumer` has accepted something that was sent when this
-    /// delivery had seen this number of answers. All suspects are sent again.
+    /// Records that `consumer` has accepted something that was sent when this delivery had seen
+    /// `sent_at` answers. All suspects are sent again.
     fn works(&mut self, consumer: usize, sent_at: u64, was_refused: bool) {
         self.conducts.accepted(consumer, sent_at, was_refused);
         self.search.accepted();
@@ -568,8 +536,8 @@ impl Ledger {
         }
     }
 
-    /// Notes that `consumer` has accepted the events of a claim. `waits`: an ordered output waits
-    /// for an earlier claim. `was_late`: later events may have been sent before this claim.
+    /// `waits`: an ordered output waits for an earlier claim. `was_late`: later events may have
+    /// been sent before this claim.
     fn accepted(&mut self, work: Work, consumer: usize, waits: bool, was_late: bool) {
         let (claim, batch, is_ordered) = (work.claim, work.batch, self.rules.is_ordered);
         self.works(consumer, work.sent_at, work.trial.refusals > 0);
@@ -601,17 +569,17 @@ impl Ledger {
         }
     }
 
-    /// Notes that the consumer has taken the request with the events of `claim`, and will confirm
-    /// them later. The claim is not final, and stays on the wire. This does not count as a success
-    /// yet: a consumer that takes everything and confirms nothing does not work.
+    /// The consumer has taken the request, and will confirm the events later: the claim stays on
+    /// the wire. This is not a success yet: a consumer that takes everything and confirms nothing
+    /// does not work.
     pub(super) fn on_taken(&mut self, claim: Claim) {
         for work in self.in_flight.answered(claim, None) {
             self.in_flight.stay(Work { is_taken: true, ..work });
         }
     }
 
-    /// Notes that `consumer` has judged the events of `claim` one by one. Each event is in one of
-    /// the parts. Only the events that the consumer has not taken are sent again.
+    /// `consumer` has judged the events of `claim` one by one, and `parts` has all of them. Only
+    /// events that it has not taken are sent again.
     ///
     /// A refusal of an event is final if the consumer took another event of the same batch. If it
     /// took none, its settings may be at fault (a missing index refuses every event), so the event
@@ -646,8 +614,8 @@ impl Ledger {
                     let attempts = work.attempts.saturating_sub(1);
                     self.again(Work { attempts, ..work.with_remainder(true) });
                 }),
-                // Events that the consumer has taken but will not confirm are sent in a request of
-                // their own.
+                // Events that the consumer has taken but will not confirm are sent in their own
+                // request.
                 Verdict::Unconfirmed => works.into_iter().for_each(|work| {
                     self.again(work.with_remainder(mutant!(
                         "splunk-taken-shares-requests",
@@ -675,10 +643,9 @@ impl Ledger {
         }
     }
 
-    /// Notes that `consumer` has not taken claims that it has judged, each with the reason. The
-    /// last value of each is `true` if the consumer refuses the claims. `took_others` is `true` if
-    /// it took another event of the same batch. Returns a failure if claims are sent again because
-    /// of a failure that does not depend on their events.
+    /// `left` has the claims that `consumer` has judged and not taken, with the reason and `true`
+    /// for a refusal. `took_others`: it took another event of the batch. Returns a failure that
+    /// does not depend on the events, if there is one.
     fn not_taken(
         &mut self,
         left: Vec<(Vec<Work>, Failure, bool)>,
@@ -706,8 +673,8 @@ impl Ledger {
                     }
                     (false, _) => {
                         self.search.claim_failed(work.trial.errors, false);
-                        // A refused event must not share a request with others, because the
-                        // consumer might then refuse these too.
+                        // A refused event must not share a request with others, which the consumer
+                        // might refuse too.
                         self.again(work.with_remainder(!is_refused));
                         again.get_or_insert_with(|| failure.clone());
                     }
@@ -717,8 +684,8 @@ impl Ledger {
         again
     }
 
-    /// Returns `true` if the events of a claim that the consumer has judged and not taken, but not
-    /// refused either, are at fault.
+    /// Returns `true` if the events of a claim that was judged, not taken and not refused are at
+    /// fault.
     fn is_at_fault(
         &mut self,
         work: &mut Work,
@@ -734,8 +701,8 @@ impl Ledger {
                 != trial::Verdict::Again
     }
 
-    /// Notes that `consumer` refuses `refused` events of these claims for good and has the others,
-    /// and that nobody knows which. All these events go to the dead letters.
+    /// `consumer` refuses `refused` events of these claims for good and has the others, and nobody
+    /// knows which: all go to the dead letters.
     fn refused_partly(
         &mut self,
         works: Vec<Work>,
@@ -757,8 +724,8 @@ impl Ledger {
         }
     }
 
-    /// Cuts a claim into its events. Those that the filter has kept back were not in the request,
-    /// and are sent again.
+    /// Cuts a claim into its events. Those that the filter dropped become `Pending` again, because
+    /// they were not in the request.
     fn cut(&mut self, work: Work) -> Vec<Work> {
         let Claim { mut start, end } = work.claim;
         let mut events = Vec::new();
@@ -776,9 +743,9 @@ impl Ledger {
         events
     }
 
-    /// Notes that `consumer` refuses `claim` because of its events. A claim of several events is
-    /// split into halves. A claim of one event is set aside, or sent again later. If several claims
-    /// were sent in one batch, each is sent by itself next.
+    /// `consumer` refuses `claim` because of its events. Several claims of one batch are sent by
+    /// themselves, a claim of several events is halved, and a single event is set aside or sent
+    /// again later.
     pub(super) fn on_refused(&mut self, claim: Claim, failure: &Failure, consumer: usize) {
         if let Some(kept) = self.aside.answered(claim.start) {
             return self.aside_turned_down(claim.start, kept, Answer::Refused, failure, consumer);
@@ -798,7 +765,6 @@ impl Ledger {
         }
     }
 
-    /// Notes that `consumer` refuses a claim that was alone in its request.
     fn refused_alone(&mut self, mut work: Work, failure: &Failure, consumer: usize) {
         let now = self.circumstances();
         self.search.refused();
@@ -825,16 +791,15 @@ impl Ledger {
                 self.search.last_refusal = Some(failure.clone());
                 self.filtering.released(work.claim);
                 self.in_flight.suspect(work);
-                // Pending halves are not given up for their age yet, because they were not refused
-                // alone.
+                // Halves are not given up for their age yet, because they were not refused alone.
                 self.given_up.take_old(State::Suspect, failure, &mut self.in_flight);
             }
         }
     }
 
-    /// Notes that an attempt to send `claim` to `consumer` failed, while the connection continues
-    /// to work. The claim is to be sent again. If the consumer answers this claim with server
-    /// errors, and takes others, the claim is halved, or its event is set aside.
+    /// An attempt to send `claim` failed, and the connection still works. The claim is sent again.
+    /// If the consumer answers it with server errors and takes others, it is halved, or its event
+    /// is set aside.
     pub(super) fn on_failed(&mut self, claim: Claim, failure: &Failure, consumer: usize) {
         if let Some(kept) = self.aside.answered(claim.start) {
             return self.aside_failed(claim.start, kept, failure, consumer);
@@ -878,8 +843,8 @@ impl Ledger {
         if !compares || failure.retry_after.is_some() {
             return self.round_failed(failure);
         }
-        // An event may be at fault. Whether the consumer takes others is asked at once, or as soon
-        // as there is another one: a pause for each such event would hold up all others.
+        // An event may be at fault. The consumer is asked at once, or as soon as possible, whether
+        // it takes others: a pause for each such event would hold up all others.
         if others {
             self.pacing.is_serial = true;
             self.health.failed(failure);
@@ -890,8 +855,8 @@ impl Ledger {
         self.search.compare();
     }
 
-    /// Notes that a request has failed for a reason that does not depend on its events, and that no
-    /// other address is left to be asked at once.
+    /// A request has failed for a reason that does not depend on its events, and no other address
+    /// can be tried at once.
     fn round_failed(&mut self, failure: &Failure) {
         self.search.round_failed();
         self.health.failed(failure);
@@ -899,8 +864,8 @@ impl Ledger {
         self.given_up.take_all_old(failure, parts!(self));
     }
 
-    /// Divides a request that the consumer answers with server errors: of several claims each is
-    /// sent by itself next, a single claim is halved, and a single event is set aside.
+    /// Divides a request that the consumer answers with server errors: several claims are sent by
+    /// themselves, a single claim is halved, and a single event is set aside.
     fn take_apart(&mut self, mut works: Vec<Work>, failure: &Failure, consumer: usize) {
         self.search.found();
         self.conducts.turned_down(consumer);
@@ -915,8 +880,8 @@ impl Ledger {
         }
     }
 
-    /// Splits a claim into two, which are sent by themselves next. Returns the claim if it can't be
-    /// split, because only one event of it was sent.
+    /// Splits a claim into two, which are sent by themselves. Returns the claim if only one event
+    /// of it was sent.
     fn halve(&mut self, work: Work) -> Result<(), Work> {
         if work.events == 1 {
             return Err(work);
@@ -925,7 +890,6 @@ impl Ledger {
         self.in_flight.halve(work)
     }
 
-    /// Takes a claim off the wire, to send it again.
     fn give_back(&mut self, work: Work) {
         let is_remainder = work.is_remainder || self.rules.collects;
         self.again(work.with_remainder(is_remainder));
@@ -933,7 +897,6 @@ impl Ledger {
 
     // ---- Reports about an event that is set aside ----
 
-    /// Notes that `consumer` has accepted an event that was set aside.
     fn aside_accepted(&mut self, position: Position, kept: &Kept, consumer: usize) {
         let (output, tries, at) = (&self.health.name, kept.retrial.tries, position.get());
         tracing::debug!(output, position = at, tries, "an event that was set aside is accepted");
@@ -944,7 +907,6 @@ impl Ledger {
         self.settle_aside(position, kept);
     }
 
-    /// Notes the consumer's verdict on an event that was set aside.
     fn aside_judged(&mut self, position: Position, kept: Kept, parts: Vec<Part>, consumer: usize) {
         match parts.into_iter().next().map(|part| part.verdict) {
             Some(Verdict::Existing) => {
@@ -973,7 +935,6 @@ impl Ledger {
         }
     }
 
-    /// Notes that an attempt to send an event that is set aside has failed.
     fn aside_failed(
         &mut self,
         position: Position,
@@ -995,7 +956,6 @@ impl Ledger {
         }
     }
 
-    /// Notes that `consumer` has turned down an event that is set aside.
     fn aside_turned_down(
         &mut self,
         position: Position,
@@ -1018,7 +978,6 @@ impl Ledger {
         self.given_up.take_all_old(failure, parts!(self));
     }
 
-    /// Puts an event that is set aside back, to be tried again.
     fn keep_aside(&mut self, position: Position, kept: Kept) {
         let claim = Claim { start: position, end: position.next() };
         self.filtering.released(claim);
@@ -1026,7 +985,6 @@ impl Ledger {
         self.health.aside(&self.aside, None);
     }
 
-    /// Gives up an event that was set aside.
     fn doom(&mut self, position: Position, kept: Kept, reason: Reason) {
         let claim = Claim { start: position, end: position.next() };
         self.filtering.released(claim);
@@ -1035,10 +993,10 @@ impl Ledger {
 
     // ---- The connection ----
 
-    /// Prepares to send every claim that is not final again, in order. Called after the end of a
-    /// connection on which claims become final in order. As a rule, the cursor is set back and the
-    /// claims are forgotten. If that is not possible (claims of an earlier delivery, or dead
-    /// letters that are being written), the claims are kept, and each is sent again as it is.
+    /// Prepares to send again, in order, every claim that is not final. Called after the end of a
+    /// connection on which claims become final in order. If possible, the cursor is set back and
+    /// the claims are forgotten. Otherwise (claims of an earlier delivery, or dead letters in
+    /// progress) each claim is sent again as it is.
     pub(super) fn start_over(&mut self) {
         self.search.end();
         if self.given_up.is_ended() && self.in_flight.cursor().is_in_order() {
@@ -1049,8 +1007,7 @@ impl Ledger {
         self.take_back();
     }
 
-    /// Takes all claims off the wire, to send them again in the order of the queue, and all events
-    /// that are set aside.
+    /// Takes all claims, and all events that are set aside, off the wire.
     fn take_back(&mut self) {
         for claim in self.in_flight.claims(State::OnWire) {
             if let Some(work) = self.in_flight.front_on_wire(claim, None) {
@@ -1063,9 +1020,8 @@ impl Ledger {
         }
     }
 
-    /// Notes the break of a connection on which claims become final in order. `is_proven` is `true`
-    /// if the connection had lasted for some time, or if something was accepted on it. In that
-    /// case, the break does not show that the consumer refuses connections.
+    /// A connection on which claims become final in order broke. `is_proven`: it had lasted for
+    /// some time, or something was accepted on it, so the consumer does not refuse connections.
     pub(super) fn on_broken(&mut self, failure: &Failure, is_proven: bool) {
         self.start_over();
         if failure.elsewhere {
@@ -1083,8 +1039,8 @@ impl Ledger {
         }
     }
 
-    /// Notes that a connection has ended. Its claims on the wire are to be sent again; other claims
-    /// keep their state. `failure` is the reason; `None` if the end was not a failure.
+    /// A connection has ended. Its claims on the wire are sent again. `failure` is `None` if the
+    /// end was not a failure.
     pub(super) fn on_gone(&mut self, failure: Option<&Failure>) {
         self.take_back();
         let Some(failure) = failure else { return };
@@ -1097,16 +1053,15 @@ impl Ledger {
         self.pause(failure);
     }
 
-    /// Notes that no connection could be made, because of `failure`.
+    /// No connection could be made.
     pub(super) fn on_unreachable(&mut self, failure: &Failure) {
         self.health.failed(failure);
         self.pause(failure);
         self.all_failed(failure);
     }
 
-    /// Notes that there is no connection any more, because of `failure`. This counts as a failed
-    /// attempt for every claim that is not final, so claims that are too old are given up. Does
-    /// nothing if another address is to be tried at once.
+    /// There is no connection any more. This counts as a failed attempt for every claim that is not
+    /// final, so old claims are given up, unless another address is tried at once.
     pub(super) fn all_failed(&mut self, failure: &Failure) {
         if !failure.elsewhere {
             self.given_up.take_all_old(failure, parts!(self));
@@ -1116,8 +1071,8 @@ impl Ledger {
 
     // ---- Waits ----
 
-    /// Notes that the queue has a new event, or has read lines from its files. `wanted` is `true`
-    /// if the loop waited for a new event. In that case, the pause ends.
+    /// The queue has a new event, or has read lines from its files. `wanted`: the loop waited for a
+    /// new event, and the pause ends.
     pub(super) fn on_readable(&mut self, wanted: bool) {
         if wanted {
             self.search.await_no_event();
@@ -1126,43 +1081,38 @@ impl Ledger {
         self.given_up.lines_are_read();
     }
 
-    /// Begins a pause after a failure. Further failures during a pause do not begin another pause.
+    /// Begins a pause after a failure. Further failures do not begin another one.
     fn pause(&mut self, failure: &Failure) {
         let wait = self.pacing.failed(failure.retry_after);
-        // A new event in the queue does not end this pause: the consumer has asked for it, or can't
-        // be reached.
+        // A new event does not end this pause: the consumer has asked for it, or can't be reached.
         self.search.await_no_event();
         self.health.next_attempt(wait);
     }
 
-    /// Returns `true` if the drain, when it begins, has a pause to end or events that are set aside
-    /// to try at once.
+    /// Returns `true` if the drain has a pause to end, or events that are set aside to try.
     pub(super) fn may_hurry(&self) -> bool {
         let waits = self.pacing.paused_until.is_some() || self.aside.count() > 0;
         waits && !self.pacing.is_shortened
     }
 
-    /// Notes that the drain has begun: ends the current pause, and tries the events that are set
-    /// aside now.
+    /// The drain has begun: ends the pause, and tries the events that are set aside.
     pub(crate) fn hurry(&mut self) {
         self.pacing.shorten();
         mutant!("drain-forgets-events-set-aside", self.aside.hurry());
     }
 
-    /// Hands over events that are given up or set aside, to be written (see [`GivenUp::bury`]).
-    /// Returns `true` if there is more to do.
+    /// See [`GivenUp::bury`].
     pub(super) fn bury(&mut self) -> bool {
         self.given_up.bury(parts!(self))
     }
 
-    /// Gives up the next events of the queue if they are too old. Called while there is no
-    /// connection. Returns `true` if there is more to do.
+    /// See [`GivenUp::next_old`].
     pub(super) fn bury_old(&mut self) -> bool {
         self.given_up.next_old(parts!(self), self.rules.limits)
     }
 
-    /// Notes the result of a write. The result belongs to the oldest one that had no result yet. An
-    /// event that could not be set aside is sent again after a pause.
+    /// The oldest write has a result. An event that could not be set aside is sent again after a
+    /// pause.
     pub(super) fn on_written(&mut self, written: Written) {
         if let Some(error) = self.given_up.end(written, parts!(self)) {
             let output = &self.health.name;
@@ -1176,11 +1126,8 @@ impl Ledger {
         }
     }
 
-    /// Waits until everything that was handed over is written, or has failed.
-    ///
-    /// # Cancel safety
-    ///
-    /// Nothing is lost when the future is dropped.
+    /// Waits until everything that was handed over is written, or has failed. Nothing is lost when
+    /// the future is dropped.
     pub(super) async fn all_written(&mut self) {
         while !self.given_up.is_ended() {
             let written = self.given_up.written().await;

@@ -1,13 +1,11 @@
 //! Delivering: one loop for each output takes events from the queue and hands them to a protocol.
 //!
-//! This crate promises that each event which is claimed is delivered, kept back by the filter, or
-//! counted as lost, once, and that until then it is in the queue or set aside. It imports `queue`,
-//! `transform`, `evidence-log` (the marks of a log) and what is below them. What must never happen
-//! here: a protocol is named, or an event is given up because of the size, the name or the sender
-//! of another one.
+//! Each claimed event is delivered, kept back by the filter, or counted as lost, once, and until
+//! then it is in the queue or set aside. This crate imports `queue`, `transform`, `evidence-log`
+//! (the marks of a log) and what is below them. It must never name a protocol, or give up an event
+//! because of the size, the name or the sender of another one.
 //!
-//! The files of this directory are on floors: a file imports only from files on the floors below
-//! its own.
+//! A file imports only from files on the floors below its own.
 //!
 //! | floor | files | what they know |
 //! |---|---|---|

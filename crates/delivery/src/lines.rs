@@ -4,23 +4,21 @@ use bytes::Bytes;
 
 use queue::{Origin, Position, is_list};
 
-/// An unchanged run of events with fewer bytes than this is copied into one buffer with the changed
-/// ones next to it, unless the run is a whole piece. Otherwise, the vectored write would get many
-/// short buffers, and would be slow.
+/// A shorter run of unchanged events is copied next to the changed ones, unless it is a whole
+/// piece: the vectored write would be slow with many short buffers.
 const PASSED_ON_MIN: usize = 32 * 1024;
 
-/// Copied lines become a piece of their own when they have this many bytes. One buffer for the
-/// copies of a whole batch would be copied itself each time that it has to grow.
+/// The size of a buffer for copies. One buffer for a whole batch would itself be copied each time
+/// that it grows.
 const COPIED_BYTES: usize = 256 * 1024;
 
-/// Returns a copy of one event, with a line break at its end. Because it is a copy, the memory of
-/// the event's batch can be freed.
+/// Returns a copy of one event with a line break, so that the memory of its batch can be freed.
 pub fn line(event: &[u8]) -> Bytes {
     Bytes::from([event, b"\n"].concat())
 }
 
-/// Returns three values for each line of a piece: its position, the index of its first byte in the
-/// piece, and the index after its line break.
+/// Returns for each line of a piece its position, the offset of its first byte, and the offset
+/// after its line break.
 pub fn events<'a>(
     piece: &'a [u8],
     origin: &Origin,
@@ -34,17 +32,15 @@ pub fn events<'a>(
     })
 }
 
-/// The events of one batch that have passed the filter, in pieces. Long unchanged runs of events,
-/// and pieces without any change, stay in their buffers. Others are copied into new buffers.
+/// The events of one batch that have passed the filter. Long unchanged runs and unchanged pieces
+/// stay in their buffers; others are copied.
 pub struct Lines {
     /// The byte after each copied event: a line break or, for an output that sends lists, a comma.
     behind: u8,
     pieces: Vec<Bytes>,
-    /// The copied lines that are not in `pieces` yet.
     copied: Vec<u8>,
     events: u64,
-    /// The positions and times of the lines. Lines of the same times whose positions follow each
-    /// other share an entry.
+    /// Lines with the same times whose positions follow each other share an entry.
     origins: Vec<Origin>,
 }
 
@@ -60,8 +56,8 @@ impl Lines {
         }
     }
 
-    /// Adds the bytes `start..end` of a piece, which must be whole events, each with the byte after
-    /// it, without a change. Only an output that sends lists has pieces that are lists.
+    /// Adds the whole events `start..end` of a piece, with the bytes after them. Only an output
+    /// that sends lists has pieces that are lists.
     pub fn pass(&mut self, piece: &Bytes, start: usize, end: usize) {
         let run = start..end;
         if run.len() >= PASSED_ON_MIN || run.len() == piece.len() {
@@ -77,7 +73,7 @@ impl Lines {
         if self.behind == b',' && !is_list(piece) {
             audit::separate(copy);
         }
-        // The last event of a list has `]` behind it.
+        // The last event of a list has `]` after it.
         if let Some(last) = copy.last_mut() {
             *last = self.behind;
         }
@@ -91,17 +87,15 @@ impl Lines {
         self.seal_if_full();
     }
 
-    /// Makes the copied events a piece, if they are many.
     fn seal_if_full(&mut self) {
         if self.copied.len() >= COPIED_BYTES {
             self.seal();
-            // A batch that has filled a buffer will fill the next one too.
+            // A batch that has filled one buffer probably needs another one: reserve it at once.
             self.copied.reserve(COPIED_BYTES + COPIED_BYTES / 8);
         }
     }
 
-    /// Counts the next line. Its position is `position`, and its times are those of the origin
-    /// `of`.
+    /// Counts the next line, which has this position, and the times of `of`.
     pub fn count(&mut self, position: Position, of: &Origin) {
         self.events += 1;
         match self.origins.last_mut() {
@@ -115,7 +109,6 @@ impl Lines {
         }
     }
 
-    /// Adds the copied lines to `pieces` as one piece.
     fn seal(&mut self) {
         if !self.copied.is_empty() {
             self.pieces.push(Bytes::from(std::mem::take(&mut self.copied)));

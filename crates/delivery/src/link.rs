@@ -1,8 +1,7 @@
-//! The contract between the delivery loop and a protocol.
-//!
-//! A protocol implements [`Connect`], which makes connections, and [`Link`], which is one of them.
-//! The loop hands batches to the link, and the link reports by [`Event`] what became of each claim.
-//! The loop knows no protocol, and a protocol knows no queue, no back-off and no dead letters.
+//! The contract between the delivery loop and a protocol, which implements [`Connect`] (it makes
+//! connections) and [`Link`] (one of them). The loop hands batches to the link, and the link
+//! reports each claim as an [`Event`]. The loop knows no protocol, and a protocol knows no queue,
+//! no back-off and no dead letters.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -17,30 +16,27 @@ use super::failure::Failure;
 use super::files::Files;
 use queue::{Batch, Claim, Crowding, Identity, Notes, Position, Take};
 
-/// The longest time that closing a connection in order may take, with the messages that its
-/// protocol asks for.
+/// The longest time for closing a connection in order, with the messages of its protocol.
 pub const CLOSE_TIME: Duration = Duration::from_secs(2);
 
-/// Makes the connections of one output. The delivery loop owns this value and calls one method at a
-/// time.
+/// Makes the connections of one output. The delivery loop calls one method at a time.
 pub trait Connect: Send {
     /// The type of connection that [`Connect::connect`] makes.
     type Link: Link;
 
-    /// `true`: the loop makes the first connection as soon as it starts, before there is anything
-    /// to send. So `/readyz` and the log show early if the consumer can be reached. `false`: the
-    /// loop makes the first connection when there is something to send. In both cases, a connection
-    /// that ended by [`Event::Closed`] is replaced when there is something to send. Any other is
-    /// replaced without waiting for events, after the current pause if there is one: a break begins
-    /// no pause if the connection had lasted for some time or something was accepted on it.
+    /// `true` if the loop makes the first connection before there is something to send, so that
+    /// `/readyz` and the log show early whether the consumer can be reached.
+    ///
+    /// A connection that ended by [`Event::Closed`] is replaced when there is something to send,
+    /// and any other after the current pause. A break begins no pause if the connection had lasted
+    /// for some time or something was accepted on it.
     const EAGER: bool;
 
-    /// `true` if a request carries the events of many batches, which wait in the link meanwhile.
-    /// The link then counts the requests that are sent again, and not the loop.
+    /// `true` if a request carries the events of many batches. The link then counts the retries.
     const COLLECTS: bool = false;
 
-    /// Returns `true` if the consumer gets events in the order of the queue. Returns `false` for an
-    /// `http` output whose `concurrency` is above 1.
+    /// Returns `false` for an `http` output whose `concurrency` is above 1: it may change the
+    /// order.
     fn is_ordered(&self) -> bool {
         true
     }
@@ -50,68 +46,58 @@ pub trait Connect: Send {
         false
     }
 
-    /// Returns `true` if each batch has to list the positions of its events ([`Batch::positions`]).
-    /// A protocol needs them if its reports are about single events.
+    /// Returns `true` if reports need the positions of a batch's events ([`Batch::positions`]).
     fn tells_positions(&self) -> bool {
         self.judges_events()
     }
 
-    /// Returns `true` if the requests are JSON lists of events. With a queue in memory and without
-    /// a filter, the link may then get pieces of lists as they were received
-    /// ([`queue::is_list`]).
+    /// Returns `true` if the requests are JSON lists. With a queue in memory and without a filter,
+    /// the link may get pieces of lists as received ([`queue::is_list`]).
     fn sends_lists(&self) -> bool {
         false
     }
 
-    /// Returns the shortest time between two checkpoints of the evidence. An output that collects
-    /// events for minutes sends checkpoints no more often than events.
+    /// Returns the shortest time between two checkpoints of the evidence.
     fn checkpoint_interval(&self) -> Duration {
         Duration::ZERO
     }
 
-    /// Tells the protocol about its queue and its delivery. Called once, before the first
-    /// connection.
+    /// Gives the protocol its queue and its delivery. Called once, before the first connection.
     fn begin(&mut self, _begin: Begin) {}
 
-    /// Returns the files that the protocol reads (certificates, tokens); `None` if it reads none.
+    /// Returns the files that the protocol reads (certificates, tokens), if there are any.
     fn files(&self) -> Option<Arc<dyn Files>> {
         None
     }
 
-    /// Returns the output's addresses, for `/status`; `None` if it has no addresses, like `stdout`.
+    /// Returns the output's addresses, for `/status`; `None` if it has none, like `stdout`.
     fn endpoints(&self) -> Option<Arc<Endpoints>> {
         None
     }
 
-    /// Connects to each address once, for `check --connect`. Returns one result for each address.
+    /// Connects to each address once, for `check --connect`. Returns one result for each.
     fn probe(&mut self) -> impl Future<Output = Probed> + Send;
 
-    /// Makes a link. Tries each address at most once. If no address works, returns the failure of
-    /// the last one.
-    ///
-    /// A link is not always a TCP connection: the link of `http` is made once and dials its
-    /// connections itself, when it has a request to send.
+    /// Makes a link. Tries each address at most once, and returns the last failure. The link of
+    /// `http` dials its connections later, when it has a request to send.
     fn connect(&mut self) -> impl Future<Output = Result<Self::Link, Failure>> + Send;
 }
 
-/// The facts about its queue and its delivery that a protocol gets before the first connection.
+/// The facts that a protocol gets before the first connection.
 #[derive(Clone)]
 pub struct Begin {
-    /// The identity of the queue from which the events come.
+    /// The identity of the events' queue.
     pub queue: Identity,
-    /// The limit of the queue in bytes. A protocol that collects events must take less: the events
-    /// stay in the queue until they are final.
+    /// The limit of the queue in bytes. A protocol that collects events must take less.
     pub capacity: u64,
     /// Says whether the queue is crowded.
     pub crowding: Crowding,
-    /// The notes in which the protocol may keep facts for the delivery that replaces this one, and,
-    /// if the queue is in files, for the next start.
+    /// Keeps facts for the next delivery and, if the queue is in files, for the next start.
     pub notes: Notes,
-    /// Cancelled when the relay drains, which is its orderly end: a protocol that collects events
-    /// sends what it has.
+    /// Cancelled when the relay drains: a protocol that collects events sends what it has.
     pub draining: CancellationToken,
-    /// Cancelled when another delivery is to replace this one. A protocol that collects events then
-    /// sends what it has.
+    /// Cancelled when another delivery replaces this one: a protocol that collects events sends
+    /// what it has.
     pub retire: CancellationToken,
 }
 
@@ -122,16 +108,13 @@ pub struct Begin {
 /// [`Event::Refused`] or [`Event::Failed`], or it is covered by the event that ends the link.
 /// [`Event::Taken`] may come before one of these.
 pub trait Link: Send {
-    /// Returns how many events and bytes the link takes now; `None` while it takes nothing, because
-    /// too much is sent without an answer.
+    /// Returns how many events and bytes the link takes now; `None` while too much is unanswered.
     fn room(&self) -> Option<Take>;
 
-    /// Hands over a batch to be sent, which must fit into [`Link::room`]. Nothing is written before
-    /// [`Link::event`] is polled.
+    /// Hands over a batch, which must fit into [`Link::room`]. Only [`Link::event`] writes it.
     fn send(&mut self, batch: Batch);
 
-    /// Tells a link that collects events to send the events that it has: the loop hands over no
-    /// more events before some of these are final. Links that do not collect events do nothing.
+    /// Tells a link that collects events to send them: the loop waits until some are final.
     fn flush(&mut self) {}
 
     /// Returns `true` if the link takes a checkpoint of the evidence now.
@@ -139,25 +122,21 @@ pub trait Link: Send {
         self.room().is_some()
     }
 
-    /// Hands over a checkpoint to be sent on a line of its own. The caller makes sure that
-    /// [`Link::takes_checkpoint`] is `true` and that the result of the last checkpoint was
-    /// reported. The link reports the result by [`Event::Checkpoint`], or ends before that. A
-    /// checkpoint is not an event: it has no claim, and its failure does not count as a failed
-    /// attempt of any event. If a protocol does not have this method, the config does not allow
-    /// checkpoints on its outputs.
+    /// Hands over a checkpoint to be sent on a separate line. [`Link::takes_checkpoint`] must be
+    /// `true`, and the last checkpoint must have a result. The link reports [`Event::Checkpoint`],
+    /// or ends before that. The config allows checkpoints only for protocols with this method.
     fn send_checkpoint(&mut self, _checkpoint: Checkpoint) {}
 
-    /// Does the work of the connection (writing, reading, timeouts) until there is something to
-    /// report, and returns the report. The loop also polls this future while no claim waits for an
-    /// answer, so that it notices when the consumer closes the connection.
+    /// Does the work of the connection (writing, reading, timeouts) until there is a report. The
+    /// loop also polls it without a claim on the wire, to notice when the consumer closes the
+    /// connection.
     ///
     /// # Cancel safety
     ///
     /// Nothing is lost when the future is dropped; the loop calls the method again.
     fn event(&mut self) -> impl Future<Output = Event> + Send;
 
-    /// Returns the number of the consumer that the last report of [`Link::event`] is about. A link
-    /// may reach several consumers (`http` with several URLs).
+    /// Returns the number of the consumer of the last report (`http` may have several URLs).
     fn consumer(&self) -> usize {
         0
     }
@@ -166,14 +145,12 @@ pub trait Link: Send {
     fn close(self) -> impl Future<Output = ()> + Send;
 }
 
-/// Events of a claim that follow each other, and for which the consumer's answer is the same.
+/// Events of a claim that follow each other and have the same verdict.
 #[derive(Debug, PartialEq)]
 pub struct Part {
-    /// The position after the last event of the part. The part begins where the part before it
-    /// ends, and the first part begins with the claim.
+    /// The position after the last event. A part begins where the previous one ends.
     pub end: Position,
-    /// The number of events of the part that were sent. It may be smaller than the number of
-    /// positions, because the filter may have kept back events.
+    /// The number of events that were sent. The filter may have kept back others.
     pub events: u64,
     /// The consumer's verdict on these events.
     pub verdict: Verdict,
@@ -190,8 +167,7 @@ impl Part {
         }
     }
 
-    /// Returns the reason why the consumer has not taken all events of the part; `None` if it has,
-    /// or if they were not sent.
+    /// Returns the reason why events of the part were sent and not taken, if there is one.
     pub fn failure(&self) -> Option<&Failure> {
         match &self.verdict {
             Verdict::Delivered | Verdict::Existing | Verdict::TooLong => None,
@@ -208,7 +184,7 @@ impl Part {
 pub struct Parts(Vec<Part>);
 
 impl Parts {
-    /// Adds what the answer says of the event at `position`. Events come in their order.
+    /// Adds the verdict on the event at `position`. Positions must ascend.
     pub fn add(&mut self, position: Position, verdict: Verdict) {
         let end = position.next();
         match self.0.last_mut() {
@@ -220,7 +196,7 @@ impl Parts {
         }
     }
 
-    /// Returns `true` if the consumer has all events of the parts. True of no parts, too.
+    /// Returns `true` if the consumer has all events, or if there are none.
     pub fn are_delivered(&self) -> bool {
         self.0.iter().all(|part| part.verdict == Verdict::Delivered)
     }
@@ -240,81 +216,72 @@ impl Parts {
     }
 }
 
-/// The verdict of a consumer's answer on an event.
+/// The meaning of a consumer's answer for an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// The consumer has the event.
     Delivered,
     /// The consumer had the event already, from an earlier attempt.
     Existing,
-    /// The consumer has not taken the event. The event is to be sent again after a pause.
+    /// The consumer has not taken the event, which is sent again after a pause.
     Again(Failure),
-    /// The consumer refuses the event itself, so it would refuse the event again.
+    /// The consumer refuses the event itself, and would refuse it again.
     Refused(Failure),
-    /// The protocol can't carry the event, because it is too long. It was not sent, and is given
-    /// up.
+    /// The event is too long for the protocol. It was not sent, and is given up.
     TooLong,
-    /// The consumer refuses this many events of the part for good and has the others, and does not
-    /// say which. None is sent again, because the consumer would have the others twice. All events
-    /// of the part are kept as dead letters.
+    /// The consumer refuses some events of the part for good and has the others, and does not say
+    /// which. All are kept as dead letters and none is sent again, because the consumer would have
+    /// the others twice.
     Partly {
-        /// The number of events that are refused, at most those of the part.
+        /// The number of refused events.
         refused: u64,
-        /// The refusal.
+        /// The reason of the refusal.
         failure: Failure,
     },
-    /// The consumer has the event, as its answer about a later event of the request shows, but it
-    /// will never confirm it. The event is sent again without a pause, and never in one request
-    /// with events that the consumer has not read yet: one of these may be refused, and the
-    /// consumer would have the event once more.
+    /// The consumer has the event, as its answer about a later event shows, but will never confirm
+    /// it. It is sent again without a pause, but never with events that the consumer has not read:
+    /// one of these may be refused, and the consumer would have the event again.
     Unconfirmed,
-    /// The event is sent next, without a pause: it found no room in the request, or the consumer
-    /// did not read it because of another event in the request.
+    /// The event was not read or had no room in the request. It is sent next, without a pause.
     Unsent,
 }
 
 /// A report of a link to the delivery loop.
 #[derive(Debug)]
 pub enum Event {
-    /// The consumer has all events of the claim. If the link settles events in order, it may be
-    /// only the first part of a claim that was sent. The rest of that claim then still waits for an
-    /// answer.
+    /// The consumer has the claim, which may be the first part of a sent claim. The rest then still
+    /// waits for an answer.
     Accepted(Claim),
-    /// The consumer has taken the request with the events of the claim, and will confirm the events
-    /// later, by another report. Until then the claim is not final.
+    /// The consumer has taken the request with the claim, and will confirm it in another report.
     Taken(Claim),
-    /// The answer is about single events of the claim. The parts follow each other in
-    /// the order of the queue, and together they are the whole claim. As for [`Event::Accepted`],
-    /// `claim` may be only the first part of a claim that was sent.
+    /// The answer is about single events. The parts are in order, and cover the claim, which may be
+    /// the first part of a claim that was sent.
     Judged(Claim, Vec<Part>),
-    /// Reports about claims that became final at the same moment: an object with their events is
-    /// stored. The queue never has only some of them as final, whenever the relay is killed.
+    /// Claims that became final at the same moment, because an object with their events is stored.
+    /// The queue never has only some of them as final, whenever the relay is killed.
     Together(Vec<Self>),
-    /// The consumer refuses the claim because of its events, so it would refuse the same request
-    /// again. The loop then searches for the events at fault.
+    /// The consumer refuses the request because of its events. The loop searches for those at
+    /// fault.
     Refused(Claim, Failure),
     /// The link can take events again, although no claim has become final.
     Room,
     /// The result of the checkpoint that the link was given last.
     Checkpoint(Fate),
-    /// An attempt to send the claim failed. The claim is to be sent again after a pause; the link
-    /// continues to work.
+    /// An attempt failed, and the link still works. The claim is sent again after a pause.
     Failed(Claim, Failure),
-    /// The link has ended. Every claim that was not accepted yet is to be sent again.
+    /// The link has ended. Every claim that was not accepted is sent again.
     Broken {
-        /// The reason why the link has ended.
+        /// The reason of the end.
         failure: Failure,
         /// `true` if the consumer accepted something on this link.
         progress: bool,
     },
-    /// The link asks the loop to close it in order now. No claim waits for an answer.
+    /// The link asks to be closed in order. No claim waits for an answer.
     Closed,
-    /// The link has ended. Only a link that can refuse events, or that makes claims final out of
-    /// order, reports this. Its claims on the wire are to be sent again; claims that were refused
-    /// or failed before keep their state. The value is the reason; `None` if the end is nobody's
-    /// fault.
+    /// The end of a link that can refuse events, or that makes claims final out of order. Claims on
+    /// the wire are sent again; others keep their state. `None` if the end was not a failure.
     Gone(Option<Failure>),
-    /// The link can send nothing at the moment, because of this failure, but keeps trying.
+    /// The link can send nothing because of this failure, but keeps trying.
     #[cfg(any(feature = "kafka", test))]
     Troubled(Failure),
     /// The process can't continue. The text says why.
@@ -322,8 +289,7 @@ pub enum Event {
 }
 
 impl Event {
-    /// Returns the report that the consumer has all events of `claim`, or that it has taken the
-    /// checkpoint, which has no claim.
+    /// Returns the report that the consumer has `claim` or, without a claim, the checkpoint.
     pub fn accepted(claim: Option<Claim>) -> Self {
         match claim {
             Some(claim) => Self::Accepted(claim),
@@ -332,7 +298,7 @@ impl Event {
     }
 }
 
-/// Waits until the moment; waits for ever if it is `None`.
+/// Waits until the moment, or for ever if it is `None`.
 pub async fn until(moment: Option<Instant>) {
     match moment {
         Some(moment) => tokio::time::sleep_until(moment).await,

@@ -1,22 +1,20 @@
-//! Work on large events, beside the worker threads of the runtime.
+//! Work on large events, next to the worker threads of the runtime.
 //!
-//! The filter of an output reads each event without a pause. An event of 64 MiB can keep it busy
-//! for a second, and in a container with up to three cores all outputs, listeners and timers share
-//! one worker thread. This module therefore gives the worker thread's other tasks to another thread
-//! while the filter works on a large event.
+//! An event of 64 MiB can keep a filter busy for a second, and in a container with up to three
+//! cores all outputs, listeners and timers share one worker thread. This module therefore gives the
+//! worker thread's other tasks to another thread while the filter works on a large event.
 
 use std::sync::OnceLock;
 
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::Semaphore;
 
-/// The size in bytes above which an event is large, with its line break. A filter needs about two
-/// milliseconds for 1 MiB, which is no longer than the work on a batch of small events takes.
+/// An event with more bytes, line break included, is large. A filter needs about two milliseconds
+/// for 1 MiB, as for a batch of small events.
 const LARGE: usize = 1 << 20;
 
-/// Returns `true` if at least one line of the piece has more than [`LARGE`] bytes. The function
-/// looks for the last line break within each [`LARGE`] bytes, so that it reads only a small part of
-/// a piece with small events.
+/// Returns `true` if a piece has a large event. Looks only for the last line break within each
+/// [`LARGE`] bytes, so that it reads only a small part of a piece with small events.
 pub(super) fn has_large_event(piece: &[u8]) -> bool {
     let mut rest = piece;
     while let Some(beginning) = rest.get(..LARGE) {
@@ -31,15 +29,10 @@ pub(super) fn has_large_event(piece: &[u8]) -> bool {
     false
 }
 
-/// Calls `work` and returns its result. If the work takes long, the other tasks of this worker
-/// thread continue meanwhile in a runtime with several threads. In any other runtime, such as that
-/// of a test with paused time, they wait.
-///
-/// Only as many of these calls as there are worker threads work at once, and the others wait for
-/// their turn. More of them would take memory, and the cores that the other tasks need.
-///
-/// The function blocks, and no part of `work` is skipped, so a caller that is cancelled is
-/// cancelled before or after the work.
+/// Calls `work`. If it takes long and the runtime has several threads, another thread runs the
+/// other tasks of this worker thread. At most as many of these calls as there are worker threads
+/// run at once: more would take memory, and the cores that other tasks need. `work` is never
+/// cancelled.
 pub(super) fn offload<T>(takes_long: bool, work: impl FnOnce() -> T) -> T {
     static TURNS: OnceLock<Semaphore> = OnceLock::new();
     match Handle::try_current() {
@@ -51,10 +44,9 @@ pub(super) fn offload<T>(takes_long: bool, work: impl FnOnce() -> T) -> T {
     }
 }
 
-/// Waits for one of `turns` and calls `work`, while another thread runs the worker thread's tasks.
 fn in_turn<T>(runtime: &Handle, turns: &Semaphore, work: impl FnOnce() -> T) -> T {
     tokio::task::block_in_place(|| {
-        // The semaphore is never closed. If it were, the work would still be done.
+        // The semaphore is never closed.
         let _turn = runtime.block_on(turns.acquire()).ok();
         work()
     })

@@ -1,4 +1,4 @@
-//! An output that is ready to start: its connector, its settings, and what the relay asks of it.
+//! An output that is ready to start: its connector, its settings, and its interface to the relay.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -14,7 +14,7 @@ use super::run::{Delivery, Start};
 use crate::filter::Rules;
 use telemetry::OutputMetrics;
 
-/// An output that can be started. It has made no connection and has read no file yet.
+/// An output that can be started. It has made no connection and read no file.
 pub struct Prepared {
     connector: Box<dyn Connector>,
     config: config::Output,
@@ -24,19 +24,18 @@ pub struct Prepared {
     dead_letters: DeadLetters,
 }
 
-/// A [`Connect`] of any protocol, as one type. So the relay can treat the outputs of all protocols
-/// alike.
+/// A [`Connect`] of any protocol, as one type for the relay.
 pub trait Connector: Send {
-    /// Returns the files that the protocol reads; `None` if it reads none.
+    /// Returns the files that the protocol reads, if there are any.
     fn files(&self) -> Option<Arc<dyn Files>>;
 
-    /// Returns the addresses of the output; `None` if the output has no addresses.
+    /// Returns the addresses of the output, if it has any.
     fn endpoints(&self) -> Option<Arc<Endpoints>>;
 
-    /// Connects to each address once. Returns one result for each address.
+    /// Connects to each address once. Returns one result for each.
     fn probe(&mut self) -> Pin<Box<dyn Future<Output = Probed> + Send + '_>>;
 
-    /// Runs a delivery until one of its orders ends it, or until an error ends it.
+    /// Runs a delivery until an order or an error ends it.
     fn deliver(self: Box<Self>, start: Start) -> Running;
 }
 
@@ -59,8 +58,8 @@ impl<C: Connect + 'static> Connector for C {
 }
 
 impl Prepared {
-    /// Makes an output from its config and the connector of its protocol. Events that are given up
-    /// are written to `dead_letters`, if the config says so.
+    /// Makes an output from its config and connector. Events that are given up are written to
+    /// `dead_letters`, if the config says so.
     pub fn new(
         connector: Box<dyn Connector>,
         config: &config::Output,
@@ -91,30 +90,26 @@ impl Prepared {
         }
     }
 
-    /// Returns the state of the output that `/status` shows.
+    /// Returns the state for `/status`.
     pub fn status(&self) -> Arc<Status> {
         Arc::clone(&self.status)
     }
 
-    /// Returns the files that the protocol and the filter read; `None` if they read none.
+    /// Returns the files that the protocol and the filter read, if there are any.
     pub fn files(&self) -> Option<Arc<dyn Files>> {
         let rules = self.filter.as_ref().map(|rules| Arc::clone(rules) as Arc<dyn Files>);
         let all: Vec<_> = self.connector.files().into_iter().chain(rules).collect();
         (!all.is_empty()).then(|| Arc::new(all) as Arc<dyn Files>)
     }
 
-    /// Connects to each address once, and makes the TLS handshake if the output uses TLS. Returns
-    /// one result for each address: its name, and the reason if the connection failed.
+    /// Connects to each address once, with the TLS handshake if the output uses TLS. Returns the
+    /// name and the result for each.
     pub async fn probe(&mut self) -> Vec<(String, Result<(), String>)> {
         self.connector.probe().await
     }
 
-    /// Runs the delivery until `orders` ends it. The delivery continues where the previous delivery
-    /// of this output ended: `begin` is the state that it left.
-    ///
-    /// The future returns `Some` if another delivery is to replace this one, or if a reload has
-    /// removed the output. It returns `None` if the process ends. An error means that the
-    /// process must end.
+    /// Runs the delivery until `orders` ends it. `begin` is the state that the previous delivery of
+    /// this output left. An error means that the process must end.
     pub fn run(self, begin: HandOver, orders: Orders) -> Running {
         let Self { connector, config, metrics, status, filter, dead_letters } = self;
         let health = Health::new(&config, metrics, status);
@@ -122,6 +117,6 @@ impl Prepared {
     }
 }
 
-/// The future that [`Prepared::run`] returns. It returns `Some` if another delivery is to replace
-/// this one or a reload has removed the output, and `None` if the process ends.
+/// The result is `Some` if another delivery replaces this one or a reload has removed the output,
+/// and `None` if the process ends.
 pub type Running = Pin<Box<dyn Future<Output = Result<Option<HandOver>, String>> + Send>>;

@@ -4,12 +4,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Says when an output may send again. A batch is sent as a whole, and what it has more than the
-/// limit of the moment is waited for afterwards. Time in which nothing was sent is not saved up.
+/// A batch is sent whole, and the output then waits until its bytes are within the limit. Time in
+/// which nothing was sent is not saved up.
 pub(super) struct Rate {
-    /// Bytes in a second; `None` if there is no limit.
+    /// In bytes per second.
     limit: Option<u64>,
-    /// The moment at which all that was sent is within the limit.
     free_at: Option<Instant>,
 }
 
@@ -18,12 +17,11 @@ impl Rate {
         Self { limit, free_at: None }
     }
 
-    /// Returns the moment before which nothing may be sent; `None` if something may be sent now.
+    /// Returns the moment before which nothing may be sent; `None` if it has passed.
     pub(super) fn closed_until(&self) -> Option<Instant> {
         self.free_at.filter(|at| *at > Instant::now())
     }
 
-    /// Notes that this many bytes are sent now.
     pub(crate) fn sent(&mut self, bytes: u64) {
         let Some(limit) = self.limit else { return };
         let begin = self.closed_until().unwrap_or_else(Instant::now);
@@ -48,7 +46,7 @@ mod tests {
             sent += bytes;
         }
         assert!((290_000_000..310_000_000).contains(&sent), "{sent}");
-        // An hour of rest is no reason to send more than one batch at once.
+        // An hour of rest does not allow more than one batch at once.
         tokio::time::sleep(Duration::from_secs(3600)).await;
         assert!(rate.closed_until().is_none());
         rate.sent(10_000_000);

@@ -1,4 +1,4 @@
-//! Why events are given up.
+//! The reason why events are given up.
 
 use std::sync::Arc;
 
@@ -7,9 +7,9 @@ use telemetry::Cause;
 /// The reason why events are given up, for the counters, the log and the dead letters.
 #[derive(Debug, Clone)]
 pub(crate) struct Reason {
-    /// The reason as a label of the counter of lost events.
+    /// The label of the counter of lost events.
     pub cause: Cause,
-    /// The reason as text, for the log and the dead letters.
+    /// The text for the log and the dead letters.
     pub text: Arc<str>,
 }
 
@@ -18,7 +18,7 @@ impl Reason {
         Self { cause, text: Arc::from(text) }
     }
 
-    /// Makes the reason for giving up an event that was set aside and can't be read.
+    /// An event that was set aside can't be read.
     pub(crate) fn unreadable(why: &str) -> Self {
         Self::new(Cause::Unreadable, why)
     }

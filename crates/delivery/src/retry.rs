@@ -1,4 +1,4 @@
-//! The pause before the next attempt. Only this file knows the crate `backoff`.
+//! The pauses between attempts. Only this file knows the crate `backoff`.
 
 use std::time::Duration;
 
@@ -7,8 +7,7 @@ use backoff::{ExponentialBackoff, ExponentialBackoffBuilder};
 
 use super::failure::RETRY_AFTER_MAX;
 
-/// The pauses after failures. They grow from one failure to the next up to `retry.max_interval`,
-/// with a random difference. Each loop that tries again owns one such value.
+/// The pauses after failures. Each loop that tries again owns such a value.
 pub struct Retry {
     backoff: ExponentialBackoff,
 }
@@ -26,11 +25,11 @@ impl Retry {
         Self { backoff }
     }
 
-    /// Returns the next pause. The pauses grow by the factor `retry.multiplier` up to
-    /// `retry.max_interval`, each with a random difference. A pause is at least `retry_after`, but
-    /// not more than [`RETRY_AFTER_MAX`] because of it.
+    /// Returns the next pause. Pauses grow by `retry.multiplier` up to `retry.max_interval`, with a
+    /// random difference. A pause is at least `retry_after`, which counts up to
+    /// [`RETRY_AFTER_MAX`].
     pub fn pause(&mut self, retry_after: Option<Duration>) -> Duration {
-        // `next_backoff` returns `None` only if a maximum of elapsed time is set, and none is.
+        // `None` is returned only if a maximum of elapsed time is set, and none is.
         let own = self.backoff.next_backoff().unwrap_or(self.backoff.max_interval);
         own.max(retry_after.unwrap_or_default().min(RETRY_AFTER_MAX))
     }

@@ -22,31 +22,27 @@ use crate::filter;
 use crate::filter::Filter;
 use base::mutant;
 
-/// A connection that has lasted for this time proves that the consumer is up. The proof is needed
-/// if an earlier connection broke before anything was accepted on it, or ended with a failure that
-/// `Event::Gone` reported. A consumer that refuses our certificate, or every client, ends a
-/// connection sooner.
+/// A connection that has lasted for this time proves that the consumer is up, if an earlier one
+/// broke before anything was accepted on it. A consumer that refuses our certificate, or every
+/// client, ends a connection sooner.
 const PROVEN_AFTER: Duration = Duration::from_secs(1);
 
-/// The longest time that a delivery waits for answers when another delivery is to replace it.
-/// Events that have no answer by then are sent again by the new delivery. After that, the delivery
-/// waits at most this long again for dead letters that are being written. A consumer that hangs
+/// The longest time that a replaced delivery waits for answers, and then again for dead letters in
+/// progress. Events without an answer are sent again by the new delivery. A consumer that hangs
 /// must not delay a change of its output's settings for long.
 const HAND_OVER_TIME: Duration = Duration::from_secs(10);
 
-/// The time for writing the last dead letters at the end of the process. Events whose letters are
-/// not written by then stay in the queue's directory for the next start. If the queue is only in
-/// memory, these events are lost, and counted as lost.
+/// The time for writing the last dead letters at the end of the process. Events without a written
+/// letter stay in the queue's directory, or are lost and counted if the queue is only in memory.
 const LAST_LETTERS: Duration = Duration::from_secs(1);
 
-/// The longest time for reading the queue's recent events at the start, so that the filter
-/// recognizes duplicates of them. Duplicates of events that are not read within this time may be
-/// sent.
+/// The longest time for reading the queue's recent events at startup, to recognize their
+/// duplicates. Duplicates of events that are not read may be sent.
 const LOOK_BACK_TIME: Duration = Duration::from_secs(30);
 
 /// The delivery of one output. One task runs it, from [`Delivery::run`] to its end.
 ///
-/// Phases: at the start, the filter's memory of sent events is rebuilt. Then these phases repeat:
+/// Phases: at startup, the filter's memory of sent events is rebuilt. Then these phases repeat:
 /// *rest* until a connection is needed and may be made; *connect*; *drive* the link (use the
 /// connection) until it ends. In each turn of the drive loop, the delivery first hands over dead
 /// letters, then sends as much as the link takes, then waits for the first of: the end of the
@@ -54,9 +50,8 @@ const LOOK_BACK_TIME: Duration = Duration::from_secs(30);
 /// the link, the drain, new events in the queue, the end of a pause, the moment that proves the
 /// connection.
 ///
-/// A delivery never gives up an event unless `retry.max_elapsed` or `rejected.action` say so, or
-/// the protocol can't carry the event: other events that it can't deliver stay in the queue. While
-/// dead letters are written, other claims are sent.
+/// A delivery gives up an event only if `retry.max_elapsed` or `rejected.action` say so, or if the
+/// protocol can't carry the event. While dead letters are written, other claims are sent.
 ///
 /// Invariants:
 /// - Every wait ends when `orders.stop` is cancelled, except the close of a link (`CLOSE_TIME`) and
@@ -65,7 +60,7 @@ const LOOK_BACK_TIME: Duration = Duration::from_secs(30);
 /// - The loop yields to the runtime after it has inspected `INSPECTED_BYTES_MAX` of events without
 ///   sending one of them.
 ///
-/// What must never happen: the delivery ends without an order, while the process continues.
+/// The delivery must never end without an order while the process continues.
 pub(super) struct Delivery<C> {
     connector: C,
     ledger: Ledger,
@@ -77,55 +72,45 @@ pub(super) struct Delivery<C> {
 
 /// The values from which a delivery is made, except its connector.
 pub struct Start {
-    /// The state that the delivery before this one has left.
+    /// The state that the previous delivery has left.
     pub begin: HandOver,
     pub health: Health,
     pub config: config::Output,
-    /// `None`: every event is sent unchanged.
+    /// `None` if every event is sent unchanged.
     pub filter: Option<Arc<filter::Rules>>,
-    /// The writer for events that are given up, if the config asks for dead letters.
+    /// The writer for events that are given up, if the config asks for it.
     pub dead_letters: DeadLetters,
     pub orders: Orders,
 }
 
-/// The reason why a delivery has ended.
 enum Done {
     Stopped,
     Retired,
 }
 
-/// The reason why a link has ended.
 enum Ended {
     Stopped,
     Retired,
-    /// The link asked to be closed in order, by [`Event::Closed`].
     Closed,
-    /// The connection is broken.
     Broken(Failure),
-    /// The link has ended, by [`Event::Gone`], and is still to be closed in order. The value is the
-    /// failure; `None` if the end is nobody's fault.
+    /// `None` if the end was not a failure.
     Gone(Option<Failure>),
-    /// The connection broke while only a checkpoint was under way, so no event needs another
-    /// connection.
+    /// Only a checkpoint was in progress, so no event needs another connection.
     BrokenBeside,
     Fatal(String),
 }
 
-/// The reason why the loop stops waiting while it uses a link.
 enum Wake {
-    /// The link is to be closed: the process ends, or `HAND_OVER_TIME` has passed since the order
-    /// to retire.
+    /// The process ends, or `HAND_OVER_TIME` has passed since the order to retire.
     Close(Ended),
-    /// Another delivery is to replace this one, or a reload has removed the output.
+    /// Another delivery replaces this one, or a reload has removed the output.
     Retire,
-    /// Something has happened that the ledger already knows. The loop begins its next turn, in
-    /// which it may send something.
+    /// The ledger knows already what has happened; something may be sent now.
     Again,
     Reported(Event),
 }
 
 impl<C: Connect> Delivery<C> {
-    /// Makes the delivery. It first sends the claims that the delivery before it has left.
     pub(crate) fn new(mut connector: C, start: Start) -> Self {
         let Start { begin, health, config, filter, dead_letters, orders } = start;
         let HandOver { cursor, claims, aside, seen } = begin;
@@ -151,7 +136,7 @@ impl<C: Connect> Delivery<C> {
         let (draining, place) = (orders.draining.clone(), (cursor, aside));
         let mut ledger =
             Ledger::new(place, filtering, health, dead_letters, draining, &config, rules);
-        // If the consumer judges single events, most of the claims are remainders of batches.
+        // If the consumer judges single events, most claims are remainders of batches.
         ledger.in_flight.inherit(claims, connector.judges_events());
         let published = orders.checkpoints.clone().filter(|_| config.checkpoints);
         let interval = connector.checkpoint_interval();
@@ -160,16 +145,11 @@ impl<C: Connect> Delivery<C> {
         Self { connector, ledger, orders, checkpoints, rate, is_paused }
     }
 
-    /// Delivers until the process ends, until another delivery is to replace this one, or until a
-    /// reload has removed the output. Returns the state that is left; `None` if the process ends.
-    ///
-    /// # Errors
-    ///
-    /// The text says why the process can't continue.
+    /// Delivers until the process ends (`None`), another delivery replaces this one, or a reload
+    /// has removed the output. The text of an error says why the process can't continue.
     pub(crate) async fn run(mut self) -> Result<Option<HandOver>, String> {
         let ended = self.deliver().await;
-        // If the delivery did not wait, the next delivery would write again a dead letter that is
-        // being written now.
+        // Without this wait, the next delivery would write the dead letters in progress again.
         let retired = matches!(ended, Ok(Done::Retired));
         let wait = if retired { HAND_OVER_TIME } else { LAST_LETTERS };
         let stop = self.orders.stop.clone();
@@ -185,8 +165,7 @@ impl<C: Connect> Delivery<C> {
         })
     }
 
-    /// Connects, sends and waits, until an order ends the delivery. Returns the order, or the
-    /// reason why the process must end.
+    /// Returns the order that has ended the delivery, or the reason why the process must end.
     async fn deliver(&mut self) -> Result<Done, String> {
         let Orders { stop, retire, .. } = self.orders.clone();
         if self.is_paused {
@@ -232,8 +211,7 @@ impl<C: Connect> Delivery<C> {
                 }
             };
             self.ledger.given_up.connected();
-            // Only a protocol that connects before it has an event to send learns from a connection
-            // that the consumer is up.
+            // For a protocol that connects only to send an event, a connection proves nothing.
             if C::EAGER && self.ledger.pacing.connected() {
                 self.ledger.health.succeeded();
             }
@@ -257,14 +235,9 @@ impl<C: Connect> Delivery<C> {
         }
     }
 
-    /// While there is no connection, waits until the next one is needed and may be made. Gives up
-    /// the events that become too old in this time. `needed` is `true` if a connection is needed
-    /// already. Returns `true` if events need the connection, and `false` if only a checkpoint
-    /// needs it.
-    ///
-    /// # Cancel safety
-    ///
-    /// Nothing is lost when the future is dropped.
+    /// Waits until a connection is needed and may be made, and gives up the events that become too
+    /// old. Returns `false` if only a checkpoint needs the connection. Nothing is lost when the
+    /// future is dropped.
     async fn rest(&mut self, mut needed: bool) -> bool {
         let draining = self.orders.draining.clone();
         let (ledger, checkpoints) = (&mut self.ledger, &mut self.checkpoints);
@@ -285,8 +258,8 @@ impl<C: Connect> Delivery<C> {
             tokio::select! {
                 biased;
                 written = ledger.given_up.written() => ledger.on_written(written),
-                // A pause under way ends when the drain begins, and later ones are short: a
-                // consumer that is back must not be missed.
+                // The drain ends the current pause, and later ones are short, so that a consumer
+                // that works again is noticed.
                 () = draining.cancelled(), if may_shorten => ledger.hurry(),
                 () = ledger.aside.readable() => {}
                 () = ledger.in_flight.readable(), if reads => {
@@ -304,8 +277,6 @@ impl<C: Connect> Delivery<C> {
         }
     }
 
-    /// Releases the claims that are not final. Returns the state with which another delivery can
-    /// send them.
     fn hand_over(mut self) -> HandOver {
         self.ledger.finish_decided();
         let Ledger { in_flight, filtering, aside, .. } = self.ledger;
@@ -313,11 +284,10 @@ impl<C: Connect> Delivery<C> {
         HandOver { cursor, claims, aside: aside.inherited(), seen: filtering.into_seen() }
     }
 
-    /// Sends events on one link until it ends. Returns the reason for its end.
     async fn drive(&mut self, mut link: C::Link) -> Ended {
         let proven_at = Instant::now() + PROVEN_AFTER;
-        // Set when another delivery is to replace this one: the link then gets no new claims, and
-        // has until this moment to finish the claims that it has.
+        // Set when another delivery replaces this one: the link gets no new claims, and has until
+        // this moment to finish its claims.
         let mut leave_at = None;
         loop {
             if self.ledger.bury() {
@@ -363,7 +333,7 @@ impl<C: Connect> Delivery<C> {
                 Wake::Reported(event) => event,
             };
             if let Some(ended) = self.on_event(event, link.consumer(), proven_at) {
-                // With any other result, the link is closed already or can't be used any more.
+                // With any other result, the link is already closed or unusable.
                 if matches!(ended, Ended::Closed | Ended::Gone(_)) {
                     link.close().await;
                 }
@@ -372,11 +342,7 @@ impl<C: Connect> Delivery<C> {
         }
     }
 
-    /// Waits until the loop that uses a link has something to do, and returns the reason.
-    ///
-    /// # Cancel safety
-    ///
-    /// Nothing is lost when the future is dropped.
+    /// Waits until the loop has something to do. Nothing is lost when the future is dropped.
     async fn wake(
         &mut self,
         link: &mut C::Link,
@@ -392,8 +358,8 @@ impl<C: Connect> Delivery<C> {
             tokio::task::yield_now().await;
         }
         if !ledger.in_flight.has(State::OnWire) && ledger.in_flight.cursor().is_closed() {
-            // The queue is closed, so suspects are not decided before the next start, which sends
-            // them first. The claims that wait for this decision become final now.
+            // Suspects are not decided before the next start, which sends them first. The claims
+            // that wait for this decision become final now.
             mutant!(
                 "drain-waits-for-held-events",
                 ledger.finish_all(ledger.in_flight.claims(State::Held))
@@ -438,19 +404,18 @@ impl<C: Connect> Delivery<C> {
                 ledger.health.succeeded();
                 Wake::Again
             }
-            // This arm comes after the end of a pause, during which no checkpoint is sent.
+            // `due` also waits for the end of the pause, so it can complete at the same moment as
+            // `until(paused)`. That arm is above this one, because it must end the pause first.
             () = checkpoints.due(paused), if takes_checkpoint => Wake::Again,
         }
     }
 
-    /// Returns `true` if the link can take a checkpoint now. A consumer that has just failed gets
-    /// its events first.
+    /// A consumer that has just failed gets its events before a checkpoint.
     fn has_turn_for_checkpoint(&self, link: &C::Link) -> bool {
         !self.ledger.in_flight.has(State::Pending) && link.takes_checkpoint()
     }
 
-    /// Tells the ledger what the link has reported. Returns the reason if the link has ended;
-    /// `None` if it continues to work.
+    /// Returns the reason if the link has ended.
     fn on_event(&mut self, event: Event, consumer: usize, proven_at: Instant) -> Option<Ended> {
         match event {
             Event::Accepted(claim) => self.ledger.on_accepted(claim, consumer),

@@ -1,76 +1,63 @@
-//! What is sent next while a consumer turns claims down, without I/O.
+//! Chooses what is sent next while a consumer turns claims down, without I/O.
 //!
 //! Whether the fault is the consumer's or an event's shows only when the consumer takes something
 //! else. So other events are sent to compare with:
 //!
-//! - **A claim is refused.** The search begins, and from then on one request is sent at a time, so
-//!   that each answer is about one claim. The claim is halved down to single events. While only
-//!   suspects are left, a round sends one of them, and then one new event of the queue. If that is
-//!   refused too, the round is over, and the loop pauses. Whatever is accepted makes all suspects
-//!   pending again. The search ends when no claim is pending, suspected or on the wire.
+//! - **A claim is refused.** The search begins: one request is sent at a time, so that each answer
+//!   is about one claim, and the claim is halved down to single events. While only suspects are
+//!   left, a round sends one of them, and then one new event of the queue. If that is refused too,
+//!   the round is over, and the loop pauses. An acceptance makes all suspects pending again. The
+//!   search ends when no claim is pending, suspected or on the wire.
 //! - **A claim is answered with a server error.** It is sent again after a pause. From the second
-//!   error on, requests with this claim and requests with other events take turns.
+//!   error on, requests with this claim and requests with other events alternate.
 
 use std::time::Duration;
 
 use super::failure::Failure;
 use base::mutant;
 
-/// At this number of suspects, the next new event is tried only after [`PAUSE_MANY`]. If as many
-/// claims wait because of server errors, no new event is taken to be compared with them.
+/// At this number of suspects, a new event is tried only after [`PAUSE_MANY`]. If as many claims
+/// wait because of server errors, no new event is compared with them.
 pub(super) const SUSPECTS_MAX: usize = if cfg!(test) { 20 } else { 10_000 };
 
-/// The least pause between two new events that are compared with [`SUSPECTS_MAX`] suspects or more.
-/// A consumer that refuses everything adds one suspect in each pause, which needs less than a
-/// kilobyte: at most 3 MB in a day.
+/// A consumer that refuses everything adds one suspect in each such pause. A suspect takes less
+/// than a kilobyte, so this is at most 3 MB in a day.
 pub(super) const PAUSE_MANY: Duration = Duration::from_secs(30);
 
-/// The number of server errors after which other claims are sent before a claim, to learn whether
-/// the consumer accepts them.
+/// After this many server errors to a claim, others are sent first, to see if they are accepted.
 const ERRORS_BEFORE_OTHERS: u32 = 2;
 
-/// The state of the current round of the search.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Round {
-    /// No new event was sent in this round yet.
+    /// No new event was sent in this round.
     Fresh,
-    /// A new event of the queue was taken in this round, to learn whether the consumer accepts it.
+    /// A new event was taken, to learn whether the consumer accepts it.
     Compared,
-    /// The queue had no new event for this round, so the delivery pauses. The first new event that
-    /// arrives ends the pause.
+    /// The queue had no new event, so the delivery pauses until one arrives.
     AwaitsEvent,
 }
 
-/// The requests that answers of a consumer ask for, in one delivery.
-///
 /// Invariant: there are at most [`SUSPECTS_MAX`] suspects, plus the events that were on the wire,
 /// plus one for each [`PAUSE_MANY`].
 #[derive(Default)]
 pub(crate) struct Search {
-    /// The round of the search; `None` while no claim is refused.
+    /// `None` while no claim is refused.
     round: Option<Round>,
-    /// The index of the suspect that the last round has sent. The next round sends the one after
-    /// it: as long as no new event comes, only another suspect can be accepted and show that the
-    /// consumer works.
+    /// The index of the last round's suspect. The next round sends another one: without new events,
+    /// only a suspect can show that the consumer works.
     rotation: usize,
-    /// The number of new events of the queue that are sent next to learn whether the consumer
-    /// accepts them, less one. The number is 1 as a rule. It doubles each time that the filter
-    /// keeps back all events of a claim, and is 1 again after events were sent.
+    /// The number of new events for the next comparison, less one. It grows while the filter keeps
+    /// back all events of a claim, and is 0 again after events were sent.
     more_events: u64,
-    /// The failure with which the consumer refused the latest suspect; `None` if there was none.
     pub(super) last_refusal: Option<Failure>,
-    /// `true` if the first new event of the queue ends the delivery's pause, to be compared with a
-    /// claim that was answered with its first server error.
+    /// `true` if a new event ends the pause, to be compared with a claim that got a server error.
     awaits_event: bool,
-    /// `true` if the next request carries other events than the first claim that waits, because the
-    /// consumer answers this claim with server errors.
+    /// `true` if the next request has other events than the first waiting claim.
     others: bool,
-    /// `true` if the batch that was taken last holds such other events. If the filter keeps them
-    /// all back, the next request carries other events.
+    /// `true` if the last batch had such other events. The filter may keep them all back.
     took_others: bool,
-    /// `true` if an address that was passed over in this round has answered a claim with a server
-    /// error, and not for the first time. If the round then ends with another failure, the next
-    /// request carries other events.
+    /// `true` if an address that was passed over in this round answered a claim with a further
+    /// server error. If the round ends with another failure, the next request has other events.
     passed_over: bool,
 }
 
@@ -80,30 +67,26 @@ impl Search {
         self.round.is_some()
     }
 
-    /// Notes that a consumer has refused a claim.
     pub(crate) fn refused(&mut self) {
         self.round.get_or_insert(Round::Fresh);
     }
 
-    /// Notes that a consumer has accepted a claim.
     pub(crate) fn accepted(&mut self) {
         self.set_round(Round::Fresh);
         self.passed_over = false;
     }
 
-    /// Notes that a claim has failed with a server error, for the `errors`th time. `elsewhere`:
-    /// another address is asked at once.
+    /// A claim got its `errors`th server error. `elsewhere`: another address is asked at once.
     pub(super) fn claim_failed(&mut self, errors: u32, elsewhere: bool) {
         let flag = if elsewhere { &mut self.passed_over } else { &mut self.others };
         *flag |= errors >= ERRORS_BEFORE_OTHERS;
     }
 
-    /// Lets the next request carry other events than the first claim that waits.
+    /// The next request has other events than the first waiting claim.
     pub(crate) fn compare(&mut self) {
         self.others = true;
     }
 
-    /// Notes that an attempt has failed, and that no other address is left to be asked at once.
     pub(super) fn round_failed(&mut self) {
         mutant!(
             "round-forgets-the-500-before-it",
@@ -112,30 +95,25 @@ impl Search {
         );
     }
 
-    /// Notes that the events of a claim were found to be at fault, so that no other events are
-    /// needed to compare with.
+    /// The events of a claim were found to be at fault, so no comparison is needed.
     pub(crate) fn found(&mut self) {
         self.others = false;
     }
 
-    /// Returns `true` if the next request carries other events than the first claim that waits.
     pub(super) fn take_others(&mut self) -> bool {
         std::mem::take(&mut self.others)
     }
 
-    /// Notes that the batch that was taken holds other events than the first claim that waits.
     pub(super) fn took_others(&mut self) {
         self.took_others = true;
     }
 
-    /// Notes that events were sent.
     pub(crate) fn sent(&mut self) {
         (self.more_events, self.took_others) = (0, false);
     }
 
-    /// Notes that the filter kept back every event of a claim. If new events were taken to be
-    /// compared with suspects, the round still needs another new event. The next comparison takes
-    /// twice as many new events, at most `max_events`.
+    /// The filter kept back a claim: the next comparison takes twice as many events, up to
+    /// `max_events`.
     pub(super) fn nothing_left(&mut self, max_events: u64) {
         self.more_events = (2 * self.more_events + 1).min(max_events.saturating_sub(1));
         if self.round == Some(Round::Compared) {
@@ -148,14 +126,11 @@ impl Search {
         );
     }
 
-    /// Returns how many new events are taken at most to learn whether the consumer accepts them.
     pub(super) fn comparison_events(&self) -> u64 {
         self.more_events + 1
     }
 
-    /// Returns how many new events to take from the queue at most, when all events that wait are
-    /// suspects. Returns `None` if the round is over, because the consumer refused the suspects and
-    /// the new event.
+    /// Returns the number of new events to compare with suspects; `None` if the round is over.
     pub(super) fn next_comparison(&mut self) -> Option<u64> {
         if self.round == Some(Round::Compared) {
             self.set_round(Round::Fresh);
@@ -165,25 +140,21 @@ impl Search {
         Some(self.comparison_events())
     }
 
-    /// Notes that the queue has no new event to be compared with the suspects. The delivery now
-    /// pauses. From now on, a new event in the queue ends this pause at once.
+    /// The queue has no new event, so the delivery pauses until one arrives.
     pub(super) fn nothing_to_compare(&mut self) {
         self.set_round(Round::AwaitsEvent);
     }
 
-    /// Returns `true` if a new event in the queue ends the delivery's pause. Returns `false` if the
-    /// pause lasts until its time is over.
+    /// Returns `true` if a new event in the queue ends the pause.
     pub(super) fn awaits_event(&self) -> bool {
         self.awaits_event || self.round == Some(Round::AwaitsEvent)
     }
 
-    /// Lets the first new event of the queue end the delivery's pause.
     pub(super) fn await_event(&mut self) {
         self.awaits_event = true;
     }
 
-    /// Notes that a new event has arrived in the queue, or that the delivery pauses because of a
-    /// failure. From now on, a new event in the queue does not end a pause.
+    /// A new event has arrived, or the delivery pauses for another reason.
     pub(super) fn await_no_event(&mut self) {
         if self.round == Some(Round::AwaitsEvent) {
             self.set_round(Round::Fresh);
@@ -191,14 +162,13 @@ impl Search {
         self.awaits_event = false;
     }
 
-    /// Returns the index of the suspect that the next round sends, of this number of suspects.
+    /// Returns the index of the suspect that the next round sends.
     pub(crate) fn rotate(&mut self, suspects: usize) -> usize {
         self.rotation = (self.rotation + 1) % suspects.max(1);
         self.rotation
     }
 
-    /// Ends the search. Either no event waits for a decision or an answer any more, or the
-    /// connection to the consumer that refused events has ended.
+    /// Ends the search: no event waits for a decision or an answer, or the connection has ended.
     pub(crate) fn end(&mut self) {
         self.round = None;
     }

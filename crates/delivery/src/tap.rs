@@ -1,24 +1,14 @@
-//! Shows a person events that leave, while they leave: the *taps*.
-//!
-//! A tap is one reader on the admin address. Deliveries copy lines for it; the reader's own task
-//! redacts them, compares them with what was asked for, and writes them.
-//!
-//! # What a tap costs
+//! Shows a person the events that leave, while they leave: the *taps*. A tap is one reader on the
+//! admin address. Deliveries copy lines for it; the reader's own task does the rest.
 //!
 //! - While no tap is open, a delivery reads one number for each batch.
 //! - A delivery never waits for a tap. The copies for one tap are limited in lines and bytes per
 //!   second, and in the bytes that wait for the reader. Lines beyond a limit are counted, not
 //!   copied.
-//! - All other work (redaction, comparison, writing) is done by the task of the reader.
-//!
-//! # Promises
-//!
-//! - A line is shown after the redactions that always hold, whatever the output's filter says, and
-//!   after the output's own filter. A line that is not JSON is not shown, but counted.
+//! - A line is shown after the output's filter and the redactions that always hold. A line that is
+//!   not JSON is not shown, but counted.
 //! - An event is shown when the consumer has acknowledged it.
 //! - Each acknowledged event that is not handed to the reader is counted with a reason.
-//!
-//! The files of this module stand on floors. A file imports only from floors below its own.
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
@@ -44,46 +34,43 @@ pub use condition::Conditions;
 pub use fields::Fields;
 pub use view::{Looked, View};
 
-/// The maximum number of taps that may be open at the same time. A tap takes [`ROOM_BYTES`] for
-/// copies and, in the worst case, 7 MiB more for what is being written: a few events of
-/// [`EVENT_BYTES_MAX`] in which each byte became an escape of six.
+/// The maximum number of open taps. A tap takes [`ROOM_BYTES`] for copies and at most 7 MiB for
+/// writing: a few events of [`EVENT_BYTES_MAX`] in which each byte became an escape of six.
 pub const TAPS_MAX: usize = 4;
 
-/// The maximum number of bytes of lines that wait for one tap, from the moment of their copy until
-/// the reader's task is done with them. Each line counts `LINE_OVERHEAD` more than its length.
+/// The limit for the bytes of a tap's lines, from their copy until the reader's task is done with
+/// them, with `LINE_OVERHEAD` for each.
 pub const ROOM_BYTES: usize = 2 << 20;
 
-/// The maximum number of lines per second that are copied for one tap. The lines of a second may
-/// come all at once. The limit is above the rate of most clusters, so that a rare event is found
-/// among all others.
+/// The limit for lines per second, possibly all at once. It is above the rate of most clusters, so
+/// that a rare event is found among all others.
 pub const LINES_PER_SECOND: u32 = 2000;
 
 /// The maximum number of bytes per second that are copied for one tap.
 pub const BYTES_PER_SECOND: u32 = 4 << 20;
 
-/// The largest event that a tap shows, in bytes. Redaction needs the whole event, so a larger event
-/// is not shown in part, but counted.
+/// The largest event that a tap shows, in bytes. A larger one is counted: redaction needs whole
+/// events.
 pub const EVENT_BYTES_MAX: usize = 256 << 10;
 
-/// The bytes that a waiting line takes beside its text: the structs that hold it.
 const LINE_OVERHEAD: usize = 128;
 
 /// The taps of a relay. The relay, its deliveries and the admin server share this value.
 pub struct Taps {
-    /// The number of open taps. While no tap is open, deliveries read only this number.
+    /// While no tap is open, deliveries read only this number.
     open: AtomicUsize,
     readers: Mutex<Vec<Arc<Reader>>>,
     metrics: TapMetrics,
 }
 
 impl Taps {
-    /// Makes the taps of a relay. None is open.
+    /// Makes the taps of a relay, of which none is open.
     pub fn new(metrics: TapMetrics) -> Self {
         Self { open: AtomicUsize::new(0), readers: Mutex::default(), metrics }
     }
 
-    /// Opens a tap for the events of the output of this name, or of all outputs. Returns `None` if
-    /// [`TAPS_MAX`] taps are open. The tap is closed when the value is dropped.
+    /// Opens a tap for the events of one output, or of all. Returns `None` if [`TAPS_MAX`] taps are
+    /// open. Dropping the value closes the tap.
     pub fn open(self: &Arc<Self>, output: Option<String>) -> Option<Tap> {
         let mut readers = lock(&self.readers);
         if readers.len() >= TAPS_MAX {
@@ -96,12 +83,11 @@ impl Taps {
         Some(Tap { taps: Arc::clone(self), reader })
     }
 
-    /// Returns `true` if a tap is open. This is the only cost of the taps while none is.
+    /// Returns `true` if a tap is open.
     pub fn is_open(&self) -> bool {
         self.open.load(Ordering::Relaxed) > 0
     }
 
-    /// Returns the readers that are to see events of this output.
     pub(crate) fn readers_of(&self, output: &str) -> Vec<Arc<Reader>> {
         let wants = |reader: &&Arc<Reader>| reader.wants(output);
         lock(&self.readers).iter().filter(wants).map(Arc::clone).collect()
@@ -113,14 +99,13 @@ impl Taps {
         self.tell(readers.len());
     }
 
-    /// Notes the number of open taps. The caller holds the lock of the readers.
     fn tell(&self, open: usize) {
         self.open.store(open, Ordering::Relaxed);
         self.metrics.open(open);
     }
 }
 
-/// An open tap. It is the side that the reader's task uses.
+/// The side of an open tap that the reader's task uses.
 pub struct Tap {
     taps: Arc<Taps>,
     reader: Arc<Reader>,
@@ -146,13 +131,12 @@ impl Tap {
         lock(&self.reader.state).lines.pop_front()
     }
 
-    /// Returns the counters of the events that taps have shown and skipped.
+    /// Returns the counters of shown and skipped events.
     pub fn metrics(&self) -> &TapMetrics {
         &self.taps.metrics
     }
 
-    /// Returns the numbers of events that were not handed to this tap since the last call, by
-    /// reason.
+    /// Returns the numbers of events that were not handed to this tap since the last call.
     pub fn take_skipped(&self) -> Skipped {
         std::mem::take(&mut lock(&self.reader.state).skipped)
     }
@@ -175,14 +159,13 @@ impl Drop for Tap {
 pub struct Skipped {
     /// More events matched than the reader wants in a second.
     pub sample: u64,
-    /// More events left than are copied for a tap in a second. The others were not compared with
-    /// the reader's conditions.
+    /// More events left than are copied in a second. The others were not compared.
     pub rate: u64,
     /// [`ROOM_BYTES`] were taken: the reader or the output's consumer is slow.
     pub full: u64,
     /// Events of more than [`EVENT_BYTES_MAX`] bytes.
     pub large: u64,
-    /// The size in bytes of the largest of these events.
+    /// The size in bytes of the largest of these large events.
     pub largest_bytes: u64,
     /// Lines that are not JSON, which might therefore contain a secret.
     pub unreadable: u64,
@@ -194,7 +177,7 @@ impl Skipped {
         self.sample + self.rate + self.full + self.large + self.unreadable
     }
 
-    /// Adds the numbers of `other`.
+    /// Adds the counts of `other`, and keeps the larger `largest_bytes`.
     pub fn add(&mut self, other: Self) {
         let Self { sample, rate, full, large, largest_bytes, unreadable } = other;
         self.sample += sample;
@@ -206,31 +189,28 @@ impl Skipped {
     }
 }
 
-/// The reason why no more lines of a batch are copied for a tap.
+/// The reason why the other lines of a batch are not copied for a tap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Why {
-    /// The tap has used up the lines or the bytes that it may have in this second.
+    /// The tap has used up its lines or bytes of this second.
     Rate,
-    /// The room of the tap is taken.
+    /// [`ROOM_BYTES`] are taken.
     Full,
 }
 
-/// The side of a tap that the deliveries see.
+/// The side of a tap that the deliveries use.
 pub struct Reader {
-    /// The name of the output whose events the tap shows; `None` for all outputs.
     output: Option<String>,
-    /// The number of bytes of all copied lines that exist, at most [`ROOM_BYTES`].
+    /// The bytes of all copied lines that exist, at most [`ROOM_BYTES`].
     held: AtomicUsize,
     state: Mutex<ReaderState>,
-    /// Notified when lines are handed over.
     arrived: Notify,
 }
 
 struct ReaderState {
-    /// The lines that the consumer has acknowledged and that the reader's task has not taken yet.
+    /// The acknowledged lines that the reader's task has not taken.
     lines: VecDeque<Line>,
     skipped: Skipped,
-    /// The lines and bytes that may be copied.
     allowed: [Allowance; 2],
     is_closed: bool,
 }
@@ -265,8 +245,7 @@ impl Reader {
         Ok(Line { output: Arc::clone(output), event: event.into(), reader: Arc::clone(self) })
     }
 
-    /// Hands over lines of events that the consumer has acknowledged. Also counts the events that
-    /// were acknowledged with them but are not shown.
+    /// Hands over acknowledged lines, and counts events of the same acknowledgement without a line.
     pub fn deliver(&self, lines: impl IntoIterator<Item = Line>, skipped: Skipped) {
         let mut state = lock(&self.state);
         if state.is_closed {
@@ -286,7 +265,6 @@ impl Reader {
 }
 
 impl ReaderState {
-    /// Takes one line of `size` bytes from the allowance; `None` if the allowance is too small.
     fn take(&mut self, size: usize) -> Option<()> {
         let [lines, bytes] = &mut self.allowed;
         // A size is at most EVENT_BYTES_MAX and the overhead.
@@ -295,7 +273,7 @@ impl ReaderState {
     }
 }
 
-/// An allowance per second. All of a second may be taken at once.
+/// An allowance per second, which may be taken at once.
 pub struct Allowance {
     per_second: f64,
     left: f64,
@@ -303,13 +281,12 @@ pub struct Allowance {
 }
 
 impl Allowance {
-    /// Makes an allowance of this much per second, of which nothing is taken yet.
+    /// Makes an allowance of which nothing is taken.
     pub fn new(per_second: u32) -> Self {
         let per_second = f64::from(per_second);
         Self { per_second, left: per_second, refilled: Instant::now() }
     }
 
-    /// Returns `true` if this much is left.
     fn has(&mut self, amount: f64) -> bool {
         let now = Instant::now();
         let passed = now.saturating_duration_since(self.refilled).as_secs_f64();
@@ -318,7 +295,7 @@ impl Allowance {
         self.left >= amount
     }
 
-    /// Takes this much, and returns `true`. If less is left, takes nothing, and returns `false`.
+    /// Takes this much and returns `true`, or returns `false` if less is left.
     pub fn take(&mut self, amount: f64) -> bool {
         let is_left = self.has(amount);
         if is_left {
@@ -328,8 +305,8 @@ impl Allowance {
     }
 }
 
-/// A copy of one event for one tap, as the output's filter leaves it before its shape. The
-/// redactions that always hold are not made yet.
+/// A copy of one event for one tap, after the output's filter. The redactions that always hold are
+/// still missing.
 pub struct Line {
     output: Arc<str>,
     event: Box<[u8]>,

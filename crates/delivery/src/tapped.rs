@@ -1,5 +1,4 @@
-//! Copies of events on the wire, for the taps that are open. A copy goes to its tap when the
-//! consumer has acknowledged the event.
+//! Copies of events on the wire for the open taps.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -10,13 +9,10 @@ use queue::Claim;
 
 /// The copies of one output's events for taps. The output's filtering owns this value.
 ///
-/// A claim's events are copied while the claim goes through the filter to be sent: [`begin`], then
+/// A claim's events are copied while it goes through the filter to be sent: [`begin`], then
 /// [`copy`] for each event, then [`end`]. The copies wait here until the consumer has acknowledged
-/// the events ([`accepted`]), or until the events are to be sent again or are given up
-/// ([`forget`]).
-///
-/// While no tap is open and nothing waits, [`begin`] reads one number, and the other functions look
-/// at an empty list.
+/// the events ([`accepted`]), or until they will be sent again or are given up ([`forget`]). While
+/// no tap is open, [`begin`] reads one number.
 ///
 /// [`begin`]: Tapping::begin
 /// [`copy`]: Tapping::copy
@@ -29,31 +25,27 @@ pub(super) struct Tapping {
     output: Arc<str>,
     /// The copies of the claim that goes through the filter now, for each tap.
     current: Vec<Sample>,
-    /// The copies of claims that are on the wire. The taps limit the bytes of these copies.
+    /// The copies of claims on the wire. The taps limit their bytes.
     samples: Vec<Sample>,
 }
 
-/// The copies of events of one claim for one tap.
+/// The copies of one claim for one tap.
 struct Sample {
-    /// The positions of the claim whose events are neither acknowledged, nor given up, nor to be
-    /// sent again.
+    /// The range of the events that are not decided.
     claim: Claim,
     reader: Arc<Reader>,
-    /// The position of each event, with a copy of the event, or with its size in bytes if it is too
-    /// large to be shown.
+    /// A copy of each event, or its size in bytes if it is too large.
     lines: VecDeque<(Position, Result<Line, u64>)>,
-    /// The reason why the rest of the events was not copied; `None` if all were copied so far.
+    /// The reason why the rest was not copied.
     why: Option<Why>,
 }
 
 impl Tapping {
-    /// Makes the copies of this output's events for `taps`, of which there are none yet.
     pub(crate) fn new(taps: Option<Arc<Taps>>, output: &str) -> Self {
         Self { taps, output: output.into(), ..Self::default() }
     }
 
-    /// Begins to copy the events of a claim that is to be sent. Returns `false` if no tap asks for
-    /// them; the other functions need not be called then.
+    /// Returns `false` if no tap asks for the claim's events.
     pub(crate) fn begin(&mut self, claim: Claim) -> bool {
         let open = self.taps.as_ref().filter(|taps| taps.is_open());
         let Some(taps) = open else {
@@ -67,13 +59,12 @@ impl Tapping {
         !self.current.is_empty()
     }
 
-    /// Returns `true` if a tap takes more events of the claim that goes through the filter now.
+    /// Returns `true` if a tap takes more events of the current claim.
     pub(super) fn is_copying(&self) -> bool {
         self.current.iter().any(|sample| sample.why.is_none())
     }
 
-    /// Copies an event for each tap that has room for it. `event` is the event before it gets the
-    /// form in which it leaves.
+    /// `event` does not have its form yet.
     pub(crate) fn copy(&mut self, position: Position, event: &[u8]) {
         for sample in self.current.iter_mut().filter(|sample| sample.why.is_none()) {
             if event.len() > EVENT_BYTES_MAX {
@@ -87,7 +78,7 @@ impl Tapping {
         }
     }
 
-    /// Ends the copying. `is_sent` is `false` if no event of the claim is sent.
+    /// `is_sent` is `false` if no event of the claim is sent.
     pub(crate) fn end(&mut self, is_sent: bool) {
         let current = std::mem::take(&mut self.current);
         if is_sent {
@@ -95,8 +86,7 @@ impl Tapping {
         }
     }
 
-    /// Hands the copies of the claim's events to their taps, because the consumer has acknowledged
-    /// `events` events of the claim.
+    /// Hands the copies to their taps: the consumer has acknowledged `events` events of the claim.
     pub(crate) fn accepted(&mut self, claim: Claim, events: u64) {
         for sample in self.samples.iter_mut().filter(|sample| sample.overlaps(claim)) {
             let (mut lines, mut skipped) = (Vec::new(), Skipped::default());
@@ -120,8 +110,7 @@ impl Tapping {
         self.samples.retain(|sample| sample.claim.start < sample.claim.end);
     }
 
-    /// Drops the copies of the events at these positions: they are to be sent again, or are given
-    /// up.
+    /// Drops the copies of events that will be sent again or are given up.
     pub(crate) fn forget(&mut self, start: Position, end: Position) {
         if self.samples.is_empty() {
             return;
@@ -139,7 +128,6 @@ impl Sample {
         self.claim.start < claim.end && claim.start < self.claim.end
     }
 
-    /// Removes and returns the copies of the claim's events.
     fn take(&mut self, claim: Claim) -> Vec<Result<Line, u64>> {
         let Claim { start, end } = claim;
         let from = self.lines.partition_point(|(position, _)| *position < start);
@@ -147,8 +135,7 @@ impl Sample {
         self.lines.drain(from..until.max(from)).map(|(_, line)| line).collect()
     }
 
-    /// Notes that the events at these positions are decided, if they are at one end of the rest of
-    /// the claim. A gap in the middle stays until one end reaches it.
+    /// Removes decided events from the range, if they are at one of its ends.
     fn cut(&mut self, start: Position, end: Position) {
         let Claim { start: first, end: last } = self.claim;
         if start <= first && end > first {
@@ -178,7 +165,7 @@ mod tests {
         (Tapping::new(Some(Arc::clone(&taps)), "o"), taps)
     }
 
-    /// Sends a claim whose events say their positions.
+    /// Sends a claim whose events have their positions as text.
     fn send(tapping: &mut Tapping, claim: Claim) {
         assert!(tapping.begin(claim));
         for number in claim.start.get()..claim.end.get() {
@@ -201,7 +188,7 @@ mod tests {
         let other = taps.open(Some("other".to_owned())).unwrap();
         send(&mut tapping, claim(0, 10));
         assert!(shown(&tap).is_empty());
-        // Acknowledged in parts, and one part is sent again and then acknowledged.
+        // Acknowledged in parts; one part is sent again and then acknowledged.
         tapping.accepted(claim(0, 3), 3);
         assert_eq!(shown(&tap), [0, 1, 2]);
         tapping.forget(position(5), position(8));

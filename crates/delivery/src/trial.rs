@@ -1,11 +1,10 @@
-//! Trials: what becomes of an event that a consumer turns down.
+//! Trials: the decisions about events that a consumer turns down.
 //!
-//! An answer that turns a request down says only that something is wrong: with an event, or with
-//! the consumer. A balancer with one broken backend answers 400 to every second request, a store
-//! that restarts answers 500, and one whose index is missing refuses everything. So there is one
-//! rule: an answer counts against an event only if the event was alone in its request, and if **the
-//! consumer works**: it has taken something that was sent after this event was first turned down.
-//! Another address that takes events proves nothing about the address that does not.
+//! A balancer with one broken backend answers 400 to every second request, a store that restarts
+//! answers 500, and one whose index is missing refuses everything. So there is one rule: an answer
+//! counts against an event only if the event was alone in its request, and if **the consumer
+//! works**: it has taken something that was sent after this event was first turned down. Another
+//! address that takes events proves nothing about the address that does not.
 //!
 //! A claim that is turned down has a [`Trial`]. It is halved until single events are turned down,
 //! and a single event whose consumer works is *set aside*: it leaves the queue at once, and holds
@@ -21,8 +20,8 @@
 //!
 //! An ordered output tries a refused event three times at once before it sets it aside (24 times at
 //! an address in doubt), so that few events lose their place for a balancer's broken backend. It
-//! sets an event aside because of server errors only after four of them to this event alone,
-//! between each two of which the consumer has taken others.
+//! sets an event aside because of server errors only after four of them to this event alone, if the
+//! consumer has taken others between each two.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -31,127 +30,101 @@ use tokio::time::Instant;
 
 use base::mutant;
 
-/// The number of refusals of an event alone after which the event is given up. If a broken backend
-/// answers every second request, an event is refused 8 times in a row by chance in 1 of 256 cases.
-/// The relay then usually knows already that the address refuses at random ([`TRIES_OF_DOUBT`]).
+/// With a broken backend behind every second request, an event is refused 8 times in a row in 1 of
+/// 256 cases, and the address is then usually in doubt already.
 const TRIES: u32 = 8;
 
-/// The number of refusals of an event alone after which the event is given up, if the address has
-/// accepted, in the last [`DOUBT`], an event that it had refused alone before. Such an address
-/// refuses events for reasons that are not in the events.
 const TRIES_OF_DOUBT: u32 = 24;
 
-/// The number of server errors to an event alone after which the event may be given up. With
-/// growing pauses, the fourth comes 7 s after the first one.
+/// With growing pauses, the fourth server error comes 7 s after the first.
 const TRIES_OF_ERRORS: u32 = 4;
 
-/// The number of refusals without a pause between them: a balancer sends the next request to
-/// another backend. An ordered output makes them before it sets the event aside and sends others,
-/// so that the order is kept if one of these tries is accepted.
+/// The refusals without a pause between them, because a balancer sends the next request to another
+/// backend. The order is kept if one of these tries is accepted.
 const TRIES_IN_ORDER: u32 = 3;
 
-/// The number of server errors to a claim after which its events may be at fault.
+/// The server errors to a claim after which its events may be at fault.
 const ERRORS_MIN: u32 = 2;
 
-/// The number of server errors to a claim after which its events may be at fault, if the output is
-/// ordered. It is higher than [`ERRORS_MIN`] because of consumers that answer every second request
-/// with 503: even there, only one of 16 claims gets four such answers in a row. For a single event,
-/// an error counts only if the consumer has accepted other events since the error before: a
-/// consumer that works for a moment in an outage makes no event lose its place in the order.
+/// The same for an ordered output. Only one of 16 claims gets four errors in a row from a consumer
+/// that answers every second request with 503. For a single event, an error counts only if the
+/// consumer has accepted others since the previous one: a consumer that works for a moment in an
+/// outage makes no event lose its place in the order.
 const ERRORS_MIN_ORDERED: u32 = 4;
 
-/// The number of tries at other addresses in a row after which the tries at one address are
-/// forgotten, because this address is away. With several addresses that work, each is tried in
-/// turn. An address that has accepted nothing yet must accept another event before the tries there
-/// count.
+/// After this number of tries at other addresses in a row, the tries at one address are forgotten,
+/// because this address is unreachable.
 const ELSEWHERE_MAX: u32 = 8;
 
-/// The time for which an address is in doubt after it has accepted an event that it had refused
-/// alone.
+/// The time for which an address is in doubt.
 const DOUBT: Duration = Duration::from_secs(10 * 60);
 
-/// The least time from the first try to the decision to give up an event.
+/// The shortest time from the first try to giving up.
 const TIME_MIN: Duration = Duration::from_secs(3);
 
-/// The pause between two refusals, after the first three. The eighth refusal comes 3 s after the
-/// first one.
+/// The pause after the third and later refusals. The eighth comes 3 s after the first.
 const PAUSE_REFUSED: Duration = Duration::from_millis(600);
 
 /// The first pause after a server error. Each further pause is twice as long.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 
-/// The longest pause after a server error.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 
-/// The maximum number of claims in a row that a consumer may turn down while an earlier acceptance
-/// still proves that the consumer works. The halves of a claim of 5,000 events reach a single event
-/// in 13 steps. A consumer that turns down more claims than that has probably stopped working
-/// meanwhile.
+/// The claims in a row that a consumer may turn down while an earlier acceptance still proves that
+/// it works. The halves of a claim of 5,000 events reach a single event in 13 steps.
 const IN_A_ROW_MAX: u64 = 16;
 
-/// The maximum number of consumers whose answers a delivery remembers. Each address that an output
-/// has ever reached counts as one consumer. A forgotten consumer must accept an event again before
-/// an answer of it counts against an event.
+/// The number of addresses whose answers are remembered. A forgotten one must accept an event
+/// again.
 const CONSUMERS_MAX: usize = 1024;
 
-/// The kind of answer by which a consumer turns an event down.
+/// A way in which a consumer turns an event down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Answer {
-    /// The consumer refuses the event (400, 413 or 422).
+    /// 400, 413 or 422.
     Refused,
-    /// The consumer has answered with a server error (5xx).
+    /// 5xx.
     ServerError,
 }
 
-/// The answers of one consumer to the requests of this delivery.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Conduct {
-    /// The highest `sent_at` of all claims that the consumer has accepted: how many answers that
-    /// turned something down this delivery had seen when the claim was sent. `None` if the consumer
-    /// has accepted nothing.
+    /// The highest `sent_at` of all accepted claims: [`Conducts::answers`] when they were sent.
     accepted_since: Option<u64>,
-    /// The number of claims that the consumer has accepted.
     accepted: u64,
-    /// The number of claims that the consumer has turned down, without events that are set aside.
     turned_down: u64,
     /// The number of claims turned down since the last accepted one.
     in_a_row: u64,
-    /// The moment at which the consumer last accepted an event that it had refused alone before;
-    /// `None` if it never did.
+    /// The moment at which the consumer last accepted an event that it had refused alone.
     doubted: Option<Instant>,
 }
 
 impl Conduct {
-    /// Returns `true` if the consumer has accepted something that was sent after the answer with
-    /// this number: it works.
+    /// The consumer has accepted something that was sent after the answer with this number.
     fn works_since(&self, number: u64) -> bool {
         self.accepted_since.is_some_and(|accepted| {
             mutant!("proof-from-before-the-refusal", accepted >= number, true)
         })
     }
 
-    /// Returns `true` if the consumer has accepted something since `earlier` was noted, or if
-    /// nothing else was sent to it since then.
+    /// The consumer has accepted something since `earlier`, or turned down no other claim.
     fn still_works(&self, earlier: &Self) -> bool {
         self.accepted > earlier.accepted || self.turned_down == earlier.turned_down
     }
 
-    /// Returns `true` if the consumer refuses events for reasons that are not in the events.
     fn is_in_doubt(&self) -> bool {
         self.doubted.is_some_and(|at| at.elapsed() < DOUBT)
     }
 }
 
-/// The answers of all consumers of one output, in one delivery.
 #[derive(Debug, Default)]
 pub(super) struct Conducts {
-    /// The number of answers by which this delivery has seen something turned down.
+    /// The number of answers in which this delivery has seen something turned down.
     pub answers: u64,
     of: BTreeMap<usize, Conduct>,
 }
 
 impl Conducts {
-    /// Returns the answers of a consumer so far.
     fn of(&self, consumer: usize) -> Conduct {
         self.of.get(&consumer).copied().unwrap_or_default()
     }
@@ -163,8 +136,7 @@ impl Conducts {
         self.of.entry(consumer).or_default()
     }
 
-    /// Notes that a consumer has accepted a claim. `sent_at` is [`Conducts::answers`] at the moment
-    /// when the claim was sent. `was_refused`: it had refused an event of the claim alone.
+    /// `was_refused`: the consumer had refused an event of the claim alone.
     pub(crate) fn accepted(&mut self, consumer: usize, sent_at: u64, was_refused: bool) {
         let conduct = self.of_mut(consumer);
         conduct.accepted_since = conduct.accepted_since.max(Some(sent_at));
@@ -175,7 +147,6 @@ impl Conducts {
         }
     }
 
-    /// Notes that a consumer has turned down a claim, which is not an event that is set aside.
     pub(super) fn turned_down(&mut self, consumer: usize) {
         let conduct = self.of_mut(consumer);
         conduct.turned_down += 1;
@@ -183,12 +154,11 @@ impl Conducts {
     }
 }
 
-/// The circumstances under which an answer is judged.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Circumstances {
     /// `true` if the output keeps the order.
     pub is_ordered: bool,
-    /// `true` if nothing may be given up, because of `rejected.action = "retry"`.
+    /// `true` with `rejected.action = "retry"`: nothing may be given up.
     pub(super) keeps_all: bool,
     /// The setting `rejected.after_server_errors`.
     pub server_errors: Duration,
@@ -196,40 +166,32 @@ pub(super) struct Circumstances {
     pub drains: bool,
 }
 
-/// The decision about a claim that its consumer has turned down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// Nothing shows yet that its events are at fault. It is sent again.
+    /// Nothing shows yet that the events are at fault. They are sent again.
     Again,
-    /// Its events may be at fault. A claim of several events is halved. A single event is a suspect
-    /// until its consumer accepts another one.
+    /// The events may be at fault. Several are halved; a single one becomes a suspect.
     Doubt,
-    /// Its one event is at fault, as far as one can see, and is sent again at once.
+    /// The single event seems to be at fault, and is sent again at once.
     AtOnce,
-    /// Its one event is set aside.
+    /// The single event is set aside.
     SetAside,
 }
 
-/// The answers by which consumers have turned down one claim of the queue, or a larger claim that
-/// contained it.
+/// The answers by which consumers have turned down one claim, or a larger claim that contained it.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Trial {
-    /// The number of the first refusal.
+    /// The number of the answer that was the first refusal.
     refused_at: Option<u64>,
-    /// The number of refusals that count against a single event.
     pub(super) refusals: u32,
-    /// The number of server errors.
     pub errors: u32,
-    /// The number of the server error since which the consumer must have accepted something: the
-    /// first one; for a single event of an ordered output, the last one that is in `proven`.
+    /// The number of the server error since which the consumer must have accepted something.
     errors_since: Option<u64>,
-    /// The number of server errors to a single event of an ordered output alone between which the
-    /// consumer has accepted other events.
+    /// The server errors to a single event between which the consumer has accepted others.
     proven: u32,
 }
 
 impl Trial {
-    /// Notes that `consumer` refuses the claim, which has `events` events.
     pub(crate) fn refused(
         &mut self,
         conducts: &mut Conducts,
@@ -250,9 +212,8 @@ impl Trial {
         if is_over { Verdict::SetAside } else { Verdict::AtOnce }
     }
 
-    /// Notes that `consumer` has answered the claim, which has `events` events, with a server
-    /// error. `took_others`: it has accepted other events of the same request, which was sent at
-    /// this number of answers.
+    /// `took_others` is `Some` if the consumer has accepted other events of the request: the number
+    /// of answers when it was sent.
     pub(crate) fn server_error(
         &mut self,
         conducts: &mut Conducts,
@@ -284,10 +245,10 @@ impl Trial {
         }
     }
 
-    /// Returns `true` if the consumer most likely works, although it has just answered the claim
-    /// with a server error that is not noted yet: it has accepted what it was sent before, or
-    /// something since it first turned the claim down. An ordered output sends no other event
-    /// before the second error, so that a short outage does not change the order.
+    /// The consumer most likely works, although it has just answered with a server error that is
+    /// not counted yet: it has accepted the previous claim, or something since it first turned this
+    /// one down. An ordered output sends no other event before the second error, so that a short
+    /// outage changes no order.
     pub(super) fn is_alone_in_trouble(
         &self,
         conducts: &Conducts,
@@ -300,13 +261,10 @@ impl Trial {
         self.errors >= first && (is_new || (has_proof && conduct.in_a_row <= IN_A_ROW_MAX))
     }
 
-    /// Returns `true` if the consumer has refused the claim.
     pub(crate) fn is_refused(&self) -> bool {
         self.refused_at.is_some()
     }
 
-    /// Ends the trial in the queue: the event is set aside, because `consumer` has turned it down
-    /// with this answer.
     pub(crate) fn set_aside(self, answer: Answer, conducts: &Conducts, consumer: usize) -> Retrial {
         let now = Instant::now();
         let refusals = self.refusals;
@@ -329,12 +287,9 @@ impl Trial {
     }
 }
 
-/// The decision about an event that is set aside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Next {
-    /// The event waits until [`Retrial::due`].
     Wait,
-    /// The event is given up.
     GiveUp,
 }
 
@@ -345,28 +300,23 @@ pub(super) struct Retrial {
     pub since: Instant,
     /// The moment of the next try.
     pub due: Instant,
-    /// The next pause after a server error.
     pause: Duration,
     /// The number of tries that count.
     pub tries: u32,
-    /// The number of the counted tries that the consumer has refused.
     pub(super) refusals: u32,
-    /// The number of the first refusal, at any address; 0 if it was before this delivery. No
-    /// refusal counts before the consumer has accepted something that was sent after it.
+    /// The number of the first refusal; 0 if it was before this delivery. A refusal counts only if
+    /// the consumer has accepted something that was sent after it.
     refused_at: Option<u64>,
-    /// The consumer's last answer that was counted.
+    /// The last counted answer.
     pub answer: Answer,
-    /// The consumer of the tries that are counted; `None` if it is away, or if another delivery has
-    /// made them.
+    /// The consumer whose answers count. `None` if it is unreachable, or not known yet.
     consumer: Option<usize>,
-    /// The conduct of the consumer at the last try.
     conduct: Conduct,
     /// The number of tries at other consumers since the last one at this consumer.
     elsewhere: u32,
 }
 
 impl Retrial {
-    /// Makes the tries of an event that was set aside before the start.
     pub(crate) fn found() -> Self {
         let now = Instant::now();
         Self {
@@ -383,7 +333,6 @@ impl Retrial {
         }
     }
 
-    /// Notes that `consumer` has turned down a try. Returns what becomes of the event.
     pub(super) fn turned_down(
         &mut self,
         answer: Answer,
@@ -411,8 +360,7 @@ impl Retrial {
         Next::Wait
     }
 
-    /// Returns `true` if the answer with this number counts against the event. `conduct` is that of
-    /// the consumer.
+    /// Returns `true` if the answer with this number counts against the event.
     fn counts(
         &mut self,
         answer: Answer,
@@ -427,8 +375,8 @@ impl Retrial {
         let still_works = conduct.still_works(&self.conduct);
         self.conduct = conduct;
         if answer == Answer::Refused && self.refusals == 0 && !now.drains {
-            // The event was set aside because of server errors. The consumer may refuse everything
-            // by now.
+            // The event was set aside because of server errors, and the consumer may refuse
+            // everything now.
             let first = *self.refused_at.get_or_insert(number);
             return still_works
                 && mutant!("refusals-set-aside-need-no-proof", conduct.works_since(first), true);
@@ -436,9 +384,8 @@ impl Retrial {
         still_works
     }
 
-    /// Returns `true` if tries at this consumer count. The answers of another address prove nothing
-    /// about the one where they count so far. If that one is away, they count at this one from now
-    /// on, once it has accepted something.
+    /// Returns `true` if answers of `consumer` count. Only those of one address do: if that one is
+    /// unreachable, those of the next one that has accepted something.
     fn is_counted_at(&mut self, consumer: usize, conduct: &Conduct) -> bool {
         mutant!(
             "tries-of-another-address",
@@ -460,19 +407,17 @@ impl Retrial {
         true
     }
 
-    /// Notes that a try failed for a reason that does not depend on the event, such as a broken
-    /// connection.
+    /// A try failed for a reason that does not depend on the event, such as a broken connection.
     pub(crate) fn failed(&mut self) {
         self.wait(false);
     }
 
-    /// Makes the next try now.
     pub(crate) fn at_once(&mut self) {
         self.due = Instant::now();
     }
 
-    /// Notes that the drain has begun: the event is tried now, and its tries are counted from now
-    /// on. The pauses before may have grown to [`PAUSE_MAX`], and the drain is shorter than that.
+    /// The event is tried now, and its tries are counted from zero. Earlier pauses may have grown
+    /// to [`PAUSE_MAX`], which is longer than the drain.
     pub(crate) fn hurry(&mut self) {
         self.since = Instant::now();
         self.pause = PAUSE_MIN;
@@ -480,7 +425,6 @@ impl Retrial {
         self.at_once();
     }
 
-    /// Returns `true` if there were enough tries over enough time.
     fn is_over(&self, now: Circumstances) -> bool {
         let (tries, needed, time) = match self.answer {
             Answer::Refused if self.conduct.is_in_doubt() => {
@@ -495,22 +439,21 @@ impl Retrial {
         tries >= needed && self.since.elapsed() >= time
     }
 
-    /// Returns the tries without the number and the conduct of the consumer, which mean nothing in
-    /// another delivery. All that the other delivery sends is sent after a refusal of this one.
+    /// The consumer's number and conduct mean nothing in another delivery, which sends everything
+    /// after the refusals of this one.
     pub(super) fn inherited(self) -> Self {
         let refused_at = self.refused_at.map(|_| 0);
         Self { consumer: None, refused_at, conduct: Conduct::default(), ..self }
     }
 
-    /// Notes that an earlier process has set the event aside because the consumer refused it. All
-    /// that this process sends is sent after that.
+    /// An earlier process has set the event aside; this process sends everything after that
+    /// refusal.
     pub(super) fn refused_before(&mut self) {
         (self.answer, self.refused_at) = (Answer::Refused, Some(0));
     }
 
-    /// Sets the moment of the next try. After a server error, and after an answer that does not
-    /// count although it is not one of a few at another address, each pause is longer than the one
-    /// before it.
+    /// Pauses grow after a server error, and after an answer that does not count, unless it is one
+    /// of a few at another address.
     fn wait(&mut self, counts: bool) {
         let (pause, next) = match self.answer {
             Answer::Refused if counts => (PAUSE_REFUSED, PAUSE_MIN),

@@ -1,5 +1,5 @@
-//! When events were first sent, for `retry.max_elapsed`. The clock of a batch starts with its first
-//! attempt, and continues however the batch is cut, sent again, or joined with others.
+//! The times at which events were first sent, for `retry.max_elapsed`. The clock of a batch starts
+//! with its first attempt, and continues when the batch is cut, sent again, or joined with others.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -8,24 +8,20 @@ use tokio::time::Instant;
 
 use queue::{Claim, Position};
 
-/// Attempts that follow each other within a short time are stored as one entry, with the time of
-/// the latest attempt. The short time is `max_elapsed` divided by this constant. So at most about
-/// 1,000 entries are kept, and no event is given up too early. For example, with a `max_elapsed` of
-/// 1 h, attempts within 3.6 s share an entry.
+/// Attempts within this part of `max_elapsed`, such as 3.6 s of 1 h, share an entry with the time
+/// of the latest one. So about 1,000 entries are kept, and no event is given up too early.
 const RESOLUTION: u32 = 1000;
 
 /// The times of the first attempts to send the events that are not final.
 pub(super) struct Tried {
-    /// An event is too old when this time has passed since its first attempt. The value is
     /// `retry.max_elapsed`.
     pub max_elapsed: Duration,
-    /// The times of the attempts, in the order of the events' positions, which is also the order of
-    /// time.
+    /// In the order of positions, which is also the order of time.
     entries: VecDeque<Entry>,
 }
 
-/// A range of events that were first sent between `begun` and `at`. The range begins where the
-/// entry before it ends. The event at `end` does not belong to the range.
+/// Events that were first sent between `begun` and `at`. The range begins where the previous entry
+/// ends, and ends before `end`.
 struct Entry {
     end: Position,
     begun: Instant,
@@ -37,8 +33,7 @@ impl Tried {
         Self { max_elapsed, entries: VecDeque::new() }
     }
 
-    /// Notes that the events of this claim are sent now. Events of the claim that were sent before
-    /// keep their first time. Entries before `watermark` are removed.
+    /// Events that were sent before keep their first time. Entries before `watermark` are removed.
     pub(crate) fn note(&mut self, claim: Claim, watermark: Position) {
         while self.entries.front().is_some_and(|entry| entry.end <= watermark) {
             self.entries.pop_front();
@@ -53,8 +48,7 @@ impl Tried {
         }
     }
 
-    /// Returns the position before which every event is too old: each was first sent at least
-    /// `max_elapsed` ago. If no event is too old, returns the first possible position.
+    /// Every event before the returned position was first sent at least `max_elapsed` ago.
     pub(super) fn over_until(&self) -> Position {
         let now = Instant::now();
         let over = |entry: &Entry| now.duration_since(entry.at) >= self.max_elapsed;

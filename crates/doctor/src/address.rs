@@ -1,15 +1,16 @@
-//! The address of the audit webhook, and which hosts in the metrics of kube-apiserver it is.
+//! The address of the audit webhook, for comparison with the hosts in the metrics of
+//! kube-apiserver.
 //!
-//! kube-apiserver writes the label `host` as the URL in the webhook's kubeconfig has it: names in
-//! any case, IPv6 addresses in any form, with or without the default port. Therefore the label is
-//! compared as an address, and not as text.
+//! kube-apiserver writes the label `host` as in the URL of the webhook's kubeconfig: names in any
+//! case, IPv6 addresses in any form, with or without the default port. Therefore the label is
+//! compared as an address and not as text.
 
 use std::net::{IpAddr, Ipv6Addr};
 
 /// The default of `--secure-port` of kube-apiserver.
 const PORT: u16 = 6443;
 
-/// A host in a normalized form, and its port; `None` if the text has no port.
+/// A host in a normalized form, and its port, if the text has one.
 type HostPort = (Host, Option<u16>);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,41 +24,40 @@ enum Host {
 pub struct Address {
     host: Host,
     port: u16,
-    /// The port of a URL that names none.
+    /// The port of a URL without a port.
     default_port: u16,
 }
 
 impl Address {
-    /// Makes an address of the host and the port of a URL, such as `relay.example` or
-    /// `[::1]:3000`. `https` says which port is the default.
+    /// Makes an address from the host and the port of a URL, such as `relay.example` or
+    /// `[::1]:3000`. The default port depends on `https`.
     pub fn new(authority: &str, https: bool) -> Self {
         let (host, port) = parse(authority);
         let default_port = if https { 443 } else { 80 };
         Self { host, port: port.unwrap_or(default_port), default_port }
     }
 
-    /// Returns `true` if a label `host` is this address.
+    /// Returns `true` if the label `host` has this address.
     pub fn is(&self, label: &str) -> bool {
         let (host, port) = parse(label);
         host == self.host && port.unwrap_or(self.default_port) == self.port
     }
 }
 
-/// Returns `true` if two labels `host` are the same address. A label without a port differs from
+/// Returns `true` if two labels `host` have the same address. A label without a port differs from
 /// one with a port, because the scheme is not known.
 pub fn is_same(first: &str, second: &str) -> bool {
     parse(first) == parse(second)
 }
 
-/// Returns `true` for the address at which kube-apiserver sends requests to itself: `[::1]`, unless
-/// it listens on IPv4 only.
+/// Returns `true` for `[::1]`, the address at which kube-apiserver sends requests to itself, unless
+/// it listens only on IPv4.
 pub fn is_own(label: &str) -> bool {
     parse(label).0 == Host::Ip(Ipv6Addr::LOCALHOST.into())
 }
 
-/// Returns `true` for an address on the same machine, or at the port of kube-apiserver. It is
-/// kube-apiserver's own address if kube-apiserver listens on IPv4 only; otherwise it may be a
-/// webhook's.
+/// Returns `true` for an address on the same machine, or with the port of kube-apiserver. If
+/// kube-apiserver listens only on IPv4, the address is its own; otherwise it may be a webhook's.
 pub fn may_be_own(label: &str) -> bool {
     let (host, port) = parse(label);
     let is_near = match &host {
@@ -67,7 +67,7 @@ pub fn may_be_own(label: &str) -> bool {
     is_near || port == Some(PORT)
 }
 
-/// Splits a text into host and port. A text without a port is only a host.
+/// Splits a text into host and port.
 fn parse(text: &str) -> HostPort {
     if text.parse::<Ipv6Addr>().is_ok() {
         return (host(text), None);

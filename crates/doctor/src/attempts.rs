@@ -1,4 +1,4 @@
-//! The attempts of kube-apiserver to reach its audit webhook, among all the requests that it sends.
+//! The attempts of kube-apiserver to reach its audit webhook, among all its requests.
 //!
 //! kube-apiserver counts its requests by host, and does not say which host is the audit webhook.
 //! Other webhooks get POSTs too, and kube-apiserver sends requests to itself.
@@ -8,10 +8,10 @@ use super::address::Address;
 use super::counts::{ApiserverCounts, ByLabel, sums, total};
 use super::sample::Sampled;
 
-/// Returns the host of the audit webhook, as the metrics name it, and the number of POSTs to it by
-/// status. `None` if there are no such POSTs, or if the address is not known and several hosts get
-/// POSTs, such as those of admission webhooks. kube-apiserver itself counts as one of these hosts
-/// only if no other host gets POSTs.
+/// Returns the host of the audit webhook, as the metrics name it, and the POSTs to it by status.
+/// `None` without such POSTs, or if the address is unknown and several hosts get POSTs, such as
+/// admission webhooks. kube-apiserver itself counts as one of these hosts only if no other host
+/// gets POSTs.
 pub fn webhook_posts(
     counts: &ApiserverCounts,
     address: Option<&Address>,
@@ -26,12 +26,12 @@ pub fn webhook_posts(
     is_one.then(|| (label.clone(), posts))
 }
 
-/// Returns the hosts that get POSTs, without those that are kube-apiserver itself. If no other host
-/// remains, returns all of them.
+/// Returns the hosts that get POSTs, except kube-apiserver itself, or all hosts if no other one
+/// remains.
 fn others(counts: &ApiserverCounts) -> Vec<&String> {
     let mut hosts: Vec<&String> = counts.posts.keys().collect();
     let is_own = |host: &str| address::is_own(host) || counts.changed.contains(host);
-    // If kube-apiserver's own address is known, any address that merely may be its own is that of a
+    // If kube-apiserver's own address is certain, an address that only may be its own belongs to a
     // webhook.
     let is_known = hosts.iter().any(|host| is_own(host));
     let is_own: &dyn Fn(&str) -> bool = if is_known { &is_own } else { &address::may_be_own };
@@ -43,7 +43,7 @@ fn others(counts: &ApiserverCounts) -> Vec<&String> {
 }
 
 /// Returns the POSTs to the webhook in the first sample, by status. `host` is the webhook's host in
-/// the second sample. `None` if the first sample has no POSTs to it.
+/// the second sample. `None` if the first sample has no POSTs to the webhook.
 pub fn earlier_posts(
     apiserver: &Sampled<ApiserverCounts>,
     host: &str,
@@ -53,8 +53,7 @@ pub fn earlier_posts(
     (address.is_some() || address::is_same(&earlier, host)).then_some(posts)
 }
 
-/// Returns the increase of each of these counts since an earlier sample, or the counts themselves
-/// if there is no earlier sample.
+/// Returns the increase of each count since an earlier sample, or the counts without one.
 pub fn increases(now: &ByLabel, before: Option<&ByLabel>) -> ByLabel {
     let increase = |(name, count): (&String, &u64)| {
         let earlier = before.and_then(|before| before.get(name)).copied().unwrap_or_default();
@@ -63,13 +62,12 @@ pub fn increases(now: &ByLabel, before: Option<&ByLabel>) -> ByLabel {
     now.iter().map(increase).collect()
 }
 
-/// Returns the number of attempts that have failed.
+/// Returns the number of failed attempts.
 pub fn failed(posts: &ByLabel) -> u64 {
     total(posts.iter().filter(|(code, _)| !code.starts_with('2')).map(|(_, count)| *count))
 }
 
-/// Returns how many attempts to reach the webhook have failed between the two samples; `None` if
-/// the number is not known.
+/// Returns how many attempts to reach the webhook failed between the two samples, if that is known.
 pub fn failed_in_interval(
     apiserver: &Sampled<ApiserverCounts>,
     webhook: Option<&Address>,

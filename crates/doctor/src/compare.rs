@@ -1,5 +1,5 @@
-//! Compares what the kube-apiservers have sent with what the relays have received: the totals since
-//! the processes started, and the increases between the two samples.
+//! Compares the events that the kube-apiservers have sent with those that the relays have received:
+//! the totals since the processes started, and the increases between the two samples.
 //!
 //! The totals can be compared only if all processes started together. The increases can always be
 //! compared, but kube-apiserver holds events back: those of the batch that it collects, and those
@@ -15,19 +15,19 @@ use telemetry::status::thresholds::{PATIENCE_MAX, PATIENCE_WITH_RETRY_AFTER};
 /// The totals are compared only if all processes have started within this many seconds.
 pub const STARTS_APART_MAX: f64 = 60.0;
 
-/// The greatest number of events in a batch: kube-apiserver's default for
+/// The maximum number of events in a batch: kube-apiserver's default for
 /// `--audit-webhook-batch-max-size`.
 pub const BATCH_MAX: u64 = 400;
 
-/// The longest time in seconds for which kube-apiserver collects a batch: its default for
+/// The maximum time in seconds for which kube-apiserver collects a batch: its default for
 /// `--audit-webhook-batch-max-wait`.
 const BATCH_WAIT: f64 = 30.0;
 
-/// The greatest number of events that wait for a batch: kube-apiserver's default for
+/// The maximum number of events that wait for a batch: kube-apiserver's default for
 /// `--audit-webhook-batch-buffer-size`.
 const BUFFER_MAX: u64 = 10_000;
 
-/// Returns `true` if only batches are refused with this reason.
+/// Returns `true` if relays refuse only batches with this reason.
 pub fn is_of_batch(reason: &str) -> bool {
     Rejection::named(reason).is_some_and(Rejection::is_of_batch)
 }
@@ -39,14 +39,15 @@ pub enum Comparison {
     Not(String),
     /// Everything has arrived.
     Equal,
-    /// The relays have received this many events more than a saved file counts. These events may
-    /// hide that earlier ones are missing.
+    /// The relays have received this many events more than a saved file counts, because the file is
+    /// older. The surplus may hide a loss.
     More(u64),
-    /// The number of events that have not arrived, and the number that were generated.
-    /// kube-apiserver may still collect all of them for its next batches.
+    /// This many events have not arrived, of this many generated ones. kube-apiserver may still
+    /// collect all of them for its next batches.
     Collected(u64, u64),
     /// This many events have arrived that were not generated in the interval. kube-apiserver may
-    /// have held all of them before it; otherwise they come from senders that were not asked.
+    /// have held all of them before the interval; otherwise they come from senders that were not
+    /// asked.
     Others(u64),
     /// This many events have not arrived. kube-apiserver may still hold all of them, because
     /// attempts to send them have failed.
@@ -60,7 +61,7 @@ pub enum Comparison {
 /// The newest numbers of every kube-apiserver and every relay.
 type Known<'f> = (Vec<&'f ApiserverCounts>, Vec<&'f RelayCounts>);
 
-/// Returns the newest numbers of all processes, or the reason why they cannot be compared.
+/// Returns the newest numbers of all processes, or the reason why they can't be compared.
 fn known<'f>(
     apiservers: &'f [Sampled<ApiserverCounts>],
     relays: &'f [Sampled<RelayCounts>],
@@ -92,9 +93,9 @@ fn known<'f>(
     }
 }
 
-/// Compares the kube-apiservers that could be read, if others could not. What those have sent can
-/// only hide that events are missing, so events that are missing nevertheless are a result. For
-/// anything else, the result is `why` nothing was compared.
+/// Compares only the kube-apiservers that could be read. The events of the others can hide a loss
+/// but not cause one, so missing events are a valid result. Any other result becomes
+/// [`Comparison::Not`] with the reason `why`.
 fn of_the_read(
     apiservers: &[Sampled<ApiserverCounts>],
     why: String,
@@ -109,7 +110,7 @@ fn of_the_read(
     if matches!(compared, Comparison::Missing(_)) { compared } else { Comparison::Not(why) }
 }
 
-/// Returns the first samples of all processes; `None` if one of them has only one sample.
+/// Returns the first samples of all processes. `None` if a process has only one sample.
 fn before<C>(sampled: &[Sampled<C>]) -> Option<Vec<&C>> {
     sampled.iter().map(|it| it.before.as_ref()).collect()
 }
@@ -127,7 +128,7 @@ fn lost(apiservers: &[&ApiserverCounts]) -> u64 {
 }
 
 /// Returns `true` if the totals of these processes count from the same time. A process without a
-/// start time is compared too, so a difference is at least reported as unexplained.
+/// start time is compared too, so that a difference is at least reported as unexplained.
 fn started_together(apiservers: &[&ApiserverCounts], relays: &[&RelayCounts]) -> bool {
     let start = |clock: &Clock, started: Option<f64>| started.map(|at| clock.here(at));
     let starts = apiservers.iter().map(|it| start(&it.clock, it.started));
@@ -138,11 +139,11 @@ fn started_together(apiservers: &[&ApiserverCounts], relays: &[&RelayCounts]) ->
     last - first <= STARTS_APART_MAX
 }
 
-/// Compares the totals. Events may be on their way, so two things must hold: all events that were
-/// generated before the first sample must have arrived by the second one, and all that had arrived
-/// by the first sample must have been generated by then. A file has only one sample, whose time is
-/// unknown: events that the relays received after it was saved are not a surplus, but may hide that
-/// earlier events are missing.
+/// Compares the totals. Because events may be on their way, the samples are compared crosswise: all
+/// events that were generated before the first sample must have arrived by the second one, and all
+/// that had arrived by the first sample must have been generated by that time. A file has only one
+/// sample, at an unknown time. Events that the relays received after it are not a surplus, but may
+/// hide that earlier events are missing.
 pub fn totals(
     apiservers: &[Sampled<ApiserverCounts>],
     relays: &[Sampled<RelayCounts>],
@@ -175,9 +176,9 @@ pub fn totals(
     }
 }
 
-/// Returns the maximum number of events that a kube-apiserver has generated within this time before
-/// the second sample. Only a longer interval tells this number. It varies by up to four times its
-/// square root.
+/// Estimates how many events a kube-apiserver generated within this time before the second sample,
+/// as an upper bound: the number varies by up to four times its square root. Needs an interval that
+/// is longer than this time.
 #[allow(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
@@ -191,15 +192,15 @@ fn generated_within(seconds: f64, apiserver: &Sampled<ApiserverCounts>) -> Optio
     Some((mean + 4.0 * mean.sqrt()).ceil() as u64)
 }
 
-/// Returns the maximum number of events that a kube-apiserver may collect for its next batch: a
-/// whole batch or, if it is less, the number of events that come in 30 s.
+/// Returns the maximum number of events that a kube-apiserver may be collecting for its next batch:
+/// a whole batch or, if that is less, the events of 30 s.
 fn collects(apiserver: &Sampled<ApiserverCounts>) -> u64 {
     generated_within(BATCH_WAIT, apiserver).map_or(BATCH_MAX, |events| events.min(BATCH_MAX))
 }
 
-/// Returns the maximum number of events that kube-apiserver may hold because attempts to send them
-/// have failed: a batch for each attempt, but no event for longer than it tries. If its own
-/// attempts are not known, the batches that the relays have refused count instead.
+/// Returns the maximum number of events that kube-apiserver may hold because attempts have failed:
+/// a batch for each failed attempt, but no event for longer than kube-apiserver tries. If its
+/// attempts are unknown, the batches that the relays have refused count instead.
 fn retried(
     apiservers: &[Sampled<ApiserverCounts>],
     relays: &[Sampled<RelayCounts>],
@@ -230,9 +231,9 @@ fn retried(
 }
 
 /// Compares the increases between the two samples. The samples of the relays enclose those of the
-/// kube-apiservers. Each kube-apiserver may still collect one batch. If attempts have failed, it
-/// may also hold a batch for each of them. If more events arrive than were generated,
-/// kube-apiserver held them before the interval, or they come from other senders.
+/// kube-apiservers. Each kube-apiserver may still collect one batch, and may hold a batch for each
+/// failed attempt. If more events arrive than were generated, kube-apiserver held them before the
+/// interval, or they come from other senders.
 pub fn increases(
     apiservers: &[Sampled<ApiserverCounts>],
     relays: &[Sampled<RelayCounts>],
@@ -279,9 +280,9 @@ pub fn increases(
     }
 }
 
-/// Returns `true` if another process has answered in the second sample: the start time has changed,
-/// or the count of accepted events went back. A number that is missing in one of the samples shows
-/// nothing.
+/// Returns `true` if another process answered in the second sample: the start time has changed, or
+/// the count of accepted events has decreased. A number that is missing in one of the samples
+/// proves nothing.
 pub fn is_restarted(relay: &Sampled<RelayCounts>) -> bool {
     let Some((before, now)) = relay.before.as_ref().zip(relay.counts.as_ref()) else {
         return false;

@@ -1,10 +1,10 @@
-//! The numbers that the doctor takes from metrics: those of a kube-apiserver, and those of a relay.
+//! The numbers that doctor takes from the metrics of a kube-apiserver or of a relay.
 //!
-//! A number that is not there is not 0, with one exception: kube-apiserver has a series of
+//! A missing number is not 0, with one exception: kube-apiserver has a series of
 //! `apiserver_audit_error_total` only after the first error of a plugin.
 //!
-//! A series whose value its metric can't have, such as NaN, is left out and named in the list
-//! `wrong`. The sum of its family is unknown then, and other families stay usable.
+//! A series with an impossible value, such as NaN, is left out and listed in `wrong`. The sum of
+//! its family is then unknown, and other families stay usable.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,11 +28,10 @@ const REJECTED: &str = "apiserver_audit_requests_rejected_total";
 const CLIENT: &str = "rest_client_requests_total";
 const STARTED: &str = "process_start_time_seconds";
 
-/// The plugin of kube-apiserver that writes the audit log. Its errors are not errors of the
-/// webhook.
+/// The plugin of kube-apiserver that writes the audit log. Its errors do not concern the webhook.
 pub const LOG_PLUGIN: &str = "log";
 
-/// Returns the sum of counts. A sum that is too large stays at the largest number.
+/// Returns the sum of counts, which saturates at the largest number.
 pub fn total(counts: impl IntoIterator<Item = u64>) -> u64 {
     counts.into_iter().fold(0, u64::saturating_add)
 }
@@ -42,7 +41,7 @@ fn add(counts: &mut ByLabel, value: String, count: u64) {
     *sum = sum.saturating_add(count);
 }
 
-/// Returns the sums of several counts by label.
+/// Adds several counts by label.
 pub fn sums<'c>(all: impl IntoIterator<Item = &'c ByLabel>) -> ByLabel {
     let mut sums = ByLabel::new();
     for (value, count) in all.into_iter().flatten() {
@@ -57,18 +56,18 @@ pub fn listed(counts: &ByLabel) -> String {
     each.join(", ")
 }
 
-/// Returns the label with the greatest count; empty if there are no counts.
+/// Returns the label with the highest count, or an empty text without counts.
 pub fn most(counts: &ByLabel) -> &str {
     counts.iter().max_by_key(|(_, count)| **count).map_or("", |(value, _)| value)
 }
 
-/// The numbers of one source: a kube-apiserver or a relay.
+/// The numbers of one kube-apiserver or relay.
 pub trait Counts: Sized + Clone {
-    /// Reads the numbers from the families. If `families` is empty, asks for every family that it
-    /// may need.
+    /// Reads the numbers from the families. Even if `families` is empty, asks for every family that
+    /// may be needed.
     fn take(families: &Families<'_>) -> Self;
 
-    /// Returns the names of the families that are read.
+    /// Returns the names of the families that [`Counts::take`] asks for.
     fn wanted() -> Vec<String> {
         let nothing = Exposition::default();
         let families = Families::of(&nothing);
@@ -76,7 +75,7 @@ pub trait Counts: Sized + Clone {
         families.asked.into_inner().into_iter().map(str::to_owned).collect()
     }
 
-    /// Reads the numbers from metrics that were parsed.
+    /// Reads the numbers from parsed metrics.
     fn of(exposition: &Exposition) -> Self {
         Self::take(&Families::of(exposition))
     }
@@ -84,65 +83,64 @@ pub trait Counts: Sized + Clone {
     /// Returns the clock of the process's machine.
     fn clock(&mut self) -> &mut Clock;
 
-    /// Returns the start time, which distinguishes the process from others behind the same address;
-    /// `None` if it is not known.
+    /// Returns the start time, if it is known. It distinguishes processes behind the same address.
     fn process(&self) -> Start;
 
-    /// Returns `true` if these numbers are lower than earlier ones, so that the process was
-    /// restarted although its start time does not show it.
+    /// Returns `true` if these numbers are lower than earlier ones, which proves a restart that the
+    /// start time does not show.
     fn has_begun_again(&self, _before: &Self) -> bool {
         false
     }
 }
 
 /// The clock of another machine. doctor's own clock may differ from it by minutes, so an age is the
-/// difference of two times of this clock.
+/// difference between two times of this clock.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Clock {
-    /// The time of the answer, in seconds since 1970; `None` for a file. For an answer without a
-    /// valid header `Date`, doctor's clock has to do.
+    /// The time of the answer, in seconds since 1970, by its header `Date` or, if that is not
+    /// valid, by doctor's clock. `None` for a file.
     pub now: Option<f64>,
-    /// The seconds by which this clock is ahead of doctor's; 0 if that is not known.
+    /// The seconds by which this clock is ahead of doctor's; 0 if that is unknown.
     pub ahead: f64,
 }
 
-/// The greatest number of seconds by which a time that a server reports may be later than its
-/// `Date`, which has no fraction. A later time shows that the two are not of the same clock.
+/// The maximum seconds by which a reported time may be later than the `Date` of the server, which
+/// has no fraction. A later time is not of the same clock.
 const DATE_ERROR_MAX: f64 = 2.0;
 
 impl Clock {
-    /// Makes a clock from a header `Date`, which has come at the time `here` of doctor's clock.
+    /// Makes a clock from a header `Date` that arrived at the time `here` of doctor's clock.
     pub fn new(date: Option<f64>, here: f64) -> Self {
         Self { now: date.or(Some(here)), ahead: date.map_or(0.0, |date| date - here) }
     }
 
-    /// Returns the seconds since a time of this clock; `None` if that is not known.
+    /// Returns the seconds since a time of this clock, if they are known.
     pub fn age(&self, at: f64) -> Option<f64> {
         let age = self.now? - at;
         (age > -DATE_ERROR_MAX).then_some(age.max(0.0))
     }
 
-    /// Returns a time of this clock by doctor's clock.
+    /// Converts a time of this clock to doctor's clock.
     pub fn here(&self, at: f64) -> f64 {
         at - self.ahead
     }
 }
 
-/// The start time of a process, as the bits of a number of seconds; `None` if it is not known.
+/// The start time of a process, as the bits of its seconds since 1970, if it is known.
 pub type Start = Option<u64>;
 
-/// A series that was left out, because its value is not possible for its metric.
+/// A series that was left out because its value is impossible.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Wrong {
     /// The name of the metric.
     pub name: String,
-    /// The labels of the series, safe to print and each of a bounded length.
+    /// The labels of the series, safe to print and bounded in length.
     pub labels: Labels,
     /// The value, which may be NaN.
     pub value: f64,
 }
 
-/// Writes the series as on the page of metrics, with its value.
+/// Writes the series and its value as on the metrics page.
 impl fmt::Display for Wrong {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.name)?;
@@ -151,29 +149,28 @@ impl fmt::Display for Wrong {
         if !labels.is_empty() {
             write!(f, "{{{}}}", labels.join(","))?;
         }
-        write!(f, " is {}, which is no valid number", self.value)
+        write!(f, " is {}, which is not a valid number", self.value)
     }
 }
 
 /// The numbers of one kube-apiserver.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ApiserverCounts {
-    /// The clock of its machine.
+    /// The clock of the machine.
     pub clock: Clock,
     /// The start of the process, in seconds since 1970.
     pub started: Option<f64>,
-    /// The events that were generated; `None` if the metric is missing.
+    /// The generated events. `None` if the metric is missing.
     pub generated: Option<u64>,
     /// The events that were given up, by plugin. A plugin without errors may be missing.
     pub errors: ByLabel,
-    /// The requests, by the level at which the policy audits them.
+    /// The requests, by the audit level of the policy.
     pub levels: ByLabel,
     /// The API requests that were refused because their event could not be audited.
     pub rejected: Option<u64>,
-    /// The POSTs that kube-apiserver has sent, also to itself, by host, and for each host by
-    /// status.
+    /// The POSTs of kube-apiserver, including those to itself, by host and then by status.
     pub posts: BTreeMap<String, ByLabel>,
-    /// The hosts to which kube-apiserver has sent changes by other methods than POST. A webhook
+    /// The hosts to which kube-apiserver has sent changes by methods other than POST. A webhook
     /// gets only POSTs, so these hosts are kube-apiservers.
     pub changed: BTreeSet<String>,
     /// The series that were left out.
@@ -188,8 +185,7 @@ impl ApiserverCounts {
         total(of_webhook.map(|(_, lost)| *lost))
     }
 
-    /// Returns a sum of counters. Of two samples of the same process, the newer one has the greater
-    /// sum.
+    /// Returns a sum of counters, which is greater in the newer one of two samples of a process.
     pub fn progress(&self) -> u64 {
         total(self.errors.values().copied().chain(self.generated))
     }
@@ -248,20 +244,20 @@ impl Counts for ApiserverCounts {
 /// The numbers of one relay.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct RelayCounts {
-    /// The clock of its machine.
+    /// The clock of the machine.
     pub clock: Clock,
     /// The start of the process, in seconds since 1970.
     pub started: Option<f64>,
     /// The version of the relay.
     pub version: Option<String>,
-    /// The events that were accepted; `None` if the metric is missing.
+    /// The accepted events. `None` if the metric is missing.
     pub accepted: Option<u64>,
-    /// The lost events, by output. The name `queue` stands for events that no output can get.
-    /// `None` if the metric is missing.
+    /// The lost events, by output. `queue` stands for events that no output can get. `None` if the
+    /// metric is missing.
     pub errors: Option<ByLabel>,
     /// The requests that were not accepted, by reason.
     pub rejected: ByLabel,
-    /// The connections that were closed for want of a place, or not accepted, by reason.
+    /// The connections that were refused, or closed to make room, by reason.
     pub refused_connections: ByLabel,
     /// The answered requests, by status.
     pub requests: ByLabel,
@@ -280,14 +276,14 @@ pub struct RelayCounts {
 pub struct QueueCounts {
     /// The events in the queue.
     pub events: Option<u64>,
-    /// The bytes that count for how full the queue is: `queue_needed_bytes` or, if the relay is of
-    /// a version without it, `queue_bytes`.
+    /// The bytes that count for the fill of the queue: `queue_needed_bytes`, or `queue_bytes` of a
+    /// version without it.
     pub needed: Option<u64>,
-    /// The limit for the bytes in the queue.
+    /// The maximum bytes of the queue.
     pub capacity: Option<u64>,
-    /// `true` if the queue is in memory, and is lost with the process; `None` if that is not known.
+    /// `true`: the queue is in memory and is lost with the process. `None`: unknown.
     pub in_memory: Option<bool>,
-    /// The events that earlier processes have accepted into its directory.
+    /// The events that earlier processes have accepted into the queue's directory.
     pub earlier: Option<u64>,
 }
 
@@ -296,7 +292,7 @@ pub struct QueueCounts {
 pub struct EvidenceCounts {
     /// The entries of the log; 0 without evidence.
     pub size: Option<u64>,
-    /// The time of the last checkpoint, in seconds since 1970; 0 if there is none yet.
+    /// The time of the last checkpoint, in seconds since 1970; 0 without a checkpoint.
     pub checkpoint: Option<f64>,
 }
 
@@ -305,11 +301,11 @@ pub struct EvidenceCounts {
 pub struct OutputCounts {
     /// The events that the consumer has acknowledged.
     pub delivered: u64,
-    /// The events that wait; `None` for an output that a reload has removed.
+    /// The waiting events. `None` for an output that a reload has removed.
     pub backlog: Option<u64>,
     /// The backlog at the start; negative for an output that a reload has added.
     pub start: i64,
-    /// The age of the oldest event that waits, in seconds.
+    /// The age of the oldest waiting event, in seconds.
     pub lag: Option<f64>,
     /// The attempts after the first one, from the metric `output_retries_total`.
     pub retried: u64,
@@ -317,16 +313,16 @@ pub struct OutputCounts {
     pub failed: ByLabel,
     /// The lost events that are in dead-letter files.
     pub dead_letters: u64,
-    /// The events that the filter kept back or changed, by action.
+    /// The events that the filter dropped or changed, by action.
     pub filtered: ByLabel,
-    /// `true` while the last attempt succeeded; `None` before the first attempt.
+    /// `true` if the last attempt succeeded. `None` before the first attempt.
     pub up: Option<bool>,
-    /// `false` for an optional output; `None` if it is not known, or the output was removed.
+    /// `false` for an optional output. `None`: unknown, or the output was removed.
     pub required: Option<bool>,
 }
 
 impl OutputCounts {
-    /// Returns the events that the filter kept back.
+    /// Returns the events that the filter did not send.
     pub fn kept_back(&self) -> u64 {
         let actions = ["dropped", "duplicate"].iter();
         total(actions.filter_map(|action| self.filtered.get(*action)).copied())
@@ -334,8 +330,8 @@ impl OutputCounts {
 }
 
 impl RelayCounts {
-    /// Returns the number of events that the output with this name has lost. The name `queue`
-    /// stands for events that no output can get.
+    /// Returns the number of events that the output named `plugin` has lost. With `plugin` =
+    /// `queue`: the events that no output can get.
     pub fn lost(&self, plugin: &str) -> u64 {
         self.errors.as_ref().and_then(|errors| errors.get(plugin)).copied().unwrap_or_default()
     }
@@ -376,20 +372,20 @@ impl Counts for RelayCounts {
         &mut self.clock
     }
 
-    /// There is one relay behind an address. After a restart it is another process, which is
-    /// compared with the one before.
+    /// One relay is behind an address. After a restart, the new process is compared with the old
+    /// one.
     fn process(&self) -> Start {
         None
     }
 }
 
-/// The names of metrics of outputs, each with the function that sets the field for it.
+/// The names of metrics of outputs, each with the function that sets its field.
 type Setters<V, const N: usize> = [(&'static str, fn(&mut OutputCounts, V)); N];
 
-/// A function that returns the field of an output with counts by label.
+/// Returns the field of an output with counts by label.
 type LabelledField = fn(&mut OutputCounts) -> &mut ByLabel;
 
-/// Returns the outputs that are named in any of the families about outputs.
+/// Returns the outputs in all families about outputs.
 fn outputs(families: &Families<'_>) -> BTreeMap<String, OutputCounts> {
     let mut outputs = BTreeMap::<String, OutputCounts>::new();
     let counts: Setters<u64, 4> = [
@@ -431,20 +427,20 @@ fn outputs(families: &Families<'_>) -> BTreeMap<String, OutputCounts> {
         }
     }
     for output in outputs.values_mut() {
-        // Some relays report 0 even before the first attempt.
+        // Some relays report 0 before the first attempt.
         let has_tried = output.delivered > 0 || output.failed.values().any(|count| *count > 0);
         output.up = output.up.filter(|up| *up || has_tried);
     }
     outputs
 }
 
-/// The maximum number of series that are named in `wrong`.
+/// The maximum number of series in `wrong`.
 const WRONG_MAX: usize = 10;
 
-/// The maximum number of labels with which such a series is named.
+/// The maximum number of labels of such a series.
 const LABELS_MAX: usize = 10;
 
-/// The families of metrics that were read. Each value is checked when it is taken out.
+/// The families that were read. A value is checked when it is taken out.
 pub struct Families<'e> {
     exposition: &'e Exposition,
     /// The names of the families that were asked for.
@@ -463,7 +459,7 @@ impl<'e> Families<'e> {
         self.exposition.family(name).collect()
     }
 
-    /// Returns the series of a family whose values can be read. The others are named as left out.
+    /// Returns the series of a family with valid values. The others are added to `wrong`.
     fn series<T>(
         &self,
         name: &'static str,
@@ -484,7 +480,7 @@ impl<'e> Families<'e> {
         read_all
     }
 
-    /// Returns the series of a family whose values are finite.
+    /// Returns the series of a family with finite values.
     fn gauges(&self, name: &'static str) -> Vec<(&'e Labels, f64)> {
         self.series(name, |value| value.is_finite().then_some(value))
     }
@@ -494,13 +490,13 @@ impl<'e> Families<'e> {
         self.series(name, count)
     }
 
-    /// Returns the value of a family without labels; `None` if it is missing or not finite.
+    /// Returns the value of a family without labels. `None` if it is missing or not finite.
     fn gauge(&self, name: &'static str) -> Option<f64> {
         self.gauges(name).first().map(|(_, value)| *value)
     }
 
-    /// Returns the sum over all series of a family; `None` if there is none, or if a series was
-    /// left out.
+    /// Returns the sum over all series of a family. `None` without series, or if a series was left
+    /// out.
     fn sum(&self, name: &'static str) -> Option<u64> {
         let counts = self.counts(name);
         let is_whole = !counts.is_empty() && counts.len() == self.all(name).len();
@@ -517,12 +513,11 @@ impl<'e> Families<'e> {
     }
 }
 
-/// The greatest number of characters of a label's value that are kept. A host name has at most
-/// 253, and the port behind it 6.
+/// The maximum characters of a label's value. A host name has at most 253, and its port 6.
 const LABEL_CHARS_MAX: usize = 300;
 
-/// Returns the value of a label, safe for a terminal; empty if the series does not have the label.
-/// A long value is cut, and ends with `…` then.
+/// Returns the value of a label, safe for a terminal, or an empty text. A long value is cut and
+/// ends with `…`.
 fn label(labels: &Labels, name: &str) -> String {
     let value = labels.get(name).map(String::as_str).unwrap_or_default();
     let mut text = escape::masked(value, LABEL_CHARS_MAX);
@@ -535,7 +530,7 @@ fn label(labels: &Labels, name: &str) -> String {
 /// The greatest count that a floating-point number holds exactly.
 const COUNT_MAX: f64 = 9_007_199_254_740_992.0;
 
-/// Returns a value as a count; `None` if it is negative, not a number, or too large.
+/// Returns a value as a count. `None` if it is negative, not a number, or too large.
 #[allow(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,

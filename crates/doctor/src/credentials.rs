@@ -1,27 +1,27 @@
-//! The credentials of a kubeconfig, for a server that is asked.
+//! A server with the credentials of a kubeconfig.
 
 use super::kubeconfig::Kubeconfig;
 use client::ask::Target;
 use client::tls;
 use config::ClientTls;
 
-/// Makes a target from the server of a kubeconfig, with its credentials. The call blocks while it
-/// reads the files that the kubeconfig names.
+/// Makes a target from the server of a kubeconfig and its credentials. Blocks while it reads the
+/// files of the kubeconfig.
 ///
 /// # Errors
 ///
-/// A text that says what cannot be read or used.
+/// A file or setting can't be read or used. The text is the reason.
 pub fn server_of(kubeconfig: &Kubeconfig) -> Result<Target, String> {
     let server = Target::new(&kubeconfig.server);
     with_credentials(server.map_err(|wrong| format!("the server {wrong}"))?, kubeconfig)
 }
 
-/// Returns the target with the authorities and the credentials of a kubeconfig. A target without
-/// TLS gets none. The call blocks while it reads the files that the kubeconfig names.
+/// Adds the kubeconfig's CAs and credentials to an https target; an http target is returned
+/// unchanged. Blocks while it reads the files of the kubeconfig.
 ///
 /// # Errors
 ///
-/// A text that says what cannot be read or used.
+/// A file or setting can't be read or used. The text is the reason.
 pub fn with_credentials(target: Target, kubeconfig: &Kubeconfig) -> Result<Target, String> {
     if !target.is_https() {
         return Ok(target);

@@ -1,38 +1,38 @@
 //! Reads the text format of Prometheus (version 0.0.4), in which kube-apiserver and the relays
 //! serve their metrics.
 //!
-//! A [`Reader`] takes the text in parts of any size and keeps only the families that it was asked
-//! for. kube-apiserver serves tens of megabytes, of which the reader keeps a few kilobytes. It
-//! checks every line, also those of other families. Otherwise an error page, or text that was cut
-//! off inside a line, would look like metrics without the families in question. Timestamps, the
-//! exemplars of OpenMetrics and a byte order mark at the beginning are accepted and ignored.
+//! A [`Reader`] takes the text in parts of any size and keeps only the wanted families of metrics.
+//! kube-apiserver serves tens of megabytes, of which the reader keeps a few kilobytes. The reader
+//! checks every line, even of other families. Otherwise an error page, or text that was cut off
+//! within a line, would look like metrics without the wanted families. Timestamps, the exemplars of
+//! OpenMetrics and a byte order mark at the beginning are accepted and ignored.
 //!
-//! Memory is bounded whatever the text says: by the length of a line, by the number of series that
-//! are kept, and by the bytes of their labels.
+//! Memory is bounded for any text: by the length of a line, the number of kept series, and the
+//! bytes of their labels.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
-/// The longest line in bytes. A series of kube-apiserver has at most a few hundred bytes.
+/// The maximum bytes of a line. A series of kube-apiserver has at most a few hundred.
 const LINE_MAX: usize = 64 << 10;
 
-/// The maximum number of series that are kept. The families in question have about ten series each;
-/// the largest has a series for each host and status of kube-apiserver's own requests.
+/// The maximum number of kept series. Most wanted families have about ten series; the largest has
+/// one for each host and status of kube-apiserver's own requests.
 const SERIES_MAX: usize = 10_000;
 
-/// The greatest number of bytes in the names and values of all labels that are kept. 10 000 series
-/// of kube-apiserver's own requests have about 1 MiB.
+/// The maximum bytes of the names and values of all kept labels. 10,000 series of kube-apiserver's
+/// own requests have about 1 MiB.
 const LABELS_MAX: usize = 4 << 20;
 
-/// The byte order mark of UTF-8, which some editors and shells write at the beginning of a file.
+/// The UTF-8 byte order mark, which some editors and shells write at the beginning of a file.
 const MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// The reason why a text is not in the Prometheus format.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
-    /// The number of the first wrong line, counted from 1.
+    /// The number of the first wrong line, from 1 on.
     pub line: u64,
-    /// The description of the fault, as the end of a message.
+    /// The fault, as the end of a message.
     pub what: &'static str,
 }
 
@@ -42,17 +42,17 @@ impl fmt::Display for Fault {
     }
 }
 
-/// The labels of a series, each name with its value.
+/// The labels of a series: each name with its value.
 pub type Labels = BTreeMap<String, String>;
 
-/// The series that were kept, by the name of their family.
+/// The kept series, by the name of their family.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Exposition {
     families: HashMap<String, BTreeMap<Labels, f64>>,
 }
 
 impl Exposition {
-    /// Reads a whole text, and keeps the families with these names.
+    /// Reads a whole text and keeps the families with these names.
     ///
     /// # Errors
     ///
@@ -63,7 +63,7 @@ impl Exposition {
         reader.finish()
     }
 
-    /// Returns the series of a family. There are none if the text did not have the family.
+    /// Returns the series of a family, or none if the text has no such family.
     pub fn family<'e>(&'e self, name: &str) -> impl Iterator<Item = (&'e Labels, f64)> + use<'e> {
         self.families.get(name).into_iter().flatten().map(|(labels, value)| (labels, *value))
     }
@@ -73,12 +73,11 @@ impl Exposition {
 #[derive(Debug, Default)]
 pub struct Reader {
     wanted: Vec<String>,
-    /// The beginning of a line that is not complete yet.
+    /// The beginning of an incomplete line.
     begun: Vec<u8>,
-    /// The number of lines that were read.
     lines: u64,
     series: usize,
-    /// The bytes of the labels that are kept.
+    /// The bytes of the kept labels.
     label_bytes: usize,
     found: Exposition,
 }
@@ -93,7 +92,7 @@ impl Reader {
     ///
     /// # Errors
     ///
-    /// [`Fault`]: a line is not in the format. The reader cannot be used again.
+    /// [`Fault`]: a line is not in the format. The reader must not be used again.
     pub fn feed(&mut self, mut part: &[u8]) -> Result<(), Fault> {
         while let Some(end) = memchr::memchr(b'\n', part) {
             let (line, rest) = part.split_at(end);
@@ -120,7 +119,7 @@ impl Reader {
         Ok(self.found)
     }
 
-    /// Keeps the beginning of a line, or a further part of a line whose beginning is kept.
+    /// Keeps a part of an incomplete line.
     fn begin(&mut self, part: &[u8]) -> Result<(), Fault> {
         if self.begun.len() + part.len() > LINE_MAX {
             return Err(Fault { line: self.lines + 1, what: "is longer than 64 KiB" });
@@ -172,13 +171,13 @@ impl Reader {
     }
 }
 
-/// The rest of a line that is being read.
+/// The unread rest of a line.
 struct Scanner<'a> {
     rest: &'a str,
 }
 
 impl<'a> Scanner<'a> {
-    /// Removes blanks, and then `char`. Returns `false` if another character follows.
+    /// Removes blanks and then `char`. Returns `false` if another character follows.
     fn skip(&mut self, char: char) -> bool {
         self.rest = self.rest.trim_start_matches([' ', '\t']);
         let rest = self.rest.strip_prefix(char);
@@ -186,8 +185,8 @@ impl<'a> Scanner<'a> {
         rest.is_some()
     }
 
-    /// Removes a name. `colons` is `true` for the name of a family, which may have colons, and
-    /// `false` for the name of a label. Returns `None` if no name follows.
+    /// Removes a name and returns it. `colons` is `true` for a family, whose name may have colons,
+    /// and `false` for a label. `None` if no name follows.
     fn name(&mut self, colons: bool) -> Option<&'a str> {
         self.rest = self.rest.trim_start_matches([' ', '\t']);
         let is_of_name =
@@ -199,9 +198,8 @@ impl<'a> Scanner<'a> {
         is_name.then_some(name)
     }
 
-    /// Removes labels up to the closing brace; the opening one is removed already. If `is_wanted`
-    /// is `true`, `take` stores each label, and returns the value that was stored for the same name
-    /// before.
+    /// Removes labels up to the closing brace. Without `is_wanted`, they are only checked. `take`
+    /// stores a label and returns the value that this name already had, if any.
     fn labels(
         &mut self,
         is_wanted: bool,
@@ -223,8 +221,8 @@ impl<'a> Scanner<'a> {
         Ok(())
     }
 
-    /// Removes a text up to its closing quote, and returns the text without its escapes; an empty
-    /// text if it is not wanted. Returns `None` if there is no closing quote.
+    /// Removes a text up to its closing quote. Returns the text without its escapes, or an empty
+    /// text if it is not wanted. `None` if there is no closing quote.
     fn quoted(&mut self, is_wanted: bool) -> Option<String> {
         let mut text = String::new();
         let mut chars = self.rest.char_indices();
@@ -237,7 +235,7 @@ impl<'a> Scanner<'a> {
                 '\\' => match chars.next()?.1 {
                     'n' => '\n',
                     escaped @ ('\\' | '"') => escaped,
-                    // The format has no other escapes. The backslash stays, as in Prometheus, so
+                    // The format has no other escapes. The backslash is kept, as in Prometheus, so
                     // that two values that differ only in it stay different.
                     other => {
                         if is_wanted {
@@ -255,7 +253,7 @@ impl<'a> Scanner<'a> {
         None
     }
 
-    /// Removes a number. Returns `None` if no number follows.
+    /// Removes a number. `None` if no number follows.
     fn number(&mut self) -> Option<f64> {
         self.rest = self.rest.trim_start_matches([' ', '\t']);
         let end = self.rest.find([' ', '\t']).unwrap_or(self.rest.len());
@@ -264,7 +262,7 @@ impl<'a> Scanner<'a> {
         number.parse().ok()
     }
 
-    /// Checks the end of a line: nothing, a timestamp, or an exemplar.
+    /// Checks the end of a line, which may have a timestamp or an exemplar.
     fn end(&mut self) -> Result<(), &'static str> {
         if !self.is_at_end() && !self.rest.starts_with('#') && self.number().is_none() {
             return Err("has something else than a timestamp after its value");

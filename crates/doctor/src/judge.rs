@@ -1,13 +1,13 @@
 //! Judges everything that was read: whether events were lost, where, and what to do.
 //!
-//! - Events are *lost* if an error counter says so, since the start of its process; or if the
-//!   relays say that they have refused everything for longer than kube-apiserver tries, and no
-//!   kube-apiserver counts what it has given up.
+//! - Events are *lost* if an error counter says so, since the start of its process. They are also
+//!   lost if the relays report that they refused everything for longer than kube-apiserver tries,
+//!   and no kube-apiserver counts what it has given up.
 //! - A difference between what was sent and what was received is *unexplained*. It is not a loss,
 //!   because kube-apiserver may hold a batch for four minutes.
 //! - Something is *unknown* if it could not be read, or has not happened yet.
-//! - The relays judge their own state. Their findings are passed on, and do not let the verdict be
-//!   better than they are: trouble that has cost nothing yet makes it "OK so far".
+//! - The relays judge their own state. The verdict is never better than their findings: trouble
+//!   without a loss so far makes it "OK so far".
 //! - Everything else that an operator should look at is a warning, and does not change the verdict.
 
 mod apiserver;
@@ -27,17 +27,17 @@ use super::{attempts, compare};
 use audit::time::rfc3339;
 use telemetry::status::Status;
 
-/// The shortest time in seconds for which a rate is shown. One batch in a moment is not a rate.
+/// The minimum interval in seconds for which a rate is shown. One batch in a moment is not a rate.
 pub const RATE_MIN: f64 = 1.0;
 
 /// After this many seconds without an accepted event, doctor reports the events that kube-apiserver
 /// generated as unexplained. kube-apiserver collects a batch for at most 30 s.
 const NOTHING_ARRIVES: f64 = 60.0;
 
-/// The age in seconds up to which the restart of a kube-apiserver explains a surplus.
+/// The maximum age in seconds at which the restart of a kube-apiserver explains a surplus.
 const RESTART_AGE: f64 = 600.0;
 
-/// The number of places that the verdict names. The screen has all of them.
+/// The maximum number of places in the verdict. The screen has all of them.
 const PLACES_MAX: usize = 3;
 
 /// Everything that was read.
@@ -47,9 +47,9 @@ pub struct Findings {
     pub apiservers: Vec<Sampled<ApiserverCounts>>,
     /// The relays.
     pub relays: Vec<Sampled<RelayCounts>>,
-    /// `true` if the user named a kube-apiserver. Otherwise only the relays are judged.
+    /// `true`: the user named a kube-apiserver. Otherwise only the relays are judged.
     pub has_apiserver: bool,
-    /// The address of the audit webhook; `None` if it is not known.
+    /// The address of the audit webhook, if it is known.
     pub webhook: Option<Address>,
     /// The results of the checks of `webhook` and `probe`, and the names that were left out because
     /// they lead to the same process as another one.
@@ -57,8 +57,8 @@ pub struct Findings {
     /// The state of each relay with its own verdict, or the reason why it could not be read, by the
     /// relay's name. Relays whose metrics are a file are missing.
     pub own: BTreeMap<String, Result<Status, String>>,
-    /// The number of events that kube-apiserver cannot be collecting any more, although they may
-    /// come from the interval; `None` if there are none, or if doctor has not watched for them.
+    /// The number of missing events that kube-apiserver can't be collecting any more. `None` if
+    /// there are none, or if doctor has not waited for them.
     pub overdue: Option<u64>,
 }
 
@@ -78,45 +78,46 @@ impl Findings {
     }
 }
 
-/// The weight of a cause or of the verdict. The verdict has the greatest weight of all causes.
+/// The severity of a cause or of the verdict. The verdict has the highest severity of all causes,
+/// but [`Kind::Warning`] and [`Kind::SoFar`] count as [`Kind::Ok`] there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
-    /// Something was checked and is in order.
+    /// A check found everything in order.
     Ok,
     /// An operator should look at something, but no event is lost or unaccounted for.
     Warning,
-    /// Nothing is lost so far, but the verdict says what is not in order: events wait, or something
-    /// was not compared.
+    /// Nothing is lost so far, but the verdict names a problem: events wait, or something was not
+    /// compared.
     SoFar,
-    /// Something cannot be known.
+    /// Something can't be known.
     Unknown,
     /// Events are lost.
     Lost,
 }
 
-/// The part of the way from kube-apiserver to the consumers that a cause is about.
+/// The place of a cause between kube-apiserver and the consumers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
     /// A kube-apiserver, or everything between it and the relays.
     Apiserver,
-    /// The URL of the audit webhook, as doctor has tried it.
+    /// The URL of the audit webhook, which doctor has tried.
     Webhook,
     /// The relays, their queues and their outputs.
     Relay,
 }
 
-/// A fact that was found, with its place and the action to take.
+/// A fact, with its place and the action for the operator.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cause {
-    /// The weight.
+    /// The severity.
     pub kind: Kind,
-    /// The part that the cause is about.
+    /// The part of the system.
     pub part: Part,
-    /// The number of lost events; 0 for all kinds but [`Kind::Lost`].
+    /// The number of lost events; 0 except for [`Kind::Lost`].
     pub lost: u64,
-    /// The number of events that were lost between the two samples; `None` if it is not known.
+    /// The number of events that were lost between the two samples, if it is known.
     pub lately: Option<u64>,
-    /// `true` if `lost` is an estimate.
+    /// `true`: `lost` is an estimate.
     pub is_estimate: bool,
     /// The place, such as `output logstash of http://10.0.0.1:9090`.
     pub place: String,
@@ -139,7 +140,7 @@ impl Cause {
         Self { kind, part, lost: 0, lately: None, is_estimate: false, place, what, advice }
     }
 
-    /// Returns the cause as one about this part.
+    /// Returns the cause with this part.
     pub fn about(self, part: Part) -> Self {
         Self { part, ..self }
     }
@@ -158,7 +159,7 @@ impl Cause {
 pub struct Verdict {
     /// [`Kind::Ok`], [`Kind::Unknown`] or [`Kind::Lost`].
     pub kind: Kind,
-    /// The number of lost events, over all places.
+    /// The number of lost events at all places.
     pub lost: u64,
     /// The places that the verdict is about; empty if everything is in order.
     pub place: String,
@@ -166,7 +167,7 @@ pub struct Verdict {
     pub advice: String,
     /// The verdict as a sentence; empty if everything is in order.
     pub sentence: String,
-    /// All causes, the weightiest first.
+    /// All causes, the most severe first.
     pub causes: Vec<Cause>,
 }
 
@@ -197,7 +198,7 @@ pub fn judge(findings: &Findings) -> Verdict {
     verdict(causes)
 }
 
-/// Puts the weightiest causes into one sentence.
+/// Puts the most severe causes into one sentence.
 fn verdict(causes: Vec<Cause>) -> Verdict {
     let lost = total(causes.iter().map(|cause| cause.lost));
     let kind = causes.first().map_or(Kind::Ok, |cause| cause.kind);
@@ -238,13 +239,13 @@ fn verdict(causes: Vec<Cause>) -> Verdict {
     Verdict { kind, lost, place, advice, sentence, causes }
 }
 
-/// Returns the word before an estimated number of lost events; empty if the number was counted.
+/// Returns the word before an estimated number, or nothing for a counted one.
 fn about(cause: &Cause) -> &'static str {
     if cause.is_estimate { "about " } else { "" }
 }
 
-/// Returns a sentence that distinguishes earlier losses from those of the interval; empty if the
-/// time of one of them is not known.
+/// Returns a sentence that distinguishes earlier losses from those of the interval, or nothing if
+/// the time of one of them is unknown.
 fn when(lost: &[&Cause]) -> &'static str {
     match lost.iter().map(|cause| cause.lately).collect::<Option<Vec<u64>>>() {
         None => "",
@@ -260,7 +261,7 @@ pub fn events(count: u64) -> String {
     format!("{count} {}", if count == 1 { "event" } else { "events" })
 }
 
-/// Returns a time as text, without its milliseconds.
+/// Formats a time in seconds since 1970, without milliseconds.
 pub fn time(seconds: f64) -> String {
     let since = Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or_default();
     match UNIX_EPOCH.checked_add(since) {
@@ -269,13 +270,12 @@ pub fn time(seconds: f64) -> String {
     }
 }
 
-/// Returns a number of seconds in words, such as `0.2 s` or `30 s`.
+/// Formats a number of seconds, such as `0.2 s` or `30 s`.
 pub fn seconds(elapsed: f64) -> String {
     if elapsed < 9.95 { format!("{elapsed:.1} s") } else { format!("{elapsed:.0} s") }
 }
 
-/// Returns text that says since when a counter counts, and its increase in the interval if there is
-/// one.
+/// Returns the time since which a counter counts, and its increase in the interval if it has one.
 fn since(started: Option<f64>, increase: Option<(u64, f64)>) -> String {
     let start = match started {
         Some(at) => format!("since the start at {}", time(at)),
@@ -289,8 +289,8 @@ fn since(started: Option<f64>, increase: Option<(u64, f64)>) -> String {
     }
 }
 
-/// Returns the cause, with its remedy, that doctor has found for requests of kube-apiserver that
-/// reach no relay; `None` if it has found none.
+/// Returns the cause, with its remedy, for requests of kube-apiserver that reach no relay, if
+/// doctor has found it.
 fn found_cause(findings: &Findings) -> Option<String> {
     let is_of_webhook = |cause: &&Cause| cause.kind == Kind::Unknown && cause.part == Part::Webhook;
     let of_webhook = findings.checks.iter().find(is_of_webhook);
@@ -317,11 +317,11 @@ fn found_cause(findings: &Findings) -> Option<String> {
     ))
 }
 
-/// Reports the series whose values cannot be used.
+/// Reports the series whose values can't be used.
 fn wrong_causes(place: &str, wrong: &[Wrong], causes: &mut Vec<Cause>) {
     let cause = |wrong: &Wrong| {
         let advice = "Run the command again; if the value stays, look at the /metrics of this \
-                      process, and at whatever changes them on their way";
+                      process, and at the proxies in front of it";
         Cause::unknown(place, format!("unknown, {wrong}"), advice)
     };
     causes.extend(wrong.iter().map(cause));
@@ -345,7 +345,7 @@ fn whole_causes(findings: &Findings, causes: &mut Vec<Cause>) {
     let has_accepted = !are_known || counts.iter().any(|it| it.accepted > Some(0));
     let has_delivered =
         counts.iter().flat_map(|it| it.outputs.values()).any(|output| output.delivered > 0);
-    // If something could not be read, its own cause already says why nothing was compared.
+    // The cause of a failed read already says why nothing was compared.
     let is_unknown = causes.iter().any(|it| it.kind == Kind::Unknown);
     let is_compared = !matches!(
         (findings.totals(), findings.increases()),
@@ -356,8 +356,8 @@ fn whole_causes(findings: &Findings, causes: &mut Vec<Cause>) {
     let silence = silence.filter(|_| are_known && grows(findings));
     let is_missing =
         is_compared && compared.iter().any(|it| it.kind == Kind::Unknown) || silence.is_some();
-    // Current rejections come first: they explain why nothing arrives, and their remedy is the one
-    // to begin with.
+    // Current rejections come first: they explain why nothing arrives, and the operator should
+    // begin with their remedy.
     let now = match has_accepted {
         false => rejections(findings, rejected, "every request since the start rejected"),
         true if is_missing => {
@@ -390,7 +390,7 @@ fn whole_causes(findings: &Findings, causes: &mut Vec<Cause>) {
 const ASK_TWICE: &str = "Ask kube-apiserver by a URL, such as that of kubectl proxy, so that two \
                          samples can be compared";
 
-/// Returns the cause that events are missing; `when` says to which time they belong.
+/// Returns the cause that events are missing; `when` is the time to which they belong.
 fn missing(count: u64, when: &str, findings: &Findings) -> Cause {
     let what =
         format!("{} {when}unexplained: generated, and neither received nor lost", events(count));
@@ -468,8 +468,8 @@ fn compared(findings: &Findings) -> Option<Cause> {
     }
 }
 
-/// Returns `true` if kube-apiservers were named, and the numbers of all of them are known. They
-/// count then what they have given up.
+/// Returns `true` if kube-apiservers were named and all their numbers are known, including the
+/// events that they gave up.
 fn is_asked(findings: &Findings) -> bool {
     let is_known = |it: &Sampled<ApiserverCounts>| {
         it.fault.is_none() && it.counts.as_ref().is_some_and(|it| it.generated.is_some())
@@ -478,8 +478,8 @@ fn is_asked(findings: &Findings) -> bool {
 }
 
 /// Returns the advice for a surplus that a restart of a kube-apiserver explains: the relays have
-/// received events that an earlier process has generated. `None` if none has begun after a relay
-/// within [`RESTART_AGE`].
+/// received events that its earlier process generated. `None` if no kube-apiserver has started
+/// after a relay and within [`RESTART_AGE`].
 fn restarted_lately(findings: &Findings) -> Option<String> {
     let relays = findings.relays.iter().filter_map(|it| it.counts.as_ref());
     let first = relays.filter_map(|it| Some(it.clock.here(it.started?))).reduce(f64::min)?;
@@ -496,15 +496,15 @@ fn restarted_lately(findings: &Findings) -> Option<String> {
     ))
 }
 
-/// Returns `true` if attempts of a kube-apiserver to reach its webhook have failed in the interval.
+/// Returns `true` if attempts of a kube-apiserver to reach its webhook failed in the interval.
 fn fails(findings: &Findings) -> bool {
     let webhook = findings.webhook.as_ref();
     findings.apiservers.iter().any(|it| attempts::failed_in_interval(it, webhook) > Some(0))
 }
 
 /// Returns the cause that relays have rejected requests, with the remedy for the most frequent
-/// reason; `None` if they have rejected none. `of` returns the numbers of a relay, and `when` says
-/// to which time they belong.
+/// reason. `None` without rejections. `of` returns the numbers of a relay, and `when` is the time
+/// to which they belong.
 fn rejections(
     findings: &Findings,
     of: impl Fn(&Sampled<RelayCounts>) -> ByLabel,
@@ -523,7 +523,7 @@ fn rejections(
     Some(cause).filter(|_| !sum.is_empty())
 }
 
-/// Returns `true` if a kube-apiserver has generated more events in the interval than it has lost.
+/// Returns `true` if a kube-apiserver generated more events in the interval than it lost.
 fn grows(findings: &Findings) -> bool {
     let grows = |it: &Sampled<ApiserverCounts>| {
         it.increase(|counts| counts.generated) > it.increase(|counts| Some(counts.lost()))

@@ -1,9 +1,9 @@
 //! Reads a kubeconfig: the server of its current context, and how to authenticate to it.
 //!
-//! The file is read as client-go reads it: data in the file itself wins over the name of a file,
-//! but the name of a token file wins over a token, relative names start at the directory of the
-//! kubeconfig, and a server without TLS gets no credentials. Plugins that would run another program
-//! are refused.
+//! The rules are those of client-go: inline data takes precedence over the name of a file, except
+//! that the name of a token file takes precedence over a token; relative names start at the
+//! directory of the kubeconfig; and a server without TLS gets no credentials. Plugins that would
+//! run another program are refused.
 
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
@@ -14,11 +14,11 @@ use base64::prelude::BASE64_STANDARD;
 use base::yaml::{Node, Value, field};
 use base::{named_file, yaml};
 
-/// The largest kubeconfig and the largest certificate or key that are read, in bytes. kubectl
-/// stores a cluster with about 6 KiB.
+/// The maximum bytes of a kubeconfig, a certificate or a key. The entries that kubectl writes for
+/// one cluster take about 6 KiB.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// The value of a field that is not there.
+/// The value of a missing field.
 static NOTHING: LazyLock<Node> = LazyLock::new(Node::default);
 
 /// Certificates or a key in PEM.
@@ -39,7 +39,7 @@ pub enum Token {
     File(PathBuf),
 }
 
-/// The token is not shown.
+/// Does not show the token.
 impl std::fmt::Debug for Token {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -54,26 +54,24 @@ impl std::fmt::Debug for Token {
 pub struct Kubeconfig {
     /// The URL of the server.
     pub server: String,
-    /// The authorities that may sign the server's certificate; `None` stands for those of the
-    /// system.
+    /// The CAs that may sign the server's certificate. `None`: those of the system.
     pub ca: Option<Pem>,
-    /// `true` if the server's certificate is not verified.
+    /// `true`: the server's certificate is not verified.
     pub insecure: bool,
-    /// The name that the server's certificate must have; `None` stands for the host of the server's
-    /// URL.
+    /// The name that the server's certificate must have. `None`: the host of the server's URL.
     pub server_name: Option<String>,
-    /// The token that is sent to the server.
+    /// The token for the server.
     pub token: Option<Token>,
     /// The client certificate and its private key.
     pub identity: Option<(Pem, Pem)>,
 }
 
 impl Kubeconfig {
-    /// Reads a kubeconfig. The call blocks while it reads the file.
+    /// Reads a kubeconfig. Blocks while it reads the file.
     ///
     /// # Errors
     ///
-    /// A text that says why the file cannot be read or used.
+    /// The file can't be read or used. The text is the reason.
     pub fn read(file: &Path) -> Result<Self, String> {
         let bytes = content(file)?;
         let named = |error| format!("{}: {error}", file.display());
@@ -81,11 +79,11 @@ impl Kubeconfig {
         Self::parse(text, file.parent().unwrap_or(Path::new(""))).map_err(named)
     }
 
-    /// Parses the text of a kubeconfig that is in `directory`. No other file is read.
+    /// Parses a kubeconfig whose directory is `directory`. Reads no other file.
     ///
     /// # Errors
     ///
-    /// A text that says what is wrong with the kubeconfig, or what in it cannot be used.
+    /// The kubeconfig is wrong, or has something that can't be used. The text is the reason.
     pub fn parse(text: &str, directory: &Path) -> Result<Self, String> {
         let root = yaml::parse(text).map_err(|problem| problem.to_string())?;
         let context = context(&root)?;
@@ -111,7 +109,6 @@ impl Kubeconfig {
 /// The token, and the client certificate with its key.
 type Credentials = (Option<Token>, Option<(Pem, Pem)>);
 
-/// Returns the credentials of a user.
 fn credentials(user: &Node, directory: &Path) -> Result<Credentials, String> {
     for (key, what) in [
         ("exec", "runs a program to log in"),
@@ -141,11 +138,11 @@ fn credentials(user: &Node, directory: &Path) -> Result<Credentials, String> {
 }
 
 impl Pem {
-    /// Returns the content. The call blocks while it reads the file.
+    /// Returns the content. Blocks while it reads the file.
     ///
     /// # Errors
     ///
-    /// A text that says why the file cannot be read.
+    /// The file can't be read. The text is the reason.
     pub fn read(&self) -> Result<Vec<u8>, String> {
         match self {
             Self::Inline(content) => Ok(content.clone()),
@@ -153,7 +150,7 @@ impl Pem {
         }
     }
 
-    /// Returns the name for messages about the content. `field` is the field of the kubeconfig.
+    /// Returns the name of the content for messages. `field` is the field of the kubeconfig.
     pub fn name(&self, field: &str) -> PathBuf {
         match self {
             Self::Inline(_) => format!("{field}-data of the kubeconfig").into(),
@@ -163,11 +160,11 @@ impl Pem {
 }
 
 impl Token {
-    /// Returns the token. The call blocks while it reads the file.
+    /// Returns the token. Blocks while it reads the file.
     ///
     /// # Errors
     ///
-    /// A text that says why the file cannot be read.
+    /// The file can't be read. The text is the reason.
     pub fn read(&self) -> Result<String, String> {
         match self {
             Self::Inline(token) => Ok(token.clone()),
@@ -177,13 +174,13 @@ impl Token {
     }
 }
 
-/// Returns the content of a file. The call blocks while it reads the file.
+/// Returns the content of a file. Blocks while it reads the file.
 fn content(file: &Path) -> Result<Vec<u8>, String> {
     named_file::read_of_command(file, FILE_BYTES_MAX)
         .map_err(|error| format!("cannot read {}: {error}", file.display()))
 }
 
-/// Returns the current context. A file that names none may have only one.
+/// Returns the current context. If the file does not name one, it must have exactly one.
 fn context(root: &Node) -> Result<&Node, String> {
     let current = text_of(root, "current-context");
     if let Some(found) = named(root, "contexts", "context", current)? {
@@ -198,9 +195,9 @@ fn context(root: &Node) -> Result<&Node, String> {
     }
 }
 
-/// Returns the entry with this name in the list `key` of the file, without its name: the value of
-/// its field `inner`. An entry without that field is empty: for client-go, a user that has only a
-/// name is anonymous. `Ok(None)` if `name` is `None`; `Err` if the list has no such entry.
+/// Returns the field `inner` of the entry with this name in the list `key`. An entry without that
+/// field is empty: for client-go, a user with only a name is anonymous. `Ok(None)` if `name` is
+/// `None`; `Err` if the list has no such entry.
 fn named<'n>(
     root: &'n Node,
     key: &str,
@@ -214,8 +211,8 @@ fn named<'n>(
     found.map(Some).ok_or_else(|| format!("{key} has no entry named {name:?}"))
 }
 
-/// Returns the PEM of a field: the base64 in `NAME-data` or, if there is none, the file that `NAME`
-/// names. `Ok(None)` if both are missing.
+/// Returns the PEM of a field: the base64 in `NAME-data`, or otherwise the file in `NAME`.
+/// `Ok(None)` if both are missing.
 fn pem(node: &Node, name: &str, directory: &Path) -> Result<Option<Pem>, String> {
     let data = format!("{name}-data");
     if let Some(text) = text_of(node, &data) {
@@ -231,7 +228,7 @@ fn list(node: &Node) -> &[Node] {
     if let Value::List(nodes) = &node.value { nodes } else { &[] }
 }
 
-/// Returns the text of a value; `None` if it is null, empty, or not a text.
+/// Returns the text of a value. `None` if the value is null, empty, or not a text.
 fn scalar(node: &Node) -> Option<&str> {
     let Value::Scalar { text, .. } = &node.value else { return None };
     (!is_nothing(node)).then_some(text)
@@ -241,7 +238,7 @@ fn text_of<'n>(node: &'n Node, name: &str) -> Option<&'n str> {
     field(node, name).and_then(scalar)
 }
 
-/// Returns `true` if the value is null or an empty text, which client-go treats as not set.
+/// Returns `true` for null and for an empty text, which client-go treats as not set.
 fn is_nothing(node: &Node) -> bool {
     let Value::Scalar { text, plain } = &node.value else { return false };
     text.is_empty() || *plain && matches!(text.as_str(), "~" | "null" | "Null" | "NULL")

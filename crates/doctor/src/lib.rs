@@ -1,17 +1,18 @@
-//! `doctor`: compares what kube-apiserver counts with what the relays count, and says whether
+//! `doctor`: compares the counters of kube-apiserver with those of the relays, and says whether
 //! events were lost, where, how many, and what to do.
 //!
-//! This crate promises that what it could not read or compare is said, and is never a part of an
-//! OK. It imports `client` and `telemetry` (the JSON of `/status`). What must never happen here: a
-//! second judgement on what a relay has judged itself.
+//! This crate promises that a result which could not be read or compared is named, and never counts
+//! as OK. It imports `client` and `telemetry` (the JSON of `/status`). What must never happen here:
+//! a second judgement on what a relay has judged itself.
 //!
 //! kube-apiservers and relays are read by their metrics. Each relay has judged its own outputs, its
 //! queue, its refusals and its evidence in `/status`, and doctor passes that on. doctor judges only
 //! what no process can know alone: whether what was sent has arrived.
 //!
 //! The examination changes nothing, except that the requests of `webhook` and `probe` are counted
-//! and audited. A file is read once, a URL twice, with some time between. Two samples show what
-//! happens now, and they distinguish events that are on their way from events that are missing.
+//! and audited. A file is read once; a URL is read twice, with some time between the two samples.
+//! The two samples show what happens now, and they distinguish events that are on their way from
+//! events that are missing.
 //!
 //! # Floors
 //!
@@ -58,53 +59,53 @@ use client::ask::Target;
 /// The longest time for which the second sample is repeated, because events may be on their way.
 const SETTLE: Duration = Duration::from_secs(5);
 
-/// The pause before the second sample is taken again, if events may still be on their way. A sample
-/// of a large kube-apiserver costs it about a second of CPU time.
+/// The pause before the second sample is repeated. A sample of a large kube-apiserver costs it
+/// about a second of CPU time.
 const PAUSE: Duration = Duration::from_secs(2);
 
-/// The time after which an event has arrived if no attempt to send it has failed. kube-apiserver
-/// collects a batch for at most 30 s; the rest is for its way.
+/// The time after which an event has arrived, unless an attempt to send it has failed.
+/// kube-apiserver collects a batch for at most 30 s; the rest is for the transfer.
 const AGE: Duration = Duration::from_secs(35);
 
-/// The longest time for which doctor watches events that kube-apiserver may still be collecting. In
-/// its second half, one of several instances shows whose webhook leads elsewhere.
+/// The longest time for which doctor waits for events that kube-apiserver may still be collecting.
+/// The second half reveals an instance whose webhook leads elsewhere.
 const WATCH: Duration = Duration::from_secs(2 * AGE.as_secs());
 
-/// The pause between two samples of the watch. Its multiples fall on different moments of the 30 s
+/// The pause between two samples of this wait. Its multiples fall on different moments of the 30 s
 /// for which a batch is collected.
 const WATCH_PAUSE: Duration = Duration::from_secs(7);
 
-/// The pause between the two samples of the relays if each kube-apiserver is a file. A file has one
-/// sample, so there is nothing to compare with an increase. The second sample of a relay shows
-/// whether its numbers are stable, and whether the URL leads to only one relay.
+/// The pause between the two samples of the relays if every kube-apiserver is a file. There is no
+/// increase to compare then. The second sample only shows whether a relay's numbers are stable, and
+/// whether its URL leads to only one relay.
 const OF_FILES: Duration = Duration::from_millis(200);
 
 /// The servers and files of an examination, and its options.
 pub struct Plan {
     /// The kube-apiservers that were named.
     pub apiservers: Vec<Source>,
-    /// The server of a kubeconfig, whose kube-apiservers are the endpoints of a Service.
+    /// The server of a kubeconfig. Its kube-apiservers are the endpoints of a Service.
     pub cluster: Option<Target>,
-    /// The number of kube-apiservers behind each URL; `None` if it is not known.
+    /// The number of kube-apiservers behind each URL, if it is known.
     pub instances: Option<usize>,
     /// The relays.
     pub relays: Vec<Source>,
-    /// The time between the two samples. There is no such wait if each kube-apiserver is a file.
+    /// The time between the two samples. It does not apply if every kube-apiserver is a file.
     pub interval: Duration,
-    /// The server of the audit webhook's kubeconfig, if it is to be tried.
+    /// The server of the audit webhook's kubeconfig, if the webhook is to be tried.
     pub webhook: Option<Target>,
-    /// `true` if kube-apiserver is to generate events on purpose.
+    /// `true`: kube-apiserver is to generate events on purpose.
     pub probe: bool,
 }
 
 impl Plan {
-    /// Makes the source of a kube-apiserver. A URL without a path gets the path of the metrics.
+    /// Makes the source of a kube-apiserver. The default path is that of the metrics.
     pub fn apiserver(target: Target) -> Source {
         let path = target.given().unwrap_or("/metrics").to_owned();
         Source::Url(target, path)
     }
 
-    /// Makes the source of a relay, whose URL is the base of its admin pages.
+    /// Makes the source of a relay from the base URL of its admin pages.
     pub fn relay(target: Target) -> Source {
         let base = target.base();
         let path = match base.ends_with("/metrics") {
@@ -115,12 +116,13 @@ impl Plan {
     }
 }
 
-/// Takes the samples and judges them. `waiting` is called with a sentence before each longer wait.
-/// There is none if the interval is 0, each kube-apiserver is a file, or no server has answered.
+/// Takes the samples and judges them. Before each longer wait, `waiting` is called with a sentence
+/// for the user. It is never called if the interval is 0, if every kube-apiserver is a file, or if
+/// no server has answered.
 ///
 /// # Cancel safety
 ///
-/// Nothing is kept anywhere, so the future can be dropped at any time.
+/// The future can be dropped at any time. Nothing is stored.
 pub async fn examine(plan: Plan, waiting: impl Fn(&str)) -> (Findings, Verdict) {
     let Plan { apiservers, cluster, instances, relays, interval, webhook, probe } = plan;
     let is_file = |source: &Source| matches!(source, Source::File(_));
@@ -138,7 +140,7 @@ pub async fn examine(plan: Plan, waiting: impl Fn(&str)) -> (Findings, Verdict) 
     let has_apiserver = !apiservers.is_empty() || cluster.is_some();
     let relays = Relays::first(relays).await;
     let apiservers = Apiservers::first(apiservers, cluster, instances).await;
-    // Without an answer in the first sample, the second one could be compared with nothing.
+    // Without an answer in the first sample, a second one could not be compared.
     let has_urls = relays.has_answers() || apiservers.has_answers();
     if has_urls {
         if !has_only_files && !interval.is_zero() {
@@ -146,10 +148,10 @@ pub async fn examine(plan: Plan, waiting: impl Fn(&str)) -> (Findings, Verdict) 
         }
         tokio::time::sleep(interval).await;
     }
-    // The relays are asked first in the first sample, and last in the second one. An event that a
-    // relay has counted in its first sample was therefore generated before the kube-apiservers were
-    // asked, and what a kube-apiserver generates between its samples can arrive between those of
-    // the relays.
+    // The relays are asked first in the first sample and last in the second one. Therefore an event
+    // that a relay has counted in its first sample was generated before the kube-apiservers were
+    // asked, and an event that a kube-apiserver generates between its samples can arrive between
+    // those of the relays.
     let sample = async || {
         let (apiservers, relays) = apiservers.second(async || relays.second().await).await;
         let findings = Findings {
@@ -181,10 +183,10 @@ pub async fn examine(plan: Plan, waiting: impl Fn(&str)) -> (Findings, Verdict) 
     (findings, verdict)
 }
 
-/// Repeats the second sample until as many events have arrived as were generated, but not for
-/// longer than [`WATCH`]. A kube-apiserver has sent everything once in each [`AGE`], except what
-/// has come since the sample before. If more is missing in all samples of that time, events are
-/// overdue.
+/// Repeats the second sample until all generated events have arrived, but not for longer than
+/// [`WATCH`]. Within each [`AGE`], a kube-apiserver sends everything that it had generated before.
+/// Events are overdue if, in all samples of an [`AGE`], more are missing than were generated
+/// between any two consecutive samples.
 async fn watched(mut findings: Findings, sample: impl AsyncFn() -> Findings) -> Findings {
     let mut seen: Vec<(Instant, u64, u64)> = Vec::new();
     let begin = Instant::now();

@@ -1,5 +1,5 @@
-//! Reads what each relay says about itself in `/status`: its verdict, and its host, its start and
-//! its addresses, which show that two names lead to the same process.
+//! Reads what each relay reports about itself in `/status`: its verdict, and its host, start and
+//! addresses, which show that two names lead to the same process.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,10 +13,9 @@ use super::sample::Sampled;
 use client::ask::Target;
 use telemetry::status::Status;
 
-/// The time limit for the state of one relay.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// Asks the relays for their state, and adds it. Leaves out all but one of the relays, and of the
+/// Adds the relays' state to the findings. Keeps only one of the relays, and of the
 /// kube-apiservers, that are the same process. `relays` has each relay with the path of its
 /// metrics.
 pub async fn add(mut findings: Findings, relays: &[(Target, String)]) -> Findings {
@@ -37,7 +36,7 @@ pub async fn add(mut findings: Findings, relays: &[(Target, String)]) -> Finding
     Findings { own, ..findings }
 }
 
-/// Returns the state of a relay. The error says why it, or its verdict, is not known.
+/// Returns the state of a relay. The error says why the state or its verdict is not known.
 async fn ask(target: &Target, base: &str) -> Result<Status, String> {
     let path = format!("{base}status");
     let late = || format!("{target}{path}: no complete answer within {} s", LIMIT.as_secs());
@@ -51,7 +50,7 @@ async fn ask(target: &Target, base: &str) -> Result<Status, String> {
     }
 }
 
-/// Returns `true` if two states are of the same process. Two processes on one host do not listen on
+/// Returns `true` if two states are of the same process. Two processes on one host can't listen on
 /// the same address.
 fn is_same_relay(a: &Status, b: &Status) -> bool {
     let of = |it: &Status| {
@@ -61,8 +60,8 @@ fn is_same_relay(a: &Status, b: &Status) -> bool {
     of(a) == of(b)
 }
 
-/// Returns `true` if two processes have the same start, and all numbers are equal. Numbers that
-/// move between two requests show nothing.
+/// Returns `true` if two processes have the same start and all their numbers are equal. For numbers
+/// that change between two requests, the result proves nothing.
 fn has_same_numbers<C: Counts + PartialEq>(a: &Sampled<C>, b: &Sampled<C>) -> bool {
     let without_clock = |it: &Sampled<C>| {
         let mut counts = it.counts.clone()?;
@@ -73,7 +72,7 @@ fn has_same_numbers<C: Counts + PartialEq>(a: &Sampled<C>, b: &Sampled<C>) -> bo
     a.is_some() && a == b
 }
 
-/// Keeps only one of the processes that are the same, and says which names are left out.
+/// Keeps one of the entries about the same process, and reports the names of the others.
 fn once<C>(
     what: &str,
     part: Part,

@@ -2,8 +2,8 @@
 //! relays have received them.
 //!
 //! The requests are GETs for an object that does not exist. They show whether the audit policy is
-//! active and whether events arrive. Metrics do not name single events, so events of others may
-//! stand in for those of the probe.
+//! active and whether events arrive. Metrics do not identify single events, so other events may be
+//! mistaken for those of the probe.
 
 use std::cell::Cell;
 use std::time::Duration;
@@ -22,8 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(45);
 /// The pause between two readings of the metrics.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Sends the requests, and reports what happened to their events. `relays` has each relay with the
-/// path of its metrics.
+/// Sends the requests, and returns the fate of their events. `relays` has each relay with the path
+/// of its metrics.
 pub async fn check(server: &Target, relays: &[(Target, String)]) -> Cause {
     const PLACE: &str = "the probe";
     let unknown = |what: String, advice: &str| Cause::new(Kind::Unknown, PLACE, what, advice);
@@ -68,14 +68,13 @@ pub async fn check(server: &Target, relays: &[(Target, String)]) -> Cause {
     }
 }
 
-/// Returns `true` if a sum has risen by the number of requests. A sum that cannot be read has not
-/// risen.
+/// Returns `true` if a sum has risen by at least the number of requests.
 fn has_risen(sum: Result<u64, String>, before: u64) -> bool {
     sum.is_ok_and(|sum| sum >= before.saturating_add(REQUESTS))
 }
 
-/// Returns the number of events that all kube-apiservers have generated. The error names the one
-/// that cannot be read, and the reason.
+/// Returns the events that all kube-apiservers have generated. The error names one that can't be
+/// read, and the reason.
 async fn generated(server: &Target) -> Result<u64, String> {
     let first = Apiservers::first(Vec::new(), Some(server.clone()), None).await;
     let (each, ()) = first.second(async || ()).await;
@@ -90,8 +89,8 @@ async fn generated(server: &Target) -> Result<u64, String> {
     each.collect::<Result<Vec<u64>, String>>().map(total)
 }
 
-/// Returns the number of events that all relays have accepted. The error names the one that cannot
-/// be read, and the reason.
+/// Returns the events that all relays have accepted. The error names one that can't be read, and
+/// the reason.
 async fn accepted(relays: &[(Target, String)]) -> Result<u64, String> {
     let mut sum = 0;
     for (target, path) in relays {

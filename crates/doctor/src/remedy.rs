@@ -1,16 +1,16 @@
-//! The advice for an operator about a loss, a refusal, or a webhook that cannot be reached.
+//! The advice about a loss, a refusal, or an unreachable webhook.
 
 use super::counts::LOG_PLUGIN;
 use super::sample::Change;
 use client::ask::AskFault;
 
-/// The remedy for events that kube-apiserver lost although its attempts have not failed.
+/// The remedy for lost events of a kube-apiserver without failed attempts.
 pub const NOT_MARSHALLED: &str = "None of its attempts has failed, so kube-apiserver could not write a batch: one event that \
-     it can't marshal, such as that of a PATCH whose body is no JSON, costs the whole batch. Its \
+     it can't marshal, such as that of a PATCH whose body is not JSON, costs the whole batch. Its \
      log names it (Error in audit plugin 'webhook'); audit such requests at the level Metadata, and \
      see the runbook AuditWebhookError";
 
-/// Returns the remedy for a kube-apiserver that could not be read, or cannot be compared.
+/// Returns the remedy for a kube-apiserver that can't be read or compared.
 pub fn of_apiserver(change: Option<Change>) -> &'static str {
     match change {
         None => {
@@ -29,7 +29,7 @@ pub fn of_apiserver(change: Option<Change>) -> &'static str {
     }
 }
 
-/// Returns the remedy for events that a plugin of kube-apiserver has lost.
+/// Returns the remedy for events that this plugin of kube-apiserver has lost.
 pub fn of_plugin(plugin: &str) -> &'static str {
     match plugin {
         "buffered" => {
@@ -48,7 +48,7 @@ pub fn of_plugin(plugin: &str) -> &'static str {
              with the level Metadata what is so large"
         }
         LOG_PLUGIN => {
-            "This is no loss of the webhook: check --audit-log-path and the disk of kube-apiserver"
+            "The webhook has not lost these: check --audit-log-path and the disk of kube-apiserver"
         }
         _ => {
             "Look for the name of the plugin in kube-apiserver's log, and see the runbook \
@@ -61,7 +61,7 @@ pub fn of_plugin(plugin: &str) -> &'static str {
 pub fn of_reason(reason: &str) -> &'static str {
     match reason {
         "queue_full" => {
-            "Enlarge queue.max_bytes, or mend the output that holds the queue up; see the runbook \
+            "Enlarge queue.max_bytes, or fix the output that holds the queue up; see the runbook \
              KubeAuditForwarderSendersWait"
         }
         "in_flight_full" => {
@@ -87,7 +87,7 @@ pub fn of_reason(reason: &str) -> &'static str {
     }
 }
 
-/// Returns the remedy for a webhook that could not be reached.
+/// Returns the remedy for an unreachable webhook.
 pub fn of_webhook(fault: AskFault) -> &'static str {
     match fault {
         AskFault::Issuer => {

@@ -1,15 +1,15 @@
-//! Reads what kube-apiservers and relays count: once from files, twice from URLs.
+//! Reads the counters of kube-apiservers and relays: once from files, twice from URLs.
 //!
-//! Several kube-apiservers may be behind one address. They are told apart by the start times of
-//! their processes: the address is asked on a new connection each time, until all instances that
-//! are expected have answered, or until some answers in a row have shown no new one. With a
-//! kubeconfig, the endpoints of the Service `kubernetes` say which instances there are, and each is
-//! asked directly.
+//! Several kube-apiservers may be behind one address. The start times of their processes
+//! distinguish them. The address is asked on a new connection each time, until all expected
+//! instances have answered, or until several answers in a row have shown no new one. With a
+//! kubeconfig, the instances are the endpoints of the Service `kubernetes`, and each is asked
+//! directly.
 //!
 //! Two sources whose processes have the same start time, such as a file and a URL, count as two
-//! processes, because two kube-apiservers may start in the same second. The URLs beside a
-//! kubeconfig are the exception: they are further addresses of the processes at the endpoints, and
-//! start times tell which of them they show.
+//! processes, because two kube-apiservers may start in the same second. With a kubeconfig, however,
+//! the URLs are further addresses of the processes at the endpoints; start times tell which process
+//! a URL shows.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -28,21 +28,21 @@ use base::named_file;
 use client::ask::{AskError, AskFault, Target};
 
 /// After this many answers in a row without a new instance, doctor assumes that it has seen all
-/// instances behind an address. Of three instances that answer at random, one stays unseen in 4 %
-/// of all cases.
+/// instances behind an address. With three instances that answer at random, it misses one in 4 % of
+/// all cases.
 const NOTHING_NEW: usize = 8;
 
-/// The greatest number of requests to one address for one sample.
+/// The maximum number of requests to one address for one sample.
 const REQUESTS_MAX: usize = 64;
 
-/// The time limit for one sample of a relay or of an address, however many requests it takes. The
-/// two samples of one address take at most 40 s together, unless the second is repeated.
+/// The time limit for one sample of an address, with all its requests. The two samples of an
+/// address take at most 40 s, unless the second is repeated.
 const SAMPLE: Duration = Duration::from_secs(20);
 
-/// The time limit for the list of the endpoints.
+/// The time limit for the list of endpoints.
 const LIST: Duration = Duration::from_secs(10);
 
-/// The greatest number of endpoints that are asked.
+/// The maximum number of endpoints that are asked.
 const ENDPOINTS_MAX: usize = 100;
 
 /// The size in bytes of the parts in which a file is read.
@@ -51,23 +51,23 @@ const PART: usize = 64 << 10;
 /// The Endpoints of the Service that leads to all kube-apiservers.
 const ENDPOINTS: &str = "/api/v1/namespaces/default/endpoints/kubernetes";
 
-/// The EndpointSlices of the same Service, for clusters that have no Endpoints any more.
+/// The EndpointSlices of the same Service, for clusters without Endpoints.
 const SLICES: &str = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices\
                       ?labelSelector=kubernetes.io%2Fservice-name%3Dkubernetes&limit=100";
 
-/// A name that the certificate of every kube-apiserver has.
+/// A name in the certificate of every kube-apiserver.
 const CLUSTER_NAME: &str = "kubernetes.default.svc";
 
 /// The source of the numbers of one or more processes.
 pub enum Source {
     /// A file with saved metrics, or standard input if the path is `-`.
     File(PathBuf),
-    /// A server. The text is the path of its metrics.
+    /// A server, and the path of its metrics.
     Url(Target, String),
 }
 
 impl Source {
-    /// Returns the server and the path of its metrics; `None` for a file.
+    /// Returns the server and the path of its metrics. `None` for a file.
     pub fn url(&self) -> Option<(Target, String)> {
         match self {
             Self::File(_) => None,
@@ -76,23 +76,23 @@ impl Source {
     }
 }
 
-/// The reason why a process could not be read, or why its numbers cannot be compared.
+/// The reason why a process could not be read or compared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
     /// The reason.
     pub what: String,
-    /// What has happened to the process, if that is known.
+    /// The change of the process, if it is known.
     pub change: Option<Change>,
 }
 
 /// A change between the two samples.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
-    /// Another process has answered in the place of this one.
+    /// Another process has answered at the address of this one.
     Restarted,
-    /// The endpoint has left the Service `kubernetes`.
+    /// The endpoint was removed from the Service `kubernetes`.
     Left,
-    /// The endpoint has joined the Service.
+    /// The endpoint was added to the Service.
     Joined,
 }
 
@@ -118,19 +118,19 @@ impl From<Change> for Fault {
 pub struct Sampled<C> {
     /// The file or the URL.
     pub source: String,
-    /// The numbers of the first sample; `None` for a file, and for a process that has answered in
-    /// only one of the samples.
+    /// The numbers of the first sample. `None` for a file, and for a process that answered in only
+    /// one sample.
     pub before: Option<C>,
-    /// The newest numbers; `None` if there are none.
+    /// The newest numbers, if there are any.
     pub counts: Option<C>,
-    /// The seconds between the two samples; `None` if there is only one.
+    /// The seconds between the two samples. `None` with only one sample.
     pub elapsed: Option<f64>,
-    /// The reason why the process could not be read at the last attempt, or cannot be compared.
+    /// The reason why the process could not be read at the last attempt, or can't be compared.
     pub fault: Option<Fault>,
 }
 
 impl<C> Sampled<C> {
-    /// Returns the increase of a count between the two samples; `None` if it is not known.
+    /// Returns the increase of a count between the two samples, if it is known.
     pub fn increase(&self, of: impl Fn(&C) -> Option<u64>) -> Option<u64> {
         let (before, now) = self.before.as_ref().zip(self.counts.as_ref())?;
         Some(of(now)?.saturating_sub(of(before)?))
@@ -150,21 +150,21 @@ impl<C: Counts> Sampled<C> {
     }
 }
 
-/// The numbers of one process, and when they were read.
+/// The numbers of one process, and the time at which they were read.
 #[derive(Clone)]
 struct Seen<C> {
     at: Instant,
     counts: C,
 }
 
-/// The instances that one address has shown.
+/// The instances behind one address that have answered.
 struct Shown<C> {
     source: String,
     seen: BTreeMap<Start, Seen<C>>,
-    /// The first fault of a request; `None` if there was none, or if all expected instances have
-    /// answered nevertheless.
+    /// The first fault of a request. `None` also if all expected instances have answered
+    /// nevertheless.
     fault: Option<String>,
-    /// `true` if the last request had no answer when the time was over.
+    /// `true`: the last request had no answer within the time limit.
     is_silent: bool,
 }
 
@@ -180,11 +180,11 @@ fn split<C: Counts>(sources: Vec<Source>) -> (Vec<Sampled<C>>, Vec<(Target, Stri
     (files, urls)
 }
 
-/// Reads the file of a source. The call blocks.
+/// Reads the file of a source. Blocks.
 ///
 /// # Errors
 ///
-/// A text that says why the file cannot be read.
+/// The file can't be read. The text is the reason.
 pub fn read_file<C: Counts>(file: &Path) -> Result<C, String> {
     let is_stdin = file == Path::new("-");
     let name = if is_stdin { "standard input".to_owned() } else { file.display().to_string() };
@@ -208,11 +208,11 @@ fn read_all<C: Counts>(mut from: impl Read) -> Result<C, String> {
     }
 }
 
-/// Asks a server for its metrics once, at most for the time of one sample.
+/// Asks a server once for its metrics, within the time limit of a sample.
 ///
 /// # Errors
 ///
-/// A text that says why there are no metrics.
+/// The server did not send metrics. The text is the reason.
 pub async fn ask<C: Counts>(target: &Target, path: &str) -> Result<C, String> {
     ask_until(target, path, Instant::now() + SAMPLE).await
 }
@@ -233,14 +233,14 @@ async fn ask_until<C: Counts>(target: &Target, path: &str, deadline: Instant) ->
 struct Address<C> {
     target: Target,
     path: String,
-    /// `true` for a relay, and for an endpoint of the Service. Behind it there is one process.
+    /// `true` for a relay and for an endpoint of the Service: one process is behind the address.
     is_single: bool,
-    /// The instances that the address has shown in the first sample.
+    /// The instances of the first sample.
     before: Shown<C>,
 }
 
 impl<C: Counts> Address<C> {
-    /// Takes the first sample. `expected` is the number of instances; `None` if it is not known.
+    /// Takes the first sample. `expected` is the number of instances, if it is known.
     async fn first(target: Target, path: String, is_single: bool, expected: Option<usize>) -> Self {
         let expected = if is_single { Some(1) } else { expected };
         let before = survey(&target, &path, &[], expected).await;
@@ -260,8 +260,8 @@ impl<C: Counts> Address<C> {
         let known: Vec<Start> = before.seen.keys().copied().collect();
         let expected = Some(known.len()).filter(|count| *count > 0);
         let after = survey(target, path, &known, expected).await;
-        // If the first sample has shown instances, `matched` reports a fault of the second sample
-        // at those that have not answered again.
+        // If the first sample has instances, `matched` reports a fault of the second sample for
+        // those that have not answered again.
         let fault = if known.is_empty() { &after.fault } else { &before.fault };
         Second { found: matched(before, &after), fault: fault.clone() }
     }
@@ -276,11 +276,10 @@ impl<C: Counts> Address<C> {
 /// The second sample of one address.
 struct Second<C> {
     found: Vec<Sampled<C>>,
-    /// The fault of a request.
     fault: Option<String>,
 }
 
-/// Reads the relays: files once, and each URL in both samples.
+/// The relays: files are read once, and each URL in both samples.
 pub struct Relays {
     files: Vec<Sampled<RelayCounts>>,
     addresses: Vec<Address<RelayCounts>>,
@@ -294,12 +293,12 @@ impl Relays {
         Self { files, addresses: join_all(asked).await }
     }
 
-    /// Returns `true` if a URL has answered in the first sample.
+    /// Returns `true` if a URL answered in the first sample.
     pub fn has_answers(&self) -> bool {
         self.addresses.iter().any(Address::has_answered)
     }
 
-    /// Takes the second sample, or repeats it.
+    /// Takes or repeats the second sample.
     pub async fn second(&self) -> Vec<Sampled<RelayCounts>> {
         let asked = self.addresses.iter().map(|address| async move {
             let Second { mut found, fault, .. } = address.second().await;
@@ -310,16 +309,15 @@ impl Relays {
     }
 }
 
-/// Reads the kube-apiservers, as [`Relays`] reads relays.
+/// The kube-apiservers, which are read like [`Relays`].
 pub struct Apiservers {
     files: Vec<Sampled<ApiserverCounts>>,
-    /// The addresses, the endpoints of the Service first.
+    /// The addresses, with the endpoints of the Service first.
     addresses: Vec<Address<ApiserverCounts>>,
-    /// The number of instances that the operator expects behind each URL, or in the cluster of the
-    /// kubeconfig; `None` if it was not given.
+    /// The number of instances behind each URL, or in the cluster of the kubeconfig, if the
+    /// operator named it.
     expected: Option<usize>,
-    /// The server of the kubeconfig; `None` if there is none. With it, all addresses lead to the
-    /// same processes.
+    /// The server of the kubeconfig. With a kubeconfig, all addresses lead to the same processes.
     server: Option<Target>,
     /// The endpoints of the Service, or the reason why they could not be listed.
     endpoints: Result<Vec<Endpoint>, String>,
@@ -334,8 +332,8 @@ fn at(server: &Target, (host, port): &Endpoint) -> Target {
 }
 
 impl Apiservers {
-    /// Takes the first sample. `server` is the one of the kubeconfig, and `expected` is the number
-    /// of instances behind each address; `None` if it is not known.
+    /// Takes the first sample. `server` is that of the kubeconfig, and `expected` the number of
+    /// instances behind each address, if it is known.
     pub async fn first(
         sources: Vec<Source>,
         server: Option<Target>,
@@ -362,14 +360,14 @@ impl Apiservers {
         Self { files, addresses: join_all(asked).await, expected, server, endpoints }
     }
 
-    /// Returns `true` if an address has answered in the first sample.
+    /// Returns `true` if an address answered in the first sample.
     pub fn has_answers(&self) -> bool {
         self.addresses.iter().any(Address::has_answered)
     }
 
-    /// Returns an entry for an instance that must exist, but has not answered at the URL `source`;
-    /// `None` if nothing shows that there is one. `read` is the number of processes that are known,
-    /// `found` has those of this URL, and `fault` is the fault of its requests.
+    /// Returns an entry for an instance that must exist, but has not answered at the URL `source`.
+    /// `None` if nothing proves that there is one. `read` is the number of known processes, `found`
+    /// has those of this URL, and `fault` is the fault of its requests.
     fn unseen(
         &self,
         source: &str,
@@ -391,8 +389,9 @@ impl Apiservers {
         }
     }
 
-    /// Takes the second sample, and calls `after` when the last process that has two samples has
-    /// answered. What comes while an address hangs is therefore not in the result of `after`.
+    /// Takes the second sample, and calls `after` when the last process with two samples has
+    /// answered. Therefore the result of `after` does not contain events that arrive while an
+    /// address hangs.
     pub async fn second<R>(
         &self,
         after: impl AsyncFn() -> R,
@@ -424,9 +423,9 @@ impl Apiservers {
         (self.whole(answers.into_values(), changes), read)
     }
 
-    /// Puts the second samples of all addresses together. Each file is a process of its own. A
-    /// process that an endpoint and a URL beside the kubeconfig show is in the result once. An
-    /// address that was named and not read is always in the result.
+    /// Combines the second samples of all addresses. Each file is a process of its own. A process
+    /// that both an endpoint and a URL show is in the result once. A named address that was not
+    /// read is always in the result.
     fn whole(
         &self,
         asked: impl Iterator<Item = Second<ApiserverCounts>>,
@@ -461,8 +460,8 @@ impl Apiservers {
         if let Some(server) = self.server.as_ref().filter(|_| unread.is_empty()) {
             unread.extend(self.unseen(&server.to_string(), known, known, None));
         }
-        // An endpoint that cannot be reached directly was not named. If the URLs beside the
-        // kubeconfig show as many processes as there are endpoints, nothing is missing.
+        // An endpoint that can't be reached directly was not named by the operator. If the URLs
+        // show as many processes as there are endpoints, nothing is missing.
         let read = processes.iter().filter(|it| it.fault.is_none()).count();
         let are_listed = |listed: &Vec<Endpoint>| !listed.is_empty() && read >= listed.len();
         if !self.endpoints.as_ref().is_ok_and(are_listed) {
@@ -479,8 +478,8 @@ impl Apiservers {
         processes
     }
 
-    /// Lists the endpoints again, because a kube-apiserver in trouble leaves them. Returns those
-    /// that have left or joined the Service, or an entry that says why there is no list.
+    /// Lists the endpoints again, because a kube-apiserver in trouble is removed from them. Returns
+    /// the endpoints that were removed or added, or an entry about a missing list.
     async fn changes(&self) -> Vec<Sampled<ApiserverCounts>> {
         let Some(server) = &self.server else { return Vec::new() };
         let lists = match &self.endpoints {
@@ -511,8 +510,8 @@ fn keep(kept: &mut Sampled<ApiserverCounts>, sampled: Sampled<ApiserverCounts>) 
     }
 }
 
-/// Combines the instances of the two samples by their start times. A process that was restarted is
-/// in the result twice: as it was, and as it is.
+/// Combines the instances of the two samples by their start times. A restarted process is in the
+/// result twice: before and after the restart.
 fn matched<C: Counts>(before: &Shown<C>, after: &Shown<C>) -> Vec<Sampled<C>> {
     let several = before.seen.len().max(after.seen.len()) > 1;
     let name = |index: usize| match several {
@@ -553,10 +552,10 @@ fn matched<C: Counts>(before: &Shown<C>, after: &Shown<C>) -> Vec<Sampled<C>> {
     found
 }
 
-/// Sends requests to an address on new connections until it has shown `expected` instances, or
-/// [`NOTHING_NEW`] answers in a row were not new. If there are `known` instances from an earlier
-/// sample, the address is asked until all of them have answered, and the last answer of each
-/// counts; otherwise the first answer counts.
+/// Sends requests to an address on new connections until `expected` instances have answered, or
+/// [`NOTHING_NEW`] answers in a row were not new. With `known` instances from an earlier sample, it
+/// asks until all of them have answered, and the last answer of each instance counts; otherwise the
+/// first answer counts.
 async fn survey<C: Counts>(
     target: &Target,
     path: &str,
@@ -574,8 +573,8 @@ async fn survey<C: Counts>(
             Err(fault) => {
                 shown.fault.get_or_insert(fault);
                 shown.is_silent = Instant::now() >= deadline;
-                // An address that never answered is not asked again. If it has answered before, or
-                // has several instances, one of them may be away.
+                // An address that never answered is not asked again. If it answered before, or has
+                // several instances, one of them may be temporarily unreachable.
                 let is_away = shown.seen.is_empty() && expected.is_none_or(|count| count <= 1);
                 nothing_new += 1;
                 match is_away || shown.is_silent || nothing_new >= NOTHING_NEW {
@@ -603,7 +602,7 @@ async fn survey<C: Counts>(
     shown
 }
 
-/// Lists the addresses of the endpoints of the Service `kubernetes`.
+/// Lists the endpoints of the Service `kubernetes`.
 async fn endpoints_of(server: &Target) -> Result<Vec<Endpoint>, String> {
     let late = || format!("{server}: no list of its endpoints within {} s", LIST.as_secs());
     timeout(LIST, listed_by(server)).await.unwrap_or_else(|_| Err(late()))
@@ -626,8 +625,8 @@ async fn listed_by(server: &Target) -> Result<Vec<Endpoint>, String> {
     }
 }
 
-/// Returns the addresses and ports in Endpoints, or in a list of EndpointSlices, each once; empty
-/// if the body is neither.
+/// Returns the distinct addresses and ports in Endpoints, or in a list of EndpointSlices; empty if
+/// the body is neither.
 fn parse_endpoints(body: &[u8]) -> Vec<Endpoint> {
     let json: Value = serde_json::from_slice(body).unwrap_or_default();
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
@@ -651,14 +650,14 @@ fn parse_endpoints(body: &[u8]) -> Vec<Endpoint> {
     found
 }
 
-/// Returns the port with the name `https`, or else the first one.
+/// Returns the port with the name `https`, or otherwise the first one.
 fn https_port(ports: &Value) -> Option<u16> {
     let ports = ports.as_array()?;
     let named = ports.iter().find(|port| port["name"] == "https").or_else(|| ports.first())?;
     u16::try_from(named["port"].as_u64()?).ok()
 }
 
-/// Repeats a sample, with pauses between, until `is_settled` is `true` of it, but begins none after
+/// Repeats a sample, with pauses, until `is_settled` returns `true` for it, but begins none after
 /// `limit`. Returns the last sample.
 pub async fn settle<T>(
     limit: Duration,

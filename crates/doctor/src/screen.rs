@@ -1,5 +1,5 @@
-//! Shows what was found: as one screen of text, from kube-apiserver to the consumers, or as one
-//! JSON object.
+//! Shows the result: as one screen of text, from kube-apiserver to the consumers, or as one JSON
+//! object.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -14,19 +14,18 @@ use super::counts::{
 use super::judge::{Cause, Findings, Kind, Part, RATE_MIN, Verdict, events, seconds, time};
 use super::sample::Sampled;
 
-/// The plugins of kube-apiserver whose errors are losses of the webhook, which are shown with 0 if
+/// The plugins of kube-apiserver whose errors are losses of the webhook. They are shown with 0 if
 /// they are absent.
 const PLUGINS: [&str; 3] = ["buffered", "truncate", "webhook"];
 
 const UNKNOWN: &str = "unknown";
 
-/// A text that grows by lines.
 #[derive(Default)]
 struct Lines(String);
 
 impl Lines {
     fn head(&mut self, text: &str) {
-        // Writing to a `String` cannot fail.
+        // A write to a `String` can't fail.
         writeln!(self.0, "{text}").ok();
     }
 
@@ -81,8 +80,8 @@ fn known(count: Option<u64>) -> String {
     count.map_or_else(|| UNKNOWN.to_owned(), |count| count.to_string())
 }
 
-/// Returns the increase of a count as the end of a line, with its rate unless the time is too short
-/// for one; empty if there were no two samples.
+/// Returns the increase of a count as the end of a line, with its rate unless the time is too
+/// short. Empty without two samples.
 #[allow(clippy::cast_precision_loss, reason = "a rate needs no more digits")]
 fn growth(more: Option<u64>, elapsed: Option<f64>) -> String {
     let Some((more, elapsed)) = more.zip(elapsed) else { return String::new() };
@@ -93,7 +92,7 @@ fn growth(more: Option<u64>, elapsed: Option<f64>) -> String {
     format!(", {more} in the last {}{rate}", seconds(elapsed))
 }
 
-/// Returns counts by label, such as `200: 3, 429: 1`; `0` if there are none above 0.
+/// Returns the counts above 0 by label, such as `200: 3, 429: 1`, or `0`.
 fn list(counts: &ByLabel) -> String {
     let mut above = counts.clone();
     above.retain(|_, count| *count > 0);
@@ -104,8 +103,8 @@ fn started(at: Option<f64>) -> String {
     at.map_or_else(|| "start unknown".to_owned(), |at| format!("started {}", time(at)))
 }
 
-/// Returns the lost events by plugin, also for plugins that have lost nothing. `None` stands for an
-/// unknown number.
+/// Returns the lost events by plugin, including plugins without losses. `None`: the number is
+/// unknown.
 fn by_plugin(counts: &ApiserverCounts) -> BTreeMap<String, Option<u64>> {
     let none = PLUGINS.iter().map(|name| ((*name).to_owned(), Some(0)));
     let lost = counts.errors.iter().map(|(name, lost)| (name.clone(), Some(*lost)));
@@ -279,7 +278,7 @@ fn consumer_lines(findings: &Findings, lines: &mut Lines) {
     }
 }
 
-/// Returns the JSON object.
+/// Returns the result as one JSON object.
 pub fn json(findings: &Findings, verdict: &Verdict) -> Value {
     let outputs: Vec<Value> = findings.relays.iter().flat_map(outputs_json).collect();
     json!({
@@ -297,7 +296,7 @@ pub fn json(findings: &Findings, verdict: &Verdict) -> Value {
     })
 }
 
-/// Returns the causes about the relays or, if `of_relays` is `false`, all other causes.
+/// Returns the causes about the relays or, if `of_relays` is `false`, all others.
 fn notes(verdict: &Verdict, of_relays: bool) -> Vec<Value> {
     let is_wanted = |cause: &&Cause| (cause.part == Part::Relay) == of_relays;
     let note = |cause: &Cause| {
@@ -333,7 +332,7 @@ fn state<C>(sampled: &[Sampled<C>]) -> &'static str {
     }
 }
 
-/// Returns the sum of a count over all sources; `None` if there are none, or one is not known.
+/// Returns the sum of a count over all sources. `None` without sources, or if one count is unknown.
 fn sum<C>(sampled: &[Sampled<C>], of: impl Fn(&C) -> Option<u64>) -> Option<u64> {
     let each: Option<Vec<u64>> =
         sampled.iter().map(|it| it.counts.as_ref().and_then(&of)).collect();

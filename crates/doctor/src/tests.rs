@@ -1,4 +1,4 @@
-//! The watch of events that kube-apiserver may still be collecting, with a paused clock.
+//! The wait for events that kube-apiserver may still be collecting, with a paused clock.
 
 use super::counts::{ApiserverCounts, RelayCounts};
 use super::sample::Sampled;
@@ -30,7 +30,7 @@ impl Api {
     }
 }
 
-/// Returns what two samples show. The relay is older, so the totals are not compared.
+/// Returns the findings of two samples. The relay is older, so the totals are not compared.
 fn shown(apis: &[Api], first: f64, second: f64) -> Findings {
     let elapsed = Some(second - first);
     let apiserver = |api: &Api| {

@@ -1,7 +1,7 @@
-//! Reads a text of metrics in parts, whether it is packed with gzip or not.
+//! Reads a text of metrics in parts, plain or compressed with gzip.
 //!
-//! doctor does not ask for gzip, but a proxy may send it nevertheless, and a saved file may be what
-//! kube-apiserver sent to a client that did ask. No text of metrics begins as gzip does.
+//! doctor does not ask for gzip, but a proxy may send it nevertheless, and a saved file may have
+//! the answer to another client. No text of metrics begins like gzip.
 
 use std::io;
 use std::io::Write;
@@ -16,20 +16,20 @@ const MAGIC: u8 = 0x1f;
 
 /// A text that is being read.
 pub enum Text {
-    /// Nothing was read yet, or the text is not packed.
+    /// A plain text, or no byte yet.
     Plain(Plain),
-    /// The text is packed with gzip.
+    /// A text that is compressed with gzip.
     Gzip(Box<MultiGzDecoder<Plain>>),
 }
 
-/// A text that is not packed, or that was unpacked.
+/// The decompressed text.
 pub struct Plain {
     reader: Reader,
     /// The number of bytes that were read.
     bytes: u64,
 }
 
-/// A fault of the unpacked text, which the decoder passes on inside an `io::Error`.
+/// A fault of the decompressed text, which the decoder passes on inside an `io::Error`.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct OfText(String);
@@ -65,7 +65,7 @@ impl Text {
     ///
     /// # Errors
     ///
-    /// A text that says what is wrong. The value cannot be used again.
+    /// The text is wrong, for this reason. The value must not be used again.
     pub fn feed(&mut self, part: &[u8]) -> Result<(), String> {
         if let Self::Plain(plain) = self
             && plain.bytes == 0
@@ -81,11 +81,11 @@ impl Text {
         }
     }
 
-    /// Ends the text, and returns what was kept.
+    /// Ends the text. Returns the kept families.
     ///
     /// # Errors
     ///
-    /// A text that says what is wrong.
+    /// The text is wrong, for this reason.
     pub fn finish(self) -> Result<Exposition, String> {
         let plain = match self {
             Self::Plain(plain) => plain,
@@ -95,7 +95,7 @@ impl Text {
     }
 }
 
-/// Returns the fault of the text or, if it has none, that of gzip.
+/// Returns the fault of the decompressed text, or otherwise that of gzip.
 fn fault(error: io::Error) -> String {
     match error.downcast::<OfText>() {
         Ok(OfText(fault)) => fault,

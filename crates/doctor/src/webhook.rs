@@ -1,5 +1,5 @@
-//! Tries the audit webhook from here: its URL, its certificate, and whether it leads to one of the
-//! relays.
+//! Tries the audit webhook from this machine: its URL, its certificate, and whether it leads to one
+//! of the relays.
 //!
 //! The request is an EventList without events. A relay answers it with 200, counts the request, and
 //! counts no event.
@@ -15,16 +15,15 @@ use super::sample::{ask, settle};
 use client::ask::Target;
 use telemetry::status::thresholds;
 
-/// An EventList without events.
 const EMPTY: &str = "{\"kind\":\"EventList\",\"apiVersion\":\"audit.k8s.io/v1\",\"items\":[]}";
 
-/// The longest time for a relay to count a request that it has answered.
+/// The longest time until a relay counts a request that it has answered.
 const COUNTED: Duration = Duration::from_secs(3);
 
 /// The pause between two readings of the relays' counters.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Sends the request to the webhook, and reports the findings. `relays` has each relay with the
+/// Sends the request to the webhook, and returns the findings. `relays` has each relay with the
 /// path of its metrics; `now` is the time in seconds since 1970.
 pub async fn check(webhook: &Target, relays: &[(Target, String)], now: f64) -> Vec<Cause> {
     let found = tried(webhook, relays, now).await;
@@ -80,7 +79,7 @@ async fn tried(webhook: &Target, relays: &[(Target, String)], now: f64) -> Vec<C
     found
 }
 
-/// Returns a cause about a certificate that ends at `not_after`, in seconds since 1970.
+/// Returns a cause about a certificate that expires at `not_after`, in seconds since 1970.
 #[allow(clippy::cast_precision_loss, reason = "a time in seconds is far below 2^52")]
 fn certificate(place: &str, not_after: i64, now: f64) -> Cause {
     let at = not_after as f64;
@@ -97,7 +96,7 @@ fn certificate(place: &str, not_after: i64, now: f64) -> Cause {
     }
 }
 
-/// Returns the number of requests that each relay has answered; `None` for one that cannot be read.
+/// Returns the requests that each relay has answered. `None`: the relay can't be read.
 async fn requests(relays: &[(Target, String)]) -> Vec<Option<u64>> {
     let asked = relays.iter().map(|(target, path)| async move {
         let counts = ask::<RelayCounts>(target, path).await.ok()?;

@@ -1,20 +1,18 @@
 //! Copies an evidence log while its relay may be running.
 //!
-//! # What is copied
+//! The copy has the newest checkpoint, exactly the tiles and entries that this checkpoint covers,
+//! and the line hashes of the events in these entries. It has neither the queue nor the files next
+//! to the log.
 //!
-//! The newest checkpoint decides. The copy has its note, the tiles and entries that it covers and
-//! nothing behind them, and the line hashes of the events before its end. It has neither the queue
-//! nor the files beside the log.
+//! During the copy, the relay may delete files:
 //!
-//! # What the relay does meanwhile
+//! - the partial tiles of older checkpoints. They are read directly after the checkpoint. If one is
+//!   missing nevertheless, there is a newer checkpoint, and the copy begins again with that one.
+//!   Whole tiles are never changed or deleted.
+//! - the oldest line hashes. A later checkpoint covers the entry about their deletion. The copy
+//!   then waits for a newer checkpoint, so that the copied log explains each deleted hash.
 //!
-//! - It deletes the partial tiles of older checkpoints. They are read directly after the
-//!   checkpoint. If one is gone nevertheless, there is a newer checkpoint, and the copy begins
-//!   again with that one. Whole tiles are never changed or deleted.
-//! - It deletes the oldest line hashes, and a later checkpoint covers the entry that says so. The
-//!   copy then waits for a newer checkpoint, so that the copied log explains each deleted hash.
-//!
-//! The copy is made in a directory beside its place and renamed at the end. Nothing is written to
+//! The copy is made in a directory next to its target and renamed at the end. Nothing is written to
 //! the directory of the log.
 
 use std::io::Write as _;
@@ -33,27 +31,25 @@ use crate::tlog::merkle::root_at;
 use crate::tlog::tile;
 use crate::tlog::tile::{CHECKPOINT, Content, Tile, WIDTH, last_tiles};
 
-/// The maximum number of attempts to read a checkpoint with its partial tiles. An attempt fails if
-/// the relay deletes one of these tiles meanwhile.
+/// The maximum number of attempts to read a checkpoint and all its partial tiles.
 const ATTEMPTS: u32 = 20;
 
-/// The longest wait for a checkpoint that explains which line hashes are deleted: twice the default
-/// of `evidence.checkpoint_interval`, and some time for the relay.
+/// The longest wait for a checkpoint that explains deleted line hashes: twice the default of
+/// `evidence.checkpoint_interval`, and some time for the relay.
 const EXPLAINED_WITHIN: Duration = Duration::from_secs(25);
 
-/// The pause before the next look for a newer checkpoint.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// The reason why there is no copy.
+/// The reason why the copy failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CopyError {
-    /// There can't be a copy at this place.
+    /// The target directory can't be used.
     #[error("{0}")]
     Target(String),
     /// The log can't be read.
     #[error(transparent)]
     Log(#[from] ReadError),
-    /// Tiles of the newest checkpoint were missing at each attempt.
+    /// Tiles of the newest checkpoint were missing in every attempt.
     #[error("files of the newest checkpoint are missing, again and again")]
     Changing,
     /// The copy can't be written.
@@ -66,17 +62,15 @@ pub enum CopyError {
 pub struct Copied {
     /// The name of the log.
     pub origin: String,
-    /// The number of entries that its checkpoint covers.
+    /// The number of entries that the checkpoint covers.
     pub entries: u64,
     /// The number of files of line hashes.
     pub line_files: u64,
-    /// Line hashes below this position were deleted, and the log does not say so. `None` if the log
-    /// has an entry about all deleted hashes.
+    /// Line hashes below this position are missing without an entry that says so.
     pub unexplained_below: Option<u64>,
 }
 
-/// Copies the log of `files`, which is in `directory`, into the directory `to`, which must not
-/// exist or must be empty.
+/// Copies the log `files` in `directory` to the directory `to`, which must be empty or not exist.
 ///
 /// # Errors
 ///
@@ -100,7 +94,7 @@ fn around(path: &Path) -> &Path {
     around.unwrap_or(Path::new("."))
 }
 
-/// Makes the directory in which the copy grows: `TO.part`.
+/// Makes the directory `TO.part` for the unfinished copy.
 fn part_of(directory: &Path, to: &Path) -> Result<PathBuf, CopyError> {
     let shown = to.display();
     let refused = |why: &str| CopyError::Target(format!("{shown}: {why}"));
@@ -132,12 +126,11 @@ fn part_of(directory: &Path, to: &Path) -> Result<PathBuf, CopyError> {
     Ok(part)
 }
 
-/// The line hashes that must be there according to the entries.
+/// The line hashes that must exist according to the entries.
 #[derive(Debug, Default)]
 struct Explained {
-    /// The position of the first event of the log.
     first: Option<u64>,
-    /// The log says that the hashes of positions below this one were deleted.
+    /// The hashes of all positions below this one were deleted, according to the log.
     below: u64,
     /// The position after the last event of the log.
     end: u64,
@@ -159,13 +152,11 @@ impl Explained {
     }
 }
 
-/// A copy that is being made.
 struct Copying<'a> {
     files: &'a Directory,
     part: &'a Path,
-    /// The line hashes that must be there according to the whole bundles that were copied.
+    /// The entries of the copied whole bundles.
     explained: Explained,
-    /// The number of whole bundles that were copied.
     bundles: u64,
 }
 
@@ -203,7 +194,6 @@ impl<'a> Copying<'a> {
         }
     }
 
-    /// Reads the newest checkpoint, and the partial tiles that it covers.
     fn begin(&self) -> Result<Begun<'a>, CopyError> {
         let mut missing = None;
         for _ in 0..ATTEMPTS {
@@ -226,15 +216,15 @@ impl<'a> Copying<'a> {
         Err(missing.map_or(CopyError::Changing, |(_, tile)| gone(tile)))
     }
 
-    /// Copies the whole tiles and bundles of a log of `size` entries, unless they are there
-    /// already.
+    /// Copies the whole tiles and bundles of a log of `size` entries, except those that were
+    /// copied.
     fn whole_tiles(&mut self, size: u64) -> Result<(), CopyError> {
         for index in self.bundles..size / WIDTH {
             let tile = Tile { content: Content::Entries, index, width: WIDTH };
             let bytes = self.whole_tile(tile)?;
             self.explained.add(&bytes, WIDTH).map_err(|error| failed(tile, error))?;
             let mut level = 0;
-            // The entry that ends a tile of a level may end one of the level above, too.
+            // The last entry of a tile may also complete tiles of the levels above.
             let mut ended = index + 1;
             self.whole_tile(Tile { content: Content::Hashes(level), index, width: WIDTH })?;
             while ended.is_multiple_of(WIDTH) {
@@ -261,8 +251,7 @@ impl<'a> Copying<'a> {
         self.write(&tile.path(), bytes)
     }
 
-    /// Copies the line hashes of the events before `end`. Returns the number of files, and the
-    /// first position that has a hash.
+    /// Copies the line hashes before `end`. Returns the number of files and the oldest position.
     fn line_hashes(&self, end: u64) -> Result<(u64, Option<u64>), CopyError> {
         let failed =
             |error: io::Error| CopyError::Log(ReadError::File { path: LINES.to_owned(), error });
@@ -288,7 +277,7 @@ impl<'a> Copying<'a> {
         Ok((count, oldest))
     }
 
-    /// Waits for a checkpoint that is newer than the one of `log`. Returns `false` if none came.
+    /// Waits for a checkpoint that is newer than that of `log`. `false`: none came in time.
     #[expect(clippy::disallowed_methods, reason = "this runs in a command, not in a runtime")]
     fn has_newer(&self, log: &Log<'_>, until: Instant) -> bool {
         while Instant::now() < until {
@@ -300,7 +289,6 @@ impl<'a> Copying<'a> {
         false
     }
 
-    /// Writes the checkpoint and its partial tiles, checks the copy, and makes it durable.
     fn end(&self, begun: &Begun<'_>) -> Result<(), CopyError> {
         for (tile, bytes) in &begun.partial {
             self.write_tile(*tile, bytes)?;

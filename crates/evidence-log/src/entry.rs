@@ -1,4 +1,5 @@
-//! The entries of an evidence log: what each of them says, as JSON.
+//! The entries of an evidence log, and their JSON. Times (`at`) are milliseconds since 1970, and
+//! positions are those of the queue.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -15,7 +16,7 @@ pub use base::fate::Fate;
 /// The maximum number of events of a range.
 pub const RANGE_MAX: u64 = 4096;
 
-/// The name that stands for the queue where an entry names an output. No output has this name.
+/// The name of the queue where an entry names an output. No output has this name.
 pub const QUEUE: &str = "queue";
 
 /// Returns the time in milliseconds since 1970.
@@ -24,14 +25,12 @@ pub fn now() -> u64 {
     u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The time at which an entry was written, by a clock that nobody can set. Unlike `at`, which comes
-/// from the machine's clock, it never runs backwards within a boot.
+/// The time of an entry by a clock that nobody can set and that never runs backwards within a boot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stamp {
-    /// A random number that the relay draws when its process starts. Two entries with the same
-    /// number were written by the same process.
+    /// A random number of the relay's process, drawn when it starts.
     pub boot: u32,
-    /// The number of milliseconds since then.
+    /// The milliseconds since the start of the process.
     pub up: u64,
 }
 
@@ -43,15 +42,13 @@ impl Stamp {
         Self { boot, up: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX) }
     }
 
-    /// Reads the stamp of an entry; `None` if an earlier version of the relay wrote the entry.
+    /// Reads the stamp of an entry. `None` if a version without stamps wrote the entry.
     pub fn parse(entry: &[u8]) -> Option<Self> {
         serde_json::from_slice(entry).ok()
     }
 }
 
-/// An entry. Times (`at`) are milliseconds since 1970, and positions are those of the queue. A
-/// range has the positions from `first` on, `count` of them. In the log, each entry also has the
-/// members of its [`Stamp`].
+/// An entry. A range is `count` positions from `first` on. The log adds the members of [`Stamp`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Entry {
@@ -61,9 +58,9 @@ pub enum Entry {
         first: u64,
         /// The number of events.
         count: u64,
-        /// The time at which the last of the events came in.
+        /// The time at which the last of the events was received.
         at: u64,
-        /// The root over the lines of the range.
+        /// The Merkle root over the lines of the range.
         root: Hash,
     },
     /// The fates of events at an output.
@@ -72,7 +69,7 @@ pub enum Entry {
     Lost {
         /// The name of the output that lost them, or `queue`.
         output: String,
-        /// The first position; `None` for events that never got one.
+        /// The first position. `None` for events that were never in the queue.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         first: Option<u64>,
         /// The number of events.
@@ -84,34 +81,34 @@ pub enum Entry {
     },
     /// The relay has started.
     Start(Started),
-    /// The relay has read its config again.
+    /// The relay has loaded a new config.
     Reload(Running),
-    /// The relay has ended in order.
+    /// The relay has stopped in order.
     Stop(Running),
-    /// Nothing else has happened for a while.
+    /// A sign of life: no other entry was written for a while.
     Heartbeat {
         /// The time.
         at: u64,
     },
-    /// Line hashes were deleted, because they took too much room.
+    /// Line hashes were deleted to free disk space.
     Pruned {
         /// The time.
         at: u64,
-        /// The line hashes of positions below this one are gone.
+        /// The line hashes of all positions below this one are deleted.
         below: u64,
     },
-    /// From this entry on, another key signs too.
+    /// From this entry on, one more key signs.
     Key {
         /// The time.
         at: u64,
         /// The public key, as `evidence keygen` prints it.
         verifier_key: String,
     },
-    /// Something that an auditor has to ask about.
+    /// A fact that an auditor must investigate.
     Alarm {
         /// The time at which the relay noticed the fact.
         at: u64,
-        /// The thing that it noticed.
+        /// The fact.
         #[serde(flatten)]
         what: Alarm,
     },
@@ -128,15 +125,14 @@ pub struct Delivered {
     pub count: u64,
     /// The time at which the fates became final.
     pub at: u64,
-    /// The root over the lines that left, if a filter changed or dropped any. `None` if all lines
-    /// left as they came, or if none left.
+    /// The root over the sent lines, if they differ from the received ones and any was sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root: Option<Hash>,
-    /// The events that did not leave, by their offsets in the range, each with the reason. The fate
-    /// of an event that was set aside follows in a later entry.
+    /// The events that were not sent. A later entry has the final fate of events that are set
+    /// aside.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub not_delivered: BTreeMap<Offset, Fate>,
-    /// The offsets of the events that left in another form than they came in.
+    /// The offsets of the events that were sent in another form than received.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub changed: Vec<Offset>,
 }
@@ -147,7 +143,7 @@ impl Delivered {
         self.first..self.first.saturating_add(self.count)
     }
 
-    /// Returns the position of each event with this fate, as a range.
+    /// Returns a range of one position for each event with this fate.
     pub fn with(&self, fate: Fate) -> impl Iterator<Item = Range<u64>> {
         let with_fate = self.not_delivered.iter().filter(move |(_, own)| **own == fate);
         let positions = with_fate.map(|(offset, _)| self.first.saturating_add(offset.0));
@@ -155,58 +151,56 @@ impl Delivered {
     }
 }
 
-/// The fact that the relay noticed.
+/// The fact that an alarm reports.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "what", rename_all = "snake_case")]
 pub enum Alarm {
-    /// Events came in while evidence was off. Nothing is proven about them.
+    /// Events were received while evidence was off. Nothing is proven about them.
     Off {
         /// The first position.
         first: u64,
         /// The number of events.
         count: u64,
     },
-    /// A journal, which earlier versions had, was set aside: nothing in it counts.
+    /// A journal, as earlier versions wrote it, was set aside. Nothing in it counts.
     Journal,
-    /// Files of the log were removed, or replaced by others: entries that were signed, or the
-    /// checkpoint.
+    /// Signed entries or the checkpoint were removed or replaced.
     Removed,
 }
 
-/// How the relay runs.
+/// The state of the running relay.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Running {
     /// The time.
     pub at: u64,
     /// The version of the program.
     pub version: String,
-    /// The keyed digest of the config in force, as 64 hexadecimal digits.
+    /// The keyed digest of the current config, as 64 hexadecimal digits.
     pub config_sha256: String,
     /// `evidence.heartbeat_interval` in milliseconds.
     pub heartbeat_ms: u64,
-    /// For each output the lowest position without a final fate there.
+    /// For each output, the lowest position without a final fate.
     pub outputs: BTreeMap<String, u64>,
-    /// For each output that has left since the entry of this kind before, the position of the first
-    /// event that was not meant for it any more. It may have joined again.
+    /// For each output that was removed since the last entry of this type, the first position that
+    /// was not meant for it. The output may have been added again.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub left: BTreeMap<String, u64>,
-    /// In a stop: the numbers of the file system and of the inode of the log's directory, which no
-    /// copy of the directory has.
+    /// In a stop: the device and inode numbers of the log's directory, which differ for every copy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub directory: Option<String>,
 }
 
-/// How the relay runs, and the log that it has found.
+/// The state of the relay at startup, and the log that it found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Started {
-    /// How the relay runs.
+    /// The state of the relay.
     #[serde(flatten)]
     pub running: Running,
-    /// The log that was there before this entry.
+    /// The log as it was before this entry.
     pub previous: Head,
 }
 
-/// The place of an event in a range, from 0 on, which is written as a decimal string.
+/// The index of an event in a range, from 0 on. JSON has it as a decimal string.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct Offset(pub u64);
@@ -236,12 +230,12 @@ impl Entry {
         serde_json::from_slice(bytes)
     }
 
-    /// Returns the bytes of the entry, as they are in the log, with the stamp of this moment.
+    /// Returns the bytes of the entry for the log, with the stamp of this moment.
     pub fn bytes(&self) -> Vec<u8> {
         self.stamped(Stamp::now())
     }
 
-    /// Returns the bytes of the entry with a stamp.
+    /// Returns the bytes of the entry with this stamp.
     pub fn stamped(&self, stamp: Stamp) -> Vec<u8> {
         #[derive(Serialize)]
         struct Stamped<'a> {
@@ -254,8 +248,7 @@ impl Entry {
             .expect("numbers and texts, and the keys of its maps are texts")
     }
 
-    /// Returns the positions of the events of which this entry says that they came in, or were lost
-    /// from the queue; `None` if the entry is not about such events.
+    /// Returns the positions of the events that were received or lost from the queue, if any were.
     pub fn in_queue(&self) -> Option<Range<u64>> {
         let is_of_output = if let Self::Lost { output, first, .. } = self {
             output != QUEUE || first.is_none()
@@ -266,8 +259,8 @@ impl Entry {
         Some(first..first.checked_add(count)?)
     }
 
-    /// Returns the first position of the events that the entry is about, and their number; `None`
-    /// if it is about no events. The position is 0 if the events never got one.
+    /// Returns the first position (0 if there is none) and the number of the events, if there are
+    /// any.
     pub fn events(&self) -> Option<(u64, u64)> {
         if let Self::Lost { first, count, .. } = self {
             return Some((first.unwrap_or_default(), *count));
@@ -287,7 +280,7 @@ impl Entry {
         first..first.saturating_add(count)
     }
 
-    /// Returns the root over the line hashes that the entry is about; `None` if it has none.
+    /// Returns the root over the line hashes that the entry is about.
     pub fn root(&self) -> Option<Hash> {
         if let Self::Delivered(Delivered { root, .. }) = self {
             return *root;
@@ -295,7 +288,7 @@ impl Entry {
         if let Self::Accepted { root, .. } = self { Some(*root) } else { None }
     }
 
-    /// Returns the time of the entry, in milliseconds since 1970.
+    /// Returns the time of the entry in milliseconds since 1970.
     pub fn at(&self) -> u64 {
         match self {
             Self::Accepted { at, .. }
@@ -312,9 +305,8 @@ impl Entry {
     }
 }
 
-/// Returns the position after the last event that came in, or was lost from the queue, according to
-/// the first `size` entries; `None` if no entry is about such an event. `bundle` returns the
-/// entries of a bundle.
+/// Returns the position after the last event that was received or lost from the queue in the first
+/// `size` entries, if there is one. `bundle` returns the entries of a bundle.
 pub fn end_in_queue<E>(
     size: u64,
     bundle: impl Fn(u64) -> Result<Vec<Vec<u8>>, E>,
@@ -328,8 +320,7 @@ pub fn end_in_queue<E>(
     Ok(None)
 }
 
-/// Returns the position after the last event that came in, or was lost from the queue, according to
-/// these entries; `None` if no entry is about such an event.
+/// Like [`end_in_queue`], for these entries.
 pub fn last_end(entries: &[Vec<u8>]) -> Option<u64> {
     entries.iter().rev().find_map(|entry| Some(Entry::parse(entry).ok()?.in_queue()?.end))
 }

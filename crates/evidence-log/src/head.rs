@@ -1,9 +1,9 @@
-//! The file `evidence-head` beside the log: a note over all entries that are durable, signed by the
-//! key of the log, and the newest of these entries.
+//! The file `evidence-head` next to the log: a note over all durable entries, signed by the key of
+//! the log, and the newest of these entries.
 //!
-//! The note is a checkpoint with further lines: how many entries are in the tiles, and the sizes of
-//! the files of line hashes. Behind it are the entries that are not in the tiles yet, as a bundle.
-//! The format is in docs/internals/evidence-format.md.
+//! The note is a checkpoint with further lines: the number of entries in the tiles, and the sizes
+//! of the files of line hashes. After it comes a bundle of the entries that are not in the tiles
+//! yet. The format is in docs/internals/evidence-format.md.
 
 use std::collections::BTreeMap;
 
@@ -14,8 +14,7 @@ use crate::tlog::malformed::Malformed;
 use crate::tlog::note::{NOTE_BYTES_MAX, Note};
 use crate::tlog::tile;
 
-/// The maximum size of the file in bytes. The store writes tiles much earlier, but only if the disk
-/// takes them.
+/// The maximum bytes of the file. Entries are moved to tiles long before, unless the disk refuses.
 pub const HEAD_BYTES_MAX: usize = NOTE_BYTES_MAX + (128 << 20);
 
 /// The files of line hashes with their sizes in bytes.
@@ -28,9 +27,9 @@ pub struct HeadFile {
     pub signed: Signed,
     /// The number of entries that are in the tiles.
     pub tiles: u64,
-    /// The other entries. They are those of the log if they lead to its root.
+    /// The other entries. Only the root proves that they are those of the log.
     pub entries: Vec<Vec<u8>>,
-    /// The files of line hashes.
+    /// The sizes of the files of line hashes.
     pub sizes: Sizes,
 }
 
@@ -67,7 +66,7 @@ impl HeadFile {
     }
 
     /// Returns the content of a file over `checkpoint`, signed by these keys. `entries` are the
-    /// last ones of the log, which are not in the tiles.
+    /// last entries of the log, which are not in the tiles.
     ///
     /// # Errors
     ///

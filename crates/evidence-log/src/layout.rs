@@ -1,5 +1,5 @@
-//! The names of the files of the evidence, how they are read, and the file in which a tile is
-//! found. Every read is bounded by what the relay may have written.
+//! The names of the evidence files, how a file is read, and which file holds a tile. Every read is
+//! bounded by the most that a relay writes.
 
 use std::{fmt, io};
 
@@ -7,61 +7,51 @@ use crate::tlog::tile::{Tile, WIDTH};
 use base::disk;
 use base::disk::{Access, Disk, File};
 
-/// The name of the directory of the log, below that of the queue.
+/// The directory of the log, in the queue's directory.
 pub const DIRECTORY: &str = "evidence";
 
-/// The name of a file in which earlier versions kept the entries that no checkpoint covered, below
-/// the directory of the log.
+/// The file in the log's directory in which earlier versions kept entries without a checkpoint.
 pub const JOURNAL: &str = "journal";
 
-/// The file in the queue's directory, beside the log, which says that a witness has contradicted
-/// the log. It has two lines: the origin and the reason.
+/// The file next to the log with an origin, and why a witness contradicts the log of this origin.
 pub const ROLLED_BACK: &str = "evidence-rolled-back";
 
-/// The file in the queue's directory, beside the log, with a copy of the newest checkpoint. If the
-/// log is shorter than this checkpoint, somebody has cut or removed it.
+/// The file next to the log with a copy of the newest checkpoint, which reveals a log that was cut.
 pub const KNOWN: &str = "evidence-checkpoint";
 
-/// The file in the queue's directory, beside the log, that is signed over all entries that are
-/// durable. It is a checkpoint with further lines.
+/// The file next to the log with a signature over all durable entries ([`super::head`]).
 pub const HEAD: &str = "evidence-head";
 
-/// The file in the queue's directory, beside the log, with the positions of the events that came in
-/// while evidence was off.
+/// The file next to the log with the positions that were received while evidence was off.
 pub const OFF: &str = "evidence-off";
 
-/// The directory of the files of line hashes, below that of the log.
+/// The directory of the files of line hashes, in the log's directory.
 pub const LINES: &str = "lines";
 
 /// The maximum size of the file [`ROLLED_BACK`] in bytes.
 pub const ROLLED_BACK_MAX: usize = 16 << 10;
 
-/// A place that has the files of a log, such as a directory or a server.
+/// The files of a log, in a directory or on a server.
 pub trait Files {
-    /// Returns the content of a file; `None` if there is none.
+    /// Returns the content of a file. `None` if it does not exist.
     ///
     /// # Errors
     ///
     /// The file can't be read, or has more than `max` bytes.
     fn read(&self, path: &str, max: usize) -> io::Result<Option<Vec<u8>>>;
 
-    /// Returns the width of a file that begins with `_tile`, if the tile has no file of its own. A
-    /// place that can't list its files does not know its partial files, and returns the width of
-    /// the whole file.
-    ///
-    /// # Errors
-    ///
-    /// The directory of the tile can't be read.
+    /// Returns the width of a file that begins with the hashes or entries of `_tile`, which has no
+    /// file of its own. A place that can't list its files returns the width of a whole tile.
     fn wider(&self, _tile: Tile) -> io::Result<u64> {
         Ok(WIDTH)
     }
 
-    /// Returns the bytes of a tile or bundle; `None` if the log does not have it. If a partial file
-    /// was deleted, its bytes are read from the wider file that replaced it.
+    /// Returns the bytes of a tile or bundle, if the log has it. The bytes of a partial file that
+    /// was deleted are those of the wider file that replaced it.
     ///
     /// # Errors
     ///
-    /// The file can't be read, or has another content than its name says.
+    /// The file can't be read, or its content does not match its name.
     fn tile(&self, tile: Tile) -> io::Result<Option<Vec<u8>>> {
         let found = self.read(&tile.path(), tile.bytes_max())?;
         if found.is_some() || tile.width == WIDTH {
@@ -73,7 +63,7 @@ pub trait Files {
     }
 }
 
-/// Returns `None` if a file or directory is not there.
+/// Turns a `NotFound` error into `None`.
 pub fn if_there<T>(found: io::Result<T>) -> io::Result<Option<T>> {
     match found {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -81,8 +71,7 @@ pub fn if_there<T>(found: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
-/// Returns the content of a file; `None` if there is none. The relay never writes more than `max`
-/// bytes to it.
+/// Returns the content of a file, if it exists. A relay never writes more than `max` bytes to it.
 pub fn read(disk: &dyn Disk, path: &str, max: usize) -> io::Result<Option<Vec<u8>>> {
     let Some(file) = if_there(disk.open(path, Access::Read))? else { return Ok(None) };
     let bytes = file.bytes()?;
@@ -93,11 +82,11 @@ pub fn read(disk: &dyn Disk, path: &str, max: usize) -> io::Result<Option<Vec<u8
     read_all(&*file, max).map(Some)
 }
 
-/// Fills the buffer with bytes of a file.
+/// Fills the buffer with the bytes from `offset` on.
 ///
 /// # Errors
 ///
-/// The file ends before, or the disk refuses.
+/// The file ends too early, or the disk refuses.
 pub fn read_exact(file: &dyn File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
     match file.read_at(buffer, offset)? {
         read if read == buffer.len() => Ok(()),
@@ -105,7 +94,7 @@ pub fn read_exact(file: &dyn File, buffer: &mut [u8], offset: u64) -> io::Result
     }
 }
 
-/// Reads the first bytes of a file, at most this many.
+/// Reads the first bytes of a file, at most `max`.
 pub fn read_all(file: &dyn File, max: usize) -> io::Result<Vec<u8>> {
     let mut content = vec![0; usize::try_from(file.bytes()?).unwrap_or(usize::MAX).min(max)];
     let read = file.read_at(&mut content, 0)?;
@@ -113,19 +102,19 @@ pub fn read_all(file: &dyn File, max: usize) -> io::Result<Vec<u8>> {
     Ok(content)
 }
 
-/// A log that somebody else has changed in such a way that it can't be continued.
+/// Another program has changed the log so that it can't be continued.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Tampered(pub String);
 
 impl Tampered {
-    /// Returns `true` if the error is of this kind, or is about a symlink.
+    /// Returns `true` if the error is a [`Tampered`], or is about a symlink.
     pub fn is(error: &io::Error) -> bool {
         disk::is_link(error) || error.get_ref().is_some_and(|error| error.is::<Self>())
     }
 }
 
-/// Reads the file [`ROLLED_BACK`]. Returns the reason; `None` if it is about another origin.
+/// Reads the file [`ROLLED_BACK`]. Returns the reason, or `None` if it is about another origin.
 pub fn rolled_back(text: &[u8], origin: &str) -> Option<String> {
     let text = String::from_utf8_lossy(text);
     let (of, why) = text.split_once('\n').unwrap_or((&text, ""));
@@ -137,26 +126,25 @@ pub fn path(name: &str) -> String {
     format!("{DIRECTORY}/{name}")
 }
 
-/// The name of a file of line hashes: the first position in it, with 20 digits. If a file is full
-/// and no event has come in since it began, the next file has the same position and a number.
+/// The name of a file of line hashes: the first position with 20 digits, and a number if an earlier
+/// file with the same position filled up without a received event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LineFile {
-    /// The first position in the file. The file may also have hashes of lines that came in earlier
-    /// and were sent later.
+    /// The first position. The file may also have lines of earlier positions that were sent later.
     pub first: u64,
-    /// Counts the files with this first position, from 0 on.
+    /// The number of earlier files with this first position.
     pub number: u32,
 }
 
 impl LineFile {
-    /// Reads the name of a file; `None` if the text is not such a name.
+    /// Reads the name of a file. `None` if the text is not such a name.
     pub fn parse(name: &str) -> Option<Self> {
         let (first, number) = name.split_once('-').unwrap_or((name, "0"));
         let file = Self { first: first.parse().ok()?, number: number.parse().ok()? };
         (file.to_string() == name).then_some(file)
     }
 
-    /// Returns the path of the file below the directory of the log.
+    /// Returns the path relative to the log's directory.
     pub fn path(self) -> String {
         format!("{LINES}/{self}")
     }

@@ -1,18 +1,17 @@
 //! The line hashes: for each range of events a random salt, and the SHA-256 of each line.
 //!
-//! The line hashes are in files of their own below `lines/`, which are never served, because
-//! whoever has the salt and a hash can check a guess at an event. A file is a row of records, which
-//! are only appended:
+//! They are in files of their own below `lines/`, which are never served: with the salt and a hash,
+//! a guess at an event can be checked. A file is a sequence of records, and is only appended to:
 //!
 //! | bytes | content |
 //! |---|---|
-//! | 4 | the number of bytes of the record behind these 8 bytes (big-endian, as all numbers) |
+//! | 4 | the number of bytes of the record after these 8 bytes (big-endian, as all numbers) |
 //! | 4 | CRC-32C of these bytes |
-//! | 1 | the kind of the record: 1 for lines as they came in, 2 for lines as they were sent |
+//! | 1 | the type of the record: 1 for lines as received, 2 for lines as sent |
 //! | 8 | the first position of the range |
 //! | 4 | the number of events of the range |
 //! | 16 | the salt |
-//! | 1, then as many | of kind 2 only: the number of bytes of the output's name, and the name |
+//! | 1, then as many | of type 2 only: the number of bytes of the output's name, and the name |
 //! | 32 each | the hashes of the lines: of all events, or of those that were sent |
 
 use std::{fmt, io};
@@ -22,27 +21,23 @@ use base64::engine::general_purpose::STANDARD;
 
 use crate::tlog::merkle::{HASH_BYTES, Hash, root};
 
-/// The number of bytes of a salt.
+/// The length of a salt.
 pub const SALT_BYTES: usize = 16;
 
-/// The number of bytes before each record: its length and its checksum.
+/// The bytes before each record: its length and its checksum.
 const FRAME: usize = 8;
 
-/// The kind of a record with lines as they came in.
 const ACCEPTED: u8 = 1;
 
-/// The kind of a record with lines as they were sent to a consumer.
 const DELIVERED: u8 = 2;
 
-/// The maximum size of a record in bytes, without its frame. A record with 4,096 lines has 131,101,
-/// and at most 64 more with the name of an output.
+/// The maximum bytes of a record without its frame. 4,096 lines and a name have 131,165.
 const RECORD_MAX: usize = 1 << 20;
 
-/// The maximum number of bytes of a file that are read. The relay begins a new file much earlier.
+/// The maximum bytes of a file that are read. The relay begins a new file much earlier.
 pub const FILE_BYTES_MAX: usize = 256 << 20;
 
-/// A random number that belongs to a range. Without it, nobody can check a guess at a line against
-/// the root in the log.
+/// A random number of a range. Without it, nobody can check a guess at a line against the root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Salt(pub [u8; SALT_BYTES]);
 
@@ -53,13 +48,13 @@ impl fmt::Display for Salt {
 }
 
 impl Salt {
-    /// Reads a salt as it is shown.
+    /// Reads a salt in base64.
     pub fn parse(text: &str) -> Option<Self> {
         let salt = STANDARD.decode(text).ok()?;
         salt.try_into().ok().map(Self)
     }
 
-    /// Returns the hash of the tree's leaf for a line with this SHA-256.
+    /// Returns the hash of the Merkle leaf for a line with this SHA-256.
     pub fn leaf(&self, line: &Hash) -> Hash {
         Hash::of(&[&[0], &self.0, &line.0])
     }
@@ -77,12 +72,12 @@ pub struct Range {
 }
 
 impl Range {
-    /// Returns the root over the range, as the log has it.
+    /// Returns the root over the range, as in the entry of the log.
     pub fn root(&self) -> Hash {
         root(self.leaves())
     }
 
-    /// Returns the leaves of the tree over the range.
+    /// Returns the Merkle leaves of the range.
     pub fn leaves(&self) -> Vec<Hash> {
         self.lines.iter().map(|line| self.salt.leaf(line)).collect()
     }
@@ -92,7 +87,7 @@ impl Range {
         self.first + self.lines.len() as u64
     }
 
-    /// Returns the SHA-256 of the line at a position; `None` if the range does not have it.
+    /// Returns the SHA-256 of the line at a position. `None` if it is outside of the range.
     pub fn hash(&self, position: u64) -> Option<&Hash> {
         self.lines.get(usize::try_from(position.checked_sub(self.first)?).ok()?)
     }
@@ -101,18 +96,16 @@ impl Range {
 /// A record of a file of line hashes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
-    /// The output that has sent the lines in another form than they came in, or that has not sent
-    /// all of them. `None` for lines as they came in.
+    /// The output that sent other lines than were received, or fewer. `None` for lines as received.
     pub output: Option<String>,
     /// The number of events of the range.
     pub count: u64,
-    /// The hashes: of all events, or of those that were sent. The entry about the range says which
-    /// of its events were sent.
+    /// The hashes of all events, or of those that were sent; the entry says which events these are.
     pub range: Range,
 }
 
 impl Record {
-    /// Makes the record of lines as they came in.
+    /// Makes the record of lines as received.
     pub fn accepted(range: Range) -> Self {
         Self { output: None, count: range.lines.len() as u64, range }
     }
@@ -127,7 +120,6 @@ impl Record {
         file.extend_from_slice(&count.to_be_bytes());
         file.extend_from_slice(&self.range.salt.0);
         if let Some(output) = &self.output {
-            // A name has at most 63 bytes.
             let length = u8::try_from(output.len()).unwrap_or(u8::MAX);
             file.push(length);
             file.extend(output.bytes().take(length.into()));
@@ -141,7 +133,7 @@ impl Record {
         frame[4..].copy_from_slice(&crc32c::crc32c(record).to_be_bytes());
     }
 
-    /// Reads a record's bytes behind its frame. Returns `None` if they are not a record.
+    /// Reads the bytes of a record without its frame.
     fn parse(record: &[u8]) -> Option<Self> {
         let (kind, rest) = record.split_first()?;
         let (first, rest) = rest.split_first_chunk()?;
@@ -168,7 +160,7 @@ impl Record {
     }
 }
 
-/// The reason why a file of line hashes can't be read further.
+/// The reason why the rest of a file of line hashes can't be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Damage {
     /// The file ends within a record, or with zeros.
@@ -180,16 +172,14 @@ pub enum Damage {
     /// A record was changed.
     #[error("a record of line hashes has a wrong checksum")]
     Checksum,
-    /// The bytes are not a record, although their checksum is right.
+    /// The checksum is right, but the bytes are not a record.
     #[error("a record of line hashes has another form than any version writes")]
     Form,
 }
 
-/// The records of a file of line hashes, each with its offset in bytes. After damage no record
-/// follows.
+/// The records of a file of line hashes, each with its offset in bytes. Damage ends the iteration.
 pub struct Records<'a> {
     file: &'a [u8],
-    /// The number of bytes up to the end of the last whole record.
     bytes: usize,
     is_over: bool,
 }
@@ -216,18 +206,17 @@ impl Iterator for Records<'_> {
     }
 }
 
-/// Returns the number of bytes up to the first record that is damaged or cut off.
+/// Returns the number of bytes before the first damaged or cut off record.
 pub fn whole_bytes(file: &[u8]) -> u64 {
     let damaged = Records::of(file).find(|(_, record)| record.is_err());
     damaged.map_or(file.len() as u64, |(offset, _)| offset)
 }
 
-/// Reads the record at an offset of a file. `read` fills a buffer with the bytes at a given offset.
-/// Returns `None` if there is no record.
+/// Reads the record at an offset, if there is one. `read` fills a buffer from an offset.
 ///
 /// # Errors
 ///
-/// `read` has failed, for another reason than the end of the file.
+/// `read` has failed, except at the end of the file.
 pub fn record_at(
     offset: u64,
     read: impl Fn(&mut [u8], u64) -> io::Result<()>,
@@ -250,21 +239,20 @@ pub fn record_at(
     Ok(Records::of(&bytes).next().and_then(|(_, record)| record.ok()))
 }
 
-/// The number of bytes of a record from its frame up to the number of its events.
+/// The bytes of a record from its frame up to the number of its events.
 pub const HEADING: usize = FRAME + 1 + 8 + 4;
 
 /// The beginning of a record. Its checksum is not checked.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Heading {
-    /// The bytes of the record, with its frame.
+    /// The bytes of the record, including its frame.
     pub bytes: u64,
-    /// The positions of the events, if the record has their lines as they came in; `None` if it has
-    /// lines as they were sent.
+    /// The positions of the events. `None` if the record has lines as sent.
     pub accepted: Option<std::ops::Range<u64>>,
 }
 
 impl Heading {
-    /// Reads the beginning of a record. Returns `None` if the bytes are not one.
+    /// Reads the beginning of a record. `None` if the bytes are not one.
     pub fn parse(heading: &[u8; HEADING]) -> Option<Self> {
         let (length, rest) = heading.split_first_chunk()?;
         let length = u32::from_be_bytes(*length);
@@ -279,8 +267,7 @@ impl Heading {
     }
 }
 
-/// Takes the first record from the bytes of a file. Returns it without its frame, and the bytes
-/// after it.
+/// Returns the first record without its frame, and the bytes after it.
 fn record(bytes: &[u8]) -> Result<(&[u8], &[u8]), Damage> {
     // After a power failure, bytes that were not synced may be zeros.
     if bytes.iter().all(|byte| *byte == 0) {

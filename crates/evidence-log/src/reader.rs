@@ -1,4 +1,4 @@
-//! Reads an evidence log in a directory from outside of its relay. The directory may be a copy.
+//! Reads an evidence log in a directory, from outside of its relay. The directory may be a copy.
 
 use std::io::Read as _;
 use std::os::unix::fs::FileExt as _;
@@ -21,7 +21,6 @@ use crate::tlog::tile::{CHECKPOINT, Content, Tile, WIDTH};
 use base::disk::named;
 use base::named_file;
 
-/// The maximum number of names that an error lists.
 const NAMES_MAX: usize = 20;
 
 /// The files of a log in a directory.
@@ -29,14 +28,13 @@ const NAMES_MAX: usize = 20;
 pub struct Directory(PathBuf);
 
 impl Directory {
-    /// Finds the log in a directory: the log itself, or `evidence` in it. A log that was never
-    /// published has only tiles.
+    /// Finds the log: the directory itself, or `evidence` in it. An unpublished log has only tiles.
     ///
     /// # Errors
     ///
     /// Neither of the two has a checkpoint or tiles.
     pub fn find(directory: &Path) -> io::Result<Self> {
-        // A symlink that was named is followed, and none below it.
+        // A symlink is followed only if it is the named directory itself.
         let named = directory.canonicalize().unwrap_or_else(|_| directory.to_owned());
         let places = [named.join(DIRECTORY), named];
         let has = |place: &Path, name| place.join(name).symlink_metadata().is_ok();
@@ -54,14 +52,13 @@ impl Directory {
         })
     }
 
-    /// Returns the newest checkpoint that the relay remembers beside the log; `None` if there is
-    /// none, as in a copy of the log.
+    /// Returns the newest checkpoint that the relay remembers next to the log. A copy has none.
     pub fn remembered(&self) -> Option<Signed> {
         let file = open(self.0.parent()?, KNOWN).ok()??;
         Signed::parse(&read_from(&file, NOTE_BYTES_MAX).ok()?).ok()
     }
 
-    /// Returns the logs in a queue's directory: the relay's own, and those that were kept aside.
+    /// Returns the logs in a queue's directory: the relay's own log, and logs that were set aside.
     pub fn beside(queue: &Path) -> Vec<Self> {
         let names = names_in(queue).into_iter().filter(|name| name.starts_with(DIRECTORY));
         let places = names.map(|name| queue.join(name));
@@ -69,7 +66,7 @@ impl Directory {
         places.map(|place| Self(place.canonicalize().unwrap_or(place))).collect()
     }
 
-    /// Returns the log in this directory, which need not have a checkpoint yet.
+    /// Returns the log in this directory. It may have no checkpoint yet.
     pub fn at(log: &Path) -> Self {
         Self(log.to_owned())
     }
@@ -79,37 +76,31 @@ impl Directory {
         queue.canonicalize().is_ok_and(|queue| self.0 == queue.join(DIRECTORY))
     }
 
-    /// Returns the content of the file [`HEAD`] beside the log. `None` if there is none, as in a
-    /// copy of the log, or if an earlier version has written it, which did not sign it.
+    /// Returns the content of the file [`HEAD`]. `None` if it is missing, as in a copy, or not
+    /// signed, as in earlier versions.
     ///
     /// # Errors
     ///
     /// The file can't be read.
     pub fn head(&self) -> io::Result<Option<Vec<u8>>> {
-        // A log that was kept aside has the file with it.
+        // The file of a log that was set aside is in the log's own directory.
         let around = self.0.parent().filter(|_| self.0.ends_with(DIRECTORY)).unwrap_or(&self.0);
         let file = open(around, HEAD).map_err(named(HEAD))?;
         let content = file.map(|file| read_from(&file, HEAD_BYTES_MAX).map_err(named(HEAD)));
         Ok(content.transpose()?.filter(|content| !content.starts_with(b"{")))
     }
 
-    /// Returns the reason that a witness gave against the log of this origin; `None` if no witness
-    /// contradicted it.
+    /// Returns the reason why a witness contradicted the log of this origin, if one did.
     ///
     /// # Errors
     ///
-    /// The file that says so can't be read.
+    /// The file [`ROLLED_BACK`] can't be read.
     pub fn rolled_back(&self, origin: &str) -> io::Result<Option<String>> {
         let text = self.rolled_back_file()?;
         Ok(text.and_then(|text| layout::rolled_back(&text, origin)))
     }
 
-    /// Returns the content of the file that says that a witness contradicted the log. It is beside
-    /// the log, or, in a copy of a log, within it. `None` if there is none.
-    ///
-    /// # Errors
-    ///
-    /// The file can't be read.
+    /// Returns the content of the file [`ROLLED_BACK`]. A copy has this file inside of the log.
     pub(super) fn rolled_back_file(&self) -> io::Result<Option<Vec<u8>>> {
         for place in [self.0.parent(), Some(self.0.as_path())].into_iter().flatten() {
             if let Some(file) = open(place, ROLLED_BACK).map_err(named(ROLLED_BACK))? {
@@ -119,7 +110,7 @@ impl Directory {
         Ok(None)
     }
 
-    /// Returns the names of the files of line hashes, in order.
+    /// Returns the names of the files of line hashes, sorted.
     ///
     /// # Errors
     ///
@@ -130,7 +121,7 @@ impl Directory {
         Ok(files)
     }
 
-    /// Returns the widths of the partial files of a tile, in order.
+    /// Returns the widths of the partial files of a tile, sorted.
     ///
     /// # Errors
     ///
@@ -144,8 +135,8 @@ impl Directory {
         Ok(widths)
     }
 
-    /// Returns the directory below which no symlink is followed, and the path of a file of the log
-    /// below it. The directory of a log is below that of the queue, and must not be a symlink.
+    /// Returns the directory below which no symlink is followed, and the path of a file below it. A
+    /// log in a queue's directory must not be behind a symlink itself.
     fn below(&self, path: &Path) -> (&Path, PathBuf) {
         match self.0.parent().filter(|_| self.0.ends_with(DIRECTORY)) {
             Some(queue) => (queue, Path::new(DIRECTORY).join(path)),
@@ -158,7 +149,6 @@ impl Directory {
         if_there(named_file::open_below(root, path))
     }
 
-    /// Reads the names in a directory of the log; none if it is not there.
     fn names<T>(&self, directory: &Path, read: impl Fn(&str) -> Option<T>) -> io::Result<Vec<T>> {
         let name = directory.display().to_string();
         let (root, path) = self.below(directory);
@@ -184,8 +174,7 @@ impl Directory {
         Ok(self.read(&path, FILE_BYTES_MAX).map_err(named(&path))?.unwrap_or_default())
     }
 
-    /// Returns the record at an offset of a file of line hashes; `None` if the file or the record
-    /// was deleted.
+    /// Returns the record at an offset of a file of line hashes. `None` if it was deleted.
     ///
     /// # Errors
     ///
@@ -197,8 +186,7 @@ impl Directory {
         lines::record_at(offset, read).map_err(named(&path))
     }
 
-    /// Returns the range of line hashes at these positions that has this root; `None` if the
-    /// directory does not have it.
+    /// Returns the line hashes at these positions that have this root. `None` if there are none.
     ///
     /// # Errors
     ///
@@ -206,8 +194,7 @@ impl Directory {
     pub fn range_of(&self, first: u64, count: u64, root: Hash) -> io::Result<Option<Range>> {
         let mut files = self.line_files()?;
         files.retain(|file| file.first <= first);
-        // As a rule, the range is in the last of these files. After a crash, a file may end after
-        // the first position of the next file.
+        // Usually the last file has the range, but after a crash an earlier one may overlap it.
         files.sort_unstable_by(|a, b| b.cmp(a));
         for file in files {
             let content = self.line_file(file)?;
@@ -222,13 +209,12 @@ impl Directory {
     }
 }
 
-/// Returns `true` if an error is about something that no relay makes: a symlink, a pipe or a
-/// directory in the place of a file, or a file of an impossible size.
+/// Returns `true` for a file that no relay writes: a symlink, pipe, directory, or oversized file.
 pub fn is_foreign(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::Unsupported | io::ErrorKind::FileTooLarge)
 }
 
-/// Returns the names in a directory, in order; none if it can't be read.
+/// Returns the sorted names in a directory, or none if it can't be read.
 fn names_in(directory: &Path) -> Vec<String> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     let mut names: Vec<_> =
@@ -237,12 +223,11 @@ fn names_in(directory: &Path) -> Vec<String> {
     names
 }
 
-/// Opens a file below a directory, which may be somebody else's; `None` if there is none.
+/// Opens a file below a directory that other users may write to. `None` if it does not exist.
 fn open(directory: &Path, path: &str) -> io::Result<Option<fs::File>> {
     if_there(named_file::open_below(directory, path))
 }
 
-/// Reads a file of at most `max` bytes.
 fn read_from(file: &fs::File, max: usize) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.take(max as u64 + 1).read_to_end(&mut bytes)?;
@@ -280,20 +265,18 @@ pub enum ReadError {
     File {
         /// The path of the file, relative to the log.
         path: String,
-        /// Why it can't be read.
+        /// The reason.
         error: io::Error,
     },
 }
 
 impl ReadError {
-    /// Returns the error about a tile or bundle.
     pub(super) fn of(tile: Tile, error: io::Error) -> Self {
         Self::File { path: tile.path(), error }
     }
 
-    /// Returns `true` if the log itself is at fault: a file is missing, has a wrong content, or is
-    /// not a regular file. Returns `false` if the reader had no access, could not ask, or the disk
-    /// failed.
+    /// Returns `true` if the log itself is at fault: a file is missing, wrong, or not a regular
+    /// file. `false`: the reader had no access or no connection, or the disk failed.
     pub fn is_of_the_log(&self) -> bool {
         let Self::File { error, .. } = self else { return true };
         is_foreign(error)
@@ -310,7 +293,7 @@ pub struct Log<'a> {
     pub files: &'a dyn Files,
     /// The checkpoint, or the note of a [`HeadFile`].
     pub signed: Signed,
-    /// The last entries, if they are not in the tiles.
+    /// The last entries, which are in the [`HeadFile`] and not in the tiles.
     behind: Vec<Vec<u8>>,
 }
 
@@ -328,8 +311,7 @@ impl<'a> Log<'a> {
         Ok(Self { files, signed, behind: Vec::new() })
     }
 
-    /// Reads the log in a directory up to the file [`HEAD`] beside it, if there is one, and
-    /// otherwise up to its checkpoint.
+    /// Reads the log up to the end of the file [`HEAD`], or up to the checkpoint if that is later.
     ///
     /// # Errors
     ///
@@ -341,30 +323,29 @@ impl<'a> Log<'a> {
         Ok(head.and_then(|head| log.up_to(head)).unwrap_or(log))
     }
 
-    /// Returns the log up to the end of a file [`HEAD`]. `None` if this is not behind the
-    /// checkpoint.
+    /// Returns the log up to the end of a file [`HEAD`], if that is after the checkpoint.
     pub fn up_to(&self, head: HeadFile) -> Option<Self> {
         let HeadFile { signed, tiles, mut entries, .. } = head;
         if signed.checkpoint.head.size <= self.size() {
             return None;
         }
-        // The checkpoint may be newer than the tiles that the file names.
+        // The checkpoint may cover some of the file's entries.
         let covered = usize::try_from(self.size().saturating_sub(tiles)).ok()?;
         let behind = entries.split_off(covered.min(entries.len()));
         Some(Self { files: self.files, signed, behind })
     }
 
-    /// Returns the number of entries up to the checkpoint, and the root over them.
+    /// Returns the size and the root of the checkpoint.
     pub fn head(&self) -> Head {
         self.signed.checkpoint.head
     }
 
-    /// Returns the number of entries up to the checkpoint.
+    /// Returns the number of entries that the checkpoint covers.
     pub fn size(&self) -> u64 {
         self.head().size
     }
 
-    /// Returns the number of entries that are in the tiles.
+    /// Returns the number of entries in the tiles.
     pub fn tiled(&self) -> u64 {
         self.size().saturating_sub(self.behind.len() as u64)
     }
@@ -374,7 +355,6 @@ impl<'a> Log<'a> {
         &self.signed.checkpoint.origin
     }
 
-    /// Returns what `read` makes of the bytes of a tile or bundle.
     fn tile<T>(
         &self,
         tile: Tile,
@@ -389,12 +369,12 @@ impl<'a> Log<'a> {
     ///
     /// # Errors
     ///
-    /// The tile is missing, can't be read, or has another number of hashes.
+    /// The tile is missing, can't be read, or has the wrong number of hashes.
     pub fn hashes(&self, tile: Tile) -> Result<Vec<Hash>, ReadError> {
         self.tile(tile, |bytes| tile::hashes(bytes, tile.width))
     }
 
-    /// Returns each entry up to the checkpoint, with its index. After an error no entry follows.
+    /// Returns each entry up to the checkpoint, with its index. An error ends the iteration.
     pub fn entries(&self) -> impl Iterator<Item = Result<(u64, Vec<u8>), ReadError>> {
         let bundles =
             (0..self.tiled().div_ceil(WIDTH)).flat_map(|index| match self.bundle(index) {
@@ -408,8 +388,7 @@ impl<'a> Log<'a> {
             .take_while(move |entry| !std::mem::replace(&mut has_failed, entry.is_err()))
     }
 
-    /// Returns the position after the last event that came in, or was lost from the queue,
-    /// according to the entries up to the checkpoint; `None` if no entry is about such an event.
+    /// Returns the position after the last event that was received or lost from the queue, if any.
     ///
     /// # Errors
     ///
@@ -421,7 +400,6 @@ impl<'a> Log<'a> {
         }
     }
 
-    /// Returns the entries of a bundle, up to the checkpoint.
     fn bundle(&self, index: u64) -> Result<Vec<Vec<u8>>, ReadError> {
         let width = self.tiled().saturating_sub(index * WIDTH).min(WIDTH);
         let tile = Tile { content: Content::Entries, index, width };

@@ -1,13 +1,19 @@
 //! Transparency logs: the formats and the mathematics of a log that can only grow.
 //!
-//! A log is a list of entries. Over its first `size` entries there is one root hash, which no other
-//! list of entries has. A *checkpoint* is a signed note with the size and the root. Somebody who
-//! has kept an older checkpoint can check that a newer one only adds entries to it.
+//! A log is a list of entries. The root is one hash over its first `size` entries, and no other
+//! list of entries has this root. A *checkpoint* is a signed note with the size and the root. A
+//! reader who has kept an older checkpoint can check that a newer one only adds entries to it.
 //!
 //! The hashes are those of RFC 6962, and the formats are those of the C2SP specifications
 //! `signed-note`, `tlog-checkpoint`, `tlog-cosignature`, `tlog-tiles` and `tlog-proof`, so that
-//! other tools can read them. This module does not know what the entries say, and does no I/O:
-//! whoever has the tiles passes a [`merkle::Nodes`].
+//! other tools can read them. This module does not interpret entries and does no I/O: the caller,
+//! who has the tiles, passes a [`merkle::Nodes`].
+//!
+//! The crates `signed_note` and `tlog_tiles` (0.2.0) are not used. `tlog_tiles` has the paths of
+//! Go's `sumdb` and refuses `tile/0/…` and `tile/entries/…`. Its `Tile::from_path` panics at level
+//! 64 and at width 0, its proofs assert, and it has neither bundles nor `tlog-proof`. `signed_note`
+//! ignores a second signature of the same key, which may be forged, has no witness keys, and allows
+//! control characters in names. Both would add fourteen crates, and second versions of two.
 //!
 //! | floor | files | what they know |
 //! |---|---|---|

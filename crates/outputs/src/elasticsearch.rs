@@ -2,10 +2,10 @@
 //! event.
 //!
 //! A request has two lines for each event: the action `create` with the document's `_id`, and the
-//! document. The `_id` is made of the identity of the queue, the event's position and a hash of the
-//! event. An event that is sent again, also after a restart with a queue in files, is therefore
-//! stored once: the second attempt is answered by 409. The auditID is not in the `_id`, because the
-//! client of kube-apiserver can choose it.
+//! document. The `_id` consists of the identity of the queue, the event's position and a hash of
+//! the event. Therefore an event that is sent again, even after a restart with a queue in files, is
+//! stored once: the second attempt is answered with 409. The auditID is not in the `_id`, because
+//! the client of kube-apiserver can choose it.
 
 mod mapping;
 
@@ -40,12 +40,11 @@ use transform::shape::{Bodies, Form, ManagedFields, Shape};
 /// The path of the bulk API, as vendors print it.
 const BULK: &str = "/_bulk";
 
-/// The path and query of requests. The answer holds only those fields that are read here.
+/// The path and query of requests. The answer contains only the fields that are read here.
 const PATH: &str = "/_bulk?filter_path=errors,items.*.status,items.*.error,items.*.failure_store";
 
-/// The greatest number of bytes of an answer that are read. An item that says why a document is
-/// refused has about 500 bytes; one of a stored document has 40. If an answer is longer, the
-/// request is halved.
+/// The maximum bytes of an answer that are read. An item about a refused document has about 500
+/// bytes; one about a stored document has 40. If an answer is longer, the request is halved.
 const ANSWER_BYTES: usize = 8 << 20;
 
 /// The greatest number of events of a request.
@@ -54,17 +53,16 @@ const EVENTS_MAX: u64 = 20_000;
 /// An item whose document is stored, as Elasticsearch and OpenSearch write it.
 const STORED: &[u8] = br#"{"create":{"status":201}}"#;
 
-/// The error type of an item whose document is stored already.
+/// The error type of an item whose document is already stored.
 const CONFLICT: &str = "version_conflict_engine_exception";
 
-/// The greatest number of bytes of an error's type that are shown. Elasticsearch's types are
-/// shorter.
+/// The maximum bytes of an error's type that are shown. Elasticsearch's types are shorter.
 const TYPE_BYTES_MAX: usize = 64;
 
-/// The errors whose reason is shown: their types, and how their reasons begin. The server makes
-/// these reasons of settings, limits and names of its own. Other reasons may quote the event:
-/// parsers quote values, and a full queue of the server quotes the whole request if it has one
-/// document.
+/// The errors whose reason is shown: their types, and the beginnings of their reasons. The server
+/// composes these reasons from its own settings, limits and names. Other reasons may quote the
+/// event: parsers quote values, and a full queue of the server quotes the whole request if it has
+/// one document.
 const REASONS: [(&str, &str); 9] = [
     ("circuit_breaking_exception", "["),
     ("cluster_block_exception", ""),
@@ -77,7 +75,7 @@ const REASONS: [(&str, &str); 9] = [
     ("validation_exception", "Validation Failed: 1: this action would add ["),
 ];
 
-/// The greatest number of bytes of a reason that are shown.
+/// The maximum bytes of a reason that are shown.
 const REASON_BYTES_MAX: usize = 200;
 
 /// The settings of an output of `type = "elasticsearch"`, as read from the config.
@@ -86,7 +84,7 @@ pub(crate) struct Settings {
     client: HttpClient,
     /// The index or data stream into which events are written.
     index: String,
-    /// The file with the API key for `Authorization: ApiKey`; `None` if no key is sent.
+    /// The file with the API key for `Authorization: ApiKey`, if one is sent.
     api_key_file: Option<PathBuf>,
 }
 
@@ -94,8 +92,8 @@ impl OutputSettings for Settings {
     const TYPE: &'static str = "elasticsearch";
     const SAMPLE: &'static str = "tls = {}\nbasic_auth = {}";
     const MEMORY: u64 = 4 * ((4 + 8) << 20);
-    /// Elastic's rules and dashboards ask for ECS. Bodies as objects contradict each other's types
-    /// in one index, and have more fields than an index may have.
+    /// Elastic's rules and dashboards need ECS. As objects, bodies have contradicting types in one
+    /// index, and more fields than an index may have.
     const FORM: Form =
         Form { shape: Shape::Ecs, bodies: Bodies::String, managed_fields: ManagedFields::Keep };
 
@@ -130,8 +128,7 @@ impl OutputSettings for Settings {
     }
 }
 
-/// Parses the name of an index or data stream. Returns the name, or a text that says which names
-/// are allowed.
+/// Parses the name of an index or data stream. The error text says which names are allowed.
 fn index_name(text: &str) -> Result<String, String> {
     let is_special = |c: char| r#"\/*?"<>|,#:"#.contains(c);
     let in_a_name = |c: char| c.is_ascii_graphic() && !c.is_ascii_uppercase() && !is_special(c);
@@ -179,16 +176,16 @@ struct Bulk {
     /// The name of the output, for the log.
     output: String,
     metrics: OutputMetrics,
-    /// `true` once the log says that documents go to the failure store.
+    /// `true` once the log has the message that documents go to the failure store.
     told: AtomicBool,
-    /// `true` if the last answer to a test request was that there is no such index.
+    /// `true` if the last answer to a test request was that the index does not exist.
     lacks_index: AtomicBool,
-    /// The form in which events leave.
+    /// The form in which events are sent.
     form: Form,
 }
 
-/// The answer to a request of the bulk API: an item for each action, in their order. Its member
-/// `errors` is not read, because the items say the same.
+/// The answer to a request of the bulk API: an item for each action, in the order of the actions.
+/// The member `errors` is not read, because the items say the same.
 #[derive(Deserialize)]
 struct Answer {
     items: Vec<Item>,
@@ -221,21 +218,22 @@ struct ServerError {
     kind: String,
     #[serde(default)]
     reason: String,
-    /// The error that this one hands on, if there is one.
+    /// The error that caused this one.
     #[serde(default)]
     caused_by: Option<Box<ServerError>>,
 }
 
 impl ServerError {
-    /// Returns the type for messages; empty if it can't be a word of Elasticsearch: an answer may
-    /// come from anybody.
+    /// Returns the type for messages, or an empty text if it can't be a word of Elasticsearch,
+    /// because anybody may have sent the answer.
     fn word(&self) -> &str {
         let is_word = self.kind.len() <= TYPE_BYTES_MAX
             && self.kind.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
         if is_word { &self.kind } else { "" }
     }
 
-    /// Returns the reason for messages, with a colon before it; empty if it may quote the event.
+    /// Returns the reason for messages, with a colon before it, or an empty text if the reason may
+    /// quote the event.
     fn shown(&self) -> String {
         let is_safe = |error: &&Self| {
             let (kind, reason) = (error.kind.as_str(), error.reason.as_str());
@@ -252,7 +250,7 @@ impl ServerError {
 
 impl Created {
     /// Returns the verdict of the item on its event. `base` names the address that answered, and
-    /// `bodies` says how the event's bodies left.
+    /// `bodies` is the form in which the event's bodies were sent.
     fn verdict(&self, base: &dyn std::fmt::Display, bodies: Bodies) -> Verdict {
         let kind = self.error.as_ref().map_or("", ServerError::word);
         let failure = || {
@@ -268,9 +266,9 @@ impl Created {
             200..300 => Verdict::Delivered,
             409 if kind.is_empty() || kind == CONFLICT => Verdict::Existing,
             400 | 413 | 422 => Verdict::Refused(failure()),
-            // The rest is the fault of the server or its settings: a missing index (404), a block
-            // on writes (403), too many requests (429). An ingest pipeline that fails for an event
-            // answers 500 to this event each time.
+            // Anything else is the fault of the server or its settings: a missing index (404), a
+            // block on writes (403), too many requests (429). An ingest pipeline that fails for an
+            // event answers this event with 500 each time.
             status => Verdict::Again(Failure { server_error: status >= 500, ..failure() }),
         }
     }
@@ -294,7 +292,7 @@ impl Api for Bulk {
         vec![TestRequest { head: RequestHead { method: Method::HEAD, ..post }, body: b"" }]
     }
 
-    /// The answer to HEAD has no body, so only its type can show that it is a web page.
+    /// The answer to HEAD has no body, so only the header `Content-Type` can show a web page.
     fn tested(&self, reply: &Reply<'_>) -> Result<(), String> {
         let is_page = reply.has_type_of_page();
         self.lacks_index
@@ -304,7 +302,7 @@ impl Api for Bulk {
         }
         match reply.status {
             StatusCode::UNAUTHORIZED => Err("the credentials are missing or wrong".to_owned()),
-            // A key that may only write is not allowed to look at the index.
+            // A key that may only write may not query the index.
             StatusCode::FORBIDDEN => Ok(()),
             StatusCode::NOT_FOUND => Err(format!(
                 "there is no index or data stream {}: create it, unless a template makes it with \
@@ -315,7 +313,8 @@ impl Api for Bulk {
         }
     }
 
-    /// Checks nothing: [`Api::judge`] reads the item of each event, which no other answer has.
+    /// Checks nothing: [`Api::judge`] reads the item of each event, and only the bulk API answers
+    /// with items.
     fn acknowledged(&self, _: &Reply<'_>) -> Result<(), String> {
         Ok(())
     }
@@ -328,7 +327,8 @@ impl Api for Bulk {
         mapping::fits(body, self.form)
     }
 
-    /// An index that is not there may be made by the first event.
+    /// Asks for the cluster's settings if the index is missing, because the first event may create
+    /// it.
     fn excuse(&self) -> Option<TestRequest> {
         if !self.lacks_index.load(Ordering::Relaxed) {
             return None;
@@ -419,8 +419,8 @@ impl Api for Bulk {
     }
 }
 
-/// Returns `true` if an answer says, in exactly the usual bytes, that this number of documents is
-/// stored. The items of any other answer are read one by one.
+/// Returns `true` if an answer has exactly the usual bytes for this number of stored documents. The
+/// items of any other answer are read one by one.
 fn stores_all(answer: &[u8], documents: u64) -> bool {
     let items = answer.strip_prefix(br#"{"errors":false,"items":["#);
     let Some(items) = items.and_then(|items| items.strip_suffix(b"]}")) else { return false };
@@ -442,10 +442,9 @@ fn hex_digits(number: u64) -> [u8; 16] {
     })
 }
 
-/// Writes an event as a document: with `@timestamp` before its own members, and otherwise as it is.
-/// The time is that of the event's stage; if the event has none, that of its request, or that of
-/// its acceptance, `received` milliseconds after the beginning of 1970. An ECS document that begins
-/// with its time stays as it is.
+/// Writes an event as a document: unchanged, but with `@timestamp` before its own members. The time
+/// is that of the event's stage, or otherwise that of its request, or that of its acceptance,
+/// `received` milliseconds since 1970. An ECS document that begins with its time is not changed.
 fn write_document(event: &[u8], received: u64, body: &mut Vec<u8>) {
     if shape::has_timestamp(event) {
         body.extend_from_slice(event);
@@ -467,17 +466,17 @@ fn write_document(event: &[u8], received: u64, body: &mut Vec<u8>) {
     body.extend_from_slice(rest);
 }
 
-/// Returns the setting `action.auto_create_index` of a cluster; `None` if the answer does not have
-/// it. Transient settings go before persistent ones, and these before the defaults.
+/// Returns the setting `action.auto_create_index` of a cluster, if the answer has it. Transient
+/// settings take precedence over persistent ones, and these over the defaults.
 fn makes_indices(settings: &[u8]) -> Option<String> {
     let settings: serde_json::Value = serde_json::from_slice(settings).ok()?;
     let of = |kind| settings.get(kind)?.get("action.auto_create_index")?.as_str();
     ["transient", "persistent", "defaults"].into_iter().find_map(of).map(str::to_owned)
 }
 
-/// Returns `true` if a cluster with this setting makes the index when the first document comes. The
-/// setting is `true`, `false`, or a list of patterns; the first that fits decides, and one with `-`
-/// forbids. A pattern with two `*` counts as one that forbids.
+/// Returns `true` if a cluster with this setting creates the index for the first document. The
+/// setting is `true`, `false`, or a list of patterns; the first match decides, and a pattern with
+/// `-` forbids. A pattern with two `*` counts as one that forbids.
 ///
 /// Source: `AutoCreateIndex` of Elasticsearch.
 fn makes(setting: &str, index: &str) -> bool {

@@ -1,5 +1,5 @@
-//! The members of an event that protocols put beside the event, so that a consumer need not read
-//! the event to find it.
+//! The members of an event that protocols put next to the event, so that a consumer need not parse
+//! the event to find them.
 
 use std::borrow::Cow;
 
@@ -7,15 +7,15 @@ use audit::scan;
 use audit::time::nanos;
 use transform::shape;
 
-/// The members of an audit event that protocols put beside it. A text is the bytes between the
+/// The members of an audit event that protocols put next to it. A text is the bytes between the
 /// quotes, with escapes as written ([`unescaped`] resolves them).
 ///
-/// A member is `None` if the event has no such member, or if its value is not of the type that it
-/// has in Kubernetes. If a key occurs twice, the first counts.
+/// A member is `None` if the event has no such member, or if its value does not have its type in
+/// Kubernetes. If a key occurs twice, the first counts.
 ///
-/// An event may leave in another shape than it came. In the shape `ecs`, the members are those of
-/// the audit event in `kubernetes.audit`. In the shape `ocsf`, they are those that hold the same
-/// values; the request's URI is its path there.
+/// An event may be sent in another shape than it was received. In the shape `ecs`, the members are
+/// those of the audit event in `kubernetes.audit`. In the shape `ocsf`, they are the members that
+/// have the same values; the request's URI is only its path there.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct EventFields<'a> {
     pub level: Option<&'a [u8]>,
@@ -29,8 +29,7 @@ pub(super) struct EventFields<'a> {
     pub object: ObjectRef<'a>,
     /// The status code of the response. `None` also if it is not a whole number.
     pub code: Option<i64>,
-    /// The time of the stage, in nanoseconds since 1970. `None` also if it is not a time that
-    /// exists.
+    /// The time of the stage, in nanoseconds since 1970. `None` also for an impossible time.
     pub time: Option<u64>,
 }
 
@@ -110,7 +109,7 @@ impl<'a> EventFields<'a> {
         }
     }
 
-    /// Returns the groups of the user, each a text; `None` if the event has no groups.
+    /// Returns the groups of the user, each a text, if the event has any.
     pub(crate) fn groups(&self) -> Option<impl Iterator<Item = &'a [u8]> + use<'a>> {
         let name = |group: &'a [u8]| match group.first() {
             // OCSF has an object for each group.
@@ -126,13 +125,13 @@ fn text(value: Option<&[u8]>) -> Option<&[u8]> {
     value.and_then(scan::inner)
 }
 
-/// Returns a value that is a JSON array.
+/// Returns the value if it is a JSON array.
 fn array(value: Option<&[u8]>) -> Option<&[u8]> {
     value.filter(|value| value.first() == Some(&b'['))
 }
 
-/// Returns the text between the quotes of a JSON string, with its escapes resolved. A text with an
-/// escaped lone surrogate, which cannot be UTF-8, is returned as written.
+/// Returns the text of a JSON string with its escapes resolved. A text with an escaped lone
+/// surrogate, which can't be UTF-8, is returned as written.
 pub(super) fn unescaped(written: &[u8]) -> Cow<'_, str> {
     match scan::key(written) {
         Cow::Borrowed(text) => String::from_utf8_lossy(text),
@@ -140,7 +139,7 @@ pub(super) fn unescaped(written: &[u8]) -> Cow<'_, str> {
     }
 }
 
-/// Returns the values that [`scan::firsts`] finds; all are `None` if there is no object.
+/// Returns the values that [`scan::firsts`] finds; all are `None` without an object.
 fn values<'a, const N: usize>(object: Option<&'a [u8]>, keys: [&str; N]) -> [Option<&'a [u8]>; N] {
     object.map_or([None; N], |object| scan::firsts(object, keys))
 }

@@ -1,4 +1,4 @@
-//! The times that an event has, for protocols that put a time beside the event.
+//! The times of an event, for protocols that put a time next to the event.
 
 use std::sync::LazyLock;
 
@@ -8,9 +8,9 @@ use audit::scan;
 use audit::time::is_timestamp;
 use transform::shape;
 
-/// Returns the value of the event's member `stageTimestamp`, without quotes, if it is a valid
-/// TIMESTAMP of RFC 5424 (§6.2.3), as kube-apiserver writes it. For a document in another shape,
-/// returns the time with which it begins.
+/// Returns the value of `stageTimestamp`, without quotes, if it is a valid TIMESTAMP of RFC 5424
+/// (§6.2.3), as kube-apiserver writes it. For a document in another shape, returns the time at its
+/// beginning.
 pub(crate) fn stage_time(event: &[u8]) -> Option<&[u8]> {
     if let Some(time) = shape::time_of(event) {
         return Some(time);
@@ -19,7 +19,7 @@ pub(crate) fn stage_time(event: &[u8]) -> Option<&[u8]> {
     valid(written.or_else(|| scan::member(event, "stageTimestamp")))
 }
 
-/// Returns the value of the event's member `requestReceivedTimestamp`, as [`stage_time`] does.
+/// Returns the value of `requestReceivedTimestamp`, like [`stage_time`].
 pub(crate) fn request_time(event: &[u8]) -> Option<&[u8]> {
     valid(scan::member(event, "requestReceivedTimestamp"))
 }
@@ -31,14 +31,14 @@ fn valid(value: Option<&[u8]>) -> Option<&[u8]> {
 
 const STAGE_TIMESTAMP: &[u8] = b"\"stageTimestamp\":";
 
-/// The greatest number of bytes at the end of an event that are searched forwards. A search
-/// forwards compares many bytes at once, one backwards does not. In 99 of 100 recorded events of
-/// kube-apiserver, the time and the annotations behind it have at most 200 bytes.
+/// The maximum bytes at the end of an event that are searched forwards. A forward search compares
+/// many bytes at once, a backward one does not. In 99 of 100 recorded events of kube-apiserver, the
+/// time and the annotations after it have at most 200 bytes.
 const TAIL: usize = 256;
 
-/// Returns the value of `stageTimestamp`, with quotes, if no member follows it, or only the member
-/// `annotations`, as kube-apiserver writes events. Otherwise returns `None`. This search spares a
-/// walk over all members, which takes a fifth of the CPU time of a syslog output.
+/// Returns the value of `stageTimestamp`, with quotes, if no member follows it, or only
+/// `annotations`, as kube-apiserver writes events. Without this search, the walk over all members
+/// would take a fifth of the CPU time of a syslog output.
 fn timestamp_at_the_end(event: &[u8]) -> Option<&[u8]> {
     static FORWARDS: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(STAGE_TIMESTAMP));
     static BACKWARDS: LazyLock<FinderRev<'static>> =

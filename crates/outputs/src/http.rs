@@ -72,18 +72,18 @@ impl IntoConnector for Settings {
 /// The connector of an `http` output. It makes the link, which sends the output's requests. The
 /// delivery loop owns the connector.
 ///
-/// [`Connect::connect`] returns a link that has no TCP connection yet. The link connects
-/// (`Client::dial`) when a request needs a connection, and again after the consumer has closed the
-/// previous one. The watch, a task that tests failed addresses, calls `Client::reach`, which
-/// connects to an address and sends it no request. The command `check --connect` calls
-/// `Client::test_and_look`, which sends the test requests of the protocol too.
+/// [`Connect::connect`] returns a link without a TCP connection. The link connects (`Client::dial`)
+/// when a request needs a connection, and again after the consumer has closed the previous one. The
+/// watch, a task that tests failed addresses, calls `Client::reach`, which connects to an address
+/// without a request. The command `check --connect` calls `Client::test_and_look`, which also sends
+/// the test requests of the protocol.
 pub(super) struct HttpConnector {
     client: Arc<Client>,
     watch: Watch,
 }
 
 impl HttpConnector {
-    /// Does the same as [`HttpConnector::new`], for an output with the link of `http`.
+    /// Like [`HttpConnector::new`], for an output with the link of `http`.
     pub(crate) fn boxed(
         config: &config::HttpClient,
         api: Arc<dyn Api>,
@@ -106,8 +106,8 @@ impl HttpConnector {
         });
     }
 
-    /// Returns a sender of requests that a link of the protocol's own makes, and starts the watch
-    /// as [`Connect::connect`] does.
+    /// Returns a sender for the requests of a protocol that has its own link. Starts the probes of
+    /// the addresses, as [`Connect::connect`] does.
     pub(super) fn transfers(&mut self) -> Transfers {
         self.watch();
         Transfers::new(Arc::clone(&self.client))
@@ -128,7 +128,7 @@ impl Connect for HttpConnector {
     }
 
     fn begin(&mut self, begin: Begin) {
-        // A delivery that replaces another one has a connector of its own.
+        // A delivery that replaces another one has its own connector.
         self.client.queue.set(begin.queue).ok();
         self.client.api.begin();
     }

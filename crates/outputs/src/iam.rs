@@ -1,5 +1,4 @@
-//! Tokens of IBM Cloud Identity and Access Management (IAM), which the services of IBM Cloud want
-//! in each request.
+//! Tokens of IBM Cloud Identity and Access Management (IAM), for requests to services of IBM Cloud.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, Weak};
@@ -16,14 +15,13 @@ use base::lock::lock;
 
 const PATH: &str = "/identity/token";
 
-/// The tokens for certain credentials. Each is the value of the header `Authorization`. Outputs
-/// with the same settings share them.
+/// The tokens for certain credentials, as values of the header `Authorization`. Outputs with the
+/// same settings share them.
 pub(super) type Iam = Tokens<IamSettings>;
 
-/// The [`Iam`]s that are in use, and some that are not. Outputs are prepared one by one, and a
-/// reload prepares new ones while the old ones still run, so they find a common token here. The
-/// list does not grow for ever: each call of [`shared`] first removes those that no output uses any
-/// more.
+/// The tokens that outputs use. Tokens that no output uses any more are removed by the next call of
+/// [`shared`]. Outputs find a common token here, because they are prepared one by one, and a reload
+/// prepares new outputs while the old ones still run.
 static IN_USE: Mutex<Vec<Weak<Iam>>> = Mutex::new(Vec::new());
 
 /// Everything that a request for a token depends on. Outputs with equal settings share a token.
@@ -33,7 +31,7 @@ pub(super) struct IamSettings {
     pub service: Service,
 }
 
-/// The credentials by which the relay gets tokens. Their file is read again for each token.
+/// The credentials for tokens. Their file is read again for each token.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Credentials {
     /// The API key of a user or a service ID.
@@ -51,8 +49,8 @@ pub(crate) enum Credentials {
 }
 
 impl Credentials {
-    /// Reads the file, and returns the form that asks for a token, and a hash of the file's secret.
-    /// The error text names the file, and contains nothing that is in the file. Blocks the thread.
+    /// Reads the file. Returns the form that requests a token, and a hash of the file's secret. The
+    /// error text names the file, and never contains its content. Blocks the thread.
     fn form(&self) -> Result<(String, u64), String> {
         let (Self::ApiKey { file } | Self::TrustedProfile { token_file: file, .. }) = self;
         let secret = token_in(file)?;
@@ -76,11 +74,11 @@ impl Credentials {
 #[derive(Deserialize)]
 struct Answer {
     access_token: String,
-    /// The life of the token in seconds.
+    /// The lifetime of the token in seconds.
     expires_in: u64,
 }
 
-/// Returns the tokens of the outputs that have these settings; if there is none, new ones.
+/// Returns the tokens of the outputs with these settings, or new ones.
 pub(crate) fn shared(settings: IamSettings) -> Arc<Iam> {
     let mut in_use = lock(&IN_USE);
     in_use.retain(|iam| iam.strong_count() > 0);

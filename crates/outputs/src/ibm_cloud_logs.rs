@@ -3,7 +3,7 @@
 //!
 //! A request is a JSON array with a record for each event. The event itself is the record's `text`,
 //! byte for byte. An answer 2xx acknowledges the request. A request that is sent again, because its
-//! answer got lost, is stored again: records have no ID by which the API could tell.
+//! answer was lost, is stored again: records have no ID that the API could recognise.
 
 use std::sync::Arc;
 
@@ -31,19 +31,17 @@ use delivery::failure::Failure;
 use delivery::prepared::Connector;
 use queue::{Batch, Identity, Take};
 
-/// The greatest number of bytes of a request, as the documentation of the API says.
+/// The maximum bytes of a request, from the documentation of the API.
 const REQUEST_BYTES_MAX: u64 = 2_000_000;
 
-/// The greatest number of characters of `application_name` and `subsystem_name`.
+/// The maximum characters of `application_name` and `subsystem_name`.
 const NAME_CHARS_MAX: usize = 256;
 
-/// The greatest number of bytes of an answer that are read.
+/// The maximum bytes of an answer that are read.
 const ANSWER_BYTES: usize = 64 * 1024;
 
-/// The text for the log if an answer has the status 401.
 const UNAUTHORIZED: &str = "the IAM token is not accepted";
 
-/// The text for the log if an answer has the status 403.
 const FORBIDDEN: &str = "the service ID or trusted profile needs the role Sender for this instance";
 
 /// The settings of an output of `type = "ibm_cloud_logs"`, as read from the config.
@@ -134,7 +132,7 @@ impl OutputSettings for Settings {
     }
 }
 
-/// Reads the section `trusted_profile`. Returns `None` if one of its keys is missing or wrong.
+/// Reads the section `trusted_profile`. `None` if a key is missing or wrong.
 fn trusted_profile(t: &mut Table<'_, '_>) -> Option<Credentials> {
     let key = required("id", "string", "ID of the profile, such as Profile-…");
     let id = t.word(key, |text| config::printable(text, NAME_CHARS_MAX));
@@ -185,15 +183,15 @@ impl IntoConnector for Settings {
     }
 }
 
-/// The endpoint of the API that takes an array of records.
+/// The endpoint of the API for an array of records.
 struct Singles {
     /// The beginning of each record, up to the value of `severity`.
     head: String,
     iam: Arc<Iam>,
 }
 
-/// Returns the severity of an event by the response's code: 5 for an error from 500 on, 4 for a
-/// warning from 400 on, otherwise 3 for information.
+/// Returns the severity by the response's code: 5 (error) from 500 on, 4 (warning) from 400 on,
+/// otherwise 3 (information).
 fn severity(event: &[u8]) -> u8 {
     match EventFields::of(event).code {
         Some(500..) => 5,
@@ -211,8 +209,8 @@ impl Api for Singles {
         "application/json"
     }
 
-    /// Checks the file of the credentials, and returns no header: the token is renewed, so the
-    /// header is one of [`Api::request_headers`].
+    /// Checks the file of the credentials. The token is renewed, so its header is one of
+    /// [`Api::request_headers`].
     fn authorization(&self) -> Result<Option<HeaderValue>, String> {
         self.iam.check().map(|()| None)
     }
@@ -247,8 +245,8 @@ impl Api for Singles {
         vec![TestRequest { head, body: b"[]" }]
     }
 
-    /// The API does not say what it answers to an array without records. If it refuses the array,
-    /// it has let the token in, and it answers in JSON.
+    /// The API does not document its answer to an array without records. If it refuses the array in
+    /// JSON, it has accepted the token.
     fn tested(&self, reply: &Reply<'_>) -> Result<(), String> {
         let body = reply.body.unwrap_or_default();
         let is_json = serde_json::from_slice::<serde::de::IgnoredAny>(body).is_ok();
@@ -260,7 +258,7 @@ impl Api for Singles {
         }
     }
 
-    /// The API documents no body of its answers, so only a web page is known to be wrong.
+    /// The API documents no body of its answers, so only a web page is certainly wrong.
     fn acknowledged(&self, reply: &Reply<'_>) -> Result<(), String> {
         match reply.body {
             Some(_) if !reply.is_page() => Ok(()),
@@ -270,11 +268,11 @@ impl Api for Singles {
 
     fn encode(&self, batch: Batch, _: Identity, max_bytes: u64) -> Encoded {
         let mut body = body_for(&batch);
-        // The closing bracket needs one byte more.
+        // The closing bracket needs one more byte.
         let room = Take { bytes: max_bytes.saturating_sub(1), events: u64::MAX };
         let events = write_events(&batch, room, &mut body, |event, _, received, body| {
             body.push(if body.is_empty() { b'[' } else { b',' });
-            // The time of a record is that of the event's stage; if the event has none, that of its
+            // The time of a record is that of the event's stage or, without one, that of its
             // acceptance.
             let time = stage_time(event).and_then(nanos);
             let millis = time.map_or(received, |time| time / 1_000_000);

@@ -1,4 +1,4 @@
-//! Batches as JSON lines: unchanged, or as kube-apiserver writes events to its own log. `tcp` and
+//! Batches as JSON lines: unchanged, or in the form of kube-apiserver's own audit.log. `tcp` and
 //! `stdout` write both forms with this file, and `http` the second one.
 
 use bytes::{Bytes, BytesMut};
@@ -19,8 +19,7 @@ pub(crate) enum LineFormat {
 }
 
 impl LineFormat {
-    /// Reads the key `format`. If its value is wrong, adds the problem to those of the config, and
-    /// returns `None`.
+    /// Reads the key `format`. A wrong value is added to the problems of the config.
     pub(crate) fn read(t: &mut Table<'_, '_>) -> Option<Self> {
         t.choice(
             "format",
@@ -46,9 +45,8 @@ impl Encode for LineFormat {
     }
 }
 
-/// Returns the events as lines in the form of kube-apiserver's own audit.log: an event without
-/// `kind` gets `kind` and `apiVersion` as its first members. Events that were sent as items of an
-/// EventList have neither.
+/// Returns the events as lines of kube-apiserver's own audit.log: an event without `kind` gets
+/// `kind` and `apiVersion` as its first members. The items of an EventList have neither.
 pub(crate) fn audit_log(pieces: &[Bytes]) -> Bytes {
     let mut out = BytesMut::new();
     for line in lines(pieces) {

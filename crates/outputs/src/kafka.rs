@@ -1,5 +1,5 @@
 //! `type = "kafka"`: each event becomes a message of a topic. Every binary can read the settings,
-//! so that a binary without the feature `kafka` can say what it lacks. The connector is in
+//! so that a binary without the feature `kafka` can report what it lacks. The connector is in
 //! `kafka/connector.rs`, and the producer in `kafka/producer.rs`.
 
 #[cfg(feature = "kafka")]
@@ -26,7 +26,7 @@ pub(crate) struct Settings {
     pub key: MessageKey,
     /// The compression of messages that are sent together.
     pub compression: Compression,
-    /// A field whose type has no values, so that a binary without Kafka can't make settings.
+    /// Has no possible value, so that a binary without Kafka can't make settings.
     #[cfg(not(feature = "kafka"))]
     never: Infallible,
 }

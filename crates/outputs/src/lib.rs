@@ -1,28 +1,28 @@
-//! The protocols that outputs speak: a file each, and a row each in the table `PROTOCOLS`.
+//! The protocols that outputs speak: each has a file and a row in the table `PROTOCOLS`.
 //!
 //! This crate promises that an event is reported as accepted only for an answer that the protocol
 //! defines as acceptance, or, in a protocol without answers, when it was written. It imports
 //! `delivery`, `queue`, `client` and what is below them. What must never happen here: a decision
-//! about whether an event is tried again, or when.
+//! about whether or when an event is retried.
 //!
 //! # A new type of output
 //!
-//! One new file here, with the type `Settings`, its `mod` line, and its row in `PROTOCOLS`. In the
-//! file, two traits list what the compiler asks for:
+//! A new type needs one file here, with the type `Settings`, its `mod` line, and its row in
+//! `PROTOCOLS`. In the file, two traits list what the compiler asks for:
 //!
 //! - [`OutputSettings`](config::OutputSettings): the name, the keys, the addresses. `check`,
 //!   `config`, the reference, the messages about wrong keys and a reload follow from it.
-//! - `setup::IntoConnector`: how a link is made. Its documentation names the two
-//!   kinds of session in `transport` that a protocol over TCP can build on; another protocol
-//!   implements `delivery::link::Connect` itself. Metrics, retries, dead letters
-//!   and `check --connect` follow from it.
+//! - `setup::IntoConnector`: how a link is made. Its documentation names the two kinds of session
+//!   in `transport` that a protocol over TCP can build on; another protocol implements
+//!   `delivery::link::Connect` itself. Metrics, retries, dead letters and `check --connect` follow
+//!   from it.
 //!
 //! Tests ask for the rest: the generated page of the config (`docs/reference/config.md`), and a row
 //! in the code map for the new file. No test asks for these: a row in
 //! `tests/it/outputs/faults/outputs.rs`, so that the faults strike the protocol's consumer too, and
 //! a row in the table of `docs/destinations/choose.md`.
 //!
-//! A protocol knows no delivery loop, and of the other files only those on floors below its own.
+//! A protocol does not know the delivery loop, and imports only files on floors below its own.
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
@@ -83,13 +83,12 @@ const PROTOCOLS: &[Row] = &[
     Row::of::<otlp::Settings>(),
 ];
 
-/// All types of output that a config may have, such as `http`. The function [`config::read`] gets
-/// this list as an argument, because each type has config keys of its own.
+/// All types of output, such as `http`. [`config::read`] gets this list as an argument, because
+/// each type has its own config keys.
 pub const TYPES: &[OutputType] = &Row::types::<{ PROTOCOLS.len() }>(PROTOCOLS);
 
-/// Returns the output that `config` describes. The output does not run yet: it has made no
-/// connection and has read no file. Events that the output gives up will be written to
-/// `dead_letters`, if the config says so.
+/// Returns the output that `config` describes. It has made no connection and read no file yet.
+/// Events that the output gives up are written to `dead_letters`, if the config says so.
 pub fn prepare(
     config: &config::Output,
     telemetry: &Arc<Telemetry>,

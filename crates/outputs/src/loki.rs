@@ -1,12 +1,12 @@
 //! `type = "loki"`: the push API of Grafana Loki.
 //!
-//! A request has a stream for each verb that its events have, and in a stream the events in the
-//! order of the queue. The line of an entry is the event as it is. Labels are few, because each set
-//! of labels is a stream of its own. User, object, URI and response code are structured metadata of
+//! A request has a stream for each verb of its events, and a stream has its events in the order of
+//! the queue. The line of an entry is the unchanged event. Labels are few, because each set of
+//! labels is a stream of its own. User, object, URI and response code are structured metadata of
 //! entries.
 //!
-//! An event that is sent again has the same time, labels and line, so it is the same entry for
-//! Loki, and nothing is stored twice.
+//! An event that is sent again has the same time, labels and line, so for Loki it is the same
+//! entry, and nothing is stored twice.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,16 +27,14 @@ use transform::shape::write_string;
 /// The header that names the tenant.
 const TENANT: &str = "x-scope-orgid";
 
-/// The greatest number of bytes of an answer that are read. Loki's own answers are empty, or one
-/// line.
+/// The maximum bytes of an answer that are read. Loki's own answers are empty, or one line.
 const ANSWER_BYTES: usize = 64 * 1024;
 
-/// The greatest number of labels that a config may have: Loki takes 15 by default
+/// The maximum number of labels in a config: Loki accepts 15 by default
 /// (`max_label_names_per_series`), and two are always there.
 const LABELS_MAX: usize = 13;
 
-/// The greatest number of bytes of a label's value that Loki takes by default
-/// (`max_label_value_length`).
+/// The maximum bytes of a label's value that Loki accepts by default (`max_label_value_length`).
 const LABEL_BYTES_MAX: usize = 2048;
 
 /// The values of the label `verb`: the verbs of Kubernetes, and `other` for any other verb, because
@@ -44,11 +42,11 @@ const LABEL_BYTES_MAX: usize = 2048;
 const VERBS: [&str; 9] =
     ["get", "list", "watch", "create", "update", "patch", "delete", "deletecollection", "other"];
 
-/// The bytes at which a value of the metadata is cut. Loki refuses an entry with more than 64 KB of
+/// The bytes to which a value of the metadata is cut. Loki refuses an entry with more than 64 KB of
 /// metadata (`max_structured_metadata_size`).
 const METADATA_VALUE_BYTES_MAX: usize = 4096;
 
-/// The number of members of an event that become metadata of its entry. Loki takes 128
+/// The number of members of an event that become metadata of its entry. Loki accepts 128
 /// (`max_structured_metadata_entries_count`).
 const METADATA: usize = 10;
 
@@ -63,7 +61,7 @@ const STREAM_END: &[u8] = b"]}";
 /// The settings of an output of `type = "loki"`, as read from the config.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Settings {
-    /// The consumer's URLs, and how requests are made. The tenant is among the headers.
+    /// The consumer's URLs, and the settings of requests. The tenant is among the headers.
     client: HttpClient,
     format: Format,
 }
@@ -79,7 +77,7 @@ struct Format {
 /// The values of the key `timestamp`: the time of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Timestamp {
-    /// The time of the event's stage. If the event has none, the time of its acceptance.
+    /// The time of the event's stage or, without one, the time of its acceptance.
     Event,
     /// The time at which the relay accepted the event.
     Received,
@@ -133,7 +131,7 @@ impl OutputSettings for Settings {
     }
 }
 
-/// Checks the name of a tenant. The error text does not show it.
+/// Checks the name of a tenant. The error text does not contain it.
 fn tenant(name: &str) -> Result<(), String> {
     let in_a_name = |c: char| c.is_ascii_alphanumeric() || "!-_.*'()".contains(c);
     if !(1..=150).contains(&name.len())
@@ -244,7 +242,7 @@ impl Api for Format {
         Encoded::of_parts(parts, events)
     }
 
-    /// Loki answers 204. A 200 is believed if its body is not a web page, and reports no error.
+    /// Loki answers 204. A 200 is accepted if its body is not a web page and reports no error.
     fn acknowledged(&self, reply: &Reply<'_>) -> Result<(), String> {
         match (reply.status.as_u16(), reply.body) {
             (204, _) => Ok(()),
@@ -267,7 +265,7 @@ impl Api for Format {
     }
 }
 
-/// Returns `true` if an answer reports an error, as gateways in front of Loki do:
+/// Returns `true` if an answer reports an error, like gateways in front of Loki:
 /// `{"status":"error",…}`.
 fn is_error(body: &[u8]) -> bool {
     let answer: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
@@ -324,7 +322,7 @@ impl Format {
     }
 }
 
-/// Returns the texts of an event that are structured metadata: names and values, as written.
+/// Returns the texts of an event for the structured metadata: names, and values as written.
 fn metadata<'a>(fields: &EventFields<'a>) -> [(&'static str, Option<&'a [u8]>); METADATA - 1] {
     [
         ("level", fields.level),
@@ -339,8 +337,8 @@ fn metadata<'a>(fields: &EventFields<'a>) -> [(&'static str, Option<&'a [u8]>); 
     ]
 }
 
-/// Writes a text of the metadata, with a comma before it. `written` is the bytes between its quotes
-/// in the event, with escapes as written. An empty text is left out.
+/// Writes a text of the metadata, with a comma before it. `written` are the bytes between its
+/// quotes in the event, with escapes as written. An empty text is left out.
 fn write_metadata(name: &str, written: &[u8], body: &mut Vec<u8>) {
     if written.len() > METADATA_VALUE_BYTES_MAX || memchr::memchr(b'\\', written).is_some() {
         let value = unescaped(written);

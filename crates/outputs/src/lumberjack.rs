@@ -5,12 +5,12 @@
 //!
 //! | frame | bytes |
 //! |---|---|
-//! | window | `2W`, how many events follow |
-//! | compressed | `2C`, length, that many bytes of a zlib stream: the JSON frames of the window; without compression they come as they are |
+//! | window | `2W`, the number of events that follow |
+//! | compressed | `2C`, length, that many bytes of a zlib stream: the JSON frames of the window; without compression, the JSON frames follow directly |
 //! | JSON | `2J`, number of the event in its window from 1, length, that many bytes: the document |
 //!
 //! The consumer answers with `2A` and a number: it acknowledges the events of the oldest window up
-//! to that number. The number 0 acknowledges no event, and says that the consumer is at work.
+//! to that number. The number 0 acknowledges no event, but shows that the consumer is working.
 
 use std::collections::VecDeque;
 use std::io;
@@ -29,16 +29,15 @@ use delivery::link::Verdict;
 use delivery::prepared::Connector;
 use queue::{Batch, lines};
 
-/// The greatest number of bytes of one event. Logstash stores the length of an event in a signed
-/// integer of 32 bits.
+/// The maximum bytes of one event. Logstash stores its length in a signed integer of 32 bits.
 const EVENT_BYTES_MAX: usize = i32::MAX as usize;
 
-/// A batch of at least this many bytes is compressed on another thread. For a smaller batch, the
-/// compression takes less time than the change of threads.
+/// From this number of bytes on, a batch is compressed on another thread. Compressing a smaller
+/// batch takes less time than the change of threads.
 const LARGE: u64 = 64 * 1024;
 
 /// The bytes that the compressor gets at a time. Without this buffer it would get the four parts of
-/// each JSON frame one by one, which costs as much as half of the compression.
+/// each JSON frame separately, which costs as much as half of the compression.
 const COMPRESSED_BYTES: usize = 64 * 1024;
 
 /// The length of an ACK frame in bytes.
@@ -49,7 +48,7 @@ const ACK_BYTES: usize = 6;
 pub(crate) struct Settings {
     /// The compression level of zlib, from 0 to 9. With 0, events are not compressed.
     pub compression_level: u32,
-    /// The greatest number of events that may be sent and not yet acknowledged, at least 1.
+    /// The maximum number of sent events without an acknowledgement, at least 1.
     pub window: u64,
     /// The settings for the consumer's addresses and for the connection.
     pub stream: Stream,
@@ -91,11 +90,11 @@ impl IntoConnector for Settings {
 pub(super) struct Lumberjack {
     /// The compression level of zlib. With 0, events are not compressed.
     level: u32,
-    /// The windows that were sent and are not wholly acknowledged, the oldest first.
+    /// The windows that are not completely acknowledged, the oldest first.
     windows: VecDeque<Window>,
 }
 
-/// A window that was sent and is not wholly acknowledged: the events of one batch, numbered from 1.
+/// A window that is not completely acknowledged: the events of one batch, numbered from 1.
 struct Window {
     events: u64,
     /// The number of events at the front of the window that the consumer has acknowledged.
@@ -154,13 +153,12 @@ fn cannot(error: impl std::fmt::Display) -> String {
     format!("cannot compress: {error}")
 }
 
-/// Encodes a batch as one window: a frame with the number of events, followed by the events, which
-/// are compressed if `level` is not 0.
+/// Encodes a batch as one window. With `level` 0, the events are not compressed.
 fn window(batch: &Batch, level: u32) -> io::Result<Frames> {
     let mut frames = Frames::default();
     let capacity = if level == 0 { batch.bytes + 10 * batch.events } else { batch.bytes / 4 };
     let mut out = Vec::with_capacity(usize::try_from(capacity).unwrap_or_default() + 12);
-    // The number of events is filled in after the last event, because some may be left out.
+    // The number of events is filled in at the end, because some events may be left out.
     out.extend_from_slice(b"2W\0\0\0\0");
     let events = if level == 0 {
         json(batch, &mut out, &mut frames)?
@@ -180,7 +178,7 @@ fn window(batch: &Batch, level: u32) -> io::Result<Frames> {
 }
 
 /// Writes each event of a batch to `out` as a JSON frame. An event of more than [`EVENT_BYTES_MAX`]
-/// is not written, but noted in `frames` as too long. Returns the number of written events.
+/// is recorded in `frames` as too long instead. Returns the number of written events.
 fn json(batch: &Batch, out: &mut impl Write, frames: &mut Frames) -> io::Result<u32> {
     let mut number = 0_u32;
     for (event, position) in lines(&batch.pieces).zip(batch.positions()) {

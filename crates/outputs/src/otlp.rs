@@ -1,9 +1,9 @@
 //! `type = "otlp"`: log records of OpenTelemetry, by OTLP over HTTP with Protobuf.
 //!
 //! A request has one resource, one scope and a record for each event. The body of a record is the
-//! event as it is, as a text. The messages have few fields, so they are written and read here by
-//! hand; `opentelemetry/proto/collector/logs/v1/logs_service.proto` and the files that it imports
-//! give the numbers of the fields.
+//! unchanged event as a text. The messages have few fields, so they are written and read here
+//! without a library. `opentelemetry/proto/collector/logs/v1/logs_service.proto` and its imports
+//! define the numbers of the fields.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,8 +28,7 @@ use delivery::prepared::Connector;
 use queue::{Batch, Identity, Take};
 use telemetry::AttemptError;
 
-/// The greatest number of bytes of an answer that are read. An answer has only a number and a
-/// message.
+/// The maximum bytes of an answer that are read. An answer has only a number and a message.
 const ANSWER_BYTES: usize = 1 << 20;
 
 /// The default of `batch.max_bytes`. Receivers take 4 MB or more.
@@ -118,7 +117,7 @@ impl Api for Logs {
         vec![TestRequest { head, body: b"\x0a\x00" }]
     }
 
-    /// A receiver that refuses a request without records says so in an encoding of OTLP.
+    /// A receiver refuses a request without records in an encoding of OTLP.
     fn tested(&self, reply: &Reply<'_>) -> Result<(), String> {
         let is_otlp = reply.is_of_type(self.content_type()) || reply.is_of_type(JSON);
         match reply.status {
@@ -163,8 +162,8 @@ impl Api for Logs {
         Encoded::of_parts([head, records], events)
     }
 
-    /// OTLP asks for 200 and an `ExportLogsServiceResponse`. Receivers that are in use also answer
-    /// other statuses 2xx, such as 201 and 204, and leave the body empty.
+    /// OTLP asks for 200 and an `ExportLogsServiceResponse`. Some receivers answer with other
+    /// statuses 2xx, such as 201 and 204, and with an empty body.
     fn acknowledged(&self, reply: &Reply<'_>) -> Result<(), String> {
         let is_understood = mutant!(
             "otlp-201-again-and-again",
@@ -185,8 +184,9 @@ impl Api for Logs {
         let message = format!("{base}: answered {status}: {refused} of {} rejected", sent.events);
         let failure = Failure::new(AttemptError::Item, message);
         if mutant!("otlp-all-rejected-is-final", refused == sent.events, false) {
-            // Nothing was stored. Either a receiver that rejects everything is misconfigured, which
-            // costs no event, or the event was alone in its request.
+            // Nothing was stored. Either the event was alone in its request, or the receiver
+            // rejects everything; such a receiver is misconfigured, and a refusal costs no event
+            // then.
             return Outcome::Refused(failure);
         }
         let verdict = Verdict::Partly { refused, failure };
@@ -266,7 +266,7 @@ fn write_key_value(field: u8, name: &str, body: &mut Vec<u8>, write: impl FnOnce
 }
 
 /// The wire types of Protobuf that are written here: a number of variable length, 8 bytes, and
-/// bytes with their length before them.
+/// bytes after their length.
 const VARINT: u8 = 0;
 const FIXED64: u8 = 1;
 const BYTES: u8 = 2;
@@ -306,13 +306,14 @@ fn write_length(field: u8, length: u64, body: &mut Vec<u8>) {
     write_varint(length, body);
 }
 
-/// Returns the length of a whole field that is bytes or a message of this length.
+/// Returns the encoded length of a field (key, length and value) whose value is `length` bytes
+/// long: bytes or a message.
 fn length_of(length: u64) -> u64 {
     1 + u64::from((length | 1).ilog2() / 7 + 1) + length
 }
 
 /// Writes a field that is a message. `write` writes the fields of the message. The length of the
-/// message is known after that, and is then moved before the fields.
+/// message is known only afterwards, and is then moved before the fields.
 fn write_message(field: u8, body: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
     write_key(field, BYTES, body);
     let begin = body.len();
@@ -325,9 +326,9 @@ fn write_message(field: u8, body: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)
     }
 }
 
-/// Returns the number of rejected records that an answer tells; 0 if it tells none. Returns `None`
-/// if the answer is not an `ExportLogsServiceResponse`. A body that begins with `{` is JSON,
-/// whatever its type is: no message of Protobuf begins with this byte.
+/// Returns the number of rejected records in an answer, or 0 if it has none. `None` if the answer
+/// is not an `ExportLogsServiceResponse`. A body that begins with `{` is JSON, whatever its type
+/// is: no message of Protobuf begins with this byte.
 fn rejected_in(reply: &Reply<'_>) -> Option<u64> {
     let body = reply.body?;
     match reply.is_of_type(JSON) || body.starts_with(b"{") {
@@ -337,8 +338,8 @@ fn rejected_in(reply: &Reply<'_>) -> Option<u64> {
     }
 }
 
-/// An `ExportLogsServiceResponse` in JSON. Names are those of JSON, or those of Protobuf, which
-/// some receivers keep. An answer with any other member is not one.
+/// An `ExportLogsServiceResponse` in JSON, with names as in JSON or, from some receivers, as in
+/// Protobuf. An answer with any other member is not such a response.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct JsonResponse {
@@ -352,10 +353,10 @@ struct JsonPartial {
     rejected: Option<JsonNumber<i64>>,
 }
 
-/// Returns the number of rejected records in an `ExportLogsServiceResponse` in JSON, as
-/// [`rejected`] does for Protobuf.
+/// Returns the number of rejected records in an `ExportLogsServiceResponse` in JSON, like
+/// [`rejected`] for Protobuf.
 fn rejected_in_json(response: &[u8]) -> Option<u64> {
-    // serde would also take an array for the message.
+    // serde would also accept an array for the message.
     let object = Some(response).filter(|it| it.trim_ascii_start().starts_with(b"{"))?;
     let response: JsonResponse = serde_json::from_slice(object).ok()?;
     let number = match response.partial.and_then(|partial| partial.rejected) {
@@ -366,12 +367,12 @@ fn rejected_in_json(response: &[u8]) -> Option<u64> {
     Some(u64::try_from(number).unwrap_or(0))
 }
 
-/// Returns the number of rejected records in an `ExportLogsServiceResponse` in Protobuf; 0 if the
-/// response has no such number. Returns `None` if the bytes are not such a message.
+/// Returns the number of rejected records in an `ExportLogsServiceResponse` in Protobuf, or 0
+/// without such a number. `None` if the bytes are not such a message.
 fn rejected(response: &[u8]) -> Option<u64> {
     let (mut rest, mut rejected) = (response, 0);
     while !rest.is_empty() {
-        // `partial_success` is the field 1, and `rejected_log_records` in it too.
+        // `partial_success` is the field 1, and so is `rejected_log_records` in it.
         if let (1, Value::Bytes(mut partial)) = read_field(&mut rest)? {
             while !partial.is_empty() {
                 if let (1, Value::Number(number)) = read_field(&mut partial)? {
@@ -391,8 +392,8 @@ enum Value<'a> {
     Fixed,
 }
 
-/// Takes the next field off a message: its number and its value. Returns `None` if the bytes are
-/// not a field.
+/// Takes the next field off a message: its number and its value. `None` if the bytes are not a
+/// field.
 fn read_field<'a>(message: &mut &'a [u8]) -> Option<(u64, Value<'a>)> {
     let key = read_varint(message)?;
     let value = match key & 7 {
@@ -408,8 +409,8 @@ fn read_field<'a>(message: &mut &'a [u8]) -> Option<(u64, Value<'a>)> {
     Some((key >> 3, value)).filter(|(field, _)| *field > 0)
 }
 
-/// Takes a number off a message, as [`write_varint`] writes it. Returns `None` if the bytes are not
-/// a number of 64 bits.
+/// Takes a number off a message, as [`write_varint`] writes it. `None` if the bytes are not a
+/// number of 64 bits.
 fn read_varint(message: &mut &[u8]) -> Option<u64> {
     let mut number = 0_u64;
     for shift in (0..64).step_by(7) {

@@ -4,7 +4,7 @@
 //! Each side sends frames, `TXNR SP COMMAND SP DATALEN [SP DATA] LF`. The relay numbers its
 //! commands from 1: `open` with its offers, a `syslog` for each message, and `close`. The consumer
 //! answers each command with a `rsp` of the same number. The data of the answer begins with 200 if
-//! the consumer took the command; any other answer breaks the connection. The number 0 is for
+//! the consumer accepted the command; any other answer breaks the connection. The number 0 is for
 //! hints, such as `serverclose`.
 
 use std::collections::VecDeque;
@@ -23,16 +23,16 @@ use delivery::link::Verdict;
 use delivery::prepared::Connector;
 use queue::{Batch, lines};
 
-/// The highest number of a RELP command. The command after it has the number 1 again. This is also
-/// the greatest number of bytes of data that a RELP frame can have.
+/// The highest number of a RELP command, after which the numbers begin again at 1. Also the maximum
+/// bytes of data in a RELP frame.
 const NINE_DIGITS: u32 = 999_999_999;
 
-/// The greatest number of bytes of data in a consumer's answer. Usual answers are much shorter:
-/// those of librelp have 6 bytes, or some hundred bytes if they list the consumer's offers.
+/// The maximum bytes of data in a consumer's answer. Usual answers of librelp have 6 bytes, or some
+/// hundred bytes if they list the consumer's offers.
 const ANSWER_BYTES_MAX: usize = 16 * 1024;
 
-/// The features that the relay supports, which the command `open` sends to the consumer as offers.
-/// librelp calls its protocol version 0.
+/// The features that the relay offers with the command `open`. librelp calls its protocol version
+/// 0.
 const OFFERS: &str = concat!(
     "relp_version=0\nrelp_software=kube-audit-forwarder,",
     env!("CARGO_PKG_VERSION"),
@@ -42,9 +42,9 @@ const OFFERS: &str = concat!(
 /// The settings of an output of `type = "relp"`, as read from the config.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Settings {
-    /// The parts of a syslog message that all messages have in common.
+    /// The common parts of all syslog messages.
     pub messages: Messages,
-    /// The greatest number of messages that may be sent and not yet acknowledged, at least 1.
+    /// The maximum number of sent messages without an acknowledgement, at least 1.
     pub window: u64,
     /// The settings for the consumer's addresses and for the connection.
     pub stream: Stream,
@@ -89,26 +89,23 @@ impl IntoConnector for Settings {
 /// The state of the RELP protocol on one connection.
 pub(super) struct Relp {
     messages: Rfc5424,
-    /// The number of the next command that the relay sends.
+    /// The number of the relay's next command.
     next: u32,
-    /// One entry for each sent message, beginning with the oldest one that is not acknowledged. An
-    /// entry is `true` if its message is acknowledged. The consumer may acknowledge messages in any
-    /// order.
+    /// Whether each sent message is acknowledged, from the oldest message on that is not. The
+    /// consumer may acknowledge messages in any order.
     answered: VecDeque<bool>,
 }
 
 impl Relp {
-    /// Makes the state of the protocol for a new connection, on which the command `open` was not
-    /// sent yet.
+    /// Makes the state of a new connection, before the command `open`.
     pub(crate) fn new(messages: Rfc5424) -> Self {
         let messages = messages.at_most(u64::from(NINE_DIGITS));
         Self { messages, next: 1, answered: VecDeque::new() }
     }
 
     /// Encodes each event of a batch as one RELP command `syslog`. An event whose message is too
-    /// long for RELP or for the config is not encoded; the result lists it among the events that
-    /// are given up. If the config says that no event may be given up, returns an error text
-    /// instead.
+    /// long for RELP or for the config is listed as given up. If the config does not allow that,
+    /// returns an error text.
     fn frames(&self, batch: &Batch) -> Result<Frames, String> {
         let mut frames = Frames::default();
         let mut out = BytesMut::with_capacity(self.messages.capacity(batch));
@@ -128,8 +125,8 @@ impl Relp {
         Ok(frames)
     }
 
-    /// Notes that the consumer has acknowledged the message with this number. Returns an error text
-    /// if the relay has sent no such message, or if it is acknowledged already.
+    /// Records that the consumer has acknowledged the message with this number. Returns an error
+    /// text if there is no such message, or if it is already acknowledged.
     fn answer(&mut self, number: u32) -> Result<(), String> {
         let awaited = u32::try_from(self.answered.len()).unwrap_or(u32::MAX);
         let oldest = after(self.next, NINE_DIGITS - awaited % NINE_DIGITS);
@@ -146,8 +143,7 @@ impl Relp {
     }
 }
 
-/// Returns the number of the command that comes `commands` commands after the command `number`.
-/// After 999,999,999, numbers begin at 1 again.
+/// Returns the number of the command that is `commands` commands after the command `number`.
 fn after(number: u32, commands: u32) -> u32 {
     (number - 1 + commands) % NINE_DIGITS + 1
 }
@@ -201,7 +197,7 @@ impl Protocol for Relp {
 
     fn read(&mut self, unread: &mut BytesMut, answers: &mut Answers) -> Result<(), String> {
         while let Some(Frame { number, command, data, length }) = frame(unread)? {
-            // A hint is not a sign of life: a consumer that sends only hints is stuck.
+            // A hint is not a sign of life: a consumer that sends only hints hangs.
             if number == 0 {
                 answers.closing |= command == b"serverclose";
             } else {
@@ -222,8 +218,7 @@ impl Protocol for Relp {
     }
 }
 
-/// Checks that the data of an answer has the code 200. Otherwise returns an error text that quotes
-/// the answer.
+/// Checks that the data of an answer has the code 200. The error text quotes the answer.
 fn taken(data: &[u8]) -> Result<(), String> {
     if data.starts_with(b"200") && data.get(3).is_none_or(|byte| *byte == b' ' || *byte == b'\n') {
         return Ok(());
@@ -244,8 +239,8 @@ struct Frame<'a> {
 }
 
 /// Parses the frame at the beginning of `read`: an answer (`rsp`) or a hint (a command with the
-/// number 0). Returns `None` if the frame is not complete yet, and an error text if the bytes can't
-/// become such a frame.
+/// number 0). `None` if the frame is incomplete. Returns an error text if the bytes can't become
+/// such a frame.
 fn frame(read: &[u8]) -> Result<Option<Frame<'_>>, String> {
     let wrong = || {
         let said = &read[..read.len().min(32)];
@@ -287,9 +282,9 @@ fn frame(read: &[u8]) -> Result<Option<Frame<'_>>, String> {
     }
 }
 
-/// Parses a number of at most nine digits that begins at the index `from`. Returns the number and
-/// the index after its last digit. Returns `None` if there is no such number, and `Some(None)` if
-/// the number may begin or continue in bytes that are not read yet.
+/// Parses a number of at most nine digits at the index `from`. Returns the number and the index
+/// after its last digit. `None` if there is no such number, and `Some(None)` if it may begin or
+/// continue in bytes that are not read yet.
 fn digits(read: &[u8], from: usize) -> Option<Option<(u32, usize)>> {
     let rest = read.get(from..)?;
     let count = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();

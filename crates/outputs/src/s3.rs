@@ -1,9 +1,9 @@
-//! `type = "s3"`: objects of JSON lines in a bucket of Amazon S3, or of a server that speaks its
+//! `type = "s3"`: objects of JSON lines in a bucket of Amazon S3, or of a server with the same
 //! protocol (MinIO, IBM Cloud Object Storage, SeaweedFS).
 //!
-//! An object has the events of a range of positions, and its name says which. It is written with
+//! An object has the events of a range of positions, which its name shows. It is written with
 //! `If-None-Match: *`, so an object that is sent again is not written twice: the server answers
-//! 412, which counts as delivered before. `conditional_writes = false` leaves the header out.
+//! 412, which counts as already delivered. `conditional_writes = false` leaves the header out.
 //! Source: Amazon S3 API Reference, `PutObject`.
 //!
 //! | floor | files | what they know |
@@ -42,7 +42,7 @@ mod plan;
 mod signature;
 mod sts;
 
-/// The lines of an object have at most the queue's limit divided by this number. The queue holds
+/// The lines of an object have at most the queue's limit divided by this number: the queue holds
 /// the events of two objects, and must have room for new ones.
 const PART_OF_QUEUE: u64 = 4;
 
@@ -133,8 +133,8 @@ fn own(t: &mut Table<'_, '_>) -> (Option<Address>, Option<Credentials>, Limits) 
     (address, credentials, Limits { bytes, age })
 }
 
-/// Returns the source of the access key: the two files, or the web identity that the environment
-/// describes. `None` if there is none, or if a value of the config is wrong.
+/// Returns the source of the access key: the two files, or the web identity of the environment.
+/// `None` if there is none, or if a value of the config is wrong.
 fn credentials(
     t: &mut Table<'_, '_>,
     files: (Option<PathBuf>, Option<PathBuf>),
@@ -158,27 +158,26 @@ fn credentials(
     }
 }
 
-/// Returns the name of a bucket, or a text that says which names are allowed.
+/// Checks the name of a bucket. The error text says which names are allowed.
 fn bucket_name(text: &str) -> Result<String, String> {
     let what = "is not a bucket, allowed: 3 to 63 of A-Z, a-z, 0-9, -, . and _";
     name(text, 3, "-._").ok_or_else(|| what.to_owned())
 }
 
-/// Returns the name of a region, or a text that says which names are allowed.
+/// Checks the name of a region. The error text says which names are allowed.
 fn region_name(text: &str) -> Result<String, String> {
     let what = "is not a region, allowed: 1 to 63 of A-Z, a-z, 0-9, - and _";
     name(text, 1, "-_").ok_or_else(|| what.to_owned())
 }
 
-/// Returns the text if it has `least` to 63 letters, digits and characters of `others`; otherwise
-/// `None`.
+/// Returns the text if it has `least` to 63 letters, digits and characters of `others`.
 fn name(text: &str, least: usize, others: &str) -> Option<String> {
     let in_a_name = |c: char| c.is_ascii_alphanumeric() || others.contains(c);
     let is_name = (least..=63).contains(&text.len()) && text.chars().all(in_a_name);
     is_name.then(|| text.to_owned())
 }
 
-/// Returns a prefix without `/` at its ends, or a text that says which prefixes are allowed.
+/// Returns a prefix without `/` at its ends. The error text says which prefixes are allowed.
 fn prefix(text: &str) -> Result<String, String> {
     if text.is_empty() {
         return Ok(String::new());
@@ -228,7 +227,7 @@ struct S3Connector {
     bucket: Arc<Bucket>,
     limits: Limits,
     begin: Option<Begin>,
-    /// The ranges of the objects; `None` before they have been read.
+    /// The ranges of the objects. `None` before they were read.
     plan: Option<Arc<Plan>>,
 }
 

@@ -1,5 +1,5 @@
 //! Makes a connector from the settings of a protocol: the trait that each protocol implements, and
-//! the values that it gets.
+//! its arguments.
 
 use std::sync::Arc;
 
@@ -9,9 +9,8 @@ use config::{OutputKind, OutputSettings, OutputType};
 use delivery::prepared::Connector;
 use telemetry::{OutputMetrics, Telemetry};
 
-/// The settings of one protocol. The connector, which makes an output's connections, is made from
-/// them. Each protocol has its own type of settings, and a row for it in
-/// `crates/outputs/src/lib.rs`.
+/// The settings of one protocol, from which the connector of an output is made. Each protocol has
+/// its own type of settings, and a row for it in `crates/outputs/src/lib.rs`.
 pub(crate) trait IntoConnector: OutputSettings {
     /// Returns the connector of an output with these settings. No connection is made and no file is
     /// read yet.
@@ -28,13 +27,12 @@ pub(crate) trait IntoConnector: OutputSettings {
     fn connector(&self, setup: &Setup<'_>) -> Box<dyn Connector>;
 }
 
-/// Everything that is needed to make an output's connector, besides the settings of its protocol.
+/// Everything that an output's connector needs in addition to the settings of its protocol.
 pub(crate) struct Setup<'a> {
-    /// The config of the output, with the keys that all types of output have: name, timeouts, batch
-    /// limits, …
+    /// The config of the output, with the common keys: name, timeouts, batch limits, …
     pub output: &'a config::Output,
     pub metrics: OutputMetrics,
-    /// The metric that shows when the output's TLS certificates expire.
+    /// The metric of when the output's TLS certificates expire.
     pub expiry: Expiry,
 }
 
@@ -52,9 +50,9 @@ impl<'a> Setup<'a> {
 
 /// A row of the table of protocols: a type of output and its connector.
 pub(crate) struct Row {
-    /// The type of output: its name in the config, and how its keys are read.
+    /// The type of output: its name in the config, and the function that reads its keys.
     pub settings: OutputType,
-    /// Makes the connector of an output; `None` if the output is of another type.
+    /// Makes the connector of an output. `None` if the output is of another type.
     pub connector: fn(&OutputKind, &Setup<'_>) -> Option<Box<dyn Connector>>,
 }
 

@@ -1,11 +1,11 @@
 //! `type = "splunk_hec"`: Splunk's HTTP Event Collector, with indexer acknowledgement.
 //!
-//! With `acknowledge = "indexed"`, a 200 says only that Splunk has the events in memory. It gives
-//! the request a number, and says later, when it is asked, that the events are indexed. It says so
-//! once for each number, and only on the channel (a UUID in a header) of the request. Nothing is
-//! final before that. The relay uses one channel for each connection, because a number means
-//! nothing to another server behind the same address, and perhaps nothing to the same server after
-//! a restart.
+//! With `acknowledge = "indexed"`, a 200 means only that Splunk has the events in memory. Splunk
+//! gives the request a number, and says later, when it is asked, that the events are indexed. It
+//! says so once for each number, and only on the channel (a UUID in a header) of the request.
+//! Nothing is final before that. The relay uses one channel for each connection, because a number
+//! means nothing to another server behind the same address, and perhaps nothing to the same server
+//! after a restart.
 //!
 //! Source of the facts: Splunk's documentation of the HTTP Event Collector ("About HTTP Event
 //! Collector Indexer Acknowledgment", "Troubleshoot HTTP Event Collector").
@@ -41,30 +41,29 @@ use telemetry::AttemptError;
 
 const EVENTS: &str = "/services/collector/event";
 
-/// The path at which Splunk is asked which requests are indexed.
+/// The path at which the relay asks which requests are indexed.
 const ACK: &str = "/services/collector/ack";
 
 const CHANNEL: HeaderName = HeaderName::from_static("x-splunk-request-channel");
 
-/// The default sourcetype, which Splunk has predefined for JSON. It sets no limit for the size of
-/// an event (`TRUNCATE`), so that Splunk's default holds: 10,000 bytes.
+/// The default sourcetype, which Splunk predefines for JSON. It does not set the maximum size of an
+/// event (`TRUNCATE`), so Splunk's default applies: 10,000 bytes.
 const SOURCETYPE: &str = "_json";
 
-/// The pauses before events are sent again whose requests had no number, although Splunk has
-/// answered the question in between: the pause doubles from the first value to the second. Splunk
-/// indexes the events each time.
+/// The limits of the pause before events are sent again, if Splunk again gives no acknowledgement
+/// although it answered the question after the last time. The pause doubles each time, because
+/// Splunk may index the events each time.
 const NUMBERLESS: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(3600));
 
-/// The words for an operator whose token has no acknowledgement, which `acknowledge` asks for.
+/// The message about a token without the acknowledgement that `acknowledge` asks for.
 const OFF: &str = "indexer acknowledgement is off for this token: turn it on in Splunk (useACK = \
                    true in inputs.conf), or set acknowledge = \"accepted\"";
 
-/// The words for an operator whose token has an acknowledgement, which `acknowledge` does not want.
+/// The message about a token with acknowledgement, although `acknowledge` does not ask for it.
 const ON: &str = "the token has indexer acknowledgement on: set acknowledge = \"indexed\", or turn \
                   it off in Splunk (useACK = false in inputs.conf)";
 
-/// The greatest number of bytes of an answer that are read. Splunk's answers have less than 200
-/// bytes.
+/// The maximum bytes of an answer that are read. Splunk's answers have less than 200.
 const ANSWER_BYTES: usize = 64 * 1024;
 
 /// The settings of an output of `type = "splunk_hec"`, as read from the config.
@@ -74,9 +73,9 @@ pub(crate) struct Settings {
     /// The file with the token of the HTTP Event Collector.
     token_file: PathBuf,
     acknowledge: Acknowledge,
-    /// The time after which Splunk is asked again which requests are indexed.
+    /// The time between two questions about which requests are indexed.
     ack_interval: Duration,
-    /// The longest time that a request may wait until its events are indexed.
+    /// The longest time for which a request may wait until its events are indexed.
     ack_timeout: Duration,
     metadata: Metadata,
 }
@@ -86,14 +85,14 @@ pub(crate) struct Settings {
 enum Acknowledge {
     /// When Splunk says that they are indexed.
     Indexed,
-    /// When Splunk has taken the request. Splunk may lose them in a crash after that.
+    /// When Splunk has taken the request. Splunk may lose the events in a crash after that.
     Accepted,
 }
 
-/// The members of a request that stand beside each event.
+/// The members that a request has next to each event.
 #[derive(Debug, Clone, PartialEq)]
 struct Metadata {
-    /// `None` if the token decides the index.
+    /// `None`: the token decides the index.
     index: Option<String>,
     host: String,
     source: String,
@@ -158,7 +157,7 @@ impl OutputSettings for Settings {
     }
 
     fn event_limit(&self) -> Option<&'static str> {
-        // Other sourcetypes are those of the operator, or of an add-on, which may set their limit.
+        // Other sourcetypes belong to the operator or to an add-on, which may set their limit.
         (self.metadata.sourcetype == SOURCETYPE).then_some(
             "Splunk acknowledges events of the sourcetype _json, but silently truncates them at \
              10,000 bytes. Set it to TRUNCATE in Splunk's props.conf, or to 10000",
@@ -203,7 +202,7 @@ impl Metadata {
     }
 }
 
-/// Returns a text that has no control characters, or a message that says which texts are allowed.
+/// Returns a text without control characters, or a message about the allowed texts.
 fn plain(text: &str) -> Result<String, String> {
     match (1..=255).contains(&text.len()) && !text.chars().any(char::is_control) {
         true => Ok(text.to_owned()),
@@ -255,7 +254,7 @@ struct Collector {
     before: String,
     /// The text after the event.
     after: String,
-    /// The way to ask Splunk for acknowledgements. `None` if events are final as soon as Splunk has
+    /// The way to ask Splunk for acknowledgements. `None`: events are final as soon as Splunk has
     /// taken their request.
     acknowledgement: Option<Confirm>,
     /// `None` as long as Splunk acknowledges requests.
@@ -264,8 +263,8 @@ struct Collector {
 
 /// The doubt whether Splunk acknowledges requests: an answer had no number, or a request was not
 /// indexed in time. Splunk may have indexed the events, and would index them again with each
-/// attempt. Before the next attempt, it must therefore answer the question that a token without
-/// acknowledgement refuses.
+/// attempt. Therefore Splunk must answer the question before the next attempt; it refuses the
+/// question if the token has no acknowledgement.
 struct Doubt {
     since: Instant,
     /// The shortest time from `since` to the next attempt.
@@ -282,17 +281,17 @@ struct Answer {
     /// The number of the request.
     #[serde(default, rename = "ackId")]
     ack_id: Option<JsonNumber<u64>>,
-    /// The index of the event at fault, or of the first one that a busy Splunk did not take. Splunk
-    /// has taken those before it, and has not read those behind it.
+    /// The index of the event at fault, or of the first event that a busy Splunk did not take.
+    /// Splunk has taken the events before it, and has not read those after it.
     #[serde(default, rename = "invalid-event-number")]
     invalid: Option<u64>,
 }
 
-/// The subject of a code of the collector.
+/// The meaning of a code of the collector.
 enum Fault {
     /// The request was taken.
     None,
-    /// The settings of the output, or of Splunk, are wrong. The text says how.
+    /// The settings of the output, or of Splunk, are wrong in this way.
     Settings(&'static str),
     /// An event of the request is not valid.
     Event(&'static str),
@@ -300,8 +299,8 @@ enum Fault {
     Busy(&'static str),
 }
 
-/// Returns the subject of a code; `None` if the code is not known. The codes are those of "Possible
-/// error codes" in Splunk's documentation.
+/// Returns the meaning of a known code. The codes are those of "Possible error codes" in Splunk's
+/// documentation.
 fn fault(code: u16) -> Option<Fault> {
     Some(match code {
         // 24 and 25 warn that a queue or the acknowledgements are nearly full.
@@ -324,7 +323,7 @@ fn fault(code: u16) -> Option<Fault> {
 }
 
 impl Collector {
-    /// Returns the subject of the code of an answer; `None` if it has no known code.
+    /// Returns the meaning of the code of an answer. `None` if it has no known code.
     fn fault(&self, answer: &Answer) -> Option<Fault> {
         match answer.code? {
             10 if self.acknowledgement.is_none() => Some(Fault::Settings(ON)),
@@ -349,7 +348,7 @@ impl Collector {
         }
     }
 
-    /// Notes that Splunk has answered the question. Returns the time until events may be sent.
+    /// Records that Splunk has answered the question. Returns the time until events may be sent.
     fn answered(&self) -> Duration {
         let mut doubt = lock(&self.doubt);
         let Some(doubt) = doubt.as_mut() else { return Duration::ZERO };
@@ -359,7 +358,7 @@ impl Collector {
     }
 
     /// Returns the verdict on events that Splunk took before it refused the rest of their request.
-    /// Such an answer has no number, so nobody can ask whether these events are indexed.
+    /// Such an answer has no number, so it is unknown whether these events are indexed.
     fn taken_before(&self) -> Verdict {
         match self.acknowledgement {
             None => Verdict::Delivered,
@@ -367,12 +366,12 @@ impl Collector {
         }
     }
 
-    /// Returns the result of a request in which the event with the index `at` is wrong, as Splunk
-    /// says; `None` if the whole request is to be refused, or has no such event.
+    /// Returns the result of a request in which the event with the index `at` is wrong, according
+    /// to Splunk. `None` if the whole request is to be refused, or has no such event.
     fn one_is_wrong(&self, at: u64, failure: &Failure, sent: &Sent) -> Option<Outcome> {
         if at == 0 && sent.events > 1 {
-            // A refused request is halved. If each event is wrong, this ends sooner than attempts
-            // that each have one event less.
+            // A refused request is halved. If every event is wrong, this ends sooner than attempts
+            // with one event less each time.
             return None;
         }
         let position = sent.positions().nth(usize::try_from(at).ok()?)?;
@@ -386,7 +385,7 @@ impl Collector {
         Some(Outcome::Judged(parts))
     }
 
-    /// Returns the result of a request of which Splunk had taken `at` events when it became busy;
+    /// Returns the result of a request of which Splunk had taken `at` events when it became busy.
     /// `None` if it had taken none.
     fn busy_after(&self, at: u64, failure: &Failure, sent: &Sent) -> Option<Outcome> {
         if at == 0 {
@@ -418,8 +417,8 @@ impl Api for Collector {
         [&format!("{EVENTS}/1.0"), EVENTS, "/services/collector"].map(str::to_owned).into()
     }
 
-    /// Returns a request without an event. With `acknowledge = "indexed"`, also returns the
-    /// question for acknowledgements.
+    /// Returns a request without an event and, with `acknowledge = "indexed"`, the question for
+    /// acknowledgements.
     fn test_requests(&self) -> Vec<TestRequest> {
         let test = TestRequest { head: RequestHead::post(EVENTS, self.content_type()), body: b"" };
         [test].into_iter().chain(self.acknowledgement.as_ref().map(|_| question_alone())).collect()
@@ -457,7 +456,7 @@ impl Api for Collector {
                     )),
                 }
             }
-            // Splunk says that the request has no event, which is true.
+            // Splunk reports that the request has no event, which is true.
             (Some(Fault::Event(_)), None) => Ok(()),
             (_, Some(_)) if reply.status.is_success() => {
                 let what = "the answer does not say which requests are indexed";
@@ -467,7 +466,7 @@ impl Api for Collector {
         }
     }
 
-    /// Each answer of a collector has a code. [`Api::judge`] takes 0, 24 and 25.
+    /// Each answer of a collector has a code. [`Api::judge`] accepts 0, 24 and 25.
     fn acknowledged(&self, reply: &Reply<'_>) -> Result<(), String> {
         let answer = reply.body.and_then(|body| serde_json::from_slice::<Answer>(body).ok());
         let is_known = answer.and_then(|answer| self.fault(&answer)).is_some();
@@ -520,7 +519,7 @@ impl Api for Collector {
             let code = answer.code.unwrap_or_default();
             Failure::new(reason, format!("{base}: answered {status}, code {code}: {what}"))
         };
-        // The category of the failure follows from the status, or the answer is not a failure.
+        // The category of the failure follows from the status, if the status is a failure.
         let (reason, retry_after) = match &reply.by_status {
             Outcome::Refused(by_status) | Outcome::Failed(by_status) => {
                 (by_status.reason, by_status.retry_after)
@@ -541,7 +540,7 @@ impl Api for Collector {
                 judged.unwrap_or(Outcome::Failed(failure))
             }
             Some(Fault::Event(what)) if !status.is_success() => {
-                // With the number of an event, the answer is about that event.
+                // An answer with the number of an event is about that event.
                 let reason = answer.invalid.map_or(reason, |_| AttemptError::Item);
                 let failure = failure(reason, what);
                 let judged = answer.invalid.and_then(|at| self.one_is_wrong(at, &failure, sent));
@@ -556,19 +555,19 @@ impl Api for Collector {
     }
 }
 
-/// The answer to the question which requests are indexed.
+/// The answer to the question about which requests are indexed.
 #[derive(Deserialize)]
 struct Acks {
     acks: BTreeMap<String, bool>,
 }
 
-/// Returns the question whether the request 0 is indexed, which was never sent on this channel:
-/// Splunk refuses the question if acknowledgement is off for the token.
+/// Returns a question about the request 0, which was never sent on this channel. Splunk refuses the
+/// question if acknowledgement is off for the token.
 fn question_alone() -> TestRequest {
     TestRequest { head: RequestHead::post(ACK, JSON), body: br#"{"acks":[0]}"# }
 }
 
-/// Returns the body of the question which of the requests with these numbers are indexed.
+/// Returns the body of the question about which of these requests are indexed.
 fn question(numbers: &[u64]) -> Vec<u8> {
     let numbers: Vec<_> = numbers.iter().map(u64::to_string).collect();
     format!("{{\"acks\":[{}]}}", numbers.join(",")).into_bytes()

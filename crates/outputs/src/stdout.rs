@@ -26,13 +26,12 @@ use delivery::prepared;
 use queue::{Batch, Claim, Take};
 use telemetry::{AttemptError, OutputMetrics};
 
-/// The greatest number of batches that the writing thread may have: one that it writes and one that
-/// waits.
+/// The maximum number of batches in the writing thread: one that it writes and one that waits.
 const WINDOW: usize = 2;
 
-/// A batch for the writing thread: its claim, and its bytes. A checkpoint has no claim.
+/// A batch for the writing thread. A checkpoint has no claim.
 type Job = (Option<Claim>, Vec<Bytes>);
-/// A report of the writing thread: the claim of a batch, and the result of writing the batch.
+/// A report of the writing thread: the claim of a batch, and the result of its write.
 type Done = (Option<Claim>, io::Result<()>);
 
 /// The settings of an output of `type = "stdout"`, as read from the config.
@@ -68,10 +67,9 @@ impl IntoConnector for Settings {
     }
 }
 
-/// The connector of a `stdout` output. Its function `connect` starts a thread that writes to
-/// stdout. The delivery loop owns the connector, and calls `connect` as soon as the output starts,
-/// before there is anything to send. The thread runs until a write fails or the link to it is
-/// dropped. After a failed write, the loop calls `connect` again: after a pause if the link was
+/// The connector of a `stdout` output, which the delivery loop owns. `connect` starts a thread that
+/// writes to stdout, as soon as the output starts. The thread runs until a write fails or its link
+/// is dropped. After a failed write, the loop calls `connect` again: after a pause if the link was
 /// new, otherwise at once. A closed pipe ends the output instead, and with it the process.
 #[derive(Clone)]
 pub(super) struct StdoutConnector {
@@ -103,17 +101,17 @@ impl Connect for StdoutConnector {
     }
 }
 
-/// The pause before the next attempt to write to a pipe that was full. It is needed only if another
-/// process has made the pipe non-blocking; otherwise the write itself waits.
+/// The pause before another write to a full pipe. It is used only if another process has made the
+/// pipe non-blocking; otherwise the write itself waits.
 const FULL_PIPE: Duration = Duration::from_millis(10);
 
-/// Runs as the thread that writes to stdout: writes the batches from `queue` one after the other,
-/// and sends each result to `report`. Ends when `queue` or `report` is closed, or after an error.
-/// The thread is not joined, because a write to a full pipe may never return; the thread owns
-/// nothing but its copy of the file descriptor.
+/// The thread that writes to stdout: writes the batches from `queue` one after the other, and sends
+/// each result to `report`. It ends when `queue` or `report` is closed, or after an error. The
+/// thread is not joined, because a write to a full pipe may never return; it owns nothing but its
+/// copy of the file descriptor.
 ///
 /// Only one such thread writes at a time. If the output is replaced while its thread hangs, the new
-/// thread waits until the old thread has ended. Their lines are thus not mixed.
+/// thread waits until the old one has ended. Therefore their lines are not mixed.
 fn write_all(mut out: File, queue: &mpsc::Receiver<Job>, report: &async_mpsc::Sender<Done>) {
     static TURN: Mutex<()> = Mutex::new(());
     let _turn = lock(&TURN);
@@ -126,8 +124,7 @@ fn write_all(mut out: File, queue: &mpsc::Receiver<Job>, report: &async_mpsc::Se
     }
 }
 
-/// Writes all bytes of `piece`. If `out` is a non-blocking pipe that is full, waits until the pipe
-/// has room.
+/// Writes all bytes of `piece`. Waits while `out` is a non-blocking pipe that is full.
 #[allow(clippy::disallowed_methods, reason = "write_all does not say how far it came")]
 fn write_piece(out: &mut impl Write, mut piece: &[u8]) -> io::Result<()> {
     while !piece.is_empty() {
@@ -144,13 +141,13 @@ fn write_piece(out: &mut impl Write, mut piece: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// The link to the thread that writes to stdout. A claim is final when all its bytes are written to
-/// the file descriptor.
+/// The link to the thread that writes to stdout. A claim is final when the file descriptor has all
+/// its bytes.
 pub(super) struct StdoutLink {
     output: StdoutConnector,
     jobs: mpsc::SyncSender<Job>,
     done: async_mpsc::Receiver<Done>,
-    /// The number of batches that the thread has not yet reported as written.
+    /// The number of batches that the thread has not reported yet.
     under_way: usize,
 }
 
@@ -159,7 +156,8 @@ impl StdoutLink {
         let pieces = self.output.format.pieces(batch.pieces);
         self.output.metrics.bytes.increment(pieces.iter().map(|piece| piece.len() as u64).sum());
         self.under_way += 1;
-        // Sending fails only if the thread has ended. The link learns this from the end of `done`.
+        // The send fails only if the thread has ended, which the link learns from the end of
+        // `done`.
         self.jobs.try_send((claim, pieces)).ok();
     }
 }
@@ -188,7 +186,7 @@ impl Link for StdoutLink {
             Some((_, Err(error))) if error.kind() == io::ErrorKind::BrokenPipe => {
                 Event::Fatal(format!("cannot write to stdout: {error}"))
             }
-            // Other errors may pass: if stdout is a file on a full disk, the disk may have room
+            // Other errors may disappear: if stdout is a file on a full disk, the disk may get room
             // again.
             Some((_, Err(error))) => Event::Broken {
                 failure: Failure::new(AttemptError::Closed, format!("stdout: {error}")),

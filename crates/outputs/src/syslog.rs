@@ -21,11 +21,10 @@ use queue::{Batch, lines};
 pub struct Settings {
     /// The way in which messages are separated on the connection.
     pub framing: Framing,
-    /// The parts of a message that are the same in all messages.
+    /// The common parts of all messages.
     pub messages: config::Messages,
-    /// The time from the moment when the peer's kernel has acknowledged sent bytes until these
-    /// bytes count as delivered. If the connection is reset within this time, the bytes are sent
-    /// again.
+    /// The time without a reset after which bytes that the peer's kernel has acknowledged count as
+    /// delivered. After a reset within this time, they are sent again.
     pub replay_window: Duration,
     /// The settings for the consumer's addresses and for the connection.
     pub stream: Stream,
@@ -89,8 +88,8 @@ pub struct Messages {
 
 impl Messages {
     /// Makes an encoder from the config. The names and values of `annotate` are added to the
-    /// structured data of each message. `rejected` says what happens to an event whose message is
-    /// too long.
+    /// structured data of each message. `rejected` decides about an event whose message is too
+    /// long.
     pub fn new(config: &Settings, rejected: Rejected, annotate: &BTreeMap<String, String>) -> Self {
         let rfc5424 = Rfc5424::new(&config.messages, rejected, annotate);
         Self { framing: config.framing, rfc5424 }
@@ -125,8 +124,7 @@ impl Encode for Messages {
     }
 }
 
-/// The encoder that turns events into RFC 5424 messages. The caller adds the bytes that separate a
-/// message from the next one.
+/// The encoder for RFC 5424 messages. The caller adds the bytes that separate two messages.
 #[derive(Clone)]
 pub(super) struct Rfc5424 {
     /// The bytes before the TIMESTAMP: `<PRI>1 `.
@@ -134,7 +132,7 @@ pub(super) struct Rfc5424 {
     /// The bytes of a message between the fields TIMESTAMP and MSG: host name, app name, PROCID and
     /// MSGID (both nil), and structured data. MSG begins without a BOM.
     after_time: String,
-    /// The greatest number of bytes of a message; `None`: there is no limit.
+    /// The maximum bytes of a message, if there is a limit.
     bytes_max: Option<u64>,
     /// The decision about an event whose message is too long: dead letter, drop or retry.
     rejected: Rejected,
@@ -150,8 +148,8 @@ pub struct Message<'a> {
 
 impl Rfc5424 {
     /// Makes an encoder from the config. The names and values of `annotate` are added to the
-    /// structured data of each message. `rejected` says what happens to an event whose message is
-    /// too long.
+    /// structured data of each message. `rejected` decides about an event whose message is too
+    /// long.
     pub(crate) fn new(
         config: &config::Messages,
         rejected: Rejected,
@@ -172,20 +170,20 @@ impl Rfc5424 {
         self
     }
 
-    /// Returns an upper limit for the number of bytes of all messages of a batch, with their
-    /// frames. A buffer of this size never has to grow.
+    /// Returns an upper limit for the bytes of all messages of a batch, with their frames. A buffer
+    /// of this size never has to grow.
     pub(crate) fn capacity(&self, batch: &Batch) -> usize {
         let header = self.before_time.len() + TIMESTAMP_MAX + self.after_time.len() + FRAME_MAX;
         let capacity = batch.bytes + batch.events * header as u64;
         usize::try_from(capacity).unwrap_or_default()
     }
 
-    /// Returns the syslog message of an event. Returns `None` if the message is too long and the
-    /// config says that such events are given up.
+    /// Returns the syslog message of an event. `None` if the message is too long and the config
+    /// allows the relay to give up such events.
     ///
     /// # Errors
     ///
-    /// The message is too long, and the config says that no event may be given up.
+    /// The message is too long, and the config does not allow the relay to give up the event.
     pub(crate) fn message<'a>(&'a self, event: &'a [u8]) -> Result<Option<Message<'a>>, String> {
         let parts = [
             self.before_time.as_bytes(),
@@ -216,9 +214,9 @@ impl Message<'_> {
 }
 
 /// Returns the field STRUCTURED-DATA (RFC 5424 §6.3): one element with the names and values of
-/// `annotate`, or nil (`-`) if there are none. The name of the element needs an enterprise number,
-/// because names without one belong to the IETF. The number 32473 is reserved for documentation
-/// (RFC 5612), so it belongs to nobody.
+/// `annotate`, or nil (`-`). The name of the element needs an enterprise number, because names
+/// without one belong to the IETF. The number 32473 is reserved for documentation (RFC 5612), so it
+/// belongs to nobody.
 fn structured_data(annotate: &BTreeMap<String, String>) -> String {
     if annotate.is_empty() {
         return "-".to_owned();
@@ -232,11 +230,11 @@ fn structured_data(annotate: &BTreeMap<String, String>) -> String {
     element
 }
 
-/// The greatest number of bytes that a frame adds to a message. The frame of `relp` is the longest,
-/// with a length, a number and separators.
+/// The maximum bytes that a frame adds to a message. The frame of `relp` is the longest, with a
+/// length, a number and separators.
 const FRAME_MAX: usize = 32;
 
-/// The greatest number of bytes of a TIMESTAMP: `2026-11-20T06:24:22.439323+00:00`.
+/// The maximum bytes of a TIMESTAMP: `2026-11-20T06:24:22.439323+00:00`.
 const TIMESTAMP_MAX: usize = 32;
 
 #[cfg(test)]

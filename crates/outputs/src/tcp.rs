@@ -15,9 +15,8 @@ use delivery::prepared::Connector;
 pub(crate) struct Settings {
     /// The format of the line that is written for each event.
     pub format: LineFormat,
-    /// The time from the moment when the peer's kernel has acknowledged sent bytes until these
-    /// bytes count as delivered. If the connection is reset within this time, the bytes are sent
-    /// again.
+    /// The time without a reset after which bytes that the peer's kernel has acknowledged count as
+    /// delivered. After a reset within this time, they are sent again.
     pub replay_window: Duration,
     /// The settings for the consumer's addresses and for the connection.
     pub stream: Stream,

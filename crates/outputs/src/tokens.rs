@@ -1,4 +1,4 @@
-//! Tokens that a server gives for some time: one task gets the first token and renews it, and
+//! Tokens that a server issues for some time: one task gets the first token and renews it, and
 //! requests use the newest one.
 
 use std::panic::AssertUnwindSafe;
@@ -19,24 +19,24 @@ use delivery::failure::Failure;
 use delivery::retry::Retry;
 use telemetry::AttemptError;
 
-/// The longest life of a token that is believed. A longer life in an answer counts as this one.
+/// The maximum lifetime of a token. A longer lifetime in an answer counts as this one.
 const LIFE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// A token that a consumer has refused is renewed at once, unless a request for a token began less
-/// than this time ago.
+/// A token that a consumer has refused is renewed at once, unless the last request for a token
+/// began less than this time ago.
 const REFUSED_PAUSE: Duration = Duration::from_secs(5);
 
-/// A token that a consumer refuses although it has just been renewed for this reason is renewed
-/// again after this time: as a rule the settings are at fault, but the new token may have been
-/// revoked as well.
+/// The time after which a token that was just renewed because of a refusal, and is refused again,
+/// is renewed once more. Usually the settings are at fault, but the new token may have been revoked
+/// too.
 const REFUSED_AGAIN_PAUSE: Duration = Duration::from_secs(5 * 60);
 
-/// The pause after a panic of the task that renews tokens, before the task continues.
+/// The pause after a panic of the task that renews tokens.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
 
 /// A server that issues tokens, and the credentials that the relay shows to it.
 pub(crate) trait Issuer: Send + Sync + 'static {
-    /// A token in the form that requests need. It must be cheap to clone.
+    /// A token in the form for requests. It must be cheap to clone.
     type Token: Clone + Send + Sync + 'static;
 
     /// The name of the server in messages.
@@ -49,13 +49,13 @@ pub(crate) trait Issuer: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// The text names the file, and contains nothing that is in the file.
+    /// A file can't be used. The text names the file, and never contains its content.
     fn question(&self) -> Result<(Question, u64), String>;
 
-    /// Returns the text for the log if the server refuses the credentials.
+    /// Returns the log message for the case that the server refuses the credentials.
     fn refusal(&self) -> String;
 
-    /// Returns the token in an answer, and its life; `None` if the answer has none.
+    /// Returns the token in an answer, and its lifetime. `None` if the answer has no token.
     fn token(&self, answer: &[u8]) -> Option<(Self::Token, Duration)>;
 }
 
@@ -63,23 +63,23 @@ pub(crate) trait Issuer: Send + Sync + 'static {
 struct Held<T> {
     token: T,
     expires: Instant,
-    /// The time when the next token is asked for: four fifths of the life are over then.
+    /// The time of the request for the next token, after four fifths of the lifetime.
     renewed: Instant,
 }
 
 /// The newest token, and the state of the requests for tokens.
 struct State<T> {
-    /// The newest token, which may have expired; `None` if there was none yet.
+    /// The newest token, which may have expired. `None` before the first token.
     held: Option<Held<T>>,
-    /// The number of requests for a token that have ended.
+    /// The number of finished requests for a token.
     asked: u64,
     /// The time when the last request began, or was ordered by [`Tokens::refused`].
     began: Option<Instant>,
-    /// `true` if a new token was asked for because a consumer had refused one. `false` again when a
-    /// consumer takes a token, when the credentials change, or when the pause after the last
-    /// request is over.
+    /// `true` if a new token was requested because a consumer had refused one. `false` again when a
+    /// consumer accepts a token, when the credentials change, or when the next regular request is
+    /// due.
     was_refused: bool,
-    /// The failure of the last request; `None` if it gave a token, or if none has ended.
+    /// The failure of the last request, if it failed.
     failure: Option<Failure>,
 }
 
@@ -90,13 +90,13 @@ impl<T> Default for State<T> {
 }
 
 impl<T> State<T> {
-    /// Returns the token; `None` if there is none, or if it has expired.
+    /// Returns the token, unless it has expired.
     fn token(&self) -> Option<&T> {
         let held = self.held.as_ref().filter(|held| Instant::now() < held.expires);
         held.map(|held| &held.token)
     }
 
-    /// Notes that a consumer has refused the token. Returns `true` if the task is to ask for a new
+    /// Records that a consumer has refused the token. Returns `true` if the task must request a new
     /// one at once: see [`Tokens::refused`].
     fn refused(&mut self) -> bool {
         let pause = if self.was_refused {
@@ -117,18 +117,18 @@ impl<T> State<T> {
 struct Shared<I: Issuer> {
     issuer: I,
     state: watch::Sender<State<I::Token>>,
-    /// Wakes the task, so that it asks for a token at once.
+    /// Wakes the task, so that it requests a token at once.
     wake: Notify,
-    /// The hash of the secret that was last read for a request; 0 if there was none.
+    /// The hash of the secret that was last read for a request; 0 before the first one.
     used: AtomicU64,
 }
 
-/// The tokens for certain credentials. Several outputs may own them together: a background task,
-/// which gets the first token and renews it, begins with the first delivery, and ends when the last
+/// The tokens for certain credentials. Several outputs may share them. A background task, which
+/// gets the first token and renews it, begins with the first delivery, and ends when the last
 /// output drops the tokens.
 ///
-/// The task asks for a new token when four fifths of the life of the last one are over. Until the
-/// task has the new token, the old one stays in use as long as it lives. If the server gives no
+/// The task requests a new token after four fifths of the lifetime of the last one. Until the task
+/// has the new token, the old one stays in use as long as it is valid. If the server issues no
 /// token, the task asks again, with pauses as `retry` in the config says. A consumer that refuses
 /// the token ([`Tokens::refused`]) and a secret that has changed ([`Tokens::check`]) make the task
 /// ask at once. The task never ends by itself, and continues after a panic.
@@ -142,7 +142,7 @@ pub(super) struct Tokens<I: Issuer> {
 }
 
 impl<I: Issuer> Tokens<I> {
-    /// Makes the tokens of this issuer. Nothing is asked for yet.
+    /// Makes the tokens of this issuer. Nothing is requested yet.
     pub(crate) fn new(issuer: I) -> Self {
         let shared = Shared {
             issuer,
@@ -157,7 +157,7 @@ impl<I: Issuer> Tokens<I> {
         &self.shared.issuer
     }
 
-    /// Starts the task, unless it runs already.
+    /// Starts the task, unless it is already running.
     pub(crate) fn begin(&self) {
         let mut task = lock(&self.task);
         if task.is_empty() {
@@ -176,7 +176,7 @@ impl<I: Issuer> Tokens<I> {
         }
     }
 
-    /// Returns the newest token, without waiting. The failure says why there is no token now.
+    /// Returns the newest token without waiting, or the reason why there is none.
     pub(crate) fn newest(&self) -> Result<I::Token, Failure> {
         let state = self.shared.state.borrow();
         if let Some(token) = state.token() {
@@ -192,8 +192,8 @@ impl<I: Issuer> Tokens<I> {
         })
     }
 
-    /// Waits for a token: until the next request for one has ended, but no longer than
-    /// `timeouts.request`. Returns at once if there is a token. The failure says why there is none.
+    /// Waits until there is a token or the next request for one has ended, but no longer than
+    /// `timeouts.request`. The failure is the reason why there is no token.
     ///
     /// # Cancel safety
     ///
@@ -207,13 +207,13 @@ impl<I: Issuer> Tokens<I> {
         self.newest().map(drop)
     }
 
-    /// Tells that a consumer has refused the token. The task asks for a new one at once, except in
-    /// three cases:
+    /// A consumer has refused the token. The task requests a new one at once, except in three
+    /// cases:
     ///
     /// - The last request began less than [`REFUSED_PAUSE`] ago: the consumer may have refused the
     ///   token before that one. Only the next refusal counts.
     /// - The last request has failed: the task asks again anyway.
-    /// - A token was refused before, none was taken since, and the last request began less than
+    /// - A token was refused before, none was accepted since, and the last request began less than
     ///   [`REFUSED_AGAIN_PAUSE`] ago: the settings are probably at fault.
     pub(crate) fn refused(&self) {
         self.shared.state.send_if_modified(|state| {
@@ -224,19 +224,19 @@ impl<I: Issuer> Tokens<I> {
         });
     }
 
-    /// Tells that a consumer has taken the token.
+    /// A consumer has accepted the token.
     pub(crate) fn accepted(&self) {
         if self.shared.state.borrow().was_refused {
             self.shared.state.send_modify(|state| state.was_refused = false);
         }
     }
 
-    /// Checks that the file of the credentials can be used. If its secret is not the one that was
-    /// last read for a request, the task asks for a new token at once. Blocks the thread.
+    /// Checks that the file of the credentials can be used. If its secret has changed since the
+    /// last request, the task requests a new token at once. Blocks the thread.
     ///
     /// # Errors
     ///
-    /// The text names the file, and contains nothing that is in the file.
+    /// The file can't be used. The text names the file, and never contains its content.
     pub(crate) fn check(&self) -> Result<(), String> {
         let (_, hash) = self.shared.issuer.question()?;
         if ![0, hash].contains(&self.shared.used.load(Ordering::Relaxed)) {
@@ -246,15 +246,15 @@ impl<I: Issuer> Tokens<I> {
         Ok(())
     }
 
-    /// Asks for a token once, and throws it away. Returns the server's name and the result.
+    /// Requests a token once, and discards it. Returns the server's name and the result.
     pub(crate) async fn probe(&self) -> (String, Result<(), String>) {
         let result = self.shared.fetch().await;
         (self.shared.issuer.service().base(), result.map(drop).map_err(|failure| failure.message))
     }
 }
 
-/// Returns the failure of a request that has no token because of `failure`. No consumer has seen
-/// the request, so its events are not the cause of a server error.
+/// Returns the failure of a request without a token because of `failure`. No consumer has seen the
+/// request, so its events are not the cause of a server error.
 fn no_token(server: &str, failure: &Failure) -> Failure {
     let message = format!("no {server} token: {}", failure.message);
     Failure {
@@ -287,8 +287,8 @@ impl<I: Issuer> Shared<I> {
         }
     }
 
-    /// Notes the result of a request, and logs when requests begin to fail, and when they
-    /// succeed again.
+    /// Records the result of a request. Logs when requests begin to fail, and when they succeed
+    /// again.
     fn note(&self, result: Result<Held<I::Token>, Failure>) {
         let server = self.issuer.service().base();
         let failed_before = self.state.borrow().failure.is_some();

@@ -1,7 +1,7 @@
 //! Connections over TCP and TLS that several protocols share, and the two kinds of link on them.
 //!
-//! - `stream`: a protocol that only writes; the peer's kernel acknowledges bytes.
-//! - `acknowledged`: a protocol whose consumer acknowledges events.
+//! - `stream`: for a protocol that only writes; the peer's kernel acknowledges bytes.
+//! - `acknowledged`: for a protocol whose consumer acknowledges events.
 //!
 //! | floor | files | what they know |
 //! |---|---|---|

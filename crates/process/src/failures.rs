@@ -7,21 +7,16 @@ use std::panic::AssertUnwindSafe;
 use futures_util::FutureExt;
 use tokio::sync::watch;
 
-/// The record of the first failure among the tasks and threads that the process needs until its
-/// end. After such a failure, the module `relay` drains and ends the process with an error.
-/// Otherwise the process would seem healthy, but its accept loop, for example, would not run any
-/// more.
-///
-/// All clones share the same record.
+/// The first failure among the tasks and threads that the process needs until its end. The module
+/// `relay` then drains and ends the process with an error: a process without its accept loop, for
+/// example, must not seem healthy. All clones share one record.
 #[derive(Clone, Default)]
 pub struct Failures {
-    /// A description of the first failure; `None` if there was no failure.
     first: watch::Sender<Option<String>>,
 }
 
 impl Failures {
-    /// Logs a failure, and stores the failure if it is the first one. The log line is written at
-    /// once, because the process ends only later, after the drain.
+    /// Logs a failure now, because the process ends only after the drain. Keeps the first failure.
     pub fn report(&self, error: String) {
         tracing::error!(
             error,
@@ -34,7 +29,7 @@ impl Failures {
         });
     }
 
-    /// Returns the description of the first failure; `None` if there was no failure.
+    /// The description of the first failure; `None` if there was no failure.
     pub fn first(&self) -> Option<String> {
         self.first.borrow().clone()
     }
@@ -43,7 +38,7 @@ impl Failures {
     ///
     /// # Cancel safety
     ///
-    /// Nothing is lost if the future is dropped: the failure is kept.
+    /// Dropping the future loses nothing: the failure is kept.
     pub async fn wait(&self) -> String {
         let mut first = self.first.subscribe();
         match first.wait_for(Option::is_some).await.ok().and_then(|error| error.clone()) {
@@ -53,9 +48,8 @@ impl Failures {
         }
     }
 
-    /// Wraps `task`, which the process needs. If the task panics, a failure is reported whose
-    /// description begins with `name`. A task that returns is not a failure, because tasks return
-    /// only when they are told to end.
+    /// Wraps `task`. If it panics, a failure is reported whose description begins with `name`. A
+    /// task that returns is not a failure: tasks return only when they are told to.
     pub fn watched<T>(&self, name: String, task: T) -> impl Future<Output = ()> + use<T>
     where
         T: Future<Output = ()>,
@@ -69,7 +63,6 @@ impl Failures {
     }
 }
 
-/// Returns the message of a panic, or `no message` if the panic has no text.
 fn said(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")

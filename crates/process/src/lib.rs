@@ -1,9 +1,7 @@
-//! The process as a whole: the settings that it asks of the kernel once at the start, before
-//! anything is open, what it gives up then, and the failures after which it must end.
-//!
-//! This crate promises that a limit or a restriction which the kernel refuses is an error or a line
-//! of the log. It imports `config` (the section `[process]`). What must never happen here: a thread
-//! is started before the restrictions are in force.
+//! The process as a whole: the limits that it asks the kernel for at startup, the rights that it
+//! gives up before it opens anything, and the failures after which it must end. A limit or
+//! restriction that the kernel refuses is an error or a line of the log. This crate imports
+//! `config` (the section `[process]`). No thread may start before the restrictions are in force.
 
 use std::io;
 
@@ -14,10 +12,9 @@ pub mod restrict;
 
 pub use failures::Failures;
 
-/// Raises the soft limit of open files to the hard limit. The soft limit is often 1,024, because
-/// select(2) can handle no more; nothing in the relay uses select. Without a higher limit,
-/// accept(2) could fail before `limits.max_connections` is reached. Go's runtime raises the limit
-/// in the same way.
+/// Raises the soft limit of open files to the hard limit, as Go's runtime does. The soft limit is
+/// often 1,024, because select(2) can handle no more; nothing in the relay uses select. With the
+/// soft limit, accept(2) could fail before `limits.max_connections` is reached.
 ///
 /// # Errors
 ///
@@ -28,19 +25,18 @@ pub fn raise_open_files() -> io::Result<()> {
     Ok(setrlimit(Resource::Nofile, limit)?)
 }
 
-/// Returns the number of files, sockets included, that the process may have open.
+/// The number of files, sockets included, that the process may have open.
 pub fn open_files_max() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
-/// Turns transparent huge pages off for this process. With huge pages, one touched byte makes 2 MiB
-/// resident. The allocator mimalloc asks for huge pages if the system leaves the choice to
-/// programs. A relay with 2 MiB in use then had 30 MiB resident, but the memory limits of the relay
-/// count only the bytes in use.
+/// Turns transparent huge pages off for this process. With them, one touched byte makes 2 MiB
+/// resident, and the allocator mimalloc asks for them: a relay with 2 MiB in use had 30 MiB
+/// resident. The relay's memory limits count only the bytes in use.
 ///
 /// # Errors
 ///
-/// The error of the kernel. The pages stay as the system has them.
+/// The error of the kernel. The setting of the system stays in force.
 pub fn refuse_huge_pages() -> io::Result<()> {
     Ok(rustix::thread::disable_transparent_huge_pages(true)?)
 }

@@ -1,40 +1,25 @@
-//! What the process gives up at its start, so that whoever takes it over gets little: the files
-//! that the config does not name (Landlock), and system calls that the relay never makes (seccomp).
-//! Landlock protects contents and names of files alone, so seccomp refuses the calls that change
-//! permissions, owners, times and attributes, of the relay's own files too.
+//! Gives up rights at startup, so that an attacker who takes the process over gains little: access
+//! to files that the config does not name (Landlock), and system calls that the relay never makes
+//! (seccomp). Landlock protects only contents and names of files. So seccomp refuses the calls that
+//! change permissions, owners, times and attributes, even for the relay's own files.
 //!
-//! # When
+//! Both restrictions hold for the calling thread and for threads that it starts later; Landlock
+//! reaches existing threads only since Linux 7.0. So the command `run` calls [`enforce`] on its
+//! first thread. The checked config names every file that the relay opens later. Landlock does not
+//! restrict sockets or files that are open already.
 //!
-//! Both hold for the thread that asks for them, and for the threads that this thread makes later.
-//! Only since Linux 7.0 can Landlock reach threads that exist already. So the command `run` calls
-//! [`enforce`] on its first thread, before it starts the log's thread, the runtime, or any other
-//! thread that stays. Nothing is open then, and nothing needs to be: the checked config names every
-//! file that the relay opens later. Landlock does not concern sockets, or files that are open
-//! already, such as stderr.
+//! A rule of Landlock belongs to a file or directory (an inode, so `run` first makes the
+//! directories in which it writes), not to a name, and cannot be changed or added later. A rule on
+//! a file is useless when a program replaces the file. [`open`] therefore takes the directory
+//! around each file that the config names, and around each symlink on the way to it: the kubelet
+//! swaps the symlink `..data` in such a directory, and certificate tools swap the file itself. A
+//! file that is a mount of its own (a `subPath`) cannot be replaced, so its rule is on the file.
 //!
-//! # Which files
-//!
-//! A rule of Landlock is on a file or directory (an inode) and not on its name, and can neither be
-//! changed nor added later. If a program replaces a file by another one of the same name, a rule on
-//! the file is of no use any more. [`open`] therefore takes the directory around each file that the
-//! config names, and around each symlink on the way to it. The kubelet swaps the symlink `..data`
-//! in such a directory; certificate tools swap the file itself. A file that is a mount of its own
-//! (a `subPath`) cannot be replaced, so the rule is on the file.
-//!
-//! The directories in which the relay writes must exist before, because a rule needs an inode. The
-//! command `run` makes them first.
-//!
-//! The lists `OF_THE_SYSTEM` and `RESOLVER` are what libraries open behind the relay's back.
-//! `/etc/passwd` is not among them: nothing asks for users.
-//!
-//! # Which system calls
-//!
-//! `FORBIDDEN` is a list of what is refused; everything else is allowed, because an update of a
-//! library may use calls that it did not use before. A refused call fails with EPERM, as it does
-//! without the privilege that most of these calls need. No library of the relay tries one of them
-//! and falls back to another if it fails with ENOSYS. `clone` and `clone3` are allowed: glibc makes
-//! threads with them. A new user namespace that they make is of little use, because mounting
-//! anything in it is refused.
+//! All calls but those in `FORBIDDEN` are allowed, because an updated library may need new ones. A
+//! refused call fails with EPERM, as it does without the privilege that most of these calls need.
+//! No library of the relay needs ENOSYS there to fall back to another call. `clone` and `clone3`
+//! are allowed, because glibc starts threads with them. A new user namespace is of little use to an
+//! attacker, because mounting is refused.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
@@ -56,19 +41,18 @@ use seccompiler::{
 
 use config::Restrict;
 
-/// The oldest version of Landlock that is used (Linux 6.2). The first version refuses every rename
-/// from one directory to another, which the queue needs. The second one does not know truncation.
+/// The oldest usable version of Landlock (Linux 6.2). Version 1 refuses every rename from one
+/// directory to another, which the queue needs; version 2 does not control truncation.
 const LANDLOCK_MIN: ABI = ABI::V3;
 
-/// The greatest number of symlinks on the way to a file; Linux itself follows 40.
+/// The maximum number of symlinks that are followed; Linux itself follows 40.
 const LINKS_MAX: usize = 40;
 
-/// The files and directories that libraries read while the relay runs: the kernel's figures, the
-/// libraries and settings of the name service, and the certificates of public authorities. Those
-/// that a machine does not have are left out.
+/// The paths that libraries read while the relay runs; missing ones are left out. `/etc/passwd` is
+/// not among them, because nothing looks up users.
 const OF_THE_SYSTEM: [&str; 28] = [
-    // Metrics, memory limits, the sockets' backlogs. The inodes below /proc change, so the rule is
-    // on all of it. A restricted process cannot look into the processes around it there.
+    // Metrics, memory limits, backlogs. Inodes below /proc change, so the rule is on all of it, but
+    // the data of other processes stay out of reach.
     "/proc",
     "/sys/fs/cgroup",
     "/dev/urandom",
@@ -83,8 +67,7 @@ const OF_THE_SYSTEM: [&str; 28] = [
     "/usr/lib",
     "/usr/lib64",
     "/usr/local/lib",
-    // Where systems have the certificates of public authorities, and OpenSSL (for Kafka) its
-    // settings.
+    // The certificates of public CAs, and the settings of OpenSSL (for Kafka).
     "/etc/ca-certificates",
     "/etc/crypto-policies",
     "/etc/pki/ca-trust",
@@ -102,17 +85,12 @@ const OF_THE_SYSTEM: [&str; 28] = [
     "/var/lib/ca-certificates",
 ];
 
-/// The files by which names are looked up. They change while the relay runs.
 const RESOLVER: [&str; 2] = ["/etc/hosts", "/etc/resolv.conf"];
 
-/// The environment variables that name files: the token of a service account, for an output of type
-/// `s3`, and a bundle of certificates of authorities.
 const FILE_VARIABLES: [&str; 2] = ["AWS_WEB_IDENTITY_TOKEN_FILE", "SSL_CERT_FILE"];
 
-/// The environment variable that names directories with certificates of authorities.
 const DIRECTORIES_VARIABLE: &str = "SSL_CERT_DIR";
 
-/// The system calls that are refused on every architecture.
 const FORBIDDEN: [libc::c_long; 65] = [
     // Other programs, and other processes.
     libc::SYS_execve,
@@ -143,7 +121,7 @@ const FORBIDDEN: [libc::c_long; 65] = [
     libc::SYS_swapon,
     libc::SYS_umount2,
     libc::SYS_unshare,
-    // The kernel's own code, and large interfaces to it.
+    // The kernel's own code, large interfaces to it, its keys, and the settings of the machine.
     libc::SYS_bpf,
     libc::SYS_delete_module,
     libc::SYS_finit_module,
@@ -156,11 +134,9 @@ const FORBIDDEN: [libc::c_long; 65] = [
     libc::SYS_lookup_dcookie,
     libc::SYS_perf_event_open,
     libc::SYS_userfaultfd,
-    // Keys of the kernel.
     libc::SYS_add_key,
     libc::SYS_keyctl,
     libc::SYS_request_key,
-    // The machine.
     libc::SYS_acct,
     libc::SYS_adjtimex,
     libc::SYS_clock_adjtime,
@@ -171,7 +147,7 @@ const FORBIDDEN: [libc::c_long; 65] = [
     libc::SYS_sethostname,
     libc::SYS_settimeofday,
     libc::SYS_syslog,
-    // Permissions, owners, times and attributes of files, which Landlock does not protect.
+    // Changes of metadata, which Landlock does not protect.
     libc::SYS_fchmod,
     libc::SYS_fchmodat,
     libc::SYS_fchown,
@@ -187,47 +163,38 @@ const FORBIDDEN: [libc::c_long; 65] = [
     FILE_SETATTR,
 ];
 
-/// The numbers of fchmodat2(2), open_tree_attr(2) and file_setattr(2), and those from setxattrat(2)
-/// to removexattrat(2). They are the same on every architecture; the crate libc does not have them
-/// everywhere.
+/// The numbers of calls that the crate libc does not have everywhere. They are the same on every
+/// architecture; `XATTRAT` is setxattrat(2) to removexattrat(2).
 const FCHMODAT2: libc::c_long = 452;
 const OPEN_TREE_ATTR: libc::c_long = 467;
 const FILE_SETATTR: libc::c_long = 469;
 const XATTRAT: RangeInclusive<libc::c_long> = 463..=466;
 
-/// The number of kexec_file_load(2). The crate libc does not have it for every C library.
 const KEXEC_FILE_LOAD: libc::c_long = if cfg!(target_arch = "x86_64") { 320 } else { 294 };
 
-/// The system calls that are refused on x86-64 alone: modify_ldt(2), iopl(2) and ioperm(2); and
-/// chmod(2), chown(2), lchown(2), utime(2), utimes(2) and futimesat(2), which other architectures
-/// do not have.
+/// Numbers that only x86-64 has: modify_ldt(2), iopl(2), ioperm(2), chmod(2), chown(2), lchown(2),
+/// utime(2), utimes(2), futimesat(2).
 const FORBIDDEN_ON_X86_64: [libc::c_long; 9] = [154, 172, 173, 90, 92, 94, 132, 235, 261];
 
-/// The commands of ioctl(2) that change attributes of a file which is open for reading:
-/// FS_IOC_SETFLAGS, its form for 32 bits, FS_IOC_SETVERSION, FS_IOC_FSSETXATTR,
-/// FS_IOC_ENABLE_VERITY and FS_IOC_SET_ENCRYPTION_POLICY.
+/// Changes of attributes that need no right to write: FS_IOC_SETFLAGS, its form for 32 bits,
+/// FS_IOC_SETVERSION, FS_IOC_FSSETXATTR, FS_IOC_ENABLE_VERITY, FS_IOC_SET_ENCRYPTION_POLICY.
 const FORBIDDEN_COMMANDS: [u64; 6] =
     [0x4008_6602, 0x4004_6602, 0x4008_7602, 0x401c_5820, 0x4080_6685, 0x800c_6613];
 
-/// The bit by which programs of the x32 ABI call the kernel of x86-64. With this bit, each of
-/// [`FORBIDDEN`] can be called by another number.
+/// Marks a call of the x32 ABI on x86-64. With this bit, each of [`FORBIDDEN`] has a second number.
 const X32: libc::c_long = 0x4000_0000;
 
 /// The numbers that only the x32 ABI has: another execve(2), ptrace(2) and so on.
 const X32_NUMBERS: RangeInclusive<libc::c_long> = 512..=547;
 
-/// The restriction of this process; [`enforce`] sets it.
 static STATE: OnceLock<State> = OnceLock::new();
 
-/// What a rule allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum May {
     Read,
-    /// Read, write, make and remove files and directories.
     Write,
 }
 
-/// The device and the number of a file or directory, by which a rule of Landlock knows it.
 type Identity = (u64, u64);
 
 /// A file or directory that the process may use, opened for a rule.
@@ -239,18 +206,17 @@ pub struct Opened {
     is_directory: bool,
 }
 
-/// The restriction of a process.
+/// The restrictions that are in force in a process.
 #[derive(Debug)]
 pub struct State {
     /// The setting `process.restrict`.
     pub restrict: Restrict,
-    /// The version of the kernel's Landlock; `None`: Landlock is not in force.
+    /// The version of the kernel's Landlock; `None` if Landlock is not in force.
     pub landlock: Option<i32>,
-    /// `true`: the seccomp filter is in force.
+    /// `true` if the seccomp filter is in force.
     pub seccomp: bool,
-    /// What is not in force although the setting asks for it, and why.
+    /// The restrictions that the setting asks for and that are not in force, with the reasons.
     pub missing: Option<String>,
-    /// The files and directories that the process may use, with all that is below them.
     allowed: Vec<(PathBuf, Identity, May)>,
 }
 
@@ -259,9 +225,8 @@ impl State {
         Self { restrict, landlock: None, seccomp: false, missing: None, allowed: Vec::new() }
     }
 
-    /// Returns `true` if the process can read this file, or write in this directory, as far as the
-    /// restriction is concerned. Neither needs to exist. Returns also `true` if the path cannot be
-    /// followed: the error of the system then says more.
+    /// Returns `true` if the process may read this file, or write in this directory. Neither needs
+    /// to exist. Also `true` if the path cannot be followed: the error of the system says more.
     pub fn allows(&self, path: &Path, is_to_be_written: bool) -> bool {
         if self.landlock.is_none() {
             return true;
@@ -275,7 +240,7 @@ impl State {
         real.ancestors().filter_map(identity).any(allows)
     }
 
-    /// Writes the log line about the restriction.
+    /// Logs the restrictions.
     pub fn tell(&self) {
         let (restrict, seccomp) = (self.restrict.name(), self.seccomp);
         if self.restrict == Restrict::Off {
@@ -312,8 +277,7 @@ impl State {
     }
 }
 
-/// Returns the real path of a file or, if it does not exist, of the innermost directory around it
-/// that does. Returns `None` if the path cannot be followed.
+/// Returns the real path of `path` or of its innermost existing directory, if it can be followed.
 fn existing(path: &Path) -> Option<PathBuf> {
     // The target of a symlink may be missing.
     let target = links(path).pop()?;
@@ -322,15 +286,14 @@ fn existing(path: &Path) -> Option<PathBuf> {
     existing.find(|real| !real.as_ref().is_err_and(is_missing))?.ok()
 }
 
-/// Returns the restriction of this process. Returns `None` if [`enforce`] was not called, as in
-/// commands other than `run`.
+/// The restrictions of this process; `None` before [`enforce`], and in commands other than `run`.
 pub fn state() -> Option<&'static State> {
     STATE.get()
 }
 
-/// Opens what the relay needs: for reading the files of the system, and what is around `files`; for
-/// writing `directories`, which exist. What cannot be opened is left out: the relay could not use
-/// it either. Blocks on the disk.
+/// Opens the files of the system and the directories around `files` for reading, and `directories`,
+/// which must exist, for writing. A path that cannot be opened is left out, because the relay could
+/// not use it either. Blocks on the disk.
 pub fn open(restrict: Restrict, files: &[PathBuf], directories: &[PathBuf]) -> Vec<Opened> {
     if restrict == Restrict::Off {
         return Vec::new();
@@ -346,7 +309,7 @@ pub fn open(restrict: Restrict, files: &[PathBuf], directories: &[PathBuf]) -> V
         .chain(RESOLVER.iter().flat_map(|file| around_resolver(Path::new(file), restrict)))
         .chain(OF_THE_SYSTEM.iter().map(PathBuf::from))
         .chain(env::split_paths(&listed))
-        // A panic looks for the names of the program's functions.
+        // The handler of a panic reads the names of functions from the program's file.
         .chain(env::current_exe().ok())
         .map(|path| (path, May::Read));
     for (path, may) in readable.chain(directories.iter().map(|path| (path.clone(), May::Write))) {
@@ -369,8 +332,8 @@ fn opened(path: PathBuf, may: May) -> Option<Opened> {
     Some(Opened { path, fd, may, identity, is_directory: kind.is_dir() })
 }
 
-/// Returns the directories from which `file` is read, also after it was replaced. Anything but a
-/// regular file, such as a pipe, cannot be read again, so nothing is returned for it.
+/// Returns the paths that must be readable so that `file` stays readable when it is replaced. There
+/// are none for a pipe, which is read only once.
 fn around(file: &Path) -> BTreeSet<PathBuf> {
     let mut around = BTreeSet::new();
     if file.metadata().is_ok_and(|found| !found.is_file()) {
@@ -386,8 +349,7 @@ fn around(file: &Path) -> BTreeSet<PathBuf> {
     around
 }
 
-/// Returns the directory around this file or symlink. Returns the file itself if it is a mount of
-/// its own, or if the directory is the root.
+/// Returns the directory around this path, or the path itself if it is a mount or in the root.
 fn place(link: PathBuf) -> PathBuf {
     let is_root = |directory: &&Path| {
         directory.canonicalize().is_ok_and(|directory| directory.parent().is_none())
@@ -398,10 +360,10 @@ fn place(link: PathBuf) -> PathBuf {
     }
 }
 
-/// Returns what must be readable so that a file of the resolver is. The file is mostly a mount of
-/// its own (in a container), or a symlink out of `/etc`. If it is neither, whoever replaces it
-/// makes a new file in `/etc`. Names could then not be looked up any more, so all of `/etc` is
-/// readable, unless the operator requires the restriction.
+/// Returns the paths that must be readable for one of the files in [`RESOLVER`]. The file is
+/// usually a mount of its own (in a container), or a symlink out of `/etc`. If it is neither, a
+/// program that replaces it makes a new file in `/etc`, and lookups would fail afterwards. All of
+/// `/etc` is readable then, unless the operator requires the restriction.
 fn around_resolver(file: &Path, restrict: Restrict) -> BTreeSet<PathBuf> {
     let of = |link: PathBuf| match link.parent() == Some(Path::new("/etc")) {
         true if link.is_symlink() => None,
@@ -411,7 +373,7 @@ fn around_resolver(file: &Path, restrict: Restrict) -> BTreeSet<PathBuf> {
     links(file).into_iter().filter_map(of).collect()
 }
 
-/// Returns the absolute paths of `file`, of the file that it links to, and so on.
+/// Returns the absolute paths of `file` and of the files that its symlinks lead to, in their order.
 fn links(file: &Path) -> Vec<PathBuf> {
     let mut links: Vec<_> = std::path::absolute(file).into_iter().collect();
     while let Some(last) = links.last()
@@ -423,14 +385,13 @@ fn links(file: &Path) -> Vec<PathBuf> {
     links
 }
 
-/// Returns `true` if something is mounted at `path`.
 fn is_mount(path: &Path) -> bool {
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
     let found = rustix::fs::statx(rustix::fs::CWD, path, flags, StatxFlags::empty());
     found.is_ok_and(|found| found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
-/// Returns what this kernel lacks for the setting `required`; `None` if it lacks nothing.
+/// Returns the features that this kernel lacks for the setting `required`; `None` if it has all.
 pub fn lacking() -> Option<String> {
     let landlock = ruleset().err().map(|_| NO_LANDLOCK.to_owned());
     let seccomp = secure_computing_mode().err().map(|error| format!("seccomp ({error})"));
@@ -438,16 +399,15 @@ pub fn lacking() -> Option<String> {
     (!all.is_empty()).then(|| all.join(" and "))
 }
 
-/// What is missing if the kernel has no Landlock that can be used.
 const NO_LANDLOCK: &str = "Landlock with ABI 3 or newer (Linux 6.2, and `landlock` in the kernel's \
                            list of security modules)";
 
-/// Restricts the calling thread, and the threads that it makes later, to `opened`. Does nothing if
+/// Restricts the calling thread, and the threads that it starts later, to `opened`. Does nothing if
 /// `restrict` is [`Restrict::Off`]. Must be called only once.
 ///
 /// # Errors
 ///
-/// The restriction is required, and something of it cannot be in force. The process must then end.
+/// The setting is `required`, and a restriction cannot be put in force. The process must then end.
 pub fn enforce(restrict: Restrict, opened: Vec<Opened>) -> Result<&'static State, String> {
     let state = match restrict {
         Restrict::Off => State::new(restrict),
@@ -467,7 +427,8 @@ fn restrict_thread(restrict: Restrict, opened: Vec<Opened>) -> State {
         Ok(abi) => (state.landlock, state.allowed) = (Some(abi), allowed),
         Err(error) => missing.push(error),
     }
-    // Setting no_new_privs is a part of both, so that a program with the setuid bit gains nothing.
+    // Landlock and seccomp both set no_new_privs, so that a program with the setuid bit gains
+    // nothing.
     match forbid_calls() {
         Ok(()) => state.seccomp = true,
         Err(error) => missing.push(format!("seccomp ({error})")),
@@ -476,21 +437,18 @@ fn restrict_thread(restrict: Restrict, opened: Vec<Opened>) -> State {
     state
 }
 
-/// Returns an empty ruleset, by which the process could open nothing.
+/// Returns a ruleset without rules, under which no file can be opened.
 fn ruleset() -> Result<RulesetCreated, RulesetError> {
     Ruleset::default()
         .set_compatibility(CompatLevel::HardRequirement)
         .handle_access(AccessFs::from_all(LANDLOCK_MIN))?
-        // What newer kernels can refuse, too: ioctl(2) of devices; signals and abstract sockets of
-        // other processes.
+        // Newer kernels also refuse ioctl(2) of devices, signals, and abstract sockets of others.
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::IoctlDev)?
         .scope(Scope::from_all(ABI::V6))?
         .create()
 }
 
-/// Lets the calling thread open only what is in `opened`, and below. Returns the version of the
-/// kernel's Landlock.
 fn limit_files(opened: Vec<Opened>) -> Result<i32, String> {
     let mut ruleset = ruleset().map_err(|_| NO_LANDLOCK.to_owned())?;
     for Opened { path, fd, may, is_directory, .. } in opened {
@@ -519,11 +477,10 @@ fn rights(may: May) -> BitFlags<AccessFs> {
     }
 }
 
-/// Makes the forbidden system calls fail with EPERM in the calling thread.
 fn forbid_calls() -> Result<(), seccompiler::Error> {
     let (allow, refuse) = (SeccompAction::Allow, SeccompAction::Errno(libc::EPERM.unsigned_abs()));
     let arch = env::consts::ARCH.try_into()?;
-    // No rule: whatever the arguments are. Calls of another architecture end the process.
+    // A call in the map without rules is refused. One of another architecture ends the process.
     let mut calls: BTreeMap<_, _> =
         forbidden().into_iter().map(|number| (number, Vec::new())).collect();
     for command in FORBIDDEN_COMMANDS {
@@ -535,7 +492,6 @@ fn forbid_calls() -> Result<(), seccompiler::Error> {
     seccompiler::apply_filter(&filter)
 }
 
-/// Returns the numbers of all forbidden system calls.
 fn forbidden() -> BTreeSet<i64> {
     let mut numbers: BTreeSet<_> = FORBIDDEN.into_iter().chain(XATTRAT).collect();
     if cfg!(target_arch = "x86_64") {

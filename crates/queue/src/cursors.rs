@@ -1,8 +1,8 @@
 //! The cursors file, which says how far each output has got. Its format is in
-//! docs/internals/spool-format.md.
+//! docs/internals/spool-format.md. Only the upkeep writes it.
 //!
-//! Two slots are written in turn, so that one is whole whatever happens to the other. Only the
-//! upkeep writes the file.
+//! The file has two slots, which are written in turn. Each write has a generation, one higher than
+//! the last. Whatever happens to one slot, the other one is whole.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -17,31 +17,23 @@ use base::disk::{Access, Disk, File};
 use base::position::Position;
 use base::release::Format;
 
-/// The name of the cursors file, which says how far each output has got in the queue.
 pub(crate) const FILE: &str = "cursors";
 
-/// The size of one slot in bytes. The cursors file has two slots, which are written in turn.
 const SLOT: usize = 16 << 10;
 
-/// The size of the cursors file in bytes, which is that of its two slots.
 pub(crate) const BYTES: u64 = 2 * SLOT as u64;
 
-/// The first bytes of each slot of the cursors file.
 const MAGIC: [u8; 8] = *b"\xFFKAFCUR\0";
 
-/// The version of the format of the cursors file.
 const VERSION: u32 = 1;
 
-/// The format of the file, for `--version`.
 pub(crate) const FORMAT: Format =
     Format { name: "queue cursors", reads: &[VERSION], writes: VERSION };
 
 /// The size of the checksum at the end of a slot, in bytes.
 const CRC: usize = 4;
 
-/// A range of positions whose events are missing, and were counted as lost. In the cursors file, it
-/// is a range that was dropped before all outputs had got its events. A cursor uses the same type
-/// for damage that it has passed.
+/// A range of positions whose events are missing and counted as lost: dropped, or damaged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Hole {
     pub start: Position,
@@ -50,49 +42,38 @@ pub(super) struct Hole {
     pub bytes: u64,
 }
 
-/// The contents of one slot of the cursors file. The file has two slots, which are written in turn
-/// so that one is always valid.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Contents {
     /// The end of the log when the slot was written.
     pub end: LogOffset,
-    /// The watermark of each output, by the output's name.
+    /// The watermark of each output, by name.
     pub outputs: BTreeMap<String, LogOffset>,
-    /// The holes: ranges of the log that were dropped and counted as lost, in the order of
-    /// positions.
     pub(super) holes: Vec<Hole>,
-    /// The knowledge about the events before the place of each output, by the output's name. A name
-    /// of `outputs` is missing here if nothing is known.
+    /// The history of each output, by name. A name is missing if nothing is known about the output.
     pub(super) histories: BTreeMap<String, History>,
 }
 
-/// The knowledge about the events before an output's place. After a start, these events count as
-/// sent, and the output does not send a repetition of one of them.
+/// The events before an output's watermark that count as sent after a restart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct History {
-    /// The consumer has every event from this position up to the output's place, except those that
-    /// the output's filter kept back.
+    /// The consumer has all events from here to the watermark, except those that the filter
+    /// removed.
     pub since: Position,
-    /// A fingerprint of the filter's rules by which these events were chosen; 0 if the output sends
-    /// every event.
+    /// The fingerprint of the filter's rules for these events; 0 if the output sends every event.
     pub selection: u64,
 }
 
 impl History {
-    /// The size of a history in a slot, in bytes.
     const BYTES: usize = 16;
 
-    /// Returns the history of an output that has got none of the events before its place, or of
-    /// which nobody knows what it has got.
+    /// Returns the history of an output that has got no event, or about which nothing is known.
     pub(crate) fn none(place: LogOffset) -> Self {
         Self { since: place.position, selection: 0 }
     }
 }
 
-/// Returns two numbers about the missing events from `position` on: how many they are, and how many
-/// bytes their lines have. `holes` are the ranges of missing events. If `position` lies inside a
-/// hole, the number of events begins at `position`, but the number of bytes includes the whole
-/// hole.
+/// Returns the number of missing events from `position` on, and the bytes of their lines. The bytes
+/// of a hole that contains `position` count in full.
 pub(super) fn missing_from(holes: &[Hole], position: Position) -> (u64, u64) {
     let behind = holes.iter().filter(|hole| hole.end > position);
     behind.fold((0, 0), |(events, bytes), hole| {
@@ -100,35 +81,27 @@ pub(super) fn missing_from(holes: &[Hole], position: Position) -> (u64, u64) {
     })
 }
 
-/// Returns how many of these positions are in `holes`.
 pub(crate) fn missing_in(holes: &[Hole], positions: &Range<Position>) -> u64 {
     let overlap =
         |hole: &Hole| hole.end.min(positions.end).saturating_since(hole.start.max(positions.start));
     holes.iter().map(overlap).sum()
 }
 
-/// The result of reading the cursors file, which has two slots: the state of the file, and the
-/// contents of its newest valid slot. There are no contents if the file is missing, damaged, or of
-/// a newer version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Found {
-    /// There is no cursors file.
     Nothing,
-    /// Neither of the file's two slots has a valid checksum.
+    /// Neither slot has a valid checksum.
     Damaged,
-    /// Only one of the file's two slots has a valid checksum, or their generations do not follow
-    /// each other. The slot that is damaged or missing may have been newer than these contents.
+    /// Only one slot has a valid checksum, or the generations do not follow each other. A slot that
+    /// is newer than these contents may be lost.
     Half(Contents),
-    /// Both slots have a valid checksum, and their generations follow each other. These are the
-    /// contents of the newer slot.
+    /// Both slots are valid. These are the contents of the newer one.
     Whole(Contents),
-    /// A newer version of the program has written the file; this is its format version.
+    /// A newer version of the program has written the file, with this format version.
     Newer(u32),
 }
 
 impl Found {
-    /// Returns the contents of the newest slot with a valid checksum. `None` if there is no such
-    /// slot, or if a newer version of the program has written the file.
     pub(crate) fn contents(&self) -> Option<&Contents> {
         match self {
             Self::Half(contents) | Self::Whole(contents) => Some(contents),
@@ -137,19 +110,15 @@ impl Found {
     }
 }
 
-/// The greatest number of outputs in a slot of the cursors file. A slot has room for them even if
-/// all their names have the greatest length, 63 bytes.
+/// The largest number of outputs: a slot has room for them, even with names of 63 bytes.
 pub(super) const OUTPUTS_MAX: usize = 200;
 
 impl Contents {
-    /// Returns the place up to which the log is known to reach. This is the end of the log that
-    /// this slot has. If an output has got further, it is the place that this output has reached.
+    /// Returns the place up to which the log is known to reach; an output may have got past `end`.
     pub(crate) fn known(&self) -> LogOffset {
         self.outputs.values().copied().fold(self.end, LogOffset::max)
     }
 
-    /// Returns the bytes of a slot that has these contents. `generation` is the number of this
-    /// write.
     fn encode(&self, generation: u64) -> Vec<u8> {
         let mut slot = Vec::with_capacity(SLOT);
         slot.extend(MAGIC);
@@ -160,15 +129,14 @@ impl Contents {
         slot.extend(self.end.byte.to_le_bytes());
         slot.extend([0; 8]);
         for (name, place) in &self.outputs {
-            // Names have at most 63 bytes.
             slot.push(u8::try_from(name.len()).unwrap_or(u8::MAX));
             slot.extend(name.bytes().take(u8::MAX.into()));
             slot.extend(place.position.get().to_le_bytes());
             slot.extend(place.byte.to_le_bytes());
         }
-        // The oldest holes are written first. The events of a hole that finds no room in the slot
-        // are counted as lost a second time after a start. There are no more holes than segments,
-        // and a slot has room for more holes than a queue of a usual size has segments.
+        // The oldest holes come first. Many adjacent holes are joined before this, and a slot has
+        // room for those of a usual queue. A hole without room is counted as lost a second time
+        // after a restart.
         let room = (SLOT - CRC).saturating_sub(slot.len());
         let room = room.saturating_sub(self.outputs.len() * History::BYTES) / 24;
         let holes = &self.holes[..room.min(self.holes.len())];
@@ -177,8 +145,8 @@ impl Contents {
                 slot.extend(number.to_le_bytes());
             }
         }
-        // An output whose history finds no room may send events twice after a start. This takes
-        // more than 150 outputs with long names.
+        // An output whose history has no room may send events twice after a restart. There is room
+        // for 150 outputs with long names.
         let room = (SLOT - CRC).saturating_sub(slot.len()) / History::BYTES;
         for (name, place) in self.outputs.iter().take(room) {
             let history = self.histories.get(name).copied();
@@ -193,20 +161,14 @@ impl Contents {
         slot[44..48].copy_from_slice(&count(holes.len()));
         let crc = crc32c::crc32c(&slot);
         slot.extend(crc.to_le_bytes());
-        // The check runs once for each save. A longer slot would overwrite the other one, which may
-        // be the newest.
+        // A longer slot would overwrite the other one, which may be the newest.
         assert!(slot.len() <= SLOT, "a slot has {} bytes", slot.len());
         slot
     }
 }
 
-/// Returns the generation and the contents of a slot. `None` if the slot is damaged, for example
-/// because its checksum is wrong.
-///
-/// # Errors
-///
-/// The slot has a valid checksum, but a newer version of the program has written it. The error is
-/// its format version.
+/// Returns the generation and the contents of a slot; `None` if it is damaged. The error is the
+/// format version of a newer version of the program.
 fn decode(slot: &[u8]) -> Result<Option<(u64, Contents)>, u32> {
     if !slot.starts_with(&MAGIC) {
         return Ok(None);
@@ -225,8 +187,7 @@ fn decode(slot: &[u8]) -> Result<Option<(u64, Contents)>, u32> {
     Ok(reader.contents())
 }
 
-/// Reads numbers from the front of a slot's bytes, one after the other. Each method returns `None`
-/// if too few bytes are left.
+/// Reads numbers from the front of a slot. Returns `None` if too few bytes are left.
 struct Reader<'a>(&'a [u8]);
 
 impl Reader<'_> {
@@ -273,14 +234,8 @@ impl Reader<'_> {
     }
 }
 
-/// Reads the cursors file. Returns the state and contents of the file, and the highest generation
-/// in its slots. The generation is 0 if no slot is valid, or if a newer version of the program has
-/// written the file.
-///
-/// # Errors
-///
-/// The file can't be opened, or a slot can't be read and the other one is not valid either: nobody
-/// knows what the file says.
+/// Reads the cursors file. Returns its contents and the highest generation in it, or 0. Fails if no
+/// slot is valid and one of them can't be read.
 pub(crate) fn read(disk: &dyn Disk) -> io::Result<(Found, u64)> {
     let Some(file) = disk::open_if_there(disk, FILE)? else { return Ok((Found::Nothing, 0)) };
     let (mut slots, mut unreadable) = (Vec::new(), None);
@@ -288,7 +243,6 @@ pub(crate) fn read(disk: &dyn Disk) -> io::Result<(Found, u64)> {
         let mut bytes = vec![0; SLOT];
         let mut read = || file.read_at(&mut bytes, slot * SLOT as u64);
         let size = (1..READS).find_map(|_| read().ok()).map_or_else(read, Ok);
-        // A slot that can't be read counts as damaged if the other one is whole.
         let size = size.unwrap_or_else(|error| {
             unreadable = Some(error);
             0
@@ -312,27 +266,22 @@ pub(crate) fn read(disk: &dyn Disk) -> io::Result<(Found, u64)> {
     Ok((found, generations.last().copied().unwrap_or(0)))
 }
 
-/// The cursors file as the upkeep uses it, to save how far each output has got.
+/// The cursors file, open for writing.
 ///
-/// The file has two slots, and each write goes into the older slot. After a failed write or sync it
-/// is not known what the file contains. The next write therefore makes a new file, with both slots,
-/// and renames it to replace the old file. Until the new file has replaced it, the old file has at
-/// least one valid slot.
+/// Each write goes into the older slot. After a failed write or sync the file's contents are
+/// unknown, so the next write makes a new file with both slots and renames it over the old one.
+/// Until then the old file has at least one valid slot.
 #[derive(Debug)]
 pub(super) struct Cursors {
-    /// The open file. `None` if the next write must make a new file: no valid file was found, or a
-    /// write or sync has failed.
+    /// `None` if the next write must make a new file.
     file: Option<Arc<dyn File>>,
-    /// The highest generation that was written so far. Each write of a slot has a generation, which
-    /// is one higher than that of the write before it.
+    /// The highest generation that was written so far.
     generation: u64,
 }
 
 impl Cursors {
-    /// Opens the cursors file for writing. `found` and `generation` are the results of reading the
-    /// file: its state, and the highest generation in it. The old file is used if one of its slots
-    /// is valid, because a full disk has no room for a second file. If no slot is valid, the next
-    /// write makes a new file.
+    /// Opens the file for writing. `found` and `generation` are what [`read`] has returned. A file
+    /// with a valid slot is kept, because a full disk has no room for a second file.
     pub(crate) fn open(disk: &dyn Disk, found: &Found, generation: u64) -> io::Result<Self> {
         let file = match found {
             Found::Half(_) | Found::Whole(_) => Some(disk.open(FILE, Access::Write)?),
@@ -341,18 +290,14 @@ impl Cursors {
         Ok(Self { file, generation })
     }
 
-    /// Writes these contents to the cursors file, and syncs the file.
-    ///
-    /// # Errors
-    ///
-    /// The write or the sync has failed. The next call makes a new file.
+    /// Writes these contents and syncs them. After an error the next call makes a new file.
     pub(crate) fn write(&mut self, disk: &dyn Disk, contents: &Contents) -> io::Result<()> {
         let Some(file) = self.file.take() else {
             self.file = Some(self.make(disk, contents)?);
             return Ok(());
         };
         self.generation += 1;
-        // Even generations are in the slot 0, odd ones in the slot 1.
+        // Even generations are in slot 0, odd ones in slot 1.
         let at = self.generation % 2 * SLOT as u64;
         file.write_at(&[&contents.encode(self.generation)], at)?;
         file.sync()?;
@@ -360,8 +305,6 @@ impl Cursors {
         Ok(())
     }
 
-    /// Makes a new cursors file with these contents in both slots, and renames it to replace the
-    /// old file.
     fn make(&mut self, disk: &dyn Disk, contents: &Contents) -> io::Result<Arc<dyn File>> {
         self.generation = (self.generation + 1).next_multiple_of(2) + 1;
         let mut slots = contents.encode(self.generation - 1);

@@ -1,29 +1,25 @@
-//! The identity of a queue: a random number that is made with the queue and kept with it. Names
-//! that a consumer stores (the `_id` of a document, for example) are made of this number and a
-//! position. They are never equal to those of another relay, or of an earlier queue of this relay,
-//! whose positions also began at 0.
+//! The identity of a queue: a random number that is made with the queue and kept with it. Names in
+//! a consumer's store (such as the `_id` of a document) are made of the identity and a position.
+//! They therefore never equal those of another relay, or of an earlier queue of this relay.
 
 use std::{fmt, io};
 
 use base::disk::Disk;
 use base::{disk, random};
 
-/// The name of the file that holds the identity: 32 hexadecimal digits and a line break.
+/// The file that holds the identity: 32 hexadecimal digits and a line break.
 pub(crate) const FILE: &str = "identity";
 
-/// The size of the file in bytes.
 pub(crate) const BYTES: u64 = TEXT as u64;
 
-/// The number of bytes of the text in the file.
 const TEXT: usize = 33;
 
-/// The identity of a queue. A queue in memory gets a new one at each start, because its positions
-/// begin at 0 again.
+/// The identity of a queue. A queue in memory gets a new one at each start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity(u128);
 
 impl Identity {
-    /// Makes a new identity from the operating system's random numbers.
+    /// Makes a random identity.
     ///
     /// # Errors
     ///
@@ -34,9 +30,8 @@ impl Identity {
         Ok(Self(u128::from_le_bytes(bytes)))
     }
 
-    /// Reads the identity of a queue's directory. If there is none, or if its file can't be read,
-    /// makes a new one. If the new one can't be stored (the disk is full, for example), it holds
-    /// for this run only: a full disk must not keep the relay from delivering what it has.
+    /// Reads the identity of a queue's directory, or makes one. One that can't be stored is valid
+    /// only for this run: a full disk must not keep the relay from delivering its events.
     ///
     /// # Errors
     ///
@@ -62,12 +57,11 @@ impl Identity {
         Ok(identity)
     }
 
-    /// Reads the file. `None` if there is no file.
+    /// Reads the file. `None` if it does not exist.
     ///
     /// # Errors
     ///
-    /// The file can't be read. If its content is not an identity, the kind is
-    /// [`io::ErrorKind::Other`].
+    /// The file can't be read, or is not an identity ([`io::ErrorKind::Other`]).
     pub fn read(disk: &dyn Disk) -> io::Result<Option<Self>> {
         let Some(file) = disk::open_if_there(disk, FILE)? else { return Ok(None) };
         let mut text = [0; TEXT];
@@ -83,7 +77,6 @@ impl Identity {
     }
 }
 
-/// Shows the identity as 32 hexadecimal digits.
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:032x}", self.0)

@@ -1,16 +1,17 @@
-//! A queue's directory seen from outside: beside a running relay, after a crash, on a read-only
-//! copy.
+//! Reads a queue's directory from outside: while a relay is running, after a crash, or on a
+//! read-only copy.
 //!
-//! An inspection only reads: it changes nothing and prints nothing. It takes only shared locks: on
-//! each segment file while the file is open, so that a relay does not overwrite it, and in
-//! [`Directory::is_in_use`] for a moment on the lock file. A relay may be running meanwhile: it
-//! deletes and makes segments, writes to the last one, and rewrites the cursors file. Three rules
-//! keep that from looking like damage:
+//! An inspection changes nothing and prints nothing. It takes only shared locks: on each segment
+//! file while the file is open, so that a relay does not overwrite it, and in
+//! [`Directory::is_in_use`] for a moment on the lock file. A running relay makes and deletes
+//! segments, writes to the last one, and rewrites the cursors file. Three rules keep that from
+//! looking like damage:
 //!
-//! - the cursors are read before the list of segments: the log goes at least as far as they say;
-//! - events are missing only if the cursors, read again, still need them: the relay writes the
-//!   cursors before it deletes a segment;
-//! - damaged bytes in the last segment are read again several times, because the relay may be
+//! - The cursors file is read before the list of segments: the log reaches at least as far as that
+//!   file says.
+//! - Events count as missing only if an output still needs them after the cursors file is read
+//!   again: the relay writes that file before it deletes a segment.
+//! - Damaged bytes in the last segment are read again several times, because the relay may be
 //!   writing them.
 
 use std::collections::BTreeMap;
@@ -36,14 +37,12 @@ mod walk;
 pub use leftover::Leftover;
 use walk::{Walk, Want};
 
-/// The number of attempts to read something that a running relay may be writing at the same time.
-/// There is a pause between two attempts. All attempts together take about 0.2 s, because a thread
-/// of the relay may be stopped that long in the middle of a write.
+/// The number of attempts to read bytes that a relay may be writing. They take about 0.2 s, because
+/// a thread of the relay may be stopped that long in the middle of a write.
 const ATTEMPTS: u32 = 10;
-/// The pause between two attempts to read something that a running relay may be writing.
 const PAUSE: Duration = Duration::from_millis(if cfg!(test) { 1 } else { 20 });
 
-/// The reason why a queue's directory cannot be inspected.
+/// The reason why a queue's directory can't be inspected.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The directory does not exist.
@@ -62,15 +61,15 @@ pub enum Error {
         segment::VERSION
     )]
     Newer {
-        /// The path of the file that the newer version has written.
+        /// The file that the newer version has written.
         path: PathBuf,
-        /// The format version that the file has.
+        /// The format version of the file.
         version: u32,
     },
     /// The cursors file has no output of this name.
     #[error("there is no output {} in the cursors file, which has the outputs: {names}", printable(.name))]
     NoOutput {
-        /// The name of the output that was not found.
+        /// The name that was not found.
         name: String,
         /// The names of the outputs in the cursors file, joined by commas.
         names: String,
@@ -78,17 +77,16 @@ pub enum Error {
     /// The operating system refuses to read a file or directory.
     #[error("cannot read {}: {error}{}", .path.display(), remedy(.error))]
     Read {
-        /// The path of the file or directory.
+        /// The file or directory.
         path: PathBuf,
         /// The error of the operating system.
         error: io::Error,
     },
-    /// The caller's function, which gets the lines and findings, has returned this error.
+    /// The caller's function [`Tell`] has returned this error.
     #[error(transparent)]
     Told(io::Error),
 }
 
-/// Returns advice for the operator, which is printed after the error; empty if there is no advice.
 fn remedy(error: &io::Error) -> &'static str {
     if error.kind() == io::ErrorKind::PermissionDenied {
         "; run this as the user that runs the relay, or as root"
@@ -97,9 +95,7 @@ fn remedy(error: &io::Error) -> &'static str {
     }
 }
 
-/// Makes a name that was read from a file safe for printing on a terminal, because a damaged or
-/// foreign file may have any bytes in the name. The result is one word, has no control characters,
-/// and is not empty.
+/// Makes a name from a possibly damaged file safe for a terminal: one word, and not empty.
 pub fn printable(name: &str) -> String {
     let escape = |char: char| match char.is_whitespace() {
         true => char.escape_unicode().to_string(),
@@ -108,64 +104,63 @@ pub fn printable(name: &str) -> String {
     if name.is_empty() { "\"\"".to_owned() } else { name.chars().map(escape).collect() }
 }
 
-/// The directory of a queue, opened for inspection.
+/// A queue's directory, opened for inspection.
 #[derive(Debug)]
 pub struct Directory {
     disk: Arc<dyn Disk>,
     root: PathBuf,
 }
 
-/// A summary of what a queue's directory holds.
+/// A summary of a queue's directory.
 #[derive(Debug)]
 pub struct Summary {
-    /// The highest format version of the segments; the version that this program writes if no
-    /// header can be read.
+    /// The highest format version of the segments, or that of this program if no header can be
+    /// read.
     pub format: u32,
-    /// The backlogs of the outputs, in the order of the outputs' names.
+    /// The backlogs of the outputs, in the order of their names.
     pub outputs: Vec<Output>,
-    /// The state of the cursors file, which names the outputs.
+    /// The state of the cursors file.
     pub cursors: CursorsFile,
     /// The number of segments.
     pub segments: u64,
-    /// The number of bytes of all segments' files.
+    /// The number of bytes of all segment files.
     pub segment_bytes: u64,
     /// The position of the first event in the segments.
     pub first: Position,
-    /// The position after the last event in the log, which is the position of the next event.
+    /// The position after the last event in the log.
     pub end: Position,
-    /// The number of segments whose header has a wrong checksum.
+    /// The number of segments with a damaged header.
     pub damaged_headers: u64,
-    /// The number of files in the quarantine, and the number of bytes in these files.
+    /// The number of files in the quarantine, and of their bytes.
     pub quarantine: (u64, u64),
     /// The number of events that outputs have set aside.
     pub aside: u64,
-    /// The segments that could not be opened, each described as a fault.
+    /// A fault for each segment that could not be opened.
     pub unreadable: Vec<Finding>,
 }
 
-/// The backlog of one output: the events that it has not finished.
+/// The events that one output has not finished.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Output {
-    /// The output's name in the cursors file.
+    /// The output's name.
     pub name: String,
-    /// The number of events that the output has not finished.
+    /// The number of its unfinished events.
     pub events: u64,
-    /// The number of bytes in the lines of these events.
+    /// The number of bytes in their lines.
     pub bytes: u64,
-    /// The age of the oldest event that the output has not finished: the time since it was
-    /// received. 0 if the output has finished all events. `None` if the age can't be read.
+    /// The age of the oldest of these events; 0 if there are none, `None` if it can't be read.
     pub oldest: Option<Duration>,
 }
 
 /// The state of the cursors file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CursorsFile {
-    /// Both slots of the cursors file have a valid checksum.
+    /// Both slots have a valid checksum.
     Whole,
-    /// Only one of the two slots of the cursors file has a valid checksum, or the slots were not
-    /// written one directly after the other.
+    /// Only one slot has a valid checksum, or both have one but their generations do not follow
+    /// each other: a write in between is lost.
     Half,
-    /// Neither of the two slots of the cursors file has a valid checksum.
+    /// No slot has a valid checksum.
     Damaged,
     /// There is no cursors file.
     Missing,
@@ -193,41 +188,40 @@ impl fmt::Display for CursorsFile {
     }
 }
 
-/// A fault that was found in the queue's directory.
+/// A fault in the queue's directory.
 #[derive(Debug)]
 pub struct Finding {
-    /// The kind of fault, and where it is.
+    /// The type of the fault and its place.
     pub fault: Fault,
-    /// The number of events that are missing because of it, without the events that the relay
-    /// itself has dropped and counted; 0 if that is not known.
+    /// The number of events that are missing because of it; 0 if that is unknown. Events that the
+    /// relay has dropped and counted are not included.
     pub events: u64,
-    /// The range of positions in which these events are missing; empty if no event is missing, or
-    /// if the positions are not known.
+    /// The positions in which these events are missing; empty if that is unknown.
     pub positions: Range<Position>,
 }
 
-/// The kinds of faults. A file is named by its path, relative to the queue's directory.
+/// The types of faults. Files are named by their path relative to the queue's directory.
 #[derive(Debug)]
 pub enum Fault {
-    /// Some bytes of a segment file are damaged.
+    /// Some bytes of a segment are damaged.
     Damaged {
-        /// The file.
+        /// The path of the file.
         file: String,
-        /// The offset in the file where the damaged bytes begin.
+        /// The offset in the file of the first damaged byte.
         offset: u64,
         /// The number of damaged bytes.
         bytes: u64,
     },
-    /// Some output still needs these events, but no segment has them.
+    /// An output still needs these events, but no segment has them.
     Missing,
-    /// A segment file exists, but can't be opened.
+    /// A segment can't be opened.
     Unreadable {
-        /// The file.
+        /// The path of the file.
         file: String,
         /// The error of the operating system.
         error: io::Error,
     },
-    /// The cursors file is missing, or one slot or both slots of it are damaged.
+    /// The cursors file is missing, or at least one of its slots is damaged.
     Cursors(CursorsFile),
 }
 
@@ -260,39 +254,36 @@ impl fmt::Display for Finding {
     }
 }
 
-/// One message to the caller's function while a queue's directory is read.
+/// A message to the caller's function during an inspection.
 #[derive(Debug)]
 pub enum Seen<'a> {
     /// The next lines begin with the event at this position.
     At(Position),
-    /// The next bytes of the stored lines. If the lines of a batch are very long, they come in
-    /// parts, and a part may end in the middle of a line.
+    /// The next bytes of the stored lines. Very long lines come in parts.
     Lines(&'a [u8]),
-    /// A fault that was found in the directory.
+    /// A fault that was found.
     Finding(&'a Finding),
-    /// The progress: the number of segments that were read so far, and the number of all segments.
+    /// The number of segments that were read so far, and of all segments.
     Progress(usize, usize),
 }
 
-/// The caller's function, which gets the lines, the faults and the progress while a queue's
-/// directory is read. If the function returns an error, the reading stops.
+/// The caller's function, which gets each [`Seen`]. Its error ends the inspection.
 pub type Tell<'a> = dyn FnMut(Seen<'_>) -> io::Result<()> + 'a;
 
-/// The totals of everything that was read in a queue's directory.
+/// The totals of an inspection.
 #[derive(Debug, Default)]
 pub struct Verdict {
     /// The number of segments that were read.
     pub segments: u64,
-    /// The number of stored events whose lines have a valid checksum.
+    /// The number of stored events with a valid checksum.
     pub events: u64,
-    /// The number of bytes in the lines of the stored events that have a valid checksum.
+    /// The number of bytes in their lines.
     pub bytes: u64,
-    /// The number of faults that were found in the directory.
+    /// The number of faults.
     pub findings: u64,
-    /// The number of events that are missing in the directory because of the faults in `findings`.
+    /// The number of events that are missing because of these faults.
     pub missing: u64,
-    /// The file and the offset of a write that the relay has not finished, so that its events were
-    /// never acknowledged. `None` if there is no such write.
+    /// The file and offset of an unfinished write. Its events were never acknowledged.
     pub unfinished: Option<(String, u64)>,
 }
 
@@ -313,10 +304,8 @@ impl Directory {
         Ok(directory)
     }
 
-    /// Returns a summary of the queue's directory. For this it reads the headers of all segments,
-    /// and headers of records up to each output's first unfinished event. The cursors file says
-    /// where the log ended when the file was written. The function also reads the last segment from
-    /// there on, because the log may be longer now.
+    /// Returns a summary. It reads the headers of all segments, the headers of records up to each
+    /// output's first unfinished event, and the end of the log.
     ///
     /// # Errors
     ///
@@ -332,8 +321,8 @@ impl Directory {
         Ok(self.look()?.0)
     }
 
-    /// Returns the name of each output and the first event that it has not finished, as they are in
-    /// the cursors file.
+    /// Returns the name of each output in the cursors file and the first event that it has not
+    /// finished.
     ///
     /// # Errors
     ///
@@ -344,15 +333,13 @@ impl Directory {
         Ok(outputs.map(|(name, place)| (name.clone(), place.position)).collect())
     }
 
-    /// Passes the lines of all undamaged events to the function `tell`, oldest first. If `output`
-    /// is a name, passes only the events that the output with this name has not finished. Returns
-    /// the totals.
+    /// Passes the lines of all undamaged events, or of those that `output` has not finished, to
+    /// `tell`, oldest first. Returns the totals. Damage is passed to `tell`, and is not an error.
     ///
     /// # Errors
     ///
     /// The directory can't be read, a newer version of the program has written it, its cursors file
-    /// does not have this output, or `tell` has failed. Damage is passed to `tell`, and is not an
-    /// error.
+    /// does not have this output, or `tell` has failed.
     pub fn export(&self, output: Option<&str>, tell: &mut Tell<'_>) -> Result<Verdict, Error> {
         let found = self.cursors()?;
         let mut from = Position::START;
@@ -364,37 +351,32 @@ impl Directory {
         self.walk(&found, Want { lines: true, output, from }, tell)
     }
 
-    /// Reads all segments, and passes each fault (for example damage or missing events) and the
-    /// progress to the function `tell`. Returns the totals.
+    /// Reads all segments, and passes each fault and the progress to `tell`. Returns the totals.
     ///
     /// # Errors
     ///
     /// The directory can't be read, a newer version of the program has written it, or `tell` has
-    /// failed. Damage is passed to `tell`, and is not an error.
+    /// failed.
     pub fn verify(&self, tell: &mut Tell<'_>) -> Result<Verdict, Error> {
         let found = self.cursors()?;
         self.walk(&found, Want { lines: false, output: None, from: Position::START }, tell)
     }
 
-    /// Reads the segments. `found` is the cursors file, which was read before. The file `synced`
-    /// must be read before the list of segments is made: a running relay may make new segments in
-    /// between, and the events in them would count as missing.
+    /// Reads the segments. The file `synced` must be read before they are listed: events of
+    /// segments that a relay makes in between would count as missing.
     fn walk(&self, found: &Found, want: Want<'_>, tell: &mut Tell<'_>) -> Result<Verdict, Error> {
         Walk::new(self, want, tell).run(found, self.synced()?)
     }
 
-    /// Makes an error that has the path of this file in the queue's directory.
     fn failed(&self, file: &str, error: io::Error) -> Error {
         Error::Read { path: self.root.join(file), error }
     }
 
-    /// Reads the file `synced`.
     fn synced(&self) -> Result<Option<Synced>, Error> {
         synced::read(&*self.disk).map_err(|error| self.failed(synced::FILE, error))
     }
 
-    /// Reads the cursors file, which has two slots. If one of the slots is not valid, reads the
-    /// file again, a limited number of times, because a running relay may be writing the slot.
+    /// Reads the cursors file. Repeats this while a slot is not valid: a relay may be writing it.
     fn cursors(&self) -> Result<Found, Error> {
         let mut attempts = ATTEMPTS;
         loop {
@@ -413,7 +395,6 @@ impl Directory {
         }
     }
 
-    /// Returns the position of the first event of each segment, in rising order.
     fn segments(&self) -> Result<Vec<Position>, Error> {
         let list = || {
             segment::list(&*self.disk).map_err(|error| match is_absent(&error) {
@@ -421,24 +402,20 @@ impl Directory {
                 false => self.failed(SEGMENTS, error),
             })
         };
-        // If files are made and deleted while a list is made, the list may have a new file and lack
-        // an older one. The second list has this older file, which existed before the second list
-        // was begun.
+        // A list that is made while files are made and deleted may have a new file and lack an
+        // older one. The second list has this older file.
         let newest = list()?.last().copied();
         let mut segments = list()?;
         segments.retain(|first| Some(*first) <= newest);
         Ok(segments)
     }
 
-    /// Opens the file of the segment whose first position is `first`. Returns `Ok(None)` if the
-    /// file does not exist any more.
     fn segment(&self, first: Position) -> io::Result<Option<Arc<dyn File>>> {
         disk::open_if_there(&*self.disk, &segment::file_name(first))
     }
 
-    /// Reads the header of the segment whose first position is `first`. `None` if the header is
-    /// damaged, or was not written yet. If `is_last` is `true`, a damaged header is read several
-    /// times, because a running relay may be writing it.
+    /// Reads a segment's header. `None` if it is damaged or not written yet. A relay may be writing
+    /// the header of the last segment, so that one is read several times.
     fn header(
         &self,
         file: &dyn File,
@@ -460,8 +437,7 @@ impl Directory {
         }
     }
 
-    /// Returns the place where the log ends. `Ok(None)` if the last segment was deleted after the
-    /// list of segments was made.
+    /// Returns the end of the log. `Ok(None)` if a segment that it needs has been deleted.
     fn end(
         &self,
         segments: &[Position],
@@ -474,7 +450,6 @@ impl Directory {
             let file = match self.segment(first) {
                 Ok(Some(file)) => file,
                 Ok(None) => return Ok(None),
-                // `look` reports the segment.
                 Err(_) => break,
             };
             let header = self.header(&*file, first, next.is_none())?;
@@ -486,16 +461,14 @@ impl Directory {
             if header.is_some() || end.position > first {
                 return Ok(Some(end));
             }
-            // The header of this segment was not written yet: the log ends here. The segment before
-            // it knows the byte number.
+            // The header of this segment was not written yet, so the log ends here. The segment
+            // before it knows the byte number.
             (next, known.position, synced) = (Some(first), first, None);
         }
         Ok(Some(known))
     }
 
-    /// Makes a summary of the queue's directory. The `bool` is `true` if the summary is complete.
-    /// It is `false` if a needed file was deleted meanwhile; the caller should then make the
-    /// summary again.
+    /// Makes a summary. The `bool` is `false` if it must be made again, because a file was deleted.
     fn look(&self) -> Result<(Summary, bool), Error> {
         let found = self.cursors()?;
         let contents = found.contents().cloned().unwrap_or_default();
@@ -524,7 +497,7 @@ impl Directory {
                     let header = self.header(&*file, first, false)?;
                     let version = header.map_or(0, |header| header.version);
                     summary.format = summary.format.max(version);
-                    // A segment at the end of the log has no record, and perhaps no header yet.
+                    // A segment at the end of the log may have no header yet.
                     summary.damaged_headers += u64::from(header.is_none() && first < end.position);
                 }
                 Ok(None) => {}
@@ -553,13 +526,11 @@ impl Directory {
         Ok((summary, settled))
     }
 
-    /// Returns how long ago the event at this position was received. If this event is missing or
-    /// damaged, returns the age of the next event; `None` if there is no next event. The `bool` is
-    /// `false` if a file was deleted meanwhile and the caller should try again, otherwise `true`.
+    /// Returns the age of the event at this position, or of the next undamaged one. The `bool` is
+    /// `false` if the caller should try again, because a file was deleted.
     fn age(&self, segments: &[Position], position: Position) -> (Option<Duration>, bool) {
         let index = segments.partition_point(|first| *first <= position).saturating_sub(1);
         for (first, next) in with_next(segments).skip(index) {
-            // `look` reports a segment that can't be read.
             let Ok(file) = self.segment(first) else { continue };
             let Some(file) = file else { return (None, false) };
             let limit = next.unwrap_or(Position::MAX);
@@ -578,20 +549,15 @@ impl Directory {
     }
 }
 
-/// Returns the first position of each segment, together with the first position of the next
-/// segment. For the last segment the second value is `None`.
 fn with_next(segments: &[Position]) -> impl Iterator<Item = (Position, Option<Position>)> {
     let next = segments.iter().skip(1).copied().map(Some).chain([None]);
     segments.iter().copied().zip(next)
 }
 
-/// Returns `true` if the error says that a file or directory does not exist.
 fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
-/// Makes the error for an output name that is not in the cursors file. The error lists the names in
-/// `outputs`, which are those in the cursors file.
 fn no_output(name: &str, outputs: Option<&BTreeMap<String, LogOffset>>) -> Error {
     let names: Vec<String> =
         outputs.into_iter().flatten().map(|(name, _)| printable(name)).collect();
@@ -599,7 +565,6 @@ fn no_output(name: &str, outputs: Option<&BTreeMap<String, LogOffset>>) -> Error
     Error::NoOutput { name: name.to_owned(), names }
 }
 
-/// Pauses, so that a running relay can finish a write.
 #[allow(
     clippy::disallowed_methods,
     reason = "commands have no runtime whose threads it could block"

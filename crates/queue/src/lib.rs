@@ -1,32 +1,30 @@
 //! The log between listeners and outputs: one ordered, bounded sequence of batches, and a cursor
 //! for each output.
 //!
-//! This crate promises that an event which was accepted is handed to every output of that moment
-//! and is counted once for each, and that with a directory nothing is acknowledged before it is
-//! synced. It imports `audit` (the counts of a batch), `base`, `config` (its section) and
-//! `telemetry`. What must never happen here: a byte of an event is read, or a lock is held while
-//! something waits.
+//! This crate promises that every accepted event is handed to each output that exists at that time,
+//! and is counted once for each. With a directory, nothing is acknowledged before it is synced. It
+//! imports `audit` (the counts of a batch), `base`, `config` (its section) and `telemetry`. It must
+//! never interpret an event, or hold a lock while something waits.
 //!
-//! The queue takes lines and counts, and hands out lines. It does not look into a line: it knows no
-//! JSON and no HTTP. Every event has a [`Position`]; a batch may be cut between any two lines. A
-//! batch is held until every cursor has finished it. For outputs that are not required it is held
-//! only as long as nothing else needs its room. [`Queue::append`] alone decides whether there is
-//! room, and never waits for it.
+//! The queue takes lines and counts, and hands out lines. It knows no JSON and no HTTP. Every event
+//! has a [`Position`]; a batch may be cut between any two lines. A batch is held until every
+//! required output has finished it. For other outputs it is held only as long as nothing else needs
+//! its room. [`Queue::append`] alone decides whether there is room, and never waits for it.
 //!
-//! An output *claims* a range of positions ([`Cursor::next`]), and then tells the queue what became
-//! of each claim:
+//! An output *claims* a range of positions ([`Cursor::next`]), and then tells the queue how each
+//! claim ended:
 //!
 //! - [`Cursor::acknowledge`]: the claim is final. The consumer has the events, or the output has
 //!   given them up.
-//! - [`Cursor::release`]: the claim is not on the wire any more, and is to be sent again. To send
-//!   it the output calls [`Cursor::redeliver`].
+//! - [`Cursor::release`]: the claim is no longer on the wire and must be sent again, with
+//!   [`Cursor::redeliver`].
 //!
 //! Events of a required output that are on the wire are never dropped.
 //!
 //! Outputs join ([`Queue::join`]) and leave ([`Cursor::leave`]) while events flow.
 //!
-//! There are two kinds of queue: in memory (`memory`), and in files (`spool`). The enums in this
-//! file are the only place where the two meet; their methods are documented here, for both kinds.
+//! There are two kinds of queue: in memory (`memory`), and in files (`spool`). They meet only in
+//! the enums of this file, whose comments document the methods of both.
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
@@ -83,8 +81,6 @@ pub use spool::Incoming;
 /// The formats of the queue's files, for `--version`.
 pub const FORMATS: [Format; 3] = [segment::FORMAT, cursors::FORMAT, synced::FORMAT];
 
-/// Calls a method on the value inside `Self::Memory` (queue in memory) or `Self::Spool` (queue in
-/// files), whichever variant `$either` is. Expands to a `match` with these two arms.
 macro_rules! either {
     ($either:expr, $inner:ident => $call:expr) => {
         match $either {
@@ -94,18 +90,16 @@ macro_rules! either {
     };
 }
 
-/// The queue, which holds accepted events until the outputs have finished them. A clone of this
-/// value is cheap, and refers to the same queue.
+/// The queue of accepted events. A clone is cheap, and refers to the same queue.
 #[derive(Clone)]
 pub enum Queue {
-    /// The queue is in memory: its events are lost when the process ends.
+    /// The queue in memory: its events are lost when the process ends.
     Memory(memory::Queue),
-    /// The queue is in files: its events are still there after the process has ended.
+    /// The queue in files: its events survive the process.
     Spool(spool::Queue),
 }
 
 impl Queue {
-    /// Returns the queue in files; `None` if the queue is in memory.
     fn spool(&self) -> Option<&spool::Queue> {
         match self {
             Self::Memory(_) => None,
@@ -113,15 +107,14 @@ impl Queue {
         }
     }
 
-    /// Opens the queue as the config says: in files if `queue.directory` is set, otherwise in
-    /// memory. Returns the queue, and a cursor for each output, in the order of `outputs`.
+    /// Opens the queue, in files if `queue.directory` is set. Returns it with a cursor for each
+    /// output, in the order of `outputs`.
     ///
-    /// `outputs` must hold all outputs of the config. An output that is missing here can join
-    /// later, but it never gets the batches that were appended before it joined. This would break a
-    /// promise: the senders of these batches were told that the batches are safe.
+    /// `outputs` must hold all outputs of the config. An output that joins later never gets the
+    /// batches that were appended before, although their senders were told that the batches are
+    /// safe.
     ///
-    /// If the queue is in files, this function waits for the disk. It must therefore not run on a
-    /// thread of the async runtime.
+    /// A queue in files blocks on the disk, so this must not run on a thread of the async runtime.
     ///
     /// # Errors
     ///
@@ -141,22 +134,17 @@ impl Queue {
         Ok((Self::Memory(queue), cursors.into_iter().map(Cursor::Memory).collect()))
     }
 
-    /// Adds an output to the queue while events flow. The output starts at the end of the log.
-    /// Returns the output's cursor, which is its place in the log.
+    /// Adds an output at the end of the log while events flow, and returns its cursor.
     ///
-    /// The output gets the batches that are appended from now on, always whole batches. If the
-    /// queue is in files, the output also gets the batches that are appended already but not synced
-    /// yet.
-    ///
-    /// If the queue is in files, this function returns after the cursors file, which now has the
-    /// output's name and place, is synced. After a crash the output therefore continues from its
-    /// place.
+    /// The output gets the batches that are appended from now on, always whole batches. With a
+    /// queue in files it also gets the batches that are appended but not synced yet. This function
+    /// then returns only after the cursors file with the new output is synced, so that the output
+    /// continues from its place after a crash.
     ///
     /// # Errors
     ///
-    /// The output's name is in the queue already, the queue is closed, or the cursors file can't be
-    /// written or has no room. The output has then not joined, and no event is counted as lost for
-    /// it.
+    /// The name is taken, the queue is closed, or the cursors file can't be written or has no room.
+    /// The output has then not joined, and no event is counted as lost for it.
     ///
     /// # Cancel safety
     ///
@@ -180,41 +168,36 @@ impl Queue {
         }
     }
 
-    /// Sets whether the output with this name is required: events are kept until all required
-    /// outputs have finished them. At least one output must be required at any time, because events
-    /// that no output requires may be removed unsent.
+    /// Sets whether the output with this name is required. At least one output must be required at
+    /// any time, because events that no output requires may be removed unsent.
     pub fn require(&self, name: &str, required: bool) {
         either!(self, queue => queue.require(name, required))
     }
 
     /// Applies the settings that can change at run time: `max_bytes` and `when_full`; for a queue
-    /// in memory also `acknowledge`, for a queue in files also `segment_bytes`. The directory does
-    /// not change.
+    /// in memory also `acknowledge`, for a queue in files also `segment_bytes`.
     ///
-    /// This call drops no events, even if the queue holds more bytes than the new `max_bytes`. New
-    /// batches then have no room until enough events are delivered, or `when_full` lets the queue
-    /// drop some. A batch that was appended before this call is acknowledged by the old value of
-    /// `acknowledge`.
+    /// This drops no events, even if the queue holds more than the new `max_bytes`: new batches
+    /// then find no room until enough events are delivered, or until `when_full` lets the queue
+    /// drop some. Batches that were appended before keep the old value of `acknowledge`.
     pub fn apply(&self, config: &config::Queue) {
         either!(self, queue => queue.apply(config))
     }
 
-    /// Returns `Ok` if nothing that this function checks prevents the queue from taking a batch
-    /// whose lines have this many bytes: there is room, or `when_full` lets the queue drop events,
-    /// and the disk works. The result is only a hint: the queue may change before
-    /// [`Queue::append`] is called, which may also refuse the batch for another reason.
+    /// Returns `Ok` if the queue could probably take a batch whose lines have this many bytes: the
+    /// disk works, and there is room or `when_full` lets the queue drop events. [`Queue::append`]
+    /// may still refuse the batch.
     ///
     /// # Errors
     ///
-    /// The reason why [`Queue::append`] would refuse the batch now: there is no room, or the disk
-    /// does not work.
+    /// The reason why [`Queue::append`] would refuse the batch now.
     pub fn admits(&self, bytes: u64) -> Result<(), Refused> {
         either!(self, queue => queue.admits(bytes))
     }
 
-    /// Appends a whole batch to the queue. The batch is safe, and its sender may be told so, when
-    /// [`Ticket::acknowledged`] returns `Ok`. If the queue is full and `when_full` is
-    /// `drop_newest`, the batch is counted as dropped and not stored, but the result is also `Ok`.
+    /// Appends a whole batch. Its sender may be told that it is safe when [`Ticket::acknowledged`]
+    /// returns `Ok`. A full queue with `drop_newest` also returns `Ok`: it counts the batch as
+    /// dropped and does not store it.
     ///
     /// # Errors
     ///
@@ -223,31 +206,29 @@ impl Queue {
         either!(self, queue => queue.append(batch))
     }
 
-    /// Returns the queue's directory, and the position behind the last event of the queue. `None`
-    /// if the queue is in memory.
+    /// Returns the queue's directory and the position after its last event. `None` in memory.
     pub fn disk(&self) -> Option<(Arc<dyn Disk>, Position)> {
         self.spool().map(spool::Queue::disk)
     }
 
-    /// From now on, lines that are read from files are compared with the lines as they came in,
-    /// which `originals` knows. A line that has changed is not handed out, and counts as lost. Only
-    /// the first call has an effect. A queue in memory reads no files, so the call does nothing.
+    /// Compares all lines that are read from files from now on with `originals`, the lines as they
+    /// were received. A changed line is not handed out, and counts as lost. Only the first call has
+    /// an effect. A queue in memory does nothing.
     pub fn compare_with(&self, originals: Arc<dyn Originals>) {
         if let Some(queue) = self.spool() {
             queue.compare_with(originals);
         }
     }
 
-    /// Returns for each output its name, and the position that the cursors file is to have for it:
-    /// the first position that the output has not finished, or whose evidence is not durable yet.
-    /// Empty if the queue is in memory.
+    /// Returns each output's name and its position for the cursors file: the first one that it has
+    /// not finished, or whose evidence is not durable. Empty if the queue is in memory.
     pub fn places(&self) -> Vec<(String, Position)> {
         self.spool().map(spool::Queue::places).unwrap_or_default()
     }
 
-    /// Returns `true` if a body of this many bytes may be appended as the list that was received
-    /// ([`Append::list`]), because every output sends JSON lists. The list is then sent without a
-    /// copy. A queue in files does not take long lists.
+    /// Returns `true` if a body of this many bytes may be appended as the received JSON list
+    /// ([`Append::list`]), because every output sends lists. The list is then sent without a copy.
+    /// A queue in files does not take long lists.
     pub fn keeps_list(&self, bytes: usize) -> bool {
         match self {
             Self::Memory(queue) => queue.keeps_lists(),
@@ -255,23 +236,21 @@ impl Queue {
         }
     }
 
-    /// Returns `true` if the queue is in files, `false` if it is in memory.
+    /// Returns `true` if the queue is in files.
     pub fn is_durable(&self) -> bool {
         matches!(self, Self::Spool(_))
     }
 
-    /// Returns the store for one large request body, which is too large to be held in memory: the
-    /// lines of the body are written to a file while the body arrives. `None` if the queue is in
-    /// memory.
+    /// Returns the store for one request body that is too large for memory: its lines are written
+    /// to a file while they arrive. `None` if the queue is in memory.
     pub fn incoming(&self) -> Option<Incoming> {
         self.spool().map(spool::Queue::incoming)
     }
 
-    /// Appends a large request body as one batch. All lines of the body must already be written to
-    /// a file and synced ([`Incoming::sync`]). There is one exception: a body that found no room
-    /// with `drop_newest` is counted as dropped here, and the result is also `Ok`. The sender may
-    /// be told that its body is safe when [`Ticket::acknowledged`] returns `Ok`. `levels` is the
-    /// number of the body's events of each audit level.
+    /// Appends a large request body as one batch. All its lines must be written to a file and
+    /// synced ([`Incoming::sync`]), except for a body that found no room with `drop_newest`, which
+    /// is only counted as dropped here. The sender may be told that its body is safe when
+    /// [`Ticket::acknowledged`] returns `Ok`. `levels` counts the events of each audit level.
     ///
     /// # Errors
     ///
@@ -285,30 +264,26 @@ impl Queue {
         self.spool().ok_or(Refused::Disk)?.append_incoming(incoming, levels)
     }
 
-    /// Returns `true` while the queue counts as full. It counts as full from the first batch for
-    /// which there is no room until a fifth of `queue.max_bytes` is free again.
+    /// Returns `true` from the first batch without room until a fifth of the room is free again.
     pub fn is_full(&self) -> bool {
         either!(self, queue => queue.is_full())
     }
 
-    /// Returns the reason why the disk stores no batches at present: its last error, or that it
-    /// does not answer. `None` if the disk works, even if the queue is full. Always `None` for a
-    /// queue in memory.
+    /// Returns why the disk stores no batches at present: its last error, or that it does not
+    /// answer. `None` if the disk works, even if the queue is full, and for a queue in memory.
     pub fn fault(&self) -> Option<String> {
         self.spool().and_then(spool::Queue::fault)
     }
 
-    /// Notes for the log that the disk has not answered for ten seconds, or that it answers again.
-    /// The relay calls this function every few seconds.
+    /// Logs that the disk has not answered for ten seconds, or answers again. Call it repeatedly.
     pub fn watch_disk(&self) {
         if let Some(queue) = self.spool() {
             queue.watch_disk();
         }
     }
 
-    /// Waits until the queue has failed permanently: it can store no batch until the process starts
-    /// again. Returns the reason. For a queue in memory, which can't fail in this way, this
-    /// function never returns.
+    /// Waits until the queue has failed permanently, so that it stores nothing until the process is
+    /// restarted. Returns the reason. Never returns for a queue in memory.
     ///
     /// # Cancel safety
     ///
@@ -320,21 +295,20 @@ impl Queue {
         }
     }
 
-    /// Returns the limit of the queue in bytes: `queue.max_bytes`.
+    /// Returns `queue.max_bytes`.
     pub fn capacity(&self) -> u64 {
         either!(self, queue => queue.capacity())
     }
 
-    /// Returns two numbers: the bytes that the queue holds, counted in the same way as for the
-    /// limit `queue.max_bytes`, and the events that the queue holds.
+    /// Returns the bytes (as `queue.max_bytes` counts them) and the events that the queue holds.
     pub fn held(&self) -> (u64, u64) {
         either!(self, queue => queue.held())
     }
 
-    /// Returns the part of the bytes that the queue holds ([`Queue::held`]) whose room a new batch
-    /// can't have: those of events that a required output has not finished, and of files that can't
-    /// be dropped. [`Queue::append`] takes the room of all other bytes if it needs it, whatever
-    /// `when_full` says. The share of `queue.max_bytes` that is needed is how full the queue is.
+    /// Returns how many of the held bytes ([`Queue::held`]) a new batch can't replace: those of
+    /// events that a required output has not finished, and of files that can't be dropped.
+    /// [`Queue::append`] takes the room of all others when it needs it, whatever `when_full` says.
+    /// The fill level of the queue is the share of these bytes in `queue.max_bytes`.
     pub fn needed(&self) -> u64 {
         either!(self, queue => queue.needed())
     }
@@ -344,18 +318,16 @@ impl Queue {
         either!(self, queue => queue.backlogs())
     }
 
-    /// Sets the queue's gauges that are computed only when the metrics are read, for example the
-    /// backlogs of the outputs.
+    /// Sets the gauges that are computed only when the metrics are read, such as the backlogs.
     pub fn observe(&self) {
         either!(self, queue => queue.observe())
     }
 
-    /// Waits until the end of the process would lose no event that an output can still finish. For
-    /// a queue in memory, this means that all outputs have finished all events. For a queue in
-    /// files, it means that no event is on the wire; from the call of this function on, the queue
-    /// in files hands out no more events. With `ephemeral`, the files go away with the process, and
-    /// the queue is like one in memory. Outputs that have ended permanently ([`Queue::give_up`])
-    /// are not waited for.
+    /// Waits until the end of the process would lose no event that an output can still finish. A
+    /// queue in memory waits until all outputs have finished all events. A queue in files hands out
+    /// no more events from now on, and waits until none is on the wire; with `ephemeral` (its
+    /// directory is deleted with the process) it waits like a queue in memory. Outputs that have
+    /// ended permanently ([`Queue::give_up`]) are not waited for.
     ///
     /// # Cancel safety
     ///
@@ -367,25 +339,24 @@ impl Queue {
         }
     }
 
-    /// Notes that the output with this name has ended permanently. [`Queue::drained`] then no
-    /// longer waits for this output. With `acknowledge = "delivered"`, senders that wait for this
-    /// output are told that it will not deliver their events.
+    /// Records that the output with this name has ended permanently. [`Queue::drained`] no longer
+    /// waits for it. With `acknowledge = "delivered"`, senders that wait for it are told that it
+    /// will not deliver their events.
     pub fn give_up(&self, name: &str) {
         either!(self, queue => queue.give_up(name))
     }
 
-    /// Closes a queue in files: it takes no more batches, and its cursors file is saved. Does
-    /// nothing to a queue in memory. Call this after the outputs have ended.
+    /// Closes a queue in files: it takes no more batches, and saves its cursors file. Does nothing
+    /// to a queue in memory. Call this after the outputs have ended.
     pub async fn close(&self) {
         if let Some(queue) = self.spool() {
             queue.close().await;
         }
     }
 
-    /// Decides what happens to the events that are still in the queue at the end of the process. A
-    /// queue in memory counts them as lost, and takes no more batches. A queue in files keeps them
-    /// for the next start, unless it is `ephemeral`. Returns for each output its name, and how many
-    /// events it has not finished.
+    /// Ends the queue. A queue in memory takes no more batches, and counts its events as lost, as
+    /// an `ephemeral` queue in files does. Any other queue in files keeps them for the next start.
+    /// Returns the name of each output and the number of events that it has not finished.
     pub fn abandon(&self, ephemeral: bool) -> Vec<(String, Left)> {
         let lost = |all: Vec<(String, u64)>| {
             all.into_iter().map(|(name, events)| (name, Left::Lost(events))).collect()
@@ -401,12 +372,10 @@ impl Queue {
     }
 }
 
-/// The number of events that an output did not get before the process ended, and what happens to
-/// them.
+/// The fate of the events that an output has not finished when the process ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Left {
-    /// This many events are lost, because the queue is in memory, or in a directory that goes away.
-    /// They are counted as lost.
+    /// This many events are lost and counted as lost, because the queue is in memory or ephemeral.
     Lost(u64),
     /// This many events stay in the queue's directory, and are sent after the next start.
     Kept(u64),
@@ -417,24 +386,20 @@ pub enum Left {
 pub struct Crowding(Arc<dyn Fn() -> bool + Send + Sync>);
 
 impl Crowding {
-    /// Returns `true` if three quarters of the queue's limit are needed ([`Queue::needed`]), or
-    /// more.
+    /// Returns `true` if at least three quarters of the limit are needed ([`Queue::needed`]).
     pub fn is_crowded(&self) -> bool {
         (self.0)()
     }
 }
 
-/// A reader of events that an output has already finished: those before the output's place in the
-/// queue. The reader returns the lines of these events that are still in the files, oldest first.
-/// The reader may be dropped at any time.
+/// A reader of the events before an output's watermark that are still in files, oldest first.
 pub struct Before(Option<spool::Before>);
 
 impl Before {
-    /// Returns the next lines, with the position of the first line and the time since the lines
-    /// were received. `None` if there are no more lines.
+    /// Returns the next lines and their origin; `None` if there are no more.
     ///
-    /// This function waits for the disk, which may take long. While the caller waits, it must
-    /// therefore also watch whether the process is to end.
+    /// This waits for the disk, which may take long. The caller must also watch for the end of the
+    /// process.
     ///
     /// # Cancel safety
     ///
@@ -444,10 +409,9 @@ impl Before {
     }
 }
 
-/// The place of one output in the log. The cursor is owned by the output's delivery loop, which
-/// takes events and sends them. When a reload replaces the loop, the new loop gets the cursor. If
-/// possible, the old loop has called [`Cursor::rewind`] before, and the new loop takes the
-/// unfinished events again. Otherwise the new loop continues with the unfinished claims.
+/// The place of one output in the log, owned by the output's delivery loop. When a reload replaces
+/// the loop, the new loop gets the cursor. If the old loop could call [`Cursor::rewind`], the new
+/// loop takes the unfinished events again; otherwise it continues with the unfinished claims.
 pub enum Cursor {
     /// A cursor of a queue in memory.
     Memory(memory::Cursor),
@@ -456,7 +420,6 @@ pub enum Cursor {
 }
 
 impl Cursor {
-    /// Returns the cursor of a queue in files; `None` if the queue is in memory.
     fn spool(&self) -> Option<&spool::Cursor> {
         match self {
             Self::Memory(_) => None,
@@ -464,9 +427,8 @@ impl Cursor {
         }
     }
 
-    /// Waits until [`Cursor::next`] can return events. There is one other reason to return: the
-    /// last call of [`Cursor::redeliver`] could not return lines because they must be read from a
-    /// file, and these lines have now been read, or the claim has ended in the meantime.
+    /// Waits until [`Cursor::next`] can return events. Also returns when the lines that the last
+    /// call of [`Cursor::redeliver`] needed are read from a file, or when their claim has ended.
     ///
     /// # Cancel safety
     ///
@@ -475,29 +437,26 @@ impl Cursor {
         either!(self, cursor => cursor.readable().await)
     }
 
-    /// Returns a reader of the events before this output's watermark. The reader returns the events
-    /// that are still in the files and were received at most the time `within` ago. It returns at
-    /// most the newest 256 MiB of them. The consumer has these events already, except those that
-    /// the output's filter has kept back. To make sure of this, the reader begins after the last
-    /// event that was lost, and after the last change of the filter's rules. Damaged or missing
-    /// events are skipped. For a queue in memory the reader is empty, because finished events are
-    /// not kept.
+    /// Returns a reader of the events before this output's watermark that are still in files, were
+    /// received at most `within` ago, and are among the newest 256 MiB. The consumer has these
+    /// events, except those that the filter has removed: the reader begins after the last lost
+    /// event and after the last change of the filter's rules. Damaged or missing events are
+    /// skipped. For a queue in memory the reader is empty.
     pub fn before(&self, within: Duration) -> Before {
         Before(self.spool().map(|cursor| cursor.before(within)))
     }
 
-    /// Claims the next events, which means that the output takes them to send. The claim has as
-    /// many whole batches as fit into the limits of `take`. If not even one batch fits, the claim
-    /// has a part of the next batch. `None` if there are no more events, or if their lines must
-    /// first be read from a file, which [`Cursor::readable`] does.
+    /// Claims the next events to send: as many whole batches as fit into the limits of `take`, or a
+    /// part of the next batch if not even one fits. `None` if there are no more events, or if
+    /// [`Cursor::readable`] must first read their lines from a file.
     #[must_use]
     pub fn next(&mut self, take: Take) -> Option<Batch> {
         self.next_as(take, false)
     }
 
-    /// Does the same as [`Cursor::next`]. If `lists` is `true`, a piece of the batch may be a part
-    /// of a JSON list as it was received ([`is_list`]). Only a queue that keeps lists has such
-    /// pieces ([`Queue::keeps_list`]).
+    /// Like [`Cursor::next`]. If `lists` is `true`, a piece of the batch may be a part of a
+    /// received JSON list ([`is_list`]), which only a queue that keeps lists has
+    /// ([`Queue::keeps_list`]).
     #[must_use]
     pub fn next_as(&mut self, take: Take, lists: bool) -> Option<Batch> {
         match self {
@@ -506,16 +465,16 @@ impl Cursor {
         }
     }
 
-    /// Makes a claim final: the output has finished its events. They count as acknowledged by the
-    /// consumer, except those that `disposition` counts as lost, dropped or duplicate.
+    /// Makes a claim final. Its events count as acknowledged by the consumer, except those that
+    /// `disposition` counts as lost, dropped or duplicate.
     pub fn acknowledge(&self, claim: Claim, disposition: Disposition) {
         either!(self, cursor => cursor.acknowledge(claim, disposition))
     }
 
-    /// Makes the claim of one event final, which the output sets aside. The event takes no room in
-    /// the log any more; a queue in memory counts its `bytes` against `queue.max_bytes`. If the
-    /// queue is in files, the event must be on the [`Shelf`]. With `acknowledge = "delivered"`, the
-    /// event's sender waits until [`Cursor::settle_aside`] is called.
+    /// Makes the claim of one event final, because the output sets this event aside. The event
+    /// leaves the log. A queue in memory counts its `bytes` against `queue.max_bytes`; with a queue
+    /// in files, the event must be on the [`Shelf`] already. With `acknowledge = "delivered"`, its
+    /// sender waits for [`Cursor::settle_aside`].
     pub fn set_aside(&self, claim: Claim, bytes: u64) {
         match self {
             Self::Memory(cursor) => cursor.set_aside(claim, bytes),
@@ -523,39 +482,38 @@ impl Cursor {
         }
     }
 
-    /// Notes that the event at this position, which was set aside, is decided. It counts as
-    /// acknowledged by the consumer, unless `disposition` counts it as lost, dropped or duplicate.
+    /// Ends an event that was set aside. It counts as acknowledged by the consumer, unless
+    /// `disposition` counts it as lost, dropped or duplicate.
     pub fn settle_aside(&self, position: Position, event: Aside, disposition: Disposition) {
         either!(self, cursor => cursor.settle_aside(position, event, disposition))
     }
 
-    /// Takes the events that the output had set aside before the start: their positions, and the
-    /// sizes of their files. Empty for a queue in memory, and at each later call.
+    /// Takes the positions and file sizes of the events that were set aside before the start. Empty
+    /// for a queue in memory, and at each later call.
     pub fn take_aside(&self) -> Vec<(Position, u64)> {
         self.spool().map(spool::Cursor::take_aside).unwrap_or_default()
     }
 
-    /// Returns the place of the events that the output sets aside.
+    /// Returns the store of the events that the output sets aside.
     pub fn shelf(&self) -> Shelf {
         self.spool().map_or_else(Shelf::in_memory, spool::Cursor::shelf)
     }
 
-    /// Returns the time at which the first event of a claim was accepted, by the wall clock, in
-    /// milliseconds since 1970. If the claim is gone, returns the present time.
+    /// Returns the wall-clock time at which the first event of a claim was accepted, in
+    /// milliseconds since 1970. For a claim that no longer exists, returns a later time.
     pub fn received(&self, claim: Claim) -> u64 {
         either!(self, cursor => cursor.received(claim))
     }
 
-    /// Notes that a claim no longer waits for an answer of the consumer, for example because the
-    /// connection broke. The output must send the claim again.
+    /// Records that a claim no longer waits for an answer of the consumer, for example because the
+    /// connection broke. The output must send it again.
     pub fn release(&self, claim: Claim) {
         either!(self, cursor => cursor.release(claim))
     }
 
-    /// Marks a released claim as sent and not answered yet, and returns its lines. The result is
-    /// [`Redelivery::Gone`] if all events of the claim were dropped. It is [`Redelivery::NotYet`]
-    /// if the lines must first be read from a file, or if the queue hands out no more events; the
-    /// caller must then try again later.
+    /// Puts a released claim on the wire again, and returns its lines. Returns [`Redelivery::Gone`]
+    /// if all its events were dropped. Returns [`Redelivery::NotYet`] if the lines must first be
+    /// read from a file, or if the queue hands out no more events.
     #[must_use]
     pub fn redeliver(&mut self, claim: Claim) -> Redelivery {
         match self {
@@ -566,9 +524,8 @@ impl Cursor {
         }
     }
 
-    /// Marks a released claim as sent and not answered yet, but does not return its lines. The
-    /// output can then acknowledge the claim. Returns `true` if this was done. Returns `false` if
-    /// all events of the claim were dropped.
+    /// Puts a released claim on the wire again without reading its lines, so that the output can
+    /// acknowledge it. Returns `false` if all its events were dropped.
     pub fn take_back(&self, claim: Claim) -> bool {
         match self {
             Self::Memory(cursor) => cursor.redeliver(claim).is_some(),
@@ -576,114 +533,95 @@ impl Cursor {
         }
     }
 
-    /// Cuts a claim into two halves, and returns them. Both halves get the state of the claim, for
-    /// example "sent and not answered yet". `None` if the claim has fewer than two events, or if it
-    /// and all claims before it are finished already.
+    /// Cuts a claim into two halves, which keep its state (on the wire, for example). `None` if it
+    /// has fewer than two events, or if it and all claims before it are finished.
     pub fn split(&self, claim: Claim) -> Option<(Claim, Claim)> {
         either!(self, cursor => cursor.split(claim))
     }
 
-    /// Cuts a claim into two parts, and returns them. The second part begins at `middle`. Both
-    /// parts get the state of the claim, for example "sent and not answered yet". `None` if
-    /// `middle` does not lie inside the claim, or if the claim and all claims before it are
-    /// finished already.
+    /// Cuts a claim into two parts, which keep its state; the second begins at `middle`. `None` if
+    /// `middle` is not inside the claim, or if it and all claims before it are finished.
     pub fn split_at(&self, claim: Claim, middle: Position) -> Option<(Claim, Claim)> {
         either!(self, cursor => cursor.split_at(claim, middle))
     }
 
-    /// Forgets every claim that is not finished. [`Cursor::next`] then returns the same events
-    /// again, from the first event of the first unfinished claim on.
-    ///
-    /// Call this only if [`Cursor::is_in_order`] returns `true`, because otherwise finished events
-    /// would be sent again. An output that finishes its claims in order needs no such check.
+    /// Forgets every unfinished claim. [`Cursor::next`] then returns the same events again, from
+    /// the first unfinished one on. Call this only if [`Cursor::is_in_order`] returns `true`,
+    /// because otherwise finished events would be sent again.
     pub fn rewind(&mut self) {
         either!(self, cursor => cursor.rewind())
     }
 
-    /// Returns `true` if no finished claim comes after an unfinished one. Call [`Cursor::rewind`]
-    /// only if the result is `true`. If the result is `false`, [`Cursor::rewind`] would send
-    /// finished events again.
+    /// Returns `true` if no finished claim comes after an unfinished one.
     pub fn is_in_order(&self) -> bool {
         either!(self, cursor => cursor.with(|state| state.claims.is_in_order()))
     }
 
-    /// Removes the output from the queue. The events that the output has not finished are counted
-    /// as lost for it; returns their number. After this, the output has no backlog, and nothing in
-    /// the queue waits for it. If the queue is in files, the upkeep then saves the cursors file
-    /// without the output's name.
+    /// Removes the output from the queue. Returns the number of its unfinished events, which are
+    /// counted as lost. A queue in files then saves its cursors file without this output.
     pub fn leave(self) -> u64 {
         either!(self, cursor => cursor.remove(true))
     }
 
-    /// Removes an output that has joined but taken no events, for example because a reload failed
-    /// afterwards. The events that were appended since it joined are not counted as lost for it,
-    /// because they were never meant for it.
+    /// Removes an output that has joined but taken no events, for example because a reload failed.
+    /// No event is counted as lost, because none was meant for it.
     pub fn leave_uncounted(self) {
         either!(self, cursor => cursor.remove(false));
     }
 
-    /// Changes [`Output::keeps`]: how long segments are kept although all outputs have finished
-    /// them. Does nothing for a queue in memory.
+    /// Changes [`Output::keeps`]. Does nothing for a queue in memory.
     pub fn keep(&self, keeps: Duration) {
         if let Some(cursor) = self.spool() {
             cursor.keep(keeps);
         }
     }
 
-    /// Notes by which rules the output's filter chooses the events that it sends, from the position
-    /// `from` on. `selection` is a fingerprint of these rules. If the rules have changed, they may
-    /// let an event through that was kept back before. No event before `from` then counts as sent
-    /// any more ([`Cursor::before`]). Does nothing for a queue in memory, which keeps no finished
-    /// events.
+    /// Sets the fingerprint of the filter's rules for the events from `from` on. New rules may let
+    /// an event through that the old ones removed, so after a change no event before `from` counts
+    /// as sent ([`Cursor::before`]). Does nothing for a queue in memory.
     pub fn select(&self, selection: u64, from: Position) {
         if let Some(cursor) = self.spool() {
             cursor.select(selection, from);
         }
     }
 
-    /// Sets whether the batches that this cursor returns have origins ([`Batch::origins`]). An
-    /// origin is the position and age of one piece of the batch's lines. Before the first call of
-    /// this function the batches have no origins.
+    /// Sets whether this cursor's batches have origins ([`Batch::origins`]). At first they do not.
     pub fn tell_origins(&self, tells: bool) {
         either!(self, cursor => cursor.with(|state| state.tells_origins = tells))
     }
 
-    /// Sets whether this output sends JSON lists ([`Cursor::next_as`]). Before the first call of
-    /// this function it sends lines.
+    /// Sets whether this output sends JSON lists ([`Cursor::next_as`]). It sends lines at first.
     pub fn take_lists(&self, takes: bool) {
         either!(self, cursor => cursor.with(|state| state.takes_lists = takes));
     }
 
-    /// Returns how many events were acknowledged and dropped without a position since the last
-    /// call, because the queue was full and `when_full` is `drop_newest`. Only the reader that
-    /// records the evidence calls this. Always 0 for a queue in memory.
+    /// Returns how many acknowledged events were dropped without a position since the last call
+    /// (`drop_newest`). Only the evidence recorder calls this. 0 for a queue in memory.
     pub fn take_unplaced(&self) -> u64 {
         self.spool().map_or(0, spool::Cursor::take_unplaced)
     }
 
-    /// Returns positions that are not lost if this cursor does not find their events: the queue has
-    /// dropped them for their room, or every output had finished them before the start. An output
-    /// that has lost some of them has said so ([`Cursor::take_finished`]). Each is returned once.
-    /// Only the reader that records the evidence calls this. Empty for a queue in memory.
+    /// Returns positions, each once, whose events this cursor may lack without a loss: the queue
+    /// has dropped them for their room, or every output had finished them before the start. Outputs
+    /// that lost some of them have reported it ([`Cursor::take_finished`]). Only the evidence
+    /// recorder calls this. Empty for a queue in memory.
     pub fn take_given_up(&self) -> Vec<Range<Position>> {
         self.spool().map(spool::Cursor::take_given_up).unwrap_or_default()
     }
 
-    /// Returns the outputs that have left since the last call, each with the position of the first
-    /// event that was not meant for it any more. Only the reader that records the evidence calls
-    /// this. Empty for a queue in memory.
+    /// Returns the outputs that have left since the last call, each with the first position that
+    /// was not meant for it. Only the evidence recorder calls this. Empty for a queue in memory.
     pub fn take_left(&self) -> BTreeMap<String, Position> {
         self.spool().map(spool::Cursor::take_left).unwrap_or_default()
     }
 
-    /// Returns `true` if there is evidence, which needs to know what became of each event
-    /// ([`Disposition::fates`]). Always `false` for a queue in memory.
+    /// Returns `true` if the evidence needs the fate of each event ([`Disposition::fates`]).
     pub fn is_recorded(&self) -> bool {
         self.spool().is_some_and(|cursor| cursor.with(|state| state.unrecorded.is_some()))
     }
 
-    /// Waits until an output has finished events that [`Cursor::take_finished`] returns. Only the
-    /// reader that records the evidence calls this. Never returns for a queue in memory.
+    /// Waits until [`Cursor::take_finished`] has something to return. Only the evidence recorder
+    /// calls this. Never returns for a queue in memory.
     ///
     /// # Cancel safety
     ///
@@ -698,15 +636,14 @@ impl Cursor {
         }
     }
 
-    /// Returns what all outputs have finished since the last call. The places of the outputs in the
-    /// cursors file stay before these events until [`Cursor::recorded`] is called. Only the reader
-    /// that records the evidence calls this. Always empty for a queue in memory.
+    /// Returns what all outputs have finished since the last call. In the cursors file, the outputs
+    /// stay before these events until [`Cursor::recorded`] is called. Only the evidence recorder
+    /// calls this. Empty for a queue in memory.
     pub fn take_finished(&self) -> Vec<Finished> {
         self.spool().map(spool::Cursor::take_finished).unwrap_or_default()
     }
 
-    /// Notes that the evidence of these events, which [`Cursor::take_finished`] has returned, is
-    /// durable.
+    /// Records that the evidence of these events is durable.
     pub fn recorded(&self, finished: &[Finished]) {
         if let Some(cursor) = self.spool() {
             cursor.recorded(finished);
@@ -714,7 +651,7 @@ impl Cursor {
     }
 
     /// Returns `true` if the queue hands out no more events, because the process is ending and the
-    /// files keep the events for the next start. Always `false` for a queue in memory.
+    /// files keep them for the next start. Always `false` for a queue in memory.
     pub fn is_closed(&self) -> bool {
         self.spool().is_some_and(spool::Cursor::is_closed)
     }
@@ -724,37 +661,33 @@ impl Cursor {
         either!(self, cursor => cursor.identity())
     }
 
-    /// Returns the limit of the queue in bytes: `queue.max_bytes`.
+    /// Returns `queue.max_bytes`.
     pub fn capacity(&self) -> u64 {
         either!(self, cursor => cursor.capacity())
     }
 
-    /// Returns a function that says whether the queue is crowded: three quarters of its limit are
-    /// needed, or more.
+    /// Returns a function for [`Crowding::is_crowded`].
     pub fn crowding(&self) -> Crowding {
         either!(self, cursor => Crowding(Arc::new(cursor.crowding())))
     }
 
-    /// Returns the notes in which the output may keep facts for the delivery that replaces this
-    /// one, and, if the queue is in files, for the next start.
+    /// Returns the notes in which the output keeps facts for the delivery that replaces this one.
+    /// With a queue in files they survive a restart.
     pub fn notes(&self) -> Notes {
         either!(self, cursor => cursor.notes())
     }
 
-    /// Returns the position at which this cursor's next claim begins. If events are missing at this
-    /// position, the claim begins after them.
+    /// Returns the position at which the next claim begins (later, if events are missing there).
     pub fn position(&self) -> Position {
         either!(self, cursor => cursor.with(|state| state.claims.read))
     }
 
-    /// Returns the first position that this output has not finished. All positions before it are
-    /// finished.
+    /// Returns the first position that this output has not finished.
     pub fn watermark(&self) -> Position {
         either!(self, cursor => cursor.with(|state| state.claims.watermark()))
     }
 
-    /// Returns `true` if this output has taken all events in the queue to send them. If the queue
-    /// is in files, only synced events count.
+    /// Returns `true` if this output has taken all events; with a queue in files, all synced ones.
     pub fn is_at_end(&self) -> bool {
         either!(self, cursor => cursor.is_at_end())
     }

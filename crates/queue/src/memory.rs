@@ -1,10 +1,10 @@
-//! The queue in memory: the events in it are lost when the process ends.
+//! The queue in memory: its events are lost when the process ends.
 //!
 //! One mutex guards everything. It is held only for bookkeeping, and for a search for line ends if
 //! a batch is larger than what an output claims at once. It is never held across an await.
 //!
-//! The public methods of this file are documented at [`super::Queue`] and [`super::Cursor`], which
-//! alone call them. The comments here say only what is different in memory.
+//! The methods of [`super::Queue`] and [`super::Cursor`] document the public methods of this file,
+//! which nothing else calls. Here is only what is different in memory.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -33,7 +33,7 @@ mod record;
 
 use record::{Amount, Record};
 
-/// The queue in memory. A clone is cheap, and is a handle to the same queue.
+/// The queue in memory. A clone is cheap, and refers to the same queue.
 #[derive(Clone)]
 pub struct Queue {
     shared: Arc<Shared>,
@@ -43,14 +43,11 @@ struct Shared {
     state: Mutex<MemoryState>,
     identity: Identity,
     metrics: QueueMetrics,
-    /// Notified whenever records may have left the queue. At its end, the process waits for this
-    /// until the queue is empty.
+    /// Notified whenever records may have left the queue. The draining process waits for this.
     progress: Notify,
 }
 
 impl Shared {
-    /// Locks the queue's state, even if a task has panicked while it held the lock. The panic was
-    /// reported, and the state is used as the task has left it, because there is no better one.
     fn lock(&self) -> MutexGuard<'_, MemoryState> {
         lock(&self.state)
     }
@@ -62,101 +59,83 @@ impl Shared {
 /// parts of records, from the first to the last, and finishes these claims in any order. A record
 /// goes through these states:
 ///
-/// - needed: at least one required output has not finished the record;
-/// - spare: every required output has finished the record, and at least one optional output has
-///   not. If the record's sender waits for `delivered`, it gets its answer at this moment. The
-///   record is kept as long as nothing else needs its room;
-/// - gone: every output has finished the record, or it was dropped. A record whose sender waits for
-///   `delivered` and which no output has begun to send is also gone when it is refused, or when
-///   the sender waits no longer.
+/// - needed: at least one required output has not finished it;
+/// - spare: every required output has finished it, and at least one optional output has not. A
+///   sender that waits for `delivered` gets its answer now. The record is kept as long as nothing
+///   else needs its room;
+/// - gone: every output has finished it, or it was dropped. A record whose sender waits for
+///   `delivered` and which no output has begun to send is also gone when it is refused, or when its
+///   sender no longer waits.
 ///
-/// Records become spare in their order, so the spare records are always the first ones in
-/// `records`.
+/// Records become spare in their order, so the spare records are always the first ones.
 ///
 /// Invariants:
 ///
 /// - `bytes` is the weight of all records, and `spare` counts the first `spare.records` of them.
 /// - `bytes` is at most `capacity` after an append; `apply` may lower `capacity` below it.
-/// - Positions in `records` rise, and have gaps where records were dropped or taken back.
-/// - `counted` is what `event_total` shows. For each output, `counted` - `passed` is its backlog,
-///   so an event is counted for an output exactly once: when it is finished, lost or dropped.
+/// - Positions in `records` rise, with gaps where records were dropped or taken back.
+/// - `counted` is the metric `event_total`. The backlog of an output is `counted` - `passed`. An
+///   event is counted for an output exactly once: when it is finished, lost or dropped.
 ///
-/// What must never happen: that an event is dropped while it is on the wire of a required output,
-/// or that an accepted event is removed without being counted for each output.
+/// An event must never be dropped while it is on the wire of a required output, and an accepted
+/// event must never be removed without being counted for each output.
 struct MemoryState {
     capacity: u64,
     when_full: WhenFull,
     acknowledge: Acknowledge,
     records: VecDeque<Record>,
-    /// The weight of all records: bytes, as `queue.max_bytes` counts them.
     bytes: u64,
     spare: Spare,
-    /// The bytes of the events that outputs have set aside. They count against `queue.max_bytes`.
+    /// The bytes of the events that were set aside. They also count against `queue.max_bytes`.
     aside: u64,
-    /// The senders that wait for `delivered`, and of whose batches only events that are set aside
-    /// are not delivered.
+    /// The senders that wait for `delivered`, and now only for events that were set aside.
     late: Vec<Late>,
-    /// The position that the next appended event gets.
     next: Position,
     cursors: Slab<CursorState>,
     departed: Departed,
-    /// The events, and the bytes of their lines, that were accepted and counted in the metric
-    /// `event_total`.
+    /// The events that were accepted and counted in the metric `event_total`.
     counted: Amount,
-    /// `true`: the queue counts as full, and the last log line about its room says so.
+    /// `true` if the last log line about the queue's room says that it is full.
     told_full: bool,
-    /// `true`: the queue takes no more batches. The events that were still in the queue are already
-    /// counted as lost, so a batch that came now would not be counted.
+    /// `true` if the queue takes no more batches, because its events are already counted as lost.
     closed: bool,
 }
 
-/// A sender that waits until the events of its batch that outputs have set aside are decided.
+/// A sender that waits until all events of its batch that were set aside are decided.
 struct Late {
     /// The index of each such output's cursor, and the position of the event.
     open: Vec<(usize, Position)>,
     sender: oneshot::Sender<Result<(), Refused>>,
 }
 
-/// The spare records: the records at the front of the queue that every required output has
-/// finished. Only optional outputs still need them, so they are dropped when their room is needed.
+/// The records at the front that only optional outputs still need.
 #[derive(Default)]
 struct Spare {
     records: usize,
-    /// The weight of these records in bytes.
     bytes: u64,
 }
 
-/// The place of one output in the queue, and the numbers that are counted for this output.
 pub(super) struct CursorState {
     output: Output,
     pub claims: Claims<()>,
-    /// The accepted events that are not in this output's backlog: events that the output has
-    /// finished or lost, or that were appended before the output joined. The other events of
-    /// [`MemoryState::counted`] are the backlog.
+    /// The events that are not in this output's backlog: finished, lost, or older than the output.
     passed: Amount,
-    /// The events that this output has set aside.
     aside: Amount,
-    /// The position at which the output joined: the end of the log at that time.
+    /// The end of the log when the output joined.
     joined: Position,
-    /// The value of this output's gauge `output_start_events`, a number that may be negative. It
-    /// balances the output's numbers: the number of all accepted events, plus this value, is the
-    /// number of events that the output has finished or lost, plus its backlog. For example, it is
-    /// -5 for an output that joined after 5 accepted events, none of which it gets.
+    /// The gauge `output_start_events`: all accepted events plus this value are the finished, lost
+    /// and unfinished ones. It is -5 for an output that joined after 5 accepted events.
     start: i64,
-    /// `true`: the output has ended permanently, and the queue waits for it no longer.
+    /// `true` if the output has ended permanently, so that the queue no longer waits for it.
     gone: bool,
-    /// `true`: each batch for this output says the position and age of each piece of its lines.
     pub(super) tells_origins: bool,
-    /// `true`: the output sends JSON lists, so that batches need not be split into lines for it.
     pub(super) takes_lists: bool,
-    /// The facts that the output keeps for the delivery that replaces its present one.
     notes: notes::Memory,
     readable: Arc<Notify>,
 }
 
 impl CursorState {
-    /// Returns the part of a record that this output has not finished: the number of events, and
-    /// the number of bytes of their lines.
+    /// Returns how many events and bytes of a record this output has not finished.
     fn outstanding(&self, record: &mut Record) -> Amount {
         let mut left = record.amount(self.claims.watermark(), record.end());
         for entry in self.claims.overlapping(record.positions()) {
@@ -169,21 +148,17 @@ impl CursorState {
 }
 
 impl MemoryState {
-    /// Returns the index of the record that contains this position, or of the first record after
-    /// it. If there is no such record, returns the number of records.
+    /// Returns the index of the record with this position, or of the first one after it.
     fn index_at(&self, position: Position) -> usize {
         self.records.partition_point(|record| record.end() <= position)
     }
 
-    /// Returns the weight of the records that a required output has not finished, and of the events
-    /// that are set aside.
     fn needed(&self) -> u64 {
         self.bytes - self.spare.bytes + self.aside
     }
 
-    /// Logs that the queue has room again. Does so only if the log's last line about room says that
-    /// the queue is full, and if now less than four fifths of `capacity` are needed. If less free
-    /// room were enough, a queue that is nearly full would log a line for every few batches.
+    /// Logs that the queue has room again, once less than four fifths of `capacity` are needed:
+    /// otherwise a queue that is nearly full would log a line for every few batches.
     fn log_not_full(&mut self, metrics: &QueueMetrics) {
         if !self.told_full {
             return;
@@ -195,8 +170,7 @@ impl MemoryState {
         }
     }
 
-    /// Notes that a batch has found no room, and logs that the queue is full. Logs nothing if the
-    /// log's last line about room already says so.
+    /// Logs that the queue is full, unless the last log line about room already says so.
     fn log_full(&mut self, metrics: &QueueMetrics) {
         if !std::mem::replace(&mut self.told_full, true) {
             let when_full = self.when_full.name().to_owned();
@@ -205,8 +179,6 @@ impl MemoryState {
         }
     }
 
-    /// Counts a batch as accepted, in `counted` and in the metrics. Returns the number of its
-    /// events, and the number of bytes of their lines.
     fn accept(counted: &mut Amount, record: &mut Record, metrics: &QueueMetrics) -> Amount {
         record.counted = true;
         let amount = record.amount(record.first, record.end());
@@ -215,13 +187,9 @@ impl MemoryState {
         amount
     }
 
-    /// Counts a batch as accepted, unless it is counted already. As a rule, a batch is counted when
-    /// it is appended, not here. A batch whose sender waits for `delivered` is counted here, when
-    /// an output begins to send it.
-    ///
-    /// The backlog of an output grows with each counted batch. An output that joined after this
-    /// batch was appended does not get the batch. For such an output, the batch is added to
-    /// `passed`, so that the backlog stays the same.
+    /// Counts a batch as accepted, unless that was done when it was appended. This is for a batch
+    /// whose sender waits for `delivered`, when an output begins to send it. An output that joined
+    /// after the batch does not get it: `passed` grows, so that its backlog stays the same.
     fn count(
         counted: &mut Amount,
         cursors: &mut Slab<CursorState>,
@@ -241,11 +209,9 @@ impl MemoryState {
         }
     }
 
-    /// Returns the result for a sender that waits for `delivered`. The function assumes that all
-    /// required outputs that still run will finish the record. The result is
-    /// [`Refused::Undelivered`] in two cases, otherwise `Ok`. First: a required output has ended
-    /// permanently before it finished the whole record. Second: all required outputs that were to
-    /// get the record have left the queue, or are not required any more.
+    /// Returns the answer for a sender that waits for `delivered`: [`Refused::Undelivered`] if a
+    /// required output has ended before it finished the record, or if no required output that was
+    /// to get it is left. Running outputs are expected to finish it.
     fn verdict(cursors: &Slab<CursorState>, record: &mut Record) -> Result<(), Refused> {
         let needed = cursors
             .iter()
@@ -262,13 +228,9 @@ impl MemoryState {
         }
     }
 
-    /// Sends the result to the sender of a record, if the sender waits for it. No required output
-    /// needs the record any more. Returns `false` if the batch is refused and no output has begun
-    /// to send it: the batch is then not accepted, and the caller must remove the record. Otherwise
-    /// returns `true`.
-    ///
-    /// If an output has set events of the batch aside, the sender gets its answer when these are
-    /// decided, and waits in `late` until then.
+    /// Answers the waiting sender of a record that no required output needs any more, or lets it
+    /// wait in `late` for events that are set aside. Returns `false` if the batch is refused and no
+    /// output has begun to send it: the caller must then remove the record.
     fn answer(cursors: &Slab<CursorState>, record: &mut Record, late: &mut Vec<Late>) -> bool {
         let Some(waiting) = record.waiting.take() else { return true };
         let verdict = Self::verdict(cursors, record);
@@ -278,21 +240,18 @@ impl MemoryState {
             late.push(Late { open, sender: waiting });
             return true;
         }
-        // The sender may have gone: then nobody needs the answer.
         waiting.send(verdict).ok();
         verdict.is_ok() || record.counted
     }
 
-    /// Adds a record at the end. There must be room for it.
     fn push(&mut self, record: Record) {
         self.next += record.events;
         self.bytes += record.weight();
-        // The check guards the limit of the queue's memory. It is one comparison for each batch.
+        // The limit of the queue's memory is worth one comparison for each batch.
         assert!(self.bytes <= self.capacity, "{} of {} bytes", self.bytes, self.capacity);
         self.records.push_back(record);
     }
 
-    /// Removes the record with this index, and returns it. `None` if there is no such record.
     fn remove(&mut self, index: usize) -> Option<Record> {
         let record = self.records.remove(index)?;
         self.bytes -= record.weight();
@@ -303,9 +262,8 @@ impl MemoryState {
         Some(record)
     }
 
-    /// Removes the records that every output has finished. Records that only optional outputs still
-    /// need become spare: they stay until their room is needed. The senders of all these records
-    /// get their results.
+    /// Removes the records that every output has finished, and marks as spare those that only
+    /// optional outputs still need. Answers the senders of all these records.
     fn free_finished(&mut self) {
         let (mut needed, mut held) = (self.next, self.next);
         for (_, cursor) in self.cursors.iter().filter(|(_, cursor)| !cursor.gone) {
@@ -334,10 +292,8 @@ impl MemoryState {
         }
     }
 
-    /// Refuses the batches that a required output can no longer deliver, because it has ended
-    /// permanently. Senders that wait for `delivered` are told that their batches are not
-    /// delivered, even if other outputs deliver them. A refused batch is removed if no output has
-    /// begun to send it, because its sender still has it.
+    /// Refuses the batches that an ended required output can no longer deliver, even if other
+    /// outputs deliver them. A batch that no output has begun to send is removed.
     fn refuse_missed(&mut self) {
         let mut index = 0;
         while let Some(record) = self.records.get_mut(index) {
@@ -353,13 +309,9 @@ impl MemoryState {
         }
     }
 
-    /// Frees at least `needed` bytes. Drops the oldest spare records, as many as are needed. If
-    /// `when_full` is `drop_oldest`, and the spare records are not enough, also drops the oldest of
-    /// the other records. Keeps each record of which a required output has sent an event that has
-    /// no answer yet.
-    ///
-    /// Returns `true` if the bytes are freed. Returns `false` if all records that may be dropped
-    /// together have fewer bytes; then none is dropped.
+    /// Frees at least `needed` bytes and returns `true`, or drops nothing and returns `false`.
+    /// Drops the oldest spare records first, and then with `drop_oldest` the oldest of the others.
+    /// A record of which a required output has an event on the wire is kept.
     fn make_room(&mut self, needed: u64, metrics: &QueueMetrics) -> bool {
         let spare = self.spare.records;
         let may_go =
@@ -386,15 +338,15 @@ impl MemoryState {
             let Some(mut record) = self.remove(index) else { continue };
             let Range { start, end } = record.positions();
             freed = freed.start.min(start)..freed.end.max(end);
-            // If the batch was appended while `delivered` was set, its sender still has it. It is
-            // lost only if an output has begun to send it.
+            // A sender that waits for `delivered` still has its batch. The batch is lost only if an
+            // output has begun to send it.
             if record.refuse() && !record.counted {
                 continue;
             }
             let mut dropped = DropCount::default();
             for (_, cursor) in &mut self.cursors {
-                // An optional output may already have sent some of these events. If it acknowledges
-                // them later, they are not counted again.
+                // If an optional output has sent these events, a later acknowledgement does not
+                // count.
                 let lost = cursor.outstanding(&mut record);
                 cursor.passed += lost;
                 dropped.lose(&cursor.output, lost.events);
@@ -408,15 +360,13 @@ impl MemoryState {
                 );
             }
         }
-        // The events that an output has finished are counted above, by claims that are forgotten
-        // here.
+        // This comes last, because it forgets the claims that say what each output has finished.
         self.end_dropped_claims(freed);
         true
     }
 
-    /// Ends the claims at these positions that are to be sent again, and of which the queue has
-    /// dropped all events. Otherwise the records behind such a claim would count as needed until
-    /// its output asks for it again, which may take half a minute.
+    /// Ends the released claims of which all events were dropped. Otherwise the records after a
+    /// claim would count as needed until the output asks for it, perhaps for half a minute.
     fn end_dropped_claims(&mut self, positions: Range<Position>) {
         let Self { records, cursors, .. } = self;
         let is_left = |claim: Claim| {
@@ -434,9 +384,7 @@ impl MemoryState {
         self.free_finished();
     }
 
-    /// Returns a batch with the lines of a claim, as far as these are still in the queue. `None` if
-    /// all of them were dropped. `cursor` is the index of the claim's cursor. If `lists` is `true`,
-    /// the batch may hold parts of JSON lists ([`super::Cursor::next_as`]).
+    /// Returns a batch with the lines of a claim that are still in the queue, if any.
     fn read(&mut self, claim: Claim, cursor: usize, lists: bool) -> Option<Batch> {
         let from = self.index_at(claim.start);
         let now = self.cursors[cursor].tells_origins.then(Instant::now);
@@ -460,8 +408,7 @@ impl MemoryState {
 }
 
 impl Queue {
-    /// Makes an empty queue, with a cursor for each of these outputs. Returns the queue and the
-    /// cursors, in the order of `outputs`.
+    /// Makes an empty queue and a cursor for each of `outputs`, in their order.
     pub fn new(
         config: &config::Queue,
         identity: Identity,
@@ -496,7 +443,7 @@ impl Queue {
         (queue, cursors)
     }
 
-    /// Applies the settings that can change at run time. See [`super::Queue::apply`].
+    /// See [`super::Queue::apply`].
     #[allow(clippy::cast_precision_loss, reason = "a gauge; sizes are below 2^52")]
     pub fn apply(&self, config: &config::Queue) {
         let mut state = self.shared.lock();
@@ -510,8 +457,7 @@ impl Queue {
         state.log_not_full(&self.shared.metrics);
     }
 
-    /// Adds an output, and returns its cursor. The output gets the batches that are appended from
-    /// now on. See [`super::Queue::join`].
+    /// See [`super::Queue::join`].
     ///
     /// # Errors
     ///
@@ -528,8 +474,7 @@ impl Queue {
         Ok(self.add(state, output))
     }
 
-    /// Adds a cursor at the end of the log, so that the output gets only batches that are appended
-    /// from now on.
+    /// Adds a cursor at the end of the log.
     fn add(&self, state: &mut MemoryState, output: Output) -> Cursor {
         let start = state.departed.start(&output.name, state.counted.events);
         show_start(&output.metrics, start);
@@ -543,7 +488,6 @@ impl Queue {
             joined: state.next,
             start,
             gone: false,
-            // The queue's own tests always check the origins.
             tells_origins: cfg!(test),
             takes_lists: false,
             notes: notes::Memory::default(),
@@ -552,8 +496,7 @@ impl Queue {
         Cursor { shared: Arc::clone(&self.shared), index, readable }
     }
 
-    /// Sets whether the output with this name is required: events are kept until all required
-    /// outputs have finished them. See [`super::Queue::require`].
+    /// See [`super::Queue::require`].
     pub fn require(&self, name: &str, required: bool) {
         let mut guard = self.shared.lock();
         let state = &mut *guard;
@@ -571,9 +514,7 @@ impl Queue {
         self.shared.progress.notify_waiters();
     }
 
-    /// Returns `Ok` if there is room now for a batch whose lines have this many bytes. Also returns
-    /// `Ok` if `when_full` allows the queue to drop events when it is full. See
-    /// [`super::Queue::admits`].
+    /// See [`super::Queue::admits`].
     ///
     /// # Errors
     ///
@@ -588,24 +529,22 @@ impl Queue {
         Ok(())
     }
 
-    /// Returns `true` while the queue counts as full. See [`super::Queue::is_full`].
+    /// See [`super::Queue::is_full`].
     pub fn is_full(&self) -> bool {
         self.shared.lock().told_full
     }
 
-    /// Returns `true` if JSON lists can be appended as they were received. See
-    /// [`super::Queue::keeps_list`].
+    /// See [`super::Queue::keeps_list`].
     pub fn keeps_lists(&self) -> bool {
         self.shared.lock().cursors.iter().all(|(_, cursor)| cursor.takes_lists)
     }
 
-    /// Appends a batch to the queue, and returns the sender's receipt. See
-    /// [`super::Queue::append`].
+    /// See [`super::Queue::append`].
     ///
     /// # Errors
     ///
     /// There is no room, the queue has ended, or `acknowledge` is `delivered` and a required output
-    /// has ended, so that the batch can't be delivered to all.
+    /// has ended.
     pub fn append(&self, batch: Append) -> Result<Ticket, Refused> {
         let mut guard = self.shared.lock();
         let state = &mut *guard;
@@ -645,7 +584,7 @@ impl Queue {
                 record.waiting = Some(waiting);
                 let queue = Arc::clone(&self.shared);
                 let waits = Some(Waits { done, queue, number: first.get() });
-                // If the queue is gone, no output will deliver the batch any more.
+                // If the queue is gone, no output will deliver the batch.
                 Ticket { answer: Err(Refused::Undelivered), waits }
             }
         };
@@ -656,25 +595,23 @@ impl Queue {
         Ok(ticket)
     }
 
-    /// Returns the limit of the queue in bytes: `queue.max_bytes`. See [`super::Queue::capacity`].
+    /// See [`super::Queue::capacity`].
     pub fn capacity(&self) -> u64 {
         self.shared.lock().capacity
     }
 
-    /// Returns the number of bytes, and the number of events, that the queue holds. See
-    /// [`super::Queue::held`].
+    /// See [`super::Queue::held`].
     pub fn held(&self) -> (u64, u64) {
         let state = self.shared.lock();
         (state.bytes + state.aside, state.records.iter().map(|record| record.events).sum())
     }
 
-    /// Returns the weight of the records that a required output has not finished. See
-    /// [`super::Queue::needed`].
+    /// See [`super::Queue::needed`].
     pub fn needed(&self) -> u64 {
         self.shared.lock().needed()
     }
 
-    /// Returns the name and the backlog of each output. See [`super::Queue::backlogs`].
+    /// See [`super::Queue::backlogs`].
     pub fn backlogs(&self) -> Vec<(String, Backlog)> {
         let state = self.shared.lock();
         let backlog =
@@ -682,8 +619,7 @@ impl Queue {
         state.cursors.iter().map(backlog).collect()
     }
 
-    /// Sets the gauges that are computed only when the metrics are read. See
-    /// [`super::Queue::observe`].
+    /// See [`super::Queue::observe`].
     #[allow(clippy::cast_precision_loss, reason = "gauges; sizes and counts are below 2^52")]
     pub fn observe(&self) {
         let state = self.shared.lock();
@@ -696,7 +632,7 @@ impl Queue {
         }
     }
 
-    /// Waits until no record is left in the queue, and no event is set aside.
+    /// Waits until no record is left, and no running output has an event set aside.
     ///
     /// # Cancel safety
     ///
@@ -710,10 +646,9 @@ impl Queue {
         until(&self.shared.progress, is_done).await;
     }
 
-    /// Notes that the output with this name has ended permanently. Accepted events that the output
-    /// has not finished are counted as lost by [`Queue::abandon`]. If the output is required, a
-    /// batch that waits for `delivered` and that no output has begun to send is not accepted: its
-    /// sender is told that it is not delivered, and it is removed. See [`super::Queue::give_up`].
+    /// Records that an output has ended permanently ([`super::Queue::give_up`]). Its accepted
+    /// events are counted as lost by [`Queue::abandon`]. If it is required, a batch that waits for
+    /// `delivered` and that no output has begun to send is refused and removed.
     pub fn give_up(&self, name: &str) {
         let mut state = self.shared.lock();
         for (_, cursor) in &mut state.cursors {
@@ -726,8 +661,8 @@ impl Queue {
         self.shared.progress.notify_waiters();
     }
 
-    /// Closes the queue. The accepted events that an output has not finished are counted as lost
-    /// for this output. Returns for each output its name, and the number of these events.
+    /// Closes the queue, and counts the unfinished accepted events of each output as lost. Returns
+    /// the name of each output and the number of these events.
     pub fn abandon(&self) -> Vec<(String, u64)> {
         let mut state = self.shared.lock();
         state.closed = true;
@@ -748,11 +683,10 @@ impl Queue {
 }
 
 impl MemoryState {
-    /// Notes that an event which the output with this cursor had set aside is delivered, or counted
-    /// as lost. A sender that has waited for nothing else gets its answer.
+    /// Ends the wait for an event that was set aside. A sender without other waits gets its answer.
     fn decided(&mut self, cursor: usize, position: Position) {
         let of_event = |open: &(usize, Position)| *open == (cursor, position);
-        // The batch is perhaps not finished by all outputs.
+        // An output may still need the batch.
         let index = self.index_at(position);
         if let Some(record) = self.records.get_mut(index) {
             record.aside.retain(|open| !of_event(open));
@@ -761,12 +695,11 @@ impl MemoryState {
             late.open.retain(|open| !of_event(open));
             late.open.is_empty()
         }) {
-            // The sender may have gone: then nobody needs the answer.
             late.sender.send(Ok(())).ok();
         }
     }
 
-    /// Refuses the batches of which an output that has ended, or is removed, has set events aside.
+    /// Refuses the batches of which this output, which ends or leaves, has set events aside.
     fn refuse_late(&mut self, output: &str) {
         let cursors = &self.cursors;
         let is_of = |(cursor, _): &(usize, Position)| {
@@ -777,7 +710,6 @@ impl MemoryState {
         }
     }
 
-    /// Returns the backlog of an output: the events that it has not finished.
     fn backlog(&self, cursor: &CursorState) -> Backlog {
         let events = self.counted.events.saturating_sub(cursor.passed.events);
         let oldest = self
@@ -793,9 +725,7 @@ impl MemoryState {
 }
 
 impl Withdraw for Shared {
-    /// Removes a batch that does not count as accepted yet. A batch counts as accepted at once if
-    /// its sender need not wait, otherwise when an output begins to send it. `number` is the
-    /// position of its first event.
+    /// Removes the batch that begins at this position, unless it already counts as accepted.
     fn withdraw(&self, number: u64) {
         let first = Position::new(number);
         let mut state = self.lock();
@@ -809,22 +739,19 @@ impl Withdraw for Shared {
     }
 }
 
-/// The place of one output in the queue in memory. It is owned by the output's delivery loop, which
-/// takes events and sends them.
+/// The place of one output in the queue in memory, owned by the output's delivery loop.
 pub struct Cursor {
     shared: Arc<Shared>,
-    /// The index of the output's state in `MemoryState::cursors`.
     index: usize,
     readable: Arc<Notify>,
 }
 
 impl Cursor {
-    /// Calls a function with the state of this cursor, under the lock.
     pub(crate) fn with<R>(&self, call: impl FnOnce(&mut CursorState) -> R) -> R {
         call(&mut self.shared.lock().cursors[self.index])
     }
 
-    /// Waits until the queue has an event that this cursor has not claimed yet.
+    /// See [`super::Cursor::readable`].
     ///
     /// # Cancel safety
     ///
@@ -833,8 +760,7 @@ impl Cursor {
         until(&self.readable, || !self.is_at_end()).await;
     }
 
-    /// Claims the next events, within the limits of `take`. `None` if every event in the queue is
-    /// claimed. See [`super::Cursor::next_as`].
+    /// See [`super::Cursor::next_as`].
     pub fn next(&self, take: Take, lists: bool) -> Option<Batch> {
         let mut guard = self.shared.lock();
         let state = &mut *guard;
@@ -864,13 +790,12 @@ impl Cursor {
             left = Take { bytes: left.bytes - bytes, events: left.events - events };
         }
         let claim = claim?;
-        // The check is one comparison for each claim.
         assert!(claim.end <= state.next, "{claim:?} ends behind the log, at {}", state.next);
         state.cursors[self.index].claims.push(claim, ());
         state.read(claim, self.index, lists)
     }
 
-    /// Makes a claim final: the output has finished its events. See [`super::Cursor::acknowledge`].
+    /// See [`super::Cursor::acknowledge`].
     pub fn acknowledge(&self, claim: Claim, disposition: Disposition) {
         let mut guard = self.shared.lock();
         let state = &mut *guard;
@@ -898,8 +823,7 @@ impl Cursor {
         self.shared.progress.notify_waiters();
     }
 
-    /// Makes the claim of one event final, which the output sets aside. See
-    /// [`super::Cursor::set_aside`].
+    /// See [`super::Cursor::set_aside`].
     pub fn set_aside(&self, claim: Claim, bytes: u64) {
         {
             let mut guard = self.shared.lock();
@@ -922,8 +846,7 @@ impl Cursor {
         self.acknowledge(claim, Disposition::aside());
     }
 
-    /// Notes what has become of an event that was set aside. See
-    /// [`super::Cursor::settle_aside`].
+    /// See [`super::Cursor::settle_aside`].
     pub fn settle_aside(&self, position: Position, event: Aside, disposition: Disposition) {
         let mut guard = self.shared.lock();
         let state = &mut *guard;
@@ -938,15 +861,14 @@ impl Cursor {
         self.shared.progress.notify_waiters();
     }
 
-    /// Returns the time at which the first event of a claim was accepted. See
-    /// [`super::Cursor::received`].
+    /// See [`super::Cursor::received`].
     pub fn received(&self, claim: Claim) -> u64 {
         let state = self.shared.lock();
         let record = state.records.get(state.index_at(claim.start));
         record.map_or_else(now, |record| record.received)
     }
 
-    /// Notes that a claim must be sent again. See [`super::Cursor::release`].
+    /// See [`super::Cursor::release`].
     pub fn release(&self, claim: Claim) {
         let mut state = self.shared.lock();
         if let Some(entry) = state.cursors[self.index].claims.find(claim) {
@@ -957,20 +879,17 @@ impl Cursor {
         self.shared.progress.notify_waiters();
     }
 
-    /// Cuts a claim into two parts. See [`super::Cursor::split_at`].
+    /// See [`super::Cursor::split_at`].
     pub fn split_at(&self, claim: Claim, middle: Position) -> Option<(Claim, Claim)> {
         self.with(|cursor| cursor.claims.split(claim, middle, |()| ((), ())))
     }
 
-    /// Forgets all unfinished claims, so that their events are taken again. See
-    /// [`super::Cursor::rewind`].
+    /// See [`super::Cursor::rewind`].
     pub fn rewind(&self) {
         self.with(|cursor| cursor.claims.rewind());
     }
 
-    /// Returns the lines of a claim that was released (its events must be sent again). `None` if
-    /// all events of the claim were dropped; the claim then does not exist any more. See
-    /// [`super::Cursor::redeliver`].
+    /// See [`super::Cursor::redeliver`]. `None` if all events were dropped.
     pub fn redeliver(&self, claim: Claim) -> Option<Batch> {
         let mut guard = self.shared.lock();
         let state = &mut *guard;
@@ -990,9 +909,7 @@ impl Cursor {
         batch
     }
 
-    /// Cuts a claim into two halves, and returns them. `None` if fewer than two events of the claim
-    /// are still in the queue, or if the claim is no longer in the list. See
-    /// [`super::Cursor::split`].
+    /// See [`super::Cursor::split`]. Dropped events do not count when the claim is halved.
     pub fn split(&self, claim: Claim) -> Option<(Claim, Claim)> {
         let mut guard = self.shared.lock();
         let state = &mut *guard;
@@ -1022,14 +939,13 @@ impl Cursor {
         state.cursors[self.index].claims.split(claim, middle, |()| ((), ()))
     }
 
-    /// Removes the output from the queue. If `counts` is `true`, the events that the output has not
-    /// finished are counted as lost. Returns the number of lost events. See
-    /// [`super::Cursor::leave`] and [`super::Cursor::leave_uncounted`].
+    /// Removes the output. If `counts` is `true`, its unfinished events count as lost. Returns the
+    /// number of lost events. See [`super::Cursor::leave`] and [`super::Cursor::leave_uncounted`].
     pub fn remove(self, counts: bool) -> u64 {
         let mut guard = self.shared.lock();
         let state = &mut *guard;
-        // Senders that waited for this output alone are answered first. Their batches are then
-        // counted as accepted before the output's loss is worked out, or not at all.
+        // Senders that waited only for this output are answered first. Their batches are then
+        // accepted before the output's loss is computed, or not at all.
         let cursor = &mut state.cursors[self.index];
         cursor.gone = true;
         cursor.output.required = false;
@@ -1049,18 +965,17 @@ impl Cursor {
         lost + cursor.aside.events
     }
 
-    /// Returns the identity of the queue. See [`super::Cursor::identity`].
+    /// See [`super::Cursor::identity`].
     pub fn identity(&self) -> Identity {
         self.shared.identity
     }
 
-    /// Returns the limit of the queue in bytes. See [`super::Cursor::capacity`].
+    /// See [`super::Cursor::capacity`].
     pub fn capacity(&self) -> u64 {
         self.shared.lock().capacity
     }
 
-    /// Returns a function that says whether the queue is crowded. See
-    /// [`super::Cursor::crowding`].
+    /// See [`super::Cursor::crowding`].
     pub fn crowding(&self) -> impl Fn() -> bool + Send + Sync + use<> {
         let shared = Arc::clone(&self.shared);
         move || {
@@ -1069,7 +984,7 @@ impl Cursor {
         }
     }
 
-    /// Returns the notes in which the output may keep facts. See [`super::Cursor::notes`].
+    /// See [`super::Cursor::notes`].
     pub fn notes(&self) -> Notes {
         let (notes, end) = {
             let state = self.shared.lock();
@@ -1093,8 +1008,7 @@ impl Cursor {
         Notes::in_memory(notes, end, settled)
     }
 
-    /// Returns `true` if this output has taken all events in the queue to send them. See
-    /// [`super::Cursor::is_at_end`].
+    /// See [`super::Cursor::is_at_end`].
     pub fn is_at_end(&self) -> bool {
         let state = self.shared.lock();
         state.index_at(state.cursors[self.index].claims.read) >= state.records.len()

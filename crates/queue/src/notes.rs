@@ -1,6 +1,5 @@
-//! A small text that an output keeps with the queue, with the facts that its protocol must know
-//! after a reload, and with a directory also after a restart. The queue does not know what the text
-//! says.
+//! A small text that an output keeps with the queue: facts that its protocol must know after a
+//! reload and, with a queue in files, also after a restart. The queue does not interpret the text.
 
 use std::sync::{Arc, Mutex};
 use std::{fmt, io};
@@ -10,14 +9,12 @@ use base::disk::{Disk, named};
 use base::lock::lock;
 use base::position::Position;
 
-/// The greatest size of a file with notes, in bytes.
 const BYTES_MAX: u64 = 1024 * 1024;
 
-/// The number of bytes of the checksum at the beginning of the file: 8 hexadecimal digits and `\n`.
+/// The size of the checksum at the beginning of the file: 8 hexadecimal digits and `\n`.
 const CHECKSUM: usize = 9;
 
-/// The place of an output's notes in a queue in memory, which exists as long as the output is in
-/// the queue. The inner value is `None` if nothing is noted.
+/// The notes of an output of a queue in memory. `None` if there are none.
 pub(crate) type Memory = Arc<Mutex<Option<Vec<u8>>>>;
 
 /// The notes of one output. Clones are cheap, and refer to the same notes.
@@ -28,16 +25,14 @@ pub struct Notes {
     settled: Arc<dyn Fn() -> Position + Send + Sync>,
 }
 
-/// The place where notes are kept.
 #[derive(Clone)]
 enum Place {
-    /// A file with this name.
     File(Arc<dyn Disk>, String),
     Memory(Memory),
 }
 
 impl Notes {
-    /// Makes the notes of the output with this name. No file is read or made yet.
+    /// Makes the notes of this output. No file is read or made yet.
     pub fn new(
         disk: Arc<dyn Disk>,
         output: &str,
@@ -62,20 +57,18 @@ impl Notes {
         Self::in_memory(Memory::default(), Position::MAX, || Position::START)
     }
 
-    /// Returns the position of the first event that the output may get again, after a reload or a
-    /// crash. For a queue in files, this is the output's place in the cursors file as it was last
-    /// saved; for a queue in memory, it is the output's watermark.
+    /// Returns the first position that the output may get again after a reload or a crash: its
+    /// place in the saved cursors file, or its watermark in memory.
     pub fn settled(&self) -> Position {
         (self.settled)()
     }
 
-    /// Returns the position after the last event of the queue when this value was made. Notes about
-    /// later positions are not of this queue.
+    /// Returns the log's end when this value was made. Notes on later events are of another queue.
     pub fn end(&self) -> Position {
         self.end
     }
 
-    /// Reads the notes. Returns `None` if there are none. Blocks the thread.
+    /// Reads the notes; `None` if there are none. Blocks.
     ///
     /// # Errors
     ///
@@ -87,11 +80,11 @@ impl Notes {
         }
     }
 
-    /// Replaces the notes. With a directory, they survive a power loss. Blocks the thread.
+    /// Replaces the notes. In files, they survive a power loss. Blocks.
     ///
     /// # Errors
     ///
-    /// The disk refuses. The notes are then the old ones or the new ones.
+    /// The disk refuses. The old or the new notes are then stored.
     pub fn store(&self, text: &[u8]) -> io::Result<()> {
         match &self.place {
             Place::File(disk, file) => {
@@ -106,7 +99,6 @@ impl Notes {
     }
 }
 
-/// Reads the text of a file with notes. Returns `None` if there is no such file.
 fn read(disk: &dyn Disk, file: &str) -> io::Result<Option<Vec<u8>>> {
     let Some(file) = disk::open_if_there(disk, file)? else { return Ok(None) };
     let damaged = || io::Error::new(io::ErrorKind::InvalidData, "the file is damaged");
@@ -124,7 +116,6 @@ fn read(disk: &dyn Disk, file: &str) -> io::Result<Option<Vec<u8>>> {
     Ok(Some(text.to_vec()))
 }
 
-/// Returns the first line of a file with this text.
 fn checksum(text: &[u8]) -> String {
     format!("{:08x}\n", crc32c::crc32c(text))
 }

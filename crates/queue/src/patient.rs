@@ -1,9 +1,9 @@
-//! A disk for the start of the queue, on which a read that fails is tried again for a while.
+//! A disk for the start of the queue, on which a failed read is retried for a while.
 //!
-//! A disk that is away for a moment must not look like damage: what the start calls damaged is
-//! copied away, cut off, or delivered again. After [`PATIENCE`] there are two cases. If other parts
-//! of the same file can be read, a sector is bad, and the read fails: that is damage. If nothing of
-//! the file can be read, the disk is away, and the start must fail ([`Patient::check`]).
+//! A disk that does not answer for a moment must not look like damage: the start copies away, cuts
+//! off or redelivers what is damaged. After [`PATIENCE`] there are two cases. If other parts of the
+//! same file can be read, a sector is bad, and the read fails: that is damage. If nothing of the
+//! file can be read, the disk is unreachable, and the start must fail ([`Patient::check`]).
 
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -15,50 +15,44 @@ use base::disk::{Access, Disk, File, may_pass};
 use base::lock::lock;
 use base::mutant;
 
-/// The time that all reads of a start may wait together for a disk that does not answer them.
+/// The total time that all reads of a start may wait for the disk.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 0 } else { 30 });
 
-/// The pause between two attempts.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// The number of bytes that can be read as a whole or not at all.
+/// The size of a block in bytes. A disk reads a block as a whole or not at all.
 const BLOCK: u64 = 4096;
 
-/// The number of places of a file that are tried before nothing of it counts as readable.
+/// The maximum number of further blocks that are tried before a file counts as unreadable.
 const PROBES: u64 = 64;
 
-/// A disk whose reads are tried again. Writes are not.
+/// A disk whose reads are retried. Writes are not.
 #[derive(Debug)]
 pub(crate) struct Patient {
     disk: Arc<dyn Disk>,
     state: Arc<State>,
 }
 
-/// What the disk and its files know together.
 #[derive(Debug)]
 struct State {
-    /// The time that may still be waited.
     left: Mutex<Duration>,
     /// The error of the first file of which nothing could be read.
     dead: Mutex<Option<Errno>>,
 }
 
 impl Patient {
-    /// Makes a disk whose reads wait up to `patience` together.
     pub(crate) fn new(disk: Arc<dyn Disk>, patience: Duration) -> Self {
         let state = State { left: Mutex::new(patience), dead: Mutex::new(None) };
         Self { disk, state: Arc::new(state) }
     }
 
-    /// Returns an error if there was a file with more than one block of which nothing could be
-    /// read. Whatever was found in it so far is not what the file holds.
+    /// Fails if nothing could be read of a file: the results of the reads are then worthless.
     pub(crate) fn check(&self) -> io::Result<()> {
         lock(&self.state.dead).map_or(Ok(()), |error| Err(error.into()))
     }
 }
 
 impl State {
-    /// Does a read, and does it again as long as it fails and patience is left.
     #[allow(clippy::disallowed_methods, reason = "the start has a thread of its own")]
     fn patiently<T>(&self, name: &str, read: &mut dyn FnMut() -> io::Result<T>) -> io::Result<T> {
         let mut is_told = false;
@@ -126,7 +120,6 @@ impl Disk for Patient {
     }
 }
 
-/// An open file of such a disk.
 #[derive(Debug)]
 struct PatientFile {
     file: Arc<dyn File>,
@@ -135,8 +128,8 @@ struct PatientFile {
 }
 
 impl PatientFile {
-    /// Returns `true` if the file has more than one block, and none of those that are tried can be
-    /// read: some at its beginning, and others in equal distances.
+    /// Returns `true` if the file's size is unknown, or if it has more than one block and none of
+    /// the tried ones can be read: the first eight, and others at equal distances.
     fn is_dead(&self) -> bool {
         let Ok(bytes) = self.file.bytes() else { return true };
         let blocks = bytes.div_ceil(BLOCK);

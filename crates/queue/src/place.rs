@@ -1,9 +1,9 @@
 //! Finds out whether a directory could be used, without a change to the disk.
 //!
-//! This is for the command `check`, which may run beside a relay, as another user than the relay's,
-//! or before the volume is mounted. It asks the kernel what the relay may do (access(2)). It makes
-//! nothing, opens nothing for writing, and takes no lock. Whether another relay holds the directory
-//! is therefore not known here.
+//! The command `check` uses this while a relay may be running, as another user than the relay's, or
+//! before the volume is mounted. It asks the kernel what this process may do (access(2)). It makes
+//! nothing, opens nothing for writing, and takes no lock, so it does not know whether another relay
+//! holds the directory.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,13 +15,11 @@ use super::{cursors, identity, segment};
 use base::disk;
 use base::disk::{ASIDE, Disk, LOCK, OpenError, QUARANTINE, RealDisk, SEGMENTS, SPARES};
 
-/// The type numbers of the kernel's virtual file systems: proc, sysfs, cgroup and cgroup2
-/// (`linux/magic.h`). No file can be made in them, although their permissions look as if root could
-/// make one.
+/// The magic numbers (`linux/magic.h`) of proc, sysfs, cgroup and cgroup2. No file can be made in
+/// them, although their permissions look as if root could.
 const VIRTUAL: [i64; 4] = [0x9fa0, 0x6265_6572, 0x0027_e0eb, 0x6367_7270];
 
-/// Returns `Ok` if this directory exists and can be written, or does not exist and could be made.
-/// Makes nothing.
+/// Checks that this directory can be written, or could be made.
 ///
 /// # Errors
 ///
@@ -29,7 +27,7 @@ const VIRTUAL: [i64; 4] = [0x9fa0, 0x6265_6572, 0x0027_e0eb, 0x6367_7270];
 pub fn directory(path: &Path) -> Result<(), OpenError> {
     let mut missing: Option<PathBuf> = None;
     for part in path.ancestors() {
-        // The last ancestor of a relative path is empty, and stands for the working directory.
+        // The last ancestor of a relative path is empty, and means the working directory.
         let part = if part.as_os_str().is_empty() { Path::new(".") } else { part };
         let failed = |what: &'static str, error: io::Error| {
             Err(OpenError::new(what, missing.clone().unwrap_or_else(|| part.to_owned()), error))
@@ -42,7 +40,7 @@ pub fn directory(path: &Path) -> Result<(), OpenError> {
             Err(error) => return failed("make", error),
             Ok(_) => {}
         }
-        // A link that leads nowhere makes the directory unusable, as a file does.
+        // A symlink that leads nowhere makes the directory unusable, as a file does.
         if !part.metadata().is_ok_and(|metadata| metadata.is_dir()) {
             return failed("make", io::ErrorKind::NotADirectory.into());
         }
@@ -58,28 +56,26 @@ pub fn directory(path: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// Returns `Ok` if this directory could be used for dead letters (events that an output has given
-/// up). The directory must be writable, or it must be possible to make it, as for [`directory`]. In
-/// addition the path must not be a link, and a directory that exists must be readable.
+/// Checks that this directory could be used for dead letters: it passes [`directory`], is not a
+/// symlink, and is readable if it exists.
 ///
 /// # Errors
 ///
 /// The reason why the directory can't be used.
 pub fn of_dead_letters(path: &Path) -> Result<(), OpenError> {
-    // With a slash at the end of the path the kernel would follow a link.
+    // With a slash at the end of the path the kernel would follow a symlink.
     let path: PathBuf = path.components().collect();
     refuse_link(&path)?;
     directory(&path)?;
     read_too(&path)
 }
 
-/// Returns `Ok` if this directory, with the files that are in it, could be used for a queue in
-/// files.
+/// Checks that this directory with its files could be used for a queue in files.
 ///
 /// # Errors
 ///
-/// The reason why [`super::Queue::open`] would fail, if this reason can be found without opening
-/// the queue.
+/// The reason why [`super::Queue::open`] would fail, as far as it can be found without opening the
+/// queue.
 pub fn of_queue(root: &Path) -> Result<(), OpenError> {
     directory(root)?;
     if !root.exists() {
@@ -98,7 +94,7 @@ pub fn of_queue(root: &Path) -> Result<(), OpenError> {
         let path = root.join(name);
         let Ok(metadata) = path.symlink_metadata() else { continue };
         if !metadata.is_file() {
-            let error = io::Error::other("it is no file");
+            let error = io::Error::other("it is not a file");
             return Err(OpenError::new("open", path, error));
         }
         access(&path, Access::READ_OK | Access::WRITE_OK)
@@ -107,7 +103,7 @@ pub fn of_queue(root: &Path) -> Result<(), OpenError> {
     refuse_newer(root)
 }
 
-/// Returns an error if a newer version of the program has written files in the queue's directory.
+/// Fails if a newer version of the program has written the queue's files.
 fn refuse_newer(root: &Path) -> Result<(), OpenError> {
     let disk = RealDisk::look(root);
     if let Ok((cursors::Found::Newer(version), _)) = cursors::read(&disk) {
@@ -123,8 +119,7 @@ fn refuse_newer(root: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// Returns an error if the path exists and is not a directory. A link to a directory is an error
-/// too.
+/// Fails if the path exists and is not a directory, or is a symlink.
 fn refuse_link(path: &Path) -> Result<(), OpenError> {
     if path.symlink_metadata().is_ok_and(|metadata| !metadata.is_dir()) {
         let error = io::Error::from(io::ErrorKind::NotADirectory);
@@ -133,7 +128,6 @@ fn refuse_link(path: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// Returns an error if the path exists and this process may not read it.
 fn read_too(path: &Path) -> Result<(), OpenError> {
     if !path.exists() {
         return Ok(());
@@ -142,7 +136,6 @@ fn read_too(path: &Path) -> Result<(), OpenError> {
         .map_err(|error| OpenError::new("read", path.to_owned(), error.into()))
 }
 
-/// Returns `true` if the path is in a virtual file system of the kernel, such as proc.
 fn is_virtual(path: &Path) -> bool {
     #[allow(clippy::unnecessary_cast, reason = "the type differs from one architecture to another")]
     rustix::fs::statfs(path).is_ok_and(|it| VIRTUAL.contains(&(it.f_type as i64)))

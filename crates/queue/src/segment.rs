@@ -1,8 +1,7 @@
-//! One file of the durable log: what is in it, byte for byte, and how it is read whatever has
-//! happened to it.
+//! One file of the durable log: its bytes, and how it is read after any damage.
 //!
-//! A [`Scan`] goes through a segment from one whole record to the next. It never fails because of
-//! what it finds: it reports damage. It writes nothing. The format follows.
+//! A [`Scan`] goes from one whole record of a segment to the next. It writes nothing, and never
+//! fails because of the file's content: it reports damage. The format follows.
 #![cfg_attr(doc, doc = include_str!("../../../docs/internals/spool-format.md"))]
 
 use std::collections::BTreeSet;
@@ -15,75 +14,58 @@ use base::disk::{Disk, File, SEGMENTS};
 use base::position::Position;
 use base::release::Format;
 
-/// Each group of records starts in its file at a multiple of this many bytes. A group is the
-/// records of one write and one sync.
+/// A group (the records of one write and one sync) starts at a multiple of this many bytes.
 pub(crate) const BLOCK: u64 = 4096;
 
-/// The least number of bytes that a disk writes, or loses, at once: one sector.
+/// A sector: the smallest number of bytes that a disk writes, or loses, at once.
 const SECTOR: u64 = 512;
 
-/// The offset in a segment file where the first group of records starts.
 pub(super) const FIRST_RECORD: u64 = BLOCK;
 
-/// The size of a record's header in bytes. The header is before the record's lines.
 pub(super) const RECORD_HEADER: u64 = 64;
 
-/// The size of a record's header in bytes, as the length of an array.
 const RECORD_HEADER_LENGTH: usize = 64;
 
-/// The size of a segment's header in bytes. Zeros follow the header, up to the first group of
-/// records.
+/// The size of a segment's header in bytes. Zeros follow it, up to the first record.
 pub(super) const SEGMENT_HEADER: usize = 48;
 
-/// The version of the format of new segments.
 pub(crate) const VERSION: u32 = 2;
 
-/// The version of the format whose checksums do not depend on the segment. Segments of this version
-/// are still read, and never written.
+/// The format version whose checksums do not depend on the segment. It is read, and never written.
 const UNSEEDED: u32 = 1;
 
-/// The format of segments, for `--version`.
 pub(crate) const FORMAT: Format =
     Format { name: "queue segments", reads: &[UNSEEDED, VERSION], writes: VERSION };
 
 /// The flag in a segment's header that says that the file was another segment before.
 const REUSED: u32 = 1;
 
-// The first bytes of a segment and of a record. No event can contain them: UTF-8 has no byte 0xFF,
-// and JSON has no byte 0.
+// No event can contain these bytes: UTF-8 has no byte 0xFF, and JSON has no byte 0.
 const SEGMENT_MAGIC: [u8; 8] = *b"\xFFKAFSEG\0";
 const RECORD_MAGIC: [u8; 8] = *b"\xFFKAFREC\0";
 
-/// The number of bytes that a scan reads at once and keeps in memory, unless [`Scan::ahead`] sets
-/// another number.
+/// The number of bytes that a scan reads at once and keeps in memory. See [`Scan::ahead`].
 pub(crate) const WINDOW: u64 = 1 << 20;
 
-/// The number of bytes in each step of a search, or of a checksum over lines that are too long to
-/// be kept in memory.
+/// The number of bytes in each step of a search, or of a checksum over very long lines.
 const STEP: usize = if cfg!(test) { 2 << 10 } else { 256 << 10 };
 
-/// At least this many zero bytes at the end of a damaged record, or as all damaged bytes of one
-/// sector, are a sign that a sector was not written. A single zero byte may be a damaged byte.
+/// The smallest run of zeros that shows an unwritten sector: a single zero may be damage.
 const ZEROS_MIN: u64 = 2;
 
-/// The number of attempts to read a part of a file before it counts as unreadable.
 pub(crate) const READS: u32 = 3;
 
-/// Returns the file name of the segment whose first position is `first`: `segments/%020u.seg`, with
-/// the position in 20 digits.
 pub(crate) fn file_name(first: Position) -> String {
     format!("{SEGMENTS}/{first:020}.seg")
 }
 
-/// Returns the first position of a segment, which is a part of its file name in `segments/`. `None`
-/// if the name is not that of a segment.
+/// Returns the first position in a segment's file name, or `None` for another name.
 pub(super) fn position_of(name: &str) -> Option<Position> {
     let digits = name.strip_suffix(".seg")?;
     let all = digits.len() == 20 && digits.bytes().all(|byte| byte.is_ascii_digit());
     all.then(|| digits.parse().ok().map(Position::new)).flatten()
 }
 
-/// Returns the first position of each segment in the directory, in rising order.
 pub(crate) fn list(disk: &dyn Disk) -> io::Result<Vec<Position>> {
     let names = disk.list(SEGMENTS)?;
     let mut positions: Vec<Position> = names.iter().filter_map(|name| position_of(name)).collect();
@@ -91,66 +73,59 @@ pub(crate) fn list(disk: &dyn Disk) -> io::Result<Vec<Position>> {
     Ok(positions)
 }
 
-/// Returns the 32-bit number at the offset `at`; 0 if there are too few bytes.
+/// Returns the number at the offset `at`; 0 if there are too few bytes.
 pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
     let field = bytes.get(at..at + 4).and_then(|field| field.try_into().ok());
     field.map_or(0, u32::from_le_bytes)
 }
 
-/// Returns the 64-bit number at the offset `at`; 0 if there are too few bytes.
 pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     let field = bytes.get(at..at + 8).and_then(|field| field.try_into().ok());
     field.map_or(0, u64::from_le_bytes)
 }
 
-/// A place in the log (the queue's sequence of events): the number of events before it, and the
-/// number of bytes of their lines.
+/// A place in the log: how many events are before it, and how many bytes their lines have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, PartialOrd, Ord)]
 pub(super) struct LogOffset {
     pub position: Position,
     pub byte: u64,
 }
 
-/// The value with which the checksums of a segment's records begin. Records of another segment have
-/// wrong checksums under this value.
+/// The start value of the checksums of a segment's records. With it, records of any other segment
+/// have wrong checksums.
 ///
-/// The file of a finished segment is written again as the next segment. Until all of the file is
-/// overwritten, it also contains records of the file's earlier life. Each life of a file is another
-/// segment, with a higher first position.
+/// The file of a finished segment is reused for a later segment. Until it is fully overwritten, it
+/// also contains records of the earlier segment, whose first position is lower.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Seed(u32);
 
 impl Seed {
-    /// The seed of segments of format version 1. Their files were never used before.
+    /// The seed of segments of format version 1, whose files were never reused.
     pub(crate) const NONE: Self = Self(0);
 
-    /// Returns the seed of the segment whose first position is `first`. Two segments have different
-    /// seeds if the upper 32 bits of their first positions are equal. Otherwise the seeds may be
-    /// equal (5 and 2^32 + 4), and records of the earlier segment are recognised by their
-    /// positions, which are too low.
+    /// Returns the seed of a segment. Two seeds are equal only if the upper 32 bits of the first
+    /// positions differ (5 and 2^32 + 4). The low positions of old records then show that they are
+    /// old.
     #[allow(clippy::cast_possible_truncation, reason = "both halves of the number are used")]
     pub(crate) fn of(first: Position) -> Self {
         Self(first.get() as u32 ^ (first.get() >> 32) as u32)
     }
 
-    /// Returns the checksum of these bytes.
     pub(super) fn crc(self, bytes: &[u8]) -> u32 {
         crc32c::crc32c_append(self.0, bytes)
     }
 
-    /// Returns the value with which a checksum begins that is computed in parts.
+    /// Returns the start value of a checksum that is computed in parts.
     pub(crate) fn start(self) -> u32 {
         self.0
     }
 
-    /// Returns the checksum of bytes whose CRC-32C without a seed is `crc`. `length`: the number of
-    /// these bytes.
+    /// Returns the checksum of `length` bytes whose CRC-32C without a seed is `crc`.
     pub(super) fn combine(self, crc: u32, length: usize) -> u32 {
         crc32c::crc32c_combine(self.0, crc, length)
     }
 
-    /// Returns the seed of a segment, and `true` if its file may have been another segment before.
-    /// `header` is `None` if the segment's header is damaged.
+    /// Returns the seed of a segment, and whether its file may have been reused.
     pub(crate) fn of_file(
         header: Option<SegmentHeader>,
         file: &dyn File,
@@ -162,9 +137,8 @@ impl Seed {
         })
     }
 
-    /// Returns the seed of a segment whose header is damaged: the seed with which the header of at
-    /// least one record has a valid checksum. If there is no such record, returns the seed of the
-    /// newest format.
+    /// Returns the seed with which at least one record header is valid, for a segment with a
+    /// damaged header. Without such a record, returns the seed of the newest format.
     fn guess(file: &dyn File, first: Position) -> Self {
         let begin = (FIRST_RECORD, first);
         let has_records = |seed| {
@@ -177,13 +151,11 @@ impl Seed {
     }
 }
 
-/// The header of a segment, which is at the beginning of its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct SegmentHeader {
-    /// The version of the segment's format: 1 or 2.
+    /// The format version: 1 or 2.
     pub version: u32,
-    /// `true`: the file was another segment before. Bytes that this segment has not overwritten are
-    /// left over from that one.
+    /// `true` if the file was another segment before, from which bytes may be left over.
     pub reused: bool,
     /// The position of the segment's first event.
     pub first: Position,
@@ -193,26 +165,20 @@ pub(super) struct SegmentHeader {
     pub made: u64,
 }
 
-/// The reason why a segment's header can't be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum BadHeader {
-    /// The header is damaged: for example, its checksum is wrong or its position is not that of the
-    /// file name.
+    /// The header is damaged, or its position is not that of the file name.
     Damaged,
-    /// The header has a valid checksum, but a newer version of the program has written it. The
-    /// number is its format version.
+    /// A newer version of the program has written the header, with this format version.
     Newer(u32),
 }
 
 impl SegmentHeader {
-    /// Makes the header of a new segment that begins at this place of the log. `made`: the time in
-    /// ms since 1970. `reused`: the file was another segment before.
     pub(crate) fn new(begin: LogOffset, made: u64, reused: bool) -> Self {
         let (first, first_byte) = (begin.position, begin.byte);
         Self { version: VERSION, reused, first, first_byte, made }
     }
 
-    /// Returns the seed of the checksums of the segment's records.
     pub(crate) fn seed(self) -> Seed {
         if self.version == UNSEEDED { Seed::NONE } else { Seed::of(self.first) }
     }
@@ -247,8 +213,7 @@ impl SegmentHeader {
         }
     }
 
-    /// Reads the header of a segment whose file name has the position `first`. A header that can't
-    /// be read, or that has another position, counts as damaged.
+    /// Reads a segment's header. One that can't be read, or has another position, is damaged.
     pub(crate) fn read(file: &dyn File, first: Position) -> Result<Self, BadHeader> {
         let mut bytes = [0; SEGMENT_HEADER];
         (0..READS).any(|_| file.read_at(&mut bytes, 0).is_ok());
@@ -257,7 +222,6 @@ impl SegmentHeader {
     }
 }
 
-/// The header of a record, which is before the record's lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct RecordHeader {
     /// The position of the record's first event.
@@ -266,34 +230,29 @@ pub(super) struct RecordHeader {
     pub(super) first_byte: u64,
     /// The time when the batch was received, in ms since 1970.
     pub received: u64,
-    /// The number of bytes of the record's lines.
+    /// The number of bytes of the lines.
     pub length: u64,
-    /// The number of the record's events, at least 1.
+    /// The number of events, at least 1.
     pub events: u64,
-    /// The position of the first event of the record's group. A group is the records that were
-    /// written and synced together.
+    /// The first position of the record's group.
     pub group: Position,
-    /// The CRC-32C checksum of the record's lines, which begins with the segment's seed.
+    /// The CRC-32C of the lines, with the segment's seed.
     pub(super) crc: u32,
 }
 
 impl RecordHeader {
-    /// Returns the position after the record's last event.
     pub(crate) fn end(&self) -> Position {
         self.first + self.events
     }
 
-    /// Returns the number of bytes of all lines in the log up to the end of this record.
     pub(super) fn end_byte(&self) -> u64 {
         self.first_byte + self.length
     }
 
-    /// Returns the place in the log where the record ends.
     pub(super) fn end_place(&self) -> LogOffset {
         LogOffset { position: self.end(), byte: self.end_byte() }
     }
 
-    /// Returns the size of the whole record in the file, in bytes: its header and its lines.
     pub(crate) fn size(&self) -> u64 {
         RECORD_HEADER + self.length
     }
@@ -332,8 +291,7 @@ impl RecordHeader {
             group: Position::new(u64_at(bytes, 48)),
             crc: u32_at(bytes, 56),
         };
-        // A record may be forged with a right checksum. With these limits no sum of its numbers
-        // overflows.
+        // A forged record may have a correct checksum. With these limits no sum overflows.
         let sane = header.events > 0
             && header.length >= header.events
             && header.group <= header.first
@@ -346,63 +304,53 @@ impl RecordHeader {
 /// The parts of a record that a scan reads and verifies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Check {
-    /// The scan reads and verifies only the headers of records, and goes from header to header.
     Headers,
-    /// The scan reads the headers and the lines of records, and verifies the checksums of both.
     Lines,
 }
 
-/// The next thing that a scan has found.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Found {
-    /// A record with right checksums. The checksum of its lines counts only if the scan verifies
-    /// lines.
     Record(Record),
-    /// Bytes that are neither a valid record nor padding.
     Damage(Damage),
 }
 
-/// A record that a scan has found. The checksum of its header is right. The checksum of its lines
-/// is right too, if the scan verifies lines.
+/// A record whose header has a valid checksum. Its lines have one too, if the scan verifies lines.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Record {
-    /// The offset of the record's header in the file.
+    /// The offset of the header in the file.
     pub offset: u64,
     pub header: RecordHeader,
-    /// The record's lines. `None` if the scan reads only headers, or if the lines are too long to
-    /// be kept in memory; [`Scan::read_lines`] reads long lines in parts.
+    /// `None` if the scan reads only headers, or if the lines are too long for memory.
+    /// [`Scan::read_lines`] reads long lines in parts.
     pub lines: Option<Bytes>,
 }
 
-/// Damaged bytes of a segment: neither a record with right checksums nor padding.
+/// Bytes of a segment that are neither a valid record nor padding.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Damage {
-    /// The offsets of the damaged bytes in the file.
+    /// The offsets in the file.
     pub bytes: Range<u64>,
-    /// The number of events in the damaged bytes: the number in the record's header if the header
-    /// is valid, otherwise the number of line breaks that are still there after the first 64 bytes,
-    /// the size of a header.
+    /// The number of events: from the record's header if it is valid, otherwise the number of line
+    /// breaks after the first 64 bytes (the size of a header).
     pub events: u64,
-    /// The number of bytes of lines in the damaged bytes: the number in the record's header if the
-    /// header is valid, otherwise all damaged bytes after the first 64, the size of a header.
+    /// The number of bytes of lines: from the record's header if it is valid, otherwise all bytes
+    /// after the first 64.
     pub lines: u64,
-    /// `true`: the bytes look like a write that was interrupted before it was synced. They have
+    /// `true` if the bytes look like a write that was interrupted before its sync: there are
     /// sectors of zeros, or the end of the record is missing.
     pub torn: bool,
 }
 
-/// A segment's file, and what has to be known to read it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct SegmentFile<'a> {
     pub file: &'a dyn File,
     /// The first position of the segment.
     pub first: Position,
-    /// The seed of the checksums of the segment's records.
+    /// The seed of its records' checksums.
     pub seed: Seed,
-    /// `true`: the file was another segment before. The bytes after the last record are left over
-    /// from that one.
+    /// `true` if the file may have bytes of an earlier segment after the last record.
     pub reused: bool,
-    /// The offset in the file up to which the segment is read; bytes after it do not count.
+    /// The offset in the file at which reading stops.
     pub size: u64,
     /// The first position that does not belong to the segment. Records from there on were never
     /// acknowledged: their positions belong to the next segment, or to one that was dropped.
@@ -418,50 +366,42 @@ impl<'a> SegmentFile<'a> {
 
 /// The reader of a segment file, which goes from record to record.
 ///
-/// The scan expects a record with a certain position at a certain offset. If the record is there,
-/// the scan returns it and continues after it. If there are zeros up to the next block of 4,096
-/// bytes, they are padding, and the scan skips them. If there is a valid header, but the rest of
-/// the record is not as it should be, the scan returns the record as damage. Otherwise the scan
-/// searches for the next valid header of a record, and returns the bytes before it as damage. The
-/// scan ends at the end of the file, at a given offset, or at a record whose position belongs to
-/// the next segment.
+/// At each offset it expects a record with a certain position:
 ///
-/// The scan keeps a part of the file in memory: the window, which usually has at most some
-/// megabytes. The returned lines share the memory of the window, and are not copied. Bytes that
-/// can't be read are treated as zeros, but are remembered as unreadable. They therefore count as
-/// damage, and never as a write that was not finished.
+/// - A valid record is returned, and the scan continues after it.
+/// - Zeros up to the next block of 4,096 bytes are padding, and are skipped.
+/// - A record with a valid header and wrong lines is returned as damage.
+/// - Otherwise the scan searches for the next valid header, and returns the bytes before it as
+///   damage.
 ///
-/// Invariant: the positions of the returned records rise. What must never happen: that a record is
-/// returned although a checksum that the scan verifies is wrong.
+/// The scan ends at the end of the file, at a given offset, or at a record of the next segment. A
+/// part of the file is in memory (the window), and returned lines share it without a copy. Bytes
+/// that can't be read are treated as zeros, but count as damage and never as an unfinished write.
+///
+/// Invariant: the positions of the returned records rise. A record must never be returned if a
+/// checksum that the scan verifies is wrong.
 pub(crate) struct Scan<'a> {
     file: &'a dyn File,
-    /// The seed of the checksums of the segment's records.
     seed: Seed,
-    /// The part of the file that is in memory.
     window: Bytes,
-    /// The offset in the file of the first byte of the window.
+    /// The offset of the window in the file.
     window_at: u64,
-    /// The number of bytes that are read at once and kept in memory. Longer lines are read in
-    /// parts.
+    /// The number of bytes that are read at once. Longer lines are read in parts.
     ahead: u64,
-    /// The offset in the file where the scan continues.
     at: u64,
-    /// The offset in the file where the scan ends.
     end: u64,
-    /// The first position that belongs to the next segment. The scan ends at a record that begins
-    /// there or later.
+    /// The first position of the next segment, at which the scan ends.
     limit: Position,
     /// The position that the next record should have.
     next: Position,
     check: Check,
-    /// The offsets of those blocks of 4,096 bytes that could not be read, and are treated as zeros.
+    /// The offsets of the blocks that could not be read and are treated as zeros.
     unreadable: BTreeSet<u64>,
 }
 
 impl<'a> Scan<'a> {
-    /// Makes a scan of a segment file. The scan begins at the offset `at`, where the record with
-    /// the position `next` is expected, and ends at the offset `end`, or earlier at the end of the
-    /// file. `limit` is the first position of the next segment.
+    /// Makes a scan from the offset `at`, where the record with the position `next` is expected, to
+    /// the offset `end` or the end of the file. `limit` is the first position of the next segment.
     pub(crate) fn new(
         file: &'a dyn File,
         seed: Seed,
@@ -470,8 +410,7 @@ impl<'a> Scan<'a> {
         limit: Position,
         check: Check,
     ) -> Self {
-        // If the length of the file can't be read, no byte of it can be read, and the scan finds
-        // that out. If `end` gives no limit either, the scan ends at once.
+        // Without a known length, no byte can be read either, and the scan finds that out.
         let unknown = if end == u64::MAX { at } else { end };
         let end = file.bytes().map_or(unknown, |bytes| bytes.min(end));
         Self {
@@ -489,29 +428,25 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// Returns `true` if the scan has not met any unreadable byte so far.
+    /// Returns `true` if the scan has met no unreadable byte so far.
     pub(super) fn has_read_all(&self) -> bool {
         self.unreadable.is_empty()
     }
 
-    /// Returns `true` if none of these bytes is known to be unreadable. Bytes that the scan has not
-    /// tried to read yet count as readable.
+    /// Returns `true` if none of these bytes is known to be unreadable.
     pub(super) fn has_read(&self, bytes: &Range<u64>) -> bool {
         self.unreadable_end(bytes).is_none()
     }
 
-    /// Returns the seed of the checksums of the segment's records.
     pub(crate) fn seed(&self) -> Seed {
         self.seed
     }
 
-    /// Returns the offset in the file after the record or damage that was found last.
     pub(crate) fn offset(&self) -> u64 {
         self.at
     }
 
-    /// Returns the position after the last event of the record that was found last; before the
-    /// first record, the position at which the scan began.
+    /// Returns the position after the last found record, or at first the position of the start.
     pub(crate) fn position(&self) -> Position {
         self.next
     }
@@ -522,8 +457,7 @@ impl<'a> Scan<'a> {
         self
     }
 
-    /// Returns `true` if the whole next record is in memory already, so that no read from the file
-    /// is needed.
+    /// Returns `true` if the whole next record is in memory already.
     pub(crate) fn is_ahead(&self) -> bool {
         let end = self.window_at + self.window.len() as u64;
         let inside = |at: u64| {
@@ -534,8 +468,7 @@ impl<'a> Scan<'a> {
         inside(self.at).or_else(|| inside(self.at.next_multiple_of(BLOCK))).unwrap_or(false)
     }
 
-    /// Returns the next record, or the damage that is at its place in the file. `None` if the scan
-    /// has reached its end.
+    /// Returns the next record, or the damage in its place. `None` at the end.
     pub(crate) fn next(&mut self) -> Option<Found> {
         loop {
             if self.at >= self.end || self.next >= self.limit {
@@ -544,7 +477,7 @@ impl<'a> Scan<'a> {
             }
             let offset = self.at;
             let Some(header) = self.header(offset) else {
-                // Zeros up to the end of the block are padding: the next record comes after them.
+                // Zeros up to the end of the block are padding.
                 let block = (offset + 1).next_multiple_of(BLOCK).min(self.end);
                 let inside = !offset.is_multiple_of(BLOCK);
                 let is_zero = |bytes: &[u8]| bytes.iter().all(|byte| *byte == 0);
@@ -590,8 +523,7 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// Skips all records that end at or before `position`. The scan then continues after these
-    /// records.
+    /// Skips all records that end at or before `position`.
     pub(crate) fn skip_to(&mut self, position: Position) {
         loop {
             let before = (self.at, self.next);
@@ -606,8 +538,8 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// Returns whole lines of a record, from the offset `from` in the file on. `end` is the offset
-    /// where the record ends. The result has roughly `about` bytes, and at least one line.
+    /// Returns whole lines of a record that ends at the offset `end`, from the offset `from` on:
+    /// about `about` bytes, and at least one line.
     pub(crate) fn read_lines(&mut self, from: u64, end: u64, about: u64) -> Bytes {
         let size = about.max(1).min(end - from);
         let read = self.read(from, size);
@@ -618,15 +550,13 @@ impl<'a> Scan<'a> {
             return read.slice(..=last);
         }
         drop(read);
-        // The end of a longer line is searched for before the line is read, so that memory holds
-        // the line once.
+        // The end of a longer line is found first, so that memory holds the line only once.
         let until = self.nth_line(from + size..end, 1);
         self.read(from, until - from)
     }
 
-    /// Returns the offset in the file where the line with the number `n`, counted from 0, starts.
-    /// `bytes` is the part of the file to search, which begins with line 0. If it has fewer lines,
-    /// returns the end of this part.
+    /// Returns the offset of the `n`th line (from 0) in a range of the file, or the end of the
+    /// range.
     pub(super) fn nth_line(&mut self, bytes: Range<u64>, n: u64) -> u64 {
         let (mut at, mut left) = (bytes.start, n);
         while left > 0 && at < bytes.end {
@@ -642,9 +572,8 @@ impl<'a> Scan<'a> {
         at
     }
 
-    /// Reads the lines of a record from the offset `at` on, and verifies their checksum. Returns
-    /// `None` if the checksum is wrong, and `Some(Some(lines))` if it is right. Returns
-    /// `Some(None)` if it is right, but the lines are too long to be kept in memory.
+    /// Reads and verifies the lines of a record at the offset `at`. `None` if the checksum is
+    /// wrong, `Some(None)` if it is right and the lines are too long for memory.
     fn lines(&mut self, at: u64, header: &RecordHeader) -> Option<Option<Bytes>> {
         if header.length <= self.ahead {
             let lines = self.read(at, header.length);
@@ -659,8 +588,7 @@ impl<'a> Scan<'a> {
         (crc == header.crc).then_some(None)
     }
 
-    /// Searches the file, from the offset `from` on, for the header of the expected record or of a
-    /// later one. Returns the offset of the header; `None` if there is no such header.
+    /// Returns the offset of the next valid header of the expected record or a later one.
     fn find(&mut self, from: u64) -> Option<u64> {
         let finder = memchr::memmem::Finder::new(&RECORD_MAGIC);
         let mut at = from;
@@ -672,7 +600,7 @@ impl<'a> Scan<'a> {
                     return Some(found);
                 }
             }
-            // The first bytes of a record header may begin in the last bytes of this step.
+            // A header may begin in the last bytes of this step.
             let overlap =
                 if at + (read.len() as u64) < self.end { RECORD_MAGIC.len() - 1 } else { 0 };
             at += (read.len() - overlap) as u64;
@@ -680,15 +608,12 @@ impl<'a> Scan<'a> {
         None
     }
 
-    /// Returns the header of the record at this offset; `None` if there is no valid header.
     pub(crate) fn header(&mut self, at: u64) -> Option<RecordHeader> {
         let seed = self.seed;
         RecordHeader::decode(self.peek(at, RECORD_HEADER), seed)
     }
 
-    /// Makes the description of damaged bytes: how many events they had, and whether they look like
-    /// an interrupted write. `header` is the header of the damaged record; `None` if the header
-    /// itself is damaged.
+    /// Describes damaged bytes. `header` is `None` if the record's header is damaged too.
     fn damage(&mut self, bytes: Range<u64>, header: Option<RecordHeader>) -> Damage {
         let (mut torn, mut newlines) = (bytes.end > self.end, 0);
         let mut at = bytes.start;
@@ -712,14 +637,14 @@ impl<'a> Scan<'a> {
         }
         let (events, lines) = match header {
             Some(header) => {
-                // A write that was not finished may have written the front of the record only.
+                // An unfinished write may have written only the front of the record.
                 let rest = self.read(end.saturating_sub(ZEROS_MIN), ZEROS_MIN);
                 torn |= rest.iter().all(|byte| *byte == 0);
                 (header.events, header.length)
             }
             None => {
                 let lines = (end - bytes.start).saturating_sub(RECORD_HEADER);
-                // No record is as short as a header: the end of this one was not written.
+                // Every record is longer than a header, so the end of this one was not written.
                 torn |= lines == 0;
                 (newlines, lines)
             }
@@ -729,15 +654,12 @@ impl<'a> Scan<'a> {
         Damage { bytes, events, lines, torn }
     }
 
-    /// Returns the offset of the end of the last unreadable block in this range of bytes. `None` if
-    /// no byte of the range is known to be unreadable.
     fn unreadable_end(&self, bytes: &Range<u64>) -> Option<u64> {
         let last = self.unreadable.range(..bytes.end).next_back()?;
         Some((last + BLOCK).min(bytes.end)).filter(|end| *end > bytes.start)
     }
 
-    /// Returns the range of bytes without the zeros at its end. Bytes that could not be read, which
-    /// are treated as zeros, stay in the range.
+    /// Removes zeros from the end of the range. Unreadable bytes, which are treated as zeros, stay.
     fn trim(&mut self, bytes: Range<u64>) -> Range<u64> {
         let (mut end, mut last) = (bytes.end, bytes.start);
         while end > bytes.start && last == bytes.start {
@@ -751,23 +673,19 @@ impl<'a> Scan<'a> {
         bytes.start..last.max(self.unreadable_end(&bytes).unwrap_or(last))
     }
 
-    /// Returns `size` bytes of the file, from the offset `at` on. Bytes after the end of the file
-    /// are returned as zeros.
     fn peek(&mut self, at: u64, size: u64) -> &[u8] {
         let range = self.reach(at, size);
         &self.window[range]
     }
 
-    /// Returns `size` bytes of the file, from the offset `at` on. They are shared with the part of
-    /// the file that the scan keeps in memory, and not copied. Bytes after the end of the file are
-    /// returned as zeros.
+    /// Returns `size` bytes at the offset `at`, without a copy. Bytes after the file's end are
+    /// zeros.
     pub(crate) fn read(&mut self, at: u64, size: u64) -> Bytes {
         let range = self.reach(at, size);
         self.window.slice(range)
     }
 
-    /// Makes sure that `size` bytes of the file, from the offset `at` on, are in the window. If
-    /// they are not, loads the window again. Returns the range of these bytes in the window.
+    /// Loads these bytes into the window if they are missing. Returns their range in the window.
     fn reach(&mut self, at: u64, size: u64) -> Range<usize> {
         let inside = at >= self.window_at && at + size <= self.window_at + self.window.len() as u64;
         if !inside {
@@ -777,16 +695,15 @@ impl<'a> Scan<'a> {
         index(at)..index(at + size)
     }
 
-    /// Reads a part of the file into memory, from the offset `at` on: at least `size` bytes. If the
-    /// read fails, each block of 4,096 bytes is read alone, so that one bad block does not make the
-    /// others unreadable. Blocks that can't be read are treated as zeros.
+    /// Reads at least `size` bytes into the window; if that fails, each block alone, so that one
+    /// bad block does not make the others unreadable. Unreadable blocks are treated as zeros.
     fn load(&mut self, at: u64, size: u64) {
         let ahead = match self.check {
             Check::Headers => BLOCK,
             Check::Lines => self.ahead + BLOCK,
         };
         let size = size.max(ahead.min(self.end.saturating_sub(at)));
-        // Memory need not hold the old part while the new one is read.
+        // Memory need not hold the old window while the new one is read.
         self.window = Bytes::new();
         let mut buffer = vec![0; usize::try_from(size).unwrap_or(usize::MAX)];
         if self.file.read_at(&mut buffer, at).is_err() {

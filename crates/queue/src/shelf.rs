@@ -1,9 +1,9 @@
-//! The place of the events that an output has set aside: one file for each event, in the queue's
-//! directory. With a queue in memory there is no file, and the output keeps the lines itself.
+//! The events that an output has set aside: one file for each event, in the queue's directory. With
+//! a queue in memory there is no file, and the output keeps the lines itself.
 //!
-//! The queue does not know what the files say. A file is synced before the claim of its event is
-//! final, and is deleted when the event is decided. At a start, a file whose event is still in the
-//! log is deleted: the output gets this event from the log again.
+//! The queue does not interpret the files. A file is synced before the claim of its event is final,
+//! and deleted when the event is decided (delivered or given up). At startup, a file whose event is
+//! still in the log is deleted: the output gets this event from the log again.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -13,24 +13,20 @@ use base::disk;
 use base::disk::{ASIDE, Access, Disk, named};
 use base::position::Position;
 
-/// The end of the name of a file. Before it are the name of the output, a hyphen, and the event's
-/// position with 20 digits.
+/// The end of a file name, after the output's name, a hyphen, and the position with 20 digits.
 const SUFFIX: &str = ".json";
 
 /// The end of the name of a file that [`disk::replace`] has not finished.
 const UNFINISHED: &str = ".json.new";
 
-/// The number of digits of a position in the name of a file.
 const DIGITS: usize = 20;
 
-/// The greatest size of a file, in bytes. No event is larger than a request body may be.
+/// The largest size of a file in bytes: no event is larger than a request body may be.
 const BYTES_MAX: u64 = 1 << 30;
 
-/// Compares a line with the line as it came in. Returns `true` if somebody has changed it.
 type IsChanged = dyn Fn(Position, &[u8]) -> bool + Send + Sync;
 
-/// The place of the events that one output has set aside. Clones are cheap, and mean the same
-/// place.
+/// The events that one output has set aside. Clones are cheap, and refer to the same events.
 #[derive(Clone)]
 pub struct Shelf(Option<Files>);
 
@@ -42,12 +38,11 @@ struct Files {
 }
 
 impl Shelf {
-    /// Makes the place of a queue in memory, which has no files.
+    /// Makes the shelf of a queue in memory, which has no files.
     pub fn in_memory() -> Self {
         Self(None)
     }
 
-    /// Makes the place of the output with this name.
     pub(super) fn in_files(
         disk: Arc<dyn Disk>,
         output: &str,
@@ -57,13 +52,12 @@ impl Shelf {
         Self(Some(Files { disk, output, is_changed: Arc::new(is_changed) }))
     }
 
-    /// Returns `true` if events are kept in files, and survive the end of the process.
+    /// Returns `true` if events are in files, which survive the end of the process.
     pub fn is_durable(&self) -> bool {
         self.0.is_some()
     }
 
-    /// Writes the file of an event, and syncs it. Does nothing without a directory. Blocks the
-    /// thread.
+    /// Writes and syncs the file of an event. Does nothing for a queue in memory. Blocks.
     ///
     /// # Errors
     ///
@@ -75,12 +69,11 @@ impl Shelf {
         disk::replace(&**disk, &name, content).map_err(named(&name))
     }
 
-    /// Reads at most this many bytes of the file of an event, from the beginning on. Blocks the
-    /// thread.
+    /// Reads the first `bytes_max` bytes of an event's file. Blocks.
     ///
     /// # Errors
     ///
-    /// The disk refuses, or there is no such file.
+    /// The disk refuses, or the file does not exist.
     pub fn load(&self, position: Position, bytes_max: u64) -> io::Result<Vec<u8>> {
         let Some(Files { disk, output, .. }) = &self.0 else {
             return Err(io::ErrorKind::NotFound.into());
@@ -94,8 +87,7 @@ impl Shelf {
         Ok(content)
     }
 
-    /// Deletes the file of an event, if there is one. A file that can't be deleted is told in the
-    /// log: after the next start its event is sent once more. Blocks the thread.
+    /// Deletes an event's file. A failure is logged: the event is then sent again after a restart.
     pub fn remove(&self, position: Position) {
         let Some(Files { disk, output, .. }) = &self.0 else { return };
         let file = name(output, position);
@@ -110,27 +102,20 @@ impl Shelf {
         }
     }
 
-    /// Returns `true` if the line is not the one that came in, as the evidence knows it. Blocks the
-    /// thread.
+    /// Returns `true` if the line differs from the received one that the evidence has. Blocks.
     pub fn is_changed(&self, position: Position, line: &[u8]) -> bool {
         self.0.as_ref().is_some_and(|files| (files.is_changed)(position, line))
     }
 }
 
-/// Returns the name of the file of an event that this output has set aside.
 fn name(output: &str, position: Position) -> String {
     format!("{ASIDE}/{output}-{:020}{SUFFIX}", position.get())
 }
 
-/// The events that outputs have set aside, by the output's name: their positions and the sizes of
-/// their files.
+/// The positions and file sizes of the events that were set aside, by the output's name.
 pub(crate) type Found = BTreeMap<String, Vec<(Position, u64)>>;
 
-/// Deletes the files that a process has begun to write before it ended.
-///
-/// # Errors
-///
-/// The disk refuses to list the directory. A file that can't be deleted is told in the log.
+/// Deletes the files that an earlier process has not finished. Failures to delete are only logged.
 pub(crate) fn tidy(disk: &dyn Disk) -> io::Result<()> {
     let names = match disk.list(ASIDE) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -149,11 +134,6 @@ pub(crate) fn tidy(disk: &dyn Disk) -> io::Result<()> {
     Ok(())
 }
 
-/// Finds the files of all outputs.
-///
-/// # Errors
-///
-/// The disk refuses.
 pub(crate) fn find(disk: &dyn Disk) -> io::Result<Found> {
     let mut found = Found::new();
     let names = match disk.list(ASIDE) {
@@ -171,7 +151,6 @@ pub(crate) fn find(disk: &dyn Disk) -> io::Result<Found> {
     Ok(found)
 }
 
-/// Deletes the files of these events.
 pub(super) fn remove_all(disk: &dyn Disk, output: &str, events: &[(Position, u64)]) {
     for (position, _) in events {
         let file = name(output, *position);
@@ -186,8 +165,7 @@ pub(super) fn remove_all(disk: &dyn Disk, output: &str, events: &[(Position, u64
     }
 }
 
-/// Returns the name of the output and the position in the name of a file; `None` if the name is of
-/// another kind.
+/// Returns the output and the position in a file name; `None` for another name.
 fn parts(file: &str) -> Option<(&str, Position)> {
     let stem = file.strip_suffix(SUFFIX)?;
     let (output, position) = stem.split_at_checked(stem.len().checked_sub(DIGITS)?)?;

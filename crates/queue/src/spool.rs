@@ -1,20 +1,20 @@
 //! The queue in files: acknowledged means synced.
 //!
 //! A batch goes through these steps. [`Queue::append`] finds room for it and lets it wait for the
-//! writer thread. The writer thread ([`writer`]) takes a group of waiting batches, writes and syncs
-//! it, and only then makes it visible to cursors and answers the senders. Cursors ([`cursor`]) read
-//! the newest records from memory (the tail) and older ones from the files ([`load`]), never one
-//! that is not synced. At the start, [`recovery`] finds the files and judges what is in them.
+//! writer thread. The writer thread ([`writer`]) writes and syncs a group of waiting batches, and
+//! only then makes it visible to cursors and answers the senders. Cursors ([`cursor`]) read the
+//! newest records from memory (the tail) and older ones from the files ([`load`]), never one that
+//! is not synced. At startup, [`recovery`] finds the files and judges their content.
 //!
 //! One lock guards the [`state`]. No file is touched while it is held. Only the writer thread
-//! writes events. The [`upkeep`] saves the cursors file, deletes segments and makes their files
-//! ready for later segments.
+//! writes events. The [`upkeep`] saves the cursors file, deletes segments and prepares their files
+//! for later segments.
 //!
 //! Memory: 16 MiB for the tail, and about as much for what all cursors have read ahead, however
 //! large the backlog is. An event that is larger than its cursor's share is held alone.
 //!
-//! The public methods of this file are documented at [`super::Queue`], which alone calls them. Here
-//! is only what is different with files.
+//! The methods of [`super::Queue`] document the public methods of this file, which nothing else
+//! calls. Here is only what is different with files.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -57,104 +57,80 @@ use incoming::IncomingFile;
 use state::{LogState, Segment, SpoolState, TailRecord, Waiting};
 use writer::GROUP_BYTES;
 
-/// The greatest size of the tail in bytes. The tail is the newest records, which are kept in memory
-/// as well as in files.
 const TAIL_BYTES: u64 = if cfg!(test) { 24 << 10 } else { 16 << 20 };
 
-/// The number of bytes that the cursors of all outputs together may have read ahead from files.
-/// Each cursor may hold as many bytes as four reads return. With 4 outputs, each cursor may
-/// therefore hold 4 MiB, and one read is 1 MiB.
+/// The bytes that all cursors together may have read ahead from files. Each cursor may hold four
+/// reads: with 4 outputs, a read is 1 MiB, and a cursor may hold 4 MiB.
 const AHEAD_BYTES: u64 = 16 << 20;
 
-/// If there are more holes than this, holes that directly follow each other are joined into one,
-/// because the cursors file has no room for many more.
+/// With more holes than this, adjacent holes are joined, because the cursors file has little room.
 const HOLES_MAX: usize = if cfg!(test) { 3 } else { 256 };
 
-/// The least number of bytes that a cursor reads from a file at once, even if there are many
-/// outputs.
+/// The smallest read of a cursor in bytes, even if there are many outputs.
 const CHUNK_MIN: u64 = if cfg!(test) { 4 << 10 } else { 16 << 10 };
-/// The greatest number of bytes that a cursor reads from a file at once, even if there are few
-/// outputs.
+/// The largest read of a cursor in bytes, even if there are few outputs.
 const CHUNK_MAX: u64 = if cfg!(test) { 8 << 10 } else { 4 << 20 };
 
-/// The greatest number of bytes that copies of damaged records may take on the disk.
+/// The limit for the bytes of all copies of damaged records.
 const QUARANTINE_BYTES: u64 = 64 << 20;
 
-/// Copies of damaged records may take at most `queue.max_bytes` divided by this number.
+/// The copies may also take at most `queue.max_bytes` divided by this number.
 const QUARANTINE_PART: u64 = 16;
 
-/// Returns the greatest number of bytes that copies of damaged records may take, if
-/// `queue.max_bytes` is `capacity`.
 fn quarantine_bytes(capacity: u64) -> u64 {
     (capacity / QUARANTINE_PART).min(QUARANTINE_BYTES)
 }
 
-/// A disk that has not answered for this long counts as failed. Requests are then refused at once,
-/// and do not wait until the disk answers.
+/// A disk that has not answered for this long counts as failed: requests are refused at once.
 const HANGS: Duration = Duration::from_secs(5);
 
-/// A disk that has not answered for this long is told in the log.
+/// A disk that has not answered for this long is logged.
 const HANGS_TOLD: Duration = Duration::from_secs(10);
 
-/// The longest time that the queue waits for its two threads when it closes, because the disk may
-/// not answer.
+/// The longest wait for the queue's two threads when it closes, because the disk may not answer.
 const CLOSING: Duration = Duration::from_secs(3);
 
-/// The queue in files. A clone of this value is cheap, and refers to the same queue.
+/// The queue in files. A clone is cheap, and refers to the same queue.
 #[derive(Clone)]
 pub struct Queue {
     shared: Arc<Shared>,
 }
 
-/// The state that the handles of the queue, the cursors of the outputs and the two threads share.
-///
-/// The value exists until the last of its users is gone: the threads use it until [`Queue::close`],
-/// and each cursor until its output leaves. The field `state` has a lock. All other fields are
-/// constant or atomic, or have a lock of their own.
+/// The state that the handles of the queue, the cursors and the two threads share. The threads use
+/// it until [`Queue::close`], each cursor until its output leaves. All fields except `state` are
+/// constant or atomic, or have their own lock.
 struct Shared {
     disk: Arc<dyn Disk>,
     identity: Identity,
     state: Mutex<SpoolState>,
     wakes: Wakes,
-    /// The value of `queue.max_bytes`. It is changed only by a thread that holds the lock of
-    /// `state`.
+    /// The value of `queue.max_bytes`. It is changed only while the lock of `state` is held.
     capacity: AtomicU64,
     metrics: QueueMetrics,
-    /// The number of bytes of the files in `quarantine/`, which are copies of damaged bytes of
-    /// segments.
+    /// The number of bytes of the files in `quarantine/`, which are copies of damaged bytes.
     quarantined: AtomicU64,
-    /// The value that knows the lines as they came in. Empty without evidence.
     originals: OnceLock<Arc<dyn Originals>>,
-    /// The handles of the writer thread and of the upkeep's thread. Empty before the threads are
-    /// started, and after [`Queue::close`] has taken the handles.
+    /// The two threads. Empty before they are started, and after [`Queue::close`] has taken them.
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
     /// Cancelled when one of these threads has panicked.
     panicked: CancellationToken,
 }
 
-/// The condition variables and notifications for threads and tasks that wait for a change of the
-/// state. Whoever changes the state notifies them after the change. Nobody waits for a notification
-/// with the lock held.
+/// Wakes threads and tasks after a change of the state. Nobody waits with the lock held.
 #[derive(Default)]
 struct Wakes {
-    /// Notified when the writer thread has something to do.
     writer: Condvar,
-    /// Notified when the upkeep's thread has something to do.
     upkeep: Condvar,
-    /// Notified when the upkeep has tried to delete files that no output needs. Large request
-    /// bodies that are arriving may wait for the room of these files.
+    /// The upkeep has tried to delete files, for whose room large bodies may wait.
     reclaimed: Condvar,
-    /// Notified when a claim was finished or must be sent again, when an output was set back, has
-    /// ended or has left, and when the cursors file was saved because somebody asked for it.
+    /// A claim was finished or released, an output was rewound, has ended or has left, or a
+    /// requested save of the cursors file is done.
     progress: Notify,
 }
 
 impl Shared {
-    /// Locks the queue's state, and checks its ends. Debug builds also check that its counters
-    /// agree with its segments and batches.
-    ///
-    /// If a thread has panicked while it held the lock, the state is used as that thread has left
-    /// it, without the check. The panic is a bug, which that thread has reported.
+    /// Locks the state and checks it. If a thread has panicked with the lock, that was reported,
+    /// and the state is used unchecked, as that thread left it.
     fn lock(&self) -> MutexGuard<'_, SpoolState> {
         match self.state.lock() {
             Ok(state) => {
@@ -168,7 +144,6 @@ impl Shared {
         }
     }
 
-    /// Wakes the writer thread and the upkeep's thread.
     fn wake(&self) {
         self.wakes.writer.notify_one();
         self.wakes.upkeep.notify_one();
@@ -178,9 +153,8 @@ impl Shared {
         self.capacity.load(Ordering::Relaxed)
     }
 
-    /// Logs that the queue has room again. Does so only if the log's last line about room says that
-    /// the queue is full, and if now less than four fifths of `queue.max_bytes` are needed. If less
-    /// free room were enough, a queue that is nearly full would log a line for every few batches.
+    /// Logs that the queue has room again, once less than four fifths of `queue.max_bytes` are
+    /// needed: otherwise a queue that is nearly full would log a line for every few batches.
     fn log_not_full(&self, state: &mut SpoolState) {
         if !state.writing.told_full {
             return;
@@ -192,11 +166,9 @@ impl Shared {
         }
     }
 
-    /// Notes that a batch, or a large request body, has found no room, and logs that the queue is
-    /// full. Logs nothing if the log's last line about room already says so. In both cases wakes
-    /// the threads that may be able to delete segments.
+    /// Logs that the queue is full, unless the log says so already, and wakes the threads that may
+    /// be able to make room.
     fn log_full(&self, state: &mut SpoolState) {
-        // There may be a way to make room.
         self.wake();
         if !std::mem::replace(&mut state.writing.told_full, true) {
             let when_full = state.writing.when_full.name().to_owned();
@@ -205,26 +177,24 @@ impl Shared {
         }
     }
 
-    /// Returns the number of bytes of the files that the queue holds for events: segments, the
-    /// cursors file, and copies of damaged records. Spare files hold no events, and are given up
-    /// when their room is needed.
+    /// Returns the bytes that the queue holds for events: segments, the cursors file, and copies of
+    /// damaged records. Spare files do not count: they are given up when their room is needed.
     fn held_bytes(&self, state: &SpoolState) -> u64 {
         let accounting = &state.writing.accounting;
         let files = accounting.files() - accounting.spare_bytes();
         files + cursors::BYTES + self.quarantined.load(Ordering::Relaxed)
     }
 
-    /// Returns the part of [`Shared::held_bytes`] that can't be given to new batches: segments that
-    /// a required output needs, large request bodies that are arriving, the cursors file, copies of
-    /// damaged records, and files that could not be deleted.
+    /// Returns the part of [`Shared::held_bytes`] that a new batch can't get: segments that a
+    /// required output needs, large bodies that are arriving, the cursors file, copies of damaged
+    /// records, and files that could not be deleted.
     fn needed_bytes(&self, state: &SpoolState) -> u64 {
         let given = state.writing.accounting.pending_bytes() + state.log.unneeded_bytes();
         self.held_bytes(state).saturating_sub(given)
     }
 
-    /// Returns the part of `queue.max_bytes`, in bytes, that segment files may take. The other part
-    /// is for the cursors file, for a new cursors file that is made beside it, for the files
-    /// `synced` and `identity`, and for copies of damaged records.
+    /// Returns how many bytes of `queue.max_bytes` segments may take. The rest is for the cursors
+    /// file and its replacement, the files `synced` and `identity`, and copies of damaged records.
     fn usable(&self) -> u64 {
         let quarantined = self.quarantined.load(Ordering::Relaxed);
         let own = 2 * cursors::BYTES + synced::BYTES + identity::BYTES;
@@ -232,21 +202,16 @@ impl Shared {
         self.capacity().saturating_sub(others)
     }
 
-    /// Returns the number of bytes that new segments may take, a multiple of 4,096. The segments
-    /// that no output needs any more, and spare files, count as deleted already.
+    /// Returns the bytes that new segments may take, a multiple of 4,096. Segments that no output
+    /// needs any more, and spare files, count as deleted.
     fn room(&self, state: &SpoolState) -> u64 {
         (self.usable() + state.reclaimable()).saturating_sub(state.writing.accounting.taken())
             / BLOCK
             * BLOCK
     }
 
-    /// Finds room for a batch that needs this many bytes of a segment. Returns `None` if the last
-    /// segment still has room after all batches that wait to be written. Otherwise returns the size
-    /// of a new segment for the batch, in bytes.
-    ///
-    /// # Errors
-    ///
-    /// There is no room for either.
+    /// Finds room for a batch that needs this many bytes: in the last segment after all waiting
+    /// batches (`None`), or in a new segment of the returned size.
     fn place(&self, state: &SpoolState, needed: u64) -> Result<Option<u64>, Refused> {
         if needed <= state.writing.accounting.segment_free() {
             return Ok(None);
@@ -256,19 +221,14 @@ impl Shared {
         if least <= room { Ok(Some(size)) } else { Err(Refused::Full) }
     }
 
-    /// Returns how many bytes of segments have to be dropped to make room for a new segment with a
-    /// batch of `needed` bytes; 0 if there is room already.
+    /// Returns how many bytes of segments must be dropped for a batch in a new segment.
     fn missing(&self, state: &SpoolState, needed: u64) -> u64 {
         let wanted = state.writing.accounting.taken() + FIRST_RECORD + needed;
         wanted.saturating_sub(self.usable() + state.reclaimable())
     }
 
-    /// Chooses segments of at least `missing` bytes to drop, because their room is needed for a
-    /// batch. `None` if the batch is to be dropped instead (`drop_newest`).
-    ///
-    /// # Errors
-    ///
-    /// There are no segments that may be dropped for the batch.
+    /// Chooses segments to drop for a batch. `None` if the batch is to be dropped instead
+    /// (`drop_newest`). Fails if no segments may be dropped for it.
     fn choose(&self, state: &mut SpoolState, missing: u64) -> Result<Option<Vec<usize>>, Refused> {
         if let Some(spare) = state.log.droppable(missing, false) {
             return Ok(Some(spare));
@@ -283,8 +243,7 @@ impl Shared {
         }
     }
 
-    /// Adds a batch to the batches that wait to be written, and wakes the writer thread. Returns
-    /// the sender's receipt.
+    /// Lets a batch wait to be written, wakes the writer thread, and returns the sender's receipt.
     fn join_line(
         self: &Arc<Self>,
         mut state: MutexGuard<'_, SpoolState>,
@@ -308,21 +267,17 @@ impl Shared {
     }
 }
 
-/// Returns the greatest number of bytes that a batch takes in a segment. `lines` is the number of
-/// bytes of the batch's lines. The result is a multiple of 4,096, because each group of batches
-/// starts at such an offset.
+/// Returns an upper limit for the bytes that a batch takes in a segment.
 fn needed(lines: u64) -> u64 {
     (RECORD_HEADER + lines).next_multiple_of(BLOCK)
 }
 
 impl Queue {
-    /// Opens the queue in this directory. Returns the queue and a cursor for each of `outputs`. See
-    /// [`super::Queue::open`].
+    /// See [`super::Queue::open`]. Damaged files are not an error.
     ///
     /// # Errors
     ///
-    /// The directory can't be used, or the writer thread can't be started. Damaged files are not an
-    /// error.
+    /// The directory can't be used, or the threads can't be started.
     pub fn open(
         directory: &Path,
         config: &config::Queue,
@@ -343,8 +298,7 @@ impl Queue {
         Ok((queue, cursors))
     }
 
-    /// Returns `Ok` if the queue would now take a batch whose lines have this many bytes. See
-    /// [`super::Queue::admits`].
+    /// See [`super::Queue::admits`].
     ///
     /// # Errors
     ///
@@ -365,7 +319,6 @@ impl Queue {
         Ok(())
     }
 
-    /// Appends a batch to the batches that wait to be written, and returns the sender's receipt.
     /// See [`super::Queue::append`].
     ///
     /// # Errors
@@ -393,26 +346,23 @@ impl Queue {
         Ok(shared.join_line(state, append, None, opens))
     }
 
-    /// Returns `true` if a body of this many bytes may be appended as a list. See
-    /// [`super::Queue::keeps_list`].
+    /// See [`super::Queue::keeps_list`].
     pub fn keeps_list(&self, bytes: usize) -> bool {
         needed(bytes as u64) <= GROUP_BYTES
             && self.shared.lock().log.cursors.iter().all(|(_, cursor)| cursor.takes_lists)
     }
 
-    /// Returns `true` while the queue counts as full. See [`super::Queue::is_full`].
+    /// See [`super::Queue::is_full`].
     pub fn is_full(&self) -> bool {
         self.shared.lock().writing.told_full
     }
 
-    /// Returns the reason why the disk stores no batches at present; `None` if it does. See
-    /// [`super::Queue::fault`].
+    /// See [`super::Queue::fault`].
     pub fn fault(&self) -> Option<String> {
         self.shared.lock().writing.health.fault()
     }
 
-    /// Notes for the log that the disk does not answer, or that it answers again. See
-    /// [`super::Queue::watch_disk`].
+    /// See [`super::Queue::watch_disk`].
     pub fn watch_disk(&self) {
         let mut state = self.shared.lock();
         let health = &mut state.writing.health;
@@ -426,7 +376,7 @@ impl Queue {
         }
     }
 
-    /// Waits until one of the two threads has panicked, and returns a message that says so.
+    /// Waits until one of the two threads has panicked. Returns a message.
     ///
     /// # Cancel safety
     ///
@@ -436,13 +386,12 @@ impl Queue {
         "the thread that writes the queue has panicked".to_owned()
     }
 
-    /// Returns the limit of the queue in bytes: `queue.max_bytes`. See [`super::Queue::capacity`].
+    /// See [`super::Queue::capacity`].
     pub fn capacity(&self) -> u64 {
         self.shared.capacity()
     }
 
-    /// Applies the settings that can change at run time. New segments that are planned already, for
-    /// batches that wait to be written, keep their size. See [`super::Queue::apply`].
+    /// See [`super::Queue::apply`]. New segments that are already planned keep their size.
     #[allow(clippy::cast_precision_loss, reason = "a gauge; sizes are below 2^52")]
     pub fn apply(&self, config: &config::Queue) {
         let mut state = self.shared.lock();
@@ -457,13 +406,12 @@ impl Queue {
         self.shared.log_not_full(&mut state);
     }
 
-    /// Adds an output, and returns its cursor, which begins at the end of the synced part of the
-    /// log. See [`super::Queue::join`].
+    /// See [`super::Queue::join`]. The output begins at the end of the synced part of the log.
     ///
     /// # Errors
     ///
-    /// The queue is closed, the queue has an output of this name already, there are too many
-    /// outputs, or the cursors file can't be written. The output has then not joined.
+    /// The queue is closed or has an output of this name already, there are too many outputs, or
+    /// the cursors file can't be written. The output has then not joined.
     ///
     /// # Cancel safety
     ///
@@ -480,8 +428,7 @@ impl Queue {
         }
     }
 
-    /// Adds the cursor, and asks the upkeep to save the cursors file. The output has joined when
-    /// the cursors file is saved.
+    /// Adds the cursor and requests a save of the cursors file, after which the output has joined.
     fn begin_to_join(&self, output: Output) -> Result<Joining, JoinError> {
         let mut state = self.shared.lock();
         if state.writing.closed {
@@ -506,8 +453,7 @@ impl Queue {
         Ok(Joining { shared, cursor, number })
     }
 
-    /// Sets whether the output with this name is required: events are kept until all required
-    /// outputs have finished them. See [`super::Queue::require`].
+    /// See [`super::Queue::require`].
     pub fn require(&self, name: &str, required: bool) {
         let mut guard = self.shared.lock();
         let state = &mut *guard;
@@ -520,8 +466,8 @@ impl Queue {
         self.shared.log_not_full(state);
     }
 
-    /// Returns two numbers: the bytes that the queue holds, counted as for `queue.max_bytes`, and
-    /// the events that at least one output has not finished.
+    /// Returns the bytes that the queue holds, as `queue.max_bytes` counts them, and the events
+    /// that at least one output has not finished.
     pub fn held(&self) -> (u64, u64) {
         let state = self.shared.lock();
         let watermarks = state.log.outputs().map(|cursor| cursor.claims.watermark());
@@ -531,13 +477,12 @@ impl Queue {
         (self.shared.held_bytes(&state), events)
     }
 
-    /// Returns the part of the bytes that the queue holds whose room a new batch can't have. See
-    /// [`super::Queue::needed`].
+    /// See [`super::Queue::needed`].
     pub fn needed(&self) -> u64 {
         self.shared.needed_bytes(&self.shared.lock())
     }
 
-    /// Returns the name and the backlog of each output. See [`super::Queue::backlogs`].
+    /// See [`super::Queue::backlogs`].
     pub fn backlogs(&self) -> Vec<(String, Backlog)> {
         let state = self.shared.lock();
         let backlog =
@@ -545,34 +490,33 @@ impl Queue {
         state.log.outputs().map(backlog).collect()
     }
 
-    /// Returns the name of each output, and the number of events that it gets after the next start:
-    /// its backlog, and the events that it has set aside.
+    /// Returns the name of each output and the number of events that it gets after a restart: its
+    /// backlog, and the events that it has set aside.
     pub fn kept(&self) -> Vec<(String, u64)> {
         let log = &self.shared.lock().log;
         let kept = |cursor: &CursorState| log.backlog(cursor).events + cursor.aside;
         log.outputs().map(|cursor| (cursor.output.name.clone(), kept(cursor))).collect()
     }
 
-    /// Returns the queue's directory, and the end of the log. See [`super::Queue::disk`].
+    /// See [`super::Queue::disk`].
     pub fn disk(&self) -> (Arc<dyn Disk>, Position) {
         (Arc::clone(&self.shared.disk), self.shared.lock().log.end.position)
     }
 
-    /// Compares lines that are read from files. See [`super::Queue::compare_with`].
+    /// See [`super::Queue::compare_with`].
     pub fn compare_with(&self, originals: Arc<dyn Originals>) {
-        // The start sets this value once.
+        // Only the first call sets the value.
         let _is_first = self.shared.originals.set(originals).is_ok();
     }
 
-    /// Returns the first position that each output has not finished. See [`super::Queue::places`].
+    /// See [`super::Queue::places`].
     pub fn places(&self) -> Vec<(String, Position)> {
         let state = self.shared.lock();
         let place = |cursor: &CursorState| (cursor.output.name.clone(), cursor.saved().position);
         state.log.outputs().map(place).collect()
     }
 
-    /// Sets the gauges that are computed only when the metrics are read. See
-    /// [`super::Queue::observe`].
+    /// See [`super::Queue::observe`].
     #[allow(clippy::cast_precision_loss, reason = "gauges; sizes and counts are below 2^52")]
     pub fn observe(&self) {
         let (bytes, events) = self.held();
@@ -591,9 +535,7 @@ impl Queue {
         }
     }
 
-    /// Stops handing out events, and then waits until no output has an event on the wire. If the
-    /// queue is `ephemeral`, hands out events until every output has finished all of them, and has
-    /// none set aside.
+    /// See [`super::Queue::drained`].
     ///
     /// # Cancel safety
     ///
@@ -609,8 +551,8 @@ impl Queue {
         until(&self.shared.wakes.progress, is_done).await;
     }
 
-    /// Counts the events as lost that an output has not finished, because the directory goes away.
-    /// Returns for each output its name, and the number of these events.
+    /// Counts the unfinished events of each output as lost, because the directory is ephemeral.
+    /// Returns the name of each output and the number of these events.
     pub fn abandon(&self) -> Vec<(String, u64)> {
         let log = &mut self.shared.lock().log;
         let lost = |cursor: &CursorState| {
@@ -624,8 +566,7 @@ impl Queue {
         lost
     }
 
-    /// Notes that the output with this name has ended permanently. The events that it has not
-    /// finished stay in the queue for the next start. See [`super::Queue::give_up`].
+    /// See [`super::Queue::give_up`]. The unfinished events stay in the queue for the next start.
     pub fn give_up(&self, name: &str) {
         let mut state = self.shared.lock();
         for (_, cursor) in &mut state.log.cursors {
@@ -635,8 +576,7 @@ impl Queue {
         self.shared.wakes.progress.notify_waiters();
     }
 
-    /// Closes the queue: it takes no more batches. Waits until the cursors file is saved and both
-    /// threads have ended, but at most for the time [`CLOSING`].
+    /// Closes the queue. Waits at most [`CLOSING`] for the cursors file and both threads.
     pub async fn close(&self) {
         self.shared.lock().writing.closed = true;
         self.shared.wake();
@@ -658,29 +598,24 @@ impl Queue {
     }
 }
 
-/// An output that is joining: the cursors file does not have its name yet. If this value is
-/// dropped, the output's cursor is removed, and no event is counted as lost for the output.
+/// An output that is joining. If this value is dropped, its cursor is removed, and no event is
+/// counted as lost for it.
 struct Joining {
     shared: Arc<Shared>,
-    /// The output's cursor. `None` after it was passed to the caller.
     cursor: Option<Cursor>,
-    /// The number of the request to save the cursors file. When this request is fulfilled, the file
-    /// has the output's name.
+    /// The number of the requested save that puts the output into the cursors file.
     number: u64,
 }
 
 impl Joining {
-    /// Returns `true` if the cursors file has the output's name.
     fn is_saved(&self) -> bool {
         self.shared.lock().writing.saving.done >= self.number
     }
 
-    /// Waits until the cursors file has the name of the output that joins.
     async fn saved(&self) {
         until(&self.shared.wakes.progress, || self.is_saved()).await;
     }
 
-    /// Returns the output's cursor. The output has then joined.
     fn end(mut self) -> Result<Cursor, JoinError> {
         self.cursor.take().ok_or(JoinError::Closed)
     }
@@ -695,11 +630,10 @@ impl Drop for Joining {
 }
 
 impl Withdraw for Shared {
-    /// Removes a batch that the writer thread has not begun to write. `number` is its number among
-    /// the batches that wait to be written.
+    /// Removes a batch that the writer thread has not begun to write.
     fn withdraw(&self, number: u64) {
         self.lock().writing.withdraw(number);
-        // If the batch was a large body, its file must be deleted.
+        // The file of a large body must be deleted.
         self.wakes.upkeep.notify_one();
     }
 }

@@ -1,12 +1,12 @@
 //! The file `synced`, which says up to where the log is known to be on the disk. Its format is in
 //! docs/internals/spool-format.md.
 //!
-//! If a record at the end of the log is not valid after a crash, there are two possible reasons:
-//! its write was not finished, so that its sender got no 200, or the record was damaged later. The
-//! file tells the two apart. The writer thread notes the end of the log here after each sync and
-//! before it answers the senders. The note itself is not synced: it is in the kernel's memory,
-//! which survives a kill of the process. After a power loss the note may be an older one. It is
-//! then still true, but knows of less.
+//! An invalid record at the end of the log after a crash has two possible reasons: its write was
+//! not finished, and its sender got no answer; or it was damaged later. The file tells the two
+//! apart. The writer thread writes the end of the log into it (a note) after each sync of a segment
+//! and before it answers the senders. The note itself is not synced: it is in the kernel's memory,
+//! which survives a kill of the process. After a power loss the note may be an older one, which is
+//! still true, but knows of less.
 
 use std::io;
 use std::sync::Arc;
@@ -17,25 +17,19 @@ use base::disk::{Access, Disk, File};
 use base::position::Position;
 use base::release::Format;
 
-/// The name of the file.
 pub(crate) const FILE: &str = "synced";
 
-/// The first bytes of a note.
 const MAGIC: [u8; 8] = *b"\xFFKAFSYN\0";
 
-/// The version of the format of the file.
 const VERSION: u32 = 1;
 
-/// The format of the file, for `--version`.
 pub(crate) const FORMAT: Format =
     Format { name: "queue end of the log", reads: &[VERSION], writes: VERSION };
 
-/// The size of a note in bytes. A note lies in one sector of the disk, so it is written as a whole
-/// or not at all.
+/// The size of a note in bytes. It lies in one sector, so it is written as a whole or not at all.
 const NOTE: usize = 52;
 
-/// The size of the file in bytes. There are two notes, each at the beginning of a block of its own,
-/// which are written in turn.
+/// The size of the file in bytes. Two notes, each in its own block, are written in turn.
 pub(crate) const BYTES: u64 = 2 * BLOCK;
 
 /// The place up to which the log is known to be synced.
@@ -43,7 +37,7 @@ pub(crate) const BYTES: u64 = 2 * BLOCK;
 pub(crate) struct Synced {
     /// The end of the synced part of the log.
     pub end: LogOffset,
-    /// The first position of the segment in which this end lies.
+    /// The first position of the segment of this end.
     pub segment: Position,
     /// The offset of this end in the segment's file.
     pub offset: u64,
@@ -63,7 +57,7 @@ impl Synced {
         bytes
     }
 
-    /// Reads a note. `None` if it is damaged, was never written, or has another version.
+    /// `None` if the note is damaged, was never written, or has another version.
     fn decode(bytes: &[u8; NOTE]) -> Option<Self> {
         let checks = bytes.starts_with(&MAGIC)
             && u32_at(bytes, 8) == VERSION
@@ -77,12 +71,8 @@ impl Synced {
     }
 }
 
-/// Reads the file. Returns the later one of its two notes; `None` if there is no file, or if no
-/// note is whole. A single note that can't be read counts as damaged.
-///
-/// # Errors
-///
-/// The file can't be opened, or neither note can be read.
+/// Returns the later one of the two notes; `None` if there is no whole one. A single note that
+/// can't be read counts as damaged.
 pub(crate) fn read(disk: &dyn Disk) -> io::Result<Option<Synced>> {
     let Some(file) = disk::open_if_there(disk, FILE)? else { return Ok(None) };
     let note = |slot: u64| {
@@ -98,21 +88,15 @@ pub(crate) fn read(disk: &dyn Disk) -> io::Result<Option<Synced>> {
     }
 }
 
-/// The file as the writer thread uses it.
 #[derive(Debug, Default)]
 pub(super) struct SyncedFile {
-    /// The open file. `None` before the first note, and after an error.
+    /// `None` before the first note, and after an error.
     file: Option<Arc<dyn File>>,
     /// The slot of the next note: 0 or 1.
     slot: u64,
 }
 
 impl SyncedFile {
-    /// Writes a note over the older one of the two.
-    ///
-    /// # Errors
-    ///
-    /// The file can't be made or written.
     pub(crate) fn write(&mut self, disk: &dyn Disk, synced: &Synced) -> io::Result<()> {
         let file = match self.file.take() {
             Some(file) => file,

@@ -1,63 +1,54 @@
 //! The end of the log: how far it goes, and which invalid bytes there were never acknowledged. (The
-//! newest records in memory, which are also called the tail, are in `spool/state.rs`.)
+//! newest records in memory, also called the tail, are in `spool/state.rs`.)
 //!
 //! The start of the queue cuts the log off there, by the cases 14 to 18 of the table in
-//! `spool/recovery.rs`. The commands that look at a directory from outside use the same code, so
-//! that both call the same bytes damaged and the same write unfinished.
+//! `spool/recovery.rs`. The inspection commands use the same code, so that both call the same bytes
+//! damaged and the same write unfinished.
 
 use super::segment::{BLOCK, Check, Damage, Found, LogOffset, RecordHeader, SegmentFile};
 use super::synced::Synced;
 use base::position::Position;
 
-/// The result of reading the end of the last segment, which is the end of the log.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Tail {
-    /// The place where the log ends: the position after its last event, and the number of bytes of
-    /// all lines in the log.
+    /// The place where the log ends.
     pub end: LogOffset,
     /// The offset in the segment file where the log ends.
     pub kept: u64,
-    /// The damaged parts of the file that had acknowledged events in them (cases 15, 16 and 18).
+    /// The damaged parts of the file that had acknowledged events (cases 15, 16 and 18).
     pub damages: Vec<Damage>,
-    /// The offset in the file of a write that was not finished (case 17), so that its events were
-    /// never acknowledged. `None` if there is no such write.
+    /// The offset of an unfinished write (case 17), whose events were never acknowledged.
     pub unfinished: Option<u64>,
 }
 
 /// The place up to which the log is known to be synced.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Known {
-    /// Events before this place were synced. Damage before it is therefore never taken for an
-    /// unfinished write.
+    /// Damage before this place is never an unfinished write.
     pub end: LogOffset,
-    /// The offset of this place in the file of the last segment; `None` if only the place in the
-    /// log is known.
+    /// The offset of this place in the last segment; `None` if it is unknown.
     pub offset: Option<u64>,
 }
 
 impl Known {
-    /// Returns up to where the log is known to be synced: the later one of the places that the
-    /// cursors file (`cursors`) and the file `synced` name.
+    /// Returns the later one of the ends that the cursors file and the file `synced` name.
     pub(crate) fn end(cursors: LogOffset, synced: Option<Synced>) -> LogOffset {
         synced.map_or(cursors, |synced| synced.end.max(cursors))
     }
 
-    /// Joins what the cursors file says (`cursors`) with what the file `synced` says. `last`: the
-    /// first position of the segment whose end is read.
+    /// Joins what the cursors file and the file `synced` say. `last`: the first position of the
+    /// segment whose end is read.
     pub(crate) fn new(cursors: LogOffset, synced: Option<Synced>, last: Position) -> Self {
         let here = synced.filter(|synced| synced.end >= cursors && synced.segment == last);
         Self { end: Self::end(cursors, synced), offset: here.map(|synced| synced.offset) }
     }
 }
 
-/// Damaged bytes in the last group, of which nothing has proved yet that they were synced, and the
-/// end of the log before them.
+/// Damage in the last group that may be an unfinished write, and the end of the log before it.
 type Unsure = (Damage, LogOffset);
 
 impl Tail {
-    /// Reads the last segment to its end, and finds where the log ends. Reading begins at the
-    /// offset `from` of the file, which is the place `begin` of the log. The table of cases is at
-    /// the head of `spool/recovery.rs`.
+    /// Reads the last segment from the offset `from`, the place `begin` of the log, to its end.
     pub(crate) fn read(last: &SegmentFile<'_>, from: u64, begin: LogOffset, known: Known) -> Self {
         let mut tail = Self { end: begin, kept: from, damages: Vec::new(), unfinished: None };
         let mut from = (from, begin.position);
@@ -71,7 +62,6 @@ impl Tail {
         tail
     }
 
-    /// Reads the bytes before the offset that is known to be synced.
     fn read_synced(&mut self, last: &SegmentFile<'_>, from: (u64, Position), offset: u64) {
         let synced = SegmentFile { size: offset.min(last.size), ..*last };
         let mut scan = synced.scan(from, Check::Lines);
@@ -84,7 +74,7 @@ impl Tail {
         }
     }
 
-    /// Reads the groups that begin at `from` or later. Returns the damage in the last group.
+    /// Reads the groups from `from` on. Returns the damage in the last group.
     fn read_groups(&mut self, last: &SegmentFile<'_>, from: (u64, Position)) -> Vec<Unsure> {
         let mut scan = last.scan(from, Check::Lines);
         let mut unsure: Vec<Unsure> = Vec::new();
@@ -107,14 +97,12 @@ impl Tail {
         unsure
     }
 
-    /// Decides whether the damage in the last group is an unfinished write. Events before `known`
-    /// were synced.
+    /// Decides whether the damage in the last group, behind `known`, is an unfinished write.
     fn judge(&mut self, last: &SegmentFile<'_>, unsure: Vec<Unsure>, known: Position) {
         let whole = self.kept;
         for (damage, before) in unsure {
             let offset = damage.bytes.start;
-            // Case 17. In a file that was used before, old bytes are where nothing was written, and
-            // not zeros.
+            // Case 17. A reused file has old bytes, and not zeros, where nothing was written.
             if (damage.torn || last.reused) && known <= before.position {
                 if offset < whole {
                     (self.end, self.kept) = (before, offset);

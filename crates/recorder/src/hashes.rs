@@ -1,7 +1,7 @@
-//! The files of line hashes below `lines/`: they are appended to, and the oldest are deleted.
+//! The files of line hashes below `lines/`. Only the newest file grows; the oldest are deleted.
 //!
-//! A size on the disk is not believed, because somebody else may have written to a file. The sizes
-//! of an earlier run are those in `evidence-head`. No entry is about the hashes behind them.
+//! The size of a file on the disk is not trusted, because somebody else may have written to it. The
+//! sizes of an earlier run are those in `evidence-head`; no entry is about later hashes.
 
 use std::io;
 use std::sync::Arc;
@@ -28,20 +28,20 @@ pub(crate) struct Hashes {
     /// The file to which records are appended, its name and its size. `None` if the next records
     /// begin a new file.
     open: Option<(Arc<dyn File>, LineFile, u64)>,
-    /// The file to which the last write failed, and the size that it has to be cut to. A file that
-    /// is not the newest one and is longer than the log says looks changed by somebody else.
+    /// The file to which the last write failed, and the size to which it must be cut. Otherwise it
+    /// would look changed by somebody else when it is not the newest file any more.
     failed: Option<(Arc<dyn File>, u64)>,
-    /// Records that are not durable yet. `first` is the position for the name of a new file, if
-    /// they begin one; `None` if there are no such records.
+    /// Records that are not durable yet.
     buffer: Vec<u8>,
+    /// The position for the name of a new file, if these records begin one; `None` without records.
     first: Option<u64>,
 }
 
 impl Hashes {
-    /// Finds the files of earlier runs. `known` has the sizes when the log was durable the last
-    /// time; `None` if nobody knows them. The rest of each file is cut off. `has_ended`: the relay
-    /// ended in order, so that there is no rest. The second value is `true` if no crash explains
-    /// the rest, or if something is missing.
+    /// Finds the files of earlier runs. `known` has the sizes at the last commit; `None` if they
+    /// are not known. The bytes of a file after its known size are cut off. `has_ended` is `true`
+    /// if the relay ended in order, so that there are no such bytes. The second value of the result
+    /// is `true` if a crash does not explain such bytes, or if something is missing.
     ///
     /// # Errors
     ///
@@ -72,7 +72,7 @@ impl Hashes {
                 None => lines::whole_bytes(&read_all(&*file, FILE_BYTES_MAX)?),
                 Some(_) => size.unwrap_or_default(),
             };
-            // Only the newest file can have what a crash has interrupted.
+            // Only in the newest file can a crash have interrupted a write.
             let is_interrupted = is_newest && bytes <= end.saturating_add(slack);
             // An earlier run may have been killed before it could delete the oldest files.
             let is_old = size.is_none() && ends.is_some_and(|(oldest, _)| name < oldest);
@@ -83,7 +83,7 @@ impl Hashes {
                 continue;
             }
             if bytes > end {
-                // If this were lost with the power, the next start would take it for tampering.
+                // If a power failure undid the cut, the next start would report tampering.
                 let file = disk.open(&path, Access::Write)?;
                 file.truncate(end)?;
                 file.sync()?;
@@ -94,13 +94,12 @@ impl Hashes {
         Ok((Self { disk, max_bytes, files, open, failed, buffer, first }, is_tampered))
     }
 
-    /// Returns the files and their sizes.
     pub(crate) fn sizes(&self) -> &Sizes {
         &self.files
     }
 
-    /// Adds a record. `next` is the position after the last range of accepted events before it. The
-    /// hashes are not durable before [`Hashes::commit`].
+    /// Adds a record. `next` is the position after the last range of accepted events before this
+    /// record. The hashes are not durable before [`Hashes::commit`].
     pub(crate) fn push(&mut self, record: &Record, next: u64) {
         self.first.get_or_insert(next);
         record.write(&mut self.buffer);
@@ -134,7 +133,7 @@ impl Hashes {
         Ok(())
     }
 
-    /// Returns `true` if the file to which records are appended still exists.
+    /// Returns `false` if the file to which records are appended was removed or cut.
     ///
     /// # Errors
     ///
@@ -168,9 +167,9 @@ impl Hashes {
         let name = match last.map(|(name, bytes)| (*name, *bytes)) {
             Some((name, bytes)) if bytes < self.file_bytes() => {
                 let file = self.disk.open(&path(&name.path()), Access::Write)?;
-                // A failed write may have left more.
+                // A failed write may have left more bytes.
                 file.truncate(bytes)?;
-                // The run before may have been killed before it synced the file's name.
+                // The earlier process may have been killed before it synced the file's name.
                 self.disk.sync_directory(&path(LINES))?;
                 return Ok((file, name, bytes));
             }
@@ -185,8 +184,8 @@ impl Hashes {
         Ok((file, name, 0))
     }
 
-    /// Returns the oldest files, which have to be deleted so that the others have at most
-    /// `evidence.max_bytes`. They do not count any more; [`Hashes::remove`] deletes them.
+    /// Gives up the oldest files, so that the others have at most `evidence.max_bytes`, and returns
+    /// them. They do not count any more; [`Hashes::remove`] deletes them.
     pub(super) fn give_up_oldest(&mut self) -> Vec<LineFile> {
         let open = self.open.as_ref().map(|(_, name, _)| *name);
         let mut bytes = self.files.values().sum::<u64>();
@@ -208,7 +207,7 @@ impl Hashes {
         self.files.keys().next().map_or(0, |oldest| oldest.first)
     }
 
-    /// Deletes files. The next start tries a file again that can't be deleted now.
+    /// Deletes files. A file that can't be deleted now is tried again at the next start.
     pub(crate) fn remove(&self, files: &[LineFile]) {
         for name in files {
             if let Err(error) = self.disk.remove(&path(&name.path())) {

@@ -1,14 +1,14 @@
 //! Evidence: a log that proves which events came in.
 //!
-//! This crate promises that the log says of each event what became of it, or says for which
-//! positions it can't. It imports `queue`, `evidence-log` and `client` (witnesses). What must never
-//! happen here: an event is changed, or an answer to a sender waits for a witness.
+//! This crate promises that the log says what became of each event, or for which positions it can't
+//! say this. It imports `queue`, `evidence-log` and `client` (witnesses). What must never happen
+//! here: an event is changed, or an answer to a sender waits for a witness.
 //!
 //! A thread of its own reads the queue, hashes each line, and enters ranges of events with a root
 //! over their hashes into a transparency log ([`evidence_log::tlog`]) below the queue's directory.
-//! The roots are signed by checkpoints. Whoever has kept a checkpoint can tell later if an event
-//! was taken out, changed or added. The log itself holds nothing from which an event could be
-//! guessed.
+//! The roots are signed by checkpoints. With a checkpoint that was kept, anybody can tell later if
+//! an event was taken out, changed or added. The log itself holds nothing from which an event could
+//! be guessed.
 //!
 //! | floor | files | what they know |
 //! |---|---|---|

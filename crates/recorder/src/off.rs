@@ -14,7 +14,7 @@ use evidence_log::layout::{DIRECTORY, KNOWN, OFF, if_there, read};
 /// The maximum size of the file in bytes.
 const FILE_BYTES_MAX: usize = 16 << 10;
 
-/// The maximum number of ranges in the file. More can only come up if evidence is turned on and off
+/// The maximum number of ranges in the file. There are more only if evidence is turned on and off
 /// this often without a checkpoint; the last two ranges are then joined.
 const RANGES_MAX: usize = 64;
 

@@ -22,12 +22,12 @@ use evidence_log::tlog::merkle::Hash;
 use queue::lines;
 use telemetry::{EvidenceError, EvidenceMetrics};
 
-/// The number of files whose records are indexed in memory. A record takes 32 bytes there, and at
+/// The number of files whose records are indexed in memory. A record takes 24 bytes there, and at
 /// least one record is written each second in which events come in.
 const INDEXED_MAX: usize = 2;
 
-/// The longest time for which lines from files wait until the recorder has opened the log. As a
-/// rule, the recorder needs less. After this time, lines are sent without a comparison.
+/// The longest time for which lines from files wait until the recorder has opened the log. After
+/// this time, lines are sent without a comparison.
 const OPENS_WITHIN: Duration = Duration::from_secs(10);
 
 /// The maximum number of positions of changed events that are remembered.
@@ -36,7 +36,7 @@ const TOLD_MAX: usize = 1 << 16;
 /// The shortest time between two log lines about changed events.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// The line hashes of the events that came in, found by positions.
+/// The line hashes of the events that came in, by their positions.
 pub struct Originals {
     disk: Arc<dyn Disk>,
     metrics: EvidenceMetrics,
@@ -53,7 +53,7 @@ struct Told {
     /// The time of the last log line about them.
     at: Option<Instant>,
     /// The positions of these events. Each output reads an event by itself and may read it again,
-    /// so an event is reported once only.
+    /// but the event is reported only once.
     positions: HashSet<Position>,
 }
 
@@ -62,7 +62,7 @@ struct Indexed {
     name: LineFile,
     /// The number of bytes of the file that were searched for records.
     bytes: u64,
-    /// The positions of each record with lines as they came in, and its offset.
+    /// The positions and the offset of each record whose lines are as they came in.
     records: Vec<(Range<u64>, u64)>,
 }
 
@@ -86,7 +86,7 @@ impl Originals {
     }
 
     /// Sets whether lines are compared from now on. The recorder calls this when it has opened the
-    /// log, has failed to do so, or records no more. If nothing is recorded, the hashes may be
+    /// log, has failed to open it, or records no more. If nothing is recorded, the hashes may be
     /// those of other events.
     pub fn decide(&self, compares: bool) {
         *lock(&self.compares) = Some(compares);
@@ -115,7 +115,7 @@ impl Originals {
         let mut found = Vec::new();
         for name in names.into_iter().skip(begins.saturating_sub(2)) {
             let file = if_there(self.disk.open(&path(&name.path()), Access::Read))?;
-            // The relay has deleted this file meanwhile.
+            // `None`: the relay has just deleted this file.
             let Some(file) = file else { continue };
             for offset in self.offsets(&*file, name, positions)? {
                 let read = |buffer: &mut [u8], at| read_exact(&*file, buffer, at);
@@ -239,7 +239,7 @@ mod tests {
         Record::accepted(lines::Range { first, salt, lines })
     }
 
-    /// Returns a comparison of lines that has been decided, and the files of hashes beside it.
+    /// Returns a comparison of lines that has been decided, and the files of hashes for it.
     fn opened(telemetry: &Telemetry, compares: bool) -> (Originals, Hashes) {
         let disk: Arc<dyn Disk> = Arc::new(SimulatedDisk::new(1));
         let originals = Originals::new(Arc::clone(&disk), telemetry.evidence());

@@ -19,7 +19,7 @@ const CHANGED_BYTES: usize = r#""4095","#.len();
 pub struct Made {
     /// The entry.
     pub entry: Entry,
-    /// The hashes of the lines that were sent; `None` if the entry is about events that were not.
+    /// The hashes of the lines that were sent; `None` if no line was sent, or all as they came in.
     pub sent: Option<Record>,
 }
 
@@ -62,7 +62,7 @@ pub fn entries(finished: &[Finished], salt: impl Fn() -> Salt) -> Vec<Made> {
 enum Kind {
     /// No line was sent.
     None,
-    /// Lines were sent as they came.
+    /// Lines were sent as they came in.
     NotHashed,
     /// The hash of each line that was sent is known.
     Hashed,
@@ -89,7 +89,6 @@ struct Run {
     sent: Option<SentLine>,
 }
 
-/// Cuts a range of events into runs.
 fn runs(range: std::ops::Range<u64>, fates: &Fates) -> Vec<Run> {
     let mut runs = Vec::new();
     if *fates == Fates::default() {
@@ -112,7 +111,6 @@ fn runs(range: std::ops::Range<u64>, fates: &Fates) -> Vec<Run> {
     runs
 }
 
-/// The entry that is being made.
 struct Open {
     entry: Delivered,
     kind: Kind,
@@ -125,7 +123,6 @@ impl Open {
         Self { entry, kind, lines: Vec::new() }
     }
 
-    /// Returns `true` if a run can be added to this entry.
     fn takes(&self, output: &str, run: &Run, kind: Kind) -> bool {
         let Delivered { not_delivered, changed, count, .. } = &self.entry;
         let follows = self.entry.output == output && self.entry.range().end == run.first;

@@ -1,10 +1,9 @@
 //! The thread that records evidence.
 //!
 //! The thread reads the queue as an output does, with a cursor of its own, and no batch waits for
-//! the thread. The thread hashes the lines, and writes in this order: the line hashes, the entries,
-//! and only then does it finish its claims, so that the queue keeps each event until its evidence
-//! is durable. If nothing can be written, the claims stay open, and events are forwarded
-//! nevertheless.
+//! the thread. It hashes the lines, writes the line hashes, then the entries, and only then
+//! finishes its claims, so that the queue keeps each event until its evidence is durable. If
+//! nothing can be written, the claims stay open, and events are forwarded nevertheless.
 
 use std::io;
 use std::ops::Range as Positions;
@@ -56,13 +55,13 @@ pub struct Setup {
     pub queue: Queue,
     /// The directory of the queue.
     pub disk: Arc<dyn Disk>,
-    /// The recorder's own place in the queue.
+    /// The recorder's own cursor in the queue.
     pub cursor: Cursor,
     /// The position at which the cursor begins, and the position after the last event of the queue.
     pub positions: (Position, Position),
     /// The positions that came in while evidence was off and may have no entry yet, in order.
     pub off: Vec<Positions<u64>>,
-    /// How the relay runs. The places of the outputs are asked for whenever an entry needs them.
+    /// The facts about the relay that entries give. The outputs' positions are read for each entry.
     pub running: Running,
     /// The metrics of the evidence.
     pub metrics: EvidenceMetrics,
@@ -77,16 +76,14 @@ pub struct Setup {
 /// An order to the recorder's thread.
 #[derive(Debug)]
 enum Order {
-    /// The relay has reloaded its config.
     Reload(Running),
-    /// The relay stops.
     Stop(Running, Times),
 }
 
-/// The deadlines for the last work.
+/// The deadlines for the work after the order to stop.
 #[derive(Debug, Clone, Copy)]
 struct Times {
-    /// After a start, witnesses may contradict the log until this time.
+    /// If the questions of the startup are open, witnesses may contradict the log until this time.
     asks: Instant,
     /// Events are recorded until this time.
     records: Instant,
@@ -169,7 +166,7 @@ impl Drop for NoticePanic {
 /// The range of events that is being hashed.
 struct Open {
     range: Range,
-    /// The time at which the last event of the range came in.
+    /// The time at which the last event of the range was accepted.
     received: u64,
 }
 
@@ -177,7 +174,7 @@ struct Open {
 #[derive(Default)]
 struct Taken {
     claims: Vec<Claim>,
-    /// The bytes of their lines.
+    /// The number of bytes of the claimed lines.
     bytes: u64,
 }
 
@@ -203,9 +200,9 @@ struct Work {
     checkpoint_at: Instant,
     heartbeat_at: Instant,
     fates: Fates,
-    /// The positions whose events count as unproven and not as lost, if they have no entry and the
-    /// queue does not have them any more: the queue has given them up, or files of the log were
-    /// changed or removed.
+    /// Events at these positions count as unproven and not as lost, if they have no entry and are
+    /// no longer in the queue. The queue has given them up, or files of the log were changed or
+    /// removed.
     unproven: Vec<Positions<u64>>,
 }
 
@@ -236,14 +233,14 @@ impl State {
     }
 }
 
-/// Whether the files can be opened and written.
+/// The result of the last attempts to open and to write the files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Trouble {
-    /// They can, as far as is known.
+    /// No failure is known.
     None,
-    /// An attempt has failed, and the log of the relay says so. Nothing is tried before this time.
+    /// An attempt has failed, which the relay has logged. Nothing is tried before this time.
     Waits(Instant),
-    /// The same, but entries are still taken: the time is over, or only a signature has failed.
+    /// An attempt has failed, but entries are taken: the pause is over, or only a signature failed.
     Told,
 }
 
@@ -255,7 +252,7 @@ struct Log {
     /// recorder began.
     next: u64,
     witnesses: Witnesses,
-    /// After a start, nothing is signed until all witnesses have answered or this time has come.
+    /// At startup, nothing is signed until all witnesses have answered or this time has come.
     /// `None` if checkpoints may be signed.
     asks_until: Option<Instant>,
 }
@@ -290,7 +287,7 @@ impl Work {
                 biased;
                 order = orders.recv() => match order {
                     Some(Order::Reload(running)) => {
-                        // If the files are not open, the entry about the start says how it runs.
+                        // If the files are not open yet, the entry `Start` will have these facts.
                         self.setup.running = running.clone();
                         self.add(Entry::Reload(self.now(running)));
                         // The fates of all later events can only be understood with the list of
@@ -329,8 +326,8 @@ impl Work {
         if self.state.log().is_some() {
             self.record_unplaced();
         }
-        // This write records the events that the outputs have finished, so that the places in the
-        // last entry agree with the entries before it.
+        // This write records the events that the outputs have finished, so that the positions in
+        // the last entry agree with the entries before it.
         self.write(false);
         if let Some((running, _)) = last {
             let directory = self.setup.disk.identity(DIRECTORY);
@@ -442,8 +439,8 @@ impl Work {
         self.ask_witnesses();
     }
 
-    /// Returns `true` if nothing is signed yet, because the witnesses are asked about the log that
-    /// was found.
+    /// Returns `true` if nothing is signed yet, because the witnesses are still asked about the
+    /// log.
     fn is_asking(&self) -> bool {
         self.state.log().is_some_and(|log| log.asks_until.is_some())
     }
@@ -515,7 +512,8 @@ impl Work {
             (next, off) = (0, Some(0..begin.get()));
         }
         if store.is_cut && next < end.get() {
-            // They may have had entries, and their lines in the queue may be others by now.
+            // These events may have had entries, and their lines in the queue may have changed
+            // since.
             off = Some(next..end.get());
         }
         if is_set_back {
@@ -588,7 +586,6 @@ impl Work {
         witnesses.ask(store, pause);
     }
 
-    /// Takes the answer of a witness.
     fn hear(&mut self, answered: Answered) {
         let Some(Log { store, witnesses, .. }) = self.state.log_mut() else { return };
         let (written, contradiction) = match witnesses.hear(answered, store) {
@@ -607,8 +604,8 @@ impl Work {
         }
     }
 
-    /// After a start, makes the first checkpoint due when all witnesses have answered or their time
-    /// is over.
+    /// At startup, makes the first checkpoint due when all witnesses have answered or their time is
+    /// over.
     fn end_of_questions(&mut self) {
         let Some(Log { witnesses, asks_until, .. }) = self.state.log_mut() else { return };
         let is_over = |until: &mut Instant| witnesses.have_answered() || Instant::now() >= *until;
@@ -669,7 +666,7 @@ impl Work {
         self.commit_at.get_or_insert(instant + COMMIT_EVERY);
     }
 
-    /// Takes events from the queue and hashes them. Returns `false` if none is in memory.
+    /// Takes events from the queue and hashes them. Returns `false` if no event is in memory.
     fn take(&mut self) -> bool {
         let batch = self.setup.cursor.next(TAKE);
         if let Some(batch) = &batch {
@@ -708,7 +705,7 @@ impl Work {
             let position = position.get();
             if self.next() != Some(position) || !self.setup.off.is_empty() {
                 self.pass_to(position);
-                // After a start, events that already have an entry are read once more.
+                // After a restart, events that already have an entry are read once more.
                 if self.next() != Some(position) {
                     continue;
                 }
@@ -759,7 +756,7 @@ impl Work {
 
     /// Returns the events to pass, from `next` on: a range that came in while evidence was off, or
     /// events before `position` without a line. The second value is `true` if nothing is proven
-    /// about them, and `false` if they are lost. `None` if there are none.
+    /// about them, and `false` if they are lost. `None` if there are no such events.
     fn gap(&self, next: u64, position: u64) -> Option<(Positions<u64>, bool)> {
         let off = self.setup.off.iter().find(|off| off.end > next);
         let (end, is_off) = match off {
@@ -814,7 +811,7 @@ impl Work {
     }
 
     /// Makes hashes and entries durable, and finishes their claims. With `signs`, also signs a
-    /// checkpoint if the log has grown. Does nothing while the witnesses are asked.
+    /// checkpoint if the log has grown. Does nothing while the witnesses are asked at startup.
     fn write(&mut self, signs: bool) {
         if self.is_asking() {
             return;
@@ -911,7 +908,7 @@ async fn answered(state: &mut State) -> Answered {
 }
 
 impl Log {
-    /// Writes a copy of the newest checkpoint beside the log. Also forgets the ranges without
+    /// Writes a copy of the newest checkpoint next to the log. Also forgets the ranges without
     /// evidence, if the checkpoint covers the entries about them.
     fn remember(&mut self, disk: &dyn Disk, off: &mut Vec<Positions<u64>>) -> io::Result<()> {
         self.store.remember()?;
@@ -923,7 +920,7 @@ impl Log {
     }
 
     /// Makes hashes and entries durable. Then deletes the oldest line hashes if they take too much
-    /// room, about which an entry is durable before.
+    /// room; an entry about that is durable before.
     fn commit(&mut self, keys: &[SigningKey]) -> io::Result<()> {
         self.hashes.commit()?;
         let oldest = self.hashes.give_up_oldest();
@@ -942,14 +939,15 @@ impl Log {
 /// # Panics
 ///
 /// If the operating system gives no random numbers. The queue's identity was made of such numbers
-/// at the start, so there were some.
+/// at startup, so there were some.
 fn salt() -> Salt {
     let mut salt = [0; SALT_BYTES];
     random::fill(&mut salt).expect("the start has got random numbers");
     Salt(salt)
 }
 
-/// Returns the facts that entries give about the relay, without the places of the outputs.
+/// Returns the state of the relay for an entry. The recorder adds what concerns the outputs and the
+/// directory.
 pub fn running(config_sha256: String, settings: &config::Evidence) -> Running {
     // Nobody sees a heartbeat before a checkpoint covers it.
     let heartbeat = settings.heartbeat_interval.max(settings.checkpoint_interval);

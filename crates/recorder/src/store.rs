@@ -1,16 +1,16 @@
 //! The files of an evidence log, and the order in which they are written.
 //!
-//! A *commit* makes entries durable: it signs a note over the whole log and replaces the file
-//! `evidence-head` beside the log by it, with the entries that are not in the tiles yet. A
+//! A *commit* makes entries durable: it signs a note over the whole log, and replaces the file
+//! `evidence-head` next to the log by this note, with the entries that are not in the tiles yet. A
 //! *checkpoint* publishes what is durable, in this order: the tiles and bundles are written and
 //! synced, the checkpoint is signed, and its file replaces the one before. So after a crash at any
 //! moment `evidence-head` has every entry that no checkpoint covers, and what a checkpoint covers
 //! is in the tiles. If there are many entries, the tiles are also written without a checkpoint, so
-//! that the file stays small.
+//! that `evidence-head` stays small.
 //!
 //! Somebody else may have written to the files while the relay was stopped. If the tiles and
 //! entries are not those that `evidence-head` was signed over, the log ends with the newest
-//! checkpoint, and an alarm says so. A copy of the newest checkpoint is kept beside the directory
+//! checkpoint, and an alarm says so. A copy of the newest checkpoint is kept next to the directory
 //! of the log, so that a log that was removed or cut is noticed even without `evidence-head`.
 
 use std::io;
@@ -35,7 +35,7 @@ use evidence_log::tlog::tile::{
 };
 
 /// The maximum size in bytes of the entries that are not in the tiles. The log takes no more
-/// entries until they are.
+/// entries until the tiles are written.
 const PENDING_MAX: usize = 8 << 20;
 
 /// The tiles are written when the entries that are not in them have this many bytes, also without a
@@ -45,7 +45,7 @@ const TILES_EVERY: usize = 64 << 10;
 /// The beginning of the name of a directory with the log of an earlier origin.
 const ASIDE: &str = "evidence-until-";
 
-/// The beginning of the name of a journal that was set aside. Its time in milliseconds follows.
+/// The beginning of the name of a journal that was set aside. The time in milliseconds follows.
 const REFUSED: &str = "journal-refused-";
 
 /// The files of an evidence log.
@@ -55,7 +55,7 @@ pub(crate) struct Store {
     /// Covers all entries, also those that are not durable yet.
     tree: Tree,
     newest: Newest,
-    /// The size and the root of the log that is in the tiles.
+    /// The size and the root of the log as far as it is in the tiles.
     tiled: Head,
     /// The number of entries that `evidence-head` takes from the tiles.
     needed: u64,
@@ -64,9 +64,9 @@ pub(crate) struct Store {
     written: Option<Vec<u8>>,
     /// The sizes of the files of line hashes when the log was opened; `None` if they are not known.
     lines: Option<Sizes>,
-    /// `true`: a version of the program that had a journal has left one, which nobody needs.
+    /// `true`: an older version of the program has left a journal, which nobody needs.
     has_journal: bool,
-    /// `true`: entries were signed and are gone, or `evidence-head` is.
+    /// `true`: signed entries are gone, or `evidence-head` is missing.
     pub(super) is_cut: bool,
     /// The alarms about changes by somebody else, found when the log was opened.
     pub(super) alarms: Vec<Alarm>,
@@ -75,15 +75,15 @@ pub(crate) struct Store {
 /// The newest checkpoint.
 struct Newest {
     head: Head,
-    /// The note with the signatures collected so far. Before the first checkpoint, that of one over
-    /// the empty log, which every log extends. It has no file.
+    /// The note with the signatures collected so far. Before the first checkpoint: a note over the
+    /// empty log, which every log extends. That note has no file.
     note: Note,
-    /// The size of the checkpoint before it. A reader may still need its partial tiles.
+    /// The size of the checkpoint before the newest one. A reader may still need its partial tiles.
     before: u64,
     /// `true`: the file of the checkpoint contains `note`. After a failed attempt to replace the
     /// file, its content is unknown.
     is_published: bool,
-    /// The size of the checkpoint of which a copy is beside the log.
+    /// The size of the checkpoint whose copy is next to the log.
     remembered: u64,
 }
 
@@ -158,15 +158,15 @@ impl Store {
         }
         store.compare_with_known()?;
         if store.newest.head.size == 0 {
-            // The checkpoint was removed, or there was none yet. This adds nothing to what was
-            // signed.
+            // The checkpoint was removed, or there was none yet. A new checkpoint adds nothing to
+            // what was signed.
             store.sign(keys)?;
         }
         Ok(store)
     }
 
     /// Notes that the log does not have what `evidence-head` was signed over, or that this file is
-    /// missing beside a checkpoint.
+    /// missing although there is a checkpoint.
     fn note_cut(&mut self) {
         self.is_cut = true;
         tracing::error!(
@@ -180,7 +180,7 @@ impl Store {
 
     /// Looks for a journal, in which earlier versions kept the entries that no checkpoint covered.
     /// The journal is not read any more. If it may have such entries, it is set aside, with an
-    /// alarm.
+    /// alarm. Returns `true` if there is a journal.
     fn is_of_older_version(&mut self) -> io::Result<bool> {
         let name = path(JOURNAL);
         let Some(file) = if_there(self.disk.open(&name, Access::Read))? else { return Ok(false) };
@@ -212,7 +212,7 @@ impl Store {
     }
 
     /// Returns the sizes that the files of line hashes must have; `None` if they are not known. The
-    /// second value is `true` if the relay has ended in order, so that nothing is behind them.
+    /// second value is `true` if the relay has ended in order, so that no file is longer.
     ///
     /// # Errors
     ///
@@ -228,12 +228,11 @@ impl Store {
         Ok((self.lines.as_ref(), self.lines.is_some() && matches!(last, Some(Entry::Stop(_)))))
     }
 
-    /// Returns the content of a file; `None` if there is none.
     fn read(&self, name: &str, max: usize) -> io::Result<Option<Vec<u8>>> {
         read(&*self.disk, &path(name), max)
     }
 
-    /// Compares the log with the copy of the newest checkpoint beside its directory.
+    /// Compares the log with the copy of the newest checkpoint next to its directory.
     fn compare_with_known(&mut self) -> io::Result<()> {
         let Some(known) = known(&*self.disk, &self.origin)? else { return Ok(()) };
         let size = self.head().size;
@@ -254,7 +253,7 @@ impl Store {
     }
 
     /// Returns the root over the first entries of the log, also those that are not in the tiles;
-    /// `None` if it has fewer.
+    /// `None` if the log is shorter.
     fn root_at(&self, size: u64) -> io::Result<Option<Hash>> {
         let nodes = nodes(&*self.disk, self.tiled.size);
         let Some(behind) = size.checked_sub(self.tiled.size) else {
@@ -268,7 +267,7 @@ impl Store {
         }))
     }
 
-    /// Writes a copy of the newest checkpoint beside the directory of the log, unless it is there
+    /// Writes a copy of the newest checkpoint next to the directory of the log, unless it is there
     /// already.
     ///
     /// # Errors
@@ -301,7 +300,7 @@ impl Store {
     }
 
     /// Writes the file of the newest checkpoint again, and lets the next commit write
-    /// `evidence-head`. Returns `false`, and does nothing, if the tiles are not there.
+    /// `evidence-head`. Without a checkpoint or the tiles, returns `false` and does nothing.
     ///
     /// # Errors
     ///
@@ -322,8 +321,8 @@ impl Store {
         self.tree.head()
     }
 
-    /// Returns the position after the last event that has come in, or was lost from the queue,
-    /// according to the entries. `None` if no entry is about such an event.
+    /// Returns the position after the last event that, according to the entries, has come in or was
+    /// lost from the queue. `None` if no entry is about such an event.
     ///
     /// # Errors
     ///
@@ -454,7 +453,6 @@ impl Store {
         replace(&*self.disk, ROLLED_BACK, format!("{}\n{why}\n", self.origin).as_bytes())
     }
 
-    /// Replaces the file of the checkpoint.
     fn publish(&mut self, note: &Note) -> io::Result<()> {
         self.newest.is_published = false;
         replace(&*self.disk, &path(CHECKPOINT), note.to_string().as_bytes())?;
@@ -511,7 +509,6 @@ impl Store {
 }
 
 impl Newest {
-    /// Reads the checkpoint that was published last.
     fn read(disk: &dyn Disk, origin: &str, keys: &[SigningKey]) -> io::Result<Self> {
         let wrong = |what: String| io::Error::other(format!("{}: {what}", path(CHECKPOINT)));
         let (head, note) = match read(disk, &path(CHECKPOINT), NOTE_BYTES_MAX)? {
@@ -562,7 +559,6 @@ impl Tree {
         Head { size: self.frontier.size(), root: self.frontier.root() }
     }
 
-    /// Reads the tree over the first entries of a log.
     fn read(disk: &dyn Disk, size: u64) -> io::Result<Self> {
         let mut tree = Self::default();
         for tile in last_tiles(size) {
@@ -582,14 +578,14 @@ impl Tree {
     }
 }
 
-/// The tree that is in the tiles, the entries behind it, and the files of line hashes.
+/// The tree that is in the tiles, the entries after those, and the files of line hashes.
 type Continued = (Tree, Vec<Vec<u8>>, Sizes);
 
 /// Returns the log of `evidence-head`. `None` if its tiles and entries are not those of its root,
 /// or if it does not extend the checkpoint.
 fn continued(disk: &dyn Disk, head: HeadFile, checkpoint: Head) -> io::Result<Option<Continued>> {
     let HeadFile { signed, tiles, mut entries, sizes } = head;
-    // The tiles that it names may be gone if the checkpoint is newer than they are.
+    // The tiles that `head` names may be gone if the checkpoint is newer than they are.
     let size = tiles.max(checkpoint.size);
     let covered = usize::try_from(size - tiles).unwrap_or(usize::MAX);
     if covered > entries.len() {
@@ -599,7 +595,7 @@ fn continued(disk: &dyn Disk, head: HeadFile, checkpoint: Head) -> io::Result<Op
     let root = root_at(&nodes(disk, size), checkpoint.size);
     let (root, tree) = match root.and_then(|root| Ok((root, Tree::read(disk, size)?))) {
         Ok(read) => read,
-        // Files are missing or wrong, and the disk has not refused.
+        // This error says that files are missing or wrong, and not that the disk has refused.
         Err(error) if error.get_ref().is_some() && !Tampered::is(&error) => return Ok(None),
         Err(error) => return Err(error),
     };
@@ -635,7 +631,7 @@ pub(crate) fn rolled_back(disk: &dyn Disk, origin: &str) -> io::Result<Option<St
 }
 
 /// Returns the size and the root that were signed last for the log of this origin, from the copy of
-/// the checkpoint beside the log; `None` if there is no such copy.
+/// the checkpoint next to the log; `None` if there is no such copy.
 fn known(disk: &dyn Disk, origin: &str) -> io::Result<Option<Head>> {
     let Some(note) = read(disk, KNOWN, NOTE_BYTES_MAX)? else { return Ok(None) };
     match Signed::parse(&note) {
@@ -675,7 +671,7 @@ fn check_is_free(disk: &dyn Disk, origin: &str) -> io::Result<()> {
 }
 
 /// Renames the directory of a log if the log is of another origin. Its checkpoint must match the
-/// tiles beside it, so that a checkpoint put there by mistake does not end the log.
+/// tiles next to it, so that a checkpoint put there by mistake does not end the log.
 fn keep_aside(disk: &dyn Disk, origin: &str) -> io::Result<()> {
     let Some(note) = read(disk, &path(CHECKPOINT), NOTE_BYTES_MAX)? else { return Ok(()) };
     // A checkpoint that can't be read is reported when the log is opened.

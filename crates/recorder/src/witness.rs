@@ -24,12 +24,12 @@ use telemetry::{EvidenceError, EvidenceMetrics, WitnessMetrics};
 /// The time that a witness has for an answer.
 pub(super) const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
 
-/// The maximum number of requests for one checkpoint. A witness whose answers still disagree is not
-/// asked again until the next checkpoint.
+/// The maximum number of requests for one checkpoint. If the answers of a witness still disagree,
+/// the witness is asked again only with the next checkpoint.
 const ROUNDS_MAX: u8 = 4;
 
-/// The media type of the answer with status 409 that gives the size of the witness's checkpoint.
-/// Some witnesses name none. The error page of a gateway has another one.
+/// The media type of an answer with status 409 whose body is the size of the witness's checkpoint.
+/// Some witnesses give no media type. The error page of a gateway has another one.
 const SIZE: &str = "text/x.tlog.size";
 
 /// A signed checkpoint that witnesses are asked to cosign.
@@ -40,7 +40,6 @@ struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Returns the newest checkpoint of a log.
     fn newest(store: &Store) -> Self {
         Self { head: store.signed(), note: store.note().clone() }
     }
@@ -56,7 +55,6 @@ pub(crate) enum Heard {
     Nothing,
 }
 
-/// The witnesses of a log.
 pub(crate) struct Witnesses {
     all: Vec<Witness>,
     asked: JoinSet<Answered>,
@@ -64,7 +62,7 @@ pub(crate) struct Witnesses {
 
 /// The answer to a request, or the reason why there is none.
 pub(crate) struct Answered {
-    /// The place of the witness in the list.
+    /// The index of the witness in the list.
     witness: usize,
     question: Question,
     answer: Result<Answer, String>,
@@ -77,18 +75,18 @@ struct Question {
     /// The size of the checkpoint that the witness has, as far as the relay knows.
     old: u64,
     round: u8,
-    /// `true`: the witness has contradicted the log once. A second contradiction counts.
+    /// `true`: the witness has contradicted the log once. The next contradiction ends the log.
     is_doubted: bool,
 }
 
 impl Question {
-    /// Returns the next question to a witness that has refused the checkpoint; `None` if there is
-    /// none. `has` is the size that the witness gave in its answer, and `None` after a status of
-    /// 422. Any other answer may have come from a gateway, and says nothing.
+    /// Returns the next question to a witness that has refused the checkpoint, or `None`. `has` is
+    /// the size in its answer with status 409; `None` after status 422. Answers with other statuses
+    /// may come from a gateway and never get here.
     ///
     /// # Errors
     ///
-    /// The reason why the witness contradicts the log, if it was doubted already.
+    /// The witness contradicts the log for the second time; the text says how.
     fn after(
         self,
         witness: &VerifierKey,
@@ -150,7 +148,7 @@ struct Witness {
 }
 
 impl Witnesses {
-    /// `size` is that of the newest checkpoint at the start, which the witnesses should have.
+    /// `size` is that of the newest checkpoint at startup, which the witnesses should have.
     ///
     /// # Errors
     ///
@@ -163,8 +161,8 @@ impl Witnesses {
         let all = settings.iter().map(|(config::Witness { url, key }, metrics)| {
             let target = Target::new(url);
             let target = target.map_err(|what| format!("the URL of {} {what}", key.name()))?;
-            // The system's authorities are read once, on this thread. If that fails, each request
-            // tries again, and its error says so.
+            // The system's CAs are read once, on this thread. If that fails, each request tries
+            // again, and its error says so.
             let client =
                 tls::Client::of_contents(&ClientTls::default(), &[b"http/1.1"], Vec::new());
             let client = client.ok().filter(|_| target.is_https());
@@ -197,20 +195,18 @@ impl Witnesses {
         !self.asked.is_empty()
     }
 
-    /// Returns the time at which a witness that has not cosigned this checkpoint may be asked
-    /// again.
+    /// Returns when a witness that has not cosigned this checkpoint may be asked again.
     pub(crate) fn again_at(&self, head: Head) -> Option<Instant> {
         let open = self.all.iter().filter(|it| !it.is_asked && it.cosigned != Some(head));
         open.map(|it| it.again_at).min()
     }
 
-    /// Lets all witnesses be asked at once; the relay does this when it stops.
+    /// Lets all witnesses be asked at once, at the end of the relay.
     pub(crate) fn hurry(&mut self) {
         self.all.iter_mut().for_each(|witness| witness.again_at = Instant::now());
     }
 
-    /// Forgets which witnesses have cosigned the newest checkpoint, because it could not be
-    /// written.
+    /// Forgets who has cosigned the newest checkpoint, because it could not be written.
     pub(super) fn ask_again(&mut self) {
         self.all.iter_mut().for_each(|witness| witness.cosigned = None);
     }
@@ -370,7 +366,7 @@ impl Witness {
         }
     }
 
-    /// Notes that there is no cosignature. `is_answer` is `true` if the witness itself refused it.
+    /// Notes that there is no cosignature. With `is_answer`, the witness counts as having answered.
     fn is_away(&mut self, what: &str, is_answer: bool) {
         self.has_answered |= is_answer;
         self.errors.failed(EvidenceError::Witness);
@@ -384,8 +380,8 @@ impl Witness {
     }
 }
 
-/// Returns `true` if the witness's cosignature of a note has a time in the future. It would look
-/// like a new one for all that time.
+/// Returns `true` if the witness's cosignature of a note has a time in the future, until which the
+/// cosignature would look new.
 fn is_ahead(note: &Note, witness: &VerifierKey) -> bool {
     let latest = now() / 1000 + AHEAD_MAX;
     matches!(note.check(witness), Signed::Valid(Some(at)) if at > latest)

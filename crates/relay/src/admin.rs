@@ -60,55 +60,50 @@ use history::History;
 use places::{Place, Places};
 use route::{Headers, Responding, Route};
 
-/// The longest time that a client may take to send the complete head of a request. The time begins
-/// when the connection is opened or the previous request has ended. After this time the admin
-/// server closes the connection.
+/// The longest wait for the complete head of a request, from the opening of the connection or the
+/// end of the previous request. After this time the admin server closes the connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The longest lifetime of a connection to the admin server. After this time the server closes the
-/// connection, so that a client that is idle or reads slowly cannot keep one of the few connections
-/// permanently.
+/// The longest lifetime of a connection to the admin server, so that a client that is idle or reads
+/// slowly cannot keep one of the few connections for ever.
 const CONNECTION_TIME: Duration = Duration::from_secs(300);
 
-/// The time for which an answer to `/metrics` may be on its way before the process ends.
+/// The time that the last answer to `/metrics` has to reach its client before the process ends.
 const ANSWER: Duration = Duration::from_secs(1);
 
 /// The value of the label `listener` for the certificate of the admin address.
 const ADMIN: &str = "admin";
 
-/// The state that the admin pages (`/metrics`, `/readyz`, `/status`) show. The module `relay`
-/// shares this value with the admin server and updates it.
+/// The state that the admin pages (`/metrics`, `/readyz`, `/status`) show. The relay shares this
+/// value with the admin server and updates it.
 pub struct Admin {
     telemetry: Arc<Telemetry>,
     queue: Queue,
-    /// The outputs, listeners, sources and the queue of the config in force. A reload replaces all
-    /// of them together.
+    /// The outputs, listeners, sources and queue of the config in force. A reload replaces all at
+    /// once.
     shown: ArcSwap<Shown>,
-    /// The error of the address for which a reload waits; `None` if it waits for none.
+    /// The error of the address for which a reload waits; `None` if no reload waits.
     awaited_address: Mutex<Option<String>>,
     history: History,
-    /// `true`: the start is over, and all outputs, listeners and sources are open.
+    /// `true`: all outputs, listeners and sources are open.
     started: AtomicBool,
     /// `true`: the drain has begun.
     stopping: AtomicBool,
     /// The number of requests for `/metrics`.
     scrapes: watch::Sender<u64>,
-    /// The time at which this value was made, at the start of the process. The uptime is counted
-    /// from this time.
+    /// The start of the process, from which the uptime is counted.
     since: Instant,
     /// The machine's name, which in Kubernetes is the pod's name.
     host: String,
     /// The directory of the evidence log; `None` if there is no evidence.
     evidence: Option<PathBuf>,
-    /// The route `/tap`.
     tap: tap::Door,
-    /// Who may ask. A reload replaces it.
+    /// The access rules, which a reload replaces.
     access: ArcSwap<Access>,
     refused: Refused,
 }
 
-/// The parts of the config in force that the pages show, in the order of the config. All are empty
-/// before the start is over.
+/// The parts of the config in force, in the config's order. All are empty until the start is over.
 #[derive(Default)]
 struct Shown {
     outputs: Vec<Output>,
@@ -125,13 +120,11 @@ pub struct Output {
     pub kind: &'static str,
     /// `true`: the queue keeps events until this output has them.
     pub required: bool,
-    /// The longest time that an event may wait for this output. The status page shows an event that
-    /// waits longer as late.
+    /// The lag above which the status page shows this output as late.
     pub lag_max: Duration,
     /// The schema of the documents that leave: the value of the key `filter.shape`.
     pub shape: &'static str,
-    /// The state of this output: connected or not, and the last error. The delivery loop of the
-    /// output updates this state.
+    /// The state of the connection and the last error, which the delivery loop updates.
     pub status: Arc<Status>,
 }
 
@@ -159,8 +152,7 @@ pub struct Listener {
 }
 
 impl Admin {
-    /// Makes the state of a relay that has not started yet and has no outputs, listeners and
-    /// sources.
+    /// Makes the state of a relay that has not started, without outputs, listeners and sources.
     pub fn new(
         telemetry: Arc<Telemetry>,
         queue: Queue,
@@ -199,13 +191,13 @@ impl Admin {
         self.shown.store(Arc::new(Shown { outputs, listeners, sources, queue }));
     }
 
-    /// Returns who may ask now.
+    /// Returns the present access rules.
     pub fn access(&self) -> Arc<Access> {
         self.access.load_full()
     }
 
-    /// Sets who may ask from the next request on. If the token for taps has changed, the open taps
-    /// end. If another certificate is asked of clients, the open connections end.
+    /// Replaces the access rules, from the next request on. If the token for taps has changed, the
+    /// open taps end. If TLS or the CA of clients has changed, the open connections end.
     pub fn admit(&self, mut access: Access) {
         self.tap.lock_with(access.tap.take());
         if let Some(not_after) = access.not_after() {
@@ -218,19 +210,18 @@ impl Admin {
         }
     }
 
-    /// Notes that all outputs, listeners and sources are open: `/readyz` answers 200 from now on,
-    /// until the drain begins.
+    /// Notes that all outputs, listeners and sources are open: `/readyz` answers 200 until the
+    /// drain.
     pub fn started(&self) {
         self.started.store(true, Ordering::Relaxed);
     }
 
-    /// Notes the error of an address for which a reload waits; `None` if it waits for none.
+    /// Notes the error of an address for which a reload waits; `None` if no reload waits.
     pub fn awaits_address(&self, error: Option<String>) {
         *lock(&self.awaited_address) = error;
     }
 
-    /// Notes that the config was reloaded. `success` is `true` if the new config is in use with all
-    /// its listeners.
+    /// Notes a reload. `success` is `true` if the new config is in use with all its listeners.
     pub fn reloaded(&self, success: bool) {
         self.history.reloaded(Instant::now(), success);
     }
@@ -251,8 +242,8 @@ impl Admin {
         }
     }
 
-    /// Answers requests on `socket` until `stop` is cancelled: for probes alone if it is the probe
-    /// address, and otherwise for all admin pages. Then ends all connections and returns.
+    /// Answers requests on `socket` until `stop` is cancelled, then ends all connections. With
+    /// `is_probe`, serves only the pages for probes, otherwise all admin pages.
     pub async fn serve(
         self: Arc<Self>,
         socket: TcpListener,
@@ -289,7 +280,6 @@ impl Admin {
         tracker.wait().await;
     }
 
-    /// Returns the response to `/metrics`.
     fn metrics(&self) -> Response<Full<Bytes>> {
         self.scrapes.send_modify(|count| *count += 1);
         self.queue.observe();
@@ -314,9 +304,9 @@ impl Admin {
         response
     }
 
-    /// Returns `true` if the config still has this output, or this listener with TLS: only then do
-    /// the pages show its states and certificates. Before the start is over, the result is always
-    /// `true`, because the outputs and listeners are not known yet.
+    /// Returns `true` if the config still has this output, or this listener with TLS, so that its
+    /// states and certificates are shown. Until the start is over the config's parts are not known,
+    /// and the result is always `true`.
     fn has(&self, place: &str, name: &str) -> bool {
         if !self.started.load(Ordering::Relaxed) {
             return true;
@@ -330,9 +320,9 @@ impl Admin {
     }
 
     /// Returns the response to `/readyz`. With the parameter `verbose`, its body lists every check.
-    /// The status is 503 only during the start and the drain. A full queue or a dead output does
-    /// not lead to 503. If it did, Kubernetes would remove the pod from its Service. Senders would
-    /// then get connection errors, and not the answer to retry later.
+    /// The status is 503 only during the start and the drain. If it were 503 for a full queue or a
+    /// dead output too, Kubernetes would remove the pod from its Service, and senders would get
+    /// connection errors instead of the answer to retry later.
     fn ready(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         let asks = |parameter: &str| parameter == "verbose" || parameter.starts_with("verbose=");
         let verbose = request.uri().query().is_some_and(|query| query.split('&').any(asks));
@@ -375,8 +365,8 @@ impl Admin {
     }
 
     /// Returns the response to `/drained`: 200 if no required output has a backlog, and otherwise
-    /// 503 with a line for each of them. An output that is not required does not hold back senders,
-    /// and a paused one delivers nothing, so that nobody has to wait for their backlogs.
+    /// 503 with a line for each that has one. An optional output does not hold back senders, and a
+    /// paused one delivers nothing, so nobody has to wait for them.
     fn drained(&self) -> Response<Full<Bytes>> {
         let mut body = String::new();
         for (name, events) in self.waiting().into_iter().filter(|(_, events)| *events > 0) {
@@ -415,8 +405,7 @@ impl Caller {
                 .header_read_timeout(HEAD_TIMEOUT)
                 .max_buf_size(16 * 1024)
                 .serve_connection(TokioIo::new(stream), service);
-            // An error is ignored, because the client caused it: the client has gone, or has not
-            // sent HTTP.
+            // The client caused this error: it has gone, or has not sent HTTP.
             serving.await.ok();
         };
         let mut serving = std::pin::pin!(serving);
@@ -429,7 +418,7 @@ impl Caller {
             () = tokio::time::sleep(CONNECTION_TIME) => return,
             () = &mut serving => return,
         }
-        // The connection is a tap now, which has limits of its own and ends by itself at the stop.
+        // The connection is a tap now. A tap has limits of its own, and ends by itself at the stop.
         place.leave();
         tokio::select! {
             () = serving => {}
@@ -439,8 +428,7 @@ impl Caller {
 }
 
 /// Returns the service of one connection. A request comes in from above, and its response goes back
-/// through the layers above its route. The files of the evidence say themselves how long a cache
-/// may store them.
+/// through the layers above its route. Files of the evidence set their own caching headers.
 fn routes(
     caller: Arc<Caller>,
 ) -> impl Service<
@@ -477,14 +465,12 @@ fn routes(
         .service(route(Probes, "*", no_page))
 }
 
-/// Responds with the lines of a tap, or with the reason why there are none.
 fn tap(caller: &Caller, request: &Request<Incoming>) -> Responding {
     let shown = caller.admin.shown.load();
     let names: Vec<_> = shown.outputs.iter().map(|output| output.name.clone()).collect();
     route::now(caller.admin.tap.open(request, &names, caller))
 }
 
-/// Responds with a file of the evidence.
 fn evidence(caller: &Caller, request: &Request<Incoming>) -> Responding {
     let (log, path) = (caller.admin.evidence.clone(), request.uri().path().to_owned());
     let read = move || evidence::response(log.as_deref(), &path);
@@ -495,7 +481,7 @@ fn alive(_: &Caller, _: &Request<Incoming>) -> Responding {
     route::page(text(StatusCode::OK, "ok\n".to_owned()))
 }
 
-/// Responds to a request that no route is for.
+/// Responds to a request for which there is no route.
 fn no_page(caller: &Caller, request: &Request<Incoming>) -> Responding {
     if request.method() != Method::GET {
         let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "GET only\n".to_owned());
@@ -514,13 +500,13 @@ fn no_page(caller: &Caller, request: &Request<Incoming>) -> Responding {
     route::page(text(StatusCode::NOT_FOUND, what.to_owned()))
 }
 
-/// Adds the header of a response that describes the present state: caches must not store it.
+/// Adds the header that forbids caches to store the response.
 fn for_now(mut response: Response<tap::Answer>) -> Response<tap::Answer> {
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }
 
-/// Adds the header by which browsers believe the Content-Type of a response.
+/// Adds the header that makes browsers trust the Content-Type of a response.
 fn believed(mut response: Response<tap::Answer>) -> Response<tap::Answer> {
     let nosniff = HeaderValue::from_static("nosniff");
     response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, nosniff);

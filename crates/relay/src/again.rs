@@ -1,4 +1,4 @@
-//! When a reload is tried again because it could not bind an address.
+//! The repeated attempts of a reload that could not bind an address.
 //!
 //! An address that is in use, or that this machine does not have yet, may be available a moment
 //! later, without a change of any file. The pauses between the attempts grow. The attempts end with
@@ -28,8 +28,7 @@ struct Waiting {
 }
 
 impl Again {
-    /// Notes that an attempt has failed because of an address. Returns `true` if the log is to say
-    /// so.
+    /// Notes an attempt that failed because of an address. Returns `true` if the log is to say so.
     pub(crate) fn failed(&mut self) -> bool {
         let (now, (first, longest)) = (Instant::now(), PAUSES);
         let Some(waiting) = &mut self.0 else {
@@ -45,12 +44,11 @@ impl Again {
         tells
     }
 
-    /// Returns `true` if a reload has failed because of an address, and is to be tried again.
+    /// Returns `true` if a reload is to be tried again.
     pub(crate) fn is_waiting(&self) -> bool {
         self.0.is_some()
     }
 
-    /// Ends the attempts.
     pub(crate) fn end(&mut self) {
         self.0 = None;
     }

@@ -48,8 +48,7 @@ pub fn files(checked: &Checked) -> Vec<Problem> {
 }
 
 /// Checks the directories that a config names, and returns their faults. Directories in `in_use`
-/// are not checked, because the running relay continues to use them in any case. Blocks on the
-/// disk.
+/// are left out, because the running relay continues to use them. Blocks on the disk.
 pub fn directories(checked: &Checked, in_use: &[PathBuf]) -> Vec<Problem> {
     let mut problems = Vec::new();
     let directories = checked.named.iter().filter(|named| named.content == Content::Directory);
@@ -76,8 +75,8 @@ pub fn directories(checked: &Checked, in_use: &[PathBuf]) -> Vec<Problem> {
 }
 
 /// Returns the faults that listeners, outputs and sources find when they read their files. Call
-/// this function only if no other check has found a fault in the config. An output with a faulty
-/// policy is left out, because the fault is reported separately, with its line. Blocks on the disk.
+/// this only if no other check has found a fault. An output with a faulty policy is left out,
+/// because that fault is reported separately, with its line. Blocks on the disk.
 pub fn rest(checked: &Checked, config: &Config) -> Vec<Problem> {
     let mut problems = Vec::new();
     let mut refused = |key: String, error: String| {
@@ -111,7 +110,6 @@ pub fn rest(checked: &Checked, config: &Config) -> Vec<Problem> {
     problems
 }
 
-/// The faults that the check has found so far.
 struct Findings<'a> {
     checked: &'a Checked,
     problems: Vec<Problem>,
@@ -280,8 +278,8 @@ impl Findings<'_> {
         self.refuse(named, format_args!("{}: {error}", named.path.display()));
     }
 
-    /// Returns the contents of a file with a secret. Returns `None` if the file cannot be read or
-    /// is not UTF-8, and adds this fault to the problems.
+    /// Returns the text of a file with a secret. `None`, with a problem, if it cannot be read as
+    /// UTF-8.
     fn secret(&mut self, named: &Named) -> Option<String> {
         let error = match config::read_secret(&named.path) {
             Ok(secret) => return Some(secret),
@@ -297,8 +295,8 @@ impl Findings<'_> {
     }
 }
 
-/// Returns the permission bits of a file if every user may read it, and may enter each directory
-/// above it. Returns `None` if not everybody may, or if this is not known.
+/// Returns the permission bits of a file if every user may read it and enter each directory above
+/// it; `None` if not, or if this is not known.
 fn mode_for_everybody(file: &Path) -> Option<u32> {
     let file = file.canonicalize().ok()?;
     let mode = |path: &Path| path.metadata().ok().map(|it| it.permissions().mode() & 0o7777);
@@ -335,12 +333,12 @@ pub fn kernel(checked: &Checked) -> Option<Problem> {
 }
 
 /// Returns a problem for each file and directory of the config that this process can no longer use,
-/// because it has restricted itself at its start. Directories in `in_use` stay in use anyway.
+/// because it has restricted itself at its start. Directories in `in_use` are left out.
 pub fn outside(checked: &Checked, in_use: &[PathBuf]) -> Vec<Problem> {
     let Some(state) = restrict::state() else { return Vec::new() };
     let named = |path: &PathBuf| checked.named.iter().find(|named| named.path == *path);
     let files = checked.files.iter().filter(|path| !state.allows(path, false)).map(|path| {
-        // The file of a `${file:…}` has no key of its own: the problem of the key names the file.
+        // A `${file:…}` has no key of its own: a problem that names the file has the key.
         let shown = path.display().to_string();
         let is_of = |problem: &&Problem| problem.message.contains(&shown);
         let of_template = || checked.problems.iter().find(is_of).map(|it| it.path.clone());

@@ -1,4 +1,4 @@
-//! The config file, and what a reload remembers of it.
+//! The config file, and what the relay remembers of it for the next reload.
 
 use std::path::PathBuf;
 
@@ -14,7 +14,7 @@ use base::named_file;
 use config::{Checked, Config, Problem, Severity};
 use telemetry::ReloadMetrics;
 
-/// The greatest number of problems of one config that are logged. Further problems are not logged.
+/// The maximum number of problems of one config that are logged.
 const PROBLEMS_MAX: usize = 20;
 
 /// The config file, with the files that it names. [`super::parts::Parts`] owns it.
@@ -22,7 +22,7 @@ pub(crate) struct ConfigFile {
     /// The path; `None` if the relay uses the config that is built into the program.
     pub path: Option<PathBuf>,
     pub watch: Watch,
-    /// When a reload that could not bind an address is tried again.
+    /// The next attempt of a reload that could not bind an address.
     pub again: Again,
     /// The problems of the config that was read last, until they are logged.
     pub problems: Vec<Problem>,
@@ -38,10 +38,9 @@ impl ConfigFile {
         Self { path, watch, again: Again::default(), problems: Vec::new(), reloads }
     }
 
-    /// Reads the config file again, checks it, and returns the new config. `Err` if the config
-    /// cannot be used. From now on, the relay watches the files that this config names, even if the
-    /// config cannot be used. If the file system hangs, the relay keeps watching the old files, and
-    /// waits for a change that comes after this attempt. `now` is the config in use.
+    /// Reads and checks the config file again. `Err` if the config cannot be used; the files that
+    /// it names are watched nevertheless. If the file system hangs, the relay keeps watching the
+    /// old files, and waits for a change that comes after this attempt. `now` is the config in use.
     pub(crate) async fn read(
         &mut self,
         now: &Config,
@@ -63,7 +62,7 @@ impl ConfigFile {
                 let outside = check::outside(&checked, &in_use);
                 let is_outside = |it: &Problem| outside.iter().any(|other| other.path == it.path);
                 let mut checked = checked.with(problems);
-                // Such a file cannot be read, which is only a consequence.
+                // These files cannot be read either, but that problem is only a consequence.
                 checked.problems.retain(|problem| !is_outside(problem));
                 (checked, outside)
             });
@@ -97,9 +96,8 @@ impl ConfigFile {
         }
     }
 
-    /// Notes that another attempt of a reload has failed because of an address, like the attempt
-    /// before it. `error` is `None` if the attempt was not made, because it would fail. All
-    /// attempts count as one reload.
+    /// Notes that a reload has failed again because of an address; all attempts count as one
+    /// reload. `error` is `None` if the attempt was left out, because it would have failed.
     pub(super) fn fails_again(&mut self, error: Option<String>) {
         if self.again.failed() {
             let error = error.unwrap_or_else(|| "its address is still in use".to_owned());
@@ -112,8 +110,8 @@ impl ConfigFile {
     }
 }
 
-/// Reads and checks the config file, or the built-in config if `file` is `None`. Returns the config
-/// and its problems; `Err` only if the file cannot be read. Blocks the thread.
+/// Reads and checks the config file, or the built-in config if `file` is `None`. `Err` only if the
+/// file cannot be read. Blocks the thread.
 fn read_config(file: Option<&PathBuf>) -> Result<Checked, Refused> {
     let text = match file {
         Some(file) => named_file::read(file, config::FILE_BYTES_MAX)
@@ -124,9 +122,8 @@ fn read_config(file: Option<&PathBuf>) -> Result<Checked, Refused> {
     Ok(config::read(&text, outputs::TYPES).strict())
 }
 
-/// Returns the paths of the config file and of all files that the config names, and the present
-/// state of these files. A later comparison with this state shows whether a file has changed.
-/// Blocks the thread.
+/// Returns the config file and all files that it names, and their present state, by which a later
+/// change is noticed. Blocks the thread.
 fn look(file: Option<&PathBuf>) -> (Vec<PathBuf>, watch::Seen) {
     let named = read_config(file).map(|checked| checked.files).unwrap_or_default();
     let files: Vec<_> = file.cloned().into_iter().chain(named).collect();

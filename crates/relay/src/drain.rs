@@ -22,18 +22,19 @@ const SCRAPE: Duration = Duration::from_secs(30);
 /// Ends all parts of the relay in order. First, the listeners and sources stop accepting events.
 /// Then this function waits until the queue is drained, for at most `shutdown.drain_timeout`: the
 /// outputs deliver the events of a queue in memory; with a queue on disk, they only wait for the
-/// answers to events that were sent, unless it is ephemeral. If events are lost by the end,
+/// answers to events that were sent, unless it is ephemeral. If the end of the relay loses events,
 /// Prometheus gets the rest of that time to see their number.
 ///
 /// # Errors
 ///
-/// `Error::Ended` if events are lost by the end, or if an output, or a task that the relay needs,
-/// has failed before the end of the drain. The other outputs are drained nevertheless.
+/// `Error::Ended` if the end of the relay loses events, or if an output, or a task that the relay
+/// needs, has failed before the end of the drain. The other outputs are drained nevertheless.
 pub(crate) async fn drain(mut parts: Parts) -> Result<(), Error> {
     let timeout = parts.config.drain_timeout;
     let deadline = Instant::now() + timeout;
     let ephemeral = parts.config.queue.ephemeral;
-    // Events that a directory loses with its pod leave no other trace than a scrape.
+    // The events in an ephemeral directory are lost with the pod. Only a scrape can still report
+    // their number, so a part of the time is reserved for it.
     let reserved = if ephemeral && parts.queue.is_durable() { timeout / 4 } else { Duration::ZERO };
     parts.admin.stopping();
     parts.gate.close();
@@ -108,16 +109,16 @@ pub(crate) async fn abandon(queue: &Queue, ephemeral: bool, lives: Option<Arc<Li
         }
     }
     if let Some(lives) = lives {
-        // If only the container starts again, the directory is there, and its events are delivered.
+        // If only the container restarts, an ephemeral directory is still there, and the next
+        // process delivers these events. So the file `life` does not count them as lost.
         lives.end(if queue.is_durable() { lost } else { 0 }).await;
     }
     lost
 }
 
-/// Writes the last log line of a relay: the numbers of events that were accepted, delivered, lost
-/// and kept since the start. An accepted event counts once. Each of the other three numbers is a
-/// sum over all outputs. Therefore, an event that two outputs have delivered counts twice as
-/// delivered.
+/// Writes the last log line of a relay: the numbers of accepted, delivered, lost and kept events
+/// since the start. The last three are sums over all outputs, so that an event that two outputs
+/// have delivered counts twice as delivered.
 pub(super) fn tell_totals(queue: &Queue, telemetry: &Telemetry) {
     telemetry.reports().flush();
     queue.observe();

@@ -15,9 +15,8 @@ pub enum Error {
     /// operating system has refused an address.
     #[error("{0}")]
     Run(String),
-    /// A running relay has failed, or its end was cut short. The relay logs such errors itself,
-    /// before the last log line with the numbers of events. The caller therefore does not print the
-    /// error.
+    /// A running relay has failed, or its end was cut short. The relay has logged the error before
+    /// the last line with the numbers of events, so the caller does not print it.
     #[error("{0}")]
     Ended(String),
 }
@@ -30,25 +29,22 @@ impl Error {
     }
 }
 
-/// The reason why a config was refused. Nothing of this config is in use. After a refused reload,
-/// the relay continues with the config that it has; a refused config at the start ends the process
-/// with [`Error`].
+/// The reason why a config was refused. Nothing of this config is in use. After a reload the relay
+/// continues with the config that it has; at startup the process ends with [`Error`].
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
     /// The config has errors, and each of them is logged. The operator must correct the config.
     #[error("the config is wrong; `check` prints every problem of it")]
     Problems,
-    /// The config is right, but its sources need another queue, and the queue in use cannot be
-    /// replaced without a restart. The operator must restart the relay, or remove the sources from
-    /// the config.
+    /// The sources of the config need another queue, and the queue in use cannot be replaced. The
+    /// operator must restart the relay, or remove the sources.
     #[error(
         "a [[source]] needs a queue in memory with acknowledge = \"delivered\", and queue.directory \
          can't change without a restart: restart the relay, or leave the [[source]] out"
     )]
     NeedsRestart,
-    /// The config names files or directories that this process can no longer use, because it has
-    /// restricted itself at its start. Each of them is logged. The operator must restart the relay,
-    /// or name another place.
+    /// The config names files or directories to which this process has given up access. Each is
+    /// logged. The operator must restart the relay, or name another file or directory.
     #[error(
         "the config names files that this process may no longer open (process.restrict): restart \
          the relay to apply the config"
@@ -62,8 +58,7 @@ pub enum Refused {
     /// machine. The operator must free the address or choose another. A reload is tried again.
     #[error("{0}")]
     Address(String),
-    /// The queue has refused a new output, for example because the disk did not store the output's
-    /// place in the queue.
+    /// The queue has refused a new output, for example because the disk did not store its cursor.
     #[error("{0}")]
     Join(String),
     /// The file system has not responded within the time limit. The next reload tries again.
@@ -77,8 +72,7 @@ pub enum Refused {
     Panicked(JoinError),
 }
 
-/// Converts the reason why the config was refused at the start into the error that ends the
-/// process.
+/// A config that is refused at startup ends the process.
 impl From<Refused> for Error {
     fn from(refused: Refused) -> Self {
         let text = refused.to_string();

@@ -35,10 +35,10 @@ const PURPOSE: &str = "evidence config 1";
 /// The recorder of a running relay, and what it records about the config.
 pub(crate) struct Evidence {
     recorder: Recorder,
-    /// The key of the config's digest. It is boxed because it has 768 bytes, which each future that
-    /// holds it would have too.
+    /// The key of the config's digest. It is boxed: otherwise, each future that holds it would be
+    /// larger by its 768 bytes.
     digest: Box<hmac::Key>,
-    /// How the relay runs since the last reload.
+    /// The facts about the relay that entries give, since the last reload.
     running: Running,
     /// The newest checkpoint. This receiver never marks a checkpoint as seen, so that each clone
     /// begins with the newest one.
@@ -188,9 +188,9 @@ fn read_keys(settings: &config::Evidence) -> Result<Vec<SigningKey>, String> {
 }
 
 /// Returns a digest of the config in force, as 64 hexadecimal digits: with its defaults, its
-/// variables, and the policies, URLs and other files that decide what leaves and to where. It is
-/// keyed, so that nobody can check a guess at a secret in the config. The contents of renewed
-/// files (credentials, certificates) are left out; their paths count.
+/// variables, and the policies, URLs and other files that decide what leaves and to where. The
+/// digest is keyed, so that nobody can check a guess at a secret in the config. The contents of
+/// renewed files (credentials, certificates) are left out; their paths count.
 fn config_digest(key: &hmac::Key, config: &Config, named: &[NamedFiles]) -> String {
     let mut context = hmac::Context::with_key(key);
     context.update(format!("{config:?}").as_bytes());

@@ -75,8 +75,7 @@ pub struct Signals<S, A> {
     pub aborted: A,
     /// The relay reads its config again for each message in this channel.
     pub reload: mpsc::Receiver<()>,
-    /// Receives the addresses and the queue once the relay runs; `None`: the caller does not need
-    /// them.
+    /// Receives the addresses and the queue once the relay runs, if the caller needs them.
     pub opened: Option<oneshot::Sender<Opened>>,
 }
 

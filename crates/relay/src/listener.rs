@@ -56,15 +56,15 @@ use session::Session;
 use terms::Terms;
 
 /// The pause after an error of `accept` that concerns more than one connection, such as too many
-/// open files. Without the pause the listener would fail again and again without a break.
+/// open files. Without it the listener would fail in a busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// A connection that gave its place to a newer one is open until its task runs. While there are
-/// more of them than this, each accept waits for [`GIVEN_WAY_PAUSE`] first. Otherwise a burst of
-/// connections could take all descriptors of the process.
+/// more such connections than this, each accept waits for [`GIVEN_WAY_PAUSE`] first. Otherwise a
+/// burst of connections could take all descriptors of the process.
 const GIVEN_WAY_MAX: usize = 8;
 
-/// The pause in which these tasks run.
+/// The pause in which the tasks of the connections that gave their places away can run.
 const GIVEN_WAY_PAUSE: Duration = Duration::from_millis(1);
 
 /// A listener on one bound address. All clones of this value are the same listener: they share the
@@ -80,11 +80,11 @@ pub struct Listener {
     /// The senders that were refused, for the log.
     refused: Arc<Refused>,
     telemetry: Arc<Telemetry>,
-    /// This token is cancelled when this listener is closed, or when the drain closes all
-    /// listeners. The listener then accepts no more connections.
+    /// Cancelled when this listener is closed, or when the drain closes all listeners. The listener
+    /// then accepts no more connections.
     closing: CancellationToken,
-    /// This token is cancelled when a reload has changed which clients may connect, so that the
-    /// open connections of this listener must end. Their next requests are refused.
+    /// Cancelled when a reload has changed which clients may connect. The open connections must
+    /// end, and their next requests are refused.
     revoked: CancellationToken,
 }
 
@@ -112,8 +112,6 @@ impl Listener {
         listener
     }
 
-    /// Updates the metric that shows when the certificate of this listener expires. Does nothing if
-    /// the listener has no TLS.
     fn show_expiry(&self) {
         if let Some(not_after) = self.settings.load().tls.as_ref().and_then(|tls| tls.not_after()) {
             self.telemetry.certificate_expiry("listener", &self.label, "server", not_after);
@@ -125,8 +123,7 @@ impl Listener {
         &self.label
     }
 
-    /// Returns the address on which the socket listens. If the config has port 0, the result has
-    /// the port that the kernel has chosen.
+    /// Returns the address of the socket, with the port that the kernel has chosen for port 0.
     ///
     /// # Errors
     ///
@@ -140,16 +137,15 @@ impl Listener {
         self.settings.load_full()
     }
 
-    /// Replaces the settings of this listener. New settings hold for TLS handshakes and requests
-    /// that begin from now on. Open connections stay open.
+    /// Replaces the settings of later handshakes and requests. Open connections stay open.
     pub fn apply(&self, settings: Settings) {
         self.settings.store(Arc::new(settings));
         self.show_expiry();
     }
 
-    /// Makes a listener on the same socket with new settings. Open connections of the old listener,
-    /// `self`, may not stay under the new settings (see [`Settings::is_compatible`]). The caller
-    /// must also call `Listener::revoke` on the old listener.
+    /// Makes a listener on the same socket with settings under which open connections of `self` may
+    /// not stay (see [`Settings::is_compatible`]). The caller must also call [`Listener::revoke`]
+    /// on `self`.
     pub fn successor(&self, settings: Settings, gate: &Gate) -> Self {
         let successor = Self {
             settings: Arc::new(ArcSwap::from_pointee(settings)),
@@ -167,16 +163,14 @@ impl Listener {
         self.closing.cancel();
     }
 
-    /// Stops accepting connections on this listener, as [`Listener::close`] does, and also refuses
-    /// each request whose head is not complete yet. The refusal is needed for h2: a client that
-    /// ignores GOAWAY could otherwise keep sending requests.
+    /// Closes this listener as [`Listener::close`] does, and also refuses each request whose head
+    /// is not complete yet: an h2 client that ignores GOAWAY could otherwise keep sending requests.
     pub fn revoke(&self) {
         self.revoked.cancel();
         self.closing.cancel();
     }
 
-    /// Accepts connections and starts a task for each of them. Returns when this listener is
-    /// closed, or when all listeners are closed.
+    /// Accepts connections, each served by a task, until this listener or all listeners are closed.
     pub async fn serve(self, gate: Arc<Gate>) {
         use io::ErrorKind::{
             ConnectionAborted as Aborted, ConnectionRefused as Refused, ConnectionReset as Reset,
@@ -215,8 +209,7 @@ impl Listener {
     }
 
     /// Starts the task that serves a new connection. If the limit of connections is reached,
-    /// another connection is closed for the new one. If all other connections must stay, the new
-    /// connection is closed at once.
+    /// another one is closed to make room. If all others must stay, the new one is closed at once.
     fn open(&self, stream: TcpStream, peer: SocketAddr, gate: &Arc<Gate>) {
         let rules = gate.rules.load_full();
         let (listener, refused) = (Arc::clone(&self.label), Arc::clone(&self.refused));

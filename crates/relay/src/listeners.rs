@@ -27,17 +27,15 @@ pub(crate) type Read = Option<Settings>;
 /// The plan for one listener of a config that is about to be applied.
 pub(crate) struct Planned {
     config: config::Listener,
-    /// The place of this listener in the list of the listeners that the relay has now, counted from
-    /// 0: the listener stays, with the new config. `None`: the listener is not in that list, so the
-    /// relay adds it.
+    /// The index, in the list of the present listeners, of the listener that gets the new config.
+    /// `None` if the relay adds this listener.
     slot: Option<usize>,
     /// The settings that the listener uses now; `None` if the listener is not open.
     current: Option<Arc<Settings>>,
 }
 
 impl Planned {
-    /// Reads the files that the listener's config names, and returns the settings that they give.
-    /// Blocks the thread.
+    /// Reads the files that the listener's config names. Blocks the thread.
     pub(crate) fn read(&self) -> Result<Read, Refused> {
         let label = &self.config.label;
         Settings::read(&self.config, self.current.as_deref())
@@ -45,8 +43,8 @@ impl Planned {
     }
 }
 
-/// A planned listener whose files were read, and whose socket was bound if it needs a new one. It
-/// is ready to be put in force.
+/// A planned listener that is ready to be put in force: its files are read, and its socket is
+/// bound.
 pub(super) struct StagedListener {
     config: config::Listener,
     slot: Option<usize>,
@@ -56,8 +54,7 @@ pub(super) struct StagedListener {
 
 /// The socket of a listener that is about to be put in force.
 enum Socket {
-    /// No socket was bound. The listener has a socket already, or it cannot open yet because its
-    /// certificate does not exist.
+    /// Nothing was bound: the listener has a socket, or cannot open yet without its certificate.
     Kept,
     /// A new socket, which is bound to the listener's address.
     New(TcpListener),
@@ -79,8 +76,8 @@ pub(crate) struct Listeners {
     tasks: TaskTracker,
 }
 
-/// A listener of the config in use. `open` is `None` while the listener has no socket, for example
-/// because its certificate does not exist yet.
+/// A listener of the config in use. `open` is `None` while it has no socket, for example because
+/// its certificate does not exist yet.
 struct Slot {
     config: config::Listener,
     open: Option<Open>,
@@ -115,9 +112,8 @@ fn plan(slots: &[Slot], configs: &[config::Listener]) -> Vec<Planned> {
     configs.iter().map(plan).collect()
 }
 
-/// Binds a socket for each planned listener that needs a new one, and returns the listeners, ready
-/// to be put in force. `taken` holds the addresses of the listeners that the same reload closes. An
-/// address that is in use is not an error if its port is also in `taken`: this address is bound
+/// Binds a socket for each planned listener that needs a new one. `taken` has the addresses of the
+/// listeners that the same reload closes: an address in use whose port is also in `taken` is bound
 /// later. `Err` if any other address cannot be bound.
 pub(crate) fn bind(
     planned: Vec<Planned>,
@@ -160,8 +156,7 @@ impl Listeners {
         plan(&self.slots, configs)
     }
 
-    /// Returns the addresses of all listeners in use that the plan removes. A listener counts even
-    /// if it is not open.
+    /// Returns the addresses of the listeners that the plan removes, open or not.
     pub(crate) fn leaving(&self, planned: &[Planned]) -> Vec<SocketAddr> {
         let kept = |index: usize| planned.iter().any(|planned| planned.slot == Some(index));
         let leaving = self.slots.iter().enumerate().filter(|(index, _)| !kept(*index));
@@ -197,8 +192,7 @@ impl Listeners {
             // was reported already.
             accepting.await.ok();
         }
-        // The metrics of all listeners exist before the first listener opens, even those of a
-        // listener that opens later.
+        // The metrics of all listeners exist before one opens, even of those that open later.
         slots.iter().for_each(|(config, ..)| drop(self.telemetry.listener(&config.label)));
         let mut errors = Vec::new();
         for (config, settings, socket, open) in slots {
@@ -222,10 +216,9 @@ impl Listeners {
         if errors.is_empty() { Ok(()) } else { Err(errors.join("; ")) }
     }
 
-    /// Opens an old listener again. A reload had closed it because a new listener needed its port,
-    /// but the address of the new listener could not be bound. Senders can connect to the old
-    /// address until the next reload. Returns the last part of the error message, which says
-    /// whether the old address is open.
+    /// Opens an old listener again. The reload had closed it for a new one, whose address could not
+    /// be bound. Senders can connect to the old address until the next reload. Returns the last
+    /// part of the error message, which says whether the old address is open.
     fn reopen(&mut self, config: &config::Listener, settings: Arc<Settings>) -> String {
         let socket = mutant!(
             "reload-listens-nowhere",
@@ -256,9 +249,8 @@ impl Listeners {
             .any(|port| net::sockets_listening_on(port).is_some_and(|all| all > own(port)))
     }
 
-    /// Opens a listener on its socket, or gives new settings to a listener that is open already.
-    /// Returns `None` if the listener cannot open yet because its certificate does not exist. `Err`
-    /// if its address cannot be bound.
+    /// Opens a listener on its socket, or gives new settings to an open listener. `None` if its
+    /// certificate does not exist yet. `Err` if its address cannot be bound.
     fn open(
         &self,
         config: &config::Listener,
@@ -297,15 +289,12 @@ impl Listeners {
         Ok(Some(self.accept(listener)))
     }
 
-    /// Starts the task that accepts the connections of `listener`. Returns the listener together
-    /// with the task.
     fn accept(&self, listener: Listener) -> Open {
         let accepting = listener.clone().serve(Arc::clone(&self.gate));
         self.own(listener, accepting)
     }
 
-    /// Runs `accepting`, the loop that accepts the connections of `listener`, as a task. If the
-    /// task panics, the relay ends. Returns the listener together with the task.
+    /// Runs `accepting`, the accept loop of `listener`, as a task. If it panics, the relay ends.
     fn own(
         &self,
         listener: Listener,
@@ -316,7 +305,6 @@ impl Listeners {
         Open { listener, accepting }
     }
 
-    /// Makes a listener on a bound socket, and logs its address.
     fn listener(
         &self,
         config: &config::Listener,
@@ -351,14 +339,12 @@ impl Listeners {
         self.slots.iter().map(show).collect()
     }
 
-    /// Removes all listeners from the list. Call this after `Gate::close`, which makes the accept
-    /// loops end and close their sockets.
+    /// Removes all listeners. Call this after `Gate::close`, which ends the accept loops.
     pub(crate) fn close(&mut self) {
         self.slots.clear();
     }
 
-    /// Waits until all accept loops have ended. Call this after `Gate::close`, which makes these
-    /// loops end.
+    /// Waits until all accept loops have ended. Call this after `Gate::close`.
     pub(crate) async fn ended(&self) {
         self.tasks.close();
         self.tasks.wait().await;

@@ -2,9 +2,9 @@
 //! events it has lost.
 //!
 //! The file is written every few seconds and once more at the orderly end. A process that was
-//! killed has not written its end, and the time of its last write is that of the kill, to a few
-//! seconds. The file is not synced, because it only has to outlive the process. If the machine has
-//! failed too, the next process may know less, and then says less.
+//! killed has not written its end, and it was killed within a few seconds of its last write. The
+//! file is not synced, because it only has to outlive the process. If the machine has failed too,
+//! the next process may know less, and then says less.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -22,7 +22,6 @@ use base::words::whole;
 use config::Config;
 use telemetry::{Earlier, Telemetry};
 
-/// The name of the file.
 const FILE: &str = "life";
 
 /// The size of the file in bytes. A single write replaces all of it, in one sector.
@@ -31,7 +30,7 @@ const BYTES: usize = 512;
 /// The time between two writes.
 const EVERY: Duration = Duration::from_secs(5);
 
-/// The longest wait for a file system, at the start and at the end.
+/// The longest wait for a file system, at startup and at the end.
 const WAIT: Duration = Duration::from_secs(3);
 
 /// The content of the file, as JSON.
@@ -40,7 +39,7 @@ const WAIT: Duration = Duration::from_secs(3);
 struct Life {
     /// The time of this write, in seconds since 1970.
     seen: u64,
-    /// `true`: the process has ended in order, and has counted what it lost by that.
+    /// `true`: the process has ended in order, and has counted the events lost at its end.
     ended: bool,
     /// The last kill and the losses of this process and of those before it.
     #[serde(flatten)]
@@ -56,10 +55,9 @@ pub(super) struct Lives {
 }
 
 impl Lives {
-    /// Reads what the process before this one has left, notes it for `/status` and `/metrics`, and
-    /// begins the file of this process. The queue must be open, so that no other relay uses its
-    /// directory. Returns `None` if the config has no directory for the file, or if the file cannot
-    /// be written.
+    /// Notes for `/status` and `/metrics` how the earlier process ended, and begins the file of
+    /// this process. The queue must be open, so that no other relay uses its directory. `None` if
+    /// the config has no directory for the file, or if the file cannot be written.
     pub(crate) async fn begin(config: &Config, telemetry: &Arc<Telemetry>) -> Option<Arc<Self>> {
         let directory = config.directory_of_state()?.to_owned();
         let (file, telemetry) = (directory.join(FILE), Arc::clone(telemetry));
@@ -94,8 +92,8 @@ impl Lives {
         self.telemetry.follow(earlier);
     }
 
-    /// Writes the file. `uncounted` events of those that count as lost are not lost if there is a
-    /// next process that reads this file. Blocks the thread.
+    /// Writes the file. Blocks the thread. `uncounted` is the number of events that were counted as
+    /// lost, but are not lost if another process reads this file.
     fn write(&self, ended: bool, uncounted: u64) -> io::Result<()> {
         let mut has_ended = lock(&self.has_ended);
         if *has_ended {
@@ -114,7 +112,7 @@ impl Lives {
         let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(false).mode(0o600).custom_flags(flags);
-        // Blanks behind JSON mean nothing.
+        // JSON may be followed by blanks.
         let line = format!("{text:<width$}\n", width = BYTES - 1);
         options.open(&self.file)?.write_all_at(line.as_bytes(), 0)
     }
@@ -123,7 +121,7 @@ impl Lives {
     pub(crate) async fn keep(self: Arc<Self>, stop: CancellationToken) {
         while stop.run_until_cancelled(tokio::time::sleep(EVERY)).await.is_some() {
             let lives = Arc::clone(&self);
-            // A disk that refuses this write refuses those of the queue too, which says so.
+            // A disk that refuses this write refuses the queue's too, and the queue logs that.
             let written = tokio::task::spawn_blocking(move || lives.write(false, 0).ok());
             stop.run_until_cancelled(written).await;
         }

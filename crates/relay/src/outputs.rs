@@ -58,7 +58,6 @@ pub(crate) struct Outputs {
     failed: Option<String>,
 }
 
-/// An output of the config in use.
 struct Slot {
     config: config::Output,
     files: Option<Arc<dyn Files>>,
@@ -104,7 +103,6 @@ fn plan(
 }
 
 impl Outputs {
-    /// Makes the outputs of a relay. There is no output yet.
     pub(crate) fn new(
         telemetry: Arc<Telemetry>,
         queue: Queue,
@@ -123,15 +121,14 @@ impl Outputs {
         }
     }
 
-    /// Compares a config with the outputs in use. Returns the plan for each output of the config,
-    /// and changes nothing.
+    /// Compares a config with the outputs in use, and returns the plan. Changes nothing.
     pub(crate) fn plan(&self, configs: &[config::Output]) -> Vec<Planned> {
         plan(&self.slots, configs, &self.telemetry, &self.dead_letters)
     }
 
-    /// Gives each new output a cursor. Waits for an earlier output of the same name that has not
-    /// ended yet. `Err` if the queue refuses an output. If the plan is dropped before it is
-    /// committed, the new cursors leave the queue again.
+    /// Gives each new output a cursor. Waits for the end of an earlier output of the same name.
+    /// `Err` if the queue refuses an output. If the plan is dropped before it is committed, the new
+    /// cursors leave the queue again.
     ///
     /// # Cancel safety
     ///
@@ -201,7 +198,6 @@ impl Outputs {
         self.telemetry.output_settings(&slot.config.name, slot.config.required, lag_max);
     }
 
-    /// Starts the task of a new output, and returns the output's slot.
     fn start(
         &mut self,
         config: config::Output,
@@ -280,9 +276,8 @@ impl Outputs {
         self.orders.draining.cancel();
     }
 
-    /// Ends all outputs and waits until their tasks have ended. If a task has failed, returns the
-    /// error of the first such task. An error that [`Outputs::ended`] has returned already does not
-    /// count. `None` if there is no such error.
+    /// Ends all outputs and waits until their tasks have ended. Returns the error of the first
+    /// failed task, unless [`Outputs::ended`] has returned it already.
     pub(crate) async fn stop(&mut self) -> Option<String> {
         self.orders.stop.cancel();
         while !self.tasks.is_empty() {
@@ -292,7 +287,6 @@ impl Outputs {
     }
 }
 
-/// Returns the lag above which the output is late.
 fn lag_max(config: &config::Output) -> Duration {
     thresholds::lag_max(config.kind.final_after.map(|(_, waits)| waits))
 }

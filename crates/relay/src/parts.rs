@@ -23,8 +23,7 @@ use queue::Queue;
 use telemetry::Telemetry;
 use transform::redact::Redaction;
 
-/// The time between two runs of `upkeep`. Each run counts the newly collected values of a histogram
-/// in the histogram's buckets. Without these runs, the values would pile up in memory.
+/// The time between two runs of [`upkeep`].
 const UPKEEP: Duration = Duration::from_secs(5);
 
 /// The parts of a running relay. [`start`](super::start::start) makes them, and the relay's task
@@ -42,7 +41,7 @@ pub(crate) struct Parts {
     pub dead_letters: DeadLetters,
     /// `None` if the config has no section `[evidence]`.
     pub evidence: Option<Evidence>,
-    /// `None` before the start is over, and if the config has no directory for it.
+    /// `None` before the start is over, and if the file has no directory or can't be written.
     pub lives: Option<Arc<Lives>>,
     pub tasks: Tasks,
 }
@@ -51,9 +50,9 @@ pub(crate) struct Parts {
 /// log lines about losses, serve the admin address, keep the history of the last hour, and wait for
 /// a failure of the queue. Listeners, sources and outputs have their own tasks.
 pub(super) struct Tasks {
-    /// The failures of the tasks and threads that the relay needs; a failure that is reported here
-    /// ends the relay. The tasks of the outputs report to [`Outputs`] instead: there, the queue is
-    /// first told not to wait for the failed output.
+    /// The failures of the tasks and threads that the relay needs; each of them ends the relay. The
+    /// outputs' tasks report to [`Outputs`], which first tells the queue not to wait for the
+    /// output.
     pub failures: Failures,
     pub running: TaskTracker,
     /// Cancelling this token ends the tasks.
@@ -61,8 +60,7 @@ pub(super) struct Tasks {
 }
 
 impl Tasks {
-    /// Starts a task that the relay cannot run without: if the task panics, the relay ends. `name`
-    /// is the name of the task in the log.
+    /// Starts a task whose panic ends the relay. `name` is its name in the log.
     pub(crate) fn spawn(&self, name: &str, task: impl Future<Output = ()> + Send + 'static) {
         self.running.spawn(self.failures.watched(name.to_owned(), task));
     }
@@ -104,7 +102,6 @@ impl Parts {
         }
     }
 
-    /// Starts the relay's own tasks.
     pub(super) fn start_tasks(&self, admin: TcpListener, probes: Option<TcpListener>) {
         let Tasks { failures, running, stop } = &self.tasks;
         let deadlines = Arc::clone(&self.gate).enforce_deadlines(stop.clone());
@@ -153,9 +150,8 @@ impl Parts {
     }
 }
 
-/// Calls `Telemetry::upkeep` every [`UPKEEP`] until `stop` is cancelled. Without these calls, the
-/// collected values of histograms would pile up in memory. Also looks whether the queue's disk
-/// answers.
+/// Every [`UPKEEP`], moves the values of the histograms into their buckets, because they would pile
+/// up in memory, and checks whether the queue's disk responds. Ends when `stop` is cancelled.
 async fn upkeep(telemetry: Arc<Telemetry>, queue: Queue, stop: CancellationToken) {
     while stop.run_until_cancelled(tokio::time::sleep(UPKEEP)).await.is_some() {
         telemetry.upkeep();

@@ -14,7 +14,7 @@ pub(crate) struct Plan {
     pub listeners: Vec<listeners::Planned>,
     pub sources: Vec<source::Planned>,
     pub admin: config::Admin,
-    /// Who may ask at the admin address before the plan is in force.
+    /// The access rules of the admin address before the plan is in force.
     pub access: Arc<Access>,
 }
 
@@ -22,9 +22,8 @@ pub(crate) struct Plan {
 pub(super) struct ReadFiles {
     /// The functions that put the files of outputs and sources in use.
     pub staged: Vec<Staged>,
-    /// The settings of each listener.
     pub settings: Vec<listeners::Read>,
-    /// Who may ask at the admin address.
+    /// The new access rules of the admin address.
     pub(super) access: Access,
 }
 

@@ -24,7 +24,7 @@ type Staging = (Config, Vec<outputs::Planned>, Plan, ReadFiles);
 
 /// A reload that is ready to be put in force: its files are read, and its addresses are bound,
 /// except for those that an old listener may still hold. If this value is dropped instead, the old
-/// config stays in force. Only the sources that the reload removes or changes accept nothing more.
+/// config stays in force. Only the sources that the reload removes or changes take no more events.
 pub(crate) struct Prepared {
     config: Config,
     outputs: Vec<outputs::Planned>,
@@ -35,11 +35,10 @@ pub(crate) struct Prepared {
 }
 
 impl Parts {
-    /// Does everything in a reload that can fail or take time, and returns the reload, ready to be
-    /// put in force. The steps are: read the files, bind the addresses of new listeners (except for
-    /// those that an old listener may still hold), store a cursor for each new output, and stop the
-    /// sources that are removed or changed. If a new output has the same name as a removed output
-    /// that has not ended yet, this function waits for the end of the removed output.
+    /// Does everything in a reload that can fail or take time: reads the files, binds the addresses
+    /// of new listeners (except for those that an old listener may still hold), stores a cursor for
+    /// each new output, and stops the sources that are removed or changed. A new output waits for
+    /// the end of a removed output of the same name.
     ///
     /// # Cancel safety
     ///
@@ -58,11 +57,10 @@ impl Parts {
         Ok(Prepared { config, outputs, files, sources, listeners, access })
     }
 
-    /// Reads and checks a config and the files that it names. If the config or a file cannot be
-    /// used, the program that writes it may not have finished. This function then waits a moment
-    /// for a change, and reads everything again after a change. Returns the error if no change
-    /// follows, or if the config is still not usable after too many changes. All of it takes at
-    /// most [`named_file::WAIT_MAX`]: a file system that hangs is not asked again.
+    /// Reads and checks a config and the files that it names. If they cannot be used, the program
+    /// that writes them may not have finished: the function waits a moment for a change, then reads
+    /// the files again. Returns the error if there is no change, or after too many changes. All of
+    /// it takes at most [`named_file::WAIT_MAX`]: a file system that hangs is not asked again.
     async fn stage(&mut self) -> Result<Staging, Refused> {
         let deadline = Instant::now() + named_file::WAIT_MAX;
         loop {
@@ -167,10 +165,10 @@ impl Parts {
     }
 
     /// Replaces the settings in `config` that cannot change without a restart by the settings in
-    /// use: the admin addresses, the section `[evidence]`, `process.restrict` and, if
-    /// `queue.directory` has changed, all settings of the queue. If `queue.directory` has changed,
-    /// also lowers `limits.max_body` to the value in use if it is larger, and returns `Err` if
-    /// `config` has sources that the queue in use cannot serve.
+    /// use: the admin addresses, the section `[evidence]`, `process.restrict`, the state directory
+    /// and, if `queue.directory` has changed, all settings of the queue. If `queue.directory` has
+    /// changed, also lowers `limits.max_body` to the value in use if it is larger, and returns
+    /// `Err` if `config` has sources that the queue in use cannot serve.
     fn keep_what_cannot_change(&self, config: &mut Config) -> Result<(), Refused> {
         let now = &self.config;
         if config.admin.address != now.admin.address {

@@ -35,18 +35,17 @@ use telemetry::Telemetry;
 #[cfg(feature = "kafka")]
 mod kafka;
 
-/// The longest time that the relay waits, at the beginning of the drain, until all sources have
-/// stopped taking events. Only a source that hangs, or that is giving partitions back, needs the
-/// full time. Any other source stops within about 100 ms.
+/// The longest wait of the drain until all sources take no more events. Most stop within 100 ms;
+/// only a source that hangs, or is giving partitions back, needs the full time.
 const CLOSING: Duration = Duration::from_secs(1);
 
-/// The longest time that a reload waits for the sources that it removes or changes, until they have
-/// stopped taking events. The wait is so long only if a call to a source hangs.
+/// The longest wait of a reload until the sources that it removes or changes take no more events.
+/// Only a call to a source that hangs takes so long.
 const CLOSING_AT_RELOAD: Duration = Duration::from_secs(5);
 
-/// After a reload has removed or changed a source, the source waits at most this long for the
-/// acknowledgement of the events that it has taken. Then the source ends. The next reader of its
-/// partitions reads again all events that were not acknowledged.
+/// The longest time for which a removed or changed source waits for the acknowledgement of the
+/// events that it has taken. The next reader of its partitions reads again what is not
+/// acknowledged.
 const LEAVING: Duration = Duration::from_secs(10);
 
 /// One source of events, such as a Kafka topic. `run` blocks, and is called on a thread of its own.
@@ -67,7 +66,6 @@ trait Source: Send + Sync {
     /// Reads events and appends them to `queue`. Returns when `orders` tell the source to end.
     fn run(&self, queue: &Queue, orders: Orders);
 
-    /// Returns the state that `/status` shows for this source.
     fn status(&self) -> Arc<Status>;
 }
 
@@ -81,14 +79,12 @@ pub struct Status {
 /// A copy of the state of a source at one moment; see [`Status`].
 #[derive(Debug, Default, Clone)]
 pub struct Snapshot {
-    /// `true` if the source takes no events now, because the queue has had no room for a second,
-    /// because too much of what the source has taken is not acknowledged, or because the source is
-    /// about to end.
+    /// `true`: the source takes no events now, because the queue has had no room for a second, too
+    /// much is not acknowledged yet, or the source is about to end.
     pub paused: bool,
     /// The partitions of the topic that this relay reads.
     pub partitions: Vec<i32>,
-    /// The last error; `None` if there was no error. An error is removed when the source reads a
-    /// message or gets partitions.
+    /// The last error; `None` if the source has read a message or got partitions since.
     pub last_error: Option<String>,
 }
 
@@ -113,27 +109,24 @@ pub struct Shown {
 
 /// The orders to the thread of a source, which checks them regularly.
 struct Orders {
-    /// This token is cancelled when the source must stop taking events. The source then ends as
-    /// soon as the events that it has already taken are acknowledged.
+    /// Cancelled when the source must stop taking events. The source then ends as soon as the
+    /// events that it has taken are acknowledged.
     closing: CancellationToken,
-    /// This token is cancelled when the source must end now, without waiting for acknowledgements.
-    /// The next reader of the partitions reads all events again that are not acknowledged by then.
+    /// Cancelled when the source must end without waiting for acknowledgements. The next reader of
+    /// the partitions reads all events again that are not acknowledged by then.
     stop: CancellationToken,
-    /// A token that exists while the source may still take events. The source sets this field to
-    /// `None` when it has stopped taking events, so that others can wait for this moment.
+    /// Exists while the source may still take events. The source drops it when it has stopped.
     taking: Option<TaskTrackerToken>,
 }
 
 /// One source of a new config that is not in use yet.
 pub struct Planned {
     config: config::Source,
-    /// A message must have fewer bytes than this.
+    /// A message must have fewer bytes.
     max_body: u64,
-    /// The source that will read. It is either a source that runs already, or a new source that is
-    /// not started yet.
+    /// The source that will read: one that runs already, or a new one that is not started yet.
     source: Arc<dyn Source>,
-    /// The index of the running source that has the same config and continues unchanged. `None` if
-    /// no such source runs, so that this source must be started.
+    /// The index of the running source that continues unchanged; `None` if `source` is new.
     slot: Option<usize>,
 }
 
@@ -163,7 +156,7 @@ impl Planned {
     }
 }
 
-/// All sources of one relay. The module `relay` owns this value.
+/// All sources of one relay. The relay's `Parts` own this value.
 ///
 /// Each source has a thread of its own, and a task waits until the thread has ended. A reload has
 /// three steps: [`Sources::plan`] compares the new config with the running sources,
@@ -193,14 +186,12 @@ struct Slot {
     source: Arc<dyn Source>,
     /// This token is cancelled when this source must stop taking events.
     closing: CancellationToken,
-    /// This tracker has one token while the source may still take events. When the source has
-    /// stopped taking events, the tracker is empty, and a task that waits for this can continue.
+    /// Has one token while the source may still take events, and is empty after that.
     taking: TaskTracker,
 }
 
 impl Slot {
-    /// Orders the source to stop taking events. The returned future completes when the source has
-    /// stopped.
+    /// Orders the source to stop taking events. The future completes when it has stopped.
     fn close(&self) -> impl Future<Output = ()> {
         self.closing.cancel();
         self.taking.close();
@@ -215,9 +206,9 @@ impl Sources {
         Self { failures, ..Self::default() }
     }
 
-    /// Compares a config with the running sources, and returns a plan with one entry for each
-    /// source of the config. Changes nothing, reads no files and makes no connection. A message
-    /// must have fewer bytes than `max_body`.
+    /// Compares a config with the running sources, and returns a plan for each source of the
+    /// config. Changes nothing, reads no files and makes no connection. A message must have fewer
+    /// than `max_body` bytes.
     pub fn plan(
         &self,
         configs: &[config::Source],
@@ -235,11 +226,10 @@ impl Sources {
         configs.iter().map(plan).collect()
     }
 
-    /// Orders the running sources that the plan `planned` does not keep to stop taking events.
-    /// Waits until they have stopped, for at most `CLOSING_AT_RELOAD`. Call this before the
-    /// settings of the queue change. When a source takes an event, the settings at that time decide
-    /// when the event counts as acknowledged. Under other settings, a source might commit an offset
-    /// before any output has the events.
+    /// Orders the running sources that the plan does not keep to stop taking events. Waits until
+    /// they have stopped, for at most `CLOSING_AT_RELOAD`. Call this before the settings of the
+    /// queue change: under other settings, a source might commit an offset before any output has
+    /// the events.
     pub async fn close_leaving(&self, planned: &[Planned]) {
         let is_kept = |index| planned.iter().any(|planned| planned.slot == Some(index));
         let slots = self.slots.iter().enumerate();
@@ -248,9 +238,8 @@ impl Sources {
         tokio::time::timeout(CLOSING_AT_RELOAD, join_all(leaving)).await.ok();
     }
 
-    /// Carries out the plan `planned`: new and changed sources begin to read, and unchanged sources
-    /// continue. The files of the new sources must already be in use. The sources that are removed
-    /// or changed must already be closed.
+    /// Carries out the plan: new and changed sources begin to read. Their files must already be in
+    /// use, and the sources that are removed or changed must already be closed.
     pub fn commit(&mut self, planned: Vec<Planned>, queue: &Queue) {
         let mut before: Vec<_> = std::mem::take(&mut self.slots).into_iter().map(Some).collect();
         for Planned { config, max_body, source, slot } in planned {
@@ -265,8 +254,7 @@ impl Sources {
         }
     }
 
-    /// Starts the thread of a source that is new or changed, and a task that waits until the thread
-    /// has ended. If the thread ends without an order, the task reports this as a failure.
+    /// Starts the thread of a source, and a task that reports an end of it without an order.
     fn start(&self, slot: &Slot, queue: &Queue) {
         let (name, source, queue) =
             (slot.config.name.clone(), Arc::clone(&slot.source), queue.clone());
@@ -321,18 +309,17 @@ impl Sources {
         self.slots.iter().map(show).collect()
     }
 
-    /// Begins the drain: orders all sources to stop taking events, and waits until they have
-    /// stopped, for at most `CLOSING`. After this the sources still wait for the acknowledgement of
-    /// the events that they have taken.
+    /// Begins the drain: orders all sources to stop taking events, and waits for that for at most
+    /// `CLOSING`. The sources still wait for the acknowledgement of the events that they have
+    /// taken.
     pub async fn close(&self) {
         self.closing.cancel();
         let closed = join_all(self.slots.iter().map(Slot::close));
         tokio::time::timeout(CLOSING, closed).await.ok();
     }
 
-    /// Ends the drain: orders all sources to end now, and waits until their threads have ended, for
-    /// at most `limit`. The next reader of the topic reads again all events that are not
-    /// acknowledged.
+    /// Ends the drain: orders all sources to end now, and waits for their threads for at most
+    /// `limit`. The next reader of the topic reads again all events that are not acknowledged.
     pub async fn end(&self, limit: Duration) {
         self.stop.cancel();
         self.tasks.close();

@@ -84,7 +84,8 @@ pub(crate) async fn start(
     parts.listeners.commit(listeners).await.map_err(Error::Run)?;
     parts.sources.commit(sources, &parts.queue);
     parts.show();
-    // A start that fails is not a life, so nothing is noted before this.
+    // Nothing is noted before this, because the next process must not take a failed start for a
+    // run.
     parts.live().await;
     parts.admin.started();
     let history = Arc::clone(&parts.admin).keep_history(parts.tasks.stop.clone());

@@ -15,32 +15,27 @@ use base::named_file;
 /// handshake 3 s after a change gets the new certificate.
 const POLL: Duration = Duration::from_secs(1);
 
-/// The pause between two checks of files that have changed. The checks are repeated until two of
-/// them in a row find the same contents, because an editor may not have finished a file, or a
-/// certificate may be written before its key.
+/// The pause between two checks of changed files. The checks are repeated until two in a row find
+/// the same contents, because a file may be half written, or a certificate come before its key.
 const SETTLE: Duration = Duration::from_millis(100);
 
-/// The greatest number of checks of files that keep changing. After this number of checks, the
-/// relay reads the files although they still change.
+/// The maximum number of checks of changing files. Then the relay reads the files nevertheless.
 const SETTLE_MAX: u32 = 10;
 
-/// If a config is not usable, the relay checks this many times whether its files have changed, each
-/// time after a pause of [`SETTLE`]. A change may follow soon, because the program that writes the
-/// files may not have finished.
+/// The number of checks, each after a pause of [`SETTLE`], whether the files of an unusable config
+/// change: the program that writes them may not have finished.
 const UNFINISHED: u32 = 3;
 
 /// The number of bytes at the beginning of a file that are compared. A change after these bytes is
 /// not noticed.
 const BYTES_MAX: u64 = 16 << 20;
 
-/// The state of some files at one moment: for each its real path, after all symlinks are resolved,
-/// and a hash of its contents. A value is `None` if it cannot be read. Two states are equal if no
-/// file has changed.
+/// The state of some files: for each the path with all symlinks resolved, and a hash of its
+/// contents. A value is `None` if it cannot be read. Two states are equal if no file has changed.
 #[derive(PartialEq, Eq)]
 pub(crate) struct Seen(Vec<(Option<PathBuf>, Option<u64>)>);
 
-/// Returns the present state of the files: their real paths and hashes of their contents. Blocks
-/// the thread.
+/// Returns the present state of the files. Blocks the thread.
 pub(crate) fn look(files: &[PathBuf]) -> Seen {
     Seen(files.iter().map(|file| (file.canonicalize().ok(), hash(file).ok())).collect())
 }
@@ -52,8 +47,7 @@ fn hash(file: &Path) -> std::io::Result<u64> {
     Ok(hasher.finish())
 }
 
-/// The files that are watched, and the state that they had before the relay last read them. The
-/// relay's main loop waits in [`Watch::changed`], which polls the files.
+/// The watched files, and the state that they had before the relay last read them.
 pub(crate) struct Watch {
     files: Vec<PathBuf>,
     seen: Seen,
@@ -71,23 +65,21 @@ impl Watch {
         Self { files, seen, next: Instant::now() + POLL, moved: 0 }
     }
 
-    /// Replaces the list of files, and their state before they were read. The relay calls this
-    /// after it has read the config again.
+    /// Replaces the files, and their state before they were read, after another read of the config.
     pub(crate) fn renew(&mut self, files: Vec<PathBuf>, seen: Seen) {
         (self.files, self.seen) = (files, seen);
     }
 
     /// Notes that the relay could not read the config in this state of the files, because a file
-    /// system hangs. It is not read again before a file changes.
+    /// system hangs. The config is not read again before a file changes.
     pub(crate) fn pass_over(&mut self, seen: Seen) {
         self.seen = seen;
     }
 
-    /// Checks three times, each time after a pause of [`SETTLE`], whether the files have changed
-    /// since they were last read. Returns `true` at the first change: the config should be read
-    /// again. Returns `false` if there is no change. After it has returned `true` [`SETTLE_MAX`]
-    /// times in a row, it returns `false` even if a file has changed, so that a file that changes
-    /// all the time does not delay a reload for ever.
+    /// Checks three times, after a pause of [`SETTLE`] each, whether the files have changed since
+    /// they were last read. Returns `true` at the first change: the config should be read again.
+    /// After [`SETTLE_MAX`] times in a row it returns `false`, so that a file that changes all the
+    /// time does not delay a reload for ever.
     pub(super) async fn has_moved(&mut self) -> bool {
         for _ in 0..UNFINISHED {
             tokio::time::sleep(SETTLE).await;
@@ -100,8 +92,7 @@ impl Watch {
         false
     }
 
-    /// Notes that the config could be used. [`Watch::has_moved`] counts from 0 again, so that a
-    /// config that is written slowly much later is read again as often as the first one.
+    /// Resets the count of [`Watch::has_moved`], so that a later config gets all retries again.
     pub(super) fn was_usable(&mut self) {
         self.moved = 0;
     }
@@ -131,8 +122,8 @@ impl Watch {
         }
     }
 
-    /// Returns the present state of the files, which is read on a thread for blocking work. If the
-    /// file system hangs, this function waits until it works again.
+    /// Returns the present state of the files, read on a thread for blocking work. Waits as long as
+    /// the file system hangs.
     pub(crate) async fn look(&self) -> Seen {
         let files = self.files.clone();
         let looked = tokio::task::spawn_blocking(move || look(&files)).await;

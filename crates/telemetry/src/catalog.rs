@@ -26,19 +26,17 @@ use super::refusals::Refusals;
 use super::registry::{Counter, Gauge, Registry};
 use super::reports::Losses;
 
-/// The bounds of the buckets for the duration of a request, in seconds: from a single small batch
-/// (50 µs) to a request that waits until its events are delivered (30 s).
+/// Bucket bounds in seconds: from a small batch (50 µs) to a request that waits for delivery (30
+/// s).
 const REQUEST_SECONDS: [f64; 14] = [
     0.000_1, 0.000_25, 0.000_5, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.25, 1.0, 5.0, 15.0, 30.0,
 ];
 
-/// The bounds of the buckets for the time until delivery, in seconds: from a single event (1 ms) to
-/// an outage of a day.
+/// Bucket bounds in seconds: from a single event (1 ms) to an outage of a day.
 const DELIVERY_SECONDS: [f64; 13] =
     [0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 2.5, 10.0, 60.0, 300.0, 1800.0, 7200.0, 86_400.0];
 
-/// The bounds of the buckets for the duration of a sync to disk, in seconds: from a write to a
-/// cache (100 µs) to a disk that is about to fail (10 s).
+/// Bucket bounds in seconds: from a write to a cache (100 µs) to a disk about to fail (10 s).
 const SYNC_SECONDS: [f64; 12] =
     [0.000_1, 0.000_25, 0.000_5, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5, 10.0];
 
@@ -98,8 +96,7 @@ catalog! {
                 another replica gets events.",
         }
     } with {
-        /// The state of refused requests. An accepted batch ends a time in which all batches were
-        /// refused.
+        /// Refused requests. An accepted batch ends the time in which all batches were refused.
         pub refusals: Refusals,
     }
 
@@ -178,10 +175,9 @@ catalog! {
         pub accepted: AcceptedMetrics,
         /// The files of a queue on disk.
         pub spool: SpoolMetrics,
-        /// The counter `error_total` for events that no output can get, for example because a full
-        /// queue has dropped their batch.
+        /// The counter `error_total` for events that no output can get, such as a dropped batch.
         pub errors: Counter,
-        /// Notes for the log the events that no output can get.
+        /// The log's notes about the events that no output can get.
         pub losses: Losses,
     }
 
@@ -297,7 +293,7 @@ catalog! {
         pub label: Arc<str>,
         /// The refused requests, over all listeners and sources.
         pub refusals: Refusals,
-        /// The times from the ends of accepted bodies to the answers.
+        /// The times from the end of a body to the answer that accepts it.
         pub times: Arc<Mutex<RecentTimes>>,
     }
 
@@ -321,7 +317,7 @@ catalog! {
     }
 
     "Listeners and sources"
-    /// The time since when every batch has been refused.
+    /// The time since which every batch has been refused.
     pub(super) struct RefusingMetrics [] {
         pub(super) since: Gauge = "requests_rejected_since_timestamp_seconds" {
             help: "When the first request was refused after the last accepted batch; 0: none.",
@@ -453,11 +449,11 @@ catalog! {
     } with {
         /// The events that the consumer has not acknowledged yet.
         pub backlog: BacklogMetrics,
-        /// What has become of the output's events.
+        /// The fates of the output's events.
         pub fates: FateMetrics,
         /// The counter `error_total` of this output, which counts its lost events.
         pub lost: Counter,
-        /// Notes for the log that this output has lost events.
+        /// The log's notes about the events that this output has lost.
         pub losses: Losses,
     }
 
@@ -498,7 +494,7 @@ catalog! {
     }
 
     "Outputs"
-    /// What has become of the events of one output.
+    /// The fates of one output's events.
     pub struct FateMetrics [OUTPUT] {
         pub delivery: Histogram = "output_delivery_seconds" {
             help: "From the acceptance of a batch to its acknowledgement by the consumer.",
@@ -528,7 +524,7 @@ catalog! {
                 drops every event.",
         }
     } with {
-        /// The times that `output_delivery_seconds` has counted in the last minutes.
+        /// The delivery latencies of the last minutes, for `/status`.
         pub times: Arc<Mutex<RecentTimes>>,
     }
 
@@ -571,8 +567,8 @@ catalog! {
     }
 
     "Dead letters"
-    /// Dead letters that were deleted to keep within `dead_letter.max_bytes`. The outputs have
-    /// counted these events as lost before.
+    /// Dead letters deleted to keep within `dead_letter.max_bytes`. They were counted as lost
+    /// before.
     pub struct DroppedLetters [] {
         pub events: Counter = "dead_letter_dropped_events_total" {
             help: "Events in the oldest dead-letter files, deleted to keep within dead_letter.max_bytes.",
@@ -582,7 +578,7 @@ catalog! {
                 raise `dead_letter.max_bytes`.",
         }
     } with {
-        /// Notes for the log that dead letters were deleted.
+        /// The log's notes about deleted dead letters.
         pub losses: Losses,
     }
 
@@ -656,7 +652,6 @@ catalog! {
                 the alert `KubeAuditForwarderEvidenceTampered` fires at once.",
         }
     } with {
-        /// The time of the last error with each reason that has occurred.
         pub(super) last_errors: Arc<Mutex<BTreeMap<&'static str, Instant>>>,
     }
 
@@ -745,7 +740,6 @@ catalog! {
     }
 }
 
-/// The metrics of the process, under the names that all programs use.
 const PROCESS: &[Metric] = &[
     Metric {
         name: "process_cpu_seconds_total",
@@ -817,21 +811,17 @@ const PROCESS: &[Metric] = &[
     },
 ];
 
-/// The values that most metrics of the process have in common.
 const OF_PROCESS: Metric = Metric { kind: Kind::Gauge, ..DEFAULTS };
 
-/// Returns every heading of the reference page, each with its metrics, in the order of the page.
 pub(crate) fn families() -> impl Iterator<Item = (&'static str, &'static [Metric])> {
     FAMILIES.iter().copied().chain([("The process", PROCESS)])
 }
 
-/// Returns every metric that this crate declares and registers. The metrics of the process are not
-/// among them.
+/// Returns every metric that this crate registers: all but those of the process.
 pub(crate) fn own() -> impl Iterator<Item = &'static Metric> {
     FAMILIES.iter().flat_map(|(_, metrics)| metrics.iter())
 }
 
-/// Returns the metrics of the process, which `telemetry::process` reads for each page.
 pub(crate) fn process() -> impl Iterator<Item = &'static Metric> {
     PROCESS.iter()
 }

@@ -29,22 +29,21 @@ impl ListenerMetrics {
         lock(&self.times).record(took, now);
     }
 
-    /// Returns the median and the 99th percentile of the times that [`Self::accepted_after`] has
-    /// recorded in the last one to two minutes; `None` if there were none.
+    /// Returns the quantiles of the times that [`Self::accepted_after`] recorded in the last one to
+    /// two minutes. `None` if there are none.
     pub fn quantiles(&self) -> Option<Quantiles> {
         lock(&self.times).quantiles_of(2, Instant::now())
     }
 
-    /// Counts a request that was not accepted, and keeps it as the last refused request. `code` is
-    /// the HTTP status of the response, and `message` is the sentence that the sender receives.
+    /// Counts a request that was not accepted. `code` is the HTTP status of the response, and
+    /// `message` is the sentence that the sender receives.
     pub fn rejected(&self, reason: Rejection, code: u16, message: &str) {
         self.rejections.requests.of(reason).increment(1);
         let (listener, message) = (Arc::clone(&self.label), message.to_owned());
         self.refusals.refused(LastRejected { listener, reason, code, message, at: Instant::now() });
     }
 
-    /// Notes that a request that may have had a batch was refused, and that its sender will give
-    /// the batch up.
+    /// Notes a refused request that may have had a batch, and whose sender gives up the batch.
     pub fn turned_away(&self) {
         self.refusals.turned_away(Instant::now());
     }
@@ -55,9 +54,8 @@ impl ListenerMetrics {
         self.refusals.connection_refused(reason);
     }
 
-    /// Counts a TLS handshake of a sender that failed, and keeps it as the last failed one. If the
-    /// sender has closed its connection, the handshake is only counted, because some health checks
-    /// do that.
+    /// Counts a failed TLS handshake of a sender, and keeps it as the last failed one. A closed
+    /// connection is only counted, because some health checks close theirs.
     pub fn tls_failed(&self, reason: TlsFailure) {
         self.tls_failures.of(reason).increment(1);
         if reason != TlsFailure::Closed {
@@ -68,8 +66,7 @@ impl ListenerMetrics {
 }
 
 impl QueueMetrics {
-    /// Counts an accepted batch: its events, the bytes of their lines, and the events by audit
-    /// level.
+    /// Counts an accepted batch: its events in all and by audit level, and its bytes.
     pub fn accepted(&self, events: u64, bytes: u64, levels: &LevelCounts) {
         let accepted = &self.accepted;
         accepted.events.increment(events);
@@ -79,8 +76,7 @@ impl QueueMetrics {
         accepted.refusals.accepted();
     }
 
-    /// Counts a batch that was accepted and then dropped at once, because the queue was full. No
-    /// output can get the events of this batch.
+    /// Counts a batch that was accepted and then dropped at once, because the queue was full.
     pub fn drop_newest(&self, events: u64, bytes: u64, levels: &LevelCounts) {
         self.accepted(events, bytes, levels);
         self.errors.increment(events);
@@ -88,8 +84,8 @@ impl QueueMetrics {
         self.losses.add(Loss::DropNewest, events, None);
     }
 
-    /// Notes for the log that a place in the queue's files is damaged. No lost events are counted
-    /// here: each output counts the events that it loses there when it reaches the damaged place.
+    /// Notes a damaged place in the queue's files. Each output counts the events that it loses
+    /// there when it reaches the place.
     pub fn damaged(&self, place: &str) {
         self.losses.note(Loss::Damaged, 1, Some(place));
     }
@@ -112,15 +108,13 @@ impl OutputMetrics {
         self.errors.of(reason).increment(1);
     }
 
-    /// Records the time from the acceptance of a batch to its acknowledgement by the consumer,
-    /// which has come now.
+    /// Records the time from the acceptance of a batch to its acknowledgement, which is `now`.
     pub fn delivered(&self, took: Duration, now: Instant) {
         self.fates.delivery.record(took.as_secs_f64());
         lock(&self.fates.times).record(took, now);
     }
 
-    /// Returns the median and the 99th percentile of the times that [`Self::delivered`] has
-    /// recorded in the last minutes; `None` if there were none.
+    /// Returns the quantiles of [`Self::delivered`] over the last minutes; `None` without times.
     pub fn quantiles(&self) -> Option<Quantiles> {
         lock(&self.fates.times).quantiles(Instant::now())
     }
@@ -135,8 +129,8 @@ impl DroppedLetters {
 }
 
 impl ReloadMetrics {
-    /// Counts one reload of the config, and notes its time. `success` is `true` if the new config
-    /// is in use, and `false` if it was refused or if one of its listeners could not be opened.
+    /// Counts a reload of the config. `success` is `false` if the config was refused, or if one of
+    /// its listeners could not be opened.
     pub fn reloaded(&self, success: bool) {
         let (count, last) = if success {
             (&self.count.success, &self.last.success)

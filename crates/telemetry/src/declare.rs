@@ -19,8 +19,7 @@ use metrics::Histogram;
 
 use super::registry::{Counter, Gauge, Registry};
 
-/// Puts the prefix before the name of a metric of the relay. The metrics of the process have none,
-/// because they have the same names in all programs.
+/// Adds the prefix. Metrics of the process have none: all programs use the same names for them.
 macro_rules! full_name {
     ($name:literal) => {
         concat!("kube_audit_forwarder_", $name)
@@ -32,18 +31,14 @@ pub const PREFIX: &str = full_name!("");
 
 /// Everything that is declared about one metric.
 pub(super) struct Metric {
-    /// The name of the metric on `/metrics`.
     pub name: &'static str,
-    /// The type of the metric: counter, gauge or histogram.
     pub kind: Kind,
     /// The text of the line `# HELP` on `/metrics`.
     pub help: &'static str,
     /// The unit of the value, in the plural: `events`, `bytes`.
     pub unit: &'static str,
-    /// The labels that all metrics of the same family have, for example `output`.
     pub family_labels: &'static [Label],
-    /// The label that this metric has in addition to the labels of its family, for example
-    /// `reason`; `None` if it has no other labels.
+    /// The label beyond those of the family, such as `reason`; `None` if there is none.
     pub own_label: Option<Label>,
     /// The text on the reference page that says what the value means.
     pub meaning: &'static str,
@@ -51,13 +46,11 @@ pub(super) struct Metric {
     pub action: &'static str,
     /// The upper bounds of a histogram's buckets; empty for the other kinds.
     pub buckets: &'static [f64],
-    /// `true`: the value is a present state of an output or a listener, such as `output_up`, and
-    /// not a count of past events. When a reload removes the output or listener, the series with
-    /// its name is no longer shown on `/metrics`.
+    /// `true`: a present state such as `output_up`, and not a count of past events. The series
+    /// leaves `/metrics` when a reload removes its output or listener.
     pub is_state: bool,
 }
 
-/// The values of everything that a declaration in [`catalog!`] may leave out.
 pub(super) const DEFAULTS: Metric = Metric {
     name: "",
     kind: Kind::Counter,
@@ -78,19 +71,14 @@ impl Metric {
     }
 }
 
-/// The type of a metric, as Prometheus knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// The value only grows, and starts at 0 with the process.
     Counter,
-    /// The value may go up and down.
     Gauge,
-    /// The metric counts observations in buckets.
     Histogram,
 }
 
 impl Kind {
-    /// Returns the name of the type in the line `# TYPE` on `/metrics`.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Counter => "counter",
@@ -103,8 +91,7 @@ impl Kind {
 /// A label of a metric.
 #[derive(Clone, Copy)]
 pub struct Label {
-    /// The name of the label. The text `listener or output` means that each series has one of these
-    /// two names.
+    /// The name. The text `listener or output` means that each series has one of these two names.
     pub name: &'static str,
     /// The values that the label may have.
     pub values: Values,
@@ -120,27 +107,23 @@ impl Label {
 /// The values that a label may have. No label holds anything that a client chooses.
 #[derive(Clone, Copy)]
 pub enum Values {
-    /// The label has exactly these values. A series exists for each of them from the start.
+    /// Exactly these values. Each of them has a series from the start.
     Fixed(&'static [&'static str]),
-    /// The values of the label come from the config or the build. This text describes them on the
-    /// reference page.
+    /// Values from the config or the build. This text describes them on the reference page.
     Described(&'static str),
 }
 
 /// The type of a field in a family: one handle, or a set of handles.
 pub(crate) trait Handle: Sized {
-    /// The kind of every series behind this handle.
     const KIND: Kind;
     /// The label that distinguishes the series behind this handle; `None` if there is one series.
     const LABEL: Option<Label>;
 
-    /// Registers the series of the metric `name` with these labels, and returns their handles. A
-    /// new counter or gauge has the value 0. A second call with the same name and labels returns
-    /// handles of the same series.
+    /// Registers the series of the metric `name` with these labels. A new counter or gauge is 0. A
+    /// second call returns handles of the same series.
     fn register(registry: &Registry, name: &'static str, labels: &[(&'static str, &str)]) -> Self;
 }
 
-/// Implements [`Handle`] for the type of a single series, which a function of [`Registry`] makes.
 macro_rules! handles {
     ($( $Single:ident by $function:ident, )+) => {$(
         impl Handle for $Single {
@@ -171,8 +154,7 @@ pub trait LabelValue: Copy + PartialEq + 'static {
     fn value(self) -> &'static str;
 }
 
-/// A set with one handle for each value of the label `L`. Clones are cheap and share the same
-/// handles.
+/// One handle for each value of the label `L`. Clones are cheap and share the handles.
 pub struct Each<L, H>(Arc<[(L, H)]>);
 
 impl<L, H> Clone for Each<L, H> {
@@ -182,8 +164,7 @@ impl<L, H> Clone for Each<L, H> {
 }
 
 impl<L: LabelValue, H> Each<L, H> {
-    /// Returns the handle for this value of the label. A label has at most 15 values, so a search
-    /// is as fast as an index.
+    /// Returns the handle of this value. A label has at most 15 values: a search is fast enough.
     pub fn of(&self, value: L) -> &H {
         let found = self.0.iter().find(|(of, _)| *of == value);
         &found.expect("`register` made a handle for every variant").1
@@ -241,9 +222,9 @@ macro_rules! label_values {
     };
 }
 
-/// Declares a struct with one field for each value of a label. The name of the field is the value
-/// of the label: `pub struct Filtered as "action" { dropped, duplicate, … }`. The field holds a
-/// handle, such as a `Counter`, by which the program changes the series with this value.
+/// Declares a struct with one field for each value of a label, named like the value:
+/// `pub struct Filtered as "action" { dropped, duplicate, … }`. A field holds the handle of its
+/// series.
 macro_rules! label_set {
     ($(#[$attribute:meta])* $seen:vis struct $Set:ident as $label:literal {
         $( $(#[$of_field:meta])* $field:ident, )+
@@ -282,9 +263,9 @@ macro_rules! label_set {
     };
 }
 
-/// Declares families of metrics. The program changes and reads a metric by the handle in its field.
-/// The constant of the same name, such as `OutputMetrics::retries`, is the metric's name, by which
-/// `doctor` reads the metrics of other relays.
+/// Declares families of metrics. Each field holds a handle, by which the program changes and reads
+/// the metric. The constant of the same name, such as `OutputMetrics::retries`, is the metric's
+/// name, by which `doctor` reads the metrics of other relays.
 ///
 /// ```text
 /// "Outputs"                             heading on the reference page
@@ -353,7 +334,6 @@ macro_rules! catalog {
                     ..DEFAULTS
                 }, )+];
 
-                /// Registers every series of the family.
                 pub(crate) fn register(
                     registry: &Registry,
                     labels: [(&'static str, &str); Self::LABELS.len()],

@@ -9,40 +9,32 @@ const fn described(name: &'static str, values: &'static str) -> Label {
     Label { name, values: Values::Described(values) }
 }
 
-/// The label `listener`, which names the listener or source that received a request.
 pub(crate) const LISTENER: Label =
     described("listener", "`listener.address` as the config has it, or the name of a source");
 
-/// The label `output`, which names the output that the value is about.
 pub(crate) const OUTPUT: Label = described("output", "`output.name`");
 
-/// The label that names the output that lost events. Its name `plugin` is the same as in
-/// kube-apiserver's metric `apiserver_audit_error_total`.
+/// kube-apiserver's metric `apiserver_audit_error_total` has a label of the same name.
 pub(super) const PLUGIN: Label =
     described("plugin", "`output.name`, or `queue` for events that no output can get");
 
-/// The label that names the listener or output on whose connections a certificate is used. Each
-/// series has either the label `listener` or the label `output`.
+/// A series about a certificate has either the label `listener` or the label `output`.
 pub(crate) const PLACE: Label =
     described("listener or output", "the listener's address, or the output's name");
 
-/// The label for the side of the connection that presented a certificate: `server` or `client`.
 pub(super) const ROLE: Label = Label { name: "role", values: Values::Fixed(&["server", "client"]) };
 
-/// The label that names a kube-apiserver. A hash has no character that a client has chosen.
+/// The value is a hash, because a client chooses the name of its Lease.
 pub(super) const APISERVER: Label = described(
     "apiserver",
     "the first 8 hexadecimal digits of the SHA-256 of the name of kube-apiserver's Lease, which \
      `/status` shows next to it; at most 16 at a time",
 );
 
-/// The label that names a witness of the evidence.
 pub(super) const WITNESS: Label = described("witness", "the name in the witness's key");
 
-/// The label for the version of the build.
 pub(crate) const VERSION: Label = described("version", "the version in Cargo.toml");
 
-/// The label for the source revision of the build.
 pub(crate) const REVISION: Label = described(
     "revision",
     "`KUBE_AUDIT_FORWARDER_REVISION` at compile time, or `unknown` if it was not set",
@@ -53,12 +45,11 @@ label_values! {
     pub enum Rejection as "reason" {
         /// The body does not consist of audit events, or the request is not well-formed HTTP.
         Invalid = "invalid",
-        /// The body is larger than `limits.max_body` allows, or an event is too large for
-        /// `limits.max_in_flight`.
+        /// The body exceeds `limits.max_body`, or an event exceeds `limits.max_in_flight`.
         TooLarge = "too_large",
         /// The queue has no room for the events of the request.
         QueueFull = "queue_full",
-        /// The bytes of the request bodies under way have reached `limits.max_in_flight`.
+        /// The request bodies in progress have reached `limits.max_in_flight`.
         InFlightFull = "in_flight_full",
         /// The bearer token is missing or wrong.
         Unauthorized = "unauthorized",
@@ -70,13 +61,12 @@ label_values! {
         Method = "method",
         /// The media type or the encoding of the request body is not supported.
         MediaType = "media_type",
-        /// The relay is about to end, and accepts no more requests. Or a reload has changed which
-        /// clients may connect to the listener, and the sender must connect again.
+        /// The relay is ending, or a reload has changed which clients may connect.
         ShuttingDown = "shutting_down",
         /// The disk with the queue's files does not store the events.
         Disk = "disk",
-        /// With `queue.acknowledge = "delivered"`, the events of the request were not delivered in
-        /// time, or a required output that should get them has ended.
+        /// The events were not delivered in time (with `queue.acknowledge = "queued"`: the body was
+        /// not decoded in time), or a required output that should get them has ended.
         DeliveryTimeout = "delivery_timeout",
     }
 }
@@ -86,7 +76,7 @@ impl Rejection {
     pub const WITH_429: [Self; 2] = [Self::QueueFull, Self::InFlightFull];
 
     /// The reasons for which a batch is answered 503: the disk refuses writes, or the consumers are
-    /// too slow. The drain is not among them.
+    /// too slow. [`Self::ShuttingDown`] is answered 503 too, but is not among them.
     pub const WITH_503: [Self; 2] = [Self::Disk, Self::DeliveryTimeout];
 
     /// Returns `true` if kube-apiserver gives up the events of such a request. It sends the events
@@ -108,9 +98,8 @@ impl Rejection {
         }
     }
 
-    /// Returns `true` if only a batch is refused with this reason. A request that is refused with
-    /// any other reason may be a health check or a scan, or it is refused only because the process
-    /// ends.
+    /// Returns `true` if only a batch is refused with this reason. With any other reason the
+    /// request may be a health check or a scan, or was refused only because the process ends.
     pub fn is_of_batch(self) -> bool {
         match self {
             Self::QueueFull
@@ -135,8 +124,7 @@ impl Rejection {
 }
 
 label_values! {
-    /// The reason why the TLS handshake of a sender failed: the label `reason` of
-    /// `listener_tls_failures_total`.
+    /// The reason for a failed TLS handshake: label `reason` of `listener_tls_failures_total`.
     pub enum TlsFailure as "reason" {
         /// The sender presents no client certificate, and `tls.client_ca` asks for one.
         NoCertificate = "no_certificate",
@@ -162,27 +150,21 @@ label_values! {
 }
 
 label_values! {
-    /// The reason why a connection of a sender was closed for want of a place, or not taken: the
-    /// label `reason` of `connections_refused_total`.
+    /// The reason for a refused connection: label `reason` of `connections_refused_total`.
     pub enum RefusedConnection as "reason" {
-        /// The connection is new, `limits.max_connections` is reached, and all other connections
-        /// have a request under way.
+        /// At `limits.max_connections`, a connection came while all others had requests.
         AllBusy = "all_busy",
-        /// The connection had no complete request, or only refused ones, and a new connection got
-        /// its place.
+        /// A connection without a whole request, or with refused ones only, made room for another.
         Evicted = "evicted",
-        /// The kernel could not hand over a new connection, because the process has too many open
-        /// files, for example.
+        /// The kernel refused a new connection, for example because of too many open files.
         AcceptFailed = "accept_failed",
     }
 }
 
 label_values! {
-    /// The reason why evidence could not be recorded: the label `reason` of
-    /// `evidence_errors_total`.
+    /// The reason why evidence was not recorded: label `reason` of `evidence_errors_total`.
     pub enum EvidenceError as "reason" {
-        /// A file of the evidence can't be read or written, or the thread that records the evidence
-        /// has panicked.
+        /// A file of the evidence can't be read or written, or the recording thread has panicked.
         Write = "write",
         /// A checkpoint can't be made.
         Sign = "sign",
@@ -190,7 +172,7 @@ label_values! {
         Witness = "witness",
         /// A witness knows another log of the same origin, or a longer one.
         RolledBack = "rolled_back",
-        /// A line in a file of the queue is not the one that came in.
+        /// Files of the queue or of its evidence were changed or removed.
         Tampered = "tampered",
     }
 }
@@ -218,7 +200,7 @@ label_values! {
         Protocol = "protocol",
         /// The consumer has taken the request, but has turned away single events of it.
         Item = "item",
-        /// The consumer has taken the request, and has not confirmed its events in time.
+        /// The consumer has taken the request, but has not confirmed its events in time.
         Acknowledgement = "acknowledgement",
     }
 }
@@ -289,14 +271,11 @@ label_set! {
     pub struct Filtered as "action" {
         /// Events that are not sent, because the audit policy or the filter excludes them.
         dropped,
-        /// Events that are not sent, because the same event was sent before, within the
-        /// deduplication window.
+        /// Events not sent, because the same event was sent within the deduplication window.
         duplicate,
-        /// Events that are sent without a request or response body or the managed fields, because
-        /// the audit policy does not ask for them.
+        /// Events sent without bodies or managed fields, for which the audit policy does not ask.
         lowered,
-        /// Events that are sent without a request or response body, because they were larger than
-        /// `max_event_bytes`.
+        /// Events sent without a body, because they were larger than `max_event_bytes`.
         trimmed,
         /// Events that are sent with at least one value removed or replaced.
         redacted,
@@ -316,13 +295,10 @@ label_set! {
 label_set! {
     /// An output's addresses, by state.
     pub(super) struct AddressStates as "state" {
-        /// Deliveries use the address.
         up,
-        /// Deliveries pass over the address, because it has failed.
         down,
         /// One delivery at a time tests the address, which was down.
         on_trial,
-        /// No delivery has tried the address yet.
         unknown,
     }
 }
@@ -332,8 +308,7 @@ label_set! {
     pub struct ByResult as "result" {
         /// The new config is in use, with all its listeners.
         success,
-        /// The new config was refused, and the old config stays in use; or the new config is in
-        /// use, but one of its listeners could not be opened.
+        /// The new config was refused, or it is in use without one of its listeners.
         error,
     }
 }

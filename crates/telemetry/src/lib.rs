@@ -1,12 +1,12 @@
 //! The metrics, the log, and the JSON of `/status` with the verdict on it ([`status`]).
 //!
 //! [`Telemetry`] has the metrics of one relay. It hands out handles, which are resolved once, when
-//! a listener, an output or the queue is made; to count is then one atomic addition. Every metric
+//! a listener, an output or the queue is made; counting is then one atomic addition. Every metric
 //! is declared in `catalog`, and nowhere else. The page `/metrics` and `/status` read the same
-//! values. The log has a thread of its own, which `log` explains; `reports` limits how often a loss
-//! or a state that flaps is logged.
+//! values. The log has a thread of its own (`log`), and `reports` limits how often a loss or a
+//! flapping state is logged.
 //!
-//! This crate promises that nobody who counts or logs ever waits. It imports `audit`, `base`,
+//! This crate promises that a caller that counts or logs never waits. It imports `audit`, `base`,
 //! `config` (the log's settings) and `transform` (the volume). What must never happen here: a
 //! metric without a declaration in `catalog`, or a name of a metric in another crate.
 //!
@@ -61,15 +61,14 @@ pub use refusals::{LastRejected, LastTlsFailure, Refusals};
 pub use registry::{Counter, Gauge};
 pub use reports::{Cause, Loss, Losses, LostAs, Reports, State};
 
-/// All metrics of one relay, and its notes for the log. The relay owns this value. Its functions
-/// return handles, which are cheap to clone. Two calls with the same labels return handles of the
-/// same series.
+/// All metrics of one relay, and its notes for the log. The relay owns this value. Handles are
+/// cheap to clone, and two calls with the same labels return handles of the same series.
 pub struct Telemetry {
     registry: registry::Registry,
     program: catalog::ProgramMetrics,
     refusals: Refusals,
     refusing: catalog::RefusingMetrics,
-    /// The last kill and the losses of the processes before this one; unset if there are none.
+    /// The last kill and the losses of earlier processes; unset if there are none.
     earlier: OnceLock<Earlier>,
     evidence: EvidenceMetrics,
     reports: Reports,
@@ -85,8 +84,7 @@ impl Default for Telemetry {
 }
 
 impl Telemetry {
-    /// Makes the metrics of a relay. The series about the program itself exist from the start. The
-    /// series of listeners, outputs and the queue are added when their handles are made.
+    /// Registers the series of the program itself. Other series appear when their handles are made.
     pub fn new() -> Self {
         let registry = registry::Registry::new(page::exporter());
         let build =
@@ -111,19 +109,17 @@ impl Telemetry {
         self.render_states_of(|_, _, _| true)
     }
 
-    /// Returns the page `/metrics`, in the Prometheus text format, with only those states of
-    /// outputs and listeners that `is_known` accepts. Call `Queue::observe` before, because the
-    /// gauges of the queue are set only there. A state is a gauge such as `output_up`. The state of
-    /// a removed output would never change again, so an alert on it would never end. Counters stay
-    /// on the page. `is_known` gets the name of the metric, a kind (`output` or `listener`) and a
-    /// name. It returns `true` if the config still has this output or listener, and its state is
-    /// known.
+    /// Returns the page `/metrics` in the Prometheus text format. Call `Queue::observe` before,
+    /// which sets the gauges of the queue. A state, such as `output_up`, is shown only if
+    /// `is_known` returns `true` for the metric's name, the label (`output` or `listener`) and its
+    /// value, because an alert on the state of a removed output would never end. Counters are
+    /// always shown.
     pub fn render_states_of(&self, is_known: impl Fn(&str, &str, &str) -> bool) -> String {
         let limit = memory_limit().unwrap_or_default() as f64;
         self.program.memory_limit.set(limit);
         self.program.last_killed.set(self.earlier().last_killed as f64);
         self.program.log_dropped.raise_to(dropped_lines());
-        // Two threads that set these gauges at each refusal could leave the older value behind.
+        // If each refusal set these gauges, two threads could leave the older value behind.
         let (since, batches) = self.refusals.of_batches();
         self.refusing.since.set(since);
         self.refusing.requests.set(batches as f64);
@@ -131,8 +127,8 @@ impl Telemetry {
         page::page(&self.registry, is_known)
     }
 
-    /// Sets the metric about each kube-apiserver, and removes it for those that are forgotten. The
-    /// time is counted back from now, so that a clock that was set changes no age.
+    /// Sets the series of each kube-apiserver that is remembered, and removes all others. The time
+    /// of a series is counted back from now, so that setting the clock does not change the age.
     fn show_apiservers(&self) {
         let (heard, now) = (self.volume.apiservers(), now());
         for it in &heard {
@@ -146,12 +142,12 @@ impl Telemetry {
         self.registry.keep(catalog::ApiserverMetrics::last_heard, is_heard);
     }
 
-    /// Notes what the processes before this one have left. Only the first call has an effect.
+    /// Notes the kill and the losses of earlier processes. Only the first call has an effect.
     pub fn follow(&self, earlier: Earlier) {
         self.earlier.set(earlier).ok();
     }
 
-    /// Returns what the processes before this one have left, as far as it still counts.
+    /// Returns the last kill and the losses of earlier processes, as far as they still count.
     pub fn earlier(&self) -> Earlier {
         self.earlier.get().copied().unwrap_or_default().at(now())
     }
@@ -161,7 +157,7 @@ impl Telemetry {
         &self.refusals
     }
 
-    /// Returns the volume that listeners and sources have accepted, by cause.
+    /// Returns the accepted volume of all listeners and sources, by cause.
     pub fn volume(&self) -> &Arc<Volume> {
         &self.volume
     }
@@ -171,9 +167,8 @@ impl Telemetry {
         RejectionMetrics::register(&self.registry, [])
     }
 
-    /// Counts the newly collected values of each histogram in the histogram's buckets. The relay
-    /// must call this function every few seconds. Otherwise the values pile up in memory until the
-    /// next scrape.
+    /// Moves the collected values of each histogram into its buckets. The relay must call this
+    /// function every few seconds, because until then the values pile up in memory.
     pub fn upkeep(&self) {
         self.registry.exporter.handle().run_upkeep();
     }
@@ -190,7 +185,6 @@ impl Telemetry {
         catalog::InFlightMetrics::register(&self.registry, []).bytes
     }
 
-    /// Returns the counter `error_total` of one output, or of the queue.
     fn lost(&self, plugin: &str) -> Counter {
         LostMetrics::register(&self.registry, [labels::PLUGIN.with(plugin)]).events
     }
@@ -219,7 +213,7 @@ impl Telemetry {
         self.evidence.clone()
     }
 
-    /// Sets the metric `output_addresses` of an output, by the states of its addresses.
+    /// Sets `output_addresses` of an output: the number of its addresses in each state.
     pub fn output_addresses<'s>(&self, name: &str, states: impl Iterator<Item = &'s str> + Clone) {
         let labels = [labels::OUTPUT.with(name)];
         let metrics = catalog::AddressMetrics::register(&self.registry, labels).addresses;
@@ -235,10 +229,11 @@ impl Telemetry {
         WitnessMetrics::register(&self.registry, [labels::WITNESS.with(name)])
     }
 
-    /// Returns handles for a reader of the queue that is not an output. Nothing shows them.
+    /// Returns handles for a reader of the queue that is not an output. `/metrics` does not show
+    /// them.
     pub fn of_no_output() -> OutputMetrics {
         let mut metrics = Self::new().output("");
-        // Nobody would ever collect its samples.
+        // Nobody would collect its samples, and they would pile up.
         metrics.fates.delivery = Histogram::noop();
         metrics
     }
@@ -252,8 +247,7 @@ impl Telemetry {
         OutputMetrics::register(&self.registry, labels, backlog, fates, self.lost(name), losses)
     }
 
-    /// Sets the metrics about the settings of an output: whether it is required, and the lag above
-    /// which it is late.
+    /// Sets the metrics that show whether an output is required, and above which lag it is late.
     pub fn output_settings(&self, name: &str, required: bool, lag_max: Duration) {
         let labels = [labels::OUTPUT.with(name)];
         let metrics = SettingMetrics::register(&self.registry, labels);
@@ -261,8 +255,7 @@ impl Telemetry {
         metrics.lag_max.set(lag_max.as_secs_f64());
     }
 
-    /// Counts the events as lost that the output `name` had not delivered when it was removed from
-    /// the config.
+    /// Counts as lost the events that the output `name` had not delivered when it was removed.
     pub fn removed(&self, name: &str, events: u64) {
         self.lost(name).increment(events);
         self.reports.losses(name).add(Loss::Removed, events, None);
@@ -278,8 +271,7 @@ impl Telemetry {
         self.reports.clone()
     }
 
-    /// Sets the metric `tls_certificate_expiry_timestamp_seconds` of one certificate, as
-    /// [`Certificate`] describes it.
+    /// Sets `tls_certificate_expiry_timestamp_seconds` of one certificate; see [`Certificate`].
     pub fn certificate_expiry(
         &self,
         place: &'static str,
@@ -294,15 +286,15 @@ impl Telemetry {
 }
 
 /// The last kill and the losses of earlier processes, which count for 24 hours. Times are in
-/// seconds since 1970; 0 stands for never.
+/// seconds since 1970; 0 means never.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Earlier {
-    /// The events that they have lost.
+    /// The events that earlier processes have lost.
     pub lost_events: u64,
-    /// The time of the last one of these losses.
+    /// The time of the last loss.
     pub last_lost: u64,
-    /// The time at which the last process was killed that did not end in order.
+    /// The time of the last kill: that of a process that did not end in order.
     pub last_killed: u64,
 }
 
@@ -310,7 +302,7 @@ impl Earlier {
     /// The time for which a loss or a kill counts, in seconds.
     const KEPT: f64 = 86_400.0;
 
-    /// Returns what of it still counts at the time `now`.
+    /// Forgets losses and kills that are older than [`Self::KEPT`] at the time `now`.
     fn at(mut self, now: f64) -> Self {
         if now - self.last_lost as f64 > Self::KEPT {
             (self.lost_events, self.last_lost) = (0, 0);

@@ -33,32 +33,29 @@ use base::mutant;
 use base::words::escape;
 use config::{Log, LogFormat};
 
-/// The greatest number of log lines that may wait for the log's thread, which writes them.
-/// [`BYTES_MAX`] bounds the bytes of these lines. A line is dropped if it would exceed either
+/// The maximum number of lines that may wait for the log's thread. [`BYTES_MAX`] is the second
 /// bound.
 const LINES_MAX: usize = 4096;
 
-/// The greatest number of bytes in the lines that wait for the log's thread.
+/// The maximum number of bytes in the lines that wait for the log's thread.
 const BYTES_MAX: usize = 1024 * 1024;
 
-/// The part of [`BYTES_MAX`] and `LINES_MAX` that lines below the level `warn` may use, as
-/// numerator and denominator. The last quarter is kept for warnings and errors.
+/// The part of both bounds that lines below `warn` may use, as numerator and denominator. The last
+/// quarter is kept for warnings and errors.
 const ORDINARY_PART: (usize, usize) = (3, 4);
 
-/// The greatest number of bytes that the log's thread writes together, as one group of lines. A
-/// longer line is written alone.
+/// The maximum number of bytes that the log's thread writes at once. A longer line is written
+/// alone.
 const GROUP_BYTES: usize = 64 * 1024;
 
-/// The pause between two attempts of the log's thread to write to a full pipe. Such attempts are
-/// needed if another process has made the pipe non-blocking.
+/// The pause before another write to a full pipe, if another process has made it non-blocking.
 const FULL_PIPE: Duration = Duration::from_millis(10);
 
-/// The longest time that the process, before it ends, waits for its last log lines to be written.
-/// If the log's thread has already hung in one write for this time, the process does not wait.
+/// The longest wait for the last log lines before the process ends. There is no wait if the log's
+/// thread has already hung in one write for this time.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
-/// The longest time that a panicking thread waits until the log line about its panic is written. If
-/// the process aborts after the panic, a line that is not written yet is lost.
+/// The longest wait of a panicking thread for its log line, which is lost if the process aborts.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 
 /// The pause before the log's thread starts again after a panic of its own.
@@ -67,8 +64,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// The target of the log line that reports the number of dropped lines.
 const DROPPED: &str = "telemetry::log::dropped";
 
-/// The crates of this repository, as the targets of their log lines begin. The test
-/// `docs::layers` compares them with the folders.
+/// The crates of this repository. The target of each of their log lines begins with one of these
+/// names. The test `docs::layers` compares this list with the crates.
 const OURS: &[&str] = &[
     "audit",
     "base",
@@ -90,18 +87,17 @@ const OURS: &[&str] = &[
     "verify",
 ];
 
-/// A function that applies new settings to the log that was started.
 type ChangeLog = Box<dyn Fn(Log) + Send + Sync>;
 
-/// The function that changes the settings of the log. [`start_log`] sets this variable.
+/// Changes the settings of the log. [`start_log`] sets this variable.
 static CHANGE_LOG: OnceLock<ChangeLog> = OnceLock::new();
 
 /// The queue of lines of the log. [`start_log`] sets this variable.
 static LINES: OnceLock<Arc<Lines>> = OnceLock::new();
 
-/// Starts the log: from now on, log lines and the messages of panics go to stderr. Dependencies log
-/// only warnings and errors, even if the level is lower. Otherwise the library h2 would log HTTP
-/// headers with bearer tokens.
+/// Starts the log: from now on, log lines and the messages of panics go to stderr. Whatever the
+/// level is, dependencies log nothing below `warn`, because h2 would log HTTP headers with bearer
+/// tokens.
 ///
 /// A second call in the same process changes nothing; use [`change_log`].
 ///
@@ -145,8 +141,7 @@ pub fn change_log(log: Log) {
     }
 }
 
-/// Waits until the last log lines are written, but for one second at most. The process calls this
-/// function before it ends.
+/// Waits until the last log lines are written, for at most one second. Call it before the end.
 pub fn end_log() {
     if let Some(lines) = LINES.get() {
         lines.flush(LAST_LINES);
@@ -158,9 +153,8 @@ pub fn dropped_lines() -> u64 {
     LINES.get().map_or(0, |lines| lines.dropped.load(Ordering::Relaxed))
 }
 
-/// Logs a panic, and waits a moment until its line is written. This function is the panic hook. The
-/// hook of the standard library would write to stderr itself, and would block if nobody reads
-/// stderr.
+/// The panic hook. The hook of the standard library would write to stderr itself, and would block
+/// if nobody reads stderr.
 fn tell_panic(panic: &PanicHookInfo<'_>) {
     let thread = std::thread::current();
     let thread = thread.name().unwrap_or("without a name");
@@ -188,8 +182,7 @@ fn tell_panic(panic: &PanicHookInfo<'_>) {
     }
 }
 
-/// Returns the filter of log lines for this level. A line of a dependency passes only if it is also
-/// a warning or an error.
+/// A line of a dependency passes only if it is also a warning or an error.
 fn targets(level: Level) -> Targets {
     let others = level.min(Level::WARN);
     Targets::new()
@@ -197,7 +190,6 @@ fn targets(level: Level) -> Targets {
         .with_targets(OURS.iter().map(|ours| (*ours, level)))
 }
 
-/// Returns the layer that formats log lines in this format and puts them into the queue.
 fn lines<S>(format: LogFormat, queue: &Arc<Lines>) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
@@ -210,8 +202,7 @@ where
     }
 }
 
-/// The bounded queue of lines for the log's thread, which writes them to stderr. Any thread adds
-/// lines; only the log's thread takes them out.
+/// The bounded queue of log lines. Any thread adds lines; only the log's thread takes them out.
 #[derive(Default)]
 struct Lines {
     state: Mutex<LinesState>,
@@ -219,36 +210,29 @@ struct Lines {
     more: Condvar,
     /// Wakes the threads in [`Lines::flush`], because all lines are written.
     idle: Condvar,
-    /// The number of lines that were dropped since the start.
     dropped: AtomicU64,
 }
 
 #[derive(Default)]
 struct LinesState {
-    /// The lines that wait for the log's thread, in the order in which they were added. Each line
-    /// has one `\n`, at its end.
+    /// The oldest line comes first. Each line has one `\n`, at its end.
     waiting: VecDeque<Vec<u8>>,
-    /// The number of bytes in `waiting`.
     bytes: usize,
-    /// The time at which the log's thread began the write that is under way; `None` if the thread
-    /// has nothing to write.
+    /// The start of the current write; `None` if the log's thread has nothing to write.
     writing: Option<Instant>,
-    /// `true`: the last write failed, for example because the reader of stderr has gone or a disk
-    /// is full.
+    /// `true`: the last write failed, for example because the reader of stderr has ended.
     failing: bool,
     /// The number of dropped lines that the log has not reported yet.
     untold: u64,
 }
 
 impl LinesState {
-    /// Returns `true` if a log line about dropped lines must be written now. Returns `false` while
-    /// writes fail, because that line would be lost too.
+    /// Returns `true` if a line about dropped lines is due. While writes fail it would be lost too.
     fn has_to_tell(&self) -> bool {
         self.untold > 0 && !self.failing
     }
 
-    /// Removes the lines from `waiting` that the thread writes next, and returns them as one text.
-    /// The text has at most [`GROUP_BYTES`] bytes, or it is one longer line.
+    /// Takes the lines of the next write: at most [`GROUP_BYTES`] bytes, or one longer line.
     fn take_group(&mut self) -> Vec<u8> {
         let mut group = Vec::new();
         while let Some(line) = self.waiting.front()
@@ -262,21 +246,19 @@ impl LinesState {
     }
 }
 
-/// The importance of a log line. Unimportant lines may fill only a part of the queue, so that there
-/// is room for warnings and errors.
+/// The importance of a log line: warnings and errors find room when other lines do not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Rank {
-    /// The level of the line is below `warn`. Such lines may fill three quarters of the queue.
+    /// The level is below `warn`. Such lines may fill three quarters of the queue.
     Ordinary,
-    /// The line is a warning or an error. Such lines may fill the whole queue.
+    /// A warning or an error. Such lines may fill the whole queue.
     Urgent,
-    /// The line reports that lines were dropped. It always finds room. There are few such lines,
-    /// because only the log's thread adds them, between two writes.
+    /// A line about dropped lines, which always finds room. There are few such lines, because only
+    /// the log's thread adds them, between two writes.
     Notice,
 }
 
 impl Rank {
-    /// Returns the importance of a line by its level and target.
     fn of(line: &Metadata<'_>) -> Self {
         match *line.level() <= Level::WARN {
             true if line.target() == DROPPED => Self::Notice,
@@ -285,7 +267,6 @@ impl Rank {
         }
     }
 
-    /// Returns `true` if the queue has room for this line of this importance.
     fn has_room(self, state: &LinesState, line: &[u8]) -> bool {
         let (part, whole) = match self {
             Self::Ordinary => ORDINARY_PART,
@@ -297,11 +278,9 @@ impl Rank {
     }
 }
 
-/// The next work of the log's thread.
 enum Work {
-    /// The thread must log that this number of lines was dropped.
+    /// Log that this number of lines was dropped.
     Tell(u64),
-    /// The thread must write these bytes, which are one or more lines.
     Write(Vec<u8>),
 }
 
@@ -310,8 +289,7 @@ impl Lines {
         lock(&self.state)
     }
 
-    /// Adds a line to the queue, or counts the line as dropped if there is no room. Never waits for
-    /// the log's thread.
+    /// Adds a line, or counts it as dropped if there is no room. Never waits for the log's thread.
     fn push(&self, line: Vec<u8>, rank: Rank) {
         let mut state = self.lock();
         if rank.has_room(&state, &line) {
@@ -326,7 +304,7 @@ impl Lines {
         }
     }
 
-    /// Runs the loop of the log's thread, which writes lines to `out` and never returns.
+    /// The loop of the log's thread. It never returns.
     fn write_all(&self, out: &mut impl Write) {
         // `true`: the last write ended inside a line, so the next write begins with a line break.
         let mut torn = false;
@@ -350,7 +328,6 @@ impl Lines {
         }
     }
 
-    /// Waits until the log's thread has something to do, and returns this work.
     fn work(&self) -> Work {
         let mut state = self.lock();
         loop {
@@ -367,8 +344,7 @@ impl Lines {
         }
     }
 
-    /// Notes the end of a write. `left` is the part of the text that could not be written. Each
-    /// line whose end is in this part counts as dropped.
+    /// Notes the end of a write. Each line whose end is in `left`, the unwritten part, is dropped.
     fn wrote(&self, left: &[u8]) {
         let lost = memchr::memchr_iter(b'\n', left).count() as u64;
         let mut state = self.lock();
@@ -378,8 +354,8 @@ impl Lines {
         self.dropped.fetch_add(lost, Ordering::Relaxed);
     }
 
-    /// Waits until every line is written, but at most for the time `limit`. Does not wait at all if
-    /// the log's thread has already hung in one write for that time.
+    /// Waits for at most `limit` until every line is written. Does not wait at all if the log's
+    /// thread has already hung in one write for that time.
     fn flush(&self, limit: Duration) {
         let end = Instant::now() + limit;
         let mut state = self.lock();
@@ -396,8 +372,7 @@ impl Lines {
     }
 }
 
-/// Writes a group of lines. Returns the number of bytes that were written; after an error, this
-/// number is smaller than the length of the group.
+/// Returns the number of written bytes. After an error, it is less than the size of the group.
 #[allow(clippy::disallowed_methods, reason = "write_all does not say how far it came")]
 fn write_group(out: &mut impl Write, group: &[u8]) -> usize {
     let mut written = 0;
@@ -414,7 +389,6 @@ fn write_group(out: &mut impl Write, group: &[u8]) -> usize {
     written
 }
 
-/// The writer for the formatter of log lines. It adds the lines to the queue of the log's thread.
 struct ToQueue {
     queue: Arc<Lines>,
     /// `true`: control characters must be escaped, so that text from a sender or a consumer can't
@@ -422,7 +396,6 @@ struct ToQueue {
     escapes: bool,
 }
 
-/// The writer of one log line, which knows the line's importance.
 struct Line<'a> {
     to: &'a ToQueue,
     rank: Rank,
@@ -457,8 +430,7 @@ impl Write for Line<'_> {
     }
 }
 
-/// Returns the line, safe for a terminal, with the line break at its end. Bytes that are not UTF-8
-/// are replaced.
+/// Makes a line safe for a terminal. Bytes that are not UTF-8 are replaced.
 fn escaped(line: &[u8]) -> Vec<u8> {
     let text = String::from_utf8_lossy(line.strip_suffix(b"\n").unwrap_or(line));
     let mut safe = escape::message(&text);

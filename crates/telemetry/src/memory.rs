@@ -4,20 +4,16 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The smallest limit, in bytes, that counts as no limit. If a cgroup has no limit, cgroup v1
-/// writes a number near `i64::MAX`, rounded down to pages.
+/// A limit from this size on counts as none: cgroup v1 writes about `i64::MAX` for "no limit".
 const UNLIMITED: u64 = 1 << 60;
 
-/// Returns the memory limit of this process in bytes: the smallest limit of the cgroups that the
-/// process is in; `None` if there is no limit.
+/// Returns the smallest limit, in bytes, of the cgroups of this process; `None` without a limit.
 pub fn limit() -> Option<u64> {
     limit_in(Path::new("/proc/self/cgroup"), Path::new("/sys/fs/cgroup"))
 }
 
-/// Returns the smallest memory limit, in bytes, of the cgroups that the file `memberships` names;
-/// `None` if there is no limit. The file has the form of `/proc/PID/cgroup` (see cgroups(7)).
-/// `mounted` is the folder where the cgroups are mounted. The limits of outer cgroups also count,
-/// because the limit of a cgroup holds for all cgroups inside it.
+/// Returns the smallest limit of the cgroups that the file `memberships` names, which has the form
+/// of `/proc/PID/cgroup` (see cgroups(7)). `mounted` is the folder where the cgroups are mounted.
 fn limit_in(memberships: &Path, mounted: &Path) -> Option<u64> {
     let memberships = fs::read_to_string(memberships).ok()?;
     let limits = memberships.lines().filter_map(|line| {
@@ -35,10 +31,10 @@ fn limit_in(memberships: &Path, mounted: &Path) -> Option<u64> {
     limits.min()
 }
 
-/// Returns the smallest limit, in bytes, of the cgroup `path` and of all cgroups around it; `None`
-/// if none of them has a limit. `root` is the folder of the outermost cgroup, and `file` is the
-/// name of the file with the limit. A container without a cgroup namespace sees its own cgroup as
-/// `root`, and the folder of `path` may not exist there. Then only the limit of `root` counts.
+/// Returns the smallest limit, in bytes, of the cgroup `path` and of the cgroups around it, whose
+/// limits hold inside too. `root` is the folder of the outermost cgroup. A container without a
+/// cgroup namespace sees its own cgroup as `root`, and the folder of `path` may not exist there.
+/// Then only the limit of `root` counts.
 fn smallest(root: &Path, path: &str, file: &str) -> Option<u64> {
     let inside: PathBuf = Path::new(path).components().skip(1).collect();
     let groups = inside.ancestors().map(|group| root.join(group).join(file));

@@ -10,7 +10,6 @@ use super::declare::{Kind, Metric};
 use super::registry::{Labels, Registry, key};
 use super::{catalog, process};
 
-/// Makes the exporter, with the buckets and the help texts of the histograms.
 pub(super) fn exporter() -> PrometheusRecorder {
     let histograms = || catalog::own().filter(|metric| metric.kind == Kind::Histogram);
     let exporter = histograms()
@@ -18,7 +17,7 @@ pub(super) fn exporter() -> PrometheusRecorder {
             let name = Matcher::Full(metric.name.to_owned());
             builder.set_buckets_for_metric(name, metric.buckets)
         })
-        // The only error is a list of buckets that is empty.
+        // The only error is an empty list of buckets.
         .unwrap_or_else(|_| PrometheusBuilder::new())
         .build_recorder();
     for metric in histograms() {
@@ -27,10 +26,8 @@ pub(super) fn exporter() -> PrometheusRecorder {
     exporter
 }
 
-/// Returns the page: the counters and gauges in the order of the catalogue, then the metrics of the
-/// process and the histograms. A series with a state of an output or a listener is left out if
-/// `is_known` returns `false` for the name of the metric, a kind (`output` or `listener`) and a
-/// name.
+/// Returns the counters and gauges in the order of the catalogue, then the metrics of the process
+/// and the histograms. [`super::Telemetry::render_states_of`] explains `is_known`.
 pub(crate) fn page(registry: &Registry, is_known: impl Fn(&str, &str, &str) -> bool) -> String {
     let mut page = String::new();
     let is_shown = |metric: &Metric, labels: &Labels| {

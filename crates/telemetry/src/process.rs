@@ -7,8 +7,7 @@ use std::sync::LazyLock;
 use rustix::param::{clock_ticks_per_second, page_size};
 use rustix::process::{Resource, getrlimit};
 
-/// Returns the value of each metric by its name. A metric whose value the kernel does not report is
-/// missing.
+/// Returns each metric's name and value, without those that the kernel does not report.
 pub(crate) fn values() -> Vec<(&'static str, f64)> {
     let limit = |resource| getrlimit(resource).current.map_or(0.0, |limit| limit as f64);
     let mut values = vec![
@@ -16,7 +15,7 @@ pub(crate) fn values() -> Vec<(&'static str, f64)> {
         ("process_virtual_memory_max_bytes", limit(Resource::As)),
     ];
     if let Ok(files) = fs::read_dir("/proc/self/fd") {
-        // One of them is the directory that is read.
+        // One of the files is the directory that is read.
         let count = u32::try_from(files.count().saturating_sub(1)).unwrap_or(u32::MAX);
         values.push(("process_open_fds", count.into()));
     }
@@ -35,9 +34,8 @@ pub(super) fn resident_bytes() -> Option<f64> {
     Stat::read().map(|stat| stat.resident_bytes)
 }
 
-/// Returns the time at which the process began, in whole seconds since 1970; `None` if `/proc`
-/// can't be read. `/proc/stat` is read only once, because on a machine with many cores the kernel
-/// takes milliseconds to write it.
+/// Returns the start of the process in whole seconds since 1970; `None` if `/proc` can't be read.
+/// `/proc/stat` is read once, because with many cores the kernel takes milliseconds to write it.
 pub(crate) fn started() -> Option<f64> {
     static STARTED: LazyLock<Option<f64>> = LazyLock::new(|| {
         let boot = fs::read_to_string("/proc/stat").ok()?;
@@ -53,7 +51,7 @@ pub(crate) fn started() -> Option<f64> {
 struct Stat {
     cpu_seconds: f64,
     threads: f64,
-    /// The seconds between the start of the machine and that of the process.
+    /// The seconds from the boot of the machine to the start of the process.
     started_after_boot: f64,
     virtual_bytes: f64,
     resident_bytes: f64,
@@ -66,8 +64,7 @@ impl Stat {
 
     /// Returns the numbers of this text; `None` if it has another form.
     fn of(text: &str) -> Option<Self> {
-        // The second field is the program's name in parentheses. The name may contain spaces and
-        // parentheses.
+        // The program's name, in parentheses, may itself contain spaces and parentheses.
         let (_, fields) = text.rsplit_once(") ")?;
         let fields: Vec<&str> = fields.split(' ').collect();
         // proc(5) counts the fields from 1, and the first one here is its third.

@@ -16,8 +16,7 @@ pub struct Certificate {
     pub not_after: i64,
     /// `listener` or `output`: the part of the relay on whose connections the certificate is used.
     pub place: &'static str,
-    /// The label of the listener, or the name of the output, on whose connections the certificate
-    /// is used.
+    /// The listener's label, or the output's name.
     pub name: String,
     /// The side of the connection that presented the certificate: `server` or `client`.
     pub role: String,
@@ -33,17 +32,14 @@ pub struct Outcome {
     pub delivered: u64,
     /// The number of events that are lost, or that the consumer has refused permanently.
     pub lost: u64,
-    /// The number of events that were not sent because the output's settings exclude them.
-    /// Duplicates are included.
+    /// The number of events that the output's settings excluded, duplicates included.
     pub filtered: u64,
-    /// The number of events that the consumer has not acknowledged yet. Those that are set aside
-    /// are included.
+    /// The number of events not acknowledged yet, those that are set aside included.
     pub kept: u64,
 }
 
-/// Writes an [`Outcome`] as the log shows it: `b: 7 delivered, 2 lost, 1 filtered, 3 kept`, where
-/// `b` is the name of the output. The numbers of filtered and kept events are left out if they are
-/// 0. The entry with the name `queue` has no number of delivered events.
+/// Writes `b: 7 delivered, 2 lost, 1 filtered, 3 kept`, as the log shows it. Filtered and kept
+/// events are left out if there are none. The entry `queue` has no delivered events.
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { name, delivered, lost, filtered, kept } = self;
@@ -66,19 +62,18 @@ impl Telemetry {
         self.registry.series(counter).into_iter().map(|(_, count)| count).sum()
     }
 
-    /// Returns the number of events that are lost, or that a consumer has refused permanently, over
-    /// the queue and all outputs.
+    /// Returns the number of events lost or refused permanently, over the queue and all outputs.
     pub fn all_lost_events(&self) -> u64 {
         self.sum(LostMetrics::events)
     }
 
-    /// Returns the number of bytes of request bodies that all listeners and sources have received.
+    /// Returns the bytes of request bodies that all listeners and sources have received.
     pub fn all_received_bytes(&self) -> u64 {
         self.sum(ListenerMetrics::received)
     }
 
-    /// Returns the numbers of events of each output and of the queue, by their result, sorted by
-    /// name. The backlogs are those that the last call of `Queue::observe` has found.
+    /// Returns the outcome of each output and of the queue, sorted by name. The backlogs are as of
+    /// the last `Queue::observe`.
     pub fn outcomes(&self) -> Vec<Outcome> {
         let outcome = |(labels, lost): (Labels, u64)| {
             let (_, name) = labels.into_iter().next()?;
@@ -95,8 +90,8 @@ impl Telemetry {
         self.registry.series(LostMetrics::events).into_iter().filter_map(outcome).collect()
     }
 
-    /// Returns the name of each witness, and the time of its last cosignature in seconds since
-    /// 1970. The time is `None` if it has not cosigned since the start. Sorted by name.
+    /// Returns each witness, sorted by name, with its last cosignature in seconds since 1970;
+    /// `None` if it has not cosigned since the start.
     pub fn witnesses(&self) -> Vec<(String, Option<f64>)> {
         let witness = |(labels, bits): (Labels, u64)| {
             let at = Some(f64::from_bits(bits)).filter(|at| *at > 0.0);
@@ -105,8 +100,7 @@ impl Telemetry {
         self.registry.series(WitnessMetrics::last).into_iter().filter_map(witness).collect()
     }
 
-    /// Returns all certificates that the relay has loaded, or that a sender or consumer has
-    /// presented, sorted by the end of their validity.
+    /// Returns the certificates that were loaded, or presented by a peer, sorted by their end.
     pub fn certificates(&self) -> Vec<Certificate> {
         let certificate = |(labels, bits): (Labels, u64)| {
             let [(place, name), (_, role)] = labels.try_into().ok()?;

@@ -1,6 +1,5 @@
-//! The times that something took in the last minutes, and their quantiles, in bounded memory.
-//! `/status` shows by them how long answers take now. The histograms of `/metrics` count since the
-//! start.
+//! Durations of the last minutes and their quantiles, in bounded memory. From these times,
+//! `/status` shows how long answers take now. The histograms of `/metrics` count since the start.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, Weak};
@@ -13,22 +12,19 @@ use base::lock::lock;
 /// The number of minutes that are kept: the present one, and those before it.
 const MINUTES: usize = 5;
 
-/// The number of seconds of a minute.
 const MINUTE_SECONDS: u64 = 60;
 
-/// Each power of two is divided into two to the power of this number of buckets. With 8 buckets the
-/// middle of a bucket is at most 6.3 % away from each time in the bucket.
+/// Each power of two is divided into 2^3 buckets, so that the middle of a bucket is at most 6.3 %
+/// away from each time in the bucket.
 const PARTS_BITS: u32 = 3;
 
-/// Times of at least two to the power of this number in microseconds (38 hours) are counted in the
-/// last bucket.
+/// Times of 2^37 µs (38 hours) or more are counted in the last bucket.
 const LONGEST_BITS: u32 = 37;
 
 /// The number of buckets: one for each microsecond below 8 µs, and 8 for each power of two above.
 const BUCKETS: usize = ((LONGEST_BITS - PARTS_BITS + 1) << PARTS_BITS) as usize;
 
-/// The median and the 99th percentile of the times of the last minutes. Each is at most 6.3 % away
-/// from a time that was recorded, or 0.5 µs.
+/// The quantiles of recent times. Each is at most 6.3 %, or 0.5 µs, away from a recorded time.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Quantiles {
     /// Half of the times are shorter than this one, in seconds.
@@ -37,25 +33,21 @@ pub struct Quantiles {
     pub p99: f64,
 }
 
-/// The times that something took in the last four to five minutes, as counts in buckets. A value
-/// takes 6 KiB at most, whatever the number of times, and nothing before the first one. Callers
-/// pass the present time.
+/// The durations of the last four to five minutes, as counts in buckets: at most 6 KiB.
 #[derive(Debug)]
 pub struct RecentTimes {
     begun: Instant,
     minutes: [Minute; MINUTES],
 }
 
-/// The times of one minute.
 #[derive(Debug, Default, Clone)]
 struct Minute {
-    /// The number of the minute, counted from 0 when the value was made.
+    /// The number of the minute, counted from 0 at [`RecentTimes::begun`].
     number: u64,
-    /// The number of times in each bucket; empty if nothing was ever recorded here.
+    /// Empty if nothing was ever recorded here.
     counts: Vec<u32>,
 }
 
-/// Returns the bucket of a time.
 fn bucket(took: Duration) -> usize {
     let longest = (1 << LONGEST_BITS) - 1;
     let micros = u64::try_from(took.as_micros()).unwrap_or(longest).min(longest);
@@ -84,7 +76,7 @@ impl RecentTimes {
         now.saturating_duration_since(self.begun).as_secs() / MINUTE_SECONDS
     }
 
-    /// Records the time `took`, which has ended at `now`.
+    /// Records a duration that has ended at `now`.
     pub fn record(&mut self, took: Duration, now: Instant) {
         let number = self.minute(now);
         let slot = usize::try_from(number).unwrap_or_default() % MINUTES;
@@ -104,8 +96,7 @@ impl RecentTimes {
         self.quantiles_of(MINUTES as u64, now)
     }
 
-    /// Returns the quantiles of the times of the present minute and of the minutes before it,
-    /// `minutes` in all; `None` if there were none.
+    /// Returns the quantiles of this many minutes, the present one included; `None` without times.
     pub(super) fn quantiles_of(&self, minutes: u64, now: Instant) -> Option<Quantiles> {
         let oldest = (self.minute(now) + 1).saturating_sub(minutes);
         let mut counts = [0_u64; BUCKETS];
@@ -128,14 +119,11 @@ impl RecentTimes {
     }
 }
 
-/// The times of each output, or of each listener, by its name. An entry ends with the last handle
-/// of the output or listener.
+/// The durations of each output or listener, by name. An entry lives as long as its handles.
 #[derive(Default)]
 pub(super) struct TimesByName(Mutex<BTreeMap<String, Weak<Mutex<RecentTimes>>>>);
 
 impl TimesByName {
-    /// Returns the times of one output or listener. Two calls with the same name return the same
-    /// value, as long as a handle of it exists.
     pub(crate) fn of(&self, name: &str) -> Arc<Mutex<RecentTimes>> {
         let mut all = lock(&self.0);
         if let Some(times) = all.get(name).and_then(Weak::upgrade) {

@@ -3,10 +3,8 @@
 use super::catalog;
 use super::declare::{Label, Metric, Values};
 
-/// The greatest width of the text on the reference page, in columns. Tables may be wider.
 const COLUMNS: usize = 100;
 
-/// The prefix of every alert's name.
 const ALERT: &str = "KubeAuditForwarder";
 
 const HEAD: &str = "\
@@ -14,16 +12,16 @@ const HEAD: &str = "\
 
 <!-- Generated from crates/telemetry/src/catalog.rs; do not edit. -->
 
-Every metric that the relay shows at `/metrics` of its admin address. Each series is there from the
-start, with 0, so that `increase()` sees the first event. The exceptions are `output_up`, which
-appears with the first attempt of its output, and the series of certificates, which appear once a
-certificate is loaded or seen.
+The relay shows these metrics at `/metrics` of its admin address. Each series exists from the start,
+at 0, so that `increase()` sees the first event. The exceptions are `output_up`, which appears with
+the first attempt of its output, and the series of certificates, which appear once a certificate is
+loaded or seen.
 
 Counters start at 0 with the process. When a reload removes an output or a listener, its counters
-stay and its backlog becomes 0. Its states leave `/metrics`, as noted below for each of them.
+stay and its backlog becomes 0. Its gauges of states are removed, as noted below for each of them.
 
-With several replicas, each replica counts what it got itself. Losses that no counter shows are in
-[one list](../concepts/guarantees.md#what-no-counter-counts).
+With several replicas, each replica counts only what it received itself. Losses that no counter
+shows are in [one list](../concepts/guarantees.md#what-no-counter-counts).
 ";
 
 /// Returns the text of the page `docs/reference/metrics.md`.
@@ -47,15 +45,11 @@ pub fn reference() -> String {
     page
 }
 
-/// Adds the section of one metric to the page.
 fn describe(page: &mut String, metric: &Metric) {
     let Metric { name, kind, help, unit, meaning, action, buckets, is_state, .. } = metric;
     page.push_str(&format!("\n### `{name}`\n\n"));
-    let state = if *is_state {
-        " Leaves `/metrics` when a reload removes its output or listener."
-    } else {
-        ""
-    };
+    let state =
+        if *is_state { " Removed when a reload removes its output or listener." } else { "" };
     paragraph(page, "", &format!("{help}{state}"));
     let mut items = vec![format!("Kind: {}. Unit: {unit}.", kind.name())];
     items.extend(metric.labels().map(label));
@@ -69,14 +63,12 @@ fn describe(page: &mut String, metric: &Metric) {
     items.iter().for_each(|item| paragraph(page, "- ", item));
 }
 
-/// Returns the name of the label in backticks. For a label that has one of two names, returns both
-/// names.
+/// A label that has one of two names (`listener or output`) gets both.
 fn label_name(label: &Label) -> String {
     let names: Vec<_> = label.name.split(" or ").map(|name| format!("`{name}`")).collect();
     names.join(" or ")
 }
 
-/// Returns the sentence about a label: its name and its values.
 fn label(label: &Label) -> String {
     let name = label_name(label);
     match label.values {
@@ -88,8 +80,7 @@ fn label(label: &Label) -> String {
     }
 }
 
-/// Returns the text, in which each alert's name is replaced by a link to the alert's runbook. The
-/// names of alerts stand in backticks and begin with [`ALERT`].
+/// Links each alert's name, which is in backticks and begins with [`ALERT`], to its runbook.
 fn linked(text: &str) -> String {
     let mut out = String::new();
     for (index, part) in text.split('`').enumerate() {
@@ -105,8 +96,7 @@ fn linked(text: &str) -> String {
     out
 }
 
-/// Adds a paragraph to the page, wrapped at [`COLUMNS`]. The first line begins with `mark`, for
-/// example `- `; the other lines are indented by the same width.
+/// Adds a paragraph, wrapped at [`COLUMNS`]. `mark` begins it, and indents the other lines.
 fn paragraph(page: &mut String, mark: &str, text: &str) {
     let mut width = mark.len();
     page.push_str(mark);

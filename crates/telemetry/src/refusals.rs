@@ -1,6 +1,5 @@
-//! The state of refused requests, over all listeners and sources: the last one of each kind, the
-//! time since which every batch has been refused, and for how long the relay refused requests that
-//! their senders send again.
+//! The state of refused requests, over all listeners and sources: the last refusals, the time since
+//! which every batch has been refused, and for how long requests were refused.
 //!
 //! [`RefusalTimes`] explains the words *spell*, *shut* and *long*.
 
@@ -17,16 +16,14 @@ use crate::status::thresholds::{ATTEMPTS, PATIENCE, PATIENCE_WITH_RETRY_AFTER};
 use base::lock::lock;
 use base::mutant;
 
-/// The greatest number of characters in [`LastRejected::message`]. The relay's own messages are
+/// The maximum number of characters of [`LastRejected::message`]. The relay's own messages are
 /// shorter, and quote at most one word that a client has chosen.
 const MESSAGE_MAX: usize = 300;
 
-/// The time without a refusal after which a spell is over. kube-apiserver repeats a request after
-/// at most 40 s.
+/// A spell ends after this time without a refusal. kube-apiserver repeats after at most 40 s.
 const PAUSE: Duration = Duration::from_secs(60);
 
-/// The last request that was refused, which `/status` shows. The value holds nothing of the
-/// request's body, except that `message` may quote one wrong word.
+/// The last refused request, for `/status`. At most one wrong word is from the request's body.
 #[derive(Debug, Clone)]
 pub struct LastRejected {
     /// The label of the listener or source that received the request.
@@ -52,24 +49,22 @@ pub struct LastTlsFailure {
     pub at: Instant,
 }
 
-/// The time in seconds, and the number of refusals, after which a period is long: the sender gives
-/// up a batch.
+/// The seconds and the number of refusals from which on a stretch is long.
 type Patience = (f64, u64);
 
 const WITH_RETRY_AFTER: Patience = (PATIENCE_WITH_RETRY_AFTER, 1);
 const FOR_GOOD: Patience = (PATIENCE, ATTEMPTS);
 
-/// A period in which requests are refused, and the longest one so far.
+/// A period of refusals: a spell, or the part of it since the last accepted batch.
 #[derive(Default)]
 struct Stretch {
     /// The first refusal; `None` if requests are not refused now.
     since: Option<Instant>,
-    /// The number of refusals in the present stretch.
     count: u64,
     longest: Duration,
-    /// The last refusal in a stretch that was longer than kube-apiserver repeats a batch.
+    /// The last refusal in a long stretch.
     long_last: Option<Instant>,
-    /// The number of refusals in all stretches that were so long.
+    /// The number of refusals in all long stretches.
     long_count: u64,
 }
 
@@ -88,13 +83,11 @@ impl Stretch {
     }
 }
 
-/// The requests that were refused with one status, and that their senders send again; or those that
-/// were refused for good.
+/// The refusals with one status after which senders send again, or the refusals for good.
 #[derive(Default)]
 struct Spells {
     any: Stretch,
     shut: Stretch,
-    /// The last refusal; `None` before the first one.
     last: Option<Instant>,
 }
 
@@ -129,33 +122,28 @@ impl Spells {
     }
 }
 
-/// The state of refused requests: the last ones, and how long they have been refused. Clones are
-/// cheap and share the state.
+/// The state of refused requests. Clones are cheap and share it.
 #[derive(Clone, Default)]
 pub struct Refusals(Arc<Mutex<Known>>);
 
-/// The last refusals by kind, and the times of the refusals. Each kind has its own last refusal,
-/// because anybody can send a request that ends with 408, and this must not hide a refusal that
-/// matters.
+/// Each kind of refusal has its own last one. Otherwise a request that ends with 408, which anybody
+/// can send, could hide a refusal that matters.
 #[derive(Default)]
 struct Known {
     any: Option<LastRejected>,
-    /// The last request that was refused for good: its sender gives up the events.
+    /// The last request refused for good: its sender gives up the events.
     for_good: Option<LastRejected>,
     tls: Option<LastTlsFailure>,
-    /// The number of connections that were refused for each reason, and the time of the last one.
+    /// The number of refused connections and the time of the last one, for each reason.
     connections: BTreeMap<&'static str, (u64, Instant)>,
-    /// The first refusal of a batch since the last accepted batch, in seconds since 1970; 0 if
-    /// there was none.
+    /// The first refusal of a batch since the last accepted one, in seconds since 1970; 0 if none.
     since: f64,
-    /// The number of the refused batches since the last accepted batch.
+    /// The number of batches refused since the last accepted one.
     batches: u64,
     with_429: Spells,
     with_503: Spells,
-    /// The requests that were refused for good and may have had a batch, and the TLS handshakes
-    /// that failed.
+    /// Requests refused for good that may have had a batch, and failed TLS handshakes.
     given_up: Spells,
-    /// The last request that was refused because of `limits.max_in_flight`.
     in_flight_full: Option<Instant>,
 }
 
@@ -206,8 +194,7 @@ impl Refusals {
         (*count, *last) = (count.saturating_add(1), Instant::now());
     }
 
-    /// Returns the number of connections that were refused for each reason that has occurred, and
-    /// the age of the last one.
+    /// Returns the number and the age of the last of the refused connections, for each reason.
     pub fn connections(&self) -> Vec<(&'static str, u64, Duration)> {
         let known = lock(&self.0);
         known.connections.iter().map(|(name, (count, at))| (*name, *count, at.elapsed())).collect()
@@ -222,8 +209,8 @@ impl Refusals {
         known.given_up.shut.since = None;
     }
 
-    /// Returns the time since which every batch has been refused, in seconds since 1970, and the
-    /// number of the refused requests. Both are 0 if the last batch was accepted.
+    /// Returns since when every batch has been refused, in seconds since 1970, and how many were.
+    /// Both are 0 if the last batch was accepted.
     pub(super) fn of_batches(&self) -> (f64, u64) {
         let known = lock(&self.0);
         (known.since, known.batches)
@@ -248,15 +235,14 @@ impl Refusals {
         lock(&self.0).tls.clone()
     }
 
-    /// Returns for how long the relay refused requests that their senders send again.
+    /// Returns for how long requests were refused, by the status of the answers.
     pub fn times(&self, now: Instant) -> status::Refusals {
         let known = lock(&self.0);
         let (with_429, with_503) = (known.with_429.times(now), known.with_503.times(now));
         status::Refusals { with_429, with_503, permanent: known.given_up.times(now) }
     }
 
-    /// Returns the time since the last request that was refused because of
-    /// `limits.max_in_flight`; `None` if there was none yet.
+    /// Returns the time since a request was last refused because of `limits.max_in_flight`.
     pub fn in_flight_full_ago(&self) -> Option<Duration> {
         lock(&self.0).in_flight_full.map(|at| at.elapsed())
     }
@@ -328,7 +314,7 @@ mod tests {
         refusals.accepted();
         assert_eq!(refusals.times(now).permanent.shut_seconds, None);
         assert_eq!(given_up(now), (10, Some(70.0)));
-        // A lone sender of other requests beside good ones.
+        // A sender whose lone requests are refused, among accepted batches.
         for _ in 0..100 {
             now += STEP;
             refusals.turned_away(now);

@@ -23,7 +23,6 @@ impl Counter {
         self.0.fetch_add(by, Ordering::Release);
     }
 
-    /// Sets the value, unless it is greater already.
     pub(super) fn raise_to(&self, value: u64) {
         self.0.fetch_max(value, Ordering::Release);
     }
@@ -59,7 +58,7 @@ impl Gauge {
         f64::from_bits(self.0.load(Ordering::Acquire))
     }
 
-    /// Returns the value of a gauge that counts something.
+    /// Returns the value of a gauge that counts something, as an integer.
     #[allow(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
@@ -69,8 +68,7 @@ impl Gauge {
         self.get() as u64
     }
 
-    /// Returns the value of a gauge that shows when something last happened, in seconds since 1970;
-    /// `None` if the value is 0, because it has not happened yet.
+    /// Returns a time in seconds since 1970; `None` if the value is 0, which means never.
     pub fn time(&self) -> Option<f64> {
         Some(self.get()).filter(|time| *time > 0.0)
     }
@@ -79,8 +77,8 @@ impl Gauge {
 /// The labels of a series: each name with its value, in the order of the page `/metrics`.
 pub(crate) type Labels = Vec<(&'static str, String)>;
 
-/// The cells of the counters and gauges, by their metric's full name and their labels. Also the
-/// exporter, which keeps the histograms. A series is removed by [`Registry::keep`] alone.
+/// The cells of counters and gauges, by the metric's full name and the labels; and the exporter,
+/// which keeps the histograms. Only [`Registry::keep`] removes a series.
 pub(crate) struct Registry {
     cells: Mutex<BTreeMap<&'static str, BTreeMap<Labels, Arc<AtomicU64>>>>,
     pub(super) exporter: PrometheusRecorder,
@@ -88,7 +86,6 @@ pub(crate) struct Registry {
 
 const METADATA: Metadata<'static> = Metadata::new(module_path!(), Level::INFO, None);
 
-/// Returns the name of a series for the exporter.
 pub(crate) fn key(name: &'static str, labels: Labels) -> Key {
     let label = |(name, value)| Label::new(name, value);
     Key::from_parts(name, labels.into_iter().map(label).collect::<Vec<_>>())
@@ -103,7 +100,6 @@ impl Registry {
         Self { cells: Mutex::default(), exporter }
     }
 
-    /// Returns the cell of a series, which is made with the value 0 if it is not there yet.
     fn cell(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Arc<AtomicU64> {
         let mut cells = lock(&self.cells);
         Arc::clone(cells.entry(name).or_default().entry(owned(labels)).or_default())
@@ -125,16 +121,15 @@ impl Registry {
         self.exporter.register_histogram(&key(name, owned(labels)), &METADATA)
     }
 
-    /// Removes the series of a counter or gauge whose labels `is_kept` does not accept. Handles of
-    /// a removed series change nothing any more.
+    /// Removes the series that `is_kept` rejects. Their handles change nothing on the pages any
+    /// more.
     pub(crate) fn keep(&self, name: &str, is_kept: impl Fn(&Labels) -> bool) {
         if let Some(series) = lock(&self.cells).get_mut(name) {
             series.retain(|labels, _| is_kept(labels));
         }
     }
 
-    /// Returns the series of a counter or gauge, sorted by their labels. A value is the bits that
-    /// [`Counter::get`] and [`Gauge::get`] read.
+    /// Returns the series sorted by their labels, with the bits of a [`Counter`] or [`Gauge`].
     pub(crate) fn series(&self, name: &str) -> Vec<(Labels, u64)> {
         let cells = lock(&self.cells);
         let series = |(labels, cell): (&Labels, &Arc<AtomicU64>)| {

@@ -26,12 +26,11 @@ use base::lock::lock;
 /// The shortest time between two log lines about the same loss, or about a state that flaps.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// The longest time for which [`Reports::flush`] waits for log lines that another thread is
-/// writing. A line only goes into a queue in memory, so writing takes microseconds. The limit is
-/// there in case a thread has panicked while it wrote.
+/// The longest wait of [`Reports::flush`]. A line only goes into a queue in memory, which takes
+/// microseconds; but a thread that panics while it writes never reports the end.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The name that `error_total` has in place of an output's name for events that no output can get.
+/// The name in `error_total`, in place of an output's, for events that no output can get.
 pub(crate) const QUEUE: &str = "queue";
 
 /// A kind of loss. Each kind has its own log lines for each output.
@@ -43,13 +42,12 @@ pub enum Loss {
     DropNewest,
     /// The queue dropped events of an output with `required = false`, because it needed their room.
     NotRequired,
-    /// Places in the queue's files are damaged. The numbers of this kind are numbers of places, and
-    /// not of events. The events that an output loses there are counted as [`Loss::Missing`].
+    /// Places in the queue's files are damaged. The numbers count places, and not events: an output
+    /// counts the events that it loses there as [`Loss::Missing`].
     Damaged,
     /// Events are missing in the queue's files, because of damage.
     Missing,
-    /// The output has given up the events: it does not try to send them any more. The values say
-    /// why, and where the events are.
+    /// The output has given up the events, and does not try to send them any more.
     GivenUp(Cause, LostAs),
     /// The output was removed from the config before it had delivered all its events.
     Removed,
@@ -84,7 +82,6 @@ pub enum LostAs {
 }
 
 impl Loss {
-    /// Returns the message of the log line about this kind of loss.
     fn message(self) -> &'static str {
         match self {
             Self::DropOldest => {
@@ -128,7 +125,7 @@ impl Loss {
         }
     }
 
-    /// Returns the value of the log field `cause`; `None` if the events were not given up.
+    /// Returns the value of the log field `cause`, which only events that were given up have.
     fn cause(self) -> Option<&'static str> {
         let Self::GivenUp(cause, _) = self else { return None };
         Some(match cause {
@@ -139,7 +136,7 @@ impl Loss {
         })
     }
 
-    /// Returns the value of the log field `fate`; `None` if the events were not given up.
+    /// Returns the value of the log field `fate`, which only events that were given up have.
     fn fate(self) -> Option<&'static str> {
         let Self::GivenUp(_, fate) = self else { return None };
         Some(match fate {
@@ -162,8 +159,7 @@ pub enum State {
     },
     /// The queue has room again after it was full: a fifth of its limit is free.
     QueueHasRoom {
-        /// The number of bytes in the queue, without the bytes that can be freed at once for a new
-        /// batch.
+        /// The bytes in the queue, without those that can be freed at once for a new batch.
         bytes: u64,
     },
     /// The queue's disk refuses to store events.
@@ -183,7 +179,7 @@ pub enum State {
 }
 
 impl State {
-    /// Writes the log line of this state. `changes` is the number of changes since the line before.
+    /// `changes` is the number of changes since the last line.
     fn write(&self, changes: u64) {
         match self {
             Self::QueueFull { bytes, when_full } if when_full == "reject" => tracing::warn!(
@@ -218,24 +214,21 @@ impl State {
     }
 }
 
-/// The number of log lines about the queue's room that may be written within [`QUIET`]; more
-/// changes are combined in one line. Two lines are enough to log that the queue is full and that it
-/// has room again.
+/// How many log lines about the queue's room may be written within [`QUIET`], one for a full queue
+/// and one for room again. Further changes share a line.
 const ROOM_LINES: usize = 2;
 
-/// The number of log lines about the disk's state that may be written within [`QUIET`]; more
-/// changes are combined in one line. Six lines are enough for an error, for the first attempts to
-/// store again, and for the end of the error.
+/// How many log lines about the disk may be written within [`QUIET`]: enough for an error, the
+/// first attempts to store again, and the end of the error. Further changes share a line.
 const DISK_LINES: usize = 6;
 
-/// Everything that was noted for the log of one relay: lost events, and changes of the queue's
-/// state. Clones are cheap and share the same notes.
+/// The notes for the log of one relay: losses, and changes of the queue's state. Clones are cheap
+/// and share the notes.
 #[derive(Clone, Default)]
 pub struct Reports {
     shared: Arc<Shared>,
 }
 
-/// The notes, and the signal that there is a new note.
 #[derive(Default)]
 struct Shared {
     notes: Mutex<Notes>,
@@ -245,22 +238,18 @@ struct Shared {
     written: Condvar,
 }
 
-/// The notes: counts of losses and changes of states, with the number that the log has not reported
-/// yet.
+/// Losses and changes of states, with the number that the log has not reported yet.
 struct Notes {
-    /// The counts of lost events since the start, of every output and of the queue. The key is the
-    /// output's name, or [`QUEUE`].
+    /// The counts since the start, by the name of the output or [`QUEUE`].
     parties: BTreeMap<Arc<str>, Arc<Party>>,
-    /// The losses by kind. The key is the kind and the name of the output, or [`QUEUE`] instead of
-    /// a name.
+    /// The losses by kind, and by the name of the output or [`QUEUE`].
     losses: BTreeMap<(Loss, Arc<str>), Tally>,
     /// The changes between a full queue and a queue with room.
     room: Flap,
-    /// The changes between a disk that refuses to store and a disk that stores.
     disk: Flap,
-    /// The time since when the queue has been full; `None` if it is not full.
+    /// The time at which the queue became full; `None` if it is not full.
     full_since: Option<Instant>,
-    /// The number of threads that have taken notes and are now writing the log lines about them.
+    /// The number of threads that have taken notes and are writing the log lines about them.
     writers: usize,
 }
 
@@ -272,55 +261,45 @@ impl Default for Notes {
     }
 }
 
-/// The counts of lost events of one output. The party of the name [`QUEUE`] counts the events that
-/// no output can get.
+/// The counts of lost events of one output, or of [`QUEUE`] for events that no output can get.
 struct Party {
-    /// The name of the output, or [`QUEUE`].
     name: Arc<str>,
-    /// `true`: the queue keeps events until this output has them, because the output is required
-    /// and a full queue drops nothing.
+    /// `true`: the output is required and a full queue drops nothing, so that events wait for it.
     keeps: AtomicBool,
-    /// The number of events that were noted as lost since the start.
     lost: AtomicU64,
-    /// The time of the last loss; `None` if nothing was lost yet.
     last: Mutex<Option<Instant>>,
 }
 
 /// The losses of one kind at one output, or in the queue.
 #[derive(Default)]
 struct Tally {
-    /// The number of lost events since the start.
     total: u64,
-    /// The number of lost events that no log line has reported yet.
+    /// The lost events that no log line has reported yet.
     untold: u64,
-    /// A detail about the first lost event since the last log line, such as the consumer's error;
-    /// `None` if no detail is known.
+    /// A detail about the first loss since the last log line, such as the consumer's error.
     detail: Option<String>,
-    /// The time at which the last log line was written; `None` if none was written yet.
+    /// The time of the last log line.
     told: Option<Instant>,
 }
 
 impl Tally {
-    /// Returns the earliest time at which the next log line may be written; `None` if no event was
-    /// lost since the last line.
+    /// Returns when the next log line may be written; `None` if there is nothing to report.
     fn due(&self, now: Instant) -> Option<Instant> {
         (self.untold > 0).then(|| self.told.map_or(now, |told| told + QUIET))
     }
 }
 
-/// The changes of one state, such as whether the queue is full, for the log. Usually each change
-/// has a log line of its own. The next line waits in three cases: the state has had `burst` lines
-/// within [`QUIET`], the last line reported several changes at once, or several changes have come
-/// since the last line. The line then reports all changes up to its time.
+/// The changes of one state, such as whether the queue is full. Usually each change has a log line
+/// of its own. The next line waits if there were `burst` lines within [`QUIET`], if the last line
+/// reported several changes, or if several changes are not reported yet. The line then reports all
+/// changes up to its time.
 struct Flap {
     /// The number of log lines that may be written within [`QUIET`].
     burst: usize,
-    /// The times at which the last log lines were written: at most `burst` of them, the oldest
-    /// first.
+    /// The times of the last log lines: at most `burst` of them, the oldest first.
     told: VecDeque<Instant>,
     /// `true`: the last log line reported several changes at once.
     flaps: bool,
-    /// The number of changes that no log line has reported yet.
     changes: u64,
     /// The state after the last change; `None` if the log shows this state already.
     state: Option<State>,
@@ -331,8 +310,6 @@ impl Flap {
         Self { burst, told: VecDeque::new(), flaps: false, changes: 0, state: None }
     }
 
-    /// Returns the earliest time at which the next log line may be written; `None` if there is no
-    /// change to write.
     fn due(&self, now: Instant) -> Option<Instant> {
         self.state.as_ref()?;
         let is_calm = self.changes == 1 && !self.flaps;
@@ -344,8 +321,7 @@ impl Flap {
         Some(limit.map_or(now, |told| *told + QUIET))
     }
 
-    /// Returns the state and the number of its changes for a log line that is written at the time
-    /// `now`, and forgets the changes; `None` if there is no change to write.
+    /// Takes the state and the number of its changes, for a log line that is written at `now`.
     fn take(&mut self, now: Instant) -> Option<(State, u64)> {
         let state = self.state.take()?;
         let changes = std::mem::take(&mut self.changes);
@@ -358,7 +334,6 @@ impl Flap {
     }
 }
 
-/// One line to write to the log: about lost events, or about a changed state.
 #[derive(Debug, PartialEq, Eq)]
 enum Line {
     Lost { loss: Loss, name: Arc<str>, events: u64, total: u64, detail: Option<String> },
@@ -394,8 +369,8 @@ impl Line {
 }
 
 impl Notes {
-    /// Takes the log lines that may be written at the time `now`, or all lines if `all` is `true`.
-    /// Also returns the earliest time for the next line; `None` if no other note waits.
+    /// Takes the log lines that are due at `now`, or `all` of them. Also returns when the next one
+    /// is due; `None` if no other note waits.
     fn take(&mut self, now: Instant, all: bool) -> (Vec<Line>, Option<Instant>) {
         let (mut lines, mut next) = (Vec::new(), None::<Instant>);
         let mut wait = |due: Instant| next = Some(next.map_or(due, |next| next.min(due)));
@@ -426,8 +401,7 @@ impl Notes {
 }
 
 impl Reports {
-    /// Returns the handle that notes the losses of the output with this name. The name [`QUEUE`]
-    /// stands for the queue.
+    /// Returns the handle that notes losses of this output, or of the queue for [`QUEUE`].
     pub fn losses(&self, name: &str) -> Losses {
         let party = |notes: &mut Notes, name: &str| {
             if let Some(party) = notes.parties.get(name) {
@@ -477,25 +451,22 @@ impl Reports {
         lock(&self.shared.notes).full_since.map(|since| since.elapsed())
     }
 
-    /// Returns the time since the last loss of the output with this name, also of one that a reload
-    /// has removed. For the name `queue`, returns the time since the last loss of events that no
-    /// output can get. Returns `None` if there was no loss.
+    /// Returns the time since the last loss of this output, even if a reload has removed it, or for
+    /// `queue` of events that no output can get. `None` if there was no loss.
     pub fn lost_ago(&self, name: &str) -> Option<Duration> {
         let party = lock(&self.shared.notes).parties.get(name).map(Arc::clone)?;
         let last = *lock(&party.last);
         last.map(|last| last.elapsed())
     }
 
-    /// Returns the time since the last loss of any output, or of the queue; `None` if there was no
-    /// loss.
+    /// Returns the time since the last loss of any output or of the queue, if there was one.
     pub fn any_lost_ago(&self) -> Option<Duration> {
         let parties: Vec<_> = lock(&self.shared.notes).parties.values().map(Arc::clone).collect();
         let last = parties.iter().filter_map(|party| *lock(&party.last)).max();
         last.map(|last| last.elapsed())
     }
 
-    /// Writes log lines about the notes until `stop` is cancelled. One task of the relay runs this
-    /// loop.
+    /// Writes log lines about the notes until `stop` is cancelled. One task of the relay runs it.
     pub async fn tell(self, stop: CancellationToken) {
         loop {
             let next = self.write(false);
@@ -513,8 +484,7 @@ impl Reports {
         }
     }
 
-    /// Writes the log lines that may be written now, or a line for every note if `all` is `true`.
-    /// Returns the earliest time for the next line; `None` if no other note waits.
+    /// Writes the log lines that are due, or `all`. Returns when the next one is due.
     fn write(&self, all: bool) -> Option<Instant> {
         let mut notes = lock(&self.shared.notes);
         let (lines, next) = notes.take(Instant::now(), all);
@@ -526,10 +496,9 @@ impl Reports {
         next
     }
 
-    /// Writes a log line for every note that has none yet, even if the last line was written a
-    /// moment ago. Then waits until the task of [`Reports::tell`], on another thread, has written
-    /// the lines that it is writing now. Otherwise the process could end first, and the log would
-    /// have no line about these losses. Blocks the thread for at most one second.
+    /// Writes a log line for every note that has none yet. Then waits, for at most one second,
+    /// until the task of [`Reports::tell`] has written its lines on another thread. Otherwise the
+    /// process could end before them.
     pub fn flush(&self) {
         self.write(true);
         let notes = lock(&self.shared.notes);
@@ -539,8 +508,7 @@ impl Reports {
     }
 }
 
-/// Writes a log line for every note that has none yet, so that the log reports every loss before it
-/// ends.
+/// Writes the notes that have no log line yet, so that the log reports every loss.
 impl Drop for Shared {
     fn drop(&mut self) {
         let notes = self.notes.get_mut().unwrap_or_else(PoisonError::into_inner);
@@ -548,21 +516,18 @@ impl Drop for Shared {
     }
 }
 
-/// A handle that notes losses of one output, or of the queue. It can be cloned at little cost. All
-/// handles with the same name change the same counts.
+/// Notes losses of one output, or of the queue. Handles with the same name share their counts.
 #[derive(Clone)]
 pub struct Losses {
     pub(crate) reports: Reports,
-    /// The counts of the output, or of the queue, for which this handle notes losses.
     party: Arc<Party>,
-    /// The counts of the queue, for the events that no output can get. [`Losses::events`] adds them
-    /// to the losses of an output.
+    /// The counts of the queue, which [`Losses::events`] adds to those of an output.
     queue: Arc<Party>,
 }
 
 impl Losses {
-    /// Notes that `events` more events are lost. `detail` says more about the loss, for example an
-    /// error. A log line shows only the detail of the first loss since the previous line.
+    /// Notes that `events` more events are lost. A log line shows the `detail`, such as an error,
+    /// of the first loss since the previous line.
     pub fn add(&self, loss: Loss, events: u64, detail: Option<&str>) {
         if events > 0 {
             self.party.lost.fetch_add(events, Ordering::Relaxed);
@@ -571,8 +536,8 @@ impl Losses {
         self.note(loss, events, detail);
     }
 
-    /// Notes a loss for the log only; the result of [`Losses::events`] does not change. This
-    /// function is for events that were counted as lost before, and for damaged places.
+    /// Notes a loss for the log only, and not for [`Losses::events`]: events that were counted as
+    /// lost before, and damaged places.
     pub fn note(&self, loss: Loss, events: u64, detail: Option<&str>) {
         if events == 0 {
             return;
@@ -588,21 +553,19 @@ impl Losses {
         }
     }
 
-    /// Returns the number of events lost since the start by this output, plus the number of events
-    /// that no output can get.
+    /// Returns the events lost since the start by this output, and those that no output could get.
     pub fn events(&self) -> u64 {
         let lost = |party: &Party| party.lost.load(Ordering::Relaxed);
         lost(&self.party) + lost(&self.queue)
     }
 
-    /// Returns `true` if the queue keeps events until this output has them. Returns `true` also
-    /// before the queue has set the value with [`Losses::keep`].
+    /// Returns `true` if the queue keeps events until this output has them, and also before the
+    /// first call of [`Losses::keep`].
     pub fn keeps(&self) -> bool {
         self.party.keeps.load(Ordering::Relaxed)
     }
 
-    /// Sets the value that [`Losses::keeps`] returns: `true` if the queue keeps events until this
-    /// output has them.
+    /// Sets the value that [`Losses::keeps`] returns.
     pub fn keep(&self, keeps: bool) {
         self.party.keeps.store(keeps, Ordering::Relaxed);
     }

@@ -2,7 +2,7 @@
 //! own state by these types, and `top` reads another relay's state into them.
 //!
 //! A field that is missing gets its default, so that the answers of an older relay can be read too.
-//! docs/reference/status-json.md explains each field.
+//! The comments of the fields are the tables of docs/reference/status-json.md.
 
 use std::collections::BTreeMap;
 
@@ -13,8 +13,7 @@ pub mod verdict;
 
 use thresholds::{PATIENCE_MAX, PATIENCE_WITH_RETRY_AFTER};
 
-/// Reads a value. If it is `null`, which stands for "not known yet", returns the default of its
-/// type.
+/// Reads a value. `null`, which stands for "not known yet", becomes the default of its type.
 fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
     source: D,
 ) -> Result<T, D::Error> {
@@ -163,9 +162,8 @@ pub struct Refusals {
 }
 
 impl Refusals {
-    /// Returns for how long everything has been refused, and the longest time for which
-    /// kube-apiserver repeats a batch that is refused so, in seconds. Returns `None` unless the
-    /// first time is the longer one.
+    /// Returns for how long everything has been refused, and for how long kube-apiserver repeats a
+    /// batch that is refused so, in seconds. `None` if the first time is shorter than the second.
     pub fn shut(&self) -> Option<(f64, f64)> {
         let is_permanent = self.permanent.long_shut_ended_seconds_ago.is_some();
         let permanent = self.permanent.shut_for(PATIENCE_MAX).filter(|_| is_permanent);
@@ -179,9 +177,9 @@ impl Refusals {
     }
 }
 
-/// How long requests were refused. A *spell* is a time in which requests are refused without a
-/// pause of a minute, up to the last refusal. It is *shut* as long as no batch is accepted in it.
-/// It is *long* if kube-apiserver gives up a batch that is refused for this time.
+/// For how long requests were refused. A *spell* lasts up to the last refusal before a pause of a
+/// minute. It is *shut* as long as no batch is accepted in it. It is *long* if kube-apiserver gives
+/// up a batch that is refused for this time.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RefusalTimes {
@@ -204,8 +202,8 @@ pub struct RefusalTimes {
 }
 
 impl RefusalTimes {
-    /// Returns for how long everything has been refused, in seconds; `None` if that is shorter than
-    /// this patience of a sender.
+    /// Returns for how long everything has been refused, in seconds; `None` if less than
+    /// `patience`.
     pub fn shut_for(&self, patience: f64) -> Option<f64> {
         self.shut_seconds.filter(|seconds| *seconds >= patience)
     }
@@ -348,8 +346,8 @@ impl Queue {
         self.needed() as f64 / (self.capacity_bytes as f64).max(1.0)
     }
 
-    /// Returns the seconds after which the queue is full at the pace of the last minutes. Returns
-    /// `None` if the queue does not grow, or so little of it is needed that the pace says nothing.
+    /// Returns the seconds until the queue is full at the pace of the last minutes. `None` if the
+    /// queue does not grow, or so little of it is needed that the pace says nothing.
     pub fn full_in(&self) -> Option<f64> {
         let growth = self.growth_bytes_per_second.filter(|growth| *growth > 0.0)?;
         let free = self.capacity_bytes.saturating_sub(self.needed()) as f64;

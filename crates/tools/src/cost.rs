@@ -1,13 +1,13 @@
-//! Says what an audit policy makes of recorded events, and which rules would make them fewer.
+//! Says what an audit policy does to recorded events, and which rules would reduce them.
 //!
-//! [`Cost`] counts, for each rule of a policy, the events and bytes before and after. Events are
-//! decided about by [`Policy`] and reduced by [`redact`], as the relay's own `filter.policy` does
-//! it, so the bytes are those that would leave. [`Survey`] gathers what an advice needs, and makes
-//! it; nothing is ever applied.
+//! [`Cost`] counts, for each rule of a policy, the events and bytes before and after. [`Policy`]
+//! decides about events and [`redact`] reduces them, as in the relay's own `filter.policy`, so the
+//! bytes are those that a relay would send. [`Survey`] gathers what an advice needs, and makes it;
+//! nothing is ever applied.
 //!
-//! A recorded event has no more than its own policy has recorded. Events that were dropped then,
-//! and bodies that were left out, cannot be counted: [`Row::recorded_below`] says for how many
-//! events a rule asks for more than was recorded.
+//! A recorded event has only what the policy of its cluster has recorded. Events and bodies that
+//! this policy has dropped can't be counted: [`Row::recorded_below`] says for how many events a
+//! rule asks for more than was recorded.
 //!
 //! Memory is bounded by the number of rules, and by the cells of a survey.
 //!
@@ -36,7 +36,7 @@ mod tests;
 pub use advice::Advice;
 pub use survey::Survey;
 
-/// A number of events, and of the bytes of their JSON as the webhook sends it, without line breaks.
+/// A number of events, and their bytes as JSON without line breaks, as the webhook sends them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct Sum {
     /// The number of events.
@@ -46,7 +46,6 @@ pub struct Sum {
 }
 
 impl Sum {
-    /// Adds one event of this many bytes.
     fn count(&mut self, bytes: usize) {
         self.events += 1;
         self.bytes += bytes as u64;
@@ -59,30 +58,30 @@ impl Sum {
         })
     }
 
-    /// Returns the part of `whole` that these bytes are, in percent; 0 of nothing.
+    /// Returns these bytes in percent of those of `whole`, or 0 if both are empty.
     pub fn percent_of(self, whole: Self) -> f64 {
         self.bytes as f64 * 100.0 / (whole.bytes.max(1)) as f64
     }
 }
 
-/// The events that one rule decided about, or those that no rule matches.
+/// The events about which one rule decided, or those that no rule matches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct Row {
-    /// The line of the rule in the policy; `None` if no rule matches.
+    /// The line of the rule in the policy. `None` for the events that no rule matches.
     pub line: Option<usize>,
-    /// The level that the rule asks for.
+    /// The level that the rule sets.
     pub level: &'static str,
-    /// The events as they were recorded.
+    /// The events as recorded.
     pub before: Sum,
-    /// The events that are kept, as they would leave.
+    /// The events that are kept, as a relay would send them.
     pub after: Sum,
-    /// The number of events that are kept and were recorded at a lower level than the rule asks
-    /// for. The bodies that are missing in them are not in `after`.
+    /// The number of kept events that were recorded below the level of the rule. `after` lacks the
+    /// bodies that are missing in them.
     pub recorded_below: u64,
 }
 
 impl Row {
-    /// Returns the row as JSON, with its shares of `total`, which are parts of 1.
+    /// Returns the row as JSON, with its shares of `total` as fractions of 1.
     pub fn as_json(&self, total: Sum) -> Value {
         let mut json = json!(self);
         json["share"] = json!(self.before.percent_of(total) / 100.0);
@@ -91,13 +90,13 @@ impl Row {
     }
 }
 
-/// The rules of one policy, each with the events that it has decided about.
+/// The rules of one policy, each with the events about which it decided.
 pub struct Cost {
     policy: Policy,
     users: Users,
-    /// The events of an audit.log, and their bytes that the webhook does not send.
+    /// The events that came from an audit.log, and their bytes that the webhook does not send.
     pub unsent: Sum,
-    /// A row for each rule, in their order, and the last one for the events that no rule matches.
+    /// A row for each rule, in their order, and a last one for the events that no rule matches.
     pub rows: Vec<Row>,
 }
 
@@ -110,17 +109,17 @@ impl Cost {
         Self { policy, users: Users::default(), unsent: Sum::default(), rows }
     }
 
-    /// Returns all events as they were recorded.
+    /// Returns the sum of the events as recorded.
     pub fn before(&self) -> Sum {
         Sum::of(self.rows.iter().map(|row| row.before))
     }
 
-    /// Returns all events that are kept, as they would leave.
+    /// Returns the sum of the kept events, as a relay would send them.
     pub fn after(&self) -> Sum {
         Sum::of(self.rows.iter().map(|row| row.after))
     }
 
-    /// Counts events, which are JSON lines that [`audit`] has found valid.
+    /// Counts events: JSON lines that [`audit`] has found valid.
     pub fn add(&mut self, lines: &[u8]) {
         each(lines, |event, request| {
             let decision = self.policy.decide_of(&Located::new(request), &mut self.users);
@@ -141,7 +140,7 @@ impl Cost {
     }
 }
 
-/// Returns the number of bytes of an event after the relay's filter has lowered it to a level.
+/// Returns the bytes of an event after the relay's filter has lowered it to a level.
 fn bytes_after(
     event: &[u8],
     request: &Request<'_>,
@@ -155,16 +154,16 @@ fn bytes_after(
     sent_bytes(if reduced.is_empty() { event } else { &reduced })
 }
 
-/// Returns the number of bytes of an event as kube-apiserver's webhook sends it. In an audit.log,
-/// each event begins with `kind` and `apiVersion`, which the events of the webhook lack.
+/// Returns the bytes of an event as kube-apiserver's webhook sends it. In an audit.log, each event
+/// begins with `kind` and `apiVersion`, which the webhook's events lack.
 fn sent_bytes(event: &[u8]) -> usize {
     let first = scan::members(event).take(2);
     let unsent = first.filter(|member| matches!(member.key, b"kind" | b"apiVersion"));
-    // The quotes of the name, a colon and a comma.
+    // The four bytes are the quotes of the name, a colon and a comma.
     event.len() - unsent.map(|member| member.key.len() + member.value.len() + 4).sum::<usize>()
 }
 
-/// Passes each event of JSON lines, which [`audit`] has found valid, to `look` with its request.
+/// Passes each event of JSON lines, which [`audit`] has found valid, to `look`.
 fn each(lines: &[u8], mut look: impl FnMut(&[u8], &Request<'_>)) {
     let mut reader = Reader::new(lines);
     while let Some(event) = reader.advance() {

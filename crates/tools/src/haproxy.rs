@@ -1,13 +1,13 @@
-//! Translates a forwarder's haproxy.cfg into a config of this relay: the work of `migrate haproxy`.
+//! Translates a forwarder's haproxy.cfg into a config of this relay, for `migrate haproxy`.
 //!
 //! HAProxy passes each request to one server of one backend, but in a relay every output gets every
 //! event. One frontend is carried over: its addresses become listeners, its backend becomes the
 //! output, and the servers of the backend become the output's URLs. Tables for the other consumers
 //! of the file are in the config as comments.
 //!
-//! What IBM Cloud's tutorial and plain forwarders use is carried over. No line is dropped in
-//! silence: the user has to decide about every other line, apart from those that
-//! `is_harmless` knows.
+//! The settings of IBM Cloud's tutorial and of plain forwarders are carried over. No line is
+//! dropped silently: the user has to decide about every other line, except those that `is_harmless`
+//! knows.
 //!
 //! Source: HAProxy's configuration manuals 2.6, 2.8 and 3.0.
 //!
@@ -43,24 +43,23 @@ pub use report::{Finding, Report, Verdict};
 /// The options of a migration.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Options<'a> {
-    /// The name of the file, for the comments in the new config.
+    /// The name of the file, for comments in the new config.
     pub name: &'a str,
-    /// The `frontend` or `listen` section to carry over. `None` stands for the first one that
-    /// forwards HTTP.
+    /// The `frontend` or `listen` section to carry over. `None`: the first one that forwards HTTP.
     pub frontend: Option<&'a str>,
-    /// `true`: files stay at the paths of the haproxy.cfg, for a relay on HAProxy's machine.
-    /// `false`: files are where the manifests of `deploy` mount Secrets.
+    /// `true`: the paths of the haproxy.cfg, for a relay on HAProxy's machine. `false`: the paths
+    /// at which the manifests of `deploy` mount Secrets.
     pub keeps_paths: bool,
-    /// The sentence in the report that says whether HAProxy accepts the file.
+    /// The report's sentence on whether HAProxy accepts the file.
     pub validity: &'a str,
 }
 
-/// The result of a migration: a config of this relay that was made from a haproxy.cfg.
+/// The result of a migration.
 #[derive(Debug)]
 pub struct Migrated {
     /// The config as TOML. It begins with the report as comments.
     pub config: String,
-    /// The result for each line of the haproxy.cfg.
+    /// The finding for each line of the haproxy.cfg.
     pub report: Report,
 }
 
@@ -68,10 +67,9 @@ pub struct Migrated {
 #[derive(Debug, Error)]
 #[error("{missing}: nothing is written")]
 pub struct Unusable {
-    /// The reason why no config can be made, for the error message.
+    /// The reason, for the error message.
     missing: String,
-    /// The lines that are the reason: those that cannot be read, or those that the migration tried
-    /// to use and could not use.
+    /// The lines that are the reason: they can't be read, or the migration could not use them.
     pub findings: Vec<Finding>,
 }
 
@@ -80,8 +78,8 @@ pub struct Unusable {
 ///
 /// # Errors
 ///
-/// No frontend has both a `bind` line and a server that can be carried over, or none of the name in
-/// `options`.
+/// No frontend, or none with the name in `options`, has a `bind` line and a server that can be
+/// carried over.
 pub fn migrate(text: &str, options: Options<'_>) -> Result<Migrated, Unusable> {
     let mut notes = Notes::default();
     let file = read::read(text, &mut notes);
@@ -108,7 +106,7 @@ pub fn migrate(text: &str, options: Options<'_>) -> Result<Migrated, Unusable> {
     };
     let used: BTreeSet<usize> =
         front.sections.iter().chain(&back.sections).map(|section| section.head.number).collect();
-    // The default format of the log has what is captured.
+    // The default log format contains the captured parts of requests.
     let logs_requests = ["log-format", "capture"].iter().any(|word| text.contains(word));
     for section in &file {
         finish(section, used.contains(&section.head.number), logs_requests, &mut notes);
@@ -123,8 +121,8 @@ pub fn migrate(text: &str, options: Options<'_>) -> Result<Migrated, Unusable> {
     Ok(Migrated { config: head + &config.text(), report })
 }
 
-/// Returns the first frontend that leads to a server, those for HTTP before others, and the section
-/// with the servers. `name` names the frontend if it is not `None`.
+/// Returns the first frontend that leads to a server, preferably one for HTTP, and the section with
+/// the servers. `name` is the name that the frontend must have.
 fn route<'a>(file: &'a [Section], name: Option<&str>) -> Option<(Proxy<'a>, Proxy<'a>)> {
     let is_front = |place: &usize| matches!(file[*place].kind(), "frontend" | "listen");
     let fronts = (0..file.len()).filter(is_front).map(|place| Proxy::read(file, place));
@@ -134,9 +132,9 @@ fn route<'a>(file: &'a [Section], name: Option<&str>) -> Option<(Proxy<'a>, Prox
     routes.min_by_key(|(front, _)| !front.is_http())
 }
 
-/// Returns the section to whose servers the requests of a frontend go: its `default_backend`, the
-/// frontend itself, the backend of a rule, or the ring to which its log goes if that has the bodies
-/// of requests.
+/// Returns the section whose servers get the requests of a frontend: its `default_backend`, the
+/// frontend itself, the backend of a rule, or, if its log has the bodies of requests, the ring to
+/// which the log goes.
 fn destination<'a>(file: &'a [Section], front: &Proxy<'a>) -> Option<Proxy<'a>> {
     let named = |kinds: [&str; 2], name: &str| {
         let is_it = |it: &Section| kinds.contains(&it.kind()) && it.name() == name;
@@ -155,8 +153,8 @@ fn destination<'a>(file: &'a [Section], front: &Proxy<'a>) -> Option<Proxy<'a>> 
     })
 }
 
-/// Makes the listeners and the output of a frontend, and reports the lines that say how requests
-/// get from one to the other. `None` if the relay can use no address or no server.
+/// Makes the listeners and the output of a frontend, and reports the lines that connect them.
+/// `None` if the relay can use no address or no server.
 fn carried(
     front: &Proxy<'_>,
     back: &Proxy<'_>,
@@ -168,8 +166,8 @@ fn carried(
     if let Some(line) = back.last(["mode"]).filter(|_| back.is_http()) {
         notes.carried(line, "the relay reads HTTP");
     }
-    // Without a line `mode`, HAProxy passes on bytes without reading them. If it takes TLS off or
-    // puts it on, the relay can read the requests nevertheless.
+    // Without a line `mode`, HAProxy forwards bytes that it does not read. The relay can read the
+    // requests nevertheless if HAProxy ends or begins TLS.
     let is_read = listeners.iter().all(|listener| listener.tls.is_some())
         || output.urls.iter().all(|url| url.starts_with("https:"));
     match front.last(["mode"]).unwrap_or(&front.section.head) {
@@ -186,7 +184,6 @@ fn carried(
     Some((listeners, output))
 }
 
-/// Returns `limits.max_connections`; `None` if it keeps its default.
 fn max_connections(front: &Proxy<'_>, notes: &mut Notes) -> Option<u64> {
     let line = front.last(["maxconn"])?;
     let number = line.word(1).parse().ok().filter(|number| (1..=1 << 20).contains(number))?;
@@ -194,8 +191,8 @@ fn max_connections(front: &Proxy<'_>, notes: &mut Notes) -> Option<u64> {
     Some(number)
 }
 
-/// Returns the outputs for the other consumers of the file, each with the reason why it is a
-/// comment in the config.
+/// Returns the outputs for the other consumers of the file, each with the comment that introduces
+/// it.
 fn others(file: &[Section], used: &Proxy<'_>, output: &Output) -> Vec<(String, Output)> {
     let mut names = BTreeSet::from([output.name.clone()]);
     let mut others = Vec::new();
@@ -220,7 +217,7 @@ fn others(file: &[Section], used: &Proxy<'_>, output: &Output) -> Vec<(String, O
     others
 }
 
-/// Adds a finding for every line of a section that has none yet. `is_used`: the section is carried
+/// Adds a finding for every line of a section that has none. `is_used`: the section is carried
 /// over. `logs_requests`: HAProxy's log may have parts of requests.
 fn finish(section: &Section, is_used: bool, logs_requests: bool, notes: &mut Notes) {
     let Section { head, lines } = section;
@@ -240,8 +237,8 @@ fn finish(section: &Section, is_used: bool, logs_requests: bool, notes: &mut Not
             }
             _ if !is_used => "its section is not carried over",
             "default_backend" | "use_backend" => {
-                "a relay sends every event to every output, whatever the request was, and refuses \
-                 none of them: decide who may reach the listeners"
+                "a relay sends every event of every request to every output: decide who may reach \
+                 the listeners"
             }
             "log" => {
                 "the relay logs to standard error, and nothing goes to this target. If its lines \
@@ -259,9 +256,9 @@ fn finish(section: &Section, is_used: bool, logs_requests: bool, notes: &mut Not
     }
 }
 
-/// The directives that change nothing of what is forwarded, to whom, and who may send. They are
-/// about HAProxy's process, its health checks, and the connections that the relay keeps by its own
-/// rules. A `/` stands between the first two words of a line.
+/// The directives that change neither the forwarded events, nor their receivers, nor who may send.
+/// They concern HAProxy's process, its health checks, and connections, for which the relay has its
+/// own rules. A `/` separates the first two words of a line.
 const HARMLESS: &str = "ca-base chroot crt-base daemon description errorfile gid group \
     http-check log-tag log/global log/stderr log/stdout master-worker nbproc nbthread node \
     option/clitcpka option/dontlog-normal option/dontlognull option/http-buffer-request \
@@ -271,9 +268,9 @@ const HARMLESS: &str = "ca-base chroot crt-base daemon description errorfile gid
     timeout/check timeout/client timeout/client-fin timeout/http-keep-alive timeout/queue \
     timeout/server timeout/server-fin timeout/tarpit uid ulimit-n user";
 
-/// Returns `true` if the line is in [`HARMLESS`]. The relay does nothing by itself that a line with
-/// `no` could switch off. A long time limit is never harmless: the relay's waits are short, because
-/// it has no health check that marks a server as down.
+/// Returns `true` if the line is in [`HARMLESS`]. With `no` in front, such a line is harmless too:
+/// the relay has nothing that `no` could switch off. A long time limit is never harmless: the
+/// relay's waits are short, because the relay has no health check that marks a server as down.
 fn is_harmless(line: &Line) -> bool {
     let at = usize::from(matches!(line.word(0), "no" | "default"));
     let first = line.word(at);

@@ -1,11 +1,11 @@
-//! What an operator runs beside a relay: recorded events are sent again (`replay`), a config of
-//! HAProxy becomes one of the relay (`migrate haproxy`), recorded events are counted under a policy
-//! (`policy cost`), and the state of a running relay is drawn on a terminal (`top`).
+//! The commands that an operator runs next to a relay: `replay` sends recorded events again,
+//! `migrate haproxy` turns a haproxy.cfg into a config of the relay, `policy cost` counts recorded
+//! events under a policy, and `top` draws the state of a running relay on a terminal.
 //!
 //! This crate promises that an event which it can't read is named and counted, and that a line of a
-//! foreign config is carried over or printed, never dropped. It imports `queue` and `delivery`
-//! (files and filters) and what is below them. What must never happen here: a module imports
-//! another one, or a relay imports one of them.
+//! haproxy.cfg is carried over or printed, never dropped. It imports `queue` and `delivery` (files
+//! and filters) and what is below them. What must never happen here: a module imports another one,
+//! or a relay imports one of them.
 
 pub mod cost;
 pub mod haproxy;

@@ -1,13 +1,13 @@
-//! Does the work of the command `replay`. It sends the events of audit.log files again, as
-//! kube-apiserver's webhook would have sent them. It also sends the events that a relay which no
-//! longer runs has left in its queue's directory (`spool`).
+//! The command `replay`. It sends the events of audit.log files again, as kube-apiserver's webhook
+//! would have sent them. It also sends the events that a relay which no longer runs has left in its
+//! queue's directory (`spool`).
 //!
-//! One thread reads and checks the inputs (`input`). Several requests are under way at once
-//! (`client`). The *frontier* is the point up to which everything has been accepted without a gap.
-//! The resume file holds the frontier, so that a later run skips nothing that was not accepted.
-//! Events that were accepted after the frontier are sent a second time by a later run; the number
-//! of such requests is bounded. The code here never prints: [`Replay::run`] sends notes to its
-//! caller. A command that only looks at the events has its function instead of a relay ([`To`]).
+//! One thread reads and checks the inputs (`input`), and several requests are open at the same time
+//! (`client`). The *frontier* is the point up to which everything was accepted without a gap. The
+//! resume file holds the frontier, so that a later run skips nothing that was not accepted. A later
+//! run sends events after the frontier a second time; the number of such requests is bounded. The
+//! code here never prints: [`Replay::run`] sends notes to its caller. A command that only looks at
+//! the events passes a function instead of a relay ([`To`]).
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
@@ -51,33 +51,29 @@ pub use spool::Replayed;
 
 pub use resume::FORMAT as RESUME_FORMAT;
 
-/// The greatest number of requests after the frontier is this number times `concurrency`: 8
-/// requests with a concurrency of 4. Their number is bounded, because a later run may send their
-/// events again.
+/// The maximum number of requests after the frontier, as a multiple of `concurrency`. It bounds the
+/// events that a later run may send a second time.
 const WINDOW: usize = 2;
 
-/// The greatest number of bytes in the bodies of all requests under way. A single larger request is
-/// sent only while no other request is under way.
+/// The maximum bytes in the bodies of all open requests. A larger request is sent alone.
 const IN_FLIGHT_BYTES_MAX: usize = 64 << 20;
 
-/// The time between two writes of the resume file, which keeps the progress for a later run.
+/// The time between two writes of the resume file.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 
-/// The longest delay that is made up for. After a short delay, requests are sent faster than the
-/// configured rate until they are on time again. After a longer delay, for example of 5 s because
-/// the receiver was slow, only 100 ms of it are made up for.
+/// The longest delay that is made up for by sending faster than the configured rate. After a longer
+/// delay, for example because the receiver was slow, the rest of the delay is not made up for.
 const CATCH_UP: Duration = Duration::from_millis(100);
 
-/// The smallest number of requests per second at a configured rate. At 100 events per second, for
-/// example, a request has at most 25 events. Several small requests let the events arrive more
-/// evenly than one large request. At a rate below 4 events per second, each request has one event,
-/// so there are fewer requests.
+/// The minimum number of requests per second at a configured rate, so that events arrive evenly: at
+/// 100 events per second, a request has at most 25 events. Below 4 events per second, each request
+/// has one event, and there are fewer requests.
 const REQUESTS_PER_SECOND: u32 = 4;
 
 /// The reaction of a replay to a line that is not an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnBadLine {
-    /// The replay sends the events before the line, and then stops.
+    /// The replay sends the events before the line and then stops.
     Stop,
     /// The replay skips the line, reports it to the operator, and counts it.
     Skip,
@@ -86,33 +82,31 @@ pub enum OnBadLine {
 /// The settings of a replay: its input, its limits and its resume file.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The paths of the inputs, in the order in which they are sent: files, and directories of
-    /// queues. `-` is standard input.
+    /// The inputs, in the order in which they are sent: files, and directories of queues. `-` is
+    /// standard input.
     pub files: Vec<PathBuf>,
-    /// The name of an output: of each directory, only the events are sent that this output has not
-    /// finished. `None`: those that at least one output has not finished.
+    /// Of each directory, only the events that this output has not finished are sent. `None`: the
+    /// events that at least one output has not finished.
     pub output: Option<String>,
-    /// `true`: a directory is read even if a relay is running with it.
+    /// `true`: a directory is read even if a relay is using it.
     pub even_if_running: bool,
-    /// The greatest number of events per second; `None`: as fast as the receiver accepts them.
+    /// The maximum number of events per second. `None`: as fast as the receiver accepts them.
     pub rate: Option<NonZeroU32>,
-    /// The greatest number of events in a request.
+    /// The maximum number of events in a request.
     pub batch_events: usize,
-    /// The greatest number of bytes in a request body. A larger event is sent in a request of its
-    /// own.
+    /// The maximum bytes of a request body. A larger event is sent in a request of its own.
     pub batch_bytes: usize,
-    /// The greatest number of requests under way at once.
+    /// The maximum number of open requests.
     pub concurrency: usize,
-    /// The path of the resume file, which keeps the progress for a later run; `None`: the progress
-    /// is not kept.
+    /// The path of the resume file. `None`: the progress is not kept for a later run.
     pub resume: Option<PathBuf>,
     /// The reaction to a line of the files that is not an event.
     pub on_bad_line: OnBadLine,
-    /// `true`: the batches are JSON lines, for [`To::Look`]. Of a directory, all stored events are
-    /// read, whether or not an output has finished them.
+    /// `true`: the batches are JSON lines, for [`To::Look`]. All stored events of a directory are
+    /// read, even those that every output has finished.
     pub only_looks: bool,
     /// `true`: the only file is a log that is followed through its rotations until a stop is
-    /// requested. Each batch is sent only after the resume file has the one before it.
+    /// requested. A batch is sent only when the resume file covers the batch before it.
     pub follows: bool,
 }
 
@@ -120,7 +114,7 @@ pub struct Settings {
 pub enum To<'l> {
     /// A relay.
     Relay(Arc<Client>),
-    /// A function that looks at the events, which are JSON lines that a relay would accept.
+    /// A function that gets the events, as JSON lines that a relay would accept.
     Look(&'l mut dyn FnMut(&[u8])),
 }
 
@@ -133,7 +127,7 @@ pub enum Unit {
     Position,
 }
 
-/// Some lines of a file, or some positions of a queue's directory.
+/// A range of lines of a file, or of positions of a queue's directory.
 #[derive(Debug, Clone)]
 pub struct Span {
     /// The path of the file or directory.
@@ -147,7 +141,6 @@ pub struct Span {
 }
 
 impl Span {
-    /// Makes a span from the path of an input and the numbers of its lines or positions.
     fn new(file: &Path, unit: Unit, numbers: RangeInclusive<u64>) -> Self {
         let (first, last) = numbers.into_inner();
         Self { file: file.to_owned(), unit, first, last }
@@ -161,10 +154,10 @@ pub enum Note {
     BadLine {
         /// The line or position.
         span: Span,
-        /// A description of the mistake in the line.
+        /// The mistake in the line.
         what: String,
     },
-    /// A file cannot be read to its end, and its rest was skipped.
+    /// A file can't be read to its end. Its rest was skipped.
     CutShort {
         /// The line at which reading has ended.
         span: Span,
@@ -175,7 +168,7 @@ pub enum Note {
     Retrying {
         /// The lines or positions of the request's events.
         span: Span,
-        /// The reason for the failure, and the pause before the next request.
+        /// The reason for the failure, and the pause before the next attempt.
         failed: Failed,
     },
     /// A remark about a queue's directory, such as damage in it, or about a log that is followed.
@@ -185,16 +178,15 @@ pub enum Note {
         /// The text of the remark.
         what: String,
     },
-    /// The result for a queue's directory. It comes once for each directory that was begun, at the
-    /// end of the replay.
+    /// The result for a queue's directory: one for each directory that was begun, at the end of the
+    /// replay.
     Replayed(Replayed),
 }
 
 /// The progress of a replay.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Progress {
-    /// The number of events in all requests that were sent. An event in a request that is tried
-    /// again counts once.
+    /// The number of events in all requests. An event in a request that was retried counts once.
     pub sent: u64,
     /// The number of events that the receiver has accepted.
     pub accepted: u64,
@@ -204,32 +196,32 @@ pub struct Progress {
     pub bad_lines: u64,
     /// The number of gaps in a log that is followed: places at which events may be lost.
     pub gaps: u64,
-    /// The number of bytes of the inputs that are done. The bytes of a file are counted as they are
-    /// on disk (compressed, for a compressed file), and those of a queue as its lines. Every event
-    /// in these bytes is accepted, and every bad line in them was skipped. For a compressed file,
-    /// the number also has the bytes that were read ahead, whose events may not be accepted yet.
+    /// The bytes of the inputs that are done: every event in them was accepted, and every bad line
+    /// was skipped. For a file, these are bytes on disk; for a queue, the bytes of its lines. Of a
+    /// compressed file, bytes that were read ahead count too, although their events may not be
+    /// accepted yet.
     pub file_bytes: u64,
     /// The number of events that were accepted in earlier runs with the same resume file.
     pub events_before: u64,
 }
 
 impl Progress {
-    /// Returns `true` if there were bad lines, and no event, in this run or an earlier one.
+    /// Returns `true` if this run and earlier ones had bad lines and no event.
     pub fn is_nothing(&self) -> bool {
         self.bad_lines > 0 && self.sent + self.events_before == 0
     }
 }
 
-/// The reason why a replay stopped before the end of its inputs, and the place where it stopped. A
-/// replay that has read everything, but has found damage, counts as stopped too.
+/// The reason why a replay stopped, and where. A replay that has read everything, but has found
+/// damage, counts as stopped too.
 #[derive(Debug, Clone)]
 pub struct Stopped {
-    /// The reason for the stop, as text.
+    /// The reason.
     pub what: String,
-    /// The line or position with which the next run begins. Every event before it is accepted.
-    /// `None`: every event that could be read is accepted.
+    /// The line or position with which the next run begins: every event before it was accepted.
+    /// `None`: every event that could be read was accepted.
     pub at: Option<Span>,
-    /// The lines or positions that caused the stop; `None`: none of them is the cause.
+    /// The lines or positions that caused the stop, if any did.
     pub lines: Option<Span>,
 }
 
@@ -238,15 +230,14 @@ pub struct Stopped {
 #[error("{0}")]
 pub struct Unusable(String);
 
-/// A replay whose inputs were checked and that is ready to run.
+/// A replay with checked inputs, ready to run.
 pub struct Replay {
     settings: Settings,
     frontier: Frontier,
 }
 
 impl Replay {
-    /// Checks that the inputs can be read, and that the resume file can be read and written.
-    /// Returns the replay, which has sent nothing yet. Blocks the thread.
+    /// Checks that the inputs and the resume file can be used. Sends nothing. Blocks the thread.
     ///
     /// # Errors
     ///
@@ -299,7 +290,7 @@ impl Replay {
         Ok(Self { settings, frontier: Frontier::new(state, spools) })
     }
 
-    /// Does the same for a log that is followed.
+    /// Like [`Replay::new`], for a log that is followed.
     fn following(settings: Settings) -> Result<Self, Unusable> {
         let ([log], Some(file)) = (&*settings.files, &settings.resume) else {
             let what = "--follow needs exactly one file, and --resume FILE";
@@ -327,8 +318,8 @@ impl Replay {
     }
 
     /// Returns what the operator should know before the events are sent, one sentence for each
-    /// line: which events of queues are sent, and which outputs get some of them a second time; at
-    /// which place of a log the first run begins.
+    /// line: which events of queues are sent, which outputs get some of them a second time, and
+    /// where in a log the first run begins.
     pub fn remarks(&self) -> Vec<String> {
         let known = self.frontier.state.files.last().filter(|_| self.settings.follows);
         if let Some(log) = known.filter(|read| !read.is_begun()) {
@@ -342,21 +333,20 @@ impl Replay {
         spools.flat_map(|(path, spool)| spool.remarks(path)).collect()
     }
 
-    /// Returns the line or position with which this run begins. `None` if the resume file names no
-    /// place to begin with, for example in the first run.
+    /// Returns the line or position with which this run begins. `None` for a first run.
     pub fn resumes_at(&self) -> Option<Span> {
         let is_resumed = self.frontier.state.files.last().is_some_and(|last| last.lines > 0);
         is_resumed.then(|| self.frontier.place(&self.settings.files))
     }
 
-    /// Returns the size of all inputs together, in bytes. `None` if an input has no size, such as a
-    /// pipe or a log that is followed.
+    /// Returns the size of all inputs in bytes. `None` if an input has no size, such as a pipe or a
+    /// log that is followed.
     pub fn file_bytes(&self) -> Option<u64> {
         self.sizes().sum::<Option<u64>>().filter(|_| !self.settings.follows)
     }
 
-    /// Returns the size of each input in bytes. The size of a queue is that of the lines that are
-    /// left over; it is not known if all stored lines are read.
+    /// Returns the size of each input in bytes. For a queue, these are the lines that are still to
+    /// be sent; the size is not known if all stored lines are read.
     fn sizes(&self) -> impl Iterator<Item = Option<u64>> {
         self.settings.files.iter().zip(&self.frontier.spools).map(|(file, spool)| match spool {
             Some(spool) => (!self.settings.only_looks).then_some(spool.left.bytes),
@@ -364,13 +354,13 @@ impl Replay {
         })
     }
 
-    /// Sends all events, until the end of the inputs, until the first failure that ends the replay,
-    /// or until `stop` is cancelled. `notes` gets messages for the operator, and `progress` gets
-    /// the present numbers. Before this function returns, it writes the resume file.
+    /// Sends all events, until the end of the inputs, the first permanent failure, or the
+    /// cancellation of `stop`. `notes` gets messages for the operator, and `progress` the current
+    /// numbers. Writes the resume file before it returns.
     ///
     /// # Errors
     ///
-    /// [`Stopped`] says what could not be sent, read or written, or that `stop` was cancelled.
+    /// [`Stopped`] has the reason and the place.
     pub async fn run(
         self,
         to: To<'_>,
@@ -392,8 +382,7 @@ impl Replay {
         let (sender, items) = mpsc::channel(1);
         let for_reader = notes.clone();
         let read_all = if settings.follows { follow::read_all } else { input::read_all };
-        // The thread ends when `items` is dropped. A thread that hangs in a read is left behind,
-        // and ends with the process.
+        // The thread ends when `items` is dropped. If it hangs in a read, it ends with the process.
         let reading = std::thread::Builder::new()
             .name("replay-reader".to_owned())
             .spawn(move || read_all(&plan, &sender, &for_reader));
@@ -433,8 +422,8 @@ fn is_directory(file: &Path) -> Result<bool, Unusable> {
     if file.as_os_str() == "-" {
         return Ok(false);
     }
-    // Only regular files are opened for this check. A pipe must be opened only once, because
-    // closing it would end it for its writer.
+    // A pipe is not opened here: it can be opened only once, because closing it would end it for
+    // its writer.
     let found = std::fs::metadata(file).and_then(|found| {
         if found.is_file() {
             std::fs::File::open(file)?;
@@ -444,23 +433,21 @@ fn is_directory(file: &Path) -> Result<bool, Unusable> {
     found.map_err(|error| Unusable(format!("cannot read {}: {error}", file.display())))
 }
 
-/// The frontier, and the requests after that point.
+/// The frontier, and the requests after it.
 struct Frontier {
-    /// The contents that the resume file must have now. They describe the part of the files before
-    /// the frontier.
+    /// The contents for the resume file, which describe everything before the frontier.
     state: State,
     /// The number of the first request in `sent`. The requests of a run are numbered from 0.
     first: u64,
-    /// The requests that were sent and lie after the frontier, in the order of the files. Their
-    /// bodies are empty. The `bool` is `true` if the receiver has accepted the request, or if it
-    /// has no events.
+    /// The requests after the frontier, in the order of the files, without their bodies. The `bool`
+    /// is `true` if the receiver has accepted the request, or if it has no events.
     sent: VecDeque<(Batch, bool)>,
-    /// The frontier: the index of a file, and the number of lines of that file that lie before the
-    /// frontier. For a queue's directory, the position of the first event after the frontier.
+    /// The frontier: the index of a file, and the number of its lines before the frontier. For a
+    /// queue's directory, the position of the first event after the frontier.
     at: (usize, u64),
-    /// For each input: the queue if it is a queue's directory, and `None` if it is a file.
+    /// The queue of each input. `None` if the input is a file.
     spools: Vec<Option<Arc<Spool>>>,
-    /// `true`: the only input is a log that is followed, whose files have the index 0.
+    /// `true`: the only input is a log that is followed. All its files have the index 0.
     follows: bool,
 }
 
@@ -474,19 +461,18 @@ impl Frontier {
         Self { state, first: 0, sent: VecDeque::new(), at, spools, follows: false }
     }
 
-    /// Returns the queue of an input; `None` if the input is a file.
     fn spool(&self, file: usize) -> Option<&Spool> {
         self.spools.get(file).and_then(Option::as_deref)
     }
 
-    /// Adds a request at the end of `sent`, and returns the number of the request.
+    /// Adds a request to `sent` and returns its number.
     fn push(&mut self, sent: Batch) -> u64 {
         let is_accepted = sent.events == 0;
         self.sent.push_back((sent, is_accepted));
         self.first + self.sent.len() as u64 - 1
     }
 
-    /// Notes that the receiver has accepted the request with this number.
+    /// Marks the request with this number as accepted.
     fn accepted(&mut self, number: u64) {
         let index = usize::try_from(number - self.first).unwrap_or(usize::MAX);
         if let Some((_, is_accepted)) = self.sent.get_mut(index) {
@@ -494,9 +480,8 @@ impl Frontier {
         }
     }
 
-    /// Removes the first request in `sent` and returns it, if it is accepted. The frontier then
-    /// lies after this request. `None` if the first request is not accepted yet, or if there is no
-    /// request. `files` are the paths for the resume file.
+    /// Moves the frontier past the first request in `sent` and returns the request. `None` if it is
+    /// not accepted yet. `files` are the paths for the resume file.
     fn next(&mut self, files: &[PathBuf]) -> Option<Batch> {
         let (done, _) = self.sent.pop_front_if(|(_, is_accepted)| *is_accepted)?;
         self.first += 1;
@@ -525,13 +510,12 @@ impl Frontier {
             Some(there) => *there = read,
             None => self.state.files.push(read),
         }
-        // The reader also reports the ends of the files that an earlier run has sent. These ends
-        // lie before the frontier.
+        // The reader also reports the ends of files that an earlier run has sent, which are before
+        // the frontier.
         self.at = self.at.max((file, lines));
         Some(done)
     }
 
-    /// Returns the line or position with which the next run begins.
     fn place(&self, files: &[PathBuf]) -> Span {
         let (index, lines) = self.at;
         let file = files.get(index).cloned().unwrap_or_default();
@@ -541,7 +525,7 @@ impl Frontier {
         }
     }
 
-    /// Returns the result for each queue's directory of which a part is done, in their order.
+    /// Returns the result for each queue's directory that was begun.
     fn replayed(&self, files: &[PathBuf]) -> Vec<Replayed> {
         let result = |((directory, read), spool): ((&PathBuf, &resume::Read), &Option<_>)| {
             let queue = read.queue.as_ref()?;
@@ -561,8 +545,8 @@ impl Frontier {
         files.iter().zip(&self.state.files).zip(&self.spools).filter_map(result).collect()
     }
 
-    /// Returns a text about what of all queues together is not sent: damage, in this run and in
-    /// earlier ones, and events that outputs have set aside. `None` if there is neither.
+    /// Returns a text about the events of all queues that are not sent: damage, in this run and
+    /// earlier ones, and events that outputs have set aside.
     fn left_out(&self, files: &[PathBuf]) -> Option<String> {
         let queues = || self.state.files.iter().filter_map(|read| read.queue.as_ref());
         let faults: u64 = queues().map(|queue| queue.faults).sum();
@@ -581,19 +565,17 @@ impl Frontier {
     }
 }
 
-/// Writes the resume file in the background.
 #[derive(Default)]
 struct Saver {
-    /// The state that the last successful write has put into the resume file; `None`: no write has
-    /// succeeded yet.
+    /// The state in the resume file. `None` before the first successful write of this run.
     saved: Option<State>,
-    /// The task that writes the resume file now; `None`: no write is under way.
+    /// The running write of the resume file.
     writing: Option<tokio::task::JoinHandle<std::io::Result<State>>>,
 }
 
 impl Saver {
-    /// Begins to write `state` to the resume file. Does nothing if the replay has no resume file
-    /// (`file` is `None`), if the resume file has this state already, or if a write is under way.
+    /// Begins to write `state` to the resume file, unless there is no resume file, it has this
+    /// state already, or another write is running.
     fn save(&mut self, file: Option<&PathBuf>, state: &State) {
         let Some(file) = file.filter(|_| self.writing.is_none()) else { return };
         if self.saved.as_ref() != Some(state) {
@@ -603,8 +585,8 @@ impl Saver {
         }
     }
 
-    /// Waits until the write that is under way has ended. `Err` is a text that says why the write
-    /// failed. If no write is under way, this function waits for ever.
+    /// Waits until the running write has ended. Without a running write, waits for ever. `Err` is
+    /// the text of the failure.
     ///
     /// # Cancel safety
     ///
@@ -620,32 +602,29 @@ impl Saver {
     }
 }
 
-/// The reason why a replay stops before the end of its inputs.
 struct Trouble {
     what: String,
-    /// The lines or positions that caused the stop; `None`: none of them is the cause.
+    /// The lines or positions that caused the stop, if any did.
     lines: Option<Span>,
-    /// `true`: requests that are under way may still use all their attempts. `false`: no further
-    /// attempt follows, and the requests under way end after five seconds at most.
+    /// `true`: open requests may use all their attempts. `false`: no further attempt follows, and
+    /// open requests end after at most five seconds.
     finishes: bool,
 }
 
 impl Trouble {
-    /// Makes a `Trouble` that no line of the files has caused. The requests under way end within
-    /// five seconds.
+    /// Makes a `Trouble` that no input has caused. Open requests end within five seconds.
     fn here(what: String) -> Self {
         Self { what, lines: None, finishes: false }
     }
 
-    /// Makes a `Trouble` for a failure to read the files. `lines` is the line or position that
-    /// can't be used; `None`: no single one is the cause. The requests under way may still use all
-    /// their attempts.
+    /// Makes a `Trouble` for a failure to read the inputs. `lines` is the line or position that
+    /// can't be used, if it is a single one. Open requests may use all their attempts.
     fn reading(what: String, lines: Option<Span>) -> Self {
         Self { what, lines, finishes: true }
     }
 }
 
-/// The result of a lane, with the connection that it brings back.
+/// The result of a lane, with the connection for a later lane.
 struct Done {
     number: u64,
     events: u64,
@@ -657,28 +636,25 @@ struct Done {
 /// A future that sends one request, with all its attempts.
 type Lane = std::pin::Pin<Box<dyn Future<Output = Done> + Send>>;
 
-/// A replay while it runs. [`Replay::run`] owns it, and its loop runs in the caller's task.
+/// A running replay. [`Replay::run`] owns it, and its loop runs in the caller's task.
 ///
-/// Each turn of the loop waits for one of these events and handles it: a lane, the future that
-/// sends one request, has ended; the reader thread has the next batch; the rate allows the next
-/// request; the caller has cancelled `stop`; a write of the resume file has ended; or it is time to
-/// begin such a write.
+/// Each turn of the loop handles one event: a lane (the future that sends one request) has ended,
+/// the reader thread has the next batch, the rate allows the next request, the caller has cancelled
+/// `stop`, a write of the resume file has ended, or it is time for such a write.
 ///
 /// At most one batch waits to be sent. It is sent when fewer than `concurrency` lanes are busy,
-/// when fewer than `concurrency` times [`WINDOW`] requests lie after the frontier, and when its
-/// bytes fit into [`IN_FLIGHT_BYTES_MAX`] or no lane is busy. A lane brings back its connection,
-/// which is kept for a later lane.
+/// when fewer than `concurrency` times [`WINDOW`] requests are after the frontier, and when its
+/// bytes fit into [`IN_FLIGHT_BYTES_MAX`] or no lane is busy. The connection of a lane that has
+/// ended is kept for a later lane.
 ///
-/// The loop ends at the end of the files or at the first trouble, in both cases after the last lane
-/// has ended. After a failure to read, the lanes may still use all their attempts. Any other
-/// trouble (a request that fails permanently, `stop`, a resume file that cannot be written) cancels
-/// `stop`, so that the lanes end within five seconds. If a request fails permanently after a
-/// failure to read, only the failed request is reported. The resume file is written once more at
-/// the end.
+/// The loop ends at the end of the inputs or at the first trouble, in both cases after the last
+/// lane has ended. After a failure to read, the lanes may use all their attempts. Any other trouble
+/// (a request that fails permanently, `stop`, a resume file that can't be written) cancels `stop`,
+/// so that the lanes end within five seconds. If a request fails permanently after a failure to
+/// read, only the request is reported. The resume file is written once more at the end.
 ///
-/// With a log that is followed, the loop ends when `stop` is cancelled, without a trouble. A batch
-/// is sent only after the resume file has everything before it, so that a kill repeats one batch at
-/// most.
+/// With a log that is followed, a cancelled `stop` ends the loop without a trouble. A batch is sent
+/// only when the resume file covers everything before it, so that a kill repeats at most one batch.
 ///
 /// The frontier never passes a request that was not accepted. Therefore a later run with the same
 /// resume file may send events twice, but it never leaves out an event.
@@ -688,14 +664,14 @@ struct Running<'l> {
     notes: mpsc::Sender<Note>,
     progress: watch::Sender<Progress>,
     stop: CancellationToken,
-    /// The sizes of the files in bytes, in their order; 0 for a file whose size is not known.
+    /// The sizes of the inputs in bytes; 0 if a size is not known.
     sizes: Vec<u64>,
     frontier: Frontier,
     saver: Saver,
     lanes: FuturesUnordered<Lane>,
-    /// The open connections that no request uses now.
+    /// The open connections that no lane uses now.
     idle: Vec<Connection>,
-    /// The number of bytes in the bodies of the requests under way.
+    /// The bytes in the bodies of all open requests.
     in_flight_bytes: usize,
     /// The earliest time at which the rate allows the next request.
     due: Instant,
@@ -719,7 +695,7 @@ impl Running<'_> {
                 trouble.is_none() && next.as_ref().is_some_and(|next| self.has_room(next));
             tokio::select! {
                 Some(done) = self.lanes.next() => {
-                    // With `--follow`, a request that a stop has cut off is no trouble.
+                    // With `--follow`, a request that the stop has interrupted is not a trouble.
                     let is_asked = self.settings.follows && self.stop.is_cancelled();
                     let met = self.done(done).err().filter(|_| !is_asked);
                     let is_first = trouble.as_ref().is_none_or(|trouble| trouble.finishes);
@@ -769,16 +745,13 @@ impl Running<'_> {
         self.ended(trouble).await
     }
 
-    /// Returns these lines or positions of the input with this index.
     fn span(&self, index: usize, numbers: RangeInclusive<u64>) -> Span {
         let unit = if self.frontier.spool(index).is_some() { Unit::Position } else { Unit::Line };
         let file = self.settings.files.get(index).cloned().unwrap_or_default();
         Span::new(&file, unit, numbers)
     }
 
-    /// Returns `true` if three limits allow the batch to be sent now: the number of requests under
-    /// way, the number of their bytes, and the number of requests after the frontier. With a log
-    /// that is followed, the resume file must have the frontier too.
+    /// Returns `true` if the batch may be sent now: see [`Running`] for the limits.
     fn has_room(&self, batch: &Batch) -> bool {
         if self.settings.follows && self.saver.saved.as_ref() != Some(&self.frontier.state) {
             return false;
@@ -790,8 +763,7 @@ impl Running<'_> {
             && (fits || lanes == 0)
     }
 
-    /// Starts the lane that sends the batch. A batch without events is not sent, and counts as
-    /// accepted at once.
+    /// Starts the lane that sends the batch. A batch without events counts as accepted at once.
     fn send(&mut self, mut batch: Batch) {
         let body = Bytes::from(std::mem::take(&mut batch.body));
         let (bytes, events) = (body.len(), batch.events);
@@ -803,7 +775,7 @@ impl Running<'_> {
         }
         if let Some(rate) = self.settings.rate {
             let share = Duration::from_secs_f64(events as f64 / f64::from(rate.get()));
-            // At most [`CATCH_UP`] of a delay is made up for, whatever has caused the delay.
+            // At most [`CATCH_UP`] of a delay is made up for.
             let now = Instant::now();
             self.due = self.due.max(now.checked_sub(CATCH_UP).unwrap_or(now)) + share;
         }
@@ -822,7 +794,7 @@ impl Running<'_> {
         self.lanes.push(Box::pin(async move {
             let failed = |failed: Failed| {
                 let note = Note::Retrying { span: span.clone(), failed };
-                // If the channel is full of unread notes, this note is dropped.
+                // If the channel is full of unread notes, this one is dropped.
                 notes.try_send(note).ok();
             };
             let posted = client.post(&mut connection, &body, events, failed).await;
@@ -835,9 +807,8 @@ impl Running<'_> {
         }));
     }
 
-    /// Handles the result of one request. Keeps its connection for a later request and, if the
-    /// request was accepted, moves the frontier as far as possible. `Err` if the request has
-    /// failed.
+    /// Handles the end of a lane: keeps its connection and moves the frontier as far as possible.
+    /// `Err` if the request has failed.
     fn done(&mut self, done: Done) -> Result<(), Trouble> {
         let Done { number, events, bytes, connection, result } = done;
         self.in_flight_bytes -= bytes;
@@ -852,7 +823,7 @@ impl Running<'_> {
         Ok(())
     }
 
-    /// Moves the frontier to the first request that is not accepted yet, and reports the progress.
+    /// Moves the frontier to the first request that is not accepted yet.
     fn advance(&mut self) {
         while let Some(done) = self.frontier.next(&self.settings.files) {
             let before: u64 = self.sizes.iter().take(done.end.file).sum();
@@ -864,7 +835,7 @@ impl Running<'_> {
         }
     }
 
-    /// Writes the resume file for the last time, and returns the result of the replay.
+    /// Writes the resume file for the last time and returns the result of the replay.
     async fn ended(mut self, trouble: Option<Trouble>) -> Result<(), Stopped> {
         if self.saver.writing.is_some() {
             // If this write has failed, the write below has the same state and reports the error.
@@ -876,7 +847,7 @@ impl Running<'_> {
             saved = self.saver.written().await;
         }
         for replayed in self.frontier.replayed(&self.settings.files) {
-            // Nobody receives the note only if the caller is gone.
+            // The send fails only if the caller has dropped the receiver.
             self.notes.send(Note::Replayed(replayed)).await.ok();
         }
         let trouble = match (trouble, saved, self.frontier.left_out(&self.settings.files)) {

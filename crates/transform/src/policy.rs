@@ -6,10 +6,9 @@
 //! level is None. [`Policy::explain`] tells an operator why. [`Matcher`] finds the first match,
 //! both for a policy's rules and for the tables of the config's `match`.
 //!
-//! Decisions are made on recorded events. A recorded event may contain facts that kube-apiserver
-//! did not know when it decided, such as the name that a create request gave to its object;
-//! decisions ignore such facts if they can be told apart. The code here only decides: it changes no
-//! event.
+//! Decisions are made on recorded events, which may contain facts that kube-apiserver did not know
+//! when it decided, such as the name that a create request gave to its object. Decisions ignore
+//! such facts if they can be told apart. The code here only decides: it changes no event.
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
@@ -37,12 +36,12 @@ pub use base::yaml::Problem;
 
 use audit::request::Request;
 
-/// A policy that is ready to decide. It never changes, so that any number of threads can share it.
+/// A policy that is ready to decide. It never changes, so any number of threads can share it.
 #[derive(Debug)]
 pub struct Policy {
     rules: Vec<Rule>,
     matcher: Matcher,
-    /// For each rule, the result if the rule decides.
+    /// The result of each rule if it decides.
     outcomes: Vec<Outcome>,
     /// The result if no rule matches.
     otherwise: Outcome,
@@ -50,8 +49,7 @@ pub struct Policy {
     doubts: Vec<Problem>,
 }
 
-/// The result for an event that one rule decides about: the rule's own settings, completed by the
-/// settings of the whole policy.
+/// The result of one rule: its own settings, completed by those of the whole policy.
 #[derive(Debug, Clone, Copy)]
 struct Outcome {
     level: Level,
@@ -125,16 +123,14 @@ impl Policy {
         &self.doubts
     }
 
-    /// Decides how much of an event must be recorded; `request` is the request that the event
-    /// describes. The first rule that matches the request decides.
+    /// Decides how much of the event that describes `request` must be recorded.
     pub fn decide(&self, request: &Request<'_>) -> Decision {
         self.decide_of(&Located::new(request), &mut Users::default())
     }
 
-    /// Does what [`Self::decide`] does, and remembers in `users` what the rules say of the
-    /// request's user. With the same memory, the next request of this user is decided faster. If
-    /// several policies are asked about the same `located` request, its URL is read once for all of
-    /// them.
+    /// Does what [`Self::decide`] does, and remembers in `users` which rules the user can match, so
+    /// that the next request of this user is decided faster. Several policies that are asked about
+    /// the same `located` request read its URL only once.
     #[must_use]
     pub fn decide_of(&self, located: &Located<'_>, users: &mut Users) -> Decision {
         self.decision(self.matcher.first(located, users), located.request())

@@ -1,13 +1,13 @@
 //! Changes one event for an output: lowers its level, removes values that must not leave the relay,
 //! drops bodies that are too large for the consumer, and adds constant annotations.
 //!
-//! [`apply`] cuts bytes out of an event and inserts others. It never rewrites the JSON:
-//! everything that no rule changes leaves byte for byte and in its order, including unusual
-//! numbers, escapes and duplicate keys. The result is valid JSON, and still an audit event.
+//! [`apply`] cuts bytes out of an event and inserts others. It never rewrites the JSON: everything
+//! that no rule changes stays byte for byte and in its order, including unusual numbers, escapes
+//! and duplicate keys. The result is valid JSON, and still an audit event.
 //!
-//! The caller decides which changes an event gets. With a redaction, the redactions that always
-//! hold are added. Tokens are replaced last, so that a hash that stands for a value is the hash of
-//! the value as it was received.
+//! The caller decides which changes an event gets. With a redaction, the values that are always
+//! redacted ([`redaction`]) are redacted too. Tokens are replaced last, so that a hash that stands
+//! for a value is the hash of the value as it was received.
 //!
 //! A key counts wherever it occurs and however it is escaped, because parsers differ in which of
 //! two duplicate keys they read.
@@ -53,56 +53,52 @@ use walk::{Edit, Removal, Walk, Why, Wish};
 /// The changes that [`apply`] makes to one event, in the order of these fields.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Change<'a> {
-    /// The level to lower the event to; `None` if the event keeps its level.
+    /// The level to which the event is lowered; `None` if it keeps its level.
     pub level: Option<Level>,
-    /// `true`: the request body and the response body are removed, and with them the annotations in
-    /// which webhooks record their changes to a body. The level stays.
+    /// `true` if both bodies are removed, and with them the annotations in which webhooks record
+    /// their changes to a body. The level stays.
     pub without_bodies: bool,
-    /// `true`: `metadata.managedFields` is removed from the objects in the request body and the
-    /// response body, as kube-apiserver does for a policy with `omitManagedFields`.
+    /// `true` if `metadata.managedFields` is removed from the objects in both bodies, as
+    /// kube-apiserver does for a policy with `omitManagedFields`.
     pub omit_managed_fields: bool,
-    /// The rules for values that must not leave the relay; `None` if no value is redacted.
+    /// The rules for values that must not leave the relay, if values are redacted.
     pub redaction: Option<&'a Redaction>,
-    /// The constant annotations to add to the event; `None` if there are none.
+    /// The constant annotations to add to the event.
     pub annotations: Option<&'a Annotations>,
-    /// The largest size of the changed event in bytes; `None`: no limit. A larger event loses the
-    /// first of `TRIMMED` without which it is small enough, or else all parts in this list.
+    /// The maximum size of the changed event in bytes, if there is one. A larger event loses the
+    /// first set of parts in `TRIMMED` without which it is small enough, or else all of them.
     pub event_bytes_max: Option<usize>,
 }
 
 /// A level to which the relay can lower an event whose own level is higher.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Level {
-    /// The event has no request body and no response body. It also has no annotations in which
-    /// webhooks record their changes to a body.
+    /// The event has no body, and no annotations in which webhooks record their changes to a body.
     Metadata,
     /// The event has no response body.
     Request,
 }
 
-/// The changes that [`apply`] has made to an event. The default value means that nothing was
-/// changed.
+/// The changes that [`apply`] has made to an event; by default none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Done {
-    /// `true`: the level of the event was lowered, its bodies were removed, or `managedFields` were
-    /// removed from them.
+    /// The level was lowered, bodies were removed, or `managedFields` were removed from them.
     pub lowered: bool,
-    /// `true`: a value that must not leave the relay was taken out or replaced.
+    /// A value that must not leave the relay was removed or replaced.
     pub redacted: bool,
-    /// `true`: a body, or webhooks' changes to it, were taken out because the event was too large.
+    /// A body, or webhooks' changes to it, were removed because the event was too large.
     pub trimmed: bool,
-    /// `true`: an annotation was added to the event.
+    /// An annotation was added.
     pub annotated: bool,
-    /// `true`: the event is larger than `event_bytes_max`, even after all changes.
+    /// The event is larger than `event_bytes_max`, even after all changes.
     pub is_too_large: bool,
 }
 
-/// Appends the changed event to `out` and returns the kinds of changes that were made. If the event
-/// needs no change, `out` stays as it is.
+/// Appends the changed event to `out`. If the event needs no change, `out` stays as it is.
 ///
-/// The event must be one that [`audit`] has found valid, and `request` must be read from
-/// this event. `known` is the result of [`Reader::known`](audit::request::Reader::known) for
-/// this event, with which less of the event has to be read, or 0.
+/// The event must be one that [`audit`] has found valid, and `request` must be read from it.
+/// `known` is the result of [`Reader::known`](audit::request::Reader::known) for this event, with
+/// which less of the event has to be read, or 0.
 pub fn apply(
     event: &[u8],
     request: &Request<'_>,
@@ -117,7 +113,7 @@ pub fn apply(
     Asked { event, request, look }.apply(change, out)
 }
 
-/// An event that may need changes, and the request that was read from the event.
+/// An event that may need changes, and its request.
 #[derive(Clone, Copy)]
 struct Asked<'a> {
     event: &'a [u8],
@@ -126,7 +122,6 @@ struct Asked<'a> {
 }
 
 impl Asked<'_> {
-    /// Appends the changed event to `out`, as [`apply`] does.
     fn apply(&self, change: &Change<'_>, out: &mut Vec<u8>) -> Done {
         match self.look.has_tokens {
             true => self.without_tokens(change, out),
@@ -134,8 +129,7 @@ impl Asked<'_> {
         }
     }
 
-    /// Appends the changed event to `out`, as [`apply`] does, but does not look for JSON Web
-    /// Tokens. Returns the kinds of changes.
+    /// Does what [`apply`] does, without looking for JSON Web Tokens.
     fn with_tokens(&self, change: &Change<'_>, out: &mut Vec<u8>) -> Done {
         let Some(Changed { edits, mut done, .. }) = changed(self, change) else {
             return Done::default();
@@ -149,10 +143,9 @@ impl Asked<'_> {
         done
     }
 
-    /// Appends the changed event to `out`, as [`apply`] does, for an event that may contain JSON
-    /// Web Tokens, which are replaced too. Bodies are removed only if the event is too large even
-    /// after this replacement. Whether the request body is removed too depends on the size with the
-    /// tokens.
+    /// Does what [`apply`] does for an event that may contain JSON Web Tokens. Bodies are removed
+    /// only if the event is too large even after the tokens are replaced. Whether the request body
+    /// is removed too depends on the size with the tokens.
     fn without_tokens(&self, change: &Change<'_>, out: &mut Vec<u8>) -> Done {
         let is_large = |text: &[u8]| change.event_bytes_max.is_some_and(|max| text.len() > max);
         let mut last = (Vec::new(), Done::default());
@@ -175,10 +168,10 @@ impl Asked<'_> {
     }
 }
 
-/// The parts that an event can lose because it is too large. It loses the first of these sets
-/// without which it is small enough, or else all of them. `Annotations` stands for the annotations
-/// with the patches of webhooks alone: the response body shows their result, and the request body
-/// is the part that nothing else tells.
+/// The sets of parts that an event can lose because it is too large; see
+/// [`Change::event_bytes_max`]. `Annotations` stands only for the annotations with the patches of
+/// webhooks: the response body shows their result, and nothing else tells what is in the request
+/// body.
 const TRIMMED: [&[Name]; 5] = [
     &[Name::Annotations],
     &[Name::ResponseObject],
@@ -187,9 +180,8 @@ const TRIMMED: [&[Name]; 5] = [
     &[Name::Annotations, Name::ResponseObject, Name::RequestObject],
 ];
 
-/// Finds the edits that `change` needs in this event; edits for JSON Web Tokens are not included.
-/// Returns `None` if it is clear, before the members of the event are read, that `change` has
-/// nothing to do in this event.
+/// Finds the edits that `change` needs in this event, without those for JSON Web Tokens. `None` if
+/// it is clear, before the members of the event are read, that there is nothing to do.
 fn changed(asked: &Asked<'_>, change: &Change<'_>) -> Option<Changed> {
     let Asked { event, request, look } = *asked;
     let is_large = |length: usize| change.event_bytes_max.is_some_and(|max| length > max);
@@ -230,15 +222,13 @@ fn changed(asked: &Asked<'_>, change: &Change<'_>) -> Option<Changed> {
 }
 
 /// Returns `true` if the event may contain the key `managedFields`, in plain letters or with
-/// escapes. `false` is certain, `true` is not: the function only searches the bytes, which is much
-/// faster than parsing the event.
+/// escapes. Only `false` is certain: a search in the bytes is much faster than parsing the event.
 fn may_have_managed_fields(event: &[u8]) -> bool {
     static NAME: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"managedFields"));
     NAME.find(event).is_some() || ambiguous::spells_letters(event)
 }
 
-/// The names of the members of an event that are handled in a special way; all other names are
-/// `Other`.
+/// The members of an event that are handled in a special way, and `Other` for all others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Name {
     Level,
@@ -264,10 +254,9 @@ impl Name {
     }
 }
 
-/// The members that are kept even if an event needs too many edits. After [`walk::EDITS_MAX`]
-/// edits, a later member is removed if it is not in this list, or if it repeats the name of another
-/// later member. The members in this list make the text an audit event and name the event's
-/// request.
+/// The members that are kept even if an event needs too many edits, because they make the text an
+/// audit event and name the event's request. After [`walk::EDITS_MAX`] edits, a later member is
+/// removed if it is not in this list, or if it repeats the name of another later member.
 const ESSENTIAL: [&[u8]; 11] = [
     b"kind",
     b"apiVersion",
@@ -282,9 +271,8 @@ const ESSENTIAL: [&[u8]; 11] = [
     b"stageTimestamp",
 ];
 
-/// The edits that change an event, and the kinds of changes that they make.
 struct Changed {
-    /// The edits, sorted by the place of the bytes that they replace.
+    /// The edits, sorted by the position of the bytes that they replace.
     edits: Vec<Edit>,
     done: Done,
     /// The parts in [`TRIMMED`] that stay in the event; empty if its size has no limit.
@@ -296,9 +284,8 @@ struct Changed {
 struct Reader<'a, 'r> {
     event: &'a [u8],
     level: Option<Level>,
-    /// `true`: the event loses its bodies.
     without_bodies: bool,
-    /// `true`: the size of the event has a limit.
+    /// `true` if the size of the event has a limit.
     trims: bool,
     plan: Option<&'r Plan<'r>>,
     wishes: &'r [Wish<'r>],
@@ -306,8 +293,8 @@ struct Reader<'a, 'r> {
 
 impl<'a> Reader<'a, '_> {
     /// Finds the edits for all members of the event. `without` is a set of [`TRIMMED`], and
-    /// `additions` are the annotations to add. The function handles one member at a time and makes
-    /// no list of all members, because an event may have millions of members.
+    /// `additions` are the annotations to add. One member is handled at a time, without a list of
+    /// all members, because an event may have millions of them.
     fn changed(&self, additions: &[&Addition], without: &[Name]) -> Changed {
         let (mut edits, mut done, mut removal) = (Vec::new(), Done::default(), Removal::default());
         let (mut parts, mut has_annotations) = (Vec::new(), false);
@@ -369,8 +356,8 @@ impl<'a> Reader<'a, '_> {
         Changed { edits, done, parts }
     }
 
-    /// Adds the edits of one member of the event to `walk`. `wishes` are the changes to make in the
-    /// member. Returns `false` if the caller must remove the whole member.
+    /// Adds the edits of one member to `walk`. `wishes` are the changes in the member. Returns
+    /// `false` if the caller must remove the whole member; so do `level`, `body` and `status`.
     fn member(
         &self,
         name: Name,
@@ -393,9 +380,8 @@ impl<'a> Reader<'a, '_> {
         }
     }
 
-    /// Adds the edit that sets the value of `level` to the wanted level, unless the value is this
-    /// level or a lower one. An unknown value counts as higher. Returns `true`, because the member
-    /// always stays.
+    /// Adds the edit that sets `level` to the wanted level, unless the value is this level or a
+    /// lower one. An unknown value counts as higher. The member always stays.
     fn level(&self, value: &[u8], walk: &mut Walk<'a>) -> bool {
         let known = text::string(value);
         let (with, enough): (&'static [u8], &[&[u8]]) = match self.level {
@@ -411,7 +397,6 @@ impl<'a> Reader<'a, '_> {
         true
     }
 
-    /// Adds the edits of a body. Returns `false` if the caller must remove the whole body.
     fn body(&self, name: Name, body: &'a [u8], wishes: &[Wish<'_>], walk: &mut Walk<'a>) -> bool {
         let is_response = name == Name::ResponseObject;
         if self.without_bodies || is_response && self.level == Some(Level::Request) {
@@ -436,7 +421,6 @@ impl<'a> Reader<'a, '_> {
         walk.body(body, wishes)
     }
 
-    /// Adds the edits of `responseStatus`. Returns `false` if the caller must remove it.
     fn status(&self, status: &'a [u8], wishes: &[Wish<'_>], walk: &mut Walk<'a>) -> bool {
         if self.plan.is_some_and(|plan| plan.is_quotable) {
             return walk.value(status, &[wishes, &*redaction::quotes(status)].concat());
@@ -465,8 +449,8 @@ impl<'a> Reader<'a, '_> {
         }));
     }
 
-    /// Returns the event's annotations that stay, as [`Self::changed`] has found out before. Doing
-    /// it again costs little, because few events have annotations that are removed.
+    /// Returns the annotations that stay, as [`Self::changed`] has found out before. Finding them
+    /// again costs little, because few events have annotations that are removed.
     fn kept(
         &self,
         annotations: &'a [u8],
@@ -479,14 +463,12 @@ impl<'a> Reader<'a, '_> {
     }
 }
 
-/// Returns the length in bytes of the event after the edits.
 fn length(event: &[u8], edits: &[Edit]) -> usize {
     let removed: usize = edits.iter().map(|edit| edit.place.len()).sum();
     let added: usize = edits.iter().map(|edit| edit.with.len()).sum();
     event.len() + added - removed
 }
 
-/// Appends the event with its edits to `out`.
 fn write(event: &[u8], edits: &[Edit], out: &mut Vec<u8>) {
     let mut at = 0;
     for Edit { place, with } in edits {

@@ -33,19 +33,19 @@ use bodies::Edits;
 
 pub use json::write_string;
 
-/// The form in which the events of an output leave. With the default, they leave as they are.
+/// The form in which an output sends its events; by default, as they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Form {
     /// The schema of the documents.
     pub shape: Shape,
-    /// How `requestObject` and `responseObject` leave. The caller of [`Form::write`] has removed
-    /// bodies and managed fields that do not leave.
+    /// How `requestObject` and `responseObject` are sent. The caller of [`Form::write`] has removed
+    /// the bodies and managed fields that are not sent.
     pub bodies: Bodies,
-    /// How `metadata.managedFields` leaves in the bodies.
+    /// Whether `metadata.managedFields` is sent in the bodies.
     pub managed_fields: ManagedFields,
 }
 
-/// The schema of the documents that leave.
+/// The schema of the documents that an output sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Shape {
     /// The event as it is.
@@ -68,23 +68,23 @@ impl Shape {
     }
 }
 
-/// How the members `requestObject` and `responseObject` of an event leave.
+/// How the members `requestObject` and `responseObject` of an event are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Bodies {
-    /// They stay as they are.
+    /// As they are.
     #[default]
     Keep,
-    /// They become strings that hold their JSON text. `null` stays `null`.
+    /// As strings that hold their JSON text. `null` stays `null`.
     String,
-    /// They are removed, and with them the annotations in which webhooks record their changes to a
-    /// body.
+    /// Not at all. The annotations in which webhooks record their changes to a body are removed
+    /// too.
     Drop,
 }
 
-/// How `metadata.managedFields` leaves in the bodies of an event.
+/// Whether `metadata.managedFields` is sent in the bodies of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ManagedFields {
-    /// They stay as they are.
+    /// As they are.
     #[default]
     Keep,
     /// They are removed, as kube-apiserver does for a policy with `omitManagedFields`.
@@ -103,8 +103,8 @@ pub struct DataStream {
 }
 
 impl DataStream {
-    /// Returns the data stream with the name `TYPE-DATASET-NAMESPACE`. Returns `None` if the name
-    /// has another form: no part may be empty or have a hyphen.
+    /// Returns the data stream with the name `TYPE-DATASET-NAMESPACE`, of which no part may be
+    /// empty or have a hyphen.
     pub fn of(name: &str) -> Option<Self> {
         let mut parts = name.split('-').map(str::to_owned);
         let (kind, dataset, namespace) = (parts.next()?, parts.next()?, parts.next()?);
@@ -115,14 +115,13 @@ impl DataStream {
 }
 
 impl Form {
-    /// The form in which every event leaves as it is.
+    /// The form in which every event is sent as it is.
     pub const AS_RECEIVED: Self =
         Self { shape: Shape::Event, bodies: Bodies::Keep, managed_fields: ManagedFields::Keep };
 
-    /// Appends the document of an event to `out`. The event must be one that [`audit`] has
-    /// found valid. If the event leaves as it is, nothing is appended. `data_stream` is the data
-    /// stream into which the document is written, which only ECS documents name; `None` if there is
-    /// no data stream.
+    /// Appends the document of an event, which [`audit`] must have found valid, to `out`. Nothing
+    /// is appended if the event is sent as it is. `data_stream` is the one into which the document
+    /// is written, if any; only ECS documents name it.
     pub fn write(self, event: &[u8], data_stream: Option<&DataStream>, out: &mut Vec<u8>) {
         if event.first() != Some(&b'{') {
             return;
@@ -147,15 +146,15 @@ pub fn has_timestamp(document: &[u8]) -> bool {
     document.starts_with(ecs::HEAD)
 }
 
-/// Returns the event that an ECS document holds. Its bodies and annotations stay as the shape has
-/// changed them. Returns any other document as it is.
+/// Returns the event in an ECS document, with bodies and annotations as the shape has changed them.
+/// Returns any other document as it is.
 pub fn event_in(document: &[u8]) -> &[u8] {
     static AUDIT: LazyLock<Finder<'static>> =
         LazyLock::new(|| Finder::new(br#""kubernetes":{"audit":"#));
     if !ecs::HEADS.iter().any(|head| document.starts_with(head)) {
         return document;
     }
-    // Before this member, the document has no values but texts, in which a quote is an escape.
+    // Before this member, the only values of the document are texts, in which a quote is an escape.
     let event = AUDIT.find(document).and_then(|at| document.get(at + AUDIT.needle().len()..));
     event.and_then(|event| event.strip_suffix(b"}}")).unwrap_or(document)
 }
@@ -165,8 +164,7 @@ pub fn is_ocsf(document: &[u8]) -> bool {
     ocsf::HEADS.iter().any(|head| document.starts_with(head))
 }
 
-/// Returns the `auditID` of the event from which a document was made, as it is written. Returns
-/// `None` if the event has none.
+/// Returns the `auditID` of the event from which a document was made, as it is written.
 pub fn audit_id(document: &[u8]) -> Option<&[u8]> {
     let object = |value: &&[u8]| value.first() == Some(&b'{');
     let of_event = scan::member(event_in(document), "auditID");
@@ -177,8 +175,7 @@ pub fn audit_id(document: &[u8]) -> Option<&[u8]> {
 }
 
 /// Returns the time of an event, if the document begins with it: the time of the event's stage or,
-/// without a valid one, that of its request. Returns `None` for every event that leaves in its own
-/// shape.
+/// without a valid one, that of its request. `None` for every event that is sent in its own shape.
 pub fn time_of(document: &[u8]) -> Option<&[u8]> {
     let rest = [ecs::HEAD, ocsf::HEAD].iter().find_map(|head| document.strip_prefix(*head))?;
     let time = rest.get(..memchr::memchr(b'"', rest)?)?;

@@ -1,10 +1,10 @@
-//! Who causes the bytes that come in: heavy users, verbs, resources and others, of the last hour
+//! Counts who causes the received bytes: heavy users, verbs, resources and others, of the last hour
 //! and of the last 24 hours. `GET /status/volume` shows them.
 //!
 //! # How it counts
 //!
 //! Reading each event would cost too much, and a few events carry most bytes. So bytes are sampled,
-//! and the events that hold them are read: of each stride of n bytes of a batch one byte is drawn,
+//! and the events that hold them are read: of each stride of n bytes of a batch, one byte is drawn,
 //! uniformly, and its event stands for n bytes. Each byte has the same chance, whatever a client
 //! sends and in whatever order. n follows the rate of bytes (`sample::Pace`), so that about 50
 //! events are read per second. If the events of a batch have n bytes or more on average, all of
@@ -12,10 +12,10 @@
 //!
 //! For each of [`report::DIMENSIONS`], a `Summary` keeps the heaviest names and estimates what any
 //! other name has at most. Figures are therefore estimates with an error, which is always given
-//! with them. They are scaled so that all names together have the bytes and events that came in,
-//! which are counted exactly.
+//! with them. They are scaled so that all names together have the received bytes and events, which
+//! are counted exactly.
 //!
-//! # What it costs
+//! # Its cost
 //!
 //! - A batch takes a short lock twice, reads the clock and draws one number for each stride.
 //! - A sampled event is read, once, by the thread that has decoded the batch, and under no lock.
@@ -29,8 +29,8 @@
 //!
 //! # What is shown
 //!
-//! The values of an event are redacted before they count: by what is always redacted, and by the
-//! rules of all filters of the config. A text that a client wrote is cut and has escapes.
+//! The values of an event are redacted before they count: those that are always redacted, and those
+//! of the rules of all filters of the config. A text that a client wrote is cut and has escapes.
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
@@ -62,16 +62,15 @@ use report::Report;
 use sample::Pace;
 use slices::Slices;
 
-/// The volume that a relay has accepted, by cause. Listeners and sources add to it. By default it
-/// counts nothing until it is [turned on](Volume::turn); kube-apiservers are always heard.
+/// The volume that a relay has accepted, by cause. Listeners and sources add to it. By default,
+/// nothing is counted until it is [turned on](Volume::turn); kube-apiservers are always heard.
 #[derive(Default)]
 pub struct Volume {
-    /// `None` while nothing is counted.
     counting: Mutex<Option<Counting>>,
     apiservers: Apiservers,
 }
 
-/// The counters of a volume that is turned on, and how often an event is read for them.
+/// The counters of a volume that is turned on, and the pace of sampling.
 struct Counting {
     redaction: Arc<Redaction>,
     pace: Pace,
@@ -79,9 +78,8 @@ struct Counting {
 }
 
 impl Volume {
-    /// Begins to count, with this redaction of names, or, with `None`, ends counting. If the
-    /// redaction has changed, all names are forgotten, because earlier ones may be among them that
-    /// the new one redacts.
+    /// Turns counting on with this redaction of names, or off (`None`). If the redaction has
+    /// changed, all names are forgotten, because the new one might redact some of them.
     pub fn turn(&self, redaction: Option<Redaction>) {
         let (mut counting, now) = (lock(&self.counting), Instant::now());
         if counting.as_ref().map(|counting| &*counting.redaction) == redaction.as_ref() {
@@ -95,8 +93,8 @@ impl Volume {
         *counting = redaction.map(begin);
     }
 
-    /// Samples the lines of a batch, or of a part of one. `seen` gets the result. `list` is `Some`
-    /// if the events are a JSON list, as it was received.
+    /// Samples the lines of a batch, or of a part of one, into `seen`. `list` is `Some` if the
+    /// events are a JSON list, as it was received.
     pub fn look(&self, lines: &[u8], list: Option<&ListEnds>, events: u64, seen: &mut Seen) {
         if lines.is_empty() {
             return;
@@ -125,8 +123,8 @@ impl Volume {
         }
     }
 
-    /// Returns the kube-apiservers that were heard in the last hour, sorted by name. If there is
-    /// none, it is not known which there are: the audit policy may leave out updates of Leases.
+    /// Returns the kube-apiservers that were heard in the last hour, sorted by name. An empty list
+    /// means that they are unknown: the audit policy may leave out updates of Leases.
     pub fn apiservers(&self) -> Vec<Apiserver> {
         self.apiservers.list()
     }
@@ -202,8 +200,8 @@ mod tests {
         }
     }
 
-    /// Method: names of which a few bytes are drawn each, and the truth. An error that is exceeded
-    /// more often than in 5 of 100 cases is too small.
+    /// Method: a few bytes of each name are drawn, and its figures are compared with the truth. An
+    /// error that is exceeded more often than in 5 of 100 cases is too small.
     #[test]
     fn errors_are_those_of_95_of_100_figures_also_for_names_with_few_samples() {
         let (mut random, now) = (Rng::with_seed(5), Instant::now());
@@ -244,9 +242,9 @@ mod tests {
     }
 
     /// Method: ten users have half of the bytes, each by one cause, in events of different sizes.
-    /// The other half comes from 10,000 users between them, who write as many names and causes as
-    /// they can and send their events in a fixed order. All of it is seen by samples: about one
-    /// event in eight is read.
+    /// The other half is from 10,000 users, who write as many names and causes as they can and send
+    /// their events in a fixed order. Everything is counted by samples: about one event in eight is
+    /// read.
     #[test]
     fn the_ten_heaviest_are_found_among_ten_thousand_others() {
         let (mut random, mut truth) = (Rng::with_seed(7), [(); 2].map(|()| Truth::new()));

@@ -1,20 +1,18 @@
-//! Bounds of what a log may say, so that a hostile log takes a bounded amount of memory.
+//! Limits for the contents of a log, so that a hostile log takes a bounded amount of memory.
 
 use evidence_log::entry::{Entry, Started};
 
-/// The maximum size in bytes of a name or a reason in an entry. The relay writes less than a
-/// hundred.
+/// The maximum bytes of a name or a reason in an entry. The relay writes less than a hundred.
 const NAME_BYTES_MAX: usize = 256;
 
-/// The maximum number of outputs that an entry lists.
+/// The maximum number of outputs in an entry.
 const OUTPUTS_MAX: usize = 1000;
 
-/// The maximum number of facts of a log that are kept in memory: gaps between positions, names of
-/// outputs, and notes.
+/// The maximum number of facts of a log in memory: gaps between positions, names of outputs, and
+/// notes.
 pub(super) const FACTS_MAX: usize = 1_000_000;
 
-/// Returns a description of what is wrong with an entry that no relay writes; `None` if nothing is
-/// wrong.
+/// Returns what is wrong with an entry that no relay writes. `None` for an acceptable entry.
 pub(crate) fn excess(entry: &Entry) -> Option<&'static str> {
     let is_long = |text: &String| text.len() > NAME_BYTES_MAX;
     let (long, outputs) = match entry {

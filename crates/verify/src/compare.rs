@@ -1,5 +1,5 @@
-//! The comparison of the lines that left, by all logs that are checked, with the lines that a
-//! consumer has stored.
+//! The comparison of the lines that all checked logs sent with the lines that a consumer has
+//! stored.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -21,39 +21,41 @@ use evidence_log::tlog::merkle::{Frontier, Hash};
 /// The maximum number of stored lines that a fault names.
 const PLACES_MAX: usize = 20;
 
-/// A stored line is beside another one if it is this many lines before or behind it at most: an
-/// empty line or a checkpoint may be between two events.
+/// Two stored lines are neighbours if their numbers differ by at most this: an empty line or a
+/// checkpoint may be between two events.
 const BESIDE: u64 = 2;
 
-/// The lines that left by one output of one log. Each line has a number: the lines are counted in
-/// the order in which the log has their deliveries.
+/// The lines that one output of one log sent. They are numbered in the order of their deliveries in
+/// the log.
 #[derive(Default)]
 struct Sent {
-    /// The number of the log among those that are checked.
+    /// The index of the log among the checked logs.
     log: usize,
     /// The name of the output.
     output: String,
-    /// For each entry about deliveries the number of its first line, the position of this line, and
+    /// For each [`Delivered`] entry, the number of its first line, the position of this line, and
     /// the log's time.
     entries: Vec<(u64, u64, u64)>,
     /// The number of the next line.
     next: u64,
-    /// The positions of the events that left.
+    /// The positions of the sent events.
     seen: Positions,
-    /// The position after the last one that an entry is about. A line before it left late.
+    /// The position after the last one of all entries so far. A line that is added below this
+    /// position was sent late.
     newest: u64,
-    /// The end of the export: the number of the last line that is stored, and the log's time.
+    /// The end of the export: the number of the last sent line that is stored, and the log's time
+    /// of its delivery.
     end: Option<(u64, u64)>,
-    /// The number of lines that left shortly before the end of the export, and behind it, and that
-    /// are not stored.
+    /// The sent lines that are not stored, and that were sent shortly before the end of the export,
+    /// or after it.
     not_settled: u64,
     not_exported: u64,
 }
 
-/// What a log says about lines that it does not have.
+/// Facts about the current log that may explain why it lacks some of the stored lines.
 #[derive(Default)]
 struct Unsaid {
-    /// `true`: the hash of a line that left is gone.
+    /// `true`: the hash of a sent line is missing.
     is_unhashed: bool,
     /// `true`: the consumer may have got events that the log calls lost, pending or set aside.
     has_doubtful: bool,
@@ -61,30 +63,29 @@ struct Unsaid {
     changes: bool,
     /// `true`: the filter of the output changes or drops events.
     filters: bool,
-    /// `true`: events may have been sent twice, because of a crash or a change of the config.
+    /// `true`: events may have been sent twice, because of a crash or a changed config.
     sent_again: bool,
 }
 
-/// The comparison. Logs are added one after the other, each by [`Comparison::begin`], its entries,
-/// and [`Comparison::explain`].
+/// The comparison. Each log is added by [`Comparison::begin`], its entries, and
+/// [`Comparison::explain`].
 #[derive(Default)]
 pub(crate) struct Comparison {
     pub store: Store,
-    /// The lines that left by each output of the request, log by log. The source of the first one
-    /// is 1.
+    /// The lines of each requested output, log by log. The number of the first source is 1.
     sent: Vec<Sent>,
-    /// The number of logs that were added, with the present one.
+    /// The number of added logs, including the current one.
     logs: usize,
-    /// About the present log.
+    /// The reasons of the current log.
     unsaid: Unsaid,
-    /// What may explain a stored line that no log has.
+    /// The possible explanations of stored lines that no log has.
     explanations: BTreeSet<String>,
-    /// Names the newest checkpoint of the first log.
+    /// The newest checkpoint of the first log, for the report.
     last_checkpoint: Option<String>,
 }
 
-/// Reads the entries of a log once more, counts the fates of the events, and adds the lines that
-/// left to the comparison, if there are stored lines.
+/// Reads the entries of a log once more, counts the fates of the events, and adds the sent lines to
+/// the comparison, if there are stored lines.
 pub(super) fn read_again(
     check: &mut Check<'_>,
     events: &mut Events<'_>,
@@ -123,7 +124,7 @@ pub(super) fn read_again(
 }
 
 impl Sent {
-    /// Takes the next entry. Returns the number of its first line.
+    /// Adds an entry. Returns the number of its first line.
     fn enter(&mut self, entry: &Delivered, now: u64) -> u64 {
         let first = self.next;
         self.entries.push((first, entry.first, now));
@@ -131,16 +132,16 @@ impl Sent {
         first
     }
 
-    /// Returns the position of a line, and the log's time at which it was delivered.
+    /// Returns the position of a line, and the log's time of its delivery.
     fn place(&self, number: u64) -> (u64, u64) {
         let at = self.entries.partition_point(|entry| entry.0 <= number);
         let entry = at.checked_sub(1).and_then(|at| self.entries.get(at));
         entry.map_or((0, 0), |(first, position, at)| (position + (number - first), *at))
     }
 
-    /// Counts a line that left and is not stored. Returns `true` if it is missing: it left before
-    /// the end of the export, by at least `settle` milliseconds, and a late one by more than that:
-    /// entries of one time are in the order of positions.
+    /// Counts a sent line that is not stored. Returns `true` if it is missing. A line is missing if
+    /// it was sent at least `settle` milliseconds before the end of the export; a late line must be
+    /// earlier than that, because entries of the same time are sorted by position.
     fn is_missing(&mut self, number: u64, is_late: bool, settle: u64) -> bool {
         let Some((_, end)) = self.end.filter(|(last, _)| number < *last) else {
             self.not_exported += 1;
@@ -179,7 +180,7 @@ impl Comparison {
         Self { store, ..Self::default() }
     }
 
-    /// Begins with another log.
+    /// Begins with the next log.
     pub(crate) fn begin(&mut self, request: &Request) {
         let log = self.logs;
         let sent = |it: &String| Sent { log, output: it.clone(), ..Sent::default() };
@@ -187,7 +188,7 @@ impl Comparison {
         self.logs += 1;
     }
 
-    /// Returns the index of an output of the present log; `None` if nobody asks about its lines.
+    /// Returns the index of an output of the current log. `None` if its lines are not requested.
     fn find(&self, output: &str) -> Option<usize> {
         self.sent.iter().position(|sent| sent.log + 1 == self.logs && sent.output == output)
     }
@@ -235,13 +236,13 @@ impl Comparison {
         sent.newest = newest.max(entry.range().end);
         for (number, (position, fate, hash)) in (sent.enter(entry, now)..).zip(lines) {
             if !events.history.accepted.contains(position) {
-                // The queue lost the event before its line was hashed, or `history` has reported a
-                // fault already.
+                // The queue lost the event before its line was hashed, or `history` has already
+                // reported a fault.
                 unsaid.is_unhashed |= events.history.lost.contains(position);
                 continue;
             }
             let line = match fate {
-                // A consumer may have taken a part of a request that it refused.
+                // A consumer may have stored a part of a request that it refused.
                 Some(Fate::Lost | Fate::DeadLetter) => {
                     unsaid.has_doubtful = true;
                     Line::May(Reason::Doubtful)
@@ -251,7 +252,7 @@ impl Comparison {
                 None => match (events.asked.contains(position), position < newest) {
                     (true, true) => Line::May(Reason::Late),
                     (true, false) => Line::Must,
-                    // It may be stored, and shows no end of the export.
+                    // The line may be stored, but does not show the end of the export.
                     (false, true) => Line::May(Reason::Doubtful),
                     (false, false) => Line::May(Reason::Outside),
                 },
@@ -270,8 +271,7 @@ impl Comparison {
         Ok(())
     }
 
-    /// Adds lines that the consumer may have, although the log does not say so, in the form in
-    /// which they came in.
+    /// Adds lines, as received, that the consumer may have although the log does not say so.
     fn allow(&mut self, range: Range<u64>, events: &mut Events<'_>) -> io::Result<()> {
         self.unsaid.has_doubtful = true;
         for position in range {
@@ -282,8 +282,8 @@ impl Comparison {
         Ok(())
     }
 
-    /// Adds the lines that may have left although the log does not say so yet: those of events that
-    /// are pending or set aside. Reports the lines whose hashes are gone.
+    /// Adds the lines of pending events and of events that were set aside: they may have been sent
+    /// already. Reports the lines whose hashes are missing.
     fn add_pending(&mut self, check: &mut Check<'_>, events: &mut Events<'_>) -> io::Result<()> {
         let counts = &mut check.report.counts;
         for name in &check.request.outputs {
@@ -310,10 +310,9 @@ impl Comparison {
         self.store.lines.add(hash, Line::May(Reason::Newer), (0, position))
     }
 
-    /// Ends the present log: finds what may explain a stored line that it does not have.
-    /// `is_closed`: all that left by this log when the stored lines were read is in the log.
-    /// `has_earlier`: the events before the first one of this log may be those of a log that is not
-    /// given.
+    /// Ends the current log: finds the possible explanations of stored lines that it does not have.
+    /// `is_closed`: the log covers everything that was sent before the stored lines were read.
+    /// `has_earlier`: events before the first one of this log may be in a log that was not given.
     pub(crate) fn explain(
         &mut self,
         is_closed: bool,
@@ -349,8 +348,8 @@ impl Comparison {
         self.explanations.extend(explanations.map(|(_, why)| (*why).to_owned()));
     }
 
-    /// Compares the lines that left according to all logs with the stored lines. `reports` are
-    /// those of the logs, in the order in which they were added.
+    /// Compares the sent lines of all logs with the stored lines. `reports` are those of the logs,
+    /// in the order in which the logs were added.
     pub(crate) fn compare(
         mut self,
         request: &Request,
@@ -378,9 +377,9 @@ impl Comparison {
         Ok(report)
     }
 
-    /// Finds the lines that left before the end of the export of their output and are not stored,
-    /// each with the place of the stored line in its place, if there is one. Counts them, those
-    /// that need not have settled, and those behind the end of the export.
+    /// Finds the lines that were sent before the end of the export and are not stored, each with
+    /// the place of the line that is stored instead, if there is one. Also counts the lines that
+    /// need not be stored yet.
     fn missing(
         &mut self,
         differences: &Differences,
@@ -415,7 +414,7 @@ impl Comparison {
         Ok(missing)
     }
 
-    /// Adds a fault for each line that left and is not stored as it left.
+    /// Adds a fault for each sent line that is not stored as sent.
     fn tell_missing(&self, missing: &BTreeMap<Place, Option<u64>>, reports: &mut [&mut Report]) {
         for (at, sent) in self.sent.iter().enumerate() {
             let Some(report) = reports.get_mut(sent.log) else { continue };
@@ -442,8 +441,8 @@ impl Comparison {
         }
     }
 
-    /// Reports the stored lines that the logs do not have. They are a fault only if nothing can
-    /// explain them.
+    /// Reports the stored lines that the logs do not have. They are a fault only without a possible
+    /// explanation.
     fn tell_extra(
         &self,
         differences: &Differences,
@@ -479,12 +478,11 @@ impl Comparison {
     }
 }
 
-/// Returns the source of the lines of an output, by its index.
 fn source_of(at: usize) -> u16 {
     u16::try_from(at + 1).unwrap_or(u16::MAX)
 }
 
-/// Says how many stored lines may have two forms.
+/// Reports how many stored lines may have two forms.
 fn tell_forms(differences: &Differences, report: &mut Report) {
     let Differences { ambiguous, with_added, without_added, .. } = differences;
     if *ambiguous > 0 {
@@ -502,8 +500,8 @@ fn tell_forms(differences: &Differences, report: &mut Report) {
     }
 }
 
-/// Finds the stored lines that are where a line is missing, by the lines beside them: `known` are
-/// the places of lines that left, by those of the stored lines. Returns the number of lines found.
+/// Finds the stored lines that replace missing lines, by their neighbours. `known` has the places
+/// of sent lines, by the places of the equal stored lines. Returns the number of replaced lines.
 fn find_changed(
     missing: &mut BTreeMap<Place, Option<u64>>,
     extra: &BTreeSet<u64>,
@@ -512,7 +510,8 @@ fn find_changed(
     let mut open: BTreeSet<Place> = missing.keys().copied().collect();
     let mut last = None;
     for place in extra {
-        // If the line before is a changed one too, this line comes after that line's event.
+        // If the line before was found to replace a missing line, this line comes after that
+        // missing line.
         let last_one = last.filter(|(at, _)| at + 1 == *place).map(|(_, it)| it);
         let mut known_before = known.range(place.saturating_sub(BESIDE)..*place);
         let before = last_one.or(known_before.next_back().map(|(_, left)| *left));

@@ -1,4 +1,4 @@
-//! The events of one log: what its entries say about them, and the hashes of their lines.
+//! The events of one log: the statements of its entries about them, and the hashes of their lines.
 
 use std::collections::BTreeMap;
 use std::ops;
@@ -18,57 +18,52 @@ use evidence_log::tlog::merkle::Hash;
 /// relay had written.
 const NEVER_ALLOWED: [&str; 3] = ["damaged", "missing", "tampered"];
 
-/// A range of positions that an entry brought into the log.
+/// A range of positions that an entry added to the log.
 struct Span {
     end: u64,
-    /// The index of the entry.
     index: u64,
-    /// The time of the entry.
     at: u64,
-    /// The root over the line hashes, if they are there.
+    /// The root over the line hashes, if the entry has one.
     root: Option<Hash>,
 }
 
-/// The events of a log. They are told once, entry by entry, by [`Events::feed`].
+/// The events of a log, collected by calls of [`Events::feed`].
 pub(crate) struct Events<'a> {
     pub history: History,
     pub hashes: Hashes<'a>,
     /// The ranges, by their first position.
     spans: BTreeMap<u64, Span>,
-    /// The range from the first to the last event that is asked about.
+    /// The range from the first to the last requested event.
     pub period: ops::Range<u64>,
-    /// The events of this range that came in.
+    /// The received events of this range.
     pub asked: Positions,
 }
 
 /// The fates of events at one output, counted in a second reading of the entries.
 #[derive(Default)]
 pub(crate) struct Fates {
-    /// The events with a final fate. An event whose fate is recorded again after a crash counts
+    /// The events with a final fate. An event whose fate was recorded again after a crash counts
     /// once.
     seen: Positions,
     changed: u64,
     not_delivered: BTreeMap<Fate, u64>,
 }
 
-/// An event of an entry about deliveries: its position, its fate if its line did not leave, and the
-/// hash of its line if that is known.
+/// An event of a [`Delivered`] entry: its position, its fate if its line was not sent, and the hash
+/// of its line if that is known.
 pub(crate) type Settled = (u64, Option<Fate>, Option<Hash>);
 
 impl<'a> Events<'a> {
-    /// `evidence` is the directory with the line hashes; `None` if there are none, as in a
-    /// published log.
+    /// `evidence` is the directory with the line hashes, which a published log does not have.
     pub(crate) fn of(evidence: Option<&'a Directory>) -> Self {
         let (history, hashes) = (History::default(), Hashes::of(evidence));
         Self { history, hashes, spans: BTreeMap::new(), period: 0..0, asked: Positions::default() }
     }
 
-    /// Returns `true` if the log takes too much memory.
     pub(super) fn are_too_many(&self) -> bool {
         self.history.facts() + self.hashes.gone.facts() > FACTS_MAX
     }
 
-    /// Takes the next entry.
     pub(crate) fn feed(&mut self, said: Said<'_>, faults: &mut Faults) {
         if !self.history.feed(said, faults) {
             return;
@@ -95,8 +90,8 @@ impl<'a> Events<'a> {
         self.spans.insert(start, span);
     }
 
-    /// Takes an entry about deliveries. If it has a root, because a filter has changed or dropped
-    /// events, compares the hashes of the lines that were sent.
+    /// Compares the hashes of the lines that an entry sent, if the entry has a root over them: a
+    /// filter has then changed or dropped events.
     fn as_sent(&mut self, entry: &Delivered, faults: &mut Faults) {
         let Delivered { output, first, count, at, root: Some(root), .. } = entry else { return };
         match self.hashes.range(Some(output), *first, *root) {
@@ -109,7 +104,7 @@ impl<'a> Events<'a> {
         }
     }
 
-    /// Checks that the lines of an entry left as they came in, unless the entry lists them as
+    /// Checks that the lines of an entry were sent as received, unless the entry lists them as
     /// changed.
     fn compare_as_sent(&mut self, entry: &Delivered, sent: &[Hash], faults: &mut Faults) {
         let Delivered { output, first, count, at, not_delivered, changed, .. } = entry;
@@ -135,8 +130,8 @@ impl<'a> Events<'a> {
         }
     }
 
-    /// Finds the positions that are asked about: from the first to the last event of the period.
-    /// All events between them count too, because the clock may have been wrong.
+    /// Finds the requested positions: from the first to the last event of the requested time. All
+    /// events between them count too, because the clock may have been wrong.
     pub(crate) fn cut(&mut self, request: &Request, report: &mut Report) {
         let Request { since, until, .. } = *request;
         let mut spans = self.spans.iter();
@@ -155,8 +150,7 @@ impl<'a> Events<'a> {
         self.asked = self.history.accepted.within(self.period.clone()).collect();
     }
 
-    /// Returns the hash of the line at a position as it came in, not as it was sent; `None` if the
-    /// hash is missing.
+    /// Returns the hash of the line at a position as received. `None` if the hash is missing.
     pub(crate) fn original(&mut self, position: u64) -> Option<Hash> {
         let (first, span) = self.spans.range(..=position).next_back()?;
         match self.hashes.range(None, *first, span.root?) {
@@ -165,8 +159,7 @@ impl<'a> Events<'a> {
         }
     }
 
-    /// Returns for each event of an entry about deliveries whether a line left, and its hash if it
-    /// is known.
+    /// Returns the events of an entry, with the hashes of the sent lines as far as they are known.
     pub(crate) fn lines_of(&mut self, entry: &Delivered) -> Vec<Settled> {
         let Delivered { output, first, root, not_delivered, changed, .. } = entry;
         let is_filtered = !changed.is_empty()
@@ -182,8 +175,8 @@ impl<'a> Events<'a> {
             let hash = match (fate, root, is_filtered) {
                 (Some(_), _, _) | (None, None, false) => self.original(position),
                 (None, Some(_), _) => own.next(),
-                // A filter has changed or dropped events, but the entry has no root over the lines
-                // that left.
+                // A filter has changed or dropped events, but the entry has no root over the sent
+                // lines.
                 (None, None, true) => None,
             };
             (position, fate, hash)
@@ -191,22 +184,22 @@ impl<'a> Events<'a> {
         entry.range().map(line).collect()
     }
 
-    /// Returns `true` if an event may have been sent earlier, perhaps in another form: it came in
-    /// before a crash or a change of the config, and the entry with its fate is a later one.
+    /// Returns `true` if an event may have been sent before, perhaps in another form: a crash or a
+    /// changed config is between its reception and the entry with its fate.
     pub(super) fn may_be_sent_again(&self, position: u64, settled: Said<'_>) -> bool {
         let spans = self.spans.range(..=position).rev();
-        // The events of a span came in after those of the span before it.
+        // The events of a span were received after those of the span before it.
         let came_from = spans.map(|(_, span)| (span.index, span.at)).nth(1).unwrap_or_default();
         self.history.runs.has_turn_in(came_from, (settled.index, settled.at))
     }
 
-    /// Returns the time at which an event came in, or was lost.
+    /// Returns the time at which an event was received or lost.
     pub(crate) fn time_of(&self, position: u64) -> Option<u64> {
         let span = self.spans.range(..=position).next_back();
         span.filter(|(_, span)| position < span.end).map(|(_, span)| span.at)
     }
 
-    /// Counts the fates of events at an output.
+    /// Counts the fates of an entry.
     pub(crate) fn count(&self, entry: &Delivered, fates: &mut BTreeMap<String, Fates>) {
         let fates = fates.entry(entry.output.clone()).or_default();
         let is_new = |offset: &Offset| {
@@ -257,7 +250,7 @@ impl<'a> Events<'a> {
         }
     }
 
-    /// Counts the events that came in, for a check without stored lines.
+    /// Counts the received events, for a check without stored lines.
     pub(super) fn count_accepted(&self, request: &Request, report: &mut Report) {
         let (mut pending, mut aside) = (Positions::default(), Positions::default());
         for (_, output) in self.history.outputs.iter().filter(|it| request.asks_of(it.0)) {
@@ -276,7 +269,7 @@ impl<'a> Events<'a> {
         ));
     }
 
-    /// Judges the events that are lost according to the log.
+    /// Judges the losses in the log.
     pub(crate) fn losses(&self, request: &Request, report: &mut Report) {
         let mut all = BTreeMap::<&str, Positions>::new();
         for ((output, reason), positions) in &self.history.losses {
@@ -299,7 +292,7 @@ impl<'a> Events<'a> {
         for (at, count) in never_stored.filter(|it| request.asks_about(it.0, it.0)) {
             lost = lost.saturating_add(*count);
             let text = format!(
-                "{count} events were answered 200 and never stored (when_full = \"drop_newest\")"
+                "{count} events got a 200 and were never stored (when_full = \"drop_newest\")"
             );
             match request.allows_lost {
                 true => report.notes.push(text),
@@ -309,8 +302,8 @@ impl<'a> Events<'a> {
         report.counts[Number::Lost] = lost;
     }
 
-    /// Reports the ranges whose line hashes are missing. `is_stopped`: the relay has stopped, and
-    /// this is its directory.
+    /// Reports the ranges whose line hashes are missing. `is_stopped`: this is the directory of a
+    /// relay that has stopped.
     pub(super) fn tell_gone(&self, is_stopped: bool, report: &mut Report) {
         let pruned = self.history.pruned_below;
         // The hashes of a range that was sent again after a crash may be in two files.
@@ -339,7 +332,7 @@ impl<'a> Events<'a> {
         for (damage, is_cut_off) in damages {
             match is_gone {
                 true => report.found(!is_cut_off || is_stopped, damage),
-                // A record may have been cut off by a power failure while it was written.
+                // A power failure may have cut off a record during its write.
                 false => report.notes.push(format!("{damage}; nothing is missing")),
             }
         }

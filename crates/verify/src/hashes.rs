@@ -1,4 +1,4 @@
-//! The line hashes of a log: which ranges are there, found by their roots.
+//! The line hashes of a log: its ranges, found by their roots.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -10,54 +10,53 @@ use evidence_log::reader::Directory;
 use evidence_log::tlog::merkle::Hash;
 use evidence_log::{LineFile, lines};
 
-/// Identifies a range of line hashes by the output that sent the lines, its first position, and its
-/// root. The output is `None` for lines as they came in.
+/// The key of a range of line hashes: the output that sent the lines (`None` for lines as
+/// received), the first position, and the root.
 type Key = (Option<String>, u64, Hash);
 
-/// The number of ranges that stay in memory after they were read. As a rule one of them is of lines
-/// as they came in, and the others are of outputs.
+/// The number of ranges that stay in memory after they were read: usually one of received lines,
+/// and the others of outputs.
 const CACHED: usize = 4;
 
 /// The maximum number of errors that are kept.
 const UNREAD_MAX: usize = 100;
 
-/// The line hashes in a directory. Only the places of the records are in memory: about 150 bytes
+/// The line hashes in a directory. Only the offsets of the records are in memory: about 150 bytes
 /// for each range.
 #[derive(Default)]
 pub(crate) struct Hashes<'a> {
-    /// `None` if there are no line hashes, as in a published log.
+    /// `None` if there are no line hashes, as for a published log.
     directory: Option<&'a Directory>,
     places: HashMap<Key, (LineFile, u64)>,
     firsts: HashSet<(Option<String>, u64)>,
     cached: Vec<(Key, Arc<Range>)>,
-    /// The damaged files, because of which ranges may be missing. `true` means that the file only
-    /// ends too early, as the copy of a file does if a relay was writing to it.
+    /// The damaged files, whose ranges may be missing. `true`: the file only ends too early, like a
+    /// copy that was made while a relay wrote to the file.
     pub damages: Vec<(String, bool)>,
     /// The ranges whose line hashes differ from the root in the log: the first position, the time,
     /// and the text of the fault.
     pub changed: Vec<(u64, u64, String)>,
-    /// The errors of files, and the first errors of records, that could not be read.
+    /// The errors of unreadable files, and the first errors of unreadable records.
     pub unread: Vec<io::Error>,
     /// `true`: a whole file could not be read.
     is_unread: bool,
-    /// The events that came in and whose line hashes are missing.
+    /// The received events whose line hashes are missing.
     pub gone: Positions,
-    /// The events for which an output's hashes of the sent lines are missing.
+    /// The events whose hashes of the sent lines are missing.
     pub(super) gone_as_sent: Positions,
 }
 
-/// The result of the search for the line hashes of an entry's range.
 pub(crate) enum Found {
-    /// The line hashes, which have the root in the log.
+    /// The line hashes with the root in the log.
     Range(Arc<Range>),
-    /// Other line hashes are in their place.
+    /// The line hashes at this place have another root.
     Changed,
     /// The line hashes are missing.
     Gone,
 }
 
 impl<'a> Hashes<'a> {
-    /// Returns the line hashes of a directory, which are not read yet.
+    /// Returns the line hashes of a directory, which are read later.
     pub(crate) fn of(directory: Option<&'a Directory>) -> Self {
         Self { directory, ..Self::default() }
     }
@@ -88,8 +87,7 @@ impl<'a> Hashes<'a> {
         self.places.insert((output, range.first, range.root()), place);
     }
 
-    /// Returns the line hashes of an entry's range: as `output` sent the lines, or, if it is
-    /// `None`, as they came in.
+    /// Returns the line hashes of an entry's range: as sent by `output`, or as received.
     pub(crate) fn range(&mut self, output: Option<&str>, first: u64, root: Hash) -> Found {
         let key = (output.map(str::to_owned), first, root);
         if let Some((_, range)) = self.cached.iter().find(|(cached, _)| *cached == key) {

@@ -1,4 +1,4 @@
-//! The history that all entries tell together: positions without gaps, no silence, and a fate for
+//! The history that the entries tell together: positions without gaps, no silence, and a fate for
 //! each event.
 
 use std::collections::BTreeMap;
@@ -10,32 +10,34 @@ use super::request::Request;
 use super::runs::{Runs, Said};
 use evidence_log::entry::{Alarm, Entry, Fate, QUEUE, RANGE_MAX, Running, Started};
 
-/// The reason of a loss for events that a consumer refused for good and that are in no dead-letter
-/// file.
+/// The reason of a loss for events that a consumer refused permanently and that are in no
+/// dead-letter file.
 pub(super) const GIVEN_UP: &str = "given up";
 
 /// The statements of the log about one output.
 #[derive(Debug, Default)]
 pub(crate) struct Output {
-    /// The events that have left the queue: those with a final fate, and those that were set aside.
+    /// The events with a final fate, and those that were set aside.
     pub settled: Positions,
     /// The events that were set aside and have no final fate yet.
     pub aside: Positions,
-    /// The events that this output did not have to deliver: they came before it joined or while it
-    /// was away.
+    /// The events that this output did not have to deliver, because it was not configured when they
+    /// were received.
     pub(super) not_its_own: Positions,
-    /// The position before which the log says that the output has finished all events, and the time
-    /// of the entry that says so.
+    /// The position before which the output has finished all events, and the time of the entry that
+    /// says so.
     place: (u64, u64),
-    /// `true`: the last entry that names outputs names this one.
+    /// `true`: the last entry that lists outputs has this one.
     pub is_there: bool,
-    /// The position at which the output left. Later events are not its own.
+    /// The position at which the output was removed. Later events are not its own.
     until: Option<u64>,
-    /// The events between the output's place before a crash and its place at the next start. The
-    /// relay may have removed the output before the crash and added it again without recording
-    /// that. Or it could not record their fates, and the queue needed their room. Also the events
-    /// before its place at the first start of the log: it had finished them under another log, or
-    /// while evidence was off. If they have no fate, that is no fault.
+    /// The events that may have no fate at this output without a fault:
+    ///
+    /// - events between the output's place before a crash and its place at the next start. The
+    ///   relay may have removed the output before the crash and added it again without recording
+    ///   that, or it may have been unable to record their fates before the queue needed the room;
+    /// - events before the output's place at the first start of the log, which it finished under
+    ///   another log or while evidence was off.
     pub passed_over: Positions,
 }
 
@@ -44,28 +46,28 @@ pub(crate) struct Output {
 pub(crate) struct History {
     /// The position after the last event that has an entry.
     next: Option<u64>,
-    /// The events that came in.
+    /// The events that were received.
     pub accepted: Positions,
     /// The events that the queue lost.
     pub lost: Positions,
-    /// The events that came in while evidence was off.
+    /// The events that were received while evidence was off.
     pub off: Positions,
-    /// The log says that the line hashes of positions below this one were deleted.
+    /// According to the log, the line hashes of all positions below this one were deleted.
     pub(super) pruned_below: u64,
     pub outputs: BTreeMap<String, Output>,
     pub runs: Runs,
     has_started: bool,
-    /// Facts that are not faults but belong in the report.
+    /// Facts for the report that are not faults.
     pub notes: Vec<String>,
-    /// The events that were acknowledged, never stored, and counted as lost: for each entry its
-    /// time and the number of events.
+    /// The events that were acknowledged, never stored, and counted as lost: the time of each
+    /// entry, and the number of its events.
     pub(super) never_stored: Vec<(u64, u64)>,
-    /// The events that were lost, by the name of the output, or `queue`, and the reason.
+    /// The lost events, by the reason and by the name of the output, or `queue`.
     pub losses: BTreeMap<(String, String), Positions>,
 }
 
 impl History {
-    /// Takes the next entry. Returns `false` if it can't be used.
+    /// Adds an entry. Returns `false` if it can't be used.
     pub(crate) fn feed(&mut self, said: Said<'_>, faults: &mut Faults) -> bool {
         if !is_usable(said, faults) {
             return false;
@@ -117,7 +119,7 @@ impl History {
         true
     }
 
-    /// Takes an alarm, which is always a fault.
+    /// Adds an alarm, which is always a fault.
     fn alarm(&mut self, said: Said<'_>, what: &Alarm, faults: &mut Faults) {
         let Said { index, at, .. } = said;
         let what = match what {
@@ -142,7 +144,7 @@ impl History {
         losses.insert(range);
     }
 
-    /// Checks that a range follows the events before it.
+    /// Checks that a range begins where the events before it end.
     fn follow(&mut self, said: Said<'_>, range: &Range<u64>, faults: &mut Faults) {
         let Said { index, at, .. } = said;
         let (start, next) = (range.start, self.next.unwrap_or(range.start));
@@ -158,8 +160,7 @@ impl History {
         self.next = Some(next.max(range.end));
     }
 
-    /// Notes that events have left the queue at an output. Those that are not in `aside` have a
-    /// final fate.
+    /// Adds fates of events at an output. Those in `aside` are not final.
     fn settle(&mut self, said: Said<'_>, output: &str, aside: &Positions, faults: &mut Faults) {
         let range = said.entry.range();
         // Events from before the beginning of the log need no entry.
@@ -175,13 +176,13 @@ impl History {
         }
         let output = self.outputs.entry(output.to_owned()).or_default();
         aside.missing_in(range.clone()).into_iter().for_each(|it| output.aside.remove(it));
-        // After a crash, an event may be set aside again that has its final fate already.
+        // After a crash, an event that already has its final fate may be set aside again.
         let new = aside.ranges().flat_map(|it| output.settled.missing_in(it));
         output.aside.extend(new);
         output.settled.insert(range);
     }
 
-    /// Notes which outputs exist, and the place of each.
+    /// Updates the outputs and their places from an entry that lists them.
     fn list(&mut self, running: &Running, is_after_crash: bool) {
         let next = self.next.unwrap_or_default();
         for (name, output) in &mut self.outputs {
@@ -196,13 +197,13 @@ impl History {
         for (name, place) in &running.outputs {
             let is_new = !self.outputs.contains_key(name);
             let output = self.outputs.entry(name.clone()).or_default();
-            // An output that joins begins at the end of the queue.
+            // A new output begins at the end of the queue.
             if !output.is_there && (self.has_started || !is_new) {
                 let from = output.until.unwrap_or(output.place.0);
                 output.not_its_own.insert(from..*place);
             }
             (output.is_there, output.until) = (true, None);
-            // Before its first start, the log knows nothing.
+            // The log knows nothing about the time before its first start.
             if is_after_crash || !self.has_started {
                 output.passed_over.insert(output.place.0..*place);
             }
@@ -212,8 +213,9 @@ impl History {
         }
     }
 
-    /// Checks, after the last entry, that every event has a fate at each output whose place is
-    /// after it. Returns sentences about what is unknown because the relay ended without a stop.
+    /// Checks, after the last entry, that every event before the place of an output has a fate
+    /// there. Returns sentences about fates that are unknown because the relay ended without a
+    /// stop.
     pub(crate) fn end(&self, faults: &mut Faults) -> Vec<String> {
         let mut unknown = Vec::new();
         for (name, output) in &self.outputs {
@@ -240,7 +242,7 @@ impl History {
         unknown
     }
 
-    /// Returns the events of a range that came in, have no fate at this output, and must get one.
+    /// Returns the received events of a range that have no fate at this output, but must get one.
     pub(crate) fn pending(&self, output: &Output, range: Range<u64>) -> Vec<Range<u64>> {
         let end = output.until.map_or(range.end, |until| until.min(range.end));
         let accepted = self.accepted.within(range.start..end);
@@ -248,7 +250,6 @@ impl History {
         open.flat_map(|range| output.not_its_own.missing_in(range)).collect()
     }
 
-    /// Returns the number of facts that are kept in memory.
     pub(crate) fn facts(&self) -> usize {
         let of_output = |it: &Output| {
             let sets = [&it.settled, &it.aside, &it.not_its_own, &it.passed_over];
@@ -261,7 +262,7 @@ impl History {
         positions + outputs + losses + others
     }
 
-    /// Returns the position after the last event that came in or that the queue lost.
+    /// Returns the position after the last event that was received, or lost from the queue.
     pub(crate) fn next(&self) -> u64 {
         self.next.unwrap_or_default()
     }
@@ -274,19 +275,20 @@ impl History {
     }
 
     /// Returns the position after the last event that the log knows. For a log without events, this
-    /// is the position of the outputs at its start.
+    /// is the highest place of its outputs.
     pub(crate) fn recorded_until(&self) -> u64 {
         let places = self.outputs.values().map(|output| output.place.0);
         self.next.or(places.max()).unwrap_or_default()
     }
 
-    /// Returns `true` if no output that is asked about was there all the time.
+    /// Returns `true` if every requested output missed some events, because it was not configured
+    /// all the time.
     pub(super) fn asks_about_a_late_output(&self, request: &Request) -> bool {
         let mut outputs = self.outputs.iter().filter(|it| request.asks_of(it.0));
         outputs.all(|(_, output)| self.not_its_own(output).len() > 0)
     }
 
-    /// Returns the events that came in and do not belong to this output.
+    /// Returns the received events that do not belong to this output.
     pub(super) fn not_its_own(&self, output: &Output) -> Positions {
         let away = output.until.map(|until| until..self.next());
         let ranges = output.not_its_own.ranges().chain(away);
@@ -294,7 +296,7 @@ impl History {
     }
 }
 
-/// Returns `true` if the entry is not about more events than an entry may be.
+/// Returns `true` if the entry is about an acceptable number of events.
 fn is_usable(Said { index, entry, at, .. }: Said<'_>, faults: &mut Faults) -> bool {
     let Some((first, count)) = entry.events() else { return true };
     let is_range = matches!(entry, Entry::Accepted { .. } | Entry::Delivered(_));
@@ -437,7 +439,7 @@ mod tests {
         assert!(matches!(unknown.as_slice(), [it] if it.starts_with("7 events from position 0")));
     }
 
-    /// Method: an output leaves some time after the reload that removes it, and joins again.
+    /// Method: an output ends some time after the reload that removes it, and is added again.
     #[test]
     fn events_between_a_late_end_of_an_output_and_its_next_beginning_are_not_its_own() {
         let again = |left: &[(&str, u64)]| {
@@ -457,8 +459,8 @@ mod tests {
         assert_one(&entries(&[("a", 32)]), "position 30: 2 events have no fate at a");
     }
 
-    /// Method: an output leaves without an entry about it, the relay is killed, and the output
-    /// joins again.
+    /// Method: an output is removed without an entry about it, the relay is killed, and the output
+    /// is added again.
     #[test]
     fn an_output_that_left_before_a_crash_may_have_left_at_any_time() {
         let entries = [

@@ -1,20 +1,20 @@
-//! Checks evidence logs from outside: that each is whole and signed, that it says what became of
-//! each event, and that a consumer has the lines that left.
+//! Checks evidence logs from outside: that each log is whole and signed, that it records the fate
+//! of each event, and that a consumer has stored the lines that were sent.
 //!
-//! This crate promises that a fault is reported only with proof, and that what could not be
-//! compared is said. It imports `evidence-log`, `queue` (its files, seen from outside) and `tools`
-//! (packed files). What must never happen here: a write into a log, or a fault that rests on a
-//! clock alone.
+//! This crate promises that a fault is reported only with proof, and that the report names whatever
+//! could not be compared. It imports `evidence-log`, `queue` (its files, seen from outside) and
+//! `tools` (packed files). What must never happen here: a write into a log, or a fault that rests
+//! on a clock alone.
 //!
-//! Nothing is written but temporary files (see `compare`). A directory may be a copy, or the one
-//! that a relay writes to meanwhile. Therefore the order of reading matters: the stored lines come
-//! first, then the places of the outputs, the checkpoint, the newer one beside the log, and last
-//! all that these cover. Only that is proven. An event that is not covered is called newer, and is
+//! Only temporary files are written (see `compare`). A directory may be a copy, or a relay may be
+//! writing to it. Therefore the order of reading matters: the stored lines come first, then the
+//! places of the outputs, the checkpoint, the newer note next to the log, and last everything that
+//! these two cover. Only that is proven. An event that they do not cover is called newer, and is
 //! never a fault and never a pass.
 //!
-//! Three values share the work. A check (`log`) owns the files of one log and what its checkpoints
-//! prove, `events` what the entries of a log say about events, and `compare` the lines that left by
-//! all logs and those that are stored.
+//! Three types share the work. `Check` (in `log`) owns the files of one log and what its
+//! checkpoints prove, `Events` what the entries of a log say about events, and `Comparison` (in
+//! `compare`) the sent lines of all logs and the stored lines.
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
@@ -68,11 +68,11 @@ use store::Store;
 
 /// A directory with a log.
 struct Place {
-    /// The queue's directory, or that of a log that was kept aside in it.
+    /// The queue's directory, also for a log that was set aside in it.
     queue: PathBuf,
     files: Directory,
     deadline: Deadline,
-    /// If the relay is running: the position after the last event of the queue when the stored
+    /// If the relay is running, the position after the last event of the queue when the stored
     /// lines were read.
     live: Option<u64>,
     beside: Option<Queue>,
@@ -88,10 +88,10 @@ struct Read<'a> {
     is_covered: bool,
 }
 
-/// Why there is no report.
+/// The reason why there is no report.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The request names something that is not there.
+    /// The request names something that does not exist.
     #[error("{0}")]
     Usage(String),
     /// A temporary file can't be written, or a server does not answer.
@@ -99,10 +99,10 @@ pub enum Error {
     Io(#[from] io::Error),
 }
 
-/// Checks the logs in some directories: each a queue's, the log's own, or a copy of either. The
-/// stored lines are compared with those that left by any of them. `read` is called with the number
-/// of bytes of stored lines that were read since the last call. A file that is missing, wrong or
-/// unreadable is in the report.
+/// Checks the logs in these directories, each a queue's directory, a log, or a copy of either. The
+/// stored lines are compared with the sent lines of all these logs. `read` is called with the bytes
+/// of stored lines that were read since the last call. A file that is missing, wrong or unreadable
+/// is in the report.
 ///
 /// # Errors
 ///
@@ -146,7 +146,7 @@ pub fn directories(
     Ok(report)
 }
 
-/// Compares the checkpoints that were given with each log.
+/// Compares the given checkpoints with each log.
 fn checkpoints(logs: &mut [Read<'_>]) {
     let origins: Vec<_> = logs.iter().map(Read::origin).collect();
     for (at, Read { check, log, .. }) in logs.iter_mut().enumerate() {
@@ -158,7 +158,7 @@ fn checkpoints(logs: &mut [Read<'_>]) {
     }
 }
 
-/// Checks the events of each log. Adds the lines that left to the comparison.
+/// Checks the events of each log. Adds the sent lines to the comparison.
 fn events(logs: &mut [Read<'_>], mut comparison: Option<&mut Comparison>) -> io::Result<()> {
     let given: Vec<_> = logs.iter().map(|log| log.place).collect();
     let ends: Vec<_> = logs.iter().map(|log| log.events.history.begin_and_end().1).collect();
@@ -182,7 +182,7 @@ fn events(logs: &mut [Read<'_>], mut comparison: Option<&mut Comparison>) -> io:
             Ending::Stopped => place.is_closed(&events.history),
             Ending::Open => false,
         };
-        // A log that begins where another one of the same directory ends continues it.
+        // A log that begins where another log of the same directory ends is its continuation.
         let (begin, _) = events.history.begin_and_end();
         let mut others = given.iter().zip(&ends).filter(|(other, _)| other.is_beside(place));
         let begins_later = begin > 0 && !others.any(|(_, end)| *end >= begin);
@@ -200,7 +200,7 @@ impl Read<'_> {
 }
 
 impl Place {
-    /// Opens a directory. What can't be read of the queue is added to `unchecked`.
+    /// Opens a directory. Errors of the queue are added to `unchecked`.
     fn open(
         directory: &Path,
         request: &Request,
@@ -213,11 +213,10 @@ impl Place {
             true => directory.to_owned(),
             false => std::fs::canonicalize(&log)?.parent().unwrap_or(directory).to_owned(),
         };
-        // A log in a directory with another name than `evidence` was kept aside, and no relay
-        // writes to it.
+        // A log in a directory with another name was set aside, and no relay writes to it.
         let is_own = is_below || log.canonicalize()?.ends_with(DIRECTORY);
         let owner = is_own.then(|| Queue::open(&queue)).transpose();
-        // If the log itself was named, only the log is asked about.
+        // If the log itself was named, its queue is not checked.
         let owner = owner.or_else(|error| if is_below { Err(error) } else { Ok(None) });
         let owner = queue::seen(owner, unchecked).flatten().flatten();
         let in_use = owner.as_ref().filter(|queue| queue.is_in_use());
@@ -227,16 +226,15 @@ impl Place {
         Ok(Self { queue, files, deadline, live, beside })
     }
 
-    /// Returns `true` if the queue's directory has a log that was kept aside, and that is not among
-    /// these.
+    /// Returns `true` if the queue's directory has a log that was set aside and is not in `given`.
     fn has_log_aside(&self, given: &[&Self]) -> bool {
         let beside = Directory::beside(&self.queue).into_iter();
         let mut aside = beside.filter(|log| *log != self.files);
         aside.any(|log| given.iter().all(|place| place.files != log))
     }
 
-    /// Returns `true` if the relay that wrote the stop at the end of this log has written no event
-    /// since: this is its own directory and not a copy, and its queue ends where the log does.
+    /// Returns `true` if no event came after the stop at the end of this log: the directory is the
+    /// relay's own and not a copy, and its queue ends where the log ends.
     fn is_closed(&self, history: &History) -> bool {
         let identity = disk::identity(&self.queue.join(DIRECTORY));
         let ends = |queue: &Queue| queue.end().is_ok_and(|end| end <= history.recorded_until());
@@ -245,14 +243,14 @@ impl Place {
             && self.beside.as_ref().is_none_or(ends)
     }
 
-    /// Returns `true` if another log lies in the same queue's directory.
+    /// Returns `true` if both logs are in the same queue's directory.
     fn is_beside(&self, other: &Self) -> bool {
         let same = |place: &Self| place.queue.canonicalize().ok();
         !std::ptr::eq(self, other) && same(self) == same(other)
     }
 
-    /// Reads the log. If the relay is running, waits for a checkpoint that covers what the consumer
-    /// may have.
+    /// Reads the log. If the relay is running, waits for a checkpoint that covers all events that
+    /// the consumer may have.
     fn read<'a>(&'a self, request: &'a Request, has_lines: bool) -> Read<'a> {
         let mut is_covered = false;
         if let Some(end) = self.live {
@@ -272,7 +270,7 @@ impl Place {
                     || (has_lines && is_pending_before(end, request, &events.history))
             });
             if !waits || !self.deadline.wait_for_entries(&self.files, size) {
-                // Events of the queue that no checkpoint covers.
+                // The events of the queue that no checkpoint covers.
                 let next = events.history.recorded_until();
                 if let Some(end) = self.live.filter(|end| next < *end) {
                     check.report.unchecked.push(format!(
@@ -286,7 +284,7 @@ impl Place {
     }
 }
 
-/// Returns `true` if an event before a position has no fate at an output that is asked about.
+/// Returns `true` if an event before `end` has no fate at a requested output.
 fn is_pending_before(end: u64, request: &Request, history: &History) -> bool {
     let mut outputs = request.outputs.iter().filter_map(|it| history.outputs.get(it));
     outputs.any(|output| !history.pending(output, 0..end).is_empty())
@@ -305,7 +303,7 @@ fn kept(check: &mut Check<'_>, events: &Events<'_>, store: &mut Store, log: &Log
             }
             continue;
         }
-        // The log continued, so a stop at its end is not its last entry.
+        // The log was continued, so a stop at its end is not its last entry.
         check.goes_on = true;
         check.report.counts[Number::Newer] += 1;
         let last = events.history.runs.last_checkpoint();
@@ -317,7 +315,7 @@ fn kept(check: &mut Check<'_>, events: &Events<'_>, store: &mut Store, log: &Log
     }
 }
 
-/// Leaves out each log whose origin an earlier log has already.
+/// Marks each log whose origin an earlier log has as wrong, so that its events do not count twice.
 fn drop_repeated(logs: &mut [Read<'_>], report: &mut Report) {
     let mut origins = BTreeSet::new();
     for read in logs {
@@ -333,7 +331,7 @@ fn drop_repeated(logs: &mut [Read<'_>], report: &mut Report) {
     }
 }
 
-/// Checks that the logs have the requested outputs, as far as the logs are whole.
+/// Checks that the logs have the requested outputs. Only whole logs prove that one is missing.
 fn names_are_known(logs: &[Read<'_>], request: &Request) -> Result<(), Error> {
     let known = logs.iter().flat_map(|read| read.events.history.outputs.keys());
     let known: BTreeSet<_> = known.map(String::as_str).collect();

@@ -1,7 +1,8 @@
 //! The wait for a checkpoint of a running relay.
 //!
-//! The stored lines are read first. A consumer has only lines of events that were in the queue
-//! then, so with a checkpoint that covers all these events each stored line can be judged.
+//! The stored lines are read first. At that moment, a consumer has only lines of events that are or
+//! were in the queue. With a checkpoint that covers all these events, each stored line can be
+//! judged.
 
 use std::fs;
 use std::path::Path;
@@ -13,20 +14,20 @@ use super::request::Request;
 use evidence_log::reader::{Directory, Log};
 use evidence_log::tlog::tile::{Content, Tile, WIDTH};
 
-/// A check assumes that at most this time is between two checkpoints: the relay's default. The log
-/// does not say how often it is signed.
+/// The maximum time between two checkpoints that a check assumes: the relay's default. The log does
+/// not contain the setting.
 const INTERVAL_MAX: Duration = Duration::from_secs(10);
 
-/// A check assumes that at least this time is between two checkpoints.
+/// The minimum time between two checkpoints that a check assumes.
 const INTERVAL_MIN: Duration = Duration::from_secs(1);
 
-/// More time for a checkpoint on a busy machine.
+/// Additional time for a checkpoint on a busy machine.
 const SLACK: Duration = Duration::from_secs(1);
 
-/// The pause between two looks at the checkpoint.
+/// The time between two looks at the checkpoint.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// The time up to which a check waits for checkpoints.
+/// The end of the time for which a check waits for checkpoints.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Deadline(Instant);
 
@@ -40,20 +41,19 @@ impl Deadline {
         }
     }
 
-    /// Waits until a checkpoint covers the events before this position. Returns `false` if none
-    /// has come in time.
+    /// Waits until a checkpoint covers the events before `end`. Returns `false` if the time is
+    /// over.
     pub(super) fn wait_for_events(self, files: &Directory, end: u64) -> bool {
         let covered = || Log::newest(files).ok()?.end_in_queue().ok()?;
         self.wait(|| end == 0 || covered().is_some_and(|covered| end <= covered))
     }
 
-    /// Waits until a checkpoint covers more entries than this. Returns `false` if none has come in
-    /// time.
+    /// Waits until a checkpoint covers more than `size` entries. Returns `false` if the time is
+    /// over.
     pub(super) fn wait_for_entries(self, files: &Directory, size: u64) -> bool {
         self.wait(|| Log::newest(files).is_ok_and(|log| log.size() > size))
     }
 
-    /// Waits until `has_come` returns `true`. Returns `false` if that does not happen in time.
     #[expect(clippy::disallowed_methods, reason = "this runs in a command, not in a runtime")]
     fn wait(self, has_come: impl Fn() -> bool) -> bool {
         while !has_come() {
@@ -66,8 +66,8 @@ impl Deadline {
     }
 }
 
-/// Returns the approximate time between two checkpoints of the relay, from the files of the last
-/// two. If these are missing, returns the longest time.
+/// Returns the approximate time between the relay's last two checkpoints, from their files. Without
+/// these files, returns the longest time.
 fn interval(files: &Directory, log: &Path) -> Duration {
     let size = Log::open(files).map_or(0, |log| log.size());
     let modified_at = |width: u64| {

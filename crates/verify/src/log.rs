@@ -22,45 +22,44 @@ use evidence_log::tlog::tile::{
 /// The maximum number of faults of a published log. After that, no further entries are fetched.
 const FAULTS_MAX: u64 = 1000;
 
-/// How a log ends.
+/// The end of a log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ending {
-    /// The last entry is a stop, and nothing in the directory is newer.
+    /// The last entry is a stop, and the directory has nothing newer.
     Stopped,
-    /// A relay is running with the directory.
+    /// A relay is using the directory.
     Live,
-    /// The relay was killed, or the directory is a copy of one in use: more events may have come
-    /// in.
+    /// The relay was killed, or the directory is a copy of one in use: more events may have been
+    /// received.
     Open,
 }
 
-/// Whether the entries are those over which the checkpoint was signed.
+/// The relation between the entries and the checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum Entries {
-    /// The entries were not read, or something is wrong with them.
+    /// The entries were not read, or do not match the checkpoint.
     #[default]
     Wrong,
-    /// The files end before the checkpoint does.
+    /// The files end before the checkpoint.
     Torn,
-    /// All entries are there and match.
+    /// All entries exist and match the checkpoint.
     Whole,
 }
 
-/// The check of one log: its files, and what its checkpoints prove. What the entries say about
-/// events is in [`Events`].
+/// The check of one log: its files, and what its checkpoints prove. [`Events`] has the statements
+/// of its entries about events.
 pub(crate) struct Check<'a> {
     pub request: &'a Request,
     pub report: Report,
-    /// The log's directory; `None` if only the published files can be read.
+    /// The log's directory. `None` for a published log.
     pub directory: Option<&'a Directory>,
     /// The time at which the check began, if a relay is using the directory or publishing the log.
     live_at: Option<u64>,
-    /// The published checkpoint.
     published: Option<Signed>,
-    /// The number of entries that are newer than the published checkpoint.
+    /// The number of entries after the published checkpoint.
     uncosigned: u64,
     pub entries: Entries,
-    /// `true`: there is a checkpoint over more entries than the log has.
+    /// `true`: a checkpoint covers more entries than the log has.
     pub goes_on: bool,
     /// The time of the newest cosignature of each witness, in seconds since 1970.
     pub cosigned: BTreeMap<String, u64>,
@@ -89,12 +88,11 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// Returns `true` if the entries are those that the checkpoint was signed over.
     pub(crate) fn is_whole(&self) -> bool {
         self.entries == Entries::Whole
     }
 
-    /// Checks the checkpoint, the tiles and the entries of the log, and tells the entries to
+    /// Checks the checkpoint, the tiles and the entries of the log, and passes the entries to
     /// `events`. Returns the log if it has a checkpoint.
     pub(crate) fn log(&mut self, files: &'a dyn Files, events: &mut Events<'a>) -> Option<Log<'a>> {
         self.report.counts.checkpoints.all += 1;
@@ -103,8 +101,8 @@ impl<'a> Check<'a> {
         self.published = Some(own.clone());
         self.remembered(own);
         let log = self.up_to_head(log);
-        // Line hashes are durable before anything is signed over their entries, so they are read
-        // after it.
+        // The line hashes are read after the signed note: they are durable before a note covers
+        // their entries.
         events.hashes.read();
         match self.directory.map_or(Ok(None), |it| it.rolled_back(log.origin())) {
             Ok(None) => {}
@@ -118,7 +116,7 @@ impl<'a> Check<'a> {
         let is_cosigned = self.cosignatures(own);
         self.entries = self.entries(&log, events);
         events.cut(self.request, &mut self.report);
-        // Faults outside of the time that is asked about are removed.
+        // Faults outside of the requested time are removed.
         let (request, period) = (self.request, &events.period);
         self.report.faults.retain(|fault| match (fault.position, fault.at) {
             (Some(position), _) if period.contains(&position) => true,
@@ -132,8 +130,8 @@ impl<'a> Check<'a> {
         Some(log)
     }
 
-    /// Compares the checkpoint with the copy of the newest one beside the log, which the relay
-    /// writes after it.
+    /// Compares the checkpoint with its copy next to the log. The relay writes the checkpoint
+    /// first.
     fn remembered(&mut self, Signed { checkpoint: own, .. }: &Signed) {
         let known = self.directory.and_then(Directory::remembered).map(|known| known.checkpoint);
         let is_newer =
@@ -147,8 +145,8 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// Returns the log up to the file beside it that is signed over all durable entries, if this is
-    /// right and the files of the entries are there; otherwise the log as it was published.
+    /// Returns the log up to the file [`HEAD`], if this file is valid and the files of its entries
+    /// exist; otherwise the log up to its checkpoint.
     fn up_to_head(&mut self, log: Log<'a>) -> Log<'a> {
         let file = match self.directory.map_or(Ok(None), Directory::head) {
             Ok(Some(file)) => file,
@@ -194,8 +192,8 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// Reads the file beside the log that is signed over all durable entries. Returns the log up to
-    /// there, if that is behind the checkpoint, or what is wrong.
+    /// Returns the log up to the file [`HEAD`], or `None` if the file ends at the checkpoint or
+    /// before. `Err` is what is wrong with the file.
     fn head_of(&self, file: &[u8], log: &Log<'a>) -> Result<Option<Log<'a>>, String> {
         let head = HeadFile::parse(file).map_err(|error| format!("{HEAD}: {error}"))?;
         let Checkpoint { origin, .. } = &head.signed.checkpoint;
@@ -205,13 +203,13 @@ impl<'a> Check<'a> {
         self.request.signed_by_key(HEAD, &head.signed)?;
         let own = head.signed.checkpoint.head;
         match log.up_to(head) {
-            // The head was read before the relay replaced it, or copied before the checkpoint.
+            // The file was read before the relay replaced it, or copied before the checkpoint.
             None => contains(HEAD, own, log).map(|()| None),
             newest => Ok(newest),
         }
     }
 
-    /// Reports that the log has no checkpoint, or that it can't be read.
+    /// Reports that the checkpoint is missing or can't be read.
     fn no_log(&mut self, error: &ReadError) {
         if !matches!(error, ReadError::NoCheckpoint) {
             return self.unread(error);
@@ -232,8 +230,8 @@ impl<'a> Check<'a> {
         self.report.found(is_gone, text);
     }
 
-    /// Checks the checkpoints that were given, and those that witnesses have, against the log.
-    /// `others` are the origins of other logs that are checked, which have checkpoints too.
+    /// Compares the given checkpoints, and those of witnesses, with the log. `others` are the
+    /// origins of other checked logs, to which some of the checkpoints belong.
     pub(crate) fn given(&mut self, log: &Log<'_>, others: &[String]) {
         for (name, note) in &self.request.checkpoints {
             let of_other = |signed: Signed| others.contains(&signed.checkpoint.origin);
@@ -250,7 +248,6 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// Returns how the log ends.
     pub(crate) fn ending(&self, events: &Events<'_>) -> Ending {
         let is_last = self.is_whole() && !self.goes_on;
         match is_last && events.history.runs.is_stopped() {
@@ -274,7 +271,7 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// Compares a checkpoint that somebody has kept with the log. Returns what is wrong.
+    /// Compares a kept checkpoint with the log. `Err` is what is wrong.
     fn compare_kept(&self, name: &str, signed: &Signed, log: &Log<'_>) -> Result<(), String> {
         let (Checkpoint { origin, head }, own) = (&signed.checkpoint, &log.signed.checkpoint);
         if *origin != own.origin {
@@ -293,7 +290,7 @@ impl<'a> Check<'a> {
         contains(name, *head, log)
     }
 
-    /// Checks the entries, and the tiles over them.
+    /// Checks the entries and their tiles.
     fn entries(&mut self, log: &Log<'_>, events: &mut Events<'_>) -> Entries {
         let mut tiles = Growing::default();
         let mut frontier = Frontier::default();
@@ -356,7 +353,7 @@ impl<'a> Check<'a> {
         if is_signed { Entries::Whole } else { Entries::Wrong }
     }
 
-    /// Reports that the entries from an index on can't be read. In a copy of a directory in use,
+    /// Reports that the entries from an index on can't be read. In the copy of a directory in use,
     /// the files may be older than the checkpoint.
     fn torn(&mut self, log: &Log<'_>, from: u64, error: &ReadError) -> Entries {
         let index = from / WIDTH;
@@ -376,8 +373,7 @@ impl<'a> Check<'a> {
         if is_torn { Entries::Torn } else { Entries::Wrong }
     }
 
-    /// Compares a tile with the hashes that it must have. Returns `true` if they are equal. With
-    /// `is_there`, a missing tile is a fault.
+    /// Compares a tile with the hashes that it must have. With `is_there`, the tile must exist.
     fn compare_tile(
         &mut self,
         log: &Log<'_>,
@@ -385,7 +381,7 @@ impl<'a> Check<'a> {
         expected: &[Hash],
         is_there: bool,
     ) -> bool {
-        // A running relay may replace the file at this moment.
+        // A running relay may be replacing the file: a second attempt follows.
         let found = log.hashes(tile).or_else(|_| log.hashes(tile));
         match found {
             Ok(hashes) if hashes == expected => return true,
@@ -401,8 +397,8 @@ impl<'a> Check<'a> {
         false
     }
 
-    /// Reports a file of the directory that can't be read. It is a fault if no relay makes such a
-    /// file: a symlink, a directory or a pipe in its place, or one of an impossible size.
+    /// Reports a file of the directory that can't be read. This is a fault if no relay makes such a
+    /// file, for example a symlink, a directory, a pipe, or a file of an impossible size.
     pub(crate) fn finding(&mut self, error: &io::Error) {
         self.report.found(is_foreign(error), error);
     }
@@ -412,7 +408,7 @@ impl<'a> Check<'a> {
         self.report.found(error.is_of_the_log(), error);
     }
 
-    /// Checks that an entry about a start names the size and the root of the log before it.
+    /// Checks that an entry about a start names the size and the root of the log before this entry.
     fn previous(&mut self, Said { index, entry, at, .. }: Said<'_>, frontier: &Frontier) {
         let Entry::Start(Started { previous: Head { size, root }, .. }) = entry else { return };
         if (*size, *root) != (index, frontier.root()) {
@@ -450,7 +446,7 @@ impl<'a> Check<'a> {
         Ok(())
     }
 
-    /// Judges the losses, and the statements that no witness has seen.
+    /// Judges the losses, and the entries that no witness has seen.
     pub(crate) fn judge(&mut self, events: &mut Events<'_>) {
         for error in std::mem::take(&mut events.hashes.unread) {
             self.finding(&error);
@@ -483,14 +479,14 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// Returns `true` if the log of a running relay seems to be silent at its end.
+    /// Returns `true` if a running relay has recorded nothing for too long.
     pub(crate) fn is_silent(&self, events: &Events<'_>) -> bool {
         let is_asked = |at: u64| self.request.until.is_none_or(|until| at < until);
         self.live_at.is_some_and(|at| is_asked(at) && events.history.runs.is_silent(at))
     }
 
-    /// Reports the entries that no witness can have cosigned, because they are newer than the
-    /// published checkpoint.
+    /// Reports the entries that no witness can have cosigned, because they are after the published
+    /// checkpoint.
     fn tell_uncosigned(&mut self) {
         if self.request.witnesses.is_empty() || self.uncosigned == 0 {
             return;
@@ -506,8 +502,8 @@ impl<'a> Check<'a> {
     }
 }
 
-/// Checks that the log, which has at least as many entries, contains a checkpoint. Returns what is
-/// wrong.
+/// Checks that the log contains the checkpoint `kept`, which must not cover more entries than the
+/// log has. `Err` is what is wrong.
 pub(crate) fn contains(name: &str, kept: Head, log: &Log<'_>) -> Result<(), String> {
     let size = kept.size;
     match log.root_at(size) {

@@ -1,8 +1,11 @@
-//! Matches the hashes of the lines that left with those of the lines that are stored.
+//! Matches the hashes of the sent lines with those of the stored lines.
 //!
-//! There may be hundreds of millions of them, in any order. They are cut into 256 buckets by their
-//! first byte. Whenever the buckets take too much memory together, all of them are appended to
-//! temporary files. Then one bucket after the other is sorted and compared.
+//! There may be hundreds of millions of hashes, in any order. Their first byte selects one of 256
+//! buckets. Whenever all buckets together take too much memory, they are appended to temporary
+//! files. In the end, one bucket after the other is sorted and compared.
+//!
+//! A stored line may have two forms: as it is stored, and without the members that an output may
+//! have added (`kind` and `apiVersion` of an audit.log).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -12,64 +15,64 @@ use std::os::unix::fs::OpenOptionsExt as _;
 
 use evidence_log::tlog::merkle::{HASH_BYTES, Hash};
 
-/// The number of buckets: one for each first byte of a hash.
+/// One bucket for each first byte of a hash.
 const BUCKETS: usize = 256;
 
-/// The maximum size in bytes of all buckets in memory.
+/// The maximum bytes of all buckets in memory.
 const MEMORY: usize = 256 << 20;
 
-/// The number of bytes of an item: the hash, its kind, and the two parts of its place.
+/// The bytes of an item: the hash, the number of its [`Line`], and the two parts of its place.
 const ITEM: usize = HASH_BYTES + 1 + 2 + 8;
 
-/// The maximum number of differences that are kept one by one. Any others are only counted.
+/// The maximum number of differences that are kept individually. Further ones are only counted.
 pub(super) const DIFFERENCES_MAX: usize = 1_000_000;
 
-/// The place of a line: a source and a number. For a line that left, the source stands for an
-/// output of a log, and the number counts the lines that left by it. For a stored line, the source
-/// is 0, and the number grows from line to line.
+/// The place of a line: a source and a number. The source of a sent line stands for an output of a
+/// log, and the number counts the lines sent by it. The source of a stored line is 0, and the
+/// number grows from line to line.
 pub(crate) type Place = (u16, u64);
 
-/// What the log or the consumer says of a line.
+/// A statement of the log or of the consumer about a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Line {
-    /// It left, so it must be stored.
+    /// The line was sent, so it must be stored.
     Must,
-    /// It may be stored.
+    /// The line may be stored.
     May(Reason),
-    /// It is stored.
+    /// The line is stored.
     Stored(Form),
 }
 
-/// The reason why a line may be stored.
+/// The reason why a line may be stored, but need not be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reason {
-    /// It left, but outside of the time that is asked about.
+    /// The line was sent, but outside of the requested time.
     Outside,
-    /// It left behind later ones, as an event that was set aside does. An export that ends before
-    /// may have the later ones and not this one. It must be stored if the export ends clearly
-    /// behind it. As the consumer may have stored an earlier try, it shows no end of an export.
+    /// The line was sent after lines of later positions, like the line of an event that was set
+    /// aside. It must be stored only if the export ends clearly after it. The consumer may have
+    /// stored an earlier attempt, so the line does not show where an export ends.
     Late,
-    /// The consumer may have got it, although no entry says so: its event was lost, was set aside,
-    /// or has no fate in the log yet.
+    /// The consumer may have the line, although no entry says so: its event was lost, was set
+    /// aside, or has no fate in the log yet.
     Doubtful,
-    /// It is another copy of a line that left: the event was sent again after a crash.
+    /// The line is another copy of a sent line: the event was sent again after a crash.
     Again,
-    /// No checkpoint covers it yet.
+    /// No checkpoint covers the line yet.
     Newer,
 }
 
 /// The form of a stored line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Form {
-    /// The only one.
+    /// The line has only this form.
     Only,
-    /// The first of two: an output may have added members to the event.
+    /// The first of two forms: the whole line, to which an output may have added members.
     Added,
-    /// The second of two, without these members, with the place of the first.
+    /// The second form, without these members. It has the place of the first one.
     Plain,
 }
 
-/// All that can be said of a line, in the order in which lines with one hash are matched.
+/// All statements, in the order in which lines with the same hash are matched.
 const LINES: [Line; 9] = [
     Line::May(Reason::Outside),
     Line::Must,
@@ -82,13 +85,13 @@ const LINES: [Line; 9] = [
     Line::Stored(Form::Plain),
 ];
 
-/// The result for a stored line, or for one form of a line that has two. The first result that a
-/// form of the line has is that of the line.
+/// The class of a stored line, or of one of its two forms. A line with two forms has the first
+/// class, in this order, that one of its forms has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Class {
-    /// The line left, or may have left.
+    /// The line was sent, or may have been sent.
     Fits,
-    /// The line is a further copy of a line that left.
+    /// The line is a further copy of a sent line.
     Copy,
     /// No checkpoint covers the line yet.
     Newer,
@@ -96,13 +99,12 @@ pub(super) enum Class {
     Extra,
 }
 
-/// The classes, in their order.
 const CLASSES: [Class; 4] = [Class::Fits, Class::Copy, Class::Newer, Class::Extra];
 
-/// The number that is added to the class of the form without the added members.
+/// The number that marks the class of a [`Form::Plain`].
 const PLAIN: u8 = 8;
 
-/// The lines that are compared.
+/// The lines to compare.
 pub(crate) struct Lines {
     buckets: Vec<Bucket>,
     memory: usize,
@@ -115,42 +117,41 @@ struct Bucket {
     file: Option<File>,
 }
 
-/// The lines with one hash, in the order of kind and place.
+/// The items with the same hash, sorted by statement and place.
 struct Group<'a>(&'a [(u8, Place)]);
 
-/// How the stored lines of a group fit those that left.
+/// The matches between the stored and the sent lines of a group.
 struct Fit {
-    /// The number of stored lines that are as they left.
+    /// The stored lines that were sent as they are.
     whole: usize,
-    /// The number of stored lines that left without the members that they begin with.
+    /// The stored lines that were sent without the members at their beginning.
     plain: usize,
-    /// The number of lines that left, and how many of them are stored: those that must be stored
-    /// come before late ones.
+    /// The sent lines, and how many of them are stored. Lines that must be stored are matched
+    /// before late ones.
     left: usize,
     found: usize,
-    /// The class of the stored lines that no line is left for.
+    /// The class of the stored lines without a match.
     rest: Class,
 }
 
-/// The result for the stored lines.
+/// The result of the comparison. All counts are of lines.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Differences {
-    /// The number of lines that left and are stored.
+    /// The sent lines that are stored.
     pub found: u64,
-    /// The number of lines that left and are not stored.
+    /// The sent lines that are not stored.
     pub absent: u64,
-    /// For each source the number of the last line that was found, late ones left out.
+    /// For each source, the number of the last line that was found. Late lines do not count.
     pub ends: BTreeMap<u16, u64>,
-    /// The number of stored lines of each class.
+    /// The stored lines of each class.
     classes: [u64; CLASSES.len()],
-    /// The first places of the stored lines that the log does not have.
+    /// The first places of stored lines that the log does not have.
     pub extra: BTreeSet<u64>,
-    /// The number of stored lines that count for two lines that left, with and without the members.
+    /// The stored lines of which both forms were sent. Each counts for both.
     pub ambiguous: u64,
-    /// The number of stored lines that match a line that left if the added members are removed.
+    /// The stored lines that match a sent line only without the added members.
     pub(super) with_added: u64,
-    /// The number of stored lines that match a line that left and do not begin with the added
-    /// members.
+    /// The stored lines that match a sent line and do not begin with these members.
     pub(super) without_added: u64,
 }
 
@@ -186,10 +187,10 @@ impl Lines {
         Ok(())
     }
 
-    /// Judges the stored lines.
+    /// Compares the stored lines with the others.
     pub(super) fn differences(&mut self) -> io::Result<Differences> {
         let mut differences = Differences::default();
-        // The lines with two forms, by place.
+        // The lines with two forms, with their place as the key.
         let mut forms = Self { limit: self.limit, ..Self::default() };
         self.groups(&mut |group| {
             let mut of_group = differences.add(group).into_iter();
@@ -202,9 +203,9 @@ impl Lines {
         Ok(differences)
     }
 
-    /// Calls `absent` for each line that left and is not stored, with `true` for a late one.
-    /// Returns for each of `places`, which are those of stored lines, the place of a line that left
-    /// and has the same hash; places without such a line are left out.
+    /// Calls `absent` for each sent line that is not stored, with `true` for a late one. `places`
+    /// are places of stored lines. For each of these places, returns the place of the sent line
+    /// with the same hash, if there is one.
     pub(crate) fn absent(
         &mut self,
         places: &BTreeSet<u64>,
@@ -215,7 +216,7 @@ impl Lines {
             let late = group.of(Line::May(Reason::Late)).map(|place| (place, true));
             let left = group.of(Line::Must).map(|place| (place, false)).chain(late);
             left.skip(group.fit().found).for_each(|(place, is_late)| absent(place, is_late));
-            // The stored lines are behind all others.
+            // Stored lines are sorted last.
             let only = Line::Stored(Form::Only).kind();
             let (left, stored) = group.0.split_at(group.0.partition_point(|it| it.0 < only));
             let known_here = left.iter().zip(stored).map(|(left, stored)| (stored.1.1, left.1));
@@ -225,7 +226,7 @@ impl Lines {
         Ok(known)
     }
 
-    /// Calls `tell` with the lines of each hash.
+    /// Calls `tell` with the group of each hash.
     fn groups(&mut self, tell: &mut dyn FnMut(&Group<'_>) -> io::Result<()>) -> io::Result<()> {
         self.buckets.iter_mut().try_for_each(|bucket| bucket.groups(tell))
     }
@@ -251,7 +252,7 @@ impl Bucket {
         }
         bytes.extend_from_slice(&self.items);
         let (items, _) = bytes.as_chunks_mut::<ITEM>();
-        // The bytes are in the order of hash, kind and place.
+        // The order of the bytes is hash, statement, place.
         items.sort_unstable();
         let mut group = Vec::new();
         for same in items.chunk_by(|a, b| a[..HASH_BYTES] == b[..HASH_BYTES]) {
@@ -271,7 +272,7 @@ impl Bucket {
 }
 
 impl Group<'_> {
-    /// Returns the places of the lines of a kind.
+    /// Returns the places of the items with this statement.
     fn of(&self, line: Line) -> impl Iterator<Item = Place> {
         let kind = line.kind();
         self.0.iter().filter(move |item| item.0 == kind).map(|item| item.1)
@@ -283,7 +284,7 @@ impl Group<'_> {
         let expected = outside + must + late + doubtful;
         let whole = (only + added).min(expected);
         let plain = plain.min(expected - whole);
-        // The lines that left outside of the time that is asked about are matched first.
+        // Lines that were sent outside of the requested time are matched first.
         let left = must + late;
         let found = (whole + plain).saturating_sub(outside).min(left);
         let rest = match (expected + again, newer) {
@@ -296,8 +297,8 @@ impl Group<'_> {
 }
 
 impl Differences {
-    /// Adds the lines with one hash. Returns the places of the stored lines for which this is one
-    /// of two forms, with the class of this form.
+    /// Adds a group. Returns the places of its stored lines that have two forms, with the class of
+    /// the form in this group.
     fn add(&mut self, group: &Group<'_>) -> Vec<(u8, u64)> {
         let Fit { whole, plain, left, found, rest } = group.fit();
         self.found += found as u64;
@@ -314,8 +315,8 @@ impl Differences {
         }
         let added = group.of(Line::Stored(Form::Added)).enumerate();
         let added = added.map(|(at, (_, place))| (class(at < whole) as u8, place));
-        // Equal lines have equal other forms. The first of them count as they are stored, and the
-        // last of them without the added members.
+        // Equal lines have equal second forms. The first of them count as stored, and the last
+        // without the added members.
         let copies = group.of(Line::Stored(Form::Plain)).count() - plain;
         let plains = group
             .of(Line::Stored(Form::Plain))
@@ -324,7 +325,7 @@ impl Differences {
         added.chain(plains).collect()
     }
 
-    /// Counts a stored line with two forms. `forms` has the results of [`Differences::add`] for its
+    /// Counts a stored line with two forms. `forms` are the results of [`Differences::add`] for its
     /// place.
     fn add_forms(&mut self, forms: &Group<'_>) {
         let Some((_, (_, place))) = forms.0.first() else { return };
@@ -345,14 +346,14 @@ impl Differences {
         }
     }
 
-    /// Returns the number of stored lines of a class.
+    /// Returns the number of stored lines of this class.
     pub(crate) fn of(&self, class: Class) -> u64 {
         self.classes[class as usize]
     }
 }
 
-/// Returns a hash for a place, so that a comparison can have places as its items. The places are
-/// spread evenly over the buckets.
+/// Returns a hash for a place, so that places can be compared as items. They are spread evenly over
+/// the buckets.
 fn key_of(place: u64) -> Hash {
     let mut key = [0; HASH_BYTES];
     key[..8].copy_from_slice(&place.to_le_bytes());

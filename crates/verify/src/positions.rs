@@ -1,9 +1,9 @@
-//! A set of positions.
+//! A set of positions, kept as ranges.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// A set of positions, kept as ranges. Positions that follow each other take one entry.
+/// A set of positions. Consecutive positions take one entry, from the start to the end.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Positions(BTreeMap<u64, u64>);
 
@@ -31,17 +31,16 @@ impl Positions {
         }
     }
 
-    /// Returns the number of ranges. The memory of the set is proportional to it.
+    /// Returns the number of ranges, to which the memory of the set is proportional.
     pub(crate) fn facts(&self) -> usize {
         self.0.len()
     }
 
-    /// Returns the ranges, in order.
     pub(crate) fn ranges(&self) -> impl Iterator<Item = Range<u64>> {
         self.0.iter().map(|(start, end)| *start..*end)
     }
 
-    /// Returns the parts of a range that are in the set, in order.
+    /// Returns the parts of a range that are in the set, sorted.
     pub(crate) fn within(&self, range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
         let before = self.0.range(..range.start).next_back();
         let from = self.0.range(range.start..range.end.max(range.start));
@@ -50,7 +49,7 @@ impl Positions {
         before.into_iter().chain(from).map(cut).filter(|part| !part.is_empty())
     }
 
-    /// Returns the parts of a range that are not in the set, in order.
+    /// Returns the parts of a range that are not in the set, sorted.
     pub(crate) fn missing_in(&self, range: Range<u64>) -> Vec<Range<u64>> {
         let (mut next, end) = (range.start, range.end);
         let mut missing = Vec::new();
@@ -74,7 +73,7 @@ impl Positions {
         self.ranges().map(|range| range.end - range.start).sum()
     }
 
-    /// Returns the number of positions of a range that are in the set.
+    /// Returns how many positions of a range are in the set.
     pub(super) fn len_within(&self, range: Range<u64>) -> u64 {
         self.within(range).map(|part| part.end - part.start).sum()
     }

@@ -1,4 +1,4 @@
-//! The check of a proof by itself, as `evidence prove` prints it.
+//! The check of a proof without its log, as `evidence prove` prints it.
 
 use std::io;
 
@@ -12,14 +12,14 @@ use evidence_log::tlog::merkle::{Hash, PROOF_MAX, includes};
 use evidence_log::tlog::note::Signed;
 use evidence_log::tlog::proof::Proof;
 
-/// The beginning of the block with the Merkle path of a line, up to the root of its range.
+/// The beginning of the block with the Merkle path from a line to the root of its range.
 const SALT: &str = "\n\nsalt ";
 
 /// The maximum number of lines that are compared with a proof.
 const LINES_MAX: usize = 100_000;
 
-/// Checks a proof with the keys of a request. One of the stored lines that the request names must
-/// be the proven one; if it names none, only the entry is proven.
+/// Checks a proof with the keys of a request. The proven line must be one of the request's stored
+/// lines. Without stored lines, only the entry is proven.
 ///
 /// # Errors
 ///
@@ -75,7 +75,7 @@ fn check_proof(
         return Err("the entry is not about events that came in".to_owned());
     };
     let last = first.saturating_add(count).saturating_sub(1);
-    // All indices of the range are tried to find the line, so the range must not be too long.
+    // The line is searched at all indices of the range, so the range must be short.
     if !(1..=RANGE_MAX).contains(&count) || first.checked_add(count).is_none() {
         return Err(format!("the entry is about {count} events from position {first} on"));
     }

@@ -1,5 +1,5 @@
-//! The check of a log that a server has. The server may be an attacker's. Therefore the signature,
-//! the size and the root are checked first, in this order, and entries are read only after that.
+//! The check of a log on a server. The server may belong to an attacker, so the signature, the size
+//! and the root are checked first, in this order, and only then the entries.
 
 use std::io;
 
@@ -14,13 +14,12 @@ use evidence_log::tlog::merkle::root_at;
 /// More entries than a relay can write: 300 a second for a hundred years.
 const ENTRIES_MAX: u64 = 1 << 40;
 
-/// Checks a log of which only the published files can be read, such as over HTTP. `files` must
+/// Checks a log of which only the published files can be read, for example over HTTP. `files` must
 /// return the same checkpoint each time.
 ///
 /// # Errors
 ///
-/// A file can't be read. Something that is missing or wrong is not an error: the report
-/// has it.
+/// A file can't be read. A missing or wrong file is not an error, but is in the report.
 pub fn published(files: &dyn Files, request: &Request) -> io::Result<Report> {
     match Log::open(files) {
         Ok(log) => {
@@ -28,7 +27,7 @@ pub fn published(files: &dyn Files, request: &Request) -> io::Result<Report> {
                 return Ok(report);
             }
         }
-        // The check itself says what is wrong with the checkpoint.
+        // The check itself reports what is wrong with the checkpoint.
         Err(ReadError::NoCheckpoint | ReadError::Checkpoint(_)) => {}
         Err(ReadError::File { error, .. }) => return Err(error),
     }
@@ -42,8 +41,8 @@ pub fn published(files: &dyn Files, request: &Request) -> io::Result<Report> {
     Ok(check.report)
 }
 
-/// Returns the report about a log whose entries are not worth reading; `None` if the checkpoint is
-/// signed and matches the right edge of the tree.
+/// Returns the report about a log whose entries are not worth reading. `None` if the checkpoint is
+/// signed and matches the last tiles.
 fn refused(log: &Log<'_>, request: &Request) -> io::Result<Option<Report>> {
     let head = log.head();
     let text = if let Err(why) = request.signed_by_key("checkpoint", &log.signed) {

@@ -1,4 +1,4 @@
-//! The check of the queue beside a log: its lines, and the places of its outputs.
+//! The check of the queue next to a log: its lines, and the places of its outputs.
 
 use std::io;
 use std::path::Path;
@@ -10,14 +10,14 @@ use evidence_log::tlog::merkle::{Hash, Hasher};
 use queue::inspect;
 use queue::inspect::Seen;
 
-/// A queue beside the evidence.
+/// A queue next to the evidence.
 pub(crate) struct Queue(inspect::Directory);
 
-/// The place of each output when the check began.
+/// The place of each output when the check began: the first position that it had not finished.
 pub(crate) type Places = Vec<(String, u64)>;
 
 impl Queue {
-    /// Opens the queue in a directory; `None` if there is none.
+    /// Opens the queue in a directory. `None` if the directory has no queue.
     pub(crate) fn open(directory: &Path) -> Result<Option<Self>, inspect::Error> {
         match inspect::Directory::open(directory) {
             Ok(directory) => Ok(Some(Self(directory))),
@@ -26,7 +26,7 @@ impl Queue {
         }
     }
 
-    /// Returns `true` if a relay is running with the directory.
+    /// Returns `true` if a relay is using the directory.
     pub(crate) fn is_in_use(&self) -> bool {
         // A file system without locks can't tell. The directory is then checked like a copy.
         self.0.is_in_use().unwrap_or(false)
@@ -37,14 +37,14 @@ impl Queue {
         self.0.summary().map(|summary| summary.end.get())
     }
 
-    /// Returns the first event that each output has not finished.
+    /// Returns the first position that each output has not finished.
     pub(crate) fn places(&self) -> Result<Places, inspect::Error> {
         let places = self.0.places()?;
         Ok(places.into_iter().map(|(name, place)| (name, place.get())).collect())
     }
 }
 
-/// Returns what was read of a queue. `None`, and a row in `unchecked`, if it can't be read.
+/// Returns the result of a read. An error becomes a line in `unchecked`.
 pub(crate) fn seen<T>(read: Result<T, inspect::Error>, unchecked: &mut Vec<String>) -> Option<T> {
     read.map_err(|error| unchecked.push(format!("the queue: {error}"))).ok()
 }
@@ -92,7 +92,7 @@ impl Check<'_> {
         }
     }
 
-    /// Checks that the log gives the fate of every event before the place of each output.
+    /// Checks that the log has the fate of every event before the place of each output.
     fn places(&mut self, events: &Events<'_>, places: &Places) {
         let (ending, history) = (self.ending(events), &events.history);
         if ending == Ending::Live {
@@ -100,7 +100,7 @@ impl Check<'_> {
         }
         for (name, place) in places {
             let output = history.outputs.get(name).filter(|output| output.is_there);
-            // An output that has just joined is not in an entry yet.
+            // An output that was just added is not in an entry yet.
             let Some(output) = output else { continue };
             let open = history.pending(output, 0..*place).into_iter();
             let open = open.flat_map(|range| output.passed_over.missing_in(range));
@@ -123,7 +123,7 @@ impl Check<'_> {
     }
 }
 
-/// The lines of the queue, which come in pieces.
+/// The lines of the queue, which arrive in pieces.
 #[derive(Default)]
 struct QueueLines {
     next: u64,
@@ -131,13 +131,12 @@ struct QueueLines {
 }
 
 impl QueueLines {
-    /// Notes that the next lines begin with the event at this position.
+    /// The next lines begin with the event at this position.
     fn begin(&mut self, position: u64) {
         (self.next, self.open) = (position, Hasher::default());
     }
 
-    /// Takes the next bytes. Calls `line` with the position and the hash of each line that ends in
-    /// them.
+    /// Adds bytes. Calls `line` with the position and the hash of each line that ends in them.
     fn take(
         &mut self,
         mut bytes: &[u8],

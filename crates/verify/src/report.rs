@@ -6,18 +6,19 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use audit::time::rfc3339;
 
-/// The maximum number of faults that are kept. Any others are only counted.
+/// The maximum number of faults that are kept. Further ones are only counted.
 const FAULTS_MAX: usize = 1000;
 
-/// How many of the numbers are in the first line.
+/// The number of counts in the first line of the report. The other counts follow in the second
+/// line.
 const IN_FIRST_LINE: usize = 8;
 
-/// The number of some things, and how many of them are good.
+/// The number of things of one sort, and how many of them are good.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Share {
     /// The number of good things.
     pub good: u64,
-    /// The number of all things.
+    /// The number of all things, good or not.
     pub all: u64,
 }
 
@@ -34,53 +35,55 @@ impl fmt::Display for Share {
     }
 }
 
-/// A number of a report, in the order in which it is printed.
+/// A number of a report, in the order in which it is printed. All of them count events, or lines of
+/// events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Number {
-    /// The events that left, but whose line is not stored.
+    /// The events that were sent, but whose line is not stored.
     Missing,
-    /// The events in whose place another line is stored.
+    /// The events for which another line is stored.
     Changed,
-    /// The stored lines that the log does not have, and that nothing can explain.
+    /// The stored lines that the log does not have, without a possible explanation.
     Extra,
-    /// The stored lines that the log does not have, and that something may explain.
+    /// The stored lines that the log does not have, with a possible explanation.
     Unexplained,
-    /// The events that left shortly before the end of the export, and whose line is not stored.
+    /// The events that were sent shortly before the end of the export, and whose line is not
+    /// stored.
     NotSettled,
-    /// The events that left after the end of the export.
+    /// The events that were sent after the end of the export.
     NotExported,
     /// The stored lines and stored checkpoints that are newer than the last checkpoint of the log.
     Newer,
-    /// The events that came in, but whose fate is not in the log yet.
+    /// The events that were received, but have no fate in the log yet.
     Pending,
     /// The events that are lost according to the log.
     Lost,
     /// The events that the filter of an output has dropped.
     Dropped,
-    /// The events that came in while evidence was off.
+    /// The events that were received while evidence was off.
     WithoutEvidence,
-    /// The events that the consumer did not take when it took others, that are tried again, and
-    /// whose final fate is not in the log yet.
+    /// The events that the consumer refused while it accepted others, that are retried, and that
+    /// have no final fate in the log yet.
     SetAside,
-    /// The stored lines that are repetitions.
+    /// The stored lines that repeat another stored line.
     Duplicate,
-    /// The events whose line hash is gone.
+    /// The events whose line hash is missing.
     Unknown,
 }
 
-/// The names of the numbers in a printed report.
+/// The printed names, in the order of [`Number`].
 const NAMES: &str = "missing, changed, extra, unexplained, not settled, not exported, newer, \
                      pending, lost, dropped, without evidence, set aside, duplicate, unknown";
 
 /// The numbers in a report.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Checkpoints: that of the log, those that were given, and those among the stored lines. A
-    /// checkpoint is good if it is signed and fits the log.
+    /// The log's checkpoint, the given ones, and those among the stored lines. A good checkpoint is
+    /// signed and fits the log.
     pub checkpoints: Share,
-    /// With stored lines: the events that left according to the log; an event is good if its line
-    /// is stored. Without stored lines: the events that came in; an event is good if its line hash
-    /// is there.
+    /// If the check compares stored lines: the events that were sent. An event is good if its line
+    /// is among the stored lines. Otherwise: the events that were received. An event is good if it
+    /// has a line hash.
     pub events: Share,
     numbers: [u64; Number::Unknown as usize + 1],
 }
@@ -100,7 +103,7 @@ impl IndexMut<Number> for Counts {
 }
 
 impl Counts {
-    /// Adds the numbers of another log.
+    /// Adds the counts of another log.
     fn add(&mut self, of: &Self) {
         self.checkpoints.add(of.checkpoints);
         self.events.add(of.events);
@@ -129,13 +132,13 @@ impl fmt::Display for Counts {
 /// A fault that the check found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
-    /// The first position that the fault is about; `None` if it is about no position.
+    /// The first position of the fault, if it has one.
     pub position: Option<u64>,
-    /// The time that the fault is about, in milliseconds since 1970; `None` if it is unknown.
+    /// The time of the fault in milliseconds since 1970, or `None` if it is unknown.
     pub at: Option<u64>,
-    /// The end of this time, if it is longer than a moment.
+    /// The end of this time, if it is a period.
     pub to: Option<u64>,
-    /// The text for the reader of the report. It says what differs, and accuses nobody.
+    /// The text of the report. It says what differs, and accuses nobody.
     pub text: String,
 }
 
@@ -152,12 +155,12 @@ impl fmt::Display for Fault {
     }
 }
 
-/// Returns a time in milliseconds since 1970 as text.
+/// Formats a time in milliseconds since 1970.
 pub fn time(at: u64) -> String {
     rfc3339(UNIX_EPOCH + Duration::from_millis(at))
 }
 
-/// The faults that were found.
+/// The faults: their number, and the first of them.
 #[derive(Debug, Default)]
 pub struct Faults {
     kept: Vec<Fault>,
@@ -165,12 +168,12 @@ pub struct Faults {
 }
 
 impl Faults {
-    /// Adds a fault without a position.
+    /// Adds a fault without a position, at this time.
     pub fn add(&mut self, at: Option<u64>, text: impl fmt::Display) {
         self.push(Fault { position: None, at, to: None, text: text.to_string() });
     }
 
-    /// Adds a fault at a position.
+    /// Adds a fault at a position and a time.
     pub(super) fn add_at(&mut self, position: u64, at: Option<u64>, text: impl fmt::Display) {
         self.push(Fault { position: Some(position), at, to: None, text: text.to_string() });
     }
@@ -182,7 +185,7 @@ impl Faults {
         }
     }
 
-    /// Adds the faults of another value. `change` is applied to the text of each.
+    /// Adds the faults of `other`. `change` is applied to the text of each.
     pub fn append(&mut self, other: Self, change: impl Fn(String) -> String) {
         let kept = other.kept.len() as u64;
         for fault in other.kept {
@@ -191,26 +194,26 @@ impl Faults {
         self.count += other.count - kept;
     }
 
-    /// Adds the time at which the event came in to each fault that has a position but no time.
+    /// Sets the missing times of faults that have a position, with `time_of`.
     pub(super) fn add_times(&mut self, time_of: impl Fn(u64) -> Option<u64>) {
         for fault in self.kept.iter_mut().filter(|fault| fault.at.is_none()) {
             fault.at = fault.position.and_then(&time_of);
         }
     }
 
-    /// Keeps only some of the faults.
+    /// Removes the faults for which `is_kept` returns `false`.
     pub fn retain(&mut self, is_kept: impl Fn(&Fault) -> bool) {
         let before = self.kept.len();
         self.kept.retain(is_kept);
         self.count -= (before - self.kept.len()) as u64;
     }
 
-    /// Returns the faults, at most 1,000.
+    /// Returns the kept faults, at most 1,000.
     pub fn kept(&self) -> &[Fault] {
         &self.kept
     }
 
-    /// Returns the number of all faults.
+    /// Returns the number of all faults, including those that are not kept.
     pub fn count(&self) -> u64 {
         self.count
     }
@@ -219,23 +222,23 @@ impl Faults {
 /// The result of a check.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// The numbers.
+    /// The counts.
     pub counts: Counts,
-    /// For each output the fates of its events.
+    /// A line for each output, with the fates of its events.
     pub outputs: Vec<String>,
-    /// The starts, stops and reloads that changed something, and the times without a relay.
+    /// The starts, stops and reloads that changed something, and the periods without a relay.
     pub runs: Vec<String>,
     /// The faults.
     pub faults: Faults,
-    /// Things that could not be checked, each with the reason.
+    /// The checks that could not be made, each with the reason.
     pub unchecked: Vec<String>,
-    /// Facts that are not faults, but that an auditor wants to know.
+    /// Facts that are not faults, but interest an auditor.
     pub notes: Vec<String>,
 }
 
 impl Report {
-    /// Returns the exit status: 0 if nothing is wrong, 1 if something is wrong, 2 if something
-    /// could not be checked.
+    /// Returns the exit status: 1 if there is a fault, otherwise 2 if something could not be
+    /// checked, otherwise 0.
     pub fn status(&self) -> u8 {
         match (self.faults.count, self.unchecked.is_empty()) {
             (0, true) => 0,
@@ -249,7 +252,7 @@ impl Report {
         self.faults.add(None, text);
     }
 
-    /// Adds a fault, or else a row about something that could not be checked.
+    /// Adds a fault, or a line about something that could not be checked.
     pub fn found(&mut self, is_fault: bool, text: impl fmt::Display) {
         match is_fault {
             true => self.fault(text),
@@ -257,7 +260,7 @@ impl Report {
         }
     }
 
-    /// Adds the report about a log. `origin` names the log if there are several.
+    /// Adds the report of a log. `origin` names the log if there are several.
     pub fn append(&mut self, of: Self, origin: Option<&str>) {
         let prefix = origin.map(|origin| format!("{origin}: ")).unwrap_or_default();
         let named = |text: String| format!("{prefix}{text}");

@@ -7,39 +7,39 @@ use evidence_log::tlog::checkpoint::{Checkpoint, Signed};
 use evidence_log::tlog::key::VerifierKey;
 use evidence_log::tlog::note::Signed as Signature;
 
-/// The keys, checkpoints and lines of a check.
+/// The keys, checkpoints and stored lines of a check.
 #[derive(Debug, Default)]
 pub struct Request {
     /// The keys that may have signed the log.
     pub keys: Vec<VerifierKey>,
-    /// The witnesses that must have signed its checkpoint.
+    /// The witnesses that must have cosigned the log's checkpoint.
     pub witnesses: Vec<VerifierKey>,
-    /// Checkpoints that somebody has kept: a name for each, and its note.
+    /// The checkpoints that somebody has kept, each with a name and its note.
     pub checkpoints: Vec<(String, Vec<u8>)>,
     /// The outputs whose consumer has stored the lines: several if an output was renamed.
     pub outputs: Vec<String>,
-    /// The files with the stored lines. If there are none, lines are not compared.
+    /// The files with the stored lines. Without files, lines are not compared.
     pub events: Vec<PathBuf>,
-    /// The time from which on events are counted, in milliseconds since 1970.
+    /// Only events from this time on are counted, in milliseconds since 1970.
     pub since: Option<u64>,
-    /// The time up to which events are counted.
+    /// Only events up to this time are counted, in milliseconds since 1970.
     pub until: Option<u64>,
-    /// The lines of the last part of an export may be absent, because the consumer had not written
-    /// them yet: those that left within this time before the last line that is there.
+    /// The lines at the end of an export that may be absent, because the consumer had not written
+    /// them yet: those that were sent within this time before the last stored line.
     pub settle: Duration,
     /// `true`: events that are lost according to the log are not faults.
     pub allows_lost: bool,
-    /// `true`: over a directory in use, the check waits for a checkpoint that covers the lines.
+    /// `true`: if a relay is using the directory, the check waits for a checkpoint that covers the
+    /// stored lines.
     pub waits: bool,
-    /// The newest checkpoints that witnesses have: the URL of each witness, and its note.
+    /// The newest checkpoint of each witness: the URL of the witness, and the note.
     pub witnessed: Vec<(String, Vec<u8>)>,
-    /// The greatest age that the newest cosignature of a witness may have.
+    /// The maximum age of the newest cosignature of a witness.
     pub witness_max_age: Option<Duration>,
 }
 
 impl Request {
-    /// Checks that one of the keys has signed a checkpoint, which the text about it calls `name`.
-    /// Returns what is wrong.
+    /// Checks that one of the keys has signed a checkpoint, which the error calls `name`.
     pub(super) fn signed_by_key(&self, name: &str, signed: &Signed) -> Result<(), String> {
         let Signed { checkpoint: Checkpoint { origin, .. }, note } = signed;
         let has = |found| self.keys.iter().filter(move |key| note.check(key) == found);
@@ -52,14 +52,12 @@ impl Request {
         }
     }
 
-    /// Returns `true` if the request asks about the time `at`, or about any part of the time from
-    /// `at` to `to`.
+    /// Returns `true` if the time from `at` to `to` overlaps with the requested time.
     pub(super) fn asks_about(&self, at: u64, to: u64) -> bool {
         self.since.is_none_or(|since| since <= to) && self.until.is_none_or(|until| at <= until)
     }
 
-    /// Returns `true` if the request asks about this output. A request without names asks about
-    /// all.
+    /// Returns `true` if this output is requested. Without names, every output is.
     pub(super) fn asks_of(&self, output: &str) -> bool {
         self.outputs.is_empty() || self.outputs.iter().any(|asked| asked == output)
     }

@@ -1,8 +1,8 @@
-//! The runs of the relay: starts, stops, reloads, what each of them changed, and the times in
-//! which nothing was recorded.
+//! The runs of the relay: starts, stops, reloads, their changes, and the times in which nothing was
+//! recorded.
 //!
-//! Silence is judged by the stamps of the entries alone: how long the relay has been up. The
-//! machine's clock may step, or start in 1970, and is only shown.
+//! Silence is judged only by the stamps of the entries, which count the time since the relay's
+//! start. The machine's clock may step, or start in 1970, and is only shown.
 
 use std::collections::BTreeSet;
 
@@ -10,27 +10,27 @@ use super::report::{Fault, Faults, time};
 use evidence_log::entry::{Entry, Running, Stamp, Started};
 use evidence_log::{COMMIT_BYTES, COMMIT_EVERY};
 
-/// A silence is reported if it is longer than one and a half heartbeats, and longer than one
-/// heartbeat by at least this many milliseconds.
+/// A silence is reported if it is longer than one and a half heartbeats, and at least this many
+/// milliseconds longer than one heartbeat.
 const SILENCE_MIN: u64 = 2000;
 
-/// A step of the machine's clock is noted if it is longer than this many milliseconds.
+/// A step of the machine's clock is reported if it is longer than this many milliseconds.
 const STEP_MIN: u64 = 2000;
 
 /// The state of the relay after an entry.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// No start has come yet.
+    /// There was no entry about a start yet.
     #[default]
     Unknown,
     Running,
-    /// The relay has stopped at this time.
+    /// The relay stopped at this time.
     Stopped(u64),
-    /// The relay has stopped, but entries without a start followed.
+    /// Entries without a start followed a stop.
     Wrong,
 }
 
-/// A fact about a moment or a period. Times are in milliseconds since 1970.
+/// A line of the report about a moment or a period. Times are milliseconds since 1970.
 #[derive(Debug)]
 pub(crate) struct Row {
     pub from: u64,
@@ -38,12 +38,12 @@ pub(crate) struct Row {
     pub text: String,
 }
 
-/// An entry of the log.
+/// An entry with its index, time and stamp.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Said<'a> {
     pub index: u64,
     pub entry: &'a Entry,
-    /// The time of the entry.
+    /// The time of the entry in milliseconds since 1970.
     pub at: u64,
     pub stamp: Option<Stamp>,
 }
@@ -54,8 +54,8 @@ impl<'a> Said<'a> {
     }
 }
 
-/// The time of the log: the sum of the times between its entries, in milliseconds. The times in
-/// which no relay ran are unknown and count as nothing.
+/// The time of the log: the sum of the milliseconds between its entries. Times without a relay are
+/// unknown and count as 0.
 #[derive(Debug, Default)]
 pub(crate) struct Clock {
     last: Option<(Option<Stamp>, u64)>,
@@ -63,14 +63,14 @@ pub(crate) struct Clock {
 }
 
 impl Clock {
-    /// Takes the next entry. Returns the time since the entry before it; `None` if another boot
-    /// wrote that one.
+    /// Adds an entry. Returns the time since the entry before it, or `None` if this time is not
+    /// proven.
     pub(crate) fn feed(&mut self, Said { stamp, at, .. }: Said<'_>) -> Option<u64> {
         let (passed, is_proven) = match (self.last.replace((stamp, at)), stamp) {
             (Some((Some(last), _)), Some(stamp)) if last.boot == stamp.boot => {
                 (stamp.up.saturating_sub(last.up), true)
             }
-            // Earlier versions wrote no stamps.
+            // Versions without stamps have only the machine's clock.
             (Some((None, last)), None) => (at.saturating_sub(last), false),
             (_, _) => (0, false),
         };
@@ -86,17 +86,17 @@ pub(super) struct Runs {
     /// The time of the last entry.
     pub(super) last_at: Option<u64>,
     clock: Clock,
-    /// The time since 1970 at which the relay's process began, by the machine's clock, as the last
-    /// entry has it.
+    /// The process that wrote the last stamped entry (`Stamp::boot`), and when it started by the
+    /// machine's clock, in milliseconds since 1970. `None` until one of its entries has an exact
+    /// time.
     began: Option<(u32, i128)>,
     heartbeat_ms: u64,
-    /// The config and the outputs in the last entry that names them.
+    /// The config and the outputs of the last entry that has them.
     before: Option<(String, BTreeSet<String>)>,
     /// The directory in which the relay said that it stopped.
     pub(super) stopped_in: Option<String>,
-    /// The starts after a crash, and the changes of the config: the indices of the entries, and
-    /// their times. Events that were sent shortly before may have been sent again under other
-    /// rules.
+    /// The entries about a start after a crash or a changed config: their indices, and their times.
+    /// Events that were sent shortly before may have been sent again under other rules.
     turns: (BTreeSet<u64>, BTreeSet<u64>),
     /// The starts, stops and reloads that changed something, and the periods without a relay.
     pub rows: Vec<Row>,
@@ -121,7 +121,7 @@ impl Runs {
         }
     }
 
-    /// Lists the time without a relay before a start. `before` is the time of the entry before the
+    /// Adds the time without a relay before a start. `before` is the time of the entry before the
     /// start.
     fn start(&mut self, index: u64, running: &Running, before: Option<u64>) {
         let (from, how) = match (self.state, before) {
@@ -148,7 +148,7 @@ impl Runs {
         self.rows.push(Row { from: from.min(to), to: to.max(from), text });
     }
 
-    /// Lists an entry if it changed the config or the outputs.
+    /// Adds an entry that changed the config or the outputs.
     fn compare(&mut self, index: u64, kind: &str, running: &Running) {
         self.heartbeat_ms = running.heartbeat_ms;
         let outputs: BTreeSet<String> = running.outputs.keys().cloned().collect();
@@ -185,8 +185,7 @@ impl Runs {
     fn hear(&mut self, said: Said<'_>, faults: &mut Faults) {
         let Said { index, entry, at, .. } = said;
         let is_start = matches!(entry, Entry::Start(_));
-        // An alarm is about something that a start has found, and may come before the entry about
-        // the start.
+        // An alarm about something that a start found may precede the entry about the start.
         if let State::Stopped(stopped) = self.state
             && !is_start
             && !matches!(entry, Entry::Alarm { .. })
@@ -218,7 +217,7 @@ impl Runs {
         self.last_at = Some(at);
     }
 
-    /// Notes a step of the machine's clock before an entry.
+    /// Adds a step of the machine's clock before an entry.
     fn step(&mut self, said: Said<'_>, Stamp { boot, up }: Stamp) {
         let Said { index, entry, at, .. } = said;
         let began = i128::from(at) - i128::from(up);
@@ -247,36 +246,34 @@ impl Runs {
         }
     }
 
-    /// Returns the longest silence of a relay that is running, in milliseconds.
+    /// Returns the longest acceptable silence of a running relay, in milliseconds.
     fn longest(&self) -> u64 {
         self.heartbeat_ms.saturating_add((self.heartbeat_ms / 2).max(SILENCE_MIN))
     }
 
-    /// Returns `true` if the log of a running relay ends long before the time `now`, by this
-    /// machine's clock.
+    /// Returns `true` if the log of a running relay ends long before `now`, by this machine's
+    /// clock.
     pub(crate) fn is_silent(&self, now: u64) -> bool {
         let last = self.last_at.unwrap_or(u64::MAX);
         matches!(self.state, State::Running) && now.saturating_sub(last) > self.longest()
     }
 
-    /// Names the newest checkpoint of the log.
+    /// Describes the newest checkpoint of the log.
     pub(super) fn last_checkpoint(&self) -> String {
         let at = self.last_at.map_or_else(|| "an unknown time".to_owned(), time);
         format!("the last checkpoint, whose last entry is of {at}")
     }
 
-    /// Returns `true` if the last entry is a stop.
     pub(super) fn is_stopped(&self) -> bool {
         matches!(self.state, State::Stopped(_))
     }
 
-    /// Returns `true` if the relay has started, and no stop has come yet.
     pub(super) fn is_running(&self) -> bool {
         self.state == State::Running
     }
 
-    /// Returns `true` if the relay was started after a crash, or got another config, between two
-    /// entries, by their indices or by their times.
+    /// Returns `true` if a start after a crash, or a changed config, is between two entries, by
+    /// their indices or by their times.
     pub(super) fn has_turn_in(&self, from: (u64, u64), to: (u64, u64)) -> bool {
         let is_in = |turns: &BTreeSet<u64>, from: u64, to: u64| {
             turns.range(from..).next().is_some_and(|turn| *turn <= to)
@@ -289,7 +286,6 @@ impl Runs {
     }
 }
 
-/// Returns a number of milliseconds as seconds.
 fn seconds(ms: u64) -> String {
     match ms {
         0..10_000 => format!("{}.{} s", ms / 1000, ms % 1000 / 100),

@@ -1,7 +1,7 @@
 //! The store of a consumer: the hashes of its lines, and the checkpoints among them.
 //!
-//! The store is read before the logs. A relay may be running, and a log that is read later says
-//! what became of all lines that are stored already.
+//! The store is read before the logs, because a relay may be running. A log that is read later
+//! covers all lines that were stored before.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use super::stored;
 use evidence_log::tlog::checkpoint::{Checkpoint, Signed};
 use evidence_log::tlog::merkle::Hash;
 
-/// A checkpoint among the stored lines, whose signature is valid.
+/// A checkpoint among the stored lines, with a valid signature.
 pub(crate) struct Kept {
     pub place: u64,
     pub checkpoint: Checkpoint,
@@ -22,18 +22,19 @@ pub(crate) struct Kept {
 /// The lines of a consumer. The place of a line is its number among the lines of all files.
 #[derive(Default)]
 pub(crate) struct Store {
-    /// The lines. Those that left are added to them.
+    /// The stored lines, to which the comparison adds the sent lines.
     pub lines: Lines,
     pub kept: Vec<Kept>,
-    /// For each file the place before its first line, and its name.
+    /// The name of each file, and the place before its first line.
     files: Vec<(u64, PathBuf)>,
-    /// The checkpoints among the lines, and a fault for each of them that has no valid signature.
+    /// The counts of the checkpoints among the lines, and a fault for each one without a valid
+    /// signature.
     pub report: Report,
 }
 
 impl Store {
-    /// Reads the files with stored lines that a request names. If one can't be read, nobody knows
-    /// which lines are missing: the report gets the error, and no line is compared.
+    /// Reads the files with stored lines. If one can't be read, it is unknown which lines are
+    /// missing: the report gets the error, and no line is compared.
     pub(crate) fn read(
         request: &Request,
         read: &mut dyn FnMut(u64),
@@ -67,13 +68,13 @@ impl Store {
                 report.unchecked.push(format!("{error}. No stored line was compared"));
                 return None;
             }
-            // The places of lines of two files must not be neighbours.
+            // The lines of two files must not have neighbouring places.
             place += 3;
         }
         Some(store)
     }
 
-    /// Takes a checkpoint among the lines.
+    /// Checks the signature of a checkpoint and keeps it.
     fn keep(&mut self, place: u64, note: &[u8], request: &Request) {
         self.report.counts.checkpoints.all += 1;
         let name = self.name_of_checkpoint(place);
@@ -90,7 +91,7 @@ impl Store {
         format!("a checkpoint among the stored lines ({})", self.name(place))
     }
 
-    /// Returns the file of a place, and the number of the line in it.
+    /// Returns the file of a place and the number of its line.
     pub(crate) fn name(&self, place: u64) -> String {
         let file = self.files.iter().rfind(|(before, _)| *before < place);
         file.map_or_else(String::new, |(before, path)| {

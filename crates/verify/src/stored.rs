@@ -12,47 +12,46 @@ use evidence_log::tlog::merkle::{Hash, Hasher};
 use evidence_log::tlog::note::NOTE_BYTES_MAX;
 use tools::replay::packing::{Counted, MAGIC_BYTES, Packing};
 
-/// The size in bytes of the buffers of a file.
+/// The bytes of the buffers of a file.
 const BUFFER: usize = 256 << 10;
 
-/// The maximum number of bytes of a line: those of the largest request body that a relay with a
-/// queue on disk accepts by default.
+/// The maximum bytes of a line: those of the largest request body that a relay with a queue on disk
+/// accepts by default.
 const LINE_BYTES_MAX: u64 = 1 << 30;
 
-/// A file is not read further if it has this many lines more that can't be events, because they are
-/// no JSON objects, than other lines. Whatever is in the store of a consumer beside events is less.
+/// Reading stops if the lines that can't be events, because they are not JSON objects, outnumber
+/// the other lines by this number. A consumer's store has fewer such lines next to its events.
 const OTHERS_MAX: u64 = 1_000_000;
 
-/// The apiVersion of an object that holds a checkpoint and not an event.
+/// The apiVersion of an object with a checkpoint.
 const API_VERSION: &str = "kube-audit-forwarder/v1";
 
-/// A line with a checkpoint has fewer bytes than this.
+/// The maximum bytes of a line with a checkpoint.
 const HEAD_MAX: usize = 2 * NOTE_BYTES_MAX;
 
-/// One of the members of a checkpoint's object is within this many bytes of its line.
+/// The bytes at the beginning of a line within which a checkpoint's object has one of its members.
 const BEGIN_MAX: usize = 128;
 
-/// The beginning of a line that may come from an output with `format = "audit_log"`, which puts
-/// these members in front of an event that lacks them. The brace is that of the event.
+/// The beginning of a line that may come from an output with `format = "audit_log"`, which adds
+/// these members to an event without them. The brace is that of the event.
 const ADDED: &[u8] = audit::EVENT_HEAD;
 
 /// A line of a file, without its line break.
 pub(crate) enum Line {
     /// An event.
     Event {
-        /// The SHA-256 of the line.
+        /// The SHA-256 of the whole line.
         hash: Hash,
-        /// The SHA-256 of the line without the members in [`ADDED`], which is the event if the
-        /// output added them. `None` if the line does not begin with them.
+        /// The SHA-256 without the members in [`ADDED`]: the hash of the event, if the output added
+        /// these members. `None` if the line does not begin with them.
         plain: Option<Hash>,
     },
-    /// A checkpoint: the note.
+    /// The note of a checkpoint.
     Checkpoint(Vec<u8>),
-    /// An empty line.
     Empty,
 }
 
-/// The object around a checkpoint. A line with any other or repeated member is not a checkpoint,
+/// The object around a checkpoint. A line with any further or repeated member is not a checkpoint,
 /// because readers of the store may see an event in it.
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -62,8 +61,8 @@ struct Object {
     note: String,
 }
 
-/// Reads the lines of a file; `-` is the standard input. `line` is called with each line, and
-/// `read` with the number of bytes of the file that were read since the last call.
+/// Reads the lines of a file; `-` is standard input. `line` is called with each line, and `read`
+/// with the bytes of the file that were read since the last call.
 pub(crate) fn read(
     path: &Path,
     line: &mut dyn FnMut(Line) -> io::Result<()>,
@@ -90,7 +89,7 @@ fn read_lines(
     let mut text = packing.open(raw, BUFFER)?;
     let explain = |error: io::Error| io::Error::new(error.kind(), packing.explain(&error));
     let mut open = Open::default();
-    // The number of lines that can't be events, less the number of the others.
+    // The lines that can't be events, minus the other lines; at least 0.
     let mut others = 0_u64;
     loop {
         let buffer = text.fill_buf().map_err(explain)?;
@@ -104,7 +103,7 @@ fn read_lines(
                 _ => others + 1,
             };
             if others > OTHERS_MAX {
-                let text = "most of its lines are no events: it is another file";
+                let text = "most of its lines are not events: it is another file";
                 return Err(io::Error::other(text));
             }
             line(std::mem::take(&mut open).end())?;
@@ -114,25 +113,24 @@ fn read_lines(
         text.consume(bytes);
         read(bytes_read.swap(0, Ordering::Relaxed));
         if bytes == 0 {
-            // An empty rest after the last line break is not a line.
+            // The empty text after the last line break is not a line.
             return if open.bytes == 0 { Ok(()) } else { line(open.end()) };
         }
     }
 }
 
-/// A line of which only the beginning was read.
+/// A line that is being read.
 #[derive(Default)]
 struct Open {
     bytes: u64,
     hash: Hasher,
-    /// The first bytes of the line, as many as a line with a checkpoint may have.
+    /// The first bytes of the line, up to [`HEAD_MAX`].
     head: Vec<u8>,
-    /// Hashes the line without the members that an output may have added.
+    /// The hash of the line without the members that an output may have added.
     plain: Option<Hasher>,
 }
 
 impl Open {
-    /// Takes bytes of the line.
     fn go_on(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.bytes += bytes.len() as u64;
         if self.bytes > LINE_BYTES_MAX {
@@ -153,7 +151,7 @@ impl Open {
         Ok(())
     }
 
-    /// Returns the line, which has ended.
+    /// Returns the complete line.
     fn end(self) -> Line {
         if self.bytes == 0 {
             return Line::Empty;
@@ -163,8 +161,8 @@ impl Open {
     }
 }
 
-/// Returns the note in a line with a checkpoint; `None` if the line is an event. A store may have
-/// written the object with other spaces, or its members in another order.
+/// Returns the note in a line with a checkpoint, or `None` for an event. A store may have changed
+/// the spaces and the order of the members.
 fn checkpoint(line: &[u8]) -> Option<Vec<u8>> {
     let begin = line.get(..BEGIN_MAX).unwrap_or(line);
     let has = |text: &[u8]| memchr::memmem::find(begin, text).is_some();

@@ -27,9 +27,9 @@ struct Made {
     hashes: Vec<u8>,
     /// The time of the first entry.
     began: u64,
-    /// The number of the boot, which is another one after a crash.
+    /// The number of the boot, which changes with a crash.
     boot: u32,
-    /// The time by which the machine's clock is wrong.
+    /// The error of the machine's clock.
     step: i64,
 }
 
@@ -85,7 +85,7 @@ impl Made {
         self.push(&Entry::Stop(self.running(at, config, places)));
     }
 
-    /// Adds the entry about lines that came in.
+    /// Adds the entry about received lines.
     fn accepted(&mut self, first: u64, lines: &[String], at: u64) {
         let record = Record::accepted(range(first, lines));
         record.write(&mut self.hashes);
@@ -93,7 +93,7 @@ impl Made {
         self.push(&Entry::Accepted { first, count, at: self.time(at), root });
     }
 
-    /// Adds the entry that says that all lines of a range left as they came in.
+    /// Adds the entry that all lines of a range were sent as received.
     fn delivered(&mut self, output: &str, first: u64, count: u64, at: u64) {
         self.push(&self.fates(output, first, count, at, None, &[]));
     }
@@ -118,7 +118,7 @@ impl Made {
         })
     }
 
-    /// Starts a relay with the output `a`, and enters some lines that left.
+    /// Starts a relay with the output `a`, and adds entries about some sent lines.
     fn with_lines(origin: &'static str, lines: &[String]) -> Self {
         let mut made = Self::new(origin);
         made.start(0, "1", &[("a", 0)]);
@@ -189,8 +189,7 @@ fn check(logs: &[&Made], lines: &[String], change: impl FnOnce(&mut Request)) ->
     directories(&places, &request, &mut |_| {}).expect("files")
 }
 
-/// Checks the exit status, that texts are in the report, and that each event that is asked about
-/// counts once.
+/// Checks the exit status, that texts are in the report, and that each requested event counts once.
 #[track_caller]
 fn assert(report: &Report, status: u8, texts: &[&str]) {
     let faults = report.faults.kept().iter().map(ToString::to_string);
@@ -352,7 +351,7 @@ fn events_that_left_before_a_crash_are_unexplained_when_later_rules_drop_them() 
     let texts = ["extra 0, unexplained 3", "perhaps it was sent again by other rules"];
     assert(&check(&[&killed], &stored, |_| {}), 2, &texts);
     assert(&check(&[&killed], &all, |_| {}), 0, &["unexplained 0", "duplicate 0"]);
-    // They may have left in another form, which nobody knows any more.
+    // The events may have been sent in another form, which is unknown.
     let other = [&stored[..], &lines('c', 3)].concat();
     assert(&check(&[&killed], &other, |_| {}), 2, &["extra 0, unexplained 6"]);
     assert(&check(&[&log(false)], &stored, |_| {}), 1, &["extra 3, unexplained 0"]);

@@ -1,8 +1,7 @@
-//! The check of a log against what its witnesses have seen of it.
+//! Compares a log with what its witnesses have seen.
 //!
 //! A log that was set back to an older copy of itself has valid cosignatures: the old ones. Two
-//! things show that it was set back: a newer checkpoint that the witness has, and the age of the
-//! newest cosignature.
+//! things reveal that: a newer checkpoint at the witness, and the age of the newest cosignature.
 
 use super::log::Check;
 use super::report::time;
@@ -43,8 +42,8 @@ impl Check<'_> {
         self.checkpoint(&name, note, log);
     }
 
-    /// Checks the cosignatures of the newest checkpoint of the log. Returns `true` if none of them
-    /// is wrong. A witness whose cosignature is missing is judged later, by its other cosignatures.
+    /// Checks the cosignatures of the newest checkpoint. Returns `false` if one is wrong. A missing
+    /// cosignature is judged later, by other cosignatures of the same witness.
     pub(crate) fn cosignatures(&mut self, own: &Signed) -> bool {
         let mut is_right = true;
         for key in &self.request.witnesses {
@@ -66,7 +65,7 @@ impl Check<'_> {
         is_right
     }
 
-    /// Notes which witnesses have cosigned a checkpoint that the log contains.
+    /// Records which witnesses have cosigned a checkpoint that the log contains.
     pub(super) fn hear_witnesses(&mut self, signed: &Signed) {
         for key in &self.request.witnesses {
             if let Signature::Valid(Some(at)) = signed.note.check(key) {
@@ -85,7 +84,7 @@ impl Check<'_> {
             let is_absent = own.note.check(key) == Signature::Absent;
             let Some(at) = self.cosigned.get(witness) else {
                 if is_absent {
-                    // The witness may have been unavailable, which is not a sign of tampering.
+                    // The witness may have been unreachable, which is not a sign of tampering.
                     self.report.unchecked.push(format!(
                         "checkpoint has no valid cosignature of the witness {witness}: has the \
                          witness seen another log, or was it away?"

@@ -16,7 +16,7 @@ use evidence_log::tlog::tile::CHECKPOINT;
 const BYTES_MAX: u64 = 64 << 30;
 
 /// A log on an HTTP server. Its checkpoint is asked for once, so that the server can't change it
-/// during a check. A log that grows meanwhile is checked as it was at that checkpoint.
+/// during a check. A log that grows during a check is checked as it was at that checkpoint.
 pub(super) struct Published {
     target: Target,
     /// The path of the log, without a slash at its end.
@@ -93,7 +93,7 @@ impl Published {
         match got {
             Ok(_) => Ok(Some(body)),
             Err(error) if error.fault == AskFault::Status(404) => Ok(None),
-            // This says nothing about the log.
+            // Any other error counts as a lost connection, which says nothing about the log.
             Err(error) => Err(io::Error::new(io::ErrorKind::NotConnected, error.to_string())),
         }
     }

@@ -17,7 +17,7 @@ use tools::cost::{Advice, Cost, Sum, Survey};
 /// The number of bytes for which `--price` is the price.
 const PRICED_BYTES: f64 = 1e9;
 
-/// The number of events per second that a relay is asked for, which is the most that it shows.
+/// The number of events per second that a relay is asked for: the maximum that it shows.
 const SAMPLE: u32 = 1000;
 
 /// The heads of the columns for a rule.
@@ -131,8 +131,8 @@ pub(super) fn advise(Aim { cut, inputs }: &Aim) -> Result<(), u8> {
     }
 }
 
-/// Tells what is in no figure. `Err` is the exit status if there is something, or if there are no
-/// events.
+/// Prints what the figures do not contain. `Err` is the exit status if there is something, or if
+/// there are no events.
 fn tell(bad_lines: u64, stopped: Option<&str>, total: Sum) -> Result<(), u8> {
     let stopped = stopped.map_or(String::new(), |why| format!("; {}", escape::message(why)));
     match (bad_lines, &*stopped, total.events) {
@@ -175,13 +175,13 @@ fn take(
 }
 
 impl Arguments {
-    /// Returns the price of so many bytes; `None` without `--price`.
+    /// Returns the price of this many bytes; `None` without `--price`.
     fn price_of(&self, bytes: f64) -> Option<f64> {
         self.price.map(|price| bytes / PRICED_BYTES * price)
     }
 }
 
-/// Returns what is printed for people.
+/// Returns the text for people.
 fn text(
     costs: &[(&Path, Cost)],
     total: Sum,

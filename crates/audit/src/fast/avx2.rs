@@ -1,11 +1,9 @@
-//! The operations for [`super::rules`] on registers of 256 bits, which hold four masks.
+//! The operations that [`super::rules`] describes, on registers of 256 bits, which hold four masks.
 
 use std::arch::x86_64 as simd;
 
 use super::{BLOCK, BLOCKS, Blocks, CHUNK, Pass, Seen, Space, Used, padding};
 
-/// A register of 256 bits that holds the masks of [`LANES`] blocks, one mask of 64 bits in each
-/// lane.
 type Lanes = simd::__m256i;
 
 const LANES: usize = 4;
@@ -32,7 +30,7 @@ fn and(a: Lanes, b: Lanes) -> Lanes {
     simd::_mm256_and_si256(a, b)
 }
 
-/// Returns `a & !b`, bit by bit.
+/// Returns `a & !b`.
 #[target_feature(enable = "avx2")]
 fn and_not(a: Lanes, b: Lanes) -> Lanes {
     simd::_mm256_andnot_si256(b, a)
@@ -53,11 +51,6 @@ fn is_zero(lanes: Lanes) -> bool {
     simd::_mm256_testz_si256(lanes, lanes) == 1
 }
 
-/// Moves each mark, a set bit in a mask, `BYTES` bytes further in the text. The masks of the
-/// register count as one long number, which is shifted up by `BYTES` bits. The lowest bits then get
-/// the marks of the last `BYTES` bytes before this register, from `before`, the register with the
-/// masks of the preceding blocks. `UNSEEN` must be 64 - `BYTES`: the number of bits of a mask that
-/// do not move into the next mask.
 #[target_feature(enable = "avx2")]
 fn later<const BYTES: i32, const UNSEEN: i32>(lanes: Lanes, before: Lanes) -> Lanes {
     let crossing = simd::_mm256_permute2x128_si256::<0x21>(before, lanes);
@@ -65,34 +58,28 @@ fn later<const BYTES: i32, const UNSEEN: i32>(lanes: Lanes, before: Lanes) -> La
     or(simd::_mm256_slli_epi64::<BYTES>(lanes), simd::_mm256_srli_epi64::<UNSEEN>(from))
 }
 
-/// Returns a number in which bit i is equal to the highest bit of lane i.
+/// Returns a number in which bit i is the highest bit of lane i.
 #[target_feature(enable = "avx2")]
 fn highest(lanes: Lanes) -> u32 {
     simd::_mm256_movemask_pd(simd::_mm256_castsi256_pd(lanes)).cast_unsigned()
 }
 
-/// Returns a number in which bit i is 1 if lane i of `a` is equal to lane i of `b`.
 #[target_feature(enable = "avx2")]
 fn same(a: Lanes, b: Lanes) -> u32 {
     highest(simd::_mm256_cmpeq_epi64(a, b))
 }
 
-/// Returns a register made from the bits of `bits`. If bit i is 1, all bits of lane i are 1. If bit
-/// i is 0, all bits of lane i are 0.
+/// Returns a register in which all bits of lane i are equal to bit i of `bits`.
 #[target_feature(enable = "avx2")]
 fn spread(bits: u32) -> Lanes {
     let one = simd::_mm256_set_epi64x(8, 4, 2, 1);
     simd::_mm256_cmpeq_epi64(and(splat(u64::from(bits)), one), one)
 }
 
-/// Returns the sum of `a` and `b`, where each register counts as one long number made of all its
-/// lanes. `carry` (0 or 1) is the carry from the previous blocks and is added too. The function
-/// then sets `carry` to the carry for the next blocks.
 #[target_feature(enable = "avx2")]
 fn add(a: Lanes, b: Lanes, carry: &mut u32) -> Lanes {
     let sum = simd::_mm256_add_epi64(a, b);
-    // A lane overflows if both summands have the highest bit, or if one has it and the sum does
-    // not.
+    // A lane overflows if both summands have the highest bit, or if one has it and the sum has not.
     let overflows = highest(or(and(a, b), and_not(or(a, b), sum)));
     let full = same(sum, splat(u64::MAX));
     let carried = ((overflows << 1 | *carry) + full) ^ full;
@@ -100,9 +87,6 @@ fn add(a: Lanes, b: Lanes, carry: &mut u32) -> Lanes {
     simd::_mm256_sub_epi64(sum, spread(carried))
 }
 
-/// Returns masks in which a bit is 1 if `lanes` has an odd number of 1 bits up to and including
-/// this position. The 1 bits of earlier blocks count too: the caller passes a `carry` of 1 if their
-/// number is odd, otherwise 0. The function then sets `carry` for the next blocks.
 #[target_feature(enable = "avx2")]
 fn parity(lanes: Lanes, carry: &mut u32) -> Lanes {
     let mut all = xor(lanes, simd::_mm256_slli_epi64::<1>(lanes));
@@ -119,8 +103,7 @@ fn parity(lanes: Lanes, carry: &mut u32) -> Lanes {
     xor(all, spread(odd))
 }
 
-/// Returns a mask of the bytes of a block that are equal to the byte in all lanes of `byte`. `low`
-/// has the first 32 bytes of the block, `high` the last 32.
+/// Returns a mask of the bytes of a block (`low`: 32, `high`: 32) that are equal to `byte`.
 #[target_feature(enable = "avx2")]
 fn equal(low: Lanes, high: Lanes, byte: Lanes) -> u64 {
     let low = simd::_mm256_movemask_epi8(simd::_mm256_cmpeq_epi8(low, byte)).cast_unsigned();
@@ -128,9 +111,6 @@ fn equal(low: Lanes, high: Lanes, byte: Lanes) -> u64 {
     u64::from(low) | u64::from(high) << 32
 }
 
-/// Computes the masks of the groups of blocks in `groups` and writes them to `blocks`, beginning at
-/// the group with the index `first`. A bit of a mask is set if its byte is of the kind that the
-/// mask stands for, for example a quote. Returns which unusual kinds of bytes occur in `groups`.
 #[target_feature(enable = "avx2")]
 fn compare(groups: &[[u8; LANES * BLOCK]], blocks: &mut Blocks, first: usize) -> Seen {
     let splat = |byte: u8| simd::_mm256_set1_epi8(byte.cast_signed());

@@ -1,11 +1,9 @@
-//! The operations for [`super::rules`] on registers of 512 bits, which hold eight masks.
+//! The operations that [`super::rules`] describes, on registers of 512 bits (eight masks).
 
 use std::arch::x86_64 as simd;
 
 use super::{BLOCK, BLOCKS, Blocks, CHUNK, Pass, Seen, Space, Used, padding};
 
-/// A register of 512 bits that holds the masks of [`LANES`] blocks, one mask of 64 bits in each
-/// lane.
 type Lanes = simd::__m512i;
 
 const LANES: usize = 8;
@@ -34,7 +32,7 @@ fn and(a: Lanes, b: Lanes) -> Lanes {
     simd::_mm512_and_si512(a, b)
 }
 
-/// Returns `a & !b`, bit by bit.
+/// Returns `a & !b`.
 #[target_feature(enable = "avx512f")]
 fn and_not(a: Lanes, b: Lanes) -> Lanes {
     simd::_mm512_andnot_si512(b, a)
@@ -55,26 +53,17 @@ fn is_zero(lanes: Lanes) -> bool {
     simd::_mm512_test_epi64_mask(lanes, lanes) == 0
 }
 
-/// Moves each mark, a set bit in a mask, `BYTES` bytes further in the text. The masks of the
-/// register count as one long number, which is shifted up by `BYTES` bits. The lowest bits then get
-/// the marks of the last `BYTES` bytes before this register, from `before`, the register with the
-/// masks of the preceding blocks. `UNSEEN` must be 64 - `BYTES`: the number of bits of a mask that
-/// do not move into the next mask.
 #[target_feature(enable = "avx512f")]
 fn later<const BYTES: u32, const UNSEEN: u32>(lanes: Lanes, before: Lanes) -> Lanes {
     let from = simd::_mm512_alignr_epi64::<7>(lanes, before);
     or(simd::_mm512_slli_epi64::<BYTES>(lanes), simd::_mm512_srli_epi64::<UNSEEN>(from))
 }
 
-/// Returns a number in which bit i is 1 if lane i of `a` is equal to lane i of `b`.
 #[target_feature(enable = "avx512f")]
 fn same(a: Lanes, b: Lanes) -> u32 {
     u32::from(simd::_mm512_cmpeq_epi64_mask(a, b))
 }
 
-/// Returns the sum of `a` and `b`, where each register counts as one long number made of all its
-/// lanes. `carry` (0 or 1) is the carry from the previous blocks and is added too. The function
-/// then sets `carry` to the carry for the next blocks.
 #[target_feature(enable = "avx512f")]
 fn add(a: Lanes, b: Lanes, carry: &mut u32) -> Lanes {
     let sum = simd::_mm512_add_epi64(a, b);
@@ -85,9 +74,6 @@ fn add(a: Lanes, b: Lanes, carry: &mut u32) -> Lanes {
     simd::_mm512_mask_sub_epi64(sum, carried.to_le_bytes()[0], sum, splat(u64::MAX))
 }
 
-/// Returns masks in which a bit is 1 if `lanes` has an odd number of 1 bits up to and including
-/// this position. The 1 bits of earlier blocks count too: the caller passes a `carry` of 1 if their
-/// number is odd, otherwise 0. The function then sets `carry` for the next blocks.
 #[target_feature(enable = "avx512f,avx512dq")]
 fn parity(lanes: Lanes, carry: &mut u32) -> Lanes {
     let mut all = xor(lanes, simd::_mm512_slli_epi64::<1>(lanes));
@@ -105,8 +91,7 @@ fn parity(lanes: Lanes, carry: &mut u32) -> Lanes {
     simd::_mm512_mask_xor_epi64(all, odd.to_le_bytes()[0], all, splat(u64::MAX))
 }
 
-/// The kinds of each ASCII character. Bit i of a character's byte is set if the character belongs
-/// to mask i of [`kinds`].
+/// For each ASCII character, the classes that it belongs to: bit i is that of mask i of [`kinds`].
 const KINDS: [u8; 128] = {
     let mut kinds = [0; 128];
     kinds[b'"' as usize] = 1;
@@ -122,16 +107,14 @@ const KINDS: [u8; 128] = {
 };
 
 /// Returns the masks of one block, one in each lane: quotes, backslashes, commas, colons, opening
-/// brackets, closing brackets, braces, and the letter `n`.
-///
-/// Each byte of the text is replaced by its byte of [`KINDS`], so that the block has 64 numbers of
-/// 8 bits, which become 8 numbers of 64 bits.
+/// brackets, closing brackets, braces, and the letter `n`. Each byte is replaced by its byte of
+/// [`KINDS`]: 64 numbers of 8 bits become 8 numbers of 64 bits.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,gfni")]
 fn kinds(text: Lanes) -> Lanes {
     const EACH_BYTE: u64 = u64::from_ne_bytes([1; 8]);
     let [low, high]: [Lanes; 2] = bytemuck::must_cast(KINDS);
-    // The highest bit of a byte is ignored by the look-up. So that no byte above 0x7f is taken for
-    // another character, all of them become 0x7f, which is of no kind.
+    // The look-up ignores the highest bit of a byte. Therefore all bytes above 0x7f first become
+    // 0x7f, which belongs to no class.
     let ascii = simd::_mm512_min_epu8(text, splat(EACH_BYTE * 0x7f));
     let kinds = simd::_mm512_permutex2var_epi8(low, ascii, high);
     // In each lane, rows and columns of 8 x 8 bits are exchanged: bit i of byte j becomes bit j of
@@ -150,8 +133,8 @@ fn kinds(text: Lanes) -> Lanes {
 /// Exchanges rows and columns: lane j of result i is lane i of row j.
 #[target_feature(enable = "avx512f")]
 fn transpose([a, b, c, d, e, f, g, h]: [Lanes; LANES]) -> [Lanes; LANES] {
-    // `even` and `odd` make pairs of lanes, which the shuffles then move together: one shuffle
-    // takes the pairs 0 and 2 of both registers, the other one takes their pairs 1 and 3.
+    // `even` and `odd` make pairs of lanes, which the shuffles move together: one shuffle takes the
+    // pairs 0 and 2 of both registers, the other one takes their pairs 1 and 3.
     let columns = |ab, cd, ef, gh| {
         let left = simd::_mm512_shuffle_i64x2::<0b10_00_10_00>(ab, cd);
         let right = simd::_mm512_shuffle_i64x2::<0b11_01_11_01>(ab, cd);
@@ -171,9 +154,6 @@ fn transpose([a, b, c, d, e, f, g, h]: [Lanes; LANES]) -> [Lanes; LANES] {
     [c0, c1, c2, c3, c4, c5, c6, c7]
 }
 
-/// Computes the masks of the groups of blocks in `groups` and writes them to `blocks`, beginning at
-/// the group with the index `first`. A bit of a mask is set if its byte is of the kind that the
-/// mask stands for, for example a quote. Returns which unusual kinds of bytes occur in `groups`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,gfni")]
 fn compare(groups: &[[u8; LANES * BLOCK]], blocks: &mut Blocks, first: usize) -> Seen {
     let mut least = splat(u64::MAX);

@@ -14,26 +14,23 @@ pub enum Isa {
     Avx2,
     /// AVX-512 with VBMI and GFNI: Intel's server CPUs since Ice Lake, AMD's CPUs since Zen 4.
     ///
-    /// CPUs that have AVX-512 without these extensions lower their clock when they use registers of
-    /// 512 bits, and for some time after that. An Intel Cascade Lake went from 3.06 to 2.67 GHz.
-    /// The scanner took a fifth less time there than with AVX2, and everything else on that core
-    /// took a seventh more. The same instructions on registers of 256 bits would not lower the
-    /// clock, but the compiler joins two of these registers to one of 512 bits.
+    /// CPUs with AVX-512 but without these extensions lower their clock during and after the use of
+    /// registers of 512 bits. On an Intel Cascade Lake (3.06 to 2.67 GHz), the scanner took a fifth
+    /// less time than with AVX2, and everything else on that core a seventh more. Registers of 256
+    /// bits would not lower the clock, but the compiler joins two of them to one of 512 bits.
     Avx512,
 }
 
 impl Isa {
-    /// All of these instruction sets, from the narrowest registers to the widest.
+    /// All instruction sets, from the narrowest registers to the widest.
     pub const ALL: [Self; 3] = [Self::Sse2, Self::Avx2, Self::Avx512];
 
-    /// Returns the instruction set with the widest registers that this CPU has; `None` if the CPU
-    /// has none of them.
+    /// Returns the instruction set with the widest registers that this CPU has.
     pub fn best() -> Option<Self> {
         Self::ALL.into_iter().rev().find(|isa| isa.is_there())
     }
 
-    /// Returns `true` if this CPU has all instructions of the instruction set that the scanner
-    /// uses.
+    /// Returns `true` if this CPU has all instructions that the scanner uses.
     pub fn is_there(self) -> bool {
         match self {
             Self::Sse2 => is_x86_feature_detected!("sse2"),
@@ -60,8 +57,7 @@ impl Isa {
     }
 
     /// Runs the scanner over one whole body, in chunks of `BYTES` bytes. Returns `true` if the body
-    /// is certainly valid. Returns `false` if the scanner does not recognise the body or the CPU
-    /// lacks the instructions.
+    /// is certainly valid, and `false` if it is not recognised or the CPU lacks the instructions.
     pub(super) fn run<const BYTES: usize>(self, pass: &mut Pass<'_>) -> bool {
         if !self.is_there() {
             return false;

@@ -2,14 +2,26 @@
 //!
 //! The rules are a macro, for two reasons: a function that is not inlined into a function with a
 //! target feature is compiled without that feature, and a function that is generic over the
-//! instruction set cannot have a target feature. The module that uses the macro defines `Lanes` (a
-//! register that holds several masks), `LANES` (the number of masks in it), and the operations on
-//! registers.
+//! instruction set cannot have a target feature.
+//!
+//! The module that uses the macro defines `Lanes`, a register that holds the masks of `LANES`
+//! blocks, one in each lane of 64 bits. It also defines these operations, in which all masks of a
+//! register count as one long number. A carry is the result for the previous blocks; the operation
+//! sets it for the next ones.
+//!
+//! - `later` moves each mark `BYTES` bytes further in the text. `before` is the register of the
+//!   preceding blocks; `UNSEEN` must be 64 - `BYTES`.
+//! - `add` returns a sum. Its carry is 0 or 1.
+//! - `parity` sets each bit that has an odd number of 1 bits up to and including its position. Its
+//!   carry is 1 if the earlier blocks have an odd number of them.
+//! - `same` sets bit i if the lanes i of two registers are equal.
+//! - `compare` writes the masks of `groups` to `blocks`, beginning at the group `first`, and
+//!   returns which unusual bytes occur.
 
 macro_rules! rules {
     ($features:literal) => {
         /// Runs the scanner over one whole body, in chunks of `BYTES` bytes. Returns `true` if the
-        /// body is certainly valid, and `false` if the scanner does not recognise the body.
+        /// body is certainly valid, and `false` if it is not recognised.
         #[target_feature(enable = $features)]
         pub(super) fn run<const BYTES: usize>(pass: &mut Pass<'_>) -> bool {
             const { assert!(BYTES <= CHUNK && BYTES.is_multiple_of(LANES * BLOCK)) }
@@ -48,43 +60,36 @@ macro_rules! rules {
             xor(a, splat(u64::MAX))
         }
 
-        /// Returns a number in which bit i is 1 if block i has a backslash. `blocks` is the number
-        /// of blocks in the chunk.
+        /// Returns a number in which bit i is 1 if block i of `blocks` has a backslash.
         #[target_feature(enable = $features)]
         fn backslashes(masks: &[u64; BLOCKS], blocks: usize) -> u64 {
             let groups = masks.as_chunks().0.iter().take(blocks / LANES).enumerate();
             groups.fold(0, |used, (group, masks)| used | used_by(load(masks), group))
         }
 
-        /// Returns a number in which bit i is 1 if the mask of block i is not 0. `masks` has the
-        /// masks of the blocks of a group. The bits of all other blocks are 0.
+        /// Returns a number in which bit i is 1 if block i is in this group and its mask is not 0.
         #[target_feature(enable = $features)]
         fn used_by(masks: Lanes, group: usize) -> u64 {
             u64::from(same(masks, splat(0)) ^ ALL) << (group * LANES)
         }
 
-        /// The value of [`same`] for two equal registers: one bit for each lane.
+        /// The value of `same` for two equal registers.
         const ALL: u32 = (1 << LANES) - 1;
 
-        /// The state that one step leaves for the next step. Each step checks as many blocks as a
-        /// register has lanes. The state has carries of additions, and masks whose last bits the
-        /// next step needs.
+        /// The state that one step leaves for the next step: carries of additions, and masks whose
+        /// last bits the next step needs. Each step checks as many blocks as a register has lanes.
         struct Rules {
-            /// 1 if the blocks that were checked so far end inside of a string, otherwise 0.
+            /// 1 if the blocks so far end inside of a string.
             in_string: u32,
-            /// 1 if the blocks that were checked so far end inside of a string that is the value of
-            /// an object's member, otherwise 0.
+            /// 1 if the blocks so far end inside of a string that is a value in an object.
             value: u32,
-            /// 1 if the text since the last bracket contains something that is not valid in an
-            /// object, otherwise 0.
+            /// 1 if the text since the last bracket has something that is not valid in an object.
             bad_in_object: u32,
-            /// 1 if the text since the last bracket contains a colon, which is not valid in an
-            /// array, otherwise 0.
+            /// 1 if the text since the last bracket has a colon, which is not valid in an array.
             bad_in_array: u32,
-            /// 1 if the text since the last bracket has a key that may be `kind` or `apiVersion`,
-            /// otherwise 0.
+            /// 1 if the text since the last bracket has a key that may be `kind` or `apiVersion`.
             named: u32,
-            /// Masks of the commas, colons and opening brackets in the blocks of the last step.
+            /// The commas, colons and opening brackets in the blocks of the last step.
             before_token: Lanes,
             open: Lanes,
             colon: Lanes,
@@ -95,9 +100,8 @@ macro_rules! rules {
         }
 
         impl Rules {
-            /// Makes the state for the beginning of a body. The byte before the opening bracket of
-            /// the array of events counts as a colon, because the array is the value of the member
-            /// `items`.
+            /// The state for the beginning of a body. The byte before the array of events counts as
+            /// a colon, because the array is the value of the member `items`.
             #[target_feature(enable = $features)]
             fn new() -> Self {
                 let (none, last_byte) = (splat(0), splat(1 << 63));
@@ -117,11 +121,10 @@ macro_rules! rules {
                 }
             }
 
-            /// Checks the first `blocks` blocks of a chunk by the rules about which bytes may
-            /// follow each other. Only the first `length` bytes of the blocks are text; the others
-            /// are padding. Writes to `space` the masks that later loops over brackets, numbers and
-            /// literals need. Returns which blocks have brackets, and which have first bytes of
-            /// numbers and literals; `None` if the text does not obey the rules.
+            /// Checks which bytes follow each other in the first `blocks` blocks of a chunk; bytes
+            /// after the first `length` are padding. Writes the masks of brackets, numbers and
+            /// literals to `space`, and returns the blocks with them. `None` if the text breaks a
+            /// rule.
             #[target_feature(enable = $features)]
             fn hold(&mut self, space: &mut Space, blocks: usize, length: usize) -> Option<Used> {
                 let (mut used, mut doubts) = (Used::default(), splat(0));
@@ -154,8 +157,7 @@ macro_rules! rules {
                 let quote = load(&of.quote.as_chunks().0[group]);
                 let mut in_string = parity(quote, &mut self.in_string);
                 if length < (group + 1) * LANES * BLOCK {
-                    // The bytes that fill the last blocks count as inside of a string, so that no
-                    // rule looks at them.
+                    // Padding counts as inside of a string, so that no rule looks at it.
                     in_string = or(in_string, load(&padding(length, ends).as_chunks().0[group]));
                 }
                 Step {
@@ -170,9 +172,8 @@ macro_rules! rules {
             }
 
             /// Checks that a token begins after each comma, colon and opening bracket, and nowhere
-            /// else. After an opening bracket its closing bracket may stand instead. Returns a mask
-            /// of the places where this does not hold, and a mask of the first bytes of numbers and
-            /// literals.
+            /// else; an opening bracket may be closed instead. Returns a mask of the faults, and a
+            /// mask of the first bytes of numbers and literals.
             #[target_feature(enable = $features)]
             #[inline]
             fn order(&mut self, step: &Step) -> (Lanes, Lanes) {
@@ -201,8 +202,8 @@ macro_rules! rules {
             ) -> Keys {
                 let Step { quote, in_string, colon, open, string_start, .. } = *step;
                 // A string after a colon is a value. The addition clears the bits of such a string
-                // and sets the bit of its closing quote; the other strings keep their bits. In an
-                // object every string that is not after a colon is a key.
+                // and sets the bit of its closing quote; other strings keep their bits. In an
+                // object, every other string is a key.
                 let after_colon = later::<1, 63>(colon, self.colon);
                 let sum = add(in_string, and(string_start, after_colon), &mut self.value);
                 let in_key = and(in_string, sum);
@@ -224,10 +225,10 @@ macro_rules! rules {
                 Keys { after_colon, bad_in_object, named }
             }
 
-            /// Judges each stretch, which is the text before a bracket. An addition carries a bit
-            /// that is set in a stretch to the bracket that ends the stretch. A closing bracket
-            /// itself shows if it ends an object or an array. An opening bracket stands in an
-            /// object if there is a colon before the bracket, else in an array.
+            /// Judges each stretch. An addition carries a bit that is set in a stretch to the
+            /// bracket that ends it. A closing bracket itself shows if it ends an object or an
+            /// array. An opening bracket is in an object if there is a colon before it, else in an
+            /// array.
             #[target_feature(enable = $features)]
             #[inline]
             fn stretches(&mut self, step: &Step, keys: &Keys, curly: Lanes) -> Stretches {
@@ -245,8 +246,7 @@ macro_rules! rules {
             }
         }
 
-        /// The bytes of one group of blocks that the rules are about. Commas, colons and brackets
-        /// count only outside of strings.
+        /// The bytes of one group of blocks; commas, colons and brackets only outside of strings.
         #[derive(Clone, Copy)]
         struct Step {
             quote: Lanes,
@@ -259,7 +259,6 @@ macro_rules! rules {
             string_start: Lanes,
         }
 
-        /// The keys in one group of blocks.
         #[derive(Clone, Copy)]
         struct Keys {
             after_colon: Lanes,
@@ -269,7 +268,6 @@ macro_rules! rules {
             named: Lanes,
         }
 
-        /// The brackets in one group of blocks.
         #[derive(Clone, Copy)]
         struct Stretches {
             bracket: Lanes,

@@ -1,12 +1,10 @@
-//! The operations for [`super::rules`] on registers of 128 bits, which hold two masks. They need
-//! only SSE2, which every x86-64 CPU has.
+//! The operations that [`super::rules`] describes, on registers of 128 bits, which hold two masks.
+//! They need only SSE2, which every x86-64 CPU has.
 
 use std::arch::x86_64 as simd;
 
 use super::{BLOCK, BLOCKS, Blocks, CHUNK, Pass, Seen, Space, Used, padding};
 
-/// A register of 128 bits that holds the masks of [`LANES`] blocks, one mask of 64 bits in each
-/// lane.
 type Lanes = simd::__m128i;
 
 const LANES: usize = 2;
@@ -33,7 +31,7 @@ fn and(a: Lanes, b: Lanes) -> Lanes {
     simd::_mm_and_si128(a, b)
 }
 
-/// Returns `a & !b`, bit by bit.
+/// Returns `a & !b`.
 #[target_feature(enable = "sse2")]
 fn and_not(a: Lanes, b: Lanes) -> Lanes {
     simd::_mm_andnot_si128(b, a)
@@ -54,11 +52,6 @@ fn is_zero(lanes: Lanes) -> bool {
     same(lanes, splat(0)) == ALL
 }
 
-/// Moves each mark, a set bit in a mask, `BYTES` bytes further in the text. The masks of the
-/// register count as one long number, which is shifted up by `BYTES` bits. The lowest bits then get
-/// the marks of the last `BYTES` bytes before this register, from `before`, the register with the
-/// masks of the preceding blocks. `UNSEEN` must be 64 - `BYTES`: the number of bits of a mask that
-/// do not move into the next mask.
 #[target_feature(enable = "sse2")]
 fn later<const BYTES: i32, const UNSEEN: i32>(lanes: Lanes, before: Lanes) -> Lanes {
     let last = simd::_mm_unpackhi_epi64(before, before);
@@ -66,13 +59,12 @@ fn later<const BYTES: i32, const UNSEEN: i32>(lanes: Lanes, before: Lanes) -> La
     or(simd::_mm_slli_epi64::<BYTES>(lanes), simd::_mm_srli_epi64::<UNSEEN>(from))
 }
 
-/// Returns a number in which bit i is equal to the highest bit of lane i.
+/// Returns a number in which bit i is the highest bit of lane i.
 #[target_feature(enable = "sse2")]
 fn highest(lanes: Lanes) -> u32 {
     simd::_mm_movemask_pd(simd::_mm_castsi128_pd(lanes)).cast_unsigned()
 }
 
-/// Returns a number in which bit i is 1 if lane i of `a` is equal to lane i of `b`.
 #[target_feature(enable = "sse2")]
 fn same(a: Lanes, b: Lanes) -> u32 {
     // SSE2 compares at most 32 bits: a lane is equal if both of its halves are.
@@ -80,8 +72,7 @@ fn same(a: Lanes, b: Lanes) -> u32 {
     highest(and(halves, simd::_mm_shuffle_epi32::<0b10_11_00_01>(halves)))
 }
 
-/// Returns a register made from the bits of `bits`. If bit i is 1, all bits of lane i are 1. If bit
-/// i is 0, all bits of lane i are 0.
+/// Returns a register in which all bits of lane i are equal to bit i of `bits`.
 #[target_feature(enable = "sse2")]
 fn spread(bits: u32) -> Lanes {
     // Both halves of a lane have the same bit, because SSE2 compares at most 32 bits.
@@ -90,14 +81,10 @@ fn spread(bits: u32) -> Lanes {
     simd::_mm_cmpeq_epi32(and(bits, one), one)
 }
 
-/// Returns the sum of `a` and `b`, where each register counts as one long number made of all its
-/// lanes. `carry` (0 or 1) is the carry from the previous blocks and is added too. The function
-/// then sets `carry` to the carry for the next blocks.
 #[target_feature(enable = "sse2")]
 fn add(a: Lanes, b: Lanes, carry: &mut u32) -> Lanes {
     let sum = simd::_mm_add_epi64(a, b);
-    // A lane overflows if both summands have the highest bit, or if one has it and the sum does
-    // not.
+    // A lane overflows if both summands have the highest bit, or if one has it and the sum has not.
     let overflows = highest(or(and(a, b), and_not(or(a, b), sum)));
     let full = same(sum, splat(u64::MAX));
     let carried = ((overflows << 1 | *carry) + full) ^ full;
@@ -105,9 +92,6 @@ fn add(a: Lanes, b: Lanes, carry: &mut u32) -> Lanes {
     simd::_mm_sub_epi64(sum, spread(carried))
 }
 
-/// Returns masks in which a bit is 1 if `lanes` has an odd number of 1 bits up to and including
-/// this position. The 1 bits of earlier blocks count too: the caller passes a `carry` of 1 if their
-/// number is odd, otherwise 0. The function then sets `carry` for the next blocks.
 #[target_feature(enable = "sse2")]
 fn parity(lanes: Lanes, carry: &mut u32) -> Lanes {
     let mut all = xor(lanes, simd::_mm_slli_epi64::<1>(lanes));
@@ -131,9 +115,6 @@ fn highest_of_bytes(quarters: [Lanes; 4]) -> u64 {
     a | b << 16 | c << 32 | d << 48
 }
 
-/// Computes the masks of the groups of blocks in `groups` and writes them to `blocks`, beginning at
-/// the group with the index `first`. A bit of a mask is set if its byte is of the kind that the
-/// mask stands for, for example a quote. Returns which unusual kinds of bytes occur in `groups`.
 #[target_feature(enable = "sse2")]
 fn compare(groups: &[[u8; LANES * BLOCK]], blocks: &mut Blocks, first: usize) -> Seen {
     let splat = |byte: u8| simd::_mm_set1_epi8(byte.cast_signed());

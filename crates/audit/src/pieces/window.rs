@@ -1,10 +1,10 @@
 //! The bytes of a large body that are not decoded yet.
 //!
-//! The window normally holds about one piece. It is larger only for an event that is larger than a
+//! The window normally holds about one piece; it is larger only for an event that is larger than a
 //! piece. Such an event must not need its size twice, as it would in a `Vec` that grows: the
 //! allocator then holds the old bytes and the new ones. A large window is therefore in a mapping
-//! that has room for all bytes that may come. Pages of the mapping take no memory until something
-//! is written to them.
+//! that has room for all bytes that may come. Its pages take no memory until something is written
+//! to them.
 
 use std::ops::{Deref, DerefMut};
 
@@ -13,7 +13,6 @@ use memmap2::MmapMut;
 /// A window of at most this many pieces is in a `Vec`, and a larger one in a mapping.
 const HEAP_PIECES: usize = 4;
 
-/// The bytes of a large body that have arrived and are not decoded yet.
 pub(super) struct Window {
     store: Store,
     /// The number of bytes in the window. A mapping has more room than that.
@@ -23,16 +22,13 @@ pub(super) struct Window {
     bytes_max: usize,
 }
 
-/// The memory of a window.
 enum Store {
     Heap(Vec<u8>),
     Mapped(MmapMut),
 }
 
 impl Window {
-    /// Makes a window with these bytes. `piece_bytes` is the size of a piece. `bytes_max` is the
-    /// number of bytes that the window normally does not exceed; if it does, its bytes are copied
-    /// to a larger mapping.
+    /// Makes a window. If it grows beyond `bytes_max`, its bytes are copied to a larger mapping.
     pub(super) fn new(bytes: &[u8], piece_bytes: usize, bytes_max: usize) -> Self {
         let (store, length) = (Store::Heap(bytes.to_vec()), bytes.len());
         Self { store, length, piece_bytes, bytes_max }
@@ -49,7 +45,7 @@ impl Window {
         self.length += bytes.len();
     }
 
-    /// Cuts the window to `length` bytes, or appends zeros until it has `length` bytes.
+    /// Cuts the window to `length` bytes, or appends zeros.
     pub(super) fn resize(&mut self, length: usize) {
         self.make_room(length);
         match &mut self.store {
@@ -60,8 +56,7 @@ impl Window {
         self.length = length;
     }
 
-    /// Removes `bytes` bytes, beginning at the offset `at`. If at most two pieces are left, a
-    /// mapping is freed.
+    /// Removes `bytes` bytes at `at`. If at most two pieces are left, a mapping is freed.
     pub(super) fn remove(&mut self, at: usize, bytes: usize) {
         if bytes == 0 {
             return;
@@ -74,7 +69,6 @@ impl Window {
         }
     }
 
-    /// Makes room for a window of `length` bytes.
     fn make_room(&mut self, length: usize) {
         let room = match &self.store {
             Store::Heap(vector) => vector.capacity(),
@@ -91,9 +85,8 @@ impl Window {
                 return;
             }
         }
-        // A small window is in a vector. A large one is too if the kernel gives no mapping. The
-        // vector grows by a quarter, or by one piece if that is more, so that less memory is held
-        // twice than if its size doubled.
+        // A small window is in a vector, and a large one if the kernel gives no mapping. The vector
+        // grows by a quarter, or by one piece: doubling would hold more memory twice.
         match &mut self.store {
             Store::Heap(vector) => {
                 let more = length - self.length + (self.length / 4).max(self.piece_bytes);
@@ -103,7 +96,6 @@ impl Window {
         }
     }
 
-    /// Returns the number of bytes that the window has room for.
     #[cfg(test)]
     pub(super) fn capacity(&self) -> usize {
         match &self.store {

@@ -6,8 +6,8 @@
 //! kube-apiserver takes them from the request's body, even for objects of no namespace, so that the
 //! sender of the request chooses them.
 //!
-//! The event's `requestURI` is Go's `URL.RequestURI()`. Scheme and host of an absolute URI are
-//! gone. Characters that a path must not contain are percent-encoded, the `#` of a fragment too.
+//! The event's `requestURI` is Go's `URL.RequestURI()`. The scheme and host of an absolute URI are
+//! removed. Characters that a path must not contain are percent-encoded, the `#` of a fragment too.
 //! Decoding the path once gives the path that kube-apiserver divides into parts. Slashes at both
 //! ends do not count, two slashes in the middle have an empty part between them, an encoded slash
 //! divides too, and the case of letters matters.
@@ -22,15 +22,14 @@ use super::{Text, Uri};
 pub struct Location<'a> {
     /// The path of the URL, percent-decoded and without the query.
     path: Text<'a>,
-    /// The byte range of the namespace in `path`; empty if the path has no namespace.
+    /// The byte range of the namespace in `path`; may be empty.
     namespace: Range<usize>,
-    /// The byte range of the object's name in `path`; empty if the path has no name.
+    /// The byte range of the object's name in `path`; may be empty.
     name: Range<usize>,
 }
 
 impl<'a> Location<'a> {
-    /// Reads the namespace and the name from a URI. Returns `None` if kube-apiserver would not
-    /// treat a request with this URI as a request about an object.
+    /// `None` if kube-apiserver would not treat a request with this URI as one about an object.
     pub(super) fn of(uri: Uri<'a>) -> Option<Self> {
         let path = decoded(uri)?;
         if path.first() != Some(&b'/') {
@@ -40,26 +39,24 @@ impl<'a> Location<'a> {
         Some(Self { path, namespace, name })
     }
 
-    /// Returns the namespace of the request. The result is empty if the request is about no
-    /// namespace, or about all namespaces. For a request about a namespace object, the result is
-    /// the name of this object.
+    /// Returns the namespace, which for a namespace object is its name. It is empty if the request
+    /// is about no namespace, or about all namespaces.
     pub fn namespace(&self) -> &[u8] {
         self.path.get(self.namespace.clone()).unwrap_or_default()
     }
 
-    /// Returns the name of the object. The result is empty if the URL names no object, for example
-    /// when an object is created or many objects are listed.
+    /// Returns the name; empty if the URL has none, as when an object is created or many are
+    /// listed.
     pub fn name(&self) -> &[u8] {
         self.path.get(self.name.clone()).unwrap_or_default()
     }
 }
 
-/// Returns the path of a URI, percent-decoded. Returns `None` if the path has an invalid escape, of
-/// percent-encoding or of JSON. Go's `url.ParseRequestURI` refuses invalid percent-encoding, and
-/// kube-apiserver makes no event for it.
+/// Returns the path of a URI, percent-decoded. `None` if it has an invalid escape, of
+/// percent-encoding or of JSON. Go's `url.ParseRequestURI` refuses the former, and kube-apiserver
+/// makes no event for it.
 fn decoded(uri: Uri<'_>) -> Option<Text<'_>> {
-    // In most URIs no escape of JSON and no percent-encoding stands before the query. The path is
-    // then borrowed from the event.
+    // Most URIs have no escape before the query. The path is then borrowed from the event.
     let raw = uri.0;
     match memchr::memchr3(b'?', b'%', b'\\', raw) {
         None => return Some(Cow::Borrowed(raw)),
@@ -87,8 +84,7 @@ fn decoded(uri: Uri<'_>) -> Option<Text<'_>> {
     Some(Cow::Owned(plain))
 }
 
-/// Returns the byte ranges of the namespace and of the name in `path`; a range is empty if the path
-/// lacks that part. Returns `None` if the path is not that of a request about an object.
+/// Returns the byte ranges, which may be empty. `None` if the path is not about an object.
 fn locate(path: &[u8]) -> Option<(Range<usize>, Range<usize>)> {
     let mut parts = Parts::new(path);
     let text = |part: &Range<usize>| path.get(part.clone()).unwrap_or_default();
@@ -109,22 +105,18 @@ fn locate(path: &[u8]) -> Option<(Range<usize>, Range<usize>)> {
     }
     let Some(namespace) = parts.next() else { return Some((0..0, 0..0)) };
     let name = match parts.next() {
-        // The path names an object, or all objects of a resource, in the namespace.
         Some(resource) if !matches!(text(&resource), b"status" | b"finalize") => {
             parts.next().unwrap_or_default()
         }
-        // The path names the namespace itself, or a subresource of it.
         Some(_) | None => namespace.clone(),
     };
     Some((namespace, name))
 }
 
-/// An iterator over the byte ranges of a path's parts. Slashes separate the parts.
+/// An iterator over the byte ranges of a path's parts, which slashes separate.
 struct Parts<'a> {
-    /// The path without the slashes at its end.
     path: &'a [u8],
-    /// The offset in `path` at which the next part begins. If there is no next part, the offset is
-    /// greater than the length of `path`.
+    /// The offset in `path` of the next part; greater than its length if there is none.
     at: usize,
 }
 

@@ -1,11 +1,9 @@
 //! Finds the quotes and backslashes among 64 bytes, with wide registers if the CPU has them.
 
-/// The number of bytes in a window, which is the text that is searched for quotes and backslashes
-/// in one step. A mask (`u64`) has one bit for each byte of a window.
+/// The number of bytes in a window, the text that is searched in one step.
 pub(super) const WINDOW: usize = 64;
 
-/// Two masks of a window: one marks the quotes, the other the backslashes. The lowest bit belongs
-/// to the first byte.
+/// Two masks of a window with one bit for each byte, the lowest for the first byte.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Masks {
     pub(super) quote: u64,
@@ -15,12 +13,10 @@ pub(super) struct Masks {
 /// A search that asks for the masks of windows. `run` must be inlined: only then does the compiler
 /// use the wide registers of the function that calls it.
 pub(super) trait Search {
-    /// Searches a text. `masks` computes the masks of a window of it.
     fn run(self, masks: impl Fn(&[u8; WINDOW]) -> Masks) -> bool;
 }
 
-/// Computes the masks of the quotes and backslashes in a window. Works on every CPU, eight bytes
-/// at a time.
+/// Computes the masks of a window on every CPU, eight bytes at a time.
 #[inline]
 pub(super) fn portable(window: &[u8; WINDOW]) -> Masks {
     const LOW: u64 = u64::from_ne_bytes([0x7f; 8]);
@@ -51,14 +47,11 @@ pub(super) mod avx2 {
 
     use super::{Masks, Search, WINDOW};
 
-    /// A proof that the CPU has the instructions AVX2, BMI1 and BMI2. Only [`Self::detect`] makes a
-    /// value of this type, after it has checked the CPU.
+    /// A proof, which only [`Self::detect`] makes, that the CPU has AVX2, BMI1 and BMI2.
     #[derive(Debug, Clone, Copy)]
     pub(in super::super) struct Avx2(());
 
     impl Avx2 {
-        /// Returns the proof if this CPU has AVX2, BMI1 and BMI2. Returns `None` if the CPU lacks
-        /// one of them.
         pub(in super::super) fn detect() -> Option<Self> {
             let is_there = is_x86_feature_detected!("avx2")
                 && is_x86_feature_detected!("bmi1")
@@ -66,7 +59,6 @@ pub(super) mod avx2 {
             is_there.then_some(Self(()))
         }
 
-        /// Runs a search, compiled for AVX2.
         pub(in super::super) fn run(self, search: impl Search) -> bool {
             // SAFETY: the function is unsafe to call only because it needs certain instructions,
             // and `self` proves that the CPU has them.

@@ -1,16 +1,15 @@
 //! Reads the requests of all events of a batch: the same as [`request`](super::request) for each,
 //! but fast for events that are written as kube-apiserver writes them.
 //!
-//! Go writes the members of an object always in the same order and without white space, and most of
-//! the bytes between two strings are known. Therefore an event of this usual form is compared with
-//! the expected bytes, from the end of one string to the next, and the reader searches only for the
-//! ends of strings. An event of any other form is left to [`request`](super::request): one with
-//! white space, with another order or other members up to the end of `objectRef`, or with
-//! backslashes in a string whose value is needed.
+//! Go always writes the members of an object in the same order and without white space, and most of
+//! the bytes between two strings are known. An event of this usual form is compared with the
+//! expected bytes, and the reader searches only for the ends of strings. An event of any other form
+//! is left to [`request`](super::request): one with white space, with another order or other
+//! members up to the end of `objectRef`, or with backslashes in a string whose value is needed.
 //!
-//! For an event of the usual form the result is the same. Of two keys with the same name the first
-//! counts, and each of the six members that are needed is the first with its name, because all
-//! members before it are known. If no `objectRef` stands at its usual place, it is looked for among
+//! For an event of the usual form, the result is the same. Of two keys with the same name, the
+//! first counts, and each of the six members that are needed is the first with its name, because
+//! all members before it are known. If no `objectRef` is at its usual place, it is looked for among
 //! all members that follow. A quote without a backslash before it ends its string.
 
 use std::borrow::Cow;
@@ -20,50 +19,42 @@ use super::{Object, Request, Text, Uri, User, quotes};
 use crate::scan::Member;
 use crate::{Events, scan};
 
-/// The number of clients that a reader remembers. This number is enough, because a few clients
-/// cause most of the events of a batch.
+/// The number of remembered clients: a few clients cause most of the events of a batch.
 const CLIENTS: usize = 64;
 
-/// Reads the events of a text. Returns the events one after the other, each with the request to
-/// kube-apiserver that it describes.
+/// Reads the events of a text one after the other, each with its request to kube-apiserver.
 ///
-/// The request is the same that [`request`](super::request) returns for the event. Events that are
-/// written as kube-apiserver writes them need no allocation, except for the groups of a client that
-/// is not known yet.
+/// The request is the one that [`request`](super::request) returns. Events that are written as
+/// kube-apiserver writes them need no allocation, except for the groups of a new client.
 #[derive(Debug)]
 pub struct Reader<'a> {
     /// The events that are not read yet.
     events: Events<'a>,
     /// The request of the last event. If `current` is `Some`, its user was moved here from
-    /// `clients`. Before another user is moved in, this user must be moved back.
+    /// `clients`, and must be moved back before another user is moved in.
     request: Request<'a>,
-    /// The clients that the reader remembers. The function [`place`] computes an index from the
-    /// bytes that describe a client. A client is stored at this index, or at the index that differs
-    /// from it only in the lowest bit.
+    /// The clients that the reader remembers. A client is at the index that [`place`] computes, or
+    /// at the index that differs from it only in the lowest bit.
     clients: Vec<Client<'a>>,
-    /// The index in `clients` of the client whose user is now in `request`.
-    /// `None`: the user in `request` was not moved there from `clients`.
+    /// The client whose user is now in `request`, if it was moved there from `clients`.
     current: Option<usize>,
-    /// The result of [`Self::known`].
+    /// See [`Self::known`].
     known: usize,
     #[cfg(target_arch = "x86_64")]
     avx2: Option<quotes::avx2::Avx2>,
 }
 
-/// A client of kube-apiserver, such as a controller. Events of the same client have the same bytes
-/// between the verb and the object, so that the user in these bytes is read only once.
+/// A client of kube-apiserver, such as a controller. Its events have the same bytes between the
+/// verb and the object, so the user in these bytes is read only once.
 #[derive(Debug, Default)]
 struct Client<'a> {
-    /// The bytes of an event that describe the client, from the user's opening brace to the end of
-    /// the user agent, or of the source IPs if the event has no user agent. The username and the
-    /// groups in these bytes have no backslash. Empty if no client is stored here.
+    /// The bytes of an event from the user's opening brace to the end of the user agent, or of the
+    /// source IPs, without a backslash in username and groups. Empty if no client is stored here.
     text: &'a [u8],
-    /// The user that `text` describes. Empty while the user is moved into the reader's field
-    /// `request`.
+    /// The user that `text` describes; empty while it is moved into `request` of the reader.
     user: User<'a>,
 }
 
-/// Reads one event with [`Reader::usual`].
 struct Usual<'r, 'a> {
     reader: &'r mut Reader<'a>,
     event: &'a [u8],
@@ -98,8 +89,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Returns the next event, without the byte after it, and the event's request; `None` after the
-    /// last event.
+    /// Returns the next event, without the byte after it, and its request.
     pub fn read(&mut self) -> Option<(&'a [u8], &Request<'a>)> {
         let event = self.advance()?;
         Some((event, &self.request))
@@ -110,7 +100,7 @@ impl<'a> Reader<'a> {
         &self.request
     }
 
-    /// Reads the next event and returns it, without the byte after it; `None` after the last event.
+    /// Returns the next event, without the byte after it.
     pub fn advance(&mut self) -> Option<&'a [u8]> {
         // The end is found before the event is read, so that the CPU can begin with the next event
         // while it still reads this one.
@@ -130,18 +120,17 @@ impl<'a> Reader<'a> {
         Some(event)
     }
 
-    /// Returns the number of bytes at the beginning of the last event in which no key of the event,
-    /// and no key of `objectRef`, can stand twice: each of these keys was compared with the key
-    /// that kube-apiserver writes there. The keys of other members, such as `user.extra`, were not
-    /// compared. The bytes end before a member of the event, or before its closing brace. The
-    /// result is 0 if the event is not written as kube-apiserver writes events.
+    /// Returns the number of bytes at the beginning of the last event in which no key of the event
+    /// or of `objectRef` can occur twice: each was compared with the one that kube-apiserver writes
+    /// there. Keys of other members, such as `user.extra`, were not compared. The bytes end before
+    /// a member of the event, or before its closing brace. 0 if the event does not have the usual
+    /// form.
     pub fn known(&self) -> usize {
         self.known
     }
 
-    /// Moves the user of the client with the index `client` into `self.request`. First moves a user
-    /// who came from another client back to that client. If `client` is `None`, only moves such a
-    /// user back. Does nothing if `client` is equal to `self.current`.
+    /// Moves the user of this client into `self.request`, and first moves the user of another
+    /// client there back to its client. Does nothing if `client` is equal to `self.current`.
     #[inline]
     fn lend(&mut self, client: Option<usize>) {
         if client == self.current {
@@ -159,9 +148,7 @@ impl<'a> Reader<'a> {
         self.current = client;
     }
 
-    /// Reads `event` into `self.request` if the event is written as kube-apiserver writes events.
-    /// Returns `None` if the event is written in another way; the contents of `self.request` are
-    /// then meaningless.
+    /// Reads `event` into `self.request`, which is meaningless if the form is not the usual one.
     #[inline(always)]
     fn usual(&mut self, event: &'a [u8], masks: impl Fn(&[u8; WINDOW]) -> Masks) -> Option<()> {
         let (level, stage, text) = head(event)?;
@@ -190,9 +177,7 @@ impl<'a> Reader<'a> {
         (!behind.any(is_object)).then_some(())
     }
 
-    /// Returns the index in `clients` of the client that caused the event, and moves `walk` past
-    /// the bytes that describe the client. Reads and remembers a client that is not known yet.
-    /// Returns `None` if these bytes are not written as kube-apiserver writes them.
+    /// Returns the index of the event's client, which may be new, and moves `walk` past its bytes.
     #[inline(always)]
     fn client<M: Fn(&[u8; WINDOW]) -> Masks>(&mut self, walk: &mut Walk<'a, M>) -> Option<usize> {
         let text = walk.rest;
@@ -213,10 +198,9 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Returns the index in the list of clients at which a client with the bytes `text` is normally
-/// stored. The index is a hash of the bytes in which usernames mostly differ. While the user of
-/// another client at this index is in use, the new client is stored at the index with the lowest
-/// bit changed.
+/// Returns the index at which a client with the bytes `text` is normally stored: a hash of the
+/// bytes in which usernames mostly differ. If the user of another client at this index is in use,
+/// the client is stored at the index with the lowest bit changed.
 #[inline(always)]
 fn place(text: &[u8]) -> usize {
     let (words, _) = text.get(24..).unwrap_or_default().as_chunks();
@@ -226,9 +210,8 @@ fn place(text: &[u8]) -> usize {
 }
 
 impl<'a> Client<'a> {
-    /// Reads the bytes that describe a client, beginning at the position of `walk`. Stores the
-    /// client in `self`, and moves `walk` past these bytes. Returns `None` if the bytes are not
-    /// written as kube-apiserver writes them; `self` then holds no client.
+    /// Stores the client at the position of `walk` in `self`, and moves `walk` past it. After
+    /// `None`, `self` holds no client.
     fn learn<M: Fn(&[u8; WINDOW]) -> Masks>(&mut self, walk: &mut Walk<'a, M>) -> Option<()> {
         let text = walk.rest;
         // The client stays unknown until all of its bytes are read.
@@ -250,9 +233,7 @@ impl<'a> Client<'a> {
     }
 }
 
-/// Reads the beginning of an event, up to the URI. Returns the level, the stage, and the rest of
-/// the event, which begins with the first character of the URI. Returns `None` if the beginning is
-/// not written as kube-apiserver writes it.
+/// Returns the level, the stage, and the rest of the event from the first character of the URI.
 #[inline(always)]
 fn head(event: &[u8]) -> Option<(&'static [u8], &'static [u8], &[u8])> {
     const KIND: &[u8] = br#"{"kind":"Event","apiVersion":"audit.k8s.io/v1","level":""#;
@@ -281,18 +262,16 @@ fn head(event: &[u8]) -> Option<(&'static [u8], &'static [u8], &[u8])> {
     Some((level, stage, text))
 }
 
-/// The position of the reader in an event. The reader goes from string to string through an event
-/// that is written as kube-apiserver writes it.
+/// The position of the reader in an event of the usual form. Each method returns `None` if the
+/// bytes at the position do not have this form.
 struct Walk<'a, M> {
-    /// The bytes of the event that are not read yet.
     rest: &'a [u8],
-    /// The function that computes the masks of the quotes and backslashes in a window.
+    /// Computes the masks of the quotes and backslashes in a window.
     masks: M,
 }
 
 impl<'a, M: Fn(&[u8; WINDOW]) -> Masks> Walk<'a, M> {
-    /// Moves past `what` and returns `true` if the rest of the event begins with `what`. Otherwise
-    /// does not move and returns `false`.
+    /// Moves past `what` and returns `true`, or does not move if something else follows.
     #[inline(always)]
     fn passes<const N: usize>(&mut self, what: &[u8; N]) -> bool {
         match self.rest.strip_prefix(what) {
@@ -304,14 +283,13 @@ impl<'a, M: Fn(&[u8; WINDOW]) -> Masks> Walk<'a, M> {
         }
     }
 
-    /// Moves past `what`. Returns `None` if the rest of the event does not begin with `what`.
     #[inline(always)]
     fn pass<const N: usize>(&mut self, what: &[u8; N]) -> Option<()> {
         self.passes(what).then_some(())
     }
 
-    /// Moves to the next quote, from a place inside of a string. Returns the bytes before the
-    /// quote, and `true` if a backslash is among these bytes. Returns `None` if no quote follows.
+    /// Moves from inside of a string to the next quote. Returns the bytes before the quote, and
+    /// `true` if a backslash is among them.
     #[inline(always)]
     fn find_quote(&mut self) -> Option<(&'a [u8], bool)> {
         let (mut before, mut has_backslash) = (0, false);
@@ -332,9 +310,7 @@ impl<'a, M: Fn(&[u8; WINDOW]) -> Masks> Walk<'a, M> {
         self.find_last_quote()
     }
 
-    /// Moves to the next quote, as [`Self::find_quote`] does, when fewer than [`WINDOW`] bytes are
-    /// left to search. Returns the bytes before the quote, and `true` if a backslash is among these
-    /// bytes. Returns `None` if no quote follows.
+    /// Does what [`Self::find_quote`] does if fewer than [`WINDOW`] bytes are left.
     #[cold]
     fn find_last_quote(&mut self) -> Option<(&'a [u8], bool)> {
         let (string, rest) = self.rest.split_at_checked(memchr::memchr(b'"', self.rest)?)?;
@@ -342,26 +318,22 @@ impl<'a, M: Fn(&[u8; WINDOW]) -> Masks> Walk<'a, M> {
         Some((string, memchr::memchr(b'\\', string).is_some()))
     }
 
-    /// Reads a string: moves from its first byte to its closing quote, and returns the bytes before
-    /// the quote. Returns `None` if the string contains a backslash, or no quote follows.
+    /// Reads a string up to its closing quote. `None` if the string contains a backslash.
     #[inline(always)]
     fn string(&mut self) -> Option<&'a [u8]> {
         let (string, has_backslash) = self.find_quote()?;
         (!has_backslash).then_some(string)
     }
 
-    /// Reads a string that may contain escapes: moves from its first byte to the next quote, and
-    /// returns the bytes before the quote, with escapes as written. Returns `None` if no quote
-    /// follows, or if the byte before the quote is a backslash, because the quote may then belong
-    /// to the string.
+    /// Does what [`Self::string`] does for a string with escapes, which stay as written. `None` if
+    /// the byte before the next quote is a backslash, because the quote may belong to the string.
     #[inline(always)]
     fn any_string(&mut self) -> Option<&'a [u8]> {
         let (string, _) = self.find_quote()?;
         (string.last() != Some(&b'\\')).then_some(string)
     }
 
-    /// Moves past an array of strings and its closing bracket; the opening bracket was already
-    /// passed. Returns `None` if the array is not written as kube-apiserver writes it.
+    /// Moves past an array of strings, whose opening bracket was already passed.
     #[inline(always)]
     fn skip_strings(&mut self) -> Option<()> {
         self.pass(br#"""#)?;
@@ -374,9 +346,8 @@ impl<'a, M: Fn(&[u8; WINDOW]) -> Masks> Walk<'a, M> {
         }
     }
 
-    /// Moves past an array of strings and its closing bracket, and appends the strings to `to`; the
-    /// opening bracket was already passed. Returns `None` if one of the strings contains a
-    /// backslash, or the array is not written as kube-apiserver writes it.
+    /// Moves past an array of strings, whose opening bracket was already passed, and appends the
+    /// strings to `to`. `None` also if one of them contains a backslash.
     #[inline(always)]
     fn strings(&mut self, to: &mut Vec<Text<'a>>) -> Option<()> {
         self.pass(br#"""#)?;
@@ -389,9 +360,8 @@ impl<'a, M: Fn(&[u8; WINDOW]) -> Masks> Walk<'a, M> {
         }
     }
 
-    /// Moves past a user and its closing brace; the opening brace was already passed. Returns the
-    /// username, and appends the user's groups to `groups` if `groups` is `Some`. Returns `None` if
-    /// the user is not written as kube-apiserver writes it.
+    /// Moves past a user, whose opening brace was already passed. Returns the username, and appends
+    /// the groups to `groups` if it is `Some`.
     #[inline(always)]
     fn user(&mut self, groups: Option<&mut Vec<Text<'a>>>) -> Option<&'a [u8]> {
         if self.passes(b"}") {
@@ -422,9 +392,8 @@ impl<'a, M: Fn(&[u8; WINDOW]) -> Masks> Walk<'a, M> {
         Some(name)
     }
 
-    /// Moves past the rest of `objectRef`, up to and including its closing brace, and writes its
-    /// values to `object`. The opening quote of the first key was already passed. Returns `None` if
-    /// `objectRef` is not written as kube-apiserver writes it.
+    /// Moves past the rest of `objectRef` and writes its values to `object`. The opening quote of
+    /// the first key was already passed.
     #[inline(always)]
     fn object(&mut self, object: &mut Object<'a>) -> Option<()> {
         self.pass(br#"resource":""#)?;
@@ -445,9 +414,7 @@ impl<'a, M: Fn(&[u8; WINDOW]) -> Masks> Walk<'a, M> {
         self.pass(br#""}"#)
     }
 
-    /// Reads a member that may be absent. If the rest of the event begins with `what`, returns the
-    /// string after `what`; otherwise returns an empty string. Returns `None` if the string
-    /// contains a backslash or has no closing quote.
+    /// Returns the string after `what`, without backslashes, or an empty one if `what` is not next.
     #[inline(always)]
     fn optional<const N: usize>(&mut self, what: &[u8; N]) -> Option<Text<'a>> {
         Some(Cow::Borrowed(if self.passes(what) { self.string()? } else { &[] }))

@@ -1,13 +1,7 @@
-//! Writes that go past the page cache (O_DIRECT).
-//!
-//! A segment is written once, and its lines are still in memory when outputs take them. Copies in
-//! the page cache would only be needed by an output that lags behind. They cost more CPU than the
-//! write itself, and in a container they count as memory of the pod. A direct write takes the bytes
-//! from this process's memory to the device. The kernel asks for whole blocks, in memory that is
-//! aligned to blocks. The bytes are therefore copied into such a buffer first.
-//!
-//! Readers use the page cache. The kernel removes pages from the page cache when the same bytes are
-//! written directly, so readers never see old bytes.
+//! Writes that bypass the page cache (O_DIRECT). Outputs usually take lines from memory. Copies of
+//! the lines in the page cache would cost more CPU than the write, and count as memory of the pod.
+//! Readers use the page cache, and never see old bytes: the kernel drops the pages of bytes that
+//! are written directly.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,30 +13,23 @@ use rustix::fs::OFlags;
 use super::write_pieces;
 use crate::lock::lock;
 
-/// The size in bytes of the buffer. Larger writes are made in parts.
 const BUFFER: usize = 1 << 20;
 
-/// The alignment in bytes of offsets, lengths and memory. The kernel asks for the size of the
-/// device's blocks, which is 512 or 4,096 bytes.
+/// The kernel demands offsets, lengths and memory that are aligned to the device's blocks.
 const ALIGNMENT: usize = 4096;
 
-/// The file systems on which writes go past the page cache, by their magic numbers (statfs(2)):
-/// ext2 to ext4, and XFS. Others accept direct writes too, but some of them are slower then, and
-/// some do not promise that readers of the page cache see the new bytes.
+/// Ext2 to ext4, and XFS (statfs(2)). Other file systems are slower, or may show old bytes.
 const FILE_SYSTEMS: [u64; 2] = [0xEF53, 0x5846_5342];
 
-/// The state of a file that is written past the page cache.
 #[derive(Debug)]
 pub(super) struct Direct {
-    /// `true` as long as writes go past the page cache.
+    /// `false` after a direct write was impossible. All later writes use the page cache.
     is_on: AtomicBool,
-    /// The aligned memory from which the kernel writes. `None` before the first write.
     buffer: Mutex<Option<MmapMut>>,
 }
 
 impl Direct {
-    /// Lets writes to a file go past the page cache, if its file system is known to do this well.
-    /// Otherwise returns `None`: writes go through the page cache.
+    /// Turns on direct writes. `None` if the file system refuses, or is not in [`FILE_SYSTEMS`].
     pub(super) fn new(file: &fs::File) -> Option<Self> {
         let is_known = rustix::fs::fstatfs(file)
             .is_ok_and(|status| FILE_SYSTEMS.contains(&(status.f_type as u64)));
@@ -50,8 +37,7 @@ impl Direct {
         is_direct.then(|| Self { is_on: AtomicBool::new(true), buffer: Mutex::new(None) })
     }
 
-    /// Writes past the page cache. Returns `false`, and has written nothing, if that is not
-    /// possible: this and all later writes then have to go through the page cache.
+    /// Writes directly, or returns `false`: this and all later writes then need the page cache.
     pub(super) fn write(&self, file: &fs::File, pieces: &[&[u8]], offset: u64) -> io::Result<bool> {
         if !self.is_on.load(Ordering::Relaxed) {
             return Ok(false);
@@ -61,7 +47,7 @@ impl Direct {
             length.is_multiple_of(ALIGNMENT) && offset.is_multiple_of(ALIGNMENT as u64);
         match is_aligned.then(|| self.write_aligned(file, pieces, offset)) {
             None => {}
-            // The device wants larger blocks, or the file system can't write directly.
+            // The device needs larger blocks, or the file system can't write directly.
             Some(Err(error)) if error.kind() == io::ErrorKind::InvalidInput => {}
             Some(written) => return written.map(|()| true),
         }
@@ -99,17 +85,16 @@ impl Direct {
     }
 }
 
-/// Memory that begins at a block. A direct write from it needs no copy. At first it is zeros, which
-/// take no memory until they are written to.
+/// Zeroed memory that begins at a block boundary: a direct write from it needs no copy.
 #[derive(Debug)]
 pub struct Aligned(MmapMut);
 
 impl Aligned {
-    /// Takes memory of this many bytes.
+    /// Allocates this many bytes.
     ///
     /// # Errors
     ///
-    /// The kernel gives no memory.
+    /// The kernel has no memory left.
     pub fn new(bytes: usize) -> io::Result<Self> {
         Ok(Self(MmapMut::map_anon(bytes)?))
     }
@@ -120,7 +105,6 @@ impl Aligned {
     }
 }
 
-/// Sets or clears O_DIRECT.
 fn set_direct(file: &fs::File, is_direct: bool) -> io::Result<()> {
     let flags = rustix::fs::fcntl_getfl(file)?;
     let flags = if is_direct { flags | OFlags::DIRECT } else { flags - OFlags::DIRECT };

@@ -1,40 +1,28 @@
-//! Decides which characters may reach a terminal as they are, and escapes the others.
+//! Decides which characters may reach a terminal unchanged, and escapes the others.
 //!
-//! Configs, events, files and other programs choose texts that this program prints. A terminal
-//! obeys some characters, shows some in another order, and shows others not at all, so a text could
-//! clear the screen, forge a line or look like another text. One rule holds for all that is
-//! printed: a character reaches a terminal as it is only if it [is plain](is_plain). These are not
-//! plain:
-//!
-//! - control characters: C0 (a lone ESC too), DEL and C1;
-//! - controls of direction: U+061C, U+200E, U+200F, U+202A to U+202E, U+2066 to U+2069;
-//! - characters without a width: U+00AD, U+200B to U+200D, U+2060, U+FEFF, tags, combining marks;
-//! - spaces and line breaks other than the space of ASCII;
-//! - characters that Unicode has not assigned, or has assigned to nobody.
-//!
-//! A text that a message quotes with `{:?}` has the escapes of std, which differ from this rule at
-//! most in quotes and combining marks.
-//!
-//! [`message`] keeps what a text says and is the usual way. [`field`] makes one word of it,
-//! [`json`] keeps the value of a JSON text, and [`masked`] keeps the number of characters.
+//! A printed text may come from others, and could clear the screen, forge a line or look like
+//! another text. A character reaches a terminal unchanged only if it [is plain](is_plain). These
+//! characters are not plain: control characters (C0, DEL, C1), controls of direction, characters
+//! without a width (combining marks and tags too), spaces other than that of ASCII, and unassigned
+//! or private characters. The escapes of std (`{:?}`) differ from this rule at most in quotes and
+//! combining marks.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-/// The greatest number of characters of a field that [`field`] shows. A user's name is shorter.
+/// The largest number of characters that [`field`] shows. A user's name is shorter.
 const FIELD_CHARS_MAX: usize = 256;
 
-/// Returns `true` if a terminal shows the character as it is, and in its place.
+/// Returns `true` if a terminal shows the character unchanged and at its place.
 pub fn is_plain(char: char) -> bool {
     match char {
         ' '..='~' => true,
-        // std escapes all that Unicode does not count as a printable character of its own.
+        // std escapes every character that Unicode does not count as printable by itself.
         _ => char.escape_debug().len() == 1,
     }
 }
 
-/// Returns a JSON text in which each character that is not plain is an escape of JSON. The value of
-/// the text does not change. Blanks between the tokens of the text become spaces.
+/// Returns a JSON text of the same value, with JSON escapes for characters that are not plain.
 pub fn json(text: &str) -> Cow<'_, str> {
     if text.chars().all(is_plain) {
         return Cow::Borrowed(text);
@@ -44,11 +32,10 @@ pub fn json(text: &str) -> Cow<'_, str> {
         if is_plain(char) {
             safe.push(char);
         } else if char < ' ' {
-            // RFC 8259 §7: control characters are never in a string, so this one is a blank.
+            // RFC 8259 §7: a control character is never in a string, so this one is whitespace.
             safe.push(' ');
         } else {
             for unit in char.encode_utf16(&mut [0; 2]) {
-                // Writing to a `String` cannot fail.
                 write!(safe, "\\u{unit:04x}").ok();
             }
         }
@@ -56,10 +43,10 @@ pub fn json(text: &str) -> Cow<'_, str> {
     Cow::Owned(safe)
 }
 
-/// Returns a text as one field of a line whose fields are separated by spaces. A text that has a
-/// space, a quote, a backslash, one of `separators`, or a character that is not plain stands in
-/// quotes and with escapes, so that no client can forge a field. An empty text is `-`, so a text
-/// that is `-` itself stands in quotes too. A long text is cut.
+/// Returns a text as one field of a line with spaces between the fields. If it has a space, a
+/// quote, a backslash, one of `separators`, or a character that is not plain, it is quoted and
+/// escaped, so that nobody can forge a field. An empty text is `-`, the text `-` is `"-"`. A long
+/// text is cut.
 pub fn field(text: &str, separators: &str) -> String {
     let is_bare = |char: char| {
         is_plain(char) && !matches!(char, ' ' | '"' | '\\') && !separators.contains(char)
@@ -83,9 +70,9 @@ pub fn field(text: &str, separators: &str) -> String {
     safe
 }
 
-/// Returns a text for a message: each character that is not plain is an escape such as `\u{1b}`.
+/// Returns a text with escapes such as `\u{1b}` for characters that are not plain.
 pub fn message(text: &str) -> String {
-    // Most texts are plain, and this is checked for many bytes at a time.
+    // This fast check looks at many bytes at a time. Most texts are plain ASCII.
     if text.bytes().fold(true, |is_plain, byte| is_plain & matches!(byte, b' '..=b'~')) {
         return text.to_owned();
     }
@@ -96,8 +83,7 @@ pub fn message(text: &str) -> String {
     safe
 }
 
-/// Returns a text as [`message`] does, cut to at most `bytes_max` bytes, which are at least 3. The
-/// result ends with `…` if something is missing.
+/// Returns [`message`] of a text, cut to `bytes_max` bytes (at least 3). A cut text ends with `…`.
 pub fn cut(text: &str, bytes_max: usize) -> String {
     // An escape is never shorter than its character, and no character has more than 4 bytes.
     let (start, _) = text.split_at(text.floor_char_boundary(bytes_max + 4));
@@ -109,8 +95,7 @@ pub fn cut(text: &str, bytes_max: usize) -> String {
     safe
 }
 
-/// Returns the first `chars_max` characters of a text, with U+FFFD in the place of each one that is
-/// not plain.
+/// Returns the first characters of a text, with U+FFFD for each one that is not plain.
 pub fn masked(text: &str, chars_max: usize) -> String {
     let mask = |char| if is_plain(char) { char } else { char::REPLACEMENT_CHARACTER };
     text.chars().take(chars_max).map(mask).collect()

@@ -15,20 +15,18 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-/// The greatest number of bytes of an answer's head, which is the status line and the headers.
 const HEAD_MAX: usize = 64 << 10;
 
-/// The greatest number of interim answers (1xx) to one request. Servers send one or two. One that
-/// sends them without end would keep a processor busy until the time limit.
+/// Servers send one or two interim answers (1xx). More would keep a processor busy for long.
 const INTERIM_MAX: usize = 100;
 
 /// The reason why a request has no final answer.
 #[derive(Debug, thiserror::Error)]
 pub enum NoAnswer {
-    /// The connection ended, or carries something else than HTTP.
+    /// The connection ended, or carries something other than HTTP.
     #[error(transparent)]
     Broken(#[from] hyper::Error),
-    /// The server goes on sending interim answers.
+    /// The server sent more than 100 interim answers.
     #[error("more than {INTERIM_MAX} interim answers (1xx) and no final one")]
     Interim,
 }
@@ -71,11 +69,8 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Stream for S {}
 /// An open connection that no request uses now. Dropping it closes it.
 pub struct Connection {
     sender: http1::SendRequest<Full<Bytes>>,
-    /// The one task that reads and writes the connection. Its result is the error that ended the
-    /// connection, if there was one. Dropping this value ends the task.
+    /// The only task of the connection; it ends when dropped. Its result is the connection's error.
     driver: JoinSet<hyper::Result<()>>,
-    /// The end of the validity of the server's certificate (notAfter), in seconds since 1970;
-    /// `None` without TLS.
     pub(super) not_after: Option<i64>,
 }
 
@@ -103,9 +98,8 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// There is no answer. If the connection ended before the request was written, the error is the
-    /// one that ended the connection: a server may refuse the client's certificate at any time
-    /// after the handshake.
+    /// There is no answer. If the connection ended before the request was written, the error says
+    /// why it ended: a server may refuse the client's certificate at any time after the handshake.
     ///
     /// # Cancel safety
     ///
@@ -128,18 +122,18 @@ impl Connection {
     }
 }
 
-/// An answer whose body is not read yet. Dropping it closes its connection.
+/// An answer whose body has not been read. Dropping it closes its connection.
 pub struct Reply {
-    /// The status.
+    /// The status of the answer.
     pub status: StatusCode,
-    /// The headers.
+    /// The headers of the answer.
     pub headers: HeaderMap,
     body: Incoming,
     connection: Connection,
 }
 
 impl Reply {
-    /// Returns the next part of the body, which must come `within` this time; `None` at the end.
+    /// Returns the next part of the body; `None` at the end. `within` limits the wait.
     ///
     /// # Errors
     ///
@@ -151,8 +145,7 @@ impl Reply {
         Ok(frame.map(|frame| frame.into_data().unwrap_or_default()))
     }
 
-    /// Reads the body, but at most `max` bytes of it. The result has the bytes, and `true` if they
-    /// are the whole body. The caller limits the time.
+    /// Reads at most `max` bytes; `true` if they are the whole body. The caller limits the time.
     ///
     /// # Errors
     ///
@@ -181,8 +174,7 @@ impl Reply {
         Some(date.duration_since(UNIX_EPOCH).ok()?.as_secs_f64())
     }
 
-    /// Returns the end of the validity of the server's certificate (notAfter), in seconds since
-    /// 1970; `None` without TLS.
+    /// Returns the notAfter of the server's certificate, in seconds since 1970; `None` without TLS.
     pub fn not_after(&self) -> Option<i64> {
         self.connection.not_after
     }

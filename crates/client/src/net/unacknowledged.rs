@@ -6,11 +6,8 @@ use std::os::fd::AsRawFd;
 
 use tokio::net::TcpStream;
 
-/// Returns the number of bytes that were written to the socket and that the peer's kernel has not
-/// acknowledged yet.
-///
-/// After a reset the number is meaningless: the caller must check the socket for an error *after*
-/// this call.
+/// Returns the number of written bytes that the peer's kernel has not acknowledged. After a reset
+/// the number is meaningless, so the caller must check the socket for an error *after* this call.
 ///
 /// # Errors
 ///
@@ -18,7 +15,7 @@ use tokio::net::TcpStream;
 pub fn unacknowledged(stream: &TcpStream) -> io::Result<u64> {
     let mut bytes: libc::c_int = 0;
     // SAFETY: the descriptor is open while `stream` is borrowed. SIOCOUTQ (TIOCOUTQ on Linux)
-    // writes one int to the given address, which is that of a live local variable.
+    // writes one int to the given address, which belongs to a live local variable.
     let result = unsafe { libc::ioctl(stream.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
     if result == -1 {
         return Err(io::Error::last_os_error());

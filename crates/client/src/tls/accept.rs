@@ -1,10 +1,8 @@
-//! Accepts TLS connections, and agrees on X25519MLKEM768 with every client that has it.
-//!
-//! rustls takes the first group of the client's list that it has too. A client whose list has
-//! X25519 first would get X25519, which a quantum computer breaks, although both sides can do
-//! better. So each client that has X25519MLKEM768 gets settings which have no other group for TLS
-//! 1.3. If it has sent no key for this group, it is asked for one (RFC 8446 §4.1.4), which takes
-//! another round trip. OpenSSL from 3.5 on and Go from 1.24 on choose in the same way.
+//! Accepts TLS connections, and agrees on X25519MLKEM768 with every client that supports it. rustls
+//! takes the first group of the client's list that it supports itself. A client that lists X25519
+//! first would get X25519, which a quantum computer breaks. So each client with X25519MLKEM768 gets
+//! settings without another group for TLS 1.3, and is asked for a key if it has sent none (RFC 8446
+//! §4.1.4), which takes a round trip. OpenSSL since 3.5 and Go since 1.24 do the same.
 
 use std::sync::Arc;
 use std::{fmt, io};
@@ -18,17 +16,14 @@ use tokio::net::TcpStream;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
-/// The rustls settings of a server, for both kinds of clients.
+/// The rustls settings of a server, for clients with and without X25519MLKEM768.
 pub struct ServerSettings {
-    /// For clients that have X25519MLKEM768, which every provider here has.
     hybrid: Arc<ServerConfig>,
-    /// For all others.
     other: Arc<ServerConfig>,
 }
 
 impl ServerSettings {
-    /// Makes both settings by `build`. Only their groups differ, and they share the sessions that
-    /// clients may resume.
+    /// The settings differ only in their groups, and share the sessions that clients may resume.
     pub(super) fn new<E>(
         provider: &Arc<CryptoProvider>,
         build: impl Fn(Arc<CryptoProvider>) -> Result<ServerConfig, E>,
@@ -42,13 +37,12 @@ impl ServerSettings {
         Ok(Self { hybrid: Arc::new(hybrid), other: Arc::new(other) })
     }
 
-    /// Returns `true` if only what FIPS 140-3 approves is used, in a module that is made for it.
     #[cfg(all(test, feature = "fips"))]
     pub(super) fn fips(&self) -> bool {
         self.hybrid.fips() && self.other.fips()
     }
 
-    /// Returns the settings with another list of protocols for ALPN.
+    /// Returns the settings with these protocols for ALPN.
     pub fn with_alpn(&self, protocols: &[&[u8]]) -> Self {
         let with = |config: &Arc<ServerConfig>| {
             let mut config = ServerConfig::clone(config);
@@ -58,7 +52,7 @@ impl ServerSettings {
         Self { hybrid: with(&self.hybrid), other: with(&self.other) }
     }
 
-    /// Makes the handshake of a connection.
+    /// Runs the TLS handshake of a connection.
     ///
     /// # Errors
     ///
@@ -72,12 +66,10 @@ impl ServerSettings {
     }
 }
 
-/// The groups for a client that has X25519MLKEM768, if the provider has them: with the feature
-/// `fips` it has no X25519. X25519MLKEM768 is not for TLS 1.2.
+/// The groups for clients with X25519MLKEM768, which TLS 1.2 lacks. With `fips`, X25519 is missing.
 static HYBRID: [&dyn SupportedKxGroup; 4] =
     [X25519MLKEM768, &ForTls12(X25519), &ForTls12(SECP256R1), &ForTls12(SECP384R1)];
 
-/// A group that is used with TLS 1.2 alone.
 struct ForTls12(&'static dyn SupportedKxGroup);
 
 impl fmt::Debug for ForTls12 {

@@ -1,5 +1,5 @@
-//! The messages about certificate and key files that can't be used: each names the file, the fault,
-//! and what the operator can do. No message shows the name of an error type of rustls.
+//! The messages about unusable certificate and key files: each names the file, the fault, and what
+//! the operator can do. No message shows the name of an error type of rustls.
 
 use super::*;
 
@@ -31,8 +31,8 @@ fn pair() -> (String, String) {
     (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
 }
 
-/// The message of a listener with these files. The message of `check` must be the same. `{dir}` in
-/// the result stands for the folder of the files.
+/// Returns the message of a listener with these files, after checking that `check` gives the same
+/// one. `{dir}` in the result stands for the folder of the files.
 fn message(certificate: &str, private_key: &str) -> String {
     let directory = tempfile::tempdir().unwrap();
     let files = ["tls.crt", "tls.key"].map(|name| directory.path().join(name));
@@ -114,7 +114,7 @@ fn the_error_of_a_handshake_says_what_is_wrong_with_the_peers_certificate() {
     assert_eq!(handshake_error(&io::Error::other("reset")), "reset");
 }
 
-/// Run it with `cargo test --package client --features fips`, which needs CMake and Go.
+/// Runs with `cargo test --package client --features fips`, which needs CMake and Go.
 #[cfg(feature = "fips")]
 #[test]
 fn with_the_feature_fips_listeners_and_outputs_use_nothing_else() {

@@ -1,9 +1,8 @@
-//! Decides whether the certificate of a peer is trusted.
-//!
-//! webpki takes no certificate of a CA for that of a server or client, and `openssl req -x509`
-//! makes one that is both. OpenSSL and Go trust a certificate that is itself in the file of trusted
-//! CAs. So do the verifiers here, if it is the same byte for byte, and its names, dates and usage
-//! fit. Nothing else that webpki refuses is trusted.
+//! Decides whether the certificate of a peer is trusted. webpki refuses the certificate of a server
+//! or client that is also that of a CA, as `openssl req -x509` makes it. OpenSSL and Go trust a
+//! certificate that is itself in the file of trusted CAs. So do the verifiers here, if it is the
+//! same byte for byte, and its names, dates and usage fit. Nothing else that webpki refuses is
+//! trusted.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,13 +19,12 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use x509_parser::extensions::ExtendedKeyUsage;
 use x509_parser::time::ASN1Time;
 
-/// The error of a certificate whose extensions do not allow it to be that of a server, or of a
-/// client.
+/// The certificate's extensions do not allow its use for a server, or for a client.
 #[derive(Debug, thiserror::Error)]
 #[error("UnfitUsage")]
 struct UnfitUsage;
 
-/// Checks a certificate that webpki has refused with `refused`. The result is this error if the
+/// Checks a certificate that webpki has refused. Returns `refused`, the error of webpki, if the
 /// certificate is not one of `listed`.
 fn is_listed(
     listed: &[CertificateDer<'static>],
@@ -66,7 +64,6 @@ fn is_listed(
     }
 }
 
-/// The checks of a handshake's signature, which both traits have.
 macro_rules! signatures {
     () => {
         fn verify_tls12_signature(
@@ -93,13 +90,12 @@ macro_rules! signatures {
     };
 }
 
-/// Verifies the certificates of servers.
 #[derive(Debug)]
 pub(super) struct Servers {
     pub(super) algorithms: WebPkiSupportedAlgorithms,
-    /// The verifier for the trusted CAs, and the certificates in their file: none for the system's
-    /// CAs. `None` for `insecure_skip_verify`: every certificate is accepted, but the server must
-    /// still sign the handshake with the key of that certificate.
+    /// The verifier for the trusted CAs, and the certificates in their file, if there is one.
+    /// `None` with `insecure_skip_verify`: every certificate is accepted, but the server must still
+    /// sign the handshake with its key.
     pub(super) trusted: Option<(Arc<WebPkiServerVerifier>, Vec<CertificateDer<'static>>)>,
 }
 
@@ -125,12 +121,10 @@ impl ServerCertVerifier for Servers {
     signatures!();
 }
 
-/// Verifies the certificates of clients.
 #[derive(Debug)]
 pub(super) struct Clients {
     pub(super) algorithms: WebPkiSupportedAlgorithms,
     pub(super) webpki: Arc<dyn ClientCertVerifier>,
-    /// The certificates in the file of trusted CAs.
     pub(super) listed: Vec<CertificateDer<'static>>,
 }
 

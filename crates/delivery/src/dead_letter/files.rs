@@ -1,11 +1,10 @@
 //! The files of dead letters: bounded, rotated, synced, and readable by no other user.
 //!
 //! Letters may hold Secrets: the files have mode 0600 in a directory of mode 0700, and no symbolic
-//! link is followed to either. This process writes only to files that it has made itself. A file
-//! that was there before may therefore hold anything, belong to any user and end inside a line.
-//! Before each write it notices if somebody has moved, replaced or changed its file. Several
-//! processes may share a directory: each locks the file that it writes to, and no process deletes a
-//! locked file.
+//! link is followed to either. This process writes only to files that it has made itself, because
+//! any other file may hold anything, belong to any user and end inside a line. Before each write it
+//! checks that nobody has moved, replaced or changed its file. Processes may share a directory:
+//! each locks its file, and no process deletes a locked file.
 
 use std::fs::{DirBuilder, File, TryLockError};
 use std::io;
@@ -20,36 +19,30 @@ use rustix::io::Errno;
 
 use telemetry::DroppedLetters;
 
-/// The number of parts into which `dead_letter.max_bytes` is divided. A file is full when it has
-/// the size of one part. When room is needed, the oldest file is deleted as a whole, and with it
-/// about an eighth of all letters.
+/// The number of parts of `dead_letter.max_bytes`; a file has the size of one part. To make room,
+/// the oldest file is deleted, and with it about an eighth of all letters.
 const FILES: u64 = 8;
 
-/// The maximum number of dead-letter files in the directory, even if they are small. Each start of
-/// the relay that writes dead letters makes a new file.
+/// The maximum number of files in the directory. Each process that writes letters makes a new file.
 const COUNT_MAX: usize = 1024;
 
-/// The maximum number of names that are tried for a new file. A name may be in use already, because
-/// another process has made a file at the same moment.
+/// The maximum number of names that are tried for a new file, because other processes may use them.
 const NAMES_MAX: u64 = 1000;
 
-/// The limit for the number in the name of a dead-letter file, which is a time in milliseconds
-/// since 1970. A file with a larger number (a time after the year 37,648) was not made by a relay.
+/// The limit for the number in a file's name, a time in milliseconds since 1970. A file with a
+/// larger number (after the year 37,648) was not made by a relay.
 const NUMBER_MAX: u64 = 1 << 50;
 
-/// The pause before the third and last attempt to write dead letters. If the letters before these
-/// could not be written, there is no pause and no third attempt.
+/// The pause before the third and last attempt to write letters.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// One dead letter, which is one line of a file.
+/// One dead letter.
 pub(super) struct Line<'a> {
-    /// The first bytes of the letter, which come before the event.
     pub(super) head: &'a [u8],
     /// The event, without its line break.
     pub(super) event: &'a [u8],
 }
 
-/// The last bytes of a dead letter, which come after the event.
 const TAIL: &[u8] = b"}\n";
 
 impl Line<'_> {
@@ -58,7 +51,7 @@ impl Line<'_> {
     }
 }
 
-/// The dead-letter files of one directory. The thread that writes them owns this value.
+/// The dead-letter files of one directory. The writing thread owns this value.
 pub(super) struct LetterFiles {
     path: PathBuf,
     max_bytes: u64,
@@ -69,21 +62,19 @@ pub(super) struct LetterFiles {
     failing: bool,
 }
 
-/// The file that letters are written to. This process has made it, and all its bytes are synced.
+/// This process has made the file, and all its bytes are synced.
 struct Current {
     file: File,
     name: String,
-    /// The length of the file, in bytes.
     bytes: u64,
 }
 
 impl LetterFiles {
-    /// Makes the state for the directory `path`. The files in the directory may have at most
-    /// `max_bytes` together. The call does not access the disk.
+    /// The files in the directory `path` may have `max_bytes` together. Does not access the disk.
     pub(super) fn new(path: &Path, max_bytes: u64, dropped: DroppedLetters) -> Self {
         Self {
-            // The components leave out a slash at the end of the path. With the slash, the kernel
-            // would follow a symbolic link.
+            // The components leave out a slash at the end, with which the kernel would follow a
+            // link.
             path: path.components().collect(),
             max_bytes,
             dropped,
@@ -92,13 +83,10 @@ impl LetterFiles {
         }
     }
 
-    /// Makes the directory if it is missing. Returns the number of dead-letter files in it.
     pub(super) fn look(&self) -> io::Result<usize> {
         Ok(Directory::open(&self.path)?.files()?.len())
     }
 
-    /// Writes and syncs all lines. Returns one result for each line; an error is the reason why the
-    /// line is not synced.
     pub(super) fn write(&mut self, lines: &[Line<'_>]) -> Vec<Result<(), String>> {
         let mut results = Vec::with_capacity(lines.len());
         let mut rest = lines;
@@ -111,8 +99,8 @@ impl LetterFiles {
         results
     }
 
-    /// Returns how many of the lines, counted from the first, fit together into one file. The
-    /// result is at least 1, because a single line that is too long gets a file of its own.
+    /// Returns the number of lines that fit together into one file, but at least 1: a line that is
+    /// too long gets its own file.
     fn fitting(&self, lines: &[Line<'_>]) -> usize {
         let mut left = self.file_bytes();
         let fits = |line: &&Line<'_>| {
@@ -123,16 +111,13 @@ impl LetterFiles {
         lines.iter().take_while(fits).count().max(1)
     }
 
-    /// Returns the size in bytes at which a file is full. A single letter that is longer gets a
-    /// file of its own.
     fn file_bytes(&self) -> u64 {
         self.max_bytes / FILES
     }
 
-    /// Writes and syncs lines in one file. After an error, it tries another file at once. After a
-    /// second error, it pauses and tries a third time. If the previous attempts to store lines
-    /// failed too, the pause and the third attempt are left out. Returns the error of the last
-    /// attempt. If the lines are longer than `max_bytes`, returns an error without any attempt.
+    /// Writes and syncs lines in one file. After an error, tries another file at once; after a
+    /// second error, tries a third file after a pause, unless the previous lines failed too.
+    /// Returns the last error. Lines longer than `max_bytes` are an error without any attempt.
     fn store(&mut self, lines: &[Line<'_>]) -> io::Result<()> {
         let bytes = lines.iter().map(Line::bytes).sum();
         if bytes > self.max_bytes {
@@ -147,9 +132,8 @@ impl LetterFiles {
         stored
     }
 
-    /// Writes and syncs lines in the current file, or in a new file if they do not fit. After an
-    /// error the file is never written to again, because nobody knows what a failed sync has left
-    /// on the disk.
+    /// Appends to the current file, or to a new file if the lines do not fit. After an error the
+    /// file is never written to again, because a failed sync leaves unknown bytes on the disk.
     fn append(&mut self, lines: &[Line<'_>], bytes: u64) -> io::Result<()> {
         let directory = Directory::open(&self.path)?;
         let goes_on = self.current.take().filter(|current| {
@@ -161,8 +145,7 @@ impl LetterFiles {
             None => directory.create()?,
         };
         if let Err(error) = current.append(lines) {
-            // The lines that were written before the error are removed again, if the disk allows
-            // it.
+            // The lines before the error are removed if the disk allows it.
             if current.bytes == 0 {
                 directory.remove(&current.name).ok();
             } else {
@@ -175,8 +158,8 @@ impl LetterFiles {
         Ok(())
     }
 
-    /// Deletes the oldest dead-letter files that no process writes to. Stops when there is room for
-    /// `bytes` more bytes and one more file, or when no such file is left.
+    /// Deletes the oldest dead-letter files that no process writes to, until there is room for
+    /// `bytes` more bytes and one more file, or until no such file is left.
     fn make_room(
         &mut self,
         directory: &Directory,
@@ -202,8 +185,7 @@ impl LetterFiles {
 }
 
 impl Current {
-    /// Appends lines to the file and syncs it. After an error, some of the lines may be in the
-    /// file.
+    /// After an error, some of the lines may be in the file.
     fn append(&mut self, lines: &[Line<'_>]) -> io::Result<()> {
         let mut out = BufWriter::with_capacity(64 * 1024, &self.file);
         for line in lines {
@@ -217,18 +199,16 @@ impl Current {
     }
 }
 
-/// A dead-letter file in the directory, made by this process or by another one.
+/// A dead-letter file, made by this process or by another one.
 struct LetterFile {
     name: String,
     bytes: u64,
 }
 
-/// The open directory of the dead letters. Files are opened relative to this handle. If the
-/// directory's path later leads to another directory, the handle still means the first one.
+/// If the directory's path later leads elsewhere, this handle still means the first directory.
 struct Directory(OwnedFd);
 
 impl Directory {
-    /// Opens the directory at `path`, and makes it if it is missing.
     fn open(path: &Path) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let open = || rustix::fs::open(path, flags, Mode::empty());
@@ -250,8 +230,7 @@ impl Directory {
         })
     }
 
-    /// Returns the dead-letter files in the directory, the oldest first. Files that other processes
-    /// have made are included.
+    /// Returns the dead-letter files of all processes, the oldest first.
     fn files(&self) -> io::Result<Vec<LetterFile>> {
         let mut files = Vec::new();
         for entry in Dir::read_from(&self.0)? {
@@ -260,7 +239,7 @@ impl Directory {
             if number_of(name).is_none() {
                 continue;
             }
-            // A file that has just been deleted by another process is left out.
+            // Another process has just deleted the file.
             let Ok(stat) = self.stat(name) else { continue };
             if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
                 files.push(LetterFile { name: name.to_owned(), bytes: length(&stat) });
@@ -274,8 +253,7 @@ impl Directory {
         Ok(rustix::fs::statat(&self.0, name, AtFlags::SYMLINK_NOFOLLOW)?)
     }
 
-    /// Returns `true` if the file still has its name in the directory, and still has the length
-    /// that it had after the last write of this process.
+    /// Returns `true` if the file still has its name, and the length that this process left.
     fn holds(&self, current: &Current) -> bool {
         let (Ok(there), Ok(ours)) = (self.stat(&current.name), rustix::fs::fstat(&current.file))
         else {
@@ -285,13 +263,11 @@ impl Directory {
         same && length(&ours) == current.bytes
     }
 
-    /// Makes and locks a new dead-letter file. Its name sorts after the names of all such files in
-    /// the directory.
+    /// Makes and locks a new file. Its name sorts after all others.
     fn create(&self) -> io::Result<Current> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let now = u64::try_from(now.as_millis()).unwrap_or_default();
-        // The clock may have been set back. So the number is at least one more than that of the
-        // newest file.
+        // The clock may have been set back.
         let files = self.files()?;
         let last = files.last().and_then(|found| number_of(&found.name));
         let first = last.map_or(now, |last| now.max(last.saturating_add(1)));
@@ -307,7 +283,7 @@ impl Directory {
                 Ok(file) => {
                     let current = Current { file: file.into(), name, bytes: 0 };
                     // Another process may be deleting the file, and then has its lock. Other errors
-                    // of locking are ignored: not every file system has locks.
+                    // of locking are ignored, because not every file system has locks.
                     let lost = matches!(current.file.try_lock(), Err(TryLockError::WouldBlock));
                     if lost || !self.holds(&current) {
                         continue;
@@ -325,17 +301,15 @@ impl Directory {
         Err(io::Error::from(Errno::EXIST))
     }
 
-    /// Deletes a file of the directory. It is not an error if the file is gone already.
     fn remove(&self, name: &str) -> io::Result<()> {
         match rustix::fs::unlinkat(&self.0, name, AtFlags::empty()) {
-            // Another process has already deleted the file.
             Err(Errno::NOENT) => Ok(()),
             removed => Ok(removed?),
         }
     }
 
-    /// Deletes a dead-letter file. Returns the number of events that were in it. Returns `None`,
-    /// and deletes nothing, if another process is writing to the file.
+    /// Returns the number of events in the deleted file; `None` if another process writes to the
+    /// file.
     fn drop_file(&self, name: &str) -> io::Result<Option<u64>> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let mut events = 0;
@@ -352,7 +326,6 @@ impl Directory {
     }
 }
 
-/// Returns the number of whole lines in a file.
 fn count_lines(mut file: File) -> io::Result<u64> {
     let (mut buffer, mut lines) = (vec![0; 64 * 1024], 0);
     loop {
@@ -368,8 +341,8 @@ fn count_lines(mut file: File) -> io::Result<u64> {
     }
 }
 
-/// Makes a directory, and its missing parents. The parent of each new directory is synced;
-/// otherwise a power loss could take the directory away again, with its files.
+/// Makes a directory and its missing parents. The parent of each new directory is synced; otherwise
+/// a power loss could remove the directory with its files.
 fn make(path: &Path) -> io::Result<()> {
     let around = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let around = around.unwrap_or(Path::new("."));
@@ -388,9 +361,8 @@ fn length(stat: &Stat) -> u64 {
     u64::try_from(stat.st_size).unwrap_or_default()
 }
 
-/// Returns the number in the name of a dead-letter file: the time when it was made, in milliseconds
-/// since 1970, or a larger number if the name was in use or a newer file was there already. Returns
-/// `None` if `name` is not the name of a dead-letter file.
+/// Returns the number in a file's name: the time when the file was made, in milliseconds since
+/// 1970, or a larger number if the name was in use or a newer file existed.
 fn number_of(name: &str) -> Option<u64> {
     let digits = name.strip_suffix(".jsonl")?;
     let ours = digits.len() == 20 && digits.bytes().all(|byte| byte.is_ascii_digit());

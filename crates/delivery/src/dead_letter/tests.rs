@@ -50,7 +50,7 @@ impl Desk {
         }
     }
 
-    /// The next job, if one has been handed over already; else `None`.
+    /// Returns the next job that has already been handed over, if there is one.
     pub(crate) fn try_next(&mut self) -> Option<Given> {
         while let Ok(job) = self.queue.try_recv() {
             self.taken.extend(Given::of(job));
@@ -109,7 +109,7 @@ impl Scene {
         Some(LetterDirectory { directory: self.path(), max_bytes: MAX_BYTES })
     }
 
-    /// Does what a restart of the relay does.
+    /// Restarts the writer, as a restart of the relay does.
     async fn restart(&mut self) {
         self.letters.close().await;
         self.letters = DeadLetters::new(&self.telemetry);
@@ -261,7 +261,7 @@ async fn links_are_not_followed_and_what_is_not_ours_stays() {
     let scene = Scene::new();
     let target = scene.root.path().join("target");
     fs::create_dir(&target).unwrap();
-    // A link takes the place of the directory.
+    // A link replaces the directory.
     fs::create_dir(scene.path().parent().unwrap()).ok();
     // The writer thread may make the directory at any moment, so the test tries until the link is
     // there.
@@ -271,7 +271,7 @@ async fn links_are_not_followed_and_what_is_not_ours_stays() {
     let written = scene.write(&events(0..1, 10)).await;
     assert!(written.error.unwrap().contains("not a file or a link"));
     fs::remove_file(scene.path()).unwrap();
-    // Links take the names of the next files, and other files have similar names.
+    // Links have the names of the next files, and other files have similar names.
     fs::create_dir(scene.path()).ok();
     let secret = scene.root.path().join("secret");
     fs::write(&secret, "x".repeat(100_000)).unwrap();
@@ -325,8 +325,8 @@ async fn what_is_taken_away_or_changed_below_it_costs_no_letter() {
     assert_eq!(scene.events(), events(3..4, 10));
 }
 
-/// The file can't be longer than the process may write, so that a part of the letter is written.
-/// Method: the limit holds for the process, which is that of this test alone.
+/// The process may not write a longer file, so that only a part of the letter is written. Method:
+/// the limit holds for the process, which runs only this test.
 #[tokio::test]
 async fn a_letter_that_is_only_partly_written_is_cut_off_before_it_is_written_elsewhere() {
     let scene = Scene::new();
@@ -416,8 +416,8 @@ async fn a_disk_that_hangs_costs_letters_and_holds_up_nobody_for_long() {
     *lock(&scene.letters.lock().writer.as_ref().unwrap().busy) = Some(Instant::now());
     let letters = scene.letters.clone();
     tokio::time::pause();
-    // The test says that the thread has been writing since before the clock moved, so the thread
-    // counts as stuck.
+    // The test says that the thread began to write before the clock moved, so the thread counts as
+    // stuck.
     tokio::time::advance(PATIENCE).await;
     let lines = vec![Bytes::from_static(b"{}\n")];
     let mut writing = letters.write(&Arc::from("o"), lines, &Arc::from("")).expect("a place");
@@ -455,7 +455,7 @@ async fn a_letter_that_was_waited_for_in_vain_is_lost_and_neither_kept_in_memory
     assert_eq!(late.done().await, Written::failed("the disk of the dead letters does not answer"));
     assert!(lock(&late.lines).take().is_none(), "nobody holds its lines");
     assert_eq!(queue.len(), 2);
-    // A thread takes the letters at last.
+    // A thread takes the letters after all.
     scene.letters.lock().writer = None;
     let files = LetterFiles::new(&scene.path(), MAX_BYTES, scene.letters.dropped.clone());
     let directory = scene.path();

@@ -9,46 +9,41 @@ use crate::failure::Failure;
 use config::HostPort;
 use telemetry::AttemptError;
 
-/// An endpoint as configured: a host and a port.
+/// A host and a port, as configured.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Endpoint {
     /// The host and the port.
     pub name: HostPort,
-    /// `true` if the relay looks up the IP addresses of the host. `false` if a proxy does this.
+    /// `true` if the relay looks up the IP addresses of the host, `false` if a proxy does this.
     pub resolved_here: bool,
 }
 
 impl Endpoint {
-    /// Returns the endpoint's address if the host is an IP address, so that no lookup is needed;
-    /// `None` if the host is a name.
     pub(super) fn literal(&self) -> Option<SocketAddr> {
         self.name.host.parse().ok().map(|ip| SocketAddr::new(ip, self.name.port))
     }
 
-    /// Returns `true` if the relay has to look up the IP addresses of the host: the host is a name,
-    /// and no proxy resolves it.
     pub(super) fn needs_lookup(&self) -> bool {
         self.resolved_here && self.literal().is_none()
     }
 }
 
-/// One address of an output, as it was when this value was made. Since then, a lookup or a reload
-/// may have removed the address from the output.
+/// One address of an output, which a lookup or a reload may have removed since this value was made.
 #[derive(Debug, Clone)]
 pub struct ResolvedAddress {
     /// The index of the address's endpoint in the output's config.
     pub endpoint: usize,
-    /// The id of the address. No other address of the same output ever gets this id.
+    /// No other address of the same output ever has this id.
     pub id: usize,
     /// The host and port as configured.
     pub name: HostPort,
-    /// The IP address and port; `None` while the host is not resolved, and if a proxy resolves it.
+    /// `None` while the host is not resolved, and if a proxy resolves it.
     pub socket: Option<SocketAddr>,
-    /// What is counted at the address.
+    /// The numbers that `/status` shows for the address.
     pub figures: Arc<Figures>,
 }
 
-/// Two values are equal if they are the same address, whatever was counted there.
+/// Two values are equal if they are the same address; their figures are not compared.
 impl PartialEq for ResolvedAddress {
     fn eq(&self, other: &Self) -> bool {
         let Self { endpoint, id, name, socket, figures: _ } = self;
@@ -57,8 +52,7 @@ impl PartialEq for ResolvedAddress {
 }
 
 impl ResolvedAddress {
-    /// Makes a [`Failure`] which says that a connection to this address failed. `what` is the text
-    /// that says what happened.
+    /// Makes a [`Failure`] of a connection to this address. `what` says what happened.
     pub fn failure(&self, reason: AttemptError, what: impl fmt::Display) -> Failure {
         Failure::new(reason, format!("connection to {self}: {what}"))
     }

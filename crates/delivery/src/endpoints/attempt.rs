@@ -1,5 +1,5 @@
-//! The use of an address by a delivery or a connection: the address is picked and dialled, and the
-//! result is reported.
+//! The use of an address by a delivery or a connection: picking it, dialling it, and reporting the
+//! result.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -14,32 +14,29 @@ use crate::failure::Failure;
 use base::mutant;
 use telemetry::AttemptError;
 
-/// The results of `check --connect` for one output. Each entry has the name of an address, and the
-/// error if no connection to it could be made.
+/// The results of `check --connect` for one output: each address, and the error of its connection.
 pub type Probed = Vec<(String, Result<(), String>)>;
 
-/// One use of an address, by a delivery or a connection. The delivery or connection reports the
-/// result with [`Attempt::succeeded`], [`Attempt::failed`] or [`Attempt::refused`]. The result
-/// decides whether the address is used further. [`Attempt::ended`] counts the requests, or the
-/// writes of a connection, that have ended; `failed` and `refused` already do this. If the value is
-/// dropped without a report, nothing is noted about the address. If the attempt is a trial,
-/// dropping the value ends the trial.
+/// One use of an address. Its owner, a delivery or a connection, reports the result with
+/// [`Attempt::succeeded`], [`Attempt::failed`] or [`Attempt::refused`]. The result decides whether
+/// the address is used further. `failed` and `refused` also count the failure. Dropping the value
+/// without a report notes nothing about the address, and ends a trial.
 pub struct Attempt {
     set: Arc<Endpoints>,
     address: ResolvedAddress,
     begun: Instant,
-    /// `true` if this attempt is a trial: a delivery that tests the address after a failure. An
-    /// address has at most one trial at a time.
+    /// `true` if this delivery tests the address after a failure, which only one does at a time.
     is_trial: bool,
 }
 
 impl Endpoints {
     /// Picks the address for the next delivery; `None` if the output has no address. An address can
-    /// be picked if it works, or if it may be tested again after a failure. After a delivery that
-    /// failed, only an address that works can be picked, if there is one. `failover` picks the
-    /// first such address in order, `round_robin` the next one in turn. If no address is known to
-    /// work, each is tried once, in order, before any is tried again; an address whose consumer has
-    /// asked for a pause is left out until the pause is over. If that leaves no address, the one
+    /// be picked if it works, or if it may be tested after a failure. Directly after a failed
+    /// delivery, none is tested while another address works. `failover` picks the first such
+    /// address in order, `round_robin` the next one in turn.
+    ///
+    /// If no address is known to work, each is tried once, in order, before any is tried again,
+    /// except during a pause that its consumer has asked for. If that leaves no address, the one
     /// whose pause ends first is picked.
     pub fn pick(self: &Arc<Self>) -> Option<Attempt> {
         let now = Instant::now();
@@ -47,20 +44,18 @@ impl Endpoints {
         Some(Attempt { set: Arc::clone(self), address, begun: now, is_trial })
     }
 
-    /// Begins an attempt at an address that the caller has chosen, even if `pick` would choose
-    /// another address now.
+    /// Begins an attempt at an address that the caller has chosen.
     pub fn attempt(self: &Arc<Self>, address: ResolvedAddress) -> Attempt {
         Attempt { set: Arc::clone(self), address, begun: Instant::now(), is_trial: false }
     }
 
-    /// Makes a connection for an attempt. Looks up the host name of the address, and calls
-    /// `connect` with the address. If that fails, calls `connect` with each other usable address of
-    /// the same host name. The attempt then counts for the address that was tried last.
+    /// Looks up the host name, and calls `connect` with the address and, after a failure, with each
+    /// other usable address of the name. The attempt then counts for the address that was tried
+    /// last.
     ///
     /// # Errors
     ///
-    /// Returns the failure of the address that was tried last, or the failure of the lookup if no
-    /// address is known.
+    /// The failure of the address that was tried last, or of the lookup if no address is known.
     pub async fn dial<T, F>(
         &self,
         attempt: &mut Attempt,
@@ -84,10 +79,9 @@ impl Endpoints {
         }
     }
 
-    /// Looks up every host name of the output and calls `connect` once with each address, for
-    /// `check --connect`. Returns one result for each address. A host name whose lookup fails has
-    /// one result too, without a call of `connect`. `shown` returns the text that names an
-    /// endpoint. If an endpoint has several addresses, the IP address is added to this text.
+    /// Looks up every host name and calls `connect` once with each address, for `check --connect`.
+    /// Returns a result for each address, and for each failed lookup. `shown` names an endpoint;
+    /// the IP address is added if the endpoint has several.
     pub async fn try_all<T, F>(
         &self,
         shown: impl Fn(&ResolvedAddress) -> String,
@@ -125,9 +119,9 @@ impl Attempt {
         &self.address
     }
 
-    /// Returns the time for which what was sent to the address may wait for an answer without any
-    /// progress: `timeouts.request`, and at most [`UNANSWERED_MAX`] while another address may
-    /// answer. The result changes when another address fails, or works again.
+    /// Returns how long the address may make no progress: `timeouts.request`, and at most
+    /// [`UNANSWERED_MAX`] while another address may answer. The result changes when others fail or
+    /// work.
     pub fn patience(&self) -> Duration {
         let request = self.set.timeouts.request;
         let table = self.set.lock();
@@ -143,36 +137,31 @@ impl Attempt {
         self.address.figures.sent(bytes);
     }
 
-    /// Counts a request, or a write of a connection, that has ended here, and says nothing about
-    /// the address. `took` is the time from sending to the acknowledgement; `None` if the consumer
-    /// has acknowledged nothing. `failure` is the first reason why the consumer did not take
-    /// something; `None` if it took everything.
+    /// Counts an ended request, or write of a connection, without a judgement of the address.
+    /// `took` is the time to the acknowledgement, if there was one. `failure` says why the consumer
+    /// did not take all.
     pub fn ended(&self, took: Option<Duration>, failure: Option<&Failure>) {
         self.address.figures.ended(took, failure);
     }
 
-    /// Notes and counts that the attempt failed. Returns `true` if another address may be tried
-    /// without a pause.
+    /// Notes and counts a failure. Returns `true` if another address may be tried without a pause.
     pub fn failed(&self, failure: &Failure) -> bool {
         self.ended(None, Some(failure));
         self.blamed(failure)
     }
 
-    /// Does the same as [`Attempt::failed`], but counts nothing. It is for callers that have
-    /// counted the requests already.
+    /// Does the same as [`Attempt::failed`], for callers that have counted the requests already.
     pub fn blamed(&self, failure: &Failure) -> bool {
-        // A timeout has cost the time since the attempt began. A connection that has existed for
-        // long did not wait during all that time, but at most for the request timeout.
+        // An old connection has waited at most for the request timeout.
         let late = failure.reason == AttemptError::Timeout;
         let waited = if late { self.begun.elapsed() } else { Duration::ZERO };
         let waited = waited.min(self.set.timeouts.request);
         self.note(failure, Fault::Failed { asked: failure.retry_after, waited })
     }
 
-    /// Notes and counts that the consumer at this address refused events that another consumer may
-    /// accept. Returns `true` if another address may be tried without a pause. Otherwise no
-    /// consumer accepts the events now, so no consumer is at fault for refusing them. In this case,
-    /// addresses that are down only because of refusals count as up again.
+    /// Notes and counts that this consumer refused events that another one may accept. Returns
+    /// `true` if another address may be tried without a pause. Otherwise none is at fault, because
+    /// none accepts the events, and addresses that are down only because of refusals are up again.
     pub fn refused(&self, failure: &Failure) -> bool {
         self.ended(None, Some(failure));
         let left = self.note(failure, Fault::Refused);
@@ -183,8 +172,6 @@ impl Attempt {
         left
     }
 
-    /// Notes a failure of the address and logs it. Returns `true` if another address may be tried
-    /// without a pause.
     fn note(&self, failure: &Failure, fault: Fault) -> bool {
         let noted = self.set.lock().failed(&self.address, fault, Instant::now());
         if noted.tells {
@@ -223,14 +210,12 @@ impl Attempt {
         }
     }
 
-    /// Notes that there is a connection to the address, so that `/status` shows the address as
-    /// used. A connection alone does not prove that the address works.
+    /// Notes a connection, so that `/status` shows the address as used. It proves nothing else.
     pub fn connected(&self) {
         self.set.lock().used = Some(self.address.id);
     }
 
-    /// Moves the attempt to another address of the same host name, if a lookup has removed the
-    /// attempt's own address from the output.
+    /// If a lookup has removed the address, moves the attempt to another one of the same host name.
     fn follow(&mut self) {
         let mut table = self.set.lock();
         if let Some(address) = table.replacement(&self.address) {
@@ -239,9 +224,8 @@ impl Attempt {
         }
     }
 
-    /// Notes that no connection to the address could be made. Moves the attempt to another usable
-    /// address of the same host name, and returns `true`. If there is no such address, notes
-    /// nothing and returns `false`.
+    /// Notes a failed connection and moves on to another usable address of the host name. If there
+    /// is none, notes nothing and returns `false`.
     fn move_on(&mut self, failure: &Failure) -> bool {
         let next = self.set.lock().sibling(&self.address);
         let Some(next) = next else { return false };
@@ -252,7 +236,6 @@ impl Attempt {
         true
     }
 
-    /// Ends the trial, if this attempt is a trial. Another delivery may then test the address.
     fn release(&mut self) {
         if std::mem::take(&mut self.is_trial)
             && let Some(address) = self.set.lock().address(&self.address)

@@ -1,8 +1,8 @@
 //! The circuit of one address, which says whether deliveries may use the address.
 //!
 //! - *Closed*: the address is used. A delivery that fails there opens the circuit.
-//! - *Open*: the address is passed over as long as another one is left, and it is probed. It must
-//!   answer probes for a whole *hold* before the circuit becomes half-open.
+//! - *Open*: the address is probed, and passed over as long as another one is left. It must answer
+//!   probes for a whole *hold* before the circuit becomes half-open.
 //! - *Half-open*: the address is on trial. One delivery at a time uses it, until one succeeds.
 //!
 //! An address may answer probes and still fail deliveries. The hold keeps such an address from
@@ -19,72 +19,58 @@ use tokio::time::Instant;
 
 use base::mutant;
 
-/// The shortest hold. A consumer that restarts is away for a few seconds, and returning to it costs
-/// a TCP stream a new connection, so the relay does not return at once.
+/// The shortest hold. A consumer that restarts is unreachable for a few seconds, and a return to it
+/// costs a TCP stream a new connection.
 pub(super) const HOLD_MIN: Duration = Duration::from_secs(10);
 
-/// The longest hold. It is long because a delivery to a consumer that accepts connections and then
-/// hangs costs some seconds each time, and its events may arrive twice.
+/// The longest hold. Each delivery to a consumer that accepts connections and hangs costs some
+/// seconds, and its events may arrive twice.
 pub(super) const HOLD_MAX: Duration = Duration::from_secs(600);
 
-/// The longest time for which an address may leave what was sent to it unanswered, without any
-/// progress, while another address may answer. A consumer that works answers within a second or
-/// two, and one that collects garbage or rotates its files within a few more. A sender that waits
-/// for the delivery (`acknowledge = "delivered"`) gets its answer after 25 s at the latest, and two
-/// addresses can be tried in that time.
+/// The longest time without progress at an address while another address may answer. A consumer
+/// that works answers within a second or two, and one that collects garbage or rotates its files
+/// within a few more. A sender that waits for the delivery (`acknowledge = "delivered"`) gets its
+/// answer after 25 s at the latest, and two addresses can be tried in that time.
 pub const UNANSWERED_MAX: Duration = Duration::from_secs(10);
 
-/// The pause after the first failed probe of an address that is down. The pause doubles with each
-/// further failed probe.
+/// The pause after the first failed probe. It doubles with each further one, up to [`PAUSE_MAX`].
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 
-/// The longest pause between two probes of one address that is down.
 pub(super) const PAUSE_MAX: Duration = Duration::from_secs(10);
 
-/// A reason for deliveries to avoid an address.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Fault {
-    /// The consumer could not be reached, did not answer, or answered with an error.
+    /// The consumer was unreachable or silent, or answered with an error.
     Failed {
-        /// The pause that the consumer asked for; `None` if it did not ask.
         asked: Option<Duration>,
-        /// The time that the delivery waited for an answer. It is zero unless the failure is a
-        /// timeout.
+        /// Zero unless the failure is a timeout.
         waited: Duration,
     },
-    /// The consumer refuses events that other consumers may accept. Since the events may be at
-    /// fault, a refusal does not lengthen the hold.
+    /// The consumer refuses events that others may accept. The events may be at fault, so the hold
+    /// does not grow.
     Refused,
 }
 
-/// The circuit of one address: the state that decides whether deliveries may use the address. The
-/// table of addresses owns it.
 #[derive(Debug, Clone)]
 pub(super) struct Circuit {
     state: CircuitState,
-    /// The moment at which the circuit's [`Circuit::name`] last changed.
     since: Instant,
-    /// The time for which the address must answer probes after a failure, before a delivery tests
-    /// it again.
+    /// The time for which the address must answer probes before a delivery tests it again.
     hold: Duration,
-    /// The moment at which the address last became usable again after a failure. `None` if the
-    /// address never failed, if it has failed again since then, or if it has worked for the time
-    /// `hold` since then.
+    /// The moment at which the address last became usable; `None` after a failure or a whole
+    /// `hold`.
     back: Option<Instant>,
-    /// The moment of the last failed delivery at this address; `None` if no delivery failed.
     failed: Option<Instant>,
-    /// `true` if a delivery to this address has succeeded.
     proven: bool,
     /// `true` if the last failed delivery got no answer for [`UNANSWERED_MAX`], and none has
-    /// succeeded since. Probes only connect, so they do not show whether such an address answers.
+    /// succeeded since. Probes only connect, so they do not show this.
     mute: bool,
 }
 
 #[derive(Debug, Clone)]
 enum CircuitState {
     Closed,
-    /// The address is tested by one delivery at a time, after a failure. `busy` is `true` while
-    /// such a delivery is under way.
+    /// `busy` is `true` while a delivery tests the address.
     HalfOpen {
         busy: bool,
     },
@@ -93,36 +79,27 @@ enum CircuitState {
 
 #[derive(Debug, Clone, Copy)]
 struct Open {
-    /// The moment when the circuit opened.
     since: Instant,
     /// `true` if refusals of events are the only faults since the circuit opened.
     refused: bool,
-    /// The end of the pause that the consumer asked for; `None` if it did not ask.
     asked: Option<Instant>,
-    /// The moment of the first answered probe after the last failure; `None` if no probe was
-    /// answered since that failure.
+    /// The moment of the first answered probe after the last failure.
     answers: Option<Instant>,
     next_probe: Instant,
-    /// The pause after the next probe that fails.
     pause: Duration,
 }
 
 impl Circuit {
-    /// Makes the circuit of a new address. The circuit is closed, so deliveries may use the
-    /// address.
     pub(super) fn new(now: Instant) -> Self {
         let state = CircuitState::Closed;
         let (hold, back, failed, proven, mute) = (HOLD_MIN, None, None, false, false);
         Self { state, since: now, hold, back, failed, proven, mute }
     }
 
-    /// Returns the moment at which the circuit's [`Circuit::name`] last changed.
     pub(super) fn since(&self) -> Instant {
         self.since
     }
 
-    /// Calls `change`. If this changes the circuit's [`Circuit::name`], notes `now` as the moment
-    /// of the change.
     fn change<T>(&mut self, now: Instant, change: impl FnOnce(&mut Self) -> T) -> T {
         let before = self.name();
         let result = change(self);
@@ -132,9 +109,9 @@ impl Circuit {
         result
     }
 
-    /// Makes the circuit of a new address, when the other addresses of its host name are down.
-    /// `self` is the circuit of one of these. The new address has no failure of its own, but it
-    /// must answer probes before a delivery tests it. The first probe is due at once.
+    /// Makes the circuit of a new address whose host name has only addresses that are down, such as
+    /// `self`. The new address must answer probes, of which the first is due at once, before a
+    /// delivery tests it.
     pub(super) fn of_successor(&self, now: Instant) -> Self {
         let mut circuit = self.clone();
         (circuit.failed, circuit.since) = (None, now);
@@ -145,8 +122,6 @@ impl Circuit {
         circuit
     }
 
-    /// Returns `true` if the address is down: deliveries avoid it as long as another address is
-    /// left.
     pub(super) fn is_open(&self) -> bool {
         self.open().is_some()
     }
@@ -158,32 +133,26 @@ impl Circuit {
         }
     }
 
-    /// Returns `true` if the address is known to work.
     pub(super) fn is_closed(&self) -> bool {
         matches!(self.state, CircuitState::Closed)
     }
 
-    /// Returns `true` if a delivery may use the address: the address is known to work, or it is to
-    /// be tested after a failure and no other delivery tests it now.
+    /// Returns `true` if the address works, or if it may be tested and no delivery tests it now.
     pub(super) fn is_usable(&self) -> bool {
         matches!(self.state, CircuitState::Closed | CircuitState::HalfOpen { busy: false })
     }
 
-    /// Returns `true` if a delivery may use the address, and the address is not known to leave
-    /// requests unanswered. Only such an address is a reason to give up a request elsewhere:
-    /// otherwise the only consumer that answers, although slowly, would be given up for one that
-    /// does not answer at all.
+    /// Returns `true` if this address is a reason to give up a slow request elsewhere. A mute one
+    /// is not: a slow consumer would be given up for one that does not answer at all.
     pub(super) fn may_answer(&self) -> bool {
         self.is_usable() && !self.mute
     }
 
-    /// Returns the moment at which the circuit opened; `None` if the circuit is not open.
     pub(super) fn open_since(&self) -> Option<Instant> {
         self.open().map(|open| open.since)
     }
 
-    /// Returns the name of the circuit's state, as `/status` shows it. It is `unknown` as long as
-    /// no delivery has tried the address; deliveries may use such an address.
+    /// Returns the state for `/status`: `unknown` as long as no delivery has tried the address.
     pub(super) fn name(&self) -> &'static str {
         match self.state {
             CircuitState::Closed if !self.proven && self.failed.is_none() => {
@@ -195,14 +164,11 @@ impl Circuit {
         }
     }
 
-    /// Returns the end of the pause that the consumer asked for; `None` if it did not ask, or if
-    /// the pause is over.
     pub(super) fn asked_until(&self, now: Instant) -> Option<Instant> {
         self.open()?.asked.filter(|until| *until > now)
     }
 
-    /// Notes that a delivery to the address begins. Returns `true` if the delivery is a trial. The
-    /// caller must then call [`Circuit::release`] when the delivery ends.
+    /// Returns `true` for a trial, after which the caller must call [`Circuit::release`].
     pub(super) fn take(&mut self) -> bool {
         match &mut self.state {
             CircuitState::HalfOpen { busy } => !std::mem::replace(busy, true),
@@ -210,16 +176,13 @@ impl Circuit {
         }
     }
 
-    /// Notes that the trial has ended, with or without a result. Another delivery may then test the
-    /// address.
     pub(super) fn release(&mut self) {
         if let CircuitState::HalfOpen { busy } = &mut self.state {
             *busy = false;
         }
     }
 
-    /// Notes that a delivery failed. Returns `true` if this opens the circuit, which means that the
-    /// address counts as down from now on; `false` if the circuit was open already.
+    /// Returns `true` if this opens the circuit.
     pub(super) fn failed(&mut self, fault: Fault, now: Instant) -> bool {
         self.change(now, |circuit| circuit.note_fault(fault, now))
     }
@@ -251,9 +214,8 @@ impl Circuit {
         true
     }
 
-    /// Notes that no consumer accepts the events that this consumer refused, so this consumer was
-    /// not at fault. If the address is down only because of refusals, closes the circuit and
-    /// returns `true`. Otherwise returns `false`.
+    /// Closes the circuit if it is open only because of refusals, and returns `true`. No consumer
+    /// accepts the refused events, so this one was not at fault.
     pub(super) fn forgive(&mut self, now: Instant) -> bool {
         let refused = self.open().is_some_and(|open| open.refused);
         if refused {
@@ -262,12 +224,8 @@ impl Circuit {
         refused
     }
 
-    /// Notes that a delivery to the address succeeded; it began at `begun`. As a rule, this closes
-    /// the circuit: the address counts as up. Returns `true` if an open circuit was closed,
-    /// otherwise `false`.
-    ///
-    /// If a delivery has failed since `begun`, an open circuit stays open, because the success says
-    /// nothing about the time after that failure.
+    /// A delivery that began at `begun` succeeded. This closes the circuit, unless another one has
+    /// failed since `begun`. Returns `true` if an open circuit was closed.
     pub(super) fn succeeded(&mut self, begun: Instant, now: Instant) -> bool {
         let was_open = self.is_open();
         if was_open && self.failed.is_some_and(|failed| failed > begun) {
@@ -285,21 +243,18 @@ impl Circuit {
         was_open
     }
 
-    /// Returns the time when the next probe is due; `None` if the circuit is not open.
     pub(super) fn next_probe(&self) -> Option<Instant> {
         self.open().map(|open| open.next_probe)
     }
 
-    /// Notes that a probe begins, which takes at most `limit`. While it lasts, no other probe of
-    /// this address is due.
+    /// A probe begins, which takes at most `limit`. No other probe is due before its end.
     pub(super) fn probing(&mut self, limit: Duration, now: Instant) {
         if let CircuitState::Open(open) = &mut self.state {
             open.next_probe = now + limit + PAUSE_MAX;
         }
     }
 
-    /// Notes the result of a probe. Returns `true` if the address has now answered probes for long
-    /// enough that a delivery may test it.
+    /// Returns `true` if a delivery may now test the address.
     pub(super) fn probed(&mut self, answered: bool, now: Instant) -> bool {
         let CircuitState::Open(open) = &mut self.state else { return false };
         if !answered {
@@ -328,8 +283,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
     const FAILED: Fault = Fault::Failed { asked: None, waited: Duration::ZERO };
 
-    /// Answers each probe when it is due, until the address is back. Returns the moment when it is
-    /// back.
+    /// Answers each probe when it is due. Returns the moment when the address is back.
     fn probe_until_back(circuit: &mut Circuit, mut now: Instant) -> Instant {
         for _ in 0..1000 {
             now = now.max(circuit.next_probe().expect("it is open"));

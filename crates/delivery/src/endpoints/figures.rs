@@ -1,9 +1,6 @@
-//! The numbers that `/status` shows of one address: requests, bytes, errors and how long answers
-//! took.
-//!
-//! Every protocol counts here through its [`Attempt`](super::Attempt), so that a new protocol needs
-//! no figures of its own. An attempt that ends costs one short lock, and each call of
-//! [`Figures::sent`] costs one atomic addition.
+//! The numbers that `/status` shows of one address. Every protocol counts here through its
+//! [`Attempt`](super::Attempt). An attempt that ends costs one short lock, and each call of
+//! [`Figures::sent`] one atomic addition.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,8 +12,7 @@ use crate::failure::Failure;
 use base::lock::lock;
 use telemetry::{AttemptError, Quantiles, RecentTimes};
 
-/// The maximum number of characters that are kept of an error's text. The relay's own texts are
-/// shorter, but a text may quote a consumer.
+/// The maximum length of an error's text, which may quote a consumer.
 const ERROR_CHARS_MAX: usize = 1000;
 
 /// The figures of one address of an output. The address and all its users share this value.
@@ -29,7 +25,6 @@ pub struct Figures {
 #[derive(Debug)]
 struct Counted {
     requests: u64,
-    /// The number of errors by kind. There are at most as many entries as kinds.
     errors: Vec<(AttemptError, u64)>,
     times: RecentTimes,
     last_error: Option<(String, Instant)>,
@@ -42,10 +37,9 @@ pub struct FiguresShown {
     pub requests: u64,
     /// The number of bytes that were sent to the address, repetitions included.
     pub sent_bytes: u64,
-    /// The number of errors by kind, for the kinds that have occurred.
+    /// The number of errors by reason, without zeros.
     pub errors: Vec<(AttemptError, u64)>,
-    /// The times from sending to the acknowledgement, over the last minutes; `None` if nothing was
-    /// acknowledged in these minutes.
+    /// The times from sending to the acknowledgement in the last minutes, if there were any.
     pub times: Option<Quantiles>,
     /// The text of the last error, and the time since then; `None` if there was none.
     pub last_error: Option<(String, Duration)>,
@@ -77,8 +71,7 @@ impl Figures {
     }
 
     /// Counts an attempt that has ended. `took` is the time from sending to the acknowledgement;
-    /// `None` if nothing was acknowledged. `failure` says why something was not acknowledged;
-    /// `None` if everything was.
+    /// `None` if nothing was acknowledged. `failure` says why not everything was acknowledged.
     pub fn ended(&self, took: Option<Duration>, failure: Option<&Failure>) {
         let now = Instant::now();
         let mut counted = lock(&self.counted);
@@ -123,7 +116,8 @@ mod tests {
         let long = "é".repeat(100_000);
         figures.ended(None, Some(&Failure::new(AttemptError::Status5xx, long)));
         assert_eq!(figures.show().last_error.unwrap().0.chars().count(), ERROR_CHARS_MAX);
-        // An answer that takes some events and turns others away is one request, with both.
+        // An answer that takes some events and refuses others is one request, and has a time and an
+        // error.
         let failure = Failure::new(AttemptError::Item, "one is refused");
         figures.ended(Some(Duration::from_millis(50)), Some(&failure));
         tokio::time::advance(Duration::from_secs(2)).await;

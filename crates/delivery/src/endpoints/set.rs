@@ -1,5 +1,4 @@
-//! The set of an output's addresses: the table of addresses behind a lock, lookups of host names,
-//! and the signal by which connections learn of changes.
+//! The set of an output's addresses: the table behind a lock, and lookups of host names.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -21,18 +20,15 @@ use client::net;
 use config::{HostPort, Strategy, Timeouts};
 use telemetry::AttemptError;
 
-/// After the resolver has answered, the same name is not looked up again for this time. Without
-/// this limit, the parallel connections of an `http` output would all look the name up at the same
-/// moment.
+/// The parallel connections of an `http` output would all look up a name at the same moment, so an
+/// answer is used for this time.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// The maximum number of addresses of one host name that are used. Further addresses are ignored: a
-/// consumer with more addresses should have a load balancer in front of it.
+/// At most this many addresses of a name are used. A larger consumer should have a load balancer.
 const ADDRESSES_MAX: usize = 64;
 
-/// The type of the function that asks the resolver for the addresses of a host name. The caller
-/// passes a permit, so that only one lookup of the name runs at a time. The function releases the
-/// permit when the resolver has answered, even if nobody waits for the answer any more.
+/// Asks the resolver for the addresses of a host name. The only permit of the name is released when
+/// the resolver has answered, even if nobody waits any more.
 pub(super) type LookUp = dyn Fn(HostPort, OwnedSemaphorePermit) -> Answer + Send + Sync;
 type Answer = Pin<Box<dyn Future<Output = io::Result<Vec<SocketAddr>>> + Send>>;
 
@@ -41,35 +37,28 @@ type Answer = Pin<Box<dyn Future<Output = io::Result<Vec<SocketAddr>>> + Send>>;
 ///
 /// A delivery or a connection goes through these steps:
 ///
-/// 1. [`Endpoints::pick`] decides which address has the turn, and returns an
-///    [`Attempt`](super::Attempt). With `failover` the first address in order that works has the
-///    turn, with `round_robin` the next one that works. An address that is back after a failure
-///    gets one delivery at a time, as a trial, until one succeeds.
-/// 2. [`Endpoints::dial`] looks up the name and connects to the address, or to another usable
-///    address of the same name.
-/// 3. The owner of the attempt reports the result. A failure opens the address's circuit: other
-///    deliveries avoid the address, and the [`Watch`](super::Watch) probes it (makes test
-///    connections). A success closes the circuit.
-/// 4. A connection that lasts long asks [`Endpoints::is_over`] whether to end in order, each time
-///    that [`Endpoints::changed`] wakes it.
+/// 1. [`Endpoints::pick`] returns an [`Attempt`](super::Attempt) at the address whose turn it is.
+/// 2. [`Endpoints::dial`] connects to the address, or to another usable address of the same name.
+/// 3. The owner reports the result. A failure opens the address's circuit: other deliveries avoid
+///    the address, and the [`Watch`](super::Watch) probes it. A success closes the circuit.
+/// 4. A connection that lasts long asks [`Endpoints::is_over`] whether to end, each time that
+///    [`Endpoints::changed`] wakes it.
 ///
-/// If no address works, every delivery still gets an address: each address is tried once in a
-/// round, before any address is tried again. The delivery loop pauses between rounds
-/// ([`Failure::elsewhere`] is `false` for the last address of a round).
+/// If no address works, each is tried once in a round, before any is tried again. The delivery loop
+/// pauses between rounds ([`Failure::elsewhere`] is `false` for the last address of a round).
 ///
 /// Invariants: an id is never given to a second address, so an attempt whose address was removed
-/// changes nothing. A configured endpoint always has at least one address, which may be without a
-/// socket address. At most one lookup of each name runs. The lock is never held across an `await`,
-/// and [`Endpoints::wake`] is called after the lock is released.
+/// changes nothing. A configured endpoint always has at least one address, which may lack a socket
+/// address. At most one lookup of each name runs. The lock is never held across an `await`, or when
+/// [`Endpoints::wake`] is called.
 pub struct Endpoints {
     pub(super) output: String,
-    /// In which order the addresses are tried.
+    /// The order in which the addresses are tried.
     pub strategy: Strategy,
     pub(super) timeouts: Timeouts,
     pub(super) look_up: Box<LookUp>,
     table: Mutex<AddressTable>,
-    /// A counter that grows with each change of the addresses to which a connection may have to
-    /// react (for example, an address is removed, or works again).
+    /// Grows with each change to which a connection may have to react.
     version: AtomicU64,
     changed: Notify,
 }
@@ -77,32 +66,26 @@ pub struct Endpoints {
 /// The state of one address of an output, as `/status` shows it.
 #[derive(Debug, Clone)]
 pub struct AddressState {
-    /// The number of the configured endpoint, from 0. It distinguishes two URLs with the same host
-    /// and port.
+    /// The endpoint's index in the config. Two URLs may have the same host and port.
     pub endpoint: usize,
     /// The configured host and port, and the IP address that the host resolved to.
     pub address: String,
-    /// The state of the address: `unknown`, `up`, `down` or `back, on trial`. `unknown`: no
-    /// delivery has tried the address yet. `back, on trial`: the address was `down`, and now one
-    /// delivery at a time tests it.
+    /// `unknown` (not tried), `up`, `down`, or `back, on trial` (tested by one delivery at a time).
     pub state: &'static str,
     /// The time for which the address has had this state.
     pub state_for: Duration,
     /// `true` if the last delivery or connection that succeeded used this address.
     pub used: bool,
-    /// The figures of the address since the output has had it.
+    /// The figures since the output has had this address.
     pub figures: FiguresShown,
 }
 
-/// Makes a [`Failure`] which says that the lookup of the host name `name` failed. `what` is the
-/// text that says why.
 fn unresolved(name: &HostPort, what: impl fmt::Display) -> Failure {
     Failure::new(AttemptError::Resolve, format!("cannot resolve {}: {what}", name.host))
 }
 
 impl Endpoints {
-    /// Makes the state of an output that has no addresses yet. [`Endpoints::set`] adds the
-    /// addresses.
+    /// Makes the value without addresses; [`Endpoints::set`] adds them.
     pub fn new(output: &str, strategy: Strategy, timeouts: &Timeouts) -> Self {
         Self {
             output: output.to_owned(),
@@ -119,32 +102,25 @@ impl Endpoints {
         lock(&self.table)
     }
 
-    /// Wakes all callers that wait for a change of the addresses with [`Endpoints::changed`].
     pub(super) fn wake(&self) {
         self.version.fetch_add(1, Ordering::Release);
         self.changed.notify_waiters();
     }
 
-    /// Replaces the list of endpoints, which is in the order of the config. An endpoint that is the
-    /// same as before, and at the same place in the list, keeps its addresses and their state.
+    /// Replaces the endpoints. One that is the same as before, at the same index, keeps its
+    /// addresses.
     pub fn set(&self, endpoints: Vec<Endpoint>) {
         self.lock().set(endpoints, Instant::now());
         self.wake();
     }
 
-    /// Returns all addresses of the output, in the order of their endpoints in the config.
     pub(super) fn addresses(&self) -> Vec<ResolvedAddress> {
         self.lock().resolved().map(|(address, _)| address).collect()
     }
 
-    /// Looks up the host name of an address. Does nothing if the host needs no lookup, or if its
-    /// last lookup succeeded less than `FRESH` (1 s) ago. If the lookup fails, the addresses that
-    /// were known before stay. If the IP address is known already and another task looks the name
-    /// up, the method returns at once.
-    ///
-    /// # Errors
-    ///
-    /// The resolver reported an error or no address, or did not answer within `timeouts.connect`.
+    /// Looks up the host name of an address, unless its last answer is younger than [`FRESH`], or
+    /// another task is looking it up and an address is known. After a failure, the known addresses
+    /// stay. The resolver has `timeouts.connect` to answer.
     pub(super) async fn look_up(&self, address: &ResolvedAddress) -> Result<(), Failure> {
         let (name, known) = (&address.name, address.socket.is_some());
         let Some(lookups) = self.lookups(address) else { return Ok(()) };
@@ -153,7 +129,7 @@ impl Endpoints {
                 true => lookups.try_acquire_owned().ok()?,
                 false => lookups.acquire_owned().await.ok()?,
             };
-            // Another lookup may have ended while this one waited for the permit.
+            // Another lookup may have ended in the meantime.
             self.lookups(address)?;
             Some((self.look_up)(name.clone(), permit).await)
         };
@@ -173,49 +149,42 @@ impl Endpoints {
         Ok(())
     }
 
-    /// Returns the semaphore that permits one lookup of the address's host name at a time; `None`
-    /// if no lookup is needed now.
+    /// Returns the semaphore for lookups of the name; `None` if no lookup is needed now.
     pub(super) fn lookups(&self, address: &ResolvedAddress) -> Option<Arc<Semaphore>> {
         self.lock().lookups(address, FRESH)
     }
 
-    /// Returns a number that grows whenever the result of [`Endpoints::is_over`] or
-    /// [`Endpoints::is_gone`] may change.
+    /// Grows when [`Endpoints::is_over`] or [`Endpoints::is_gone`] may change.
     pub fn version(&self) -> u64 {
         self.version.load(Ordering::Acquire)
     }
 
-    /// Returns a future that ends at the next change of the addresses after this call. It also
-    /// notices a change that happens before it is first polled.
+    /// Waits for the next change of the addresses. A change before the first poll counts, too.
     pub fn changed(&self) -> impl Future<Output = ()> {
         self.changed.notified()
     }
 
-    /// Returns `true` if an address is not an address of the output any more: its host name no
-    /// longer resolves to it, or a reload has removed or changed its endpoint, or has moved the
-    /// endpoint in the list.
+    /// Returns `true` if a lookup has removed the address, or a reload removed, changed or moved
+    /// its endpoint.
     pub fn is_gone(&self, address: &ResolvedAddress) -> bool {
         self.lock().address(address).is_none()
     }
 
-    /// Returns `true` if a connection to this address should be closed in order. The connection
-    /// carries all events of the output. There are two reasons to close it. First: the address is
-    /// not an address of the output any more. Second, only with `failover`: an address of an
-    /// earlier endpoint is usable again, while this address works and the last delivery did not
-    /// fail.
+    /// Returns `true` if a connection, which carries all events of the output, should be closed in
+    /// order: the address is gone, or, with `failover`, an address of an earlier endpoint is usable
+    /// while this one works and the last delivery did not fail.
     pub fn is_over(&self, address: &ResolvedAddress) -> bool {
         self.lock().is_over(address, self.strategy)
     }
 
-    /// Returns the moment when a connection that is made now should be closed in order: after
-    /// `timeouts.max_connection_age`, with a small random difference. `None` if connections have no
-    /// age limit (the setting is absent or `0s`).
+    /// Returns the moment when a new connection should be closed in order: after about
+    /// `timeouts.max_connection_age`, if that is set.
     pub fn expiry(&self) -> Option<Instant> {
         let age = self.timeouts.max_connection_age?;
         Some(Instant::now() + net::jittered(age))
     }
 
-    /// Returns the number of addresses of the output, of all its endpoints together.
+    /// Returns the number of addresses of all endpoints.
     pub fn count(&self) -> usize {
         self.lock().count()
     }
@@ -241,7 +210,6 @@ impl Endpoints {
         states.collect()
     }
 
-    /// Logs that an address is up again, and how long it was down. `since` is when it went down.
     pub(super) fn tell_up(&self, address: &ResolvedAddress, since: Option<Instant>, now: Instant) {
         let after = since.map_or(Duration::ZERO, |since| now.duration_since(since));
         let after = format!("{:.1} s", after.as_secs_f64());

@@ -1,5 +1,4 @@
-//! All addresses of an output, and whose turn it is. This file has no I/O and no clock: callers
-//! pass the time.
+//! All addresses of an output, and whose turn it is, without I/O and clock: callers pass the time.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -14,89 +13,65 @@ use super::circuit::{Circuit, Fault};
 use super::figures::Figures;
 use config::Strategy;
 
-/// When this time has passed since the last lookup of a host name, the background task looks the
-/// name up again.
+/// The time between two lookups of a host name by the background task.
 pub(super) const LOOK_UP: Duration = Duration::from_secs(30);
 
-/// After a log line about an address, the log waits at least this long before it may say that the
-/// address is down.
+/// The shortest time between a log line about an address and one which says that it is down.
 const QUIET: Duration = Duration::from_secs(60);
 
-/// The endpoints of one output in the order of the config, with the addresses of each.
-/// `Endpoints` owns it.
-///
-/// All addresses of all endpoints together form one list, in order. An *index* is a place in that
-/// list, and changes when addresses join or leave. An *id* is never given to a second address.
+/// The endpoints of one output in the order of the config. All their addresses form one list. An
+/// *index* is a position in that list, and changes when addresses join or leave. An *id* is never
+/// given to a second address.
 #[derive(Default)]
 pub(super) struct AddressTable {
     entries: Vec<EndpointEntry>,
-    /// The number of the current round. While no address is known to work, each address is tried
-    /// once in a round before any address is tried again.
+    /// While no address is known to work, each address is tried once in a round.
     round: u64,
-    /// The index of the address whose turn is next. With `round_robin`, the search for the address
-    /// of the next delivery begins there.
+    /// The index at which `round_robin` begins to search for the next address.
     turn: usize,
-    /// `true` if the last delivery failed. While this is `true`, the next delivery goes to an
-    /// address that is known to work, if there is one. It does not test an address that was down.
-    /// So two tests never fail in a row while another address works.
+    /// `true` if the last delivery failed. The next one then goes to an address that is known to
+    /// work, if there is one, so that two tests never fail in a row while another address works.
     pub(super) failing: bool,
-    /// The id of the address at which the last delivery or connection succeeded; `None` if none has
-    /// succeeded yet.
+    /// The id of the address at which the last delivery or connection succeeded.
     pub(super) used: Option<usize>,
     /// The id of the newest address. Ids are counted up from 1.
     last_id: usize,
 }
 
-/// A configured endpoint (host and port) and its addresses.
 pub(super) struct EndpointEntry {
     endpoint: Endpoint,
-    /// The moment of the resolver's last answer for the endpoint's host name; `None` before the
-    /// first answer. After the first answer, all addresses of the endpoint have an IP address.
+    /// The time of the last lookup. After the first one, all addresses have an IP address.
     looked_up: Option<Instant>,
-    /// The moment when the background task looks the host name up next; `None` before the first
-    /// answer of the resolver.
     next_lookup: Option<Instant>,
-    /// A semaphore with one permit, so that only one lookup of the name runs at a time: a resolver
-    /// that hangs then blocks only one thread.
+    /// Has one permit, so that a resolver that hangs blocks only one thread.
     lookups: Arc<Semaphore>,
-    /// The addresses of the endpoint. The list is never empty: a host name that the resolver has
-    /// not answered yet has one entry, without an IP address.
+    /// Never empty: before the resolver's first answer, there is one entry without an IP address.
     addresses: Vec<AddressEntry>,
 }
 
-/// One address of an endpoint, with its circuit and with the last log line about it.
 pub(super) struct AddressEntry {
-    /// The address's id, which is never given to another address.
     pub(super) id: usize,
-    /// The IP address and port; `None` while the host is not resolved, and if a proxy resolves it.
     pub(super) socket: Option<SocketAddr>,
     pub(super) circuit: Circuit,
-    /// What is counted at the address.
     pub(super) figures: Arc<Figures>,
-    /// The number of the last round in which a delivery to this address failed; `None` if none
-    /// failed. In a round, each address is tried once.
+    /// The last round in which a delivery to this address failed.
     failed_in: Option<u64>,
-    /// The moment of the last log line about the address; `None` if there was no line.
     told: Option<Instant>,
     /// `true` if the last log line about the address says that it is down.
     told_down: bool,
 }
 
-/// Work for the background task (`Watch`) that watches the addresses of an output.
+/// Work for the background task (`Watch`).
 pub(super) enum Job {
-    /// Look up the name of this address.
     LookUp(ResolvedAddress),
-    /// Connect to this address, to find out whether it works again.
     Probe(ResolvedAddress),
 }
 
 /// The consequences of a failure at an address. The caller must act on each of them.
 pub(super) struct Noted {
-    /// `true` if the failure has opened the address's circuit: from now on, the address counts as
-    /// down.
+    /// `true` if the failure has opened the address's circuit.
     pub(super) opened: bool,
-    /// `true` if the caller must log the failure. The table already counts this log line as
-    /// written.
+    /// `true` if the caller must log the failure. The table counts this line as written.
     pub(super) tells: bool,
     /// `true` if another address may be tried without a pause.
     pub(super) left: bool,
@@ -108,17 +83,14 @@ impl AddressEntry {
         Self { id, socket, circuit, figures, failed_in: None, told: None, told_down: false }
     }
 
-    /// Makes the entry of a new address of an endpoint whose other addresses are all down. `self`
-    /// is the entry of one of these. The new address gets a copy of that circuit, so it counts as
-    /// down, too, until it has answered probes.
+    /// Makes the entry of a new address. The other addresses of the endpoint, such as `self`, are
+    /// down, and the new one counts as down until it has answered probes.
     fn successor(&self, id: usize, socket: SocketAddr, now: Instant) -> Self {
         let circuit = self.circuit.of_successor(now);
         Self { told_down: self.told_down, ..Self::new(id, Some(socket), circuit) }
     }
 
-    /// Returns `true` if the caller may now log that the address is down. The line then counts as
-    /// written already, so the caller must write it. Returns `false` if the last log line about the
-    /// address is too recent.
+    /// If the result is `true`, the caller must log that the address is down.
     fn may_tell(&mut self, now: Instant) -> bool {
         let may = self.told.is_none_or(|told| now.duration_since(told) >= QUIET);
         if may {
@@ -127,8 +99,7 @@ impl AddressEntry {
         may
     }
 
-    /// Returns `true` if the last log line about the address says that it is down. The caller must
-    /// then log that the address is up. This new line is already counted as written.
+    /// If the result is `true`, the caller must log that the address is up.
     pub(super) fn is_to_be_told_up(&mut self, now: Instant) -> bool {
         let tells = std::mem::take(&mut self.told_down);
         if tells {
@@ -144,8 +115,6 @@ impl EndpointEntry {
         ResolvedAddress { endpoint, id, name: self.endpoint.name.clone(), socket, figures }
     }
 
-    /// Returns the index, within this endpoint, of the address with this id; `None` if there is
-    /// none.
     fn position(&self, id: usize) -> Option<usize> {
         self.addresses.iter().position(|address| address.id == id)
     }
@@ -157,8 +126,6 @@ impl AddressTable {
         self.last_id
     }
 
-    /// Replaces the list of endpoints. An endpoint that is the same as before, and at the same
-    /// place in the list, keeps its addresses and their state.
     pub(super) fn set(&mut self, endpoints: Vec<Endpoint>, now: Instant) {
         let mut old: Vec<Option<EndpointEntry>> =
             std::mem::take(&mut self.entries).into_iter().map(Some).collect();
@@ -175,51 +142,43 @@ impl AddressTable {
         }
     }
 
-    /// Returns the entry of an address; `None` if it is not an address of the output any more.
+    /// Returns `None` if the output does not have this address any more.
     pub(super) fn address(&mut self, of: &ResolvedAddress) -> Option<&mut AddressEntry> {
         let entry = self.entries.get_mut(of.endpoint)?;
         let position = entry.position(of.id)?;
         entry.addresses.get_mut(position)
     }
 
-    /// Returns the number of addresses, of all endpoints together.
     pub(super) fn count(&self) -> usize {
         self.entries.iter().map(|entry| entry.addresses.len()).sum()
     }
 
-    /// Returns every address in the order of the list, with its endpoint and the index of the
-    /// endpoint in the config.
     pub(super) fn all(&self) -> impl Iterator<Item = (usize, &EndpointEntry, &AddressEntry)> {
         self.entries.iter().enumerate().flat_map(|(index, entry)| {
             entry.addresses.iter().map(move |address| (index, entry, address))
         })
     }
 
-    /// Returns every address in the order of the list, with its entry in the table.
     pub(super) fn resolved(&self) -> impl Iterator<Item = (ResolvedAddress, &AddressEntry)> {
         self.all().map(|(index, entry, address)| (entry.resolved(index, address), address))
     }
 
-    /// Returns `true` if at least one address is known to work.
     fn any_closed(&self) -> bool {
         self.all().any(|(_, _, address)| address.circuit.is_closed())
     }
 
-    /// Returns `true` if a delivery may go to this address without a pause, while no address is
-    /// known to work: no delivery has failed here in this round, and the consumer has not asked for
-    /// a pause that still lasts.
+    /// Returns `true` if this address may be tried without a pause while none is known to work.
     fn is_untried(&self, address: &AddressEntry, now: Instant) -> bool {
         address.circuit.asked_until(now).is_none() && address.failed_in != Some(self.round)
     }
 
-    /// Returns `true` if there is an address that may be tried without a pause.
+    /// Returns `true` if an address may be tried without a pause.
     fn is_any_left(&self, now: Instant) -> bool {
         let untried = |address: &AddressEntry| self.is_untried(address, now);
         self.any_closed() || self.all().any(|(_, _, address)| untried(address))
     }
 
-    /// Returns the first address that `wanted` accepts, with its index; `None` if there is none.
-    /// The search begins at the index `from`. After the last address, it continues at the first.
+    /// Searches from the index `from` to the end, and then from the first address.
     fn find(
         &self,
         from: usize,
@@ -235,8 +194,7 @@ impl AddressTable {
             .map(|(index, (endpoint, of, address))| (index, of.resolved(endpoint, address)))
     }
 
-    /// Returns the address whose pause ends first, and the index of the address; `None` if the
-    /// output has no address. Called when the consumer of every address has asked for a pause.
+    /// Returns the address whose pause ends first, if the consumers of all have asked for one.
     fn soonest(&self, now: Instant) -> Option<(usize, ResolvedAddress)> {
         let until = |address: &AddressEntry| address.circuit.asked_until(now);
         let all = self.all().enumerate();
@@ -244,9 +202,7 @@ impl AddressTable {
         soonest.map(|(index, (endpoint, of, address))| (index, of.resolved(endpoint, address)))
     }
 
-    /// Picks the address of the next delivery. The turn then goes to the address after it in the
-    /// list. Returns the address, and `true` if the delivery is a trial. Returns `None` if the
-    /// output has no address.
+    /// Picks the next address, and moves the turn on. Returns `true` for a trial.
     pub(super) fn pick(
         &mut self,
         strategy: Strategy,
@@ -273,13 +229,11 @@ impl AddressTable {
         Some((address, is_trial))
     }
 
-    /// Notes that a delivery begins at an address. Returns `true` if the delivery is a trial.
+    /// Returns `true` for a trial.
     pub(super) fn take(&mut self, address: &ResolvedAddress) -> bool {
         self.address(address).is_some_and(|address| address.circuit.take())
     }
 
-    /// Notes that a delivery or a connection failed at an address because of `fault`. The result
-    /// tells the caller what to do: wake the connections, log the failure, try another address.
     pub(super) fn failed(&mut self, of: &ResolvedAddress, fault: Fault, now: Instant) -> Noted {
         self.failing = true;
         let (round, several) = (self.round, self.count() > 1);
@@ -293,9 +247,8 @@ impl AddressTable {
         Noted { opened, tells, left: self.is_any_left(now) }
     }
 
-    /// Forgives every refusal: addresses that are down only because their consumers refused events
-    /// count as up again. Called when no consumer accepts the refused events, so that no consumer
-    /// is at fault.
+    /// Closes the circuits that only refusals have opened: no consumer accepts the refused events,
+    /// so none is at fault.
     pub(super) fn forgive(&mut self, now: Instant) {
         self.failing = false;
         for address in self.entries.iter_mut().flat_map(|entry| &mut entry.addresses) {
@@ -305,9 +258,7 @@ impl AddressTable {
         }
     }
 
-    /// Returns the semaphore that permits one lookup of the address's host name at a time. `None`
-    /// if no lookup is needed: the host is an IP address, a proxy resolves it, a reload has removed
-    /// the endpoint, or the last answer is younger than `fresh`.
+    /// `None` if no lookup is needed, or if the last answer is younger than `fresh`.
     pub(super) fn lookups(&self, of: &ResolvedAddress, fresh: Duration) -> Option<Arc<Semaphore>> {
         let entry = self.entries.get(of.endpoint)?;
         let young = entry.looked_up.is_some_and(|at| at.elapsed() < fresh);
@@ -315,9 +266,7 @@ impl AddressTable {
             .then(|| Arc::clone(&entry.lookups))
     }
 
-    /// Replaces the addresses of a host name by the resolver's answer. `of` is any address of this
-    /// name. Addresses that stay keep their order and state. Returns `true` if the set of addresses
-    /// has changed.
+    /// Replaces the addresses of the name of `of`. Returns `true` if they have changed.
     pub(super) fn take_answer(
         &mut self,
         of: &ResolvedAddress,
@@ -344,8 +293,7 @@ impl AddressTable {
         if let Some((unresolved, first)) = unresolved.zip(joining.first_mut()) {
             first.figures = Arc::clone(&unresolved.figures);
         }
-        // Addresses that stay keep their order: an answer in another order is not a reason to use
-        // another address.
+        // An answer in another order is not a reason to use another address.
         let stays = |socket: SocketAddr| answer.contains(&socket);
         entry.addresses.retain(|address| address.socket.is_some_and(stays));
         entry.addresses.extend(joining);
@@ -353,9 +301,7 @@ impl AddressTable {
         before != after
     }
 
-    /// Returns another address of the same host name, if a lookup has removed the address `of` from
-    /// the output. The turn then goes to the address after the returned one in the list. Returns
-    /// `None` if `of` was not removed, or if its endpoint is gone.
+    /// If a lookup has removed `of`, returns another address of the name, and moves the turn on.
     pub(super) fn replacement(&mut self, of: &ResolvedAddress) -> Option<ResolvedAddress> {
         let entry = self.entries.get(of.endpoint)?;
         if entry.position(of.id).is_some() || entry.endpoint.name != of.name {
@@ -369,7 +315,7 @@ impl AddressTable {
         Some(found)
     }
 
-    /// Returns another usable address of the same host name; `None` if there is none.
+    /// Returns another usable address of the same host name.
     pub(super) fn sibling(&self, of: &ResolvedAddress) -> Option<ResolvedAddress> {
         let entry = self.entries.get(of.endpoint).filter(|it| it.endpoint.name == of.name)?;
         let mut others = entry.addresses.iter().filter(|other| other.id != of.id);
@@ -377,10 +323,6 @@ impl AddressTable {
         Some(entry.resolved(of.endpoint, usable))
     }
 
-    /// Returns `true` if a connection to the address `of` should be closed in order. The connection
-    /// carries all events of the output. There are two reasons to close it. First: `of` is not an
-    /// address of the output any more. Second, only with `failover`: an address of an earlier
-    /// endpoint is usable again, while `of` works and the last delivery did not fail.
     pub(super) fn is_over(&mut self, of: &ResolvedAddress, strategy: Strategy) -> bool {
         let Some(address) = self.address(of) else { return true };
         let works = address.circuit.is_closed() && !self.failing;
@@ -390,10 +332,8 @@ impl AddressTable {
         strategy == Strategy::Failover && works && self.all().any(preferred)
     }
 
-    /// Returns the lookups and probes that are due now, and the time when this method must be
-    /// called again. The returned work counts as begun. A probe takes at most `limit`. If the
-    /// output has only one address, this address is not probed, because every delivery tries it
-    /// anyway.
+    /// Returns the lookups and probes that are due now, which count as begun, and the time of the
+    /// next call. A probe takes at most `limit`. A single address is never probed.
     pub(super) fn due(&mut self, limit: Duration, now: Instant) -> (Vec<Job>, Instant) {
         let several = self.count() > 1;
         let (mut due, mut wake) = (Vec::new(), now + LOOK_UP);

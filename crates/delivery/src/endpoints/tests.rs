@@ -1,9 +1,9 @@
 //! Tests of the set with simulated consumers, resolvers and time.
 //!
-//! A `World` holds consumers that work, refuse connections, fall silent or answer with errors, and
-//! a resolver. A `Bench` is a set in that world, whose watch runs. Time is paused: a test of a day
-//! takes less than a second. Each test checks one rule, except the last one. It lets random
-//! consumers come, go and hang, and checks only what must always hold.
+//! A `World` holds a resolver, and consumers that work, refuse connections, fall silent or answer
+//! with errors. A `Bench` is a set in that world, with its watch. Time is paused: a test of a day
+//! takes less than a second. Each test checks one rule, except the last one: there, consumers come,
+//! go and hang at random, and the test checks only what must always hold.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -41,7 +41,7 @@ enum Mood {
 #[derive(Default)]
 struct World {
     consumers: Mutex<BTreeMap<SocketAddr, Mood>>,
-    /// The addresses of each name. With `None` the resolver never answers.
+    /// The addresses of each name. `None` stands for a resolver that never answers.
     names: Mutex<BTreeMap<String, Option<Vec<SocketAddr>>>>,
     lookups: AtomicU64,
     /// The permits of lookups that never end. They stand for threads that hang.
@@ -129,7 +129,7 @@ impl Bench {
         Self { world, set, _watch: watch }
     }
 
-    /// Three consumers at 10.0.0.1 to 10.0.0.3.
+    /// Starts a set of three consumers, at 10.0.0.1 to 10.0.0.3.
     fn three(strategy: Strategy) -> Self {
         Self::start(&["10.0.0.1", "10.0.0.2", "10.0.0.3"], strategy)
     }
@@ -138,17 +138,17 @@ impl Bench {
         self.set.pick().expect("there are addresses")
     }
 
-    /// Returns where the next delivery goes, and ends that delivery without a result.
+    /// Returns the number of the consumer of the next delivery, which ends without a result.
     fn next(&self) -> u8 {
         number(self.pick().address())
     }
 
-    /// Lets the next delivery fail. Returns where it was, and whether another address is left.
+    /// Makes the next delivery fail. Returns its consumer, and `true` if another address is left.
     fn fail(&self) -> (u8, bool) {
         self.fail_for(None)
     }
 
-    /// Does the same as [`Bench::fail`], and the consumer asks for a pause.
+    /// Does the same as [`Bench::fail`] for a consumer that asks for a pause.
     fn fail_for(&self, retry_after: Option<Duration>) -> (u8, bool) {
         let attempt = self.pick();
         let failure = Failure { retry_after, ..failure(AttemptError::Status5xx) };
@@ -156,15 +156,15 @@ impl Bench {
         (number(attempt.address()), left)
     }
 
-    /// Lets the next delivery succeed, and returns where it was.
+    /// Makes the next delivery succeed, and returns its consumer.
     fn succeed(&self) -> u8 {
         let attempt = self.pick();
         attempt.succeeded();
         number(attempt.address())
     }
 
-    /// Makes a delivery as an output does: it dials, and waits for an answer. Returns where it was
-    /// (0 if there was no address), and for a failure whether another address is left.
+    /// Makes a delivery as an output does: it dials, and waits for an answer. Returns its consumer
+    /// (0 if there was no address), and for a failure `true` if another address is left.
     async fn deliver(&self) -> (u8, Result<(), bool>) {
         let mut attempt = self.pick();
         let world = &self.world;
@@ -202,7 +202,7 @@ fn number(address: &ResolvedAddress) -> u8 {
     }
 }
 
-/// Lets this time pass, and then lets the watch run.
+/// Waits for this time, and then until the watch has run.
 async fn pass(time: Duration) {
     tokio::time::sleep(time).await;
     for _ in 0..10 {
@@ -217,7 +217,7 @@ async fn failover_keeps_to_the_first_that_works_and_comes_back_to_it_once_it_has
     bench.world.set(1, Mood::Away);
     assert_eq!(bench.fail(), (1, true));
     assert_eq!((bench.succeed(), bench.succeed()), (2, 2));
-    // However long the consumer is away, no delivery is used to find out.
+    // No delivery tests an unreachable consumer, however much time passes.
     pass(HOLD_MIN * 100).await;
     assert_eq!(bench.next(), 2);
     bench.world.set(1, Mood::Good);
@@ -306,8 +306,8 @@ async fn an_answer_is_waited_for_less_long_while_another_address_may_be_used() {
         bench.world.set(2, Mood::Good);
         pass(HOLD_MIN + PAUSE_MAX * 2).await;
         assert_eq!(first.patience(), UNANSWERED_MAX);
-        // An address that has left a request unanswered is back when it answers connections, but
-        // only an answer shows that it answers.
+        // An address that has left a request unanswered is back when it accepts connections, but
+        // only an answer to a request shows that it answers.
         other.succeeded();
         bench.world.set(2, Mood::Silent);
         pass(UNANSWERED_MAX).await;
@@ -515,7 +515,7 @@ async fn an_address_that_takes_connections_and_never_answers_costs_little_in_a_d
     assert!(delivered > 24 * 3600 * 8 / 10, "{delivered}");
 }
 
-/// What `/status` shows of an address: its state, for how long in seconds, attempts, and errors.
+/// A row of `/status`: the state of an address, its age in seconds, the attempts, and the errors.
 type Row = (&'static str, u64, u64, Vec<(AttemptError, u64)>);
 
 fn shown(bench: &Bench) -> Vec<Row> {
@@ -601,10 +601,9 @@ fn random_mood(random: &mut fastrand::Rng) -> Mood {
     }
 }
 
-/// Lets one to four consumers change their mood at random, while one to three lanes deliver without
-/// end. Asserts two things all the time: as long as one consumer works, something is delivered
-/// soon; and with `failover`, when the first consumer has worked for long enough, deliveries go to
-/// it.
+/// One to four consumers change their mood at random, while one to three lanes deliver without end.
+/// Asserts two things all the time: as long as one consumer works, something is delivered soon; and
+/// with `failover`, deliveries go to the first consumer when it has worked for long enough.
 async fn simulate(seed: u64) {
     let mut random = fastrand::Rng::with_seed(seed);
     let consumers = random.u8(1..=4);
@@ -612,8 +611,8 @@ async fn simulate(seed: u64) {
     let lanes = random.u8(1..=3);
     let first_is_preferred = bench.set.strategy == Strategy::Failover && bench.set.count() > 1;
     // Each other consumer may stall a lane for one request timeout, and one of them a second time
-    // when it is tried again; the consumer that works now may have left a delivery unanswered that
-    // began before. A pause may come before or after that.
+    // when it is tried again. The consumer that works now may have left an earlier delivery
+    // unanswered. A pause may come before or after that.
     let bound = TIMEOUTS.request * (u32::from(consumers) + 1) + SECOND * 40;
     let delivered = Mutex::new((Instant::now(), 0));
     let lane = async |mut random: fastrand::Rng| {

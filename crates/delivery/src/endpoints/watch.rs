@@ -1,5 +1,4 @@
-//! The task that probes the addresses that are down, and looks up host names even while no
-//! connection is made.
+//! The task that probes addresses, and looks up host names even while no connection is made.
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
@@ -19,33 +18,30 @@ use crate::failure::Failure;
 /// The pause before the task starts again after a panic.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
 
-/// The background task that watches the addresses of one output. The output's connector owns this
-/// handle. It starts the task with the output's first connection, and ends the task by dropping the
-/// handle.
-///
-/// The task does two kinds of work, each when the table of addresses says that the work is due:
+/// The background task that watches the addresses of one output. The output's connector starts it
+/// with the first connection, and ends it by dropping this handle. When work is due in the table of
+/// addresses, the task does it:
 ///
 /// - It *probes* an address that is down: it connects (with TLS, if the output uses TLS), and sends
-///   nothing. When the address has answered probes for the time of its *hold*, one delivery at a
-///   time may test it. The next probe of an address begins at most 10 seconds after the last one
-///   has ended. Probes of several addresses run side by side.
-/// - It *looks up* each name again 30 seconds after the resolver's last answer or the task's last
-///   lookup (the first one is made by a delivery or a probe), so that new and removed addresses are
-///   noticed even if no connection is made.
+///   nothing. When the address has answered probes for its *hold*, one delivery at a time may test
+///   it. The next probe begins at most 10 seconds after the end of the last one. Several addresses
+///   are probed concurrently.
+/// - It *looks up* each name again 30 seconds after the last lookup (the first one is made by a
+///   delivery or a probe), so that new and removed addresses are noticed even if no connection is
+///   made.
 ///
-/// A name that has no known address is probed by a lookup. If the output has a single address, it
-/// is not probed at all, because every delivery tries it anyway.
+/// A name without a known address is probed by a lookup. A single address is not probed, because
+/// every delivery tries it anyway.
 ///
-/// The task never ends by itself. After a panic it starts again: without the task, an address that
-/// is down would stay down as long as another address works.
+/// The task never ends by itself. After a panic it starts again: otherwise an address that is down
+/// would stay down as long as another address works.
 #[derive(Default)]
 pub struct Watch {
     task: JoinSet<()>,
 }
 
 impl Watch {
-    /// Starts the task, unless it is already running. `probe` makes a test connection to an
-    /// address, on which it sends nothing.
+    /// Starts the task, unless it runs. `probe` makes a test connection and sends nothing.
     pub fn start<F>(
         &mut self,
         set: &Arc<Endpoints>,
@@ -70,14 +66,13 @@ impl Watch {
 }
 
 impl Endpoints {
-    /// Runs the loop of the `Watch` task, which never ends.
     async fn watch<F>(&self, probe: &impl Fn(ResolvedAddress) -> F)
     where
         F: Future<Output = Result<(), Failure>>,
     {
         let mut jobs = FuturesUnordered::new();
         loop {
-            // The future is made before the table is looked at, so that no change is missed.
+            // The future is made before the table is read, so that no change is missed.
             let changed = self.changed();
             let (due, wake) = self.lock().due(self.timeouts.connect, Instant::now());
             jobs.extend(due.into_iter().map(|job| self.run(job, probe)));
@@ -89,7 +84,6 @@ impl Endpoints {
         }
     }
 
-    /// Does one piece of work: a lookup of a host name, or a probe of an address.
     async fn run<F>(&self, job: Job, probe: &impl Fn(ResolvedAddress) -> F)
     where
         F: Future<Output = Result<(), Failure>>,
@@ -101,7 +95,7 @@ impl Endpoints {
                 }
                 return;
             }
-            // Without an address, a name can only be probed by a lookup.
+            // A name without an address can only be probed by a lookup.
             Job::Probe(address) if address.socket.is_none() && self.lookups(&address).is_some() => {
                 let result = self.look_up(&address).await;
                 (address, result)
@@ -114,8 +108,6 @@ impl Endpoints {
         self.probed(&address, result.is_ok());
     }
 
-    /// Notes the result of a probe, which is a test connection to an address that is down.
-    /// `answered` is `true` if the connection was made.
     fn probed(&self, of: &ResolvedAddress, answered: bool) {
         let now = Instant::now();
         let mut table = self.lock();

@@ -1,21 +1,14 @@
-//! The memory of the events that have left, so that an event that kube-apiserver sends twice leaves
-//! once.
+//! The memory of sent events, so that an event that kube-apiserver sends twice leaves once.
 //!
-//! An event is recognised by the SHA-256 of its bytes as they were received, cut to 128 bits. Its
-//! auditID cannot be used: the sender of a request chooses it, and could hide an event by giving it
-//! the auditID of another. A faster hash cannot be used either: the sender also chooses other bytes
-//! of the event, and must not be able to make two events with the same hash.
+//! An event is recognised by the SHA-256 of its bytes as received, cut to 128 bits. Its auditID
+//! cannot be used: the sender of a request chooses it, and could hide an event by giving it the
+//! auditID of another. A faster hash cannot be used either: the sender also chooses other bytes of
+//! the event, and must not be able to make two events with the same hash.
 //!
-//! An event that is taken for a duplicate does not leave, and is lost if that was wrong. In every
-//! doubtful case the event therefore leaves again: if its first copy is forgotten, out of order, or
-//! outside the window. An event is never a duplicate of itself, however often it is read: a retry
-//! has the same position. All events that have left within the window are remembered, each with its
-//! position, and not only the last copy of each. When the queue is read again from an earlier
-//! position, every event is therefore judged as it was the first time.
-//!
-//! The memory does not know what happened to an event. Its owner tells it which events were not
-//! sent after all ([`Seen::forget`]), and up to which position everything is final
-//! ([`Seen::settled`]).
+//! A wrong duplicate is a lost event. So an event leaves again in every doubtful case: if its first
+//! copy is forgotten, out of order, or outside the window. A retry has the same position, and is
+//! not a duplicate. All events within the window are remembered by position, so that every event is
+//! judged as it was the first time when the queue is read again from an earlier position.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -27,51 +20,40 @@ use tokio::time::Instant;
 
 use base::position::Position;
 
-/// The largest number of events that are remembered. An event takes 32 bytes, and 10 bytes in the
-/// hash table: a million events take 44 MB. At 3,000 events per second, kube-apiserver sends a
-/// million in five minutes, and it stops retrying a batch earlier than that.
+/// A million events take 44 MB, with the hash table. At 3,000 events per second they are the last
+/// five and a half minutes; kube-apiserver stops retrying a batch earlier than that.
 const EVENTS_MAX: usize = 1_000_000;
 
-/// The time between the zero point of [`Seen::received`] and the moment at which a memory is made:
-/// 100 years. No event in a queue is older than that, so that every event was received after the
-/// zero point.
+/// The zero point of [`Seen::received`] is so long before the start that no event is older.
 const LEAD: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
-/// The first 128 bits of an event's SHA-256.
 type Hash = [u64; 2];
 
-/// An event that was sent or is about to be sent.
 #[derive(Debug, Clone, Copy)]
 struct Entry {
     hash: Hash,
     position: Position,
-    /// The time at which the event was received, as [`Seen::received`] returns it, in milliseconds.
+    /// In milliseconds, see [`Seen::received`].
     received: u64,
 }
 
-/// The memory of the events that one output has sent, which finds duplicates. The output's delivery
-/// loop owns it, and hands it on to the delivery loop that replaces it.
+/// The events that one output has sent. Its delivery loop owns this value, and hands it to the
+/// next.
 pub struct Seen {
-    /// The deduplication window in milliseconds. Two events with the same bytes are duplicates only
-    /// if they were received at most this long after each other.
+    /// The deduplication window in milliseconds.
     window: u64,
     events_max: usize,
     begun: Instant,
-    /// The remembered events in the order of their positions. [`Seen::forget`] takes an event out
-    /// of `table`, so that it is not found any more, but leaves its entry here. Entries are removed
-    /// only from the front, the oldest first.
+    /// In the order of positions. [`Seen::forget`] removes an event only from `table`.
     entries: VecDeque<Entry>,
-    /// The number of the first entry in `entries`. Each entry's number is one more than the number
-    /// of the entry before it, and stays the same when older entries are removed.
+    /// The number of the first entry. Numbers count up, and stay when older entries are removed.
     first: u32,
-    /// A hash table that finds the number of an event's entry in `entries`. The key is the first 64
-    /// bits of the event's hash.
+    /// Finds the number of an entry. The key is the first 64 bits of its hash.
     table: HashTable<u32>,
 }
 
 impl Seen {
-    /// Makes an empty memory. Two events with the same bytes count as duplicates if they were
-    /// received within `window` of each other.
+    /// Makes an empty memory. Events with the same bytes are duplicates within `window`.
     pub fn new(window: Duration) -> Self {
         Self::with_room(window, EVENTS_MAX)
     }
@@ -87,28 +69,20 @@ impl Seen {
         }
     }
 
-    /// Changes the window, which is the time within which events with the same bytes count as
-    /// duplicates. Events that are already forgotten stay forgotten, even if the new window is
-    /// longer.
+    /// Changes the window. Events that are already forgotten stay forgotten.
     pub fn set_window(&mut self, window: Duration) {
         self.window = millis(window);
     }
 
-    /// Returns the time at which an event of this age was received. The result is counted from a
-    /// zero point, 100 years before this memory was made, so that it is never negative.
+    /// Returns the time at which an event of this age was received, since a zero point long ago.
     pub fn received(&self, age: Duration) -> Duration {
         (LEAD + self.begun.elapsed()).saturating_sub(age)
     }
 
-    /// Returns `true` if the event is a duplicate: an event with the same bytes was sent from an
-    /// earlier position, and the two events were received within the deduplication window of each
-    /// other.
-    ///
-    /// If the result is `false`, the event is remembered as sent. It is not added again if the
-    /// memory already has an event at this position or at a later one.
-    ///
-    /// Positions must be passed in ascending order. The caller may go back to an earlier position,
-    /// and must ascend again from there.
+    /// Returns `true` if an event with the same bytes was sent from an earlier position, and both
+    /// were received within the window. Otherwise remembers the event, unless the memory has one at
+    /// this position or at a later one. Positions must ascend, but the caller may go back and
+    /// ascend again.
     #[must_use]
     pub fn check(&mut self, event: &[u8], position: Position, received: Duration) -> bool {
         let (hash, received) = (hash(event), millis(received));
@@ -130,8 +104,7 @@ impl Seen {
         is_duplicate
     }
 
-    /// Tells the memory that the events at these positions were not sent and will not be sent. An
-    /// event with the same bytes as one of them is then not a duplicate of it.
+    /// These events were not and will not be sent, so later copies are not duplicates.
     pub fn forget(&mut self, positions: Range<Position>) {
         if self.entries.back().is_none_or(|last| last.position < positions.start) {
             return;
@@ -147,9 +120,8 @@ impl Seen {
         }
     }
 
-    /// Tells the memory that all events before `watermark` are final (acknowledged, dropped or
-    /// given up) and will not be checked again. Events that are so old that no new event can be a
-    /// duplicate of them are forgotten.
+    /// All events before `watermark` are final. Forgets the events that are too old to have
+    /// duplicates.
     pub fn settled(&mut self, watermark: Position) {
         let settled = self.entries.partition_point(|known| known.position < watermark);
         let Some(last) = settled.checked_sub(1).and_then(|last| self.entries.get(last)) else {
@@ -161,8 +133,7 @@ impl Seen {
         }
     }
 
-    /// Adds an entry to the memory, if its position is after those of all other entries. If the
-    /// memory is full, the oldest entry is removed.
+    /// Adds an entry if it is after all others. Removes the oldest one if the memory is full.
     fn remember(&mut self, entry: Entry) {
         if self.entries.back().is_some_and(|last| last.position >= entry.position) {
             return;
@@ -189,9 +160,7 @@ impl Seen {
     }
 }
 
-/// Returns the number of the entry at `index` in the entries; `first` is the number of the first
-/// entry. Numbers wrap around to 0 after the largest `u32`, which is safe because there are never
-/// that many entries at the same time.
+/// Numbers may wrap around, because there are never `u32::MAX` entries at the same time.
 fn number(first: u32, index: usize) -> u32 {
     first.wrapping_add(u32::try_from(index).unwrap_or(u32::MAX))
 }
@@ -200,7 +169,6 @@ fn entry(entries: &VecDeque<Entry>, first: u32, number: u32) -> Option<&Entry> {
     entries.get(usize::try_from(number.wrapping_sub(first)).ok()?)
 }
 
-/// Returns the first 128 bits of the SHA-256 of an event, or of another text.
 pub(super) fn hash(event: &[u8]) -> Hash {
     let digest = digest::digest(&digest::SHA256, event);
     let mut words = digest.as_ref().chunks_exact(8).map(|word| {

@@ -47,7 +47,7 @@ fn claim_four(in_flight: &mut InFlight) -> Claim {
     in_flight.claim_next(Take { events: 4, ..ALL }).expect("a batch").claim
 }
 
-/// Returns what is noted of a claim that is sent in the batch with this number.
+/// Returns the facts about a claim that is sent in the batch with this number.
 fn in_batch(batch: u64) -> Sent {
     Sent { batch, answers: 0 }
 }

@@ -55,7 +55,7 @@ enum Answer {
     Fail,
     /// Fails, and another address may be tried at once.
     FailHere,
-    /// The address that is tried can't be reached.
+    /// The address can't be reached.
     Away,
     /// Fails, and asks for a pause of this length before the next attempt.
     FailFor(Duration),
@@ -66,9 +66,9 @@ enum Answer {
     BreakHere,
     /// The link ends with [`Event::Gone`]; `true` if the end is a failure.
     Gone(bool),
-    /// The link reports [`Event::Troubled`]: it can send nothing at the moment.
+    /// The link reports [`Event::Troubled`].
     Trouble,
-    /// The answer of the consumer with this number. All other answers are those of consumer 0.
+    /// The answer of the consumer with this number. Other answers are those of consumer 0.
     Of(usize, Box<Self>),
 }
 
@@ -83,7 +83,7 @@ struct Consumer {
     window: usize,
     /// `true` if the consumer reads batches as they are sent, and answers them in any order.
     pipelined: bool,
-    /// The seed that chooses which batch on the wire is answered next, and what becomes of each
+    /// The seed that chooses which batch on the wire is answered next, and the fate of each
     /// checkpoint.
     shuffle: Mutex<u64>,
     state: Mutex<Seen>,
@@ -282,7 +282,7 @@ impl<const EAGER: bool> Link for FakeLink<EAGER> {
 }
 
 impl<const EAGER: bool> FakeLink<EAGER> {
-    /// Takes the checkpoint, or does not. Some streams break at it.
+    /// Takes the checkpoint or refuses it. Some streams break at it.
     fn answer_checkpoint(&mut self) -> Event {
         let (checkpoint, _) = self.checkpoint.take().expect("it is on the wire");
         Event::Checkpoint(match self.consumer.below(4) {
@@ -480,7 +480,7 @@ fn sifted(event: &str) -> Option<String> {
     }
 }
 
-/// Returns the newest checkpoint, of which there is a new one each minute.
+/// Publishes a new checkpoint each minute, if they are wanted.
 fn publish(is_wanted: bool, tasks: &mut JoinSet<()>) -> Option<Published> {
     if !is_wanted {
         return None;
@@ -767,7 +767,7 @@ async fn nothing_is_sent_before_an_idle_consumer_is_needed_and_a_stream_connects
     requests.finish().await;
 }
 
-/// Lets the consumer be away for the time `outage`. Asserts that attempts continue with bounded
+/// The consumer is unreachable for the time `outage`. Asserts that attempts continue with bounded
 /// pauses, and that all events arrive soon after the outage.
 async fn survives_an_outage<const EAGER: bool>(outage: Duration) {
     let started = Instant::now();
@@ -823,8 +823,8 @@ async fn a_retry_after_is_waited_for_up_to_five_minutes() {
     }
 }
 
-/// The event gets 500 twice, so that a new one ends the pause after that. The consumer then asks
-/// for a pause, which no new event ends.
+/// The consumer answers the event with 500 twice, so that a new event ends the pause after that. It
+/// then asks for a pause, which no new event ends.
 #[tokio::test(start_paused = true)]
 async fn a_new_event_does_not_end_the_pause_that_a_consumer_asks_for() {
     let asked = Duration::from_secs(60);
@@ -1048,7 +1048,7 @@ async fn a_consumer_that_refused_everything_recovers_from_its_bad_event_without_
     }
 }
 
-/// The consumer works, but the relay knows it only from the first good event.
+/// The consumer works, but the relay knows it only after the first good event.
 #[tokio::test(start_paused = true)]
 async fn more_refused_events_in_a_row_than_the_limit_stop_no_later_one() {
     for (window, ordered) in [(1, true), (4, false)] {
@@ -1100,8 +1100,7 @@ async fn rejected_retry_drops_nothing_and_goes_on_when_the_consumer_gives_in() {
 #[tokio::test(start_paused = true)]
 async fn the_stop_is_heard_wherever_the_loop_waits() {
     // The loop is stopped in each of its waits: for events; for a consumer that can't be reached;
-    // after a connection that broke; for an answer that never comes; and after an attempt that
-    // failed.
+    // after a broken connection; for an answer that never comes; and after a failed attempt.
     type Script = fn(&[String]) -> Answer;
     let scripts: [(Script, Duration, Duration); 5] = [
         (|_| Answer::Accept, Duration::ZERO, Duration::from_millis(1)),

@@ -2,27 +2,23 @@
 //! `user=system:serviceaccount:*`, `code>=400`.
 //!
 //! In doubt an event is shown: if it has several values for a key (the namespace of the URL and
-//! that of the body, or the user and the impersonated user), it is enough that one of them fits. A
-//! client therefore cannot hide an event by what it writes into a request.
+//! that of the body, or the user and the impersonated user), it is enough that one of them fits. So
+//! a client cannot hide an event by the content of a request.
 
 use std::borrow::Cow;
 
 use super::fields::Fields;
 
-/// The maximum number of conditions of one reader.
 const CONDITIONS_MAX: usize = 32;
 
-/// The maximum number of bytes of one condition.
 const CONDITION_BYTES_MAX: usize = 512;
 
-/// A key of conditions.
 #[derive(Debug)]
 struct Key {
     name: &'static str,
-    /// The values that exist, whose case does not matter; empty if there may be any value.
+    /// The existing values, whose case does not matter; empty if any value is allowed.
     known: &'static [&'static str],
-    /// Reads the values of an event that conditions with this key are about. There is at least one;
-    /// a value that the event does not have is empty.
+    /// There is at least one value; a missing value is empty.
     values: for<'f> fn(&'f Fields<'_>) -> Values<'f>,
 }
 
@@ -31,7 +27,7 @@ type Values<'f> = Vec<Cow<'f, str>>;
 const LEVELS: &[&str] = &["None", "Metadata", "Request", "RequestResponse"];
 const STAGES: &[&str] = &["RequestReceived", "ResponseStarted", "ResponseComplete", "Panic"];
 
-/// The keys, in the order in which messages list them.
+/// In the order in which messages list the keys.
 static KEYS: [Key; 13] = [
     key("verb", |it| one(&it.verb)),
     key("user", |it| both(&it.user.name, Some(&it.impersonated.name))),
@@ -50,23 +46,21 @@ static KEYS: [Key; 13] = [
     key("api-group", |it| one(&it.object.api_group)),
 ];
 
-/// The name of the key whose values are numbers.
+/// The key whose values are numbers.
 const CODE: &str = "code";
 
 const fn key(name: &'static str, values: for<'f> fn(&'f Fields<'_>) -> Values<'f>) -> Key {
     Key { name, known: &[], values }
 }
 
-/// The comparison of a condition.
 #[derive(Debug, Clone, Copy)]
 enum Operator {
     Is,
     IsNot,
-    /// Compares the event's number with that of the condition.
     Number(fn(&u64, &u64) -> bool),
 }
 
-/// The operators as they are written. An operator comes before any other that is its beginning.
+/// A longer operator comes before a shorter one with which it begins.
 const OPERATORS: [(&str, Operator); 6] = [
     ("!=", Operator::IsNot),
     (">=", Operator::Number(u64::ge)),
@@ -81,21 +75,20 @@ struct Condition {
     key: &'static Key,
     operator: Operator,
     value: String,
-    /// The value as a number, for the operators that compare numbers.
     number: u64,
 }
 
-/// The conditions of one reader. The conditions for every key must hold. If there are several
-/// `KEY=…` for one key, one of them is enough.
+/// The conditions of one reader. The conditions for every key must hold; of several `KEY=…` for one
+/// key, one is enough.
 #[derive(Debug)]
 pub struct Conditions(Vec<Condition>);
 
 impl Conditions {
-    /// Reads conditions as they are written.
+    /// Parses the conditions of a reader.
     ///
     /// # Errors
     ///
-    /// A text that says which condition is wrong, and which are allowed. It is safe for a terminal.
+    /// A text that names the wrong condition and the allowed ones. It is safe for a terminal.
     pub fn parse<S: AsRef<str>>(texts: &[S]) -> Result<Self, String> {
         if texts.len() > CONDITIONS_MAX {
             return Err(format!("{} conditions, allowed: at most {CONDITIONS_MAX}", texts.len()));
@@ -103,7 +96,7 @@ impl Conditions {
         texts.iter().map(|text| condition(text.as_ref())).collect::<Result<_, _>>().map(Self)
     }
 
-    /// Returns `true` if the event with these values is what the reader asks for.
+    /// Returns `true` if the reader asks for the event with these values.
     pub fn hold(&self, fields: &Fields<'_>) -> bool {
         let is_alternative = |it: &Condition, of: &Condition| {
             it.key.name == of.key.name && matches!(it.operator, Operator::Is)
@@ -165,8 +158,7 @@ impl Condition {
             // If one form of the resource's name matches, the event is excluded.
             Operator::IsNot if self.key.name == "resource" => !values.any(|value| self.fits(value)),
             // If one group matches, the event is excluded. The client chooses an impersonated
-            // group, so this group excludes an event only together with a group of the client's
-            // own.
+            // group, which excludes an event only together with one of the client's own groups.
             Operator::IsNot if self.key.name == "group" => {
                 let has = |groups: &[Cow<'_, str>]| match groups {
                     [] => self.fits(""),
@@ -191,7 +183,6 @@ fn one(value: &str) -> Values<'_> {
     vec![Cow::Borrowed(value)]
 }
 
-/// Returns a value, and a second one if it is there and differs.
 fn both<'f>(first: &'f str, second: Option<&'f str>) -> Values<'f> {
     let second = second.filter(|it| !it.is_empty() && *it != first);
     std::iter::once(first).chain(second).map(Cow::Borrowed).collect()
@@ -205,8 +196,8 @@ fn all<'f>(values: impl Iterator<Item = &'f Cow<'f, str>>) -> Values<'f> {
     all
 }
 
-/// Returns the forms in which people write the resource of an event: `pods`, `pods/exec`,
-/// `deployments.apps`, `deployments.apps/scale`.
+/// Returns the forms of the event's resource: `pods`, `pods/exec`, `deployments.apps`,
+/// `deployments.apps/scale`.
 fn resources<'f>(fields: &'f Fields<'_>) -> Values<'f> {
     let mut forms = vec![Cow::Borrowed(&*fields.object.resource)];
     if !fields.object.api_group.is_empty() {
@@ -220,11 +211,10 @@ fn resources<'f>(fields: &'f Fields<'_>) -> Values<'f> {
     forms
 }
 
-/// Returns `true` if `text` matches `pattern`, in which each `*` stands for any text. With
-/// `ignores_case`, upper and lower case of ASCII letters are the same.
+/// In `pattern`, each `*` stands for any text. `ignores_case` is for ASCII letters.
 ///
-/// The pieces between the stars are searched one after the other, each with a search whose time
-/// grows with the length of the text alone: a pattern of many stars must not stop a worker thread.
+/// Each search for a piece between two stars takes time in proportion to the length of the text: a
+/// pattern of many stars must not stop a worker thread.
 fn is_like(pattern: &str, text: &str, ignores_case: bool) -> bool {
     if ignores_case {
         return is_like(&pattern.to_ascii_lowercase(), &text.to_ascii_lowercase(), false);

@@ -1,27 +1,26 @@
-//! The values of an event that a reader compares, and that the short form of the command `tap`
-//! shows.
+//! The values of an event for the conditions of a reader and for the short form of the command
+//! `tap`.
 
 use std::borrow::Cow;
 
 use audit::{request, scan};
 
-/// The values of one event. A text is empty if the event does not have it. If a key occurs twice,
-/// its first value counts.
+/// The values of one event. A missing text is empty. If a key occurs twice, its first value counts.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Fields<'a> {
     /// The event's level.
     pub level: Cow<'a, str>,
     /// The event's stage.
     pub stage: Cow<'a, str>,
-    /// The verb.
+    /// The event's verb.
     pub verb: Cow<'a, str>,
     /// The user who sent the request.
     pub user: Person<'a>,
-    /// The user as whom the request was made, if the sender impersonated another one.
+    /// The impersonated user, if there is one.
     pub impersonated: Person<'a>,
     /// The object that the request is about.
     pub object: Object<'a>,
-    /// The namespace and the name that the URL has; `None` if the URL is about no object.
+    /// The namespace and the name in the URL; `None` if the URL is about no object.
     pub located: Option<(Cow<'a, str>, Cow<'a, str>)>,
     /// The path and the query of the request.
     pub uri: Cow<'a, str>,
@@ -29,9 +28,9 @@ pub struct Fields<'a> {
     pub client: Client<'a>,
     /// The status of the response; `None` if there is none yet.
     pub code: Option<u64>,
-    /// The time at which the request was received, as the event has it (RFC 3339).
+    /// The time at which the request was received, in the form of the event (RFC 3339).
     pub received: Cow<'a, str>,
-    /// The time of the event's stage, as the event has it (RFC 3339).
+    /// The time of the event's stage, in the form of the event (RFC 3339).
     pub staged: Cow<'a, str>,
 }
 
@@ -47,7 +46,7 @@ pub struct Person<'a> {
 /// A client of kube-apiserver.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Client<'a> {
-    /// The client's name for itself.
+    /// The header `User-Agent`, which the client chooses.
     pub agent: Cow<'a, str>,
     /// The addresses from which the request came, in the order of the event.
     pub ips: Vec<Cow<'a, str>>,
@@ -56,7 +55,7 @@ pub struct Client<'a> {
 /// An object of the Kubernetes API, from `objectRef`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Object<'a> {
-    /// `false` if the request is about no object. The texts are empty then.
+    /// `false` if the request is about no object; the texts are then empty.
     pub is_there: bool,
     /// The API group; empty for the core group.
     pub api_group: Cow<'a, str>,
@@ -64,9 +63,9 @@ pub struct Object<'a> {
     pub resource: Cow<'a, str>,
     /// The subresource; empty for the resource itself.
     pub subresource: Cow<'a, str>,
-    /// The namespace.
+    /// The namespace of the object.
     pub namespace: Cow<'a, str>,
-    /// The name.
+    /// The name of the object.
     pub name: Cow<'a, str>,
 }
 
@@ -132,7 +131,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Returns a text of an event; bytes that are not UTF-8 are replaced.
+/// Bytes that are not UTF-8 are replaced.
 fn shown(text: Cow<'_, [u8]>) -> Cow<'_, str> {
     match text {
         Cow::Borrowed(text) => String::from_utf8_lossy(text),

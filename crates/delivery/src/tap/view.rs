@@ -9,17 +9,15 @@ use base::words::escape;
 use transform::redact;
 use transform::redact::{Change, Redaction};
 
-/// The conditions of one reader, and the redaction of the events for the reader. The reader's task
-/// owns this value.
+/// The conditions of one reader, and the redaction of events. The reader's task owns this value.
 pub struct View {
     /// The redactions that always hold, without rules of a config.
     redaction: Redaction,
     conditions: Conditions,
-    /// The buffer for one redacted event.
     redacted: Vec<u8>,
 }
 
-/// The result of a look at one event.
+/// The result of [`View::look`].
 #[derive(Debug, PartialEq, Eq)]
 pub enum Looked {
     /// The event, redacted, as one line of JSON that is safe for a terminal.
@@ -31,14 +29,13 @@ pub enum Looked {
 }
 
 impl View {
-    /// Makes the view of a reader who asks for events by these conditions.
+    /// Makes the view of a reader with these conditions.
     pub fn new(conditions: Conditions) -> Self {
         let redaction = Redaction::new(&[]).expect("no rule has no mistake");
         Self { redaction, conditions, redacted: Vec::new() }
     }
 
-    /// Looks at an event. Redacts it first, so that the conditions cannot be used to guess a value
-    /// that must not leave.
+    /// Compares an event only after its redaction, so that conditions cannot guess a secret.
     pub fn look(&mut self, event: &[u8]) -> Looked {
         // Redaction cuts values out of JSON. In other text, a part of a value might remain.
         if !is_json(event) {
@@ -59,7 +56,6 @@ impl View {
     }
 }
 
-/// Returns `true` if the text is one JSON object.
 fn is_json(text: &[u8]) -> bool {
     text.first() == Some(&b'{') && serde_json::from_slice::<IgnoredAny>(text).is_ok()
 }

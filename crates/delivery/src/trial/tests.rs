@@ -1,4 +1,4 @@
-//! The rules for what is turned down, without queue, link and time.
+//! The rules for events that are turned down, without queue, link and time.
 
 use super::*;
 
@@ -16,7 +16,7 @@ fn working() -> Conducts {
     conducts
 }
 
-/// Notes that the consumer with this number accepts something that is sent now.
+/// The consumer with this number accepts something that is sent now.
 fn accept(conducts: &mut Conducts, consumer: usize) {
     conducts.accepted(consumer, conducts.answers, false);
 }
@@ -33,9 +33,9 @@ fn set_aside(answer: Answer, conducts: &mut Conducts) -> Retrial {
     trial.set_aside(answer, conducts, 0)
 }
 
-/// Turns the event down at each of its tries. Before each try, `between` changes the answers of the
-/// consumer. Returns the number of tries and the time until the event is given up; `None` if that
-/// takes more than a day.
+/// Turns the event down at each of its tries. Before each try, `between` changes the consumer's
+/// answers. Returns the number of tries and the time until the event is given up; `None` after more
+/// than a day.
 async fn given_up_after(
     answer: Answer,
     now: Circumstances,
@@ -109,7 +109,7 @@ fn server_errors_count_only_while_the_consumer_takes_others() {
         conducts.turned_down(0);
     }
     assert_eq!(trial.server_error(&mut conducts, 0, 1, None, PLAIN), Verdict::Again);
-    // Others of the same request were taken.
+    // Other events of the same request were taken.
     assert_eq!(trial.server_error(&mut conducts, 0, 1, Some(3), PLAIN), Verdict::SetAside);
 }
 
@@ -188,8 +188,8 @@ async fn tries_at_one_address_prove_nothing_about_another() {
     }
 }
 
-/// A reload has changed the output. Its consumer refuses everything, and may have the number that
-/// the consumer of the delivery before had.
+/// A reload has changed the output. Its consumer refuses everything, and may have the number of the
+/// previous delivery's consumer.
 #[tokio::test(start_paused = true)]
 async fn a_new_delivery_needs_its_own_proof_before_a_refusal_counts() {
     let mut retrial = set_aside(Answer::Refused, &mut working()).inherited();
@@ -272,7 +272,7 @@ async fn the_first_refusal_of_an_event_that_got_server_errors_needs_a_proof() {
     accept(&mut conducts, 0);
     retrial.turned_down(Answer::Refused, &mut conducts, 0, PLAIN);
     assert_eq!((retrial.refusals, retrial.answer), (1, Answer::Refused));
-    // While the relay drains, perhaps no other event comes.
+    // While the relay drains, there may be no other event.
     let mut drained = set_aside(Answer::ServerError, &mut conducts);
     drained.hurry();
     let drains = Circumstances { drains: true, ..PLAIN };

@@ -1,5 +1,5 @@
-//! What the numbers of one kube-apiserver mean: its losses, its attempts to reach the webhook, and
-//! how near it is to its throttle.
+//! Judges the numbers of one kube-apiserver: its losses, its attempts to reach the webhook, and how
+//! near it is to its throttle.
 
 use std::collections::BTreeMap;
 
@@ -36,7 +36,7 @@ pub(super) fn causes(
     let has_failed = known.is_none_or(|(_, posts)| attempts::failed(posts) > 0);
     lost_by_plugins(&place, apiserver, has_failed, findings, causes);
     match counts.generated {
-        // The series was reported already.
+        // The series was already reported as wrong.
         None if counts.wrong.iter().any(|wrong| wrong.name == EVENTS) => {}
         None => causes.push(Cause::unknown(
             &place,
@@ -54,7 +54,7 @@ pub(super) fn causes(
     if let Some(rejected) = counts.rejected.filter(|rejected| *rejected > 0) {
         let what = format!("{rejected} API requests refused because they could not be audited");
         let advice = "--audit-webhook-mode=blocking-strict refuses requests while the relay is \
-                      away: use batch, or make the relay reachable";
+                      unreachable: use batch, or make the relay reachable";
         causes.push(Cause::warning(&place, what, advice));
     }
     if let Some((host, posts)) = posts {
@@ -63,8 +63,8 @@ pub(super) fn causes(
     }
 }
 
-/// Reports the events that the plugins of a kube-apiserver have lost. `has_failed` is `false` if
-/// none of its attempts to reach the webhook has failed.
+/// Reports the events that the plugins of a kube-apiserver have lost. `has_failed` is `false` if no
+/// attempt to reach the webhook has failed.
 fn lost_by_plugins(
     place: &str,
     apiserver: &Sampled<ApiserverCounts>,
@@ -96,7 +96,7 @@ fn lost_by_plugins(
     }
 }
 
-/// Reports attempts that have failed, and a rate near the throttle.
+/// Reports failed attempts, and a rate near the throttle.
 fn attempt_causes(
     place: &str,
     host: &str,
@@ -120,15 +120,16 @@ fn attempt_causes(
         causes.push(Cause::warning(place, what, advice));
     }
     if let Some(elapsed) = elapsed.filter(|elapsed| *elapsed >= RATE_MIN && earlier.is_some()) {
-        // The throttle counts a batch once, but kube-apiserver may send it five times. So there are
-        // at least as many batches as successes, and at least a fifth as many as attempts.
+        // The throttle counts a batch once, but kube-apiserver may send it five times. There are
+        // therefore at least as many batches as successes, and at least a fifth as many as
+        // attempts.
         let all = total(increases.values().copied());
         let taken = all - attempts::failed(&increases);
         let batches = taken.max(all.div_ceil(ATTEMPTS));
         #[allow(clippy::cast_precision_loss, reason = "a rate needs no more digits")]
         let rate = batches as f64 / elapsed;
         // With --audit-webhook-mode=blocking, each event has a request of its own, and there is no
-        // throttle. Batches that come so fast are full.
+        // throttle. Real batches at such a rate have several events each.
         let sent = apiserver.increase(|it| it.generated);
         let are_batches = sent.is_none_or(|sent| sent >= batches.saturating_mul(2));
         if rate >= NEAR * THROTTLE && are_batches {

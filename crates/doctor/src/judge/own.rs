@@ -1,8 +1,8 @@
-//! What the relays say about themselves in `/status`. Their findings are passed on word for word,
-//! so that doctor's verdict is never better than theirs.
+//! Passes on the relays' own findings in `/status` word for word, so that doctor's verdict is never
+//! better than theirs.
 //!
-//! A relay cannot know whether the senders that it refuses for too long have given events up:
-//! another replica may have taken them. doctor asks all relays, and kube-apiserver, so it can.
+//! A relay can't know whether senders that it has refused for too long have given events up:
+//! another replica may have accepted them. doctor asks all relays and kube-apiserver, so it can.
 
 use super::{Cause, Findings, Kind, Part, events, fails, grows, is_asked};
 use crate::compare::{is_of_batch, rejected, rejected_in_interval};
@@ -17,28 +17,27 @@ use telemetry::status::{Output, Status};
 /// The runbook of the relay's finding about losses, which doctor counts itself.
 const OF_LOSSES: &str = "KubeAuditForwarderEventsLost";
 
-/// The greatest number of characters of a relay's text that are shown. Its own are shorter.
+/// The maximum characters of a relay's text. The relay's own texts are shorter.
 const CHARS_MAX: usize = 1000;
 
-/// The shortest time in seconds from which a rate of events is taken for an estimate.
+/// The minimum time in seconds for a rate of events that is used as an estimate.
 const RATE_TIME_MIN: f64 = 60.0;
 
-/// Returns the state of the relay with this name; `None` if it is not known.
+/// Returns the state of the relay with this name, if it is known.
 fn status<'f>(source: &str, findings: &'f Findings) -> Option<&'f Status> {
     findings.own.get(source)?.as_ref().ok()
 }
 
-/// Returns the findings of a relay's own verdict.
 fn of(status: &Status) -> impl Iterator<Item = &Finding> {
     status.verdict.iter().flat_map(|verdict| &verdict.findings)
 }
 
-/// Returns `true` if this is the relay's finding about events that were lost.
+/// Returns `true` if the finding is about lost events.
 fn is_of_losses(finding: &Finding) -> bool {
     finding.runbook.as_ref().is_some_and(|page| page.contains(OF_LOSSES))
 }
 
-/// Returns `true` if the relay says that senders are refused for longer than they try.
+/// Returns `true` if senders were refused for longer than they try, according to the relay.
 fn is_given_up(finding: &Finding) -> bool {
     finding.about == SENDERS && finding.state == State::Bad
 }
@@ -50,7 +49,7 @@ pub(super) fn advice_about_losses(source: &str, findings: &Findings) -> String {
     finding.map_or_else(|| format!("See the runbook {OF_LOSSES}"), advice)
 }
 
-/// Returns a relay's words without the full stop, safe for a terminal.
+/// Returns a relay's text without its full stop, safe for a terminal.
 fn said(text: &str) -> String {
     escape::masked(text.trim_end_matches('.'), CHARS_MAX)
 }
@@ -59,8 +58,9 @@ fn advice(finding: &Finding) -> String {
     said(finding.advice.as_deref().unwrap_or_default())
 }
 
-/// Reports the findings of a relay's own verdict, or that there is none. `is_estimated` is `true`
-/// if the events that senders have given up are reported already.
+/// Reports the findings of a relay's own verdict, or that there is no verdict. Losses that doctor
+/// has counted itself are left out. `is_estimated`: doctor has already reported the events that
+/// senders have given up, so the relay's finding about them is left out too.
 pub(super) fn causes(
     relay: &Sampled<RelayCounts>,
     findings: &Findings,
@@ -107,7 +107,7 @@ pub(super) fn causes(
     }));
 }
 
-/// Returns the weight of a finding. While events wait for a consumer, or senders for room in the
+/// Returns the severity of a finding. While events wait for a consumer, or senders for room in the
 /// queue, nothing is lost so far. A filter that drops everything may be a mistake.
 fn kind(finding: &Finding, status: &Status) -> Kind {
     let output = finding.about.strip_prefix("output ");
@@ -121,9 +121,9 @@ fn kind(finding: &Finding, status: &Status) -> Kind {
     }
 }
 
-/// Returns the seconds for which no relay has accepted an event; `None` if that is not known for
-/// one of them. A relay that has accepted none may have had an earlier process that did, until it
-/// started.
+/// Returns the seconds for which no relay has accepted an event. `None` if they are unknown for one
+/// relay. A relay without accepted events counts from its start, because an earlier process may
+/// have accepted some before.
 pub(super) fn quiet(findings: &Findings) -> Option<f64> {
     let quiet = |relay: &Sampled<RelayCounts>| {
         let status = status(&relay.source, findings)?;
@@ -134,12 +134,14 @@ pub(super) fn quiet(findings: &Findings) -> Option<f64> {
     each.into_iter().reduce(f64::min)
 }
 
-/// Returns the cause that senders have given events up, with an estimate of their number; `None`
-/// without proof. There is proof if a relay says that it refuses everything for longer than senders
-/// try, no other relay has accepted anything meanwhile, and batches were refused in the interval or
-/// attempts of kube-apiserver failed in it. A kube-apiserver that was asked counts its losses
-/// itself. If it counts none, it may still be trying, so its counter is believed until twice its
-/// patience is over.
+/// Returns the cause that senders have given events up, with an estimate of their number. `None`
+/// without proof.
+///
+/// The proof has three parts: a relay reports that it has refused everything for longer than
+/// senders try, no other relay has accepted anything in that time, and in the interval batches were
+/// refused or attempts of kube-apiserver failed. A kube-apiserver that was asked counts its losses
+/// itself. If it counts none, it may still be trying, so its counter is believed for twice the time
+/// that it tries.
 pub(super) fn given_up(findings: &Findings) -> Option<Cause> {
     let is_asked = is_asked(findings);
     // An earlier loss does not belong to this refusal.
@@ -165,16 +167,16 @@ pub(super) fn given_up(findings: &Findings) -> Option<Cause> {
         let cause = Cause::new(Kind::Lost, format!("relay {source}"), what, advice);
         Some((beyond, cause.about(Part::Relay)))
     };
-    // Events that two relays have refused are the same events.
+    // Two relays may have refused the same events.
     let refusals = findings.relays.iter().filter_map(refusal);
     let (beyond, cause) = refusals.max_by(|a, b| a.0.total_cmp(&b.0))?;
     Some(Cause { lost: estimate(beyond, findings), is_estimate: true, ..cause })
 }
 
-/// Returns the refusals of the interval, by reason, if they prove that a sender was refused; `None`
-/// otherwise. As many batches must have been refused since the start as kube-apiserver makes
-/// attempts, and some of them in the interval. If `fails` is `true`, attempts of a kube-apiserver
-/// have failed in the interval, and requests that may have had no batch count too.
+/// Returns the refusals of the interval, by reason, if they prove that a sender was refused. At
+/// least as many batches must have been refused since the start as kube-apiserver makes attempts,
+/// and some of them in the interval. With `fails`, attempts of a kube-apiserver failed in the
+/// interval, and requests that may not have been batches count too.
 fn proof(relay: &Sampled<RelayCounts>, fails: bool) -> Option<ByLabel> {
     let mut lately = rejected_in_interval(relay);
     lately.retain(|reason, count| *count > 0 && (is_of_batch(reason) || fails));
@@ -184,8 +186,8 @@ fn proof(relay: &Sampled<RelayCounts>, fails: bool) -> Option<ByLabel> {
 }
 
 /// Estimates the number of events that were given up in this time, from the rate at which
-/// kube-apiserver generates events now or, if it is not known, from the rate at which the relays
-/// accepted events before.
+/// kube-apiserver generates events now or, if that is unknown, from the earlier rate of accepted
+/// events.
 #[allow(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,

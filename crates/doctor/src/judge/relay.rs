@@ -1,6 +1,6 @@
-//! What the numbers of one relay mean: what it has lost, what its own counts do not explain, and
-//! what it has turned away. The state of its outputs, its queue and its evidence is the relay's own
-//! to judge.
+//! Judges the numbers of one relay: its losses, events that its counters do not explain, and what
+//! it has turned away. The relay itself judges the state of its outputs, its queue and its
+//! evidence.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use crate::sample::Sampled;
 use telemetry::status::thresholds::ATTEMPTS;
 use telemetry::{AcceptedMetrics, LostMetrics};
 
-/// Reports what one relay counts.
+/// Reports the numbers of one relay.
 pub(super) fn causes(relay: &Sampled<RelayCounts>, findings: &Findings, causes: &mut Vec<Cause>) {
     let place = format!("relay {}", relay.source);
     if let Some(fault) = &relay.fault {
@@ -56,10 +56,10 @@ pub(super) fn causes(relay: &Sampled<RelayCounts>, findings: &Findings, causes: 
     }
 }
 
-/// Reports a relay whose earlier process may have lost events that no counter tells any more: one
-/// that was started after kube-apiserver and has its queue in memory, or one whose queue's
-/// directory an earlier process has used, unless kube-apiserver was started together with the relay
-/// or later.
+/// Reports a relay whose earlier process may have lost events that no counter shows any more.
+/// Either the relay started after kube-apiserver and its queue is in memory, or an earlier process
+/// has used its queue's directory. In the second case, nothing is reported if kube-apiserver
+/// started together with the relay or later.
 fn forgotten(place: &str, counts: &RelayCounts, findings: &Findings) -> Option<Cause> {
     let apiservers = findings.apiservers.iter().filter_map(|it| it.counts.as_ref());
     let start = |it: &ApiserverCounts| it.started.map(|at| it.clock.here(at));
@@ -92,8 +92,8 @@ fn forgotten(place: &str, counts: &RelayCounts, findings: &Findings) -> Option<C
     Some(Cause::unknown(place, what, advice))
 }
 
-/// Returns the lost events of one relay as a cause: those of the output named `plugin` or, if it is
-/// `queue`, those that no output can get.
+/// Returns the lost events of one relay as a cause: those of the output `plugin`, or, for `queue`,
+/// those that no output can get.
 fn lost(
     relay: &Sampled<RelayCounts>,
     plugin: &str,
@@ -101,7 +101,7 @@ fn lost(
     findings: &Findings,
 ) -> Option<Cause> {
     let before = relay.before.as_ref();
-    // The losses of a process that has ended since the first sample are losses too.
+    // The losses of a process that has ended since the first sample count too.
     let earlier = before.filter(|_| is_restarted(relay)).map_or(0, |it| it.lost(plugin));
     let lost = Some(total([counts.lost(plugin), earlier])).filter(|lost| *lost > 0)?;
     let elapsed = relay.elapsed.filter(|_| !is_restarted(relay));
@@ -117,8 +117,8 @@ fn lost(
 }
 
 /// Returns how many of the accepted events are in none of the counters of a required output:
-/// delivered, waiting, lost, and kept back by the filter. Negative if these counters have more
-/// events than were accepted. `None` if the output is not required, or if a number is not known.
+/// delivered, waiting, lost, and dropped by the filter. Negative if these counters have more events
+/// than were accepted. `None` if the output is not required, or if a number is unknown.
 fn difference(counts: &RelayCounts, name: &str) -> Option<i128> {
     let output = counts.outputs.get(name)?;
     let knows_required = counts.outputs.values().any(|output| output.required.is_some());
@@ -137,16 +137,17 @@ fn difference(counts: &RelayCounts, name: &str) -> Option<i128> {
     Some(came - went.into_iter().map(i128::from).sum::<i128>())
 }
 
-/// The reasons for which a relay turns away a batch that it has read. kube-apiserver gets the same
-/// answer for the same batch each time, and gives it up.
+/// The reasons for which a relay turns away a batch that it has read. The same batch gets the same
+/// answer each time, and kube-apiserver gives it up.
 const OF_CONTENT: [&str; 2] = ["invalid", "too_large"];
 
-/// The reason of `connections_refused_total` for connections whose place was given to newer ones.
+/// The reason of `connections_refused_total` for connections that were closed in favour of newer
+/// ones.
 const EVICTED: &str = "evicted";
 
-/// Reports what a relay has turned away since its start and no counter of events has: requests that
-/// it refused for good, and connections for which it had no place. How many events they had is
-/// unknown. The relay itself speaks of them only for minutes.
+/// Reports what a relay has turned away since its start and no counter of events shows: requests
+/// that it refused permanently, and connections for which it had no room. The number of their
+/// events is unknown. The relay itself reports them only for minutes.
 pub(super) fn turned_away(
     relay: &Sampled<RelayCounts>,
     findings: &Findings,
@@ -157,7 +158,7 @@ pub(super) fn turned_away(
     let is_lost = causes.iter().any(|it| it.kind == Kind::Lost && it.place == place);
     let mut for_good = counts.rejected.clone();
     for_good.retain(|reason, count| *count > 0 && OF_CONTENT.contains(&reason.as_str()));
-    // If nothing was ever accepted, its own cause names the refusals.
+    // If nothing was ever accepted, the cause about that names the refusals.
     if !for_good.is_empty() && counts.accepted != Some(0) && !is_lost {
         let batches = total(for_good.values().copied()).div_ceil(ATTEMPTS);
         let what = format!(
@@ -174,7 +175,8 @@ pub(super) fn turned_away(
         refused
     };
     let lately = relay.increase(|it| Some(total(refused(it).into_values()))).zip(relay.elapsed);
-    // Attempts that kube-apiserver makes in vain may still succeed, and it counts what it gives up.
+    // Failed attempts of kube-apiserver may still succeed, and it counts the events that it gives
+    // up.
     let is_over = lately.is_some_and(|(count, _)| count == 0) && is_asked(findings);
     if !refused(counts).is_empty() && !is_over && findings.totals() != Comparison::Equal {
         let what = format!(
@@ -189,7 +191,7 @@ pub(super) fn turned_away(
     }
 }
 
-/// Reports an output whose filter has kept back every event since the start.
+/// Reports an output whose filter has dropped every event since the start.
 fn all_kept_back(place: &str, output: &OutputCounts, lost: u64) -> Option<Cause> {
     let kept_back = output.kept_back();
     let is_all = output.delivered == 0 && output.backlog == Some(0) && lost == 0 && kept_back > 0;

@@ -79,7 +79,7 @@ fn sampled<C: Counts>(source: &str, samples: &[String]) -> Sampled<C> {
     Sampled { source: source.to_owned(), before, counts: newest, elapsed, fault: None }
 }
 
-/// Returns what a healthy relay says about itself, after `change` has changed its state.
+/// Returns the state of a healthy relay, after `change` has changed it.
 fn own(change: impl FnOnce(&mut Status)) -> Status {
     let status = json!({
         "started": true, "uptime_seconds": 990, "accepted_events": 100,
@@ -94,7 +94,7 @@ fn own(change: impl FnOnce(&mut Status)) -> Status {
     status
 }
 
-/// Makes findings of two equal samples of everything, whose relay says this about itself.
+/// Makes findings of two equal samples of everything, with this state of the relay.
 fn saying(change: impl FnOnce(&mut Status)) -> Findings {
     let mut found = findings(&[NONE, NONE], &[NONE, NONE]);
     found.own.insert("r".to_owned(), Ok(own(change)));
@@ -278,7 +278,10 @@ fn a_number_that_is_none_is_named_and_a_loss_beside_it_outranks_it() {
         let verdict = judge(&found);
         assert_eq!(verdict.kind, kind, "{verdict:?}");
         let text = screen::text(&found, &verdict);
-        assert!(text.contains(&format!("{buffered} is NaN, which is no valid number")), "{text}");
+        assert!(
+            text.contains(&format!("{buffered} is NaN, which is not a valid number")),
+            "{text}"
+        );
         assert!(text.contains("(buffered: unknown, "), "{text}");
         assert!(text.contains("generated   100"), "{text}");
         let json = screen::json(&found, &verdict);
@@ -302,7 +305,7 @@ fn a_number_that_is_none_is_named_and_a_loss_beside_it_outranks_it() {
 fn health_is_ok_and_so_is_what_is_only_worth_a_look() {
     for (apiserver, relay, warning) in [
         (NONE, NONE, ""),
-        (&[&*lost_by("log", 8)], NONE, "no loss of the webhook"),
+        (&[&*lost_by("log", 8)], NONE, "The webhook has not lost these"),
         (&["apiserver_audit_requests_rejected_total 2"], NONE, "2 API requests refused"),
         (&[&*posts("503", "relay.example", 2)], NONE, "(503: 2)"),
     ] {
@@ -334,8 +337,8 @@ fn what_a_relay_turns_away_or_keeps_back_is_never_ok() {
         assert_eq!(verdict.kind, Kind::Unknown, "{advice}: {verdict:?}");
         assert!(verdict.advice.contains(advice), "{advice}: {verdict:?}");
     }
-    // kube-apiserver counts what it gives up, so an earlier refusal of connections is known to have
-    // cost nothing. If it was not asked, nobody knows.
+    // kube-apiserver counts the events that it gives up, so it proves that an earlier refusal of
+    // connections cost nothing. If it was not asked, that is unknown.
     for (change, is_asked, kind) in
         [(&busy, true, Kind::Ok), (&busy, false, Kind::Unknown), (&evicted, false, Kind::Ok)]
     {
@@ -564,8 +567,8 @@ fn increases_within_the_interval_are_always_compared() {
     assert!(matches!(findings(&[NONE], &[NONE, NONE]).increases(), Comparison::Not(_)));
 }
 
-/// Makes findings of a relay alone that has refused every request for this time, in seconds. Its
-/// counter of this reason has these values. It has accepted 100 events in 500 s before.
+/// Makes findings of a single relay that has refused every request for this time, in seconds. Its
+/// counter of this reason has these values. It accepted 100 events in the 500 s before.
 fn refusing(reason: &str, seconds: f64, counts: [u64; 2]) -> Findings {
     let relay = counts.map(|it| format!("P_requests_rejected_total{{reason=\"{reason}\"}} {it}"));
     let mut found = alone(findings(&[NONE], &[&[&relay[0]], &[&relay[1]]]));

@@ -7,7 +7,7 @@ use super::malformed::Malformed;
 use super::merkle::{Hash, Head};
 use super::note::Note;
 
-/// The text of a checkpoint. It is shown as the text of its note.
+/// The text of a checkpoint. `Display` writes the text of its note.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checkpoint {
     /// The name of the log.
@@ -66,7 +66,7 @@ impl fmt::Display for Checkpoint {
 pub struct Signed {
     /// The checkpoint.
     pub checkpoint: Checkpoint,
-    /// The note with its signatures, none of which is checked yet.
+    /// The note with its signatures, which are not checked yet.
     pub note: Note,
 }
 
@@ -82,8 +82,7 @@ impl Signed {
     }
 }
 
-/// Reads a number in decimal digits, without a sign and without zeros before it. Returns `None`
-/// for any other text, and for a number above 2^63 - 1.
+/// Reads a decimal number of at most 2^63 - 1, without a sign and without leading zeros.
 pub(super) fn number(text: &str) -> Option<u64> {
     let number: u64 = text.parse().ok()?;
     (number.to_string() == text && i64::try_from(number).is_ok()).then_some(number)

@@ -1,4 +1,4 @@
-//! Keys: who signs a log, and who has seen it.
+//! The keys of logs and witnesses.
 //!
 //! The text of a verifier key is that of C2SP `signed-note`. The text of a signing key is that of
 //! Go's `golang.org/x/mod/sumdb/note`, which other tools of transparency logs read too.
@@ -15,24 +15,23 @@ use super::malformed::Malformed;
 use super::merkle::Hash;
 use base::random;
 
-/// The beginning of the text of a signing key.
 const PRIVATE: &str = "PRIVATE+KEY+";
 
 /// The number of bytes of an Ed25519 key, public or private (RFC 8032 §5.1.5).
 const KEY_BYTES: usize = 32;
 
-/// The salt with which secrets are derived from the seed of a signing key (HKDF, RFC 5869).
+/// The HKDF salt (RFC 5869) for secrets that are derived from the seed of a signing key.
 const DERIVE_SALT: &[u8] = b"kube-audit-forwarder";
 
-/// The maximum length of a key's name in bytes. The specification has no limit.
+/// The maximum bytes of a key's name. The specification has no limit.
 const NAME_BYTES_MAX: usize = 255;
 
-/// Checks the name of a key, which is also the origin of a log: not empty, at most 255 bytes, and
-/// without white space, control characters and `+`.
+/// Checks the name of a key or of a log: 1 to 255 bytes without white space, control characters and
+/// `+`.
 ///
 /// # Errors
 ///
-/// The text can't be a name. The error says why.
+/// The text can't be a name.
 pub fn check_name(name: &str) -> Result<(), Malformed> {
     let is_wrong = |c: char| c.is_whitespace() || c.is_control() || c == '+';
     if name.is_empty() || name.len() > NAME_BYTES_MAX || name.contains(is_wrong) {
@@ -46,10 +45,9 @@ pub fn check_name(name: &str) -> Result<(), Malformed> {
 /// The purpose of a key. The number is the signature's type in C2SP `signed-note`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
-    /// Signs the texts of notes: the key of a log.
+    /// A key that signs the texts of notes: the key of a log.
     Note = 0x01,
-    /// Signs the checkpoints of others together with the time at which they were seen
-    /// (`tlog-cosignature`): the key of a witness.
+    /// The key of a witness, for checkpoints with the time of the signature (`tlog-cosignature`).
     Cosignature = 0x04,
 }
 
@@ -59,13 +57,12 @@ impl Kind {
     }
 }
 
-/// Returns the number by which a key is found among the signatures of a note.
 fn key_id(name: &str, kind: Kind, public: &[u8; KEY_BYTES]) -> u32 {
     let Hash([a, b, c, d, ..]) = Hash::of(&[name.as_bytes(), b"\n", &[kind as u8], public]);
     u32::from_be_bytes([a, b, c, d])
 }
 
-/// Splits `NAME+ID+BASE64`. The base64 may have plus signs too, but the name can't.
+/// Splits `NAME+ID+BASE64`. Only the base64 may contain further plus signs.
 fn parts(text: &str) -> Option<(&str, &str, Vec<u8>)> {
     let (name, rest) = text.split_once('+')?;
     let (id, bytes) = rest.split_once('+')?;
@@ -92,7 +89,7 @@ impl VerifierKey {
         &self.name
     }
 
-    /// Returns the number by which the key is found among the signatures of a note.
+    /// Returns the number that identifies the key among the signatures of a note.
     pub fn id(&self) -> u32 {
         self.id
     }
@@ -138,17 +135,15 @@ impl fmt::Display for VerifierKey {
 pub struct SigningKey {
     verifier: VerifierKey,
     pair: Ed25519KeyPair,
-    /// The pseudorandom key of HKDF, from which other secrets are derived.
     derived: Prk,
 }
 
 impl SigningKey {
-    /// Makes a new key from random numbers of the operating system. Also returns its text, which
-    /// [`SigningKey::parse`] reads.
+    /// Makes a random key. Also returns its text, which [`SigningKey::parse`] reads.
     ///
     /// # Errors
     ///
-    /// The text can't be a name, or the system gives no random numbers.
+    /// The text can't be a name, or the operating system has no random numbers.
     pub fn generate(name: &str) -> Result<(Self, String), Malformed> {
         check_name(name)?;
         let mut seed = [0; KEY_BYTES];
@@ -178,7 +173,7 @@ impl SigningKey {
     ///
     /// # Errors
     ///
-    /// The text is not such a key. The error does not show the text.
+    /// The text is not such a key. The error does not contain the text, which is secret.
     pub fn parse(text: &str) -> Result<Self, Malformed> {
         let wrong = Malformed("it is not a signing key as `evidence keygen` writes it");
         let key = text.trim().strip_prefix(PRIVATE).ok_or(wrong)?;
@@ -200,7 +195,7 @@ impl SigningKey {
     }
 
     /// Derives a secret of 32 bytes from the key's seed, by HKDF-SHA-256. `purpose` is the `info`
-    /// of RFC 5869, so that each purpose has a secret of its own.
+    /// of RFC 5869: each purpose has its own secret.
     ///
     /// # Panics
     ///

@@ -1,4 +1,4 @@
-//! Hashes of trees (RFC 6962 §2.1), and the proofs about them.
+//! Merkle trees (RFC 6962 §2.1): their hashes and their proofs.
 
 use std::{fmt, io};
 
@@ -14,11 +14,11 @@ pub const HASH_BYTES: usize = 32;
 /// The maximum number of hashes in a proof: a tree has at most 2^63 entries.
 pub const PROOF_MAX: usize = 63;
 
-/// Parts of at most this many bytes together are joined, and then hashed at once. A hasher for
-/// parts takes memory from the allocator, which costs more than the hash of so few bytes.
+/// Up to this many bytes, parts are joined and hashed at once: a hasher for parts allocates memory,
+/// which costs more than the hash.
 const JOINED_MAX: usize = 128;
 
-/// A SHA-256 hash. It is shown and read in base64 with padding.
+/// A SHA-256 hash. Its text is base64 with padding.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Hash(pub [u8; HASH_BYTES]);
 
@@ -46,7 +46,7 @@ impl Hasher {
 }
 
 impl Hash {
-    /// Returns the SHA-256 hash of the parts, one directly after the other.
+    /// Returns the SHA-256 hash of the concatenated parts.
     pub fn of(parts: &[&[u8]]) -> Self {
         let length = parts.iter().map(|part| part.len()).sum();
         let mut joined = [0; JOINED_MAX];
@@ -75,12 +75,12 @@ impl Hash {
         Self(hash)
     }
 
-    /// Returns the hash of a log's entry in the tree.
+    /// Returns the leaf hash of an entry.
     pub fn of_leaf(entry: &[u8]) -> Self {
         Self::of(&[&[0], entry])
     }
 
-    /// Returns the hash of the node above two nodes.
+    /// Returns the hash of the parent of two nodes.
     pub fn of_node(left: &Self, right: &Self) -> Self {
         Self::of(&[&[1], &left.0, &right.0])
     }
@@ -90,8 +90,7 @@ impl Hash {
         Self::of(&[])
     }
 
-    /// Reads a hash from base64 with padding. Returns `None` for any other text, even if it would
-    /// decode to the same bytes.
+    /// Reads a hash from base64 with padding. `None` for other base64 of the same bytes.
     pub fn parse(text: &str) -> Option<Self> {
         let bytes = STANDARD.decode(text).ok()?;
         bytes.try_into().ok().map(Self)
@@ -113,7 +112,7 @@ impl Serialize for Hash {
 impl<'de> Deserialize<'de> for Hash {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        Self::parse(&text).ok_or_else(|| D::Error::custom("a text is no hash in base64"))
+        Self::parse(&text).ok_or_else(|| D::Error::custom("a text is not a hash in base64"))
     }
 }
 
@@ -123,8 +122,8 @@ impl fmt::Debug for Hash {
     }
 }
 
-/// The hashes that are needed to add entries to a log: those of the largest whole subtrees, from
-/// left to right. There is one for each bit that is set in the number of entries.
+/// The roots of the largest whole subtrees, from left to right: the hashes that adding an entry
+/// needs. There is one for each bit that is set in the number of entries.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Frontier {
     size: u64,
@@ -151,8 +150,8 @@ impl Frontier {
         self.size
     }
 
-    /// Adds an entry's hash. Calls `made` with the level and the hash of each subtree that this
-    /// entry completes, the entry itself first (level 0).
+    /// Adds an entry's hash. Calls `made` with the level and hash of each subtree that this
+    /// completes, first with the entry itself (level 0).
     pub fn push(&mut self, leaf: Hash, made: &mut impl FnMut(u32, Hash)) {
         let mut node = leaf;
         made(0, node);
@@ -173,10 +172,8 @@ impl Frontier {
     }
 }
 
-/// Returns the root over these hashes of entries.
-///
-/// The last of an odd number of nodes moves up alone, which gives the tree of RFC 6962: the left
-/// part of each node's entries is a power of two.
+/// Returns the root over these leaf hashes. The last of an odd number of nodes moves up alone,
+/// which gives the tree of RFC 6962: the left part of each node's entries is a power of two.
 pub fn root(leaves: impl IntoIterator<Item = Hash>) -> Hash {
     let mut nodes: Vec<Hash> = leaves.into_iter().collect();
     while nodes.len() > 1 {
@@ -189,16 +186,10 @@ pub fn root(leaves: impl IntoIterator<Item = Hash>) -> Hash {
 
 /// The hashes of a log's tree.
 pub trait Nodes {
-    /// Returns the hash of a whole subtree, which has `1 << level` entries. The first of them is
-    /// entry `index << level`.
-    ///
-    /// # Errors
-    ///
-    /// The hash is not there, or can't be read.
+    /// Returns the root of the whole subtree of `1 << level` entries from `index << level` on.
     fn node(&self, level: u32, index: u64) -> io::Result<Hash>;
 }
 
-/// Hashes of entries in memory, as a tree.
 impl Nodes for [Hash] {
     fn node(&self, level: u32, index: u64) -> io::Result<Hash> {
         let missing = || io::Error::other("the tree has no such node");
@@ -210,15 +201,13 @@ impl Nodes for [Hash] {
     }
 }
 
-/// Returns the number of entries in the left part of a tree of `size` entries: the largest power of
-/// two below `size`, which must be at least 2.
+/// Returns the largest power of two below `size`, the left part of a tree. `size` is at least 2.
 fn left_part(size: u64) -> u64 {
     1 << (u64::BITS - 1 - (size - 1).leading_zeros())
 }
 
-/// Returns the root over the entries `begin..end`. The range must be one whose root a proof can
-/// contain: `begin` is a multiple of the smallest power of two that is at least the number of
-/// entries.
+/// Returns the root over the entries `begin..end`. `begin` must be a multiple of the smallest power
+/// of two that is not less than the number of entries, as it is for every node of a proof.
 fn root_of<N: Nodes + ?Sized>(nodes: &N, begin: u64, end: u64) -> io::Result<Hash> {
     let size = end - begin;
     if size.is_power_of_two() {
@@ -239,8 +228,8 @@ pub fn root_at<N: Nodes + ?Sized>(nodes: &N, size: u64) -> io::Result<Hash> {
     if size == 0 { Ok(Hash::of_nothing()) } else { root_of(nodes, 0, size) }
 }
 
-/// Returns the proof that the entry with this index is among the first `size` entries (RFC 6962
-/// §2.1.1): the Merkle path of the entry, from its neighbour to the root.
+/// Returns the Merkle path of the entry with this index among the first `size` entries, from its
+/// neighbour to the root (RFC 6962 §2.1.1).
 ///
 /// # Errors
 ///
@@ -264,8 +253,8 @@ pub fn inclusion<N: Nodes + ?Sized>(nodes: &N, index: u64, size: u64) -> io::Res
     Ok(path)
 }
 
-/// Returns `true` if `path` proves that `leaf` is the hash of the entry with this index, among the
-/// `size` entries that have this root (RFC 9162 §2.1.3.2).
+/// Returns `true` if `path` proves that the entry with this index and hash is among the `size`
+/// entries with this root (RFC 9162 §2.1.3.2).
 pub fn includes(leaf: Hash, index: u64, size: u64, path: &[Hash], root: Hash) -> bool {
     if index >= size {
         return false;
@@ -278,16 +267,15 @@ pub fn includes(leaf: Hash, index: u64, size: u64, path: &[Hash], root: Hash) ->
     way.last == 0 && node == root
 }
 
-/// A place on the way from an entry up to the root: the index of the current node in its level, and
-/// the index of the last node of this level.
+/// The index in its level of a node on a Merkle path, and the index of the last node of the level.
 struct Way {
     at: u64,
     last: u64,
 }
 
 impl Way {
-    /// Moves up past the next hash of a proof. Returns `true` if this hash is the left neighbour of
-    /// the current node. Returns `None` at the root.
+    /// Moves up past the next hash of a proof. `true` if that is the left neighbour, `None` at the
+    /// root.
     fn step(&mut self) -> Option<bool> {
         if self.last == 0 {
             return None;
@@ -322,8 +310,7 @@ pub fn consistency<N: Nodes + ?Sized>(nodes: &N, old: u64, new: u64) -> io::Resu
         return Ok(Vec::new());
     }
     let (mut begin, mut end, mut path) = (0, new, Vec::new());
-    // `true` while `begin` is 0. If it stays so, the old tree is one subtree, whose hash the
-    // verifier has.
+    // `true` while `begin` is 0: the old tree is one subtree, whose hash the verifier has.
     let mut is_known = true;
     while end != old {
         let middle = begin + left_part(end - begin);
@@ -342,17 +329,16 @@ pub fn consistency<N: Nodes + ?Sized>(nodes: &N, old: u64, new: u64) -> io::Resu
     Ok(path)
 }
 
-/// A log at some time: the number of its entries, and their root.
+/// The state of a log: the number of its entries, and their root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Head {
     /// The number of entries.
     pub size: u64,
-    /// The root over them.
+    /// The root over the entries.
     pub root: Hash,
 }
 
-/// Returns `true` if `path` proves that the log `new` begins with the log `old` (RFC 9162
-/// §2.1.4.2).
+/// Returns `true` if `path` proves that `new` begins with `old` (RFC 9162 §2.1.4.2).
 pub fn extends(old: Head, new: Head, path: &[Hash]) -> bool {
     if old.size >= new.size {
         return path.is_empty() && old == new;
@@ -360,7 +346,7 @@ pub fn extends(old: Head, new: Head, path: &[Hash]) -> bool {
     if old.size == 0 {
         return path.is_empty() && old.root == Hash::of_nothing();
     }
-    // A whole subtree is its own proof, so its hash is not in the path.
+    // The path lacks the hash of a whole subtree: the verifier has it as the old root.
     let own = old.size.is_power_of_two().then_some(old.root);
     let mut path = own.iter().chain(path);
     let mut way = Way { at: old.size - 1, last: new.size - 1 };

@@ -1,4 +1,4 @@
-//! Signed notes (C2SP `signed-note`): a text, and the signatures of it.
+//! Signed notes (C2SP `signed-note`): a text with signatures.
 
 use std::fmt;
 
@@ -8,17 +8,16 @@ use base64::engine::general_purpose::STANDARD;
 use super::key::{Kind, SigningKey, VerifierKey, check_name};
 use super::malformed::Malformed;
 
-/// The maximum size of a note in bytes. A note with the text of a checkpoint and 16 signatures has
-/// about 3,000; signatures of ML-DSA-44, which others may add, have 3,300 each.
+/// The maximum bytes of a note. A checkpoint with 16 signatures has about 3,000; signatures of
+/// ML-DSA-44, which others may add, have 3,300 each.
 pub const NOTE_BYTES_MAX: usize = 1 << 20;
 
-/// The maximum number of signatures of a note. The specification asks for at least 16.
+/// The maximum number of signatures of a note. The specification asks for a limit of at least 16.
 const SIGNATURES_MAX: usize = 100;
 
-/// The beginning of the line of a signature: a dash and a blank.
+/// The beginning of a signature line.
 const DASH: &str = "\u{2014} ";
 
-/// The line of a signature.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Signature {
     name: String,
@@ -26,28 +25,26 @@ struct Signature {
     bytes: Vec<u8>,
 }
 
-/// A text with signatures. None of them is checked before [`Note::check`].
+/// A text with signatures, which are not checked before [`Note::check`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Note {
     text: String,
     signatures: Vec<Signature>,
 }
 
-/// The result of the search for a key's signature on a note.
+/// The result of [`Note::check`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signed {
     /// The note has no signature of the key.
     Absent,
-    /// The key has signed the text. The value is the signed time of a witness, in seconds since
-    /// 1970; `None` for the key of a log.
+    /// The key has signed the text, and a witness also this time in seconds since 1970.
     Valid(Option<u64>),
-    /// The note has a signature with the key's name and number, which is wrong.
+    /// At least one signature with the key's name and number is wrong.
     Forged,
 }
 
 impl Note {
-    /// Makes a note without signatures. The text must end with a line break, and may have no
-    /// control characters but line breaks.
+    /// Makes a note. The text must end with a line break and have no other control characters.
     ///
     /// # Errors
     ///
@@ -72,7 +69,7 @@ impl Note {
             return Err(Malformed("the note has more than 1 MiB"));
         }
         let note = std::str::from_utf8(note).map_err(|_| Malformed("the note is not UTF-8"))?;
-        // The last empty line ends the text.
+        // The text ends at the last empty line.
         let missing = Malformed("the note has no signatures");
         let (text, signatures) = note.rsplit_once("\n\n").ok_or(missing)?;
         let mut read = Self::new(&format!("{text}\n"))?;
@@ -100,7 +97,7 @@ impl Note {
         self.signatures.push(Signature { name: key.name().to_owned(), id: key.id(), bytes });
     }
 
-    /// Checks the signature of a key on the note.
+    /// Checks every signature of this key on the note.
     pub fn check(&self, key: &VerifierKey) -> Signed {
         let mut found = Signed::Absent;
         for signature in &self.signatures {
@@ -115,9 +112,8 @@ impl Note {
         found
     }
 
-    /// Copies the valid signatures of these keys from `lines`, the signature lines in the answer of
-    /// a witness. A signature replaces an earlier one of the same key. Returns the number of
-    /// signatures that were copied.
+    /// Copies the valid signatures of these keys from `lines`, a witness's answer. Each replaces an
+    /// earlier one of its key. Returns their number.
     ///
     /// # Errors
     ///
@@ -159,7 +155,7 @@ impl fmt::Display for Note {
 
 impl Signature {
     fn parse(line: &str) -> Result<Self, Malformed> {
-        let wrong = Malformed("a line behind the text of the note is no signature");
+        let wrong = Malformed("a line after the text of the note is not a signature");
         let (name, encoded) =
             line.strip_prefix(DASH).and_then(|rest| rest.split_once(' ')).ok_or(wrong)?;
         check_name(name).map_err(|_| wrong)?;
@@ -172,8 +168,8 @@ impl Signature {
         Ok(Self { name, id: u32::from_be_bytes(*id), bytes })
     }
 
-    /// Checks the signature of a text. Returns `None` if the signature is wrong. The inner value is
-    /// the time that a witness has signed with the text; `None` for the key of a log.
+    /// Returns `None` if the signature is wrong, and otherwise the time that a witness signed, if
+    /// any.
     fn check(&self, text: &str, key: &VerifierKey) -> Option<Option<u64>> {
         match key.kind() {
             Kind::Note => key.has_signed(text.as_bytes(), &self.bytes).then_some(None),
@@ -188,7 +184,6 @@ impl Signature {
     }
 }
 
-/// Returns the message that a witness signs (C2SP `tlog-cosignature`).
 fn cosigned(text: &str, time: u64) -> String {
     format!("cosignature/v1\ntime {time}\n{text}")
 }

@@ -9,19 +9,18 @@ use super::checkpoint::{Signed, number};
 use super::malformed::Malformed;
 use super::merkle::{Hash, PROOF_MAX, includes};
 
-/// The first line of a proof.
 const BEGINNING: &str = "c2sp.org/tlog-proof@v1";
 
 /// A proof that an entry is in a log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Proof {
-    /// Bytes that the proof itself does not prove, such as the entry.
+    /// Bytes that travel with the proof and are not proven by it, such as the entry.
     pub extra: Option<Vec<u8>>,
     /// The index of the entry in the log.
     pub index: u64,
     /// The Merkle path of the entry.
     pub path: Vec<Hash>,
-    /// The checkpoint over the entry.
+    /// The checkpoint that covers the entry.
     pub signed: Signed,
 }
 
@@ -49,12 +48,12 @@ impl Proof {
         let index = index.ok_or(Malformed("the proof has no index"))?;
         let path: Option<Vec<_>> = lines.map(Hash::parse).collect();
         let path = path.filter(|path| path.len() <= PROOF_MAX);
-        let path = path.ok_or(Malformed("the proof has lines that are no hashes, or too many"))?;
+        let path =
+            path.ok_or(Malformed("the proof has lines that are not hashes, or too many of them"))?;
         Ok(Self { extra, index, path, signed: Signed::parse(note.as_bytes())? })
     }
 
-    /// Returns `true` if the entry is in the log of the proof's checkpoint. The signatures of the
-    /// checkpoint are not checked.
+    /// Returns `true` if the entry is in the log. The checkpoint's signatures are not checked.
     pub fn proves(&self, entry: &[u8]) -> bool {
         let head = self.signed.checkpoint.head;
         includes(Hash::of_leaf(entry), self.index, head.size, &self.path, head.root)

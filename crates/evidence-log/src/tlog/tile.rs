@@ -11,7 +11,7 @@ use super::merkle::{HASH_BYTES, Hash, Nodes};
 /// The number of hashes of a whole tile, and of entries of a whole bundle.
 pub const WIDTH: u64 = 256;
 
-/// The number of levels of a tree between the hashes of a tile and those of the tile above.
+/// The number of tree levels between the hashes of a tile and those of the tile above it.
 const HEIGHT: u32 = WIDTH.trailing_zeros();
 
 /// The maximum size of an entry in bytes.
@@ -23,7 +23,7 @@ pub const BUNDLE_BYTES_MAX: usize = (ENTRY_BYTES_MAX + 2) << HEIGHT;
 /// The name of the file with the checkpoint.
 pub const CHECKPOINT: &str = "checkpoint";
 
-/// The content of a file of a log.
+/// The content of a tile's file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Content {
     /// Entries.
@@ -32,7 +32,7 @@ pub enum Content {
     Hashes(u32),
 }
 
-/// The name of a file of a log, whole or partial.
+/// The name of a file of hashes or entries, whole or partial.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Tile {
     /// Entries or hashes.
@@ -44,8 +44,7 @@ pub struct Tile {
 }
 
 impl Tile {
-    /// Returns the path of the file, relative to the directory or URL of the log, such as
-    /// `tile/0/x001/234.p/17`.
+    /// Returns the path relative to the log's directory or URL, such as `tile/0/x001/234.p/17`.
     pub fn path(&self) -> String {
         let mut path = match self.content {
             Content::Entries => "tile/entries".to_owned(),
@@ -66,7 +65,7 @@ impl Tile {
         path
     }
 
-    /// Reads a path as [`Tile::path`] writes it. Returns `None` for any other text.
+    /// Reads a path as [`Tile::path`] writes it. `None` for any other text.
     pub fn parse(path: &str) -> Option<Self> {
         let (content, rest) = path.strip_prefix("tile/")?.split_once('/')?;
         let content = match content {
@@ -82,17 +81,16 @@ impl Tile {
             let digits: u64 = group.strip_prefix('x').unwrap_or(group).parse().ok()?;
             number = number.checked_mul(1000)?.checked_add(digits)?;
         }
-        // Each tile has exactly one path, so others with the same meaning are refused.
+        // Other spellings of the same numbers are refused: each tile has exactly one path.
         let tile = Self { content, index: number, width };
         ((1..=WIDTH).contains(&width) && tile.path() == path).then_some(tile)
     }
 
-    /// Returns the bytes of this partial tile: the beginning of `bytes_of_wider`, a tile with
-    /// `wider` hashes or entries.
+    /// Returns the bytes of this partial tile, from those of the same tile with `wider` entries.
     ///
     /// # Errors
     ///
-    /// The bytes are not those of a tile of this width.
+    /// The bytes are not those of a tile with `wider` hashes or entries.
     pub fn of_wider(&self, bytes_of_wider: &[u8], wider: u64) -> io::Result<Vec<u8>> {
         let width = usize::try_from(self.width).unwrap_or(usize::MAX);
         let mut bytes = Vec::new();
@@ -111,7 +109,7 @@ impl Tile {
         Ok(bytes)
     }
 
-    /// Returns the maximum size of the tile's file in bytes.
+    /// Returns the maximum bytes of the tile's file.
     pub fn bytes_max(&self) -> usize {
         let width = usize::try_from(self.width).unwrap_or(usize::MAX);
         match self.content {
@@ -121,8 +119,8 @@ impl Tile {
     }
 }
 
-/// Returns the last tile of each level, and the last bundle, of a log of `size` entries. Tiles
-/// without hashes are left out.
+/// Returns the last bundle, and the last tile of each level with hashes, of a log of `size`
+/// entries.
 pub fn last_tiles(size: u64) -> impl Iterator<Item = Tile> {
     let last = |content, count: u64| {
         let index = count.saturating_sub(1) / WIDTH;
@@ -133,18 +131,17 @@ pub fn last_tiles(size: u64) -> impl Iterator<Item = Tile> {
     last(Content::Entries, size).into_iter().chain(hashes)
 }
 
-/// The tiles over a log that grows.
+/// The tiles of a growing log.
 #[derive(Debug, Default)]
 pub struct Growing {
-    /// For each level the number of whole tiles, and the hashes after them.
+    /// For each level, the number of whole tiles and the hashes after them.
     levels: Vec<(u64, Vec<Hash>)>,
-    /// The tiles that have become whole. The owner must remove them.
+    /// The completed tiles. The owner must remove them from this list.
     pub whole: Vec<(Tile, Vec<Hash>)>,
 }
 
 impl Growing {
-    /// Adds the hash of the next whole subtree with `2^level` entries. Only every eighth level is
-    /// kept in tiles.
+    /// Adds the hash of a subtree with `2^level` entries. Tiles have every eighth level.
     pub fn push(&mut self, level: u32, hash: Hash) {
         if level.is_multiple_of(HEIGHT) {
             let level = level / HEIGHT;
@@ -159,8 +156,7 @@ impl Growing {
         }
     }
 
-    /// Sets the last tile of a level, as after a start. The next hash of the level is added after
-    /// it.
+    /// Sets the last tile of a level, at startup. The next hash of the level is added after it.
     pub fn go_on(&mut self, level: u32, index: u64, hashes: Vec<Hash>) {
         *self.level(level) = match hashes.len() as u64 == WIDTH {
             true => (index + 1, Vec::new()),
@@ -186,8 +182,8 @@ impl Growing {
     }
 }
 
-/// Returns the tile that holds the hash of a node at a level of the tree which is a multiple of 8,
-/// in a log of `size` entries. Also returns the place of the hash in the tile.
+/// Returns the tile with the hash of a node, and the hash's index in it, in a log of `size`
+/// entries. `level` must be a multiple of 8.
 pub fn tile_of(level: u32, index: u64, size: u64) -> (Tile, usize) {
     let content = Content::Hashes(level / HEIGHT);
     let count = size >> level;
@@ -197,15 +193,14 @@ pub fn tile_of(level: u32, index: u64, size: u64) -> (Tile, usize) {
     (Tile { content, index: index / WIDTH, width }, place)
 }
 
-/// The tiles of a log of `size` entries, as the nodes of its tree.
+/// The nodes of a tree of `size` entries, read from its tiles.
 pub struct Tiles<R> {
     size: u64,
     read: R,
 }
 
 impl<R: Fn(Tile) -> io::Result<Vec<Hash>>> Tiles<R> {
-    /// Makes the nodes of a log of `size` entries. `read` returns the hashes of a tile, of which
-    /// there must be as many as its width says.
+    /// Makes the nodes. `read` must return as many hashes as the width of the tile says.
     pub fn new(size: u64, read: R) -> Self {
         Self { size, read }
     }
@@ -217,7 +212,7 @@ impl<R: Fn(Tile) -> io::Result<Vec<Hash>>> Nodes for Tiles<R> {
         if level >= u64::BITS || index >= self.size >> level {
             return Err(beyond());
         }
-        // Tiles have only every eighth level, so the node is computed from the hashes below it.
+        // Tiles have only every eighth level. The node is computed from the hashes below it.
         let above = level % HEIGHT;
         let first = index << above;
         let (tile, place) = tile_of(level - above, first, self.size);
@@ -231,7 +226,7 @@ impl<R: Fn(Tile) -> io::Result<Vec<Hash>>> Nodes for Tiles<R> {
 ///
 /// # Errors
 ///
-/// The number of bytes is not that of the tile's hashes.
+/// The number of bytes does not fit the width.
 pub fn hashes(bytes: &[u8], width: u64) -> io::Result<Vec<Hash>> {
     let (hashes, rest) = bytes.as_chunks::<HASH_BYTES>();
     if !rest.is_empty() || hashes.len() as u64 != width {
@@ -256,11 +251,11 @@ pub fn push_entry(entry: &[u8], bundle: &mut Vec<u8>) -> io::Result<()> {
     Ok(())
 }
 
-/// Reads the entries of a bundle, which must be as many as its width says.
+/// Reads the `width` entries of a bundle.
 ///
 /// # Errors
 ///
-/// The bytes are another number of entries, or end within one.
+/// The bundle has another number of entries, or ends within one.
 pub fn entries(bundle: &[u8], width: u64) -> io::Result<Vec<&[u8]>> {
     let (mut rest, mut found) = (bundle, Vec::new());
     while let Some((length, behind)) = rest.split_first_chunk() {

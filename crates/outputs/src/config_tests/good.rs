@@ -204,8 +204,7 @@ drain_timeout = "20s"
     assert_eq!(checked.effective(), expected);
 }
 
-/// The test above compares the defaults that are printed. This test asserts that the same defaults
-/// are used.
+/// The test above compares the printed defaults. This test asserts that they are used.
 #[test]
 fn defaults_are_the_same_whether_written_or_not() {
     let short = checked(SHORTEST);

@@ -1,10 +1,10 @@
 //! Finds out how an index maps the bodies of events, for `check --connect` and for the messages
 //! about refused events.
 //!
-//! An index maps a body as an object or as a single value, and refuses each event whose body is the
-//! other. The template of Elastic's own Kubernetes integration maps bodies as objects, and `string`
-//! is the default of `filter.bodies`, so each event with a body is refused there. The operator then
-//! needs to know which key to set.
+//! An index maps a body as an object or as a single value, and refuses each event with a body of
+//! the other type. The template of Elastic's own Kubernetes integration maps bodies as objects, and
+//! `string` is the default of `filter.bodies`, so each event with a body is refused there. The
+//! operator then needs to know which key to set.
 
 use hyper::Method;
 use serde_json::Value;
@@ -21,10 +21,10 @@ enum Mapped {
     AsValue,
 }
 
-/// Returns the requests whose answers tell how an index maps bodies. The first asks for the mapping
-/// of the index; the second, for an index that does not exist yet, for the mapping that its
-/// template will give it. Empty if the form has no bodies, or does not keep them in fields of their
-/// own.
+/// Returns the requests whose answers show how an index maps bodies. The first asks for the mapping
+/// of the index. The second is for an index that does not exist yet, and asks for the mapping that
+/// its template will give it. There are no requests if the form has no bodies, or does not keep
+/// them in separate fields.
 pub(super) fn requests(index: &str, form: Form) -> Vec<TestRequest> {
     if form.bodies == Bodies::Drop || form.shape == Shape::Ocsf {
         return Vec::new();
@@ -39,11 +39,12 @@ pub(super) fn requests(index: &str, form: Form) -> Vec<TestRequest> {
     ]
 }
 
-/// Returns whether events in this form fit the mapping in an answer; `None` if the answer has no
+/// Checks whether events in this form fit the mapping in an answer. `None` if the answer has no
 /// mapping. The error says which key to set.
 pub(super) fn fits(answer: &[u8], form: Form) -> Option<Result<(), String>> {
     let answer: Value = serde_json::from_slice(answer).ok()?;
-    // A data stream has several indices. Their names end with numbers, and the last one is written.
+    // A data stream has several indices. Their names end with numbers, and the last one is written
+    // to.
     let mappings = answer.as_object()?.values().rev().find_map(|index| index.get("mappings"))?;
     let outer: &[&str] = match form.shape {
         Shape::Ecs => &["kubernetes", "audit"],
@@ -62,7 +63,7 @@ pub(super) fn fits(answer: &[u8], form: Form) -> Option<Result<(), String>> {
     Some(Ok(()))
 }
 
-/// Returns how a field is mapped; `None` if it takes both objects and values.
+/// Returns how a field is mapped. `None` if it accepts both objects and values.
 fn mapped(field: &Value) -> Option<Mapped> {
     if field.get("enabled").is_some_and(|enabled| *enabled == false || *enabled == "false") {
         return None;
@@ -73,8 +74,8 @@ fn mapped(field: &Value) -> Option<Mapped> {
     }
 }
 
-/// Returns which key to set if an index maps bodies as `mapped`, and they leave as `bodies`; `None`
-/// if the two agree.
+/// Returns which key to set if an index maps bodies as `mapped`, and they are sent as `bodies`.
+/// `None` if the two agree.
 fn hint(mapped: Mapped, bodies: Bodies) -> Option<&'static str> {
     match (mapped, bodies) {
         (Mapped::AsObject, Bodies::String) => Some(
@@ -88,8 +89,8 @@ fn hint(mapped: Mapped, bodies: Bodies) -> Option<&'static str> {
     }
 }
 
-/// Returns which key to set if a server refuses an event for this reason, while the bodies leave as
-/// `bodies`; `None` if the reason is not about bodies, or if no key helps. The reason itself is
+/// Returns which key to set if a server refuses an event for this reason, while bodies are sent as
+/// `bodies`. `None` if the reason is not about bodies, or if no key helps. The reason itself is
 /// never shown: it may quote the event.
 pub(super) fn hint_for(reason: &str, bodies: Bodies) -> Option<&'static str> {
     let is_about = |before: &str, after: &str| {

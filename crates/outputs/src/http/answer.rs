@@ -1,4 +1,4 @@
-//! The meaning of a consumer's answer, or of the error that came in its place.
+//! The meaning of a consumer's answer, or of an error instead of an answer.
 
 use std::error::Error;
 use std::io;
@@ -18,16 +18,16 @@ use client::ask::NoAnswer;
 use delivery::failure::{Failure, RETRY_AFTER_MAX};
 use telemetry::AttemptError;
 
-/// The greatest number of bytes that are read from the body of a consumer's answer, unless the
-/// protocol wants more ([`Api::answer_bytes`]). If the body is longer, the connection is closed,
-/// because it can carry another request only after the whole body was read.
+/// The maximum bytes that are read from the body of a consumer's answer, unless the protocol wants
+/// more ([`Api::answer_bytes`]). After a longer body, the connection is closed, because it can
+/// carry another request only if the whole body was read.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
-/// The longest time for which the body of a consumer's answer is read if only the status counts. If
-/// the body takes longer, the connection is closed. The result of the request does not change.
+/// The longest time for which the body of an answer is read if only the status counts. If the body
+/// takes longer, the connection is closed. The result of the request does not change.
 const ANSWER_TIME: Duration = Duration::from_secs(5);
 
-/// The reasons of failures in which the consumer could not be reached, or has not answered.
+/// The reasons of failures in which the consumer was not reached, or has not answered.
 pub(super) const NO_ANSWER: [AttemptError; 5] = [
     AttemptError::Resolve,
     AttemptError::Connect,
@@ -36,13 +36,13 @@ pub(super) const NO_ANSWER: [AttemptError; 5] = [
     AttemptError::Closed,
 ];
 
-/// Returns the pause that the header `Retry-After` asks for, in seconds or as a date (RFC 9110
-/// §10.2.3), at most [`RETRY_AFTER_MAX`]. Returns `None` if there is no such header, if it can't be
-/// read, or if its date is past.
+/// Returns the pause of the header `Retry-After`, in seconds or as a date (RFC 9110 §10.2.3), at
+/// most [`RETRY_AFTER_MAX`]. `None` if there is no such header, if it can't be read, or if its date
+/// is past.
 fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
     let asked = if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
-        // Digits that do not fit into a `u64` stand for more than any maximum.
+        // Digits that do not fit into a `u64` mean more than any maximum.
         Duration::from_secs(value.parse().unwrap_or(u64::MAX))
     } else {
         httpdate::parse_http_date(value).ok()?.duration_since(now).ok()?
@@ -52,8 +52,8 @@ fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
 
 /// Returns the result that follows from the status and the headers of an answer: for example, 200
 /// is accepted, 413 is refused, and 503 is failed. `path` is the protocol's part of the request's
-/// path, without its query, which the message about a missing service names; empty if the protocol
-/// has none. The path of the configured URL, which may be a secret, is not named.
+/// path, without its query, for the message about a missing service. The path of the configured
+/// URL, which may be a secret, is not named.
 pub(super) fn meaning(
     base: &BaseUrl,
     path: &str,
@@ -82,10 +82,10 @@ pub(super) fn meaning(
     }
 }
 
-/// Returns the result of a request if its answer began before the consumer had the whole request.
-/// An error status counts as usual (`api` judges it), because a consumer may refuse a request after
-/// it has read only the head. A status 2xx counts as a failure: nobody can accept a batch that has
-/// not arrived. Some proxies answer like that even when no consumer runs.
+/// Returns the result of a request whose answer began before the consumer had the whole request. An
+/// error status counts as usual (`api` judges it), because a consumer may refuse a request after it
+/// has read only the head. A status 2xx counts as a failure: nobody can accept a batch that has not
+/// arrived. Some proxies answer like that even when no consumer runs.
 pub(super) fn early(
     api: &dyn Api,
     (base, path): (&BaseUrl, &str),
@@ -106,10 +106,10 @@ pub(super) fn early(
 }
 
 /// Returns the result of a request, which `api` judges. Reads the body of the answer until
-/// `deadline` at most. If `api` does not want the body, reads it for at most [`ANSWER_TIME`] and
-/// about [`ANSWER_BYTES_MAX`] bytes. A 2xx that is not the acknowledgement of the protocol is a
-/// failure. The returned `bool` is `true` if the body was read to its end, so that the connection
-/// can be used for another request.
+/// `deadline` at most. If `api` does not want the body, it is only drained: for at most
+/// [`ANSWER_TIME`] and up to about [`ANSWER_BYTES_MAX`] bytes. A 2xx that is not the
+/// acknowledgement of the protocol is a failure. The `bool` is `true` if the body was read to its
+/// end, so that another request can use the connection.
 pub(super) async fn judge(
     api: &dyn Api,
     (base, path): (&BaseUrl, &str),
@@ -132,7 +132,7 @@ pub(super) async fn judge(
 pub(super) struct Answer {
     pub(super) status: StatusCode,
     headers: HeaderMap,
-    /// `None` if the body is longer than wanted, broke off or came too slowly.
+    /// `None` if the body is longer than wanted, was cut off or came too slowly.
     pub(super) body: Option<Vec<u8>>,
     /// `true`: there is no body because it is longer than wanted.
     is_too_long: bool,
@@ -141,8 +141,7 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    /// Returns the answer as a protocol judges it. `path` is the protocol's part of the request's
-    /// path.
+    /// Returns the answer for the protocol. `path` is the protocol's part of the request's path.
     pub(super) fn reply<'a>(&'a self, base: &'a BaseUrl, path: &'a str) -> Reply<'a> {
         Reply {
             status: self.status,
@@ -156,8 +155,9 @@ impl Answer {
     }
 }
 
-/// Reads the body of an answer until `deadline`, and keeps it if it has at most `wanted` bytes. If
-/// none is wanted, reads it for at most [`ANSWER_TIME`] and about [`ANSWER_BYTES_MAX`] bytes.
+/// Reads the body of an answer until `deadline`, and keeps it if it has at most `wanted` bytes.
+/// With `wanted` = 0, the body is only drained: for at most [`ANSWER_TIME`] and up to about
+/// [`ANSWER_BYTES_MAX`] bytes.
 pub(super) async fn read(response: Response<Incoming>, wanted: usize, deadline: Instant) -> Answer {
     let (head, mut body) = response.into_parts();
     let (mut text, mut read) = (Vec::new(), 0);
@@ -199,7 +199,7 @@ pub(super) fn reason(error: &NoAnswer) -> AttemptError {
     let mut source = Error::source(error);
     while let Some(error) = source {
         if let Some(error) = error.downcast_ref::<io::Error>() {
-            // With TLS 1.3 a server refuses the client's certificate after the handshake.
+            // With TLS 1.3, a server refuses the client's certificate after the handshake.
             return io_reason(error);
         }
         source = error.source();

@@ -1,6 +1,6 @@
 //! The parts of a request and of its answer that depend on the protocol. Everything else
-//! (addresses, connections, compression, timeouts, headers of the config) is the same for all of
-//! them.
+//! (addresses, connections, compression, timeouts, headers of the config) is common to all
+//! protocols.
 
 use std::path::Path;
 use std::str::FromStr;
@@ -21,25 +21,25 @@ use delivery::link::{Part, Verdict};
 use queue::{Batch, Claim, Identity, Origin, Position, Take, lines};
 use telemetry::AttemptError;
 
-/// Returns the value of the header `Authorization` of this scheme, with the token in `file`. The
-/// error text names the file, and never says what is in it.
+/// Returns the header `Authorization` of this scheme, with the token in `file`. The error text
+/// names the file, and never contains its content.
 pub(crate) fn token_header(scheme: &str, file: &Path) -> Result<HeaderValue, String> {
     credentials_header(&format!("{scheme} {}", token_in(file)?), file)
 }
 
-/// Returns the token or key in `file`, without blanks around it. The error text names the file, and
-/// never says what is in it. Blocks the thread.
+/// Returns the token or key in `file`, without surrounding blanks. The error text names the file,
+/// and never contains its content. Blocks the thread.
 pub(crate) fn token_in(file: &Path) -> Result<String, String> {
     config::read_token(file).map_err(|error| unreadable(file, &error))
 }
 
-/// Returns the text for a file with a secret that can't be read.
+/// Returns the message about a secret file that can't be read.
 pub(super) fn unreadable(file: &Path, error: &io::Error) -> String {
     format!("cannot read {}: {error}", file.display())
 }
 
-/// Returns credentials, which are made of the secret in `file`, as the value of a header that is
-/// shown nowhere. The error text names the file, and never says what is in it.
+/// Returns credentials, made of the secret in `file`, as the value of a header that is never shown.
+/// The error text names the file, and never contains its content.
 pub(super) fn credentials_header(text: &str, file: &Path) -> Result<HeaderValue, String> {
     let mut value = HeaderValue::from_str(text).map_err(|_| {
         format!("{} holds a character that an HTTP header cannot have", file.display())
@@ -68,16 +68,16 @@ impl fmt::Display for ConnectionId {
     }
 }
 
-/// A protocol over HTTP: how a batch becomes the body of a request, and what an answer means.
+/// A protocol over HTTP: how a batch becomes the body of a request, and the meaning of an answer.
 pub(crate) trait Api: Send + Sync + 'static {
-    /// The path that is added to the path of each configured URL. Empty if requests are sent to the
+    /// The path that is added to that of each configured URL; empty if requests go to the
     /// configured URL itself.
     fn path(&self) -> &str {
         ""
     }
 
-    /// Returns the paths of the service with which a configured URL may end, as vendors print URLs,
-    /// with longer ones before shorter ones. Such an end is cut off the URL.
+    /// Returns the paths with which a configured URL may end, as vendors print URLs, longer ones
+    /// before shorter ones. Such an end is cut off the URL.
     fn printed_paths(&self) -> Vec<String> {
         self.path().split('?').take(1).map(str::to_owned).collect()
     }
@@ -85,56 +85,54 @@ pub(crate) trait Api: Send + Sync + 'static {
     /// The header `Content-Type` of requests.
     fn content_type(&self) -> &'static str;
 
-    /// Returns the header `Authorization` from the files that the settings name; `None` if the
-    /// settings have no credentials besides those that all types over HTTP have. The error text
-    /// says which file can't be used, and never what is in the file.
+    /// Returns the header `Authorization` from the files of the settings. `None` if the settings
+    /// have only the credentials that all types over HTTP have. The error text names the file that
+    /// can't be used, and never contains its content.
     fn authorization(&self) -> Result<Option<HeaderValue>, String> {
         Ok(None)
     }
 
-    /// Puts the values to use that [`Api::authorization`] has read last. Called when all files of
-    /// the output have been read without an error.
+    /// From now on, uses the values that [`Api::authorization`] read last. Called when all files of
+    /// the output were read without an error.
     fn take_up(&self) {}
 
-    /// Starts the work that the protocol does besides its requests, such as renewing a token.
-    /// Called when the delivery begins, and by `check --connect`. The work ends when this value is
-    /// dropped.
+    /// Starts the background work of the protocol, such as the renewal of a token. Called when the
+    /// delivery begins, and by `check --connect`. The work ends when this value is dropped.
     fn begin(&self) {}
 
-    /// Waits until the protocol has all that it needs for a request, such as a token. Returns the
-    /// reason if there is none for now. The protocol bounds the wait. A request whose address is
-    /// not yet chosen waits here, so that no address is blamed for the failure.
+    /// Waits until the protocol has everything that a request needs, such as a token, or returns
+    /// the reason why it has not. The protocol limits the wait. A request waits here before its
+    /// address is chosen, so that no address is blamed for the failure.
     fn ready(&self) -> BoxFuture<'_, Result<(), Failure>> {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    /// A name that is put before the host of each configured URL, with a dot between the two;
-    /// `None`: the hosts are those of the URLs.
+    /// A name that is put before the host of each configured URL, with a dot between the two.
     fn host_prefix(&self) -> Option<&str> {
         None
     }
 
     /// Returns the headers that depend on the request or its connection, or that change over time,
-    /// such as a token. Called for each request, just before it is sent. They replace headers of
-    /// the config that have the same names.
+    /// such as a token. Called for each request just before it is sent. They replace headers of the
+    /// config with the same names.
     fn request_headers(&self, _call: &Call<'_>) -> Result<Vec<(HeaderName, HeaderValue)>, Failure> {
         Ok(Vec::new())
     }
 
-    /// Returns the requests without events by which `check --connect` learns if the consumer would
-    /// take events. Empty if the protocol has none: then the consumer gets no request.
+    /// Returns the requests without events with which `check --connect` tests whether the consumer
+    /// would accept events. Without any, the consumer gets no request.
     fn test_requests(&self) -> Vec<TestRequest> {
         Vec::new()
     }
 
-    /// Returns whether the answer to a test request says that the consumer would take events. An
-    /// error says why not, in words for the operator.
+    /// Checks that the answer to a test request shows that the consumer would accept events. The
+    /// error is worded for the operator.
     fn tested(&self, reply: &Reply<'_>) -> Result<(), String> {
         self.tested_by_status(reply)
     }
 
-    /// Returns what the status of an answer to a test request means: see [`Api::tested`]. A 2xx
-    /// must be what a delivery would take for an acknowledgement.
+    /// Checks the status of an answer to a test request: see [`Api::tested`]. A 2xx must be what a
+    /// delivery would accept as an acknowledgement.
     fn tested_by_status(&self, reply: &Reply<'_>) -> Result<(), String> {
         Err(match reply.status {
             status if status.is_success() => {
@@ -156,103 +154,99 @@ pub(crate) trait Api: Send + Sync + 'static {
         })
     }
 
-    /// Returns a request without events whose answer must be good ([`Api::tested`]) before a batch
-    /// is sent; `None` as long as the consumer acknowledges requests as it should.
+    /// Returns a test request, whose answer must be good ([`Api::tested`]) before a batch is sent.
+    /// `None` as long as the consumer acknowledges requests as it should.
     fn asks_first(&self) -> Option<TestRequest> {
         None
     }
 
-    /// Notes that the consumer has not confirmed requests in time, so that they are sent again.
+    /// The consumer has not confirmed requests in time, and they are sent again.
     fn unconfirmed(&self) {}
 
-    /// Returns requests without events, by one of which `check --connect` learns how the consumer
-    /// would store events. They are sent one after the other, until an answer is understood.
+    /// Returns requests without events with which `check --connect` learns how the consumer would
+    /// store events. They are sent one after the other, until an answer is understood.
     fn looks(&self) -> Vec<TestRequest> {
         Vec::new()
     }
 
-    /// Returns what an answer to one of [`Api::looks`] says; `None` if it can't be understood. An
-    /// error says, in words for the operator, why the consumer would refuse events.
+    /// Interprets an answer to one of [`Api::looks`]. `None` if it can't be understood. The error
+    /// says, for the operator, why the consumer would refuse events.
     fn looked(&self, _body: &[u8]) -> Option<Result<(), String>> {
         None
     }
 
-    /// Returns a request without events whose answer may say that a test request was refused for
-    /// what the first event changes. `None` if the protocol has none.
+    /// Returns a second test request, whose answer may excuse the failure of the first one: it
+    /// shows that the first event will remove the cause.
     fn excuse(&self) -> Option<TestRequest> {
         None
     }
 
-    /// Returns `true` if the answer to [`Api::excuse`] says so.
+    /// Returns `true` if the answer to [`Api::excuse`] excuses the failure.
     fn excuses(&self, _body: &[u8]) -> bool {
         false
     }
 
-    /// Asks each server that the protocol needs besides the consumer once, for `check --connect`.
+    /// Sends one request to each other server that the protocol needs, for `check --connect`.
     /// Returns one result for each server.
     fn probe(&self) -> BoxFuture<'_, Probed> {
         Box::pin(std::future::ready(Probed::new()))
     }
 
-    /// Returns how the consumer confirms requests later; `None` if the answer to a request is all
-    /// that the consumer says.
+    /// Returns how the consumer confirms requests later. `None` if it only answers them.
     fn confirm(&self) -> Option<&Confirm> {
         None
     }
 
-    /// `true` if an answer may take some events of a request, and leave others to be sent again.
-    /// These then come after events that were accepted later.
+    /// `true` if an answer may accept only some events of a request. The others are sent again, and
+    /// may then arrive after later events.
     fn judges_events(&self) -> bool {
         false
     }
 
-    /// `true` if the protocol puts something of its own around each event. A request then may not
-    /// have room for a whole batch, and [`Api::encode`] and [`Api::judge`] get the positions of the
-    /// events.
+    /// `true` if the protocol adds its own bytes to each event. A request may then not have room
+    /// for a whole batch, and [`Api::encode`] and [`Api::judge`] get the positions of the events.
     fn wraps_events(&self) -> bool {
         false
     }
 
-    /// `true` if a request is a JSON list of the events as they are. [`Api::encode`] may then get
+    /// `true` if a request is a JSON list of the unchanged events. [`Api::encode`] may then get
     /// pieces of lists ([`queue::is_list`]).
     fn sends_lists(&self) -> bool {
         false
     }
 
-    /// The greatest number of bytes of an answer's body that [`Api::judge`] reads. 0 if only the
-    /// status counts.
+    /// The maximum bytes of an answer's body that [`Api::judge`] reads. 0: only the status counts.
     fn answer_bytes(&self) -> usize {
         0
     }
 
-    /// Returns the body of the request that carries a batch, before compression. If the protocol
-    /// wraps events, the body has only as many of them as fit into `max_bytes`, but at least one.
-    /// `queue` is the identity of the queue.
+    /// Returns the body of the request for a batch, before compression. If the protocol wraps
+    /// events, the body has as many of them as fit into `max_bytes`, but at least one. `queue` is
+    /// the identity of the queue.
     fn encode(&self, batch: Batch, queue: Identity, max_bytes: u64) -> Encoded;
 
     /// Checks that an answer with a status 2xx is the acknowledgement of this protocol, and does
-    /// not come from somebody else, such as a proxy or a sign-in page. The error says for the
-    /// operator what is wrong with the answer. Such an answer is not judged, and its events are
-    /// sent again.
+    /// not come from another server, such as a proxy or a sign-in page. The error says, for the
+    /// operator, what is wrong. Such an answer is not judged, and its events are sent again.
     fn acknowledged(&self, reply: &Reply<'_>) -> Result<(), String>;
 
-    /// Returns the result of a request that was answered. It is not called for a 2xx that
-    /// [`Api::acknowledged`] refuses. As a rule, the result follows from the status. An answer that
-    /// came before the consumer had the whole request is judged too, without its body, unless its
-    /// status is 2xx.
+    /// Returns the result of an answered request, except for a 2xx that [`Api::acknowledged`]
+    /// refuses. Usually the result follows from the status. An answer that came before the consumer
+    /// had the whole request is judged too, without its body, unless its status is 2xx.
     fn judge(&self, reply: Reply<'_>, _sent: &Sent) -> Outcome {
         reply.by_status
     }
 }
 
-/// The parts of a request that the protocol decides, besides the body and its own headers.
+/// The parts of a request that the protocol decides, except the body and the protocol's own
+/// headers.
 #[derive(Debug, Clone)]
 pub(crate) struct RequestHead {
     pub method: Method,
     /// The path and query, which are added to the path of the configured URL.
     pub path: String,
     pub content_type: &'static str,
-    /// The compression that the header `Content-Encoding` tells.
+    /// The compression in the header `Content-Encoding`.
     pub compression: Compression,
     /// The SHA-256 of the body, in hexadecimal digits; empty if the protocol does not sign bodies.
     pub(crate) body_sha256: String,
@@ -290,7 +284,7 @@ pub(crate) struct TestRequest {
 }
 
 /// The way in which a consumer confirms the requests that it has taken ([`Outcome::Taken`]). The
-/// consumer is asked at intervals, on the connection that carried the requests.
+/// consumer is asked regularly, on the connection that carried the requests.
 pub(crate) struct Confirm {
     /// The path of the question, which is added to the path of the configured URL.
     pub path: &'static str,
@@ -298,22 +292,22 @@ pub(crate) struct Confirm {
     pub content_type: &'static str,
     /// The time between two questions on a connection.
     pub interval: Duration,
-    /// The longest time that a request may wait for its confirmation. After that, its events are
-    /// sent again.
+    /// The longest time for which a request may wait for its confirmation. After that, its events
+    /// are sent again.
     pub timeout: Duration,
-    /// Returns the body of the question which of the requests with these numbers are confirmed.
+    /// Returns the body of the question about the requests with these numbers.
     pub question: fn(&[u64]) -> Vec<u8>,
-    /// Returns what an answer with this status and body says.
+    /// Interprets an answer with this status and body.
     pub told: fn(StatusCode, &[u8]) -> Told,
 }
 
-/// The content of an answer to a question of [`Confirm`].
+/// The meaning of an answer to a question of [`Confirm`].
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Told {
     /// The requests with these numbers are confirmed, and the others not yet.
     Confirmed(Vec<u64>),
-    /// The consumer has not answered the question, so it is asked again later. The value says why,
-    /// for the metrics.
+    /// The consumer has not answered the question, and is asked again later. The value is the
+    /// reason, for the metrics.
     Nothing(AttemptError),
     /// The answer can't be understood. It may have confirmed requests.
     Unclear,
@@ -340,7 +334,7 @@ impl<T: FromStr> JsonNumber<T> {
 /// The body of a request.
 pub(crate) struct Encoded {
     pub(super) body: Pieces,
-    /// The number of events in the body. The other events of the batch found no room.
+    /// The number of events in the body. There was no room for the other events of the batch.
     pub(super) events: u64,
 }
 
@@ -350,16 +344,15 @@ impl Encoded {
         Self::of_parts([body], events)
     }
 
-    /// Makes a body that is in several parts, which are not joined in memory.
+    /// Makes a body of several parts, which are not joined in memory.
     pub(crate) fn of_parts(parts: impl IntoIterator<Item = Vec<u8>>, events: u64) -> Self {
         Self { body: Pieces::of(parts.into_iter().map(Bytes::from).collect()), events }
     }
 }
 
-/// Writes the events of a batch one after the other into the body of a request, as many as have
-/// room, but at least one. `room` is that of the whole body, and `write` writes an event, of which
-/// it gets the position and the time of acceptance ([`Origin::received`]). Returns the number of
-/// events in the body.
+/// Writes as many events of a batch as have room, but at least one, into the body of a request.
+/// `room` is the limit of the whole body. `write` writes an event, with its position and the time
+/// of its acceptance ([`Origin::received`]). Returns the number of events in the body.
 pub(crate) fn write_events(
     batch: &Batch,
     room: Take,
@@ -379,7 +372,7 @@ pub(crate) fn write_events(
     events
 }
 
-/// Returns the empty body of a request that will wrap the events of this batch.
+/// Returns an empty buffer for the body of a request that wraps the events of this batch.
 pub(crate) fn body_for(batch: &Batch) -> Vec<u8> {
     Vec::with_capacity(usize::try_from(batch.bytes).unwrap_or_default() * 5 / 4)
 }
@@ -388,7 +381,7 @@ pub(crate) fn body_for(batch: &Batch) -> Vec<u8> {
 pub(crate) enum Outcome {
     /// The consumer has acknowledged the batch.
     Accepted,
-    /// The consumer has taken the request, which it knows by this number, and will confirm it
+    /// The consumer has taken the request, which it identifies by this number, and will confirm it
     /// ([`Confirm`]).
     Taken(u64),
     /// The consumer has judged single events. The parts are those of [`Event::Judged`].
@@ -402,7 +395,6 @@ pub(crate) enum Outcome {
     Failed(Failure),
 }
 
-/// The words for an operator whose consumer answers with a web page.
 const PAGE: &str = "this is a web page and not an acknowledgement: is there a proxy or a sign-in \
                     page at this URL?";
 
@@ -413,29 +405,29 @@ pub(crate) struct Reply<'a> {
     /// The result that follows from the status: 2xx is accepted, 400, 413 and 422 are refused,
     /// anything else has failed.
     pub(crate) by_status: Outcome,
-    /// The body of the answer. `None` if it is longer than [`Api::answer_bytes`], if it broke off
-    /// or came too slowly, or if the answer came before the consumer had the whole request.
+    /// The body of the answer. `None` if it is longer than [`Api::answer_bytes`], was cut off or
+    /// came too slowly, or if the answer came before the consumer had the whole request.
     pub body: Option<&'a [u8]>,
     /// `true`: there is no body because it is longer than [`Api::answer_bytes`].
     pub is_too_long: bool,
     /// The path that the protocol has added to the configured URL, without a query. This part of
-    /// the request's path holds no secret.
+    /// the request's path is not secret.
     pub path: &'a str,
     /// The scheme, host and port that answered, for messages.
     pub base: &'a dyn fmt::Display,
 }
 
 impl Reply<'_> {
-    /// Returns the failure of a request whose answer is not what the protocol promises, so that the
-    /// batch is sent again.
+    /// Returns the failure of a request whose answer violates the protocol. The batch is sent
+    /// again.
     pub(crate) fn unclear(&self, what: &str) -> Outcome {
         let what = self.instead(what);
         let message = format!("{}: answered {}: {what}", self.base, self.status);
         Outcome::Failed(Failure::new(AttemptError::Protocol, message))
     }
 
-    /// Returns the words for an operator about an answer that is not that of the protocol: that it
-    /// is a web page, or else `what`.
+    /// Returns the message about an answer that is not that of the protocol: `what`, unless the
+    /// answer is a web page.
     pub(crate) fn instead<'w>(&self, what: &'w str) -> &'w str {
         if self.is_page() { PAGE } else { what }
     }
@@ -466,13 +458,12 @@ pub(crate) struct Sent {
     pub claim: Claim,
     pub events: u64,
     origins: Vec<Origin>,
-    /// The end of the whole claim, if not all its events had room in the request.
+    /// The end of the whole claim, if some of its events had no room in the request.
     whole_end: Option<Position>,
 }
 
 impl Sent {
-    /// Describes a request that carries all events of several batches. `claim` begins with the
-    /// first of them and ends with the last.
+    /// Describes a request that carries all events of several batches. `claim` covers all of them.
     pub(crate) fn whole_batches(claim: Claim, events: u64) -> Self {
         Self { claim, events, origins: Vec::new(), whole_end: None }
     }
@@ -488,7 +479,7 @@ impl Sent {
         all.take(usize::try_from(self.events).unwrap_or(usize::MAX))
     }
 
-    /// Notes that only the first `events` events had room in the request.
+    /// Records that only the first `events` events had room in the request.
     pub(super) fn cut(&mut self, events: u64) {
         if events >= self.events {
             return;
@@ -499,12 +490,12 @@ impl Sent {
         }
     }
 
-    /// Returns the whole claim, with the events that had no room in the request.
+    /// Returns the whole claim, including the events that had no room in the request.
     pub(super) fn whole(&self) -> Claim {
         Claim { end: self.whole_end.unwrap_or(self.claim.end), ..self.claim }
     }
 
-    /// Adds to the result of a request the events that had no room in it.
+    /// Adds the events that had no room in the request to the request's outcome.
     pub(super) fn with_unsent(&self, outcome: Outcome) -> Outcome {
         let Some(end) = self.whole_end else { return outcome };
         let mut parts = match outcome {

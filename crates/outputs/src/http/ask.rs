@@ -1,4 +1,4 @@
-//! Asking the consumer which of the requests that it has taken are confirmed.
+//! Asks a consumer which of the requests that it has taken are confirmed.
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Limited};
@@ -15,23 +15,22 @@ use client::ask::NoAnswer;
 use delivery::failure::Failure;
 use telemetry::AttemptError;
 
-/// The greatest number of requests about which a consumer is asked at once. The answer then has
-/// about 64 KiB.
+/// The maximum number of requests in one question. The answer then has about 64 KiB.
 const ASKED_MAX: usize = 4096;
 
-/// The greatest number of bytes of an answer that says which requests are confirmed.
+/// The maximum bytes of an answer to such a question.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 
 impl Client {
-    /// Returns when the consumer is to be asked next about a request of an idle connection of
-    /// `lane`; `None` if there is nothing to ask.
+    /// Returns the time of the next question on an idle connection of `lane`. `None` if there is
+    /// nothing to ask.
     pub(super) fn asks_at(&self, lane: &Lane) -> Option<Instant> {
         let interval = self.api.confirm()?.interval;
         lane.first_asked().map(|asked| asked + interval)
     }
 
     /// Asks the consumer which requests are confirmed, on each connection of `lane` whose turn it
-    /// is. Returns the confirmed ones. A connection that gives no clear answer is closed.
+    /// is. Returns the confirmed requests. A connection without a clear answer is closed.
     pub(super) async fn ask(&self, lane: &mut Lane) -> Vec<Settled> {
         let (mut confirmed, Some(confirm)) = (Vec::new(), self.api.confirm()) else {
             return Vec::new();
@@ -50,7 +49,8 @@ impl Client {
                     );
                     if connection.confirmations.doubt_older(&why, confirm.timeout) {
                         self.api.unconfirmed();
-                        // The doubts are counted one by one.
+                        // Each doubt is counted as a failed request, so the address is only blamed
+                        // here.
                         attempt.blamed(&Failure::new(AttemptError::Acknowledgement, why));
                     } else if !numbers.is_empty() {
                         attempt.succeeded();
@@ -71,12 +71,12 @@ impl Client {
         confirmed
     }
 
-    /// Asks the consumer which requests of a connection are confirmed. Returns their numbers. An
-    /// error status confirms nothing, and the consumer is asked again later.
+    /// Asks the consumer which requests of a connection are confirmed, and returns their numbers.
+    /// An error status confirms nothing, and the consumer is asked again later.
     ///
     /// # Errors
     ///
-    /// There was no answer, or none that can be understood. The consumer may have confirmed
+    /// There was no answer, or the answer can't be understood. The consumer may have confirmed
     /// requests in it.
     async fn ask_one(
         &self,

@@ -1,4 +1,4 @@
-//! The bodies of requests: a batch in one of the formats, made piece by piece while it is sent.
+//! The bodies of requests: a batch in one of the formats, made piece by piece during the transfer.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -15,32 +15,29 @@ use delivery::endpoints::Figures;
 use queue::is_list;
 use telemetry::OutputMetrics;
 
-/// The greatest number of bytes of one piece of a request body, if the piece is sent without a
-/// copy. The counter `output_bytes_total` grows by one whole piece at a time, and this limit keeps
-/// its steps small.
+/// The maximum bytes of a piece that is sent without a copy. The counter `output_bytes_total` grows
+/// by whole pieces, and this limit keeps its steps small.
 const PIECE_BYTES: usize = 256 * 1024;
 
-/// The greatest number of bytes of one piece of a request body, if the piece is a copy of stored
-/// bytes. The few bytes after the last event, such as `]`, may come on top. A copy of this size is
-/// still in the CPU's cache when it is written to the socket.
+/// The maximum bytes of a piece that is a copy of stored bytes, without the few bytes after the
+/// last event, such as `]`. A copy of this size is still in the CPU's cache when it is written to
+/// the socket.
 pub(super) const COPIED_BYTES: usize = 64 * 1024;
 
 /// A stored buffer of at least this many bytes is sent without a copy. Smaller buffers are copied
-/// together into one piece of the request body, because hyper collects at most 16 pieces for one
-/// write, even if they are small.
+/// together into one piece, because hyper collects at most 16 pieces for one write, even if they
+/// are small.
 const PASSED_ON_MIN: usize = 32 * 1024;
 
 /// Stored bytes of a request body.
 #[derive(Clone)]
 struct Stored {
     bytes: Bytes,
-    /// `true` if the bytes are lines of which a JSON list is made. Commas then replace the line
-    /// breaks.
+    /// `true` if the bytes are lines for a JSON list. Commas then replace the line breaks.
     gets_commas: bool,
 }
 
 impl Stored {
-    /// Returns `true` if the bytes are sent without a copy.
     fn passes(&self) -> bool {
         self.bytes.len() >= PASSED_ON_MIN && !self.gets_commas
     }
@@ -51,34 +48,32 @@ impl Stored {
 /// copied is never in memory twice as a whole.
 #[derive(Clone)]
 pub(super) struct Pieces {
-    /// The bytes of the body before the first event, such as `[`. Empty as soon as these bytes are
-    /// in a piece.
+    /// The bytes before the first event, such as `[`. Empty once a piece contains them.
     head: &'static [u8],
-    /// The stored bytes that are not in a piece of the body yet.
+    /// The stored bytes that no piece contains yet.
     stored: VecDeque<Stored>,
-    /// The bytes of the body after the last event, such as `]`.
+    /// The bytes after the last event, such as `]`.
     tail: &'static [u8],
-    /// The number of bytes of the body that are not in a piece yet.
+    /// The number of bytes of the body that no piece contains yet.
     left: u64,
-    /// The memory of the last copied piece. It is used again for the next one if hyper has written
-    /// and dropped the last one.
+    /// The memory of the last copied piece. The next copy uses it again if hyper has already
+    /// written and dropped that piece.
     copied: BytesMut,
 }
 
 impl Pieces {
-    /// Makes a body of exactly the bytes in `pieces`.
     pub(super) fn of(pieces: Vec<Bytes>) -> Self {
         let stored = pieces.into_iter().map(|bytes| Stored { bytes, gets_commas: false });
         Self::new(b"", stored.collect(), b"")
     }
 
-    /// Makes a body that is a JSON list: `head`, then the events separated by commas, then `tail`.
-    /// `pieces` holds the events: lines, each ended by a line break, or lists ([`is_list`]).
+    /// Makes a body that is a JSON list: `head`, the events separated by commas, and `tail`.
+    /// `pieces` holds the events: lines with line breaks, or lists ([`is_list`]).
     pub(super) fn list(head: &'static [u8], pieces: Vec<Bytes>, tail: &'static [u8]) -> Self {
         let mut stored = VecDeque::with_capacity(2 * pieces.len());
         for mut bytes in pieces {
             let gets_commas = !is_list(&bytes);
-            // A piece that is sent without a copy has no room for the comma behind it.
+            // A piece that is sent without a copy has no room for the comma after it.
             if !stored.is_empty() {
                 stored.push_back(Stored { bytes: Bytes::from_static(b","), gets_commas: false });
             }
@@ -88,21 +83,20 @@ impl Pieces {
         Self::new(head, stored, tail)
     }
 
-    /// Makes a body of `head`, the stored bytes and `tail`.
     fn new(head: &'static [u8], stored: VecDeque<Stored>, tail: &'static [u8]) -> Self {
         let bytes: usize = stored.iter().map(|stored| stored.bytes.len()).sum();
         let left = (head.len() + bytes + tail.len()) as u64;
         Self { head, stored, tail, left, copied: BytesMut::new() }
     }
 
-    /// Returns the number of bytes of the body that are not in a piece yet.
+    /// Returns the number of bytes of the body that no piece contains yet.
     pub(super) fn left(&self) -> u64 {
         self.left
     }
 
-    /// Takes the next piece from the stored buffers without a copy. Returns `None` if the next
-    /// piece must be a copy: because line breaks in it become commas, or because the next stored
-    /// buffer is smaller than `PASSED_ON_MIN`, or because none is left.
+    /// Takes the next piece from the stored buffers without a copy. `None` if the next piece must
+    /// be a copy: line breaks become commas, the next stored buffer is smaller than
+    /// `PASSED_ON_MIN`, or none is left.
     fn pass_on(&mut self) -> Option<Bytes> {
         let front = self.stored.front_mut().filter(|front| front.passes())?;
         if !self.head.is_empty() {
@@ -115,8 +109,8 @@ impl Pieces {
         Some(piece)
     }
 
-    /// Returns the next piece as a copy, which joins the bytes of several stored buffers, up to
-    /// about `COPIED_BYTES` bytes. Stops before a buffer that can be sent without a copy.
+    /// Returns the next piece as a copy, which joins several stored buffers, up to about
+    /// `COPIED_BYTES` bytes. Stops before a buffer that can be sent without a copy.
     fn copy(&mut self) -> Bytes {
         let left = usize::try_from(self.left).unwrap_or(usize::MAX);
         let mut copy = std::mem::take(&mut self.copied);
@@ -163,16 +157,14 @@ impl Iterator for Pieces {
     }
 }
 
-/// The body of a request, as the type that hyper sends. Its length in bytes is known before the
-/// request is sent.
+/// The body of a request, as hyper's type. Its length in bytes is known in advance.
 pub(super) struct Upload {
     pub(super) pieces: Pieces,
-    /// The metrics of the output, which count the bytes of each piece when hyper takes the piece.
+    /// The metrics that count the bytes of each piece when hyper takes it.
     pub(super) metrics: OutputMetrics,
     /// The figures of the address, which count the same bytes.
     pub(super) figures: Arc<Figures>,
-    /// The record of how far the request has got. The body notes here that hyper has taken its last
-    /// piece.
+    /// The record of the request's progress, which learns here that hyper has taken the last piece.
     pub(super) marks: RequestMarks,
 }
 
@@ -202,15 +194,14 @@ impl Body for Upload {
     }
 }
 
-/// Returns the request body `pieces`, compressed with gzip at level 1, the fastest.
+/// Compresses a request body with gzip at level 1, the fastest.
 pub(super) fn gzip(mut pieces: Pieces) -> std::io::Result<Vec<u8>> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     pieces.try_for_each(|piece| encoder.write_all(&piece))?;
     encoder.finish()
 }
 
-/// Returns the request body `pieces`, compressed with zstd at level 1, the fastest of the usual
-/// levels.
+/// Compresses a request body with zstd at level 1, the fastest of the usual levels.
 pub(super) fn zstd(mut pieces: Pieces) -> std::io::Result<Vec<u8>> {
     let mut encoder = zstd::Encoder::new(Vec::new(), 1)?;
     pieces.try_for_each(|piece| encoder.write_all(&piece))?;

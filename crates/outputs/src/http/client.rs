@@ -36,7 +36,7 @@ use delivery::link::CLOSE_TIME;
 use queue::{Identity, Take};
 use telemetry::{AttemptError, OutputMetrics};
 
-/// The TCP keepalive interval of all connections, also of those that no request uses now.
+/// The TCP keepalive interval of all connections, including idle ones.
 pub(super) const KEEPALIVE: Duration = Duration::from_secs(30);
 
 /// The HTTP client of one output: it picks addresses, makes connections and sends requests. All
@@ -54,23 +54,23 @@ pub(super) struct Client {
     pub(super) room: Room,
     pub(super) endpoints: Arc<Endpoints>,
     tls: Arc<Tls>,
-    /// The URLs and headers, with their templates filled in; `None` until the files that the config
-    /// names have been read.
+    /// The URLs and headers, with their templates filled in. `None` before the files of the config
+    /// were read.
     pub(super) expanded: ArcSwapOption<Expanded>,
     pub(super) metrics: OutputMetrics,
-    /// The requests that the consumer has taken, and whose confirmation can't come any more.
+    /// The requests that the consumer has taken, and whose confirmation can't arrive any more.
     pub(super) doubts: Arc<Doubts>,
-    /// The tasks that read and write the connections, one task for each connection. A task ends
-    /// when its connection ends.
+    /// The tasks that read and write the connections, one for each. A task ends with its
+    /// connection.
     pub(super) drivers: TaskTracker,
 }
 
 /// The room for events in a request.
 pub(super) struct Room {
     pub(super) limits: config::BatchLimits,
-    /// The size of a request's body divided by the size of its batch's events, as the requests so
-    /// far have shown. The value is in thousandths, and at least 1,000. It rises at once, and falls
-    /// slowly, so that few batches are too large for their request.
+    /// The size of a request's body divided by the size of its batch's events, in thousandths, at
+    /// least 1,000. The value follows the requests so far. It rises at once and falls slowly, so
+    /// that few batches are too large for their request.
     growth: AtomicU64,
 }
 
@@ -79,7 +79,7 @@ impl Room {
         Self { limits, growth: AtomicU64::new(1000) }
     }
 
-    /// Notes how large the body of a request has become that was made of a batch of `bytes` bytes.
+    /// Updates the growth with a request whose batch had `bytes` bytes.
     pub(super) fn note(&self, bytes: u64, encoded: &Encoded, batch: &Sent) {
         let body = encoded.body.left().saturating_mul(batch.events);
         let grown = body.saturating_mul(1000) / (bytes * encoded.events).max(1);
@@ -90,8 +90,8 @@ impl Room {
 }
 
 impl Client {
-    /// Returns how many events and bytes the next batch may have. If the protocol wraps events, the
-    /// body of its request is larger than the batch.
+    /// Returns the maximum events and bytes of the next batch. If the protocol wraps events, the
+    /// body of a request is larger than its batch.
     pub(super) fn take(&self) -> Take {
         let config::BatchLimits { max_bytes, max_events } = self.room.limits;
         let growth = self.room.growth.load(Ordering::Relaxed);
@@ -120,9 +120,9 @@ impl Client {
         }
     }
 
-    /// Picks the address for the next request. Returns it together with the current URLs and
-    /// headers, which match the address even during a reload. Returns `None` if there is no
-    /// address, or while the files that the config names have not been read.
+    /// Picks the address for the next request. Also returns the current URLs and headers, which
+    /// match the address even during a reload. `None` without an address, or before the files of
+    /// the config were read.
     pub(super) async fn pick(&self) -> Option<(Arc<Expanded>, Attempt)> {
         loop {
             let expanded = self.expanded.load_full()?;
@@ -132,14 +132,13 @@ impl Client {
             if endpoint.is_some_and(|endpoint| endpoint.base.at == address.name) {
                 return Some((expanded, attempt));
             }
-            // A reload has replaced the settings, and replaces the addresses in a moment.
+            // A reload has replaced the settings, and will replace the addresses in a moment.
             tokio::task::yield_now().await;
         }
     }
 
-    /// Tests whether an address can be reached: connects, does the TLS handshake if the URL is
-    /// https, sends no request to the consumer, and closes the connection. Returns the failure if
-    /// one of these steps fails.
+    /// Tests whether an address can be reached: connects, does the TLS handshake for an https URL,
+    /// and closes the connection without a request.
     pub(super) async fn reach(&self, address: ResolvedAddress) -> Result<(), Failure> {
         let gone = || {
             Failure::new(
@@ -157,14 +156,14 @@ impl Client {
         Ok(())
     }
 
-    /// Waits until all connections have ended, at most [`CLOSE_TIME`]. The caller has dropped them.
+    /// Waits until all connections have ended, at most [`CLOSE_TIME`]. The caller must have dropped
+    /// the connections.
     pub(super) async fn closed(&self) {
         self.drivers.close();
         tokio::time::timeout(CLOSE_TIME, self.drivers.wait()).await.ok();
     }
 
-    /// Makes an HTTP connection to an address, with TLS if the URL is https, and starts the task
-    /// that reads and writes the connection.
+    /// Makes an HTTP connection to an address, with TLS for an https URL, and starts its task.
     pub(super) async fn dial(
         &self,
         base: &BaseUrl,
@@ -207,7 +206,7 @@ impl Client {
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     ) -> hyper::Result<(http1::SendRequest<Upload>, AbortHandle)> {
         // hyper writes as soon as this many bytes wait, and the body then makes its next piece in
-        // the same memory. The bound holds for the head of an answer too.
+        // the same memory. The limit also applies to the head of an answer.
         let mut builder = http1::Builder::new();
         builder.max_buf_size(COPIED_BYTES);
         let (sender, driver) = builder.handshake(TokioIo::new(stream)).await?;
@@ -233,8 +232,8 @@ impl Client {
                 return Err(Failure::new(AttemptError::Resolve, what));
             }
         };
-        // The socket options notice a silent peer early. Without them the request timeout still
-        // notices it, so an error is ignored.
+        // The socket options detect a silent peer early. An error is ignored, because the request
+        // timeout still detects the peer.
         net::tune_dialled(&stream, KEEPALIVE, self.timeouts.request).ok();
         Ok(stream)
     }

@@ -2,8 +2,8 @@
 //!
 //! Such a request belongs to the connection on which it was sent, because a consumer may have
 //! several servers behind one address, and only the server that took the request can confirm it. If
-//! the connection ends before that, nobody can say what became of its requests. They become
-//! *doubts*: their events are sent again, and an event may then arrive twice, but none is lost.
+//! the connection ends before that, it is unknown what became of its requests. They become
+//! *doubts*: their events are sent again, so that an event may arrive twice, but none is lost.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,8 +20,8 @@ use delivery::failure::Failure;
 use queue::Claim;
 use telemetry::AttemptError;
 
-/// The greatest number of requests of an output that the consumer has taken and not confirmed. At
-/// this number, no other request is sent.
+/// The maximum number of unconfirmed requests of an output. At this number, no other request is
+/// sent.
 pub(super) const UNCONFIRMED_MAX: usize = 1024;
 
 /// A request that the consumer has taken and not confirmed yet.
@@ -29,22 +29,22 @@ struct Unconfirmed {
     claim: Claim,
     /// The result that the link reports when the consumer confirms the request.
     outcome: Outcome,
-    /// The number by which the consumer knows the request.
+    /// The number by which the consumer identifies the request.
     number: u64,
-    /// When the consumer took the request.
+    /// The time when the consumer took the request.
     since: Instant,
-    /// When the request was sent.
+    /// The time when the request was sent.
     sent_at: Instant,
 }
 
-/// The requests of one connection that the consumer has taken and not confirmed yet. When the
-/// connection ends, and this value is dropped, they become doubts.
+/// The unconfirmed requests of one connection. When the connection ends and drops this value, the
+/// requests become doubts.
 pub(super) struct Confirmations {
     requests: Vec<Unconfirmed>,
     /// The numbers of the requests that became doubts because they were not confirmed in time. A
     /// late confirmation must not count for another request with the same number.
     late: BTreeSet<u64>,
-    /// When the consumer was asked last, or when the first of the requests was taken.
+    /// The time of the last question, or the time when the first of the requests was taken.
     asked: Instant,
     /// The id of the address to which the connection leads.
     consumer: usize,
@@ -66,20 +66,19 @@ impl Confirmations {
         self.requests.is_empty()
     }
 
-    /// Returns when the consumer was asked last; `None` if there is nothing to ask.
+    /// Returns the time of the last question. `None` if there is nothing to ask.
     pub(super) fn asked(&self) -> Option<Instant> {
         (!self.is_empty()).then_some(self.asked)
     }
 
     /// Returns `true` if a request with this number waits for its confirmation, or has waited too
     /// long. If the consumer gives the same number to another request, it has forgotten the first
-    /// one, or there are several consumers, each of which counts by itself.
+    /// one, or there are several consumers that count separately.
     pub(super) fn has(&self, number: u64) -> bool {
         self.late.contains(&number) || self.requests.iter().any(|it| it.number == number)
     }
 
-    /// Adds a request that was sent at the time `sent_at`, and that the consumer has taken. No
-    /// other one has its number.
+    /// Adds a request that the consumer has taken. No other request may have its number.
     pub(super) fn add(&mut self, claim: Claim, outcome: Outcome, number: u64, sent_at: Instant) {
         let since = Instant::now();
         if self.is_empty() {
@@ -89,7 +88,7 @@ impl Confirmations {
         self.requests.push(Unconfirmed { claim, outcome, number, since, sent_at });
     }
 
-    /// Removes the requests with these numbers, which the consumer has confirmed, and returns them.
+    /// Removes and returns the requests with these numbers, which the consumer has confirmed.
     pub(super) fn confirmed(&mut self, numbers: &[u64]) -> Vec<Settled> {
         let is_confirmed = |request: &mut Unconfirmed| numbers.contains(&request.number);
         let confirmed = self.requests.extract_if(.., is_confirmed);
@@ -103,19 +102,18 @@ impl Confirmations {
         confirmed
     }
 
-    /// Returns the numbers of the oldest requests, at most `max` of them, of which the consumer is
-    /// asked now.
+    /// Begins a question. Returns the numbers of the oldest requests, at most `max`.
     pub(super) fn ask(&mut self, max: usize) -> Vec<u64> {
         self.asked = Instant::now();
         self.requests.iter().take(max).map(|request| request.number).collect()
     }
 
-    /// Makes doubts of all requests. `why` is the reason, for messages.
+    /// Turns all requests into doubts. `why` is the reason, for messages.
     pub(super) fn doubt_all(&mut self, why: &str) {
         self.doubt(why, |_| true);
     }
 
-    /// Makes doubts of the requests that were taken this long ago, or longer. Returns `true` if
+    /// Turns the requests that were taken at least this long ago into doubts. Returns `true` if
     /// there were any.
     pub(super) fn doubt_older(&mut self, why: &str, age: Duration) -> bool {
         let is_late = |request: &Unconfirmed| request.since.elapsed() >= age;
@@ -125,7 +123,8 @@ impl Confirmations {
         self.late.len() > before
     }
 
-    /// Makes doubts of the requests that `is_doubtful` chooses. `why` is the reason, for messages.
+    /// Turns the requests that `is_doubtful` selects into doubts. `why` is the reason, for
+    /// messages.
     fn doubt(&mut self, why: &str, is_doubtful: impl Fn(&Unconfirmed) -> bool) {
         let doubtful = self.requests.extract_if(.., |request| is_doubtful(request));
         let failure = Failure::new(AttemptError::Acknowledgement, why);
@@ -146,8 +145,7 @@ impl Drop for Confirmations {
     }
 }
 
-/// A request that the consumer has confirmed, or a doubt: a request of which nobody can say any
-/// more what became of it, so that its outcome is a failure.
+/// A request that was confirmed, or a doubt, whose outcome is a failure.
 pub(super) struct Settled {
     /// The id of the address to which the request was sent.
     pub(super) consumer: usize,
@@ -155,8 +153,7 @@ pub(super) struct Settled {
     pub(super) outcome: Outcome,
 }
 
-/// The requests of one output whose confirmation can't come any more, and the number of those that
-/// wait for one.
+/// The doubts of one output, and the number of its requests that wait for a confirmation.
 #[derive(Default)]
 pub(super) struct Doubts {
     doubts: Mutex<VecDeque<Settled>>,

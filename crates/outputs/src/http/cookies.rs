@@ -1,11 +1,11 @@
 //! The cookies of one connection.
 //!
-//! A balancer in front of several servers may give each client a cookie, by which it sends the
+//! A balancer in front of several servers may give each client a cookie, so that it sends the
 //! client's further requests to the same server. A protocol whose consumer confirms requests later
 //! needs that: only the server that has taken a request can confirm it. The requests of a
 //! connection therefore carry the cookies of its earlier answers (RFC 6265), and no other
 //! connection gets them. A cookie lives as long as its connection, unless an answer deletes it. The
-//! attribute `Domain` is not needed, because a connection leads to one host.
+//! attribute `Domain` is ignored, because a connection leads to one host.
 //!
 //! Cookies may be secrets, so nothing here shows them.
 
@@ -14,11 +14,11 @@ use std::time::SystemTime;
 use hyper::header::HeaderValue;
 use hyper::{HeaderMap, header};
 
-/// The greatest number of cookies of a connection. A balancer sets one or two.
+/// The maximum number of cookies of a connection. A balancer sets one or two.
 const COOKIES_MAX: usize = 16;
 
-/// The greatest number of bytes of the names and values of a connection's cookies. Servers refuse
-/// longer headers.
+/// The maximum bytes of the names and values of a connection's cookies. Servers refuse longer
+/// headers.
 const BYTES_MAX: usize = 4096;
 
 /// The cookies that the answers on a connection have set.
@@ -28,12 +28,12 @@ pub(super) struct Cookies(Vec<Cookie>);
 struct Cookie {
     name: Vec<u8>,
     value: Vec<u8>,
-    /// The cookie is sent with requests to this path, and to those below it.
+    /// The path below which requests get the cookie.
     path: String,
 }
 
 impl Cookie {
-    /// Returns `true` if the cookie is sent with a request to this path (RFC 6265 §5.1.4).
+    /// Returns `true` if a request to this path gets the cookie (RFC 6265 §5.1.4).
     fn is_for(&self, path: &str) -> bool {
         let below = path.strip_prefix(self.path.as_str());
         below.is_some_and(|rest| {
@@ -43,9 +43,9 @@ impl Cookie {
 }
 
 impl Cookies {
-    /// Stores the cookies that the answer with these headers sets, and removes those that it
-    /// deletes. `target` is the path and query of its request, and `https` says if the connection
-    /// is encrypted. Ignores a cookie for which there is no room.
+    /// Stores the cookies that an answer sets, and removes those that it deletes. `target` is the
+    /// path and query of the request, and `https` is `true` if the connection is encrypted. A
+    /// cookie without room is ignored.
     pub(super) fn take_up(&mut self, headers: &HeaderMap, target: &str, https: bool) {
         for header in headers.get_all(header::SET_COOKIE) {
             let parsed = parse(header.as_bytes(), path_of(target), https);
@@ -59,8 +59,8 @@ impl Cookies {
         }
     }
 
-    /// Returns the header `Cookie` of a request to this path and query; `None` if no cookie of the
-    /// connection belongs to this path. `more` are the cookies of the config, which come first.
+    /// Returns the header `Cookie` of a request to this path and query. `None` if no cookie of the
+    /// connection is for this path. `more` are the cookies of the config, which come first.
     pub(super) fn header(&self, target: &str, more: Option<&HeaderValue>) -> Option<HeaderValue> {
         let path = path_of(target);
         let own = self.0.iter().filter(|cookie| cookie.is_for(path));
@@ -80,9 +80,9 @@ fn path_of(target: &str) -> &str {
     target.split_once('?').map_or(target, |(path, _)| path)
 }
 
-/// Returns the cookie of a header `Set-Cookie` (RFC 6265 §5.2) of the answer to a request to
-/// `path`, and `true` if the cookie is deleted. Returns `None` if the header can't be read, or if
-/// its cookie is for https only and the connection is not.
+/// Returns the cookie of a header `Set-Cookie` (RFC 6265 §5.2), and `true` if the cookie is
+/// deleted. `path` is that of the request. `None` if the header can't be read, or if its cookie is
+/// only for https and the connection is not.
 fn parse(header: &[u8], path: &str, https: bool) -> Option<(Cookie, bool)> {
     let mut parts = header.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
     let (name, value) = pair(parts.next()?);
@@ -115,12 +115,12 @@ fn parse(header: &[u8], path: &str, https: bool) -> Option<(Cookie, bool)> {
     }
     let cookie =
         Cookie { name: name.to_vec(), value: value?.to_vec(), path: cookie_path.to_owned() };
-    // Max-Age counts before Expires.
+    // Max-Age has precedence over Expires.
     Some((cookie, age_is_over.unwrap_or(is_expired)))
 }
 
-/// Returns the two sides of the first `=`, without white space around them. The second one is
-/// `None` if there is no `=`.
+/// Returns the two sides of the first `=`, without surrounding white space. The second one is
+/// `None` without `=`.
 fn pair(text: &[u8]) -> (&[u8], Option<&[u8]>) {
     match text.iter().position(|byte| *byte == b'=') {
         Some(at) => {

@@ -28,27 +28,27 @@ use queue::{Batch, Identity};
 use telemetry::AttemptError;
 
 /// The progress of a request is checked this many times within `timeouts.request`, or within
-/// [`UNANSWERED_MAX`] if that is shorter. Usually that is once a second.
+/// [`UNANSWERED_MAX`] if that is shorter. Usually this is once a second.
 const PROGRESS_CHECKS: u32 = 10;
 
-/// The error message for a request that the consumer has taken, on a connection that ended with the
+/// The message for a request that the consumer has taken, on a connection that ended with the
 /// answer.
 const CLOSED: &str = "the consumer closed the connection before it confirmed the events: they are \
                       sent again, so that some may arrive twice";
 
-/// The error message for a request to which the consumer gave the number of an earlier request that
-/// it has not confirmed.
+/// The message for a request to which the consumer gave the number of an earlier request that it
+/// has not confirmed.
 const AGAIN: &str = "the consumer has forgotten which events it took, or a balancer without \
                      sticky sessions divides a connection among several servers: they are sent \
                      again, so that some may arrive twice";
 
-/// The error message for a request before the files of the config have been read.
+/// The message for a request before the files of the config were read.
 const UNREAD: &str = "the URL's files have not been read";
 
-/// The error message for a request before the delivery has begun.
+/// The message for a request before the delivery has begun.
 const NO_IDENTITY: &str = "the queue has no identity yet";
 
-/// A request and what it carries.
+/// A request and its content.
 pub(super) struct Load {
     pub(super) head: RequestHead,
     /// The body, compressed as `head` says.
@@ -56,20 +56,20 @@ pub(super) struct Load {
     pub(super) sent: Sent,
 }
 
-/// A request that has ended: its outcome and its connection.
+/// A request that has ended.
 struct Exchanged {
     attempt: Attempt,
-    /// The moment when the last try of the request was sent; the moment of the exchange's beginning
-    /// if nothing was sent.
+    /// The time when the request was last sent, or the beginning of the exchange if nothing was
+    /// sent.
     sent_at: Instant,
     outcome: Outcome,
-    /// The connection that the request used; `None` if no other request can use it.
+    /// The connection of the request. `None` if no other request can use it.
     connection: Option<PooledConnection>,
 }
 
 impl Client {
-    /// Sends a batch to the address whose turn it is, on the open connection to it that `lane`
-    /// holds, or on a new one. Returns the id of the address, and the outcome.
+    /// Sends a batch to the address whose turn it is, on the open connection to it in `lane`, or on
+    /// a new one. Returns the id of the address, and the outcome.
     pub(super) async fn attempt(&self, lane: &mut Lane, batch: Batch) -> (usize, Outcome) {
         let (expanded, attempt, queue) = match self.begin().await {
             Ok(begun) => begun,
@@ -104,8 +104,8 @@ impl Client {
     }
 
     /// Sends a checkpoint of the evidence to the address whose turn it is, as a request of its own.
-    /// An answer does not show whether the address takes events: a consumer may take events and
-    /// refuse checkpoints. If no answer comes, the failure counts against the address.
+    /// An answer does not show whether the address accepts events: a consumer may accept events and
+    /// refuse checkpoints. A failure without an answer counts against the address.
     pub(super) async fn send_checkpoint(&self, lane: &mut Lane, checkpoint: &Checkpoint) -> Fate {
         let (expanded, attempt, queue) = match self.begin().await {
             Ok(begun) => begun,
@@ -143,8 +143,7 @@ impl Client {
         }
     }
 
-    /// Sends a request to the address whose turn it is. The request was made by a link that belongs
-    /// to the protocol. Otherwise does the same as [`Client::attempt`].
+    /// Like [`Client::attempt`], for a request that the protocol's own link has made.
     pub(super) async fn transfer(&self, lane: &mut Lane, load: Load) -> (usize, Outcome) {
         match self.begin().await {
             Ok((expanded, attempt, _)) => self.send_to(lane, &expanded, attempt, &load).await,
@@ -162,7 +161,7 @@ impl Client {
         Ok((expanded, attempt, *queue))
     }
 
-    /// Returns a request of the protocol with this body, which is compressed.
+    /// Returns a request of the protocol with this body, which must be compressed already.
     fn load(&self, body: Pieces, sent: Sent) -> Load {
         let post = RequestHead::post(self.api.path(), self.api.content_type());
         Load { head: RequestHead { compression: self.config.compression, ..post }, body, sent }
@@ -181,10 +180,10 @@ impl Client {
         self.settle(lane, done, &load.sent)
     }
 
-    /// Ends a request: notes whether its address works, and puts its connection back into `lane`,
-    /// where the next request can use it. Returns the id of the address, and the outcome for the
-    /// delivery loop. With `round_robin`, while another address may still accept a refused batch,
-    /// the outcome is a failure, so that the batch is sent again.
+    /// Ends a request: records whether its address works, and returns its connection to `lane` for
+    /// the next request. Returns the id of the address, and the outcome for the delivery loop. With
+    /// `round_robin`, a refusal becomes a failure as long as another address may accept the batch,
+    /// so that the batch is sent again.
     fn settle(&self, lane: &mut Lane, done: Exchanged, sent: &Sent) -> (usize, Outcome) {
         let Exchanged { attempt, sent_at, mut outcome, mut connection } = done;
         if let Outcome::Taken(number) = outcome {
@@ -205,8 +204,8 @@ impl Client {
                 }
             }
         }
-        // A balancer may have chosen its backend for the connection. Over a new connection, an
-        // event that is refused alone may reach another backend.
+        // A balancer may have chosen its server for the connection. Over a new connection, an event
+        // that was refused alone may reach another server.
         let is_refused = matches!(outcome, Outcome::Refused(_)) && sent.events == 1;
         let connection = connection.filter(|open| !(is_refused && open.is_free()));
         if let Some(connection) = connection {
@@ -215,8 +214,7 @@ impl Client {
         let another_may = self.config.strategy == Strategy::RoundRobin;
         match outcome {
             // With `round_robin` all consumers are equal, so a consumer that refuses a batch that
-            // another one may take is at fault itself. Its address is skipped, and tried again
-            // later.
+            // another one may accept is at fault itself. Its address is skipped, and retried later.
             Outcome::Refused(mut failure) if another_may && attempt.refused(&failure) => {
                 failure.elsewhere = true;
                 outcome = Outcome::Failed(failure);
@@ -242,8 +240,7 @@ impl Client {
         (attempt.address().id, outcome)
     }
 
-    /// Sends one request and waits for its answer. `pooled` is an open connection to the address,
-    /// or `None` if there is none yet.
+    /// Sends one request and waits for its answer. `pooled` is an open connection to the address.
     async fn exchange(
         &self,
         mut pooled: Option<PooledConnection>,
@@ -258,9 +255,9 @@ impl Client {
         Exchanged { attempt, sent_at, outcome, connection: pooled }
     }
 
-    /// Does the work of [`Client::exchange`]: sends one request and returns its outcome, or the
-    /// failure if it got no answer. Afterwards `pooled` holds a connection that another request can
-    /// use, or `None`, and `sent_at` is the moment when the request was sent, if it was.
+    /// Sends one request for [`Client::exchange`]. Returns its outcome, or the failure if it got no
+    /// answer. Afterwards `pooled` holds the connection if another request can use it, and
+    /// `sent_at` is the time when the request was sent, if it was.
     async fn send(
         &self,
         (pooled, attempt, sent_at): (&mut Option<PooledConnection>, &mut Attempt, &mut Instant),
@@ -287,7 +284,8 @@ impl Client {
             };
             let marks = request.body().marks.clone();
             *sent_at = Instant::now();
-            // The peer's kernel had all of the request before when its answer came.
+            // On a reused connection, the peer's kernel has the whole previous request, which was
+            // answered.
             let seen = match reused {
                 true => connection.progress.written(),
                 false => connection.progress.acknowledged(),
@@ -298,7 +296,7 @@ impl Client {
                 Ok((Ok(response), since)) => (response, since),
                 Ok((Err(error), _)) => {
                     let reason = answer::reason(&error);
-                    // A peer that has closed the idle connection says nothing about the request.
+                    // A peer that has closed the idle connection did not reject this request.
                     if reused && reason == AttemptError::Closed {
                         continue;
                     }
@@ -311,8 +309,8 @@ impl Client {
             };
             connection.take_up_cookies(response.headers(), &endpoint.target(&head.path));
             if !marks.was_whole() {
-                // The answer came before the consumer had the whole request, so the connection
-                // can't be used for another request.
+                // The answer came before the consumer had the whole request, so no other request
+                // can use the connection.
                 return Ok(answer::early(&*self.api, asked, &response, sent));
             }
             connection.busy = false;
@@ -373,8 +371,8 @@ impl Client {
         Ok(request)
     }
 
-    /// Returns a connection for a request: `pooled` if there is one and it is ready within
-    /// `timeouts.connect`, otherwise a new one. The `bool` is `true` if the connection is `pooled`.
+    /// Returns a connection for a request: `pooled` if it is ready within `timeouts.connect`,
+    /// otherwise a new one. The `bool` is `true` if the connection is `pooled`.
     async fn connected(
         &self,
         pooled: Option<PooledConnection>,
@@ -393,9 +391,9 @@ impl Client {
         Ok((self.endpoints.dial(attempt, dial).await?, false))
     }
 
-    /// Waits for the end of `exchange`. Gives up when there was no progress for the patience of the
-    /// attempt; progress means that the peer's kernel has acknowledged more bytes of the request.
-    /// `seen` is the number of bytes that it had acknowledged before, at the time `since`. Returns
+    /// Waits for the end of `exchange`, but gives up when there was no progress for the patience of
+    /// the attempt. Progress means that the peer's kernel has acknowledged more bytes of the
+    /// request. `seen` is the number of bytes that it had acknowledged at the time `since`. Returns
     /// the result and the time of the last progress. `Err` is the patience after which the exchange
     /// was given up; the caller then drops the connection, so that a later answer is not read.
     async fn in_time<T>(

@@ -11,17 +11,18 @@ use super::url::HttpEndpoint;
 use client::ask::chain;
 
 /// The URLs, the proxy and the headers of an output, with templates filled in and files read, as of
-/// the start or the last reload. A reload never changes this value, but replaces it by a new one.
+/// the start or the last reload. A reload replaces this value by a new one.
 pub(super) struct Expanded {
     /// The configured URLs, in order.
     pub(super) endpoints: Vec<HttpEndpoint>,
-    /// The proxy that all connections go through; `None`: connections go to the consumer directly.
+    /// The proxy of all connections. `None`: connections lead directly to the consumer.
     pub(super) proxy: Option<Proxy>,
-    /// The headers of every request that come from the config: the configured headers, and
-    /// `Authorization` if credentials are configured.
+    /// The headers of every request from the config: the configured headers, and `Authorization` if
+    /// credentials are configured.
     pub(super) headers: HeaderMap,
-    /// The URLs, the proxy and the configured headers as text, for the digest of the config. In
-    /// headers, the names of files stand for their contents, which are renewed.
+    /// The URLs, the proxy and the configured headers as text, for the digest of the config. Of a
+    /// file in a header, this text has the name and not the content, because the content is
+    /// renewed.
     pub(super) effective: String,
 }
 
@@ -30,8 +31,8 @@ impl Expanded {
     ///
     /// # Errors
     ///
-    /// The text names the key or the file that is wrong. It never contains the value of a template
-    /// or the content of a file, because these may be secret.
+    /// A key or a file is wrong. The text names it, and never contains the value of a template or
+    /// the content of a file, because these may be secret.
     pub(super) fn read(config: &config::HttpClient, api: &dyn Api) -> Result<Self, String> {
         let expand = |template: &config::Template| template.expand().map_err(|error| chain(&error));
         let (mut endpoints, mut effective) = (Vec::new(), String::new());
@@ -63,9 +64,9 @@ impl Expanded {
     }
 }
 
-/// Returns the value of the header `Authorization`, made from the token file, or from the user and
-/// the password file. Returns `None` if neither is configured, and an error text if a file or the
-/// user name can't be used.
+/// Returns the header `Authorization`, made from the token file, or from the user and the password
+/// file. `None` if neither is configured, and an error text if a file or the user name can't be
+/// used.
 fn authorization(config: &config::HttpClient) -> Result<Option<HeaderValue>, String> {
     if let Some(file) = &config.bearer_token_file {
         return token_header("Bearer", file).map(Some);
@@ -73,7 +74,7 @@ fn authorization(config: &config::HttpClient) -> Result<Option<HeaderValue>, Str
     let Some(basic) = &config.basic_auth else { return Ok(None) };
     let user = basic.username.expand().map_err(|error| chain(&error))?;
     let file = &basic.password_file;
-    // A password may begin or end with a blank, so only its line break is taken off.
+    // A password may begin or end with a blank, so only its line break is removed.
     let password = config::read_secret(file).map_err(|error| unreadable(file, &error))?;
     let pair = BASE64_STANDARD.encode(format!("{user}:{password}"));
     credentials_header(&format!("Basic {pair}"), file).map(Some)

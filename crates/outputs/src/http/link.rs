@@ -1,4 +1,4 @@
-//! The link of an `http` output: its lanes, and the requests under way.
+//! The link of an `http` output: its lanes, and the open requests.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -18,12 +18,12 @@ use delivery::checkpoints::{Checkpoint, Fate};
 use delivery::link::{Event, Link, until};
 use queue::{Batch, Claim, Take};
 
-/// After a small request (fewer than [`SMALL_BYTES`], and less than half of what a batch may have),
-/// the next request waits until an answer arrives, but no longer than this time. During the wait,
-/// events that come one by one are collected, so that they share the next request.
+/// After a small request (fewer than [`SMALL_BYTES`], and less than half of the maximum batch), the
+/// next request waits until an answer arrives, but no longer than this time. Events that come one
+/// by one in this time share the next request.
 const COALESCE: Duration = Duration::from_millis(5);
 
-/// A request of at least this many bytes is not small: the next request does not wait for
+/// From this number of bytes on, a request is not small: the next request does not wait for
 /// [`COALESCE`].
 const SMALL_BYTES: u64 = 64 * 1024;
 
@@ -36,18 +36,18 @@ enum Done {
     Sent(Claim, usize, Outcome),
     /// The checkpoint of the evidence was sent.
     Beside(Fate),
-    /// The consumer was asked which requests are confirmed, and has confirmed these.
+    /// The consumer was asked for confirmations, and has confirmed these requests.
     Asked(Vec<Settled>),
 }
 
-/// The timer for [`HttpLink::waits_until`]. A new timer that is the next one of the runtime costs a
-/// system call, and most requests are answered long before. Therefore the timer that is set stays
-/// set when the time is moved, and is set again only when it has gone off.
+/// The timer for [`HttpLink::waits_until`]. A new timer that is the runtime's next one costs a
+/// system call, and most requests are answered long before it goes off. Therefore a timer that is
+/// set is not moved, and is set again only when it has gone off.
 #[derive(Default)]
 struct Alarm(Option<Pin<Box<Sleep>>>);
 
 impl Alarm {
-    /// Waits until this time; waits for ever if it is `None`. The time of a later call must not be
+    /// Waits until this time, or for ever if it is `None`. The time of a later call must not be
     /// earlier.
     async fn ring(&mut self, time: Option<Instant>) {
         let Some(time) = time else { return std::future::pending().await };
@@ -62,41 +62,40 @@ impl Alarm {
     }
 }
 
-/// The link of an `http` output: it runs the output's requests. The delivery loop owns the link,
+/// The link of an `http` output, which runs the output's requests. The delivery loop owns the link,
 /// and all work of the link happens while the loop polls [`Link::event`]; only the tasks that read
 /// and write connections run by themselves.
 ///
 /// The link is made once, and is not a connection: it holds `concurrency` [`Lane`]s, each of which
 /// sends one request at a time. A batch takes an idle lane, picks an address, and uses the lane's
-/// connection to that address or makes a new one. When the outcome is known, the lane comes back
-/// with the connection, and the link reports the claim as accepted, refused or failed. The link
-/// itself never breaks: if a connection fails, only the request on it has failed.
+/// connection to that address or makes a new one. When the outcome is known, the lane returns with
+/// the connection, and the link reports the claim as accepted, refused or failed. The link itself
+/// never breaks: if a connection fails, only the request on it has failed.
 ///
 /// The link also does this:
 ///
 /// - *Coalescing.* After a small request the link takes no batch for [`COALESCE`], or until any
 ///   request is answered. Single events can then share a request.
-/// - *Confirmation.* If the consumer confirms requests later, the link asks at intervals, on the
+/// - *Confirmation.* If the consumer confirms requests later, the link asks regularly, on the
 ///   connections of idle lanes.
-/// - *Tidying.* Idle connections are closed when they reach `max_connection_age`, and when their
-///   address is no longer one of the output's addresses.
+/// - *Tidying.* Idle connections are closed when they reach `max_connection_age`, and when the
+///   output does not have their address any more.
 /// - *Checkpoints.* A checkpoint of the evidence is a request of its own, on an idle lane.
-/// - *Hedging.* With `round_robin`, a request that makes no progress for too long while another
-///   address works is sent to that address too ([`Client::attempt`]).
+/// - *Moving on.* A request fails early if it makes no progress while another address may answer,
+///   so that its batch is sent there ([`Client::attempt`]).
 ///
 /// Invariants: at most `concurrency` claims are being sent at any time. Each claim ends with
 /// exactly one event of the link. With `concurrency = 1`, these events come in the order of the
 /// queue.
 pub(crate) struct HttpLink {
     client: Arc<Client>,
-    /// The lanes that no request uses now.
+    /// The lanes without a request.
     idle: Vec<Lane>,
-    /// The requests under way.
+    /// The open requests.
     busy: FuturesUnordered<UnderWay>,
-    /// The requests that the consumer has confirmed, and that are not reported yet.
+    /// The confirmed requests that are not reported yet.
     confirmed: VecDeque<Settled>,
-    /// The time until which no other request is sent; `None` if a request can be sent now. See
-    /// [`COALESCE`].
+    /// The time until which no other request is sent: see [`COALESCE`].
     waits_until: Option<Instant>,
     alarm: Alarm,
     /// The id of the address to which the last finished request was sent.
@@ -113,17 +112,16 @@ impl HttpLink {
     }
 
     /// Closes the idle connections that must not be used again: those that have reached their age
-    /// limit, and those whose address is no longer one of the output's addresses. Returns the
-    /// earliest time when a remaining idle connection reaches its age limit; `None` if no idle
-    /// connection has an age limit.
+    /// limit, and those whose address was removed. Returns the earliest time when another idle
+    /// connection reaches its age limit.
     fn tidy(&mut self) -> Option<Instant> {
         let endpoints = &self.client.endpoints;
         let version = endpoints.version();
         self.idle.iter_mut().filter_map(|lane| lane.tidy(endpoints, version)).min()
     }
 
-    /// Asks which requests are confirmed, with the idle lanes whose turn it is. Returns when it is
-    /// the turn of the next one; `None` if there is nothing to ask.
+    /// Asks for confirmations on the idle lanes whose turn it is. Returns the time of the next
+    /// question, if there is one.
     fn ask(&mut self) -> Option<Instant> {
         let client = &self.client;
         client.api.confirm()?;
@@ -139,8 +137,7 @@ impl HttpLink {
         self.idle.iter().filter_map(|lane| self.client.asks_at(lane)).min()
     }
 
-    /// Returns the next event about a claim whose request was finished before; `None` if there is
-    /// none.
+    /// Returns the next event about a claim whose request has already ended.
     fn finished(&mut self) -> Option<Event> {
         let settled = self.confirmed.pop_front().or_else(|| self.client.doubts.take())?;
         self.consumer = settled.consumer;
@@ -195,8 +192,8 @@ impl Link for HttpLink {
             if let Some(event) = self.finished() {
                 return event;
             }
-            // These futures are made before the state is read whose changes they report, so that no
-            // change is missed.
+            // These futures are made before the state that they watch is read, so that no change is
+            // missed.
             let (changed, doubted) = (client.endpoints.changed(), client.doubts.added.notified());
             let (expiry, next) = (self.tidy(), self.ask());
             tokio::select! {
@@ -228,8 +225,8 @@ impl Link for HttpLink {
         self.waits_until = None;
         let Some((lane, claim, id, outcome)) = exchanged else { return Event::Room };
         self.idle.push(lane);
-        // The lane asks first if it is its turn. Otherwise it could be used for one batch after the
-        // other, and never ask.
+        // If it is a lane's turn to ask, the lane asks before it gets a batch. Otherwise it could
+        // be used for one batch after the other, and never ask.
         self.ask();
         self.consumer = id;
         event_of(claim, outcome)

@@ -18,11 +18,11 @@ use client::ask;
 use client::ask::NoAnswer;
 use delivery::endpoints::{Endpoints, ResolvedAddress};
 
-/// Names the place that a connection leads to, and the proxy on the way. A request uses an open
-/// connection only if this key fits the request's own URL, proxy and address.
+/// The server that a connection leads to, and the proxy between them. A request uses an open
+/// connection only if this key matches the request's own URL, proxy and address.
 pub(super) struct ConnectionKey {
     pub(super) base: BaseUrl,
-    /// The proxy that the connection goes through; `None`: it goes to the consumer directly.
+    /// The proxy of the connection. `None`: it leads directly to the consumer.
     pub(super) proxy: Option<Proxy>,
     pub(super) address: ResolvedAddress,
 }
@@ -30,22 +30,21 @@ pub(super) struct ConnectionKey {
 /// An open HTTP/1.1 connection that is used for one request after the other.
 pub(super) struct PooledConnection {
     pub(super) key: ConnectionKey,
-    /// When the connection reaches `timeouts.max_connection_age`; `None` without such a limit.
+    /// The time when the connection reaches `timeouts.max_connection_age`, if that is set.
     pub(super) expiry: Option<Instant>,
     pub(super) sender: http1::SendRequest<Upload>,
     pub(super) progress: Progress,
-    /// The handle that aborts the task that reads and writes the connection.
+    /// Aborts the task that reads and writes the connection.
     pub(super) driver: AbortHandle,
     /// `true` while a request is not answered, and after an answer that came before the consumer
-    /// had the whole request. Such a connection is in the middle of a request and can't be closed
-    /// cleanly, so dropping it aborts its task.
+    /// had the whole request. Such a connection can't be closed cleanly, so dropping it aborts its
+    /// task.
     pub(super) busy: bool,
-    /// The name of the connection.
     pub(super) id: ConnectionId,
     /// The requests on this connection that the consumer has taken and not confirmed yet.
     pub(super) confirmations: Confirmations,
-    /// The cookies of the connection; `None` if the consumer confirms no requests later, so that
-    /// its answers need no cookies.
+    /// The cookies of the connection. `None` if the consumer does not confirm requests later, so
+    /// that cookies are not needed.
     pub(super) cookies: Option<Cookies>,
 }
 
@@ -58,7 +57,6 @@ impl Drop for PooledConnection {
 }
 
 impl PooledConnection {
-    /// Returns `true` if the connection has reached its age limit.
     pub(super) fn has_expired(&self) -> bool {
         self.expiry.is_some_and(|expiry| Instant::now() >= expiry)
     }
@@ -68,8 +66,8 @@ impl PooledConnection {
         self.confirmations.is_empty()
     }
 
-    /// Stores the cookies that an answer sets, for later requests on this connection. `target` is
-    /// the path and query of the request that was answered.
+    /// Stores the cookies of an answer for later requests on this connection. `target` is the path
+    /// and query of the answered request.
     pub(super) fn take_up_cookies(&mut self, headers: &HeaderMap, target: &str) {
         if let Some(cookies) = &mut self.cookies {
             cookies.take_up(headers, target, self.key.base.https);
@@ -77,14 +75,14 @@ impl PooledConnection {
     }
 
     /// Returns `true` if no more requests may use the connection: it has reached its age limit, or
-    /// its address is no longer one of the output's addresses.
+    /// the output does not have its address any more.
     pub(super) fn is_over(&self, endpoints: &Endpoints) -> bool {
         self.has_expired() || endpoints.is_gone(&self.key.address)
     }
 }
 
-/// Sends a request, waits for the head of its final answer, and notes the interim ones in the marks
-/// of the request.
+/// Sends a request and waits for the head of its final answer. Interim answers are recorded in the
+/// marks of the request.
 pub(super) async fn exchange(
     sender: &mut http1::SendRequest<Upload>,
     request: Request<Upload>,
@@ -95,22 +93,21 @@ pub(super) async fn exchange(
 
 /// A slot for one request at a time. The slot keeps the open connections of its earlier requests:
 /// at most as many as the output has addresses, unless requests on them wait for their
-/// confirmation. An output has as many lanes as its setting `concurrency` says. A running request
-/// owns its lane; the link owns the lanes that no request uses.
+/// confirmation. An output has `concurrency` lanes. A running request owns its lane; the link owns
+/// the idle lanes.
 #[derive(Default)]
 pub(super) struct Lane {
-    /// The open connections that no request uses now. The first one has been unused for the longest
-    /// time.
+    /// The idle connections. The first one has been unused for the longest time.
     idle: Vec<PooledConnection>,
-    /// The version of the addresses ([`Endpoints::version`]) at which [`Lane::tidy`] last looked. A
-    /// lane that runs a request while the addresses change is looked at afterwards.
+    /// The version of the addresses ([`Endpoints::version`]) at the last call of [`Lane::tidy`]. A
+    /// lane that runs a request while the addresses change is tidied afterwards.
     tidied: u64,
 }
 
 impl Lane {
-    /// Removes the connection to `address` from the lane and returns it. Returns `None` if there is
-    /// none, or if it has reached its age limit; the old connection is then closed, unless requests
-    /// on it wait for their confirmation.
+    /// Removes the connection to `address` from the lane and returns it. `None` if there is none,
+    /// or if it has reached its age limit; the old connection is then closed, unless requests on it
+    /// wait for their confirmation.
     pub(super) fn take(
         &mut self,
         expanded: &Expanded,
@@ -127,9 +124,9 @@ impl Lane {
         Some(self.idle.remove(index))
     }
 
-    /// Puts a connection back after its request. `max` is the number of addresses of the output. If
-    /// the lane then holds more than `max` connections, closes the one that was unused for the
-    /// longest time, of those on which no request waits for its confirmation.
+    /// Puts a connection back after its request. If the lane then holds more than `max` connections
+    /// (the number of addresses), closes the one that was unused for the longest time, of those on
+    /// which no request waits for its confirmation.
     pub(super) fn put_back(&mut self, connection: PooledConnection, max: usize) {
         self.idle.push(connection);
         if self.idle.len() > max {
@@ -139,9 +136,9 @@ impl Lane {
     }
 
     /// Closes the idle connections that have reached their age limit and, if the addresses have
-    /// changed since the last call, those whose address has left the output. `version` is that of
-    /// the addresses now. Returns the earliest time when another one reaches its age limit, of
-    /// those on which no request waits for its confirmation; `None` if none has an age limit.
+    /// changed, those whose address was removed. `version` is that of the current addresses.
+    /// Connections with requests that wait for their confirmation are kept. Returns the earliest
+    /// time when another connection reaches its age limit.
     pub(super) fn tidy(&mut self, endpoints: &Endpoints, version: u64) -> Option<Instant> {
         let changed = std::mem::replace(&mut self.tidied, version) != version;
         self.close_if(|connection| match changed {
@@ -152,20 +149,20 @@ impl Lane {
         free.filter_map(|connection| connection.expiry).min()
     }
 
-    /// Closes the idle connections that `is_over` returns `true` for, and on which no request waits
-    /// for its confirmation.
+    /// Closes the idle connections for which `is_over` returns `true`, unless requests on them wait
+    /// for their confirmation.
     fn close_if(&mut self, is_over: impl Fn(&PooledConnection) -> bool) {
         self.idle.retain(|connection| !connection.is_free() || !is_over(connection));
     }
 
-    /// Returns when the consumer was last asked for confirmations on the idle connection that has
+    /// Returns the time of the last question for confirmations on the idle connection that has
     /// waited longest for the next question. `None` if there is nothing to ask.
     pub(super) fn first_asked(&self) -> Option<Instant> {
         self.idle.iter().filter_map(|connection| connection.confirmations.asked()).min()
     }
 
-    /// Removes the idle connections on which the consumer was asked for confirmations at this time
-    /// or before, and returns them.
+    /// Removes and returns the idle connections whose last question for confirmations was at this
+    /// time or before.
     pub(super) fn take_asked_before(&mut self, time: Instant) -> Vec<PooledConnection> {
         let is_due = |connection: &mut PooledConnection| {
             connection.confirmations.asked().is_some_and(|asked| asked <= time)

@@ -1,9 +1,9 @@
-//! Connections through an HTTP proxy: one CONNECT (RFC 9110 §9.3.6), and from then on the
-//! connection is the consumer's.
+//! Connections through an HTTP proxy: one CONNECT (RFC 9110 §9.3.6), after which the connection
+//! leads to the consumer.
 //!
-//! The proxy resolves the consumer's name. A proxy may be slow, talk nonsense or never stop
-//! talking: the size of its answer is bounded here, and the caller bounds the time. Nothing here
-//! shows the credentials.
+//! The proxy resolves the consumer's name. A proxy may be slow, send garbage, or send without an
+//! end: the size of its answer is limited here, and the caller limits the time. Nothing here shows
+//! the credentials.
 
 use std::{fmt, io};
 
@@ -18,14 +18,14 @@ use client::ask::{USER_AGENT, chain};
 use config::{HostPort, Template};
 use telemetry::AttemptError;
 
-/// The greatest number of bytes of the head of a proxy's answer. A longer head is an error.
+/// The maximum bytes of the head of a proxy's answer. A longer head is an error.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 
 /// The configured proxy. No message shows its credentials.
 #[derive(Clone, PartialEq)]
 pub(super) struct Proxy {
     pub(super) at: HostPort,
-    /// The value of the header `Proxy-Authorization`; `None` if the URL holds no credentials.
+    /// The header `Proxy-Authorization`, if the URL has credentials.
     credentials: Option<String>,
 }
 
@@ -37,8 +37,8 @@ impl fmt::Display for Proxy {
 }
 
 impl Proxy {
-    /// Parses the URL of a proxy. The error text says what is wrong with the URL, and does not
-    /// contain the URL, because the URL may hold a password.
+    /// Parses the URL of a proxy. The error text does not contain the URL, which may contain a
+    /// password.
     pub(super) fn new(text: &str) -> Result<Self, String> {
         let url = Url::parse(text).map_err(|error| format!("is not a URL: {error}"))?;
         let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
@@ -101,9 +101,9 @@ impl Proxy {
         Err((AttemptError::Connect, format!("{self}: answered {status}{what}")))
     }
 
-    /// Reads the head of the proxy's answer. Reads no byte after the head, because those bytes come
-    /// from the consumer. A successful answer has no body; after any other answer the connection is
-    /// not used any more.
+    /// Reads the head of the proxy's answer, and no byte after it, because those bytes come from
+    /// the consumer. A successful answer has no body; after any other answer the connection is not
+    /// used any more.
     async fn head(&self, stream: &mut TcpStream) -> Result<Vec<u8>, (AttemptError, String)> {
         let broken = |error: io::Error| (AttemptError::Closed, format!("{self}: {error}"));
         let mut head = Vec::new();
@@ -132,7 +132,7 @@ impl Proxy {
     }
 }
 
-/// Returns the status of an answer whose head begins like `HTTP/1.1 200 …`; `None` if the bytes are
+/// Returns the status of an answer whose head begins like `HTTP/1.1 200 …`. `None` if the bytes are
 /// not the head of an HTTP/1 answer.
 fn status_of(head: &[u8]) -> Option<StatusCode> {
     let rest = head.strip_prefix(b"HTTP/1.0 ").or_else(|| head.strip_prefix(b"HTTP/1.1 "))?;

@@ -34,8 +34,8 @@ impl Api for AnyConsumer {
         matches!(self.format, HttpFormat::EventList | HttpFormat::JsonArray)
     }
 
-    /// Nobody knows what else the consumers of `http` answer, so [`Api::judge`] looks only for web
-    /// pages.
+    /// Checks nothing, because the answers of such consumers are unknown. Only [`Api::judge`] looks
+    /// for web pages.
     fn acknowledged(&self, _: &Reply<'_>) -> Result<(), String> {
         Ok(())
     }
@@ -50,7 +50,7 @@ impl Api for AnyConsumer {
         Encoded { body, events: batch.events }
     }
 
-    /// An answer without a body shows no page, whatever its type.
+    /// An answer without a body is not a web page, whatever its type is.
     fn judge(&self, reply: Reply<'_>, _: &Sent) -> Outcome {
         let length = reply.headers.get(header::CONTENT_LENGTH);
         let is_empty = reply.status == StatusCode::NO_CONTENT
@@ -64,11 +64,10 @@ impl Api for AnyConsumer {
     }
 }
 
-/// The words for an operator whose consumer answers with a web page.
 const PAGE: &str = "this looks like a sign-in page and not like an acknowledgement; set \
                     accept_html = true if it is the consumer's own answer";
 
-/// Returns the body of a request, compressed. Compression runs on a thread for blocking work.
+/// Compresses the body of a request, on a thread for blocking work.
 ///
 /// # Errors
 ///
@@ -86,7 +85,7 @@ pub(super) async fn compressed(body: Pieces, compression: Compression) -> Result
     Ok(Pieces::of(vec![Bytes::from(bytes)]))
 }
 
-/// Returns the value of the header `Content-Encoding`; `None` without compression.
+/// Returns the header `Content-Encoding`. `None` without compression.
 pub(super) fn content_encoding(compression: Compression) -> Option<&'static str> {
     match compression {
         Compression::None => None,

@@ -1,5 +1,5 @@
-//! Requests to a server that is not the consumer, such as the one that gives out tokens: one
-//! request at a time, each on a connection of its own.
+//! Requests to a server that is not the consumer, such as one that issues tokens: one request at a
+//! time, each on a connection of its own.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -26,18 +26,18 @@ use telemetry::AttemptError;
 
 const FORM: &str = "application/x-www-form-urlencoded";
 
-/// The greatest number of bytes of an answer's body. A longer body is an error.
+/// The maximum bytes of an answer's body. A longer body is an error.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
-/// A server that is not the consumer, and how it is reached.
+/// A server that is not the consumer, and how to reach it.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Service {
     /// The URL of the server, to which the path of each request is added.
     pub url: String,
-    /// A file with authorities that the output trusts. An https server must be verified by one of
-    /// them, or by one of the system's. `None`: by one of the system's.
+    /// A file with CAs that the output trusts in addition to those of the system. One of all these
+    /// CAs must verify an https server.
     pub ca: Option<PathBuf>,
-    /// The proxy that is asked for each connection; `None`: connections are direct.
+    /// The proxy of all connections. `None`: connections are direct.
     pub proxy: Option<Template>,
     /// The time limits for making a connection and for waiting for an answer.
     pub timeouts: config::Timeouts,
@@ -72,13 +72,13 @@ impl From<Failure> for ServiceError {
 struct Expanded {
     endpoint: HttpEndpoint,
     proxy: Option<Proxy>,
-    /// The ways to verify the server, of which one must succeed; empty if the URL is not https.
+    /// The ways to verify the server, one of which must succeed; empty if the URL is not https.
     tls: Vec<Arc<tls::Client>>,
 }
 
 impl Service {
-    /// Makes the service at `url` that an output needs besides its consumer: it is verified by the
-    /// same authorities, and reached through the same proxy.
+    /// Makes the service at `url` that an output needs in addition to its consumer. It has the same
+    /// CAs and the same proxy.
     pub(crate) fn beside(client: &config::HttpClient, url: &str, output: &config::Output) -> Self {
         Self {
             url: url.to_owned(),
@@ -99,7 +99,7 @@ impl Service {
     ///
     /// # Errors
     ///
-    /// No text contains anything of the answer but its status.
+    /// The request failed. No text contains anything of the answer except its status.
     ///
     /// # Cancel safety
     ///
@@ -144,13 +144,13 @@ impl Service {
             Some(proxy) => tunnel(base, proxy, deadline).await?,
             None => net::dial(host, *port, deadline).await.map_err(|error| dial_failure(&error))?,
         };
-        // Without the socket options a silent server is noticed by the timeout, so an error is
-        // ignored.
+        // The socket options detect a silent server early. An error is ignored, because the timeout
+        // still detects it.
         net::tune_dialled(&stream, KEEPALIVE, self.timeouts.request).ok();
         Ok(stream)
     }
 
-    /// Makes an encrypted connection to the server, which one of the ways to verify it accepts.
+    /// Makes an encrypted connection to the server with one of the ways to verify it.
     async fn encrypted(
         &self,
         expanded: &Expanded,
@@ -167,8 +167,8 @@ impl Service {
         Err(refused)
     }
 
-    /// Reads the files that a request needs: those of the proxy's template, and the authorities.
-    /// Blocks the thread.
+    /// Reads the files that a request needs: those of the proxy's template, and the CAs. Blocks the
+    /// thread.
     fn expanded(&self) -> Result<Expanded, Failure> {
         let wrong = |what: String| Failure::new(AttemptError::Protocol, what);
         let endpoint = HttpEndpoint::parse(None, &self.url).map_err(wrong)?;
@@ -186,8 +186,8 @@ impl Service {
     }
 }
 
-/// Sends a request to this path on a stream to the server, and returns the body of the answer if
-/// its status is 2xx.
+/// Sends a request to this path on a stream to the server. Returns the body of the answer if its
+/// status is 2xx.
 async fn exchange(
     base: &BaseUrl,
     path: &str,

@@ -6,7 +6,7 @@ use config_table::table::Table;
 /// The settings of an output of `type = "http"`, as read from the config.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Settings {
-    /// The consumer's URLs, and how requests are made (headers, TLS, compression, …).
+    /// The consumer's URLs, and the settings of requests (headers, TLS, compression, …).
     pub client: HttpClient,
     /// The format of the body of each request.
     pub format: HttpFormat,
@@ -14,7 +14,7 @@ pub(crate) struct Settings {
     pub accept_html: bool,
 }
 
-/// The values of the key `format` of an `http` output: how events are put in the body of a request.
+/// The values of the key `format` of an `http` output: the form of events in the body of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum HttpFormat {
     /// One JSON object `{"kind":"EventList",…,"items":[…]}` with all events, as kube-apiserver

@@ -1,5 +1,5 @@
-//! `check --connect`: requests without events, whose answers say if the consumer would take events,
-//! and how it would store them.
+//! `check --connect`: requests without events, whose answers show whether the consumer would accept
+//! events, and how it would store them.
 
 use std::time::Duration;
 
@@ -23,20 +23,20 @@ use delivery::endpoints::ResolvedAddress;
 use delivery::failure::Failure;
 use telemetry::AttemptError;
 
-/// The greatest number of bytes of an answer to a test request that are read.
+/// The maximum bytes of an answer to a test request that are read.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
-/// The greatest number of bytes of an answer about stored events that are read. The mapping of an
-/// index with 1,000 fields, which is the most by default, has about 100 KB.
+/// The maximum bytes of an answer about stored events that are read. The mapping of an index with
+/// 1,000 fields, the default maximum, has about 100 KB.
 const LOOK_BYTES_MAX: usize = 4 << 20;
 
-/// The longest wait for the answer to the beginning of a TLS handshake. A server that does not
-/// speak TLS may never answer, because it takes the handshake for half a request.
+/// The longest wait for the answer to the beginning of a TLS handshake. A server without TLS may
+/// never answer, because it takes the handshake for an incomplete request.
 const TLS_ANSWER: Duration = Duration::from_secs(3);
 
 impl Client {
-    /// Tests whether an address would take events: connects, and sends the test requests of the
-    /// protocol if it has any. Returns the failure otherwise, in words for the operator.
+    /// Tests whether an address would accept events: connects, and sends the test requests of the
+    /// protocol. The failure is worded for the operator.
     pub(super) async fn test(&self, address: ResolvedAddress) -> Result<(), Failure> {
         self.api.ready().await?;
         let expanded = self.expanded.load_full();
@@ -53,7 +53,7 @@ impl Client {
                 result = self.test_with(test, &address, expanded, endpoint).await;
             }
         }
-        // A server that has answered as the protocol does on a plain connection needs no TLS.
+        // A server that has answered in the protocol on a plain connection does not need TLS.
         let may_need_tls = match &result {
             Ok(()) => !has_tests,
             Err(failure) => {
@@ -71,8 +71,8 @@ impl Client {
         result
     }
 
-    /// Sends a test request to an address. Returns the failure unless the answer says that the
-    /// consumer would take events.
+    /// Sends a test request to an address. Returns the failure unless the answer shows that the
+    /// consumer would accept events.
     pub(super) async fn test_with(
         &self,
         test: TestRequest,
@@ -96,8 +96,8 @@ impl Client {
         })
     }
 
-    /// Sends a request without events to an address, on a connection of its own, and returns the
-    /// answer. Its body is wanted if it has at most `bytes_max` bytes.
+    /// Sends a request without events to an address, on a connection of its own. The answer's body
+    /// is kept if it has at most `bytes_max` bytes.
     pub(super) async fn ask_alone(
         &self,
         TestRequest { head, body }: TestRequest,
@@ -122,8 +122,8 @@ impl Client {
         tokio::time::timeout_at(deadline, answer).await.unwrap_or_else(late)
     }
 
-    /// Returns `true` if an address, whose URL is `http://`, speaks TLS. Begins a handshake on a
-    /// connection of its own, and believes any certificate, because nothing is sent afterwards.
+    /// Returns `true` if an address with an `http://` URL speaks TLS. Begins a handshake on a
+    /// connection of its own. Any certificate is accepted, because nothing is sent afterwards.
     async fn speaks_tls(
         &self,
         address: &ResolvedAddress,
@@ -141,10 +141,10 @@ impl Client {
         handshake(&client, &base.at, stream, deadline).await.is_ok()
     }
 
-    /// Does the same as [`Client::test`], and looks at how the consumer would store events.
+    /// Like [`Client::test`], and also checks how the consumer would store events.
     pub(super) async fn test_and_look(&self, address: ResolvedAddress) -> Result<(), Failure> {
         let tested = self.test(address.clone()).await;
-        // Without an answer, there is nothing to look at. A missing index may have a template.
+        // Without an answer, there is nothing to check. A missing index may have a template.
         if tested.as_ref().is_err_and(|failure| answer::NO_ANSWER.contains(&failure.reason)) {
             return tested;
         }
@@ -161,9 +161,9 @@ impl Client {
         tested
     }
 
-    /// Asks a consumer how it would store events, by the requests of [`Api::looks`] one after the
-    /// other, until an answer can be understood. A consumer that says nothing about it, or not to
-    /// this client, is not a failure.
+    /// Sends the requests of [`Api::looks`] one after the other, until an answer about the storage
+    /// of events is understood. It is not a failure if no answer is understood, for example because
+    /// this client may not ask.
     ///
     /// # Errors
     ///
@@ -183,8 +183,8 @@ impl Client {
         Ok(())
     }
 
-    /// Returns the body of the answer to a request, which is sent on a connection of its own;
-    /// `None` without an answer 200.
+    /// Returns the body of the answer 200 to a request, which is sent on a connection of its own.
+    /// `None` for any other answer.
     async fn answer_to(&self, look: TestRequest, address: &ResolvedAddress) -> Option<Vec<u8>> {
         let expanded = self.expanded.load_full()?;
         let endpoint = expanded.endpoints.get(address.endpoint)?;

@@ -1,5 +1,5 @@
-//! What each protocol over HTTP makes of an answer: one table for each of them, and one for the
-//! answers that mean the same for all.
+//! The meaning of answers in each protocol over HTTP: one table for each of them, and one for the
+//! answers with a common meaning.
 
 use std::sync::Arc;
 
@@ -51,10 +51,10 @@ fn api(name: &str) -> Arc<dyn Api> {
     found.expect("a protocol of the list")
 }
 
-/// Returns, in one word, what the protocol makes of this answer to a request with three events. If
-/// it judges events, the word has a letter for each: `d` delivered, `e` existing, `a` again, `s`
-/// again because of a server error, `r` refused, `u` unsent, `x` taken and not confirmed; or `p`
-/// and a number for a part of which so many are refused.
+/// Returns the meaning of this answer to a request with three events, as one word. If the protocol
+/// judges events, the word has a letter for each: `d` delivered, `e` existing, `a` again, `s` again
+/// because of a server error, `r` refused, `u` unsent, `x` taken and not confirmed; or `p` and the
+/// number of refused events of a part.
 fn means(api: &dyn Api, status: u16, media_type: &'static str, body: &[u8]) -> String {
     let mut headers = HeaderMap::new();
     if !media_type.is_empty() {
@@ -63,8 +63,7 @@ fn means(api: &dyn Api, status: u16, media_type: &'static str, body: &[u8]) -> S
     means_with(api, status, &headers, Some(body))
 }
 
-/// Does the same as [`means`] for an answer with these headers. `body` is `None` if it was not
-/// read.
+/// Like [`means`], for an answer with these headers. `body` is `None` if it was not read.
 fn means_with(api: &dyn Api, status: u16, headers: &HeaderMap, body: Option<&[u8]>) -> String {
     let (status, base) = (
         StatusCode::from_u16(status).unwrap(),
@@ -113,7 +112,7 @@ fn means_with(api: &dyn Api, status: u16, headers: &HeaderMap, body: Option<&[u8
     }
 }
 
-/// Compares each answer of a table with what the protocol makes of it.
+/// Compares each answer of a table with its meaning in the protocol.
 fn compare(name: &str, table: &[(u16, &'static str, &str, &str)]) {
     let api = api(name);
     for (status, media_type, body, wanted) in table {
@@ -315,7 +314,7 @@ fn ibm_cloud_logs_goes_by_the_status() {
 }
 
 /// The table has a status, whether there is an `ETag`, the media type, the code of the error (or
-/// another body), and what that means.
+/// another body), and the meaning.
 #[test]
 fn s3_stores_an_object_whole_or_says_that_it_is_there() {
     const XML: &str = "application/xml";
@@ -374,7 +373,7 @@ fn s3_stores_an_object_whole_or_says_that_it_is_there() {
     // Only a request with `If-None-Match` can find out that the object is there.
     of("s3", &[(412, false, XML, "PreconditionFailed", "eee"), (412, false, "", "", "eee")]);
     of("s3_unconditional", &[(412, false, XML, "PreconditionFailed", "failed")]);
-    // It may be answered before the whole object was sent: the body is not read then.
+    // The answer may come before the whole object was sent: the body is not read then.
     assert_eq!(means_with(&*api("s3"), 412, &HeaderMap::new(), None), "eee");
 }
 

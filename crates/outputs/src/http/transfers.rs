@@ -1,5 +1,5 @@
-//! Requests that a protocol makes itself, because a request does not carry one batch: one request
-//! at a time.
+//! Requests that a protocol makes itself, one at a time, because a request does not carry exactly
+//! one batch.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,7 +14,7 @@ use super::exchange::Load;
 use super::pool::Lane;
 use config::BatchLimits;
 
-/// The sender of the requests of one link. It keeps the connections between them. Clones share the
+/// The sender of the requests of one link. It keeps connections between requests. Clones share the
 /// connections.
 #[derive(Clone)]
 pub(crate) struct Transfers {
@@ -35,7 +35,7 @@ impl Transfers {
         self.client.room.limits
     }
 
-    /// Counts a retry: the next request was sent before.
+    /// Counts a retry: the next request was already sent before.
     pub(crate) fn count_retry(&self) {
         self.client.metrics.retries.increment(1);
     }

@@ -1,5 +1,5 @@
-//! The configured URLs of an `http` output, taken apart. Only the scheme, host and port of a URL
-//! are ever shown: the path and the query may hold a token.
+//! The configured URLs of an `http` output, split into parts. Only the scheme, host and port of a
+//! URL are ever shown: the path and the query may contain a token.
 
 use std::fmt;
 
@@ -8,15 +8,15 @@ use url::{Host, Url};
 
 use config::HostPort;
 
-/// One of the URLs in the key `urls`, with its templates filled in and split into parts.
+/// A URL of the key `urls`, with its templates filled in and split into parts.
 pub(super) struct HttpEndpoint {
-    /// The scheme, host and port of the URL, which a connection needs. Messages may show this part.
+    /// The scheme, host and port, which messages may show.
     pub(super) base: BaseUrl,
     /// The value of the header `Host`.
     pub(super) authority: HeaderValue,
-    /// The path of the URL; it may hold a token.
+    /// The path, which may contain a token.
     path: String,
-    /// The query of the URL; it may hold a token.
+    /// The query, which may contain a token.
     query: Option<String>,
 }
 
@@ -37,9 +37,8 @@ impl fmt::Display for BaseUrl {
 }
 
 impl HttpEndpoint {
-    /// Splits a URL into its parts. If there is a `prefix`, puts it and a dot before the host. The
-    /// error text says what is wrong with the URL, and does not contain the URL, because the URL
-    /// may hold a token.
+    /// Splits a URL into its parts. A `prefix` is put before the host, with a dot. The error text
+    /// does not contain the URL, because the URL may contain a token.
     pub(super) fn parse(prefix: Option<&str>, text: &str) -> Result<Self, String> {
         let mut url = Url::parse(text).map_err(|error| format!("is not a URL: {error}"))?;
         if let Some(prefix) = prefix {
@@ -73,9 +72,9 @@ impl HttpEndpoint {
         })
     }
 
-    /// `paths` are the protocol's own paths. If the path of the URL ends with one of them, cuts off
-    /// the first one that fits. Vendors print URLs with such a path, and [`HttpEndpoint::target`]
-    /// adds it again.
+    /// If the path of the URL ends with one of `paths`, the protocol's own paths, cuts off the
+    /// first one that fits. Vendors print URLs with such a path, and [`HttpEndpoint::target`] adds
+    /// it again.
     pub(super) fn cut(&mut self, paths: &[String]) {
         let path = self.path.trim_end_matches('/');
         let own = paths.iter().filter(|own| !own.is_empty());
@@ -84,8 +83,8 @@ impl HttpEndpoint {
         }
     }
 
-    /// Returns the path and query to which a request is sent: those of the URL, with the path and
-    /// query of the protocol added. They may hold a token.
+    /// Returns the path and query of a request: those of the URL, followed by those of the
+    /// protocol. They may contain a token.
     pub(super) fn target(&self, of_protocol: &str) -> String {
         let path = match of_protocol {
             "" => self.path.clone(),

@@ -1,15 +1,15 @@
-//! Tells the sender of a request what the socket below an HTTP connection shows: how far the
-//! request got, and whether the consumer had all of it when the answer began.
+//! Shows what the socket below an HTTP connection knows about a request: its progress, and whether
+//! the consumer had the whole request when the answer began.
 //!
-//! The bytes that our kernel has taken say little: buffers hold enough to keep a slow consumer busy
-//! for minutes. Progress is therefore the number of the request's bytes that the peer's kernel has
-//! acknowledged. Once all of them are acknowledged, only the answer is progress: interim answers,
-//! or half of a head, are not.
+//! The number of bytes that our kernel has taken is not progress: buffers hold enough to keep a
+//! slow consumer busy for minutes. Progress is therefore the number of the request's bytes that the
+//! peer's kernel has acknowledged. Once all of them are acknowledged, only the answer is progress:
+//! interim answers, or half of a head, are not.
 //!
 //! An answer acknowledges a batch only if its first byte was sent after the request's last byte had
-//! arrived. TCP lets us tell: the TCP segment with the answer's first byte also acknowledges
-//! everything that the peer has read (RFC 9293 §3.1). Bytes that are not acknowledged when we read
-//! the answer's first byte were not read by the peer either. [`WatchedStream`] notes this for each
+//! arrived. TCP shows that: the segment with the answer's first byte also acknowledges everything
+//! that the peer has read (RFC 9293 §3.1). Bytes that are not acknowledged when we read the
+//! answer's first byte were not read by the peer either. [`WatchedStream`] records this for each
 //! byte of an answer as it is read, and looks for an answer before each write that is not the
 //! request's first.
 
@@ -26,32 +26,29 @@ use crate::transport::socket::{SharedSocket, Socket};
 use base::lock::lock;
 use base::mutant;
 
-/// Before each write of a request except the first, the relay looks for an early answer, that is,
-/// one that came before the whole request was sent. At most this many bytes of such an answer are
-/// read at once.
+/// Before each write of a request except the first, the relay looks for an early answer, which came
+/// before the whole request was sent. At most this many bytes of it are read at once.
 const EARLY_BYTES: usize = 4096;
 
-/// The record of how far the current request on a connection has got. Shared by the task that reads
-/// and writes the connection, the request's body, and the sender of the request.
+/// The progress of the current request on a connection. The task that reads and writes the
+/// connection, the request's body, and the sender of the request share it.
 #[derive(Clone, Default)]
 pub(super) struct RequestMarks(Arc<Mutex<RequestState>>);
 
-/// The progress of the current request on a connection, and of its answer.
 #[derive(Default)]
 struct RequestState {
     /// `true` from the first write of the request on.
     begun: bool,
-    /// `true` if hyper has taken the last piece of the request's body. That piece may still be in a
+    /// `true` if hyper has taken the last piece of the request's body, which may still be in a
     /// buffer of this process.
     ended: bool,
-    /// The number of bytes that our kernel had taken from the connection when it had the whole
-    /// request; `None` before that moment.
+    /// The bytes that our kernel had taken from the connection when it had the whole request.
+    /// `None` before that.
     end: Option<u64>,
-    /// `Some(true)` if the peer's kernel had the whole request when the first byte of the answer
-    /// was read, `Some(false)` if it had not; `None` before that byte. Interim answers (1xx) do not
-    /// count.
+    /// Whether the peer's kernel had the whole request when the first byte of the answer was read.
+    /// `None` before that byte. Interim answers (1xx) do not count.
     answered: Option<bool>,
-    /// `true` if the peer's kernel had acknowledged the whole request when bytes of an answer were
+    /// Whether the peer's kernel had acknowledged the whole request when bytes of an answer were
     /// last read.
     last: bool,
 }
@@ -61,14 +58,14 @@ impl RequestMarks {
         lock(&self.0)
     }
 
-    /// Notes that hyper has taken the last piece of the body.
+    /// Records that hyper has taken the last piece of the body.
     pub(super) fn body_ended(&self) {
         self.lock().ended = true;
     }
 
-    /// Notes that the bytes read so far were an interim answer, so the real answer is still to
-    /// come. The next byte that is read then counts as the beginning of the real answer, even if
-    /// its first bytes were read together with the interim answer.
+    /// Records that the bytes so far were an interim answer. The next byte that is read then counts
+    /// as the beginning of the final answer, even if its first bytes were read together with the
+    /// interim answer.
     pub(super) fn interim(&self) {
         self.lock().answered = None;
     }
@@ -81,8 +78,7 @@ impl RequestMarks {
     }
 }
 
-/// Tells the sender of requests how far a request has got. This value does not keep the socket
-/// open.
+/// Shows the sender of requests the progress of a request. Does not keep the socket open.
 pub(super) struct Progress {
     shared: Weak<SharedSocket>,
     marks: RequestMarks,
@@ -94,49 +90,46 @@ impl Progress {
         Self { shared: Arc::downgrade(&socket.shared), marks: RequestMarks::default() }
     }
 
-    /// Returns the stream for HTTP on this connection. `stream` is the socket itself, or TLS on the
+    /// Returns the stream for HTTP on this connection. `stream` is the socket, or TLS on the
     /// socket.
     pub(super) fn over<S>(&self, stream: S, shared: Arc<SharedSocket>) -> WatchedStream<S> {
         WatchedStream { stream, shared, marks: self.marks.clone(), early: None }
     }
 
-    /// Notes that a new request begins. Returns its marks, which record how far the request has
-    /// got. The previous request on the connection must have been answered.
+    /// Begins a new request. Returns its marks, which record its progress. The previous request on
+    /// the connection must have been answered.
     pub(super) fn begin(&self) -> RequestMarks {
         *self.marks.lock() = RequestState::default();
         self.marks.clone()
     }
 
-    /// Returns the number of bytes that our kernel has taken since the connection was made, or
-    /// `None` if the connection is gone.
+    /// Returns the bytes that our kernel has taken since the connection was made. `None` if the
+    /// connection has ended.
     pub(super) fn written(&self) -> Option<u64> {
         Some(self.shared.upgrade()?.written())
     }
 
-    /// Returns the number of bytes that the peer's kernel has acknowledged since the connection was
-    /// made. Bytes after the end of the current request do not count. Returns `None` if the
-    /// connection is gone.
+    /// Returns the bytes that the peer's kernel has acknowledged since the connection was made.
+    /// Bytes after the current request do not count. `None` if the connection has ended.
     pub(super) fn acknowledged(&self) -> Option<u64> {
         let acknowledged = self.shared.upgrade()?.acknowledged().ok()?;
         Some(self.marks.lock().end.map_or(acknowledged, |end| acknowledged.min(end)))
     }
 }
 
-/// The stream that HTTP is spoken on, with or without TLS. It notes for each answer whether the
-/// peer had the whole request when the answer began. The task that reads and writes the connection
-/// owns it.
+/// The stream below HTTP, with or without TLS. It records for each answer whether the peer had the
+/// whole request when the answer began. The task that reads and writes the connection owns it.
 pub(super) struct WatchedStream<S> {
     stream: S,
     shared: Arc<SharedSocket>,
     marks: RequestMarks,
-    /// The result of a read that was made before a write. The next call of `poll_read` returns it;
-    /// `None` if there is no such result.
+    /// The result of a read before a write, for the next call of `poll_read`.
     early: Option<io::Result<Bytes>>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> WatchedStream<S> {
-    /// Notes that bytes of an answer were read, and whether the peer's kernel had acknowledged the
-    /// whole request by then.
+    /// Records that bytes of an answer were read, and whether the peer's kernel had acknowledged
+    /// the whole request by then.
     fn note_answer(&self) {
         let mut state = self.marks.lock();
         let is_whole =
@@ -146,9 +139,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WatchedStream<S> {
         mutant!("endless-interim-answers", {}, state.end.iter_mut().for_each(|end| *end -= 1));
     }
 
-    /// Reads, before a write, an answer that has already arrived. The answer came before the whole
-    /// request was sent; the state of the request notes this. Does nothing before the first write
-    /// of a request.
+    /// Before a write, reads an answer that has already arrived, and records that it came before
+    /// the whole request was sent. Does nothing before the first write of a request.
     fn look(&mut self, cx: &mut Context<'_>) {
         let mut state = self.marks.lock();
         let first = !std::mem::replace(&mut state.begun, true);
@@ -167,7 +159,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WatchedStream<S> {
             self.note_answer();
         }
         self.early = Some(result.map(|()| read));
-        // The runtime wakes nobody for bytes that are already read, so the task is woken here.
+        // The runtime does not report bytes that are already read, so the task is woken here.
         cx.waker().wake_by_ref();
     }
 }
@@ -223,8 +215,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WatchedStream<S> {
     }
 
     /// Flushes the stream. hyper calls this when its own buffers are empty, so afterwards our
-    /// kernel has all bytes that hyper had to write. If the end of the request is among these
-    /// bytes, the number of bytes written so far is noted.
+    /// kernel has all bytes that hyper had to write. If they include the end of the request, the
+    /// number of bytes so far is recorded.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
         let mut state = self.marks.lock();

@@ -1,13 +1,14 @@
 //! Delivers to Kafka: one message for each event. A message is final when every in-sync replica of
 //! its partition has it.
 //!
-//! librdkafka sends the messages and retries them. The order within a partition stays, and the
+//! librdkafka sends the messages and retries them. It keeps the order within a partition, and the
 //! brokers store a message once even if it is sent again (an idempotent producer). If a message
 //! can't be delivered in order, this producer ends and another one begins. Messages that were sent
 //! and not acknowledged may then arrive twice, but none is left out.
 //!
-//! Besides librdkafka's own threads, each producer has two: one of the relay makes the calls that
-//! may block, and one of the crate rdkafka polls. Both end when the link is gone.
+//! In addition to librdkafka's own threads, each producer has two: a thread of the relay makes the
+//! calls that may block, and a thread of the crate rdkafka polls. Both end when the link is
+//! dropped.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -29,21 +30,21 @@ use delivery::link::{CLOSE_TIME, Connect, Event, Link};
 use queue::{Batch, Claim, Take};
 use telemetry::AttemptError;
 
-/// At most this many full batches, by bytes and by events, are sent and not yet acknowledged. With
-/// several, the network carries one batch while the brokers write another.
+/// The maximum number of full batches, by bytes and by events, that are sent and unacknowledged.
+/// With several, the network carries one batch while the brokers write another.
 const WINDOW: u64 = 4;
 
 /// Progress is checked this many times within `timeouts.connect` or `timeouts.request`, whichever
 /// is shorter. Progress means that messages were acknowledged.
 const PROGRESS_CHECKS: u32 = 10;
 
-/// The connector of a Kafka output. It makes the output's producers, one after the other. A
-/// producer is the client of librdkafka that sends messages. The delivery loop owns the connector.
+/// The connector of a Kafka output. It makes the output's producers (librdkafka's clients that send
+/// messages), one after the other. The delivery loop owns the connector.
 ///
 /// [`Connect::connect`] starts a producer and waits until a broker has confirmed that the topic
 /// exists. librdkafka makes the connections to brokers itself. If a connection breaks, librdkafka
 /// connects again, and the producer stays. The loop calls `connect` as soon as the output starts,
-/// even if there is nothing to send yet, and again after a producer has ended.
+/// even without anything to send, and again after a producer has ended.
 pub(super) struct KafkaConnector {
     shared: Arc<ProducerSettings>,
 }
@@ -90,7 +91,7 @@ impl KafkaConnector {
         let shared = Arc::clone(&self.shared);
         let changes = shared.cluster.changes();
         let (jobs, queue) = mpsc::channel();
-        // The number of reports needs no limit: there is one for each claim under way, and a few
+        // The number of reports needs no limit: there is one for each unfinished claim, and a few
         // about trouble.
         let (reports, reported) = async_mpsc::unbounded_channel();
         let (ready, found) = oneshot::channel();
@@ -142,8 +143,8 @@ impl KafkaConnector {
 /// The life of a batch on the link:
 ///
 /// 1. [`Link::send`] puts the batch in the channel to the producer's thread ([`produce`]). The link
-///    takes a batch as long as at most [`WINDOW`] - 1 full batches are under way.
-/// 2. The thread hands the messages of the batch to librdkafka, which sends and retries them.
+///    takes a batch while at most [`WINDOW`] - 1 full batches are unacknowledged.
+/// 2. The thread passes the messages of the batch to librdkafka, which sends and retries them.
 /// 3. librdkafka gives a delivery report for each message. The last report for the batch completes
 ///    the [`Verdict`] on the batch's claim. The link reports accepted and refused claims to the
 ///    loop.
@@ -157,11 +158,11 @@ impl KafkaConnector {
 /// - No message was acknowledged for `timeouts.request`.
 ///
 /// A link that is given up takes no more batches. It still reports the accepted and refused claims
-/// whose verdicts come within [`CLOSE_TIME`]. It ends with [`Event::Gone`] after this time, or as
-/// soon as nothing is under way.
+/// whose verdicts arrive within [`CLOSE_TIME`]. It ends with [`Event::Gone`] after this time, or as
+/// soon as every batch has its result.
 ///
 /// When a reload has replaced the files, the link is *outdated*: it takes no more batches, and ends
-/// when nothing is under way. A new producer then reads the new files.
+/// when every batch has its result. A new producer then reads the new files.
 ///
 /// While librdkafka retries after an error, the link reports the error with [`Event::Troubled`]:
 /// first when no message was acknowledged for `timeouts.connect`, and then again after each further
@@ -171,35 +172,32 @@ impl KafkaConnector {
 /// are independent. Each batch has at most one verdict. The link never joins a thread.
 pub(super) struct KafkaLink {
     shared: Arc<ProducerSettings>,
-    /// The channel that carries batches to the producer's thread; `None` once the producer is given
-    /// up.
+    /// The channel to the producer's thread. `None` once the producer is given up.
     jobs: Option<mpsc::Sender<Job>>,
     reports: async_mpsc::UnboundedReceiver<Report>,
     /// Signals that a reload has replaced the files.
     changes: Changes,
-    /// `true` if a reload has replaced the files since the producer was made. A new producer must
-    /// then be made.
+    /// `true` if a reload has replaced the files since the producer was made, so that a new one is
+    /// needed.
     outdated: bool,
     under_way: UnderWay,
     progress: Progress,
-    /// The last error that librdkafka has reported since messages were last acknowledged; `None` if
-    /// there was none.
+    /// The last error of librdkafka since messages were last acknowledged.
     trouble: Option<Failure>,
-    /// The time when an error of librdkafka was last reported to the delivery loop; `None` before
-    /// the first report.
+    /// The time when an error of librdkafka was last reported to the delivery loop.
     told: Option<Instant>,
-    /// When and why the producer was given up; `None` while the producer works.
+    /// The time and reason of giving the producer up.
     given_up: Option<GivenUp>,
 }
 
 /// The batches that were sent and have no result yet, without checkpoints.
 #[derive(Default)]
 struct UnderWay {
-    /// For each batch, the number of its events and the number of its bytes.
+    /// The events and bytes of each batch.
     batches: BTreeMap<Claim, (u64, u64)>,
-    /// The number of events of all batches.
+    /// The events of all batches.
     events: u64,
-    /// The number of bytes of all batches.
+    /// The bytes of all batches.
     bytes: u64,
 }
 
@@ -218,11 +216,10 @@ impl UnderWay {
     }
 }
 
-/// The record of acknowledgements, by which a silent producer is found. A batch that is sent while
-/// nothing is under way begins a new record.
+/// The record of acknowledgements, which reveals a silent producer. A batch that is sent when no
+/// other batch is unacknowledged begins a new record.
 struct Progress {
-    /// The number of messages that the brokers have acknowledged. The callbacks of the producer
-    /// increase this number.
+    /// The messages that the brokers have acknowledged, counted by the producer's callbacks.
     acknowledged: Arc<AtomicU64>,
     /// The value of `acknowledged` when it was last seen to grow, and the time when that was seen.
     seen: u64,
@@ -242,8 +239,7 @@ impl Progress {
         *self = Self::of(Arc::clone(&self.acknowledged));
     }
 
-    /// Returns for how long no message was acknowledged; `None` if some were acknowledged since the
-    /// last check.
+    /// Returns the time without acknowledgements. `None` if there were some since the last check.
     fn silence(&mut self, now: Instant) -> Option<Duration> {
         self.checked = now;
         let acknowledged = self.acknowledged.load(Ordering::Relaxed);
@@ -255,20 +251,19 @@ impl Progress {
     }
 }
 
-/// When and why a producer was given up.
+/// The time and reason of giving a producer up.
 struct GivenUp {
     at: Instant,
-    /// The first failure with a known cause; `None` if there was none.
+    /// The first failure with a known cause.
     failure: Option<Failure>,
-    /// `true` if the producer was given up because an event was refused; `false` if the brokers or
-    /// the connection are the cause.
+    /// `true` if a refused event is the cause; `false` if the brokers or the connection are.
     refused: bool,
 }
 
 impl KafkaLink {
-    /// Gives the producer up: no more batches are sent to it. `failure` is the cause, and `refused`
-    /// is `true` if an event was refused. The link then waits a short time for missing results
-    /// before it ends. Batches that have no result by then are sent again through another producer.
+    /// Gives the producer up: it gets no more batches. `failure` is the cause, and `refused` is
+    /// `true` if an event was refused. The link then waits a short time for missing results before
+    /// it ends. Batches without a result by then are sent again through another producer.
     fn give_up(&mut self, failure: Option<Failure>, refused: bool) {
         self.jobs = None;
         let begun = GivenUp { at: Instant::now(), failure: None, refused };
@@ -277,8 +272,8 @@ impl KafkaLink {
         given_up.failure = given_up.failure.take().or(failure);
     }
 
-    /// Handles a report of the producer. If `report` is `None`, the producer is gone. Returns the
-    /// event that the delivery loop must get, or `None` if there is none.
+    /// Handles a report of the producer, or the end of the producer (`None`). Returns the event for
+    /// the delivery loop, if there is one.
     fn on_report(&mut self, report: Option<Report>) -> Option<Event> {
         match report {
             Some(Report::Done(claim, verdict)) => return self.on_verdict(claim, verdict),
@@ -298,9 +293,9 @@ impl KafkaLink {
         None
     }
 
-    /// Handles the result for a claim, or for a checkpoint. After a message that was refused or has
-    /// failed, this producer gets no more batches. Returns the event that the delivery loop must
-    /// get, or `None` if there is none.
+    /// Handles the result for a claim or for a checkpoint. After a message that was refused or has
+    /// failed, this producer gets no more batches. Returns the event for the delivery loop, if
+    /// there is one.
     fn on_verdict(&mut self, claim: Option<Claim>, verdict: Verdict) -> Option<Event> {
         claim.inspect(|claim| self.under_way.remove(claim));
         match verdict {
@@ -326,11 +321,10 @@ impl KafkaLink {
         }
     }
 
-    /// Checks whether messages were acknowledged since the last check. If none was acknowledged for
-    /// `timeouts.request`, gives the producer up and returns `None`. If none was acknowledged for
-    /// `timeouts.connect`, returns the last error of librdkafka, if there is one, as
-    /// [`Event::Troubled`], but not more often than once in each `timeouts.connect`. Otherwise
-    /// returns `None`.
+    /// Checks whether messages were acknowledged since the last check. Without any for
+    /// `timeouts.request`, gives the producer up. Without any for `timeouts.connect`, returns the
+    /// last error of librdkafka, if there is one, as [`Event::Troubled`], at most once in each
+    /// `timeouts.connect`. Otherwise returns `None`.
     fn on_check(&mut self) -> Option<Event> {
         let now = Instant::now();
         let silence = self.progress.silence(now);
@@ -379,7 +373,7 @@ impl Link for KafkaLink {
         }
         self.shared.metrics.bytes.increment(batch.bytes);
         self.under_way.add(batch.claim, batch.events, batch.bytes);
-        // Sending fails only if the thread has ended. The link learns this from the end of the
+        // The send fails only if the thread has ended, which the link learns from the end of the
         // reports.
         jobs.send(Job { claim: Some(batch.claim), batch, key: None }).ok();
     }
@@ -421,8 +415,8 @@ impl Link for KafkaLink {
         }
     }
 
-    /// Ends the producer, and waits until it is gone, but at most for [`CLOSE_TIME`]. Events that
-    /// have no result yet stay in the queue, and are sent again later.
+    /// Ends the producer, and waits at most [`CLOSE_TIME`] for its end. Events without a result
+    /// stay in the queue, and are sent again later.
     async fn close(mut self) {
         self.jobs = None;
         let gone = async { while self.reports.recv().await.is_some() {} };

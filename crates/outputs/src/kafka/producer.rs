@@ -26,12 +26,12 @@ use queue::{Batch, Claim, lines};
 use telemetry::{AttemptError, OutputMetrics};
 use transform::shape;
 
-/// The greatest number of bytes of the messages that librdkafka sends to a broker together, unless
-/// `batch.max_bytes` is lower. A broker takes at most 1,048,588 bytes by default (its setting
+/// The maximum bytes of the messages that librdkafka sends to a broker together, unless
+/// `batch.max_bytes` is lower. A broker accepts at most 1,048,588 bytes by default (its setting
 /// `message.max.bytes`).
 const SET_BYTES: u64 = 1_000_000;
 
-/// The settings from which one output makes its producers, one after the other.
+/// The settings of one output for all its producers, which exist one after the other.
 pub(super) struct ProducerSettings {
     pub(super) cluster: Cluster,
     config: Settings,
@@ -51,7 +51,7 @@ impl Files for ProducerSettings {
 }
 
 impl ProducerSettings {
-    /// Takes the settings from the config. No file is read yet.
+    /// Takes the settings from the config. Reads no file.
     pub(super) fn new(kafka: &Settings, setup: &Setup<'_>) -> Self {
         Self {
             cluster: Cluster::new(&kafka.cluster),
@@ -75,7 +75,7 @@ impl ProducerSettings {
         producer
             .set("acks", "all")
             .set("enable.idempotence", "true")
-            // A message that fails for good must not be overtaken by the messages after it.
+            // A message that fails permanently must not be overtaken by later messages.
             .set("enable.gapless.guarantee", "true")
             // librdkafka never gives a message up by itself, because later messages could then
             // arrive before it. The link watches `timeouts.request`.
@@ -87,9 +87,9 @@ impl ProducerSettings {
             .set("compression.type", compression)
             .set("linger.ms", "5")
             .set("batch.size", self.output.batch.max_bytes.min(SET_BYTES).to_string())
-            // The brokers limit the size of an event, and `KafkaLink::room` limits how much is
-            // under way. These limits of librdkafka are therefore as high as they can be:
-            // otherwise it would refuse messages that can be delivered.
+            // The brokers limit the size of an event, and `KafkaLink::room` limits the
+            // unacknowledged events. These limits of librdkafka are therefore as high as they can
+            // be: otherwise it would refuse messages that can be delivered.
             .set("message.max.bytes", "1000000000")
             .set("queue.buffering.max.messages", "0")
             .set("queue.buffering.max.kbytes", "2147483647");
@@ -115,18 +115,18 @@ impl ProducerSettings {
 
 /// A batch for a producer's thread.
 pub(super) struct Job {
-    /// The claim of the batch; `None` for a checkpoint.
+    /// The claim of the batch. `None` for a checkpoint.
     pub(super) claim: Option<Claim>,
     pub(super) batch: Batch,
-    /// The key of a checkpoint, which is the origin of its evidence log. All checkpoints are thus
-    /// in one partition, and a compacted topic keeps the newest one. `None` for events, whose keys
+    /// The key of a checkpoint: the origin of its evidence log. Therefore all checkpoints are in
+    /// one partition, and a compacted topic keeps the newest one. `None` for events, whose keys
     /// follow from the config.
     pub(super) key: Option<Vec<u8>>,
 }
 
-/// Runs as the thread of a producer. Looks for the topic and sends the result to `ready`. Then
-/// hands the batches from `queue` to librdkafka until `queue` is closed. The thread is not joined,
-/// because a call of librdkafka may hang; it owns nothing but its producer.
+/// The thread of a producer. Looks for the topic and sends the result to `ready`. Then passes the
+/// batches from `queue` to librdkafka until `queue` is closed. The thread is not joined, because a
+/// call of librdkafka may hang; it owns nothing but its producer.
 pub(super) fn produce(
     shared: &ProducerSettings,
     reporter: Reporter,
@@ -137,7 +137,7 @@ pub(super) fn produce(
     {
         Ok(producer) => producer,
         Err(error) => {
-            // Sending fails only if nobody waits any more: the attempt took too long, a reload has
+            // The send fails only if nobody waits any more: the attempt took too long, a reload has
             // replaced the files, or the output was stopped.
             ready.send(Err(Trouble::new(&error, ""))).ok();
             return;
@@ -149,12 +149,12 @@ pub(super) fn produce(
         return;
     }
     send_all(shared, &producer, queue);
-    // Dropping the producer gives up the messages under way, and reports them as failed.
+    // Dropping the producer gives up its undelivered messages, and reports them as failed.
 }
 
-/// Hands batches to librdkafka in their order, until librdkafka does not take a message. Batches
-/// that come after this are not sent, because their messages would overtake the message that was
-/// not taken. They are reported as failed.
+/// Passes batches to librdkafka in their order, until librdkafka does not accept a message. Later
+/// batches are not sent, because their messages would overtake that message. They are reported as
+/// failed.
 fn send_all(
     shared: &ProducerSettings,
     producer: &ThreadedProducer<Reporter>,
@@ -170,9 +170,9 @@ fn send_all(
     }
 }
 
-/// Hands the messages of a batch to librdkafka. Returns `true` if librdkafka takes all of them, and
-/// `false` if it does not take one. The rest of the batch is then not sent, but counts as reported,
-/// so that the batch gets its result.
+/// Passes the messages of a batch to librdkafka. Returns `true` if librdkafka accepts all of them.
+/// After a message that it does not accept, the rest of the batch is not sent, but counts as
+/// reported, so that the batch gets its result.
 fn send(shared: &ProducerSettings, producer: &ThreadedProducer<Reporter>, job: &Job) -> bool {
     let Job { claim, batch, key } = job;
     let mut unsent = batch.events;
@@ -200,14 +200,14 @@ fn send(shared: &ProducerSettings, producer: &ThreadedProducer<Reporter>, job: &
     true
 }
 
-/// The result for one claim, made from the delivery reports of the claim's messages.
+/// The result for one claim, made from the delivery reports of its messages.
 #[derive(Debug)]
 pub(super) enum Verdict {
     /// No message of the claim has failed so far. Once every message has its delivery report, the
-    /// brokers have thus acknowledged the whole claim.
+    /// brokers have acknowledged the whole claim.
     Accepted,
     /// A message of the claim could not be delivered, or was given up, so the claim must be sent
-    /// again. The value is the cause; `None` if the only cause is that another message failed or
+    /// again. The value is the cause. `None` if the only cause is that another message failed or
     /// that the producer ended.
     Failed(Option<Trouble>),
     /// A message of the claim was refused because of its own content or size, and would be refused
@@ -215,8 +215,8 @@ pub(super) enum Verdict {
     Refused(Trouble),
 }
 
-/// The error codes of messages that librdkafka gave up although nothing is wrong with them, because
-/// another message failed or the producer ended.
+/// The error codes of messages that librdkafka gave up only because another message failed or the
+/// producer ended.
 const CONSEQUENCES: [RDKafkaErrorCode; 5] = [
     RDKafkaErrorCode::Fatal,
     RDKafkaErrorCode::GaplessGuarantee,
@@ -234,7 +234,7 @@ const REFUSALS: [RDKafkaErrorCode; 3] = [
 ];
 
 impl Verdict {
-    /// Returns the result for a claim of which a message of `bytes` bytes has failed.
+    /// Returns the result for a claim after the failure of a message of `bytes` bytes.
     fn of(error: &KafkaError, bytes: usize) -> Self {
         let mut trouble = Trouble::new(error, "");
         match error.rdkafka_error_code() {
@@ -248,18 +248,18 @@ impl Verdict {
     }
 }
 
-/// A claim whose messages were handed to librdkafka. All messages of the claim share this value.
+/// A claim whose messages were passed to librdkafka. All its messages share this value.
 pub(super) struct SentClaim {
     /// `None` for a checkpoint.
     claim: Option<Claim>,
-    /// The number of messages of the claim for which no delivery report has come yet.
+    /// The number of messages of the claim without a delivery report.
     left: AtomicU64,
     verdict: Mutex<Verdict>,
 }
 
 impl SentClaim {
-    /// Adds the result of one message to the result of its claim. The worst result counts: refused,
-    /// then failed, then accepted. Of several failures, the first one with a cause counts.
+    /// Adds the result of one message to that of its claim. The worst result counts: refused, then
+    /// failed, then accepted. Of several failures, the first one with a cause counts.
     fn note(&self, verdict: Verdict) {
         let mut noted = lock(&self.verdict);
         let replace = match (&*noted, &verdict) {
@@ -279,23 +279,23 @@ pub(super) enum Report {
     /// Every message of the claim has its delivery report. The second value is the result for the
     /// claim. A checkpoint has no claim.
     Done(Option<Claim>, Verdict),
-    /// librdkafka has met an error. If `fatal` is `false`, librdkafka continues to try; if it is
-    /// `true`, this producer can't send any more.
+    /// librdkafka has met an error. If it is `fatal`, this producer can't send any more; otherwise
+    /// librdkafka continues to try.
     Trouble { trouble: Trouble, fatal: bool },
 }
 
 /// Receives the callbacks of a producer, on the producer's threads, and sends reports to the
-/// `KafkaLink`. The channel closes when the producer is gone, because the producer owns this value.
+/// `KafkaLink`. The producer owns this value, so the channel closes when the producer ends.
 pub(super) struct Reporter {
     pub(super) name: String,
     pub(super) reports: async_mpsc::UnboundedSender<Report>,
-    /// The number of messages that the brokers have acknowledged. If the number does not grow for
-    /// too long, the producer is given up.
+    /// The number of messages that the brokers have acknowledged. If it does not grow for too long,
+    /// the producer is given up.
     pub(super) acknowledged: Arc<AtomicU64>,
 }
 
 impl Reporter {
-    /// Notes that `messages` more messages of a claim have their delivery report. After the last
+    /// Records that `messages` more messages of a claim have their delivery report. After the last
     /// ones of the claim, sends the result for the claim.
     fn finish(&self, sent: &SentClaim, messages: u64) {
         if sent.left.fetch_sub(messages, Ordering::AcqRel) == messages {
@@ -306,7 +306,7 @@ impl Reporter {
     }
 
     fn tell(&self, report: Report) {
-        // Sending fails only if the link is gone, and nobody needs the report then.
+        // The send fails only if the link is dropped, and nobody needs the report then.
         self.reports.send(report).ok();
     }
 }

@@ -1,4 +1,4 @@
-//! What librdkafka is told of the keys that outputs and sources share.
+//! The settings that librdkafka gets from the common keys of outputs and sources.
 
 use std::time::Duration;
 

@@ -25,20 +25,20 @@ use delivery::link::{Part, Verdict};
 use queue::{Batch, Identity};
 use telemetry::AttemptError;
 
-/// The greatest number of bytes of an answer that are read. An error is a short document of XML.
+/// The maximum bytes of an answer that are read. An error is a short document of XML.
 const ANSWER_BYTES: usize = 16 * 1024;
 
 /// The headers that a signature adds. They replace those of the config.
 const OWN: [&str; 3] = ["x-amz-content-sha256", "x-amz-date", "x-amz-security-token"];
 
-/// The code of the error for expired temporary keys. Its status is 400.
+/// The error code for expired temporary keys. The status is 400.
 const EXPIRED: &str = "ExpiredToken";
 
 /// The end of the message about a server that answers 501.
 const UNCONDITIONAL: &str =
     ": if the server does not implement If-None-Match, set conditional_writes = false";
 
-/// The greatest number of characters of an error's code that are shown.
+/// The maximum characters of an error's code that are shown.
 const CODE_MAX: usize = 64;
 
 /// The place and the form in which objects are stored.
@@ -46,12 +46,12 @@ const CODE_MAX: usize = 64;
 pub(super) struct Address {
     pub(super) bucket: String,
     pub(super) region: String,
-    /// The beginning of the names of all objects, without `/` at its ends; empty: none.
+    /// The beginning of the names of all objects, without `/` at its ends, or empty.
     pub(super) prefix: String,
-    /// `true`: the bucket is the first part of the path; `false`: it is the first part of the
+    /// `true`: the bucket is the first part of the path. `false`: it is the first part of the
     /// host's name.
     pub(super) path_style: bool,
-    /// `true`: an object is written only if there is none of its name (`If-None-Match: *`).
+    /// `true`: an object is written only if no other one has its name (`If-None-Match: *`).
     pub(super) conditional: bool,
 }
 
@@ -66,10 +66,9 @@ pub(super) struct KeyFiles {
 pub(super) enum Keys {
     Files {
         files: KeyFiles,
-        /// The keys that were read last. Requests use them when all files of the output have been
-        /// read.
+        /// The keys that were read last. Requests use them once all files of the output were read.
         read: ArcSwapOption<SigningKey>,
-        /// The keys that sign requests; `None` before the files have been read.
+        /// The keys that sign requests. `None` before the files were read.
         used: ArcSwapOption<SigningKey>,
     },
     WebIdentity(Tokens<Sts>),
@@ -83,7 +82,7 @@ pub(crate) struct Bucket {
 }
 
 impl Bucket {
-    /// Returns the tokens that are renewed; `None` if the keys come from files.
+    /// Returns the tokens that are renewed. `None` if the keys come from files.
     fn tokens(&self) -> Option<&Tokens<Sts>> {
         match &self.keys {
             Keys::Files { .. } => None,
@@ -117,7 +116,7 @@ impl Api for Bucket {
         "application/octet-stream"
     }
 
-    /// Reads the keys. They sign each request in a way of its own, so there is no header for all.
+    /// Reads the keys. They sign each request separately, so there is no common header.
     fn authorization(&self) -> Result<Option<HeaderValue>, String> {
         let (KeyFiles { id, secret }, newest) = match &self.keys {
             Keys::Files { files, read, .. } => (files, read),
@@ -167,7 +166,7 @@ impl Api for Bucket {
             Keys::WebIdentity(tokens) => Some(tokens.newest()?),
         };
         let keys = keys.ok_or_else(|| failed("the access key has not been read"))?;
-        // The config may replace these two.
+        // The config may replace the host and the content type.
         let host = call.extra.get(header::HOST).unwrap_or(call.host);
         let host = host.to_str().map_err(|_| failed("the host is not ASCII"))?;
         let content_type = call.extra.get(header::CONTENT_TYPE).map(HeaderValue::to_str);
@@ -216,8 +215,8 @@ impl Api for Bucket {
         vec![TestRequest { head, body: b"" }]
     }
 
-    /// The answer to HEAD has no body, so there is no code in it, and only its type can show that
-    /// it is a web page.
+    /// The answer to HEAD has no body and so no code. Only the header `Content-Type` can show a web
+    /// page.
     fn tested(&self, reply: &Reply<'_>) -> Result<(), String> {
         let Address { bucket, region, .. } = &self.address;
         Err(match reply.status {
@@ -256,14 +255,14 @@ impl Api for Bucket {
         ANSWER_BYTES
     }
 
-    /// Is not called: the link makes the requests.
+    /// Is never called: the link makes the requests.
     fn encode(&self, batch: Batch, _: Identity, _: u64) -> Encoded {
         Encoded::new(body_for(&batch), batch.events)
     }
 
-    /// The answer 412 to `If-None-Match` says that there is an object with this name, which nobody
-    /// else gives. 409 says that another request for it has not ended, and it may still fail.
-    /// Nothing is ever wrong with single events, so any error but 412 is retried.
+    /// The answer 412 to `If-None-Match` means that an object with this name exists, which only
+    /// this relay can have written. 409 means that another request for it has not ended, and it may
+    /// still fail. Single events are never at fault, so any error except 412 is retried.
     fn judge(&self, reply: Reply<'_>, sent: &Sent) -> Outcome {
         let code = reply.body.and_then(code);
         if let Some(tokens) = self.tokens() {
@@ -294,16 +293,15 @@ impl Api for Bucket {
     }
 }
 
-/// Returns the value of the header `x-amz-checksum-sha256` for a body with this SHA-256: base64
-/// instead of hexadecimal digits. A bucket with Object Lock asks for it.
+/// Returns the header `x-amz-checksum-sha256` for a body with this SHA-256. The header is base64
+/// and not hexadecimal. A bucket with Object Lock needs it.
 fn checksum(sha256: &str) -> String {
     let digits = sha256.as_bytes().chunks(2).filter_map(|pair| std::str::from_utf8(pair).ok());
     let bytes: Vec<u8> = digits.filter_map(|pair| u8::from_str_radix(pair, 16).ok()).collect();
     BASE64_STANDARD.encode(bytes)
 }
 
-/// Returns the code of an error, such as `SignatureDoesNotMatch`; `None` if there is none in the
-/// answer.
+/// Returns the code of an error, such as `SignatureDoesNotMatch`, if the answer has one.
 fn code(body: &[u8]) -> Option<&str> {
     let text = std::str::from_utf8(body).ok()?;
     let (_, rest) = text.split_once("<Code>")?;

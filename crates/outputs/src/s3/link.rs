@@ -3,16 +3,16 @@
 //!
 //! An object goes through these steps:
 //!
-//! - *collect*: batches are compressed as they come;
+//! - *collect*: batches are compressed as they arrive;
 //! - *end*: the range of its positions is saved with the queue, unless it was planned before;
 //! - *store*: one request carries it;
 //! - *report* its claims.
 //!
 //! While an object is stored, the next one is collected.
 //!
-//! If a step fails, the link ends, and all events go back to the delivery loop, which hands them to
-//! the next link after a pause. The saved ranges say where the objects ended, so that each gets the
-//! name that it had: a server that has the object already then answers 412.
+//! If a step fails, the link ends, and all events return to the delivery loop, which passes them to
+//! the next link after a pause. The saved ranges contain the ends of the objects, so that each
+//! object gets the same name again: a server that already has the object then answers 412.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -38,15 +38,16 @@ use queue::{Batch, Claim, Position, Take};
 use telemetry::AttemptError;
 
 /// The age at which an object ends while the relay drains, or while another delivery is to replace
-/// this one. The events that come within this time share an object.
+/// this one. Events that arrive within this time share an object.
 const LAST_AGE: Duration = Duration::from_millis(100);
 
-/// The age at which an object ends while the queue is crowded. The events of the object take
-/// the room that senders wait for.
+/// The age at which an object ends while the queue is crowded, because its events take the room
+/// that senders wait for.
 const CROWDED_AGE: Duration = Duration::from_secs(1);
 
 /// An object that an earlier link has ended, and may have stored, ends at the same position again.
-/// If no more of its events come for this time, because they are lost, it ends without them.
+/// If no batch arrives for this time before that position, the missing events are lost, and the
+/// object ends without them.
 const PLANNED_PAUSE: Duration = Duration::from_secs(10);
 
 /// The value of [`PLANNED_PAUSE`] while the relay drains, or while another delivery is to replace
@@ -60,13 +61,13 @@ const PLANNED_TIMES: u64 = 4;
 /// The time between two checks whether the queue is crowded.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// After a small batch (fewer than [`SMALL_BYTES`], and less than half of what a batch may have),
-/// the link takes no events for this time. An object can live for hours, and the delivery loop
-/// remembers each batch of it: of events that come one by one, it has at most 20 batches for each
-/// second.
+/// After a small batch (fewer than [`SMALL_BYTES`], and less than half of the maximum batch), the
+/// link takes no events for this time. An object can live for hours, and the delivery loop
+/// remembers each of its batches: the pause limits them to 20 per second when events come one by
+/// one.
 const REST: Duration = Duration::from_millis(50);
 
-/// A batch of at least this many bytes is not small. A queue that has more to give is read at full
+/// From this number of bytes on, a batch is not small. A queue with many events is read at full
 /// speed.
 const SMALL_BYTES: u64 = 64 * 1024;
 
@@ -74,7 +75,7 @@ const SMALL_BYTES: u64 = 64 * 1024;
 const INCOMPLETE: &str = "the relay ends before it has all events of an object that may already be \
                           stored: they stay in the queue";
 
-/// The claim of an object that holds a checkpoint, and no events.
+/// The claim of an object with a checkpoint and no events.
 const NO_EVENTS: Claim = Claim { start: Position::START, end: Position::START };
 
 /// The limits of an object.
@@ -82,22 +83,22 @@ const NO_EVENTS: Claim = Claim { start: Position::START, end: Position::START };
 pub(super) struct Limits {
     /// The bytes of its lines before compression. An object may be larger by one batch.
     pub(super) bytes: u64,
-    /// The time after which it ends.
+    /// The time after which an object ends.
     pub(super) age: Duration,
 }
 
-/// The object that is collected.
+/// The object that is being collected.
 #[derive(Default)]
 struct Collected {
-    /// The object; `None` if it has no events yet, or while a batch is compressed into it.
+    /// The object. `None` if it has no events yet, or while a batch is compressed into it.
     open: Option<Object>,
-    /// The thread that compresses a batch into the object; `None` if none does.
+    /// The thread that compresses a batch into the object, if one does.
     packing: Option<JoinHandle<io::Result<Object>>>,
-    /// The end of the rest after a small batch; `None` if the link does not rest.
+    /// The end of the pause after a small batch.
     rests_until: Option<Instant>,
-    /// `true`: the loop waits for the events of the object, so that it ends now.
+    /// `true`: the loop waits for the events of the object, so the object ends now.
     is_flushed: bool,
-    /// The events that come after the end of the object.
+    /// The events after the end of the object.
     rest: Option<Batch>,
 }
 
@@ -106,13 +107,13 @@ struct Storing {
     packed: Vec<Packed>,
     /// The steps. Their result is the verdict on the object's events.
     steps: Pin<Box<dyn Future<Output = Result<Verdict, Failure>> + Send>>,
-    /// Reports about later events. They come after the reports about this object, because a claim
-    /// is reported from its front.
+    /// Reports about later events. They follow the reports about this object, because a claim is
+    /// reported from its front.
     after: Vec<Event>,
 }
 
 /// The link. It holds at most two objects: one that is collected, and one that is stored. A
-/// checkpoint of the evidence is an object of its own, which is stored beside them.
+/// checkpoint of the evidence is an additional object, which is stored at the same time.
 pub(super) struct S3Link {
     bucket: Arc<Bucket>,
     transfers: Transfers,
@@ -153,8 +154,8 @@ impl S3Link {
         }
     }
 
-    /// Returns `true` if the link sends what it has: the relay drains, or another delivery is to
-    /// replace this one.
+    /// Returns `true` if the link must send everything now: the relay drains, or another delivery
+    /// is to replace this one.
     fn is_ending(&self) -> bool {
         self.begin.draining.is_cancelled() || self.begin.retire.is_cancelled()
     }
@@ -199,7 +200,7 @@ impl S3Link {
         }
     }
 
-    /// Returns when the open object ends because of its age.
+    /// Returns the time when the open object ends because of its age.
     fn ages_at(&self, object: &Object) -> Instant {
         if object.is_planned {
             let pause = if self.is_ending() { LAST_PLANNED_PAUSE } else { PLANNED_PAUSE };
@@ -222,13 +223,15 @@ impl S3Link {
             || self.ages_at(object) <= Instant::now()
     }
 
-    /// Returns the number of bytes of lines at which the open object ends.
+    /// Returns the bytes of lines at which the open object ends.
     fn bytes_max(&self, object: &Object) -> u64 {
         let times = if object.is_planned { PLANNED_TIMES } else { 1 };
         self.limits.bytes.saturating_mul(times)
     }
 
-    /// Ends the open object if it is time, and begins to collect the next one.
+    /// If the open object is over and no other one is being stored: begins to store it, or only
+    /// reports its claims if it is empty or incomplete, and collects the lines that did not fit
+    /// into it.
     fn end_object(&mut self) {
         if self.storing.is_some() {
             return;
@@ -242,7 +245,7 @@ impl S3Link {
         let is_cut_short =
             object.is_planned && !object.is_complete() && self.collected.rest.is_none();
         if object.is_empty() {
-            // The filter has kept back all events.
+            // The filter has dropped all events.
             let packed = object.packed.iter();
             let reports = packed.map(|it| Event::Accepted(it.claim));
             self.reports.push_back(Event::Together(reports.collect()));
@@ -308,12 +311,12 @@ impl S3Link {
     }
 }
 
-/// Returns the report that the server had the events of a claim already.
+/// Returns the report that the server already had the events of a claim.
 fn existing(claim: Claim, events: u64) -> Event {
     Event::Judged(claim, vec![Part { end: claim.end, events, verdict: Verdict::Existing }])
 }
 
-/// Returns the result of a thread that did `what`, or the failure that ends the link.
+/// Returns the result of a thread, or the failure that ends the link. `what` names the work.
 fn joined<T>(result: Result<io::Result<T>, JoinError>, what: &str) -> Result<T, Failure> {
     result
         .map_err(io::Error::other)
@@ -321,7 +324,7 @@ fn joined<T>(result: Result<io::Result<T>, JoinError>, what: &str) -> Result<T, 
         .map_err(|error| Failure::new(AttemptError::Protocol, format!("cannot {what}: {error}")))
 }
 
-/// Waits for the end of some work; for ever if there is none.
+/// Waits for the end of some work, or for ever without work.
 async fn end_of<F: Future + Unpin>(work: Option<&mut F>) -> F::Output {
     match work {
         Some(work) => work.await,
@@ -348,8 +351,8 @@ impl Link for S3Link {
     }
 
     fn send(&mut self, batch: Batch) {
-        // The claim is on the wire until its object is stored. Without this report, the loop would
-        // wait for that after a failure, before it sends the next events of the object.
+        // The claim is in use until its object is stored. Without this report, after a failure the
+        // loop would wait for the claim before it sends the next events of the object.
         self.reports.push_back(Event::Taken(batch.claim));
         let limits = self.transfers.limits();
         let is_small = batch.bytes < SMALL_BYTES.min(limits.max_bytes / 2)
@@ -360,13 +363,13 @@ impl Link for S3Link {
         self.pack(batch);
     }
 
-    /// Lets the open object end before it has reached its age. An object that an earlier link has
-    /// ended keeps its end.
+    /// Ends the open object before it has reached its age. An object that an earlier link has ended
+    /// keeps its end.
     fn flush(&mut self) {
         self.collected.is_flushed = true;
     }
 
-    /// A checkpoint waits for no object.
+    /// A checkpoint does not wait for an object.
     fn takes_checkpoint(&self) -> bool {
         self.checkpoint.is_none()
     }
@@ -437,8 +440,8 @@ impl Link for S3Link {
         self.transfers.consumer()
     }
 
-    /// Aborts the requests. Waits at most [`CLOSE_TIME`] for the threads, which end by themselves:
-    /// no other link may save ranges meanwhile.
+    /// Aborts the requests. The threads end by themselves. Waits for them, at most [`CLOSE_TIME`],
+    /// because no other link may save ranges at the same time.
     async fn close(self) {
         drop((self.storing, self.checkpoint, self.beside));
         self.threads.close();

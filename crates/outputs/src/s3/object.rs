@@ -16,15 +16,15 @@ use config::Compression;
 use delivery::checkpoints::Checkpoint;
 use queue::{Batch, Claim, Identity, Origin, Position};
 
-/// The number of digits of the SHA-256 that an object's name has: 64 bits.
+/// The digits of the SHA-256 in an object's name: 64 bits.
 const HASH_DIGITS: usize = 16;
 
 /// The events of a claim, or of a part of it, in an object.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Packed {
     pub(super) claim: Claim,
-    /// The number of events. It may be smaller than the number of positions, because the filter may
-    /// have kept back events.
+    /// The number of events, which may be smaller than the number of positions, because the filter
+    /// may have dropped events.
     pub(super) events: u64,
 }
 
@@ -33,17 +33,17 @@ pub(super) struct Packed {
 pub(super) struct Object {
     /// The parts of the object, in the order of the queue.
     pub(super) packed: Vec<Packed>,
-    /// The number of bytes of the lines, before compression.
+    /// The bytes of the lines before compression.
     pub(super) bytes: u64,
     /// The time when the link began to collect the object.
     pub(super) began: Instant,
     /// The time when the last batch was added.
     pub(super) added: Instant,
-    /// The position at which the object ends at the latest: the next event belongs to another
-    /// object. `None` if the object may end anywhere.
+    /// The position before which the object must end, because the next event belongs to another
+    /// object. `None`: the object may end anywhere.
     pub(super) until: Option<Position>,
-    /// `true` if an earlier link has ended this object at `until`, so that it may be stored
-    /// already.
+    /// `true` if an earlier link has ended this object at `until`, so that it may already be
+    /// stored.
     pub(super) is_planned: bool,
     /// The position and the time of acceptance (in milliseconds since 1970) of the first event.
     first: Option<(Position, u64)>,
@@ -94,7 +94,7 @@ impl Object {
         })
     }
 
-    /// Adds the events of a batch, whose claim begins where the last one has ended or later. Takes
+    /// Adds the events of a batch, whose claim begins where the last one ended or later. Takes
     /// about 5 ms of CPU time for each MB.
     ///
     /// # Errors
@@ -118,14 +118,14 @@ impl Object {
         self.first.is_none()
     }
 
-    /// Returns the positions of the object, also of those events that the filter has kept back.
-    /// `None` if nothing was added yet.
+    /// Returns the positions of the object, including those of dropped events. `None` if nothing
+    /// was added yet.
     pub(super) fn range(&self) -> Option<Range> {
         let (first, last) = self.packed.first().zip(self.packed.last())?;
         Some(Range::new(Claim { start: first.claim.start, end: last.claim.end }))
     }
 
-    /// Returns `true` if the object has reached the position at which it ends at the latest.
+    /// Returns `true` if the object has reached `until`.
     pub(super) fn is_complete(&self) -> bool {
         let end = self.packed.last().map(|last| last.claim.end);
         self.until.is_some_and(|until| end.is_some_and(|end| end >= until))
@@ -151,8 +151,8 @@ fn hour_of(time: SystemTime) -> String {
     rfc3339(time).chars().take("yyyy-mm-ddThh".len()).map(slashes).collect()
 }
 
-/// Makes an object that holds a checkpoint of the evidence and no event. `relay` is the identity of
-/// the queue, and `time` is now.
+/// Makes an object with a checkpoint of the evidence and no event. `relay` is the identity of the
+/// queue, and `time` is now.
 ///
 /// # Errors
 ///
@@ -207,8 +207,8 @@ impl Packer {
     }
 }
 
-/// Cuts a batch at a position: returns the events before it, and those from it on. A part is `None`
-/// if it has no position. The batch must have origins.
+/// Cuts a batch at a position: returns the events before it, and those from it on. A part without
+/// positions is `None`. The batch must have origins.
 pub(super) fn cut(batch: Batch, at: Position) -> (Option<Batch>, Option<Batch>) {
     let Claim { start, end } = batch.claim;
     if at <= start {
@@ -240,7 +240,7 @@ pub(super) fn cut(batch: Batch, at: Position) -> (Option<Batch>, Option<Batch>) 
     (Some(part(Claim { start, end: at }, front)), Some(part(Claim { start: at, end }, back)))
 }
 
-/// Returns the part of an origin whose positions are in `claim`; `None` if it has none.
+/// Returns the part of an origin whose positions are in `claim`, if there are any.
 fn within(origin: &Origin, claim: Claim) -> Option<Origin> {
     let first = origin.first.max(claim.start);
     let end = (origin.first + origin.events).min(claim.end);

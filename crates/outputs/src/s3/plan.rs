@@ -1,11 +1,10 @@
-//! The ranges of positions that objects have. A range is decided once, and kept with the queue.
-//! After a reload, and with a directory also after a crash, the same events therefore make the same
-//! objects.
+//! The ranges of positions of objects. A range is decided once, and kept with the queue. Therefore
+//! the same events make the same objects after a reload and, with a directory, after a crash.
 //!
-//! A range is kept until the queue says that its events are final. Only the plan that saw an object
-//! stored trusts that the server has it. After a reload or a start, the filter may give the events
-//! another form, or drop others of them: the object is then made again, and its name, which has a
-//! hash of the lines, tells the server whether it is the same one.
+//! A range is kept until the queue reports that its events are final. Only the plan that saw an
+//! object stored trusts that the server has it. After a reload or a start, the filter may give the
+//! events another form, or drop different events: the object is then made again, and the hash of
+//! the lines in its name tells the server whether it is the same object.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -16,8 +15,8 @@ use base::lock::lock;
 use base::mutant;
 use queue::{Claim, Notes, Position};
 
-/// The greatest number of ranges that are kept. There are more only if the queue's files have not
-/// been saved while this many objects were stored; the oldest ranges are then forgotten.
+/// The maximum number of ranges. There are more only if the queue's files were not saved while this
+/// many objects were stored; the oldest ranges are then forgotten.
 const RANGES_MAX: usize = 4096;
 
 /// The positions of an object.
@@ -25,8 +24,8 @@ const RANGES_MAX: usize = 4096;
 pub(super) struct Range {
     first: u64,
     last: u64,
-    /// `true` if this plan knows that the server has the object. It is written because older
-    /// programs can't read a range without it, and [`Plan::load`] does not believe it.
+    /// `true` if this plan knows that the server has the object. The value is saved only because
+    /// older programs can't read a range without it; [`Plan::load`] does not trust it.
     #[serde(default)]
     stored: bool,
 }
@@ -53,7 +52,7 @@ impl Range {
 pub(super) enum Place {
     /// An object that the server has. It ends before this position.
     Stored(Position),
-    /// An object whose range was decided before, and that may be stored already. It ends before
+    /// An object whose range was already decided, and that may already be stored. It ends before
     /// this position.
     Planned(Position),
     /// A new object, which must end before this position, where another one begins.
@@ -70,7 +69,7 @@ pub(super) struct Plan {
     /// The ranges, in the order of the queue. No two overlap.
     ranges: Mutex<Vec<Range>>,
     /// Held while the ranges are changed and saved, and never by an async task. The value is `true`
-    /// if the last save has failed, and the log says so.
+    /// if the last save has failed, and the log has the message.
     saving: Mutex<bool>,
     notes: Notes,
 }
@@ -98,7 +97,7 @@ impl Plan {
         };
         let ranges = text.map(|text| serde_json::from_slice::<Vec<Range>>(&text)).transpose()?;
         let mut ranges = ranges.unwrap_or_default();
-        // If somebody has removed the events of the directory, positions begin at 0 again.
+        // If the events of the directory were removed, positions begin at 0 again.
         let end = notes.end().get();
         ranges.retain(|range| range.last < end);
         mutant!("s3-trusts-an-old-mark", ranges.iter_mut().for_each(|range| range.stored = false));
@@ -123,8 +122,8 @@ impl Plan {
         }
     }
 
-    /// Notes that an object with this range is stored next. It replaces the ranges that overlap it;
-    /// ranges whose events are final are forgotten. Blocks the thread.
+    /// Records that an object with this range is stored next. The range replaces those that overlap
+    /// it; ranges whose events are final are forgotten. Blocks the thread.
     pub(super) fn begin(&self, range: Range) {
         let settled = self.notes.settled().get();
         self.change(|ranges| {
@@ -143,8 +142,8 @@ impl Plan {
         self.lock().iter_mut().for_each(|it| it.stored |= *it == range);
     }
 
-    /// Changes the ranges, and saves them. A disk that refuses must not keep the relay from
-    /// delivering what it has, so a failure is only logged: the next change saves all ranges again.
+    /// Changes the ranges, and saves them. A failure is only logged, because a disk that refuses
+    /// must not keep the relay from delivering events. The next change saves all ranges again.
     fn change(&self, change: impl FnOnce(&mut Vec<Range>)) {
         // One change is saved after the other.
         let mut is_told = lock(&self.saving);
@@ -191,7 +190,7 @@ mod tests {
         assert_eq!(place(9), Place::Stored(Position::new(10)));
         plan.begin(range(20, 30));
         assert_eq!(place(15), Place::Before(Position::new(20)));
-        // An object that has ended otherwise, because events were lost meanwhile.
+        // An object that ended at another position, because events were lost in the meantime.
         plan.begin(range(22, 28));
         assert_eq!([place(21), place(27)], [Place::Before(Position::new(22)), planned(28)]);
     }

@@ -12,16 +12,16 @@ use audit::time::rfc3339;
 pub(super) struct SigningKey {
     pub(super) id: String,
     pub(super) secret: String,
-    /// The token of temporary keys; `None` for keys that are valid until they are deleted.
+    /// The token of temporary keys. `None` for keys that are valid until they are deleted.
     pub(super) session: Option<String>,
 }
 
-/// The parts of a request that are signed, besides the headers that the signature adds.
+/// The signed parts of a request, without the headers that the signature adds.
 pub(super) struct Request<'a> {
     pub(super) method: &'a str,
     /// The path, as it is sent.
     pub(super) path: &'a str,
-    /// The query, as it is sent; empty if there is none.
+    /// The query, as it is sent, or empty.
     pub(super) query: &'a str,
     /// The header `Host`.
     pub(super) host: &'a str,
@@ -85,7 +85,7 @@ pub(super) fn hex(bytes: &[u8]) -> String {
 const ENCODED: &AsciiSet =
     &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
 
-/// Returns the path with every byte percent-encoded that is not in `-._~/`, a letter or a digit.
+/// Percent-encodes every byte of a path except letters, digits and `-._~/`.
 pub(super) fn encoded(path: impl AsRef<[u8]>) -> String {
     percent_encode(path.as_ref(), ENCODED).to_string()
 }
@@ -94,7 +94,7 @@ fn decoded(text: &str) -> Vec<u8> {
     percent_decode_str(text).collect()
 }
 
-/// Returns a query as it is signed: sorted, each name and value percent-encoded.
+/// Returns a query in its signed form: sorted, each name and value percent-encoded.
 fn canonical_query(query: &str) -> String {
     let value = |text: &str| encoded(decoded(text)).replace('/', "%2F");
     let mut pairs: Vec<_> = query.split('&').filter(|pair| !pair.is_empty()).collect();

@@ -1,4 +1,4 @@
-//! Temporary keys from the AWS Security Token Service, which gives them for the token of the pod's
+//! Temporary keys from the AWS Security Token Service, which issues them for the token of the pod's
 //! service account. Source: AWS STS API Reference, `AssumeRoleWithWebIdentity`.
 
 use std::path::PathBuf;
@@ -16,12 +16,12 @@ use audit::time::nanos;
 
 const VERSION: &str = "2011-06-15";
 
-/// The role that the relay takes, and how it proves that it may.
+/// The role that the relay assumes, and how it proves that it may.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Role {
     /// The name of the role: `arn:aws:iam::ACCOUNT:role/NAME`.
     pub(super) arn: String,
-    /// The name by which the log of AWS knows the relay.
+    /// The name of the relay in the log of AWS.
     pub(super) session: String,
     /// The file with the token of the service account, which the kubelet renews.
     pub(super) token_file: PathBuf,
@@ -30,8 +30,7 @@ pub(super) struct Role {
 }
 
 impl Role {
-    /// Returns the role that the environment names, as AWS's own programs read it. `None` if it
-    /// names none.
+    /// Returns the role from the environment variables of AWS's own programs, if there is one.
     pub(super) fn of(env: &dyn Fn(&str) -> Option<String>, region: &str) -> Option<Self> {
         let value = |name: &str| env(name).filter(|value| !value.is_empty());
         let session = value("AWS_ROLE_SESSION_NAME");
@@ -86,7 +85,7 @@ impl Issuer for Sts {
     }
 }
 
-/// Returns the keys in an answer, and their life; `None` if the answer has none.
+/// Returns the keys in an answer, and their lifetime. `None` if the answer has no keys.
 fn keys(answer: &[u8]) -> Option<(Arc<SigningKey>, Duration)> {
     let text = std::str::from_utf8(answer).ok()?;
     let (_, credentials) = text.split_once("<Credentials>")?;

@@ -1,16 +1,17 @@
-//! Events over TCP or TLS to a consumer that acknowledges them: a window of events is under way,
-//! and the consumer's answers make them final.
+//! Events over TCP or TLS to a consumer that acknowledges them. A limited number of events, the
+//! window, is sent ahead, and the consumer's answers make them final.
 //!
 //! Everything that an answer covers is final at once, even if that is only a part of a batch. After
-//! a break everything else is sent again: an event can arrive twice only if it was under way then.
+//! a break everything else is sent again: only an event that was sent and not acknowledged can
+//! arrive twice.
 //!
 //! **Progress is guaranteed.** After a break, half of the events that the broken connection took
-//! may be under way on the next one, and each acknowledged event lets one more in, up to the window
-//! ([`Window`]). A consumer that cuts every connection after some bytes still gets its events, at
-//! worst one by one.
+//! may be sent ahead on the next one, and each acknowledged event raises this number by one, up to
+//! the window ([`Window`]). A consumer that cuts every connection after some bytes still gets its
+//! events, at worst one by one.
 //!
-//! The bytes of events and the meaning of answers are the business of the protocol: `lumberjack`
-//! or `relp` ([`Protocol`]).
+//! The protocol, `lumberjack` or `relp` ([`Protocol`]), defines the bytes of events and the meaning
+//! of answers.
 
 use std::io;
 use std::sync::Arc;
@@ -42,30 +43,30 @@ use window::Window;
 ///
 /// A connection is made in [`Connect::connect`]: `Dialer::connect` picks an address, connects and
 /// does the TLS handshake, and then [`Protocol::open`] greets the consumer. The loop calls
-/// `connect` as soon as the output starts, even if there is nothing to send yet. After a connection
-/// has ended in order (the consumer's FIN, `idle_timeout`, `max_connection_age`), the next one is
-/// made only when there is something to send. After a connection has broken, the next one is made
-/// at once if events were accepted on it, if it had lasted for some time, or if another address may
-/// be tried. Otherwise the next one is made after a pause.
+/// `connect` as soon as the output starts, even without anything to send. After a connection has
+/// ended in order (the consumer's FIN, `idle_timeout`, `max_connection_age`), the next one is made
+/// only when there is something to send. After a connection has broken, the next one is made at
+/// once if events were accepted on it, if it had lasted for some time, or if another address may be
+/// tried. Otherwise the next one is made after a pause.
 pub(crate) struct AcknowledgedConnector<P> {
     dialer: Arc<Dialer>,
     /// Makes the object that encodes events and reads answers on one new connection.
     make: Box<dyn Fn() -> P + Send + Sync>,
-    /// The greatest number of events that may be sent and not yet acknowledged. The current link
-    /// shares this value: when a connection breaks while events are not acknowledged, the number
-    /// becomes smaller, and the next connection begins with the smaller number.
+    /// The maximum number of sent events without an acknowledgement, shared with the current link.
+    /// When a connection breaks before its events are acknowledged, the number becomes smaller, and
+    /// the next connection begins with the smaller number.
     window: Arc<Window>,
     watch: Watch,
 }
 
-/// A connection on which events can be sent, because the consumer was greeted. The bytes were read
-/// together with the answer to the greeting, and are the first bytes of the answers to events.
+/// A connection on which the consumer was greeted. The bytes were read together with the answer to
+/// the greeting, and are the first bytes of the answers to events.
 type Opened<P> = (Wire, P, BytesMut);
 
 impl<P: Protocol> AcknowledgedConnector<P> {
-    /// Makes a connector that has made no connection yet. `make` is called for each new connection,
-    /// and returns the object that encodes events and reads answers. `window` is the greatest
-    /// number of events that may be sent and not yet acknowledged.
+    /// Makes a connector without a connection. `make` is called for each new connection, and
+    /// returns the object that encodes events and reads answers. `window` is the maximum number of
+    /// sent events without an acknowledgement.
     pub(crate) fn new(
         dialer: Dialer,
         window: u64,
@@ -79,8 +80,8 @@ impl<P: Protocol> AcknowledgedConnector<P> {
         }
     }
 
-    /// Lets the protocol greet the consumer on a new connection. The greeting may take
-    /// `timeouts.connect`, in addition to the time that connecting took.
+    /// Greets the consumer on a new connection. The greeting may take `timeouts.connect`, in
+    /// addition to the time of connecting.
     async fn open(&self, mut wire: Wire, address: &ResolvedAddress) -> Result<Opened<P>, Failure> {
         let (mut protocol, mut unread) = ((self.make)(), BytesMut::new());
         let opening = protocol.open(&mut wire, &mut unread);
@@ -155,12 +156,12 @@ impl<P: Protocol> Connect for AcknowledgedConnector<P> {
 ///    claim (filtered out, or dropped from the queue), it becomes final only as a whole.
 ///
 /// Invariants: events become final in the order in which they were sent. An event that can't be
-/// sent is reported as rejected only when all events before it are final. The output's position in
-/// the queue thus never passes an event that waits for its answer. An answer that acknowledges more
-/// events than were sent breaks the link.
+/// sent is reported as rejected only when all events before it are final. Therefore the output's
+/// position in the queue never passes an event that waits for its answer. An answer that
+/// acknowledges more events than were sent breaks the link.
 ///
-/// When writing fails, the link reads on for up to [`CLOSE_TIME`]: the consumer's last answers may
-/// still lie in the socket, and the events that they acknowledge need not be sent again.
+/// When writing fails, the link continues to read for up to [`CLOSE_TIME`]: the consumer's last
+/// answers may still be in the socket, and the events that they acknowledge need not be sent again.
 ///
 /// The link ends with [`Event::Closed`] when the relay or the consumer wants to end the connection
 /// and no event waits for an answer. The link ends with [`Event::Broken`] in three cases: after an
@@ -171,18 +172,17 @@ pub(crate) struct AcknowledgedLink<P> {
     session: Session,
     window: Arc<Window>,
     protocol: P,
-    /// Bytes that were read from the consumer, and are only the beginning of an answer so far.
+    /// The bytes of an incomplete answer.
     unread: BytesMut,
     /// The batch that is being encoded: its claim, and the future that returns its frames. A
-    /// checkpoint has no claim. `None` if no batch is being encoded.
+    /// checkpoint has no claim.
     encoding: Option<(Option<Claim>, Encoding)>,
     in_flight: InFlight,
     /// The number of events that were sent on this connection, without checkpoints.
     sent: u64,
-    /// The error that made writing impossible, and the time until which answers are still read;
-    /// `None` as long as writing works.
+    /// The error of a failed write, and the time until which answers are still read.
     unwritable: Option<(io::Error, Instant)>,
-    /// `true` if the consumer has announced that it will end the connection.
+    /// `true` if the consumer has announced the end of the connection.
     closing: bool,
 }
 
@@ -211,7 +211,7 @@ impl<P: Protocol> AcknowledgedLink<P> {
         self.encoding.is_none() && self.session.unwritten.is_none() && self.in_flight.is_empty()
     }
 
-    /// Notes that the connection has broken. Returns the event that ends the link.
+    /// Records that the connection has broken. Returns the event that ends the link.
     fn broken(&mut self, failure: Failure) -> Event {
         if self.in_flight.has_events() {
             self.window.broke_after(self.sent);
@@ -220,14 +220,14 @@ impl<P: Protocol> AcknowledgedLink<P> {
     }
 
     /// Returns the event that ends the link after an error. If the consumer has ended a connection
-    /// on which nothing was under way, this is [`Event::Closed`] and not an error.
+    /// without unacknowledged events, this is [`Event::Closed`] and not an error.
     fn troubled(&mut self, trouble: Trouble) -> Event {
         let failure = match trouble {
             Trouble::Protocol(what) => self.session.failure(AttemptError::Protocol, what),
             Trouble::Io(error) => {
                 let failure = self.session.io_failure(&error);
-                // A consumer may end an unused connection, also by a reset: Logstash does so after
-                // a minute.
+                // A consumer may end an unused connection, even with a reset: Logstash does so
+                // after a minute.
                 if self.is_idle() && failure.reason == AttemptError::Closed {
                     return Event::Closed;
                 }
@@ -263,8 +263,8 @@ impl<P: Protocol> AcknowledgedLink<P> {
                 match self.session.poll_write(cx, |_| {}) {
                     Ok(false) => {}
                     Ok(true) => self.session.ready.push_back(Event::Room),
-                    // Answers are still read for `CLOSE_TIME`: they may lie in the socket already,
-                    // although the runtime has not been told of them yet.
+                    // Answers are still read for `CLOSE_TIME`: they may already be in the socket,
+                    // although the runtime does not know of them yet.
                     Err(error) => {
                         self.unwritable = Some((error, now + CLOSE_TIME));
                         continue;
@@ -284,8 +284,7 @@ impl<P: Protocol> AcknowledgedLink<P> {
         }
     }
 
-    /// Reads all bytes that have arrived, and notes the events that the consumer's answers
-    /// acknowledge.
+    /// Reads all bytes that have arrived, and records the acknowledged events.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Result<(), Trouble> {
         let mut bytes = [0; READ_BYTES];
         while self.session.finished.is_none() {
@@ -310,8 +309,8 @@ impl<P: Protocol> AcknowledgedLink<P> {
         Ok(())
     }
 
-    /// Notes that `events` more events are acknowledged, in the order of sending. Returns an error
-    /// text if the consumer acknowledges more events than were sent to it.
+    /// Records that `events` more events are acknowledged, in the order of sending. Returns an
+    /// error text if the consumer acknowledges more events than were sent.
     fn acknowledge(&mut self, events: u64) -> Result<(), String> {
         if events > 0 {
             self.window.acknowledged(events);
@@ -327,8 +326,8 @@ impl<P: Protocol> AcknowledgedLink<P> {
         }
     }
 
-    /// Begins to write the batch that was being encoded, if its frames are ready now. Reports the
-    /// batch as refused if it can't be encoded.
+    /// Begins to write the encoded batch, if its frames are ready now. Reports the batch as refused
+    /// if it can't be encoded.
     fn poll_encode(&mut self, cx: &mut Context<'_>) {
         let Some((claim, encoding)) = &mut self.encoding else { return };
         let Poll::Ready(encoded) = encoding.as_mut().poll(cx) else { return };
@@ -336,7 +335,7 @@ impl<P: Protocol> AcknowledgedLink<P> {
         self.encoding = None;
         match (claim, encoded) {
             (Some(claim), Ok(frames)) => self.begin(claim, frames),
-            // The protocol has left the checkpoint out because of its length.
+            // The protocol has left out the checkpoint because of its length.
             (None, Ok(frames)) if frames.events() == 0 => {
                 self.session.refuse(None, "it is too long".to_owned());
             }
@@ -355,8 +354,8 @@ impl<P: Protocol> AcknowledgedLink<P> {
         self.write(events, frames.bytes);
     }
 
-    /// Begins to write frames that hold this number of events. Frames without an event, of a batch
-    /// in which no event can be sent, are not written.
+    /// Begins to write frames with this number of events. Frames without an event, of a batch in
+    /// which no event can be sent, are not written.
     fn write(&mut self, events: u64, bytes: Bytes) {
         if events > 0 {
             self.session.progress = Instant::now();
@@ -365,9 +364,9 @@ impl<P: Protocol> AcknowledgedLink<P> {
         }
     }
 
-    /// Returns the event that ends the link, or `None` if the link stays open at the time `now`.
-    /// The link ends in three cases: a time limit is over; the consumer has ended the connection;
-    /// or the connection is to end and no event waits for an answer.
+    /// Returns the event that ends the link, if it ends at the time `now`: a time limit is over,
+    /// the consumer has ended the connection, or the connection is to end and no event waits for an
+    /// answer.
     fn overdue(&mut self, now: Instant) -> Option<Event> {
         self.session.age(now);
         let finished = self.session.finished.is_some();
@@ -398,7 +397,7 @@ impl<P: Protocol> AcknowledgedLink<P> {
     }
 
     /// Returns the time when the next time limit of the link is over, if the peer does nothing
-    /// until then; `None` if no time limit runs.
+    /// until then.
     fn wake(&self) -> Option<Instant> {
         if self.is_idle() {
             return self.session.idle_wake();
@@ -411,10 +410,10 @@ impl<P: Protocol> AcknowledgedLink<P> {
 }
 
 impl<P: Protocol> Link for AcknowledgedLink<P> {
-    /// Returns how many events the next batch may have: half of the window, such as 64 of 128.
-    /// Returns `None` if the link takes no batch now, or if fewer events than that may be sent.
-    /// While the consumer acknowledges one half, the other half is encoded and written. Batches
-    /// thus do not shrink to single events.
+    /// Returns the maximum events of the next batch: half of the window, such as 64 of 128. `None`
+    /// if the link takes no batch now, or if fewer events than that may be sent. While the consumer
+    /// acknowledges one half, the other half is encoded and written. Therefore batches do not
+    /// shrink to single events.
     fn room(&self) -> Option<Take> {
         let ending = self.session.finished.is_some() || self.closing || self.session.leaving;
         if self.encoding.is_some() || self.session.unwritten.is_some() || ending {

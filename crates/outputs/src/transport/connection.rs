@@ -1,7 +1,8 @@
 //! Connections over TCP or TLS to one of an output's addresses: dialling, handshakes, and what the
-//! socket can tell about bytes and errors.
+//! socket knows about bytes and errors.
 //!
-//! This file knows no protocol. The links above it decide what is sent and when it is final.
+//! This file knows no protocol. The links above it decide which bytes are sent and when they are
+//! final.
 
 use std::io;
 use std::pin::Pin;
@@ -25,9 +26,9 @@ use telemetry::{AttemptError, OutputMetrics};
 /// Opens the TCP or TLS connections of one output. Shared by the output's connector, its links, and
 /// the watch, a task that tests failed addresses.
 pub(crate) struct Dialer {
-    /// The output's addresses. This set picks the address for each connection.
+    /// The output's addresses, which pick the address for each connection.
     pub endpoints: Arc<Endpoints>,
-    /// The TLS settings and certificate files; `None` if connections are plain TCP.
+    /// The TLS settings and certificate files. `None` for plain TCP.
     tls: Option<Arc<Tls>>,
     pub settings: config::Stream,
     pub timeouts: config::Timeouts,
@@ -35,7 +36,7 @@ pub(crate) struct Dialer {
 }
 
 impl Dialer {
-    /// Makes a dialer for the addresses in `stream`. No file is read and no name is looked up yet.
+    /// Makes a dialer for the addresses in `stream`. Reads no file and looks up no name.
     pub(crate) fn new(
         stream: &config::Stream,
         output: &config::Output,
@@ -54,8 +55,7 @@ impl Dialer {
         }
     }
 
-    /// Returns the certificate files of TLS, so that a reload can read them again; `None` if the
-    /// output does not use TLS.
+    /// Returns the certificate files of TLS, which a reload reads again. `None` without TLS.
     pub(crate) fn files(&self) -> Option<Arc<dyn Files>> {
         self.tls.clone().map(|tls| tls as Arc<dyn Files>)
     }
@@ -68,10 +68,10 @@ impl Dialer {
             .await
     }
 
-    /// Connects to the address whose turn it is. If that fails, continues with the next address,
+    /// Connects to the address whose turn it is. After a failure, continues with the next address,
     /// until no address is left that may be tried now. Returns the connection and an `Attempt`,
-    /// with which the caller reports later whether the address works. If no connection is made,
-    /// returns the failure of the last address. Also starts the watch if it does not run yet.
+    /// with which the caller reports later whether the address works, or the failure of the last
+    /// address. Also starts the watch if it does not run yet.
     pub(crate) async fn connect(
         self: &Arc<Self>,
         watch: &mut Watch,
@@ -106,8 +106,8 @@ impl Dialer {
         };
         let deadline = Instant::now() + self.timeouts.connect;
         let stream = net::connect(socket, deadline).await.map_err(|error| dial_failure(&error))?;
-        // The socket options notice a silent peer early. Without them the request timeout still
-        // notices it, only later, so an error is ignored.
+        // The socket options detect a silent peer early. An error is ignored, because the request
+        // timeout still detects the peer, only later.
         net::tune_dialled(&stream, self.settings.keepalive, self.timeouts.request).ok();
         let socket = Socket::new(stream);
         let Some(tls) = &self.tls else { return Ok(Wire::Plain(socket)) };
@@ -120,7 +120,7 @@ impl Wire {
     /// counters and the log. If the peer has sent a TLS alert, the failure is about the alert and
     /// not about `error`.
     pub(crate) fn failure(&mut self, address: &ResolvedAddress, error: &io::Error) -> Failure {
-        // With TLS 1.3 a server refuses our certificate only after our side of the handshake is
+        // With TLS 1.3, a server refuses our certificate only after our side of the handshake is
         // done, so the refusal arrives as an error of a later read or write.
         if let Some(refusal) = self.refusal() {
             return address.failure(AttemptError::Tls, refusal);
@@ -174,9 +174,9 @@ impl Wire {
     }
 
     /// Reads the bytes that have arrived, and returns the error that rustls finds in them: almost
-    /// always the alert by which the peer has refused the connection. Returns `None` if there is no
-    /// error, or no TLS. The socket is read directly, and not through the async runtime: a write
-    /// may fail before the runtime knows that there is something to read.
+    /// always the alert with which the peer has refused the connection. `None` without an error or
+    /// without TLS. The socket is read directly, and not through the async runtime: a write may
+    /// fail before the runtime knows that there is something to read.
     fn refusal(&mut self) -> Option<rustls::Error> {
         let Self::Tls(stream) = self else { return None };
         let (socket, session) = stream.get_mut();
@@ -189,24 +189,22 @@ impl Wire {
         None
     }
 
-    /// Asks our kernel to acknowledge, at once, the bytes that were read. Otherwise the kernel
-    /// may wait for 40 to 200 ms, and a peer that writes small answers without TCP_NODELAY sends no
-    /// next answer in the meantime (RFC 896). The kernel forgets this request, so it must be
-    /// repeated after each read.
+    /// Makes our kernel acknowledge the read bytes at once. Otherwise the kernel may wait for 40 to
+    /// 200 ms, and a peer that writes small answers without TCP_NODELAY sends no next answer in the
+    /// meantime (RFC 896). The kernel forgets this setting, so it must be repeated after each read.
     pub(crate) fn acknowledge_at_once(&self) {
-        // An error is ignored: answers are slower then, and nothing else.
+        // An error is ignored: it only makes answers slower.
         SockRef::from(&self.socket().stream).set_tcp_quickack(true).ok();
     }
 
-    /// Returns the number of bytes that the peer's kernel has acknowledged since the connection was
-    /// made.
+    /// Returns the bytes that the peer's kernel has acknowledged since the connection was made.
     ///
     /// # Errors
     ///
-    /// The socket has met an error, such as a reset by the peer.
+    /// The socket has an error, such as a reset by the peer.
     pub(crate) fn acknowledged(&self) -> io::Result<u64> {
         let acknowledged = self.socket().acknowledged()?;
-        // The error must be asked for second: after a reset the number above means nothing.
+        // The error must be requested second: after a reset the number above means nothing.
         match self.socket().stream.take_error()? {
             Some(error) => Err(error),
             None => Ok(acknowledged),

@@ -1,9 +1,9 @@
-//! The part that the two kinds of link share: one connection to a consumer, from the finished
+//! The common part of the two kinds of link: one connection to a consumer, from the finished
 //! handshake to its orderly end.
 //!
 //! [`Session`] writes the batch that it is given, reads, notices that the peer has ended the
-//! connection, ages, and collects the events that its link reports. It does not know when events
-//! are final, and not which timeout applies while they are not: `stream` and `acknowledged` know.
+//! connection, ages, and collects the events that its link reports. `stream` and `acknowledged`
+//! know when events are final, and which timeout applies until then.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -26,10 +26,10 @@ use delivery::link::{CLOSE_TIME, Event};
 use queue::Claim;
 use telemetry::AttemptError;
 
-/// The greatest number of bytes that one call of `Session::poll_read` reads from the peer.
+/// The maximum bytes that one call of `Session::poll_read` reads from the peer.
 pub(super) const READ_BYTES: usize = 4096;
 
-/// The greatest number of buffers that one vectored write hands to the kernel.
+/// The maximum number of buffers in one vectored write.
 const SLICES_MAX: usize = 64;
 
 /// One connection over TCP or TLS, on which both kinds of link are built.
@@ -44,8 +44,8 @@ const SLICES_MAX: usize = 64;
 ///    ([`Session::unwritten`]). The link keeps a list of the batches that are written and not yet
 ///    final.
 /// 2. *Leaving.* The connection has reached its age limit, a preferred address is usable again, or
-///    the connection's address is not an address of the output any more. The link takes no more
-///    batches, and ends when all its batches are final.
+///    the output does not have the connection's address any more. The link takes no more batches,
+///    and ends when all its batches are final.
 /// 3. *Ended by the peer.* The peer has sent FIN (or TLS's close_notify). Nothing more is read, and
 ///    the link takes no more batches.
 /// 4. *Closed* by [`Session::close`] in order, or *broken* by an error, which [`Session::broken`]
@@ -60,8 +60,8 @@ pub(super) struct Session {
     /// Receives the report whether this connection's address works.
     attempt: Attempt,
     pub(super) dialer: Arc<Dialer>,
-    /// The bytes of the current batch that are still to be written. Empty if they are written but
-    /// not yet flushed; `None` if no batch is being written. The link puts the bytes of the next
+    /// The bytes of the current batch that are still to be written: empty if they are written but
+    /// not yet flushed, `None` if no batch is being written. The link puts the bytes of the next
     /// batch here.
     pub(super) unwritten: Option<VecDeque<Bytes>>,
     /// The timer that wakes the link when its next time limit is over.
@@ -70,13 +70,13 @@ pub(super) struct Session {
     /// acknowledged bytes (`stream`), or the consumer answered (`acknowledged`). If the link began
     /// to wait for the peer after that, the time when the wait began.
     pub(super) progress: Instant,
-    /// When the end of the peer's data (FIN) was read; `None` while the peer may still send.
+    /// The time when the peer's FIN was read. `None` while the peer may still send.
     pub(super) finished: Option<Instant>,
-    /// The time when the link last got a batch; before the first batch, the time when the session
-    /// began. The idle timeout counts from this time.
+    /// The time when the link last got a batch, or when the session began. The idle timeout counts
+    /// from this time.
     pub(super) used: Instant,
-    /// When the connection reaches its age limit, which is `timeouts.max_connection_age` with a
-    /// random difference of at most 10 %; `None` without such a limit.
+    /// The time when the connection reaches its age limit, if it has one:
+    /// `timeouts.max_connection_age` with a random difference of at most 10 %.
     pub(super) expiry: Option<Instant>,
     /// `true` if the connection is *leaving*.
     pub(super) leaving: bool,
@@ -142,8 +142,8 @@ impl Session {
         Ok(true)
     }
 
-    /// Reads once into `bytes`, and returns the number of bytes that were read. If the peer has
-    /// ended the connection, returns 0 and sets [`Session::finished`].
+    /// Reads once into `bytes`, and returns the number of bytes. If the peer has ended the
+    /// connection, returns 0 and sets [`Session::finished`].
     pub(super) fn poll_read(
         &mut self,
         cx: &mut Context<'_>,
@@ -153,7 +153,7 @@ impl Session {
         match self.wire.io().poll_read(cx, &mut buf) {
             Poll::Pending => return Poll::Pending,
             Poll::Ready(Ok(())) => {}
-            // A peer that ends the connection without TLS's close_notify has ended it all the same.
+            // A peer that ends the connection without TLS's close_notify has ended it nevertheless.
             Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {}
             Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
         }
@@ -164,24 +164,25 @@ impl Session {
         Poll::Ready(Ok(read))
     }
 
-    /// Counts a batch that is acknowledged as a whole, and whose writing began at the time `begun`.
+    /// Counts a batch that was acknowledged as a whole, and whose writing began at the time
+    /// `begun`.
     pub(super) fn ended(&self, begun: Instant) {
         self.attempt.ended(Some(begun.elapsed()), None);
     }
 
-    /// Returns the time for which the consumer may leave what was sent unanswered.
+    /// Returns the time for which the consumer may leave sent bytes unanswered.
     pub(super) fn patience(&self) -> Duration {
         self.attempt.patience()
     }
 
-    /// Notes that the consumer has accepted something, so that its address works.
+    /// Records that the consumer has accepted something, so that its address works.
     pub(super) fn succeeded(&mut self) {
         self.accepted_any = true;
         self.attempt.succeeded();
     }
 
     /// Reports to the delivery loop that a claim, or the checkpoint if there is no claim, was
-    /// refused, because it can't be sent in this protocol. `what` is the reason.
+    /// refused because this protocol can't carry it. `what` is the reason.
     pub(super) fn refuse(&mut self, claim: Option<Claim>, what: String) {
         let failure = Failure::new(AttemptError::Protocol, what);
         self.ready.push_back(match claim {
@@ -190,21 +191,20 @@ impl Session {
         });
     }
 
-    /// Returns a failure of this connection. Its message names the address, and then says `what`.
+    /// Returns a failure of this connection. Its message has the address, and then `what`.
     pub(super) fn failure(&self, reason: AttemptError, what: impl fmt::Display) -> Failure {
         self.attempt.address().failure(reason, what)
     }
 
-    /// Returns the failure that describes an error of reading or writing on this connection.
     pub(super) fn io_failure(&mut self, error: &io::Error) -> Failure {
         self.wire.failure(self.attempt.address(), error)
     }
 
-    /// Returns the event that ends the link, because its connection has failed with `failure`. Also
-    /// notes that the address failed, unless the consumer was most likely only restarted.
+    /// Returns the event that ends the link after `failure`. Also reports that the address failed,
+    /// unless the consumer was most likely only restarted.
     pub(super) fn broken(&mut self, mut failure: Failure) -> Event {
         // A consumer that worked and breaks was most likely restarted, and its address is tried
-        // again first. A consumer that fell silent may still take connections, so its address
+        // again first. A consumer that became silent may still accept connections, so its address
         // counts as failed.
         self.attempt.ended(None, Some(&failure));
         if !self.accepted_any || failure.reason == AttemptError::Timeout {
@@ -221,25 +221,24 @@ impl Session {
             || self.dialer.endpoints.is_over(self.attempt.address());
     }
 
-    /// Returns `true` if the last batch was handed over at least `idle_timeout` ago.
+    /// Returns `true` if the link got its last batch at least `idle_timeout` ago.
     pub(super) fn is_unused(&self, now: Instant) -> bool {
         self.idle_end().is_some_and(|end| now >= end)
     }
 
-    /// Returns the time when the connection reaches `idle_timeout` if the link gets no batch until
-    /// then; `None` if there is no idle timeout.
+    /// Returns the time when the connection reaches `idle_timeout`, if there is one and the link
+    /// gets no batch until then.
     fn idle_end(&self) -> Option<Instant> {
         self.dialer.settings.idle_timeout.map(|limit| self.used + limit)
     }
 
     /// Returns the time when a session without any batch reaches its next time limit
-    /// (`idle_timeout` or the age limit); `None` if it has no limit.
+    /// (`idle_timeout` or the age limit), if it has one.
     pub(super) fn idle_wake(&self) -> Option<Instant> {
         [self.idle_end(), self.expiry].into_iter().flatten().min()
     }
 
-    /// Polls a timer that is ready at the time `wake`. If `wake` is `None`, the result is always
-    /// `Pending`.
+    /// Polls a timer that is ready at the time `wake`, or never if `wake` is `None`.
     pub(super) fn poll_timer(&mut self, cx: &mut Context<'_>, wake: Option<Instant>) -> Poll<()> {
         let Some(wake) = wake else { return Poll::Pending };
         self.timer.as_mut().reset(wake);
@@ -247,9 +246,9 @@ impl Session {
     }
 
     /// Ends the connection in order: writes `last`, shuts the write side, and reads until the
-    /// peer's FIN, for [`CLOSE_TIME`] at most. If the socket were closed with bytes that nobody has
-    /// read, our kernel would send a reset, and the peer could lose what it has not read yet.
-    /// Errors are ignored: events that are not final by now are sent again anyway.
+    /// peer's FIN, for at most [`CLOSE_TIME`]. If the socket were closed with unread bytes, our
+    /// kernel would send a reset, and the peer could lose bytes that it has not read yet. Errors
+    /// are ignored: events that are not final by now are sent again anyway.
     pub(super) async fn close(mut self, last: &[u8]) {
         let closing = async {
             self.wire.io().write_all(last).await?;
@@ -277,14 +276,14 @@ fn advance(pieces: &mut VecDeque<Bytes>, mut bytes: usize) {
     }
 }
 
-/// Polls a link until it has an event, and returns the event. If the output's addresses change, the
-/// link is polled again, because its connection may have to end then.
+/// Polls a link until it has an event. If the output's addresses change, the link is polled again,
+/// because its connection may have to end then.
 pub(super) async fn next_event(
     endpoints: &Endpoints,
     mut poll: impl FnMut(&mut Context<'_>) -> Poll<Event>,
 ) -> Event {
     loop {
-        // The future is made before the link looks at the addresses, so that no change is missed.
+        // The future is made before the link reads the addresses, so that no change is missed.
         let changed = endpoints.changed();
         tokio::select! {
             biased;

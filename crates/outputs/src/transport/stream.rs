@@ -1,12 +1,11 @@
-//! Bytes over TCP or TLS to a peer that never answers, and how none of them is lost.
+//! Bytes over TCP or TLS to a peer that never answers, without losing any of them.
 //!
-//! Plain TCP has no acknowledgement by the application. That the peer's kernel has acknowledged
-//! bytes (SIOCOUTQ) does not mean that the peer has read them: if the peer closes or dies before,
-//! its kernel answers with a reset. Bytes are therefore final once the peer's kernel has
-//! acknowledged them *and* no reset has come for `replay_window` after that. A FIN alone loses
-//! nothing: after a FIN nothing more is sent, acknowledged bytes become final unless a reset
-//! follows, and the rest goes to a new connection. After a break, everything that is not final is
-//! sent again.
+//! Plain TCP has no acknowledgement by the application. If the peer's kernel has acknowledged bytes
+//! (SIOCOUTQ), the peer may still not have read them: if it closes or dies before, its kernel
+//! answers with a reset. Bytes are therefore final once the peer's kernel has acknowledged them
+//! *and* no reset has come for `replay_window` after that. A FIN alone loses nothing: after a FIN
+//! nothing more is sent, acknowledged bytes become final unless a reset follows, and the rest goes
+//! to a new connection. After a break, everything that is not final is sent again.
 //!
 //! The rule is weaker than an acknowledgement by the application: a consumer that reads bytes and
 //! dies before it has stored them loses them.
@@ -43,52 +42,49 @@ use pace::Pace;
 use queue::{Batch, Claim, Take};
 use telemetry::AttemptError;
 
-/// At least this many samples are taken within one replay window. With a window of 1 s, there is a
-/// sample at least every 100 ms. With a window so short that [`SAMPLE_MIN`] applies, there are
-/// fewer samples.
+/// The minimum number of samples within one replay window. With a window of 1 s, there is a sample
+/// at least every 100 ms. With a window so short that [`SAMPLE_MIN`] applies, there are fewer.
 const SAMPLES_PER_WINDOW: u32 = 10;
 
-/// If many bytes are under way, samples are more frequent: one for each 2 MiB within a replay
+/// With many unacknowledged bytes, samples are more frequent: one for each 2 MiB within a replay
 /// window. Memory is then freed sooner and in small portions, which are used again while they are
 /// still mapped.
 const BYTES_PER_SAMPLE: u64 = 2 * 1024 * 1024;
 
-/// The greatest number of samples in one replay window. All samples of a window are kept, so this
+/// The maximum number of samples in one replay window. All samples of a window are kept, so this
 /// limit bounds their memory.
 const SAMPLES_MAX: u32 = 1000;
 
 /// The shortest time between two samples.
 const SAMPLE_MIN: Duration = Duration::from_millis(2);
 
-/// The greatest number of batches that may be sent and not final. The limit matters if the peer
-/// takes one event at a time, because each batch is then a single event.
+/// The maximum number of batches that are sent and not final. The limit matters if the peer takes
+/// one event at a time, because each batch is then a single event.
 const CLAIMS_MAX: usize = 65_536;
 
 /// The connector of an output whose consumer acknowledges nothing (`tcp`, `syslog`). It makes the
 /// output's connections, one after the other. The delivery loop owns the connector.
 ///
-/// A connection is made in [`Connect::connect`], which calls `Dialer::connect`: an address is
-/// picked, its name is looked up, and `Dialer::dial` connects and does the TLS handshake. The loop
-/// calls `connect` as soon as the output starts, even if there is nothing to send yet. After a
-/// connection has ended in order (the peer's FIN, `idle_timeout`, `max_connection_age`), the next
-/// one is made only when there is something to send. After a connection has broken, the next one is
-/// made at once if events were accepted on it, if it had lasted for some time, or if another
-/// address may be tried. Otherwise the next one is made after a pause.
+/// A connection is made in [`Connect::connect`], which calls `Dialer::connect`: it picks an address
+/// and looks up its name, and `Dialer::dial` connects and does the TLS handshake. The loop calls
+/// `connect` as soon as the output starts, even without anything to send. After a connection has
+/// ended in order (the peer's FIN, `idle_timeout`, `max_connection_age`), the next one is made only
+/// when there is something to send. After a connection has broken, the next one is made at once if
+/// events were accepted on it, if it had lasted for some time, or if another address may be tried.
+/// Otherwise the next one is made after a pause.
 pub(crate) struct StreamConnector<E> {
     dialer: Arc<Dialer>,
     encode: Arc<E>,
     replay_window: Duration,
-    /// The limit for bytes that are sent and do not count as delivered yet. Shared with the current
-    /// link, because a limit that is set when a connection breaks is in force for the next
-    /// connection too.
+    /// The limit for bytes that are sent and not final. It is shared with the current link, because
+    /// a limit that is set when a connection breaks also applies to the next connection.
     pace: Arc<Mutex<Pace>>,
     watch: Watch,
 }
 
 impl<E: Encode> StreamConnector<E> {
-    /// Makes a connector that has made no connection yet. `encode` turns batches into bytes.
-    /// `replay_window` is the time from the moment when the peer's kernel has acknowledged sent
-    /// bytes until these bytes count as delivered.
+    /// Makes a connector without a connection. `encode` turns batches into bytes. `replay_window`
+    /// is the time without a reset after which acknowledged bytes are final.
     pub(crate) fn new(dialer: Dialer, encode: E, replay_window: Duration) -> Self {
         Self {
             dialer: Arc::new(dialer),
@@ -132,7 +128,7 @@ fn length(pieces: &[Bytes]) -> u64 {
     pieces.iter().map(|piece| piece.len() as u64).sum()
 }
 
-/// Returns the report about a batch that is final. `claim` is `None` for a checkpoint.
+/// Returns the report about a final batch. `claim` is `None` for a checkpoint.
 fn report(claim: Option<Claim>, parts: Parts) -> Event {
     match claim {
         Some(claim) if !parts.are_delivered() => Event::Judged(claim, parts.end(claim)),
@@ -140,35 +136,33 @@ fn report(claim: Option<Claim>, parts: Parts) -> Event {
     }
 }
 
-/// A batch that is being written, that waits to be written, or that is written and does not count
-/// as delivered yet.
+/// A batch that waits to be written, is being written, or is written and not final.
 struct SentBatch {
-    /// `None` if this batch is a checkpoint.
+    /// `None` for a checkpoint.
     claim: Option<Claim>,
     /// The events of the batch that are written, and those that are too long; see [`Encoded`].
     parts: Parts,
-    /// The number of bytes that were written to the socket, from the beginning of the connection to
-    /// the last byte of this batch. With TLS, the bytes of TLS records count. 0 before that byte is
-    /// written.
+    /// The bytes that were written to the socket from the beginning of the connection to the last
+    /// byte of this batch, counted as bytes of TLS records with TLS. 0 before that byte is written.
     end: u64,
     /// The length of the encoded batch in bytes, before TLS.
     bytes: u64,
-    /// When the writing began; before that, when the link got the batch.
+    /// The time when the writing began; before that, when the link got the batch.
     begun: Instant,
-    /// The encoded batch, while [`Pace::may_begin`] does not let its writing begin. `None` once the
-    /// writing has begun; the session then has the bytes.
+    /// The encoded batch, until [`Pace::may_begin`] lets its writing begin. After that, the session
+    /// has the bytes.
     held_back: Option<VecDeque<Bytes>>,
 }
 
 /// The samples of one connection. A sample is the number of bytes that the peer's kernel had
-/// acknowledged at the time when our kernel was asked.
+/// acknowledged when our kernel was asked.
 struct Samples {
     /// The samples that are younger than the replay window, the oldest first: the time of the
     /// sample, and the number of acknowledged bytes.
     kept: VecDeque<(Instant, u64)>,
     next: Instant,
-    /// The highest number of acknowledged bytes that our kernel has reported so far on this
-    /// connection. Before the first sample, the number of bytes that the handshake has written.
+    /// The highest number of acknowledged bytes on this connection so far. Before the first sample,
+    /// the number of bytes that the handshake has written.
     acknowledged: u64,
 }
 
@@ -204,9 +198,9 @@ pub(crate) struct StreamLink<E> {
     encode: Arc<E>,
     replay_window: Duration,
     pace: Arc<Mutex<Pace>>,
-    /// The batch that is being written, or that waits to be written; `None` if there is none.
+    /// The batch that is being written, or that waits to be written.
     writing: Option<SentBatch>,
-    /// The batches that are written and do not count as delivered yet, the oldest first.
+    /// The batches that are written and not final, the oldest first.
     sent: VecDeque<SentBatch>,
     samples: Samples,
 }
@@ -225,8 +219,8 @@ impl<E: Encode> StreamLink<E> {
         }
     }
 
-    /// Encodes a batch, and begins to count the idle timeout again. If the link was idle, the
-    /// request timeout begins now too, and the next sample is due at once.
+    /// Encodes a batch, and restarts the idle timeout. If the link was idle, the request timeout
+    /// also begins now, and the next sample is due at once.
     fn encode(&mut self, batch: Batch) -> Result<Encoded, String> {
         let now = Instant::now();
         if self.is_idle() {
@@ -236,8 +230,8 @@ impl<E: Encode> StreamLink<E> {
         self.encode.encode(batch)
     }
 
-    /// Takes an encoded batch, which is written as soon as [`Pace`] lets it. `claim` is `None` for
-    /// a checkpoint.
+    /// Takes an encoded batch, which is written as soon as [`Pace`] allows it. `claim` is `None`
+    /// for a checkpoint.
     fn begin(&mut self, claim: Option<Claim>, encoded: Encoded) {
         let bytes = length(&encoded.pieces);
         let (parts, held_back) = (encoded.parts, Some(encoded.pieces.into()));
@@ -256,13 +250,13 @@ impl<E: Encode> StreamLink<E> {
         self.writing.as_ref().is_some_and(|writing| writing.held_back.is_none())
     }
 
-    /// Notes that the connection has broken. Returns the event that ends the link.
+    /// Records that the connection has broken. Returns the event that ends the link.
     fn broken(&mut self, failure: Failure) -> Event {
         lock(&self.pace).broke();
         self.session.broken(failure)
     }
 
-    /// Notes that reading or writing has failed. Returns the event that ends the link.
+    /// Records that reading or writing has failed. Returns the event that ends the link.
     fn failed(&mut self, error: &io::Error) -> Event {
         let failure = self.session.io_failure(error);
         self.broken(failure)
@@ -300,8 +294,8 @@ impl<E: Encode> StreamLink<E> {
         if is_due { self.sample(now) } else { Ok(()) }
     }
 
-    /// Reads all bytes that have arrived from the peer, and discards them. Only the end of the
-    /// connection and errors matter.
+    /// Reads and discards all bytes that have arrived from the peer. Only errors and the end of the
+    /// connection matter.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         let mut waste = [0; READ_BYTES];
         while self.session.finished.is_none() {
@@ -314,7 +308,7 @@ impl<E: Encode> StreamLink<E> {
     }
 
     /// Writes as many bytes of the current batch as the connection takes now, if the batch may
-    /// begin. A batch that is completely written is added to `sent`.
+    /// begin. A completely written batch is added to `sent`.
     fn poll_write(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         let Some(writing) = &mut self.writing else { return Ok(()) };
         let bytes = writing.bytes;
@@ -334,11 +328,11 @@ impl<E: Encode> StreamLink<E> {
         Ok(())
     }
 
-    /// Takes a sample, and reports the batches that are final by it.
+    /// Takes a sample, and reports the batches that are now final.
     ///
     /// # Errors
     ///
-    /// The socket has met an error, such as a reset.
+    /// The socket has an error, such as a reset.
     fn sample(&mut self, now: Instant) -> io::Result<()> {
         self.samples.next = now + self.sample_interval();
         let acknowledged = self.session.wire.acknowledged()?;
@@ -361,8 +355,8 @@ impl<E: Encode> StreamLink<E> {
         Ok(())
     }
 
-    /// Returns the time between two samples. The more bytes are under way, the shorter the time is:
-    /// with a replay window of 1 s, 100 ms up to 20 MiB, and 10 ms for 200 MiB.
+    /// Returns the time between two samples, which is shorter the more bytes are not final: with a
+    /// replay window of 1 s, 100 ms up to 20 MiB, and 10 ms for 200 MiB.
     fn sample_interval(&self) -> Duration {
         let first = self.sent.front().map_or(0, |sent| sent.end - sent.bytes);
         let under_way = self.sent.back().map_or(0, |sent| sent.end) - first;
@@ -370,13 +364,13 @@ impl<E: Encode> StreamLink<E> {
         (self.replay_window / samples.clamp(SAMPLES_PER_WINDOW, SAMPLES_MAX)).max(SAMPLE_MIN)
     }
 
-    /// Reports the batches as accepted whose last byte is among the first `safe` bytes of the
-    /// connection.
+    /// Reports the batches whose last byte is among the first `safe` bytes of the connection as
+    /// accepted.
     fn finish(&mut self, safe: u64) {
         let (mut bytes, mut any) = (0, false);
         while let Some(sent) = self.sent.pop_front_if(|sent| sent.end <= safe) {
             (bytes, any) = (bytes + sent.bytes, true);
-            // A batch of which no event could be sent does not count as an attempt.
+            // A batch without an event that could be sent does not count as an attempt.
             if sent.bytes > 0 {
                 self.session.ended(sent.begun);
             }
@@ -389,9 +383,8 @@ impl<E: Encode> StreamLink<E> {
         }
     }
 
-    /// Returns the event that ends the link, or `None` if the link stays open at the time `now`.
-    /// The link ends when a time limit is over, or when the connection is no longer wanted and no
-    /// batch waits.
+    /// Returns the event that ends the link, if it ends at the time `now`: a time limit is over, or
+    /// the connection is no longer wanted and no batch waits.
     fn overdue(&mut self, now: Instant) -> Option<Event> {
         if let Some(finished) = self.session.finished {
             if self.is_idle() {
@@ -424,7 +417,6 @@ impl<E: Encode> StreamLink<E> {
     }
 
     /// Returns the time when the link must be polled again, even if nothing happens until then.
-    /// `None` if there is no such time.
     fn wake(&self) -> Option<Instant> {
         if self.is_idle() { self.session.idle_wake() } else { Some(self.samples.next) }
     }
@@ -451,7 +443,8 @@ impl<E: Encode + Sync> Link for StreamLink<E> {
                     self.session.ready.push_back(broken);
                 })
             }
-            // Every event was given up and nothing is on the wire, so the claim is final at once.
+            // Every event was given up and no byte is unacknowledged, so the claim is final at
+            // once.
             Ok(encoded) if encoded.pieces.is_empty() && self.sent.is_empty() => {
                 self.session.ready.push_back(report(Some(claim), encoded.parts));
             }

@@ -15,8 +15,8 @@ use delivery::failure::Failure;
 use delivery::files::Files;
 use telemetry::{AttemptError, Telemetry};
 
-/// Reports, as a metric, when the certificates of one output expire: the output's own certificate,
-/// and those of its consumers.
+/// The metric of when the certificates of one output expire: the output's own certificate, and
+/// those of its consumers.
 #[derive(Clone)]
 pub(crate) struct Expiry {
     telemetry: Arc<Telemetry>,
@@ -29,9 +29,9 @@ impl Expiry {
         Self { telemetry: Arc::clone(telemetry), output: output.to_owned() }
     }
 
-    /// Sets the metric of a certificate's end to `not_after`, in seconds since 1970. `role` is
-    /// `client` for the output's own certificate, and `server` for the consumer's. `None` leaves
-    /// the metric as it is.
+    /// Sets the expiry of a certificate to `not_after`, in seconds since 1970. `role` is `client`
+    /// for the output's own certificate, and `server` for the consumer's. `None` does not change
+    /// the metric.
     pub(crate) fn set(&self, role: &'static str, not_after: Option<i64>) {
         if let Some(not_after) = not_after {
             self.telemetry.certificate_expiry("output", &self.output, role, not_after);
@@ -40,19 +40,18 @@ impl Expiry {
 }
 
 /// The TLS client of one output, shared by all its connections. After a reload, new handshakes use
-/// the new certificate files, and open connections stay as they are.
+/// the new certificate files, and open connections do not change.
 pub(crate) struct Tls {
     config: config::ClientTls,
     /// The application protocols that the handshake offers (ALPN), such as `http/1.1`.
     alpn: &'static [&'static [u8]],
-    /// The TLS settings that were made from the certificate files when they were last read; `None`
-    /// until they are read.
+    /// The TLS settings from the last read of the certificate files. `None` before the first read.
     current: ArcSwapOption<tls::Client>,
     expiry: Expiry,
 }
 
 impl Tls {
-    /// Makes a TLS client whose files are not read yet. `alpn` lists the protocols to offer.
+    /// Makes a TLS client whose files are not read yet. `alpn` are the protocols to offer.
     pub(crate) fn new(
         config: config::ClientTls,
         alpn: &'static [&'static [u8]],

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use super::*;
 
-/// Runs `then` on a thread that is restricted to `opened`. Returns what it returns.
+/// Runs `then` on a thread that is restricted to `opened`, and returns the result of `then`.
 fn restricted<T: Send>(opened: Vec<Opened>, then: impl FnOnce(&State) -> T + Send) -> T {
     thread::scope(|scope| {
         let thread = scope.spawn(|| {
@@ -44,7 +44,7 @@ fn what_the_config_does_not_name_cannot_be_opened() {
         fs::write(spool.join("new"), "event").unwrap();
         fs::rename(spool.join("new"), spool.join("segments/1")).unwrap();
         fs::remove_file(spool.join("segments/1")).unwrap();
-        // The name service and the metrics work.
+        // Name lookups and metrics still work.
         fs::read("/proc/self/stat").unwrap();
         assert!(std::net::ToSocketAddrs::to_socket_addrs("localhost:1").is_ok());
 
@@ -63,8 +63,8 @@ fn what_the_config_does_not_name_cannot_be_opened() {
     assert_eq!(fs::read(&token).unwrap(), b"secret");
 }
 
-/// Method: each way to change what Landlock does not protect, at a file that the thread may not
-/// open, at one that it may only read, and at one that it may write.
+/// Method: tries each call that changes metadata, which Landlock does not protect, on three files:
+/// one that the thread may not open, one that it may only read, and one that it may write.
 #[test]
 fn permissions_owners_times_and_attributes_of_no_file_can_be_changed() {
     let (root, token, spool) = places();
@@ -121,7 +121,7 @@ fn permissions_owners_times_and_attributes_of_no_file_can_be_changed() {
         for number in XATTRAT {
             assert_eq!(call(number).raw_os_error(), Some(libc::EPERM), "{number}");
         }
-        // Links and renames do not lead out of the directories either.
+        // Links and renames cannot leave the directories either.
         for path in [&outside, &token] {
             fs::hard_link(path, spool.join("link")).unwrap_err();
             fs::rename(path, spool.join("moved")).unwrap_err();
@@ -147,12 +147,11 @@ fn no_program_is_run_and_no_forbidden_call_is_made() {
             Some(libc::EPERM)
         );
     });
-    // The thread that made the restricted one is free.
+    // The thread that started the restricted thread is not restricted.
     assert!(Command::new("/bin/true").status().unwrap().success());
 }
 
-/// Makes a system call whose arguments are all -1, with which it does nothing, and returns its
-/// error.
+/// Makes a system call whose arguments are all -1, so that it has no effect, and returns its error.
 #[allow(unsafe_code, reason = "no safe crate makes calls that are to be refused")]
 fn call(number: libc::c_long) -> io::Error {
     // SAFETY: -1 is neither an address nor a file descriptor nor a command of any of these calls,
@@ -176,8 +175,8 @@ fn on_x86_64_the_numbers_of_the_x32_abi_are_refused_too() {
     }
 }
 
-/// Method: a volume as the kubelet mounts a Secret, and a certificate that a tool replaces by
-/// another file.
+/// Method: a Secret volume as the kubelet mounts it, and a certificate that a tool replaces by a
+/// new file.
 #[test]
 fn files_that_are_swapped_or_replaced_can_still_be_read() {
     let root = TempDir::new().unwrap();
@@ -253,10 +252,10 @@ fn a_rule_is_on_the_directory_around_a_file_and_never_on_the_root() {
     let up = real.ancestors().count();
     let root_again = real.join("../".repeat(up)).join("not-there");
     assert_eq!(around(&root_again), BTreeSet::from([root_again]));
-    // A directory or a device is not read again.
+    // A directory or a device is not read a second time.
     assert!(around(&real).is_empty() && around(Path::new("/dev/null")).is_empty());
     assert!(is_mount(Path::new("/proc")) && !is_mount(&real));
-    // A symlink that leads to itself ends.
+    // A symlink that leads to itself does not make an endless loop.
     symlink("circle", real.join("circle")).unwrap();
     assert_eq!(around(&real.join("circle")), BTreeSet::from([real]));
 }

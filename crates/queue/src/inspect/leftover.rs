@@ -1,5 +1,5 @@
-//! The events that the outputs of a relay have not finished, as the relay has left them in its
-//! queue's directory: where they begin, how many they are, and whether the relay is still there.
+//! The events that the outputs of a relay have not finished, as its queue's directory shows them:
+//! their positions and number, and whether the relay is still running.
 
 use std::io;
 use std::ops::Range;
@@ -14,52 +14,45 @@ use base::disk;
 use base::disk::{ASIDE, Access, RealDisk};
 use base::position::Position;
 
-/// The directory below the queue's directory in which a relay keeps dead letters if the config
-/// names no other directory for them.
+/// The directory for dead letters inside the queue's directory, if the config names no other one.
 const DEAD_LETTERS: &str = "dead-letter";
 
 /// The events of a queue's directory that outputs have not finished.
 #[derive(Debug, Clone)]
 pub struct Leftover {
-    /// A name of the queue that does not change: its identity (32 hexadecimal digits). A queue
-    /// without an identity is named after the checksum of its first segment's header, such as
-    /// `unnamed-1a2b3c4d`.
+    /// A name that does not change: the identity (32 hexadecimal digits), or without one the
+    /// checksum of the first segment's header, such as `unnamed-1a2b3c4d`.
     pub queue: String,
-    /// The state of the cursors file. If it is missing or damaged, nobody knows what the outputs
-    /// have finished, and all stored events are taken for unfinished.
+    /// The state of the cursors file. If it is missing or damaged, all events count as unfinished.
     pub cursors: CursorsFile,
     /// The position of the first event that is still needed.
     pub begin: Position,
     /// The position after the last event in the log.
     pub end: Position,
-    /// The number of bytes in the lines of the events from `begin` on; an estimate if the cursors
-    /// file is missing or damaged.
+    /// The number of bytes in the lines from `begin` on. Without a cursors file it is an estimate.
     pub bytes: u64,
-    /// The ranges of positions that the relay itself has dropped and counted as lost.
     holes: Vec<Hole>,
-    /// The outputs that the cursors file names, in the order of their names. Each has its name and
-    /// the position of the first event that it has not finished.
+    /// The name of each output in the cursors file, and the first position that it has not
+    /// finished.
     pub outputs: Vec<(String, Position)>,
-    /// The number of files with copies of damaged records, and the number of bytes in these files.
+    /// The number of files with copies of damaged records, and of their bytes.
     pub quarantine: (u64, u64),
-    /// The number of files with dead letters in the queue's directory, and the number of bytes in
-    /// these files.
+    /// The number of files with dead letters in the queue's directory, and of their bytes.
     pub dead_letters: (u64, u64),
-    /// The number of events that the outputs had set aside, or the chosen one of them: they have
-    /// left the log and are in files of their own.
+    /// The number of events that the outputs (or the chosen one) have set aside in separate files.
     pub aside: u64,
 }
 
 impl Leftover {
-    /// Returns how many events at these positions the relay itself has dropped and counted as lost.
+    /// Returns how many of these positions the relay has dropped and counted as lost.
     pub fn dropped_in(&self, positions: Range<Position>) -> u64 {
         cursors::missing_in(&self.holes, &positions)
     }
 }
 
 impl Directory {
-    /// Returns `true` if a relay is running with this directory, which holds the directory's lock
-    /// then. The function takes the lock for a moment to find this out, shared with others.
+    /// Returns `true` if a running relay holds the directory's lock. The check takes a shared lock
+    /// for a moment.
     ///
     /// # Errors
     ///
@@ -68,9 +61,8 @@ impl Directory {
         RealDisk::is_locked(&self.root).map_err(|error| self.failed(disk::LOCK, error))
     }
 
-    /// Returns which events are left over: those that at least one output has not finished. If
-    /// `output` is a name, those that the output with this name has not finished. If the cursors
-    /// file is missing or damaged, all stored events are left over, whatever `output` is.
+    /// Returns the events that at least one output (or this one) has not finished. If the cursors
+    /// file is missing or damaged, these are all stored events, whatever `output` is.
     ///
     /// # Errors
     ///
@@ -90,7 +82,7 @@ impl Directory {
         };
         let begin = place.map_or(summary.first, |place| place.position);
         let outputs = contents.into_iter().flat_map(|contents| &contents.outputs);
-        // The summary knows the bytes of each output's backlog. One of these outputs begins here.
+        // The summary has the bytes of each output's backlog. One of these backlogs begins here.
         let at = |name: &String| contents.and_then(|contents| contents.outputs.get(name));
         let backlogs = summary.outputs.iter().filter(|output| at(&output.name).copied() == place);
         Ok(Leftover {
@@ -107,8 +99,8 @@ impl Directory {
         })
     }
 
-    /// Returns the number of events that this output had set aside; `None` means all outputs. An
-    /// event that is still in the log does not count.
+    /// Returns the number of events that this output (`None`: any output) has set aside. An event
+    /// at or after an output's place does not count: the output gets it from the log.
     pub(super) fn aside(
         &self,
         contents: Option<&Contents>,
@@ -125,14 +117,14 @@ impl Directory {
         Ok(counted.sum())
     }
 
-    /// Passes the lines of all undamaged events from the position `from` on to the function `tell`,
-    /// oldest first, and each fault. If `output` is a name, only events that the output with this
-    /// name has not finished can count as missing. Returns the totals.
+    /// Passes all undamaged lines from `from` on and all faults to `tell`, oldest first. With
+    /// `output`, only events that this output has not finished can count as missing. Returns the
+    /// totals.
     ///
     /// # Errors
     ///
     /// The directory can't be read, a newer version of the program has written it, or `tell` has
-    /// failed. Damage is passed to `tell`, and is not an error.
+    /// failed.
     pub fn read(
         &self,
         from: Position,
@@ -142,11 +134,10 @@ impl Directory {
         self.walk(&self.cursors()?, Want { lines: true, output, from }, tell)
     }
 
-    /// Returns a name of the queue that does not change; see [`Leftover::queue`].
     fn name(&self) -> Result<String, Error> {
         match Identity::read(&*self.disk) {
             Ok(Some(identity)) => return Ok(identity.to_string()),
-            // There is no file, or its content is not an identity.
+            // The file does not exist, or its content is not an identity.
             Ok(None) => {}
             Err(error) if error.kind() == io::ErrorKind::Other => {}
             Err(error) => return Err(self.failed(identity::FILE, error)),

@@ -1,4 +1,4 @@
-//! The commands on directories that are whole, torn, damaged or incomplete, and beside a relay that
+//! The commands on directories that are whole, torn, damaged or incomplete, and while a relay
 //! changes the directory at the worst moments.
 
 use std::sync::Mutex;
@@ -262,9 +262,9 @@ fn read(directory: &Directory, from: u64) -> (Vec<u8>, Vec<String>, Vec<Range<u6
     (lines, told, missing)
 }
 
-/// Method: the log is read from each position on, also from positions that the lowest cursor has
-/// not reached and from positions behind it, with a cursors file and without one. Segments that are
-/// skipped must not count as missing.
+/// Method: the log is read from each position on, both before and after the position of the lowest
+/// cursor, with a cursors file and without one. Segments that are skipped must not count as
+/// missing.
 #[test]
 fn a_log_is_read_from_any_position_whatever_its_cursors_say() {
     let log = Log::usual();
@@ -315,7 +315,7 @@ fn what_is_left_over_begins_at_the_lowest_cursor_or_at_the_one_that_is_asked_for
     let dropped = |from, to| holes.dropped_in(Position::new(from)..Position::new(to));
     assert_eq!([dropped(0, 182), dropped(100, 182), dropped(128, 182)], [64, 28, 0]);
 
-    // Without a usable cursors file all stored events are left over, whatever is asked for.
+    // Without a usable cursors file all stored events are left over, also for a single output.
     log.disk.remove(cursors::FILE).unwrap();
     for output in [None, Some("fast"), Some("nobody")] {
         let all = left(output).unwrap();
@@ -542,8 +542,7 @@ fn missing_events_are_told_as_far_as_an_output_needs_them() {
     assert_eq!(log.directory().summary().unwrap().outputs[1].oldest, None);
     log.cursors(&[("slow", 182)], &[], 182);
     assert_eq!(log.verify().1, Vec::<String>::new());
-    // A record is missing without a trace, but its place is known, and then a record at the end of
-    // a file.
+    // A record in the middle of a file is missing without a trace, and then a record at the end.
     let log = Log::usual();
     let (name, offset, _) = log.records[2].clone();
     log.put(&name, offset, &vec![0; usize::try_from(RECORD_HEADER + 60 * LINE).unwrap()]);
@@ -905,9 +904,9 @@ fn a_list_that_lacks_an_older_segment_is_made_again() {
     assert_eq!(export(&directory, None), (lines(0..182), vec![]));
 }
 
-/// Method: a part of one of the last two records holds zeros, as a write that is still under way
-/// leaves it, and becomes visible only after several reads. The commands must wait for it instead
-/// of reporting damage.
+/// Method: a part of one of the last two records holds zeros, as during an unfinished write, and
+/// becomes visible only after several reads. The commands must wait for it instead of reporting
+/// damage.
 #[test]
 fn a_record_that_is_being_written_is_read_again() {
     // Parts of the last group become visible while it is being read: parts of a record before

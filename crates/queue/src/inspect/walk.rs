@@ -1,5 +1,12 @@
-//! A walk through all records of a queue's directory, which finds out what is whole, what is
-//! damaged, and what is missing.
+//! A walk through all records of a queue's directory, which finds damaged and missing events.
+//!
+//! The first position of each record is compared with the end of the record before it. If they
+//! differ, the events in between are damaged if there are damaged bytes in the gap, and otherwise
+//! missing.
+//!
+//! Missing events count only if an output still needs them, and if the relay has not dropped and
+//! counted them itself. The cursors file is read again before they are reported, because a running
+//! relay may just have deleted a segment that is no longer needed.
 
 use std::ops::Range;
 
@@ -17,41 +24,23 @@ use crate::{cursors, segment};
 use base::disk::File;
 use base::position::Position;
 
-/// The settings of a walk, which reads all segments of a queue in order.
 pub(super) struct Want<'a> {
-    /// `true`: the lines of all undamaged records are passed to the caller's function. `false`: the
-    /// lines are checked, but not passed.
+    /// `true` if the lines are passed to the caller's function, `false` if they are only checked.
     pub(super) lines: bool,
-    /// The name of an output: only events that this output has not finished can count as missing.
-    /// `None`: events that at least one output has not finished can count as missing.
+    /// The only output whose unfinished events can count as missing. `None` for any output.
     pub(super) output: Option<&'a str>,
-    /// Events before this position are skipped.
     pub(super) from: Position,
 }
 
-/// A walk through all segments of a queue in order, which finds damaged and missing events.
-///
-/// The walk goes from record to record, and compares the first position of each record with the
-/// position at which the record before it ended. If the two differ, there is a gap. If there are
-/// damaged bytes in the gap, the events of the gap count as damaged. If there are none, they count
-/// as missing.
-///
-/// Missing events count only if some output still needs them, and if the relay has not dropped and
-/// counted them itself. Before the walk reports missing events, it reads the cursors file again,
-/// because a running relay may just have deleted a segment whose events are no longer needed.
 pub(super) struct Walk<'a, 't> {
     directory: &'a Directory,
     want: Want<'a>,
     tell: &'a mut Tell<'t>,
-    /// The first position that is still needed; events before this position do not count as
-    /// missing. `None` if the cursors file is missing or can't be read, and the walk begins with
-    /// the first event: then every event counts, from the first segment on.
+    /// The first position that is still needed. `None` if that is unknown, and all count as needed.
     floor: Option<Position>,
-    /// The holes: ranges of positions whose events the relay has dropped and counted as lost.
     holes: Vec<Hole>,
-    /// The position that the next event must have, if no event is missing.
+    /// The position that the next event must have if none is missing.
     position: Position,
-    /// The counts of what was read so far: segments, events, bytes, faults and missing events.
     verdict: Verdict,
 }
 
@@ -69,11 +58,7 @@ impl<'a, 't> Walk<'a, 't> {
         }
     }
 
-    /// Walks through the segments that the queue's directory has now, except those that end at or
-    /// before the position `want.from`. Returns what was counted on the way: the segments, events,
-    /// bytes, faults and missing events. `found` is the cursors file (with the place of each output
-    /// in the queue) and `synced` the note of the log's end, as the two were read before the walk
-    /// began.
+    /// Walks through the present segments, except those that end at or before `want.from`.
     pub(super) fn run(
         mut self,
         found: &cursors::Found,
@@ -83,7 +68,7 @@ impl<'a, 't> Walk<'a, 't> {
         let segments = self.directory.segments()?;
         let state = CursorsFile::from(found);
         let fresh = state == CursorsFile::Missing && segments.is_empty();
-        // For an export the cursors file does not matter: lines are whole without it.
+        // An export needs no cursors file: lines are whole without it.
         if !self.want.lines && state != CursorsFile::Whole && !fresh {
             let positions = Position::START..Position::START;
             self.find(&Finding { fault: Fault::Cursors(state), events: 0, positions })?;
@@ -103,9 +88,7 @@ impl<'a, 't> Walk<'a, 't> {
         Ok(self.verdict)
     }
 
-    /// Sets which events are needed, from the contents of the cursors file. Changes nothing if
-    /// there are no contents, because the file could not be read. Events before the position
-    /// `want.from` are never needed.
+    /// Sets which events are needed, if the contents of the cursors file are known.
     fn believe(&mut self, contents: Option<&Contents>) {
         let Some(contents) = contents else { return };
         let output = self.want.output.and_then(|name| contents.outputs.get(name));
@@ -115,25 +98,22 @@ impl<'a, 't> Walk<'a, 't> {
         self.holes.clone_from(&contents.holes);
     }
 
-    /// Passes a message to the caller's function.
     fn tell(&mut self, seen: Seen<'_>) -> Result<(), Error> {
         (self.tell)(seen).map_err(Error::Told)
     }
 
-    /// Counts a fault that was found in the directory, and passes it to the caller's function.
     fn find(&mut self, finding: &Finding) -> Result<(), Error> {
         self.verdict.findings += 1;
         self.verdict.missing += finding.events;
         self.tell(Seen::Finding(finding))
     }
 
-    /// Moves the expected position forward to `until`, because no record was found between the two
-    /// positions. If some events in between are still needed, reports them as missing.
+    /// Moves the expected position to `until`. Reports the needed events in between as missing.
     fn miss(&mut self, until: Position) -> Result<(), Error> {
         let positions = self.position..until;
         let mut events = self.needed(&positions);
         if events > 0 {
-            // A relay deletes a segment after the cursors file says that no output needs it.
+            // A relay deletes a segment only after the cursors file says that no output needs it.
             self.believe(self.directory.cursors()?.contents());
             events = self.needed(&positions);
         }
@@ -145,18 +125,14 @@ impl<'a, 't> Walk<'a, 't> {
         self.find(&Finding { fault: Fault::Missing, events, positions: start..until })
     }
 
-    /// Returns how many of these positions are needed: those from `floor` on, without those that
-    /// the relay has dropped. `floor` is the first position that some output has not finished; if
-    /// the cursors file has the output `want.output`, only this output counts.
+    /// Returns how many of these positions are needed and not dropped by the relay.
     fn needed(&self, positions: &Range<Position>) -> u64 {
         let positions = positions.start.max(self.floor.unwrap_or_default())..positions.end;
         let events = positions.end.saturating_since(positions.start);
         events.saturating_sub(cursors::missing_in(&self.holes, &positions))
     }
 
-    /// Walks through the segment whose first position is `first`. `next` is the first position of
-    /// the next segment (`None` for the last segment), and `known` is the position up to which the
-    /// log is known to reach.
+    /// Walks through one segment. `known`: the place up to which the log is known to reach.
     fn segment(
         &mut self,
         first: Position,
@@ -195,7 +171,7 @@ impl<'a, 't> Walk<'a, 't> {
             }
             self.verdict.unfinished = unfinished;
         }
-        // The header is read again, because a relay may have written it after it was read first.
+        // A relay may have written the header in the meantime.
         if header.is_none() && self.directory.header(&*file, first, false)?.is_none() {
             let (file, bytes) = (name.clone(), SEGMENT_HEADER as u64);
             let fault = Fault::Damaged { file, offset: 0, bytes };
@@ -217,9 +193,8 @@ impl<'a, 't> Walk<'a, 't> {
         if damages.is_empty() { Ok(()) } else { self.pass(&name, &mut damages, end) }
     }
 
-    /// Moves the expected position forward to `until`, where the next record of the file begins. If
-    /// there are damaged bytes before it, the events in between count as damaged, and all of these
-    /// bytes are reported as one fault. Otherwise the events are missing.
+    /// Moves the expected position to `until`, where the next record begins. If there are damaged
+    /// bytes before it, the events in between count as damaged, otherwise as missing.
     fn pass(
         &mut self,
         name: &str,
@@ -237,7 +212,6 @@ impl<'a, 't> Walk<'a, 't> {
         self.find(&Finding { fault, events, positions })
     }
 
-    /// Counts a record with valid checksums, which `scan` has found, and passes its lines on.
     fn record(&mut self, name: &str, scan: &mut Scan<'_>, record: &Record) -> Result<(), Error> {
         let header = record.header;
         self.position = header.end();
@@ -252,9 +226,8 @@ impl<'a, 't> Walk<'a, 't> {
         self.find(&Finding { fault, events: header.events, positions })
     }
 
-    /// Passes the lines of a record, from the position `want.from` on, to the caller's function.
-    /// Long lines are read from the file a second time for this; returns `false` if they now have a
-    /// wrong checksum, although they were passed already.
+    /// Passes the lines of a record from `want.from` on. Long lines are read a second time for
+    /// this. Returns `false` if the checksum is then wrong: the lines were passed already.
     fn lines(&mut self, scan: &mut Scan<'_>, record: &Record) -> Result<bool, Error> {
         let header = record.header;
         let passed = self.want.from.saturating_since(header.first);
@@ -280,16 +253,13 @@ impl<'a, 't> Walk<'a, 't> {
     }
 }
 
-/// Returns the position at which a segment ends: all its valid records lie before this position.
-/// Records from this position on do not count, because they were never acknowledged: their
-/// positions belong to the next segment, or to a segment that was dropped.
+/// Returns the position at which a segment ends. Records from there on were never acknowledged:
+/// their positions belong to the next segment, or to one that was dropped.
 pub(super) fn limit(first: Position, next: Option<Position>, holes: &[Hole]) -> Position {
     let dropped = holes.iter().map(|hole| hole.start).filter(|start| *start > first);
     dropped.chain(next).min().unwrap_or(Position::MAX)
 }
 
-/// Makes the value with which a segment is read, from its file and its header. The header is `None`
-/// if it is damaged. Records from the position `limit` on do not count.
 pub(super) fn open(
     file: &dyn File,
     first: Position,
@@ -300,9 +270,8 @@ pub(super) fn open(
     SegmentFile { file, first, seed, reused, size: u64::MAX, limit }
 }
 
-/// Reads the end of the last segment. Begins at the position up to which the segment is known to be
-/// synced. If there is damage, reads the end again, a limited number of times, because a running
-/// relay may be writing it. `byte`: the byte number with which the segment begins.
+/// Reads the end of the last segment, from `known` on. Repeats this while there is damage, because
+/// a relay may be writing there. `byte`: the byte number at which the segment begins.
 pub(super) fn tail(segment: &SegmentFile<'_>, byte: u64, known: Known) -> Tail {
     let (offset, position) = place_of(segment, known.end.position);
     let mut attempts = ATTEMPTS;
@@ -316,8 +285,7 @@ pub(super) fn tail(segment: &SegmentFile<'_>, byte: u64, known: Known) -> Tail {
     }
 }
 
-/// Returns the offset in the file, and the first position, of the record in which this event is
-/// expected.
+/// Returns the offset and the first position of the record in which this event is expected.
 fn place_of(segment: &SegmentFile<'_>, event: Position) -> (u64, Position) {
     let mut scan = segment.scan((FIRST_RECORD, segment.first), Check::Headers);
     if event > segment.first {

@@ -1,4 +1,4 @@
-//! One accepted batch in memory, and where its lines begin.
+//! One accepted batch in memory, and the places of its lines.
 
 use std::ops::{AddAssign, Range, SubAssign};
 
@@ -11,12 +11,10 @@ use audit::{LevelCounts, ListEnds};
 use base::position::Position;
 use config::BATCH_OVERHEAD;
 
-/// A batch remembers the offset of one line in this many lines. When a large batch is cut into many
-/// parts, the search for a line begins at the nearest remembered offset, and not at the start of
-/// the batch. 64 lines of 1.5 KB are 96 KB to search.
+/// The offset of every 64th line is kept, so that a search for a line in a large batch begins near
+/// it and not at the start of the batch. 64 lines of 1.5 KB are 96 KB to search.
 const LINES_PER_MARK: usize = 64;
 
-/// A number of events, and the number of bytes of their lines.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Amount {
     pub(super) events: u64,
@@ -37,36 +35,27 @@ impl SubAssign for Amount {
     }
 }
 
-/// One batch in the queue in memory: its lines, and what the queue notes about the batch.
 pub(super) struct Record {
-    /// The position of the batch's first event.
     pub(super) first: Position,
     pub(super) events: u64,
-    /// The events, each with the byte after it: `\n`, or a comma or `]` if they are a JSON list.
+    /// The events, each with the byte after it: `\n`, or a comma or `]` in a JSON list.
     pub(super) lines: Bytes,
     pub(super) levels: LevelCounts,
-    /// When the batch was appended to the queue.
     pub(super) accepted: Instant,
-    /// When the batch was appended, by the wall clock, in milliseconds since 1970.
+    /// The wall-clock time of acceptance, in milliseconds since 1970.
     pub(super) received: u64,
-    /// `true`: the metric `event_total` has counted the batch. A batch is counted when it is
-    /// appended, or with `acknowledge = "delivered"` when an output begins to send it.
+    /// `true` if the metric `event_total` has counted the batch: when it was appended, or with
+    /// `acknowledge = "delivered"` when an output began to send it.
     pub(super) counted: bool,
-    /// The channel to the sender, if the sender waits until the batch is delivered. The result is
-    /// sent when every required output has finished the batch, or when a required output will never
-    /// finish it. `None` if the sender does not wait, or has its result already.
+    /// The channel to a sender that waits until the batch is delivered, or can't be delivered.
     pub(super) waiting: Option<oneshot::Sender<Result<(), Refused>>>,
-    /// The events that required outputs have set aside: the index of the output's cursor, and the
-    /// position of the event.
+    /// The events that required outputs have set aside: the index of the cursor, and the position.
     pub(super) aside: Vec<(usize, Position)>,
     places: Places,
 }
 
-/// The places of the events in a record.
 enum Places {
-    /// The events are lines. The value is the offset of every [`LINES_PER_MARK`]th line, from line
-    /// 0 on: the place where this line begins. With these offsets a line is found without a search
-    /// from the start. Empty until the batch is cut for the first time.
+    /// The offset of every [`LINES_PER_MARK`]th line. Empty until the first cut of the batch.
     Lines(Vec<usize>),
     /// The events are a JSON list ([`Append::list`]).
     List(ListEnds),
@@ -88,36 +77,29 @@ impl Record {
         }
     }
 
-    /// Refuses the batch, if its sender waits. Returns whether it has waited.
     pub(super) fn refuse(&mut self) -> bool {
         let waiting = self.waiting.take();
-        // The sender may have gone: then nobody needs the answer.
         waiting.map(|waiting| waiting.send(Err(Refused::Undelivered)).ok()).is_some()
     }
 
-    /// Returns the position after the batch's last event.
     pub(super) fn end(&self) -> Position {
         self.first + self.events
     }
 
-    /// Returns the number of bytes by which the batch counts in `queue.max_bytes`: its lines and a
-    /// fixed overhead.
+    /// Returns the number of bytes by which the batch counts in `queue.max_bytes`.
     pub(super) fn weight(&self) -> u64 {
         self.lines.len() as u64 + BATCH_OVERHEAD
     }
 
-    /// Returns the positions of the batch's events.
     pub(super) fn positions(&self) -> Range<Position> {
         self.first..self.end()
     }
 
-    /// Returns `true` if the claim has at least one event of this batch.
     pub(super) fn overlaps(&self, claim: Claim) -> bool {
         self.first < claim.end && claim.start < self.end()
     }
 
-    /// Returns the offset in `lines` at which the line of the event with this position begins. For
-    /// a position at or after the end of the batch, returns the length of `lines`.
+    /// Returns the offset in `lines` of the event at this position; after the batch, their length.
     fn offset(&mut self, position: Position) -> usize {
         let Ok(line) = usize::try_from(position.saturating_since(self.first)) else {
             return self.lines.len();
@@ -148,8 +130,6 @@ impl Record {
         }
     }
 
-    /// Returns how many events of this batch are from the position `start` on and before `end`, and
-    /// the number of bytes of their lines.
     pub(super) fn amount(&mut self, start: Position, end: Position) -> Amount {
         let start = start.clamp(self.first, self.end());
         let end = end.clamp(start, self.end());
@@ -157,8 +137,7 @@ impl Record {
         Amount { events: end - start, bytes: bytes as u64 }
     }
 
-    /// Returns the events of this batch whose positions are in `start..end`, as lines. If `lists`
-    /// is `true` and the batch is a JSON list, returns a part of this list, with its ends.
+    /// Returns the events from `start` to `end`: as lines, or with `lists` as a part of the list.
     pub(super) fn slice(
         &mut self,
         start: Position,
@@ -176,17 +155,14 @@ impl Record {
         (self.lines.slice(from..to), ends)
     }
 
-    /// Makes lines of a JSON list: a line break replaces the byte after each event. The list itself
-    /// may be on its way to a consumer, so that it is copied.
+    /// Turns a list into lines, in a copy: a consumer may be receiving the list itself.
     fn end_lines(&mut self) {
         let Places::List(ends) = &self.places else { return };
         self.lines = lines_of(&self.lines, ends);
         self.places = Places::Lines(Vec::new());
     }
 
-    /// Returns the position at which to cut the batch, so that the part from `start` to the
-    /// returned position is within the limits of `take`. The part has at least one event, even if
-    /// this event alone is larger than the limits.
+    /// Returns the end of the part from `start` on that is within the limits of `take`.
     pub(super) fn cut(&mut self, start: Position, take: Take) -> Position {
         let from = self.offset(start);
         let ends = match &self.places {

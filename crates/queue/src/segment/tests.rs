@@ -350,8 +350,8 @@ fn files_are_named_by_their_first_position() {
     }
 }
 
-/// Method: every byte of the records, and some of those between, is changed, one at a time: the
-/// bytes of headers in six ways, the others in one of these six. A scan must find every other
+/// Method: every byte of the records, and some of those between, is changed, one at a time: each
+/// byte of a header in six ways, any other byte in one of these ways. A scan must find every other
 /// record, and must report the record that holds the byte as damaged.
 #[test]
 fn any_changed_byte_costs_its_record_and_nothing_else() {
@@ -460,8 +460,8 @@ fn what_is_at_or_beyond_the_limit_is_another_segments() {
             let found = limited(record.header.first, check);
             assert_same(&found, &segment.expect(check, |_| None)[..count], || format!("{count}"));
         }
-        // A record at the limit that a failed write has left there does not count, in whatever
-        // state it is.
+        // A record at the limit, which a failed write has left there, does not count, even if it is
+        // whole.
         let [.., before, last] = segment.records.as_slice() else { panic!("several") };
         disk.flip(&Segment::name(), last.offset + 8, 1);
         let found = limited(last.header.first, check);

@@ -1,11 +1,11 @@
-//! The events that an output has delivered already and that are still in the files. The
-//! deduplication window is rebuilt from them, because it is empty after a start.
+//! Reads the events that an output has delivered already and that are still in files. After a
+//! restart, the output rebuilds its deduplication window from them.
 //!
 //! The reader reads on threads that may block, a few megabytes at a time, and changes nothing in
-//! the queue. Nothing waits for the reader: files are deleted when no output needs them. Events
-//! that are damaged, can't be read or are gone are skipped, and this is logged at `debug`. Nothing
-//! before the last event that was lost, or before the last change of the filter's rules, is read:
-//! an event that was not delivered must not make a later copy of it look like a duplicate.
+//! the queue. Nothing waits for the reader, and files may be deleted while it reads. Damaged,
+//! unreadable or deleted events are skipped, which is logged at `debug`. The reader begins after
+//! the last lost event and after the last change of the filter's rules: an event that was not
+//! delivered must not make a later copy look like a duplicate.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -24,54 +24,41 @@ use base::disk::{Access, File};
 use base::mutant;
 use base::position::Position;
 
-/// The greatest number of bytes of old lines that a reader reads: it begins at most this far before
-/// the first event that the output has not finished. A disk reads 256 MiB in a second or two, and a
-/// busy cluster sends 256 MiB in some minutes.
+/// The reader begins at most this many bytes of lines before the first unfinished event. A disk
+/// reads 256 MiB in a second or two, and a busy cluster sends them in some minutes.
 const BYTES_MAX: u64 = if cfg!(test) { 64 << 10 } else { 256 << 20 };
 
-/// The limits of a read of old events. Events outside these limits are not returned.
+/// The limits of a read. Events outside them are not returned.
 #[derive(Debug, Clone, Copy)]
 struct Limits {
-    /// The position where reading ends: the first position that the cursor's output has not
-    /// finished.
     end: Position,
-    /// A byte number: lines with a smaller byte number are not returned. The byte number of a line
-    /// is the number of bytes of all lines before the line in the log.
+    /// The smallest byte number (the number of bytes of all lines before a line in the log).
     byte: u64,
-    /// A time in ms since 1970. Events that the relay received before this time are not returned.
+    /// The earliest time of acceptance, in ms since 1970.
     since: u64,
 }
 
-/// A reader of old events, oldest first: events before the first position that a cursor's output
-/// has not finished.
+/// A reader of events before an output's watermark, oldest first.
 ///
-/// Each call of [`Before::next`] returns one piece: some lines that follow each other in the log.
-/// When all pieces in memory are returned, a thread that may block reads the next part of a
-/// segment. The delivery loop of an output owns this reader while it fills its memory of recent
-/// events, with which it finds duplicates. The loop may drop the reader at any time. If a read
-/// hangs because the disk does not answer, nobody waits for this read.
+/// The output's delivery loop owns the reader while it fills the deduplication window, and may drop
+/// the reader at any time. If a read hangs because the disk does not answer, nobody waits for it.
 pub struct Before {
     shared: Arc<Shared>,
     limits: Limits,
-    /// The position where the next read begins. All lines in `pieces` are before this position.
     at: Position,
-    /// The place in a file where the event at the position `at` can be read; `None` if this place
-    /// is not known.
     spot: Option<Spot>,
-    /// Pieces that were read from a file and not returned yet.
+    /// Pieces that were read and not returned yet.
     pieces: VecDeque<Piece>,
-    /// The read from a file that is running now; `None` if no read is running.
+    /// The running read; `None` if there is none.
     reading: Option<AbortOnDropHandle<Option<Part>>>,
 }
 
-/// The result of one read: some lines, the position where the next read begins, and the place of
-/// its event in a file; `None` if this place is not known.
+/// The result of a read: some lines, and the position and place where the next read begins.
 type Part = (Vec<Piece>, Position, Option<Spot>);
 
 impl Before {
-    /// Makes a reader of the events from the position `from` up to `place`, where the cursor's
-    /// unfinished events begin. Events that were received longer ago than `within` are skipped, and
-    /// so are all but the newest [`BYTES_MAX`] bytes.
+    /// Makes a reader of the events from `from` up to `place`, the cursor's first unfinished one.
+    /// Skips events that are older than `within`, and all but the newest [`BYTES_MAX`] bytes.
     pub(super) fn new(
         shared: Arc<Shared>,
         from: Position,
@@ -94,13 +81,11 @@ impl Before {
         }
     }
 
-    /// Returns the next piece, and the position and the age of its first line. `None` if all pieces
-    /// were returned.
+    /// Returns the next lines and their origin. `None` at the end.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped, no line is skipped: the next call waits for the read that is
-    /// already running.
+    /// No line is skipped if the future is dropped: the next call waits for the running read.
     pub async fn next(&mut self) -> Option<(Origin, Bytes)> {
         loop {
             if let Some(next) = self.take() {
@@ -121,22 +106,17 @@ impl Before {
         }
     }
 
-    /// Removes the first piece of lines from memory. Returns its lines, and the position and the
-    /// age of the first line. `None` if no lines are in memory.
     fn take(&mut self) -> Option<(Origin, Bytes)> {
         let piece = self.pieces.pop_front()?;
         let Piece { first, events, received, .. } = piece;
         Some((Origin { first, events, age: age(received, now()), received }, piece.lines))
     }
 
-    /// Adds the result of a read to the lines in memory, and notes where the next read begins.
     fn take_in(&mut self, (pieces, at, spot): Part) {
         (self.at, self.spot) = (at, spot);
         self.pieces.extend(pieces);
     }
 
-    /// Reads all events at once, on the calling thread. Returns the lines piece by piece, each with
-    /// the position and the age of its first line.
     #[cfg(test)]
     pub(super) fn all(mut self) -> Vec<(Origin, Bytes)> {
         while let Some(part) = self.shared.read_before(self.at, self.spot, self.limits) {
@@ -147,9 +127,7 @@ impl Before {
 }
 
 impl Shared {
-    /// Reads a part of one segment: the first segment that ends after the position `at`. Returns
-    /// those lines that are within the limits; there may be none. `None` if nothing is left to
-    /// read.
+    /// Reads a part of the first segment that ends after `at`. `None` if nothing is left to read.
     fn read_before(&self, at: Position, spot: Option<Spot>, limits: Limits) -> Option<Part> {
         if at >= limits.end {
             return None;
@@ -191,15 +169,14 @@ impl Shared {
         };
         let pieces = self.compared(loaded.pieces).into_iter();
         let pieces = pieces.filter(is_wanted).map(within).collect();
-        // The next read begins after this one in any case, so that reading comes to an end.
+        // The next read always begins after this one, so that reading comes to an end.
         let next = loaded.next.filter(|next| next.position > job.from);
         let at = next.map_or(job.segment.end.position, |next| next.position);
         Some((pieces, at, next))
     }
 
-    /// Plans a read of the first segment that ends after the position `at`. Returns the planned
-    /// read. If there is a later segment, also returns the first position of this later segment.
-    /// `None` if every segment ends at or before `at`, or if the segment begins at or after `end`.
+    /// Plans a read of the first segment that ends after `at`. Also returns the first position of
+    /// the next segment. `None` if there is no such segment before `end`.
     fn job_before(&self, at: Position, end: Position) -> Option<(Job, Option<Position>)> {
         let state = self.lock();
         let index = state.log.segment_at(at);
@@ -217,9 +194,8 @@ impl Shared {
         Some((job, state.log.segments.get(index + 1).map(|next| next.first.position)))
     }
 
-    /// Returns the time when the file of a segment was made, in ms since 1970; `first` is the
-    /// segment's first position. All events in earlier segments were received before that time.
-    /// `u64::MAX` if the segment's header can't be read or is damaged.
+    /// Returns the time when a segment was made, in ms since 1970. All events of earlier segments
+    /// are older. `u64::MAX` if its header can't be read.
     fn made(&self, first: Position) -> u64 {
         let file = self.disk.open(&segment::file_name(first), Access::Read).ok();
         let header = file.and_then(|file| SegmentHeader::read(&*file, first).ok());
@@ -227,8 +203,7 @@ impl Shared {
     }
 }
 
-/// Finds the first record of a segment that is within the limits and ends after the first position
-/// that is to be read. Returns the place of this record; `None` if there is no such record.
+/// Returns the place of the first record that the job wants and that is within the limits.
 fn begin(file: &dyn File, job: &Job, limits: Limits) -> Option<Spot> {
     let segment = job.segment.first.position;
     let mut scan = job.segment.scan(file, (FIRST_RECORD, segment), Check::Headers);

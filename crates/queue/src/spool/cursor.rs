@@ -1,4 +1,4 @@
-//! One output's cursor in the durable log: what it has claimed, and what was read ahead for it.
+//! One output's cursor in the durable log: its claims, and the lines that were read ahead for it.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -26,70 +26,59 @@ use base::mutant;
 use base::position::Position;
 use telemetry::Loss;
 
-/// Lines are final when they need not be sent again. When this many bytes of lines have become
-/// final since the last write of the cursors file, the file is written at once. With fewer bytes,
-/// the file is written when a second has passed since its last write.
+/// The cursors file is written at once when this many bytes of lines have become final since its
+/// last write. With fewer bytes, it is written a second after its last write.
 pub(super) const UNSAVED_MAX: u64 = 64 << 20;
 
-/// The least number of bytes of lines that are read at once to send events again. A cursor that may
-/// not read so many bytes at once reads fewer.
+/// The smallest read of lines that are sent again, in bytes, unless [`LogState::chunk`] is smaller.
 const FETCH_MIN: u64 = 64 << 10;
 
-/// The pause between two attempts to read from a file that exists but can't be read.
+/// The pause after a failed read.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Events that could not be read for this long count as lost. A disk that is away for a shorter
-/// time costs no events.
+/// Events that could not be read for this long count as lost. A shorter outage costs no events.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// After a log line about a failed read, the next such log line comes this much later at the
-/// earliest.
+/// The shortest time between two log lines about failed reads.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// The reasons why an output loses events before it settles them, in the evidence: their room was
-/// needed, they are damaged, somebody has changed them, or the output was removed.
+/// The reasons in the evidence why an output loses events before it settles them.
 const DROPPED: &str = "when_full";
 const DAMAGED: &str = "damaged";
 const TAMPERED: &str = "tampered";
 pub(super) const REMOVED: &str = "removed";
 
-/// The data that the spool keeps with each claim. A claim is a range of events that an output has
-/// taken to send.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Note {
-    /// The number of bytes of the claim's lines.
     bytes: u64,
-    /// The byte number of the claim's first line: the number of bytes of all lines before this line
-    /// in the log.
+    /// The number of bytes of all lines before the claim in the log.
     first_byte: u64,
     /// The time when the claim's first event was received, in ms since 1970.
     received: u64,
-    /// The place in a file where the lines of the claim begin, so that they can be read again.
+    /// The place in a file where the claim's lines begin.
     spot: Spot,
 }
 
-/// One output's place in the log, and the lines that are in memory for this output. The spool's
-/// lock guards this state.
+/// One output's place in the log, and the lines that are in memory for it. The spool's lock guards
+/// this state.
 ///
-/// A cursor moves through the log in this way. A piece is a part of the log: lines that follow each
-/// other. [`SpoolState::next`] claims events (takes them for the output to send) from the pieces
-/// that were read ahead. If there are none, lines are taken from the tail, which is the newest
-/// records in memory. If the tail does not have these lines, a thread that may block reads them
-/// from a file ([`LogState::read_plan`], [`Shared::apply`]). If claimed events must be sent again,
-/// their lines are read in the same way ([`Resend`]).
+/// [`SpoolState::next`] claims events from the pieces that were read ahead. If there are none, it
+/// takes lines from the tail, which is the newest records in memory. If the tail does not have
+/// them, a thread that may block reads them from a file ([`LogState::read_plan`],
+/// [`Shared::apply`]). The lines of events that must be sent again are read in the same way
+/// ([`Resend`]).
 ///
-/// A gap is a piece without lines: the events at its positions are missing because of damage. When
-/// the cursor passes a gap, the output counts these events as lost. Two kinds of missing events
-/// were counted before, and are not counted again: those in holes, and those in the gaps in
-/// `counted`.
+/// A gap is a piece without lines: its events are missing because of damage. When the cursor passes
+/// a gap, the output counts these events as lost, except those in holes or in `counted`, which were
+/// counted before.
 ///
 /// Invariants:
 ///
-/// - All events of a claim are in one segment, and none of them is missing when the claim is made.
-///   The number of events of a claim is therefore the difference of its positions, and if a segment
-///   is dropped, only whole claims are dropped.
-/// - Each of the pieces that were read ahead begins at the position where the piece before it ends.
-///   The first one begins at `claims.read` ([`CursorState::check_ahead`]).
+/// - All events of a claim are in one segment, and none was missing when the claim was made. The
+///   number of its events is therefore the difference of its positions, and a dropped segment drops
+///   only whole claims.
+/// - Each piece that was read ahead begins where the one before it ends, and the first one at
+///   `claims.read` ([`CursorState::check_ahead`]).
 ///
 /// The cursor must never pass an event that was neither claimed nor counted as lost. An event must
 /// never be counted as lost twice.
@@ -98,81 +87,66 @@ pub(crate) struct CursorState {
     pub claims: Claims<Note>,
     pub(super) ahead: Ahead,
     resend: Resend,
-    /// The output's place in the cursors file as it was last saved. [`Position::START`] before the
-    /// first save since the start of the process.
+    /// The output's place in the saved cursors file. [`Position::START`] before the first save.
     pub(super) noted: Position,
-    /// The knowledge about the events before the watermark: which of them the consumer has. `since`
-    /// is the position after the last event that was not delivered, and may be greater than the
-    /// watermark. `selection` is what [`Cursor::select`] was told last.
+    /// Which events before the watermark the consumer has. `since` is the position after the last
+    /// event that was not delivered, and may be after the watermark.
     pub(super) history: History,
-    /// Gaps that this output has counted as lost already. Gaps before the watermark are not kept.
+    /// Gaps after the watermark that this output has counted as lost already.
     pub(super) counted: Vec<Hole>,
-    /// The events that the output has finished, and whose evidence is not durable yet. `None` if
-    /// there is no evidence.
+    /// The finished events whose evidence is not durable yet. `None` without evidence.
     pub(crate) unrecorded: Option<Unrecorded>,
     /// The number of events that the output has set aside.
     pub(super) aside: u64,
-    /// The events that the output had set aside before the start: their positions, and the sizes of
-    /// their files in bytes. The output takes them.
+    /// Events that were set aside before the start: positions and file sizes, until they are taken.
     pub(super) found: Vec<(Position, u64)>,
-    /// The value of the gauge `output_start_events` of this output.
     pub(super) start: i64,
-    /// `true`: the output has ended permanently, and nothing waits for it any more.
     pub(super) gone: bool,
-    /// `true`: batches of this output contain the position and the age of each piece of lines.
     pub(crate) tells_origins: bool,
-    /// `true`: the output sends JSON lists ([`crate::Cursor::take_lists`]).
     pub(crate) takes_lists: bool,
-    /// Notified when the log has grown, so that the output can take more events.
     pub(super) readable: Arc<Notify>,
 }
 
-/// Where a cursor makes its next claim, and what was read ahead from there.
+/// The place of a cursor's next claim, and the lines that were read ahead from there.
 pub(super) struct Ahead {
-    /// The byte number at the position `claims.read`, where the next claim begins: the number of
-    /// bytes of all lines in the log before this position.
+    /// The number of bytes of all lines before `claims.read`.
     pub(super) byte: u64,
-    /// The time when the last claimed event was received, in ms since 1970. After the cursor was
-    /// moved back (rewound), it is the time when the next event was received. Before the first
-    /// claim it is the time when the record at the cursor's place was received. If there is no such
-    /// record, it is the time when the cursor was made.
+    /// The time when the last claimed event was received, in ms since 1970; after a rewind or
+    /// before the first claim, that of the next event.
     pub(super) received: u64,
-    /// The lines and gaps that come next in the log, as far as they are in memory.
+    /// The lines and gaps in memory that come next in the log.
     pieces: VecDeque<Piece>,
-    /// The place in a file where reading continues after the `pieces`. `None` if this place is not
-    /// known: the next read then searches for the position, from the beginning of a segment.
+    /// The place of the next read. `None` if it must search from the beginning of a segment.
     pub(super) spot: Option<Spot>,
-    /// A number that rises when the cursor is moved back, when it drops lines that it has read
-    /// ahead, or when a segment that its output has not finished is dropped. If it has changed
-    /// while a read from a file was under way, the result of the read is thrown away.
+    /// A number that rises when lines in memory are forgotten or a segment is dropped, so that the
+    /// result of a running read is discarded.
     epoch: u64,
 }
 
-/// The state of the next claim that is to be sent again and whose lines are not in the tail. The
-/// output asks for the claim ([`Cursor::redeliver`]) until it gets the lines.
+/// The state of the claim that is sent again next and whose lines are not in the tail. The output
+/// asks ([`Cursor::redeliver`]) until it gets the lines.
 enum Resend {
-    /// Nothing is to be read.
+    /// Nothing must be read.
     Idle,
-    /// The lines of this claim are to be read from a file.
+    /// The lines of this claim must be read from a file.
     Wanted {
         claim: Claim,
-        /// `true`: the lines of this claim are read without those of later claims, because a read
-        /// of several claims has found that lines are missing.
+        /// `true` if the claim's lines are read without those of later claims, because a read of
+        /// several claims has found that lines are missing.
         alone: bool,
     },
-    /// The lines were read, often with those of later claims.
+    /// The lines were read.
     Fetched {
-        /// The positions of the lines: a claim that is to be sent again, and often later ones.
+        /// The positions of the lines: the wanted claim, and often later ones.
         range: Claim,
-        /// The lines, in one or more pieces. No line is missing.
+        /// The lines, without a gap.
         pieces: Vec<Piece>,
-        /// `true`: the output has not asked for the lines since they were read.
+        /// `true` if the output has not asked for the lines since they were read.
         is_news: bool,
     },
 }
 
 impl Resend {
-    /// Returns the lines of a claim; `None` if they are not here.
     fn lines(&self, claim: Claim) -> Option<Vec<Piece>> {
         let Self::Fetched { range, pieces, .. } = self else { return None };
         let overlaps = |piece: &&Piece| piece.first < claim.end && claim.start < piece.end();
@@ -210,18 +184,17 @@ impl CursorState {
             found: Vec::new(),
             start: 0,
             gone: false,
-            // The queue's own tests always check the origins.
             tells_origins: cfg!(test),
             takes_lists: false,
             readable: Arc::new(Notify::new()),
         }
     }
 
-    /// Checks the places of a cursor of a log that ends at `end`.
+    /// Checks the cursor's places.
     ///
     /// # Panics
     ///
-    /// If they are not in order.
+    /// If they are not in order, or behind the log's `end`.
     pub(super) fn check_places(&self, end: Position) {
         let (name, watermark, read) =
             (&self.output.name, self.claims.watermark(), self.claims.read);
@@ -229,11 +202,11 @@ impl CursorState {
         assert!(read <= end, "{name} has read up to {read}, and the log ends at {end}");
     }
 
-    /// Checks the lines that are in memory, of a cursor of a log that ends at `end`.
+    /// Checks the pieces in memory.
     ///
     /// # Panics
     ///
-    /// If they do not follow each other from the place of the cursor on.
+    /// If they do not follow each other from the cursor's place on, or end behind the log's `end`.
     pub(super) fn check_ahead(&self, end: Position) {
         let (name, mut next) = (&self.output.name, self.claims.read);
         for piece in &self.ahead.pieces {
@@ -243,10 +216,8 @@ impl CursorState {
         assert!(next <= end, "{name} has lines up to {next}, and the log ends at {end}");
     }
 
-    /// Returns where the read of the lines of a claim ends, and how many bytes of lines are read.
-    /// The read includes later claims that are to be sent again too, as far as they are in the same
-    /// segment and within `bytes_max`: they are most likely wanted next, in the same batch. `note`
-    /// is the note of the claim.
+    /// Returns the end and the bytes of a read for a claim. The read includes later released claims
+    /// in the same segment, up to `bytes_max`, because they are most likely wanted next.
     fn fetches_until(&self, claim: Claim, note: Note, bytes_max: u64) -> (Position, u64) {
         let mut until = (claim.end, note.bytes);
         for later in self.claims.overlapping(claim.end..self.claims.read) {
@@ -262,8 +233,7 @@ impl CursorState {
         until
     }
 
-    /// Returns the number of events that this output has claimed and not finished, and the number
-    /// of bytes of their lines.
+    /// Returns the number of claimed and unfinished events, and the bytes of their lines.
     pub(super) fn open(&self) -> (u64, u64) {
         let open = self.claims.iter().filter(|entry| entry.stage.is_open());
         open.fold((0, 0), |(events, bytes), entry| {
@@ -271,9 +241,8 @@ impl CursorState {
         })
     }
 
-    /// Returns the time when the oldest event that the output has not finished was received, in ms
-    /// since 1970. Missing events are skipped, because nobody knows when they were received. `None`
-    /// if the output has no unfinished claim and no lines are read ahead for it.
+    /// Returns the time when the oldest unfinished event in memory was received, in ms since 1970.
+    /// Gaps are skipped, because their time is unknown.
     pub(super) fn oldest(&self) -> Option<u64> {
         let claimed = self.claims.iter().next().map(|entry| entry.note.received);
         claimed.or_else(|| {
@@ -285,30 +254,26 @@ impl CursorState {
         })
     }
 
-    /// Returns the place that the cursors file notes for this output: its watermark, which is the
-    /// first position that it has not finished. With evidence, it is the first position that the
-    /// output has not finished, or whose evidence is not durable yet.
+    /// Returns the output's place for the cursors file: its watermark or, with evidence, the first
+    /// position whose evidence is not durable, if that is earlier.
     pub(super) fn saved(&self) -> LogOffset {
         let unfinished = self.unfinished();
         let unrecorded = self.unrecorded.as_ref().and_then(Unrecorded::first);
         unrecorded.map_or(unfinished, |place| place.min(unfinished))
     }
 
-    /// Notes that an event was not delivered. No event that was handed out so far counts as sent
-    /// after a start: one that was kept back as a duplicate of the undelivered event was not sent
-    /// either.
+    /// Records that an event was not delivered. No event that was handed out so far counts as sent
+    /// after a restart, because duplicates of the undelivered event were not sent either.
     fn doubt(&mut self) {
         self.history.since = self.history.since.max(self.claims.read);
     }
 
-    /// Returns the place of the first event that the output has not finished.
     fn unfinished(&self) -> LogOffset {
         let byte = self.claims.iter().next().map_or(self.ahead.byte, |entry| entry.note.first_byte);
         LogOffset { position: self.claims.watermark(), byte }
     }
 
-    /// Notes for the evidence that the output has lost these events, which begin at this byte of
-    /// the log. Events of which the evidence knows that already are left out.
+    /// Records a new loss for the evidence. `byte`: the bytes of all lines before these events.
     fn record_loss(&mut self, positions: Range<Position>, byte: u64, reason: &'static str) {
         let watermark = self.claims.watermark();
         if let Some(unrecorded) = &mut self.unrecorded {
@@ -316,8 +281,7 @@ impl CursorState {
         }
     }
 
-    /// Notes for the evidence that the output leaves, and loses the events that it has not
-    /// finished. `end` is the end of the log, and `holes` are its dropped segments.
+    /// Records for the evidence that the output leaves and loses its unfinished events.
     fn record_end(&mut self, end: Position, holes: &[Hole]) {
         for hole in holes {
             let start = hole.start.max(self.claims.read);
@@ -330,24 +294,21 @@ impl CursorState {
         lost.into_iter().for_each(|(events, byte)| self.record_loss(events, byte, REMOVED));
     }
 
-    /// Returns `true` if the output has no event on the wire. Also `true` if the output has ended,
-    /// because nobody will then report what became of its events.
+    /// Returns `true` if the output has no event on the wire or has ended, and for the recorder.
     pub(super) fn is_idle(&self) -> bool {
         let nobody_waits = self.gone || self.output.is_recorder();
         nobody_waits || self.claims.iter().all(|entry| entry.stage != Stage::OnWire)
     }
 
-    /// Moves the cursor past a segment that was dropped. Returns how many events of the segment
-    /// this output loses, so that the caller counts them: events that the output had not finished,
-    /// and that were not counted as lost before. Some lost events may be on the wire. When their
-    /// answer comes, nothing is counted.
+    /// Moves the cursor past a dropped segment. Returns the number of events that this output loses
+    /// and has not counted yet. A later answer for an event on the wire is not counted.
     pub(super) fn drop_segment(&mut self, segment: &Segment) -> u64 {
         let dropped = segment.positions();
         if self.claims.watermark() >= dropped.end {
             return 0;
         }
         self.forget_pieces_of(dropped.clone());
-        // The read that is under way may be of the dropped segment.
+        // The running read may be of the dropped segment.
         mutant!("read-of-a-dropped-segment", self.ahead.epoch += 1);
         let read = self.claims.read;
         let mut missed = dropped.end.saturating_since(dropped.start.max(read));
@@ -376,8 +337,7 @@ impl CursorState {
         missed
     }
 
-    /// Finds the first piece of lines in memory that holds one of these `positions`. Removes this
-    /// piece and all pieces after it from memory. Their lines will be read again.
+    /// From the first of these positions on, forgets the pieces in memory, to be read again.
     pub(super) fn forget_pieces_of(&mut self, positions: Range<Position>) {
         let holds = |piece: &Piece| piece.first < positions.end && positions.start < piece.end();
         if let Some(index) = self.ahead.pieces.iter().position(holds) {
@@ -387,7 +347,6 @@ impl CursorState {
         }
     }
 
-    /// Returns the place in the log where the lines in memory end. The next read begins there.
     fn ahead_until(&self) -> LogOffset {
         let read = LogOffset { position: self.claims.read, byte: self.ahead.byte };
         self.ahead.pieces.back().map_or(read, |piece| LogOffset {
@@ -396,9 +355,7 @@ impl CursorState {
         })
     }
 
-    /// Moves the cursor past a gap. Counts these events as lost for this output, unless they were
-    /// counted before. `dropped`: the number of events of the gap that lie in dropped segments, and
-    /// were counted as lost at the drop.
+    /// Moves the cursor past a gap. `dropped`: how many of its events were counted at a drop.
     fn pass_gap(&mut self, gap: &Piece, dropped: u64) {
         self.count_missing(gap, dropped);
         let reason = if gap.is_tampered { TAMPERED } else { DAMAGED };
@@ -410,9 +367,7 @@ impl CursorState {
         self.forget_counted();
     }
 
-    /// Counts the events of a gap as lost for this output, unless they were counted before.
-    /// `dropped`: the number of events of the gap that lie in dropped segments, and were counted as
-    /// lost at the drop. Returns `true` if any was counted.
+    /// Counts the uncounted events of a gap as lost. Returns `true` if there are any.
     fn count_missing(&mut self, gap: &Piece, dropped: u64) -> bool {
         let known = dropped + missing_in(&self.counted, &(gap.first..gap.end()));
         let lost = gap.events.saturating_sub(known);
@@ -426,15 +381,12 @@ impl CursorState {
         true
     }
 
-    /// Removes gaps from `counted` if they end before the first position that the output has not
-    /// finished. The cursor never comes to these gaps again.
+    /// Forgets the counted gaps before the watermark, which the cursor never passes again.
     fn forget_counted(&mut self) {
         let watermark = self.claims.watermark();
         self.counted.retain(|gap| gap.end > watermark);
     }
 
-    /// Moves the cursor back to the first position that is not finished. Forgets all claims: their
-    /// events are claimed and sent again. If there is no claim, nothing changes.
     fn rewind(&mut self) {
         let Some(note) = self.claims.rewind() else { return };
         self.ahead.byte = note.first_byte;
@@ -445,20 +397,15 @@ impl CursorState {
     }
 }
 
-/// Returns the time from `received` to `now`, which are both in ms since 1970; 0 if `received` is
-/// later.
 pub(super) fn age(received: u64, now: u64) -> Duration {
     Duration::from_millis(now.saturating_sub(received))
 }
 
-/// Returns the origin of some lines of the log: the position and the age of the first line.
 fn origin(piece: &Piece, now: u64) -> Origin {
     let received = piece.received;
     Origin { first: piece.first, events: piece.events, age: age(received, now), received }
 }
 
-/// Makes a batch from the lines of a claim. If `tells_origins` is `true`, the batch also contains
-/// the position and the age of each piece of lines.
 fn batch_of(claim: Claim, parts: impl Iterator<Item = Piece>, tells_origins: bool) -> Batch {
     let now = tells_origins.then(now);
     let mut batch = Batch::of(claim);
@@ -473,16 +420,13 @@ fn positions(range: Range<Position>) -> impl Iterator<Item = Position> {
     (0..range.end.saturating_since(range.start)).map(move |offset| range.start + offset)
 }
 
-/// Returns the number of events in a claim that are not missing. Events in the `gaps` are missing,
-/// and do not count.
+/// Returns the number of events in a claim without those in `gaps`.
 fn left(claim: Claim, gaps: &[Hole]) -> u64 {
     claim.end - claim.start - missing_in(gaps, &(claim.start..claim.end))
 }
 
 impl SpoolState {
-    /// Claims the next events of the cursor `index` that are in memory: at most `take`, but at
-    /// least one event. Gaps before them are passed. `None` if no event is in memory. If `lists` is
-    /// `true`, the batch may hold parts of JSON lists ([`crate::Cursor::next_as`]).
+    /// Claims the next events of a cursor in memory, and passes gaps before them.
     fn next(&mut self, index: usize, take: Take, lists: bool) -> Option<Batch> {
         let Self { log, writing } = self;
         let mut taken: Option<(Batch, Note)> = None;
@@ -541,8 +485,7 @@ impl SpoolState {
 }
 
 impl LogState {
-    /// Adds the next lines of the log to the pieces of the cursor `index`, if the tail holds these
-    /// lines. Returns `false` if it does not.
+    /// Adds the tail's next record to a cursor's pieces. Returns `false` if the tail lacks it.
     fn refill(&mut self, index: usize) -> bool {
         let ahead = self.cursors[index].ahead_until();
         let Some(record) = self.tail_at(ahead.position).and_then(|at| self.tail.get(at)) else {
@@ -561,8 +504,7 @@ impl LogState {
         true
     }
 
-    /// Makes the batch of a claim from the tail, which is the newest records in memory. `None` if
-    /// the tail does not hold all lines of the claim.
+    /// Makes the batch of a claim from the tail. `None` if the tail does not have all its lines.
     fn in_tail(&self, claim: Claim, index: usize) -> Option<Batch> {
         let first = self.tail_at(claim.start)?;
         let records = self.tail.range(first..);
@@ -573,15 +515,13 @@ impl LogState {
         Some(batch_of(claim, records.map(piece), self.cursors[index].tells_origins))
     }
 
-    /// Returns whether a cursor can hand out events now, has to read a file first, or has no
-    /// events.
     fn read_plan(&self, index: usize) -> ReadPlan {
         if self.is_closed_for(index) {
             return ReadPlan::Nothing;
         }
         let cursor = &self.cursors[index];
         match cursor.resend {
-            // The output is told of these lines first.
+            // The output hears of these lines first.
             Resend::Fetched { is_news: true, .. } => return ReadPlan::Ready,
             Resend::Wanted { claim, alone } => {
                 let entry = cursor.claims.overlapping(claim.start..claim.end).next();
@@ -610,9 +550,7 @@ impl LogState {
         self.read_on(index)
     }
 
-    /// Returns how a cursor gets the lines that follow those in its memory. `Ready`: from the
-    /// newest records, which the log keeps in memory. `Load`: by a read from a file. `Nothing`: the
-    /// log has no more lines.
+    /// Returns how a cursor gets the lines after those in its memory. `Ready` means from the tail.
     fn read_on(&self, index: usize) -> ReadPlan {
         let cursor = &self.cursors[index];
         let ahead = cursor.ahead_until().position;
@@ -630,9 +568,8 @@ impl LogState {
         self.job(cursor.ahead.epoch, spot, ahead, None, self.chunk)
     }
 
-    /// Plans a read in the segment of `spot`. If `to` is given, the positions `from..to` are read.
-    /// If `to` is `None`, about `chunk` bytes are read. If the log does not have this segment any
-    /// more, the read returns only a gap up to the next segment.
+    /// Plans a read in the segment of `spot`: the positions `from..to`, or without `to` about
+    /// `chunk` bytes. If the log has no such segment, the result is a gap up to the next one.
     fn job(
         &self,
         epoch: u64,
@@ -651,21 +588,16 @@ impl LogState {
     }
 }
 
-/// The answer to the question whether a cursor can hand out events now.
 enum ReadPlan {
-    /// The cursor can hand out events now.
     Ready,
-    /// The cursor has no event to hand out, and the log has no more events for it.
+    /// The log has no more events for the cursor.
     Nothing,
-    /// The cursor has to read this part of a file first.
     Load(Job),
 }
 
 impl Shared {
-    /// Gives a cursor the result of a read from a file that was started in this `epoch`. New damage
-    /// that the read has found is counted in any case, if the log still has the segment. The lines
-    /// are thrown away if the cursor has another epoch now: it was moved back (rewound), has
-    /// dropped what it had read ahead, or a segment was dropped.
+    /// Gives a cursor the result of a read. Damage is counted in any case, if the log still has the
+    /// segment. The lines are discarded if the cursor has another epoch now.
     fn apply(&self, index: usize, epoch: u64, loaded: Loaded) {
         let mut state = self.lock();
         for damage in &loaded.damages {
@@ -680,8 +612,7 @@ impl Shared {
         }
         match loaded.to {
             Some(end) => {
-                // If the claim was split meanwhile, another claim may be wanted now, and the lines
-                // of this read are then not used.
+                // If the claim was split in the meantime, another claim may be wanted now.
                 let read = Claim { start: loaded.from, end };
                 let Resend::Wanted { claim, alone } = &mut cursor.resend else { return };
                 let claim = *claim;
@@ -709,11 +640,9 @@ impl Shared {
         }
     }
 
-    /// Gives a cursor the lines of a claim that is to be sent again. `loaded` is the result of the
-    /// read from the file. It has only this claim if lines are missing, and otherwise perhaps later
-    /// claims too. Events of the claim that are missing in the file are counted as lost, and the
-    /// others are sent again. If all are missing, the claim ends here. If the claim was finished or
-    /// dropped during the read, nothing is counted.
+    /// Gives a cursor the lines of a claim that is sent again, and perhaps those of later claims.
+    /// Missing events of the claim are counted as lost, and if all are missing, the claim ends
+    /// here. Nothing is counted if the claim has ended during the read.
     fn fetched(&self, state: &mut SpoolState, index: usize, claim: Claim, loaded: &Loaded) {
         let cursor = &mut state.log.cursors[index];
         let pieces: Vec<_> =
@@ -746,10 +675,8 @@ impl Shared {
         }
     }
 
-    /// Updates the spool after events of a cursor became final or were dropped. Marks the cursors
-    /// file as out of date, and wakes the upkeep if there is something to save or delete, the
-    /// writer if it may end the active segment, and the tasks that wait for progress. Callers must
-    /// call this after a claim was acknowledged, or was dropped because all its events are missing.
+    /// Marks the cursors file as out of date, and wakes the threads and tasks that may have work
+    /// now. Must be called after events became final or were dropped.
     fn settled(&self, state: &mut SpoolState, index: usize) {
         let cursor = &mut state.log.cursors[index];
         cursor.claims.forget_done();
@@ -769,26 +696,20 @@ impl Shared {
     }
 }
 
-/// One output's handle to its cursor. The output's delivery loop owns it.
+/// One output's handle to its cursor, owned by the output's delivery loop.
 ///
-/// The state of the cursor is in [`CursorState`], under the spool's lock. This handle holds only
-/// what needs no lock: the read from a file that is under way (at most one at a time), and the
-/// times of failed reads. The next read is started when less than half a chunk (the bytes of one
-/// read) is left in memory. The disk then works while the output sends the lines that were read
-/// before.
+/// The state is in [`CursorState`], under the spool's lock. The handle holds only what needs no
+/// lock. At most one read from a file runs at a time. The next one is started when less than half a
+/// chunk (the bytes of one read) is left in memory, so that the disk works while the output sends.
 pub struct Cursor {
     shared: Arc<Shared>,
     index: usize,
-    /// Notified when the log has grown, so that the output can take more events.
     readable: Arc<Notify>,
-    /// The read from a file that is under way: the cursor's epoch when it was started, and its
-    /// task. `None` if no read is under way. At the end, nobody waits for a read that hangs because
-    /// of the disk.
+    /// The running read and its epoch. Nobody waits for it when the cursor is dropped.
     loading: Option<(u64, AbortOnDropHandle<std::io::Result<Loaded>>)>,
-    /// The time of the first failed read after the last successful one; `None` if no read has
-    /// failed since then.
+    /// The time of the first failed read after the last successful one.
     failing: Option<Instant>,
-    /// The time when a failed read was last logged; `None` if no failed read was logged.
+    /// The time of the last log line about a failed read.
     told: Option<Instant>,
 }
 
@@ -798,13 +719,11 @@ impl Cursor {
         Self { shared, index, readable, loading: None, failing: None, told: None }
     }
 
-    /// Calls a function with the state of this cursor, under the lock.
     pub(crate) fn with<R>(&self, call: impl FnOnce(&mut CursorState) -> R) -> R {
         call(&mut self.shared.lock().log.cursors[self.index])
     }
 
-    /// Waits until this cursor has events to hand out, and reads them from a file if necessary. See
-    /// [`crate::Cursor::readable`].
+    /// See [`crate::Cursor::readable`].
     ///
     /// # Cancel safety
     ///
@@ -827,7 +746,7 @@ impl Cursor {
         self.shared.lock().log.read_plan(self.index)
     }
 
-    /// Starts the read `job` on a thread that may block. Does nothing if another read is under way.
+    /// Starts a read on a thread that may block, unless one is running.
     fn load(&mut self, mut job: Job) {
         if self.loading.is_none() {
             job.patient = mutant!(
@@ -841,8 +760,7 @@ impl Cursor {
         }
     }
 
-    /// Waits for the read that is under way, and gives its result to the cursor. If the read has
-    /// failed, also waits for `PAUSE`, so that the next attempt is not made at once.
+    /// Waits for the running read, and gives its result to the cursor. Pauses after a failure.
     async fn loaded(&mut self) {
         let Some((epoch, loading)) = &mut self.loading else { return };
         let (epoch, loaded) = (*epoch, loading.await);
@@ -878,8 +796,7 @@ impl Cursor {
         }
     }
 
-    /// Returns `true` if a failed read may be logged now: if no failed read was logged in the last
-    /// 10 s. Without this limit, a disk that fails now and then would fill the log file.
+    /// Returns `true` if a failed read may be logged: at most one in each [`QUIET`].
     fn may_tell(&mut self) -> bool {
         let may = self.told.is_none_or(|told| told.elapsed() >= QUIET);
         if may {
@@ -888,14 +805,13 @@ impl Cursor {
         may
     }
 
-    /// Claims the next events that are in memory, and returns them. `None` if no event is in
-    /// memory, or if the relay drains. See [`crate::Cursor::next`].
+    /// See [`crate::Cursor::next`].
     #[cfg(test)]
     pub fn next(&mut self, take: Take) -> Option<Batch> {
         self.next_as(take, false)
     }
 
-    /// Does the same as [`crate::Cursor::next_as`].
+    /// See [`crate::Cursor::next_as`].
     pub fn next_as(&mut self, take: Take, lists: bool) -> Option<Batch> {
         let (batch, ahead) = {
             let mut state = self.shared.lock();
@@ -923,8 +839,7 @@ impl Cursor {
         batch
     }
 
-    /// Makes a claim final: its events need not be sent again. See
-    /// [`crate::Cursor::acknowledge`].
+    /// See [`crate::Cursor::acknowledge`].
     pub fn acknowledge(&self, claim: Claim, disposition: Disposition) {
         let mut state = self.shared.lock();
         let cursor = &mut state.log.cursors[self.index];
@@ -954,8 +869,7 @@ impl Cursor {
         self.shared.settled(&mut state, self.index);
     }
 
-    /// Makes the claim of one event final, which the output sets aside. See
-    /// [`crate::Cursor::set_aside`].
+    /// See [`crate::Cursor::set_aside`].
     pub fn set_aside(&self, claim: Claim) {
         {
             let mut state = self.shared.lock();
@@ -969,8 +883,7 @@ impl Cursor {
         self.acknowledge(claim, Disposition::aside());
     }
 
-    /// Notes what has become of an event that was set aside. See
-    /// [`crate::Cursor::settle_aside`].
+    /// See [`crate::Cursor::settle_aside`].
     pub fn settle_aside(&self, position: Position, event: Aside, disposition: Disposition) {
         {
             let mut state = self.shared.lock();
@@ -985,14 +898,12 @@ impl Cursor {
         self.shared.wakes.progress.notify_waiters();
     }
 
-    /// Takes the events that the output had set aside before the start. See
-    /// [`crate::Cursor::take_aside`].
+    /// See [`crate::Cursor::take_aside`].
     pub fn take_aside(&self) -> Vec<(Position, u64)> {
         self.with(|cursor| std::mem::take(&mut cursor.found))
     }
 
-    /// Returns the place of the events that the output sets aside. See
-    /// [`crate::Cursor::shelf`].
+    /// See [`crate::Cursor::shelf`].
     pub fn shelf(&self) -> Shelf {
         let name = self.with(|cursor| cursor.output.name.clone());
         let shared = Arc::clone(&self.shared);
@@ -1002,13 +913,12 @@ impl Cursor {
         })
     }
 
-    /// Returns the time at which the first event of a claim was accepted. See
-    /// [`crate::Cursor::received`].
+    /// See [`crate::Cursor::received`].
     pub fn received(&self, claim: Claim) -> u64 {
         self.with(|cursor| cursor.claims.find(claim).map_or_else(now, |entry| entry.note.received))
     }
 
-    /// Notes that the events of a claim must be sent again. See [`crate::Cursor::release`].
+    /// See [`crate::Cursor::release`].
     pub fn release(&self, claim: Claim) {
         let mut state = self.shared.lock();
         if let Some(entry) = state.log.cursors[self.index].claims.find(claim) {
@@ -1019,10 +929,7 @@ impl Cursor {
         }
     }
 
-    /// Returns the lines of events that are to be sent again, if these lines are in memory. If they
-    /// must be read from a file first, the result is `NotYet`. While the relay drains, the result
-    /// is `NotYet` too. If the claim is final or was dropped, the result is `Gone`. See
-    /// [`crate::Cursor::redeliver`].
+    /// See [`crate::Cursor::redeliver`]. A final claim is `Gone` too.
     pub fn redeliver(&mut self, claim: Claim) -> Redelivery {
         let mut state = self.shared.lock();
         if state.log.draining {
@@ -1048,7 +955,7 @@ impl Cursor {
         };
         entry.stage = Stage::OnWire;
         if let Resend::Fetched { is_news, .. } = &mut cursor.resend {
-            // Other lines that were read are kept.
+            // The other lines that were read are kept.
             *is_news = false;
         } else {
             cursor.resend = Resend::Idle;
@@ -1056,9 +963,7 @@ impl Cursor {
         Redelivery::Batch(batch)
     }
 
-    /// Notes that the events of a claim are being sent again, without returning their lines.
-    /// Returns `false` if the claim is final or was dropped. See
-    /// [`crate::Cursor::take_back`].
+    /// See [`crate::Cursor::take_back`]. Returns `false` for a final claim too.
     pub fn take_back(&self, claim: Claim) -> bool {
         let mut state = self.shared.lock();
         let claims = &mut state.log.cursors[self.index].claims;
@@ -1069,20 +974,17 @@ impl Cursor {
         true
     }
 
-    /// Cuts a claim into two halves. `None` if it can't be cut. See
-    /// [`crate::Cursor::split`].
+    /// See [`crate::Cursor::split`].
     pub fn split(&self, claim: Claim) -> Option<(Claim, Claim)> {
         self.split_at(claim, claim.start + (claim.end - claim.start) / 2)
     }
 
-    /// Cuts a claim into two parts. The second part begins at the position `middle`. `None` if
-    /// `middle` does not lie inside the claim, or if the queue does not have the claim any more.
     /// See [`crate::Cursor::split_at`].
     pub fn split_at(&self, claim: Claim, middle: Position) -> Option<(Claim, Claim)> {
         let mut state = self.shared.lock();
         state.log.cursors[self.index].claims.split(claim, middle, |note| {
-            // The number of bytes before `middle` is known only when the lines are read. Both parts
-            // get a share by their number of events; the sum is right.
+            // The bytes before `middle` are unknown until the lines are read. Both parts get a
+            // share by their number of events; the sum is right.
             let (events, of) =
                 (u128::from(middle - claim.start), u128::from(claim.end - claim.start));
             let bytes = u64::try_from(u128::from(note.bytes) * events / of).unwrap_or(note.bytes);
@@ -1092,16 +994,13 @@ impl Cursor {
         })
     }
 
-    /// Moves the cursor back to the first event that is not finished. All events from there on are
-    /// handed out again. See [`crate::Cursor::rewind`].
+    /// See [`crate::Cursor::rewind`].
     pub fn rewind(&mut self) {
         self.with(CursorState::rewind);
         self.shared.wakes.progress.notify_waiters();
     }
 
-    /// Removes the output's cursor. If `counts` is `true`, the events that the output has not
-    /// finished are counted as lost. Returns the number of events that were counted as lost. See
-    /// [`crate::Cursor::leave`] and [`crate::Cursor::leave_uncounted`].
+    /// See [`crate::Cursor::leave`] (`counts` is `true`) and [`crate::Cursor::leave_uncounted`].
     pub fn remove(self, counts: bool) -> u64 {
         let shared = Arc::clone(&self.shared);
         let mut guard = shared.lock();
@@ -1131,16 +1030,14 @@ impl Cursor {
         lost
     }
 
-    /// Changes how long segments are kept although all outputs have finished them. See
-    /// [`crate::Cursor::keep`].
+    /// See [`crate::Cursor::keep`].
     pub fn keep(&self, keeps: Duration) {
         self.shared.lock().log.cursors[self.index].output.keeps =
             mutant!("look-back-finds-nothing", keeps, Duration::ZERO);
         self.shared.wake();
     }
 
-    /// Notes by which rules the output's filter chooses events, from the position `from` on. See
-    /// [`crate::Cursor::select`].
+    /// See [`crate::Cursor::select`].
     pub fn select(&self, selection: u64, from: Position) {
         self.with(|cursor| {
             let history = &mut cursor.history;
@@ -1150,39 +1047,33 @@ impl Cursor {
         });
     }
 
-    /// Returns how many events never got a position since the last call. See
-    /// [`crate::Cursor::take_unplaced`].
+    /// See [`crate::Cursor::take_unplaced`].
     pub fn take_unplaced(&self) -> u64 {
         std::mem::take(&mut self.shared.lock().writing.unplaced)
     }
 
-    /// Returns the positions that this reader may not find, and that are not lost by that. See
-    /// [`crate::Cursor::take_given_up`].
+    /// See [`crate::Cursor::take_given_up`].
     pub fn take_given_up(&self) -> Vec<Range<Position>> {
         std::mem::take(&mut self.shared.lock().log.given_up)
     }
 
-    /// Returns the outputs that have left since the last call. See
-    /// [`crate::Cursor::take_left`].
+    /// See [`crate::Cursor::take_left`].
     pub fn take_left(&self) -> BTreeMap<String, Position> {
         std::mem::take(&mut self.shared.lock().log.left)
     }
 
-    /// Returns what is notified when an output has finished events. See
-    /// [`crate::Cursor::finished`].
+    /// See [`crate::Cursor::finished`].
     pub fn finished(&self) -> Option<Arc<Notify>> {
         self.shared.lock().log.finished_wakes.clone()
     }
 
-    /// Returns what the outputs have finished since the last call. See
-    /// [`crate::Cursor::take_finished`].
+    /// See [`crate::Cursor::take_finished`].
     pub fn take_finished(&self) -> Vec<Finished> {
         let mut state = self.shared.lock();
         state.log.unrecorded().flat_map(|(_, it)| it.take()).collect()
     }
 
-    /// Notes that the evidence of these events is durable. See
-    /// [`crate::Cursor::recorded`].
+    /// See [`crate::Cursor::recorded`].
     pub fn recorded(&self, finished: &[Finished]) {
         if finished.is_empty() {
             return;
@@ -1197,40 +1088,35 @@ impl Cursor {
         self.shared.settled(state, self.index);
     }
 
-    /// Returns `true` if no more events are handed out, because the relay drains. See
-    /// [`crate::Cursor::is_closed`].
+    /// See [`crate::Cursor::is_closed`].
     pub fn is_closed(&self) -> bool {
         self.shared.lock().log.draining
     }
 
-    /// Returns a reader of old events: those before the first position that this output has not
-    /// finished. Events that were received longer ago than `within` are skipped. See
-    /// [`crate::Cursor::before`].
+    /// See [`crate::Cursor::before`].
     pub fn before(&self, within: Duration) -> Before {
         let state = self.shared.lock();
         let cursor = &state.log.cursors[self.index];
         Before::new(Arc::clone(&self.shared), cursor.history.since, cursor.unfinished(), within)
     }
 
-    /// Returns the identity of the queue. See [`crate::Cursor::identity`].
+    /// See [`crate::Cursor::identity`].
     pub fn identity(&self) -> Identity {
         self.shared.identity
     }
 
-    /// Returns the limit of the queue in bytes. See [`crate::Cursor::capacity`].
+    /// See [`crate::Cursor::capacity`].
     pub fn capacity(&self) -> u64 {
         self.shared.capacity()
     }
 
-    /// Returns a function that says whether the queue is crowded. See
-    /// [`crate::Cursor::crowding`].
+    /// See [`crate::Cursor::crowding`].
     pub fn crowding(&self) -> impl Fn() -> bool + Send + Sync + use<> {
         let shared = Arc::clone(&self.shared);
         move || is_crowded(shared.needed_bytes(&shared.lock()), shared.capacity())
     }
 
-    /// Returns the file in which the output may keep facts for the next start. See
-    /// [`crate::Cursor::notes`].
+    /// See [`crate::Cursor::notes`].
     pub fn notes(&self) -> Notes {
         let (name, end) = {
             let state = self.shared.lock();
@@ -1246,8 +1132,7 @@ impl Cursor {
         Notes::new(Arc::clone(&self.shared.disk), &name, end, settled)
     }
 
-    /// Returns `true` if this output has claimed all events that are synced to the disk. See
-    /// [`crate::Cursor::is_at_end`].
+    /// See [`crate::Cursor::is_at_end`].
     pub fn is_at_end(&self) -> bool {
         let state = self.shared.lock();
         state.log.cursors[self.index].claims.read >= state.log.end.position

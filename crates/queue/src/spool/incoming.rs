@@ -1,17 +1,16 @@
-//! A file beside the log, for the lines of a body that is too large to be held in memory.
+//! A separate file for the lines of a request body that is too large for memory.
 //!
 //! An [`Incoming`] takes the lines while the body arrives, and writes them as the records of a
-//! segment whose positions are not known yet. When the body is whole, `Queue::append_incoming` lets
-//! the file wait for the writer thread, behind the batches that wait already. The writer then fills
-//! in the positions, and gives the file the name of the log's next segment. Nobody is told that the
-//! body is safe before that name is synced, and a start deletes the file if it has not got the
-//! name. A crash at any moment therefore leaves all of the body in the log, or nothing.
+//! segment whose positions are not known yet. When the body is complete, `Queue::append_incoming`
+//! lets the file wait for the writer thread, behind other waiting batches. The writer then fills in
+//! the positions, and renames the file to the log's next segment. The sender hears that the body is
+//! safe only after the new name is synced, and a start deletes files that were not renamed. A crash
+//! at any moment therefore leaves all of the body in the log, or nothing.
 //!
-//! The bytes of the file count in `queue.max_bytes` from the moment when they are reserved, which
-//! is before they are written. An incoming body that is dropped leaves its file to the upkeep,
-//! which deletes it.
+//! The bytes of the file count in `queue.max_bytes` from their reservation on, which is before they
+//! are written. The upkeep deletes the file of a dropped [`Incoming`].
 //!
-//! All methods wait for the disk; they are for threads that may block.
+//! All methods block on the disk.
 
 use std::io;
 use std::sync::{Arc, PoisonError};
@@ -27,98 +26,69 @@ use audit::LevelCounts;
 use base::disk::{File, SEGMENTS};
 use base::mutant;
 
-/// The file of a large request body is synced each time after this many bytes of lines were
-/// written. With rarer syncs, the page cache would fill with data that is not on the disk yet. One
-/// long sync at the end would then delay the small writes of the writer thread.
+/// The file is synced each time after this many bytes of lines. With rarer syncs, the page cache
+/// would fill, and one long sync at the end would delay the small writes of the writer thread.
 const SYNC_BYTES: u64 = if cfg!(test) { 6 << 10 } else { 16 << 20 };
 
-/// The end of the name of a file that holds a large request body and is not a segment yet.
 pub(super) const SUFFIX: &str = ".incoming";
 
-/// Returns the file name for a large request body that is arriving: `segments/%020u.incoming`,
-/// where `%020u` is the number with 20 digits.
 fn file_name(number: u64) -> String {
     format!("{SEGMENTS}/{number:020}{SUFFIX}")
 }
 
-/// One record in the file of a large request body that is arriving. The record's header is written
-/// later, when the positions of its events are known.
+/// One record in the file of an arriving body. Its header is written when the positions are known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct IncomingRecord {
-    /// The offset of the record's header in the file.
     pub(super) offset: u64,
     pub(super) events: u64,
-    /// The number of bytes of the record's lines.
     pub(super) length: u64,
-    /// CRC-32C of the record's lines.
+    /// The CRC-32C of the record's lines, without a seed.
     pub(super) crc: u32,
 }
 
-/// The file of a large request body. The file becomes a segment of the queue when the writer thread
-/// takes it. Code that drops an `IncomingFile` that is not a segment must call
-/// [`Accounting::abandon`] first, so that the upkeep deletes the file.
+/// The file of a large body. Code that drops it before it is a segment must first call
+/// [`Accounting::abandon`], so that the upkeep deletes the file.
 #[derive(Debug)]
 pub(super) struct IncomingFile {
     pub(super) file: Arc<dyn File>,
-    /// The file's name in the queue's directory.
     pub(super) name: String,
-    /// The size in bytes with which this file counts in [`Accounting::files`]. Reserved bytes that
-    /// are not written yet are included.
+    /// The bytes by which the file counts in [`Accounting::files`], including reserved bytes.
     pub(super) size: u64,
-    /// The records in the file, in the order in which they were written.
     pub(super) records: Vec<IncomingRecord>,
-    /// The number of bytes of all lines in the file, without headers.
     pub(super) bytes: u64,
 }
 
-/// A large request body that is arriving. Its lines are stored in a file of their own.
+/// A large request body that is arriving, owned by the task that reads the request.
 ///
-/// The file is made when the first lines arrive. Lines arrive in parts. [`Incoming::store`]
-/// reserves room for each part, and then writes the part. If there is no room, it first waits until
-/// the upkeep has deleted segments. [`Incoming::sync`] syncs all lines that were written. At
-/// the end `Queue::append_incoming` gives the file to the writer thread, which makes the file a
-/// segment. After an error the body can only be dropped.
-///
-/// The task that reads the request owns this value, and calls the methods on threads that may
-/// block. If segments must be dropped to make room, they are dropped for only one arriving body at
-/// a time (`Shared::reserve`).
+/// The file is made with the first lines. [`Incoming::store`] reserves room for each part of the
+/// lines, if necessary after the upkeep has deleted segments. After an error the body can only be
+/// dropped.
 pub struct Incoming {
     shared: Arc<Shared>,
-    /// The body's file. `None` before the first lines, after the queue has taken the file, and if
-    /// the body is dropped because the queue is full.
+    /// `None` before the first lines, once the queue has the file, and if the body is dropped.
     file: Option<IncomingFile>,
-    /// The number of bytes of lines that were written since the last sync.
     unsynced: u64,
-    /// The number of events in all lines of the body so far, including lines that were dropped.
+    /// The number of all events so far, even if they are dropped.
     events: u64,
-    /// The number of bytes of all lines of the body so far, including lines that were dropped.
+    /// The number of bytes of all lines so far, even if they are dropped.
     bytes: u64,
-    /// `true`: the queue is full and drops the newest events. The events of this body are then
-    /// counted as dropped, and not stored.
+    /// `true` if the queue is full with `drop_newest`, so that the events are only counted.
     pub(super) is_dropped: bool,
-    /// `true`: segments were dropped to make room for this body. As long as this body arrives, no
-    /// segments are dropped for another large request body (`has_dropper` in the writer's state).
+    /// `true` if segments were dropped for this body, so that none are dropped for another one.
     is_dropper: bool,
 }
 
-/// The result of an attempt to reserve bytes in the queue for a large request body that is
-/// arriving.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Room {
-    /// The queue has room: the bytes are reserved for this request body, and no other body or batch
-    /// can use them.
     Reserved,
-    /// The queue has no room until the upkeep has deleted segments. The caller has to try again
-    /// after that.
+    /// There is no room until the upkeep has deleted segments: the caller must try again then.
     Later,
-    /// The queue is full, and `when_full` is `"drop_newest"`: the events of the request body are
-    /// not stored. They are counted as dropped.
+    /// The queue is full with `drop_newest`: the events are counted as dropped and not stored.
     Dropped,
 }
 
 impl Incoming {
-    /// Returns the number of bytes of all lines of the body so far, including lines that were
-    /// dropped because the queue is full.
+    /// Returns the number of bytes of all lines so far, even if they are dropped.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -127,15 +97,13 @@ impl Incoming {
     ///
     /// # Errors
     ///
-    /// The queue has no room for the lines, or the disk does not take them. The incoming body can
-    /// only be dropped then.
+    /// There is no room for the lines, or the disk refuses them. The body can then only be dropped.
     pub fn store(&mut self, lines: &[u8], events: u64) -> Result<(), Refused> {
         self.reserve_for(lines)?;
         self.write(lines, events)
     }
 
-    /// Reserves room for these lines. If there is no room, waits until the upkeep has deleted
-    /// segments. The wait ends after `HANGS` at the latest.
+    /// Reserves room for these lines. Waits at most [`HANGS`] for the upkeep to make room.
     fn reserve_for(&mut self, lines: &[u8]) -> Result<(), Refused> {
         let deadline = Instant::now() + HANGS;
         while self.try_reserve(lines)? == Room::Later {
@@ -152,8 +120,7 @@ impl Incoming {
         Ok(())
     }
 
-    /// Reserves the bytes that a record with these lines takes, if there is room for them. Does not
-    /// wait for room: the result says whether the caller has to try again.
+    /// Reserves the bytes of a record with these lines, without a wait.
     pub(super) fn try_reserve(&mut self, lines: &[u8]) -> Result<Room, Refused> {
         if self.is_dropped {
             return Ok(Room::Dropped);
@@ -186,7 +153,6 @@ impl Incoming {
         Ok(room)
     }
 
-    /// Makes the body's file, whose bytes are reserved already.
     fn create(&mut self, name: String, size: u64) -> Result<(), Refused> {
         match self.shared.disk.create(&name, BLOCK) {
             Ok(file) => {
@@ -195,20 +161,20 @@ impl Incoming {
                 Ok(())
             }
             Err(error) => {
-                // The file may be there although making it has failed.
+                // The file may exist although its creation has failed.
                 self.shared.lock().writing.accounting.abandon(name, size);
                 Err(self.refuse(&error))
             }
         }
     }
 
-    /// Writes lines, whose bytes are reserved already, as one record of `events` events.
+    /// Writes lines as one record, whose bytes are reserved already.
     pub(super) fn write(&mut self, lines: &[u8], events: u64) -> Result<(), Refused> {
         self.events += events;
         self.bytes += lines.len() as u64;
         let Some(stored) = &mut self.file else { return Ok(()) };
         let offset = stored.size - RECORD_HEADER - lines.len() as u64;
-        // The header stays zeros until the writer knows the positions.
+        // The header stays zero until the writer knows the positions.
         let header = [0; 64];
         if let Err(error) = stored.file.write_at(&[&header, lines], offset) {
             return Err(self.refuse(&error));
@@ -223,18 +189,17 @@ impl Incoming {
         Ok(())
     }
 
-    /// Syncs all lines that were written. The writer thread then has to sync only the headers.
+    /// Syncs all written lines. The writer thread then has to sync only the headers.
     ///
     /// # Errors
     ///
-    /// The disk refuses to sync. The incoming body can only be dropped then.
+    /// The disk refuses. The body can then only be dropped.
     pub fn sync(&mut self) -> Result<(), Refused> {
         self.unsynced = 0;
         let Some(stored) = &self.file else { return Ok(()) };
         stored.file.sync().map_err(|error| self.refuse(&error))
     }
 
-    /// Counts and logs an error of the disk. Returns the refusal for the sender.
     fn refuse(&self, error: &io::Error) -> Refused {
         self.shared.metrics.spool.write_errors.increment(1);
         tracing::warn!(
@@ -265,13 +230,12 @@ impl Drop for Incoming {
 }
 
 impl Shared {
-    /// Reserves `bytes` more bytes for a large request body that is arriving, if there is room for
-    /// them.
+    /// Reserves `bytes` more bytes for an arriving body.
     ///
-    /// If segments must be dropped to make room, they are dropped for only one arriving body at a
-    /// time. Otherwise one body could drop segments and another body could take the freed room,
-    /// until all of these bodies are refused and the segments were dropped for nothing.
-    /// `is_dropper` is set to `true` when segments are dropped for this body.
+    /// Segments are dropped for only one arriving body at a time. Otherwise one body could drop
+    /// segments and another could take their room, until all these bodies are refused and the
+    /// segments were dropped for nothing. `is_dropper` becomes `true` when segments are dropped for
+    /// this body.
     fn reserve(
         &self,
         state: &mut SpoolState,
@@ -302,8 +266,7 @@ impl Shared {
 }
 
 impl Queue {
-    /// Makes a place for the lines of a body that is too large to be held in memory. See
-    /// [`crate::Queue::incoming`].
+    /// See [`crate::Queue::incoming`].
     pub fn incoming(&self) -> Incoming {
         Incoming {
             shared: Arc::clone(&self.shared),
@@ -316,9 +279,7 @@ impl Queue {
         }
     }
 
-    /// Adds a large request body, whose lines are all stored and synced, to the batches that wait
-    /// for the writer thread. Returns the ticket on which the sender waits for the answer. See
-    /// [`crate::Queue::append_incoming`].
+    /// See [`crate::Queue::append_incoming`].
     ///
     /// # Errors
     ///
@@ -342,7 +303,6 @@ impl Queue {
         }
         let append =
             Append { lines: bytes::Bytes::new(), events: incoming.events, levels, list: None };
-        // Batches that arrive after this body begin a new segment.
         state.writing.accounting.plan_incoming();
         Ok(shared.join_line(state, append, incoming.file.take(), Some(0)))
     }

@@ -1,8 +1,8 @@
-//! Reading from the files for one cursor: a few megabytes at a time, and whole lines. Missing lines
-//! are marked as a gap.
+//! Reads from the files for one cursor: a few megabytes at a time, and whole lines. Missing lines
+//! become a gap.
 //!
-//! The reads run on threads that may block, and change the state only through what they return.
-//! Damaged bytes are copied to the quarantine and logged here, by the first read that finds them.
+//! The reads run on threads that may block, and change the state only through their result. The
+//! first read that finds damaged bytes logs them and copies them to the quarantine.
 
 use std::io;
 use std::ops::Range;
@@ -20,66 +20,51 @@ use base::disk::{Disk, File, QUARANTINE, named};
 use base::position::Position;
 use telemetry::QueueMetrics;
 
-/// The place of an event in the files of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Spot {
-    /// The first position of the segment, which names its file.
     pub(super) segment: Position,
-    /// The offset of the header of the event's record, in the segment's file.
+    /// The offset of the record's header in the segment's file.
     pub(super) offset: u64,
-    /// The offset in the file at which the event's line begins. 0 means that the line is the first
-    /// one of its record.
+    /// The offset of the event's line in the file. 0 if it is the first line of its record.
     pub(super) line: u64,
-    /// The position of the event.
     pub(super) position: Position,
 }
 
-/// A part of the log: some lines of one record. If lines are missing because of damage, or because
-/// somebody has changed them, the piece is a gap: a range of positions without lines.
+/// Some lines of one record, or a gap: positions whose lines are damaged or were changed.
 #[derive(Debug, Clone)]
 pub(super) struct Piece {
-    /// The position of the first event in this part of the log.
     pub(super) first: Position,
-    /// The number of events in this part of the log, at least 1.
     pub(super) events: u64,
-    /// The byte number of the first line: the number of bytes of all lines in the log before this
-    /// line.
+    /// The number of bytes of all lines before the piece in the log.
     pub(super) first_byte: u64,
-    /// The events of this part of the log, each with one byte after it. Empty if the lines are
-    /// missing (a gap).
+    /// The events, each with one byte after it. Empty for a gap.
     pub(super) lines: Bytes,
-    /// `Some`: the events are a part of a JSON list, as it was received.
+    /// The ends of the events, if they are a part of a JSON list as it was received.
     pub(super) ends: Option<ListEnds>,
-    /// If the lines are missing (a gap), the number of bytes that they had; else 0.
+    /// The number of bytes of a gap's missing lines; otherwise 0.
     missing: u64,
-    /// `true`: the lines count as missing because somebody has changed them.
+    /// `true` if the piece is a gap because somebody has changed the lines.
     pub(super) is_tampered: bool,
-    /// The time when the lines were received, in ms since 1970; 0 if the lines are missing (a gap).
+    /// The time of acceptance in ms since 1970; 0 for a gap.
     pub(super) received: u64,
-    /// The place in a file of the first event in this part of the log.
     pub(super) spot: Spot,
 }
 
 impl Piece {
-    /// Returns the position after the last event of this part of the log.
     pub(super) fn end(&self) -> Position {
         self.first + self.events
     }
 
-    /// Returns `true` if this part of the log is a gap: a range of positions whose lines are
-    /// missing.
     pub(super) fn is_gap(&self) -> bool {
         self.lines.is_empty()
     }
 
-    /// Returns the number of bytes of the lines in this part of the log. For a gap, it is the
-    /// number of bytes of the missing lines.
+    /// Returns the number of bytes of the lines, even if they are missing.
     pub(super) fn bytes(&self) -> u64 {
         self.lines.len() as u64 + self.missing
     }
 
-    /// Returns the events as lines. If `lists` is `true`, a part of a JSON list is returned as it
-    /// is, with its ends.
+    /// Returns the events as lines. With `lists`, a part of a list stays as it is, with its ends.
     pub(super) fn text(self, lists: bool) -> (Bytes, Option<ListEnds>) {
         match self.ends {
             Some(ends) if !lists => (lines_of(&self.lines, &ends), None),
@@ -87,8 +72,7 @@ impl Piece {
         }
     }
 
-    /// Cuts off the first events and returns them: as many events as `take` allows, but at least
-    /// one. `self` keeps the events after them.
+    /// Cuts off as many events as `take` allows, at least one, and returns them.
     pub(super) fn cut(&mut self, take: Take) -> Self {
         let (bytes, events) = take.front_of(&self.lines, self.ends.as_ref());
         let front = Self { events, lines: self.lines.split_to(bytes), ..self.clone() };
@@ -106,8 +90,7 @@ impl Piece {
     }
 }
 
-/// Returns the events at these `positions`, from a record that is in memory. Positions outside the
-/// record are ignored.
+/// Returns the events of a record in memory that have these positions.
 pub(super) fn piece_of(record: &TailRecord, positions: Range<Position>) -> Piece {
     let (start, end) =
         (positions.start.max(record.first.position), positions.end.min(record.end()));
@@ -135,57 +118,40 @@ pub(super) fn piece_of(record: &TailRecord, positions: Range<Position>) -> Piece
     }
 }
 
-/// A planned read of one segment: which events are to be read, and what is known of the segment.
 #[derive(Debug)]
 pub(super) struct Job {
-    /// The cursor's epoch, a number that rises when lines that were read become useless. If the
-    /// cursor has another epoch when the read ends, the lines that were read are thrown away.
+    /// The epoch of the cursor. If it has changed when the read ends, the lines are discarded.
     pub(super) epoch: u64,
-    /// The place in the file where reading begins. This may be before the event at the position
-    /// `from`: at its record, or at an earlier record.
+    /// The place where reading begins: at the event `from` or before it.
     pub(super) spot: Spot,
-    /// The first position that is to be read.
     pub(super) from: Position,
-    /// The position after the last event that is to be read. `None` if there is no such limit: the
-    /// read then ends after about `chunk` bytes.
+    /// The position after the last wanted event. `None` if the read ends after about `chunk` bytes.
     pub(super) to: Option<Position>,
-    /// About how many bytes of lines are to be read at once.
     pub(super) chunk: u64,
-    /// The segment as it was when the read was planned. Its damage is known, and is not reported
-    /// again. If the log has no such segment, `offset` is 0: all events of the read are missing.
+    /// The segment as it was when the read was planned. Its known damage is not reported again. An
+    /// `offset` of 0 means that the log has no such segment, and all events are missing.
     pub(super) segment: Segment,
-    /// `true`: if a part of the file can't be read, the read fails and is tried again later.
-    /// `false`: such a part counts as damaged, and the read continues.
+    /// `true` if the read fails when a part of the file can't be read, and is retried later.
+    /// Otherwise such a part counts as damaged.
     pub(super) patient: bool,
 }
 
-/// The result of a read of one segment.
 #[derive(Debug)]
 pub(super) struct Loaded {
-    /// The first position of the segment that was read.
     pub(super) segment: Position,
-    /// The first position that was to be read: [`Job::from`].
     pub(super) from: Position,
-    /// The position after the last event that was to be read: [`Job::to`].
     pub(super) to: Option<Position>,
-    /// The lines and gaps that were read, in order. Each element begins at the position where the
-    /// element before it ends.
+    /// The lines and gaps in order. Each piece begins where the one before it ends.
     pub(super) pieces: Vec<Piece>,
-    /// The place in this segment where the next read continues. `None`: the next read continues in
-    /// the next segment.
+    /// The place where the next read continues. `None` if that is in the next segment.
     pub(super) next: Option<Spot>,
-    /// The damage that this read has found.
     pub(super) damages: Vec<Damage>,
 }
 
 impl Shared {
-    /// Reads the events of a job from a file. Reports damage that was not known before. If the file
-    /// does not exist, the result is a gap: all these events count as missing.
-    ///
-    /// # Errors
-    ///
-    /// The file exists, but can't be opened. Or a part of the file can't be read, and the job is
-    /// patient, which means that the read is to be tried again later.
+    /// Reads the events of a job from a file, and reports new damage. Without the file, the result
+    /// is a gap. Fails if the file can't be opened, or if a part of it can't be read and the job is
+    /// patient.
     pub(super) fn read(&self, job: &Job) -> io::Result<Loaded> {
         let name = segment::file_name(job.segment.first.position);
         let named = named(&name);
@@ -220,15 +186,13 @@ impl Shared {
         Ok(reader.loaded)
     }
 
-    /// Compares lines with the lines as they came in, if there is evidence. Lines that have changed
-    /// become gaps.
+    /// Compares lines with the received ones, if there is evidence. Changed lines become gaps.
     pub(super) fn compared(&self, pieces: Vec<Piece>) -> Vec<Piece> {
         let Some(originals) = self.originals.get() else { return pieces };
         pieces.into_iter().flat_map(|piece| untampered(piece, &**originals)).collect()
     }
 }
 
-/// Cuts the lines that have changed since they came in out of a piece. They become gaps.
 fn untampered(mut piece: Piece, originals: &dyn Originals) -> Vec<Piece> {
     let mut parts = Vec::new();
     for position in originals.changed(piece.first, &piece.lines) {
@@ -243,17 +207,15 @@ fn untampered(mut piece: Piece, originals: &dyn Originals) -> Vec<Piece> {
     parts
 }
 
-/// Reads the events of a job, as far as the file can be read. The result contains the damage that
-/// was found. The damage is not reported to the log or to metrics here.
+/// Reads the events of a job, as far as possible. Damage is returned, and not reported.
 pub(super) fn read_what_is_there(job: &Job, file: &dyn File) -> Loaded {
     let mut reader = Reader::new(job);
     reader.read(file);
     reader.loaded
 }
 
-/// Copies damaged bytes of a segment to the directory `quarantine/`, as far as this directory has
-/// room. Also logs and counts the damage. `capacity`: the greatest number of bytes that all copies
-/// in the directory may take together.
+/// Logs and counts damage, and copies the damaged bytes to `quarantine/`, as far as there is room.
+/// `capacity`: the limit for the bytes of all copies.
 pub(super) fn set_aside(
     disk: &dyn Disk,
     file: &dyn File,
@@ -288,8 +250,7 @@ pub(super) fn set_aside(
     metrics.damaged(&place);
 }
 
-/// Copies bytes of a segment to a new file in the directory `quarantine/`. Returns the number of
-/// bytes that were copied.
+/// Copies bytes of a segment to a new file in `quarantine/`. Returns their number.
 fn copy_aside(
     disk: &dyn Disk,
     file: &dyn File,
@@ -314,17 +275,13 @@ fn copy_aside(
     Ok(length)
 }
 
-/// A read of one segment that is under way.
 struct Reader<'a> {
     job: &'a Job,
-    /// The place in the log up to which the result has lines or gaps. The next part of the result
-    /// begins here.
+    /// The place in the log where the next piece begins.
     at: LogOffset,
-    /// The number of bytes of all lines that were read so far.
     bytes: u64,
-    /// `true` as long as every part of the file that was needed could be read.
+    /// `true` while every needed part of the file could be read.
     has_read_all: bool,
-    /// The result of the read so far.
     loaded: Loaded,
 }
 
@@ -346,7 +303,6 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Returns `true` if the job wants more events than were read so far.
     fn wants(&self) -> bool {
         match self.job.to {
             Some(to) => self.at.position < to,
@@ -354,12 +310,11 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Reads the events of the job, beginning with the record that holds the first of these events.
     fn read(&mut self, file: &dyn File) {
         let job = self.job;
         let expected =
             if job.spot.line == 0 { job.spot.position } else { job.segment.first.position };
-        // Before that record only headers are read.
+        // Only headers are read before the record that holds the first wanted event.
         let mut position = expected;
         let mut within = None;
         let mut scan =
@@ -383,9 +338,8 @@ impl<'a> Reader<'a> {
         self.has_read_all &= scan.has_read_all();
     }
 
-    /// Reads one record after the other while the job wants more events. If the job has no last
-    /// position (`to` is `None`), the read may end earlier. In this case, after the first lines,
-    /// only records that are in memory already are read.
+    /// Reads records while the job wants more events. Without a last position (`to`), only records
+    /// that are in memory are read after the first lines.
     fn read_on(&mut self, scan: &mut Scan<'_>) {
         let job = self.job;
         while self.wants() && (self.loaded.pieces.is_empty() || job.to.is_some() || scan.is_ahead())
@@ -397,8 +351,7 @@ impl<'a> Reader<'a> {
                 Some(Found::Record(record)) => match &record.lines {
                     Some(lines) => self.take(&record, lines),
                     None => {
-                        // The scan has just read and checked all lines of the long record. The part
-                        // that is wanted is read again.
+                        // The scan has just verified this record. The wanted part is read again.
                         let line = match job.spot {
                             spot if spot.line > 0 && spot.offset == record.offset => {
                                 (spot.line, spot.position)
@@ -419,14 +372,11 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Returns `true` if this record begins after the last event that the job wants. The wanted
-    /// events that were not found in earlier records are then missing.
     fn is_beyond(&self, record: &segment::Record) -> bool {
         self.job.to.is_some_and(|to| record.header.first >= to)
     }
 
-    /// Adds a gap to the result: from the end of what was read so far up to the place `until`. Adds
-    /// nothing if there is no position between.
+    /// Adds a gap up to the place `until`, if there is any position before it.
     fn miss(&mut self, until: LogOffset, spot: Spot) {
         let first = self.at.position;
         if until.position > first {
@@ -449,15 +399,13 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Adds lines, or a gap, to the end of the result.
     fn push(&mut self, piece: Piece) {
         self.at = LogOffset { position: piece.end(), byte: piece.first_byte + piece.bytes() };
         self.bytes += piece.lines.len() as u64;
         self.loaded.pieces.push(piece);
     }
 
-    /// Ends the read at the end of the segment. Wanted events that were not found become a gap:
-    /// they count as missing.
+    /// Ends the read at the end of the segment. Wanted events that were not found become a gap.
     fn end(&mut self) {
         let end = self.job.to.unwrap_or(self.job.segment.end.position);
         let spot = Spot { offset: self.job.segment.offset, ..self.job.spot };
@@ -465,9 +413,7 @@ impl<'a> Reader<'a> {
         self.loaded.next = None;
     }
 
-    /// Adds those events of a record that the job wants to the result; their lines are in memory.
-    /// If wanted events before the record were not found, first adds a gap: these events count as
-    /// missing.
+    /// Adds the wanted events of a record in memory, after a gap for missing events before it.
     fn take(&mut self, record: &segment::Record, lines: &Bytes) {
         let header = record.header;
         let segment = self.job.segment.first.position;
@@ -478,10 +424,9 @@ impl<'a> Reader<'a> {
         self.push(piece);
     }
 
-    /// Reads those lines of a long record that the job wants. The record is too long to be kept in
-    /// memory as a whole, so its lines are read part by part. Reading begins at the line at the
-    /// offset `line`, which has the position `position`; this may be a line inside the record.
-    /// Returns `false` if the job wants no more events although the record has more lines.
+    /// Reads the wanted lines of a record that is too long for memory, part by part, from the
+    /// offset `line` on, where the event at `position` begins. Returns `false` if the job wants no
+    /// more, and lines of the record are left.
     fn take_long(
         &mut self,
         scan: &mut Scan<'_>,
@@ -528,10 +473,9 @@ impl<'a> Reader<'a> {
         false
     }
 
-    /// Reads about as many of the next lines of a long record as one read returns. Returns the
-    /// lines and the number of their events. `bytes` is the range of the remaining lines in the
-    /// file, and `position` is the position of the first of them. `None` if the lines have changed
-    /// since they were checked, or can't be read again: the rest of the record is then missing.
+    /// Reads about `chunk` bytes of the next lines of a long record. Returns them and their number.
+    /// `None` if they have changed since they were verified: the rest of the record is then
+    /// missing.
     fn next_lines(
         &self,
         scan: &mut Scan<'_>,

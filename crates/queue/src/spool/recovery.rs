@@ -1,13 +1,14 @@
-//! The start: what is in the directory, where each output continues, and where new records go.
+//! The start of the queue: the files in the directory, the place where each output continues, and
+//! the end of the log.
 //!
 //! Nothing is deleted here: files that are not needed are given to the upkeep. Only the last
-//! segment is read in full. Of each other segment the header is read. If the place of an output is
-//! in it, the headers of the records before this place are read too.
+//! segment is read in full. In each other segment the header is read, and, if an output continues
+//! there, the headers of the records before that place.
 //!
-//! The directory holds what a crash, a fault of the disk or a person has left. The table lists all
+//! A crash, a fault of the disk or a person may have changed the directory. The table lists all
 //! cases, and comments in the code name the case that is decided there ("Case 7"). The decisions
-//! follow two rules: no position is given to two events, and an event whose sender got 200 is
-//! either handed out or counted as lost. In doubt an output gets events twice.
+//! follow two rules: no position is given to two events, and an event whose sender got the status
+//! 200 is handed out or counted as lost. In doubt an output gets events twice.
 //!
 //! | case | found on disk | decision | why |
 //! |---|---|---|---|
@@ -42,7 +43,7 @@
 //! | 25 | a file in `set-aside/` whose event is not before its output's place | it is deleted | the output gets the event from the log |
 //! | 26 | a file in `set-aside/` of an output that whole cursors do not name, or of one that the config does not name | it is deleted; as 5 if the cursors file names the output | as 5 |
 //! | | **a read fails** ([`Patient`]) | | |
-//! | 22 | and of a segment, `cursors` or `synced` nothing can be read for half a minute | the start is refused, and nothing is changed | the disk is away, and what it holds may be whole |
+//! | 22 | and of a segment, `cursors` or `synced` nothing can be read for half a minute | the start is refused, and nothing is changed | the disk is unreachable, and its data may be whole |
 //! | 23 | and other parts of the file can be read | damage | a sector is bad, and must not keep the relay from starting |
 
 use std::collections::VecDeque;
@@ -82,20 +83,14 @@ use base::position::Position;
 use base::{disk, mutant};
 use telemetry::{QueueMetrics, Telemetry};
 
-/// The number of bytes that are read and written again at once at a start.
+/// The number of bytes that are read and written again at once.
 const AGAIN_BYTES: usize = 64 * 1024;
 
-/// The number of bytes that are read at once where some of them can't be read.
+/// The read size where some bytes can't be read, so that the readable pages are found.
 const PAGE: usize = 4096;
 
-/// Opens the queue on a disk. Returns the queue, one cursor for each of the `outputs` in the same
-/// order, and the writer. The caller has to run the writer.
-///
-/// # Errors
-///
-/// The directory can't be used, a newer version of the program has written it, or there are too
-/// many outputs. Or a file can't be read at all: nothing is changed then. Damage in the files is
-/// not an error.
+/// Opens the queue on a disk. Returns it, a cursor for each of `outputs` in order, and the writer,
+/// which the caller has to run. Damage in the files is not an error.
 pub(super) fn open(
     disk: Arc<dyn Disk>,
     directory: &Path,
@@ -160,8 +155,6 @@ pub(super) fn open(
     Ok((Queue { shared }, cursors, writer))
 }
 
-/// Sets the metrics of a queue on disk that has just been opened. It may have `max_bytes` bytes,
-/// and its log ends at `end`.
 #[allow(clippy::cast_precision_loss, reason = "a gauge; sizes are below 2^52")]
 fn show(metrics: &QueueMetrics, max_bytes: u64, end: Position) {
     metrics.earlier.set(end.get() as f64);
@@ -170,8 +163,7 @@ fn show(metrics: &QueueMetrics, max_bytes: u64, end: Position) {
     metrics.writable.set(1.0);
 }
 
-/// Returns a function that makes an [`OpenError`] from an error of the operating system. `what` is
-/// the operation that has failed, and `name` is its file in the directory.
+/// Returns a function that makes an [`OpenError`] for the operation `what` on the file `name`.
 fn failed(
     directory: &Path,
     what: &'static str,
@@ -181,7 +173,7 @@ fn failed(
     move |error| OpenError::new(what, path, error)
 }
 
-/// Reads the cursors file. Returns what was found, and the file as it is written from now on.
+/// Reads the cursors file, and opens it for writing.
 fn read_cursors(
     disk: &dyn Disk,
     directory: &Path,
@@ -201,8 +193,7 @@ fn read_cursors(
     Ok((found, writing))
 }
 
-/// Makes the state of a queue without outputs from what was found. `abandoned`: the names and the
-/// sizes of the files of case 21.
+/// Makes the state of a queue without outputs. `abandoned`: the files of case 21.
 fn state_of(
     log: Log,
     abandoned: Vec<(String, u64)>,
@@ -217,8 +208,7 @@ fn state_of(
     state
 }
 
-/// Case 21: finds the files of large request bodies that never became segments, and spare files.
-/// Returns their names and sizes in bytes.
+/// Case 21: returns the names and sizes of unfinished large bodies and of spare files.
 fn not_taken(disk: &dyn Disk) -> io::Result<Vec<(String, u64)>> {
     let is_incoming = |name: &str| number_of(name, incoming::SUFFIX).is_some();
     let of = |directory: &str| -> io::Result<Vec<String>> {
@@ -243,8 +233,7 @@ fn not_taken(disk: &dyn Disk) -> io::Result<Vec<(String, u64)>> {
     sized.collect()
 }
 
-/// Case 5: counts the lost events of removed outputs, which the cursors file names and the config
-/// does not name any more.
+/// Case 5: counts the lost events of outputs that the config does not name any more.
 fn count_removed(
     state: &mut SpoolState,
     contents: &Contents,
@@ -277,16 +266,14 @@ fn count_removed(
     }
 }
 
-/// Returns the positions that the files need not have, although no event of them has to be lost:
-/// those that all outputs have finished, and those of dropped segments.
+/// Returns the positions that all outputs have finished, or that were dropped.
 fn given_up(contents: &Contents) -> Vec<Range<Position>> {
     let finished = contents.outputs.values().map(|place| place.position).min();
     let finished = finished.map(|end| Position::START..end);
     finished.into_iter().chain(contents.holes.iter().map(|hole| hole.start..hole.end)).collect()
 }
 
-/// Sets an output's gauge `output_start_events` to its backlog, the number of events that it has
-/// not finished, and those that it has set aside. Logs both if they are not 0.
+/// Sets the gauges of an output's unfinished events and of those set aside, and logs both numbers.
 fn begin(cursor: &mut CursorState, backlog: Backlog) {
     cursor.aside = cursor.found.len() as u64;
     cursor.start = signed(backlog.events + cursor.aside);
@@ -341,8 +328,7 @@ fn join_all(
     indices
 }
 
-/// Makes the cursor of an output (cases 1 to 3). The reader that records the evidence begins with
-/// the segment that holds the first event that it needs.
+/// Makes the cursor of an output (cases 1 to 3), or of the evidence recorder.
 fn join(
     state: &SpoolState,
     disk: &dyn Disk,
@@ -361,8 +347,8 @@ fn join(
         // Case 3.
         None => oldest,
         Some(contents) => match contents.outputs.get(name) {
-            // Case 2. Segments before the oldest one were deleted after the damaged slot was
-            // written, which said that their events were delivered or counted.
+            // Case 2. The damaged slot said that all events before the oldest segment were
+            // delivered or counted: only after its write were their segments deleted.
             Some(place)
                 if mutant!("deleted-segments-count-as-lost", !is_whole, false)
                     && place.position < oldest.position =>
@@ -400,9 +386,8 @@ fn join(
     cursor
 }
 
-/// Finds the record that holds the event at a position. Returns the place of the record in a file,
-/// and the time when it was received, in ms since 1970. `None` if the log has no such record yet,
-/// or if the record is damaged. The cursor then searches for the event when it reads.
+/// Finds the record of an event. Returns its place, and the time in ms since 1970 when it was
+/// received. `None` if it does not exist or is damaged: the cursor then searches when it reads.
 fn locate(state: &SpoolState, disk: &dyn Disk, position: Position) -> Option<(Spot, u64)> {
     let segment = state.log.segments.get(state.log.segment_at(position))?;
     let first = segment.first.position;
@@ -411,28 +396,23 @@ fn locate(state: &SpoolState, disk: &dyn Disk, position: Position) -> Option<(Sp
     scan.skip_to(position);
     let Some(Found::Record(record)) = scan.next() else { return None };
     let Record { offset, header, .. } = record;
-    // If another record is found, the one that is looked for is damaged. Its reader reports that.
+    // If another record is found, the wanted one is damaged. Its reader reports that.
     let holds = (header.first..header.end()).contains(&position);
     let spot = Spot { segment: first, offset, line: 0, position: header.first };
     holds.then_some((spot, header.received))
 }
 
-/// The segments that were found in a directory at the start.
 struct Log {
     segments: VecDeque<Segment>,
-    /// The first positions and the sizes in bytes of segment files that do not belong to the log
-    /// any more, and that are to be deleted.
+    /// The segments that do not belong to the log, and must be deleted.
     pending_delete: Vec<(Position, u64)>,
-    /// The place where the log ends.
     end: LogOffset,
 }
 
-/// A function that is called each time when damage is found. Its arguments are the segment's file,
-/// the first position of the segment, and the damage.
+/// Called for each damage, with the segment's file and its first position.
 type Report<'a> = &'a mut dyn FnMut(&dyn File, Position, &Damage);
 
 impl Log {
-    /// Finds all segments in the queue's directory, and reads the header of each.
     fn read(disk: &Patient, directory: &Path) -> Result<Self, OpenError> {
         let failed = |what, name: &str| failed(directory, what, name);
         let positions = segment::list(disk).map_err(failed("read", SEGMENTS))?;
@@ -478,7 +458,7 @@ impl Log {
     }
 
     /// Decides which segments belong to the log and where it ends, and cuts off an unfinished write
-    /// at its end. Calls `report` for damage in the last segment, and for each damaged header.
+    /// at its end. Reports damage in the last segment, and each damaged header.
     fn judge(
         &mut self,
         disk: &Patient,
@@ -511,7 +491,7 @@ impl Log {
         Ok(())
     }
 
-    /// Case 9: removes the segments that were dropped from the log.
+    /// Case 9: removes the dropped segments from the log.
     fn leave_out(&mut self, holes: &[Hole]) {
         let is_dropped =
             |first: Position| holes.iter().any(|hole| (hole.start..hole.end).contains(&first));
@@ -524,8 +504,7 @@ impl Log {
         }
     }
 
-    /// Finds the end of the log in its last segment that has a record. `known`: the latest end that
-    /// the files `cursors` and `synced` name.
+    /// Finds the end of the log. `known`: the latest end that `cursors` and `synced` name.
     fn find_end(
         &mut self,
         disk: &Patient,
@@ -564,9 +543,8 @@ impl Log {
     }
 }
 
-/// Reads the last segment, cuts off an unfinished write at its end, and returns the place where the
-/// log ends. Records at or after the position `limit` do not belong to the log. Events before
-/// `known` were synced. Damage before `known` is therefore never an unfinished write.
+/// Reads the last segment, cuts off an unfinished write at its end, and returns the end of the log.
+/// Records from `limit` on do not belong to it. Damage before `known` is not an unfinished write.
 fn judge_last(
     last: &mut Segment,
     limit: Position,
@@ -603,8 +581,7 @@ fn judge_last(
              no accepted event is lost"
         );
     }
-    // The cut gives back room that was reserved and not used. The sync is for the records of case
-    // 14, which outputs may get from now on.
+    // The cut frees unused room. The sync is for the records of case 14, which outputs may get now.
     let kept = kept.min(last.size);
     let unsynced = known.offset.unwrap_or_default()..kept;
     let cut = file.truncate(kept);
@@ -625,9 +602,8 @@ fn judge_last(
     Ok(end)
 }
 
-/// Writes bytes of a file again as they are. If their sync has failed, the kernel takes them for
-/// stored, and the next sync would not store them. Passes over what can't be read: it is damage,
-/// and is counted as that.
+/// Writes bytes again unchanged. If their sync has failed, the kernel counts them as stored, and
+/// the next sync would not store them. Unreadable bytes are skipped: they count as damage.
 fn write_again(file: &dyn File, bytes: Range<u64>) -> io::Result<()> {
     let mut buffer = vec![0; AGAIN_BYTES];
     let (mut offset, mut most) = (bytes.start, AGAIN_BYTES);
@@ -640,7 +616,7 @@ fn write_again(file: &dyn File, bytes: Range<u64>) -> io::Result<()> {
                 file.write_at(&[&room[..count]], offset)?;
                 offset += count as u64;
             }
-            // The parts of these bytes that can be read are found one by one.
+            // The readable parts of these bytes are found one by one.
             Err(_) if most > PAGE => most = PAGE,
             Err(_) => offset += room.len() as u64,
         }
@@ -648,9 +624,8 @@ fn write_again(file: &dyn File, bytes: Range<u64>) -> io::Result<()> {
     Ok(())
 }
 
-/// Case 8: returns the byte number at which a segment with a damaged header begins. It is read from
-/// the first whole record of the segment. If there is no such record, the result is an estimate
-/// from the segment `before`; 0 if `before` is `None`.
+/// Case 8: returns the byte number at which a segment with a damaged header begins: that of its
+/// first whole record, or an estimate from the segment `before`.
 fn first_byte(file: &dyn File, seed: Seed, position: Position, before: Option<&Segment>) -> u64 {
     let begin = (FIRST_RECORD, position);
     let mut scan = Scan::new(file, seed, begin, u64::MAX, Position::MAX, Check::Headers);

@@ -1,8 +1,7 @@
-//! The state of the spool in memory: one value under one lock, with two fields.
-//!
-//! [`LogState`] is the log itself, which cursors and the writer share. [`WriterState`] is the state
-//! of the writer: the waiting batches, the counters of files, and the writer's tasks. Only
-//! functions that need both are methods of [`SpoolState`].
+//! The state of the spool in memory: one value under one lock. [`LogState`] is the log itself,
+//! which cursors and the writer share. [`WriterState`] has the waiting batches, the counters of
+//! files, and the tasks of the writer and the upkeep. Only functions that need both are methods of
+//! [`SpoolState`].
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
@@ -56,232 +55,178 @@ pub(super) struct SpoolState {
 ///
 /// - `segments` are in the order of their positions. Each segment ends where the next one begins,
 ///   unless a segment was dropped between the two.
-/// - `end` is the end of the last segment, or a later place: after a start the cursors file may
-///   know of a later end than the segments, and the last segments may have been removed.
-/// - The writer appends batches only to the last segment, and only while this segment is active.
-///   The file of an active segment is at least as long as its records, because its room is reserved
-///   when it is made.
+/// - `end` is the end of the last segment, or a later place: at startup the cursors file may know
+///   of a later end than the segments, and the last segments may have been removed.
+/// - The writer appends batches only to the last segment, while it is active. The file of an active
+///   segment is at least as long as its records, because its room is reserved when it is made.
 /// - `tail` holds the newest records that were stored since the start, in order, at most
-///   [`TAIL_BYTES`] bytes of them. Some records may be missing between the others: large request
-///   bodies are never in the tail, and the records of a dropped segment are removed. A cursor whose
-///   next record is in the tail reads no file.
-/// - The watermark of each cursor is at or before `end`. A segment is kept at least until all
-///   watermarks have passed it, or until it is dropped because its room is needed. A drop is
-///   counted as a loss for each output that had not finished the segment.
+///   [`TAIL_BYTES`] bytes. Large bodies are never in it, and the records of a dropped segment are
+///   removed. A cursor whose next record is in the tail reads no file.
+/// - The watermark of each cursor is at or before `end`. A segment is kept until all watermarks
+///   have passed it, or until it is dropped for its room. A drop counts as a loss for each output
+///   that had not finished the segment.
 ///
 /// A position must never be given to two events. Each stored event must be in a segment, in a hole
 /// or in a counter.
 #[derive(Default)]
 pub(super) struct LogState {
-    /// The segments of the log, oldest first. Segments that were removed from the log, and are not
-    /// deleted yet, are in [`Accounting`].
+    /// The segments, oldest first. Removed segments are in [`Accounting`].
     pub(super) segments: VecDeque<Segment>,
-    /// The place in the log where the synced events end.
     pub(super) end: LogOffset,
-    /// The newest synced records, oldest first.
     pub(super) tail: VecDeque<TailRecord>,
-    /// The number of bytes of memory that all records in `tail` take.
     tail_bytes: u64,
-    /// The number of bytes that a cursor reads from a file at once. The more cursors there are, the
-    /// smaller this number is.
+    /// The number of bytes that a cursor reads at once. It falls with the number of cursors.
     pub(super) chunk: u64,
-    /// The place of each output in the log.
     pub(super) cursors: Slab<CursorState>,
-    /// For each output that has left the queue, the number of events on its counters. If an output
-    /// of the same name joins later, its counters continue from this number.
     pub(super) departed: Departed,
-    /// The number of events that were stored since the process started.
+    /// The number of events that were stored since the start.
     pub(super) accepted: u64,
-    /// The holes, in the order of their positions. A hole is a range of the log that was dropped
-    /// before every output had finished it. Its unfinished events were counted as lost.
+    /// The dropped ranges of the log, in order. Their unfinished events were counted as lost.
     pub(super) holes: Vec<Hole>,
-    /// `true`: the relay drains, and cursors hand out no more events.
+    /// `true` while the relay drains, so that cursors hand out no more events.
     pub(super) draining: bool,
-    /// `true`: what the outputs have not finished is counted as lost, and is no backlog any more.
+    /// `true` if all unfinished events are counted as lost, so that no output has a backlog.
     pub(super) abandoned: bool,
-    /// Notified when an output has finished events, for the reader that records the evidence.
-    /// `None` if there is no such reader.
+    /// Notified when an output has finished events. `None` without an evidence recorder.
     pub(super) finished_wakes: Option<Arc<Notify>>,
-    /// The positions whose events the reader that records the evidence may not find, although none
-    /// of them is missing by a fault: they were dropped, or all outputs had finished them before
-    /// the start. An output that has lost any of them says so itself. The reader takes them.
+    /// Positions whose events the evidence recorder may not find although they are not lost: they
+    /// were dropped, or all outputs had finished them before the start.
     pub(super) given_up: Vec<Range<Position>>,
-    /// For each output that has left since the reader that records the evidence last asked, the
-    /// position of the first event that was not meant for it any more.
+    /// The outputs that have left, each with the first position that was not meant for it.
     pub(super) left: BTreeMap<String, Position>,
-    /// The outputs that have left, and whose last events have no durable evidence yet. Their places
-    /// stay in the cursors file until then.
+    /// The outputs that have left and whose places stay in the cursors file for their evidence.
     pub(super) leaving: Vec<(String, Unrecorded)>,
 }
 
-/// The state that senders, the writer thread and the upkeep share: the batches that wait to be
-/// written, the counters of bytes and files, and what is to be done.
+/// The state that senders, the writer thread and the upkeep share.
 ///
-/// Senders add batches to the back of `waiting`, and a sender that does not wait any more removes
-/// its batch. The writer thread takes the batches from the front, in groups. Code that gives one of
-/// the two threads something to do wakes it afterwards ([`super::Wakes`]).
+/// Senders add batches to the back of `waiting`, and a sender that gives up removes its batch. The
+/// writer thread takes groups of batches from the front. Code that gives one of the two threads
+/// work wakes it afterwards ([`super::Wakes`]).
 ///
 /// Invariants:
 ///
-/// - The numbers of the batches in `waiting` rise from front to back. A batch with `opens` begins a
-///   new segment. The batches after it, up to the next one with `opens`, go into the same segment
-///   and fit there ([`Accounting::check`]).
+/// - The numbers in `waiting` rise. A batch with `opens` begins a new segment. The batches after
+///   it, up to the next one with `opens`, go into the same segment and fit there
+///   ([`Accounting::check`]).
 /// - While the disk has an error, no batch waits: the writer refuses all waiting batches when it
 ///   notes the error, and later batches are refused at once.
 pub(super) struct WriterState {
     pub(super) accounting: Accounting,
-    /// The batches that wait to be written, in the order of their numbers.
     pub(super) waiting: VecDeque<Waiting>,
-    /// The number that the next batch gets when it joins the waiting batches. Numbers are never
-    /// used again.
+    /// The number of the next batch. Numbers are never used again.
     pub(super) arrivals: u64,
-    /// `queue.segment_bytes`: the size of a new segment, in bytes.
     pub(super) segment_bytes: u64,
     pub(super) when_full: WhenFull,
-    /// `true`: it was logged that the queue is full, because a batch or a large request body found
-    /// no room. The flag becomes `false` when more than a fifth of `queue.max_bytes` is free again.
-    /// Segments that can be deleted or that only optional outputs need count as free.
+    /// `true` after the log has said that the queue is full. `false` again when less than four
+    /// fifths of `queue.max_bytes` are needed.
     pub(super) told_full: bool,
     pub(super) bodies: Bodies,
     pub(super) health: Health,
     pub(super) chores: Chores,
     pub(super) saving: Saving,
-    /// `true`: the queue takes no more batches, and the writer thread is to end.
+    /// `true` if the queue takes no more batches, and the threads end.
     pub(super) closed: bool,
-    /// The number of events that were acknowledged and not stored, because the queue was full and
-    /// `when_full` is `drop_newest`. The reader that records the evidence takes it.
+    /// Events that were acknowledged and dropped with `drop_newest`, for the evidence recorder.
     pub(super) unplaced: u64,
 }
 
 /// The large request bodies that are arriving ([`super::incoming`]).
 #[derive(Default)]
 pub(super) struct Bodies {
-    /// The number in the file name of the next body.
     pub(super) count: u64,
-    /// `true`: segments were dropped to make room for a body that is still arriving. Until this
-    /// body is complete or refused, no segments are dropped for another body.
+    /// `true` if segments were dropped for an arriving body: none are dropped for another one.
     pub(super) has_dropper: bool,
 }
 
-/// The health of the disk: whether it stores what it is given.
 #[derive(Default)]
 pub(super) struct Health {
-    /// The disk's last error, because of which nothing can be stored; `None` if the disk is well.
+    /// The last error, because of which nothing can be stored; `None` if the disk works.
     pub(super) error: Option<String>,
-    /// The time when the writer thread began what it does now. `None` while it has nothing to do.
+    /// The time when the writer thread began its present step. `None` while it waits.
     pub(super) busy: Option<Instant>,
-    /// `true`: the log says that the disk does not answer.
+    /// `true` if the log says that the disk does not answer.
     pub(super) hangs_told: bool,
-    /// `true`: the last write of the file `synced` has failed, so the file may name events that
-    /// were refused. A start would take them for acknowledged, and count them as lost if their file
-    /// is gone. Nothing behind the log's end is deleted, and no segment is begun, until the file
-    /// names the log's end again.
+    /// `true` if the last write of the file `synced` has failed, so that the file may name events
+    /// that were refused. At startup they would count as acknowledged, and as lost if their file is
+    /// gone. Until the file names the log's end again, nothing behind that end is deleted, and no
+    /// segment is begun.
     pub(super) note_is_unknown: bool,
 }
 
-/// The work for the upkeep, besides saving the cursors file.
+/// The work for the upkeep, in addition to saving the cursors file.
 #[derive(Default)]
 pub(super) struct Chores {
-    /// Segments that were ended, and whose files have to be cut.
     pub(super) ended: Vec<Written>,
-    /// `true`: a large request body that is arriving waits until segments that no output needs are
-    /// deleted.
+    /// `true` if an arriving large body waits for the deletion of segments.
     pub(super) reclaim_wanted: bool,
-    /// `true`: the file of the next segment could not be made ahead of time. This is not tried
-    /// again before the writer has made a segment.
+    /// `true` if the upkeep could not make the next segment. It waits for the writer to make one.
     pub(super) spare_failed: bool,
 }
 
-/// The difference between the cursors file on disk and the state in memory.
-///
-/// Invariant: `done <= requested`.
+/// The difference between the cursors file and the state in memory. Invariant: `done <= requested`.
 pub(super) struct Saving {
-    /// `true`: the file is out of date and must be written again.
     pub(super) is_dirty: bool,
-    /// The number of bytes of lines that have become final since the file was last written.
+    /// The bytes of lines that have become final since the last write.
     pub(super) unsaved: u64,
-    /// The number of requests so far to save the file at once, because an output joins or leaves.
+    /// The number of requests so far for a save at once, because an output joins or leaves.
     pub(super) requested: u64,
-    /// The value that `requested` had at the last successful save. All requests up to this number
-    /// are fulfilled.
+    /// The number of requests that the last successful save has fulfilled.
     pub(super) done: u64,
 }
 
-/// A segment of the log, which is one file.
 #[derive(Debug, Clone)]
 pub(super) struct Segment {
     pub(super) first: LogOffset,
-    /// The place in the log where the segment's last record ends, and where the next segment
-    /// begins.
     pub(super) end: LogOffset,
-    /// The offset in the file where the last record ends, in bytes.
+    /// The offset in the file where the last record ends.
     pub(super) offset: u64,
-    /// The size of the file in bytes, including reserved bytes that are not written yet.
     pub(super) size: u64,
-    /// The seed of the checksums of the segment's records.
     pub(super) seed: Seed,
-    /// `true`: the file was another segment before this one.
     pub(super) reused: bool,
-    /// `true`: no write or sync of the file has failed, and no damage was found in it. Only the
-    /// file of such a segment is used again.
+    /// `true` if no write or sync has failed, and no damage was found. Only such a file is reused.
     pub(super) is_sound: bool,
-    /// The offsets in the file at which damage was found. Damage is counted once, even if several
-    /// cursors read it.
+    /// The offsets of the known damage, which is counted once, even if several cursors read it.
     pub(super) damaged: BTreeSet<u64>,
-    /// `true`: this is the segment that the writer appends batches to.
     pub(super) active: bool,
-    /// The time when the writer stopped writing to this segment, in ms since 1970; 0 while the
-    /// segment is active. Outputs may want to keep the segment for some time from then on
-    /// ([`crate::Output::keeps`]). For a segment that was found when the process started, it
-    /// is the time of the start.
+    /// The time when the writer stopped writing to the segment (or of the startup that found it),
+    /// in ms since 1970; 0 while it is active. [`crate::Output::keeps`] begins then.
     pub(super) ended: u64,
 }
 
-/// A synced record that is kept in memory.
 pub(super) struct TailRecord {
     pub(super) first: LogOffset,
-    /// The number of events in the record.
     pub(super) events: u64,
-    /// The events of the record, each followed by one `\n`; if `ends` is `Some`, by a comma or `]`.
+    /// The events, each followed by one `\n`; if `ends` is `Some`, by a comma or `]`.
     pub(super) lines: Bytes,
-    /// `Some`: the events are a part of a JSON list, as it was received. The file has lines.
+    /// `Some` for a part of a JSON list, as it was received. The file has lines.
     pub(super) ends: Option<ListEnds>,
-    /// The time when the batch was received, in ms since 1970.
+    /// The time of acceptance in ms since 1970.
     pub(super) received: u64,
-    /// The first position of the segment that the record is in.
     pub(super) segment: Position,
-    /// The offset of the record's header in that segment.
     pub(super) offset: u64,
 }
 
-/// A batch that waits to be written.
 pub(super) struct Waiting {
-    /// The number of the batch. A sender that does not wait any more uses this number to remove its
-    /// batch from the waiting batches.
     pub(super) number: u64,
-    /// The batch of events. Its lines are empty if they are in a file of their own (`incoming`).
+    /// The batch. Its lines are empty if they are in `incoming`.
     pub(super) append: Append,
-    /// The file of a large request body, which becomes a segment of its own; `None` for other
-    /// batches.
+    /// The file of a large body, which becomes a segment.
     pub(super) incoming: Option<IncomingFile>,
-    /// The time when the batch was received, in ms since 1970.
+    /// The time of acceptance in ms since 1970.
     pub(super) received: u64,
-    /// The size in bytes of the new segment that begins with this batch. `None`: the batch goes
-    /// into the same segment as the batch before. 0 for a large request body: its own file becomes
-    /// the segment, and the bytes of this file are counted already.
+    /// The size of the new segment that begins with this batch; `None` if it begins none. 0 for a
+    /// large body, whose file is counted already.
     pub(super) opens: Option<u64>,
-    /// The channel on which the sender gets the answer: stored or refused.
     pub(super) done: oneshot::Sender<Result<(), Refused>>,
 }
 
-/// Returns the number of bytes that a cursor reads from a file at once if there are this many
-/// outputs.
 fn chunk(outputs: usize) -> u64 {
     (AHEAD_BYTES / 4 / outputs.max(1) as u64).clamp(CHUNK_MIN, CHUNK_MAX)
 }
 
 impl SpoolState {
-    /// Checks what costs the same however much the queue holds, in the shipped program too: with a
+    /// Checks the end of the log and the places of each cursor, in the shipped program too: with a
     /// cursor at a wrong place, events would be lost or sent twice, and no counter would say so.
     ///
     /// # Panics
@@ -296,12 +241,11 @@ impl SpoolState {
         self.log.cursors.iter().for_each(|(_, cursor)| cursor.check_places(end));
     }
 
-    /// Compares the counters with the segments and batches that the spool holds.
+    /// Checks all invariants. Only debug builds and tests call this.
     ///
     /// # Panics
     ///
-    /// If an invariant of [`LogState`], [`WriterState`] or [`Accounting`] does not hold. Only debug
-    /// builds and tests call this function.
+    /// If an invariant of [`LogState`], [`WriterState`] or [`Accounting`] does not hold.
     pub(super) fn check(&self) {
         let Self { log, writing } = self;
         writing.accounting.check(&log.segments, &writing.waiting);
@@ -326,9 +270,7 @@ impl SpoolState {
         }
     }
 
-    /// Returns `true` if the writer may end the active segment, so that its room can be used. This
-    /// is so if the queue is full, no batch waits, and every required output has finished all
-    /// events.
+    /// Returns `true` if the queue is full, no batch waits, and the required outputs need no event.
     pub(super) fn can_seal_for_room(&self) -> bool {
         mutant!("full-queue-never-empties", self.writing.told_full, false)
             && self.writing.waiting.is_empty()
@@ -336,9 +278,7 @@ impl SpoolState {
             && self.log.segments.back().is_some_and(|last| last.active)
     }
 
-    /// Returns `true` if the upkeep should delete something now. This is so if there are files of
-    /// removed segments that it has not tried to delete yet, or of abandoned request bodies, if no
-    /// output wants to keep a finished segment any longer, or if room is needed.
+    /// Returns `true` if the upkeep should delete something now.
     pub(super) fn can_reclaim(&self) -> bool {
         !self.writing.accounting.pending_delete().is_empty()
             || !self.writing.accounting.abandoned().is_empty()
@@ -346,22 +286,18 @@ impl SpoolState {
             || self.log.kept_for() == Some(Duration::ZERO)
     }
 
-    /// Returns `true` if a finished segment can become a spare file now.
     pub(super) fn can_recycle(&self) -> bool {
         self.writing.accounting.spares() < SPARES_MAX && self.log.kept_for() == Some(Duration::ZERO)
     }
 
-    /// Returns `true` if the file of the next segment should be made now, so that it is ready when
-    /// it is needed. This is so if batches are stored, there is no such file yet, and the queue has
-    /// room for it that nobody else needs. `usable`: the bytes that all files in `segments/` may
-    /// take.
+    /// Returns `true` if the file of the next segment should be made now, and there is room for it.
+    /// `usable`: the limit for all segment files.
     pub(super) fn wants_spare(&self, usable: u64) -> bool {
         self.lacks_spare() && self.has_room_for_spare(usable)
     }
 
-    /// Returns `true` if the oldest finished segment, which an output wants to keep for a while,
-    /// should become the next segment now, because there is no room for another file. `usable`: as
-    /// for [`SpoolState::wants_spare`].
+    /// Returns `true` if the oldest finished segment should become the next segment, although an
+    /// output wants to keep it, because there is no room for another file.
     pub(super) fn wants_kept(&self, usable: u64) -> bool {
         self.lacks_spare()
             && !self.has_room_for_spare(usable)
@@ -370,7 +306,7 @@ impl SpoolState {
             && self.log.finished().next().is_some()
     }
 
-    /// Returns `true` if batches are stored, and the file of the next segment is not ready.
+    /// Returns `true` if batches are stored, and the next segment is not ready.
     fn lacks_spare(&self) -> bool {
         let Self { log, writing } = self;
         writing.health.error.is_none()
@@ -385,24 +321,19 @@ impl SpoolState {
         self.writing.accounting.taken() + self.writing.next_size() <= usable
     }
 
-    /// Returns the number of bytes that can be freed without a loss of events. These are the bytes
-    /// of segments that every output has finished, even if an output wants to keep them for a
-    /// while; of segments that were removed from the log and are not deleted yet; and of spare
-    /// files. Segments that could not be deleted do not count.
+    /// Returns the bytes that can be freed without a loss: finished segments (even if an output
+    /// wants to keep them), removed segments that are not stuck, and spare files.
     pub(super) fn reclaimable(&self) -> u64 {
         self.writing.accounting.pending_bytes()
             + self.writing.accounting.spare_bytes()
             + self.log.finished().map(|segment| segment.size).sum::<u64>()
     }
 
-    /// Drops the segments with these indices (in rising order), so that the upkeep deletes their
-    /// files. Each output that has not finished all events of a dropped segment counts the
-    /// unfinished events as lost.
+    /// Drops the segments with these indices (in rising order), and counts the losses.
     pub(super) fn drop_segments(&mut self, chosen: Vec<usize>, metrics: &QueueMetrics) {
         let Self { log, writing } = self;
         for index in chosen.into_iter().rev() {
             let Some(segment) = log.segments.remove(index) else { continue };
-            // The check runs once for each dropped segment.
             assert!(!segment.active, "the segment that is written to is not dropped");
             log.lose(&segment, metrics);
             writing.accounting.retire(segment.first.position, segment.size);
@@ -411,7 +342,7 @@ impl SpoolState {
         log.join_holes();
     }
 
-    /// Adds the cursor of an output that joins. Returns its index in [`LogState::cursors`].
+    /// Adds the cursor of an output that joins. Returns its index.
     pub(super) fn insert_cursor(&mut self, mut cursor: CursorState) -> usize {
         cursor.output.show_keeping(self.writing.when_full);
         let wakes = self.log.finished_wakes.clone().filter(|_| !cursor.output.is_recorder());
@@ -421,8 +352,7 @@ impl SpoolState {
         index
     }
 
-    /// Removes the cursor of an output that leaves, together with its claims, and asks the upkeep
-    /// to save the cursors file. Returns the removed cursor.
+    /// Removes the cursor of an output that leaves, and requests a save of the cursors file.
     pub(super) fn remove_cursor(&mut self, index: usize) -> CursorState {
         let cursor = self.log.cursors.remove(index);
         self.log.chunk = chunk(self.log.cursors.len());
@@ -430,8 +360,7 @@ impl SpoolState {
         cursor
     }
 
-    /// Makes the file of a large request body the last segment of the log. No more batches are
-    /// written to this segment.
+    /// Makes the file of a large body the last segment of the log.
     pub(super) fn publish_incoming(&mut self, stored: &IncomingFile, events: u64) {
         let Self { log, writing } = self;
         let first = log.end;
@@ -440,7 +369,6 @@ impl SpoolState {
         log.begin_segment(Segment {
             end,
             offset: last.map_or(FIRST_RECORD, |it| it.offset + RECORD_HEADER + it.length),
-            // The file has the size of the body, not that of a segment.
             is_sound: false,
             ..Segment::new(first, stored.size)
         });
@@ -454,8 +382,7 @@ impl SpoolState {
 }
 
 impl LogState {
-    /// Returns the name of each output, also of those that have left, with the events whose
-    /// evidence is not durable yet.
+    /// Returns the name and the unrecorded events of each output, including those that have left.
     pub(super) fn unrecorded(&mut self) -> impl Iterator<Item = (&str, &mut Unrecorded)> {
         let here = self.cursors.iter_mut().filter_map(|(_, cursor)| {
             Some((cursor.output.name.as_str(), cursor.unrecorded.as_mut()?))
@@ -463,8 +390,7 @@ impl LogState {
         self.leaving.iter_mut().map(|(name, it)| (name.as_str(), it)).chain(here)
     }
 
-    /// Returns the first position that at least one output has not finished, or whose evidence is
-    /// not durable yet; the log's end if there is no output.
+    /// Returns the first position that is not finished, or whose evidence is not durable.
     pub(super) fn watermark(&self) -> Position {
         let places = self.cursors.iter().map(|(_, cursor)| cursor.saved().position);
         let leaving = self.leaving.iter().filter_map(|(_, it)| it.first());
@@ -472,26 +398,23 @@ impl LogState {
         places.min().unwrap_or(self.end.position)
     }
 
-    /// Returns the first position that at least one required output has not finished; the log's end
-    /// if no output is required. Events before this position are needed by optional outputs only.
+    /// Returns the first position that a required output has not finished, or the log's end.
     pub(super) fn required_watermark(&self) -> Position {
         let required = self.cursors.iter().filter(|(_, cursor)| cursor.output.required);
         let watermarks = required.map(|(_, cursor)| cursor.claims.watermark());
         watermarks.min().unwrap_or(self.end.position)
     }
 
-    /// Returns the places of all outputs. The reader that records the evidence is not among them.
+    /// Returns the cursor of each output. The cursor of the evidence recorder is left out.
     pub(super) fn outputs(&self) -> impl Iterator<Item = &CursorState> {
         self.cursors.iter().map(|(_, cursor)| cursor).filter(|it| !it.output.is_recorder())
     }
 
-    /// Returns `true` if a cursor hands out no more events, because the relay drains.
     pub(super) fn is_closed_for(&self, index: usize) -> bool {
         self.draining && !self.cursors[index].output.is_recorder()
     }
 
-    /// Returns the segments that every output has finished, oldest first. The active segment, to
-    /// which batches are appended, is not among them.
+    /// Returns the segments that every output has finished, oldest first, without the active one.
     pub(super) fn finished(&self) -> impl Iterator<Item = &Segment> {
         let watermark = self.watermark();
         self.segments
@@ -499,8 +422,7 @@ impl LogState {
             .take_while(move |segment| !segment.active && segment.end.position <= watermark)
     }
 
-    /// Returns the number of bytes of spare segments: every required output has finished these
-    /// segments, and only optional outputs need them.
+    /// Returns the bytes of the segments that only optional outputs need.
     pub(super) fn spare_bytes(&self) -> u64 {
         let (needed, held) = (self.required_watermark(), self.watermark());
         let behind = self.segments.iter().skip_while(|segment| segment.end.position <= held);
@@ -508,11 +430,9 @@ impl LogState {
         spare.map(|segment| segment.size).sum()
     }
 
-    /// Returns the number of bytes of segments that no required output needs. If room is needed,
-    /// the segments that every required output has finished are deleted, dropped or, if it is the
-    /// active one, ended. Of the active segment, the bytes that are not written yet count, and a
-    /// share of the written bytes: it is the share of the segment's events that every required
-    /// output has finished.
+    /// Returns the bytes of segments that no required output needs: whole segments, which can be
+    /// deleted, dropped or ended for their room; and of the active segment the bytes that are not
+    /// written yet, and the finished share of the written ones.
     pub(super) fn unneeded_bytes(&self) -> u64 {
         let needed = self.required_watermark();
         let of = |segment: &Segment| {
@@ -530,27 +450,24 @@ impl LogState {
         self.segments.iter().map(of).sum()
     }
 
-    /// Returns how long finished segments are kept unless their room is needed, in ms: the longest
-    /// time that any output is set to keep them.
+    /// Returns the longest [`crate::Output::keeps`], in ms.
     pub(super) fn keeps(&self) -> u64 {
         let keeps = self.cursors.iter().map(|(_, cursor)| cursor.output.keeps).max();
         keeps.map_or(0, |keeps| u64::try_from(keeps.as_millis()).unwrap_or(u64::MAX))
     }
 
-    /// Returns how much longer the oldest segment that every output has finished is kept; 0 if it
-    /// may be deleted now. `None` if there is no such segment.
+    /// Returns how long the oldest finished segment must still be kept, unless its room is needed.
+    /// `None` if there is no finished segment.
     pub(super) fn kept_for(&self) -> Option<Duration> {
         let first = self.finished().next()?;
         let until = first.ended.saturating_add(self.keeps());
         Some(Duration::from_millis(until.saturating_sub(now())))
     }
 
-    /// Returns the segment that begins at this position; `None` if the log has no such segment.
     pub(super) fn segment(&self, first: Position) -> Option<&Segment> {
         self.segments.get(self.index_of(first)?)
     }
 
-    /// Returns the segment that begins at this position, as [`LogState::segment`] does.
     pub(super) fn segment_mut(&mut self, first: Position) -> Option<&mut Segment> {
         let index = self.index_of(first)?;
         self.segments.get_mut(index)
@@ -560,22 +477,17 @@ impl LogState {
         self.segments.binary_search_by_key(&first, |segment| segment.first.position).ok()
     }
 
-    /// Returns the index of the first segment that ends after a position; the number of segments if
-    /// no segment ends after this position.
+    /// Returns the index of the first segment that ends after a position.
     pub(super) fn segment_at(&self, position: Position) -> usize {
         self.segments.partition_point(|segment| segment.end.position <= position)
     }
 
-    /// Returns the index of the record in the tail that holds the event at a position; `None` if
-    /// the tail does not hold this event.
     pub(super) fn tail_at(&self, position: Position) -> Option<usize> {
         let index = self.tail.partition_point(|record| record.end() <= position);
         self.tail.get(index).filter(|record| record.first.position <= position).map(|_| index)
     }
 
-    /// Returns the events that an output has not finished: how many they are, the number of their
-    /// bytes, and the output's lag. The lag is about the age of the oldest of these events in
-    /// seconds; 0 if there are none.
+    /// Returns an output's unfinished events. Their lag is only approximate.
     pub(super) fn backlog(&self, cursor: &CursorState) -> Backlog {
         if self.abandoned {
             return Backlog::default();
@@ -601,13 +513,10 @@ impl LogState {
         Backlog { events, bytes, lag: if events > 0 { age.as_secs_f64() } else { 0.0 } }
     }
 
-    /// Chooses segments to drop, oldest first, until they take at least `bytes` bytes. Returns
-    /// their indices. `None` if all segments that may be dropped take less than `bytes`.
-    ///
-    /// The active segment, to which batches are appended, and segments that every output has
-    /// finished are never chosen. Segments that only optional outputs need may always be dropped.
-    /// Other segments may be dropped only if `drop_oldest` is `true` and no required output has
-    /// events of the segment on the wire.
+    /// Chooses segments of at least `bytes` bytes to drop, oldest first. Returns their indices, or
+    /// `None` if those that may be dropped are too small. Segments that only optional outputs need
+    /// may be dropped; with `drop_oldest` also others, unless a required output has an event of the
+    /// segment on the wire. The active segment and finished segments are never chosen.
     pub(super) fn droppable(&self, bytes: u64, drop_oldest: bool) -> Option<Vec<usize>> {
         let (needed, held) = (self.required_watermark(), self.watermark());
         let (mut chosen, mut gained) = (Vec::new(), 0);
@@ -629,9 +538,7 @@ impl LogState {
         (gained >= bytes).then_some(chosen)
     }
 
-    /// Counts the loss of a segment that was dropped: each output that has not finished its events
-    /// counts them as lost. Also notes the segment as a hole, and removes its records from the
-    /// tail.
+    /// Counts the loss of a dropped segment, and moves it from the log to the holes.
     fn lose(&mut self, segment: &Segment, metrics: &QueueMetrics) {
         let mut dropped = DropCount::default();
         for (_, cursor) in &mut self.cursors {
@@ -653,7 +560,6 @@ impl LogState {
         }
     }
 
-    /// Notes for the evidence that a segment was dropped.
     fn give_up(&mut self, segment: &Segment) {
         let dropped = segment.positions();
         let mut end = segment.end;
@@ -670,10 +576,9 @@ impl LogState {
         }
     }
 
-    /// Sorts the holes. If there are more than [`HOLES_MAX`] holes, joins holes into one that
-    /// directly follow each other. Dropped segments that follow each other thus take one entry even
-    /// if an output does not advance for a long time. If a cursor's place lies inside a joined
-    /// hole, the bytes of the cursor's backlog are counted too low. The number of events is right.
+    /// Sorts the holes, and joins adjacent ones if there are more than [`HOLES_MAX`], so that drops
+    /// in a row take one entry. If a cursor's place lies inside a joined hole, the bytes of its
+    /// backlog are too low. The number of events is right.
     fn join_holes(&mut self) {
         self.holes.sort_unstable_by_key(|hole| hole.start);
         if self.holes.len() > HOLES_MAX {
@@ -687,21 +592,18 @@ impl LogState {
         }
     }
 
-    /// Adds a segment at the end of the log.
     pub(super) fn begin_segment(&mut self, segment: Segment) {
-        // The check runs once for each segment. Without it, positions could be given twice, or to
-        // no event.
+        // Without this check, positions could be given twice, or to no event.
         let (first, end) = (segment.first, self.end);
         assert!(first == end, "{} does not begin at {}", first.position, end.position);
         assert!(self.segments.back().is_none_or(|last| !last.active), "the last one is ended");
         self.segments.push_back(segment);
     }
 
-    /// Returns the offset in the active segment at which a group is to be written, and its place in
-    /// the log. `active`: the first position of the segment that the writer has open.
+    /// Returns the offset in the active segment and the place in the log at which a group is
+    /// written. `active`: the first position of the segment that the writer has open.
     pub(super) fn place_for(&self, active: Position, group: &[Waiting]) -> (u64, LogOffset) {
-        // The checks are a few comparisons for each write and sync. A write at a wrong place would
-        // destroy events.
+        // A write at a wrong place would destroy events.
         let last = self.segments.back().filter(|last| last.active && last.first.position == active);
         let last = last.expect("a group is written to the last segment");
         let at = last.offset.next_multiple_of(BLOCK);
@@ -711,12 +613,10 @@ impl LogState {
         (at, self.end)
     }
 
-    /// Adds a record to the tail. Then moves the oldest records from the tail to `evicted` until
-    /// the tail has at most [`TAIL_BYTES`] bytes. The caller drops the records in `evicted` after
-    /// it has released the lock, because freeing a large record takes a while.
+    /// Adds a record to the tail, and moves the oldest ones to `evicted`, which the caller drops
+    /// after it has released the lock, because freeing a large record takes a while.
     pub(super) fn remember(&mut self, record: TailRecord, evicted: &mut Vec<TailRecord>) {
-        // The checks are two comparisons for each batch. A cursor finds its record in the tail by
-        // its position.
+        // A cursor finds its record in the tail by its position.
         let last = self.tail.back().map(TailRecord::end);
         assert!(last.is_none_or(|last| last <= record.first.position), "{last:?} is in the tail");
         assert!(record.end() <= self.end.position, "{} is not synced", record.first.position);
@@ -726,8 +626,8 @@ impl LogState {
             let Some(oldest) = self.tail.pop_front() else { return };
             self.tail_bytes -= oldest.weight();
             if oldest.lines.len() as u64 > self.chunk {
-                // A cursor that has pieces of a large record would hold more than its share of
-                // memory for as long as its consumer is away.
+                // A cursor with pieces of a large record would exceed its share of memory for as
+                // long as its consumer is unreachable.
                 for (_, cursor) in &mut self.cursors {
                     cursor.forget_pieces_of(oldest.first.position..oldest.end());
                 }
@@ -736,12 +636,11 @@ impl LogState {
         }
     }
 
-    /// Returns the contents that the cursors file must have now.
     pub(super) fn contents(&self) -> Contents {
         let offset = |cursor: &CursorState| (cursor.output.name.clone(), cursor.saved());
         let mut outputs: BTreeMap<_, _> = self.outputs().map(offset).collect();
         for (name, unrecorded) in &self.leaving {
-            // An output of the same name that has joined again begins behind the one before.
+            // An output of the same name that has joined again begins after the earlier one.
             if let Some(first) = unrecorded.first()
                 && (outputs.len() < cursors::OUTPUTS_MAX || outputs.contains_key(name))
             {
@@ -751,7 +650,7 @@ impl LogState {
         }
         let history = |cursor: &CursorState| {
             let place = outputs.get(&cursor.output.name)?;
-            // The output gets all events from this place on again after a start.
+            // After a restart, the output gets all events from this place on again.
             let since = cursor.history.since.min(place.position);
             Some((cursor.output.name.clone(), History { since, ..cursor.history }))
         };
@@ -759,7 +658,6 @@ impl LogState {
         Contents { end: self.end, outputs, holes: self.holes.clone(), histories }
     }
 
-    /// Wakes every cursor that waits for events, because the log has grown.
     pub(super) fn wake_cursors(&self) {
         for (_, cursor) in &self.cursors {
             cursor.readable.notify_one();
@@ -768,8 +666,7 @@ impl LogState {
 }
 
 impl WriterState {
-    /// Makes the state of a queue whose directory is empty. The cursors file counts as out of date,
-    /// so that it is saved first.
+    /// Makes the state of a queue whose directory is empty. The cursors file is saved first.
     pub(super) fn new(config: &config::Queue) -> Self {
         Self {
             accounting: Accounting::default(),
@@ -787,11 +684,7 @@ impl WriterState {
         }
     }
 
-    /// Returns `Ok` if the queue takes batches.
-    ///
-    /// # Errors
-    ///
-    /// The queue is closed, or the disk does not work.
+    /// Checks that the queue takes batches: it is not closed, and the disk works.
     pub(super) fn takes(&self) -> Result<(), Refused> {
         match self.health.fault() {
             _ if self.closed => Err(Refused::Full),
@@ -800,13 +693,12 @@ impl WriterState {
         }
     }
 
-    /// Returns the size in bytes that a segment has if nothing asks for another size.
+    /// Returns the size of a new segment, unless a batch needs a larger one.
     pub(super) fn next_size(&self) -> u64 {
         self.segment_bytes.next_multiple_of(BLOCK)
     }
 
-    /// Removes a batch from the waiting ones, and cancels what was planned for it. Does nothing if
-    /// the writer has taken the batch already.
+    /// Removes a waiting batch and its plan, unless the writer has taken it already.
     pub(super) fn withdraw(&mut self, number: u64) {
         let Ok(index) = self.waiting.binary_search_by_key(&number, |waiting| waiting.number) else {
             return;
@@ -829,17 +721,14 @@ impl WriterState {
         }
     }
 
-    /// Removes all waiting batches and returns them. None of them will be written. The caller also
-    /// corrects the plans in [`WriterState::accounting`], under the same lock. The caller also
-    /// answers the senders of these batches, but only after it has released the lock.
+    /// Removes all waiting batches. The caller corrects the plans in `accounting` under the same
+    /// lock, and answers the senders after it has released the lock.
     pub(super) fn clear_line(&mut self) -> Vec<Waiting> {
         let mut cleared: Vec<Waiting> = self.waiting.drain(..).collect();
         cleared.iter_mut().for_each(|waiting| self.discard(waiting));
         cleared
     }
 
-    /// Throws away the lines of a batch that will not be written. If the lines are in a file of
-    /// their own, notes that the upkeep has to delete this file.
     fn discard(&mut self, waiting: &mut Waiting) {
         if let Some(stored) = waiting.incoming.take() {
             self.accounting.abandon(stored.name, stored.size);
@@ -848,8 +737,8 @@ impl WriterState {
 }
 
 impl Health {
-    /// Returns the reason why nothing can be stored: the disk's last error, or that the writer
-    /// thread has been at one step for more than [`HANGS`]. `None` if batches can be stored.
+    /// Returns why nothing can be stored: the last error, or that the writer thread has been at one
+    /// step for more than [`HANGS`]. `None` if batches can be stored.
     pub(super) fn fault(&self) -> Option<String> {
         let hangs = self.busy.map(|since| since.elapsed()).filter(|busy| *busy > HANGS);
         let hangs = hangs.map(|busy| format!("the disk has not answered for {} s", busy.as_secs()));
@@ -858,14 +747,13 @@ impl Health {
 }
 
 impl Saving {
-    /// Notes that the cursors file is out of date. Returns `true` if it was not before: the upkeep
-    /// then has to be woken.
+    /// Marks the cursors file as out of date. Returns `true` if the upkeep must be woken.
     pub(super) fn touch(&mut self) -> bool {
         !std::mem::replace(&mut self.is_dirty, true)
     }
 
-    /// Asks the upkeep to save the cursors file at once. Returns the request's number: the request
-    /// is fulfilled when `done` has reached this number.
+    /// Requests a save of the cursors file at once. The request is fulfilled when `done` reaches
+    /// the returned number.
     pub(super) fn ask(&mut self) -> u64 {
         self.is_dirty = true;
         self.requested += 1;
@@ -874,7 +762,7 @@ impl Saving {
 }
 
 impl Segment {
-    /// Makes a segment that begins at this place of the log, has no records, and is not written to.
+    /// Makes an inactive segment without records that begins at this place of the log.
     pub(super) fn new(first: LogOffset, size: u64) -> Self {
         Self {
             first,
@@ -890,8 +778,7 @@ impl Segment {
         }
     }
 
-    /// Makes a scan of the segment's file. The scan begins at this offset, where the record with
-    /// this position is expected.
+    /// Makes a scan from this offset on, where the record with this position is expected.
     pub(super) fn scan<'f>(
         &self,
         file: &'f dyn File,
@@ -901,20 +788,17 @@ impl Segment {
         Scan::new(file, self.seed, begin, self.offset, self.end.position, check)
     }
 
-    /// Notes that the writer will not write to the segment any more.
     pub(super) fn end_now(&mut self) {
         (self.active, self.ended) = (false, now());
     }
 
-    /// Returns the positions of the segment's events.
     pub(super) fn positions(&self) -> Range<Position> {
         self.first.position..self.end.position
     }
 }
 
 impl TailRecord {
-    /// Makes the value from a record's header and lines. `offset` is the place of its header in the
-    /// file of the segment that begins at the position `segment`.
+    /// `offset`: the place of the header in the segment that begins at the position `segment`.
     pub(super) fn new(
         segment: Position,
         offset: u64,
@@ -926,12 +810,10 @@ impl TailRecord {
         Self { first, events, lines, ends, received, segment, offset }
     }
 
-    /// Returns the position after the record's last event.
     pub(super) fn end(&self) -> Position {
         self.first.position + self.events
     }
 
-    /// Returns the number of bytes of memory that the record takes.
     pub(super) fn weight(&self) -> u64 {
         let ends = self.ends.as_ref().map_or(0, |ends| size_of_val(ends.offsets()));
         (self.lines.len() + ends) as u64 + BATCH_OVERHEAD
@@ -939,7 +821,7 @@ impl TailRecord {
 }
 
 impl Waiting {
-    /// Returns the greatest number of bytes that the batch may take in its segment.
+    /// Returns an upper limit for the bytes that the batch takes in its segment.
     pub(super) fn needed(&self) -> u64 {
         needed(self.append.lines.len() as u64)
     }

@@ -1,4 +1,4 @@
-//! The queue in files: a simulation against a model, damage of every kind, and many threads on a
+//! The queue in files: a simulation against a model, all types of damage, and many threads on a
 //! real disk.
 
 use std::ops::Range;
@@ -109,7 +109,7 @@ impl Scene {
         answer
     }
 
-    /// Lets the first output take and finish everything that there is.
+    /// Lets the first output take and finish all events.
     fn deliver(&mut self) {
         self.deliver_to(0);
         assert_eq!(self.counts[0].delivered(), self.sent);

@@ -1,5 +1,5 @@
 //! The parts that the writer thread and the upkeep thread share: how they wait for work, and what
-//! happens when one of them panics.
+//! happens after a panic.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,24 +8,21 @@ use tokio::time::Instant;
 
 use super::Shared;
 
-/// The next action of a thread whose actions are of the type `Action`.
 pub(super) enum Turn<Action> {
-    /// Do this action now.
     Do(Action),
-    /// Wait until this time; `None`: wait until the thread is woken.
+    /// Wait until this time, or with `None` until the thread is woken.
     Wait(Option<Instant>),
     /// End, because the queue is closed.
     End,
 }
 
-/// Returns how long a thread has to wait until this time; `None`: until it is woken. The result is
-/// at most an hour, because `Condvar::wait_timeout` adds it to a clock that must not overflow.
+/// Returns the time to wait: at most an hour, so that the addition to the clock can't overflow.
 pub(super) fn wait(until: Option<Instant>) -> Duration {
     let left = until.map_or(Duration::MAX, |until| until.saturating_duration_since(Instant::now()));
     left.min(Duration::from_secs(3600))
 }
 
-/// Notices a panic of the thread that owns this value: the queue then refuses all batches, so that
+/// Notices a panic of the thread that owns this value. The queue then refuses all batches, so that
 /// no sender waits for this thread, and the relay ends.
 pub(super) struct NoticePanic(pub(super) Arc<Shared>);
 

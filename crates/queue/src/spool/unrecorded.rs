@@ -1,8 +1,8 @@
-//! The events that an output has finished, and whose evidence is not durable yet.
+//! The events that an output has finished and whose evidence is not durable yet.
 //!
-//! Without evidence there is no such value, and nothing here runs. With evidence, the place that
-//! the cursors file has for an output stays before these events, and so do the files of the log:
-//! after a crash the output sends them again, and the evidence says so.
+//! With evidence, the output's place in the cursors file stays before these events, and the files
+//! of the log are kept. After a crash the output sends the events again, and the evidence says so.
+//! Without evidence, nothing here runs.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -14,52 +14,42 @@ use crate::contract::{Claim, Fates, Finished, Outcome, now};
 use crate::segment::LogOffset;
 use base::position::Position;
 
-/// At most this many items of each output wait for the reader that records the evidence: ranges,
-/// and the hashes and fates of single events. They take about 60 MB. If nothing can be recorded,
-/// further ranges are not kept, and their events are sent again after the next start. As a rule,
-/// ranges that follow each other are joined into one.
+/// At most this many items of each output wait for the evidence recorder: ranges, and the hashes
+/// and fates of single events. They take about 60 MB. Further ranges are not kept, and their events
+/// are sent again after a restart. Adjacent ranges are usually joined.
 const WAITING_MAX: usize = 1 << 20;
 
-/// The events that one output has finished, and whose evidence is not durable yet.
 #[derive(Default)]
 pub(crate) struct Unrecorded {
-    /// The ranges of these events: the key has a range's first position and its end, and the value
-    /// is the place in the log where the range begins. If ranges were joined into one, the key
-    /// keeps the end of the first of them. Events that were settled and whose segment was dropped
-    /// are not here.
+    /// The first position and the end of each range, with its place in the log. The key of a joined
+    /// range keeps the end of its first part. Settled events of dropped segments are not here.
     places: BTreeMap<(Position, Position), Place>,
     /// The ranges that begin in a dropped segment and may end in a later one: the first position of
-    /// the range, and the place where the later segment begins.
+    /// each, and the place where the later segment begins.
     behind_drops: Vec<(Position, LogOffset)>,
-    /// The place of the first event that was finished and not kept here, because too much waits.
-    /// This value is never reset.
+    /// The first finished event that was not kept, because too much waits. It is never reset.
     not_kept: Option<LogOffset>,
-    /// The ranges that the reader that records the evidence has not taken yet.
     finished: Vec<Finished>,
     /// The number of ranges, hashes and fates in `finished`.
     waiting: usize,
-    /// The ranges of lost events, from the watermark on, that were noted already. A cursor that was
-    /// moved back comes to them again, and they must not be noted twice.
+    /// The recorded losses from the watermark on, which a rewound cursor finds again.
     losses: Vec<Range<Position>>,
-    /// Notified when there is a range to take.
     wakes: Arc<Notify>,
 }
 
-/// The place of a range of finished events.
 #[derive(Clone, Copy)]
 struct Place {
     begin: LogOffset,
-    /// `true`: the output has lost these events before it settled them.
+    /// `true` if the output has lost these events before it settled them.
     is_loss: bool,
 }
 
 impl Unrecorded {
-    /// `wakes` is notified when there is a range to take.
     pub(super) fn new(wakes: Arc<Notify>) -> Self {
         Self { wakes, ..Self::default() }
     }
 
-    /// Notes that an output has finished a range of events, which begins at this byte of the log.
+    /// Records that an output has finished a range, which begins at this byte of the log.
     pub(super) fn add(&mut self, output: &str, claim: Claim, byte: u64, outcome: Outcome) {
         let place = LogOffset { position: claim.start, byte };
         if let Some(last) = self.finished.last_mut()
@@ -84,8 +74,8 @@ impl Unrecorded {
         self.wakes.notify_one();
     }
 
-    /// Notes that an event which the output had set aside is decided. The output's place does not
-    /// stay before this event: after a crash the event's file is still there.
+    /// Records that an event which was set aside is decided. The output's place does not stay
+    /// before it, because the event's file survives a crash.
     pub(super) fn decided(&mut self, output: &str, position: Position, fates: Fates) {
         let claim = Claim { start: position, end: position.next() };
         let weight = 1 + fates.sent.len() + fates.not_delivered.len();
@@ -97,9 +87,8 @@ impl Unrecorded {
         }
     }
 
-    /// Notes that an output has lost these events, which begin at this byte of the log. Events that
-    /// were noted before are left out. `watermark`: the first position that the output has not
-    /// finished.
+    /// Records that an output has lost these events, except those that were recorded before.
+    /// `byte`: the bytes of all lines before these events.
     pub(super) fn lose(
         &mut self,
         output: &str,
@@ -126,16 +115,15 @@ impl Unrecorded {
         }
     }
 
-    /// Returns the place of the first event whose evidence is not durable yet.
+    /// Returns the place of the first event whose evidence is not durable.
     pub(super) fn first(&self) -> Option<LogOffset> {
         let first = self.places.first_key_value().map(|(_, place)| place.begin);
         let behind_drops = self.behind_drops.iter().map(|(_, place)| *place);
         first.into_iter().chain(self.not_kept).chain(behind_drops).min()
     }
 
-    /// Forgets the places of settled events at these positions, because their segment was dropped:
-    /// nobody can send them again, and after a crash they must not look like lost ones. `end`: the
-    /// place of the first event behind them that is not dropped.
+    /// Forgets settled events of a dropped segment: they can't be sent again, and after a crash
+    /// they must not look lost. `end`: the first event behind them that is not dropped.
     pub(super) fn leave(&mut self, dropped: Range<Position>, end: LogOffset) {
         let begin_there = (dropped.start, Position::START)..(dropped.end, Position::START);
         let settled = self.places.range(begin_there).filter(|(_, place)| !place.is_loss);
@@ -145,25 +133,23 @@ impl Unrecorded {
         }
         let (inside, mut others): (Vec<_>, Vec<_>) =
             self.behind_drops.drain(..).partition(|(_, place)| dropped.contains(&place.position));
-        // Ranges do not overlap: all but the last one of those that begin here end here too.
+        // Ranges do not overlap: all but the last one that begin here also end here.
         let last = settled.last().map(|(start, _)| *start);
         let last = last.or(inside.iter().map(|(start, _)| *start).max());
         others.extend(last.map(|start| (start, end)));
         self.behind_drops = others;
     }
 
-    /// Takes the ranges that were not taken yet.
     pub(super) fn take(&mut self) -> Vec<Finished> {
         self.waiting = 0;
         std::mem::take(&mut self.finished)
     }
 
-    /// Returns `true` if nothing of this output waits for its evidence.
     pub(super) fn is_recorded(&self) -> bool {
         self.finished.is_empty() && self.first().is_none()
     }
 
-    /// Notes that the evidence of a range is durable. `claim` was taken with [`Unrecorded::take`].
+    /// Records that the evidence of a range, which [`Unrecorded::take`] has returned, is durable.
     pub(super) fn recorded(&mut self, claim: Claim) {
         let first = (claim.start, Position::START);
         let of_claim = self.places.range(first..=(claim.start, claim.end));
@@ -174,8 +160,7 @@ impl Unrecorded {
     }
 }
 
-/// Returns `true` if all events of a range have the same outcome, so that the range can be joined
-/// with the next one.
+/// Returns `true` if all events have the same outcome, so that adjacent ranges can be joined.
 fn is_plain(outcome: &Outcome) -> bool {
     match outcome {
         Outcome::Settled(fates) => *fates == Fates::default(),

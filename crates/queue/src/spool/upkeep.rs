@@ -1,7 +1,7 @@
-//! The upkeep of the spool's files: saves the cursors file, deletes segments or makes them ready to
-//! be written again, and makes the next segment ahead of time.
+//! The upkeep of the spool's files: saves the cursors file, deletes or recycles segments, and makes
+//! the next segment ahead of time.
 //!
-//! A thread of its own does this, so that no sender waits for it: to make, delete or cut a file of
+//! The upkeep has its own thread, so that no sender waits for it: to make, delete or cut a file of
 //! 64 MiB takes 20 ms and more, and the writer thread answers several hundred batches in that time.
 
 use std::io;
@@ -25,33 +25,26 @@ use base::position::Position;
 /// The time between two saves of the cursors file while it is out of date.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 
-/// After files were deleted, the next files are deleted at the earliest after this time, unless
-/// room is needed. Several small segments are then deleted together.
+/// The shortest time between two deletions, so that small segments are deleted together.
 const RECLAIM_EVERY: Duration = Duration::from_millis(250);
 
-/// If a file could not be deleted, the next attempt is made after this time, or earlier if room is
-/// needed.
+/// The time from a failed deletion of a file to the next attempt, unless room is needed.
 const AGAIN: Duration = if cfg!(test) { Duration::ZERO } else { Duration::from_secs(5) };
 
-/// The longest time between two looks at finished segments that outputs want to keep for a while.
-/// The thread does not simply sleep until such a segment may be deleted: the clock may be set or
-/// the settings may change meanwhile.
+/// The longest time between two looks at finished segments that outputs want to keep. The thread
+/// does not sleep longer, because the clock or the settings may change.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 
-/// If files could not be deleted because the cursors file can't be saved, the next attempt is made
-/// after this time.
+/// The pause before the next deletion after the cursors file could not be saved.
 const RECLAIM_RETRY: Duration = Duration::from_secs(5);
 
-/// An ended segment keeps its unused room if this is less than the segment's size divided by this
-/// number. The file can then be used again without an allocation of disk space.
+/// An ended segment with less unused room than its size divided by this number is not cut, so that
+/// the file can be reused without an allocation.
 const UNUSED_PART: u64 = if cfg!(test) { 2 } else { 16 };
 
-/// A chore of the upkeep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Chore {
-    /// Cut the files of ended segments to their lengths.
     Cut,
-    /// Write the cursors file, which notes how far each output has got.
     Save,
     /// Delete the files that no output needs, or make them spare files.
     Reclaim,
@@ -63,14 +56,13 @@ pub(super) enum Chore {
 #[derive(Debug)]
 pub(super) struct Written {
     pub(super) file: Arc<dyn File>,
-    /// The first position of the segment.
     pub(super) first: Position,
 }
 
-/// Which files of ended segments are cut to their lengths.
+/// Which files of ended segments are cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Cut {
-    /// The files with much unused room. The others stay as they are, and can be used again.
+    /// The files with much unused room. The others can be reused as they are.
     Most,
     /// All, because their room is needed, or because the queue ends.
     All,
@@ -79,23 +71,20 @@ enum Cut {
 /// Which of the files that no output needs are deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reclaim {
-    /// Only the segments that no output wants to keep any longer ([`super::Output::keeps`]). Some
-    /// of them become spare files. If there is no room for the file of the next segment, the oldest
-    /// finished segment becomes this file, although an output wants to keep it.
+    /// Only the segments that no output wants to keep ([`super::Output::keeps`]). If there is no
+    /// room for the next segment, the oldest finished segment is also taken for it.
     Old,
-    /// The segments that no output wants to keep any longer, and as many of the oldest finished
-    /// segments as give this many bytes, because their room is needed. Spare files are deleted
-    /// first.
+    /// As [`Reclaim::Old`], and the oldest finished segments until this many bytes are free. Spare
+    /// files are deleted first.
     Room(u64),
-    /// All segments that every output has finished, and all spare files, because their room is
-    /// needed.
+    /// All finished segments and all spare files.
     All,
 }
 
-/// The upkeep of the spool's files, which has a thread of its own.
+/// The upkeep of the spool's files.
 ///
-/// The thread waits until there is something to do, and then does one [`Chore`] at a time, the most
-/// urgent one first ([`Upkeep::turn`]):
+/// Its thread waits until there is work, and then does one [`Chore`] at a time, the most urgent one
+/// first ([`Upkeep::turn`]):
 ///
 /// 1. prepare: the file of the next segment is made, before the writer needs it.
 /// 2. cut: the unused room of ended segments is freed.
@@ -104,42 +93,34 @@ pub(super) enum Reclaim {
 /// 4. reclaim: segments that no output needs are deleted, or become spare files. Before that, the
 ///    cursors file is saved, so that no place in it lies in such a file.
 ///
-/// The writer thread calls the methods too, when it needs room or a file at once. A mutex around
-/// this value lets only one of the two threads in. That mutex is locked while files are changed,
-/// and never by another thread: no sender and no output waits for it.
+/// The writer thread also calls the methods when it needs room or a file at once. The mutex around
+/// this value lets only one of the two threads in. It is locked while files are changed, and never
+/// by another thread, so no sender and no output waits for it.
 ///
-/// A segment must not be deleted or used again while the cursors file on disk still says that an
-/// output needs the segment.
+/// A segment must not be deleted or reused while the cursors file on disk still says that an output
+/// needs it.
 pub(super) struct Upkeep {
     shared: Arc<Shared>,
     cursors: Cursors,
-    /// The end of the log as the cursors file on disk states it.
     saved_end: Position,
-    /// The earliest time of the next save of the cursors file, unless an output joins or leaves
-    /// before.
+    /// The earliest time of the next save, unless an output joins or leaves before.
     save_at: Instant,
-    /// The number of the last request to save the cursors file (`Saving::requested`) at the time of
-    /// the last attempt to save, even if this attempt failed.
+    /// The last request (`Saving::requested`) before the last attempt to save, even if that failed.
     save_attempted: u64,
-    /// `true`: the cursors file does not contain every output's name yet. No batch is stored before
-    /// the file contains all names.
+    /// `true` until the cursors file has every output's name. No batch is stored before that.
     pub(super) is_unnamed: bool,
-    /// The earliest time when files are deleted again, unless room is needed.
     reclaim_at: Instant,
-    /// After a file could not be deleted, it is tried again at this time, or earlier if room is
-    /// needed.
+    /// The earliest time of the next attempt for files that could not be deleted.
     again_at: Instant,
-    /// `true`: it was logged that some files can't be deleted.
+    /// `true` if the log says that some files can't be deleted.
     told_stuck: bool,
-    /// `true`: it was logged that delivered segments can't be deleted at present, because the
-    /// cursors file can't be written or because of another error.
+    /// `true` if the log says that delivered segments can't be deleted at present.
     told_kept: bool,
-    /// `true`: it was logged that the cursors file can't be written.
+    /// `true` if the log says that the cursors file can't be written.
     told_unsaved: bool,
 }
 
-/// Does one chore after the other until the queue is closed. The writer thread does the last work
-/// ([`Upkeep::end`]).
+/// Does chores until the queue is closed. The writer thread does the last work ([`Upkeep::end`]).
 pub(super) fn run(upkeep: &Mutex<Upkeep>, shared: &Arc<Shared>) {
     let _panic = NoticePanic(Arc::clone(shared));
     loop {
@@ -152,7 +133,7 @@ pub(super) fn run(upkeep: &Mutex<Upkeep>, shared: &Arc<Shared>) {
                 upkeep.perform(chore);
             }
             Turn::Wait(until) => {
-                // While this thread waits, the writer thread may need the upkeep.
+                // The writer thread may need the upkeep during the wait.
                 drop(upkeep);
                 drop(shared.wakes.upkeep.wait_timeout(state, turn::wait(until)));
             }
@@ -178,8 +159,6 @@ impl Upkeep {
         }
     }
 
-    /// Returns the next action: the most urgent chore that is to be done now, or how long to wait,
-    /// or that the thread ends because the queue is closed.
     fn turn(&self, state: &SpoolState) -> Turn<Chore> {
         let now = Instant::now();
         let writing = &state.writing;
@@ -209,8 +188,7 @@ impl Upkeep {
         }
     }
 
-    /// Returns `true` if there is nothing to do, and the thread waits until another thread wakes
-    /// it.
+    /// Returns `true` if the thread waits until it is woken.
     #[cfg(test)]
     pub(super) fn is_idle(&self) -> bool {
         matches!(self.turn(&self.shared.lock()), Turn::Wait(None))
@@ -225,9 +203,8 @@ impl Upkeep {
         }
     }
 
-    /// Does the last work: cuts the files of ended segments, saves the cursors file if it is out of
-    /// date, and deletes spare files and files that no output wants to keep. If the save succeeds,
-    /// the cursors file has the exact place of each output.
+    /// Does the last work: cuts ended segments, saves the cursors file if it is out of date (then
+    /// with the exact places), and deletes spare files and unwanted segments.
     pub(super) fn end(&mut self) {
         self.cut(Cut::All);
         let outdated = {
@@ -245,8 +222,6 @@ impl Upkeep {
         }
     }
 
-    /// Cuts the files of ended segments after their last records, which frees the reserved bytes
-    /// that were not used.
     fn cut(&mut self, which: Cut) {
         let ended = std::mem::take(&mut self.shared.lock().writing.chores.ended);
         for Written { file, first } in ended {
@@ -259,8 +234,7 @@ impl Upkeep {
                 }
                 segment.offset
             };
-            // Without the sync a power loss would undo the cut, when the room is used by other
-            // files.
+            // Without the sync, a power loss would undo the cut after its room is used again.
             let outcome = file.truncate(offset).and_then(|()| file.sync());
             let mut state = self.shared.lock();
             let Some(segment) = state.log.segment_mut(first) else { continue };
@@ -270,8 +244,7 @@ impl Upkeep {
                     segment.size -= given;
                     state.writing.accounting.cut(given);
                 }
-                // The segment counts with all its reserved room until it is deleted. Its file may
-                // be shorter.
+                // The segment counts with its reserved room until it is deleted.
                 Err(error) => {
                     segment.is_sound = false;
                     drop(state);
@@ -281,9 +254,8 @@ impl Upkeep {
         }
     }
 
-    /// Makes the file of the next segment, before the writer needs it. If this fails, only a debug
-    /// line is logged: the writer makes the file itself when it needs one, and reports an error
-    /// then.
+    /// Makes the file of the next segment. A failure is only logged at `debug`: the writer makes
+    /// the file itself when it needs one, and reports an error then.
     fn prepare(&mut self) {
         let spare = {
             let mut state = self.shared.lock();
@@ -307,8 +279,7 @@ impl Upkeep {
         }
     }
 
-    /// Saves the cursors file. If this fails, logs a warning. If the attempt before failed too,
-    /// logs nothing.
+    /// Saves the cursors file. Logs the first of several failures in a row.
     fn save_or_tell(&mut self) {
         let failed = self.save().inspect_err(|error| {
             self.shared.metrics.spool.write_errors.increment(1);
@@ -323,7 +294,6 @@ impl Upkeep {
         self.told_unsaved = failed.is_err();
     }
 
-    /// Writes and syncs the cursors file.
     pub(super) fn save(&mut self) -> io::Result<()> {
         let (contents, watermark, requested) = {
             let mut state = self.shared.lock();
@@ -351,18 +321,15 @@ impl Upkeep {
         Ok(())
     }
 
-    /// Notes the end of the log that is now in the cursors file.
     fn note_end(&mut self, end: Position) {
-        // The check runs once for each save. If the saved end went back, positions after it would
-        // be given again after a crash.
+        // If the saved end went back, positions after it would be given again after a crash.
         assert!(self.saved_end <= end, "the log ends at {end}, and before at {}", self.saved_end);
         self.saved_end = end;
     }
 
-    /// Deletes the files of segments that every output has finished, and of dropped segments.
-    /// `which` says whether finished segments that outputs want to keep are deleted too. Saves the
-    /// cursors file first: no place in the cursors file may lie in a deleted file. If one file
-    /// can't be deleted, the other files are deleted all the same.
+    /// Deletes finished segments, as far as `which` says, and dropped ones. Saves the cursors file
+    /// first, because no place in it may lie in a deleted file. One failure does not stop the
+    /// others.
     pub(super) fn reclaim(&mut self, which: Reclaim) -> io::Result<()> {
         self.reclaim_at = Instant::now() + RECLAIM_EVERY;
         if which == Reclaim::All {
@@ -372,7 +339,7 @@ impl Upkeep {
         let (gone, mut failed) = self.remove_abandoned();
         if removed.is_empty() {
             self.tell_stuck(failed);
-            // After a power loss the files would be there again, and take more room than allowed.
+            // After a power loss the files would exist again, and take more room than allowed.
             return if gone { self.sync_directories() } else { Ok(()) };
         }
         self.save()?;
@@ -390,7 +357,7 @@ impl Upkeep {
         }
         self.tell_stuck(failed);
         let synced = self.sync_directories();
-        // The contents of a spare file may be overwritten as soon as its new name is synced.
+        // A spare file may be overwritten only after its new name is synced.
         let accounting = &mut self.shared.lock().writing.accounting;
         for number in recycled {
             match &synced {
@@ -401,14 +368,12 @@ impl Upkeep {
         synced
     }
 
-    /// Syncs the directories of segments and of spare files.
     fn sync_directories(&self) -> io::Result<()> {
         self.shared.disk.sync_directory(SPARES)?;
         self.shared.disk.sync_directory(SEGMENTS)
     }
 
-    /// Chooses the segments that are to be deleted, and removes them from the log. Those with a
-    /// [`Spare`] are to become this spare file.
+    /// Removes the chosen segments from the log. Some of them become a [`Spare`] file.
     fn choose(&self, which: Reclaim) -> Vec<(Removed, Option<Spare>)> {
         let mut guard = self.shared.lock();
         let wants_kept = guard.wants_kept(self.shared.usable());
@@ -432,8 +397,7 @@ impl Upkeep {
         let watermark = log.watermark();
         let mut spares = Vec::new();
         for segment in log.segments.drain(..finished) {
-            // The checks run once for each segment. A segment that is chosen here is deleted, even
-            // if somebody still needs it.
+            // After this check, nothing finds out whether an output still needs a chosen segment.
             assert!(!segment.active, "the segment that is written to is not deleted");
             assert!(segment.end.position <= watermark, "an output needs what is deleted");
             let removed = (segment.first.position, segment.size);
@@ -465,8 +429,7 @@ impl Upkeep {
         removed.map(|file| (file, spare(file))).collect()
     }
 
-    /// Makes the file of a segment that was removed from the log a spare file. Returns `false` if
-    /// the file has to be deleted instead, because somebody may still read it.
+    /// Makes a removed segment a spare file. `false` after an error, or if it may still be read.
     fn recycle(&self, file: Removed, spare: Spare) -> bool {
         let name = segment::file_name(file.0);
         let recycled = self.shared.disk.recycle(&name, &spare.name());
@@ -479,7 +442,6 @@ impl Upkeep {
         true
     }
 
-    /// Deletes the file of a segment that was removed from the log.
     fn remove(&self, file: Removed) -> io::Result<()> {
         let outcome = self.delete(&segment::file_name(file.0));
         let mut state = self.shared.lock();
@@ -488,7 +450,6 @@ impl Upkeep {
         outcome
     }
 
-    /// Deletes a file, if it is still there.
     fn delete(&self, name: &str) -> io::Result<()> {
         match self.shared.disk.remove(name) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -499,10 +460,8 @@ impl Upkeep {
         }
     }
 
-    /// Deletes the abandoned files: files of large request bodies that did not become segments, and
-    /// spare files that are not wanted. The cursors file need not be saved first, because no cursor
-    /// has a place in these files. Returns whether files were deleted, and the first error; `None`
-    /// if there was none. The files that are left are tried again later.
+    /// Deletes the abandoned files, in which no cursor has a place. Returns whether files were
+    /// deleted, and the first error.
     fn remove_abandoned(&self) -> (bool, Option<io::Error>) {
         let abandoned = self.shared.lock().writing.accounting.abandoned().to_vec();
         let (mut gone, mut failed) = (false, None);
@@ -519,8 +478,8 @@ impl Upkeep {
         (gone, failed)
     }
 
-    /// Logs once that some files can't be deleted, and logs once when all of these files are gone.
-    /// `failed`: the first error of the last attempt to delete files; `None` if there was no error.
+    /// Logs once that some files can't be deleted, and once when all of them are gone. `failed`:
+    /// the first error of the last attempt.
     fn tell_stuck(&mut self, failed: Option<io::Error>) {
         let files = {
             let state = self.shared.lock();
@@ -545,8 +504,7 @@ impl Upkeep {
         }
     }
 
-    /// Deletes the files that no output needs, and wakes large request bodies that wait for room.
-    /// If this fails, logs a warning. If the attempt before failed too, logs nothing.
+    /// Deletes files, and wakes waiting large bodies. Logs the first of several failures in a row.
     fn reclaim_or_tell(&mut self) {
         let is_wanted = self.shared.lock().writing.chores.reclaim_wanted;
         let outcome = self.reclaim(if is_wanted { Reclaim::All } else { Reclaim::Old });

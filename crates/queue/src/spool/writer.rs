@@ -1,7 +1,7 @@
 //! The thread that writes groups of batches, and begins and ends segments.
 //!
 //! Only this thread writes events. It holds the state's lock only to take work and to publish the
-//! outcome. Whatever no sender has to wait for is done by the upkeep ([`super::upkeep`]).
+//! outcome. The upkeep ([`super::upkeep`]) does all work for which no sender has to wait.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -28,76 +28,67 @@ use base::disk::{Access, Aligned, File, SEGMENTS, named};
 use base::lock::lock;
 use base::mutant;
 
-/// A block of zeros, for padding.
 const ZEROS: [u8; 4096] = [0; 4096];
 
-/// A group of several batches has at most this many bytes, which are written from one buffer: six
-/// batches of 400 events of 0.8 KB. More that wait become the next group.
+/// The largest group of several batches in bytes, which is written from one buffer: six batches of
+/// 400 events of 0.8 KB. Further waiting batches become the next group.
 pub(super) const GROUP_BYTES: u64 = if cfg!(test) { 12 << 10 } else { 2 << 20 };
 
 /// Lines are copied, and their checksum is computed, in steps of this many bytes, so that a step is
-/// still in the CPU's first-level cache for the checksum. It is what the library for checksums
-/// takes in one turn.
+/// still in the CPU's first-level cache for the checksum. The checksum library takes as much in one
+/// turn.
 const STEP: usize = if cfg!(test) { 1 << 10 } else { 24 << 10 };
 
-/// The pause after the first error, before the writer tries to store again. After each further
-/// error, the pause is twice as long.
+/// The pause after the first error. It doubles with each further error.
 const RETRY_MIN: Duration = Duration::from_millis(250);
-/// The longest pause after an error, before the writer tries to store again.
+/// The longest pause after an error.
 const RETRY_MAX: Duration = Duration::from_secs(5);
 
 /// The writer thread.
 ///
-/// The thread waits until there is something to do, and then does one [`Step`] at a time. If there
-/// are several steps to do, it does the most urgent one first ([`Writer::turn`]):
+/// The thread waits until there is work, and then does one [`Step`] at a time, the most urgent one
+/// first ([`Writer::turn`]):
 ///
 /// 1. probe: a test after an error. No batch is stored until a new segment can be made and synced.
 ///    The writer tries this with pauses of [`RETRY_MIN`] to [`RETRY_MAX`].
-/// 2. commit: the first of the waiting batches form a group. The group is written with one write,
-///    synced, and published. Batches that arrive meanwhile wait, and become the next group. A group
-///    ends before a batch that begins a new segment.
-/// 3. seal: the active segment is ended, because the queue is full and the room of this segment is
-///    needed.
+/// 2. commit: the first waiting batches form a group, which is written with one write, synced, and
+///    published. Batches that arrive in the meantime become the next group. A group ends before a
+///    batch that begins a new segment.
+/// 3. seal: the active segment is ended, because the queue is full and its room is needed.
 ///
 /// After a failed write or sync nobody knows what the file contains after the segment's last
 /// record: the kernel may have forgotten data that it did not write, and the next sync does not
 /// report this. The writer therefore never writes to this segment again. The failed group and all
-/// waiting batches get [`Refused::Disk`]. The positions of the failed group are given to the first
-/// batches of the next segment, because nobody was told of them.
+/// waiting batches get [`Refused::Disk`]. The positions of the failed group are given to the next
+/// batches, because nobody was told of them.
 ///
-/// A batch must not be acknowledged to its sender, and must not be visible to a cursor, before this
-/// batch is synced. A write must not touch a block with acknowledged bytes. If the disk does not
-/// answer, nobody waits for the thread: the process may end before the thread has ended.
+/// A batch must not be acknowledged, or visible to a cursor, before it is synced. A write must not
+/// touch a block with acknowledged bytes. If the disk does not answer, nobody waits for the thread:
+/// the process may end before it.
 pub(super) struct Writer {
     shared: Arc<Shared>,
     pub(super) upkeep: Arc<Mutex<Upkeep>>,
-    /// The file that notes up to where the log is synced.
+    /// The file that says up to where the log is synced.
     synced: SyncedFile,
     /// The memory from which groups are written. `None` before the first group.
     buffer: Option<Aligned>,
-    /// The segment that is written to; `None` if there is none, such as at the start and after an
-    /// error.
+    /// The segment that is written to. `None` at startup and after an error.
     active: Option<Written>,
-    /// The smallest size in bytes of the segment that the next probe must make. A probe tests
-    /// whether the disk works again after an error; no batch is stored until a probe succeeds. The
-    /// size has room for the largest batch of the group that was being written when the error came;
-    /// 0 after a successful probe. It does not matter once all required outputs have finished all
-    /// events: then a smaller segment will do.
+    /// The least size in bytes of the next probe's segment, with room for the largest batch of the
+    /// group that has failed; 0 after a success. It is ignored when all required outputs have
+    /// finished all events.
     retry_segment_bytes: u64,
-    /// The time when the writer tries to store again after an error.
     retry_at: Instant,
-    /// The pause before the next attempt to store, if there is another error.
     pause: Duration,
 }
 
-/// A step of the writer thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
-    /// Write the group of batches that is at the front of the waiting batches.
+    /// Write the first group of waiting batches.
     Commit,
-    /// End the active segment, because the queue is full and the segment's room is needed.
+    /// End the active segment for its room.
     Seal,
-    /// Find out whether batches can be stored again, after the disk has failed.
+    /// Find out whether batches can be stored again after an error.
     Probe,
 }
 
@@ -117,8 +108,7 @@ impl Writer {
     }
 
     /// Writes the cursors file for the first time, with every output in it. If the disk is full or
-    /// fails, also returns `Ok`: the writer tries again later, and stores no batch until the file
-    /// is written.
+    /// fails, also returns `Ok`: the writer tries again later, and stores no batch before that.
     ///
     /// # Errors
     ///
@@ -135,15 +125,13 @@ impl Writer {
         Ok(())
     }
 
-    /// Waits until the upkeep's thread has done its chore, and keeps it from doing the next one.
-    /// The caller must not hold the lock of the state.
+    /// Waits for the end of the upkeep's present chore, and prevents the next one. The caller must
+    /// not hold the lock of the state.
     fn upkeep(&self) -> MutexGuard<'_, Upkeep> {
         lock(&self.upkeep)
     }
 
-    /// Does one step after the other until the queue is closed. At the end writes the batches that
-    /// are still waiting, saves the cursors file if it is out of date, deletes the files that no
-    /// output needs, and returns.
+    /// Does one step after the other until the queue is closed, and then the last work.
     pub(super) fn run(mut self) {
         let shared = Arc::clone(&self.shared);
         let _panic = NoticePanic(Arc::clone(&shared));
@@ -169,9 +157,7 @@ impl Writer {
         }
     }
 
-    /// Returns the next action: the most urgent step that is to be done now, or how long to wait,
-    /// or that the thread ends because the queue is closed. The order of the steps is described at
-    /// [`Writer`].
+    /// Returns the next action, in the order of [`Writer`].
     fn turn(&self, state: &SpoolState) -> Turn<Step> {
         let has_fault = state.writing.health.error.is_some();
         if state.writing.closed {
@@ -187,8 +173,7 @@ impl Writer {
         }
     }
 
-    /// Returns `true` if neither the writer nor the upkeep has anything to do, and both wait until
-    /// another thread wakes them.
+    /// Returns `true` if both the writer and the upkeep wait until they are woken.
     #[cfg(test)]
     pub(super) fn is_idle(&self) -> bool {
         matches!(self.turn(&self.shared.lock()), Turn::Wait(None)) && self.upkeep().is_idle()
@@ -207,9 +192,9 @@ impl Writer {
         self.upkeep().perform(chore);
     }
 
-    /// Takes the first group of batches from the waiting ones, writes and syncs this group, and
-    /// answers its senders. The group ends before the next batch that begins a new segment, and has
-    /// at most [`GROUP_BYTES`], or one batch.
+    /// Writes and syncs the first group of waiting batches, and answers its senders. The group has
+    /// at most [`GROUP_BYTES`], unless its first batch alone is larger, and ends before a later
+    /// batch that begins a new segment.
     fn commit(&mut self) {
         let mut group: Vec<Waiting> = {
             let mut state = self.shared.lock();
@@ -232,8 +217,8 @@ impl Writer {
         if let Some(size) = first.opens {
             let needed = FIRST_RECORD + group.iter().map(Waiting::needed).sum::<u64>();
             match self.open_segment(size, needed.min(size)) {
-                // The disk had room only for a smaller segment than the one for which the batches
-                // were planned. This group fits; the batches that still wait are refused.
+                // The disk had room only for a smaller segment than planned. This group fits; the
+                // batches that still wait are refused.
                 Ok(made) if made < size => {
                     let behind = {
                         let mut state = self.shared.lock();
@@ -254,8 +239,7 @@ impl Writer {
         }
     }
 
-    /// Makes the file of a large request body a segment of the log, and answers the sender. `group`
-    /// contains only this body.
+    /// Makes the file of a large body a segment of the log, and answers the sender.
     fn commit_incoming(&mut self, group: Vec<Waiting>, file: &IncomingFile) {
         let received = group.first().map_or_else(now, |waiting| waiting.received);
         let end = self.make_way();
@@ -271,14 +255,13 @@ impl Writer {
         for Waiting { append, done, .. } in group {
             self.shared.metrics.accepted(append.events, file.bytes, &append.levels);
             self.shared.lock().publish_incoming(file, append.events);
-            // The sender may have gone: then nobody needs the answer.
+            // The sender may have gone.
             done.send(Ok(())).ok();
         }
     }
 
-    /// Writes and syncs the headers of a segment that begins at `end`, and of its records, into the
-    /// file of a large request body. The lines in the file are synced already. Returns the place
-    /// where the segment ends.
+    /// Writes and syncs the headers into the file of a large body, so that it is a segment that
+    /// begins at `end`. The lines are synced already. Returns the place where the segment ends.
     fn fill_in(incoming: &IncomingFile, received: u64, end: LogOffset) -> io::Result<LogOffset> {
         let header = SegmentHeader::new(end, now(), false);
         let (seed, mut place) = (header.seed(), end);
@@ -289,8 +272,8 @@ impl Writer {
                 received,
                 length: record.length,
                 events: record.events,
-                // Each record is a group of its own. A reader then takes zeros inside the file for
-                // damage, never for a torn write.
+                // Each record is its own group, so that zeros inside the file count as damage,
+                // never as a torn write.
                 group: place.position,
                 crc: seed.combine(record.crc, length(record.length)),
             };
@@ -302,10 +285,9 @@ impl Writer {
         Ok(place)
     }
 
-    /// Makes the file of a large request body the segment that begins at `end` and ends at `place`:
-    /// renames the file. After an error the file is to be deleted: nobody was told that the body is
-    /// safe. If possible, the file then gets its old name back, because a start deletes files with
-    /// such names.
+    /// Renames the file of a large body to the segment from `end` to `place`. After an error the
+    /// file must be deleted, because nobody was told that the body is safe. If possible, it first
+    /// gets back its old name, because a start deletes files with such a name.
     fn adopt(
         &mut self,
         incoming: &IncomingFile,
@@ -336,9 +318,8 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes a group of batches after the last record of the active segment, and syncs the file.
-    /// Then notes the new end of the log in the file `synced`. Returns the offset and the header of
-    /// each new record.
+    /// Writes a group after the last record of the active segment, syncs it, and notes the new end
+    /// of the log. Returns the offset and the header of each record.
     fn write(&mut self, group: &[Waiting]) -> io::Result<Vec<(u64, RecordHeader)>> {
         let Some(active) = &self.active else {
             return Err(io::Error::other("no segment is open"));
@@ -349,7 +330,7 @@ impl Writer {
         let size = group.iter().map(|it| RECORD_HEADER + it.append.lines.len() as u64).sum::<u64>();
         let size = size.next_multiple_of(BLOCK);
         let mut buffer = match &mut self.buffer {
-            // A longer batch is written from where it is, and is never a list.
+            // A longer batch is written directly from its memory, and is never a list.
             _ if size > GROUP_BYTES => None,
             Some(buffer) => Some(buffer),
             none => Some(none.insert(Aligned::new(length(GROUP_BYTES))?)),
@@ -399,14 +380,14 @@ impl Writer {
         Ok(records)
     }
 
-    /// Notes the end of the log in the file `synced`.
+    /// Writes the end of the log into the file `synced`.
     fn note(&mut self, synced: &Synced) -> io::Result<()> {
         let noted = self.synced.write(&*self.shared.disk, synced);
         self.shared.lock().writing.health.note_is_unknown = noted.is_err();
         noted
     }
 
-    /// Notes where the log ends, if the last note has failed. See `Health`.
+    /// Repeats the last note if it has failed. See `Health`.
     fn note_again(&mut self) -> io::Result<()> {
         let synced = {
             let SpoolState { log, writing } = &*self.shared.lock();
@@ -420,8 +401,8 @@ impl Writer {
         self.note(&synced)
     }
 
-    /// Makes a synced group of batches visible to outputs: adds it to the log, counts its events,
-    /// keeps the new records in memory, and answers the senders.
+    /// Makes a synced group visible to outputs, counts it, keeps its records in the tail, and
+    /// answers the senders.
     fn publish(&mut self, group: Vec<Waiting>, records: Vec<(u64, RecordHeader)>) {
         self.pause = RETRY_MIN;
         let metrics = &self.shared.metrics;
@@ -448,7 +429,7 @@ impl Writer {
             let Append { lines, list, .. } = waiting.append;
             let record = TailRecord::new(first, offset, header, (lines, list));
             state.log.remember(record, &mut evicted);
-            // The sender may have gone: then nobody needs the answer.
+            // The sender may have gone.
             waiting.done.send(Ok(())).ok();
         }
         let is_new = state.writing.saving.touch();
@@ -460,9 +441,8 @@ impl Writer {
         drop(evicted);
     }
 
-    /// Refuses all batches of a group that could not be stored, and all waiting batches. `closes`
-    /// is `true` if a write or sync has failed: nobody then knows what the file contains after the
-    /// segment's last record. The writer never writes to such a segment again.
+    /// Refuses a group that could not be stored, and all waiting batches. `closes`: a write or sync
+    /// has failed, so the writer must never write to the active segment again.
     fn refuse(&mut self, group: Vec<Waiting>, what: &str, error: &io::Error, closes: bool) {
         self.shared.metrics.spool.write_errors.increment(1);
         let largest = group.iter().map(Waiting::needed).max().unwrap_or(0);
@@ -494,9 +474,8 @@ impl Writer {
         refuse_all(group.into_iter().chain(behind));
     }
 
-    /// Notes an error of the disk. Logs the error, unless the same error was noted before. No batch
-    /// is stored until a probe succeeds, which comes after the present pause. The pause after the
-    /// next error is twice as long.
+    /// Records an error of the disk, and logs it if it is new. No batch is stored until a probe
+    /// succeeds.
     fn fault(&mut self, state: &mut SpoolState, fault: String) {
         if state.writing.health.error.as_ref() != Some(&fault) {
             let error = fault.clone();
@@ -507,7 +486,7 @@ impl Writer {
         self.pause = (self.pause * 2).min(RETRY_MAX);
     }
 
-    /// Tests whether batches can be stored again after an error, and notes the result.
+    /// Tests whether batches can be stored again after an error, and records the result.
     fn probe(&mut self) {
         match self.try_probe() {
             Ok(()) => {
@@ -522,8 +501,7 @@ impl Writer {
         }
     }
 
-    /// Returns `Ok` if the disk works again. To find out, it makes and syncs a new segment. If the
-    /// queue is full, no segment may be made. In this case it writes the cursors file instead.
+    /// Makes and syncs a new segment or, if the queue is full, only the cursors file.
     fn try_probe(&mut self) -> io::Result<()> {
         if self.upkeep().is_unnamed {
             self.upkeep().save()?;
@@ -539,10 +517,10 @@ impl Writer {
             // The disk works, but the queue is full. Appends are then refused for that reason.
             return self.upkeep().save();
         }
-        // The segment must have room for the largest batch that was refused. Otherwise a nearly
-        // full disk would count as working after each small batch, and as failed after each large
-        // one. If all required outputs have finished all events, no more room will become free, and
-        // a segment of any size will do.
+        // The segment must have room for the largest refused batch. Otherwise a nearly full disk
+        // would seem to work after each small batch, and to fail after each large one. If all
+        // required outputs have finished all events, no more room can become free, and a segment of
+        // any size will do.
         let empty = {
             let state = self.shared.lock();
             state.log.required_watermark() == state.log.end.position
@@ -554,10 +532,9 @@ impl Writer {
         Ok(())
     }
 
-    /// Makes a new segment at the end of the log, into which the next batches are written. Uses the
-    /// file that the upkeep has made ready, if there is one of this size. If the disk has no room
-    /// for `size` bytes, a smaller segment is made. Fewer than `least` bytes are an error. Returns
-    /// the size of the segment.
+    /// Makes a new segment at the end of the log, from a spare file if there is one of this size.
+    /// If the disk has no room for `size` bytes, the segment is smaller, but not below `least`.
+    /// Returns its size.
     fn open_segment(&mut self, size: u64, least: u64) -> io::Result<u64> {
         let end = self.make_way()?;
         let spare = self.take_spare(size);
@@ -577,13 +554,12 @@ impl Writer {
         });
         drop(state);
         self.active = Some(Written { file, first: end.position });
-        // The next segment is made ready.
+        // The upkeep makes the next spare file.
         self.shared.wakes.upkeep.notify_one();
         Ok(size)
     }
 
-    /// Takes a spare file of this size. If there is none, first waits for the upkeep's present
-    /// chore, which may be making one.
+    /// Takes a spare file of this size. Waits for the upkeep if it may be making one.
     fn take_spare(&self, size: u64) -> Option<Spare> {
         let take = || self.shared.lock().writing.accounting.take_spare(size);
         take().or_else(|| {
@@ -592,8 +568,8 @@ impl Writer {
         })
     }
 
-    /// Makes a spare file the segment that begins at `end`. The file gets the name of the segment
-    /// only after its new header is synced. Returns the open file.
+    /// Makes a spare file the segment that begins at `end`. It gets its new name only after its new
+    /// header is synced.
     fn use_spare(&self, spare: Spare, end: LogOffset) -> io::Result<Arc<dyn File>> {
         let disk = &self.shared.disk;
         let old = spare.name();
@@ -614,8 +590,7 @@ impl Writer {
         Ok(file)
     }
 
-    /// Makes the file of the segment that begins at `end`. Returns the open file and its size,
-    /// which is at least `least`.
+    /// Makes the file of the segment that begins at `end`, with a size of at least `least`.
     fn make_segment(
         &mut self,
         end: LogOffset,
@@ -651,7 +626,7 @@ impl Writer {
                     size = (size / 2).next_multiple_of(BLOCK).max(least);
                 }
                 Err(error) if is_full(&error) && self.drop_for_space() => self.reclaim_all()?,
-                // The file is left from a segment that could not be made. Nothing in the file was
+                // The file is left from a segment that could not be made. Nothing in it was
                 // acknowledged.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => disk.remove(&name)?,
                 made => break drop(made?),
@@ -667,8 +642,8 @@ impl Writer {
         })
     }
 
-    /// Returns the place in the log where the next segment begins. Before that, makes sure that no
-    /// other file has the name of the next segment.
+    /// Returns the place where the next segment begins, after it has made sure that no other file
+    /// has its name.
     fn make_way(&mut self) -> io::Result<LogOffset> {
         let (end, is_taken) = {
             let mut state = self.shared.lock();
@@ -683,8 +658,8 @@ impl Writer {
         if is_taken {
             self.reclaim_all()?;
             if self.shared.lock().writing.accounting.is_stuck(end.position) {
-                // A segment that can't be deleted has the name. If it were deleted later, the new
-                // segment would be deleted instead.
+                // If a segment that can't be deleted has this name, a later deletion would delete
+                // the new segment.
                 let name = segment::file_name(end.position);
                 let error = io::Error::other("an empty segment of this name can't be deleted");
                 return Err(named(&name)(error));
@@ -693,10 +668,9 @@ impl Writer {
         Ok(end)
     }
 
-    /// Finds out whether a segment can be deleted when the disk is full although `queue.max_bytes`
-    /// is not reached. Returns `true` if there is a segment that every output has finished.
-    /// Otherwise drops a segment that only optional outputs need, and returns `true`. If there is
-    /// none, returns `false`.
+    /// Finds a segment to delete when the disk is full although `queue.max_bytes` is not reached: a
+    /// finished one, or, if there is none, one that only optional outputs need. The latter is
+    /// dropped. Returns `false` if there is neither.
     fn drop_for_space(&self) -> bool {
         let mut state = self.shared.lock();
         if state.log.finished().next().is_none() {
@@ -706,7 +680,7 @@ impl Writer {
         true
     }
 
-    /// Ends the active segment: no batch is written to it any more. The upkeep cuts its file.
+    /// Ends the active segment. The upkeep cuts its file.
     fn seal(&mut self) {
         let Some(active) = self.active.take() else { return };
         let mut state = self.shared.lock();
@@ -715,10 +689,8 @@ impl Writer {
         state.writing.chores.ended.push(active);
     }
 
-    /// Ends the active segment if the queue is full and every required output has finished all
-    /// events, so that the room of the segment can be used. Also drops all segments that only
-    /// optional outputs need, because their room may be enough only together with the room of this
-    /// segment.
+    /// Ends the active segment if [`SpoolState::can_seal_for_room`]. Also drops all segments that
+    /// only optional outputs need, because the room of both may be needed together.
     fn seal_for_room(&mut self) {
         let mut state = self.shared.lock();
         if !state.can_seal_for_room() {
@@ -735,14 +707,13 @@ impl Writer {
         self.shared.wakes.upkeep.notify_one();
     }
 
-    /// Deletes all files that no output needs, because their room is needed now.
     fn reclaim_all(&mut self) -> io::Result<()> {
         self.seal_for_room();
         self.upkeep().reclaim(Reclaim::All)
     }
 
-    /// Does the last work of the writer: writes all waiting batches, ends the last segment, and
-    /// lets the upkeep do its last work ([`Upkeep::end`]).
+    /// Writes all waiting batches, ends the last segment, and lets the upkeep do its last work
+    /// ([`Upkeep::end`]).
     pub(super) fn end(mut self) {
         while !self.shared.lock().writing.waiting.is_empty() {
             self.commit();
@@ -753,10 +724,9 @@ impl Writer {
     }
 }
 
-/// Tells the senders of these batches that they are not stored.
 fn refuse_all(batches: impl IntoIterator<Item = Waiting>) {
     for waiting in batches {
-        // The sender may have gone: then nobody needs the answer.
+        // The sender may have gone.
         waiting.done.send(Err(Refused::Disk)).ok();
     }
 }
@@ -778,20 +748,18 @@ fn copy_lines(seed: Seed, events: &[u8], list: Option<&ListEnds>, to: &mut [u8])
     crc
 }
 
-/// Writes the header of a segment, with zeros up to the first record, and syncs the file.
+/// Writes and syncs the header of a segment, with zeros up to the first record.
 fn write_header(file: &dyn File, header: SegmentHeader) -> io::Result<()> {
     let header = header.encode();
     file.write_at(&[&header, &ZEROS[header.len()..]], 0)?;
     file.sync()
 }
 
-/// Converts the length of something that is in memory to `usize`.
 fn length(bytes: u64) -> usize {
     usize::try_from(bytes).unwrap_or(usize::MAX)
 }
 
-/// Returns `true` if the error means that the disk is full, that the user's quota is used up, or
-/// that the file would be larger than allowed.
+/// Returns `true` if the disk or the user's quota is full, or the file would be too large.
 fn is_full(error: &io::Error) -> bool {
     matches!(
         error.kind(),

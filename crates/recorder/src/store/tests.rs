@@ -33,7 +33,7 @@ pub(crate) fn entries(store: &Store) -> Vec<Vec<u8>> {
     bundles.chain(store.pending.entries.iter().cloned()).collect()
 }
 
-/// A log under random faults and crashes, beside a list of the entries that must be in it.
+/// A log under random faults and crashes, and a list of the entries that must be in it.
 struct Model {
     rng: fastrand::Rng,
     disk: SimulatedDisk,
@@ -50,7 +50,7 @@ struct Model {
 }
 
 impl Model {
-    /// Opens the log after a start, and compares it with the list.
+    /// Opens the log as a start does, and compares it with the list.
     fn open(&mut self) -> Option<Store> {
         let store = match open(&self.disk, &self.key) {
             Ok(store) => store,
@@ -192,7 +192,7 @@ fn no_crash_is_an_alarm() {
 }
 
 /// Method: the checkpoint is removed, and replaced by an older one. As long as `evidence-head` is
-/// there, the log goes on where it was. Without it, a log without a checkpoint could sign another
+/// there, the log continues where it was. Without it, a log without a checkpoint could sign another
 /// root for a size that was signed before.
 #[test]
 fn a_log_whose_checkpoint_was_set_back_goes_on_where_it_was_or_not_at_all() {
@@ -246,7 +246,7 @@ fn a_log_of_another_key_or_with_other_hashes_is_not_gone_on_with() {
     }
 }
 
-/// A log with a checkpoint and entries behind it, whose relay was killed.
+/// A log with a checkpoint and later entries, whose relay was killed.
 struct Killed {
     disk: SimulatedDisk,
     key: SigningKey,
@@ -361,7 +361,7 @@ fn the_entries_of_a_killed_relay_are_there_if_the_key_has_signed_them() {
     assert_eq!((store.head().size, store.alarms.as_slice()), (Killed::SIGNED, &[][..]));
 }
 
-/// Method: the entries behind the checkpoint are so long that they are in tiles, each of which is
+/// Method: the entries after the checkpoint are so long that they are in tiles, each of which is
 /// removed or changed.
 #[test]
 fn tiles_behind_the_checkpoint_that_were_changed_are_an_alarm() {
@@ -449,7 +449,7 @@ fn a_log_that_is_shorter_than_the_queue_knows_is_an_alarm() {
     sign(&mut store, &killed.key).expect("no fault is set");
     assert_eq!(killed.open().alarms, [Alarm::Removed]);
 
-    // The log was removed, and not the file beside it.
+    // The log was removed, and not the file next to it.
     let killed = Killed::new();
     killed.remove("evidence/");
     let store = killed.open();

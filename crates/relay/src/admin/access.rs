@@ -1,4 +1,5 @@
-//! Who may ask at the admin address: its TLS settings, its tokens, and the pages that need them.
+//! The access rules of the admin address: its TLS settings, its tokens, and the pages that need
+//! them.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -20,7 +21,7 @@ use client::tls::{Server, ServerSettings};
 /// The shortest time between two log lines about refused requests and handshakes.
 const REFUSED_LOG: Duration = Duration::from_secs(10);
 
-/// Who gets a page.
+/// The callers that get a page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Audience {
     /// Everybody, at the probe address too.
@@ -48,7 +49,7 @@ pub struct Access {
     pub(super) revoked: CancellationToken,
 }
 
-/// What opens a page.
+/// The key that opens a page.
 #[derive(Default)]
 enum Lock {
     /// Nothing is needed.
@@ -84,7 +85,7 @@ impl Lock {
 
 impl Access {
     /// Reads the files that `[admin]` names. If neither the certificate files nor the TLS config
-    /// have changed since `current` was read, keeps its TLS settings. Blocks on the disk.
+    /// have changed since `current` was read, keeps those TLS settings. Blocks on the disk.
     ///
     /// # Errors
     ///
@@ -94,7 +95,7 @@ impl Access {
         let before = current.and_then(|current| current.tls.as_ref());
         let tls = config.tls.as_ref().map(|tls| Server::read(tls, before)).transpose();
         let tls = tls.map_err(|error| format!("admin.tls: {error}"))?;
-        // These settings share the sessions that clients may resume with those of `tls`.
+        // Clients may resume their sessions under both settings, which share the store of sessions.
         let rustls = tls.as_ref().map(|tls| Arc::new(tls.settings().with_alpn(&[b"http/1.1"])));
         let tap = config.tap_token_file.as_deref().map(Token::read).transpose();
         let mut access = Self {
@@ -116,21 +117,19 @@ impl Access {
         self.rustls.clone()
     }
 
-    /// Returns the end of the certificate's validity, in seconds since 1970; `None`: there is no
-    /// certificate.
+    /// Returns the end of the certificate's validity, in seconds since 1970; `None` without TLS.
     pub(super) fn not_after(&self) -> Option<i64> {
         self.tls.as_ref()?.not_after()
     }
 
-    /// Returns what a connection has shown in its TLS handshake: `None` without TLS, and otherwise
-    /// the CA of its client certificate. Connections may stay open under other settings that ask
-    /// for the same.
+    /// Returns what a TLS handshake asks of clients: `None` without TLS, otherwise the CA of their
+    /// certificates, if any. Connections may stay open under settings that ask for the same.
     pub(super) fn asked(&self) -> Option<Option<&[u8]>> {
         self.tls.as_ref().map(|tls| tls.client_ca())
     }
 
-    /// Returns the reason why a request for a page with this audience is refused; `None`: it is
-    /// not.
+    /// Returns the reason why a request for a page of this audience is refused; `None` if the
+    /// request is allowed.
     pub(super) fn refusal(&self, audience: Audience, headers: &HeaderMap) -> Option<&'static str> {
         let given = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes());
         let is_reader = || match &self.readers {
@@ -186,8 +185,7 @@ impl Refusal {
 pub(super) struct Refused(Mutex<(u64, Option<Instant>)>);
 
 impl Refused {
-    /// Logs that the request or the handshake of `peer` was refused, unless another one was logged
-    /// a moment ago.
+    /// Logs the refused request or handshake of `peer`, unless one was logged a moment ago.
     pub(super) fn note(&self, peer: SocketAddr, what: &str) {
         let mut refused = lock(&self.0);
         refused.0 += 1;

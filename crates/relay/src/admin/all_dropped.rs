@@ -22,7 +22,7 @@ const PAUSE: Duration = Duration::from_secs(60);
 pub(super) struct AllDropped {
     /// The delivered and the dropped events at the last sample; `None` before the first one.
     before: Option<[f64; 2]>,
-    /// The first sample since which the filter has dropped every event; `None` if it does not.
+    /// The sample since which the filter drops every event; `None` if it does not drop every event.
     since: Option<Instant>,
     /// The last sample in which events were dropped.
     last: Option<Instant>,
@@ -31,9 +31,8 @@ pub(super) struct AllDropped {
 }
 
 impl AllDropped {
-    /// Takes the counts since the start: delivered events, and events that the filter dropped.
-    /// `waits` is `true` if events wait for the output, which means that the filter has let them
-    /// through.
+    /// Takes the numbers of delivered and of dropped events since the start. `waits` is `true` if
+    /// events wait for the output: the filter has let these events through.
     pub(super) fn add(&mut self, now: Instant, delivered: f64, dropped: f64, waits: bool) {
         let before = self.before.replace([delivered, dropped]);
         let Some([delivered_before, dropped_before]) = before else { return };
@@ -51,7 +50,7 @@ impl AllDropped {
         Some(self.last?.saturating_duration_since(self.since?))
     }
 
-    /// Returns `true` if the log has to say now that the filter drops every event.
+    /// Returns `true` if a log line is due that says that the filter drops every event.
     pub(super) fn tell(&mut self, now: Instant) -> bool {
         let is_long = self.lasts().is_some_and(|lasts| lasts.as_secs_f64() >= ALL_DROPPED);
         let is_quiet = self.told.is_some_and(|told| now.saturating_duration_since(told) < QUIET);

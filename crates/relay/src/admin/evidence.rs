@@ -13,12 +13,10 @@ use evidence_log::reader::{Directory, Files as _};
 use evidence_log::tlog::note::NOTE_BYTES_MAX;
 use evidence_log::tlog::tile::{CHECKPOINT, Tile};
 
-/// The beginning of the paths of the log.
 const PREFIX: &str = "/evidence/";
 
-/// Returns the response to a request for a file of the log. `path` is the URL's path, which begins
-/// with [`PREFIX`]. `log` is the directory of the log; `None` if there is no evidence. Blocks the
-/// thread.
+/// Returns the response for a file of the log in the directory `log`, which is `None` without
+/// evidence. `path` is the URL's path, which begins with [`PREFIX`]. Blocks the thread.
 pub(super) fn response(log: Option<&Path>, path: &str) -> Response<Full<Bytes>> {
     let Some(log) = log else {
         return text(StatusCode::NOT_FOUND, "there is no evidence in the config\n".to_owned());

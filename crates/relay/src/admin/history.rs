@@ -1,6 +1,6 @@
-//! The last hour of the relay in steps of ten seconds: for the lines of the status page, which
-//! survive a reload of the page, and for rates over the last minute. `GET /status/history` shows
-//! it.
+//! The last hour of the relay in steps of ten seconds, which `GET /status/history` shows. The
+//! status page draws its lines from this history, so that they survive a reload of the page, and
+//! `/status` gets its rates over the last minute from it.
 //!
 //! Memory: 2,880 bytes for each line of 360 numbers. The relay itself has 8 lines, and each output
 //! has 6: with 20 outputs that is 369 kB, and with 200 outputs 3.5 MB. The last minute adds 400
@@ -21,7 +21,7 @@ use base::lock::lock;
 /// The time between two points of the history.
 pub(super) const STEP: Duration = Duration::from_secs(10);
 
-/// The number of points in a line: those of an hour.
+/// The number of points in a line, which shows one hour.
 const POINTS: usize = 360;
 
 /// The greatest number of reloads that the history keeps. The oldest ones go first.
@@ -30,12 +30,12 @@ const RELOADS_MAX: usize = 100;
 /// The number of steps in the last minute, for the rates of [`Minute`].
 const MINUTE_STEPS: usize = 6;
 
-/// The number of points by which an output's backlog and lag must have grown to count as growing:
-/// those of two minutes, and the point at which they begin.
+/// The points over which an output's backlog and lag must have grown to count as growing: those of
+/// two minutes, and the point at which they begin.
 const GROWING_POINTS: usize = 13;
 
-/// The lag in seconds from which an output's backlog can count as growing, besides the time for
-/// which the output holds each event.
+/// The lag in seconds from which an output's backlog can count as growing, in addition to the time
+/// for which the output holds each event.
 const GROWING_LAG_MIN: f64 = 1.0;
 
 /// The lines of the relay, in the order of [`Sample::counters`] and [`Sample::states`].
@@ -96,10 +96,9 @@ pub(super) struct OutputSample {
     pub(super) dropped: f64,
 }
 
-/// The time by which a sample may come before the end of its step. Samples are usually some
-/// milliseconds late, and up to a second on a busy machine. If the first one was later than the
-/// others, all others seem to come early. Without this time, they would count for the step before,
-/// which already has a point.
+/// How early a sample may come before the end of its step. Samples are usually some milliseconds
+/// late, and up to a second on a busy machine. If the first sample was late, all others seem early.
+/// Without this tolerance, they would count for the step before, which already has a point.
 const EARLY: Duration = Duration::from_millis(2500);
 
 /// The history. The admin server owns it; one task adds a sample each [`STEP`].
@@ -109,8 +108,8 @@ const EARLY: Duration = Duration::from_millis(2500);
 /// step's number modulo [`POINTS`]. A number that is not known is NaN, which is shown as `null`:
 /// the points of an output before it existed, and all points of the steps in which no sample was
 /// taken, because the machine was paused. A rate is the growth of a counter since the sample of the
-/// step before, and is not known after a pause: otherwise, all that has happened since would be a
-/// spike.
+/// step before, and is not known after a pause: otherwise, everything counted during the pause
+/// would be a spike.
 ///
 /// Invariant: the lines have values for the steps from `last - POINTS + 1` to `last`, and nothing
 /// of older ones.
@@ -127,7 +126,6 @@ struct Hour {
     outputs: BTreeMap<String, OutputHour>,
     reloads: VecDeque<(Instant, bool)>,
     minute: Minute,
-    /// The start of the process.
     started: Instant,
 }
 
@@ -177,7 +175,6 @@ impl<const N: usize> Lines<N> {
         Self(Box::new([[f64::NAN; POINTS]; N]))
     }
 
-    /// Sets the point of a step in each line.
     fn set(&mut self, step: u64, values: impl IntoIterator<Item = f64>) {
         for (line, value) in self.0.iter_mut().zip(values) {
             if let Some(point) = line.get_mut(index(step)) {
@@ -186,12 +183,10 @@ impl<const N: usize> Lines<N> {
         }
     }
 
-    /// Returns the point of a step in the line with this index.
     fn get(&self, line: usize, step: u64) -> f64 {
         self.0.get(line).and_then(|line| line.get(index(step))).copied().unwrap_or(f64::NAN)
     }
 
-    /// Returns the points of these steps in each line, by the names of the lines.
     fn named(&self, names: &[&'static str; N], steps: &RangeInclusive<u64>) -> NamedLines {
         let points =
             |line| steps.clone().map(|step| Number(self.get(line, step))).collect::<Vec<_>>();
@@ -213,7 +208,6 @@ fn rates(before: &[f64; 4], now: &[f64; 4], elapsed: Duration) -> [f64; 4] {
 }
 
 impl History {
-    /// Makes the history of a process that starts now, and has counted nothing yet.
     pub(super) fn new(now: Instant) -> Self {
         Self(Mutex::new(Hour {
             begun: None,
@@ -227,8 +221,8 @@ impl History {
         }))
     }
 
-    /// Adds the sample of the moment `now`. Returns the outputs of which the log has to say now
-    /// that their filters drop every event.
+    /// Adds the sample of the moment `now`. Returns the outputs whose filters drop every event, if
+    /// the log has to say so now.
     pub(super) fn add(&self, now: Instant, sample: &Sample) -> Vec<String> {
         let mut hour = lock(&self.0);
         hour.add(now, sample);
@@ -237,12 +231,10 @@ impl History {
         told.collect()
     }
 
-    /// Removes all outputs but those with these names.
     pub(super) fn keep(&self, is_kept: impl Fn(&str) -> bool) {
         lock(&self.0).outputs.retain(|name, _| is_kept(name));
     }
 
-    /// Notes a reload of the config, and whether it succeeded.
     pub(super) fn reloaded(&self, now: Instant, success: bool) {
         let mut hour = lock(&self.0);
         if hour.reloads.len() >= RELOADS_MAX {
@@ -251,14 +243,14 @@ impl History {
         hour.reloads.push_back((now, success));
     }
 
-    /// Returns the rates of [`Sample::counters`] over the last minute. `counters` are those of the
-    /// moment `now`. In the first minute of the process, returns the rates since its start.
+    /// Returns the rates of [`Sample::counters`] over the last minute, or since the start of the
+    /// process. `counters` are those of the moment `now`.
     pub(super) fn last_minute(&self, now: Instant, counters: &[f64; 4]) -> [f64; 4] {
         lock(&self.0).minute.rates(now, counters)
     }
 
     /// Returns the rates of [`OutputSample::counters`] of this output over the last minute, or
-    /// since it was there; NaN if it is so new that there is no sample of it.
+    /// since the output exists; NaN if the output is so new that it has no sample.
     pub(super) fn last_minute_of(&self, name: &str, now: Instant, now_has: &[f64; 4]) -> [f64; 4] {
         let hour = lock(&self.0);
         match hour.outputs.get(name) {
@@ -269,13 +261,12 @@ impl History {
     }
 
     /// Returns `true` if the backlog and the lag of this output have grown through the last two
-    /// minutes. `events` is the number of events that wait now: the last point may be older. `held`
-    /// is the time for which the output holds each event when nothing is wrong.
+    /// minutes. `events` is the number of events that wait now, because the last point may be
+    /// older. `held` is the time for which the output holds each event when nothing is wrong.
     pub(super) fn is_growing(&self, name: &str, events: u64, held: Duration) -> bool {
         let hour = lock(&self.0);
         let Some(output) = hour.outputs.get(name) else { return false };
-        // A working output has a lag of milliseconds besides, which rises and falls. NaN is
-        // unknown.
+        // Even a working output has a lag of milliseconds, which rises and falls. NaN is unknown.
         let lag = output.lines.get(BACKLOG_AND_LAG[1], hour.last);
         if events == 0 || lag.is_nan() || lag < GROWING_LAG_MIN + held.as_secs_f64() {
             return false;
@@ -290,8 +281,8 @@ impl History {
         })
     }
 
-    /// Returns how fast the needed part of the queue has grown in the last minutes, in bytes for
-    /// each second; negative if it shrinks. Returns `None` if too few points are known.
+    /// Returns how fast the needed part of the queue has grown in the last minutes, in bytes per
+    /// second; negative if it shrinks. `None` if too few points are known.
     pub(super) fn queue_growth(&self) -> Option<f64> {
         let hour = lock(&self.0);
         let first = (hour.last + 1).saturating_sub(GROWTH_POINTS.1).max(1);
@@ -307,8 +298,8 @@ impl History {
         lock(&self.0).outputs.get(name)?.all_dropped.lasts()
     }
 
-    /// Returns the history as JSON. `now` is the present moment, and `time_seconds` is the same by
-    /// the wall clock, in seconds since 1970. `host` is the name of the machine.
+    /// Returns the history as JSON. `time_seconds` is `now` by the wall clock, in seconds since
+    /// 1970.
     pub(super) fn json(
         &self,
         now: Instant,
@@ -349,7 +340,6 @@ impl History {
     }
 }
 
-/// Returns the length of this number of steps.
 fn steps(count: u64) -> Duration {
     STEP * u32::try_from(count).unwrap_or(u32::MAX)
 }
@@ -368,7 +358,6 @@ struct Page<'a> {
     outputs: BTreeMap<String, NamedLines>,
 }
 
-/// Lines of points by their names.
 type NamedLines = BTreeMap<&'static str, Vec<Number>>;
 
 #[derive(Serialize)]
@@ -432,7 +421,6 @@ impl Hour {
         self.outputs.retain(|name, _| is_there(name));
     }
 
-    /// Returns the hour of an output. Makes it if it does not exist yet.
     fn output(&mut self, name: &str) -> &mut OutputHour {
         // An output of the first samples was there since the start, and has counted from 0.
         let since_start = (self.last <= 1).then(|| Minute::new(self.started));
@@ -444,8 +432,7 @@ impl Hour {
         })
     }
 
-    /// Removes the points of the hour before: those at the places of the steps after the last one,
-    /// up to `until`.
+    /// Clears the points of the steps after the last one, up to `until`: they are an hour old.
     fn skip(&mut self, until: u64) {
         let first = (self.last + 1).max((until + 1).saturating_sub(POINTS as u64));
         for step in first..=until {
@@ -477,8 +464,8 @@ fn is_growing(points: &[f64]) -> bool {
         && mean(middle) < mean(last)
 }
 
-/// Returns the slope of the straight line that fits the points best (least squares), for each step
-/// from one point to the next.
+/// Returns the slope, for each step, of the straight line that fits the points best (least
+/// squares).
 #[allow(clippy::cast_precision_loss, reason = "a number of points")]
 fn slope(points: &[f64]) -> f64 {
     let middle = (points.len() as f64 - 1.0) / 2.0;

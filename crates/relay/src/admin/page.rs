@@ -39,9 +39,8 @@ static PAGE: LazyLock<String> = LazyLock::new(|| {
     format!("{head}<style>\n{style}</style>\n{body}<script>\n{script}</script>\n</body>\n</html>\n")
 });
 
-/// The Content-Security-Policy header of the status page. `img-src data:` allows the icon, which is
-/// embedded in the page. The icon is needed, because browsers request `/favicon.ico` for a page
-/// that has no icon.
+/// The Content-Security-Policy of the status page. `img-src data:` allows the embedded icon,
+/// because browsers request `/favicon.ico` for a page without an icon.
 static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
     let (script, style) = (source("script"), source("style"));
     let policy = format!(
@@ -63,7 +62,6 @@ fn source(element: &str) -> String {
     format!("'sha256-{}'", BASE64_STANDARD.encode(hash))
 }
 
-/// Returns the response to a GET of the status page.
 pub(super) fn response() -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::from(PAGE.as_str()));
     let headers = response.headers_mut();

@@ -14,13 +14,11 @@ use tokio_util::sync::CancellationToken;
 
 use base::lock::lock;
 
-/// The largest number of connections that the admin address serves at the same time: enough for a
-/// scraper, the probes and a few people. Without this limit, a client could open very many
-/// connections and take much memory from the relay.
+/// The maximum number of connections that the admin address serves at a time: enough for a scraper,
+/// the probes and a few people. Without a limit, a client could take much memory from the relay.
 const CONNECTIONS_MAX: usize = 64;
 
-/// The places for connections to the admin address. A connection may stay open only while it has a
-/// place. The accept loop and all connections share this value.
+/// The places of the admin address. The accept loop and all connections share them.
 #[derive(Default)]
 pub(super) struct Places {
     taken: Mutex<Taken>,
@@ -30,18 +28,14 @@ pub(super) struct Places {
 struct Taken {
     /// The identifier that the next connection gets.
     next: u64,
-    /// The places that are taken now, by the identifier of the connection. There are at most
-    /// [`CONNECTIONS_MAX`] places.
+    /// The taken places, by the identifier of the connection: at most [`CONNECTIONS_MAX`].
     by_id: HashMap<u64, Entry>,
 }
 
-/// One connection that has a place.
 struct Entry {
-    /// The time of the connection's last request. Before its first request: the time at which the
-    /// connection was opened.
+    /// The time of the last request, or the opening of the connection before the first request.
     asked: Instant,
-    /// This token is cancelled when a newer connection takes the place of this connection. This
-    /// connection must then end.
+    /// Cancelled when a newer connection takes this place: the connection must then end.
     lost: CancellationToken,
 }
 
@@ -65,25 +59,22 @@ impl Places {
     }
 }
 
-/// The place of one connection to the admin address: its right to stay open. Dropping this value
-/// makes the place free.
+/// The right of one connection to stay open. Dropping this value frees the place.
 pub(super) struct Place {
     places: Arc<Places>,
     id: u64,
-    /// This token is cancelled when a newer connection takes the place of this connection. This
-    /// connection must then end.
+    /// Cancelled when a newer connection takes this place: the connection must then end.
     pub(super) lost: CancellationToken,
 }
 
 impl Place {
-    /// Gives the place back, because other limits apply to this connection from now on. After that,
-    /// a new connection can no longer end this one.
+    /// Gives the place back, because other limits apply to this connection from now on. No new
+    /// connection can end it any more.
     pub(super) fn leave(&self) {
         lock(&self.places.taken).by_id.remove(&self.id);
     }
 
-    /// Notes that this connection has sent a request now. If a new connection needs a place later,
-    /// the connection whose last request is the oldest loses its place.
+    /// Notes a request: connections whose last request is older now lose their places first.
     pub(super) fn asked(&self) {
         if let Some(entry) = lock(&self.places.taken).by_id.get_mut(&self.id) {
             entry.asked = Instant::now();

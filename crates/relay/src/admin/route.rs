@@ -20,7 +20,7 @@ use super::access::{Audience, Refusal};
 use super::tap::Answer;
 use super::{Caller, text};
 
-/// The response to a request: a page, or the lines of a tap. There is always one.
+/// The response to a request: a page, or the lines of a tap. Every request gets a response.
 type Answered = Result<Response<Answer>, Infallible>;
 
 type Page = Response<Full<Bytes>>;
@@ -28,18 +28,16 @@ type Page = Response<Full<Bytes>>;
 /// The future of a response, which is ready or is made by a thread for blocking work.
 pub(super) type Responding = Either<Ready<Answered>, Made>;
 
-/// Responds with what is ready.
 pub(super) fn now(response: Response<Answer>) -> Responding {
     Either::Left(ready(Ok(response)))
 }
 
-/// Responds with a page that is ready.
 pub(super) fn page(page: Page) -> Responding {
     now(page.map(Answer::Left))
 }
 
-/// Responds with the page that `make` returns, which takes a millisecond or more, or reads the
-/// disk. If `make` panics, the response is 500 with the text `failed`.
+/// Responds with the page that `make` returns. `make` may take milliseconds, or read the disk. If
+/// `make` panics, the response is 500 with the text `failed`.
 pub(super) fn made(
     make: impl FnOnce() -> Page + Send + 'static,
     failed: &'static str,
@@ -47,7 +45,6 @@ pub(super) fn made(
     Either::Right(Made { making: tokio::task::spawn_blocking(make), failed })
 }
 
-/// The future of a page that a thread makes.
 pub(super) struct Made {
     making: JoinHandle<Page>,
     failed: &'static str,
@@ -64,10 +61,10 @@ impl Future for Made {
 }
 
 /// A layer that answers `GET` for one path, if the caller belongs to the page's audience, and
-/// leaves all other requests to the layers below. A path that ends with `*` means all paths that
-/// begin as it does. At the probe address, only the pages for probes are there.
+/// leaves all other requests to the layers below. A path that ends with `*` stands for all paths
+/// that begin with the text before the `*`. The probe address has only the pages for probes.
 ///
-/// As a service, which is the one below all layers, it answers every request.
+/// Used as the service below all layers, it answers every request.
 #[derive(Clone)]
 pub(super) struct Route {
     pub(super) caller: Arc<Caller>,
@@ -98,7 +95,6 @@ impl<S> Layer<S> for Route {
     }
 }
 
-/// The service that the layer [`Route`] makes.
 #[derive(Clone)]
 pub(super) struct Routed<S> {
     route: Route,

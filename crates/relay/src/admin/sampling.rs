@@ -1,7 +1,7 @@
 //! Takes the samples of the history from the metrics and the queue, and serves the history.
 //!
-//! With hundreds of outputs, to read all metrics takes a millisecond, so it is done on a thread for
-//! blocking work.
+//! With hundreds of outputs, reading all metrics takes a millisecond, so a thread for blocking work
+//! does it.
 
 use std::sync::Arc;
 
@@ -14,8 +14,8 @@ use super::{Admin, Output, json, route};
 use telemetry::Rejection;
 
 impl Admin {
-    /// Returns the counts since the start whose rates are lines of the history: accepted events,
-    /// received bytes, requests that were refused with 429, lost events.
+    /// Returns the relay's counts since the start. The history has a line for the rate of each:
+    /// accepted events, received bytes, requests that were refused with 429, lost events.
     #[allow(clippy::cast_precision_loss, reason = "counts are below 2^53")]
     pub(super) fn counters(&self) -> [f64; 4] {
         let rejections = self.telemetry.rejections().requests;
@@ -29,8 +29,8 @@ impl Admin {
         .map(|count| count as f64)
     }
 
-    /// Returns the counts since the start of one output whose rates are lines of the history:
-    /// delivered events, sent bytes, failed attempts, lost events.
+    /// Returns the counts of one output since the start. The history has a line for the rate of
+    /// each: delivered events, sent bytes, failed attempts, lost events.
     #[allow(clippy::cast_precision_loss, reason = "counts are below 2^53")]
     pub(super) fn output_counters(&self, name: &str) -> [f64; 4] {
         let metrics = self.telemetry.output(name);
@@ -43,8 +43,8 @@ impl Admin {
         .map(|count| count as f64)
     }
 
-    /// Adds a sample to the history each ten seconds, until `stop` is cancelled. One task of the
-    /// relay runs this loop. A step in which the machine was paused is left out.
+    /// Adds a sample to the history every ten seconds until `stop` is cancelled. One task of the
+    /// relay runs it. A step in which the machine was paused is left out.
     pub async fn keep_history(self: Arc<Self>, stop: CancellationToken) {
         let mut ticks = tokio::time::interval(STEP);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
@@ -69,7 +69,6 @@ impl Admin {
         }
     }
 
-    /// Returns the values of the relay at this moment.
     #[allow(clippy::cast_precision_loss, reason = "counts and sizes are below 2^53")]
     fn sample(&self) -> Sample {
         let (bytes, events) = self.queue.held();
@@ -92,7 +91,6 @@ impl Admin {
         }
     }
 
-    /// Responds to `GET /status/history`.
     pub(super) fn history_response(self: &Arc<Self>) -> Responding {
         let admin = Arc::clone(self);
         written(move || {
@@ -101,14 +99,13 @@ impl Admin {
         })
     }
 
-    /// Responds to `GET /status/volume`.
     pub(super) fn volume_response(&self) -> Responding {
         let volume = Arc::clone(self.telemetry.volume());
         written(move || format!("{:#}\n", serde_json::json!(volume.report())))
     }
 }
 
-/// Responds with the JSON that `write` returns, which takes a millisecond or more.
+/// Responds with the JSON that `write` returns. `write` takes a millisecond or more.
 fn written(write: impl FnOnce() -> String + Send + 'static) -> Responding {
     let failed = "the answer can't be written, and the relay's log says why\n";
     route::made(move || json(write()), failed)

@@ -22,14 +22,14 @@ use telemetry::{Certificate, Counter, Gauge, LastRejected, Quantiles, ReloadMetr
 use transform::volume::apiservers::Apiserver;
 
 impl Admin {
-    /// Returns what `/status` answers: the state, with the relay's judgement of it.
+    /// Returns the answer of `/status`: the state, with the relay's judgement of it.
     pub(super) fn status(&self) -> String {
         let mut status = self.facts();
         for output in &mut status.outputs {
             output.trouble = verdict::trouble(output);
         }
         status.verdict = Some(verdict::judge(&status));
-        // It has numbers, texts, and maps whose keys are texts, so that this cannot fail.
+        // A `Status` has only numbers, texts, and maps whose keys are texts, so this cannot fail.
         serde_json::to_string_pretty(&status).expect("JSON has a form for each value") + "\n"
     }
 
@@ -79,8 +79,7 @@ impl Admin {
         }
     }
 
-    /// Returns what is known of the requests of senders. `rates` are those of the last minute: of
-    /// accepted events, received bytes and answers 429.
+    /// `rates` are those of the last minute: accepted events, received bytes and answers 429.
     fn intake(&self, rates: [Option<f64>; 3]) -> status::Intake {
         let (metrics, refusals) = (&self.telemetry, self.telemetry.refusals());
         let (shown, accepted) = (self.shown.load(), metrics.queue().accepted);
@@ -142,8 +141,8 @@ impl Admin {
             last_seconds_ago: at.map(ago),
         };
         let ages = metrics.error_ages().into_iter();
-        // The log grows, a checkpoint is signed, a witness cosigns it. Read in the reverse order,
-        // no cosignature is newer than the checkpoint beside it.
+        // The log grows, a checkpoint is signed, a witness cosigns it. The metrics are read in the
+        // reverse order, so that no cosignature is newer than the checkpoint that is shown with it.
         let witnesses = self.telemetry.witnesses().into_iter().map(witness).collect();
         let last_checkpoint_seconds_ago = metrics.checkpoint.time().map(ago);
         status::Evidence {
@@ -202,9 +201,7 @@ impl Admin {
         self.shown.load().sources.iter().map(|it| source(it, received(it))).collect()
     }
 
-    /// Returns the certificates of the outputs and listeners that exist now. The metrics may also
-    /// have certificates of outputs and listeners that a reload has removed; the result leaves them
-    /// out.
+    /// Returns the certificates, without those of outputs and listeners that a reload has removed.
     fn certificates(&self) -> Vec<status::Certificate> {
         let is_here = |it: &Certificate| self.has(it.place, &it.name);
         let certificate = |it: Certificate| status::Certificate {
@@ -216,8 +213,7 @@ impl Admin {
         self.telemetry.certificates().into_iter().filter(is_here).map(certificate).collect()
     }
 
-    /// Returns the name of each required output that is not paused, and the number of events that
-    /// wait for it.
+    /// Returns each required output that is not paused, and the number of events that wait for it.
     pub(super) fn waiting(&self) -> Vec<(String, u64)> {
         let outputs = self.outputs().into_iter().filter(|it| it.required && !it.health.paused);
         let events = |it: &status::Output| {
@@ -277,7 +273,6 @@ impl Admin {
         }
     }
 
-    /// Returns the counts of the output with this name, and how long its events take.
     fn counts(&self, name: &str) -> status::Counts {
         let metrics = self.telemetry.output(name);
         let [p50, p99] = quantiles(metrics.quantiles());
@@ -302,10 +297,9 @@ impl Admin {
     }
 }
 
-/// The name under which events are counted as lost that no output can get.
+/// The name under which the lost events are counted that no output can get.
 const QUEUE: &str = "queue";
 
-/// Returns what the process has given up at its start.
 fn restriction() -> status::Restriction {
     let state = restrict::state();
     status::Restriction {
@@ -316,7 +310,7 @@ fn restriction() -> status::Restriction {
     }
 }
 
-/// Returns the age of this moment, which is given in seconds since 1970.
+/// Returns the number of seconds since `time`, which is in seconds since 1970.
 fn ago(time: f64) -> f64 {
     (telemetry::now() - time).max(0.0)
 }
@@ -344,12 +338,10 @@ fn counted(counts: Vec<(&'static str, u64)>) -> BTreeMap<String, u64> {
     counts.into_iter().map(|(name, count)| (name.to_owned(), count)).collect()
 }
 
-/// Returns the counts without those that are 0.
 fn counted_if_any(counts: Vec<(&'static str, u64)>) -> BTreeMap<String, u64> {
     counted(counts.into_iter().filter(|(_, count)| *count > 0).collect())
 }
 
-/// Returns the connections that were refused, by reason.
 fn refused_connections(
     refused: Vec<(&'static str, u64, Duration)>,
 ) -> BTreeMap<String, status::Occurred> {

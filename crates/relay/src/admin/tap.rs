@@ -39,7 +39,7 @@ const TAP_TIME: Duration = Duration::from_secs(3600);
 /// A tap ends when its reader has taken nothing for this time.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The longest wait for a reader to take the last line of a tap. The end of the relay waits for it.
+/// The longest wait for a reader to take the last line of a tap. It delays the end of the relay.
 const LAST_LINE_TIME: Duration = Duration::from_millis(500);
 
 /// The interval of the lines that say how many events were skipped.
@@ -67,7 +67,6 @@ pub(super) struct Door {
     key: Mutex<Option<Key>>,
 }
 
-/// The token that opens taps.
 struct Key {
     token: Token,
     /// Cancelled when the token is replaced or removed: the taps that it has opened then end.
@@ -107,7 +106,6 @@ pub(super) struct Turn {
 }
 
 impl Turn {
-    /// Waits until the connection has become a tap.
     pub(super) async fn begun(&self) {
         self.begun.cancelled().await;
     }
@@ -122,7 +120,6 @@ impl Turn {
 /// The body of a response: a page, or the lines of a tap.
 pub(super) type Answer = Either<Full<Bytes>, Lines>;
 
-/// The lines of a tap, as the body of its response.
 pub(super) struct Lines(mpsc::Receiver<Bytes>);
 
 impl Body for Lines {
@@ -179,8 +176,8 @@ impl Door {
         Self { taps, key: Mutex::default() }
     }
 
-    /// Sets the token that opens taps. With `None`, nobody can open one. If the token has changed,
-    /// the open taps end.
+    /// Sets the token that opens taps; with `None`, nobody can. If it has changed, the open taps
+    /// end.
     pub(super) fn lock_with(&self, token: Option<Token>) {
         let mut key = lock(&self.key);
         if let (Some(key), Some(token)) = (&*key, &token)
@@ -226,8 +223,7 @@ impl Door {
         }
     }
 
-    /// Checks whether the request has the right to open a tap. Returns a token that is cancelled
-    /// when this right ends.
+    /// Checks the right to open a tap. Returns a token that is cancelled when this right ends.
     fn admitted(
         &self,
         request: &Request<Incoming>,
@@ -310,7 +306,7 @@ impl Door {
 struct Writer {
     tap: Tap,
     view: View,
-    /// The events that may be shown.
+    /// The limit on shown events per second.
     sample: Allowance,
     frames: mpsc::Sender<Bytes>,
     /// Lines that are not handed to the connection yet.
@@ -365,7 +361,7 @@ impl Writer {
         }
     }
 
-    /// Adds an event to the lines, if it is one that the reader may see and asks for.
+    /// Adds an event to the lines, if it meets the reader's conditions and the sample has room.
     fn look(&mut self, line: Line) {
         let looked = self.view.look(line.event());
         self.seen += 1;

@@ -1,18 +1,17 @@
-//! The memory that the settings of a config allow, beside the memory limit of the container.
+//! The memory that the settings of a config allow, compared with the memory limit of the container.
 
 use config::{Checked, Problem, Severity, show_size};
 use outputs::TYPES;
 
-/// 1 MiB in bytes.
 const MIB: u64 = 1 << 20;
 /// The memory of the program itself.
 const PROGRAM: u64 = 32 * MIB;
 /// The memory of a queue on disk.
 const QUEUE_ON_DISK: u64 = 32 * MIB;
 
-/// Returns a warning if the settings of a config allow more than `limit` bytes of memory, so that a
-/// relay that uses what it may use is killed. The sum leaves out what only hostile senders cause:
-/// very many connections, and single events as large as `limits.max_body`.
+/// Returns a warning if the settings of a config allow more than `limit` bytes of memory: the
+/// kernel could then kill the relay. The sum leaves out what only hostile senders cause: very many
+/// connections, and single events as large as `limits.max_body`.
 pub fn memory(checked: &Checked, limit: Option<u64>) -> Option<Problem> {
     let (config, limit) = (checked.config.as_ref()?, limit?);
     let (key, queue) = match config.queue.directory {

@@ -11,23 +11,20 @@ use hyper::{Response, StatusCode, header};
 use queue::Refused;
 use telemetry::Rejection;
 
-/// The type of the body of every answer to a sender.
 pub(super) type Body = Full<Bytes>;
 
-/// The answer to a request.
 pub(super) struct Answer {
     pub(super) response: Response<Body>,
     /// The refusal that the response says; `None` if the request was accepted.
     pub(super) refusal: Option<Refusal>,
 }
 
-/// The refusal of a request: the status of the answer and the reason.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Refusal {
     pub(super) status: StatusCode,
-    /// The reason for the refusal, as the value that the metrics use.
+    /// The value of the metrics' label `reason`.
     pub(super) rejection: Rejection,
-    /// The reason for the refusal, as one sentence for the sender.
+    /// The reason as one sentence for the sender.
     pub(super) message: String,
 }
 
@@ -58,9 +55,8 @@ impl Refusal {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, Rejection::ShuttingDown, "shutting down")
     }
 
-    /// Returns `true` if the connection must end after this answer. This is so for 503, because the
-    /// sender should connect to another replica, and for 408, because the connection cannot be used
-    /// any more.
+    /// Returns `true` if the connection must end after this answer: after 503, so that the sender
+    /// connects to another replica, and after 408, because the connection cannot be used any more.
     pub(super) fn closes(&self) -> bool {
         matches!(self.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::REQUEST_TIMEOUT)
     }
@@ -106,7 +102,6 @@ impl From<Refused> for Refusal {
     }
 }
 
-/// Returns the answer 200 for a batch of `events` events that was accepted.
 pub(super) fn accepted(events: u64) -> Answer {
     let body = match events {
         1 => Bytes::from_static(b"{\"accepted\":1}"),
@@ -124,10 +119,9 @@ fn json(status: StatusCode, body: Bytes) -> Response<Body> {
     response
 }
 
-/// Returns a random whole number of seconds, at least 1, between 0.6 and 1.6 times `middle`. For
-/// example, a `middle` of 5 s gives 3 to 8. A `middle` of more than 15 s is treated as 15 s. The
-/// result is random, so that senders that were refused at the same time do not retry at the same
-/// time.
+/// Returns a random number of seconds, at least 1, between 0.6 and 1.6 times `middle`, so that
+/// senders that were refused together do not retry together. For example, 5 s gives 3 to 8. A
+/// `middle` of more than 15 s is treated as 15 s.
 fn draw(middle: Duration) -> u64 {
     let millis = u64::try_from(middle.as_millis()).unwrap_or(u64::MAX).min(15_000);
     let low = (millis * 6).div_ceil(10_000).max(1);
@@ -161,8 +155,7 @@ fn status_object(status: StatusCode, message: &str) -> String {
     .to_string()
 }
 
-/// Returns the bytes of a whole HTTP/1.1 answer. Such an answer is written to a connection
-/// directly, because hyper could read no request from the connection.
+/// Returns an HTTP/1.1 answer for a connection from which hyper could read no request.
 pub(super) fn raw(status: u16, message: &str) -> Vec<u8> {
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST);
     let body = status_object(status, message);

@@ -21,26 +21,23 @@ use memmap2::{MmapMut, RemapOptions};
 
 use base::lock::lock;
 
-/// The largest body in bytes that is held in a `Vec`. A larger body is held in a memory mapping. A
-/// small body needs no mapping, because the allocator does not keep much freed memory of this size.
-/// A small body should also not use one, because the kernel limits the number of mappings (65,530
-/// for each process).
+/// The largest body in bytes that is held in a `Vec`, because the allocator keeps little freed
+/// memory of this size. Small bodies use no mappings, because the kernel limits their number
+/// (65,530 for each process).
 const HEAP_MAX: usize = 256 * 1024;
 
-/// The approximate upper limit, in bytes, for the first memory mapping of a body. The first mapping
-/// is larger only if more bytes have already arrived, or if it comes from the pool: then it may
-/// have up to twice this limit. If the head of the request announces a larger body, the mapping
-/// grows later, when more bytes arrive. Thus a sender that only announces a large body takes little
-/// memory.
+/// The approximate limit, in bytes, of a body's first mapping: the mapping grows when more bytes
+/// arrive, so that a sender that only announces a large body takes little memory. The first mapping
+/// is larger only if more bytes have already arrived, or if it comes from the pool (up to twice
+/// this limit).
 const FIRST_MAX: usize = 1024 * 1024;
 
-/// The largest total size in bytes of the free mappings that a pool keeps; this is enough for a few
-/// batches. No limit of the config counts these bytes. The relay may use 32 MiB in addition to the
-/// memory that its limits count, and a quarter of these 32 MiB is for the pool.
+/// The largest total size in bytes of the free mappings of a pool: enough for a few batches. No
+/// limit of the config counts these bytes; they are a quarter of the 32 MiB that the relay may use
+/// in addition to its limits.
 const POOL_MAX: usize = 8 * 1024 * 1024;
 
-/// The size in bytes of the kernel's smallest memory page. The size of a mapping is a multiple of
-/// this number.
+/// The kernel's smallest page in bytes. The size of a mapping is a multiple of this number.
 const PAGE: usize = 4096;
 
 /// A pool of free memory mappings, which later bodies use again. All requests share one pool.
@@ -50,10 +47,10 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    /// Takes a free mapping out of the pool and returns it. Of the mappings with `wanted` to twice
-    /// as many bytes, chooses the one that came back last: it is most likely in the CPU's cache. If
-    /// there is none, chooses the smallest mapping that is large enough, or else the largest. If
-    /// the pool is empty, returns a new mapping of `first` bytes, rounded up to whole pages.
+    /// Takes a mapping out of the pool. Of the mappings with `wanted` to twice as many bytes, it is
+    /// the one that came back last, which is most likely in the CPU's cache. Without such a
+    /// mapping, it is the smallest larger one, or else the largest. If the pool is empty, makes one
+    /// of `first` bytes, rounded up to whole pages.
     fn take(&self, wanted: usize, first: usize) -> io::Result<MmapMut> {
         let mut free = lock(&self.free);
         let rank = |&at: &usize| match free[at].len() {
@@ -68,8 +65,7 @@ impl Pool {
         MmapMut::map_anon(first.next_multiple_of(PAGE))
     }
 
-    /// Puts a mapping into the pool for a later body. If the pool is full, frees the mapping
-    /// instead.
+    /// Puts a mapping into the pool for a later body, or frees it if the pool is full.
     fn give_back(&self, map: MmapMut) {
         let mut free = lock(&self.free);
         let held: usize = free.iter().map(|map| map.len()).sum();
@@ -126,17 +122,13 @@ impl AsRef<[u8]> for Mapped {
 /// The memory for a body that is arriving, with the bytes that have arrived so far.
 pub(super) struct Buffer {
     store: Store,
-    /// The number of bytes of the body that have arrived. If `store` is a mapping, the mapping may
-    /// be larger; the bytes after the body are free room.
+    /// The number of bytes that have arrived. A mapping may be larger; the rest is free room.
     length: usize,
-    /// The size of the body that the head of the request has announced, plus one byte of room that
-    /// decoding needs. `None` if the head announced no size.
+    /// The size that the head of the request has announced, plus one byte for decoding.
     announced: Option<usize>,
     pool: Arc<Pool>,
 }
 
-/// The memory that holds the bytes of the body: a `Vec` for a small body, a mapping for a large
-/// one.
 enum Store {
     Heap(Vec<u8>),
     Mapped(Mapped),
@@ -160,7 +152,6 @@ impl Buffer {
         self.length
     }
 
-    /// Returns the bytes of the body that have arrived so far.
     pub(super) fn bytes(&self) -> &[u8] {
         match &self.store {
             Store::Heap(vector) => vector,
@@ -178,8 +169,8 @@ impl Buffer {
         self.length = length;
     }
 
-    /// Makes the buffer large enough for a body of `length` bytes. Moves the body from the `Vec` to
-    /// a mapping if it becomes too large for the `Vec`.
+    /// Makes the buffer large enough for a body of `length` bytes. Moves a body that becomes too
+    /// large for the `Vec` to a mapping.
     fn make_room(&mut self, length: usize) {
         match &mut self.store {
             Store::Heap(vector) => {

@@ -25,32 +25,29 @@ use super::sender::Sender;
 use base::lock::lock;
 use telemetry::{ListenerMetrics, RefusedConnection, Rejection};
 
-/// The largest number of bytes of a body that the relay reads and throws away after it has sent a
-/// refusal; see [`LINGER_TIME`]. If the relay closed the connection at once instead, the sender
-/// might see a reset and not the refusal (RFC 9112 §9.6).
+/// The maximum number of bytes of a refused body that the relay reads and throws away after the
+/// answer. If it closed the connection at once, the sender might see a reset and not the refusal
+/// (RFC 9112 §9.6).
 const LINGER_BYTES: usize = 1024 * 1024;
-/// The longest time for which the relay reads the rest of a body and throws it away, after it has
-/// sent a refusal; see [`LINGER_BYTES`].
+/// The longest time for which the rest of a refused body is read; see [`LINGER_BYTES`].
 pub(super) const LINGER_TIME: Duration = Duration::from_secs(2);
-/// The time that is used instead of [`LINGER_TIME`] if the relay has already waited for the rest of
-/// the body before it sent the refusal. The time is shorter, because the sender has already had
-/// time to send the rest.
+/// Replaces [`LINGER_TIME`] if the relay has already waited for the rest before the refusal.
 pub(super) const LINGER_TIME_SLOW: Duration = Duration::from_millis(500);
 
 /// The first line of the connection preface that an HTTP/2 client sends (RFC 9113 §3.4). No HTTP/1
 /// request begins with these bytes.
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n";
 
-/// The time that a client has to end an h2 connection after the relay has sent GOAWAY (RFC 9113
-/// §6.8). After this time, the relay closes the connection. The same time holds if a connection is
-/// told to end while the head of a request arrives: the head must be complete within this time.
+/// The time that a client has to end an h2 connection after GOAWAY (RFC 9113 §6.8), or to complete
+/// a head that is arriving when the connection is told to end. Then the relay closes the
+/// connection.
 const FAREWELL: Duration = Duration::from_secs(1);
 
 /// After an HTTP/1.1 connection has waited this long for its next request, the relay frees hyper's
 /// buffers of the connection: 112 KiB after a batch. A connection that is busy keeps its buffers.
 const REST_AFTER: Duration = Duration::from_secs(2);
 
-/// The longest times for which a connection may stay open while it has no request under way.
+/// The longest times for which a connection may stay open without a request in progress.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Deadlines {
     /// The longest time that the head of a request, or a TLS handshake, may take.
@@ -60,22 +57,20 @@ pub(super) struct Deadlines {
 }
 
 impl Deadlines {
-    /// Returns the time between two calls of [`Registry::enforce`]. It is a tenth of `header` or of
-    /// `idle`, whichever is shorter, but at least 10 ms and at most 250 ms.
+    /// Returns the time between two calls of [`Registry::enforce`]: a tenth of the shorter
+    /// deadline, but at least 10 ms and at most 250 ms.
     pub(super) fn tick(self) -> Duration {
         (self.header.min(self.idle) / 10)
             .clamp(Duration::from_millis(10), Duration::from_millis(250))
     }
 }
 
-/// The list of all open connections of all listeners; it has at most `limits.max_connections`
-/// entries. All listeners share one registry.
+/// All open connections of all listeners, at most `limits.max_connections`.
 #[derive(Default)]
 pub(super) struct Registry {
     entries: Mutex<Entries>,
 }
 
-/// The open connections, by their identifiers.
 #[derive(Default)]
 struct Entries {
     /// The identifier that the next connection gets.
@@ -86,32 +81,28 @@ struct Entries {
 /// The phase of a connection. The phase decides how long the connection may stay in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// The TLS handshake is not complete. Its own time limit ends it, because only the handshake
-    /// knows what to count and to log.
+    /// The TLS handshake is not complete. The registry does not limit it: only the module
+    /// `handshake` knows what to count and to log.
     Handshake,
     /// The connection waits for the first byte of a request.
     Idle,
     /// The head of a request has begun, and is not complete yet.
     Head,
-    /// The given number of requests are under way: their heads are complete, and they are not
-    /// answered yet.
+    /// The given number of requests have complete heads, and are not answered yet.
     Serving(usize),
     /// The answer was handed to hyper, but the socket has not sent all of it yet.
     Answered,
 }
 
-/// The way in which the relay ends a connection that has no request under way.
+/// The way in which the registry ends a connection that has no request that may still be accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
-    /// The connection is closed without an answer. It was idle for too long, or the limit of
-    /// connections is reached and a new connection needs its place.
+    /// The connection is closed without a further answer.
     Close,
-    /// The connection is closed, because the head of a request took too long. HTTP/1.1 gets the
-    /// answer 408 first.
+    /// The head of a request took too long. HTTP/1.1 gets the answer 408 before the close.
     Timeout,
 }
 
-/// The protocol that a connection speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Protocol {
     Http1,
@@ -134,46 +125,41 @@ enum Buffers {
     Closing,
 }
 
-/// The refusals of a connection's requests.
 #[derive(Debug, Default)]
 struct Refusals {
-    /// The number of requests under way that are already refused, but not answered yet, because the
-    /// rest of their bodies is still read and thrown away. Never more than the number in
-    /// [`Phase::Serving`].
+    /// The number of requests in [`Phase::Serving`] that are already refused, but not answered yet,
+    /// because the rest of their bodies is still read and thrown away.
     under_way: usize,
     /// `true`: the last answer of this connection was a refusal.
     was_last: bool,
-    /// The time for which the relay throws away the rest of a refused body before it closes the
-    /// connection; `None` if there is no such body.
+    /// How long the rest of a refused body is thrown away before the close; `None` without such a
+    /// body.
     linger: Option<Duration>,
 }
 
-/// The state of one connection. The socket and the service of the connection update the state. The
-/// registry reads it, decides if the connection must end, and notes this decision in it.
+/// The state of one connection. Its socket and its service update the state. The registry reads it,
+/// and notes in it how the connection must end.
 struct State {
     phase: Phase,
     /// The time at which the phase began. If a request was refused in this phase, a later time: the
     /// time of the refusal, or the last time at which a large part of the refused body had arrived.
     since: Instant,
-    /// The time since which the connection waits for a complete head of a request. Before the first
-    /// request, this is the time at which the connection was opened. Later, it is the time at which
-    /// the last request was answered.
+    /// The time since which the connection waits for the complete head of a request: its opening,
+    /// or later the last answer.
     headless: Instant,
-    /// The way in which the registry has decided to end the connection; `None` while the connection
-    /// may stay.
+    /// How the registry has decided to end the connection; `None` while the connection may stay.
     verdict: Option<Verdict>,
     protocol: Protocol,
     buffers: Buffers,
     refusals: Refusals,
-    /// `None` while the connection may take new requests. `Some` after the connection was told to
-    /// end: the time of this order. If requests that began before the order are answered after it,
-    /// the time of the last such answer.
+    /// The time at which the connection was told to end. If a request had begun before that and was
+    /// answered after it, the time of the last such answer. `None` while the connection may take
+    /// new requests.
     leaving: Option<Instant>,
 }
 
-/// The order in which connections are closed if a new connection arrives and the limit of
-/// connections is reached. Connections of the kind `Refused` are closed before those of the kind
-/// `Headless`.
+/// The order in which connections are closed for a new one, if the limit of connections is reached:
+/// those of rank `Refused` first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Rank {
     /// All requests of this connection are already refused. The relay only waits for the rest of a
@@ -184,10 +170,9 @@ enum Rank {
 }
 
 impl State {
-    /// Returns the rank of this connection if it may be closed for a new connection, and a time:
-    /// for `Refused` the time in `since`, for `Headless` the time in `headless`. Among connections
-    /// of the same rank, the one with the earliest time is closed first. Returns `None` if the
-    /// connection must stay.
+    /// Returns the rank of this connection if it may be closed for a new one, and a time: `since`
+    /// for `Refused`, `headless` for `Headless`. Within a rank, the connection with the earliest
+    /// time is closed first. `None` if the connection must stay.
     fn gives_way(&self) -> Option<(Rank, Instant)> {
         match self.phase {
             _ if self.verdict.is_some() => None,
@@ -230,8 +215,8 @@ impl State {
         }
     }
 
-    /// Returns `true` if the connection speaks HTTP/1 and no request is under way. If hyper writes
-    /// in this state, it answers bytes that were not a valid request.
+    /// Returns `true` if the connection speaks HTTP/1 without a request in progress. If hyper
+    /// writes in this state, it answers bytes that were not a valid request.
     fn is_unasked(&self) -> bool {
         !self.is_multiplexed() && matches!(self.phase, Phase::Idle | Phase::Head)
     }
@@ -263,9 +248,9 @@ impl State {
 /// - `Answered`: `header_timeout`, plus the time for which the rest of a refused body is thrown
 ///   away.
 ///
-/// A connection that was told to end ([`Connection::leave`]) is closed [`FAREWELL`] later. If
-/// requests were under way, it is closed [`FAREWELL`] after the last of them was answered. While
-/// the answer to a refused body is being sent, only the limit of `Answered` holds.
+/// A connection that was told to end ([`Connection::leave`]) is closed [`FAREWELL`] later, counted
+/// from the last answer if requests were in progress. While the answer to a refused body is being
+/// sent, only the limit of `Answered` holds.
 ///
 /// The registry never ends a connection that has a request that may still be accepted.
 pub(super) struct Connection {
@@ -310,34 +295,30 @@ impl Connection {
         }
     }
 
-    /// Counts this connection as closed to keep to the limit.
+    /// Counts this connection as closed because of `limits.max_connections`.
     fn closed_for_room(&self, reason: RefusedConnection) {
         self.metrics.connection_refused(reason);
         self.sender.connection_closed(reason);
     }
 
-    /// Returns the time from the moment at which this connection was accepted until `now`.
     pub(super) fn age(&self, now: Instant) -> Duration {
         now.duration_since(self.opened)
     }
 
-    /// Notes that the connection is ready for its first request: the TLS handshake has ended, or
-    /// the listener has no TLS. `multiplexed` is `true` if the client has chosen h2 in the
-    /// handshake.
+    /// Notes that the connection is ready for its first request. `multiplexed` is `true` if the
+    /// client has chosen h2 in the TLS handshake.
     pub(super) fn established(&self, multiplexed: bool) {
         let mut state = self.lock();
         state.speaks(multiplexed);
         state.enter(Phase::Idle, Instant::now());
     }
 
-    /// Returns `true` if the connection speaks HTTP/2.
     pub(super) fn is_multiplexed(&self) -> bool {
         self.lock().is_multiplexed()
     }
 
-    /// Notes that a request begins at the time `now`, because its head is complete. Returns `true`
-    /// if the connection may still take requests. Returns `false` if the connection was told to end
-    /// before.
+    /// Notes a request whose head is complete at the time `now`. Returns `false` if the connection
+    /// was told to end before.
     pub(super) fn begin_request(&self, multiplexed: bool, now: Instant) -> bool {
         let mut state = self.lock();
         state.speaks(multiplexed);
@@ -349,9 +330,9 @@ impl Connection {
         state.leaving.is_none()
     }
 
-    /// Notes that a request has ended: its answer was handed to hyper, or the request was dropped.
-    /// `in_time` is the value that [`Connection::begin_request`] returned for this request.
-    /// `refusing` is `true` if the answer is a refusal. The request has ended at the time `now`.
+    /// Notes the end of a request at the time `now`: its answer was handed to hyper, or it was
+    /// dropped. `in_time` is the result of [`Connection::begin_request`]. `refusing` is `true` if
+    /// the answer is a refusal.
     pub(super) fn end_request(&self, in_time: bool, refusing: bool, now: Instant) {
         let mut state = self.lock();
         let left =
@@ -369,8 +350,8 @@ impl Connection {
         state.enter(phase, now);
     }
 
-    /// Notes that a request under way is refused, and that the relay only waits for the rest of its
-    /// body. The note holds until the returned guard is dropped.
+    /// Notes that a request is refused, and that the relay only waits for the rest of its body,
+    /// until the returned guard is dropped.
     pub(super) fn refused(&self) -> RefusedRequest<'_> {
         let mut state = self.lock();
         state.refusals.under_way += 1;
@@ -378,9 +359,8 @@ impl Connection {
         RefusedRequest(self)
     }
 
-    /// Tells the connection to take no new requests. If no request is under way, the connection
-    /// ends after at most [`FAREWELL`] and one [`Deadlines::tick`]. Otherwise the same time begins
-    /// with the answer to its last request.
+    /// Tells the connection to take no new requests. It ends after at most [`FAREWELL`] and one
+    /// [`Deadlines::tick`], counted from the answer to its last request if one is in progress.
     pub(super) fn leave(&self) {
         self.lock().leaving.get_or_insert_with(Instant::now);
     }
@@ -391,7 +371,6 @@ impl Connection {
         self.retired.notify_one();
     }
 
-    /// Waits until [`Connection::retire`] is called.
     pub(super) async fn retired(&self) {
         self.retired.notified().await;
     }
@@ -409,20 +388,19 @@ impl Connection {
     }
 
     /// Notes that the connection ends after this answer, although the sender may still be sending
-    /// its body. After the answer, the relay reads the bytes of this body for at most the duration
-    /// `time`, and at most about [`LINGER_BYTES`], and throws them away.
+    /// its body. After the answer, the relay reads this body for at most `time` and at most about
+    /// [`LINGER_BYTES`], and throws it away.
     pub(super) fn linger(&self, time: Duration) {
         self.lock().refusals.linger = Some(time);
     }
 
-    /// Notes how the connection must end, and wakes its task.
     fn judge(&self, verdict: Verdict) {
         self.lock().verdict = Some(verdict);
         self.waker.wake();
     }
 
-    /// Waits until the registry decides to end the connection. Used only during a TLS handshake.
-    /// After the handshake, the wrapper [`Watched`] around the TLS stream sees this decision.
+    /// Waits until the registry decides to end the connection. Used only during a TLS handshake:
+    /// afterwards, the wrapper [`Watched`] sees this decision.
     pub(super) async fn judged(&self) {
         std::future::poll_fn(|cx| {
             self.waker.register(cx.waker());
@@ -432,14 +410,12 @@ impl Connection {
     }
 }
 
-/// A guard that exists while the rest of a refused request's body is read and thrown away. Dropping
-/// the guard says that this is over; see [`Connection::refused`].
+/// Exists while the rest of a refused body is read and thrown away; see [`Connection::refused`].
 pub(super) struct RefusedRequest<'a>(&'a Connection);
 
 impl RefusedRequest<'_> {
-    /// Notes that a large part of the refused request's body has arrived just now. The time matters
-    /// if the limit of connections is reached and a new connection arrives: of the connections that
-    /// have only refused requests, the one whose noted time is the earliest is closed.
+    /// Notes that a large part of the refused body has arrived just now. Of the connections that
+    /// have only refused requests, the one with the earliest note is closed for a new connection.
     pub(super) fn progressed(&self) {
         self.0.lock().since = Instant::now();
     }
@@ -457,11 +433,10 @@ impl Registry {
         lock(&self.entries)
     }
 
-    /// Adds a new connection to the registry and returns its place there. If `max` connections are
-    /// already open, one of them is closed. The first choice is the connection that has waited
-    /// longest in a refused request. The second choice is the connection that has waited longest
-    /// for the next complete head. Returns `None` if neither of them exists; the caller then closes
-    /// the new connection. The connection that is closed is counted as refused.
+    /// Adds a new connection and returns its place. If `max` connections are already open, one of
+    /// them is closed and counted as refused: the one that has waited longest in a refused request,
+    /// or else the one that has waited longest for a complete head. `None` if there is neither: the
+    /// caller then closes the new connection.
     pub(super) fn open(
         self: &Arc<Self>,
         max: usize,
@@ -507,13 +482,11 @@ impl Registry {
         Some(Registered { registry: Arc::clone(self), id, connection })
     }
 
-    /// Returns the number of connections that have a place.
     pub(super) fn places(&self) -> usize {
         self.lock().open.len()
     }
 
-    /// Ends every connection that has reached its deadline. Must be called again after each
-    /// [`Deadlines::tick`].
+    /// Ends every connection that has reached its deadline. Call it after each [`Deadlines::tick`].
     pub(super) fn enforce(&self, deadlines: Deadlines) {
         let Deadlines { header, idle } = deadlines;
         for connection in self.lock().open.values() {
@@ -559,8 +532,7 @@ impl Registry {
     }
 }
 
-/// The place of a connection in the registry. Dropping this value makes the place free for another
-/// connection.
+/// The place of a connection in the registry. Dropping this value frees the place.
 pub(super) struct Registered {
     registry: Arc<Registry>,
     id: u64,
@@ -574,12 +546,12 @@ impl Drop for Registered {
     }
 }
 
-/// A stream that its owner has lent to hyper, which gives no stream back. It is sent back when
-/// hyper drops it. The value is the stream and the channel by which it goes back; `None` only while
-/// this value is dropped.
+/// A stream that its owner has lent to hyper. hyper does not return the stream, so the drop of this
+/// value sends it back. The value is the stream and the channel by which it goes back; `None` only
+/// during the drop.
 pub(super) struct Lent<T>(Option<(T, oneshot::Sender<T>)>);
 
-/// The stream is there until this value is dropped.
+/// The message of an `expect` that cannot fail: a [`Lent`] has its stream until it is dropped.
 const LENT: &str = "a stream that was lent";
 
 impl<T> Lent<T> {
@@ -619,17 +591,15 @@ impl<T> Drop for Lent<T> {
 pub(super) struct Watched<T> {
     inner: T,
     connection: Arc<Connection>,
-    /// An answer that the relay itself writes instead of hyper's answer, and the number of its
-    /// bytes that are already written; `None` if no such answer is being written.
+    /// An answer that the relay writes instead of hyper's, and the number of its written bytes.
     own_answer: Option<(Vec<u8>, usize)>,
-    /// The number of bytes of [`H2_PREFACE`] that have arrived. `None` after the whole preface has
-    /// arrived, or after other bytes have arrived.
+    /// The number of bytes of [`H2_PREFACE`] that have arrived; `None` after all of them, or after
+    /// other bytes.
     preface: Option<usize>,
     /// Follows the HTTP/1 bytes that were read, and knows if the head of a request has begun.
     framing: Framing,
-    /// A timer and a counter for the rest of a refused body. The relay throws the rest away until
-    /// the timer ends or the counter reaches [`LINGER_BYTES`]. The counter is the number of bytes
-    /// that were thrown away so far. `None` if no body is being thrown away.
+    /// The time limit for the rest of a refused body, and the number of its bytes that were thrown
+    /// away, at most [`LINGER_BYTES`]. `None` if no body is being thrown away.
     linger: Option<(Pin<Box<Sleep>>, usize)>,
 }
 
@@ -645,9 +615,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Watched<T> {
         }
     }
 
-    /// Returns an error if the registry has closed the connection. Otherwise registers the task of
-    /// `cx`, and returns the connection's state. The registry wakes this task if it closes the
-    /// connection later.
+    /// Returns an error if the registry has closed the connection, and otherwise its state.
+    /// Registers the task of `cx`, which the registry wakes if it closes the connection later.
     fn check(&self, cx: &Context<'_>) -> io::Result<MutexGuard<'_, State>> {
         self.connection.waker.register(cx.waker());
         let state = self.connection.lock();
@@ -657,7 +626,6 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Watched<T> {
         }
     }
 
-    /// Writes the rest of `own_answer` to the socket and flushes the socket.
     fn poll_own_answer(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while let Some((bytes, written)) = &mut self.own_answer {
             if *written == bytes.len() {
@@ -674,8 +642,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Watched<T> {
         Pin::new(&mut self.inner).poll_flush(cx)
     }
 
-    /// Prepares an answer with this status, which the relay writes instead of hyper, and counts the
-    /// answer in the metrics.
+    /// Prepares and counts an answer with this status, which the relay writes instead of hyper.
     fn start_own_answer(&mut self, status: u16) {
         let metrics = self.connection.metrics();
         let (rejection, message) = match status {
@@ -691,9 +658,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Watched<T> {
         self.own_answer = Some((answer::raw(status, message), 0));
     }
 
-    /// Writes the relay's own answer instead of hyper's answer. `hypers` is the beginning of
-    /// hyper's answer, from which the status is taken. `length` is the number of bytes of hyper's
-    /// answer. Returns `length`, so that hyper takes its whole answer as written.
+    /// Writes the relay's own answer instead of hyper's. `hypers` is the beginning of hyper's
+    /// answer, which has the status. Returns `length`, the size of hyper's answer, which hyper
+    /// takes as written.
     fn poll_replace(
         &mut self,
         cx: &mut Context<'_>,

@@ -2,32 +2,29 @@
 //! end (RFC 9112 §2.2, §6, §7.1).
 //!
 //! hyper reads ahead: with the end of one request it may read the beginning of the next head, and
-//! has no way to tell. [`Framing`] follows the same bytes, so that a head that begins while another
-//! request is served has its deadline too. The framing decides nothing else. Bytes that it does not
-//! understand count as a head that has begun; only hyper accepts and refuses.
+//! does not report this. [`Framing`] follows the same bytes, so that a head that begins while
+//! another request is served has its deadline too. The framing decides nothing else. Bytes that it
+//! does not understand count as a head that has begun; only hyper accepts and refuses.
 
 /// The number of bytes that are kept of each line. More bytes are not needed, because the lines
 /// that matter (`Content-Length`, `Transfer-Encoding`, the size of a chunk) are shorter.
 const LINE_BYTES: usize = 64;
 
-/// Follows the HTTP/1 bytes of a connection, and knows to which part of a request the next byte
-/// belongs.
+/// Knows to which part of a request the next HTTP/1 byte of a connection belongs.
 pub(super) struct Framing {
     state: State,
     /// The beginning of the line that is being read: a line of a head, a chunk size or a trailer.
     line: Line,
     /// The `Content-Length` of the current head in bytes; 0 if the head has none.
     length: u64,
-    /// `true`: the current head announces a body in chunks. A `Content-Length` in the same head is
-    /// then ignored.
+    /// `true`: the current head announces a body in chunks. Its `Content-Length` is ignored.
     chunked: bool,
 }
 
 /// The part of a request to which the next byte belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// The last request has ended, and the next request has not begun. Empty lines are skipped in
-    /// this state.
+    /// The next request has not begun. Empty lines are skipped in this state.
     Between,
     /// The next byte belongs to a request line or to the headers.
     Head,
@@ -35,8 +32,7 @@ enum State {
     Sized(u64),
     /// The next byte belongs to the line before a chunk, which has the size of the chunk.
     ChunkSize,
-    /// The given number of bytes of a chunk, and of the line break after the chunk, have not
-    /// arrived yet.
+    /// The given number of bytes of a chunk and of its line break have not arrived yet.
     Chunk(u64),
     /// The next byte belongs to the trailer lines after the last chunk.
     Trailers,
@@ -47,7 +43,6 @@ enum State {
 /// The beginning of the line that is being read: at most its first [`LINE_BYTES`] bytes.
 struct Line {
     bytes: [u8; LINE_BYTES],
-    /// The number of bytes of the line that are stored in `bytes`.
     kept: usize,
     /// `true`: the line has more bytes than are stored in `bytes`.
     is_cut: bool,
@@ -77,7 +72,6 @@ impl Line {
 }
 
 impl Framing {
-    /// Makes the state for a connection on which no byte has arrived yet.
     pub(super) fn new() -> Self {
         let line = Line { bytes: [0; LINE_BYTES], kept: 0, is_cut: false };
         Self { state: State::Between, line, length: 0, chunked: false }
@@ -89,7 +83,6 @@ impl Framing {
         matches!(self.state, State::Head | State::Lost)
     }
 
-    /// Updates the state with the next bytes that have arrived on the connection.
     pub(super) fn advance(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             bytes = match self.state {
@@ -116,8 +109,8 @@ impl Framing {
                 State::Head | State::ChunkSize | State::Trailers => {
                     let end = memchr::memchr(b'\n', bytes);
                     let (line, rest) = bytes.split_at(end.unwrap_or(bytes.len()));
-                    // A whole line of a head that begins so is neither empty nor one of the two
-                    // headers that matter.
+                    // A whole line of a head that begins with another byte is neither empty nor one
+                    // of the two headers that matter.
                     let is_other = end.is_some()
                         && self.state == State::Head
                         && self.line.kept == 0
@@ -135,8 +128,6 @@ impl Framing {
         }
     }
 
-    /// Returns the state after the line that has just ended: the next line, the body, or the next
-    /// request.
     fn after_line(&mut self) -> State {
         let is_empty = self.line.text().is_empty();
         match self.state {
@@ -160,8 +151,8 @@ impl Framing {
         }
     }
 
-    /// Reads a header line. If it is `Content-Length` or `Transfer-Encoding`, stores what it says
-    /// about the body. Returns `None` if the value of one of these two headers is not valid.
+    /// Reads a header line, and notes `Content-Length` or `Transfer-Encoding`. `None` if the value
+    /// of one of these two headers is not valid.
     fn header(&mut self) -> Option<()> {
         let line = self.line.text();
         // A request line with a whole URL as its target has a colon too, but neither of the two
@@ -185,8 +176,8 @@ impl Framing {
         Some(())
     }
 
-    /// Returns the size in bytes of the next chunk, from the line that was read. Chunk extensions
-    /// are ignored. Returns `None` if the line does not begin with a valid size.
+    /// Returns the size in bytes of the next chunk. Chunk extensions are ignored. `None` if the
+    /// line does not begin with a valid size.
     fn chunk_size(&self) -> Option<u64> {
         let line = self.line.text();
         let digits = line.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
@@ -198,8 +189,7 @@ impl Framing {
     }
 }
 
-/// Skips the first `left` bytes of `bytes`, or all bytes if there are fewer. Returns the number of
-/// bytes that remain to be skipped, and the bytes of `bytes` that were not skipped.
+/// Skips up to `left` bytes. Returns how many remain to be skipped, and the rest of `bytes`.
 fn skip(left: u64, bytes: &[u8]) -> (u64, &[u8]) {
     let count = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
     (left - count as u64, bytes.get(count..).unwrap_or_default())

@@ -1,7 +1,7 @@
 //! The TLS handshakes of senders, and why they fail.
 //!
 //! A handshake that fails is counted by its reason, and logged. A connection without a single byte
-//! is not a failure: health checks of load balancers and of the kubelet do that.
+//! is not a failure: health checks of load balancers and of the kubelet open such connections.
 
 use std::borrow::Cow;
 use std::io;
@@ -20,10 +20,9 @@ use telemetry::{ListenerMetrics, Telemetry, TlsFailure};
 /// The beginnings of HTTP requests without TLS, and of h2 without TLS (RFC 9113 §3.4).
 const PLAIN_HTTP: [&[u8; 4]; 6] = [b"POST", b"GET ", b"HEAD", b"PUT ", b"OPTI", b"PRI "];
 
-/// The reason why a handshake failed.
 struct Failure {
     reason: TlsFailure,
-    /// The reason for an operator, who may have to change the sender.
+    /// The reason, worded for the operator, who may have to change the sender.
     words: Cow<'static, str>,
 }
 
@@ -81,11 +80,10 @@ impl Failure {
         Self { reason, words: words.into() }
     }
 
-    /// Returns the reason of an error that is an alert of the sender.
     #[allow(clippy::wildcard_enum_match_arm, reason = "TLS has dozens of alerts")]
     fn of_alert(alert: AlertDescription, error: &io::Error) -> Self {
         let (reason, words) = match alert {
-            // Go sends BadCertificate, and OpenSSL sends the alert that fits.
+            // Go always sends BadCertificate, and OpenSSL sends the alert that fits.
             AlertDescription::BadCertificate
             | AlertDescription::UnsupportedCertificate
             | AlertDescription::CertificateRevoked
@@ -118,7 +116,7 @@ fn is_closed(error: &io::Error) -> bool {
     )
 }
 
-/// The TLS handshake of one connection, and where it is noted how the handshake went.
+/// The TLS handshake of one connection, and the metrics and log for its result.
 pub(super) struct Handshake {
     pub(super) settings: Arc<ServerSettings>,
     /// The longest time that the handshake may take.
@@ -129,8 +127,8 @@ pub(super) struct Handshake {
 }
 
 impl Handshake {
-    /// Makes the handshake. Notes when the sender's certificate expires or, if the handshake has
-    /// failed and the sender had sent at least one byte, why it failed. `None` if it failed.
+    /// Runs the TLS handshake; `None` if it fails. Notes when the sender's certificate expires, or
+    /// why the handshake failed if the sender had sent at least one byte.
     pub(super) async fn make(self, stream: TcpStream) -> Option<TlsStream<TcpStream>> {
         match accept(&self.settings, stream, self.limit).await {
             Ok(stream) => {
@@ -156,8 +154,8 @@ impl Handshake {
 ///
 /// # Errors
 ///
-/// Why the handshake failed; `None` if no byte has come before the end of the connection or of
-/// `limit`.
+/// The reason why the handshake failed; `None` if no byte came before the end of the connection or
+/// of `limit`.
 pub async fn handshake(
     settings: &ServerSettings,
     stream: TcpStream,

@@ -6,8 +6,8 @@ use super::answer::Refusal;
 use super::upload::Upload;
 use telemetry::Rejection;
 
-/// Refuses a request whose head is not that of a batch: its path, its method, or the type or the
-/// encoding of its body is another one. Notes whether the body is gzip.
+/// Refuses a request whose path, method, media type or encoding is not that of a batch. Notes
+/// whether the body is gzip.
 pub(super) fn read_head(request: &mut Request<Upload>) -> Result<(), Refusal> {
     if request.version() == Version::HTTP_11
         && request.headers().get_all(header::HOST).iter().count() != 1
@@ -37,8 +37,7 @@ pub(super) fn read_head(request: &mut Request<Upload>) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Checks the headers Content-Type and Content-Encoding. Returns `true` if the body is gzip and
-/// `false` if it is not compressed. The error is the refusal of an unknown type or encoding.
+/// Returns `true` if the headers say that the body is gzip. Refuses unknown types and encodings.
 fn media(headers: &HeaderMap) -> Result<bool, Refusal> {
     let refuse = |message: &str| {
         Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, Rejection::MediaType, message))

@@ -7,11 +7,10 @@ use hyper::StatusCode;
 use super::answer::Refusal;
 use telemetry::{Gauge, Rejection};
 
-/// The counter of the bytes in flight, which `limits.max_in_flight` limits. The bytes of a body are
-/// counted from the time when they arrive. They are counted until the body is in the queue and its
-/// request does not wait for the acknowledgement any more.
+/// The bytes in flight, which `limits.max_in_flight` limits: the bytes of each body from their
+/// arrival until the body is in the queue and its request does not wait for the acknowledgement any
+/// more.
 pub(super) struct InFlight {
-    /// The number of bytes that are counted now.
     used: AtomicU64,
     /// The metric that shows `used`.
     gauge: Gauge,
@@ -22,8 +21,8 @@ impl InFlight {
         Self { used: AtomicU64::new(0), gauge }
     }
 
-    /// Adds `bytes` to the counter and returns `true`. If the sum would be larger than `max`,
-    /// changes nothing and returns `false`.
+    /// Adds `bytes` and returns `true`; changes nothing and returns `false` if the sum exceeds
+    /// `max`.
     #[allow(clippy::cast_precision_loss, reason = "a gauge")]
     fn add(&self, bytes: u64, max: u64) -> bool {
         let taken = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
@@ -41,19 +40,16 @@ impl InFlight {
         self.gauge.decrement(bytes as f64);
     }
 
-    /// Returns `true` if the counter has reached `max` bytes, so that no more bytes may be taken.
     pub(super) fn is_full(&self, max: u64) -> bool {
         self.used.load(Ordering::Relaxed) >= max
     }
 }
 
-/// The bytes of one body that the counter [`InFlight`] counts now. Dropping this value subtracts
-/// them from the counter.
+/// The bytes of one body that [`InFlight`] counts. Dropping this value subtracts them.
 pub(super) struct Reservation<'a> {
     in_flight: &'a InFlight,
     /// The largest value that the counter may reach: `limits.max_in_flight`.
     max: u64,
-    /// The number of bytes that are counted for this body now.
     bytes: u64,
 }
 
@@ -62,9 +58,9 @@ impl<'a> Reservation<'a> {
         Self { in_flight, max, bytes: 0 }
     }
 
-    /// Sets the number of bytes that are counted for this body to `total`. The error is the refusal
-    /// of the request: 429 if there is no room for the bytes now, 413 if a single event is so large
-    /// that there will never be room.
+    /// Sets the number of bytes that are counted for this body to `total`. Refuses the request with
+    /// 429 if there is no room now, and with 413 if a single event is so large that there will
+    /// never be room.
     pub(super) fn set(&mut self, total: usize) -> Result<(), Refusal> {
         let total = total as u64;
         if total > self.bytes && !self.in_flight.add(total - self.bytes, self.max) {

@@ -31,18 +31,17 @@ use transform::volume::Volume;
 /// ratio, 1032, one step gives about 4 MiB of output.
 const GZIP_STEP: usize = 4 * 1024;
 
-/// The number of bytes by which a gzip body may be larger than twice the size of its decompressed
-/// content. A larger body must have many gzip members without content. They cost CPU time (65 ms
-/// for each MB) and carry no events. The body of a normal sender never reaches this limit.
+/// The number of bytes by which a gzip body may be larger than twice its decompressed content. Only
+/// a body of many gzip members without content exceeds it: such members cost CPU time (65 ms for
+/// each MB) and carry no events.
 const GZIP_SPARE: u64 = 1024 * 1024;
 
-/// The largest body in bytes that is decoded in the task that serves the request. A larger body is
-/// decoded on another thread, because serde_json takes about 1 ms for each MiB and would block the
-/// async runtime.
+/// The largest body in bytes that is decoded in the task of its request. A larger body is decoded
+/// on another thread, because serde_json would block the async runtime for about 1 ms for each MiB.
 const INLINE_MAX: usize = 1024 * 1024;
 
-/// The smallest body in bytes that may stay a list in the queue. A smaller one is copied together
-/// with others when it is sent, so that it would save no copy.
+/// The smallest body in bytes that may stay a list in the queue. A smaller body is copied with
+/// others anyway when it is sent, so that a list would save no copy.
 const LIST_MIN: usize = 32 * 1024;
 
 /// The innermost service of a connection, which turns each body into an answer, in these steps:
@@ -72,8 +71,8 @@ impl Service<Request<Upload>> for Ingest {
     }
 
     fn call(&mut self, request: Request<Upload>) -> Answering {
-        // The head may hold 16 KiB, for each stream of an h2 connection, and is not needed any
-        // more.
+        // The head is not needed any more and is freed here. It may hold 16 KiB, on h2 for each
+        // stream.
         Answering::new(answer(request.into_body()))
     }
 }
@@ -102,8 +101,7 @@ struct Batch<'a> {
 }
 
 impl Batch<'_> {
-    /// Reads the body, decodes it, appends its events to the queue and waits until they are
-    /// acknowledged. Returns the number of events that were accepted.
+    /// Returns the number of events that were accepted and acknowledged.
     async fn take(&self, is_gzip: bool, body: &mut Arriving) -> Result<u64, Refusal> {
         let (in_flight, max) = (&self.shared.in_flight, self.bounds.max_in_flight);
         let mut share = Reservation::new(in_flight, max);
@@ -131,9 +129,9 @@ impl Batch<'_> {
         if events == 0 {
             return Ok(0);
         }
-        // The last line of a body without a final line break is stored with one. If the body has
-        // exactly the largest allowed size, the lines are one byte too large at any time; 429 would
-        // promise that they fit later.
+        // The last line of a body without a final line break is stored with one. This can make a
+        // body of exactly the allowed size one byte too large. The answer is then 413, because 429
+        // would promise that the body fits later.
         if whole.bytes > self.bounds.max_body {
             return Err(Refusal::too_large(self.bounds.max_body));
         }
@@ -148,7 +146,6 @@ impl Batch<'_> {
         Ok(events)
     }
 
-    /// Waits until the events of a ticket are acknowledged.
     async fn wait_for(&self, ticket: &mut Ticket) -> Result<(), Refusal> {
         let deadline = Instant::now() + self.bounds.delivered_timeout;
         tokio::select! {
@@ -161,9 +158,8 @@ impl Batch<'_> {
         }
     }
 
-    /// Reads an uncompressed body to its end. With a durable queue, a large body is already decoded
-    /// while it arrives. Returns the bytes that are not decoded yet and, for a large body, the
-    /// state of its decoding.
+    /// Reads an uncompressed body to its end. With a durable queue, a large body is decoded while
+    /// it arrives. Returns the bytes that are not decoded yet and the decoder of a large body.
     async fn collect(
         &self,
         body: &mut Arriving,
@@ -188,9 +184,7 @@ impl Batch<'_> {
         Ok(intake)
     }
 
-    /// Reads a gzip body to its end and decompresses it. With a durable queue, a large body is
-    /// already decoded while it arrives. Returns the bytes that are not decoded yet and, for a
-    /// large body, the state of its decoding.
+    /// As [`Batch::collect`], for a gzip body, which is decompressed.
     async fn inflate(
         &self,
         body: &mut Arriving,
@@ -231,9 +225,8 @@ impl Batch<'_> {
         Ok(intake)
     }
 
-    /// Gives the bytes that have arrived (`intake`) to [`Large`] for decoding, if they are too many
-    /// to be decoded as one whole. Must be called after each step of reading. Does nothing if the
-    /// queue is in memory.
+    /// Gives the bytes of `intake` to [`Large`] if they are too many to be decoded as one whole.
+    /// Must be called after each step of reading. Does nothing if the queue is in memory.
     async fn settle(
         &self,
         intake: &mut Intake,
@@ -255,10 +248,9 @@ impl Batch<'_> {
     }
 
     /// Runs `work` on a thread for blocking work, because it takes milliseconds or waits for the
-    /// disk, and returns its result. `bytes` is the number of bytes to decode; it decides how many
-    /// permits of the semaphore `decoding` the work takes. If the request ends while it waits for
-    /// the permits, `work` never runs. If the request ends later, `work` still runs to its end and
-    /// keeps its permits until then.
+    /// disk. `bytes`, the number of bytes to decode, decides how many permits of `decoding` the
+    /// work takes. If the request ends before the permits are taken, `work` never runs. If the
+    /// request ends later, `work` still runs to its end and keeps its permits until then.
     async fn off_thread<T: Send + 'static>(
         &self,
         bytes: usize,
@@ -303,8 +295,7 @@ fn too_late(bounds: &Bounds) -> Refusal {
     Refusal::new(StatusCode::SERVICE_UNAVAILABLE, reason, message)
 }
 
-/// Checks and splits a body that is completely in memory. Returns its lines; the error says why the
-/// body is invalid.
+/// Checks and splits a body that is completely in memory, and returns its lines.
 ///
 /// If `keeps_list` is `true`, a list of events may stay as it was received ([`Append::list`]).
 fn decode(mut body: Buffer, keeps_list: bool, volume: &Volume) -> Result<Whole, Stopped> {
@@ -327,11 +318,9 @@ impl From<Stopped> for Refusal {
 
 /// The bytes of a body that have arrived so far and are not stored in the queue yet.
 struct Intake {
-    /// The bytes of the body that have arrived and were not yet given to the decoder `large`. If
-    /// `large` is `None`, these are all bytes that have arrived.
+    /// The bytes that were not yet given to the decoder `large`: all bytes if there is none.
     rest: Buffer,
-    /// The decoder of a large body, which decodes the body while it arrives. `None` as long as the
-    /// body is held as a whole.
+    /// The decoder of a large body; `None` as long as the body is held as a whole.
     large: Option<Large>,
 }
 
@@ -340,8 +329,7 @@ impl Intake {
         Self { rest: Buffer::new(announced, pool), large: None }
     }
 
-    /// Returns the number of bytes of memory that the body takes now. This number is counted
-    /// against `limits.max_in_flight`.
+    /// Returns the bytes of memory that the body takes, which count for `limits.max_in_flight`.
     fn held(&self) -> usize {
         self.rest.len() + self.large.as_ref().map_or(0, Large::held)
     }
@@ -350,9 +338,8 @@ impl Intake {
 /// A writer that receives the decompressed bytes of a gzip body.
 struct Inflated {
     intake: Intake,
-    /// The number of decompressed bytes that were written so far.
     bytes: u64,
-    /// The largest allowed number of decompressed bytes; with more bytes, `write` returns an error.
+    /// The maximum number of bytes that may be decompressed. With more, `write` returns an error.
     max: u64,
 }
 

@@ -15,35 +15,31 @@ use base::mutant;
 use queue::{Append, Incoming, Queue, Refused, Ticket};
 use transform::volume::{Seen, Volume};
 
-/// The largest body in bytes, 16 MiB, that is decoded as one whole if the queue is durable. A
-/// larger body is stored in the queue in pieces. A queue in memory cannot store pieces, so every
-/// body is decoded as one whole then.
+/// The largest body in bytes that is decoded as one whole with a durable queue. A larger body is
+/// stored in pieces, which a queue in memory cannot do.
 const WHOLE_MAX: u64 = 16 * 1024 * 1024;
 
-/// The size in bytes of a piece of a large body. A piece is larger only if it contains a single
-/// larger event. Each piece becomes one record of the durable queue. Records must not be much
-/// larger, because an output that reads a record in parts checks the whole record again for each
-/// part.
+/// The size in bytes of a piece, unless it is a single larger event. Each piece becomes one record
+/// of the durable queue. An output that reads a record in parts checks the whole record for each
+/// part, so records must not be much larger.
 const PIECE_BYTES: u64 = 2 * 1024 * 1024;
 
-/// The number of bytes of a large body that are collected before they are decoded together, in one
-/// step, on a thread for blocking work.
+/// The number of bytes of a large body that are decoded in one step, on a thread for blocking work.
 const STEP_BYTES: u64 = 1024 * 1024;
 
-/// The sizes in bytes that decide how a large body is decoded. The constants of this file are their
-/// upper limits; if `limits.max_in_flight` is small, `whole` is a quarter of it, and `step` and
-/// `piece` are an eighth of it.
+/// The sizes in bytes for decoding a large body. The constants of this file are their upper limits;
+/// if `limits.max_in_flight` is small, `whole` is a quarter of it, and `step` and `piece` are an
+/// eighth of it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Sizes {
-    /// The largest body in bytes that is decoded as one whole if the queue is durable. With a queue
-    /// in memory, every body is decoded as one whole.
+    /// The largest body that is decoded as one whole with a durable queue.
     pub(super) whole: usize,
-    /// The number of bytes of a large body that are collected before they are decoded in one step.
+    /// The bytes that are collected and then decoded in one step.
     pub(super) step: usize,
-    /// The size in bytes of a piece of a large body, which becomes one record of the queue.
+    /// The size of a piece, which becomes one record of the queue.
     piece: usize,
-    /// The greatest number of bytes of a large body that wait until an event is complete:
-    /// `limits.max_body`, or `limits.max_in_flight` if that is less.
+    /// The maximum number of bytes that wait until their event is complete: `limits.max_body`, or
+    /// `limits.max_in_flight` if that is less.
     waiting: usize,
 }
 
@@ -61,10 +57,8 @@ impl Sizes {
     }
 }
 
-/// The reason why a large body was not accepted.
 pub(super) enum Stopped {
-    /// The body is not JSON, has none of the accepted forms, or contains something that is not an
-    /// audit event.
+    /// The body is not JSON, has none of the accepted forms, or has parts that are not events.
     Invalid(Invalid),
     /// The queue could not store the lines.
     Refused(Refused),
@@ -76,8 +70,7 @@ impl From<Invalid> for Stopped {
     }
 }
 
-/// The state of a large body that is arriving: the bytes that are not decoded yet, and the file
-/// that receives the lines of the decoded events.
+/// A large body that is arriving: the bytes that are not decoded yet, and the file for its lines.
 pub(super) struct Large {
     pieces: Pieces,
     lines: Lines,
@@ -100,8 +93,7 @@ impl Store for Lines {
 }
 
 impl Large {
-    /// Makes the state for a large body of which no byte was passed to [`Large::push`] yet. The
-    /// lines of its events will be stored in the file `incoming`.
+    /// Makes the state of a large body, before its first byte. Its lines go to the file `incoming`.
     pub(super) fn new(sizes: Sizes, incoming: Incoming, volume: Arc<Volume>) -> Self {
         let lines = Lines { incoming, volume, seen: Seen::default() };
         Self { pieces: Pieces::new(sizes.piece, sizes.waiting), lines }
@@ -140,7 +132,6 @@ impl Large {
 
 /// A body that has arrived completely and is valid. Its lines can now be appended to the queue.
 pub(super) struct Whole {
-    /// The number of events in the body.
     pub(super) events: u64,
     /// The number of bytes that the lines of the body's events have.
     pub(super) bytes: u64,
@@ -149,14 +140,12 @@ pub(super) struct Whole {
     batch: Batch,
 }
 
-/// The lines of a whole body: in memory, or in a file of the durable queue.
 enum Batch {
     Memory(Append),
     Disk(Incoming, LevelCounts),
 }
 
 impl Whole {
-    /// Makes a whole body from events that are in memory.
     pub(super) fn in_memory(batch: Append, volume: &Volume) -> Self {
         let Append { ref lines, ref list, events, .. } = batch;
         let (bytes, mut seen) = (lines.len() as u64, Seen::default());
@@ -164,8 +153,8 @@ impl Whole {
         Self { events, bytes, seen, batch: Batch::Memory(batch) }
     }
 
-    /// Appends the lines to the queue. Returns the ticket, with which the request waits until the
-    /// events are acknowledged, and what then counts for the volume by cause.
+    /// Appends the lines to the queue. Returns the ticket, by which the request waits for the
+    /// acknowledgement, and the samples, which the caller then counts for the volume by cause.
     pub(super) fn append(self, queue: &Queue) -> Result<(Ticket, Seen), Refused> {
         let ticket = match self.batch {
             Batch::Memory(append) => queue.append(append),

@@ -1,5 +1,5 @@
-//! The layers through which each request of a connection goes: their order, and those that are not
-//! files of their own.
+//! The layers through which each request of a connection goes: their order, and those layers that
+//! have no files of their own.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -20,10 +20,10 @@ use super::upload::{Answering, Arriving, Upload};
 
 /// The service of one connection.
 ///
-/// No layer lets a request wait until it is ready for it: a request for which there is no room is
-/// refused, so that its sender knows it at once. `poll_ready` is therefore always ready. To clone
-/// the service for a request costs one `Arc`, because the layers below [`Deadline`] find what they
-/// need in [`Upload`].
+/// No layer makes a request wait: a request for which there is no room is refused, so that its
+/// sender knows it at once. `poll_ready` is therefore always ready. A clone of the service for a
+/// request costs one `Arc`, because the layers below [`Deadline`] find what they need in
+/// [`Upload`].
 pub(super) type Requests = Deadline<Count<Check<Check<Check<Ingest>>>>>;
 
 /// Makes the service of a connection with these terms. A request comes in from above.
@@ -40,11 +40,11 @@ pub(super) fn requests(terms: &Arc<Terms>) -> Requests {
 /// Notes when a request begins, and until when its body must be complete. The time begins with the
 /// complete head.
 ///
-/// The deadline of the head itself can't be a layer: before a head is complete there is no request,
-/// so the `Registry` of connections keeps that deadline. And this layer does not end requests that
-/// are late: a body that comes too slowly is refused with words, and a batch that waits for its
-/// acknowledgement has another limit, `queue.delivered_timeout`. Therefore the deadline goes with
-/// the body to whoever reads it ([`Arriving::next`]).
+/// The deadline of the head itself cannot be a layer: before a head is complete there is no
+/// request, so the `Registry` of connections keeps that deadline. This layer does not end requests
+/// that are late either: a body that comes too slowly is refused with a message, and a batch that
+/// waits for its acknowledgement has another limit, `queue.delivered_timeout`. Therefore the
+/// deadline goes with the body to its reader ([`Arriving::next`]).
 #[derive(Clone)]
 pub(super) struct Deadline<S> {
     terms: Arc<Terms>,
@@ -74,8 +74,8 @@ impl<S: Service<Request<Upload>>> Service<Request<Incoming>> for Deadline<S> {
     }
 }
 
-/// Counts a request and its answer, in the metrics and in the state of the connection. If an
-/// HTTP/1.1 connection has reached its maximum age, or its listener is closed, the answer ends the
+/// Counts a request and its answer in the metrics and in the state of the connection. If an
+/// HTTP/1.1 connection has reached its maximum age or its listener is closed, the answer ends the
 /// connection.
 #[derive(Clone)]
 pub(super) struct Count<S>(S);
@@ -109,7 +109,6 @@ where
     }
 }
 
-/// The future of a response that is counted.
 pub(super) struct Counted {
     answer: Answering,
     /// `None` after the answer.
@@ -128,16 +127,13 @@ impl Future for Counted {
     }
 }
 
-/// A guard for one request that is under way. Dropping this value notes the end of the request. The
-/// end is therefore noted even if the sender has gone and no answer is written.
+/// One request in progress. Dropping this value notes its end, even if the sender has gone.
 struct UnderWay {
     terms: Arc<Terms>,
     started: Instant,
-    /// `true`: the request came over HTTP/2.
     multiplexed: bool,
     may_be_batch: bool,
-    /// The result of `Connection::begin_request`: `true` if the request began before the connection
-    /// was told to end.
+    /// The result of `Connection::begin_request`.
     in_time: bool,
     /// `true`: the answer to this request is a refusal.
     refusing: bool,
@@ -146,7 +142,6 @@ struct UnderWay {
 }
 
 impl UnderWay {
-    /// Counts the answer to the request.
     fn end(mut self, response: &mut Response<Body>, refusal: Option<Refusal>) {
         let Terms { connection, closing, max_age, .. } = &*self.terms;
         let metrics = connection.metrics();

@@ -1,7 +1,7 @@
 //! The sender at the other end of a connection, and the log lines about what it was refused.
 //!
 //! The log has at most one line in ten seconds for each sender and reason, so that a sender that
-//! tries again and again is seen and fills no disk.
+//! tries again and again is seen, but cannot fill the disk.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -16,14 +16,13 @@ use telemetry::{RefusedConnection, Rejection, TlsFailure};
 /// The shortest time between two log lines about the same refused sender and reason.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// The greatest number of pairs of a sender and a reason that have log lines of their own at the
-/// same time. All others share a line.
+/// The maximum number of pairs of sender and reason with their own log lines. Others share one.
 const SENDERS_MAX: usize = 64;
 
 /// The greatest number of characters of an answer in a log line.
 const ERROR_MAX: usize = 300;
 
-/// Which senders one listener has refused, for the log.
+/// The refusals of one listener, for the log.
 #[derive(Default)]
 pub(super) struct Refused {
     handshakes: Seldom,
@@ -34,14 +33,12 @@ pub(super) struct Refused {
 /// The sender at the other end of one connection.
 #[derive(Clone)]
 pub(super) struct Sender {
-    /// The label of the listener.
     pub(super) listener: Arc<str>,
     pub(super) peer: SocketAddr,
     pub(super) refused: Arc<Refused>,
 }
 
 impl Sender {
-    /// Notes that the handshake of this sender has failed.
     pub(super) fn handshake_failed(&self, reason: TlsFailure, error: &str) {
         let Self { listener, peer, refused } = self;
         let reason = reason.name();
@@ -55,8 +52,8 @@ impl Sender {
         }
     }
 
-    /// Notes that a request of this sender was refused. `error` is the sentence of the answer. What
-    /// is refused because of the queue, its disk or an output has log lines elsewhere.
+    /// Notes a refused request of this sender. `error` is the sentence of the answer. Refusals
+    /// because of the queue, its disk or an output have log lines elsewhere.
     pub(super) fn request_refused(&self, rejection: Rejection, code: u16, error: &str) {
         let Self { listener, peer, refused } = self;
         let is_of_the_sender = rejection.is_for_good()
@@ -65,7 +62,7 @@ impl Sender {
             return;
         }
         let reason = rejection.name();
-        // An answer may quote a word of the body.
+        // An answer may quote a word of the body, however long.
         let error: String = error.chars().take(ERROR_MAX).collect();
         if let Some([requests, of_many]) = refused.requests.count(*peer, reason) {
             tracing::warn!(
@@ -89,7 +86,7 @@ impl Sender {
 }
 
 /// The number of refusals since the line before, for a log line: first those of one sender for one
-/// reason, then those of all senders that have no entry of their own. One of them is `None`.
+/// reason, then those of all senders without an entry. One of the two is `None`.
 type Told = [Option<u64>; 2];
 
 /// Decides which refusals have a log line. One sender cannot keep the line of another from the log,
@@ -114,8 +111,7 @@ struct Counted {
 }
 
 impl Counted {
-    /// Counts a refusal. Returns the number of refusals since the last log line if a line may be
-    /// written now, and `None` if the last line is younger than [`QUIET`].
+    /// Counts a refusal. Returns the number since the last log line if a line may be written now.
     fn count(&mut self, now: Instant) -> Option<u64> {
         self.untold = self.untold.saturating_add(1);
         if self.is_quiet(now) {
@@ -125,7 +121,6 @@ impl Counted {
         Some(std::mem::take(&mut self.untold))
     }
 
-    /// Returns `true` if the last log line is younger than [`QUIET`].
     fn is_quiet(&self, now: Instant) -> bool {
         self.told.is_some_and(|told| now.duration_since(told) < QUIET)
     }
@@ -138,7 +133,7 @@ impl Seldom {
         let mut senders = lock(&self.0);
         let Senders { known, others } = &mut *senders;
         if known.len() >= SENDERS_MAX && !known.contains_key(&key) {
-            // An entry that may have a line again keeps nothing from the log; its count moves.
+            // An entry that may have a line again is not needed: its count moves to the others.
             known.retain(|_, counted| {
                 let is_quiet = counted.is_quiet(now);
                 if !is_quiet {

@@ -27,8 +27,7 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Makes the handshake, if the listener has TLS, serves the connection, and returns when it has
-    /// ended.
+    /// Makes the TLS handshake, if the listener has TLS, and serves the connection to its end.
     pub(super) async fn run(self, stream: TcpStream, handshake: Option<Handshake>) {
         let connection = &self.place.connection;
         let Some(handshake) = handshake else {
@@ -46,8 +45,8 @@ impl Session {
     }
 
     /// Serves a connection that is ready for requests. When `closing` is cancelled, or an h2
-    /// connection has reached its greatest age, it ends after its current requests. An HTTP/1.1
-    /// connection of that age ends with its next answer.
+    /// connection has reached its maximum age, the connection ends after its current requests. An
+    /// HTTP/1.1 connection of that age ends with its next answer.
     async fn serve<T>(self, mut stream: T)
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -60,8 +59,8 @@ impl Session {
             old: terms.max_age.map(|age| Box::pin(tokio::time::sleep(age))),
         };
         loop {
-            // hyper frees the buffers of a connection only with the connection. While no request is
-            // under way, they hold nothing, so the connection gets a new state of hyper.
+            // hyper frees the buffers of a connection only with the connection. Without a request
+            // in progress, the buffers hold nothing, so the connection gets a new state of hyper.
             let (lent, returned) = Lent::new(stream);
             let watched = Watched::new(Pin::new(lent), Arc::clone(connection));
             let requests = requests(&terms);
@@ -70,8 +69,8 @@ impl Session {
             let service = service_fn(move |request| requests.clone().call(request));
             let mut serving = Box::pin(protocols.serve_connection(TokioIo::new(watched), service));
             loop {
-                // It polls the future of the orders only when one of them may have come, and not
-                // with each byte of the connection.
+                // This stream polls the future of the orders only when one of them may have come,
+                // and not with each byte of the connection.
                 let mut order: FuturesUnordered<_> = [orders.next()].into_iter().collect();
                 tokio::select! {
                     biased;
@@ -107,8 +106,7 @@ struct Orders<'c> {
     connection: &'c Connection,
     /// `None` after the listener was closed.
     closing: Option<CancellationToken>,
-    /// A timer that ends when the connection has reached its greatest age; `None` after that, and
-    /// if connections of any age may stay.
+    /// Ends at the maximum age of the connection; `None` after that, or without a maximum.
     old: Option<Pin<Box<Sleep>>>,
 }
 

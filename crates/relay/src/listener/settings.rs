@@ -5,8 +5,8 @@ use std::sync::Arc;
 use super::token::Token;
 use client::tls::Server;
 
-/// The settings of one listener for requests. They come from the config and from the files that the
-/// config names. A reload replaces all settings of a listener at once.
+/// The settings of one listener, from the config and from the files that the config names. A reload
+/// replaces all of them at once.
 pub struct Settings {
     pub(super) path_prefix: String,
     pub(super) token: Option<Token>,
@@ -35,10 +35,9 @@ impl Settings {
         Ok(Some(Self { path_prefix: config.path_prefix.clone(), token, tls }))
     }
 
-    /// Returns `true` if connections that were made under the settings `others` may stay open under
-    /// these settings. They may stay if both settings use TLS with the same `client_ca`, or if
-    /// neither uses TLS. Otherwise clients must connect again, because the certificate of a client
-    /// is checked only in the TLS handshake.
+    /// Returns `true` if connections made under the settings `others` may stay open under these:
+    /// both use TLS with the same `client_ca`, or neither uses TLS. Otherwise clients must connect
+    /// again, because a client's certificate is checked only in the TLS handshake.
     pub fn is_compatible(&self, others: &Self) -> bool {
         fn asked(settings: &Settings) -> Option<Option<&[u8]>> {
             settings.tls.as_ref().map(|tls| tls.client_ca())

@@ -16,21 +16,19 @@ use config::Acknowledge;
 use queue::Queue;
 use transform::volume::Volume;
 
-/// The largest total size, in KiB, of the bodies that are decoded at the same time on the threads
-/// for blocking work. Decoding needs memory for the positions of the events: up to half of the
-/// body's size, if nearly all events are as small as possible. The limit bounds this memory. A body
-/// that is larger than the limit is decoded alone.
+/// The maximum number of KiB of bodies that are decoded at the same time on threads for blocking
+/// work. This bounds the memory for the positions of the events: up to half of a body's size, if
+/// nearly all events are as small as possible. A larger body is decoded alone.
 pub(super) const DECODING_KIB: u32 = 16 * 1024;
 
 /// The limits for requests, from the config. A reload replaces them; a request keeps the limits
 /// that were valid when it began.
 pub(super) struct Bounds {
-    /// The largest allowed body in bytes: the smallest of `limits.max_body` and the other limits of
-    /// the config that a body must obey.
+    /// The largest body in bytes: `limits.max_body`, or less if other limits of the config ask for
+    /// it.
     pub(super) max_body: u64,
     pub(super) max_in_flight: u64,
-    /// The sizes that decide how large bodies are decoded. They are computed from `max_body` and
-    /// `max_in_flight`.
+    /// Computed from `max_body` and `max_in_flight`.
     pub(super) sizes: Sizes,
     pub(super) body_timeout: Duration,
     pub(super) acknowledge: Acknowledge,
@@ -42,17 +40,16 @@ pub(super) struct Bounds {
 pub(super) struct Shared {
     pub(super) queue: Queue,
     pub(super) in_flight: InFlight,
-    /// Counts who has caused the bytes that were accepted.
+    /// The volume of the accepted events, by cause.
     pub(super) volume: Arc<Volume>,
     /// The free memory mappings for bodies.
     pub(super) pool: Arc<Pool>,
     /// Limits how many KiB of bodies are decoded at the same time.
     pub(super) decoding: Arc<Semaphore>,
     pub(super) bounds: ArcSwap<Bounds>,
-    /// This token is cancelled at the beginning of the drain. New requests are then refused.
+    /// Cancelled at the beginning of the drain. New requests are then refused.
     pub(super) closing: CancellationToken,
-    /// This token is cancelled in the middle of the drain. Requests that are still under way are
-    /// then refused.
+    /// Cancelled in the middle of the drain. Requests in progress are then refused.
     pub(super) cut: CancellationToken,
 }
 
@@ -63,10 +60,9 @@ pub(super) struct Terms {
     pub(super) connection: Arc<Connection>,
     /// The settings of the listener, which a reload replaces.
     pub(super) settings: Arc<ArcSwap<Settings>>,
-    /// This token is cancelled when the listener is closed.
+    /// Cancelled when the listener is closed.
     pub(super) closing: CancellationToken,
-    /// This token is cancelled when a reload has changed which clients may connect, so that open
-    /// connections of this listener must end.
+    /// Cancelled when a reload has changed which clients may connect: the connection must end.
     pub(super) revoked: CancellationToken,
     /// The age at which the connection must end; `None` if a connection of any age may stay.
     pub(super) max_age: Option<Duration>,

@@ -1,10 +1,10 @@
 //! The body of a request that is arriving, and how its request is refused.
 //!
 //! A refusal is normally answered after the body was read and thrown away, because a Go client
-//! whose connection closes while it writes sees a transport error instead of the answer. There are
-//! three exceptions. A body that is larger than allowed, or not sent yet (`Expect: 100-continue`),
-//! is refused at once. So is a body that has already taken longer than `limits.body_timeout`. A
-//! body that does not come soon is not waited for ([`REFUSED_TIME`]).
+//! whose connection closes while it writes sees a transport error instead of the answer. The answer
+//! is sent at once if the body is larger than allowed, is not sent yet (`Expect: 100-continue`), or
+//! has already taken longer than `limits.body_timeout`. The relay waits only [`REFUSED_TIME`] for a
+//! body that stops coming.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -24,19 +24,18 @@ use super::terms::{Bounds, Terms};
 use base::mutant;
 use telemetry::Rejection;
 
-/// The longest time for which the relay waits for more bytes of the body of a refused request. The
-/// time starts again whenever [`REFUSED_BYTES`] more bytes have arrived, but the whole wait never
-/// exceeds `limits.body_timeout`. After the wait, the relay sends the refusal although the body is
-/// not complete, and the connection ends (on h2, in most cases only the stream). Thus a sender that
-/// is still writing gets its answer. A sender that sends nothing, or sends very slowly, cannot keep
-/// its connection.
+/// The longest wait for more bytes of the body of a refused request. The wait starts again with
+/// each [`REFUSED_BYTES`], but in all never exceeds `limits.body_timeout`. Then the relay sends the
+/// refusal although the body is not complete, and the connection ends (on h2, in most cases only
+/// the stream). Thus a sender that is still writing gets its answer, and a sender that sends
+/// nothing, or very slowly, cannot keep its connection.
 const REFUSED_TIME: Duration = Duration::from_secs(2);
-/// The number of bytes of a refused body after which the wait of [`REFUSED_TIME`] starts again. A
-/// sender must therefore send 64 KiB in each second on average, which a slow network can still do.
+/// The number of bytes of a refused body after which the wait of [`REFUSED_TIME`] starts again: 64
+/// KiB in each second on average, which a slow network can still do.
 const REFUSED_BYTES: u64 = 128 * 1024;
 
-/// The future of an answer, without and with a refusal. Its box is the only one that a request
-/// takes: reading a body is an `async` block, whose type has no name.
+/// The future of an answer to a request, accepted or refused. The future is boxed because it is an
+/// `async` block, whose type has no name. No other box is allocated for a request.
 pub(super) struct Answering(Pin<Box<dyn Future<Output = Answer> + Send>>);
 
 impl Answering {
@@ -53,7 +52,7 @@ impl Future for Answering {
     }
 }
 
-/// What the layers of a connection know of a request beside its head.
+/// The facts about a request that its layers share, except for its head.
 pub(super) struct Upload {
     pub(super) terms: Arc<Terms>,
     /// The limits that were valid when the request began.
@@ -68,9 +67,8 @@ pub(super) struct Upload {
 }
 
 impl Upload {
-    /// Returns the answer for a refused request. If the rest of the body has not arrived yet and is
-    /// not too large, first reads this rest and throws it away. Does not do so if the refusal is
-    /// 408, or if the sender waits for `100 Continue`.
+    /// Returns the answer for a refused request. First discards the rest of the body, unless the
+    /// body is too large, the refusal is 408, or the sender waits for `100 Continue`.
     pub(super) async fn refuse(mut self, mut refusal: Refusal) -> Answer {
         let Self { terms, bounds, body, expects, .. } = &mut self;
         let unsent = *expects && !body.begun;
@@ -88,8 +86,9 @@ impl Upload {
             terms.connection.linger(if slow { LINGER_TIME_SLOW } else { LINGER_TIME });
         }
         if unread || refusal.closes() {
-            // On h2 the stream of an unread body is reset with NO_ERROR, and the connection ends
-            // only for the statuses of [`Refusal::closes`].
+            // This header ends an HTTP/1.1 connection. On h2 hyper removes the header: the stream
+            // of an unread body is reset with NO_ERROR, and only the statuses of
+            // [`Refusal::closes`] end the connection.
             response
                 .headers_mut()
                 .insert(header::CONNECTION, header::HeaderValue::from_static("close"));
@@ -106,15 +105,14 @@ impl Upload {
     }
 }
 
-/// The body of a request that is arriving.
 pub(super) struct Arriving {
     pub(super) incoming: Incoming,
     /// The time until which `Arriving::next` waits for more bytes.
     deadline: Instant,
     /// The number of bytes of the body that have arrived, counted before decompression.
     pub(super) sent: u64,
-    /// `true`: the relay has begun to read the body. If the request has `Expect: 100-continue`,
-    /// hyper asks the sender for the body at this moment.
+    /// `true`: the relay has begun to read the body. With `Expect: 100-continue`, hyper asks the
+    /// sender for the body at this moment.
     begun: bool,
     /// `true`: no more bytes will arrive, because the body is complete or broken.
     ended: bool,
@@ -123,15 +121,13 @@ pub(super) struct Arriving {
 }
 
 impl Arriving {
-    /// Makes the state of a body of which no byte was read, and which must be complete at the time
-    /// `deadline`.
+    /// `deadline` is the time at which the body must be complete.
     pub(super) fn new(incoming: Incoming, deadline: Instant) -> Self {
         Self { incoming, deadline, sent: 0, begun: false, ended: false, whole_at: None }
     }
 
-    /// Waits for the next bytes of the body and returns them; `None` if the body is complete. The
-    /// error is the refusal of the request, for one of three reasons: the body arrives too slowly,
-    /// the body is broken, or the relay is ending.
+    /// Waits for the next bytes of the body and returns them; `None` if the body is complete.
+    /// Refuses the request if the body arrives too slowly or is broken, or if the relay is ending.
     pub(super) async fn next(&mut self, terms: &Terms) -> Result<Option<Bytes>, Refusal> {
         loop {
             if self.ended {

@@ -51,15 +51,13 @@ impl Drop for Place {
 /// The name of an output, and the files that the output reads.
 pub(crate) type NamedFiles = (String, Arc<dyn Files>);
 
-/// Returns the files of each output that reads files.
 pub(crate) fn files_of(planned: &[Planned]) -> Vec<NamedFiles> {
     let named = |output: &Planned| Some((output.config.name.clone(), output.files.clone()?));
     planned.iter().filter_map(named).collect()
 }
 
 impl Planned {
-    /// Returns the settings with which the output joins the queue; `None` if the output is not new,
-    /// or if it has joined already.
+    /// Returns how a new output joins the queue; `None` if it is not new, or has joined already.
     pub(crate) fn joins(&self) -> Option<queue::Output> {
         match &self.step {
             Step::Add(prepared, None) => Some(prepared.in_queue()),

@@ -24,8 +24,7 @@ enum Next {
     Leave,
 }
 
-/// Holds the next order to an output's task. A later order replaces one that the task has not taken
-/// yet.
+/// Holds the next order to an output's task. A later order replaces one that was not taken yet.
 pub(super) struct Inbox {
     state: Mutex<InboxState>,
 }
@@ -50,7 +49,6 @@ impl Inbox {
         std::mem::replace(&mut state.retire, retire).cancel();
     }
 
-    /// Tells the task to end, because the output was removed.
     pub(super) fn leave(&self) {
         let mut state = lock(&self.state);
         state.next = Some(Next::Leave);

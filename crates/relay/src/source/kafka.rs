@@ -1,6 +1,6 @@
 //! The source `type = "kafka"`: reads a topic as a member of a consumer group.
 //!
-//! One thread owns the consumer and makes all of its calls. Each message is a body, as a listener
+//! One thread owns the consumer and makes all calls to it. Each message is a body, as a listener
 //! accepts it. Messages that are available together become one batch of the queue. For each
 //! partition, the thread stores the offset after the last batch up to which every required output
 //! has acknowledged everything. librdkafka commits the stored offsets every second, before a
@@ -42,12 +42,11 @@ const GROUP_BYTES: usize = 1024 * 1024;
 /// The greatest number of messages that are put together into one batch of the queue.
 const GROUP_MESSAGES: u64 = 5000;
 
-/// The greatest number of messages that a source has taken and that are not acknowledged yet. The
-/// limit bounds the memory for these messages even if they are very small.
+/// The maximum number of messages that are taken and not acknowledged yet. The limit bounds their
+/// memory even if they are very small.
 const MESSAGES_MAX: u64 = 100_000;
 
-/// The longest time that one poll waits for a message. The thread sees an order to end within this
-/// time.
+/// The longest wait of one poll, and so the time within which the thread sees an order to end.
 const POLL: Duration = Duration::from_millis(100);
 
 /// The pause before the source tries again to append a batch to the queue, while the queue has no
@@ -55,23 +54,20 @@ const POLL: Duration = Duration::from_millis(100);
 /// partitions back, and the longest wait of a poll while the source closes.
 const FULL: Duration = Duration::from_millis(5);
 
-/// If no batch can be appended to the queue for this time, the source pauses its partitions. The
-/// thread can then poll again without receiving messages. These polls keep the consumer group from
-/// giving the partitions to another reader. After the pause, librdkafka must fetch some messages a
-/// second time: those that it had fetched ahead.
+/// If the queue takes no batch for this time, the source pauses its partitions. The thread can then
+/// poll without receiving messages, so that the consumer group does not give the partitions to
+/// another reader. After the pause, librdkafka must fetch again what it had fetched ahead.
 const PAUSE_AFTER: Duration = Duration::from_secs(1);
 
-/// The longest time that this source waits before it gives a partition back to the consumer group.
-/// If the batches that were already taken from the partition are acknowledged in this time, fewer
-/// messages are read twice.
+/// The longest wait before a partition is given back to the consumer group. If the batches taken
+/// from it are acknowledged in this time, fewer messages are read twice.
 const REVOKE_WAIT: Duration = Duration::from_secs(2);
 
 /// The number of heartbeats that the consumer sends to the group in one `session_timeout`.
 const HEARTBEATS: u32 = 4;
 
-/// The longest time that may pass between two polls. If `session_timeout` is longer, that time is
-/// used instead. After this time without a poll, the consumer group gives the partitions to another
-/// reader.
+/// The longest time between two polls, or `session_timeout` if that is longer. After it, the
+/// consumer group gives the partitions to another reader.
 const POLL_MAX: Duration = Duration::from_secs(300);
 
 /// The timeout for setting up a connection to a broker, and for finding the topic in a probe.
@@ -79,8 +75,7 @@ const CONNECT: Duration = Duration::from_secs(10);
 /// The timeout for a broker's response to a request.
 const REQUEST: Duration = Duration::from_secs(60);
 
-/// The largest total size, in KiB, of the messages that librdkafka fetches ahead, before the source
-/// asks for them.
+/// The maximum number of KiB of messages that librdkafka fetches before the source asks for them.
 const AHEAD_KIB: u64 = 16 * 1024;
 /// The largest size in bytes of a broker's response to one fetch request. If the first set of
 /// messages in a response is larger, the broker sends it all the same, and alone.
@@ -124,7 +119,6 @@ impl Reader {
         Self { name, cluster, config, max_body, metrics, volume, status, skipped }
     }
 
-    /// Returns librdkafka's settings for a consumer of this source.
     fn consumer(&self) -> ClientConfig {
         let mut consumer = self.cluster.client(CONNECT, REQUEST);
         let session = self.config.session_timeout;
@@ -155,7 +149,6 @@ impl Reader {
         Context { source: self.name.clone(), metrics: self.metrics.clone(), topic, state, status }
     }
 
-    /// Makes a Kafka consumer and subscribes it to the topic.
     fn open(&self) -> Result<Session<'_>, Trouble> {
         let changes = self.cluster.changes();
         let state = Arc::new(Mutex::new(State::default()));
@@ -233,37 +226,31 @@ impl Source for Reader {
     }
 }
 
-/// The batches of each partition that are taken and not acknowledged yet. Only the thread of the
-/// source uses this value. The value is also held by [`Context`], because librdkafka calls
-/// functions of `Context` during a poll.
+/// The batches of each partition that are not acknowledged yet. Only the thread of the source uses
+/// this value, partly in functions of [`Context`] that librdkafka calls during a poll.
 #[derive(Default)]
 struct State {
     /// The partitions that this consumer reads now, by partition number.
     partitions: BTreeMap<i32, Partition>,
-    /// The number of times that a partition was assigned to this consumer. Each assignment gets the
-    /// next number.
+    /// The number of assignments of a partition to this consumer. Each gets the next number.
     assignments: u64,
     /// The number of messages in all batches that are not acknowledged yet.
     messages: u64,
-    /// The number of bytes in all batches that are not acknowledged yet.
+    /// The bytes of these messages in the queue.
     bytes: u64,
     /// `true` if the partitions are paused, so that librdkafka delivers no messages.
     paused: bool,
-    /// `true` if partitions are given back at once, without waiting for the acknowledgement of
-    /// their batches.
+    /// `true`: partitions are given back without waiting for the acknowledgement of their batches.
     hurried: bool,
-    /// `true` if the queue has taken a batch, and has said later that no acknowledgement will come.
-    /// The consumer must be replaced, so that the messages of this batch are read again.
+    /// `true`: the queue has taken a batch that it will not acknowledge. The consumer must be
+    /// replaced, so that the messages of this batch are read again.
     refused: bool,
-    /// The time of the last warning about trouble with the brokers. `None` if there was no warning,
-    /// or if a message has arrived after the last warning.
+    /// The time of the last warning about the brokers; `None` once a message has arrived after it.
     told: Option<Instant>,
 }
 
-/// A partition that this consumer reads now.
 struct Partition {
-    /// The number of the assignment that gave this partition to the consumer. If the partition goes
-    /// to another reader and comes back, it has a new number.
+    /// The number of the assignment. A partition that comes back from another reader has a new one.
     assignment: u64,
     /// The batches of this partition that are not acknowledged yet, in the order of their offsets.
     taken: VecDeque<Taken>,
@@ -273,8 +260,7 @@ struct Partition {
 #[derive(Clone, Copy)]
 struct Messages {
     partition: i32,
-    /// The number of the assignment that gave the partition to this consumer before the messages
-    /// were read.
+    /// The assignment of the partition under which the messages were read.
     assignment: u64,
     /// The offset after the last message.
     next: i64,
@@ -291,8 +277,7 @@ struct Taken {
     messages: Messages,
     /// The number of bytes that the batch takes in the queue.
     bytes: u64,
-    /// The queue's ticket, which says when the batch is acknowledged. `None` if the batch has no
-    /// events.
+    /// The queue's ticket for the acknowledgement; `None` if the batch has no events.
     ticket: Option<Ticket>,
 }
 
@@ -334,10 +319,9 @@ impl State {
         ours.map(|partition| partition.taken.len()).sum::<usize>() == 0
     }
 
-    /// Removes a partition that is given back to the consumer group, and returns the number of
-    /// messages in its unfinished batches. The tickets of these batches are dropped. The queue then
-    /// removes each of these batches that no output has begun to send, and that the queue's writer
-    /// thread has not begun to store.
+    /// Removes a partition that is given back, and returns the number of messages in its unfinished
+    /// batches. Their tickets are dropped: the queue then removes each batch that no output has
+    /// begun to send, and that the queue's writer thread has not begun to store.
     fn forget(&mut self, number: i32) -> u64 {
         let taken = self.partitions.remove(&number).map(|partition| partition.taken);
         let mut messages = 0;
@@ -361,8 +345,7 @@ struct Context {
 }
 
 impl Context {
-    /// Tells librdkafka the offsets up to which batches are acknowledged, so that librdkafka
-    /// commits these offsets.
+    /// Tells librdkafka the offsets up to which batches are acknowledged, which it then commits.
     fn settle(&self, consumer: &BaseConsumer<Self>) {
         let behind = lock(&self.state).settle(&self.metrics);
         if behind.is_empty() {
@@ -380,8 +363,7 @@ impl Context {
             }
         }
         if let Err(error) = consumer.store_offsets(&offsets) {
-            // Another reader has these partitions meanwhile, and reads from the last offset that
-            // was committed.
+            // Another reader has these partitions now, and reads from the last committed offset.
             tracing::debug!(source = self.source, %error, "offsets not stored");
         }
     }
@@ -391,9 +373,9 @@ impl Context {
         self.status.update(|status| status.partitions = partitions);
     }
 
-    /// Prepares to give partitions back to the consumer group, which librdkafka does after this
-    /// call. Waits for the acknowledgement of their batches, for at most `REVOKE_WAIT`, unless the
-    /// source is in a hurry or has lost the partitions already.
+    /// Prepares to give partitions back, which librdkafka does after this call: waits for the
+    /// acknowledgement of their batches, for at most `REVOKE_WAIT`. Does not wait if the source is
+    /// in a hurry or has lost the partitions already.
     fn give_back(&self, consumer: &BaseConsumer<Self>, partitions: &[i32]) {
         let hurried = lock(&self.state).hurried || consumer.assignment_lost();
         let until = Instant::now() + if hurried { Duration::ZERO } else { REVOKE_WAIT };
@@ -505,18 +487,16 @@ struct Intake<'a> {
     group: Option<Group>,
     /// The complete batches that are not in the queue yet, in their order.
     waiting: VecDeque<(Messages, Append)>,
-    /// The number of messages that were skipped since the last log line about skipped messages.
+    /// The number of messages skipped since the last log line about them.
     skipped: u64,
-    /// The first of these messages: its partition, its offset and its fault. `None` if no message
-    /// was skipped.
+    /// The partition, the offset and the fault of the first of these messages.
     first: Option<(i32, i64, String)>,
     /// The time of that log line; `None` if there was none.
     told: Option<Instant>,
 }
 
 impl Intake<'_> {
-    /// Puts a message into the batch that is being filled, or skips the message if it is too large
-    /// or not valid.
+    /// Puts a message into the batch that is being filled, or skips it if it is not usable.
     fn take(&mut self, message: &BorrowedMessage<'_>) {
         let (partition, payload) = (message.partition(), message.payload().unwrap_or_default());
         self.reader.metrics.received.increment(payload.len() as u64);
@@ -572,8 +552,8 @@ impl Intake<'_> {
         GROUP_BYTES.min(max_body)
     }
 
-    /// Counts a skipped message, and notes its partition, offset and fault for the log. Nothing of
-    /// its contents is noted or logged.
+    /// Counts a skipped message, and notes its place and fault for the log, but nothing of its
+    /// contents.
     fn skip(&mut self, message: &BorrowedMessage<'_>, error: &str) {
         let (topic, partition, offset) = (message.topic(), message.partition(), message.offset());
         let source = &self.reader.name;
@@ -584,9 +564,9 @@ impl Intake<'_> {
         self.tell_skipped(false);
     }
 
-    /// Writes one log line about the messages that were skipped since the last such line; their
-    /// events are lost. Does nothing if there are none, or if `all` is `false` and the last such
-    /// line is not older than `SKIPPED`.
+    /// Logs the messages that were skipped since the last such line; their events are lost. Does
+    /// nothing without such messages, or within `SKIPPED` after the last line unless `all` is
+    /// `true`.
     fn tell_skipped(&mut self, all: bool) {
         let is_soon = self.told.is_some_and(|told| told.elapsed() < SKIPPED);
         if is_soon && !all {
@@ -610,7 +590,6 @@ impl Intake<'_> {
         );
     }
 
-    /// Moves the batch that is being filled, if there is one, to those that wait for the queue.
     fn close_group(&mut self) {
         let Some(mut group) = self.group.take() else { return };
         // The queue counts the bytes in the vector, not its capacity.
@@ -620,9 +599,8 @@ impl Intake<'_> {
         self.waiting.push_back((messages, append));
     }
 
-    /// Appends the waiting batches to the queue, in order. Stops when the queue does not take a
-    /// batch, or when too many messages or bytes are not acknowledged yet. The remaining batches
-    /// wait for the next call. A batch whose partition was given back is dropped instead.
+    /// Appends the waiting batches to the queue, in order, until the queue takes no more, or too
+    /// much is not acknowledged yet. A batch whose partition was given back is dropped.
     fn append(&mut self, queue: &Queue) {
         let max_in_flight = self.reader.config.max_in_flight;
         while let Some((messages, append)) = self.waiting.front() {
@@ -660,8 +638,7 @@ impl Drop for Intake<'_> {
 }
 
 impl Group {
-    /// Checks a message and appends its events to the batch. If the message is not valid, returns
-    /// an error and leaves the batch as it was.
+    /// Adds the events of a message to the batch. After an error, the batch is as it was.
     fn add(&mut self, payload: &[u8]) -> Result<(), audit::Invalid> {
         let start = self.lines.len();
         self.lines.extend_from_slice(payload);
@@ -708,8 +685,7 @@ struct Session<'a> {
     consumer: BaseConsumer<Context>,
     changes: Changes,
     intake: Intake<'a>,
-    /// The time since which a batch waits, because the queue has no room or too much is not
-    /// acknowledged yet. `None` if no batch waits.
+    /// The time since which a batch waits to be appended; `None` if no batch waits.
     full_since: Option<Instant>,
 }
 

@@ -24,8 +24,8 @@ pub fn held(lag_max: Duration) -> Duration {
 /// audit events all the time.
 pub const SILENCE: f64 = 900.0;
 
-/// A kube-apiserver is silent if it was heard this time, in seconds, before another one was heard
-/// last. It makes an event that names it every 10 s, and sends a batch after 30 s at the latest.
+/// A kube-apiserver is silent if another one was heard more than this many seconds after it. Each
+/// makes an event that names it every 10 s, and sends a batch after 30 s at the latest.
 pub const APISERVER_SILENT: f64 = 300.0;
 
 /// The part of the queue's capacity above which the queue is nearly full.
@@ -34,15 +34,14 @@ pub const QUEUE_NEARLY_FULL: f64 = 0.8;
 /// The part of the memory limit above which the memory is nearly used up.
 pub const MEMORY_NEARLY_USED: f64 = 0.9;
 
-/// The numbers of days before the end of a certificate's validity: from the first on it is a
-/// warning, and from the second on it is bad.
+/// The days before a certificate's end at which it becomes a warning, and at which it is bad.
 pub const CERTIFICATE_DAYS: (f64, f64) = (14.0, 3.0);
 
-/// The part of the queue that must be needed before the growth of the queue is extrapolated. A few
-/// events after a start grow fast, which is not a sign of trouble.
+/// The fill above which the growth of the queue is extrapolated. After startup, a few events look
+/// like fast growth, which is not a sign of trouble.
 pub const FORECAST_FILL: f64 = 0.1;
 
-/// A queue gives a warning if it would become full within this time in seconds, growing as before.
+/// A queue is bad if, at its present growth, it becomes full within this time in seconds.
 pub const FULL_WITHIN: f64 = 3600.0;
 
 /// The time in seconds for which kube-apiserver repeats a batch that is answered 429 or 503 with
@@ -57,16 +56,16 @@ pub const PATIENCE: f64 = 80.0;
 /// `Retry-After`. [`PATIENCE`] is the shortest.
 pub const PATIENCE_MAX: f64 = 90.0;
 
-/// Everything is refused if at least this number of requests and TLS handshakes were refused for
-/// good in [`PATIENCE`], and nothing was accepted: the attempts of one batch.
+/// Everything is refused if at least this many requests and TLS handshakes were refused for good
+/// over [`PATIENCE`] and nothing was accepted: the attempts of one batch.
 pub const ATTEMPTS: u64 = 5;
 
 /// The time in seconds above which the answers of a listener are slow. kube-apiserver gives up
 /// after 30 s; in health an answer takes milliseconds.
 pub const SLOW_ANSWERS: f64 = 1.0;
 
-/// The time in seconds for which a delivery that has timed out is a warning. A consumer that stands
-/// still takes what its kernel has room for from each new connection, and seems to work meanwhile.
+/// The time in seconds for which a delivery that has timed out is a warning. A hung consumer seems
+/// to work, because its kernel has room for some events from each new connection.
 pub const STALLED_LATELY: f64 = 120.0;
 
 /// The time in seconds for which a filter must drop every event before there is a warning.

@@ -1,4 +1,4 @@
-//! The judgement of a relay's state: one headline, and the findings behind it, worst first.
+//! The judgement of a relay's state: all findings, worst first, and the first one as the headline.
 //!
 //! The relay judges itself and puts the verdict into `/status`, so that the status page, `top` and
 //! scripts cannot contradict each other. The judgement is a pure function of the other fields.
@@ -59,15 +59,13 @@ pub struct Verdict {
 /// The state of an address that answers again, and that one delivery at a time may use.
 pub const ON_TRIAL: &str = "back, on trial";
 
-/// The subject of a finding about events that senders have given up, so that the relay never got
-/// them.
+/// The subject of a finding about events that senders gave up before the relay got them.
 pub const SENDERS: &str = "senders";
 
-/// The pages about the alerts, to which `runbook_url` of the shipped rules leads, too.
+/// The folder of the runbooks, to which `runbook_url` of the shipped rules leads too.
 const RUNBOOKS: &str =
     "https://github.com/kube-audit-forwarder/kube-audit-forwarder/blob/main/docs/runbooks";
 
-/// The cause of refused connections, and the advice.
 const AT_LIMIT: &str = "limits.max_connections is reached";
 const FIND_CLIENTS: &str = "Find the clients that hold connections, such as those whose bodies \
     arrive slowly, or raise limits.max_connections.";
@@ -84,17 +82,14 @@ const GIVEN_UP_LATELY: f64 = 3600.0;
 /// The number of seconds for which the page says that `limits.max_in_flight` was reached.
 const IN_FLIGHT_FULL_FOR: f64 = 60.0;
 
-/// An output whose `lag_max_seconds` is above this value collects events. For other outputs,
-/// `lag_max_seconds` is 30 s or a little more.
+/// Above this `lag_max_seconds` an output collects events. For others it is about 30 s.
 const COLLECTING: f64 = 60.0;
 
 /// The greatest number of characters of an output's last error in a finding.
 const ERROR_MAX: usize = 160;
 
-/// The number of seconds in a day.
 const DAY: f64 = 86_400.0;
 
-/// The findings in the order in which they are made.
 #[derive(Default)]
 struct Findings(Vec<Finding>);
 
@@ -179,8 +174,8 @@ pub fn is_stalling(it: &Output) -> bool {
     it.health.stalled_seconds_ago.is_some_and(|ago| ago < STALLED_LATELY)
 }
 
-/// Returns `true` if the backlog of this output has grown for minutes. An output that collects
-/// events for a longer time, as `s3` does for its objects, may do so although nothing is wrong.
+/// Returns `true` if the backlog of this output has grown for minutes. Outputs that collect events,
+/// as `s3` does for its objects, are left out: their backlog also grows in health.
 pub fn is_growing(it: &Output) -> bool {
     it.backlog.growing && it.backlog.lag_max_seconds <= COLLECTING && !it.health.paused
 }
@@ -239,15 +234,14 @@ fn losses(status: &Status, found: &mut Findings) {
     found.add(state, "relay", text, &advice);
 }
 
-/// Judges what the processes before this one have left.
 fn earlier(status: &Status, found: &mut Findings) {
     if let Some(at) = &status.losses.earlier_last_lost {
         let lost = status.losses.earlier_lost_events;
         let text = format!(
             "Before the last restart, {lost} events were lost or refused for good, the last at {at}."
         );
-        // It names no runbook: doctor leaves out what has the one about losses, and counts itself
-        // what was lost since the start.
+        // Without a runbook: `doctor` leaves out findings with the runbook about losses, and counts
+        // the losses since the start itself.
         let advice = "The lines at level error in the log of that process say why.";
         found.add(State::Warn, "relay", text, advice);
     }
@@ -321,7 +315,6 @@ fn full(status: &Status, queue: &Queue, found: &mut Findings) {
     found.add(State::Bad, "queue", text, &advice);
 }
 
-/// Returns the advice for a queue that needs room.
 fn more_room(status: &Status) -> String {
     let slowest =
         status.outputs.iter().filter(|it| it.required).max_by_key(|it| it.backlog.backlog_bytes);
@@ -335,9 +328,8 @@ fn more_room(status: &Status) -> String {
     }
 }
 
-/// Returns the last error of an output or an address without the address at its beginning: a
-/// message has the form `URL: answered 400 Bad Request`, but the finding already names the output
-/// or the address.
+/// Returns the last error of an output or an address, without the URL or `HOST:PORT` at its
+/// beginning, because the finding names the output or the address itself.
 pub fn cause(error: &str) -> String {
     let cause = match error.split_once(": ") {
         Some((place, rest)) if is_place(place) => rest,
@@ -396,7 +388,7 @@ fn output(it: &Output, found: &mut Findings) {
         let advice = "Take `pause` out of the config before the queue is full.";
         found.add(State::Note, &about, text, advice);
     }
-    // The state of an only address changes with that of its output.
+    // The state of a single address changes with that of its output.
     let is_only = it.health.unsteady && it.addresses.len() == 1;
     if !is_only {
         addresses_passed_over(it, &about, found);
@@ -488,7 +480,7 @@ fn senders(status: &Status, found: &mut Findings) {
             found.add(State::Warn, &about, text, advice);
         }
         let is_slow = it.latency_p99_seconds.is_some_and(|seconds| seconds > SLOW_ANSWERS);
-        // Otherwise the answers wait for the consumers.
+        // With `delivered`, the answers wait for the consumers.
         if is_slow && status.intake.acknowledge.as_deref() != Some("delivered") {
             let text = format!(
                 "The listener {} answers slowly: the slowest of a hundred answers takes longer \
@@ -544,8 +536,8 @@ fn senders(status: &Status, found: &mut Findings) {
     }
 }
 
-/// Judges whether one of several kube-apiservers is silent. It is a note only, because a relay
-/// cannot know what the others get: kube-apiserver may send all that it has to one of them.
+/// Notes a silent kube-apiserver, if another one is heard. It is only a note, because
+/// kube-apiserver may send everything to another relay.
 fn apiservers(status: &Status, found: &mut Findings) {
     let newest = status.apiservers.iter().map(|it| it.last_heard_seconds_ago);
     let newest = newest.fold(f64::INFINITY, f64::min);
@@ -563,9 +555,8 @@ fn apiservers(status: &Status, found: &mut Findings) {
     }
 }
 
-/// Judges a time in which everything was refused for good: every request, or every TLS handshake.
-/// Senders give up their batches then, which the relay cannot count. Returns `true` if everything
-/// is refused now.
+/// Judges a time in which all requests or TLS handshakes were refused for good, so that senders
+/// gave up batches that the relay cannot count. Returns `true` if everything is refused now.
 fn everything_refused(status: &Status, found: &mut Findings) -> bool {
     let times = &status.intake.refusals.permanent;
     let Some(ended) = times.long_shut_ended_seconds_ago else { return false };
@@ -600,7 +591,7 @@ fn everything_refused(status: &Status, found: &mut Findings) -> bool {
     state == State::Bad
 }
 
-/// Judges connections that were refused, whose requests no counter of requests has.
+/// Judges refused connections, whose requests are in no other counter.
 fn refused_connections(status: &Status, found: &mut Findings) {
     for (reason, refused) in &status.intake.refused_connections {
         let state = match refused.last_seconds_ago.unwrap_or_default() {
@@ -631,8 +622,8 @@ fn refused_connections(status: &Status, found: &mut Findings) {
     }
 }
 
-/// Judges requests that come too slowly. Returns `true` if the last refused request was such a
-/// request in the last minutes, and no event has been accepted since then.
+/// Returns `true` if the last refused request came too slowly, in the last minutes, and no event
+/// has been accepted since then.
 fn slow_requests(status: &Status, found: &mut Findings) -> bool {
     let is_slow = status.intake.last_rejected.as_ref().is_some_and(|last| {
         let is_since = |ago: f64| ago < last.seconds_ago;
@@ -650,8 +641,8 @@ fn slow_requests(status: &Status, found: &mut Findings) -> bool {
 }
 
 /// Judges refusals after which senders send again. kube-apiserver repeats a batch for minutes and
-/// then drops it, which the relay cannot count. Another replica may have taken the batch meanwhile.
-/// Returns `true` if requests were refused in the last minute.
+/// then drops it, unless another replica took it; the relay cannot count that. Returns `true` if
+/// requests were refused in the last minute.
 fn refusals(status: &Status, found: &mut Findings) -> bool {
     let both = [&status.intake.refusals.with_429, &status.intake.refusals.with_503];
     if status.intake.refusals.with_503.seconds.is_some() && status.queue.fault.is_none() {
@@ -662,8 +653,7 @@ fn refusals(status: &Status, found: &mut Findings) -> bool {
     }
     for times in both {
         let is_long = |seconds: f64| seconds >= PATIENCE_WITH_RETRY_AFTER;
-        // Returns `None` if there was no such time, and `true` if it was lately or its end is
-        // unknown.
+        // `None` if there was no such time; `true` if it was lately, or its end is unknown.
         let lately = |longest: f64, ended: Option<f64>| {
             mutant!(
                 "page-green-after-refusals",
@@ -702,8 +692,8 @@ fn evidence(status: &Status, found: &mut Findings) {
     let Some(evidence) = &status.evidence else { return };
     for (reason, _) in evidence.errors.iter().filter(|(_, count)| **count > 0) {
         let error = evidence.last_errors_seconds_ago.get(reason).copied();
-        // A checkpoint or a cosignature after an error shows that it is over. If the age of the
-        // error is not known, the error counts as present.
+        // A checkpoint or a cosignature after the error shows that it is over. An error of unknown
+        // age counts as present.
         let is_since = |ago: Option<f64>| ago.zip(error).is_some_and(|(ago, error)| ago < error);
         let state_of = |is_over: bool| if is_over { State::Note } else { State::Warn };
         let (state, text, runbook) = match reason.as_str() {

@@ -1,14 +1,15 @@
 //! Finds the fewest rules that reach an aim, and writes them as an audit policy.
 //!
-//! A rule of an advice is one of these:
+//! A rule of an advice does one of these:
 //!
-//! - it drops reads of one user (the kubelets count as one), of kinds of objects or of paths, or
-//!   writes of one component of the cluster. It names all of them, and only those of which no
-//!   request is above the [floor];
+//! - it drops reads of one user (the kubelets count as one), of resources or of paths, or writes of
+//!   one component of the cluster. It lists these resources or paths by name, and only those of
+//!   which no request is above the [floor];
 //! - it lowers all reads to Metadata, or everything.
 //!
-//! Two rules that drop never match the same event, so the largest ones are the fewest. Each of the
-//! three lowerings (nothing, reads, everything) is tried with as many of them as it needs.
+//! Two rules that drop never match the same event, so taking the largest ones first gives the
+//! fewest. Each of the three lowerings (nothing, reads, everything) is tried with as many of these
+//! rules as it needs.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -20,13 +21,13 @@ use super::{Sum, floor};
 use base::words::{bytes, grouped};
 use transform::policy::{Level, Policy};
 
-/// The greatest number of rules that drop events. Nobody would read more of them.
+/// The maximum number of rules that drop events. Nobody would read more of them.
 const DROPPING_MAX: usize = 200;
 
-/// Rules that make events fewer, and what they save of the events that were surveyed.
+/// Rules that reduce events, and their savings for the events of the survey.
 #[derive(Debug)]
 pub struct Advice {
-    /// The events that are dropped, and the bytes that all rules save together.
+    /// The dropped events, and the bytes that all rules save together.
     pub saves: Sum,
     /// `true`: the aim is reached.
     pub is_reached: bool,
@@ -39,23 +40,22 @@ pub struct Advice {
 /// The cells of one user that one rule can drop.
 type Unit<'s> = Vec<(&'s Cause, &'s Cell)>;
 
-/// A set of rules.
 struct Plan<'s> {
-    /// The requests that are lowered to the level Metadata: 0 for none, 1 for reads, 2 for all.
-    /// Requests that must never have a body are always lowered.
+    /// The requests that are lowered to Metadata: 0 for none, 1 for reads, 2 for all. Requests that
+    /// must never have a body are always lowered.
     lowering: usize,
     units: Vec<Unit<'s>>,
     saved: u64,
 }
 
 impl Advice {
-    /// Returns the fewest rules that save `aim` percent of the bytes; if the aim cannot be reached,
-    /// the rules that come nearest to it.
+    /// Returns the fewest rules that save `aim` percent of the bytes, or the rules that come
+    /// nearest if the aim can't be reached.
     pub fn new(survey: &Survey, aim: f64) -> Self {
         let wanted = base::words::whole((survey.total.bytes as f64 * aim / 100.0).ceil());
         let units = units(survey);
-        // The first of plans with as many rules is the best one: to lower reads hides no request,
-        // and the bodies of changes are what an investigation needs most.
+        // Of plans with equally few rules, the first one wins: lowering reads hides no request, and
+        // the bodies of changes are what an investigation needs most.
         let plans = [1, 0, 2].map(|lowering| Plan::new(survey, &units, lowering, wanted));
         let rank = |plan: &Plan<'_>| (wanted.saturating_sub(plan.saved), plan.rules());
         let plan = plans.into_iter().min_by_key(rank).expect("there are three plans");
@@ -70,8 +70,9 @@ impl Advice {
     }
 }
 
-/// Returns the cells that may be dropped, by user and verbs, and apart for kinds and paths, because
-/// a rule is about one or the other. A cell of which a rule would be wrong or doubtful is left out.
+/// Returns the cells that may be dropped, grouped by user and verbs, and by resources or paths,
+/// because a rule has only one of the two. A cell whose rule would be refused or doubtful is left
+/// out.
 fn units(survey: &Survey) -> Vec<Unit<'_>> {
     let mut units: BTreeMap<(&str, &[&str], bool), Unit<'_>> = BTreeMap::new();
     let is_trusted = |cause: &Cause| {
@@ -91,7 +92,7 @@ fn is_read(cause: &Cause) -> bool {
     *cause.verbs == floor::READS
 }
 
-/// Returns the rule that drops a unit. Values are JSON, which is YAML too.
+/// Returns the rule that drops a unit. Values are written as JSON, which is also YAML.
 fn dropping(unit: &[(&Cause, &Cell)]) -> String {
     let (mut who, mut verbs, mut kinds) = ("", &[][..], BTreeMap::<_, Vec<&str>>::new());
     for (cause, _) in unit {
@@ -110,14 +111,13 @@ fn dropping(unit: &[(&Cause, &Cell)]) -> String {
     format!("- level: None\n  {field}: {who}\n  verbs: {verbs}\n  {what}\n")
 }
 
-/// Returns the bytes that dropping these cells saves beyond the lowering, which is of reads first.
+/// Returns the bytes that dropping these cells saves in addition to the lowering.
 fn beyond(lowering: usize, unit: &[(&Cause, &Cell)]) -> u64 {
     let is_lowered = |cause: &Cause| lowering > usize::from(!is_read(cause));
     unit.iter().map(|(cause, cell)| cell.bytes[usize::from(is_lowered(cause))]).sum()
 }
 
 impl Survey {
-    /// Returns a number of bytes as a part of all bytes.
     fn part(&self, saved: u64) -> String {
         let percent = Sum { events: 0, bytes: saved }.percent_of(self.total);
         format!("{percent:.1} % ({})", bytes(saved as f64))
@@ -125,8 +125,8 @@ impl Survey {
 }
 
 impl<'s> Plan<'s> {
-    /// Makes the plan with this lowering that has the fewest rules, and leaves out cells that are
-    /// not needed.
+    /// Makes the plan with this lowering that has the fewest rules, without cells that it does not
+    /// need.
     fn new(survey: &Survey, units: &[Unit<'s>], lowering: usize, wanted: u64) -> Self {
         let mut saved = survey.bodies.iter().take(1 + lowering).sum();
         let mut units = units.to_vec();
@@ -153,8 +153,8 @@ impl<'s> Plan<'s> {
         self.units.len() + usize::from(self.lowering > 0)
     }
 
-    /// Returns the rules of the policy, each with a comment. Texts of events are plain, so that
-    /// they can stand in a comment.
+    /// Returns the rules of the policy, each with a comment. The texts of causes are plain
+    /// characters, which can't end a comment.
     fn rules_as_text(&self, survey: &Survey) -> String {
         let ([secret, reads, rest], part) = (survey.bodies, |saved| survey.part(saved));
         let top = survey.top.max(Some(Level::Metadata)).unwrap_or(Level::Metadata);
@@ -194,7 +194,6 @@ impl<'s> Plan<'s> {
     }
 }
 
-/// The beginning of each policy.
 const HEAD: &str = "\
 # As filter.policy of the relay, it does what it says. For kube-apiserver, compare it with your
 # policy first: what that dropped, this one records, up to the level of the last rule.

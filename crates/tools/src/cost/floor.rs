@@ -1,30 +1,31 @@
 //! The floor of an advice: the events that it never drops, so that they stay at least at the level
 //! Metadata. The floor is fixed, and no option lowers it.
 //!
-//! - requests that change something, but for [three](verbs) that say nothing about what somebody
-//!   did: updates of Leases, `create` and `patch` of events in the core group, and
-//!   `deletecollection` of anything but events. These are dropped of the cluster's own
-//!   [components](is_component) only;
+//! - requests that change something, except [three](verbs) that do not show what somebody did:
+//!   updates of Leases, `create` and `patch` of events in the core group, and `deletecollection` of
+//!   anything but events. Even these are dropped only for the cluster's own
+//!   [components](is_component), and not for members of `system:masters` except `system:apiserver`;
 //! - Secrets and ConfigMaps;
 //! - RBAC: everything in `rbac.authorization.k8s.io` and `authorization.openshift.io`;
-//! - tokens: `serviceaccounts/token`, TokenReviews, what else is in `authentication.k8s.io`, and
-//!   all other kinds of [`redact::secret_kinds`];
+//! - tokens: `serviceaccounts/token`, everything in `authentication.k8s.io`, such as TokenReviews,
+//!   and the other resources of [`redact::secret_kinds`];
 //! - exec, attach, portforward and proxy, by any verb;
 //! - requests that impersonate somebody;
 //! - responses with the status 401 or 403;
 //! - `system:anonymous`, the group `system:unauthenticated`, and requests without a user;
-//! - requests whose URL is not that of the object in the event, or of an object that it lacks.
+//! - requests whose URL does not belong to the object in the event, or belongs to an object
+//!   although the event has none.
 //!
-//! Deletes of events, also all at once, change something and are therefore among them.
+//! Every delete of events, also with `deletecollection`, is above the floor.
 //!
-//! # Whose namespace begins with `openshift-`
+//! # Namespaces that begin with `openshift-`
 //!
-//! On OpenShift nobody but a cluster's administrator makes such a namespace: requests for projects
-//! of such names are refused. On other clusters everybody may who may make namespaces, and could
-//! hide a service account in one. So service accounts of such namespaces count as components only
-//! if the input [shows](shows_openshift) that the cluster is OpenShift, and each rule about one
-//! says what it rests on. A cluster on which somebody has installed OpenShift's kinds looks the
-//! same, which is why the rule says it.
+//! On OpenShift, only a cluster's administrator can make such a namespace: requests for projects of
+//! such names are refused. On other clusters, everybody who may make namespaces can make such a
+//! namespace, and could hide a service account in it. Therefore service accounts of such namespaces
+//! count as components only if the input [shows](shows_openshift) that the cluster is OpenShift,
+//! and each rule about one tells the operator when to delete the rule, because a cluster on which
+//! somebody has installed OpenShift's resources looks the same.
 
 use std::sync::LazyLock;
 
@@ -36,14 +37,14 @@ use transform::redact;
 /// The verbs that a rule of an advice may drop.
 pub(super) const READS: [&str; 3] = ["get", "list", "watch"];
 
-/// The API groups of which nothing is dropped.
+/// The API groups of which no request is dropped.
 const GROUPS: [&str; 3] =
     ["rbac.authorization.k8s.io", "authorization.openshift.io", "authentication.k8s.io"];
 
-/// The subresources by which a client reaches into pods, or gets a token.
+/// The subresources with which a client reaches into pods or gets a token.
 const SUBRESOURCES: [&str; 5] = ["token", "exec", "attach", "portforward", "proxy"];
 
-/// Returns the verbs of the rule that may drop requests like this one; `None` if no rule may.
+/// Returns the verbs of the rule that may drop requests like this one. `None` if no rule may.
 pub(super) fn verbs(request: &Request<'_>) -> Option<&'static [&'static str]> {
     if READS.iter().any(|read| *request.verb == *read.as_bytes()) {
         return Some(&READS);
@@ -57,16 +58,17 @@ pub(super) fn verbs(request: &Request<'_>) -> Option<&'static [&'static str]> {
     }
 }
 
-/// The names of kubelets. They count as the group `system:nodes`.
+/// The prefix of the names of kubelets, which count as the group `system:nodes`.
 pub(super) const KUBELET: &[u8] = b"system:node:";
 
-/// The namespaces of the service accounts that are components.
+/// The prefixes of the user names of service accounts that count as components: those of
+/// kube-system, and those of each namespace `openshift-…`.
 const KUBE_SYSTEM: &str = "system:serviceaccount:kube-system:";
 const OPENSHIFT: &str = "system:serviceaccount:openshift-";
 
-/// Returns `true` if a user of this name is a component of the cluster whose writes may be dropped,
-/// and never a person or an account of a tenant. `system:admin` is the administrator's own name on
-/// OpenShift and k3s, and `system:bootstrap:…` is whoever has a token to join a node.
+/// Returns `true` if this user is a component of the cluster whose writes may be dropped, and never
+/// a person or an account of a tenant. `system:admin` is the administrator on OpenShift and k3s,
+/// and `system:bootstrap:…` is anybody with a token to join a node.
 pub(super) fn is_component(name: &[u8]) -> bool {
     let is_of = |prefix: &str| name.starts_with(prefix.as_bytes());
     match is_of("system:serviceaccount:") {
@@ -80,12 +82,12 @@ pub(super) fn is_component(name: &[u8]) -> bool {
     }
 }
 
-/// Returns `true` if rules about this component need an input that shows OpenShift.
+/// Returns `true` if a rule about this component needs an input that shows OpenShift.
 pub(super) fn needs_openshift(name: &str) -> bool {
     name.starts_with(OPENSHIFT)
 }
 
-/// Says whom a rule about the writes of this component concerns.
+/// Describes the component in a rule about its writes.
 pub(super) fn concerned(name: &str) -> &'static str {
     match name {
         "system:nodes" => "the kubelets, as members of the group system:nodes",
@@ -98,8 +100,8 @@ pub(super) fn concerned(name: &str) -> &'static str {
     }
 }
 
-/// Returns `true` if only a cluster of OpenShift has this event: an object of `config.openshift.io`
-/// was shown. Without its kinds, which only an administrator can install, the answer would be 404.
+/// Returns `true` if only an OpenShift cluster has this event: a successful request for an object
+/// of `config.openshift.io`, a group that only an administrator can install.
 pub(super) fn shows_openshift(event: &[u8], request: &Request<'_>) -> bool {
     let is_config = |group: &[u8]| group == b"config.openshift.io";
     request.object.as_ref().is_some_and(|object| is_config(&object.group))
@@ -121,7 +123,7 @@ pub(super) fn is_above(event: &[u8], request: &Request<'_>) -> bool {
             || is_in(&SUBRESOURCES, &object.subresource)
             || !has_location
     });
-    // The group of administrators, in which kube-apiserver's own requests to itself are, too.
+    // The administrators' group. kube-apiserver's requests to itself have this group too.
     let is_master = request.user.as_ref().is_some_and(|user| {
         *user.name != *b"system:apiserver"
             && user.groups.iter().any(|group| **group == *b"system:masters")
@@ -136,8 +138,7 @@ pub(super) fn is_above(event: &[u8], request: &Request<'_>) -> bool {
         || matches!(code(event), Some(401 | 403))
 }
 
-/// The kinds of objects whose bodies hold secrets. A policy that records bodies keeps these
-/// at Metadata.
+/// The resources whose bodies hold secrets. A policy that records bodies keeps them at Metadata.
 pub(super) static SECRET_KINDS: LazyLock<Vec<GroupResources>> = LazyLock::new(|| {
     let configmaps = ("", vec!["configmaps/*".to_owned()]);
     let kinds = [configmaps].into_iter().chain(redact::secret_kinds());

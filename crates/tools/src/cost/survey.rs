@@ -1,12 +1,11 @@
-//! Gathers what an advice is made from: how many bytes each user's requests for each kind of
-//! object, or for each path, take, and how many bytes the bodies of events take.
+//! Gathers the input of an advice: the bytes of each user's requests for each resource or path, and
+//! the bytes of the bodies of events.
 //!
-//! A *cell* is one user's reads of one kind of object or of one path, or the writes of one
-//! component of the cluster that an advice may drop. The kubelets, which are the group
-//! `system:nodes`, count as one user. A cell of which a request is above the [floor] is kept: no
-//! advice drops anything of it.
+//! A *cell* is one user's reads of one resource or path, or those writes of one component of the
+//! cluster that an advice may drop. The kubelets, which are the group `system:nodes`, count as one
+//! user. A cell with at least one request above the [floor] is kept: no advice drops any of it.
 //!
-//! The number of cells is limited. Events of cells that come after the limit are never dropped.
+//! The number of cells is limited. Events of cells beyond the limit are never dropped.
 
 use std::collections::BTreeMap;
 
@@ -17,27 +16,26 @@ use audit::request::Request;
 use base::words::escape;
 use transform::policy::Level;
 
-/// The greatest number of cells. They take at most 40 MiB, and usually 1 MiB.
+/// The maximum number of cells. They take at most 40 MiB, and usually 1 MiB.
 const CELLS_MAX: usize = 20_000;
 
-/// The greatest number of bytes of a name or path in a rule.
+/// The maximum bytes of a name or path in a rule.
 const TEXT_BYTES_MAX: usize = 512;
 
 /// The group of all kubelets.
 pub(super) const NODES: &str = "system:nodes";
 
-/// The beginning of the names of kubelets, and of the name of their group. A user whose name begins
-/// so gets no rule by this name.
+/// The prefix of the names of kubelets and of their group. No rule names a user with this prefix.
 const NODE: &[u8] = b"system:node";
 
-/// One user, and what the user reads or writes.
+/// The user, the verbs and the resource or path of a cell.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Cause {
     /// The name of the user, or [`NODES`].
     pub(super) who: String,
-    /// The verbs, as [`floor::verbs`] has them.
+    /// The verbs, as [`floor::verbs`] returns them.
     pub(super) verbs: &'static [&'static str],
-    /// The API group of a kind of object; `None` for a path.
+    /// The API group of a resource. `None` for a path.
     pub(super) group: Option<String>,
     /// The resource with its subresource, as in `pods/log`, or the path.
     pub(super) what: String,
@@ -48,29 +46,28 @@ pub(super) struct Cause {
 pub(super) struct Cell {
     /// `true`: at least one request is above the floor, so none of them may be dropped.
     pub(super) is_kept: bool,
-    /// The number of all requests.
     pub(super) events: u64,
-    /// The bytes of all requests, as they were recorded and at the level Metadata.
+    /// The bytes of the requests, as recorded and at the level Metadata.
     pub(super) bytes: [u64; 2],
 }
 
-/// The sums of many events, from which an advice is made.
+/// The counts of many events, from which an advice is made.
 #[derive(Default)]
 pub struct Survey {
-    /// All events, as they were recorded.
+    /// All events, as recorded.
     pub total: Sum,
     pub(super) cells: BTreeMap<Cause, Cell>,
-    /// The bytes that leave events when they are lowered to Metadata: events about
-    /// [`floor::SECRET_KINDS`], other reads, and all other events.
+    /// The bytes that lowering to Metadata removes from events about [`floor::SECRET_KINDS`], from
+    /// other reads, and from all other events.
     pub(super) bodies: [u64; 3],
-    /// The highest level of an event; `None` without events.
+    /// The highest level of an event.
     pub(super) top: Option<Level>,
     /// `true`: an event [shows](floor::shows_openshift) that the cluster is OpenShift.
     pub(super) is_openshift: bool,
 }
 
 impl Survey {
-    /// Counts events, which are JSON lines that [`audit`] has found valid.
+    /// Counts events: JSON lines that [`audit`] has found valid.
     pub fn add(&mut self, lines: &[u8]) {
         each(lines, |event, request| self.event(event, request));
     }
@@ -92,10 +89,12 @@ impl Survey {
         let (Some(user), Some(verbs)) = (request.user.as_ref(), verbs) else { return };
         let is_kept = floor::is_above(event, request);
         let is_node = user.groups.iter().any(|group| **group == *NODES.as_bytes());
-        // A rule for the name of a member of the nodes would match what counts for the group.
+        // A rule that names a member of the group of nodes would match requests that count for the
+        // group.
         let own = !user.name.starts_with(NODE) && (is_read || floor::is_component(&user.name));
         let own = own.then_some((&*user.name, is_kept || is_node));
-        // Kubelets delete nothing but by name. Who else is in their group is a person.
+        // Kubelets delete objects only by name, so a member of their group that deletes a
+        // collection counts as a person.
         let is_kubelet = user.name.starts_with(floor::KUBELET) && *verbs != ["deletecollection"];
         let of_nodes = (NODES.as_bytes(), is_kept || !is_read && !is_kubelet);
         for (who, is_kept) in own.into_iter().chain(is_node.then_some(of_nodes)) {
@@ -111,7 +110,7 @@ impl Survey {
     }
 }
 
-/// Returns the cause of a request of this user or group; `None` if no rule can name it.
+/// Returns the cause of a request of this user or group. `None` if no rule can name it.
 fn cause(request: &Request<'_>, who: &[u8], verbs: &'static [&'static str]) -> Option<Cause> {
     let who = usable(who).filter(|who| !who.is_empty())?;
     let Some(object) = &request.object else {
@@ -126,8 +125,8 @@ fn cause(request: &Request<'_>, who: &[u8], verbs: &'static [&'static str]) -> O
     Some(Cause { who, verbs, group: Some(part(&object.group)?), what })
 }
 
-/// Returns a text that a rule can name as it is; `None` if it is too long, has `*`, or has
-/// characters that are not plain.
+/// Returns a text that a rule can name literally. `None` if it is too long, or has `*` or a
+/// character that is not plain.
 fn usable(text: &[u8]) -> Option<String> {
     let text = std::str::from_utf8(text).ok().filter(|text| text.len() <= TEXT_BYTES_MAX)?;
     text.chars().all(|char| char != '*' && escape::is_plain(char)).then(|| text.to_owned())

@@ -1,5 +1,5 @@
-//! Random events, and the advice about them. What must never be dropped is decided here a second
-//! time, on parsed JSON. What an advice saves is counted by the policy that it prints.
+//! Random events, and the advice about them. The floor is decided here a second time, on parsed
+//! JSON. The savings of an advice are counted by the policy that it prints.
 
 use std::collections::BTreeSet;
 
@@ -68,7 +68,7 @@ const VERBS: [&str; 12] = [
     "deletecollection",
     "impersonate",
 ];
-/// Writes that components make all day, and one that never is of them.
+/// Writes that components make all day, and one that they never make.
 const WRITES: [(&str, &str, &str, &str); 4] = [
     ("coordination.k8s.io", "leases", "", "update"),
     ("", "events", "", "patch"),
@@ -139,7 +139,7 @@ fn is_secret(of: &Value) -> bool {
         || is(&of["subresource"], &["token", "secrets"])
 }
 
-/// Returns `true` if a component of the cluster writes what says nothing about anybody.
+/// Returns `true` for a write of a component of the cluster that does not show what somebody did.
 fn is_routine(event: &Value, is_openshift: bool) -> bool {
     let (of, name) = (&event["objectRef"], event["user"]["username"].as_str().unwrap());
     let is_whole = of["subresource"] == "";
@@ -160,7 +160,7 @@ fn is_routine(event: &Value, is_openshift: bool) -> bool {
     is_whole && is_kind && is_who
 }
 
-/// Returns `true` if only a cluster of OpenShift has these events.
+/// Returns `true` if only an OpenShift cluster has these events.
 fn shows_openshift(events: &[Value]) -> bool {
     events.iter().any(|event| {
         event["objectRef"]["apiGroup"] == "config.openshift.io"
@@ -168,7 +168,7 @@ fn shows_openshift(events: &[Value]) -> bool {
     })
 }
 
-/// Returns `true` if the floor keeps the event, as the issue of the floor says it in words.
+/// Returns `true` if the floor keeps the event, by the words of the issue about the floor.
 fn is_kept(event: &Value, is_openshift: bool) -> bool {
     let of = &event["objectRef"];
     let is = |value: &Value, list: &[&str]| list.contains(&value.as_str().unwrap_or_default());
@@ -276,7 +276,7 @@ fn a_member_of_the_nodes_gets_no_rule_by_its_name() {
     assert_eq!(advice.saves.events, 1, "{}", advice.page);
 }
 
-/// Whoever may make namespaces can name one so, but serves no kinds of OpenShift in it.
+/// A user who may make namespaces can make one with this name, but serves no OpenShift resources.
 #[test]
 fn accounts_of_openshift_get_a_rule_only_where_the_cluster_is_openshift() {
     let event = |user: &str, verb: &str, group: &str, resource: &str, code: u16| {
@@ -314,8 +314,8 @@ const HEAD: &str = "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules:\n\
     - level: Metadata\n  resources:\n  - group: ''\n    resources: [secrets, configmaps, serviceaccounts/token]\n\
     \x20 - group: authentication.k8s.io\n    resources: [tokenreviews]\n";
 
-/// Returns the bytes of each event after each rule alone: a rule that drops any set of kinds of one
-/// user, or lowers reads or everything. A rule that drops what the floor keeps is left out.
+/// Returns the bytes of each event after each single rule: a rule that drops any set of resources
+/// of one user, or lowers reads or everything. Rules that drop events of the floor are left out.
 fn every_rule(events: &[Value], kinds: usize, users: usize) -> Vec<Vec<u64>> {
     let each = |rule: &str| -> Vec<u64> {
         let text = format!("{HEAD}{rule}- level: RequestResponse\n");
@@ -371,7 +371,7 @@ fn an_advice_has_at_most_one_rule_more_than_the_best_of_all_sets_of_rules() {
         let total = all.before().bytes;
         let aim = f64::from(random.u32(1..=100));
         let wanted = total as f64 * aim / 100.0;
-        // The smallest sum for each number of rules, beside the rule that all have.
+        // The smallest sum for each number of rules, in addition to the rule that all have.
         let mut sets = vec![(1, rules[0].clone())];
         let mut best = None;
         for number in 0..=RULES_MAX {

@@ -8,29 +8,28 @@ use std::time::Duration;
 
 use super::report::shown;
 
-/// The time limit of `haproxy -c`. It looks up the names of servers, which may take a few seconds.
+/// The time limit of `haproxy -c`, which may take a few seconds to look up the names of servers.
 const TIME_MAX: Duration = Duration::from_secs(15);
 
-/// The pause between two checks whether `haproxy -c` has ended.
+/// The time between two checks whether `haproxy -c` has ended.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// The greatest number of bytes of HAProxy's messages that are read: as many as a pipe holds. A
-/// HAProxy with more to say waits until its time is over.
+/// The maximum bytes of HAProxy's messages that are read: the capacity of a pipe. An HAProxy that
+/// writes more blocks until the time limit.
 const MESSAGE_BYTES_MAX: usize = 64 << 10;
 
-/// Parts of messages, in lower case, that may be due to this machine and not to the file: files,
-/// users and names may be missing here, and HAProxy may be of another version.
+/// Fragments of HAProxy's messages, in lower case, whose cause may be this machine and not the
+/// file: files, users and names that are missing here, or another version of HAProxy.
 const OF_MACHINES: &str = "no such file|permission denied|unable to load|failed to open|error \
     opening|cannot open|could not open|couldn't open|could not resolve|cannot find|unknown keyword|\
     unknown option|not supported|(got '";
 
-/// Asks the `haproxy` on PATH about a file with this text. Returns the sentence for the report,
-/// which says that HAProxy accepts the file, or why its judgement is not known. The call blocks for
-/// about 15 s at most.
+/// Asks the `haproxy` on PATH about a file with this text. Returns a sentence for the report:
+/// HAProxy accepts the file, or its judgement is not known. Blocks for at most about 15 s.
 ///
 /// # Errors
 ///
-/// The reasons for which HAProxy refuses the file.
+/// HAProxy refuses the file for these reasons.
 pub fn judge(file: &Path, text: &str) -> Result<String, Vec<String>> {
     let alerts = match run(file) {
         Ok(None) => return Ok("Validity: `haproxy -c` takes the file.".to_owned()),
@@ -40,7 +39,7 @@ pub fn judge(file: &Path, text: &str) -> Result<String, Vec<String>> {
         }
     };
     let lower = alerts.join(" ").to_lowercase();
-    // A variable may have no value on this machine.
+    // The reason may be an environment variable that is not set on this machine.
     let is_of_machine =
         text.contains('$') || OF_MACHINES.split('|').any(|part| lower.contains(part));
     if !alerts.is_empty() && !is_of_machine {
@@ -74,10 +73,10 @@ fn run(file: &Path) -> io::Result<Option<String>> {
     Err(io::Error::other("it did not end in time"))
 }
 
-/// Returns the reasons for which HAProxy refuses a file, without words that hold secrets.
+/// Returns HAProxy's reasons for the refusal, without secrets.
 fn alerts(messages: &str) -> Vec<String> {
     let alerts = messages.lines().filter_map(|line| line.strip_prefix("[ALERT]"));
-    // The number of the process is before the message.
+    // The process number precedes the message.
     let alerts = alerts.map(|alert| alert.split_once("config : ").map_or(alert, |(_, it)| it));
     let words = |alert: &str| alert.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
     alerts.map(|alert| shown(&words(alert))).collect()

@@ -1,4 +1,4 @@
-//! Makes listeners of the `bind` lines of a frontend.
+//! Makes listeners from the `bind` lines of a frontend.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -16,7 +16,7 @@ pub(super) struct Listener {
 
 impl Listener {
     /// Makes a listener for each address in the lines `bind ADDRESS[,…] [options]` of a frontend.
-    /// The user has to decide about an address that the relay cannot use.
+    /// The user has to decide about addresses that the relay can't use.
     pub(super) fn all(front: &Proxy<'_>, notes: &mut Notes) -> Vec<Self> {
         let (mut listeners, mut ports) = (Vec::<Self>::new(), BTreeSet::new());
         for line in front.all(["bind"]) {
@@ -42,8 +42,7 @@ impl Listener {
     }
 }
 
-/// Returns the address in a `bind` line. Without an IP address, or with `*`, it is that of all IPv4
-/// addresses.
+/// Returns the address in a `bind` line. `*` and an empty host mean all IPv4 addresses.
 fn address(text: &str) -> Option<SocketAddr> {
     let (host, port) = host_and_port(text)?;
     let ip = match host {

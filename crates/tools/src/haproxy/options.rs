@@ -1,4 +1,4 @@
-//! Reads what `bind` and `server` lines have in common: an address and options. Reads times, too.
+//! Reads the common parts of `bind` and `server` lines (an address and options), and times.
 
 use std::path::Path;
 
@@ -8,11 +8,11 @@ use super::report::{Line, Notes};
 /// The settings of a table `[listener.tls]` or `[output.tls]` in the new config.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Tls {
-    /// The file that holds the certificate chain and the private key; `None` if HAProxy presents no
+    /// The file with the certificate chain and the private key. `None` if HAProxy presents no
     /// certificate.
     pub(super) pem: Option<String>,
-    /// The CAs that may sign the certificate of the peer. `None` if a listener asks for no
-    /// certificate, or if an output takes the CAs of the system.
+    /// The CAs that may sign the peer's certificate. `None`: a listener asks for no certificate,
+    /// and an output uses the system's CAs.
     pub(super) ca: Option<String>,
     pub(super) server_name: Option<String>,
     pub(super) min_version: Option<&'static str>,
@@ -30,13 +30,13 @@ pub(super) struct Settings<'a> {
     pub(super) is_unused: bool,
 }
 
-/// The options whose next word is their value.
+/// The options that have a value.
 const VALUED: &str = "alpn ca-file ciphers ciphersuites cookie crt crt-list fall id inter log-proto \
     maxconn maxqueue name port resolvers rise sni source ssl-min-ver track verify verifyhost weight";
 
 impl<'a> Settings<'a> {
-    /// Reads the options of a `bind` or `server` line and of the lines with defaults for it. The
-    /// user has to decide about the options that are not carried over.
+    /// Reads the options of a `bind` or `server` line, and of the lines with their defaults. The
+    /// user has to decide about options that are not carried over.
     pub(super) fn read(proxy: &Proxy<'_>, line: &'a Line, notes: &mut Notes) -> Self {
         let is_bind = line.word(0) == "bind";
         let (first, second, at) = match is_bind {
@@ -80,8 +80,9 @@ impl<'a> Settings<'a> {
                 }
                 ("backup", _) => settings.is_backup = true,
                 ("disabled", _) | ("weight", "0") => settings.is_unused = true,
-                // The relay watches its servers by itself, has no TLS below 1.2, offers HTTP/1.1
-                // and HTTP/2 to senders, and takes IPv4 at the addresses of IPv6.
+                // The relay has an equivalent of these options: it watches its servers itself, has
+                // no TLS below 1.2, offers HTTP/1.1 and HTTP/2 to senders, and accepts IPv4 on IPv6
+                // addresses.
                 ("v4v6", _) | ("ssl-min-ver", "TLSv1.2") | ("alpn", "h2,http/1.1" | "http/1.1") => {
                 }
                 ("fall" | "id" | "inter" | "name" | "port" | "rise", value)
@@ -108,20 +109,20 @@ impl<'a> Settings<'a> {
     }
 }
 
-/// Returns `true` if the value of `crt` or `ca-file` is the path of one file, and not that of a
-/// directory or a name such as `@store/site`.
+/// Returns `true` if the value of `crt` or `ca-file` is the path of a file, and not a directory or
+/// a name such as `@store/site`.
 fn is_file(path: &str) -> bool {
     !path.is_empty() && !path.starts_with('@') && !path.ends_with('/')
 }
 
-/// Returns the name in an expression `str(NAME)`, which gives every request the same name.
+/// Returns the name in an expression `str(NAME)`, which is the same for every request.
 fn fixed_name(expression: &str) -> Option<String> {
     let name = expression.strip_prefix("str(")?.strip_suffix(')')?;
     config::server_name(name).ok()
 }
 
-/// Splits `HOST:PORT`. The host has no brackets, and is empty if the text begins with the colon.
-/// `None` if the port is missing or wrong: a port is a number from 1 to 65535.
+/// Splits `HOST:PORT`. The host loses its brackets and may be empty. `None` if the port is missing
+/// or not from 1 to 65535.
 pub(super) fn host_and_port(text: &str) -> Option<(&str, u16)> {
     let (host, port) = text.rsplit_once(':')?;
     let port = Some(port).filter(|port| port.bytes().all(|byte| byte.is_ascii_digit()));
@@ -129,8 +130,8 @@ pub(super) fn host_and_port(text: &str) -> Option<(&str, u16)> {
     Some((host.trim_matches(['[', ']']), port))
 }
 
-/// Returns a time from 1 ms to a minute as a value of the relay's config. HAProxy has the same
-/// units; a number without a unit is in milliseconds.
+/// Returns a time from 1 ms to 1 minute as a value of the relay's config. HAProxy has the same
+/// units; a number without a unit is milliseconds.
 pub(super) fn short_time(text: &str) -> Option<String> {
     let (number, unit) = text.split_at(text.bytes().take_while(u8::is_ascii_digit).count());
     let (unit, most) = match unit {
@@ -143,8 +144,8 @@ pub(super) fn short_time(text: &str) -> Option<String> {
     Some(format!("{number}{unit}"))
 }
 
-/// Returns the time of the line `timeout NAME TIME` that holds for the proxy. `None` if there is no
-/// such line, or if the time is so long that the relay's default stays.
+/// Returns the time of the line `timeout NAME TIME` for the proxy. `None`: the relay's default
+/// stays, because there is no such line or its time is too long.
 pub(super) fn time(proxy: &Proxy<'_>, name: &str, key: &str, notes: &mut Notes) -> Option<String> {
     let line = proxy.last(["timeout", name])?;
     let time = short_time(line.word(2))?;

@@ -1,4 +1,4 @@
-//! Makes an output of a backend and its servers, or of a ring and its servers.
+//! Makes an output from a backend, or a ring, and its servers.
 
 use std::net::Ipv6Addr;
 
@@ -14,18 +14,18 @@ pub(super) struct Output {
     pub(super) name: String,
     /// The value of `type`: `http`, `tcp` or `syslog`.
     pub(super) kind: &'static str,
-    /// The URLs of an `http` output. The `addresses` of any other one.
+    /// The `urls` of an `http` output, the `addresses` of any other one.
     pub(super) urls: Vec<String>,
-    /// `true`: `strategy` is `round_robin`; `false`: the strategy keeps its default.
+    /// `true`: `strategy` is `round_robin`. `false`: the default.
     pub(super) is_round_robin: bool,
     pub(super) headers: Vec<(String, String)>,
     pub(super) tls: Option<Tls>,
-    /// `timeouts.connect`; `None` if it keeps its default.
+    /// `timeouts.connect`. `None`: the default.
     pub(super) connect: Option<String>,
 }
 
 impl Output {
-    /// Makes an output of the given type for the servers of `back`, to which requests come from
+    /// Makes an output of this type for the servers of `back`, which gets its requests from
     /// `front`. `None` if the relay can use no server.
     pub(super) fn read(
         kind: &'static str,
@@ -35,7 +35,7 @@ impl Output {
     ) -> Option<Self> {
         let mut servers: Vec<Settings<'_>> =
             back.all(["server"]).filter_map(|line| server(back, line, notes)).collect();
-        // The output tries its URLs in order, so the backup servers come after all other servers.
+        // The output tries its URLs in order, so the backup servers come last.
         servers.sort_by_key(|server| server.is_backup);
         let tls = servers.iter().find_map(|server| server.tls.clone());
         servers.retain(|server| {
@@ -77,7 +77,7 @@ impl Output {
         (!output.urls.is_empty()).then_some(output)
     }
 
-    /// Reads a rule that sets a header or the path to a fixed value for each request.
+    /// Applies a rule that sets a header or the path to a fixed value for each request.
     fn rule<'a>(&mut self, line: &'a Line, path: &mut &'a str, notes: &mut Notes) {
         let (name, value) = (line.word(2).to_lowercase(), line.word(3));
         let is_header = config::header_name(&name).is_ok() && config::header_value(value).is_ok();
@@ -100,7 +100,8 @@ impl Output {
     }
 }
 
-/// Returns the settings of a `server` line. `None` if HAProxy or the relay sends nothing to it.
+/// Returns the settings of a `server` line. `None` if HAProxy does not use the server, or the relay
+/// can't.
 fn server<'a>(back: &Proxy<'a>, line: &'a Line, notes: &mut Notes) -> Option<Settings<'a>> {
     let settings = Settings::read(back, line, notes);
     if settings.is_unused || address(line.word(2)).is_none() {
@@ -117,24 +118,23 @@ fn server<'a>(back: &Proxy<'a>, line: &'a Line, notes: &mut Notes) -> Option<Set
     Some(settings)
 }
 
-/// Returns `true` if HAProxy takes the servers in turn, as it does by default.
+/// Returns `true` if HAProxy uses the servers in turn, as it does by default.
 fn takes_turns(back: &Proxy<'_>, notes: &mut Notes) -> bool {
     let line = back.last(["balance"]);
     let is_known = |line: &&Line| matches!(line.word(1), "roundrobin" | "static-rr" | "first");
     line.filter(is_known).into_iter().for_each(|line| notes.carried(line, "output.strategy"));
-    // HAProxy sends each line to all servers of a ring.
+    // HAProxy sends each line to every server of a ring.
     line.is_none_or(|line| line.word(1) != "first") && back.section.kind() != "ring"
 }
 
-/// Returns `true` if the text can be the path of a URL, and HAProxy uses it as it is, without a
-/// sample expression.
+/// Returns `true` if the text is a URL path that HAProxy uses literally, without a sample
+/// expression.
 fn is_path(text: &str) -> bool {
     let in_a_path = |c: char| c.is_ascii_graphic() && !"%\"<>\\^`{|}#?".contains(c);
     text.starts_with('/') && text.chars().all(in_a_path)
 }
 
-/// Returns the `host:port` for the URL of a server. `None` if the text names no host and port, such
-/// as that of a Unix socket.
+/// Returns the `host:port` for the URL of a server. `None` if there is none, as for a Unix socket.
 fn address(text: &str) -> Option<String> {
     let (host, port) = host_and_port(text)?;
     let in_a_name = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
@@ -145,13 +145,13 @@ fn address(text: &str) -> Option<String> {
     Url::parse(&format!("http://{address}/")).ok().map(|_| address)
 }
 
-/// Makes the name of an output from the name of a backend. Only some characters are allowed,
-/// because metrics and the cursors file use the name.
+/// Makes the name of an output from that of a backend. Metrics and the cursors file use the name,
+/// so only some characters are allowed.
 fn name(backend: &str) -> String {
     let part = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
     let name: String = backend.chars().map(part).take(56).collect();
     match name.trim_start_matches('-') {
-        // Metrics use `queue` for the queue itself.
+        // In metrics, `queue` is the queue itself.
         "" | "queue" => "consumer".to_owned(),
         name => name.to_owned(),
     }

@@ -1,13 +1,12 @@
 //! Reads a haproxy.cfg into sections, lines and words, by the rules of "Quoting and escaping" in
-//! section 2 of HAProxy's configuration manual, and collects the lines that hold for a proxy.
+//! section 2 of HAProxy's configuration manual, and collects the lines that apply to a proxy.
 
 use super::report::{Line, Notes};
 
-/// A section of the haproxy.cfg: the line with its keyword, and all lines up to the next section's
-/// keyword.
+/// A section of the haproxy.cfg: the line with its keyword, and all lines before the next section.
 #[derive(Debug)]
 pub(super) struct Section {
-    /// The line with the section's keyword, such as `frontend main`.
+    /// The line with the keyword, such as `frontend main`.
     pub(super) head: Line,
     pub(super) lines: Vec<Line>,
 }
@@ -22,16 +21,16 @@ impl Section {
     }
 }
 
-/// The keywords with which a section of a haproxy.cfg begins.
+/// The keywords that begin a section.
 const SECTIONS: &str = "acme backend cache crt-store defaults fcgi-app frontend global http-errors \
     listen log-forward log-profile mailers namespace_list peers program resolvers ring traces \
     userlist";
 
-/// Reads the text of a haproxy.cfg into sections. `notes` gets the lines that cannot be read, and
-/// those whose section cannot be read: the user has to decide about them.
+/// Reads the sections of a haproxy.cfg. `notes` gets the lines that can't be read, and the lines of
+/// sections that can't be read: the user has to decide about them.
 pub(super) fn read(text: &str, notes: &mut Notes) -> Vec<Section> {
     let mut sections: Vec<Section> = Vec::new();
-    // The number of `.if` lines above without their `.endif`.
+    // The number of open `.if` conditions.
     let mut depth = 0_usize;
     let mut is_in_section = false;
     for (index, text) in text.lines().enumerate() {
@@ -68,9 +67,9 @@ pub(super) fn read(text: &str, notes: &mut Notes) -> Vec<Section> {
     sections
 }
 
-/// Splits a line into words. `None` if a quote has no end, or if the line has an environment
-/// variable or a rare escape. `${` begins a variable in the relay's config too, where it would not
-/// have the same value.
+/// Splits a line into words. `None` if a quote is not closed, or if the line has an environment
+/// variable or a rare escape. `${` is refused because it begins a variable in the relay's config
+/// too, and that variable would have another value.
 fn words(text: &str) -> Option<Vec<String>> {
     let mut words = Vec::new();
     let mut word: Option<String> = None;
@@ -98,18 +97,18 @@ fn words(text: &str) -> Option<Vec<String>> {
     is_plain.then_some(words)
 }
 
-/// A proxy (a `frontend`, `backend` or `listen` section) or a ring, with the lines that hold for
+/// A proxy (a `frontend`, `backend` or `listen` section) or a ring, with all lines that apply to
 /// it.
 #[derive(Debug, Clone)]
 pub(super) struct Proxy<'a> {
     pub(super) section: &'a Section,
-    /// The sections whose lines hold for the proxy: `global`, `defaults`, and its own one.
+    /// The sections with these lines: `global`, `defaults`, and its own section.
     pub(super) sections: Vec<&'a Section>,
 }
 
 impl<'a> Proxy<'a> {
-    /// Collects the lines that hold for the section with the index `place`: its own, those of the
-    /// last `defaults` section above it, and those of `global` sections above it.
+    /// Collects the lines that apply to the section with the index `place`: its own, those of the
+    /// last `defaults` section above it, and those of the `global` sections above it.
     pub(super) fn read(file: &'a [Section], place: usize) -> Self {
         let (above, section) = (&file[..place], &file[place]);
         let defaults = above.iter().rfind(|section| section.kind() == "defaults");
@@ -118,7 +117,7 @@ impl<'a> Proxy<'a> {
         Self { section, sections: global.chain(defaults).chain([section]).collect() }
     }
 
-    /// Returns the lines that hold and begin with `words`, the proxy's own lines last.
+    /// Returns the applicable lines that begin with `words`, the proxy's own lines last.
     pub(super) fn all<'b, const N: usize>(
         &'b self,
         words: [&'b str; N],
@@ -127,18 +126,17 @@ impl<'a> Proxy<'a> {
         lines.filter(move |line| line.is(words))
     }
 
-    /// Returns the last line that begins with `words`, which is the one that holds if the setting
-    /// has one value.
+    /// Returns the last line that begins with `words`. It decides a setting that has one value.
     pub(super) fn last<const N: usize>(&self, words: [&str; N]) -> Option<&'a Line> {
         self.all(words).next_back()
     }
 
-    /// Returns `true` if HAProxy reads the requests as HTTP; without a line `mode` it does not.
+    /// Returns `true` if HAProxy reads the requests as HTTP: it does so only with `mode http`.
     pub(super) fn is_http(&self) -> bool {
         self.last(["mode"]).is_some_and(|line| line.word(1) == "http")
     }
 
-    /// Returns `true` if the proxy takes requests and has servers for them.
+    /// Returns `true` if the proxy is enabled and has servers.
     pub(super) fn has_servers(&self) -> bool {
         self.last(["server"]).is_some() && self.last(["disabled"]).is_none()
     }

@@ -1,4 +1,4 @@
-//! Tests of what each directive becomes, and that every migrated config is valid.
+//! Tests of the migration of each directive, and that every migrated config is valid.
 
 use super::*;
 use config::Severity;
@@ -27,7 +27,7 @@ fn migrate(text: &str) -> Result<Migrated, Unusable> {
     super::migrate(text, Options { name: "haproxy.cfg", keeps_paths: true, ..Options::default() })
 }
 
-/// Returns the errors in a config. A missing file is none.
+/// Returns the errors in a config. Missing files do not count.
 fn errors(config: &str) -> Vec<String> {
     let problems = config::read(config, outputs::TYPES).problems;
     let wrong = problems.iter().filter(|problem| problem.severity == Severity::Error);
@@ -35,7 +35,7 @@ fn errors(config: &str) -> Vec<String> {
 }
 
 /// Migrates the text. Asserts that the result is a valid config, and returns it with the directives
-/// about which the user has to decide, each behind the number of its line.
+/// that the user has to decide about, each after its line number.
 #[track_caller]
 fn migrated(text: &str) -> (toml::Table, Vec<String>) {
     let Migrated { config, report } = migrate(text).unwrap();
@@ -43,7 +43,7 @@ fn migrated(text: &str) -> (toml::Table, Vec<String>) {
     (config.parse().unwrap(), of(&report, Verdict::Decide))
 }
 
-/// Returns the directives with this verdict, each behind the number of its line.
+/// Returns the directives with this verdict, each after its line number.
 fn of(report: &Report, verdict: Verdict) -> Vec<String> {
     let findings = report.findings.iter().filter(|finding| finding.verdict == verdict);
     findings.map(|Finding { line, directive, .. }| format!("{line} {directive}")).collect()
@@ -361,7 +361,7 @@ fn no_directive_that_changes_what_is_forwarded_is_without_effect() {
     }
 }
 
-/// Directives that change what leaves, where it goes, or who may send.
+/// Directives that change the sent events, their receivers, or who may send.
 const DANGEROUS: &str = "\
     acl a src 10.0.0.10, block if a, capture request header Host len 9, capture response header \
     Server len 9, chroot-x, compression algo-req gzip, declare capture request len 9, disabled, \
@@ -535,7 +535,7 @@ fn assert_whole(name: &str, text: &str, config: &str) {
     assert_eq!(errors(config), Vec::<String>::new(), "{text}\n{config}");
 }
 
-/// A haproxy.cfg of `tests/fixtures/haproxy`, with what its lines `#! KEY: VALUE` expect.
+/// A haproxy.cfg of `tests/fixtures/haproxy`, with the expectations in its lines `#! KEY: VALUE`.
 struct Example {
     name: String,
     text: String,
@@ -580,7 +580,7 @@ fn every_example_becomes_what_its_head_says_and_passes_check() {
             }
         };
         if exit == ["2"] {
-            // Where HAProxy is not installed, somebody has to decide about the mistake.
+            // Without HAProxy, the user has to decide about the mistake.
             assert_ne!(migrated.report.count(Verdict::Decide), 0, "{name}");
             continue;
         }
@@ -668,15 +668,16 @@ mod any {
         prop::collection::vec(word, 1..6).prop_map(|words| words.join(" "))
     }
 
-    /// A change of a file at a line: the line goes, comes twice, or has another one above it.
+    /// A change at a line of a file: the line is removed or doubled, or another one is put above
+    /// it.
     fn change() -> impl Strategy<Value = (prop::sample::Index, Option<Option<String>>)> {
         let inserted = prop::option::of(prop::option::of(line()));
         (any::<prop::sample::Index>(), inserted)
     }
 
     proptest! {
-        /// For any file, `migrate` does not panic. A config that it gives is valid and lists every
-        /// line.
+        /// For any file, `migrate` does not panic. A config that it returns is valid and lists
+        /// every line.
         #[test]
         fn file_gives_a_whole_config_or_an_error(
             frontend in prop::collection::vec(line(), 0..4),

@@ -1,4 +1,4 @@
-//! Writes a config of this relay as TOML, and says which Secrets it needs.
+//! Writes a config of this relay as TOML, and lists the Secrets that it needs.
 
 use super::listener::Listener;
 use super::options::Tls;
@@ -11,10 +11,9 @@ pub(super) struct Config {
     pub(super) max_connections: Option<u64>,
     pub(super) header_timeout: Option<String>,
     pub(super) output: Output,
-    /// The outputs for other consumers, which become comments at the end, each with the reason.
+    /// The outputs for other consumers, each with its reason. They become comments at the end.
     pub(super) others: Vec<(String, Output)>,
-    /// `true`: files stay at the paths of the haproxy.cfg. `false`: they are where the manifests of
-    /// `deploy` mount Secrets.
+    /// As in [`Options`](super::Options).
     pub(super) keeps_paths: bool,
 }
 
@@ -87,17 +86,17 @@ impl Config {
     }
 }
 
-/// Returns a path as one word for a shell.
+/// Quotes a path for a shell.
 fn quoted(path: &str) -> String {
     format!("'{}'", path.replace('\'', "'\\''"))
 }
 
-/// Returns the line of a key; an empty text if it has no value.
+/// Returns the line of a key, or an empty text for `None`.
 fn key(name: &str, value: Option<impl std::fmt::Display>) -> String {
     value.map_or_else(String::new, |value| format!("{name} = {value}\n"))
 }
 
-/// Returns the table of an output. Its files are at their own paths if `secret` is `None`.
+/// Returns the table of an output. Without a `secret`, its files keep their paths.
 fn output(output: &Output, secret: Option<&Secret>) -> String {
     let Output { kind, name, urls, headers, .. } = output;
     let urls: Vec<String> = urls.iter().map(string).collect();
@@ -124,7 +123,7 @@ fn output(output: &Output, secret: Option<&Secret>) -> String {
     text
 }
 
-/// Returns the table of the TLS settings of a listener or an output, whose key for CAs is `ca`.
+/// Returns the TLS table of a listener or an output. `ca` is the key for CAs.
 fn tls(of: &str, ca: &str, tls: Option<&Tls>, secret: Option<&Secret>) -> String {
     let Some(tls) = tls else { return String::new() };
     let placed = |original: &Option<String>, index: usize| match (original, secret) {
@@ -140,9 +139,8 @@ fn tls(of: &str, ca: &str, tls: Option<&Tls>, secret: Option<&Secret>) -> String
         + &key("insecure_skip_verify", Some(true).filter(|_| tls.insecure_skip_verify))
 }
 
-/// Returns a text as a basic string of TOML, in quotes. The escapes that serde_json writes are
-/// valid in TOML too, so the text is written as JSON; only U+007F needs an escape that JSON does
-/// not write.
+/// Returns a text as a basic string of TOML. JSON's escapes are valid in TOML too; only U+007F
+/// needs an escape that JSON does not write.
 fn string(text: impl AsRef<str>) -> String {
     serde_json::Value::from(text.as_ref()).to_string().replace('\u{7f}', "\\u007f")
 }

@@ -1,12 +1,14 @@
-//! POSTs batches and retries them in the way of kube-apiserver's webhook.
+//! POSTs batches and retries them like kube-apiserver's webhook.
 //!
 //! A batch gets up to five attempts. The first pause between attempts is 10 s and each further one
 //! is 1.5 times as long, with up to 20 % of jitter. An attempt lasts at most 30 s. Within an
 //! attempt, up to ten more requests follow if the response is 429 or 5xx with a Retry-After in
-//! seconds. Two things differ from kube-apiserver. A response that cannot change (a redirect, or
-//! 4xx other than 408 and 429) ends the batch at once. A success response that names another number
-//! of accepted events also ends it, because it is not a relay's. The client never writes the path
-//! or the query of its URL into a message, because these may contain a token.
+//! seconds.
+//!
+//! Two things differ from kube-apiserver. A response that will not change (a redirect, or 4xx other
+//! than 408 and 429) ends the batch at once. So does a success response with a wrong number of
+//! accepted events, because the receiver is then not a relay. The client never writes the path or
+//! the query of its URL into a message, because these may contain a token.
 
 use std::fmt;
 use std::sync::Arc;
@@ -23,62 +25,55 @@ use url::{Position, Url};
 use client::ask::{Connection, Reply, Target};
 use client::{ask, tls};
 
-/// The time limit of one attempt to send a batch. Within one attempt, the batch may be sent again
-/// after a response with a Retry-After header. The limit holds for all requests and pauses of the
-/// attempt together.
+/// The time limit of one attempt, with all its requests and pauses.
 const ATTEMPT: Duration = Duration::from_secs(30);
 
-/// The greatest number of further requests in one attempt, after the first one. A further request
-/// follows only a response with a Retry-After header.
+/// The maximum number of further requests in one attempt, each after a response with Retry-After.
 const AGAIN_MAX: u32 = 10;
 
-/// The factor between a pause and the next one: a pause of 10 s is followed by a pause of 15 s.
+/// The factor between a pause and the next one.
 const MULTIPLIER: f64 = 1.5;
-/// The greatest random addition to a pause, as a share of the pause. With 0.2, a pause of 10 s
-/// becomes a pause of 10 s to 12 s.
+/// The maximum random addition to a pause, as a share of the pause.
 const JITTER: f64 = 0.2;
 
-/// The greatest number of bytes of a response body that are read. The response of a relay is much
-/// shorter.
+/// The maximum bytes that are read of a response body. A relay's body is much shorter.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
-/// The time for which requests under way may continue after a stop was requested.
+/// The time for which open requests may continue after a stop was requested.
 const STOPPING: Duration = Duration::from_secs(5);
 
-/// The greatest number of attempts to send a batch, and the length of the pauses between them.
+/// The number of attempts to send a batch, and the pauses between them.
 #[derive(Debug, Clone, Copy)]
 pub struct Retry {
-    /// The greatest number of attempts, including the first.
+    /// The maximum number of attempts, including the first.
     pub attempts: u32,
-    /// The pause before the second attempt. Each later pause is 1.5 times as long as the one
-    /// before.
+    /// The pause before the second attempt. Each later pause is 1.5 times as long.
     pub pause: Duration,
     /// The longest pause, without its random part.
     pub pause_max: Duration,
 }
 
 impl Retry {
-    /// The retries of a log that is followed: without an end, with pauses of 30 s at most.
+    /// The retries of a log that is followed: unlimited, with pauses of at most 30 s.
     pub fn unlimited(pause: Duration) -> Self {
         Self { attempts: u32::MAX, pause, pause_max: Duration::from_secs(25) }
     }
 }
 
 impl Default for Retry {
-    /// Returns the values that kube-apiserver's webhook uses.
+    /// The values of kube-apiserver's webhook.
     fn default() -> Self {
         Self { attempts: 5, pause: Duration::from_secs(10), pause_max: Duration::MAX }
     }
 }
 
-/// The reason why a batch was not accepted.
+/// The reason why a batch was not accepted, as text.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// The batch cannot be accepted: the next attempt would fail in the same way. The text is the
-    /// reason.
+    /// The batch can't be accepted: the next attempt would fail in the same way.
     #[error("{0}")]
     Final(String),
-    /// All attempts have failed. The text is the reason why the last attempt failed.
+    /// All attempts have failed. The text is the reason of the last one.
     #[error("given up after the last attempt: {0}")]
     GivenUp(String),
     /// A stop was requested before the batch was accepted.
@@ -86,14 +81,14 @@ pub enum Failure {
     Stopped,
 }
 
-/// A report about a request that has failed, after which the batch is sent again.
+/// A failed request, after which the batch is sent again.
 #[derive(Debug, Clone)]
 pub struct Failed {
-    /// The reason for the failure, as text.
+    /// The reason for the failure.
     pub what: String,
     /// The number of the attempt, counted from 1.
     pub attempt: u32,
-    /// The greatest number of attempts for the batch; `u32::MAX`: there is no limit.
+    /// The maximum number of attempts. `u32::MAX`: no limit.
     pub attempts: u32,
     /// The time until the next request.
     pub pause: Duration,
@@ -102,40 +97,37 @@ pub struct Failed {
 /// Sends batches of events to one URL.
 pub struct Client {
     target: Target,
-    /// The path of the URL with its query, which may contain a token.
+    /// The URL's path and query, which may contain a token.
     path: String,
     retry: Retry,
-    /// A token that is cancelled when a stop is requested. Pauses then end at once, and requests
-    /// end after [`STOPPING`].
+    /// Cancelled when a stop is requested. Pauses then end at once, and requests after
+    /// [`STOPPING`].
     stop: CancellationToken,
 }
 
-/// The body of a relay's response to a request that the relay has accepted, with the number of
-/// events.
+/// The body of a relay's response to a request that it has accepted.
 #[derive(Deserialize)]
 struct Accepted {
     accepted: u64,
 }
 
-/// The result of one request.
 enum Outcome {
     /// The receiver has accepted all events of the request.
     Accepted,
-    /// The request has failed, but the next request may succeed. The text is the reason; the
-    /// duration is the pause that the response asks for, or `None` if the response names no pause.
+    /// Another request may succeed. The text is the reason; the duration is the pause that the
+    /// response asks for.
     Failed(String, Option<Duration>),
-    /// The request has failed, and the next request would fail in the same way. The text is the
-    /// reason.
+    /// Another request would fail in the same way. The text is the reason.
     Final(String),
 }
 
 impl Client {
-    /// Makes a client for this URL. `tls` is used if the URL begins with `https://`. When `stop` is
-    /// cancelled, pauses end at once, and requests under way end after five seconds.
+    /// Makes a client for this URL. `tls` is for URLs that begin with `https://`. When `stop` is
+    /// cancelled, pauses end at once, and open requests after five seconds.
     ///
     /// # Errors
     ///
-    /// A text that says why the URL or the token cannot be used, and that quotes neither of them.
+    /// The URL or the token can't be used. The text quotes neither of them.
     pub fn new(
         url: &str,
         tls: Option<Arc<tls::Client>>,
@@ -160,11 +152,10 @@ impl Client {
     }
 
     /// Sends `body`, a batch of `events` events, until the receiver accepts it or refuses it
-    /// finally, all attempts have failed, or a stop is requested. `failed` is called before each
-    /// pause between two attempts. Within one attempt, it is called before the first pause that a
-    /// response asks for with Retry-After, but not before the later ones. Before the call, `kept`
-    /// is the open connection of an earlier request, or `None`. After the call, `kept` is the open
-    /// connection for the next request; `None` if no connection can be used again.
+    /// permanently, all attempts have failed, or a stop is requested. `failed` is called before
+    /// each pause between two attempts, and within an attempt only before its first pause. `kept`
+    /// is the open connection of an earlier request; after the call, it is the connection for the
+    /// next request, if one can be used again.
     ///
     /// # Errors
     ///
@@ -190,9 +181,8 @@ impl Client {
         }
     }
 
-    /// Makes attempts to send the batch, with pauses between them, until the batch is accepted or
-    /// refused for good, or no attempt is left. If a stop is requested during a pause, the function
-    /// ends at once with [`Failure::Stopped`].
+    /// Makes attempts, with pauses between them, until the batch is accepted or permanently
+    /// refused, or no attempt is left. A stop during a pause returns [`Failure::Stopped`] at once.
     async fn attempts(
         &self,
         kept: &mut Option<Connection>,
@@ -224,10 +214,8 @@ impl Client {
         }
     }
 
-    /// Makes one attempt to send the batch, and returns the result of its last request. After a
-    /// response with a Retry-After header, the attempt may pause and send the batch again. Before
-    /// the first of these pauses, but not before the others, `told` is called with the reason and
-    /// the length of the pause.
+    /// Makes one attempt, and returns the result of its last request. Calls `told` before the first
+    /// of its pauses, with the reason and the length of the pause.
     async fn attempt(
         &self,
         kept: &mut Option<Connection>,
@@ -250,7 +238,8 @@ impl Client {
             let due = Instant::now() + after;
             let wait = tokio::time::sleep_until(due.min(deadline));
             let is_last = again >= AGAIN_MAX || due >= deadline;
-            // If the attempt's time is over, the result is the last response and not the timeout.
+            // If the time of the attempt is over, the result is the last response and not the
+            // timeout.
             if again < AGAIN_MAX && self.stop.run_until_cancelled(wait).await.is_none() || is_last {
                 return outcome;
             }
@@ -258,8 +247,7 @@ impl Client {
         }
     }
 
-    /// Sends one request and returns its result. The request uses the connection in `kept` if it is
-    /// still open, or a new one.
+    /// Sends one request on the connection in `kept`, if it is still open, or on a new one.
     async fn exchange(
         &self,
         kept: &mut Option<Connection>,
@@ -286,8 +274,8 @@ impl Client {
             };
             let mut reply = match connection.send(request).await {
                 Ok(reply) => reply,
-                // The peer closed the kept connection while the request was being written and has
-                // not responded, so the request is sent again on a new connection.
+                // The peer closed the kept connection during the request and has not responded. The
+                // request is sent again on a new connection.
                 Err(_) if reused => continue,
                 Err(error) => {
                     return Outcome::Failed(format!("{self}: {}", ask::chain(&error)), None);
@@ -299,8 +287,8 @@ impl Client {
         }
     }
 
-    /// Returns what a response means for the batch. The `bool` is `true` if the response was read
-    /// to its end; otherwise the connection cannot be used again.
+    /// Returns the result of a response. The `bool` is `true` if the response was read to its end;
+    /// otherwise the connection can't be used again.
     async fn judge(&self, reply: &mut Reply, events: u64) -> (Outcome, bool) {
         let status = reply.status;
         let retry_after = reply.headers.get(header::RETRY_AFTER).and_then(seconds);
@@ -308,8 +296,8 @@ impl Client {
         let told = || format!("{self}: answered {status}{}", ask::shown(&text));
         let outcome = if status.is_success() {
             match serde_json::from_slice::<Accepted>(&text) {
-                // The receiver is not a relay but another consumer of EventLists, whose only sign
-                // of success is the status.
+                // The receiver is another consumer of EventLists, whose only sign of success is the
+                // status.
                 Err(_) => Outcome::Accepted,
                 Ok(Accepted { accepted }) if accepted == events => Outcome::Accepted,
                 Ok(Accepted { accepted }) => Outcome::Final(format!(
@@ -334,14 +322,14 @@ impl fmt::Display for Client {
     }
 }
 
-/// Returns the pause that a Retry-After header asks for. The header must be a whole number of
-/// seconds; for any other value, such as a date, the result is `None`, as in Kubernetes' client-go.
+/// Returns the pause of a Retry-After header. `None` if the header is not a whole number of
+/// seconds, but for example a date, as in Kubernetes' client-go.
 fn seconds(value: &HeaderValue) -> Option<Duration> {
     value.to_str().ok()?.parse().ok().map(Duration::from_secs)
 }
 
-/// Returns the last part of an error message about a response with this HTTP status. This part
-/// names the option of the command line that is the likely cause; empty if no option is.
+/// Returns the end of an error message: the command-line option that is the likely cause of this
+/// status, if there is one.
 fn remedy(status: StatusCode) -> &'static str {
     match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => "; see --bearer-token-file",

@@ -1,16 +1,16 @@
-//! Follows the audit.log of a kube-apiserver through its rotations, in one thread and for as long
-//! as somebody takes the events.
+//! Follows the audit.log of a kube-apiserver through its rotations, in one thread, until nobody
+//! receives the events any more.
 //!
-//! The log is a live file and the rotated files beside it, in the order of their names (`Age`). A
+//! The log is a live file and the rotated files next to it, in the order of their names (`Age`). A
 //! place in it is a file and an offset. A file is recognised by the beginning of its text (`Head`),
-//! never by its name or inode alone. So a rename, a compression and a copy with truncation
-//! (`copytruncate`) look alike: what is read next is the rest of the file that has this beginning,
-//! and then the file after it. A file is left only when the one after it has text, and is read to
-//! its end once more after that was seen, because a line may have come in between.
+//! never by its name or inode alone. Therefore a rename, a compression and a copy with truncation
+//! (`copytruncate`) look the same: the next text is the rest of the file with this beginning, and
+//! then the file after it. The reader leaves a file only when the next file has text. It then reads
+//! the first file to its end once more, because a line may have been added in between.
 //!
-//! There is no inotify: it does not see everything on network file systems and bind mounts, and
+//! inotify is not used: it does not see all changes on network file systems and bind mounts, and
 //! five looks a second cost nothing. If no file has the place, events may be lost. This is reported
-//! and counted, and the oldest file that is newer is read next.
+//! and counted, and the reader continues with the oldest newer file.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -29,23 +29,23 @@ use super::resume::{self, Head};
 use super::{Note, OnBadLine, Span, Unit, line};
 use audit::EVENT_HEAD;
 
-/// The time between two looks at the log when it has no further line.
+/// The time between two looks at a log that has no further line.
 const POLL: Duration = Duration::from_millis(200);
 
-/// The number of looks in which no file has the place before it counts as lost. While files are
-/// renamed, one look may miss a file.
+/// The place counts as lost after more than this many looks in a row without a file that has the
+/// place. While files are renamed, one look may miss a file.
 const GONE_LOOKS: u32 = 10;
 
-/// The reason why something cannot be followed.
+/// The reason why a path can't be followed.
 const NO_LOG: &str = "--follow needs the log into which kube-apiserver writes, a plain file";
 
-/// The age of a file of the log, by its name. An older file is less.
+/// The age of a file of the log, by its name. Older files compare as less.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Age {
-    /// Rotated at this time: `audit-2026-11-20T10-00-00.000.log` of kube-apiserver itself, or
+    /// Rotated at this time: kube-apiserver's own `audit-2026-11-20T10-00-00.000.log`, or
     /// `audit.log-20261120` of logrotate's `dateext`.
     At(String),
-    /// Rotated so many times: `audit.log.2`.
+    /// Rotated this many times: `audit.log.2`.
     Rotated(std::cmp::Reverse<u64>),
     /// The file into which kube-apiserver writes.
     Live,
@@ -53,7 +53,7 @@ enum Age {
 
 impl Age {
     /// Returns the age of the file `name` of the log `live`, or `None` if the file is not of this
-    /// log. Neither name has the ending of a compression.
+    /// log. The names have no `.gz` or `.zst`.
     fn of(name: &str, live: &str) -> Option<Self> {
         if name == live {
             return Some(Self::Live);
@@ -90,21 +90,21 @@ enum Wanted {
     Rest,
     /// The file after the one with the place.
     Next,
-    /// The oldest file after the one before the place's: that one is not known, or is gone.
+    /// The oldest file after the one before the place, because the file of the place is not known
+    /// or is missing.
     Newer,
 }
 
-/// The result of a search for what is wanted.
 #[derive(Debug, PartialEq, Eq)]
 enum Choice<T> {
     File(T),
-    /// The wanted file is not there yet.
+    /// The wanted file does not exist yet.
     Later,
     /// No file has the place.
     Gone,
 }
 
-/// Chooses a file from those of the log, the oldest first. `known` is the record of the place.
+/// Chooses from the files of the log, the oldest first. `known` is that of [`Follower`].
 fn choose<'f>(files: &'f [Found], known: &[resume::Read], wanted: Wanted) -> Choice<&'f Found> {
     let position = |read: &resume::Read| files.iter().rposition(|file| file.head == read.head);
     let (last, before) = match known {
@@ -122,8 +122,8 @@ fn choose<'f>(files: &'f [Found], known: &[resume::Read], wanted: Wanted) -> Cho
     files.get(from).map_or(Choice::Later, Choice::File)
 }
 
-/// Returns the files of the log that have text, the oldest first. A compressed file does not count
-/// beside the plain file from which it is made, because it may not be complete yet.
+/// Returns the files of the log that have text, the oldest first. A compressed file is ignored
+/// while its plain file exists, because it may not be complete yet.
 fn files(log: &Path) -> io::Result<Vec<Found>> {
     let live = log.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let directory = log.parent().filter(|parent| !parent.as_os_str().is_empty());
@@ -145,7 +145,7 @@ fn files(log: &Path) -> io::Result<Vec<Found>> {
     for (age, path) in ages {
         match beginning(&path, age == Age::Live) {
             Ok(file) => found.extend(file),
-            // The file was renamed or deleted after the list was read.
+            // The file was renamed or deleted after the directory was read.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => {
                 return Err(io::Error::new(error.kind(), format!("{}: {error}", path.display())));
@@ -155,7 +155,7 @@ fn files(log: &Path) -> io::Result<Vec<Found>> {
     Ok(found)
 }
 
-/// Returns what is known of a file of the log, or `None` if it has no text. The live file has none
+/// Returns the facts about a file of the log, or `None` if it has no text. The live file has none
 /// before its first line is complete.
 fn beginning(path: &Path, is_live: bool) -> io::Result<Option<Found>> {
     let file = File::open(path)?;
@@ -170,11 +170,11 @@ fn beginning(path: &Path, is_live: bool) -> io::Result<Option<Found>> {
     let mut line = Vec::new();
     let read = text.take(Head::BYTES_MAX as u64).read_until(b'\n', &mut line);
     if read.is_err() {
-        // A damaged file is there nevertheless. The reader finds out what can be read of it.
+        // A damaged file counts too. The reader finds out how much of it can be read.
         line = magic;
     }
     if !line.ends_with(b"\n") && line.len() < Head::BYTES_MAX {
-        // The reader ends a last line without a line break in the same way.
+        // The reader completes a last line without a line break in the same way.
         line.push(b'\n');
         if is_live || line.len() == 1 {
             return Ok(None);
@@ -184,7 +184,8 @@ fn beginning(path: &Path, is_live: bool) -> io::Result<Option<Found>> {
     Ok(Some(Found { path: path.to_owned(), inode, head: Head::of(&line) }))
 }
 
-/// Checks that a log can be followed: it is a plain file, or is not there yet. `Err` says why not.
+/// Checks that a log is a plain file, or does not exist yet. `Err` is the reason why it can't be
+/// followed.
 pub(super) fn check(log: &Path) -> Result<(), String> {
     let mut magic = Vec::new();
     let read = std::fs::metadata(log).and_then(|about| match about.is_file() {
@@ -199,8 +200,7 @@ pub(super) fn check(log: &Path) -> Result<(), String> {
     }
 }
 
-/// Returns the record of the place at the beginning of the live file: after everything that was
-/// rotated before.
+/// Returns the records of a run that begins with the live file, after all rotated files.
 pub(super) fn begin(log: &Path) -> io::Result<Vec<resume::Read>> {
     let read = |head| resume::Read { path: log.to_owned(), head, ..resume::Read::default() };
     let files = files(log)?;
@@ -208,15 +208,14 @@ pub(super) fn begin(log: &Path) -> io::Result<Vec<resume::Read>> {
     Ok(rotated.map(|file| file.head).into_iter().chain([Head::default()]).map(read).collect())
 }
 
-/// The bytes of a file, for as long as it begins as it did. Whoever truncates the file and writes
-/// it again ends it with that.
+/// The bytes of a file that still begins as it did. A file that was truncated and written again
+/// ends here.
 struct Source {
     file: Arc<File>,
     beginning: Arc<[u8]>,
 }
 
 impl Source {
-    /// Returns `true` if the file begins as it did.
     fn is_same(&self) -> io::Result<bool> {
         let mut now = vec![0; self.beginning.len()];
         Ok(self.file.read_at(&mut now, 0)? == now.len() && *now == *self.beginning)
@@ -226,12 +225,12 @@ impl Source {
 impl Read for Source {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = (&*self.file).read(buffer)?;
-        // Bytes that were read before this check are not of a text that came after it.
+        // The check comes after the read, so that bytes of a new text are never returned.
         Ok(if self.is_same()? { read } else { 0 })
     }
 }
 
-/// A file of the log while it is read.
+/// A file of the log that is being read.
 struct Open {
     path: PathBuf,
     inode: (u64, u64),
@@ -240,9 +239,9 @@ struct Open {
 }
 
 impl Open {
-    /// Opens a file at the place `at`, or at its beginning if `at` is `None` or does not lie after
-    /// a line of this file. Then the machine has lost the end of the file, and has written another
-    /// one.
+    /// Opens a file at the place `at`, or at its beginning if `at` is `None` or is not after a line
+    /// of this file. In the last case, a crash of the machine has lost the end of the file, and
+    /// other text was written there.
     fn new(found: &Found, at: Option<&resume::Read>) -> io::Result<Self> {
         let file = Arc::new(File::open(&found.path)?);
         let (about, mut beginning) = (file.metadata()?, vec![0; Head::BYTES_MAX]);
@@ -267,8 +266,8 @@ impl Open {
     }
 }
 
-/// Runs the reader thread of a log that is followed. It ends when nobody receives `items` any more,
-/// or after [`Item::Failed`].
+/// Runs the reader thread of a log that is followed. The thread ends when nobody receives `items`
+/// any more, or after [`Item::Failed`].
 pub(super) fn read_all(plan: &Plan, items: &mpsc::Sender<Item>, notes: &mpsc::Sender<Note>) {
     let Some(log) = plan.settings.files.first() else { return };
     let known = plan.resumed.clone();
@@ -288,14 +287,13 @@ pub(super) fn read_all(plan: &Plan, items: &mpsc::Sender<Item>, notes: &mpsc::Se
     }
 }
 
-/// The state of the reader thread.
 struct Follower<'a> {
     log: &'a Path,
     reader: Reader<'a>,
-    /// The record of the place, with the file before it, as in the resume file.
+    /// The records of the file with the place and of the file before it, as in the resume file.
     known: Vec<resume::Read>,
     wanted: Wanted,
-    /// The number of looks in which no file has had the place, one after the other.
+    /// The number of consecutive looks without a file that has the place.
     gone: u32,
     /// `true`: events may be missing before the file that is opened next.
     gap: bool,
@@ -304,7 +302,7 @@ struct Follower<'a> {
 }
 
 impl Follower<'_> {
-    /// Reads one file after the other, and never ends by itself.
+    /// Reads one file after the other. The loop ends only with an error.
     fn run(&mut self) -> Result<(), Ended> {
         let mut next = None;
         loop {
@@ -317,7 +315,6 @@ impl Follower<'_> {
         }
     }
 
-    /// Waits until what is wanted is there.
     fn wait(&mut self) -> Result<Open, Ended> {
         loop {
             if let Some(open) = self.find()? {
@@ -332,8 +329,8 @@ impl Follower<'_> {
         if self.reader.items.is_closed() { Err(Ended::Unwanted) } else { Ok(()) }
     }
 
-    /// Looks once for what is wanted, and opens it. The choice is made a second time after the
-    /// file was opened, because files may be renamed at any time.
+    /// Looks once for the wanted file and opens it. The choice is repeated after the opening,
+    /// because files may be renamed at any time.
     fn find(&mut self) -> Result<Option<Open>, Ended> {
         let found = files(self.log).map_err(|error| self.failed(&error))?;
         let found = match choose(&found, &self.known, self.wanted) {
@@ -364,7 +361,7 @@ impl Follower<'_> {
         }
     }
 
-    /// Reports that no file has the place any more. The oldest file that is newer is wanted then.
+    /// Reports that no file has the place any more. The oldest newer file is wanted from then on.
     fn lose(&mut self) {
         let (lines, offset) = self.known.last().map_or((0, 0), |read| (read.lines, read.offset));
         let what = "is gone from the log: the events behind it, up to the oldest file that is newer, \
@@ -373,8 +370,8 @@ impl Follower<'_> {
         (self.gone, self.gap, self.wanted) = (0, true, Wanted::Newer);
     }
 
-    /// Hands out the place at which the reading of a file begins, before any event of it, so that
-    /// a later run finds this file.
+    /// Sends the place at which a file begins, before any event of the file, so that a later run
+    /// finds the file.
     fn enter(&mut self, open: &Open) -> Result<(), Ended> {
         let place = open.text.place;
         let before = self.known.last().filter(|_| self.wanted == Wanted::Rest);
@@ -399,8 +396,7 @@ impl Follower<'_> {
         resume::Read { path: self.log.to_owned(), head, offset, lines, queue: None }
     }
 
-    /// Reads a file until it has ended for good. Returns the file after it; `None` if it must be
-    /// looked for.
+    /// Reads a file until it gets no more text. Returns the next file, if it is open already.
     fn read(&mut self, open: &mut Open) -> Result<Option<Open>, Ended> {
         let mut next = None;
         loop {
@@ -412,7 +408,7 @@ impl Follower<'_> {
                 }
             }
             if next.is_some() {
-                // A line that has no end by now gets none, unless it is an event as it is.
+                // A last line without a line break is complete only if it is an event.
                 return self.line(open).map(|()| next);
             }
             if self.batch.events + self.batch.bad_lines > 0 {
@@ -447,7 +443,7 @@ impl Follower<'_> {
         if found.is_err()
             && let Some(at) = memchr::memmem::rfind(&self.line, EVENT_HEAD).filter(|at| *at > 0)
         {
-            // A kube-apiserver that has crashed within a line goes on in the same line.
+            // After a crash within a line, kube-apiserver continues in the same line.
             let mut event = self.line.split_off(at);
             if let Ok(range) = line::find(&mut event) {
                 self.reader.add(batch, log, &[], found, number)?;
@@ -462,7 +458,7 @@ impl Follower<'_> {
         Ok(())
     }
 
-    /// Leaves out the rest of a compressed file that cannot be read further, or stops at it.
+    /// Skips the rest of a compressed file that can't be read further, or stops the replay there.
     fn damaged(&mut self, open: &Open, error: &io::Error) -> Result<(), Ended> {
         let packing = open.text.packing;
         let what = format!("cannot read further: {}", packing.explain(error));

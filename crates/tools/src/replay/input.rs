@@ -1,11 +1,11 @@
 //! Reads the inputs of a replay in one thread, and cuts them into requests. An input is a file or
 //! the directory of a queue (`spool`).
 //!
-//! The inputs are read in the given order, one buffer at a time. A file may be plain or compressed,
-//! which its first bytes tell (`packing`). Offsets and line numbers are those of the uncompressed
-//! text. A JSON document of several lines is taken as one line. However large a file and however
-//! long its lines, memory holds at most one line, what was read ahead for it, the request that is
-//! being filled, the request that waits to be taken, and the window of one decoder.
+//! The inputs are read in the given order, one buffer at a time. The first bytes of a file tell
+//! whether it is compressed (`packing`). Offsets and line numbers are those of the uncompressed
+//! text. A JSON document of several lines counts as one line for its events. Whatever the sizes of
+//! files and lines are, memory holds at most one line, the text read ahead for it, the request that
+//! is being filled, the request that waits to be sent, and the window of one decoder.
 
 use std::fs::File;
 use std::io;
@@ -27,23 +27,21 @@ use audit::LIST_HEAD;
 use base::position::Position;
 use queue::inspect::{Fault, Finding, Seen};
 
-/// The end of the JSON object EventList: the text of a request body after the events.
+/// The end of a request body, after the events of the EventList.
 const LIST_TAIL: &[u8] = b"]}\n";
 
-/// The length in bytes of the longest line that can be sent. With the beginning and the end of the
-/// EventList around it, an event of this length makes a request body of 64 MiB, which a relay
-/// accepts by default.
+/// The maximum bytes of a line. With the rest of the EventList, an event of this length makes a
+/// request body of 64 MiB, which a relay accepts by default.
 const LINE_BYTES_MAX: usize = (64 << 20) - LIST_HEAD.len() - LIST_TAIL.len();
 
-/// The size in bytes of the buffer for one read from a file.
+/// The bytes of the buffer for one read from a file.
 const BUFFER: usize = 256 * 1024;
 
-/// The largest buffer, in bytes, that is kept for the next line or request. A buffer that has grown
-/// larger is freed.
+/// The largest buffer, in bytes, that is kept for the next line or request.
 const KEPT_BYTES_MAX: usize = 1024 * 1024;
 
-/// The greatest number of bad lines in a batch. At this number, the reader hands out the batch,
-/// even if the batch is not full or has no events. The frontier can then move past these lines.
+/// The maximum number of bad lines in a batch. The reader then sends the batch, even without
+/// events, so that the frontier can move past these lines.
 pub(super) const BAD_LINES_MAX: u64 = 1000;
 
 /// The end of the message about a line at which a replay stops.
@@ -58,46 +56,43 @@ pub(super) const STDIN: &str = "-";
 /// A point between two lines of the inputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Place {
-    /// The index of the file in the list of files.
+    /// The index of the input.
     pub(super) file: usize,
-    /// The beginning of the file's text, by which a later run recognises the file.
+    /// The beginning of the file's text, which identifies the file in a later run.
     pub(super) head: Head,
-    /// The number of bytes of the file's uncompressed text that lie before this point. For a
-    /// queue's directory, the number of bytes in the lines that were read up to this point.
+    /// The bytes of uncompressed text before this point. For a queue's directory, the bytes of the
+    /// lines that were read.
     pub(super) offset: u64,
-    /// The number of lines of the file that lie before this point. For a queue's directory, the
-    /// position of the first event after this point.
+    /// The number of lines of the file before this point. For a queue's directory, the position of
+    /// the first event after this point.
     pub(super) lines: u64,
-    /// The number of bytes that were read from the file to reach this point, as they are on disk
-    /// (compressed, for a compressed file).
+    /// The bytes on disk that were read to reach this point (compressed, for a compressed file).
     pub(super) bytes_read: u64,
 }
 
-/// The events of one request, which the reader fills and then hands out. A batch without events is
-/// not sent, but moves the frontier.
+/// The events of one request, which the reader fills and then sends to the replay. A batch without
+/// events makes no request, but moves the frontier.
 #[derive(Default)]
 pub(super) struct Batch {
-    /// The request body: a JSON object EventList; empty if the batch has no events. With
-    /// [`Settings::only_looks`], the events as JSON lines.
+    /// The request body, an EventList, or nothing without events. With [`Settings::only_looks`],
+    /// the events as JSON lines.
     pub(super) body: Vec<u8>,
     as_lines: bool,
-    /// The number of events in the body.
     pub(super) events: u64,
-    /// The number of the line with the batch's first event, counted from 1, or the position of this
-    /// event in a queue; 0 without events.
+    /// The number of the line with the first event, from 1 on, or the position of the event in a
+    /// queue; 0 without events.
     pub(super) first_line: u64,
-    /// The number or position of the batch's last event, counted in the same way.
+    /// The number or position of the last event.
     pub(super) last_line: u64,
-    /// The point in the files after the last line whose events are all in this batch or in earlier
-    /// ones. Bad lines that were skipped count too, except for a bad last line that may be
-    /// unfinished. The frontier reaches this point once this batch and all batches before it are
-    /// accepted.
+    /// The point after the last line whose events are all in this batch or in earlier ones, or
+    /// which was skipped as a bad line. A bad last line that may be unfinished is not included. The
+    /// frontier reaches this point once this batch and all batches before it are accepted.
     pub(super) end: Place,
-    /// The number of lines that were skipped since the previous batch because they are not events.
+    /// The number of bad lines that were skipped since the previous batch.
     pub(super) bad_lines: u64,
-    /// The damage that was found in a queue's directory since the previous batch.
+    /// The damage found in a queue's directory since the previous batch.
     pub(super) damage: Damage,
-    /// The number of gaps in a log that is followed, since the previous batch.
+    /// The gaps in a followed log since the previous batch.
     pub(super) gaps: u64,
 }
 
@@ -106,22 +101,20 @@ pub(super) struct Batch {
 pub(super) struct Damage {
     /// The number of damaged places.
     pub(super) faults: u64,
-    /// The number of events that are missing because of them.
+    /// The number of events that are missing in these places.
     pub(super) missing: u64,
 }
 
-/// An item that the reader thread sends to the replay.
 pub(super) enum Item {
     Batch(Batch),
-    /// The reader has stopped at a line (in a queue, a position) that cannot be read or is not an
-    /// event. No item follows.
+    /// A line (in a queue, a position) can't be read or is not an event. No item follows.
     Failed {
         file: usize,
         line: u64,
         what: String,
     },
-    /// The reader has read all files, and no item follows. `cut_short` is the number of files that
-    /// could not be read to their ends. Each of these files was reported in a note.
+    /// All files were read, and no item follows. `cut_short` of them could not be read to their
+    /// ends; a note reports each of them.
     End {
         cut_short: u64,
     },
@@ -130,17 +123,17 @@ pub(super) enum Item {
 /// The files to read, and the limits of a request.
 pub(super) struct Plan {
     pub(super) settings: Settings,
-    /// For each file: the queue if it is a queue's directory, and `None` if it is a file.
+    /// The queue of each input. `None` if the input is a file.
     pub(super) spools: Vec<Option<Arc<Spool>>>,
-    /// The parts of the files that earlier runs have sent, in the order of the files.
+    /// The parts of the inputs that earlier runs have sent.
     pub(super) resumed: Vec<Resumed>,
 }
 
 /// The reason why reading has ended before the end of the last file.
 pub(super) enum Ended {
-    /// A line cannot be read or is not an event. `line` is its number, and `what` says why.
+    /// A line can't be read or is not an event. `line` is its number, and `what` says why.
     Failed { line: u64, what: String },
-    /// The replay takes no items any more, so reading further would be useless.
+    /// The replay receives no more items.
     Unwanted,
 }
 
@@ -150,9 +143,8 @@ impl From<mpsc::error::SendError<Item>> for Ended {
     }
 }
 
-/// Runs the reader thread: reads all files, sends their events to `items` in batches, and sends
-/// [`Item::Failed`] or [`Item::End`] last. If nobody receives `items` any more, the thread ends
-/// without a last item.
+/// Runs the reader thread: sends the events of all inputs in batches, and [`Item::Failed`] or
+/// [`Item::End`] last. If nobody receives `items` any more, the thread ends without a last item.
 pub(super) fn read_all(plan: &Plan, items: &mpsc::Sender<Item>, notes: &mpsc::Sender<Note>) {
     let mut reader = Reader { plan, items, notes, cut_short: 0 };
     let mut last = Ok(());
@@ -171,12 +163,12 @@ pub(super) fn read_all(plan: &Plan, items: &mpsc::Sender<Item>, notes: &mpsc::Se
         Err((file, Ended::Failed { line, what })) => Item::Failed { file, line, what },
         Err((_, Ended::Unwanted)) => return,
     };
-    // Sending fails only if the receiver is gone, and then nobody needs the item.
+    // The send fails only if the receiver is dropped.
     items.blocking_send(item).ok();
 }
 
-/// The state of the reader thread. `cut_short` is the number of files that could not be read to
-/// their ends.
+/// The state of the reader thread. `cut_short` counts the files that could not be read to their
+/// ends.
 pub(super) struct Reader<'a> {
     pub(super) plan: &'a Plan,
     pub(super) items: &'a mpsc::Sender<Item>,
@@ -185,16 +177,15 @@ pub(super) struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Reads one file to its end, and sends its events in batches. `Err` gives the reason why the
-    /// reader must not continue with the next file.
+    /// Reads one file to its end. After an `Err`, the reader must not continue with the next file.
     fn read_file(&mut self, file: usize, path: &Path) -> Result<(), Ended> {
         let failed = |line, what| Ended::Failed { line, what };
         let stopped = |line, what, hint| failed(line, format!("{what}; {hint}"));
         let resumed = self.plan.resumed.get(file);
         let mut text = Text::open(path, file, resumed).map_err(|what| failed(1, what))?;
         let mut line = Vec::new();
-        // The point before a document that has no end yet. The next run begins there, unless an
-        // event on a line of its own shows that it is not a document.
+        // The point before a JSON document that may be unfinished. The next run begins there,
+        // unless an event on a line of its own shows that the text was not a document.
         let mut unfinished = None;
         let as_lines = self.plan.settings.only_looks;
         let mut batch = Batch { end: text.place, as_lines, ..Batch::default() };
@@ -232,27 +223,25 @@ impl Reader<'_> {
                 unfinished = None;
             }
             if !is_event && text.is_torn {
-                // The program that writes the file may not have finished this line, so the next run
-                // begins with this line.
+                // The line may not have been written completely yet. The next run begins with it.
                 batch.end = unfinished.unwrap_or(before);
                 break;
             }
-            // The events of one line may be sent in several requests. Only the last of these
-            // requests moves the frontier past the line.
+            // The events of one line may be in several requests. Only the last one moves the
+            // frontier past the line.
             batch.end = unfinished.unwrap_or(text.place);
             if batch.bad_lines >= BAD_LINES_MAX {
                 batch.flush(self.items)?;
             }
         }
-        // A batch without events is sent too, because its place tells the receiver that the file is
-        // done.
+        // A batch without events is sent too: its place tells the replay that the file is done.
         batch.flush(self.items)
     }
 
-    /// Adds the events of a line to the batch, and hands out the batch each time that it is full.
-    /// `found` is the range of the events in the line, or says why the line is bad; `number` is the
-    /// line's number, or its position in a queue. Returns `false` if the line is bad and was
-    /// skipped. `Err` if the line is bad and stops the replay.
+    /// Adds the events of a line to the batch, which is sent each time it is full. `found` is the
+    /// range of the events in the line, or the fault of the line. `number` is the line's number, or
+    /// its position in a queue. Returns `false` if the line is bad and was skipped, and `Err` if it
+    /// stops the replay.
     pub(super) fn add(
         &mut self,
         batch: &mut Batch,
@@ -290,9 +279,8 @@ impl Reader<'_> {
         }
     }
 
-    /// Reads the events of a queue that are left over, and sends them in batches. Damage is
-    /// reported, and the events after it are sent. `Err` gives the reason why the reader must not
-    /// continue with the next input.
+    /// Reads the remaining events of a queue. Damage is reported, and the events after it are sent.
+    /// After an `Err`, the reader must not continue with the next input.
     fn read_spool(&mut self, file: usize, path: &Path, spool: &Spool) -> Result<(), Ended> {
         let lines = spool.start.get();
         let end = Place { file, offset: spool.offset, lines, ..Place::default() };
@@ -322,36 +310,35 @@ impl Reader<'_> {
         }
         let looks = self.plan.settings.only_looks;
         if !looks && !spool.is_in_use && spool.directory.is_in_use().unwrap_or(false) {
-            let what = "a relay has been started with this directory meanwhile; its consumers may \
+            let what = "a relay has since been started with this directory; its consumers may \
                         get every event twice";
             self.remark(path, what.to_owned());
         }
         Ok(())
     }
 
-    /// Sends a note about a queue's directory, or a log that is followed, to the operator.
+    /// Sends a note about a queue's directory or a followed log to the operator.
     pub(super) fn remark(&self, directory: &Path, what: String) {
         let directory = directory.to_owned();
         self.notes.blocking_send(Note::Remark { directory, what }).ok();
     }
 }
 
-/// The events of one queue while they are read. The queue's walk passes the stored lines in parts,
-/// which may end in the middle of a line.
+/// A queue's events while they are read. The queue's walk passes the stored lines in pieces, which
+/// may end within a line.
 struct Events<'a, 'r> {
     reader: &'a mut Reader<'r>,
     path: &'a Path,
     batch: Batch,
-    /// The point before the event that is read next. Its `lines` is the position of this event.
+    /// The point before the next event. Its `lines` is the position of this event.
     next: Place,
-    /// The part of the event's line that was read so far.
+    /// The part of the line that was read so far.
     line: Vec<u8>,
     /// `true`: the line is longer than [`LINE_BYTES_MAX`] bytes, and `line` is empty.
     is_too_long: bool,
 }
 
 impl Events<'_, '_> {
-    /// Handles one message of the queue's walk. `Err` gives the reason why the reader must stop.
     fn see(&mut self, seen: Seen<'_>) -> Result<(), Ended> {
         match seen {
             Seen::At(position) => {
@@ -369,7 +356,7 @@ impl Events<'_, '_> {
         Ok(())
     }
 
-    /// Adds a part of a line, and the event if the line is complete with it.
+    /// Adds a piece of a line, and the event if the line is now complete.
     fn part(&mut self, part: &[u8]) -> Result<(), Ended> {
         self.next.offset += part.len() as u64;
         self.next.bytes_read = self.next.offset;
@@ -396,7 +383,7 @@ impl Events<'_, '_> {
         self.done()
     }
 
-    /// Reports and counts a fault of the directory. The reader continues with the events after it.
+    /// Reports and counts a fault of the directory. The reader continues after it.
     fn fault(&mut self, finding: &Finding) -> Result<(), Ended> {
         let positions = finding.positions.clone();
         let last = positions.end.saturating_back(1);
@@ -405,8 +392,7 @@ impl Events<'_, '_> {
             false => format!("{finding} (positions {} to {last})", positions.start),
         };
         self.reader.remark(self.path, what);
-        // Damaged bytes without an event, such as those of a segment's header, are not counted,
-        // because no event is lost with them.
+        // Damage without an event, such as that of a segment's header, is not counted.
         let is_damage = matches!(finding.fault, Fault::Damaged { .. });
         let costs_nothing = is_damage && finding.events == 0;
         self.batch.damage.faults += u64::from(!costs_nothing);
@@ -415,8 +401,8 @@ impl Events<'_, '_> {
         self.done()
     }
 
-    /// Notes that everything before `next` is in the batch or in earlier batches, and hands out the
-    /// batch if it has many lines that can't be sent.
+    /// Records that everything before `next` is in this or an earlier batch. Sends the batch if it
+    /// has many lines that can't be sent.
     fn done(&mut self) -> Result<(), Ended> {
         self.batch.end = self.next;
         if self.batch.bad_lines + self.batch.damage.faults >= BAD_LINES_MAX {
@@ -427,15 +413,15 @@ impl Events<'_, '_> {
 }
 
 impl Batch {
-    /// Returns `true` if an event of this many bytes may be added to the request. An empty request
-    /// takes an event of any size.
+    /// Returns `true` if an event of this many bytes fits into the request. An empty request takes
+    /// an event of any size.
     fn has_room(&self, settings: &Settings, bytes: usize) -> bool {
         let length = self.body.len() + 1 + bytes + LIST_TAIL.len();
         let is_below = self.events < settings.batch_events as u64 && length <= settings.batch_bytes;
         self.events == 0 || is_below
     }
 
-    /// Adds an event to the request. `line` is the number of the line with the event.
+    /// Adds an event, which is in this line.
     fn push(&mut self, event: &[u8], line: u64) {
         if self.events == 0 {
             self.first_line = line;
@@ -452,13 +438,12 @@ impl Batch {
         self.last_line = line;
     }
 
-    /// Sends the request to the replay, even if the request has no events, and begins a new
-    /// request. `Err` if the replay takes no more requests.
+    /// Sends the batch to the replay, even without events, and begins a new one.
     pub(super) fn flush(&mut self, items: &mpsc::Sender<Item>) -> Result<(), Ended> {
         let next = Self { end: self.end, as_lines: self.as_lines, ..Self::default() };
         let mut full = std::mem::replace(self, next);
         if full.events > 0 {
-            // The body of the next request will probably be as long as this one.
+            // The next body will probably have the same length.
             let capacity = full.body.len() + full.body.len() / 8;
             self.body.reserve(capacity.min(KEPT_BYTES_MAX));
             full.body.extend_from_slice(if self.as_lines { b"" } else { LIST_TAIL });
@@ -467,35 +452,33 @@ impl Batch {
     }
 }
 
-/// The result of reading one line with [`Text::next`].
+/// The result of [`Text::next`].
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Next {
-    /// A line was read.
     Line,
-    /// The line is longer than `LINE_BYTES_MAX` bytes, and was skipped.
+    /// The line is longer than [`LINE_BYTES_MAX`] bytes and was skipped.
     TooLong,
     /// The text has no further line.
     End,
 }
 
-/// What begins with a line that is not an event.
+/// The result of `Text::ahead`: what a line that is not an event may be the beginning of.
 enum Ahead {
-    /// A JSON document of several lines. All of them are in the line now.
+    /// A JSON document of several lines. The line now holds all of them.
     Document,
-    /// What may be a JSON document, if the file goes on.
+    /// Possibly a JSON document that the file does not complete yet.
     Unfinished,
     /// A JSON document that is longer than [`LINE_BYTES_MAX`] bytes.
     TooLong,
-    /// Nothing of these.
+    /// None of these.
     Other,
 }
 
-/// Returns the message about a line that is too long.
 pub(super) fn longer() -> String {
     format!("longer than {LINE_BYTES_MAX} bytes")
 }
 
-/// Returns the message about a JSON document that is too long, which begins with this line.
+/// Returns the message about a JSON document that begins with this line and is too long.
 fn too_long(line: &[u8]) -> String {
     let filter = if line.starts_with(b"[") { ".[]" } else { ".items[]? // ." };
     format!(
@@ -507,24 +490,23 @@ fn too_long(line: &[u8]) -> String {
 /// The text of one file, read line by line.
 pub(super) struct Text {
     reader: Box<dyn BufRead + Send>,
-    /// What was read from `reader` ahead of `place`, from `ahead_at` on.
+    /// The text that was read ahead of `place`. It begins at `ahead_at` in this buffer.
     ahead: Vec<u8>,
     ahead_at: usize,
-    /// The error that `reader` has returned behind `ahead`.
+    /// The error of `reader` after the text in `ahead`.
     ahead_error: Option<io::Error>,
-    /// The number of bytes that were read from the file, as they are on disk (compressed, for a
-    /// compressed file).
+    /// The bytes on disk that were read (compressed, for a compressed file).
     bytes_read: Arc<AtomicU64>,
     pub(super) packing: Packing,
-    /// `true`: the last line that was read has no line break at its end, so it may be incomplete.
+    /// `true`: the last line that was read has no line break, so it may be incomplete.
     is_torn: bool,
-    /// The point in the file after the last line that was read.
+    /// The point after the last line that was read.
     pub(super) place: Place,
 }
 
 impl Text {
-    /// Opens a file at its beginning or, if `resumed` is not `None`, at the point up to which an
-    /// earlier run has sent it. `Err` is a text that says why the file cannot be used.
+    /// Opens a file at its beginning, or at the point up to which an earlier run has sent it. `Err`
+    /// is the reason why the file can't be used.
     fn open(path: &Path, file: usize, resumed: Option<&Resumed>) -> Result<Self, String> {
         let cannot = |packing: Packing, error: &io::Error| {
             format!("cannot read it: {}", packing.explain(error))
@@ -550,7 +532,6 @@ impl Text {
         Ok(text)
     }
 
-    /// Opens a file at its beginning.
     fn at_start(path: &Path, file: usize) -> io::Result<Self> {
         let source: Box<dyn Read + Send> = if path.as_os_str() == STDIN {
             Box::new(io::stdin())
@@ -560,7 +541,7 @@ impl Text {
         Self::of(source, file)
     }
 
-    /// Begins to read a file from `source`, and finds out whether it is compressed.
+    /// Begins to read from `source`, and detects the compression.
     pub(super) fn of(source: Box<dyn Read + Send>, file: usize) -> io::Result<Self> {
         let bytes_read = Arc::<AtomicU64>::default();
         let counted = Counted { source, bytes: Arc::clone(&bytes_read) };
@@ -582,8 +563,7 @@ impl Text {
         })
     }
 
-    /// Skips the part of the file that an earlier run has sent, up to the point in `resumed`.
-    /// Returns `false` if the file ends before that point.
+    /// Skips the part that an earlier run has sent. Returns `false` if the file is shorter.
     fn skip_to(&mut self, path: &Path, resumed: &Resumed) -> io::Result<bool> {
         let is_file = path.as_os_str() != STDIN && std::fs::metadata(path)?.is_file();
         match self.packing {
@@ -611,7 +591,7 @@ impl Text {
         Ok(true)
     }
 
-    /// Skips this many bytes of the text. Returns `false` if the text has fewer.
+    /// Skips this many bytes of the text. Returns `false` if the text is shorter.
     pub(super) fn skip(&mut self, mut left: u64) -> io::Result<bool> {
         while left > 0 {
             let available = self.reader.fill_buf()?.len();
@@ -625,8 +605,8 @@ impl Text {
         Ok(true)
     }
 
-    /// Reads ahead until the next line is there with its line break, and returns `true` then;
-    /// `false` if the text ends before, and may go on later.
+    /// Reads ahead until the next line is complete with its line break. Returns `false` if the text
+    /// ends before; it may grow later.
     pub(super) fn has_line(&mut self) -> io::Result<bool> {
         if memchr::memchr(b'\n', self.available()?).is_some() {
             return Ok(true);
@@ -643,7 +623,7 @@ impl Text {
         }
     }
 
-    /// Returns the bytes that come next; none at the end of the text.
+    /// Returns the next bytes of the text; none at its end.
     fn available(&mut self) -> io::Result<&[u8]> {
         if self.ahead_at < self.ahead.len() {
             return Ok(&self.ahead[self.ahead_at..]);
@@ -661,9 +641,9 @@ impl Text {
         }
     }
 
-    /// Looks whether `line`, the last line that was read, begins a JSON document of several lines.
-    /// If it does, the other lines are read, and appended to `line`; otherwise, they are the next
-    /// ones to be read.
+    /// Checks whether `line`, the last line that was read, begins a JSON document of several lines.
+    /// The other lines of a document are appended to `line`. Otherwise they are read again as
+    /// lines.
     fn ahead(&mut self, line: &mut Vec<u8>) -> Ahead {
         if !matches!(line.trim_ascii_start().first(), Some(b'{' | b'[')) || self.is_torn {
             return Ahead::Other;
@@ -684,7 +664,7 @@ impl Text {
         self.place.lines += memchr::memchr_iter(b'\n', rest).count() as u64;
         line.extend_from_slice(rest);
         self.consume(used);
-        // What is left of the document's last line. If it cannot be read, the next read says so.
+        // The rest of the document's last line. An error is kept for the next read.
         let mut end = Vec::new();
         match self.next(&mut end) {
             Ok(Next::Line) => line.append(&mut end),
@@ -747,15 +727,15 @@ impl Text {
     }
 }
 
-/// A line and the text after it, for a parser. What the parser reads stays in `text`.
+/// A line and the text after it, for a parser. The bytes that the parser reads stay in `text`.
 struct Feed<'a> {
     line: &'a [u8],
-    /// The number of bytes of `line` that were read.
+    /// The bytes of `line` that were read.
     at: usize,
     text: &'a mut Text,
-    /// The number of bytes after `line` that were read.
+    /// The bytes after `line` that were read.
     used: usize,
-    /// `true`: the parser has not found an end within [`LINE_BYTES_MAX`] bytes.
+    /// `true`: the document did not end within [`LINE_BYTES_MAX`] bytes.
     is_too_long: bool,
 }
 
@@ -773,7 +753,7 @@ impl Read for Feed<'_> {
             if self.is_too_long || ahead_error.is_some() {
                 return Ok(0);
             }
-            // What was consumed is not needed any more.
+            // The consumed bytes are not needed any more.
             ahead.drain(..std::mem::take(ahead_at));
             let more = match reader.fill_buf() {
                 Ok(more) => more,

@@ -1,4 +1,4 @@
-//! Finds the events in one line of a file, by the rules by which a relay accepts them.
+//! Finds the events in one line of a file, by the rules of a relay.
 //!
 //! A line may be an event, as in the audit.log of kube-apiserver and OpenShift; an event after a
 //! node's name, as `oc adm node-logs` prints it, or after a time, as CloudWatch and container
@@ -12,19 +12,19 @@ use audit::{EVENT_HEAD, Invalid, LIST_HEAD};
 
 use super::wrapping;
 
-/// The longest name of a node, in bytes. A node's name is a DNS subdomain (RFC 1123).
+/// The maximum bytes of a node's name, which is a DNS subdomain (RFC 1123).
 const NODE_BYTES_MAX: usize = 253;
 
-/// The bytes with which some programs begin a text in UTF-8.
+/// The bytes with which some programs begin a UTF-8 text.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// The reason why a part of a line is not taken, as container runtimes write it.
+/// The message for a part of a line, as container runtimes write it.
 const PARTIAL: &str = "a container runtime has cut this line into parts (P): join them with `awk \
      '{t=$3; sub(/^[^ ]+ [^ ]+ [^ ]+ /, \"\"); printf \"%s\", $0 (t == \"P\" ? \"\" : \"\\n\")}' FILE`";
 
-/// Finds the events in `line`, whose last byte must be `\n`. Rewrites the line so that each event
-/// is followed by `\n`, and returns the range of the events; the range is empty for an empty line.
-/// `Err` says what is wrong with the line.
+/// Finds the events in `line`, whose last byte must be `\n`. Rewrites the line so that a `\n`
+/// follows each event, and returns the range of the events, which is empty for an empty line. `Err`
+/// is the fault of the line.
 pub(super) fn find(line: &mut Vec<u8>) -> Result<Range<usize>, String> {
     if is_usual(line) {
         return Ok(0..line.len());
@@ -40,7 +40,7 @@ pub(super) fn find(line: &mut Vec<u8>) -> Result<Range<usize>, String> {
         Ok(found) => return Ok(found),
         Err(error) => error,
     };
-    // A record around the event is looked for last. Every event is sent as it is, even an event
+    // A record around the event is looked for last, so that every event is sent unchanged, even one
     // that looks like a dead letter.
     let Ok(text) = str::from_utf8(&line[start..]) else { return Err(as_event) };
     let mut events = Vec::new();
@@ -50,26 +50,26 @@ pub(super) fn find(line: &mut Vec<u8>) -> Result<Range<usize>, String> {
     Ok(0..line.len())
 }
 
-/// Returns `true` if the line is an event as kube-apiserver logs it, and nothing else; `false` says
-/// nothing. The event is checked as the only one of a list, whose events have no kind, because the
-/// scanner for such lists is several times as fast as the check of a single event.
+/// Returns `true` if the line is exactly one event as kube-apiserver logs it; `false` proves
+/// nothing. The event is checked as the only one of a list, whose events have no `kind`, because
+/// the scanner for such lists is several times as fast as the check of a single event.
 fn is_usual(line: &[u8]) -> bool {
     let rest = line.strip_prefix(EVENT_HEAD).and_then(|rest| rest.strip_suffix(b"\n"));
     let Some(rest) = rest else { return false };
-    // The last byte is the room that the scanner needs.
+    // The last byte is room that the scanner needs.
     let mut list = [LIST_HEAD, b"{", rest, b"]}\n"].concat();
     #[cfg(target_arch = "x86_64")]
     let split = audit::Isa::best().and_then(|isa| audit::scan_in_place(isa, &mut list));
     #[cfg(not(target_arch = "x86_64"))]
     let split = None::<audit::Split>;
-    // If the text has been the whole of one event, it cannot have ended the list by itself.
+    // If the event has the whole text, the text can't have ended the list itself.
     let whole = LIST_HEAD.len()..list.len() - 2;
     split.is_some_and(|split| split.events == 1 && split.lines == whole)
 }
 
-/// Finds the events in this range of the line, by the rules by which a relay accepts events. The
-/// last byte of the range is not read: it is room for a `\n`. Returns the range of the events,
-/// counted from the beginning of the line. `Err` says what is wrong with the line.
+/// Finds the events in this range of the line, by the rules of a relay. The last byte of the range
+/// is not read: it is room for a `\n`. Returns the range of the events in the line. `Err` is the
+/// fault of the line.
 fn decode(line: &mut [u8], range: Range<usize>) -> Result<Range<usize>, String> {
     let Range { start, .. } = range;
     let body = line.get_mut(range).unwrap_or_default();
@@ -79,9 +79,9 @@ fn decode(line: &mut [u8], range: Range<usize>) -> Result<Range<usize>, String> 
     }
 }
 
-/// Returns the length in bytes of the words before the JSON text at the beginning of the line: a
-/// node's name, or a time and the words after it, such as `2026-11-25T18:00:00Z stdout F `. Returns
-/// 0 if the line begins otherwise. `Err` if the line is only a part of a longer one.
+/// Returns the length in bytes of a prefix before the JSON text: a node's name, or a time and the
+/// words after it, such as `2026-11-25T18:00:00Z stdout F `. 0 if there is no such prefix. `Err` if
+/// the line is only a part of a longer one.
 fn prefix_bytes(line: &[u8]) -> Result<usize, String> {
     let Some(brace) = memchr::memchr(b'{', &line[..line.len().min(NODE_BYTES_MAX + 16)]) else {
         return Ok(0);
@@ -105,8 +105,8 @@ mod tests {
     use super::*;
     use testing::corpus_file;
 
-    /// Method: each recorded line, and each with a byte changed, left out or doubled. What the
-    /// scanner takes, the check of a single event must take as it is.
+    /// Method: each recorded line, and each with a byte changed, left out or doubled. If the
+    /// scanner accepts a line, the check of a single event must accept it unchanged.
     #[test]
     fn the_scanner_takes_recorded_lines_and_nothing_that_is_not_an_event() {
         let mut random = fastrand::Rng::with_seed(32);

@@ -1,8 +1,8 @@
-//! The compressions in which a file of `replay` may be, and their decoders.
+//! The compressions of the files of `replay`, and their decoders.
 //!
-//! The first bytes of a file tell its compression; the file's name does not count. A gzip file may
-//! have several members, and a zstd file several frames. The decoders decode a piece at a time, so
-//! memory does not depend on the size of a file.
+//! The first bytes of a file tell its compression, whatever its name is. A gzip file may have
+//! several members, and a zstd file several frames. The decoders decode piece by piece, so memory
+//! does not depend on the size of a file.
 
 use std::io;
 use std::io::{BufRead, BufReader, Read};
@@ -11,23 +11,22 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use flate2::bufread::MultiGzDecoder;
 
-/// The number of bytes at the beginning of a file that [`Packing::of`] needs.
+/// The first bytes of a file that [`Packing::of`] needs.
 pub const MAGIC_BYTES: usize = 4;
 
-/// The binary logarithm of the largest window of a zstd frame, in bytes: 8 MiB. The window is the
-/// part of the text that the decoder must keep in memory, and the file chooses its size. RFC 8878
-/// §3.1.1.1.2 recommends that decoders support 8 MiB, and `zstd -19` uses 8 MiB. With zstd's own
-/// limit, a file of a few bytes could make the decoder reserve 128 MiB.
+/// The base-2 logarithm of the largest window of a zstd frame: 8 MiB. The decoder keeps the window
+/// in memory, and the file chooses its size. RFC 8878 §3.1.1.1.2 recommends that decoders support 8
+/// MiB, and `zstd -19` uses 8 MiB. With zstd's own limit, a file of a few bytes could make the
+/// decoder reserve 128 MiB.
 const WINDOW_LOG_MAX: u32 = 23;
 
-/// The text of zstd's error for a window that is larger than the limit. The crate reports the error
-/// only by its text.
+/// zstd's error for a window above the limit. The crate gives only this text.
 const WINDOW_TOO_LARGE: &str = "Frame requires too much memory for decoding";
 
 /// The compression of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Packing {
-    /// The file is not compressed.
+    /// Not compressed.
     Plain,
     /// gzip (RFC 1952).
     Gzip,
@@ -36,20 +35,20 @@ pub enum Packing {
 }
 
 impl Packing {
-    /// Returns the compression of a file whose first [`MAGIC_BYTES`] bytes are `magic`. A shorter
-    /// file gives fewer bytes. No line of an audit log begins with the bytes of a compressed file.
+    /// Returns the compression of a file with these first bytes, which are fewer than
+    /// [`MAGIC_BYTES`] for a shorter file. No line of an audit log begins like a compressed file.
     pub fn of(magic: &[u8]) -> Self {
         match magic {
             [0x1f, 0x8b, ..] => Self::Gzip,
-            // A frame, and a skippable frame, which holds no text. Some programs (pzstd) begin a
-            // file with a skippable frame.
+            // A frame, or a skippable frame without text, with which some programs (pzstd) begin a
+            // file.
             [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18] => Self::Zstd,
             _ => Self::Plain,
         }
     }
 
-    /// Returns a reader of the text of a file whose bytes are read from `raw`. `buffer` is the size
-    /// in bytes of the buffer for the text of a compressed file.
+    /// Returns a reader of the text of `raw`. `buffer` is the size in bytes of the buffer for
+    /// decompressed text.
     pub fn open(
         self,
         raw: impl BufRead + Send + 'static,
@@ -66,15 +65,15 @@ impl Packing {
         })
     }
 
-    /// Returns a text that says why the file cannot be read further, and what the operator can do
-    /// about the fault of a compressed file.
+    /// Returns the reason why the file can't be read further, with advice if the compressed data
+    /// are at fault.
     pub fn explain(self, error: &io::Error) -> String {
         let (name, tool) = match self {
             Self::Plain => return error.to_string(),
             Self::Gzip => ("gzip", "gzip -t"),
             Self::Zstd => ("zstd", "zstd -t"),
         };
-        // An error of the operating system is a fault of the disk and not of the file's bytes.
+        // An error of the operating system is a fault of the disk, not of the file's bytes.
         if error.raw_os_error().is_some() {
             return error.to_string();
         }
@@ -95,9 +94,9 @@ impl Packing {
     }
 }
 
-/// A reader that counts in `bytes` the bytes that are read from `source`.
+/// A reader that counts the bytes it reads.
 pub struct Counted {
-    /// What is read.
+    /// The reader of the bytes.
     pub source: Box<dyn Read + Send>,
     /// The number of bytes that were read.
     pub bytes: Arc<AtomicU64>,

@@ -1,8 +1,8 @@
-//! The directory of a queue as an input of a replay: the events that the outputs of a relay have
-//! not finished, and what the operator is told about them.
+//! A queue's directory as an input of a replay: the events that the outputs of a relay have not
+//! finished, and the remarks for the operator.
 //!
-//! A directory is only read. The cursors of its outputs stay where they are, so the directory does
-//! not show that its events were replayed. The resume file and the exit status show that.
+//! A directory is only read. The cursors of its outputs do not move, so only the resume file and
+//! the exit status show that its events were replayed.
 
 use std::path::{Path, PathBuf};
 
@@ -11,22 +11,22 @@ use base::position::Position;
 use base::words::grouped;
 use queue::inspect::{CursorsFile, Directory, Error, Leftover, printable};
 
-/// A queue's directory that was opened for a replay, and the events in it that are left over: those
-/// that its outputs, or the chosen one of them, have not finished.
+/// A queue's directory that was opened for a replay, and its remaining events: those that its
+/// outputs, or the chosen output, have not finished.
 #[derive(Debug)]
 pub(super) struct Spool {
     pub(super) directory: Directory,
     pub(super) left: Leftover,
-    /// The name of the output whose unfinished events are sent. `None`: an event is sent if at
-    /// least one output has not finished it.
+    /// The output whose unfinished events are sent. `None`: the events that at least one output has
+    /// not finished.
     pub(super) output: Option<String>,
     /// The position of the first event that this run sends.
     pub(super) start: Position,
-    /// The record about this directory in the resume file, as it is when this run begins.
+    /// The record in the resume file when this run begins.
     pub(super) resumed: resume::Queue,
-    /// The number of bytes in the lines that earlier runs have sent.
+    /// The bytes of the lines that earlier runs have sent.
     pub(super) offset: u64,
-    /// `true`: a relay was running with this directory when the replay began.
+    /// `true`: a relay was using the directory when the replay began.
     pub(super) is_in_use: bool,
 }
 
@@ -35,31 +35,30 @@ pub(super) struct Spool {
 pub struct Replayed {
     /// The path of the directory.
     pub directory: PathBuf,
-    /// The queue's identity, as [`Leftover::queue`] says it.
+    /// The queue's identity, from [`Leftover::queue`].
     pub queue: String,
-    /// The number of events that the receiver has accepted without a gap, in this run and in
-    /// earlier ones with the same resume file.
+    /// The number of events that were accepted without a gap, in all runs with the same resume
+    /// file.
     pub events: u64,
-    /// The position of the first event that was left over when the first run began.
+    /// The position of the first remaining event when the first run began.
     pub begin: Position,
     /// The position up to which everything is done. Each event from `begin` to `end` was accepted,
     /// is one of `missing` or `dropped`, or was skipped because a relay would not accept it.
     pub end: Position,
-    /// The number of events before `end` that are damaged or missing in the directory.
+    /// The number of events before `end` that are damaged or missing.
     pub missing: u64,
-    /// The number of events from `begin` to `end` that the relay itself had dropped and counted as
-    /// lost.
+    /// The number of events from `begin` to `end` that the relay had dropped and counted as lost.
     pub dropped: u64,
 }
 
 impl Spool {
-    /// Opens a queue's directory and finds its events that are left over. `saved` is the record of
-    /// the resume file about this input; `None` if there is none yet.
+    /// Opens a queue's directory and finds its remaining events. `saved` is the record in the
+    /// resume file about this input.
     ///
     /// # Errors
     ///
-    /// [`Unusable`] says why the directory can't be used: it holds no queue, a relay is running
-    /// with it, it has no such output, or the resume file is about something else.
+    /// The directory has no queue or no such output, a relay is using it, or the resume file is
+    /// about something else.
     pub(super) fn open(
         path: &Path,
         settings: &Settings,
@@ -109,8 +108,8 @@ impl Spool {
         Ok(spool)
     }
 
-    /// Takes over the progress of earlier runs. `path` and `file` are the names of the directory
-    /// and of the resume file for an error.
+    /// Takes over the progress of earlier runs. The error names the directory `path` and the resume
+    /// file `file`.
     fn resume(&mut self, saved: &resume::Read, path: &str, file: &str) -> Result<(), Unusable> {
         let refused = |what: String| {
             Err(Unusable(format!(
@@ -142,21 +141,20 @@ impl Spool {
                  directory was set back, and what it holds now may be something else"
             ));
         }
-        // A relay that has run with the directory since then may have got further than the replay.
+        // A relay that has used the directory since then may be further than the replay.
         self.start = self.left.begin.max(Position::new(saved.lines));
         self.resumed = queue.clone();
         self.offset = saved.offset;
         Ok(())
     }
 
-    /// Returns the number of events that the relay itself has dropped, among those that this run
-    /// would send.
+    /// Returns the number of this run's events that the relay had dropped.
     pub(super) fn dropped(&self) -> u64 {
         self.left.dropped_in(self.start..self.left.end)
     }
 
-    /// Returns what the operator should know before the events are sent: first how many events
-    /// are sent, then one sentence for each line.
+    /// Returns the remarks before the events are sent, one sentence for each line. The first is the
+    /// number of events.
     pub(super) fn remarks(&self, path: &Path) -> Vec<String> {
         let (left, name, mut told) = (&self.left, path.display(), Vec::new());
         let dropped = self.dropped();
@@ -218,7 +216,7 @@ impl Spool {
         told
     }
 
-    /// Returns a sentence for each output that has finished a part of the events that are sent.
+    /// Returns a sentence for each output that has already finished some of the events.
     fn repeated(&self, path: &Path) -> Vec<String> {
         let ahead = self.left.outputs.iter().filter(|(_, at)| *at > self.start);
         ahead
@@ -235,7 +233,7 @@ impl Spool {
     }
 }
 
-/// Says that this many events that outputs have set aside are not sent, and how to send them.
+/// Returns the remark about this many events that outputs have set aside.
 pub(super) fn aside_words(events: u64, path: &Path) -> String {
     format!(
         "set aside by outputs and not sent: {}; `replay {}/set-aside/*.json --url …` sends them",
@@ -244,7 +242,7 @@ pub(super) fn aside_words(events: u64, path: &Path) -> String {
     )
 }
 
-/// Returns a number of things as text, such as "1 event" or "1,200 events".
+/// Returns a number with its noun, such as "1 event" or "1,200 events".
 pub(super) fn count(number: u64, what: &str) -> String {
     let end = if number == 1 { "" } else { "s" };
     format!("{} {what}{end}", grouped(number))

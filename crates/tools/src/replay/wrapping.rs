@@ -1,5 +1,5 @@
-//! Finds events in what other systems have put around them: in a JSON array, or in a record whose
-//! member is the event or its text.
+//! Finds events inside a JSON array, or inside a record of another system whose member is the event
+//! or its text.
 //!
 //! | record | the event is in |
 //! |---|---|
@@ -9,17 +9,18 @@
 //! | journald (`journalctl -o json`) | `MESSAGE` |
 //! | Docker, Fluentd and Fluent Bit | `log`, `message` |
 //!
-//! A text is taken out of its JSON string, which gives the bytes back that kube-apiserver wrote.
-//! The audit logs of Google Cloud (GKE) have other members than an event, so they are refused.
+//! An event in a JSON string is unescaped, which restores the bytes that kube-apiserver wrote. The
+//! audit logs of Google Cloud (GKE) have other members than an event and are refused.
 
 use std::collections::HashMap;
 
 use serde_json::value::RawValue;
 
-/// The greatest number of arrays, records and strings around an event. Azure needs five.
+/// The maximum number of arrays, records and strings around an event. Azure needs five.
 pub(super) const DEPTH_MAX: usize = 8;
 
-/// The members of records in which an event is looked for; the first one that is there counts.
+/// The members of a record that may contain an event, in the order in which they are tried. Only
+/// the first one that exists counts.
 const MEMBERS: [&str; 10] = [
     "event",
     "records",
@@ -33,13 +34,12 @@ const MEMBERS: [&str; 10] = [
     "MESSAGE",
 ];
 
-/// The reason why the entries of Google Cloud are refused.
 const GOOGLE: &str = "an entry of Google Cloud's audit logs (protoPayload) is not an event of \
                       kube-apiserver: it has other members, and no event can be made of it";
 
 /// Appends the events in `text` to `events`, each followed by `\n`. `depth` is the number of layers
-/// that may be around them. `Err` says what is wrong; it is `None` if the text is an object that is
-/// neither an event nor a record of a known form.
+/// that may be around them. `Err` is the fault, or `None` for an object that is neither an event
+/// nor a known record.
 pub(super) fn unwrap(text: &str, depth: usize, events: &mut Vec<u8>) -> Result<(), Option<String>> {
     let text = text.trim_ascii();
     let Some(depth) = depth.checked_sub(1) else {
@@ -71,7 +71,7 @@ pub(super) fn unwrap(text: &str, depth: usize, events: &mut Vec<u8>) -> Result<(
     }
 }
 
-/// Appends the events of a text inside a record, an array or a string. It may be an event itself.
+/// Appends the events of a text inside a record, an array or a string. The text may be an event.
 fn inner(text: &str, depth: usize, events: &mut Vec<u8>) -> Result<(), String> {
     let text = text.trim_ascii();
     let as_event = match text.starts_with('{').then(|| audit::decode(text.into())) {

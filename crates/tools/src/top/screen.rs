@@ -18,24 +18,23 @@ use base::words::{ago, bytes, grouped, latency, scaled, span, whole};
 use telemetry::status::verdict::State;
 use telemetry::status::{Address, Evidence, History, Output, Status, verdict};
 
-/// The lines of the screen that do not depend on the number of outputs, addresses and findings.
+/// The number of lines that do not depend on the number of outputs, addresses and findings.
 const FIXED_LINES: usize = 30;
 
-/// The minimum and the maximum number of lines of the chart of the last hour.
+/// The minimum and maximum lines of the chart of the last hour.
 const CHART_LINES: (u16, u16) = (6, 10);
 
-/// The width in columns from which the table has all its columns, and the width from which it has
-/// most of them.
+/// The terminal widths from which the table has all columns, or most of them.
 const WIDE: u16 = 110;
 const MEDIUM: u16 = 90;
 
-/// The number of cells of the bar that shows the fill of the queue.
+/// The cells of the bar that shows the fill of the queue.
 const BAR_CELLS: u64 = 20;
 
-/// The longest part of the hour that the chart shows, in seconds.
+/// The longest time that the chart shows, in seconds.
 const HOUR: f64 = 3600.0;
 
-/// The possible lengths of the chart, in seconds, while the relay runs for less than an hour.
+/// The possible lengths of the chart in seconds while the relay runs for less than an hour.
 const SPANS: [f64; 3] = [300.0, 900.0, 1800.0];
 
 const QUIET: Style = Style::new().fg(Color::DarkGray);
@@ -43,7 +42,7 @@ const ACCEPTED: Style = Style::new().fg(Color::Cyan);
 const DELIVERED: Style = Style::new().fg(Color::Magenta);
 const STRONG: Style = Style::new().add_modifier(Modifier::BOLD);
 
-/// Returns the colour and the sign of a state. The sign shows the state even without the colour.
+/// Returns the colour and the sign of a state. The sign is enough for a reader without colours.
 fn look(state: State) -> (Style, &'static str) {
     match state {
         State::Good => (Style::new().fg(Color::Green), "✓"),
@@ -63,7 +62,7 @@ pub fn height(view: &View) -> u16 {
     short(lines)
 }
 
-/// Draws a view, which fills the frame.
+/// Draws a view into the whole frame.
 pub fn draw(view: &View, frame: &mut Frame<'_>) {
     let area = frame.area();
     let Some(status) = &view.status else {
@@ -110,7 +109,7 @@ pub fn draw(view: &View, frame: &mut Frame<'_>) {
     frame.render_widget(Paragraph::new(keys(view)), keys_area);
 }
 
-/// Returns the screen while the relay has not answered yet.
+/// Returns the screen before the first answer.
 fn unanswered(view: &View) -> Vec<Line<'static>> {
     let first = Line::from(format!("kube-audit-forwarder · {}", view.url));
     let second = match &view.failure {
@@ -123,11 +122,11 @@ fn unanswered(view: &View) -> Vec<Line<'static>> {
     vec![first, second]
 }
 
-/// The numbers of lines of the parts of the screen.
+/// The heights of the parts of the screen.
 struct Lines {
     top: u16,
     flow: u16,
-    /// The table of outputs, with its head.
+    /// The table of outputs and its head.
     table: u16,
     /// The details of one output and the table of its addresses; 0 if they are hidden.
     details: u16,
@@ -136,10 +135,10 @@ struct Lines {
 }
 
 impl Lines {
-    /// Shortens the parts so that they fit into a terminal of this height: first the chart is left
-    /// out, then the details, then lines of the table.
+    /// Shortens the parts to a terminal of this height: first the chart is left out, then the
+    /// details, then lines of the table.
     fn fitted(self, height: u16) -> Self {
-        // The blank lines before the flow and the table, and the line of keys.
+        // The three are the blank lines before the flow and the table, and the line of keys.
         let used = self.top.saturating_add(self.flow).saturating_add(3);
         let free = height.saturating_sub(used);
         let table = self.table.min(free);
@@ -150,8 +149,8 @@ impl Lines {
         Self { table, details, chart, ..self }
     }
 
-    /// Returns the places of the relay and the verdict, the flow, the chart's title, the chart, the
-    /// table, the details and the keys.
+    /// Returns the areas from top to bottom: relay and verdict, flow, the chart's title, chart,
+    /// table, details, keys.
     fn areas(&self, area: Rect) -> [Rect; 7] {
         let length = Constraint::Length;
         let [top, _, flow, title, chart, _, table, _, details, _, keys] = Layout::vertical([
@@ -180,7 +179,7 @@ fn short(count: usize) -> u16 {
     u16::try_from(count).unwrap_or(u16::MAX)
 }
 
-/// Returns the lines about the relay itself and the verdict, at most `lines_max` or 3.
+/// Returns the lines about the relay, and at most `lines_max` (or 3, if more) about the findings.
 fn head(view: &View, status: &Status, width: u16, lines_max: u16) -> Vec<Line<'static>> {
     let memory = match status.process.memory_limit_bytes {
         Some(limit) => {
@@ -202,7 +201,7 @@ fn head(view: &View, status: &Status, width: u16, lines_max: u16) -> Vec<Line<'s
         facts.push_str(" · paused");
     }
     if view.has_restarted {
-        facts.push_str(" · the relay has restarted meanwhile");
+        facts.push_str(" · the relay has restarted");
     }
     let mut lines =
         vec![Line::from(vec![Span::styled("kube-audit-forwarder", STRONG), facts.into()])];
@@ -244,8 +243,7 @@ fn findings(status: &Status, width: u16, lines_max: usize) -> Vec<Line<'static>>
     found
 }
 
-/// Cuts a text into lines of at most `width` columns, between words. The lines after the first
-/// begin with two spaces.
+/// Wraps a text between words at `width` columns. Lines after the first are indented by two spaces.
 fn styled(text: &str, width: u16, style: Style) -> Vec<Line<'static>> {
     let width = usize::from(width).max(20);
     let mut lines = Vec::new();
@@ -266,7 +264,6 @@ fn styled(text: &str, width: u16, style: Style) -> Vec<Line<'static>> {
     lines.into_iter().map(|line| Line::styled(line, style)).collect()
 }
 
-/// Returns the lines about events that come in, the queue, losses, and the evidence.
 fn flow(status: &Status, width: u16) -> Vec<Line<'static>> {
     let mut lines = vec![incoming(status)];
     lines.extend(queue(status, width));
@@ -276,7 +273,6 @@ fn flow(status: &Status, width: u16) -> Vec<Line<'static>> {
     lines
 }
 
-/// Returns the name of a line of the flow.
 fn name(text: &'static str) -> Span<'static> {
     Span::styled(format!("{text:<8}"), QUIET)
 }
@@ -304,7 +300,7 @@ fn incoming(status: &Status) -> Line<'static> {
     Line::from(vec![name("in"), Span::styled(events, STRONG), input.into()])
 }
 
-/// Returns the line about the queue. Its settings are a second line if the first has no room.
+/// Returns the line about the queue. If the settings do not fit, they are a second line.
 fn queue(status: &Status, width: u16) -> Vec<Line<'static>> {
     let queue = &status.queue;
     let fill = queue.needed() as f64 / (queue.capacity_bytes as f64).max(1.0);
@@ -347,7 +343,7 @@ fn lost(status: &Status) -> Line<'static> {
     Line::from(vec![name("lost"), Span::styled(lost, look(state).0)])
 }
 
-/// Returns the line about kube-apiservers; `None` if the events do not tell which there are.
+/// Returns the line about kube-apiservers. `None` if the events do not name any.
 fn apiservers(status: &Status) -> Option<Line<'static>> {
     let ages = status.apiservers.iter().map(|it| it.last_heard_seconds_ago);
     let longest = ages.max_by(f64::total_cmp)?;
@@ -372,11 +368,11 @@ fn evidence(evidence: &Evidence) -> Line<'static> {
     Line::from(vec![name("evidence"), " ".into(), text.into()])
 }
 
-/// Draws the last hour: events accepted in each second, and events that the slowest required output
-/// has delivered.
+/// Draws the last hour: the events accepted per second, and the events that the slowest required
+/// output has delivered.
 fn hour(history: &History, status: &Status, frame: &mut Frame<'_>, title_area: Rect, area: Rect) {
     let now = status.process.time_seconds;
-    // In the first minutes after a start, an hour would be nearly empty.
+    // In the first minutes after startup, the chart of an hour would be nearly empty.
     let known = history.time_seconds.first().map_or(0.0, |first| now - first);
     let span = SPANS.into_iter().find(|span| *span >= known).unwrap_or(HOUR);
     let shown = if span < HOUR { format!("{:.0} min", span / 60.0) } else { "hour".to_owned() };
@@ -386,7 +382,7 @@ fn hour(history: &History, status: &Status, frame: &mut Frame<'_>, title_area: R
         known.filter(|(time, _)| *time >= -span).collect()
     };
     let accepted = points(&history.accepted_events_per_second);
-    // The slowest output is the required one that has delivered the fewest events.
+    // The slowest output is the required one with the fewest delivered events.
     let required = status.outputs.iter().filter(|it| it.required);
     let slowest = required.min_by_key(|it| it.counts.delivered_events);
     let delivered = slowest
@@ -422,7 +418,7 @@ fn hour(history: &History, status: &Status, frame: &mut Frame<'_>, title_area: R
     frame.render_widget(Chart::new(sets).x_axis(across).y_axis(up), area);
 }
 
-/// Returns the state of an output in a few words, and how bad it is.
+/// Returns the severity of an output's state, and the state in a few words.
 fn state_words(it: &Output) -> (State, String) {
     if it.health.unsteady {
         return (it.trouble.unwrap_or(State::Warn), "unsteady".to_owned());
@@ -458,7 +454,7 @@ fn state_words(it: &Output) -> (State, String) {
 
 fn outputs_table(view: &View, status: &Status, frame: &mut Frame<'_>, area: Rect) {
     let (is_wide, is_medium) = (area.width >= WIDE, area.width >= MEDIUM);
-    // For each column its head, its width (for the first column the minimum), and whether it is
+    // Each column has its head, its width (the minimum for the first column), and whether it is
     // shown.
     let columns = [
         ("  OUTPUT", 12, true),
@@ -493,7 +489,6 @@ fn outputs_table(view: &View, status: &Status, frame: &mut Frame<'_>, area: Rect
     frame.render_stateful_widget(table, area, &mut state);
 }
 
-/// Returns the cells of one output in all columns of the table.
 fn output_cells(it: &Output) -> [Cell<'static>; 9] {
     let (state, words) = state_words(it);
     let (style, sign) = look(state);
@@ -524,12 +519,12 @@ fn output_cells(it: &Output) -> [Cell<'static>; 9] {
     ]
 }
 
-/// Returns a cell of a column of numbers.
+/// Returns a right-aligned cell, for numbers.
 fn right(text: String) -> Cell<'static> {
     Cell::from(Line::from(text).right_aligned())
 }
 
-/// Returns the lines about one output that the table has no room for.
+/// Returns the facts about one output for which the table has no room.
 fn details(it: &Output, width: u16) -> Vec<Line<'static>> {
     let mut facts = vec![
         format!("delivered {}", grouped(it.counts.delivered_events)),
@@ -569,7 +564,7 @@ fn details(it: &Output, width: u16) -> Vec<Line<'static>> {
     lines
 }
 
-/// Returns the reasons of failed attempts with their counts, the most frequent one first.
+/// Returns the error reasons with their counts, the most frequent one first.
 fn errors(counts: &std::collections::BTreeMap<String, u64>) -> impl Iterator<Item = String> {
     let mut counts: Vec<_> = counts.iter().filter(|(_, count)| **count > 0).collect();
     counts.sort_by_key(|(_, count)| std::cmp::Reverse(**count));

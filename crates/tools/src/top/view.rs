@@ -1,4 +1,4 @@
-//! The newest answers of a relay, and the choices of the reader.
+//! The newest answers of a relay, and the choices of the reader. Nothing here draws.
 
 use std::time::Duration;
 
@@ -21,32 +21,30 @@ pub enum Key {
     Help,
 }
 
-/// The newest answers of a relay, and the choices of the reader.
+/// The state of `top` between two drawings.
 pub struct View {
     /// The relay's base URL, for the first line.
     pub(super) url: String,
     pub(super) status: Option<Status>,
     pub(super) history: Option<History>,
-    /// The reason why the last request had no answer; `None` if it was answered.
+    /// The reason why the last request was not answered.
     pub(super) failure: Option<String>,
     /// The time since the last answer.
     pub(super) silence: Duration,
-    /// `true`: the process of the relay has started again since this view was made.
+    /// `true`: the relay's process has restarted since this view was made.
     pub(super) has_restarted: bool,
-    /// The name of the output that the reader has selected, even if the order of the table changes.
-    /// `None` if the reader has selected none; this means the first output.
+    /// The name of the selected output, so that the selection survives reordering. `None`: the
+    /// first output.
     selected: Option<String>,
     details: bool,
-    /// The lines of the table of `--by`, which takes the place of the outputs; `None` if it is not
-    /// asked for.
+    /// The lines of the table of `--by`, which replaces the outputs.
     pub(super) volume: Option<Vec<String>>,
     pub(super) paused: bool,
     pub(super) help: bool,
 }
 
 impl View {
-    /// Makes a view of the relay at `url` that has no answer yet. The details of the selected
-    /// output are shown if `details` is `true`.
+    /// Makes a view without an answer. `details` shows the details of the selected output.
     pub fn new(url: &str, details: bool) -> Self {
         Self {
             url: message(url),
@@ -63,14 +61,14 @@ impl View {
         }
     }
 
-    /// Takes the lines of the table of `--by`.
+    /// Stores the lines of the table of `--by`, unless the view is paused.
     pub fn counted(&mut self, table: Vec<String>) {
         if !self.paused {
             self.volume = Some(table);
         }
     }
 
-    /// Takes a new state of the relay. While the view is paused, the state is ignored.
+    /// Stores a new state of the relay, unless the view is paused.
     pub fn answered(&mut self, mut status: Status) {
         if self.paused {
             return;
@@ -79,7 +77,7 @@ impl View {
         if self.status.as_ref().is_some_and(|before| start(before) != start(&status)) {
             self.has_restarted = true;
         }
-        // Relays of older versions send no verdict and no states of outputs.
+        // Relays of older versions send neither a verdict nor states of outputs.
         if status.verdict.is_none() {
             status.verdict = Some(verdict::judge(&status));
             for output in &mut status.outputs {
@@ -95,20 +93,20 @@ impl View {
         self.silence = Duration::ZERO;
     }
 
-    /// Takes the last hour of the relay; `None` if the relay keeps no history.
+    /// Stores the last hour of the relay, or `None` if the relay keeps no history.
     pub fn remembered(&mut self, history: Option<History>) {
         if !self.paused {
             self.history = history;
         }
     }
 
-    /// Notes that the relay has not answered, with the reason and the time since its last answer.
+    /// Records that the relay has not answered, with the reason and the time since its last answer.
     pub fn failed(&mut self, reason: &str, silence: Duration) {
         self.failure = Some(message(reason));
         self.silence = silence;
     }
 
-    /// Changes the view as `key` says.
+    /// Applies a key.
     pub fn press(&mut self, key: Key) {
         match key {
             Key::Up => self.select(-1),
@@ -119,7 +117,7 @@ impl View {
         }
     }
 
-    /// Moves the selection by `step` lines, and not beyond the ends of the table.
+    /// Moves the selection by `step` lines within the table.
     fn select(&mut self, step: isize) {
         let Some(status) = &self.status else { return };
         let at = self.selected_row(status);
@@ -134,14 +132,13 @@ impl View {
         status.outputs.get(self.selected_row(status))
     }
 
-    /// Returns the row of the selected output in the table.
     pub(super) fn selected_row(&self, status: &Status) -> usize {
         let is_selected = |it: &Output| Some(&it.name) == self.selected.as_ref();
         status.outputs.iter().position(is_selected).unwrap_or(0)
     }
 }
 
-/// Returns the rank of an output in the table: trouble comes first.
+/// Returns the sort rank of an output: trouble comes first.
 fn rank(it: &Output) -> u8 {
     match it.trouble {
         Some(State::Bad) => 0,

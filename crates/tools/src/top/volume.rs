@@ -1,13 +1,13 @@
-//! The table of who causes the bytes that come in, for `top --by` and the command `volume`.
+//! The table of users or resources that cause the received bytes, for `top --by` and `volume`.
 
 use base::words::{bytes, escape, grouped, scaled, span, whole};
 use transform::volume::report::{Figures, Row};
 
-/// The number of cells of the bar that shows a share.
+/// The cells of the bar that shows a share.
 const BAR_CELLS: f64 = 20.0;
 
-/// Returns the lines of the table of a dimension, the names with the most bytes first. They are
-/// safe for a terminal.
+/// Returns the table of a dimension, one text for each line, the names with the most bytes first.
+/// The texts are safe for a terminal.
 pub fn table(figures: &Figures, by: &str) -> Vec<String> {
     let summary = format!(
         "last {} · {} · {} events, of which {} were read",

@@ -1,8 +1,7 @@
-//! The criteria of a rule: which values are mistakes, and which criterion a request fails to meet.
+//! The criteria of a rule: which values are mistakes, and which criterion a request does not meet.
 //!
-//! The code here compares criterion by criterion, in the order of kube-apiserver, and the
-//! explanations of a policy are made from it. `matcher.rs` decides the same question fast, for many
-//! rules.
+//! The code here compares criterion by criterion, in the order of kube-apiserver, for the
+//! explanations of a policy. `matcher.rs` makes the same decision fast, for many rules.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -12,32 +11,27 @@ use serde::Serialize;
 
 use audit::request::{Location, Object, Request};
 
-/// The criteria of a rule. A request matches if it meets the criterion of every field that is not
+/// The criteria of a rule. A request matches if it meets the criterion of every list that is not
 /// empty.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Criteria {
-    /// The names of users. If the list is not empty, the user must have one of these names. In a
-    /// [`Match`], a name that ends in `*` stands for every name that begins with the text before
-    /// the `*`. In the rule of a policy, `*` is a character like any other.
+    /// Names of users. In a [`Match`], a name that ends in `*` stands for every name that begins
+    /// with the text before the `*`. In the rule of a policy, `*` is a character like any other.
     pub users: Vec<String>,
-    /// The names of groups. If the list is not empty, the user must be in at least one of these
-    /// groups.
+    /// Names of groups; the user must be in at least one of them.
     pub user_groups: Vec<String>,
-    /// Verbs, such as `get`. If the list is not empty, the request must have one of these verbs.
+    /// Verbs, such as `get`.
     pub verbs: Vec<String>,
-    /// Kinds of objects. If the list is not empty, the request must be about an object of one of
-    /// these kinds.
+    /// Resources; the request must be about an object of one of them.
     pub resources: Vec<GroupResources>,
-    /// Namespaces; `""` stands for objects of no namespace. If the list is not empty, the request
-    /// must be about an object in one of these namespaces. A `*` at the end of a namespace means
-    /// what it means in `users`.
+    /// Namespaces; `""` stands for objects of no namespace. A `*` at the end means what it means in
+    /// `users`.
     pub namespaces: Vec<String>,
-    /// Paths. If the list is not empty, the request must be about no object, and its path must be
-    /// one of these. A path that ends in `*` stands for every path that begins with the text before
-    /// the `*`.
+    /// Paths; the request must be about one of them, and not about an object. A path that ends in
+    /// `*` stands for every path that begins with the text before the `*`.
     pub non_resource_urls: Vec<String>,
-    /// Codes of responses, in ranges. If the list is not empty, the event must have one of these
-    /// codes. The rule of a policy has none, because kube-apiserver decides before it answers.
+    /// Codes of responses, in ranges. The rule of a policy has none, because kube-apiserver decides
+    /// before it answers.
     pub code: Vec<RangeInclusive<u16>>,
 }
 
@@ -47,28 +41,26 @@ pub struct Criteria {
 pub struct Match {
     /// The criteria that the request must meet.
     pub criteria: Criteria,
-    /// The requests that are exempt. A criterion about a namespace that is unknown is not met here,
-    /// so that an unknown value exempts no request.
+    /// The requests that are exempt. An unknown namespace meets no criterion here, so that it
+    /// exempts no request.
     pub unless: Vec<Criteria>,
 }
 
-/// Kinds of objects of one API group, as a rule lists them.
+/// Resources of one API group, as a rule lists them.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct GroupResources {
     /// The API group: `""` is the core group, `*` is any group.
     pub group: String,
-    /// Resources such as `pods`, `pods/log`, `pods/*` (which includes `pods`), `*/log` and `*`. If
-    /// the list is empty, all resources of the group match.
+    /// Resources such as `pods`, `pods/log`, `pods/*` (which includes `pods`), `*/log` and `*`; if
+    /// the list is empty, all resources of the group.
     pub resources: Vec<String>,
-    /// The names of objects; if the list is empty, any name matches. Names are allowed only if
-    /// `resources` is not empty.
+    /// Names of objects; if the list is empty, any name. Names are allowed only with `resources`.
     #[serde(rename = "resourceNames", skip_serializing_if = "Vec::is_empty")]
     pub resource_names: Vec<String>,
 }
 
-/// The names of those fields of [`Criteria`] that audit policies and configs of the relay spell
-/// differently, such as `nonResourceURLs` and `non_resource_urls`. Messages about mistakes use
-/// them.
+/// The field names for messages about mistakes. Audit policies and configs of the relay spell some
+/// of them differently: `nonResourceURLs`, `non_resource_urls`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Names {
     /// The name of [`Criteria::user_groups`].
@@ -77,8 +69,8 @@ pub struct Names {
     pub non_resource_urls: &'static str,
     /// The name of [`GroupResources::resource_names`].
     pub resource_names: &'static str,
-    /// `true`: a user or a namespace that ends in `*` is a prefix. A `*` without a meaning is
-    /// compared like any other character, as kube-apiserver does.
+    /// `true` if a user or a namespace that ends in `*` is a prefix. Otherwise, the `*` is compared
+    /// like any other character, as kube-apiserver does.
     pub has_prefixes: bool,
 }
 
@@ -99,11 +91,10 @@ impl Names {
     };
 }
 
-/// A mistake in a rule: a value that kube-apiserver refuses, or a value that is allowed and can
-/// never match.
+/// A mistake in a rule: a value that kube-apiserver refuses, or that can never match.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mistake {
-    /// The path from the criteria to the value, as names of fields and indices of items.
+    /// The path from the criteria to the value.
     pub path: Vec<Step>,
     /// A description of the mistake, with the values that are allowed.
     pub what: String,
@@ -112,9 +103,9 @@ pub struct Mistake {
 /// One step of a path through a rule, from a value to a value inside it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// The step leads to the field with this name.
+    /// To the field with this name.
     Field(&'static str),
-    /// The step leads to the item with this index, counted from 0.
+    /// To the item with this index, counted from 0.
     Item(usize),
 }
 
@@ -134,7 +125,7 @@ impl fmt::Display for Mistake {
 
 impl Criteria {
     /// Returns all mistakes in the criteria: values that kube-apiserver refuses and, in a config,
-    /// resources that can never match. `names` are the field names for the messages.
+    /// resources that can never match.
     pub fn mistakes(&self, names: &Names) -> Vec<Mistake> {
         let mut found = Vec::new();
         let mut note = |path: &[Step], what: String| {
@@ -161,7 +152,8 @@ impl Criteria {
                 note(&at("group"), what);
             }
             for (index, resource) in of_group.resources.iter().enumerate() {
-                // kube-apiserver takes any text. One that matches nothing is doubted in a policy.
+                // kube-apiserver takes any text. In a policy, a text that matches nothing is only
+                // doubted.
                 if names.has_prefixes && !is_resource(resource) {
                     let [first, second, third] = at("resources");
                     note(&[first, second, third, Step::Item(index)], no_resource(resource));
@@ -178,7 +170,7 @@ impl Criteria {
     }
 
     /// Returns the values that are allowed but match no request of a Kubernetes client, because
-    /// Kubernetes writes such values in another way. `names` are the field names for the messages.
+    /// Kubernetes writes such values in another way.
     pub fn doubts(&self, names: &Names) -> Vec<Mistake> {
         // If a value is a prefix, the text before its `*` is judged.
         let own =
@@ -217,13 +209,12 @@ impl Criteria {
         found
     }
 
-    /// Returns a sentence about the first criterion that this request does not meet. The sentence
-    /// names the wanted values and the request's value. `None` if the request meets all criteria.
+    /// Returns a sentence about the first criterion that this request does not meet, with the
+    /// wanted values and the request's value; `None` if it meets all criteria.
     ///
-    /// `keeps` is `true` if events that match these criteria are kept. The namespace or the object
-    /// name of the request may be unknown. A criterion about the unknown value then counts as met
-    /// if `keeps` is `true`, and as not met otherwise. An unknown value therefore never causes an
-    /// event to be dropped.
+    /// `keeps` is `true` if events that match these criteria are kept. An unknown namespace or
+    /// object name meets every criterion about it if `keeps` is `true`, and none otherwise. An
+    /// unknown value therefore never causes an event to be dropped.
     pub(super) fn unmet(&self, request: &Request<'_>, keeps: bool) -> Option<String> {
         self.unmet_by_who(request).or_else(|| {
             if !self.verbs.is_empty() && !has(&self.verbs, &request.verb) {
@@ -239,8 +230,7 @@ impl Criteria {
         })
     }
 
-    /// Checks the request's user against the fields `users` and `user_groups` of the criteria.
-    /// Returns a sentence that says why the user does not meet them; `None` if the user does.
+    /// Says why the user does not meet `users` and `user_groups`, as [`Self::unmet`] does.
     fn unmet_by_who(&self, request: &Request<'_>) -> Option<String> {
         if self.users.is_empty() && self.user_groups.is_empty() {
             return None;
@@ -261,9 +251,7 @@ impl Criteria {
         None
     }
 
-    /// Checks the request's object against the fields `namespaces` and `resources` of the criteria.
-    /// Returns a sentence that says why the object does not meet them; `None` if it does. `keeps`
-    /// is `true` if an unknown namespace or object name counts as met.
+    /// Says why the object does not meet `namespaces` and `resources`, as [`Self::unmet`] does.
     fn unmet_by_object(&self, request: &Request<'_>, keeps: bool) -> Option<String> {
         let Some(object) = &request.object else {
             let field = if self.namespaces.is_empty() { "resources" } else { "namespaces" };
@@ -304,10 +292,8 @@ impl Criteria {
         Some(what)
     }
 
-    /// Checks the namespace of the request's object against the field `namespaces` of the criteria.
-    /// Returns a sentence that says why the namespace does not meet it; `None` if it does.
-    /// `location` is what the request's URL says about the object. If it is `None`, the namespace
-    /// is unknown: the criterion then counts as met if `keeps` is `true`, and as not met otherwise.
+    /// Says why the namespace does not meet `namespaces`, as [`Self::unmet`] does. The namespace is
+    /// unknown if `location`, which is read from the URL, is `None`.
     fn unmet_by_namespace(
         &self,
         request: &Request<'_>,
@@ -335,8 +321,7 @@ impl Criteria {
         Some(what)
     }
 
-    /// Checks the request's path against the field `non_resource_urls` of the criteria. Returns a
-    /// sentence that says why the path does not meet it; `None` if it does.
+    /// Says why the path does not meet `non_resource_urls`, as [`Self::unmet`] does.
     fn unmet_by_path(&self, request: &Request<'_>) -> Option<String> {
         if let Some(object) = &request.object {
             let resource = shown(&object.resource);
@@ -351,9 +336,9 @@ impl Criteria {
 }
 
 impl GroupResources {
-    /// Returns `true` if the object is of one of these kinds and has one of these names. `is_named`
-    /// says whether a list contains the name of the object. It is called only if the kind matches
-    /// and the list is not empty.
+    /// Returns `true` if the object is of one of these resources and has one of these names.
+    /// `is_named` says whether a list contains the object's name; it is called only if the resource
+    /// matches and the list is not empty.
     pub fn matches(&self, object: &Object<'_>, is_named: impl Fn(&[String]) -> bool) -> bool {
         let (resource, sub) = (&*object.resource, &*object.subresource);
         let covers = |spec: &String| match spec.as_bytes() {
@@ -387,11 +372,10 @@ impl fmt::Display for GroupResources {
     }
 }
 
-/// Returns why a value matches no request; `None` if it may match one.
+/// A function that returns why a value matches no request; `None` if the value may match one.
 type Doubt<'d> = dyn Fn(&str) -> Option<String> + 'd;
 
-/// Returns the text before the `*` at the end of a value of a [`Match`]; `None` if the value is not
-/// a prefix.
+/// Returns the text before the `*` of a [`Match`] value, if the value is a prefix.
 pub(super) fn prefix(value: &str) -> Option<&str> {
     value.strip_suffix('*')
 }
@@ -402,7 +386,7 @@ fn doubt_of_who(name: &str) -> Option<String> {
         .then(|| format!("{name:?} is compared literally, because * has no meaning here: {better}"))
 }
 
-/// Doubts the name of a user that is that of a group, or of all nodes.
+/// Returns a doubt if the name of a user is that of a group, or of all nodes.
 fn doubt_of_user(name: &str) -> Option<String> {
     const GROUPS: &str = "system:masters system:authenticated system:unauthenticated \
                           system:serviceaccounts system:bootstrappers";
@@ -415,7 +399,7 @@ fn doubt_of_user(name: &str) -> Option<String> {
     Some(format!("{name:?} is not the name of a user: {better}"))
 }
 
-/// Doubts the name of a group that is that of a user.
+/// Returns a doubt if the name of a group is that of a user.
 fn doubt_of_group(name: &str) -> Option<String> {
     let better = match name {
         "system:node" => "nodes are in the group system:nodes",
@@ -471,14 +455,14 @@ fn doubt_of_resource(resource: &str) -> Option<String> {
     })
 }
 
-/// All resources of the core group, to which no other can be added, and those of OpenShift that had
-/// no group before they had one of their own and hold secrets.
+/// All resources of the core group, to which no other can be added, and the resources of OpenShift
+/// that hold secrets and had no group in its old versions.
 const CORE: &str = "bindings componentstatuses configmaps endpoints events limitranges namespaces \
     nodes persistentvolumeclaims persistentvolumes pods podtemplates replicationcontrollers \
     resourcequotas secrets serviceaccounts services imagestreams oauthaccesstokens \
     oauthauthorizetokens oauthclients useroauthaccesstokens";
 
-/// Groups, each with resources that rules often name without it.
+/// API groups, each with resources that rules often name without the group.
 const ELSEWHERE: [(&str, &str); 4] = [
     ("apps", "daemonsets deployments replicasets statefulsets"),
     ("batch", "cronjobs jobs"),
@@ -504,7 +488,7 @@ pub(super) fn has(list: &[String], value: &[u8]) -> bool {
     list.iter().any(|item| item.as_bytes() == value)
 }
 
-/// Returns `true` if a path is `spec`, or begins with the text before the `*` at the end of `spec`.
+/// Returns `true` if `path` is `spec`, or begins with the text before the `*` at the end of `spec`.
 pub(super) fn is_path(spec: &str, path: &[u8]) -> bool {
     match spec.strip_suffix('*') {
         Some(prefix) => path.starts_with(prefix.trim_end_matches('*').as_bytes()),
@@ -512,8 +496,8 @@ pub(super) fn is_path(spec: &str, path: &[u8]) -> bool {
     }
 }
 
-/// Returns `true` if `spec` names exactly this object's kind. The form of `spec` is `resource` for
-/// an object without a subresource, and `resource/sub` for an object with a subresource.
+/// Returns `true` if `spec` is exactly this object's resource: `pods`, or `pods/log` for a
+/// subresource.
 fn is_combined(spec: &[u8], object: &Object<'_>) -> bool {
     match &*object.subresource {
         b"" => *spec == *object.resource,
@@ -525,9 +509,9 @@ fn is_combined(spec: &[u8], object: &Object<'_>) -> bool {
 }
 
 /// Returns the object's name as kube-apiserver's policy sees it: the name in the URL. A list or
-/// watch of one object has the name in its field selector instead; the result is then the name in
-/// `objectRef`, which is the same. The result is empty for a create request without a name in its
-/// URL, because kube-apiserver reads the name from the body only after the policy's decision.
+/// watch of one object has it in its field selector; `objectRef` then has the same name. It is
+/// empty for a create request without a name in its URL: kube-apiserver reads the body only after
+/// the decision.
 pub(super) fn name<'r>(
     request: &Request<'_>,
     object: &'r Object<'_>,
@@ -539,7 +523,7 @@ pub(super) fn name<'r>(
     }
 }
 
-/// Explains in a sentence why the namespace and the name of an event's object are unknown.
+/// Says in a sentence why the namespace and the name of an event's object are unknown.
 fn unknown(request: &Request<'_>) -> String {
     let uri = shown(&request.uri.text());
     format!(
@@ -568,15 +552,15 @@ fn no_resource(text: &str) -> String {
     )
 }
 
-/// Returns `true` if `text` is a resource, or a resource and a subresource, in a form that can
-/// match one. `*/*` cannot: authors write it for all resources, but only `*` means all resources.
+/// Returns `true` if `text` is `RESOURCE` or `RESOURCE/SUBRESOURCE` in a form that can match. `*/*`
+/// cannot: authors write it for all resources, but only `*` means all resources.
 fn is_resource(text: &str) -> bool {
     let parts: Vec<&str> = text.split('/').collect();
     parts.len() <= 2 && parts.iter().all(|part| !part.is_empty()) && text != "*/*"
 }
 
-/// Describes the mistake in the name of an API group; `None` if the name is valid. Kubernetes
-/// allows DNS subdomains in lower case (RFC 1123 §2.1).
+/// Describes the mistake in the name of an API group, if there is one. Kubernetes allows DNS
+/// subdomains in lower case (RFC 1123 §2.1).
 fn wrong_group(group: &str) -> Option<String> {
     if group.is_empty() || group == "*" {
         return None;
@@ -600,7 +584,7 @@ fn wrong_group(group: &str) -> Option<String> {
     })
 }
 
-/// The largest number of values of a list that a message shows.
+/// The maximum number of values of a list that a message shows.
 const SHOWN: usize = 8;
 
 /// A list of values that a message shows as `[get list]`.

@@ -14,8 +14,7 @@ pub struct Explanation {
 }
 
 impl Explanation {
-    /// Explains the decision about a request. `decide` returns the decision for the index of the
-    /// rule that matches, or for `None` if no rule does.
+    /// `decide` returns the decision for the index of the rule that matches, or for `None`.
     pub(super) fn new(
         rules: &[Rule],
         request: &Request<'_>,
@@ -47,8 +46,7 @@ impl Explanation {
     }
 }
 
-/// Describes in a line what the decision means for the event. The effect on `managedFields` is not
-/// described here.
+/// Says what the decision means for the event, except for `managedFields`.
 fn consequence(decision: Decision, request: &Request<'_>) -> String {
     if decision.level == Level::None {
         return "the event is dropped".to_owned();
@@ -76,9 +74,9 @@ fn consequence(decision: Decision, request: &Request<'_>) -> String {
     }
 }
 
-/// Describes in a line what happens to `managedFields`, which occur only in bodies; `None` if no
-/// body of the event is kept, or if the event's own level is unknown. A patch in `requestObject` is
-/// not changed: kube-apiserver records it as the client sent it, and the filter does the same.
+/// Says what happens to `managedFields`, which occur only in bodies; `None` if no body is kept, or
+/// if the event's own level is unknown. A patch in `requestObject` is not changed: kube-apiserver
+/// records it as the client sent it.
 fn managed_fields(decision: Decision, request: &Request<'_>) -> Option<String> {
     const PATCH: &str = "requestObject is a patch, and keeps what was sent";
     let own = Level::of(&request.level)?;

@@ -4,13 +4,13 @@
 //! value to the rules that this value does not exclude: the rules that list the value, and the
 //! rules that do not use the criterion. The search begins with the rules that can match a request
 //! about an object, or about a path. It intersects this set with the sets of the request's user and
-//! groups, verb, API group, resource and namespace, one after the other. Only the rules that are
-//! left are compared one by one, and only for what no table holds: subresources, names of objects,
-//! paths, codes, and which API group a resource is of. The search allocates memory only if the
-//! request's URI has escapes, and to remember a user. A table is skipped if no rule that is left
+//! groups, verb, API group, resource and namespace, one after the other. The rules that are left
+//! are compared one by one, but only for what no table holds: subresources, names of objects,
+//! paths, codes, and which API group a resource is of. A table is skipped if no rule that is left
 //! uses its criterion. The namespace is last, because reading it from the URL takes longest.
 //! Prefixes of users and namespaces, and exemptions (`unless`), are compared rule by rule. A code
-//! is read from the event itself, and only if nothing else excludes a rule with codes.
+//! is read from the event itself, and only if nothing else excludes a rule with codes. The search
+//! allocates memory only if the request's URI has escapes, and to remember a user.
 
 use std::cell::OnceCell;
 use std::collections::HashMap;
@@ -26,40 +26,37 @@ use audit::request::{Location, Request, Text, User, code};
 
 const WORDS_MAX: usize = RULES_MAX / 64;
 
-/// A list of criteria, compiled into tables, so that the first criteria that a request meets are
-/// found in a few lookups.
+/// A list of criteria that is compiled into tables, so that the first criteria that a request meets
+/// are found in a few lookups. All sets have one bit for each rule.
 #[derive(Debug)]
 pub struct Matcher {
     id: ListId,
-    /// For each rule, the criteria that the tables below do not decide, and that are compared one
-    /// by one.
+    /// For each rule, the criteria that the tables do not decide.
     rest: Vec<Rest>,
-    /// The set of rules that a request about an object can match, one bit for each rule.
+    /// The rules that a request about an object can match.
     about_object: Vec<u64>,
-    /// The set of rules that a request about a path can match, one bit for each rule.
+    /// The rules that a request about a path can match.
     about_path: Vec<u64>,
     verbs: Table,
     namespaces: Table,
-    /// The set of rules that can match a request whose namespace is unknown, one bit for each rule.
-    /// These are the rules without `namespaces`, and the rules that keep the events that they
-    /// match.
+    /// The rules that can match a request whose namespace is unknown: those without `namespaces`,
+    /// and those that keep the events that they match.
     unlocated: Vec<u64>,
-    /// The lookup table from an API group to the rules that list it. A rule is listed under a group
-    /// whatever resources of this group it names; these are compared later.
+    /// The rules that list an API group, whatever resources of it they name; these are compared
+    /// later.
     api_groups: Table,
-    /// The lookup table from a resource to the rules that list it. A rule for `pods/log` is listed
-    /// under `pods`; its subresource is compared later.
+    /// The rules that list a resource. A rule for `pods/log` is listed under `pods`; its
+    /// subresource is compared later.
     resources: Table,
     users: Table,
     groups: Table,
 }
 
-/// The criteria of one rule that the tables do not decide: which resource is of which API group,
-/// subresources, names of objects, paths, and codes.
+/// The criteria of one rule that the tables do not decide.
 #[derive(Debug, Default)]
 struct Rest {
-    /// `true`: the rule keeps the events that it matches, and therefore also matches an object
-    /// whose name is unknown.
+    /// `true` if the rule keeps the events that it matches. It then also matches an object whose
+    /// name is unknown.
     keeps: bool,
     resources: Vec<GroupResources>,
     paths: Vec<String>,
@@ -72,25 +69,24 @@ struct Rest {
     unless: Option<Box<Matcher>>,
 }
 
-/// A lookup table for one criterion, such as the verb. For a value, such as `get`, the table has
-/// the set of rules that a request with this value can still match.
+/// For each value of one criterion, such as `get` of the verb, the set of rules that a request with
+/// this value can still match.
 #[derive(Debug)]
 struct Table {
-    /// The set of rules that do not use the criterion, one bit for each rule.
+    /// The set of rules that do not use the criterion.
     indifferent: Vec<u64>,
-    /// For each value that a rule lists, the place of the value's set of rules in `sets`: the index
-    /// of the set's first `u64`.
+    /// For each value that a rule lists, the index of the first `u64` of its set in `sets`.
     places: HashMap<Box<[u8]>, usize, FixedState>,
-    /// The sets of rules for all values, one after the other. Each set has as many `u64` as
-    /// `indifferent`, and contains the rules of `indifferent` too.
+    /// The sets of all values, one after the other. Each set has as many `u64` as `indifferent`,
+    /// and contains the rules of `indifferent` too.
     sets: Vec<u64>,
 }
 
 impl Matcher {
-    /// Compiles the tables of a `match` in their order; tables after the first [`RULES_MAX`] never
-    /// match. A match means that an event is kept. The namespace or the name of a request's object
-    /// may be unknown. The unknown value then meets every criterion about it, and no criterion of
-    /// an exemption, so that the event is not dropped by mistake.
+    /// Compiles the tables of a `match`, in which a match means that an event is kept; tables after
+    /// the first [`RULES_MAX`] never match. An unknown namespace or object name meets every
+    /// criterion about it, and no criterion of an exemption, so that the event is not dropped by
+    /// mistake.
     pub fn new<'m>(matches: impl IntoIterator<Item = &'m Match>) -> Self {
         let matches: Vec<&Match> = matches.into_iter().take(RULES_MAX).collect();
         let mut matcher = Self::of_rules(matches.iter().map(|of| (&of.criteria, true)), true);
@@ -101,13 +97,12 @@ impl Matcher {
         matcher
     }
 
-    /// Compiles the criteria of rules in their order; rules after the first [`RULES_MAX`] never
-    /// match. Each `bool` is `true` if the rule keeps the events that it matches, and `false` if
-    /// the rule drops them (level `None`).
+    /// Compiles the criteria of rules; rules after the first [`RULES_MAX`] never match. The `bool`
+    /// is `true` if the rule keeps the events that it matches, and `false` if it drops them (level
+    /// `None`).
     ///
-    /// The namespace or the name of a request's object may be unknown. The unknown value then meets
-    /// every criterion about it if the `bool` is `true`, and none if the `bool` is `false`. In both
-    /// cases an unknown value causes no event to be dropped.
+    /// An unknown namespace or object name meets every criterion about it if the `bool` is `true`,
+    /// and none otherwise. In both cases, it causes no event to be dropped.
     ///
     /// `has_prefixes` is `true` if a user or a namespace that ends in `*` is a prefix.
     pub(super) fn of_rules<'c>(
@@ -134,7 +129,7 @@ impl Matcher {
         }
         Self {
             id: ListId::new(),
-            // If a rule has paths beside resources or namespaces, its paths do not count.
+            // If a rule has paths as well as resources or namespaces, its paths do not count.
             about_object: set(&|of| asks_object(of) || of.non_resource_urls.is_empty()),
             about_path: set(&|of| !asks_object(of)),
             verbs: table(&|criteria| criteria.verbs.clone()),
@@ -152,10 +147,9 @@ impl Matcher {
         }
     }
 
-    /// Returns the index of the first rule whose criteria the request meets, and none of whose
-    /// exemptions; `None` if there is no such rule. What the rules say of the request's user is
-    /// remembered in `users`, for the next request of this user. If several lists of rules are
-    /// asked about the same `located` request, its URL is read once for all of them.
+    /// Returns the index of the first rule whose criteria the request meets, but none of its
+    /// exemptions. `users` remembers which rules the user can match, for the next request. Lists of
+    /// rules that are asked about the same `located` request read its URL only once.
     #[must_use]
     pub fn first(&self, located: &Located<'_>, users: &mut Users) -> Option<usize> {
         let request = located.request;
@@ -214,12 +208,12 @@ pub struct Located<'r> {
 }
 
 impl<'r> Located<'r> {
-    /// Makes a value of which no part is read yet. No code is known.
+    /// Makes a value without an event, so that no code is known.
     pub fn new(request: &'r Request<'r>) -> Self {
         Self::of_event(&[], request)
     }
 
-    /// Makes a value of which no part is read yet, with the event that describes the request.
+    /// Makes a value with the event that describes the request.
     pub fn of_event(event: &'r [u8], request: &'r Request<'r>) -> Self {
         let (code, location, path) = (OnceCell::new(), OnceCell::new(), OnceCell::new());
         Self { request, event, code, location, path }
@@ -263,8 +257,7 @@ fn rules(words: &[u64]) -> impl Iterator<Item = usize> + '_ {
     })
 }
 
-/// Returns the resources that a rule lists, as keys for the table of resources. The result is empty
-/// if the rule may match any resource.
+/// Returns the resources that a rule lists, as keys for the table; none if any resource may match.
 fn resources(criteria: &Criteria) -> Vec<String> {
     let mut values = Vec::new();
     for of in &criteria.resources {
@@ -281,8 +274,7 @@ fn resources(criteria: &Criteria) -> Vec<String> {
     values
 }
 
-/// Returns the API groups of a rule's resources, as keys for the table of API groups. The result is
-/// empty if the rule may match an object of any group.
+/// Returns the API groups that a rule lists, as keys for the table; none if any group may match.
 fn api_groups(criteria: &Criteria) -> Vec<String> {
     match criteria.resources.iter().any(|of| of.group == "*") {
         true => Vec::new(),
@@ -291,8 +283,8 @@ fn api_groups(criteria: &Criteria) -> Vec<String> {
 }
 
 impl Table {
-    /// Builds the table of one criterion from the values that each rule lists for it. A rule
-    /// without values does not use the criterion. `words` is the number of `u64` words of a set.
+    /// Builds the table of one criterion from the values that each rule lists for it. `words` is
+    /// the number of `u64` of a set.
     fn new(words: usize, rules: impl Iterator<Item = Vec<String>>) -> Self {
         let rules: Vec<Vec<String>> = rules.collect();
         let mut indifferent = vec![0; words];
@@ -312,32 +304,30 @@ impl Table {
         table
     }
 
-    /// Returns `true` if at least one rule of the set `left` uses this criterion.
     fn is_asked(&self, left: &[u64]) -> bool {
         left.iter().zip(&self.indifferent).any(|(left, indifferent)| left & !indifferent != 0)
     }
 
-    /// Returns the set of rules that a request with this value can still match: the rules that list
-    /// the value, and the rules that do not use the criterion.
+    /// Returns the set of rules that a request with this value can still match.
     fn set(&self, value: &[u8]) -> &[u64] {
         let place = self.places.get(value);
         let set = place.and_then(|&at| self.sets.get(at..at + self.indifferent.len()));
         set.unwrap_or(&self.indifferent)
     }
 
-    /// Removes from the set `left` the rules that use the criterion and do not list this value.
+    /// Removes from `left` the rules that use the criterion and do not list this value.
     fn cut(&self, left: &mut [u64], value: &[u8]) {
         if self.is_asked(left) {
             intersect(left, self.set(value));
         }
     }
 
-    /// Removes from the set `left` all rules that use the criterion.
+    /// Removes from `left` the rules that use the criterion.
     fn cut_to_indifferent(&self, left: &mut [u64]) {
         intersect(left, &self.indifferent);
     }
 
-    /// Removes from the set `left` the rules that use the criterion and list none of these values.
+    /// Removes from `left` the rules that use the criterion and list none of these values.
     fn cut_to_any(&self, left: &mut [u64], values: &[impl AsRef<[u8]>]) {
         if !self.is_asked(left) {
             return;
@@ -355,7 +345,6 @@ impl Table {
     }
 }
 
-/// Removes from the set `left` the rules that are not in the set `with`.
 fn intersect(left: &mut [u64], with: &[u64]) {
     for (left, with) in left.iter_mut().zip(with) {
         *left &= with;

@@ -1,9 +1,9 @@
-//! Reads a policy file. The result is its rules, or every mistake in it with its position and what
-//! is allowed instead. The policy may be in a ConfigMap, or beside other YAML documents.
+//! Reads a policy file. The result is its rules, or every mistake in it with its position and the
+//! allowed values. The policy may be in a ConfigMap, or among other YAML documents.
 //!
 //! Everything that kube-apiserver refuses is refused. Unknown and duplicate fields are refused too:
 //! kube-apiserver ignores them and only warns in its log, so that a rule with a misspelt criterion
-//! has no such criterion and matches more requests than its author meant.
+//! lacks the criterion and matches more requests than its author meant.
 
 use std::cell::RefCell;
 
@@ -13,20 +13,19 @@ use audit::API_VERSION;
 use base::yaml;
 use base::yaml::{Node, Place, Problem, Value, field, scalar};
 
-/// The largest policy file in bytes, 1 MiB; a larger file is refused. A larger ConfigMap would not
-/// fit into etcd either.
+/// The maximum size of a policy file in bytes. A larger ConfigMap would not fit into etcd either.
 pub const FILE_BYTES_MAX: usize = 1 << 20;
 
 const KIND: &str = "Policy";
 
-/// The API group of policies, which is in every text with one.
+/// The API group of policies. Every text with a policy contains it.
 const API_GROUP: &str = "audit.k8s.io/";
 
-/// The names of the fields that a whole policy may have.
+/// The fields of a policy.
 const POLICY: &[&str] =
     &["apiVersion", "kind", "metadata", "omitStages", "omitManagedFields", "rules"];
 
-/// The names of the fields that a rule may have.
+/// The fields of a rule.
 const RULE: &[&str] = &[
     "level",
     "users",
@@ -39,11 +38,10 @@ const RULE: &[&str] = &[
     "omitManagedFields",
 ];
 
-/// The names of the fields that an entry of `resources` may have.
+/// The fields of an entry of `resources`.
 const GROUP_RESOURCES: &[&str] = &["group", "resources", "resourceNames"];
 
-/// Names that other Kubernetes objects use for a field, each with the name that a policy uses for
-/// that field.
+/// Names that other Kubernetes objects use for a field, each with the name in a policy.
 const OTHER_NAMES: &[(&str, &str)] = &[
     ("groups", "userGroups"),
     ("apiGroup", "group"),
@@ -73,8 +71,7 @@ pub(super) fn read(text: &str) -> Result<File, Vec<Problem>> {
     doubts.sort();
     doubts.dedup();
     let mut problems = problems.found.into_inner();
-    // A node that aliases refer to is read once for each alias, and its mistakes are found each
-    // time.
+    // A node that aliases refer to is read, and its mistakes are found, once for each alias.
     problems.sort();
     problems.dedup();
     match policy {
@@ -83,8 +80,8 @@ pub(super) fn read(text: &str) -> Result<File, Vec<Problem>> {
     }
 }
 
-/// Returns the only policy in a file. The file is the policy, or has it beside other documents, or
-/// is a ConfigMap with a policy among its texts. If there is none, returns the first document.
+/// Returns the only policy in a file: the file is the policy, has it among other documents, or is a
+/// ConfigMap with a policy among its texts. If there is none, returns the first document.
 fn policy_in(text: &str) -> Result<Node, Problem> {
     let (mut found, mut first) = (Vec::new(), None);
     for document in yaml::documents(text)? {
@@ -107,8 +104,8 @@ fn policy_in(text: &str) -> Result<Node, Problem> {
     found.pop().or(first).ok_or_else(|| Place::START.problem("there is nothing in it"))
 }
 
-/// Adds the policies in the texts of a ConfigMap to `found`, until there are two. `file` is the
-/// text in which the ConfigMap is.
+/// Adds the policies in the texts of a ConfigMap to `found`. Reads no further text once there are
+/// two: that is already an error. `file` is the text with the ConfigMap.
 fn add_policies_of(config_map: &Node, file: &str, found: &mut Vec<Node>) -> Result<(), Problem> {
     let Some(Value::Map(pairs)) = field(config_map, "data").map(|data| &data.value) else {
         return Ok(());
@@ -116,8 +113,8 @@ fn add_policies_of(config_map: &Node, file: &str, found: &mut Vec<Node>) -> Resu
     for (_, value) in pairs {
         let text = scalar(value).filter(|text| text.contains(API_GROUP) && text.contains(KIND));
         let Some(text) = text.filter(|_| found.len() < 2) else { continue };
-        // A block (`|`) begins with the first line of its text, and each line has its own place.
-        // All of another text is where it begins.
+        // A block (`|`) begins with the first line of its text, and each line has its own position.
+        // In a text of any other style, every line has the position at which the text begins.
         let begin = file.lines().nth(value.place.line - 1);
         let indent = begin.and_then(|line| line.strip_suffix(text.lines().next()?));
         let columns = indent.map(|indent| indent.chars().count());
@@ -137,7 +134,6 @@ fn add_policies_of(config_map: &Node, file: &str, found: &mut Vec<Node>) -> Resu
     Ok(())
 }
 
-/// Collects the mistakes in a policy file. Its methods read the parts of the file.
 #[derive(Default)]
 struct Problems {
     found: RefCell<Vec<Problem>>,
@@ -145,16 +141,14 @@ struct Problems {
     doubts: RefCell<Vec<Problem>>,
 }
 
-/// The fields of a map whose names are known, each at most once, and the position of the map in the
-/// file.
+/// The known fields of a map, each at most once, and the position of the map in the file.
 struct Fields<'n> {
     place: Place,
     fields: Vec<(&'static str, &'n Node)>,
 }
 
 impl<'n> Fields<'n> {
-    /// Returns the value of the field `name`. `None` if the field is missing or null, because
-    /// kube-apiserver treats null as missing.
+    /// Returns the value of a field. A field that is null counts as missing, as for kube-apiserver.
     fn get(&self, name: &str) -> Option<&'n Node> {
         let (_, node) = self.fields.iter().find(|(known, _)| *known == name)?;
         (!is_null(node)).then_some(node)
@@ -162,7 +156,6 @@ impl<'n> Fields<'n> {
 }
 
 impl Problems {
-    /// Adds a mistake at this position.
     fn note(&self, place: Place, what: impl Into<String>) {
         self.found.borrow_mut().push(place.problem(what));
     }
@@ -202,10 +195,9 @@ impl Problems {
         Some(File { omit_stages, omit_managed_fields, rules, doubts: Vec::new() })
     }
 
-    /// Checks the `kind` of a document; each mistake is noted. Returns `true` if the `kind` is
-    /// `Policy`. A missing `kind` is a mistake, but the result is also `true`, so that the rest is
-    /// checked. Returns `false` for another kind, and the rest of the document is then not read.
-    /// Returns `None` if the document is not a map, or if its `kind` is not a text.
+    /// Checks the `kind` of a document. Returns `true` if it is `Policy` or missing (a mistake), so
+    /// that the rest is checked, and `false` if it is another text; the rest is then not read.
+    /// `None` if the document is not a map, or if its `kind` is not a text.
     fn is_policy(&self, document: &Node) -> Option<bool> {
         if matches!(document.value, Value::List(_)) {
             let what = "a list where fields are expected: rules belong below rules of a Policy";
@@ -284,8 +276,8 @@ impl Problems {
         Some(Rule { line, level: level?, criteria, omit_stages, omit_managed_fields })
     }
 
-    /// Reads an entry of `resources`. If the entry is not a map, returns an empty value in its
-    /// place, so that the entries after it keep their index.
+    /// Reads an entry of `resources`. An entry that is not a map becomes an empty value, so that
+    /// the entries after it keep their index.
     fn group_resources(&self, node: &Node) -> GroupResources {
         let Some(fields) = self.fields(node, GROUP_RESOURCES) else {
             return GroupResources::default();
@@ -303,8 +295,8 @@ impl Problems {
         stages.filter_map(|node| self.one_of(node, &Stage::ALL, Stage::name)).collect()
     }
 
-    /// Returns the item of `all` whose name equals the text of the node. `None` if no item has this
-    /// name, which is noted as a mistake.
+    /// Returns the item of `all` whose name is the text of the node. If there is none, this is a
+    /// mistake.
     fn one_of<T: Copy>(&self, node: &Node, all: &[T], name: fn(T) -> &'static str) -> Option<T> {
         let text = self.text(node)?;
         let found = all.iter().find(|one| name(**one) == text);
@@ -315,8 +307,7 @@ impl Problems {
         found.copied()
     }
 
-    /// Returns the known fields of a map, each with its value. Unknown and duplicate fields are
-    /// noted as mistakes. `None` if the node is not a map.
+    /// Returns the known fields of a map. Unknown and duplicate fields are mistakes.
     fn fields<'n>(&self, node: &'n Node, known: &'static [&'static str]) -> Option<Fields<'n>> {
         let mut fields: Vec<(&'static str, &Node)> = Vec::new();
         for (key, value) in self.map(node)? {
@@ -350,7 +341,6 @@ impl Problems {
         Some(Fields { place: node.place, fields })
     }
 
-    /// Returns the pairs of a map. `None` if the node is not a map, which is noted as a mistake.
     fn map<'n>(&self, node: &'n Node) -> Option<&'n [(Node, Node)]> {
         let Value::Map(pairs) = &node.value else {
             let found = what(&node.value);
@@ -360,7 +350,6 @@ impl Problems {
         Some(pairs)
     }
 
-    /// Returns the items of a list. `None` if the node is not a list, which is noted as a mistake.
     fn list<'n>(&self, node: &'n Node) -> Option<&'n [Node]> {
         let Value::List(nodes) = &node.value else {
             let found = what(&node.value);
@@ -370,16 +359,15 @@ impl Problems {
         Some(nodes)
     }
 
-    /// Reads the field `name`, which is a list of texts. The list is empty if the field is missing.
-    /// An item that is not a text becomes an empty text, so that the items after it keep their
-    /// index.
+    /// Reads the field `name`, a list of texts. An item that is not a text becomes an empty text,
+    /// so that the items after it keep their index.
     fn texts(&self, fields: &Fields<'_>, name: &str) -> Vec<String> {
         let list = fields.get(name).and_then(|node| self.list(node)).unwrap_or_default();
         list.iter().map(|node| self.text(node).unwrap_or_default()).collect()
     }
 
-    /// Returns the text of a node. `None` if the node is not a text, or if YAML reads it as null, a
-    /// boolean or a number because it has no quotes; both are noted as mistakes.
+    /// Returns the text of a node. If the node is not a text, or has no quotes and YAML reads it as
+    /// null, a boolean or a number, this is a mistake.
     fn text(&self, node: &Node) -> Option<String> {
         let Value::Scalar { text, plain } = &node.value else {
             self.note(node.place, format!("{} where text is expected", what(&node.value)));
@@ -402,8 +390,7 @@ impl Problems {
         }
     }
 
-    /// Returns the boolean in the field `name`; `None` if the field is missing or is not a boolean.
-    /// The second case is noted as a mistake.
+    /// Returns the boolean in the field `name`. If it is not a boolean, this is a mistake.
     fn flag(&self, fields: &Fields<'_>, name: &str) -> Option<bool> {
         let node = fields.get(name)?;
         let read = match &node.value {
@@ -417,8 +404,8 @@ impl Problems {
     }
 }
 
-/// Returns the position of the node to which `path` leads from `node`. If the path leads to
-/// nothing, returns the position of the last node on the path that exists.
+/// Returns the position of the node to which `path` leads from `node`, or of the last node on the
+/// path that exists.
 fn place_of(node: &Node, path: &[Step]) -> Place {
     let mut node = node;
     for step in path {
@@ -433,7 +420,7 @@ fn place_of(node: &Node, path: &[Step]) -> Place {
     node.place
 }
 
-/// Returns the kind of a value in words, for messages.
+/// Returns the type of a value in words, for messages.
 fn what(value: &Value) -> &'static str {
     match value {
         Value::Scalar { text, plain: true } if is_null_text(text) => "nothing",
@@ -451,8 +438,8 @@ fn is_null_text(text: &str) -> bool {
     matches!(text, "" | "~" | "null" | "Null" | "NULL")
 }
 
-/// Returns the boolean that a text without quotes means in YAML 1.1, such as `yes` and `off`;
-/// `None` if the text means no boolean. kube-apiserver reads policies as YAML 1.1.
+/// Returns the boolean that a text without quotes means in YAML 1.1, such as `yes` and `off`.
+/// kube-apiserver reads policies as YAML 1.1.
 fn flag(text: &str) -> Option<bool> {
     match text {
         "true" | "True" | "TRUE" | "yes" | "Yes" | "YES" | "y" | "Y" | "on" | "On" | "ON" => {
@@ -473,8 +460,8 @@ fn is_number(text: &str) -> bool {
         || matches!(digits.to_ascii_lowercase().as_str(), ".inf" | ".nan")
 }
 
-/// Returns the end of a message about an unknown text: a question with the known name that is most
-/// similar to the text, or all known names if none is similar.
+/// Returns the end of a message about an unknown text: a question with the most similar known name,
+/// or all known names if none is similar.
 fn instead(text: &str, known: &[&str]) -> String {
     let lower = text.to_lowercase();
     let typos_max = (text.chars().count() / 3).max(1);

@@ -1,10 +1,10 @@
-//! The rules of a policy, and the words in which they speak: levels, stages, decisions.
+//! The rules of a policy, and their terms: levels, stages, decisions.
 
 use std::fmt;
 
 use super::criteria::Criteria;
 
-/// The largest number of rules in a policy. The largest policies that providers ship have about
+/// The maximum number of rules in a policy. The largest policies that providers ship have about
 /// fifty.
 pub const RULES_MAX: usize = 1024;
 
@@ -15,18 +15,17 @@ pub enum Level {
     None,
     /// The event says who asked, for what, when, and whether the request was allowed.
     Metadata,
-    /// The event has everything that it has at the level `Metadata`, and the body that the client
-    /// sent.
+    /// The event also has the body that the client sent.
     Request,
-    /// The event has everything that it has at the level `Request`, and the body of the response.
+    /// The event also has the body of the response.
     RequestResponse,
 }
 
 impl Level {
-    /// All levels, ordered by how much they record: the level that records least is first.
+    /// All levels; the one that records least is first.
     pub const ALL: [Self; 4] = [Self::None, Self::Metadata, Self::Request, Self::RequestResponse];
 
-    /// Returns the level's name, as policies and events write it.
+    /// Returns the name, as policies and events write it.
     pub fn name(self) -> &'static str {
         match self {
             Self::None => "None",
@@ -36,7 +35,7 @@ impl Level {
         }
     }
 
-    /// Returns the level with exactly this name; `None` if no level has the name.
+    /// Returns the level with exactly this name.
     pub fn of(name: &[u8]) -> Option<Self> {
         Self::ALL.into_iter().find(|level| level.name().as_bytes() == name)
     }
@@ -67,7 +66,7 @@ impl Stage {
     pub const ALL: [Self; 4] =
         [Self::RequestReceived, Self::ResponseStarted, Self::ResponseComplete, Self::Panic];
 
-    /// Returns the stage's name, as policies and events write it.
+    /// Returns the name, as policies and events write it.
     pub fn name(self) -> &'static str {
         match self {
             Self::RequestReceived => "RequestReceived",
@@ -77,7 +76,7 @@ impl Stage {
         }
     }
 
-    /// Returns the stage with exactly this name; `None` if no stage has the name.
+    /// Returns the stage with exactly this name.
     pub fn of(name: &[u8]) -> Option<Self> {
         Self::ALL.into_iter().find(|stage| stage.name().as_bytes() == name)
     }
@@ -92,16 +91,15 @@ pub struct Rule {
     pub level: Level,
     /// The requests that the rule matches.
     pub criteria: Criteria,
-    /// The stages whose events are dropped if this rule decides, in addition to the stages that the
+    /// The stages whose events are dropped if this rule decides, in addition to those that the
     /// whole policy omits.
     pub omit_stages: Vec<Stage>,
-    /// `Some(true)`: `managedFields` are left out of the events of matching requests. `None`: the
-    /// rule does not have this field, and the policy's own `omitManagedFields` holds.
+    /// `Some(true)` if `managedFields` are removed from the events; `None` if the policy's own
+    /// `omitManagedFields` holds.
     pub omit_managed_fields: Option<bool>,
 }
 
 impl Rule {
-    /// Returns `true` if the rule keeps the events that it matches: its level is not `None`.
     pub(super) fn keeps(&self) -> bool {
         self.level != Level::None
     }
@@ -112,12 +110,11 @@ impl Rule {
 pub struct Decision {
     /// The index of the rule that decided, counted from 0; `None` if no rule matches.
     pub rule: Option<usize>,
-    /// The level at which the event must be recorded. The level may be higher than the event's own
-    /// level, but data that the event does not have cannot be added.
+    /// The level at which the event must be recorded. It may be higher than the event's own level,
+    /// but data that the event does not have cannot be added.
     pub level: Level,
-    /// `true`: the event is dropped, because the policy omits events of its stage.
+    /// `true` if the event is dropped, because the policy omits events of its stage.
     pub omit_stage: bool,
-    /// `true`: `metadata.managedFields` must be removed from the objects in the bodies of the
-    /// event.
+    /// `true` if `metadata.managedFields` must be removed from the objects in the bodies.
     pub omit_managed_fields: bool,
 }

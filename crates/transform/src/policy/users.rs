@@ -1,7 +1,7 @@
 //! Remembers which rules of a list the user of a request can match.
 //!
 //! A few users send most of the requests to a cluster, and the rules that a user can match never
-//! change. The names of users and groups are chosen by whoever manages accounts, and sometimes by
+//! change. The names of users and groups are chosen by those who manage accounts, and sometimes by
 //! the clients themselves. Therefore the memory has a fixed number of places, remembers no long
 //! texts, and compares every byte: a user can only take the place of another, who is then looked up
 //! again.
@@ -10,50 +10,45 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use audit::request::User;
 
-/// The number of users that are remembered.
 const PLACES: usize = 256;
 
-/// The greatest number of bytes of a user's name and groups, with eight bytes for the length of
+/// The maximum number of bytes of a user's name and groups, with eight bytes for the length of
 /// each. A user with more is not remembered. With [`PLACES`] users and sets of
 /// [`RULES_MAX`](super::RULES_MAX) bits, a memory stays below 192 KiB: 256 × (512 + 128) bytes, and
-/// what the vectors need.
+/// the overhead of the vectors.
 const KEY_BYTES_MAX: usize = 512;
 
-/// The number of a list of rules. It tells the list from all others of this process.
+/// A number that identifies a list of rules within this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ListId(u64);
 
 impl ListId {
-    /// Returns a number that no other list has.
     pub(super) fn new() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Self(NEXT.fetch_add(1, Ordering::Relaxed))
     }
 }
 
-/// A memory of users, for one list of rules at a time. When it is asked for another list, it
-/// forgets all users.
+/// A memory of users, for one list of rules at a time. When another list is asked for, all users
+/// are forgotten.
 #[derive(Debug, Default)]
 pub struct Users {
-    /// The list that the remembered sets belong to; `None` until the first request.
+    /// The list of the remembered sets; `None` until the first request.
     list: Option<ListId>,
     places: Vec<Place>,
 }
 
-/// The place of one user.
 #[derive(Debug, Default)]
 struct Place {
-    /// The user's name and groups, each with its length before it. Empty if no user is remembered
-    /// here.
+    /// The user's name and groups, each with its length before it; empty if no user is here.
     key: Vec<u8>,
     /// The set of rules that the user can match, one bit for each rule.
     rules: Vec<u64>,
 }
 
 impl Users {
-    /// Returns the set of rules of the list `list` that this user can match, one bit for each rule.
-    /// If the user is not remembered, `look_up` writes this set to its argument, which has `words`
-    /// words.
+    /// Returns the set of rules of `list` that this user can match. If the user is not remembered,
+    /// `look_up` writes the set to its argument, which has `words` words.
     pub(super) fn rules(
         &mut self,
         list: ListId,
@@ -79,8 +74,8 @@ impl Users {
 }
 
 impl Place {
-    /// Returns `true` if this user is remembered here: exactly this name, and exactly these groups
-    /// in this order.
+    /// Returns `true` if this user is here: exactly this name, and exactly these groups in this
+    /// order.
     fn is_of(&self, user: &User<'_>) -> bool {
         let mut rest = &*self.key;
         for text in std::iter::once(&user.name).chain(&user.groups) {
@@ -95,8 +90,8 @@ impl Place {
         rest.is_empty()
     }
 
-    /// Notes that the set of rules is that of this user. A user with more than [`KEY_BYTES_MAX`]
-    /// bytes is not noted.
+    /// Notes that `rules` is the set of this user, unless the user has more than [`KEY_BYTES_MAX`]
+    /// bytes.
     fn remember(&mut self, user: &User<'_>) {
         let texts = || std::iter::once(&user.name).chain(&user.groups);
         let length = texts().map(|text| size_of::<usize>() + text.len()).sum();
@@ -111,8 +106,8 @@ impl Place {
     }
 }
 
-/// Returns the index of the place for this user. The index depends on the end of the name, in which
-/// names of accounts differ, on the length of the name, and on the number of groups.
+/// Returns the index of the place for this user: a hash of the end of the name, in which names of
+/// accounts differ, of its length, and of the number of groups.
 fn place(user: &User<'_>) -> usize {
     let name = &*user.name;
     let mix = |all: u64, byte: &u8| all.rotate_left(5) ^ u64::from(*byte);

@@ -10,24 +10,22 @@ use memchr::memmem::Finder;
 
 use audit::scan;
 
-/// The key `objectRef` with its quotes and without escapes, as it usually stands in an event. Its
-/// value names the object that the event is about.
+/// The key `objectRef` as it usually is in an event: with its quotes and without escapes.
 static OBJECT: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(br#""objectRef""#));
 
 /// The members of `objectRef` that decide which redaction rules apply to an event.
 const PARTS: [&[u8]; 3] = [b"apiGroup", b"resource", b"subresource"];
 
-/// The key `requestURI` with its quotes and without escapes, as it usually stands in an event.
+/// The key `requestURI`, in the same form.
 static URI: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(br#""requestURI""#));
 
 /// The beginning of an escape whose code is below `\u0100`.
 static ESCAPE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\\u00"));
 
 /// Returns `true` if the event has `objectRef` or `requestURI` more than once, or if `objectRef`
-/// has one of its members [`PARTS`] more than once. Parsers then differ in which of the repeated
-/// members they read. `spells_letters` is the result of [`spells_letters`] for this event. `known`
-/// is the result of [`Reader::known`](audit::request::Reader::known) for this event, or 0:
-/// the first `known` bytes have none of these members twice.
+/// has one of [`PARTS`] more than once: parsers then differ in which of them they read.
+/// `spells_letters` is the result of [`spells_letters`] for this event. The first `known` bytes
+/// ([`Reader::known`](audit::request::Reader::known), or 0) have none of these members twice.
 pub(super) fn is_ambiguous(event: &[u8], known: usize, spells_letters: bool) -> bool {
     if known > 0 && !spells_letters {
         let rest = event.get(known..).unwrap_or_default();
@@ -39,8 +37,7 @@ pub(super) fn is_ambiguous(event: &[u8], known: usize, spells_letters: bool) -> 
         _ if spells_letters => is_repeated(event),
         _ if URI.find_iter(event).nth(1).is_some() => is_repeated(event),
         (None, _) => false,
-        // The second occurrence of either key may be inside a body, so the event's own members are
-        // read.
+        // The second key may be inside a body, so the event's own members are read.
         (Some(_), Some(_)) => is_repeated(event),
         (Some(at), None) => {
             let behind = event.get(at + OBJECT.needle().len()..).unwrap_or_default();
@@ -57,8 +54,7 @@ pub(super) fn spells_letters(event: &[u8]) -> bool {
     ESCAPE.find_iter(event).any(|at| event.get(at + 4).is_some_and(|byte| *byte > b'3'))
 }
 
-/// Reads all members of the event. Returns `true` if `objectRef` or `requestURI` occurs more than
-/// once, or if one of [`PARTS`] occurs more than once in `objectRef`.
+/// Does the work of [`is_ambiguous`] by reading all members of the event.
 fn is_repeated(event: &[u8]) -> bool {
     let (mut has_object, mut has_uri) = (false, false);
     scan::members(event).any(|member| match &*member.name() {
@@ -68,8 +64,8 @@ fn is_repeated(event: &[u8]) -> bool {
     })
 }
 
-/// Returns `true` if one of [`PARTS`] occurs more than once in the JSON object with which the text
-/// `object` begins. If the text begins with another kind of value, the result is `false`.
+/// Returns `true` if one of [`PARTS`] occurs more than once in the JSON object at the beginning of
+/// `object`.
 fn repeats_parts(object: &[u8]) -> bool {
     if object.first() != Some(&b'{') {
         return false;

@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use super::walk::{Child, Edit};
 
-/// The annotation that marks an event from which a body was dropped because the event was too
-/// large. kube-apiserver marks the events that it truncates with the same annotation.
+/// Marks an event from which a body was removed because the event was too large. kube-apiserver
+/// marks the events that it truncates with the same annotation.
 pub(super) static TRUNCATED: Addition = Addition {
     key: std::borrow::Cow::Borrowed("audit.k8s.io/truncated"),
     member: std::borrow::Cow::Borrowed(r#""audit.k8s.io/truncated":"true""#),
@@ -25,7 +25,7 @@ pub(super) struct Addition {
 }
 
 impl Annotations {
-    /// The prefix of the keys of all constant annotations that the relay adds.
+    /// The prefix of the keys of all constant annotations.
     pub const PREFIX: &str = "kube-audit-forwarder/";
 
     /// Makes annotations from pairs of a name (without [`Self::PREFIX`]) and a value. Each name
@@ -41,9 +41,8 @@ impl Annotations {
     }
 }
 
-/// Returns the edit that adds the missing `additions` to the annotations of an event. `value` is
-/// the value of the event's member `annotations`, and `place` is its range in the event. `kept` are
-/// the members of `value` that stay in the event.
+/// Returns the edit that adds the missing `additions` to the event's `annotations`, which are
+/// `value` in the range `place`. `kept` are the members of `value` that stay.
 ///
 /// `None` if no addition is missing, or if `value` is neither an object nor null, so that nothing
 /// can be added.
@@ -79,8 +78,7 @@ pub(super) fn added<'a>(
     Some(Edit { place, with: with.into() })
 }
 
-/// Returns the text of a whole member `"annotations":{…}` with these additions, for an event
-/// without annotations.
+/// Returns the whole member `"annotations":{…}` for an event without annotations.
 pub(super) fn whole(additions: &[&Addition]) -> Vec<u8> {
     [b"\"annotations\":{", &*members(additions), b"}"].concat()
 }

@@ -1,4 +1,4 @@
-//! A quick look at an event, which tells what a redaction may find in it.
+//! A quick look at an event finds out what a redaction may find in it.
 
 use std::sync::LazyLock;
 
@@ -8,26 +8,25 @@ use super::signs::Signs;
 use super::{ambiguous, uri, web_token};
 use audit::request::Request;
 
-/// The result of a quick look at an event: what a redaction may find in it. A field that is `false`
-/// is certain; a field that is `true` means that the members of the event must be read. Most events
-/// have nothing to redact, and the look is much cheaper than reading their members.
+/// The things that a redaction may find in an event. A field that is `false` is certain; `true`
+/// means that the members of the event must be read. Most events have nothing to redact, and the
+/// look is much cheaper than reading their members.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Look {
-    /// The number of bytes at the beginning of the event in which every key is known, or 0. See
+    /// The number of bytes at the beginning of the event in which every key is known: see
     /// [`Reader::known`](audit::request::Reader::known).
     pub(super) known: usize,
-    /// `true`: the event may contain letters that are written as escapes, such as `\u0041` for `A`.
+    /// The event may contain letters that are written as escapes, such as `\u0041` for `A`.
     pub(super) spells_letters: bool,
-    /// `true`: the event names its object or its URI twice. This field is certain in both cases.
+    /// The event names its object or its URI twice. This field is certain in both cases.
     pub(super) is_ambiguous: bool,
-    /// `true`: the event may contain JSON Web Tokens.
+    /// The event may contain JSON Web Tokens.
     pub(super) has_tokens: bool,
-    /// `true`: the URI of the event's request may contain credentials.
+    /// The URI of the event's request may contain credentials.
     pub(super) has_credentials: bool,
 }
 
 impl Look {
-    /// The look that has found nothing to redact.
     pub(super) const NOTHING: Self = Self {
         known: 0,
         spells_letters: false,
@@ -37,9 +36,8 @@ impl Look {
     };
 
     pub(super) fn at(event: &[u8], request: &Request<'_>, known: usize) -> Self {
-        // The searches for escapes, tokens and keys are made only if their signs were found.
-        // Without known bytes, the keys are always searched: the event's own keys would be a sign
-        // anyway.
+        // Escapes, tokens and keys are searched only if their signs were found. Without known
+        // bytes, the keys are always searched: the event's own keys would be a sign anyway.
         let signs = Signs::of(event, known);
         let spells_letters = signs.escapes && ambiguous::spells_letters(event);
         let may_repeat = known == 0 || spells_letters || signs.keys;
@@ -54,7 +52,7 @@ impl Look {
         }
     }
 
-    /// Returns the look that finds out nothing, so that all members of the event are read.
+    /// The look after which all members of the event are read.
     #[cfg(test)]
     pub(super) fn blind(event: &[u8]) -> Self {
         Self {
@@ -66,13 +64,12 @@ impl Look {
         }
     }
 
-    /// Returns `true` if the look has found nothing to redact, whatever the event's object is.
+    /// Returns `true` if there is nothing to redact, whatever the event's object is.
     #[cfg(test)]
     pub(super) fn is_clear(self) -> bool {
         Self { known: 0, ..self } == Self::NOTHING
     }
 
-    /// Returns `true` if the event may have a request body or a response body.
     pub(super) fn may_have_bodies(self, event: &[u8]) -> bool {
         static NAMES: LazyLock<[Finder<'static>; 2]> = LazyLock::new(|| {
             [br#""requestObject""#.as_slice(), br#""responseObject""#].map(Finder::new)

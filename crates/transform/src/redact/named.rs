@@ -2,8 +2,8 @@
 //!
 //! Names are compared without regard to case, `-` and `_`, and also if they are in brackets:
 //! `ID-Token`, `accessToken`, `token[]` and `user[token]` are all found. The value of an
-//! environment variable (`env=NAME=…`) is a credential whatever the variable's name is: secrets are
-//! what such variables are used for.
+//! environment variable (`env=NAME=…`) is a credential whatever the variable's name is, because
+//! such variables often hold secrets.
 
 use std::ops::Range;
 
@@ -26,13 +26,12 @@ const NAMES: [&[u8]; 11] = [
 ];
 
 /// More names of credentials in URIs and commands. There, a longer name also counts if it ends in a
-/// name from this list or from [`NAMES`] that follows a `_`, `-` or `.`, as `AWS_SECRET_ACCESS_KEY`
-/// does.
+/// name from this list or from [`NAMES`] after a `_`, `-` or `.`, as `AWS_SECRET_ACCESS_KEY` does.
 const OF_COMMANDS: [&[u8]; 7] =
     [b"pass", b"passphrase", b"pwd", b"secret", b"secretkey", b"secretaccesskey", b"privatekey"];
 
 /// More names of credentials in URIs: OAuth's code, signatures of URLs that give access by
-/// themselves, and sessions. A longer name does not count: `error_code` is none.
+/// themselves, and sessions. A longer name, such as `error_code`, does not count.
 const OF_URIS: [&[u8]; 7] = [
     b"code",
     b"sig",
@@ -46,18 +45,17 @@ const OF_URIS: [&[u8]; 7] = [
 /// The URI parameter with an environment variable, as in `env=NAME=VALUE`.
 const ENV: &[u8] = b"env";
 
-/// Words that may stand between a name and its credential, as in `Authorization: Bearer …`.
+/// Words that may be between a name and its credential, as in `Authorization: Bearer …`.
 const SCHEMES: [&[u8]; 5] = [b"bearer", b"basic", b"token", b"digest", b"apikey"];
 
-/// The greatest length of a name in bytes, with its `-` and `_`. A longer text is not the name of a
-/// credential; in a command, only the last 64 bytes of a longer text are compared.
+/// The maximum length of a name in bytes, with its `-` and `_`. In a command, only the last 64
+/// bytes of a longer text are compared; elsewhere, a longer text is not a name.
 const NAME_BYTES_MAX: usize = 64;
 
-/// The characters that cannot be part of a name. The name to the left of a `=` begins after the
-/// last of these characters: in `a&token=b`, the name `token` begins after the `&`.
+/// The characters that cannot be part of a name. The name before a `=` begins after the last of
+/// these characters: in `a&token=b`, the name `token` begins after the `&`.
 const BOUNDS: &[u8] = b"&;?,#/|!<>(){}\"' \t\r\n=";
 
-/// For each byte, `true` if it is one of [`BOUNDS`].
 const IS_BOUND: [bool; 256] = {
     let (mut table, mut at) = ([false; 256], 0);
     while at < BOUNDS.len() {
@@ -67,10 +65,10 @@ const IS_BOUND: [bool; 256] = {
     table
 };
 
-/// Finds the first `NAME=VALUE` in the text in which NAME is the name of a credential and VALUE is
-/// neither empty nor redacted already. Returns the range of the value, which includes everything up
-/// to the end of the text; `None` if there is no such pair. Of a variable in `env`, the name is not
-/// part of the value, because variables such as `LD_PRELOAD` decide which code runs.
+/// Finds the first `NAME=VALUE` in which NAME is the name of a credential and VALUE is neither
+/// empty nor redacted already. Returns the range from the value to the end of the text. In `env`,
+/// the name of the variable is not part of the value, because variables such as `LD_PRELOAD` decide
+/// which code runs.
 pub(super) fn assigned(text: &[u8]) -> Option<Range<usize>> {
     memchr::memchr_iter(b'=', text).find_map(|equals| {
         let before = text.get(..equals)?.trim_ascii_end();
@@ -91,8 +89,8 @@ pub(super) fn assigned(text: &[u8]) -> Option<Range<usize>> {
     })
 }
 
-/// Searches a label or field selector for keys that are names of credentials, as in `token=a`,
-/// `x/token!=a` and `token in (a,b)`. Calls `found` with the range of the value of each such key.
+/// Calls `found` with the value of each key in a label or field selector that is the name of a
+/// credential, as in `token=a`, `x/token!=a` and `token in (a,b)`.
 pub(super) fn selected(text: &[u8], mut found: impl FnMut(Range<usize>)) {
     let mut at = 0;
     while at < text.len() {
@@ -132,18 +130,18 @@ pub(super) fn selected(text: &[u8], mut found: impl FnMut(Range<usize>)) {
     }
 }
 
-/// Finds credentials in a command whose text arrives in several parts, such as the values of the
-/// repeated URI parameter `command=`. The parts must be given in their order.
+/// Finds credentials in a command that arrives in several parts, in their order, such as the values
+/// of the repeated URI parameter `command=`.
 #[derive(Debug, Default)]
 pub(super) struct Command {
-    /// `true`: the next word is a credential, because the last word was, for example, `--password`
-    /// or `Authorization:`.
+    /// `true` if the next word is a credential, because the last word was `--password` or
+    /// `Authorization:`, for example.
     expects: bool,
 }
 
 impl Command {
-    /// Searches the next part of the command, and calls `found` with the range of each credential.
-    /// A part is one argument, or a text for a shell with several arguments in it.
+    /// Calls `found` with the range of each credential in the next part of the command: one
+    /// argument, or a text for a shell with several arguments.
     pub(super) fn part(&mut self, text: &[u8], mut found: impl FnMut(Range<usize>)) {
         let mut at = 0;
         while let Some(byte) = text.get(at) {
@@ -177,9 +175,9 @@ impl Command {
         }
     }
 
-    /// Searches one word of `text` for names of credentials, and calls `found` with the ranges of
-    /// their values. Returns the index at which the search must continue. The index may be after
-    /// `end`, the end of the word, because a value in quotes may contain spaces.
+    /// Calls `found` with the values of names of credentials in one word. Returns the index at
+    /// which the search continues; it may be after `end`, because a value in quotes may contain
+    /// spaces.
     fn word(
         &mut self,
         text: &[u8],
@@ -188,7 +186,7 @@ impl Command {
     ) -> usize {
         let dashes = text[start..end].iter().take_while(|byte| **byte == b'-').count();
         let mut name = start + dashes;
-        // A short option may stand directly before its value: `-HAuthorization:`.
+        // A short option may be directly before its value: `-HAuthorization:`.
         let is_named = |name: usize, at: usize| {
             let is_short = dashes == 1 && name == start + 1 && name < at;
             is_name_of_command(&text[name..at])
@@ -226,8 +224,7 @@ impl Command {
     }
 }
 
-/// Returns the range of the password in `scheme://user:password@host`; `None` if the text has no
-/// password.
+/// Returns the range of the password in `scheme://user:password@host`.
 fn password(url: &[u8]) -> Option<Range<usize>> {
     let start = memchr::memmem::find(url, b"://")? + 3;
     let rest = url.get(start..)?;
@@ -236,9 +233,8 @@ fn password(url: &[u8]) -> Option<Range<usize>> {
     Some(start + colon + 1..start + end)
 }
 
-/// Returns the range of the value that begins at `start`. If a quote stands directly before
-/// `start`, the value ends before the closing quote. Otherwise the value ends at `end`, the end of
-/// the word, but quotes at the end of the word are not part of the value.
+/// Returns the range of the value that begins at `start`. After a quote, it ends before the closing
+/// quote. Otherwise, it ends at `end`, the end of the word, without quotes there.
 fn quoted(text: &[u8], start: usize, end: usize) -> Range<usize> {
     let quote = start.checked_sub(1).and_then(|before| text.get(before));
     if let Some(quote @ (b'"' | b'\'')) = quote {
@@ -250,14 +246,13 @@ fn quoted(text: &[u8], start: usize, end: usize) -> Range<usize> {
     start..end - word.iter().rev().take_while(is_quote).count()
 }
 
-/// Returns `value`, a range of `text`, as it is; `None` if the range is empty or its text was
-/// redacted before.
+/// Returns the range `value`, unless it is empty or its text was redacted before.
 fn value_of(text: &[u8], value: Range<usize>) -> Option<Range<usize>> {
     let is_one = text.get(value.clone()).is_some_and(|text| !text.is_empty() && text != REDACTED);
     is_one.then_some(value)
 }
 
-/// Returns the word without the quotes and backslashes at its begin and end.
+/// Returns the word without the quotes and backslashes at both ends.
 fn unquoted(word: &[u8]) -> &[u8] {
     let is_word = |byte: &u8| !b"\"'`\\".contains(byte);
     let start = word.iter().position(is_word).unwrap_or(word.len());
@@ -265,28 +260,27 @@ fn unquoted(word: &[u8]) -> &[u8] {
     word.get(start..end).unwrap_or_default()
 }
 
-/// Returns `true` if the word is the name of an authentication scheme, such as `Bearer`.
 fn is_scheme(word: &[u8]) -> bool {
     SCHEMES.iter().any(|scheme| unquoted(word).eq_ignore_ascii_case(scheme))
 }
 
-/// Returns `true` if `is` holds for `name` or, in a name with brackets, such as `user[token]`, for
-/// one of its parts.
+/// Returns `true` if `is` holds for `name` or, in a name such as `user[token]`, for one of its
+/// parts.
 fn has_part(name: &[u8], is: impl Fn(&[u8]) -> bool) -> bool {
     name.split(|byte| matches!(byte, b'[' | b']')).any(|name| is(name.trim_ascii()))
 }
 
-/// Returns the length of `NAME=` at the begin of `NAME=VALUE`; 0 if the text begins with no plain
-/// name of a variable.
+/// Returns the length of `NAME=` at the beginning of the text; 0 if there is no plain name of a
+/// variable.
 fn variable(text: &[u8]) -> usize {
     let is_name = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
     let end = text.iter().position(|byte| !is_name(byte)).filter(|end| *end > 0);
     end.filter(|end| text.get(*end) == Some(&b'=')).map_or(0, |end| end + 1)
 }
 
-/// Returns `true` if `name` is the name of a credential in a command: a known name, or a longer
-/// name that ends in a known one after a `_`, `-` or `.`, as in `AWS_SECRET_ACCESS_KEY`. A name
-/// that ends in `password` always counts, as in `PGPASSWORD`.
+/// Returns `true` for a known name, and for a longer name that ends in a known one after a `_`, `-`
+/// or `.`, as in `AWS_SECRET_ACCESS_KEY`. A name that ends in `password` always counts, as in
+/// `PGPASSWORD`.
 fn is_name_of_command(name: &[u8]) -> bool {
     let name = unquoted(name);
     let name = name.get(name.len().saturating_sub(NAME_BYTES_MAX)..).unwrap_or_default();
@@ -299,9 +293,8 @@ fn is_name_of_command(name: &[u8]) -> bool {
         || ends.any(|(at, _)| is_known(name.get(at + 1..).unwrap_or_default()))
 }
 
-/// Returns `true` if `name` equals one of the known names in `lists`. Upper and lower case are the
-/// same, and `-` and `_` in `name` are ignored: `ID-Token` equals `idtoken`. A name of more than
-/// [`NAME_BYTES_MAX`] bytes equals none.
+/// Returns `true` if `name` equals one of the names in `lists`. Case, `-` and `_` are ignored:
+/// `ID-Token` equals `idtoken`. A name of more than [`NAME_BYTES_MAX`] bytes equals none.
 fn is_one_of(name: &[u8], lists: &[&[&[u8]]]) -> bool {
     let (mut folded, mut length) = ([0; NAME_BYTES_MAX], 0);
     if name.len() > folded.len() {

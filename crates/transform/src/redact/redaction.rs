@@ -4,8 +4,8 @@
 //! Five things are always redacted: the contents and annotations of Secrets; the bodies of requests
 //! that make or check tokens, and of OpenShift's OAuth objects; the environment variables of
 //! requests for ephemeral containers; credentials in a request's URI; and JSON Web Tokens anywhere
-//! (`web_token`). Of a body about Secrets, a part is kept only if the
-//! shape of the body is known; a body of any other shape is dropped as a whole.
+//! (`web_token`). In a body about Secrets, parts are kept only if the shape of the body is known; a
+//! body of any other shape is dropped as a whole.
 //!
 //! If something in a body must not leave, the server's message about that body must not leave
 //! either, because a validation error quotes the value that it is about. Messages stay if their
@@ -33,44 +33,42 @@ pub struct Redaction {
     rules: Vec<Compiled>,
 }
 
-/// The decision about the two bodies of an event, `requestObject` and `responseObject`. It is the
-/// same for both bodies.
+/// The decision about `requestObject` and `responseObject`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Bodies {
-    /// The request body and the response body stay in the event. Redaction rules may still change
-    /// them.
+    /// The bodies stay, but redaction rules may change them.
     Stay,
-    /// The request body and the response body are about Secrets. If a body has a known shape, its
-    /// secret parts are removed. A body of any other shape is dropped.
+    /// The bodies are about Secrets. The secret parts of a body with a known shape are removed; a
+    /// body of any other shape is dropped.
     Secret,
-    /// The request body and the response body are dropped from the event.
+    /// Both bodies are dropped.
     Go,
 }
 
-/// The redactions that one event needs. JSON Web Tokens are not in the plan.
+/// The redactions that one event needs, without those of JSON Web Tokens.
 #[derive(Debug)]
 pub(super) struct Plan<'r> {
-    /// The changes to make, each with the path from the top of the event to the value to redact.
+    /// The changes, each with the path from the top of the event to the value to redact.
     pub(super) wishes: Vec<Wish<'r>>,
     pub(super) bodies: Bodies,
-    /// `true`: the server's message in the event may quote a value that must not leave the relay.
+    /// `true` if the server's message may quote a value that must not leave the relay.
     pub(super) is_quotable: bool,
 }
 
 impl Redaction {
-    /// Compiles the redaction rules of an output. The redactions that always hold are not among
-    /// the rules: `plan` adds them for each event, even if the rule list is empty.
+    /// Compiles the rules of an output. The redactions that always hold are added for each event
+    /// (`plan`), even if there are no rules.
     ///
     /// # Errors
     ///
-    /// Describes the first mistake in the rules: a part that is not written correctly or not
-    /// allowed, or a rule without an effect.
+    /// The first mistake in the rules: a part that is not written correctly or not allowed, or a
+    /// rule without an effect.
     pub fn new(rules: &[Rule]) -> Result<Self, String> {
         Ok(Self { rules: rules.iter().map(Compiled::new).collect::<Result<_, _>>()? })
     }
 
-    /// Returns the redactions that this event needs, without those of JSON Web Tokens; `None` if
-    /// the event needs none. `look` is the result of a quick look at this event.
+    /// Returns the redactions that this event needs, if any. `look` is the result of a quick look
+    /// at it.
     pub(super) fn plan(&self, event: &[u8], request: &Request<'_>, look: Look) -> Option<Plan<'_>> {
         let is_ambiguous = look.is_ambiguous;
         let bodies = if is_ambiguous { Bodies::Go } else { bodies(request.object.as_ref()) };
@@ -107,8 +105,8 @@ impl Redaction {
 
 /// Returns `true` if an event about something secret may have anything to redact: a body, a message
 /// of the server, or an annotation that is not known to be kube-apiserver's own. Events of the
-/// level Metadata usually have none of them. `known` is the number of bytes that are
-/// [known](audit::request::Reader::known), and the event must spell no letters as escapes.
+/// level Metadata usually have none of them. `known` is the number of
+/// [known](audit::request::Reader::known) bytes. The event must spell no letters as escapes.
 fn has_words(event: &[u8], known: usize) -> bool {
     static WORDS: LazyLock<[Finder<'static>; 2]> =
         LazyLock::new(|| [br#""message""#, br#""details""#].map(Finder::new));
@@ -124,12 +122,11 @@ fn has_words(event: &[u8], known: usize) -> bool {
         })
 }
 
-/// Kinds of objects whose bodies hold secrets: the API groups that serve them, the resources, and
-/// the subresource (`*`: any, or none). If the `bool` is `true`, the bodies are redacted in any
-/// other group too.
+/// Resources whose bodies hold secrets: the API groups that serve them, the resources, and the
+/// subresource (`*`: any, or none). If the `bool` is `true`, the bodies are redacted in any other
+/// group too.
 type SecretKinds = (&'static [&'static str], &'static [&'static str], &'static str, bool, Bodies);
 
-/// All kinds of objects whose bodies hold secrets.
 const SECRET_KINDS: [SecretKinds; 5] = [
     (&[""], &["secrets"], "*", false, Bodies::Secret),
     (&["", "image.openshift.io"], &["imagestreams"], "secrets", false, Bodies::Secret),
@@ -144,8 +141,7 @@ const SECRET_KINDS: [SecretKinds; 5] = [
     ),
 ];
 
-/// Returns the kinds of objects whose bodies hold secrets: an API group, and its resources with
-/// their subresource.
+/// Returns the API groups with the resources (and their subresource) whose bodies hold secrets.
 pub fn secret_kinds() -> impl Iterator<Item = (&'static str, Vec<String>)> {
     SECRET_KINDS.iter().flat_map(|(groups, resources, sub, ..)| {
         let of = move |resource| format!("{resource}/{sub}");
@@ -158,8 +154,6 @@ pub fn is_secret(object: &Object<'_>) -> bool {
     bodies(Some(object)) != Bodies::Stay
 }
 
-/// Decides what happens to the request body and the response body of an event. The decision depends
-/// on the kind of the event's object.
 fn bodies(object: Option<&Object<'_>>) -> Bodies {
     let Some(object) = object else { return Bodies::Stay };
     let has = |list: &[&str], text: &[u8]| list.iter().any(|own| own.as_bytes() == text);
@@ -171,8 +165,8 @@ fn bodies(object: Option<&Object<'_>>) -> Bodies {
     found.map_or(Bodies::Stay, |(.., bodies)| *bodies)
 }
 
-/// The paths to the secret parts of a Secret in the request body or the response body. The Secret
-/// can be the whole body, an item of a list, or the object in a row of a table.
+/// The paths to the secret parts of a Secret in a body. The Secret can be the whole body, an item
+/// of a list, or the object in a row of a table.
 static SECRET: LazyLock<Vec<Path>> = LazyLock::new(|| {
     let inside: [&[Step]; 3] = [
         &[Step::Known(b"data"), Step::Any],
@@ -184,9 +178,9 @@ static SECRET: LazyLock<Vec<Path>> = LazyLock::new(|| {
     in_bodies(&BODIES, &inside)
 });
 
-/// The paths to the values of environment variables in requests for ephemeral containers, which
-/// `kubectl debug --env` sets as `kubectl exec --env` does in a URI. The response has the whole pod
-/// with its other containers.
+/// The paths to the environment variables in requests for ephemeral containers, which `kubectl
+/// debug --env` sets as `kubectl exec --env` does in a URI. The response has the whole pod with its
+/// other containers.
 static OF_EPHEMERAL: LazyLock<Vec<Path>> = LazyLock::new(|| {
     let env = [Step::Known(b"env"), Step::Any, Step::Known(b"value")];
     let of_pod = [&[Step::Known(b"spec"), Step::Any, Step::Any], &env[..]].concat();
@@ -195,38 +189,34 @@ static OF_EPHEMERAL: LazyLock<Vec<Path>> = LazyLock::new(|| {
     in_bodies(&BODIES, &[&of_pod, &before, &COPY])
 });
 
-/// The path to the annotations that hold the patches of mutating webhooks. kube-apiserver records
-/// these annotations only from level Request on. This path does not lead to the annotations that
-/// name the webhooks (`mutation.webhook.admission.k8s.io/`); these are recorded at every level.
+/// The path to the annotations with the patches of mutating webhooks, which kube-apiserver records
+/// only from level Request on. It does not lead to the annotations that name the webhooks
+/// (`mutation.webhook.admission.k8s.io/`), which are recorded at every level.
 const PATCHES: [Step; 2] =
     [Step::Known(b"annotations"), Step::Prefixed(b"patch.webhook.admission.k8s.io/")];
 
-/// The path to the annotations in which webhooks and admission policies may quote a body: all
-/// annotations of an event except for those that are known to be kube-apiserver's or this relay's
-/// own.
+/// The path to the annotations in which webhooks and admission policies may quote a body.
 const OF_ADMISSION: [Step; 2] = [Step::Known(b"annotations"), Step::OfAdmission];
 
-/// Returns the wish that removes the annotations with the patches of webhooks. They are a part of
-/// the body: they repeat what webhooks have put into it.
+/// Returns the wish that removes the patches of webhooks. They repeat what webhooks have put into
+/// the body.
 pub(super) fn patches<'w>(why: Why) -> Wish<'w> {
     Wish::new(&PATCHES, With::Drop, why)
 }
 
-/// Returns `true` if the annotation holds the patch of a webhook.
 pub(super) fn is_patch(annotation: &Child<'_>) -> bool {
     PATCHES[1].leads_to(annotation.name().as_deref())
 }
 
-/// The paths to `managedFields`: first the paths in the request body, then those in the response
-/// body. `omitManagedFields` of an audit policy removes the values at these paths.
+/// The paths to `managedFields` in the request body, and those in the response body.
 static MANAGED_FIELDS: LazyLock<[Vec<Path>; 2]> = LazyLock::new(|| {
     let inside: [&[Step]; 1] = [&[Step::Known(b"metadata"), Step::Known(b"managedFields")]];
     BODIES.map(|body| in_bodies(&[body], &inside))
 });
 
 /// Makes full paths, which begin at an event, from the paths in `inside`, which begin at an object.
-/// `bodies` are the names of the bodies in which the objects are. In each body, the object can be
-/// the whole body, an item of a list, or the object in a row of a table: each case gets a path.
+/// In each of `bodies`, the object can be the whole body, an item of a list, or the object in a row
+/// of a table: each case gets a path.
 fn in_bodies(bodies: &[&'static [u8]], inside: &[&[Step]]) -> Vec<Path> {
     let mut paths = Vec::new();
     for body in bodies {
@@ -246,10 +236,9 @@ pub(super) fn managed_fields<'w>(request: &Request<'_>) -> Vec<Wish<'w>> {
     bodies.flatten().map(|path| Wish::new(path, With::Drop, Why::Lowered)).collect()
 }
 
-/// Returns `true` if the value `object` is a JSON object that has only known members. A known
-/// member has a name that a Secret has, and a value of the expected kind. `is_body` is `true` for a
-/// whole body, which may also have the members of a list, a Status or DeleteOptions. It is `false`
-/// for an item of a list, which may have only the members of a Secret.
+/// Returns `true` if `object` is a JSON object that has only known members: their names are those
+/// of a Secret, and their values have the expected types. A whole body (`is_body`) may also have
+/// the members of a list, a Status or DeleteOptions; an item of a list may not.
 pub(super) fn is_known(object: &[u8], is_body: bool) -> bool {
     object.first() == Some(&b'{')
         && scan::members(object).all(|member| {
@@ -285,8 +274,8 @@ pub(super) fn is_known(object: &[u8], is_body: bool) -> bool {
 }
 
 /// Returns wishes that remove the message and the causes from a Status that may quote the request's
-/// body. If the Status cannot quote, the result is empty. A Status cannot quote if it has a reason,
-/// [`is_the_servers`] is `true` for each of its reasons, and no message is from a webhook.
+/// body. A Status cannot quote if it has a reason, [`is_the_servers`] is `true` for each of its
+/// reasons, and no message is from a webhook.
 pub(super) fn quotes<'w>(status: &[u8]) -> Vec<Wish<'w>> {
     static PATHS: [&[Step]; 2] =
         [&[Step::Known(b"message")], &[Step::Known(b"details"), Step::Known(b"causes")]];
@@ -315,8 +304,8 @@ pub(super) fn quotes<'w>(status: &[u8]) -> Vec<Wish<'w>> {
     paths.map(|path| Wish::new(path, With::Drop, Why::Redacted)).collect()
 }
 
-/// Returns `true` if messages with this reason are written by kube-apiserver and never quote a
-/// value of the request. `Forbidden` and `Unauthorized` give `false`, because admission policies
+/// Returns `true` if kube-apiserver writes the messages with this reason and never quotes a value
+/// of the request in them. `Forbidden` and `Unauthorized` give `false`, because admission policies
 /// use these reasons with a text of their own.
 fn is_the_servers(reason: &[u8]) -> bool {
     matches!(
@@ -334,7 +323,6 @@ fn is_the_servers(reason: &[u8]) -> bool {
     )
 }
 
-/// Returns `true` if the body is a Status, which is the server's message about a request.
 pub(super) fn is_status(body: &[u8]) -> bool {
     body.first() == Some(&b'{')
         && scan::members(body).any(|member| {

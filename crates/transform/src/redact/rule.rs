@@ -1,10 +1,10 @@
 //! The rules of a redaction as a config file has them, and their compiled form.
 //!
 //! A resource is written `RESOURCE` (of the core group), `GROUP/RESOURCE` or
-//! `GROUP/RESOURCE/SUBRESOURCE`, with `*` for any part. Without a subresource it means the resource
-//! and all its subresources, because they carry the same object. A field is a path from the top of
-//! the event: names separated by dots, `["…"]` for a name with dots in it, `*` for any member or
-//! element.
+//! `GROUP/RESOURCE/SUBRESOURCE`, with `*` for any part. Without a subresource, it means the
+//! resource and all its subresources, because they carry the same object. A field is a path from
+//! the top of the event: names separated by dots, `["…"]` for a name with dots in it, `*` for any
+//! member or element.
 //!
 //! A path into a body means the object in that body. It is therefore also looked for in the items
 //! of a list and in the objects of a table's rows. The copy of the whole object that `kubectl
@@ -16,18 +16,18 @@ use audit::request::Object;
 /// A rule of the config: the fields to redact in events about some resources.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
-    /// The resources that the rule applies to. An empty list means that the rule applies to every
-    /// event, even to one without an object.
+    /// The resources that the rule applies to. An empty list stands for every event, even one
+    /// without an object.
     pub resources: Vec<String>,
-    /// The paths of the fields to redact; there is at least one.
+    /// The paths of the fields to redact; at least one.
     pub fields: Vec<String>,
-    /// The way in which the values of the fields are redacted.
+    /// How the values of the fields are redacted.
     pub with: With,
 }
 
-/// The members of an event that may be the first step of a path. A path may also name a member of
-/// `objectRef` that is in [`OF_OBJECT`]. The other members cannot be redacted: without them the
-/// text is not an audit event, or its time or its object is unknown.
+/// The members of an event that may be the first step of a path, in addition to `objectRef` with
+/// [`OF_OBJECT`]. The other members cannot be redacted: without them, the text is not an audit
+/// event, or its time or its object is unknown.
 const ROOTS: [&str; 10] = [
     "requestObject",
     "responseObject",
@@ -41,26 +41,25 @@ const ROOTS: [&str; 10] = [
     "sourceIPs",
 ];
 
-/// The members of `objectRef` that a path may name. The other members cannot be redacted, because
-/// they decide which rules apply to an event.
+/// The members of `objectRef` that a path may name. The other members decide which rules apply to
+/// an event.
 const OF_OBJECT: [&str; 3] = ["name", "namespace", "uid"];
 
-/// The API groups of Kubernetes that have a name without a dot. The core group, whose name is
-/// empty, is not in the list.
+/// The API groups of Kubernetes that have a name without a dot, except for the core group.
 const SHORT_GROUPS: [&str; 5] = ["apps", "autoscaling", "batch", "extensions", "policy"];
 
 /// A rule in the form in which it is applied to events.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Compiled {
     resources: Vec<Resource>,
-    /// `true`: at least one of the paths leads into a body (`requestObject` or `responseObject`).
+    /// `true` if a path leads into a body.
     pub(super) of_bodies: bool,
     pub(super) paths: Vec<Path>,
     pub(super) with: With,
 }
 
 impl Compiled {
-    /// Compiles a rule. `Err` describes the first mistake in it, with the forms that are allowed.
+    /// Compiles a rule. An error describes the first mistake, with the allowed forms.
     pub(super) fn new(rule: &Rule) -> Result<Self, String> {
         let resources = rule.resources.iter().map(|text| Resource::new(text));
         let resources = resources.collect::<Result<_, _>>()?;
@@ -95,8 +94,8 @@ impl Compiled {
 pub(super) const COPY: [Step; 3] =
     [Step::Known(b"metadata"), Step::Known(b"annotations"), Step::CopyOfTheObject];
 
-/// Returns the two full paths for `inside`, a path that begins at an object: one leads into the
-/// objects of a list in the body `root`, the other into the objects in the rows of a table.
+/// Returns two full paths for `inside`, a path that begins at an object: one into the objects of a
+/// list in the body `root`, the other into the objects in the rows of a table.
 pub(super) fn in_lists(root: &[u8], inside: &[Step]) -> [Path; 2] {
     let root = Step::Name(root.into());
     [
@@ -105,8 +104,7 @@ pub(super) fn in_lists(root: &[u8], inside: &[Step]) -> [Path; 2] {
     ]
 }
 
-/// The resources that one pattern such as `apps/deployments` stands for: group, resource and
-/// subresource. A part that is `*`, any text, is `None`.
+/// The group, resource and subresource of a pattern such as `apps/deployments`; `None` for `*`.
 #[derive(Debug, PartialEq, Eq)]
 struct Resource([Option<Box<[u8]>>; 3]);
 
@@ -151,7 +149,7 @@ impl Resource {
     }
 }
 
-/// Parses a path and checks that its first step is allowed. `Err` describes the mistake.
+/// Parses a path and checks that its first step is allowed. An error describes the mistake.
 fn steps(text: &str) -> Result<Vec<Step>, String> {
     let steps = parse(text)?;
     let roots = || format!("{}, objectRef.{}", ROOTS.join(", "), OF_OBJECT.join(", objectRef."));
@@ -182,7 +180,7 @@ fn steps(text: &str) -> Result<Vec<Step>, String> {
     Ok(steps)
 }
 
-/// Splits the text of a path into steps. `Err` describes the mistake.
+/// Splits the text of a path into steps. An error describes the mistake.
 fn parse(text: &str) -> Result<Vec<Step>, String> {
     const FORMS: &str = "names are separated by dots, as in requestObject.data.*; a name with other characters is written \
                          [\"…\"] or ['…'], and * or [*] is any member or element";
@@ -225,9 +223,8 @@ fn parse(text: &str) -> Result<Vec<Step>, String> {
     }
 }
 
-/// Parses one step in brackets, such as `["a.b"]`. `inside` is the text after the opening bracket.
-/// Returns the step and the text after the closing bracket; `None` if the brackets are not written
-/// correctly.
+/// Parses one step in brackets, such as `["a.b"]`; `inside` is the text after the opening bracket.
+/// Returns the step and the text after the closing bracket, if the brackets are written correctly.
 fn bracket(inside: &str) -> Option<(Step, &str)> {
     if let Some(behind) = inside.strip_prefix("*]") {
         return Some((Step::Any, behind));

@@ -1,12 +1,11 @@
 //! Tells events in which a redaction may find something from the many in which it finds nothing, in
 //! one pass over their bytes.
 //!
-//! A redaction looks for several things: letters that are written as escapes, JSON Web Tokens, and
-//! keys that occur twice. A search for each of them would read the event from its first byte to its
-//! last, three or four times. This module looks for a *sign* of each instead: two or three bytes
-//! that must be there if the thing itself is. An event without a sign certainly lacks the thing. An
-//! event with a sign is then searched for the thing itself, which costs little, because few events
-//! have signs.
+//! A redaction looks for letters that are written as escapes, JSON Web Tokens, and keys that occur
+//! twice. A search for each of them would read the event three or four times. This module looks for
+//! a *sign* of each instead: two or three bytes that must be there if the thing itself is. An event
+//! without a sign certainly lacks the thing. The few events with a sign are then searched for the
+//! thing itself.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -14,14 +13,13 @@ mod avx2;
 /// The signs that were found in an event. A field that is `false` is certain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Signs {
-    /// `true`: the event may contain an escape whose code is from `\u0040` to `\u00ff`. The sign is
-    /// a backslash, a `u` after it, and at the fourth place after it a byte above `3`.
+    /// An escape with a code from `\u0040` to `\u00ff` may be there. Its sign is a backslash, a
+    /// `u`, and at the fourth place after the backslash a byte above `3`.
     pub(super) escapes: bool,
-    /// `true`: the event may contain `eyJ`, the beginning of a JSON Web Token. The sign is `yJ`.
+    /// `eyJ`, the beginning of a JSON Web Token, may be there. Its sign is `yJ`.
     pub(super) tokens: bool,
-    /// `true`: the bytes after the known ones may contain the key `objectRef` or `requestURI` in
-    /// plain letters. The sign is an `R`, with an `I` after it or an `f` at the second place after
-    /// it.
+    /// The key `objectRef` or `requestURI` may be in the bytes after the known ones, in plain
+    /// letters. Its sign is an `R`, with an `I` after it or an `f` at the second place after it.
     pub(super) keys: bool,
 }
 
@@ -45,8 +43,7 @@ impl Signs {
         Self::portable(event, known)
     }
 
-    /// Looks for signs as [`Signs::of`] does. Inlined into a function for AVX2, the same code is
-    /// compiled for AVX2.
+    /// Does what [`Signs::of`] does. Inlined into a function for AVX2, it is compiled for AVX2.
     #[inline(always)]
     fn portable(event: &[u8], known: usize) -> Self {
         // A function that is passed on, as in `map`, would be compiled without AVX2.
@@ -71,9 +68,9 @@ impl Signs {
     }
 
     /// Looks for the signs that begin in the text, but not in its last four bytes. At the end of an
-    /// event nothing is missed by that: after the first byte of a sign come the rest of an escape,
-    /// of a token, or of a key with its value, and then the brace that closes the event. These are
-    /// at least five bytes, as in `RI":1}`.
+    /// event, this misses nothing: at least five bytes follow the first byte of a sign. They are
+    /// the rest of an escape, of a token, or of a key with its value, and the brace that closes the
+    /// event, as in `RI":1}`.
     #[inline(always)]
     fn in_text(text: &[u8]) -> Self {
         let places = text.len().saturating_sub(BEHIND);
@@ -82,16 +79,13 @@ impl Signs {
         let last = text.len().checked_sub(STEP + BEHIND).and_then(|start| text.get(start..));
         match (most, last) {
             (Some(most), Some(last)) => Self::in_steps(most).or(Self::in_steps(last)),
-            // The text is shorter than a step.
             _ => Self::UNKNOWN,
         }
     }
 
-    /// Looks for the signs that begin in the text, but not in its last four bytes. The number of
-    /// bytes before these four is a multiple of [`STEP`].
-    ///
-    /// The loop has no branches, so the compiler turns it into instructions that compare many bytes
-    /// at once.
+    /// Does the work of [`Self::in_text`] for a text whose length is a multiple of [`STEP`] and
+    /// four more. The loop has no branches, so the compiler uses instructions that compare many
+    /// bytes at once.
     #[inline(always)]
     fn in_steps(text: &[u8]) -> Self {
         let from = |place| text.get(place..).unwrap_or_default();

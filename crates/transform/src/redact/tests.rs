@@ -542,7 +542,7 @@ fn what_is_too_large_loses_as_little_as_helps_of_patches_and_bodies() {
         assert_eq!(out.as_ref(), Some(&expected), "{less}");
         let is_too_large = expected.len() > max;
         assert_eq!(done, Done { trimmed: true, annotated: true, is_too_large, ..Done::default() });
-        // With a redaction of bodies, the patch does not leave whatever the size.
+        // With a redaction of bodies, the patch is removed whatever its size.
         let redaction = rules(&[("pods", "requestObject.a responseObject.a", With::Drop)]);
         let change = Change { redaction: Some(&redaction), ..change };
         let (out, done) = changed(&whole, &change);
@@ -565,7 +565,7 @@ fn constants_are_added_and_no_key_is_replaced() {
         r#""kube-audit-forwarder/forwarder":"f""#,
     );
     let base = r#"{"auditID":"a","stage":"Panic""#;
-    // CLUSTER and FORWARDER stand for the two.
+    // CLUSTER and FORWARDER stand for the two annotations.
     for row in [
         r#"«→,"annotations":{CLUSTER,FORWARDER}»"#,
         r#","annotations":«null→{CLUSTER,FORWARDER}»"#,

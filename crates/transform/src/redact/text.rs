@@ -1,5 +1,5 @@
-//! Resolves the escapes of JSON strings and URIs, and finds where each byte of the resolved text
-//! was written.
+//! Resolves the escapes of JSON strings and URIs, and finds the position at which each byte of the
+//! resolved text was written.
 //!
 //! A lone surrogate becomes U+FFFD, as in Go, and the text after it is read as usual.
 
@@ -9,8 +9,7 @@ use std::ops::Range;
 /// The text that replaces a credential or a token.
 pub(super) const REDACTED: &[u8] = b"REDACTED";
 
-/// Returns the text of a JSON string with its escapes resolved. `raw` is the text between the
-/// quotes, as it is written.
+/// Resolves the escapes in `raw`, the text between the quotes of a JSON string.
 pub(super) fn unescape(raw: &[u8]) -> Cow<'_, [u8]> {
     let Some(first) = memchr::memchr(b'\\', raw) else { return Cow::Borrowed(raw) };
     let mut text = Vec::with_capacity(raw.len());
@@ -26,8 +25,7 @@ pub(super) fn unescape(raw: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(text)
 }
 
-/// Returns the text of a value that is a JSON string, with escapes resolved; `None` for any other
-/// value.
+/// Returns the text of a JSON string with its escapes resolved; `None` for any other value.
 pub(super) fn string(value: &[u8]) -> Option<Cow<'_, [u8]>> {
     match value {
         [b'"', inner @ .., b'"'] => Some(unescape(inner)),
@@ -35,31 +33,28 @@ pub(super) fn string(value: &[u8]) -> Option<Cow<'_, [u8]>> {
     }
 }
 
-/// Translates ranges of the text that [`unescape`] returns into ranges of `raw`, the text before
-/// the escapes were resolved. Each element of `parts` is replaced by its translation. The parts
-/// must be in order and must not overlap.
+/// Translates `parts`, ranges of the result of [`unescape`], into ranges of `raw`, its argument.
+/// They must be in order and must not overlap.
 pub(super) fn to_written(raw: &[u8], parts: &mut [Range<usize>]) {
     trace(raw.len(), parts, |take| walk(raw, take));
 }
 
-/// Resolves percent-encoding (RFC 3986 §2.1): `%41` becomes `A`. All other bytes stay as they are.
-/// The decoder is not that of a crate, because [`to_percents`] has to agree with it on each byte.
+/// Resolves percent-encoding (RFC 3986 §2.1): `%41` becomes `A`. The decoder is not that of a
+/// crate, because [`to_percents`] has to agree with it on each byte.
 pub(super) fn percent_decode(raw: &[u8]) -> Vec<u8> {
     let mut text = Vec::with_capacity(raw.len());
     walk_percents(raw, |_, bytes| text.extend_from_slice(bytes));
     text
 }
 
-/// Translates ranges of the text that [`percent_decode`] returns into ranges of `raw`, the text
-/// before it was decoded. Each element of `parts` is replaced by its translation. The parts must be
-/// in order and must not overlap.
+/// Does for [`percent_decode`] what [`to_written`] does for [`unescape`].
 pub(super) fn to_percents(raw: &[u8], parts: &mut [Range<usize>]) {
     trace(raw.len(), parts, |take| walk_percents(raw, take));
 }
 
-/// Translates the bounds of `parts` from indices in the decoded text to indices in the raw text.
-/// `length` is the length of the raw text in bytes. `walk` decodes the raw text once more and
-/// passes each piece with its index; a table of all indices is therefore not needed.
+/// Translates the bounds of `parts` from the decoded text to the raw text of `length` bytes. `walk`
+/// decodes the raw text once more and passes each piece with its index, instead of a table of all
+/// indices.
 fn trace(
     length: usize,
     parts: &mut [Range<usize>],
@@ -77,9 +72,8 @@ fn trace(
     bounds.for_each(|bound| *bound = length);
 }
 
-/// Decodes a percent-encoded text part by part. A part is an encoded byte such as `%41`, or one
-/// other byte. For each part, the function calls `take` with the part's index in `raw` and the
-/// decoded byte.
+/// Calls `take` for each part of a percent-encoded text, with its index in `raw` and the decoded
+/// byte. A part is an encoded byte such as `%41`, or one other byte.
 fn walk_percents(raw: &[u8], mut take: impl FnMut(usize, &[u8])) {
     let mut at = 0;
     while let Some(&byte) = raw.get(at) {
@@ -92,9 +86,9 @@ fn walk_percents(raw: &[u8], mut take: impl FnMut(usize, &[u8])) {
     }
 }
 
-/// Decodes the text between the quotes of a JSON string part by part. A part is one escape, a
-/// surrogate pair of two escapes, or one other byte. For each part, calls `take` with the part's
-/// index in `raw` and the decoded bytes.
+/// Calls `take` for each part of the text between the quotes of a JSON string, with its index in
+/// `raw` and the decoded bytes. A part is one escape, a surrogate pair of two escapes, or one other
+/// byte.
 fn walk(raw: &[u8], mut take: impl FnMut(usize, &[u8])) {
     let mut at = 0;
     while let Some(&byte) = raw.get(at) {
@@ -110,8 +104,7 @@ fn walk(raw: &[u8], mut take: impl FnMut(usize, &[u8])) {
     }
 }
 
-/// Returns the character for the escape with which `text` begins, and the length of the escape in
-/// bytes.
+/// Returns the character for the escape at the beginning of `text`, and the length of the escape.
 fn escape(text: &[u8]) -> (char, usize) {
     let unit = |text: &[u8]| match text {
         [b'\\', b'u', digits @ ..] => digits.get(..4).and_then(hex),
@@ -139,7 +132,6 @@ fn escape(text: &[u8]) -> (char, usize) {
     (short, 2)
 }
 
-/// Returns the number that hexadecimal digits stand for; `None` if a byte is not such a digit.
 fn hex(digits: &[u8]) -> Option<u32> {
     digits.iter().try_fold(0, |number, digit| Some(number << 4 | char::from(*digit).to_digit(16)?))
 }

@@ -3,11 +3,11 @@
 //!
 //! The URI is read as the server reads it: percent-encoding hides neither the name of a parameter
 //! nor a token. Nothing depends on the path or the object: a parameter counts in a request for
-//! exec, for a proxy, or for what no server knows. Names are looked for in the query, within its
-//! parameters (`labelSelector=token=…`, a URI inside the URI, the words of a `command` that is to
-//! run in a pod), and in the path (`/a;token=…`). Two kinds of credentials are not found: one under
-//! an unknown name that is not a JSON Web Token, and one that is encoded twice, because the URI is
-//! decoded once.
+//! exec, for a proxy, or for something that no server knows. Names are looked for in the query,
+//! within its parameters (`labelSelector=token=…`, a URI inside the URI, the words of a `command`
+//! that is to run in a pod), and in the path (`/a;token=…`). Two sorts of credentials are not
+//! found: one under an unknown name that is not a JSON Web Token, and one that is encoded twice,
+//! because the URI is decoded once.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -20,8 +20,8 @@ use audit::request::Uri;
 /// The text that replaces a whole URI, as a JSON string.
 pub(super) const REDACTED_WHOLE: &[u8] = b"\"REDACTED\"";
 
-/// The longest URI, in bytes, that is searched. A longer URI is replaced as a whole. kube-apiserver
-/// serves no request with a longer URI, because it refuses headers of more than 1 MiB (Go's
+/// The maximum length in bytes of a URI that is searched. A longer URI is replaced as a whole.
+/// kube-apiserver serves no request with one, because it refuses headers of more than 1 MiB (Go's
 /// `http.DefaultMaxHeaderBytes`).
 pub(super) const BYTES_MAX: usize = 1 << 20;
 
@@ -36,8 +36,8 @@ pub(super) fn may_have_credentials(uri: Uri<'_>, may_have_tokens: bool) -> bool 
     uri.len() > BYTES_MAX || memchr::memchr(b'\\', uri).is_some() || !secrets(uri).is_empty()
 }
 
-/// Returns the ranges of a URI that are credentials and must be replaced by [`text::REDACTED`]. The
-/// ranges are in order and do not overlap.
+/// Returns the ranges of a URI that are credentials and must be replaced by [`text::REDACTED`].
+/// They are in order and do not overlap.
 pub(super) fn secrets(uri: &[u8]) -> Vec<Range<usize>> {
     let mut found = Vec::new();
     let query = memchr::memchr(b'?', uri).unwrap_or(uri.len());
@@ -64,8 +64,8 @@ pub(super) fn secrets(uri: &[u8]) -> Vec<Range<usize>> {
 }
 
 /// Returns `true` if a name after which [`secrets`] looks for a credential may end in these four
-/// letters, in lower case: those of `named`, `command`, `labelSelector` and `fieldSelector`. A name
-/// of three letters may follow the last digit of an escape.
+/// letters, in lower case. The names are `command`, `labelSelector`, `fieldSelector`, and those in
+/// the module `named`. A name of three letters may follow the last digit of an escape.
 fn is_end(letters: &[u8; 4]) -> bool {
     matches!(
         letters,
@@ -92,11 +92,10 @@ fn is_end(letters: &[u8; 4]) -> bool {
 }
 
 /// Returns `true` if it is certain at a glance that [`secrets`] finds nothing in a URI, except for
-/// JSON Web Tokens that begin with `eyJ` in plain letters. `raw` is the URI as a JSON string has
-/// it, with its escapes. The URIs of usual requests are plain, so that they are neither copied nor
-/// split into parts.
+/// JSON Web Tokens that begin with `eyJ` in plain letters. `raw` is the URI with its JSON escapes.
+/// The URIs of usual requests are plain, so that they are neither copied nor split into parts.
 ///
-/// A name before an equals sign is not that of a credential if its last four letters are no
+/// A name before an equals sign is not that of a credential if its last four letters are not an
 /// [end](is_end). Brackets separate names, so a URI with names and brackets is not plain. The only
 /// escape in a plain URI is that of `&`, which ends a parameter. Its digits may count as letters of
 /// the next name, but only if that name has three letters or fewer.
@@ -126,8 +125,8 @@ pub(super) fn is_plain(raw: &[u8]) -> bool {
     !has_names || memchr::memchr2(b'[', b']', raw).is_none()
 }
 
-/// Adds the ranges of credentials in the URI's path to `found`. In the path `/a;token=b/c`, the
-/// credential is `b`: it ends at the next slash.
+/// Adds the credentials in the URI's path to `found`. In `/a;token=b/c`, the credential is `b`: it
+/// ends at the next slash.
 fn in_path(path: &[u8], found: &mut Vec<Range<usize>>) {
     if memchr::memchr2(b'=', b'%', path).is_none() {
         return;
@@ -145,9 +144,8 @@ fn in_path(path: &[u8], found: &mut Vec<Range<usize>>) {
     }
 }
 
-/// Adds the ranges of credentials in the URI's query to `found`. The query begins at index `at` of
-/// the URI. A parameter ends at the next `&` that is not percent-encoded; all other separators are
-/// part of the parameter.
+/// Adds the credentials in the query, which begins at the index `at`, to `found`. A parameter ends
+/// at the next `&` that is not percent-encoded; all other separators are part of the parameter.
 fn in_query(uri: &[u8], mut at: usize, found: &mut Vec<Range<usize>>) {
     let mut command = Command::default();
     while at < uri.len() {
@@ -172,8 +170,7 @@ fn in_query(uri: &[u8], mut at: usize, found: &mut Vec<Range<usize>>) {
     }
 }
 
-/// Decodes a part of the query as the server does: `+` means a space, and percent-encoding is
-/// resolved.
+/// Decodes a part of the query as the server does, with `+` for a space.
 fn decoded(part: &[u8]) -> Cow<'_, [u8]> {
     if memchr::memchr2(b'%', b'+', part).is_none() {
         return Cow::Borrowed(part);
@@ -183,8 +180,8 @@ fn decoded(part: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(text::percent_decode(&spaced))
 }
 
-/// Translates `values` into ranges of the URI, and adds them to `found`. `values` are ranges of the
-/// decoded text of `part`, and `part` begins at index `at` of the URI.
+/// Translates `values`, ranges of the decoded text of `part`, into ranges of the URI, and adds them
+/// to `found`. `part` begins at the index `at` of the URI.
 fn note(part: &[u8], at: usize, mut values: Vec<Range<usize>>, found: &mut Vec<Range<usize>>) {
     if values.is_empty() {
         return;
@@ -284,11 +281,11 @@ mod tests {
             "/p/portforward?%65nv=A%3D«%73→REDACTED»&%45%4E%56=A=«s→REDACTED»&x=1",
             "/p/exec?env%3DA%3d«s→REDACTED»&+env+=A=«s+t→REDACTED»",
             "/p//exec?env[]=A=«s→REDACTED»&env[0]=A.b-c=«s→REDACTED»",
-            // Without a plain name nobody knows where the value begins.
+            // Without a plain name, it is unknown where the value begins.
             "/p/exec?env=«s→REDACTED»&env==«s→REDACTED»",
             "/p/exec?env=«%7B%22name%22:%22A%22,%22value%22:%22b%3Dc%22%7D→REDACTED»",
             "/p/exec?env=«A+B=s→REDACTED»&env=«A%00=s→REDACTED»",
-            // kube-apiserver does not know these, and logs them all the same.
+            // kube-apiserver does not know these parameters, but logs them.
             "/p/exec?a=b;env=A=«s;env=B=t→REDACTED»&c",
             "/x/proxy/y/exec?env=A=«s→REDACTED»",
             "/healthz?u=/p/exec?env=A=«s→REDACTED»",

@@ -5,8 +5,8 @@
 //! number instead of an object, or an array in which a name is looked for. The author of the path
 //! did not expect such a value, so the whole value is treated as the one to redact.
 //!
-//! Each recursive call follows one step of a path. The depth of the recursion is therefore bounded
-//! by the paths, not by the event.
+//! Each recursive call follows one step of a path, so the paths limit the depth of the recursion,
+//! and not the event.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -17,28 +17,27 @@ use super::path::{STEPS_MAX, Step, With};
 use super::text;
 use audit::scan;
 
-/// The reason why a value of an event is changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Why {
-    /// The audit policy sets a lower level for the event or omits its managed fields. A change for
-    /// this reason is made only if the whole path exists in the event.
+    /// The audit policy lowers the event's level or omits its managed fields. This change is made
+    /// only if the whole path exists in the event.
     Lowered,
-    /// The event is too large. A change for this reason is made in the same cases.
+    /// The event is too large. This change, too, is made only if the whole path exists.
     Trimmed,
-    /// The value must not leave the relay. A name in the path may lead to a text, a number or an
-    /// unexpected array, so that the path cannot continue. That value is then changed as a whole.
+    /// The value must not leave the relay. If a name in the path led to a text, a number or an
+    /// unexpected array, where the path cannot continue, that value is changed as a whole.
     Redacted,
 }
 
 /// A wish to change something in a value: the part of a path (`rest`) that must still be followed
-/// from this value, and the change to make at the path's end.
+/// from this value, and the change at the path's end.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Wish<'p> {
     rest: &'p [Step],
     with: With,
     why: Why,
-    /// `true`: the step that led to this value was a name, a prefix or another condition on names.
-    /// `false`: the step was `*`, which leads to every member or element.
+    /// `true` if the step that led to this value was a condition on names, such as a name or a
+    /// prefix; `false` if it was `*`, which leads to every member or element.
     by_name: bool,
 }
 
@@ -47,9 +46,8 @@ impl<'p> Wish<'p> {
         Self { rest: path, with, why, by_name: true }
     }
 
-    /// Returns the wishes for one child of an object or array. `wishes` are those for the object or
-    /// array. The result has the wishes whose next step leads to the child, without that step.
-    /// `name` is the name of the child, or `None` for an element of an array.
+    /// Returns the wishes for one child of an object or array: those of `wishes` whose next step
+    /// leads to the child, without that step. `name` is `None` for an element of an array.
     pub(super) fn at_child(wishes: &[Self], name: Option<&[u8]>) -> Vec<Self> {
         let follow = |wish: &Self| {
             let (step, rest) = wish.rest.split_first()?;
@@ -59,8 +57,8 @@ impl<'p> Wish<'p> {
         wishes.iter().filter_map(follow).collect()
     }
 
-    /// Returns the wish with the strongest change, the first of several: removing a value is
-    /// stronger than replacing it by its hash.
+    /// Returns the first wish with the strongest change: to remove a value is stronger than to
+    /// replace it by its hash.
     fn strongest<'w>(wishes: impl Iterator<Item = &'w Self>) -> Option<&'w Self>
     where
         'p: 'w,
@@ -68,10 +66,9 @@ impl<'p> Wish<'p> {
         wishes.min_by_key(|wish| wish.with == With::Sha256)
     }
 
-    /// Returns `true` if the wish's change must be made to this whole value: the path ends here, or
-    /// it cannot continue in a value of this kind. The second case counts only for a redaction
-    /// whose last step was not `*`, and only if the value is a string that is not empty, a number
-    /// or an array.
+    /// Returns `true` if the change must be made to this whole value: the path ends here, or it
+    /// cannot continue. The second case counts only for a redaction whose last step was not `*`,
+    /// and only if the value is a string that is not empty, a number or an array.
     fn is_met_by(&self, value: &[u8]) -> bool {
         let Some(next) = self.rest.first() else { return true };
         // A step `*` leads to many children, and the path may not be meant for all of them.
@@ -85,7 +82,6 @@ impl<'p> Wish<'p> {
     }
 }
 
-/// A range of the event's bytes, and the bytes that replace the range.
 #[derive(Debug)]
 pub(super) struct Edit {
     pub(super) place: Range<usize>,
@@ -93,12 +89,13 @@ pub(super) struct Edit {
 }
 
 /// A value that needs this many edits or more, such as a list of 131,072 objects with one secret
-/// each, is dropped as a whole. The number is bounded, because an edit can take more memory than
-/// the text that it replaces.
+/// each, is dropped as a whole, because an edit can take more memory than the text that it
+/// replaces.
 pub(super) const EDITS_MAX: usize = 1 << 17;
 
 /// Collects the edits in one value of the event. `lowered`, `trimmed` and `redacted` are `true` if
-/// at least one edit has that reason.
+/// at least one edit has that reason. A method that returns a `bool` returns `true` if the value
+/// stays, with these edits, and `false` if the caller must remove the whole value.
 #[derive(Debug)]
 pub(super) struct Walk<'a> {
     event: &'a [u8],
@@ -118,8 +115,7 @@ impl<'a> Walk<'a> {
         self.edits.len() >= EDITS_MAX
     }
 
-    /// Adds to `self.edits` the edits that `wishes` need in this value. Returns `true` if the value
-    /// stays, with these edits. Returns `false` if the caller must remove the whole value.
+    /// Adds the edits that `wishes` need in this value.
     pub(super) fn value(&mut self, value: &'a [u8], wishes: &[Wish<'_>]) -> bool {
         let met = wishes.iter().filter(|wish| wish.is_met_by(value));
         if let Some(strongest) = Wish::strongest(met) {
@@ -133,8 +129,7 @@ impl<'a> Walk<'a> {
         true
     }
 
-    /// Makes the change of a wish to a whole value. Returns `true` if the value is replaced by its
-    /// hash, and `false` if the caller must remove it.
+    /// Makes the change of a wish to a whole value, which stays if it is replaced by its hash.
     fn meet(&mut self, value: &'a [u8], wish: Wish<'_>) -> bool {
         match wish.why {
             Why::Lowered => self.lowered = true,
@@ -148,9 +143,8 @@ impl<'a> Walk<'a> {
         wish.with == With::Sha256
     }
 
-    /// Calls `stays` for each member of an object, or for each element of an array, and cuts out
-    /// each for which the result is `false`. Stops early if there are too many edits;
-    /// [`Self::is_full`] then tells the caller.
+    /// Cuts out each member of an object, or element of an array, for which `stays` returns
+    /// `false`. Stops early if there are too many edits ([`Self::is_full`]).
     fn each(&mut self, container: &'a [u8], mut stays: impl FnMut(&mut Self, &Child<'a>) -> bool) {
         let mut removal = Removal::default();
         for child in children(self.event, container) {
@@ -163,8 +157,7 @@ impl<'a> Walk<'a> {
         removal.finish(&mut self.edits);
     }
 
-    /// Adds to `self.edits` the edits that `wishes` need in a body. Returns `true` if the body
-    /// stays, with these edits. Returns `false` if the caller must remove the whole body.
+    /// Adds the edits that `wishes` need in a body.
     ///
     /// A body may be a JSON Patch (RFC 6902): a list of operations that put values into an object.
     /// The paths of the wishes begin at that object. If an operation concerns a value that must be
@@ -184,10 +177,9 @@ impl<'a> Walk<'a> {
         true
     }
 
-    /// Adds to `self.edits` the edits in one operation of a JSON Patch. The paths of `wishes` begin
-    /// at the object that the patch changes. The paths of `as_element` begin at the operation
-    /// itself, which is an element of the patch. Returns `true` if the operation stays, with these
-    /// edits. Returns `false` if the caller must remove the operation.
+    /// Adds the edits in one operation of a JSON Patch. The paths of `wishes` begin at the object
+    /// that the patch changes, those of `as_element` at the operation itself, an element of the
+    /// patch.
     fn operation(
         &mut self,
         operation: &'a [u8],
@@ -226,12 +218,9 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// Returns the wishes that a JSON Patch operation concerns. The operation names places in an object
-/// with its members `path` and `from`. Returns `None` if `path` is missing, or if `path` or `from`
-/// is not a valid JSON Pointer.
-///
-/// The members `path` and `from` are handled one after the other and not collected, because an
-/// operation may repeat them millions of times.
+/// Returns the wishes that a JSON Patch operation concerns by its members `path` and `from`. `None`
+/// if `path` is missing, or if one of them is not a valid JSON Pointer. They are handled one after
+/// the other and not collected, because an operation may repeat them millions of times.
 fn concerned<'w, 'p>(operation: &[u8], wishes: &'w [Wish<'p>]) -> Option<Vec<&'w Wish<'p>>> {
     let (mut others, mut has_path) = (wishes.iter().collect::<Vec<_>>(), false);
     let mut found = Vec::new();
@@ -240,8 +229,8 @@ fn concerned<'w, 'p>(operation: &[u8], wishes: &'w [Wish<'p>]) -> Option<Vec<&'w
         if matches!(&*name, b"path" | b"from") {
             has_path |= *name == *b"path";
             let place = pointer(&text::string(member.value)?)?;
-            // A wish about the value at the place, about a part of it, or about a larger value that
-            // contains it.
+            // A wish about the value at this position, about a part of it, or about a larger value
+            // that contains it.
             found.extend(others.extract_if(.., |wish| {
                 wish.rest.iter().zip(&place).all(|(step, name)| step.leads_to(Some(name)))
             }));
@@ -250,9 +239,9 @@ fn concerned<'w, 'p>(operation: &[u8], wishes: &'w [Wish<'p>]) -> Option<Vec<&'w
     has_path.then_some(found)
 }
 
-/// Returns the names in a JSON Pointer (RFC 6901): `a` and `b` for `/a/b`. `None` if the text is
-/// not a JSON Pointer. Only the first [`STEPS_MAX`] names are returned; a longer pointer is treated
-/// like its beginning, so that it concerns more values and never fewer.
+/// Returns the names in a JSON Pointer (RFC 6901): `a` and `b` for `/a/b`. Only the first
+/// [`STEPS_MAX`] names are returned; a longer pointer is treated like its beginning, so that it
+/// concerns more values and never fewer.
 fn pointer(text: &[u8]) -> Option<Vec<Vec<u8>>> {
     if text.is_empty() {
         return Some(Vec::new());
@@ -280,24 +269,23 @@ fn pointer(text: &[u8]) -> Option<Vec<Vec<u8>>> {
 /// A member of an object or an element of an array, with its range in the event.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Child<'a> {
-    /// The name of a member as it is written, without its quotes; `None` for an element of an
-    /// array.
+    /// The name of a member as it is written; `None` for an element of an array.
     key: Option<&'a [u8]>,
-    /// The indices in the event at which the child begins and ends. A member begins with the quote
-    /// before its name.
+    /// The indices at which the child begins and ends. A member begins with the quote before its
+    /// name.
     pub(super) place: (usize, usize),
     pub(super) value: &'a [u8],
 }
 
 impl<'a> Child<'a> {
-    /// Returns the name of a member with its escapes resolved; `None` for an element of an array.
+    /// Returns the name of a member with its escapes resolved.
     pub(super) fn name(&self) -> Option<Cow<'a, [u8]>> {
         self.key.map(text::unescape)
     }
 }
 
-/// Returns an iterator over the members of an object or the elements of an array. For any other
-/// value the iterator is empty. `container` must be a slice of `event`.
+/// Returns the members of an object or the elements of an array, a slice of `event`; none for any
+/// other value.
 pub(super) fn children<'a>(
     event: &'a [u8],
     container: &'a [u8],
@@ -314,29 +302,25 @@ pub(super) fn children<'a>(
     })
 }
 
-/// Returns the range of indices that `part` has in the event. `part` must be a slice of `event`.
+/// Returns the range of indices of `part`, a slice of the event.
 pub(super) fn place(event: &[u8], part: &[u8]) -> Range<usize> {
     let start = part.as_ptr() as usize - event.as_ptr() as usize;
     start..start + part.len()
 }
 
-/// Makes the edits that cut children out of an object or array. Adjacent children that are cut out
-/// form one run, which becomes one edit. The edit includes one comma before or after the run if
-/// another child stays.
+/// Makes the edits that cut children out of an object or array: one edit for each run of adjacent
+/// children. An edit includes one comma before or after the run if another child stays.
 #[derive(Debug, Default)]
 pub(super) struct Removal {
-    /// The indices in the event at which the current run begins and ends. A run is a series of
-    /// adjacent children to cut out, for which no edit is made yet. `None` if there is no such run.
+    /// The indices at which the current run begins and ends; it has no edit yet.
     run: Option<(usize, usize)>,
-    /// The index in the event at which the last child that stays ends; `None` if no child stays so
-    /// far.
+    /// The index at which the last child that stays ends, if one stays so far.
     kept: Option<usize>,
 }
 
 impl Removal {
-    /// Handles the next child of the object or array. The child stays if `stays` is `true`.
-    /// Otherwise a later call of this function, or of `finish`, adds the edit that cuts it out to
-    /// `edits`. The children must be given in their order.
+    /// Handles the next child, in order. If it does not stay, a later call of this function, or of
+    /// `finish`, adds the edit that cuts it out.
     pub(super) fn pass(&mut self, child: &Child<'_>, stays: bool, edits: &mut Vec<Edit>) {
         let (start, end) = child.place;
         if !stays {
@@ -349,8 +333,8 @@ impl Removal {
         self.kept = Some(end);
     }
 
-    /// Adds the last edit, for children at the end that are cut out. Returns the index at which the
-    /// last child that stays ends, or `None` if no child stays.
+    /// Adds the edit that cuts out trailing children. Returns the index at which the last child
+    /// that stays ends, if one stays.
     pub(super) fn finish(self, edits: &mut Vec<Edit>) -> Option<usize> {
         if let Some((first, end)) = self.run {
             edits.push(Edit { place: self.kept.unwrap_or(first)..end, with: Cow::default() });
@@ -359,9 +343,9 @@ impl Removal {
     }
 }
 
-/// Returns the SHA-256 of a value as a JSON string, `"sha256:…"`. Escapes in a text are resolved
-/// before the text is hashed, so that their spelling does not matter; any other value is hashed as
-/// it is written.
+/// Returns the SHA-256 of a value as a JSON string, `"sha256:…"`. The escapes of a text are
+/// resolved first, so that their spelling does not matter; any other value is hashed as it is
+/// written.
 fn sha256(value: &[u8]) -> Vec<u8> {
     let text = text::string(value);
     let digest = digest(&SHA256, text.as_deref().unwrap_or(value));

@@ -18,16 +18,15 @@ use audit::scan;
 /// The three characters with which every JSON Web Token begins.
 static BEGINNING: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"eyJ"));
 
-/// Returns `true` if [`redact`] must search this event for tokens. For most events the result is
-/// `false`, because they do not contain the characters with which tokens begin. `spells_letters` is
-/// `true` if the event may contain letters that are written as escapes; such an event must always
-/// be searched.
+/// Returns `true` if [`redact`] must search this event for tokens. Most events lack the characters
+/// with which tokens begin. An event that may contain letters as escapes (`spells_letters`) must
+/// always be searched.
 pub(super) fn may_be_in(event: &[u8], spells_letters: bool) -> bool {
     let mut at = 0;
     while let Some(found) = BEGINNING.find(event.get(at..).unwrap_or_default()) {
         at = run(event, at + found);
-        // An escape may continue the token's header, so a backslash counts like the dot after the
-        // header.
+        // A token's header ends at a dot. A backslash may begin an escape inside the header, so an
+        // event with one must be searched too.
         if matches!(event.get(at), Some(b'.' | b'\\')) {
             return true;
         }
@@ -35,12 +34,12 @@ pub(super) fn may_be_in(event: &[u8], spells_letters: bool) -> bool {
     spells_letters
 }
 
-/// Returns the event with its tokens replaced; `None` if the event has no tokens. The result is
-/// never longer than the event.
+/// Returns the event with its tokens replaced, if it has any. The result is never longer than the
+/// event.
 ///
-/// Tokens can also occur in the names of members, and two names must not become equal. Each
-/// replacement in a name, from the second on, therefore ends in a number, as in `REDACTED-2`. The
-/// number is left out if the token was too short for it.
+/// Tokens can also occur in the names of members, and two names must not become equal. From the
+/// second replacement in a name on, each one therefore ends in a number, as in `REDACTED-2`, if the
+/// token was long enough for it.
 pub(super) fn redact(event: &[u8]) -> Option<Vec<u8>> {
     let mut out = Vec::new();
     let (mut copied, mut at, mut names) = (0, 0, 0_usize);
@@ -68,9 +67,8 @@ pub(super) fn redact(event: &[u8]) -> Option<Vec<u8>> {
     Some(out)
 }
 
-/// Appends the text that replaces a token to `out`: `REDACTED`, cut to `length` bytes. If `number`
-/// is greater than 1, the number follows, as in `REDACTED-2`. The number is left out if the text
-/// with the number would be longer than `length` bytes.
+/// Appends `REDACTED`, cut to `length` bytes. A `number` above 1 follows, as in `REDACTED-2`, if it
+/// fits.
 fn put(out: &mut Vec<u8>, length: usize, number: usize) {
     let numbered = format!("-{number}");
     out.extend_from_slice(REDACTED.get(..length).unwrap_or(REDACTED));
@@ -80,7 +78,7 @@ fn put(out: &mut Vec<u8>, length: usize, number: usize) {
 }
 
 /// Returns the ranges of the tokens in `raw`, the text between the quotes of a string. For
-/// [`EDITS_MAX`] or more tokens, the result is one range that covers the whole string.
+/// [`EDITS_MAX`] or more tokens, this is one range for the whole string.
 fn in_string(raw: &[u8]) -> Vec<Range<usize>> {
     let some = |text: &[u8]| web_tokens(text).take(EDITS_MAX).collect::<Vec<_>>();
     let mut parts;
@@ -97,21 +95,21 @@ fn in_string(raw: &[u8]) -> Vec<Range<usize>> {
     parts
 }
 
-/// Returns the ranges of the JSON Web Tokens in a text, in their order.
 pub(super) fn web_tokens(text: &[u8]) -> impl Iterator<Item = Range<usize>> {
     web_tokens_by(text, |from| run(text, from))
 }
 
-/// Returns the index of the first byte, from index `from` on, that is not a character of base64.
+/// Returns the index of the first byte, from the index `from` on, that is not a character of
+/// base64.
 fn run(text: &[u8], from: usize) -> usize {
     let of_base64 = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
     let rest = text.get(from..).unwrap_or_default();
     from + rest.iter().take_while(|byte| of_base64(byte)).count()
 }
 
-/// Returns the ranges of the JSON Web Tokens in a text. `run` takes the index at which a series of
-/// base64 characters begins, and returns the index at which the series ends. Each series is read at
-/// most twice, so that the search takes linear time even if the text has many beginnings of tokens.
+/// Returns the ranges of the JSON Web Tokens in a text. `run` returns the index at which the series
+/// of base64 characters at an index ends. Each series is read at most twice, so the search takes
+/// linear time even if the text has many beginnings of tokens.
 fn web_tokens_by(
     text: &[u8],
     mut run: impl FnMut(usize) -> usize,

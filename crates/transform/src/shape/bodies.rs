@@ -9,7 +9,6 @@ use super::json::{Object, place, write_string};
 use audit::scan;
 use audit::scan::Member;
 
-/// The text that takes the place of a value of the event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum With {
     /// A string that holds the bytes.
@@ -18,15 +17,14 @@ enum With {
     DotlessKeys,
 }
 
-/// The changes to an event. They are added in the order of its members.
+/// The changes to an event, which must be added in the order of its members.
 #[derive(Debug, Default)]
 pub(super) struct Edits {
-    /// The ranges of the event's bytes that are replaced, in their order.
+    /// The ranges of the event that are replaced, in their order.
     list: Vec<(Range<usize>, With)>,
 }
 
 impl Edits {
-    /// Returns the changes that `bodies` makes to an event.
     pub(super) fn of_bodies(event: &[u8], bodies: Bodies) -> Self {
         let mut edits = Self::default();
         for member in scan::members(event) {
@@ -37,7 +35,6 @@ impl Edits {
         edits
     }
 
-    /// Adds a body.
     pub(super) fn body(&mut self, event: &[u8], member: Member<'_>, bodies: Bodies) {
         if bodies == Bodies::String && member.value != b"null" {
             self.list.push((place(event, member.value), With::String));
@@ -52,12 +49,10 @@ impl Edits {
         }
     }
 
-    /// Returns `true` if the event stays as it is.
     pub(super) fn is_empty(&self) -> bool {
         self.list.is_empty()
     }
 
-    /// Appends the event with its changes to `out`.
     pub(super) fn write(&self, event: &[u8], out: &mut Vec<u8>) {
         let mut at = 0;
         for (range, with) in &self.list {
@@ -74,7 +69,7 @@ impl Edits {
 }
 
 /// Appends the object to `out`, with `_` for each `.` in its keys. A key stays as it is if the
-/// object has the new key already, or if an earlier key has got it.
+/// object already has the new key, or if an earlier key has got it.
 fn write_without_dots(object: &[u8], out: &mut Vec<u8>) {
     let start = out.len();
     if !write_few_without_dots(object, out) {
@@ -84,18 +79,18 @@ fn write_without_dots(object: &[u8], out: &mut Vec<u8>) {
 }
 
 /// Does the work of [`write_without_dots`] for an object with at most eight keys, which have no
-/// escapes and stay different from each other without dots. Annotations are such objects as a rule.
-/// Returns `false` if the object is another; `out` then has bytes that do not belong there.
+/// escapes and stay different from each other without dots, as usual annotations do. After `false`,
+/// the object is not such an object, and `out` has bytes that do not belong there.
 fn write_few_without_dots(object: &[u8], out: &mut Vec<u8>) -> bool {
     const FEW: usize = 8;
-    // The places of the new keys in `out`.
+    // The positions of the new keys in `out`.
     let mut places: [Range<usize>; FEW] = Default::default();
     let mut written = Object::begin(out);
     for (index, member) in scan::members(object).enumerate() {
         let (earlier, free) = places.split_at_mut(index.min(FEW));
         let Some(place) = free.first_mut().filter(|_| !member.has_escapes) else { return false };
         let out = written.key(member.key);
-        // Behind the key are its quote and a colon.
+        // A quote and a colon follow the key.
         let end = out.len() - 2;
         *place = end - member.key.len()..end;
         let key = &mut out[place.clone()];
@@ -109,7 +104,6 @@ fn write_few_without_dots(object: &[u8], out: &mut Vec<u8>) -> bool {
     true
 }
 
-/// Does the work of [`write_without_dots`] for any object.
 fn write_any_without_dots(object: &[u8], out: &mut Vec<u8>) {
     let keys: Vec<_> = scan::members(object).map(|member| member.name()).collect();
     let dotless = |index: usize| {
@@ -139,8 +133,8 @@ fn write_any_without_dots(object: &[u8], out: &mut Vec<u8>) {
     written.end();
 }
 
-/// Returns a key with `_` for each `.`. Both keys are the bytes between the quotes, with escapes as
-/// written. A dot may be written as an escape too.
+/// Returns a key with `_` for each `.`, which may be written as an escape. Both keys are the bytes
+/// between the quotes, with escapes as written.
 fn without_dots(raw: &[u8]) -> Cow<'_, [u8]> {
     let mut plain = raw.to_vec();
     if memchr::memchr(b'\\', raw).is_some() {
@@ -150,7 +144,6 @@ fn without_dots(raw: &[u8]) -> Cow<'_, [u8]> {
         };
         plain.clear();
         write_string(text.replace('.', "_").as_bytes(), &mut plain);
-        // The quotes are the caller's.
         plain.pop();
         plain.remove(0);
     }

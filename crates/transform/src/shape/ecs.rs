@@ -15,16 +15,15 @@ pub(super) const HEAD: &[u8] = br#"{"@timestamp":""#;
 /// The beginnings of all documents: with a time, and without.
 pub(super) const HEADS: [&[u8]; 2] = [HEAD, br#"{"ecs":{"version":"#];
 
-/// The version of ECS that has all fields of the document.
+/// A version of ECS that has all fields of the document.
 const VERSION: &[u8] = br#"{"version":"8.11.0"}"#;
 
-/// The name of the integration's dataset.
 const DATASET: &[u8] = br#""kubernetes.audit_logs""#;
 
 /// The annotation in which kube-apiserver says if it has allowed the request.
 const DECISION: &str = "authorization.k8s.io/decision";
 
-/// The members of an event that an ECS document has in places of their own too, in the order in
+/// The members of an event that an ECS document also has in places of their own, in the order in
 /// which [`write()`] takes them.
 const NAMES: [&str; 8] = [
     "verb",
@@ -37,7 +36,7 @@ const NAMES: [&str; 8] = [
     "stageTimestamp",
 ];
 
-/// Reads an event. Returns the first value of each of [`NAMES`], and the changes to the event in
+/// Returns the first value of each of [`NAMES`], and the changes to the event in
 /// `kubernetes.audit`.
 fn read(event: &[u8], bodies: Bodies) -> ([Option<&[u8]>; 8], Edits) {
     let (mut found, mut edits) = ([None; 8], Edits::default());
@@ -55,8 +54,8 @@ fn read(event: &[u8], bodies: Bodies) -> ([Option<&[u8]>; 8], Edits) {
     (found, edits)
 }
 
-/// Returns the value of `event.outcome`: kube-apiserver's decision or, if it does not say it,
-/// whether the response's code is below 400. Returns `None` if the event has neither.
+/// Returns the value of `event.outcome`: kube-apiserver's decision or, without it, whether the
+/// response's code is below 400. `None` if the event has neither.
 fn outcome(annotations: Option<&[u8]>, status: Option<&[u8]>) -> Option<&'static [u8]> {
     let [decision] = scan::firsts(annotations.unwrap_or_default(), [DECISION]);
     let is_success = match decision.and_then(scan::string).as_deref() {
@@ -70,7 +69,6 @@ fn outcome(annotations: Option<&[u8]>, status: Option<&[u8]>) -> Option<&'static
     Some(if is_success { br#""success""# } else { br#""failure""# })
 }
 
-/// Appends the document of an event to `out`.
 pub(super) fn write(
     event: &[u8],
     bodies: Bodies,

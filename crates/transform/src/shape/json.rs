@@ -12,32 +12,30 @@ pub(super) fn text(value: Option<&[u8]>) -> Option<&[u8]> {
     value.filter(|value| value.first() == Some(&b'"') && *value != b"\"\"")
 }
 
-/// Returns the value if it is an object.
 pub(super) fn object(value: Option<&[u8]>) -> Option<&[u8]> {
     value.filter(|value| value.first() == Some(&b'{'))
 }
 
-/// Returns the value if it is a whole number that is written without an exponent and fits into 32
-/// bits, as every status code does.
+/// Returns the value if it is a whole number of 32 bits without an exponent, as every status code
+/// is.
 pub(super) fn code(value: Option<&[u8]>) -> Option<(&[u8], i32)> {
     let value = value?;
     let number = std::str::from_utf8(value).ok()?.parse().ok()?;
     Some((value, number))
 }
 
-/// Returns `true` if the value is a string with an IP address.
 pub(super) fn is_ip(value: &[u8]) -> bool {
     let Some(text) = scan::string(value) else { return false };
     std::str::from_utf8(&text).is_ok_and(|text| text.parse::<IpAddr>().is_ok())
 }
 
-/// Returns the range of indices that `part` has in `whole`. `part` must be a slice of `whole`.
+/// Returns the range of indices of `part`, a slice of `whole`.
 pub(super) fn place(whole: &[u8], part: &[u8]) -> Range<usize> {
     let start = part.as_ptr() as usize - whole.as_ptr() as usize;
     start..start + part.len()
 }
 
-/// Appends a JSON string with this content to `out`. The content must be UTF-8.
+/// Appends a JSON string with this content, which must be UTF-8, to `out`.
 ///
 /// About every eighth byte of an event is a quote, so a search for the next escape and a copy up to
 /// it would cost two calls for a few bytes. Eight bytes are copied at a time instead, and `out` is
@@ -69,7 +67,7 @@ pub fn write_string(content: &[u8], out: &mut Vec<u8>) {
 }
 
 /// Marks the first of eight bytes that a JSON string can hold only as an escape, by the high bit of
-/// its byte in the result. Bits above it have no meaning. Returns 0 if there is no such byte.
+/// its byte in the result. Higher bits have no meaning. 0 if there is no such byte.
 fn escapes_in(chunk: [u8; 8]) -> u64 {
     const ONES: u64 = u64::from_ne_bytes([1; 8]);
     const HIGH: u64 = u64::from_ne_bytes([0x80; 8]);
@@ -95,14 +93,13 @@ pub(super) struct Object<'o> {
 }
 
 impl<'o> Object<'o> {
-    /// Begins an object at the end of `out`.
     pub(super) fn begin(out: &'o mut Vec<u8>) -> Self {
         out.push(b'{');
         Self { out, is_empty: true }
     }
 
-    /// Begins a member. `key` is the bytes between its quotes, with escapes as written. Returns the
-    /// buffer, to which the caller appends the value.
+    /// Begins a member. `key` is the bytes between its quotes, with escapes as written. The caller
+    /// appends the value to the returned buffer.
     pub(super) fn key(&mut self, key: &[u8]) -> &mut Vec<u8> {
         if !std::mem::replace(&mut self.is_empty, false) {
             self.out.push(b',');
@@ -113,19 +110,17 @@ impl<'o> Object<'o> {
         self.out
     }
 
-    /// Writes a member whose value is the JSON text `value`.
     pub(super) fn member(&mut self, key: &str, value: &[u8]) {
         self.key(key.as_bytes()).extend_from_slice(value);
     }
 
-    /// Writes a member, or nothing if there is no value.
     pub(super) fn optional(&mut self, key: &str, value: Option<&[u8]>) {
         if let Some(value) = value {
             self.member(key, value);
         }
     }
 
-    /// Writes a member that is an object with these members. An object without any is not written.
+    /// Writes a member that is an object with these members, unless all of them are absent.
     pub(super) fn group(&mut self, key: &str, members: &[(&str, Option<&[u8]>)]) {
         if members.iter().all(|(_, value)| value.is_none()) {
             return;
@@ -137,13 +132,11 @@ impl<'o> Object<'o> {
         group.end();
     }
 
-    /// Ends the object.
     pub(super) fn end(self) {
         self.out.push(b'}');
     }
 }
 
-/// The names of an object's members so far.
 #[derive(Debug, Default)]
 pub(super) struct Names<'a> {
     /// The first names. Most objects have no more, and a search among few names is fast.

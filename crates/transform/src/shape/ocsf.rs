@@ -1,9 +1,9 @@
 //! Documents of the Open Cybersecurity Schema Framework (OCSF), class API Activity.
 //!
-//! The places are those of the mapping that Amazon has published for the audit log of EKS. A member
-//! of the event has a place if it has the type that the schema asks for there. Every other member
-//! is in `unmapped`, below the path that it has in the event. Where the schema requires a value
-//! that an event lacks, the document has a word in its place: see [`UNKNOWN`].
+//! The places of values are those of the mapping that Amazon has published for the audit log of
+//! EKS. A member of the event has a place if it has the type that the schema asks for there. Every
+//! other member is in `unmapped`, below the path that it has in the event. A value that the schema
+//! requires and the event lacks is [`UNKNOWN`].
 
 use std::borrow::Cow;
 
@@ -19,8 +19,8 @@ pub(super) const HEAD: &[u8] = br#"{"time_dt":""#;
 /// The beginnings of all documents: with a time, and without.
 pub(super) const HEADS: [&[u8]; 2] = [HEAD, br#"{"class_uid":6003,"#];
 
-/// The version of OCSF that the documents name. They are valid in every version from 1.1.0 on,
-/// except that versions before 1.5.0 allow no text of more than 65,535 bytes.
+/// The documents are valid in every version from 1.1.0 on, except that versions before 1.5.0 allow
+/// no text of more than 65,535 bytes.
 const VERSION: &[u8] = br#""1.5.0""#;
 
 /// The value of a field that the schema requires and the event does not have.
@@ -30,7 +30,7 @@ const UNKNOWN: &[u8] = br#""unknown""#;
 const CLASS: u32 = 6003;
 
 /// The members of an event, or of an object in it, that have no place of their own: JSON members
-/// with commas between them. Of several members with the same name, it keeps the first.
+/// with commas between them. Of several members with the same name, the first is kept.
 #[derive(Debug, Default)]
 struct Rest<'a> {
     members: Vec<u8>,
@@ -61,8 +61,8 @@ impl<'a> Rest<'a> {
         &mut self.members
     }
 
-    /// Adds the object `name` with its members that have no place of their own. If there are none,
-    /// adds nothing; but an object without any place is kept, even if it is empty.
+    /// Adds the object `name` with its members that have no place of their own, if there are any.
+    /// An object that has no place at all (`has_place` is `false`) is added even if it is empty.
     fn nest(&mut self, name: &str, rest: &Rest<'_>, has_place: bool) {
         if !rest.members.is_empty() || !has_place {
             let members = self.begin(name.as_bytes());
@@ -72,7 +72,7 @@ impl<'a> Rest<'a> {
         }
     }
 
-    /// Returns the value if it has a place, which `has_place` says. Adds the member otherwise.
+    /// Returns the value if `has_place` says that it has a place. Adds the member otherwise.
     fn unless(
         &mut self,
         name: &str,
@@ -92,7 +92,7 @@ impl<'a> Rest<'a> {
         self.unless(name, value, |value| text(Some(value)).is_some())
     }
 
-    /// Takes an object apart: returns the first value of each name, and adds all other members.
+    /// Returns the first value of each name in an object, and adds all other members.
     fn split<const N: usize>(
         &mut self,
         object: &'a [u8],
@@ -110,7 +110,6 @@ impl<'a> Rest<'a> {
     }
 }
 
-/// The user of an event, taken apart.
 #[derive(Default)]
 struct User<'a> {
     name: Option<&'a [u8]>,
@@ -159,7 +158,6 @@ impl<'a> User<'a> {
     }
 }
 
-/// The object that a request is about, taken apart.
 #[derive(Default)]
 struct Resource<'a> {
     api_group: Option<&'a [u8]>,
@@ -197,7 +195,6 @@ impl<'a> Resource<'a> {
         Self { api_group, api_version, members }
     }
 
-    /// Writes the member `resources`, if there is a resource.
     fn write(&self, document: &mut Object<'_>) {
         if self.members.iter().all(|(_, value)| value.is_none()) {
             return;
@@ -213,7 +210,7 @@ impl<'a> Resource<'a> {
     }
 }
 
-/// Reads `responseStatus`. Returns the members of the response in the document.
+/// Returns the members of the response in the document.
 fn response<'a>(
     status: Option<&'a [u8]>,
     unmapped: &mut Rest<'a>,
@@ -256,7 +253,6 @@ const NAMES: [&str; 15] = [
     "responseObject",
 ];
 
-/// Appends the document of an event to `out`.
 pub(super) fn write(event: &[u8], bodies: Bodies, out: &mut Vec<u8>) {
     let mut unmapped = Rest::default();
     let found = unmapped.split(event, NAMES);
@@ -307,7 +303,6 @@ pub(super) fn write(event: &[u8], bodies: Bodies, out: &mut Vec<u8>) {
     document.end();
 }
 
-/// Writes the numbers of the class, and of the activity for which this verb stands.
 fn write_class(verb: Option<&[u8]>, document: &mut Object<'_>) {
     let activity = activity(verb);
     for (key, number) in [
@@ -345,7 +340,6 @@ fn add_body(name: &str, body: Option<&[u8]>, bodies: Bodies, unmapped: &mut Rest
     }
 }
 
-/// Returns the number of the activity that a verb stands for.
 fn activity(verb: Option<&[u8]>) -> u32 {
     match verb.and_then(scan::string).as_deref() {
         Some(b"create") => 1,
@@ -402,12 +396,10 @@ fn write_http_request(uri: Option<&[u8]>, user_agent: Option<&[u8]>, document: &
     request.end();
 }
 
-/// Returns `true` if the value is an array and `is_one` is true of each element.
 fn is_list_of(value: &[u8], is_one: impl Fn(&[u8]) -> bool) -> bool {
     value.first() == Some(&b'[') && scan::elements(value).all(is_one)
 }
 
-/// Appends an array to `out`. `write` appends each of its elements.
 fn write_list<'a>(
     elements: impl Iterator<Item = &'a [u8]>,
     out: &mut Vec<u8>,

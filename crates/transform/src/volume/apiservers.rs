@@ -1,15 +1,16 @@
-//! When each kube-apiserver was last heard: by the audit events of its own Lease.
+//! When each kube-apiserver was last heard, by the audit events of its own Lease.
 //!
 //! Each kube-apiserver from Kubernetes 1.26 on updates the Lease `apiserver-…` in `kube-system`
-//! every 10 s, as the user `system:apiserver`. Its client for that exists in its process alone, and
-//! the name of the Lease is unique to it. Kubernetes deletes the Lease after an hour without an
-//! update (`IdentityLeaseDurationSeconds`), and the relay forgets the name after the same time.
+//! every 10 s, as the user `system:apiserver`. The client that does this exists only in its
+//! process, and the name of the Lease is unique to it. Kubernetes deletes the Lease after an hour
+//! without an update (`IdentityLeaseDurationSeconds`), and the relay forgets the name after the
+//! same time.
 //!
-//! A tenant cannot make such an event through the API. `user.username` is the authenticated user,
+//! A tenant cannot make such an event through the API: `user.username` is the authenticated user,
 //! also if a request impersonates. Another client could have this name only by a certificate that
-//! the cluster's own authority has signed. Somebody who can send requests to an open listener can
-//! make any event: with up to [`NAMES_MAX`] invented names, or with the name of a kube-apiserver,
-//! to hide that it is silent.
+//! the cluster's own CA has signed. Somebody who can send requests to an open listener can make any
+//! event: with up to [`NAMES_MAX`] invented names, or with the name of a kube-apiserver, to hide
+//! that it is silent.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{LazyLock, Mutex};
@@ -23,13 +24,12 @@ use super::sample::bounds;
 use audit::{request, scan};
 use base::lock::lock;
 
-/// The greatest number of kube-apiservers that are known at a time.
+/// The maximum number of kube-apiservers that are known at a time.
 const NAMES_MAX: usize = 16;
 
-/// The time after which a kube-apiserver that is not heard is forgotten.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(3600);
 
-/// A part of the path of each request that counts. Few other events have it.
+/// A part of the path of each update of a kube-apiserver's Lease. Few other events contain it.
 static NEEDLE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("/leases/apiserver-"));
 
 /// A kube-apiserver that was heard in the last hour.
@@ -97,14 +97,14 @@ fn id(name: &str) -> String {
     digest.as_ref().iter().take(4).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Adds the names of the kube-apiservers whose events are among these lines to `found`. `list` is
-/// that of `Volume::look`.
+/// Adds the names of the kube-apiservers whose events are among these lines to `found`. `list` has
+/// the offset of the byte after each event if they are a JSON list.
 pub(super) fn find(lines: &[u8], list: Option<&[u32]>, found: &mut Vec<Box<str>>) {
     let mut from = 0;
     while let Some(at) = lines.get(from..).and_then(|rest| NEEDLE.find(rest)) {
         let (start, end) = bounds(lines, list, from + at);
         let name = lines.get(start..end - 1).and_then(name);
-        // One more than the limit, so that the log can say that it is reached.
+        // One name more than the limit is taken, so that the log can say that the limit is reached.
         if let Some(name) = name.filter(|it| found.len() <= NAMES_MAX && !found.contains(it)) {
             found.push(name);
         }
@@ -112,8 +112,8 @@ pub(super) fn find(lines: &[u8], list: Option<&[u32]>, found: &mut Vec<Box<str>>
     }
 }
 
-/// Returns the name of the Lease if this event is the update of a kube-apiserver's own Lease. All
-/// that a client of kube-apiserver may choose is compared with what kube-apiserver itself writes.
+/// Returns the name of the Lease if this event is the update of a kube-apiserver's own Lease. Every
+/// value that a client may choose is compared with what kube-apiserver itself writes.
 fn name(event: &[u8]) -> Option<Box<str>> {
     let request = request::request(event);
     let (location, object, user) = (request.uri.location()?, request.object?, request.user?);

@@ -11,11 +11,11 @@ use audit::request::Request;
 use audit::scan;
 use base::words::escape;
 
-/// The name of an event in each dimension, in the order of [`DIMENSIONS`]. The parts of a name are
-/// separated by [`PARTS`]. `None`: the event does not count in this dimension.
+/// The name of an event in each of [`DIMENSIONS`], its parts separated by [`PARTS`]; `None` if the
+/// event does not count in this dimension.
 pub(super) type Names = [Option<Box<str>>; DIMENSIONS.len()];
 
-/// The members of an event that are read beside its annotations, in the order in which
+/// The members of an event that are read in addition to its annotations, in the order in which
 /// kube-apiserver writes them. All are before the bodies.
 const MEMBERS: [&str; 7] =
     ["level", "requestURI", "verb", "user", "userAgent", "objectRef", "responseStatus"];
@@ -23,8 +23,7 @@ const MEMBERS: [&str; 7] =
 /// Returns the names of an event, which is valid JSON.
 pub(super) fn names(event: &[u8], redaction: &Redaction) -> Names {
     let (members, annotations) = (scan::firsts(event, MEMBERS), annotations(event));
-    // Only the values that are read are redacted, so that it is cheap whatever the size of the
-    // bodies.
+    // Only the values that are read are redacted, so that large bodies cost nothing.
     let mut small = Vec::with_capacity(1024);
     small.extend_from_slice(br#"{"kind":"Event""#);
     let values = MEMBERS.iter().zip(members).chain([(&"annotations", annotations)]);
@@ -46,14 +45,12 @@ pub(super) fn names(event: &[u8], redaction: &Redaction) -> Names {
     }
 }
 
-/// The values of [`MEMBERS`] in an event.
 type Values<'e> = [Option<&'e [u8]>; MEMBERS.len()];
 
 fn request([level, uri, verb, user, _, object, _]: Values<'_>) -> Request<'_> {
     Request::of([level, None, uri, verb, user, object])
 }
 
-/// Returns the names of an event with this request and these values.
 fn of(
     request: &Request<'_>,
     [.., agent, object, status]: Values<'_>,
@@ -102,14 +99,13 @@ fn of(
     ]
 }
 
-/// Returns a text of an event with escapes, so that it has no line break, and cut.
+/// Returns a text of an event, cut, and with escapes, so that it has no line break.
 fn name(text: &[u8]) -> String {
     escape::cut(&String::from_utf8_lossy(text), NAME_BYTES_MAX)
 }
 
-/// Returns the event's own annotations. kube-apiserver writes them last, behind the time of the
-/// stage, and the bodies, which may be large, need not be read for them. `None` if there are none,
-/// or if the event is written in another order.
+/// Returns the event's own annotations, if it is written in the usual order. kube-apiserver writes
+/// them last, after the time of the stage, so the bodies, which may be large, need not be read.
 fn annotations(event: &[u8]) -> Option<&[u8]> {
     static BEFORE: LazyLock<FinderRev<'static>> =
         LazyLock::new(|| FinderRev::new("\"stageTimestamp\""));

@@ -5,19 +5,20 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// The greatest number of bytes in a part of a name. The user agents of kube-controller-manager
-/// have 122.
+/// The maximum number of bytes in a part of a name. The user agents of kube-controller-manager have
+/// 122.
 pub(super) const NAME_BYTES_MAX: usize = 128;
 
 /// Separates the parts of a name, which have no line breaks.
 pub(super) const PARTS: &str = "\n";
 
-/// The number of names with the most events that are listed, and of others with the most bytes.
+/// A list has this many names with the most bytes, and this many with the most events. A name may
+/// be among both.
 const ROWS: usize = 20;
 
 /// The names of the dimensions by which volume is counted. A cause is the user, the verb and the
-/// resource together. `deprecated` has the user, the resource, its version and the release that
-/// removes it, of requests for deprecated APIs; other events do not count there.
+/// resource together. Only requests for deprecated APIs count in `deprecated`: user, resource,
+/// version, and the release that removes it.
 pub const DIMENSIONS: [&str; 9] =
     ["cause", "user", "verb", "resource", "namespace", "agent", "level", "deprecated", "code"];
 
@@ -28,14 +29,14 @@ pub const SPANS: [(&str, Duration); 2] =
 /// The answer of `/status/volume`.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Report {
-    /// `false`: the config has `volume.enabled = false`, and there are no spans.
+    /// `false` if the config has `volume.enabled = false`; there are then no spans.
     pub enabled: bool,
     /// The figures of each of [`SPANS`].
     #[serde(flatten)]
     pub spans: BTreeMap<String, Figures>,
 }
 
-/// What came in during a span of time.
+/// The volume that was received during a span of time.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Figures {
     /// The time that the figures cover, in seconds.
@@ -53,32 +54,33 @@ pub struct Figures {
 /// The heaviest names of one dimension.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Counted {
-    /// Names, those with the most bytes first.
+    /// The names, those with the most bytes first.
     pub rows: Vec<Row>,
-    /// By the events that were read, no name that is not listed has more bytes than this. If not
-    /// all events were read, this is an estimate.
+    /// The maximum number of bytes that a name outside of the list can have, according to the
+    /// events that were read. It is an estimate if not all events were read.
     pub unlisted_bytes_estimate: u64,
     /// The same for events.
     pub unlisted_events_estimate: u64,
 }
 
-/// One name.
+/// The figures of one name.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Row {
-    /// The parts of the name: three for a cause, four for a deprecated API, otherwise one.
+    /// The name in parts: three for a cause, four for a deprecated API, otherwise one.
     pub name: Vec<String>,
     /// The estimated bytes.
     pub bytes: u64,
-    /// The bytes differ from the truth by at most this, in 95 of 100 cases. 0: they are exact.
+    /// The maximum error of `bytes` in 95 of 100 cases; 0 if they are exact.
     pub bytes_error: u64,
     /// The estimated events.
     pub events: u64,
-    /// The events differ from the truth by at most this, in 95 of 100 cases. 0: they are exact.
+    /// The maximum error of `events` in 95 of 100 cases; 0 if they are exact.
     pub events_error: u64,
 }
 
 impl Report {
-    /// Adds the figures of another relay. Wrong ones must not end the command.
+    /// Adds the figures of another relay. If these are wrong, they must not cause an overflow,
+    /// which would end the command.
     pub fn add(&mut self, other: Self) {
         for (span, other) in other.spans {
             let sum = self.spans.entry(span).or_default();
@@ -94,8 +96,8 @@ impl Report {
 }
 
 impl Counted {
-    /// Makes the list of the heaviest of these names. `bytes_max` and `events_max` are the greatest
-    /// numbers of bytes and of events that another name can have by the samples.
+    /// Makes the list of the heaviest of these names. By the samples, any other name has at most
+    /// `bytes_max` bytes and `events_max` events.
     pub(super) fn new(mut rows: Vec<Row>, [mut bytes_max, mut events_max]: [u64; 2]) -> Self {
         let mut events: Vec<u64> = rows.iter().map(|row| row.events).collect();
         events.sort_unstable_by(|a, b| b.cmp(a));
@@ -113,7 +115,7 @@ impl Counted {
         Self { rows, unlisted_bytes_estimate: bytes_max, unlisted_events_estimate: events_max }
     }
 
-    /// Adds the names of another relay. What one relay does not list may still be there.
+    /// Adds the names of another relay, which may also have events of names that it does not list.
     fn add(&mut self, other: &Self) {
         let both = |name: &[String]| {
             let [one, two] = [&*self, other].map(|counted| counted.row(name));
@@ -131,7 +133,7 @@ impl Counted {
         *self = Self::new(rows, [unlisted.bytes_error, unlisted.events_error]);
     }
 
-    /// Returns the figures of a name, which are what it can have if it is not listed.
+    /// Returns the figures of a name. An unlisted name has 0, with its maximum as the error.
     fn row(&self, name: &[String]) -> Row {
         let found = self.rows.iter().find(|row| row.name == name).cloned();
         found.unwrap_or_else(|| Row {

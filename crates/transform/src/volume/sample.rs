@@ -17,24 +17,24 @@ const SAMPLES_PER_SECOND: f64 = 50.0;
 /// The time over which the rate of bytes is measured.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// The greatest number of strides in the bytes of an interval that have come so far. It limits what
-/// a burst after a quiet time costs.
+/// The maximum number of strides in the bytes of an interval so far. It limits the cost of a burst
+/// after a quiet time.
 const STRIDES_MAX: usize = 1024;
 
-/// What was sampled of a batch that is not accepted yet.
+/// The sample of a batch that is not accepted yet.
 #[derive(Debug, Default)]
 pub struct Seen {
     /// The redaction of the names.
     pub(super) redaction: Option<Arc<Redaction>>,
     pub(super) bytes: u64,
     pub(super) events: u64,
-    /// The names of the kube-apiservers whose own events the batch has.
+    /// The kube-apiservers whose own events are in the batch.
     pub(super) apiservers: Vec<Box<str>>,
-    /// The names of sampled events, and what they stand for.
+    /// The names of sampled events, and the bytes and events for which they stand.
     pub(super) samples: Vec<(Names, Weight)>,
 }
 
-/// The numbers of bytes and of events, in this order, for which sampled events stand.
+/// The bytes and the events, in this order, for which sampled events stand.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub(super) struct Weight {
     pub(super) sum: [f64; 2],
@@ -45,7 +45,6 @@ pub(super) struct Weight {
 }
 
 impl Weight {
-    /// Adds another weight.
     pub(super) fn add(&mut self, other: Self) {
         for unit in 0..2 {
             self.sum[unit] += other.sum[unit];
@@ -57,11 +56,11 @@ impl Weight {
 
 /// Chooses the stride from the rate of bytes.
 pub(super) struct Pace {
-    /// The beginning of this interval.
+    /// The beginning of the current interval.
     since: Instant,
-    /// The bytes that have come in this interval.
+    /// The bytes that were received in this interval.
     bytes: usize,
-    /// The stride that the last interval asks for.
+    /// The stride for the rate of the last interval.
     stride: usize,
 }
 
@@ -86,10 +85,9 @@ impl Pace {
 }
 
 /// Draws one byte of each stride, and adds the events that hold these bytes to `samples`. The last
-/// stride may be longer than what is left of the lines, so that its byte may be none of theirs. If
-/// `events` have as many strides as there are, all of them are read instead, and count as what they
-/// are. `lines` are events with a line break behind each; with `list`, the bytes at these offsets
-/// are behind the events.
+/// stride may be longer than the rest of the lines, so that its byte may be in no event. If there
+/// are at most as many `events` as strides, all of them are read instead, and count exactly. A line
+/// break follows each event or, with `list`, the byte at one of its offsets.
 #[expect(clippy::cast_possible_truncation, reason = "an error needs no more digits")]
 pub(super) fn draw(
     lines: &[u8],
@@ -122,7 +120,7 @@ pub(super) fn draw(
     }
 }
 
-/// Returns where the event that holds this byte begins, and where the next one does.
+/// Returns the offset at which the event with this byte begins, and that of the next event.
 pub(super) fn bounds(lines: &[u8], list: Option<&[u32]>, at: usize) -> (usize, usize) {
     let Some(list) = list else {
         let start = memchr::memrchr(b'\n', &lines[..at]).map_or(0, |found| found + 1);

@@ -2,8 +2,8 @@
 //!
 //! A slice of ten minutes collects names in large summaries. When it has ended, its heaviest names
 //! are kept: for an hour, and added to a slice of two hours for a day. A span is the sum of all
-//! slices in which something came during the span. It is therefore up to ten minutes or two hours
-//! longer than its name says, and the report has the true length.
+//! slices in which something was received during the span. It is therefore up to ten minutes or two
+//! hours longer than its name says, and the report has the true length.
 //!
 //! Memory: [`ROOMS`] of the longest names and 20 slices of [`SLICE_BYTES`] take less than 1 MiB
 //! together. A report takes as much again, twice, while it is made.
@@ -17,23 +17,22 @@ use super::report::{DIMENSIONS, Figures, Report, SPANS};
 use super::sample::Seen;
 use super::summary::Summary;
 
-/// The greatest number of names of each dimension in the slice that collects. A hash table of a
+/// The maximum number of names of each dimension in the slice that collects. A hash table of a
 /// power of two is full at 7/8.
 const ROOMS: [usize; DIMENSIONS.len()] = [224, 448, 28, 224, 112, 224, 14, 28, 28];
 
-/// The greatest number of bytes of memory that each dimension takes in a slice that has ended.
+/// The maximum number of bytes of memory of each dimension in a slice that has ended.
 const SLICE_BYTES: [usize; DIMENSIONS.len()] =
     [9216, 6144, 2048, 3584, 3072, 3584, 768, 2048, 1792];
 
 /// For each of [`SPANS`], the length of a slice that has ended. The slice that collects has the
-/// length of the first. A span meets at most 7 slices of an hour, or 13 of a day.
+/// first length. A span includes at most 7 slices of an hour, or 13 of a day.
 const LENGTHS: [Duration; SPANS.len()] = [Duration::from_mins(10), Duration::from_hours(2)];
 
-/// What came in during one part of the time.
+/// The volume of one part of the time.
 #[derive(Debug, Clone)]
 struct Slice {
     began: Instant,
-    /// The time of the last batch.
     last: Instant,
     bytes: u64,
     events: u64,
@@ -49,7 +48,6 @@ impl Slice {
         Self { began: now, last: now, bytes: 0, events: 0, samples: 0, drawn: [0.0; 2], by }
     }
 
-    /// Adds another slice.
     fn add(&mut self, other: &Self) {
         self.began = self.began.min(other.began);
         self.last = self.last.max(other.last);
@@ -66,7 +64,6 @@ impl Slice {
     }
 }
 
-/// The slices of the last hour and of the last 24 hours.
 #[derive(Debug, Clone)]
 pub(super) struct Slices {
     started: Instant,
@@ -81,7 +78,6 @@ impl Slices {
         Self { started: now, now: Slice::new(now), ended: Default::default() }
     }
 
-    /// Counts a batch.
     pub(super) fn count(&mut self, seen: Seen, now: Instant) {
         self.rotate(now);
         let slice = &mut self.now;
@@ -115,14 +111,13 @@ impl Slices {
         }
     }
 
-    /// Makes the report of this moment.
     pub(super) fn report(&mut self, now: Instant) -> Report {
         self.rotate(now);
         let figures = |span: Duration, ended: &VecDeque<Slice>| {
             let mut sum = self.now.clone();
             ended.iter().for_each(|slice| sum.add(slice));
             let time = now.saturating_duration_since(sum.began).max(span);
-            // All names together have what came in.
+            // The figures are scaled so that all names together have everything that was received.
             let scale = [sum.bytes as f64 / sum.drawn[0], sum.events as f64 / sum.drawn[1]];
             let by = sum.by.iter().map(|by| by.counted(scale));
             Figures {

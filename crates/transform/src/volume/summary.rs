@@ -2,8 +2,8 @@
 //! El Abbadi, 2005) with weights.
 //!
 //! If there is no room for a new name, it takes the place of the lightest one. The new name may
-//! have had a place before. What the lightest name had, and may have missed, is the most that the
-//! new one can have missed. A heavy name therefore always has a place, and every error is known.
+//! have had a place before; it can have missed at most what the lightest name had and may have
+//! missed. A heavy name therefore always has a place, and every error is known.
 //!
 //! Names are to be found by their bytes and by their events. So a name's rank adds both, as if each
 //! event had [`EVENT_BYTES`] more bytes, and one bound holds for both.
@@ -16,10 +16,10 @@ use super::report::{Counted, PARTS, Row};
 use super::sample::Weight;
 use base::words::whole;
 
-/// The bytes by which each event adds to a name's rank: about those of an event at level Metadata.
+/// The bytes that each event adds to a name's rank: about those of an event at level Metadata.
 const EVENT_BYTES: f64 = 1024.0;
 
-/// The memory of a tally beside its name, in bytes. A hash table is at least 7/16 full.
+/// The memory of a tally without its name, in bytes. A hash table is at least 7/16 full.
 pub(super) const TALLY_BYTES: usize = 16 * (size_of::<(Box<str>, Weight)>() + 1) / 7;
 
 /// The number of standard errors within which 95 of 100 estimates lie.
@@ -35,8 +35,8 @@ impl Weight {
         bytes + EVENT_BYTES * events + self.missed
     }
 
-    /// Returns the name's figures. They are multiplied by `scale`, also if they are exact by
-    /// themselves; their errors then say so.
+    /// Returns the name's figures, multiplied by `scale`. The errors include the difference that
+    /// the scaling makes.
     fn row(&self, name: &str, scale: [f64; 2]) -> Row {
         let missed = [self.missed, self.missed / EVENT_BYTES];
         let [(bytes, bytes_error), (events, events_error)] = [0, 1].map(|unit| {
@@ -54,9 +54,10 @@ impl Weight {
 /// The heaviest names of one dimension.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Summary {
-    /// Clients choose the names, but there are few of them, so that the hash only has to be fast.
+    /// Clients choose the names, but the map is small, so a fast hash that resists no attack is
+    /// enough.
     tallies: HashMap<Box<str>, Weight, RandomState>,
-    /// The greatest number of names.
+    /// The maximum number of names.
     room: usize,
     /// The highest rank that a name without a tally can have.
     absent: f64,
@@ -67,7 +68,6 @@ impl Summary {
         Self { room, ..Self::default() }
     }
 
-    /// Adds the weight of a sample to a name.
     pub(super) fn add(&mut self, name: Box<str>, mut weight: Weight) {
         if let Some(tally) = self.tallies.get_mut(&name) {
             tally.add(weight);
@@ -79,8 +79,8 @@ impl Summary {
             (self.absent, _) =
                 (self.absent.max(tally.rank()), self.tallies.remove(&lightest.clone()));
         }
-        // If few bytes of a name were drawn, the error would be too small: the name may have sent
-        // more, of which by chance few were drawn.
+        // If few bytes of a name were drawn, the error would be too small: by chance, few of many
+        // bytes may have been drawn.
         weight.variance = weight.variance.map(|variance| 2.0 * variance);
         weight.missed = self.absent;
         self.tallies.insert(name, weight);
@@ -88,7 +88,7 @@ impl Summary {
 
     /// Adds the summary of another time. The sum has room for the names of both.
     pub(super) fn join(&mut self, other: &Self) {
-        // A name can have missed `absent` of the part that does not have it.
+        // A name that is in only one of the summaries can have missed the `absent` of the other.
         self.tallies.values_mut().for_each(|tally| tally.missed += other.absent);
         for (name, tally) in &other.tallies {
             let new = Weight { missed: self.absent + other.absent, ..Weight::default() };
@@ -123,7 +123,6 @@ impl Summary {
         Counted::new(rows, absent.map(|most| whole(most.ceil())))
     }
 
-    /// Returns the number of bytes of memory that the summary takes.
     #[cfg(test)]
     pub(super) fn memory(&self) -> usize {
         let buckets = (self.tallies.capacity() * 8).div_ceil(7).next_power_of_two();

@@ -1,5 +1,5 @@
-//! Events that were set aside: they left the queue, were tried again beside it, and were delivered
-//! late or given up. The entries are those that the recorder makes.
+//! Events that were set aside: they left the queue, were retried separately, and were delivered
+//! late or given up. The entries are those of the recorder.
 
 use super::*;
 use ::queue::{Claim, Fates, Finished, Outcome, Position};
@@ -11,12 +11,12 @@ const ASIDE: u64 = 7;
 /// The time between two batches, in milliseconds.
 const PAUSE: u64 = 10_000;
 
-/// The fates of the events of a claim of which only [`ASIDE`] did not leave.
+/// The fates of a claim in which only [`ASIDE`] was not sent.
 fn aside(fate: Fate) -> Fates {
     Fates { not_delivered: vec![(Position::new(ASIDE), fate)], ..Fates::default() }
 }
 
-/// Adds what the recorder enters about a claim of the output `a`.
+/// Adds the recorder's entries about a claim of the output `a`.
 fn finish(log: &mut Made, claim: std::ops::Range<u64>, fates: Fates, at: u64) {
     end(log, claim, Outcome::Settled(fates), at);
 }
@@ -30,8 +30,8 @@ fn end(log: &mut Made, claim: std::ops::Range<u64>, outcome: Outcome, at: u64) {
     }
 }
 
-/// Sixty lines leave, ten each ten seconds. One of the first ten is set aside. `decided`: what
-/// becomes of it, and when.
+/// Sixty lines are sent, ten every ten seconds. One of the first ten is set aside. `decided`: its
+/// later fates, and their times.
 fn log(decided: &[(u64, Fates)]) -> Made {
     let mut log = Made::new("example.org/a");
     log.start(0, "1", &[("a", 0)]);
@@ -66,7 +66,7 @@ fn without(count: usize, absent: &[u64]) -> Vec<String> {
     lines('a', count).into_iter().filter(|line| !absent.contains(line)).collect()
 }
 
-/// Checks an export of which the last `settle` milliseconds need not be there.
+/// Checks an export whose last `settle` milliseconds may be missing.
 fn export(log: &Made, stored: &[String], settle: u64) -> Report {
     check(&[log], stored, |it| it.settle = Duration::from_millis(settle))
 }
@@ -93,7 +93,7 @@ fn an_event_that_is_still_aside_may_be_stored_and_need_not() {
 
 #[test]
 fn a_late_line_is_missing_only_if_the_export_ends_clearly_behind_it() {
-    // It left after forty others, five seconds before the next ones.
+    // The late line was sent after forty others, five seconds before the next ones.
     let log = stopped(log(&[(35_000, Fates::default())]));
     assert(&export(&log, &lines('a', 60), 0), 0, &["events 60/60 found", "set aside 0"]);
     let before = export(&log, &without(40, &[ASIDE]), 0);
@@ -105,7 +105,7 @@ fn a_late_line_is_missing_only_if_the_export_ends_clearly_behind_it() {
         let behind = export(&log, &without(count, &[ASIDE]), settle);
         assert(&behind, 1, &["missing 1", "FAULT position 7 2", "its line is not stored"]);
     }
-    // As the consumer got them: the late line is behind the first forty.
+    // The order at the consumer: the late line comes after the first forty.
     let changed = [without(40, &[ASIDE]), vec!["b".to_owned()], lines('a', 60)[40..].to_vec()];
     let changed = changed.concat();
     assert(&export(&log, &changed, 0), 1, &["missing 0, changed 1", "in its place: "]);
@@ -126,7 +126,7 @@ fn a_late_line_that_is_stored_shows_no_end_of_the_export() {
 }
 
 /// Method: the late entry and that of later events are written at once, in the order of positions,
-/// and the consumer has got the later events first.
+/// but the consumer has got the later events first.
 #[test]
 fn entries_of_one_time_do_not_say_which_line_left_first() {
     let log = stopped(log(&[(10 + 4 * PAUSE, Fates::default())]));
@@ -167,7 +167,7 @@ fn an_event_that_is_given_up_after_it_was_set_aside_is_lost_once() {
     }
 }
 
-/// Method: the relay is killed, and says again what it had said before.
+/// Method: the relay is killed, and writes the same entries again.
 #[test]
 fn an_event_that_is_set_aside_or_decided_twice_is_no_fault() {
     let (all, rest) = (lines('a', 60), without(60, &[ASIDE]));
@@ -183,14 +183,14 @@ fn an_event_that_is_set_aside_or_decided_twice_is_no_fault() {
     };
     let (late, alone) = (|| (35_000, Fates::default()), ASIDE..ASIDE + 1);
     let again = || (0..60, aside(Fate::Aside));
-    // It is set aside again, and perhaps it was delivered before.
+    // The event is set aside again, and may have been delivered before.
     let log = killed(&[], &[again()]);
     assert(&export(&log, &rest, 0), 0, &["events 59/59 found", "set aside 1"]);
     assert(&export(&log, &without(60, &[ASIDE, 8]), 0), 1, &["missing 1", "set aside 1"]);
     let log = killed(&[late()], &[again()]);
     assert(&export(&log, &all, 0), 0, &["events 60/60 found", "set aside 0"]);
     assert(&export(&log, &rest, 0), 1, &["events 59/60 found; missing 1", "FAULT position 7 2"]);
-    // It is decided again.
+    // The event gets its final fate again.
     let log = killed(&[late()], &[(alone.clone(), Fates::default())]);
     assert(&export(&log, &all, 0), 0, &["events 60/60 found", "duplicate 0", "set aside 0"]);
     let twice = [all.clone(), vec![line(ASIDE)]].concat();

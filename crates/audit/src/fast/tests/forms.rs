@@ -67,7 +67,7 @@ fn one_fault_among_as_many_of_its_kind_as_a_chunk_can_hold() {
     }
 }
 
-/// Each of the 256 bytes stands once inside of a string and once between the tokens of an array, at
+/// Each of the 256 bytes occurs once inside of a string and once between the tokens of an array, at
 /// every offset.
 #[test]
 fn every_byte_in_and_outside_of_a_string() {
@@ -211,8 +211,8 @@ fn strings_of_every_length() {
     }
 }
 
-/// Nesting around the limits of the scanner (61) and of events (1,000), in containers of several
-/// kinds, with valid and invalid values inside. Long runs of brackets without values follow.
+/// Nesting around the limits of the scanner (61) and of events (1,000), in several sorts of
+/// containers, with valid and invalid values inside. Long runs of brackets without values follow.
 #[test]
 fn depths() {
     // The first two fields are the brackets that are opened and closed in turn. The last shape has
@@ -276,7 +276,7 @@ fn chunks_full_of_brackets() {
     }
 }
 
-/// An event with every kind of JSON value and most escapes, in few bytes.
+/// An event with every type of JSON value and most escapes, in few bytes.
 const VARIED: &str = concat!(
     r#"{"level":"Request","auditID":"7\"","stage":"ResponseStarted","user":{"n":"\\","g":["a",""],"e":{},"x":[]},"#,
     r#""code":-1.5e+3,"ok":true,"no":null,"t":"\u00e4ä€😀\n","o":{"kind":"Pod","k":[[{"a":[false,0]}]]}}"#,
@@ -304,8 +304,8 @@ fn one_change_at_every_byte() {
             for length in 1..6.min(rest.len()) {
                 counts.check(&[before, &rest[length..]].concat());
             }
-            // The byte stands twice, or the rest of the body stands before its beginning, or the
-            // rest stands alone.
+            // The byte occurs twice, or the rest of the body comes before its beginning, or the
+            // rest is alone.
             counts.check(&[before, &[*byte], rest].concat());
             counts.check(&[rest, before].concat());
             counts.check(rest);
@@ -344,8 +344,8 @@ fn envelopes() {
     }
 }
 
-/// Checks the outcome for everything that may stand around an event: text around the body, ends of
-/// the list, other items, and other heads.
+/// Checks the outcome for everything that may be around an event: text around the body, ends of the
+/// list, other items, and other heads.
 fn envelope(event: &str) {
     let body = String::from_utf8(list(event)).unwrap();
     let body = body.trim_end();

@@ -144,7 +144,7 @@ fn object(members: &[(Vec<u8>, Vec<u8>)]) -> Vec<u8> {
 }
 
 /// Returns all variants of an object that differ from `text` in one point: a member is missing,
-/// twice, elsewhere, of another kind, or written with escapes. The same is done inside of the
+/// twice, elsewhere, of another type, or written with escapes. The same is done inside of the
 /// members' values, `depth` levels deep.
 fn variants(text: &[u8], depth: usize) -> Vec<Vec<u8>> {
     const VALUES: &str = r#"null true 7 "" "x" "\"" "\\" "\u0041" "a\"b" [] ["x"] ["]}},"] [1,"\u0041"] ["a",["b"]] {} {"a":"b"} {"resource":"x"} {"username":"x"} {"groups":["x"]} {"username":"","groups":[]}"#;

@@ -1,8 +1,8 @@
 //! The promises of the memory of seen events, each in a test, and a comparison with a model. The
-//! model keeps the whole log in a list and looks through it for each question. Random steps ask for
-//! the next event, ask again, forget events and settle positions; after each, the memory must give
-//! the model's result. A memory with room for five events may differ from the model only by letting
-//! more events leave.
+//! model keeps the whole log in a list and searches it for each question. Random steps ask for the
+//! next event, ask again, forget events and settle positions; after each, the memory must give the
+//! model's result. A memory with room for five events may differ from the model only if more events
+//! leave.
 
 use std::collections::BTreeSet;
 

@@ -51,7 +51,7 @@ enum Answers {
     Whole,
     /// Each event. The consumer does not take every fourth good event at the first attempt.
     Each,
-    /// The number of events that are refused.
+    /// The number of refused events.
     Number,
     /// The events up to the first bad one.
     UpTo,
@@ -59,7 +59,7 @@ enum Answers {
 
 #[derive(Debug, Clone)]
 struct Case {
-    /// The batches: for each, the milliseconds since the batch before it, and its events.
+    /// The batches: for each, the milliseconds since the previous batch, and its events.
     batches: Vec<(u64, Vec<Kind>)>,
     answers: Answers,
     moods: Vec<(Mood, u64)>,
@@ -129,9 +129,9 @@ prop_compose! {
     }
 }
 
-/// Returns the script of a consumer that has these moods, one after the other, and is healthy after
-/// them. Each mood lasts for its number of milliseconds. Events that are turned down when they are
-/// alone in a request are added to `failed`.
+/// Returns the script of a consumer that has these moods, one after the other, each for its number
+/// of milliseconds, and is healthy after them. Events that are turned down alone in a request are
+/// added to `failed`.
 fn moody<const EAGER: bool>(
     moods: Vec<(Mood, u64)>,
     answers: Answers,
@@ -239,7 +239,7 @@ async fn holds<const EAGER: bool>(case: &Case) -> TestCaseResult {
         bench.try_append(&names).ok();
     }
     // A refused event is given up only if the consumer accepts a good event later. The last
-    // delivery needs a good event too, because it does not know what was accepted before it began.
+    // delivery needs a good event, too, because it does not know what was accepted earlier.
     let last = setting.replaced.last().map(|at| started + *at + Duration::from_millis(1));
     tokio::time::sleep_until(mood_ends.max(last.unwrap_or(started))).await;
     while bench.try_append(&["good-last"]).is_err() {
@@ -259,7 +259,8 @@ async fn holds<const EAGER: bool>(case: &Case) -> TestCaseResult {
     prop_assert!(distinct.iter().all(|event| once.contains(event)), "{:?}", distinct);
     if lost == 0 {
         prop_assert_eq!(dropped, (bench.appended.len() - leaving.len()) as u64);
-        // A copy of an event that is set aside is no duplicate: nobody knows which of them leaves.
+        // A copy of an event that is set aside is not a duplicate: nobody knows which of the two
+        // leaves.
         let (copies, is_exact) = ((leaving.len() - appended.len()) as u64, !turned_down);
         prop_assert!(duplicate == copies || duplicate < copies && !is_exact, "{}", duplicate);
         let changed = appended.iter().filter(|event| event.contains("lower")).count();
@@ -287,10 +288,10 @@ async fn holds<const EAGER: bool>(case: &Case) -> TestCaseResult {
             // In other cases, an event that was accepted and is sent again may be given up.
             prop_assert_eq!(missing.len() as u64, lost);
         }
-        // An event that was accepted before earlier events is sent again after them, and may be
-        // given up then. An event that is given up may also come again later, as a copy. So the
-        // order is checked only if it is known which events were given up: from their letters, or
-        // because only bad events were lost.
+        // An event that was accepted before earlier events is sent again after them, and may then
+        // be given up. An event that is given up may have a later copy. So the order is checked
+        // only if it is known which events were given up: from their letters, or because only bad
+        // events were lost.
         let bad = |event: &&String| !EAGER && event.starts_with("bad");
         let only_bad = lost == appended.iter().filter(bad).count() as u64;
         let is_ordered = setting.ordered && case.answers == Answers::Whole;
@@ -309,7 +310,7 @@ async fn holds<const EAGER: bool>(case: &Case) -> TestCaseResult {
             );
         }
         if case.desk.is_some() {
-            // If only a number is refused, events that the consumer has are in letters too.
+            // If only a number is refused, the letters also have events that the consumer has.
             let (given, exact) = (given.len() as u64, case.answers != Answers::Number);
             prop_assert!(given == lost || given > lost && !exact, "{} of {}", given, lost);
             prop_assert!(missing.iter().all(|event| letters.contains(event)));

@@ -13,7 +13,7 @@ fn names(count: usize) -> Vec<String> {
 }
 
 /// The number of times that each event was refused alone. An event that was refused three times may
-/// have been set aside, and leaves the order.
+/// be set aside, out of the order.
 #[derive(Clone, Default)]
 struct Alone(Arc<Mutex<BTreeMap<String, u32>>>);
 
@@ -61,7 +61,7 @@ async fn refusals_at_random_cost_no_event() {
     }
 }
 
-/// With several requests under way, an event may be accepted while events before it are suspects.
+/// With several requests on the wire, an event may be accepted while earlier events are suspects.
 /// These suspects then become pending again.
 #[tokio::test(start_paused = true)]
 async fn an_ordered_output_keeps_the_order_with_several_claims_on_the_wire() {
@@ -174,7 +174,7 @@ async fn an_event_that_is_refused_while_it_is_set_aside_needs_a_proof_first() {
     }
 }
 
-/// The last new event is refused, and only one that is set aside can show that the consumer works.
+/// The last new event is refused. Only an event that is set aside can show that the consumer works.
 #[tokio::test(start_paused = true)]
 async fn an_event_that_is_set_aside_proves_that_the_consumer_works() {
     for (window, ordered) in [(1, true), (4, false)] {
@@ -201,7 +201,7 @@ async fn an_event_that_is_set_aside_proves_that_the_consumer_works() {
     }
 }
 
-/// Answers 5xx and refusals to one event, in turns. Each other event is accepted.
+/// Answers one event with 5xx and refusals, in turns. Each other event is accepted.
 #[tokio::test(start_paused = true)]
 async fn an_event_that_gets_both_answers_in_turns_is_given_up() {
     for (window, ordered) in [(1, true), (4, false)] {
@@ -304,7 +304,7 @@ async fn nothing_is_taken_apart_while_everything_is_answered_with_5xx() {
         assert_eq!((bench.delivered(), bench.lost()), (2000, 0));
         assert!(!ordered || in_order(&bench.seen(), &bench.appended));
         // The attempts are about 30 s apart. At every second one, a claim was halved to learn
-        // whether its second half is taken.
+        // whether its second half is accepted.
         let after = bench.attempts().len() - before;
         assert!(after <= 300, "{after} requests");
         bench.finish().await;
@@ -333,8 +333,8 @@ async fn an_ordered_output_keeps_the_order_if_a_consumer_recovers_for_a_moment()
     }
 }
 
-/// The room of an event that is set aside is free again but for the event itself, and no new event
-/// waits for it, however small the queue is.
+/// An event that is set aside frees its room in the queue except for itself, and no new event waits
+/// for room, however small the queue is.
 #[tokio::test(start_paused = true)]
 async fn an_event_that_is_set_aside_keeps_no_other_in_the_queue() {
     for ordered in [false, true] {
@@ -391,8 +391,9 @@ async fn what_was_sent_beside_a_refused_event_is_no_proof() {
     }
 }
 
-/// One address refuses some events and answers another one with 5xx. The second address is away.
-/// The requests take turns so that each try of a refused event meets the second address.
+/// One address refuses some events and answers another one with 5xx. The second address is
+/// unreachable. The requests alternate so that each try of a refused event meets the second
+/// address.
 #[tokio::test(start_paused = true)]
 async fn tries_that_meet_an_address_that_is_away_hold_up_no_other_event() {
     let mut at_second = false;
@@ -423,8 +424,8 @@ async fn tries_that_meet_an_address_that_is_away_hold_up_no_other_event() {
     bench.finish().await;
 }
 
-/// An event is refused at one address, which is then away for good. The other address has accepted
-/// nothing before. It turns this event down too, or takes it, and takes all others.
+/// An event is refused at one address, which then stays unreachable. The other address, which has
+/// accepted nothing before, turns this event down too, or takes it, and takes all others.
 #[tokio::test(start_paused = true)]
 async fn an_event_whose_address_has_gone_stops_no_other() {
     for (window, ordered) in [(1, true), (4, false)] {
@@ -463,8 +464,7 @@ async fn an_event_whose_address_has_gone_stops_no_other() {
     }
 }
 
-/// More events than the limit are answered with server errors: one is given up for each, the oldest
-/// first.
+/// More events than the limit get server errors: for each further one, the oldest is given up.
 #[tokio::test(start_paused = true)]
 async fn the_oldest_event_makes_room_for_one_more() {
     let setting = Setting { window: 4, ordered: false, ..Setting::default() };
@@ -485,7 +485,7 @@ async fn the_oldest_event_makes_room_for_one_more() {
     bench.finish().await;
 }
 
-/// With `action = "retry"` nothing is given up, so the first event without a place waits in the
+/// With `action = "retry"` nothing is given up, so the first event beyond the limit waits in the
 /// queue.
 #[tokio::test(start_paused = true)]
 async fn nothing_makes_room_if_nothing_may_be_given_up() {

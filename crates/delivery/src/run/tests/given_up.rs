@@ -5,7 +5,7 @@ use super::*;
 use crate::dead_letter::GROUP_BYTES_MAX;
 use crate::dead_letter::tests::Given;
 
-/// Returns settings with which dead letters are kept, and one request at a time is sent.
+/// Returns settings with dead letters, and with one request at a time.
 fn with_desk() -> Setting {
     Setting { rejected: Rejected::DeadLetter, window: 1, ..Setting::default() }
 }
@@ -22,7 +22,7 @@ impl Bench {
         self.value("dead_letter_events_total{output=\"o\"}")
     }
 
-    /// Lets a second pass, so that everything happens that does not wait for longer.
+    /// Waits for a second, so that everything happens that does not wait for longer.
     async fn settled(&self) {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
@@ -151,7 +151,7 @@ async fn requests_that_fail_for_too_long_are_given_up_with_the_last_error_and_no
     let waited = bench.started.elapsed();
     assert!(waited >= HOUR && waited < HOUR + Duration::from_secs(60), "{waited:?}");
     assert!(letters.written(1, None));
-    // The time of "c" began with the first attempt to send it.
+    // The clock of "c" began with the first attempt to send it.
     let letters = bench.letters().await;
     assert_eq!(letters.events, ["c"]);
     assert!(bench.started.elapsed() >= 2 * HOUR);
@@ -325,8 +325,8 @@ async fn halves_that_are_given_up_unread_count_each_event_once() {
 }
 
 /// An ordered output holds the second event, which was accepted before the first one. A reload
-/// comes while the first one is on the wire, and its connection ends when the event is too old. It
-/// is then given up, or sent by the next delivery, with the second one behind it.
+/// comes while the first event is on the wire, and the connection ends when this event is too old.
+/// It is then given up, or sent by the next delivery before the second event.
 #[tokio::test(start_paused = true)]
 async fn an_event_that_a_reload_saves_from_being_given_up_keeps_its_place() {
     let seconds = Duration::from_secs;

@@ -5,8 +5,8 @@ use std::cmp::Ordering;
 
 use super::*;
 
-/// Returns the answer that judges each event by a letter: `letter` gets the event's index in the
-/// batch, and its name.
+/// Returns the answer that judges each event by a letter. The function `letter` gets the event's
+/// index in the batch, and its name.
 pub(super) fn judge(events: &[String], letter: impl FnMut((usize, &String)) -> char) -> Answer {
     Answer::Judge(events.iter().enumerate().map(letter).collect())
 }
@@ -19,8 +19,8 @@ pub(super) fn refuse_number(events: &[String]) -> Answer {
     }
 }
 
-/// Returns the answer of a consumer that stops at the first bad event: it has those before it,
-/// which it will not confirm, and has not read those after it. Without a bad event, it takes
+/// Returns the answer of a consumer that stops at the first bad event: it has the events before it
+/// but will not confirm them, and has not read those after it. Without a bad event, it takes
 /// everything.
 pub(super) fn stop_at_bad(events: &[String]) -> Answer {
     match events.iter().position(|event| event.starts_with("bad")) {
@@ -86,7 +86,7 @@ async fn a_refused_event_among_events_that_are_taken_is_given_up_without_another
 }
 
 /// Method: at first, the consumer refuses each single event, as if its index were missing. An hour
-/// later, it takes all events except the bad ones. No good event may be given up meanwhile.
+/// later, it takes all events except the bad ones. Until then, no good event may be given up.
 #[tokio::test(start_paused = true)]
 async fn a_consumer_that_refuses_each_event_of_a_batch_may_be_at_fault_itself() {
     let started = Instant::now();
@@ -188,7 +188,7 @@ async fn if_only_a_number_is_refused_nothing_goes_again_and_all_is_in_the_dead_l
     bench.finish().await;
 }
 
-/// Method: the consumer refuses all events of a request by their number. That is final too: the
+/// Method: the consumer refuses all events of a request by their number. That is final, too: the
 /// protocol forbids to send them again.
 #[tokio::test(start_paused = true)]
 async fn a_number_that_is_refused_is_final_whatever_the_config_says_of_refusals() {

@@ -109,7 +109,7 @@ struct Sim {
     capacity: u64,
 }
 
-/// The chances out of 1000 of what may happen in a world. They differ from world to world.
+/// The chances out of 1000 of each incident in a world. They differ from world to world.
 struct Chances {
     trouble: u32,
     elsewhere: u32,
@@ -180,7 +180,7 @@ impl World {
         Self { rng, time, apis, relays, chances, lost, elsewhere, failed, foreign, forgot }
     }
 
-    /// Lets a second pass.
+    /// Advances the world by a second.
     fn step(&mut self) {
         self.time += 1.0;
         for index in 0..self.apis.len() {
@@ -396,7 +396,7 @@ impl Sim {
         answer
     }
 
-    /// Returns what the relay says about itself.
+    /// Returns the state that the relay reports.
     fn status(&self, time: f64) -> Status {
         let mut status = Status::default();
         status.process.started = true;
@@ -428,8 +428,8 @@ fn sampled<C: Clone>(name: &str, before: Vec<C>, now: Vec<C>, elapsed: f64) -> V
     before.into_iter().zip(now).enumerate().map(one).collect()
 }
 
-/// Returns what the kube-apiservers have generated and not lost in the interval, and what the
-/// relays have accepted; `None` if one of them has only one sample.
+/// Returns the events that the kube-apiservers have generated and not lost in the interval, and
+/// those that the relays have accepted. `None` if a process has only one sample.
 fn in_interval(findings: &Findings) -> Option<(u64, u64)> {
     let (mut sent, mut arrived) = (0, 0);
     for it in &findings.apiservers {

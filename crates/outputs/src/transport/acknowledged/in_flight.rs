@@ -7,8 +7,8 @@ use tokio::time::Instant;
 use delivery::link::{Event, Part, Verdict};
 use queue::Claim;
 
-/// At this number of parts of claims that wait for an answer, the link takes nothing more. Events
-/// that are too long wait for the answers to those before them, and have no place in the window.
+/// At this number of parts of claims that wait for an answer, the link takes nothing more. The
+/// window does not limit events that are too long: they wait for the answers to earlier events.
 const PARTS_MAX: usize = 65_536;
 
 /// The claims that were sent and are not final, in the order of sending. A sent event is final when
@@ -20,8 +20,7 @@ const PARTS_MAX: usize = 65_536;
 #[derive(Default)]
 pub(super) struct InFlight {
     parts: VecDeque<SentPart>,
-    /// One entry for each batch that was acknowledged as a whole and is not counted yet: the time
-    /// when it was sent.
+    /// The send time of each batch that was acknowledged as a whole and is not counted yet.
     ended: Vec<Instant>,
 }
 
@@ -32,10 +31,10 @@ struct SentPart {
     claim: Option<Claim>,
     /// The number of events of this part that the consumer has not acknowledged yet.
     awaited: u64,
-    /// What is reported of the part; `None` if the part is accepted as it is: it is a whole claim,
-    /// or has an event at each of its positions.
+    /// The report about the part. `None` if the part is simply accepted: it is a whole claim, or
+    /// has an event at each of its positions.
     judged: Option<Part>,
-    /// When the batch was sent, if its last sent event is in this part; otherwise `None`.
+    /// The send time of the batch, if its last sent event is in this part.
     last_of: Option<Instant>,
 }
 
@@ -54,14 +53,12 @@ impl InFlight {
         self.parts.push_back(SentPart { claim: None, awaited: 1, judged: None, last_of });
     }
 
-    /// Takes the times when batches were sent: one for each batch that was acknowledged as a whole
-    /// since the last call.
+    /// Returns the send times of the batches that were acknowledged as a whole since the last call.
     pub(super) fn take_ended(&mut self) -> Vec<Instant> {
         std::mem::take(&mut self.ended)
     }
 
-    /// Returns the number of events that the consumer has yet to acknowledge. A checkpoint counts
-    /// as one.
+    /// Returns the number of unacknowledged events. A checkpoint counts as one.
     pub(super) fn events(&self) -> u64 {
         self.parts.iter().map(|sent| sent.awaited).sum()
     }
@@ -71,8 +68,8 @@ impl InFlight {
         self.parts.len() >= PARTS_MAX
     }
 
-    /// Adds a claim that is sent now, in parts: events that are sent, and events that are too long.
-    /// If events are final at once, adds reports about them to `told`.
+    /// Adds a claim that is being sent, in parts: events that are sent, and events that are too
+    /// long. Reports about events that are final at once are added to `told`.
     pub(super) fn add(&mut self, claim: Claim, parts: Vec<Part>, told: &mut VecDeque<Event>) {
         let (before, is_whole) = (self.parts.len(), parts.len() == 1);
         let mut start = claim.start;
@@ -92,11 +89,12 @@ impl InFlight {
         self.acknowledge(0, told);
     }
 
-    /// Notes that the consumer has acknowledged `events` more events. Adds reports about the events
-    /// that are now final to `told`. Returns how many of the acknowledged events were never sent;
-    /// this is 0 unless the consumer violates the protocol.
+    /// Records that the consumer has acknowledged `events` more events. Adds reports about the
+    /// events that are now final to `told`. Returns how many of the acknowledged events were never
+    /// sent: 0 unless the consumer violates the protocol.
     pub(super) fn acknowledge(&mut self, mut events: u64, told: &mut VecDeque<Event>) -> u64 {
-        // A part that is too long awaits nothing, so it is final as soon as those before it are.
+        // A part that is too long waits for no answer, so it is final as soon as the parts before
+        // it are.
         while let Some(SentPart { claim, awaited, judged, last_of }) =
             self.parts.pop_front_if(|first| first.awaited <= events)
         {
@@ -128,7 +126,7 @@ mod tests {
     use delivery::link::Parts;
     use queue::Position;
 
-    /// Claims under way, and the reports about them.
+    /// Unfinished claims, and the reports about them.
     #[derive(Default)]
     struct Told {
         in_flight: InFlight,

@@ -1,5 +1,4 @@
-//! The contract between an acknowledged session and the protocol that is spoken on it: `lumberjack`
-//! or `relp`.
+//! The contract between an acknowledged session and its protocol, `lumberjack` or `relp`.
 
 use std::future::Future;
 use std::io;
@@ -11,12 +10,12 @@ use super::super::connection::Wire;
 use delivery::link::Parts;
 use queue::Batch;
 
-/// The protocol that is spoken on one connection. An implementation turns events into bytes, and
-/// the consumer's answers into numbers of acknowledged events. It reads and writes no socket,
-/// except in [`Protocol::open`].
+/// The protocol on one connection. An implementation turns events into bytes, and the consumer's
+/// answers into numbers of acknowledged events. It reads and writes no socket, except in
+/// [`Protocol::open`].
 pub(crate) trait Protocol: Send + 'static {
-    /// Greets the consumer before the first event is sent. The default does nothing. Bytes that are
-    /// in `unread` afterwards are the first bytes of the answers to events.
+    /// Greets the consumer before the first event is sent. The default does nothing. Bytes in
+    /// `unread` afterwards are the first bytes of the answers to events.
     fn open(
         &mut self,
         wire: &mut Wire,
@@ -31,22 +30,20 @@ pub(crate) trait Protocol: Send + 'static {
     /// the next batch.
     fn encode(&self, batch: Batch) -> Encoding;
 
-    /// Notes that the frames of the last encoded batch, with this number of events, are being sent
-    /// now.
+    /// The link now sends the frames of the last encoded batch, with this number of events.
     fn sent(&mut self, events: u64);
 
-    /// Takes all complete answers off the front of `unread` and adds them to `answers`. The
-    /// beginning of an incomplete answer stays in `unread`.
+    /// Moves all complete answers from the front of `unread` to `answers`. The beginning of an
+    /// incomplete answer stays in `unread`.
     ///
     /// # Errors
     ///
-    /// The consumer violates the protocol; the text says how. Answers before the violation are in
-    /// `answers` and count. An incomplete answer that is too long to become a valid one is a
-    /// violation too.
+    /// The consumer violates the protocol in the way that the text describes. Answers before the
+    /// violation are in `answers` and count. An incomplete answer that is too long to become a
+    /// valid one is a violation too.
     fn read(&mut self, unread: &mut BytesMut, answers: &mut Answers) -> Result<(), String>;
 
-    /// Returns the bytes that are written before the connection ends in order; empty if the
-    /// protocol has none.
+    /// Returns the bytes that are written before the connection ends in order.
     fn close(&self) -> Vec<u8>;
 }
 
@@ -57,9 +54,9 @@ pub(crate) type Encoding = Pin<Box<dyn Future<Output = Result<Frames, String>> +
 /// A batch that is encoded as frames of the protocol.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Frames {
-    /// All frames, one after the other.
+    /// All frames, concatenated.
     pub bytes: Bytes,
-    /// The events that are in the frames, and those that are too long and are not.
+    /// The events in the frames, and those that are too long.
     pub parts: Parts,
 }
 
@@ -73,21 +70,20 @@ impl Frames {
 /// The consumer's answers from one call of [`Protocol::read`].
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Answers {
-    /// The number of events that the answers acknowledge: the oldest ones that were not
-    /// acknowledged before.
+    /// The number of newly acknowledged events, which are the oldest unacknowledged ones.
     pub acknowledged: u64,
-    /// `true` if an answer shows that the consumer is at work, even if it acknowledges no event.
+    /// `true` if an answer shows that the consumer works, even if it acknowledges no event.
     pub alive: bool,
-    /// `true` if the consumer has announced that it will end the connection.
+    /// `true` if the consumer has announced the end of the connection.
     pub closing: bool,
 }
 
-/// The reason why a connection can't be used, or can't be used any longer.
+/// The reason why a connection can't be used any longer.
 #[derive(Debug)]
 pub(crate) enum Trouble {
     /// Reading or writing failed.
     Io(io::Error),
-    /// The consumer violates the protocol, in the way that the text says.
+    /// The consumer violates the protocol in the way that the text describes.
     Protocol(String),
 }
 

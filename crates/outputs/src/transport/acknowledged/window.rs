@@ -1,44 +1,41 @@
-//! The limit for the events that an acknowledged session has under way.
+//! The limit for sent events without an acknowledgement.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// The window of an output: the greatest number of events that may be sent and not yet
-/// acknowledged. All connections of the output, which exist one after the other, share one window.
+/// The window of an output: the maximum number of sent events without an acknowledgement. All
+/// connections of the output, which exist one after the other, share one window.
 ///
-/// At first, the window is the config's `window`. When a connection breaks while sent events are
-/// not yet acknowledged, the window falls to half of the events that were sent on that connection,
-/// unless it is lower already; it is at least 1. It grows by one with each acknowledged event, up
-/// to the config's `window`. For example, a connection breaks after 80 events were sent: the window
-/// falls to 40. When 20 events are acknowledged after that, the window is 60.
+/// At first, the window is the config's `window`. When a connection breaks before its events are
+/// acknowledged, the window falls to half of the events that were sent on that connection, unless
+/// it is lower already; it is at least 1. It grows by one with each acknowledged event, up to the
+/// config's `window`. For example, a connection breaks after 80 events were sent: the window falls
+/// to 40. When 20 events are acknowledged after that, the window is 60.
 pub(super) struct Window {
     /// The window of the config.
     configured: u64,
-    /// The greatest number of events that may be under way now: at least 1, and at most
-    /// `configured`.
+    /// The current window: at least 1, and at most `configured`.
     now: AtomicU64,
 }
 
 impl Window {
-    /// Makes the window of an output on which no connection has broken yet.
+    /// Makes the window of an output without a broken connection.
     pub(super) fn new(configured: u64) -> Self {
         Self { configured, now: AtomicU64::new(configured) }
     }
 
-    /// Returns the greatest number of events that may be under way now.
+    /// Returns the current window.
     pub(super) fn events(&self) -> u64 {
         self.now.load(Ordering::Relaxed)
     }
 
-    /// Notes that the consumer has acknowledged `events` more events. The window grows by this
-    /// number, at most to the configured one.
+    /// Raises the window by the number of newly acknowledged events, up to the configured window.
     pub(super) fn acknowledged(&self, events: u64) {
         let grown = self.events().saturating_add(events).min(self.configured);
         self.now.store(grown, Ordering::Relaxed);
     }
 
-    /// Notes that a connection broke while sent events were not yet acknowledged. `sent` is the
-    /// number of all events that were sent on that connection, also of those that were
-    /// acknowledged.
+    /// Lowers the window after a connection broke before its events were acknowledged. `sent` is
+    /// the number of all events that were sent on that connection, including acknowledged ones.
     pub(super) fn broke_after(&self, sent: u64) {
         self.now.store(self.events().min(sent / 2).max(1), Ordering::Relaxed);
     }

@@ -1,4 +1,4 @@
-//! The limit for what a stream has under way, so that every consumer makes progress.
+//! The limit for bytes that a stream sends ahead, so that every consumer makes progress.
 
 use base::mutant;
 
@@ -9,38 +9,37 @@ use base::mutant;
 /// on the broken connection. The bytes sent under the limit are a *window*: no more bytes are sent
 /// until all of them are final, and then the next window begins. The limit doubles with each window
 /// that becomes final, but only once more bytes have become final since the break than were sent on
-/// the broken connection. Connections that ended in order meanwhile do not matter: a consumer may
-/// close each of them after one window, because nothing comes until that is final.
+/// the broken connection. Connections that ended in order in the meantime do not matter: a consumer
+/// may close each of them after one window, because nothing is sent until the window is final.
 ///
 /// For example, a consumer cuts every connection after N = 100 kB. With this limit, the relay sends
 /// 50 kB on a connection, which become final, and then 50 kB in vain. If the limit doubled at once,
 /// it would send 100 kB in vain after the first 50 kB.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
-    /// The greatest number of bytes that may be sent before all of them are final; `None` if there
-    /// is no limit.
+    /// The maximum bytes that may be sent before all of them are final. `None`: no limit.
     limit: Option<u64>,
-    /// The number of bytes that were sent on the last connection that broke.
+    /// The bytes that were sent on the last connection that broke.
     broke_after: u64,
-    /// The number of bytes that were sent since the last time when no sent bytes waited to become
-    /// final. Without a limit, since the connection was made.
+    /// The bytes that were sent since all sent bytes were last final. Without a limit, since the
+    /// connection was made.
     window: u64,
-    /// The number of bytes on this connection that are final.
+    /// The final bytes of this connection.
     final_bytes: u64,
-    /// The number of bytes that have become final since the last connection that broke.
+    /// The bytes that have become final since the last break.
     since_break: u64,
-    /// The number of bytes that were sent on this connection.
+    /// The bytes that were sent on this connection.
     sent: u64,
 }
 
 impl Pace {
-    /// Notes that a new connection begins. The limit stays.
+    /// Begins a new connection. The limit stays.
     pub(super) fn connected(&mut self) {
         (self.window, self.final_bytes, self.sent) = (0, 0, 0);
     }
 
-    /// Returns the number of bytes that may be taken from the queue now. Returns `None` if the
-    /// limit is reached; sent bytes must then first become final.
+    /// Returns the bytes that may be taken from the queue now. `None` if the limit is reached, and
+    /// sent bytes must become final first.
     pub(super) fn room(&self) -> Option<u64> {
         match self.limit {
             None => Some(u64::MAX),
@@ -63,14 +62,13 @@ impl Pace {
         })
     }
 
-    /// Notes that this number of bytes was written to the connection.
     pub(super) fn sent(&mut self, bytes: u64) {
         self.sent += bytes;
         self.window += bytes;
     }
 
-    /// Notes that `bytes` bytes became final. `all` is `true` if all sent bytes are now final: the
-    /// next window then begins, and the limit may double.
+    /// Records that `bytes` bytes became final. If `all` sent bytes are now final, the next window
+    /// begins, and the limit may double.
     pub(super) fn finished(&mut self, bytes: u64, all: bool) {
         self.final_bytes += bytes;
         self.since_break += bytes;
@@ -84,8 +82,8 @@ impl Pace {
         }
     }
 
-    /// Notes that the connection broke. If some bytes that were sent on this connection are not
-    /// final, the limit becomes half of all bytes that were sent on it. Otherwise nothing changes.
+    /// Records that the connection broke. If some of its bytes are not final, the limit becomes
+    /// half of all bytes that were sent on it. Otherwise nothing changes.
     pub(super) fn broke(&mut self) {
         if self.sent > self.final_bytes {
             (self.broke_after, self.since_break) = (self.sent, 0);

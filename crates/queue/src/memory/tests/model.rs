@@ -138,7 +138,7 @@ impl ModelRecord {
     }
 }
 
-/// The counters of an output, whether it is there or not.
+/// The counters of an output, even after it has left.
 #[derive(Default, Clone, Copy)]
 struct Totals {
     delivered: u64,
@@ -713,7 +713,7 @@ impl Pair {
         Ok(())
     }
 
-    /// Checks the counters, lets everything come out, and checks that nothing is left.
+    /// Checks the counters, delivers all events, and checks that none is left.
     fn end(mut self) -> TestCaseResult {
         for cursor in 0..self.cursors.len() {
             while self.model.cursors[cursor].pick(0, &[Stage::Released]).is_some() {

@@ -1,5 +1,4 @@
-//! Promises of the durable queue that need a scene of their own, on a disk that does what the test
-//! says.
+//! Promises of the durable queue that need their own scene, on a disk that does what the test says.
 
 use rustix::io::Errno;
 
@@ -64,8 +63,8 @@ fn what_a_failed_sync_has_left_in_memory_is_stored_at_the_next_start() {
 }
 
 /// Method: an output keeps the events that it has finished for an hour, and the queue is full of
-/// them. Each new segment must cost only as many of the oldest ones as have its room, whether the
-/// upkeep has time between two segments or not. If it has, the oldest one becomes the next file.
+/// them. Each new segment must cost only as many of the oldest ones as its room needs, whether or
+/// not the upkeep has time between two segments. If it has, the oldest one becomes the next file.
 #[test]
 fn a_full_queue_gives_up_few_of_the_segments_that_are_kept() {
     for has_time in [false, true] {
@@ -174,8 +173,8 @@ fn nothing_is_deleted_twice_where_the_next_segment_has_the_name_of_a_stuck_one()
     assert_eq!((scene.counts[0].delivered(), scene.counts[0].lost()), (scene.sent, 0));
 }
 
-/// Method: the note of the log's end in the file `synced` fails, and is in the file nevertheless,
-/// as some seeds of the disk have it. The batch is refused, and the process is killed: at once,
+/// Method: the note of the log's end in the file `synced` fails, although it may be in the file,
+/// depending on the seed of the disk. The batch is refused, and the process is killed: at once,
 /// after the upkeep, or after the disk has been tested again. Nobody counts a loss of events that
 /// were refused.
 #[test]
@@ -212,7 +211,7 @@ fn events_that_were_refused_are_never_lost_although_the_note_names_them() {
             scene.deliver_to(0);
             let (delivered, lost) = (scene.counts[0].delivered(), scene.counts[0].lost());
             assert_eq!(lost, 0, "seed {seed}, after {steps} steps");
-            // The refused events may be there: their sender does not know that it was stored.
+            // The refused events may be stored: their sender may send them again.
             assert!([sent, sent + 3].contains(&delivered), "{delivered} of {sent}");
         }
     }
@@ -267,7 +266,7 @@ fn files_of_finished_segments_are_used_again() {
 }
 
 /// Method: a reader has a finished segment open, as `queue export` has. The segment must be
-/// deleted, and what the reader has open must stay as it was, however many segments follow.
+/// deleted, and the content that the reader has open must not change, however many segments follow.
 #[test]
 fn a_segment_that_somebody_reads_is_deleted_and_its_contents_stay() {
     let mut scene = Scene::alone(&settings(1 << 20, 32 << 10, WhenFull::Reject));

@@ -125,7 +125,7 @@ fn what_was_delivered_before_a_crash_is_found_after_it() {
     assert_eq!(scene.found(ALWAYS), delivered);
     assert_eq!(scene.now.cursors[0].with(|it| it.claims.watermark()), 123);
     scene.check_counts();
-    // The other events come as they would have come without the crash.
+    // The other events are delivered as they would have been without the crash.
     scene.deliver(77);
     assert_eq!(scene.found(ALWAYS), (0..200).collect::<Vec<_>>());
 }
@@ -139,7 +139,7 @@ fn what_was_received_before_the_window_is_left_out_and_ages_are_told() {
     scene.deliver(240);
     scene.crash();
     let found = scene.now.cursors[0].before(MINUTE * 10 + MINUTE / 2).all();
-    // The events are those that came 10, 9, … and 0 minutes ago.
+    // The events were received 10, 9, … and 0 minutes ago.
     assert_eq!(scene.positions(&found), (218..240).collect::<Vec<_>>());
     for (minutes, (_, age)) in (0..11).rev().zip(found.iter().map(|(it, _)| (it.first, it.age))) {
         assert!((MINUTE * minutes..MINUTE * minutes + MINUTE / 2).contains(&age), "{age:?}");
@@ -221,7 +221,7 @@ fn an_output_that_joins_has_got_nothing_of_what_is_there() {
     scene.now.writer.keep_up(Chore::Save);
     let cursor = joining.end().expect("it is saved");
     assert_eq!(scene.positions(&cursor.before(ALWAYS).all()), NOTHING);
-    // This is still so after a start, and for an output that the config has only since this start.
+    // This is also true after a restart, and for an output that is new in the config.
     scene.names.extend(["new", "late"]);
     for _ in 0..2 {
         scene.crash();

@@ -1,4 +1,4 @@
-//! Changes on the disk: any byte, any page that can't be read any more, any file that is gone.
+//! Changes on the disk: any byte changes, any page becomes unreadable, any file disappears.
 //!
 //! Method: a random spool is made, and opened once as it is, which shows what each output must
 //! receive. Then it is damaged, each time in one place and in a copy of its own, before the start
@@ -125,7 +125,7 @@ struct Placed {
     positions: Range<u64>,
 }
 
-/// A spool, and what a start on it must give.
+/// A spool, and the expected result of a start on it.
 struct Spool {
     disk: SimulatedDisk,
     config: config::Queue,
@@ -135,8 +135,8 @@ struct Spool {
     end: u64,
     /// The end of the log as the cursors file knows it.
     known: u64,
-    /// True if the file of the last segment was another segment before. What a power loss has left
-    /// of its last group then looks like a write that was not finished.
+    /// True if the file of the last segment was another segment before. The rest of its last group
+    /// after a power loss then looks like a write that was not finished.
     is_reused: bool,
     /// The line at each position that is there.
     lines: BTreeMap<u64, Vec<u8>>,
@@ -381,7 +381,7 @@ impl Damage {
 fn try_one(spool: &Spool, damage: &Damage, rng: &mut Rng) -> u64 {
     let disk = copy(&spool.disk);
     let of_cursors = damage.file() == cursors::FILE;
-    // The slots of the cursors are read only at a start. A long record is read in parts, and its
+    // The slots of the cursors are read only at startup. A long record is read in parts, and its
     // whole checksum is checked for each part, so damage may also come while the queue runs.
     let hit = || spool.records.iter().filter(|record| damage.hits(record));
     let is_late =
@@ -395,8 +395,8 @@ fn try_one(spool: &Spool, damage: &Damage, rng: &mut Rng) -> u64 {
         assert!(start == wanted || (of_cursors && start < wanted), "at {start}, not {wanted}");
     }
     let first = running.end();
-    // Events may have been acknowledged without a trace of them being left: neither the cursors
-    // file nor a later record knows them.
+    // No trace of acknowledged events may be left: neither the cursors file nor a later record
+    // knows them.
     let unknown = spool.end.saturating_sub(first);
     let is_flip = matches!(damage, Damage::Flip { .. });
     let can_be = (first >= spool.known || of_cursors) && (!is_flip || spool.is_reused);
@@ -550,7 +550,7 @@ fn what_is_missing_in_a_segment_is_counted_once_though_it_is_dropped_too() {
     assert_eq!(running.queue.backlogs()[0].1.events, 0);
 }
 
-/// The first events are missing, and what comes after them is read ahead. The time at which missing
+/// The first events are missing, and those after them are read ahead. The time at which missing
 /// events were received is not known, and must not be taken for 1970.
 #[test]
 fn missing_events_make_no_output_lag_for_decades() {

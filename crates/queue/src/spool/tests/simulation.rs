@@ -272,7 +272,7 @@ struct Simulation {
     /// The likelihood of an append, in per cent of the steps that are nothing else.
     pressure: u32,
     sent: Vec<Sent>,
-    /// The number of the event at each position. `None` if the event was found at a start, and no
+    /// The number of the event at each position. `None` if a start has found the event, and no
     /// output has received it yet.
     log: Vec<Option<u64>>,
     /// The positions that were dropped at least once.
@@ -623,9 +623,9 @@ impl Simulation {
         true
     }
 
-    /// Checks that a queue that has refused a batch with this many bytes of lines says how full it
-    /// is: without what is needed, what is promised to other batches, and the segment that is
-    /// written to, there was no room for the batch.
+    /// Checks that a queue that has refused a batch with this many bytes of lines reports its fill
+    /// level correctly: the needed bytes, the bytes that are promised to other batches, and the
+    /// active segment left no room for the batch.
     fn check_full(&self, bytes: u64) {
         let shared = &self.process.as_ref().expect("it runs").queue.shared;
         let state = shared.lock();
@@ -1044,7 +1044,7 @@ impl Simulation {
 
 /// Functions about the machine: starts, ends, crashes and faults.
 impl Simulation {
-    /// Opens the queue, on a disk where the machine may crash meanwhile.
+    /// Opens the queue. The machine may crash during this.
     fn start(&mut self) {
         let mut names: Vec<&str> = self
             .outputs
@@ -1218,7 +1218,7 @@ impl Simulation {
     /// True if the log has a segment again that had left it, and the events after its own are
     /// missing. An output that no file names then begins at that segment, and counts the missing
     /// events as lost, which the model can't follow. A segment that was removed without events may
-    /// have been made again at the same position, and is no such segment.
+    /// have been made again at the same position, and does not count here.
     fn has_holes(&self) -> bool {
         let ended_earlier = |segment: &Range<u64>| {
             let removed = self.removed.get(&segment.start);
@@ -1254,7 +1254,7 @@ impl Simulation {
         }
     }
 
-    /// Ends the process without notice, and notes where the next one may find its outputs.
+    /// Ends the process without notice, and records where the next one may find its outputs.
     fn stop(&mut self) {
         for (sent, _) in self.waiting.drain(..) {
             self.sent[sent].told = Told::Never;
@@ -1785,7 +1785,7 @@ fn nothing_is_lost_whenever_the_machine_crashes() {
     run_all(&profile);
 }
 
-/// Method: the disk refuses operations of any kind, for a while or for ever, and the machine
+/// Method: the disk refuses operations of any type, for some time or permanently, and the machine
 /// crashes now and then. Every event that was acknowledged must be there, and the queue must work
 /// again once the disk does.
 #[test]

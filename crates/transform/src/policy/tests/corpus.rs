@@ -1,5 +1,5 @@
 //! The shipped policies, applied to recorded events. A policy must keep unchanged what
-//! kube-apiserver recorded under that policy. Of events that were recorded in full, each policy
+//! kube-apiserver recorded under that policy. From events that were recorded in full, each policy
 //! must keep what kube-apiserver would have recorded under it.
 
 use std::collections::BTreeMap;
@@ -101,8 +101,8 @@ fn of_all_stages_in_full_the_default_keeps_what_it_would_have_recorded() {
     }
     let of = |name, level, omit_stage| outcomes.get(&(name, level, omit_stage)).copied();
     let all = "02-batch-requestresponse-allstages.json";
-    // The body has 183 events of the stage RequestReceived and 217 of later stages. Of its 12
-    // events about paths, 10 are about /readyz.
+    // The body has 183 events of the stage RequestReceived and 217 of later stages. 10 of its 12
+    // events about paths are about /readyz.
     assert_eq!(of(all, Level::None, true), Some(5));
     assert_eq!(of(all, Level::None, false), Some(5));
     assert_eq!(of(all, Level::Metadata, true), Some(178));

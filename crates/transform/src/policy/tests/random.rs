@@ -209,7 +209,7 @@ fn event(request: &Request<'_>, uri: &str) -> String {
 }
 
 /// Returns the namespace and name in a URL of the API, found in the steps of kube-apiserver's
-/// `NewRequestInfo`, on strings. `None` if the URL is not of that kind, or if Go refuses it.
+/// `NewRequestInfo`, on strings. `None` for any other URL, and if Go refuses the URL.
 fn requested(uri: &str) -> Option<(String, String)> {
     let escaped = uri.split('?').next().unwrap();
     let mut decoded = String::new();
@@ -369,7 +369,7 @@ proptest! {
         names in vec(select(&["", "*", "a", "ab", "abc", "abd", "b", "b*", "ba", "c"][..]), 8),
         asked in vec(asked(), 8),
     ) {
-        // The sets have a second word behind so many rules that no request meets.
+        // After so many rules that no request meets, the sets have a second word.
         let none = Criteria { verbs: vec!["never".to_owned()], ..Criteria::default() };
         let mut all = vec![Match { criteria: none, unless: Vec::new() }; never];
         all.extend_from_slice(&matches);

@@ -185,7 +185,8 @@ fn a_policy_is_taken_out_of_what_it_is_wrapped_in() {
         let found: Vec<_> = policy.rules().iter().map(|rule| rule.line).collect();
         assert_eq!(found, lines, "{text}");
     }
-    // Mistakes are told where they stand, and what has no or several policies says what to do.
+    // Mistakes have their own positions. For no policy and for several, the message says what to
+    // do.
     let wrong = of_block.replace("level: Metadata", "level: é");
     assert_are(&problems(&wrong), &["10:14: \"é\" is unknown"]);
     let torn = of_block.replace("- level: Metadata", "- [");
@@ -321,7 +322,7 @@ fn what_is_too_large_is_refused_before_it_grows() {
     let rules = "- level: None\n".repeat(RULES_MAX + 1);
     assert_are(&in_rules(&rules), &["1025:3: 1025 rules: 1024 are allowed"]);
     assert_eq!(in_rules(&"- level: None\n".repeat(RULES_MAX)), Vec::<String>::new());
-    // These ten lines stand for a thousand million values.
+    // These ten lines expand to a thousand million values.
     let mut laughs = "a0: &a0 [lol]\n".to_owned();
     for level in 1..10 {
         let before = format!("*a{}, ", level - 1).repeat(9);

@@ -5,7 +5,7 @@ use std::arch::is_x86_feature_detected;
 
 use super::Signs;
 
-/// Looks for signs as [`Signs::of`] does. Returns `None` if the CPU lacks AVX2.
+/// Does what [`Signs::of`] does; `None` if the CPU lacks AVX2.
 pub(super) fn signs(event: &[u8], known: usize) -> Option<Signs> {
     if !is_x86_feature_detected!("avx2") {
         return None;

@@ -121,7 +121,7 @@ impl Looked {
         self.redacted += usize::from(seen.1.redacted);
     }
 
-    /// Asserts that there were more events of each kind than in `least`. Asserts nothing after a
+    /// Asserts that there were more events of each sort than in `least`. Asserts nothing after a
     /// single event, as in a run with one seed that was chosen to repeat a failure.
     pub(super) fn assert_more_than(self, least: Self) {
         println!("{self:?}");

@@ -60,7 +60,7 @@ fn mutate(rng: &mut fastrand::Rng, event: &mut String) {
                 event.insert_str(at, pick(rng, &TEXTS));
             }
         }
-        // A text is put into or beside some string.
+        // A text is put into some string, or next to it.
         4 => {
             let quotes = places("\"");
             event.insert_str(quotes[rng.usize(..quotes.len())], pick(rng, &TEXTS));
