@@ -167,8 +167,9 @@ fn fits(shown: &str, printed: &str) -> bool {
 }
 
 /// Returns the text with marks in the place of what differs between two runs: each time of the
-/// clock, each SHA-256, and each number that stands in one of these forms, such as `in # s`. Blanks before such a number
-/// are one blank, a size in such a form is in bytes, and a bar has one character.
+/// clock, each SHA-256, and each number that stands in one of these forms, such as `in # s`. Blanks
+/// before such a number are one blank, a size in such a form is in bytes, and a bar has one
+/// character.
 fn normal(text: &str, forms: &[&str]) -> String {
     let is_digest =
         |word: &str| word.len() == 64 && word.bytes().all(|byte| byte.is_ascii_hexdigit());

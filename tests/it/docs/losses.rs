@@ -18,7 +18,7 @@ const PHRASES_WITH_LOSS: [&str; 5] =
 /// Sentences with these words are about something else than lost events: the page, and the words.
 const OTHERS: [(&str, &str); 1] = [
     // The sender keeps the events of a connection that is closed.
-    ("docs/runbooks/KubeAuditForwarderConnectionsRefused.md", "no counter of requests"),
+    ("docs/runbooks/KubeAuditForwarderConnectionsRefused.md", "No counter of requests"),
 ];
 
 /// Returns the sentences of a page that have one of the phrases.
