@@ -49,8 +49,10 @@ pub enum CopyError {
     /// The log can't be read.
     #[error(transparent)]
     Log(#[from] ReadError),
-    /// Tiles of the newest checkpoint were missing in every attempt.
-    #[error("files of the newest checkpoint are missing, again and again")]
+    /// In every attempt, a newer checkpoint replaced the one that was being copied.
+    #[error(
+        "the relay replaced the newest checkpoint during each of {ATTEMPTS} attempts to copy it"
+    )]
     Changing,
     /// The copy can't be written.
     #[error("cannot write the copy: {0}")]
@@ -195,25 +197,31 @@ impl<'a> Copying<'a> {
     }
 
     fn begin(&self) -> Result<Begun<'a>, CopyError> {
-        let mut missing = None;
+        let mut before = None;
         for _ in 0..ATTEMPTS {
             let log = Log::open(self.files)?;
             let head = log.head();
-            if missing.is_some_and(|(before, _)| before == head) {
-                break;
-            }
-            let mut partial = Vec::new();
-            for tile in last_tiles(head.size).filter(|tile| tile.width < WIDTH) {
-                match self.files.tile(tile).map_err(|error| failed(tile, error))? {
-                    Some(bytes) => partial.push((tile, bytes)),
-                    None => missing = Some((head, tile)),
-                }
-            }
-            if missing.is_none_or(|(of, _)| of != head) {
-                return Ok(Begun { log, partial });
+            match self.partial_tiles(head.size)? {
+                Ok(partial) => return Ok(Begun { log, partial }),
+                // No newer checkpoint explains why the file was deleted.
+                Err(missing) if before == Some(head) => return Err(gone(missing)),
+                Err(_) => before = Some(head),
             }
         }
-        Err(missing.map_or(CopyError::Changing, |(_, tile)| gone(tile)))
+        Err(CopyError::Changing)
+    }
+
+    /// Reads the partial tiles of a log of `size` entries, or returns one that does not exist.
+    #[expect(clippy::type_complexity, reason = "the caller decides what a missing tile means")]
+    fn partial_tiles(&self, size: u64) -> Result<Result<Vec<(Tile, Vec<u8>)>, Tile>, CopyError> {
+        let mut partial = Vec::new();
+        for tile in last_tiles(size).filter(|tile| tile.width < WIDTH) {
+            match self.files.tile(tile).map_err(|error| failed(tile, error))? {
+                Some(bytes) => partial.push((tile, bytes)),
+                None => return Ok(Err(tile)),
+            }
+        }
+        Ok(Ok(partial))
     }
 
     /// Copies the whole tiles and bundles of a log of `size` entries, except those that were

@@ -225,7 +225,7 @@ impl Witnesses {
             let question = Question { checkpoint, old, round: 1, is_doubted: false };
             match witness.question(at, question, store) {
                 Ok(asked) => witness.task = Some(self.asked.spawn(asked).id()),
-                Err(error) => witness.is_away(&error.to_string(), true),
+                Err(error) => witness.has_not_cosigned(&error.to_string(), false),
             }
         }
     }
@@ -324,7 +324,7 @@ impl Witnesses {
             }
             Err(error) => (error, false),
         };
-        witness.is_away(&what, is_answer);
+        witness.has_not_cosigned(&what, is_answer);
         Heard::Nothing
     }
 }
@@ -366,8 +366,8 @@ impl Witness {
         }
     }
 
-    /// Notes that there is no cosignature. With `is_answer`, the witness counts as having answered.
-    fn is_away(&mut self, what: &str, is_answer: bool) {
+    /// Notes that the newest checkpoint has no cosignature. `is_answer`: the witness said so itself.
+    fn has_not_cosigned(&mut self, what: &str, is_answer: bool) {
         self.has_answered |= is_answer;
         self.errors.failed(EvidenceError::Witness);
         if !std::mem::replace(&mut self.told, true) {

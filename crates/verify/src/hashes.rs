@@ -36,7 +36,7 @@ pub(crate) struct Hashes<'a> {
     /// The ranges whose line hashes differ from the root in the log: the first position, the time,
     /// and the text of the fault.
     pub changed: Vec<(u64, u64, String)>,
-    /// The errors of unreadable files, and the first errors of unreadable records.
+    /// The first errors of unreadable files and records, at most [`UNREAD_MAX`].
     pub unread: Vec<io::Error>,
     /// `true`: a whole file could not be read.
     is_unread: bool,
@@ -64,9 +64,9 @@ impl<'a> Hashes<'a> {
     /// Reads the files of line hashes.
     pub(crate) fn read(&mut self) {
         let Some(directory) = self.directory else { return };
-        let files = directory.line_files().map_err(|error| self.unread.push(error));
+        let files = directory.line_files().map_err(|error| self.add_unread(error));
         for file in files.unwrap_or_default() {
-            let content = directory.line_file(file).map_err(|error| self.unread.push(error));
+            let content = directory.line_file(file).map_err(|error| self.add_unread(error));
             let content = content.unwrap_or_default();
             for (offset, record) in lines::Records::of(&content) {
                 match record {
@@ -87,6 +87,12 @@ impl<'a> Hashes<'a> {
         self.places.insert((output, range.first, range.root()), place);
     }
 
+    fn add_unread(&mut self, error: io::Error) {
+        if self.unread.len() < UNREAD_MAX {
+            self.unread.push(error);
+        }
+    }
+
     /// Returns the line hashes of an entry's range: as sent by `output`, or as received.
     pub(crate) fn range(&mut self, output: Option<&str>, first: u64, root: Hash) -> Found {
         let key = (output.map(str::to_owned), first, root);
@@ -102,12 +108,10 @@ impl<'a> Hashes<'a> {
         };
         let range = match directory.line_record(*file, *offset) {
             Ok(Some(record)) => Arc::new(record.range),
-            // The relay has deleted the file in the meantime.
+            // The relay has deleted the file since.
             Ok(None) => return Found::Gone,
             Err(error) => {
-                if self.unread.len() < UNREAD_MAX {
-                    self.unread.push(error);
-                }
+                self.add_unread(error);
                 return Found::Gone;
             }
         };
