@@ -60,7 +60,7 @@ pub(crate) struct Known {
 #[derive(Debug)]
 pub(crate) struct Attempt {
     /// The sender and its connection.
-    pub(crate) from: Origin,
+    pub(crate) from: SentBy,
     /// The events of the body, in their order there. Attempts with the same body share the list.
     pub(crate) serials: Arc<[Serial]>,
     pub(crate) must: Must,
@@ -71,7 +71,7 @@ pub(crate) struct Attempt {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Origin {
+pub(crate) struct SentBy {
     pub(crate) sender: u32,
     /// The number of the connection among those of this sender.
     pub(crate) connection: u64,
@@ -305,7 +305,7 @@ impl Book {
     }
 
     /// Notes that a request begins. Returns its number for [`Book::ended`].
-    pub(crate) fn begun(&self, from: Origin, serials: &Arc<[Serial]>, must: Must) -> usize {
+    pub(crate) fn begun(&self, from: SentBy, serials: &Arc<[Serial]>, must: Must) -> usize {
         let serials = Arc::clone(serials);
         self.lock().begun(Attempt { from, serials, must, begun: kernel::now(), ended: None })
     }
@@ -315,7 +315,7 @@ impl Book {
         let mut truth = self.lock();
         let Some(attempt) = truth.attempts.get_mut(attempt) else { return };
         attempt.ended = Some((kernel::now(), answer));
-        let Attempt { from: Origin { sender, connection }, serials, begun, .. } = attempt;
+        let Attempt { from: SentBy { sender, connection }, serials, begun, .. } = attempt;
         kernel::trace(format_args!(
             "sender {sender} connection {connection}: {} events from {} on, begun {begun:?}: {answer}",
             serials.len(),

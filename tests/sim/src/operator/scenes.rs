@@ -15,7 +15,7 @@ use crate::kernel::{Process, disk};
 use crate::plan::{Action, Change, When, Why};
 use crate::support::http;
 use crate::truth::{
-    Acknowledge, Answer, Attempt, Book, Fate, Kind as Death, Known, Must, Origin, Output,
+    Acknowledge, Answer, Attempt, Book, Fate, Kind as Death, Known, Must, Output, SentBy,
 };
 use crate::{events, kernel};
 
@@ -58,7 +58,7 @@ pub(super) struct Poster {
 
 impl Poster {
     pub(super) fn post(&self, events: &[Event], serials: &Arc<[Serial]>) -> Answer {
-        let from = Origin { sender: PROBE, connection: 0 };
+        let from = SentBy { sender: PROBE, connection: 0 };
         let attempt = self.book.begun(from, serials, Must::Take);
         let body = events::list(events);
         let answer = match http::post(self.listener, "/", "application/json", &body) {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::events::{Event, Maker, Marks};
-use crate::truth::{Death, Epoch, Filter, Handshake, Limits, Origin};
+use crate::truth::{Death, Epoch, Filter, Handshake, Limits, SentBy};
 
 pub(super) fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
@@ -121,7 +121,7 @@ impl Small {
         answer: Option<(u64, Answer)>,
         must: Must,
     ) {
-        let from = Origin { sender: 1, connection: 1 };
+        let from = SentBy { sender: 1, connection: 1 };
         let ended = answer.map(|(after, answer)| (seconds(second + after), answer));
         let (serials, begun) = (Arc::clone(serials), seconds(second));
         self.truth.begun(Attempt { from, serials, must, begun, ended });

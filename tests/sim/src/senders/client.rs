@@ -10,7 +10,7 @@ use super::socket::Socket;
 use crate::events::Serial;
 use crate::kernel;
 use crate::pki::Papers;
-use crate::truth::{Answer, Must, Origin};
+use crate::truth::{Answer, Must, SentBy};
 
 /// `IdleConnTimeout` of Go's default transport.
 const IDLE_MAX: Duration = Duration::from_secs(90);
@@ -206,7 +206,7 @@ impl<'a> Line<'a> {
         let kept = self.take_kept();
         self.number += u64::from(kept.is_none());
         let actor = self.actor;
-        let from = Origin { sender: actor.profile.sender, connection: self.number };
+        let from = SentBy { sender: actor.profile.sender, connection: self.number };
         let attempt = actor.book.begun(from, serials, must);
         let outcome = self.exchange(kept, body, deadline);
         let answer = match &outcome {

@@ -12,7 +12,7 @@ use super::client::{Http1, Line, head, judged};
 use super::shop::Job;
 use super::{Actor, Kind, apiserver};
 use crate::events::{Event, Serial};
-use crate::truth::{Answer, Must, Origin};
+use crate::truth::{Answer, Must, SentBy};
 use crate::{events, kernel};
 
 /// The connections that a tenant holds at once.
@@ -65,7 +65,7 @@ impl Single<'_> {
     ) {
         self.connections += 1;
         let actor = self.actor;
-        let from = Origin { sender: actor.profile.sender, connection: self.connections };
+        let from = SentBy { sender: actor.profile.sender, connection: self.connections };
         let attempt = actor.book.begun(from, serials, must);
         let deadline = kernel::now() + apiserver::ATTEMPT + Duration::from_secs(10);
         let talked = connect(deadline).and_then(|mut http| talk(&mut http, deadline));
