@@ -403,7 +403,7 @@ fn in_time<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Resu
     match result.recv_timeout(named_file::WAIT_MAX) {
         Ok(result) => Ok(result),
         Err(RecvTimeoutError::Timeout) => {
-            let (limit, names) = (named_file::WAIT_MAX, named_file::names_under_way());
+            let (limit, names) = (named_file::WAIT_MAX, named_file::names_of_files_being_read());
             let why =
                 format!("the file system has not responded within {limit:?}: cannot read {names}");
             Err(failed(why))

@@ -49,7 +49,7 @@
 //! # Invariants
 //!
 //! - An acknowledged event is never lost without being counted. At rest, for every output: events
-//!   accepted = events acknowledged by the consumer + backlog + events set aside + events kept back
+//!   accepted = events acknowledged by the consumer + backlog + events set aside + events dropped
 //!   by the filter (and counted) + events counted as lost.
 //! - With `queue.directory`, no event is acknowledged to its sender, or handed to an output, before
 //!   it is synced.

@@ -23,32 +23,32 @@ pub const WAIT_MAX: Duration = Duration::from_secs(30);
 
 const QUIET_MAX: Duration = Duration::from_secs(30);
 
-static UNDER_WAY: Mutex<BTreeMap<u64, PathBuf>> = Mutex::new(BTreeMap::new());
+static BEING_READ: Mutex<BTreeMap<u64, PathBuf>> = Mutex::new(BTreeMap::new());
 
-fn under_way() -> MutexGuard<'static, BTreeMap<u64, PathBuf>> {
-    lock(&UNDER_WAY)
+fn being_read() -> MutexGuard<'static, BTreeMap<u64, PathBuf>> {
+    lock(&BEING_READ)
 }
 
 struct Reading(u64);
 
 impl Reading {
     fn of(path: &Path) -> Self {
-        let mut under_way = under_way();
-        let number = under_way.last_key_value().map_or(0, |(last, _)| last + 1);
-        under_way.insert(number, path.to_owned());
+        let mut being_read = being_read();
+        let number = being_read.last_key_value().map_or(0, |(last, _)| last + 1);
+        being_read.insert(number, path.to_owned());
         Self(number)
     }
 }
 
 impl Drop for Reading {
     fn drop(&mut self) {
-        under_way().remove(&self.0);
+        being_read().remove(&self.0);
     }
 }
 
 /// Returns the files that are being read, for a message: `FILE, FILE`, or general words if none is.
-pub fn names_under_way() -> String {
-    let mut names: Vec<_> = under_way().values().map(|path| path.display().to_string()).collect();
+pub fn names_of_files_being_read() -> String {
+    let mut names: Vec<_> = being_read().values().map(|path| path.display().to_string()).collect();
     names.dedup();
     match names.is_empty() {
         true => "a file or directory that the config names".to_owned(),
@@ -296,10 +296,10 @@ mod tests {
     fn a_file_is_named_while_it_is_read() {
         let [one, other] = [Path::new("/one"), Path::new("/other")];
         let reading = (Reading::of(one), Reading::of(other));
-        let names = names_under_way();
+        let names = names_of_files_being_read();
         assert!(names.contains("/one") && names.contains("/other"), "{names}");
         drop(reading);
-        let names = names_under_way();
+        let names = names_of_files_being_read();
         assert!(!names.contains("/one") && !names.contains("/other"), "{names}");
     }
 }

@@ -21,7 +21,7 @@ use super::lines::line;
 use super::reason::Reason;
 use super::trial::{Answer, Retrial};
 use base::position::Position;
-use queue::{Batch, Claim, Cursor, Origin, Shelf};
+use queue::{Acceptance, Batch, Claim, Cursor, Shelf};
 use telemetry::Cause;
 
 /// At this number of events, or at the limit of bytes, the oldest one is given up for each new one.
@@ -482,9 +482,15 @@ impl Kept {
     pub fn batch(&self, position: Position, line: Bytes) -> Batch {
         let claim = Claim { start: position, end: position.next() };
         let queue::Aside { received, .. } = self.event;
-        let origin = Origin { first: position, events: 1, age: self.event.age(), received };
+        let acceptance = Acceptance { first: position, events: 1, age: self.event.age(), received };
         let bytes = line.len() as u64;
-        Batch { events: 1, bytes, pieces: vec![line], origins: vec![origin], ..Batch::of(claim) }
+        Batch {
+            events: 1,
+            bytes,
+            pieces: vec![line],
+            acceptances: vec![acceptance],
+            ..Batch::of(claim)
+        }
     }
 
     pub(super) fn gets_server_errors(&self) -> bool {

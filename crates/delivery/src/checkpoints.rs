@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::failure::Failure;
-use queue::{Batch, Claim, Origin, Position};
+use queue::{Acceptance, Batch, Claim, Position};
 
 /// The newest checkpoint of the relay, as a signed note; empty until there is one.
 pub type Published = watch::Receiver<Bytes>;
@@ -56,7 +56,7 @@ impl Checkpoint {
             events: 1,
             bytes: self.line.len() as u64,
             pieces: vec![self.line.clone()],
-            origins: vec![Origin { first, events: 1, age: Duration::ZERO, received: 0 }],
+            acceptances: vec![Acceptance { first, events: 1, age: Duration::ZERO, received: 0 }],
             ..Batch::of(Claim { start: first, end: first })
         }
     }
@@ -82,7 +82,7 @@ pub(super) struct Checkpoints {
     /// `true` if the newest checkpoint must be sent, even if no newer one is published.
     is_owed: bool,
     /// `true` while a link has a checkpoint and has not reported its result.
-    pub(super) is_under_way: bool,
+    pub(super) is_in_delivery: bool,
     waits_until: Option<Instant>,
     pause: Duration,
     /// `true` if the last log line about checkpoints says that they can't be sent.
@@ -97,7 +97,7 @@ impl Checkpoints {
             published,
             interval,
             is_owed: false,
-            is_under_way: false,
+            is_in_delivery: false,
             waits_until: None,
             pause: PAUSE_MIN,
             is_told: false,
@@ -109,7 +109,7 @@ impl Checkpoints {
     /// output sends no checkpoints, while one is in progress, or if the recorder has ended. Nothing
     /// is lost when the future is dropped.
     pub(crate) async fn due(&mut self, not_before: Option<Instant>) {
-        let Some(published) = self.published.as_mut().filter(|_| !self.is_under_way) else {
+        let Some(published) = self.published.as_mut().filter(|_| !self.is_in_delivery) else {
             return std::future::pending().await;
         };
         if !self.is_owed {
@@ -125,21 +125,21 @@ impl Checkpoints {
 
     /// Returns the checkpoint that must be sent now, and marks it as in progress.
     pub(crate) fn next(&mut self) -> Option<Checkpoint> {
-        let published = self.published.as_mut().filter(|_| !self.is_under_way)?;
+        let published = self.published.as_mut().filter(|_| !self.is_in_delivery)?;
         let is_new = self.is_owed || published.has_changed().unwrap_or(false);
         if !is_new || self.waits_until.is_some_and(|until| Instant::now() < until) {
             return None;
         }
         self.is_owed = false;
         let checkpoint = Checkpoint::of(published.borrow_and_update().clone());
-        self.is_under_way = checkpoint.is_some();
+        self.is_in_delivery = checkpoint.is_some();
         checkpoint
     }
 
     pub(crate) fn ended(&mut self, fate: Fate) {
         match fate {
             Fate::Taken => {
-                self.is_under_way = false;
+                self.is_in_delivery = false;
                 self.pause = PAUSE_MIN;
                 self.waits_until =
                     (!self.interval.is_zero()).then(|| Instant::now() + self.interval);
@@ -161,17 +161,17 @@ impl Checkpoints {
 
     /// If the ended link had a checkpoint, the newest one is sent; after a failure, with a pause.
     pub(super) fn link_ended(&mut self, failure: Option<&Failure>) {
-        if !self.is_under_way {
+        if !self.is_in_delivery {
             return;
         }
         match failure {
             Some(failure) => self.failed(failure),
-            None => (self.is_under_way, self.is_owed) = (false, true),
+            None => (self.is_in_delivery, self.is_owed) = (false, true),
         }
     }
 
     pub(crate) fn failed(&mut self, failure: &Failure) {
-        (self.is_under_way, self.is_owed) = (false, true);
+        (self.is_in_delivery, self.is_owed) = (false, true);
         let now = Instant::now();
         self.waits_until = Some(now + self.pause.max(failure.retry_after.unwrap_or_default()));
         self.pause = (self.pause * 2).min(PAUSE_MAX);

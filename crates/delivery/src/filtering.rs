@@ -203,11 +203,11 @@ impl Filtering {
         let Some(filter) = &mut self.filter else { return };
         let Some(window) = filter.history_window() else { return };
         let mut before = cursor.before(window);
-        while let Some((origin, lines)) = before.next().await {
+        while let Some((acceptance, lines)) = before.next().await {
             let remember = || {
-                for (position, start, end) in events(&lines, &origin) {
+                for (position, start, end) in events(&lines, &acceptance) {
                     let event = lines.get(start..end - 1).unwrap_or_default();
-                    filter.remember(event, position, origin.age);
+                    filter.remember(event, position, acceptance.age);
                 }
             };
             offload(has_large_event(&lines), remember);
@@ -246,11 +246,12 @@ impl Filtering {
 
     /// Copies nothing if the queue has dropped some events and the batch does not say which.
     fn copy_lines(&mut self, batch: &Batch) {
-        let Batch { claim, events, origins, .. } = batch;
-        if origins.is_empty() && *events < claim.end - claim.start {
+        let Batch { claim, events, acceptances, .. } = batch;
+        if acceptances.is_empty() && *events < claim.end - claim.start {
             return;
         }
-        let counted = (0..if origins.is_empty() { *events } else { 0 }).map(|at| claim.start + at);
+        let counted =
+            (0..if acceptances.is_empty() { *events } else { 0 }).map(|at| claim.start + at);
         for (event, position) in batch.events().zip(counted.chain(batch.positions())) {
             if !self.tapping.is_copying() {
                 return;
@@ -279,14 +280,14 @@ impl Filtering {
         let Self { changed, tapping, .. } = self;
         let gives_form = filter.gives_form();
         let mut lines = Lines::new(self.sends_lists);
-        for ((piece, ends), origin) in batch.texts().zip(&batch.origins) {
-            let (mut run, mut end, mut next) = (0, 0, origin.first);
+        for ((piece, ends), acceptance) in batch.texts().zip(&batch.acceptances) {
+            let (mut run, mut end, mut next) = (0, 0, acceptance.first);
             let mut events = filter.events(Events::of(piece, ends));
             while let Some((event, request, known)) = events.next() {
                 let (start, position) = (end, next);
                 (end, next) = (start + event.len() + 1, position.next());
                 changed.clear();
-                let asked = EventView { event, request, known, position, age: origin.age };
+                let asked = EventView { event, request, known, position, age: acceptance.age };
                 let verdict = filter.judge(&asked, changed);
                 if tapping.is_copying() {
                     match verdict {
@@ -299,14 +300,14 @@ impl Filtering {
                     }
                 }
                 let Some(mark) = Mark::of(verdict, event) else {
-                    lines.count(position, origin);
+                    lines.count(position, acceptance);
                     continue;
                 };
                 lines.pass(piece, run, start);
                 run = end;
                 if matches!(mark, Mark::Changed(_)) {
                     lines.add(if self.is_formless { filter.before_form(event) } else { changed });
-                    lines.count(position, origin);
+                    lines.count(position, acceptance);
                     if self.is_recorded {
                         self.altered.insert(position);
                     }
@@ -318,9 +319,9 @@ impl Filtering {
         if changed.capacity() > CHANGED_BYTES_KEPT {
             *changed = Vec::new();
         }
-        let (claim, (events, pieces, origins)) = (batch.claim, lines.end());
+        let (claim, (events, pieces, acceptances)) = (batch.claim, lines.end());
         let bytes = pieces.iter().map(|piece| piece.len() as u64).sum();
-        Batch { claim, events, bytes, pieces, ends: Vec::new(), origins }
+        Batch { claim, events, bytes, pieces, ends: Vec::new(), acceptances }
     }
 
     /// Forgets earlier decisions about the batch, and the dropped events before it. If the queue
@@ -347,16 +348,16 @@ impl Filtering {
         // The batch may never have gone through the filter.
         self.pass(batch.clone(), cursor);
         let mut lines = Lines::new(false);
-        for (piece, origin) in batch.pieces.iter().zip(&batch.origins) {
+        for (piece, acceptance) in batch.pieces.iter().zip(&batch.acceptances) {
             let mut run = 0;
-            for (position, start, end) in events(piece, origin) {
+            for (position, start, end) in events(piece, acceptance) {
                 match self.marks.of.get(&position) {
                     Some(Mark::Dropped | Mark::Duplicate) => {
                         lines.pass(piece, run, start);
                         run = end;
                     }
                     Some(Mark::Changed(_) | Mark::TooLarge(_)) | None => {
-                        lines.count(position, origin);
+                        lines.count(position, acceptance);
                     }
                 }
             }
@@ -483,7 +484,7 @@ mod tests {
     fn secret(bytes: usize) -> (Filtering, Batch, Cursor) {
         let config = config::read(CONFIG, testing_config::TYPES).config.unwrap();
         let (queue, mut cursor) = opened(&config, &Arc::new(Telemetry::new()));
-        cursor.tell_origins(true);
+        cursor.tell_acceptances(true);
         let member = r#","a":"b""#;
         let members = member.repeat(bytes / member.len());
         let body = format!(

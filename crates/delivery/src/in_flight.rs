@@ -53,7 +53,7 @@ pub(crate) enum State {
 #[derive(Debug)]
 pub(crate) struct Work {
     pub claim: Claim,
-    /// The number of events to be sent, without those that the filter keeps back or the queue has
+    /// The number of events to be sent, without those that the filter drops or the queue has
     /// dropped.
     pub events: u64,
     /// The number of times that the claim was sent.

@@ -294,7 +294,7 @@ impl Ledger {
             batch.events = events;
             batch.bytes += next.bytes;
             batch.pieces.extend(next.pieces);
-            batch.origins.extend(next.origins);
+            batch.acceptances.extend(next.acceptances);
         }
         batch
     }

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use queue::{Origin, Position, is_list};
+use queue::{Acceptance, Position, is_list};
 
 /// A shorter run of unchanged events is copied next to the changed ones, unless it is a whole
 /// piece: the vectored write would be slow with many short buffers.
@@ -21,10 +21,10 @@ pub fn line(event: &[u8]) -> Bytes {
 /// after its line break.
 pub fn events<'a>(
     piece: &'a [u8],
-    origin: &Origin,
+    acceptance: &Acceptance,
 ) -> impl Iterator<Item = (Position, usize, usize)> + use<'a> {
     let ends = memchr::memchr_iter(b'\n', piece).map(|end| end + 1);
-    let (mut next, mut start) = (origin.first, 0);
+    let (mut next, mut start) = (acceptance.first, 0);
     ends.map(move |end| {
         let line = (next, std::mem::replace(&mut start, end), end);
         next = next.next();
@@ -41,7 +41,7 @@ pub struct Lines {
     copied: Vec<u8>,
     events: u64,
     /// Lines with the same times whose positions follow each other share an entry.
-    origins: Vec<Origin>,
+    acceptances: Vec<Acceptance>,
 }
 
 impl Lines {
@@ -52,7 +52,7 @@ impl Lines {
             pieces: Vec::new(),
             copied: Vec::new(),
             events: 0,
-            origins: Vec::new(),
+            acceptances: Vec::new(),
         }
     }
 
@@ -96,16 +96,16 @@ impl Lines {
     }
 
     /// Counts the next line, which has this position, and the times of `of`.
-    pub fn count(&mut self, position: Position, of: &Origin) {
+    pub fn count(&mut self, position: Position, of: &Acceptance) {
         self.events += 1;
-        match self.origins.last_mut() {
+        match self.acceptances.last_mut() {
             Some(last)
                 if last.first + last.events == position
                     && (last.age, last.received) == (of.age, of.received) =>
             {
                 last.events += 1;
             }
-            _ => self.origins.push(Origin { first: position, events: 1, ..*of }),
+            _ => self.acceptances.push(Acceptance { first: position, events: 1, ..*of }),
         }
     }
 
@@ -115,9 +115,9 @@ impl Lines {
         }
     }
 
-    /// Returns the number of events, the pieces that hold their lines, and the lines' origins.
-    pub fn end(mut self) -> (u64, Vec<Bytes>, Vec<Origin>) {
+    /// Returns the number of events, the pieces that hold their lines, and the lines' acceptances.
+    pub fn end(mut self) -> (u64, Vec<Bytes>, Vec<Acceptance>) {
         self.seal();
-        (self.events, self.pieces, self.origins)
+        (self.events, self.pieces, self.acceptances)
     }
 }

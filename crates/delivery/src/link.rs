@@ -150,7 +150,7 @@ pub trait Link: Send {
 pub struct Part {
     /// The position after the last event. A part begins where the previous one ends.
     pub end: Position,
-    /// The number of events that were sent. The filter may have kept back others.
+    /// The number of events that were sent. The filter may have dropped others.
     pub events: u64,
     /// The consumer's verdict on these events.
     pub verdict: Verdict,

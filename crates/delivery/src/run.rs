@@ -124,7 +124,7 @@ impl<C: Connect> Delivery<C> {
         });
         let filter = filter.map(|rules| Filter::new(rules, seen));
         let tells_positions = connector.tells_positions();
-        cursor.tell_origins(filter.is_some() || tells_positions || cursor.is_recorded());
+        cursor.tell_acceptances(filter.is_some() || tells_positions || cursor.is_recorded());
         // The evidence hashes the lines that the filter sends.
         let hashes = filter.is_some() && cursor.is_recorded();
         let sends_lists = connector.sends_lists() && !hashes;
@@ -433,7 +433,7 @@ impl<C: Connect> Delivery<C> {
             Event::Refused(claim, failure) => self.ledger.on_refused(claim, &failure, consumer),
             Event::Failed(claim, failure) => self.ledger.on_failed(claim, &failure, consumer),
             Event::Broken { failure, .. }
-                if self.checkpoints.is_under_way
+                if self.checkpoints.is_in_delivery
                     && !self.ledger.is_on_wire()
                     && !self.ledger.in_flight.has(State::Pending) =>
             {

@@ -112,7 +112,7 @@ impl Search {
         (self.more_events, self.took_others) = (0, false);
     }
 
-    /// The filter kept back a claim: the next comparison takes twice as many events, up to
+    /// The filter dropped a whole claim: the next comparison takes twice as many events, up to
     /// `max_events`.
     pub(super) fn nothing_left(&mut self, max_events: u64) {
         self.more_events = (2 * self.more_events + 1).min(max_events.saturating_sub(1));
@@ -244,7 +244,7 @@ mod tests {
         search.accepted();
         search.round_failed();
         assert!(!search.take_others(), "the consumer has accepted something");
-        // The filter has kept back all other events.
+        // The filter has dropped all other events.
         search.took_others();
         search.nothing_left(10);
         assert!(search.take_others());

@@ -212,7 +212,7 @@ mod tests {
         tapping.copy(position(1), &vec![b' '; EVENT_BYTES_MAX + 1]);
         tapping.copy(position(2), b"2");
         tapping.end(true);
-        // The filter has kept back the event 3, so three events were sent.
+        // The filter has dropped event 3, so three events were sent.
         tapping.accepted(claim(0, 4), 3);
         assert_eq!(shown(&tap), [0, 2]);
         let skipped = tap.take_skipped();

@@ -323,7 +323,7 @@ pub struct OutputCounts {
 
 impl OutputCounts {
     /// Returns the events that the filter did not send.
-    pub fn kept_back(&self) -> u64 {
+    pub fn filtered(&self) -> u64 {
         let actions = ["dropped", "duplicate"].iter();
         total(actions.filter_map(|action| self.filtered.get(*action)).copied())
     }
@@ -628,7 +628,7 @@ mod tests {
         let counts: RelayCounts = read(&text.replace("P_", PREFIX));
         let output = &counts.outputs["o"];
         assert_eq!((output.delivered, output.start, output.backlog), (5, -3, Some(2)));
-        assert_eq!((output.kept_back(), counts.lost("queue"), counts.requests["200"]), (4, 1, 3));
+        assert_eq!((output.filtered(), counts.lost("queue"), counts.requests["200"]), (4, 1, 3));
         assert_eq!(counts.version.as_deref(), Some("1\u{fffd}"));
         assert_eq!(read::<RelayCounts>(""), RelayCounts::default());
     }

@@ -186,11 +186,11 @@ pub fn judge(findings: &Findings) -> Verdict {
         relay::causes(relay, findings, &mut causes);
     }
     let given_up = own::given_up(findings);
-    let is_estimated = given_up.is_some();
+    let is_given_up_reported = given_up.is_some();
     causes.extend(given_up);
     for relay in &findings.relays {
         relay::turned_away(relay, findings, &mut causes);
-        own::causes(relay, findings, is_estimated, &mut causes);
+        own::causes(relay, findings, is_given_up_reported, &mut causes);
     }
     causes.iter_mut().skip(of_relays).for_each(|cause| cause.part = Part::Relay);
     whole_causes(findings, &mut causes);

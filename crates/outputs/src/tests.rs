@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use super::syslog::Rfc5424;
 use super::transport::acknowledged::{Answers, Protocol};
 use config::Rejected;
-use queue::{Batch, Claim, Origin};
+use queue::{Acceptance, Batch, Claim};
 
 /// Returns the config of an output with the name `o` and these keys.
 pub(crate) fn output(keys: &str) -> config::Output {
@@ -32,10 +32,10 @@ pub(crate) fn batch(start: u64, events: &[impl AsRef<str>]) -> Batch {
     let bytes = pieces.iter().map(|piece| piece.len() as u64).sum();
     let events = events.len() as u64;
     let claim = Claim::of(start, start + events);
-    let origin =
-        |at| Origin { first: claim.start + at, events: 1, age: Duration::ZERO, received: 0 };
-    let origins = (0..events).map(origin).collect();
-    Batch { events, bytes, pieces, origins, ..Batch::of(claim) }
+    let acceptance =
+        |at| Acceptance { first: claim.start + at, events: 1, age: Duration::ZERO, received: 0 };
+    let acceptances = (0..events).map(acceptance).collect();
+    Batch { events, bytes, pieces, acceptances, ..Batch::of(claim) }
 }
 
 /// Reads the answers `said`, which arrive in pieces of `step` bytes. Returns how many events they

@@ -208,8 +208,8 @@ pub struct Batch {
     /// If the last pieces are lines, their elements may be missing.
     pub ends: Vec<Option<ListEnds>>,
     /// The positions and times of the lines, one element for each piece. Empty before
-    /// [`Cursor::tell_origins`](super::Cursor::tell_origins).
-    pub origins: Vec<Origin>,
+    /// [`Cursor::tell_acceptances`](super::Cursor::tell_acceptances).
+    pub acceptances: Vec<Acceptance>,
 }
 
 impl Batch {
@@ -221,7 +221,7 @@ impl Batch {
             bytes: 0,
             pieces: Vec::new(),
             ends: Vec::new(),
-            origins: Vec::new(),
+            acceptances: Vec::new(),
         }
     }
 
@@ -230,7 +230,7 @@ impl Batch {
         &mut self,
         events: u64,
         (text, ends): (Bytes, Option<ListEnds>),
-        origin: Option<Origin>,
+        acceptance: Option<Acceptance>,
     ) {
         if ends.is_some() {
             self.ends.resize(self.pieces.len(), None);
@@ -239,7 +239,7 @@ impl Batch {
         self.events += events;
         self.bytes += text.len() as u64;
         self.pieces.push(text);
-        self.origins.extend(origin);
+        self.acceptances.extend(acceptance);
     }
 
     /// Returns the events in order, without the byte after each.
@@ -253,18 +253,19 @@ impl Batch {
         self.pieces.iter().zip(ends)
     }
 
-    /// Returns the position of each line in order. The batch must have origins.
+    /// Returns the position of each line in order. The batch must have acceptances.
     pub fn positions(&self) -> impl Iterator<Item = Position> {
-        self.origins.iter().flat_map(Origin::positions)
+        self.acceptances.iter().flat_map(Acceptance::positions)
     }
 
-    /// Returns the position and [`Origin::received`] of each line. The batch must have origins.
+    /// Returns the position and [`Acceptance::received`] of each line. The batch must have
+    /// acceptances.
     pub fn places(&self) -> impl Iterator<Item = (Position, u64)> {
-        let of = |origin: &Origin| {
-            let received = origin.received;
-            origin.positions().map(move |position| (position, received))
+        let of = |acceptance: &Acceptance| {
+            let received = acceptance.received;
+            acceptance.positions().map(move |position| (position, received))
         };
-        self.origins.iter().flat_map(of)
+        self.acceptances.iter().flat_map(of)
     }
 }
 
@@ -297,9 +298,9 @@ pub fn lines<P: AsRef<[u8]>>(pieces: &[P]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// The positions and times of lines that follow each other without a gap.
+/// The positions of lines that follow each other without a gap, and the time of their acceptance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Origin {
+pub struct Acceptance {
     /// The position of the first line.
     pub first: Position,
     /// The number of lines.
@@ -331,7 +332,7 @@ pub(crate) fn now() -> u64 {
     u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
-impl Origin {
+impl Acceptance {
     /// Returns the position of each line in order.
     pub fn positions(&self) -> impl Iterator<Item = Position> + use<> {
         let first = self.first;

@@ -69,8 +69,8 @@ pub use base::fate::Fate;
 pub use base::position::Position;
 pub use contract::Originals;
 pub use contract::{
-    Append, Aside, Backlog, Batch, Claim, Disposition, Fates, Finished, JoinError, Origin, Outcome,
-    Redelivery, Refused, SentLine, Take, Ticket, is_list, lines,
+    Acceptance, Append, Aside, Backlog, Batch, Claim, Disposition, Fates, Finished, JoinError,
+    Outcome, Redelivery, Refused, SentLine, Take, Ticket, is_list, lines,
 };
 pub use identity::Identity;
 pub use notes::Notes;
@@ -396,7 +396,7 @@ impl Crowding {
 pub struct Before(Option<spool::Before>);
 
 impl Before {
-    /// Returns the next lines and their origin; `None` if there are no more.
+    /// Returns the next lines and their acceptance; `None` if there are no more.
     ///
     /// This waits for the disk, which may take long. The caller must also watch for the end of the
     /// process.
@@ -404,7 +404,7 @@ impl Before {
     /// # Cancel safety
     ///
     /// No line is skipped if the future is dropped.
-    pub async fn next(&mut self) -> Option<(Origin, Bytes)> {
+    pub async fn next(&mut self) -> Option<(Acceptance, Bytes)> {
         self.0.as_mut()?.next().await
     }
 }
@@ -585,9 +585,9 @@ impl Cursor {
         }
     }
 
-    /// Sets whether this cursor's batches have origins ([`Batch::origins`]). At first they do not.
-    pub fn tell_origins(&self, tells: bool) {
-        either!(self, cursor => cursor.with(|state| state.tells_origins = tells))
+    /// Sets whether this cursor's batches have [`Batch::acceptances`]. At first they do not.
+    pub fn tell_acceptances(&self, tells: bool) {
+        either!(self, cursor => cursor.with(|state| state.tells_acceptances = tells))
     }
 
     /// Sets whether this output sends JSON lists ([`Cursor::next_as`]). It sends lines at first.

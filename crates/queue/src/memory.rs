@@ -16,8 +16,8 @@ use tokio::time::Instant;
 
 use super::claims::{Claims, Stage};
 use super::contract::{
-    Append, Aside, Backlog, Batch, Claim, Disposition, JoinError, Origin, Refused, Take, Ticket,
-    Waits, Withdraw, is_crowded, now, until,
+    Acceptance, Append, Aside, Backlog, Batch, Claim, Disposition, JoinError, Refused, Take,
+    Ticket, Waits, Withdraw, is_crowded, now, until,
 };
 use super::identity::Identity;
 use super::notes;
@@ -128,7 +128,7 @@ pub(super) struct CursorState {
     start: i64,
     /// `true` if the output has ended permanently, so that the queue no longer waits for it.
     gone: bool,
-    pub(super) tells_origins: bool,
+    pub(super) tells_acceptances: bool,
     pub(super) takes_lists: bool,
     notes: notes::Memory,
     readable: Arc<Notify>,
@@ -387,7 +387,7 @@ impl MemoryState {
     /// Returns a batch with the lines of a claim that are still in the queue, if any.
     fn read(&mut self, claim: Claim, cursor: usize, lists: bool) -> Option<Batch> {
         let from = self.index_at(claim.start);
-        let now = self.cursors[cursor].tells_origins.then(Instant::now);
+        let now = self.cursors[cursor].tells_acceptances.then(Instant::now);
         let mut batch = Batch::of(claim);
         for record in self.records.range_mut(from..) {
             if !record.overlaps(claim) {
@@ -395,13 +395,13 @@ impl MemoryState {
             }
             let (start, end) = (claim.start.max(record.first), claim.end.min(record.end()));
             let events = end - start;
-            let origin = now.map(|now| Origin {
+            let acceptance = now.map(|now| Acceptance {
                 first: start,
                 events,
                 age: now.saturating_duration_since(record.accepted),
                 received: record.received,
             });
-            batch.push(events, record.slice(start, end, lists), origin);
+            batch.push(events, record.slice(start, end, lists), acceptance);
         }
         (batch.events > 0).then_some(batch)
     }
@@ -488,7 +488,7 @@ impl Queue {
             joined: state.next,
             start,
             gone: false,
-            tells_origins: cfg!(test),
+            tells_acceptances: cfg!(test),
             takes_lists: false,
             notes: notes::Memory::default(),
             readable: Arc::clone(&readable),

@@ -277,7 +277,7 @@ impl Work {
     }
 
     async fn run(mut self, mut orders: mpsc::Receiver<Order>) {
-        self.setup.cursor.tell_origins(true);
+        self.setup.cursor.tell_acceptances(true);
         self.begin();
         let last = loop {
             self.turn();

@@ -366,7 +366,7 @@ impl Witness {
         }
     }
 
-    /// Notes that the newest checkpoint has no cosignature. `is_answer`: the witness said so itself.
+    /// Notes that the newest checkpoint has no cosignature. `is_answer`: the witness refused it.
     fn has_not_cosigned(&mut self, what: &str, is_answer: bool) {
         self.has_answered |= is_answer;
         self.errors.failed(EvidenceError::Witness);

@@ -29,11 +29,11 @@ pub(crate) async fn in_time<T: Send + 'static>(
     if let Ok(done) = tokio::time::timeout_at(soon, &mut done).await {
         return done;
     }
-    let files = named_file::names_under_way();
+    let files = named_file::names_of_files_being_read();
     tracing::warn!(
         files,
         "the file system does not respond: waiting for files that the config names"
     );
-    let hangs = |_| Err(Refused::Hangs { files: named_file::names_under_way() });
+    let hangs = |_| Err(Refused::Hangs { files: named_file::names_of_files_being_read() });
     tokio::time::timeout_at(deadline, done).await.unwrap_or_else(hangs)
 }

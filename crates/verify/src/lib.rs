@@ -123,7 +123,7 @@ pub fn directories(
     let places = places.collect::<Result<Vec<_>, _>>()?;
     let mut logs: Vec<_> =
         places.iter().map(|place| place.read(request, comparison.is_some())).collect();
-    drop_repeated(&mut logs, &mut report);
+    reject_repeated(&mut logs, &mut report);
     names_are_known(&logs, request)?;
     checkpoints(&mut logs);
     events(&mut logs, comparison.as_mut())?;
@@ -316,7 +316,7 @@ fn kept(check: &mut Check<'_>, events: &Events<'_>, store: &mut Store, log: &Log
 }
 
 /// Marks each log whose origin an earlier log has as wrong, so that its events do not count twice.
-fn drop_repeated(logs: &mut [Read<'_>], report: &mut Report) {
+fn reject_repeated(logs: &mut [Read<'_>], report: &mut Report) {
     let mut origins = BTreeSet::new();
     for read in logs {
         if let Some(origin) = read.origin()

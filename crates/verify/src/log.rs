@@ -373,13 +373,13 @@ impl<'a> Check<'a> {
         if is_torn { Entries::Torn } else { Entries::Wrong }
     }
 
-    /// Compares a tile with the hashes that it must have. With `is_there`, the tile must exist.
+    /// Compares a tile with the hashes that it must have. `must_exist`: a missing tile is a fault.
     fn compare_tile(
         &mut self,
         log: &Log<'_>,
         tile: Tile,
         expected: &[Hash],
-        is_there: bool,
+        must_exist: bool,
     ) -> bool {
         // A running relay may be replacing the file: a second attempt follows.
         let found = log.hashes(tile).or_else(|_| log.hashes(tile));
@@ -389,7 +389,7 @@ impl<'a> Check<'a> {
                 let text = format!("{} has other hashes than the entries", tile.path());
                 self.report.fault(text);
             }
-            Err(error) if !is_there && log.files.tile(tile).is_ok() => {
+            Err(error) if !must_exist && log.files.tile(tile).is_ok() => {
                 self.report.unchecked.push(format!("{error}; its entries are there"));
             }
             Err(error) => self.unread(&error),

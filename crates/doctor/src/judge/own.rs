@@ -59,12 +59,12 @@ fn advice(finding: &Finding) -> String {
 }
 
 /// Reports the findings of a relay's own verdict, or that there is no verdict. Losses that doctor
-/// has counted itself are left out. `is_estimated`: doctor has already reported the events that
-/// senders have given up, so the relay's finding about them is left out too.
+/// has counted itself are not reported again. `is_given_up_reported`: nor is the relay's finding
+/// about events that senders have given up.
 pub(super) fn causes(
     relay: &Sampled<RelayCounts>,
     findings: &Findings,
-    is_estimated: bool,
+    is_given_up_reported: bool,
     causes: &mut Vec<Cause>,
 ) {
     if relay.fault.is_some() {
@@ -88,7 +88,8 @@ pub(super) fn causes(
     };
     let has_lost = |it: &RelayCounts| it.errors.iter().flatten().any(|(_, lost)| *lost > 0);
     let is_lost = relay.before.iter().chain(&relay.counts).any(has_lost);
-    let is_told = |it: &&Finding| is_of_losses(it) && is_lost || is_given_up(it) && is_estimated;
+    let is_told =
+        |it: &&Finding| is_of_losses(it) && is_lost || is_given_up(it) && is_given_up_reported;
     let worth = of(status).filter(|it| it.state >= State::Warn && !is_told(it));
     causes.extend(worth.map(|finding| {
         let output = finding.about.strip_prefix("output ");

@@ -45,7 +45,7 @@ pub(super) fn causes(relay: &Sampled<RelayCounts>, findings: &Findings, causes: 
     let before = relay.before.as_ref().filter(|_| !is_restarted(relay));
     for (name, output) in &counts.outputs {
         let place = format!("output {name} of {}", relay.source);
-        causes.extend(all_kept_back(&place, output, counts.lost(name)));
+        causes.extend(all_filtered(&place, output, counts.lost(name)));
         let differs = difference(counts, name);
         let is_steady = before.is_none_or(|before| difference(before, name) == differs);
         if let Some(differs) = differs.filter(|differs| *differs != 0 && is_steady) {
@@ -132,7 +132,7 @@ fn difference(counts: &RelayCounts, name: &str) -> Option<i128> {
         output.backlog?,
         counts.lost(name),
         counts.lost("queue"),
-        output.kept_back(),
+        output.filtered(),
     ];
     Some(came - went.into_iter().map(i128::from).sum::<i128>())
 }
@@ -192,11 +192,11 @@ pub(super) fn turned_away(
 }
 
 /// Reports an output whose filter has dropped every event since the start.
-fn all_kept_back(place: &str, output: &OutputCounts, lost: u64) -> Option<Cause> {
-    let kept_back = output.kept_back();
-    let is_all = output.delivered == 0 && output.backlog == Some(0) && lost == 0 && kept_back > 0;
+fn all_filtered(place: &str, output: &OutputCounts, lost: u64) -> Option<Cause> {
+    let filtered = output.filtered();
+    let is_all = output.delivered == 0 && output.backlog == Some(0) && lost == 0 && filtered > 0;
     is_all.then(|| {
-        let what = format!("its filter has kept back all {} since the start", events(kept_back));
+        let what = format!("its filter has kept back all {} since the start", events(filtered));
         let advice =
             "If this is not intended, `policy explain` says which rule decides on an event";
         Cause::unknown(place, what, advice)

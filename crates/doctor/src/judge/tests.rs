@@ -324,14 +324,14 @@ fn health_is_ok_and_so_is_what_is_only_worth_a_look() {
 fn what_a_relay_turns_away_or_keeps_back_is_never_ok() {
     let refused = |reason: &str| format!("P_connections_refused_total{{reason=\"{reason}\"}} 3");
     let (busy, evicted) = (refused("all_busy"), refused("evicted"));
-    let kept_back = [
+    let filtered = [
         "P_output_events_total{output=\"out\"} 0",
         "P_filtered_events_total{output=\"out\",action=\"dropped\"} 100",
     ];
     for (relay, advice) in [
         (&["P_requests_rejected_total{reason=\"too_large\"} 3"][..], "limits.max_body"),
         (&["P_requests_rejected_total{reason=\"invalid\"} 3"], "RequestsRejected"),
-        (&kept_back, "policy explain"),
+        (&filtered, "policy explain"),
     ] {
         let verdict = judge(&findings(&[NONE, NONE], &[relay, relay]));
         assert_eq!(verdict.kind, Kind::Unknown, "{advice}: {verdict:?}");

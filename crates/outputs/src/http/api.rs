@@ -18,7 +18,7 @@ use config::Compression;
 use delivery::endpoints::Probed;
 use delivery::failure::Failure;
 use delivery::link::{Part, Verdict};
-use queue::{Batch, Claim, Identity, Origin, Position, Take, lines};
+use queue::{Acceptance, Batch, Claim, Identity, Position, Take, lines};
 use telemetry::AttemptError;
 
 /// Returns the header `Authorization` of this scheme, with the token in `file`. The error text
@@ -352,7 +352,7 @@ impl Encoded {
 
 /// Writes as many events of a batch as have room, but at least one, into the body of a request.
 /// `room` is the limit of the whole body. `write` writes an event, with its position and the time
-/// of its acceptance ([`Origin::received`]). Returns the number of events in the body.
+/// of its acceptance ([`Acceptance::received`]). Returns the number of events in the body.
 pub(crate) fn write_events(
     batch: &Batch,
     room: Take,
@@ -457,7 +457,7 @@ impl Reply<'_> {
 pub(crate) struct Sent {
     pub claim: Claim,
     pub events: u64,
-    origins: Vec<Origin>,
+    acceptances: Vec<Acceptance>,
     /// The end of the whole claim, if some of its events had no room in the request.
     whole_end: Option<Position>,
 }
@@ -465,17 +465,17 @@ pub(crate) struct Sent {
 impl Sent {
     /// Describes a request that carries all events of several batches. `claim` covers all of them.
     pub(crate) fn whole_batches(claim: Claim, events: u64) -> Self {
-        Self { claim, events, origins: Vec::new(), whole_end: None }
+        Self { claim, events, acceptances: Vec::new(), whole_end: None }
     }
 
     pub(super) fn of(batch: &Batch) -> Self {
-        let Batch { claim, events, ref origins, .. } = *batch;
-        Self { claim, events, origins: origins.clone(), whole_end: None }
+        let Batch { claim, events, ref acceptances, .. } = *batch;
+        Self { claim, events, acceptances: acceptances.clone(), whole_end: None }
     }
 
     /// Returns the position of each event, in their order. Empty unless [`Api::wraps_events`].
     pub(crate) fn positions(&self) -> impl Iterator<Item = Position> {
-        let all = self.origins.iter().flat_map(Origin::positions);
+        let all = self.acceptances.iter().flat_map(Acceptance::positions);
         all.take(usize::try_from(self.events).unwrap_or(usize::MAX))
     }
 

@@ -14,7 +14,7 @@ use super::signature::{hex, sha256};
 use audit::time::rfc3339;
 use config::Compression;
 use delivery::checkpoints::Checkpoint;
-use queue::{Batch, Claim, Identity, Origin, Position};
+use queue::{Acceptance, Batch, Claim, Identity, Position};
 
 /// The digits of the SHA-256 in an object's name: 64 bits.
 const HASH_DIGITS: usize = 16;
@@ -208,7 +208,7 @@ impl Packer {
 }
 
 /// Cuts a batch at a position: returns the events before it, and those from it on. A part without
-/// positions is `None`. The batch must have origins.
+/// positions is `None`. The batch must have acceptances.
 pub(super) fn cut(batch: Batch, at: Position) -> (Option<Batch>, Option<Batch>) {
     let Claim { start, end } = batch.claim;
     if at <= start {
@@ -231,21 +231,21 @@ pub(super) fn cut(batch: Batch, at: Position) -> (Option<Batch>, Option<Batch>) 
         back.extend(Some(piece).filter(|rest| !rest.is_empty()));
     }
     let part = |claim: Claim, pieces: Vec<Bytes>| {
-        let origins: Vec<Origin> =
-            batch.origins.iter().filter_map(|it| within(it, claim)).collect();
-        let events = origins.iter().map(|origin| origin.events).sum();
+        let acceptances: Vec<Acceptance> =
+            batch.acceptances.iter().filter_map(|it| within(it, claim)).collect();
+        let events = acceptances.iter().map(|acceptance| acceptance.events).sum();
         let bytes = pieces.iter().map(|piece| piece.len() as u64).sum();
-        Batch { events, bytes, pieces, origins, ..Batch::of(claim) }
+        Batch { events, bytes, pieces, acceptances, ..Batch::of(claim) }
     };
     (Some(part(Claim { start, end: at }, front)), Some(part(Claim { start: at, end }, back)))
 }
 
-/// Returns the part of an origin whose positions are in `claim`, if there are any.
-fn within(origin: &Origin, claim: Claim) -> Option<Origin> {
-    let first = origin.first.max(claim.start);
-    let end = (origin.first + origin.events).min(claim.end);
+/// Returns the part of an acceptance whose positions are in `claim`, if there are any.
+fn within(acceptance: &Acceptance, claim: Claim) -> Option<Acceptance> {
+    let first = acceptance.first.max(claim.start);
+    let end = (acceptance.first + acceptance.events).min(claim.end);
     let events = end.saturating_since(first);
-    (events > 0).then_some(Origin { first, events, ..*origin })
+    (events > 0).then_some(Acceptance { first, events, ..*acceptance })
 }
 
 #[cfg(test)]
@@ -255,7 +255,7 @@ mod tests {
     /// Returns a batch of the claim `0..20` with events at these positions, in pieces of at most
     /// three lines, each of which begins where positions are missing.
     fn batch(positions: &[u64]) -> Batch {
-        let (mut pieces, mut origins): (Vec<Bytes>, Vec<Origin>) = (Vec::new(), Vec::new());
+        let (mut pieces, mut acceptances): (Vec<Bytes>, Vec<Acceptance>) = (Vec::new(), Vec::new());
         let mut piece: Vec<u64> = Vec::new();
         for (index, position) in positions.iter().enumerate() {
             piece.push(*position);
@@ -263,14 +263,14 @@ mod tests {
             if piece.len() == 3 || next != Some(&(position + 1)) {
                 let first = Position::new(piece[0]);
                 let events = piece.len() as u64;
-                origins.push(Origin { first, events, age: Duration::ZERO, received: 7 });
+                acceptances.push(Acceptance { first, events, age: Duration::ZERO, received: 7 });
                 let lines: String = piece.drain(..).map(|it| format!("event {it}\n")).collect();
                 pieces.push(Bytes::from(lines));
             }
         }
         let bytes = pieces.iter().map(|piece| piece.len() as u64).sum();
         let events = positions.len() as u64;
-        Batch { events, bytes, pieces, origins, ..Batch::of(Claim::of(0, 20)) }
+        Batch { events, bytes, pieces, acceptances, ..Batch::of(Claim::of(0, 20)) }
     }
 
     /// Cuts batches with and without gaps at each position. Both parts together must be the batch,

@@ -280,19 +280,25 @@ async fn a_batch_says_where_and_how_old_its_pieces_are() {
     store(&queue, &names("d e"), "room");
     tokio::time::advance(Duration::from_secs(2)).await;
     let taken = cursor.next(ALL, false).expect("both");
-    let times: Vec<_> = taken.origins.iter().map(|origin| origin.received).collect();
+    let times: Vec<_> = taken.acceptances.iter().map(|acceptance| acceptance.received).collect();
     assert!(times.is_sorted() && times.iter().all(|time| now() - time < 60_000), "{times:?}");
-    let origin = |first: Position, events, seconds| {
+    let acceptance = |first: Position, events, seconds| {
         let received = times[usize::from(first.get() >= 3)];
-        Origin { first, events, age: Duration::from_secs(seconds), received }
+        Acceptance { first, events, age: Duration::from_secs(seconds), received }
     };
-    assert_eq!(taken.origins, [origin(Position::new(0), 3, 7), origin(Position::new(3), 2, 2)]);
+    assert_eq!(
+        taken.acceptances,
+        [acceptance(Position::new(0), 3, 7), acceptance(Position::new(3), 2, 2)]
+    );
     cursor.release(taken.claim);
     let (left, right) = cursor.split(taken.claim).expect("halves");
     tokio::time::advance(Duration::from_secs(1)).await;
-    assert_eq!(cursor.redeliver(left).expect("the left").origins, [origin(Position::new(0), 2, 8)]);
     assert_eq!(
-        cursor.redeliver(right).expect("the right").origins,
-        [origin(Position::new(2), 1, 8), origin(Position::new(3), 2, 3)]
+        cursor.redeliver(left).expect("the left").acceptances,
+        [acceptance(Position::new(0), 2, 8)]
+    );
+    assert_eq!(
+        cursor.redeliver(right).expect("the right").acceptances,
+        [acceptance(Position::new(2), 1, 8), acceptance(Position::new(3), 2, 3)]
     );
 }

@@ -17,7 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::cursor::age;
 use super::load::{Job, Piece, Spot};
 use super::{Shared, load};
-use crate::contract::{Origin, Take, now};
+use crate::contract::{Acceptance, Take, now};
 use crate::segment;
 use crate::segment::{Check, FIRST_RECORD, Found, LogOffset, SegmentHeader};
 use base::disk::{Access, File};
@@ -81,12 +81,12 @@ impl Before {
         }
     }
 
-    /// Returns the next lines and their origin. `None` at the end.
+    /// Returns the next lines and their acceptance. `None` at the end.
     ///
     /// # Cancel safety
     ///
     /// No line is skipped if the future is dropped: the next call waits for the running read.
-    pub async fn next(&mut self) -> Option<(Origin, Bytes)> {
+    pub async fn next(&mut self) -> Option<(Acceptance, Bytes)> {
         loop {
             if let Some(next) = self.take() {
                 return Some(next);
@@ -106,10 +106,10 @@ impl Before {
         }
     }
 
-    fn take(&mut self) -> Option<(Origin, Bytes)> {
+    fn take(&mut self) -> Option<(Acceptance, Bytes)> {
         let piece = self.pieces.pop_front()?;
         let Piece { first, events, received, .. } = piece;
-        Some((Origin { first, events, age: age(received, now()), received }, piece.lines))
+        Some((Acceptance { first, events, age: age(received, now()), received }, piece.lines))
     }
 
     fn take_in(&mut self, (pieces, at, spot): Part) {
@@ -118,7 +118,7 @@ impl Before {
     }
 
     #[cfg(test)]
-    pub(super) fn all(mut self) -> Vec<(Origin, Bytes)> {
+    pub(super) fn all(mut self) -> Vec<(Acceptance, Bytes)> {
         while let Some(part) = self.shared.read_before(self.at, self.spot, self.limits) {
             self.take_in(part);
         }

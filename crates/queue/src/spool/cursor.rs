@@ -14,7 +14,8 @@ use super::unrecorded::Unrecorded;
 use super::{Before, LogState, Segment, Shared, SpoolState, TailRecord, load};
 use crate::claims::{Claims, HeldClaim, Stage};
 use crate::contract::{
-    Aside, Batch, Claim, Disposition, Finished, Origin, Outcome, Redelivery, Take, is_crowded, now,
+    Acceptance, Aside, Batch, Claim, Disposition, Finished, Outcome, Redelivery, Take, is_crowded,
+    now,
 };
 use crate::cursors::{History, Hole, missing_in};
 use crate::identity::Identity;
@@ -102,7 +103,7 @@ pub(crate) struct CursorState {
     pub(super) found: Vec<(Position, u64)>,
     pub(super) start: i64,
     pub(super) gone: bool,
-    pub(crate) tells_origins: bool,
+    pub(crate) tells_acceptances: bool,
     pub(crate) takes_lists: bool,
     pub(super) readable: Arc<Notify>,
 }
@@ -184,7 +185,7 @@ impl CursorState {
             found: Vec::new(),
             start: 0,
             gone: false,
-            tells_origins: cfg!(test),
+            tells_acceptances: cfg!(test),
             takes_lists: false,
             readable: Arc::new(Notify::new()),
         }
@@ -401,17 +402,17 @@ pub(super) fn age(received: u64, now: u64) -> Duration {
     Duration::from_millis(now.saturating_sub(received))
 }
 
-fn origin(piece: &Piece, now: u64) -> Origin {
+fn acceptance(piece: &Piece, now: u64) -> Acceptance {
     let received = piece.received;
-    Origin { first: piece.first, events: piece.events, age: age(received, now), received }
+    Acceptance { first: piece.first, events: piece.events, age: age(received, now), received }
 }
 
-fn batch_of(claim: Claim, parts: impl Iterator<Item = Piece>, tells_origins: bool) -> Batch {
-    let now = tells_origins.then(now);
+fn batch_of(claim: Claim, parts: impl Iterator<Item = Piece>, tells_acceptances: bool) -> Batch {
+    let now = tells_acceptances.then(now);
     let mut batch = Batch::of(claim);
     for part in parts {
-        let origin = now.map(|now| origin(&part, now));
-        batch.push(part.events, part.text(false), origin);
+        let acceptance = now.map(|now| acceptance(&part, now));
+        batch.push(part.events, part.text(false), acceptance);
     }
     batch
 }
@@ -430,7 +431,7 @@ impl SpoolState {
     fn next(&mut self, index: usize, take: Take, lists: bool) -> Option<Batch> {
         let Self { log, writing } = self;
         let mut taken: Option<(Batch, Note)> = None;
-        let now = log.cursors[index].tells_origins.then(now);
+        let now = log.cursors[index].tells_acceptances.then(now);
         let mut left = take;
         loop {
             let cursor = &mut log.cursors[index];
@@ -470,8 +471,8 @@ impl SpoolState {
             cursor.ahead.received = part.received;
             cursor.claims.read = part.end();
             batch.claim.end = part.end();
-            let origin = now.map(|now| origin(&part, now));
-            batch.push(part.events, part.text(lists), origin);
+            let acceptance = now.map(|now| acceptance(&part, now));
+            batch.push(part.events, part.text(lists), acceptance);
             note.bytes = batch.bytes;
             cursor.ahead.byte = note.first_byte + note.bytes;
             if !whole {
@@ -512,7 +513,7 @@ impl LogState {
         let piece = |record: &TailRecord| {
             load::piece_of(record, claim.start.max(record.first.position)..claim.end)
         };
-        Some(batch_of(claim, records.map(piece), self.cursors[index].tells_origins))
+        Some(batch_of(claim, records.map(piece), self.cursors[index].tells_acceptances))
     }
 
     fn read_plan(&self, index: usize) -> ReadPlan {
@@ -943,7 +944,7 @@ impl Cursor {
             }
             return Redelivery::Gone;
         };
-        let tells = cursor.tells_origins;
+        let tells = cursor.tells_acceptances;
         let fetched = || {
             let pieces = cursor.resend.lines(claim)?;
             Some(batch_of(claim, pieces.into_iter(), tells))

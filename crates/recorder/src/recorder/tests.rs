@@ -130,7 +130,7 @@ impl Machine {
     /// Starts the recorder, and lets it open its files.
     fn start(&mut self, cursor: Cursor, max_bytes: u64) -> Life {
         let (setup, published) = self.setup(cursor, max_bytes);
-        setup.cursor.tell_origins(true);
+        setup.cursor.tell_acceptances(true);
         let mut work = Work::new(setup);
         work.begin();
         Life { work, published }

@@ -32,7 +32,7 @@ fn an_event_leaves_once_within_the_window_and_again_behind_it() {
     assert!(seen.check(b"a", p(1), at(1)));
     assert!(!seen.check(b"b", p(2), at(1)));
     assert!(seen.check(b"a", p(3), at(300)));
-    assert!(!seen.check(b"a", p(4), at(301)), "what was kept back makes the window no longer");
+    assert!(!seen.check(b"a", p(4), at(301)), "what was dropped makes the window no longer");
     assert!(seen.check(b"a", p(5), at(600)), "the one before it has left");
 }
 

@@ -2,7 +2,7 @@
 //! that each output has given it, while outputs come and go and settings change.
 //!
 //! Method: proptest makes random sequences of steps. Each step is applied to the real queue and to
-//! the model, and then everything that can be seen of the two is compared: claims, lines, origins,
+//! the model, and then everything visible of the two is compared: claims, lines, acceptances,
 //! answers to senders, counters and sizes. A sequence that fails is shortened by proptest.
 
 use std::collections::BTreeMap;
@@ -556,7 +556,7 @@ impl Pair {
             self.model.events_of(claim).into_iter().map(|(_, event)| event).collect();
         let real = self.cursors[cursor].redeliver(claim);
         same("retaken", real.as_ref().map(read).unwrap_or_default(), wanted)?;
-        self.compare_origins(real.as_ref())?;
+        self.compare_acceptances(real.as_ref())?;
         let stage = if real.is_some() { Stage::OnWire } else { Stage::Dropped };
         self.model.cursors[cursor].claims.insert(claim.start.get(), (claim.end.get(), stage));
         Ok(())
@@ -595,7 +595,7 @@ impl Pair {
         let wanted: Vec<String> =
             waiting.iter().take(got.len()).map(|(_, event)| event.clone()).collect();
         same("next", &got, &wanted)?;
-        self.compare_origins(Some(&real))?;
+        self.compare_acceptances(Some(&real))?;
         let fits = real.bytes <= take.bytes && real.events <= take.events;
         same("within its bounds, or one event", fits || real.events == 1, true)?;
         same("claim", (real.claim.start, real.claim.end), {
@@ -626,15 +626,15 @@ impl Pair {
         Ok(())
     }
 
-    /// Checks that each piece's origin says where its lines are in the log.
-    fn compare_origins(&self, batch: Option<&Batch>) -> TestCaseResult {
+    /// Checks that each piece's acceptance says where its lines are in the log.
+    fn compare_acceptances(&self, batch: Option<&Batch>) -> TestCaseResult {
         let Some(batch) = batch else { return Ok(()) };
-        same("origins", batch.origins.len(), batch.pieces.len())?;
-        for (origin, piece) in batch.origins.iter().zip(&batch.pieces) {
+        same("acceptances", batch.acceptances.len(), batch.pieces.len())?;
+        for (acceptance, piece) in batch.acceptances.iter().zip(&batch.pieces) {
             let piece = as_lines(piece);
             let events = piece.iter().filter(|byte| **byte == b'\n').count() as u64;
-            same("lines", origin.events, events)?;
-            let claim = Claim { start: origin.first, end: origin.first + events };
+            same("lines", acceptance.events, events)?;
+            let claim = Claim { start: acceptance.first, end: acceptance.first + events };
             let wanted: String =
                 self.model.events_of(claim).iter().map(|(_, event)| format!("{event}\n")).collect();
             same("piece", &piece[..], wanted.as_bytes())?;

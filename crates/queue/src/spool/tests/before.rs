@@ -2,7 +2,7 @@
 //! crash, within the time that is asked for, and reading them costs nobody else anything.
 
 use super::*;
-use crate::contract::Origin;
+use crate::contract::Acceptance;
 use crate::segment;
 
 const ALWAYS: Duration = Duration::MAX;
@@ -87,11 +87,11 @@ impl Again {
         self.positions(&self.now.cursors[0].before(within).all())
     }
 
-    fn positions(&self, found: &[(Origin, Bytes)]) -> Vec<u64> {
+    fn positions(&self, found: &[(Acceptance, Bytes)]) -> Vec<u64> {
         let mut positions = Vec::new();
-        for (origin, lines) in found {
+        for (acceptance, lines) in found {
             for (position, line) in
-                (origin.first.get()..).zip(lines.split_inclusive(|it| *it == b'\n'))
+                (acceptance.first.get()..).zip(lines.split_inclusive(|it| *it == b'\n'))
             {
                 let index = usize::try_from(position).expect("a position");
                 assert!(line == self.lines[index], "position {position}");

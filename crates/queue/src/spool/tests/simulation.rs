@@ -423,12 +423,12 @@ impl Simulation {
             write_line(number, self.sent[sent].lengths[event], &mut wanted);
         }
         assert!(got == wanted, "{:?} is not as it was sent", batch.claim);
-        assert_eq!(batch.origins.len(), batch.pieces.len());
+        assert_eq!(batch.acceptances.len(), batch.pieces.len());
         let mut next = batch.claim.start;
-        for (origin, piece) in batch.origins.iter().zip(&batch.pieces) {
+        for (acceptance, piece) in batch.acceptances.iter().zip(&batch.pieces) {
             // No event of the test has one of these bytes.
             let events = piece.iter().filter(|byte| b"\n,]".contains(byte)).count() as u64;
-            assert_eq!((origin.first, origin.events), (next, events), "{:?}", batch.claim);
+            assert_eq!((acceptance.first, acceptance.events), (next, events), "{:?}", batch.claim);
             next += events;
         }
     }
@@ -448,9 +448,9 @@ impl Simulation {
             let (found, watermark) =
                 (cursor.before(Duration::MAX).all(), cursor.with(|it| it.claims.watermark()));
             let mut next = 0;
-            for (origin, lines) in found {
-                assert!(next <= origin.first.get(), "{} is behind {next}", origin.first);
-                next = origin.first.get();
+            for (acceptance, lines) in found {
+                assert!(next <= acceptance.first.get(), "{} is behind {next}", acceptance.first);
+                next = acceptance.first.get();
                 for line in lines.split_inclusive(|byte| *byte == b'\n') {
                     if let Some(number) = self.log[index(next)] {
                         let (sent, event) = self.find(number);
