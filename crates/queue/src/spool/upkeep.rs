@@ -402,7 +402,9 @@ impl Upkeep {
             assert!(segment.end.position <= watermark, "an output needs what is deleted");
             let removed = (segment.first.position, segment.size);
             writing.accounting.retire(removed.0, removed.1);
-            let may_be_spare = which == Reclaim::Old && segment.is_sound && !writing.closed;
+            // A place on the disk that has lost records once is not used again.
+            let is_whole = segment.is_sound && segment.damaged.is_empty();
+            let may_be_spare = which == Reclaim::Old && is_whole && !writing.closed;
             if may_be_spare && segment.size == writing.next_size() {
                 let spare = writing.accounting.plan_spare(segment.size, spares.len());
                 spares.extend(spare.map(|spare| (removed, spare)));

@@ -265,6 +265,27 @@ fn files_of_finished_segments_are_used_again() {
     assert!(left.is_empty(), "{left:?}");
 }
 
+/// Method: segments are filled, delivered and finished. Then their records are damaged, or not.
+#[test]
+fn the_files_of_damaged_segments_are_not_used_again() {
+    for is_damaged in [false, true] {
+        let mut scene = Scene::alone(&settings(1 << 20, 32 << 10, WhenFull::Reject));
+        for _ in 0..3 {
+            scene.fill_segment();
+        }
+        let mut state = scene.queue.shared.lock();
+        for segment in state.log.segments.iter_mut().filter(|_| is_damaged) {
+            segment.damaged.insert(0);
+        }
+        drop(state);
+        scene.deliver();
+        for chore in [Chore::Cut, Chore::Save, Chore::Reclaim] {
+            scene.writer.keep_up(chore);
+        }
+        assert_eq!(spares(&scene).is_empty(), is_damaged, "{:?}", spares(&scene));
+    }
+}
+
 /// Method: a reader has a finished segment open, as `queue export` has. The segment must be
 /// deleted, and the content that the reader has open must not change, however many segments follow.
 #[test]
