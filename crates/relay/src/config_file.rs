@@ -30,11 +30,15 @@ pub(crate) struct ConfigFile {
 }
 
 impl ConfigFile {
-    /// Makes the watch over the config file and the files that it names. Must be called before the
-    /// relay reads these files, so that every later change is noticed. Blocks the thread.
-    pub(crate) fn new(path: Option<PathBuf>, reloads: ReloadMetrics) -> Self {
+    /// Makes the watch over the config file and the files that it names. `config` is what the file
+    /// contained when the process read it: if the file has changed since then, the watch reports
+    /// this immediately. Call this before the relay reads the named files, so that the watch
+    /// notices every later change. Blocks the thread.
+    pub(crate) fn new(path: Option<PathBuf>, config: &Config, reloads: ReloadMetrics) -> Self {
         let (files, seen) = look(path.as_ref());
-        let watch = Watch::new(files, seen);
+        let is_config = |checked: &Checked| checked.config.as_ref() == Some(config);
+        let is_in_use = path.is_none() || read_config(path.as_ref()).is_ok_and(|it| is_config(&it));
+        let watch = Watch::new(files, if is_in_use { seen } else { watch::Seen::default() });
         Self { path, watch, again: Again::default(), problems: Vec::new(), reloads }
     }
 

@@ -48,9 +48,10 @@ pub(crate) async fn start(
         access: Arc::default(),
     };
     let (files, reloads) = (outputs::files_of(&outputs), telemetry.reloads());
+    let started = config.clone();
     let (file, read, plan) = in_time(Instant::now() + named_file::WAIT_MAX, move || {
         // The config was checked before; a change since then is noticed too.
-        let file = ConfigFile::new(file, reloads);
+        let file = ConfigFile::new(file, &started, reloads);
         (file, plan.read(files), plan)
     })
     .await?;

@@ -32,7 +32,8 @@ const BYTES_MAX: u64 = 16 << 20;
 
 /// The state of some files: for each the path with all symlinks resolved, and a hash of its
 /// contents. A value is `None` if it cannot be read. Two states are equal if no file has changed.
-#[derive(PartialEq, Eq)]
+/// The default is the state of no files, which is equal to no other state.
+#[derive(Default, PartialEq, Eq)]
 pub(crate) struct Seen(Vec<(Option<PathBuf>, Option<u64>)>);
 
 /// Returns the present state of the files. Blocks the thread.

@@ -301,6 +301,21 @@ async fn after_each_reload_the_pages_and_the_queue_say_what_the_config_says() {
     assert_eq!((reloads.success.count, reloads.error.count), (13, 0));
 }
 
+/// Method: the file changes, or not, after the process has read it and before the watch begins.
+#[tokio::test]
+async fn a_config_that_changes_while_the_relay_starts_is_noticed() {
+    let [old, new] = ["old", "new"].map(|name| format!("{BASE}{}", dead_end(name, "")));
+    for (content, is_noticed) in [(&old, false), (&new, true)] {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("relay.toml");
+        std::fs::write(&file, content).expect("written");
+        let mut parts = start(Some(file), read(&old), None).await.expect("it starts");
+        let wait = if is_noticed { PATIENCE } else { Duration::from_secs(3) };
+        let changed = tokio::time::timeout(wait, parts.file.watch.changed()).await;
+        assert_eq!(changed.is_ok(), is_noticed);
+    }
+}
+
 /// Method: a config changes everything, and one thing in it cannot be used. Each reload is refused
 /// at another of its steps, the last ones after outputs have joined the queue.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
