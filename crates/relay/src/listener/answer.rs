@@ -42,7 +42,8 @@ impl Refusal {
     }
 
     pub(super) fn too_large(max_body: u64) -> Self {
-        let message = format!("the body is larger than {max_body} bytes");
+        let message =
+            format!("the body is larger than the effective limits.max_body ({max_body} bytes)");
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, Rejection::TooLarge, message)
     }
 
