@@ -167,7 +167,6 @@ retry = {{ initial_interval = "100ms", max_interval = "500ms" }}
     )
 }
 
-/// A batch that was sent, and the result of sending the batch.
 struct Posted {
     numbers: Range<u64>,
     connection: Option<Connection>,
@@ -178,9 +177,9 @@ struct Posted {
 ///
 /// The loop has two phases. The first phase lasts for the length of the demo or until `stop` is
 /// cancelled. In this phase the loop sends a batch every [`BATCH_EVERY`], unless [`UNDER_WAY_MAX`]
-/// batches have no response; each batch has a task of its own; for a while the consumer is away. In
-/// the second phase the loop sends no more batches, and waits until all accepted events have
-/// arrived, but not without limit.
+/// batches have no response; each batch has a task of its own. The consumer is away during a part
+/// of this phase. In the second phase the loop sends no more batches, and waits until all accepted
+/// events have arrived, but not without limit.
 ///
 /// The loop updates the figures at least every [`LOOK`]. In the result, an event counts as sent
 /// when the relay has accepted it, or has refused it permanently or in every attempt. An event that
@@ -291,8 +290,8 @@ impl Demo {
 
     /// Counts the events of a batch as accepted or refused, depending on the result of sending it.
     /// `None` means that the task of the batch panicked. The events of such a batch are not
-    /// counted, and neither are those of a batch that a stop has interrupted: the relay has not
-    /// promised to deliver them.
+    /// counted, and neither are those of a batch that a stop has interrupted, because the relay has
+    /// not promised to deliver them.
     fn posted(&mut self, posted: Option<Posted>) {
         let Some(Posted { numbers, connection, result }) = posted else { return };
         self.idle.extend(connection);
@@ -301,15 +300,14 @@ impl Demo {
             Err(Failure::Final(_) | Failure::GivenUp(_)) => {
                 self.refused += numbers.end - numbers.start;
             }
-            // The relay has not promised to deliver these events.
             Err(Failure::Stopped) => return,
         }
         self.sent.push(numbers);
     }
 
     fn show(&mut self, phase: Phase) {
-        // The order matters. An accepted event is in the queue until the consumer has it; read in
-        // this order, each accepted event is found in at least one of the two places.
+        // The order matters: an accepted event is in the queue until the consumer has it. In this
+        // order, each accepted event is found in at least one of the two places.
         let sent = self.accepted;
         let (queue_bytes, queue_events) = self.queue.held();
         let delivered = self.consumer.delivered();

@@ -51,11 +51,11 @@
 //! - An acknowledged event is never lost without being counted. At rest, for every output: events
 //!   accepted = events acknowledged by the consumer + backlog + events set aside + events dropped
 //!   by the filter (and counted) + events counted as lost.
-//! - With `queue.directory`, no event is acknowledged to its sender, or handed to an output, before
-//!   it is synced.
-//! - Only the queue holds events, and beside it each output those that it has set aside. An event
-//!   that an output has on the wire is still in one of the two, unless the output is optional and
-//!   the queue needed the room.
+//! - If `queue.directory` is set, no event is acknowledged to its sender, or handed to an output,
+//!   before it is synced.
+//! - Events are held only by the queue and, once an output has set them aside, by that output. An
+//!   event on the wire is still in one of these two places, unless the output is optional and the
+//!   queue needed the room.
 //! - Everything has a limit, and every wait ends when the process is told to end.
 
 pub mod cli;

@@ -84,23 +84,20 @@ impl Consumer {
         self.address
     }
 
-    /// Makes the consumer go away (`true`: it resets every connection) or come back (`false`), at
-    /// once.
+    /// Makes the consumer go away (`true`), so that it resets every connection, or come back
+    /// (`false`). Open connections are reset too.
     pub(super) fn set_away(&self, away: bool) {
         self.away.send_if_modified(|now| std::mem::replace(now, away) != away);
     }
 
-    /// Returns the number of events that have arrived, each counted once.
     pub(super) fn delivered(&self) -> u64 {
         lock(&self.seen).events
     }
 
-    /// Returns how often the consumer received an event that it had received before.
     pub(super) fn repeated(&self) -> u64 {
         lock(&self.seen).repeated
     }
 
-    /// Returns how many of the events with the given numbers have not arrived.
     pub(super) fn missing(&self, numbers: &[Range<u64>]) -> u64 {
         let seen = lock(&self.seen);
         let missing = numbers.iter().cloned().flatten().filter(|number| !seen.has(*number));
@@ -124,7 +121,8 @@ async fn accept(socket: TcpListener, seen: Arc<Mutex<Seen>>, away: watch::Receiv
 
 /// Serves a connection until the relay closes it or the consumer goes away.
 async fn serve(stream: TcpStream, seen: Arc<Mutex<Seen>>, mut away: watch::Receiver<bool>) {
-    // With a linger time of 0, a connection that is dropped early is reset and not closed in order.
+    // Because of the linger time of 0, a connection that is dropped early is reset and not closed
+    // in order.
     socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).ok();
     let service = service_fn(|request| note(request, Arc::clone(&seen)));
     let serving = http1::Builder::new().serve_connection(TokioIo::new(stream), service);

@@ -1,4 +1,5 @@
-//! Makes events with the sizes of a real cluster's events. Each has a number that can be read back.
+//! Makes events with the sizes of a real cluster's events. Each event has a number that can be read
+//! back.
 
 use std::ops::Range;
 
@@ -13,7 +14,7 @@ const BATCH_EVENTS: u64 = 400;
 /// The number of hexadecimal digits at the end of an auditID. These digits are the event's number.
 const DIGITS: usize = 12;
 
-/// The text with which every event of the demo begins. The number of the event follows it.
+/// The text with which every event of the demo begins. The event's number follows.
 const HEAD: &str = r#"{"level":"RequestResponse","auditID":"00000000-0000-4000-8000-"#;
 
 /// The size in bytes of the largest object in an event. The largest object that was measured in a
@@ -30,7 +31,6 @@ const LINE: &str = r"server:\n  port: 8443\n  labels: [a, b, \u003cc\u003e]\n";
 /// hundred has more than 66 KB.
 const SIZES: [(u32, usize); 4] = [(500, 60), (900, 700), (990, 65_000), (1000, OBJECT_BYTES_MAX)];
 
-/// Makes the demo's events and batches. Each event has a number that the consumer can read.
 pub(super) struct Generator {
     next: u64,
     random: fastrand::Rng,

@@ -3,12 +3,12 @@
 //! The scanner has two outcomes: "these are the events" and "unknown". A body with anything unusual
 //! (white space between tokens, another envelope, an event nested deeper than 61 levels, an event
 //! with its own kind) is unknown, and is left to serde_json, which alone refuses bodies. The
-//! scanner must never accept anything that serde_json would refuse; it may call any other body
+//! scanner must never accept anything that serde_json would refuse, but it may call a valid body
 //! unknown.
 //!
 //! Audit events are dense: 64 bytes hold nine tokens on average, of which 1.5 are brackets.
-//! Therefore 64 bytes are checked at once with bit masks, and only brackets are visited one by one.
-//! The steps are:
+//! Therefore 64 bytes are checked together with bit masks, and only brackets are visited one by
+//! one. The steps are:
 //!
 //! 1. *Masks*: for each class of bytes (quote, comma, bracket …), a mask has one bit for each byte
 //!    of the text ([`sse2`], [`avx2`], [`avx512`]).
@@ -102,8 +102,8 @@ struct Space {
     named: [u64; BLOCKS],
     /// The first bytes of numbers and literals (`true`, `false`, `null`).
     scalar_start: [u64; BLOCKS],
-    /// The bytes after a backslash that [`Pass::one_by_one`] has to check: not those of the
-    /// frequent escapes `\"`, `\\` and `\n`, which are always valid.
+    /// The bytes after a backslash, for [`Pass::one_by_one`] to check. The frequent escapes `\"`,
+    /// `\\` and `\n` are left out, because they are always valid.
     escaped: [u64; BLOCKS],
     /// The bytes after the end of the text, which only fill the last blocks of the chunk.
     padding: [u64; BLOCKS],
@@ -134,7 +134,7 @@ impl Space {
 const PLACES: usize = CHUNK + BLOCK;
 
 /// The blocks of a chunk with marked bytes: bit i of a field is set if the mask of block i in the
-/// [`Space`] field with this name is not 0.
+/// [`Space`] field of the same name is not 0.
 #[derive(Default)]
 struct Used {
     bracket: u64,
@@ -189,7 +189,8 @@ pub(super) fn split(isa: Isa, body: &[u8]) -> Option<(Vec<Span>, LevelCounts)> {
     split_by::<CHUNK>(isa, body)
 }
 
-/// Does what [`split`] does, with chunks of `BYTES` bytes. Tests use short ones, with more borders.
+/// Does what [`split`] does, with chunks of `BYTES` bytes. Tests use short chunks, for more
+/// borders.
 fn split_by<const BYTES: usize>(isa: Isa, body: &[u8]) -> Option<(Vec<Span>, LevelCounts)> {
     let body = body.strip_suffix(b"\n").unwrap_or(body).strip_suffix(b"}")?;
     if !body.starts_with(LIST_HEAD) {
@@ -267,7 +268,8 @@ impl Pass<'_> {
     }
 
     /// Checks the brackets, escapes, numbers and literals of the chunk at the offset `at`, one by
-    /// one. `used` says which blocks have them. If one check fails, serde_json must decide.
+    /// one. `used` has the blocks with any of them. Returns `false` if a check fails: serde_json
+    /// must decide.
     #[inline(always)]
     fn one_by_one(&mut self, at: usize, used: &Used) -> bool {
         let Space { bracket, escaped, scalar_start, places, .. } = &mut *self.space;
@@ -288,8 +290,8 @@ impl Pass<'_> {
     /// Returns `None` if a bracket does not fit, the nesting is too deep, or an item of the array
     /// of events has a key that may be `kind` or `apiVersion`. Otherwise, keeps at the front of
     /// `space.places` the brackets after which only the array of events is open, and returns their
-    /// number. These are the opening bracket of this array and the closing bracket of each element
-    /// that is an object or an array; [`Self::items`] refuses arrays.
+    /// number. The kept brackets are the opening bracket of this array and the closing bracket of
+    /// each element that is an object or an array; [`Self::items`] refuses arrays.
     #[inline(always)]
     fn brackets(&mut self, count: usize) -> Option<usize> {
         let Space { places, blocks, is_object, named, .. } = &mut *self.space;
@@ -339,7 +341,8 @@ impl Pass<'_> {
         true
     }
 
-    /// Returns `true` if, at the end, all containers are closed, nothing follows, and all is UTF-8.
+    /// Returns `true` if, after the last chunk, every container is closed, nothing follows the
+    /// array, and the body is UTF-8.
     fn is_whole(&self) -> bool {
         // `next_item` is 2 bytes after the last item's closing brace: after its comma or, at the
         // end, after the array's closing bracket, which is the last byte of `body`.
@@ -349,8 +352,8 @@ impl Pass<'_> {
     }
 }
 
-/// Returns `true` if `check` accepts the text from each marked byte on. `text` begins with the
-/// chunk; only the masks for which `used` has a bit count.
+/// Returns `true` if `check` accepts the text that begins at each marked byte. `text` begins with
+/// the chunk. Only the masks for which `used` has a bit count.
 #[inline(always)]
 fn all_marked(
     masks: &[u64; BLOCKS],
@@ -433,7 +436,8 @@ static IS_HEX: [bool; 256] = {
     is_hex
 };
 
-/// Returns `true` if `text` begins with a number or literal, and then a comma or closing bracket.
+/// Returns `true` if `text` begins with a number or literal that a comma or closing bracket
+/// follows.
 fn is_scalar(text: &[u8]) -> bool {
     let length = match text {
         [b't', b'r', b'u', b'e', ..] | [b'n', b'u', b'l', b'l', ..] => 4,

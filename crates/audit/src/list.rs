@@ -9,9 +9,9 @@ use std::sync::Arc;
 /// memory of the whole list, which has 4 bytes for each event.
 #[derive(Debug, Clone)]
 pub struct ListEnds {
-    /// The offset of the byte after each event of the whole list. It counts from the first event.
+    /// The offset of the byte after each event of the whole list, counted from the first event.
     all: Arc<[u32]>,
-    /// The numbers of the events in this part.
+    /// The indices in `all` of the events in this part.
     events: Range<usize>,
     /// The offset of this part in the whole list.
     start: usize,
@@ -26,7 +26,7 @@ impl FromIterator<u32> for ListEnds {
 }
 
 impl ListEnds {
-    /// Returns the offset at which an event begins, or the end of the text beyond the last event.
+    /// Returns the offset at which an event begins. Beyond the last event, this is the text's end.
     pub fn offset(&self, event: usize) -> usize {
         let before = event.min(self.events.len()).checked_sub(1);
         before.map_or(0, |before| self.end(before) + 1)
@@ -37,7 +37,7 @@ impl ListEnds {
         self.all.get(self.events.start + event).map_or(0, |end| *end as usize - self.start)
     }
 
-    /// Returns the ends of the events with these numbers, as a text of their own.
+    /// Returns the ends of the events with these indices, as those of a text of their own.
     #[must_use]
     pub fn part(&self, events: Range<usize>) -> Self {
         let number = |event: usize| self.events.start + event.min(self.events.len());

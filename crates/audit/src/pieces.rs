@@ -1,16 +1,16 @@
 //! Decodes a large body in pieces while it arrives.
 //!
 //! [`Pieces`] takes the bytes of a body as they come, cuts them between two events, and decodes
-//! each piece as if it were a small body. Memory holds about one piece, or the largest single
-//! event, once, whatever the body's size.
+//! each piece as if it were a small body. Whatever the body's size, memory holds about one piece
+//! or, if it is larger, the largest event.
 //!
 //! A body has one of two forms. The pieces of an `EventList` are parts of its array `items`: each
 //! piece is decoded between the head and the end of a list. All bytes outside of the array, the
 //! *frame*, are kept, and are decoded at the end with an empty array in their middle. The pieces of
 //! JSON lines end at a line break between two events.
 //!
-//! The places of the cuts have no influence on validity: if the frame is a valid list with an empty
-//! array, and each piece is valid as the contents of an array, then the whole body is a valid list.
+//! The places of the cuts have no influence on validity: the whole body is a valid list if the
+//! frame is a valid list with an empty array, and each piece is valid as the contents of an array.
 //! Therefore a body that [`super::decode`] refuses is refused here too, wherever it was cut.
 
 use std::borrow::Cow;
@@ -124,7 +124,8 @@ enum Text {
 
 impl Pieces {
     /// Makes the state for a new body. Its pieces have about `piece_bytes` bytes. If more than
-    /// about `waiting_max` bytes wait here ([`Pieces::held`]), they may take their memory twice.
+    /// about `waiting_max` bytes wait here ([`Pieces::held`]), they are moved, and are in memory
+    /// twice meanwhile.
     pub fn new(piece_bytes: usize, waiting_max: usize) -> Self {
         let piece_bytes = piece_bytes.max(2);
         let window_max = waiting_max.saturating_add(LIST_HEAD.len() + LIST_TAIL.len());
@@ -143,7 +144,7 @@ impl Pieces {
         }
     }
 
-    /// Returns the bytes of the body in memory here: those that are not decoded yet, and the frame.
+    /// Returns the number of the body's bytes in memory here: those not yet decoded, and the frame.
     pub fn held(&self) -> usize {
         self.waiting() + self.frame.len()
     }
@@ -312,7 +313,7 @@ impl Pieces {
         if self.frame.len() == self.items_at {
             self.hand_on(self.search.at, store)?;
         }
-        // White space after the list may be long. Leaving it out changes nothing.
+        // White space after the list may be long, and does not matter, so most of it is left out.
         let rest = &self.window[LIST_HEAD.len()..];
         let is_whole = self.frame.last() == Some(&b'}');
         if !(is_whole && rest.iter().all(u8::is_ascii_whitespace)) {

@@ -1,4 +1,4 @@
-//! Reads from an event the facts for an audit policy: the user, the verb, and the object.
+//! Reads the facts for an audit policy from an event: the user, the verb, and the object.
 
 use std::borrow::Cow;
 
@@ -62,9 +62,9 @@ impl<'a> Uri<'a> {
         scan::key(self.0)
     }
 
-    /// Returns the URI without its query, percent-encoded. Empty if the URI is not `*` and does not
-    /// begin with `/`: kube-apiserver saw no path then. Example: it records `GET k:x` with the URI
-    /// `x`.
+    /// Returns the URI without its query, percent-encoded. Empty unless the URI is `*` or begins
+    /// with `/`: for any other URI, kube-apiserver saw no path. Example: it records `GET k:x` with
+    /// the URI `x`.
     pub fn path(&self) -> Text<'a> {
         // The question mark, too, may be written as an escape of JSON.
         let mut text = self.text();
@@ -80,8 +80,8 @@ impl<'a> Uri<'a> {
         }
     }
 
-    /// Returns the namespace and the name of the request's object, as the URL has them. `None` if
-    /// kube-apiserver would not treat a request with this URL as one about an object.
+    /// Returns the namespace and the name of the request's object, as the URL has them. `None` if,
+    /// to kube-apiserver, a request with this URL is not about an object.
     pub fn location(&self) -> Option<Location<'a>> {
         Location::of(*self)
     }
@@ -99,9 +99,10 @@ pub struct User<'a> {
 /// The event's `objectRef`. For a request for a list, the name is empty unless the field selector
 /// has one. For an object of no namespace, the namespace is normally empty.
 ///
-/// The group, the resource and the subresource always come from the URL. If the URL has no
-/// namespace or no name, kube-apiserver takes it from the body of the request, in which a client
-/// can write anything. Decisions therefore use [`Uri::location`], not `namespace` and `name`.
+/// The group, the resource and the subresource always come from the URL. If the URL lacks the
+/// namespace or the name, kube-apiserver takes the missing one from the body of the request, in
+/// which a client can write anything. Decisions therefore use [`Uri::location`], not `namespace`
+/// and `name`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Object<'a> {
     /// The API group; empty for the core group.

@@ -223,8 +223,8 @@ pub fn member<'a>(object: &'a [u8], name: &str) -> Option<&'a [u8]> {
     members(object).find(|member| *member.name() == *name.as_bytes()).map(|member| member.value)
 }
 
-/// Returns, for each of these names, the value of the first member of `object` with the name. All
-/// are `None` if `object` is not a JSON object.
+/// Returns, for each of `names`, the value of the first member of `object` with this name. All are
+/// `None` if `object` is not a JSON object.
 pub fn firsts<'a, const N: usize>(object: &'a [u8], names: [&str; N]) -> [Option<&'a [u8]>; N] {
     let (mut found, mut missing) = ([None; N], N);
     if object.first() != Some(&b'{') {

@@ -14,8 +14,8 @@ use serde_json::value::RawValue;
 use crate::event::{quoted, wrong_version};
 use crate::{API_VERSION, EVENT_BYTES_MIN, Invalid, LevelCounts, Span, event};
 
-/// The values of a body that may be events, up to the first that cannot be one, and this bad value.
-/// Later values are only counted, so that a body of many tiny values takes little memory.
+/// The values of a body that may be events, up to the first that cannot be an event, and that
+/// value. Later values are only counted, so that a body of many tiny values takes little memory.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Found {
     /// The byte ranges of the values that may be events.
@@ -27,7 +27,7 @@ struct Found {
 }
 
 impl Found {
-    /// Adds the next value, a slice of `text`. The error is for a value beyond the first 4 GiB.
+    /// Adds the next value, a slice of `text`. Returns an error for a value beyond the first 4 GiB.
     fn add(&mut self, text: &str, item: &str) -> Result<(), &'static str> {
         let start = item.as_ptr() as usize - text.as_ptr() as usize;
         let span = Span::new(start, start + item.len())
@@ -46,7 +46,7 @@ impl Found {
 }
 
 /// Finds and checks the events of a body: a list of events, a single event or JSON lines. Returns
-/// their byte ranges and the number of events of each level.
+/// the byte ranges of the events, and the number of events of each level.
 pub(super) fn split(text: &str) -> Result<(Vec<Span>, LevelCounts), Invalid> {
     if text.bytes().all(|byte| byte.is_ascii_whitespace()) {
         return Err(envelope(0, "the body is empty"));
@@ -113,7 +113,7 @@ fn check_all(text: &str, found: Found) -> Result<(Vec<Span>, LevelCounts), Inval
     let mut levels = LevelCounts::default();
     for (index, span) in found.events.iter().chain(&found.bad).enumerate() {
         let range = span.range();
-        // Each range is that of a slice of the text, and lies on character borders.
+        // Each range is that of a slice of `text`, so there are always bytes.
         let bytes = text.as_bytes().get(range.clone()).unwrap_or_default();
         match event::check(bytes) {
             Ok(level) => levels[level] += 1,
@@ -180,8 +180,8 @@ impl Envelope<'_> {
     }
 }
 
-/// Returns the text of the JSON string `raw`, if there is one. If it is not a string, the error has
-/// the text `otherwise`.
+/// Returns the text of `raw`, if there is a `raw`. If it is not a JSON string, returns an error
+/// with the text `otherwise`.
 fn text_of<'a>(
     raw: Option<&'a RawValue>,
     otherwise: &'static str,

@@ -22,7 +22,7 @@ pub fn milliseconds(time: &[u8]) -> Option<i64> {
 
 /// Returns the nanoseconds since 1970 (UTC) of a time with capital letters and at most 9 digits of
 /// fraction. `None` if the text is not such a time, or if the time is before 1970 or after April
-/// 2262 (protocols have 64 bits with a sign for it).
+/// 2262 (protocols have 64 bits with a sign for this number).
 pub fn nanos(time: &[u8]) -> Option<u64> {
     let parts = parts(time).filter(|it| it.fraction.len() <= 9)?;
     let (seconds, below) = (parts.seconds(), parts.below_a_second(9));
@@ -73,7 +73,7 @@ fn date(days: u64) -> (u64, u64, u64) {
     (era * 400 + year + next, month, day)
 }
 
-/// Returns how many seconds a time with this offset is ahead of UTC; 0 for `Z`.
+/// Returns the number of seconds by which a time with this offset is ahead of UTC; 0 for `Z`.
 fn ahead(offset: &[u8]) -> i64 {
     match offset {
         [sign, a, b, _, c, d] => {
@@ -95,7 +95,7 @@ struct Parts<'a> {
 }
 
 impl Parts<'_> {
-    /// Returns the whole seconds since 1970 began in UTC; negative before that.
+    /// Returns the whole seconds since 1970 began in UTC; negative before 1970.
     fn seconds(&self) -> i64 {
         let at = |from: usize, digits: usize| {
             i64::from(number(self.moment.get(from..from + digits).unwrap_or_default()))
@@ -104,7 +104,7 @@ impl Parts<'_> {
         (days * 24 + at(11, 2)) * 3600 + at(14, 2) * 60 + at(17, 2) - ahead(self.offset)
     }
 
-    /// Returns the fraction of the second in milliseconds for 3 digits, in nanoseconds for 9.
+    /// Returns the first `digits` digits of the fraction: 3 for milliseconds, 9 for nanoseconds.
     fn below_a_second(&self, digits: usize) -> i64 {
         let all = self.fraction.iter().chain(std::iter::repeat(&b'0'));
         all.take(digits).fold(0, |number, digit| number * 10 + i64::from(digit - b'0'))
@@ -129,7 +129,7 @@ fn parts(time: &[u8]) -> Option<Parts<'_>> {
 /// Returns `true` if the text has a digit at each `0` of the pattern, and equals it elsewhere.
 fn has_shape<const N: usize>(text: &[u8], pattern: &[u8; N]) -> bool {
     let Ok(text) = <&[u8; N]>::try_from(text) else { return false };
-    // Without an early end, the CPU compares many bytes at once.
+    // Without an early end, the CPU compares many bytes at a time.
     text.iter().zip(pattern).fold(true, |so_far, (byte, wanted)| {
         let fits = if *wanted == b'0' { byte.is_ascii_digit() } else { byte == wanted };
         so_far & fits
@@ -214,9 +214,9 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// Takes days at random, from 1970 on for about 7,900 years, and gets their dates by
-        /// another algorithm. Each such date must pass, and the date one day later must pass
-        /// exactly if it is in the same month.
+        /// Takes random days of about 7,900 years since 1970, and gets the dates by another
+        /// algorithm. Each such date must pass, and the date one day later must pass exactly if it
+        /// is in the same month.
         #[test]
         fn each_day_of_the_calendar_passes_and_no_other(days in 0_i64..2_900_000) {
             let (year, month, day) = civil(days);

@@ -1,6 +1,6 @@
-//! The file operations of a queue in files, on the real disk. Tests use disks that forget or refuse
-//! writes. No operation is retried, and nothing here knows what the files contain. Names are
-//! relative to the queue's directory, and no symlink below that directory is followed.
+//! The file operations of a queue on disk. Tests use disks that forget or refuse writes. No failed
+//! operation is repeated (except after EINTR), and nothing here knows what the files contain. Names
+//! are relative to the queue's directory, and no symlink below that directory is followed.
 
 use std::io::IoSlice;
 use std::os::fd::OwnedFd;
@@ -39,13 +39,13 @@ const PIECES_MAX: usize = 1024;
 
 /// The operations on a queue's directory and on the files in it.
 pub trait Disk: Send + Sync + fmt::Debug {
-    /// Returns the names of the files in a directory, in no particular order.
+    /// Returns the names of the entries of a directory, in no particular order.
     fn list(&self, directory: &str) -> io::Result<Vec<String>>;
 
     /// Opens a file that exists.
     fn open(&self, name: &str, access: Access) -> io::Result<Arc<dyn File>>;
 
-    /// Makes a file of this many zero bytes, with reserved disk space. The file must not exist.
+    /// Makes a new file of this many zero bytes, with reserved disk space if that is possible.
     fn create(&self, name: &str, bytes: u64) -> io::Result<Arc<dyn File>>;
 
     /// Makes a directory and its missing parents, so that they survive a power loss.
@@ -54,17 +54,17 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// Deletes a file.
     fn remove(&self, name: &str) -> io::Result<()>;
 
-    /// Renames a file. A file that has the new name already is replaced.
+    /// Renames a file. A file that already has the new name is replaced.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
 
-    /// Renames a file that will be overwritten. Returns `Ok(false)` and does nothing if a reader
-    /// has the file open, or if the file has another name (a hard link).
+    /// Renames a file so that it can be overwritten. Returns `Ok(false)`, and does nothing, if a
+    /// reader has the file open or the file has another name (a hard link).
     fn recycle(&self, from: &str, to: &str) -> io::Result<bool>;
 
     /// Makes changed names in a directory survive a power loss. `""` is the queue's directory.
     fn sync_directory(&self, directory: &str) -> io::Result<()>;
 
-    /// Returns a text that differs for every copy of the directory, or `None`.
+    /// Returns a text that is different for a copy of the directory. `None` if the disk can't tell.
     fn identity(&self, _directory: &str) -> Option<String> {
         None
     }
@@ -83,24 +83,24 @@ pub enum Access {
 
 /// An open file in a queue's directory.
 pub trait File: Send + Sync + fmt::Debug {
-    /// Fills the buffer from `offset` on. Returns fewer bytes only at the end of the file.
+    /// Reads from `offset` on. Returns fewer bytes than `buffer` has only at the end of the file.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
 
-    /// Writes these byte slices one after the other, from `offset` on.
+    /// Writes the pieces one after the other, starting at `offset`.
     fn write_at(&self, pieces: &[&[u8]], offset: u64) -> io::Result<()>;
 
     /// Makes all writes survive a power loss (fdatasync). After an error it is unknown which of the
     /// writes since the last sync are stored.
     fn sync(&self) -> io::Result<()>;
 
-    /// Sets the length in bytes. Bytes after it are lost.
+    /// Sets the length of the file. Bytes beyond it are lost.
     fn truncate(&self, bytes: u64) -> io::Result<()>;
 
     /// Returns the length of the file in bytes.
     fn bytes(&self) -> io::Result<u64>;
 }
 
-/// Returns [`Disk::identity`]: the numbers of the directory's file system and inode.
+/// Returns the device and inode numbers of a directory, as the text of [`Disk::identity`].
 pub fn identity(directory: &Path) -> Option<String> {
     let metadata = fs::symlink_metadata(directory).ok()?;
     Some(format!("{}:{}", metadata.dev(), metadata.ino()))
@@ -115,7 +115,7 @@ pub fn is_link(error: &io::Error) -> bool {
     error.get_ref().is_some_and(|error| error.is::<Link>())
 }
 
-/// Returns `true` for an error of a disk that does not answer: a later attempt may succeed.
+/// Returns `true` for an error of a device or a server that may work again later.
 pub fn may_pass(error: &io::Error) -> bool {
     let passing = [Errno::IO, Errno::TIMEDOUT, Errno::STALE, Errno::REMOTEIO];
     Errno::from_io_error(error).is_some_and(|errno| passing.contains(&errno))
@@ -134,7 +134,7 @@ pub fn open_if_there(disk: &dyn Disk, name: &str) -> io::Result<Option<Arc<dyn F
     }
 }
 
-/// Returns how many files of a directory can be opened, and the sum of their bytes.
+/// Returns the number of files in a directory that can be opened, and the sum of their bytes.
 pub fn sizes(disk: &dyn Disk, directory: &str) -> (u64, u64) {
     let names = disk.list(directory).unwrap_or_default();
     let bytes = |name: &String| disk.open(&format!("{directory}/{name}"), Access::Read)?.bytes();
@@ -146,7 +146,7 @@ pub fn sizes(disk: &dyn Disk, directory: &str) -> (u64, u64) {
 ///
 /// # Errors
 ///
-/// The disk refuses. The file then has its old or its new content.
+/// The error of the disk. The file then has its old or its new content.
 pub fn replace(disk: &dyn Disk, name: &str, content: &[u8]) -> io::Result<()> {
     let (new, bytes) = (format!("{name}.new"), content.len() as u64);
     let file = match disk.create(&new, bytes) {
@@ -166,9 +166,9 @@ pub fn replace(disk: &dyn Disk, name: &str, content: &[u8]) -> io::Result<()> {
 #[derive(Debug)]
 pub struct RealDisk {
     root: PathBuf,
-    /// The open lock file. `None` for an inspection, which needs no lock.
+    /// The open lock file. `None` after [`RealDisk::look`], which takes no lock.
     _lock: Option<fs::File>,
-    /// `true` if the log says that the file system can't reserve disk space.
+    /// `true` once the log has said that the file system can't reserve disk space.
     grows: AtomicBool,
 }
 
@@ -276,7 +276,7 @@ impl RealDisk {
     }
 }
 
-/// Makes a missing directory, with its parents, so that it survives a power loss. Blocks.
+/// Makes a directory and its missing parents, so that they survive a power loss. Blocks.
 ///
 /// # Errors
 ///
@@ -297,10 +297,10 @@ fn make_directory(path: &Path) -> io::Result<()> {
     })
 }
 
-/// Makes a directory and its missing parents. Calls `sync` for the parent of each: without this, a
-/// power loss could remove a new directory with all acknowledged events. The parent of a directory
-/// that exists is synced too (an earlier process may have been killed before the sync), but that
-/// error is ignored, because this process may have no permission to read the parent.
+/// Makes a directory and its missing parents. Calls `sync` for the parent of each: otherwise, a
+/// power loss could remove a new directory with all acknowledged events. If `path` exists already,
+/// its parent is synced too: an earlier process may have been killed before that. Then an error is
+/// ignored, because this process may have no permission to read the parent.
 fn make_with(path: &Path, sync: &dyn Fn(&Path) -> io::Result<()>) -> io::Result<()> {
     let around = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let around = around.unwrap_or(Path::new("."));
@@ -335,7 +335,7 @@ fn open_at(around: &OwnedFd, name: &str, flags: OFlags, path: &str) -> io::Resul
     })
 }
 
-/// O_NONBLOCK: a FIFO in a directory that is only inspected must not make the open wait.
+/// O_NONBLOCK: if a FIFO lies in the directory, an open for reading must not wait for its writer.
 fn flags(access: Access) -> OFlags {
     OFlags::CLOEXEC
         | match access {
@@ -372,8 +372,8 @@ impl Disk for RealDisk {
             return Err(named_file::refused(kind));
         }
         if access == Access::Read && path.ends_with(".seg") {
-            // The shared lock keeps the file from being reused for another segment. If it is taken,
-            // or if the name has changed, this segment no longer exists.
+            // The shared lock keeps the file from being reused for another segment. If `recycle`
+            // has locked or renamed the file already, this segment no longer exists.
             let is_taken = matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock));
             if is_taken || !is_named(&file, &around, name) {
                 return Err(io::ErrorKind::NotFound.into());
@@ -389,7 +389,7 @@ impl Disk for RealDisk {
         let file = fs::File::from(open_at(&around, name, flags, path)?);
         if let Err(error) = self.reserve(&file, bytes) {
             drop(file);
-            // If the removal fails, an empty file remains. It does not count as a segment.
+            // If the removal fails, a file without events remains. It does not count as a segment.
             self.remove(path).ok();
             return Err(error);
         }
@@ -416,7 +416,7 @@ impl Disk for RealDisk {
     fn recycle(&self, from: &str, to: &str) -> io::Result<bool> {
         let (around, name) = self.around(from)?;
         let file = fs::File::from(open_at(&around, name, flags(Access::Write), from)?);
-        // A reader that gets its lock only after the rename then finds that the name has changed.
+        // A reader gets its lock only after the rename, and then finds that the name has changed.
         if file.metadata()?.nlink() != 1 || file.try_lock().is_err() {
             return Ok(false);
         }
@@ -590,7 +590,7 @@ mod tests {
         assert!(make("file").0.is_err() && make("file/d").0.is_err());
     }
 
-    /// Method: a segment is to be used again while it is open for reading, while it has a second
+    /// Method: `recycle` is called for a segment while a reader has it open, while it has a second
     /// name, and while neither is true. The content that a reader has opened must never change, and
     /// a later open of the old name must fail.
     #[test]

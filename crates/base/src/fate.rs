@@ -14,6 +14,6 @@ pub enum Fate {
     Lost,
     /// The event is in a file of dead letters.
     DeadLetter,
-    /// The output retries the event from its shelf. A later fate of its position is the final one.
+    /// The event is set aside, and retried. A later entry for this position has the final result.
     Aside,
 }

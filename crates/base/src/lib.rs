@@ -1,6 +1,6 @@
 //! Small helpers that every part of the relay may use. This crate imports no other crate of the
 //! relay, and does not change because a part above it changes. It must never contain a thread, a
-//! connection, a metric, or anything about JSON, HTTP or the config.
+//! connection or a metric, or know HTTP, the fields of an event or the keys of the config.
 
 pub mod disk;
 pub mod fate;

@@ -1,8 +1,8 @@
-//! Locks that a panic of another thread does not poison.
+//! A lock that stays usable after a panic of another thread.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Locks a mutex, even if a thread has panicked with it: the value is valid after each change.
+/// Locks a mutex even if a holder has panicked. Each single change must leave the value valid.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,10 +1,10 @@
 //! Known mistakes (mutants), kept in the code at the places where they could be made again.
 //! `mutant!("name", right, wrong)` means `right`; without `wrong`, the mistake is that the
-//! statement `right` is missing. With `--cfg mutants`, the process makes the mistake that the
-//! variable `KUBE_AUDIT_FORWARDER_MUTANT` names. Tests must notice it: `tests/sim/mutants.toml`
-//! describes each, and `tests/sim/README.md` says how to run them.
+//! statement `right` is missing. In a build with `--cfg mutants`, the process makes the mistake
+//! that the variable `KUBE_AUDIT_FORWARDER_MUTANT` names. Tests must notice each mistake:
+//! `tests/sim/mutants.toml` describes them, and `tests/sim/README.md` says how to run the tests.
 
-/// Returns `true` if this process makes the mistake of this name.
+/// Returns `true` if this process makes the mistake `name`.
 #[cfg(mutants)]
 pub fn is_active(name: &str) -> bool {
     static ACTIVE: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
@@ -21,7 +21,7 @@ macro_rules! mutant {
     };
 }
 
-/// Expands to the right code, or to the wrong code if this process makes the mistake.
+/// Expands to the right code, or to the wrong code if this process makes the mistake `$name`.
 #[cfg(mutants)]
 #[macro_export]
 macro_rules! mutant {

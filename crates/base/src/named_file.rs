@@ -1,9 +1,10 @@
 //! Reads files that a config or a command line names: secrets, certificates, policies.
 //!
-//! A config may name only regular files, also behind symlinks (ConfigMaps and Secrets). A FIFO or a
-//! device is refused: it may block for ever, and can't be read twice. A hanging file system looks
-//! like a slow one, so code that has waited too long can ask for the files that are being read. A
-//! command line may also name a pipe, such as a shell's `<(…)` ([`open_of_command`]).
+//! A config may name only regular files, directly or through symlinks (as in ConfigMaps and
+//! Secrets). A FIFO or a device is refused: a read may never end, and can't be repeated. A command
+//! line may also name a pipe, such as a shell's `<(…)` ([`open_of_command`]). A file system that
+//! hangs looks like a slow one: code that has waited too long can ask for the files that are being
+//! read.
 
 use std::collections::BTreeMap;
 use std::fs::{File, FileType, OpenOptions};
@@ -18,7 +19,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::lock::lock;
 
-/// The longest wait for the files of a config. Then the command or the reload fails.
+/// The longest wait for the files that a config names. After it, the command or the reload fails.
 pub const WAIT_MAX: Duration = Duration::from_secs(30);
 
 const QUIET_MAX: Duration = Duration::from_secs(30);
@@ -46,7 +47,7 @@ impl Drop for Reading {
     }
 }
 
-/// Returns the files that are being read, for a message: `FILE, FILE`, or general words if none is.
+/// Returns the files that are being read as `FILE, FILE`, or a general phrase if there are none.
 pub fn names_of_files_being_read() -> String {
     let mut names: Vec<_> = being_read().values().map(|path| path.display().to_string()).collect();
     names.dedup();
@@ -96,7 +97,7 @@ pub fn whole(from: impl io::Read, bytes_max: u64) -> io::Result<Vec<u8>> {
 /// A file or pipe that a command line names, to be read once.
 pub struct OfCommand(File);
 
-/// Opens a file or pipe that a command line names. A read fails after half a minute without data.
+/// Opens a file or pipe that a command line names. Each read fails after 30 s without data.
 ///
 /// # Errors
 ///
@@ -146,8 +147,8 @@ pub fn is_regular(path: &Path) -> bool {
     path.is_file()
 }
 
-/// Opens a regular file below a directory that another user may have filled. Does not block. No
-/// part of `path` may be a symlink, which could lead to any file of this machine.
+/// Opens a regular file below a directory that another user may have filled. Never waits for a
+/// FIFO. A symlink in `path` is an error, because it could lead to any file of this machine.
 ///
 /// # Errors
 ///
@@ -177,7 +178,7 @@ pub fn is_directory_below(root: &Path, path: &Path) -> io::Result<bool> {
     }
 }
 
-/// Returns a path below `root` and its type. Refuses a symlink on it.
+/// Returns a path below `root`, and the type of its last part. A symlink in `path` is an error.
 fn below(root: &Path, path: &Path) -> io::Result<(PathBuf, Option<FileType>)> {
     let (mut place, mut kind) = (root.to_owned(), None);
     for part in path {
@@ -203,7 +204,7 @@ fn open(path: &Path) -> io::Result<File> {
     if is_wrong(kind) {
         return Err(refused(kind));
     }
-    // The file may have been replaced since then, so the open must not block.
+    // Another file may have replaced it since then, so the open must not block.
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     let kind = file.metadata()?.file_type();
     // A directory passes: reading it fails with an error that says what it is.

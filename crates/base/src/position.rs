@@ -1,10 +1,10 @@
-//! A type for the number of an event, which can't be confused with a count or an offset (`u64`).
+//! The number of an event, as a type that can't be confused with a count or an offset (`u64`).
 
 use std::fmt;
 use std::ops::{Add, AddAssign, Sub};
 
-/// The number of an event: how many events were accepted before it. A queue on disk continues to
-/// count after a restart; a queue in memory begins with 0.
+/// The number of an event: the number of events that were accepted before it. A queue on disk
+/// continues to count after a restart; a queue in memory begins again with 0.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Position(u64);
 
@@ -12,7 +12,7 @@ impl Position {
     /// The position of the first event of a new queue.
     pub const START: Self = Self(0);
 
-    /// A position that is greater than the position of any event.
+    /// The greatest position, which no event has.
     pub const MAX: Self = Self(u64::MAX);
 
     /// Makes a position from its number.

@@ -1,4 +1,4 @@
-//! Words for a screen: numbers, sizes and durations as on the status page, and safe texts.
+//! Texts for people: numbers, sizes and durations as on the status page, and safe texts.
 
 pub mod escape;
 
@@ -6,7 +6,7 @@ const MINUTE: u64 = 60;
 const HOUR: u64 = 60 * MINUTE;
 const DAY: u64 = 24 * HOUR;
 
-/// Rounds to a whole number from 0 (for NaN too) to `u64::MAX`.
+/// Rounds to a whole number; NaN and numbers below 0 become 0.
 #[expect(clippy::cast_possible_truncation, reason = "a cast from float to integer saturates")]
 #[expect(clippy::cast_sign_loss, reason = "the value is not below 0")]
 pub fn whole(value: f64) -> u64 {
@@ -26,7 +26,7 @@ pub fn grouped(value: u64) -> String {
     text
 }
 
-/// Returns a rate or a share: with one decimal below 100, otherwise as a whole number.
+/// Returns a rate or a share, with one decimal if it is between 0 and 100 (both excluded).
 pub fn scaled(value: f64) -> String {
     let value = value.max(0.0);
     match value > 0.0 && value < 99.95 {
@@ -74,7 +74,8 @@ pub fn latency(seconds: Option<f64>) -> String {
     }
 }
 
-/// Returns the known word with the fewest typos, at most one or a third of the letters of `text`.
+/// Returns the word with the smallest edit distance from `text`. The greatest allowed distance is a
+/// third of the characters of `text`, and at least 1.
 pub fn nearest<'w>(text: &str, words: impl IntoIterator<Item = &'w str>) -> Option<&'w str> {
     let typos_max = (text.chars().count() / 3).max(1);
     let typos = |word: &str| strsim::damerau_levenshtein(text, word);

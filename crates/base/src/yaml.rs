@@ -1,9 +1,9 @@
 //! Parses YAML (and thereby JSON) into a tree in which each value has its position.
 //!
-//! A tag that changes the type of a value is an error. An alias becomes a copy that counts towards
-//! the size limit, so that a few lines can't grow to gigabytes. The tree does not decide whether a
-//! text without quotes is a number, a boolean or null: only the code that reads it knows the wanted
-//! type.
+//! A tag that changes the type of a value is an error. An alias becomes a copy of its value. The
+//! copy counts towards the size limit, so that a few lines can't grow to gigabytes. The tree does
+//! not say whether a text without quotes is a number, a boolean or null: only the code that reads
+//! it knows the wanted type.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -13,7 +13,7 @@ use saphyr_parser::{Event, Marker, Parser, ScalarStyle, Tag};
 /// The deepest nesting of lists and maps. An audit policy needs six levels.
 const DEPTH_MAX: usize = 64;
 
-/// The limit for a tree in bytes. An alias counts as a copy, and a value with an anchor twice.
+/// The limit for a tree in bytes. An alias counts as a copy; a value with an anchor counts twice.
 const SIZE_MAX: usize = 8 << 20;
 const NODE: usize = 16;
 
@@ -81,7 +81,7 @@ pub enum Value {
     Scalar {
         /// The text, without quotes.
         text: String,
-        /// `true` without quotes and without the tag `!!str`: the text may be a number or null.
+        /// `true` for a text without quotes, block style or tag, which may be a number or null.
         plain: bool,
     },
     /// The values of a list.
@@ -114,7 +114,7 @@ pub fn parse(text: &str) -> Result<Node, Problem> {
     }
 }
 
-/// Returns the value of each YAML document in a text, except empty ones (after a last `---`).
+/// Returns the value of each YAML document in a text, without empty ones (after a last `---`).
 ///
 /// # Errors
 ///
@@ -147,7 +147,7 @@ pub fn scalar(node: &Node) -> Option<&str> {
 }
 
 impl Node {
-    /// Changes the positions of the value and of all values in it.
+    /// Replaces the position of this value, and of each value in it, by `to` of that position.
     pub fn relocate(&mut self, to: &impl Fn(Place) -> Place) {
         self.place = to(self.place);
         match &mut self.value {
@@ -232,7 +232,7 @@ impl Tree {
         self.put(anchor, Node { place, value, size })
     }
 
-    /// Adds a complete value to the innermost unfinished list or map; without one it is a document.
+    /// Adds a complete value to the innermost open list or map; if none is open, as a document.
     fn put(&mut self, anchor: usize, node: Node) -> Result<(), Problem> {
         if anchor != 0 {
             self.count(node.size, node.place)?;
@@ -248,7 +248,7 @@ impl Tree {
         Ok(())
     }
 
-    /// Must be called before a value of this size is copied or added. Fails above [`SIZE_MAX`].
+    /// Counts a value before it is copied or added. Fails if the tree is larger than [`SIZE_MAX`].
     fn count(&mut self, size: usize, place: Place) -> Result<(), Problem> {
         self.size += size;
         match self.size > SIZE_MAX {
@@ -258,7 +258,7 @@ impl Tree {
     }
 }
 
-/// Returns `true` for the usual tag (such as `!!str`), and `false` for none. Others are errors.
+/// Returns `true` for the usual tag (`!!str`), `false` for no tag, and an error for any other.
 fn check_tag(tag: Option<&Tag>, place: Place, usual: &str) -> Result<bool, Problem> {
     match tag {
         None => Ok(false),

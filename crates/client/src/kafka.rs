@@ -16,9 +16,9 @@ use base::named_file;
 use config::SaslMechanism;
 use telemetry::AttemptError;
 
-/// librdkafka's shortest timeout for setting up a connection; requests have the same bound here.
+/// The shortest timeout that librdkafka allows for a connection; here also for a request.
 const SETUP_MIN: Duration = Duration::from_secs(1);
-/// librdkafka's longest timeout for a request; setting up a connection has the same bound here.
+/// The longest timeout that librdkafka allows for a request; here also for a connection.
 const SETUP_MAX: Duration = Duration::from_secs(300);
 
 /// An error of a Kafka client. The text names brokers by host and port.
@@ -32,7 +32,7 @@ pub struct Trouble {
 }
 
 impl Trouble {
-    /// Makes a `Trouble`. `words` is librdkafka's own description of the error; may be empty.
+    /// Makes a `Trouble`. `words` is librdkafka's own description of the error, and may be empty.
     pub fn new(error: &KafkaError, words: &str) -> Self {
         let code = error.rdkafka_error_code();
         let message = match (error, code) {
@@ -42,7 +42,7 @@ impl Trouble {
             (_, Some(code)) => code.to_string(),
             (_, None) => error.to_string(),
         };
-        // librdkafka reports a refused client certificate as a broken connection, with `SSL`.
+        // librdkafka reports a refused client certificate as a broken connection, and writes `SSL`.
         let reason = match code {
             Some(RDKafkaErrorCode::BrokerTransportFailure) if message.contains("SSL") => {
                 AttemptError::Tls
@@ -85,14 +85,14 @@ pub struct Secrets {
     not_after: Option<i64>,
 }
 
-/// A Kafka cluster and the one topic in it: brokers, topic and secrets. All clients of the topic
-/// share this value.
+/// A Kafka cluster and one topic in it: the brokers, the topic and the secrets. All clients of the
+/// topic share this value.
 pub struct Cluster {
     config: config::Kafka,
     secrets: watch::Sender<Option<Arc<Secrets>>>,
 }
 
-/// Reports changes of a [`Cluster`]'s secrets. Make it before the client, so that none is missed.
+/// Reports changes of a [`Cluster`]'s secrets. Subscribe before making a client, to miss none.
 pub type Changes = watch::Receiver<Option<Arc<Secrets>>>;
 
 impl Cluster {
@@ -112,7 +112,7 @@ impl Cluster {
         brokers.join(",")
     }
 
-    /// Sets the secrets for new clients. If they differ, each value of type [`Changes`] reports it.
+    /// Sets the secrets for new clients. Every [`Changes`] reports secrets that are new.
     pub fn apply(&self, secrets: Secrets) {
         self.secrets.send_if_modified(|current| {
             let changed = current.as_deref() != Some(&secrets);
@@ -123,7 +123,7 @@ impl Cluster {
         });
     }
 
-    /// Reads the secrets and checks the TLS files. [`Cluster::apply`] uses them. Blocks the thread.
+    /// Reads the secrets for [`Cluster::apply`], and checks the TLS files. Blocks the thread.
     ///
     /// # Errors
     ///
@@ -159,12 +159,13 @@ impl Cluster {
         self.secrets.borrow().as_ref().and_then(|secrets| secrets.not_after)
     }
 
-    /// Reports each later change of the secrets. Clients made before a change should be replaced.
+    /// Returns a receiver for later changes of the secrets, after which clients should be replaced.
     pub fn changes(&self) -> Changes {
         self.secrets.subscribe()
     }
 
-    /// Returns the settings of all clients, with the timeouts for connecting and for an answer.
+    /// Returns the settings that all clients have in common. `connect` is the timeout for a
+    /// connection, and `request` for the response to a request; both are kept within 1 s to 300 s.
     pub fn client(&self, connect: Duration, request: Duration) -> ClientConfig {
         let mut client = ClientConfig::new();
         let millis = |time: Duration| time.clamp(SETUP_MIN, SETUP_MAX).as_millis().to_string();
@@ -214,7 +215,7 @@ impl Cluster {
     ///
     /// # Errors
     ///
-    /// No broker answers, or the brokers report an error, such as that the topic does not exist.
+    /// No broker responds, or the brokers report an error, such as a topic that does not exist.
     pub fn find_topic<C: ClientContext>(
         &self,
         client: &Client<C>,

@@ -12,10 +12,10 @@ mod unacknowledged;
 
 pub use unacknowledged::unacknowledged;
 
-/// The limit for connections that wait for accept(2). kube-apiserver may open dozens at once.
+/// The maximum of connections that wait for accept(2). kube-apiserver may open dozens in a burst.
 const BACKLOG: u32 = 1024;
 
-/// The limit for unsent bytes in the kernel (TCP_NOTSENT_LOWAT). After a break they are sent again.
+/// The maximum of unsent bytes in the kernel (TCP_NOTSENT_LOWAT). A new connection repeats them.
 const NOT_SENT_MAX: u32 = 512 * 1024;
 
 /// The reason why a connection could not be made.
@@ -89,7 +89,7 @@ pub async fn connect(address: SocketAddr, deadline: Instant) -> Result<TcpStream
     }
 }
 
-/// Counts the listening sockets on a TCP port in this network namespace, if they are known.
+/// Returns the number of sockets that listen on a TCP port in this namespace, if it is known.
 pub fn sockets_listening_on(port: u16) -> Option<usize> {
     const LISTENS: &str = "0A";
     let listens = |line: &&str| {
@@ -115,7 +115,7 @@ pub async fn dial(host: &str, port: u16, deadline: Instant) -> Result<TcpStream,
         let addresses = resolve(host.to_owned(), port, ()).await.map_err(unresolved)?;
         let mut last = None;
         for (index, address) in addresses.iter().enumerate() {
-            // A silent address may use only its share of the time left.
+            // An address that does not respond may use only its share of the time left.
             let left = deadline.saturating_duration_since(Instant::now());
             let share = left / u32::try_from(addresses.len() - index).unwrap_or(u32::MAX);
             let connecting = tokio::time::timeout(share, TcpStream::connect(address)).await;
@@ -134,7 +134,7 @@ pub async fn dial(host: &str, port: u16, deadline: Instant) -> Result<TcpStream,
     }
 }
 
-/// Makes the kernel send small answers without delay, and detect a dead peer by keepalive.
+/// Sets the options of an accepted connection: no delay of small responses, and keepalive.
 ///
 /// # Errors
 ///

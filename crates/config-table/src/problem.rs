@@ -15,8 +15,8 @@ pub struct Problem {
     pub message: String,
     /// The effect of the problem on the commands `run` and `check`.
     pub severity: Severity,
-    /// The name of the output that has the key. `None` if the key is not that of an output, or the
-    /// config has only one output.
+    /// The name of the output that has the key. `None` if no output has the key, the output has no
+    /// usable name, the key is `name` itself, or the config has only one output.
     pub output: Option<String>,
 }
 
@@ -27,8 +27,8 @@ pub enum Severity {
     Error,
     /// The relay can run with the config, but will probably not do what its author wants.
     Warning,
-    /// A file that the config names is missing. This is an error on the machine that runs the relay
-    /// (`Checked::strict`), and a warning if the config is checked elsewhere.
+    /// A file that the config names is missing or cannot be read. This is an error on the machine
+    /// that runs the relay (`Checked::strict`), and a warning if the config is checked elsewhere.
     MissingFile,
     /// `check` refuses the config, but a relay starts with it and logs the problem, because most of
     /// the relay works. Example: a certificate has expired.

@@ -18,7 +18,7 @@ use super::values;
 use super::values::Range;
 use base::named_file;
 
-/// Returns the value of an environment variable. Tests pass their own function.
+/// A function that returns the value of an environment variable. Tests pass their own.
 pub(crate) type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// The state of reading one config file: its text, and the problems, keys and files that were
@@ -34,8 +34,8 @@ pub struct Context<'a> {
     problems: RefCell<Vec<(usize, Problem)>>,
     /// The byte position of each value and table header in the file, by path: `output[0].name`.
     pub spots: RefCell<BTreeMap<String, usize>>,
-    /// The paths of keys that are missing or have a wrong value. A contradiction with such a key is
-    /// not reported, because it would concern a default that nobody has configured.
+    /// The paths of required keys that are missing, and of keys with a wrong value. A contradiction
+    /// with such a key is not reported, because nobody has configured the default in its place.
     pub unknown: RefCell<BTreeSet<String>>,
     /// The lines with a syntax error of TOML, each as the byte position of its start. Any other
     /// problem on such a line would only be a consequence of the syntax error, and is not reported.
@@ -104,13 +104,13 @@ pub enum Wrong {
 /// A value, or the reason why it can't be used.
 pub type Read<T> = Result<T, Wrong>;
 
-/// Every warning of [`Context::warn_of_shell`] contains these words.
+/// The words that every warning of [`Context::warn_of_shell`] contains.
 const NOT_EXPANDED: &str = ", which is not expanded here: ";
 
 impl<'a> Context<'a> {
-    /// Warns of each string in this table that a shell would expand and the relay does not: a
-    /// string with the name of a variable after a `$`, or with `~/` at the start. The string is not
-    /// shown, because it may be a secret. `path` is the path of the table.
+    /// Warns of each string in this table that a shell would expand, but not the relay: one with
+    /// the name of a variable after a `$`, or with `~/` at the start. The string is not shown,
+    /// because it may be a secret. `path` is the path of the table.
     pub fn warn_of_shell(&self, path: &str, table: &DeTable<'_>) {
         for (key, value) in table {
             let key = bare_or_quoted(key.get_ref());
@@ -186,8 +186,8 @@ impl<'a> Context<'a> {
         (cx, table.into_inner())
     }
 
-    /// If an unquoted string is the cause of the syntax error at this position, returns the message
-    /// about it. The message does not show the string, which may be a secret.
+    /// Returns the message about an unquoted string, if one is the likely cause of the syntax error
+    /// at this position. The message does not show the string, which may be a secret.
     fn unquoted(&self, at: usize) -> Option<String> {
         let line = self.text.get(self.line_start(at)..)?.lines().next()?;
         let (key, value) = line.split_once('=')?;
@@ -205,8 +205,8 @@ impl<'a> Context<'a> {
         Some(format!("string values must be quoted, allowed: {key} = {better}"))
     }
 
-    /// Removes the error that the key `path` is missing, because the file has it with another
-    /// spelling, which is reported. The key then counts as one without a usable value.
+    /// Removes the error that the key `path` is missing: the error about the misspelt key takes its
+    /// place. Unless the file also sets `path`, this key then has no usable value.
     pub(crate) fn is_misspelt(&self, path: &str) {
         let is_consequence =
             |it: &Problem| it.path == path && it.message.starts_with("is required");
@@ -296,8 +296,7 @@ impl<'a> Context<'a> {
         self.spots.borrow().contains_key(path)
     }
 
-    /// Returns `true` if none of these keys has a wrong value, and no required one is missing. An
-    /// absent key that is not required counts as known.
+    /// Returns `false` if one of these keys has a wrong value, or is required and missing.
     pub fn are_known(&self, paths: &[&str]) -> bool {
         let unknown = self.unknown.borrow();
         paths.iter().all(|path| !unknown.contains(*path))
@@ -322,7 +321,7 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Reads a string that may contain `${…}`. `kind` is for the message about another type.
+    /// Reads a string that may contain `${…}`. The error about another type names `kind`.
     fn template(&self, value: &DeValue<'_>, kind: &str) -> Read<Template> {
         let DeValue::String(source) = value else { return Err(other_type(value, kind)) };
         let template = Template::parse(source, self.env).map_err(Wrong::Is)?;
@@ -387,8 +386,8 @@ impl<'a> Context<'a> {
         secrets.map(|it| it.key.clone()).collect()
     }
 
-    /// Reads the path of a regular file. The path is also returned if the file is missing or can't
-    /// be read; with `must_exist`, this is recorded as a problem.
+    /// Reads the path of a regular file. The path is returned even if the file is missing or can't
+    /// be read. If `must_exist` is `true`, such a file is recorded as a problem.
     pub fn file(&self, found: &Found<'_>, content: Content, must_exist: bool) -> Read<PathBuf> {
         let path = self.path(&found.value, "a file")?;
         self.files.borrow_mut().push(path.clone());
@@ -503,7 +502,7 @@ pub(crate) fn read_time(
     within(time, value, range, values::show_time)
 }
 
-/// Reads a whole number. `must_be` says what it must be, for the message about another type.
+/// Reads a whole number. `must_be` is the end of the error message about a value that is not one.
 pub(crate) fn read_count(value: &DeValue<'_>, range: &Range<u64>, must_be: &str) -> Read<u64> {
     let integer = value.as_integer().ok_or_else(|| other_type(value, must_be))?;
     match read_integer(value) {

@@ -20,29 +20,27 @@ use transform::shape::Form;
 /// To add a type to the config, implement the items that have no default.
 /// `crates/outputs/src/lib.rs` says what else a new type needs.
 ///
-/// A reload compares the settings of each output. If they differ, the output gets a new delivery;
-/// otherwise, it continues without interruption.
+/// A reload compares the old and the new settings of each output. If they differ, the output gets a
+/// new delivery; if they are equal, its delivery continues without interruption.
 ///
-/// `Debug` must not show secrets. A [`Template`] and the path of a file show none.
-///
-/// [`Template`]: config_table::template::Template
+/// `Debug` must not show secrets. A `Template` and the path of a file show none.
 pub trait OutputSettings: fmt::Debug + PartialEq + Send + Sync + Sized + 'static {
     /// The value of the key `type` that selects this type, such as `"http"`.
     const TYPE: &'static str;
 
-    /// Lines of TOML from which the config reference is generated: it describes the keys that
-    /// [`OutputSettings::read`] asks for. Sections such as `tls` are read only if they are present,
-    /// so the lines must contain them: `"tls = {}"`. Required keys may be left out.
+    /// Lines of TOML that [`OutputSettings::read`] gets when the config reference is generated.
+    /// Sections such as `tls` are read only if they are present, so the lines must contain them:
+    /// `"tls = {}"`. Required keys may be left out.
     const SAMPLE: &'static str;
 
-    /// The maximum memory in bytes of unanswered batches with the default settings, in addition to
-    /// the largest event: usually `concurrency` × `batch.max_bytes`, plus the amount on the page of
-    /// the guarantees. `check` adds up the values of all outputs.
+    /// The maximum memory of one output with the default settings, in bytes, without its largest
+    /// event: usually `concurrency` × `batch.max_bytes`. See "Bounded memory" in
+    /// `docs/concepts/guarantees.md`. `check` adds up the values of all outputs.
     const MEMORY: u64;
 
     /// The reason why a config can have only one output of this type, as a part of the error
-    /// message. For example, `"writes to stdout"` gives the message `output "a" (line 5) writes to
-    /// stdout already: only one output of type stdout is allowed`. `None`: a config can have any
+    /// message. For example, `"writes to stdout"` gives the message `output "a" (line 5) already
+    /// writes to stdout: only one output of type stdout is allowed`. `None`: a config can have any
     /// number of outputs of this type.
     const ONLY_ONE: Option<&'static str> = None;
 
@@ -68,7 +66,7 @@ pub trait OutputSettings: fmt::Debug + PartialEq + Send + Sync + Sized + 'static
     /// Returns the name and the value of the config key for the time after which a sent event is
     /// final; `None` if the protocol does not wait.
     ///
-    /// The status page adds this time to the lag from which it calls an output late. With
+    /// An output counts as late only above a lag that is longer by this time. With
     /// `queue.acknowledge = "delivered"`, the time of a required output must be shorter than
     /// `queue.delivered_timeout`.
     fn final_after(&self) -> Option<(&'static str, Duration)> {
@@ -81,14 +79,14 @@ pub trait OutputSettings: fmt::Debug + PartialEq + Send + Sync + Sized + 'static
         false
     }
 
-    /// Returns the index into which the output writes, if this type has indices. If it has the name
-    /// of a data stream, ECS documents name the data stream.
+    /// Returns the index into which the output writes, if this type has indices. If the index has
+    /// the name of a data stream, ECS documents contain that name.
     fn index(&self) -> Option<&str> {
         None
     }
 
-    /// Returns what the receiver does with large events, and which values of
-    /// `filter.max_event_bytes` suit it, for the warning if the key is not set.
+    /// Returns a text for the warning that `filter.max_event_bytes` is not set: what the receiver
+    /// does with large events, and which values of the key suit it. `None` if no warning is needed.
     fn event_limit(&self) -> Option<&'static str> {
         None
     }

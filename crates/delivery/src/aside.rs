@@ -1,8 +1,8 @@
 //! Events that are set aside: single events that their consumer does not take, although it takes
 //! others. They have left the queue, hold up no other event, and are tried again from here.
 //!
-//! With a queue in memory the lines are kept here, and count against `queue.max_bytes`. With a
-//! directory each event has a file on the queue's [`Shelf`], in the format of a dead letter.
+//! If the queue is in memory, the lines are kept here, and count against `queue.max_bytes`. If it
+//! has a directory, each event has a file on the queue's [`Shelf`], in the format of a dead letter.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
@@ -32,7 +32,7 @@ pub(crate) const EVENTS_MAX: usize = if cfg!(test) { 50 } else { 10_000 };
 const PART_OF_QUEUE: u64 = 4;
 const BYTES_MAX: u64 = 64 << 20;
 
-/// Stands for the consumer's answer until the file of an event from before the start is read.
+/// Replaces the consumer's response until the file of an event from before the start is read.
 const BEFORE_START: &str = "it was set aside before the start";
 
 const CLOSING: Duration = Duration::from_secs(1);
@@ -40,8 +40,8 @@ const CLOSING: Duration = Duration::from_secs(1);
 /// The events that one output has set aside. The ledger owns this value, and a reload hands it to
 /// the next delivery.
 ///
-/// Phases of an event: it *waits* until its next try is due; then it is *on the wire*, and the
-/// answer takes it out ([`Aside::answered`]); then it waits again ([`Aside::keep`]), is settled
+/// Phases of an event: it *waits* until its next try is due. Then it is *on the wire*, until the
+/// response takes it out ([`Aside::answered`]). Then it waits again ([`Aside::keep`]), is settled
 /// ([`Aside::forget`]), or is *doomed* ([`Aside::doom`]) until its line is read and becomes a dead
 /// letter. At most one file is read at a time. Doomed events do not count against the limits.
 pub struct Aside {
@@ -50,9 +50,9 @@ pub struct Aside {
     events: BTreeMap<Position, (Stage, Kept)>,
     /// The events that wait, in the order of their next tries, without those in `overdue`.
     due: BTreeSet<(Instant, Position)>,
-    /// The events that were due when the last one was chosen. The event that was accepted first is
-    /// tried first. If they were tried in the order of their due times, a consumer that refuses
-    /// more events than there is time for would get each event in turn, and no event its last try.
+    /// The events that were due when the last one was chosen. The one with the lowest position is
+    /// tried first. In the order of due times, a consumer that refuses more events than there is
+    /// time for would get each event in turn, and no event its last try.
     overdue: BTreeSet<Position>,
     doomed: VecDeque<Position>,
     on_wire: usize,
@@ -78,14 +78,14 @@ enum Stage {
 #[derive(Debug, Clone)]
 pub struct Kept {
     pub(super) retrial: Retrial,
-    /// The consumer's last answer, with its address.
+    /// The consumer's last response, with the consumer's address.
     pub answer: Arc<str>,
     /// The size and the time of the event. Until its file is read, an event from before the start
     /// has the time of the start.
     pub event: queue::Aside,
     /// The number of times that the event was sent.
     pub attempts: u32,
-    /// The number of answers that had turned something down when the event was last sent.
+    /// The number of responses that had turned something down when the event was last sent.
     pub sent_at: u64,
     /// `None` if the line is in a file.
     line: Option<Bytes>,
@@ -125,7 +125,7 @@ pub(crate) enum Line {
     Is(Bytes),
     /// The file is being read ([`Aside::readable`]).
     NotYet,
-    /// The file is damaged, missing, or was changed. The text says which.
+    /// The file is damaged, missing or changed. The text says what is wrong.
     Gone(String),
 }
 
@@ -198,7 +198,7 @@ impl Aside {
         events.map(|(position, (_, kept))| (*position, kept))
     }
 
-    /// Returns `true` if an older event must be given up first. There is always room for one.
+    /// Returns `true` if there is no room for `bytes` more bytes. A first event always has room.
     pub fn is_full(&self, bytes: u64) -> bool {
         let events = self.events.len() - self.doomed.len();
         events > 0 && (events >= EVENTS_MAX || self.bytes + bytes > self.bytes_max)
@@ -247,7 +247,7 @@ impl Aside {
         Some(tokio::task::spawn_blocking(move || shelf.store(position, &content)))
     }
 
-    /// Sets an event aside whose claim is final.
+    /// Sets an event aside after its claim has become final.
     pub fn add(&mut self, position: Position, mut kept: Kept, line: Bytes) {
         kept.line = (!self.shelf.is_durable()).then_some(line);
         self.keep(position, kept);
@@ -270,7 +270,7 @@ impl Aside {
         self.is_waiting(position).then(|| self.take(position)).flatten().map(|(_, kept)| kept)
     }
 
-    /// Takes an event off the wire, because its answer is here; `None` if it is not on the wire.
+    /// Takes an event off the wire, because its response is here; `None` if it is not on the wire.
     pub fn answered(&mut self, position: Position) -> Option<Kept> {
         let (Stage::OnWire, _) = self.events.get(&position)? else { return None };
         self.take(position).map(|(_, kept)| kept)
@@ -325,7 +325,7 @@ impl Aside {
         }
     }
 
-    /// Returns the moment of the next try. `None` if there is none, or while a file is being read.
+    /// Returns the moment of the next try; `None` if no event waits, or while a file is being read.
     pub(super) fn next_try(&self) -> Option<Instant> {
         let is_reading = matches!(self.reading, Reading::Under(..));
         let due = self.due.first().map(|(due, _)| *due);
@@ -333,12 +333,12 @@ impl Aside {
         next.filter(|_| !is_reading)
     }
 
-    /// Returns `true` if the last request was a try, so that other events go first, but only once.
+    /// Returns `true` once after each try, so that other events are sent before the next try.
     pub(super) fn lets_others_go_first(&mut self) -> bool {
         std::mem::take(&mut self.was_try)
     }
 
-    /// Sends the event at this position next, because another address is asked.
+    /// Makes the event at this position the next one, because another address can be asked.
     pub fn try_next(&mut self, position: Position) {
         if let Some(mut kept) = self.take_waiting(position) {
             kept.retrial.at_once();
@@ -377,7 +377,7 @@ impl Aside {
         matches!(self.events.get(&position), Some((Stage::Waits, _)))
     }
 
-    /// Puts an event on the wire. `answers` is the number of answers that have turned something
+    /// Puts an event on the wire. `answers` is the number of responses that have turned something
     /// down.
     pub fn sent(&mut self, position: Position, answers: u64) {
         if let Some(mut kept) = self.take_waiting(position) {
@@ -407,7 +407,7 @@ impl Aside {
         if let Some(line) = self.events.get(&position).and_then(|(_, kept)| kept.line.clone()) {
             return Line::Is(line);
         }
-        // A loop that always has an answer of the consumer to handle never waits in `readable`.
+        // A loop that always has a response to handle never waits in `readable`.
         if let Reading::Under(of, task) = &mut self.reading
             && let Some(read) = task.now_or_never()
         {
@@ -442,7 +442,7 @@ impl Aside {
         }
     }
 
-    /// Waits until the current file is read. Waits for ever if there is none.
+    /// Waits until the current file is read. Never returns if no file is being read.
     ///
     /// # Cancel safety
     ///
@@ -471,8 +471,8 @@ impl Aside {
 }
 
 impl Kept {
-    /// `answer` is the consumer's last answer. Size and time are unknown until the line is read
-    /// again.
+    /// `answer` is the consumer's last response. The size and the time are set when the line is
+    /// read again.
     pub(crate) fn new(retrial: Retrial, answer: &str, attempts: u32) -> Self {
         let event = queue::Aside { bytes: 0, received: 0 };
         Self { retrial, answer: answer.into(), event, attempts, sent_at: 0, line: None }
@@ -532,7 +532,7 @@ mod tests {
         (Aside::new(&cursor), directory)
     }
 
-    /// Sets the event at a position aside, with a try that is due at once.
+    /// Sets the event at a position aside, with a try that is due immediately.
     async fn set_aside(aside: &mut Aside, position: Position) {
         let mut kept = Kept::new(Retrial::found(), "400", 1);
         kept.retrial.at_once();
@@ -541,7 +541,7 @@ mod tests {
         aside.add(position, kept, Bytes::from_static(b"{}\n"));
     }
 
-    /// A loop whose consumer always has an answer ready never waits for a read. Once, no event was
+    /// A loop whose consumer always has a response ready never waits for a read. Once, no event was
     /// tried or given up under full load for that reason.
     #[tokio::test]
     async fn a_file_that_was_read_is_used_by_a_loop_that_never_waits_for_it() {
@@ -566,8 +566,8 @@ mod tests {
         assert_eq!(trying.expect("its file was read").claim.start, tried);
     }
 
-    /// Another address must be asked about the second event at once, although the first event is
-    /// older and due as well.
+    /// Another address must be asked about the second event without a pause, although the first
+    /// event is older and due as well.
     #[tokio::test]
     async fn the_event_to_try_next_is_tried_next_when_its_file_was_read() {
         let (mut aside, _directory) = with_directory();

@@ -1,7 +1,6 @@
 //! Sends the newest checkpoint of the evidence log to one consumer, between the events. A newer
-//! checkpoint replaces one that could not be sent. After a failure the loop waits, longer each
-//! time, so that a consumer that can't take checkpoints is seldom asked. Events are sent during
-//! this pause.
+//! checkpoint replaces one that could not be sent. After a failure, the next one waits, longer each
+//! time, so that a consumer that can't take any is seldom asked. Events do not wait.
 
 use std::time::Duration;
 
@@ -105,9 +104,9 @@ impl Checkpoints {
         }
     }
 
-    /// Waits until a checkpoint can be sent, but at least until `not_before`. Waits for ever if the
-    /// output sends no checkpoints, while one is in progress, or if the recorder has ended. Nothing
-    /// is lost when the future is dropped.
+    /// Waits until a checkpoint can be sent, but at least until `not_before`. Never returns if the
+    /// output sends no checkpoints, if the recorder has ended, or while a checkpoint is in
+    /// progress. Nothing is lost when the future is dropped.
     pub(crate) async fn due(&mut self, not_before: Option<Instant>) {
         let Some(published) = self.published.as_mut().filter(|_| !self.is_in_delivery) else {
             return std::future::pending().await;
@@ -153,13 +152,14 @@ impl Checkpoints {
             Fate::Failed(failure) => self.failed(&failure),
             Fate::Refused(failure) => {
                 self.failed(&failure);
-                // The consumer would refuse this checkpoint again.
+                // Only a newer checkpoint is sent: the consumer would refuse this one again.
                 self.is_owed = false;
             }
         }
     }
 
-    /// If the ended link had a checkpoint, the newest one is sent; after a failure, with a pause.
+    /// Handles the end of a link. If a checkpoint was in progress, the newest one is sent next:
+    /// after a pause if the end was a failure.
     pub(super) fn link_ended(&mut self, failure: Option<&Failure>) {
         if !self.is_in_delivery {
             return;

@@ -1,10 +1,10 @@
 //! Dead letters: events that their consumer will not get, kept in files for people to look into.
 //!
-//! A letter is one line, `{"time":…,"output":…,"reason":…,"event":{…}}`, with the event's bytes as
-//! they were received. A separate thread writes the letters (`files`). Waiting letters are written
-//! and synced together, and only then does a delivery finish their claims. If the disk refuses
-//! writes or hangs, events are counted as lost without a letter. A disk that hangs delays a
-//! delivery by ten seconds at most.
+//! A letter is one line, `{"time":…,"output":…,"reason":…,"event":{…}}`, with the event as
+//! received, or redacted if it is too long. A separate thread writes the letters (`files`). Waiting
+//! letters are written and synced together, and only then does a delivery finish their claims. If
+//! the disk refuses writes or hangs, events are counted as lost without a letter. A disk that hangs
+//! delays a delivery by ten seconds at most.
 
 use std::convert::Infallible;
 use std::io;
@@ -32,7 +32,7 @@ use files::{LetterFiles, Line};
 /// The format of dead letters, for `--version`. The files do not contain the number.
 pub const FORMAT: Format = Format { name: "dead letters", reads: &[1], writes: 1 };
 
-/// The size of a full group of letters. An output also stops sending while this many bytes of its
+/// The bytes of a full group of letters. An output also stops sending while this many bytes of its
 /// letters are not written.
 pub(super) const GROUP_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
@@ -55,8 +55,8 @@ const REASON_BYTES_MAX: usize = 1024;
 
 const SILENT: &str = "the disk of the dead letters does not answer";
 
-/// Takes the dead letters of all outputs. All clones share one state. The module `relay` closes it
-/// when the deliveries have ended.
+/// Takes the dead letters of all outputs. All clones share one state. The crate `relay` closes the
+/// value when the deliveries have ended.
 #[derive(Clone)]
 pub struct DeadLetters {
     dropped: DroppedLetters,
@@ -94,9 +94,9 @@ struct LetterDirectory {
 /// memory while the disk hangs.
 ///
 /// The thread ends when `jobs` is dropped, after it has written all jobs. Nobody joins the thread,
-/// because a broken disk may block it permanently. If it has been writing one group for
-/// [`PATIENCE`], new letters are refused at once. After a panic, the next letter starts a new
-/// thread.
+/// because a broken disk may block it permanently. After the thread has been writing one group for
+/// [`PATIENCE`], new letters are refused without a wait. After a panic, the next letter starts a
+/// new thread.
 struct Writer {
     jobs: mpsc::Sender<Job>,
     busy: Arc<BusySince>,
@@ -119,7 +119,7 @@ struct Job {
     done: oneshot::Sender<Written>,
 }
 
-/// Each line ends with `\n`. `None` when the writing thread or the delivery has taken the lines.
+/// The lines of a job, each with `\n`; `None` after the thread or the delivery has taken them.
 type Lines = Mutex<Option<Vec<Bytes>>>;
 
 /// The result of writing the dead letters of one job.
@@ -321,7 +321,7 @@ fn write_all(
         let results = write_group(&mut files, &group);
         *lock(busy) = None;
         for ((job, _), written) in group.into_iter().zip(results) {
-            // An error means that the delivery has stopped waiting.
+            // `send` fails if the delivery has stopped waiting.
             job.done.send(written).ok();
         }
     }
@@ -365,7 +365,7 @@ pub(super) fn letter_head(output: &str, reason: &str, more: Option<More>) -> Vec
 pub struct More {
     /// The time at which the event was accepted, in milliseconds since 1970.
     pub received: u64,
-    /// `true` if the consumer refuses the event, `false` if it answers with server errors.
+    /// `true` if the consumer refuses the event, `false` if it responds with server errors.
     pub refused: bool,
 }
 

@@ -1,5 +1,5 @@
-//! The files that an output reads (certificates, tokens, policies), and how a reload replaces them:
-//! it first stages the files of every output, and applies them only when all could be read.
+//! The files that an output reads (certificates, tokens, policies), and how a reload replaces them.
+//! A reload stages the files of every output, and then applies them only if all could be read.
 
 use std::sync::Arc;
 

@@ -5,9 +5,9 @@
 //! managed fields that the policies omit are removed; values that must not leave the relay are
 //! redacted (`redact`); annotations are added (`annotate`); bodies and webhooks' patches that make
 //! the event too large are removed (`max_event_bytes`). Finally, the event gets the form in which
-//! it leaves (`shape`, `bodies`, `managed_fields`). Dead letters hold the event before its form
-//! ([`Filter::before_form`]), so that they can be replayed. Duplicates, sizes and counters also
-//! refer to that event.
+//! it leaves (`shape`, `bodies`, `managed_fields`). Dead letters can be replayed: they hold the
+//! event as received or, if it is too long for the protocol, before its form
+//! ([`Filter::before_form`]). Sizes and counters also refer to the event before its form.
 
 use std::io;
 use std::ops::Range;
@@ -30,7 +30,7 @@ mod seen;
 
 pub use seen::Seen;
 
-/// The memory that the buffers for an event before its form keep for the next event.
+/// The capacity that each buffer for an event before its form may keep for the next event.
 const BUFFER_BYTES_KEPT: usize = 1024 * 1024;
 
 /// The filter's decision about an event.
@@ -123,7 +123,7 @@ impl Rules {
         self.policies.store(Arc::new(policies));
     }
 
-    /// Returns the policies in use as a text, which changes if their decisions change.
+    /// Returns the policies in use as a text that changes if their decisions change.
     pub fn policies_as_text(&self) -> String {
         as_text(&self.policies.load())
     }
@@ -203,7 +203,7 @@ pub struct EventView<'a> {
     pub request: &'a Request<'a>,
     /// The number of [known](Reader::known) bytes at the beginning of the event, or 0.
     pub known: usize,
-    /// If the event is sent again, it is judged again with the same position.
+    /// The position of the event. An event that is sent again is judged again at the same position.
     pub position: Position,
     /// The time since the relay accepted the event.
     pub age: Duration,
@@ -276,8 +276,9 @@ impl Filter {
         self.rules.window.filter(|_| self.needs_history)
     }
 
-    /// Counts an event as sent: it was sent before this filter was made, or the same rules kept it
-    /// back. `age` is the time since the relay accepted it.
+    /// Adds an event of the history to the memory of sent events: the output has sent it before
+    /// this filter was made, or the same rules dropped it. `age` is the time since the relay
+    /// accepted it.
     pub fn remember(&mut self, event: &[u8], position: Position, age: Duration) {
         has_left(&mut self.seen, event, position, age);
     }
@@ -287,7 +288,8 @@ impl Filter {
         self.needs_history = false;
     }
 
-    /// The events at these positions were not sent after all, so later copies are not duplicates.
+    /// Removes the events at these positions from the memory, because they were not sent after all.
+    /// Later copies are then not duplicates.
     pub fn forget(&mut self, positions: Range<Position>) {
         if let Some(seen) = &mut self.seen {
             seen.forget(positions);

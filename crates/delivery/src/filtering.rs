@@ -21,7 +21,7 @@ use evidence_log::tlog::merkle::Hash;
 use queue::{Batch, Claim, Cursor, Disposition, Fate, Position, SentLine, lines};
 use telemetry::OutputMetrics;
 
-/// The memory that the buffer for a changed event keeps for the next event.
+/// The capacity that the buffer for a changed event may keep for the next batch.
 const CHANGED_BYTES_KEPT: usize = 1024 * 1024;
 
 /// After this many bytes of events that are filtered out or given up, the delivery loop yields to
@@ -30,18 +30,18 @@ pub(super) const INSPECTED_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
 pub(super) const TOO_LARGE: &str = "larger than filter.max_event_bytes, even without its objects";
 
-/// While the marks hold this many bytes of lines (of too large events), nothing is sent.
+/// While the lines of too large events in the marks have this many bytes, nothing is sent.
 const TOO_LARGE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
-/// The filter of one output, and its decisions (*marks*) about events that are not final. The
+/// The filter of one output, and the decisions (*marks*) about events that are not final. The
 /// ledger owns this value. Without a filter, every batch passes unchanged and costs nothing.
 ///
 /// Phases of a claim: [`pass_to_send`] marks its events each time that it is sent. Then [`settle`]
 /// decides about a claim that the consumer has accepted, [`released`] forgets the marks of a claim
 /// that will be sent again, or [`originals`] gives it up.
 ///
-/// Invariant: there are marks only for events of claims that are not final. They come from the last
-/// time that the claim went through the filter.
+/// Invariant: there are marks only for events of claims that are not final. The marks come from the
+/// last time that the claim went through the filter.
 ///
 /// [`pass_to_send`]: Filtering::pass_to_send
 /// [`settle`]: Filtering::settle
@@ -58,13 +58,13 @@ pub(super) struct Filtering {
     next: Position,
     /// `true` if there is evidence, which needs the fate of each event.
     is_recorded: bool,
-    /// With evidence, the lines of batches in which the filter has changed or dropped an event.
+    /// If evidence is recorded, the sent lines of batches in which the filter has changed or
+    /// dropped an event.
     sent: BTreeMap<Position, SentLine>,
-    /// With evidence, the events of the current batch that the filter has changed.
+    /// If evidence is recorded, the events of the current batch that the filter has changed.
     altered: BTreeSet<Position>,
-    /// `true` while events do not get their form, because they go to the dead letters.
+    /// `true` while events do not get their form, because they will be dead letters.
     is_formless: bool,
-    /// The copies of events on the wire for the taps.
     pub(super) tapping: Tapping,
 }
 
@@ -72,12 +72,12 @@ pub(super) struct Filtering {
 pub(crate) enum Settled {
     /// The consumer has every event that passed the filter.
     Final(Disposition),
-    /// Some events are too large, and are given up. The values are the numbers of the claim, and
-    /// the lines of the too large events.
+    /// Some events are too large, and are given up. The values are the claim's numbers of events,
+    /// and the lines of the too large events.
     Without(Disposition, Vec<Bytes>),
 }
 
-/// An event without a mark is sent, and counts nowhere.
+/// The marks by position. An event without a mark is sent, and counts nowhere.
 #[derive(Default)]
 struct Marks {
     of: BTreeMap<Position, Mark>,
@@ -88,9 +88,7 @@ struct Marks {
 enum Mark {
     /// The filter does not select the event for this output.
     Dropped,
-    /// The same event was sent before.
     Duplicate,
-    /// The event is sent in a changed form.
     Changed(Changes),
     /// The event would be too large even without its objects. The value is its line as received.
     TooLarge(Bytes),
@@ -182,8 +180,8 @@ impl Filtering {
         self.marks.take(positions)
     }
 
-    /// These events were dropped or given up, or it is not known which of them were sent. Later
-    /// copies are then not duplicates.
+    /// Removes events from the memory of sent events: they were dropped or given up, or nobody
+    /// knows which of them were sent. A later copy is then no duplicate.
     fn forget(&mut self, positions: Range<Position>) {
         if let Some(filter) = &mut self.filter {
             filter.forget(positions);
@@ -196,8 +194,8 @@ impl Filtering {
     }
 
     /// Tells the queue which events are chosen from now on. Then rebuilds the filter's memory of
-    /// sent events from the queue, if it needs one. If the future is dropped, only a part is
-    /// rebuilt, and later events may be sent twice.
+    /// sent events from the queue, if the filter needs one. If the future is dropped, only a part
+    /// is rebuilt, and later events may be sent twice.
     pub(super) async fn look_back(&mut self, cursor: &Cursor) {
         cursor.select(self.filter.as_ref().map_or(0, Filter::selection), self.next);
         let Some(filter) = &mut self.filter else { return };
@@ -219,8 +217,8 @@ impl Filtering {
         self.filter.is_some()
     }
 
-    /// Returns the events to be sent, in their form. While it filters large events, another thread
-    /// runs the other tasks.
+    /// Returns the events to be sent, in their form. During work on large events, another thread
+    /// runs the other tasks of this thread.
     fn pass(&mut self, batch: Batch, cursor: &Cursor) -> Batch {
         let Some(filter) = &mut self.filter else { return batch };
         if filter.renew(cursor.watermark()) {
@@ -244,7 +242,8 @@ impl Filtering {
         passed
     }
 
-    /// Copies nothing if the queue has dropped some events and the batch does not say which.
+    /// Copies the lines for taps. Does nothing if events are missing and the batch does not say
+    /// which.
     fn copy_lines(&mut self, batch: &Batch) {
         let Batch { claim, events, acceptances, .. } = batch;
         if acceptances.is_empty() && *events < claim.end - claim.start {
@@ -260,7 +259,8 @@ impl Filtering {
         }
     }
 
-    /// With evidence, hashes the sent lines if the filter has changed or dropped any event.
+    /// Judges a batch. If evidence is recorded and the filter has changed or dropped an event, also
+    /// hashes the lines.
     fn judge_and_hash(&mut self, batch: Batch) -> Batch {
         let events = batch.events;
         let passed = self.judge(batch);
@@ -324,9 +324,9 @@ impl Filtering {
         Batch { claim, events, bytes, pieces, ends: Vec::new(), acceptances }
     }
 
-    /// Forgets earlier decisions about the batch, and the dropped events before it. If the queue
-    /// has dropped some events of the batch, nobody knows which: all are forgotten and judged
-    /// again.
+    /// Forgets earlier decisions about the batch, and the events before it that the queue has
+    /// dropped. If the queue has dropped some events of the batch, nobody knows which: all are
+    /// forgotten and judged again.
     fn begin_batch(&mut self, batch: &Batch) {
         let Batch { claim, events, .. } = *batch;
         self.unmark(self.next.min(claim.start)..claim.end);
@@ -396,7 +396,8 @@ impl Filtering {
         matches!(mark, Some(Mark::Dropped | Mark::Duplicate | Mark::TooLarge(_)))
     }
 
-    /// Decides about an accepted claim, unless it `waits` and has no event that is too large.
+    /// Returns the result for an accepted claim. Returns `None` if the claim `waits` for an earlier
+    /// one and has no event that is too large.
     pub(crate) fn settle(
         &mut self,
         claim: Claim,
@@ -415,8 +416,8 @@ impl Filtering {
     }
 
     /// Counts the changed events of a final claim. Returns the numbers of dropped and duplicate
-    /// events; with evidence, also the lines that were sent if the filter has changed or dropped
-    /// any event.
+    /// events. If evidence is recorded and the filter has changed or dropped an event, also returns
+    /// the sent lines.
     fn finish(&mut self, claim: Claim, metrics: &OutputMetrics) -> Disposition {
         let positions = claim.start..claim.end;
         let sent: Vec<_> = self.sent.range(positions.clone()).map(|(_, line)| *line).collect();
@@ -432,8 +433,8 @@ impl Filtering {
     }
 
     /// Removes the marks of a final claim, and calls `changed` for each changed event. Returns the
-    /// numbers of dropped and duplicate events; with evidence, also the fate of each event that was
-    /// not sent.
+    /// numbers of dropped and duplicate events. If evidence is recorded, also returns the fate of
+    /// each event that was not sent.
     fn dispose(&mut self, claim: Claim, changed: impl Fn(Changes)) -> Disposition {
         let mut disposition = Disposition::default();
         for (position, mark) in self.unmark(claim.start..claim.end) {

@@ -1,7 +1,6 @@
-//! The events that leave the queue without having been delivered: events that are set aside, and
-//! events that a delivery gives up because the consumer refuses them although it accepts others,
-//! because the protocol can't carry them, or because they were not delivered in
-//! `retry.max_elapsed`.
+//! The events that leave the queue without having been delivered. They are set aside, or a delivery
+//! gives them up: the consumer refuses them although it accepts others, the protocol can't carry
+//! them, or they were not delivered in `retry.max_elapsed`.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -24,8 +23,8 @@ use config::{BatchLimits, Rejected};
 use queue::{Batch, Claim, Cursor, Disposition, Redelivery, Take};
 use telemetry::{Cause, LostAs};
 
-/// The claims of one output whose events leave the queue without having been delivered, from the
-/// decision until their events are written: as dead letters, or as events that are set aside. The
+/// The claims of one output whose events leave the queue without having been delivered. A claim is
+/// here from that decision until its events are written as dead letters or files to set aside. The
 /// ledger owns this value.
 ///
 /// Phases of a claim: *doomed*, until its lines are in memory and the writer of dead letters has
@@ -39,7 +38,7 @@ use telemetry::{Cause, LostAs};
 pub(crate) struct GivenUp {
     output: Arc<str>,
     place: Option<DeadLetters>,
-    /// `true` with `rejected.action = "retry"`: nothing is given up because of an answer.
+    /// `true` if `rejected.action` is `"retry"`: no event is given up to make room for another one.
     keeps_all: bool,
     doomed: VecDeque<Doomed>,
     endings: VecDeque<Ending>,
@@ -48,8 +47,8 @@ pub(crate) struct GivenUp {
     pub(super) needs_lines: bool,
     /// The times of the first attempts; `None` if `retry.max_elapsed` is not set.
     tried: Option<Tried>,
-    /// The error of the last failed connection, with which old events of the queue are given up.
-    /// `None` while there is a connection, and when the queue has no more such events.
+    /// The error of the last failed connection, to be named when old events are given up. `None`
+    /// while there is a connection, and when the queue has no more old events.
     failed: Option<Arc<str>>,
 }
 
@@ -129,13 +128,13 @@ impl GivenUp {
         self.endings.is_empty()
     }
 
-    /// Returns `true` if the lines of the next doomed claim were read from files.
+    /// Notes that lines were read. Returns `true` if a doomed claim has waited for them.
     pub(super) fn lines_are_read(&mut self) -> bool {
         std::mem::take(&mut self.needs_lines)
     }
 
-    /// Gives up a claim, or with the record `aside` sets its event aside, as soon as its lines are
-    /// in memory. At most `lost_max` of its events count as lost.
+    /// Gives up a claim as soon as its lines are in memory. If there is the record `aside`, sets
+    /// the claim's event aside instead. At most `lost_max` of the events count as lost.
     pub(crate) fn add(
         &mut self,
         work: Work,
@@ -202,8 +201,8 @@ impl GivenUp {
 
     /// Gives up the next events of the queue that are too old. The batch after them counts as tried
     /// now, unless it was tried before. Called without a connection when no claim waits to be sent
-    /// again. Does nothing while other claims are being given up. After `true`, the loop yields and
-    /// calls it again.
+    /// again. Does nothing while other claims are being given up. If the result is `true`, the loop
+    /// yields and calls this function again.
     pub(super) fn next_old(&mut self, parts: &mut Parts<'_>, max: BatchLimits) -> bool {
         let mut inspected = 0;
         while self.endings.is_empty()
@@ -240,7 +239,8 @@ impl GivenUp {
     }
 
     /// Hands over the lines of doomed claims and events, or sets claims aside, as far as there is
-    /// room and lines are in memory. After `true`, the loop yields and calls it again.
+    /// room and lines are in memory. If the result is `true`, the loop yields and calls this
+    /// function again.
     pub(super) fn bury(&mut self, parts: &mut Parts<'_>) -> bool {
         let mut inspected = 0;
         while !self.is_full()
@@ -284,8 +284,8 @@ impl GivenUp {
         inspected >= INSPECTED_BYTES_MAX
     }
 
-    /// Sets the event of a batch aside. If the filter keeps it back by now, the claim is final
-    /// instead. With a directory, the claim is final when the file of the event is synced.
+    /// Sets the event of a batch aside. If the queue has a directory, this takes effect when the
+    /// event's file is synced. If the filter now drops the event, the claim becomes final instead.
     fn set_aside(&mut self, batch: Batch, mut kept: Kept, reason: Reason, parts: &mut Parts<'_>) {
         let claim = batch.claim;
         let (lines, disposition) = parts.filtering.originals(batch, parts.in_flight.cursor());
@@ -328,8 +328,8 @@ impl GivenUp {
         self.end_with(of, disposition, lines, reason, parts);
     }
 
-    /// Gives up the events in `lines`, which are, or may be, lost. The claim becomes final when
-    /// they are written as dead letters, or now if dead letters are not kept or no event is lost.
+    /// Gives up the events in `lines`, which are, or may be, lost. The claim becomes final when the
+    /// lines are written as dead letters, or now if dead letters are not kept or no event is lost.
     pub(super) fn end_with(
         &mut self,
         of: Of,
@@ -358,7 +358,8 @@ impl GivenUp {
         self.endings.push_back(Ending { of, disposition, events, bytes, reason, write });
     }
 
-    /// If the file of an event could not be stored, its claim is sent again.
+    /// Ends a claim or an event. If the file of an event to set aside could not be stored, its
+    /// claim is sent again.
     fn settle(of: Of, disposition: Disposition, is_stored: bool, parts: &mut Parts<'_>) {
         let Parts { in_flight, aside, health, .. } = parts;
         match of {
@@ -377,8 +378,8 @@ impl GivenUp {
         }
     }
 
-    /// Waits for the result of the oldest write, or for ever if there is none. Nothing is lost when
-    /// the future is dropped.
+    /// Waits for the result of the oldest write. Never returns if there is none. Nothing is lost
+    /// when the future is dropped.
     pub(crate) async fn written(&mut self) -> Written {
         match self.endings.front_mut() {
             Some(ending) => ending.write.done().await,
@@ -422,7 +423,7 @@ pub(crate) struct Parts<'a> {
 }
 
 impl Parts<'_> {
-    /// The lines are as received, or redacted if the events are too long for the protocol.
+    /// Returns the lines as received, or redacted if the events are too long for the protocol.
     fn letters(&mut self, batch: Batch, cause: Cause) -> (Vec<Bytes>, Disposition) {
         let Self { in_flight, filtering, health, .. } = self;
         match cause {

@@ -70,7 +70,7 @@ pub struct Snapshot {
     pub next_attempt: Option<Instant>,
     /// The moment of the last delivery that timed out while the output was up.
     pub stalled: Option<Instant>,
-    /// `true` if events may be lost, too old or from a full queue, while the output is down.
+    /// `true` if events may be lost while the output is down, for their age or from a full queue.
     pub may_lose: bool,
     /// The events that are set aside; `None` if there are none.
     pub aside: Option<AsideEvents>,
@@ -83,12 +83,12 @@ pub struct AsideEvents {
     pub events: u64,
     /// The position of the first event.
     pub position: Position,
-    /// The moment of the first event's first try, but not before the start of the relay or of the
-    /// drain.
+    /// The moment when the first event was set aside, or the start of the relay or of the drain if
+    /// that is later.
     pub since: Instant,
     /// The number of tries of the first event while the consumer worked.
     pub tries: u32,
-    /// The consumer's last answer to the first event, with the address.
+    /// The consumer's last response to the first event, with the address.
     pub error: Arc<str>,
     /// `true` if an event gets server errors, and may wait for `rejected.after_server_errors`.
     pub server_errors: bool,
@@ -116,7 +116,7 @@ impl Status {
         Self { paused, state: Mutex::default(), endpoints }
     }
 
-    /// Returns the strategy by which the output chooses an address; `None` without addresses.
+    /// Returns the strategy by which the output chooses an address; `None` if it has no addresses.
     pub fn strategy(&self) -> Option<&'static str> {
         self.endpoints.as_ref().map(|endpoints| endpoints.strategy.name())
     }
@@ -239,8 +239,8 @@ impl Health {
         self.down(failure);
     }
 
-    /// Like [`failed`](Self::failed), but does not count the attempt in the metrics: the caller has
-    /// done that.
+    /// Like [`failed`](Self::failed), but does not count the attempt in the metrics, because the
+    /// caller has done that.
     pub fn down(&mut self, failure: &Failure) {
         self.metrics.up.set(0.0);
         self.failures += 1;
@@ -295,14 +295,14 @@ impl Health {
         self.metrics.losses.keeps() && !self.gives_up
     }
 
-    /// Another address is tried at once, so the output is not down. The set of addresses logs the
-    /// failure.
+    /// Counts a failed attempt that does not make the output down, such as one after which another
+    /// address is tried. The set of addresses logs the failure of an address.
     pub fn passed_over(&mut self, failure: &Failure) {
         self.metrics.failed(failure.reason);
         lock(&self.status.state).failed(failure);
     }
 
-    /// The consumer answered for each event, and did not take all of them.
+    /// Counts a response about single events by which the consumer did not take all of them.
     pub fn turned_away(&mut self, failure: &Failure) {
         self.passed_over(failure);
         tracing::debug!(output = self.name, error = failure.message, "single events turned away");
@@ -315,12 +315,12 @@ impl Health {
     }
 
     /// Counts events that are given up: `cause` is the reason, `fate` is what happens to them. The
-    /// other event counters of the output grow when the claim is finished.
+    /// output's other counters of events grow when the claim is finished.
     pub fn given_up(&self, events: u64, cause: Cause, fate: LostAs, error: &str) {
         self.metrics.losses.add(Loss::GivenUp(cause, fate), events, Some(error));
     }
 
-    /// The next attempt begins after the time `wait`.
+    /// Notes that the next attempt begins after the time `wait`.
     pub fn next_attempt(&mut self, wait: Duration) {
         lock(&self.status.state).next_attempt = Some(Instant::now() + wait);
     }

@@ -11,8 +11,8 @@ use queue::{Batch, Claim, Cursor, Disposition, Redelivery, Take};
 
 /// The state of a claim that is not final.
 ///
-/// Each line of this list is a function of [`InFlight`], and the states that it moves a claim from
-/// and to. *Answered* is a claim that its caller holds as a [`Work`], for as long as it decides:
+/// The list shows which functions of [`InFlight`] move a claim from one state to another. An
+/// *answered* claim is in no state: its caller holds it as a [`Work`] until it has decided.
 ///
 /// ```text
 /// function            from                      to
@@ -30,25 +30,27 @@ use queue::{Batch, Claim, Cursor, Disposition, Redelivery, Take};
 /// change              Suspect                   Pending
 /// change              Pending, Suspect, OnWire  Burying
 /// finish_claim        Held, OnWire, Burying     (final)
+/// set_aside           Burying                   (set aside)
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum State {
-    /// The claim was handed to the link, or will be at once. It has no answer.
+    /// The claim was handed to the link, or is about to be. It has no response.
     OnWire,
     /// The claim will be sent again, before new events are taken from the queue.
     Pending,
-    /// A single event that was refused alone. It is sent again after another event is accepted.
+    /// An event that was refused alone. It is sent again after an acceptance, or in its search
+    /// round.
     Suspect,
-    /// The consumer has accepted the claim, but an earlier claim is not decided. In an ordered
-    /// output, it may be sent again after that one.
+    /// The consumer has accepted the claim, but the output is ordered and an earlier claim is not
+    /// decided. If the earlier claim is sent again, this one may be sent again after it.
     Held,
-    /// The claim is given up or set aside. It is final when its events are written, or can't be
-    /// written.
+    /// The claim is given up or set aside. It becomes final when its events are written, or when
+    /// they can't be written.
     Burying,
 }
 
-/// A claim, and the record of its attempts. The owner of a value has taken the claim out of the
-/// table, and gives it back to the function that decides about it. So no record is out of date.
+/// A claim, and the record of its attempts. Code that owns a value has taken the claim out of the
+/// table, and must give it back to a function of [`InFlight`]. So a claim has only one record.
 #[must_use = "the claim is in no state until it is given back"]
 #[derive(Debug)]
 pub(crate) struct Work {
@@ -58,18 +60,17 @@ pub(crate) struct Work {
     pub events: u64,
     /// The number of times that the claim was sent.
     pub attempts: u32,
-    /// The number of answers that had turned something down when the claim was last sent.
+    /// The number of responses that had turned something down when the claim was last sent.
     pub sent_at: u64,
-    /// The number of the last batch with this claim, and maybe others, counted from 1.
+    /// The number of the last batch with this claim (and maybe others), counted from 1.
     pub batch: u64,
-    /// `true` if the claim may share a batch with other such claims. Most of these claims are the
-    /// rest of an earlier batch.
+    /// `true` if the claim may share a batch with other remainders. Most are the rest of a batch.
     pub(super) is_remainder: bool,
     /// `true` if the claim is on the wire and the consumer will confirm it later.
     pub is_taken: bool,
-    /// `true` if an earlier claim was sent after this one on the wire, and was accepted.
+    /// `true` if an earlier claim was sent after this one and accepted before it.
     pub(super) is_overtaken: bool,
-    /// The answers by which consumers have turned the claim down.
+    /// The responses by which consumers have turned the claim down.
     pub trial: Trial,
 }
 
@@ -100,14 +101,14 @@ impl Work {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Sent {
     pub batch: u64,
-    /// The number of answers that have turned something down in this delivery.
+    /// The number of responses in this delivery that have turned something down.
     pub answers: u64,
 }
 
 /// The claims of one output that are not final, and the output's cursor. The delivery loop owns
 /// this value. Phases of a claim: [`InFlight::claim_next`] takes it from the queue and puts it on
-/// the wire. The answer of the consumer takes it out of the table ([`InFlight::answered`]), and the
-/// caller gives it back; see [`State`].
+/// the wire. The response of the consumer takes it out of the table ([`InFlight::answered`]), and
+/// the caller gives it back; see [`State`].
 ///
 /// Invariants ([`InFlight::check`] verifies the first one in debug builds):
 /// - Each claim is in the table once, in one state, or is held as a [`Work`]. No two claims
@@ -118,8 +119,7 @@ pub(crate) struct Sent {
 /// - A `Suspect` is one event.
 ///
 /// Two things must never happen: a claim leaves the table without being final (its events would
-/// stay in the queue permanently), or a final claim stays in the table (its events would be sent
-/// again).
+/// stay in the queue permanently), or a final claim stays in it (its events would be sent again).
 pub(crate) struct InFlight {
     cursor: Cursor,
     /// The key is the position of the claim's first event.
@@ -135,7 +135,8 @@ impl InFlight {
         Self { cursor, table: BTreeMap::new(), sets: Default::default(), taken: 0, together: None }
     }
 
-    /// Takes over the unfinished claims of the previous delivery. Remainders may share a batch.
+    /// Takes over the unfinished claims of the previous delivery, as remainders if
+    /// `are_remainders`.
     pub(super) fn inherit(&mut self, claims: Vec<Claim>, are_remainders: bool) {
         for claim in claims {
             let work = Work::new(claim, claim.end - claim.start, 1);
@@ -143,13 +144,13 @@ impl InFlight {
         }
     }
 
-    /// The caller must only call methods that change no claim.
+    /// Returns the cursor. The caller must only call methods that change no claim.
     pub(crate) fn cursor(&self) -> &Cursor {
         &self.cursor
     }
 
-    /// Waits for [`InFlight::claim_next`] or [`InFlight::redeliver`]. Nothing is lost when the
-    /// future is dropped.
+    /// Waits until [`InFlight::claim_next`] or [`InFlight::redeliver`] may return a batch. Nothing
+    /// is lost when the future is dropped.
     pub(crate) async fn readable(&mut self) {
         self.cursor.readable().await;
     }
@@ -158,7 +159,7 @@ impl InFlight {
         !self.set(state).is_empty()
     }
 
-    /// Returns `true` if a claim on the wire has no answer. [`Work::is_taken`] is an answer too.
+    /// Returns `true` if a claim on the wire has no response. [`Work::is_taken`] is a response too.
     pub(super) fn awaits_answer(&self) -> bool {
         self.count(State::OnWire) > self.taken
     }
@@ -175,7 +176,7 @@ impl InFlight {
         self.get(*self.set(state).last()?)
     }
 
-    /// Returns the claim that comes after `before` other claims of this state.
+    /// Returns the claim that has `before` other claims of this state before it.
     pub(crate) fn nth(&self, state: State, before: usize) -> Option<&Work> {
         self.get(*self.set(state).iter().nth(before)?)
     }
@@ -192,7 +193,7 @@ impl InFlight {
         self.table.get(&start).map(|(_, work)| work)
     }
 
-    /// Returns the first position that is not decided. A claim that is `Burying` counts: a reload
+    /// Returns the first position that is not decided. A `Burying` claim is not decided: a reload
     /// takes it back, and later claims may have to be sent again after it.
     pub(super) fn first_open(&self) -> Option<Position> {
         let open = [
@@ -219,16 +220,16 @@ impl InFlight {
         self.claim_next_as(take, false)
     }
 
-    /// With `lists`, the batch may have lists ([`Cursor::next_as`]).
+    /// Like [`InFlight::claim_next`], with `lists` as in [`Cursor::next_as`].
     pub(super) fn claim_next_as(&mut self, take: Take, lists: bool) -> Option<Batch> {
         let batch = self.cursor.next_as(take, lists)?;
         self.put(State::OnWire, Work::new(batch.claim, batch.events, 0));
         Some(batch)
     }
 
-    /// Takes a released claim from the queue again. A `Pending` claim moves to `OnWire`.
-    /// [`Redelivery::Gone`]: the queue has dropped the claim, which is removed here.
-    /// [`Redelivery::NotYet`]: the claim must first be read from files, or the queue is closed.
+    /// Takes a released claim from the queue again, with its lines. A `Pending` claim moves to
+    /// `OnWire`. [`Redelivery::Gone`]: the queue has dropped the claim, and the table no longer has
+    /// it. [`Redelivery::NotYet`]: the lines must first be read from files, or the queue is closed.
     pub(crate) fn redeliver(&mut self, claim: Claim) -> Redelivery {
         let retaken = self.cursor.redeliver(claim);
         match &retaken {
@@ -255,9 +256,9 @@ impl InFlight {
         Some(work)
     }
 
-    /// Returns the first claim to be sent again, if it may share a batch that ends at `end`. It
-    /// must be a remainder at or after `end`. In between, there must be no claim that is on the
-    /// wire, held or a suspect.
+    /// Returns the first pending claim if it may share a batch that ends at `end`. It must be a
+    /// remainder that starts at or after `end`. No claim in between may be on the wire, held or a
+    /// suspect.
     pub(super) fn next_remainder(&self, end: Position) -> Option<Claim> {
         let next = self.first(State::Pending).filter(|work| work.is_remainder)?;
         let start = next.claim.start;
@@ -266,9 +267,9 @@ impl InFlight {
         (start >= end && others.into_iter().all(is_free)).then_some(next.claim)
     }
 
-    /// Takes the claim on the wire that begins at `claim.start` out of the table, because the
-    /// connection reports about it. If the report is only about its first part, of which `events`
-    /// events were sent, the second part stays on the wire.
+    /// Takes the claim on the wire that begins at `claim.start` out of the table, because the link
+    /// reports about it. If the report is only about the first part (`events` of its events were
+    /// sent), the second part stays on the wire.
     pub(super) fn front_on_wire(&mut self, claim: Claim, events: Option<u64>) -> Option<Work> {
         let (State::OnWire, work) = self.table.get(&claim.start)? else { return None };
         let whole = work.claim;
@@ -280,10 +281,10 @@ impl InFlight {
         Some(Work { is_taken: false, ..work.part(front, events) })
     }
 
-    /// Takes the claims on the wire about which the connection reports out of the table. `claim`
-    /// ranges from the first claim of a batch to the last; `events` of its events were sent, if the
-    /// report says it. A claim that reaches beyond it is cut in two, and the second part stays on
-    /// the wire.
+    /// Takes the claims of a report out of the table. They are on the wire and belong to one batch.
+    /// `claim` ranges from the first to the last, and `events` is the number of their sent events,
+    /// if the report says it. If the last one reaches beyond `claim`, its second part stays on the
+    /// wire.
     pub(crate) fn answered(&mut self, claim: Claim, events: Option<u64>) -> Vec<Work> {
         let Claim { start, end } = claim;
         let on_wire = self.set(State::OnWire).range(start..end);
@@ -301,12 +302,12 @@ impl InFlight {
         found
     }
 
-    /// Puts a claim back on the wire: it was cut off another one, or will be confirmed later.
+    /// Puts an answered claim back on the wire, until it is confirmed, cut or given up.
     pub(crate) fn stay(&mut self, work: Work) {
         self.put(State::OnWire, work);
     }
 
-    /// Marks the later claims on the wire that were sent before this batch as overtaken.
+    /// Marks each claim on the wire after `claim` as overtaken, if it was sent before `batch`.
     pub(super) fn overtake(&mut self, claim: Claim, batch: u64) {
         for start in self.sets[State::OnWire as usize].range(claim.end..) {
             if let Some((_, later)) = self.table.get_mut(start) {
@@ -315,18 +316,19 @@ impl InFlight {
         }
     }
 
-    /// Earlier answers to the claim do not count any more.
+    /// Makes an accepted claim held. Earlier responses that turned it down do not count any more.
     pub(crate) fn hold(&mut self, work: Work) {
         let Work { claim, events, attempts, batch, .. } = work;
         self.put(State::Held, Work { batch, ..Work::new(claim, events, attempts) });
     }
 
-    /// `disposition` counts the events that the consumer did not get.
+    /// Makes an answered claim final. `disposition` counts the events that the consumer did not
+    /// get.
     pub(crate) fn finish(&mut self, work: Work, disposition: Disposition) {
         self.acknowledge(work.claim, disposition);
     }
 
-    /// The claim must be `OnWire`, `Held` or `Burying`.
+    /// Makes a claim final that is `OnWire`, `Held` or `Burying`.
     pub(super) fn finish_claim(&mut self, claim: Claim, disposition: Disposition) {
         self.acknowledge(claim, disposition);
         self.remove(claim.start);
@@ -385,7 +387,7 @@ impl InFlight {
     /// event.
     pub(super) fn halve(&mut self, work: Work) -> Result<(), Work> {
         let Some((left, right)) = self.cursor.split(work.claim) else { return Err(work) };
-        // Each half was sent once. The number of its events is known only when it is taken again.
+        // Each half counts as sent once. A half's number of events is known when it is taken again.
         for half in [left, right] {
             let events = work.events.min(half.end - half.start);
             self.again(Work { attempts: 1, ..work.part(half, events) });
@@ -404,8 +406,8 @@ impl InFlight {
         Some(right)
     }
 
-    /// Moves a claim to another state that is the same for the cursor: see the list at [`State`].
-    /// Panics if there is no such claim: it would be forgotten, and its events would wait for ever.
+    /// Moves a claim to another state. For the cursor, both states must be the same: see the list
+    /// at [`State`]. Panics if there is no such claim: a forgotten claim would never become final.
     pub(crate) fn change(&mut self, claim: Claim, state: State) {
         match self.remove(claim.start) {
             Some(work) => self.put(state, work),
@@ -414,7 +416,7 @@ impl InFlight {
     }
 
     /// Takes a released claim from the queue without its lines, to finish it. If the queue has
-    /// dropped it, removes the claim and returns `false`.
+    /// dropped the events, removes the claim and returns `false`.
     pub(crate) fn take_back(&mut self, claim: Claim) -> bool {
         let is_there = self.cursor.take_back(claim);
         if !is_there {
@@ -432,8 +434,8 @@ impl InFlight {
         self.sets.iter_mut().for_each(BTreeSet::clear);
     }
 
-    /// Releases all claims for the next delivery. Returns those that are not final, or none if the
-    /// cursor could be set back.
+    /// Releases all claims for the next delivery, and returns those that are not final. Returns
+    /// none if the cursor could be set back.
     pub(super) fn hand_over(mut self) -> (Cursor, Vec<Claim>) {
         for state in [State::OnWire, State::Held, State::Burying] {
             self.claims(state).into_iter().for_each(|claim| self.cursor.release(claim));
@@ -455,7 +457,7 @@ impl InFlight {
         &self.sets[state as usize]
     }
 
-    /// Replaces a claim that begins at the same position.
+    /// Puts a claim into a state. Replaces a claim that begins at the same position.
     fn put(&mut self, state: State, mut work: Work) {
         let start = work.claim.start;
         work.is_taken &= state == State::OnWire;
@@ -480,8 +482,8 @@ impl InFlight {
         Some(work)
     }
 
-    /// Panics if an invariant does not hold. Debug builds also check that no two claims overlap;
-    /// with more than 64 claims this would take too long, because a delivery may hold 10,000.
+    /// Panics if an invariant does not hold. Debug builds also check that no two claims overlap,
+    /// but only for up to 64 claims: a delivery may hold 10,000, and the check would take too long.
     fn check(&self) {
         let in_sets: usize = self.sets.iter().map(BTreeSet::len).sum();
         assert!(in_sets == self.table.len(), "each claim is in one state");

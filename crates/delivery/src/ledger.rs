@@ -35,29 +35,30 @@ const TOO_LONG: &str = "longer than max_message_bytes";
 /// owns the ledger and is its only caller.
 ///
 /// The ledger never writes to a connection, and never waits except in [`Ledger::all_written`]. Its
-/// parts decide: the table of claims ([`InFlight`]), the events that are set aside ([`Aside`]), the
-/// rules for what is turned down (`trial`) and for the search for refused events ([`Search`]), the
-/// pauses ([`Pacing`]), the filter ([`Filtering`]) and the events that are given up ([`GivenUp`]).
+/// parts decide: the table of claims ([`InFlight`]), the filter ([`Filtering`]), the pauses
+/// ([`Pacing`]), the rules for what is turned down (`trial`), and the search for refused events
+/// ([`Search`]). The parts [`Aside`] and [`GivenUp`] have the events that are set aside or given
+/// up.
 ///
 /// Life of a claim: [`Ledger::next_to_send`] takes it from the queue, or takes it again, and passes
 /// it through the filter. Then the link reports: [`Ledger::on_accepted`], [`Ledger::on_refused`],
 /// [`Ledger::on_failed`], or the end of the link ([`Ledger::on_broken`], [`Ledger::on_gone`]). A
-/// claim is final when the consumer has its events, when the filter drops all its events, when its
-/// event is set aside, or when it is given up and its dead letters (if they are kept) have a
-/// result.
+/// claim is final when the consumer has its events, the filter drops them all, or its event is set
+/// aside. A claim that is given up is final when its dead letters (if they are kept) have a result.
 ///
 /// Invariants:
 /// - Every claim that must be sent again is sent before new events are taken from the queue.
+///   Exception: a few new events, to learn whether the consumer accepts them.
 /// - If the output is ordered, a claim that the consumer accepts becomes final only when every
 ///   earlier claim is accepted, set aside or given up (`State::Held`). If an earlier claim is sent
 ///   again after it, it is sent again too. Exceptions: claims with events that can't be sent, and
 ///   the close of the queue.
-/// - During the search for refused events, and after a failure, a claim is sent only when no other
-///   claim is on the wire.
+/// - During the search for refused events, a claim is sent only when no other claim is on the wire.
+///   After a failure, it is sent only when no claim waits for a response.
 ///
-/// What must never happen: an event is given up although the config asks to retry it without limit,
-/// or, because of the consumer's answer, before the consumer has proved that it accepts other
-/// events.
+/// Must never happen: an event is given up although the config asks to retry it without limit, or
+/// because of a response of a consumer that has not proved to accept other events. Exceptions:
+/// [`Verdict::Partly`] and [`Verdict::TooLong`].
 pub(super) struct Ledger {
     pub in_flight: InFlight,
     pub aside: Aside,
@@ -73,8 +74,8 @@ pub(super) struct Ledger {
     sent_until: Position,
     batches: u64,
     /// The bytes that the filter has dropped since the delivery last sent an event. At
-    /// `INSPECTED_BYTES_MAX`, the loop yields to the runtime and sets the number to zero. The
-    /// number is set to this limit, too, if more events must be given up.
+    /// `INSPECTED_BYTES_MAX`, the loop yields to the runtime and sets the number to zero. To yield,
+    /// the loop also sets the number to that limit if more events must be given up.
     pub(super) inspected_bytes: u64,
 }
 
@@ -82,7 +83,7 @@ pub(crate) struct Rules {
     pub limits: BatchLimits,
     /// The setting `rejected.after_server_errors`.
     pub server_errors: Duration,
-    /// `true` with `rejected.action = "retry"`: a refused event is sent again without limit.
+    /// `true` if `rejected.action` is `"retry"`: a refused event is sent again without limit.
     pub(super) keeps_all: bool,
     /// `true` if the consumer gets the events in the order of the queue.
     pub is_ordered: bool,
@@ -111,7 +112,7 @@ impl Rules {
     }
 }
 
-/// Borrows the parts that events leave. A macro, because other parts are used at the same time.
+/// Borrows the parts that [`GivenUp`] changes. A method would borrow the whole ledger.
 macro_rules! parts {
     ($ledger:expr) => {
         &mut Parts {
@@ -124,7 +125,6 @@ macro_rules! parts {
 }
 
 impl Ledger {
-    /// Pauses are short as soon as `draining` is cancelled.
     pub(crate) fn new(
         (cursor, aside): (Cursor, Aside),
         filtering: Filtering,
@@ -155,9 +155,9 @@ impl Ledger {
 
     // ---- What is sent next ----
 
-    /// Returns `true` if a new event in the queue should wake the loop: the event can be sent at
-    /// once (the connection `has_room`), or the output pauses and needs a new event to learn
-    /// whether the consumer accepts anything.
+    /// Returns `true` if a new event in the queue should wake the loop. Either the event can be
+    /// sent now (the connection `has_room`), or the output pauses until an event can show whether
+    /// the consumer accepts anything.
     pub(super) fn wants_events(&self, has_room: bool) -> bool {
         match self.pacing.paused_until {
             None => self.may_send() && has_room,
@@ -165,12 +165,12 @@ impl Ledger {
         }
     }
 
-    /// Returns `false` while too many bytes or claims wait for their dead letters, while the filter
-    /// holds too many bytes of events that are too large, or if claims are sent one at a time and
-    /// one has no answer.
+    /// Returns `false` while too many bytes or claims wait for their dead letters, or the filter
+    /// holds too many bytes of too large events. Also returns `false` while claims are sent one at
+    /// a time and one has no response.
     fn may_send(&self) -> bool {
         // During the search for refused events, each claim must have its result before the next one
-        // is sent. After a failure (`is_serial`) any answer is enough: it shows that the consumer
+        // is sent. After a failure (`is_serial`) any response is enough: it shows that the consumer
         // takes requests again.
         let waits_for_answer = match self.search.is_active() {
             true => self.is_on_wire(),
@@ -186,8 +186,8 @@ impl Ledger {
         self.in_flight.has(State::OnWire) || self.aside.is_on_wire()
     }
 
-    /// Returns the moment of the next try of an event that is set aside, if the loop waits for
-    /// nothing else first.
+    /// Returns the moment of the next try of an event that is set aside. `None` if there is no such
+    /// event, or if the loop must first wait for something else.
     pub(super) fn next_try(&self) -> Option<Instant> {
         let may_try = self.pacing.paused_until.is_none() && self.may_send() && self.may_try();
         self.aside.next_try().filter(|_| may_try)
@@ -225,8 +225,8 @@ impl Ledger {
             self.inspected_bytes = 0;
             self.search.sent();
             self.batches += 1;
-            // A first attempt sends events again if the cursor was set back, but not if they found
-            // no room in an earlier request.
+            // A first attempt is a retry if the cursor was set back after an earlier one. A
+            // remainder is none: its events may have had no room in an earlier request.
             let was_sent = claim.start < self.sent_until;
             let sent = self.note_sent(claim, batch.events);
             let (attempts, is_remainder) = sent.unwrap_or_default();
@@ -258,7 +258,7 @@ impl Ledger {
         None
     }
 
-    /// Returns the number of times that the claim was sent, and `true` if it is a remainder.
+    /// Notes an attempt. Returns the number of attempts, and `true` if the claim is a remainder.
     fn note_sent(&mut self, claim: Claim, events: u64) -> Option<(u32, bool)> {
         self.sent_until = self.sent_until.max(claim.end);
         self.given_up.tried(claim, self.in_flight.cursor());
@@ -268,7 +268,7 @@ impl Ledger {
     }
 
     /// Adds the next remainders of earlier batches to a batch, as long as they fit. If a consumer
-    /// has taken half of the events of a request, the others are sent in one request, not in one
+    /// has taken half of the events of a request, the rest is sent in one request, and not in one
     /// for each event.
     fn with_remainders(&mut self, mut batch: Batch, room: Take) -> Batch {
         while let Some(claim) = self.in_flight.next_remainder(batch.claim.end) {
@@ -299,8 +299,8 @@ impl Ledger {
         batch
     }
 
-    /// Takes a claim that must be sent again or, if there is none, new events: only a few while
-    /// there are suspects, to learn whether the consumer accepts them.
+    /// Takes a claim that must be sent again or, if there is none, new events. While there are
+    /// suspects, takes only a few new events, to learn whether the consumer accepts them.
     fn take(&mut self, room: Take) -> Option<Batch> {
         if self.search.take_others()
             && let Some(batch) = self.take_others()
@@ -339,10 +339,11 @@ impl Ledger {
         batch
     }
 
-    /// Takes one or a few other events, while the consumer answers the first waiting claim with
-    /// server errors, to learn whether it accepts others. The batch has new events. If there are
-    /// none, or if very many claims wait, it is half of a waiting claim or, if that is a single
-    /// event, the last held claim.
+    /// Takes a few other events while the consumer responds to the first waiting claim with server
+    /// errors, to learn whether it accepts them. The batch has new events. If the queue has none,
+    /// or very many claims wait, the batch is half of another waiting claim (the one with the
+    /// fewest errors) or of the first. A single event is taken as it is if it has no errors or no
+    /// claim is held. Otherwise, the batch is the last held claim.
     fn take_others(&mut self) -> Option<Batch> {
         let events = self.search.comparison_events();
         let few = Take { bytes: self.rules.limits.max_bytes, events };
@@ -353,7 +354,7 @@ impl Ledger {
         }
         let first = self.in_flight.first(State::Pending)?.claim;
         // The claims do not take turns: each half could have an event that the consumer does not
-        // take. The claim with the fewest errors has not failed since it was cut off.
+        // take. The claim with the fewest errors has not failed since it was cut off another one.
         let others = self.in_flight.all(State::Pending).skip(1);
         let fewest = others.min_by_key(|work| (work.trial.errors, Reverse(work.claim.start)));
         let (fewest, errors) = fewest.map(|work| (work.claim, work.trial.errors)).unzip();
@@ -375,7 +376,7 @@ impl Ledger {
         }
     }
 
-    /// If the queue has dropped the events, the filter forgets the claim too.
+    /// Takes a claim again. If the queue has dropped its events, the filter forgets them too.
     fn redeliver(&mut self, claim: Claim) -> Redelivery {
         let retaken = self.in_flight.redeliver(claim);
         if matches!(retaken, Redelivery::Gone) {
@@ -428,8 +429,8 @@ impl Ledger {
         open.into_iter().all(|state| !self.in_flight.has(state))
     }
 
-    /// Makes a claim final, because the filter drops all its events. The claim does not wait for
-    /// earlier suspects: there is nothing to send.
+    /// Makes a claim final because the filter drops all its events. The claim does not wait for
+    /// earlier suspects, because nothing of it is sent.
     fn nothing_left(&mut self, claim: Claim) {
         self.search.nothing_left(self.rules.limits.max_events);
         self.sent_until = self.sent_until.max(claim.end);
@@ -483,8 +484,8 @@ impl Ledger {
         self.given_up.add(work, None, u64::MAX, reason, &mut self.in_flight);
     }
 
-    /// Sets each sent event of a claim aside. With `rejected.action = "retry"`, an event for which
-    /// there is no room waits in the queue.
+    /// Sets each sent event of a claim aside. If there is no room and `rejected.action` is
+    /// `"retry"`, the event stays in the queue and is sent again.
     fn set_aside(&mut self, work: Work, answer: Answer, failure: &Failure, consumer: usize) {
         for event in self.cut(work) {
             self.filtering.released(event.claim);
@@ -524,8 +525,8 @@ impl Ledger {
         }
     }
 
-    /// Records that `consumer` has accepted something that was sent when this delivery had seen
-    /// `sent_at` answers. All suspects are sent again.
+    /// Records that `consumer` has accepted something that was sent after `sent_at` responses had
+    /// turned something down. All suspects are sent again.
     fn works(&mut self, consumer: usize, sent_at: u64, was_refused: bool) {
         self.conducts.accepted(consumer, sent_at, was_refused);
         self.search.accepted();
@@ -536,15 +537,15 @@ impl Ledger {
         }
     }
 
-    /// `waits`: an ordered output waits for an earlier claim. `was_late`: later events may have
-    /// been sent before this claim.
+    /// `waits`: an earlier claim is not decided. `was_late`: later events may have been sent before
+    /// this claim.
     fn accepted(&mut self, work: Work, consumer: usize, waits: bool, was_late: bool) {
         let (claim, batch, is_ordered) = (work.claim, work.batch, self.rules.is_ordered);
         self.works(consumer, work.sent_at, work.trial.refusals > 0);
         self.health.delivered(work.events, work.attempts);
         self.filtering.tapping.accepted(claim, work.events);
         if is_ordered && work.is_overtaken {
-            // An earlier event was sent after this claim.
+            // An earlier event was sent after this claim, and accepted.
             self.again(work);
         } else {
             let waits = is_ordered && waits;
@@ -569,7 +570,7 @@ impl Ledger {
         }
     }
 
-    /// The consumer has taken the request, and will confirm the events later: the claim stays on
+    /// The consumer has received the request, and will confirm the events later: the claim stays on
     /// the wire. This is not a success yet: a consumer that takes everything and confirms nothing
     /// does not work.
     pub(super) fn on_taken(&mut self, claim: Claim) {
@@ -578,12 +579,12 @@ impl Ledger {
         }
     }
 
-    /// `consumer` has judged the events of `claim` one by one, and `parts` has all of them. Only
-    /// events that it has not taken are sent again.
+    /// `consumer` has judged the events of `claim` one by one: `parts` covers the claim. Events
+    /// without a final verdict are sent again.
     ///
-    /// A refusal of an event is final if the consumer took another event of the same batch. If it
-    /// took none, its settings may be at fault (a missing index refuses every event), so the event
-    /// becomes a suspect, as if it had been refused alone.
+    /// A refusal of an event is final if the consumer took another event of the same batch.
+    /// Otherwise the consumer's settings may be at fault: a store without its index refuses every
+    /// event. The event then becomes a suspect, as if it had been refused alone.
     pub(super) fn on_judged(&mut self, claim: Claim, parts: Vec<Part>, consumer: usize) {
         if let Some(kept) = self.aside.answered(claim.start) {
             return self.aside_judged(claim.start, kept, parts, consumer);
@@ -643,9 +644,9 @@ impl Ledger {
         }
     }
 
-    /// `left` has the claims that `consumer` has judged and not taken, with the reason and `true`
-    /// for a refusal. `took_others`: it took another event of the batch. Returns a failure that
-    /// does not depend on the events, if there is one.
+    /// Decides about the claims in `left`, which `consumer` has judged and not taken, each with the
+    /// reason and `true` for a refusal. `took_others`: the consumer took another event of the
+    /// batch. Returns a failure that does not depend on the events, if there is one.
     fn not_taken(
         &mut self,
         left: Vec<(Vec<Work>, Failure, bool)>,
@@ -673,8 +674,8 @@ impl Ledger {
                     }
                     (false, _) => {
                         self.search.claim_failed(work.trial.errors, false);
-                        // A refused event must not share a request with others, which the consumer
-                        // might refuse too.
+                        // A refused event must not share a request: the consumer might refuse its
+                        // neighbours too.
                         self.again(work.with_remainder(!is_refused));
                         again.get_or_insert_with(|| failure.clone());
                     }
@@ -684,8 +685,7 @@ impl Ledger {
         again
     }
 
-    /// Returns `true` if the events of a claim that was judged, not taken and not refused are at
-    /// fault.
+    /// Returns `true` if a judged claim's events are at fault for `failure`, which is no refusal.
     fn is_at_fault(
         &mut self,
         work: &mut Work,
@@ -701,8 +701,8 @@ impl Ledger {
                 != trial::Verdict::Again
     }
 
-    /// `consumer` refuses `refused` events of these claims for good and has the others, and nobody
-    /// knows which: all go to the dead letters.
+    /// `consumer` refuses `refused` events of these claims for good and has the rest. Nobody knows
+    /// which, so all become dead letters.
     fn refused_partly(
         &mut self,
         works: Vec<Work>,
@@ -724,8 +724,8 @@ impl Ledger {
         }
     }
 
-    /// Cuts a claim into its events. Those that the filter dropped become `Pending` again, because
-    /// they were not in the request.
+    /// Cuts a claim into its events, and returns those that were in the request. Events that the
+    /// filter kept out of the request become `Pending` again.
     fn cut(&mut self, work: Work) -> Vec<Work> {
         let Claim { mut start, end } = work.claim;
         let mut events = Vec::new();
@@ -798,8 +798,8 @@ impl Ledger {
     }
 
     /// An attempt to send `claim` failed, and the connection still works. The claim is sent again.
-    /// If the consumer answers it with server errors and takes others, it is halved, or its event
-    /// is set aside.
+    /// If only this claim gets server errors while the consumer takes others, the claim is halved,
+    /// or its single event is set aside.
     pub(super) fn on_failed(&mut self, claim: Claim, failure: &Failure, consumer: usize) {
         if let Some(kept) = self.aside.answered(claim.start) {
             return self.aside_failed(claim.start, kept, failure, consumer);
@@ -823,8 +823,8 @@ impl Ledger {
                 let verdict =
                     work.trial.server_error(&mut self.conducts, consumer, work.events, None, now);
                 is_at_fault &= verdict != trial::Verdict::Again;
-                // An address that is passed over counts, too: the last one of a round may never be
-                // asked to take other events.
+                // The error of an address that is passed over counts too: the last address of a
+                // round may never be asked to take other events.
                 self.search.claim_failed(work.trial.errors, failure.elsewhere);
             }
             if is_at_fault {
@@ -843,8 +843,9 @@ impl Ledger {
         if !compares || failure.retry_after.is_some() {
             return self.round_failed(failure);
         }
-        // An event may be at fault. The consumer is asked at once, or as soon as possible, whether
-        // it takes others: a pause for each such event would hold up all others.
+        // An event may be at fault. Other events show this: they are sent next or, if there are
+        // none, as soon as one arrives, because a pause for each such event would hold up all
+        // others.
         if others {
             self.pacing.is_serial = true;
             self.health.failed(failure);
@@ -856,7 +857,7 @@ impl Ledger {
     }
 
     /// A request has failed for a reason that does not depend on its events, and no other address
-    /// can be tried at once.
+    /// can be tried without a pause.
     fn round_failed(&mut self, failure: &Failure) {
         self.search.round_failed();
         self.health.failed(failure);
@@ -864,8 +865,8 @@ impl Ledger {
         self.given_up.take_all_old(failure, parts!(self));
     }
 
-    /// Divides a request that the consumer answers with server errors: several claims are sent by
-    /// themselves, a single claim is halved, and a single event is set aside.
+    /// Divides a request that gets server errors: several claims are sent by themselves, a single
+    /// claim is halved, and a single event is set aside.
     fn take_apart(&mut self, mut works: Vec<Work>, failure: &Failure, consumer: usize) {
         self.search.found();
         self.conducts.turned_down(consumer);
@@ -995,8 +996,8 @@ impl Ledger {
 
     /// Prepares to send again, in order, every claim that is not final. Called after the end of a
     /// connection on which claims become final in order. If possible, the cursor is set back and
-    /// the claims are forgotten. Otherwise (claims of an earlier delivery, or dead letters in
-    /// progress) each claim is sent again as it is.
+    /// the claims are forgotten. If there are claims of an earlier delivery, or dead letters in
+    /// progress, each claim is sent again as it is.
     pub(super) fn start_over(&mut self) {
         self.search.end();
         if self.given_up.is_ended() && self.in_flight.cursor().is_in_order() {
@@ -1060,8 +1061,8 @@ impl Ledger {
         self.all_failed(failure);
     }
 
-    /// There is no connection any more. This counts as a failed attempt for every claim that is not
-    /// final, so old claims are given up, unless another address is tried at once.
+    /// There is no connection any more. Unless another address is tried without a pause, this
+    /// counts as a failed attempt for every claim that is not final, so old claims are given up.
     pub(super) fn all_failed(&mut self, failure: &Failure) {
         if !failure.elsewhere {
             self.given_up.take_all_old(failure, parts!(self));
@@ -1071,8 +1072,8 @@ impl Ledger {
 
     // ---- Waits ----
 
-    /// The queue has a new event, or has read lines from its files. `wanted`: the loop waited for a
-    /// new event, and the pause ends.
+    /// The queue has a new event, or has read lines from its files. `wanted`: the loop has waited
+    /// for a new event, so the pause ends.
     pub(super) fn on_readable(&mut self, wanted: bool) {
         if wanted {
             self.search.await_no_event();
@@ -1081,7 +1082,7 @@ impl Ledger {
         self.given_up.lines_are_read();
     }
 
-    /// Begins a pause after a failure. Further failures do not begin another one.
+    /// Begins a pause after a failure. During a pause, further failures do not begin another one.
     fn pause(&mut self, failure: &Failure) {
         let wait = self.pacing.failed(failure.retry_after);
         // A new event does not end this pause: the consumer has asked for it, or can't be reached.
@@ -1101,17 +1102,15 @@ impl Ledger {
         mutant!("drain-forgets-events-set-aside", self.aside.hurry());
     }
 
-    /// See [`GivenUp::bury`].
     pub(super) fn bury(&mut self) -> bool {
         self.given_up.bury(parts!(self))
     }
 
-    /// See [`GivenUp::next_old`].
     pub(super) fn bury_old(&mut self) -> bool {
         self.given_up.next_old(parts!(self), self.rules.limits)
     }
 
-    /// The oldest write has a result. An event that could not be set aside is sent again after a
+    /// The oldest write has a result. If an event could not be set aside, it is sent again after a
     /// pause.
     pub(super) fn on_written(&mut self, written: Written) {
         if let Some(error) = self.given_up.end(written, parts!(self)) {

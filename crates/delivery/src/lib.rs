@@ -1,6 +1,6 @@
 //! Delivering: one loop for each output takes events from the queue and hands them to a protocol.
 //!
-//! Each claimed event is delivered, dropped by the filter, or counted as lost, once, and until
+//! Each claimed event is delivered, dropped by the filter, or counted as lost, exactly once. Until
 //! then it is in the queue or set aside. This crate imports `queue`, `transform`, `evidence-log`
 //! (the marks of a log) and what is below them. It must never name a protocol, or give up an event
 //! because of the size, the name or the sender of another one.

@@ -17,8 +17,8 @@ pub fn line(event: &[u8]) -> Bytes {
     Bytes::from([event, b"\n"].concat())
 }
 
-/// Returns for each line of a piece its position, the offset of its first byte, and the offset
-/// after its line break.
+/// Returns the position of each line of a piece, the offset of the line's first byte, and the
+/// offset after the line break.
 pub fn events<'a>(
     piece: &'a [u8],
     acceptance: &Acceptance,
@@ -33,7 +33,7 @@ pub fn events<'a>(
 }
 
 /// The events of one batch that have passed the filter. Long unchanged runs and unchanged pieces
-/// stay in their buffers; others are copied.
+/// stay in their buffers; all other events are copied.
 pub struct Lines {
     /// The byte after each copied event: a line break or, for an output that sends lists, a comma.
     behind: u8,
@@ -90,12 +90,12 @@ impl Lines {
     fn seal_if_full(&mut self) {
         if self.copied.len() >= COPIED_BYTES {
             self.seal();
-            // A batch that has filled one buffer probably needs another one: reserve it at once.
+            // A batch that has filled one buffer probably needs another one: reserve it now.
             self.copied.reserve(COPIED_BYTES + COPIED_BYTES / 8);
         }
     }
 
-    /// Counts the next line, which has this position, and the times of `of`.
+    /// Counts the next line, which has `position` and the times of `of`.
     pub fn count(&mut self, position: Position, of: &Acceptance) {
         self.events += 1;
         match self.acceptances.last_mut() {

@@ -1,7 +1,7 @@
-//! The contract between the delivery loop and a protocol, which implements [`Connect`] (it makes
-//! connections) and [`Link`] (one of them). The loop hands batches to the link, and the link
-//! reports each claim as an [`Event`]. The loop knows no protocol, and a protocol knows no queue,
-//! no back-off and no dead letters.
+//! The contract between the delivery loop and a protocol. A protocol implements [`Connect`], which
+//! makes connections, and [`Link`], which is one of them. The loop hands batches to the link, and
+//! the link reports each claim as an [`Event`]. The loop knows no protocol, and a protocol knows no
+//! queue, no back-off and no dead letters.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use super::failure::Failure;
 use super::files::Files;
 use queue::{Batch, Claim, Crowding, Identity, Notes, Position, Take};
 
-/// The longest time for closing a connection in order, with the messages of its protocol.
+/// The longest time for an orderly end of a connection, with the last messages of the protocol.
 pub const CLOSE_TIME: Duration = Duration::from_secs(2);
 
 /// Makes the connections of one output. The delivery loop calls one method at a time.
@@ -27,32 +27,33 @@ pub trait Connect: Send {
     /// `true` if the loop makes the first connection before there is something to send, so that
     /// `/readyz` and the log show early whether the consumer can be reached.
     ///
-    /// A connection that ended by [`Event::Closed`] is replaced when there is something to send,
-    /// and any other after the current pause. A break begins no pause if the connection had lasted
-    /// for some time or something was accepted on it.
+    /// After [`Event::Closed`], or if a broken link had only a checkpoint, the next connection is
+    /// made when there is something to send. After any other end, it is made at the end of the
+    /// current pause. [`Event::Broken`] begins no pause if the connection had lasted for some time,
+    /// or if something was accepted on it.
     const EAGER: bool;
 
     /// `true` if a request carries the events of many batches. The link then counts the retries.
     const COLLECTS: bool = false;
 
-    /// Returns `false` for an `http` output whose `concurrency` is above 1: it may change the
-    /// order.
+    /// Returns `true` if the consumer gets events in order. An `http` output may change the order
+    /// if its `concurrency` is above 1.
     fn is_ordered(&self) -> bool {
         true
     }
 
-    /// Returns `true` if the consumer's answers are about single events.
+    /// Returns `true` if the responses of the consumer are about single events.
     fn judges_events(&self) -> bool {
         false
     }
 
-    /// Returns `true` if reports need the positions of a batch's events ([`Batch::positions`]).
+    /// Returns `true` if the protocol needs the position of each event ([`Batch::positions`]).
     fn tells_positions(&self) -> bool {
         self.judges_events()
     }
 
-    /// Returns `true` if the requests are JSON lists. With a queue in memory and without a filter,
-    /// the link may get pieces of lists as received ([`queue::is_list`]).
+    /// Returns `true` if the requests are JSON lists. If every output sends lists, the link may get
+    /// pieces of lists as received ([`queue::is_list`]).
     fn sends_lists(&self) -> bool {
         false
     }
@@ -62,7 +63,7 @@ pub trait Connect: Send {
         Duration::ZERO
     }
 
-    /// Gives the protocol its queue and its delivery. Called once, before the first connection.
+    /// Gives the protocol facts about its queue and delivery. Called once, before any connection.
     fn begin(&mut self, _begin: Begin) {}
 
     /// Returns the files that the protocol reads (certificates, tokens), if there are any.
@@ -78,8 +79,8 @@ pub trait Connect: Send {
     /// Connects to each address once, for `check --connect`. Returns one result for each.
     fn probe(&mut self) -> impl Future<Output = Probed> + Send;
 
-    /// Makes a link. Tries each address at most once, and returns the last failure. The link of
-    /// `http` dials its connections later, when it has a request to send.
+    /// Makes a link. Tries each address at most once, and returns the last failure if all have
+    /// failed. The link of `http` dials its connections later, when it has a request to send.
     fn connect(&mut self) -> impl Future<Output = Result<Self::Link, Failure>> + Send;
 }
 
@@ -88,7 +89,7 @@ pub trait Connect: Send {
 pub struct Begin {
     /// The identity of the events' queue.
     pub queue: Identity,
-    /// The limit of the queue in bytes. A protocol that collects events must take less.
+    /// The limit of the queue in bytes. A protocol that collects events must hold fewer bytes.
     pub capacity: u64,
     /// Says whether the queue is crowded.
     pub crowding: Crowding,
@@ -101,20 +102,21 @@ pub struct Begin {
     pub retire: CancellationToken,
 }
 
-/// One connection of an output. Several claims may be sent on it before the first is answered.
+/// One connection of an output. Several claims may be sent on it before the first has a result.
 ///
-/// Invariant: each claim that was handed to [`Link::send`] is reported exactly once, by
-/// [`Event::Accepted`] (which may report a claim in parts, from its front), [`Event::Judged`],
-/// [`Event::Refused`] or [`Event::Failed`], or it is covered by the event that ends the link.
-/// [`Event::Taken`] may come before one of these.
+/// Invariant: each claim that was handed to [`Link::send`] is reported exactly once, or is covered
+/// by the event that ends the link. The report is [`Event::Accepted`] (which may report a claim in
+/// parts, from its front), [`Event::Judged`], [`Event::Refused`] or [`Event::Failed`].
+/// [`Event::Taken`] may come before it.
 pub trait Link: Send {
-    /// Returns how many events and bytes the link takes now; `None` while too much is unanswered.
+    /// Returns the room of the link in events and bytes; `None` while too many wait for a response.
     fn room(&self) -> Option<Take>;
 
-    /// Hands over a batch, which must fit into [`Link::room`]. Only [`Link::event`] writes it.
+    /// Hands over a batch. New events fit into [`Link::room`]; events that are sent again may not.
+    /// Nothing is written before [`Link::event`] is called.
     fn send(&mut self, batch: Batch);
 
-    /// Tells a link that collects events to send them: the loop waits until some are final.
+    /// Tells a link that collects events to send what it has: the loop waits for some to be final.
     fn flush(&mut self) {}
 
     /// Returns `true` if the link takes a checkpoint of the evidence now.
@@ -128,20 +130,20 @@ pub trait Link: Send {
     fn send_checkpoint(&mut self, _checkpoint: Checkpoint) {}
 
     /// Does the work of the connection (writing, reading, timeouts) until there is a report. The
-    /// loop also polls it without a claim on the wire, to notice when the consumer closes the
-    /// connection.
+    /// loop also calls this method without a claim on the wire, to notice when the consumer closes
+    /// the connection.
     ///
     /// # Cancel safety
     ///
     /// Nothing is lost when the future is dropped; the loop calls the method again.
     fn event(&mut self) -> impl Future<Output = Event> + Send;
 
-    /// Returns the number of the consumer of the last report (`http` may have several URLs).
+    /// Returns the number of the consumer that sent the last report (`http` may have several URLs).
     fn consumer(&self) -> usize {
         0
     }
 
-    /// Ends the connection in order, within [`CLOSE_TIME`].
+    /// Ends the connection in an orderly way, within [`CLOSE_TIME`].
     fn close(self) -> impl Future<Output = ()> + Send;
 }
 
@@ -150,14 +152,14 @@ pub trait Link: Send {
 pub struct Part {
     /// The position after the last event. A part begins where the previous one ends.
     pub end: Position,
-    /// The number of events that were sent. The filter may have dropped others.
+    /// The number of sent events in the part. The filter may have dropped others.
     pub events: u64,
     /// The consumer's verdict on these events.
     pub verdict: Verdict,
 }
 
 impl Part {
-    /// Returns `true` if the consumer has events of the part.
+    /// Returns `true` if the consumer has confirmed an event of the part.
     pub fn is_taken(&self) -> bool {
         match &self.verdict {
             Verdict::Delivered | Verdict::Existing => true,
@@ -167,7 +169,7 @@ impl Part {
         }
     }
 
-    /// Returns the reason why events of the part were sent and not taken, if there is one.
+    /// Returns the reason why the consumer did not take events of the part, if the verdict has one.
     pub fn failure(&self) -> Option<&Failure> {
         match &self.verdict {
             Verdict::Delivered | Verdict::Existing | Verdict::TooLong => None,
@@ -179,7 +181,7 @@ impl Part {
     }
 }
 
-/// The parts of an answer, collected event by event.
+/// The parts of a response, collected event by event.
 #[derive(Debug, Default, PartialEq)]
 pub struct Parts(Vec<Part>);
 
@@ -196,18 +198,19 @@ impl Parts {
         }
     }
 
-    /// Returns `true` if the consumer has all events, or if there are none.
+    /// Returns `true` if the verdict on each event is [`Verdict::Delivered`], or if there are none.
     pub fn are_delivered(&self) -> bool {
         self.0.iter().all(|part| part.verdict == Verdict::Delivered)
     }
 
-    /// Returns the number of events that the consumer has.
+    /// Returns the number of events with the verdict [`Verdict::Delivered`].
     pub fn delivered(&self) -> u64 {
         let delivered = self.0.iter().filter(|part| part.verdict == Verdict::Delivered);
         delivered.map(|part| part.events).sum()
     }
 
-    /// Returns the parts of the answer about `claim`. The last part reaches to the claim's end.
+    /// Returns the parts of the response about `claim`. The last one is extended to the claim's
+    /// end.
     pub fn end(mut self, claim: Claim) -> Vec<Part> {
         if let Some(last) = self.0.last_mut() {
             last.end = claim.end;
@@ -216,7 +219,7 @@ impl Parts {
     }
 }
 
-/// The meaning of a consumer's answer for an event.
+/// The meaning of the consumer's response for an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// The consumer has the event.
@@ -229,38 +232,37 @@ pub enum Verdict {
     Refused(Failure),
     /// The event is too long for the protocol. It was not sent, and is given up.
     TooLong,
-    /// The consumer refuses some events of the part for good and has the others, and does not say
-    /// which. All are kept as dead letters and none is sent again, because the consumer would have
-    /// the others twice.
+    /// The consumer refuses some events of the part for good and has the rest, but does not say
+    /// which. All become dead letters. None is sent again, because the rest would arrive twice.
     Partly {
         /// The number of refused events.
         refused: u64,
         /// The reason of the refusal.
         failure: Failure,
     },
-    /// The consumer has the event, as its answer about a later event shows, but will never confirm
-    /// it. It is sent again without a pause, but never with events that the consumer has not read:
-    /// one of these may be refused, and the consumer would have the event again.
+    /// The consumer has the event, as the response about a later event shows, but will never
+    /// confirm it. The event is sent again without a pause, but not with events that the consumer
+    /// has not read: after a refusal of one of them, the consumer would get this event once more.
     Unconfirmed,
-    /// The event was not read or had no room in the request. It is sent next, without a pause.
+    /// The consumer has not read the event, or the request had no room. It is sent without a pause.
     Unsent,
 }
 
 /// A report of a link to the delivery loop.
 #[derive(Debug)]
 pub enum Event {
-    /// The consumer has the claim, which may be the first part of a sent claim. The rest then still
-    /// waits for an answer.
+    /// The consumer has the claim. The claim may be the first part of one that was sent; the rest
+    /// then still waits for a response.
     Accepted(Claim),
-    /// The consumer has taken the request with the claim, and will confirm it in another report.
+    /// The consumer has received the request with the claim. A later report says what became of it.
     Taken(Claim),
-    /// The answer is about single events. The parts are in order, and cover the claim, which may be
-    /// the first part of a claim that was sent.
+    /// The response is about single events. The parts are in order and cover the claim. The claim
+    /// may be the first part of one that was sent.
     Judged(Claim, Vec<Part>),
-    /// Claims that became final at the same moment, because an object with their events is stored.
-    /// The queue never has only some of them as final, whenever the relay is killed.
+    /// The reports of claims that become final together, because one stored object has their
+    /// events. A relay that was killed later sends either all of these events again or none.
     Together(Vec<Self>),
-    /// The consumer refuses the request because of its events. The loop searches for those at
+    /// The consumer refuses the request because of its events. The loop searches for the ones at
     /// fault.
     Refused(Claim, Failure),
     /// The link can take events again, although no claim has become final.
@@ -276,10 +278,10 @@ pub enum Event {
         /// `true` if the consumer accepted something on this link.
         progress: bool,
     },
-    /// The link asks to be closed in order. No claim waits for an answer.
+    /// The link asks for its orderly end. No claim waits for a response.
     Closed,
-    /// The end of a link that can refuse events, or that makes claims final out of order. Claims on
-    /// the wire are sent again; others keep their state. `None` if the end was not a failure.
+    /// A link that reports refusals, or results out of order, has ended. Claims on the wire are
+    /// sent again; other claims keep their state. `None` if the end is no failure.
     Gone(Option<Failure>),
     /// The link can send nothing because of this failure, but keeps trying.
     #[cfg(any(feature = "kafka", test))]
@@ -289,7 +291,7 @@ pub enum Event {
 }
 
 impl Event {
-    /// Returns the report that the consumer has `claim` or, without a claim, the checkpoint.
+    /// Returns the report that the consumer has `claim`. `None` stands for the checkpoint.
     pub fn accepted(claim: Option<Claim>) -> Self {
         match claim {
             Some(claim) => Self::Accepted(claim),
@@ -298,7 +300,7 @@ impl Event {
     }
 }
 
-/// Waits until the moment, or for ever if it is `None`.
+/// Waits until `moment`. Never returns if it is `None`.
 pub async fn until(moment: Option<Instant>) {
     match moment {
         Some(moment) => tokio::time::sleep_until(moment).await,

@@ -1,7 +1,7 @@
-//! Work on large events, next to the worker threads of the runtime.
+//! Work on large events that does not hold up the other tasks of a worker thread.
 //!
-//! An event of 64 MiB can keep a filter busy for a second, and in a container with up to three
-//! cores all outputs, listeners and timers share one worker thread. This module therefore gives the
+//! An event of 64 MiB can keep a filter busy for a second. In a container with up to three cores,
+//! all outputs, listeners and timers share one worker thread. This module therefore gives the
 //! worker thread's other tasks to another thread while the filter works on a large event.
 
 use std::sync::OnceLock;
@@ -30,8 +30,8 @@ pub(super) fn has_large_event(piece: &[u8]) -> bool {
 }
 
 /// Calls `work`. If it takes long and the runtime has several threads, another thread runs the
-/// other tasks of this worker thread. At most as many of these calls as there are worker threads
-/// run at once: more would take memory, and the cores that other tasks need. `work` is never
+/// other tasks of this worker thread. At most as many of these calls run at the same time as there
+/// are worker threads: more would take memory, and the cores that other tasks need. `work` is never
 /// cancelled.
 pub(super) fn offload<T>(takes_long: bool, work: impl FnOnce() -> T) -> T {
     static TURNS: OnceLock<Semaphore> = OnceLock::new();

@@ -10,27 +10,27 @@ use crate::filter::Seen;
 use crate::tap::Taps;
 use queue::{Claim, Cursor};
 
-/// The state that a delivery hands over to the next one, which sends each unanswered event again.
+/// The state that a delivery hands to the next one. Events without a response are sent again.
 pub struct HandOver {
-    /// The output's position in the queue.
+    /// The output's place in the queue.
     pub cursor: Cursor,
     /// The claims to be sent again, in the order of the queue. Empty if `cursor` was set back.
     pub claims: Vec<Claim>,
     /// The events that the output has set aside.
     pub aside: Aside,
-    /// The filter's memory of sent events, if it removes duplicates and its memory is complete.
+    /// The filter's memory of sent events. `None` if it is incomplete, or if duplicates are sent.
     pub seen: Option<Seen>,
 }
 
 impl HandOver {
-    /// Makes the state of an output's first delivery.
+    /// Makes the state for the first delivery of an output.
     pub fn begin(cursor: Cursor) -> Self {
         let aside = Aside::new(&cursor);
         Self { cursor, claims: Vec::new(), aside, seen: None }
     }
 
-    /// Removes the output from the queue ([`Cursor::leave`]). Returns the number of its lost
-    /// events.
+    /// Removes the output from the queue ([`Cursor::leave`]). Returns the number of events that the
+    /// output loses.
     pub async fn leave(self) -> u64 {
         let lost = self.cursor.leave();
         self.aside.clear().await;
@@ -38,16 +38,17 @@ impl HandOver {
     }
 }
 
-/// The orders that a delivery obeys: each is given by cancelling its token.
+/// The orders that a delivery obeys (an order is given by cancelling its token), and the relay's
+/// checkpoints and taps.
 #[derive(Clone, Default)]
 pub struct Orders {
     /// The process will end soon: the delivery still sends events, and its pauses are short, so
     /// that a consumer that works again is noticed in time.
     pub draining: CancellationToken,
-    /// The process ends now: the delivery stops at once.
+    /// The process ends now: the delivery closes its connection and sends nothing more.
     pub stop: CancellationToken,
-    /// The delivery returns a [`HandOver`]: another one replaces it, or a reload removed the
-    /// output.
+    /// The delivery must return a [`HandOver`], because another delivery replaces it or a reload
+    /// has removed the output.
     pub retire: CancellationToken,
     /// The newest checkpoint of the evidence; `None` if the relay records no evidence.
     pub checkpoints: Option<Published>,

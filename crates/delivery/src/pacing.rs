@@ -1,4 +1,4 @@
-//! Decides when the next attempt may be made, and how many at once, without I/O.
+//! Decides when the next attempt may be made, and how many may run at the same time, without I/O.
 
 use std::time::Duration;
 
@@ -14,20 +14,20 @@ pub(super) const DRAIN_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// Decides when one delivery may make its next attempt. The delivery loop owns this value.
 ///
-/// Invariants: nothing is sent during a pause. Failures during a pause do not make it longer,
-/// unless the consumer asks for a longer pause (`Retry-After`) and the relay does not drain. After
-/// a failure, one attempt at a time is made until one succeeds or, for an output that connects
-/// before it has events, until there is a new connection.
+/// Invariants: nothing is sent during a pause. A failure during a pause makes it longer only if the
+/// consumer asks for that (`Retry-After`; while the relay drains, for at most [`DRAIN_PAUSE_MAX`]).
+/// After a failure, one attempt at a time is made until one succeeds or, for an output that
+/// connects before it has events, until there is a new connection.
 pub(super) struct Pacing {
     retry: Retry,
     pub(super) paused_until: Option<Instant>,
     /// `true` if only one request at a time may be sent.
     pub(super) is_serial: bool,
-    /// `true` if a new connection alone does not prove that the consumer is up: the previous one
+    /// `true` if a new connection alone does not prove that the consumer is up. The previous one
     /// broke before anything was accepted on it, or ended with the failure of an `Event::Gone`. A
     /// consumer that refuses our certificate, or every client, breaks connections in this way.
     pub(super) is_unproven: bool,
-    /// `true` once the drain has cut the pause short.
+    /// `true` after [`Pacing::shorten`]: the drain ends at most one pause early.
     pub(super) is_shortened: bool,
     draining: CancellationToken,
 }
@@ -57,7 +57,8 @@ impl Pacing {
         self.paused_until = None;
     }
 
-    /// Begins a pause, or makes it longer if the consumer `asked` for that. Returns its rest.
+    /// Begins a pause, or makes the current one longer if the consumer `asked` for that. Returns
+    /// the time until the end of the pause.
     pub(crate) fn failed(&mut self, asked: Option<Duration>) -> Duration {
         let now = Instant::now();
         let until = match self.paused_until {
@@ -71,7 +72,8 @@ impl Pacing {
         until.saturating_duration_since(now)
     }
 
-    /// The consumer refused all events of a round, and `asked` for this pause. Returns its length.
+    /// Begins a pause of at least `asked` after a round of the search. Returns the length of the
+    /// pause.
     pub(crate) fn pause(&mut self, asked: Option<Duration>) -> Duration {
         let wait = self.next_wait(asked);
         self.paused_until = Some(Instant::now() + wait);

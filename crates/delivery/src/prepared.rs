@@ -32,7 +32,7 @@ pub trait Connector: Send {
     /// Returns the addresses of the output, if it has any.
     fn endpoints(&self) -> Option<Arc<Endpoints>>;
 
-    /// Connects to each address once. Returns one result for each.
+    /// Connects to each address once. Returns one result for each address.
     fn probe(&mut self) -> Pin<Box<dyn Future<Output = Probed> + Send + '_>>;
 
     /// Runs a delivery until an order or an error ends it.
@@ -103,7 +103,7 @@ impl Prepared {
     }
 
     /// Connects to each address once, with the TLS handshake if the output uses TLS. Returns the
-    /// name and the result for each.
+    /// name and the result for each address.
     pub async fn probe(&mut self) -> Vec<(String, Result<(), String>)> {
         self.connector.probe().await
     }
@@ -117,6 +117,6 @@ impl Prepared {
     }
 }
 
-/// The result is `Some` if another delivery replaces this one or a reload has removed the output,
-/// and `None` if the process ends.
+/// A running delivery. The result is `Some` if another delivery replaces this one or a reload has
+/// removed the output, and `None` if the process ends.
 pub type Running = Pin<Box<dyn Future<Output = Result<Option<HandOver>, String>> + Send>>;

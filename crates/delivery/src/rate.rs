@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// A batch is sent whole, and the output then waits until its bytes are within the limit. Time in
-/// which nothing was sent is not saved up.
+/// The limit of one output. A batch is sent whole, and the output then waits until the bytes are
+/// within the limit. Time in which nothing was sent is not saved up.
 pub(super) struct Rate {
     /// In bytes per second.
     limit: Option<u64>,
@@ -46,7 +46,7 @@ mod tests {
             sent += bytes;
         }
         assert!((290_000_000..310_000_000).contains(&sent), "{sent}");
-        // An hour of rest does not allow more than one batch at once.
+        // An hour of rest does not allow more than one batch without a pause.
         tokio::time::sleep(Duration::from_secs(3600)).await;
         assert!(rate.closed_until().is_none());
         rate.sent(10_000_000);

@@ -1,10 +1,9 @@
-//! The reason why events are given up.
+//! The reason why events are given up, for the counters, the log and the dead letters.
 
 use std::sync::Arc;
 
 use telemetry::Cause;
 
-/// The reason why events are given up, for the counters, the log and the dead letters.
 #[derive(Debug, Clone)]
 pub(crate) struct Reason {
     /// The label of the counter of lost events.
@@ -18,7 +17,7 @@ impl Reason {
         Self { cause, text: Arc::from(text) }
     }
 
-    /// An event that was set aside can't be read.
+    /// Makes the reason for an event that is set aside and can't be read.
     pub(crate) fn unreadable(why: &str) -> Self {
         Self::new(Cause::Unreadable, why)
     }

@@ -26,8 +26,8 @@ impl Retry {
     }
 
     /// Returns the next pause. Pauses grow by `retry.multiplier` up to `retry.max_interval`, with a
-    /// random difference. A pause is at least `retry_after`, which counts up to
-    /// [`RETRY_AFTER_MAX`].
+    /// random difference. A pause is at least as long as `retry_after`, or [`RETRY_AFTER_MAX`] if
+    /// that is shorter.
     pub fn pause(&mut self, retry_after: Option<Duration>) -> Duration {
         // `None` is returned only if a maximum of elapsed time is set, and none is.
         let own = self.backoff.next_backoff().unwrap_or(self.backoff.max_interval);

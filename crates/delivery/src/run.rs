@@ -1,6 +1,6 @@
 //! The loop that moves one cursor: it takes events from the queue, sends them, waits for the
-//! consumer's answer, and finishes them. It is generic over the protocol. Every decision is the
-//! ledger's.
+//! consumer's response, and finishes them. The loop is generic over the protocol. The ledger makes
+//! every decision.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,36 +22,35 @@ use crate::filter;
 use crate::filter::Filter;
 use base::mutant;
 
-/// A connection that has lasted for this time proves that the consumer is up, if an earlier one
-/// broke before anything was accepted on it. A consumer that refuses our certificate, or every
-/// client, ends a connection sooner.
+/// After a connection broke before anything was accepted on it, the next one proves that the
+/// consumer is up when it has lasted for this time. A consumer that refuses our certificate, or
+/// every client, ends a connection sooner.
 const PROVEN_AFTER: Duration = Duration::from_secs(1);
 
-/// The longest time that a replaced delivery waits for answers, and then again for dead letters in
-/// progress. Events without an answer are sent again by the new delivery. A consumer that hangs
-/// must not delay a change of its output's settings for long.
+/// The longest time that a replaced delivery waits for responses, and then again for dead letters
+/// in progress. The new delivery sends events without a response again. A consumer that hangs must
+/// not delay a change of its output's settings for long.
 const HAND_OVER_TIME: Duration = Duration::from_secs(10);
 
 /// The time for writing the last dead letters at the end of the process. Events without a written
 /// letter stay in the queue's directory, or are lost and counted if the queue is only in memory.
 const LAST_LETTERS: Duration = Duration::from_secs(1);
 
-/// The longest time for reading the queue's recent events at startup, to recognize their
-/// duplicates. Duplicates of events that are not read may be sent.
+/// The longest time for reading the queue's recent events at startup, to recognize duplicates.
+/// Duplicates of events that are not read may be sent.
 const LOOK_BACK_TIME: Duration = Duration::from_secs(30);
 
 /// The delivery of one output. One task runs it, from [`Delivery::run`] to its end.
 ///
 /// Phases: at startup, the filter's memory of sent events is rebuilt. Then these phases repeat:
 /// *rest* until a connection is needed and may be made; *connect*; *drive* the link (use the
-/// connection) until it ends. In each turn of the drive loop, the delivery first hands over dead
-/// letters, then sends as much as the link takes, then waits for the first of: the end of the
-/// process, an order to hand over to another delivery, dead letters that are written, a report of
-/// the link, the drain, new events in the queue, the end of a pause, the moment that proves the
-/// connection.
+/// connection) until it ends. In each turn of the drive loop, the delivery hands over dead letters,
+/// and sends as much as the link takes. Then it waits (`wake`) for something to do: an order, a
+/// report of the link, new events in the queue, the end of a pause, and so on.
 ///
-/// A delivery gives up an event only if `retry.max_elapsed` or `rejected.action` say so, or if the
-/// protocol can't carry the event. While dead letters are written, other claims are sent.
+/// A delivery gives up an event only if `retry.max_elapsed` or `rejected.action` say so, if the
+/// protocol leaves no choice (`Verdict::TooLong`, `Verdict::Partly`), or if the event can't be
+/// read. While dead letters are written, other claims are sent.
 ///
 /// Invariants:
 /// - Every wait ends when `orders.stop` is cancelled, except the close of a link (`CLOSE_TIME`) and
@@ -72,13 +71,11 @@ pub(super) struct Delivery<C> {
 
 /// The values from which a delivery is made, except its connector.
 pub struct Start {
-    /// The state that the previous delivery has left.
     pub begin: HandOver,
     pub health: Health,
     pub config: config::Output,
     /// `None` if every event is sent unchanged.
     pub filter: Option<Arc<filter::Rules>>,
-    /// The writer for events that are given up, if the config asks for it.
     pub dead_letters: DeadLetters,
     pub orders: Orders,
 }
@@ -95,7 +92,7 @@ enum Ended {
     Broken(Failure),
     /// `None` if the end was not a failure.
     Gone(Option<Failure>),
-    /// Only a checkpoint was in progress, so no event needs another connection.
+    /// The link broke while it had only a checkpoint, so no event needs another connection.
     BrokenBeside,
     Fatal(String),
 }
@@ -105,7 +102,7 @@ enum Wake {
     Close(Ended),
     /// Another delivery replaces this one, or a reload has removed the output.
     Retire,
-    /// The ledger knows already what has happened; something may be sent now.
+    /// The ledger has handled the change already; something may be sent now.
     Again,
     Reported(Event),
 }
@@ -125,7 +122,7 @@ impl<C: Connect> Delivery<C> {
         let filter = filter.map(|rules| Filter::new(rules, seen));
         let tells_positions = connector.tells_positions();
         cursor.tell_acceptances(filter.is_some() || tells_positions || cursor.is_recorded());
-        // The evidence hashes the lines that the filter sends.
+        // The evidence needs the hash of each line that the filter sends, and a list has no lines.
         let hashes = filter.is_some() && cursor.is_recorded();
         let sends_lists = connector.sends_lists() && !hashes;
         cursor.take_lists(sends_lists);
@@ -200,7 +197,7 @@ impl<C: Connect> Delivery<C> {
             let link = match connected {
                 Ok(link) => link,
                 Err(failure) if !for_events => {
-                    // No pause begins, so events that arrive now are sent at once.
+                    // No pause begins, so events that arrive now are sent without a wait.
                     self.checkpoints.failed(&failure);
                     needed = false;
                     continue;
@@ -286,8 +283,8 @@ impl<C: Connect> Delivery<C> {
 
     async fn drive(&mut self, mut link: C::Link) -> Ended {
         let proven_at = Instant::now() + PROVEN_AFTER;
-        // Set when another delivery replaces this one: the link gets no new claims, and has until
-        // this moment to finish its claims.
+        // `Some` once another delivery replaces this one: the link gets no new claims, and has
+        // until this moment to finish its claims.
         let mut leave_at = None;
         loop {
             if self.ledger.bury() {
@@ -333,7 +330,7 @@ impl<C: Connect> Delivery<C> {
                 Wake::Reported(event) => event,
             };
             if let Some(ended) = self.on_event(event, link.consumer(), proven_at) {
-                // With any other result, the link is already closed or unusable.
+                // After any other end, the link is already closed or unusable.
                 if matches!(ended, Ended::Closed | Ended::Gone(_)) {
                     link.close().await;
                 }
@@ -358,8 +355,8 @@ impl<C: Connect> Delivery<C> {
             tokio::task::yield_now().await;
         }
         if !ledger.in_flight.has(State::OnWire) && ledger.in_flight.cursor().is_closed() {
-            // Suspects are not decided before the next start, which sends them first. The claims
-            // that wait for this decision become final now.
+            // No new event can decide about suspects any more: the next start sends them first. The
+            // claims that are held because of them become final now.
             mutant!(
                 "drain-waits-for-held-events",
                 ledger.finish_all(ledger.in_flight.claims(State::Held))
@@ -410,7 +407,7 @@ impl<C: Connect> Delivery<C> {
         }
     }
 
-    /// A consumer that has just failed gets its events before a checkpoint.
+    /// Returns `true` if a checkpoint may be sent now. Claims that are sent again go first.
     fn has_turn_for_checkpoint(&self, link: &C::Link) -> bool {
         !self.ledger.in_flight.has(State::Pending) && link.takes_checkpoint()
     }

@@ -1,15 +1,15 @@
 //! Chooses what is sent next while a consumer turns claims down, without I/O.
 //!
-//! Whether the fault is the consumer's or an event's shows only when the consumer takes something
-//! else. So other events are sent to compare with:
+//! Either the consumer or an event is at fault. If the consumer takes something else, it is the
+//! event. So other events are sent to compare with:
 //!
-//! - **A claim is refused.** The search begins: one request is sent at a time, so that each answer
-//!   is about one claim, and the claim is halved down to single events. While only suspects are
-//!   left, a round sends one of them, and then one new event of the queue. If that is refused too,
-//!   the round is over, and the loop pauses. An acceptance makes all suspects pending again. The
-//!   search ends when no claim is pending, suspected or on the wire.
-//! - **A claim is answered with a server error.** It is sent again after a pause. From the second
-//!   error on, requests with this claim and requests with other events alternate.
+//! - **A claim is refused.** The search begins: one request is sent at a time, so that each
+//!   response is about one claim. The claim is halved down to single events. While only suspects
+//!   are left, a round sends one of them, and then one new event of the queue. If the new event is
+//!   refused too, the round is over, and the loop pauses. An acceptance makes all suspects pending
+//!   again. The search ends when no claim is pending, suspected or on the wire.
+//! - **A claim gets a server error.** The claim is sent again after a pause. From its second error
+//!   on, requests with this claim and requests with other events alternate.
 
 use std::time::Duration;
 
@@ -43,20 +43,21 @@ enum Round {
 pub(crate) struct Search {
     /// `None` while no claim is refused.
     round: Option<Round>,
-    /// The index of the last round's suspect. The next round sends another one: without new events,
-    /// only a suspect can show that the consumer works.
+    /// The index of the last round's suspect. The next round sends another suspect: without new
+    /// events, only a suspect can show that the consumer works.
     rotation: usize,
-    /// The number of new events for the next comparison, less one. It grows while the filter keeps
-    /// back all events of a claim, and is 0 again after events were sent.
+    /// The number of new events for the next comparison, less one. It grows while the filter drops
+    /// all events of a claim, and is 0 again after events were sent.
     more_events: u64,
     pub(super) last_refusal: Option<Failure>,
     /// `true` if a new event ends the pause, to be compared with a claim that got a server error.
     awaits_event: bool,
-    /// `true` if the next request has other events than the first waiting claim.
+    /// `true` if the next request must have other events than the first waiting claim.
     others: bool,
-    /// `true` if the last batch had such other events. The filter may keep them all back.
+    /// `true` if the last batch had other events than the first waiting claim. The filter may drop
+    /// them.
     took_others: bool,
-    /// `true` if an address that was passed over in this round answered a claim with a further
+    /// `true` if an address that was passed over in this round responded to a claim with a further
     /// server error. If the round ends with another failure, the next request has other events.
     passed_over: bool,
 }
@@ -76,13 +77,13 @@ impl Search {
         self.passed_over = false;
     }
 
-    /// A claim got its `errors`th server error. `elsewhere`: another address is asked at once.
+    /// Notes the `errors`th server error of a claim. `elsewhere`: another address is tried next.
     pub(super) fn claim_failed(&mut self, errors: u32, elsewhere: bool) {
         let flag = if elsewhere { &mut self.passed_over } else { &mut self.others };
         *flag |= errors >= ERRORS_BEFORE_OTHERS;
     }
 
-    /// The next request has other events than the first waiting claim.
+    /// Makes the next request have other events than the first waiting claim.
     pub(crate) fn compare(&mut self) {
         self.others = true;
     }
@@ -95,7 +96,7 @@ impl Search {
         );
     }
 
-    /// The events of a claim were found to be at fault, so no comparison is needed.
+    /// Notes that the events of a claim were found to be at fault: no comparison is needed.
     pub(crate) fn found(&mut self) {
         self.others = false;
     }
@@ -168,7 +169,7 @@ impl Search {
         self.rotation
     }
 
-    /// Ends the search: no event waits for a decision or an answer, or the connection has ended.
+    /// Ends the search: no event waits for a decision or a response, or the connection has ended.
     pub(crate) fn end(&mut self) {
         self.round = None;
     }

@@ -1,5 +1,5 @@
 //! Shows a person the events that leave, while they leave: the *taps*. A tap is one reader on the
-//! admin address. Deliveries copy lines for it; the reader's own task does the rest.
+//! admin address. Deliveries copy lines for the tap; the reader's own task does the rest.
 //!
 //! - While no tap is open, a delivery reads one number for each batch.
 //! - A delivery never waits for a tap. The copies for one tap are limited in lines and bytes per
@@ -38,12 +38,12 @@ pub use view::{Looked, View};
 /// writing: a few events of [`EVENT_BYTES_MAX`] in which each byte became an escape of six.
 pub const TAPS_MAX: usize = 4;
 
-/// The limit for the bytes of a tap's lines, from their copy until the reader's task is done with
-/// them, with `LINE_OVERHEAD` for each.
+/// The limit for the bytes of a tap's lines, `LINE_OVERHEAD` for each included. A line counts from
+/// its copy until the reader's task is done with it.
 pub const ROOM_BYTES: usize = 2 << 20;
 
-/// The limit for lines per second, possibly all at once. It is above the rate of most clusters, so
-/// that a rare event is found among all others.
+/// The limit for lines per second, which may all come at the same moment. It is above the rate of
+/// most clusters, so that a rare event is found among all others.
 pub const LINES_PER_SECOND: u32 = 2000;
 
 /// The maximum number of bytes per second that are copied for one tap.
@@ -147,7 +147,7 @@ impl Drop for Tap {
         self.taps.close(&self.reader);
         let mut state = lock(&self.reader.state);
         state.is_closed = true;
-        // Dropped after the lock: the end of each line changes `held`.
+        // The lines are dropped after the lock, because each one then changes `held`.
         let lines = std::mem::take(&mut state.lines);
         drop(state);
         drop(lines);
@@ -159,7 +159,7 @@ impl Drop for Tap {
 pub struct Skipped {
     /// More events matched than the reader wants in a second.
     pub sample: u64,
-    /// More events left than are copied in a second. The others were not compared.
+    /// More events left than are copied in a second. The rest was not compared.
     pub rate: u64,
     /// [`ROOM_BYTES`] were taken: the reader or the output's consumer is slow.
     pub full: u64,
@@ -245,7 +245,7 @@ impl Reader {
         Ok(Line { output: Arc::clone(output), event: event.into(), reader: Arc::clone(self) })
     }
 
-    /// Hands over acknowledged lines, and counts events of the same acknowledgement without a line.
+    /// Hands over acknowledged lines, and counts acknowledged events without a line.
     pub fn deliver(&self, lines: impl IntoIterator<Item = Line>, skipped: Skipped) {
         let mut state = lock(&self.state);
         if state.is_closed {
@@ -273,7 +273,7 @@ impl ReaderState {
     }
 }
 
-/// An allowance per second, which may be taken at once.
+/// An amount per second, which may be taken all at the same moment.
 pub struct Allowance {
     per_second: f64,
     left: f64,
@@ -281,7 +281,7 @@ pub struct Allowance {
 }
 
 impl Allowance {
-    /// Makes an allowance of which nothing is taken.
+    /// Makes an allowance from which nothing is taken yet.
     pub fn new(per_second: u32) -> Self {
         let per_second = f64::from(per_second);
         Self { per_second, left: per_second, refilled: Instant::now() }

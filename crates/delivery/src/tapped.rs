@@ -45,7 +45,7 @@ impl Tapping {
         Self { taps, output: output.into(), ..Self::default() }
     }
 
-    /// Returns `false` if no tap asks for the claim's events.
+    /// Begins a claim. Returns `false` if no tap asks for its events.
     pub(crate) fn begin(&mut self, claim: Claim) -> bool {
         let open = self.taps.as_ref().filter(|taps| taps.is_open());
         let Some(taps) = open else {
@@ -64,7 +64,7 @@ impl Tapping {
         self.current.iter().any(|sample| sample.why.is_none())
     }
 
-    /// `event` does not have its form yet.
+    /// Copies an event, which does not have its form yet, for each tap that takes more.
     pub(crate) fn copy(&mut self, position: Position, event: &[u8]) {
         for sample in self.current.iter_mut().filter(|sample| sample.why.is_none()) {
             if event.len() > EVENT_BYTES_MAX {
@@ -78,7 +78,7 @@ impl Tapping {
         }
     }
 
-    /// `is_sent` is `false` if no event of the claim is sent.
+    /// Ends the claim. `is_sent` is `false` if none of its events is sent.
     pub(crate) fn end(&mut self, is_sent: bool) {
         let current = std::mem::take(&mut self.current);
         if is_sent {
@@ -86,7 +86,7 @@ impl Tapping {
         }
     }
 
-    /// Hands the copies to their taps: the consumer has acknowledged `events` events of the claim.
+    /// Hands copies to their taps: the consumer has acknowledged `events` events of the claim.
     pub(crate) fn accepted(&mut self, claim: Claim, events: u64) {
         for sample in self.samples.iter_mut().filter(|sample| sample.overlaps(claim)) {
             let (mut lines, mut skipped) = (Vec::new(), Skipped::default());

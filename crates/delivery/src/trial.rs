@@ -1,15 +1,16 @@
 //! Trials: the decisions about events that a consumer turns down.
 //!
-//! A balancer with one broken backend answers 400 to every second request, a store that restarts
-//! answers 500, and one whose index is missing refuses everything. So there is one rule: an answer
-//! counts against an event only if the event was alone in its request, and if **the consumer
-//! works**: it has taken something that was sent after this event was first turned down. Another
-//! address that takes events proves nothing about the address that does not.
+//! A balancer with one broken backend responds to every second request with 400, a store that
+//! restarts responds with 500, and a store without its index refuses everything. So there is one
+//! rule: a response counts against an event only if the event was alone in its request, and if
+//! **the consumer works**. A consumer works if it has taken something that was sent after this
+//! event was first turned down. Another address that takes events proves nothing about the address
+//! that does not.
 //!
-//! A claim that is turned down has a [`Trial`]. It is halved until single events are turned down,
-//! and a single event whose consumer works is *set aside*: it leaves the queue at once, and holds
-//! up no other. Its trial becomes a [`Retrial`], which says when it is tried again and when it is
-//! given up:
+//! A claim that is turned down has a [`Trial`]. The claim is halved until single events are turned
+//! down. A single event whose consumer works is *set aside*: it leaves the queue, and holds up no
+//! other event. Its trial becomes a [`Retrial`], which says when the event is tried again and when
+//! it is given up:
 //!
 //! | answer to the tries | tries | time |
 //! |---|---|---|
@@ -18,10 +19,10 @@
 //! | a server error (5xx) | 4 | `rejected.after_server_errors` |
 //! | a server error, while the relay drains | 4 | 3 s |
 //!
-//! An ordered output tries a refused event three times at once before it sets it aside (24 times at
-//! an address in doubt), so that few events lose their place for a balancer's broken backend. It
-//! sets an event aside because of server errors only after four of them to this event alone, if the
-//! consumer has taken others between each two.
+//! An ordered output tries a refused event three times without a pause before it sets the event
+//! aside (24 times at an address in doubt). So few events lose their place because of a balancer's
+//! broken backend. It sets an event aside because of server errors only after four of them to this
+//! event alone, if the consumer has taken others between each two.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -30,33 +31,35 @@ use tokio::time::Instant;
 
 use base::mutant;
 
-/// With a broken backend behind every second request, an event is refused 8 times in a row in 1 of
-/// 256 cases, and the address is then usually in doubt already.
+/// The refusals after which an event may be given up. If every second request reaches a broken
+/// backend, 1 event of 256 is refused 8 times in a row. The address is then usually in doubt
+/// already.
 const TRIES: u32 = 8;
 
 const TRIES_OF_DOUBT: u32 = 24;
 
-/// With growing pauses, the fourth server error comes 7 s after the first.
+/// The server errors after which an event may be given up. Pauses grow, so the fourth comes 7 s
+/// after the first.
 const TRIES_OF_ERRORS: u32 = 4;
 
-/// The refusals without a pause between them, because a balancer sends the next request to another
+/// The number of refusals without a pause in between: a balancer sends the next request to another
 /// backend. The order is kept if one of these tries is accepted.
 const TRIES_IN_ORDER: u32 = 3;
 
-/// The server errors to a claim after which its events may be at fault.
+/// The number of server errors to a claim after which its events may be at fault.
 const ERRORS_MIN: u32 = 2;
 
-/// The same for an ordered output. Only one of 16 claims gets four errors in a row from a consumer
-/// that answers every second request with 503. For a single event, an error counts only if the
-/// consumer has accepted others since the previous one: a consumer that works for a moment in an
-/// outage makes no event lose its place in the order.
+/// Like [`ERRORS_MIN`], for an ordered output. Only one of 16 claims gets four errors in a row from
+/// a consumer that responds to every second request with 503. An error to a single event counts
+/// only if the consumer has accepted others since the previous one. So no event loses its place
+/// because a consumer works for a moment in an outage.
 const ERRORS_MIN_ORDERED: u32 = 4;
 
-/// After this number of tries at other addresses in a row, the tries at one address are forgotten,
-/// because this address is unreachable.
+/// After more than this number of tries at other addresses in a row, the tries at the first address
+/// are forgotten, because it seems to be unreachable.
 const ELSEWHERE_MAX: u32 = 8;
 
-/// The time for which an address is in doubt.
+/// The time for which an address is in doubt after it has accepted an event that it had refused.
 const DOUBT: Duration = Duration::from_secs(10 * 60);
 
 /// The shortest time from the first try to giving up.
@@ -70,12 +73,12 @@ const PAUSE_MIN: Duration = Duration::from_secs(1);
 
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 
-/// The claims in a row that a consumer may turn down while an earlier acceptance still proves that
-/// it works. The halves of a claim of 5,000 events reach a single event in 13 steps.
+/// The number of claims in a row that a consumer may turn down while an earlier acceptance still
+/// proves that it works. The halves of a claim of 5,000 events reach a single event in 13 steps.
 const IN_A_ROW_MAX: u64 = 16;
 
-/// The number of addresses whose answers are remembered. A forgotten one must accept an event
-/// again.
+/// The number of addresses whose responses are remembered. A forgotten address must accept an event
+/// again before its refusals count.
 const CONSUMERS_MAX: usize = 1024;
 
 /// A way in which a consumer turns an event down.
@@ -89,7 +92,8 @@ pub(crate) enum Answer {
 
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Conduct {
-    /// The highest `sent_at` of all accepted claims: [`Conducts::answers`] when they were sent.
+    /// The highest `sent_at` of the accepted claims: the value of [`Conducts::answers`] when the
+    /// claim was sent.
     accepted_since: Option<u64>,
     accepted: u64,
     turned_down: u64,
@@ -100,14 +104,15 @@ pub(super) struct Conduct {
 }
 
 impl Conduct {
-    /// The consumer has accepted something that was sent after the answer with this number.
+    /// Returns `true` if the consumer has accepted something that was sent after response `number`.
     fn works_since(&self, number: u64) -> bool {
         self.accepted_since.is_some_and(|accepted| {
             mutant!("proof-from-before-the-refusal", accepted >= number, true)
         })
     }
 
-    /// The consumer has accepted something since `earlier`, or turned down no other claim.
+    /// Returns `true` if the consumer has accepted something, or turned down no other claim, since
+    /// `earlier`.
     fn still_works(&self, earlier: &Self) -> bool {
         self.accepted > earlier.accepted || self.turned_down == earlier.turned_down
     }
@@ -119,7 +124,7 @@ impl Conduct {
 
 #[derive(Debug, Default)]
 pub(super) struct Conducts {
-    /// The number of answers in which this delivery has seen something turned down.
+    /// The number of responses in this delivery that have turned something down.
     pub answers: u64,
     of: BTreeMap<usize, Conduct>,
 }
@@ -156,13 +161,11 @@ impl Conducts {
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Circumstances {
-    /// `true` if the output keeps the order.
     pub is_ordered: bool,
-    /// `true` with `rejected.action = "retry"`: nothing may be given up.
+    /// `true` if `rejected.action` is `"retry"`: nothing may be given up.
     pub(super) keeps_all: bool,
     /// The setting `rejected.after_server_errors`.
     pub server_errors: Duration,
-    /// `true` if the relay drains.
     pub drains: bool,
 }
 
@@ -172,22 +175,22 @@ pub(crate) enum Verdict {
     Again,
     /// The events may be at fault. Several are halved; a single one becomes a suspect.
     Doubt,
-    /// The single event seems to be at fault, and is sent again at once.
+    /// The single event seems to be at fault, and is sent again without a pause.
     AtOnce,
-    /// The single event is set aside.
     SetAside,
 }
 
-/// The answers by which consumers have turned down one claim, or a larger claim that contained it.
+/// The responses by which consumers have turned down one claim, or a larger one that contained it.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Trial {
-    /// The number of the answer that was the first refusal.
+    /// The number of the response that was the first refusal.
     refused_at: Option<u64>,
     pub(super) refusals: u32,
     pub errors: u32,
-    /// The number of the server error since which the consumer must have accepted something.
+    /// The number of a server error. Only what was sent after it can prove that the consumer works.
     errors_since: Option<u64>,
-    /// The server errors to a single event between which the consumer has accepted others.
+    /// For an ordered output, the number of server errors to a single event that count: between
+    /// each two, the consumer has accepted something.
     proven: u32,
 }
 
@@ -212,8 +215,8 @@ impl Trial {
         if is_over { Verdict::SetAside } else { Verdict::AtOnce }
     }
 
-    /// `took_others` is `Some` if the consumer has accepted other events of the request: the number
-    /// of answers when it was sent.
+    /// If the consumer has accepted other events of the request, `took_others` is the `sent_at` of
+    /// the request.
     pub(crate) fn server_error(
         &mut self,
         conducts: &mut Conducts,
@@ -245,10 +248,10 @@ impl Trial {
         }
     }
 
-    /// The consumer most likely works, although it has just answered with a server error that is
-    /// not counted yet: it has accepted the previous claim, or something since it first turned this
-    /// one down. An ordered output sends no other event before the second error, so that a short
-    /// outage changes no order.
+    /// Returns `true` if the consumer most likely works, although it has just responded with a
+    /// server error (not counted yet). The proof: it has accepted the previous claim, or something
+    /// since the first error to this claim. Returns `false` for the first error at an ordered
+    /// output, which sends no other event then, so that a short outage changes no order.
     pub(super) fn is_alone_in_trouble(
         &self,
         conducts: &Conducts,
@@ -296,20 +299,20 @@ pub(crate) enum Next {
 /// The tries of an event that is set aside.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Retrial {
-    /// The moment of the first try, or the beginning of the drain if that is later.
+    /// The moment when the event was set aside, the start of this process, or the start of the
+    /// drain: the latest of them.
     pub since: Instant,
-    /// The moment of the next try.
     pub due: Instant,
     pause: Duration,
     /// The number of tries that count.
     pub tries: u32,
     pub(super) refusals: u32,
     /// The number of the first refusal; 0 if it was before this delivery. A refusal counts only if
-    /// the consumer has accepted something that was sent after it.
+    /// the consumer has accepted something that was sent after the first one.
     refused_at: Option<u64>,
-    /// The last counted answer.
+    /// The last response that counts.
     pub answer: Answer,
-    /// The consumer whose answers count. `None` if it is unreachable, or not known yet.
+    /// The consumer whose responses count. `None` if it is unreachable, or not known yet.
     consumer: Option<usize>,
     conduct: Conduct,
     /// The number of tries at other consumers since the last one at this consumer.
@@ -360,7 +363,7 @@ impl Retrial {
         Next::Wait
     }
 
-    /// Returns `true` if the answer with this number counts against the event.
+    /// Returns `true` if the response with this number counts against the event.
     fn counts(
         &mut self,
         answer: Answer,
@@ -384,8 +387,8 @@ impl Retrial {
         still_works
     }
 
-    /// Returns `true` if answers of `consumer` count. Only those of one address do: if that one is
-    /// unreachable, those of the next one that has accepted something.
+    /// Returns `true` if responses of `consumer` count. Only one consumer counts at a time. If it
+    /// seems to be unreachable, the next one that has accepted something takes its place.
     fn is_counted_at(&mut self, consumer: usize, conduct: &Conduct) -> bool {
         mutant!(
             "tries-of-another-address",
@@ -439,21 +442,21 @@ impl Retrial {
         tries >= needed && self.since.elapsed() >= time
     }
 
-    /// The consumer's number and conduct mean nothing in another delivery, which sends everything
-    /// after the refusals of this one.
+    /// Returns the record for the next delivery. The number and conduct of the consumer mean
+    /// nothing there. The next delivery sends everything after the refusals of this one.
     pub(super) fn inherited(self) -> Self {
         let refused_at = self.refused_at.map(|_| 0);
         Self { consumer: None, refused_at, conduct: Conduct::default(), ..self }
     }
 
-    /// An earlier process has set the event aside; this process sends everything after that
-    /// refusal.
+    /// Notes that an earlier process has set the event aside because of a refusal. This process
+    /// sends everything after that refusal.
     pub(super) fn refused_before(&mut self) {
         (self.answer, self.refused_at) = (Answer::Refused, Some(0));
     }
 
-    /// Pauses grow after a server error, and after an answer that does not count, unless it is one
-    /// of a few at another address.
+    /// Sets the moment of the next try. If the last counted response is a refusal and `counts` is
+    /// `true`, the pause is always the same. Otherwise, pauses grow.
     fn wait(&mut self, counts: bool) {
         let (pause, next) = match self.answer {
             Answer::Refused if counts => (PAUSE_REFUSED, PAUSE_MIN),

@@ -8,8 +8,8 @@ use tokio::time::Instant;
 
 use queue::{Claim, Position};
 
-/// Attempts within this part of `max_elapsed`, such as 3.6 s of 1 h, share an entry with the time
-/// of the latest one. So about 1,000 entries are kept, and no event is given up too early.
+/// Attempts within this part of `max_elapsed`, such as 3.6 s of 1 h, share an entry, which has the
+/// time of the latest attempt. So about 1,000 entries are kept, and no event is given up too early.
 const RESOLUTION: u32 = 1000;
 
 /// The times of the first attempts to send the events that are not final.
@@ -33,7 +33,8 @@ impl Tried {
         Self { max_elapsed, entries: VecDeque::new() }
     }
 
-    /// Events that were sent before keep their first time. Entries before `watermark` are removed.
+    /// Notes that a claim is sent now. Events that were sent before keep their first time. Entries
+    /// before `watermark` are removed.
     pub(crate) fn note(&mut self, claim: Claim, watermark: Position) {
         while self.entries.front().is_some_and(|entry| entry.end <= watermark) {
             self.entries.pop_front();
@@ -48,7 +49,7 @@ impl Tried {
         }
     }
 
-    /// Every event before the returned position was first sent at least `max_elapsed` ago.
+    /// Returns the position before which every event was first sent at least `max_elapsed` ago.
     pub(super) fn over_until(&self) -> Position {
         let now = Instant::now();
         let over = |entry: &Entry| now.duration_since(entry.at) >= self.max_elapsed;

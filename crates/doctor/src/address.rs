@@ -50,14 +50,15 @@ pub fn is_same(first: &str, second: &str) -> bool {
     parse(first) == parse(second)
 }
 
-/// Returns `true` for `[::1]`, the address at which kube-apiserver sends requests to itself, unless
-/// it listens only on IPv4.
+/// Returns `true` for `[::1]`. kube-apiserver sends requests to itself at this address, unless it
+/// listens only on IPv4.
 pub fn is_own(label: &str) -> bool {
     parse(label).0 == Host::Ip(Ipv6Addr::LOCALHOST.into())
 }
 
 /// Returns `true` for an address on the same machine, or with the port of kube-apiserver. If
-/// kube-apiserver listens only on IPv4, the address is its own; otherwise it may be a webhook's.
+/// kube-apiserver listens only on IPv4, it sends requests to itself there. Otherwise a webhook may
+/// be there.
 pub fn may_be_own(label: &str) -> bool {
     let (host, port) = parse(label);
     let is_near = match &host {
@@ -67,7 +68,6 @@ pub fn may_be_own(label: &str) -> bool {
     is_near || port == Some(PORT)
 }
 
-/// Splits a text into host and port.
 fn parse(text: &str) -> HostPort {
     if text.parse::<Ipv6Addr>().is_ok() {
         return (host(text), None);

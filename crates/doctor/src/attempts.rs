@@ -53,7 +53,7 @@ pub fn earlier_posts(
     (address.is_some() || address::is_same(&earlier, host)).then_some(posts)
 }
 
-/// Returns the increase of each count since an earlier sample, or the counts without one.
+/// Returns the increase of each count since an earlier sample, or `now` if there is no earlier one.
 pub fn increases(now: &ByLabel, before: Option<&ByLabel>) -> ByLabel {
     let increase = |(name, count): (&String, &u64)| {
         let earlier = before.and_then(|before| before.get(name)).copied().unwrap_or_default();

@@ -97,15 +97,15 @@ pub trait Counts: Sized + Clone {
 /// difference between two times of this clock.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Clock {
-    /// The time of the answer, in seconds since 1970, by its header `Date` or, if that is not
+    /// The time of the response, in seconds since 1970, by the header `Date` or, if that is not
     /// valid, by doctor's clock. `None` for a file.
     pub now: Option<f64>,
     /// The seconds by which this clock is ahead of doctor's; 0 if that is unknown.
     pub ahead: f64,
 }
 
-/// The maximum seconds by which a reported time may be later than the `Date` of the server, which
-/// has no fraction. A later time is not of the same clock.
+/// The maximum seconds by which a reported time may be later than the `Date` of the server, because
+/// a `Date` has no fraction of a second. A time that is later by more is not of the same clock.
 const DATE_ERROR_MAX: f64 = 2.0;
 
 impl Clock {
@@ -140,7 +140,7 @@ pub struct Wrong {
     pub value: f64,
 }
 
-/// Writes the series and its value as on the metrics page.
+/// Writes the series as on the metrics page, and says that the value is not valid.
 impl fmt::Display for Wrong {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.name)?;
@@ -178,14 +178,15 @@ pub struct ApiserverCounts {
 }
 
 impl ApiserverCounts {
-    /// Returns the events that the webhook has lost: all that were given up, except those of the
-    /// audit log.
+    /// Returns the number of events that the webhook has lost: all that were given up, except those
+    /// of the audit log.
     pub fn lost(&self) -> u64 {
         let of_webhook = self.errors.iter().filter(|(plugin, _)| *plugin != LOG_PLUGIN);
         total(of_webhook.map(|(_, lost)| *lost))
     }
 
-    /// Returns a sum of counters, which is greater in the newer one of two samples of a process.
+    /// Returns a sum of counters that never decreases while the process runs. The newer one of two
+    /// samples therefore has at least the same sum.
     pub fn progress(&self) -> u64 {
         total(self.errors.values().copied().chain(self.generated))
     }
@@ -322,7 +323,7 @@ pub struct OutputCounts {
 }
 
 impl OutputCounts {
-    /// Returns the events that the filter did not send.
+    /// Returns the number of events that the filter did not send.
     pub fn filtered(&self) -> u64 {
         let actions = ["dropped", "duplicate"].iter();
         total(actions.filter_map(|action| self.filtered.get(*action)).copied())
@@ -330,8 +331,8 @@ impl OutputCounts {
 }
 
 impl RelayCounts {
-    /// Returns the number of events that the output named `plugin` has lost. With `plugin` =
-    /// `queue`: the events that no output can get.
+    /// Returns the number of events that the output named `plugin` has lost. For the name `queue`,
+    /// returns the number of events that no output can get.
     pub fn lost(&self, plugin: &str) -> u64 {
         self.errors.as_ref().and_then(|errors| errors.get(plugin)).copied().unwrap_or_default()
     }
@@ -372,8 +373,8 @@ impl Counts for RelayCounts {
         &mut self.clock
     }
 
-    /// One relay is behind an address. After a restart, the new process is compared with the old
-    /// one.
+    /// Always `None`: one relay is behind an address, and after a restart the new process is
+    /// compared with the old one.
     fn process(&self) -> Start {
         None
     }
@@ -382,7 +383,7 @@ impl Counts for RelayCounts {
 /// The names of metrics of outputs, each with the function that sets its field.
 type Setters<V, const N: usize> = [(&'static str, fn(&mut OutputCounts, V)); N];
 
-/// Returns the field of an output with counts by label.
+/// A function that returns the field of an output with counts by label.
 type LabelledField = fn(&mut OutputCounts) -> &mut ByLabel;
 
 /// Returns the outputs in all families about outputs.
@@ -437,15 +438,13 @@ fn outputs(families: &Families<'_>) -> BTreeMap<String, OutputCounts> {
 /// The maximum number of series in `wrong`.
 const WRONG_MAX: usize = 10;
 
-/// The maximum number of labels of such a series.
+/// The maximum number of labels of a series in `wrong`.
 const LABELS_MAX: usize = 10;
 
 /// The families that were read. A value is checked when it is taken out.
 pub struct Families<'e> {
     exposition: &'e Exposition,
-    /// The names of the families that were asked for.
     asked: RefCell<BTreeSet<&'static str>>,
-    /// The series that were left out.
     wrong: RefCell<Vec<Wrong>>,
 }
 
@@ -459,7 +458,8 @@ impl<'e> Families<'e> {
         self.exposition.family(name).collect()
     }
 
-    /// Returns the series of a family with valid values. The others are added to `wrong`.
+    /// Returns the series of a family whose values are valid. Series with another value are added
+    /// to `wrong`.
     fn series<T>(
         &self,
         name: &'static str,
@@ -480,7 +480,7 @@ impl<'e> Families<'e> {
         read_all
     }
 
-    /// Returns the series of a family with finite values.
+    /// Returns the series of a family whose values are finite.
     fn gauges(&self, name: &'static str) -> Vec<(&'e Labels, f64)> {
         self.series(name, |value| value.is_finite().then_some(value))
     }

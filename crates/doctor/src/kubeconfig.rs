@@ -1,9 +1,9 @@
 //! Reads a kubeconfig: the server of its current context, and how to authenticate to it.
 //!
-//! The rules are those of client-go: inline data takes precedence over the name of a file, except
-//! that the name of a token file takes precedence over a token; relative names start at the
-//! directory of the kubeconfig; and a server without TLS gets no credentials. Plugins that would
-//! run another program are refused.
+//! The rules are those of client-go. Inline data takes precedence over the name of a file, but the
+//! name of a token file takes precedence over a token. Relative names start at the directory of the
+//! kubeconfig. A server without TLS gets no credentials. Plugins that would run another program are
+//! refused.
 
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
@@ -18,7 +18,6 @@ use base::{named_file, yaml};
 /// one cluster take about 6 KiB.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// The value of a missing field.
 static NOTHING: LazyLock<Node> = LazyLock::new(Node::default);
 
 /// Certificates or a key in PEM.
@@ -174,13 +173,13 @@ impl Token {
     }
 }
 
-/// Returns the content of a file. Blocks while it reads the file.
 fn content(file: &Path) -> Result<Vec<u8>, String> {
     named_file::read_of_command(file, FILE_BYTES_MAX)
         .map_err(|error| format!("cannot read {}: {error}", file.display()))
 }
 
-/// Returns the current context. If the file does not name one, it must have exactly one.
+/// Returns the current context. If the kubeconfig does not name the current one, it must have
+/// exactly one context.
 fn context(root: &Node) -> Result<&Node, String> {
     let current = text_of(root, "current-context");
     if let Some(found) = named(root, "contexts", "context", current)? {

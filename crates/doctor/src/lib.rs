@@ -59,8 +59,8 @@ use client::ask::Target;
 /// The longest time for which the second sample is repeated, because events may be on their way.
 const SETTLE: Duration = Duration::from_secs(5);
 
-/// The pause before the second sample is repeated. A sample of a large kube-apiserver costs it
-/// about a second of CPU time.
+/// The pause before the second sample is repeated. Each sample costs a large kube-apiserver about a
+/// second of CPU time.
 const PAUSE: Duration = Duration::from_secs(2);
 
 /// The time after which an event has arrived, unless an attempt to send it has failed.
@@ -71,8 +71,8 @@ const AGE: Duration = Duration::from_secs(35);
 /// The second half reveals an instance whose webhook leads elsewhere.
 const WATCH: Duration = Duration::from_secs(2 * AGE.as_secs());
 
-/// The pause between two samples of this wait. Its multiples fall on different moments of the 30 s
-/// for which a batch is collected.
+/// The pause between two samples within [`WATCH`]. The samples fall on different moments within the
+/// 30 s for which kube-apiserver collects a batch.
 const WATCH_PAUSE: Duration = Duration::from_secs(7);
 
 /// The pause between the two samples of the relays if every kube-apiserver is a file. There is no
@@ -150,8 +150,8 @@ pub async fn examine(plan: Plan, waiting: impl Fn(&str)) -> (Findings, Verdict) 
     }
     // The relays are asked first in the first sample and last in the second one. Therefore an event
     // that a relay has counted in its first sample was generated before the kube-apiservers were
-    // asked, and an event that a kube-apiserver generates between its samples can arrive between
-    // those of the relays.
+    // asked. An event that a kube-apiserver generates between its samples can arrive between those
+    // of the relays.
     let sample = async || {
         let (apiservers, relays) = apiservers.second(async || relays.second().await).await;
         let findings = Findings {

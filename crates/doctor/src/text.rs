@@ -1,7 +1,7 @@
 //! Reads a text of metrics in parts, plain or compressed with gzip.
 //!
-//! doctor does not ask for gzip, but a proxy may send it nevertheless, and a saved file may have
-//! the answer to another client. No text of metrics begins like gzip.
+//! doctor does not ask for gzip, but a proxy may send it nevertheless, and a saved file may be the
+//! response to another client. No text of metrics begins like gzip.
 
 use std::io;
 use std::io::Write;

@@ -1,8 +1,8 @@
 //! Copies an evidence log while its relay may be running.
 //!
 //! The copy has the newest checkpoint, exactly the tiles and entries that this checkpoint covers,
-//! and the line hashes of the events in these entries. It has neither the queue nor the files next
-//! to the log.
+//! and the line hashes of the events in these entries. The only file next to the log that is copied
+//! is `evidence-rolled-back`.
 //!
 //! During the copy, the relay may delete files:
 //!
@@ -68,7 +68,8 @@ pub struct Copied {
     pub entries: u64,
     /// The number of files of line hashes.
     pub line_files: u64,
-    /// Line hashes below this position are missing without an entry that says so.
+    /// The position below which line hashes are missing without an entry that says so. `None` if an
+    /// entry explains each missing hash.
     pub unexplained_below: Option<u64>,
 }
 
@@ -76,7 +77,7 @@ pub struct Copied {
 ///
 /// # Errors
 ///
-/// See [`CopyError`]. The directory `to` is then as it was.
+/// See [`CopyError`]. The directory `to` is then as it was, unless only the last sync has failed.
 pub fn copy(files: &Directory, directory: &Path, to: &Path) -> Result<Copied, CopyError> {
     let part = part_of(directory, to)?;
     let copied = Copying { files, part: &part, explained: Explained::default(), bundles: 0 }.run();
@@ -96,7 +97,7 @@ fn around(path: &Path) -> &Path {
     around.unwrap_or(Path::new("."))
 }
 
-/// Makes the directory `TO.part` for the unfinished copy.
+/// Checks the target, and makes the directory `TO.part` for the unfinished copy.
 fn part_of(directory: &Path, to: &Path) -> Result<PathBuf, CopyError> {
     let shown = to.display();
     let refused = |why: &str| CopyError::Target(format!("{shown}: {why}"));
@@ -128,7 +129,7 @@ fn part_of(directory: &Path, to: &Path) -> Result<PathBuf, CopyError> {
     Ok(part)
 }
 
-/// The line hashes that must exist according to the entries.
+/// The positions whose line hashes must exist, according to the entries.
 #[derive(Debug, Default)]
 struct Explained {
     first: Option<u64>,
@@ -157,12 +158,12 @@ impl Explained {
 struct Copying<'a> {
     files: &'a Directory,
     part: &'a Path,
-    /// The entries of the copied whole bundles.
+    /// The positions according to the whole bundles that were copied.
     explained: Explained,
     bundles: u64,
 }
 
-/// A checkpoint, and the tiles that a later one may delete.
+/// A checkpoint and its partial tiles, which the relay may delete after a later checkpoint.
 struct Begun<'a> {
     log: Log<'a>,
     partial: Vec<(Tile, Vec<u8>)>,
@@ -211,7 +212,7 @@ impl<'a> Copying<'a> {
         Err(CopyError::Changing)
     }
 
-    /// Reads the partial tiles of a log of `size` entries, or returns one that does not exist.
+    /// Returns the partial tiles of a log of `size` entries, or one of them that does not exist.
     #[expect(clippy::type_complexity, reason = "the caller decides what a missing tile means")]
     fn partial_tiles(&self, size: u64) -> Result<Result<Vec<(Tile, Vec<u8>)>, Tile>, CopyError> {
         let mut partial = Vec::new();
@@ -224,8 +225,8 @@ impl<'a> Copying<'a> {
         Ok(Ok(partial))
     }
 
-    /// Copies the whole tiles and bundles of a log of `size` entries, except those that were
-    /// copied.
+    /// Copies the whole tiles and bundles of a log of `size` entries, except those that an earlier
+    /// call has copied.
     fn whole_tiles(&mut self, size: u64) -> Result<(), CopyError> {
         for index in self.bundles..size / WIDTH {
             let tile = Tile { content: Content::Entries, index, width: WIDTH };
@@ -259,7 +260,8 @@ impl<'a> Copying<'a> {
         self.write(&tile.path(), bytes)
     }
 
-    /// Copies the line hashes before `end`. Returns the number of files and the oldest position.
+    /// Copies the records of line hashes that begin before `end`. Returns the number of files, and
+    /// the lowest position with the hash of a received line.
     fn line_hashes(&self, end: u64) -> Result<(u64, Option<u64>), CopyError> {
         let failed =
             |error: io::Error| CopyError::Log(ReadError::File { path: LINES.to_owned(), error });
@@ -285,7 +287,8 @@ impl<'a> Copying<'a> {
         Ok((count, oldest))
     }
 
-    /// Waits for a checkpoint that is newer than that of `log`. `false`: none came in time.
+    /// Waits for a checkpoint that is newer than that of `log`. Returns `false` if none came in
+    /// time.
     #[expect(clippy::disallowed_methods, reason = "this runs in a command, not in a runtime")]
     fn has_newer(&self, log: &Log<'_>, until: Instant) -> bool {
         while Instant::now() < until {

@@ -1,5 +1,5 @@
-//! The entries of an evidence log, and their JSON. Times (`at`) are milliseconds since 1970, and
-//! positions are those of the queue.
+//! The entries of an evidence log, and the JSON of each. Times (`at`) are milliseconds since 1970,
+//! and positions are those of the queue.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -13,10 +13,10 @@ use crate::tlog::merkle::{Hash, Head};
 use crate::tlog::tile::WIDTH;
 pub use base::fate::Fate;
 
-/// The maximum number of events of a range.
+/// The maximum number of events in an [`Entry::Accepted`] or [`Entry::Delivered`].
 pub const RANGE_MAX: u64 = 4096;
 
-/// The name of the queue where an entry names an output. No output has this name.
+/// The value of `output` in an entry about the queue. No output has this name.
 pub const QUEUE: &str = "queue";
 
 /// Returns the time in milliseconds since 1970.
@@ -25,12 +25,12 @@ pub fn now() -> u64 {
     u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The time of an entry by a clock that nobody can set and that never runs backwards within a boot.
+/// The time of an entry by a clock that nobody can set. It never runs backwards within one process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stamp {
-    /// A random number of the relay's process, drawn when it starts.
+    /// A random number that identifies the relay's process.
     pub boot: u32,
-    /// The milliseconds since the start of the process.
+    /// The milliseconds since the first stamp of the process.
     pub up: u64,
 }
 
@@ -42,13 +42,14 @@ impl Stamp {
         Self { boot, up: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX) }
     }
 
-    /// Reads the stamp of an entry. `None` if a version without stamps wrote the entry.
+    /// Returns the stamp of an entry. `None` if the entry has no stamp, as in earlier versions.
     pub fn parse(entry: &[u8]) -> Option<Self> {
         serde_json::from_slice(entry).ok()
     }
 }
 
-/// An entry. A range is `count` positions from `first` on. The log adds the members of [`Stamp`].
+/// An entry of the log. Its events have `count` positions that begin at `first`. [`Entry::bytes`]
+/// adds the members of [`Stamp`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Entry {
@@ -67,14 +68,14 @@ pub enum Entry {
     Delivered(Delivered),
     /// Events that are lost.
     Lost {
-        /// The name of the output that lost them, or `queue`.
+        /// The name of the output that lost the events, or [`QUEUE`].
         output: String,
         /// The first position. `None` for events that were never in the queue.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         first: Option<u64>,
         /// The number of events.
         count: u64,
-        /// The time at which they were counted as lost.
+        /// The time at which the events were counted as lost.
         at: u64,
         /// The reason, such as `when_full`.
         reason: String,
@@ -97,7 +98,7 @@ pub enum Entry {
         /// The line hashes of all positions below this one are deleted.
         below: u64,
     },
-    /// From this entry on, one more key signs.
+    /// One more key signs the log from this entry on.
     Key {
         /// The time.
         at: u64,
@@ -123,13 +124,14 @@ pub struct Delivered {
     pub first: u64,
     /// The number of events.
     pub count: u64,
-    /// The time at which the fates became final.
+    /// The time at which the output finished the last of the events.
     pub at: u64,
-    /// The root over the sent lines, if they differ from the received ones and any was sent.
+    /// The root over the sent lines. `None` if no line was sent, or if the filter has neither
+    /// changed nor dropped an event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root: Option<Hash>,
-    /// The events that were not sent. A later entry has the final fate of events that are set
-    /// aside.
+    /// The events that the consumer did not get, each with its fate. A later entry has the final
+    /// fate of an event that was set aside.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub not_delivered: BTreeMap<Offset, Fate>,
     /// The offsets of the events that were sent in another form than received.
@@ -155,16 +157,16 @@ impl Delivered {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "what", rename_all = "snake_case")]
 pub enum Alarm {
-    /// Events were received while evidence was off. Nothing is proven about them.
+    /// Nothing is proven about some events, for example because evidence was off when they came in.
     Off {
         /// The first position.
         first: u64,
         /// The number of events.
         count: u64,
     },
-    /// A journal, as earlier versions wrote it, was set aside. Nothing in it counts.
+    /// The journal of an earlier version was set aside. Nothing in the journal is proven.
     Journal,
-    /// Signed entries or the checkpoint were removed or replaced.
+    /// Files of the log were removed, cut or replaced.
     Removed,
 }
 
@@ -177,15 +179,18 @@ pub struct Running {
     pub version: String,
     /// The keyed digest of the current config, as 64 hexadecimal digits.
     pub config_sha256: String,
-    /// `evidence.heartbeat_interval` in milliseconds.
+    /// The longer of `evidence.heartbeat_interval` and `evidence.checkpoint_interval`, in
+    /// milliseconds.
     pub heartbeat_ms: u64,
-    /// For each output, the lowest position without a final fate.
+    /// For each output, the lowest position without a final fate. Events that are set aside do not
+    /// count.
     pub outputs: BTreeMap<String, u64>,
-    /// For each output that was removed since the last entry of this type, the first position that
-    /// was not meant for it. The output may have been added again.
+    /// For each output that was removed since the previous start, reload or stop, the first
+    /// position that was not meant for this output. The output may have been added again.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub left: BTreeMap<String, u64>,
-    /// In a stop: the device and inode numbers of the log's directory, which differ for every copy.
+    /// The device and inode numbers of the log's directory, which no copy shares. Only a stop has
+    /// them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub directory: Option<String>,
 }
@@ -196,11 +201,12 @@ pub struct Started {
     /// The state of the relay.
     #[serde(flatten)]
     pub running: Running,
-    /// The log as it was before this entry.
+    /// The size and the root of the log before this entry.
     pub previous: Head,
 }
 
-/// The index of an event in a range, from 0 on. JSON has it as a decimal string.
+/// The index of an event in its range. The first index is 0. In JSON, an offset is a decimal
+/// string.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct Offset(pub u64);
@@ -248,7 +254,8 @@ impl Entry {
             .expect("numbers and texts, and the keys of its maps are texts")
     }
 
-    /// Returns the positions of the events that were received or lost from the queue, if any were.
+    /// Returns the positions of the entry's events, if these came in or the queue lost them. `None`
+    /// for an entry about an output, or about no events.
     pub fn in_queue(&self) -> Option<Range<u64>> {
         let is_of_output = if let Self::Lost { output, first, .. } = self {
             output != QUEUE || first.is_none()
@@ -259,8 +266,8 @@ impl Entry {
         Some(first..first.checked_add(count)?)
     }
 
-    /// Returns the first position (0 if there is none) and the number of the events, if there are
-    /// any.
+    /// Returns the first position and the number of the entry's events. `None` if the entry is not
+    /// about events. Events that were never in the queue have the first position 0.
     pub fn events(&self) -> Option<(u64, u64)> {
         if let Self::Lost { first, count, .. } = self {
             return Some((first.unwrap_or_default(), *count));
@@ -274,13 +281,13 @@ impl Entry {
         None
     }
 
-    /// Returns the positions of the events that the entry is about; empty if it is about none.
+    /// Returns the positions of the entry's events. Empty if the entry is not about events.
     pub fn range(&self) -> Range<u64> {
         let (first, count) = self.events().unwrap_or_default();
         first..first.saturating_add(count)
     }
 
-    /// Returns the root over the line hashes that the entry is about.
+    /// Returns the root over the line hashes of the entry's events, if the entry has a root.
     pub fn root(&self) -> Option<Hash> {
         if let Self::Delivered(Delivered { root, .. }) = self {
             return *root;
@@ -305,8 +312,8 @@ impl Entry {
     }
 }
 
-/// Returns the position after the last event that was received or lost from the queue in the first
-/// `size` entries, if there is one. `bundle` returns the entries of a bundle.
+/// Returns the end of the last [`Entry::in_queue`] range among the first `size` entries, if there
+/// is one. `bundle` returns the entries of a bundle by its index.
 pub fn end_in_queue<E>(
     size: u64,
     bundle: impl Fn(u64) -> Result<Vec<Vec<u8>>, E>,
@@ -320,7 +327,7 @@ pub fn end_in_queue<E>(
     Ok(None)
 }
 
-/// Like [`end_in_queue`], for these entries.
+/// Returns the end of the last [`Entry::in_queue`] range among these entries, if there is one.
 pub fn last_end(entries: &[Vec<u8>]) -> Option<u64> {
     entries.iter().rev().find_map(|entry| Some(Entry::parse(entry).ok()?.in_queue()?.end))
 }

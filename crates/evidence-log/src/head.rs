@@ -2,8 +2,8 @@
 //! the log, and the newest of these entries.
 //!
 //! The note is a checkpoint with further lines: the number of entries in the tiles, and the sizes
-//! of the files of line hashes. After it comes a bundle of the entries that are not in the tiles
-//! yet. The format is in docs/internals/evidence-format.md.
+//! of the files of line hashes. A bundle of the entries that are not in the tiles yet follows the
+//! note. The format is in docs/internals/evidence-format.md.
 
 use std::collections::BTreeMap;
 
@@ -14,20 +14,22 @@ use crate::tlog::malformed::Malformed;
 use crate::tlog::note::{NOTE_BYTES_MAX, Note};
 use crate::tlog::tile;
 
-/// The maximum bytes of the file. Entries are moved to tiles long before, unless the disk refuses.
+/// The maximum number of bytes of the file. The relay moves entries to tiles long before, unless
+/// the disk refuses.
 pub const HEAD_BYTES_MAX: usize = NOTE_BYTES_MAX + (128 << 20);
 
 /// The files of line hashes with their sizes in bytes.
 pub type Sizes = BTreeMap<LineFile, u64>;
 
-/// The content of the file.
+/// The content of the file `evidence-head`.
 #[derive(Debug)]
 pub struct HeadFile {
     /// The size and the root of the log, signed. No signature is checked yet.
     pub signed: Signed,
     /// The number of entries that are in the tiles.
     pub tiles: u64,
-    /// The other entries. Only the root proves that they are those of the log.
+    /// The entries that are not in the tiles. Only the root proves that these entries are those of
+    /// the log.
     pub entries: Vec<Vec<u8>>,
     /// The sizes of the files of line hashes.
     pub sizes: Sizes,

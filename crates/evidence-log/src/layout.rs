@@ -1,5 +1,5 @@
-//! The names of the evidence files, how a file is read, and which file holds a tile. Every read is
-//! bounded by the most that a relay writes.
+//! The names of the evidence files, and functions that read a file or a tile. No read takes more
+//! bytes than a relay writes to the file.
 
 use std::{fmt, io};
 
@@ -13,10 +13,12 @@ pub const DIRECTORY: &str = "evidence";
 /// The file in the log's directory in which earlier versions kept entries without a checkpoint.
 pub const JOURNAL: &str = "journal";
 
-/// The file next to the log with an origin, and why a witness contradicts the log of this origin.
+/// The file next to the log that names a log which a witness contradicts: its origin, and the
+/// reason.
 pub const ROLLED_BACK: &str = "evidence-rolled-back";
 
-/// The file next to the log with a copy of the newest checkpoint, which reveals a log that was cut.
+/// The file next to the log with a copy of the newest checkpoint. The copy reveals that the log was
+/// cut.
 pub const KNOWN: &str = "evidence-checkpoint";
 
 /// The file next to the log with a signature over all durable entries ([`super::head`]).
@@ -40,14 +42,15 @@ pub trait Files {
     /// The file can't be read, or has more than `max` bytes.
     fn read(&self, path: &str, max: usize) -> io::Result<Option<Vec<u8>>>;
 
-    /// Returns the width of a file that begins with the hashes or entries of `_tile`, which has no
-    /// file of its own. A place that can't list its files returns the width of a whole tile.
+    /// Returns the width of a wider file that begins with the content of `_tile`, for a tile
+    /// without a file. The default is the width of a whole tile, for a log whose files can't be
+    /// listed.
     fn wider(&self, _tile: Tile) -> io::Result<u64> {
         Ok(WIDTH)
     }
 
-    /// Returns the bytes of a tile or bundle, if the log has it. The bytes of a partial file that
-    /// was deleted are those of the wider file that replaced it.
+    /// Returns the bytes of a tile or bundle, if the log has it. If a partial file was deleted, the
+    /// bytes are taken from the wider file that replaced it.
     ///
     /// # Errors
     ///
@@ -71,7 +74,8 @@ pub fn if_there<T>(found: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
-/// Returns the content of a file, if it exists. A relay never writes more than `max` bytes to it.
+/// Returns the content of a file, or `None` if it does not exist. A file of more than `max` bytes
+/// is an error, because no relay writes so many.
 pub fn read(disk: &dyn Disk, path: &str, max: usize) -> io::Result<Option<Vec<u8>>> {
     let Some(file) = if_there(disk.open(path, Access::Read))? else { return Ok(None) };
     let bytes = file.bytes()?;
@@ -94,7 +98,7 @@ pub fn read_exact(file: &dyn File, buffer: &mut [u8], offset: u64) -> io::Result
     }
 }
 
-/// Reads the first bytes of a file, at most `max`.
+/// Returns the first bytes of a file, at most `max`.
 pub fn read_all(file: &dyn File, max: usize) -> io::Result<Vec<u8>> {
     let mut content = vec![0; usize::try_from(file.bytes()?).unwrap_or(usize::MAX).min(max)];
     let read = file.read_at(&mut content, 0)?;
@@ -102,7 +106,7 @@ pub fn read_all(file: &dyn File, max: usize) -> io::Result<Vec<u8>> {
     Ok(content)
 }
 
-/// Another program has changed the log so that it can't be continued.
+/// The error that another program has changed the log, so that no relay can continue it.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Tampered(pub String);
@@ -114,7 +118,8 @@ impl Tampered {
     }
 }
 
-/// Reads the file [`ROLLED_BACK`]. Returns the reason, or `None` if it is about another origin.
+/// Returns the reason in the text of the file [`ROLLED_BACK`], or `None` if the text is about
+/// another origin.
 pub fn rolled_back(text: &[u8], origin: &str) -> Option<String> {
     let text = String::from_utf8_lossy(text);
     let (of, why) = text.split_once('\n').unwrap_or((&text, ""));
@@ -126,8 +131,8 @@ pub fn path(name: &str) -> String {
     format!("{DIRECTORY}/{name}")
 }
 
-/// The name of a file of line hashes: the first position with 20 digits, and a number if an earlier
-/// file with the same position filled up without a received event.
+/// The name of a file of line hashes: the first position in 20 digits. A number follows if an
+/// earlier file with this position became full before another event came in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LineFile {
     /// The first position. The file may also have lines of earlier positions that were sent later.

@@ -1,12 +1,12 @@
 //! The line hashes: for each range of events a random salt, and the SHA-256 of each line.
 //!
-//! They are in files of their own below `lines/`, which are never served: with the salt and a hash,
-//! a guess at an event can be checked. A file is a sequence of records, and is only appended to:
+//! The files are below `lines/` and are never served, because a salt and a hash are enough to check
+//! a guess at an event. A file is a sequence of records, and is only appended to:
 //!
 //! | bytes | content |
 //! |---|---|
 //! | 4 | the number of bytes of the record after these 8 bytes (big-endian, as all numbers) |
-//! | 4 | CRC-32C of these bytes |
+//! | 4 | CRC-32C of the record after these 8 bytes |
 //! | 1 | the type of the record: 1 for lines as received, 2 for lines as sent |
 //! | 8 | the first position of the range |
 //! | 4 | the number of events of the range |
@@ -21,20 +21,21 @@ use base64::engine::general_purpose::STANDARD;
 
 use crate::tlog::merkle::{HASH_BYTES, Hash, root};
 
-/// The length of a salt.
+/// The number of bytes of a salt.
 pub const SALT_BYTES: usize = 16;
 
-/// The bytes before each record: its length and its checksum.
+/// The number of bytes before each record: four of its length and four of its checksum.
 const FRAME: usize = 8;
 
 const ACCEPTED: u8 = 1;
 
 const DELIVERED: u8 = 2;
 
-/// The maximum bytes of a record without its frame. 4,096 lines and a name have 131,165.
+/// The maximum number of bytes of a record without its frame. A record of 4,096 lines and a name of
+/// 63 bytes has 131,165.
 const RECORD_MAX: usize = 1 << 20;
 
-/// The maximum bytes of a file that are read. The relay begins a new file much earlier.
+/// The maximum number of bytes that are read from a file. The relay begins a new file much earlier.
 pub const FILE_BYTES_MAX: usize = 256 << 20;
 
 /// A random number of a range. Without it, nobody can check a guess at a line against the root.
@@ -82,12 +83,13 @@ impl Range {
         self.lines.iter().map(|line| self.salt.leaf(line)).collect()
     }
 
-    /// Returns the position after the range.
+    /// Returns the position after the range, which must have the hash of each event.
     pub fn end(&self) -> u64 {
         self.first + self.lines.len() as u64
     }
 
-    /// Returns the SHA-256 of the line at a position. `None` if it is outside of the range.
+    /// Returns the SHA-256 of the line at a position. `None` if the position is outside of the
+    /// range.
     pub fn hash(&self, position: u64) -> Option<&Hash> {
         self.lines.get(usize::try_from(position.checked_sub(self.first)?).ok()?)
     }
@@ -96,11 +98,12 @@ impl Range {
 /// A record of a file of line hashes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
-    /// The output that sent other lines than were received, or fewer. `None` for lines as received.
+    /// The output that sent the lines. `None` for lines as received.
     pub output: Option<String>,
     /// The number of events of the range.
     pub count: u64,
-    /// The hashes of all events, or of those that were sent; the entry says which events these are.
+    /// The line hashes of all events, or only of the sent ones. The entry says which events were
+    /// sent.
     pub range: Range,
 }
 
@@ -133,7 +136,6 @@ impl Record {
         frame[4..].copy_from_slice(&crc32c::crc32c(record).to_be_bytes());
     }
 
-    /// Reads the bytes of a record without its frame.
     fn parse(record: &[u8]) -> Option<Self> {
         let (kind, rest) = record.split_first()?;
         let (first, rest) = rest.split_first_chunk()?;
@@ -212,7 +214,8 @@ pub fn whole_bytes(file: &[u8]) -> u64 {
     damaged.map_or(file.len() as u64, |(offset, _)| offset)
 }
 
-/// Reads the record at an offset, if there is one. `read` fills a buffer from an offset.
+/// Returns the record at an offset, if there is a valid one. `read` fills a buffer with the bytes
+/// from an offset on, and fails with `UnexpectedEof` if the file ends before.
 ///
 /// # Errors
 ///
@@ -239,7 +242,7 @@ pub fn record_at(
     Ok(Records::of(&bytes).next().and_then(|(_, record)| record.ok()))
 }
 
-/// The bytes of a record from its frame up to the number of its events.
+/// The number of bytes of a record from its frame to its number of events.
 pub const HEADING: usize = FRAME + 1 + 8 + 4;
 
 /// The beginning of a record. Its checksum is not checked.
@@ -252,7 +255,7 @@ pub struct Heading {
 }
 
 impl Heading {
-    /// Reads the beginning of a record. `None` if the bytes are not one.
+    /// Reads the beginning of a record. `None` if no record begins so.
     pub fn parse(heading: &[u8; HEADING]) -> Option<Self> {
         let (length, rest) = heading.split_first_chunk()?;
         let length = u32::from_be_bytes(*length);
@@ -267,7 +270,7 @@ impl Heading {
     }
 }
 
-/// Returns the first record without its frame, and the bytes after it.
+/// Returns the first record without its frame, and the bytes after this record.
 fn record(bytes: &[u8]) -> Result<(&[u8], &[u8]), Damage> {
     // After a power failure, bytes that were not synced may be zeros.
     if bytes.iter().all(|byte| *byte == 0) {

@@ -1,4 +1,5 @@
-//! Reads an evidence log in a directory, from outside of its relay. The directory may be a copy.
+//! Reads an evidence log in a directory. A relay may be writing to the directory, or the directory
+//! may be a copy.
 
 use std::io::Read as _;
 use std::os::unix::fs::FileExt as _;
@@ -23,12 +24,13 @@ use base::named_file;
 
 const NAMES_MAX: usize = 20;
 
-/// The files of a log in a directory.
+/// The directory of a log.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Directory(PathBuf);
 
 impl Directory {
-    /// Finds the log: the directory itself, or `evidence` in it. An unpublished log has only tiles.
+    /// Finds the log, which is the directory itself or `evidence` in it. A log without a checkpoint
+    /// is found by its tiles.
     ///
     /// # Errors
     ///
@@ -52,13 +54,15 @@ impl Directory {
         })
     }
 
-    /// Returns the newest checkpoint that the relay remembers next to the log. A copy has none.
+    /// Returns the checkpoint in the file [`KNOWN`] next to the log. `None` if the file is missing,
+    /// as in a copy, or can't be read.
     pub fn remembered(&self) -> Option<Signed> {
         let file = open(self.0.parent()?, KNOWN).ok()??;
         Signed::parse(&read_from(&file, NOTE_BYTES_MAX).ok()?).ok()
     }
 
-    /// Returns the logs in a queue's directory: the relay's own log, and logs that were set aside.
+    /// Returns the logs with a checkpoint in a queue's directory: the relay's own log, and logs
+    /// that were set aside.
     pub fn beside(queue: &Path) -> Vec<Self> {
         let names = names_in(queue).into_iter().filter(|name| name.starts_with(DIRECTORY));
         let places = names.map(|name| queue.join(name));
@@ -76,8 +80,8 @@ impl Directory {
         queue.canonicalize().is_ok_and(|queue| self.0 == queue.join(DIRECTORY))
     }
 
-    /// Returns the content of the file [`HEAD`]. `None` if it is missing, as in a copy, or not
-    /// signed, as in earlier versions.
+    /// Returns the content of the file [`HEAD`]. `None` if the file is missing, as in a copy, or
+    /// has no signature, as in earlier versions.
     ///
     /// # Errors
     ///
@@ -135,8 +139,9 @@ impl Directory {
         Ok(widths)
     }
 
-    /// Returns the directory below which no symlink is followed, and the path of a file below it. A
-    /// log in a queue's directory must not be behind a symlink itself.
+    /// Returns a directory and the path of a file below it. No symlink below the directory may be
+    /// followed. For a log in a queue's directory, this is the queue's directory, so that
+    /// `evidence` itself must not be a symlink.
     fn below(&self, path: &Path) -> (&Path, PathBuf) {
         match self.0.parent().filter(|_| self.0.ends_with(DIRECTORY)) {
             Some(queue) => (queue, Path::new(DIRECTORY).join(path)),
@@ -174,7 +179,8 @@ impl Directory {
         Ok(self.read(&path, FILE_BYTES_MAX).map_err(named(&path))?.unwrap_or_default())
     }
 
-    /// Returns the record at an offset of a file of line hashes. `None` if it was deleted.
+    /// Returns the record at an offset of a file of line hashes. `None` if the file was deleted or
+    /// has no valid record there.
     ///
     /// # Errors
     ///
@@ -186,7 +192,8 @@ impl Directory {
         lines::record_at(offset, read).map_err(named(&path))
     }
 
-    /// Returns the line hashes at these positions that have this root. `None` if there are none.
+    /// Returns the line hashes of received events with this first position, number and root. `None`
+    /// if no file has them.
     ///
     /// # Errors
     ///
@@ -194,7 +201,8 @@ impl Directory {
     pub fn range_of(&self, first: u64, count: u64, root: Hash) -> io::Result<Option<Range>> {
         let mut files = self.line_files()?;
         files.retain(|file| file.first <= first);
-        // Usually the last file has the range, but after a crash an earlier one may overlap it.
+        // Usually the last of these files has the range. After a crash, an earlier file may have it
+        // too.
         files.sort_unstable_by(|a, b| b.cmp(a));
         for file in files {
             let content = self.line_file(file)?;
@@ -257,7 +265,7 @@ pub enum ReadError {
     /// The log has no checkpoint.
     #[error("the log has no checkpoint")]
     NoCheckpoint,
-    /// The file is not a checkpoint.
+    /// The file [`CHECKPOINT`] does not contain a checkpoint.
     #[error("{CHECKPOINT}: {0}")]
     Checkpoint(#[source] Malformed),
     /// A file can't be read.
@@ -276,7 +284,7 @@ impl ReadError {
     }
 
     /// Returns `true` if the log itself is at fault: a file is missing, wrong, or not a regular
-    /// file. `false`: the reader had no access or no connection, or the disk failed.
+    /// file. Returns `false` if the reader had no access or no connection, or if the disk failed.
     pub fn is_of_the_log(&self) -> bool {
         let Self::File { error, .. } = self else { return true };
         is_foreign(error)
@@ -287,13 +295,14 @@ impl ReadError {
     }
 }
 
-/// A log up to its checkpoint. Signatures and hashes are not checked here.
+/// A log up to its checkpoint or up to the note of a [`HeadFile`]. Signatures and hashes are not
+/// checked.
 pub struct Log<'a> {
     /// The files of the log.
     pub files: &'a dyn Files,
     /// The checkpoint, or the note of a [`HeadFile`].
     pub signed: Signed,
-    /// The last entries, which are in the [`HeadFile`] and not in the tiles.
+    /// The last entries, which are only in the [`HeadFile`]. The tiles have all entries before.
     behind: Vec<Vec<u8>>,
 }
 
@@ -311,7 +320,8 @@ impl<'a> Log<'a> {
         Ok(Self { files, signed, behind: Vec::new() })
     }
 
-    /// Reads the log up to the end of the file [`HEAD`], or up to the checkpoint if that is later.
+    /// Reads the log up to the end of the file [`HEAD`] or up to the checkpoint, whichever covers
+    /// more entries.
     ///
     /// # Errors
     ///
@@ -323,7 +333,8 @@ impl<'a> Log<'a> {
         Ok(head.and_then(|head| log.up_to(head)).unwrap_or(log))
     }
 
-    /// Returns the log up to the end of a file [`HEAD`], if that is after the checkpoint.
+    /// Returns the log up to the end of a file [`HEAD`]. `None` if the checkpoint covers at least
+    /// as many entries.
     pub fn up_to(&self, head: HeadFile) -> Option<Self> {
         let HeadFile { signed, tiles, mut entries, .. } = head;
         if signed.checkpoint.head.size <= self.size() {
@@ -335,12 +346,12 @@ impl<'a> Log<'a> {
         Some(Self { files: self.files, signed, behind })
     }
 
-    /// Returns the size and the root of the checkpoint.
+    /// Returns the size and the root that [`Log::signed`] covers.
     pub fn head(&self) -> Head {
         self.signed.checkpoint.head
     }
 
-    /// Returns the number of entries that the checkpoint covers.
+    /// Returns the number of entries that [`Log::signed`] covers.
     pub fn size(&self) -> u64 {
         self.head().size
     }
@@ -374,7 +385,8 @@ impl<'a> Log<'a> {
         self.tile(tile, |bytes| tile::hashes(bytes, tile.width))
     }
 
-    /// Returns each entry up to the checkpoint, with its index. An error ends the iteration.
+    /// Returns the entries that [`Log::signed`] covers, each with its index. The iteration ends
+    /// after an error.
     pub fn entries(&self) -> impl Iterator<Item = Result<(u64, Vec<u8>), ReadError>> {
         let bundles =
             (0..self.tiled().div_ceil(WIDTH)).flat_map(|index| match self.bundle(index) {
@@ -388,7 +400,8 @@ impl<'a> Log<'a> {
             .take_while(move |entry| !std::mem::replace(&mut has_failed, entry.is_err()))
     }
 
-    /// Returns the position after the last event that was received or lost from the queue, if any.
+    /// Returns the position after the last event that came in or that the queue lost. `None` if no
+    /// entry is about such an event.
     ///
     /// # Errors
     ///

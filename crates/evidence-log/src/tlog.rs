@@ -12,8 +12,9 @@
 //! The crates `signed_note` and `tlog_tiles` (0.2.0) are not used. `tlog_tiles` has the paths of
 //! Go's `sumdb` and refuses `tile/0/…` and `tile/entries/…`. Its `Tile::from_path` panics at level
 //! 64 and at width 0, its proofs assert, and it has neither bundles nor `tlog-proof`. `signed_note`
-//! ignores a second signature of the same key, which may be forged, has no witness keys, and allows
-//! control characters in names. Both would add fourteen crates, and second versions of two.
+//! ignores a second signature of the same key, even a forged one. It has no witness keys, and
+//! allows control characters in names. The two would add fourteen crates, and a second version of
+//! two crates that are in use.
 //!
 //! | floor | files | what they know |
 //! |---|---|---|

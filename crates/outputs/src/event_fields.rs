@@ -7,15 +7,15 @@ use audit::scan;
 use audit::time::nanos;
 use transform::shape;
 
-/// The members of an audit event that protocols put next to it. A text is the bytes between the
-/// quotes, with escapes as written ([`unescaped`] resolves them).
+/// The members of an audit event that protocols put next to the event. A text is the bytes between
+/// the quotes, with escapes as written ([`unescaped`] resolves them).
 ///
-/// A member is `None` if the event has no such member, or if its value does not have its type in
-/// Kubernetes. If a key occurs twice, the first counts.
+/// A member is `None` if the event has no such member, or if the value has another type than in
+/// Kubernetes. If a key occurs twice, the first one counts.
 ///
 /// An event may be sent in another shape than it was received. In the shape `ecs`, the members are
-/// those of the audit event in `kubernetes.audit`. In the shape `ocsf`, they are the members that
-/// have the same values; the request's URI is only its path there.
+/// read from the audit event in `kubernetes.audit`. In the shape `ocsf`, they are read from the
+/// members with the same values; only the request's URI is reduced to its path.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct EventFields<'a> {
     pub level: Option<&'a [u8]>,
@@ -27,7 +27,7 @@ pub(super) struct EventFields<'a> {
     /// The groups of the user, as a JSON array.
     groups: Option<&'a [u8]>,
     pub object: ObjectRef<'a>,
-    /// The status code of the response. `None` also if it is not a whole number.
+    /// The status code of the response. `None` also if the code is not a whole number.
     pub code: Option<i64>,
     /// The time of the stage, in nanoseconds since 1970. `None` also for an impossible time.
     pub time: Option<u64>,
@@ -84,7 +84,7 @@ impl<'a> EventFields<'a> {
         let [username, groups] = values(user, ["name", "groups"]);
         let object = array(resources).and_then(|resources| scan::elements(resources).next());
         let [resource, name, namespace] = values(object, ["type", "name", "namespace"]);
-        // An object without a name, such as that of a list, has no place in OCSF.
+        // OCSF has no place for an object without a name, such as the object of a list.
         let [object] = values(rest, ["objectRef"]);
         let [of_list, in_namespace] = values(object, ["resource", "namespace"]);
         let [url, user_agent] = values(request, ["url", "user_agent"]);
@@ -109,7 +109,7 @@ impl<'a> EventFields<'a> {
         }
     }
 
-    /// Returns the groups of the user, each a text, if the event has any.
+    /// Returns the groups of the user, each as a text. `None` if the event has no groups.
     pub(crate) fn groups(&self) -> Option<impl Iterator<Item = &'a [u8]> + use<'a>> {
         let name = |group: &'a [u8]| match group.first() {
             // OCSF has an object for each group.
@@ -120,7 +120,7 @@ impl<'a> EventFields<'a> {
     }
 }
 
-/// Returns the bytes between the quotes of a value that is a JSON string.
+/// Returns the bytes between the quotes of a JSON string. `None` for any other value.
 fn text(value: Option<&[u8]>) -> Option<&[u8]> {
     value.and_then(scan::inner)
 }
@@ -139,12 +139,12 @@ pub(super) fn unescaped(written: &[u8]) -> Cow<'_, str> {
     }
 }
 
-/// Returns the values that [`scan::firsts`] finds; all are `None` without an object.
+/// Returns the values that [`scan::firsts`] finds. All are `None` if `object` is `None`.
 fn values<'a, const N: usize>(object: Option<&'a [u8]>, keys: [&str; N]) -> [Option<&'a [u8]>; N] {
     object.map_or([None; N], |object| scan::firsts(object, keys))
 }
 
-/// Returns the whole number that a JSON value holds; `None` if it holds none.
+/// Returns the whole number in a JSON value. `None` if the value is not a whole number.
 fn integer(value: &[u8]) -> Option<i64> {
     std::str::from_utf8(value).ok()?.parse().ok()
 }

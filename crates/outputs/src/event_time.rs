@@ -8,9 +8,9 @@ use audit::scan;
 use audit::time::is_timestamp;
 use transform::shape;
 
-/// Returns the value of `stageTimestamp`, without quotes, if it is a valid TIMESTAMP of RFC 5424
-/// (§6.2.3), as kube-apiserver writes it. For a document in another shape, returns the time at its
-/// beginning.
+/// Returns the value of `stageTimestamp`, without quotes, if the value is a valid TIMESTAMP of RFC
+/// 5424 (§6.2.3); kube-apiserver writes such values. For a document in another shape, returns the
+/// time at the beginning of the document.
 pub(crate) fn stage_time(event: &[u8]) -> Option<&[u8]> {
     if let Some(time) = shape::time_of(event) {
         return Some(time);
@@ -19,7 +19,7 @@ pub(crate) fn stage_time(event: &[u8]) -> Option<&[u8]> {
     valid(written.or_else(|| scan::member(event, "stageTimestamp")))
 }
 
-/// Returns the value of `requestReceivedTimestamp`, like [`stage_time`].
+/// Returns the value of `requestReceivedTimestamp`, without quotes, if it is a valid TIMESTAMP.
 pub(crate) fn request_time(event: &[u8]) -> Option<&[u8]> {
     valid(scan::member(event, "requestReceivedTimestamp"))
 }
@@ -32,13 +32,13 @@ fn valid(value: Option<&[u8]>) -> Option<&[u8]> {
 const STAGE_TIMESTAMP: &[u8] = b"\"stageTimestamp\":";
 
 /// The maximum bytes at the end of an event that are searched forwards. A forward search compares
-/// many bytes at once, a backward one does not. In 99 of 100 recorded events of kube-apiserver, the
-/// time and the annotations after it have at most 200 bytes.
+/// many bytes in one step, and a backward search does not. In 99 of 100 recorded events of
+/// kube-apiserver, the time and the annotations after it have at most 200 bytes.
 const TAIL: usize = 256;
 
-/// Returns the value of `stageTimestamp`, with quotes, if no member follows it, or only
-/// `annotations`, as kube-apiserver writes events. Without this search, the walk over all members
-/// would take a fifth of the CPU time of a syslog output.
+/// Returns the value of `stageTimestamp`, with quotes, if it is the last member of the event, or if
+/// only `annotations` follows. kube-apiserver writes such events. Without this search, the walk
+/// over all members would take a fifth of the CPU time of a syslog output.
 fn timestamp_at_the_end(event: &[u8]) -> Option<&[u8]> {
     static FORWARDS: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(STAGE_TIMESTAMP));
     static BACKWARDS: LazyLock<FinderRev<'static>> =
@@ -49,8 +49,8 @@ fn timestamp_at_the_end(event: &[u8]) -> Option<&[u8]> {
     let rest = event.get(from..)?;
     let length = memchr::memchr(b'"', rest.get(1..)?)? + 2;
     let (value, behind) = rest.split_at_checked(length)?;
-    // Exactly one closing brace is left, so the member belongs to the event itself, and not to an
-    // object inside it.
+    // The member belongs to the event itself, and not to an object inside the event, if exactly one
+    // closing brace is left after it and its annotations.
     let is_last = match behind.strip_prefix(b",\"annotations\":") {
         None => behind == b"}",
         Some(annotations) => ends_event(annotations),
@@ -58,9 +58,10 @@ fn timestamp_at_the_end(event: &[u8]) -> Option<&[u8]> {
     is_last.then_some(value)
 }
 
-/// Returns `true` if `text` is an object and the end of the event. The event is valid JSON, so if
-/// the last two bytes are the only closing braces, the first of them ends the object, and the
-/// second one the event. With other closing braces, which strings may have too, the object is read.
+/// Returns `true` if `text` is an object, followed by the brace that ends the event. The event is
+/// valid JSON: if the last two bytes are the only closing braces, the first of them ends the
+/// object, and the second one ends the event. If there are other closing braces, perhaps in
+/// strings, the object is parsed.
 fn ends_event(text: &[u8]) -> bool {
     if text.first() != Some(&b'{') {
         return false;

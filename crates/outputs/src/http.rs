@@ -1,5 +1,5 @@
-//! `type = "http"`: one POST for each batch. A 2xx status is the acknowledgement, if the consumer
-//! had the whole request when its answer began, and if the answer is not a web page.
+//! `type = "http"`: one POST for each batch. An answer with a status 2xx is the acknowledgement,
+//! unless it began before the consumer had the whole request, or is a web page.
 //!
 //! `concurrency` lanes send one request each at a time, and keep one HTTP/1.1 connection to each
 //! address whose turn it was. The statuses 400, 413 and 422 concern the events themselves; all
@@ -56,7 +56,6 @@ use request::AnyConsumer;
 use transfers::Transfers;
 
 impl Settings {
-    /// Makes the protocol's part of the requests and their answers.
     pub(crate) fn api(&self) -> Arc<dyn Api> {
         let (format, accept_html) = (self.format, self.accept_html);
         Arc::new(AnyConsumer { format, accept_html })
@@ -74,9 +73,9 @@ impl IntoConnector for Settings {
 ///
 /// [`Connect::connect`] returns a link without a TCP connection. The link connects (`Client::dial`)
 /// when a request needs a connection, and again after the consumer has closed the previous one. The
-/// watch, a task that tests failed addresses, calls `Client::reach`, which connects to an address
-/// without a request. The command `check --connect` calls `Client::test_and_look`, which also sends
-/// the test requests of the protocol.
+/// watch, a task that tests failed addresses, calls `Client::reach`, which connects without sending
+/// a request. The command `check --connect` calls `Client::test_and_look`, which also sends the
+/// test requests of the protocol.
 pub(super) struct HttpConnector {
     client: Arc<Client>,
     watch: Watch,
@@ -97,7 +96,6 @@ impl HttpConnector {
         Self { client: Arc::new(Client::new(config, api, setup)), watch: Watch::default() }
     }
 
-    /// Starts the watch.
     fn watch(&mut self) {
         let client = Arc::clone(&self.client);
         self.watch.start(&self.client.endpoints, move |address| {
@@ -106,8 +104,8 @@ impl HttpConnector {
         });
     }
 
-    /// Returns a sender for the requests of a protocol that has its own link. Starts the probes of
-    /// the addresses, as [`Connect::connect`] does.
+    /// Returns a sender for the requests of a protocol that has its own link. Also starts the
+    /// watch, as [`Connect::connect`] does.
     pub(super) fn transfers(&mut self) -> Transfers {
         self.watch();
         Transfers::new(Arc::clone(&self.client))
@@ -128,7 +126,7 @@ impl Connect for HttpConnector {
     }
 
     fn begin(&mut self, begin: Begin) {
-        // A delivery that replaces another one has its own connector.
+        // The queue is set only once, because each delivery has its own connector.
         self.client.queue.set(begin.queue).ok();
         self.client.api.begin();
     }

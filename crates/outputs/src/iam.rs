@@ -16,12 +16,12 @@ use base::lock::lock;
 const PATH: &str = "/identity/token";
 
 /// The tokens for certain credentials, as values of the header `Authorization`. Outputs with the
-/// same settings share them.
+/// same settings share one value.
 pub(super) type Iam = Tokens<IamSettings>;
 
-/// The tokens that outputs use. Tokens that no output uses any more are removed by the next call of
-/// [`shared`]. Outputs find a common token here, because they are prepared one by one, and a reload
-/// prepares new outputs while the old ones still run.
+/// The tokens that outputs use. The next call of [`shared`] removes tokens that no output uses any
+/// more. The list is global, because outputs are prepared one by one, and a reload prepares new
+/// outputs while the old ones still run.
 static IN_USE: Mutex<Vec<Weak<Iam>>> = Mutex::new(Vec::new());
 
 /// Everything that a request for a token depends on. Outputs with equal settings share a token.
@@ -31,7 +31,7 @@ pub(super) struct IamSettings {
     pub service: Service,
 }
 
-/// The credentials for tokens. Their file is read again for each token.
+/// The credentials for tokens. The file is read again for each token.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Credentials {
     /// The API key of a user or a service ID.
@@ -78,7 +78,7 @@ struct Answer {
     expires_in: u64,
 }
 
-/// Returns the tokens of the outputs with these settings, or new ones.
+/// Returns the tokens of the outputs with these settings, or new ones if there is no such output.
 pub(crate) fn shared(settings: IamSettings) -> Arc<Iam> {
     let mut in_use = lock(&IN_USE);
     in_use.retain(|iam| iam.strong_count() > 0);

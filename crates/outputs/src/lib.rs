@@ -1,9 +1,10 @@
 //! The protocols that outputs speak: each has a file and a row in the table `PROTOCOLS`.
 //!
 //! This crate promises that an event is reported as accepted only for an answer that the protocol
-//! defines as acceptance, or, in a protocol without answers, when it was written. It imports
-//! `delivery`, `queue`, `client` and what is below them. What must never happen here: a decision
-//! about whether or when an event is retried.
+//! defines as acceptance. In a protocol without answers, an event is accepted once it was written
+//! (`stdout`) or once the peer's kernel has had its bytes for `replay_window` (`tcp`, `syslog`).
+//! The crate imports `delivery`, `queue`, `client` and what is below them. What must never happen
+//! here: a decision about whether or when an event is retried.
 //!
 //! # A new type of output
 //!
@@ -11,16 +12,16 @@
 //! `PROTOCOLS`. In the file, two traits list what the compiler asks for:
 //!
 //! - [`OutputSettings`](config::OutputSettings): the name, the keys, the addresses. `check`,
-//!   `config`, the reference, the messages about wrong keys and a reload follow from it.
-//! - `setup::IntoConnector`: how a link is made. Its documentation names the two kinds of session
-//!   in `transport` that a protocol over TCP can build on; another protocol implements
+//!   `config`, the reference, the messages about wrong keys and a reload follow from this trait.
+//! - `setup::IntoConnector`: how a connector is made. The trait's documentation names the two
+//!   connectors in `transport` for protocols over TCP; any other protocol implements
 //!   `delivery::link::Connect` itself. Metrics, retries, dead letters and `check --connect` follow
-//!   from it.
+//!   from the connector.
 //!
 //! Tests ask for the rest: the generated page of the config (`docs/reference/config.md`), and a row
-//! in the code map for the new file. No test asks for these: a row in
+//! in the code map for the new file. Two rows are needed although no test asks for them: one in
 //! `tests/it/outputs/faults/outputs.rs`, so that the faults strike the protocol's consumer too, and
-//! a row in the table of `docs/destinations/choose.md`.
+//! one in the table of `docs/destinations/choose.md`.
 //!
 //! A protocol does not know the delivery loop, and imports only files on floors below its own.
 //!
@@ -65,8 +66,8 @@ pub use transport::encode::{Encode, Encoded};
 
 use setup::{Row, Setup};
 
-/// One row for each protocol that an output can speak (`http`, `tcp`, …), in the order in which the
-/// reference of the config lists them.
+/// One row for each protocol that an output can speak (`http`, `tcp`, …), in the order of the
+/// config reference.
 const PROTOCOLS: &[Row] = &[
     Row::of::<http::Settings>(),
     Row::of::<tcp::Settings>(),
@@ -83,8 +84,8 @@ const PROTOCOLS: &[Row] = &[
     Row::of::<otlp::Settings>(),
 ];
 
-/// All types of output, such as `http`. [`config::read`] gets this list as an argument, because
-/// each type has its own config keys.
+/// All types of output, such as `http`: an argument of [`config::read`], because each type has its
+/// own config keys.
 pub const TYPES: &[OutputType] = &Row::types::<{ PROTOCOLS.len() }>(PROTOCOLS);
 
 /// Returns the output that `config` describes. It has made no connection and read no file yet.

@@ -1,5 +1,5 @@
-//! Makes a connector from the settings of a protocol: the trait that each protocol implements, and
-//! its arguments.
+//! The trait that makes a connector from a protocol's settings, the arguments of the trait, and the
+//! rows of the table of protocols.
 
 use std::sync::Arc;
 
@@ -9,17 +9,17 @@ use config::{OutputKind, OutputSettings, OutputType};
 use delivery::prepared::Connector;
 use telemetry::{OutputMetrics, Telemetry};
 
-/// The settings of one protocol, from which the connector of an output is made. Each protocol has
-/// its own type of settings, and a row for it in `crates/outputs/src/lib.rs`.
+/// The settings of one protocol, which make the connector of an output. Each protocol has its own
+/// type of settings, with a row in `crates/outputs/src/lib.rs`.
 pub(crate) trait IntoConnector: OutputSettings {
     /// Returns the connector of an output with these settings. No connection is made and no file is
     /// read yet.
     ///
     /// The type of the connector depends on the protocol. A protocol that has one TCP connection at
     /// a time uses a [`StreamConnector`] if its consumer acknowledges nothing, and an
-    /// [`AcknowledgedConnector`] if its consumer acknowledges events. Each of these two types needs
-    /// one more trait, which says how events become bytes. Any other protocol, such as `http` or
-    /// `stdout`, implements [`Connect`] itself and boxes it.
+    /// [`AcknowledgedConnector`] if its consumer acknowledges events. Each of the two needs an
+    /// implementation of one more trait, which turns events into bytes. Any other protocol, such as
+    /// `http` or `stdout`, implements [`Connect`] itself and boxes it.
     ///
     /// [`StreamConnector`]: super::transport::stream::StreamConnector
     /// [`AcknowledgedConnector`]: super::transport::acknowledged::AcknowledgedConnector

@@ -1,7 +1,7 @@
 //! `type = "stdout"`: JSON lines on this process's standard output.
 //!
-//! A thread of its own writes, because writing to a full pipe blocks: neither the runtime nor the
-//! end of the process may wait for that. A closed pipe ends the process.
+//! A separate thread writes, because a write to a full pipe blocks, and neither the runtime nor the
+//! end of the process may wait for a write. A closed pipe ends the process.
 
 use std::fs::File;
 use std::io;
@@ -26,7 +26,7 @@ use delivery::prepared;
 use queue::{Batch, Claim, Take};
 use telemetry::{AttemptError, OutputMetrics};
 
-/// The maximum number of batches in the writing thread: one that it writes and one that waits.
+/// The maximum number of unfinished batches: one that the thread writes, and one that waits.
 const WINDOW: usize = 2;
 
 /// A batch for the writing thread. A checkpoint has no claim.
@@ -34,10 +34,8 @@ type Job = (Option<Claim>, Vec<Bytes>);
 /// A report of the writing thread: the claim of a batch, and the result of its write.
 type Done = (Option<Claim>, io::Result<()>);
 
-/// The settings of an output of `type = "stdout"`, as read from the config.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Settings {
-    /// The format of the line that is written for each event.
     pub format: LineFormat,
 }
 
@@ -70,7 +68,7 @@ impl IntoConnector for Settings {
 /// The connector of a `stdout` output, which the delivery loop owns. `connect` starts a thread that
 /// writes to stdout, as soon as the output starts. The thread runs until a write fails or its link
 /// is dropped. After a failed write, the loop calls `connect` again: after a pause if the link was
-/// new, otherwise at once. A closed pipe ends the output instead, and with it the process.
+/// new, otherwise without a pause. A closed pipe ends the output instead, and with it the process.
 #[derive(Clone)]
 pub(super) struct StdoutConnector {
     format: LineFormat,
@@ -106,12 +104,12 @@ impl Connect for StdoutConnector {
 const FULL_PIPE: Duration = Duration::from_millis(10);
 
 /// The thread that writes to stdout: writes the batches from `queue` one after the other, and sends
-/// each result to `report`. It ends when `queue` or `report` is closed, or after an error. The
-/// thread is not joined, because a write to a full pipe may never return; it owns nothing but its
-/// copy of the file descriptor.
+/// each result to `report`. The thread ends when `queue` or `report` is closed, or after an error.
+/// It is not joined, because a write to a full pipe may never return; it owns nothing but a copy of
+/// the file descriptor.
 ///
 /// Only one such thread writes at a time. If the output is replaced while its thread hangs, the new
-/// thread waits until the old one has ended. Therefore their lines are not mixed.
+/// thread waits until the old one has ended, so that no lines are mixed.
 fn write_all(mut out: File, queue: &mpsc::Receiver<Job>, report: &async_mpsc::Sender<Done>) {
     static TURN: Mutex<()> = Mutex::new(());
     let _turn = lock(&TURN);
@@ -141,8 +139,8 @@ fn write_piece(out: &mut impl Write, mut piece: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// The link to the thread that writes to stdout. A claim is final when the file descriptor has all
-/// its bytes.
+/// The link to the thread that writes to stdout. A claim is final when all bytes of the claim are
+/// written to the file descriptor.
 pub(super) struct StdoutLink {
     output: StdoutConnector,
     jobs: mpsc::SyncSender<Job>,
@@ -205,8 +203,8 @@ impl Link for StdoutLink {
 mod tests {
     use super::*;
 
-    /// A writer whose calls are in turn interrupted, taken for at most 7 bytes, and refused as by a
-    /// full pipe.
+    /// A writer whose calls in turn are interrupted, take at most 7 bytes, and fail as on a full
+    /// pipe.
     struct Reluctant {
         taken: Vec<u8>,
         turn: usize,

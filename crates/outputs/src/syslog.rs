@@ -1,5 +1,5 @@
 //! `type = "syslog"`: RFC 5424 messages, framed by octet counting (RFC 6587 §3.4.1, RFC 5425 §4.3)
-//! or by a line break after each.
+//! or by a line feed after each message.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -19,12 +19,12 @@ use queue::{Batch, lines};
 /// The settings of an output of `type = "syslog"`, as read from the config.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
-    /// The way in which messages are separated on the connection.
+    /// The separation of messages on the connection.
     pub framing: Framing,
     /// The common parts of all messages.
     pub messages: config::Messages,
-    /// The time without a reset after which bytes that the peer's kernel has acknowledged count as
-    /// delivered. After a reset within this time, they are sent again.
+    /// The time that must pass without a reset after the peer's kernel has acknowledged bytes,
+    /// until the bytes count as delivered. After an earlier reset, the bytes are sent again.
     pub replay_window: Duration,
     /// The settings for the consumer's addresses and for the connection.
     pub stream: Stream,
@@ -129,8 +129,8 @@ impl Encode for Messages {
 pub(super) struct Rfc5424 {
     /// The bytes before the TIMESTAMP: `<PRI>1 `.
     before_time: String,
-    /// The bytes of a message between the fields TIMESTAMP and MSG: host name, app name, PROCID and
-    /// MSGID (both nil), and structured data. MSG begins without a BOM.
+    /// The bytes between the fields TIMESTAMP and MSG: host name, app name, PROCID and MSGID (both
+    /// nil), and structured data. MSG begins without a BOM.
     after_time: String,
     /// The maximum bytes of a message, if there is a limit.
     bytes_max: Option<u64>,
@@ -142,7 +142,7 @@ pub(super) struct Rfc5424 {
 pub struct Message<'a> {
     /// The length of the message in bytes.
     pub length: usize,
-    /// The bytes of the message in order: header, TIMESTAMP, the other fields, and the event.
+    /// The bytes of the message, in order: `before_time`, TIMESTAMP, `after_time`, and the event.
     parts: [&'a [u8]; 4],
 }
 
@@ -164,14 +164,14 @@ impl Rfc5424 {
         }
     }
 
-    /// Limits a message to `bytes` bytes. A lower limit from the config stays in force.
+    /// Limits messages to `bytes` bytes. A lower limit from the config stays in force.
     pub(super) fn at_most(mut self, bytes: u64) -> Self {
         self.bytes_max = Some(self.bytes_max.map_or(bytes, |max| max.min(bytes)));
         self
     }
 
-    /// Returns an upper limit for the bytes of all messages of a batch, with their frames. A buffer
-    /// of this size never has to grow.
+    /// Returns an upper limit for the bytes of all messages of a batch, with the bytes that
+    /// separate them. A buffer of this size never has to grow.
     pub(crate) fn capacity(&self, batch: &Batch) -> usize {
         let header = self.before_time.len() + TIMESTAMP_MAX + self.after_time.len() + FRAME_MAX;
         let capacity = batch.bytes + batch.events * header as u64;
@@ -230,8 +230,7 @@ fn structured_data(annotate: &BTreeMap<String, String>) -> String {
     element
 }
 
-/// The maximum bytes that a frame adds to a message. The frame of `relp` is the longest, with a
-/// length, a number and separators.
+/// The maximum bytes that framing adds to a message. `relp` adds the most: at most 28 bytes.
 const FRAME_MAX: usize = 32;
 
 /// The maximum bytes of a TIMESTAMP: `2026-11-20T06:24:22.439323+00:00`.

@@ -1,5 +1,5 @@
-//! `type = "tcp"`: each event as a line of JSON on a TCP connection, as Logstash's `tcp` input
-//! reads it with the codec `json_lines`. The consumer acknowledges nothing.
+//! `type = "tcp"`: each event as a line of JSON on a TCP connection. Logstash's `tcp` input with
+//! the codec `json_lines` reads such lines. The consumer acknowledges nothing.
 
 use std::time::Duration;
 
@@ -10,15 +10,12 @@ use config::{OutputSettings, Stream, Target};
 use config_table::table::Table;
 use delivery::prepared::Connector;
 
-/// The settings of an output of `type = "tcp"`, as read from the config.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Settings {
-    /// The format of the line that is written for each event.
     pub format: LineFormat,
-    /// The time without a reset after which bytes that the peer's kernel has acknowledged count as
-    /// delivered. After a reset within this time, they are sent again.
+    /// The time that must pass without a reset after the peer's kernel has acknowledged bytes,
+    /// until the bytes count as delivered. After an earlier reset, the bytes are sent again.
     pub replay_window: Duration,
-    /// The settings for the consumer's addresses and for the connection.
     pub stream: Stream,
 }
 

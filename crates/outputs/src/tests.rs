@@ -10,7 +10,7 @@ use super::transport::acknowledged::{Answers, Protocol};
 use config::Rejected;
 use queue::{Acceptance, Batch, Claim};
 
-/// Returns the config of an output with the name `o` and these keys.
+/// Returns the config of an output with the name `o` and the lines `keys`.
 pub(crate) fn output(keys: &str) -> config::Output {
     let text = format!("[[listener]]\naddress = '127.0.0.1:0'\n[[output]]\nname = 'o'\n{keys}\n");
     let read = config::read(&text, super::TYPES);
@@ -38,9 +38,9 @@ pub(crate) fn batch(start: u64, events: &[impl AsRef<str>]) -> Batch {
     Batch { events, bytes, pieces, acceptances, ..Batch::of(claim) }
 }
 
-/// Reads the answers `said`, which arrive in pieces of `step` bytes. Returns how many events they
-/// acknowledge, whether they are signs of life, and whether the consumer announces the end of the
-/// connection.
+/// Reads the answers `said`, which arrive in pieces of `step` bytes. Returns the number of events
+/// that the answers acknowledge, whether any answer is a sign of life, and whether the consumer
+/// announces the end of the connection.
 pub(super) fn answered(
     protocol: &mut impl Protocol,
     said: &[u8],

@@ -1,4 +1,4 @@
-//! Connections over TCP and TLS that several protocols share, and the two kinds of link on them.
+//! The code for connections over TCP and TLS that several protocols share, with two kinds of link.
 //!
 //! - `stream`: for a protocol that only writes; the peer's kernel acknowledges bytes.
 //! - `acknowledged`: for a protocol whose consumer acknowledges events.

@@ -7,16 +7,16 @@ use std::panic::AssertUnwindSafe;
 use futures_util::FutureExt;
 use tokio::sync::watch;
 
-/// The first failure among the tasks and threads that the process needs until its end. The module
-/// `relay` then drains and ends the process with an error: a process without its accept loop, for
-/// example, must not seem healthy. All clones share one record.
+/// The first failure of a task or thread that the process needs until its end. After a failure, the
+/// relay drains and exits with an error: a process without its accept loop, for example, must not
+/// seem healthy. All clones share one record.
 #[derive(Clone, Default)]
 pub struct Failures {
     first: watch::Sender<Option<String>>,
 }
 
 impl Failures {
-    /// Logs a failure now, because the process ends only after the drain. Keeps the first failure.
+    /// Logs a failure now, because the process ends only after the drain. Keeps only the first one.
     pub fn report(&self, error: String) {
         tracing::error!(
             error,

@@ -13,8 +13,8 @@ pub mod restrict;
 pub use failures::Failures;
 
 /// Raises the soft limit of open files to the hard limit, as Go's runtime does. The soft limit is
-/// often 1,024, because select(2) can handle no more; nothing in the relay uses select. With the
-/// soft limit, accept(2) could fail before `limits.max_connections` is reached.
+/// often 1,024, because select(2) can handle no more, but the relay does not use select. If the
+/// soft limit stayed, accept(2) could fail before `limits.max_connections` is reached.
 ///
 /// # Errors
 ///
@@ -30,13 +30,13 @@ pub fn open_files_max() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
-/// Turns transparent huge pages off for this process. With them, one touched byte makes 2 MiB
-/// resident, and the allocator mimalloc asks for them: a relay with 2 MiB in use had 30 MiB
+/// Turns transparent huge pages off for this process. The allocator mimalloc asks for huge pages,
+/// and in a huge page, one touched byte makes 2 MiB resident: a relay with 2 MiB in use had 30 MiB
 /// resident. The relay's memory limits count only the bytes in use.
 ///
 /// # Errors
 ///
-/// The error of the kernel. The setting of the system stays in force.
+/// The error of the kernel. The process still has the system's setting for huge pages.
 pub fn refuse_huge_pages() -> io::Result<()> {
     Ok(rustix::thread::disable_transparent_huge_pages(true)?)
 }

@@ -1,25 +1,25 @@
-//! Gives up rights at startup, so that an attacker who takes the process over gains little: access
-//! to files that the config does not name (Landlock), and system calls that the relay never makes
-//! (seccomp). Landlock protects only contents and names of files. So seccomp refuses the calls that
-//! change permissions, owners, times and attributes, even for the relay's own files.
+//! Gives up rights at startup, so that an attacker who takes the process over gains little.
+//! Landlock refuses access to files that the config does not name, and seccomp refuses system calls
+//! that the relay never makes. Landlock protects only the contents and names of files, so seccomp
+//! also refuses changes of permissions, owners, times and attributes, even of the relay's files.
 //!
-//! Both restrictions hold for the calling thread and for threads that it starts later; Landlock
-//! reaches existing threads only since Linux 7.0. So the command `run` calls [`enforce`] on its
-//! first thread. The checked config names every file that the relay opens later. Landlock does not
-//! restrict sockets or files that are open already.
+//! Both restrictions hold for the calling thread and for the threads that it starts later, but not
+//! for other existing threads (Landlock reaches those only since Linux 7.0). The command `run`
+//! therefore calls [`enforce`] on its first thread. The checked config names every file that the
+//! relay opens later. Landlock does not restrict sockets or files that are open already.
 //!
-//! A rule of Landlock belongs to a file or directory (an inode, so `run` first makes the
-//! directories in which it writes), not to a name, and cannot be changed or added later. A rule on
-//! a file is useless when a program replaces the file. [`open`] therefore takes the directory
-//! around each file that the config names, and around each symlink on the way to it: the kubelet
-//! swaps the symlink `..data` in such a directory, and certificate tools swap the file itself. A
-//! file that is a mount of its own (a `subPath`) cannot be replaced, so its rule is on the file.
+//! A rule of Landlock belongs to an inode and not to a name, so `run` first makes the directories
+//! in which it writes. Rules cannot be changed or added later. A rule on a file does not hold for
+//! the new file if a program replaces the file. [`open`] therefore takes the directory around each
+//! file that the config names, and around each symlink on the way to the file. The kubelet swaps
+//! the symlink `..data` in such a directory, and certificate tools swap the file itself. A file
+//! that is a mount of its own (a `subPath`) cannot be replaced, so its rule is on the file.
 //!
-//! All calls but those in `FORBIDDEN` are allowed, because an updated library may need new ones. A
-//! refused call fails with EPERM, as it does without the privilege that most of these calls need.
-//! No library of the relay needs ENOSYS there to fall back to another call. `clone` and `clone3`
-//! are allowed, because glibc starts threads with them. A new user namespace is of little use to an
-//! attacker, because mounting is refused.
+//! seccomp refuses the listed calls (`FORBIDDEN` and the lists after it), and allows all others,
+//! because an updated library may need new ones. A refused call fails with EPERM, as most of them
+//! do without a privilege. No library of the relay needs ENOSYS to fall back to another call.
+//! `clone` and `clone3` are allowed, because glibc starts threads with them. A new user namespace
+//! is of little use to an attacker, because mounting is refused.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
@@ -48,11 +48,11 @@ const LANDLOCK_MIN: ABI = ABI::V3;
 /// The maximum number of symlinks that are followed; Linux itself follows 40.
 const LINKS_MAX: usize = 40;
 
-/// The paths that libraries read while the relay runs; missing ones are left out. `/etc/passwd` is
-/// not among them, because nothing looks up users.
+/// The paths that libraries read while the relay runs. A path that does not exist is left out.
+/// `/etc/passwd` is not in the list, because nothing looks up users.
 const OF_THE_SYSTEM: [&str; 28] = [
-    // Metrics, memory limits, backlogs. Inodes below /proc change, so the rule is on all of it, but
-    // the data of other processes stay out of reach.
+    // Metrics, memory limits, backlogs. Inodes below /proc change, so the rule is on the whole of
+    // /proc, but the data of other processes stay out of reach.
     "/proc",
     "/sys/fs/cgroup",
     "/dev/urandom",
@@ -163,8 +163,8 @@ const FORBIDDEN: [libc::c_long; 65] = [
     FILE_SETATTR,
 ];
 
-/// The numbers of calls that the crate libc does not have everywhere. They are the same on every
-/// architecture; `XATTRAT` is setxattrat(2) to removexattrat(2).
+/// The numbers of calls that the crate libc lacks on some targets. Each number is the same on every
+/// architecture. `XATTRAT` is setxattrat(2) to removexattrat(2).
 const FCHMODAT2: libc::c_long = 452;
 const OPEN_TREE_ATTR: libc::c_long = 467;
 const FILE_SETATTR: libc::c_long = 469;
@@ -172,8 +172,8 @@ const XATTRAT: RangeInclusive<libc::c_long> = 463..=466;
 
 const KEXEC_FILE_LOAD: libc::c_long = if cfg!(target_arch = "x86_64") { 320 } else { 294 };
 
-/// Numbers that only x86-64 has: modify_ldt(2), iopl(2), ioperm(2), chmod(2), chown(2), lchown(2),
-/// utime(2), utimes(2), futimesat(2).
+/// The numbers of calls that only x86-64 has: modify_ldt(2), iopl(2), ioperm(2), chmod(2),
+/// chown(2), lchown(2), utime(2), utimes(2), futimesat(2).
 const FORBIDDEN_ON_X86_64: [libc::c_long; 9] = [154, 172, 173, 90, 92, 94, 132, 235, 261];
 
 /// Changes of attributes that need no right to write: FS_IOC_SETFLAGS, its form for 32 bits,
@@ -181,7 +181,7 @@ const FORBIDDEN_ON_X86_64: [libc::c_long; 9] = [154, 172, 173, 90, 92, 94, 132, 
 const FORBIDDEN_COMMANDS: [u64; 6] =
     [0x4008_6602, 0x4004_6602, 0x4008_7602, 0x401c_5820, 0x4080_6685, 0x800c_6613];
 
-/// Marks a call of the x32 ABI on x86-64. With this bit, each of [`FORBIDDEN`] has a second number.
+/// The bit of a call of the x32 ABI on x86-64. It gives each forbidden call a second number.
 const X32: libc::c_long = 0x4000_0000;
 
 /// The numbers that only the x32 ABI has: another execve(2), ptrace(2) and so on.
@@ -211,11 +211,11 @@ pub struct Opened {
 pub struct State {
     /// The setting `process.restrict`.
     pub restrict: Restrict,
-    /// The version of the kernel's Landlock; `None` if Landlock is not in force.
+    /// The version of Landlock in the kernel; `None` if Landlock is not in force.
     pub landlock: Option<i32>,
     /// `true` if the seccomp filter is in force.
     pub seccomp: bool,
-    /// The restrictions that the setting asks for and that are not in force, with the reasons.
+    /// The restrictions that the setting asks for but that are not in force, with the reasons.
     pub missing: Option<String>,
     allowed: Vec<(PathBuf, Identity, May)>,
 }
@@ -225,8 +225,8 @@ impl State {
         Self { restrict, landlock: None, seccomp: false, missing: None, allowed: Vec::new() }
     }
 
-    /// Returns `true` if the process may read this file, or write in this directory. Neither needs
-    /// to exist. Also `true` if the path cannot be followed: the error of the system says more.
+    /// Returns `true` if the process may read `path`, or write in it. The path need not exist. Also
+    /// `true` without Landlock, and if the path cannot be followed: the system's error says more.
     pub fn allows(&self, path: &Path, is_to_be_written: bool) -> bool {
         if self.landlock.is_none() {
             return true;
@@ -277,7 +277,7 @@ impl State {
     }
 }
 
-/// Returns the real path of `path` or of its innermost existing directory, if it can be followed.
+/// Returns the real path of `path` or of its innermost existing parent, if it can be followed.
 fn existing(path: &Path) -> Option<PathBuf> {
     // The target of a symlink may be missing.
     let target = links(path).pop()?;
@@ -291,9 +291,9 @@ pub fn state() -> Option<&'static State> {
     STATE.get()
 }
 
-/// Opens the files of the system and the directories around `files` for reading, and `directories`,
-/// which must exist, for writing. A path that cannot be opened is left out, because the relay could
-/// not use it either. Blocks on the disk.
+/// Returns the paths that the process may use: for reading, those of the system and the directories
+/// around `files`; for writing, `directories`, which must exist. Leaves out a path that cannot be
+/// opened, because the relay could not use it either. Blocks on the disk.
 pub fn open(restrict: Restrict, files: &[PathBuf], directories: &[PathBuf]) -> Vec<Opened> {
     if restrict == Restrict::Off {
         return Vec::new();
@@ -333,7 +333,7 @@ fn opened(path: PathBuf, may: May) -> Option<Opened> {
 }
 
 /// Returns the paths that must be readable so that `file` stays readable when it is replaced. There
-/// are none for a pipe, which is read only once.
+/// are none if `file` exists and is not a regular file: a pipe, for example, is read only once.
 fn around(file: &Path) -> BTreeSet<PathBuf> {
     let mut around = BTreeSet::new();
     if file.metadata().is_ok_and(|found| !found.is_file()) {
@@ -361,9 +361,9 @@ fn place(link: PathBuf) -> PathBuf {
 }
 
 /// Returns the paths that must be readable for one of the files in [`RESOLVER`]. The file is
-/// usually a mount of its own (in a container), or a symlink out of `/etc`. If it is neither, a
-/// program that replaces it makes a new file in `/etc`, and lookups would fail afterwards. All of
-/// `/etc` is readable then, unless the operator requires the restriction.
+/// usually a mount of its own (in a container), or a symlink out of `/etc`. Otherwise, a program
+/// that replaces the file makes a new file in `/etc`, and lookups would fail if only the old file
+/// were readable. In that case, all of `/etc` is readable, unless the setting is `required`.
 fn around_resolver(file: &Path, restrict: Restrict) -> BTreeSet<PathBuf> {
     let of = |link: PathBuf| match link.parent() == Some(Path::new("/etc")) {
         true if link.is_symlink() => None,
@@ -402,8 +402,8 @@ pub fn lacking() -> Option<String> {
 const NO_LANDLOCK: &str = "Landlock with ABI 3 or newer (Linux 6.2, and `landlock` in the kernel's \
                            list of security modules)";
 
-/// Restricts the calling thread, and the threads that it starts later, to `opened`. Does nothing if
-/// `restrict` is [`Restrict::Off`]. Must be called only once.
+/// Restricts the calling thread, and the threads that it starts later, to the paths in `opened`.
+/// Restricts nothing if `restrict` is [`Restrict::Off`]. Must be called only once.
 ///
 /// # Errors
 ///
@@ -442,7 +442,7 @@ fn ruleset() -> Result<RulesetCreated, RulesetError> {
     Ruleset::default()
         .set_compatibility(CompatLevel::HardRequirement)
         .handle_access(AccessFs::from_all(LANDLOCK_MIN))?
-        // Newer kernels also refuse ioctl(2) of devices, signals, and abstract sockets of others.
+        // Newer kernels also refuse device ioctls, and signals and abstract sockets to the outside.
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::IoctlDev)?
         .scope(Scope::from_all(ABI::V6))?
@@ -480,7 +480,7 @@ fn rights(may: May) -> BitFlags<AccessFs> {
 fn forbid_calls() -> Result<(), seccompiler::Error> {
     let (allow, refuse) = (SeccompAction::Allow, SeccompAction::Errno(libc::EPERM.unsigned_abs()));
     let arch = env::consts::ARCH.try_into()?;
-    // A call in the map without rules is refused. One of another architecture ends the process.
+    // A call without rules is always refused. A call of another architecture ends the process.
     let mut calls: BTreeMap<_, _> =
         forbidden().into_iter().map(|number| (number, Vec::new())).collect();
     for command in FORBIDDEN_COMMANDS {

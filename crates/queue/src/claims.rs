@@ -9,7 +9,7 @@ use base::position::Position;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stage {
-    /// The consumer has not answered yet. The events may not even be sent yet.
+    /// The consumer has not responded yet. The events may not even be sent yet.
     OnWire,
     /// The events must be sent again, for example because the connection broke.
     Released,
@@ -34,8 +34,8 @@ pub(super) struct HeldClaim<T> {
 
 /// The claims of one output, in the order of their positions.
 ///
-/// A claim is added when its events are handed out, and removed when it and all claims before it
-/// are done or dropped. The first claim in the list is therefore always open, and begins at the
+/// A claim is added when its events are handed out. It is removed when it, and every claim before
+/// it, is done or dropped. The first claim in the list is therefore always open, and begins at the
 /// output's watermark: the first position that is not finished. Claims never overlap. Positions
 /// between two claims were dropped or missing before they could be claimed.
 ///
@@ -63,7 +63,7 @@ impl<T: Copy> Claims<T> {
 
     /// Adds a claim at the end of the list, in the stage `OnWire`.
     pub(crate) fn push(&mut self, claim: Claim, note: T) {
-        // The two comparisons are cheap: a claim usually has hundreds of events.
+        // The two checks are cheap, because a claim usually has hundreds of events.
         assert!(claim.start < claim.end, "a claim has events: {claim:?}");
         let last = self.held.back().map(|held| held.claim);
         assert!(last.is_none_or(|last| last.end <= claim.start), "{claim:?} overlaps {last:?}");
@@ -108,8 +108,9 @@ impl<T: Copy> Claims<T> {
         self.overlapping(positions).any(|held| held.stage == Stage::OnWire)
     }
 
-    /// Cuts a claim into two parts at `middle`. Both parts keep its stage; `note` makes their notes
-    /// from that of the claim. `None` if `middle` is not inside it, or if it was removed.
+    /// Cuts a claim into two parts at `middle`. Both parts keep the stage of the claim; `note`
+    /// makes the two notes from the note of the claim. Returns `None` if `middle` is not inside the
+    /// claim, or if the claim was removed.
     pub(crate) fn split(
         &mut self,
         claim: Claim,
@@ -128,12 +129,13 @@ impl<T: Copy> Claims<T> {
         Some((left, right))
     }
 
-    /// Returns `true` if no finished claim comes after an open one. Dropped ones do not count.
+    /// Returns `true` if no done claim comes after an open one. Dropped claims do not count.
     pub(crate) fn is_in_order(&self) -> bool {
         self.held.iter().all(|held| held.stage != Stage::Done)
     }
 
-    /// Removes all claims and returns the first one's note. The next claim begins at the watermark.
+    /// Removes all claims, and returns the note of the first one. The next claim begins at the
+    /// watermark.
     pub(crate) fn rewind(&mut self) -> Option<T> {
         debug_assert!(self.is_in_order());
         self.read = self.watermark();

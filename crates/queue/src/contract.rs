@@ -1,5 +1,5 @@
 //! The contract between the queue and its callers: the batches that are appended and taken, and the
-//! queue's answers. It is the same for the queue in memory and the queue in files.
+//! queue's responses. The contract is the same for the queue in memory and the queue in files.
 
 use std::fmt;
 use std::ops::Range;
@@ -18,10 +18,12 @@ use telemetry::OutputMetrics;
 /// A batch that is appended: the events of one request.
 #[derive(Debug, Clone)]
 pub struct Append {
-    /// The events, each followed by one `\n`, or with `list` the bytes as they were received.
+    /// The events, each followed by `\n` or, if `list` is `Some`, by the byte that it was received
+    /// with.
     pub lines: Bytes,
-    /// The ends of the events in a JSON list, in which a comma follows each event, and `]` the last
-    /// one. `None` for lines. See [`Queue::keeps_list`](super::Queue::keeps_list).
+    /// The ends of the events if they are a JSON list, in which `]` follows the last event and a
+    /// comma each other one. `None` if they are lines. See
+    /// [`Queue::keeps_list`](super::Queue::keeps_list).
     pub list: Option<ListEnds>,
     /// The number of events.
     pub events: u64,
@@ -29,33 +31,35 @@ pub struct Append {
     pub levels: LevelCounts,
 }
 
-/// The reason why the queue did not take a batch. The sender keeps it and can send it again.
+/// The reason why the queue did not take a batch. The sender still has the batch and can send it
+/// again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     /// The queue has no room for the batch.
     #[error("the queue is full")]
     Full,
-    /// The disk refuses to store the batch, or does not answer.
+    /// The disk refuses to store the batch, or does not respond.
     #[error("the queue's disk does not store the events")]
     Disk,
-    /// With `acknowledge = "delivered"`: nobody will acknowledge the batch any more.
+    /// The batch will not be delivered: an output has ended or left, or the batch was dropped. This
+    /// happens only with `acknowledge = "delivered"`.
     #[error("no output will acknowledge the events")]
     Undelivered,
 }
 
 /// A sender's receipt for a batch, from [`Queue::append`](super::Queue::append). If the ticket is
 /// dropped before the batch is acknowledged, the queue removes the batch, because the sender gets
-/// no answer and may send it again. The batch stays if an output has begun to send it, or if the
-/// writer thread has begun to store it.
+/// no response and may send the batch again. The batch stays if an output has begun to send it, or
+/// if the writer thread has begun to store it.
 #[must_use]
 pub struct Ticket {
-    /// The answer to the sender. While `waits` is `Some`, this is the answer if the queue ends.
+    /// The response to the sender. While `waits` is `Some`, it holds only if the queue ends.
     pub answer: Result<(), Refused>,
-    /// `None` once the answer is known.
+    /// The wait for the response. `None` once the response is known.
     pub waits: Option<Waits>,
 }
 
-/// A batch whose sender has no answer yet.
+/// A batch whose sender has no response yet.
 pub struct Waits {
     pub done: oneshot::Receiver<Result<(), Refused>>,
     pub(crate) queue: Arc<dyn Withdraw>,
@@ -64,20 +68,21 @@ pub struct Waits {
 }
 
 pub(super) trait Withdraw: Send + Sync {
-    /// Removes the batch with this number, because its sender has gone, unless it is too late.
+    /// Removes the batch with this number, because its sender has gone. Does nothing if an output
+    /// has begun to send the batch, or the writer thread to store it.
     fn withdraw(&self, number: u64);
 }
 
 impl Ticket {
-    /// Makes the receipt for a batch that is safe at once.
+    /// Makes the receipt for a batch that is acknowledged without a wait.
     pub fn stored() -> Self {
         Self { answer: Ok(()), waits: None }
     }
 
-    /// Waits until the sender may be told that its batch is safe. For a queue in files, this is
-    /// when the batch is synced. For a queue in memory, it is at once, or with `delivered` when
-    /// every required output has acknowledged the batch or counted it as lost. Later calls return
-    /// the same result.
+    /// Waits until the sender may be told that its batch is safe. In a queue in files, the batch
+    /// must be synced. In a queue in memory, there is no wait unless `acknowledge` is `delivered`:
+    /// every required output must then acknowledge the batch or count it as lost. Later calls
+    /// return the same.
     ///
     /// # Errors
     ///
@@ -125,12 +130,12 @@ pub enum JoinError {
     Closed,
 }
 
-/// The answer of [`Cursor::redeliver`](super::Cursor::redeliver).
+/// The result of [`Cursor::redeliver`](super::Cursor::redeliver).
 #[derive(Debug)]
 pub enum Redelivery {
     /// The claim is on the wire again, and this batch has its lines.
     Batch(Batch),
-    /// All events of the claim were dropped, and it does not exist any more.
+    /// All events of the claim were dropped, and the claim no longer exists.
     Gone,
     /// The lines must be read from a file first. Call again when
     /// [`Cursor::readable`](super::Cursor::readable) returns. While the relay drains, a queue in
@@ -148,7 +153,8 @@ pub struct Take {
 }
 
 impl Take {
-    /// Returns how many bytes and events at the front of `text` are within the limits.
+    /// Returns how many bytes and events at the front of `text` are within the limits: at least one
+    /// event.
     pub(super) fn front_of(self, text: &[u8], ends: Option<&ListEnds>) -> (usize, u64) {
         match ends {
             Some(ends) => self.front(ends.iter()),
@@ -156,7 +162,7 @@ impl Take {
         }
     }
 
-    /// Like `front_of`. `ends` has the offset of the byte after each event.
+    /// Like `front_of`, for events whose ends are known: the offset of the byte after each event.
     pub fn front(self, ends: impl Iterator<Item = usize>) -> (usize, u64) {
         let (mut bytes, mut events) = (0, 0);
         for end in ends {
@@ -180,7 +186,7 @@ pub struct Claim {
 }
 
 impl Claim {
-    /// Makes a claim of plain numbers, for tests.
+    /// Makes a claim from plain numbers, for tests.
     pub fn of(start: u64, end: u64) -> Self {
         Self { start: Position::new(start), end: Position::new(end) }
     }
@@ -205,15 +211,15 @@ pub struct Batch {
     /// ([`is_list`]).
     pub pieces: Vec<Bytes>,
     /// The ends of the events in each piece that is a part of a list; `None` for a piece of lines.
-    /// If the last pieces are lines, their elements may be missing.
+    /// The elements of the last pieces may be missing if these are lines.
     pub ends: Vec<Option<ListEnds>>,
-    /// The positions and times of the lines, one element for each piece. Empty before
-    /// [`Cursor::tell_acceptances`](super::Cursor::tell_acceptances).
+    /// The positions and times of the lines, one element for each piece. Empty unless
+    /// [`Cursor::tell_acceptances`](super::Cursor::tell_acceptances) is set.
     pub acceptances: Vec<Acceptance>,
 }
 
 impl Batch {
-    /// Makes an empty batch.
+    /// Makes the batch of a claim, still without events.
     pub fn of(claim: Claim) -> Self {
         Self {
             claim,
@@ -242,7 +248,7 @@ impl Batch {
         self.acceptances.extend(acceptance);
     }
 
-    /// Returns the events in order, without the byte after each.
+    /// Returns the events in order, without the byte that follows each.
     pub fn events(&self) -> impl Iterator<Item = &[u8]> {
         self.texts().flat_map(|(piece, ends)| audit::Events::of(piece, ends))
     }
@@ -281,7 +287,7 @@ pub(crate) fn lines_of(list: &[u8], ends: &ListEnds) -> Bytes {
     Bytes::from(lines)
 }
 
-/// Returns the indexes of these positions, counted from `first`.
+/// Returns the distances of these positions from `first`, as indexes of events.
 pub(crate) fn numbers(first: Position, positions: Range<Position>) -> Range<usize> {
     let number = |position: Position| {
         usize::try_from(position.saturating_since(first)).unwrap_or(usize::MAX)
@@ -316,7 +322,7 @@ pub(crate) fn is_crowded(needed: u64, capacity: u64) -> bool {
     needed >= capacity / 4 * 3
 }
 
-/// Waits until `is_so` returns `true`. `wakes` must be notified whenever that may have changed.
+/// Waits until `is_so` returns `true`. `wakes` must be notified when this result may have changed.
 pub(crate) async fn until(wakes: &Notify, is_so: impl Fn() -> bool) {
     loop {
         let woken = wakes.notified();
@@ -340,24 +346,24 @@ impl Acceptance {
     }
 }
 
-/// The number of events of a final claim that the consumer did not get with this claim, by reason.
+/// The numbers of events of a final claim that the consumer did not get with this claim, by reason.
 /// Each event counts once. The consumer has acknowledged all other events of the claim.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Disposition {
     /// Events that the consumer has refused permanently, or that the output has given up.
     pub lost: u64,
-    /// Events that the output's filter has removed. They are not a loss.
+    /// Events that the output's filter has dropped. They are not a loss.
     pub dropped: u64,
     /// Events that were not sent, because the consumer has the same event from an earlier position.
     pub duplicate: u64,
     /// Events that the output has set aside: 1 or 0.
     pub aside: u64,
     /// The fate of each event, for the evidence. More events may be lost here than `lost` counts:
-    /// if nobody knows which events of a claim are lost, all count as lost here.
+    /// if it is unknown which events of a claim are lost, all events of the claim are lost here.
     pub fates: Fates,
 }
 
-/// The fate of each event of a final claim. Without evidence, only `rest` is set.
+/// The fate of each event of a final claim. If no evidence is recorded, only `rest` may be set.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Fates {
     /// Events that the consumer did not get, in the order of their positions.
@@ -386,14 +392,14 @@ impl Fates {
         self.not_delivered.sort_unstable_by_key(|(position, _)| *position);
     }
 
-    /// Turns lost events into dead letters.
+    /// Changes the fate of lost events to dead letter.
     pub fn kept_as_dead_letters(&mut self) {
         let fates = self.not_delivered.iter_mut().map(|(_, fate)| fate).chain(&mut self.rest);
         fates.filter(|fate| **fate == Fate::Lost).for_each(|fate| *fate = Fate::DeadLetter);
     }
 }
 
-/// The received lines, with which lines from files are compared.
+/// The lines as they were received. Lines that are read from files are compared with them.
 pub trait Originals: Send + Sync + fmt::Debug {
     /// Returns the positions, in rising order, of the lines that differ from the received ones. The
     /// lines were read from a file and begin at `first`. A line without a known original counts as
@@ -401,7 +407,7 @@ pub trait Originals: Send + Sync + fmt::Debug {
     fn changed(&self, first: Position, lines: &[u8]) -> Vec<Position>;
 }
 
-/// The end of some events at an output.
+/// How events ended at an output.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// The output has finished the events.
@@ -418,7 +424,7 @@ pub struct Finished {
     /// The positions of the events. For one output, a position repeats only if the queue was opened
     /// again in between, or if the earlier value says that the event was set aside.
     pub claim: Claim,
-    /// The time when they were finished, in milliseconds since 1970.
+    /// The time when the events were finished, in milliseconds since 1970.
     pub at: u64,
     /// How the events ended.
     pub outcome: Outcome,
@@ -437,9 +443,9 @@ impl Disposition {
         Self { aside: 1, fates, ..Self::default() }
     }
 
-    /// Adds the events of a final claim to the output's counters. `events` is the number of its
-    /// events that are still in the queue. Events that the queue has dropped are counted already,
-    /// and the fields of `self` may include them, so the sum of the fields is limited to `events`.
+    /// Adds the events of a final claim to the output's counters. `events` is the number of events
+    /// of the claim that are still in the queue. Dropped events are counted already, and the fields
+    /// of `self` may include them, so the sum of the fields is limited to `events`.
     pub fn count(&self, events: u64, metrics: &OutputMetrics) {
         let mut rest = events.saturating_sub(self.aside);
         for (counter, count) in [
@@ -470,7 +476,7 @@ impl Aside {
         Duration::from_millis(now().saturating_sub(self.received))
     }
 
-    /// Counts the event, which is no longer set aside.
+    /// Counts the end of the event, which is no longer set aside.
     pub fn count(self, disposition: &Disposition, metrics: &OutputMetrics) {
         disposition.count(1, metrics);
         if disposition.lost + disposition.dropped + disposition.duplicate == 0 {
@@ -491,7 +497,7 @@ pub struct Backlog {
 }
 
 impl Backlog {
-    /// Sets the gauges of an output.
+    /// Sets the gauges of an output to these values.
     #[allow(clippy::cast_precision_loss, reason = "gauges; sizes and counts are below 2^52")]
     pub fn show(&self, metrics: &OutputMetrics) {
         metrics.backlog.events.set(self.events as f64);

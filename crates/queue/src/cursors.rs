@@ -46,7 +46,7 @@ pub(super) struct Hole {
 pub(super) struct Contents {
     /// The end of the log when the slot was written.
     pub end: LogOffset,
-    /// The watermark of each output, by name.
+    /// The place of each output, by name: its watermark or, with evidence, an earlier place.
     pub outputs: BTreeMap<String, LogOffset>,
     pub(super) holes: Vec<Hole>,
     /// The history of each output, by name. A name is missing if nothing is known about the output.
@@ -56,8 +56,7 @@ pub(super) struct Contents {
 /// The events before an output's watermark that count as sent after a restart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct History {
-    /// The consumer has all events from here to the watermark, except those that the filter
-    /// removed.
+    /// The consumer has all events from here to the watermark, except those dropped by the filter.
     pub since: Position,
     /// The fingerprint of the filter's rules for these events; 0 if the output sends every event.
     pub selection: u64,
@@ -92,8 +91,8 @@ pub(crate) enum Found {
     Nothing,
     /// Neither slot has a valid checksum.
     Damaged,
-    /// Only one slot has a valid checksum, or the generations do not follow each other. A slot that
-    /// is newer than these contents may be lost.
+    /// Only one slot has a valid checksum, or the generations do not follow each other. These are
+    /// the contents of the newest valid slot; a newer slot may be lost.
     Half(Contents),
     /// Both slots are valid. These are the contents of the newer one.
     Whole(Contents),
@@ -114,7 +113,8 @@ impl Found {
 pub(super) const OUTPUTS_MAX: usize = 200;
 
 impl Contents {
-    /// Returns the place up to which the log is known to reach; an output may have got past `end`.
+    /// Returns the place up to which the log is known to reach: `end`, or a later place of an
+    /// output.
     pub(crate) fn known(&self) -> LogOffset {
         self.outputs.values().copied().fold(self.end, LogOffset::max)
     }
@@ -134,9 +134,9 @@ impl Contents {
             slot.extend(place.position.get().to_le_bytes());
             slot.extend(place.byte.to_le_bytes());
         }
-        // The oldest holes come first. Many adjacent holes are joined before this, and a slot has
-        // room for those of a usual queue. A hole without room is counted as lost a second time
-        // after a restart.
+        // The oldest holes are written first. A slot has room for the holes of a usual queue,
+        // because many adjacent holes are joined before. A hole that finds no room is counted as
+        // lost a second time after a restart.
         let room = (SLOT - CRC).saturating_sub(slot.len());
         let room = room.saturating_sub(self.outputs.len() * History::BYTES) / 24;
         let holes = &self.holes[..room.min(self.holes.len())];
@@ -145,8 +145,8 @@ impl Contents {
                 slot.extend(number.to_le_bytes());
             }
         }
-        // An output whose history has no room may send events twice after a restart. There is room
-        // for 150 outputs with long names.
+        // An output whose history finds no room may send events twice after a restart. At least 150
+        // outputs with long names find room.
         let room = (SLOT - CRC).saturating_sub(slot.len()) / History::BYTES;
         for (name, place) in self.outputs.iter().take(room) {
             let history = self.histories.get(name).copied();
@@ -167,8 +167,8 @@ impl Contents {
     }
 }
 
-/// Returns the generation and the contents of a slot; `None` if it is damaged. The error is the
-/// format version of a newer version of the program.
+/// Returns the generation and the contents of a slot; `None` if the slot is damaged. Fails with the
+/// format version if a newer version of the program has written the slot.
 fn decode(slot: &[u8]) -> Result<Option<(u64, Contents)>, u32> {
     if !slot.starts_with(&MAGIC) {
         return Ok(None);
@@ -187,7 +187,7 @@ fn decode(slot: &[u8]) -> Result<Option<(u64, Contents)>, u32> {
     Ok(reader.contents())
 }
 
-/// Reads numbers from the front of a slot. Returns `None` if too few bytes are left.
+/// A reader of numbers from the front of a slot. `None` means that too few bytes are left.
 struct Reader<'a>(&'a [u8]);
 
 impl Reader<'_> {

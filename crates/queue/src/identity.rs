@@ -1,6 +1,6 @@
 //! The identity of a queue: a random number that is made with the queue and kept with it. Names in
 //! a consumer's store (such as the `_id` of a document) are made of the identity and a position.
-//! They therefore never equal those of another relay, or of an earlier queue of this relay.
+//! Such names therefore never equal those of another relay, or of an earlier queue of this relay.
 
 use std::{fmt, io};
 
@@ -30,8 +30,8 @@ impl Identity {
         Ok(Self(u128::from_le_bytes(bytes)))
     }
 
-    /// Reads the identity of a queue's directory, or makes one. One that can't be stored is valid
-    /// only for this run: a full disk must not keep the relay from delivering its events.
+    /// Reads the identity of a queue's directory, or makes one. An identity that can't be stored is
+    /// valid only for this run: a full disk must not keep the relay from delivering its events.
     ///
     /// # Errors
     ///

@@ -2,12 +2,11 @@
 //! read-only copy.
 //!
 //! An inspection changes nothing and prints nothing. It takes only shared locks: on each segment
-//! file while the file is open, so that a relay does not overwrite it, and in
-//! [`Directory::is_in_use`] for a moment on the lock file. A running relay makes and deletes
-//! segments, writes to the last one, and rewrites the cursors file. Three rules keep that from
-//! looking like damage:
+//! file while the file is open, so that a relay does not overwrite it, and for a moment on the lock
+//! file ([`Directory::is_in_use`]). A running relay makes and deletes segments, writes to the last
+//! one, and rewrites the cursors file. Three rules keep that from looking like damage:
 //!
-//! - The cursors file is read before the list of segments: the log reaches at least as far as that
+//! - The cursors file is read before the list of segments: the log reaches at least as far as the
 //!   file says.
 //! - Events count as missing only if an output still needs them after the cursors file is read
 //!   again: the relay writes that file before it deletes a segment.
@@ -54,7 +53,7 @@ pub enum Error {
         .0.display()
     )]
     NoQueue(PathBuf),
-    /// A newer version of the program has written the directory.
+    /// A newer version of the program has written a file of the directory.
     #[error(
         "{} has format version {version}, this program reads {}: use the version that wrote it",
         .path.display(),
@@ -82,7 +81,7 @@ pub enum Error {
         /// The error of the operating system.
         error: io::Error,
     },
-    /// The caller's function [`Tell`] has returned this error.
+    /// The error that the caller's function [`Tell`] has returned.
     #[error(transparent)]
     Told(io::Error),
 }
@@ -146,9 +145,9 @@ pub struct Output {
     pub name: String,
     /// The number of its unfinished events.
     pub events: u64,
-    /// The number of bytes in their lines.
+    /// The number of bytes in the lines of these events.
     pub bytes: u64,
-    /// The age of the oldest of these events; 0 if there are none, `None` if it can't be read.
+    /// The age of the oldest unfinished event; 0 if there are none, `None` if it can't be read.
     pub oldest: Option<Duration>,
 }
 
@@ -193,10 +192,10 @@ impl fmt::Display for CursorsFile {
 pub struct Finding {
     /// The type of the fault and its place.
     pub fault: Fault,
-    /// The number of events that are missing because of it; 0 if that is unknown. Events that the
+    /// The number of events that are missing because of the fault; 0 if unknown. Events that the
     /// relay has dropped and counted are not included.
     pub events: u64,
-    /// The positions in which these events are missing; empty if that is unknown.
+    /// The positions of the missing events; empty if unknown.
     pub positions: Range<Position>,
 }
 
@@ -263,7 +262,7 @@ pub enum Seen<'a> {
     Lines(&'a [u8]),
     /// A fault that was found.
     Finding(&'a Finding),
-    /// The number of segments that were read so far, and of all segments.
+    /// The number of segments that were read so far, and the number of all segments.
     Progress(usize, usize),
 }
 
@@ -304,8 +303,8 @@ impl Directory {
         Ok(directory)
     }
 
-    /// Returns a summary. It reads the headers of all segments, the headers of records up to each
-    /// output's first unfinished event, and the end of the log.
+    /// Returns a summary, for which this reads the headers of all segments, the headers of records
+    /// up to each output's first unfinished event, and the end of the log.
     ///
     /// # Errors
     ///
@@ -321,8 +320,8 @@ impl Directory {
         Ok(self.look()?.0)
     }
 
-    /// Returns the name of each output in the cursors file and the first event that it has not
-    /// finished.
+    /// Returns the name of each output in the cursors file, and the position of the first event
+    /// that the output has not finished.
     ///
     /// # Errors
     ///
@@ -333,8 +332,9 @@ impl Directory {
         Ok(outputs.map(|(name, place)| (name.clone(), place.position)).collect())
     }
 
-    /// Passes the lines of all undamaged events, or of those that `output` has not finished, to
-    /// `tell`, oldest first. Returns the totals. Damage is passed to `tell`, and is not an error.
+    /// Passes lines to `tell`, the oldest first: those of all undamaged events or, if `output` is
+    /// `Some`, of those that this output has not finished. Also passes damage to `tell`, which is
+    /// not an error. Returns the totals.
     ///
     /// # Errors
     ///
@@ -362,8 +362,8 @@ impl Directory {
         self.walk(&found, Want { lines: false, output: None, from: Position::START }, tell)
     }
 
-    /// Reads the segments. The file `synced` must be read before they are listed: events of
-    /// segments that a relay makes in between would count as missing.
+    /// Reads the segments. The file `synced` must be read before they are listed: otherwise events
+    /// in segments that a relay makes in between would count as missing.
     fn walk(&self, found: &Found, want: Want<'_>, tell: &mut Tell<'_>) -> Result<Verdict, Error> {
         Walk::new(self, want, tell).run(found, self.synced()?)
     }
@@ -437,7 +437,7 @@ impl Directory {
         }
     }
 
-    /// Returns the end of the log. `Ok(None)` if a segment that it needs has been deleted.
+    /// Returns the end of the log. `Ok(None)` if a segment was deleted that must be read for this.
     fn end(
         &self,
         segments: &[Position],

@@ -1,15 +1,17 @@
 //! The log between listeners and outputs: one ordered, bounded sequence of batches, and a cursor
 //! for each output.
 //!
-//! This crate promises that every accepted event is handed to each output that exists at that time,
-//! and is counted once for each. With a directory, nothing is acknowledged before it is synced. It
-//! imports `audit` (the counts of a batch), `base`, `config` (its section) and `telemetry`. It must
-//! never interpret an event, or hold a lock while something waits.
+//! This crate promises: for each output that exists when an event is accepted, the event is either
+//! handed out or dropped, and is counted exactly once. With a directory, no stored batch is
+//! acknowledged before it is synced. The crate imports `audit` (the counts of a batch), `base`,
+//! `config` (its section) and `telemetry`. It must never interpret an event, or wait for anything
+//! while it holds the lock of its state.
 //!
 //! The queue takes lines and counts, and hands out lines. It knows no JSON and no HTTP. Every event
 //! has a [`Position`]; a batch may be cut between any two lines. A batch is held until every
-//! required output has finished it. For other outputs it is held only as long as nothing else needs
-//! its room. [`Queue::append`] alone decides whether there is room, and never waits for it.
+//! required output has finished it, unless `drop_oldest` drops it before. For optional outputs it
+//! is held only as long as nothing else needs its room. [`Queue::append`] never waits for room: if
+//! there is none, it refuses the batch or drops events, as `when_full` says.
 //!
 //! An output *claims* a range of positions ([`Cursor::next`]), and then tells the queue how each
 //! claim ended:
@@ -19,12 +21,12 @@
 //! - [`Cursor::release`]: the claim is no longer on the wire and must be sent again, with
 //!   [`Cursor::redeliver`].
 //!
-//! Events of a required output that are on the wire are never dropped.
+//! Events that a required output has on the wire are never dropped.
 //!
 //! Outputs join ([`Queue::join`]) and leave ([`Cursor::leave`]) while events flow.
 //!
-//! There are two kinds of queue: in memory (`memory`), and in files (`spool`). They meet only in
-//! the enums of this file, whose comments document the methods of both.
+//! There are two kinds of queue: in memory (`memory`), and in files (`spool`). Only the enums of
+//! this file join them. The comments here document the methods of both.
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
@@ -107,18 +109,18 @@ impl Queue {
         }
     }
 
-    /// Opens the queue, in files if `queue.directory` is set. Returns it with a cursor for each
-    /// output, in the order of `outputs`.
+    /// Opens the queue: in files if `queue.directory` is set, otherwise in memory. Also returns a
+    /// cursor for each output, in the order of `outputs`.
     ///
-    /// `outputs` must hold all outputs of the config. An output that joins later never gets the
-    /// batches that were appended before, although their senders were told that the batches are
-    /// safe.
+    /// `outputs` must hold all outputs of the config. An output that joins later does not get the
+    /// batches that were appended before, although their senders were told that these are safe.
     ///
-    /// A queue in files blocks on the disk, so this must not run on a thread of the async runtime.
+    /// For a queue in files this blocks, so it must not run on a thread of the async runtime.
     ///
     /// # Errors
     ///
-    /// The queue's directory can't be used, or the thread that writes the files can't be started.
+    /// The queue's directory can't be used, the threads that work on the files can't be started, or
+    /// the operating system gives no random numbers.
     pub fn open(
         config: &config::Queue,
         telemetry: &Telemetry,
@@ -136,10 +138,10 @@ impl Queue {
 
     /// Adds an output at the end of the log while events flow, and returns its cursor.
     ///
-    /// The output gets the batches that are appended from now on, always whole batches. With a
-    /// queue in files it also gets the batches that are appended but not synced yet. This function
-    /// then returns only after the cursors file with the new output is synced, so that the output
-    /// continues from its place after a crash.
+    /// The output gets the batches that are appended from now on, always whole batches. In a queue
+    /// in files it also gets the batches that are appended but not synced yet. For such a queue the
+    /// function returns only after the cursors file with the new output is synced, so that the
+    /// output continues from its place after a crash.
     ///
     /// # Errors
     ///
@@ -177,9 +179,9 @@ impl Queue {
     /// Applies the settings that can change at run time: `max_bytes` and `when_full`; for a queue
     /// in memory also `acknowledge`, for a queue in files also `segment_bytes`.
     ///
-    /// This drops no events, even if the queue holds more than the new `max_bytes`: new batches
-    /// then find no room until enough events are delivered, or until `when_full` lets the queue
-    /// drop some. Batches that were appended before keep the old value of `acknowledge`.
+    /// This drops no events, even if the queue holds more than the new `max_bytes`. New batches
+    /// then have no room until enough events are delivered, or dropped as `when_full` allows.
+    /// Batches that were appended before keep the old value of `acknowledge`.
     pub fn apply(&self, config: &config::Queue) {
         either!(self, queue => queue.apply(config))
     }
@@ -195,9 +197,9 @@ impl Queue {
         either!(self, queue => queue.admits(bytes))
     }
 
-    /// Appends a whole batch. Its sender may be told that it is safe when [`Ticket::acknowledged`]
-    /// returns `Ok`. A full queue with `drop_newest` also returns `Ok`: it counts the batch as
-    /// dropped and does not store it.
+    /// Appends a whole batch. The sender may be told that the batch is safe when
+    /// [`Ticket::acknowledged`] returns `Ok`. If the queue is full and `when_full` is
+    /// `drop_newest`, the batch is counted as dropped and not stored, and the result is `Ok` too.
     ///
     /// # Errors
     ///
@@ -206,28 +208,30 @@ impl Queue {
         either!(self, queue => queue.append(batch))
     }
 
-    /// Returns the queue's directory and the position after its last event. `None` in memory.
+    /// Returns the queue's directory, and the position after the last stored event. `None` in
+    /// memory.
     pub fn disk(&self) -> Option<(Arc<dyn Disk>, Position)> {
         self.spool().map(spool::Queue::disk)
     }
 
-    /// Compares all lines that are read from files from now on with `originals`, the lines as they
-    /// were received. A changed line is not handed out, and counts as lost. Only the first call has
-    /// an effect. A queue in memory does nothing.
+    /// Sets `originals`, the lines as they were received. From now on, every line that is read from
+    /// a file is compared with them. A changed line is not handed out, and counts as lost. Only the
+    /// first call has an effect. Does nothing for a queue in memory.
     pub fn compare_with(&self, originals: Arc<dyn Originals>) {
         if let Some(queue) = self.spool() {
             queue.compare_with(originals);
         }
     }
 
-    /// Returns each output's name and its position for the cursors file: the first one that it has
-    /// not finished, or whose evidence is not durable. Empty if the queue is in memory.
+    /// Returns the name of each output, and the position that the cursors file gets for this
+    /// output: the first one that is not finished, or whose evidence is not durable. Empty in
+    /// memory.
     pub fn places(&self) -> Vec<(String, Position)> {
         self.spool().map(spool::Queue::places).unwrap_or_default()
     }
 
-    /// Returns `true` if a body of this many bytes may be appended as the received JSON list
-    /// ([`Append::list`]), because every output sends lists. The list is then sent without a copy.
+    /// Returns `true` if every output sends lists, so that a body of this many bytes may be
+    /// appended as the received JSON list ([`Append::list`]). The list is then sent without a copy.
     /// A queue in files does not take long lists.
     pub fn keeps_list(&self, bytes: usize) -> bool {
         match self {
@@ -241,16 +245,16 @@ impl Queue {
         matches!(self, Self::Spool(_))
     }
 
-    /// Returns the store for one request body that is too large for memory: its lines are written
-    /// to a file while they arrive. `None` if the queue is in memory.
+    /// Returns the store for one request body that is too large for memory: the lines are written
+    /// to a file while the body arrives. `None` if the queue is in memory.
     pub fn incoming(&self) -> Option<Incoming> {
         self.spool().map(spool::Queue::incoming)
     }
 
-    /// Appends a large request body as one batch. All its lines must be written to a file and
-    /// synced ([`Incoming::sync`]), except for a body that found no room with `drop_newest`, which
-    /// is only counted as dropped here. The sender may be told that its body is safe when
-    /// [`Ticket::acknowledged`] returns `Ok`. `levels` counts the events of each audit level.
+    /// Appends a large request body as one batch. All lines of the body must be written and synced
+    /// ([`Incoming::sync`]). A body that found no room with `drop_newest` is only counted as
+    /// dropped. The sender may be told that the body is safe when [`Ticket::acknowledged`] returns
+    /// `Ok`. `levels` counts the events of each audit level.
     ///
     /// # Errors
     ///
@@ -264,18 +268,20 @@ impl Queue {
         self.spool().ok_or(Refused::Disk)?.append_incoming(incoming, levels)
     }
 
-    /// Returns `true` from the first batch without room until a fifth of the room is free again.
+    /// Returns `true` after a batch has found no room, until less than four fifths of
+    /// `queue.max_bytes` are needed ([`Queue::needed`]).
     pub fn is_full(&self) -> bool {
         either!(self, queue => queue.is_full())
     }
 
-    /// Returns why the disk stores no batches at present: its last error, or that it does not
-    /// answer. `None` if the disk works, even if the queue is full, and for a queue in memory.
+    /// Returns the reason why the disk stores no batches at present: the last error, or that the
+    /// disk does not respond. `None` if the disk works, even if the queue is full, and in memory.
     pub fn fault(&self) -> Option<String> {
         self.spool().and_then(spool::Queue::fault)
     }
 
-    /// Logs that the disk has not answered for ten seconds, or answers again. Call it repeatedly.
+    /// Logs when the disk has not responded for ten seconds, and when it responds again. Call it
+    /// often.
     pub fn watch_disk(&self) {
         if let Some(queue) = self.spool() {
             queue.watch_disk();
@@ -300,15 +306,15 @@ impl Queue {
         either!(self, queue => queue.capacity())
     }
 
-    /// Returns the bytes (as `queue.max_bytes` counts them) and the events that the queue holds.
+    /// Returns the numbers of held bytes, as `queue.max_bytes` counts them, and of held events.
     pub fn held(&self) -> (u64, u64) {
         either!(self, queue => queue.held())
     }
 
-    /// Returns how many of the held bytes ([`Queue::held`]) a new batch can't replace: those of
-    /// events that a required output has not finished, and of files that can't be dropped.
-    /// [`Queue::append`] takes the room of all others when it needs it, whatever `when_full` says.
-    /// The fill level of the queue is the share of these bytes in `queue.max_bytes`.
+    /// Returns the number of held bytes ([`Queue::held`]) whose room no new batch can get: the
+    /// bytes of events that a required output has not finished, and of files that can't be dropped.
+    /// [`Queue::append`] takes the room of all other held bytes when necessary, whatever
+    /// `when_full` says. The fill level is the share of these bytes in `queue.max_bytes`.
     pub fn needed(&self) -> u64 {
         either!(self, queue => queue.needed())
     }
@@ -324,10 +330,10 @@ impl Queue {
     }
 
     /// Waits until the end of the process would lose no event that an output can still finish. A
-    /// queue in memory waits until all outputs have finished all events. A queue in files hands out
-    /// no more events from now on, and waits until none is on the wire; with `ephemeral` (its
-    /// directory is deleted with the process) it waits like a queue in memory. Outputs that have
-    /// ended permanently ([`Queue::give_up`]) are not waited for.
+    /// queue in memory waits until all outputs have finished all events. A queue in files does the
+    /// same if `ephemeral` is `true` (its directory is deleted with the process). Otherwise it
+    /// hands out no more events, and waits until none is on the wire. Outputs that have ended
+    /// permanently ([`Queue::give_up`]) are not waited for.
     ///
     /// # Cancel safety
     ///
@@ -340,8 +346,8 @@ impl Queue {
     }
 
     /// Records that the output with this name has ended permanently. [`Queue::drained`] no longer
-    /// waits for it. With `acknowledge = "delivered"`, senders that wait for it are told that it
-    /// will not deliver their events.
+    /// waits for the output. If `acknowledge` is `delivered`, a sender whose batch waits for this
+    /// output is told that the batch will not be delivered.
     pub fn give_up(&self, name: &str) {
         either!(self, queue => queue.give_up(name))
     }
@@ -354,9 +360,10 @@ impl Queue {
         }
     }
 
-    /// Ends the queue. A queue in memory takes no more batches, and counts its events as lost, as
-    /// an `ephemeral` queue in files does. Any other queue in files keeps them for the next start.
-    /// Returns the name of each output and the number of events that it has not finished.
+    /// Ends the queue. In a queue in memory, and in a queue in files if `ephemeral` is `true`, the
+    /// unfinished events count as lost. Otherwise they stay in the files for the next start. A
+    /// queue in memory also takes no more batches. Returns the name of each output, and the number
+    /// and fate of its unfinished events.
     pub fn abandon(&self, ephemeral: bool) -> Vec<(String, Left)> {
         let lost = |all: Vec<(String, u64)>| {
             all.into_iter().map(|(name, events)| (name, Left::Lost(events))).collect()
@@ -398,8 +405,7 @@ pub struct Before(Option<spool::Before>);
 impl Before {
     /// Returns the next lines and their acceptance; `None` if there are no more.
     ///
-    /// This waits for the disk, which may take long. The caller must also watch for the end of the
-    /// process.
+    /// This waits for the disk, perhaps for long: the caller must watch for the end of the process.
     ///
     /// # Cancel safety
     ///
@@ -428,7 +434,8 @@ impl Cursor {
     }
 
     /// Waits until [`Cursor::next`] can return events. Also returns when the lines that the last
-    /// call of [`Cursor::redeliver`] needed are read from a file, or when their claim has ended.
+    /// call of [`Cursor::redeliver`] needed are read from a file, or when the claim of these lines
+    /// has ended.
     ///
     /// # Cancel safety
     ///
@@ -439,7 +446,7 @@ impl Cursor {
 
     /// Returns a reader of the events before this output's watermark that are still in files, were
     /// received at most `within` ago, and are among the newest 256 MiB. The consumer has these
-    /// events, except those that the filter has removed: the reader begins after the last lost
+    /// events, except those that the filter has dropped: the reader begins after the last lost
     /// event and after the last change of the filter's rules. Damaged or missing events are
     /// skipped. For a queue in memory the reader is empty.
     pub fn before(&self, within: Duration) -> Before {
@@ -447,16 +454,16 @@ impl Cursor {
     }
 
     /// Claims the next events to send: as many whole batches as fit into the limits of `take`, or a
-    /// part of the next batch if not even one fits. `None` if there are no more events, or if
-    /// [`Cursor::readable`] must first read their lines from a file.
+    /// part of the next batch if not even one fits. `None` if there are no more events, or if the
+    /// lines must first be read from a file ([`Cursor::readable`]).
     #[must_use]
     pub fn next(&mut self, take: Take) -> Option<Batch> {
         self.next_as(take, false)
     }
 
     /// Like [`Cursor::next`]. If `lists` is `true`, a piece of the batch may be a part of a
-    /// received JSON list ([`is_list`]), which only a queue that keeps lists has
-    /// ([`Queue::keeps_list`]).
+    /// received JSON list ([`is_list`]). Such pieces exist only if [`Queue::keeps_list`] has
+    /// returned `true`.
     #[must_use]
     pub fn next_as(&mut self, take: Take, lists: bool) -> Option<Batch> {
         match self {
@@ -472,9 +479,9 @@ impl Cursor {
     }
 
     /// Makes the claim of one event final, because the output sets this event aside. The event
-    /// leaves the log. A queue in memory counts its `bytes` against `queue.max_bytes`; with a queue
-    /// in files, the event must be on the [`Shelf`] already. With `acknowledge = "delivered"`, its
-    /// sender waits for [`Cursor::settle_aside`].
+    /// leaves the log. In a queue in memory, `bytes` bytes for it still count in `queue.max_bytes`;
+    /// in a queue in files, it must already be on the [`Shelf`]. If `acknowledge` is `delivered`,
+    /// the sender of the event waits for [`Cursor::settle_aside`].
     pub fn set_aside(&self, claim: Claim, bytes: u64) {
         match self {
             Self::Memory(cursor) => cursor.set_aside(claim, bytes),
@@ -482,14 +489,14 @@ impl Cursor {
         }
     }
 
-    /// Ends an event that was set aside. It counts as acknowledged by the consumer, unless
+    /// Ends an event that was set aside. The event counts as acknowledged by the consumer, unless
     /// `disposition` counts it as lost, dropped or duplicate.
     pub fn settle_aside(&self, position: Position, event: Aside, disposition: Disposition) {
         either!(self, cursor => cursor.settle_aside(position, event, disposition))
     }
 
-    /// Takes the positions and file sizes of the events that were set aside before the start. Empty
-    /// for a queue in memory, and at each later call.
+    /// Returns the positions and file sizes of the events that were set aside before the start, but
+    /// only at the first call. Later calls, and a queue in memory, return nothing.
     pub fn take_aside(&self) -> Vec<(Position, u64)> {
         self.spool().map(spool::Cursor::take_aside).unwrap_or_default()
     }
@@ -505,15 +512,15 @@ impl Cursor {
         either!(self, cursor => cursor.received(claim))
     }
 
-    /// Records that a claim no longer waits for an answer of the consumer, for example because the
-    /// connection broke. The output must send it again.
+    /// Records that a claim is no longer on the wire: no response of the consumer is expected, for
+    /// example because the connection broke. The output must send the claim again.
     pub fn release(&self, claim: Claim) {
         either!(self, cursor => cursor.release(claim))
     }
 
-    /// Puts a released claim on the wire again, and returns its lines. Returns [`Redelivery::Gone`]
-    /// if all its events were dropped. Returns [`Redelivery::NotYet`] if the lines must first be
-    /// read from a file, or if the queue hands out no more events.
+    /// Puts a released claim on the wire again, and returns the lines. Returns [`Redelivery::Gone`]
+    /// if all events of the claim were dropped. Returns [`Redelivery::NotYet`] if the lines must
+    /// first be read from a file, or if the queue hands out no more events.
     #[must_use]
     pub fn redeliver(&mut self, claim: Claim) -> Redelivery {
         match self {
@@ -524,8 +531,8 @@ impl Cursor {
         }
     }
 
-    /// Puts a released claim on the wire again without reading its lines, so that the output can
-    /// acknowledge it. Returns `false` if all its events were dropped.
+    /// Puts a released claim on the wire again without reading the lines, so that the output can
+    /// acknowledge the claim. Returns `false` if all events of the claim were dropped.
     pub fn take_back(&self, claim: Claim) -> bool {
         match self {
             Self::Memory(cursor) => cursor.redeliver(claim).is_some(),
@@ -533,14 +540,16 @@ impl Cursor {
         }
     }
 
-    /// Cuts a claim into two halves, which keep its state (on the wire, for example). `None` if it
-    /// has fewer than two events, or if it and all claims before it are finished.
+    /// Cuts a claim into two halves, which keep the state of the claim (on the wire, for example).
+    /// `None` if the claim has fewer than two events, or if it and all claims before it are
+    /// finished.
     pub fn split(&self, claim: Claim) -> Option<(Claim, Claim)> {
         either!(self, cursor => cursor.split(claim))
     }
 
-    /// Cuts a claim into two parts, which keep its state; the second begins at `middle`. `None` if
-    /// `middle` is not inside the claim, or if it and all claims before it are finished.
+    /// Cuts a claim into two parts, which keep the state of the claim. The second part begins at
+    /// `middle`. `None` if `middle` is not inside the claim, or if this claim and all claims before
+    /// it are finished.
     pub fn split_at(&self, claim: Claim, middle: Position) -> Option<(Claim, Claim)> {
         either!(self, cursor => cursor.split_at(claim, middle))
     }
@@ -557,8 +566,8 @@ impl Cursor {
         either!(self, cursor => cursor.with(|state| state.claims.is_in_order()))
     }
 
-    /// Removes the output from the queue. Returns the number of its unfinished events, which are
-    /// counted as lost. A queue in files then saves its cursors file without this output.
+    /// Removes the output from the queue. Returns the number of events that it has not finished or
+    /// has set aside: they are counted as lost. A queue in files then saves its cursors file.
     pub fn leave(self) -> u64 {
         either!(self, cursor => cursor.remove(true))
     }
@@ -577,7 +586,7 @@ impl Cursor {
     }
 
     /// Sets the fingerprint of the filter's rules for the events from `from` on. New rules may let
-    /// an event through that the old ones removed, so after a change no event before `from` counts
+    /// an event through that the old ones dropped, so after a change no event before `from` counts
     /// as sent ([`Cursor::before`]). Does nothing for a queue in memory.
     pub fn select(&self, selection: u64, from: Position) {
         if let Some(cursor) = self.spool() {
@@ -585,32 +594,34 @@ impl Cursor {
         }
     }
 
-    /// Sets whether this cursor's batches have [`Batch::acceptances`]. At first they do not.
+    /// Sets whether this cursor's batches have [`Batch::acceptances`]. Initially they have none.
     pub fn tell_acceptances(&self, tells: bool) {
         either!(self, cursor => cursor.with(|state| state.tells_acceptances = tells))
     }
 
-    /// Sets whether this output sends JSON lists ([`Cursor::next_as`]). It sends lines at first.
+    /// Sets whether this output sends JSON lists ([`Cursor::next_as`]). Initially it sends lines.
     pub fn take_lists(&self, takes: bool) {
         either!(self, cursor => cursor.with(|state| state.takes_lists = takes));
     }
 
-    /// Returns how many acknowledged events were dropped without a position since the last call
-    /// (`drop_newest`). Only the evidence recorder calls this. 0 for a queue in memory.
+    /// Returns the number of events that `drop_newest` has dropped since the last call: they were
+    /// acknowledged, and have no position. Only the evidence recorder calls this. 0 in memory.
     pub fn take_unplaced(&self) -> u64 {
         self.spool().map_or(0, spool::Cursor::take_unplaced)
     }
 
-    /// Returns positions, each once, whose events this cursor may lack without a loss: the queue
-    /// has dropped them for their room, or every output had finished them before the start. Outputs
-    /// that lost some of them have reported it ([`Cursor::take_finished`]). Only the evidence
-    /// recorder calls this. Empty for a queue in memory.
+    /// Returns ranges of positions, each once. If the evidence recorder does not find their events,
+    /// that alone is no loss: the queue has dropped the events for their room, or every output had
+    /// finished them before the start. An output that lost some of them reports this itself
+    /// ([`Cursor::take_finished`]). Only the evidence recorder calls this. Empty for a queue in
+    /// memory.
     pub fn take_given_up(&self) -> Vec<Range<Position>> {
         self.spool().map(spool::Cursor::take_given_up).unwrap_or_default()
     }
 
-    /// Returns the outputs that have left since the last call, each with the first position that
-    /// was not meant for it. Only the evidence recorder calls this. Empty for a queue in memory.
+    /// Returns the name of each output that has left since the last call, with the first position
+    /// that was not meant for it. Only the evidence recorder calls this. Empty for a queue in
+    /// memory.
     pub fn take_left(&self) -> BTreeMap<String, Position> {
         self.spool().map(spool::Cursor::take_left).unwrap_or_default()
     }
@@ -636,9 +647,9 @@ impl Cursor {
         }
     }
 
-    /// Returns what all outputs have finished since the last call. In the cursors file, the outputs
-    /// stay before these events until [`Cursor::recorded`] is called. Only the evidence recorder
-    /// calls this. Empty for a queue in memory.
+    /// Returns the events that outputs have finished since the last call. In the cursors file, the
+    /// place of an output stays before these events until [`Cursor::recorded`] is called. Only the
+    /// evidence recorder calls this. Empty for a queue in memory.
     pub fn take_finished(&self) -> Vec<Finished> {
         self.spool().map(spool::Cursor::take_finished).unwrap_or_default()
     }
@@ -666,13 +677,13 @@ impl Cursor {
         either!(self, cursor => cursor.capacity())
     }
 
-    /// Returns a function for [`Crowding::is_crowded`].
+    /// Returns a function that tells whether the queue is crowded.
     pub fn crowding(&self) -> Crowding {
         either!(self, cursor => Crowding(Arc::new(cursor.crowding())))
     }
 
-    /// Returns the notes in which the output keeps facts for the delivery that replaces this one.
-    /// With a queue in files they survive a restart.
+    /// Returns the notes of the output: facts for the delivery that replaces the present one. In a
+    /// queue in files the notes survive a restart.
     pub fn notes(&self) -> Notes {
         either!(self, cursor => cursor.notes())
     }

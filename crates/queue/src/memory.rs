@@ -1,10 +1,10 @@
 //! The queue in memory: its events are lost when the process ends.
 //!
-//! One mutex guards everything. It is held only for bookkeeping, and for a search for line ends if
-//! a batch is larger than what an output claims at once. It is never held across an await.
+//! One mutex guards everything. It is held for bookkeeping, for a search for line ends if a batch
+//! is larger than one claim, and while a list is copied as lines. It is never held across an await.
 //!
 //! The methods of [`super::Queue`] and [`super::Cursor`] document the public methods of this file,
-//! which nothing else calls. Here is only what is different in memory.
+//! which nothing else calls. The comments here only say what is different in memory.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -61,8 +61,8 @@ impl Shared {
 ///
 /// - needed: at least one required output has not finished it;
 /// - spare: every required output has finished it, and at least one optional output has not. A
-///   sender that waits for `delivered` gets its answer now. The record is kept as long as nothing
-///   else needs its room;
+///   sender that waits for `delivered` gets its response now. The record is kept until its room is
+///   needed;
 /// - gone: every output has finished it, or it was dropped. A record whose sender waits for
 ///   `delivered` and which no output has begun to send is also gone when it is refused, or when its
 ///   sender no longer waits.
@@ -73,7 +73,7 @@ impl Shared {
 ///
 /// - `bytes` is the weight of all records, and `spare` counts the first `spare.records` of them.
 /// - `bytes` is at most `capacity` after an append; `apply` may lower `capacity` below it.
-/// - Positions in `records` rise, with gaps where records were dropped or taken back.
+/// - Positions in `records` rise, with gaps where records were dropped, withdrawn or refused.
 /// - `counted` is the metric `event_total`. The backlog of an output is `counted` - `passed`. An
 ///   event is counted for an output exactly once: when it is finished, lost or dropped.
 ///
@@ -88,7 +88,7 @@ struct MemoryState {
     spare: Spare,
     /// The bytes of the events that were set aside. They also count against `queue.max_bytes`.
     aside: u64,
-    /// The senders that wait for `delivered`, and now only for events that were set aside.
+    /// The senders that wait for `delivered` only because of events that were set aside.
     late: Vec<Late>,
     next: Position,
     cursors: Slab<CursorState>,
@@ -103,7 +103,7 @@ struct MemoryState {
 
 /// A sender that waits until all events of its batch that were set aside are decided.
 struct Late {
-    /// The index of each such output's cursor, and the position of the event.
+    /// Each undecided event: the index of the output's cursor, and the position.
     open: Vec<(usize, Position)>,
     sender: oneshot::Sender<Result<(), Refused>>,
 }
@@ -123,8 +123,8 @@ pub(super) struct CursorState {
     aside: Amount,
     /// The end of the log when the output joined.
     joined: Position,
-    /// The gauge `output_start_events`: all accepted events plus this value are the finished, lost
-    /// and unfinished ones. It is -5 for an output that joined after 5 accepted events.
+    /// The gauge `output_start_events`: accepted events + this value = finished + lost + unfinished
+    /// events. It is -5 for an output that joined after 5 accepted events.
     start: i64,
     /// `true` if the output has ended permanently, so that the queue no longer waits for it.
     gone: bool,
@@ -135,7 +135,7 @@ pub(super) struct CursorState {
 }
 
 impl CursorState {
-    /// Returns how many events and bytes of a record this output has not finished.
+    /// Returns the events and bytes of a record that this output has not finished.
     fn outstanding(&self, record: &mut Record) -> Amount {
         let mut left = record.amount(self.claims.watermark(), record.end());
         for entry in self.claims.overlapping(record.positions()) {
@@ -187,9 +187,9 @@ impl MemoryState {
         amount
     }
 
-    /// Counts a batch as accepted, unless that was done when it was appended. This is for a batch
-    /// whose sender waits for `delivered`, when an output begins to send it. An output that joined
-    /// after the batch does not get it: `passed` grows, so that its backlog stays the same.
+    /// Counts a batch as accepted, unless it is counted already. If the sender waits for
+    /// `delivered`, the batch is counted when an output begins to send it. For an output that
+    /// joined after the batch, `passed` also grows, so that the output's backlog stays the same.
     fn count(
         counted: &mut Amount,
         cursors: &mut Slab<CursorState>,
@@ -209,9 +209,9 @@ impl MemoryState {
         }
     }
 
-    /// Returns the answer for a sender that waits for `delivered`: [`Refused::Undelivered`] if a
-    /// required output has ended before it finished the record, or if no required output that was
-    /// to get it is left. Running outputs are expected to finish it.
+    /// Returns the response to a sender that waits for `delivered`. It is [`Refused::Undelivered`]
+    /// if a required output has ended before it finished the record, or if none of those that were
+    /// to get the record is left. Outputs that run are expected to finish the record.
     fn verdict(cursors: &Slab<CursorState>, record: &mut Record) -> Result<(), Refused> {
         let needed = cursors
             .iter()
@@ -228,9 +228,9 @@ impl MemoryState {
         }
     }
 
-    /// Answers the waiting sender of a record that no required output needs any more, or lets it
-    /// wait in `late` for events that are set aside. Returns `false` if the batch is refused and no
-    /// output has begun to send it: the caller must then remove the record.
+    /// Responds to the waiting sender of a record that no required output needs any more, or lets
+    /// the sender wait in `late` for events that are set aside. Returns `false` if the batch is
+    /// refused and no output has begun to send it: the caller must then remove the record.
     fn answer(cursors: &Slab<CursorState>, record: &mut Record, late: &mut Vec<Late>) -> bool {
         let Some(waiting) = record.waiting.take() else { return true };
         let verdict = Self::verdict(cursors, record);
@@ -263,7 +263,7 @@ impl MemoryState {
     }
 
     /// Removes the records that every output has finished, and marks as spare those that only
-    /// optional outputs still need. Answers the senders of all these records.
+    /// optional outputs still need. Responds to the senders of all these records.
     fn free_finished(&mut self) {
         let (mut needed, mut held) = (self.next, self.next);
         for (_, cursor) in self.cursors.iter().filter(|(_, cursor)| !cursor.gone) {
@@ -310,8 +310,8 @@ impl MemoryState {
     }
 
     /// Frees at least `needed` bytes and returns `true`, or drops nothing and returns `false`.
-    /// Drops the oldest spare records first, and then with `drop_oldest` the oldest of the others.
-    /// A record of which a required output has an event on the wire is kept.
+    /// Drops the oldest spare records first and then, if `when_full` is `drop_oldest`, the oldest
+    /// other ones. Keeps a record if a required output has one of its events on the wire.
     fn make_room(&mut self, needed: u64, metrics: &QueueMetrics) -> bool {
         let spare = self.spare.records;
         let may_go =
@@ -351,7 +351,8 @@ impl MemoryState {
                 cursor.passed += lost;
                 dropped.lose(&cursor.output, lost.events);
             }
-            // Every required output that still runs has finished a spare record.
+            // A spare record is no loss for the queue: all required outputs that run have finished
+            // it.
             if !is_spare {
                 mutant!(
                     "drop-counts-what-all-have",
@@ -360,13 +361,14 @@ impl MemoryState {
                 );
             }
         }
-        // This comes last, because it forgets the claims that say what each output has finished.
+        // This call comes last, because it forgets the claims that say what each output has
+        // finished.
         self.end_dropped_claims(freed);
         true
     }
 
     /// Ends the released claims of which all events were dropped. Otherwise the records after a
-    /// claim would count as needed until the output asks for it, perhaps for half a minute.
+    /// claim would count as needed until the output asks for the claim, perhaps for half a minute.
     fn end_dropped_claims(&mut self, positions: Range<Position>) {
         let Self { records, cursors, .. } = self;
         let is_left = |claim: Claim| {
@@ -474,7 +476,6 @@ impl Queue {
         Ok(self.add(state, output))
     }
 
-    /// Adds a cursor at the end of the log.
     fn add(&self, state: &mut MemoryState, output: Output) -> Cursor {
         let start = state.departed.start(&output.name, state.counted.events);
         show_start(&output.metrics, start);
@@ -506,7 +507,7 @@ impl Queue {
                 cursor.output.show_keeping(state.when_full);
             }
         }
-        // The output may need some of the records that were spare.
+        // The output may now need some of the records that were spare.
         state.spare = Spare::default();
         state.free_finished();
         state.log_not_full(&self.shared.metrics);
@@ -646,9 +647,9 @@ impl Queue {
         until(&self.shared.progress, is_done).await;
     }
 
-    /// Records that an output has ended permanently ([`super::Queue::give_up`]). Its accepted
-    /// events are counted as lost by [`Queue::abandon`]. If it is required, a batch that waits for
-    /// `delivered` and that no output has begun to send is refused and removed.
+    /// Records that an output has ended permanently ([`super::Queue::give_up`]). [`Queue::abandon`]
+    /// counts its accepted events as lost. If the output is required, the senders that wait for it
+    /// are refused, and batches that no output has begun to send are removed.
     pub fn give_up(&self, name: &str) {
         let mut state = self.shared.lock();
         for (_, cursor) in &mut state.cursors {
@@ -683,10 +684,11 @@ impl Queue {
 }
 
 impl MemoryState {
-    /// Ends the wait for an event that was set aside. A sender without other waits gets its answer.
+    /// Ends the wait for an event that was set aside. Senders that wait for nothing else get a
+    /// response.
     fn decided(&mut self, cursor: usize, position: Position) {
         let of_event = |open: &(usize, Position)| *open == (cursor, position);
-        // An output may still need the batch.
+        // The batch may still be in the queue, because another output needs it.
         let index = self.index_at(position);
         if let Some(record) = self.records.get_mut(index) {
             record.aside.retain(|open| !of_event(open));
@@ -699,7 +701,8 @@ impl MemoryState {
         }
     }
 
-    /// Refuses the batches of which this output, which ends or leaves, has set events aside.
+    /// Refuses the batches that wait for an event which this output, now ended or leaving, has set
+    /// aside.
     fn refuse_late(&mut self, output: &str) {
         let cursors = &self.cursors;
         let is_of = |(cursor, _): &(usize, Position)| {
@@ -903,7 +906,7 @@ impl Cursor {
         state.log_not_full(&self.shared.metrics);
         drop(guard);
         if batch.is_none() {
-            // The claims after this one may be finished, and the queue may be empty now.
+            // This was perhaps the last unfinished claim, and the queue may be empty now.
             mutant!("drain-waits-for-a-dropped-claim", self.shared.progress.notify_waiters());
         }
         batch
@@ -939,13 +942,14 @@ impl Cursor {
         state.cursors[self.index].claims.split(claim, middle, |()| ((), ()))
     }
 
-    /// Removes the output. If `counts` is `true`, its unfinished events count as lost. Returns the
-    /// number of lost events. See [`super::Cursor::leave`] and [`super::Cursor::leave_uncounted`].
+    /// Removes the output. If `counts` is `true`, its unfinished events count as lost; events that
+    /// are set aside count as lost in any case. Returns the number of lost events. See
+    /// [`super::Cursor::leave`] and [`super::Cursor::leave_uncounted`].
     pub fn remove(self, counts: bool) -> u64 {
         let mut guard = self.shared.lock();
         let state = &mut *guard;
-        // Senders that waited only for this output are answered first. Their batches are then
-        // accepted before the output's loss is computed, or not at all.
+        // The senders that wait only for this output get their responses first. Their batches are
+        // then accepted before the output's loss is computed, or not at all.
         let cursor = &mut state.cursors[self.index];
         cursor.gone = true;
         cursor.output.required = false;

@@ -32,7 +32,7 @@ enum Place {
 }
 
 impl Notes {
-    /// Makes the notes of this output. No file is read or made yet.
+    /// Makes the notes of an output of a queue in files. No file is read or made yet.
     pub fn new(
         disk: Arc<dyn Disk>,
         output: &str,
@@ -58,12 +58,13 @@ impl Notes {
     }
 
     /// Returns the first position that the output may get again after a reload or a crash: its
-    /// place in the saved cursors file, or its watermark in memory.
+    /// place in the saved cursors file or, for a queue in memory, its watermark.
     pub fn settled(&self) -> Position {
         (self.settled)()
     }
 
-    /// Returns the log's end when this value was made. Notes on later events are of another queue.
+    /// Returns the log's end when this value was made. Notes about later events are from another
+    /// queue.
     pub fn end(&self) -> Position {
         self.end
     }

@@ -1,6 +1,5 @@
 //! The facts about an output that both kinds of queue keep next to its claims: its name and
-//! metrics, the start of its counters, and what it loses when it leaves or when its events are
-//! dropped.
+//! metrics, the start of its counters, and its losses when it leaves or its events are dropped.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -15,19 +14,20 @@ use telemetry::{Loss, OutputMetrics, QueueMetrics};
 pub struct Output {
     /// The name in the config.
     pub name: String,
-    /// `true` if events are kept until this output has them, `false` if they are kept for it only
-    /// as long as their room is not needed.
+    /// `true` if events are kept until this output has finished them, `false` if they are kept for
+    /// it only until their room is needed.
     pub required: bool,
     /// The counters and gauges of the output's events.
     pub metrics: OutputMetrics,
-    /// How long a segment that all outputs have finished is kept after its last write, unless its
-    /// room is needed. After a restart the output reads in these segments which events it has sent.
-    /// For segments that exist at startup, the time begins then.
+    /// The age up to which a segment is kept although all outputs have finished it, unless its room
+    /// is needed. The age counts from when the writer ended the segment or, if the segment exists
+    /// at startup, from startup. After a restart the output learns from such segments which events
+    /// it has sent.
     pub keeps: Duration,
-    /// `Some` for the evidence recorder: the first position that it needs. It keeps events like an
-    /// optional output, and continues while the relay drains. In a queue in files it begins with
-    /// the segment of this position. It is not in the list of outputs, the metrics or the cursors
-    /// file.
+    /// `Some` for the evidence recorder: the first position that the recorder needs. Events are
+    /// kept for the recorder as for an optional output, and it gets events even while the relay
+    /// drains. In a queue in files its cursor begins with the segment of this position. The
+    /// recorder is not in the list of outputs, the metrics or the cursors file.
     pub recorder: Option<Position>,
 }
 
@@ -52,11 +52,11 @@ impl Output {
     }
 }
 
-/// Counts the events that outputs lose by one drop of a batch or a segment.
+/// The count of the events that outputs lose by one drop of a batch or a segment.
 ///
 /// Each output counts its own loss. The queue counts an event only once, even if several required
-/// outputs lose it. They usually all lose the last events of the dropped range, so the queue counts
-/// the largest of these losses. Losses of optional outputs do not count for the queue.
+/// outputs lose it. The losses usually overlap, because each is the end of the dropped range, so
+/// the queue counts the largest one. Losses of optional outputs do not count for the queue.
 #[derive(Default)]
 pub(super) struct DropCount {
     missed: u64,
@@ -83,14 +83,14 @@ pub(super) struct Departed(HashMap<String, u64>);
 
 impl Departed {
     /// Returns the gauge `output_start_events` of an output that joins after `accepted` events and
-    /// gets none of them: the number that its counters continue from, minus `accepted`. All
-    /// accepted events plus the gauge are then always the output's counters plus its backlog.
+    /// gets none of them: the number that its counters continue from, minus `accepted`. The number
+    /// of accepted events plus the gauge is then always the output's counters plus its backlog.
     pub(crate) fn start(&self, name: &str, accepted: u64) -> i64 {
         signed(self.0.get(name).copied().unwrap_or(0)) - signed(accepted)
     }
 
     /// Removes an output and returns its number of lost events. If `counts` is `false`, no event
-    /// was meant for it, and its gauge `output_start_events` is lowered by `backlog`.
+    /// was meant for it, and the gauge `output_start_events` is lowered by `backlog`.
     pub(crate) fn remove(
         &mut self,
         output: &Output,

@@ -1,8 +1,8 @@
 //! A disk for the start of the queue, on which a failed read is retried for a while.
 //!
-//! A disk that does not answer for a moment must not look like damage: the start copies away, cuts
-//! off or redelivers what is damaged. After [`PATIENCE`] there are two cases. If other parts of the
-//! same file can be read, a sector is bad, and the read fails: that is damage. If nothing of the
+//! A disk that does not respond for a moment must not look damaged: the start copies away, cuts off
+//! or redelivers what is damaged. If a read still fails after [`PATIENCE`], there are two cases. If
+//! other parts of the file can be read, a sector is bad, and counts as damage. If nothing of the
 //! file can be read, the disk is unreachable, and the start must fail ([`Patient::check`]).
 
 use std::io;
@@ -15,7 +15,7 @@ use base::disk::{Access, Disk, File, may_pass};
 use base::lock::lock;
 use base::mutant;
 
-/// The total time that all reads of a start may wait for the disk.
+/// The total time for which the reads of a start may wait for the disk.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 0 } else { 30 });
 
 const PAUSE: Duration = Duration::from_millis(250);
@@ -23,7 +23,8 @@ const PAUSE: Duration = Duration::from_millis(250);
 /// The size of a block in bytes. A disk reads a block as a whole or not at all.
 const BLOCK: u64 = 4096;
 
-/// The maximum number of further blocks that are tried before a file counts as unreadable.
+/// The number of blocks that are tried, besides the first eight, before a file counts as
+/// unreadable.
 const PROBES: u64 = 64;
 
 /// A disk whose reads are retried. Writes are not.
@@ -46,7 +47,7 @@ impl Patient {
         Self { disk, state: Arc::new(state) }
     }
 
-    /// Fails if nothing could be read of a file: the results of the reads are then worthless.
+    /// Fails if nothing could be read of some file: the results of all reads are then worthless.
     pub(crate) fn check(&self) -> io::Result<()> {
         lock(&self.state.dead).map_or(Ok(()), |error| Err(error.into()))
     }
@@ -128,8 +129,9 @@ struct PatientFile {
 }
 
 impl PatientFile {
-    /// Returns `true` if the file's size is unknown, or if it has more than one block and none of
-    /// the tried ones can be read: the first eight, and others at equal distances.
+    /// Returns `true` if the file's size is unknown, or if the file has more than one block and
+    /// none that is tried can be read. The first eight blocks are tried, and others at equal
+    /// distances.
     fn is_dead(&self) -> bool {
         let Ok(bytes) = self.file.bytes() else { return true };
         let blocks = bytes.div_ceil(BLOCK);

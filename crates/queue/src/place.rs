@@ -63,7 +63,7 @@ pub fn directory(path: &Path) -> Result<(), OpenError> {
 ///
 /// The reason why the directory can't be used.
 pub fn of_dead_letters(path: &Path) -> Result<(), OpenError> {
-    // With a slash at the end of the path the kernel would follow a symlink.
+    // Without this, a slash at the end of the path would make the kernel follow a symlink.
     let path: PathBuf = path.components().collect();
     refuse_link(&path)?;
     directory(&path)?;
@@ -119,7 +119,7 @@ fn refuse_newer(root: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// Fails if the path exists and is not a directory, or is a symlink.
+/// Fails if the path is a symlink, or exists and is not a directory.
 fn refuse_link(path: &Path) -> Result<(), OpenError> {
     if path.symlink_metadata().is_ok_and(|metadata| !metadata.is_dir()) {
         let error = io::Error::from(io::ErrorKind::NotADirectory);

@@ -1,7 +1,7 @@
 //! One file of the durable log: its bytes, and how it is read after any damage.
 //!
-//! A [`Scan`] goes from one whole record of a segment to the next. It writes nothing, and never
-//! fails because of the file's content: it reports damage. The format follows.
+//! A [`Scan`] goes from one whole record of a segment to the next. It writes nothing, and reports
+//! damage instead of failing. The format follows.
 #![cfg_attr(doc, doc = include_str!("../../../docs/internals/spool-format.md"))]
 
 use std::collections::BTreeSet;
@@ -17,7 +17,7 @@ use base::release::Format;
 /// A group (the records of one write and one sync) starts at a multiple of this many bytes.
 pub(crate) const BLOCK: u64 = 4096;
 
-/// A sector: the smallest number of bytes that a disk writes, or loses, at once.
+/// The size of a sector in bytes. A disk writes, or loses, a sector as a whole.
 const SECTOR: u64 = 512;
 
 pub(super) const FIRST_RECORD: u64 = BLOCK;
@@ -44,7 +44,7 @@ const REUSED: u32 = 1;
 const SEGMENT_MAGIC: [u8; 8] = *b"\xFFKAFSEG\0";
 const RECORD_MAGIC: [u8; 8] = *b"\xFFKAFREC\0";
 
-/// The number of bytes that a scan reads at once and keeps in memory. See [`Scan::ahead`].
+/// The number of bytes that a scan reads in one step and keeps in memory ([`Scan::ahead`]).
 pub(crate) const WINDOW: u64 = 1 << 20;
 
 /// The number of bytes in each step of a search, or of a checksum over very long lines.
@@ -91,11 +91,11 @@ pub(super) struct LogOffset {
     pub byte: u64,
 }
 
-/// The start value of the checksums of a segment's records. With it, records of any other segment
-/// have wrong checksums.
+/// The start value of the checksums of a segment's records. It differs from segment to segment, so
+/// that a record of another segment is invalid.
 ///
-/// The file of a finished segment is reused for a later segment. Until it is fully overwritten, it
-/// also contains records of the earlier segment, whose first position is lower.
+/// Such records exist because the file of a finished segment is reused for a later segment. Until
+/// the file is overwritten, its end holds records of the finished segment, at lower positions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Seed(u32);
 
@@ -103,9 +103,9 @@ impl Seed {
     /// The seed of segments of format version 1, whose files were never reused.
     pub(crate) const NONE: Self = Self(0);
 
-    /// Returns the seed of a segment. Two seeds are equal only if the upper 32 bits of the first
-    /// positions differ (5 and 2^32 + 4). The low positions of old records then show that they are
-    /// old.
+    /// Returns the seed of the segment that begins at `first`. Two segments can have the same seed
+    /// only if the upper 32 bits of their first positions differ, as those of 5 and 2^32 + 4 do. An
+    /// old record then shows its age by its low position.
     #[allow(clippy::cast_possible_truncation, reason = "both halves of the number are used")]
     pub(crate) fn of(first: Position) -> Self {
         Self(first.get() as u32 ^ (first.get() >> 32) as u32)
@@ -125,7 +125,7 @@ impl Seed {
         crc32c::crc32c_combine(self.0, crc, length)
     }
 
-    /// Returns the seed of a segment, and whether its file may have been reused.
+    /// Returns the seed of a segment, and `true` if its file may have been reused.
     pub(crate) fn of_file(
         header: Option<SegmentHeader>,
         file: &dyn File,
@@ -155,9 +155,8 @@ impl Seed {
 pub(super) struct SegmentHeader {
     /// The format version: 1 or 2.
     pub version: u32,
-    /// `true` if the file was another segment before, from which bytes may be left over.
+    /// `true` if the file was another segment before, and may still hold bytes of that segment.
     pub reused: bool,
-    /// The position of the segment's first event.
     pub first: Position,
     /// The number of bytes of all lines in the log before this segment.
     pub(super) first_byte: u64,
@@ -213,7 +212,8 @@ impl SegmentHeader {
         }
     }
 
-    /// Reads a segment's header. One that can't be read, or has another position, is damaged.
+    /// Reads a segment's header. If the header can't be read, or has another position, it is
+    /// damaged.
     pub(crate) fn read(file: &dyn File, first: Position) -> Result<Self, BadHeader> {
         let mut bytes = [0; SEGMENT_HEADER];
         (0..READS).any(|_| file.read_at(&mut bytes, 0).is_ok());
@@ -224,7 +224,6 @@ impl SegmentHeader {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct RecordHeader {
-    /// The position of the record's first event.
     pub first: Position,
     /// The number of bytes of all lines in the log before this record.
     pub(super) first_byte: u64,
@@ -291,7 +290,7 @@ impl RecordHeader {
             group: Position::new(u64_at(bytes, 48)),
             crc: u32_at(bytes, 56),
         };
-        // A forged record may have a correct checksum. With these limits no sum overflows.
+        // A forged record may have a correct checksum. These limits ensure that no sum overflows.
         let sane = header.events > 0
             && header.length >= header.events
             && header.group <= header.first
@@ -314,7 +313,7 @@ pub(crate) enum Found {
     Damage(Damage),
 }
 
-/// A record whose header has a valid checksum. Its lines have one too, if the scan verifies lines.
+/// A record with a valid checksum of the header and, if the scan verifies lines, of the lines.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Record {
     /// The offset of the header in the file.
@@ -344,9 +343,7 @@ pub(crate) struct Damage {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct SegmentFile<'a> {
     pub file: &'a dyn File,
-    /// The first position of the segment.
     pub first: Position,
-    /// The seed of its records' checksums.
     pub seed: Seed,
     /// `true` if the file may have bytes of an earlier segment after the last record.
     pub reused: bool,
@@ -384,9 +381,8 @@ pub(crate) struct Scan<'a> {
     file: &'a dyn File,
     seed: Seed,
     window: Bytes,
-    /// The offset of the window in the file.
     window_at: u64,
-    /// The number of bytes that are read at once. Longer lines are read in parts.
+    /// The number of bytes that are read in one step. Longer lines are read in parts.
     ahead: u64,
     at: u64,
     end: u64,
@@ -410,7 +406,8 @@ impl<'a> Scan<'a> {
         limit: Position,
         check: Check,
     ) -> Self {
-        // Without a known length, no byte can be read either, and the scan finds that out.
+        // If the length is unknown, reads fail too. The scan ends at `end` or, without one, where
+        // it begins.
         let unknown = if end == u64::MAX { at } else { end };
         let end = file.bytes().map_or(unknown, |bytes| bytes.min(end));
         Self {
@@ -433,7 +430,7 @@ impl<'a> Scan<'a> {
         self.unreadable.is_empty()
     }
 
-    /// Returns `true` if none of these bytes is known to be unreadable.
+    /// Returns `false` if one of these bytes is known to be unreadable.
     pub(super) fn has_read(&self, bytes: &Range<u64>) -> bool {
         self.unreadable_end(bytes).is_none()
     }
@@ -446,12 +443,13 @@ impl<'a> Scan<'a> {
         self.at
     }
 
-    /// Returns the position after the last found record, or at first the position of the start.
+    /// Returns the position after the last record that was found; before the first one, the
+    /// position at which the scan begins.
     pub(crate) fn position(&self) -> Position {
         self.next
     }
 
-    /// Sets the number of bytes that the scan reads at once and keeps in memory.
+    /// Sets the number of bytes that the scan reads in one step and keeps in memory.
     pub(crate) fn ahead(mut self, bytes: u64) -> Self {
         self.ahead = bytes;
         self
@@ -550,7 +548,7 @@ impl<'a> Scan<'a> {
             return read.slice(..=last);
         }
         drop(read);
-        // The end of a longer line is found first, so that memory holds the line only once.
+        // The end of a long line is found first, so that memory holds the line only once.
         let until = self.nth_line(from + size..end, 1);
         self.read(from, until - from)
     }
@@ -695,15 +693,15 @@ impl<'a> Scan<'a> {
         index(at)..index(at + size)
     }
 
-    /// Reads at least `size` bytes into the window; if that fails, each block alone, so that one
-    /// bad block does not make the others unreadable. Unreadable blocks are treated as zeros.
+    /// Reads at least `size` bytes into the window. If that fails, reads each block alone, so that
+    /// one bad block does not make others unreadable. Unreadable blocks are treated as zeros.
     fn load(&mut self, at: u64, size: u64) {
         let ahead = match self.check {
             Check::Headers => BLOCK,
             Check::Lines => self.ahead + BLOCK,
         };
         let size = size.max(ahead.min(self.end.saturating_sub(at)));
-        // Memory need not hold the old window while the new one is read.
+        // The old window is freed before the new one is read, so that memory never holds both.
         self.window = Bytes::new();
         let mut buffer = vec![0; usize::try_from(size).unwrap_or(usize::MAX)];
         if self.file.read_at(&mut buffer, at).is_err() {

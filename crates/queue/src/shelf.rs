@@ -1,5 +1,5 @@
-//! The events that an output has set aside: one file for each event, in the queue's directory. With
-//! a queue in memory there is no file, and the output keeps the lines itself.
+//! The events that an output has set aside: one file for each event, in the queue's directory. For
+//! a queue in memory there are no files, and the output keeps the lines itself.
 //!
 //! The queue does not interpret the files. A file is synced before the claim of its event is final,
 //! and deleted when the event is decided (delivered or given up). At startup, a file whose event is
@@ -102,7 +102,7 @@ impl Shelf {
         }
     }
 
-    /// Returns `true` if the line differs from the received one that the evidence has. Blocks.
+    /// Returns `true` if the line differs from the received one that the evidence knows. Blocks.
     pub fn is_changed(&self, position: Position, line: &[u8]) -> bool {
         self.0.as_ref().is_some_and(|files| (files.is_changed)(position, line))
     }

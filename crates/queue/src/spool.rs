@@ -1,20 +1,22 @@
 //! The queue in files: acknowledged means synced.
 //!
-//! A batch goes through these steps. [`Queue::append`] finds room for it and lets it wait for the
-//! writer thread. The writer thread ([`writer`]) writes and syncs a group of waiting batches, and
-//! only then makes it visible to cursors and answers the senders. Cursors ([`cursor`]) read the
-//! newest records from memory (the tail) and older ones from the files ([`load`]), never one that
-//! is not synced. At startup, [`recovery`] finds the files and judges their content.
+//! A batch goes through these steps. [`Queue::append`] finds room for the batch and lets it wait
+//! for the writer thread. The writer thread ([`writer`]) writes and syncs a group of waiting
+//! batches, and only then makes the group visible to cursors and responds to the senders. Cursors
+//! ([`cursor`]) read the newest records from memory (the tail) and older ones from the files
+//! ([`load`]), never a record that is not synced. At startup, [`recovery`] finds and judges the
+//! files.
 //!
 //! One lock guards the [`state`]. No file is touched while it is held. Only the writer thread
-//! writes events. The [`upkeep`] saves the cursors file, deletes segments and prepares their files
-//! for later segments.
+//! writes to the segments of the log; the lines of a large body are written to a file of their own
+//! ([`incoming`]), which then becomes a segment. The [`upkeep`] saves the cursors file, deletes
+//! segments and prepares files for later segments.
 //!
-//! Memory: 16 MiB for the tail, and about as much for what all cursors have read ahead, however
-//! large the backlog is. An event that is larger than its cursor's share is held alone.
+//! Memory: 16 MiB for the tail, and about as much for the lines that all cursors have read ahead,
+//! however large the backlog is. An event that is larger than its cursor's share is held alone.
 //!
 //! The methods of [`super::Queue`] document the public methods of this file, which nothing else
-//! calls. Here is only what is different with files.
+//! calls. The comments here only say what is different with files.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -59,11 +61,11 @@ use writer::GROUP_BYTES;
 
 const TAIL_BYTES: u64 = if cfg!(test) { 24 << 10 } else { 16 << 20 };
 
-/// The bytes that all cursors together may have read ahead from files. Each cursor may hold four
-/// reads: with 4 outputs, a read is 1 MiB, and a cursor may hold 4 MiB.
+/// The number of bytes that all cursors together may have read ahead from files. Each cursor may
+/// hold four reads: with 4 outputs, a read is 1 MiB, and a cursor may hold 4 MiB.
 const AHEAD_BYTES: u64 = 16 << 20;
 
-/// With more holes than this, adjacent holes are joined, because the cursors file has little room.
+/// The number of holes above which adjacent ones are joined: the cursors file has little room.
 const HOLES_MAX: usize = if cfg!(test) { 3 } else { 256 };
 
 /// The smallest read of a cursor in bytes, even if there are many outputs.
@@ -81,13 +83,13 @@ fn quarantine_bytes(capacity: u64) -> u64 {
     (capacity / QUARANTINE_PART).min(QUARANTINE_BYTES)
 }
 
-/// A disk that has not answered for this long counts as failed: requests are refused at once.
+/// The time after which a disk that does not respond counts as failed: requests are then refused.
 const HANGS: Duration = Duration::from_secs(5);
 
-/// A disk that has not answered for this long is logged.
+/// The time after which it is logged that the disk has not responded.
 const HANGS_TOLD: Duration = Duration::from_secs(10);
 
-/// The longest wait for the queue's two threads when it closes, because the disk may not answer.
+/// The longest wait for the two threads when the queue closes, because the disk may not respond.
 const CLOSING: Duration = Duration::from_secs(3);
 
 /// The queue in files. A clone is cheap, and refers to the same queue.
@@ -110,27 +112,28 @@ struct Shared {
     /// The number of bytes of the files in `quarantine/`, which are copies of damaged bytes.
     quarantined: AtomicU64,
     originals: OnceLock<Arc<dyn Originals>>,
-    /// The two threads. Empty before they are started, and after [`Queue::close`] has taken them.
+    /// The handles of the two threads. Empty before the threads are started, and after
+    /// [`Queue::close`] has taken the handles.
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
-    /// Cancelled when one of these threads has panicked.
+    /// Cancelled when one of the two threads has panicked.
     panicked: CancellationToken,
 }
 
-/// Wakes threads and tasks after a change of the state. Nobody waits with the lock held.
+/// The signals that wake threads and tasks after a change of the state.
 #[derive(Default)]
 struct Wakes {
     writer: Condvar,
     upkeep: Condvar,
-    /// The upkeep has tried to delete files, for whose room large bodies may wait.
+    /// Notified when the upkeep has tried to delete files, for whose room large bodies may wait.
     reclaimed: Condvar,
-    /// A claim was finished or released, an output was rewound, has ended or has left, or a
-    /// requested save of the cursors file is done.
+    /// Notified when a claim was finished or released, an output was rewound, has ended or has
+    /// left, or a requested save of the cursors file is done.
     progress: Notify,
 }
 
 impl Shared {
-    /// Locks the state and checks it. If a thread has panicked with the lock, that was reported,
-    /// and the state is used unchecked, as that thread left it.
+    /// Locks the state and checks it. If a thread has panicked while it held the lock, the panic
+    /// was reported, and the state is used without a check, as that thread left it.
     fn lock(&self) -> MutexGuard<'_, SpoolState> {
         match self.state.lock() {
             Ok(state) => {
@@ -185,8 +188,8 @@ impl Shared {
         files + cursors::BYTES + self.quarantined.load(Ordering::Relaxed)
     }
 
-    /// Returns the part of [`Shared::held_bytes`] that a new batch can't get: segments that a
-    /// required output needs, large bodies that are arriving, the cursors file, copies of damaged
+    /// Returns the part of [`Shared::held_bytes`] that a new batch can't get. It is for segments
+    /// that a required output needs, arriving large bodies, the cursors file, copies of damaged
     /// records, and files that could not be deleted.
     fn needed_bytes(&self, state: &SpoolState) -> u64 {
         let given = state.writing.accounting.pending_bytes() + state.log.unneeded_bytes();
@@ -202,16 +205,16 @@ impl Shared {
         self.capacity().saturating_sub(others)
     }
 
-    /// Returns the bytes that new segments may take, a multiple of 4,096. Segments that no output
-    /// needs any more, and spare files, count as deleted.
+    /// Returns the number of bytes that new segments may take, a multiple of 4,096. Segments that
+    /// all outputs have finished, and spare files, count as deleted.
     fn room(&self, state: &SpoolState) -> u64 {
         (self.usable() + state.reclaimable()).saturating_sub(state.writing.accounting.taken())
             / BLOCK
             * BLOCK
     }
 
-    /// Finds room for a batch that needs this many bytes: in the last segment after all waiting
-    /// batches (`None`), or in a new segment of the returned size.
+    /// Finds room for a batch that needs this many bytes. Returns `None` if the batch fits into the
+    /// last segment, after all waiting batches, and otherwise the size of its new segment.
     fn place(&self, state: &SpoolState, needed: u64) -> Result<Option<u64>, Refused> {
         if needed <= state.writing.accounting.segment_free() {
             return Ok(None);
@@ -221,14 +224,15 @@ impl Shared {
         if least <= room { Ok(Some(size)) } else { Err(Refused::Full) }
     }
 
-    /// Returns how many bytes of segments must be dropped for a batch in a new segment.
+    /// Returns the number of bytes of segments that must be dropped to begin a segment with a
+    /// batch.
     fn missing(&self, state: &SpoolState, needed: u64) -> u64 {
         let wanted = state.writing.accounting.taken() + FIRST_RECORD + needed;
         wanted.saturating_sub(self.usable() + state.reclaimable())
     }
 
-    /// Chooses segments to drop for a batch. `None` if the batch is to be dropped instead
-    /// (`drop_newest`). Fails if no segments may be dropped for it.
+    /// Chooses segments to drop for a batch. Returns `None` if the batch is to be dropped instead
+    /// (`drop_newest`). Fails if the segments that may be dropped are too small.
     fn choose(&self, state: &mut SpoolState, missing: u64) -> Result<Option<Vec<usize>>, Refused> {
         if let Some(spare) = state.log.droppable(missing, false) {
             return Ok(Some(spare));
@@ -243,7 +247,7 @@ impl Shared {
         }
     }
 
-    /// Lets a batch wait to be written, wakes the writer thread, and returns the sender's receipt.
+    /// Adds a batch to the waiting ones, wakes the writer thread, and returns the sender's receipt.
     fn join_line(
         self: &Arc<Self>,
         mut state: MutexGuard<'_, SpoolState>,
@@ -262,7 +266,7 @@ impl Shared {
             self.wakes.writer.notify_one();
         }
         let waits = Some(Waits { done, queue: Arc::<Self>::clone(self), number });
-        // If the writer thread is gone, the disk has not stored the batch.
+        // This is the response if the writer thread has gone without storing the batch.
         Ticket { answer: Err(Refused::Disk), waits }
     }
 }
@@ -630,10 +634,10 @@ impl Drop for Joining {
 }
 
 impl Withdraw for Shared {
-    /// Removes a batch that the writer thread has not begun to write.
+    /// Removes a batch, unless the writer thread has taken it already.
     fn withdraw(&self, number: u64) {
         self.lock().writing.withdraw(number);
-        // The file of a large body must be deleted.
+        // If the batch was a large body, the upkeep must delete its file.
         self.wakes.upkeep.notify_one();
     }
 }

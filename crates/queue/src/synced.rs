@@ -2,11 +2,11 @@
 //! docs/internals/spool-format.md.
 //!
 //! An invalid record at the end of the log after a crash has two possible reasons: its write was
-//! not finished, and its sender got no answer; or it was damaged later. The file tells the two
-//! apart. The writer thread writes the end of the log into it (a note) after each sync of a segment
-//! and before it answers the senders. The note itself is not synced: it is in the kernel's memory,
-//! which survives a kill of the process. After a power loss the note may be an older one, which is
-//! still true, but knows of less.
+//! not finished, and its sender got no response; or it was damaged later. The file tells the two
+//! cases apart. After each sync of a segment, the writer thread writes the end of the log into the
+//! file (a note), and only then responds to the senders. The note itself is not synced: it is in
+//! the kernel's memory, which survives a kill of the process. After a power loss the file may hold
+//! an older note, which names an earlier end and is still true.
 
 use std::io;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ const VERSION: u32 = 1;
 pub(crate) const FORMAT: Format =
     Format { name: "queue end of the log", reads: &[VERSION], writes: VERSION };
 
-/// The size of a note in bytes. It lies in one sector, so it is written as a whole or not at all.
+/// The size of a note in bytes. A note lies in one sector: it is written as a whole or not at all.
 const NOTE: usize = 52;
 
 /// The size of the file in bytes. Two notes, each in its own block, are written in turn.
@@ -57,7 +57,7 @@ impl Synced {
         bytes
     }
 
-    /// `None` if the note is damaged, was never written, or has another version.
+    /// Returns `None` if the note is damaged, was never written, or has another version.
     fn decode(bytes: &[u8; NOTE]) -> Option<Self> {
         let checks = bytes.starts_with(&MAGIC)
             && u32_at(bytes, 8) == VERSION
@@ -71,8 +71,8 @@ impl Synced {
     }
 }
 
-/// Returns the later one of the two notes; `None` if there is no whole one. A single note that
-/// can't be read counts as damaged.
+/// Returns the later one of the two notes; `None` if neither is valid. If only one note can't be
+/// read, it counts as damaged.
 pub(crate) fn read(disk: &dyn Disk) -> io::Result<Option<Synced>> {
     let Some(file) = disk::open_if_there(disk, FILE)? else { return Ok(None) };
     let note = |slot: u64| {

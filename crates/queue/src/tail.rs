@@ -1,7 +1,7 @@
-//! The end of the log: how far it goes, and which invalid bytes there were never acknowledged. (The
-//! newest records in memory, also called the tail, are in `spool/state.rs`.)
+//! The end of the log: how far the log goes, and which invalid bytes at its end were never
+//! acknowledged. (The newest records in memory, also called the tail, are in `spool/state.rs`.)
 //!
-//! The start of the queue cuts the log off there, by the cases 14 to 18 of the table in
+//! At startup the queue cuts the log off at this end, by the cases 14 to 18 of the table in
 //! `spool/recovery.rs`. The inspection commands use the same code, so that both call the same bytes
 //! damaged and the same write unfinished.
 
@@ -15,7 +15,7 @@ pub(crate) struct Tail {
     pub end: LogOffset,
     /// The offset in the segment file where the log ends.
     pub kept: u64,
-    /// The damaged parts of the file that had acknowledged events (cases 15, 16 and 18).
+    /// The damaged parts of the file that may hold acknowledged events (cases 15, 16 and 18).
     pub damages: Vec<Damage>,
     /// The offset of an unfinished write (case 17), whose events were never acknowledged.
     pub unfinished: Option<u64>,
@@ -36,8 +36,8 @@ impl Known {
         synced.map_or(cursors, |synced| synced.end.max(cursors))
     }
 
-    /// Joins what the cursors file and the file `synced` say. `last`: the first position of the
-    /// segment whose end is read.
+    /// Makes the value from the cursors file and the file `synced`. `last`: the first position of
+    /// the segment whose end is read.
     pub(crate) fn new(cursors: LogOffset, synced: Option<Synced>, last: Position) -> Self {
         let here = synced.filter(|synced| synced.end >= cursors && synced.segment == last);
         Self { end: Self::end(cursors, synced), offset: here.map(|synced| synced.offset) }
@@ -48,7 +48,8 @@ impl Known {
 type Unsure = (Damage, LogOffset);
 
 impl Tail {
-    /// Reads the last segment from the offset `from`, the place `begin` of the log, to its end.
+    /// Reads the last segment from the offset `from` to the end of the file. `begin`: the place in
+    /// the log of this offset.
     pub(crate) fn read(last: &SegmentFile<'_>, from: u64, begin: LogOffset, known: Known) -> Self {
         let mut tail = Self { end: begin, kept: from, damages: Vec::new(), unfinished: None };
         let mut from = (from, begin.position);
@@ -114,7 +115,7 @@ impl Tail {
             }
             // Case 18.
             if damage.bytes.end > self.kept {
-                // The number of events in bytes of an earlier segment means nothing.
+                // In bytes of an earlier segment, the number of events means nothing.
                 if !last.reused {
                     self.end.position += damage.events;
                     self.end.byte += damage.lines;

@@ -5,12 +5,11 @@ use telemetry::{Counter, Gauge, OutputMetrics, Telemetry};
 
 mod format_1;
 
-/// Returns the `[queue]` table of the embedded config.
 fn embedded_config() -> config::Queue {
     config::read(config::EMBEDDED, testing_config::TYPES).config.expect("it is right").queue
 }
 
-/// The metrics of an output that the queue changes, for reading at any time.
+/// The metrics of an output that the queue changes. A test can read them at any time.
 #[derive(Default, Clone)]
 pub(super) struct Counts {
     delivered: Counter,

@@ -1,7 +1,7 @@
 //! The files of line hashes below `lines/`. Only the newest file grows; the oldest are deleted.
 //!
-//! The size of a file on the disk is not trusted, because somebody else may have written to it. The
-//! sizes of an earlier run are those in `evidence-head`; no entry is about later hashes.
+//! The size of a file on the disk is not trusted, because somebody else may have written to the
+//! file. At startup, the sizes in `evidence-head` count: no entry is about hashes after them.
 
 use std::io;
 use std::sync::Arc;
@@ -13,35 +13,37 @@ use evidence_log::layout::{DIRECTORY, LINES, LineFile, if_there, path, read_all}
 use evidence_log::lines;
 use evidence_log::lines::{FILE_BYTES_MAX, Record};
 
-/// The size of a file is `evidence.max_bytes` divided by this number, within [`FILE_BYTES`].
+/// The number of files among which `evidence.max_bytes` is divided. [`FILE_BYTES`] limits the size
+/// of each.
 const FILES: u64 = 16;
 
 /// The smallest and the largest size of a file in bytes, approximately.
 const FILE_BYTES: (u64, u64) = (64 << 10, 64 << 20);
 
-/// The files of line hashes.
 pub(crate) struct Hashes {
     disk: Arc<dyn Disk>,
     max_bytes: u64,
-    /// The size of each file, as far as the relay has written it.
+    /// The number of bytes that the relay has written to each file.
     files: Sizes,
-    /// The file to which records are appended, its name and its size. `None` if the next records
-    /// begin a new file.
+    /// The file to which records are appended, its name and its size. `None` if the next commit
+    /// must choose a file ([`Hashes::next_file`]).
     open: Option<(Arc<dyn File>, LineFile, u64)>,
-    /// The file to which the last write failed, and the size to which it must be cut. Otherwise it
-    /// would look changed by somebody else when it is not the newest file any more.
+    /// The file to which the last write failed, and the size to which this file must be cut.
+    /// Without the cut, the file would look changed by somebody else as soon as a newer file
+    /// exists.
     failed: Option<(Arc<dyn File>, u64)>,
     /// Records that are not durable yet.
     buffer: Vec<u8>,
-    /// The position for the name of a new file, if these records begin one; `None` without records.
+    /// The first position of a new file, if the records in `buffer` begin one. `None` if `buffer`
+    /// is empty.
     first: Option<u64>,
 }
 
 impl Hashes {
-    /// Finds the files of earlier runs. `known` has the sizes at the last commit; `None` if they
-    /// are not known. The bytes of a file after its known size are cut off. `has_ended` is `true`
-    /// if the relay ended in order, so that there are no such bytes. The second value of the result
-    /// is `true` if a crash does not explain such bytes, or if something is missing.
+    /// Finds the files of earlier runs. `known` has the sizes at the last commit, or is `None` if
+    /// they are not known. Bytes after the known size of a file are cut off. `has_ended` is `true`
+    /// if the relay ended in order, and thus without such bytes. The second value of the result is
+    /// `true` if a file is missing or too short, or has more bytes than a crash explains.
     ///
     /// # Errors
     ///
@@ -83,7 +85,8 @@ impl Hashes {
                 continue;
             }
             if bytes > end {
-                // If a power failure undid the cut, the next start would report tampering.
+                // Without the sync, a power failure could undo the cut, and the next start would
+                // report tampering.
                 let file = disk.open(&path, Access::Write)?;
                 file.truncate(end)?;
                 file.sync()?;
@@ -109,7 +112,7 @@ impl Hashes {
     ///
     /// # Errors
     ///
-    /// The disk refuses. The hashes stay, and the next call writes them to a new file.
+    /// The disk refuses. The hashes stay in memory, and the next call writes them again.
     pub(crate) fn commit(&mut self) -> io::Result<()> {
         let Some(begin) = self.first else { return Ok(()) };
         if let Some((file, end)) = &self.failed {
@@ -133,7 +136,8 @@ impl Hashes {
         Ok(())
     }
 
-    /// Returns `false` if the file to which records are appended was removed or cut.
+    /// Returns `false` if the file to which records are appended was removed or cut by somebody
+    /// else.
     ///
     /// # Errors
     ///
@@ -146,7 +150,7 @@ impl Hashes {
         }
     }
 
-    /// Forgets the files that were removed. The next records begin a new file.
+    /// Forgets the files that were removed, and the file to which records are appended.
     ///
     /// # Errors
     ///
@@ -159,8 +163,8 @@ impl Hashes {
         Ok(())
     }
 
-    /// Returns the file for records from the position `first` on, its name, and the offset at which
-    /// its last whole record ends.
+    /// Returns the file for records from the position `first` on, the name of the file, and the
+    /// offset of the next record.
     fn next_file(&self, first: u64) -> io::Result<(Arc<dyn File>, LineFile, u64)> {
         let (from, to) = (LineFile { first, number: 0 }, LineFile { first, number: u32::MAX });
         let last = self.files.range(from..=to).next_back();
@@ -184,8 +188,8 @@ impl Hashes {
         Ok((file, name, 0))
     }
 
-    /// Gives up the oldest files, so that the others have at most `evidence.max_bytes`, and returns
-    /// them. They do not count any more; [`Hashes::remove`] deletes them.
+    /// Returns the oldest files that must go, so that the rest have at most `evidence.max_bytes`.
+    /// These files no longer count, and [`Hashes::remove`] deletes them.
     pub(super) fn give_up_oldest(&mut self) -> Vec<LineFile> {
         let open = self.open.as_ref().map(|(_, name, _)| *name);
         let mut bytes = self.files.values().sum::<u64>();
@@ -221,7 +225,7 @@ impl Hashes {
     }
 }
 
-/// Renames the directory of line hashes, because they belong to other events than those in the
+/// Renames the directory of line hashes, because the hashes are not those of the events in the
 /// queue.
 ///
 /// # Errors

@@ -2,13 +2,13 @@
 //!
 //! This crate promises that the log says what became of each event, or for which positions it can't
 //! say this. It imports `queue`, `evidence-log` and `client` (witnesses). What must never happen
-//! here: an event is changed, or an answer to a sender waits for a witness.
+//! here: an event is changed, or a response to a sender waits for a witness.
 //!
-//! A thread of its own reads the queue, hashes each line, and enters ranges of events with a root
-//! over their hashes into a transparency log ([`evidence_log::tlog`]) below the queue's directory.
-//! The roots are signed by checkpoints. With a checkpoint that was kept, anybody can tell later if
-//! an event was taken out, changed or added. The log itself holds nothing from which an event could
-//! be guessed.
+//! A separate thread reads the queue and hashes each line. For each range of events, the thread
+//! adds an entry with a root over the hashes to a transparency log ([`evidence_log::tlog`]) below
+//! the queue's directory. A checkpoint signs the log up to an entry. Whoever has kept a checkpoint
+//! can tell later if an event was taken out, changed or added. The log itself holds nothing from
+//! which an event could be guessed.
 //!
 //! | floor | files | what they know |
 //! |---|---|---|

@@ -11,17 +11,16 @@ use std::ops::Range;
 use base::disk::{Access, Disk, replace};
 use evidence_log::layout::{DIRECTORY, KNOWN, OFF, if_there, read};
 
-/// The maximum size of the file in bytes.
 const FILE_BYTES_MAX: usize = 16 << 10;
 
-/// The maximum number of ranges in the file. There are more only if evidence is turned on and off
-/// this often without a checkpoint; the last two ranges are then joined.
+/// The maximum number of ranges in the file. If evidence is turned on and off more often without a
+/// checkpoint, the last range grows over the events in between.
 const RANGES_MAX: usize = 64;
 
 /// The end of a range that is still growing, because evidence is off.
 const OPEN: u64 = u64::MAX;
 
-/// Notes that evidence is off for events from position `end` on, if it was on before.
+/// Notes that evidence is off for events from position `end` on, if evidence was on before.
 ///
 /// # Errors
 ///

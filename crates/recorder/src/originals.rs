@@ -26,8 +26,8 @@ use telemetry::{EvidenceError, EvidenceMetrics};
 /// least one record is written each second in which events come in.
 const INDEXED_MAX: usize = 2;
 
-/// The longest time for which lines from files wait until the recorder has opened the log. After
-/// this time, lines are sent without a comparison.
+/// The longest time for which a read of lines from a file waits until the recorder has opened the
+/// log. After this time, lines are sent without a comparison.
 const OPENS_WITHIN: Duration = Duration::from_secs(10);
 
 /// The maximum number of positions of changed events that are remembered.
@@ -36,7 +36,7 @@ const TOLD_MAX: usize = 1 << 16;
 /// The shortest time between two log lines about changed events.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// The line hashes of the events that came in, by their positions.
+/// Compares lines from files of the queue with the hashes of the lines that came in.
 pub struct Originals {
     disk: Arc<dyn Disk>,
     metrics: EvidenceMetrics,
@@ -47,17 +47,15 @@ pub struct Originals {
     decided: Condvar,
 }
 
-/// The changed events that were reported.
 #[derive(Default)]
 struct Told {
-    /// The time of the last log line about them.
+    /// The time of the last log line about changed events.
     at: Option<Instant>,
-    /// The positions of these events. Each output reads an event by itself and may read it again,
-    /// but the event is reported only once.
+    /// The positions of the reported events. Several outputs may read an event, each more than
+    /// once, but the event is reported only once.
     positions: HashSet<Position>,
 }
 
-/// The places of the records in a file of line hashes.
 struct Indexed {
     name: LineFile,
     /// The number of bytes of the file that were searched for records.
@@ -73,7 +71,7 @@ impl fmt::Debug for Originals {
 }
 
 impl Originals {
-    /// Makes the list. It is empty until the recorder has opened the log.
+    /// Makes a comparison that waits for [`Originals::decide`].
     pub fn new(disk: Arc<dyn Disk>, metrics: EvidenceMetrics) -> Self {
         Self {
             disk,
@@ -86,14 +84,15 @@ impl Originals {
     }
 
     /// Sets whether lines are compared from now on. The recorder calls this when it has opened the
-    /// log, has failed to open it, or records no more. If nothing is recorded, the hashes may be
-    /// those of other events.
+    /// log, has failed to open it, or records no more. While nothing is recorded, the hashes on the
+    /// disk may be those of other events.
     pub fn decide(&self, compares: bool) {
         *lock(&self.compares) = Some(compares);
         self.decided.notify_all();
     }
 
-    /// Returns `true` if lines are compared. Waits until the log is open, but not for long.
+    /// Waits for [`Originals::decide`], for at most [`OPENS_WITHIN`]. Returns `true` if lines are
+    /// compared.
     fn compares(&self) -> bool {
         let compares = lock(&self.compares);
         let waited = self.decided.wait_timeout_while(compares, OPENS_WITHIN, |it| it.is_none());
@@ -101,8 +100,8 @@ impl Originals {
         *compares.get_or_insert(false)
     }
 
-    /// Returns the ranges of line hashes that have one of these positions. After a crash several
-    /// ranges may have the same position.
+    /// Returns the hashes of received lines in all ranges that overlap these positions. After a
+    /// crash, several ranges may have the same position.
     fn ranges(&self, positions: &Range<u64>) -> io::Result<Vec<lines::Range>> {
         let names = if_there(self.disk.list(&path(LINES)))?.unwrap_or_default();
         let mut names: Vec<_> = names.iter().filter_map(|name| LineFile::parse(name)).collect();
@@ -127,7 +126,7 @@ impl Originals {
         Ok(found)
     }
 
-    /// Returns the offsets of the records in a file that have one of these positions.
+    /// Returns the offsets of the records of received lines in a file that overlap these positions.
     fn offsets(
         &self,
         file: &dyn File,

@@ -19,13 +19,14 @@ const CHANGED_BYTES: usize = r#""4095","#.len();
 pub struct Made {
     /// The entry.
     pub entry: Entry,
-    /// The hashes of the lines that were sent; `None` if no line was sent, or all as they came in.
+    /// The hashes of the lines that were sent. `None` if no line was sent, or if all sent lines are
+    /// as they came in.
     pub sent: Option<Record>,
 }
 
-/// Makes entries about the events that the outputs have finished. Ranges of one output that follow
-/// each other share an entry if it has room for them and their lines were sent in the same form.
-/// `salt` returns a new salt at each call.
+/// Makes entries about the events that the outputs have finished. Consecutive ranges of one output
+/// share an entry if there is room, and if their lines were sent in the same form. `salt` returns a
+/// new salt at each call.
 pub fn entries(finished: &[Finished], salt: impl Fn() -> Salt) -> Vec<Made> {
     let mut sorted: Vec<_> = finished.iter().collect();
     sorted.sort_by_key(|it| (&it.output, it.claim.start));

@@ -39,10 +39,9 @@ const TAKE: Take = Take { bytes: 1 << 20, events: RANGE_MAX };
 /// The pause after a failed attempt to write.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// An entry shows that the relay lives if its time is less than this many milliseconds ago.
+/// The age in milliseconds below which an entry shows that the relay lives.
 const FRESH_MS: u64 = 1000;
 
-/// The maximum number of orders that wait for the thread.
 const ORDERS: usize = 16;
 
 /// The parts and settings of a recorder.
@@ -73,7 +72,6 @@ pub struct Setup {
     pub checkpoints: watch::Sender<Bytes>,
 }
 
-/// An order to the recorder's thread.
 #[derive(Debug)]
 enum Order {
     Reload(Running),
@@ -83,7 +81,7 @@ enum Order {
 /// The deadlines for the work after the order to stop.
 #[derive(Debug, Clone, Copy)]
 struct Times {
-    /// If the questions of the startup are open, witnesses may contradict the log until this time.
+    /// The thread waits until this time for witnesses that have not responded since the startup.
     asks: Instant,
     /// Events are recorded until this time.
     records: Instant,
@@ -114,8 +112,8 @@ impl Recorder {
         Ok(Self { orders, thread })
     }
 
-    /// Notes that the config was read again. The note is dropped if 16 notes already wait, because
-    /// the disk hangs.
+    /// Notes that the config was read again. If 16 orders already wait, because the disk hangs, the
+    /// note is dropped.
     pub fn reloaded(&self, running: Running) {
         if self.orders.try_send(Order::Reload(running)).is_err() {
             tracing::warn!(
@@ -130,7 +128,7 @@ impl Recorder {
     /// `within`.
     pub async fn stop(self, running: Running, within: Duration) {
         let Self { orders, thread } = self;
-        // A third of the time is for the last checkpoint, and for its cosignatures.
+        // The last third of the time is for the last checkpoint and its cosignatures.
         let now = Instant::now();
         let asks = now + within / 3;
         let times = Times { asks, records: now + within / 3 * 2, cosigns: now + within / 6 * 5 };
@@ -138,7 +136,7 @@ impl Recorder {
             orders.send(Order::Stop(running, times)).await.ok();
             tokio::task::spawn_blocking(|| thread.join()).await
         };
-        // If the thread has panicked, it has reported that.
+        // If the thread has panicked, [`NoticePanic`] has reported it.
         if tokio::time::timeout(within, ended).await.is_err() {
             tracing::error!(
                 "the relay ends before the evidence of the last events is written: the next start \
@@ -178,7 +176,6 @@ struct Taken {
     bytes: u64,
 }
 
-/// The events that outputs have finished.
 #[derive(Default)]
 struct Fates {
     /// The events that have no entry yet.
@@ -187,7 +184,6 @@ struct Fates {
     entered: Vec<Finished>,
 }
 
-/// The work of the thread.
 struct Work {
     setup: Setup,
     state: State,
@@ -195,23 +191,21 @@ struct Work {
     /// The range that can still grow.
     open: Option<Open>,
     taken: Taken,
-    /// The time by which the evidence of the claims must be durable.
+    /// The time by which new hashes and entries must be durable. `None` if there are none.
     commit_at: Option<Instant>,
     checkpoint_at: Instant,
     heartbeat_at: Instant,
     fates: Fates,
-    /// Events at these positions count as unproven and not as lost, if they have no entry and are
-    /// no longer in the queue. The queue has given them up, or files of the log were changed or
-    /// removed.
+    /// The positions whose events count as unproven instead of lost, if they have no entry and are
+    /// no longer in the queue. The queue has given these events up, or files of the log were
+    /// changed or removed.
     unproven: Vec<Positions<u64>>,
 }
 
-/// The log, from the first attempt to open its files to the end of the thread.
 enum State {
     /// No file is open: an attempt to open them has failed, or is still to come. The alarms that
     /// failed attempts have raised get their entries when the files are open.
     Closed(Vec<Alarm>),
-    /// Events are recorded.
     Open(Box<Log>),
     /// A witness has contradicted the log. Nothing is recorded any more.
     RolledBack,
@@ -244,7 +238,6 @@ enum Trouble {
     Told,
 }
 
-/// The files of the evidence.
 struct Log {
     store: Store,
     hashes: Hashes,
@@ -252,7 +245,7 @@ struct Log {
     /// recorder began.
     next: u64,
     witnesses: Witnesses,
-    /// At startup, nothing is signed until all witnesses have answered or this time has come.
+    /// At startup, nothing is signed until all witnesses have responded or this time has come.
     /// `None` if checkpoints may be signed.
     asks_until: Option<Instant>,
 }
@@ -317,11 +310,11 @@ impl Work {
             if self.is_asking() {
                 self.hear_until(times.asks).await;
             }
-            // There is no more time for a witness that has not answered.
+            // There is no more time for a witness that has not responded.
             self.state.log_mut().into_iter().for_each(|log| log.asks_until = None);
             self.record_until(times.records).await;
         }
-        // The last event comes before the end.
+        // The entry about the last events must precede the entry `Stop`.
         self.close();
         if self.state.log().is_some() {
             self.record_unplaced();
@@ -342,7 +335,7 @@ impl Work {
         }
     }
 
-    /// Asks the witnesses about the newest checkpoint, and waits for their answers until `until`.
+    /// Asks the witnesses about the newest checkpoint, and waits for responses until `until`.
     async fn hear_until(&mut self, until: Instant) {
         if let Some(log) = self.state.log_mut() {
             log.witnesses.hurry();
@@ -354,12 +347,13 @@ impl Work {
                 Err(_) => return,
             }
             self.end_of_questions();
-            // This answer may have been about an earlier checkpoint.
+            // This response may have been about an earlier checkpoint.
             mutant!("last-checkpoint-not-cosigned", self.ask_witnesses());
         }
     }
 
-    /// Returns `running` with the present time and the present places of the outputs.
+    /// Returns `running` with the present time, the present places of the outputs, and the outputs
+    /// that have left.
     fn now(&self, running: Running) -> Running {
         let places = self.setup.queue.places().into_iter();
         let outputs = places.map(|(name, place)| (name, place.get())).collect();
@@ -537,8 +531,8 @@ impl Work {
     }
 
     /// Checks whether the files are still there. If only the checkpoint or `evidence-head` was
-    /// removed or replaced, writes both again. If more is gone, opens the log again, which
-    /// continues with what is left.
+    /// removed or replaced, writes both again. If more is gone, opens the log again and continues
+    /// with what is left.
     fn check_files(&mut self) -> io::Result<()> {
         let Some(Log { store, hashes, .. }) = self.state.log_mut() else { return Ok(()) };
         if !hashes.is_there()? {
@@ -576,7 +570,6 @@ impl Work {
         Ok(())
     }
 
-    /// Asks the witnesses that have not cosigned the newest checkpoint.
     fn ask_witnesses(&mut self) {
         let Some(Log { store, witnesses, asks_until, .. }) = self.state.log_mut() else { return };
         let pause = match asks_until {
@@ -604,8 +597,8 @@ impl Work {
         }
     }
 
-    /// At startup, makes the first checkpoint due when all witnesses have answered or their time is
-    /// over.
+    /// At startup, makes the first checkpoint due when all witnesses have responded or `asks_until`
+    /// has passed.
     fn end_of_questions(&mut self) {
         let Some(Log { witnesses, asks_until, .. }) = self.state.log_mut() else { return };
         let is_over = |until: &mut Instant| witnesses.have_answered() || Instant::now() >= *until;
@@ -658,8 +651,8 @@ impl Work {
             );
         }
         let instant = Instant::now();
-        // The entry about an event that has waited has an old time, so it does not show that the
-        // relay lives.
+        // The entry about an event that has waited in the queue has an old time, and does not show
+        // that the relay lives.
         if now().saturating_sub(at) < FRESH_MS {
             self.heartbeat_at = instant + self.setup.settings.heartbeat_interval;
         }
@@ -674,7 +667,7 @@ impl Work {
             self.taken.claims.push(batch.claim);
             self.commit_at.get_or_insert(Instant::now() + COMMIT_EVERY);
         }
-        // The queue notes what it gives up before the cursor passes it.
+        // The queue notes the events that it gives up before the cursor passes them.
         let given_up = self.setup.cursor.take_given_up().into_iter();
         mutant!(
             "dropped-room-is-a-loss",
@@ -728,9 +721,9 @@ impl Work {
         open.or(self.state.log().map(|log| log.next))
     }
 
-    /// Passes the events before this position that have no entry: those that came in while evidence
-    /// was off, and those that the queue does not have any more. A range that came in while
-    /// evidence was off is passed as a whole, even if it ends after this position.
+    /// Adds entries about the events before this position that get no evidence: those that came in
+    /// while evidence was off, and those that the queue does not have any more. The entry about a
+    /// range without evidence covers the whole range, even if it ends after this position.
     fn pass_to(&mut self, position: u64) {
         while let Some((range, is_off)) = self.next().and_then(|next| self.gap(next, position)) {
             self.close();
@@ -754,9 +747,9 @@ impl Work {
         }
     }
 
-    /// Returns the events to pass, from `next` on: a range that came in while evidence was off, or
-    /// events before `position` without a line. The second value is `true` if nothing is proven
-    /// about them, and `false` if they are lost. `None` if there are no such events.
+    /// Returns the next events that get no evidence, from `next` on: a range that came in while
+    /// evidence was off, or events before `position` without a line. The second value is `true` if
+    /// the events are unproven, and `false` if they are lost. `None` if there are no such events.
     fn gap(&self, next: u64, position: u64) -> Option<(Positions<u64>, bool)> {
         let off = self.setup.off.iter().find(|off| off.end > next);
         let (end, is_off) = match off {
@@ -799,7 +792,7 @@ impl Work {
         self.fates.entered.extend(ready);
     }
 
-    /// Ends the range that is being hashed.
+    /// Ends the range that is being hashed, and adds its entry.
     fn close(&mut self) {
         let Some(Open { range, received }) = self.open.take() else { return };
         let (first, root, end) = (range.first, range.root(), range.end());
@@ -810,8 +803,8 @@ impl Work {
         self.add(Entry::Accepted { first, count: end - first, at: received, root });
     }
 
-    /// Makes hashes and entries durable, and finishes their claims. With `signs`, also signs a
-    /// checkpoint if the log has grown. Does nothing while the witnesses are asked at startup.
+    /// Makes hashes and entries durable, and finishes their claims. If `signs` is set and the log
+    /// has grown, also signs a checkpoint. Does nothing while the witnesses are asked at startup.
     fn write(&mut self, signs: bool) {
         if self.is_asking() {
             return;
@@ -899,7 +892,7 @@ fn note(alarms: &[Alarm], state: &mut State, metrics: &EvidenceMetrics) {
     }
 }
 
-/// Waits for an answer of a witness. If no witness is asked, waits for ever.
+/// Waits for a response of a witness. Never returns if no request is in progress.
 async fn answered(state: &mut State) -> Answered {
     match state.log_mut() {
         Some(log) => log.witnesses.answered().await,
@@ -920,7 +913,7 @@ impl Log {
     }
 
     /// Makes hashes and entries durable. Then deletes the oldest line hashes if they take too much
-    /// room; an entry about that is durable before.
+    /// room. The entry about the deletion is durable before.
     fn commit(&mut self, keys: &[SigningKey]) -> io::Result<()> {
         self.hashes.commit()?;
         let oldest = self.hashes.give_up_oldest();

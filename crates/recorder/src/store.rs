@@ -1,12 +1,12 @@
 //! The files of an evidence log, and the order in which they are written.
 //!
 //! A *commit* makes entries durable: it signs a note over the whole log, and replaces the file
-//! `evidence-head` next to the log by this note, with the entries that are not in the tiles yet. A
-//! *checkpoint* publishes what is durable, in this order: the tiles and bundles are written and
-//! synced, the checkpoint is signed, and its file replaces the one before. So after a crash at any
-//! moment `evidence-head` has every entry that no checkpoint covers, and what a checkpoint covers
-//! is in the tiles. If there are many entries, the tiles are also written without a checkpoint, so
-//! that `evidence-head` stays small.
+//! `evidence-head` next to the log. The new file has the note and the entries that are not in the
+//! tiles yet. A *checkpoint* publishes durable entries, in this order: the tiles and bundles are
+//! written and synced, the checkpoint is signed, and its file replaces the one before. After a
+//! crash at any moment, each entry is therefore in the tiles or in `evidence-head`, and the tiles
+//! have all entries that a checkpoint covers. If there are many entries, the tiles are also written
+//! without a checkpoint, so that `evidence-head` stays small.
 //!
 //! Somebody else may have written to the files while the relay was stopped. If the tiles and
 //! entries are not those that `evidence-head` was signed over, the log ends with the newest
@@ -38,8 +38,8 @@ use evidence_log::tlog::tile::{
 /// entries until the tiles are written.
 const PENDING_MAX: usize = 8 << 20;
 
-/// The tiles are written when the entries that are not in them have this many bytes, also without a
-/// checkpoint. Each commit writes these entries again.
+/// The size in bytes of the entries outside the tiles at which a commit writes the tiles, even
+/// without a checkpoint. Until then, each commit writes these entries again.
 const TILES_EVERY: usize = 64 << 10;
 
 /// The beginning of the name of a directory with the log of an earlier origin.
@@ -48,7 +48,6 @@ const ASIDE: &str = "evidence-until-";
 /// The beginning of the name of a journal that was set aside. The time in milliseconds follows.
 const REFUSED: &str = "journal-refused-";
 
-/// The files of an evidence log.
 pub(crate) struct Store {
     disk: Arc<dyn Disk>,
     origin: String,
@@ -57,10 +56,11 @@ pub(crate) struct Store {
     newest: Newest,
     /// The size and the root of the log as far as it is in the tiles.
     tiled: Head,
-    /// The number of entries that `evidence-head` takes from the tiles.
+    /// The number of entries for which the file `evidence-head` needs the tiles.
     needed: u64,
     pending: Pending,
-    /// The content of `evidence-head`; `None` if the next commit has to write the file anyway.
+    /// The content of `evidence-head`. `None` if the next commit must write the file even without a
+    /// new entry.
     written: Option<Vec<u8>>,
     /// The sizes of the files of line hashes when the log was opened; `None` if they are not known.
     lines: Option<Sizes>,
@@ -72,7 +72,6 @@ pub(crate) struct Store {
     pub(super) alarms: Vec<Alarm>,
 }
 
-/// The newest checkpoint.
 struct Newest {
     head: Head,
     /// The note with the signatures collected so far. Before the first checkpoint: a note over the
@@ -92,23 +91,22 @@ struct Newest {
 struct Pending {
     entries: Vec<Vec<u8>>,
     bytes: usize,
-    /// The number of these entries that are durable.
+    /// The number of entries, from the first on, that are durable.
     synced: usize,
 }
 
-/// The tree over entries.
 #[derive(Default)]
 struct Tree {
     frontier: Frontier,
-    /// The tiles that are not in files, or are partial.
+    /// The whole tiles that are not in files yet, and the partial tiles.
     tiles: Growing,
     /// The last bundle in a file, if it is partial.
     bundle: Vec<u8>,
 }
 
 impl Store {
-    /// Opens the log of this origin, or begins it. `keys` may sign its checkpoints. If there is a
-    /// log of another origin, its directory is renamed.
+    /// Opens the log of this origin, or begins a new log. One of `keys` must have signed the
+    /// checkpoint of an existing log. The directory of a log of another origin is renamed.
     ///
     /// # Errors
     ///
@@ -184,7 +182,8 @@ impl Store {
     fn is_of_older_version(&mut self) -> io::Result<bool> {
         let name = path(JOURNAL);
         let Some(file) = if_there(self.disk.open(&name, Access::Read))? else { return Ok(false) };
-        // In each version these bytes are the size of the log before the first entry.
+        // In each version, bytes 8 to 15 are the size of the log before the first entry of the
+        // journal.
         let mut begin = [0; 8];
         let begin = read_exact(&*file, &mut begin, 8).map(|()| u64::from_be_bytes(begin));
         self.has_journal = begin.is_ok_and(|begin| begin < self.newest.head.size);
@@ -203,8 +202,7 @@ impl Store {
         Ok(true)
     }
 
-    /// Notes that files of the log were removed, cut or replaced, unless another alarm says that
-    /// something was changed.
+    /// Notes that files of the log were removed, cut or replaced, unless there is an alarm already.
     pub(crate) fn is_tampered(&mut self) {
         if self.alarms.is_empty() {
             self.alarms.push(Alarm::Removed);
@@ -252,8 +250,8 @@ impl Store {
         Ok(())
     }
 
-    /// Returns the root over the first entries of the log, also those that are not in the tiles;
-    /// `None` if the log is shorter.
+    /// Returns the root over the first `size` entries, whether they are in the tiles or not. `None`
+    /// if the log is shorter.
     fn root_at(&self, size: u64) -> io::Result<Option<Hash>> {
         let nodes = nodes(&*self.disk, self.tiled.size);
         let Some(behind) = size.checked_sub(self.tiled.size) else {
@@ -282,7 +280,8 @@ impl Store {
         Ok(())
     }
 
-    /// Returns `true` if the files that this process has written last are still there.
+    /// Returns `true` if the checkpoint and `evidence-head` are still as this process has written
+    /// them.
     ///
     /// # Errors
     ///
@@ -300,7 +299,8 @@ impl Store {
     }
 
     /// Writes the file of the newest checkpoint again, and lets the next commit write
-    /// `evidence-head`. Without a checkpoint or the tiles, returns `false` and does nothing.
+    /// `evidence-head`. Returns `false` and does nothing if there is no checkpoint, or if the tiles
+    /// are gone.
     ///
     /// # Errors
     ///
@@ -316,13 +316,12 @@ impl Store {
         Ok(true)
     }
 
-    /// Returns the number of entries, and the root over them.
     pub(crate) fn head(&self) -> Head {
         self.tree.head()
     }
 
-    /// Returns the position after the last event that, according to the entries, has come in or was
-    /// lost from the queue. `None` if no entry is about such an event.
+    /// Returns the position after the last event that came in or that the queue lost, according to
+    /// the entries. `None` if no entry is about such an event.
     ///
     /// # Errors
     ///
@@ -381,12 +380,13 @@ impl Store {
         if self.pending.bytes >= TILES_EVERY { self.write_tiles() } else { Ok(()) }
     }
 
-    /// Signs a checkpoint over all entries, which must be durable, and returns it. Returns `None`
-    /// if there is one already.
+    /// Signs and publishes a checkpoint over all entries, which must be durable. Returns the
+    /// checkpoint, or `None` if the newest one covers all entries already.
     ///
     /// # Errors
     ///
-    /// The disk refuses. There is no checkpoint then; the next call tries again.
+    /// The disk refuses. The new checkpoint may be in the file nevertheless. The next call tries
+    /// again.
     pub(crate) fn sign(&mut self, keys: &[SigningKey]) -> io::Result<Option<Note>> {
         let head = self.head();
         if head == self.newest.head {
@@ -460,8 +460,8 @@ impl Store {
         Ok(())
     }
 
-    /// Writes the tiles and bundles over the entries that are not in them. These must be durable,
-    /// so that no later start gives other content to a tile.
+    /// Writes the tiles and bundles of the entries that are not in them. These entries must be
+    /// durable, so that no later start gives other content to a tile.
     fn write_tiles(&mut self) -> io::Result<()> {
         let disk = &*self.disk;
         let Tree { frontier, tiles, bundle } = &mut self.tree;
@@ -578,14 +578,15 @@ impl Tree {
     }
 }
 
-/// The tree that is in the tiles, the entries after those, and the files of line hashes.
+/// The tree in the tiles, the entries after the tiles, and the sizes of the files of line hashes.
 type Continued = (Tree, Vec<Vec<u8>>, Sizes);
 
-/// Returns the log of `evidence-head`. `None` if its tiles and entries are not those of its root,
-/// or if it does not extend the checkpoint.
+/// Returns the log that `head` describes. `None` if the tiles and entries do not have the root in
+/// `head`, or if the log does not extend the checkpoint.
 fn continued(disk: &dyn Disk, head: HeadFile, checkpoint: Head) -> io::Result<Option<Continued>> {
     let HeadFile { signed, tiles, mut entries, sizes } = head;
-    // The tiles that `head` names may be gone if the checkpoint is newer than they are.
+    // If the checkpoint covers more entries than the tiles that `head` names, these tiles may be
+    // gone.
     let size = tiles.max(checkpoint.size);
     let covered = usize::try_from(size - tiles).unwrap_or(usize::MAX);
     if covered > entries.len() {
@@ -595,7 +596,8 @@ fn continued(disk: &dyn Disk, head: HeadFile, checkpoint: Head) -> io::Result<Op
     let root = root_at(&nodes(disk, size), checkpoint.size);
     let (root, tree) = match root.and_then(|root| Ok((root, Tree::read(disk, size)?))) {
         Ok(read) => read,
-        // This error says that files are missing or wrong, and not that the disk has refused.
+        // An error with an inner error is about missing or wrong files. Errors of the disk have no
+        // inner error.
         Err(error) if error.get_ref().is_some() && !Tampered::is(&error) => return Ok(None),
         Err(error) => return Err(error),
     };
@@ -605,16 +607,10 @@ fn continued(disk: &dyn Disk, head: HeadFile, checkpoint: Head) -> io::Result<Op
     Ok(is_whole.then_some((tree, entries, sizes)))
 }
 
-/// Returns `true` if one of these keys has signed the note.
 fn is_signed(note: &Note, keys: &[SigningKey]) -> bool {
     keys.iter().any(|key| matches!(note.check(key.verifier()), Check::Valid(_)))
 }
 
-/// Signs a checkpoint.
-///
-/// # Errors
-///
-/// The origin can't be in a note.
 fn signed(origin: &str, head: Head, keys: &[SigningKey]) -> io::Result<Note> {
     let checkpoint = Checkpoint { origin: origin.to_owned(), head };
     checkpoint.sign(keys).map_err(io::Error::other)
@@ -630,8 +626,8 @@ pub(crate) fn rolled_back(disk: &dyn Disk, origin: &str) -> io::Result<Option<St
     Ok(text.and_then(|text| layout::rolled_back(&text, origin)))
 }
 
-/// Returns the size and the root that were signed last for the log of this origin, from the copy of
-/// the checkpoint next to the log; `None` if there is no such copy.
+/// Returns the size and the root in the copy of the newest checkpoint next to the log. `None` if
+/// there is no valid copy for a log of this origin.
 fn known(disk: &dyn Disk, origin: &str) -> io::Result<Option<Head>> {
     let Some(note) = read(disk, KNOWN, NOTE_BYTES_MAX)? else { return Ok(None) };
     match Signed::parse(&note) {
@@ -704,7 +700,6 @@ fn keep_aside(disk: &dyn Disk, origin: &str) -> io::Result<()> {
     disk.sync_directory("")
 }
 
-/// The log in the queue's directory.
 struct OnDisk<'a>(&'a dyn Disk);
 
 impl Files for OnDisk<'_> {

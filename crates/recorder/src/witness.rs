@@ -21,14 +21,14 @@ use evidence_log::tlog::merkle::Head;
 use evidence_log::tlog::note::{Note, Signed};
 use telemetry::{EvidenceError, EvidenceMetrics, WitnessMetrics};
 
-/// The time that a witness has for an answer.
+/// The maximum time until a witness responds to a request.
 pub(super) const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
 
-/// The maximum number of requests for one checkpoint. If the answers of a witness still disagree,
-/// the witness is asked again only with the next checkpoint.
+/// The maximum number of requests in a row, each with the size from the response before. If the
+/// responses of a witness still disagree, the witness is asked again after the usual pause.
 const ROUNDS_MAX: u8 = 4;
 
-/// The media type of an answer with status 409 whose body is the size of the witness's checkpoint.
+/// The media type of a response with status 409 whose body is the size of the witness's checkpoint.
 /// Some witnesses give no media type. The error page of a gateway has another one.
 const SIZE: &str = "text/x.tlog.size";
 
@@ -45,13 +45,13 @@ impl Checkpoint {
     }
 }
 
-/// The result of a request.
 pub(crate) enum Heard {
     /// The witness has cosigned the newest checkpoint. The value is the note with the cosignature.
     Cosigned(Note),
     /// The witness knows another log of this origin, or a longer one.
     Contradiction(String),
-    /// The newest checkpoint was not cosigned. The witness may have been asked a second time.
+    /// The request brought no cosignature of the newest checkpoint. Another request may be on its
+    /// way.
     Nothing,
 }
 
@@ -60,15 +60,14 @@ pub(crate) struct Witnesses {
     asked: JoinSet<Answered>,
 }
 
-/// The answer to a request, or the reason why there is none.
+/// A request with the response of the witness, or with the reason why there is none.
 pub(crate) struct Answered {
-    /// The index of the witness in the list.
+    /// The index of the witness in `Witnesses::all`.
     witness: usize,
     question: Question,
     answer: Result<Answer, String>,
 }
 
-/// A request to a witness.
 #[derive(Debug, Clone)]
 struct Question {
     checkpoint: Checkpoint,
@@ -80,9 +79,9 @@ struct Question {
 }
 
 impl Question {
-    /// Returns the next question to a witness that has refused the checkpoint, or `None`. `has` is
-    /// the size in its answer with status 409; `None` after status 422. Answers with other statuses
-    /// may come from a gateway and never get here.
+    /// Returns the next question to a witness that has refused the checkpoint, if there is one.
+    /// `has` is the size in a response with status 409, and `None` for status 422. Responses with
+    /// other statuses may come from a gateway and never get here.
     ///
     /// # Errors
     ///
@@ -115,8 +114,8 @@ impl Question {
             (Some(why), _) if mutant!("witness-believed-at-once", self.is_doubted, true) => {
                 Err(why)
             }
-            // The answer may have come from a gateway. The relay asks as if it knew nothing of the
-            // witness, which then gives its size.
+            // The response may have come from a gateway. The relay asks as if it knew nothing of
+            // the witness, so that the witness gives its size.
             (Some(_), _) => Ok(Some(Self { old: 0, round: 1, is_doubted: true, ..again })),
             (None, Some(has)) if has != old && self.round < ROUNDS_MAX => {
                 Ok(Some(Self { old: has, round: self.round + 1, ..again }))
@@ -133,13 +132,12 @@ struct Witness {
     errors: EvidenceMetrics,
     /// The size of the newest checkpoint that the witness has, as far as the relay knows.
     has: u64,
-    /// `true`: a request is in progress.
     is_asked: bool,
-    /// The task of its last request; `None` if it was not asked yet.
+    /// The task of the last request to the witness. `None` if there was no request yet.
     task: Option<Id>,
-    /// `true`: the witness has answered a request, if only with a refusal.
+    /// `true`: the witness has responded to a request, perhaps with a refusal.
     has_answered: bool,
-    /// The newest checkpoint that it has cosigned since the start.
+    /// The newest checkpoint that the witness has cosigned since the start.
     cosigned: Option<Head>,
     /// The earliest time of the next request.
     again_at: Instant,
@@ -148,11 +146,12 @@ struct Witness {
 }
 
 impl Witnesses {
-    /// `size` is that of the newest checkpoint at startup, which the witnesses should have.
+    /// Makes the list of witnesses. `size` is that of the newest checkpoint at startup, which the
+    /// witnesses should have.
     ///
     /// # Errors
     ///
-    /// A text that says which URL is wrong.
+    /// A URL is wrong. The text says which one.
     pub(crate) fn new(
         settings: &[(config::Witness, WitnessMetrics)],
         errors: &EvidenceMetrics,
@@ -185,28 +184,29 @@ impl Witnesses {
         Ok(Self { all: all.collect::<Result<_, String>>()?, asked: JoinSet::new() })
     }
 
-    /// Returns `true` if all witnesses have answered at least once.
     pub(super) fn have_answered(&self) -> bool {
         self.all.iter().all(|witness| witness.has_answered)
     }
 
-    /// Returns `true` while an answer may come.
+    /// Returns `true` while a request is in progress.
     pub(super) fn are_asked(&self) -> bool {
         !self.asked.is_empty()
     }
 
-    /// Returns when a witness that has not cosigned this checkpoint may be asked again.
+    /// Returns the earliest time at which a witness that has not cosigned this checkpoint may be
+    /// asked. `None` if there is no such witness.
     pub(crate) fn again_at(&self, head: Head) -> Option<Instant> {
         let open = self.all.iter().filter(|it| !it.is_asked && it.cosigned != Some(head));
         open.map(|it| it.again_at).min()
     }
 
-    /// Lets all witnesses be asked at once, at the end of the relay.
+    /// Ends the pauses between requests, so that all witnesses can be asked at the end of the
+    /// relay.
     pub(crate) fn hurry(&mut self) {
         self.all.iter_mut().for_each(|witness| witness.again_at = Instant::now());
     }
 
-    /// Forgets who has cosigned the newest checkpoint, because it could not be written.
+    /// Forgets who has cosigned the newest checkpoint, because a cosignature could not be written.
     pub(super) fn ask_again(&mut self) {
         self.all.iter_mut().for_each(|witness| witness.cosigned = None);
     }
@@ -230,7 +230,7 @@ impl Witnesses {
         }
     }
 
-    /// Waits for the next answer. If no witness is asked, waits for ever.
+    /// Waits for the next response. Never returns if no request is in progress.
     pub(crate) async fn answered(&mut self) -> Answered {
         loop {
             match self.asked.join_next().await {
@@ -250,7 +250,7 @@ impl Witnesses {
         }
     }
 
-    /// Takes an answer. `store` has the newest checkpoint now.
+    /// Handles a response. The checkpoint of `store` may be newer than that of the request.
     pub(crate) fn hear(&mut self, answered: Answered, store: &Store) -> Heard {
         let Answered { witness: at, question, answer } = answered;
         let Some(witness) = self.all.get_mut(at) else {
@@ -330,7 +330,7 @@ impl Witnesses {
 }
 
 impl Witness {
-    /// Returns the request and its answer as a future.
+    /// Returns a future that sends the request and waits for the response.
     fn question(
         &mut self,
         at: usize,
@@ -366,7 +366,8 @@ impl Witness {
         }
     }
 
-    /// Notes that the newest checkpoint has no cosignature. `is_answer`: the witness refused it.
+    /// Notes that the newest checkpoint has no cosignature. `is_answer` is `true` if the witness
+    /// itself has responded.
     fn has_not_cosigned(&mut self, what: &str, is_answer: bool) {
         self.has_answered |= is_answer;
         self.errors.failed(EvidenceError::Witness);
@@ -380,14 +381,14 @@ impl Witness {
     }
 }
 
-/// Returns `true` if the witness's cosignature of a note has a time in the future, until which the
-/// cosignature would look new.
+/// Returns `true` if the witness's cosignature of a note has a time in the future. Until that time,
+/// the cosignature would look new.
 fn is_ahead(note: &Note, witness: &VerifierKey) -> bool {
     let latest = now() / 1000 + AHEAD_MAX;
     matches!(note.check(witness), Signed::Valid(Some(at)) if at > latest)
 }
 
-/// Reads the size in the body of an answer with status 409.
+/// Reads the size in the body of a response with status 409.
 fn size_of(body: &[u8]) -> Option<u64> {
     let digits = std::str::from_utf8(body).ok()?.strip_suffix('\n')?;
     let size: u64 = digits.parse().ok()?;

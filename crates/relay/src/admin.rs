@@ -64,11 +64,11 @@ use route::{Headers, Responding, Route};
 /// end of the previous request. After this time the admin server closes the connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The longest lifetime of a connection to the admin server, so that a client that is idle or reads
-/// slowly cannot keep one of the few connections for ever.
+/// The longest lifetime of a connection to the admin server. Without this limit, clients that are
+/// idle or read slowly could keep the few connections.
 const CONNECTION_TIME: Duration = Duration::from_secs(300);
 
-/// The time that the last answer to `/metrics` has to reach its client before the process ends.
+/// The time that the last response to `/metrics` has to reach its client before the process ends.
 const ANSWER: Duration = Duration::from_secs(1);
 
 /// The value of the label `listener` for the certificate of the admin address.
@@ -79,15 +79,14 @@ const ADMIN: &str = "admin";
 pub struct Admin {
     telemetry: Arc<Telemetry>,
     queue: Queue,
-    /// The outputs, listeners, sources and queue of the config in force. A reload replaces all at
-    /// once.
+    /// The outputs, listeners, sources and queue of the config in force. A reload replaces all of
+    /// them together.
     shown: ArcSwap<Shown>,
     /// The error of the address for which a reload waits; `None` if no reload waits.
     awaited_address: Mutex<Option<String>>,
     history: History,
-    /// `true`: all outputs, listeners and sources are open.
+    /// `true`: the start of the relay is over.
     started: AtomicBool,
-    /// `true`: the drain has begun.
     stopping: AtomicBool,
     /// The number of requests for `/metrics`.
     scrapes: watch::Sender<u64>,
@@ -98,7 +97,6 @@ pub struct Admin {
     /// The directory of the evidence log; `None` if there is no evidence.
     evidence: Option<PathBuf>,
     tap: tap::Door,
-    /// The access rules, which a reload replaces.
     access: ArcSwap<Access>,
     refused: Refused,
 }
@@ -118,7 +116,7 @@ pub struct Output {
     pub name: String,
     /// The type of the output in the config: `http`, `tcp` and so on.
     pub kind: &'static str,
-    /// `true`: the queue keeps events until this output has them.
+    /// `true`: the queue keeps events until this output has finished with them.
     pub required: bool,
     /// The lag above which the status page shows this output as late.
     pub lag_max: Duration,
@@ -210,8 +208,7 @@ impl Admin {
         }
     }
 
-    /// Notes that all outputs, listeners and sources are open: `/readyz` answers 200 until the
-    /// drain.
+    /// Notes that the start of the relay is over: `/readyz` responds with 200 until the drain.
     pub fn started(&self) {
         self.started.store(true, Ordering::Relaxed);
     }
@@ -226,13 +223,14 @@ impl Admin {
         self.history.reloaded(Instant::now(), success);
     }
 
-    /// Notes that the drain begins: `/readyz` answers 503 from now on.
+    /// Notes that the drain begins: from now on `/readyz` responds with 503.
     pub fn stopping(&self) {
         self.stopping.store(true, Ordering::Relaxed);
     }
 
-    /// Waits until `/metrics` was read once more, but not after `deadline`. Does not wait if nobody
-    /// has read it yet.
+    /// Waits for the next request for `/metrics`, until `deadline` at the latest, and then for a
+    /// second, in which the response can reach the client. Does not wait if `/metrics` was never
+    /// requested.
     pub async fn scraped(&self, deadline: Instant) {
         let mut scrapes = self.scrapes.subscribe();
         if *scrapes.borrow_and_update() > 0
@@ -242,8 +240,8 @@ impl Admin {
         }
     }
 
-    /// Answers requests on `socket` until `stop` is cancelled, then ends all connections. With
-    /// `is_probe`, serves only the pages for probes, otherwise all admin pages.
+    /// Answers requests on `socket` until `stop` is cancelled, then ends all connections. If
+    /// `is_probe` is `true`, serves only the pages for probes, otherwise all admin pages.
     pub async fn serve(
         self: Arc<Self>,
         socket: TcpListener,
@@ -319,10 +317,10 @@ impl Admin {
         }
     }
 
-    /// Returns the response to `/readyz`. With the parameter `verbose`, its body lists every check.
-    /// The status is 503 only during the start and the drain. If it were 503 for a full queue or a
-    /// dead output too, Kubernetes would remove the pod from its Service, and senders would get
-    /// connection errors instead of the answer to retry later.
+    /// Returns the response to `/readyz`. If the query has the parameter `verbose`, the body lists
+    /// every check. The status is 503 only during the start and the drain. If it were 503 for a
+    /// full queue or a dead output too, Kubernetes would remove the pod from its Service. Senders
+    /// would then get connection errors instead of a response that tells them to retry later.
     fn ready(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         let asks = |parameter: &str| parameter == "verbose" || parameter.starts_with("verbose=");
         let verbose = request.uri().query().is_some_and(|query| query.split('&').any(asks));
@@ -364,9 +362,10 @@ impl Admin {
         text(status, body)
     }
 
-    /// Returns the response to `/drained`: 200 if no required output has a backlog, and otherwise
-    /// 503 with a line for each that has one. An optional output does not hold back senders, and a
-    /// paused one delivers nothing, so nobody has to wait for them.
+    /// Returns the response to `/drained`: 200 if no event waits for a required output, and
+    /// otherwise 503 with a line for each output for which events wait or are set aside. Optional
+    /// and paused outputs are left out, because an optional output does not hold back senders, and
+    /// a paused one delivers nothing.
     fn drained(&self) -> Response<Full<Bytes>> {
         let mut body = String::new();
         for (name, events) in self.waiting().into_iter().filter(|(_, events)| *events > 0) {
@@ -381,7 +380,6 @@ impl Admin {
 }
 
 impl Caller {
-    /// Answers the requests of one connection until it ends.
     async fn serve(self: Arc<Self>, stream: TcpStream, place: Place) {
         let access = self.admin.access();
         let routes = routes(Arc::clone(&self));
@@ -418,7 +416,8 @@ impl Caller {
             () = tokio::time::sleep(CONNECTION_TIME) => return,
             () = &mut serving => return,
         }
-        // The connection is a tap now. A tap has limits of its own, and ends by itself at the stop.
+        // The connection is a tap now, which has limits of its own and ends by itself when the
+        // relay ends.
         place.leave();
         tokio::select! {
             () = serving => {}
@@ -427,8 +426,9 @@ impl Caller {
     }
 }
 
-/// Returns the service of one connection. A request comes in from above, and its response goes back
-/// through the layers above its route. Files of the evidence set their own caching headers.
+/// Returns the service of one connection. A request passes through the layers from the first to the
+/// last, until a route matches, and the response goes back through the layers before that route.
+/// Files of the evidence set their own caching headers.
 fn routes(
     caller: Arc<Caller>,
 ) -> impl Service<
@@ -450,7 +450,7 @@ fn routes(
         .layer_fn(|inner| Headers { add: believed, inner })
         .layer(route(Readers, "/evidence/*", evidence))
         .layer_fn(|inner| Headers { add: for_now, inner })
-        // The page itself is the same for all relays. What it shows comes from `/status`.
+        // The page itself is the same for all relays. The facts that it shows come from `/status`.
         .layer(route(Everybody, "/", |_, _| route::page(page::response())))
         // A tap has a token of its own.
         .layer(route(Everybody, "/tap", tap))
@@ -481,7 +481,6 @@ fn alive(_: &Caller, _: &Request<Incoming>) -> Responding {
     route::page(text(StatusCode::OK, "ok\n".to_owned()))
 }
 
-/// Responds to a request for which there is no route.
 fn no_page(caller: &Caller, request: &Request<Incoming>) -> Responding {
     if request.method() != Method::GET {
         let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "GET only\n".to_owned());

@@ -2,7 +2,7 @@
 //!
 //! An address that is in use, or that this machine does not have yet, may be available a moment
 //! later, without a change of any file. The pauses between the attempts grow. The attempts end with
-//! any other reload, and with an attempt that fails for another reason.
+//! any other reload, and with an attempt that succeeds or fails for another reason.
 
 use std::time::Duration;
 
@@ -16,8 +16,8 @@ const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_sec
 /// The shortest time between two log lines about attempts that fail.
 const QUIET: Duration = Duration::from_secs(60);
 
-/// The next attempt of a reload that could not bind an address, and the pause before it; `None` if
-/// no reload is to be tried again.
+/// The next attempt of a reload that could not bind an address, and the pause before that attempt.
+/// `None` if no reload waits for an address.
 #[derive(Default)]
 pub(crate) struct Again(Option<Waiting>);
 
@@ -28,7 +28,8 @@ struct Waiting {
 }
 
 impl Again {
-    /// Notes an attempt that failed because of an address. Returns `true` if the log is to say so.
+    /// Notes an attempt that failed because of an address. Returns `true` if a log line about it is
+    /// due.
     pub(crate) fn failed(&mut self) -> bool {
         let (now, (first, longest)) = (Instant::now(), PAUSES);
         let Some(waiting) = &mut self.0 else {
@@ -44,7 +45,6 @@ impl Again {
         tells
     }
 
-    /// Returns `true` if a reload is to be tried again.
     pub(crate) fn is_waiting(&self) -> bool {
         self.0.is_some()
     }
@@ -53,7 +53,7 @@ impl Again {
         self.0 = None;
     }
 
-    /// Waits until the next attempt is due; for ever if there is none.
+    /// Waits until the next attempt is due. If no reload waits, never returns.
     ///
     /// # Cancel safety
     ///

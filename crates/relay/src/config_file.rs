@@ -14,7 +14,6 @@ use base::named_file;
 use config::{Checked, Config, Problem, Severity};
 use telemetry::ReloadMetrics;
 
-/// The maximum number of problems of one config that are logged.
 const PROBLEMS_MAX: usize = 20;
 
 /// The config file, with the files that it names. [`super::parts::Parts`] owns it.
@@ -22,7 +21,6 @@ pub(crate) struct ConfigFile {
     /// The path; `None` if the relay uses the config that is built into the program.
     pub path: Option<PathBuf>,
     pub watch: Watch,
-    /// The next attempt of a reload that could not bind an address.
     pub again: Again,
     /// The problems of the config that was read last, until they are logged.
     pub problems: Vec<Problem>,
@@ -42,9 +40,10 @@ impl ConfigFile {
         Self { path, watch, again: Again::default(), problems: Vec::new(), reloads }
     }
 
-    /// Reads and checks the config file again. `Err` if the config cannot be used; the files that
-    /// it names are watched nevertheless. If the file system hangs, the relay keeps watching the
-    /// old files, and waits for a change that comes after this attempt. `now` is the config in use.
+    /// Reads and checks the config file again. `now` is the config in use. `Err` if the new config
+    /// cannot be used; the files that it names are watched nevertheless. If the file system hangs,
+    /// the watch keeps the old list of files, and the relay waits for a change that comes after
+    /// this attempt.
     pub(crate) async fn read(
         &mut self,
         now: &Config,
@@ -58,15 +57,16 @@ impl ConfigFile {
             let (files, seen) = look(path.as_ref());
             let checked = read_config(path.as_ref()).map(|checked| {
                 let mut problems = check::directories(&checked, &in_use);
-                // A directory that is in use stays in use, whatever its disk does. Any other
-                // directory must work.
+                // A directory in use is not checked, because the relay keeps using it, whatever its
+                // disk does. Any other directory must work.
                 problems.iter_mut().for_each(|problem| problem.severity = Severity::Error);
                 problems.extend(check::files(&checked));
                 problems.extend(check::room(&checked));
                 let outside = check::outside(&checked, &in_use);
                 let is_outside = |it: &Problem| outside.iter().any(|other| other.path == it.path);
                 let mut checked = checked.with(problems);
-                // These files cannot be read either, but that problem is only a consequence.
+                // A file in `outside` also has the problem that it cannot be read, which is only a
+                // consequence.
                 checked.problems.retain(|problem| !is_outside(problem));
                 (checked, outside)
             });
@@ -88,8 +88,8 @@ impl ConfigFile {
         config.ok_or(Refused::Problems)
     }
 
-    /// Logs the problems of the config that was read last. A reload calls this function only once,
-    /// even if it has read a half-written file several times.
+    /// Logs the problems of the config that was read last, at most [`PROBLEMS_MAX`]. A reload calls
+    /// this function only once, even if it has read a half-written file several times.
     pub(super) fn tell_problems(&mut self) {
         for problem in self.problems.drain(..).take(PROBLEMS_MAX) {
             let Problem { line, path: key, message, severity, .. } = problem;
@@ -100,8 +100,9 @@ impl ConfigFile {
         }
     }
 
-    /// Notes that a reload has failed again because of an address; all attempts count as one
-    /// reload. `error` is `None` if the attempt was left out, because it would have failed.
+    /// Notes that a repeated attempt of a reload has failed because of an address, and logs this
+    /// from time to time. All attempts count as one reload. `error` is `None` if the attempt was
+    /// left out, because it would have failed.
     pub(super) fn fails_again(&mut self, error: Option<String>) {
         if self.again.failed() {
             let error = error.unwrap_or_else(|| "its address is still in use".to_owned());
@@ -126,8 +127,8 @@ fn read_config(file: Option<&PathBuf>) -> Result<Checked, Refused> {
     Ok(config::read(&text, outputs::TYPES).strict())
 }
 
-/// Returns the config file and all files that it names, and their present state, by which a later
-/// change is noticed. Blocks the thread.
+/// Returns the paths of the config file and of all files that it names, and the present state of
+/// these files, by which a later change is noticed. Blocks the thread.
 fn look(file: Option<&PathBuf>) -> (Vec<PathBuf>, watch::Seen) {
     let named = read_config(file).map(|checked| checked.files).unwrap_or_default();
     let files: Vec<_> = file.cloned().into_iter().chain(named).collect();

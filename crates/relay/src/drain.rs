@@ -11,24 +11,25 @@ use super::parts::Parts;
 use queue::{Left, Queue};
 use telemetry::Telemetry;
 
-/// The longest wait for the outputs to end, after the last events are delivered. The same limit
-/// holds for the sources, for the evidence, and for all other tasks.
+/// The longest wait for the outputs to end after the queue is drained. The same limit holds for the
+/// sources, for the evidence, and for the remaining tasks, each on its own.
 const CLOSING: Duration = Duration::from_secs(3);
 
-/// The longest wait for a scrape that sees what is lost at the end: the interval of the shipped
-/// PodMonitor.
+/// The longest wait for a last scrape, which reads how many events are lost at the end: the
+/// interval of the shipped PodMonitor.
 const SCRAPE: Duration = Duration::from_secs(30);
 
 /// Ends all parts of the relay in order. First, the listeners and sources stop accepting events.
-/// Then this function waits until the queue is drained, for at most `shutdown.drain_timeout`: the
-/// outputs deliver the events of a queue in memory; with a queue on disk, they only wait for the
-/// answers to events that were sent, unless it is ephemeral. If the end of the relay loses events,
-/// Prometheus gets the rest of that time to see their number.
+/// Then this function waits until the queue is drained, for at most `shutdown.drain_timeout`. A
+/// queue in memory or in an ephemeral directory is drained when the outputs have finished all
+/// events. Any other queue on disk is drained when no event is on the wire. If events are lost at
+/// the end, Prometheus gets the rest of the time limit, but at most [`SCRAPE`], to read their
+/// number.
 ///
 /// # Errors
 ///
-/// `Error::Ended` if the end of the relay loses events, or if an output, or a task that the relay
-/// needs, has failed before the end of the drain. The other outputs are drained nevertheless.
+/// `Error::Ended` if events are lost at the end, or if an output, or a task that the relay needs,
+/// has failed. The other outputs are drained nevertheless.
 pub(crate) async fn drain(mut parts: Parts) -> Result<(), Error> {
     let timeout = parts.config.drain_timeout;
     let deadline = Instant::now() + timeout;

@@ -15,8 +15,8 @@ pub enum Error {
     /// operating system has refused an address.
     #[error("{0}")]
     Run(String),
-    /// A running relay has failed, or its end was cut short. The relay has logged the error before
-    /// the last line with the numbers of events, so the caller does not print it.
+    /// A running relay has failed, its drain was cut short, or it has lost events at its end. The
+    /// log already says so, so the caller does not print the error.
     #[error("{0}")]
     Ended(String),
 }
@@ -33,7 +33,7 @@ impl Error {
 /// continues with the config that it has; at startup the process ends with [`Error`].
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
-    /// The config has errors, and each of them is logged. The operator must correct the config.
+    /// The config has errors. The first of them are logged. The operator must correct the config.
     #[error("the config is wrong; `check` prints every problem of it")]
     Problems,
     /// The sources of the config need another queue, and the queue in use cannot be replaced. The
@@ -43,8 +43,8 @@ pub enum Refused {
          can't change without a restart: restart the relay, or leave the [[source]] out"
     )]
     NeedsRestart,
-    /// The config names files or directories to which this process has given up access. Each is
-    /// logged. The operator must restart the relay, or name another file or directory.
+    /// The config names files or directories to which this process has given up access. The first
+    /// of them are logged. The operator must restart the relay, or name another file or directory.
     #[error(
         "the config names files that this process may no longer open (process.restrict): restart \
          the relay to apply the config"
@@ -55,7 +55,8 @@ pub enum Refused {
     #[error("{0}")]
     File(String),
     /// An address in the config cannot be bound: it is in use, or it is not an address of this
-    /// machine. The operator must free the address or choose another. A reload is tried again.
+    /// machine. The operator must free the address or choose another. The relay repeats such a
+    /// reload by itself.
     #[error("{0}")]
     Address(String),
     /// The queue has refused a new output, for example because the disk did not store its cursor.

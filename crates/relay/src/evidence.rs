@@ -32,13 +32,13 @@ use telemetry::Telemetry;
 /// The purpose for which the key of the config's digest is derived from the signing key.
 const PURPOSE: &str = "evidence config 1";
 
-/// The recorder of a running relay, and what it records about the config.
+/// The recorder of a running relay, and the facts about the config that it records.
 pub(crate) struct Evidence {
     recorder: Recorder,
-    /// The key of the config's digest. It is boxed: otherwise, each future that holds it would be
-    /// larger by its 768 bytes.
+    /// The key for the digest of the config. The box keeps the key's 768 bytes out of each future
+    /// that holds this value.
     digest: Box<hmac::Key>,
-    /// The facts about the relay that entries give, since the last reload.
+    /// The facts about the relay that the log's entries give, as of the start or the last reload.
     running: Running,
     /// The newest checkpoint. This receiver never marks a checkpoint as seen, so that each clone
     /// begins with the newest one.
@@ -80,9 +80,9 @@ fn recorded_until(directory: Directory, settings: &config::Evidence) -> Option<u
     log.end_in_queue().ok()?
 }
 
-/// Notes in the queue's directory from which position on evidence is off, or until which position
-/// it was off. Returns the ranges of events that came in without evidence and may have no entry
-/// yet; empty if `is_on` is `false`.
+/// Notes in the queue's directory that evidence is on (`is_on`) or off from the position `end` on.
+/// Returns the ranges of events that came in without evidence and may have no entry yet. There are
+/// none if `is_on` is `false`, or if the disk refuses, which is logged.
 async fn switched(
     disk: Arc<dyn Disk>,
     end: Position,
@@ -103,12 +103,13 @@ async fn switched(
     }))
 }
 
-/// Starts the recorder with the last of the queue's cursors. Returns `None` if the config asks for
-/// no evidence. The outputs already use the files that the config names.
+/// Starts the recorder with the last cursor, which is removed from `cursors`. Returns `None`
+/// without a section `[evidence]`. The outputs must already use the files that the config names.
 ///
 /// # Errors
 ///
-/// The signing key can't be used, or the system gives no thread.
+/// The queue has no directory, the signing key can't be used, the file system hangs, or the system
+/// gives no thread.
 pub(crate) async fn begin(
     config: &Config,
     named: &[NamedFiles],
@@ -116,7 +117,7 @@ pub(crate) async fn begin(
     cursors: &mut Vec<Cursor>,
     telemetry: &Telemetry,
 ) -> Result<Option<Evidence>, Error> {
-    // The series are there without evidence too, so that an alert about them can be checked.
+    // The metrics exist without evidence too, so that an alert about them can be checked.
     let metrics = telemetry.evidence();
     let Some(settings) = config.evidence.clone() else {
         if let Some((disk, end)) = queue.disk() {
@@ -128,8 +129,8 @@ pub(crate) async fn begin(
         return Err(Error::Run("evidence: needs queue.directory".to_owned()));
     };
     let off = switched(Arc::clone(&disk), end, true).await?;
-    // A new log begins with the first event that some output has not finished: it is not known any
-    // more what became of the events before it.
+    // A new log begins with the first event that some output has not finished, because what became
+    // of the events before it is no longer known.
     let begin = queue.places().into_iter().map(|(_, place)| place).min().unwrap_or(end);
     let positions = (begin.max(cursor.position()), end);
     let failed = |error: String| Error::Run(format!("evidence: {error}"));
@@ -164,8 +165,8 @@ pub(crate) async fn begin(
     Ok(Some(Evidence { recorder, digest, running: running_kept, checkpoints: published }))
 }
 
-/// Reads the signing key, and the one that is to follow it. The error text never shows a key.
-/// Blocks the thread.
+/// Reads the signing key, and the next key if the config names one. The error text never shows a
+/// key. Blocks the thread.
 fn read_keys(settings: &config::Evidence) -> Result<Vec<SigningKey>, String> {
     let read = |file: &PathBuf| -> Result<SigningKey, String> {
         let text = config::read_secret(file)
@@ -187,10 +188,10 @@ fn read_keys(settings: &config::Evidence) -> Result<Vec<SigningKey>, String> {
     Ok(keys)
 }
 
-/// Returns a digest of the config in force, as 64 hexadecimal digits: with its defaults, its
-/// variables, and the policies, URLs and other files that decide what leaves and to where. The
-/// digest is keyed, so that nobody can check a guess at a secret in the config. The contents of
-/// renewed files (credentials, certificates) are left out; their paths count.
+/// Returns a digest of the config in force, as 64 hexadecimal digits. It covers defaults, the
+/// values of variables, and the contents of files that decide what leaves the relay and where it
+/// goes, such as policies and URLs. Of renewed files (credentials, certificates), only the paths
+/// count. The digest is keyed, so that nobody can check a guess at a secret in the config.
 fn config_digest(key: &hmac::Key, config: &Config, named: &[NamedFiles]) -> String {
     let mut context = hmac::Context::with_key(key);
     context.update(format!("{config:?}").as_bytes());
@@ -201,12 +202,12 @@ fn config_digest(key: &hmac::Key, config: &Config, named: &[NamedFiles]) -> Stri
 }
 
 impl Evidence {
-    /// Returns the newest checkpoint, and each later one, for the outputs.
+    /// Returns a receiver of the newest checkpoint and of each later one, for the outputs.
     pub(crate) fn checkpoints(&self) -> Published {
         self.checkpoints.clone()
     }
 
-    /// Records that the relay uses another config. The outputs already use the files that it names.
+    /// Records that the relay uses another config, whose files the outputs must already use.
     pub(crate) fn reloaded(&mut self, config: &Config, named: &[NamedFiles]) {
         self.running.config_sha256 = config_digest(&self.digest, config, named);
         self.recorder.reloaded(self.running.clone());

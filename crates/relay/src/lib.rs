@@ -1,22 +1,22 @@
 //! Starts the parts of the relay, applies another config to them while they run, and ends them in
 //! order.
 //!
-//! This crate promises that each task and thread has an owner, which joins it and notices its end.
-//! It imports every crate but `tools`, `verify` and `doctor`. What must never happen here: a
-//! listener or a source imports an output, or the other way round.
+//! This crate promises that each task and thread has an owner that notices its end. It imports
+//! every crate but `tools`, `verify` and `doctor`. What must never happen here: a listener or a
+//! source imports an output, or an output imports a listener or a source.
 //!
-//! - The *start* binds all addresses first, opens the queue, then starts outputs, listeners and
-//!   sources in this order. No batch is accepted before every output has its cursor.
+//! - The *start* reads all files, binds all addresses and opens the queue. Then it starts outputs,
+//!   listeners and sources in this order. No batch is accepted before every output has its cursor.
 //! - While the relay *runs*, it waits for a signal, for the failure of a part that it needs, and
 //!   for a changed config. A changed config goes through two steps. `Parts::prepare` does
-//!   everything that can fail or take time; it changes nothing, except that new outputs join the
-//!   queue, and that the sources that are removed or changed stop. `Parts::reload` puts the result
-//!   in force. If a signal to end the relay comes during the first step, this step is given up. If
-//!   a reload fails, the relay keeps the config that it has.
-//! - The *drain* closes the listeners. The outputs continue until the queue is drained or the time
-//!   limit is over. A queue in memory is drained when it is empty; a queue on disk is drained when
-//!   no output waits for an answer of its consumer. Then outputs, sources, dead letters and queue
-//!   end in this order.
+//!   everything that can fail or take time, except binding a port that an old listener still holds.
+//!   It changes only two things: new outputs join the queue, and sources that are removed or
+//!   changed stop. `Parts::reload` puts the result in force. A signal to end the relay cancels the
+//!   first step. If the first step fails, the relay keeps the config that it has.
+//! - The *drain* closes the listeners and the sources. The outputs continue until the queue is
+//!   drained or the time limit is over. A queue in memory is drained when it is empty; a queue on
+//!   disk is drained when no output waits for a response from its consumer. Then outputs, sources,
+//!   dead letters, evidence and queue end in this order.
 //!
 //! Every task and thread that the relay needs reports its failure, so that the relay never
 //! continues without one of them.
@@ -71,7 +71,7 @@ use start::start;
 pub struct Signals<S, A> {
     /// When this future completes, the relay drains and ends.
     pub stopped: S,
-    /// When this future completes during the drain, the relay ends at once.
+    /// When this future completes during the drain, the relay ends without waiting any longer.
     pub aborted: A,
     /// The relay reads its config again for each message in this channel.
     pub reload: mpsc::Receiver<()>,
@@ -79,17 +79,18 @@ pub struct Signals<S, A> {
     pub opened: Option<oneshot::Sender<Opened>>,
 }
 
-/// Runs the relay until `signals` stops it or a part of it fails. The relay then drains: within a
-/// time limit, a queue in memory delivers the events that it still holds, and a queue on disk waits
-/// only for answers and keeps its other events. `file` is the path from which `config` was read; a
-/// reload reads the file again.
+/// Runs the relay until `signals.stopped` completes or a part of the relay fails. The relay then
+/// drains, within a time limit: a queue in memory delivers all its events; a queue on disk only
+/// waits for responses to the events on the wire, and keeps all other events. `file` is the path
+/// from which `config` was read; a reload reads the file again.
 ///
 /// # Errors
 ///
 /// - [`Error::Config`]: a file that the config names cannot be used.
-/// - [`Error::Run`]: an address cannot be bound, or the queue cannot be opened.
-/// - [`Error::Ended`]: an output, or a task that the relay needs, cannot continue; or a second
-///   signal has cut the drain short.
+/// - [`Error::Run`]: the relay cannot start for another reason. For example, an address cannot be
+///   bound, or the queue cannot be opened.
+/// - [`Error::Ended`]: an output, or a task that the relay needs, cannot continue; a second signal
+///   has cut the drain short; or events were lost when the relay ended.
 pub async fn run(
     file: Option<PathBuf>,
     mut config: Config,
@@ -116,10 +117,10 @@ pub async fn run(
     serve(parts, reload, stopped, aborted).await
 }
 
-/// Runs a relay that was started. Reloads the config for each message in `reload`, for each change
-/// of a file, and again after a reload that could not bind an address, until `stopped` completes or
-/// a part fails. Then drains the relay, or ends it at once when `aborted` completes. Returns the
-/// error that ended the relay.
+/// Runs a relay that was started, until `stopped` completes or a part fails. Meanwhile, reloads the
+/// config for each message in `reload`, for each change of a file, and again after a reload that
+/// could not bind an address. Then drains the relay, until `aborted` completes at the latest. `Err`
+/// is the error that ended the relay, or the loss of events at its end.
 async fn serve(
     mut parts: Parts,
     mut reload: mpsc::Receiver<()>,
@@ -156,8 +157,8 @@ async fn serve(
             }
         }
         // A signal ends the relay even if a file system hangs, or if an output or a source that is
-        // removed takes long to end. Dropping `prepare` is safe, because nothing is in force until
-        // its last wait is over.
+        // removed takes long to end. Dropping the future of `prepare` is safe, because `prepare`
+        // puts nothing in force.
         tokio::select! {
             biased;
             () = &mut stopped, if mutant!("reload-deaf-to-sigterm", true, false) => break Ok(()),

@@ -59,12 +59,13 @@ use terms::Terms;
 /// open files. Without it the listener would fail in a busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// A connection that gave its place to a newer one is open until its task runs. While there are
-/// more such connections than this, each accept waits for [`GIVEN_WAY_PAUSE`] first. Otherwise a
-/// burst of connections could take all descriptors of the process.
+/// The number of connections that may have given their places to newer ones and still be open.
+/// While there are more, each accept waits for [`GIVEN_WAY_PAUSE`] first, because such a connection
+/// stays open until its task runs. Otherwise a burst of connections could take all descriptors of
+/// the process.
 const GIVEN_WAY_MAX: usize = 8;
 
-/// The pause in which the tasks of the connections that gave their places away can run.
+/// The pause in which the tasks of connections that gave their places away can run.
 const GIVEN_WAY_PAUSE: Duration = Duration::from_millis(1);
 
 /// A listener on one bound address. All clones of this value are the same listener: they share the
@@ -137,7 +138,7 @@ impl Listener {
         self.settings.load_full()
     }
 
-    /// Replaces the settings of later handshakes and requests. Open connections stay open.
+    /// Replaces the settings for later handshakes and requests. Open connections stay open.
     pub fn apply(&self, settings: Settings) {
         self.settings.store(Arc::new(settings));
         self.show_expiry();
@@ -190,7 +191,7 @@ impl Listener {
                     failing = false;
                     self.open(stream, peer, &gate);
                 }
-                // The error concerns only this connection, which has ended already.
+                // The error concerns only the new connection, which has ended already.
                 Err(error) if matches!(error.kind(), Aborted | Reset | Refused) => {}
                 Err(error) => {
                     self.metrics.connection_refused(RefusedConnection::AcceptFailed);
@@ -208,8 +209,8 @@ impl Listener {
         }
     }
 
-    /// Starts the task that serves a new connection. If the limit of connections is reached,
-    /// another one is closed to make room. If all others must stay, the new one is closed at once.
+    /// Starts the task that serves a new connection. If the limit of connections is reached, an
+    /// older connection is closed to make room, or the new one if every older connection must stay.
     fn open(&self, stream: TcpStream, peer: SocketAddr, gate: &Arc<Gate>) {
         let rules = gate.rules.load_full();
         let (listener, refused) = (Arc::clone(&self.label), Arc::clone(&self.refused));

@@ -1,8 +1,8 @@
 //! The listeners of a running relay, by their addresses.
 //!
 //! A listener that a reload keeps also keeps its socket and its connections; only the settings for
-//! its requests are replaced. If the reload changes its handshakes (TLS or not, client certificates
-//! or not, another CA for them), the socket stays, and each connection ends after its request.
+//! its requests are replaced. If the reload changes whether the listener uses TLS, or the CA of its
+//! client certificates, only the socket stays, and each connection ends after its current request.
 
 use std::io;
 use std::net::SocketAddr;
@@ -20,8 +20,8 @@ use client::net;
 use process::Failures;
 use telemetry::Telemetry;
 
-/// The settings that were read for a listener; `None` if its certificate does not exist yet, so
-/// that the listener cannot open.
+/// The settings that were read for a listener; `None` if its certificate, its private key or the CA
+/// of its clients does not exist yet. A listener without settings cannot open.
 pub(crate) type Read = Option<Settings>;
 
 /// The plan for one listener of a config that is about to be applied.
@@ -43,8 +43,8 @@ impl Planned {
     }
 }
 
-/// A planned listener that is ready to be put in force: its files are read, and its socket is
-/// bound.
+/// A planned listener that is ready to be put in force: its files are read, and its socket is bound
+/// if its port is free.
 pub(super) struct StagedListener {
     config: config::Listener,
     slot: Option<usize>,
@@ -54,12 +54,12 @@ pub(super) struct StagedListener {
 
 /// The socket of a listener that is about to be put in force.
 enum Socket {
-    /// Nothing was bound: the listener has a socket, or cannot open yet without its certificate.
+    /// Nothing was bound: the listener has a socket already, or cannot open without its settings.
     Kept,
     /// A new socket, which is bound to the listener's address.
     New(TcpListener),
-    /// The port is still in use by another listener, which this reload closes. The socket is bound
-    /// after that.
+    /// The port is still in use, probably by a listener that this reload closes. The socket is
+    /// bound after that.
     Awaited,
 }
 
@@ -72,7 +72,6 @@ pub(crate) struct Listeners {
     /// The listeners of the config in use. After a failed reload, the list also has the old
     /// listeners that were opened again.
     slots: Vec<Slot>,
-    /// The tasks that run the accept loops.
     tasks: TaskTracker,
 }
 
@@ -113,8 +112,8 @@ fn plan(slots: &[Slot], configs: &[config::Listener]) -> Vec<Planned> {
 }
 
 /// Binds a socket for each planned listener that needs a new one. `taken` has the addresses of the
-/// listeners that the same reload closes: an address in use whose port is also in `taken` is bound
-/// later. `Err` if any other address cannot be bound.
+/// listeners that the same reload closes. If an address is in use, and `taken` has an address with
+/// the same port, the socket is bound later. `Err` if any other address cannot be bound.
 pub(crate) fn bind(
     planned: Vec<Planned>,
     settings: Vec<Read>,
@@ -156,7 +155,7 @@ impl Listeners {
         plan(&self.slots, configs)
     }
 
-    /// Returns the addresses of the listeners that the plan removes, open or not.
+    /// Returns the configured addresses of the listeners that the plan removes, open or not.
     pub(crate) fn leaving(&self, planned: &[Planned]) -> Vec<SocketAddr> {
         let kept = |index: usize| planned.iter().any(|planned| planned.slot == Some(index));
         let leaving = self.slots.iter().enumerate().filter(|(index, _)| !kept(*index));
@@ -168,9 +167,9 @@ impl Listeners {
     ///
     /// # Errors
     ///
-    /// The addresses of new listeners cannot be bound. The rest of the plan is in force. If an old
-    /// listener with the same port was closed, it is opened again if possible, and the text says
-    /// whether it is open. The operator must free the addresses.
+    /// An address of a new listener cannot be bound, and the operator must free it. The rest of the
+    /// plan is in force. If an old listener with the same port was closed, it is opened again if
+    /// possible, and the error text says whether it is open.
     pub(crate) async fn commit(&mut self, staged: Vec<StagedListener>) -> Result<(), String> {
         let mut before: Vec<_> = std::mem::take(&mut self.slots).into_iter().map(Some).collect();
         let mut slots = Vec::new();
@@ -188,8 +187,8 @@ impl Listeners {
             listener.close();
             gone.push((config, listener.settings()));
             drop(listener);
-            // The accept loop ends at once and closes its socket. If it has panicked, the failure
-            // was reported already.
+            // The accept loop ends now and closes its socket. If it has panicked, the failure was
+            // reported already.
             accepting.await.ok();
         }
         // The metrics of all listeners exist before one opens, even of those that open later.
@@ -236,9 +235,9 @@ impl Listeners {
         }
     }
 
-    /// Returns `true` if another process still listens on the port of a listener that could not be
-    /// opened, and an old listener of this relay was opened again on the same port. The next
-    /// attempt of the reload would fail, and would close the old listener for a moment.
+    /// Returns `true` if another attempt of a reload that waits for an address would fail: an old
+    /// listener was opened again because a new listener could not get the port, and another process
+    /// still listens on this port. The attempt would also close the old listener for a moment.
     pub(super) fn would_fail_again(&self) -> bool {
         let own = |port: u16| {
             let open = self.slots.iter().filter(|slot| slot.open.is_some());
@@ -249,8 +248,9 @@ impl Listeners {
             .any(|port| net::sockets_listening_on(port).is_some_and(|all| all > own(port)))
     }
 
-    /// Opens a listener on its socket, or gives new settings to an open listener. `None` if its
-    /// certificate does not exist yet. `Err` if its address cannot be bound.
+    /// Opens a listener on its socket, or gives new settings to an open listener. Without new
+    /// settings, changes nothing. Returns the open listener; `None` if the listener is not open
+    /// yet. `Err` if the listener's address cannot be bound.
     fn open(
         &self,
         config: &config::Listener,
@@ -329,7 +329,6 @@ impl Listeners {
         self.slots[0].open = Some(self.own(open.listener, accepting));
     }
 
-    /// Returns the listeners as `/status` shows them.
     pub(crate) fn show(&self) -> Vec<admin::Listener> {
         let show = |slot: &Slot| admin::Listener {
             label: slot.config.label.clone(),

@@ -1,10 +1,10 @@
 //! The file `life`, in which one process of a relay tells the next one how it ended, and how many
 //! events it has lost.
 //!
-//! The file is written every few seconds and once more at the orderly end. A process that was
-//! killed has not written its end, and it was killed within a few seconds of its last write. The
-//! file is not synced, because it only has to outlive the process. If the machine has failed too,
-//! the next process may know less, and then says less.
+//! The file is written every few seconds and once more at the orderly end. If a process is killed,
+//! the file does not record an end, and its last write is at most a few seconds older than the
+//! kill. The file is not synced, because it only has to outlive the process. After a failure of the
+//! machine, the file may be old or damaged, and then says less.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -46,7 +46,7 @@ struct Life {
     earlier: Earlier,
 }
 
-/// The file of this process. The relay owns it, and one task writes it.
+/// The file `life` of this process.
 pub(super) struct Lives {
     file: PathBuf,
     telemetry: Arc<Telemetry>,
@@ -55,9 +55,10 @@ pub(super) struct Lives {
 }
 
 impl Lives {
-    /// Notes for `/status` and `/metrics` how the earlier process ended, and begins the file of
-    /// this process. The queue must be open, so that no other relay uses its directory. `None` if
-    /// the config has no directory for the file, or if the file cannot be written.
+    /// Notes for `/status` and `/metrics` how the previous process ended, and writes the file for
+    /// this process. The queue must be open, so that no other relay uses the directory. Returns
+    /// `None` if the config has no directory for the file, or if the file cannot be written in
+    /// time.
     pub(crate) async fn begin(config: &Config, telemetry: &Arc<Telemetry>) -> Option<Arc<Self>> {
         let directory = config.directory_of_state()?.to_owned();
         let (file, telemetry) = (directory.join(FILE), Arc::clone(telemetry));
@@ -80,7 +81,8 @@ impl Lives {
         None
     }
 
-    /// Notes what the file says. A file that is missing or damaged says nothing.
+    /// Passes on what the file of the previous process says. If the file does not record an end,
+    /// the process was killed. A file that is missing or damaged says nothing.
     fn follow(&self) {
         let read = named_file::read(&self.file, BYTES as u64).ok();
         let life = read.and_then(|text| serde_json::from_slice::<Life>(&text).ok());
@@ -92,8 +94,9 @@ impl Lives {
         self.telemetry.follow(earlier);
     }
 
-    /// Writes the file. Blocks the thread. `uncounted` is the number of events that were counted as
-    /// lost, but are not lost if another process reads this file.
+    /// Writes the file, unless the end is written already. Blocks the thread. `uncounted` is the
+    /// number of events that were counted as lost, but are not lost if another process reads this
+    /// file.
     fn write(&self, ended: bool, uncounted: u64) -> io::Result<()> {
         let mut has_ended = lock(&self.has_ended);
         if *has_ended {
@@ -121,7 +124,7 @@ impl Lives {
     pub(crate) async fn keep(self: Arc<Self>, stop: CancellationToken) {
         while stop.run_until_cancelled(tokio::time::sleep(EVERY)).await.is_some() {
             let lives = Arc::clone(&self);
-            // A disk that refuses this write refuses the queue's too, and the queue logs that.
+            // An error is not logged here: `begin` and `end` log theirs.
             let written = tokio::task::spawn_blocking(move || lives.write(false, 0).ok());
             stop.run_until_cancelled(written).await;
         }
@@ -145,7 +148,6 @@ mod tests {
 
     use super::*;
 
-    /// Begins a process of a relay whose state is in this directory.
     async fn begin(directory: &Path) -> (Arc<Telemetry>, Option<Arc<Lives>>) {
         let text = format!(
             "[[listener]]\naddress = \"127.0.0.1:0\"\n[[output]]\nname = \"o\"\ntype = \"stdout\"\n\
@@ -157,8 +159,8 @@ mod tests {
         (telemetry, lives)
     }
 
-    /// Begins a process, and returns what it knows of those before it: their losses, and whether
-    /// one of them was killed.
+    /// Begins a process. The third value is what the process knows of the processes before it: the
+    /// number of lost events, and whether one of the processes was killed.
     async fn next(directory: &Path) -> (Arc<Telemetry>, Arc<Lives>, (u64, bool)) {
         let (telemetry, lives) = begin(directory).await;
         let Earlier { lost_events, last_killed, .. } = telemetry.earlier();
@@ -240,7 +242,7 @@ mod tests {
             assert!(ended.len() >= BYTES);
             assert!(serde_json::from_slice::<Life>(&ended).is_ok_and(|life| life.ended));
         }
-        // A file that says that the process was alive long ago.
+        // A file from long ago, whose losses no longer count.
         std::fs::write(&file, old).expect("written");
         let (telemetry, _, (lost, is_killed)) = next(directory.path()).await;
         assert_eq!((lost, is_killed), (0, false), "{:?}", telemetry.earlier());

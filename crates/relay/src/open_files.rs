@@ -9,9 +9,10 @@ const OWN_FILES: u64 = 128;
 /// The number of open files of an output or a source: its connections, and the files that it reads.
 const FILES_OF_PART: u64 = 16;
 
-/// Lowers `limits.max_connections` if the limit of open files has no room for this number of
-/// connections and for everything else. The rest gets half of a small limit. Without this, senders'
-/// connections could take the descriptors that probes, deliveries and a reload need.
+/// Lowers `limits.max_connections` if the limit of open files is too low for this number of
+/// connections and for everything else. At least half of the limit stays for connections. Without
+/// this function, senders' connections could take the descriptors that probes, deliveries and a
+/// reload need.
 pub(crate) fn fit(config: &mut Config) {
     let max = process::open_files_max();
     let parts = config.outputs.len() + config.sources.len();

@@ -1,9 +1,9 @@
-//! The outputs of a running relay. Each has a task, which outlives changes of the output's
-//! settings.
+//! The outputs of a running relay. Each output has a task, which keeps running when a reload
+//! changes the output.
 //!
-//! A changed output is not stopped and started. Its task gets the new settings, waits for the
-//! answers to the events on the wire (for ten seconds at most), and continues from its cursor with
-//! the new settings. The reload does not wait for this.
+//! When the settings of an output change, the old delivery waits for the responses to the events on
+//! the wire, for ten seconds at most. Then the task runs the next delivery, which continues from
+//! the same cursor with the new settings. The reload does not wait for this.
 //!
 //! `planned` knows what a config changes, and `task` runs the deliveries of one output.
 
@@ -32,14 +32,14 @@ use task::{Ended, Inbox, deliver};
 /// The outputs of the relay, and their tasks. [`super::parts::Parts`] owns them.
 ///
 /// A slot is an output of the config in use. When a reload changes the output, the old delivery
-/// gives the next one its cursor and the claims that are not final. A removed output loses its slot
-/// at once. Its task ends later, after some seconds if its consumer hangs. Until then no new output
-/// can join the queue under the same name.
+/// gives the next one its cursor and the claims that are not final. A reload that removes an output
+/// removes the slot, and the task ends later: after some seconds if the consumer hangs. Until then
+/// no new output can join the queue under the same name.
 ///
 /// A reload has three steps. [`Outputs::plan`] compares the config with the slots,
 /// [`Outputs::join`] gives each new output a cursor, and [`Outputs::commit`] puts the plan in
-/// force. Until the commit nothing has changed; if a plan is dropped, the cursors of its new
-/// outputs leave the queue again.
+/// force. Before the commit, the new cursors are the only change, and they leave the queue again if
+/// the plan is dropped.
 ///
 /// A task that ends without being told to is a failure: [`Outputs::ended`] returns the error, and
 /// the relay ends. The queue's drain does not wait for an output whose task has failed.
@@ -51,7 +51,7 @@ pub(crate) struct Outputs {
     tasks: JoinSet<Result<Ended, String>>,
     /// The name of the output that each task serves.
     names: HashMap<tokio::task::Id, String>,
-    /// The orders that all outputs hear.
+    /// The orders that all outputs share. Each output has its own token `retire`.
     orders: Orders,
     /// The first failure of an output's task that [`Outputs::ended`] or [`Outputs::stop`] must
     /// still return.
@@ -83,8 +83,8 @@ fn plan(
     let plan = |config: &config::Output| {
         let mut slots = slots.iter().enumerate();
         let found = slots.find(|(_, slot)| slot.config.name == config.name);
-        // Only the queue needs to know whether an output is required, so a change of that key keeps
-        // the slot.
+        // Only the queue needs to know whether an output is required, so the delivery stays if only
+        // this key changes.
         if let Some((index, slot)) = found
             && slot.config == (config::Output { required: slot.config.required, ..config.clone() })
         {
@@ -121,13 +121,12 @@ impl Outputs {
         }
     }
 
-    /// Compares a config with the outputs in use, and returns the plan. Changes nothing.
     pub(crate) fn plan(&self, configs: &[config::Output]) -> Vec<Planned> {
         plan(&self.slots, configs, &self.telemetry, &self.dead_letters)
     }
 
-    /// Gives each new output a cursor. Waits for the end of an earlier output of the same name.
-    /// `Err` if the queue refuses an output. If the plan is dropped before it is committed, the new
+    /// Gives each new output a cursor, after the end of any earlier output of the same name. `Err`
+    /// if the queue refuses an output. If the plan is dropped before it is committed, the new
     /// cursors leave the queue again.
     ///
     /// # Cancel safety
@@ -232,9 +231,9 @@ impl Outputs {
         }
     }
 
-    /// Waits until the task of any output has ended; returns at once if there is no task. If nobody
-    /// told the task to end, its output has failed. The queue then no longer waits for this output,
-    /// and the error is stored in `failed`. An earlier error in `failed` is not replaced.
+    /// Waits until the task of any output has ended; returns immediately if there is no task. If
+    /// nobody told the task to end, its output has failed. The queue then no longer waits for this
+    /// output, and the error is stored in `failed`, unless an earlier error is there.
     ///
     /// # Cancel safety
     ///
@@ -258,7 +257,6 @@ impl Outputs {
         self.failed.get_or_insert(format!("output {name}: {reason}"));
     }
 
-    /// Returns the outputs as `/status` shows them.
     pub(crate) fn show(&self) -> Vec<admin::Output> {
         let show = |slot: &Slot| admin::Output {
             name: slot.config.name.clone(),

@@ -47,12 +47,13 @@ pub(crate) struct Parts {
 }
 
 /// The relay's own tasks. They close connections that exceed a deadline, call `upkeep`, write the
-/// log lines about losses, serve the admin address, keep the history of the last hour, and wait for
-/// a failure of the queue. Listeners, sources and outputs have their own tasks.
+/// log lines about losses, and serve the admin address. They also keep the history of the last
+/// hour, write the file `life`, and wait for a failure of the queue. Listeners, sources and outputs
+/// have their own tasks.
 pub(super) struct Tasks {
-    /// The failures of the tasks and threads that the relay needs; each of them ends the relay. The
-    /// outputs' tasks report to [`Outputs`], which first tells the queue not to wait for the
-    /// output.
+    /// The failures of the tasks and threads that the relay needs; each of them ends the relay. A
+    /// failed output is reported to [`Outputs`] instead, because the queue must then stop waiting
+    /// for the output.
     pub failures: Failures,
     pub running: TaskTracker,
     /// Cancelling this token ends the tasks.
@@ -67,7 +68,6 @@ impl Tasks {
 }
 
 impl Parts {
-    /// Makes the parts. None of them runs yet.
     pub(crate) fn new(
         config: Config,
         file: ConfigFile,
@@ -124,7 +124,8 @@ impl Parts {
         });
     }
 
-    /// Notes how the process before this one ended, and from now on that this one lives.
+    /// Notes how the previous process ended, and starts the task that notes every few seconds that
+    /// this process lives.
     pub(crate) async fn live(&mut self) {
         self.lives = Lives::begin(&self.config, &self.telemetry).await;
         if let Some(lives) = &self.lives {
@@ -133,25 +134,26 @@ impl Parts {
         }
     }
 
-    /// Counts the volume by cause, or does not, as the config in force says. The values of events
+    /// Turns the volume by cause on or off, as the config in force says. The names in the volume
     /// are redacted by the rules of all outputs.
     pub(super) fn count_volume(&self) {
         let rules = self.config.outputs.iter().filter_map(|output| output.filter.redact.as_ref());
         let rules: Vec<_> = rules.flatten().cloned().collect();
-        // The rules were checked with the config. Without them, no name may be shown.
+        // The rules were checked with the config, so making the redaction cannot fail. If it
+        // failed, nothing would be counted, because no name may be shown without redaction.
         let redaction = self.config.volume.then(|| Redaction::new(&rules).ok());
         self.telemetry.volume().turn(redaction.flatten());
     }
 
-    /// Shows the parts in `/status`.
     pub(crate) fn show(&self) {
         let (outputs, listeners) = (self.outputs.show(), self.listeners.show());
         self.admin.show(outputs, listeners, self.sources.show(), &self.config.queue);
     }
 }
 
-/// Every [`UPKEEP`], moves the values of the histograms into their buckets, because they would pile
-/// up in memory, and checks whether the queue's disk responds. Ends when `stop` is cancelled.
+/// Every [`UPKEEP`], moves the values of the histograms into their buckets, so that the values do
+/// not pile up in memory, and checks whether the queue's disk responds. Ends when `stop` is
+/// cancelled.
 async fn upkeep(telemetry: Arc<Telemetry>, queue: Queue, stop: CancellationToken) {
     while stop.run_until_cancelled(tokio::time::sleep(UPKEEP)).await.is_some() {
         telemetry.upkeep();

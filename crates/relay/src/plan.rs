@@ -14,11 +14,11 @@ pub(crate) struct Plan {
     pub listeners: Vec<listeners::Planned>,
     pub sources: Vec<source::Planned>,
     pub admin: config::Admin,
-    /// The access rules of the admin address before the plan is in force.
+    /// The access rules of the admin address that are in use now.
     pub access: Arc<Access>,
 }
 
-/// The contents of the files that a plan names. None of it is in use yet.
+/// The contents of the files that a plan names. They are not in use yet.
 pub(super) struct ReadFiles {
     /// The functions that put the files of outputs and sources in use.
     pub staged: Vec<Staged>,

@@ -1,10 +1,9 @@
 //! A reload: another config is read and checked, and only then put in force.
 //!
-//! First, all files are read and checked, the addresses of new listeners are bound (later if an old
-//! listener that closes holds the port), and each new output gets a cursor. If any of this fails,
-//! the old config stays in force. Only one error can appear after that: the address of a listener
-//! is in use. The rest of the new config is then in force, and the reload is tried again after a
-//! pause.
+//! First, all files are read and checked, the addresses of new listeners are bound, and each new
+//! output gets a cursor. If any of this fails, the old config stays in force. An address whose port
+//! an old listener still holds is bound later, when that listener has closed. If this fails, the
+//! rest of the new config is in force, and the reload is tried again after a pause.
 
 use tokio::time::Instant;
 
@@ -23,8 +22,8 @@ use config::{Acknowledge, Config};
 type Staging = (Config, Vec<outputs::Planned>, Plan, ReadFiles);
 
 /// A reload that is ready to be put in force: its files are read, and its addresses are bound,
-/// except for those that an old listener may still hold. If this value is dropped instead, the old
-/// config stays in force. Only the sources that the reload removes or changes take no more events.
+/// except for those that an old listener may still hold. If this value is dropped, the old config
+/// stays in force, but the sources that the reload removes or changes take no more events.
 pub(crate) struct Prepared {
     config: Config,
     outputs: Vec<outputs::Planned>,
@@ -36,9 +35,9 @@ pub(crate) struct Prepared {
 
 impl Parts {
     /// Does everything in a reload that can fail or take time: reads the files, binds the addresses
-    /// of new listeners (except for those that an old listener may still hold), stores a cursor for
-    /// each new output, and stops the sources that are removed or changed. A new output waits for
-    /// the end of a removed output of the same name.
+    /// of new listeners, stores a cursor for each new output, and stops the sources that are
+    /// removed or changed. An address is not bound yet if an old listener may still hold its port.
+    /// A new output waits for the end of a removed output of the same name.
     ///
     /// # Cancel safety
     ///
@@ -142,7 +141,7 @@ impl Parts {
     ///
     /// # Errors
     ///
-    /// The listeners that could not be opened. The rest of the new config is in force.
+    /// A text about the listeners that could not be opened. The rest of the new config is in force.
     async fn put_in_force(&mut self, prepared: Prepared) -> Result<(), String> {
         let Prepared { mut config, outputs, files, sources, listeners, access } = prepared;
         open_files::fit(&mut config);
@@ -165,10 +164,10 @@ impl Parts {
     }
 
     /// Replaces the settings in `config` that cannot change without a restart by the settings in
-    /// use: the admin addresses, the section `[evidence]`, `process.restrict`, the state directory
-    /// and, if `queue.directory` has changed, all settings of the queue. If `queue.directory` has
-    /// changed, also lowers `limits.max_body` to the value in use if it is larger, and returns
-    /// `Err` if `config` has sources that the queue in use cannot serve.
+    /// use: the admin addresses, the section `[evidence]`, `process.restrict` and the state
+    /// directory. If `queue.directory` has changed, also replaces all settings of the queue, and
+    /// lowers `limits.max_body` to the value in use if it is larger. Returns `Err` if `config` then
+    /// has sources that the queue in use cannot serve.
     fn keep_what_cannot_change(&self, config: &mut Config) -> Result<(), Refused> {
         let now = &self.config;
         if config.admin.address != now.admin.address {
@@ -205,13 +204,13 @@ impl Parts {
                 key = "queue.directory",
                 "queue.directory has changed: restart the relay to apply it"
             );
-            // The queue's directory decides what nearly every other key of the queue means, so all
+            // The meaning of nearly every key of the queue depends on the queue's directory, so all
             // of the queue's settings stay as they are.
             config.queue = now.queue.clone();
             config.limits.max_body = config.limits.max_body.min(now.limits.max_body);
             if !config.sources.is_empty() && now.queue.acknowledge != Acknowledge::Delivered {
-                // With this queue, the source would commit offsets of events that no output has
-                // yet. `check` reports such a config with the same reason.
+                // A source would commit offsets of events that no output has yet. `check` reports
+                // such a config with the same reason.
                 return Err(Refused::NeedsRestart);
             }
         }

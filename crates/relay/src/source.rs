@@ -1,11 +1,11 @@
 //! Reads events from Kafka topics, as one reader of a consumer group. Sources are the second way
 //! into the queue, besides the listeners.
 //!
-//! A source appends to the queue as a listener does. The group stores the offset up to which a
-//! partition is finished, and a source moves that offset only past events that every required
-//! output has acknowledged or counted as lost: the config must have
+//! A source appends to the queue as a listener does. The consumer group stores, for each partition,
+//! the offset up to which the partition is finished. A source moves that offset only past events
+//! that every required output has acknowledged or counted as lost; for this, the config must have
 //! `queue.acknowledge = "delivered"`. Therefore the next reader of the partition misses nothing,
-//! also after a crash.
+//! even after a crash.
 
 #![cfg_attr(
     not(feature = "kafka"),
@@ -59,8 +59,8 @@ trait Source: Send + Sync {
     /// A file cannot be read or used. The text names the file and its fault.
     fn stage(self: Arc<Self>) -> Result<Staged, String>;
 
-    /// Tries once to connect to the source, which changes nothing. Returns the address that was
-    /// tried, and the result of the attempt, whose error names the topic.
+    /// Tries once to connect to the source. Changes nothing. Returns the address that was tried,
+    /// and the result of the attempt, whose error names the topic.
     fn probe(&self) -> (String, Result<(), String>);
 
     /// Reads events and appends them to `queue`. Returns when `orders` tell the source to end.
@@ -79,8 +79,8 @@ pub struct Status {
 /// A copy of the state of a source at one moment; see [`Status`].
 #[derive(Debug, Default, Clone)]
 pub struct Snapshot {
-    /// `true`: the source takes no events now, because the queue has had no room for a second, too
-    /// much is not acknowledged yet, or the source is about to end.
+    /// `true`: the source takes no events now. A batch has waited for a second for room in the
+    /// queue or for earlier acknowledgements, or the source is about to end.
     pub paused: bool,
     /// The partitions of the topic that this relay reads.
     pub partitions: Vec<i32>,
@@ -115,14 +115,15 @@ struct Orders {
     /// Cancelled when the source must end without waiting for acknowledgements. The next reader of
     /// the partitions reads all events again that are not acknowledged by then.
     stop: CancellationToken,
-    /// Exists while the source may still take events. The source drops it when it has stopped.
+    /// Exists while the source may still take events. The source drops it when it has stopped
+    /// taking events.
     taking: Option<TaskTrackerToken>,
 }
 
 /// One source of a new config that is not in use yet.
 pub struct Planned {
     config: config::Source,
-    /// A message must have fewer bytes.
+    /// The value of `limits.max_body`: each message must have fewer bytes.
     max_body: u64,
     /// The source that will read: one that runs already, or a new one that is not started yet.
     source: Arc<dyn Source>,
@@ -162,8 +163,8 @@ impl Planned {
 /// three steps: [`Sources::plan`] compares the new config with the running sources,
 /// [`Sources::close_leaving`] makes the sources that are removed or changed stop taking events, and
 /// [`Sources::commit`] starts the new sources. The drain calls [`Sources::close`] at its beginning
-/// and [`Sources::end`] at its end. If a thread ends without an order, this is reported to
-/// [`Failures`]. Threads are never joined, because a call of a source may hang for ever, and
+/// and [`Sources::end`] at its end. A thread that ends without an order is reported to
+/// [`Failures`]. Threads are never joined, because a call of a source may hang without limit, and
 /// because the process can end without waiting for them.
 #[derive(Default)]
 pub struct Sources {
@@ -173,13 +174,13 @@ pub struct Sources {
     tasks: TaskTracker,
     /// This token is cancelled when the drain begins. All sources then stop taking events.
     closing: CancellationToken,
-    /// This token is cancelled at the end of the drain. All sources then end at once.
+    /// This token is cancelled at the end of the drain. All sources then end without waiting for
+    /// acknowledgements.
     stop: CancellationToken,
     /// Receives a report if a source ends without an order.
     failures: Failures,
 }
 
-/// A running source, with the config that it runs with and the means to end it.
 struct Slot {
     config: config::Source,
     max_body: u64,

@@ -50,7 +50,7 @@ pub(crate) async fn start(
     let (files, reloads) = (outputs::files_of(&outputs), telemetry.reloads());
     let started = config.clone();
     let (file, read, plan) = in_time(Instant::now() + named_file::WAIT_MAX, move || {
-        // The config was checked before; a change since then is noticed too.
+        // The watch begins before the files are read, so that it notices every later change.
         let file = ConfigFile::new(file, &started, reloads);
         (file, plan.read(files), plan)
     })
@@ -85,8 +85,8 @@ pub(crate) async fn start(
     parts.listeners.commit(listeners).await.map_err(Error::Run)?;
     parts.sources.commit(sources, &parts.queue);
     parts.show();
-    // Nothing is noted before this, because the next process must not take a failed start for a
-    // run.
+    // The file `life` is not touched before this, because the next process must not take a failed
+    // start for a run.
     parts.live().await;
     parts.admin.started();
     let history = Arc::clone(&parts.admin).keep_history(parts.tasks.stop.clone());

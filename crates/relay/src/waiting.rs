@@ -11,15 +11,15 @@ use base::named_file;
 /// waiting after [`named_file::WAIT_MAX`].
 const SLOW: Duration = Duration::from_secs(5);
 
-/// Runs work that blocks its thread. `Err` if the work panics.
+/// Runs `work` on a thread for blocking work, and returns its result. `Err` if the work panics.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Refused> {
     tokio::task::spawn_blocking(work).await.map_err(Refused::Panicked)
 }
 
-/// Runs work that reads files on another thread, and returns its result. `Err` if the work is not
-/// done at the `deadline`, or if it panics.
+/// Runs `work`, which reads files, on a thread for blocking work, and returns its result. `Err` if
+/// the work is not done at the `deadline`, or if it panics.
 pub(crate) async fn in_time<T: Send + 'static>(
     deadline: Instant,
     work: impl FnOnce() -> T + Send + 'static,

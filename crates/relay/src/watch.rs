@@ -15,15 +15,17 @@ use base::named_file;
 /// handshake 3 s after a change gets the new certificate.
 const POLL: Duration = Duration::from_secs(1);
 
-/// The pause between two checks of changed files. The checks are repeated until two in a row find
-/// the same contents, because a file may be half written, or a certificate come before its key.
+/// The pause between two checks of files that have changed. The checks are repeated until two in a
+/// row find the same contents, because a file may be half written, or a certificate may arrive
+/// before its key.
 const SETTLE: Duration = Duration::from_millis(100);
 
-/// The maximum number of checks of changing files. Then the relay reads the files nevertheless.
+/// The maximum number of checks while the files keep changing. After them, the relay reads the
+/// files nevertheless.
 const SETTLE_MAX: u32 = 10;
 
-/// The number of checks, each after a pause of [`SETTLE`], whether the files of an unusable config
-/// change: the program that writes them may not have finished.
+/// The number of checks for a further change after the relay has read an unusable config, each
+/// after a pause of [`SETTLE`]. The program that writes the files may not have finished.
 const UNFINISHED: u32 = 3;
 
 /// The number of bytes at the beginning of a file that are compared. A change after these bytes is
@@ -52,7 +54,6 @@ fn hash(file: &Path) -> std::io::Result<u64> {
 pub(crate) struct Watch {
     files: Vec<PathBuf>,
     seen: Seen,
-    /// The time of the next check of the files.
     next: Instant,
     /// The number of times that [`Watch::has_moved`] has returned `true` since it last returned
     /// `false`, or since a config was last usable.
@@ -66,7 +67,8 @@ impl Watch {
         Self { files, seen, next: Instant::now() + POLL, moved: 0 }
     }
 
-    /// Replaces the files, and their state before they were read, after another read of the config.
+    /// Replaces the list of files after another read of the config. `seen` is the state that the
+    /// files had before they were read.
     pub(crate) fn renew(&mut self, files: Vec<PathBuf>, seen: Seen) {
         (self.files, self.seen) = (files, seen);
     }
@@ -79,8 +81,8 @@ impl Watch {
 
     /// Checks three times, after a pause of [`SETTLE`] each, whether the files have changed since
     /// they were last read. Returns `true` at the first change: the config should be read again.
-    /// After [`SETTLE_MAX`] times in a row it returns `false`, so that a file that changes all the
-    /// time does not delay a reload for ever.
+    /// After [`SETTLE_MAX`] times in a row it returns `false`, so that a file that keeps changing
+    /// does not delay a reload without limit.
     pub(super) async fn has_moved(&mut self) -> bool {
         for _ in 0..UNFINISHED {
             tokio::time::sleep(SETTLE).await;
@@ -128,7 +130,7 @@ impl Watch {
     pub(crate) async fn look(&self) -> Seen {
         let files = self.files.clone();
         let looked = tokio::task::spawn_blocking(move || look(&files)).await;
-        // A panic gives no information about the files. Their state counts as changed, and the next
+        // A panic gives no information about the files. Their state counts as changed; the next
         // look corrects that.
         looked.unwrap_or(Seen(Vec::new()))
     }
@@ -157,8 +159,8 @@ mod tests {
         assert!(look(&files) != changed);
     }
 
-    /// A file that changes at each look. The config is unusable once before each time it is usable,
-    /// more often than [`SETTLE_MAX`].
+    /// A file changes before each look. Each of many reloads reads an unusable config once and then
+    /// a usable one. The unusable ones together are more than [`SETTLE_MAX`].
     #[tokio::test]
     async fn a_config_that_was_usable_in_between_is_read_again_however_often_it_was_not() {
         let dir = tempfile::tempdir().unwrap();

@@ -24,7 +24,7 @@ impl ListenerMetrics {
         self.requests.of(Code::of(status)).increment(1);
     }
 
-    /// Records the time from the end of a body to the answer that accepts it.
+    /// Records the time from the end of a body to the response that accepts it.
     pub fn accepted_after(&self, took: Duration, now: Instant) {
         lock(&self.times).record(took, now);
     }
@@ -76,7 +76,7 @@ impl QueueMetrics {
         accepted.refusals.accepted();
     }
 
-    /// Counts a batch that was accepted and then dropped at once, because the queue was full.
+    /// Counts a batch that was accepted, but dropped because the queue was full.
     pub fn drop_newest(&self, events: u64, bytes: u64, levels: &LevelCounts) {
         self.accepted(events, bytes, levels);
         self.errors.increment(events);
@@ -108,7 +108,7 @@ impl OutputMetrics {
         self.errors.of(reason).increment(1);
     }
 
-    /// Records the time from the acceptance of a batch to its acknowledgement, which is `now`.
+    /// Records the time from the acceptance of a batch to its acknowledgement at the time `now`.
     pub fn delivered(&self, took: Duration, now: Instant) {
         self.fates.delivery.record(took.as_secs_f64());
         lock(&self.fates.times).record(took, now);
@@ -167,7 +167,7 @@ impl EvidenceMetrics {
         last.insert(reason.name(), Instant::now());
     }
 
-    /// Returns the time since the last error with each reason that has occurred.
+    /// Returns each reason for which an error has occurred, with the time since the last one.
     pub fn error_ages(&self) -> Vec<(&'static str, Duration)> {
         let last = lock(&self.last_errors);
         last.iter().map(|(reason, at)| (*reason, at.elapsed())).collect()

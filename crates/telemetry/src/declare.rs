@@ -46,8 +46,8 @@ pub(super) struct Metric {
     pub action: &'static str,
     /// The upper bounds of a histogram's buckets; empty for the other kinds.
     pub buckets: &'static [f64],
-    /// `true`: a present state such as `output_up`, and not a count of past events. The series
-    /// leaves `/metrics` when a reload removes its output or listener.
+    /// `true`: the value is a present state, as with `output_up`. The series leaves `/metrics` when
+    /// a reload removes its output or listener.
     pub is_state: bool,
 }
 
@@ -109,7 +109,7 @@ impl Label {
 pub enum Values {
     /// Exactly these values. Each of them has a series from the start.
     Fixed(&'static [&'static str]),
-    /// Values from the config or the build. This text describes them on the reference page.
+    /// Other values, such as those from the config. This text describes them on the reference page.
     Described(&'static str),
 }
 
@@ -150,7 +150,7 @@ pub trait LabelValue: Copy + PartialEq + 'static {
     /// All variants of the enum.
     const ALL: &'static [Self];
 
-    /// The label's value for this variant.
+    /// Returns the label's value for this variant.
     fn value(self) -> &'static str;
 }
 

@@ -68,7 +68,7 @@ pub struct Telemetry {
     program: catalog::ProgramMetrics,
     refusals: Refusals,
     refusing: catalog::RefusingMetrics,
-    /// The last kill and the losses of earlier processes; unset if there are none.
+    /// The last kill and the losses of earlier processes; unset before [`Telemetry::follow`].
     earlier: OnceLock<Earlier>,
     evidence: EvidenceMetrics,
     reports: Reports,
@@ -109,10 +109,10 @@ impl Telemetry {
         self.render_states_of(|_, _, _| true)
     }
 
-    /// Returns the page `/metrics` in the Prometheus text format. Call `Queue::observe` before,
-    /// which sets the gauges of the queue. A state, such as `output_up`, is shown only if
-    /// `is_known` returns `true` for the metric's name, the label (`output` or `listener`) and its
-    /// value, because an alert on the state of a removed output would never end. Counters are
+    /// Returns the page `/metrics` in the Prometheus text format. Call `Queue::observe` first: it
+    /// sets the gauges of the queue. `is_known` gets the metric's name, the label (`output` or
+    /// `listener`) and the label's value. A state, such as `output_up`, is shown only if `is_known`
+    /// returns `true`: an alert on the state of a removed output would never end. Counters are
     /// always shown.
     pub fn render_states_of(&self, is_known: impl Fn(&str, &str, &str) -> bool) -> String {
         let limit = memory_limit().unwrap_or_default() as f64;
@@ -233,7 +233,7 @@ impl Telemetry {
     /// them.
     pub fn of_no_output() -> OutputMetrics {
         let mut metrics = Self::new().output("");
-        // Nobody would collect its samples, and they would pile up.
+        // Nobody calls `upkeep` for this histogram, so its samples would pile up in memory.
         metrics.fates.delivery = Histogram::noop();
         metrics
     }
@@ -247,7 +247,7 @@ impl Telemetry {
         OutputMetrics::register(&self.registry, labels, backlog, fates, self.lost(name), losses)
     }
 
-    /// Sets the metrics that show whether an output is required, and above which lag it is late.
+    /// Sets the metrics about the settings of an output, which is late above the lag `lag_max`.
     pub fn output_settings(&self, name: &str, required: bool, lag_max: Duration) {
         let labels = [labels::OUTPUT.with(name)];
         let metrics = SettingMetrics::register(&self.registry, labels);
@@ -290,7 +290,7 @@ impl Telemetry {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Earlier {
-    /// The events that earlier processes have lost.
+    /// The number of events that earlier processes have lost.
     pub lost_events: u64,
     /// The time of the last loss.
     pub last_lost: u64,

@@ -44,8 +44,7 @@ const BYTES_MAX: usize = 1024 * 1024;
 /// quarter is kept for warnings and errors.
 const ORDINARY_PART: (usize, usize) = (3, 4);
 
-/// The maximum number of bytes that the log's thread writes at once. A longer line is written
-/// alone.
+/// The maximum number of bytes in one write of the log's thread. A longer line is written alone.
 const GROUP_BYTES: usize = 64 * 1024;
 
 /// The pause before another write to a full pipe, if another process has made it non-blocking.
@@ -55,7 +54,7 @@ const FULL_PIPE: Duration = Duration::from_millis(10);
 /// thread has already hung in one write for this time.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
-/// The longest wait of a panicking thread for its log line, which is lost if the process aborts.
+/// The longest wait of a panicking thread for its log line to be written, before a possible abort.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 
 /// The pause before the log's thread starts again after a panic of its own.
@@ -89,7 +88,7 @@ const OURS: &[&str] = &[
 
 type ChangeLog = Box<dyn Fn(Log) + Send + Sync>;
 
-/// Changes the settings of the log. [`start_log`] sets this variable.
+/// The function that changes the settings of the log. [`start_log`] sets this variable.
 static CHANGE_LOG: OnceLock<ChangeLog> = OnceLock::new();
 
 /// The queue of lines of the log. [`start_log`] sets this variable.
@@ -141,7 +140,7 @@ pub fn change_log(log: Log) {
     }
 }
 
-/// Waits until the last log lines are written, for at most one second. Call it before the end.
+/// Waits until the last log lines are written, for at most one second. Call this last.
 pub fn end_log() {
     if let Some(lines) = LINES.get() {
         lines.flush(LAST_LINES);
@@ -182,7 +181,7 @@ fn tell_panic(panic: &PanicHookInfo<'_>) {
     }
 }
 
-/// A line of a dependency passes only if it is also a warning or an error.
+/// Returns the filter for this level. Dependencies log only warnings and errors, if at all.
 fn targets(level: Level) -> Targets {
     let others = level.min(Level::WARN);
     Targets::new()
@@ -227,7 +226,7 @@ struct LinesState {
 }
 
 impl LinesState {
-    /// Returns `true` if a line about dropped lines is due. While writes fail it would be lost too.
+    /// Returns `true` if a line about dropped lines is due. None is due while writes fail.
     fn has_to_tell(&self) -> bool {
         self.untold > 0 && !self.failing
     }
@@ -279,7 +278,7 @@ impl Rank {
 }
 
 enum Work {
-    /// Log that this number of lines was dropped.
+    /// Report this number of dropped lines.
     Tell(u64),
     Write(Vec<u8>),
 }
@@ -372,7 +371,7 @@ impl Lines {
     }
 }
 
-/// Returns the number of written bytes. After an error, it is less than the size of the group.
+/// Writes the group, and returns the number of written bytes: after an error, fewer than all.
 #[allow(clippy::disallowed_methods, reason = "write_all does not say how far it came")]
 fn write_group(out: &mut impl Write, group: &[u8]) -> usize {
     let mut written = 0;

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A limit from this size on counts as none: cgroup v1 writes about `i64::MAX` for "no limit".
+/// A limit of at least this size counts as none: cgroup v1 writes about `i64::MAX` for "no limit".
 const UNLIMITED: u64 = 1 << 60;
 
 /// Returns the smallest limit, in bytes, of the cgroups of this process; `None` without a limit.

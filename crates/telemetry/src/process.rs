@@ -62,7 +62,7 @@ impl Stat {
         Self::of(&fs::read_to_string("/proc/self/stat").ok()?)
     }
 
-    /// Returns the numbers of this text; `None` if it has another form.
+    /// Returns the numbers in this text; `None` if the text has another form.
     fn of(text: &str) -> Option<Self> {
         // The program's name, in parentheses, may itself contain spaces and parentheses.
         let (_, fields) = text.rsplit_once(") ")?;

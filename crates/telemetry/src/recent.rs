@@ -1,5 +1,5 @@
-//! Durations of the last minutes and their quantiles, in bounded memory. From these times,
-//! `/status` shows how long answers take now. The histograms of `/metrics` count since the start.
+//! Durations of the last minutes and their quantiles, in bounded memory. `/status` shows from them
+//! how long responses and deliveries take now; the histograms of `/metrics` count since the start.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, Weak};

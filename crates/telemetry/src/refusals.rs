@@ -23,7 +23,7 @@ const MESSAGE_MAX: usize = 300;
 /// A spell ends after this time without a refusal. kube-apiserver repeats after at most 40 s.
 const PAUSE: Duration = Duration::from_secs(60);
 
-/// The last refused request, for `/status`. At most one wrong word is from the request's body.
+/// The last refused request, for `/status`. It contains at most one word of the request's body.
 #[derive(Debug, Clone)]
 pub struct LastRejected {
     /// The label of the listener or source that received the request.
@@ -49,7 +49,7 @@ pub struct LastTlsFailure {
     pub at: Instant,
 }
 
-/// The seconds and the number of refusals from which on a stretch is long.
+/// The minimum length in seconds, and the minimum number of refusals, of a long stretch.
 type Patience = (f64, u64);
 
 const WITH_RETRY_AFTER: Patience = (PATIENCE_WITH_RETRY_AFTER, 1);
@@ -83,10 +83,11 @@ impl Stretch {
     }
 }
 
-/// The refusals with one status after which senders send again, or the refusals for good.
+/// The spells of refusals with 429, of those with 503, or of those for good.
 #[derive(Default)]
 struct Spells {
     any: Stretch,
+    /// The parts of the spells since the last accepted batch.
     shut: Stretch,
     last: Option<Instant>,
 }
@@ -126,8 +127,8 @@ impl Spells {
 #[derive(Clone, Default)]
 pub struct Refusals(Arc<Mutex<Known>>);
 
-/// Each kind of refusal has its own last one. Otherwise a request that ends with 408, which anybody
-/// can send, could hide a refusal that matters.
+/// The last refusal of each kind. If only the last one of all were kept, a request that ends with
+/// 408, which anybody can send, could hide a refusal that matters.
 #[derive(Default)]
 struct Known {
     any: Option<LastRejected>,
@@ -181,7 +182,7 @@ impl Refusals {
         lock(&self.0).tls = Some(failure);
     }
 
-    /// Notes that a sender was turned away that may have had a batch, and will give it up.
+    /// Notes that a sender was turned away. It may have had a batch, and then gives the batch up.
     pub fn turned_away(&self, now: Instant) {
         lock(&self.0).given_up.refused(now, FOR_GOOD);
     }
@@ -194,7 +195,7 @@ impl Refusals {
         (*count, *last) = (count.saturating_add(1), Instant::now());
     }
 
-    /// Returns the number and the age of the last of the refused connections, for each reason.
+    /// Returns the number of refused connections, and the time since the last one, for each reason.
     pub fn connections(&self) -> Vec<(&'static str, u64, Duration)> {
         let known = lock(&self.0);
         known.connections.iter().map(|(name, (count, at))| (*name, *count, at.elapsed())).collect()
@@ -209,8 +210,8 @@ impl Refusals {
         known.given_up.shut.since = None;
     }
 
-    /// Returns since when every batch has been refused, in seconds since 1970, and how many were.
-    /// Both are 0 if the last batch was accepted.
+    /// Returns the time of the first refused batch after the last accepted one, in seconds since
+    /// 1970, and the number of these refusals. Both are 0 if no batch was refused since.
     pub(super) fn of_batches(&self) -> (f64, u64) {
         let known = lock(&self.0);
         (known.since, known.batches)
@@ -235,7 +236,7 @@ impl Refusals {
         lock(&self.0).tls.clone()
     }
 
-    /// Returns for how long requests were refused, by the status of the answers.
+    /// Returns for how long requests were refused, by the status of the responses.
     pub fn times(&self, now: Instant) -> status::Refusals {
         let known = lock(&self.0);
         let (with_429, with_503) = (known.with_429.times(now), known.with_503.times(now));

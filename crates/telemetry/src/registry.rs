@@ -121,15 +121,15 @@ impl Registry {
         self.exporter.register_histogram(&key(name, owned(labels)), &METADATA)
     }
 
-    /// Removes the series that `is_kept` rejects. Their handles change nothing on the pages any
-    /// more.
+    /// Removes the series that `is_kept` rejects. The handles of a removed series stay valid, but
+    /// no page shows their values any more.
     pub(crate) fn keep(&self, name: &str, is_kept: impl Fn(&Labels) -> bool) {
         if let Some(series) = lock(&self.cells).get_mut(name) {
             series.retain(|labels, _| is_kept(labels));
         }
     }
 
-    /// Returns the series sorted by their labels, with the bits of a [`Counter`] or [`Gauge`].
+    /// Returns the series of a metric, sorted by labels, with the bits of the values.
     pub(crate) fn series(&self, name: &str) -> Vec<(Labels, u64)> {
         let cells = lock(&self.cells);
         let series = |(labels, cell): (&Labels, &Arc<AtomicU64>)| {

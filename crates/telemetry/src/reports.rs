@@ -42,8 +42,8 @@ pub enum Loss {
     DropNewest,
     /// The queue dropped events of an output with `required = false`, because it needed their room.
     NotRequired,
-    /// Places in the queue's files are damaged. The numbers count places, and not events: an output
-    /// counts the events that it loses there as [`Loss::Missing`].
+    /// Places in the queue's files are damaged. The numbers are those of places: an output counts
+    /// the events that it loses there as [`Loss::Missing`].
     Damaged,
     /// Events are missing in the queue's files, because of damage.
     Missing,
@@ -159,7 +159,7 @@ pub enum State {
     },
     /// The queue has room again after it was full: a fifth of its limit is free.
     QueueHasRoom {
-        /// The bytes in the queue, without those that can be freed at once for a new batch.
+        /// The bytes in the queue, without those that a new batch may free.
         bytes: u64,
     },
     /// The queue's disk refuses to store events.
@@ -169,17 +169,17 @@ pub enum State {
     },
     /// The queue's disk stores events again.
     DiskIsWell,
-    /// The queue's disk does not answer.
+    /// The queue's disk does not respond.
     DiskHangs {
-        /// The time for which it has not answered.
+        /// The time for which the disk has not responded.
         seconds: u64,
     },
-    /// The queue's disk answers again.
+    /// The queue's disk responds again.
     DiskAnswers,
 }
 
 impl State {
-    /// `changes` is the number of changes since the last line.
+    /// Writes a log line. `changes` is the number of changes since the previous line.
     fn write(&self, changes: u64) {
         match self {
             Self::QueueFull { bytes, when_full } if when_full == "reject" => tracing::warn!(
@@ -214,12 +214,12 @@ impl State {
     }
 }
 
-/// How many log lines about the queue's room may be written within [`QUIET`], one for a full queue
-/// and one for room again. Further changes share a line.
+/// The number of log lines about the queue's room that may be written within [`QUIET`]: one for a
+/// full queue, and one for room again. Further changes share a line.
 const ROOM_LINES: usize = 2;
 
-/// How many log lines about the disk may be written within [`QUIET`]: enough for an error, the
-/// first attempts to store again, and the end of the error. Further changes share a line.
+/// The number of log lines about the disk that may be written within [`QUIET`]: enough for an
+/// error, the first attempts to store again, and its end. Further changes share a line.
 const DISK_LINES: usize = 6;
 
 /// The notes for the log of one relay: losses, and changes of the queue's state. Clones are cheap
@@ -238,7 +238,7 @@ struct Shared {
     written: Condvar,
 }
 
-/// Losses and changes of states, with the number that the log has not reported yet.
+/// The losses and the changes of states, also those that the log has not reported yet.
 struct Notes {
     /// The counts since the start, by the name of the output or [`QUEUE`].
     parties: BTreeMap<Arc<str>, Arc<Party>>,
@@ -298,7 +298,7 @@ struct Flap {
     burst: usize,
     /// The times of the last log lines: at most `burst` of them, the oldest first.
     told: VecDeque<Instant>,
-    /// `true`: the last log line reported several changes at once.
+    /// `true`: the last log line reported several changes.
     flaps: bool,
     changes: u64,
     /// The state after the last change; `None` if the log shows this state already.
@@ -369,8 +369,8 @@ impl Line {
 }
 
 impl Notes {
-    /// Takes the log lines that are due at `now`, or `all` of them. Also returns when the next one
-    /// is due; `None` if no other note waits.
+    /// Takes the log lines that are due at `now`, or, if `all` is `true`, all of them. Also returns
+    /// the time at which the next one is due; `None` if no other note waits.
     fn take(&mut self, now: Instant, all: bool) -> (Vec<Line>, Option<Instant>) {
         let (mut lines, mut next) = (Vec::new(), None::<Instant>);
         let mut wait = |due: Instant| next = Some(next.map_or(due, |next| next.min(due)));
@@ -401,7 +401,7 @@ impl Notes {
 }
 
 impl Reports {
-    /// Returns the handle that notes losses of this output, or of the queue for [`QUEUE`].
+    /// Returns the handle that notes the losses of this output, or, for [`QUEUE`], of the queue.
     pub fn losses(&self, name: &str) -> Losses {
         let party = |notes: &mut Notes, name: &str| {
             if let Some(party) = notes.parties.get(name) {
@@ -446,13 +446,13 @@ impl Reports {
         self.shared.news.notify_one();
     }
 
-    /// Returns for how long the queue has been full; `None` if it is not.
+    /// Returns the time since the queue became full; `None` if it is not full.
     pub fn full_for(&self) -> Option<Duration> {
         lock(&self.shared.notes).full_since.map(|since| since.elapsed())
     }
 
-    /// Returns the time since the last loss of this output, even if a reload has removed it, or for
-    /// `queue` of events that no output can get. `None` if there was no loss.
+    /// Returns the time since the last loss of this output, even of a removed one; `None` if there
+    /// was no loss. The name `queue` stands for events that no output can get.
     pub fn lost_ago(&self, name: &str) -> Option<Duration> {
         let party = lock(&self.shared.notes).parties.get(name).map(Arc::clone)?;
         let last = *lock(&party.last);
@@ -484,7 +484,7 @@ impl Reports {
         }
     }
 
-    /// Writes the log lines that are due, or `all`. Returns when the next one is due.
+    /// Writes the log lines that are due, or all of them. Returns when the next one is due.
     fn write(&self, all: bool) -> Option<Instant> {
         let mut notes = lock(&self.shared.notes);
         let (lines, next) = notes.take(Instant::now(), all);
@@ -536,8 +536,8 @@ impl Losses {
         self.note(loss, events, detail);
     }
 
-    /// Notes a loss for the log only, and not for [`Losses::events`]: events that were counted as
-    /// lost before, and damaged places.
+    /// Notes a loss for the log, but leaves [`Losses::events`] as it is. The loss is of events that
+    /// were counted as lost before, or of damaged places.
     pub fn note(&self, loss: Loss, events: u64, detail: Option<&str>) {
         if events == 0 {
             return;
@@ -553,7 +553,7 @@ impl Losses {
         }
     }
 
-    /// Returns the events lost since the start by this output, and those that no output could get.
+    /// Returns the number of lost events: those of this output, and those that no output could get.
     pub fn events(&self) -> u64 {
         let lost = |party: &Party| party.lost.load(Ordering::Relaxed);
         lost(&self.party) + lost(&self.queue)

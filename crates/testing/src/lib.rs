@@ -1,8 +1,8 @@
-//! What the unit tests of several crates share: seeds, recorded bodies, small languages for lists
+//! Helpers for the unit tests of several crates: seeds, recorded bodies, small languages for lists
 //! and changes, and fakes.
 //!
-//! Only `[dev-dependencies]` name this crate. It imports the crates whose fakes it has, and is
-//! therefore no help to their own tests: these would see two copies of each type.
+//! Only `[dev-dependencies]` name this crate. It imports the crates whose fakes it has. The unit
+//! tests of such a crate cannot use the fakes: they would see two copies of each type.
 #![allow(clippy::print_stdout, reason = "a test prints its seeds")]
 #![allow(
     missing_docs,
@@ -17,10 +17,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::SystemTime;
 
-/// Returns the seeds for a randomised test, by default `usual` of them, and prints which they are.
-/// The first half are the numbers from 0 on. The second half moves with the commit, so that each
-/// commit is tested with other seeds ([`base()`]). The environment variable
-/// `KUBE_AUDIT_FORWARDER_SEEDS` changes their number; `KUBE_AUDIT_FORWARDER_SEED` selects one seed.
+/// Returns the seeds for a randomised test, and prints them. The first half are the numbers from 0.
+/// The second half begins at [`base()`], so that each commit is tested with other seeds. The
+/// environment variable `KUBE_AUDIT_FORWARDER_SEEDS` replaces `usual`, the number of seeds;
+/// `KUBE_AUDIT_FORWARDER_SEED` selects one seed.
 pub fn seeds(usual: u64) -> Vec<u64> {
     if let Some(seed) = number("KUBE_AUDIT_FORWARDER_SEED") {
         return vec![seed];
@@ -33,7 +33,7 @@ pub fn seeds(usual: u64) -> Vec<u64> {
 }
 
 /// Returns the first of the seeds that move: the variable `KUBE_AUDIT_FORWARDER_SEED_BASE`, or the
-/// first 32 bits of the commit that is checked out, or, without git, the number of today.
+/// first 32 bits of the commit that is checked out, or, without git, the number of days since 1970.
 fn base() -> u64 {
     number("KUBE_AUDIT_FORWARDER_SEED_BASE").or_else(commit).unwrap_or_else(|| {
         let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
@@ -54,9 +54,9 @@ fn number(variable: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|_| panic!("{variable}: not a number: {text}")))
 }
 
-/// Returns a text before and after a change. Of a text between `«` and `»`, nothing is left or, if
-/// it has a `→`, what stands behind it: `a«b»c«d→e»f` is `abcdf` before and `acef` after the
-/// change.
+/// Returns a text before and after a change: `a«b»c«d→e»f` is `abcdf` before and `acef` after it. A
+/// part between `«` and `»` is removed; if it has a `→`, the text before the `→` is replaced by the
+/// text after it.
 pub fn marked(text: &str) -> (String, String) {
     let (mut before, mut after) = (String::new(), String::new());
     for (index, part) in text.split(['«', '»']).enumerate() {
@@ -71,8 +71,8 @@ pub fn marked(text: &str) -> (String, String) {
     (before, after)
 }
 
-/// Returns the texts of a list, which are separated by `|` and line breaks. A line break at its
-/// beginning and at its end does not count.
+/// Returns the texts of a list, which are separated by `|` and line breaks. Line breaks at the
+/// beginning and at the end do not count.
 pub fn list(text: &str) -> Vec<&str> {
     text.trim_matches('\n').split(['|', '\n']).collect()
 }
@@ -99,7 +99,7 @@ impl Drop for Failing {
     }
 }
 
-/// Returns a file or directory of the repository, such as `tests/corpus`.
+/// Returns the path of a file or directory of the repository, such as `tests/corpus`.
 pub fn repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path)
 }

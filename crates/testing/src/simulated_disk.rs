@@ -1,10 +1,10 @@
 //! A simulated disk that forgets writes, stores parts of them, and refuses operations.
 //!
 //! The disk does what Linux does on a journalling file system, at its worst. Programs see the page
-//! cache; what is on the medium shows after [`SimulatedDisk::crash`]. Until they are synced, each
-//! sector that was written, each change of a directory and the length of each file reaches the
-//! medium or does not, whatever the others do. The only things that are kept together are the bytes
-//! of a sector, the two halves of a rename, and the order of a file's lengths.
+//! cache; what is on the medium shows after [`SimulatedDisk::crash`]. Before a sync, each written
+//! sector, each change of a directory and each new length of a file may or may not have reached the
+//! medium, independently of all others. Only three things hold together: the bytes of a sector, the
+//! two halves of a rename, and the order of a file's lengths.
 //!
 //! The same seed and the same operations in the same order give the same disk.
 
@@ -101,13 +101,13 @@ impl SimulatedDisk {
         self.state().changes_begun()
     }
 
-    /// From now on, lets an operation of this kind fail: the one that comes after `after` others of
-    /// the same kind.
+    /// Lets one operation of this kind fail: the one that comes after the next `after` operations
+    /// of the same kind.
     ///
-    /// A write that fails has written a part. A sync that fails marks everything as clean that it
-    /// should have written: reads still return it, some of it may be on the medium, and no later
-    /// sync writes the rest. A create that fails may leave an empty file. Any other operation that
-    /// fails does nothing.
+    /// A write that fails has written a part. A sync that fails marks all unsynced bytes as clean:
+    /// reads still return these bytes, some of them may be on the medium, and no later sync writes
+    /// the others. A create that fails may leave an empty file. Any other operation that fails does
+    /// nothing.
     pub fn fail(&self, operation: Operation, after: u64, error: Errno) {
         let at = self.count(operation) + after;
         self.state().plan.insert((operation, at), error);
@@ -148,7 +148,7 @@ impl SimulatedDisk {
         self.state().named(name).unreadable.insert(offset / PAGE);
     }
 
-    /// Changes a byte, as if it had had this value when it was synced.
+    /// Flips the bits `mask` of a byte, in what programs see and on the medium.
     pub fn flip(&self, name: &str, offset: u64, mask: u8) {
         let mut state = self.state();
         let file = state.named(name);
@@ -188,7 +188,7 @@ impl SimulatedDisk {
     }
 
     /// Returns the disk as the next process finds it after a power loss. For `self` and its files,
-    /// the machine is dead for ever. Faults stay as they were set.
+    /// the machine stays dead. Faults stay as they were set.
     #[must_use = "it takes the place of the old one"]
     pub fn crash(&self, rng: &mut fastrand::Rng) -> Self {
         let mut state = self.state();

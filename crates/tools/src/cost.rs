@@ -2,7 +2,7 @@
 //!
 //! [`Cost`] counts, for each rule of a policy, the events and bytes before and after. [`Policy`]
 //! decides about events and [`redact`] reduces them, as in the relay's own `filter.policy`, so the
-//! bytes are those that a relay would send. [`Survey`] gathers what an advice needs, and makes it;
+//! bytes are those that a relay would send. [`Survey`] gathers what an [`Advice`] is made from;
 //! nothing is ever applied.
 //!
 //! A recorded event has only what the policy of its cluster has recorded. Events and bodies that
@@ -58,7 +58,7 @@ impl Sum {
         })
     }
 
-    /// Returns these bytes in percent of those of `whole`, or 0 if both are empty.
+    /// Returns the bytes in percent of the bytes of `whole`; 0 if both are 0.
     pub fn percent_of(self, whole: Self) -> f64 {
         self.bytes as f64 * 100.0 / (whole.bytes.max(1)) as f64
     }
@@ -94,7 +94,7 @@ impl Row {
 pub struct Cost {
     policy: Policy,
     users: Users,
-    /// The events that came from an audit.log, and their bytes that the webhook does not send.
+    /// The events with `kind` and `apiVersion`, and the bytes of both, which no webhook sends.
     pub unsent: Sum,
     /// A row for each rule, in their order, and a last one for the events that no rule matches.
     pub rows: Vec<Row>,

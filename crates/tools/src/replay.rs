@@ -85,8 +85,8 @@ pub struct Settings {
     /// The inputs, in the order in which they are sent: files, and directories of queues. `-` is
     /// standard input.
     pub files: Vec<PathBuf>,
-    /// Of each directory, only the events that this output has not finished are sent. `None`: the
-    /// events that at least one output has not finished.
+    /// The output whose unfinished events are sent from each directory. `None`: the events that at
+    /// least one output has not finished.
     pub output: Option<String>,
     /// `true`: a directory is read even if a relay is using it.
     pub even_if_running: bool,
@@ -197,7 +197,7 @@ pub struct Progress {
     /// The number of gaps in a log that is followed: places at which events may be lost.
     pub gaps: u64,
     /// The bytes of the inputs that are done: every event in them was accepted, and every bad line
-    /// was skipped. For a file, these are bytes on disk; for a queue, the bytes of its lines. Of a
+    /// was skipped. For a file, these are bytes on disk; for a queue, the bytes of its lines. For a
     /// compressed file, bytes that were read ahead count too, although their events may not be
     /// accepted yet.
     pub file_bytes: u64,
@@ -206,7 +206,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Returns `true` if this run and earlier ones had bad lines and no event.
+    /// Returns `true` if this run has skipped bad lines, and no run has sent an event.
     pub fn is_nothing(&self) -> bool {
         self.bad_lines > 0 && self.sent + self.events_before == 0
     }
@@ -290,7 +290,7 @@ impl Replay {
         Ok(Self { settings, frontier: Frontier::new(state, spools) })
     }
 
-    /// Like [`Replay::new`], for a log that is followed.
+    /// Does what [`Replay::new`] does, for a log that is followed.
     fn following(settings: Settings) -> Result<Self, Unusable> {
         let ([log], Some(file)) = (&*settings.files, &settings.resume) else {
             let what = "--follow needs exactly one file, and --resume FILE";
@@ -317,9 +317,9 @@ impl Replay {
         Ok(Self { settings, frontier })
     }
 
-    /// Returns what the operator should know before the events are sent, one sentence for each
-    /// line: which events of queues are sent, which outputs get some of them a second time, and
-    /// where in a log the first run begins.
+    /// Returns remarks for the operator before the events are sent, one sentence each. They say
+    /// which events of queues are sent, which outputs get some of them a second time, and where in
+    /// a log the first run begins.
     pub fn remarks(&self) -> Vec<String> {
         let known = self.frontier.state.files.last().filter(|_| self.settings.follows);
         if let Some(log) = known.filter(|read| !read.is_begun()) {
@@ -585,8 +585,8 @@ impl Saver {
         }
     }
 
-    /// Waits until the running write has ended. Without a running write, waits for ever. `Err` is
-    /// the text of the failure.
+    /// Waits until the running write has ended. If no write is running, waits forever. `Err` is the
+    /// text of the failure.
     ///
     /// # Cancel safety
     ///
@@ -653,7 +653,7 @@ type Lane = std::pin::Pin<Box<dyn Future<Output = Done> + Send>>;
 /// so that the lanes end within five seconds. If a request fails permanently after a failure to
 /// read, only the request is reported. The resume file is written once more at the end.
 ///
-/// With a log that is followed, a cancelled `stop` ends the loop without a trouble. A batch is sent
+/// If a log is followed, a cancelled `stop` ends the loop without a trouble. Also, a batch is sent
 /// only when the resume file covers everything before it, so that a kill repeats at most one batch.
 ///
 /// The frontier never passes a request that was not accepted. Therefore a later run with the same
@@ -695,7 +695,7 @@ impl Running<'_> {
                 trouble.is_none() && next.as_ref().is_some_and(|next| self.has_room(next));
             tokio::select! {
                 Some(done) = self.lanes.next() => {
-                    // With `--follow`, a request that the stop has interrupted is not a trouble.
+                    // If a log is followed, a request that the stop has interrupted is no trouble.
                     let is_asked = self.settings.follows && self.stop.is_cancelled();
                     let met = self.done(done).err().filter(|_| !is_asked);
                     let is_first = trouble.as_ref().is_none_or(|trouble| trouble.finishes);
@@ -763,7 +763,7 @@ impl Running<'_> {
             && (fits || lanes == 0)
     }
 
-    /// Starts the lane that sends the batch. A batch without events counts as accepted at once.
+    /// Starts the lane that sends the batch. A batch without events is accepted without a lane.
     fn send(&mut self, mut batch: Batch) {
         let body = Bytes::from(std::mem::take(&mut batch.body));
         let (bytes, events) = (body.len(), batch.events);

@@ -1,7 +1,7 @@
 //! The screen of `top`: a relay's state in a terminal, for operators who have `kubectl exec` or
 //! `kubectl port-forward` and no browser. It shows the same as the status page.
 //!
-//! [`View`] holds the newest answers of the relay and the choices of the reader; [`draw`] draws
+//! [`View`] holds the newest responses of the relay and the choices of the reader; [`draw`] draws
 //! them into a frame of any size. This module sends no requests and reads no keys: the command does
 //! that. Every text from the relay passes [`message`](base::words::escape::message), so that no
 //! name and no error message can send a command to the terminal.

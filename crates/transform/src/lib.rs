@@ -2,8 +2,8 @@
 //! them, in which schema they are written, and who causes their bytes.
 //!
 //! This crate promises that the same event and the same rules give the same bytes, and that a value
-//! which is to be redacted is removed in every spelling. It imports `audit` and `base`. What must
-//! never happen here: a file, a connection, or a config key: rules come as values.
+//! which is to be redacted is removed in every spelling. The crate imports `audit` and `base`. It
+//! must never open a file or a connection, or know a config key: rules come as values.
 
 pub mod policy;
 pub mod redact;

@@ -8,7 +8,7 @@
 //!
 //! Decisions are made on recorded events, which may contain facts that kube-apiserver did not know
 //! when it decided, such as the name that a create request gave to its object. Decisions ignore
-//! such facts if they can be told apart. The code here only decides: it changes no event.
+//! such facts where they can be recognized. The code here only decides, and changes no event.
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
@@ -41,7 +41,7 @@ use audit::request::Request;
 pub struct Policy {
     rules: Vec<Rule>,
     matcher: Matcher,
-    /// The result of each rule if it decides.
+    /// For each rule, the result if the rule decides.
     outcomes: Vec<Outcome>,
     /// The result if no rule matches.
     otherwise: Outcome,
@@ -49,7 +49,7 @@ pub struct Policy {
     doubts: Vec<Problem>,
 }
 
-/// The result of one rule: its own settings, completed by those of the whole policy.
+/// The result of one rule: the rule's settings, completed by those of the whole policy.
 #[derive(Debug, Clone, Copy)]
 struct Outcome {
     level: Level,
@@ -91,9 +91,9 @@ impl Policy {
         Ok(Self { doubts, ..Self::new(&omit_stages, omit_managed_fields, rules) })
     }
 
-    /// Makes a policy from these rules. `omit_stages` and `omit_managed_fields` hold for every
-    /// rule, but a rule's own `omit_managed_fields` has priority. Rules after the first
-    /// [`RULES_MAX`] are dropped.
+    /// Makes a policy from `rules`. `omit_stages` and `omit_managed_fields` hold for every rule,
+    /// but a rule's own `omit_managed_fields` has priority. Rules after the first [`RULES_MAX`] are
+    /// dropped.
     pub fn new(omit_stages: &[Stage], omit_managed_fields: bool, mut rules: Vec<Rule>) -> Self {
         rules.truncate(RULES_MAX);
         let outcome = |rule: &Rule| Outcome {
@@ -130,7 +130,7 @@ impl Policy {
 
     /// Does what [`Self::decide`] does, and remembers in `users` which rules the user can match, so
     /// that the next request of this user is decided faster. Several policies that are asked about
-    /// the same `located` request read its URL only once.
+    /// the same `located` request read the URL only once.
     #[must_use]
     pub fn decide_of(&self, located: &Located<'_>, users: &mut Users) -> Decision {
         self.decision(self.matcher.first(located, users), located.request())

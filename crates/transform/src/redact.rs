@@ -50,7 +50,7 @@ use look::Look;
 use redaction::{Bodies, Plan};
 use walk::{Edit, Removal, Walk, Why, Wish};
 
-/// The changes that [`apply`] makes to one event, in the order of these fields.
+/// The changes that [`apply`] makes to one event, in the order of the fields.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Change<'a> {
     /// The level to which the event is lowered; `None` if it keeps its level.
@@ -66,7 +66,8 @@ pub struct Change<'a> {
     /// The constant annotations to add to the event.
     pub annotations: Option<&'a Annotations>,
     /// The maximum size of the changed event in bytes, if there is one. A larger event loses the
-    /// first set of parts in `TRIMMED` without which it is small enough, or else all of them.
+    /// first set of parts in `TRIMMED` without which it is small enough or, if there is no such
+    /// set, all of the parts.
     pub event_bytes_max: Option<usize>,
 }
 
@@ -97,8 +98,8 @@ pub struct Done {
 /// Appends the changed event to `out`. If the event needs no change, `out` stays as it is.
 ///
 /// The event must be one that [`audit`] has found valid, and `request` must be read from it.
-/// `known` is the result of [`Reader::known`](audit::request::Reader::known) for this event, with
-/// which less of the event has to be read, or 0.
+/// `known` is the result of [`Reader::known`](audit::request::Reader::known) for this event, so
+/// that less of the event has to be read, or 0.
 pub fn apply(
     event: &[u8],
     request: &Request<'_>,
@@ -143,9 +144,9 @@ impl Asked<'_> {
         done
     }
 
-    /// Does what [`apply`] does for an event that may contain JSON Web Tokens. Bodies are removed
-    /// only if the event is too large even after the tokens are replaced. Whether the request body
-    /// is removed too depends on the size with the tokens.
+    /// Does what [`apply`] does for an event that may contain JSON Web Tokens. Parts are removed
+    /// because of the size only if the event is too large even after the tokens are replaced. The
+    /// number of these parts depends on the size with the tokens.
     fn without_tokens(&self, change: &Change<'_>, out: &mut Vec<u8>) -> Done {
         let is_large = |text: &[u8]| change.event_bytes_max.is_some_and(|max| text.len() > max);
         let mut last = (Vec::new(), Done::default());
@@ -170,8 +171,8 @@ impl Asked<'_> {
 
 /// The sets of parts that an event can lose because it is too large; see
 /// [`Change::event_bytes_max`]. `Annotations` stands only for the annotations with the patches of
-/// webhooks: the response body shows their result, and nothing else tells what is in the request
-/// body.
+/// webhooks. Patches matter least, because the response body shows their result, and the request
+/// body matters most, because nothing else shows its content.
 const TRIMMED: [&[Name]; 5] = [
     &[Name::Annotations],
     &[Name::ResponseObject],
@@ -180,8 +181,8 @@ const TRIMMED: [&[Name]; 5] = [
     &[Name::Annotations, Name::ResponseObject, Name::RequestObject],
 ];
 
-/// Finds the edits that `change` needs in this event, without those for JSON Web Tokens. `None` if
-/// it is clear, before the members of the event are read, that there is nothing to do.
+/// Finds the edits that `change` needs in this event, except for those of JSON Web Tokens. `None`
+/// if it is clear, before the members of the event are read, that there is nothing to do.
 fn changed(asked: &Asked<'_>, change: &Change<'_>) -> Option<Changed> {
     let Asked { event, request, look } = *asked;
     let is_large = |length: usize| change.event_bytes_max.is_some_and(|max| length > max);
@@ -351,7 +352,7 @@ impl<'a> Reader<'a, '_> {
             edits.push(Edit { place: place..place, with: with.into() });
         }
         // At the same byte, an insertion, whose range is empty, sorts before a removal. No two
-        // edits have the same begin and the same end.
+        // edits have the same range.
         edits.sort_unstable_by_key(|edit| (edit.place.start, edit.place.end));
         Changed { edits, done, parts }
     }

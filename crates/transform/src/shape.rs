@@ -4,10 +4,10 @@
 //! A shape moves values: each value of the event is copied as it is written, so that numbers keep
 //! their digits and texts their escapes. Three things change: bodies become strings if `bodies`
 //! says so, the keys of annotations lose their dots in ECS, and OCSF cuts `requestURI` at its first
-//! question mark. Fields that a shape does not know are kept. An ECS document holds the whole event
-//! in `kubernetes.audit`, and an OCSF document holds in `unmapped` all that has no place of its
-//! own. An event with members that are missing or have unexpected types is shaped as well as it can
-//! be. If the event has a key twice, the first counts.
+//! question mark. Members that a shape does not know are kept. An ECS document holds the whole
+//! event in `kubernetes.audit`, and an OCSF document holds in `unmapped` all that has no place of
+//! its own. An event with members that are missing or have unexpected types is shaped as well as it
+//! can be. If the event has a key twice, the first counts.
 //!
 //! A document is one JSON object in one line, because the event is one. No object that a shape
 //! makes has a key twice, unless the event itself has it twice.
@@ -38,10 +38,10 @@ pub use json::write_string;
 pub struct Form {
     /// The schema of the documents.
     pub shape: Shape,
-    /// How `requestObject` and `responseObject` are sent. The caller of [`Form::write`] has removed
+    /// The form of `requestObject` and `responseObject`. Before [`Form::write`], the caller removes
     /// the bodies and managed fields that are not sent.
     pub bodies: Bodies,
-    /// Whether `metadata.managedFields` is sent in the bodies.
+    /// The treatment of `metadata.managedFields` in the bodies.
     pub managed_fields: ManagedFields,
 }
 
@@ -68,7 +68,7 @@ impl Shape {
     }
 }
 
-/// How the members `requestObject` and `responseObject` of an event are sent.
+/// The form in which the members `requestObject` and `responseObject` of an event are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Bodies {
     /// As they are.
@@ -81,7 +81,7 @@ pub enum Bodies {
     Drop,
 }
 
-/// Whether `metadata.managedFields` is sent in the bodies of an event.
+/// The treatment of `metadata.managedFields` in the bodies of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ManagedFields {
     /// As they are.
@@ -119,9 +119,9 @@ impl Form {
     pub const AS_RECEIVED: Self =
         Self { shape: Shape::Event, bodies: Bodies::Keep, managed_fields: ManagedFields::Keep };
 
-    /// Appends the document of an event, which [`audit`] must have found valid, to `out`. Nothing
-    /// is appended if the event is sent as it is. `data_stream` is the one into which the document
-    /// is written, if any; only ECS documents name it.
+    /// Appends the document of an event, which [`audit`] must have found valid, to `out`. Appends
+    /// nothing if the event is sent as it is. `data_stream` is the data stream into which the
+    /// document is written, if there is one; only ECS documents name it.
     pub fn write(self, event: &[u8], data_stream: Option<&DataStream>, out: &mut Vec<u8>) {
         if event.first() != Some(&b'{') {
             return;
@@ -154,7 +154,7 @@ pub fn event_in(document: &[u8]) -> &[u8] {
     if !ecs::HEADS.iter().any(|head| document.starts_with(head)) {
         return document;
     }
-    // Before this member, the only values of the document are texts, in which a quote is an escape.
+    // Before this member, the document holds no values but texts, in which every quote is escaped.
     let event = AUDIT.find(document).and_then(|at| document.get(at + AUDIT.needle().len()..));
     event.and_then(|event| event.strip_suffix(b"}}")).unwrap_or(document)
 }
@@ -174,8 +174,9 @@ pub fn audit_id(document: &[u8]) -> Option<&[u8]> {
     })
 }
 
-/// Returns the time of an event, if the document begins with it: the time of the event's stage or,
-/// without a valid one, that of its request. `None` for every event that is sent in its own shape.
+/// Returns the time with which an ECS or OCSF document begins: the time of the event's stage or, if
+/// that is not valid, of its request. `None` if there is no valid time, or if the event is sent in
+/// its own shape.
 pub fn time_of(document: &[u8]) -> Option<&[u8]> {
     let rest = [ecs::HEAD, ocsf::HEAD].iter().find_map(|head| document.strip_prefix(*head))?;
     let time = rest.get(..memchr::memchr(b'"', rest)?)?;

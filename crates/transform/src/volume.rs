@@ -4,16 +4,16 @@
 //! # How it counts
 //!
 //! Reading each event would cost too much, and a few events carry most bytes. So bytes are sampled,
-//! and the events that hold them are read: of each stride of n bytes of a batch, one byte is drawn,
-//! uniformly, and its event stands for n bytes. Each byte has the same chance, whatever a client
-//! sends and in whatever order. n follows the rate of bytes (`sample::Pace`), so that about 50
-//! events are read per second. If the events of a batch have n bytes or more on average, all of
-//! them are read, and the figures are exact.
+//! and the events that hold them are read. One byte is drawn, uniformly, from each stride of n
+//! bytes of a batch, and the event with this byte stands for n bytes. Each byte has the same
+//! chance, whatever a client sends and in whatever order. n follows the rate of bytes
+//! (`sample::Pace`), so that about 50 events are read per second. If the events of a batch have n
+//! bytes or more on average, all of them are read, and the figures are exact.
 //!
-//! For each of [`report::DIMENSIONS`], a `Summary` keeps the heaviest names and estimates what any
-//! other name has at most. Figures are therefore estimates with an error, which is always given
-//! with them. They are scaled so that all names together have the received bytes and events, which
-//! are counted exactly.
+//! For each of [`report::DIMENSIONS`], a `Summary` keeps the heaviest names, and an estimated
+//! maximum for every other name. Figures are therefore estimates, and each is given with its error.
+//! The figures are scaled so that all names together have the received bytes and events, which are
+//! counted exactly.
 //!
 //! # Its cost
 //!
@@ -30,7 +30,8 @@
 //! # What is shown
 //!
 //! The values of an event are redacted before they count: those that are always redacted, and those
-//! of the rules of all filters of the config. A text that a client wrote is cut and has escapes.
+//! of the rules of all filters of the config. A text that a client wrote is cut, and its special
+//! characters are escaped.
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
@@ -62,15 +63,14 @@ use report::Report;
 use sample::Pace;
 use slices::Slices;
 
-/// The volume that a relay has accepted, by cause. Listeners and sources add to it. By default,
-/// nothing is counted until it is [turned on](Volume::turn); kube-apiservers are always heard.
+/// The volume that a relay has accepted, by cause. Listeners and sources add to it. Nothing is
+/// counted until counting is [turned on](Volume::turn), but kube-apiservers are always heard.
 #[derive(Default)]
 pub struct Volume {
     counting: Mutex<Option<Counting>>,
     apiservers: Apiservers,
 }
 
-/// The counters of a volume that is turned on, and the pace of sampling.
 struct Counting {
     redaction: Arc<Redaction>,
     pace: Pace,
@@ -79,7 +79,8 @@ struct Counting {
 
 impl Volume {
     /// Turns counting on with this redaction of names, or off (`None`). If the redaction has
-    /// changed, all names are forgotten, because the new one might redact some of them.
+    /// changed, all figures are forgotten, because the new redaction might remove some of the
+    /// names.
     pub fn turn(&self, redaction: Option<Redaction>) {
         let (mut counting, now) = (lock(&self.counting), Instant::now());
         if counting.as_ref().map(|counting| &*counting.redaction) == redaction.as_ref() {
@@ -93,8 +94,8 @@ impl Volume {
         *counting = redaction.map(begin);
     }
 
-    /// Samples the lines of a batch, or of a part of one, into `seen`. `list` is `Some` if the
-    /// events are a JSON list, as it was received.
+    /// Samples the lines of a batch, or of a part of a batch, into `seen`. `list` is `Some` if
+    /// `lines` is a JSON list as it was received.
     pub fn look(&self, lines: &[u8], list: Option<&ListEnds>, events: u64, seen: &mut Seen) {
         if lines.is_empty() {
             return;
@@ -113,7 +114,8 @@ impl Volume {
         seen.redaction.get_or_insert(redaction);
     }
 
-    /// Counts a batch that was accepted, unless the redaction has changed since it was sampled.
+    /// Counts an accepted batch, unless the redaction has changed since it was sampled. Notes the
+    /// batch's kube-apiservers in any case.
     pub fn count(&self, mut seen: Seen) {
         self.apiservers.hear(std::mem::take(&mut seen.apiservers));
         if let (Some(redaction), Some(counting)) = (&seen.redaction, &mut *lock(&self.counting))
@@ -200,8 +202,8 @@ mod tests {
         }
     }
 
-    /// Method: a few bytes of each name are drawn, and its figures are compared with the truth. An
-    /// error that is exceeded more often than in 5 of 100 cases is too small.
+    /// Method: a few bytes of each name are drawn, and the figures are compared with the truth. If
+    /// figures exceed their errors in more than 5 of 100 cases, the errors are too small.
     #[test]
     fn errors_are_those_of_95_of_100_figures_also_for_names_with_few_samples() {
         let (mut random, now) = (Rng::with_seed(5), Instant::now());
@@ -241,9 +243,9 @@ mod tests {
         assert!(figures > 2000 && wrong > 0 && wrong * 20 <= figures, "{wrong} of {figures}");
     }
 
-    /// Method: ten users have half of the bytes, each by one cause, in events of different sizes.
-    /// The other half is from 10,000 users, who write as many names and causes as they can and send
-    /// their events in a fixed order. Everything is counted by samples: about one event in eight is
+    /// Method: ten users send half of the events, each by one cause, in different sizes. The other
+    /// half is from 10,000 users, who write as many names and causes as they can and send their
+    /// events in a fixed order. Everything is counted by samples: fewer than one event in seven is
     /// read.
     #[test]
     fn the_ten_heaviest_are_found_among_ten_thousand_others() {
@@ -259,7 +261,7 @@ mod tests {
                         let (user, other) = (adversary % 10_000, adversary % 9_973);
                         (format!("adversary-{user}\tverb-{}\tkind-{other}", other % 7), 130)
                     }
-                    // User 0 sends a tenth of the honest events, user 9 twice as many.
+                    // User 0 sends 7 % of the honest events, user 9 sends 16 %.
                     _ => {
                         let user = ((random.usize(..145) * 2 + 81).isqrt() - 9).min(9);
                         let cause = format!("honest-{user}\tget\tkind-{}", user % 3);

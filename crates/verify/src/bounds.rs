@@ -5,7 +5,6 @@ use evidence_log::entry::{Entry, Started};
 /// The maximum bytes of a name or a reason in an entry. The relay writes less than a hundred.
 const NAME_BYTES_MAX: usize = 256;
 
-/// The maximum number of outputs in an entry.
 const OUTPUTS_MAX: usize = 1000;
 
 /// The maximum number of facts of a log in memory: gaps between positions, names of outputs, and

@@ -21,7 +21,7 @@ use evidence_log::tlog::merkle::{Frontier, Hash};
 /// The maximum number of stored lines that a fault names.
 const PLACES_MAX: usize = 20;
 
-/// Two stored lines are neighbours if their numbers differ by at most this: an empty line or a
+/// The maximum difference between the numbers of two neighbouring stored lines: an empty line or a
 /// checkpoint may be between two events.
 const BESIDE: u64 = 2;
 
@@ -31,16 +31,14 @@ const BESIDE: u64 = 2;
 struct Sent {
     /// The index of the log among the checked logs.
     log: usize,
-    /// The name of the output.
     output: String,
     /// For each [`Delivered`] entry, the number of its first line, the position of this line, and
     /// the log's time.
     entries: Vec<(u64, u64, u64)>,
-    /// The number of the next line.
     next: u64,
     /// The positions of the sent events.
     seen: Positions,
-    /// The position after the last one of all entries so far. A line that is added below this
+    /// The position after the highest one of all entries so far. A line that is added below this
     /// position was sent late.
     newest: u64,
     /// The end of the export: the number of the last sent line that is stored, and the log's time
@@ -67,16 +65,15 @@ struct Unsaid {
     sent_again: bool,
 }
 
-/// The comparison. Each log is added by [`Comparison::begin`], its entries, and
-/// [`Comparison::explain`].
+/// The comparison. [`Comparison::begin`] begins with a log, then its entries are added, and
+/// [`Comparison::explain`] ends the log.
 #[derive(Default)]
 pub(crate) struct Comparison {
     pub store: Store,
-    /// The lines of each requested output, log by log. The number of the first source is 1.
+    /// The lines of each requested output, log by log. The source of the first element is 1.
     sent: Vec<Sent>,
     /// The number of added logs, including the current one.
     logs: usize,
-    /// The reasons of the current log.
     unsaid: Unsaid,
     /// The possible explanations of stored lines that no log has.
     explanations: BTreeSet<String>,
@@ -140,8 +137,8 @@ impl Sent {
     }
 
     /// Counts a sent line that is not stored. Returns `true` if it is missing. A line is missing if
-    /// it was sent at least `settle` milliseconds before the end of the export; a late line must be
-    /// earlier than that, because entries of the same time are sorted by position.
+    /// it was sent at least `settle` milliseconds before the end of the export. A late line must
+    /// have been sent earlier than that, because entries of the same time are sorted by position.
     fn is_missing(&mut self, number: u64, is_late: bool, settle: u64) -> bool {
         let Some((_, end)) = self.end.filter(|(last, _)| number < *last) else {
             self.not_exported += 1;
@@ -180,7 +177,6 @@ impl Comparison {
         Self { store, ..Self::default() }
     }
 
-    /// Begins with the next log.
     pub(crate) fn begin(&mut self, request: &Request) {
         let log = self.logs;
         let sent = |it: &String| Sent { log, output: it.clone(), ..Sent::default() };
@@ -271,7 +267,8 @@ impl Comparison {
         Ok(())
     }
 
-    /// Adds lines, as received, that the consumer may have although the log does not say so.
+    /// Adds the received lines of a range: the consumer may have them, although the log does not
+    /// say so.
     fn allow(&mut self, range: Range<u64>, events: &mut Events<'_>) -> io::Result<()> {
         self.unsaid.has_doubtful = true;
         for position in range {
@@ -377,8 +374,8 @@ impl Comparison {
         Ok(report)
     }
 
-    /// Finds the lines that were sent before the end of the export and are not stored, each with
-    /// the place of the line that is stored instead, if there is one. Also counts the lines that
+    /// Finds the lines that were sent before the end of the export and are not stored. Each value
+    /// is the place of the line that is stored instead, if there is one. Also counts the lines that
     /// need not be stored yet.
     fn missing(
         &mut self,
@@ -482,7 +479,8 @@ fn source_of(at: usize) -> u16 {
     u16::try_from(at + 1).unwrap_or(u16::MAX)
 }
 
-/// Reports how many stored lines may have two forms.
+/// Reports how many stored lines match two sent lines, and whether only some have the added
+/// members.
 fn tell_forms(differences: &Differences, report: &mut Report) {
     let Differences { ambiguous, with_added, without_added, .. } = differences;
     if *ambiguous > 0 {
@@ -500,8 +498,9 @@ fn tell_forms(differences: &Differences, report: &mut Report) {
     }
 }
 
-/// Finds the stored lines that replace missing lines, by their neighbours. `known` has the places
-/// of sent lines, by the places of the equal stored lines. Returns the number of replaced lines.
+/// Finds the stored lines that replace missing lines, by the neighbours of both, and enters each in
+/// `missing`. `known` has the places of sent lines, by the places of the equal stored lines.
+/// Returns the number of replaced lines.
 fn find_changed(
     missing: &mut BTreeMap<Place, Option<u64>>,
     extra: &BTreeSet<u64>,

@@ -31,11 +31,10 @@ struct Span {
 pub(crate) struct Events<'a> {
     pub history: History,
     pub hashes: Hashes<'a>,
-    /// The ranges, by their first position.
     spans: BTreeMap<u64, Span>,
     /// The range from the first to the last requested event.
     pub period: ops::Range<u64>,
-    /// The received events of this range.
+    /// The received events in `period`.
     pub asked: Positions,
 }
 
@@ -54,7 +53,8 @@ pub(crate) struct Fates {
 pub(crate) type Settled = (u64, Option<Fate>, Option<Hash>);
 
 impl<'a> Events<'a> {
-    /// `evidence` is the directory with the line hashes, which a published log does not have.
+    /// Makes an empty collection. `evidence` is the directory with the line hashes, and `None` for
+    /// a published log.
     pub(crate) fn of(evidence: Option<&'a Directory>) -> Self {
         let (history, hashes) = (History::default(), Hashes::of(evidence));
         Self { history, hashes, spans: BTreeMap::new(), period: 0..0, asked: Positions::default() }
@@ -90,8 +90,8 @@ impl<'a> Events<'a> {
         self.spans.insert(start, span);
     }
 
-    /// Compares the hashes of the lines that an entry sent, if the entry has a root over them: a
-    /// filter has then changed or dropped events.
+    /// Checks the hashes of the sent lines, if the entry has a root over them. An entry has one
+    /// only if a filter has changed or dropped events.
     fn as_sent(&mut self, entry: &Delivered, faults: &mut Faults) {
         let Delivered { output, first, count, at, root: Some(root), .. } = entry else { return };
         match self.hashes.range(Some(output), *first, *root) {
@@ -199,7 +199,6 @@ impl<'a> Events<'a> {
         span.filter(|(_, span)| position < span.end).map(|(_, span)| span.at)
     }
 
-    /// Counts the fates of an entry.
     pub(crate) fn count(&self, entry: &Delivered, fates: &mut BTreeMap<String, Fates>) {
         let fates = fates.entry(entry.output.clone()).or_default();
         let is_new = |offset: &Offset| {
@@ -214,7 +213,6 @@ impl<'a> Events<'a> {
         fates.seen.extend(aside.missing_in(entry.range()));
     }
 
-    /// Adds a line for each output to the report.
     pub(super) fn tell_fates(
         &self,
         fates: &BTreeMap<String, Fates>,
@@ -269,7 +267,6 @@ impl<'a> Events<'a> {
         ));
     }
 
-    /// Judges the losses in the log.
     pub(crate) fn losses(&self, request: &Request, report: &mut Report) {
         let mut all = BTreeMap::<&str, Positions>::new();
         for ((output, reason), positions) in &self.history.losses {
@@ -306,7 +303,8 @@ impl<'a> Events<'a> {
     /// relay that has stopped.
     pub(super) fn tell_gone(&self, is_stopped: bool, report: &mut Report) {
         let pruned = self.history.pruned_below;
-        // The hashes of a range that was sent again after a crash may be in two files.
+        // After a crash, a range may have records with different salts in two files. If the log has
+        // pruned one of them, the other is no fault.
         for (first, at, text) in &self.hashes.changed {
             if *first >= pruned && self.period.contains(first) {
                 report.faults.add_at(*first, Some(*at), text);

@@ -18,7 +18,6 @@ type Key = (Option<String>, u64, Hash);
 /// and the others of outputs.
 const CACHED: usize = 4;
 
-/// The maximum number of errors that are kept.
 const UNREAD_MAX: usize = 100;
 
 /// The line hashes in a directory. Only the offsets of the records are in memory: about 150 bytes
@@ -51,7 +50,6 @@ pub(crate) enum Found {
     Range(Arc<Range>),
     /// The line hashes at this place have another root.
     Changed,
-    /// The line hashes are missing.
     Gone,
 }
 
@@ -61,7 +59,6 @@ impl<'a> Hashes<'a> {
         Self { directory, ..Self::default() }
     }
 
-    /// Reads the files of line hashes.
     pub(crate) fn read(&mut self) {
         let Some(directory) = self.directory else { return };
         let files = directory.line_files().map_err(|error| self.add_unread(error));

@@ -34,8 +34,8 @@ pub(crate) struct Output {
     /// The events that may have no fate at this output without a fault:
     ///
     /// - events between the output's place before a crash and its place at the next start. The
-    ///   relay may have removed the output before the crash and added it again without recording
-    ///   that, or it may have been unable to record their fates before the queue needed the room;
+    ///   relay may have removed the output before the crash, and added it again, without an entry.
+    ///   It may also have been unable to record the fates before the queue needed the room;
     /// - events before the output's place at the first start of the log, which it finished under
     ///   another log or while evidence was off.
     pub passed_over: Positions,
@@ -46,7 +46,6 @@ pub(crate) struct Output {
 pub(crate) struct History {
     /// The position after the last event that has an entry.
     next: Option<u64>,
-    /// The events that were received.
     pub accepted: Positions,
     /// The events that the queue lost.
     pub lost: Positions,
@@ -160,7 +159,7 @@ impl History {
         self.next = Some(next.max(range.end));
     }
 
-    /// Adds fates of events at an output. Those in `aside` are not final.
+    /// Adds fates of events at an output. The fates of events in `aside` are not final.
     fn settle(&mut self, said: Said<'_>, output: &str, aside: &Positions, faults: &mut Faults) {
         let range = said.entry.range();
         // Events from before the beginning of the log need no entry.
@@ -296,7 +295,8 @@ impl History {
     }
 }
 
-/// Returns `true` if the entry is about an acceptable number of events.
+/// Returns `true` if the entry is about no events, or about an acceptable number. Otherwise adds a
+/// fault.
 fn is_usable(Said { index, entry, at, .. }: Said<'_>, faults: &mut Faults) -> bool {
     let Some((first, count)) = entry.events() else { return true };
     let is_range = matches!(entry, Entry::Accepted { .. } | Entry::Delivered(_));

@@ -8,13 +8,13 @@
 //!
 //! Only temporary files are written (see `compare`). A directory may be a copy, or a relay may be
 //! writing to it. Therefore the order of reading matters: the stored lines come first, then the
-//! places of the outputs, the checkpoint, the newer note next to the log, and last everything that
-//! these two cover. Only that is proven. An event that they do not cover is called newer, and is
-//! never a fault and never a pass.
+//! places of the outputs, the checkpoint, the newer note next to the log, and last the entries that
+//! the checkpoint and the note cover. Only events in these entries are proven. A later event is
+//! called newer, and counts neither as a fault nor as a success.
 //!
-//! Three types share the work. `Check` (in `log`) owns the files of one log and what its
-//! checkpoints prove, `Events` what the entries of a log say about events, and `Comparison` (in
-//! `compare`) the sent lines of all logs and the stored lines.
+//! Three types share the work. `Check` (in `log`) has the files of one log and the results about
+//! its checkpoints. `Events` has the statements of the entries about events. `Comparison` (in
+//! `compare`) has the sent lines of all logs and the stored lines.
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
@@ -66,19 +66,17 @@ use report::{Number, Report};
 pub use request::Request;
 use store::Store;
 
-/// A directory with a log.
 struct Place {
     /// The queue's directory, also for a log that was set aside in it.
     queue: PathBuf,
     files: Directory,
     deadline: Deadline,
-    /// If the relay is running, the position after the last event of the queue when the stored
-    /// lines were read.
+    /// The position after the last event of the queue, read after the stored lines. `None` if no
+    /// relay is running.
     live: Option<u64>,
     beside: Option<Queue>,
 }
 
-/// A log that was read.
 struct Read<'a> {
     place: &'a Place,
     check: Check<'a>,
@@ -100,9 +98,9 @@ pub enum Error {
 }
 
 /// Checks the logs in these directories, each a queue's directory, a log, or a copy of either. The
-/// stored lines are compared with the sent lines of all these logs. `read` is called with the bytes
-/// of stored lines that were read since the last call. A file that is missing, wrong or unreadable
-/// is in the report.
+/// stored lines are compared with the sent lines of all these logs. `read` is called with the
+/// number of bytes of stored lines that were read since the last call. The report names each file
+/// that is missing, wrong or unreadable.
 ///
 /// # Errors
 ///
@@ -146,7 +144,7 @@ pub fn directories(
     Ok(report)
 }
 
-/// Compares the given checkpoints with each log.
+/// Compares each log with the given checkpoints that are not of another log.
 fn checkpoints(logs: &mut [Read<'_>]) {
     let origins: Vec<_> = logs.iter().map(Read::origin).collect();
     for (at, Read { check, log, .. }) in logs.iter_mut().enumerate() {
@@ -193,7 +191,6 @@ fn events(logs: &mut [Read<'_>], mut comparison: Option<&mut Comparison>) -> io:
 }
 
 impl Read<'_> {
-    /// Returns the name of the log; `None` if it has no checkpoint.
     fn origin(&self) -> Option<String> {
         self.log.as_ref().map(|log| log.origin().to_owned())
     }
@@ -233,8 +230,8 @@ impl Place {
         aside.any(|log| given.iter().all(|place| place.files != log))
     }
 
-    /// Returns `true` if no event came after the stop at the end of this log: the directory is the
-    /// relay's own and not a copy, and its queue ends where the log ends.
+    /// Returns `true` if no event came after the stop at the end of this log. The directory must be
+    /// the relay's own instead of a copy, and its queue must end where the log ends.
     fn is_closed(&self, history: &History) -> bool {
         let identity = disk::identity(&self.queue.join(DIRECTORY));
         let ends = |queue: &Queue| queue.end().is_ok_and(|end| end <= history.recorded_until());
@@ -243,7 +240,7 @@ impl Place {
             && self.beside.as_ref().is_none_or(ends)
     }
 
-    /// Returns `true` if both logs are in the same queue's directory.
+    /// Returns `true` if `other` is another log in the same queue's directory.
     fn is_beside(&self, other: &Self) -> bool {
         let same = |place: &Self| place.queue.canonicalize().ok();
         !std::ptr::eq(self, other) && same(self) == same(other)
@@ -303,7 +300,7 @@ fn kept(check: &mut Check<'_>, events: &Events<'_>, store: &mut Store, log: &Log
             }
             continue;
         }
-        // The log was continued, so a stop at its end is not its last entry.
+        // The log was continued elsewhere, so a stop at the end of this copy is not the last entry.
         check.goes_on = true;
         check.report.counts[Number::Newer] += 1;
         let last = events.history.runs.last_checkpoint();
@@ -315,7 +312,7 @@ fn kept(check: &mut Check<'_>, events: &Events<'_>, store: &mut Store, log: &Log
     }
 }
 
-/// Marks each log whose origin an earlier log has as wrong, so that its events do not count twice.
+/// Marks a log as wrong if an earlier log has the same origin, so that no event counts twice.
 fn reject_repeated(logs: &mut [Read<'_>], report: &mut Report) {
     let mut origins = BTreeSet::new();
     for read in logs {

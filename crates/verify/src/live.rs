@@ -1,7 +1,7 @@
 //! The wait for a checkpoint of a running relay.
 //!
 //! The stored lines are read first. At that moment, a consumer has only lines of events that are or
-//! were in the queue. With a checkpoint that covers all these events, each stored line can be
+//! were in the queue. Once a checkpoint covers all events of the queue, each stored line can be
 //! judged.
 
 use std::fs;
@@ -24,7 +24,6 @@ const INTERVAL_MIN: Duration = Duration::from_secs(1);
 /// Additional time for a checkpoint on a busy machine.
 const SLACK: Duration = Duration::from_secs(1);
 
-/// The time between two looks at the checkpoint.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// The end of the time for which a check waits for checkpoints.
@@ -66,8 +65,8 @@ impl Deadline {
     }
 }
 
-/// Returns the approximate time between the relay's last two checkpoints, from their files. Without
-/// these files, returns the longest time.
+/// Returns the approximate time between the relay's last two checkpoints, from the times of their
+/// partial tiles. Without these files, returns [`INTERVAL_MAX`].
 fn interval(files: &Directory, log: &Path) -> Duration {
     let size = Log::open(files).map_or(0, |log| log.size());
     let modified_at = |width: u64| {

@@ -22,7 +22,6 @@ use evidence_log::tlog::tile::{
 /// The maximum number of faults of a published log. After that, no further entries are fetched.
 const FAULTS_MAX: u64 = 1000;
 
-/// The end of a log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ending {
     /// The last entry is a stop, and the directory has nothing newer.
@@ -59,14 +58,15 @@ pub(crate) struct Check<'a> {
     /// The number of entries after the published checkpoint.
     uncosigned: u64,
     pub entries: Entries,
-    /// `true`: a checkpoint covers more entries than the log has.
+    /// `true`: a checkpoint or [`HEAD`] covers more entries than the log has.
     pub goes_on: bool,
     /// The time of the newest cosignature of each witness, in seconds since 1970.
     pub cosigned: BTreeMap<String, u64>,
 }
 
 impl<'a> Check<'a> {
-    /// `is_live`: a relay is using the directory or publishing the log.
+    /// Makes a check without results. `is_live` is `true` if a relay is using the directory or
+    /// publishing the log.
     pub(crate) fn new(
         request: &'a Request,
         directory: Option<&'a Directory>,
@@ -290,7 +290,6 @@ impl<'a> Check<'a> {
         contains(name, *head, log)
     }
 
-    /// Checks the entries and their tiles.
     fn entries(&mut self, log: &Log<'_>, events: &mut Events<'_>) -> Entries {
         let mut tiles = Growing::default();
         let mut frontier = Frontier::default();
@@ -373,7 +372,8 @@ impl<'a> Check<'a> {
         if is_torn { Entries::Torn } else { Entries::Wrong }
     }
 
-    /// Compares a tile with the hashes that it must have. `must_exist`: a missing tile is a fault.
+    /// Compares a tile with the hashes that it must have. Returns `true` if they are the same. If
+    /// `must_exist` is `false`, a missing tile is not a fault.
     fn compare_tile(
         &mut self,
         log: &Log<'_>,
@@ -446,7 +446,8 @@ impl<'a> Check<'a> {
         Ok(())
     }
 
-    /// Judges the losses, and the entries that no witness has seen.
+    /// Completes the report: losses, missing line hashes, entries that no witness has seen, runs,
+    /// and silence.
     pub(crate) fn judge(&mut self, events: &mut Events<'_>) {
         for error in std::mem::take(&mut events.hashes.unread) {
             self.finding(&error);

@@ -15,21 +15,23 @@ use std::os::unix::fs::OpenOptionsExt as _;
 
 use evidence_log::tlog::merkle::{HASH_BYTES, Hash};
 
-/// One bucket for each first byte of a hash.
+/// The number of buckets: one for each first byte of a hash.
 const BUCKETS: usize = 256;
 
-/// The maximum bytes of all buckets in memory.
+/// The maximum number of bytes of all buckets in memory.
 const MEMORY: usize = 256 << 20;
 
-/// The bytes of an item: the hash, the number of its [`Line`], and the two parts of its place.
+/// The number of bytes of an item: the hash, the number of the [`Line`], and the two parts of the
+/// place.
 const ITEM: usize = HASH_BYTES + 1 + 2 + 8;
 
 /// The maximum number of differences that are kept individually. Further ones are only counted.
 pub(super) const DIFFERENCES_MAX: usize = 1_000_000;
 
 /// The place of a line: a source and a number. The source of a sent line stands for an output of a
-/// log, and the number counts the lines sent by it. The source of a stored line is 0, and the
-/// number grows from line to line.
+/// log, and the number counts the lines of this output. The source of a stored line is 0, and the
+/// number grows from line to line. A line that may have been sent although no entry says so has the
+/// source 0, and its number is the position.
 pub(crate) type Place = (u16, u64);
 
 /// A statement of the log or of the consumer about a line.
@@ -37,9 +39,7 @@ pub(crate) type Place = (u16, u64);
 pub(crate) enum Line {
     /// The line was sent, so it must be stored.
     Must,
-    /// The line may be stored.
     May(Reason),
-    /// The line is stored.
     Stored(Form),
 }
 
@@ -61,14 +61,12 @@ pub(crate) enum Reason {
     Newer,
 }
 
-/// The form of a stored line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Form {
-    /// The line has only this form.
     Only,
     /// The first of two forms: the whole line, to which an output may have added members.
     Added,
-    /// The second form, without these members. It has the place of the first one.
+    /// The second form, without these members. Both forms have the same place.
     Plain,
 }
 
@@ -85,8 +83,8 @@ const LINES: [Line; 9] = [
     Line::Stored(Form::Plain),
 ];
 
-/// The class of a stored line, or of one of its two forms. A line with two forms has the first
-/// class, in this order, that one of its forms has.
+/// The class of a stored line, or of one of its two forms. If the forms of a line differ in class,
+/// the first of the two classes in this order counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Class {
     /// The line was sent, or may have been sent.
@@ -101,10 +99,9 @@ pub(super) enum Class {
 
 const CLASSES: [Class; 4] = [Class::Fits, Class::Copy, Class::Newer, Class::Extra];
 
-/// The number that marks the class of a [`Form::Plain`].
+/// The number that is added to the class of a [`Form::Plain`].
 const PLAIN: u8 = 8;
 
-/// The lines to compare.
 pub(crate) struct Lines {
     buckets: Vec<Bucket>,
     memory: usize,
@@ -143,11 +140,10 @@ pub(super) struct Differences {
     pub absent: u64,
     /// For each source, the number of the last line that was found. Late lines do not count.
     pub ends: BTreeMap<u16, u64>,
-    /// The stored lines of each class.
     classes: [u64; CLASSES.len()],
-    /// The first places of stored lines that the log does not have.
+    /// The places of stored lines that the log does not have, at most [`DIFFERENCES_MAX`].
     pub extra: BTreeSet<u64>,
-    /// The stored lines of which both forms were sent. Each counts for both.
+    /// The stored lines of which both forms were sent. Each counts as found for both sent lines.
     pub ambiguous: u64,
     /// The stored lines that match a sent line only without the added members.
     pub(super) with_added: u64,
@@ -187,10 +183,10 @@ impl Lines {
         Ok(())
     }
 
-    /// Compares the stored lines with the others.
+    /// Compares the stored lines with the sent lines.
     pub(super) fn differences(&mut self) -> io::Result<Differences> {
         let mut differences = Differences::default();
-        // The lines with two forms, with their place as the key.
+        // The classes of the lines with two forms. The key of a line is made from its place.
         let mut forms = Self { limit: self.limit, ..Self::default() };
         self.groups(&mut |group| {
             let mut of_group = differences.add(group).into_iter();
@@ -272,7 +268,6 @@ impl Bucket {
 }
 
 impl Group<'_> {
-    /// Returns the places of the items with this statement.
     fn of(&self, line: Line) -> impl Iterator<Item = Place> {
         let kind = line.kind();
         self.0.iter().filter(move |item| item.0 == kind).map(|item| item.1)
@@ -297,8 +292,8 @@ impl Group<'_> {
 }
 
 impl Differences {
-    /// Adds a group. Returns the places of its stored lines that have two forms, with the class of
-    /// the form in this group.
+    /// Adds a group. Returns a class and a place for each stored line that has two forms. The class
+    /// is that of the form in this group.
     fn add(&mut self, group: &Group<'_>) -> Vec<(u8, u64)> {
         let Fit { whole, plain, left, found, rest } = group.fit();
         self.found += found as u64;
@@ -315,8 +310,8 @@ impl Differences {
         }
         let added = group.of(Line::Stored(Form::Added)).enumerate();
         let added = added.map(|(at, (_, place))| (class(at < whole) as u8, place));
-        // Equal lines have equal second forms. The first of them count as stored, and the last
-        // without the added members.
+        // Equal lines have equal second forms. The first of these lines count as sent with the
+        // added members, and the last ones as sent without them.
         let copies = group.of(Line::Stored(Form::Plain)).count() - plain;
         let plains = group
             .of(Line::Stored(Form::Plain))
@@ -346,14 +341,13 @@ impl Differences {
         }
     }
 
-    /// Returns the number of stored lines of this class.
     pub(crate) fn of(&self, class: Class) -> u64 {
         self.classes[class as usize]
     }
 }
 
-/// Returns a hash for a place, so that places can be compared as items. They are spread evenly over
-/// the buckets.
+/// Returns a key for a place, in the form of a hash, so that items can be grouped by their place.
+/// The keys are spread evenly over the buckets.
 fn key_of(place: u64) -> Hash {
     let mut key = [0; HASH_BYTES];
     key[..8].copy_from_slice(&place.to_le_bytes());

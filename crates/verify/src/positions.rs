@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// A set of positions. Consecutive positions take one entry, from the start to the end.
+/// A set of positions. The map has one entry for each range: its first position, and the position
+/// after its last.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Positions(BTreeMap<u64, u64>);
 

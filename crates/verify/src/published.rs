@@ -11,7 +11,8 @@ use super::request::Request;
 use evidence_log::reader::{Files, Log, ReadError};
 use evidence_log::tlog::merkle::root_at;
 
-/// More entries than a relay can write: 300 a second for a hundred years.
+/// The maximum number of entries of a log that is read. No relay writes more: the number allows 300
+/// a second for a hundred years.
 const ENTRIES_MAX: u64 = 1 << 40;
 
 /// Checks a log of which only the published files can be read, for example over HTTP. `files` must

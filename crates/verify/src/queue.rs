@@ -10,7 +10,6 @@ use evidence_log::tlog::merkle::{Hash, Hasher};
 use queue::inspect;
 use queue::inspect::Seen;
 
-/// A queue next to the evidence.
 pub(crate) struct Queue(inspect::Directory);
 
 /// The place of each output when the check began: the first position that it had not finished.
@@ -26,7 +25,6 @@ impl Queue {
         }
     }
 
-    /// Returns `true` if a relay is using the directory.
     pub(crate) fn is_in_use(&self) -> bool {
         // A file system without locks can't tell. The directory is then checked like a copy.
         self.0.is_in_use().unwrap_or(false)
@@ -131,7 +129,7 @@ struct QueueLines {
 }
 
 impl QueueLines {
-    /// The next lines begin with the event at this position.
+    /// Notes that the next lines begin with the event at this position.
     fn begin(&mut self, position: u64) {
         (self.next, self.open) = (position, Hasher::default());
     }

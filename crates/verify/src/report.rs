@@ -9,8 +9,7 @@ use audit::time::rfc3339;
 /// The maximum number of faults that are kept. Further ones are only counted.
 const FAULTS_MAX: usize = 1000;
 
-/// The number of counts in the first line of the report. The other counts follow in the second
-/// line.
+/// The number of [`Number`] values in the first printed line. The rest follow in the second line.
 const IN_FIRST_LINE: usize = 8;
 
 /// The number of things of one sort, and how many of them are good.
@@ -35,8 +34,7 @@ impl fmt::Display for Share {
     }
 }
 
-/// A number of a report, in the order in which it is printed. All of them count events, or lines of
-/// events.
+/// A count in a report. The variants are in the order in which the counts are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Number {
     /// The events that were sent, but whose line is not stored.
@@ -62,8 +60,7 @@ pub enum Number {
     Dropped,
     /// The events that were received while evidence was off.
     WithoutEvidence,
-    /// The events that the consumer refused while it accepted others, that are retried, and that
-    /// have no final fate in the log yet.
+    /// The events that were set aside and have no final fate in the log yet.
     SetAside,
     /// The stored lines that repeat another stored line.
     Duplicate,
@@ -201,7 +198,7 @@ impl Faults {
         }
     }
 
-    /// Removes the faults for which `is_kept` returns `false`.
+    /// Removes the kept faults for which `is_kept` returns `false`.
     pub fn retain(&mut self, is_kept: impl Fn(&Fault) -> bool) {
         let before = self.kept.len();
         self.kept.retain(is_kept);
@@ -252,7 +249,7 @@ impl Report {
         self.faults.add(None, text);
     }
 
-    /// Adds a fault, or a line about something that could not be checked.
+    /// Adds a fault if `is_fault` is set, and otherwise a line to `unchecked`.
     pub fn found(&mut self, is_fault: bool, text: impl fmt::Display) {
         match is_fault {
             true => self.fault(text),

@@ -24,8 +24,8 @@ pub struct Request {
     pub since: Option<u64>,
     /// Only events up to this time are counted, in milliseconds since 1970.
     pub until: Option<u64>,
-    /// The lines at the end of an export that may be absent, because the consumer had not written
-    /// them yet: those that were sent within this time before the last stored line.
+    /// The time before the last stored line in which sent lines may be absent from an export,
+    /// because the consumer had not written them yet.
     pub settle: Duration,
     /// `true`: events that are lost according to the log are not faults.
     pub allows_lost: bool,
@@ -39,7 +39,8 @@ pub struct Request {
 }
 
 impl Request {
-    /// Checks that one of the keys has signed a checkpoint, which the error calls `name`.
+    /// Checks that a key with the name of the log has signed a checkpoint, and that no signature of
+    /// a key is forged. Errors call the checkpoint `name`.
     pub(super) fn signed_by_key(&self, name: &str, signed: &Signed) -> Result<(), String> {
         let Signed { checkpoint: Checkpoint { origin, .. }, note } = signed;
         let has = |found| self.keys.iter().filter(move |key| note.check(key) == found);
@@ -57,7 +58,8 @@ impl Request {
         self.since.is_none_or(|since| since <= to) && self.until.is_none_or(|until| at <= until)
     }
 
-    /// Returns `true` if this output is requested. Without names, every output is.
+    /// Returns `true` if this output is requested. If the request names no output, all are
+    /// requested.
     pub(super) fn asks_of(&self, output: &str) -> bool {
         self.outputs.is_empty() || self.outputs.iter().any(|asked| asked == output)
     }

@@ -1,8 +1,8 @@
 //! The runs of the relay: starts, stops, reloads, their changes, and the times in which nothing was
 //! recorded.
 //!
-//! Silence is judged only by the stamps of the entries, which count the time since the relay's
-//! start. The machine's clock may step, or start in 1970, and is only shown.
+//! Silence is judged only by the stamps of the entries, which count the time within one process of
+//! the relay. The machine's clock may step, or start in 1970, and is only shown.
 
 use std::collections::BTreeSet;
 
@@ -10,11 +10,11 @@ use super::report::{Fault, Faults, time};
 use evidence_log::entry::{Entry, Running, Stamp, Started};
 use evidence_log::{COMMIT_BYTES, COMMIT_EVERY};
 
-/// A silence is reported if it is longer than one and a half heartbeats, and at least this many
-/// milliseconds longer than one heartbeat.
+/// The minimum tolerance for a late heartbeat, in milliseconds. Half of the heartbeat interval is
+/// the tolerance if that is longer.
 const SILENCE_MIN: u64 = 2000;
 
-/// A step of the machine's clock is reported if it is longer than this many milliseconds.
+/// The longest step of the machine's clock that is not reported, in milliseconds.
 const STEP_MIN: u64 = 2000;
 
 /// The state of the relay after an entry.
@@ -38,7 +38,6 @@ pub(crate) struct Row {
     pub text: String,
 }
 
-/// An entry with its index, time and stamp.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Said<'a> {
     pub index: u64,
@@ -79,11 +78,9 @@ impl Clock {
     }
 }
 
-/// The runs of the relay, collected entry by entry.
 #[derive(Debug, Default)]
 pub(super) struct Runs {
     state: State,
-    /// The time of the last entry.
     pub(super) last_at: Option<u64>,
     clock: Clock,
     /// The process that wrote the last stamped entry (`Stamp::boot`), and when it started by the
@@ -93,14 +90,13 @@ pub(super) struct Runs {
     heartbeat_ms: u64,
     /// The config and the outputs of the last entry that has them.
     before: Option<(String, BTreeSet<String>)>,
-    /// The directory in which the relay said that it stopped.
+    /// The identity of the log's directory in the last entry about a stop.
     pub(super) stopped_in: Option<String>,
     /// The entries about a start after a crash or a changed config: their indices, and their times.
     /// Events that were sent shortly before may have been sent again under other rules.
     turns: (BTreeSet<u64>, BTreeSet<u64>),
     /// The starts, stops and reloads that changed something, and the periods without a relay.
     pub rows: Vec<Row>,
-    /// The steps of the machine's clock.
     pub steps: Vec<Row>,
 }
 
@@ -121,8 +117,8 @@ impl Runs {
         }
     }
 
-    /// Adds the time without a relay before a start. `before` is the time of the entry before the
-    /// start.
+    /// Adds a row about the time without a relay before a start. `before` is the time of the entry
+    /// before the start.
     fn start(&mut self, index: u64, running: &Running, before: Option<u64>) {
         let (from, how) = match (self.state, before) {
             (State::Stopped(at), _) => (at, "it had been stopped".to_owned()),
@@ -148,7 +144,7 @@ impl Runs {
         self.rows.push(Row { from: from.min(to), to: to.max(from), text });
     }
 
-    /// Adds an entry that changed the config or the outputs.
+    /// Adds a row about the entry if the config or the outputs have changed.
     fn compare(&mut self, index: u64, kind: &str, running: &Running) {
         self.heartbeat_ms = running.heartbeat_ms;
         let outputs: BTreeSet<String> = running.outputs.keys().cloned().collect();
@@ -180,8 +176,8 @@ impl Runs {
         }
     }
 
-    /// Checks that there was no silence before the entry, and that the entry does not follow a
-    /// stop.
+    /// Checks that there was no silence before the entry, and that a stop is followed only by a
+    /// start or an alarm.
     fn hear(&mut self, said: Said<'_>, faults: &mut Faults) {
         let Said { index, entry, at, .. } = said;
         let is_start = matches!(entry, Entry::Start(_));
@@ -217,7 +213,7 @@ impl Runs {
         self.last_at = Some(at);
     }
 
-    /// Adds a step of the machine's clock before an entry.
+    /// Adds a row if the machine's clock was set before the entry.
     fn step(&mut self, said: Said<'_>, Stamp { boot, up }: Stamp) {
         let Said { index, entry, at, .. } = said;
         let began = i128::from(at) - i128::from(up);

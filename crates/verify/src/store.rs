@@ -1,7 +1,7 @@
 //! The store of a consumer: the hashes of its lines, and the checkpoints among them.
 //!
-//! The store is read before the logs, because a relay may be running. A log that is read later
-//! covers all lines that were stored before.
+//! The store is read before the logs, because a relay may be running. A log that is read later can
+//! cover all lines that were stored before.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -25,7 +25,7 @@ pub(crate) struct Store {
     /// The stored lines, to which the comparison adds the sent lines.
     pub lines: Lines,
     pub kept: Vec<Kept>,
-    /// The name of each file, and the place before its first line.
+    /// The place before the first line of each file, and the name of the file.
     files: Vec<(u64, PathBuf)>,
     /// The counts of the checkpoints among the lines, and a fault for each one without a valid
     /// signature.
@@ -33,8 +33,8 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    /// Reads the files with stored lines. If one can't be read, it is unknown which lines are
-    /// missing: the report gets the error, and no line is compared.
+    /// Reads the files with stored lines. If one can't be read, nobody knows which lines are
+    /// missing: the report gets the error, `None` is returned, and no line is compared.
     pub(crate) fn read(
         request: &Request,
         read: &mut dyn FnMut(u64),
@@ -74,7 +74,6 @@ impl Store {
         Some(store)
     }
 
-    /// Checks the signature of a checkpoint and keeps it.
     fn keep(&mut self, place: u64, note: &[u8], request: &Request) {
         self.report.counts.checkpoints.all += 1;
         let name = self.name_of_checkpoint(place);
@@ -86,7 +85,6 @@ impl Store {
         }
     }
 
-    /// Returns the name of the checkpoint at a place, for the report.
     pub(super) fn name_of_checkpoint(&self, place: u64) -> String {
         format!("a checkpoint among the stored lines ({})", self.name(place))
     }

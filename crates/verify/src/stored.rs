@@ -12,15 +12,14 @@ use evidence_log::tlog::merkle::{Hash, Hasher};
 use evidence_log::tlog::note::NOTE_BYTES_MAX;
 use tools::replay::packing::{Counted, MAGIC_BYTES, Packing};
 
-/// The bytes of the buffers of a file.
 const BUFFER: usize = 256 << 10;
 
-/// The maximum bytes of a line: those of the largest request body that a relay with a queue on disk
-/// accepts by default.
+/// The maximum number of bytes of a line: the default `limits.max_body` of a relay with a queue on
+/// disk.
 const LINE_BYTES_MAX: u64 = 1 << 30;
 
-/// Reading stops if the lines that can't be events, because they are not JSON objects, outnumber
-/// the other lines by this number. A consumer's store has fewer such lines next to its events.
+/// The number by which lines that are not JSON objects may outnumber the other lines. A file with
+/// more of them is not the store of a consumer.
 const OTHERS_MAX: u64 = 1_000_000;
 
 /// The apiVersion of an object with a checkpoint.
@@ -29,7 +28,8 @@ const API_VERSION: &str = "kube-audit-forwarder/v1";
 /// The maximum bytes of a line with a checkpoint.
 const HEAD_MAX: usize = 2 * NOTE_BYTES_MAX;
 
-/// The bytes at the beginning of a line within which a checkpoint's object has one of its members.
+/// The number of bytes at the beginning of a line in which a member of a checkpoint's object is
+/// searched.
 const BEGIN_MAX: usize = 128;
 
 /// The beginning of a line that may come from an output with `format = "audit_log"`, which adds
@@ -38,7 +38,6 @@ const ADDED: &[u8] = audit::EVENT_HEAD;
 
 /// A line of a file, without its line break.
 pub(crate) enum Line {
-    /// An event.
     Event {
         /// The SHA-256 of the whole line.
         hash: Hash,
@@ -62,7 +61,7 @@ struct Object {
 }
 
 /// Reads the lines of a file; `-` is standard input. `line` is called with each line, and `read`
-/// with the bytes of the file that were read since the last call.
+/// with the number of bytes that were read since the last call.
 pub(crate) fn read(
     path: &Path,
     line: &mut dyn FnMut(Line) -> io::Result<()>,
@@ -151,7 +150,6 @@ impl Open {
         Ok(())
     }
 
-    /// Returns the complete line.
     fn end(self) -> Line {
         if self.bytes == 0 {
             return Line::Empty;

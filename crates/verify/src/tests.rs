@@ -27,9 +27,9 @@ struct Made {
     hashes: Vec<u8>,
     /// The time of the first entry.
     began: u64,
-    /// The number of the boot, which changes with a crash.
+    /// The number of the process (`Stamp::boot`), which changes with a crash.
     boot: u32,
-    /// The error of the machine's clock.
+    /// The error of the machine's clock, in milliseconds.
     step: i64,
 }
 
@@ -58,7 +58,7 @@ impl Made {
         }
     }
 
-    /// Adds an entry. The relay has been up since the first one.
+    /// Adds an entry. The relay has been up since the first entry.
     fn push(&mut self, entry: &Entry) {
         let up = entry.at().saturating_add_signed(-self.step).saturating_sub(self.began);
         self.entries.push(entry.stamped(Stamp { boot: self.boot, up }));
@@ -223,7 +223,7 @@ fn a_log_with_all_its_lines_passes_and_any_other_lines_do_not() {
         r#"{"kind":"Checkpoint","kind":"Event","apiVersion":"x","note":"n"}"#.to_owned();
     let more = [&all[..], &[disguised]].concat();
     assert(&check(&[&log], &more, |_| {}), 1, &["extra 1"]);
-    // They left after the export.
+    // The lines that are not stored left after the export.
     let report = check(&[&log], &all[..4], |_| {});
     assert(&report, 2, &["missing 0", "events 4/9 found", "not exported 5"]);
     let none = check(&[&log], &all, |request| request.until = Some(1));
@@ -414,7 +414,7 @@ fn an_export_ends_where_its_newest_line_left_and_not_by_any_clock() {
     let mut log = Made::new("example.org/a");
     log.start(0, "1", &[("a", 0)]);
     log.accepted(0, &all, 5);
-    // Ten lines leave each ten seconds.
+    // Ten lines leave every ten seconds.
     (0..6).for_each(|batch| log.delivered("a", batch * 10, 10, 10 + batch * 10_000));
     log.stop(50_020, "1", &[("a", 60)]);
     log.sign();

@@ -1,8 +1,8 @@
 //! The rules that need no stack, on bit masks, written once for all instruction sets.
 //!
-//! The rules are a macro, for two reasons: a function that is not inlined into a function with a
-//! target feature is compiled without that feature, and a function that is generic over the
-//! instruction set cannot have a target feature.
+//! The rules are a macro, for two reasons. A function that is not inlined into a function with a
+//! target feature is compiled without that feature. A function that is generic over the instruction
+//! set cannot have a target feature.
 //!
 //! The module that uses the macro defines `Lanes`, a register that holds the masks of `LANES`
 //! blocks, one in each lane of 64 bits. It also defines these operations, in which all masks of a
@@ -226,9 +226,9 @@ macro_rules! rules {
             }
 
             /// Judges each stretch. An addition carries a bit that is set in a stretch to the
-            /// bracket that ends it. A closing bracket itself shows if it ends an object or an
-            /// array. An opening bracket is in an object if there is a colon before it, else in an
-            /// array.
+            /// bracket at its end. A closing bracket shows by itself if the stretch is in an object
+            /// or an array. Before an opening bracket, it is in an object if a colon precedes the
+            /// bracket, else in an array.
             #[target_feature(enable = $features)]
             #[inline]
             fn stretches(&mut self, step: &Step, keys: &Keys, curly: Lanes) -> Stretches {

@@ -1,5 +1,5 @@
 //! The operations that [`super::rules`] describes, on registers of 128 bits, which hold two masks.
-//! They need only SSE2, which every x86-64 CPU has.
+//! The operations need only SSE2, which every x86-64 CPU has.
 
 use std::arch::x86_64 as simd;
 

@@ -20,7 +20,6 @@ mod sequences;
 
 type Split = (Vec<Span>, LevelCounts);
 
-/// A function that scans a body.
 type Scan = fn(&[u8]) -> Option<Split>;
 
 /// The smallest chunk in bytes that fills a register of AVX-512 with masks.
@@ -143,7 +142,6 @@ fn list(items: impl AsRef<[u8]>) -> Vec<u8> {
     [LIST_HEAD, items.as_ref(), b"]}\n"].concat()
 }
 
-/// Returns an event that contains this value.
 fn event(value: &str) -> String {
     format!(r#"{{"level":"Metadata","auditID":"a","stage":"Panic","requestObject":{value}}}"#)
 }

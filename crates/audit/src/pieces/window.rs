@@ -1,10 +1,9 @@
 //! The bytes of a large body that are not decoded yet.
 //!
 //! The window normally holds about one piece; it is larger only for an event that is larger than a
-//! piece. Such an event must not need its size twice, as it would in a `Vec` that grows: the
-//! allocator then holds the old bytes and the new ones. A large window is therefore in a mapping
-//! that has room for all bytes that may come. Its pages take no memory until something is written
-//! to them.
+//! piece. Such an event must not be in memory twice, as it is while a `Vec` grows and its bytes are
+//! copied. A large window is therefore in a mapping that has room for all bytes that may come. The
+//! pages of the mapping take no memory until something is written to them.
 
 use std::ops::{Deref, DerefMut};
 
@@ -85,8 +84,8 @@ impl Window {
                 return;
             }
         }
-        // A small window is in a vector, and a large one if the kernel gives no mapping. The vector
-        // grows by a quarter, or by one piece: doubling would hold more memory twice.
+        // A small window is in a vector, and so is a large one if the kernel gives no mapping. The
+        // vector grows by a quarter, or by one piece; doubling would take more memory.
         match &mut self.store {
             Store::Heap(vector) => {
                 let more = length - self.length + (self.length / 4).max(self.piece_bytes);

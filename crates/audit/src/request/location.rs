@@ -2,9 +2,9 @@
 //!
 //! The URL is read as Kubernetes reads it in `RequestInfoFactory.NewRequestInfo`
 //! (`pkg/endpoints/request/requestinfo.go`), the function whose result kube-apiserver's own audit
-//! policy sees. `objectRef` cannot replace the URL: if the URL has no namespace or name,
-//! kube-apiserver takes them from the request's body, even for objects of no namespace, so that the
-//! sender of the request chooses them.
+//! policy sees. `objectRef` cannot replace the URL. If the URL lacks the namespace or the name,
+//! kube-apiserver takes the missing one from the request's body, even for objects of no namespace:
+//! the sender of the request chooses it.
 //!
 //! The event's `requestURI` is Go's `URL.RequestURI()`. The scheme and host of an absolute URI are
 //! removed. Characters that a path must not contain are percent-encoded, the `#` of a fragment too.
@@ -29,7 +29,7 @@ pub struct Location<'a> {
 }
 
 impl<'a> Location<'a> {
-    /// `None` if kube-apiserver would not treat a request with this URI as one about an object.
+    /// Reads a URI. `None` if, to kube-apiserver, a request with this URI is not about an object.
     pub(super) fn of(uri: Uri<'a>) -> Option<Self> {
         let path = decoded(uri)?;
         if path.first() != Some(&b'/') {
@@ -53,8 +53,8 @@ impl<'a> Location<'a> {
 }
 
 /// Returns the path of a URI, percent-decoded. `None` if it has an invalid escape, of
-/// percent-encoding or of JSON. Go's `url.ParseRequestURI` refuses the former, and kube-apiserver
-/// makes no event for it.
+/// percent-encoding or of JSON. Go's `url.ParseRequestURI` refuses invalid percent-encoding, so
+/// kube-apiserver makes no event for such a URI.
 fn decoded(uri: Uri<'_>) -> Option<Text<'_>> {
     // Most URIs have no escape before the query. The path is then borrowed from the event.
     let raw = uri.0;
@@ -84,7 +84,7 @@ fn decoded(uri: Uri<'_>) -> Option<Text<'_>> {
     Some(Cow::Owned(plain))
 }
 
-/// Returns the byte ranges, which may be empty. `None` if the path is not about an object.
+/// Returns the ranges of the namespace and name in `path`; `None` if it is not about an object.
 fn locate(path: &[u8]) -> Option<(Range<usize>, Range<usize>)> {
     let mut parts = Parts::new(path);
     let text = |part: &Range<usize>| path.get(part.clone()).unwrap_or_default();

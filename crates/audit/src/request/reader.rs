@@ -9,8 +9,9 @@
 //!
 //! For an event of the usual form, the result is the same. Of two keys with the same name, the
 //! first counts, and each of the six members that are needed is the first with its name, because
-//! all members before it are known. If no `objectRef` is at its usual place, it is looked for among
-//! all members that follow. A quote without a backslash before it ends its string.
+//! all members before it are known. If there is no `objectRef` at the usual place, all members that
+//! follow are searched for one, and if it is found, the form is not the usual one. A quote without
+//! a backslash before it ends its string.
 
 use std::borrow::Cow;
 
@@ -30,7 +31,7 @@ const CLIENTS: usize = 64;
 pub struct Reader<'a> {
     /// The events that are not read yet.
     events: Events<'a>,
-    /// The request of the last event. If `current` is `Some`, its user was moved here from
+    /// The request of the last event. If `current` is `Some`, the user in it was moved here from
     /// `clients`, and must be moved back before another user is moved in.
     request: Request<'a>,
     /// The clients that the reader remembers. A client is at the index that [`place`] computes, or
@@ -120,17 +121,17 @@ impl<'a> Reader<'a> {
         Some(event)
     }
 
-    /// Returns the number of bytes at the beginning of the last event in which no key of the event
-    /// or of `objectRef` can occur twice: each was compared with the one that kube-apiserver writes
-    /// there. Keys of other members, such as `user.extra`, were not compared. The bytes end before
-    /// a member of the event, or before its closing brace. 0 if the event does not have the usual
-    /// form.
+    /// Returns the number of known bytes at the beginning of the last event. In them, no key of the
+    /// event or of `objectRef` can occur twice, because each was compared with the key that
+    /// kube-apiserver writes there. Keys of other members, such as `user.extra`, were not compared.
+    /// The known bytes end before a member of the event, or before the event's closing brace. 0 if
+    /// the event does not have the usual form.
     pub fn known(&self) -> usize {
         self.known
     }
 
-    /// Moves the user of this client into `self.request`, and first moves the user of another
-    /// client there back to its client. Does nothing if `client` is equal to `self.current`.
+    /// Moves the user in `self.request` back to its client, and then the user of `client` into
+    /// `self.request`. Does nothing if `client` is equal to `self.current`.
     #[inline]
     fn lend(&mut self, client: Option<usize>) {
         if client == self.current {
@@ -199,8 +200,8 @@ impl<'a> Reader<'a> {
 }
 
 /// Returns the index at which a client with the bytes `text` is normally stored: a hash of the
-/// bytes in which usernames mostly differ. If the user of another client at this index is in use,
-/// the client is stored at the index with the lowest bit changed.
+/// bytes in which usernames mostly differ. If the user of another client at this index is in
+/// `request`, the client is stored at the index with the lowest bit changed.
 #[inline(always)]
 fn place(text: &[u8]) -> usize {
     let (words, _) = text.get(24..).unwrap_or_default().as_chunks();

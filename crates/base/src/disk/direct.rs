@@ -1,7 +1,7 @@
-//! Writes that bypass the page cache (O_DIRECT). Outputs usually take lines from memory. Copies of
-//! the lines in the page cache would cost more CPU than the write, and count as memory of the pod.
-//! Readers use the page cache, and never see old bytes: the kernel drops the pages of bytes that
-//! are written directly.
+//! Writes that bypass the page cache (O_DIRECT). Outputs usually take lines from the queue's
+//! memory, so copies in the page cache are of little use. They would cost more CPU than the write,
+//! and count as memory of the pod. Readers use the page cache and never see old bytes: a direct
+//! write makes the kernel drop the cached pages of the written bytes.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,7 +18,7 @@ const BUFFER: usize = 1 << 20;
 /// The kernel demands offsets, lengths and memory that are aligned to the device's blocks.
 const ALIGNMENT: usize = 4096;
 
-/// Ext2 to ext4, and XFS (statfs(2)). Other file systems are slower, or may show old bytes.
+/// The types (statfs(2)) of ext2 to ext4 and XFS. Others are slower, or may show old bytes.
 const FILE_SYSTEMS: [u64; 2] = [0xEF53, 0x5846_5342];
 
 #[derive(Debug)]
@@ -29,7 +29,7 @@ pub(super) struct Direct {
 }
 
 impl Direct {
-    /// Turns on direct writes. `None` if the file system refuses, or is not in [`FILE_SYSTEMS`].
+    /// Turns on direct writes; `None` if the file system refuses, or is not in [`FILE_SYSTEMS`].
     pub(super) fn new(file: &fs::File) -> Option<Self> {
         let is_known = rustix::fs::fstatfs(file)
             .is_ok_and(|status| FILE_SYSTEMS.contains(&(status.f_type as u64)));
@@ -37,7 +37,8 @@ impl Direct {
         is_direct.then(|| Self { is_on: AtomicBool::new(true), buffer: Mutex::new(None) })
     }
 
-    /// Writes directly, or returns `false`: this and all later writes then need the page cache.
+    /// Writes directly and returns `true`. Returns `false` if that is impossible: this write and
+    /// all later writes to the file then need the page cache.
     pub(super) fn write(&self, file: &fs::File, pieces: &[&[u8]], offset: u64) -> io::Result<bool> {
         if !self.is_on.load(Ordering::Relaxed) {
             return Ok(false);

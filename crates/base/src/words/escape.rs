@@ -1,16 +1,16 @@
 //! Decides which characters may reach a terminal unchanged, and escapes the others.
 //!
-//! A printed text may come from others, and could clear the screen, forge a line or look like
-//! another text. A character reaches a terminal unchanged only if it [is plain](is_plain). These
-//! characters are not plain: control characters (C0, DEL, C1), controls of direction, characters
-//! without a width (combining marks and tags too), spaces other than that of ASCII, and unassigned
-//! or private characters. The escapes of std (`{:?}`) differ from this rule at most in quotes and
-//! combining marks.
+//! A printed text may come from a stranger, and could clear the screen, forge a line or look like
+//! another text. A character reaches a terminal unchanged only if it [is plain](is_plain). Control
+//! characters (C0, DEL, C1), controls of direction, and spaces other than that of ASCII are not
+//! plain. Nor are characters without a width (combining marks and tags too), and unassigned or
+//! private ones. The escapes of std (`{:?}`) follow the same rule, except for quotes, backslashes
+//! and combining marks.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-/// The largest number of characters that [`field`] shows. A user's name is shorter.
+/// The largest number of characters that [`field`] shows. Names of users are usually shorter.
 const FIELD_CHARS_MAX: usize = 256;
 
 /// Returns `true` if a terminal shows the character unchanged and at its place.
@@ -22,7 +22,7 @@ pub fn is_plain(char: char) -> bool {
     }
 }
 
-/// Returns a JSON text of the same value, with JSON escapes for characters that are not plain.
+/// Escapes the characters of a JSON text that are not plain. The value of the text stays the same.
 pub fn json(text: &str) -> Cow<'_, str> {
     if text.chars().all(is_plain) {
         return Cow::Borrowed(text);
@@ -32,7 +32,7 @@ pub fn json(text: &str) -> Cow<'_, str> {
         if is_plain(char) {
             safe.push(char);
         } else if char < ' ' {
-            // RFC 8259 §7: a control character is never in a string, so this one is whitespace.
+            // RFC 8259 §7: strings have no unescaped control characters, so this one is whitespace.
             safe.push(' ');
         } else {
             for unit in char.encode_utf16(&mut [0; 2]) {
@@ -43,10 +43,10 @@ pub fn json(text: &str) -> Cow<'_, str> {
     Cow::Owned(safe)
 }
 
-/// Returns a text as one field of a line with spaces between the fields. If it has a space, a
-/// quote, a backslash, one of `separators`, or a character that is not plain, it is quoted and
-/// escaped, so that nobody can forge a field. An empty text is `-`, the text `-` is `"-"`. A long
-/// text is cut.
+/// Returns a text as one field of a line whose fields are separated by spaces. A text with a space,
+/// a quote, a backslash, one of `separators`, or a character that is not plain is quoted and
+/// escaped, so that nobody can forge a field. A text of more than 256 bytes is quoted too, and cut
+/// after 256 characters. An empty text becomes `-`, and the text `-` becomes `"-"`.
 pub fn field(text: &str, separators: &str) -> String {
     let is_bare = |char: char| {
         is_plain(char) && !matches!(char, ' ' | '"' | '\\') && !separators.contains(char)
@@ -85,7 +85,7 @@ pub fn message(text: &str) -> String {
 
 /// Returns [`message`] of a text, cut to `bytes_max` bytes (at least 3). A cut text ends with `…`.
 pub fn cut(text: &str, bytes_max: usize) -> String {
-    // An escape is never shorter than its character, and no character has more than 4 bytes.
+    // `start` is longer than `bytes_max` if `text` is. No escape is shorter than its character.
     let (start, _) = text.split_at(text.floor_char_boundary(bytes_max + 4));
     let mut safe = message(start);
     if safe.len() > bytes_max {
@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     /// Returns `true` if no character of the text can change how a terminal shows the others. The
-    /// list is written from the Unicode standard, apart from the code.
+    /// list comes from the Unicode standard, and not from the code above.
     fn is_safe(text: &str) -> bool {
         text.chars().all(|char| {
             !matches!(

@@ -1,8 +1,8 @@
 //! Accepts TLS connections, and agrees on X25519MLKEM768 with every client that supports it. rustls
-//! takes the first group of the client's list that it supports itself. A client that lists X25519
-//! first would get X25519, which a quantum computer breaks. So each client with X25519MLKEM768 gets
-//! settings without another group for TLS 1.3, and is asked for a key if it has sent none (RFC 8446
-//! §4.1.4), which takes a round trip. OpenSSL since 3.5 and Go since 1.24 do the same.
+//! takes the first supported group in the client's list. A client that lists X25519 first would get
+//! X25519, which a quantum computer breaks. So for each client that lists X25519MLKEM768, only this
+//! group is allowed with TLS 1.3. A client without a key for it is asked for one (RFC 8446 §4.1.4),
+//! which takes a round trip. OpenSSL since 3.5 and Go since 1.24 do the same.
 
 use std::sync::Arc;
 use std::{fmt, io};
@@ -23,7 +23,7 @@ pub struct ServerSettings {
 }
 
 impl ServerSettings {
-    /// The settings differ only in their groups, and share the sessions that clients may resume.
+    /// Builds both settings, which differ only in their groups and share the resumable sessions.
     pub(super) fn new<E>(
         provider: &Arc<CryptoProvider>,
         build: impl Fn(Arc<CryptoProvider>) -> Result<ServerConfig, E>,
@@ -42,7 +42,7 @@ impl ServerSettings {
         self.hybrid.fips() && self.other.fips()
     }
 
-    /// Returns the settings with these protocols for ALPN.
+    /// Returns a copy of the settings that offers `protocols` in ALPN.
     pub fn with_alpn(&self, protocols: &[&[u8]]) -> Self {
         let with = |config: &Arc<ServerConfig>| {
             let mut config = ServerConfig::clone(config);
@@ -66,7 +66,8 @@ impl ServerSettings {
     }
 }
 
-/// The groups for clients with X25519MLKEM768, which TLS 1.2 lacks. With `fips`, X25519 is missing.
+/// The groups for clients that support X25519MLKEM768. TLS 1.2 lacks this group, so the other
+/// groups are for TLS 1.2 only. With the feature `fips`, X25519 is left out.
 static HYBRID: [&dyn SupportedKxGroup; 4] =
     [X25519MLKEM768, &ForTls12(X25519), &ForTls12(SECP256R1), &ForTls12(SECP384R1)];
 

@@ -1,8 +1,8 @@
-//! Decides whether the certificate of a peer is trusted. webpki refuses the certificate of a server
-//! or client that is also that of a CA, as `openssl req -x509` makes it. OpenSSL and Go trust a
-//! certificate that is itself in the file of trusted CAs. So do the verifiers here, if it is the
-//! same byte for byte, and its names, dates and usage fit. Nothing else that webpki refuses is
-//! trusted.
+//! Decides whether the certificate of a peer is trusted. webpki refuses a certificate for a server
+//! or client that is also a CA certificate, as `openssl req -x509` makes it. OpenSSL and Go trust a
+//! certificate that is itself in the file of trusted CAs. The verifiers here do the same if the
+//! certificate equals one in the file byte for byte, and if its dates, its usage and, for a server,
+//! its names fit. They trust nothing else that webpki refuses.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,13 +19,12 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use x509_parser::extensions::ExtendedKeyUsage;
 use x509_parser::time::ASN1Time;
 
-/// The certificate's extensions do not allow its use for a server, or for a client.
 #[derive(Debug, thiserror::Error)]
 #[error("UnfitUsage")]
 struct UnfitUsage;
 
-/// Checks a certificate that webpki has refused. Returns `refused`, the error of webpki, if the
-/// certificate is not one of `listed`.
+/// Checks a certificate that webpki has refused with the error `refused`. Returns `Ok` if it is one
+/// of `listed` and its dates and usage fit, and `refused` if it is not one of `listed`.
 fn is_listed(
     listed: &[CertificateDer<'static>],
     certificate: &CertificateDer<'_>,
@@ -93,9 +92,9 @@ macro_rules! signatures {
 #[derive(Debug)]
 pub(super) struct Servers {
     pub(super) algorithms: WebPkiSupportedAlgorithms,
-    /// The verifier for the trusted CAs, and the certificates in their file, if there is one.
-    /// `None` with `insecure_skip_verify`: every certificate is accepted, but the server must still
-    /// sign the handshake with its key.
+    /// The verifier for the trusted CAs, and the certificates in the file `tls.ca` (none if the CAs
+    /// are the system's). `None` with `insecure_skip_verify`: every certificate is accepted, but
+    /// the server must still sign the handshake with the key of its certificate.
     pub(super) trusted: Option<(Arc<WebPkiServerVerifier>, Vec<CertificateDer<'static>>)>,
 }
 

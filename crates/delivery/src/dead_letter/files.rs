@@ -26,7 +26,7 @@ const FILES: u64 = 8;
 /// The maximum number of files in the directory. Each process that writes letters makes a new file.
 const COUNT_MAX: usize = 1024;
 
-/// The maximum number of names that are tried for a new file, because other processes may use them.
+/// The maximum number of names that are tried for a new file. Other processes may use some.
 const NAMES_MAX: u64 = 1000;
 
 /// The limit for the number in a file's name, a time in milliseconds since 1970. A file with a
@@ -36,7 +36,6 @@ const NUMBER_MAX: u64 = 1 << 50;
 /// The pause before the third and last attempt to write letters.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// One dead letter.
 pub(super) struct Line<'a> {
     pub(super) head: &'a [u8],
     /// The event, without its line break.
@@ -62,7 +61,7 @@ pub(super) struct LetterFiles {
     failing: bool,
 }
 
-/// This process has made the file, and all its bytes are synced.
+/// A file that this process has made. All its bytes are synced.
 struct Current {
     file: File,
     name: String,
@@ -70,11 +69,11 @@ struct Current {
 }
 
 impl LetterFiles {
-    /// The files in the directory `path` may have `max_bytes` together. Does not access the disk.
+    /// Makes the value for the directory `path`, whose files may have `max_bytes` together. Does
+    /// not access the disk.
     pub(super) fn new(path: &Path, max_bytes: u64, dropped: DroppedLetters) -> Self {
         Self {
-            // The components leave out a slash at the end, with which the kernel would follow a
-            // link.
+            // A slash at the end would make the kernel follow a link. The components leave it out.
             path: path.components().collect(),
             max_bytes,
             dropped,
@@ -115,7 +114,7 @@ impl LetterFiles {
         self.max_bytes / FILES
     }
 
-    /// Writes and syncs lines in one file. After an error, tries another file at once; after a
+    /// Writes and syncs lines in one file. After an error, tries another file immediately. After a
     /// second error, tries a third file after a pause, unless the previous lines failed too.
     /// Returns the last error. Lines longer than `max_bytes` are an error without any attempt.
     fn store(&mut self, lines: &[Line<'_>]) -> io::Result<()> {
@@ -132,8 +131,8 @@ impl LetterFiles {
         stored
     }
 
-    /// Appends to the current file, or to a new file if the lines do not fit. After an error the
-    /// file is never written to again, because a failed sync leaves unknown bytes on the disk.
+    /// Appends to the current file, or to a new file if the lines do not fit. A file with an error
+    /// is never written to again, because a failed sync leaves unknown bytes on the disk.
     fn append(&mut self, lines: &[Line<'_>], bytes: u64) -> io::Result<()> {
         let directory = Directory::open(&self.path)?;
         let goes_on = self.current.take().filter(|current| {
@@ -205,7 +204,7 @@ struct LetterFile {
     bytes: u64,
 }
 
-/// If the directory's path later leads elsewhere, this handle still means the first directory.
+/// An open directory. It stays the same one if its path later leads elsewhere.
 struct Directory(OwnedFd);
 
 impl Directory {
@@ -239,7 +238,7 @@ impl Directory {
             if number_of(name).is_none() {
                 continue;
             }
-            // Another process has just deleted the file.
+            // If there is no status, another process has just deleted the file.
             let Ok(stat) = self.stat(name) else { continue };
             if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
                 files.push(LetterFile { name: name.to_owned(), bytes: length(&stat) });
@@ -282,8 +281,8 @@ impl Directory {
             match rustix::fs::openat(&self.0, name.as_str(), flags, Mode::RUSR | Mode::WUSR) {
                 Ok(file) => {
                     let current = Current { file: file.into(), name, bytes: 0 };
-                    // Another process may be deleting the file, and then has its lock. Other errors
-                    // of locking are ignored, because not every file system has locks.
+                    // Another process may have locked the file to delete it. Other errors of
+                    // locking are ignored, because not every file system has locks.
                     let lost = matches!(current.file.try_lock(), Err(TryLockError::WouldBlock));
                     if lost || !self.holds(&current) {
                         continue;
@@ -308,8 +307,8 @@ impl Directory {
         }
     }
 
-    /// Returns the number of events in the deleted file; `None` if another process writes to the
-    /// file.
+    /// Deletes a file, and returns the number of its events. Returns `None` and keeps the file if
+    /// another process writes to it.
     fn drop_file(&self, name: &str) -> io::Result<Option<u64>> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let mut events = 0;
@@ -362,7 +361,7 @@ fn length(stat: &Stat) -> u64 {
 }
 
 /// Returns the number in a file's name: the time when the file was made, in milliseconds since
-/// 1970, or a larger number if the name was in use or a newer file existed.
+/// 1970. The number is larger if the name was in use or a newer file existed.
 fn number_of(name: &str) -> Option<u64> {
     let digits = name.strip_suffix(".jsonl")?;
     let ours = digits.len() == 20 && digits.bytes().all(|byte| byte.is_ascii_digit());

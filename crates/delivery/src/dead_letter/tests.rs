@@ -1,5 +1,5 @@
-//! Tests of the dead letters' files as another program sees them, and a `Desk` by which tests of
-//! deliveries answer letters themselves, in place of the writer thread.
+//! Tests of the dead letters' files as another program sees them, and a `Desk`, with which tests of
+//! deliveries report results of letters themselves, in place of the writer thread.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -12,14 +12,13 @@ use tempfile::TempDir;
 
 use super::*;
 
-/// The letters that a delivery hands over, for a test that answers them.
+/// The letters that a delivery hands over, for a test that reports the results.
 pub(crate) struct Desk {
     queue: mpsc::Receiver<Job>,
     /// The letters whose lines are taken, so that their delivery can't take them back.
     taken: VecDeque<Given>,
 }
 
-/// The letters of one job.
 pub(crate) struct Given {
     pub(crate) reason: String,
     pub(crate) events: Vec<String>,
@@ -109,7 +108,6 @@ impl Scene {
         Some(LetterDirectory { directory: self.path(), max_bytes: MAX_BYTES })
     }
 
-    /// Restarts the writer, as a restart of the relay does.
     async fn restart(&mut self) {
         self.letters.close().await;
         self.letters = DeadLetters::new(&self.telemetry);
@@ -143,7 +141,6 @@ impl Scene {
         paths.into_iter().map(read).collect()
     }
 
-    /// Returns the events of all letters, the oldest first.
     fn events(&self) -> Vec<String> {
         let text: String = self.files().into_iter().map(|(_, text)| text).collect();
         text.lines().map(event_of).collect()

@@ -33,7 +33,7 @@ impl Endpoint {
 pub struct ResolvedAddress {
     /// The index of the address's endpoint in the output's config.
     pub endpoint: usize,
-    /// No other address of the same output ever has this id.
+    /// The id. No other address of the same output ever has it.
     pub id: usize,
     /// The host and port as configured.
     pub name: HostPort,
@@ -58,7 +58,7 @@ impl ResolvedAddress {
     }
 }
 
-/// Writes `host:port`, followed by the IP address in parentheses if the host is a name.
+/// Writes `host:port`, followed by the IP address in parentheses if the host is a resolved name.
 impl fmt::Display for ResolvedAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.name)?;

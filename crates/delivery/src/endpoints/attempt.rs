@@ -17,7 +17,7 @@ use telemetry::AttemptError;
 /// The results of `check --connect` for one output: each address, and the error of its connection.
 pub type Probed = Vec<(String, Result<(), String>)>;
 
-/// One use of an address. Its owner, a delivery or a connection, reports the result with
+/// One use of an address. The owner, a delivery or a connection, reports the result with
 /// [`Attempt::succeeded`], [`Attempt::failed`] or [`Attempt::refused`]. The result decides whether
 /// the address is used further. `failed` and `refused` also count the failure. Dropping the value
 /// without a report notes nothing about the address, and ends a trial.
@@ -25,18 +25,18 @@ pub struct Attempt {
     set: Arc<Endpoints>,
     address: ResolvedAddress,
     begun: Instant,
-    /// `true` if this delivery tests the address after a failure, which only one does at a time.
+    /// `true` if this is a trial: the only delivery that now tests the address after a failure.
     is_trial: bool,
 }
 
 impl Endpoints {
     /// Picks the address for the next delivery; `None` if the output has no address. An address can
     /// be picked if it works, or if it may be tested after a failure. Directly after a failed
-    /// delivery, none is tested while another address works. `failover` picks the first such
-    /// address in order, `round_robin` the next one in turn.
+    /// delivery, no address is tested while another one works. `failover` picks the first address
+    /// that can be picked, `round_robin` the next one in turn.
     ///
-    /// If no address is known to work, each is tried once, in order, before any is tried again,
-    /// except during a pause that its consumer has asked for. If that leaves no address, the one
+    /// If no address is known to work, each is tried once, in order, before any is tried again. An
+    /// address is left out while its consumer has asked for a pause. If no address is left, the one
     /// whose pause ends first is picked.
     pub fn pick(self: &Arc<Self>) -> Option<Attempt> {
         let now = Instant::now();
@@ -49,9 +49,9 @@ impl Endpoints {
         Attempt { set: Arc::clone(self), address, begun: Instant::now(), is_trial: false }
     }
 
-    /// Looks up the host name, and calls `connect` with the address and, after a failure, with each
-    /// other usable address of the name. The attempt then counts for the address that was tried
-    /// last.
+    /// Looks up the host name of an attempt, and calls `connect` with its address. After a failure,
+    /// calls `connect` with each other usable address of the name. The attempt then counts for the
+    /// address that was tried last.
     ///
     /// # Errors
     ///
@@ -119,9 +119,9 @@ impl Attempt {
         &self.address
     }
 
-    /// Returns how long the address may make no progress: `timeouts.request`, and at most
-    /// [`UNANSWERED_MAX`] while another address may answer. The result changes when others fail or
-    /// work.
+    /// Returns the longest time that the address may make no progress: `timeouts.request`, but at
+    /// most [`UNANSWERED_MAX`] while another address may respond. The result changes when other
+    /// addresses fail or work.
     pub fn patience(&self) -> Duration {
         let request = self.set.timeouts.request;
         let table = self.set.lock();
@@ -137,9 +137,9 @@ impl Attempt {
         self.address.figures.sent(bytes);
     }
 
-    /// Counts an ended request, or write of a connection, without a judgement of the address.
-    /// `took` is the time to the acknowledgement, if there was one. `failure` says why the consumer
-    /// did not take all.
+    /// Counts a request, or a write of a connection, that has ended. Notes nothing about the
+    /// address. `took` is the time to the acknowledgement, if there was one. `failure` says why the
+    /// consumer did not take all.
     pub fn ended(&self, took: Option<Duration>, failure: Option<&Failure>) {
         self.address.figures.ended(took, failure);
     }
@@ -152,7 +152,7 @@ impl Attempt {
 
     /// Does the same as [`Attempt::failed`], for callers that have counted the requests already.
     pub fn blamed(&self, failure: &Failure) -> bool {
-        // An old connection has waited at most for the request timeout.
+        // An old connection has waited for the request timeout at most.
         let late = failure.reason == AttemptError::Timeout;
         let waited = if late { self.begun.elapsed() } else { Duration::ZERO };
         let waited = waited.min(self.set.timeouts.request);
@@ -160,8 +160,8 @@ impl Attempt {
     }
 
     /// Notes and counts that this consumer refused events that another one may accept. Returns
-    /// `true` if another address may be tried without a pause. Otherwise none is at fault, because
-    /// none accepts the events, and addresses that are down only because of refusals are up again.
+    /// `true` if another address may be tried without a pause. Otherwise no address accepts the
+    /// events, so none is at fault: addresses that are down only because of refusals are up again.
     pub fn refused(&self, failure: &Failure) -> bool {
         self.ended(None, Some(failure));
         let left = self.note(failure, Fault::Refused);
@@ -210,7 +210,7 @@ impl Attempt {
         }
     }
 
-    /// Notes a connection, so that `/status` shows the address as used. It proves nothing else.
+    /// Notes a connection: `/status` shows the address as used. Nothing else follows from this.
     pub fn connected(&self) {
         self.set.lock().used = Some(self.address.id);
     }

@@ -6,10 +6,10 @@
 //! - *Half-open*: the address is on trial. One delivery at a time uses it, until one succeeds.
 //!
 //! An address may answer probes and still fail deliveries. The hold keeps such an address from
-//! changing between open and half-open all the time. It doubles each time that the address fails
-//! before it has worked for one hold, and is at least twice the time that the failure has cost. For
-//! example, an address that takes connections and never answers costs 10 s (`UNANSWERED_MAX`) at
-//! each trial, and its holds are 20 s, 40 s, and so on up to 600 s.
+//! changing between open and half-open all the time. The hold doubles each time that the address
+//! fails before it has worked for one hold, and is at least twice the time that the failure has
+//! cost. For example, an address that takes connections and never responds costs 10 s
+//! (`UNANSWERED_MAX`) at each trial. Its holds are 20 s, 40 s, and so on up to 600 s.
 //!
 //! This file has no clock and no I/O: callers pass the time.
 
@@ -27,10 +27,10 @@ pub(super) const HOLD_MIN: Duration = Duration::from_secs(10);
 /// seconds, and its events may arrive twice.
 pub(super) const HOLD_MAX: Duration = Duration::from_secs(600);
 
-/// The longest time without progress at an address while another address may answer. A consumer
-/// that works answers within a second or two, and one that collects garbage or rotates its files
+/// The longest time without progress at an address while another address may respond. A consumer
+/// that works responds within a second or two, and one that collects garbage or rotates its files
 /// within a few more. A sender that waits for the delivery (`acknowledge = "delivered"`) gets its
-/// answer after 25 s at the latest, and two addresses can be tried in that time.
+/// response after 25 s at the latest, and two addresses can be tried in that time.
 pub const UNANSWERED_MAX: Duration = Duration::from_secs(10);
 
 /// The pause after the first failed probe. It doubles with each further one, up to [`PAUSE_MAX`].
@@ -40,7 +40,7 @@ pub(super) const PAUSE_MAX: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Fault {
-    /// The consumer was unreachable or silent, or answered with an error.
+    /// The consumer was unreachable or silent, or responded with an error.
     Failed {
         asked: Option<Duration>,
         /// Zero unless the failure is a timeout.
@@ -57,13 +57,13 @@ pub(super) struct Circuit {
     since: Instant,
     /// The time for which the address must answer probes before a delivery tests it again.
     hold: Duration,
-    /// The moment at which the address last became usable; `None` after a failure or a whole
-    /// `hold`.
+    /// The moment at which the address last became usable; `None` before that, after a failure, and
+    /// after it has worked for a whole `hold`.
     back: Option<Instant>,
     failed: Option<Instant>,
     proven: bool,
-    /// `true` if the last failed delivery got no answer for [`UNANSWERED_MAX`], and none has
-    /// succeeded since. Probes only connect, so they do not show this.
+    /// `true` if the last failed delivery got no response for [`UNANSWERED_MAX`], and no delivery
+    /// has succeeded since. Probes can't show this, because they only connect.
     mute: bool,
 }
 
@@ -109,9 +109,9 @@ impl Circuit {
         result
     }
 
-    /// Makes the circuit of a new address whose host name has only addresses that are down, such as
-    /// `self`. The new address must answer probes, of which the first is due at once, before a
-    /// delivery tests it.
+    /// Makes the circuit of a new address if all other addresses of its host name are down. `self`
+    /// is the circuit of one of them. The new address must answer probes before a delivery tests
+    /// it. The first probe is due now.
     pub(super) fn of_successor(&self, now: Instant) -> Self {
         let mut circuit = self.clone();
         (circuit.failed, circuit.since) = (None, now);
@@ -142,8 +142,8 @@ impl Circuit {
         matches!(self.state, CircuitState::Closed | CircuitState::HalfOpen { busy: false })
     }
 
-    /// Returns `true` if this address is a reason to give up a slow request elsewhere. A mute one
-    /// is not: a slow consumer would be given up for one that does not answer at all.
+    /// Returns `true` if this address is a reason to give up a slow request at another one. A mute
+    /// address is no reason: the other consumer is slow, but this one does not respond at all.
     pub(super) fn may_answer(&self) -> bool {
         self.is_usable() && !self.mute
     }
@@ -168,7 +168,8 @@ impl Circuit {
         self.open()?.asked.filter(|until| *until > now)
     }
 
-    /// Returns `true` for a trial, after which the caller must call [`Circuit::release`].
+    /// Takes the address for a delivery. Returns `true` for a trial; [`Circuit::release`] must end
+    /// it.
     pub(super) fn take(&mut self) -> bool {
         match &mut self.state {
             CircuitState::HalfOpen { busy } => !std::mem::replace(busy, true),
@@ -182,7 +183,7 @@ impl Circuit {
         }
     }
 
-    /// Returns `true` if this opens the circuit.
+    /// Notes a fault. Returns `true` if it opens the circuit.
     pub(super) fn failed(&mut self, fault: Fault, now: Instant) -> bool {
         self.change(now, |circuit| circuit.note_fault(fault, now))
     }
@@ -224,8 +225,8 @@ impl Circuit {
         refused
     }
 
-    /// A delivery that began at `begun` succeeded. This closes the circuit, unless another one has
-    /// failed since `begun`. Returns `true` if an open circuit was closed.
+    /// A delivery that began at `begun` succeeded. This closes the circuit, unless it is open and
+    /// another delivery has failed since `begun`. Returns `true` if an open circuit was closed.
     pub(super) fn succeeded(&mut self, begun: Instant, now: Instant) -> bool {
         let was_open = self.is_open();
         if was_open && self.failed.is_some_and(|failed| failed > begun) {
@@ -247,14 +248,14 @@ impl Circuit {
         self.open().map(|open| open.next_probe)
     }
 
-    /// A probe begins, which takes at most `limit`. No other probe is due before its end.
+    /// A probe begins, and takes at most `limit`. No other probe is due before its end.
     pub(super) fn probing(&mut self, limit: Duration, now: Instant) {
         if let CircuitState::Open(open) = &mut self.state {
             open.next_probe = now + limit + PAUSE_MAX;
         }
     }
 
-    /// Returns `true` if a delivery may now test the address.
+    /// Notes the result of a probe. Returns `true` if a delivery may now test the address.
     pub(super) fn probed(&mut self, answered: bool, now: Instant) -> bool {
         let CircuitState::Open(open) = &mut self.state else { return false };
         if !answered {

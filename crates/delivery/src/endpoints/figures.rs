@@ -1,4 +1,4 @@
-//! The numbers that `/status` shows of one address. Every protocol counts here through its
+//! The numbers that `/status` shows for one address. Every protocol counts here through its
 //! [`Attempt`](super::Attempt). An attempt that ends costs one short lock, and each call of
 //! [`Figures::sent`] one atomic addition.
 
@@ -116,8 +116,8 @@ mod tests {
         let long = "é".repeat(100_000);
         figures.ended(None, Some(&Failure::new(AttemptError::Status5xx, long)));
         assert_eq!(figures.show().last_error.unwrap().0.chars().count(), ERROR_CHARS_MAX);
-        // An answer that takes some events and refuses others is one request, and has a time and an
-        // error.
+        // A response that takes some events and refuses others is one request, and has a time and
+        // an error.
         let failure = Failure::new(AttemptError::Item, "one is refused");
         figures.ended(Some(Duration::from_millis(50)), Some(&failure));
         tokio::time::advance(Duration::from_secs(2)).await;

@@ -1,4 +1,4 @@
-//! All addresses of an output, and whose turn it is, without I/O and clock: callers pass the time.
+//! All addresses of an output, and whose turn it is, without I/O.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -16,10 +16,10 @@ use config::Strategy;
 /// The time between two lookups of a host name by the background task.
 pub(super) const LOOK_UP: Duration = Duration::from_secs(30);
 
-/// The shortest time between a log line about an address and one which says that it is down.
+/// The shortest time from one log line about an address to a line that says that it is down.
 const QUIET: Duration = Duration::from_secs(60);
 
-/// The endpoints of one output in the order of the config. All their addresses form one list. An
+/// The endpoints of one output in the order of the config. Their addresses form one list. An
 /// *index* is a position in that list, and changes when addresses join or leave. An *id* is never
 /// given to a second address.
 #[derive(Default)]
@@ -40,10 +40,10 @@ pub(super) struct AddressTable {
 
 pub(super) struct EndpointEntry {
     endpoint: Endpoint,
-    /// The time of the last lookup. After the first one, all addresses have an IP address.
+    /// The time of the resolver's last answer. After the first, all addresses have an IP address.
     looked_up: Option<Instant>,
     next_lookup: Option<Instant>,
-    /// Has one permit, so that a resolver that hangs blocks only one thread.
+    /// Has one permit: a resolver that hangs blocks only one thread for each name.
     lookups: Arc<Semaphore>,
     /// Never empty: before the resolver's first answer, there is one entry without an IP address.
     addresses: Vec<AddressEntry>,
@@ -83,14 +83,14 @@ impl AddressEntry {
         Self { id, socket, circuit, figures, failed_in: None, told: None, told_down: false }
     }
 
-    /// Makes the entry of a new address. The other addresses of the endpoint, such as `self`, are
-    /// down, and the new one counts as down until it has answered probes.
+    /// Makes the entry of a new address. All other addresses of the endpoint, such as `self`, are
+    /// down, so the new one counts as down until it has answered probes.
     fn successor(&self, id: usize, socket: SocketAddr, now: Instant) -> Self {
         let circuit = self.circuit.of_successor(now);
         Self { told_down: self.told_down, ..Self::new(id, Some(socket), circuit) }
     }
 
-    /// If the result is `true`, the caller must log that the address is down.
+    /// Returns `true` if the caller must log that the address is down.
     fn may_tell(&mut self, now: Instant) -> bool {
         let may = self.told.is_none_or(|told| now.duration_since(told) >= QUIET);
         if may {
@@ -99,7 +99,7 @@ impl AddressEntry {
         may
     }
 
-    /// If the result is `true`, the caller must log that the address is up.
+    /// Returns `true` if the caller must log that the address is up.
     pub(super) fn is_to_be_told_up(&mut self, now: Instant) -> bool {
         let tells = std::mem::take(&mut self.told_down);
         if tells {
@@ -167,7 +167,7 @@ impl AddressTable {
         self.all().any(|(_, _, address)| address.circuit.is_closed())
     }
 
-    /// Returns `true` if this address may be tried without a pause while none is known to work.
+    /// Returns `true` if the address may be tried without a pause while none is known to work.
     fn is_untried(&self, address: &AddressEntry, now: Instant) -> bool {
         address.circuit.asked_until(now).is_none() && address.failed_in != Some(self.round)
     }
@@ -178,7 +178,7 @@ impl AddressTable {
         self.any_closed() || self.all().any(|(_, _, address)| untried(address))
     }
 
-    /// Searches from the index `from` to the end, and then from the first address.
+    /// Returns the first wanted address, from the index `from` to the end, and then from the start.
     fn find(
         &self,
         from: usize,
@@ -194,7 +194,7 @@ impl AddressTable {
             .map(|(index, (endpoint, of, address))| (index, of.resolved(endpoint, address)))
     }
 
-    /// Returns the address whose pause ends first, if the consumers of all have asked for one.
+    /// Returns the address with the earliest end of the pause that its consumer has asked for.
     fn soonest(&self, now: Instant) -> Option<(usize, ResolvedAddress)> {
         let until = |address: &AddressEntry| address.circuit.asked_until(now);
         let all = self.all().enumerate();
@@ -202,7 +202,7 @@ impl AddressTable {
         soonest.map(|(index, (endpoint, of, address))| (index, of.resolved(endpoint, address)))
     }
 
-    /// Picks the next address, and moves the turn on. Returns `true` for a trial.
+    /// Picks the next address, and moves the turn on. The `bool` is `true` for a trial.
     pub(super) fn pick(
         &mut self,
         strategy: Strategy,
@@ -229,7 +229,7 @@ impl AddressTable {
         Some((address, is_trial))
     }
 
-    /// Returns `true` for a trial.
+    /// Takes an address for a delivery. Returns `true` for a trial.
     pub(super) fn take(&mut self, address: &ResolvedAddress) -> bool {
         self.address(address).is_some_and(|address| address.circuit.take())
     }
@@ -258,7 +258,8 @@ impl AddressTable {
         }
     }
 
-    /// `None` if no lookup is needed, or if the last answer is younger than `fresh`.
+    /// Returns the name's semaphore; `None` if no lookup is needed or the last answer is still
+    /// fresh.
     pub(super) fn lookups(&self, of: &ResolvedAddress, fresh: Duration) -> Option<Arc<Semaphore>> {
         let entry = self.entries.get(of.endpoint)?;
         let young = entry.looked_up.is_some_and(|at| at.elapsed() < fresh);
@@ -288,7 +289,7 @@ impl AddressTable {
         };
         let joining = answer.iter().zip(new_ids).filter(|(socket, _)| !before.contains(socket));
         let mut joining: Vec<_> = joining.map(new).collect();
-        // Figures from before the first lookup move to the first address.
+        // The figures from before the first lookup move to the first address.
         let unresolved = entry.addresses.iter().find(|address| address.socket.is_none());
         if let Some((unresolved, first)) = unresolved.zip(joining.first_mut()) {
             first.figures = Arc::clone(&unresolved.figures);
@@ -332,7 +333,7 @@ impl AddressTable {
         strategy == Strategy::Failover && works && self.all().any(preferred)
     }
 
-    /// Returns the lookups and probes that are due now, which count as begun, and the time of the
+    /// Returns the lookups and probes that are due now (and count as begun), and the time of the
     /// next call. A probe takes at most `limit`. A single address is never probed.
     pub(super) fn due(&mut self, limit: Duration, now: Instant) -> (Vec<Job>, Instant) {
         let several = self.count() > 1;

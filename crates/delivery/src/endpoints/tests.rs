@@ -1,6 +1,6 @@
 //! Tests of the set with simulated consumers, resolvers and time.
 //!
-//! A `World` holds a resolver, and consumers that work, refuse connections, fall silent or answer
+//! A `World` holds a resolver, and consumers that work, refuse connections, fall silent or respond
 //! with errors. A `Bench` is a set in that world, with its watch. Time is paused: a test of a day
 //! takes less than a second. Each test checks one rule, except the last one: there, consumers come,
 //! go and hang at random, and the test checks only what must always hold.
@@ -25,15 +25,14 @@ use testing::{Failing, seeds};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// The behaviour of a consumer.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Mood {
     Good,
     /// The consumer refuses connections.
     Away,
-    /// The consumer takes connections and does not answer deliveries.
+    /// The consumer takes connections and never responds to deliveries.
     Silent,
-    /// The consumer answers deliveries with an error.
+    /// The consumer responds to deliveries with an error.
     Errs,
 }
 
@@ -156,15 +155,14 @@ impl Bench {
         (number(attempt.address()), left)
     }
 
-    /// Makes the next delivery succeed, and returns its consumer.
     fn succeed(&self) -> u8 {
         let attempt = self.pick();
         attempt.succeeded();
         number(attempt.address())
     }
 
-    /// Makes a delivery as an output does: it dials, and waits for an answer. Returns its consumer
-    /// (0 if there was no address), and for a failure `true` if another address is left.
+    /// Makes a delivery as an output does: dials, and waits for a response. Returns the consumer (0
+    /// if there was no address), and for a failure `true` if another address is left.
     async fn deliver(&self) -> (u8, Result<(), bool>) {
         let mut attempt = self.pick();
         let world = &self.world;
@@ -306,8 +304,8 @@ async fn an_answer_is_waited_for_less_long_while_another_address_may_be_used() {
         bench.world.set(2, Mood::Good);
         pass(HOLD_MIN + PAUSE_MAX * 2).await;
         assert_eq!(first.patience(), UNANSWERED_MAX);
-        // An address that has left a request unanswered is back when it accepts connections, but
-        // only an answer to a request shows that it answers.
+        // An address without a response to a request is back when it accepts connections, but only
+        // a response to a later request shows that it responds.
         other.succeeded();
         bench.world.set(2, Mood::Silent);
         pass(UNANSWERED_MAX).await;
@@ -373,7 +371,7 @@ async fn connections_are_over_when_a_better_address_is_there_and_not_before() {
     pass(HOLD_MIN + PAUSE_MAX).await;
     assert!(over(&second));
     tokio::time::timeout(SECOND, changed).await.expect("those who wait were woken");
-    // With `round_robin` all addresses are equal, so none is better.
+    // For `round_robin`, all addresses are equal, so none is better.
     let bench = Bench::three(Strategy::RoundRobin);
     assert_eq!(bench.fail(), (1, true));
     let second = bench.pick();
@@ -603,7 +601,7 @@ fn random_mood(random: &mut fastrand::Rng) -> Mood {
 
 /// One to four consumers change their mood at random, while one to three lanes deliver without end.
 /// Asserts two things all the time: as long as one consumer works, something is delivered soon; and
-/// with `failover`, deliveries go to the first consumer when it has worked for long enough.
+/// for `failover`, deliveries go to the first consumer when it has worked for long enough.
 async fn simulate(seed: u64) {
     let mut random = fastrand::Rng::with_seed(seed);
     let consumers = random.u8(1..=4);
@@ -611,8 +609,8 @@ async fn simulate(seed: u64) {
     let lanes = random.u8(1..=3);
     let first_is_preferred = bench.set.strategy == Strategy::Failover && bench.set.count() > 1;
     // Each other consumer may stall a lane for one request timeout, and one of them a second time
-    // when it is tried again. The consumer that works now may have left an earlier delivery
-    // unanswered. A pause may come before or after that.
+    // when it is tried again. The consumer that works now may have left an earlier request without
+    // a response. A pause may come before or after that.
     let bound = TIMEOUTS.request * (u32::from(consumers) + 1) + SECOND * 40;
     let delivered = Mutex::new((Instant::now(), 0));
     let lane = async |mut random: fastrand::Rng| {

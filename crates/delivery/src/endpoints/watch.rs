@@ -26,9 +26,9 @@ const RESTART_PAUSE: Duration = Duration::from_secs(1);
 ///   nothing. When the address has answered probes for its *hold*, one delivery at a time may test
 ///   it. The next probe begins at most 10 seconds after the end of the last one. Several addresses
 ///   are probed concurrently.
-/// - It *looks up* each name again 30 seconds after the last lookup (the first one is made by a
-///   delivery or a probe), so that new and removed addresses are noticed even if no connection is
-///   made.
+/// - It *looks up* each name again 30 seconds after the last lookup, so that new and removed
+///   addresses are noticed even if no connection is made. The first lookup is made by a delivery or
+///   a probe.
 ///
 /// A name without a known address is probed by a lookup. A single address is not probed, because
 /// every delivery tries it anyway.

@@ -7,8 +7,8 @@
 //!
 //! A wrong duplicate is a lost event. So an event leaves again in every doubtful case: if its first
 //! copy is forgotten, out of order, or outside the window. A retry has the same position, and is
-//! not a duplicate. All events within the window are remembered by position, so that every event is
-//! judged as it was the first time when the queue is read again from an earlier position.
+//! not a duplicate. All events within the window are remembered by position. So when the queue is
+//! read again from an earlier position, every event is judged as it was the first time.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -24,7 +24,7 @@ use base::position::Position;
 /// five and a half minutes; kube-apiserver stops retrying a batch earlier than that.
 const EVENTS_MAX: usize = 1_000_000;
 
-/// The zero point of [`Seen::received`] is so long before the start that no event is older.
+/// The time from the zero point of [`Seen::received`] to [`Seen::begun`]. No event is older.
 const LEAD: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
 type Hash = [u64; 2];
@@ -37,8 +37,7 @@ struct Entry {
     received: u64,
 }
 
-/// The events that one output has sent. Its delivery loop owns this value, and hands it to the
-/// next.
+/// The events that one output has sent. A delivery loop owns this value, and hands it to the next.
 pub struct Seen {
     /// The deduplication window in milliseconds.
     window: u64,
@@ -74,15 +73,14 @@ impl Seen {
         self.window = millis(window);
     }
 
-    /// Returns the time at which an event of this age was received, since a zero point long ago.
+    /// Returns the time when an event of this age was received, since a zero point long ago.
     pub fn received(&self, age: Duration) -> Duration {
         (LEAD + self.begun.elapsed()).saturating_sub(age)
     }
 
     /// Returns `true` if an event with the same bytes was sent from an earlier position, and both
-    /// were received within the window. Otherwise remembers the event, unless the memory has one at
-    /// this position or at a later one. Positions must ascend, but the caller may go back and
-    /// ascend again.
+    /// were received within the window. Otherwise remembers the event, unless the memory has this
+    /// position or a later one. Positions must ascend, but the caller may go back and ascend again.
     #[must_use]
     pub fn check(&mut self, event: &[u8], position: Position, received: Duration) -> bool {
         let (hash, received) = (hash(event), millis(received));
@@ -104,7 +102,7 @@ impl Seen {
         is_duplicate
     }
 
-    /// These events were not and will not be sent, so later copies are not duplicates.
+    /// Removes events that were not and will not be sent, so that later copies are not duplicates.
     pub fn forget(&mut self, positions: Range<Position>) {
         if self.entries.back().is_none_or(|last| last.position < positions.start) {
             return;
@@ -120,8 +118,7 @@ impl Seen {
         }
     }
 
-    /// All events before `watermark` are final. Forgets the events that are too old to have
-    /// duplicates.
+    /// Forgets the events that are too old to have duplicates. Events before `watermark` are final.
     pub fn settled(&mut self, watermark: Position) {
         let settled = self.entries.partition_point(|known| known.position < watermark);
         let Some(last) = settled.checked_sub(1).and_then(|last| self.entries.get(last)) else {

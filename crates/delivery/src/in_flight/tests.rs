@@ -47,12 +47,10 @@ fn claim_four(in_flight: &mut InFlight) -> Claim {
     in_flight.claim_next(Take { events: 4, ..ALL }).expect("a batch").claim
 }
 
-/// Returns the facts about a claim that is sent in the batch with this number.
 fn in_batch(batch: u64) -> Sent {
     Sent { batch, answers: 0 }
 }
 
-/// Takes the claim on the wire that begins at this position out of the table.
 fn answer(in_flight: &mut InFlight, claim: Claim) -> Work {
     in_flight.front_on_wire(claim, None).expect("on the wire")
 }

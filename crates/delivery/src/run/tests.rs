@@ -36,24 +36,24 @@ const ATTEMPTS_MAX: usize = 200_000;
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// The consumer's answer to one batch on the wire, or what happens to the connection. A stream
-/// answers the oldest batch, other links a random one.
+/// The consumer's response to one batch on the wire, or what happens to the connection. A stream
+/// responds to the oldest batch, other links to a random one.
 #[derive(Debug, Clone, PartialEq)]
 enum Answer {
     Accept,
     /// Accepts the batch, except this number of bad events, which are too long for the protocol.
     AcceptBut(u64),
-    /// Accepts this number of events of the batch, and answers the rest of the batch later.
+    /// Accepts this number of events of the batch. The response to the rest comes later.
     AcceptFirst(u64),
     /// Judges each event of the batch by its letter: `d` delivered, `e` existing, `a` again, `s`
     /// server error, `r` refused.
     Judge(String),
-    /// Refuses this number of events of the batch for good, bad ones first, takes the others, and
+    /// Refuses this number of events of the batch for good, bad ones first, takes the rest, and
     /// does not say which.
     Partly(u64),
     Refuse,
     Fail,
-    /// Fails, and another address may be tried at once.
+    /// Fails, and another address may be tried without a pause.
     FailHere,
     /// The address can't be reached.
     Away,
@@ -62,28 +62,27 @@ enum Answer {
     /// The connection breaks. Before that, the consumer has read this number of the batches on the
     /// wire.
     Break(usize),
-    /// The connection breaks, and another address may be tried at once.
+    /// The connection breaks, and another address may be tried without a pause.
     BreakHere,
     /// The link ends with [`Event::Gone`]; `true` if the end is a failure.
     Gone(bool),
-    /// The link reports [`Event::Troubled`].
     Trouble,
-    /// The answer of the consumer with this number. Other answers are those of consumer 0.
+    /// The response of the consumer with this number. All other responses are those of consumer 0.
     Of(usize, Box<Self>),
 }
 
 type Script = dyn FnMut(&[String]) -> Answer + Send;
 
-/// The simulated consumer: its answers, and what it has received.
+/// The simulated consumer: its responses, and what it has received.
 struct Consumer {
     script: Mutex<Box<Script>>,
     /// The moment until which the consumer refuses connections.
     away_until: Mutex<Instant>,
     latency: Duration,
     window: usize,
-    /// `true` if the consumer reads batches as they are sent, and answers them in any order.
+    /// `true` if the consumer reads batches as they are sent, and responds in any order.
     pipelined: bool,
-    /// The seed that chooses which batch on the wire is answered next, and the fate of each
+    /// The seed that chooses the batch on the wire with the next response, and the fate of each
     /// checkpoint.
     shuffle: Mutex<u64>,
     state: Mutex<Seen>,
@@ -96,12 +95,10 @@ struct Seen {
     events: Vec<String>,
     attempts: Vec<Instant>,
     connects: Vec<Instant>,
-    /// The lines of the checkpoints that the consumer has taken.
     checkpoints: Vec<String>,
 }
 
 impl Consumer {
-    /// Returns a random number below `end`.
     fn below(&self, end: usize) -> usize {
         let mut seed = self.shuffle.lock().unwrap();
         *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
@@ -109,8 +106,8 @@ impl Consumer {
     }
 }
 
-/// Makes links to the simulated consumer. With `EAGER`, a link answers in order and can break, like
-/// a stream; without, it answers in any order, like HTTP.
+/// Makes links to the simulated consumer. If `EAGER`, they are like a stream: responses are in
+/// order, and the link can break. Otherwise they are like HTTP: responses are in any order.
 struct Fake<const EAGER: bool> {
     consumer: Arc<Consumer>,
     ordered: bool,
@@ -119,14 +116,13 @@ struct Fake<const EAGER: bool> {
 struct FakeLink<const EAGER: bool> {
     consumer: Arc<Consumer>,
     wire: Vec<Batch>,
-    /// With [`Consumer::pipelined`], the answers to the batches on the wire, by their first
-    /// positions.
+    /// If [`Consumer::pipelined`], the responses to the batches on the wire, by first position.
     decided: BTreeMap<Position, Answer>,
     due: Option<Instant>,
-    /// The checkpoint on the wire, and when it is answered.
+    /// The checkpoint on the wire, and the time of the response.
     checkpoint: Option<(Checkpoint, Instant)>,
     accepted_any: bool,
-    /// The number of the consumer that answered last.
+    /// The number of the consumer that responded last.
     number: usize,
 }
 
@@ -198,7 +194,7 @@ fn judged(batch: &Batch, letters: &str, seen: &mut Vec<String>) -> Event {
 }
 
 /// Returns the report that the first `count` bad events of the batch are too long, and that the
-/// others are delivered. Adds these to `seen`.
+/// rest is delivered. Adds the delivered events to `seen`.
 fn without_long(batch: &Batch, mut count: u64, seen: &mut Vec<String>) -> Event {
     let mut parts = Parts::default();
     for (position, event) in batch.positions().zip(events_of(batch)) {
@@ -213,8 +209,8 @@ fn without_long(batch: &Batch, mut count: u64, seen: &mut Vec<String>) -> Event 
     Event::Judged(batch.claim, parts.end(batch.claim))
 }
 
-/// Returns the report of an answer to a batch that the consumer has read already: it has accepted
-/// or refused the batch.
+/// Returns the report of a response to a batch that the consumer has already read, and has accepted
+/// or refused.
 fn decided(claim: Claim, answer: &Answer) -> Event {
     if *answer == Answer::Accept {
         return Event::Accepted(claim);
@@ -222,8 +218,8 @@ fn decided(claim: Claim, answer: &Answer) -> Event {
     Event::Refused(claim, failure(AttemptError::Status4xx))
 }
 
-/// Returns the report that `refused` events of the batch are refused, and adds the others to
-/// `seen`. The bad events are refused first.
+/// Returns the report that `refused` events of the batch are refused, bad ones first. Adds the rest
+/// to `seen`.
 fn partly(batch: &Batch, refused: u64, seen: &mut Vec<String>) -> Event {
     let is_bad = |event: &String| event.starts_with("bad");
     let (bad, good): (Vec<_>, Vec<_>) = events_of(batch).into_iter().partition(is_bad);
@@ -386,11 +382,9 @@ struct Bench {
     stop: CancellationToken,
     draining: CancellationToken,
     tasks: JoinSet<Result<(), String>>,
-    /// The task that publishes checkpoints, if there is one.
     _publishing: JoinSet<()>,
     /// The desk at which the output's dead letters arrive; `None` after a [`Clerk`] has taken it.
     desk: Option<Desk>,
-    /// Every event that was appended to the queue, in order.
     appended: Vec<String>,
     started: Instant,
 }
@@ -400,13 +394,12 @@ struct Setting {
     /// The size of a queue that drops its oldest events when it is full; `None` for the default
     /// queue.
     drop_oldest: Option<u64>,
-    /// With [`Rejected::DeadLetter`], dead letters arrive at the desk of the bench.
     rejected: Rejected,
     max_elapsed: Option<Duration>,
     latency: Duration,
     window: usize,
     ordered: bool,
-    /// `true` if the consumer reads batches as they are sent, and answers them in any order.
+    /// `true` if the consumer reads batches as they are sent, and responds in any order.
     pipelined: bool,
     shuffle: u64,
     away: Duration,
@@ -578,7 +571,7 @@ impl Bench {
         }
     }
 
-    /// Starts a bench with a stream, whose consumer answers as this script says.
+    /// Starts a bench with a stream. The script is that of the consumer.
     fn stream(script: impl FnMut(&[String]) -> Answer + Send + 'static) -> Self {
         Self::start::<true>(&Setting::default(), script)
     }
@@ -823,8 +816,8 @@ async fn a_retry_after_is_waited_for_up_to_five_minutes() {
     }
 }
 
-/// The consumer answers the event with 500 twice, so that a new event ends the pause after that. It
-/// then asks for a pause, which no new event ends.
+/// The consumer responds to the event with 500 twice; a new event would end the pause after that.
+/// It then asks for a pause, which no new event ends.
 #[tokio::test(start_paused = true)]
 async fn a_new_event_does_not_end_the_pause_that_a_consumer_asks_for() {
     let asked = Duration::from_secs(60);
@@ -1030,7 +1023,7 @@ async fn a_consumer_that_refuses_everything_for_an_hour_costs_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn a_consumer_that_refused_everything_recovers_from_its_bad_event_without_new_ones() {
-    // The numbers of other events go beyond the limit of suspects. The first event stays refused.
+    // Some of the numbers are above the limit of suspects. The first event stays refused.
     for others in [1, 5, SUSPECTS_MAX - 1, SUSPECTS_MAX, 3 * SUSPECTS_MAX] {
         let started = Instant::now();
         let mut bench = Bench::requests(move |events| {
@@ -1100,7 +1093,7 @@ async fn rejected_retry_drops_nothing_and_goes_on_when_the_consumer_gives_in() {
 #[tokio::test(start_paused = true)]
 async fn the_stop_is_heard_wherever_the_loop_waits() {
     // The loop is stopped in each of its waits: for events; for a consumer that can't be reached;
-    // after a broken connection; for an answer that never comes; and after a failed attempt.
+    // after a broken connection; for a response that never comes; and after a failed attempt.
     type Script = fn(&[String]) -> Answer;
     let scripts: [(Script, Duration, Duration); 5] = [
         (|_| Answer::Accept, Duration::ZERO, Duration::from_millis(1)),

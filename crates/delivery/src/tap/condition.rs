@@ -1,9 +1,9 @@
 //! The conditions by which the reader of a tap asks for events: `verb=delete`,
 //! `user=system:serviceaccount:*`, `code>=400`.
 //!
-//! In doubt an event is shown: if it has several values for a key (the namespace of the URL and
-//! that of the body, or the user and the impersonated user), it is enough that one of them fits. So
-//! a client cannot hide an event by the content of a request.
+//! In doubt, an event is shown. If it has two values for a key (the namespaces of the URL and the
+//! body, or the user and the impersonated user), one that fits is enough. So a client cannot hide
+//! an event by the content of a request.
 
 use std::borrow::Cow;
 
@@ -16,9 +16,9 @@ const CONDITION_BYTES_MAX: usize = 512;
 #[derive(Debug)]
 struct Key {
     name: &'static str,
-    /// The existing values, whose case does not matter; empty if any value is allowed.
+    /// The values that exist (case does not matter); empty if any value is allowed.
     known: &'static [&'static str],
-    /// There is at least one value; a missing value is empty.
+    /// Returns the values of an event, at least one. A missing value is empty.
     values: for<'f> fn(&'f Fields<'_>) -> Values<'f>,
 }
 
@@ -60,7 +60,7 @@ enum Operator {
     Number(fn(&u64, &u64) -> bool),
 }
 
-/// A longer operator comes before a shorter one with which it begins.
+/// An operator that begins with a shorter one comes before the shorter one.
 const OPERATORS: [(&str, Operator); 6] = [
     ("!=", Operator::IsNot),
     (">=", Operator::Number(u64::ge)),
@@ -157,8 +157,9 @@ impl Condition {
             Operator::Is => values.any(|value| self.fits(value)),
             // If one form of the resource's name matches, the event is excluded.
             Operator::IsNot if self.key.name == "resource" => !values.any(|value| self.fits(value)),
-            // If one group matches, the event is excluded. The client chooses an impersonated
-            // group, which excludes an event only together with one of the client's own groups.
+            // If one group matches, the event is excluded. The client chooses the impersonated
+            // groups, so one of them excludes an event only together with one of the client's own
+            // groups.
             Operator::IsNot if self.key.name == "group" => {
                 let has = |groups: &[Cow<'_, str>]| match groups {
                     [] => self.fits(""),
@@ -211,7 +212,8 @@ fn resources<'f>(fields: &'f Fields<'_>) -> Values<'f> {
     forms
 }
 
-/// In `pattern`, each `*` stands for any text. `ignores_case` is for ASCII letters.
+/// Returns `true` if `text` matches `pattern`, in which each `*` stands for any text.
+/// `ignores_case` is for ASCII letters.
 ///
 /// Each search for a piece between two stars takes time in proportion to the length of the text: a
 /// pattern of many stars must not stop a worker thread.

@@ -131,7 +131,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Bytes that are not UTF-8 are replaced.
+/// Returns the text, with bytes that are not UTF-8 replaced.
 fn shown(text: Cow<'_, [u8]>) -> Cow<'_, str> {
     match text {
         Cow::Borrowed(text) => String::from_utf8_lossy(text),

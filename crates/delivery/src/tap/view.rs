@@ -35,7 +35,7 @@ impl View {
         Self { redaction, conditions, redacted: Vec::new() }
     }
 
-    /// Compares an event only after its redaction, so that conditions cannot guess a secret.
+    /// Redacts an event, and only then compares it, so that conditions cannot reveal a secret.
     pub fn look(&mut self, event: &[u8]) -> Looked {
         // Redaction cuts values out of JSON. In other text, a part of a value might remain.
         if !is_json(event) {

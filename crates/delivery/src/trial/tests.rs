@@ -9,7 +9,7 @@ const PLAIN: Circumstances =
 
 const ORDERED: Circumstances = Circumstances { is_ordered: true, ..PLAIN };
 
-/// Returns the answers of a consumer with the number 0 that has accepted something so far.
+/// Returns the conduct of consumer 0, which has accepted something and turned nothing down.
 fn working() -> Conducts {
     let mut conducts = Conducts::default();
     conducts.accepted(0, 0, false);
@@ -33,9 +33,9 @@ fn set_aside(answer: Answer, conducts: &mut Conducts) -> Retrial {
     trial.set_aside(answer, conducts, 0)
 }
 
-/// Turns the event down at each of its tries. Before each try, `between` changes the consumer's
-/// answers. Returns the number of tries and the time until the event is given up; `None` after more
-/// than a day.
+/// Turns the event down at each try. Before each try, `between` changes the conduct of the
+/// consumer. Returns the number of tries and the time until the event is given up; `None` after
+/// more than a day.
 async fn given_up_after(
     answer: Answer,
     now: Circumstances,
@@ -188,8 +188,8 @@ async fn tries_at_one_address_prove_nothing_about_another() {
     }
 }
 
-/// A reload has changed the output. Its consumer refuses everything, and may have the number of the
-/// previous delivery's consumer.
+/// A reload has changed the output. The new consumer refuses everything, and may have the number of
+/// the previous delivery's consumer.
 #[tokio::test(start_paused = true)]
 async fn a_new_delivery_needs_its_own_proof_before_a_refusal_counts() {
     let mut retrial = set_aside(Answer::Refused, &mut working()).inherited();

@@ -14,7 +14,7 @@ use telemetry::status::thresholds::ATTEMPTS;
 /// kube-apiserver's default for `--audit-webhook-batch-throttle-qps`, in batches per second.
 const THROTTLE: f64 = 10.0;
 
-/// The share of [`THROTTLE`] from which the rate of batches is a warning.
+/// The smallest share of [`THROTTLE`] at which the rate of batches is a warning.
 const NEAR: f64 = 0.7;
 
 /// Reports everything about one kube-apiserver that does not concern the relays.

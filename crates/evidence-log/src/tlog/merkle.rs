@@ -14,15 +14,15 @@ pub const HASH_BYTES: usize = 32;
 /// The maximum number of hashes in a proof: a tree has at most 2^63 entries.
 pub const PROOF_MAX: usize = 63;
 
-/// Up to this many bytes, parts are joined and hashed at once: a hasher for parts allocates memory,
-/// which costs more than the hash.
+/// The maximum number of bytes of parts that are joined before they are hashed. A hasher for
+/// separate parts allocates memory, which costs more than the hash.
 const JOINED_MAX: usize = 128;
 
 /// A SHA-256 hash. Its text is base64 with padding.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Hash(pub [u8; HASH_BYTES]);
 
-/// A SHA-256 hash of bytes that come in pieces.
+/// Computes the SHA-256 hash of bytes that come in pieces.
 pub struct Hasher(Context);
 
 impl Default for Hasher {
@@ -90,7 +90,8 @@ impl Hash {
         Self::of(&[])
     }
 
-    /// Reads a hash from base64 with padding. `None` for other base64 of the same bytes.
+    /// Reads a hash from base64 with padding. `None` for any other text, even if it encodes the
+    /// same bytes.
     pub fn parse(text: &str) -> Option<Self> {
         let bytes = STANDARD.decode(text).ok()?;
         bytes.try_into().ok().map(Self)
@@ -150,8 +151,8 @@ impl Frontier {
         self.size
     }
 
-    /// Adds an entry's hash. Calls `made` with the level and hash of each subtree that this
-    /// completes, first with the entry itself (level 0).
+    /// Adds an entry's hash. Calls `made` with the level and the hash of each subtree that the
+    /// entry completes, first with the entry itself (level 0).
     pub fn push(&mut self, leaf: Hash, made: &mut impl FnMut(u32, Hash)) {
         let mut node = leaf;
         made(0, node);
@@ -267,15 +268,15 @@ pub fn includes(leaf: Hash, index: u64, size: u64, path: &[Hash], root: Hash) ->
     way.last == 0 && node == root
 }
 
-/// The index in its level of a node on a Merkle path, and the index of the last node of the level.
+/// A node on a Merkle path: its index in its level, and the index of the last node of this level.
 struct Way {
     at: u64,
     last: u64,
 }
 
 impl Way {
-    /// Moves up past the next hash of a proof. `true` if that is the left neighbour, `None` at the
-    /// root.
+    /// Moves up past the next hash of a proof. Returns `true` if this hash is the left neighbour of
+    /// the node, and `None` at the root.
     fn step(&mut self) -> Option<bool> {
         if self.last == 0 {
             return None;
@@ -297,7 +298,7 @@ impl Way {
 }
 
 /// Returns the proof that the first `new` entries begin with the first `old` ones (RFC 6962
-/// §2.1.2). It is empty if the sizes are equal, or if `old` is 0.
+/// §2.1.2). The proof is empty if the sizes are equal, or if `old` is 0.
 ///
 /// # Errors
 ///
@@ -346,7 +347,7 @@ pub fn extends(old: Head, new: Head, path: &[Hash]) -> bool {
     if old.size == 0 {
         return path.is_empty() && old.root == Hash::of_nothing();
     }
-    // The path lacks the hash of a whole subtree: the verifier has it as the old root.
+    // If the old tree is a whole subtree, the path lacks its hash, which is the old root.
     let own = old.size.is_power_of_two().then_some(old.root);
     let mut path = own.iter().chain(path);
     let mut way = Way { at: old.size - 1, last: new.size - 1 };

@@ -15,7 +15,6 @@ pub const NOTE_BYTES_MAX: usize = 1 << 20;
 /// The maximum number of signatures of a note. The specification asks for a limit of at least 16.
 const SIGNATURES_MAX: usize = 100;
 
-/// The beginning of a signature line.
 const DASH: &str = "\u{2014} ";
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,7 +36,8 @@ pub struct Note {
 pub enum Signed {
     /// The note has no signature of the key.
     Absent,
-    /// The key has signed the text, and a witness also this time in seconds since 1970.
+    /// Each signature of the key is valid. A witness has also signed this time, in seconds since
+    /// 1970.
     Valid(Option<u64>),
     /// At least one signature with the key's name and number is wrong.
     Forged,
@@ -112,8 +112,8 @@ impl Note {
         found
     }
 
-    /// Copies the valid signatures of these keys from `lines`, a witness's answer. Each replaces an
-    /// earlier one of its key. Returns their number.
+    /// Copies the valid signatures of these keys from `lines`, the body of a witness's response. A
+    /// copied signature replaces those of the same key. Returns the number of copied signatures.
     ///
     /// # Errors
     ///

@@ -1,8 +1,8 @@
-//! How a log is cut into files (C2SP `tlog-tiles`).
+//! The files into which a log is cut (C2SP `tlog-tiles`).
 //!
 //! A tile of level 0 holds the hashes of 256 entries, one of level 1 the hashes of 256 whole tiles
-//! of level 0, and so on. A bundle holds the same 256 entries themselves. The last tile of each
-//! level may be *partial*: it has fewer hashes, and their number is in its name.
+//! of level 0, and so on. A bundle holds 256 entries themselves. The last tile of each level may be
+//! *partial*: it has fewer hashes, and their number is in its name.
 
 use std::io;
 
@@ -86,7 +86,8 @@ impl Tile {
         ((1..=WIDTH).contains(&width) && tile.path() == path).then_some(tile)
     }
 
-    /// Returns the bytes of this partial tile, from those of the same tile with `wider` entries.
+    /// Returns the bytes of this partial tile, cut from those of the same tile with the width
+    /// `wider`.
     ///
     /// # Errors
     ///
@@ -141,7 +142,8 @@ pub struct Growing {
 }
 
 impl Growing {
-    /// Adds the hash of a subtree with `2^level` entries. Tiles have every eighth level.
+    /// Adds the hash of a subtree with `2^level` entries. Tiles have only every eighth level, so
+    /// hashes of other levels are ignored.
     pub fn push(&mut self, level: u32, hash: Hash) {
         if level.is_multiple_of(HEIGHT) {
             let level = level / HEIGHT;
@@ -156,7 +158,8 @@ impl Growing {
         }
     }
 
-    /// Sets the last tile of a level, at startup. The next hash of the level is added after it.
+    /// Sets the last tile of a level, at startup. The next hash of the level is added after
+    /// `hashes`.
     pub fn go_on(&mut self, level: u32, index: u64, hashes: Vec<Hash>) {
         *self.level(level) = match hashes.len() as u64 == WIDTH {
             true => (index + 1, Vec::new()),
@@ -164,7 +167,7 @@ impl Growing {
         };
     }
 
-    /// Returns the last tile of each level, if it is partial.
+    /// Returns the partial tile of each level that has one.
     pub fn partial(&self) -> impl Iterator<Item = (Tile, &[Hash])> {
         let levels = (0..).zip(&self.levels).filter(|(_, (_, hashes))| !hashes.is_empty());
         levels.map(|(level, (index, hashes))| {
@@ -182,8 +185,8 @@ impl Growing {
     }
 }
 
-/// Returns the tile with the hash of a node, and the hash's index in it, in a log of `size`
-/// entries. `level` must be a multiple of 8.
+/// Returns the tile with the hash of a node in a log of `size` entries, and the index of this hash
+/// in the tile. `level` must be a multiple of 8.
 pub fn tile_of(level: u32, index: u64, size: u64) -> (Tile, usize) {
     let content = Content::Hashes(level / HEIGHT);
     let count = size >> level;

@@ -1,5 +1,5 @@
-//! A queue on disk and one in memory: the keys that need a directory, and the keys that exclude
-//! one.
+//! Tests of a queue on disk and one in memory: the keys that need a directory, and the keys that
+//! exclude a directory.
 
 use std::path::PathBuf;
 
@@ -74,7 +74,7 @@ fn a_queue_on_disk_has_room_for_a_few_files() {
         &format!("[limits]\nmax_body = '1KiB'\n{disk}max_bytes = 262143\n"),
         "5:13: queue.max_bytes: is too small with queue.directory, allowed: at least 256KiB",
     );
-    // The only problem is the size, not the limits that follow from it.
+    // Only the size is reported; the limits that follow from the size are not.
     assert_problems(
         &format!("{disk}max_bytes = '2KiB'\nsegment_bytes = '1MiB'\n"),
         "3:13: queue.max_bytes: is too small with queue.directory",

@@ -1,4 +1,4 @@
-//! Tests of the config with a type of output that is made for them, to test the interface that
+//! Tests of the config with a type of output for these tests only. They test the interface that
 //! every protocol implements.
 
 use std::time::Duration;

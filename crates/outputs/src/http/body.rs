@@ -19,9 +19,9 @@ use telemetry::OutputMetrics;
 /// by whole pieces, and this limit keeps its steps small.
 const PIECE_BYTES: usize = 256 * 1024;
 
-/// The maximum bytes of a piece that is a copy of stored bytes, without the few bytes after the
-/// last event, such as `]`. A copy of this size is still in the CPU's cache when it is written to
-/// the socket.
+/// The maximum bytes of a piece that is a copy of stored bytes, not counting the few bytes after
+/// the last event, such as `]`. A copy of this size is still in the CPU's cache when it is written
+/// to the socket.
 pub(super) const COPIED_BYTES: usize = 64 * 1024;
 
 /// A stored buffer of at least this many bytes is sent without a copy. Smaller buffers are copied
@@ -56,8 +56,8 @@ pub(super) struct Pieces {
     tail: &'static [u8],
     /// The number of bytes of the body that no piece contains yet.
     left: u64,
-    /// The memory of the last copied piece. The next copy uses it again if hyper has already
-    /// written and dropped that piece.
+    /// The memory of the last copied piece. The next copy uses this memory again if hyper has
+    /// already dropped the last one.
     copied: BytesMut,
 }
 
@@ -73,7 +73,8 @@ impl Pieces {
         let mut stored = VecDeque::with_capacity(2 * pieces.len());
         for mut bytes in pieces {
             let gets_commas = !is_list(&bytes);
-            // A piece that is sent without a copy has no room for the comma after it.
+            // The comma is a separate buffer, because a piece that is sent without a copy has no
+            // room for it.
             if !stored.is_empty() {
                 stored.push_back(Stored { bytes: Bytes::from_static(b","), gets_commas: false });
             }
@@ -109,7 +110,7 @@ impl Pieces {
         Some(piece)
     }
 
-    /// Returns the next piece as a copy, which joins several stored buffers, up to about
+    /// Returns the next piece as a copy, which may join several stored buffers, up to about
     /// `COPIED_BYTES` bytes. Stops before a buffer that can be sent without a copy.
     fn copy(&mut self) -> Bytes {
         let left = usize::try_from(self.left).unwrap_or(usize::MAX);
@@ -164,7 +165,7 @@ pub(super) struct Upload {
     pub(super) metrics: OutputMetrics,
     /// The figures of the address, which count the same bytes.
     pub(super) figures: Arc<Figures>,
-    /// The record of the request's progress, which learns here that hyper has taken the last piece.
+    /// The record of the request's progress. The body records that hyper has taken the last piece.
     pub(super) marks: RequestMarks,
 }
 

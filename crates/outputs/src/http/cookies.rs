@@ -1,11 +1,11 @@
 //! The cookies of one connection.
 //!
-//! A balancer in front of several servers may give each client a cookie, so that it sends the
-//! client's further requests to the same server. A protocol whose consumer confirms requests later
-//! needs that: only the server that has taken a request can confirm it. The requests of a
-//! connection therefore carry the cookies of its earlier answers (RFC 6265), and no other
-//! connection gets them. A cookie lives as long as its connection, unless an answer deletes it. The
-//! attribute `Domain` is ignored, because a connection leads to one host.
+//! A balancer in front of several servers may give each client a cookie, and send further requests
+//! with the cookie to the same server. A protocol whose consumer confirms requests later needs such
+//! cookies, because only the server that has taken a request can confirm it. The requests of a
+//! connection therefore carry the cookies of earlier answers on the same connection (RFC 6265), and
+//! of no other connection. A cookie lives as long as its connection, unless an answer deletes it.
+//! The attribute `Domain` is ignored, because a connection leads to one host.
 //!
 //! Cookies may be secrets, so nothing here shows them.
 
@@ -43,9 +43,9 @@ impl Cookie {
 }
 
 impl Cookies {
-    /// Stores the cookies that an answer sets, and removes those that it deletes. `target` is the
-    /// path and query of the request, and `https` is `true` if the connection is encrypted. A
-    /// cookie without room is ignored.
+    /// Stores the cookies that an answer sets, and removes the cookies that the answer deletes.
+    /// `target` is the path and query of the request, and `https` is `true` if the connection is
+    /// encrypted. Ignores cookies above the limits.
     pub(super) fn take_up(&mut self, headers: &HeaderMap, target: &str, https: bool) {
         for header in headers.get_all(header::SET_COOKIE) {
             let parsed = parse(header.as_bytes(), path_of(target), https);
@@ -81,13 +81,13 @@ fn path_of(target: &str) -> &str {
 }
 
 /// Returns the cookie of a header `Set-Cookie` (RFC 6265 §5.2), and `true` if the cookie is
-/// deleted. `path` is that of the request. `None` if the header can't be read, or if its cookie is
-/// only for https and the connection is not.
+/// deleted. `path` is the path of the request. `None` if the header can't be read, or if the cookie
+/// is only for https and the connection is not encrypted.
 fn parse(header: &[u8], path: &str, https: bool) -> Option<(Cookie, bool)> {
     let mut parts = header.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
     let (name, value) = pair(parts.next()?);
     let name = Some(name).filter(|name| !name.is_empty())?;
-    // Without the attribute, the cookie is for the directory of the request's path.
+    // Without the attribute `Path`, the cookie is for the directory of the request's path.
     let directory = path.rsplit_once('/').map_or("/", |(directory, _)| directory);
     let mut cookie_path = if directory.is_empty() { "/" } else { directory };
     let (mut age_is_over, mut is_expired) = (None, false);
@@ -105,7 +105,7 @@ fn parse(header: &[u8], path: &str, https: bool) -> Option<(Cookie, bool)> {
                 }
             }
             b"expires" => {
-                // Older servers write `01-Jan-1970`, with four digits.
+                // Older servers write `01-Jan-1970`, with hyphens and four digits of the year.
                 let date = httpdate::parse_http_date(value)
                     .or_else(|_| httpdate::parse_http_date(&value.replace('-', " ")));
                 is_expired = date.is_ok_and(|date| date <= SystemTime::now());
@@ -119,8 +119,8 @@ fn parse(header: &[u8], path: &str, https: bool) -> Option<(Cookie, bool)> {
     Some((cookie, age_is_over.unwrap_or(is_expired)))
 }
 
-/// Returns the two sides of the first `=`, without surrounding white space. The second one is
-/// `None` without `=`.
+/// Returns the texts before and after the first `=`, without surrounding white space. The second
+/// one is `None` if there is no `=`.
 fn pair(text: &[u8]) -> (&[u8], Option<&[u8]>) {
     match text.iter().position(|byte| *byte == b'=') {
         Some(at) => {
@@ -137,8 +137,8 @@ mod tests {
 
     const TARGET: &str = "/services/collector/event?token=t";
 
-    /// Returns the header of a request to `target` after an answer to a request to [`TARGET`] that
-    /// set these cookies.
+    /// Returns the header `Cookie` of a request to `target`, after answers to requests to
+    /// [`TARGET`] have set the cookies `set`.
     fn sent(set: &[&str], https: bool, target: &str) -> Option<String> {
         let mut cookies = Cookies::default();
         for value in set {
@@ -163,7 +163,7 @@ mod tests {
             (&["SRV"], None),
             (&["=a"], None),
             (&[""], None),
-            // A cookie that is over is deleted.
+            // A cookie whose lifetime is over is deleted.
             (&["SRV=a", "SRV=; Max-Age=0"], None),
             (&["SRV=a", "SRV=x; max-age=-1; Expires=Fri, 31 Dec 9999 23:59:59 GMT"], None),
             (&["SRV=a", "SRV=x; Expires=Thu, 01 Jan 1970 00:00:00 GMT"], None),

@@ -20,9 +20,9 @@ pub(super) struct Expanded {
     /// The headers of every request from the config: the configured headers, and `Authorization` if
     /// credentials are configured.
     pub(super) headers: HeaderMap,
-    /// The URLs, the proxy and the configured headers as text, for the digest of the config. Of a
-    /// file in a header, this text has the name and not the content, because the content is
-    /// renewed.
+    /// The URLs, the proxy and the configured headers as text, for the digest of the config. For a
+    /// file in a header, the text has the file's name instead of its content, because the content
+    /// is renewed.
     pub(super) effective: String,
 }
 
@@ -31,8 +31,8 @@ impl Expanded {
     ///
     /// # Errors
     ///
-    /// A key or a file is wrong. The text names it, and never contains the value of a template or
-    /// the content of a file, because these may be secret.
+    /// A key or a file is wrong. The text names the key or file, and never contains the value of a
+    /// template or the content of a file, which may be secret.
     pub(super) fn read(config: &config::HttpClient, api: &dyn Api) -> Result<Self, String> {
         let expand = |template: &config::Template| template.expand().map_err(|error| chain(&error));
         let (mut endpoints, mut effective) = (Vec::new(), String::new());

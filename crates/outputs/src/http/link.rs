@@ -18,13 +18,12 @@ use delivery::checkpoints::{Checkpoint, Fate};
 use delivery::link::{Event, Link, until};
 use queue::{Batch, Claim, Take};
 
-/// After a small request (fewer than [`SMALL_BYTES`], and less than half of the maximum batch), the
-/// next request waits until an answer arrives, but no longer than this time. Events that come one
-/// by one in this time share the next request.
+/// The longest pause after a small request (fewer than [`SMALL_BYTES`], and less than half of the
+/// maximum batch). The pause ends early when any request is answered. Events that come one by one
+/// in the pause share the next request.
 const COALESCE: Duration = Duration::from_millis(5);
 
-/// From this number of bytes on, a request is not small: the next request does not wait for
-/// [`COALESCE`].
+/// The minimum bytes of a request that no pause of [`COALESCE`] follows.
 const SMALL_BYTES: u64 = 64 * 1024;
 
 /// A running request, as a future. It owns its lane, and returns the lane and the result.
@@ -32,23 +31,23 @@ type UnderWay = Pin<Box<dyn Future<Output = (Lane, Done)> + Send>>;
 
 /// The result of a request.
 enum Done {
-    /// The events of this claim were sent to the address with this id.
+    /// The claim of a batch, the id of the address, and the outcome of the request.
     Sent(Claim, usize, Outcome),
-    /// The checkpoint of the evidence was sent.
+    /// The result of a checkpoint of the evidence.
     Beside(Fate),
-    /// The consumer was asked for confirmations, and has confirmed these requests.
+    /// The requests that the consumer has confirmed after a question.
     Asked(Vec<Settled>),
 }
 
-/// The timer for [`HttpLink::waits_until`]. A new timer that is the runtime's next one costs a
-/// system call, and most requests are answered long before it goes off. Therefore a timer that is
-/// set is not moved, and is set again only when it has gone off.
+/// The timer for [`HttpLink::waits_until`]. Setting a timer costs a system call if it is the
+/// runtime's next one, and most requests are answered long before the timer goes off. Therefore a
+/// timer that is set is not moved: it is set again only after it has gone off.
 #[derive(Default)]
 struct Alarm(Option<Pin<Box<Sleep>>>);
 
 impl Alarm {
-    /// Waits until this time, or for ever if it is `None`. The time of a later call must not be
-    /// earlier.
+    /// Waits until `time`. Never returns if `time` is `None`. No call may have an earlier time than
+    /// the call before.
     async fn ring(&mut self, time: Option<Instant>) {
         let Some(time) = time else { return std::future::pending().await };
         let sleep = self.0.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(time)));
@@ -78,15 +77,15 @@ impl Alarm {
 ///   request is answered. Single events can then share a request.
 /// - *Confirmation.* If the consumer confirms requests later, the link asks regularly, on the
 ///   connections of idle lanes.
-/// - *Tidying.* Idle connections are closed when they reach `max_connection_age`, and when the
-///   output does not have their address any more.
+/// - *Tidying.* An idle connection is closed when it reaches `max_connection_age`, and when the
+///   output no longer has its address.
 /// - *Checkpoints.* A checkpoint of the evidence is a request of its own, on an idle lane.
 /// - *Moving on.* A request fails early if it makes no progress while another address may answer,
 ///   so that its batch is sent there ([`Client::attempt`]).
 ///
 /// Invariants: at most `concurrency` claims are being sent at any time. Each claim ends with
 /// exactly one event of the link. With `concurrency = 1`, these events come in the order of the
-/// queue.
+/// queue, unless the consumer confirms requests later.
 pub(crate) struct HttpLink {
     client: Arc<Client>,
     /// The lanes without a request.
@@ -98,7 +97,7 @@ pub(crate) struct HttpLink {
     /// The time until which no other request is sent: see [`COALESCE`].
     waits_until: Option<Instant>,
     alarm: Alarm,
-    /// The id of the address to which the last finished request was sent.
+    /// The id of the address of the last finished request.
     consumer: usize,
 }
 
@@ -137,7 +136,7 @@ impl HttpLink {
         self.idle.iter().filter_map(|lane| self.client.asks_at(lane)).min()
     }
 
-    /// Returns the next event about a claim whose request has already ended.
+    /// Returns the report about the next confirmed request or doubt.
     fn finished(&mut self) -> Option<Event> {
         let settled = self.confirmed.pop_front().or_else(|| self.client.doubts.take())?;
         self.consumer = settled.consumer;
@@ -165,7 +164,7 @@ impl Link for HttpLink {
     fn send(&mut self, batch: Batch) {
         let mut lane = self.idle.pop().unwrap_or_default();
         let client = Arc::clone(&self.client);
-        // A batch that is at least half full gains little by waiting for more events.
+        // After a batch that is at least half full, a pause for more events gains little.
         let limits = self.client.room.limits;
         let is_small = batch.bytes < SMALL_BYTES.min(limits.max_bytes / 2)
             && batch.events < limits.max_events / 2;
@@ -192,7 +191,7 @@ impl Link for HttpLink {
             if let Some(event) = self.finished() {
                 return event;
             }
-            // These futures are made before the state that they watch is read, so that no change is
+            // The futures are made before the state that they watch is read, so that no change is
             // missed.
             let (changed, doubted) = (client.endpoints.changed(), client.doubts.added.notified());
             let (expiry, next) = (self.tidy(), self.ask());
@@ -225,8 +224,8 @@ impl Link for HttpLink {
         self.waits_until = None;
         let Some((lane, claim, id, outcome)) = exchanged else { return Event::Room };
         self.idle.push(lane);
-        // If it is a lane's turn to ask, the lane asks before it gets a batch. Otherwise it could
-        // be used for one batch after the other, and never ask.
+        // A lane whose turn it is to ask does so before it gets a batch. Otherwise the lane could
+        // carry one batch after the other, and never ask.
         self.ask();
         self.consumer = id;
         event_of(claim, outcome)
@@ -287,7 +286,7 @@ mod tests {
         assert!(matches!(event, Event::Room), "{event:?}");
         assert!((COALESCE..COALESCE * 2).contains(&begun.elapsed()), "{:?}", begun.elapsed());
         assert!(link.room().is_some());
-        // Each small request makes the next one wait, and the third lane is the last.
+        // Each small request makes the next one wait. After three requests, no lane is idle.
         link.send(batch(1, 800));
         assert_eq!(link.room(), None);
         assert!(matches!(link.event().await, Event::Room));

@@ -43,8 +43,8 @@ pub(super) struct PooledConnection {
     pub(super) id: ConnectionId,
     /// The requests on this connection that the consumer has taken and not confirmed yet.
     pub(super) confirmations: Confirmations,
-    /// The cookies of the connection. `None` if the consumer does not confirm requests later, so
-    /// that cookies are not needed.
+    /// The cookies of the connection. `None` if no cookies are needed, because the consumer does
+    /// not confirm requests later.
     pub(super) cookies: Option<Cookies>,
 }
 
@@ -105,9 +105,9 @@ pub(super) struct Lane {
 }
 
 impl Lane {
-    /// Removes the connection to `address` from the lane and returns it. `None` if there is none,
-    /// or if it has reached its age limit; the old connection is then closed, unless requests on it
-    /// wait for their confirmation.
+    /// Removes the connection to `address` from the lane and returns it. `None` if there is none
+    /// that is younger than its age limit. Also closes all connections that have reached their age
+    /// limit, unless requests on them wait for their confirmation.
     pub(super) fn take(
         &mut self,
         expanded: &Expanded,
@@ -125,8 +125,8 @@ impl Lane {
     }
 
     /// Puts a connection back after its request. If the lane then holds more than `max` connections
-    /// (the number of addresses), closes the one that was unused for the longest time, of those on
-    /// which no request waits for its confirmation.
+    /// (the number of addresses), closes the free one that was unused for the longest time
+    /// ([`PooledConnection::is_free`]).
     pub(super) fn put_back(&mut self, connection: PooledConnection, max: usize) {
         self.idle.push(connection);
         if self.idle.len() > max {
@@ -136,7 +136,7 @@ impl Lane {
     }
 
     /// Closes the idle connections that have reached their age limit and, if the addresses have
-    /// changed, those whose address was removed. `version` is that of the current addresses.
+    /// changed, those whose address was removed. `version` is the version of the current addresses.
     /// Connections with requests that wait for their confirmation are kept. Returns the earliest
     /// time when another connection reaches its age limit.
     pub(super) fn tidy(&mut self, endpoints: &Endpoints, version: u64) -> Option<Instant> {
@@ -155,14 +155,14 @@ impl Lane {
         self.idle.retain(|connection| !connection.is_free() || !is_over(connection));
     }
 
-    /// Returns the time of the last question for confirmations on the idle connection that has
-    /// waited longest for the next question. `None` if there is nothing to ask.
+    /// Returns the time of the last question for confirmations on the idle connection whose next
+    /// question is due first. `None` if there is nothing to ask.
     pub(super) fn first_asked(&self) -> Option<Instant> {
         self.idle.iter().filter_map(|connection| connection.confirmations.asked()).min()
     }
 
-    /// Removes and returns the idle connections whose last question for confirmations was at this
-    /// time or before.
+    /// Removes and returns the idle connections whose last question for confirmations was at or
+    /// before `time`.
     pub(super) fn take_asked_before(&mut self, time: Instant) -> Vec<PooledConnection> {
         let is_due = |connection: &mut PooledConnection| {
             connection.confirmations.asked().is_some_and(|asked| asked <= time)

@@ -30,8 +30,8 @@ const ANSWER_BYTES_MAX: usize = 64 * 1024;
 /// 1,000 fields, the default maximum, has about 100 KB.
 const LOOK_BYTES_MAX: usize = 4 << 20;
 
-/// The longest wait for the answer to the beginning of a TLS handshake. A server without TLS may
-/// never answer, because it takes the handshake for an incomplete request.
+/// The longest time for a TLS handshake that only tests whether a server speaks TLS. A server
+/// without TLS may never answer, because it takes the handshake for an incomplete request.
 const TLS_ANSWER: Duration = Duration::from_secs(3);
 
 impl Client {
@@ -71,8 +71,8 @@ impl Client {
         result
     }
 
-    /// Sends a test request to an address. Returns the failure unless the answer shows that the
-    /// consumer would accept events.
+    /// Sends a test request to an address. Fails unless the answer shows that the consumer would
+    /// accept events.
     pub(super) async fn test_with(
         &self,
         test: TestRequest,
@@ -144,7 +144,8 @@ impl Client {
     /// Like [`Client::test`], and also checks how the consumer would store events.
     pub(super) async fn test_and_look(&self, address: ResolvedAddress) -> Result<(), Failure> {
         let tested = self.test(address.clone()).await;
-        // Without an answer, there is nothing to check. A missing index may have a template.
+        // Without an answer, there is nothing more to check. After any other failure the check
+        // continues: a missing index, for example, may have a template.
         if tested.as_ref().is_err_and(|failure| answer::NO_ANSWER.contains(&failure.reason)) {
             return tested;
         }
@@ -183,8 +184,8 @@ impl Client {
         Ok(())
     }
 
-    /// Returns the body of the answer 200 to a request, which is sent on a connection of its own.
-    /// `None` for any other answer.
+    /// Sends a request on a connection of its own. Returns the body of an answer with the status
+    /// 200; `None` for any other answer.
     async fn answer_to(&self, look: TestRequest, address: &ResolvedAddress) -> Option<Vec<u8>> {
         let expanded = self.expanded.load_full()?;
         let endpoint = expanded.endpoints.get(address.endpoint)?;

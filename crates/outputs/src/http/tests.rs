@@ -1,5 +1,5 @@
-//! The meaning of answers in each protocol over HTTP: one table for each of them, and one for the
-//! answers with a common meaning.
+//! The meaning of answers in each protocol over HTTP: one table for each protocol, and one for the
+//! answers that mean the same in all protocols.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use telemetry::Telemetry;
 
 const TYPES: [&str; 6] = ["http", "loki", "otlp", "elasticsearch", "splunk", "ibm_cloud_logs"];
 
-/// Makes the protocol of an output of this type.
+/// Makes the protocol of an output. `name` is the type, or a name for a type with other settings.
 fn api(name: &str) -> Arc<dyn Api> {
     let url = "urls = ['http://c.example:8088']";
     let keys = match name {
@@ -52,9 +52,9 @@ fn api(name: &str) -> Arc<dyn Api> {
 }
 
 /// Returns the meaning of this answer to a request with three events, as one word. If the protocol
-/// judges events, the word has a letter for each: `d` delivered, `e` existing, `a` again, `s` again
-/// because of a server error, `r` refused, `u` unsent, `x` taken and not confirmed; or `p` and the
-/// number of refused events of a part.
+/// judges events, the word has a letter for each event: `d` delivered, `e` existing, `a` again, `s`
+/// again because of a server error, `r` refused, `u` unsent, `x` unconfirmed. `p` and a number
+/// stand for a part with this number of refused events.
 fn means(api: &dyn Api, status: u16, media_type: &'static str, body: &[u8]) -> String {
     let mut headers = HeaderMap::new();
     if !media_type.is_empty() {
@@ -112,7 +112,6 @@ fn means_with(api: &dyn Api, status: u16, headers: &HeaderMap, body: Option<&[u8
     }
 }
 
-/// Compares each answer of a table with its meaning in the protocol.
 fn compare(name: &str, table: &[(u16, &'static str, &str, &str)]) {
     let api = api(name);
     for (status, media_type, body, wanted) in table {
@@ -129,7 +128,8 @@ fn an_answer_without_a_body_means_the_same_for_all_unless_it_is_2xx() {
         compare(
             name,
             &[
-                // A balancer or a proxy may answer these. None of them is about the events.
+                // A balancer or a proxy may answer with these statuses, which say nothing about the
+                // events.
                 (301, "", "", "failed"),
                 (302, "", "", "failed"),
                 (304, "", "", "failed"),
@@ -148,7 +148,7 @@ fn an_answer_without_a_body_means_the_same_for_all_unless_it_is_2xx() {
                 (502, "", "", "server error"),
                 (503, "", "", "server error"),
                 (504, "", "", "server error"),
-                // These are about the events, or their size.
+                // These statuses say that the events, or their size, are at fault.
                 (400, "", "", "refused"),
                 (413, "", "", "refused"),
                 (422, "", "", "refused"),
@@ -207,7 +207,7 @@ fn otlp_says_how_many_of_a_request_it_rejects() {
             (200, JSON, r#"{"partialSuccess":{}}"#, "accepted"),
             (200, JSON, r#"{"partialSuccess":{"rejectedLogRecords":"1"}}"#, "p1"),
             (200, JSON, r#"{"partialSuccess":{"rejectedLogRecords":2}}"#, "p2"),
-            // Nothing was stored: the events are at fault one by one, or the receiver is.
+            // Nothing was stored, because of each event or because of the receiver.
             (200, JSON, r#"{"partialSuccess":{"rejectedLogRecords":3}}"#, "refused"),
             (200, JSON, r#"{"partialSuccess":{"rejectedLogRecords":9}}"#, "refused"),
             (200, JSON, r#"{"partialSuccess":{"rejectedLogRecords":-1}}"#, "accepted"),
@@ -248,7 +248,7 @@ fn elasticsearch_judges_each_event() {
     of([stored, &busy, &malformed], "dar");
     of([&busy, &busy, &busy], "aaa");
     of([&blocked, &gone, &pipeline], "aas");
-    // A conflict of another kind does not say that the event is there.
+    // A conflict of another kind does not mean that the consumer has the event.
     of([stored, &read_only, stored], "dad");
     let two = items(&[stored, stored]);
     compare(
@@ -278,7 +278,7 @@ fn splunk_says_by_a_code_what_is_wrong_and_at_which_event() {
         // The first event is at fault: the request is halved.
         (400, JSON, r#"{"code":6,"invalid-event-number":0}"#, "refused"),
         (400, JSON, r#"{"code":6}"#, "refused"),
-        // An index that the request does not have.
+        // The request has no event with this index.
         (400, JSON, r#"{"code":6,"invalid-event-number":7}"#, "refused"),
     ];
     compare("splunk", &common);
@@ -313,7 +313,7 @@ fn ibm_cloud_logs_goes_by_the_status() {
     );
 }
 
-/// The table has a status, whether there is an `ETag`, the media type, the code of the error (or
+/// A row has a status, `true` if there is an `ETag`, the media type, the code of the error (or
 /// another body), and the meaning.
 #[test]
 fn s3_stores_an_object_whole_or_says_that_it_is_there() {
@@ -341,17 +341,18 @@ fn s3_stores_an_object_whole_or_says_that_it_is_there() {
     };
     let both = [
         (200, true, "", "", "accepted"),
-        // Not every server that answers 200 has the object.
+        // A server that answers 200 may not have the object.
         (200, false, "", "", "failed"),
         (200, true, XML, "InternalError", "failed"),
         (200, false, XML, "SlowDown", "failed"),
         (200, true, "text/html", PAGE, "failed"),
         (200, true, "", PAGE, "failed"),
-        // Another request for the same object has not ended, and may fail: it is not there.
+        // Another request for the same object has not ended, and may fail: the object may be
+        // missing.
         (409, false, XML, "ConditionalRequestConflict", "failed"),
         (409, false, XML, "OperationAborted", "failed"),
         (409, false, "", "", "failed"),
-        // A moment, the keys or a setting are at fault, and never the events.
+        // The moment, the keys or a setting are at fault, and never the events.
         (400, false, XML, "BadDigest", "failed"),
         (400, false, XML, "ExpiredToken", "failed"),
         (400, false, XML, "EntityTooLarge", "failed"),

@@ -1,4 +1,4 @@
-//! Requests that a protocol makes itself, one at a time, because a request does not carry exactly
+//! Requests for a protocol with its own link, one at a time. Such a request does not carry exactly
 //! one batch.
 
 use std::sync::Arc;
@@ -14,14 +14,14 @@ use super::exchange::Load;
 use super::pool::Lane;
 use config::BatchLimits;
 
-/// The sender of the requests of one link. It keeps connections between requests. Clones share the
-/// connections.
+/// The sender of the requests of one link. Clones share the connections, which are kept between
+/// requests.
 #[derive(Clone)]
 pub(crate) struct Transfers {
     client: Arc<Client>,
     /// The connections. A request holds the lock until it has ended.
     lane: Arc<Mutex<Lane>>,
-    /// The id of the address that answered last.
+    /// The id of the address of the last request. 0 if there is none.
     consumer: Arc<AtomicUsize>,
 }
 
@@ -35,12 +35,12 @@ impl Transfers {
         self.client.room.limits
     }
 
-    /// Counts a retry: the next request was already sent before.
+    /// Counts a retry. Called before a request that may have been sent before.
     pub(crate) fn count_retry(&self) {
         self.client.metrics.retries.increment(1);
     }
 
-    /// Returns the id of the address that answered last.
+    /// Returns the id of the address of the last request.
     pub(crate) fn consumer(&self) -> usize {
         self.consumer.load(Ordering::Relaxed)
     }

@@ -37,8 +37,8 @@ impl fmt::Display for BaseUrl {
 }
 
 impl HttpEndpoint {
-    /// Splits a URL into its parts. A `prefix` is put before the host, with a dot. The error text
-    /// does not contain the URL, because the URL may contain a token.
+    /// Splits a URL into its parts. Puts `prefix` and a dot before the host. The error text does
+    /// not contain the URL, because the URL may contain a token.
     pub(super) fn parse(prefix: Option<&str>, text: &str) -> Result<Self, String> {
         let mut url = Url::parse(text).map_err(|error| format!("is not a URL: {error}"))?;
         if let Some(prefix) = prefix {
@@ -72,9 +72,9 @@ impl HttpEndpoint {
         })
     }
 
-    /// If the path of the URL ends with one of `paths`, the protocol's own paths, cuts off the
-    /// first one that fits. Vendors print URLs with such a path, and [`HttpEndpoint::target`] adds
-    /// it again.
+    /// Cuts off the end of the URL's path that is in `paths`, the protocol's own paths. If several
+    /// fit, the first one counts. Vendors print URLs with such a path, and [`HttpEndpoint::target`]
+    /// appends the path again.
     pub(super) fn cut(&mut self, paths: &[String]) {
         let path = self.path.trim_end_matches('/');
         let own = paths.iter().filter(|own| !own.is_empty());
@@ -83,8 +83,8 @@ impl HttpEndpoint {
         }
     }
 
-    /// Returns the path and query of a request: those of the URL, followed by those of the
-    /// protocol. They may contain a token.
+    /// Returns the path and query of a request: the path of the URL, the path and query of the
+    /// protocol, and the query of the URL. The result may contain a token.
     pub(super) fn target(&self, of_protocol: &str) -> String {
         let path = match of_protocol {
             "" => self.path.clone(),

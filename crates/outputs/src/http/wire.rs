@@ -1,17 +1,17 @@
-//! Shows what the socket below an HTTP connection knows about a request: its progress, and whether
-//! the consumer had the whole request when the answer began.
+//! The state of a request as the socket below HTTP knows it: the progress of the request, and
+//! whether the consumer had the whole request when the answer began.
 //!
 //! The number of bytes that our kernel has taken is not progress: buffers hold enough to keep a
 //! slow consumer busy for minutes. Progress is therefore the number of the request's bytes that the
-//! peer's kernel has acknowledged. Once all of them are acknowledged, only the answer is progress:
-//! interim answers, or half of a head, are not.
+//! peer's kernel has acknowledged. Once all bytes are acknowledged, only the whole head of the
+//! final answer is progress; an interim answer or half of a head is not.
 //!
 //! An answer acknowledges a batch only if its first byte was sent after the request's last byte had
 //! arrived. TCP shows that: the segment with the answer's first byte also acknowledges everything
-//! that the peer has read (RFC 9293 §3.1). Bytes that are not acknowledged when we read the
-//! answer's first byte were not read by the peer either. [`WatchedStream`] records this for each
-//! byte of an answer as it is read, and looks for an answer before each write that is not the
-//! request's first.
+//! that the peer has read (RFC 9293 §3.1). If bytes of the request are not acknowledged when we
+//! read the answer's first byte, the peer had not read them when it answered. [`WatchedStream`]
+//! checks this whenever it reads bytes of an answer, and looks for an answer before each write
+//! except the request's first.
 
 use std::io;
 use std::pin::Pin;
@@ -26,8 +26,8 @@ use crate::transport::socket::{SharedSocket, Socket};
 use base::lock::lock;
 use base::mutant;
 
-/// Before each write of a request except the first, the relay looks for an early answer, which came
-/// before the whole request was sent. At most this many bytes of it are read at once.
+/// The maximum bytes that are read before a write, to find an early answer: one that comes before
+/// the whole request was sent.
 const EARLY_BYTES: usize = 4096;
 
 /// The progress of the current request on a connection. The task that reads and writes the
@@ -42,13 +42,13 @@ struct RequestState {
     /// `true` if hyper has taken the last piece of the request's body, which may still be in a
     /// buffer of this process.
     ended: bool,
-    /// The bytes that our kernel had taken from the connection when it had the whole request.
-    /// `None` before that.
+    /// The number of bytes that our kernel had taken since the connection was made, when it had the
+    /// whole request. `None` before that.
     end: Option<u64>,
-    /// Whether the peer's kernel had the whole request when the first byte of the answer was read.
-    /// `None` before that byte. Interim answers (1xx) do not count.
+    /// `true` if the peer's kernel had the whole request when the first byte of the answer was
+    /// read. `None` before that byte. Interim answers (1xx) do not count.
     answered: Option<bool>,
-    /// Whether the peer's kernel had acknowledged the whole request when bytes of an answer were
+    /// `true` if the peer's kernel had acknowledged the whole request when bytes of an answer were
     /// last read.
     last: bool,
 }
@@ -58,7 +58,6 @@ impl RequestMarks {
         lock(&self.0)
     }
 
-    /// Records that hyper has taken the last piece of the body.
     pub(super) fn body_ended(&self) {
         self.lock().ended = true;
     }
@@ -78,14 +77,13 @@ impl RequestMarks {
     }
 }
 
-/// Shows the sender of requests the progress of a request. Does not keep the socket open.
+/// The progress of the current request, for the sender of requests. Does not keep the socket open.
 pub(super) struct Progress {
     shared: Weak<SharedSocket>,
     marks: RequestMarks,
 }
 
 impl Progress {
-    /// Makes the observer of a connection on this socket.
     pub(super) fn of(socket: &Socket) -> Self {
         Self { shared: Arc::downgrade(&socket.shared), marks: RequestMarks::default() }
     }
@@ -96,21 +94,21 @@ impl Progress {
         WatchedStream { stream, shared, marks: self.marks.clone(), early: None }
     }
 
-    /// Begins a new request. Returns its marks, which record its progress. The previous request on
-    /// the connection must have been answered.
+    /// Begins a new request, and returns the record of its progress. The previous request on the
+    /// connection must have been answered.
     pub(super) fn begin(&self) -> RequestMarks {
         *self.marks.lock() = RequestState::default();
         self.marks.clone()
     }
 
-    /// Returns the bytes that our kernel has taken since the connection was made. `None` if the
-    /// connection has ended.
+    /// Returns the number of bytes that our kernel has taken since the connection was made. `None`
+    /// if the connection has ended.
     pub(super) fn written(&self) -> Option<u64> {
         Some(self.shared.upgrade()?.written())
     }
 
-    /// Returns the bytes that the peer's kernel has acknowledged since the connection was made.
-    /// Bytes after the current request do not count. `None` if the connection has ended.
+    /// Returns the number of bytes that the peer's kernel has acknowledged since the connection was
+    /// made. Bytes after the current request do not count. `None` if the connection has ended.
     pub(super) fn acknowledged(&self) -> Option<u64> {
         let acknowledged = self.shared.upgrade()?.acknowledged().ok()?;
         Some(self.marks.lock().end.map_or(acknowledged, |end| acknowledged.min(end)))
@@ -214,9 +212,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WatchedStream<S> {
         self.stream.is_write_vectored()
     }
 
-    /// Flushes the stream. hyper calls this when its own buffers are empty, so afterwards our
-    /// kernel has all bytes that hyper had to write. If they include the end of the request, the
-    /// number of bytes so far is recorded.
+    /// Flushes the stream. hyper calls this when its own buffers are empty, so our kernel then has
+    /// all bytes that hyper had to write. If hyper has taken the whole body, the number of bytes so
+    /// far is the end of the request.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
         let mut state = self.marks.lock();

@@ -3,12 +3,12 @@
 //!
 //! librdkafka sends the messages and retries them. It keeps the order within a partition, and the
 //! brokers store a message once even if it is sent again (an idempotent producer). If a message
-//! can't be delivered in order, this producer ends and another one begins. Messages that were sent
+//! can't be delivered in order, the producer ends and another one begins. Messages that were sent
 //! and not acknowledged may then arrive twice, but none is left out.
 //!
-//! In addition to librdkafka's own threads, each producer has two: a thread of the relay makes the
-//! calls that may block, and a thread of the crate rdkafka polls. Both end when the link is
-//! dropped.
+//! Each producer has two threads in addition to librdkafka's own: a thread of the relay makes the
+//! calls that may block, and a thread of the crate rdkafka polls. The two threads end when the link
+//! is dropped.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,11 +31,11 @@ use queue::{Batch, Claim, Take};
 use telemetry::AttemptError;
 
 /// The maximum number of full batches, by bytes and by events, that are sent and unacknowledged.
-/// With several, the network carries one batch while the brokers write another.
+/// The number is above 1, so that the network carries one batch while the brokers write another.
 const WINDOW: u64 = 4;
 
-/// Progress is checked this many times within `timeouts.connect` or `timeouts.request`, whichever
-/// is shorter. Progress means that messages were acknowledged.
+/// The number of checks for progress within `timeouts.connect` or `timeouts.request`, whichever is
+/// shorter. Progress means that messages were acknowledged.
 const PROGRESS_CHECKS: u32 = 10;
 
 /// The connector of a Kafka output. It makes the output's producers (librdkafka's clients that send
@@ -127,7 +127,8 @@ impl KafkaConnector {
                 Trouble { reason: AttemptError::Timeout, message: "no answer".to_owned() }
             }
         };
-        // Such an error does not name the cause, but an earlier error of librdkafka may.
+        // A timeout or a failed connection does not name the cause, but an earlier error of
+        // librdkafka may.
         let is_vague = matches!(trouble.reason, AttemptError::Connect | AttemptError::Timeout);
         while let Ok(report) = link.reports.try_recv() {
             drop(link.on_report(Some(report)));
@@ -151,8 +152,8 @@ impl KafkaConnector {
 ///
 /// The link is *given up* in these cases:
 ///
-/// - A message failed: it was not delivered, for a reason that is not in the message. librdkafka
-///   then delivers no later message, so that none overtakes the failed one.
+/// - A message failed: it was not delivered, for a reason other than its content or size.
+///   librdkafka then delivers no later message, so that none overtakes the failed one.
 /// - A message was refused, because of its content or size.
 /// - librdkafka has reported a fatal error, or the producer has ended.
 /// - No message was acknowledged for `timeouts.request`.
@@ -186,18 +187,16 @@ pub(super) struct KafkaLink {
     trouble: Option<Failure>,
     /// The time when an error of librdkafka was last reported to the delivery loop.
     told: Option<Instant>,
-    /// The time and reason of giving the producer up.
+    /// The time when the producer was given up, and the reason. `None` before that.
     given_up: Option<GivenUp>,
 }
 
-/// The batches that were sent and have no result yet, without checkpoints.
+/// The batches that were sent and have no result yet. Checkpoints do not count.
 #[derive(Default)]
 struct UnderWay {
     /// The events and bytes of each batch.
     batches: BTreeMap<Claim, (u64, u64)>,
-    /// The events of all batches.
     events: u64,
-    /// The bytes of all batches.
     bytes: u64,
 }
 
@@ -216,12 +215,13 @@ impl UnderWay {
     }
 }
 
-/// The record of acknowledgements, which reveals a silent producer. A batch that is sent when no
-/// other batch is unacknowledged begins a new record.
+/// The record of acknowledgements, to find out that a producer makes no progress. A batch that is
+/// sent when no other batch is unacknowledged begins a new record.
 struct Progress {
     /// The messages that the brokers have acknowledged, counted by the producer's callbacks.
     acknowledged: Arc<AtomicU64>,
-    /// The value of `acknowledged` when it was last seen to grow, and the time when that was seen.
+    /// The value of `acknowledged` at the last check that saw it grow, or when the record began.
+    /// `since` is the time of that check or beginning.
     seen: u64,
     since: Instant,
     /// The time of the last check.
@@ -239,7 +239,8 @@ impl Progress {
         *self = Self::of(Arc::clone(&self.acknowledged));
     }
 
-    /// Returns the time without acknowledgements. `None` if there were some since the last check.
+    /// Returns the time since acknowledgements were last seen, or since the record began. `None` if
+    /// there were some since the last check.
     fn silence(&mut self, now: Instant) -> Option<Duration> {
         self.checked = now;
         let acknowledged = self.acknowledged.load(Ordering::Relaxed);
@@ -251,7 +252,7 @@ impl Progress {
     }
 }
 
-/// The time and reason of giving a producer up.
+/// The time when a producer was given up, and the reason.
 struct GivenUp {
     at: Instant,
     /// The first failure with a known cause.
@@ -261,9 +262,10 @@ struct GivenUp {
 }
 
 impl KafkaLink {
-    /// Gives the producer up: it gets no more batches. `failure` is the cause, and `refused` is
-    /// `true` if an event was refused. The link then waits a short time for missing results before
-    /// it ends. Batches without a result by then are sent again through another producer.
+    /// Gives the producer up, which then gets no more batches. `failure` is the cause, and
+    /// `refused` is `true` if an event was refused. The link then waits a short time for missing
+    /// results before it ends. Batches without a result by then are sent again through another
+    /// producer.
     fn give_up(&mut self, failure: Option<Failure>, refused: bool) {
         self.jobs = None;
         let begun = GivenUp { at: Instant::now(), failure: None, refused };
@@ -321,10 +323,10 @@ impl KafkaLink {
         }
     }
 
-    /// Checks whether messages were acknowledged since the last check. Without any for
-    /// `timeouts.request`, gives the producer up. Without any for `timeouts.connect`, returns the
-    /// last error of librdkafka, if there is one, as [`Event::Troubled`], at most once in each
-    /// `timeouts.connect`. Otherwise returns `None`.
+    /// Checks whether messages were acknowledged since the last check. If none was acknowledged for
+    /// `timeouts.request`, gives the producer up, and returns `None`. If none was acknowledged for
+    /// `timeouts.connect`, returns the last error of librdkafka as [`Event::Troubled`], at most
+    /// once in each `timeouts.connect`. `None` without such an error.
     fn on_check(&mut self) -> Option<Event> {
         let now = Instant::now();
         let silence = self.progress.silence(now);

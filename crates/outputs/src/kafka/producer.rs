@@ -88,8 +88,8 @@ impl ProducerSettings {
             .set("linger.ms", "5")
             .set("batch.size", self.output.batch.max_bytes.min(SET_BYTES).to_string())
             // The brokers limit the size of an event, and `KafkaLink::room` limits the
-            // unacknowledged events. These limits of librdkafka are therefore as high as they can
-            // be: otherwise it would refuse messages that can be delivered.
+            // unacknowledged events. The limits of librdkafka are therefore as high as possible:
+            // otherwise librdkafka would refuse messages that can be delivered.
             .set("message.max.bytes", "1000000000")
             .set("queue.buffering.max.messages", "0")
             .set("queue.buffering.max.kbytes", "2147483647");
@@ -101,7 +101,7 @@ impl ProducerSettings {
         format!("kafka {} at {}", self.cluster.topic(), self.cluster.brokers())
     }
 
-    /// Returns the failure for an error that librdkafka reported. Its message names the topic and
+    /// Returns the failure for an error that librdkafka reported. The message names the topic and
     /// the brokers.
     pub(super) fn failure(&self, trouble: &Trouble) -> Failure {
         Failure::new(trouble.reason, format!("{}: {trouble}", self.place()))
@@ -118,15 +118,15 @@ pub(super) struct Job {
     /// The claim of the batch. `None` for a checkpoint.
     pub(super) claim: Option<Claim>,
     pub(super) batch: Batch,
-    /// The key of a checkpoint: the origin of its evidence log. Therefore all checkpoints are in
-    /// one partition, and a compacted topic keeps the newest one. `None` for events, whose keys
-    /// follow from the config.
+    /// The key of a checkpoint: the origin of its evidence log. All checkpoints of a log are
+    /// therefore in one partition, and a compacted topic keeps the newest one. `None` for events,
+    /// whose keys follow from the config.
     pub(super) key: Option<Vec<u8>>,
 }
 
 /// The thread of a producer. Looks for the topic and sends the result to `ready`. Then passes the
 /// batches from `queue` to librdkafka until `queue` is closed. The thread is not joined, because a
-/// call of librdkafka may hang; it owns nothing but its producer.
+/// call of librdkafka may hang. It owns nothing but the producer.
 pub(super) fn produce(
     shared: &ProducerSettings,
     reporter: Reporter,
@@ -152,9 +152,8 @@ pub(super) fn produce(
     // Dropping the producer gives up its undelivered messages, and reports them as failed.
 }
 
-/// Passes batches to librdkafka in their order, until librdkafka does not accept a message. Later
-/// batches are not sent, because their messages would overtake that message. They are reported as
-/// failed.
+/// Passes batches to librdkafka in order, until librdkafka does not accept a message. Later batches
+/// are not sent, because their messages would overtake that message, but are reported as failed.
 fn send_all(
     shared: &ProducerSettings,
     producer: &ThreadedProducer<Reporter>,
@@ -171,8 +170,8 @@ fn send_all(
 }
 
 /// Passes the messages of a batch to librdkafka. Returns `true` if librdkafka accepts all of them.
-/// After a message that it does not accept, the rest of the batch is not sent, but counts as
-/// reported, so that the batch gets its result.
+/// After a message that librdkafka does not accept, the rest of the batch is not sent, but counts
+/// as reported, so that the batch gets a result.
 fn send(shared: &ProducerSettings, producer: &ThreadedProducer<Reporter>, job: &Job) -> bool {
     let Job { claim, batch, key } = job;
     let mut unsent = batch.events;
@@ -206,11 +205,10 @@ pub(super) enum Verdict {
     /// No message of the claim has failed so far. Once every message has its delivery report, the
     /// brokers have acknowledged the whole claim.
     Accepted,
-    /// A message of the claim could not be delivered, or was given up, so the claim must be sent
-    /// again. The value is the cause. `None` if the only cause is that another message failed or
-    /// that the producer ended.
+    /// A message of the claim was not delivered, so the claim must be sent again. The value is the
+    /// cause. `None` if the only cause is that another message failed or that the producer ended.
     Failed(Option<Trouble>),
-    /// A message of the claim was refused because of its own content or size, and would be refused
+    /// A message of the claim was refused because of its content or size, and would be refused
     /// again.
     Refused(Trouble),
 }
@@ -225,8 +223,8 @@ const CONSEQUENCES: [RDKafkaErrorCode; 5] = [
     RDKafkaErrorCode::OutOfOrderSequenceNumber,
 ];
 
-/// The error codes whose cause is the content or size of the message itself, so that any broker
-/// would refuse the message.
+/// The error codes whose cause is the content or size of a message. Any broker would refuse the
+/// message.
 const REFUSALS: [RDKafkaErrorCode; 3] = [
     RDKafkaErrorCode::MessageSizeTooLarge,
     RDKafkaErrorCode::MessageBatchTooLarge,
@@ -248,7 +246,7 @@ impl Verdict {
     }
 }
 
-/// A claim whose messages were passed to librdkafka. All its messages share this value.
+/// A claim whose messages were passed to librdkafka. All messages of the claim share this value.
 pub(super) struct SentClaim {
     /// `None` for a checkpoint.
     claim: Option<Claim>,
@@ -258,8 +256,9 @@ pub(super) struct SentClaim {
 }
 
 impl SentClaim {
-    /// Adds the result of one message to that of its claim. The worst result counts: refused, then
-    /// failed, then accepted. Of several failures, the first one with a cause counts.
+    /// Adds the result of one message to the result of its claim. The worst result counts: refused,
+    /// then failed, then accepted. If several messages failed, the first failure with a cause
+    /// counts.
     fn note(&self, verdict: Verdict) {
         let mut noted = lock(&self.verdict);
         let replace = match (&*noted, &verdict) {
@@ -289,14 +288,14 @@ pub(super) enum Report {
 pub(super) struct Reporter {
     pub(super) name: String,
     pub(super) reports: async_mpsc::UnboundedSender<Report>,
-    /// The number of messages that the brokers have acknowledged. If it does not grow for too long,
-    /// the producer is given up.
+    /// The number of messages that the brokers have acknowledged. If the number does not grow for
+    /// too long, the producer is given up.
     pub(super) acknowledged: Arc<AtomicU64>,
 }
 
 impl Reporter {
-    /// Records that `messages` more messages of a claim have their delivery report. After the last
-    /// ones of the claim, sends the result for the claim.
+    /// Records that `messages` more messages of a claim have their delivery report. If no message
+    /// of the claim is left, sends the result for the claim.
     fn finish(&self, sent: &SentClaim, messages: u64) {
         if sent.left.fetch_sub(messages, Ordering::AcqRel) == messages {
             let mut noted = lock(&sent.verdict);

@@ -16,7 +16,7 @@ use config::Compression;
 use delivery::checkpoints::Checkpoint;
 use queue::{Acceptance, Batch, Claim, Identity, Position};
 
-/// The digits of the SHA-256 in an object's name: 64 bits.
+/// The number of hexadecimal digits of the SHA-256 in an object's name: 64 bits.
 const HASH_DIGITS: usize = 16;
 
 /// The events of a claim, or of a part of it, in an object.
@@ -28,8 +28,8 @@ pub(super) struct Packed {
     pub(super) events: u64,
 }
 
-/// An object that is being collected. It holds the compressed bytes of its lines; the lines stay in
-/// the queue until the object is stored.
+/// An object that is being collected. It holds the compressed bytes of its lines; the events stay
+/// in the queue until the object is stored.
 pub(super) struct Object {
     /// The parts of the object, in the order of the queue.
     pub(super) packed: Vec<Packed>,
@@ -94,8 +94,8 @@ impl Object {
         })
     }
 
-    /// Adds the events of a batch, whose claim begins where the last one ended or later. Takes
-    /// about 5 ms of CPU time for each MB.
+    /// Adds the events of a batch. The claim of the batch begins at or after the end of the last
+    /// one. Takes about 5 ms of CPU time for each MB.
     ///
     /// # Errors
     ///
@@ -113,13 +113,12 @@ impl Object {
         Ok(())
     }
 
-    /// Returns `true` if the object holds no event.
     pub(super) fn is_empty(&self) -> bool {
         self.first.is_none()
     }
 
-    /// Returns the positions of the object, including those of dropped events. `None` if nothing
-    /// was added yet.
+    /// Returns the range of the object, including the positions of dropped events. `None` if
+    /// nothing was added yet.
     pub(super) fn range(&self) -> Option<Range> {
         let (first, last) = self.packed.first().zip(self.packed.last())?;
         Some(Range::new(Claim { start: first.claim.start, end: last.claim.end }))
@@ -193,7 +192,7 @@ impl Packer {
         Ok(())
     }
 
-    /// Ends the object. `name` is its name without the extension.
+    /// Ends the object. `name` is the name of the object without the extension.
     fn end(self, name: &str) -> io::Result<Ended> {
         let (body, extension) = match self {
             Self::None(pieces) => (pieces, "jsonl"),
@@ -207,8 +206,8 @@ impl Packer {
     }
 }
 
-/// Cuts a batch at a position: returns the events before it, and those from it on. A part without
-/// positions is `None`. The batch must have acceptances.
+/// Cuts a batch at the position `at`. Returns the events before `at`, and the events from `at` on.
+/// A part without positions is `None`. The batch must have acceptances.
 pub(super) fn cut(batch: Batch, at: Position) -> (Option<Batch>, Option<Batch>) {
     let Claim { start, end } = batch.claim;
     if at <= start {
@@ -240,7 +239,8 @@ pub(super) fn cut(batch: Batch, at: Position) -> (Option<Batch>, Option<Batch>) 
     (Some(part(Claim { start, end: at }, front)), Some(part(Claim { start: at, end }, back)))
 }
 
-/// Returns the part of an acceptance whose positions are in `claim`, if there are any.
+/// Returns the part of an acceptance whose positions are in `claim`. `None` if there are no such
+/// positions.
 fn within(acceptance: &Acceptance, claim: Claim) -> Option<Acceptance> {
     let first = acceptance.first.max(claim.start);
     let end = (acceptance.first + acceptance.events).min(claim.end);
@@ -252,8 +252,8 @@ fn within(acceptance: &Acceptance, claim: Claim) -> Option<Acceptance> {
 mod tests {
     use super::*;
 
-    /// Returns a batch of the claim `0..20` with events at these positions, in pieces of at most
-    /// three lines, each of which begins where positions are missing.
+    /// Returns a batch of the claim `0..20` with events at these positions. A piece has at most
+    /// three lines, whose positions have no gap between them.
     fn batch(positions: &[u64]) -> Batch {
         let (mut pieces, mut acceptances): (Vec<Bytes>, Vec<Acceptance>) = (Vec::new(), Vec::new());
         let mut piece: Vec<u64> = Vec::new();
@@ -274,7 +274,7 @@ mod tests {
     }
 
     /// Cuts batches with and without gaps at each position. Both parts together must be the batch,
-    /// and each line must be on its side.
+    /// and each line must be in the part of its position.
     #[test]
     fn a_batch_is_cut_at_any_position() {
         let all: Vec<u64> = (0..20).collect();
@@ -300,8 +300,8 @@ mod tests {
         }
     }
 
-    /// The name depends on the events alone, and not on the batches in which they came, and the
-    /// bytes are the lines.
+    /// The name depends only on the events, and not on their batches. The bytes of the object are
+    /// the lines.
     #[test]
     fn an_object_is_named_by_its_events() {
         let relay = Identity::random().unwrap();

@@ -1,10 +1,11 @@
-//! The ranges of positions of objects. A range is decided once, and kept with the queue. Therefore
-//! the same events make the same objects after a reload and, with a directory, after a crash.
+//! The ranges of positions of objects. A range is decided once, and kept with the queue. The same
+//! events therefore make the same objects after a reload and, if the queue has a directory, after a
+//! crash.
 //!
 //! A range is kept until the queue reports that its events are final. Only the plan that saw an
 //! object stored trusts that the server has it. After a reload or a start, the filter may give the
-//! events another form, or drop different events: the object is then made again, and the hash of
-//! the lines in its name tells the server whether it is the same object.
+//! events another form, or drop different events. The object is therefore made again. Its name has
+//! a hash of the lines, so the server can tell whether it is the same object.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -15,8 +16,8 @@ use base::lock::lock;
 use base::mutant;
 use queue::{Claim, Notes, Position};
 
-/// The maximum number of ranges. There are more only if the queue's files were not saved while this
-/// many objects were stored; the oldest ranges are then forgotten.
+/// The maximum number of ranges. The limit is reached only if the queue's files were not saved
+/// while this many objects were stored. The oldest ranges are then forgotten.
 const RANGES_MAX: usize = 4096;
 
 /// The positions of an object.
@@ -25,7 +26,7 @@ pub(super) struct Range {
     first: u64,
     last: u64,
     /// `true` if this plan knows that the server has the object. The value is saved only because
-    /// older programs can't read a range without it; [`Plan::load`] does not trust it.
+    /// older programs can't read a range without the value; [`Plan::load`] does not trust it.
     #[serde(default)]
     stored: bool,
 }
@@ -37,7 +38,6 @@ impl Range {
         Self { first: claim.start.get(), last, stored: false }
     }
 
-    /// Returns the range as a claim.
     pub(super) fn claim(&self) -> Claim {
         Claim { start: Position::new(self.first), end: Position::new(self.last).next() }
     }
@@ -55,7 +55,7 @@ pub(super) enum Place {
     /// An object whose range was already decided, and that may already be stored. It ends before
     /// this position.
     Planned(Position),
-    /// A new object, which must end before this position, where another one begins.
+    /// A new object. It must end before this position, because another object begins there.
     Before(Position),
     /// A new object.
     Free,
@@ -69,7 +69,7 @@ pub(super) struct Plan {
     /// The ranges, in the order of the queue. No two overlap.
     ranges: Mutex<Vec<Range>>,
     /// Held while the ranges are changed and saved, and never by an async task. The value is `true`
-    /// if the last save has failed, and the log has the message.
+    /// if the last save has failed, so that the log already has the message.
     saving: Mutex<bool>,
     notes: Notes,
 }
@@ -79,8 +79,8 @@ impl Plan {
     ///
     /// # Errors
     ///
-    /// The notes can't be read. If they are damaged, the plan is empty instead: events may then be
-    /// stored twice, and none is lost.
+    /// The notes can't be read. Damaged notes are not an error: the plan is then empty, so events
+    /// may be stored twice, but none is lost.
     pub(super) fn load(output: Arc<str>, notes: Notes) -> io::Result<Self> {
         let text = match notes.load() {
             Ok(text) => text,
@@ -122,8 +122,9 @@ impl Plan {
         }
     }
 
-    /// Records that an object with this range is stored next. The range replaces those that overlap
-    /// it; ranges whose events are final are forgotten. Blocks the thread.
+    /// Records that an object with this range is stored next, and saves the ranges. A new range
+    /// replaces all ranges that overlap it, and ranges whose events are final are forgotten. Blocks
+    /// the thread.
     pub(super) fn begin(&self, range: Range) {
         let settled = self.notes.settled().get();
         self.change(|ranges| {
@@ -142,8 +143,8 @@ impl Plan {
         self.lock().iter_mut().for_each(|it| it.stored |= *it == range);
     }
 
-    /// Changes the ranges, and saves them. A failure is only logged, because a disk that refuses
-    /// must not keep the relay from delivering events. The next change saves all ranges again.
+    /// Changes the ranges, and saves them. A failure to save is only logged, because the relay must
+    /// deliver events even if the disk can't be written. The next change saves all ranges again.
     fn change(&self, change: impl FnOnce(&mut Vec<Range>)) {
         // One change is saved after the other.
         let mut is_told = lock(&self.saving);

@@ -7,7 +7,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_e
 
 use audit::time::rfc3339;
 
-/// The keys with which requests are signed.
+/// The keys that sign requests.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct SigningKey {
     pub(super) id: String,
@@ -23,7 +23,6 @@ pub(super) struct Request<'a> {
     pub(super) path: &'a str,
     /// The query, as it is sent, or empty.
     pub(super) query: &'a str,
-    /// The header `Host`.
     pub(super) host: &'a str,
     /// Further headers: names in lower case, and values without blanks at their ends.
     pub(super) headers: &'a [(&'a str, &'a str)],
@@ -31,8 +30,9 @@ pub(super) struct Request<'a> {
     pub(super) body: &'a str,
 }
 
-/// Returns the headers that sign a request for the service `s3` in `region`: names in lower case,
-/// and values. `now` is the time of the request, which the server compares with its clock.
+/// Returns the headers that sign a request for the service `s3` in `region`: the names in lower
+/// case, with the values. `now` is the time of the request, which the server compares with its
+/// clock.
 pub(super) fn sign(
     request: &Request<'_>,
     keys: &SigningKey,
@@ -71,12 +71,10 @@ pub(super) fn sign(
     added
 }
 
-/// Returns the SHA-256 of `bytes` in hexadecimal digits.
 pub(super) fn sha256(bytes: &[u8]) -> String {
     hex(digest::digest(&digest::SHA256, bytes).as_ref())
 }
 
-/// Returns bytes as hexadecimal digits in lower case.
 pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

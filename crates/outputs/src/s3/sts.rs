@@ -1,4 +1,4 @@
-//! Temporary keys from the AWS Security Token Service, which issues them for the token of the pod's
+//! Temporary keys from the AWS Security Token Service, which issues keys for the token of the pod's
 //! service account. Source: AWS STS API Reference, `AssumeRoleWithWebIdentity`.
 
 use std::path::PathBuf;
@@ -16,7 +16,7 @@ use audit::time::nanos;
 
 const VERSION: &str = "2011-06-15";
 
-/// The role that the relay assumes, and how it proves that it may.
+/// The role that the relay assumes, and the proof that it may.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Role {
     /// The name of the role: `arn:aws:iam::ACCOUNT:role/NAME`.
@@ -25,7 +25,6 @@ pub(super) struct Role {
     pub(super) session: String,
     /// The file with the token of the service account, which the kubelet renews.
     pub(super) token_file: PathBuf,
-    /// The URL of the service.
     pub(super) url: String,
 }
 
@@ -45,7 +44,6 @@ impl Role {
     }
 }
 
-/// The Security Token Service.
 pub(super) struct Sts {
     pub(super) role: Role,
     pub(super) service: Service,

@@ -1,8 +1,7 @@
-//! Connections over TCP or TLS to one of an output's addresses: dialling, handshakes, and what the
-//! socket knows about bytes and errors.
+//! Connections over TCP or TLS to an output's addresses: dialling, handshakes, and what a socket
+//! knows about acknowledged bytes and errors.
 //!
-//! This file knows no protocol. The links above it decide which bytes are sent and when they are
-//! final.
+//! This file knows no protocol. The links decide which bytes are sent and when they are final.
 
 use std::io;
 use std::pin::Pin;
@@ -26,7 +25,7 @@ use telemetry::{AttemptError, OutputMetrics};
 /// Opens the TCP or TLS connections of one output. Shared by the output's connector, its links, and
 /// the watch, a task that tests failed addresses.
 pub(crate) struct Dialer {
-    /// The output's addresses, which pick the address for each connection.
+    /// The output's addresses. They pick the address for each connection.
     pub endpoints: Arc<Endpoints>,
     /// The TLS settings and certificate files. `None` for plain TCP.
     tls: Option<Arc<Tls>>,
@@ -55,7 +54,7 @@ impl Dialer {
         }
     }
 
-    /// Returns the certificate files of TLS, which a reload reads again. `None` without TLS.
+    /// Returns the certificate files, which a reload reads again. `None` without TLS.
     pub(crate) fn files(&self) -> Option<Arc<dyn Files>> {
         self.tls.clone().map(|tls| tls as Arc<dyn Files>)
     }
@@ -69,9 +68,9 @@ impl Dialer {
     }
 
     /// Connects to the address whose turn it is. After a failure, continues with the next address,
-    /// until no address is left that may be tried now. Returns the connection and an `Attempt`,
-    /// with which the caller reports later whether the address works, or the failure of the last
-    /// address. Also starts the watch if it does not run yet.
+    /// until no address is left that may be tried now. Returns the connection, and the [`Attempt`]
+    /// for the caller's report whether the address works. If all addresses fail, returns the last
+    /// failure. Also starts the watch if it does not run yet.
     pub(crate) async fn connect(
         self: &Arc<Self>,
         watch: &mut Watch,
@@ -91,7 +90,8 @@ impl Dialer {
                     return Ok((wire, attempt));
                 }
                 Err(failure) if attempt.failed(&failure) => {
-                    // Another address is left. The delivery loop counts only the last failure.
+                    // Another address is left. This failure is counted here, because the delivery
+                    // loop counts only the failure that `connect` returns.
                     self.metrics.failed(failure.reason);
                 }
                 Err(failure) => return Err(failure),
@@ -121,7 +121,7 @@ impl Wire {
     /// not about `error`.
     pub(crate) fn failure(&mut self, address: &ResolvedAddress, error: &io::Error) -> Failure {
         // With TLS 1.3, a server refuses our certificate only after our side of the handshake is
-        // done, so the refusal arrives as an error of a later read or write.
+        // done. A later read or write then fails.
         if let Some(refusal) = self.refusal() {
             return address.failure(AttemptError::Tls, refusal);
         }
@@ -150,7 +150,6 @@ pub(crate) fn dial_failure(error: &DialError) -> Failure {
     Failure::new(reason, error.to_string())
 }
 
-/// An open connection, plain or with TLS.
 pub(crate) enum Wire {
     Plain(Socket),
     Tls(Box<TlsStream<Socket>>),
@@ -173,10 +172,10 @@ impl Wire {
         }
     }
 
-    /// Reads the bytes that have arrived, and returns the error that rustls finds in them: almost
-    /// always the alert with which the peer has refused the connection. `None` without an error or
-    /// without TLS. The socket is read directly, and not through the async runtime: a write may
-    /// fail before the runtime knows that there is something to read.
+    /// Reads the bytes that have arrived, and returns the error that rustls finds there: almost
+    /// always the alert of a peer that refuses the connection. `None` without an error or without
+    /// TLS. The socket is read directly, and not through the async runtime: a write may fail before
+    /// the runtime knows that there is something to read.
     fn refusal(&mut self) -> Option<rustls::Error> {
         let Self::Tls(stream) = self else { return None };
         let (socket, session) = stream.get_mut();
@@ -197,14 +196,14 @@ impl Wire {
         SockRef::from(&self.socket().stream).set_tcp_quickack(true).ok();
     }
 
-    /// Returns the bytes that the peer's kernel has acknowledged since the connection was made.
+    /// Returns how many bytes the peer's kernel has acknowledged since the connection was made.
     ///
     /// # Errors
     ///
     /// The socket has an error, such as a reset by the peer.
     pub(crate) fn acknowledged(&self) -> io::Result<u64> {
         let acknowledged = self.socket().acknowledged()?;
-        // The error must be requested second: after a reset the number above means nothing.
+        // The error must be requested after the number: after a reset the number means nothing.
         match self.socket().stream.take_error()? {
             Some(error) => Err(error),
             None => Ok(acknowledged),

@@ -1,9 +1,9 @@
 //! The common part of the two kinds of link: one connection to a consumer, from the finished
-//! handshake to its orderly end.
+//! handshake to the end of the connection.
 //!
-//! [`Session`] writes the batch that it is given, reads, notices that the peer has ended the
-//! connection, ages, and collects the events that its link reports. `stream` and `acknowledged`
-//! know when events are final, and which timeout applies until then.
+//! [`Session`] writes batches, reads, notices the end and the age limit of the connection, and
+//! collects the events for the delivery loop. `stream` and `acknowledged` know when events are
+//! final, and which timeout applies until then.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -32,7 +32,7 @@ pub(super) const READ_BYTES: usize = 4096;
 /// The maximum number of buffers in one vectored write.
 const SLICES_MAX: usize = 64;
 
-/// One connection over TCP or TLS, on which both kinds of link are built.
+/// One connection over TCP or TLS: the part that both kinds of link have in common.
 ///
 /// A link owns its session, and the delivery loop owns the link. A session starts no task: until
 /// the link is closed, all work of the session happens while the loop polls
@@ -52,33 +52,34 @@ const SLICES_MAX: usize = 64;
 ///    turns into the link's last event.
 ///
 /// A session never reconnects: the delivery loop asks the connector for a new link. If a connection
-/// breaks before the consumer has accepted anything, its address counts as failed at once. If a
-/// connection breaks later, the consumer was most likely restarted, so the same address is tried
-/// first, unless the consumer had stopped answering.
+/// breaks before the consumer has accepted anything on it, or because the consumer has stopped
+/// answering, the address counts as failed. If a connection breaks for another reason, the consumer
+/// was most likely restarted, so the same address is tried first.
 pub(super) struct Session {
     pub(super) wire: Wire,
-    /// Receives the report whether this connection's address works.
+    /// The attempt at the connection's address, for the reports that the address works or has
+    /// failed.
     attempt: Attempt,
     pub(super) dialer: Arc<Dialer>,
-    /// The bytes of the current batch that are still to be written: empty if they are written but
-    /// not yet flushed, `None` if no batch is being written. The link puts the bytes of the next
-    /// batch here.
+    /// The bytes of the current batch that are still to be written. Empty if all bytes are written
+    /// but not yet flushed. `None` if no batch is being written. The link puts the bytes of the
+    /// next batch here.
     pub(super) unwritten: Option<VecDeque<Bytes>>,
     /// The timer that wakes the link when its next time limit is over.
     timer: Pin<Box<Sleep>>,
     /// The time of the last sign that the peer works: our kernel took bytes, the peer's kernel
     /// acknowledged bytes (`stream`), or the consumer answered (`acknowledged`). If the link began
-    /// to wait for the peer after that, the time when the wait began.
+    /// to wait for the peer after the last sign, the time when the wait began.
     pub(super) progress: Instant,
     /// The time when the peer's FIN was read. `None` while the peer may still send.
     pub(super) finished: Option<Instant>,
     /// The time when the link last got a batch, or when the session began. The idle timeout counts
     /// from this time.
     pub(super) used: Instant,
-    /// The time when the connection reaches its age limit, if it has one:
-    /// `timeouts.max_connection_age` with a random difference of at most 10 %.
+    /// The time when the connection reaches its age limit: `timeouts.max_connection_age` with a
+    /// random difference of at most 10 %. `None` without a limit.
     pub(super) expiry: Option<Instant>,
-    /// `true` if the connection is *leaving*.
+    /// `true` if the connection is *leaving*: see state 2 of [`Session`].
     pub(super) leaving: bool,
     /// `true` if the consumer has accepted anything on this connection.
     accepted_any: bool,
@@ -164,13 +165,13 @@ impl Session {
         Poll::Ready(Ok(read))
     }
 
-    /// Counts a batch that was acknowledged as a whole, and whose writing began at the time
-    /// `begun`.
+    /// Counts a completely acknowledged batch. `begun` is the time when its writing began.
     pub(super) fn ended(&self, begun: Instant) {
         self.attempt.ended(Some(begun.elapsed()), None);
     }
 
-    /// Returns the time for which the consumer may leave sent bytes unanswered.
+    /// Returns the longest time without any progress of the consumer while sent bytes are
+    /// unanswered: see [`Attempt::patience`].
     pub(super) fn patience(&self) -> Duration {
         self.attempt.patience()
     }
@@ -181,8 +182,8 @@ impl Session {
         self.attempt.succeeded();
     }
 
-    /// Reports to the delivery loop that a claim, or the checkpoint if there is no claim, was
-    /// refused because this protocol can't carry it. `what` is the reason.
+    /// Reports to the delivery loop that this protocol can't carry a claim, or the checkpoint if
+    /// `claim` is `None`. `what` is the reason.
     pub(super) fn refuse(&mut self, claim: Option<Claim>, what: String) {
         let failure = Failure::new(AttemptError::Protocol, what);
         self.ready.push_back(match claim {
@@ -191,7 +192,7 @@ impl Session {
         });
     }
 
-    /// Returns a failure of this connection. Its message has the address, and then `what`.
+    /// Returns a failure of this connection. The message has the address, and then `what`.
     pub(super) fn failure(&self, reason: AttemptError, what: impl fmt::Display) -> Failure {
         self.attempt.address().failure(reason, what)
     }
@@ -203,9 +204,9 @@ impl Session {
     /// Returns the event that ends the link after `failure`. Also reports that the address failed,
     /// unless the consumer was most likely only restarted.
     pub(super) fn broken(&mut self, mut failure: Failure) -> Event {
-        // A consumer that worked and breaks was most likely restarted, and its address is tried
-        // again first. A consumer that became silent may still accept connections, so its address
-        // counts as failed.
+        // A consumer that worked and then breaks was most likely restarted, so its address is not
+        // blamed. A consumer that became silent may still accept connections, so its address is
+        // blamed.
         self.attempt.ended(None, Some(&failure));
         if !self.accepted_any || failure.reason == AttemptError::Timeout {
             failure.elsewhere = self.attempt.blamed(&failure);
@@ -213,8 +214,8 @@ impl Session {
         Event::Broken { failure, progress: self.accepted_any }
     }
 
-    /// Sets `leaving` if the connection has reached its age limit, or if another address is to be
-    /// used instead.
+    /// Sets `leaving` if the connection has reached its age limit, or if its address should no
+    /// longer be used.
     pub(super) fn age(&mut self, now: Instant) {
         self.leaving = self.leaving
             || self.expiry.is_some_and(|expiry| now >= expiry)
@@ -226,14 +227,14 @@ impl Session {
         self.idle_end().is_some_and(|end| now >= end)
     }
 
-    /// Returns the time when the connection reaches `idle_timeout`, if there is one and the link
-    /// gets no batch until then.
+    /// Returns the time when the connection reaches `idle_timeout`, unless the link gets a batch
+    /// before. `None` without an `idle_timeout`.
     fn idle_end(&self) -> Option<Instant> {
         self.dialer.settings.idle_timeout.map(|limit| self.used + limit)
     }
 
-    /// Returns the time when a session without any batch reaches its next time limit
-    /// (`idle_timeout` or the age limit), if it has one.
+    /// Returns the time when a session without a batch reaches its next time limit: `idle_timeout`
+    /// or the age limit. `None` without a limit.
     pub(super) fn idle_wake(&self) -> Option<Instant> {
         [self.idle_end(), self.expiry].into_iter().flatten().min()
     }
@@ -245,10 +246,10 @@ impl Session {
         self.timer.as_mut().poll(cx)
     }
 
-    /// Ends the connection in order: writes `last`, shuts the write side, and reads until the
-    /// peer's FIN, for at most [`CLOSE_TIME`]. If the socket were closed with unread bytes, our
-    /// kernel would send a reset, and the peer could lose bytes that it has not read yet. Errors
-    /// are ignored: events that are not final by now are sent again anyway.
+    /// Ends the connection in order, within [`CLOSE_TIME`]: writes `last`, shuts the write side,
+    /// and reads until the peer's FIN. If the socket were closed with unread bytes, our kernel
+    /// would send a reset, and the peer could lose bytes that it has not read yet. Errors are
+    /// ignored: events that are not final by now are sent again anyway.
     pub(super) async fn close(mut self, last: &[u8]) {
         let closing = async {
             self.wire.io().write_all(last).await?;
@@ -276,8 +277,8 @@ fn advance(pieces: &mut VecDeque<Bytes>, mut bytes: usize) {
     }
 }
 
-/// Polls a link until it has an event. If the output's addresses change, the link is polled again,
-/// because its connection may have to end then.
+/// Polls a link until there is an event. If the output's addresses change, the link is polled
+/// again, because a change of addresses may end its connection.
 pub(super) async fn next_event(
     endpoints: &Endpoints,
     mut poll: impl FnMut(&mut Context<'_>) -> Poll<Event>,

@@ -1,5 +1,4 @@
-//! A TCP socket that counts the written bytes. With TLS, it is the layer below TLS, and the bytes
-//! are those of TLS records.
+//! A TCP socket that counts the written bytes. Below TLS, these are the bytes of TLS records.
 
 use std::io;
 use std::io::Read as _;
@@ -19,11 +18,12 @@ pub(crate) struct Socket {
     pub shared: Arc<SharedSocket>,
 }
 
-/// A socket and its counters, also for code that only asks for the progress of a peer.
+/// A socket with the number of written bytes. Code that only asks for the progress of a peer shares
+/// it with the [`Socket`].
 pub(crate) struct SharedSocket {
     pub stream: TcpStream,
-    /// The bytes that our kernel has taken since the connection was made. The number never
-    /// decreases.
+    /// The number of bytes that our kernel has taken since the connection was made. The number
+    /// never decreases.
     written: AtomicU64,
     /// `true` if the next read must ask the kernel for data, even if the async runtime does not
     /// know yet that there is something to read.
@@ -31,12 +31,12 @@ pub(crate) struct SharedSocket {
 }
 
 impl SharedSocket {
-    /// Returns the bytes that our kernel has taken since the connection was made.
+    /// Returns the number of bytes that our kernel has taken since the connection was made.
     pub(crate) fn written(&self) -> u64 {
         self.written.load(Ordering::Relaxed)
     }
 
-    /// Returns the bytes that the peer's kernel has acknowledged since the connection was made.
+    /// Returns how many bytes the peer's kernel has acknowledged since the connection was made.
     pub(crate) fn acknowledged(&self) -> io::Result<u64> {
         Ok(self.written().saturating_sub(net::unacknowledged(&self.stream)?))
     }
@@ -48,8 +48,7 @@ impl Socket {
         Self { shared: Arc::new(SharedSocket { stream, written, asks }) }
     }
 
-    /// Calls `write` as soon as the socket takes bytes, and counts the written bytes. Returns the
-    /// result of the write.
+    /// Calls `write` once the socket takes bytes, counts the written bytes, and returns the result.
     fn poll_write_with(
         &self,
         cx: &mut Context<'_>,
@@ -87,8 +86,9 @@ impl AsyncRead for Socket {
             let (mut read, room) = (0, buf.remaining());
             let tried = stream.try_io(Interest::READABLE, || {
                 read = stream.try_read_buf(buf)?;
-                // A short read took everything that had arrived. After `WouldBlock`, the runtime
-                // does not ask the socket again before more has arrived.
+                // A read that does not fill the buffer took everything that had arrived.
+                // `WouldBlock` tells the runtime not to ask the socket again before more bytes have
+                // arrived.
                 if 0 < read && read < room { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
             });
             match tried {

@@ -44,7 +44,6 @@ fn what_the_config_does_not_name_cannot_be_opened() {
         fs::write(spool.join("new"), "event").unwrap();
         fs::rename(spool.join("new"), spool.join("segments/1")).unwrap();
         fs::remove_file(spool.join("segments/1")).unwrap();
-        // Name lookups and metrics still work.
         fs::read("/proc/self/stat").unwrap();
         assert!(std::net::ToSocketAddrs::to_socket_addrs("localhost:1").is_ok());
 

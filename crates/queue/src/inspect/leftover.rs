@@ -20,7 +20,7 @@ const DEAD_LETTERS: &str = "dead-letter";
 /// The events of a queue's directory that outputs have not finished.
 #[derive(Debug, Clone)]
 pub struct Leftover {
-    /// A name that does not change: the identity (32 hexadecimal digits), or without one the
+    /// A name that does not change: the identity (32 hexadecimal digits) or, if there is none, the
     /// checksum of the first segment's header, such as `unnamed-1a2b3c4d`.
     pub queue: String,
     /// The state of the cursors file. If it is missing or damaged, all events count as unfinished.
@@ -61,8 +61,9 @@ impl Directory {
         RealDisk::is_locked(&self.root).map_err(|error| self.failed(disk::LOCK, error))
     }
 
-    /// Returns the events that at least one output (or this one) has not finished. If the cursors
-    /// file is missing or damaged, these are all stored events, whatever `output` is.
+    /// Returns the events that `output` has not finished or, if it is `None`, that at least one
+    /// output has not finished. If the cursors file is missing or damaged, these are all stored
+    /// events, whatever `output` is.
     ///
     /// # Errors
     ///
@@ -82,7 +83,8 @@ impl Directory {
         };
         let begin = place.map_or(summary.first, |place| place.position);
         let outputs = contents.into_iter().flat_map(|contents| &contents.outputs);
-        // The summary has the bytes of each output's backlog. One of these backlogs begins here.
+        // The summary has the number of bytes of each output's backlog. One of them begins at
+        // `begin`.
         let at = |name: &String| contents.and_then(|contents| contents.outputs.get(name));
         let backlogs = summary.outputs.iter().filter(|output| at(&output.name).copied() == place);
         Ok(Leftover {
@@ -99,8 +101,8 @@ impl Directory {
         })
     }
 
-    /// Returns the number of events that this output (`None`: any output) has set aside. An event
-    /// at or after an output's place does not count: the output gets it from the log.
+    /// Returns the number of events that `output` (`None`: any output) has set aside. An event at
+    /// or after an output's place does not count: the output gets it from the log.
     pub(super) fn aside(
         &self,
         contents: Option<&Contents>,
@@ -117,9 +119,9 @@ impl Directory {
         Ok(counted.sum())
     }
 
-    /// Passes all undamaged lines from `from` on and all faults to `tell`, oldest first. With
-    /// `output`, only events that this output has not finished can count as missing. Returns the
-    /// totals.
+    /// Passes all undamaged lines from `from` on, and all faults, to `tell`, the oldest first. If
+    /// `output` is `Some`, only events that this output has not finished can count as missing.
+    /// Returns the totals.
     ///
     /// # Errors
     ///

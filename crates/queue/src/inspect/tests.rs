@@ -1,5 +1,5 @@
-//! The commands on directories that are whole, torn, damaged or incomplete, and while a relay
-//! changes the directory at the worst moments.
+//! The inspection commands on directories that are whole, torn, damaged or incomplete, and while a
+//! relay changes the directory at the worst moments.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,8 +16,8 @@ use testing::simulated_disk::{Operation, SimulatedDisk};
 /// The length of each event's line, in bytes.
 const LINE: u64 = 100;
 
-/// Returns the time at which the event at a position was received, in milliseconds since 1970. It
-/// is before now.
+/// Returns the time at which the event at a position was received, in milliseconds since 1970:
+/// about 1,000 seconds ago.
 fn received(position: u64) -> u64 {
     now() - 1_000_000 + position
 }
@@ -43,13 +43,11 @@ struct Log {
     end: u64,
     /// The active segment, and the offset after its last record.
     active: Option<(Arc<dyn File>, u64)>,
-    /// The seed of the active segment.
     seed: Seed,
     /// The segment, the offset and the positions of each record.
     records: Vec<(String, u64, Range<u64>)>,
 }
 
-/// The bytes that are reserved for the active segment.
 const RESERVED: u64 = 16 * BLOCK;
 
 impl Log {
@@ -140,7 +138,6 @@ impl Log {
         on(Arc::new(self.disk.clone()))
     }
 
-    /// Overwrites a part of a file.
     fn put(&self, name: &str, offset: u64, bytes: &[u8]) {
         self.disk.open(name, Access::Write).unwrap().write_at(&[bytes], offset).unwrap();
     }
@@ -315,7 +312,7 @@ fn what_is_left_over_begins_at_the_lowest_cursor_or_at_the_one_that_is_asked_for
     let dropped = |from, to| holes.dropped_in(Position::new(from)..Position::new(to));
     assert_eq!([dropped(0, 182), dropped(100, 182), dropped(128, 182)], [64, 28, 0]);
 
-    // Without a usable cursors file all stored events are left over, also for a single output.
+    // Without a usable cursors file all stored events are left over, even if one output is named.
     log.disk.remove(cursors::FILE).unwrap();
     for output in [None, Some("fast"), Some("nobody")] {
         let all = left(output).unwrap();
@@ -464,7 +461,7 @@ fn a_segment_that_was_about_to_be_made_is_no_damage() {
     let file = log.disk.create(&segment::file_name(Position::new(log.end)), RESERVED).unwrap();
     file.write_at(&[b"not a header"], 0).unwrap();
     assert_eq!(log.verify().1, Vec::<String>::new());
-    // By the cursors file, the segment held events.
+    // The cursors file says that the segment held events.
     log.cursors(&[("slow", 182)], &[], 190);
     assert_eq!(log.verify().1.len(), 2);
     assert_eq!(log.directory().summary().unwrap().end, 190);
@@ -712,7 +709,6 @@ impl fmt::Debug for Busy {
     }
 }
 
-/// A file of [`Busy`].
 #[derive(Debug)]
 struct BusyFile {
     disk: Busy,

@@ -5,8 +5,8 @@
 //! missing.
 //!
 //! Missing events count only if an output still needs them, and if the relay has not dropped and
-//! counted them itself. The cursors file is read again before they are reported, because a running
-//! relay may just have deleted a segment that is no longer needed.
+//! counted them. The cursors file is read again before missing events are reported, because a
+//! running relay may just have deleted a segment that is no longer needed.
 
 use std::ops::Range;
 
@@ -36,7 +36,8 @@ pub(super) struct Walk<'a, 't> {
     directory: &'a Directory,
     want: Want<'a>,
     tell: &'a mut Tell<'t>,
-    /// The first position that is still needed. `None` if that is unknown, and all count as needed.
+    /// The first position that is still needed. `None` if unknown: all positions count as needed
+    /// then.
     floor: Option<Position>,
     holes: Vec<Hole>,
     /// The position that the next event must have if none is missing.
@@ -88,7 +89,7 @@ impl<'a, 't> Walk<'a, 't> {
         Ok(self.verdict)
     }
 
-    /// Sets which events are needed, if the contents of the cursors file are known.
+    /// Sets which events are needed, unless the contents of the cursors file are unknown (`None`).
     fn believe(&mut self, contents: Option<&Contents>) {
         let Some(contents) = contents else { return };
         let output = self.want.output.and_then(|name| contents.outputs.get(name));
@@ -227,7 +228,7 @@ impl<'a, 't> Walk<'a, 't> {
     }
 
     /// Passes the lines of a record from `want.from` on. Long lines are read a second time for
-    /// this. Returns `false` if the checksum is then wrong: the lines were passed already.
+    /// this. Returns `false` if the checksum is wrong at that time, although the lines were passed.
     fn lines(&mut self, scan: &mut Scan<'_>, record: &Record) -> Result<bool, Error> {
         let header = record.header;
         let passed = self.want.from.saturating_since(header.first);
@@ -270,8 +271,9 @@ pub(super) fn open(
     SegmentFile { file, first, seed, reused, size: u64::MAX, limit }
 }
 
-/// Reads the end of the last segment, from `known` on. Repeats this while there is damage, because
-/// a relay may be writing there. `byte`: the byte number at which the segment begins.
+/// Reads the end of the last segment, from `known` on. While there is damage, reads it several
+/// times, because a relay may be writing there. `byte`: the byte number at which the segment
+/// begins.
 pub(super) fn tail(segment: &SegmentFile<'_>, byte: u64, known: Known) -> Tail {
     let (offset, position) = place_of(segment, known.end.position);
     let mut attempts = ATTEMPTS;

@@ -11,8 +11,8 @@ use audit::{LevelCounts, ListEnds};
 use base::position::Position;
 use config::BATCH_OVERHEAD;
 
-/// The offset of every 64th line is kept, so that a search for a line in a large batch begins near
-/// it and not at the start of the batch. 64 lines of 1.5 KB are 96 KB to search.
+/// The number of lines from one kept offset to the next. A search for a line in a large batch
+/// begins at such an offset: 64 lines of 1.5 KB are 96 KB to search.
 const LINES_PER_MARK: usize = 64;
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -99,7 +99,8 @@ impl Record {
         self.first < claim.end && claim.start < self.end()
     }
 
-    /// Returns the offset in `lines` of the event at this position; after the batch, their length.
+    /// Returns the offset in `lines` of the event at this position; behind the batch, that of the
+    /// end.
     fn offset(&mut self, position: Position) -> usize {
         let Ok(line) = usize::try_from(position.saturating_since(self.first)) else {
             return self.lines.len();
@@ -137,7 +138,8 @@ impl Record {
         Amount { events: end - start, bytes: bytes as u64 }
     }
 
-    /// Returns the events from `start` to `end`: as lines, or with `lists` as a part of the list.
+    /// Returns the events from `start` to `end`: as lines or, if `lists` is `true` and the batch is
+    /// a list, as a part of the list.
     pub(super) fn slice(
         &mut self,
         start: Position,

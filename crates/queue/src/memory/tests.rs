@@ -42,7 +42,7 @@ fn batch(events: &[String]) -> Append {
     Append { lines: Bytes::from(lines), events: count, levels: LevelCounts::default(), list: None }
 }
 
-/// Returns the same batch as a part of a JSON list, as it is received.
+/// Makes a batch of these events: a JSON list, as it is received.
 fn list(events: &[String]) -> Append {
     let offset = |index: usize| events[..index].iter().map(|event| event.len() + 1).sum::<usize>();
     let ends =

@@ -16,12 +16,10 @@ const FIRST_BYTE: u64 = 70_000;
 
 const CHECKS: [Check; 2] = [Check::Headers, Check::Lines];
 
-/// The seed of the segment of these tests.
 fn seed() -> Seed {
     Seed::of(FIRST)
 }
 
-/// Converts an offset into an index of bytes in memory.
 fn index(offset: u64) -> usize {
     usize::try_from(offset).expect("a small file")
 }
@@ -47,7 +45,6 @@ impl Written {
 struct Segment {
     bytes: Vec<u8>,
     records: Vec<Written>,
-    /// The offset of each group.
     groups: Vec<u64>,
 }
 
@@ -101,7 +98,6 @@ impl Segment {
         (disk, file)
     }
 
-    /// Returns the record that holds this byte, or `None`.
     fn at(&self, offset: u64) -> Option<&Written> {
         self.records.iter().find(|record| record.bytes().contains(&offset))
     }
@@ -236,7 +232,7 @@ fn the_example_of_the_page_is_a_segment() {
     assert_eq!(seed, Seed(0xa410), "as the table says");
 }
 
-/// The page gives these two as an example of segments that only their positions tell apart.
+/// The page has these two seeds as an example of segments that only their positions tell apart.
 #[test]
 fn two_seeds_may_be_equal_across_a_multiple_of_2_32() {
     let of = |first| Seed::of(Position::new(first));
@@ -350,9 +346,9 @@ fn files_are_named_by_their_first_position() {
     }
 }
 
-/// Method: every byte of the records, and some of those between, is changed, one at a time: each
-/// byte of a header in six ways, any other byte in one of these ways. A scan must find every other
-/// record, and must report the record that holds the byte as damaged.
+/// Method: every byte of the records, and some bytes between them, are changed, one at a time: each
+/// byte of a header in six ways, any other byte in one of these ways. A scan must report the record
+/// that holds the byte as damaged, and must find every other record.
 #[test]
 fn any_changed_byte_costs_its_record_and_nothing_else() {
     let segment = segment();
@@ -360,7 +356,7 @@ fn any_changed_byte_costs_its_record_and_nothing_else() {
     let (mut changes, mut of_records) = (0, 0);
     for offset in FIRST_RECORD..segment.bytes.len() as u64 {
         let hit = segment.at(offset);
-        // Most bytes between records are far from them, and one in 41 of these is enough.
+        // Every 41st of the bytes that are neither in a record nor directly after one is enough.
         if hit.is_none() && offset % 41 > 0 && segment.at(offset - 1).is_none() {
             continue;
         }

@@ -11,8 +11,8 @@ use base::position::Position;
 /// The first position and the size of a removed segment, whose file may still exist.
 pub(super) type Removed = (Position, u64);
 
-/// One spare file is for the next segment, the other one for a queue that fills segments faster
-/// than files are made.
+/// The largest number of spare files: one for the next segment, and one in case the queue fills
+/// segments faster than files are made.
 pub(super) const SPARES_MAX: usize = 2;
 
 pub(super) const SPARE: &str = ".spare";
@@ -70,9 +70,9 @@ pub(super) fn next_number(files: &[(String, u64)], suffix: &str) -> u64 {
 /// - `abandoned`: the file of a large request body that will not become a segment, or an unwanted
 ///   spare file.
 ///
-/// `files` does not change with the state of a file, but only when bytes are reserved for a file,
-/// or when a file is made, cut or deleted. It must never be less than what the files take: the
-/// queue could then exceed `queue.max_bytes` unnoticed.
+/// A change of a file's state does not change `files`: it changes only when bytes are reserved for
+/// a file, or when a file is made, cut or deleted. It must never be less than what the files take:
+/// the queue could then exceed `queue.max_bytes` unnoticed.
 ///
 /// The other counters are plans for the batches that wait for the writer. A batch that fits into
 /// `segment_free` is planned in the last segment, and any other one begins a new segment, which
@@ -84,9 +84,7 @@ pub(super) struct Accounting {
     files: u64,
     /// The part of `files` for large request bodies that are arriving or wait to become segments.
     incoming: u64,
-    /// Removed segments that are not deleted yet, without the stuck ones.
     pending_delete: Vec<Removed>,
-    /// Removed segments that could not be deleted.
     stuck: Vec<Removed>,
     /// The names and sizes of the abandoned files, which the upkeep deletes.
     abandoned: Vec<(String, u64)>,
@@ -96,17 +94,17 @@ pub(super) struct Accounting {
     segment_free: u64,
     /// The bytes of segments that are planned for batches and not made yet.
     reserved_new: u64,
-    /// A higher limit in bytes, from before a change of `queue.max_bytes`, as long as segments that
-    /// were planned under it may still be made. Otherwise 0.
+    /// The highest limit in bytes under which planned segments were planned, if `queue.max_bytes`
+    /// has changed since. 0 if there are no such segments.
     reserved_limit: u64,
-    /// The group of batches that the writer has taken.
     in_hand: InHand,
 }
 
-/// The group of batches that the writer has taken. All numbers are 0 once it is stored or refused.
+/// The group of batches that the writer has taken. All numbers are 0 when there is none.
 #[derive(Debug, Default)]
 struct InHand {
-    /// The size of the new segment that the group begins. 0 without one, or once it is made.
+    /// The size of the new segment that the group begins. 0 if it begins none, or once that is
+    /// made.
     reserved: u64,
     /// The upper limit for the bytes that the group takes in its segment.
     needed: u64,
@@ -156,12 +154,12 @@ impl Accounting {
         &self.abandoned
     }
 
-    /// Returns the bytes that become free with the deletion of the files in `pending_delete`.
+    /// Returns the number of bytes that become free when the files in `pending_delete` are deleted.
     pub(super) fn pending_bytes(&self) -> u64 {
         self.pending_delete.iter().map(|(_, size)| size).sum()
     }
 
-    /// Returns `true` if a removed segment still has the name of a segment that begins at `first`.
+    /// Returns `true` if the file of a removed segment that began at `first` may still exist.
     pub(super) fn has_name(&self, first: Position) -> bool {
         self.pending_delete.iter().any(|(other, _)| *other == first) || self.is_stuck(first)
     }
@@ -177,7 +175,7 @@ impl Accounting {
         self.files += size;
     }
 
-    /// Counts the file of a new segment that never becomes a part of the log.
+    /// Counts the file of a new segment that will not be a part of the log, as one to delete.
     pub(super) fn made_in_vain(&mut self, first: Position, size: u64) {
         self.files += size;
         self.retire(first, size);
@@ -339,7 +337,7 @@ impl Accounting {
         }
     }
 
-    /// Keeps the limit `usable` when it changes, for segments that are planned under it.
+    /// Records the limit `usable` before it changes, for the segments that are planned under it.
     pub(super) fn keep_limit(&mut self, usable: u64) {
         if self.reserved_new > 0 {
             self.reserved_limit = usable.max(self.reserved_limit);
@@ -372,8 +370,8 @@ impl Accounting {
         }
     }
 
-    /// Counts that the writer has stored its group. `given`: planned bytes that the group did not
-    /// use.
+    /// Records that the writer has stored its group. `given`: the planned bytes that the group did
+    /// not use, and that are free for other batches now.
     pub(super) fn published(&mut self, given: u64) {
         self.in_hand = InHand::default();
         self.segment_free += given;

@@ -1,4 +1,4 @@
-//! Reads the events that an output has delivered already and that are still in files. After a
+//! A reader of the events that an output has delivered and that are still in files. After a
 //! restart, the output rebuilds its deduplication window from them.
 //!
 //! The reader reads on threads that may block, a few megabytes at a time, and changes nothing in
@@ -24,15 +24,15 @@ use base::disk::{Access, File};
 use base::mutant;
 use base::position::Position;
 
-/// The reader begins at most this many bytes of lines before the first unfinished event. A disk
-/// reads 256 MiB in a second or two, and a busy cluster sends them in some minutes.
+/// The greatest number of bytes of lines from the reader's start to the first unfinished event. A
+/// disk reads 256 MiB in a second or two, and a busy cluster sends them in some minutes.
 const BYTES_MAX: u64 = if cfg!(test) { 64 << 10 } else { 256 << 20 };
 
 /// The limits of a read. Events outside them are not returned.
 #[derive(Debug, Clone, Copy)]
 struct Limits {
     end: Position,
-    /// The smallest byte number (the number of bytes of all lines before a line in the log).
+    /// The smallest byte number of a piece.
     byte: u64,
     /// The earliest time of acceptance, in ms since 1970.
     since: u64,
@@ -41,15 +41,13 @@ struct Limits {
 /// A reader of events before an output's watermark, oldest first.
 ///
 /// The output's delivery loop owns the reader while it fills the deduplication window, and may drop
-/// the reader at any time. If a read hangs because the disk does not answer, nobody waits for it.
+/// the reader at any time. If a read hangs because the disk does not respond, nobody waits for it.
 pub struct Before {
     shared: Arc<Shared>,
     limits: Limits,
     at: Position,
     spot: Option<Spot>,
-    /// Pieces that were read and not returned yet.
     pieces: VecDeque<Piece>,
-    /// The running read; `None` if there is none.
     reading: Option<AbortOnDropHandle<Option<Part>>>,
 }
 
@@ -169,7 +167,7 @@ impl Shared {
         };
         let pieces = self.compared(loaded.pieces).into_iter();
         let pieces = pieces.filter(is_wanted).map(within).collect();
-        // The next read always begins after this one, so that reading comes to an end.
+        // The next read always begins after this one, so that the reader comes to an end.
         let next = loaded.next.filter(|next| next.position > job.from);
         let at = next.map_or(job.segment.end.position, |next| next.position);
         Some((pieces, at, next))

@@ -27,8 +27,8 @@ use base::mutant;
 use base::position::Position;
 use telemetry::Loss;
 
-/// The cursors file is written at once when this many bytes of lines have become final since its
-/// last write. With fewer bytes, it is written a second after its last write.
+/// The number of final bytes of lines for which the upkeep saves the cursors file immediately. With
+/// fewer bytes, it saves the file a second after the last save.
 pub(super) const UNSAVED_MAX: u64 = 64 << 20;
 
 /// The smallest read of lines that are sent again, in bytes, unless [`LogState::chunk`] is smaller.
@@ -37,7 +37,7 @@ const FETCH_MIN: u64 = 64 << 10;
 /// The pause after a failed read.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Events that could not be read for this long count as lost. A shorter outage costs no events.
+/// The time for which reads are retried before the events count as lost.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The shortest time between two log lines about failed reads.
@@ -56,7 +56,6 @@ pub(crate) struct Note {
     first_byte: u64,
     /// The time when the claim's first event was received, in ms since 1970.
     received: u64,
-    /// The place in a file where the claim's lines begin.
     spot: Spot,
 }
 
@@ -90,16 +89,16 @@ pub(crate) struct CursorState {
     resend: Resend,
     /// The output's place in the saved cursors file. [`Position::START`] before the first save.
     pub(super) noted: Position,
-    /// Which events before the watermark the consumer has. `since` is the position after the last
-    /// event that was not delivered, and may be after the watermark.
+    /// The events before the watermark that the consumer has. `since` is the position after the
+    /// last event that was not delivered, and may be after the watermark.
     pub(super) history: History,
     /// Gaps after the watermark that this output has counted as lost already.
     pub(super) counted: Vec<Hole>,
-    /// The finished events whose evidence is not durable yet. `None` without evidence.
+    /// The finished events whose evidence is not durable yet. `None` if no evidence is recorded.
     pub(crate) unrecorded: Option<Unrecorded>,
-    /// The number of events that the output has set aside.
     pub(super) aside: u64,
-    /// Events that were set aside before the start: positions and file sizes, until they are taken.
+    /// The positions and file sizes of events that were set aside before the start, until they are
+    /// taken.
     pub(super) found: Vec<(Position, u64)>,
     pub(super) start: i64,
     pub(super) gone: bool,
@@ -119,15 +118,14 @@ pub(super) struct Ahead {
     pieces: VecDeque<Piece>,
     /// The place of the next read. `None` if it must search from the beginning of a segment.
     pub(super) spot: Option<Spot>,
-    /// A number that rises when lines in memory are forgotten or a segment is dropped, so that the
-    /// result of a running read is discarded.
+    /// A number that rises when lines in memory are forgotten or a segment is dropped. The result
+    /// of a read that was started with another number is discarded.
     epoch: u64,
 }
 
-/// The state of the claim that is sent again next and whose lines are not in the tail. The output
-/// asks ([`Cursor::redeliver`]) until it gets the lines.
+/// The lines of the claim that is sent again next, if they are not in the tail. The output asks
+/// ([`Cursor::redeliver`]) until it gets them.
 enum Resend {
-    /// Nothing must be read.
     Idle,
     /// The lines of this claim must be read from a file.
     Wanted {
@@ -136,7 +134,6 @@ enum Resend {
         /// several claims has found that lines are missing.
         alone: bool,
     },
-    /// The lines were read.
     Fetched {
         /// The positions of the lines: the wanted claim, and often later ones.
         range: Claim,
@@ -302,7 +299,7 @@ impl CursorState {
     }
 
     /// Moves the cursor past a dropped segment. Returns the number of events that this output loses
-    /// and has not counted yet. A later answer for an event on the wire is not counted.
+    /// and has not counted yet. A later response to an event on the wire is not counted.
     pub(super) fn drop_segment(&mut self, segment: &Segment) -> u64 {
         let dropped = segment.positions();
         if self.claims.watermark() >= dropped.end {
@@ -338,7 +335,8 @@ impl CursorState {
         missed
     }
 
-    /// From the first of these positions on, forgets the pieces in memory, to be read again.
+    /// Forgets the pieces in memory, from the first one with these positions on. They are read
+    /// again.
     pub(super) fn forget_pieces_of(&mut self, positions: Range<Position>) {
         let holds = |piece: &Piece| piece.first < positions.end && positions.start < piece.end();
         if let Some(index) = self.ahead.pieces.iter().position(holds) {
@@ -356,7 +354,8 @@ impl CursorState {
         })
     }
 
-    /// Moves the cursor past a gap. `dropped`: how many of its events were counted at a drop.
+    /// Moves the cursor past a gap. `dropped`: the number of events in the gap that were counted
+    /// when their segments were dropped.
     fn pass_gap(&mut self, gap: &Piece, dropped: u64) {
         self.count_missing(gap, dropped);
         let reason = if gap.is_tampered { TAMPERED } else { DAMAGED };
@@ -427,7 +426,7 @@ fn left(claim: Claim, gaps: &[Hole]) -> u64 {
 }
 
 impl SpoolState {
-    /// Claims the next events of a cursor in memory, and passes gaps before them.
+    /// Claims the next events of a cursor that are in memory. First passes the gaps before them.
     fn next(&mut self, index: usize, take: Take, lists: bool) -> Option<Batch> {
         let Self { log, writing } = self;
         let mut taken: Option<(Batch, Note)> = None;
@@ -522,7 +521,7 @@ impl LogState {
         }
         let cursor = &self.cursors[index];
         match cursor.resend {
-            // The output hears of these lines first.
+            // The output gets these lines first.
             Resend::Fetched { is_news: true, .. } => return ReadPlan::Ready,
             Resend::Wanted { claim, alone } => {
                 let entry = cursor.claims.overlapping(claim.start..claim.end).next();
@@ -551,7 +550,7 @@ impl LogState {
         self.read_on(index)
     }
 
-    /// Returns how a cursor gets the lines after those in its memory. `Ready` means from the tail.
+    /// Returns how a cursor gets the lines that follow those in its memory. `Ready`: from the tail.
     fn read_on(&self, index: usize) -> ReadPlan {
         let cursor = &self.cursors[index];
         let ahead = cursor.ahead_until().position;
@@ -569,7 +568,7 @@ impl LogState {
         self.job(cursor.ahead.epoch, spot, ahead, None, self.chunk)
     }
 
-    /// Plans a read in the segment of `spot`: the positions `from..to`, or without `to` about
+    /// Plans a read in the segment of `spot`: the positions `from..to` or, if `to` is `None`, about
     /// `chunk` bytes. If the log has no such segment, the result is a gap up to the next one.
     fn job(
         &self,
@@ -597,8 +596,8 @@ enum ReadPlan {
 }
 
 impl Shared {
-    /// Gives a cursor the result of a read. Damage is counted in any case, if the log still has the
-    /// segment. The lines are discarded if the cursor has another epoch now.
+    /// Gives a cursor the result of a read. If the log still has the segment, new damage is
+    /// counted. The lines are discarded if the cursor has another epoch now.
     fn apply(&self, index: usize, epoch: u64, loaded: Loaded) {
         let mut state = self.lock();
         for damage in &loaded.damages {
@@ -664,7 +663,7 @@ impl Shared {
             }
         }
         if is_all_missing {
-            // The claim stays wanted until the output has heard that it is gone.
+            // The claim stays wanted until [`Cursor::redeliver`] has returned `Gone`.
             if let Some(entry) = cursor.claims.find(claim) {
                 entry.stage = Stage::Dropped;
                 let byte = entry.note.first_byte;
@@ -697,11 +696,11 @@ impl Shared {
     }
 }
 
-/// One output's handle to its cursor, owned by the output's delivery loop.
+/// One output's handle to its cursor, owned by the output's delivery loop. The state is in
+/// [`CursorState`], under the spool's lock; the handle holds only what needs no lock.
 ///
-/// The state is in [`CursorState`], under the spool's lock. The handle holds only what needs no
-/// lock. At most one read from a file runs at a time. The next one is started when less than half a
-/// chunk (the bytes of one read) is left in memory, so that the disk works while the output sends.
+/// At most one read from a file runs at a time. The next one is started when less than half a chunk
+/// (the bytes of one read) is left in memory, so that the disk works while the output sends.
 pub struct Cursor {
     shared: Arc<Shared>,
     index: usize,
@@ -1143,7 +1142,7 @@ impl Cursor {
 /// Functions that tests call instead of [`Cursor::readable`], which waits and needs threads.
 #[cfg(test)]
 impl Cursor {
-    /// Returns `true` if [`Cursor::readable`] would return at once.
+    /// Returns `true` if [`Cursor::readable`] would return without a wait.
     pub(super) fn is_ready(&self) -> bool {
         matches!(self.read_plan(), ReadPlan::Ready)
     }

@@ -3,14 +3,14 @@
 //! An [`Incoming`] takes the lines while the body arrives, and writes them as the records of a
 //! segment whose positions are not known yet. When the body is complete, `Queue::append_incoming`
 //! lets the file wait for the writer thread, behind other waiting batches. The writer then fills in
-//! the positions, and renames the file to the log's next segment. The sender hears that the body is
-//! safe only after the new name is synced, and a start deletes files that were not renamed. A crash
-//! at any moment therefore leaves all of the body in the log, or nothing.
+//! the positions, and renames the file, which becomes the last segment of the log. The sender is
+//! told that the body is safe only after the new name is synced, and a start deletes files that
+//! were not renamed. A crash at any moment therefore leaves all of the body in the log, or nothing.
 //!
-//! The bytes of the file count in `queue.max_bytes` from their reservation on, which is before they
-//! are written. The upkeep deletes the file of a dropped [`Incoming`].
+//! The bytes of the file count in `queue.max_bytes` as soon as they are reserved, before they are
+//! written. If an [`Incoming`] is dropped, the upkeep deletes its file.
 //!
-//! All methods block on the disk.
+//! The methods that store and sync lines block on the disk.
 
 use std::io;
 use std::sync::{Arc, PoisonError};
@@ -26,8 +26,8 @@ use audit::LevelCounts;
 use base::disk::{File, SEGMENTS};
 use base::mutant;
 
-/// The file is synced each time after this many bytes of lines. With rarer syncs, the page cache
-/// would fill, and one long sync at the end would delay the small writes of the writer thread.
+/// The number of bytes of lines from one sync of the file to the next. With rarer syncs, one long
+/// sync at the end would delay the small writes of the writer thread.
 const SYNC_BYTES: u64 = if cfg!(test) { 6 << 10 } else { 16 << 20 };
 
 pub(super) const SUFFIX: &str = ".incoming";
@@ -65,7 +65,8 @@ pub(super) struct IncomingFile {
 /// dropped.
 pub struct Incoming {
     shared: Arc<Shared>,
-    /// `None` before the first lines, once the queue has the file, and if the body is dropped.
+    /// `None` before the first lines, once the queue has taken the file, and if the body is
+    /// dropped.
     file: Option<IncomingFile>,
     unsynced: u64,
     /// The number of all events so far, even if they are dropped.
@@ -74,14 +75,14 @@ pub struct Incoming {
     bytes: u64,
     /// `true` if the queue is full with `drop_newest`, so that the events are only counted.
     pub(super) is_dropped: bool,
-    /// `true` if segments were dropped for this body, so that none are dropped for another one.
+    /// `true` if segments were dropped for this body. Meanwhile none are dropped for another body.
     is_dropper: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Room {
     Reserved,
-    /// There is no room until the upkeep has deleted segments: the caller must try again then.
+    /// There is no room until the upkeep has deleted segments. The caller must then try again.
     Later,
     /// The queue is full with `drop_newest`: the events are counted as dropped and not stored.
     Dropped,
@@ -120,7 +121,7 @@ impl Incoming {
         Ok(())
     }
 
-    /// Reserves the bytes of a record with these lines, without a wait.
+    /// Reserves the bytes of a record with these lines. Does not wait for the upkeep.
     pub(super) fn try_reserve(&mut self, lines: &[u8]) -> Result<Room, Refused> {
         if self.is_dropped {
             return Ok(Room::Dropped);
@@ -292,7 +293,7 @@ impl Queue {
         let shared = &self.shared;
         let mut state = shared.lock();
         if let Err(refused) = state.writing.takes() {
-            // `incoming` takes the lock when it is dropped at the return.
+            // When `incoming` is dropped at the return, it takes the lock.
             drop(state);
             return Err(refused);
         }

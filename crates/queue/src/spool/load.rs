@@ -64,7 +64,7 @@ impl Piece {
         self.lines.len() as u64 + self.missing
     }
 
-    /// Returns the events as lines. With `lists`, a part of a list stays as it is, with its ends.
+    /// Returns the events as lines. If `lists` is `true`, a part of a list stays a list.
     pub(super) fn text(self, lists: bool) -> (Bytes, Option<ListEnds>) {
         match self.ends {
             Some(ends) if !lists => (lines_of(&self.lines, &ends), None),
@@ -72,7 +72,7 @@ impl Piece {
         }
     }
 
-    /// Cuts off as many events as `take` allows, at least one, and returns them.
+    /// Cuts as many events off the front as `take` allows, at least one, and returns them.
     pub(super) fn cut(&mut self, take: Take) -> Self {
         let (bytes, events) = take.front_of(&self.lines, self.ends.as_ref());
         let front = Self { events, lines: self.lines.split_to(bytes), ..self.clone() };
@@ -90,7 +90,7 @@ impl Piece {
     }
 }
 
-/// Returns the events of a record in memory that have these positions.
+/// Returns the piece of a record in memory that has these positions.
 pub(super) fn piece_of(record: &TailRecord, positions: Range<Position>) -> Piece {
     let (start, end) =
         (positions.start.max(record.first.position), positions.end.min(record.end()));
@@ -120,7 +120,7 @@ pub(super) fn piece_of(record: &TailRecord, positions: Range<Position>) -> Piece
 
 #[derive(Debug)]
 pub(super) struct Job {
-    /// The epoch of the cursor. If it has changed when the read ends, the lines are discarded.
+    /// The epoch of the cursor. If it has changed at the end of the read, the lines are discarded.
     pub(super) epoch: u64,
     /// The place where reading begins: at the event `from` or before it.
     pub(super) spot: Spot,
@@ -128,10 +128,10 @@ pub(super) struct Job {
     /// The position after the last wanted event. `None` if the read ends after about `chunk` bytes.
     pub(super) to: Option<Position>,
     pub(super) chunk: u64,
-    /// The segment as it was when the read was planned. Its known damage is not reported again. An
-    /// `offset` of 0 means that the log has no such segment, and all events are missing.
+    /// The segment as it was when the read was planned. Its known damage is not reported again. If
+    /// the log has no such segment, `offset` is 0, and all events are missing.
     pub(super) segment: Segment,
-    /// `true` if the read fails when a part of the file can't be read, and is retried later.
+    /// `true` if the read fails when a part of the file can't be read; the caller then retries it.
     /// Otherwise such a part counts as damaged.
     pub(super) patient: bool,
 }
@@ -149,8 +149,8 @@ pub(super) struct Loaded {
 }
 
 impl Shared {
-    /// Reads the events of a job from a file, and reports new damage. Without the file, the result
-    /// is a gap. Fails if the file can't be opened, or if a part of it can't be read and the job is
+    /// Reads the events of a job from a file, and reports new damage. A missing file results in a
+    /// gap. Fails if the file can't be opened, or if a part of it can't be read and the job is
     /// patient.
     pub(super) fn read(&self, job: &Job) -> io::Result<Loaded> {
         let name = segment::file_name(job.segment.first.position);
@@ -214,8 +214,8 @@ pub(super) fn read_what_is_there(job: &Job, file: &dyn File) -> Loaded {
     reader.loaded
 }
 
-/// Logs and counts damage, and copies the damaged bytes to `quarantine/`, as far as there is room.
-/// `capacity`: the limit for the bytes of all copies.
+/// Logs damage, and copies the damaged bytes to `quarantine/`, as far as there is room. The caller
+/// counts the damage. `capacity`: the limit for the bytes of all copies.
 pub(super) fn set_aside(
     disk: &dyn Disk,
     file: &dyn File,
@@ -338,8 +338,8 @@ impl<'a> Reader<'a> {
         self.has_read_all &= scan.has_read_all();
     }
 
-    /// Reads records while the job wants more events. Without a last position (`to`), only records
-    /// that are in memory are read after the first lines.
+    /// Reads records while the job wants more events. If the job has no last position (`to`), only
+    /// records that are already in memory are read after the first lines.
     fn read_on(&mut self, scan: &mut Scan<'_>) {
         let job = self.job;
         while self.wants() && (self.loaded.pieces.is_empty() || job.to.is_some() || scan.is_ahead())
@@ -351,7 +351,8 @@ impl<'a> Reader<'a> {
                 Some(Found::Record(record)) => match &record.lines {
                     Some(lines) => self.take(&record, lines),
                     None => {
-                        // The scan has just verified this record. The wanted part is read again.
+                        // The scan has verified this record, which is too long for memory. The part
+                        // is read again.
                         let line = match job.spot {
                             spot if spot.line > 0 && spot.offset == record.offset => {
                                 (spot.line, spot.position)
@@ -473,9 +474,8 @@ impl<'a> Reader<'a> {
         false
     }
 
-    /// Reads about `chunk` bytes of the next lines of a long record. Returns them and their number.
-    /// `None` if they have changed since they were verified: the rest of the record is then
-    /// missing.
+    /// Reads about `chunk` bytes of the next lines of a long record. Returns the lines and their
+    /// number. `None` if they have changed since the scan: the rest of the record is then missing.
     fn next_lines(
         &self,
         scan: &mut Scan<'_>,

@@ -1,7 +1,7 @@
 //! The start of the queue: the files in the directory, the place where each output continues, and
 //! the end of the log.
 //!
-//! Nothing is deleted here: files that are not needed are given to the upkeep. Only the last
+//! No segment is deleted here: the upkeep gets those that do not belong to the log. Only the last
 //! segment is read in full. In each other segment the header is read, and, if an output continues
 //! there, the headers of the records before that place.
 //!
@@ -83,14 +83,14 @@ use base::position::Position;
 use base::{disk, mutant};
 use telemetry::{QueueMetrics, Telemetry};
 
-/// The number of bytes that are read and written again at once.
+/// The number of bytes that are read and written again in one step.
 const AGAIN_BYTES: usize = 64 * 1024;
 
 /// The read size where some bytes can't be read, so that the readable pages are found.
 const PAGE: usize = 4096;
 
-/// Opens the queue on a disk. Returns it, a cursor for each of `outputs` in order, and the writer,
-/// which the caller has to run. Damage in the files is not an error.
+/// Opens the queue on a disk. Also returns a cursor for each of `outputs`, in order, and the
+/// writer, which the caller has to run. Damage in the files is not an error.
 pub(super) fn open(
     disk: Arc<dyn Disk>,
     directory: &Path,
@@ -173,7 +173,6 @@ fn failed(
     move |error| OpenError::new(what, path, error)
 }
 
-/// Reads the cursors file, and opens it for writing.
 fn read_cursors(
     disk: &dyn Disk,
     directory: &Path,
@@ -312,8 +311,9 @@ fn join_all(
         let mut cursor = join(state, disk, found, output);
         let backlog = state.log.backlog(&cursor);
         if !output.is_recorder() {
-            // Only whole cursors show that an output is new. Without them, its segments may have
-            // been deleted, so the files are the only copy of events that nobody has counted.
+            // Only whole cursors show that an output is new. Any other output may have set aside
+            // events of deleted segments: the files are then the only copy, and nobody has counted
+            // the events.
             let is_whole = matches!(found, cursors::Found::Whole(_));
             let is_named = found.contents().is_some_and(|it| it.outputs.contains_key(&output.name));
             if let Some(events) = aside.get_mut(&output.name).filter(|_| is_named || !is_whole) {
@@ -396,7 +396,7 @@ fn locate(state: &SpoolState, disk: &dyn Disk, position: Position) -> Option<(Sp
     scan.skip_to(position);
     let Some(Found::Record(record)) = scan.next() else { return None };
     let Record { offset, header, .. } = record;
-    // If another record is found, the wanted one is damaged. Its reader reports that.
+    // If another record is found, the wanted one is damaged. The read of its lines reports that.
     let holds = (header.first..header.end()).contains(&position);
     let spot = Spot { segment: first, offset, line: 0, position: header.first };
     holds.then_some((spot, header.received))
@@ -409,7 +409,7 @@ struct Log {
     end: LogOffset,
 }
 
-/// Called for each damage, with the segment's file and its first position.
+/// The function that is called for each damage, with the segment's file and first position.
 type Report<'a> = &'a mut dyn FnMut(&dyn File, Position, &Damage);
 
 impl Log {
@@ -602,8 +602,8 @@ fn judge_last(
     Ok(end)
 }
 
-/// Writes bytes again unchanged. If their sync has failed, the kernel counts them as stored, and
-/// the next sync would not store them. Unreadable bytes are skipped: they count as damage.
+/// Writes bytes again unchanged. If a sync of them has failed before, the kernel takes them for
+/// stored, and a sync alone does not store them. Unreadable bytes are skipped: they are damage.
 fn write_again(file: &dyn File, bytes: Range<u64>) -> io::Result<()> {
     let mut buffer = vec![0; AGAIN_BYTES];
     let (mut offset, mut most) = (bytes.start, AGAIN_BYTES);
@@ -616,7 +616,7 @@ fn write_again(file: &dyn File, bytes: Range<u64>) -> io::Result<()> {
                 file.write_at(&[&room[..count]], offset)?;
                 offset += count as u64;
             }
-            // The readable parts of these bytes are found one by one.
+            // In smaller steps, the readable parts of these bytes are found.
             Err(_) if most > PAGE => most = PAGE,
             Err(_) => offset += room.len() as u64,
         }

@@ -75,13 +75,13 @@ pub(super) struct LogState {
     pub(super) end: LogOffset,
     pub(super) tail: VecDeque<TailRecord>,
     tail_bytes: u64,
-    /// The number of bytes that a cursor reads at once. It falls with the number of cursors.
+    /// The number of bytes of one read of a cursor. The more cursors there are, the smaller it is.
     pub(super) chunk: u64,
     pub(super) cursors: Slab<CursorState>,
     pub(super) departed: Departed,
     /// The number of events that were stored since the start.
     pub(super) accepted: u64,
-    /// The dropped ranges of the log, in order. Their unfinished events were counted as lost.
+    /// The dropped ranges of the log, in order. Each output has counted what it lost by them.
     pub(super) holes: Vec<Hole>,
     /// `true` while the relay drains, so that cursors hand out no more events.
     pub(super) draining: bool,
@@ -89,12 +89,11 @@ pub(super) struct LogState {
     pub(super) abandoned: bool,
     /// Notified when an output has finished events. `None` without an evidence recorder.
     pub(super) finished_wakes: Option<Arc<Notify>>,
-    /// Positions whose events the evidence recorder may not find although they are not lost: they
-    /// were dropped, or all outputs had finished them before the start.
+    /// Ranges of positions for [`crate::Cursor::take_given_up`].
     pub(super) given_up: Vec<Range<Position>>,
-    /// The outputs that have left, each with the first position that was not meant for it.
+    /// The outputs that have left, for [`crate::Cursor::take_left`].
     pub(super) left: BTreeMap<String, Position>,
-    /// The outputs that have left and whose places stay in the cursors file for their evidence.
+    /// The outputs that have left, but stay in the cursors file until their evidence is durable.
     pub(super) leaving: Vec<(String, Unrecorded)>,
 }
 
@@ -110,7 +109,7 @@ pub(super) struct LogState {
 ///   it, up to the next one with `opens`, go into the same segment and fit there
 ///   ([`Accounting::check`]).
 /// - While the disk has an error, no batch waits: the writer refuses all waiting batches when it
-///   notes the error, and later batches are refused at once.
+///   notes the error, and `append` refuses later ones.
 pub(super) struct WriterState {
     pub(super) accounting: Accounting,
     pub(super) waiting: VecDeque<Waiting>,
@@ -118,8 +117,8 @@ pub(super) struct WriterState {
     pub(super) arrivals: u64,
     pub(super) segment_bytes: u64,
     pub(super) when_full: WhenFull,
-    /// `true` after the log has said that the queue is full. `false` again when less than four
-    /// fifths of `queue.max_bytes` are needed.
+    /// `true` from the log line that the queue is full until less than four fifths of
+    /// `queue.max_bytes` are needed.
     pub(super) told_full: bool,
     pub(super) bodies: Bodies,
     pub(super) health: Health,
@@ -127,7 +126,7 @@ pub(super) struct WriterState {
     pub(super) saving: Saving,
     /// `true` if the queue takes no more batches, and the threads end.
     pub(super) closed: bool,
-    /// Events that were acknowledged and dropped with `drop_newest`, for the evidence recorder.
+    /// The number for [`crate::Cursor::take_unplaced`].
     pub(super) unplaced: u64,
 }
 
@@ -141,15 +140,15 @@ pub(super) struct Bodies {
 
 #[derive(Default)]
 pub(super) struct Health {
-    /// The last error, because of which nothing can be stored; `None` if the disk works.
+    /// The last error, which keeps batches from being stored; `None` if the disk works.
     pub(super) error: Option<String>,
     /// The time when the writer thread began its present step. `None` while it waits.
     pub(super) busy: Option<Instant>,
-    /// `true` if the log says that the disk does not answer.
+    /// `true` if it was logged that the disk does not respond.
     pub(super) hangs_told: bool,
-    /// `true` if the last write of the file `synced` has failed, so that the file may name events
-    /// that were refused. At startup they would count as acknowledged, and as lost if their file is
-    /// gone. Until the file names the log's end again, nothing behind that end is deleted, and no
+    /// `true` if the last write of the file `synced` has failed. The file may then name events that
+    /// were refused. At startup they would count as acknowledged, and as lost if their file is
+    /// gone. Until the file names the log's end again, no file behind that end is deleted, and no
     /// segment is begun.
     pub(super) note_is_unknown: bool,
 }
@@ -160,16 +159,17 @@ pub(super) struct Chores {
     pub(super) ended: Vec<Written>,
     /// `true` if an arriving large body waits for the deletion of segments.
     pub(super) reclaim_wanted: bool,
-    /// `true` if the upkeep could not make the next segment. It waits for the writer to make one.
+    /// `true` if the upkeep could not make a spare file. It waits until the writer has made a
+    /// segment.
     pub(super) spare_failed: bool,
 }
 
-/// The difference between the cursors file and the state in memory. Invariant: `done <= requested`.
+/// The changes that the cursors file does not have yet. Invariant: `done <= requested`.
 pub(super) struct Saving {
     pub(super) is_dirty: bool,
     /// The bytes of lines that have become final since the last write.
     pub(super) unsaved: u64,
-    /// The number of requests so far for a save at once, because an output joins or leaves.
+    /// The number of requests so far for an immediate save, because an output joins or leaves.
     pub(super) requested: u64,
     /// The number of requests that the last successful save has fulfilled.
     pub(super) done: u64,
@@ -184,9 +184,10 @@ pub(super) struct Segment {
     pub(super) size: u64,
     pub(super) seed: Seed,
     pub(super) reused: bool,
-    /// `true` if no write or sync has failed, and no damage was found. Only such a file is reused.
+    /// `true` if the file may become a spare file: no write, sync or cut has failed, the header was
+    /// whole at startup, and the segment was not made from a large body.
     pub(super) is_sound: bool,
-    /// The offsets of the known damage, which is counted once, even if several cursors read it.
+    /// The offsets of the known damage. Damage is counted once, even if several cursors read it.
     pub(super) damaged: BTreeSet<u64>,
     pub(super) active: bool,
     /// The time when the writer stopped writing to the segment (or of the startup that found it),
@@ -199,7 +200,7 @@ pub(super) struct TailRecord {
     pub(super) events: u64,
     /// The events, each followed by one `\n`; if `ends` is `Some`, by a comma or `]`.
     pub(super) lines: Bytes,
-    /// `Some` for a part of a JSON list, as it was received. The file has lines.
+    /// `Some` for a part of a JSON list, as it was received. The file holds the events as lines.
     pub(super) ends: Option<ListEnds>,
     /// The time of acceptance in ms since 1970.
     pub(super) received: u64,
@@ -211,7 +212,6 @@ pub(super) struct Waiting {
     pub(super) number: u64,
     /// The batch. Its lines are empty if they are in `incoming`.
     pub(super) append: Append,
-    /// The file of a large body, which becomes a segment.
     pub(super) incoming: Option<IncomingFile>,
     /// The time of acceptance in ms since 1970.
     pub(super) received: u64,
@@ -226,7 +226,7 @@ fn chunk(outputs: usize) -> u64 {
 }
 
 impl SpoolState {
-    /// Checks the end of the log and the places of each cursor, in the shipped program too: with a
+    /// Checks the end of the log and the places of each cursor, in release builds too. With a
     /// cursor at a wrong place, events would be lost or sent twice, and no counter would say so.
     ///
     /// # Panics
@@ -270,7 +270,8 @@ impl SpoolState {
         }
     }
 
-    /// Returns `true` if the queue is full, no batch waits, and the required outputs need no event.
+    /// Returns `true` if the active segment should be ended for its room: the queue is full, no
+    /// batch waits, and the required outputs have finished all events.
     pub(super) fn can_seal_for_room(&self) -> bool {
         mutant!("full-queue-never-empties", self.writing.told_full, false)
             && self.writing.waiting.is_empty()
@@ -306,7 +307,7 @@ impl SpoolState {
             && self.log.finished().next().is_some()
     }
 
-    /// Returns `true` if batches are stored, and the next segment is not ready.
+    /// Returns `true` if batches can be stored, and the next segment has no spare file of its size.
     fn lacks_spare(&self) -> bool {
         let Self { log, writing } = self;
         writing.health.error.is_none()
@@ -321,8 +322,8 @@ impl SpoolState {
         self.writing.accounting.taken() + self.writing.next_size() <= usable
     }
 
-    /// Returns the bytes that can be freed without a loss: finished segments (even if an output
-    /// wants to keep them), removed segments that are not stuck, and spare files.
+    /// Returns the number of bytes that can be freed without a loss: finished segments (even if an
+    /// output wants to keep them), removed segments that are not stuck, and spare files.
     pub(super) fn reclaimable(&self) -> u64 {
         self.writing.accounting.pending_bytes()
             + self.writing.accounting.spare_bytes()
@@ -342,7 +343,6 @@ impl SpoolState {
         log.join_holes();
     }
 
-    /// Adds the cursor of an output that joins. Returns its index.
     pub(super) fn insert_cursor(&mut self, mut cursor: CursorState) -> usize {
         cursor.output.show_keeping(self.writing.when_full);
         let wakes = self.log.finished_wakes.clone().filter(|_| !cursor.output.is_recorder());
@@ -390,7 +390,8 @@ impl LogState {
         self.leaving.iter_mut().map(|(name, it)| (name.as_str(), it)).chain(here)
     }
 
-    /// Returns the first position that is not finished, or whose evidence is not durable.
+    /// Returns the first position that some output has not finished, or whose evidence is not
+    /// durable. If there is none, returns the end of the log.
     pub(super) fn watermark(&self) -> Position {
         let places = self.cursors.iter().map(|(_, cursor)| cursor.saved().position);
         let leaving = self.leaving.iter().filter_map(|(_, it)| it.first());
@@ -422,7 +423,7 @@ impl LogState {
             .take_while(move |segment| !segment.active && segment.end.position <= watermark)
     }
 
-    /// Returns the bytes of the segments that only optional outputs need.
+    /// Returns the number of bytes of the segments that only optional outputs need.
     pub(super) fn spare_bytes(&self) -> u64 {
         let (needed, held) = (self.required_watermark(), self.watermark());
         let behind = self.segments.iter().skip_while(|segment| segment.end.position <= held);
@@ -430,9 +431,9 @@ impl LogState {
         spare.map(|segment| segment.size).sum()
     }
 
-    /// Returns the bytes of segments that no required output needs: whole segments, which can be
-    /// deleted, dropped or ended for their room; and of the active segment the bytes that are not
-    /// written yet, and the finished share of the written ones.
+    /// Returns the number of bytes in segments that no required output needs. A segment without a
+    /// needed event counts as a whole, because it can be deleted, dropped or ended. If the active
+    /// segment is needed, its unwritten bytes count, and the finished share of the written ones.
     pub(super) fn unneeded_bytes(&self) -> u64 {
         let needed = self.required_watermark();
         let of = |segment: &Segment| {
@@ -538,7 +539,7 @@ impl LogState {
         (gained >= bytes).then_some(chosen)
     }
 
-    /// Counts the loss of a dropped segment, and moves it from the log to the holes.
+    /// Counts the loss of a segment that was taken out of the log, and adds it to the holes.
     fn lose(&mut self, segment: &Segment, metrics: &QueueMetrics) {
         let mut dropped = DropCount::default();
         for (_, cursor) in &mut self.cursors {
@@ -576,9 +577,9 @@ impl LogState {
         }
     }
 
-    /// Sorts the holes, and joins adjacent ones if there are more than [`HOLES_MAX`], so that drops
-    /// in a row take one entry. If a cursor's place lies inside a joined hole, the bytes of its
-    /// backlog are too low. The number of events is right.
+    /// Sorts the holes. If there are more than [`HOLES_MAX`], joins adjacent ones, so that a row of
+    /// drops takes one entry. If a cursor's place is inside a joined hole, the number of bytes in
+    /// its backlog is too low, but the number of events is right.
     fn join_holes(&mut self) {
         self.holes.sort_unstable_by_key(|hole| hole.start);
         if self.holes.len() > HOLES_MAX {
@@ -593,7 +594,7 @@ impl LogState {
     }
 
     pub(super) fn begin_segment(&mut self, segment: Segment) {
-        // Without this check, positions could be given twice, or to no event.
+        // Otherwise positions could be given twice, or to no event.
         let (first, end) = (segment.first, self.end);
         assert!(first == end, "{} does not begin at {}", first.position, end.position);
         assert!(self.segments.back().is_none_or(|last| !last.active), "the last one is ended");
@@ -613,8 +614,8 @@ impl LogState {
         (at, self.end)
     }
 
-    /// Adds a record to the tail, and moves the oldest ones to `evicted`, which the caller drops
-    /// after it has released the lock, because freeing a large record takes a while.
+    /// Adds a record to the tail, and moves the oldest ones to `evicted`. The caller drops these
+    /// after it has released the lock, because to free a large record takes a while.
     pub(super) fn remember(&mut self, record: TailRecord, evicted: &mut Vec<TailRecord>) {
         // A cursor finds its record in the tail by its position.
         let last = self.tail.back().map(TailRecord::end);
@@ -640,7 +641,7 @@ impl LogState {
         let offset = |cursor: &CursorState| (cursor.output.name.clone(), cursor.saved());
         let mut outputs: BTreeMap<_, _> = self.outputs().map(offset).collect();
         for (name, unrecorded) in &self.leaving {
-            // An output of the same name that has joined again begins after the earlier one.
+            // If an output of the same name has joined again, it begins after the earlier one.
             if let Some(first) = unrecorded.first()
                 && (outputs.len() < cursors::OUTPUTS_MAX || outputs.contains_key(name))
             {
@@ -666,7 +667,7 @@ impl LogState {
 }
 
 impl WriterState {
-    /// Makes the state of a queue whose directory is empty. The cursors file is saved first.
+    /// Makes the state of a queue without files. The cursors file counts as out of date.
     pub(super) fn new(config: &config::Queue) -> Self {
         Self {
             accounting: Accounting::default(),
@@ -722,7 +723,7 @@ impl WriterState {
     }
 
     /// Removes all waiting batches. The caller corrects the plans in `accounting` under the same
-    /// lock, and answers the senders after it has released the lock.
+    /// lock, and responds to the senders after it has released the lock.
     pub(super) fn clear_line(&mut self) -> Vec<Waiting> {
         let mut cleared: Vec<Waiting> = self.waiting.drain(..).collect();
         cleared.iter_mut().for_each(|waiting| self.discard(waiting));
@@ -737,8 +738,8 @@ impl WriterState {
 }
 
 impl Health {
-    /// Returns why nothing can be stored: the last error, or that the writer thread has been at one
-    /// step for more than [`HANGS`]. `None` if batches can be stored.
+    /// Returns the reason why nothing can be stored: the last error, or that one step of the writer
+    /// thread has taken more than [`HANGS`]. `None` if batches can be stored.
     pub(super) fn fault(&self) -> Option<String> {
         let hangs = self.busy.map(|since| since.elapsed()).filter(|busy| *busy > HANGS);
         let hangs = hangs.map(|busy| format!("the disk has not answered for {} s", busy.as_secs()));
@@ -752,8 +753,8 @@ impl Saving {
         !std::mem::replace(&mut self.is_dirty, true)
     }
 
-    /// Requests a save of the cursors file at once. The request is fulfilled when `done` reaches
-    /// the returned number.
+    /// Requests an immediate save of the cursors file, done when `done` reaches the returned
+    /// number.
     pub(super) fn ask(&mut self) -> u64 {
         self.is_dirty = true;
         self.requested += 1;

@@ -68,8 +68,8 @@ struct Scene {
 }
 
 impl Scene {
-    /// Opens the queue with these outputs, each of which is required or not. `change` changes the
-    /// last one.
+    /// Opens the queue with these outputs: the name of each, and `true` if it is required. `change`
+    /// changes the last one.
     fn open(
         disk: SimulatedDisk,
         config: &config::Queue,
@@ -100,7 +100,7 @@ impl Scene {
         self.queue.append(Append { lines, events, levels, list: None })
     }
 
-    /// Appends one event of this many bytes and writes it. Returns the answer to its sender.
+    /// Appends one event of this many bytes and writes it. Returns the response to its sender.
     fn send(&mut self, bytes: usize) -> Result<(), Refused> {
         let mut ticket = self.append(1, bytes)?;
         self.work(Step::Commit);
@@ -143,7 +143,7 @@ fn append(mut lines: Vec<u8>, events: u64, is_list: bool) -> Append {
     Append { lines: Bytes::from(lines), events, levels: LevelCounts::default(), list }
 }
 
-/// Appends an event's line to `lines`: its number and letters, `length` bytes in all.
+/// Appends the line of an event to `lines`, `length` bytes in all: its number, and then letters.
 fn write_line(number: u64, length: usize, lines: &mut Vec<u8>) {
     let begin = lines.len();
     lines.extend(number.to_string().bytes());

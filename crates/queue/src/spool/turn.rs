@@ -10,7 +10,7 @@ use super::Shared;
 
 pub(super) enum Turn<Action> {
     Do(Action),
-    /// Wait until this time, or with `None` until the thread is woken.
+    /// Wait until this time or, if it is `None`, until the thread is woken.
     Wait(Option<Instant>),
     /// End, because the queue is closed.
     End,
@@ -22,8 +22,8 @@ pub(super) fn wait(until: Option<Instant>) -> Duration {
     left.min(Duration::from_secs(3600))
 }
 
-/// Notices a panic of the thread that owns this value. The queue then refuses all batches, so that
-/// no sender waits for this thread, and the relay ends.
+/// A guard that notices a panic of the thread that owns it. The queue then refuses all batches, so
+/// that no sender waits for this thread, and the relay ends.
 pub(super) struct NoticePanic(pub(super) Arc<Shared>);
 
 impl Drop for NoticePanic {

@@ -1,8 +1,8 @@
 //! The events that an output has finished and whose evidence is not durable yet.
 //!
-//! With evidence, the output's place in the cursors file stays before these events, and the files
-//! of the log are kept. After a crash the output sends the events again, and the evidence says so.
-//! Without evidence, nothing here runs.
+//! If evidence is recorded, the output's place in the cursors file stays before these events, and
+//! the files of the log are kept. After a crash the output sends the events again, and the evidence
+//! says so. Otherwise nothing here runs.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -14,20 +14,21 @@ use crate::contract::{Claim, Fates, Finished, Outcome, now};
 use crate::segment::LogOffset;
 use base::position::Position;
 
-/// At most this many items of each output wait for the evidence recorder: ranges, and the hashes
-/// and fates of single events. They take about 60 MB. Further ranges are not kept, and their events
-/// are sent again after a restart. Adjacent ranges are usually joined.
+/// The largest number of items of one output that wait for the evidence recorder: ranges, and the
+/// hashes and fates of single events. They take about 60 MB. Further ranges are not kept, and their
+/// events are sent again after a restart.
 const WAITING_MAX: usize = 1 << 20;
 
 #[derive(Default)]
 pub(crate) struct Unrecorded {
-    /// The first position and the end of each range, with its place in the log. The key of a joined
-    /// range keeps the end of its first part. Settled events of dropped segments are not here.
+    /// The first position and the end of each range, with its place in the log. A range that was
+    /// joined of several has the end of the first. Settled events of dropped segments are not here.
     places: BTreeMap<(Position, Position), Place>,
     /// The ranges that begin in a dropped segment and may end in a later one: the first position of
     /// each, and the place where the later segment begins.
     behind_drops: Vec<(Position, LogOffset)>,
-    /// The first finished event that was not kept, because too much waits. It is never reset.
+    /// The place of the first finished event that was not kept, because too much waits. Never
+    /// reset.
     not_kept: Option<LogOffset>,
     finished: Vec<Finished>,
     /// The number of ranges, hashes and fates in `finished`.
@@ -74,8 +75,8 @@ impl Unrecorded {
         self.wakes.notify_one();
     }
 
-    /// Records that an event which was set aside is decided. The output's place does not stay
-    /// before it, because the event's file survives a crash.
+    /// Records that an event which was set aside is decided. The output's place in the cursors file
+    /// does not wait for this evidence, because the event's file survives a crash.
     pub(super) fn decided(&mut self, output: &str, position: Position, fates: Fates) {
         let claim = Claim { start: position, end: position.next() };
         let weight = 1 + fates.sent.len() + fates.not_delivered.len();
@@ -123,7 +124,7 @@ impl Unrecorded {
     }
 
     /// Forgets settled events of a dropped segment: they can't be sent again, and after a crash
-    /// they must not look lost. `end`: the first event behind them that is not dropped.
+    /// they must not look lost. `end`: the first place after the segment that is not dropped.
     pub(super) fn leave(&mut self, dropped: Range<Position>, end: LogOffset) {
         let begin_there = (dropped.start, Position::START)..(dropped.end, Position::START);
         let settled = self.places.range(begin_there).filter(|(_, place)| !place.is_loss);
@@ -133,7 +134,7 @@ impl Unrecorded {
         }
         let (inside, mut others): (Vec<_>, Vec<_>) =
             self.behind_drops.drain(..).partition(|(_, place)| dropped.contains(&place.position));
-        // Ranges do not overlap: all but the last one that begin here also end here.
+        // Ranges do not overlap: of those that begin in the segment, only the last may end later.
         let last = settled.last().map(|(start, _)| *start);
         let last = last.or(inside.iter().map(|(start, _)| *start).max());
         others.extend(last.map(|start| (start, end)));

@@ -1,8 +1,8 @@
-//! The upkeep of the spool's files: saves the cursors file, deletes or recycles segments, and makes
-//! the next segment ahead of time.
+//! The upkeep of the spool's files: it saves the cursors file, deletes or recycles segments, and
+//! makes the next segment ahead of time.
 //!
-//! The upkeep has its own thread, so that no sender waits for it: to make, delete or cut a file of
-//! 64 MiB takes 20 ms and more, and the writer thread answers several hundred batches in that time.
+//! The upkeep has its own thread, so that no sender waits for it. To make, delete or cut a file of
+//! 64 MiB takes at least 20 ms, in which the writer thread stores several hundred batches.
 
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -31,15 +31,15 @@ const RECLAIM_EVERY: Duration = Duration::from_millis(250);
 /// The time from a failed deletion of a file to the next attempt, unless room is needed.
 const AGAIN: Duration = if cfg!(test) { Duration::ZERO } else { Duration::from_secs(5) };
 
-/// The longest time between two looks at finished segments that outputs want to keep. The thread
-/// does not sleep longer, because the clock or the settings may change.
+/// The longest sleep while outputs want to keep finished segments, because the clock or the
+/// settings may change in the meantime.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 
 /// The pause before the next deletion after the cursors file could not be saved.
 const RECLAIM_RETRY: Duration = Duration::from_secs(5);
 
-/// An ended segment with less unused room than its size divided by this number is not cut, so that
-/// the file can be reused without an allocation.
+/// An ended segment is cut only if its size divided by this number is unused. Otherwise the file
+/// can be reused without an allocation.
 const UNUSED_PART: u64 = if cfg!(test) { 2 } else { 16 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,32 +59,30 @@ pub(super) struct Written {
     pub(super) first: Position,
 }
 
-/// Which files of ended segments are cut.
+/// The ended segments whose files are cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Cut {
-    /// The files with much unused room. The others can be reused as they are.
+    /// Those with much unused room. The others can be reused as they are.
     Most,
     /// All, because their room is needed, or because the queue ends.
     All,
 }
 
-/// Which of the files that no output needs are deleted.
+/// The choice among the files that no output needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reclaim {
     /// Only the segments that no output wants to keep ([`super::Output::keeps`]). If there is no
     /// room for the next segment, the oldest finished segment is also taken for it.
     Old,
-    /// As [`Reclaim::Old`], and the oldest finished segments until this many bytes are free. Spare
-    /// files are deleted first.
+    /// As [`Reclaim::Old`], then further finished segments, the oldest first, until this many bytes
+    /// are free. Spare files are deleted before them.
     Room(u64),
     /// All finished segments and all spare files.
     All,
 }
 
-/// The upkeep of the spool's files.
-///
-/// Its thread waits until there is work, and then does one [`Chore`] at a time, the most urgent one
-/// first ([`Upkeep::turn`]):
+/// The upkeep of the spool's files. Its thread waits until there is work, and then does one
+/// [`Chore`] at a time, the most urgent one first ([`Upkeep::turn`]):
 ///
 /// 1. prepare: the file of the next segment is made, before the writer needs it.
 /// 2. cut: the unused room of ended segments is freed.
@@ -93,9 +91,9 @@ pub(super) enum Reclaim {
 /// 4. reclaim: segments that no output needs are deleted, or become spare files. Before that, the
 ///    cursors file is saved, so that no place in it lies in such a file.
 ///
-/// The writer thread also calls the methods when it needs room or a file at once. The mutex around
-/// this value lets only one of the two threads in. It is locked while files are changed, and never
-/// by another thread, so no sender and no output waits for it.
+/// The writer thread also calls the methods when it needs room or a file immediately. The mutex
+/// around this value lets only one of the two threads in. It is locked while files are changed, and
+/// never by another thread, so no sender and no output waits for it.
 ///
 /// A segment must not be deleted or reused while the cursors file on disk still says that an output
 /// needs it.
@@ -103,20 +101,19 @@ pub(super) struct Upkeep {
     shared: Arc<Shared>,
     cursors: Cursors,
     saved_end: Position,
-    /// The earliest time of the next save, unless an output joins or leaves before.
+    /// The earliest time of the next save that nobody has requested.
     save_at: Instant,
-    /// The last request (`Saving::requested`) before the last attempt to save, even if that failed.
+    /// The number of requests (`Saving::requested`) that the last attempt to save was to fulfil,
+    /// even if the attempt failed.
     save_attempted: u64,
     /// `true` until the cursors file has every output's name. No batch is stored before that.
     pub(super) is_unnamed: bool,
     reclaim_at: Instant,
     /// The earliest time of the next attempt for files that could not be deleted.
     again_at: Instant,
-    /// `true` if the log says that some files can't be deleted.
     told_stuck: bool,
-    /// `true` if the log says that delivered segments can't be deleted at present.
+    /// `true` if it was logged that delivered segments can't be deleted at present.
     told_kept: bool,
-    /// `true` if the log says that the cursors file can't be written.
     told_unsaved: bool,
 }
 
@@ -203,8 +200,8 @@ impl Upkeep {
         }
     }
 
-    /// Does the last work: cuts ended segments, saves the cursors file if it is out of date (then
-    /// with the exact places), and deletes spare files and unwanted segments.
+    /// Does the last work: cuts ended segments, saves the cursors file if it is out of date, and
+    /// deletes spare files and segments that no output needs.
     pub(super) fn end(&mut self) {
         self.cut(Cut::All);
         let outdated = {
@@ -327,9 +324,8 @@ impl Upkeep {
         self.saved_end = end;
     }
 
-    /// Deletes finished segments, as far as `which` says, and dropped ones. Saves the cursors file
-    /// first, because no place in it may lie in a deleted file. One failure does not stop the
-    /// others.
+    /// Deletes dropped segments, and the finished ones that `which` chooses. Saves the cursors file
+    /// first: no place in it may lie in a deleted file. One failure does not stop the others.
     pub(super) fn reclaim(&mut self, which: Reclaim) -> io::Result<()> {
         self.reclaim_at = Instant::now() + RECLAIM_EVERY;
         if which == Reclaim::All {
@@ -373,7 +369,8 @@ impl Upkeep {
         self.shared.disk.sync_directory(SEGMENTS)
     }
 
-    /// Removes the chosen segments from the log. Some of them become a [`Spare`] file.
+    /// Removes the segments that `which` chooses from the log. Returns all removed segments whose
+    /// files are to be deleted now, each with the spare file that it is to become, if any.
     fn choose(&self, which: Reclaim) -> Vec<(Removed, Option<Spare>)> {
         let mut guard = self.shared.lock();
         let wants_kept = guard.wants_kept(self.shared.usable());
@@ -431,7 +428,8 @@ impl Upkeep {
         removed.map(|file| (file, spare(file))).collect()
     }
 
-    /// Makes a removed segment a spare file. `false` after an error, or if it may still be read.
+    /// Makes a removed segment a spare file. `false` after an error, or if somebody may read the
+    /// file.
     fn recycle(&self, file: Removed, spare: Spare) -> bool {
         let name = segment::file_name(file.0);
         let recycled = self.shared.disk.recycle(&name, &spare.name());
@@ -462,8 +460,8 @@ impl Upkeep {
         }
     }
 
-    /// Deletes the abandoned files, in which no cursor has a place. Returns whether files were
-    /// deleted, and the first error.
+    /// Deletes the abandoned files, in which no cursor has a place. Returns `true` if at least one
+    /// was deleted, and the first error.
     fn remove_abandoned(&self) -> (bool, Option<io::Error>) {
         let abandoned = self.shared.lock().writing.accounting.abandoned().to_vec();
         let (mut gone, mut failed) = (false, None);

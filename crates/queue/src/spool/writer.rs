@@ -1,7 +1,7 @@
 //! The thread that writes groups of batches, and begins and ends segments.
 //!
-//! Only this thread writes events. It holds the state's lock only to take work and to publish the
-//! outcome. The upkeep ([`super::upkeep`]) does all work for which no sender has to wait.
+//! Only this thread writes to the segments of the log. It holds the state's lock only to take work
+//! and to publish the outcome. Work for which no sender has to wait is left to [`super::upkeep`].
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -30,13 +30,12 @@ use base::mutant;
 
 const ZEROS: [u8; 4096] = [0; 4096];
 
-/// The largest group of several batches in bytes, which is written from one buffer: six batches of
-/// 400 events of 0.8 KB. Further waiting batches become the next group.
+/// The largest size of a group of several batches in bytes: about six batches of 400 events of 0.8
+/// KB. Such a group is written from one buffer. Further waiting batches become the next group.
 pub(super) const GROUP_BYTES: u64 = if cfg!(test) { 12 << 10 } else { 2 << 20 };
 
-/// Lines are copied, and their checksum is computed, in steps of this many bytes, so that a step is
-/// still in the CPU's first-level cache for the checksum. The checksum library takes as much in one
-/// turn.
+/// The number of bytes that are copied before their checksum is computed: so few that the CPU's
+/// first-level cache still has them. The checksum library takes as many in one turn.
 const STEP: usize = if cfg!(test) { 1 << 10 } else { 24 << 10 };
 
 /// The pause after the first error. It doubles with each further error.
@@ -44,39 +43,37 @@ const RETRY_MIN: Duration = Duration::from_millis(250);
 /// The longest pause after an error.
 const RETRY_MAX: Duration = Duration::from_secs(5);
 
-/// The writer thread.
-///
-/// The thread waits until there is work, and then does one [`Step`] at a time, the most urgent one
-/// first ([`Writer::turn`]):
+/// The writer thread. It waits until there is work, and then does one [`Step`] at a time, the most
+/// urgent one first ([`Writer::turn`]):
 ///
 /// 1. probe: a test after an error. No batch is stored until a new segment can be made and synced.
 ///    The writer tries this with pauses of [`RETRY_MIN`] to [`RETRY_MAX`].
 /// 2. commit: the first waiting batches form a group, which is written with one write, synced, and
-///    published. Batches that arrive in the meantime become the next group. A group ends before a
+///    published. Batches that arrive in the meantime wait for the next group. A group ends before a
 ///    batch that begins a new segment.
 /// 3. seal: the active segment is ended, because the queue is full and its room is needed.
 ///
-/// After a failed write or sync nobody knows what the file contains after the segment's last
-/// record: the kernel may have forgotten data that it did not write, and the next sync does not
+/// After a failed write or sync, the content of the file after the segment's last record is
+/// unknown. The kernel may have forgotten data that it did not write, and the next sync does not
 /// report this. The writer therefore never writes to this segment again. The failed group and all
 /// waiting batches get [`Refused::Disk`]. The positions of the failed group are given to the next
 /// batches, because nobody was told of them.
 ///
 /// A batch must not be acknowledged, or visible to a cursor, before it is synced. A write must not
-/// touch a block with acknowledged bytes. If the disk does not answer, nobody waits for the thread:
-/// the process may end before it.
+/// touch a block with acknowledged bytes. Nobody waits for this thread if the disk does not
+/// respond: the process may end before the thread does.
 pub(super) struct Writer {
     shared: Arc<Shared>,
     pub(super) upkeep: Arc<Mutex<Upkeep>>,
-    /// The file that says up to where the log is synced.
     synced: SyncedFile,
     /// The memory from which groups are written. `None` before the first group.
     buffer: Option<Aligned>,
-    /// The segment that is written to. `None` at startup and after an error.
+    /// The segment that is written to. `None` at startup, after an error, and while the last
+    /// segment of the log is ended.
     active: Option<Written>,
-    /// The least size in bytes of the next probe's segment, with room for the largest batch of the
-    /// group that has failed; 0 after a success. It is ignored when all required outputs have
-    /// finished all events.
+    /// The smallest size in bytes of the segment that a probe makes, with room for the largest
+    /// batch of the group that has failed. 0 after a success. It is ignored when the required
+    /// outputs have finished all events.
     retry_segment_bytes: u64,
     retry_at: Instant,
     pause: Duration,
@@ -84,11 +81,8 @@ pub(super) struct Writer {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
-    /// Write the first group of waiting batches.
     Commit,
-    /// End the active segment for its room.
     Seal,
-    /// Find out whether batches can be stored again after an error.
     Probe,
 }
 
@@ -107,8 +101,8 @@ impl Writer {
         }
     }
 
-    /// Writes the cursors file for the first time, with every output in it. If the disk is full or
-    /// fails, also returns `Ok`: the writer tries again later, and stores no batch before that.
+    /// Writes the cursors file for the first time, with every output in it. Also returns `Ok` if
+    /// the disk is full or fails: the writer then tries again, and stores no batch before that.
     ///
     /// # Errors
     ///
@@ -125,13 +119,13 @@ impl Writer {
         Ok(())
     }
 
-    /// Waits for the end of the upkeep's present chore, and prevents the next one. The caller must
-    /// not hold the lock of the state.
+    /// Locks the upkeep: waits for the end of its present chore, and keeps the next one from
+    /// beginning. The caller must not hold the lock of the state.
     fn upkeep(&self) -> MutexGuard<'_, Upkeep> {
         lock(&self.upkeep)
     }
 
-    /// Does one step after the other until the queue is closed, and then the last work.
+    /// Does one step after the other until the queue is closed, and then [`Writer::end`].
     pub(super) fn run(mut self) {
         let shared = Arc::clone(&self.shared);
         let _panic = NoticePanic(Arc::clone(&shared));
@@ -157,7 +151,7 @@ impl Writer {
         }
     }
 
-    /// Returns the next action, in the order of [`Writer`].
+    /// Returns the next action, in the order that [`Writer`] documents.
     fn turn(&self, state: &SpoolState) -> Turn<Step> {
         let has_fault = state.writing.health.error.is_some();
         if state.writing.closed {
@@ -192,8 +186,8 @@ impl Writer {
         self.upkeep().perform(chore);
     }
 
-    /// Writes and syncs the first group of waiting batches, and answers its senders. The group has
-    /// at most [`GROUP_BYTES`], unless its first batch alone is larger, and ends before a later
+    /// Writes and syncs the first group of waiting batches, and responds to its senders. The group
+    /// has at most [`GROUP_BYTES`], unless its first batch alone is larger, and ends before a later
     /// batch that begins a new segment.
     fn commit(&mut self) {
         let mut group: Vec<Waiting> = {
@@ -239,7 +233,7 @@ impl Writer {
         }
     }
 
-    /// Makes the file of a large body a segment of the log, and answers the sender.
+    /// Makes the file of a large body a segment of the log, and responds to the sender.
     fn commit_incoming(&mut self, group: Vec<Waiting>, file: &IncomingFile) {
         let received = group.first().map_or_else(now, |waiting| waiting.received);
         let end = self.make_way();
@@ -287,7 +281,7 @@ impl Writer {
 
     /// Renames the file of a large body to the segment from `end` to `place`. After an error the
     /// file must be deleted, because nobody was told that the body is safe. If possible, it first
-    /// gets back its old name, because a start deletes files with such a name.
+    /// gets its old name back, because a start deletes files with such a name.
     fn adopt(
         &mut self,
         incoming: &IncomingFile,
@@ -330,7 +324,7 @@ impl Writer {
         let size = group.iter().map(|it| RECORD_HEADER + it.append.lines.len() as u64).sum::<u64>();
         let size = size.next_multiple_of(BLOCK);
         let mut buffer = match &mut self.buffer {
-            // A longer batch is written directly from its memory, and is never a list.
+            // A larger batch is written directly from its memory, and is never a list.
             _ if size > GROUP_BYTES => None,
             Some(buffer) => Some(buffer),
             none => Some(none.insert(Aligned::new(length(GROUP_BYTES))?)),
@@ -387,7 +381,7 @@ impl Writer {
         noted
     }
 
-    /// Repeats the last note if it has failed. See `Health`.
+    /// Notes the present end of the log if the last note has failed (`Health::note_is_unknown`).
     fn note_again(&mut self) -> io::Result<()> {
         let synced = {
             let SpoolState { log, writing } = &*self.shared.lock();
@@ -401,8 +395,8 @@ impl Writer {
         self.note(&synced)
     }
 
-    /// Makes a synced group visible to outputs, counts it, keeps its records in the tail, and
-    /// answers the senders.
+    /// Makes a synced group visible to outputs, counts it, adds it to the tail, and tells the
+    /// senders.
     fn publish(&mut self, group: Vec<Waiting>, records: Vec<(u64, RecordHeader)>) {
         self.pause = RETRY_MIN;
         let metrics = &self.shared.metrics;
@@ -441,8 +435,8 @@ impl Writer {
         drop(evicted);
     }
 
-    /// Refuses a group that could not be stored, and all waiting batches. `closes`: a write or sync
-    /// has failed, so the writer must never write to the active segment again.
+    /// Refuses a group that could not be stored, and all waiting batches. `closes` is `true` if a
+    /// write or sync has failed, so that the writer must never write to the active segment again.
     fn refuse(&mut self, group: Vec<Waiting>, what: &str, error: &io::Error, closes: bool) {
         self.shared.metrics.spool.write_errors.increment(1);
         let largest = group.iter().map(Waiting::needed).max().unwrap_or(0);
@@ -501,7 +495,7 @@ impl Writer {
         }
     }
 
-    /// Makes and syncs a new segment or, if the queue is full, only the cursors file.
+    /// Makes and syncs a new segment or, if the queue is full, saves only the cursors file.
     fn try_probe(&mut self) -> io::Result<()> {
         if self.upkeep().is_unnamed {
             self.upkeep().save()?;
@@ -568,8 +562,8 @@ impl Writer {
         })
     }
 
-    /// Makes a spare file the segment that begins at `end`. It gets its new name only after its new
-    /// header is synced.
+    /// Makes a spare file the segment that begins at `end`. The file gets its new name only after
+    /// its new header is synced.
     fn use_spare(&self, spare: Spare, end: LogOffset) -> io::Result<Arc<dyn File>> {
         let disk = &self.shared.disk;
         let old = spare.name();
@@ -590,7 +584,8 @@ impl Writer {
         Ok(file)
     }
 
-    /// Makes the file of the segment that begins at `end`, with a size of at least `least`.
+    /// Makes the file of the segment that begins at `end`, with a size between `least` and `size`.
+    /// Returns the file and its size.
     fn make_segment(
         &mut self,
         end: LogOffset,
@@ -626,8 +621,8 @@ impl Writer {
                     size = (size / 2).next_multiple_of(BLOCK).max(least);
                 }
                 Err(error) if is_full(&error) && self.drop_for_space() => self.reclaim_all()?,
-                // The file is left from a segment that could not be made. Nothing in it was
-                // acknowledged.
+                // The file is left from a segment that could not be made. It has no acknowledged
+                // events.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => disk.remove(&name)?,
                 made => break drop(made?),
             }
@@ -642,8 +637,8 @@ impl Writer {
         })
     }
 
-    /// Returns the place where the next segment begins, after it has made sure that no other file
-    /// has its name.
+    /// Makes sure that no other file has the next segment's name. Returns the place where it
+    /// begins.
     fn make_way(&mut self) -> io::Result<LogOffset> {
         let (end, is_taken) = {
             let mut state = self.shared.lock();
@@ -668,9 +663,8 @@ impl Writer {
         Ok(end)
     }
 
-    /// Finds a segment to delete when the disk is full although `queue.max_bytes` is not reached: a
-    /// finished one, or, if there is none, one that only optional outputs need. The latter is
-    /// dropped. Returns `false` if there is neither.
+    /// Finds segments to delete when the disk is full although `queue.max_bytes` is not reached: if
+    /// none is finished, drops one that only optional outputs need. `false` if there is neither.
     fn drop_for_space(&self) -> bool {
         let mut state = self.shared.lock();
         if state.log.finished().next().is_none() {

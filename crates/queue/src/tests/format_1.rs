@@ -16,7 +16,6 @@ use crate::{Append, Cursor, Disposition, Position, Queue, Take};
 use audit::LevelCounts;
 use telemetry::Telemetry;
 
-/// The number of events in the spool.
 const EVENTS: u64 = 47;
 
 fn fixture() -> PathBuf {

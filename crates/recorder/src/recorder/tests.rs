@@ -87,7 +87,7 @@ impl Machine {
         (machine, cursors.remove(0))
     }
 
-    /// Lets so many events come in.
+    /// Lets `count` events come in.
     fn append(&mut self, count: u64) {
         let lines = (self.events..self.events + count).map(|position| line(position) + "\n");
         let lines = Bytes::from(lines.collect::<String>());
@@ -179,7 +179,7 @@ impl Machine {
     }
 
     /// Checks the log of a recorder that has just opened it: every event before `recorded` has one
-    /// entry, and the hashes of its lines, unless an entry says that they were deleted.
+    /// entry, and a line hash unless an entry says that it was deleted.
     fn assert_whole(&self, work: &Work, recorded: u64) {
         let log = work.state.log().expect("no fault is set");
         assert_eq!(log.store.alarms, [], "nobody else has written");
@@ -222,8 +222,8 @@ impl Machine {
         }
     }
 
-    /// Checks that the file with these ranges without evidence was not deleted too early: the first
-    /// `signed` entries are those that a checkpoint covers.
+    /// Checks that each range without evidence has an entry that a checkpoint covers, so that the
+    /// file with the ranges could be deleted. A checkpoint covers `signed` entries.
     fn assert_off_is_signed(off: &[Positions<u64>], work: &Work, signed: u64) {
         let log = work.state.log().expect("no fault is set");
         let all = entries(&log.store);
@@ -328,7 +328,7 @@ async fn line_hashes_are_deleted_only_when_an_entry_that_is_durable_says_so() {
 #[tokio::test(start_paused = true)]
 async fn old_line_hashes_are_there_until_no_file_names_them() {
     const MAX: u64 = 100 << 10;
-    // More than half of that, so that each range of events fills a file.
+    // The hashes of one range fill a file of 64 KiB, and those of two take more than `MAX`.
     const EVENTS: u64 = 2100;
     for seed in 0..6 {
         for steps in 1.. {

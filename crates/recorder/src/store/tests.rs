@@ -39,12 +39,12 @@ struct Model {
     disk: SimulatedDisk,
     key: SigningKey,
     entries: Vec<Vec<u8>>,
-    /// The number of these entries that were made durable.
+    /// The number of entries, from the first on, that were made durable.
     durable: usize,
     /// The checkpoints that somebody may have seen.
     seen: Vec<Head>,
     made: u64,
-    /// The maximum number of entries that a step makes, and about that of their bytes.
+    /// The maximum number of entries that a step makes, and the approximate maximum of their bytes.
     entries_max: usize,
     bytes_max: usize,
 }
@@ -261,7 +261,7 @@ impl Killed {
     const SIZE: u64 = 13;
 
     fn new() -> Self {
-        // Each of them has the same files.
+        // Each call makes the same files.
         let key = SigningKey::of_seed(ORIGIN, Kind::Note, &[7; 32]).expect("it is a name");
         let disk = SimulatedDisk::new(1);
         let mut store = open(&disk, &key).expect("it is new");
@@ -284,7 +284,7 @@ impl Killed {
         replace(&self.disk, name, bytes).expect("no fault is set");
     }
 
-    /// Removes the files whose names begin like this.
+    /// Removes the files whose names begin with `beginning`.
     fn remove(&self, beginning: &str) {
         let names = self.disk.names().into_iter();
         for name in names.filter(|name| name.starts_with(beginning)) {
@@ -292,8 +292,8 @@ impl Killed {
         }
     }
 
-    /// Opens the log, and checks that it ends with the checkpoint and that an alarm says so, which
-    /// the next start does not raise again.
+    /// Opens the log. Checks that the log ends with the checkpoint, that an alarm says so, and that
+    /// the next start does not raise the alarm again.
     fn assert_cut(&self, why: &str) {
         let mut store = self.open();
         let found = (store.head().size, store.alarms.as_slice(), store.is_cut);
@@ -305,7 +305,7 @@ impl Killed {
     }
 }
 
-/// Returns the content of the file over this log, as somebody can make it who has the key.
+/// Returns the content of an `evidence-head` over this log, as anybody with the key can make it.
 fn made(key: &SigningKey, origin: &str, head: Head, entries: &[&[u8]]) -> Vec<u8> {
     let checkpoint = Checkpoint { origin: origin.to_owned(), head };
     let entries: Vec<_> = entries.iter().map(|entry| entry.to_vec()).collect();
@@ -456,7 +456,7 @@ fn a_log_that_is_shorter_than_the_queue_knows_is_an_alarm() {
     assert_eq!((store.alarms.as_slice(), store.head().size), (&[Alarm::Removed][..], 0));
     assert!(store.is_cut);
 
-    // Both are older, and the tiles of the checkpoint are still there.
+    // The checkpoint and `evidence-head` are older, and the newer tiles are still there.
     let killed = Killed::new();
     let older = killed.disk.contents("evidence/checkpoint");
     let mut store = killed.open();

@@ -28,14 +28,14 @@ pub(super) enum Audience {
     Probes,
     /// Everybody. The page names no user, or asks for a token itself.
     Everybody,
-    /// Everybody who has the token for metrics or that of the readers.
+    /// Everybody who has the token for metrics, or the token of the readers.
     Scrapers,
     /// Everybody who has the token of the readers: the page may name a user.
     Readers,
 }
 
 /// The TLS settings and the tokens of the admin address, as the config and its files have them. A
-/// reload replaces all of them at once.
+/// reload replaces all of them together.
 #[derive(Default)]
 pub struct Access {
     tls: Option<Arc<Server>>,
@@ -43,13 +43,12 @@ pub struct Access {
     rustls: Option<Arc<ServerSettings>>,
     readers: Lock,
     scrapers: Lock,
-    /// The token that opens taps; `None`: nobody can open one.
+    /// The token that opens taps; if it is `None`, nobody can open one.
     pub(super) tap: Option<Token>,
-    /// This token is cancelled when the connections that these settings let in must end.
+    /// Cancelled when the connections that were accepted under these settings must end.
     pub(super) revoked: CancellationToken,
 }
 
-/// The key that opens a page.
 #[derive(Default)]
 enum Lock {
     /// Nothing is needed.
@@ -85,7 +84,8 @@ impl Lock {
 
 impl Access {
     /// Reads the files that `[admin]` names. If neither the certificate files nor the TLS config
-    /// have changed since `current` was read, keeps those TLS settings. Blocks on the disk.
+    /// have changed since `current` was read, keeps the TLS settings of `current`. Blocks on the
+    /// disk.
     ///
     /// # Errors
     ///
@@ -95,7 +95,8 @@ impl Access {
         let before = current.and_then(|current| current.tls.as_ref());
         let tls = config.tls.as_ref().map(|tls| Server::read(tls, before)).transpose();
         let tls = tls.map_err(|error| format!("admin.tls: {error}"))?;
-        // Clients may resume their sessions under both settings, which share the store of sessions.
+        // The copy shares the store of sessions with `tls`, so clients may resume a session under
+        // either.
         let rustls = tls.as_ref().map(|tls| Arc::new(tls.settings().with_alpn(&[b"http/1.1"])));
         let tap = config.tap_token_file.as_deref().map(Token::read).transpose();
         let mut access = Self {
@@ -133,7 +134,7 @@ impl Access {
     pub(super) fn refusal(&self, audience: Audience, headers: &HeaderMap) -> Option<&'static str> {
         let given = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes());
         let is_reader = || match &self.readers {
-            // Without a token of the readers, only that for metrics opens `/metrics`.
+            // If the readers need no token, only the token for metrics opens `/metrics`.
             Lock::Open => audience == Audience::Readers,
             readers @ Lock::Token(_) => readers.opens_to(given),
         };

@@ -14,7 +14,7 @@ use telemetry::status::thresholds::ALL_DROPPED;
 /// again and again.
 const QUIET: Duration = Duration::from_secs(3600);
 
-/// After this time without a dropped event, it is unknown what the filter does.
+/// The longest time without a dropped event. After this time, it is unknown what the filter does.
 const PAUSE: Duration = Duration::from_secs(60);
 
 /// The record of one output: whether its filter drops every event, and since when.
@@ -22,9 +22,9 @@ const PAUSE: Duration = Duration::from_secs(60);
 pub(super) struct AllDropped {
     /// The delivered and the dropped events at the last sample; `None` before the first one.
     before: Option<[f64; 2]>,
-    /// The sample since which the filter drops every event; `None` if it does not drop every event.
+    /// The time of the sample since which the filter drops every event; `None` if it does not.
     since: Option<Instant>,
-    /// The last sample in which events were dropped.
+    /// The time of the last sample that has found newly dropped events; `None` as for `since`.
     last: Option<Instant>,
     /// The time of the last log line; `None` if there was none.
     told: Option<Instant>,

@@ -30,12 +30,12 @@ const RELOADS_MAX: usize = 100;
 /// The number of steps in the last minute, for the rates of [`Minute`].
 const MINUTE_STEPS: usize = 6;
 
-/// The points over which an output's backlog and lag must have grown to count as growing: those of
-/// two minutes, and the point at which they begin.
+/// The number of points over which an output's backlog and lag must have grown to count as growing:
+/// those of two minutes, and the point at which they begin.
 const GROWING_POINTS: usize = 13;
 
-/// The lag in seconds from which an output's backlog can count as growing, in addition to the time
-/// for which the output holds each event.
+/// The smallest lag in seconds with which a backlog can count as growing. The time for which the
+/// output holds each event is added to this lag.
 const GROWING_LAG_MIN: f64 = 1.0;
 
 /// The lines of the relay, in the order of [`Sample::counters`] and [`Sample::states`].
@@ -71,7 +71,6 @@ const NEEDED: usize = 5;
 /// burst would look like a trend.
 const GROWTH_POINTS: (u64, u64) = (7, 31);
 
-/// The values of the relay at one moment.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(super) struct Sample {
     /// Counts since the start: accepted events, received bytes, requests that were refused with
@@ -80,11 +79,9 @@ pub(super) struct Sample {
     /// Values that the lines show unchanged: the bytes of the queue, the needed part of them, the
     /// events in the queue, resident memory.
     pub(super) states: [f64; 4],
-    /// The outputs that exist now, by their names.
     pub(super) outputs: Vec<(String, OutputSample)>,
 }
 
-/// The values of one output at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub(super) struct OutputSample {
     /// Counts since the start: delivered events, sent bytes, failed attempts, lost events. The
@@ -92,27 +89,27 @@ pub(super) struct OutputSample {
     pub(super) counters: [f64; 4],
     /// Values that the lines show unchanged: events of the backlog, lag in seconds.
     pub(super) states: [f64; 2],
-    /// Events that the filter has dropped since the start.
     pub(super) dropped: f64,
 }
 
-/// How early a sample may come before the end of its step. Samples are usually some milliseconds
-/// late, and up to a second on a busy machine. If the first sample was late, all others seem early.
-/// Without this tolerance, they would count for the step before, which already has a point.
+/// The time by which a sample may come before the end of its step. Samples are usually some
+/// milliseconds late, and up to a second on a busy machine. If the first sample was late, all
+/// others seem early. Without this tolerance, they would count for the step before, which already
+/// has a point.
 const EARLY: Duration = Duration::from_millis(2500);
 
 /// The history. The admin server owns it; one task adds a sample each [`STEP`].
 ///
 /// A point belongs to a *step*: step 1 ends 10 s after the first sample, step 2 after 20 s, and so
 /// on, by the monotonic clock. A line is a ring: the point of a step is at the index that is the
-/// step's number modulo [`POINTS`]. A number that is not known is NaN, which is shown as `null`:
-/// the points of an output before it existed, and all points of the steps in which no sample was
-/// taken, because the machine was paused. A rate is the growth of a counter since the sample of the
-/// step before, and is not known after a pause: otherwise, everything counted during the pause
-/// would be a spike.
+/// step's number modulo [`POINTS`]. NaN stands for a number that is not known, and is shown as
+/// `null`: the points of an output before it existed are not known, and no points are known of a
+/// step in which the machine was paused and no sample was taken. A rate is the growth of a counter
+/// since the sample of the step before, and is not known after a pause: otherwise, everything
+/// counted during the pause would be a spike.
 ///
-/// Invariant: the lines have values for the steps from `last - POINTS + 1` to `last`, and nothing
-/// of older ones.
+/// Invariant: the lines have values for the steps from `last - POINTS + 1` to `last`, and none of
+/// older steps.
 pub(super) struct History(Mutex<Hour>);
 
 struct Hour {
@@ -141,15 +138,15 @@ struct OutputHour {
 struct Minute(VecDeque<(Instant, [f64; 4])>);
 
 impl Minute {
-    /// Makes the minute of a process that starts now, and has counted nothing yet.
+    /// Makes the minute of a process that has started at `now`, with counters of 0.
     fn new(now: Instant) -> Self {
         Self(VecDeque::from([(now, [0.0; 4])]))
     }
 
     fn add(&mut self, now: Instant, counters: [f64; 4]) {
         self.0.push_back((now, counters));
-        // A minute has one sample more than steps. One more sample is kept, so that the oldest is
-        // at least a minute old although samples may come a little early.
+        // The oldest sample must be at least a minute old. A minute needs one sample more than it
+        // has steps, and one more because samples may come a little early.
         while self.0.len() > MINUTE_STEPS + 2 {
             self.0.pop_front();
         }
@@ -166,7 +163,6 @@ impl Minute {
     }
 }
 
-/// The rings of several lines.
 #[derive(Clone)]
 struct Lines<const N: usize>(Box<[[f64; POINTS]; N]>);
 
@@ -250,7 +246,8 @@ impl History {
     }
 
     /// Returns the rates of [`OutputSample::counters`] of this output over the last minute, or
-    /// since the output exists; NaN if the output is so new that it has no sample.
+    /// since the output exists. `now_has` are the counters of the moment `now`. The rates are NaN
+    /// if a reload has added the output and there is no sample of it yet.
     pub(super) fn last_minute_of(&self, name: &str, now: Instant, now_has: &[f64; 4]) -> [f64; 4] {
         let hour = lock(&self.0);
         match hour.outputs.get(name) {
@@ -293,7 +290,8 @@ impl History {
         is_enough.then(|| -slope(&points) / STEP.as_secs_f64())
     }
 
-    /// Returns how long the filter of this output has dropped every event; `None` if it does not.
+    /// Returns for how long the filter of this output has dropped every event; `None` if it does
+    /// not.
     pub(super) fn all_dropped(&self, name: &str) -> Option<Duration> {
         lock(&self.0).outputs.get(name)?.all_dropped.lasts()
     }
@@ -344,7 +342,7 @@ fn steps(count: u64) -> Duration {
     STEP * u32::try_from(count).unwrap_or(u32::MAX)
 }
 
-/// The answer of `/status/history`.
+/// The response to `/status/history`.
 #[derive(Serialize)]
 struct Page<'a> {
     interval_seconds: u64,
@@ -432,7 +430,8 @@ impl Hour {
         })
     }
 
-    /// Clears the points of the steps after the last one, up to `until`: they are an hour old.
+    /// Clears the points of the steps after the last one, up to `until`: their places in the rings
+    /// still hold points from an hour before.
     fn skip(&mut self, until: u64) {
         let first = (self.last + 1).max((until + 1).saturating_sub(POINTS as u64));
         for step in first..=until {
@@ -445,8 +444,8 @@ impl Hour {
 }
 
 /// Returns `true` if a line grows steadily, except for noise that is smaller than its growth: each
-/// third has a higher mean than the one before, and each point of the last third is above all
-/// points of the first. Returns `false` if a point is not known.
+/// third of the points has a higher mean than the third before, and each point of the last third is
+/// above all points of the first. Returns `false` if a point is not known.
 #[allow(clippy::cast_precision_loss, reason = "a number of points")]
 fn is_growing(points: &[f64]) -> bool {
     let mut thirds = points.chunks(points.len().div_ceil(3).max(1));

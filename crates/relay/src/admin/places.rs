@@ -1,10 +1,11 @@
 //! Limits the number of connections of the admin address, and decides which connection loses its
 //! place to a new connection.
 //!
-//! Every new connection gets a *place*, the right to stay open. If all are taken, the connection
-//! that has sent no request for the longest time loses its place: it is idle, sends a head that
-//! never ends, or does not read its answer. Therefore a probe that connects and sends its request
-//! at once is always answered. A scraper whose kept connection was closed connects again.
+//! Every new connection gets a *place*, the right to stay open. If all places are taken, the
+//! connection that has sent no request for the longest time loses its place: it is idle, sends a
+//! head that never ends, or does not read its response. Therefore a probe that connects and
+//! immediately sends its request always gets a response. A scraper whose kept connection was closed
+//! connects again.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -14,8 +15,9 @@ use tokio_util::sync::CancellationToken;
 
 use base::lock::lock;
 
-/// The maximum number of connections that the admin address serves at a time: enough for a scraper,
-/// the probes and a few people. Without a limit, a client could take much memory from the relay.
+/// The maximum number of connections that the admin address serves at the same time: enough for a
+/// scraper, the probes and a few people. Without a limit, a client could take much memory from the
+/// relay.
 const CONNECTIONS_MAX: usize = 64;
 
 /// The places of the admin address. The accept loop and all connections share them.
@@ -26,7 +28,6 @@ pub(super) struct Places {
 
 #[derive(Default)]
 struct Taken {
-    /// The identifier that the next connection gets.
     next: u64,
     /// The taken places, by the identifier of the connection: at most [`CONNECTIONS_MAX`].
     by_id: HashMap<u64, Entry>,
@@ -40,8 +41,8 @@ struct Entry {
 }
 
 impl Places {
-    /// Returns a place for a new connection. If no place is free, one connection loses its place at
-    /// once: the one that has sent no request for the longest time.
+    /// Returns a place for a new connection. If no place is free, takes the place of the connection
+    /// that has sent no request for the longest time.
     pub(super) fn take(self: &Arc<Self>) -> Place {
         let lost = CancellationToken::new();
         let mut taken = lock(&self.taken);
@@ -74,7 +75,8 @@ impl Place {
         lock(&self.places.taken).by_id.remove(&self.id);
     }
 
-    /// Notes a request: connections whose last request is older now lose their places first.
+    /// Notes a request: connections whose last request is older now lose their places before this
+    /// one.
     pub(super) fn asked(&self) {
         if let Some(entry) = lock(&self.places.taken).by_id.get_mut(&self.id) {
             entry.asked = Instant::now();
@@ -115,7 +117,7 @@ mod tests {
         held.push(places.take());
         assert_eq!(lost(&held), [1, 2]);
         assert_eq!(lock(&places.taken).by_id.len(), CONNECTIONS_MAX);
-        // A connection that has left is in nobody's way, and nobody takes its place.
+        // A connection that has left counts no more, and loses its place to nobody.
         held[3].leave();
         held.push(places.take());
         assert_eq!(lost(&held), [1, 2]);

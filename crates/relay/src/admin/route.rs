@@ -60,11 +60,12 @@ impl Future for Made {
     }
 }
 
-/// A layer that answers `GET` for one path, if the caller belongs to the page's audience, and
-/// leaves all other requests to the layers below. A path that ends with `*` stands for all paths
-/// that begin with the text before the `*`. The probe address has only the pages for probes.
+/// A layer that answers `GET` for one path, and leaves all other requests to the layers below. A
+/// caller who does not belong to the page's audience gets 401. A path that ends with `*` stands for
+/// all paths that begin with the text before the `*`. At the probe address, only the pages for
+/// probes exist.
 ///
-/// Used as the service below all layers, it answers every request.
+/// A route that is used as the service below all layers answers every request.
 #[derive(Clone)]
 pub(super) struct Route {
     pub(super) caller: Arc<Caller>,

@@ -1,7 +1,7 @@
 //! Takes the samples of the history from the metrics and the queue, and serves the history.
 //!
-//! With hundreds of outputs, reading all metrics takes a millisecond, so a thread for blocking work
-//! does it.
+//! If there are hundreds of outputs, reading all metrics takes a millisecond. Therefore a thread
+//! for blocking work reads them.
 
 use std::sync::Arc;
 
@@ -14,8 +14,8 @@ use super::{Admin, Output, json, route};
 use telemetry::Rejection;
 
 impl Admin {
-    /// Returns the relay's counts since the start. The history has a line for the rate of each:
-    /// accepted events, received bytes, requests that were refused with 429, lost events.
+    /// Returns these counts since the start: accepted events, received bytes, requests that were
+    /// refused with 429, lost events. The history has a line for the rate of each count.
     #[allow(clippy::cast_precision_loss, reason = "counts are below 2^53")]
     pub(super) fn counters(&self) -> [f64; 4] {
         let rejections = self.telemetry.rejections().requests;
@@ -29,8 +29,8 @@ impl Admin {
         .map(|count| count as f64)
     }
 
-    /// Returns the counts of one output since the start. The history has a line for the rate of
-    /// each: delivered events, sent bytes, failed attempts, lost events.
+    /// Returns these counts of one output since the start: delivered events, sent bytes, failed
+    /// attempts, lost events. The history has a line for the rate of each count.
     #[allow(clippy::cast_precision_loss, reason = "counts are below 2^53")]
     pub(super) fn output_counters(&self, name: &str) -> [f64; 4] {
         let metrics = self.telemetry.output(name);
@@ -43,8 +43,8 @@ impl Admin {
         .map(|count| count as f64)
     }
 
-    /// Adds a sample to the history every ten seconds until `stop` is cancelled. One task of the
-    /// relay runs it. A step in which the machine was paused is left out.
+    /// Adds a sample to the history every ten seconds until `stop` is cancelled, as a task of the
+    /// relay. Steps in which the machine was paused get no sample.
     pub async fn keep_history(self: Arc<Self>, stop: CancellationToken) {
         let mut ticks = tokio::time::interval(STEP);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
@@ -142,8 +142,8 @@ mod tests {
         serde_json::from_slice(&body.to_bytes()).unwrap()
     }
 
-    /// A clock that jumps is that of a machine that was paused. The task does not make up for the
-    /// samples that it has missed, and hears the stop.
+    /// The clock jumps, as it does after a pause of the machine. The task does not make up for the
+    /// samples that it has missed, and ends at the stop.
     #[tokio::test(start_paused = true)]
     async fn the_task_takes_a_sample_each_step_and_none_of_a_pause() {
         let (admin, stop) = (admin(), CancellationToken::new());

@@ -1,4 +1,4 @@
-//! Fills in what `/status` answers. A field that has the name of a metric has the same meaning as
+//! Makes the response to `/status`. A field that has the name of a metric has the same meaning as
 //! the metric.
 
 use std::collections::BTreeMap;
@@ -22,7 +22,7 @@ use telemetry::{Certificate, Counter, Gauge, LastRejected, Quantiles, ReloadMetr
 use transform::volume::apiservers::Apiserver;
 
 impl Admin {
-    /// Returns the answer of `/status`: the state, with the relay's judgement of it.
+    /// Returns the response to `/status` as JSON: the state, with the relay's judgement of it.
     pub(super) fn status(&self) -> String {
         let mut status = self.facts();
         for output in &mut status.outputs {
@@ -79,7 +79,8 @@ impl Admin {
         }
     }
 
-    /// `rates` are those of the last minute: accepted events, received bytes and answers 429.
+    /// `rates` are the rates over the last minute of accepted events, received bytes, and requests
+    /// refused with 429.
     fn intake(&self, rates: [Option<f64>; 3]) -> status::Intake {
         let (metrics, refusals) = (&self.telemetry, self.telemetry.refusals());
         let (shown, accepted) = (self.shown.load(), metrics.queue().accepted);
@@ -124,7 +125,7 @@ impl Admin {
             capacity_bytes: self.queue.capacity(),
             events,
             full,
-            // The queue may have got room a moment ago.
+            // The queue may have got room since `full` was read.
             full_seconds: seconds(full.then(|| reports.full_for().unwrap_or_default())),
             when_full: settings.map(|queue| queue.when_full.name().to_owned()),
             retry_after_seconds: seconds(settings.map(|queue| queue.retry_after)),
@@ -141,8 +142,9 @@ impl Admin {
             last_seconds_ago: at.map(ago),
         };
         let ages = metrics.error_ages().into_iter();
-        // The log grows, a checkpoint is signed, a witness cosigns it. The metrics are read in the
-        // reverse order, so that no cosignature is newer than the checkpoint that is shown with it.
+        // First the log grows, then a checkpoint is signed, then a witness cosigns the checkpoint.
+        // The metrics are read in the reverse order, so that no cosignature is newer than the
+        // checkpoint that is shown with it.
         let witnesses = self.telemetry.witnesses().into_iter().map(witness).collect();
         let last_checkpoint_seconds_ago = metrics.checkpoint.time().map(ago);
         status::Evidence {
@@ -213,7 +215,8 @@ impl Admin {
         self.telemetry.certificates().into_iter().filter(is_here).map(certificate).collect()
     }
 
-    /// Returns each required output that is not paused, and the number of events that wait for it.
+    /// Returns each required output that is not paused, with the number of events that wait or are
+    /// set aside.
     pub(super) fn waiting(&self) -> Vec<(String, u64)> {
         let outputs = self.outputs().into_iter().filter(|it| it.required && !it.health.paused);
         let events = |it: &status::Output| {
@@ -297,7 +300,7 @@ impl Admin {
     }
 }
 
-/// The name under which the lost events are counted that no output can get.
+/// The name for counting the lost events that no output could get.
 const QUEUE: &str = "queue";
 
 fn restriction() -> status::Restriction {

@@ -1,9 +1,9 @@
 //! `GET /tap`: shows a person the events that leave, line by line, until the person goes.
 //!
 //! The route is off (404) unless the config has `admin.tap_token_file`, and needs the token of that
-//! file. A tap has limits of its own in place of those of other connections: at most
-//! [`TAPS_MAX`] at once, [`TAP_TIME`] each, and it ends when its reader does not read. It takes no
-//! place from `/metrics` and the probes.
+//! file. A tap has limits of its own in place of those of other connections: at most [`TAPS_MAX`]
+//! taps are open at the same time, each for at most [`TAP_TIME`], and a tap ends when its reader
+//! does not read. Taps take no places from `/metrics` and the probes.
 //!
 //! The response is a stream of lines, each a JSON object with one of these members: `tap` (the
 //! first line), `event` with `output`, `skipped`, `heartbeat`, `end` (the last line).
@@ -36,7 +36,7 @@ use delivery::tap::{
 /// The longest time for which a tap is open. A person who still needs it opens another.
 const TAP_TIME: Duration = Duration::from_secs(3600);
 
-/// A tap ends when its reader has taken nothing for this time.
+/// The time after which a tap ends if its reader takes nothing.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The longest wait for a reader to take the last line of a tap. It delays the end of the relay.
@@ -45,7 +45,7 @@ const LAST_LINE_TIME: Duration = Duration::from_millis(500);
 /// The interval of the lines that say how many events were skipped.
 const NOTICE: Duration = Duration::from_secs(1);
 
-/// A heartbeat is written after this many [`NOTICE`] intervals without another line.
+/// The number of [`NOTICE`] intervals without a line after which a heartbeat is written.
 const QUIET_MAX: u32 = 5;
 
 /// The number of events per second that a tap shows if the reader asks for none.
@@ -54,11 +54,11 @@ const SAMPLE: u32 = 100;
 /// The greatest number of events per second that a reader may ask for.
 const SAMPLE_MAX: u32 = 1000;
 
-/// Shown events are written together until they have this many bytes.
+/// The size in bytes at which a frame of shown events is full.
 const FRAME_BYTES: usize = 32 * 1024;
 
-/// The greatest number of frames that wait between the task of a tap and its connection. Each has
-/// at most [`FRAME_BYTES`], or one event.
+/// The greatest number of frames that wait between the task of a tap and its connection. A frame is
+/// larger than [`FRAME_BYTES`] by at most one event.
 const FRAMES: usize = 2;
 
 /// The route `/tap` of one relay: its token, and what it needs to open taps.
@@ -69,7 +69,8 @@ pub(super) struct Door {
 
 struct Key {
     token: Token,
-    /// Cancelled when the token is replaced or removed: the taps that it has opened then end.
+    /// Cancelled when the token is replaced or removed: the taps that this token has opened then
+    /// end.
     revoked: CancellationToken,
 }
 
@@ -134,7 +135,6 @@ impl Body for Lines {
     }
 }
 
-/// The parameters of a request for a tap.
 struct Wish {
     output: Option<String>,
     sample: u32,
@@ -176,8 +176,8 @@ impl Door {
         Self { taps, key: Mutex::default() }
     }
 
-    /// Sets the token that opens taps; with `None`, nobody can. If it has changed, the open taps
-    /// end.
+    /// Sets the token that opens taps; if it is `None`, nobody can open one. If the token has
+    /// changed, the open taps end.
     pub(super) fn lock_with(&self, token: Option<Token>) {
         let mut key = lock(&self.key);
         if let (Some(key), Some(token)) = (&*key, &token)
@@ -193,7 +193,7 @@ impl Door {
         }
     }
 
-    /// Answers a request for a tap. `names` are those of the outputs.
+    /// Responds to a request for a tap. `names` are the names of the outputs.
     pub(super) fn open(
         &self,
         request: &Request<Incoming>,
@@ -350,7 +350,7 @@ impl Writer {
                 _ = notice.tick() => self.notice(),
                 line = self.tap.next() => {
                     self.look(line);
-                    // All waiting lines are written at once, up to the size of a frame.
+                    // All events that wait are written together, until the frame is full.
                     while self.lines.len() < FRAME_BYTES && let Some(line) = self.tap.try_next() {
                         self.look(line);
                         // Lets other tasks of this thread run between two events.
@@ -404,12 +404,13 @@ impl Writer {
         }
     }
 
-    /// Hands the lines to the connection. Returns `false` if the reader does not take them.
+    /// Hands the lines to the connection. Returns `false` if the reader takes nothing for
+    /// [`WRITE_TIMEOUT`].
     async fn flush(&mut self) -> bool {
         self.quiet = 0;
         let lines = Bytes::from(std::mem::take(&mut self.lines));
         let sent = tokio::time::timeout(WRITE_TIMEOUT, self.frames.send(lines)).await;
-        // If the connection is gone, `run` notices that itself.
+        // If the connection is gone, `run` notices that, and the result is `true`.
         sent.is_ok()
     }
 

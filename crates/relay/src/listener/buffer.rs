@@ -2,11 +2,11 @@
 //!
 //! The relay's memory is bounded by the bytes that `limits.max_in_flight` and the queue count.
 //! Therefore a buffer must not hold many more bytes than are counted: it must not need twice its
-//! size while it grows, nor its size again when it is cut to the lines, and it must hold nothing
-//! after it is freed. Large blocks of an allocator have all three faults; mimalloc keeps freed
-//! blocks for a while, and at full speed kept more bytes than were in use. Therefore each body of
-//! more than [`HEAP_MAX`] bytes is a memory mapping of its own. Untouched pages of a mapping take
-//! no memory, and the kernel moves pages instead of copying them, and takes them back at once.
+//! size while it grows, nor when it is cut to the lines, and it must hold nothing after it is
+//! freed. Large blocks of an allocator have all three faults; mimalloc keeps freed blocks for a
+//! while, and at full speed kept more bytes than were in use. Therefore each body of more than
+//! [`HEAP_MAX`] bytes is a memory mapping of its own. Untouched pages of a mapping take no memory.
+//! The kernel moves pages instead of copying them, and takes freed pages back immediately.
 //!
 //! Fresh pages are expensive, however: touching them takes twice the CPU time of reading a body. A
 //! [`Pool`] therefore keeps a few mappings for the next bodies.
@@ -47,10 +47,10 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    /// Takes a mapping out of the pool. Of the mappings with `wanted` to twice as many bytes, it is
-    /// the one that came back last, which is most likely in the CPU's cache. Without such a
-    /// mapping, it is the smallest larger one, or else the largest. If the pool is empty, makes one
-    /// of `first` bytes, rounded up to whole pages.
+    /// Takes a mapping out of the pool. The first choice is the mapping with `wanted` to twice as
+    /// many bytes that came back last, which is most likely in the CPU's cache. The second choice
+    /// is the smallest larger mapping, and the third is the largest smaller one. If the pool is
+    /// empty, makes a mapping of `first` bytes, rounded up to whole pages.
     fn take(&self, wanted: usize, first: usize) -> io::Result<MmapMut> {
         let mut free = lock(&self.free);
         let rank = |&at: &usize| match free[at].len() {

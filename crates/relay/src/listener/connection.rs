@@ -2,9 +2,9 @@
 //!
 //! hyper alone is not enough. hyper starts its timeout for a head as soon as a kept connection
 //! falls idle, has no idle timeout, and answers an unreadable head with an empty body. Therefore
-//! the socket is wrapped: [`Watched`] derives the connection's phase from its bytes, [`Registry`]
-//! closes a connection that stays too long in one phase, and the answers that hyper makes by itself
-//! are replaced by `Status` objects.
+//! the socket is wrapped. [`Watched`] derives the connection's phase from its bytes, and
+//! [`Registry`] closes a connection that stays too long in one phase. The answers that hyper makes
+//! by itself are replaced by `Status` objects.
 
 use std::collections::HashMap;
 use std::io;
@@ -26,25 +26,25 @@ use base::lock::lock;
 use telemetry::{ListenerMetrics, RefusedConnection, Rejection};
 
 /// The maximum number of bytes of a refused body that the relay reads and throws away after the
-/// answer. If it closed the connection at once, the sender might see a reset and not the refusal
-/// (RFC 9112 §9.6).
+/// answer. If the relay closed the connection immediately, the sender might see a reset and not the
+/// refusal (RFC 9112 §9.6).
 const LINGER_BYTES: usize = 1024 * 1024;
 /// The longest time for which the rest of a refused body is read; see [`LINGER_BYTES`].
 pub(super) const LINGER_TIME: Duration = Duration::from_secs(2);
-/// Replaces [`LINGER_TIME`] if the relay has already waited for the rest before the refusal.
+/// The same limit if the relay has already waited for the rest of the body before the refusal.
 pub(super) const LINGER_TIME_SLOW: Duration = Duration::from_millis(500);
 
 /// The first line of the connection preface that an HTTP/2 client sends (RFC 9113 §3.4). No HTTP/1
 /// request begins with these bytes.
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n";
 
-/// The time that a client has to end an h2 connection after GOAWAY (RFC 9113 §6.8), or to complete
-/// a head that is arriving when the connection is told to end. Then the relay closes the
-/// connection.
+/// The time that a client has to end an h2 connection after GOAWAY (RFC 9113 §6.8). Also the time
+/// to complete a head that is arriving when the connection is told to end. After this time the
+/// relay closes the connection.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// After an HTTP/1.1 connection has waited this long for its next request, the relay frees hyper's
-/// buffers of the connection: 112 KiB after a batch. A connection that is busy keeps its buffers.
+/// The time for which an HTTP/1.1 connection must wait for its next request before the relay frees
+/// hyper's buffers of the connection: 112 KiB after a batch. A busy connection keeps its buffers.
 const REST_AFTER: Duration = Duration::from_secs(2);
 
 /// The longest times for which a connection may stay open without a request in progress.
@@ -73,16 +73,14 @@ pub(super) struct Registry {
 
 #[derive(Default)]
 struct Entries {
-    /// The identifier that the next connection gets.
     next: u64,
     open: HashMap<u64, Arc<Connection>>,
 }
 
-/// The phase of a connection. The phase decides how long the connection may stay in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// The TLS handshake is not complete. The registry does not limit it: only the module
-    /// `handshake` knows what to count and to log.
+    /// The TLS handshake is not complete. The module `handshake` limits its time, because only that
+    /// module knows what to count and to log.
     Handshake,
     /// The connection waits for the first byte of a request.
     Idle,
@@ -114,7 +112,6 @@ enum Protocol {
     },
 }
 
-/// The buffers that hyper holds for a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Buffers {
     /// The connection has had no request since hyper's state for it was made.
@@ -132,8 +129,8 @@ struct Refusals {
     under_way: usize,
     /// `true`: the last answer of this connection was a refusal.
     was_last: bool,
-    /// How long the rest of a refused body is thrown away before the close; `None` without such a
-    /// body.
+    /// The longest time for which the rest of a refused body is thrown away before the close;
+    /// `None` without such a body.
     linger: Option<Duration>,
 }
 
@@ -141,20 +138,21 @@ struct Refusals {
 /// and notes in it how the connection must end.
 struct State {
     phase: Phase,
-    /// The time at which the phase began. If a request was refused in this phase, a later time: the
-    /// time of the refusal, or the last time at which a large part of the refused body had arrived.
+    /// The time at which the phase began. A refusal in this phase sets it to the time of the
+    /// refusal. After that, each large part of the refused body sets it to the time at which the
+    /// part arrived.
     since: Instant,
     /// The time since which the connection waits for the complete head of a request: its opening,
     /// or later the last answer.
     headless: Instant,
-    /// How the registry has decided to end the connection; `None` while the connection may stay.
+    /// The registry's decision to end the connection; `None` while the connection may stay.
     verdict: Option<Verdict>,
     protocol: Protocol,
     buffers: Buffers,
     refusals: Refusals,
-    /// The time at which the connection was told to end. If a request had begun before that and was
-    /// answered after it, the time of the last such answer. `None` while the connection may take
-    /// new requests.
+    /// The time at which the connection was told to end. Each later answer to a request that had
+    /// begun before sets it to the time of the answer. `None` while the connection may take new
+    /// requests.
     leaving: Option<Instant>,
 }
 
@@ -258,7 +256,6 @@ pub(super) struct Connection {
     /// Wakes the task of the connection when the registry has decided to end it. The task waits for
     /// its socket or, during the TLS handshake, in [`Connection::judged`].
     waker: AtomicWaker,
-    /// The time at which the connection was accepted.
     opened: Instant,
     metrics: ListenerMetrics,
     sender: Sender,
@@ -277,8 +274,8 @@ impl Connection {
         &self.metrics
     }
 
-    /// Counts a request that is refused with this answer. If it may have had a batch (a health
-    /// check has none), the log has a line about its sender.
+    /// Counts a request that is refused with this answer. If the request may have had a batch (a
+    /// health check has none), also notes its sender for the log.
     pub(super) fn rejected(
         &self,
         rejection: Rejection,
@@ -414,8 +411,8 @@ impl Connection {
 pub(super) struct RefusedRequest<'a>(&'a Connection);
 
 impl RefusedRequest<'_> {
-    /// Notes that a large part of the refused body has arrived just now. Of the connections that
-    /// have only refused requests, the one with the earliest note is closed for a new connection.
+    /// Notes that a large part of the refused body has arrived just now. When a new connection
+    /// needs room, the connection with the earliest such note is closed.
     pub(super) fn progressed(&self) {
         self.0.lock().since = Instant::now();
     }
@@ -434,9 +431,9 @@ impl Registry {
     }
 
     /// Adds a new connection and returns its place. If `max` connections are already open, one of
-    /// them is closed and counted as refused: the one that has waited longest in a refused request,
-    /// or else the one that has waited longest for a complete head. `None` if there is neither: the
-    /// caller then closes the new connection.
+    /// them is closed and counted as refused: the one whose refused request has made no progress
+    /// for longest, or else the one that has waited longest for a complete head. If neither exists,
+    /// returns `None`, and the caller closes the new connection.
     pub(super) fn open(
         self: &Arc<Self>,
         max: usize,
@@ -461,8 +458,8 @@ impl Registry {
                 .iter()
                 .filter_map(|(id, connection)| Some((connection.lock().gives_way()?, *id)))
                 .min();
-            // The place of the evicted connection is free at once; its task ends when it is
-            // scheduled next.
+            // The place of the evicted connection is free now. The connection's task ends when it
+            // runs next.
             evicted = first.and_then(|(_, id)| entries.open.remove(&id));
             let Some(evicted) = &evicted else {
                 drop(entries);
@@ -546,16 +543,15 @@ impl Drop for Registered {
     }
 }
 
-/// A stream that its owner has lent to hyper. hyper does not return the stream, so the drop of this
-/// value sends it back. The value is the stream and the channel by which it goes back; `None` only
-/// during the drop.
+/// A stream that its owner has lent to hyper. hyper does not return the stream, so dropping this
+/// value sends it back. The field has the stream and the channel on which the owner waits; it is
+/// `None` only during the drop.
 pub(super) struct Lent<T>(Option<(T, oneshot::Sender<T>)>);
 
 /// The message of an `expect` that cannot fail: a [`Lent`] has its stream until it is dropped.
 const LENT: &str = "a stream that was lent";
 
 impl<T> Lent<T> {
-    /// Returns the stream for hyper, and the channel by which it comes back.
     pub(super) fn new(stream: T) -> (Self, oneshot::Receiver<T>) {
         let (back, returned) = oneshot::channel();
         (Self(Some((stream, back))), returned)
@@ -579,7 +575,7 @@ impl<T> DerefMut for Lent<T> {
 impl<T> Drop for Lent<T> {
     fn drop(&mut self) {
         if let Some((stream, back)) = self.0.take() {
-            // The owner may wait no longer. Then the stream is closed.
+            // If the owner no longer waits, the stream is closed.
             back.send(stream).ok();
         }
     }
@@ -642,7 +638,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Watched<T> {
         Pin::new(&mut self.inner).poll_flush(cx)
     }
 
-    /// Prepares and counts an answer with this status, which the relay writes instead of hyper.
+    /// Counts a refusal with this status, and prepares the answer that the relay writes instead of
+    /// hyper's.
     fn start_own_answer(&mut self, status: u16) {
         let metrics = self.connection.metrics();
         let (rejection, message) = match status {
@@ -659,8 +656,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Watched<T> {
     }
 
     /// Writes the relay's own answer instead of hyper's. `hypers` is the beginning of hyper's
-    /// answer, which has the status. Returns `length`, the size of hyper's answer, which hyper
-    /// takes as written.
+    /// answer, from which the status is read. Returns `length`, the size of hyper's answer, so that
+    /// hyper takes it as written.
     fn poll_replace(
         &mut self,
         cx: &mut Context<'_>,
@@ -690,8 +687,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<T> {
                 if this.own_answer.is_none() {
                     this.start_own_answer(408);
                 }
-                // If the answer does not go out at once, the client has not read earlier answers
-                // either, and would not read this one.
+                // An answer that cannot be written immediately is dropped: the client has not read
+                // earlier answers either, and would not read this one.
                 drop(this.poll_own_answer(cx));
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }
@@ -772,7 +769,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<T> {
     }
 
     /// Shuts down the write side of the socket. If the request was refused and the sender may still
-    /// be sending its body, then reads these bytes and throws them away for a limited time.
+    /// be sending its body, also reads the rest of the body for a limited time and throws it away.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         this.check(cx)?.buffers = Buffers::Closing;

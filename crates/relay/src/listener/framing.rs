@@ -10,7 +10,8 @@
 /// that matter (`Content-Length`, `Transfer-Encoding`, the size of a chunk) are shorter.
 const LINE_BYTES: usize = 64;
 
-/// Knows to which part of a request the next HTTP/1 byte of a connection belongs.
+/// Follows the bytes of an HTTP/1 connection, and knows to which part of a request the next byte
+/// belongs.
 pub(super) struct Framing {
     state: State,
     /// The beginning of the line that is being read: a line of a head, a chunk size or a trailer.
@@ -109,8 +110,8 @@ impl Framing {
                 State::Head | State::ChunkSize | State::Trailers => {
                     let end = memchr::memchr(b'\n', bytes);
                     let (line, rest) = bytes.split_at(end.unwrap_or(bytes.len()));
-                    // A whole line of a head that begins with another byte is neither empty nor one
-                    // of the two headers that matter.
+                    // A whole line of a head that begins with any other byte is neither empty nor
+                    // one of the headers `Content-Length` and `Transfer-Encoding`.
                     let is_other = end.is_some()
                         && self.state == State::Head
                         && self.line.kept == 0
@@ -152,11 +153,11 @@ impl Framing {
     }
 
     /// Reads a header line, and notes `Content-Length` or `Transfer-Encoding`. `None` if the value
-    /// of one of these two headers is not valid.
+    /// of such a header is not valid. All other headers are ignored.
     fn header(&mut self) -> Option<()> {
         let line = self.line.text();
-        // A request line with a whole URL as its target has a colon too, but neither of the two
-        // names stands before that colon.
+        // If the target of a request line is a whole URL, the line also has a colon, but no header
+        // name before it.
         let colon = line.iter().position(|byte| *byte == b':');
         let Some((name, value)) = colon.map(|colon| line.split_at(colon)) else { return Some(()) };
         let value = value.get(1..)?.trim_ascii();
@@ -176,8 +177,8 @@ impl Framing {
         Some(())
     }
 
-    /// Returns the size in bytes of the next chunk. Chunk extensions are ignored. `None` if the
-    /// line does not begin with a valid size.
+    /// Returns the size in bytes of the next chunk, from the line before the chunk. Chunk
+    /// extensions are ignored. `None` if the line does not begin with a valid size.
     fn chunk_size(&self) -> Option<u64> {
         let line = self.line.text();
         let digits = line.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();

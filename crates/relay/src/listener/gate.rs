@@ -32,8 +32,8 @@ const STREAM_WINDOW: u32 = 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 
 /// The limits that all listeners share. The relay owns this value. The drain first calls
-/// [`Gate::close`] and then waits in [`Gate::closed`]. If connections are still open after half of
-/// the drain timeout, it calls [`Gate::cut`] during this wait.
+/// [`Gate::close`] and then waits in [`Gate::closed`]. During this wait, the drain calls
+/// [`Gate::cut`] if connections are still open after half of the drain timeout.
 pub struct Gate {
     pub(super) shared: Arc<Shared>,
     pub(super) registry: Arc<Registry>,
@@ -46,7 +46,7 @@ pub struct Gate {
 }
 
 /// The settings for connections, from the config. An open connection keeps the settings with which
-/// it was accepted; only the deadlines change at once after a reload.
+/// it was accepted, except that new deadlines hold immediately.
 pub(super) struct Rules {
     /// The largest number of connections that all listeners together have open at the same time.
     pub(super) max_connections: usize,
@@ -105,7 +105,7 @@ impl Gate {
     }
 
     /// Replaces the limits and the deadlines after a reload. New limits hold for later requests and
-    /// connections; new deadlines hold at once for all connections.
+    /// connections; new deadlines hold immediately, for all connections.
     pub fn apply(&self, limits: &config::Limits, queue: &config::Queue) {
         self.shared.bounds.store(Arc::new(bounds(limits, queue)));
         self.rules.store(Arc::new(rules(limits, queue)));
@@ -141,7 +141,8 @@ impl Gate {
         self.shared.cut.cancel();
     }
 
-    /// Waits until every connection has ended. Aborts those that are still open at `deadline`.
+    /// Waits until every connection has ended. Aborts the connections that are still open at
+    /// `deadline`.
     pub async fn closed(&self, deadline: Instant) {
         self.connections.close();
         tokio::time::timeout_at(deadline, self.connections.wait()).await.ok();
@@ -150,13 +151,13 @@ impl Gate {
     }
 }
 
-/// Returns hyper's settings for HTTP/1 and h2. With `half_close`, a sender that has shut down its
-/// write side still gets its answer; otherwise hyper drops its request. The caller passes `false`
-/// with `acknowledge = "delivered"`, because answers may then take seconds, and hyper cannot tell
+/// Returns hyper's settings for HTTP/1 and h2. If `half_close` is `true`, a sender that has shut
+/// down its write side still gets its answer; otherwise hyper drops the request. The caller passes
+/// `false` if `acknowledge` is `delivered`: answers may then take seconds, and hyper cannot tell
 /// such a sender from one that has gone.
 ///
-/// The limit of 100 headers for each request is hyper's default. If it were set explicitly, hyper
-/// would fill two tables of 100 entries for each request.
+/// The limit of 100 headers for each request is hyper's default. It is not set explicitly, because
+/// hyper would then fill two tables of 100 entries for each request.
 fn protocols(half_close: bool) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().max_buf_size(HEAD_BYTES_MAX).header_read_timeout(None).half_close(half_close);

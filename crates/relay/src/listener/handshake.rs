@@ -27,7 +27,8 @@ struct Failure {
 }
 
 impl Failure {
-    /// Returns the reason of this error. `first` is the first bytes of the connection.
+    /// Returns the failure that this error means. `first` has the first bytes of the connection, at
+    /// most four.
     fn of(error: &io::Error, first: &[u8]) -> Self {
         let source = error.get_ref().and_then(|source| source.downcast_ref::<Error>());
         let (reason, words) = match source {
@@ -119,7 +120,6 @@ fn is_closed(error: &io::Error) -> bool {
 /// The TLS handshake of one connection, and the metrics and log for its result.
 pub(super) struct Handshake {
     pub(super) settings: Arc<ServerSettings>,
-    /// The longest time that the handshake may take.
     pub(super) limit: Duration,
     pub(super) metrics: ListenerMetrics,
     pub(super) sender: Sender,
@@ -127,8 +127,8 @@ pub(super) struct Handshake {
 }
 
 impl Handshake {
-    /// Runs the TLS handshake; `None` if it fails. Notes when the sender's certificate expires, or
-    /// why the handshake failed if the sender had sent at least one byte.
+    /// Runs the TLS handshake; `None` if it fails. Notes when the sender's certificate expires. If
+    /// the handshake failed after at least one byte, counts and logs the reason.
     pub(super) async fn make(self, stream: TcpStream) -> Option<TlsStream<TcpStream>> {
         match accept(&self.settings, stream, self.limit).await {
             Ok(stream) => {
@@ -154,8 +154,8 @@ impl Handshake {
 ///
 /// # Errors
 ///
-/// The reason why the handshake failed; `None` if no byte came before the end of the connection or
-/// of `limit`.
+/// The reason why the handshake failed; `None` if the connection or `limit` ended before the first
+/// byte.
 pub async fn handshake(
     settings: &ServerSettings,
     stream: TcpStream,
@@ -169,8 +169,8 @@ pub async fn handshake(
 ///
 /// # Errors
 ///
-/// The reason why the handshake failed; `None` if no byte has come before the end of the connection
-/// or of `limit`: load balancers and browsers connect before they need it.
+/// The reason why the handshake failed; `None` if the connection or `limit` ended before the first
+/// byte. This is not a failure: load balancers and browsers open connections before they need them.
 async fn accept(
     settings: &ServerSettings,
     stream: TcpStream,

@@ -8,11 +8,9 @@ use super::answer::Refusal;
 use telemetry::{Gauge, Rejection};
 
 /// The bytes in flight, which `limits.max_in_flight` limits: the bytes of each body from their
-/// arrival until the body is in the queue and its request does not wait for the acknowledgement any
-/// more.
+/// arrival until the body is in the queue and its request no longer waits for the acknowledgement.
 pub(super) struct InFlight {
     used: AtomicU64,
-    /// The metric that shows `used`.
     gauge: Gauge,
 }
 
@@ -59,8 +57,8 @@ impl<'a> Reservation<'a> {
     }
 
     /// Sets the number of bytes that are counted for this body to `total`. Refuses the request with
-    /// 429 if there is no room now, and with 413 if a single event is so large that there will
-    /// never be room.
+    /// 429 if there is no room now, and with 413 if `total` is larger than the limit itself: a
+    /// single event is then so large that there will never be room.
     pub(super) fn set(&mut self, total: usize) -> Result<(), Refusal> {
         let total = total as u64;
         if total > self.bytes && !self.in_flight.add(total - self.bytes, self.max) {

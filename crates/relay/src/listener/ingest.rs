@@ -32,8 +32,8 @@ use transform::volume::Volume;
 const GZIP_STEP: usize = 4 * 1024;
 
 /// The number of bytes by which a gzip body may be larger than twice its decompressed content. Only
-/// a body of many gzip members without content exceeds it: such members cost CPU time (65 ms for
-/// each MB) and carry no events.
+/// a body with many gzip members without content exceeds this limit. Such members cost CPU time (65
+/// ms for each MB) and carry no events.
 const GZIP_SPARE: u64 = 1024 * 1024;
 
 /// The largest body in bytes that is decoded in the task of its request. A larger body is decoded
@@ -48,11 +48,12 @@ const LIST_MIN: usize = 32 * 1024;
 ///
 /// 1. `take` reads the body in pieces and decompresses it. The bytes in memory are counted in
 ///    `InFlight`; if its limit is reached, the request is refused.
-/// 2. A body of up to 1 MiB is decoded at once, a larger body on a thread for blocking work. With a
-///    durable queue, a body that is too large to be held as a whole is given in steps to [`Large`],
-///    which decodes it and stores its lines while the rest arrives.
-/// 3. The lines are appended to the queue. The answer waits until the queue's ticket says that the
-///    events are acknowledged, for at most `delivered_timeout`.
+/// 2. A body of up to 1 MiB is decoded in the task of the request, a larger body on a thread for
+///    blocking work. If the queue is durable, a body that is too large to be held as a whole is
+///    given in steps to [`Large`]. `Large` decodes the body and stores its lines while the rest
+///    arrives.
+/// 3. The lines are appended to the queue. The request waits, for at most `delivered_timeout`,
+///    until the queue's ticket says that the events are acknowledged.
 /// 4. If the request is refused, [`Upload::refuse`] answers it, in most cases after it has read the
 ///    rest of the body and thrown it away.
 ///
@@ -129,14 +130,14 @@ impl Batch<'_> {
         if events == 0 {
             return Ok(0);
         }
-        // The last line of a body without a final line break is stored with one. This can make a
-        // body of exactly the allowed size one byte too large. The answer is then 413, because 429
+        // The last line of a body without a final line break is stored with one. A body of exactly
+        // the allowed size can thus become one byte too large. The answer is then 413, because 429
         // would promise that the body fits later.
         if whole.bytes > self.bounds.max_body {
             return Err(Refusal::too_large(self.bounds.max_body));
         }
         let (mut ticket, seen) = whole.append(&self.shared.queue)?;
-        // A queue in memory acknowledges most batches at once. Such a batch needs no timer.
+        // A queue in memory acknowledges most batches immediately. Such a batch needs no timer.
         let at_once = ticket.acknowledged().now_or_never();
         match at_once {
             Some(acknowledged) => acknowledged?,
@@ -158,8 +159,9 @@ impl Batch<'_> {
         }
     }
 
-    /// Reads an uncompressed body to its end. With a durable queue, a large body is decoded while
-    /// it arrives. Returns the bytes that are not decoded yet and the decoder of a large body.
+    /// Reads an uncompressed body to its end. If the queue is durable, a large body is decoded
+    /// while it arrives. Returns the bytes that are not decoded yet and the decoder of a large
+    /// body.
     async fn collect(
         &self,
         body: &mut Arriving,
@@ -167,8 +169,8 @@ impl Batch<'_> {
     ) -> Result<Intake, Refusal> {
         let announced =
             body.incoming.size_hint().exact().and_then(|length| usize::try_from(length).ok());
-        // With a durable queue, the buffer of a large body is handed on for decoding and replaced
-        // each time that it is full (`settle`), so it never needs room for the whole body.
+        // If the queue is durable, `settle` hands the full buffer of a large body on for decoding,
+        // and replaces it. So the buffer never needs room for the whole body.
         let most = self.bounds.sizes.whole + self.bounds.sizes.step;
         let is_held_whole = !self.shared.queue.is_durable();
         let first = announced.map(|length| if is_held_whole { length } else { length.min(most) });
@@ -184,7 +186,7 @@ impl Batch<'_> {
         Ok(intake)
     }
 
-    /// As [`Batch::collect`], for a gzip body, which is decompressed.
+    /// Reads a gzip body to its end and decompresses it; see [`Batch::collect`].
     async fn inflate(
         &self,
         body: &mut Arriving,
@@ -226,7 +228,7 @@ impl Batch<'_> {
     }
 
     /// Gives the bytes of `intake` to [`Large`] if they are too many to be decoded as one whole.
-    /// Must be called after each step of reading. Does nothing if the queue is in memory.
+    /// Call this after each step of reading. Does nothing if the queue is in memory.
     async fn settle(
         &self,
         intake: &mut Intake,
@@ -279,7 +281,7 @@ impl Batch<'_> {
 }
 
 /// Returns the refusal of a request that has waited for `delivered_timeout`. This limit exists so
-/// that neither a slow consumer nor a slow disk can block a request for ever.
+/// that neither a slow consumer nor a slow disk can block a request for an unlimited time.
 fn too_late(bounds: &Bounds) -> Refusal {
     let (reason, message) = match bounds.acknowledge {
         // `queued` is only for a queue in memory, where nothing but the decoding of a large body
@@ -318,7 +320,7 @@ impl From<Stopped> for Refusal {
 
 /// The bytes of a body that have arrived so far and are not stored in the queue yet.
 struct Intake {
-    /// The bytes that were not yet given to the decoder `large`: all bytes if there is none.
+    /// The bytes that were not yet given to the decoder: all bytes if there is no decoder.
     rest: Buffer,
     /// The decoder of a large body; `None` as long as the body is held as a whole.
     large: Option<Large>,
@@ -339,7 +341,7 @@ impl Intake {
 struct Inflated {
     intake: Intake,
     bytes: u64,
-    /// The maximum number of bytes that may be decompressed. With more, `write` returns an error.
+    /// The maximum number of decompressed bytes. `write` returns an error when there are more.
     max: u64,
 }
 

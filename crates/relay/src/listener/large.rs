@@ -1,8 +1,8 @@
 //! Decodes a body that is too large for memory in pieces while it arrives, and stores its lines in
 //! a file of the queue.
 //!
-//! Memory holds one piece, or the largest event. Only the durable queue has such a file. With a
-//! queue in memory, every body is held and decoded whole.
+//! Memory holds only one piece, or one larger event. Only a durable queue has such a file. If the
+//! queue is in memory, every body is held and decoded whole.
 //!
 //! All functions that decode run on threads that may block: [`Large::push`] decodes megabytes and
 //! writes to the disk.
@@ -15,8 +15,8 @@ use base::mutant;
 use queue::{Append, Incoming, Queue, Refused, Ticket};
 use transform::volume::{Seen, Volume};
 
-/// The largest body in bytes that is decoded as one whole with a durable queue. A larger body is
-/// stored in pieces, which a queue in memory cannot do.
+/// The largest body in bytes that a durable queue takes as one whole. A larger body is stored in
+/// pieces. A queue in memory takes every body as one whole.
 const WHOLE_MAX: u64 = 16 * 1024 * 1024;
 
 /// The size in bytes of a piece, unless it is a single larger event. Each piece becomes one record
@@ -27,16 +27,14 @@ const PIECE_BYTES: u64 = 2 * 1024 * 1024;
 /// The number of bytes of a large body that are decoded in one step, on a thread for blocking work.
 const STEP_BYTES: u64 = 1024 * 1024;
 
-/// The sizes in bytes for decoding a large body. The constants of this file are their upper limits;
-/// if `limits.max_in_flight` is small, `whole` is a quarter of it, and `step` and `piece` are an
-/// eighth of it.
+/// The sizes in bytes for decoding a large body. The constants of this file are upper limits:
+/// `whole` is at most a quarter of `limits.max_in_flight`, and `step` and `piece` are at most an
+/// eighth.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Sizes {
-    /// The largest body that is decoded as one whole with a durable queue.
     pub(super) whole: usize,
     /// The bytes that are collected and then decoded in one step.
     pub(super) step: usize,
-    /// The size of a piece, which becomes one record of the queue.
     piece: usize,
     /// The maximum number of bytes that wait until their event is complete: `limits.max_body`, or
     /// `limits.max_in_flight` if that is less.
@@ -76,7 +74,6 @@ pub(super) struct Large {
     lines: Lines,
 }
 
-/// The file of the queue that receives the lines of a large body.
 struct Lines {
     incoming: Incoming,
     volume: Arc<Volume>,
@@ -153,7 +150,7 @@ impl Whole {
         Self { events, bytes, seen, batch: Batch::Memory(batch) }
     }
 
-    /// Appends the lines to the queue. Returns the ticket, by which the request waits for the
+    /// Appends the lines to the queue. Returns the ticket, with which the request waits for the
     /// acknowledgement, and the samples, which the caller then counts for the volume by cause.
     pub(super) fn append(self, queue: &Queue) -> Result<(Ticket, Seen), Refused> {
         let ticket = match self.batch {

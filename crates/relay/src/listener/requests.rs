@@ -20,13 +20,14 @@ use super::upload::{Answering, Arriving, Upload};
 
 /// The service of one connection.
 ///
-/// No layer makes a request wait: a request for which there is no room is refused, so that its
-/// sender knows it at once. `poll_ready` is therefore always ready. A clone of the service for a
-/// request costs one `Arc`, because the layers below [`Deadline`] find what they need in
+/// No layer makes a request wait: a request for which there is no room is refused, so that the
+/// sender learns this immediately. `poll_ready` is therefore always ready. A clone of the service
+/// for a request costs one `Arc`, because the layers below [`Deadline`] find what they need in
 /// [`Upload`].
 pub(super) type Requests = Deadline<Count<Check<Check<Check<Ingest>>>>>;
 
-/// Makes the service of a connection with these terms. A request comes in from above.
+/// Makes the service of a connection with these terms. A request passes through the layers from the
+/// first to the last.
 pub(super) fn requests(terms: &Arc<Terms>) -> Requests {
     ServiceBuilder::new()
         .layer_fn(|inner| Deadline { terms: Arc::clone(terms), inner })
@@ -37,14 +38,14 @@ pub(super) fn requests(terms: &Arc<Terms>) -> Requests {
         .service(Ingest)
 }
 
-/// Notes when a request begins, and until when its body must be complete. The time begins with the
-/// complete head.
+/// Notes the beginning of a request, which is the moment at which its head is complete, and
+/// computes the time by which its body must be complete.
 ///
 /// The deadline of the head itself cannot be a layer: before a head is complete there is no
-/// request, so the `Registry` of connections keeps that deadline. This layer does not end requests
-/// that are late either: a body that comes too slowly is refused with a message, and a batch that
-/// waits for its acknowledgement has another limit, `queue.delivered_timeout`. Therefore the
-/// deadline goes with the body to its reader ([`Arriving::next`]).
+/// request, so the `Registry` of connections keeps that deadline. This layer does not end late
+/// requests. A body that comes too slowly is refused with a message, and a batch that waits for its
+/// acknowledgement has another limit, `queue.delivered_timeout`. Therefore the deadline goes with
+/// the body to the body's reader ([`Arriving::next`]).
 #[derive(Clone)]
 pub(super) struct Deadline<S> {
     terms: Arc<Terms>,
@@ -199,7 +200,8 @@ where
 /// more bytes. No byte of the body has been read yet.
 ///
 /// The bytes themselves are counted as they arrive, by `Reservation`, and not by a layer: a body in
-/// chunks has no Content-Length, and that of gzip does not say how many bytes will be in memory.
+/// chunks has no Content-Length, and the Content-Length of a gzip body does not say how many bytes
+/// will be in memory.
 fn limit(request: &mut Request<Upload>) -> Result<(), Refusal> {
     let Upload { terms, bounds, is_gzip, body, .. } = request.body();
     let length = body.incoming.size_hint().exact();

@@ -1,7 +1,8 @@
-//! The sender at the other end of a connection, and the log lines about what it was refused.
+//! The sender at the other end of a connection, and the log lines about its refused handshakes,
+//! requests and connections.
 //!
-//! The log has at most one line in ten seconds for each sender and reason, so that a sender that
-//! tries again and again is seen, but cannot fill the disk.
+//! The log has at most one line in ten seconds for each sender and reason. So a sender that tries
+//! again and again is seen, but cannot fill the disk.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -19,10 +20,9 @@ const QUIET: Duration = Duration::from_secs(10);
 /// The maximum number of pairs of sender and reason with their own log lines. Others share one.
 const SENDERS_MAX: usize = 64;
 
-/// The greatest number of characters of an answer in a log line.
+/// The maximum number of characters of a refusal's sentence in a log line.
 const ERROR_MAX: usize = 300;
 
-/// The refusals of one listener, for the log.
 #[derive(Default)]
 pub(super) struct Refused {
     handshakes: Seldom,
@@ -30,7 +30,6 @@ pub(super) struct Refused {
     connections: Seldom,
 }
 
-/// The sender at the other end of one connection.
 #[derive(Clone)]
 pub(super) struct Sender {
     pub(super) listener: Arc<str>,
@@ -52,8 +51,8 @@ impl Sender {
         }
     }
 
-    /// Notes a refused request of this sender. `error` is the sentence of the answer. Refusals
-    /// because of the queue, its disk or an output have log lines elsewhere.
+    /// Notes a refused request of this sender, for the log. `error` is the sentence of the answer.
+    /// Refusals because of the queue, its disk or an output are logged elsewhere.
     pub(super) fn request_refused(&self, rejection: Rejection, code: u16, error: &str) {
         let Self { listener, peer, refused } = self;
         let is_of_the_sender = rejection.is_for_good()
@@ -62,7 +61,7 @@ impl Sender {
             return;
         }
         let reason = rejection.name();
-        // An answer may quote a word of the body, however long.
+        // The sentence may quote a word of the body, and the word may be long.
         let error: String = error.chars().take(ERROR_MAX).collect();
         if let Some([requests, of_many]) = refused.requests.count(*peer, reason) {
             tracing::warn!(
@@ -85,8 +84,8 @@ impl Sender {
     }
 }
 
-/// The number of refusals since the line before, for a log line: first those of one sender for one
-/// reason, then those of all senders without an entry. One of the two is `None`.
+/// The two counts of a log line, each since the line before: the refusals of one sender for one
+/// reason, and the refusals without an entry of their own. Exactly one of the two is `Some`.
 type Told = [Option<u64>; 2];
 
 /// Decides which refusals have a log line. One sender cannot keep the line of another from the log,
@@ -96,7 +95,6 @@ struct Seldom(Mutex<Senders>);
 
 #[derive(Default)]
 struct Senders {
-    /// The refusals of each sender for each reason.
     known: HashMap<(IpAddr, &'static str), Counted>,
     /// The refusals that have no entry in `known`.
     others: Counted,
@@ -127,13 +125,14 @@ impl Counted {
 }
 
 impl Seldom {
-    /// Counts a refusal of this sender. Returns what the log line says if one may be written now.
+    /// Counts a refusal of this sender. Returns the counts for a log line if a line may be written
+    /// now.
     fn count(&self, peer: SocketAddr, reason: &'static str) -> Option<Told> {
         let (key, now) = ((peer.ip(), reason), Instant::now());
         let mut senders = lock(&self.0);
         let Senders { known, others } = &mut *senders;
         if known.len() >= SENDERS_MAX && !known.contains_key(&key) {
-            // An entry that may have a line again is not needed: its count moves to the others.
+            // An entry without a recent log line is not needed: its count moves to the others.
             known.retain(|_, counted| {
                 let is_quiet = counted.is_quiet(now);
                 if !is_quiet {
@@ -193,7 +192,8 @@ mod tests {
             (0..=u8::MAX).for_each(&mut count);
         }
         tokio::time::advance(QUIET).await;
-        // The entries are free again, and what they had not told is told with the others.
+        // The entries can be replaced now. Their counts that were not logged move to the shared
+        // line.
         (0..=u8::MAX).for_each(&mut count);
         let senders = seldom.0.lock().unwrap();
         assert_eq!(senders.known.len(), SENDERS_MAX);

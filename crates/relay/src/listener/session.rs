@@ -59,18 +59,20 @@ impl Session {
             old: terms.max_age.map(|age| Box::pin(tokio::time::sleep(age))),
         };
         loop {
-            // hyper frees the buffers of a connection only with the connection. Without a request
-            // in progress, the buffers hold nothing, so the connection gets a new state of hyper.
+            // hyper frees the buffers of a connection only with its own state of the connection.
+            // Without a request in progress the buffers are empty, so the connection gets a new
+            // state of hyper.
             let (lent, returned) = Lent::new(stream);
             let watched = Watched::new(Pin::new(lent), Arc::clone(connection));
             let requests = requests(&terms);
-            // The adapter of hyper-util would call the layers when their future is first polled: on
-            // h2 in a task of its own. The connection must know of a request before that.
+            // The adapter of hyper-util would call the layers only when their future is first
+            // polled, which on h2 happens in another task. The connection must know of a request
+            // before that.
             let service = service_fn(move |request| requests.clone().call(request));
             let mut serving = Box::pin(protocols.serve_connection(TokioIo::new(watched), service));
             loop {
-                // This stream polls the future of the orders only when one of them may have come,
-                // and not with each byte of the connection.
+                // The stream polls the future of the orders only when an order may have come, and
+                // not whenever the connection has new bytes.
                 let mut order: FuturesUnordered<_> = [orders.next()].into_iter().collect();
                 tokio::select! {
                     biased;
@@ -101,12 +103,12 @@ enum Order {
     Rest,
 }
 
-/// The orders that a connection hears.
 struct Orders<'c> {
     connection: &'c Connection,
     /// `None` after the listener was closed.
     closing: Option<CancellationToken>,
-    /// Ends at the maximum age of the connection; `None` after that, or without a maximum.
+    /// The timer that ends at the maximum age of the connection; `None` after that, or if there is
+    /// no maximum.
     old: Option<Pin<Box<Sleep>>>,
 }
 
@@ -141,7 +143,7 @@ impl Orders<'_> {
     }
 }
 
-/// Waits for the future, or for ever if there is none.
+/// Waits for the future. Without a future, never returns.
 async fn if_any(future: Option<impl Future<Output = ()>>) {
     match future {
         Some(future) => future.await,

@@ -6,7 +6,7 @@ use super::token::Token;
 use client::tls::Server;
 
 /// The settings of one listener, from the config and from the files that the config names. A reload
-/// replaces all of them at once.
+/// replaces all of them together.
 pub struct Settings {
     pub(super) path_prefix: String,
     pub(super) token: Option<Token>,
@@ -35,9 +35,9 @@ impl Settings {
         Ok(Some(Self { path_prefix: config.path_prefix.clone(), token, tls }))
     }
 
-    /// Returns `true` if connections made under the settings `others` may stay open under these:
-    /// both use TLS with the same `client_ca`, or neither uses TLS. Otherwise clients must connect
-    /// again, because a client's certificate is checked only in the TLS handshake.
+    /// Returns `true` if connections that were made under the settings `others` may stay open under
+    /// `self`: both use TLS with the same `client_ca`, or neither uses TLS. Otherwise clients must
+    /// connect again, because a client's certificate is checked only in the TLS handshake.
     pub fn is_compatible(&self, others: &Self) -> bool {
         fn asked(settings: &Settings) -> Option<Option<&[u8]>> {
             settings.tls.as_ref().map(|tls| tls.client_ca())

@@ -1,4 +1,4 @@
-//! The state that requests share: those of all listeners, and those of one connection.
+//! The state that all requests share, and the state that the requests of one connection share.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,14 +17,15 @@ use queue::Queue;
 use transform::volume::Volume;
 
 /// The maximum number of KiB of bodies that are decoded at the same time on threads for blocking
-/// work. This bounds the memory for the positions of the events: up to half of a body's size, if
-/// nearly all events are as small as possible. A larger body is decoded alone.
+/// work. The limit bounds the memory for the positions of the events, which is half of a body's
+/// size if nearly all events are as small as possible. A body that is larger than the limit is
+/// decoded alone.
 pub(super) const DECODING_KIB: u32 = 16 * 1024;
 
 /// The limits for requests, from the config. A reload replaces them; a request keeps the limits
 /// that were valid when it began.
 pub(super) struct Bounds {
-    /// The largest body in bytes: `limits.max_body`, or less if other limits of the config ask for
+    /// The largest body in bytes: `limits.max_body`, or less if other limits of the config require
     /// it.
     pub(super) max_body: u64,
     pub(super) max_in_flight: u64,
@@ -36,15 +37,12 @@ pub(super) struct Bounds {
     pub(super) retry_after: Duration,
 }
 
-/// The state that the requests of all listeners share.
 pub(super) struct Shared {
     pub(super) queue: Queue,
     pub(super) in_flight: InFlight,
-    /// The volume of the accepted events, by cause.
     pub(super) volume: Arc<Volume>,
-    /// The free memory mappings for bodies.
     pub(super) pool: Arc<Pool>,
-    /// Limits how many KiB of bodies are decoded at the same time.
+    /// The permits for decoding bodies at the same time, one for each KiB.
     pub(super) decoding: Arc<Semaphore>,
     pub(super) bounds: ArcSwap<Bounds>,
     /// Cancelled at the beginning of the drain. New requests are then refused.

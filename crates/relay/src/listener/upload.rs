@@ -1,10 +1,10 @@
-//! The body of a request that is arriving, and how its request is refused.
+//! The body of a request while it arrives, and the refusal of a request.
 //!
-//! A refusal is normally answered after the body was read and thrown away, because a Go client
-//! whose connection closes while it writes sees a transport error instead of the answer. The answer
-//! is sent at once if the body is larger than allowed, is not sent yet (`Expect: 100-continue`), or
-//! has already taken longer than `limits.body_timeout`. The relay waits only [`REFUSED_TIME`] for a
-//! body that stops coming.
+//! A refused request is normally answered after its body was read and thrown away. If the
+//! connection closed while a Go client writes, the client would see a transport error instead of
+//! the answer. The answer is sent immediately if the body is larger than allowed, is not sent yet
+//! (`Expect: 100-continue`), or has already taken longer than `limits.body_timeout`. The relay
+//! waits only [`REFUSED_TIME`] for a body that stops coming.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -25,13 +25,13 @@ use base::mutant;
 use telemetry::Rejection;
 
 /// The longest wait for more bytes of the body of a refused request. The wait starts again with
-/// each [`REFUSED_BYTES`], but in all never exceeds `limits.body_timeout`. Then the relay sends the
-/// refusal although the body is not complete, and the connection ends (on h2, in most cases only
-/// the stream). Thus a sender that is still writing gets its answer, and a sender that sends
+/// each [`REFUSED_BYTES`], but ends with `limits.body_timeout` at the latest. Then the relay sends
+/// the refusal although the body is not complete, and the connection ends (on h2, in most cases
+/// only the stream). Thus a sender that is still writing gets its answer, and a sender that sends
 /// nothing, or very slowly, cannot keep its connection.
 const REFUSED_TIME: Duration = Duration::from_secs(2);
-/// The number of bytes of a refused body after which the wait of [`REFUSED_TIME`] starts again: 64
-/// KiB in each second on average, which a slow network can still do.
+/// The number of bytes of a refused body after which the wait of [`REFUSED_TIME`] starts again. A
+/// sender must therefore send 64 KiB per second on average, which even a slow network allows.
 const REFUSED_BYTES: u64 = 128 * 1024;
 
 /// The future of an answer to a request, accepted or refused. The future is boxed because it is an
@@ -57,11 +57,11 @@ pub(super) struct Upload {
     pub(super) terms: Arc<Terms>,
     /// The limits that were valid when the request began.
     pub(super) bounds: Arc<Bounds>,
-    /// The time at which the request began, because its head was complete.
+    /// The time at which the head of the request was complete.
     pub(super) started: Instant,
     /// `true`: the sender waits for `100 Continue` before it sends the body.
     pub(super) expects: bool,
-    /// `true`: the body is gzip. `false` also while the head is not read yet.
+    /// `true`: the body is gzip. Also `false` before the head was checked.
     pub(super) is_gzip: bool,
     pub(super) body: Arriving,
 }
@@ -121,7 +121,7 @@ pub(super) struct Arriving {
 }
 
 impl Arriving {
-    /// `deadline` is the time at which the body must be complete.
+    /// `deadline` is the time by which the body must be complete.
     pub(super) fn new(incoming: Incoming, deadline: Instant) -> Self {
         Self { incoming, deadline, sent: 0, begun: false, ended: false, whole_at: None }
     }

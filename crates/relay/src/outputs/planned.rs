@@ -5,7 +5,6 @@ use std::sync::Arc;
 use delivery::{Files, Prepared};
 use queue::Cursor;
 
-/// The plan for one output.
 pub(crate) struct Planned {
     pub(super) config: config::Output,
     pub(super) files: Option<Arc<dyn Files>>,
@@ -17,19 +16,18 @@ pub(crate) struct Planned {
 pub(super) enum Step {
     /// The output keeps its delivery. Only its setting `required` may change.
     Keep(usize),
-    /// The output gets new settings.
     Replace(usize, Prepared),
     /// The output is new. The second value is `None` until the output has its cursor.
     Add(Prepared, Option<Place>),
 }
 
-/// The cursor of a new output; `None` after it was taken out. If a reload has made the cursor and
+/// The cursor of a new output, until [`Place::keep`] takes it. If a reload has made the cursor and
 /// fails, this value is dropped with the cursor inside, and the output leaves the queue as if it
 /// had never joined. Otherwise the queue would keep events for an output that does not exist.
 pub(super) struct Place {
     cursor: Option<Cursor>,
-    /// `true` if a reload has made the cursor. `false` if it was opened at the start of the
-    /// process; with a queue on disk, an earlier process may have stored it.
+    /// `true`: a reload has made the cursor. `false`: the start of the process has opened the
+    /// cursor, which an earlier process may have stored in a queue on disk.
     has_joined: bool,
 }
 
@@ -48,7 +46,6 @@ impl Drop for Place {
     }
 }
 
-/// The name of an output, and the files that the output reads.
 pub(crate) type NamedFiles = (String, Arc<dyn Files>);
 
 pub(crate) fn files_of(planned: &[Planned]) -> Vec<NamedFiles> {
@@ -57,7 +54,8 @@ pub(crate) fn files_of(planned: &[Planned]) -> Vec<NamedFiles> {
 }
 
 impl Planned {
-    /// Returns how a new output joins the queue; `None` if it is not new, or has joined already.
+    /// Returns the description with which a new output joins the queue; `None` if the output is not
+    /// new, or has a cursor already.
     pub(crate) fn joins(&self) -> Option<queue::Output> {
         match &self.step {
             Step::Add(prepared, None) => Some(prepared.in_queue()),

@@ -18,7 +18,8 @@ pub(super) enum Ended {
 
 /// The next step of an output's task after its present delivery has ended.
 enum Next {
-    /// The output has new settings: the task runs this delivery. Cancelling the token ends it.
+    /// The task runs this delivery, which has the new settings of the output. Cancelling the token
+    /// ends the delivery.
     Replace(Box<Prepared>, CancellationToken),
     /// A reload has removed the output: the task ends.
     Leave,

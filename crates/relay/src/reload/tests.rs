@@ -1,8 +1,8 @@
 //! Reloads of a relay that runs: after each one, the pages and the queue must say what the config
 //! in force says.
 //!
-//! The tests call the two steps of a reload themselves. So they can look between them, and nothing
-//! depends on when a change of a file is noticed.
+//! The tests call the two steps of a reload themselves. They can look at the relay between the
+//! steps, and do not depend on the moment at which a change of a file is noticed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -28,14 +28,14 @@ use telemetry::status::Status;
 /// The longest wait for something that happens soon.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Nobody listens at this address, so its output keeps all events.
+/// An address at which nobody listens. An output to this address keeps all events.
 const NOBODY: &str = "127.0.0.1:1";
 
-/// The admin address and one listener.
+/// The beginning of each config: the admin address and one listener.
 const BASE: &str = "admin.address = \"127.0.0.1:0\"\n[[listener]]\naddress = \"127.0.0.1:0\"\n";
 
-/// Takes a free port at this address. Such a port is never that of a connection from here, so that
-/// a listener can have it as soon as the result is dropped.
+/// Takes a free port at this address. The kernel gives no such port to an outgoing connection, so a
+/// listener can have the port as soon as the result is dropped.
 fn take_port(host: &str) -> std::net::TcpListener {
     let ports = std::iter::repeat_with(|| fastrand::u16(30_000..32_700)).take(1000);
     let bound = ports.filter(|port| std::net::TcpListener::bind(("127.0.0.3", *port)).is_ok());
@@ -54,7 +54,6 @@ fn to(address: impl ToString, name: &str, more: &str) -> String {
     )
 }
 
-/// Returns the section of an output that keeps all events.
 fn dead_end(name: &str, more: &str) -> String {
     to(NOBODY, name, more)
 }
@@ -70,7 +69,6 @@ fn read(config: &str) -> Config {
     checked.config.unwrap_or_else(|| panic!("{:?}\n{config}", checked.problems))
 }
 
-/// A relay, and the directory of its config file.
 struct Relay {
     parts: Parts,
     admin: SocketAddr,
@@ -107,7 +105,6 @@ impl Relay {
         refused
     }
 
-    /// Sends a request to the admin address. Returns the status and the body of the response.
     async fn get(&self, path: &str) -> (u16, String) {
         let mut stream = TcpStream::connect(self.admin).await.expect("it listens");
         let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
@@ -122,8 +119,8 @@ impl Relay {
         serde_json::from_str(&self.get("/status").await.1).expect("JSON")
     }
 
-    /// Returns the series of this name, by the value of their only label; of a series without
-    /// labels, by an empty text.
+    /// Returns the values of the series with this name, each under the value of the series' only
+    /// label. A series without labels is under an empty text.
     async fn series(&self, name: &str) -> BTreeMap<String, f64> {
         let page = self.get("/metrics").await.1;
         let series = page.lines().filter_map(|line| {
@@ -137,7 +134,6 @@ impl Relay {
         series.filter(|(label, _)| !label.starts_with('_')).collect()
     }
 
-    /// Waits until this is true.
     async fn until(&self, what: &str, mut is_true: impl AsyncFnMut(&Self) -> bool) {
         let deadline = Instant::now() + PATIENCE;
         while !is_true(self).await {
@@ -146,7 +142,7 @@ impl Relay {
         }
     }
 
-    /// Appends so many events as one batch, and waits until they are in the queue.
+    /// Appends this number of events as one batch, and waits until they are in the queue.
     async fn append(&self, events: u64) {
         let mut ticket = self.appends(events);
         let stored = tokio::time::timeout(PATIENCE, ticket.acknowledged()).await;
@@ -159,7 +155,6 @@ impl Relay {
         self.parts.queue.append(batch).expect("there is room")
     }
 
-    /// Returns the events that wait for each output, by its name.
     fn backlogs(&self) -> BTreeMap<String, u64> {
         let all = self.parts.queue.backlogs().into_iter();
         all.map(|(name, backlog)| (name, backlog.events)).collect()
@@ -191,7 +186,7 @@ impl Relay {
         assert_eq!(shown.retry_after_seconds, Some(retry_after), "{text}");
         assert_eq!(status.intake.acknowledge.as_deref(), Some(queue.acknowledge.name()), "{text}");
         assert_eq!(status.reloads.awaits_address, None, "{text}");
-        // A state of an output that is gone would never change again.
+        // If the metrics kept a state of a removed output, it would never change again.
         let of = |value: fn(&config::Output) -> bool| -> BTreeMap<String, f64> {
             let number = |it: &config::Output| f64::from(u8::from(value(it)));
             config.outputs.iter().map(|it| (it.name.clone(), number(it))).collect()
@@ -201,7 +196,7 @@ impl Relay {
         let late: BTreeMap<_, _> =
             status.outputs.iter().map(|it| (it.name.clone(), it.backlog.lag_max_seconds)).collect();
         assert_eq!(lags, late, "{text}");
-        // The delivery that is replaced ends first.
+        // The metric changes when the old delivery has ended.
         let paused = of(|it| it.pause);
         self.until("output_paused", async |it| it.series("output_paused").await == paused).await;
         let capacity = self.series("queue_capacity_bytes").await;
@@ -215,7 +210,7 @@ impl Relay {
     }
 }
 
-/// Opens a connection to a listener, and keeps it.
+/// A connection to a listener that stays open between requests.
 struct Client(TcpStream);
 
 impl Client {
@@ -223,7 +218,6 @@ impl Client {
         Self(TcpStream::connect(to).await.expect("it listens"))
     }
 
-    /// Posts an event to this path. Returns the status of the response.
     async fn post(&mut self, path: &str, token: &str) -> u16 {
         let body = r#"{"auditID":"a","stage":"Panic"}"#;
         let request = format!(
@@ -248,17 +242,17 @@ impl Client {
     }
 }
 
-/// Method: one relay goes through configs in which outputs and listeners come, go and change, one
-/// after the other, with events that wait for each output.
+/// Method: one relay goes through configs in which outputs and listeners are added, removed and
+/// changed, while events wait for each output.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_each_reload_the_pages_and_the_queue_say_what_the_config_says() {
     let a = dead_end("a", "");
     let configs = [
         format!("{BASE}{a}"),
-        // An output is added, also before the one that was there.
+        // An output is added: first after, then before the output that was there.
         format!("{BASE}{a}{}", dead_end("b", "")),
         format!("{BASE}{}{}{a}", dead_end("c", "required = false"), dead_end("b", "")),
-        // Which outputs are required, and which are paused.
+        // Other outputs are required or paused.
         format!(
             "{BASE}{}{}{a}",
             dead_end("c", ""),
@@ -272,13 +266,13 @@ async fn after_each_reload_the_pages_and_the_queue_say_what_the_config_says() {
             "{BASE}[[output]]\nname = \"b\"\ntype = \"http\"\nurls = [\"http://{NOBODY}\"]\n{a}"
         ),
         format!("{BASE}{}", a.replace("10ms", "90s")),
-        // The queue's settings.
+        // The settings of the queue change.
         format!(
             "{BASE}{a}[queue]\nmax_bytes = \"1MiB\"\nretry_after = \"9s\"\nwhen_full = \
              \"drop_oldest\"\n"
         ),
         format!("{BASE}{a}[queue]\nacknowledge = \"delivered\"\nwhen_full = \"reject\"\n"),
-        // Listeners.
+        // The listeners change.
         format!("{BASE}[[listener]]\naddress = \"127.0.0.2:0\"\n{a}[volume]\nenabled = false\n"),
         format!(
             "{}{a}",
@@ -292,7 +286,7 @@ async fn after_each_reload_the_pages_and_the_queue_say_what_the_config_says() {
     let mut relay = Relay::start(&configs[0]).await;
     relay.assert_shows(&configs[0]).await;
     for config in &configs[1..] {
-        // With `delivered`, it is never acknowledged.
+        // If `acknowledge` is `delivered`, this batch is never acknowledged.
         let _ticket = relay.appends(3);
         assert_eq!(relay.reload(config).await, None, "{config}");
         relay.assert_shows(config).await;
@@ -316,8 +310,8 @@ async fn a_config_that_changes_while_the_relay_starts_is_noticed() {
     }
 }
 
-/// Method: a config changes everything, and one thing in it cannot be used. Each reload is refused
-/// at another of its steps, the last ones after outputs have joined the queue.
+/// Method: each config changes many settings and has one fault. The reloads fail at different
+/// steps: the last one after some outputs have joined the queue.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reload_that_is_refused_changes_nothing() {
     let directory = tempfile::tempdir().expect("a directory");
@@ -348,13 +342,13 @@ async fn a_reload_that_is_refused_changes_nothing() {
         assert!(error.contains(why), "{error}");
         let awaited = relay.status().await.reloads.awaits_address;
         assert_eq!(awaited.is_some(), *why == "in use", "{awaited:?}");
-        // The address is given up by the next reload.
+        // The relay stops waiting for the address, as it would after another reload.
         relay.parts.admin.awaits_address(None);
         relay.parts.file.again.end();
         relay.assert_shows(&before).await;
         assert_eq!(relay.parts.queue.places(), places, "{why}");
         assert_eq!(relay.status().await.reloads.error.count, count);
-        // Limits are not shown: a body of more than one KiB is still accepted.
+        // The pages do not show limits. A body of more than one KiB is still accepted.
         let address = crate::tests::address(&relay.parts);
         assert_eq!(post_bytes(address, 2000).await, 200, "{why}");
     }
@@ -369,7 +363,6 @@ async fn a_reload_that_is_refused_changes_nothing() {
     assert_eq!(relay.backlogs(), [("a".to_owned(), 5), ("b".to_owned(), 5)].into());
 }
 
-/// Posts an event of about this size. Returns the status.
 async fn post_bytes(to: SocketAddr, bytes: usize) -> u16 {
     let body = format!(r#"{{"auditID":"a","stage":"Panic","x":"{}"}}"#, "x".repeat(bytes));
     let mut stream = TcpStream::connect(to).await.expect("it listens");
@@ -384,8 +377,9 @@ async fn post_bytes(to: SocketAddr, bytes: usize) -> u16 {
     status_of(&answer)
 }
 
-/// Method: an event comes between the two steps of a reload. The new output must get it, also if
-/// the process is killed before the reload is in force, and nothing that came before.
+/// Method: events come before, between and after the two steps of a reload. The new output gets the
+/// events that come after the first step, even if the process is killed before the second step, and
+/// no earlier events.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_output_has_its_place_before_the_reload_is_in_force() {
     for is_durable in [false, true] {
@@ -410,7 +404,6 @@ async fn a_new_output_has_its_place_before_the_reload_is_in_force() {
     }
 }
 
-/// Returns a copy of a queue's directory.
 fn copied(from: &std::path::Path) -> TempDir {
     let to = tempfile::tempdir().expect("a directory");
     let mut copy = std::process::Command::new("cp");
@@ -419,25 +412,25 @@ fn copied(from: &std::path::Path) -> TempDir {
     to
 }
 
-/// An output that is renamed, or removed and added again, is another one: it begins with the next
-/// event, and what the earlier one had not delivered is lost and counted once.
+/// An output that is renamed, or removed and added again, counts as a new output, which begins with
+/// the next event. The undelivered events of the earlier output are lost, and counted once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_removed_output_has_not_delivered_is_counted_and_the_next_one_begins_behind_it() {
     let (a, b) = (dead_end("a", ""), dead_end("b", ""));
     let mut relay = Relay::start(&format!("{BASE}{a}{b}")).await;
     let lost = async |relay: &Relay, name: &str| relay.series("error_total").await[name];
     relay.append(5).await;
-    // Renamed, while the other one stays.
+    // `b` is renamed to `c`, and `a` stays.
     assert_eq!(relay.reload(&format!("{BASE}{a}{}", dead_end("c", ""))).await, None);
     relay.until("the loss", async |it| lost(it, "b").await == 5.0).await;
     relay.append(2).await;
     assert_eq!(relay.backlogs(), [("a".to_owned(), 7), ("c".to_owned(), 2)].into());
-    // The earlier name again, and with it its counters.
+    // `c` gets the name `b` again, and with it the counters of `b`.
     assert_eq!(relay.reload(&format!("{BASE}{a}{b}")).await, None);
     relay.until("the loss", async |it| lost(it, "c").await == 2.0).await;
     relay.append(1).await;
     assert_eq!(relay.backlogs(), [("a".to_owned(), 8), ("b".to_owned(), 1)].into());
-    // Removed, and added by the reload after it, which waits until it has left.
+    // `b` is removed, and added by the next reload, which waits until the old `b` has left.
     assert_eq!(relay.reload(&format!("{BASE}{a}")).await, None);
     assert_eq!(relay.reload(&format!("{BASE}{a}{b}")).await, None);
     assert_eq!(relay.backlogs(), [("a".to_owned(), 8), ("b".to_owned(), 0)].into());
@@ -448,7 +441,8 @@ async fn what_a_removed_output_has_not_delivered_is_counted_and_the_next_one_beg
     assert_eq!(counts, [0, 6]);
 }
 
-/// Method: an output waits for its consumer while another setting of it changes, or another output.
+/// Method: two outputs wait for their consumers, while reloads change `required`, a limit, and
+/// other settings of one of the outputs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_an_output_that_has_changed_gets_another_delivery_and_none_loses_its_place() {
     let required = |name: &str, is: bool| dead_end(name, &format!("required = {is}"));
@@ -492,8 +486,8 @@ async fn only_an_output_that_has_changed_gets_another_delivery_and_none_loses_it
     }
 }
 
-/// Method: only events of a required output count for how full the queue is, so that this number
-/// shows which outputs the queue takes for required.
+/// Method: the bytes that the queue needs are those of events that a required output has not
+/// finished. So they show whether the queue takes the output `a` for required.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_queue_needs_the_room_of_those_outputs_that_the_config_requires() {
     let mut tasks = JoinSet::new();
@@ -509,9 +503,9 @@ async fn the_queue_needs_the_room_of_those_outputs_that_the_config_requires() {
     }
 }
 
-/// Method: with `delivered`, a sender waits for the required output. A reload requires another one
-/// instead. If no output were required for a moment, the sender would be answered 200 at once,
-/// although nobody has the event.
+/// Method: `acknowledge` is `delivered`, so a sender waits for the required output. A reload makes
+/// the other output the required one. If no output were required for a moment, the sender would get
+/// 200 although no consumer has the event.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_another_output_becomes_the_required_one_no_sender_is_told_that_its_event_is_safe() {
     let delivered = "[queue]\nacknowledge = \"delivered\"\n";
@@ -548,7 +542,7 @@ async fn a_paused_output_sends_nothing_and_goes_on_with_what_has_waited() {
     relay.assert_shows(&with("")).await;
 }
 
-/// The events that wait are sent with the filter that is in force then.
+/// Events that wait during a reload are sent with the new filter.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_changed_filter_holds_for_events_that_wait() {
     let mut tasks = JoinSet::new();
@@ -567,8 +561,8 @@ async fn a_changed_filter_holds_for_events_that_wait() {
     assert_eq!(counts.filtered.values().sum::<u64>(), 2, "{:?}", counts.filtered);
 }
 
-/// A consumer over HTTP, which accepts everything as soon as it may. The channel gets the bearer
-/// token of each request.
+/// An HTTP consumer, which accepts requests once `may_answer` is `true`. The channel gets the
+/// bearer token of each request.
 async fn http_consumer(
     tasks: &mut JoinSet<()>,
     mut may_answer: watch::Receiver<bool>,
@@ -598,8 +592,8 @@ async fn http_consumer(
     (address, received)
 }
 
-/// Method: only the content of a file changes that an output reads. The new content is in use after
-/// the next reload, and only if that is not refused.
+/// Method: the content of an output's token file changes, and the config does not. The new content
+/// is in use only after a reload that succeeds.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_file_of_an_output_is_in_use_as_it_was_when_a_reload_came_into_force() {
     let mut tasks = JoinSet::new();
@@ -634,8 +628,9 @@ async fn a_file_of_an_output_is_in_use_as_it_was_when_a_reload_came_into_force()
     assert_eq!(token(&relay).await, "second");
 }
 
-/// Method: a reload removes an output whose events are on the wire, and the next one adds it again.
-/// It begins when the earlier one has its answer.
+/// Method: a reload removes an output while its events are on the wire, and the next reload adds an
+/// output of the same name. The new output begins only after the consumer has responded to the old
+/// one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_output_that_is_added_again_waits_until_the_earlier_one_has_left() {
     let mut tasks = JoinSet::new();
@@ -661,8 +656,8 @@ async fn an_output_that_is_added_again_waits_until_the_earlier_one_has_left() {
     assert_eq!(relay.series("error_total").await["b"], 0.0);
 }
 
-/// A listener that stays keeps its socket and its connections, and its new settings hold for the
-/// next request of such a connection, as the limits of all listeners do.
+/// A listener that a reload keeps also keeps its socket and its connections. The new settings of
+/// the listener, and new limits, hold for the next request of such a connection.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_listener_that_stays_keeps_its_connections_and_one_that_goes_ends_them() {
     let a = dead_end("a", "");
@@ -694,9 +689,9 @@ async fn a_listener_that_stays_keeps_its_connections_and_one_that_goes_ends_them
     assert_eq!(post_bytes(addresses[0], 2000).await, 200);
 }
 
-/// Method: an address is moved from one listener to another one on the same port, while another
-/// process has the port on a third address. The new listener can't open, everything else is in
-/// force, and the old one is opened again, until the port is free.
+/// Method: a reload moves a listener to another address with the same port, while another process
+/// has the port on a third address. The new listener can't open, so the old one is opened again
+/// until the port is free. Everything else is in force.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn where_a_port_cannot_move_its_old_listener_stays_and_the_rest_is_in_force() {
     let occupied = take_port("127.0.0.2");
@@ -738,15 +733,15 @@ async fn where_a_port_cannot_move_its_old_listener_stays_and_the_rest_is_in_forc
     assert_eq!((reloads.success.count, reloads.error.count), (1, 1));
     assert!(!relay.parts.file.again.is_waiting());
     assert_eq!(post(SocketAddr::from(([127, 0, 0, 2], port))).await.as_deref(), Some("200"));
-    // And back, which needs no second attempt.
+    // The move back needs no second attempt.
     let back = format!("{}{a}", on("127.0.0.1"));
     assert_eq!(relay.reload(&back).await, None);
     relay.assert_shows(&back).await;
     assert_eq!(post(address).await.as_deref(), Some("200"));
 }
 
-/// Method: the address of a new listener is taken by another process. The reload is refused, and
-/// counted once, and succeeds when the address is free.
+/// Method: another process has the address of a new listener. The reload is refused, counts once,
+/// and succeeds when the address is free.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reload_whose_address_is_taken_is_tried_again_and_says_so() {
     let occupied = take_port("127.0.0.1");
@@ -764,14 +759,14 @@ async fn a_reload_whose_address_is_taken_is_tried_again_and_says_so() {
         assert_eq!(status.reloads.awaits_address.as_ref(), Some(&error));
         assert_eq!((status.reloads.error.count, status.outputs.len()), (1, 1));
         assert!(relay.parts.file.again.is_waiting());
-        // No old listener was closed for it, so an attempt costs nothing.
+        // No old listener was closed for this address, so another attempt does no harm.
         assert!(!relay.parts.listeners.would_fail_again());
     }
     drop(occupied);
     assert_eq!(relay.reload(&wanted).await, None);
     assert!(!relay.parts.file.again.is_waiting());
     relay.assert_shows(&wanted).await;
-    // A config that is wrong ends the attempts, too.
+    // A wrong config ends the attempts too.
     let occupied = take_port("127.0.0.1");
     let taken = occupied.local_addr().expect("it has one");
     let error = relay.reload(&format!("{wanted}[[listener]]\naddress = \"{taken}\"\n")).await;
@@ -807,7 +802,7 @@ async fn what_needs_a_restart_stays_and_the_rest_is_in_force() {
     assert_eq!((&*shown.kind, shown.when_full.as_deref()), ("memory", Some("reject")));
 }
 
-/// Method: an event is too large for its output, and becomes a dead letter.
+/// Method: an event is too large for its output, so it becomes a dead letter.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_token_of_taps_the_dead_letters_and_the_volume_follow_the_config() {
     let mut tasks = JoinSet::new();

@@ -2,12 +2,12 @@
 //!
 //! One thread owns the consumer and makes all calls to it. Each message is a body, as a listener
 //! accepts it. Messages that are available together become one batch of the queue. For each
-//! partition, the thread stores the offset after the last batch up to which every required output
-//! has acknowledged everything. librdkafka commits the stored offsets every second, before a
-//! partition is given back, and at the end. After a crash the messages that were not committed are
-//! read again: at most `max_in_flight` bytes, and those that were acknowledged in the last second.
+//! partition, the thread stores the offset before which every required output has acknowledged all
+//! events. librdkafka commits the stored offsets every second, before a partition is given back,
+//! and at the end. After a crash the messages that were not committed are read again: at most
+//! `max_in_flight` bytes, and those that were acknowledged in the last second.
 //!
-//! A message without audit events would stop its partition for ever. Such a message is counted,
+//! A message without audit events would block its partition permanently. Such a message is counted,
 //! logged and skipped.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -42,20 +42,20 @@ const GROUP_BYTES: usize = 1024 * 1024;
 /// The greatest number of messages that are put together into one batch of the queue.
 const GROUP_MESSAGES: u64 = 5000;
 
-/// The maximum number of messages that are taken and not acknowledged yet. The limit bounds their
-/// memory even if they are very small.
+/// The maximum number of messages that are taken and not acknowledged yet. Without this limit, very
+/// many small messages could take much memory.
 const MESSAGES_MAX: u64 = 100_000;
 
 /// The longest wait of one poll, and so the time within which the thread sees an order to end.
 const POLL: Duration = Duration::from_millis(100);
 
-/// The pause before the source tries again to append a batch to the queue, while the queue has no
-/// room. Also the pause between two looks at which batches are acknowledged, while the source gives
-/// partitions back, and the longest wait of a poll while the source closes.
+/// The pause before the source tries again to append a batch to a queue without room. The source
+/// also uses it as the pause between two checks of acknowledgements while it gives partitions back,
+/// and as the longest wait of a poll while it closes.
 const FULL: Duration = Duration::from_millis(5);
 
-/// If the queue takes no batch for this time, the source pauses its partitions. The thread can then
-/// poll without receiving messages, so that the consumer group does not give the partitions to
+/// The time after which the source pauses its partitions if the queue takes no batch. The thread
+/// can then poll without messages, so that the consumer group does not give the partitions to
 /// another reader. After the pause, librdkafka must fetch again what it had fetched ahead.
 const PAUSE_AFTER: Duration = Duration::from_secs(1);
 
@@ -66,7 +66,7 @@ const REVOKE_WAIT: Duration = Duration::from_secs(2);
 /// The number of heartbeats that the consumer sends to the group in one `session_timeout`.
 const HEARTBEATS: u32 = 4;
 
-/// The longest time between two polls, or `session_timeout` if that is longer. After it, the
+/// The longest time between two polls, unless `session_timeout` is longer. After this time, the
 /// consumer group gives the partitions to another reader.
 const POLL_MAX: Duration = Duration::from_secs(300);
 
@@ -232,11 +232,12 @@ impl Source for Reader {
 struct State {
     /// The partitions that this consumer reads now, by partition number.
     partitions: BTreeMap<i32, Partition>,
-    /// The number of assignments of a partition to this consumer. Each gets the next number.
+    /// The number of times that a partition was assigned to this consumer. Each assignment gets the
+    /// next number.
     assignments: u64,
     /// The number of messages in all batches that are not acknowledged yet.
     messages: u64,
-    /// The bytes of these messages in the queue.
+    /// The number of bytes that all batches that are not acknowledged yet take in the queue.
     bytes: u64,
     /// `true` if the partitions are paused, so that librdkafka delivers no messages.
     paused: bool,
@@ -250,7 +251,8 @@ struct State {
 }
 
 struct Partition {
-    /// The number of the assignment. A partition that comes back from another reader has a new one.
+    /// The number of the assignment. A partition that comes back from another reader has a new
+    /// number.
     assignment: u64,
     /// The batches of this partition that are not acknowledged yet, in the order of their offsets.
     taken: VecDeque<Taken>,
@@ -272,7 +274,7 @@ struct Messages {
     begun: Instant,
 }
 
-/// A batch that was appended to the queue, and whose offset is not stored yet.
+/// A batch that the queue has taken, or that has no events. The batch's offset is not stored yet.
 struct Taken {
     messages: Messages,
     /// The number of bytes that the batch takes in the queue.
@@ -321,7 +323,7 @@ impl State {
 
     /// Removes a partition that is given back, and returns the number of messages in its unfinished
     /// batches. Their tickets are dropped: the queue then removes each batch that no output has
-    /// begun to send, and that the queue's writer thread has not begun to store.
+    /// begun to send.
     fn forget(&mut self, number: i32) -> u64 {
         let taken = self.partitions.remove(&number).map(|partition| partition.taken);
         let mut messages = 0;
@@ -345,7 +347,8 @@ struct Context {
 }
 
 impl Context {
-    /// Tells librdkafka the offsets up to which batches are acknowledged, which it then commits.
+    /// Tells librdkafka the offsets up to which batches are acknowledged; librdkafka then commits
+    /// these offsets.
     fn settle(&self, consumer: &BaseConsumer<Self>) {
         let behind = lock(&self.state).settle(&self.metrics);
         if behind.is_empty() {
@@ -453,7 +456,7 @@ impl ConsumerContext for Context {
         let paused = state.paused;
         self.show_partitions(&state);
         drop(state);
-        // An assignment means that the group's coordinator has answered.
+        // An assignment means that the group's coordinator has responded.
         self.status.update(|status| status.last_error = None);
         tracing::info!(source = self.source, ?partitions, "partitions assigned");
         if paused && let Err(error) = consumer.pause(list) {
@@ -470,7 +473,6 @@ impl ConsumerContext for Context {
     }
 }
 
-/// A batch that is being filled.
 struct Group {
     messages: Messages,
     /// The events of the batch, each followed by one `\n`.
@@ -489,9 +491,9 @@ struct Intake<'a> {
     waiting: VecDeque<(Messages, Append)>,
     /// The number of messages skipped since the last log line about them.
     skipped: u64,
-    /// The partition, the offset and the fault of the first of these messages.
+    /// The partition, the offset and the fault of the first message that `skipped` counts.
     first: Option<(i32, i64, String)>,
-    /// The time of that log line; `None` if there was none.
+    /// The time of the last log line about skipped messages; `None` if there was none.
     told: Option<Instant>,
 }
 
@@ -508,7 +510,8 @@ impl Intake<'_> {
             self.reader.status.update(|status| status.last_error = None);
             tracing::info!(source = self.reader.name, "reading messages from Kafka again");
         }
-        // The partition was given back after the message was fetched: another reader will read it.
+        // The partition was given back after the message was fetched: another reader will read the
+        // message.
         let Some(assignment) = ours else { return };
         let fits = |group: &Group| {
             (group.messages.partition, group.messages.assignment) == (partition, assignment)
@@ -532,8 +535,8 @@ impl Intake<'_> {
         });
         group.messages.next = message.offset() + 1;
         group.messages.count += 1;
-        // The queue adds a line break to a message without one. A message that fills an empty queue
-        // must not wait for room that never comes.
+        // The queue adds a line break to a message without one. So a message of exactly `max_body`
+        // bytes might not fit into an empty queue, and would wait for room that never comes.
         let refused = if payload.len() as u64 >= self.reader.max_body {
             Some((Rejection::TooLarge, 413, "larger than limits.max_body".to_owned()))
         } else {
@@ -669,14 +672,14 @@ impl Group {
 ///
 /// 1. It stores the offsets of batches that are acknowledged.
 /// 2. It appends the waiting batches to the queue. After an order to close, it drops them instead.
-/// 3. It ends in these cases: the source has an order to stop at once; the queue says of a batch
-///    that no acknowledgement will come; the files with secrets have changed, and there is no order
-///    to close; or there is an order to close, and all batches are acknowledged. It also ends if a
+/// 3. It ends in these cases: the source has an order to stop; the queue says of a batch that no
+///    acknowledgement will come; the files with secrets have changed, and there is no order to
+///    close; or there is an order to close, and all batches are acknowledged. It also ends if a
 ///    poll reports that the consumer has failed.
 /// 4. If no batch is waiting, it polls for messages and makes batches of them. If a batch is
 ///    waiting, it sleeps for a moment. If a batch has waited for a second, or after an order to
-///    close, it pauses the partitions and polls without taking messages, so that the consumer group
-///    does not take the partitions away.
+///    close, it pauses the partitions and polls without taking messages. Because of these polls,
+///    the consumer group does not take the partitions away.
 ///
 /// An offset is stored only after every batch before it was acknowledged. When the consumer is
 /// dropped, its partitions go back to the consumer group and the stored offsets are committed. The
@@ -785,8 +788,8 @@ mod tests {
     use queue::Output;
     use telemetry::Telemetry;
 
-    /// The only output of three batches ends before it has any of them. However often the batches
-    /// are looked at after that, no offset is returned for a commit.
+    /// The only output of three batches ends before it has any of them. From then on, no look at
+    /// the batches returns an offset to be committed.
     #[test]
     fn what_was_refused_is_never_committed_however_often_it_is_settled() {
         let config = config::read(config::EMBEDDED, outputs::TYPES).config.expect("it is right");

@@ -10,7 +10,7 @@ use super::*;
 use audit::LevelCounts;
 use queue::{Append, Output};
 
-/// A source that does what a function does.
+/// A source whose thread runs a function of the test.
 struct Scripted<F>(F);
 
 impl<F: Fn(&Queue, Orders) + Send + Sync> Source for Scripted<F> {
@@ -47,8 +47,8 @@ name = \"o\"
 type = \"stdout\"
 ";
 
-/// A reload removes a source that is just about to take its last batch. `close_leaving` must wait
-/// until that batch is in the queue.
+/// A reload removes a source that is about to take its last batch. `close_leaving` must wait until
+/// that batch is in the queue.
 #[tokio::test]
 async fn one_that_a_reload_removes_has_taken_its_last_before_the_settings_change() {
     let config = config::read(CONFIG, outputs::TYPES).config.expect("it is right");

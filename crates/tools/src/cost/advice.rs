@@ -41,8 +41,8 @@ pub struct Advice {
 type Unit<'s> = Vec<(&'s Cause, &'s Cell)>;
 
 struct Plan<'s> {
-    /// The requests that are lowered to Metadata: 0 for none, 1 for reads, 2 for all. Requests that
-    /// must never have a body are always lowered.
+    /// The requests that are lowered to Metadata: 0 for none, 1 for reads, 2 for all. Requests for
+    /// [`floor::SECRET_KINDS`] are always lowered.
     lowering: usize,
     units: Vec<Unit<'s>>,
     saved: u64,
@@ -54,8 +54,8 @@ impl Advice {
     pub fn new(survey: &Survey, aim: f64) -> Self {
         let wanted = base::words::whole((survey.total.bytes as f64 * aim / 100.0).ceil());
         let units = units(survey);
-        // Of plans with equally few rules, the first one wins: lowering reads hides no request, and
-        // the bodies of changes are what an investigation needs most.
+        // Among plans with equally few rules, the first one wins: lowering reads hides no request,
+        // and an investigation needs the bodies of changes most.
         let plans = [1, 0, 2].map(|lowering| Plan::new(survey, &units, lowering, wanted));
         let rank = |plan: &Plan<'_>| (wanted.saturating_sub(plan.saved), plan.rules());
         let plan = plans.into_iter().min_by_key(rank).expect("there are three plans");

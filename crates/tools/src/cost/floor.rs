@@ -23,9 +23,9 @@
 //! On OpenShift, only a cluster's administrator can make such a namespace: requests for projects of
 //! such names are refused. On other clusters, everybody who may make namespaces can make such a
 //! namespace, and could hide a service account in it. Therefore service accounts of such namespaces
-//! count as components only if the input [shows](shows_openshift) that the cluster is OpenShift,
-//! and each rule about one tells the operator when to delete the rule, because a cluster on which
-//! somebody has installed OpenShift's resources looks the same.
+//! count as components only if the input [shows](shows_openshift) that the cluster is OpenShift. A
+//! cluster on which somebody has installed OpenShift's resources looks the same, so each rule about
+//! such an account tells the operator when to delete the rule.
 
 use std::sync::LazyLock;
 
@@ -34,7 +34,7 @@ use audit::scan;
 use transform::policy::GroupResources;
 use transform::redact;
 
-/// The verbs that a rule of an advice may drop.
+/// The verbs of reads. A rule of an advice drops all three of them.
 pub(super) const READS: [&str; 3] = ["get", "list", "watch"];
 
 /// The API groups of which no request is dropped.
@@ -138,7 +138,7 @@ pub(super) fn is_above(event: &[u8], request: &Request<'_>) -> bool {
         || matches!(code(event), Some(401 | 403))
 }
 
-/// The resources whose bodies hold secrets. A policy that records bodies keeps them at Metadata.
+/// The resources whose bodies hold secrets. A policy of an advice never records these bodies.
 pub(super) static SECRET_KINDS: LazyLock<Vec<GroupResources>> = LazyLock::new(|| {
     let configmaps = ("", vec!["configmaps/*".to_owned()]);
     let kinds = [configmaps].into_iter().chain(redact::secret_kinds());

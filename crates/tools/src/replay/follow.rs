@@ -2,11 +2,11 @@
 //! receives the events any more.
 //!
 //! The log is a live file and the rotated files next to it, in the order of their names (`Age`). A
-//! place in it is a file and an offset. A file is recognised by the beginning of its text (`Head`),
-//! never by its name or inode alone. Therefore a rename, a compression and a copy with truncation
-//! (`copytruncate`) look the same: the next text is the rest of the file with this beginning, and
-//! then the file after it. The reader leaves a file only when the next file has text. It then reads
-//! the first file to its end once more, because a line may have been added in between.
+//! place in the log is a file and an offset. A file is recognised by the beginning of its text
+//! (`Head`), never by its name or inode alone. Therefore a rename, a compression and a copy with
+//! truncation (`copytruncate`) look the same: the next text is the rest of the file with this
+//! beginning, and then the file after it. The reader leaves a file only when the next file has
+//! text. Before it leaves, it reads the file to its end once more: a line may have been added.
 //!
 //! inotify is not used: it does not see all changes on network file systems and bind mounts, and
 //! five looks a second cost nothing. If no file has the place, events may be lost. This is reported
@@ -90,8 +90,8 @@ enum Wanted {
     Rest,
     /// The file after the one with the place.
     Next,
-    /// The oldest file after the one before the place, because the file of the place is not known
-    /// or is missing.
+    /// The oldest file after that of the previous record, because the file with the place is not
+    /// known or is missing.
     Newer,
 }
 
@@ -104,7 +104,7 @@ enum Choice<T> {
     Gone,
 }
 
-/// Chooses from the files of the log, the oldest first. `known` is that of [`Follower`].
+/// Chooses a file from `files`, where the oldest is first. `known` is that of [`Follower`].
 fn choose<'f>(files: &'f [Found], known: &[resume::Read], wanted: Wanted) -> Choice<&'f Found> {
     let position = |read: &resume::Read| files.iter().rposition(|file| file.head == read.head);
     let (last, before) = match known {
@@ -208,8 +208,8 @@ pub(super) fn begin(log: &Path) -> io::Result<Vec<resume::Read>> {
     Ok(rotated.map(|file| file.head).into_iter().chain([Head::default()]).map(read).collect())
 }
 
-/// The bytes of a file that still begins as it did. A file that was truncated and written again
-/// ends here.
+/// A reader of a file. It ends early if the file no longer begins with `beginning`: the file was
+/// then truncated and written again.
 struct Source {
     file: Arc<File>,
     beginning: Arc<[u8]>,
@@ -361,7 +361,7 @@ impl Follower<'_> {
         }
     }
 
-    /// Reports that no file has the place any more. The oldest newer file is wanted from then on.
+    /// Reports that no file has the place any more. The oldest newer file is wanted next.
     fn lose(&mut self) {
         let (lines, offset) = self.known.last().map_or((0, 0), |read| (read.lines, read.offset));
         let what = "is gone from the log: the events behind it, up to the oldest file that is newer, \
@@ -370,8 +370,8 @@ impl Follower<'_> {
         (self.gone, self.gap, self.wanted) = (0, true, Wanted::Newer);
     }
 
-    /// Sends the place at which a file begins, before any event of the file, so that a later run
-    /// finds the file.
+    /// Sends the place at which the reading of a file begins, before any event of the file, so that
+    /// a later run finds the file.
     fn enter(&mut self, open: &Open) -> Result<(), Ended> {
         let place = open.text.place;
         let before = self.known.last().filter(|_| self.wanted == Wanted::Rest);
@@ -583,11 +583,11 @@ mod tests {
         ] {
             assert_eq!(choose(&all, &known, wanted), expected, "{known:?} {wanted:?}");
         }
-        // A copy that is being made does not stand for the live file, nor is that one after it.
+        // An unfinished copy is not taken for the live file, nor the live file for its successor.
         let copied = [a, found("c copy"), c];
         assert_eq!(choose(&copied, &[read("c")], Wanted::Rest), Choice::File(&copied[2]));
         assert_eq!(choose(&copied, &[read("c")], Wanted::Next), Choice::Later);
-        // No file at all is no proof that one is gone.
+        // Without any file, the place does not count as gone.
         assert_eq!(choose(&[], &[read("c")], Wanted::Rest), Choice::Later);
     }
 

@@ -3,9 +3,9 @@
 //!
 //! The inputs are read in the given order, one buffer at a time. The first bytes of a file tell
 //! whether it is compressed (`packing`). Offsets and line numbers are those of the uncompressed
-//! text. A JSON document of several lines counts as one line for its events. Whatever the sizes of
-//! files and lines are, memory holds at most one line, the text read ahead for it, the request that
-//! is being filled, the request that waits to be sent, and the window of one decoder.
+//! text. A JSON document of several lines counts as one line for its events. Memory holds at most
+//! one line, the text read ahead for it, the request that is being filled, the request that waits
+//! to be sent, and the window of one decoder.
 
 use std::fs::File;
 use std::io;
@@ -74,19 +74,19 @@ pub(super) struct Place {
 /// events makes no request, but moves the frontier.
 #[derive(Default)]
 pub(super) struct Batch {
-    /// The request body, an EventList, or nothing without events. With [`Settings::only_looks`],
-    /// the events as JSON lines.
+    /// The request body: an EventList, or empty if there are no events. If [`Settings::only_looks`]
+    /// is set, the events as JSON lines.
     pub(super) body: Vec<u8>,
     as_lines: bool,
     pub(super) events: u64,
-    /// The number of the line with the first event, from 1 on, or the position of the event in a
-    /// queue; 0 without events.
+    /// The number of the line with the first event, counted from 1, or the position of this event
+    /// in a queue; 0 without events.
     pub(super) first_line: u64,
     /// The number or position of the last event.
     pub(super) last_line: u64,
-    /// The point after the last line whose events are all in this batch or in earlier ones, or
-    /// which was skipped as a bad line. A bad last line that may be unfinished is not included. The
-    /// frontier reaches this point once this batch and all batches before it are accepted.
+    /// The point after the last line that is done: all its events are in this batch or in earlier
+    /// ones, or it was skipped as a bad line. A bad last line that may be unfinished is not done.
+    /// The frontier reaches this point once this batch and all batches before it are accepted.
     pub(super) end: Place,
     /// The number of bad lines that were skipped since the previous batch.
     pub(super) bad_lines: u64,
@@ -120,7 +120,7 @@ pub(super) enum Item {
     },
 }
 
-/// The files to read, and the limits of a request.
+/// The inputs to read, and the limits of a request.
 pub(super) struct Plan {
     pub(super) settings: Settings,
     /// The queue of each input. `None` if the input is a file.
@@ -462,7 +462,7 @@ pub(super) enum Next {
     End,
 }
 
-/// The result of `Text::ahead`: what a line that is not an event may be the beginning of.
+/// The result of `Text::ahead`: the JSON document that may begin with a line without an event.
 enum Ahead {
     /// A JSON document of several lines. The line now holds all of them.
     Document,
@@ -470,7 +470,7 @@ enum Ahead {
     Unfinished,
     /// A JSON document that is longer than [`LINE_BYTES_MAX`] bytes.
     TooLong,
-    /// None of these.
+    /// The line begins no JSON document of several lines.
     Other,
 }
 
@@ -605,8 +605,8 @@ impl Text {
         Ok(true)
     }
 
-    /// Reads ahead until the next line is complete with its line break. Returns `false` if the text
-    /// ends before; it may grow later.
+    /// Reads ahead until the next line has its line break, or is too long. Returns `false` if the
+    /// text ends before that; the text may grow later.
     pub(super) fn has_line(&mut self) -> io::Result<bool> {
         if memchr::memchr(b'\n', self.available()?).is_some() {
             return Ok(true);
@@ -642,8 +642,8 @@ impl Text {
     }
 
     /// Checks whether `line`, the last line that was read, begins a JSON document of several lines.
-    /// The other lines of a document are appended to `line`. Otherwise they are read again as
-    /// lines.
+    /// The other lines of the document are appended to `line`. If there is no document, the text
+    /// that was read ahead is read again as lines.
     fn ahead(&mut self, line: &mut Vec<u8>) -> Ahead {
         if !matches!(line.trim_ascii_start().first(), Some(b'{' | b'[')) || self.is_torn {
             return Ahead::Other;

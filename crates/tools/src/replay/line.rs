@@ -1,10 +1,10 @@
 //! Finds the events in one line of a file, by the rules of a relay.
 //!
-//! A line may be an event, as in the audit.log of kube-apiserver and OpenShift; an event after a
-//! node's name, as `oc adm node-logs` prints it, or after a time, as CloudWatch and container
-//! runtimes write it; a dead letter with its event; an EventList, as the webhook sends it; or an
-//! array or record with events in it (`wrapping`). A "line" may also be a JSON document of several
-//! lines. The events are not changed.
+//! A line may be an event, as in the audit.log of kube-apiserver and OpenShift. A node's name may
+//! be in front, as `oc adm node-logs` prints it, or a time, as CloudWatch and container runtimes
+//! write it. A line may also be a dead letter with its event, an EventList, as the webhook sends
+//! it, or an array or record with events in it (`wrapping`). Even a JSON document of several lines
+//! counts as a line. The events are not changed.
 
 use std::ops::Range;
 
@@ -51,8 +51,8 @@ pub(super) fn find(line: &mut Vec<u8>) -> Result<Range<usize>, String> {
 }
 
 /// Returns `true` if the line is exactly one event as kube-apiserver logs it; `false` proves
-/// nothing. The event is checked as the only one of a list, whose events have no `kind`, because
-/// the scanner for such lists is several times as fast as the check of a single event.
+/// nothing. The event is checked without `kind` and `apiVersion`, as the only event of a list: the
+/// scanner for lists is several times as fast as the check of a single event.
 fn is_usual(line: &[u8]) -> bool {
     let rest = line.strip_prefix(EVENT_HEAD).and_then(|rest| rest.strip_suffix(b"\n"));
     let Some(rest) = rest else { return false };
@@ -62,7 +62,7 @@ fn is_usual(line: &[u8]) -> bool {
     let split = audit::Isa::best().and_then(|isa| audit::scan_in_place(isa, &mut list));
     #[cfg(not(target_arch = "x86_64"))]
     let split = None::<audit::Split>;
-    // If the event has the whole text, the text can't have ended the list itself.
+    // An event that spans the whole text proves that the text has not ended the list early.
     let whole = LIST_HEAD.len()..list.len() - 2;
     split.is_some_and(|split| split.events == 1 && split.lines == whole)
 }

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use flate2::bufread::MultiGzDecoder;
 
-/// The first bytes of a file that [`Packing::of`] needs.
+/// The number of bytes at the beginning of a file that [`Packing::of`] needs.
 pub const MAGIC_BYTES: usize = 4;
 
 /// The base-2 logarithm of the largest window of a zstd frame: 8 MiB. The decoder keeps the window

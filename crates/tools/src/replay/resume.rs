@@ -112,8 +112,8 @@ pub(super) fn go_on(files: &mut Vec<Read>, read: Read, is_after_gap: bool) {
 }
 
 impl Read {
-    /// Returns `false` if the record stands for a file that is not known yet: the one after the
-    /// file of the record before it.
+    /// Returns `true` if the file of the record is known. Otherwise the record stands for the file
+    /// that comes after the one of the previous record.
     pub(super) fn is_begun(&self) -> bool {
         self.head != Head::default()
     }
@@ -152,7 +152,7 @@ impl State {
         Ok(state)
     }
 
-    /// Replaces the whole resume file at once, so that a crash leaves the old or the new state.
+    /// Replaces the resume file by a rename, so that a crash leaves the old or the new state.
     /// Blocks the thread.
     pub(super) fn save(&self, file: &Path) -> io::Result<()> {
         let mut name = file.file_name().unwrap_or_default().to_owned();

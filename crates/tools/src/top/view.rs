@@ -1,4 +1,4 @@
-//! The newest answers of a relay, and the choices of the reader. Nothing here draws.
+//! The newest responses of a relay, and the choices of the reader. Nothing here draws.
 
 use std::time::Duration;
 
@@ -27,9 +27,9 @@ pub struct View {
     pub(super) url: String,
     pub(super) status: Option<Status>,
     pub(super) history: Option<History>,
-    /// The reason why the last request was not answered.
+    /// The reason why the last request got no response; `None` if it got one.
     pub(super) failure: Option<String>,
-    /// The time since the last answer.
+    /// The time since the last response.
     pub(super) silence: Duration,
     /// `true`: the relay's process has restarted since this view was made.
     pub(super) has_restarted: bool,
@@ -44,7 +44,7 @@ pub struct View {
 }
 
 impl View {
-    /// Makes a view without an answer. `details` shows the details of the selected output.
+    /// Makes a view without a response. It shows an output's details if `details` is `true`.
     pub fn new(url: &str, details: bool) -> Self {
         Self {
             url: message(url),
@@ -100,7 +100,7 @@ impl View {
         }
     }
 
-    /// Records that the relay has not answered, with the reason and the time since its last answer.
+    /// Records that the relay did not respond: the reason, and the time since the last response.
     pub fn failed(&mut self, reason: &str, silence: Duration) {
         self.failure = Some(message(reason));
         self.silence = silence;

@@ -3,7 +3,7 @@
 use base::words::{bytes, escape, grouped, scaled, span, whole};
 use transform::volume::report::{Figures, Row};
 
-/// The cells of the bar that shows a share.
+/// The width, in cells, of the bar that shows a share.
 const BAR_CELLS: f64 = 20.0;
 
 /// Returns the table of a dimension, one text for each line, the names with the most bytes first.

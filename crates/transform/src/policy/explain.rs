@@ -46,7 +46,7 @@ impl Explanation {
     }
 }
 
-/// Says what the decision means for the event, except for `managedFields`.
+/// Returns what the decision means for the event, except for `managedFields`.
 fn consequence(decision: Decision, request: &Request<'_>) -> String {
     if decision.level == Level::None {
         return "the event is dropped".to_owned();
@@ -74,9 +74,9 @@ fn consequence(decision: Decision, request: &Request<'_>) -> String {
     }
 }
 
-/// Says what happens to `managedFields`, which occur only in bodies; `None` if no body is kept, or
-/// if the event's own level is unknown. A patch in `requestObject` is not changed: kube-apiserver
-/// records it as the client sent it.
+/// Returns what happens to `managedFields`, which occur only in bodies; `None` if no body is kept,
+/// or if the event's own level is unknown. A patch in `requestObject` is not changed:
+/// kube-apiserver records it as the client sent it.
 fn managed_fields(decision: Decision, request: &Request<'_>) -> Option<String> {
     const PATCH: &str = "requestObject is a patch, and keeps what was sent";
     let own = Level::of(&request.level)?;

@@ -9,8 +9,8 @@
 //! paths, codes, and which API group a resource is of. A table is skipped if no rule that is left
 //! uses its criterion. The namespace is last, because reading it from the URL takes longest.
 //! Prefixes of users and namespaces, and exemptions (`unless`), are compared rule by rule. A code
-//! is read from the event itself, and only if nothing else excludes a rule with codes. The search
-//! allocates memory only if the request's URI has escapes, and to remember a user.
+//! is read from the event itself, and only for a rule with codes that no other criterion excludes.
+//! The search allocates memory only if the request's URI has escapes, and for a memory of users.
 
 use std::cell::OnceCell;
 use std::collections::HashMap;
@@ -42,8 +42,7 @@ pub struct Matcher {
     /// The rules that can match a request whose namespace is unknown: those without `namespaces`,
     /// and those that keep the events that they match.
     unlocated: Vec<u64>,
-    /// The rules that list an API group, whatever resources of it they name; these are compared
-    /// later.
+    /// The rules that list an API group. The resources that a rule names are compared later.
     api_groups: Table,
     /// The rules that list a resource. A rule for `pods/log` is listed under `pods`; its
     /// subresource is compared later.
@@ -55,8 +54,8 @@ pub struct Matcher {
 /// The criteria of one rule that the tables do not decide.
 #[derive(Debug, Default)]
 struct Rest {
-    /// `true` if the rule keeps the events that it matches. It then also matches an object whose
-    /// name is unknown.
+    /// `true` if the rule keeps the events that it matches. Such a rule also matches if the
+    /// object's namespace or name is unknown.
     keeps: bool,
     resources: Vec<GroupResources>,
     paths: Vec<String>,
@@ -83,10 +82,10 @@ struct Table {
 }
 
 impl Matcher {
-    /// Compiles the tables of a `match`, in which a match means that an event is kept; tables after
-    /// the first [`RULES_MAX`] never match. An unknown namespace or object name meets every
-    /// criterion about it, and no criterion of an exemption, so that the event is not dropped by
-    /// mistake.
+    /// Compiles the tables of the config's `match`. An event that matches one of `matches` is kept.
+    /// Elements after the first [`RULES_MAX`] never match. An unknown namespace or object name
+    /// meets every criterion about it, but no criterion of an exemption, so that no event is
+    /// dropped by mistake.
     pub fn new<'m>(matches: impl IntoIterator<Item = &'m Match>) -> Self {
         let matches: Vec<&Match> = matches.into_iter().take(RULES_MAX).collect();
         let mut matcher = Self::of_rules(matches.iter().map(|of| (&of.criteria, true)), true);
@@ -102,7 +101,7 @@ impl Matcher {
     /// `None`).
     ///
     /// An unknown namespace or object name meets every criterion about it if the `bool` is `true`,
-    /// and none otherwise. In both cases, it causes no event to be dropped.
+    /// and none otherwise. In both cases, the unknown value causes no event to be dropped.
     ///
     /// `has_prefixes` is `true` if a user or a namespace that ends in `*` is a prefix.
     pub(super) fn of_rules<'c>(
@@ -147,9 +146,10 @@ impl Matcher {
         }
     }
 
-    /// Returns the index of the first rule whose criteria the request meets, but none of its
-    /// exemptions. `users` remembers which rules the user can match, for the next request. Lists of
-    /// rules that are asked about the same `located` request read its URL only once.
+    /// Returns the index of the first rule that the request matches: the rule's criteria are met,
+    /// and none of its exemptions. `users` remembers which rules the user can match, for the next
+    /// request. Lists of rules that are asked about the same `located` request read the URL only
+    /// once.
     #[must_use]
     pub fn first(&self, located: &Located<'_>, users: &mut Users) -> Option<usize> {
         let request = located.request;
@@ -192,14 +192,13 @@ impl Matcher {
     }
 }
 
-/// A request, and the parts that its URL has. Each part is read when the first rule needs it, and
-/// once for all rules of all lists.
+/// A request, and what rules read from its URL and event. Each part is read when the first rule
+/// needs it, and only once for all rules of all lists.
 #[derive(Debug)]
 pub struct Located<'r> {
     request: &'r Request<'r>,
     /// The event itself; empty if it is not known.
     event: &'r [u8],
-    /// The code of the response.
     code: OnceCell<Option<u16>>,
     /// The namespace and the name of the request's object.
     location: OnceCell<Option<Location<'r>>>,
@@ -257,7 +256,8 @@ fn rules(words: &[u64]) -> impl Iterator<Item = usize> + '_ {
     })
 }
 
-/// Returns the resources that a rule lists, as keys for the table; none if any resource may match.
+/// Returns the resources that a rule lists, as keys for the table; an empty list if any resource
+/// may match.
 fn resources(criteria: &Criteria) -> Vec<String> {
     let mut values = Vec::new();
     for of in &criteria.resources {
@@ -274,7 +274,8 @@ fn resources(criteria: &Criteria) -> Vec<String> {
     values
 }
 
-/// Returns the API groups that a rule lists, as keys for the table; none if any group may match.
+/// Returns the API groups that a rule lists, as keys for the table; an empty list if any group may
+/// match.
 fn api_groups(criteria: &Criteria) -> Vec<String> {
     match criteria.resources.iter().any(|of| of.group == "*") {
         true => Vec::new(),
@@ -351,8 +352,8 @@ fn intersect(left: &mut [u64], with: &[u64]) {
     }
 }
 
-/// Returns the values of a list that a table decides about, and those that are compared one by one:
-/// all of them, if one is a prefix.
+/// Returns the values of a list for the table, and the values that are compared one by one. If one
+/// value is a prefix, all values are compared one by one.
 fn split(list: &[String], has_prefixes: bool) -> (Vec<String>, Vec<String>) {
     match has_prefixes && list.iter().any(|value| prefix(value).is_some()) {
         true => (Vec::new(), list.to_vec()),
@@ -360,7 +361,7 @@ fn split(list: &[String], has_prefixes: bool) -> (Vec<String>, Vec<String>) {
     }
 }
 
-/// Returns `true` if the list has this text, or a prefix of it.
+/// Returns `true` if the list has `text`, or a prefix of it followed by `*`.
 fn begins(text: &[u8], list: &[String]) -> bool {
     list.iter().any(|value| match prefix(value) {
         Some(prefix) => text.starts_with(prefix.as_bytes()),

@@ -47,7 +47,6 @@ fn rules(rules: &str) -> Policy {
     Policy::read(&text).unwrap_or_else(|problems| panic!("{problems:?}\n{text}"))
 }
 
-/// Reads one of the policies in `tests/policies`.
 fn shipped(name: &str) -> Policy {
     let folder = testing::repository("tests/policies");
     let text = std::fs::read_to_string(folder.join(name)).unwrap();

@@ -3,8 +3,8 @@
 //! A few users send most of the requests to a cluster, and the rules that a user can match never
 //! change. The names of users and groups are chosen by those who manage accounts, and sometimes by
 //! the clients themselves. Therefore the memory has a fixed number of places, remembers no long
-//! texts, and compares every byte: a user can only take the place of another, who is then looked up
-//! again.
+//! texts, and compares every byte. The worst that a user can do is to take the place of another
+//! user, who is then looked up again.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -13,9 +13,9 @@ use audit::request::User;
 const PLACES: usize = 256;
 
 /// The maximum number of bytes of a user's name and groups, with eight bytes for the length of
-/// each. A user with more is not remembered. With [`PLACES`] users and sets of
-/// [`RULES_MAX`](super::RULES_MAX) bits, a memory stays below 192 KiB: 256 × (512 + 128) bytes, and
-/// the overhead of the vectors.
+/// each. A user with more is not remembered. A memory of [`PLACES`] users, with sets of
+/// [`RULES_MAX`](super::RULES_MAX) bits, stays below 192 KiB: 256 × (512 + 128) bytes, and the
+/// overhead of the vectors.
 const KEY_BYTES_MAX: usize = 512;
 
 /// A number that identifies a list of rules within this process.
@@ -33,7 +33,7 @@ impl ListId {
 /// are forgotten.
 #[derive(Debug, Default)]
 pub struct Users {
-    /// The list of the remembered sets; `None` until the first request.
+    /// The list to which the remembered sets belong; `None` until the first request.
     list: Option<ListId>,
     places: Vec<Place>,
 }
@@ -106,8 +106,8 @@ impl Place {
     }
 }
 
-/// Returns the index of the place for this user: a hash of the end of the name, in which names of
-/// accounts differ, of its length, and of the number of groups.
+/// Returns the index of the place for this user. It is a hash of the name's length, the name's end,
+/// in which names of accounts differ, and the number of groups.
 fn place(user: &User<'_>) -> usize {
     let name = &*user.name;
     let mix = |all: u64, byte: &u8| all.rotate_left(5) ^ u64::from(*byte);

@@ -23,7 +23,7 @@ static URI: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(br#""reques
 static ESCAPE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\\u00"));
 
 /// Returns `true` if the event has `objectRef` or `requestURI` more than once, or if `objectRef`
-/// has one of [`PARTS`] more than once: parsers then differ in which of them they read.
+/// has one of [`PARTS`] more than once. Parsers differ in which of two equal keys they read.
 /// `spells_letters` is the result of [`spells_letters`] for this event. The first `known` bytes
 /// ([`Reader::known`](audit::request::Reader::known), or 0) have none of these members twice.
 pub(super) fn is_ambiguous(event: &[u8], known: usize, spells_letters: bool) -> bool {

@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use super::walk::{Child, Edit};
 
-/// Marks an event from which a body was removed because the event was too large. kube-apiserver
-/// marks the events that it truncates with the same annotation.
+/// Marks an event that was too large, from which a body or webhooks' changes to it were removed.
+/// kube-apiserver marks the events that it truncates with the same annotation.
 pub(super) static TRUNCATED: Addition = Addition {
     key: std::borrow::Cow::Borrowed("audit.k8s.io/truncated"),
     member: std::borrow::Cow::Borrowed(r#""audit.k8s.io/truncated":"true""#),
@@ -41,8 +41,9 @@ impl Annotations {
     }
 }
 
-/// Returns the edit that adds the missing `additions` to the event's `annotations`, which are
-/// `value` in the range `place`. `kept` are the members of `value` that stay.
+/// Returns the edit that adds the missing ones of `additions` to the event's `annotations`. `value`
+/// is the value of `annotations`, `place` is its range in the event, and `kept` are the members of
+/// `value` that stay.
 ///
 /// `None` if no addition is missing, or if `value` is neither an object nor null, so that nothing
 /// can be added.

@@ -1,4 +1,4 @@
-//! A quick look at an event finds out what a redaction may find in it.
+//! Takes a quick look at an event, to see what a redaction may find in it.
 
 use std::sync::LazyLock;
 
@@ -36,8 +36,8 @@ impl Look {
     };
 
     pub(super) fn at(event: &[u8], request: &Request<'_>, known: usize) -> Self {
-        // Escapes, tokens and keys are searched only if their signs were found. Without known
-        // bytes, the keys are always searched: the event's own keys would be a sign anyway.
+        // Escapes, tokens and keys are searched only if their signs were found. If no bytes are
+        // known, the keys are always searched, because the event's own keys are signs.
         let signs = Signs::of(event, known);
         let spells_letters = signs.escapes && ambiguous::spells_letters(event);
         let may_repeat = known == 0 || spells_letters || signs.keys;

@@ -66,9 +66,9 @@ const IS_BOUND: [bool; 256] = {
 };
 
 /// Finds the first `NAME=VALUE` in which NAME is the name of a credential and VALUE is neither
-/// empty nor redacted already. Returns the range from the value to the end of the text. In `env`,
-/// the name of the variable is not part of the value, because variables such as `LD_PRELOAD` decide
-/// which code runs.
+/// empty nor redacted already. Returns the range from the value to the end of the text. For `env`,
+/// the name of the variable stays visible and is not in the range, because variables such as
+/// `LD_PRELOAD` decide which code runs.
 pub(super) fn assigned(text: &[u8]) -> Option<Range<usize>> {
     memchr::memchr_iter(b'=', text).find_map(|equals| {
         let before = text.get(..equals)?.trim_ascii_end();
@@ -162,8 +162,7 @@ impl Command {
                     self.expects = true;
                     continue;
                 }
-                // An option follows at once. The value was then left out, because the program asks
-                // for it.
+                // If the next word is an option, the command has no value: the program asks for it.
                 if text[start] != b'-' {
                     let value = quoted(text, start, end);
                     at = end.max(value.end);
@@ -233,8 +232,9 @@ fn password(url: &[u8]) -> Option<Range<usize>> {
     Some(start + colon + 1..start + end)
 }
 
-/// Returns the range of the value that begins at `start`. After a quote, it ends before the closing
-/// quote. Otherwise, it ends at `end`, the end of the word, without quotes there.
+/// Returns the range of the value that begins at `start`. If a quote precedes the value, it ends
+/// before the closing quote. Otherwise, it ends at `end`, the end of the word, or before the quotes
+/// there.
 fn quoted(text: &[u8], start: usize, end: usize) -> Range<usize> {
     let quote = start.checked_sub(1).and_then(|before| text.get(before));
     if let Some(quote @ (b'"' | b'\'')) = quote {
@@ -246,7 +246,7 @@ fn quoted(text: &[u8], start: usize, end: usize) -> Range<usize> {
     start..end - word.iter().rev().take_while(is_quote).count()
 }
 
-/// Returns the range `value`, unless it is empty or its text was redacted before.
+/// Returns the range `value`, unless it is empty or its text is already redacted.
 fn value_of(text: &[u8], value: Range<usize>) -> Option<Range<usize>> {
     let is_one = text.get(value.clone()).is_some_and(|text| !text.is_empty() && text != REDACTED);
     is_one.then_some(value)

@@ -1,5 +1,5 @@
-//! Decides which parts of an event must not leave the relay: those that the rules for its object
-//! name, and those that are always redacted.
+//! Decides which parts of an event must not leave the relay: those that are named by the rules for
+//! the event's object, and those that are always redacted.
 //!
 //! Five things are always redacted: the contents and annotations of Secrets; the bodies of requests
 //! that make or check tokens, and of OpenShift's OAuth objects; the environment variables of
@@ -8,10 +8,10 @@
 //! body of any other shape is dropped as a whole.
 //!
 //! If something in a body must not leave, the server's message about that body must not leave
-//! either, because a validation error quotes the value that it is about. Messages stay if their
-//! reason is one whose message comes from kube-apiserver alone. Annotations of the event that are
-//! not known to be kube-apiserver's own are dropped along with the message: webhooks and admission
-//! policies can quote any part of the body there.
+//! either, because a validation error quotes the value that it is about. A message stays if only
+//! kube-apiserver writes messages with its reason. Annotations of the event that are not known to
+//! be kube-apiserver's own are dropped along with the message: webhooks and admission policies can
+//! quote any part of the body there.
 
 use std::sync::LazyLock;
 
@@ -67,8 +67,8 @@ impl Redaction {
         Ok(Self { rules: rules.iter().map(Compiled::new).collect::<Result<_, _>>()? })
     }
 
-    /// Returns the redactions that this event needs, if any. `look` is the result of a quick look
-    /// at it.
+    /// Returns the redactions that the event needs, if any. `look` is the result of [`Look::at`]
+    /// for the event.
     pub(super) fn plan(&self, event: &[u8], request: &Request<'_>, look: Look) -> Option<Plan<'_>> {
         let is_ambiguous = look.is_ambiguous;
         let bodies = if is_ambiguous { Bodies::Go } else { bodies(request.object.as_ref()) };
@@ -105,7 +105,7 @@ impl Redaction {
 
 /// Returns `true` if an event about something secret may have anything to redact: a body, a message
 /// of the server, or an annotation that is not known to be kube-apiserver's own. Events of the
-/// level Metadata usually have none of them. `known` is the number of
+/// level Metadata usually have nothing to redact. `known` is the number of
 /// [known](audit::request::Reader::known) bytes. The event must spell no letters as escapes.
 fn has_words(event: &[u8], known: usize) -> bool {
     static WORDS: LazyLock<[Finder<'static>; 2]> =
@@ -123,8 +123,8 @@ fn has_words(event: &[u8], known: usize) -> bool {
 }
 
 /// Resources whose bodies hold secrets: the API groups that serve them, the resources, and the
-/// subresource (`*`: any, or none). If the `bool` is `true`, the bodies are redacted in any other
-/// group too.
+/// subresource (`*`: any, or none). If the `bool` is `true`, the bodies are redacted in every API
+/// group.
 type SecretKinds = (&'static [&'static str], &'static [&'static str], &'static str, bool, Bodies);
 
 const SECRET_KINDS: [SecretKinds; 5] = [
@@ -198,7 +198,7 @@ const PATCHES: [Step; 2] =
 /// The path to the annotations in which webhooks and admission policies may quote a body.
 const OF_ADMISSION: [Step; 2] = [Step::Known(b"annotations"), Step::OfAdmission];
 
-/// Returns the wish that removes the patches of webhooks. They repeat what webhooks have put into
+/// Returns the wish that removes the patches of webhooks, which repeat what webhooks have put into
 /// the body.
 pub(super) fn patches<'w>(why: Why) -> Wish<'w> {
     Wish::new(&PATCHES, With::Drop, why)
@@ -237,8 +237,8 @@ pub(super) fn managed_fields<'w>(request: &Request<'_>) -> Vec<Wish<'w>> {
 }
 
 /// Returns `true` if `object` is a JSON object that has only known members: their names are those
-/// of a Secret, and their values have the expected types. A whole body (`is_body`) may also have
-/// the members of a list, a Status or DeleteOptions; an item of a list may not.
+/// of a Secret, and their values have no unexpected structure. A whole body (`is_body`) may also
+/// have the members of a list, a Status or DeleteOptions; an item of a list may not.
 pub(super) fn is_known(object: &[u8], is_body: bool) -> bool {
     object.first() == Some(&b'{')
         && scan::members(object).all(|member| {

@@ -1,5 +1,5 @@
-//! Tells events in which a redaction may find something from the many in which it finds nothing, in
-//! one pass over their bytes.
+//! Separates the events in which a redaction may find something from the many others, in one pass
+//! over the bytes of each event.
 //!
 //! A redaction looks for letters that are written as escapes, JSON Web Tokens, and keys that occur
 //! twice. A search for each of them would read the event three or four times. This module looks for
@@ -85,7 +85,7 @@ impl Signs {
 
     /// Does the work of [`Self::in_text`] for a text whose length is a multiple of [`STEP`] and
     /// four more. The loop has no branches, so the compiler uses instructions that compare many
-    /// bytes at once.
+    /// bytes at a time.
     #[inline(always)]
     fn in_steps(text: &[u8]) -> Self {
         let from = |place| text.get(place..).unwrap_or_default();

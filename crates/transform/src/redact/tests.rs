@@ -418,7 +418,7 @@ fn web_tokens_never_leave_wherever_they_stand() {
         r#","requestURI":"/a/T/b?c=T","x":{"T":"T"}"#,
         r#","requestURI":"/a?b=c","objectRef":{"name":"T"}"#,
     ] {
-        // Names that are tokens get numbers from the second one on; none of these gaps has two.
+        // Only a second name that is a token gets a number, and none of these gaps has two.
         let (before, after) = (gap.replace('T', TOKEN), gap.replace('T', "REDACTED"));
         if gap.contains("objectRef") {
             // The event names two objects, so `becomes` cannot be used.

@@ -34,13 +34,13 @@ pub(super) fn string(value: &[u8]) -> Option<Cow<'_, [u8]>> {
 }
 
 /// Translates `parts`, ranges of the result of [`unescape`], into ranges of `raw`, its argument.
-/// They must be in order and must not overlap.
+/// The parts must be in order and must not overlap.
 pub(super) fn to_written(raw: &[u8], parts: &mut [Range<usize>]) {
     trace(raw.len(), parts, |take| walk(raw, take));
 }
 
-/// Resolves percent-encoding (RFC 3986 §2.1): `%41` becomes `A`. The decoder is not that of a
-/// crate, because [`to_percents`] has to agree with it on each byte.
+/// Resolves percent-encoding (RFC 3986 §2.1): `%41` becomes `A`. The decoder is written here,
+/// because [`to_percents`] must agree with it on each byte.
 pub(super) fn percent_decode(raw: &[u8]) -> Vec<u8> {
     let mut text = Vec::with_capacity(raw.len());
     walk_percents(raw, |_, bytes| text.extend_from_slice(bytes));

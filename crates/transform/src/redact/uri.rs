@@ -3,11 +3,11 @@
 //!
 //! The URI is read as the server reads it: percent-encoding hides neither the name of a parameter
 //! nor a token. Nothing depends on the path or the object: a parameter counts in a request for
-//! exec, for a proxy, or for something that no server knows. Names are looked for in the query,
-//! within its parameters (`labelSelector=token=…`, a URI inside the URI, the words of a `command`
-//! that is to run in a pod), and in the path (`/a;token=…`). Two sorts of credentials are not
-//! found: one under an unknown name that is not a JSON Web Token, and one that is encoded twice,
-//! because the URI is decoded once.
+//! exec, for a proxy, or for something that no server knows. Names are looked for in the path
+//! (`/a;token=…`), in the query, and within parameters: `labelSelector=token=…`, a URI inside the
+//! URI, the words of a `command` that is to run in a pod. A credential is not found if it has an
+//! unknown name and is not a JSON Web Token, or if it is encoded twice, because the URI is decoded
+//! once.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -36,8 +36,8 @@ pub(super) fn may_have_credentials(uri: Uri<'_>, may_have_tokens: bool) -> bool 
     uri.len() > BYTES_MAX || memchr::memchr(b'\\', uri).is_some() || !secrets(uri).is_empty()
 }
 
-/// Returns the ranges of a URI that are credentials and must be replaced by [`text::REDACTED`].
-/// They are in order and do not overlap.
+/// Returns the ranges of a URI that are credentials and must be replaced by [`text::REDACTED`]. The
+/// ranges are in order and do not overlap.
 pub(super) fn secrets(uri: &[u8]) -> Vec<Range<usize>> {
     let mut found = Vec::new();
     let query = memchr::memchr(b'?', uri).unwrap_or(uri.len());
@@ -95,10 +95,10 @@ fn is_end(letters: &[u8; 4]) -> bool {
 /// JSON Web Tokens that begin with `eyJ` in plain letters. `raw` is the URI with its JSON escapes.
 /// The URIs of usual requests are plain, so that they are neither copied nor split into parts.
 ///
-/// A name before an equals sign is not that of a credential if its last four letters are not an
+/// A name before an equals sign can be that of a credential only if its last four letters are an
 /// [end](is_end). Brackets separate names, so a URI with names and brackets is not plain. The only
-/// escape in a plain URI is that of `&`, which ends a parameter. Its digits may count as letters of
-/// the next name, but only if that name has three letters or fewer.
+/// escape in a plain URI is that of `&`, which ends a parameter. The digits of this escape may
+/// count as letters of the next name, but only if that name has three letters or fewer.
 pub(super) fn is_plain(raw: &[u8]) -> bool {
     if raw.len() > BYTES_MAX {
         return false;

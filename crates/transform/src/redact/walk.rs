@@ -1,12 +1,12 @@
 //! Follows paths through the values of an event, and finds which bytes to cut out or replace.
 //!
-//! A *wish* is the part of a path that is still to be followed at a value. It is met if no step is
-//! left. It is also met if a name led to a value that cannot hold the rest of the path: a text or
-//! number instead of an object, or an array in which a name is looked for. The author of the path
-//! did not expect such a value, so the whole value is treated as the one to redact.
+//! A *wish* is the part of a path that is still to be followed at a value. A wish is met if no step
+//! is left. A redaction is also met if a name led to a value that cannot hold the rest of the path:
+//! to a text or number, or to an array although the next step is a name. The author of the path did
+//! not expect such a value, so the whole value is treated as the one to redact.
 //!
-//! Each recursive call follows one step of a path, so the paths limit the depth of the recursion,
-//! and not the event.
+//! Each recursive call follows one step of a path, so the depth of the recursion is limited by the
+//! paths, however deep the event is.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -36,8 +36,8 @@ pub(super) struct Wish<'p> {
     rest: &'p [Step],
     with: With,
     why: Why,
-    /// `true` if the step that led to this value was a condition on names, such as a name or a
-    /// prefix; `false` if it was `*`, which leads to every member or element.
+    /// `true` if the last step was a condition on names, such as a name or a prefix; `false` if it
+    /// was `*`, which leads to every member or element.
     by_name: bool,
 }
 
@@ -88,9 +88,8 @@ pub(super) struct Edit {
     pub(super) with: Cow<'static, [u8]>,
 }
 
-/// A value that needs this many edits or more, such as a list of 131,072 objects with one secret
-/// each, is dropped as a whole, because an edit can take more memory than the text that it
-/// replaces.
+/// A value that needs this many edits or more is dropped as a whole, because an edit can take more
+/// memory than the text that it replaces. Example: a list of 131,072 objects with one secret each.
 pub(super) const EDITS_MAX: usize = 1 << 17;
 
 /// Collects the edits in one value of the event. `lowered`, `trimmed` and `redacted` are `true` if
@@ -160,9 +159,9 @@ impl<'a> Walk<'a> {
     /// Adds the edits that `wishes` need in a body.
     ///
     /// A body may be a JSON Patch (RFC 6902): a list of operations that put values into an object.
-    /// The paths of the wishes begin at that object. If an operation concerns a value that must be
-    /// redacted, a part of it, or a larger value that contains it, the operation's members except
-    /// for `op`, `path` and `from` are changed as a whole.
+    /// The paths of the wishes begin at that object. An operation may concern a value that must be
+    /// redacted, a part of it, or a larger value that contains it. Then the operation's members are
+    /// changed as a whole, except for `op`, `path` and `from`.
     pub(super) fn body(&mut self, body: &'a [u8], wishes: &[Wish<'_>]) -> bool {
         let about_inside = |wish: &Wish<'_>| wish.why == Why::Redacted && !wish.rest.is_empty();
         if body.first() != Some(&b'[') || !wishes.iter().any(about_inside) {
@@ -219,8 +218,8 @@ impl<'a> Walk<'a> {
 }
 
 /// Returns the wishes that a JSON Patch operation concerns by its members `path` and `from`. `None`
-/// if `path` is missing, or if one of them is not a valid JSON Pointer. They are handled one after
-/// the other and not collected, because an operation may repeat them millions of times.
+/// if `path` is missing, or if one of them is not a valid JSON Pointer. The members are handled one
+/// after the other and not collected, because an operation may repeat them millions of times.
 fn concerned<'w, 'p>(operation: &[u8], wishes: &'w [Wish<'p>]) -> Option<Vec<&'w Wish<'p>>> {
     let (mut others, mut has_path) = (wishes.iter().collect::<Vec<_>>(), false);
     let mut found = Vec::new();
@@ -314,13 +313,13 @@ pub(super) fn place(event: &[u8], part: &[u8]) -> Range<usize> {
 pub(super) struct Removal {
     /// The indices at which the current run begins and ends; it has no edit yet.
     run: Option<(usize, usize)>,
-    /// The index at which the last child that stays ends, if one stays so far.
+    /// The end of the last child that stays; `None` if none stays so far.
     kept: Option<usize>,
 }
 
 impl Removal {
-    /// Handles the next child, in order. If it does not stay, a later call of this function, or of
-    /// `finish`, adds the edit that cuts it out.
+    /// Handles the next child, in order. If the child does not stay, a later call of this function,
+    /// or of `finish`, adds the edit that cuts it out.
     pub(super) fn pass(&mut self, child: &Child<'_>, stays: bool, edits: &mut Vec<Edit>) {
         let (start, end) = child.place;
         if !stays {
@@ -333,8 +332,8 @@ impl Removal {
         self.kept = Some(end);
     }
 
-    /// Adds the edit that cuts out trailing children. Returns the index at which the last child
-    /// that stays ends, if one stays.
+    /// Adds the edit that cuts out trailing children. Returns the end of the last child that stays;
+    /// `None` if none stays.
     pub(super) fn finish(self, edits: &mut Vec<Edit>) -> Option<usize> {
         if let Some((first, end)) = self.run {
             edits.push(Edit { place: self.kept.unwrap_or(first)..end, with: Cow::default() });

@@ -37,9 +37,9 @@ pub(super) fn may_be_in(event: &[u8], spells_letters: bool) -> bool {
 /// Returns the event with its tokens replaced, if it has any. The result is never longer than the
 /// event.
 ///
-/// Tokens can also occur in the names of members, and two names must not become equal. From the
-/// second replacement in a name on, each one therefore ends in a number, as in `REDACTED-2`, if the
-/// token was long enough for it.
+/// Tokens can also occur in the names of members, and two names must not become equal. Each
+/// replacement in a name, except for the first one in the event, therefore ends in a number, as in
+/// `REDACTED-2`, if the token was long enough for it.
 pub(super) fn redact(event: &[u8]) -> Option<Vec<u8>> {
     let mut out = Vec::new();
     let (mut copied, mut at, mut names) = (0, 0, 0_usize);
@@ -99,16 +99,16 @@ pub(super) fn web_tokens(text: &[u8]) -> impl Iterator<Item = Range<usize>> {
     web_tokens_by(text, |from| run(text, from))
 }
 
-/// Returns the index of the first byte, from the index `from` on, that is not a character of
-/// base64.
+/// Returns the index of the first byte at or after `from` that is not a character of base64; the
+/// length of the text if there is none.
 fn run(text: &[u8], from: usize) -> usize {
     let of_base64 = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
     let rest = text.get(from..).unwrap_or_default();
     from + rest.iter().take_while(|byte| of_base64(byte)).count()
 }
 
-/// Returns the ranges of the JSON Web Tokens in a text. `run` returns the index at which the series
-/// of base64 characters at an index ends. Each series is read at most twice, so the search takes
+/// Returns the ranges of the JSON Web Tokens in a text. `run` returns the end of the run of base64
+/// characters that begins at its argument. Each run is read at most twice, so the search takes
 /// linear time even if the text has many beginnings of tokens.
 fn web_tokens_by(
     text: &[u8],
@@ -119,8 +119,8 @@ fn web_tokens_by(
         while let Some(found) = BEGINNING.find(text.get(at..)?) {
             let start = at + found;
             let header = run(start);
-            // A token that begins later in this run would be followed by the same character, so the
-            // rest of the run is skipped.
+            // The same byte would follow the header of a token that begins later in this run, so
+            // the rest of the run is skipped.
             at = header;
             if text.get(header) != Some(&b'.') {
                 continue;

@@ -69,7 +69,7 @@ impl Edits {
 }
 
 /// Appends the object to `out`, with `_` for each `.` in its keys. A key stays as it is if the
-/// object already has the new key, or if an earlier key has got it.
+/// object already has the new key, or if an earlier key was changed to it.
 fn write_without_dots(object: &[u8], out: &mut Vec<u8>) {
     let start = out.len();
     if !write_few_without_dots(object, out) {
@@ -78,9 +78,9 @@ fn write_without_dots(object: &[u8], out: &mut Vec<u8>) {
     }
 }
 
-/// Does the work of [`write_without_dots`] for an object with at most eight keys, which have no
-/// escapes and stay different from each other without dots, as usual annotations do. After `false`,
-/// the object is not such an object, and `out` has bytes that do not belong there.
+/// Does the work of [`write_without_dots`] for an object with at most eight keys that have no
+/// escapes and stay different from each other without dots, as usual annotations do. Returns
+/// `false` for any other object; the caller must then remove the bytes that were appended to `out`.
 fn write_few_without_dots(object: &[u8], out: &mut Vec<u8>) -> bool {
     const FEW: usize = 8;
     // The positions of the new keys in `out`.
@@ -133,8 +133,8 @@ fn write_any_without_dots(object: &[u8], out: &mut Vec<u8>) {
     written.end();
 }
 
-/// Returns a key with `_` for each `.`, which may be written as an escape. Both keys are the bytes
-/// between the quotes, with escapes as written.
+/// Returns a key with `_` for each `.`, which may be written as an escape. `raw` and the result are
+/// the bytes between the quotes, with escapes as written.
 fn without_dots(raw: &[u8]) -> Cow<'_, [u8]> {
     let mut plain = raw.to_vec();
     if memchr::memchr(b'\\', raw).is_some() {

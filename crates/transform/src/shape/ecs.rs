@@ -20,7 +20,7 @@ const VERSION: &[u8] = br#"{"version":"8.11.0"}"#;
 
 const DATASET: &[u8] = br#""kubernetes.audit_logs""#;
 
-/// The annotation in which kube-apiserver says if it has allowed the request.
+/// The annotation with kube-apiserver's decision about the request, `allow` or `forbid`.
 const DECISION: &str = "authorization.k8s.io/decision";
 
 /// The members of an event that an ECS document also has in places of their own, in the order in
@@ -54,8 +54,8 @@ fn read(event: &[u8], bodies: Bodies) -> ([Option<&[u8]>; 8], Edits) {
     (found, edits)
 }
 
-/// Returns the value of `event.outcome`: kube-apiserver's decision or, without it, whether the
-/// response's code is below 400. `None` if the event has neither.
+/// Returns the value of `event.outcome`: kube-apiserver's decision or, if there is none, a success
+/// for a response code below 400. `None` if the event has neither a decision nor a code.
 fn outcome(annotations: Option<&[u8]>, status: Option<&[u8]>) -> Option<&'static [u8]> {
     let [decision] = scan::firsts(annotations.unwrap_or_default(), [DECISION]);
     let is_success = match decision.and_then(scan::string).as_deref() {
@@ -107,8 +107,8 @@ pub(super) fn write(
     document.end();
 }
 
-/// Writes `source.ip` and `client.ip`. An element of `sourceIPs` that is not an IP address is in
-/// neither, because Elasticsearch would refuse the whole document for it.
+/// Writes `source.ip` and `client.ip`. An element of `sourceIPs` that is not an IP address is left
+/// out, because Elasticsearch would refuse the whole document for it.
 fn write_addresses(source_ips: &[u8], document: &mut Object<'_>) {
     let mut addresses = scan::elements(source_ips).filter(|value| is_ip(value));
     let Some(first) = addresses.next() else { return };

@@ -38,8 +38,8 @@ pub(super) fn place(whole: &[u8], part: &[u8]) -> Range<usize> {
 /// Appends a JSON string with this content, which must be UTF-8, to `out`.
 ///
 /// About every eighth byte of an event is a quote, so a search for the next escape and a copy up to
-/// it would cost two calls for a few bytes. Eight bytes are copied at a time instead, and `out` is
-/// cut again before an escape among them.
+/// it would cost two calls for a few bytes. Instead, eight bytes are copied at a time. If one of
+/// them must be escaped, `out` is cut off before it.
 pub fn write_string(content: &[u8], out: &mut Vec<u8>) {
     out.reserve(content.len() / 4 * 5 + 2);
     out.push(b'"');
@@ -66,8 +66,8 @@ pub fn write_string(content: &[u8], out: &mut Vec<u8>) {
     out.push(b'"');
 }
 
-/// Marks the first of eight bytes that a JSON string can hold only as an escape, by the high bit of
-/// its byte in the result. Higher bits have no meaning. 0 if there is no such byte.
+/// Returns a number whose lowest set bit is the high bit of the first byte that a JSON string can
+/// hold only as an escape. The bits above have no meaning. Returns 0 if there is no such byte.
 fn escapes_in(chunk: [u8; 8]) -> u64 {
     const ONES: u64 = u64::from_ne_bytes([1; 8]);
     const HIGH: u64 = u64::from_ne_bytes([0x80; 8]);
@@ -139,7 +139,8 @@ impl<'o> Object<'o> {
 
 #[derive(Debug, Default)]
 pub(super) struct Names<'a> {
-    /// The first names. Most objects have no more, and a search among few names is fast.
+    /// The first [`Self::FEW`] names. Most objects have no more, and a search among few names is
+    /// fast.
     few: Vec<Cow<'a, [u8]>>,
     many: HashSet<Cow<'a, [u8]>>,
 }

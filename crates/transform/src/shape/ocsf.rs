@@ -1,9 +1,9 @@
 //! Documents of the Open Cybersecurity Schema Framework (OCSF), class API Activity.
 //!
-//! The places of values are those of the mapping that Amazon has published for the audit log of
-//! EKS. A member of the event has a place if it has the type that the schema asks for there. Every
-//! other member is in `unmapped`, below the path that it has in the event. A value that the schema
-//! requires and the event lacks is [`UNKNOWN`].
+//! Each value is at the place that it has in Amazon's published mapping for the audit log of EKS,
+//! if it has the type that the schema asks for there. Every other member of the event is in
+//! `unmapped`, below the path that it has in the event. A value that the schema requires and the
+//! event lacks is [`UNKNOWN`].
 
 use std::borrow::Cow;
 
@@ -19,11 +19,10 @@ pub(super) const HEAD: &[u8] = br#"{"time_dt":""#;
 /// The beginnings of all documents: with a time, and without.
 pub(super) const HEADS: [&[u8]; 2] = [HEAD, br#"{"class_uid":6003,"#];
 
-/// The documents are valid in every version from 1.1.0 on, except that versions before 1.5.0 allow
-/// no text of more than 65,535 bytes.
+/// The version of OCSF that documents name. The documents are valid in every version since 1.1.0,
+/// except that versions before 1.5.0 allow no text of more than 65,535 bytes.
 const VERSION: &[u8] = br#""1.5.0""#;
 
-/// The value of a field that the schema requires and the event does not have.
 const UNKNOWN: &[u8] = br#""unknown""#;
 
 /// The number of the class API Activity.
@@ -38,7 +37,6 @@ struct Rest<'a> {
 }
 
 impl<'a> Rest<'a> {
-    /// Adds a member as it is.
     fn add(&mut self, member: Member<'a>) {
         if self.names.add(member.name()) {
             self.put(member.key, member.value);
@@ -72,7 +70,7 @@ impl<'a> Rest<'a> {
         }
     }
 
-    /// Returns the value if `has_place` says that it has a place. Adds the member otherwise.
+    /// Returns the value if `has_place` returns `true` for it. Otherwise adds the member.
     fn unless(
         &mut self,
         name: &str,
@@ -87,12 +85,13 @@ impl<'a> Rest<'a> {
         None
     }
 
-    /// Returns the value if it is a string that is not empty. Adds the member otherwise.
+    /// Returns the value if it is a string that is not empty. Otherwise adds the member.
     fn unless_text(&mut self, name: &str, value: Option<&'a [u8]>) -> Option<&'a [u8]> {
         self.unless(name, value, |value| text(Some(value)).is_some())
     }
 
-    /// Returns the first value of each name in an object, and adds all other members.
+    /// Returns the first value of each of `names` in an object, and adds the members with other
+    /// names.
     fn split<const N: usize>(
         &mut self,
         object: &'a [u8],
@@ -383,7 +382,7 @@ fn write_http_request(uri: Option<&[u8]>, user_agent: Option<&[u8]>, document: &
     }
     let mut request = Object::begin(document.key(b"http_request"));
     if let Some(uri) = uri.and_then(scan::inner) {
-        // A question mark ends no escape, so the text can be cut there.
+        // A question mark is not part of an escape, so the text can be cut there.
         let (path, query) = match memchr::memchr(b'?', uri) {
             Some(at) => (uri.get(..at), uri.get(at + 1..)),
             None => (Some(uri), None),

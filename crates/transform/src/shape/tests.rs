@@ -53,7 +53,6 @@ impl Tree {
         }
     }
 
-    /// Asserts that the object has no key twice.
     fn assert_no_key_twice(&self) {
         let keys: Vec<_> = self.members().iter().map(|(key, _)| key).collect();
         assert_eq!(keys.len(), keys.iter().collect::<BTreeSet<_>>().len(), "{keys:?}");
@@ -235,7 +234,6 @@ fn assert_all_is_there(event: &str) -> usize {
     placed
 }
 
-/// Returns the recorded events, one line each.
 fn recorded() -> Vec<String> {
     let mut events = Vec::new();
     for (_, body) in corpus() {

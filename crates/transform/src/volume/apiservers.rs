@@ -1,16 +1,15 @@
-//! When each kube-apiserver was last heard, by the audit events of its own Lease.
+//! Notes when each kube-apiserver was last heard, by the audit events of its own Lease.
 //!
-//! Each kube-apiserver from Kubernetes 1.26 on updates the Lease `apiserver-…` in `kube-system`
-//! every 10 s, as the user `system:apiserver`. The client that does this exists only in its
-//! process, and the name of the Lease is unique to it. Kubernetes deletes the Lease after an hour
-//! without an update (`IdentityLeaseDurationSeconds`), and the relay forgets the name after the
-//! same time.
+//! Since Kubernetes 1.26, each kube-apiserver updates a Lease `apiserver-…` in `kube-system` every
+//! 10 s, as the user `system:apiserver`. The client that does this exists only inside the
+//! kube-apiserver, and each kube-apiserver has a Lease of its own. Kubernetes deletes the Lease
+//! after an hour without an update (`IdentityLeaseDurationSeconds`), and the relay forgets the name
+//! after the same time.
 //!
 //! A tenant cannot make such an event through the API: `user.username` is the authenticated user,
 //! also if a request impersonates. Another client could have this name only by a certificate that
-//! the cluster's own CA has signed. Somebody who can send requests to an open listener can make any
-//! event: with up to [`NAMES_MAX`] invented names, or with the name of a kube-apiserver, to hide
-//! that it is silent.
+//! the cluster's own CA has signed. But a sender to an open listener can invent any event. It can
+//! fill all [`NAMES_MAX`] places with invented names, or hide that a kube-apiserver is silent.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{LazyLock, Mutex};
@@ -43,7 +42,6 @@ pub struct Apiserver {
     pub silent: Duration,
 }
 
-/// The kube-apiservers that this relay has heard.
 #[derive(Default)]
 pub(super) struct Apiservers {
     heard: Mutex<Vec<(Box<str>, Instant)>>,
@@ -52,7 +50,7 @@ pub(super) struct Apiservers {
 }
 
 impl Apiservers {
-    /// Notes that these kube-apiservers were heard now.
+    /// Notes that these kube-apiservers were heard now. Ignores a name for which there is no place.
     pub(super) fn hear(&self, names: Vec<Box<str>>) {
         if names.is_empty() {
             return;
@@ -77,7 +75,6 @@ impl Apiservers {
         }
     }
 
-    /// Returns the kube-apiservers that were heard in the last hour, sorted by name.
     pub(super) fn list(&self) -> Vec<Apiserver> {
         let now = Instant::now();
         let apiserver = |(name, at): &(Box<str>, Instant)| Apiserver {
@@ -97,14 +94,14 @@ fn id(name: &str) -> String {
     digest.as_ref().iter().take(4).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Adds the names of the kube-apiservers whose events are among these lines to `found`. `list` has
-/// the offset of the byte after each event if they are a JSON list.
+/// Adds the names of the kube-apiservers whose events are in `lines` to `found`. If `lines` is a
+/// JSON list, `list` has the offset of the byte after each event.
 pub(super) fn find(lines: &[u8], list: Option<&[u32]>, found: &mut Vec<Box<str>>) {
     let mut from = 0;
     while let Some(at) = lines.get(from..).and_then(|rest| NEEDLE.find(rest)) {
         let (start, end) = bounds(lines, list, from + at);
         let name = lines.get(start..end - 1).and_then(name);
-        // One name more than the limit is taken, so that the log can say that the limit is reached.
+        // One name more than the limit is taken, so that the log can say that there are more.
         if let Some(name) = name.filter(|it| found.len() <= NAMES_MAX && !found.contains(it)) {
             found.push(name);
         }
@@ -112,8 +109,8 @@ pub(super) fn find(lines: &[u8], list: Option<&[u32]>, found: &mut Vec<Box<str>>
     }
 }
 
-/// Returns the name of the Lease if this event is the update of a kube-apiserver's own Lease. Every
-/// value that a client may choose is compared with what kube-apiserver itself writes.
+/// Returns the name of the Lease if the event is the update of a kube-apiserver's own Lease. Every
+/// value that another client could choose is compared with what kube-apiserver itself writes.
 fn name(event: &[u8]) -> Option<Box<str>> {
     let request = request::request(event);
     let (location, object, user) = (request.uri.location()?, request.object?, request.user?);

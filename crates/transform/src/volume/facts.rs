@@ -15,12 +15,12 @@ use base::words::escape;
 /// event does not count in this dimension.
 pub(super) type Names = [Option<Box<str>>; DIMENSIONS.len()];
 
-/// The members of an event that are read in addition to its annotations, in the order in which
-/// kube-apiserver writes them. All are before the bodies.
+/// The members of an event that are read in addition to the annotations, in the order in which
+/// kube-apiserver writes them. All of them stand before the bodies.
 const MEMBERS: [&str; 7] =
     ["level", "requestURI", "verb", "user", "userAgent", "objectRef", "responseStatus"];
 
-/// Returns the names of an event, which is valid JSON.
+/// Returns the names of an event, which must be valid JSON.
 pub(super) fn names(event: &[u8], redaction: &Redaction) -> Names {
     let (members, annotations) = (scan::firsts(event, MEMBERS), annotations(event));
     // Only the values that are read are redacted, so that large bodies cost nothing.
@@ -99,13 +99,14 @@ fn of(
     ]
 }
 
-/// Returns a text of an event, cut, and with escapes, so that it has no line break.
+/// Returns a text of an event, cut to [`NAME_BYTES_MAX`], and with escapes, so that it has no line
+/// break.
 fn name(text: &[u8]) -> String {
     escape::cut(&String::from_utf8_lossy(text), NAME_BYTES_MAX)
 }
 
-/// Returns the event's own annotations, if it is written in the usual order. kube-apiserver writes
-/// them last, after the time of the stage, so the bodies, which may be large, need not be read.
+/// Returns the event's own annotations, if they are after `stageTimestamp`, where kube-apiserver
+/// writes them. So the bodies, which may be large, are not read.
 fn annotations(event: &[u8]) -> Option<&[u8]> {
     static BEFORE: LazyLock<FinderRev<'static>> =
         LazyLock::new(|| FinderRev::new("\"stageTimestamp\""));

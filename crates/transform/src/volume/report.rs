@@ -12,8 +12,8 @@ pub(super) const NAME_BYTES_MAX: usize = 128;
 /// Separates the parts of a name, which have no line breaks.
 pub(super) const PARTS: &str = "\n";
 
-/// A list has this many names with the most bytes, and this many with the most events. A name may
-/// be among both.
+/// The number of names with the most bytes in a list. At most as many names with the most events
+/// are listed too; a name may be among both.
 const ROWS: usize = 20;
 
 /// The names of the dimensions by which volume is counted. A cause is the user, the verb and the
@@ -26,10 +26,10 @@ pub const DIMENSIONS: [&str; 9] =
 pub const SPANS: [(&str, Duration); 2] =
     [("1h", Duration::from_hours(1)), ("24h", Duration::from_hours(24))];
 
-/// The answer of `/status/volume`.
+/// The response of `/status/volume`.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Report {
-    /// `false` if the config has `volume.enabled = false`; there are then no spans.
+    /// `false` if the config has `volume.enabled = false`; then there are no spans.
     pub enabled: bool,
     /// The figures of each of [`SPANS`].
     #[serde(flatten)]
@@ -56,10 +56,10 @@ pub struct Figures {
 pub struct Counted {
     /// The names, those with the most bytes first.
     pub rows: Vec<Row>,
-    /// The maximum number of bytes that a name outside of the list can have, according to the
-    /// events that were read. It is an estimate if not all events were read.
+    /// The maximum number of bytes of a name outside of the list, according to the events that were
+    /// read; an estimate if not all events were read.
     pub unlisted_bytes_estimate: u64,
-    /// The same for events.
+    /// The maximum number of events of a name outside of the list, estimated in the same way.
     pub unlisted_events_estimate: u64,
 }
 
@@ -79,8 +79,8 @@ pub struct Row {
 }
 
 impl Report {
-    /// Adds the figures of another relay. If these are wrong, they must not cause an overflow,
-    /// which would end the command.
+    /// Adds the figures of another relay. Sums saturate, so that wrong figures cannot end the
+    /// command by an overflow.
     pub fn add(&mut self, other: Self) {
         for (span, other) in other.spans {
             let sum = self.spans.entry(span).or_default();
@@ -96,8 +96,8 @@ impl Report {
 }
 
 impl Counted {
-    /// Makes the list of the heaviest of these names. By the samples, any other name has at most
-    /// `bytes_max` bytes and `events_max` events.
+    /// Makes the list of the heaviest names in `rows`. By the samples, a name that is not in `rows`
+    /// has at most `bytes_max` bytes and `events_max` events.
     pub(super) fn new(mut rows: Vec<Row>, [mut bytes_max, mut events_max]: [u64; 2]) -> Self {
         let mut events: Vec<u64> = rows.iter().map(|row| row.events).collect();
         events.sort_unstable_by(|a, b| b.cmp(a));
@@ -115,7 +115,8 @@ impl Counted {
         Self { rows, unlisted_bytes_estimate: bytes_max, unlisted_events_estimate: events_max }
     }
 
-    /// Adds the names of another relay, which may also have events of names that it does not list.
+    /// Adds the names of another relay. A name that only one of the two lists has may also have
+    /// events at the other relay.
     fn add(&mut self, other: &Self) {
         let both = |name: &[String]| {
             let [one, two] = [&*self, other].map(|counted| counted.row(name));
@@ -133,7 +134,8 @@ impl Counted {
         *self = Self::new(rows, [unlisted.bytes_error, unlisted.events_error]);
     }
 
-    /// Returns the figures of a name. An unlisted name has 0, with its maximum as the error.
+    /// Returns the figures of a name. The figures of an unlisted name are 0, with its maximum as
+    /// the error.
     fn row(&self, name: &[String]) -> Row {
         let found = self.rows.iter().find(|row| row.name == name).cloned();
         found.unwrap_or_else(|| Row {

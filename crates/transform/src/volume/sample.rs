@@ -10,21 +10,20 @@ use super::facts::Names;
 use crate::redact::Redaction;
 use base::words::whole;
 
-/// The number of events per second that are read while the rate is steady. After 10,000 of them,
-/// two standard errors of a share of the bytes are at most one point of 100.
+/// The number of events per second that are read while the rate is steady. After 10,000 samples,
+/// two standard errors of a share of the bytes are at most one percentage point.
 const SAMPLES_PER_SECOND: f64 = 50.0;
 
 /// The time over which the rate of bytes is measured.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// The maximum number of strides in the bytes of an interval so far. It limits the cost of a burst
-/// after a quiet time.
+/// The maximum number of strides in the bytes that an interval has received so far. This limits the
+/// cost of a burst after a quiet time.
 const STRIDES_MAX: usize = 1024;
 
-/// The sample of a batch that is not accepted yet.
+/// The sample of a batch, before the batch is accepted.
 #[derive(Debug, Default)]
 pub struct Seen {
-    /// The redaction of the names.
     pub(super) redaction: Option<Arc<Redaction>>,
     pub(super) bytes: u64,
     pub(super) events: u64,
@@ -34,13 +33,13 @@ pub struct Seen {
     pub(super) samples: Vec<(Names, Weight)>,
 }
 
-/// The bytes and the events, in this order, for which sampled events stand.
+/// The bytes and the events for which sampled events stand. Each array has the bytes first.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub(super) struct Weight {
     pub(super) sum: [f64; 2],
     /// Upper bounds of the variances of the sums; 0 if these are exact.
     pub(super) variance: [f32; 2],
-    /// The highest rank that a name can have had while no summary had a place for it.
+    /// The highest rank that a name can have gained while no summary had a place for it.
     pub(super) missed: f64,
 }
 
@@ -69,8 +68,8 @@ impl Pace {
         Self { since: now, bytes: 0, stride: 1 }
     }
 
-    /// Returns the stride for a batch of this many bytes. It depends on sizes and times alone, so
-    /// that the estimates stay unbiased.
+    /// Returns the stride for a batch of this many bytes. The stride depends on sizes and times
+    /// alone, so that the estimates stay unbiased.
     pub(super) fn stride(&mut self, bytes: usize, now: Instant) -> usize {
         let passed = now.saturating_duration_since(self.since);
         if passed >= INTERVAL {
@@ -85,9 +84,10 @@ impl Pace {
 }
 
 /// Draws one byte of each stride, and adds the events that hold these bytes to `samples`. The last
-/// stride may be longer than the rest of the lines, so that its byte may be in no event. If there
-/// are at most as many `events` as strides, all of them are read instead, and count exactly. A line
-/// break follows each event or, with `list`, the byte at one of its offsets.
+/// stride may be longer than the rest of the lines, so that its byte may be in no event. If the
+/// lines have `stride` bytes or more per event, all events are read instead, and count exactly.
+/// Each event ends before a line break or, if there is a `list`, before the byte at the next offset
+/// in it.
 #[expect(clippy::cast_possible_truncation, reason = "an error needs no more digits")]
 pub(super) fn draw(
     lines: &[u8],
@@ -120,7 +120,8 @@ pub(super) fn draw(
     }
 }
 
-/// Returns the offset at which the event with this byte begins, and that of the next event.
+/// Returns the offset at which the event with the byte `at` begins, and the offset at which the
+/// next event begins.
 pub(super) fn bounds(lines: &[u8], list: Option<&[u32]>, at: usize) -> (usize, usize) {
     let Some(list) = list else {
         let start = memchr::memrchr(b'\n', &lines[..at]).map_or(0, |found| found + 1);

@@ -1,12 +1,13 @@
 //! The last hour and the last 24 hours, in slices of time.
 //!
-//! A slice of ten minutes collects names in large summaries. When it has ended, its heaviest names
-//! are kept: for an hour, and added to a slice of two hours for a day. A span is the sum of all
-//! slices in which something was received during the span. It is therefore up to ten minutes or two
-//! hours longer than its name says, and the report has the true length.
+//! A slice of ten minutes collects names in large summaries. When the slice has ended, only the
+//! heaviest names are kept. The slice itself is kept for an hour. It is also added to a slice of
+//! two hours, which is kept for a day. A span is the sum of all slices in which something was
+//! received during the span. It is therefore up to ten minutes or two hours longer than its name
+//! says, and the report has the true length.
 //!
 //! Memory: [`ROOMS`] of the longest names and 20 slices of [`SLICE_BYTES`] take less than 1 MiB
-//! together. A report takes as much again, twice, while it is made.
+//! together. While a report is made, it takes up to twice as much in addition.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -17,19 +18,18 @@ use super::report::{DIMENSIONS, Figures, Report, SPANS};
 use super::sample::Seen;
 use super::summary::Summary;
 
-/// The maximum number of names of each dimension in the slice that collects. A hash table of a
-/// power of two is full at 7/8.
+/// For each dimension, the maximum number of names in the slice that collects: 7/8 of a power of
+/// two, at which a hash table is full.
 const ROOMS: [usize; DIMENSIONS.len()] = [224, 448, 28, 224, 112, 224, 14, 28, 28];
 
-/// The maximum number of bytes of memory of each dimension in a slice that has ended.
+/// For each dimension, the maximum number of bytes of memory in a slice that has ended.
 const SLICE_BYTES: [usize; DIMENSIONS.len()] =
     [9216, 6144, 2048, 3584, 3072, 3584, 768, 2048, 1792];
 
 /// For each of [`SPANS`], the length of a slice that has ended. The slice that collects has the
-/// first length. A span includes at most 7 slices of an hour, or 13 of a day.
+/// first length. At most 7 ended slices are kept for the span of an hour, and 13 for that of a day.
 const LENGTHS: [Duration; SPANS.len()] = [Duration::from_mins(10), Duration::from_hours(2)];
 
-/// The volume of one part of the time.
 #[derive(Debug, Clone)]
 struct Slice {
     began: Instant,

@@ -1,9 +1,9 @@
 //! Counts the heaviest names of a stream in bounded memory: Space-Saving (Metwally, Agrawal and
 //! El Abbadi, 2005) with weights.
 //!
-//! If there is no room for a new name, it takes the place of the lightest one. The new name may
-//! have had a place before; it can have missed at most what the lightest name had and may have
-//! missed. A heavy name therefore always has a place, and every error is known.
+//! If there is no room for a new name, it takes the place of the lightest name. If the new name had
+//! a place before and lost it, it can have missed at most the rank of the lightest name. A heavy
+//! name therefore always has a place, and every error is known.
 //!
 //! Names are to be found by their bytes and by their events. So a name's rank adds both, as if each
 //! event had [`EVENT_BYTES`] more bytes, and one bound holds for both.
@@ -25,8 +25,8 @@ pub(super) const TALLY_BYTES: usize = 16 * (size_of::<(Box<str>, Weight)>() + 1)
 /// The number of standard errors within which 95 of 100 estimates lie.
 const STANDARD_ERRORS: f64 = 2.0;
 
-/// Estimates are rounded down, so that all together are not more than the whole. This is more than
-/// the error of their sums.
+/// The tolerance for floating-point errors in rounding. Estimates are rounded down, so that their
+/// sum is not more than the whole.
 const ROUNDING: f64 = 1e-3;
 
 impl Weight {
@@ -35,7 +35,7 @@ impl Weight {
         bytes + EVENT_BYTES * events + self.missed
     }
 
-    /// Returns the name's figures, multiplied by `scale`. The errors include the difference that
+    /// Returns the figures of a name, multiplied by `scale`. The errors include the difference that
     /// the scaling makes.
     fn row(&self, name: &str, scale: [f64; 2]) -> Row {
         let missed = [self.missed, self.missed / EVENT_BYTES];
@@ -79,14 +79,15 @@ impl Summary {
             (self.absent, _) =
                 (self.absent.max(tally.rank()), self.tallies.remove(&lightest.clone()));
         }
-        // If few bytes of a name were drawn, the error would be too small: by chance, few of many
-        // bytes may have been drawn.
+        // The first sample of a name counts double in the variance. Otherwise the error of a name
+        // with few samples would be too small: by chance, few of its many bytes may have been
+        // drawn.
         weight.variance = weight.variance.map(|variance| 2.0 * variance);
         weight.missed = self.absent;
         self.tallies.insert(name, weight);
     }
 
-    /// Adds the summary of another time. The sum has room for the names of both.
+    /// Adds the summary of another time. The sum has room for the names of both summaries.
     pub(super) fn join(&mut self, other: &Self) {
         // A name that is in only one of the summaries can have missed the `absent` of the other.
         self.tallies.values_mut().for_each(|tally| tally.missed += other.absent);
@@ -99,7 +100,7 @@ impl Summary {
         self.absent += other.absent;
     }
 
-    /// Keeps the heaviest names that have room in this many bytes of memory.
+    /// Keeps the heaviest names for which `bytes_max` bytes of memory suffice.
     pub(super) fn shrink(&mut self, bytes_max: usize) {
         let mut all: Vec<_> = std::mem::take(&mut self.tallies).into_iter().collect();
         all.sort_by(|a, b| b.1.rank().total_cmp(&a.1.rank()).then_with(|| a.0.cmp(&b.0)));
@@ -157,8 +158,9 @@ mod tests {
     }
 
     proptest! {
-        /// No name has less than its figure, nor more than its figure and its error, and no name
-        /// that is not listed has more than the bound, also after parts are added up and cut.
+        /// A listed name has at least its figure, and at most its figure and error together. An
+        /// unlisted name has at most the bound. Both are true even after parts are added up and
+        /// cut.
         #[test]
         fn every_figure_is_within_its_bound(
             parts in prop::collection::vec(

@@ -30,8 +30,8 @@ fn end(log: &mut Made, claim: std::ops::Range<u64>, outcome: Outcome, at: u64) {
     }
 }
 
-/// Sixty lines are sent, ten every ten seconds. One of the first ten is set aside. `decided`: its
-/// later fates, and their times.
+/// Sixty lines are sent, ten every ten seconds. One of the first ten is set aside. `decided` has
+/// the later fates of this event, with their times.
 fn log(decided: &[(u64, Fates)]) -> Made {
     let mut log = Made::new("example.org/a");
     log.start(0, "1", &[("a", 0)]);
@@ -125,8 +125,8 @@ fn a_late_line_that_is_stored_shows_no_end_of_the_export() {
     assert(&export(&log, &twice, 0), 0, &["events 60/60 found", "extra 0", "duplicate 1"]);
 }
 
-/// Method: the late entry and that of later events are written at once, in the order of positions,
-/// but the consumer has got the later events first.
+/// Method: the late entry and that of later events have the same time and are in the order of
+/// positions, but the consumer has got the later events first.
 #[test]
 fn entries_of_one_time_do_not_say_which_line_left_first() {
     let log = stopped(log(&[(10 + 4 * PAUSE, Fates::default())]));

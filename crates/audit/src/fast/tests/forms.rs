@@ -1,5 +1,5 @@
-//! Every form of one thing at a time: characters, escapes, numbers, lengths of strings, depths,
-//! envelopes, and the keys that have a meaning in an event.
+//! Bodies with every form of one thing at a time: characters, escapes, numbers, lengths of strings,
+//! depths, envelopes, and the keys that have a meaning in an event.
 
 use super::*;
 use crate::DEPTH_MAX;
@@ -527,7 +527,7 @@ fn kinds_and_versions() {
         ("kine", Outcome::Unusual),
         ("xxnx", Outcome::Unusual),
         ("xxxxxxxxxn", Outcome::Unusual),
-        // The text from the string before it on has the length of `apiVersion`.
+        // The text that begins in the string before it has the length of `apiVersion`.
         (r#"x":"","xxxxxxn"#, Outcome::Unusual),
         (r#"x":"x","xxxxxxn"#, Outcome::Usual),
         ("kid", Outcome::Usual),

@@ -19,7 +19,6 @@ const NUMBERS: &str = "0 -0 7 -1 10 0.0 -0.10 1.5 1e9 1E+2 0e-0 1.25E-400 1e999 
 /// Keys that have a meaning in an event or in a list.
 const KEYS: &str = "kind apiVersion level auditID stage items metadata";
 
-/// Returns a random one of the words in `words`.
 pub(super) fn word<'a>(rng: &mut Rng, words: &'a str) -> &'a str {
     let words: Vec<_> = words.split_ascii_whitespace().collect();
     words[rng.usize(..words.len())]

@@ -75,7 +75,6 @@ fn usual(rng: &mut Rng, recorded: &[Vec<Vec<u8>>]) -> Vec<u8> {
     list(events.join(&b','))
 }
 
-/// Returns a random offset for the next change.
 fn place(rng: &mut Rng, body: &[u8]) -> usize {
     if body.is_empty() {
         return 0;

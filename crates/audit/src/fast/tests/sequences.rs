@@ -1,9 +1,8 @@
-//! All sequences of a few tokens or bytes, at all offsets in a block, and at all borders of blocks
-//! and chunks.
+//! Bodies with all sequences of a few tokens or bytes, at all offsets in a block, and at all
+//! borders of blocks and chunks.
 
 use super::*;
 
-/// The tokens of JSON's grammar.
 const TOKENS: &str = r#"{ } [ ] , : "a" 1 "" "\n""#;
 
 /// More tokens, valid and invalid; `_` stands for a space.

@@ -88,8 +88,8 @@ fn what_the_tests_change_is_read_the_fast_way() {
     check(format!("{FULL}\n{BARE}\n{BARE}\n{FULL}\n{FULL}").as_bytes());
 }
 
-/// Each byte of an event is replaced by each of twelve bytes with a meaning in JSON. If the event
-/// is still valid, the reader must still return the same request as `request`.
+/// Each byte of an event is replaced by each of twelve bytes, most of which have a meaning in JSON.
+/// If the event is still valid, the reader must still return the same request as `request`.
 #[test]
 fn every_byte_may_be_another_one() {
     let some = recorded(900);
@@ -131,7 +131,6 @@ fn anything_may_be_put_anywhere_or_missing() {
     assert!(valid > 5000, "{valid}");
 }
 
-/// The members of an object as written: key and value.
 type Members = Vec<(Vec<u8>, Vec<u8>)>;
 
 fn members(object: &[u8]) -> Members {

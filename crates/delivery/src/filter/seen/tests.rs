@@ -1,8 +1,8 @@
 //! The promises of the memory of seen events, each in a test, and a comparison with a model. The
 //! model keeps the whole log in a list and searches it for each question. Random steps ask for the
-//! next event, ask again, forget events and settle positions; after each, the memory must give the
-//! model's result. A memory with room for five events may differ from the model only if more events
-//! leave.
+//! next event, ask again, forget events and settle positions. After each step, the result of the
+//! memory must be that of the model. A memory with room for five events may differ from the model
+//! only if more events leave.
 
 use std::collections::BTreeSet;
 
@@ -114,7 +114,6 @@ fn a_million_events_take_less_than_64_bytes_each() {
     assert!(bytes < 46_000_000, "{bytes} bytes");
 }
 
-/// A random step on the memory.
 #[derive(Debug, Clone)]
 enum Step {
     /// Checks the next event of the log: one of eight, received some seconds after the last.
@@ -177,8 +176,8 @@ impl Model {
     }
 }
 
-/// Takes the steps on a model and a memory. With enough room the memory must agree with the model;
-/// with little room (`little`) it may only let more events leave.
+/// Takes the steps on a model and a memory. With enough room, the memory must agree with the model;
+/// with little room, more events may leave.
 fn run(steps: &[Step], little: bool) -> Result<(), TestCaseError> {
     let room = if little { 5 } else { 10_000 };
     let (mut model, mut seen) = (Model::default(), Seen::with_room(WINDOW, room));

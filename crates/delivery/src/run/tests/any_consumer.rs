@@ -14,7 +14,7 @@ enum Mood {
     Healthy,
     RefusesAll,
     FailsAll,
-    /// Every n-th answer is a failure or a broken connection.
+    /// Every n-th response is a failure or a broken connection.
     Flaky(u32),
 }
 
@@ -32,7 +32,6 @@ enum Kind {
 }
 
 impl Kind {
-    /// Returns the event with this number.
     fn event(self, number: u64) -> String {
         match self {
             Self::Good => format!("good{number}"),
@@ -44,7 +43,7 @@ impl Kind {
     }
 }
 
-/// The events that an answer of a consumer is about.
+/// The subject of a consumer's responses.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Answers {
     /// The whole request.
@@ -63,7 +62,7 @@ struct Case {
     batches: Vec<(u64, Vec<Kind>)>,
     answers: Answers,
     moods: Vec<(Mood, u64)>,
-    /// The seed of the [`Clerk`] that answers dead letters; `None` if they are not kept.
+    /// The seed of the [`Clerk`] for the dead letters; `None` if they are not kept.
     desk: Option<u64>,
     /// The times, since the start, at which the consumer moves to a new address.
     moves: Vec<Duration>,
@@ -192,8 +191,8 @@ fn moody<const EAGER: bool>(
     }
 }
 
-/// Appends good events until nothing is left to deliver. They are needed because a refused event is
-/// given up only after the consumer has accepted an event that was sent after the refusal.
+/// Appends good events until nothing is left to deliver. A refused event is given up only after the
+/// consumer has accepted an event that was sent after the refusal.
 async fn witnessed(bench: &mut Bench) {
     for number in 0..100 {
         if tokio::time::timeout(DAY, bench.queue.drained(false)).await.is_ok() {
@@ -266,7 +265,7 @@ async fn holds<const EAGER: bool>(case: &Case) -> TestCaseResult {
         let changed = appended.iter().filter(|event| event.contains("lower")).count();
         prop_assert_eq!(bench.filtered("lowered"), changed as u64);
     }
-    // With drop_oldest an event that a stream has read may be dropped after the break.
+    // If `drop_oldest` is set, an event that a stream has read may be dropped after the break.
     prop_assert!(missing.len() as u64 <= lost, "{:?} are missing, {} counted", missing, lost);
     let refusals = case.moods.iter().filter(|(mood, _)| matches!(mood, Mood::RefusesAll)).count();
     let (given, written) = match clerk {
@@ -281,7 +280,7 @@ async fn holds<const EAGER: bool>(case: &Case) -> TestCaseResult {
     if setting.drop_oldest.is_none() {
         // A good event is given up only if it is refused, another event is then accepted, and the
         // good event is refused again. The first refusal may come from a bad event in its batch, or
-        // from a time when everything is refused; the second only from another such time.
+        // from a time when everything is refused; the second refusal only from a later such time.
         let bad = case.batches.iter().any(|(_, events)| events.contains(&Kind::Bad));
         if setting.max_elapsed.is_none() && (EAGER || refusals + usize::from(bad) < 2) {
             prop_assert!(missing.iter().all(|event| event.starts_with("bad")), "{missing:?}");

@@ -3,7 +3,8 @@
 
 use super::*;
 
-/// Returns the script of a consumer that answers `answer` to each request with a bad event.
+/// Returns the script of a consumer that gives the response `answer` to each request with a bad
+/// event.
 fn bad_get(answer: Answer) -> impl FnMut(&[String]) -> Answer + Send {
     move |events| if is_bad(events) { answer.clone() } else { Answer::Accept }
 }
@@ -61,8 +62,8 @@ async fn refusals_at_random_cost_no_event() {
     }
 }
 
-/// With several requests on the wire, an event may be accepted while earlier events are suspects.
-/// These suspects then become pending again.
+/// If several requests are on the wire, an event may be accepted while earlier events are suspects.
+/// The suspects then become pending again.
 #[tokio::test(start_paused = true)]
 async fn an_ordered_output_keeps_the_order_with_several_claims_on_the_wire() {
     for seed in 0..60 {
@@ -147,8 +148,8 @@ async fn an_event_that_was_answered_with_5xx_for_a_while_is_delivered_after_it()
     bench.finish().await;
 }
 
-/// The consumer accepts everything, then answers 5xx to one event, then refuses everything while
-/// there is nothing else to send. Nothing shows that it works, so the event is kept.
+/// The consumer accepts everything, then responds to one event with 5xx, then refuses everything
+/// while there is nothing else to send. Nothing shows that it works, so the event is kept.
 #[tokio::test(start_paused = true)]
 async fn an_event_that_is_refused_while_it_is_set_aside_needs_a_proof_first() {
     for (window, ordered) in [(1, true), (4, false)] {
@@ -201,7 +202,7 @@ async fn an_event_that_is_set_aside_proves_that_the_consumer_works() {
     }
 }
 
-/// Answers one event with 5xx and refusals, in turns. Each other event is accepted.
+/// The consumer responds to one event with 5xx and refusals, in turns, and accepts all others.
 #[tokio::test(start_paused = true)]
 async fn an_event_that_gets_both_answers_in_turns_is_given_up() {
     for (window, ordered) in [(1, true), (4, false)] {
@@ -254,8 +255,8 @@ async fn a_drain_tries_the_events_that_are_set_aside_every_second() {
     bench.finish().await;
 }
 
-/// A queue in memory ends with the drain, so an event that nobody takes must become a dead letter,
-/// or be counted as lost, before its end.
+/// A queue in memory ends with the drain. Before that, an event that nobody takes must become a
+/// dead letter, or be counted as lost.
 #[tokio::test(start_paused = true)]
 async fn an_event_that_is_set_aside_is_given_up_a_few_seconds_after_a_drain_has_begun() {
     let setting = Setting { window: 4, ordered: false, ..Setting::default() };
@@ -268,7 +269,7 @@ async fn an_event_that_is_set_aside_is_given_up_a_few_seconds_after_a_drain_has_
     bench.finish().await;
 }
 
-/// If the answer names the events that have failed with 5xx, only these events wait.
+/// If the response names the events that have failed with 5xx, only they wait.
 #[tokio::test(start_paused = true)]
 async fn an_item_that_is_answered_with_5xx_for_ever_stops_no_other() {
     let setting = Setting { window: 4, ordered: false, ..Setting::default() };
@@ -311,8 +312,8 @@ async fn nothing_is_taken_apart_while_everything_is_answered_with_5xx() {
     }
 }
 
-/// Method: between two outages the consumer takes one request, or a few. The server errors before
-/// and after them are not about an event, so no event may leave the order.
+/// Method: between two outages the consumer takes one request, or a few. The server errors of the
+/// outages are not about an event, so no event may leave the order.
 #[tokio::test(start_paused = true)]
 async fn an_ordered_output_keeps_the_order_if_a_consumer_recovers_for_a_moment() {
     for (request, taken) in (1..40).flat_map(|request| [(request, 1), (request, 4)]) {
@@ -333,8 +334,8 @@ async fn an_ordered_output_keeps_the_order_if_a_consumer_recovers_for_a_moment()
     }
 }
 
-/// An event that is set aside frees its room in the queue except for itself, and no new event waits
-/// for room, however small the queue is.
+/// An event that is set aside occupies no room of other events in the queue. No new event waits for
+/// room, however small the queue is.
 #[tokio::test(start_paused = true)]
 async fn an_event_that_is_set_aside_keeps_no_other_in_the_queue() {
     for ordered in [false, true] {
@@ -391,9 +392,8 @@ async fn what_was_sent_beside_a_refused_event_is_no_proof() {
     }
 }
 
-/// One address refuses some events and answers another one with 5xx. The second address is
-/// unreachable. The requests alternate so that each try of a refused event meets the second
-/// address.
+/// One address refuses some events and responds to another one with 5xx. The second address is
+/// unreachable. The requests alternate, so each try of a refused event meets the second address.
 #[tokio::test(start_paused = true)]
 async fn tries_that_meet_an_address_that_is_away_hold_up_no_other_event() {
     let mut at_second = false;
@@ -424,8 +424,8 @@ async fn tries_that_meet_an_address_that_is_away_hold_up_no_other_event() {
     bench.finish().await;
 }
 
-/// An event is refused at one address, which then stays unreachable. The other address, which has
-/// accepted nothing before, turns this event down too, or takes it, and takes all others.
+/// An event is refused at one address, which then stays unreachable. The other address has accepted
+/// nothing before. It turns this event down too, or takes it, and takes all other events.
 #[tokio::test(start_paused = true)]
 async fn an_event_whose_address_has_gone_stops_no_other() {
     for (window, ordered) in [(1, true), (4, false)] {
@@ -485,8 +485,8 @@ async fn the_oldest_event_makes_room_for_one_more() {
     bench.finish().await;
 }
 
-/// With `action = "retry"` nothing is given up, so the first event beyond the limit waits in the
-/// queue.
+/// If `rejected.action` is `"retry"`, nothing is given up: the first event beyond the limit waits
+/// in the queue.
 #[tokio::test(start_paused = true)]
 async fn nothing_makes_room_if_nothing_may_be_given_up() {
     let started = Instant::now();

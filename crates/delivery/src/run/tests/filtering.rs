@@ -1,5 +1,5 @@
-//! Events that the filter drops, changes or knows as duplicates: each is counted once, whichever
-//! answers the consumer gives, and none delays other events.
+//! Events that the filter drops, changes or knows as duplicates: each is counted once for any
+//! response of the consumer, and none delays other events.
 
 use super::*;
 
@@ -35,8 +35,8 @@ async fn an_event_refused_among_filtered_ones_is_given_up_alone() {
     bench.finish().await;
 }
 
-/// The filter may drop many events between two others. The loop does not need a request for each of
-/// them.
+/// The filter may drop many events between two others. The loop sends no request for dropped
+/// events.
 #[tokio::test(start_paused = true)]
 async fn a_refused_event_is_compared_with_the_next_that_leaves() {
     let mut bench = Bench::start::<false>(&through_filter(), refuse_bad);

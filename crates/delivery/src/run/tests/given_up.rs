@@ -28,7 +28,7 @@ impl Bench {
     }
 }
 
-/// Answers dead letters instead of the writing thread: with a success, late, with an error, or
+/// Reports the results of dead letters instead of the writing thread: success or an error, late or
 /// never.
 pub(super) struct Clerk {
     task: JoinSet<(Vec<String>, u64)>,
@@ -59,12 +59,12 @@ impl Clerk {
                         events
                     }
                 };
-                // If the answer comes too late, the events are counted as lost without a letter.
+                // If the report comes too late, the events are counted as lost without a letter.
                 if letters.written(safe, (safe < events).then_some("scripted")) {
                     written += safe;
                 }
             }
-            // The letters that the clerk has not answered.
+            // The letters without a report.
             while let Some(letters) = desk.try_next() {
                 given.extend(letters.events);
             }
@@ -107,7 +107,6 @@ async fn a_letter_that_is_not_written_costs_the_event_which_is_counted_as_lost_a
     assert!(bench.letters().await.written(0, Some("no space left")));
     bench.drained().await;
     assert_eq!((bench.delivered(), bench.lost(), bench.in_letters()), (1, 1, 0));
-    // The disk never answers.
     bench.append(&["b", "bad"]);
     let silent = bench.letters().await;
     let since = Instant::now();
@@ -161,7 +160,7 @@ async fn requests_that_fail_for_too_long_are_given_up_with_the_last_error_and_no
     bench.finish().await;
 }
 
-/// Answers letters with a success until `count` events have come. Returns these events.
+/// Reports success for letters until `count` events have come. Returns these events.
 async fn write_letters(bench: &mut Bench, count: usize) -> Vec<String> {
     let mut events = Vec::new();
     while events.len() < count {
@@ -303,7 +302,7 @@ async fn what_waits_for_its_letters_is_bounded() {
 }
 
 /// A refused batch is cut in halves. If the first half then fails for longer than
-/// `retry.max_elapsed`, both halves are given up without having been read again: each event must be
+/// `retry.max_elapsed`, both halves are given up without having been read again. Each event must be
 /// counted once, although the second half was never sent alone.
 #[tokio::test(start_paused = true)]
 async fn halves_that_are_given_up_unread_count_each_event_once() {
@@ -325,8 +324,8 @@ async fn halves_that_are_given_up_unread_count_each_event_once() {
 }
 
 /// An ordered output holds the second event, which was accepted before the first one. A reload
-/// comes while the first event is on the wire, and the connection ends when this event is too old.
-/// It is then given up, or sent by the next delivery before the second event.
+/// comes while the first event is on the wire, and the connection ends when the first event is too
+/// old. The first event is then given up, or sent by the next delivery before the second one.
 #[tokio::test(start_paused = true)]
 async fn an_event_that_a_reload_saves_from_being_given_up_keeps_its_place() {
     let seconds = Duration::from_secs;

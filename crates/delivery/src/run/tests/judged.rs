@@ -1,17 +1,17 @@
-//! Consumers whose answers are about single events: which events are sent again, which are given
+//! Consumers whose responses are about single events: which events are sent again, which are given
 //! up, and when.
 
 use std::cmp::Ordering;
 
 use super::*;
 
-/// Returns the answer that judges each event by a letter. The function `letter` gets the event's
+/// Returns the response that judges each event by a letter. The function `letter` gets the event's
 /// index in the batch, and its name.
 pub(super) fn judge(events: &[String], letter: impl FnMut((usize, &String)) -> char) -> Answer {
     Answer::Judge(events.iter().enumerate().map(letter).collect())
 }
 
-/// Returns the answer that refuses the bad events, and says only their number.
+/// Returns the response that refuses the bad events, and says only how many they are.
 pub(super) fn refuse_number(events: &[String]) -> Answer {
     match events.iter().filter(|event| event.starts_with("bad")).count() {
         0 => Answer::Accept,
@@ -19,9 +19,9 @@ pub(super) fn refuse_number(events: &[String]) -> Answer {
     }
 }
 
-/// Returns the answer of a consumer that stops at the first bad event: it has the events before it
-/// but will not confirm them, and has not read those after it. Without a bad event, it takes
-/// everything.
+/// Returns the response of a consumer that stops at the first bad event. The consumer has the
+/// events before it but will not confirm them, and has not read those after it. If there is no bad
+/// event, it takes everything.
 pub(super) fn stop_at_bad(events: &[String]) -> Answer {
     match events.iter().position(|event| event.starts_with("bad")) {
         None => Answer::Accept,
@@ -42,13 +42,12 @@ fn existing(bench: &Bench) -> u64 {
     bench.value("output_existing_events_total{output=\"o\"}")
 }
 
-/// Returns the names `0`, `1` and so on.
 fn numbers(count: usize) -> Vec<String> {
     (0..count).map(|number| number.to_string()).collect()
 }
 
 /// Method: the consumer takes every second event of a batch at the first attempt, and everything
-/// later. The other events, and nothing else, must be sent again in one request, in their order.
+/// later. The rest, and nothing else, must be sent again in one request, in order.
 #[tokio::test(start_paused = true)]
 async fn only_events_that_were_not_taken_go_again_and_share_a_request() {
     let requests = Arc::new(Mutex::new(Vec::new()));
@@ -106,8 +105,8 @@ async fn a_consumer_that_refuses_each_event_of_a_batch_may_be_at_fault_itself() 
     bench.finish().await;
 }
 
-/// Method: with `rejected.action = "retry"`, an event that is refused while others are taken is
-/// sent again until it is taken. Only that event is sent again.
+/// Method: `rejected.action` is `"retry"`. An event that is refused while others are taken is sent
+/// again until it is taken. No other event is sent again.
 #[tokio::test(start_paused = true)]
 async fn a_refused_event_goes_again_alone_if_nothing_may_be_given_up() {
     let started = Instant::now();
@@ -123,8 +122,8 @@ async fn a_refused_event_goes_again_alone_if_nothing_may_be_given_up() {
     bench.finish().await;
 }
 
-/// Method: the consumer stops at each bad event. Each good event is sent again at most once, and a
-/// bad one is given up at once, because the consumer took others of its request.
+/// Method: the consumer stops at each bad event. Each good event is sent again at most once. A bad
+/// event is given up after its first refusal, because the consumer took others of its request.
 #[tokio::test(start_paused = true)]
 async fn what_was_taken_without_a_confirmation_goes_again_once_and_apart() {
     let requests = Arc::new(Mutex::new(Vec::new()));
@@ -188,8 +187,8 @@ async fn if_only_a_number_is_refused_nothing_goes_again_and_all_is_in_the_dead_l
     bench.finish().await;
 }
 
-/// Method: the consumer refuses all events of a request by their number. That is final, too: the
-/// protocol forbids to send them again.
+/// Method: the consumer refuses all events of a request by their number. The refusal is final, too:
+/// the protocol forbids to send the events again.
 #[tokio::test(start_paused = true)]
 async fn a_number_that_is_refused_is_final_whatever_the_config_says_of_refusals() {
     for rejected in [Rejected::Retry, Rejected::Drop, Rejected::DeadLetter] {

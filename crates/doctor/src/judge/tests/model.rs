@@ -14,7 +14,7 @@ use telemetry::status::verdict;
 const BUFFER: u64 = 10_000;
 /// The batches that kube-apiserver sends in a second.
 const BATCHES: usize = 10;
-/// The time in seconds after which it sends a batch that is not full.
+/// The time in seconds after which kube-apiserver sends a batch that is not full.
 const WAIT: f64 = 30.0;
 /// The time of the simulation's start, in seconds since 1970.
 const START: f64 = 1_700_000_000.0;
@@ -35,7 +35,7 @@ fn new_relay(time: f64, in_memory: Option<bool>) -> RelayCounts {
     }
 }
 
-/// How a relay or its address answers for some time.
+/// The way in which a relay, or its address, responds for some time.
 #[derive(Clone, Copy, PartialEq)]
 enum State {
     Works,
@@ -61,7 +61,7 @@ struct Batch {
     events: u64,
     attempts: usize,
     next: f64,
-    /// The time at which it is given up although the answers have Retry-After.
+    /// The time at which the batch is given up although the responses have Retry-After.
     end: f64,
 }
 
@@ -200,7 +200,7 @@ impl World {
         let (time, is_idle) = (self.time, self.happens(self.chances.idle));
         if self.happens(self.chances.restart) {
             let api = &mut self.apis[index];
-            // No counter shows the events that it held.
+            // No counter shows the events that the old process held.
             let held: u64 = api.batches.drain(..).map(|batch| batch.events).sum();
             self.lost += held + api.collected;
             api.collected = 0;
@@ -389,7 +389,7 @@ impl Sim {
         *self.counts.rejected.entry(reason.to_owned()).or_default() += 1;
         if answer == State::Full {
             let refused = self.refused.get_or_insert(Refused { since: time, last: time, count: 0 });
-            // The relay itself forgets a spell after a minute.
+            // The relay itself forgets a period of refusals after a minute.
             let since = if time - refused.last > 60.0 { time } else { refused.since };
             *refused = Refused { since, last: time, count: refused.count + 1 };
         }

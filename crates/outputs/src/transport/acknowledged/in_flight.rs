@@ -7,16 +7,16 @@ use tokio::time::Instant;
 use delivery::link::{Event, Part, Verdict};
 use queue::Claim;
 
-/// At this number of parts of claims that wait for an answer, the link takes nothing more. The
-/// window does not limit events that are too long: they wait for the answers to earlier events.
+/// The number of waiting parts at which the link takes no more batches. The window does not limit
+/// events that are too long, which wait for the answers to earlier events.
 const PARTS_MAX: usize = 65_536;
 
-/// The claims that were sent and are not final, in the order of sending. A sent event is final when
-/// the consumer has acknowledged it.
+/// The claims that were sent and are not final, in the order of sending.
 ///
-/// If some events of a claim are too long to be sent, the claim is kept as several parts. Each part
-/// is reported as soon as everything before it is final. For example, 2 events that are sent, 1
-/// that is too long, and 1 that is sent are three parts.
+/// If some events of a claim are too long to be sent, the claim is kept as several parts. For
+/// example, 2 sent events, 1 event that is too long, and 1 sent event are three parts. A part of
+/// sent events is final when the consumer has acknowledged them; a part of events that are too long
+/// is final when everything before it is.
 #[derive(Default)]
 pub(super) struct InFlight {
     parts: VecDeque<SentPart>,
@@ -31,8 +31,8 @@ struct SentPart {
     claim: Option<Claim>,
     /// The number of events of this part that the consumer has not acknowledged yet.
     awaited: u64,
-    /// The report about the part. `None` if the part is simply accepted: it is a whole claim, or
-    /// has an event at each of its positions.
+    /// The report about the part. `None` if the report is [`Event::accepted`]: the part is a whole
+    /// claim, or has a sent event at each of its positions.
     judged: Option<Part>,
     /// The send time of the batch, if its last sent event is in this part.
     last_of: Option<Instant>,
@@ -68,8 +68,8 @@ impl InFlight {
         self.parts.len() >= PARTS_MAX
     }
 
-    /// Adds a claim that is being sent, in parts: events that are sent, and events that are too
-    /// long. Reports about events that are final at once are added to `told`.
+    /// Adds a claim that is being sent. `parts` are its sent events and its events that are too
+    /// long. Adds reports about parts that are already final to `told`.
     pub(super) fn add(&mut self, claim: Claim, parts: Vec<Part>, told: &mut VecDeque<Event>) {
         let (before, is_whole) = (self.parts.len(), parts.len() == 1);
         let mut start = claim.start;
@@ -90,11 +90,11 @@ impl InFlight {
     }
 
     /// Records that the consumer has acknowledged `events` more events. Adds reports about the
-    /// events that are now final to `told`. Returns how many of the acknowledged events were never
-    /// sent: 0 unless the consumer violates the protocol.
+    /// events that are now final to `told`. Returns the number of acknowledged events that were
+    /// never sent, which is 0 unless the consumer violates the protocol.
     pub(super) fn acknowledge(&mut self, mut events: u64, told: &mut VecDeque<Event>) -> u64 {
-        // A part that is too long waits for no answer, so it is final as soon as the parts before
-        // it are.
+        // A part of events that are too long has 0 awaited events, so it is final as soon as the
+        // parts before it are.
         while let Some(SentPart { claim, awaited, judged, last_of }) =
             self.parts.pop_front_if(|first| first.awaited <= events)
         {
@@ -149,8 +149,8 @@ mod tests {
             self.told()
         }
 
-        /// Acknowledges `events` events. Returns the reports about them, and how many of them were
-        /// never sent.
+        /// Acknowledges `events` events. Returns the new reports, and the number of events that
+        /// were never sent.
         fn acknowledge(&mut self, events: u64) -> (String, u64) {
             let more = self.in_flight.acknowledge(events, &mut self.reports);
             (self.told(), more)
@@ -221,8 +221,8 @@ mod tests {
         }
     }
 
-    /// A batch counts once, also if it is kept as several parts, and a batch of which no event was
-    /// sent does not count.
+    /// A batch counts once, even if it is kept as several parts. A batch without a sent event does
+    /// not count.
     #[test]
     fn a_batch_has_ended_once_its_last_sent_event_is_acknowledged() {
         let mut told = Told::default();

@@ -11,11 +11,11 @@ use delivery::link::Parts;
 use queue::Batch;
 
 /// The protocol on one connection. An implementation turns events into bytes, and the consumer's
-/// answers into numbers of acknowledged events. It reads and writes no socket, except in
-/// [`Protocol::open`].
+/// answers into numbers of acknowledged events. Only [`Protocol::open`] reads and writes the
+/// connection.
 pub(crate) trait Protocol: Send + 'static {
-    /// Greets the consumer before the first event is sent. The default does nothing. Bytes in
-    /// `unread` afterwards are the first bytes of the answers to events.
+    /// Greets the consumer before the first event is sent. Leaves bytes that were read behind the
+    /// answer in `unread`: the first bytes of the answers to events. The default does nothing.
     fn open(
         &mut self,
         wire: &mut Wire,
@@ -26,28 +26,29 @@ pub(crate) trait Protocol: Send + 'static {
     }
 
     /// Returns a future that encodes a batch as frames of the protocol. The link encodes one batch
-    /// at a time. If the frames hold any event, the link calls [`Protocol::sent`] before it encodes
+    /// at a time. If the frames have an event, the link calls [`Protocol::sent`] before it encodes
     /// the next batch.
     fn encode(&self, batch: Batch) -> Encoding;
 
-    /// The link now sends the frames of the last encoded batch, with this number of events.
+    /// Records that the link begins to write the frames of the last encoded batch, which have this
+    /// number of events.
     fn sent(&mut self, events: u64);
 
-    /// Moves all complete answers from the front of `unread` to `answers`. The beginning of an
-    /// incomplete answer stays in `unread`.
+    /// Removes all complete answers from the front of `unread`, and adds their meaning to
+    /// `answers`. The beginning of an incomplete answer stays in `unread`.
     ///
     /// # Errors
     ///
-    /// The consumer violates the protocol in the way that the text describes. Answers before the
-    /// violation are in `answers` and count. An incomplete answer that is too long to become a
-    /// valid one is a violation too.
+    /// The consumer violates the protocol in the way that the text describes. The answers before
+    /// the violation are in `answers`, and are valid. An incomplete answer that is too long to
+    /// become a valid one is also a violation.
     fn read(&mut self, unread: &mut BytesMut, answers: &mut Answers) -> Result<(), String>;
 
     /// Returns the bytes that are written before the connection ends in order.
     fn close(&self) -> Vec<u8>;
 }
 
-/// The future that encodes a batch as frames. It fails, with a text, if the batch can't be
+/// The future that encodes a batch as frames. The result is an error text if the batch can't be
 /// compressed, or if an event can't be sent and may not be given up.
 pub(crate) type Encoding = Pin<Box<dyn Future<Output = Result<Frames, String>> + Send>>;
 
@@ -56,12 +57,11 @@ pub(crate) type Encoding = Pin<Box<dyn Future<Output = Result<Frames, String>> +
 pub(crate) struct Frames {
     /// All frames, concatenated.
     pub bytes: Bytes,
-    /// The events in the frames, and those that are too long.
+    /// The events in the frames, and the events that are too long.
     pub parts: Parts,
 }
 
 impl Frames {
-    /// Returns the number of events in the frames.
     pub(super) fn events(&self) -> u64 {
         self.parts.delivered()
     }

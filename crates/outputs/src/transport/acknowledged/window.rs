@@ -7,23 +7,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 ///
 /// At first, the window is the config's `window`. When a connection breaks before its events are
 /// acknowledged, the window falls to half of the events that were sent on that connection, unless
-/// it is lower already; it is at least 1. It grows by one with each acknowledged event, up to the
-/// config's `window`. For example, a connection breaks after 80 events were sent: the window falls
-/// to 40. When 20 events are acknowledged after that, the window is 60.
+/// it is lower already. It never falls below 1. It grows by one with each acknowledged event, up to
+/// the config's `window`. For example, a connection breaks after 80 events were sent: the window
+/// falls to 40. When 20 events are acknowledged after that, the window is 60.
 pub(super) struct Window {
-    /// The window of the config.
     configured: u64,
     /// The current window: at least 1, and at most `configured`.
     now: AtomicU64,
 }
 
 impl Window {
-    /// Makes the window of an output without a broken connection.
     pub(super) fn new(configured: u64) -> Self {
         Self { configured, now: AtomicU64::new(configured) }
     }
 
-    /// Returns the current window.
     pub(super) fn events(&self) -> u64 {
         self.now.load(Ordering::Relaxed)
     }
@@ -45,8 +42,8 @@ impl Window {
 mod tests {
     use super::*;
 
-    /// Simulates a consumer that cuts each connection after `cut` events and acknowledges claims
-    /// whole, and counts the events that are sent to it.
+    /// Counts the events that are sent to a consumer that cuts each connection after `cut` events
+    /// and acknowledges only whole claims.
     #[test]
     fn a_consumer_that_cuts_gets_everything_for_a_few_times_the_events() {
         for cut in [1, 2, 3, 100, 1000, 2047, 2048] {

@@ -9,24 +9,25 @@ use base::mutant;
 /// on the broken connection. The bytes sent under the limit are a *window*: no more bytes are sent
 /// until all of them are final, and then the next window begins. The limit doubles with each window
 /// that becomes final, but only once more bytes have become final since the break than were sent on
-/// the broken connection. Connections that ended in order in the meantime do not matter: a consumer
-/// may close each of them after one window, because nothing is sent until the window is final.
+/// the broken connection. Bytes count even if the connections between ended in order. A consumer
+/// may end each connection after one window, because nothing is sent on it until the window is
+/// final.
 ///
 /// For example, a consumer cuts every connection after N = 100 kB. With this limit, the relay sends
-/// 50 kB on a connection, which become final, and then 50 kB in vain. If the limit doubled at once,
-/// it would send 100 kB in vain after the first 50 kB.
+/// 50 kB that become final on each connection, and then 50 kB in vain. If the limit doubled after
+/// the first window, 100 kB would be sent in vain after the first 50 kB.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
     /// The maximum bytes that may be sent before all of them are final. `None`: no limit.
     limit: Option<u64>,
     /// The bytes that were sent on the last connection that broke.
     broke_after: u64,
-    /// The bytes that were sent since all sent bytes were last final. Without a limit, since the
-    /// connection was made.
+    /// The bytes that were sent in the current window. Without a limit, the bytes that were sent on
+    /// this connection.
     window: u64,
-    /// The final bytes of this connection.
+    /// The bytes of this connection that are final.
     final_bytes: u64,
-    /// The bytes that have become final since the last break.
+    /// The bytes that have become final since the last break, on all connections.
     since_break: u64,
     /// The bytes that were sent on this connection.
     sent: u64,
@@ -38,8 +39,8 @@ impl Pace {
         (self.window, self.final_bytes, self.sent) = (0, 0, 0);
     }
 
-    /// Returns the bytes that may be taken from the queue now. `None` if the limit is reached, and
-    /// sent bytes must become final first.
+    /// Returns the maximum bytes that may be taken from the queue now. `None` if the limit is
+    /// reached: all sent bytes must become final first.
     pub(super) fn room(&self) -> Option<u64> {
         match self.limit {
             None => Some(u64::MAX),
@@ -49,8 +50,8 @@ impl Pace {
     }
 
     /// Returns `true` if the writing of a batch of `bytes` bytes may begin now. A batch that does
-    /// not fit in the rest of the limit must wait until all bytes before it are final. If the batch
-    /// were sent earlier, it could break every connection before these bytes are final.
+    /// not fit in the rest of the limit must wait until all earlier bytes are final. Otherwise the
+    /// batch could break every connection before the earlier bytes are final.
     pub(super) fn may_begin(&self, bytes: u64) -> bool {
         self.limit.is_none_or(|limit| {
             self.window == 0
@@ -67,8 +68,8 @@ impl Pace {
         self.window += bytes;
     }
 
-    /// Records that `bytes` bytes became final. If `all` sent bytes are now final, the next window
-    /// begins, and the limit may double.
+    /// Records that `bytes` bytes became final. `all` is `true` if all sent bytes are now final:
+    /// the next window begins, and the limit may double.
     pub(super) fn finished(&mut self, bytes: u64, all: bool) {
         self.final_bytes += bytes;
         self.since_break += bytes;
@@ -82,8 +83,8 @@ impl Pace {
         }
     }
 
-    /// Records that the connection broke. If some of its bytes are not final, the limit becomes
-    /// half of all bytes that were sent on it. Otherwise nothing changes.
+    /// Records that the connection broke. If some bytes of the connection are not final, the limit
+    /// becomes half of all bytes that were sent on it. Otherwise nothing changes.
     pub(super) fn broke(&mut self) {
         if self.sent > self.final_bytes {
             (self.broke_after, self.since_break) = (self.sent, 0);
@@ -96,8 +97,8 @@ impl Pace {
 mod tests {
     use super::Pace;
 
-    /// Sends `total` bytes to a consumer that takes `cut` bytes of each connection and then breaks
-    /// it. Returns how many bytes were sent for that.
+    /// Returns the number of bytes that are sent until a consumer has `total` bytes. The consumer
+    /// breaks each connection after `cut` bytes.
     fn sent_to_cutter(cut: u64, total: u64) -> u64 {
         let (mut pace, mut done, mut sent, mut carried) = (Pace::default(), 0, 0, 0);
         while done < total {
@@ -125,8 +126,8 @@ mod tests {
         }
     }
 
-    /// The consumer closes a connection on which nothing came for a moment, which is shorter than
-    /// the replay window: each connection carries one window, and ends in order.
+    /// The consumer closes a connection that was unused for less than the replay window. Each
+    /// connection therefore carries one window, and ends in order.
     #[test]
     fn after_a_break_the_limit_goes_away_although_each_connection_ends_after_a_window() {
         let mut pace = Pace::default();
@@ -156,7 +157,8 @@ mod tests {
         pace.sent(500);
         assert_eq!(pace.room(), None);
         pace.finished(500, true);
-        // A second half reaches the point of the break, and a third passes it; then it doubles.
+        // The second window reaches the 1000 bytes of the break, and the third one passes them.
+        // Then the limit doubles.
         assert_eq!(pace.room(), Some(500));
         pace.sent(500);
         pace.finished(500, true);

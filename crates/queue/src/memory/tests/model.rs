@@ -3,7 +3,7 @@
 //!
 //! Method: proptest makes random sequences of steps. Each step is applied to the real queue and to
 //! the model, and then everything visible of the two is compared: claims, lines, acceptances,
-//! answers to senders, counters and sizes. A sequence that fails is shortened by proptest.
+//! responses to senders, counters and sizes. A sequence that fails is shortened by proptest.
 
 use std::collections::BTreeMap;
 
@@ -14,8 +14,7 @@ use tokio::sync::oneshot::error::TryRecvError;
 use super::*;
 use crate::tests::Counts;
 
-/// One step. Its numbers choose among the cursors, claims and tickets that there are, modulo their
-/// number.
+/// One step. Its indexes choose among the present cursors, claims or tickets, modulo their number.
 #[derive(Debug, Clone)]
 enum Step {
     Append(Vec<usize>),
@@ -124,7 +123,7 @@ struct ModelRecord {
     here: bool,
     /// True once the batch is accepted.
     begun: bool,
-    /// The answer to the batch's sender, or `None` if it has none yet.
+    /// The response to the batch's sender, or `None` if there is none yet.
     answered: Option<Result<(), Refused>>,
 }
 
@@ -185,14 +184,13 @@ impl ModelCursor {
         })
     }
 
-    /// Gives these positions this fate if they wait. Returns how many did.
+    /// Gives this fate to the waiting ones of these positions. Returns their number.
     fn settle(&mut self, positions: Range<u64>, fate: Fate) -> u64 {
         let waiting = self.fates.range_mut(positions).filter(|(_, fate)| **fate == Fate::Waiting);
         waiting.map(|(_, old)| *old = fate).count() as u64
     }
 }
 
-/// The fate of a batch that is appended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Taken {
     Stored,
@@ -254,7 +252,7 @@ impl Model {
         events.collect()
     }
 
-    /// Appends a batch, and drops for it the batches that may be dropped.
+    /// Appends a batch. Drops other batches for it, if necessary and allowed.
     fn append(&mut self, events: &[String]) -> Taken {
         let first = self.records.last().map_or(0, ModelRecord::end);
         let begun = self.settings.acknowledge == Acknowledge::Queued;
@@ -324,7 +322,7 @@ impl Model {
         }
     }
 
-    /// Takes a batch out if no output has begun it. Returns true if so.
+    /// Removes a batch, and returns true, if no output has begun to send it.
     fn withdraw(&mut self, first: u64) -> bool {
         let record = self.records.iter_mut().find(|record| record.first == first);
         let record = record.expect("it was appended");
@@ -348,8 +346,8 @@ impl Model {
         lost
     }
 
-    /// Answers the senders of the batches that all required outputs have finished. A batch counts
-    /// as delivered, unless no required output was to receive it.
+    /// Responds to the senders of the batches that all required outputs have finished. A batch
+    /// counts as delivered, unless no required output was to receive it.
     fn answer(&mut self) {
         let required = self.required_watermark();
         let passed = |it: &&mut ModelRecord| it.here && it.end() <= required;
@@ -429,7 +427,7 @@ impl Pair {
         });
     }
 
-    /// True if another output besides this one is required.
+    /// True if another output than this one is required.
     fn can_spare(&self, cursor: usize) -> bool {
         let mut others = self.model.cursors.iter().enumerate();
         others.any(|(index, other)| index != cursor && other.required)
@@ -694,7 +692,7 @@ impl Pair {
         Ok(())
     }
 
-    /// Checks that exactly those senders are answered whose batches the model has answered.
+    /// Checks that exactly those senders have a response whose batches have one in the model.
     fn compare_tickets(&mut self) -> TestCaseResult {
         let mut waiting = Vec::new();
         for (first, mut ticket) in std::mem::take(&mut self.tickets) {

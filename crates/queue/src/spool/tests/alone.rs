@@ -9,7 +9,6 @@ use base::disk::{SEGMENTS, SPARES};
 use testing::simulated_disk::Operation;
 
 impl Scene {
-    /// Opens a queue with one output.
     fn alone(config: &config::Queue) -> Self {
         Self::open(SimulatedDisk::new(1), config, &[("o", true)], |_| {})
     }
@@ -42,8 +41,8 @@ fn the_room_of_a_batch_whose_sender_goes_is_free_again() {
     assert_eq!(free(&scene), before);
 }
 
-/// Method: the sync of a batch fails, and the process is killed. The next one finds the batch in
-/// the kernel's memory, and the power goes.
+/// Method: the sync of a batch fails, and the process is killed. The next process finds the batch
+/// in the kernel's memory. Then the power fails.
 #[test]
 fn what_a_failed_sync_has_left_in_memory_is_stored_at_the_next_start() {
     let config = settings(512 << 10, 32 << 10, WhenFull::Reject);
@@ -63,8 +62,9 @@ fn what_a_failed_sync_has_left_in_memory_is_stored_at_the_next_start() {
 }
 
 /// Method: an output keeps the events that it has finished for an hour, and the queue is full of
-/// them. Each new segment must cost only as many of the oldest ones as its room needs, whether or
-/// not the upkeep has time between two segments. If it has, the oldest one becomes the next file.
+/// them. Each new segment must cost only as many of the oldest segments as its room needs, even if
+/// the upkeep has no time between two segments. If it has time, the file of the oldest segment
+/// becomes that of the next one.
 #[test]
 fn a_full_queue_gives_up_few_of_the_segments_that_are_kept() {
     for has_time in [false, true] {
@@ -90,8 +90,8 @@ fn a_full_queue_gives_up_few_of_the_segments_that_are_kept() {
 }
 
 /// Method: the file of one segment can't be deleted, while many others are filled, delivered and
-/// deleted, and also after a start. The file must count as used space, and nothing else may wait
-/// for it; it must be deleted as soon as that works.
+/// deleted, and also after a start. The file must count as used space, and nothing may wait for its
+/// deletion. It must be deleted as soon as that is possible.
 #[test]
 fn a_segment_that_cannot_be_deleted_keeps_no_other_one_and_no_sender_waiting() {
     let mut scene = Scene::alone(&settings(512 << 10, 32 << 10, WhenFull::Reject));
@@ -142,8 +142,8 @@ fn nothing_is_deleted_twice_where_the_next_segment_has_the_name_of_a_stuck_one()
     let mut scene = Scene::alone(&settings(512 << 10, 32 << 10, WhenFull::Reject));
     scene.fill_segment();
     scene.deliver();
-    // The first group of the next segment can't be synced. The segment stays empty, and its file is
-    // in the way of its successor.
+    // The first group of the next segment can't be synced. The segment stays empty, and its file
+    // has the name that the segment after it needs.
     let next = segment::file_name(Position::new(scene.sent));
     while scene.queue.shared.lock().writing.accounting.segment_free() >= needed(5000) {
         assert_eq!(scene.send(5000), Ok(()));
@@ -173,10 +173,10 @@ fn nothing_is_deleted_twice_where_the_next_segment_has_the_name_of_a_stuck_one()
     assert_eq!((scene.counts[0].delivered(), scene.counts[0].lost()), (scene.sent, 0));
 }
 
-/// Method: the note of the log's end in the file `synced` fails, although it may be in the file,
-/// depending on the seed of the disk. The batch is refused, and the process is killed: at once,
-/// after the upkeep, or after the disk has been tested again. Nobody counts a loss of events that
-/// were refused.
+/// Method: the write of the log's end into the file `synced` (the note) fails. Depending on the
+/// seed of the disk, the note may be in the file all the same. The batch is refused, and the
+/// process is killed: immediately, after the upkeep, or after a test of the disk. The refused
+/// events must not count as lost.
 #[test]
 fn events_that_were_refused_are_never_lost_although_the_note_names_them() {
     let config = settings(512 << 10, 32 << 10, WhenFull::Reject);
@@ -217,14 +217,13 @@ fn events_that_were_refused_are_never_lost_although_the_note_names_them() {
     }
 }
 
-/// Returns the names of the spare files.
 fn spares(scene: &Scene) -> Vec<String> {
     scene.disk.names().into_iter().filter(|name| name.ends_with(".spare")).collect()
 }
 
 /// Method: many segments are filled, delivered and finished in turn, with all chores done after
-/// each event. Only the first two files may be made; all later segments must use them again. At the
-/// end no file may be left that holds no event.
+/// each event. Only two files may be made; all later segments must use these again. At the end no
+/// file without events may be left.
 #[test]
 fn files_of_finished_segments_are_used_again() {
     let mut scene = Scene::alone(&settings(1 << 20, 32 << 10, WhenFull::Reject));
@@ -286,8 +285,8 @@ fn the_files_of_damaged_segments_are_not_used_again() {
     }
 }
 
-/// Method: a reader has a finished segment open, as `queue export` has. The segment must be
-/// deleted, and the content that the reader has open must not change, however many segments follow.
+/// Method: a reader has a finished segment open, as `queue export` does. The segment must be
+/// deleted. The content that the reader has open must not change, however many segments follow.
 #[test]
 fn a_segment_that_somebody_reads_is_deleted_and_its_contents_stay() {
     let mut scene = Scene::alone(&settings(1 << 20, 32 << 10, WhenFull::Reject));

@@ -19,7 +19,7 @@ fn an_event_that_is_set_aside_is_kept_for_the_next_start_and_told_so() {
     assert!(kept.clone().any(|it| it == ("out", 2)), "{:?}", kept.collect::<Vec<_>>());
 }
 
-/// The segment with the event is deleted, because the output has finished everything else.
+/// Method: the segment with the event is deleted, because the output has finished everything else.
 #[test]
 fn an_event_that_is_set_aside_outlives_the_cursors_file() {
     let config = settings(1 << 20, 64 << 10, WhenFull::Reject);
@@ -41,7 +41,7 @@ fn an_event_that_is_set_aside_outlives_the_cursors_file() {
     assert_eq!(scene.cursors[0].take_aside(), [(first.start, 2)]);
 }
 
-/// The file of an event is written before its claim is final. The process is killed in between.
+/// Method: the file of an event is written, and the process is killed before its claim is final.
 #[test]
 fn an_event_whose_claim_was_not_final_comes_from_the_log_alone() {
     let config = settings(1 << 20, 64 << 10, WhenFull::Reject);

@@ -1,5 +1,5 @@
-//! Events that an output has received and that are still in the files: they are found after a
-//! crash, within the time that is asked for, and reading them costs nobody else anything.
+//! Events that an output has received and that are still in the files. They are found after a crash
+//! if they are young enough, and reading them changes nothing else.
 
 use super::*;
 use crate::contract::Acceptance;
@@ -11,7 +11,7 @@ const NOTHING: [u64; 0] = [];
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// A queue that is started again.
+/// A queue that can be started again.
 struct Again {
     now: Scene,
     names: Vec<&'static str>,
@@ -81,8 +81,8 @@ impl Again {
         self.now = open(disk, &self.names, &self.config);
     }
 
-    /// Returns the positions found before the first output's position, and checks that their lines
-    /// are as they were sent.
+    /// Returns the positions of the events that are found before the first output's position.
+    /// Checks that the lines are as they were sent.
     fn found(&self, within: Duration) -> Vec<u64> {
         self.positions(&self.now.cursors[0].before(within).all())
     }
@@ -125,7 +125,7 @@ fn what_was_delivered_before_a_crash_is_found_after_it() {
     assert_eq!(scene.found(ALWAYS), delivered);
     assert_eq!(scene.now.cursors[0].with(|it| it.claims.watermark()), 123);
     scene.check_counts();
-    // The other events are delivered as they would have been without the crash.
+    // The other events are delivered as without the crash.
     scene.deliver(77);
     assert_eq!(scene.found(ALWAYS), (0..200).collect::<Vec<_>>());
 }
@@ -179,8 +179,8 @@ fn what_was_lost_and_all_before_it_is_not_found() {
     }
     scene.deliver(5);
     let lost = scene.now.cursors[0].next(Take { bytes: u64::MAX, events: 5 }).expect("it is there");
-    // The third batch is on the wire while the second one is given up. An event in it may be kept
-    // back as a duplicate of one that is given up.
+    // The third batch is on the wire while the second one is given up. One of its events may not
+    // have been sent, as a duplicate of an event that is given up.
     let third =
         scene.now.cursors[0].next(Take { bytes: u64::MAX, events: 5 }).expect("it is there");
     scene.now.cursors[0].acknowledge(lost.claim, Disposition::lost(1));
@@ -221,7 +221,7 @@ fn an_output_that_joins_has_got_nothing_of_what_is_there() {
     scene.now.writer.keep_up(Chore::Save);
     let cursor = joining.end().expect("it is saved");
     assert_eq!(scene.positions(&cursor.before(ALWAYS).all()), NOTHING);
-    // This is also true after a restart, and for an output that is new in the config.
+    // The same holds after a restart, and for an output that is new in the config.
     scene.names.extend(["new", "late"]);
     for _ in 0..2 {
         scene.crash();

@@ -1,9 +1,9 @@
 //! Changes on the disk: any byte changes, any page becomes unreadable, any file disappears.
 //!
-//! Method: a random spool is made, and opened once as it is, which shows what each output must
-//! receive. Then it is damaged, each time in one place and in a copy of its own, before the start
-//! or while it runs. Every event outside the damaged place must be delivered, and every missing
-//! event must be counted once. Damage must be logged and copied aside.
+//! Method: a random spool is made, and opened once unchanged, which shows what each output must
+//! receive. For each place of damage, a copy of the spool is damaged in this one place, before the
+//! start or while it runs. Every event outside the damaged place must be delivered, and every
+//! missing event must be counted once. Damage must be logged and copied aside.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -31,7 +31,6 @@ fn copy(disk: &SimulatedDisk) -> SimulatedDisk {
 }
 
 impl Scene {
-    /// Opens a queue with required outputs of these names.
     fn on(disk: &SimulatedDisk, config: &config::Queue, names: &[&str]) -> Self {
         let outputs: Vec<_> = names.iter().map(|name| (*name, true)).collect();
         Self::open(disk.clone(), config, &outputs, |_| {})
@@ -70,8 +69,8 @@ impl Scene {
         ticket.waits = None;
     }
 
-    /// Takes an output's next batch, and reads the files for it if needed. Returns `None` if there
-    /// is none.
+    /// Takes an output's next batch, and reads the files for it if necessary. `None` if there is
+    /// none.
     fn next(&mut self, chosen: usize, take: Take) -> Option<Batch> {
         loop {
             if let Some(batch) = self.cursors[chosen].next(take) {
@@ -135,8 +134,8 @@ struct Spool {
     end: u64,
     /// The end of the log as the cursors file knows it.
     known: u64,
-    /// True if the file of the last segment was another segment before. The rest of its last group
-    /// after a power loss then looks like a write that was not finished.
+    /// True if the file of the last segment was another segment before. After a power loss, the
+    /// rest of its last group then looks like an unfinished write.
     is_reused: bool,
     /// The line at each position that is there.
     lines: BTreeMap<u64, Vec<u8>>,
@@ -252,7 +251,6 @@ impl Spool {
     }
 }
 
-/// The events that an output has received.
 #[derive(Default)]
 struct Delivered {
     lines: BTreeMap<u64, Vec<u8>>,
@@ -261,7 +259,7 @@ struct Delivered {
 }
 
 impl Delivered {
-    /// Notes the lines of a batch. A claim that is taken again may have lost some.
+    /// Notes the lines of a batch. A claim that is taken again may lack some of them.
     fn take(&mut self, batch: &Batch) {
         let bytes = batch.pieces.concat();
         let lines: Vec<&[u8]> = bytes.split_inclusive(|byte| *byte == b'\n').collect();
@@ -282,8 +280,8 @@ impl Delivered {
         self.last = Some(batch.claim.end.get() - 1);
     }
 
-    /// Takes and finishes up to this many claims. Some of them are released and taken again before.
-    /// Returns false if there were fewer.
+    /// Takes and finishes up to this many claims. Releases some of them and takes them again before
+    /// that. Returns false if there were fewer.
     fn some(&mut self, running: &mut Scene, chosen: usize, claims: usize, rng: &mut Rng) -> bool {
         for _ in 0..claims {
             let take = match rng.u8(..3) {
@@ -311,7 +309,6 @@ impl Delivered {
     }
 }
 
-/// The damage that happens to the disk.
 #[derive(Debug, Clone)]
 enum Damage {
     Flip { file: String, offset: u64, mask: u8 },
@@ -395,8 +392,7 @@ fn try_one(spool: &Spool, damage: &Damage, rng: &mut Rng) -> u64 {
         assert!(start == wanted || (of_cursors && start < wanted), "at {start}, not {wanted}");
     }
     let first = running.end();
-    // No trace of acknowledged events may be left: neither the cursors file nor a later record
-    // knows them.
+    // The log may end earlier if neither the cursors file nor a later record shows the last events.
     let unknown = spool.end.saturating_sub(first);
     let is_flip = matches!(damage, Damage::Flip { .. });
     let can_be = (first >= spool.known || of_cursors) && (!is_flip || spool.is_reused);
@@ -550,8 +546,8 @@ fn what_is_missing_in_a_segment_is_counted_once_though_it_is_dropped_too() {
     assert_eq!(running.queue.backlogs()[0].1.events, 0);
 }
 
-/// The first events are missing, and those after them are read ahead. The time at which missing
-/// events were received is not known, and must not be taken for 1970.
+/// Method: the first events are missing, and those after them are read ahead. The time at which
+/// missing events were received is unknown, and must not be taken for 1970.
 #[test]
 fn missing_events_make_no_output_lag_for_decades() {
     let disk = SimulatedDisk::new(0);
@@ -570,8 +566,8 @@ fn missing_events_make_no_output_lag_for_decades() {
     assert!(backlog.lag < 3600.0, "{backlog:?}");
 }
 
-/// Two claims wait to be sent again, and the events of the first one are missing in their file. An
-/// output that waits for these events must hear of it: it can send the second claim.
+/// Method: two claims wait to be sent again, and the events of the first one are missing in their
+/// file. An output that waits for these events must be told, so that it can send the second claim.
 #[test]
 fn an_output_that_waits_for_missing_events_hears_of_them() {
     let disk = SimulatedDisk::new(0);
@@ -597,8 +593,8 @@ fn an_output_that_waits_for_missing_events_hears_of_them() {
     assert_eq!(running.retake(0, second).map(|batch| batch.events), Some(1));
 }
 
-/// Method: a spool is copied, and on the copy nothing of one file, or of all files, can be read.
-/// The start must fail, and change nothing.
+/// Method: on a copy of a spool, nothing of one file, or of all files, can be read. The start must
+/// fail, and change nothing.
 #[test]
 fn a_disk_that_can_not_be_read_is_not_damage() {
     let mut rng = Rng::with_seed(7);

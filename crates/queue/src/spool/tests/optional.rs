@@ -1,5 +1,5 @@
-//! Optional outputs, and outputs that join, in cases where the simulation lets the queue choose.
-//! Here the queue must do all that it can.
+//! Optional outputs, and outputs that join, in cases where the simulation accepts several decisions
+//! of the queue. Here the queue must do all that it can.
 
 use super::*;
 use crate::contract::Claim;
@@ -106,8 +106,8 @@ fn what_no_required_output_needs_does_not_count_as_full() {
     }
 }
 
-/// In the active segment, only the events count as needed that a required output has not finished.
-/// Otherwise a queue whose segments are a quarter of its size would always be a quarter full.
+/// In the active segment, only events count as needed that a required output has not finished.
+/// Otherwise a queue with segments of a quarter of its size would always be a quarter full.
 #[test]
 fn a_few_events_that_wait_in_a_large_segment_are_few_bytes() {
     let mut scene = scene(&settings(4 << 20, 1 << 20, WhenFull::Reject));
@@ -159,7 +159,7 @@ async fn who_is_not_saved_in_time_has_not_joined() {
     let mut scene = scene(&settings(512 << 10, 32 << 10, WhenFull::Reject));
     let (queue, counts) = (scene.queue.clone(), Counts::default());
     let guest = counts.output(&scene.telemetry, "guest", true);
-    // Nobody does the writer's work, so joining takes too long.
+    // Nobody does the work of the upkeep, so joining takes too long.
     let refused = queue.join(guest.clone()).await.err();
     assert!(matches!(refused, Some(JoinError::Disk { within: HANGS, .. })), "{refused:?}");
     assert_eq!(queue.backlogs().len(), 2);

@@ -11,8 +11,8 @@
 //! how old a saved cursor is), and then checks that the choice was allowed.
 //!
 //! An event is known by its number, which its line begins with. After a crash, a batch whose sender
-//! was told nothing may be in the log or not. The model learns its numbers when the first output
-//! receives the batch.
+//! was told nothing may be in the log or not. The model learns the numbers of this batch when the
+//! first output receives it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -31,7 +31,6 @@ use crate::{identity, segment};
 use base::disk::{QUARANTINE, SEGMENTS, SPARES};
 use testing::simulated_disk::Operation;
 
-/// The names that outputs may have.
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 
 /// The likelihoods and settings of one simulation.
@@ -63,14 +62,12 @@ struct Sent {
 /// The model's knowledge about a batch's fate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Told {
-    /// The batch waits to be written.
     Waiting,
     /// The batch was not written, and must never be seen.
     Never,
     /// The batch was written, and its sender was told nothing. The batch may be there after a
     /// crash.
     Perhaps,
-    /// The batch is in the log.
     Stored,
 }
 
@@ -82,7 +79,7 @@ enum Fate {
     Lost,
 }
 
-/// Says which released claim to take again.
+/// The choice of the released claim that is taken again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Which {
     First,
@@ -103,7 +100,7 @@ struct Output {
     /// claims.
     ordered: bool,
     counts: Counts,
-    /// The part of its losses that was counted while the output was not in the config.
+    /// The part of the output's losses that was counted while the output was not in the config.
     counted: u64,
     /// The fate of each event, by position.
     fates: Vec<Fate>,
@@ -112,7 +109,7 @@ struct Output {
     /// on the wire or released.
     claims: BTreeMap<u64, (u64, Stage)>,
     /// Claims that were dropped while they were released, or on the wire of an optional output. The
-    /// output does not know it yet.
+    /// output has not been told yet.
     dropped: Vec<Claim>,
     start: i64,
     /// The number of events that were delivered or filtered.
@@ -133,8 +130,8 @@ struct Output {
 }
 
 impl Output {
-    /// Returns the first position that is not finished, and the same position if dropped events are
-    /// passed.
+    /// Returns the first position that is not finished, twice: before and after the cursor has
+    /// passed the dropped events that are next.
     fn watermark(&self) -> (u64, u64) {
         let Some((start, _)) = self.claims.first_key_value() else {
             return (self.read, self.next().unwrap_or(self.fates.len() as u64));
@@ -163,7 +160,7 @@ impl Output {
         rng.choice(claims.collect::<Vec<_>>())
     }
 
-    /// Gives these positions this fate if they wait. Returns how many did.
+    /// Gives this fate to the waiting ones of these positions. Returns their number.
     fn settle(&mut self, positions: Range<u64>, fate: Fate) -> u64 {
         let mut count = 0;
         for old in &mut self.fates[index(positions.start)..index(positions.end)] {
@@ -213,7 +210,6 @@ struct Known {
     free: bool,
 }
 
-/// The counters of an output that has left.
 #[derive(Default, Clone)]
 struct Left {
     counts: Counts,
@@ -223,7 +219,6 @@ struct Left {
     counted: u64,
 }
 
-/// The running process: its queue, its writer and its cursors.
 struct Process {
     telemetry: Telemetry,
     queue: Queue,
@@ -277,8 +272,8 @@ struct Simulation {
     log: Vec<Option<u64>>,
     /// The positions that were dropped at least once.
     dropped: BTreeSet<u64>,
-    /// The segments that left the log, by first position, with the position after the last. The
-    /// file of one may be there again after a start, while the file behind it is not.
+    /// The segments that left the log, by first position, with the position after the last. After a
+    /// start, the file of such a segment may exist again, while that of the next segment does not.
     removed: BTreeMap<u64, u64>,
     known: BTreeMap<String, Known>,
     /// The fingerprint of the rules by which each output chooses events; 0 if it is not here.
@@ -433,9 +428,9 @@ impl Simulation {
         }
     }
 
-    /// Checks that everything read again from before an output's position is in the log at this
-    /// position, and unchanged, and that the output has finished it without a loss and by the
-    /// present rules.
+    /// Checks all events that can be read again from before the position of an output. They must be
+    /// in the log at their positions, and unchanged. The output must have finished them without a
+    /// loss and by the present rules.
     fn compare_before(&mut self) {
         if self.ambiguous {
             return;
@@ -509,8 +504,7 @@ impl Simulation {
         };
     }
 
-    /// Appends a body that is stored while it arrives. Returns true if it was accepted and is in
-    /// line.
+    /// Appends a body that is stored while it arrives. Returns true if it waits to be written.
     fn send_incoming(&mut self, first: u64, lengths: Vec<usize>) -> bool {
         let mut incoming = self.process().queue.incoming();
         let (mut number, mut at) = (first, 0);
@@ -555,7 +549,7 @@ impl Simulation {
         true
     }
 
-    /// Reserves room for lines of an incoming body. The writer may have to work for it.
+    /// Reserves room for lines of an incoming body. For this, the writer may have to do some work.
     #[allow(clippy::panic_in_result_fn, reason = "a writer that makes no room is a fault")]
     fn reserve(&mut self, incoming: &mut Incoming, lines: &[u8]) -> Result<(), Refused> {
         for _ in 0..100 {
@@ -574,7 +568,7 @@ impl Simulation {
         Err(Refused::Disk)
     }
 
-    /// Appends a batch. Returns true if it was accepted and is in line.
+    /// Appends a batch. Returns true if it waits to be written.
     fn send(&mut self, first: u64, lengths: Vec<usize>) -> bool {
         let mut lines = Vec::new();
         for (number, length) in (first..).zip(&lengths) {
@@ -623,9 +617,9 @@ impl Simulation {
         true
     }
 
-    /// Checks that a queue that has refused a batch with this many bytes of lines reports its fill
-    /// level correctly: the needed bytes, the bytes that are promised to other batches, and the
-    /// active segment left no room for the batch.
+    /// Checks the fill level of a queue that has refused a batch with this many bytes of lines. The
+    /// needed bytes, the bytes that are promised to other batches, and the active segment must
+    /// leave no room for the batch.
     fn check_full(&self, bytes: u64) {
         let shared = &self.process.as_ref().expect("it runs").queue.shared;
         let state = shared.lock();
@@ -640,8 +634,8 @@ impl Simulation {
         self.state().log.segments.iter().map(numbers).collect()
     }
 
-    /// Notes that a segment is gone, and checks that it could go. `drop_oldest` is true if required
-    /// outputs may have needed it.
+    /// Notes that a segment is gone, and checks that this is allowed. `drop_oldest` is true if it
+    /// may have had events that required outputs needed.
     fn dropped(&mut self, range: Range<u64>, drop_oldest: bool) {
         let mut required = self.outputs.iter().filter(|output| output.required);
         let is_spare = required.all(|output| output.watermark().1 >= range.end);
@@ -659,7 +653,7 @@ impl Simulation {
         self.dropped.extend(range);
     }
 
-    /// Lets a sender leave that waits for its answer.
+    /// Lets a sender leave before it has its response.
     fn withdraw(&mut self) {
         if self.waiting.is_empty() {
             return;
@@ -737,8 +731,7 @@ impl Simulation {
         }
     }
 
-    /// Reads the answers to the senders that wait. The first `written` batches may have been
-    /// written.
+    /// Reads the responses to waiting senders. The first `written` batches may have been written.
     fn hear(&mut self, written: usize) {
         let end = self.state().log.end.position;
         let mut new = end - Position::new(self.log.len() as u64);
@@ -982,7 +975,6 @@ impl Simulation {
         }
     }
 
-    /// Does the next part of a read.
     fn load(&mut self, chosen: usize) {
         self.ask(chosen, false);
         let Some(loading) = self.outputs[chosen].loading.take() else { return };
@@ -1028,8 +1020,8 @@ impl Simulation {
                 assert_eq!(self.outputs[chosen].next(), None, "something is left");
                 return;
             }
-            // A read that had begun may be useless. Every other read brings a claim, the lines of
-            // one segment, or the news that something is missing.
+            // The first read may be useless, because it had begun before. Each later read brings a
+            // claim, the lines of one segment, or the news that something is missing.
             patience += 1;
             let most = 10 + 3 * self.state().log.segments.len();
             let name = &self.outputs[chosen].name;
@@ -1447,14 +1439,15 @@ impl Simulation {
         }
     }
 
-    /// True if another output besides this one is required.
+    /// True if another output than this one is required.
     fn can_spare(&self, chosen: usize) -> bool {
         let mut others = self.outputs.iter().enumerate();
         others.any(|(index, other)| index != chosen && other.required)
     }
 
-    /// Lets an output join. The queue holds events for it as soon as it has asked, and it has
-    /// joined once the writer has saved it. Sometimes that takes too long, and it does not join.
+    /// Lets an output join. The queue holds events for the output from its request on. The output
+    /// has joined once the cursors file is saved with it. Sometimes that takes too long, and it
+    /// does not join.
     fn join(&mut self) {
         let gone = |name: &&str| self.outputs.iter().all(|output| output.name != *name);
         let names: Vec<_> = NAMES.into_iter().filter(gone).collect();
@@ -1577,7 +1570,7 @@ impl Simulation {
         self.process().queue.apply(&config);
     }
 
-    /// Lets the writer do everything that there is to do. Returns true if it came to an end.
+    /// Lets the writer do all its work. Returns true if the work came to an end.
     fn settle(&mut self) -> bool {
         (0..200).any(|_| !self.work() || self.disk.is_dead())
     }

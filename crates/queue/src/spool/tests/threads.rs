@@ -52,7 +52,6 @@ async fn send(queue: Queue, sender: usize, full: Arc<AtomicUsize>) {
     }
 }
 
-/// Takes and finishes `left` events.
 async fn receive(mut cursor: Cursor, name: &str, mut left: u64) -> Vec<String> {
     let mut rng = fastrand::Rng::with_seed(7);
     let mut got = Vec::new();
@@ -83,7 +82,6 @@ async fn receive(mut cursor: Cursor, name: &str, mut left: u64) -> Vec<String> {
     got
 }
 
-/// Returns how many events all senders send together.
 fn total() -> u64 {
     let of = |sender: usize| {
         let mut rng = fastrand::Rng::with_seed(sender as u64);

@@ -1,4 +1,5 @@
-//! The history without a relay: steps, pauses, outputs that come and go, and its bounds.
+//! Tests of the history without a relay: steps, pauses, outputs that are added and removed, and its
+//! bounds.
 
 use serde_json::Value;
 
@@ -22,7 +23,6 @@ impl Bench {
         Self { history: History::new(Instant::now()), sample }
     }
 
-    /// Takes the sample of this moment.
     fn take(&self) {
         self.history.add(Instant::now(), &self.sample);
     }
@@ -47,7 +47,6 @@ impl Bench {
     }
 }
 
-/// Returns the numbers of a line; `None` for `null`.
 fn line(json: &Value) -> Vec<Option<f64>> {
     json.as_array().unwrap().iter().map(Value::as_f64).collect()
 }
@@ -86,7 +85,8 @@ async fn each_step_has_the_rates_since_the_step_before_and_the_states_of_its_end
     assert_eq!(a.as_object().unwrap().len(), OUTPUT_LINES.len());
 }
 
-/// A late sample does not count as a pause. Its rates are those of the time that has really passed.
+/// A late sample does not count as a pause. Its rates are computed over the time that has really
+/// passed.
 #[tokio::test(start_paused = true)]
 async fn a_sample_that_is_late_has_the_rate_of_its_own_time() {
     let mut bench = Bench::new(&[]);
@@ -160,7 +160,7 @@ async fn outputs_come_with_nulls_and_leave_with_all_they_had() {
     bench.step(10.0).await;
     let json = bench.json();
     let b = &json["outputs"]["b \"x\""];
-    // The counters of a name continue after a reload that has removed and added the output, so the
+    // The counters of a name continue when a reload removes the output and adds it again, so the
     // first rate is not known.
     assert_eq!(line(&b["delivered_events_per_second"]), [None, None, Some(1.0)]);
     assert_eq!(line(&b["backlog_events"]), [None, Some(9.0), Some(9.0)]);
@@ -227,7 +227,7 @@ async fn after_two_hours_there_is_an_hour_and_no_more() {
     assert_eq!(bench.json()["reloads"].as_array().unwrap().len(), 60, "those within the hour");
 }
 
-/// The figures are those of the documentation: the greatest memory that the history takes.
+/// The documentation names these sizes as the greatest memory that the history takes.
 #[test]
 fn the_history_takes_the_memory_that_is_documented() {
     let of_relay = size_of::<[[f64; POINTS]; LINES.len()]>();
@@ -237,8 +237,8 @@ fn the_history_takes_the_memory_that_is_documented() {
     assert_eq!(of_relay + 200 * of_output, 3_479_040);
 }
 
-/// An output of the start has counted from 0 since then. One that a reload adds is unknown until
-/// its first sample, because its name may have counted before.
+/// An output that exists at the start has counted from 0. The rates of an output that a reload adds
+/// are unknown until its first sample, because the counters of its name may have begun earlier.
 #[tokio::test(start_paused = true)]
 async fn an_output_has_rates_of_the_last_minute_of_its_own() {
     let mut bench = Bench::new(&["old"]);

@@ -1,6 +1,6 @@
-//! kube-apiserver's own test cases as a table (`pkg/audit/policy/checker_test.go` of Kubernetes
-//! 1.28 to 1.36, and the validation of its policies): which of these rules, in this order, give
-//! which level for which request.
+//! kube-apiserver's own test cases (`pkg/audit/policy/checker_test.go` of Kubernetes 1.28 to 1.36,
+//! and the validation of its policies). A table has lists of rules, each with the level that it
+//! gives to each of six requests.
 
 use super::super::{Level, Policy};
 use super::{asked, object, rules, user};

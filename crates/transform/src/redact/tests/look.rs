@@ -1,5 +1,5 @@
-//! The quick look at an event, against the reading of all its members: whatever an event contains,
-//! its look never hides a change.
+//! Compares the quick look at random events with the reading of all members: whatever an event
+//! contains, the look must never hide a change.
 
 use super::*;
 use random::{is_event, pick};

@@ -1,5 +1,4 @@
-//! Recorded events with random changes: the quick look at an event, against the reading of all its
-//! members.
+//! Compares the quick look at recorded events with random changes with the reading of all members.
 
 use super::*;
 use look::Looked;
@@ -72,7 +71,7 @@ fn mutate(rng: &mut fastrand::Rng, event: &mut String) {
             let with = if at == 1 { format!("{member},") } else { format!(",{member}") };
             event.insert_str(at, &with);
         }
-        // The resource becomes one of which the bodies are secret.
+        // The resource becomes one whose bodies are secret.
         6 => *event = event.replacen(r#""resource":"pods""#, r#""resource":"secrets""#, 1),
         // The last members are cut off, so that a part of the event is short.
         _ => {
@@ -89,7 +88,7 @@ fn the_look_at_a_changed_recorded_event_hides_no_change() {
     let mut recorded = Vec::new();
     for (_, body) in corpus() {
         let lines = String::from_utf8(audit::decode(body).unwrap().lines.to_vec()).unwrap();
-        // Longer events have nothing else, and would take most of the time.
+        // Longer events have nothing more to find, and would take most of the time.
         recorded.extend(lines.lines().filter(|line| line.len() < 4096).map(str::to_owned));
     }
     let redaction = rules(&[]);

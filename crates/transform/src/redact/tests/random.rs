@@ -375,7 +375,6 @@ pub(super) fn hides_the_secret(rng: &mut fastrand::Rng) {
     assert!(!Tree::read(&out).mentions(SECRET), "{text}\nbecame\n{out}");
 }
 
-/// Texts with and without tokens.
 const TEXTS: [&str; 9] = [
     "eyJhbGciOi.eyJzdWIiOi.c2ln",
     "Bearer eyJhbGciOi.eyJzdWIiOi. x",

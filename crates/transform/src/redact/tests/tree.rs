@@ -22,7 +22,6 @@ impl Tree {
         Self::Text(text.to_owned())
     }
 
-    /// Reads this JSON, which must be valid.
     pub(crate) fn read(json: &str) -> Self {
         let string = |raw: &str| match serde_json::from_str(raw) {
             Ok(text) => text,

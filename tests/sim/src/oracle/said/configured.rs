@@ -51,8 +51,8 @@ fn as_shown(shown: &Shown) -> String {
     told(shown.required, addresses.collect())
 }
 
-/// Returns an address with its IP address: "host and port, and the IP address of a name"
-/// (status-json.md) are `localhost:1000 (127.0.0.1)`.
+/// Returns an address with its IP address: "host and port; if the host is a name, also the IP
+/// address it resolves to" (status-json.md) are `localhost:1000 (127.0.0.1)`.
 fn numeric(address: &str) -> String {
     let parts = address.strip_suffix(')').and_then(|it| it.split_once(" ("));
     let parts = parts.and_then(|(name, ip)| Some((name.rsplit_once(':')?.1, ip)));
