@@ -46,8 +46,8 @@ mod volume;
 
 /// The exit status of a command that failed while it ran.
 const FAILED: u8 = 1;
-/// The longest time between two samples of metrics of `doctor`. A longer one shows no more, because
-/// kube-apiserver holds a batch for a few minutes at most.
+/// The longest time between two samples of the metrics in `doctor`. More time would show nothing
+/// more, because kube-apiserver holds a batch for a few minutes at most.
 const INTERVAL_MAX: Duration = Duration::from_secs(60 * 60);
 /// The exit status for wrong usage or a wrong config. clap uses the same status.
 const WRONG: u8 = 2;
@@ -79,13 +79,13 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run the relay; the default if no command is given
+    /// Run the relay (the default command)
     Run {
-        /// The TOML file; --config and KUBE_AUDIT_FORWARDER_CONFIG are other ways to name it
+        /// The TOML file; --config or KUBE_AUDIT_FORWARDER_CONFIG can name it instead
         #[arg(value_name = "FILE")]
         file: Option<PathBuf>,
     },
-    /// Print every problem of a config and of the files that it names, or a summary if there is
+    /// Print every problem in a config and in the files that it names, or a summary if there are
     /// none; changes nothing
     Check(check::Arguments),
     /// Print the config with every default filled in
@@ -99,23 +99,24 @@ enum Command {
     Demo(demo::Arguments),
     /// Send the events of audit logs to a relay, as kube-apiserver's webhook would have sent them
     Replay(replay::Arguments),
-    /// Convert the config of another forwarder to a config of this relay
+    /// Convert another forwarder's config to a config for this relay
     #[command(subcommand)]
     Migrate(migrate::Command),
-    /// Inspect the directory of a durable queue; changes nothing, and may run while the relay runs
+    /// Inspect the directory of a durable queue; changes nothing, and works while the relay is
+    /// running
     #[command(subcommand)]
     Queue(queue::Command),
     /// Create an evidence key, read an evidence log, and verify that nothing is missing from it
     #[command(subcommand)]
     Evidence(evidence::Command),
-    /// Explain which rule of an audit policy decides about an event, count what a policy would
-    /// save, or suggest rules
+    /// Explain which rule of an audit policy applies to an event, count what a policy would save,
+    /// or suggest rules
     #[command(subcommand)]
     Policy(policy::Command),
     /// Print the reference of all metrics, as docs/reference/metrics.md has it
     #[command(hide = true)]
     Metrics,
-    /// Print the completions for a shell
+    /// Print shell completions
     Completions {
         #[arg(value_enum)]
         shell: Shell,
@@ -128,17 +129,17 @@ enum Command {
     },
     /// Ask a running relay whether it is ready: exit status 0 if it is, 1 and the reasons if not
     Healthcheck(healthcheck::Relay),
-    /// Find out whether audit events are lost, where and why, by comparing the counters of
-    /// kube-apiserver and of the relays. Exit status 0 if nothing is lost, 1 if something is, 2 if
-    /// that is not known
+    /// Find out whether, where and why audit events are lost, by comparing the counters of
+    /// kube-apiserver and the relays. Exit status 0 if nothing is lost, 1 if something is, 2 if
+    /// unknown
     Doctor(doctor::Arguments),
     /// Watch a running relay in the terminal: its problems, its senders, its queue and its outputs
     Top(top::Arguments),
-    /// Print which users, verbs, resources and others cause the bytes that relays accept, over the
-    /// last hour or the last 24 hours
+    /// Print which users, verbs, resources and so on account for the bytes that relays accept, over
+    /// the last hour or the last 24 hours
     Volume(volume::Arguments),
-    /// Wait until a running relay has delivered the events in its queue: exit status 0 when it has,
-    /// 1 if that takes too long
+    /// Wait until a running relay has delivered the events in its queue: exit status 0 if it has, 1
+    /// if that takes too long
     Drain {
         #[command(flatten)]
         relay: healthcheck::Relay,
@@ -146,7 +147,7 @@ enum Command {
         #[arg(long, default_value_t = 60, value_name = "N")]
         seconds: u64,
     },
-    /// Show live the events that a running relay sends, sampled and redacted. Needs
+    /// Show the events that a running relay sends, live, sampled and redacted. Requires
     /// admin.tap_token_file in the relay's config
     Tap(tap::Arguments),
 }
@@ -155,7 +156,7 @@ enum Command {
 /// of the option. Without a command, the program does what `run` does.
 const READ_CONFIG: [(&str, &str); 9] = [
     ("run", OR_DEFAULT),
-    ("check", "The TOML file, as FILE"),
+    ("check", "The TOML file; the same as FILE"),
     ("config", OR_DEFAULT),
     ("healthcheck", FOR_THE_ADDRESS),
     ("doctor", FOR_THE_ADDRESS),
@@ -172,7 +173,8 @@ const OR_DEFAULT: &str =
 /// The help of `--config` for commands that ask a relay.
 const FOR_THE_ADDRESS: &str = "The TOML file; its admin.address is used if no URL is given";
 
-/// The name of the option, and of its value among the values that clap has parsed.
+/// The name of the option `--config`, and the name of its value among the values that clap has
+/// parsed.
 const CONFIG: &str = "config";
 
 /// The variable that names the config file if the command line does not.
@@ -180,9 +182,7 @@ const CONFIG_VARIABLE: &str = "KUBE_AUDIT_FORWARDER_CONFIG";
 
 /// The config file that the command line and the environment name.
 struct ConfigFile {
-    /// The file of the option `--config`.
     option: Option<PathBuf>,
-    /// The file of the environment variable.
     variable: Option<PathBuf>,
 }
 
@@ -193,8 +193,8 @@ impl ConfigFile {
     }
 
     /// Returns the file to use for a command that also takes the file as an argument. `argument`
-    /// wins over the variable, and must not contradict the option. If it does, `Err` is the exit
-    /// status.
+    /// wins over the variable, and must not contradict the option. If it does, prints that, and
+    /// `Err` is the exit status.
     fn with<'a>(
         &'a self,
         command: &str,
@@ -253,7 +253,7 @@ fn config_file(
             Ok(ConfigFile { option, variable: from(matches, ValueSource::EnvVariable) })
         }
         Some((name, _)) if before.is_some() => {
-            let message = format!("the command '{name}' reads no config: leave '--config' out");
+            let message = format!("the command '{name}' reads no config: remove '--config'");
             Err(command.error(ErrorKind::ArgumentConflict, message))
         }
         Some(_) | None => Ok(ConfigFile { option: before, variable }),
@@ -266,7 +266,8 @@ pub fn main() -> ExitCode {
 }
 
 /// Runs the command that these arguments name, and returns the exit status. The first argument is
-/// the name of the program. For wrong usage, the function ends the process.
+/// the name of the program. For wrong usage, and for options such as `--help`, the function ends
+/// the process.
 pub fn run_with(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     let mut command = command();
     let parsed = command.try_get_matches_from_mut(arguments).and_then(|matches| {
@@ -335,7 +336,6 @@ fn read_input(file: &Path, bytes_max: u64) -> std::io::Result<Vec<u8>> {
     }
 }
 
-/// Parses the time between two samples.
 fn interval(text: &str) -> Result<Duration, String> {
     let time = config::time(text)?;
     match time <= INTERVAL_MAX {
@@ -380,7 +380,7 @@ fn read(file: Option<&Path>) -> Result<(String, String), u8> {
         return Ok((config::EMBEDDED.to_owned(), "embedded default".to_owned()));
     };
     let (regular, whole) = (file.to_owned(), file.to_owned());
-    // A pipe may take longer, as long as something comes.
+    // Reading a pipe has no time limit, because its writer may be slow.
     let content = match in_time(move || named_file::is_regular(&regular))? {
         true => in_time(move || named_file::read(&whole, config::FILE_BYTES_MAX))?,
         false => named_file::read_of_command(file, config::FILE_BYTES_MAX),
@@ -393,9 +393,9 @@ fn read(file: Option<&Path>) -> Result<(String, String), u8> {
     }
 }
 
-/// Does work that reads files, on a thread of its own, and returns its result. If it takes longer
-/// than [`named_file::WAIT_MAX`], because a file system hangs, prints which file is being read, and
-/// `Err` is the exit status.
+/// Runs `work`, which reads files, on a thread of its own, and returns its result. If a file system
+/// hangs for [`named_file::WAIT_MAX`], prints which file is being read, and `Err` is the exit
+/// status.
 fn in_time<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, u8> {
     let (done, result) = std::sync::mpsc::channel();
     let worker = std::thread::Builder::new().spawn(move || done.send(work()).ok());
@@ -416,7 +416,8 @@ fn in_time<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Resu
     }
 }
 
-/// Prints every problem of the config. `Err` is the exit status if one of the problems is an error.
+/// Prints every problem of the config. `Err` is the exit status if one of the problems is an error
+/// or a fault.
 fn report(checked: &Checked, name: &str) -> Result<(), u8> {
     for problem in &checked.problems {
         eprintln!("{}", problem.render(name));
@@ -448,7 +449,8 @@ fn runtime() -> Result<tokio::runtime::Runtime, u8> {
     build_runtime(0).map_err(|error| failed(format_args!("cannot start the runtime: {error}")))
 }
 
-/// Makes a runtime with this number of worker threads. If it is 0, the number of cores decides.
+/// Makes a runtime with this number of worker threads. If `workers` is 0, the number of cores
+/// decides.
 fn build_runtime(workers: usize) -> std::io::Result<tokio::runtime::Runtime> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let by_cores = (cores / CORES_PER_WORKER).clamp(1, WORKERS_MAX);
@@ -514,7 +516,7 @@ fn run_relay(file: Option<&Path>, config: Config) -> Result<(), relay::Error> {
         .map_err(|error| relay::Error::Run(format!("cannot start the runtime: {error}")))?;
     let result = runtime.block_on(async {
         let heard = Heard::new()
-            .map_err(|error| relay::Error::Run(format!("cannot hear signals: {error}")))?;
+            .map_err(|error| relay::Error::Run(format!("cannot listen for signals: {error}")))?;
         let Heard { first, second, reload, listening } = heard;
         let (stopped, aborted) = (first.cancelled_owned(), second.cancelled_owned());
         let signals = relay::Signals { stopped, aborted, reload, opened: None };
@@ -534,9 +536,9 @@ fn run_relay(file: Option<&Path>, config: Config) -> Result<(), relay::Error> {
     result
 }
 
-/// A second SIGTERM or SIGINT that comes within this time after the first one counts as the same
-/// signal. timeout(1), for example, sends its signal to its child and then to the child's process
-/// group, so that the child gets the signal twice.
+/// The time after the first SIGTERM or SIGINT in which a second one counts as the same signal.
+/// timeout(1), for example, sends its signal to its child and then to the child's process group, so
+/// that the child gets the signal twice.
 const TWICE: Duration = Duration::from_millis(10);
 
 /// The greatest number of requests to reload (SIGHUP) that wait while a reload runs. If this many

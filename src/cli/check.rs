@@ -22,20 +22,20 @@ use summary::Untried;
 
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// The TOML file; --config and KUBE_AUDIT_FORWARDER_CONFIG are other ways to name it
+    /// The TOML file; --config or KUBE_AUDIT_FORWARDER_CONFIG can name it instead
     #[arg(value_name = "FILE")]
     file: Option<PathBuf>,
     /// Also connect to every output and source, with TLS, and ask HTTP consumers whether they would
     /// accept events
     #[arg(long)]
     connect: bool,
-    /// Check a config for another machine: missing files and directories are only warnings
+    /// Check a config for use on another machine: missing files and directories are only warnings
     #[arg(long, conflicts_with = "connect")]
     elsewhere: bool,
 }
 
-/// Checks the config that the arguments name. A file without an option wins over the environment
-/// variable, and must not contradict the option `--config`. `Err` is the exit status.
+/// Checks the config that the arguments name. The argument FILE wins over the environment variable,
+/// and must not contradict the option `--config`. `Err` is the exit status.
 pub(super) fn run(arguments: &Arguments, named: &ConfigFile) -> Result<(), u8> {
     let Some(file) = named.with("check", arguments.file.as_deref())? else {
         return Err(wrong("check needs a config: check FILE, or check --config FILE"));
@@ -73,15 +73,15 @@ pub(super) fn run(arguments: &Arguments, named: &ConfigFile) -> Result<(), u8> {
 }
 
 /// Looks at the files and directories that the config names, and returns `checked` with their
-/// problems added. `elsewhere` is `true` if the config is for another machine: then a missing file
-/// is only a warning, and so is every problem of a directory.
+/// problems added. If `elsewhere` is `true`, the config is for another machine: a missing file is
+/// then only a warning, and so is every problem of a directory.
 fn looked_at(checked: Checked, elsewhere: bool) -> Checked {
     let mut problems = check::directories(&checked, &[]);
     if elsewhere {
         problems.iter_mut().for_each(|problem| problem.severity = Severity::Warning);
     }
     problems.extend(check::files(&checked));
-    // The disk and the kernel of another machine are not these.
+    // The next three checks are about the disk, the kernel and the memory of this machine.
     problems.extend(check::room(&checked).filter(|_| !elsewhere));
     problems.extend(check::kernel(&checked).filter(|_| !elsewhere));
     let limit = telemetry::memory_limit().filter(|_| !elsewhere);
@@ -111,7 +111,8 @@ fn parts(config: &Config) -> String {
     format!(": {}", parts.join(", "))
 }
 
-/// Returns the text of an error without the address, which stands before the text already.
+/// Returns the text of an error without the address, because the printed line already begins with
+/// the address.
 fn without_address(error: &str, address: &str) -> String {
     let error = error.strip_prefix(&format!("{address}: ")).unwrap_or(error);
     let address = address.split_once("://").map_or(address, |(_, address)| address);

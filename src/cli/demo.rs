@@ -35,14 +35,14 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
 
 async fn show(length: Duration) -> Result<(), u8> {
     let heard =
-        Heard::new().map_err(|error| failed(format_args!("cannot hear signals: {error}")))?;
+        Heard::new().map_err(|error| failed(format_args!("cannot listen for signals: {error}")))?;
     let stop = CancellationToken::new();
     let (told, figures) = watch::channel(Figures::default());
     let mut display = Display::new();
     let mut draw = tokio::time::interval(display.every());
     let mut running = std::pin::pin!(demo::run(length, told, stop.clone()));
     print(&format!(
-        "{} s of kube-apiserver's batches → the relay → a consumer, which will be down for a while\n",
+        "{} s of kube-apiserver batches → the relay → a consumer that will be down for a while\n",
         length.as_secs()
     ))?;
     let ended = loop {
@@ -50,7 +50,8 @@ async fn show(length: Duration) -> Result<(), u8> {
             ended = &mut running => break ended,
             _ = draw.tick() => display.draw(*figures.borrow())?,
             () = heard.first.cancelled(), if !stop.is_cancelled() => stop.cancel(),
-            () = heard.second.cancelled() => break Err("ended at once by a second signal".to_owned()),
+            () = heard.second.cancelled() => break Err("stopped immediately by a second \
+                signal".to_owned()),
         }
     };
     display.line.finish_and_clear();
@@ -63,10 +64,11 @@ fn said(summary: &Summary) -> String {
     let Summary { sent, delivered, repeated, lost, away, queue_events_max, queue_bytes_max } =
         summary;
     format!(
-        "\nthe consumer was down for {:.1} s; the queue held up to {} events ({}), and is empty again\n\n\
-         sent: {sent}\ndelivered: {delivered}\nrepeated: {repeated}\nlost: {lost}\n\n\
-         Read next in docs/: start.md for a config of your own, concepts/guarantees.md for what was promised here,\n\
-         concepts/queue-and-disk.md for a queue that survives a crash, operating/monitoring.md for alerts.\n",
+        "\nthe consumer was down for {:.1} s; the queue held up to {} events ({}), and is empty \
+         again\n\nsent: {sent}\ndelivered: {delivered}\nrepeated: {repeated}\nlost: {lost}\n\nRead \
+         next in docs/: start.md for a config of your own, concepts/guarantees.md for what the \
+         relay guarantees,\nconcepts/queue-and-disk.md for a queue that survives a crash, \
+         operating/monitoring.md for alerts.\n",
         away.as_secs_f64(),
         HumanCount(*queue_events_max),
         HumanBytes(*queue_bytes_max),
@@ -131,7 +133,7 @@ impl Display {
             Phase::Starting => "  starting",
             Phase::Flowing => "",
             Phase::Away => "  the consumer is down",
-            Phase::Emptying => "  sending has ended, the queue empties",
+            Phase::Emptying => "  sending has ended, the queue is emptying",
         };
         format!(
             "{:>4.1} s  in {}/s  out {}/s  queue {} events, {}  lost {}{what}",

@@ -32,18 +32,18 @@ pub(super) struct Arguments {
     /// --kubeconfig [default: as many as are found]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=100))]
     instances: Option<u16>,
-    /// The URL of a relay's admin address, or a file with its saved metrics, in which the relay's
-    /// own findings are missing; may be repeated [default: admin.address of the config]
+    /// The URL of a relay's admin address, or a file with its saved metrics, which do not include
+    /// the relay's own findings; may be repeated [default: admin.address of the config]
     #[arg(long, value_name = "URL|FILE")]
     relay: Vec<String>,
     #[command(flatten)]
     credentials: Credentials,
-    /// The time between the two samples, 0s to 1h; there is only one sample if each kube-apiserver
-    /// is a file
+    /// The time between the two samples, 0s to 1h; there is only one sample if every --apiserver is
+    /// a file
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = interval)]
     interval: Duration,
-    /// The kubeconfig that kube-apiserver has in --audit-webhook-config-file: test its URL and its
-    /// certificate, and whether it leads to one of the relays, with a request that has no events
+    /// The kubeconfig in kube-apiserver's --audit-webhook-config-file: test its URL and
+    /// certificate, and whether it leads to one of the relays, with a request without events
     #[arg(long, value_name = "FILE")]
     webhook: Option<PathBuf>,
     /// Send a few requests to kube-apiserver, and wait up to 45 s for their events at the relays
@@ -78,7 +78,6 @@ pub(super) fn run(arguments: &Arguments, file: Option<&Path>) -> Result<(), u8> 
     }
 }
 
-/// Prints what is wrong with an option, and returns the exit status.
 fn wrong(option: &str, what: impl std::fmt::Display) -> u8 {
     super::wrong(format_args!("{option}: {what}"))
 }
@@ -144,8 +143,8 @@ fn relays(arguments: &Arguments, file: Option<&Path>) -> Result<Vec<Source>, u8>
     Ok(relays)
 }
 
-/// Adds a source, unless it leads to the same address and path as one that is there already. A
-/// process that is named twice is still only one.
+/// Adds a source, unless it is the same file, or leads to the same address and path, as a source
+/// that is there already. A process that is named twice is still only one.
 fn add(sources: &mut Vec<Source>, source: Source) {
     let same = |other: &Source| match (other, &source) {
         (Source::Url(target, path), Source::Url(other, other_path)) => {
@@ -165,8 +164,8 @@ fn is_url(text: &str) -> bool {
     text.contains("://") || text.split_once(':').is_some_and(|(scheme, _)| is_web(scheme))
 }
 
-/// Makes a target of the value at this place of an option. A refused value is not printed, because
-/// its user or its query may hold a password or a token.
+/// Makes a target of the option's value with the number `place`. A refused value is not printed,
+/// because its user or its query may hold a password or a token.
 fn target(option: &str, place: usize, text: &str) -> Result<Target, u8> {
     Target::new(text).map_err(|what| wrong(option, format!("value {place} {what}")))
 }

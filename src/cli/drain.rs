@@ -1,8 +1,8 @@
 //! The command `drain`: waits until a relay has delivered the events that it holds. It serves as a
 //! pod's preStop hook in an image without a shell.
 //!
-//! The command changes nothing at the relay. Until a signal stops the relay afterwards, it
-//! continues to accept new events and to deliver the waiting ones.
+//! The command changes nothing at the relay, which continues to accept new events and to deliver
+//! the waiting ones until a signal stops it.
 
 use std::path::Path;
 use std::time::Duration;
@@ -15,14 +15,13 @@ use super::{failed, healthcheck};
 use base::words::escape;
 
 /// The shortest time for which the command waits, even if the relay holds no events. A pod that is
-/// being stopped still gets requests from its Service for a moment. A shorter `--seconds` ends the
-/// wait earlier.
+/// being stopped still gets requests from its Service for a moment. If `--seconds` is shorter, the
+/// wait ends then.
 const SETTLE: Duration = Duration::from_secs(5);
 
 /// The greatest number of bytes in a response body, which has a line for each output.
 const ANSWER_MAX: usize = 64 << 10;
 
-/// The pause between two requests to the relay.
 const INTERVAL: Duration = Duration::from_millis(250);
 
 /// Waits until the relay has delivered the events that it holds. `seconds` limits the wait. `Err`
@@ -34,9 +33,9 @@ pub(super) fn run(relay: &Relay, seconds: u64, file: Option<&Path>) -> Result<()
         .map_err(|error| failed(format_args!("{page}: {}", escape::message(&error))))
 }
 
-/// Waits until no required output of the relay has a backlog. Waits at least [`SETTLE`], or until
-/// `limit` if that is shorter. `Err` is the reason for the failure: `limit` has passed, the
-/// connection has failed, or the response is not that of a relay.
+/// Waits until the relay says that no events wait, but at least for [`SETTLE`], or for `limit` if
+/// that is shorter. `Err` is the reason for the failure: `limit` has passed, the connection has
+/// failed, or the response is not that of a relay.
 async fn wait(page: &Page, limit: Duration) -> Result<(), String> {
     let begun = Instant::now();
     loop {
@@ -54,12 +53,13 @@ async fn wait(page: &Page, limit: Duration) -> Result<(), String> {
     }
 }
 
-/// Returns what still waits, as the relay says it; an empty text means that all events are
-/// delivered. If the relay does not respond in time, the text says so, and the caller tries again.
-/// `Err`: the connection failed, or the response is not that of a relay.
+/// Returns a text about the events that still wait, from the relay's response; an empty text means
+/// that all events are delivered. If the relay does not respond in time, the text says so, and the
+/// caller tries again. `Err` if the connection has failed, or if the response is not that of a
+/// relay.
 async fn backlog(page: &Page) -> Result<String, String> {
     let Some(answered) = page.ask(ANSWER_MAX).await else {
-        return Ok("the relay does not answer".to_owned());
+        return Ok("the relay does not respond".to_owned());
     };
     match answered? {
         (StatusCode::OK, _) => Ok(String::new()),

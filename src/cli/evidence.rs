@@ -32,36 +32,35 @@ pub(super) enum Command {
         /// The name of the log: evidence.origin in the config
         #[arg(long, value_name = "NAME")]
         origin: String,
-        /// The file for the private key, which must not exist
+        /// The new file for the private key; it must not exist
         #[arg(long, value_name = "FILE")]
         out: PathBuf,
     },
     /// Print the checkpoint and each entry of an evidence log
     Show {
-        /// The queue's directory, its subdirectory evidence, or a copy of either
+        /// The queue's directory, its evidence subdirectory, or a copy of either
         #[arg(value_name = "DIR")]
         directory: PathBuf,
         /// Print only the entries, as JSON lines
         #[arg(long)]
         json: bool,
     },
-    /// Print a proof that an event was accepted, in the format C2SP tlog-proof
+    /// Print a proof that an event was accepted, in C2SP tlog-proof format
     Prove {
-        /// The queue's directory, its subdirectory evidence, or a copy of either
+        /// The queue's directory, its evidence subdirectory, or a copy of either
         #[arg(value_name = "DIR")]
         directory: PathBuf,
         /// The position of the event in the queue
         #[arg(long, value_name = "N")]
         position: u64,
     },
-    /// Make a consistent copy of the evidence of a relay, which may be running: the newest
-    /// checkpoint, everything that it covers, and the line hashes. The events in the queue are not
-    /// copied
+    /// Make a consistent copy of a relay's evidence, even while it runs: the newest checkpoint,
+    /// everything that it covers, and the line hashes. The events in the queue are not copied
     Copy {
-        /// The queue's directory, its subdirectory evidence, or a copy of either
+        /// The queue's directory, its evidence subdirectory, or a copy of either
         #[arg(value_name = "DIR")]
         directory: PathBuf,
-        /// The new directory, which must not exist or must be empty
+        /// The new directory; it must not exist, or must be empty
         #[arg(value_name = "TO")]
         to: PathBuf,
     },
@@ -85,7 +84,6 @@ fn failed(error: impl std::fmt::Display) -> u8 {
     told(FAILED, error)
 }
 
-/// Prints an error, and returns the exit status.
 fn told(status: u8, error: impl std::fmt::Display) -> u8 {
     eprintln!("{}", escape::message(&error.to_string()));
     status
@@ -107,7 +105,8 @@ fn keygen(origin: &str, file: &Path) -> Result<(), u8> {
         options.write(true).create_new(true).mode(0o600).open(file).map_err(&failed)?;
     let written = created.write_all(text.as_bytes()).and_then(|()| created.sync_all());
     if let Err(error) = written {
-        // With half a key in it, the file would make each later attempt fail, because it exists.
+        // A file with half a key must not stay, because each later attempt would fail on a file
+        // that exists.
         fs::remove_file(file).ok();
         return Err(failed(error));
     }

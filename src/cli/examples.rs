@@ -13,8 +13,8 @@ const FIRST: &[&str] = &[
 /// The examples of all commands. Each is a whole command line, which may end with a comment.
 const EXAMPLES: &str = include_str!("examples.txt");
 
-/// Returns the examples of the command at this path: all that call it, or only the first of them if
-/// it is a group of commands.
+/// Returns the examples of the command at this path: all examples that call the command, but only
+/// the first example if the command is a group of commands.
 fn examples(path: &str, is_group: bool) -> Vec<&'static str> {
     if path.is_empty() {
         return FIRST.to_vec();

@@ -1,6 +1,6 @@
-//! The command `healthcheck`: sends one GET to a relay's `/readyz`, or to another path that the URL
-//! has, and exits with 0 if the answer is 200. It is meant for images without a shell. It says
-//! which address it asked, and what the answer was; all of this goes to stderr.
+//! The command `healthcheck`: sends one GET to a relay's `/readyz`, or to another path in the URL,
+//! and exits with 0 if the response is 200. It is meant for images without a shell. The command
+//! prints the address that it asked, and the response; all of this goes to stderr.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -23,10 +23,8 @@ use config::ClientTls;
 /// default 1 s, and then reports only a timeout.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The path at which a relay says whether it is ready.
 const READY: &str = "/readyz";
 
-/// The path at which a relay says whether it has delivered its events.
 pub(super) const DRAINED: &str = "/drained";
 
 /// The greatest number of bytes in a response body. The body that a relay sends has only a few
@@ -54,17 +52,17 @@ pub(super) struct Relay {
 #[derive(Args, Clone, Default)]
 pub(super) struct Credentials {
     /// The file with the bearer token for the relay's admin address [default: the one in the
-    /// config, if the config names the relay]
+    /// config, if the relay's address is taken from the config]
     #[arg(long, value_name = "FILE")]
     pub(super) token_file: Option<PathBuf>,
     /// PEM file with the CA of the admin address [default: the system's CAs, or the certificate in
-    /// the config, if the config names the relay]
+    /// the config, if the relay's address is taken from the config]
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
     /// PEM file with the client certificate, if the admin address requires one
     #[arg(long, value_name = "FILE", requires = "private_key")]
     certificate: Option<PathBuf>,
-    /// PEM file with the private key of the client certificate
+    /// PEM file with the client certificate's private key
     #[arg(long, value_name = "FILE", requires = "certificate")]
     private_key: Option<PathBuf>,
 }
@@ -137,7 +135,6 @@ impl Page {
     }
 }
 
-/// Writes the URL.
 impl fmt::Display for Page {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.url.fmt(f)
@@ -169,16 +166,16 @@ impl Credentials {
         Ok(page.at(path))
     }
 
-    /// Returns a page of the relay at this URL, with its path, or with `/readyz` if it has none.
+    /// Returns the page of a URL from the command line; a URL without a path means `/readyz`.
     fn given(&self, url: &str) -> Result<Page, u8> {
         let parsed = parse(url).map_err(|what| wrong(format_args!("{url}: {what}")))?;
         let token = self.token_file.as_deref();
         self.open(parsed, self.ca.as_deref(), Vec::new(), token)
     }
 
-    /// Returns the relay that a config names, at the address that serves the page at `path`.
-    /// Mistakes in other sections of the config are ignored: a relay that runs keeps the config
-    /// that it has, even if the file is wrong now.
+    /// Returns a page of the relay that a config names, at the address that serves the page at
+    /// `path`. Mistakes in other sections of the config are ignored: a running relay keeps its
+    /// config even if the file is wrong now.
     fn configured(&self, file: Option<&Path>, path: &str) -> Result<Page, u8> {
         let (text, name) = read(file)?;
         let admin = config::admin_of(&text).map_err(|problems| {
@@ -199,16 +196,18 @@ impl Credentials {
         let scheme = if tls.is_some() { "https" } else { "http" };
         let url = format!("{scheme}://{}", reachable(address));
         let url = Url::parse(&url).map_err(|error| wrong(format_args!("{url}: {error}")))?;
-        // If the relay has no token yet either, its answer says so.
+        // If the token file does not exist, the relay has no token yet either, and its response
+        // says so.
         let token = admin.bearer_token_file.filter(|token| token.is_file());
         let token = self.token_file.as_deref().or(token.as_deref());
         let Some(tls) = tls else { return self.open(url, None, Vec::new(), token) };
-        // Nobody gives a certificate the address at which the relay asks itself.
+        // The certificate hardly ever contains the address that this command asks, so the names in
+        // the certificate count instead.
         let chain = Chain::read(&tls.certificate).map_err(failed)?;
         self.open(url, self.ca.as_deref().or(Some(&tls.certificate)), chain.names(), token)
     }
 
-    /// Adds the credentials for the server of a URL.
+    /// Returns the page of a URL, with the credentials for its server.
     fn open(
         &self,
         url: Url,
@@ -221,7 +220,7 @@ impl Credentials {
         Ok(Page { url, target })
     }
 
-    /// Returns the server of a URL that the command line has, with the credentials.
+    /// Adds the credentials to a server from the command line.
     pub(super) fn with(&self, target: Target) -> Result<Target, u8> {
         self.add_to(target, self.ca.as_deref(), Vec::new(), self.token_file.as_deref())
     }
@@ -246,14 +245,14 @@ impl Credentials {
     }
 }
 
-/// Asks a relay whether it is ready. `Ok` means that the answer was 200; `Err` is the exit status
-/// for all other cases.
+/// Asks a relay whether it is ready. `Ok` means that the response was 200; `Err` is the exit status
+/// in all other cases.
 pub(super) fn run(relay: &Relay, file: Option<&Path>) -> Result<(), u8> {
     let page = match relay.url() {
         Some(url) => relay.credentials.given(url)?,
         None => relay.page(file, READY)?,
     };
-    let late = || Err(format!("no answer within {} s", TIMEOUT.as_secs()));
+    let late = || Err(format!("no response within {} s", TIMEOUT.as_secs()));
     match block_on(page.ask(ANSWER_MAX))?.unwrap_or_else(late) {
         Ok((StatusCode::OK, _)) if page.url.path() != READY => {
             eprintln!("ok: {page}");

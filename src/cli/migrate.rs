@@ -17,15 +17,15 @@ const UNDECIDED: u8 = 3;
 
 #[derive(Subcommand)]
 pub(super) enum Command {
-    /// Convert the haproxy.cfg of a forwarder, and report what happened to each line
+    /// Convert a forwarder's haproxy.cfg, and report what happened to each line
     ///
     /// The config goes to standard output, with the report as comments; the report goes to standard
-    /// error as well. The directives of plain forwarders are carried over. You have to decide about
-    /// every other directive, because it may change what is sent, where it goes or who may send;
-    /// only a few are known to have no effect. If `haproxy` is on PATH, `haproxy -c` checks whether
-    /// the file is valid. Exit status 0 if there is nothing to decide or --force is given, 3 if
-    /// there is (the config is written all the same), 2 if the file cannot be read, if HAProxy
-    /// would not start with it, or if it forwards nothing.
+    /// error as well. Directives of plain forwarders are carried over. You have to decide on all
+    /// other directives, because they may change what is sent, where it goes or who may send,
+    /// except a few that are known to have no effect. If `haproxy` is on PATH, `haproxy -c` checks
+    /// whether the file is valid. Exit status 0 if there is nothing to decide or --force is given,
+    /// 3 if there is (the config is still written), 2 if the file cannot be read, if HAProxy would
+    /// not start with it, or if it forwards nothing.
     Haproxy {
         /// The haproxy.cfg; `-` is standard input
         #[arg(value_name = "FILE")]
@@ -37,8 +37,8 @@ pub(super) enum Command {
         /// [default: the first]
         #[arg(long, value_name = "NAME")]
         frontend: Option<String>,
-        /// Keep the paths of certificates, for a relay on HAProxy's own machine; otherwise the
-        /// paths are those at which the manifests mount Secrets
+        /// Keep certificate paths, for a relay on the same machine as HAProxy; otherwise, use the
+        /// paths at which the manifests mount Secrets
         #[arg(long)]
         keep_paths: bool,
     },
@@ -71,8 +71,8 @@ pub(super) fn run(command: &Command) -> Result<(), u8> {
                 return Ok(());
             }
             eprintln!(
-                "\n{shown}: exit status 3: decide about the directives above; --force accepts that \
-                 they are left out"
+                "\n{shown}: exit status 3: decide on the directives above; --force accepts that \
+                 they are not carried over"
             );
             Err(UNDECIDED)
         }

@@ -20,11 +20,11 @@ const EVENT_BYTES_MAX: u64 = 256 << 20;
 
 #[derive(Subcommand)]
 pub(super) enum Command {
-    /// Print for each event the rule that decides, why the rules before it do not match, and what
+    /// For each event, print the rule that applies, why earlier rules do not match, and what
     /// happens to the event
     ///
-    /// A policy with mistakes is not used: each mistake is printed with line and column, and the
-    /// exit status is 2.
+    /// If the policy has mistakes, each one is printed with its line and column, and the exit
+    /// status is 2.
     Explain {
         /// The policy, in YAML or JSON: a Policy of audit.k8s.io/v1, as for kube-apiserver's
         /// --audit-policy-file
@@ -38,14 +38,15 @@ pub(super) enum Command {
     /// Count what a policy does to recorded events: for each rule, the events and bytes before and
     /// after
     ///
-    /// The bytes after are those that the relay would send with this filter.policy. The exit status
-    /// is 1 if a part of the input could not be read.
+    /// The "after" bytes are what the relay would send with this filter.policy. The exit status is
+    /// 1 if part of the input could not be read.
     Cost(cost::Arguments),
-    /// Print the fewest rules that reduce recorded events by a percentage, as a policy to paste
+    /// Print the smallest set of rules that reduces the recorded bytes by a given percentage, as a
+    /// policy you can paste
     ///
     /// Changes nothing. Some events are never dropped, such as writes, reads of Secrets, and
     /// requests that were refused. The exit status is 1 if the percentage cannot be reached, or if
-    /// a part of the input could not be read.
+    /// part of the input could not be read.
     Advise(cost::Aim),
 }
 

@@ -23,7 +23,7 @@ const EVERY: Duration = Duration::from_millis(500);
 pub(super) enum Command {
     /// Print the backlog of each output, and the contents of the directory
     Inspect {
-        /// The directory that queue.directory names in the config
+        /// The directory set as queue.directory in the config
         #[arg(value_name = "DIR")]
         directory: PathBuf,
         /// Print JSON
@@ -32,7 +32,7 @@ pub(super) enum Command {
     },
     /// Print the events as JSON lines, oldest first
     Export {
-        /// The directory that queue.directory names in the config
+        /// The directory set as queue.directory in the config
         #[arg(value_name = "DIR")]
         directory: PathBuf,
         /// Print only the events that this output has not finished
@@ -41,7 +41,7 @@ pub(super) enum Command {
     },
     /// Check every checksum; exit status 1 if anything is damaged or missing
     Verify {
-        /// The directory that queue.directory names in the config
+        /// The directory set as queue.directory in the config
         #[arg(value_name = "DIR")]
         directory: PathBuf,
     },
@@ -174,8 +174,8 @@ fn verify(directory: &Path) -> Result<(), u8> {
 
 /// Turns the result of a command into an exit status, and prints the error if there is one. `found`
 /// is `true` if the command has reported damage or a gap: the exit status is then a failure even if
-/// the command itself worked. A reader that has closed the pipe early, as `head` does, is not
-/// a failure.
+/// the command itself worked. It is not a failure if the reader has closed the pipe early, as
+/// `head` does.
 fn ended(result: Result<(), Error>, found: bool) -> Result<(), u8> {
     match result {
         Err(Error::Told(error)) if error.kind() == io::ErrorKind::BrokenPipe => {}

@@ -22,7 +22,6 @@ use tools::replay::{
     Note, OnBadLine, Progress, Replay, Replayed, Settings, Span, Stopped, To, Unit,
 };
 
-/// The time between two updates of the displayed progress.
 const LOOK: Duration = Duration::from_millis(200);
 /// The time between two printed lines about the progress if no bar is drawn.
 const TELL: Duration = Duration::from_secs(5);
@@ -30,11 +29,10 @@ const TELL: Duration = Duration::from_secs(5);
 /// The greatest number of the replay's messages for the user that wait to be printed.
 const NOTES: usize = 256;
 
-/// The value of [`TELL`] for a log that is followed. Also the time between two lines about its bad
-/// lines, after the first ones.
+/// Replaces [`TELL`] for a log that is followed. Also the time between two lines about the bad
+/// lines of such a log, after the first ones.
 const TELL_CALMLY: Duration = Duration::from_secs(60);
 
-/// The greatest number of bad lines that are printed.
 const BAD_LINES_SHOWN: u64 = 10;
 
 /// The greatest number of bytes that [`look`] passes on together, unless an event is larger.
@@ -46,14 +44,14 @@ const LEAVING: Duration = Duration::from_millis(100);
 
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// Audit logs, in the order in which to send them: JSON lines, plain or compressed with gzip or
-    /// zstd, of kube-apiserver, OpenShift or `oc adm node-logs`; dead letters; what `queue export`
-    /// prints. `-` is standard input. A directory is the queue.directory of a relay that no longer
-    /// runs: the events that at least one of its outputs has not finished are sent
+    /// Audit logs, in the order to send them: JSON lines from kube-apiserver, OpenShift or `oc adm
+    /// node-logs`, plain or compressed with gzip or zstd; dead letters; the output of `queue
+    /// export`. `-` is standard input. A directory is the queue.directory of a relay that no longer
+    /// runs: events that at least one of its outputs has not finished are sent
     #[arg(required = true, value_name = "FILE|DIR")]
     files: Vec<PathBuf>,
-    /// Follow one log as it grows and is rotated, until SIGTERM. Errors that may pass are retried
-    /// without limit, and only one request is open at a time
+    /// Follow one log as it grows and is rotated, until SIGTERM. Temporary errors are retried
+    /// without limit, with one request at a time
     #[arg(long, requires = "resume", conflicts_with_all = ["output", "even_if_running", "attempts", "concurrency"])]
     follow: bool,
     /// From a directory, send only the events that this output has not finished
@@ -78,7 +76,7 @@ pub(super) struct Arguments {
     requests: Requests,
     #[command(flatten)]
     tls: Tls,
-    /// File with the bearer token for the header Authorization
+    /// File with the bearer token for the Authorization header
     #[arg(long, value_name = "FILE")]
     bearer_token_file: Option<PathBuf>,
 }
@@ -92,13 +90,13 @@ struct Requests {
     /// Send at most this many bytes in a request; a larger event is sent alone
     #[arg(long, value_name = "SIZE", default_value = "8MiB", value_parser = batch_bytes)]
     batch_bytes: usize,
-    /// Send at most this many requests at the same time; 1 keeps the order of the events
+    /// Send at most this many concurrent requests; 1 keeps the events in order
     #[arg(long, value_name = "N", default_value = "4", value_parser = clap::value_parser!(u32).range(1..=64))]
     concurrency: u32,
-    /// How many times a request is tried before the replay stops
+    /// Stop after this many failed attempts at a request
     #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u32).range(1..))]
     attempts: u32,
-    /// The pause before the second attempt; each further pause is 1.5 times as long, plus a random
+    /// The pause before the second attempt; each later pause is 1.5 times as long, plus a random
     /// part of up to a fifth
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = config::time)]
     backoff: Duration,
@@ -113,13 +111,13 @@ struct Tls {
     /// PEM file with the client certificate
     #[arg(long, value_name = "FILE", requires = "key")]
     certificate: Option<PathBuf>,
-    /// PEM file with the private key of the client certificate
+    /// PEM file with the client certificate's private key
     #[arg(long, value_name = "FILE", requires = "certificate")]
     key: Option<PathBuf>,
     /// The name that the receiver's certificate must have [default: the host of the URL]
     #[arg(long, value_name = "NAME")]
     server_name: Option<String>,
-    /// Accept any certificate of the receiver
+    /// Accept any certificate from the receiver
     #[arg(long)]
     insecure_skip_verify: bool,
 }
@@ -159,7 +157,7 @@ pub(super) fn check(files: &[PathBuf]) -> Result<(), u8> {
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
     let wrong = |what: String| super::wrong(escape::message(&what));
-    // A log that is followed need not be there yet.
+    // A log that is followed need not exist yet.
     if !arguments.follow {
         check(&arguments.files)?;
     }
@@ -174,7 +172,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
     let client = client(arguments, stop.clone()).map_err(wrong)?;
     let replay = Replay::new(settings(arguments)).map_err(|error| wrong(error.to_string()))?;
     if let Some(span) = replay.resumes_at() {
-        eprintln!("going on with {}", spot(&span));
+        eprintln!("continuing with {}", spot(&span));
     }
     for remark in replay.remarks() {
         eprintln!("{}", escape::message(&remark));
@@ -252,11 +250,11 @@ async fn send(
     print(&display.summary(progress))?;
     match ended {
         Some(Ok(())) if progress.is_nothing() && !arguments.follow => {
-            Err(failed("no event was sent: each line that was read is bad"))
+            Err(failed("no event was sent: every line that was read is bad"))
         }
         Some(Ok(())) => Ok(()),
         Some(Err(stopped)) => Err(failed(farewell(arguments, &stopped))),
-        None => Err(failed("stopped at once by a second signal")),
+        None => Err(failed("stopped immediately by a second signal")),
     }
 }
 
@@ -301,7 +299,7 @@ async fn shown_run(
     stop: CancellationToken,
 ) -> Result<(Progress, Option<Result<(), Stopped>>), u8> {
     let heard =
-        Heard::new().map_err(|error| failed(format_args!("cannot hear signals: {error}")))?;
+        Heard::new().map_err(|error| failed(format_args!("cannot listen for signals: {error}")))?;
     let (told, mut notes) = mpsc::channel(NOTES);
     let (shown, progress) = watch::channel(Progress::default());
     let mut look = tokio::time::interval(LOOK);
@@ -326,8 +324,8 @@ async fn shown_run(
     Ok((progress, ended))
 }
 
-/// Returns a message for a replay that has stopped early: the file, and the line or position in it,
-/// at which it stopped, and how to continue from there.
+/// Returns the message for a replay that has stopped early: the place at which it stopped, as a
+/// file and a line or position, and how to continue from there.
 fn farewell(arguments: &Arguments, stopped: &Stopped) -> String {
     let Stopped { what, at, lines } = stopped;
     let mut text = "stopped: ".to_owned();
@@ -343,25 +341,28 @@ fn farewell(arguments: &Arguments, stopped: &Stopped) -> String {
     text.push_str(&format!("everything before {word} {first} of {name} is accepted\n"));
     text.push_str(&match (&arguments.resume, unit) {
         (Some(resume), _) => {
-            format!("to go on from there: run the same command, with --resume {}", shown(resume))
+            format!("to continue from there: run the same command, with --resume {}", shown(resume))
         }
         (None, Unit::Line) if *first == 1 => {
-            format!("to go on from there: run the same command with {name} and the files after it")
+            format!(
+                "to continue from there: run the same command with {name} and the files after \
+                it"
+            )
         }
         (None, Unit::Line) => format!(
-            "to go on from there: {}, then replay the files after it. With --resume FILE a replay keeps its place by itself",
+            "to continue from there: {}, then replay the files after it. With --resume FILE, a \
+             replay keeps its place automatically",
             rest_of(file, *first)
         ),
         (None, Unit::Position) => {
-            "the same command begins again at the cursors of the directory, and sends some events \
-             a second time. With --resume FILE a replay keeps its place by itself"
+            "the same command starts again at the directory's cursors, and sends some events a \
+             second time. With --resume FILE, a replay keeps its place automatically"
                 .to_owned()
         }
     });
     text
 }
 
-/// Returns the word for the unit in which an input is numbered.
 fn word(unit: Unit) -> &'static str {
     match unit {
         Unit::Line => "line",
@@ -380,7 +381,6 @@ fn spot(span: &Span) -> String {
     }
 }
 
-/// Returns the line of the summary about a queue's directory.
 fn result_of(replayed: &Replayed) -> String {
     let Replayed { directory: _, queue, events, begin, end, missing, dropped } = replayed;
     let mut text = match end.get().checked_sub(1).filter(|_| end > begin) {
@@ -396,7 +396,7 @@ fn result_of(replayed: &Replayed) -> String {
         text.push_str(&format!("; {missing} damaged or missing events were not sent"));
     }
     if *dropped > 0 {
-        text.push_str(&format!("; {dropped} events had been dropped by their own relay"));
+        text.push_str(&format!("; {dropped} events had been dropped by the original relay"));
     }
     text.push('\n');
     text
@@ -420,10 +420,9 @@ struct Display {
     replayed: String,
     /// The number of bad lines so far. Only the first ones are printed.
     bad_lines: u64,
-    /// The number of bad lines of which nothing was printed yet, and the time at which such lines
-    /// were counted last.
+    /// The number of bad lines that no printed line shows or counts yet, and the time at which this
+    /// number was last set to 0.
     untold: (u64, Instant),
-    /// `true`: a log is followed.
     follows: bool,
 }
 
@@ -494,8 +493,8 @@ impl Display {
         let rate = rate(progress.accepted, self.begun.elapsed());
         let sent = format!("{} events  {}/s", HumanCount(progress.accepted), HumanCount(rate));
         if self.from.is_none() && progress.file_bytes > 0 {
-            // An earlier run may have sent the bytes up to here, so they do not count for the pace
-            // of this run.
+            // An earlier run may have sent the bytes up to this position, so they do not count for
+            // the pace of this run.
             self.from = Some((Instant::now(), progress.file_bytes));
             self.bar.set_position(progress.file_bytes);
             self.bar.reset_eta();
@@ -583,7 +582,6 @@ fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
-/// Returns a rate in events per second: `events` divided by `time`.
 fn rate(events: u64, time: Duration) -> u64 {
     let millis = time.as_millis().max(1);
     u64::try_from(u128::from(events) * 1000 / millis).unwrap_or(u64::MAX)

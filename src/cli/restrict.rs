@@ -1,4 +1,4 @@
-//! What `run` does before it starts a thread: it makes the directories that the relay writes to,
+//! The work of `run` before it starts a thread: it makes the directories that the relay writes to,
 //! and restricts the process to the files that the relay needs.
 
 use std::path::{Path, PathBuf};
@@ -10,9 +10,10 @@ use process::restrict::{Opened, State};
 use queue::{OpenError, make_directory};
 use relay::Error;
 
-/// Restricts this thread, and those that it makes later, as `process.restrict` says. `file` is the
-/// config file, and `named` are the files that it names. If a file system hangs, prints that, and
-/// the outer `Err` is the exit status. The inner `Err` is for the log, which is not started yet.
+/// Restricts this thread, and the threads that it makes later, as `process.restrict` says. `file`
+/// is the config file, and `named` are the files that it names. If a file system hangs, prints
+/// that, and the outer `Err` is the exit status. The inner `Err` is for the log, which is not
+/// started yet.
 pub(super) fn before_threads(
     file: Option<&Path>,
     named: &[PathBuf],
@@ -24,7 +25,8 @@ pub(super) fn before_threads(
     let others: Vec<_> = others.into_iter().flatten().cloned().collect();
     let opened = match setting {
         Restrict::Off => Ok(Vec::new()),
-        // This thread ends with its result, and opens nothing afterwards.
+        // The thread that opens the files is not restricted. It ends with its result, and opens
+        // nothing afterwards.
         Restrict::Required | Restrict::BestEffort => {
             in_time(move || open(setting, &files, of_queue, others))?
         }
@@ -38,8 +40,8 @@ pub(super) fn before_threads(
     }))
 }
 
-/// Opens everything that the relay may use. The directories must exist for that, so they are made,
-/// as the relay would make them later.
+/// Opens everything that the relay may use. First makes the missing directories, as the relay would
+/// do later, because only existing directories can be opened.
 fn open(
     setting: Restrict,
     files: &[PathBuf],

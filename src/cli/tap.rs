@@ -1,7 +1,7 @@
 //! The command `tap`: shows the events that leave a running relay, as they leave.
 //!
-//! Events go to stdout, one a line. Everything else (how many events were skipped, why the tap has
-//! ended) goes to stderr. Nothing of an event reaches a terminal without escapes.
+//! Events go to stdout, one per line. Everything else (how many events were skipped, why the tap
+//! has ended) goes to stderr. A terminal gets nothing of an event without escapes.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -28,15 +28,16 @@ use delivery::tap::{Conditions, Fields};
 /// The time limit for the connection and the head of the response together.
 const ANSWER: Duration = Duration::from_secs(10);
 
-/// The time without a line after which the relay counts as gone. It sends a line every 5 s.
+/// The time without a line after which the relay counts as gone. A relay sends a line at least
+/// every 5 s.
 const SILENCE: Duration = Duration::from_secs(30);
 
 /// The greatest number of bytes in a line. An event of 256 KiB can be six times as long when each
 /// of its characters is an escape.
 const LINE_MAX: usize = 4 << 20;
 
-/// The greatest number of texts that wait for a slow reader of stdout. Beyond them, nothing is read
-/// from the relay.
+/// The greatest number of texts that wait for a slow reader of stdout. While so many wait, nothing
+/// more is read from the relay.
 const PRINTED: usize = 16;
 
 /// The arguments of the command `tap`.
@@ -45,7 +46,7 @@ pub(super) struct Arguments {
     #[command(flatten)]
     pub(super) relay: healthcheck::Relay,
     /// Show only events that match: verb=delete, user=system:serviceaccount:*, namespace=prod,
-    /// resource=secrets, code>=400. All keys must match; if a key is repeated, one of its values
+    /// resource=secrets, code>=400. All keys must match; for a repeated key, any of its values
     #[arg(long = "match", value_name = "KEY=VALUE")]
     pub(super) matches: Vec<String>,
     /// Show only events that this output sends
@@ -58,7 +59,7 @@ pub(super) struct Arguments {
     /// Print one line of text for each event, or the redacted event as JSON
     #[arg(long, value_name = "FORMAT", default_value = "short")]
     pub(super) format: Format,
-    /// End after this many events
+    /// Stop after this many events
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(super) limit: Option<u64>,
 }
@@ -85,7 +86,6 @@ pub(super) fn run(arguments: &Arguments, file: Option<&Path>) -> Result<(), u8> 
     healthcheck::block_on(looking)?.map_err(failed)
 }
 
-/// The request for a tap.
 pub(super) struct Request {
     target: Target,
     path: String,
@@ -141,10 +141,10 @@ pub(super) enum Printed {
 
 type Failure = oneshot::Receiver<Result<(), String>>;
 
-/// Starts the thread that writes to stdout. It is a thread of its own, so that Ctrl-C ends the
-/// command even if nobody reads stdout. The receiver gets a result when stdout can't be written any
-/// more; a pipe that was closed is not a failure. The thread ends after a failed write, when the
-/// sender is dropped, or with the process.
+/// Starts the thread that writes to stdout, and returns the sender of its messages. Because of this
+/// thread, Ctrl-C ends the command even if nobody reads stdout. The receiver gets a result when
+/// stdout can't be written any more: `Ok` if the reader has closed a pipe, which is not a failure.
+/// The thread ends after a failed write, when the sender is dropped, or with the process.
 fn printer() -> (mpsc::Sender<Printed>, Failure) {
     let (sender, mut texts) = mpsc::channel(PRINTED);
     let (failed, failure) = oneshot::channel();
@@ -165,14 +165,13 @@ fn printer() -> (mpsc::Sender<Printed>, Failure) {
             failed.send(if is_closed { Ok(()) } else { Err(failure) }).ok();
             return;
         }
-        // The sender is dropped, so the command has ended. Dropping `failed` here would look like a
-        // closed pipe.
+        // The sender was dropped, so the command has ended. Dropping `failed` here would look like
+        // a closed pipe.
         std::mem::forget(failed);
     });
     (sender, failure)
 }
 
-/// The receiver of the events.
 pub(super) enum To<'a> {
     /// The thread that writes to stdout.
     Printer(&'a mpsc::Sender<Printed>),
@@ -180,14 +179,12 @@ pub(super) enum To<'a> {
     Look(&'a mut Sample, &'a mut dyn FnMut(&[u8])),
 }
 
-/// The numbers of the events that a tap has shown of one output.
+/// The counts of the events of one output in a tap.
 #[derive(Default, Serialize)]
 pub(super) struct Sample {
     /// The name of the output; `None` before the first event.
     pub(super) output: Option<String>,
-    /// The number of events that were shown.
     pub(super) events: u64,
-    /// The number of events that the tap has skipped.
     pub(super) skipped_events: u64,
     /// The number of shown events that are not events of kube-apiserver any more, because the
     /// output has another form.
@@ -196,7 +193,8 @@ pub(super) struct Sample {
 }
 
 impl Sample {
-    /// Counts an event, and passes it to `look`. `Err`: it is of another output than those before.
+    /// Counts an event, and passes it to `look`. `Err` if the event is of another output than the
+    /// events before it.
     fn add(
         &mut self,
         output: String,
@@ -215,8 +213,8 @@ impl Sample {
     }
 }
 
-/// Asks the relay for events, and passes them on until `--limit` or the relay ends the tap. With
-/// [`To::Look`], several outputs are an error.
+/// Asks the relay for events, and passes them on until `--limit` or the relay ends the tap. If `to`
+/// is [`To::Look`], events of several outputs are an error.
 pub(super) async fn look(
     Request { target, path, shown }: &Request,
     arguments: &Arguments,
@@ -227,7 +225,7 @@ pub(super) async fn look(
     let mut show = Show { to, format, escapes, left: limit, sample };
     let looking = async {
         let opened = timeout(ANSWER, target.open(Method::GET, path, None)).await;
-        let opened = opened.map_err(|_| format!("no answer within {} s", ANSWER.as_secs()))?;
+        let opened = opened.map_err(|_| format!("no response within {} s", ANSWER.as_secs()))?;
         let mut reply = opened.map_err(|error| error.reason)?;
         let status = reply.status;
         if status != StatusCode::OK {
@@ -243,7 +241,7 @@ async fn lines(mut reply: Reply, show: &mut Show<'_>) -> Result<(), String> {
     let mut buffer = Vec::new();
     loop {
         let Some(part) = reply.part(SILENCE).await? else {
-            return Err("the answer has ended without a reason: is the relay gone?".to_owned());
+            return Err("the response ended without a reason: is the relay down?".to_owned());
         };
         buffer.extend_from_slice(&part);
         let mut start = 0;
@@ -269,7 +267,6 @@ async fn lines(mut reply: Reply, show: &mut Show<'_>) -> Result<(), String> {
     }
 }
 
-/// One line of the relay.
 #[derive(Deserialize)]
 struct Received<'a> {
     output: Option<String>,
@@ -285,7 +282,6 @@ struct End {
     message: String,
 }
 
-/// Passes on what the relay says.
 struct Show<'a> {
     to: To<'a>,
     format: Format,
@@ -297,15 +293,16 @@ struct Show<'a> {
 }
 
 impl Show<'_> {
-    /// Adds what one line says to `text`, or prints it to stderr. Returns `Some` if the tap has
-    /// ended. `Err`: the line is not one of a relay.
+    /// Adds an event of the relay's line to `text`, or prints the other contents of the line to
+    /// stderr. Returns `Some` if the tap has ended. `Err` if the line is not one of a relay, or if
+    /// [`To::Look`] gets events of several outputs.
     fn line(
         &mut self,
         line: &[u8],
         text: &mut String,
     ) -> Result<Option<Result<(), String>>, String> {
         let received: Received<'_> = serde_json::from_slice(line)
-            .map_err(|error| format!("the answer is not that of a relay's tap: {error}"))?;
+            .map_err(|error| format!("this is not a response from a relay's tap: {error}"))?;
         if let Some(event) = received.event {
             let (output, event) = (received.output.unwrap_or_default(), event.get());
             match (&mut self.to, self.format) {
@@ -343,10 +340,10 @@ impl Show<'_> {
         let large = format!("larger than 256 KiB, up to {} bytes", grouped(of("largest_bytes")));
         for (events, why) in [
             (of("sample"), sample.as_str()),
-            (of("rate"), "more leave than a tap looks at; whether they match is not known"),
-            (of("full"), "the tap's buffer is full; whether they match is not known"),
+            (of("rate"), "more are sent than a tap looks at; whether they match is unknown"),
+            (of("full"), "the tap's buffer is full; whether they match is unknown"),
             (of("large"), large.as_str()),
-            (of("unreadable"), "not JSON, so nobody can say that nothing secret is in them"),
+            (of("unreadable"), "not JSON, so they might contain secrets"),
         ] {
             if let To::Look(sample, _) = &mut self.to {
                 sample.skipped_events += events;

@@ -1,7 +1,7 @@
 //! The command `top`: reads a relay's `/status` again and again, and draws it on the terminal.
 //!
-//! One thread asks the relay, another one reads the keys, and both send to the thread that draws.
-//! The terminal is put back at each end: by a key, a signal, an error or a panic.
+//! One thread asks the relay, another one reads the keys, and both send messages to the thread that
+//! draws. The terminal is restored at each end: by a key, a signal, an error or a panic.
 //!
 //! The thread that reads keys is not joined. It waits for a key, and once its terminal is gone,
 //! crossterm reads the end of the file again and again without returning. The thread ends with the
@@ -35,16 +35,16 @@ use transform::volume::report::{DIMENSIONS, Report};
 /// The greatest number of bytes in a response of the relay. A history of 200 outputs has 6 MiB.
 const ANSWER_MAX: usize = 16 << 20;
 
-/// The time between two questions for the last hour. The relay adds to its history every 10 s.
+/// The time between two requests for the last hour. The relay adds to its history every 10 s.
 const HISTORY: Duration = Duration::from_secs(10);
 
-/// The shortest and the longest interval between two questions.
+/// The shortest and the longest interval between two requests for the status.
 const INTERVAL: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
 
-/// The time after which the screen is drawn again without a key or an answer.
+/// The time after which the screen is drawn again even if there is no message.
 const REDRAW: Duration = Duration::from_secs(1);
 
-/// The greatest number of messages that wait to be drawn. A thread that has one more waits.
+/// The greatest number of messages that wait to be drawn. The thread that sends one more waits.
 const MESSAGES_MAX: usize = 16;
 
 /// The width in columns of a screen that is printed and not drawn. The variable COLUMNS can set
@@ -58,8 +58,8 @@ pub(super) struct Arguments {
     /// The time between two updates, 500ms to 1m
     #[arg(long, value_name = "TIME", default_value = "2s", value_parser = interval)]
     interval: Duration,
-    /// Show who causes the incoming bytes, instead of the outputs. A cause is a user, a verb and a
-    /// resource together
+    /// Show what causes the incoming bytes, instead of the outputs. A cause is a combination of
+    /// user, verb and resource
     #[arg(long, value_name = "NAME", value_parser = DIMENSIONS)]
     by: Option<String>,
     /// Print the screen once and exit; the default if stdout is not a terminal
@@ -67,7 +67,6 @@ pub(super) struct Arguments {
     once: bool,
 }
 
-/// Parses the time between two questions.
 fn interval(text: &str) -> Result<Duration, String> {
     let time = config::time(text)?;
     match (INTERVAL.0..=INTERVAL.1).contains(&time) {
@@ -117,7 +116,7 @@ pub(super) fn run(arguments: &Arguments, file: Option<&Path>) -> Result<(), u8> 
         Err(error) => Err(error),
     };
     stop.cancel();
-    // A thread that waits to send an answer hears that nobody takes the answer.
+    // If the thread is waiting to send a message, it now notices that nobody takes the message.
     drop(messages);
     let asked = asking.join();
     shown.map_err(|error| failed(format_args!("cannot draw on the terminal: {error}")))?;
@@ -129,7 +128,7 @@ fn base(url: &Url) -> String {
     url[..url::Position::AfterPort].to_owned()
 }
 
-/// Prints the screen once. `Err` is the exit status; it is 1 if the relay does not answer.
+/// Prints the screen once. `Err` is the exit status, which is 1 if the relay does not respond.
 fn once(page: &Page, by: Option<&str>) -> Result<(), u8> {
     let failed = |error: String| failed(format_args!("{page}: {}", escape::message(&error)));
     let mut view = View::new(&base(&page.url), true);
@@ -164,7 +163,8 @@ fn text_of(buffer: &Buffer) -> String {
     lines.join("\n") + "\n"
 }
 
-/// Asks the relay until `stop` is cancelled, a signal comes, or nobody takes the answers.
+/// Asks the relay again and again until `stop` is cancelled, a signal comes, or nobody takes the
+/// messages.
 async fn ask_often(
     page: &Page,
     by: Option<&str>,
@@ -206,9 +206,9 @@ async fn ask_often(
     }
 }
 
-/// Waits for a future. Returns `None` if the command has to end before: `stop` is cancelled, or a
-/// signal comes, which is passed on as [`Message::Stop`]. SIGHUP counts too: a process gets it when
-/// its terminal is closed.
+/// Waits for a future. Returns `None` if the command has to end first: `stop` is cancelled, or a
+/// signal comes, which is passed on as [`Message::Stop`]. SIGHUP counts too, because a process gets
+/// it when its terminal is closed.
 async fn unless_ended<T>(
     future: impl Future<Output = T>,
     heard: &mut Heard,
@@ -225,7 +225,6 @@ async fn unless_ended<T>(
     None
 }
 
-/// Asks for the relay's state. `Err` says why there is none.
 async fn answer(page: &Page) -> Result<Status, String> {
     match get(page).await? {
         Some(status) => Ok(status),
@@ -233,8 +232,8 @@ async fn answer(page: &Page) -> Result<Status, String> {
     }
 }
 
-/// Asks for the relay's last hour or, with `--by`, for the volume of the last hour by cause.
-/// `None`: there is no answer.
+/// Asks for the relay's last hour or, if `by` is given, for the volume of the last hour by cause.
+/// `None` if the request fails.
 async fn earlier(page: &Page, by: Option<&str>) -> Option<Message> {
     let Some(by) = by else {
         let history = get(&page.at("/status/history")).await;
@@ -247,7 +246,7 @@ async fn earlier(page: &Page, by: Option<&str>) -> Option<Message> {
     }))
 }
 
-/// Asks for a JSON document; `None` if the relay does not have it.
+/// Asks for a JSON document; `None` if the relay responds with 404.
 pub(super) async fn get<T: DeserializeOwned>(page: &Page) -> Result<Option<T>, String> {
     let asked = page.ask(ANSWER_MAX).await;
     match asked.unwrap_or_else(|| Err("no answer in time".to_owned()))? {
@@ -307,7 +306,6 @@ fn show(
     }
 }
 
-/// The meaning of a key.
 enum Choice {
     End,
     Press(Key),

@@ -14,7 +14,7 @@ use transform::volume::report::{DIMENSIONS, Report, SPANS};
 
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// http://HOST:PORT or https://HOST:PORT of the admin addresses of relays, whose numbers are
+    /// http://HOST:PORT or https://HOST:PORT of the relays' admin addresses; their numbers are
     /// added up [default: admin.address of the config]
     #[arg(value_name = "URL")]
     urls: Vec<String>,
@@ -23,10 +23,10 @@ pub(super) struct Arguments {
     relay: Vec<String>,
     #[command(flatten)]
     credentials: Credentials,
-    /// Count by this. A cause is a user, a verb and a resource together
+    /// What to count by. A cause is a combination of user, verb and resource
     #[arg(long, value_name = "NAME", default_value = "cause", value_parser = DIMENSIONS)]
     by: String,
-    /// Count the last hour or the last 24 hours
+    /// The period to count
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = SPANS.map(|(name, _)| name))]
     since: String,
     /// Print all dimensions as JSON
@@ -34,8 +34,8 @@ pub(super) struct Arguments {
     json: bool,
 }
 
-/// Asks the relays, and prints the sum of their answers. If one of them does not answer, nothing is
-/// printed, because the sum would be wrong. `Err` is the exit status.
+/// Asks the relays, and prints the sum of their responses. If one of them does not respond, nothing
+/// is printed, because the sum would be wrong. `Err` is the exit status.
 pub(super) fn run(arguments: &Arguments, file: Option<&Path>) -> Result<(), u8> {
     let (mut sum, mut asked) = (Report::default(), BTreeSet::new());
     let named = arguments.urls.iter().chain(&arguments.relay);

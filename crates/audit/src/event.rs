@@ -69,7 +69,7 @@ pub(super) fn wrong_version(version: Option<&str>) -> String {
     match version {
         Some("audit.k8s.io/v1beta1" | "audit.k8s.io/v1alpha1") => {
             format!(
-                "apiVersion is a beta version, which ended with Kubernetes 1.24: only {API_VERSION} is accepted"
+                "apiVersion is a beta version, removed in Kubernetes 1.24: only {API_VERSION} is accepted"
             )
         }
         Some(version) => {

@@ -1,9 +1,8 @@
 //! Turns a request body into a batch of JSON lines.
 //!
-//! This crate promises that a batch which is accepted has the same events as the body, in the same
-//! order, and that a body which is not accepted has an error that names the reason. It imports no
-//! other crate of the relay. What must never happen here: an event is left out, or is changed in
-//! more than line breaks.
+//! This crate promises that an accepted batch has the same events as the body, in the same order,
+//! and that a refused body has an error that names the reason. It imports no other crate of the
+//! relay. It must never leave an event out, or change more of an event than line breaks.
 //!
 //! [`decode`] accepts three forms: the `EventList` of `audit.k8s.io/v1` that kube-apiserver's audit
 //! webhook sends, a single `Event`, and JSON lines of `Event`s. [`decode`] checks every event and
@@ -12,8 +11,8 @@
 //! was received, except that raw line breaks between its tokens become spaces.
 //!
 //! On x86-64 the module `fast` recognises a body that is written as kube-apiserver writes it. For
-//! every other body the module `strict` decides with serde_json if it is JSON, and the module
-//! `event` then decides if each object is an audit event.
+//! every other body, the module `strict` finds out with serde_json whether the body is JSON, and
+//! the module `event` whether each object is an audit event.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -35,7 +34,7 @@ pub mod time;
 pub use fast::Isa;
 pub use list::{Events, ListEnds, separate};
 
-/// The only accepted API group and version of events. The beta versions ended with Kubernetes 1.24.
+/// The only accepted API group and version of events. Kubernetes 1.24 removed the beta versions.
 pub const API_VERSION: &str = "audit.k8s.io/v1";
 
 /// The bytes that kube-apiserver writes before the first event of a list.
@@ -114,9 +113,9 @@ pub fn decode(mut body: Vec<u8>) -> Result<Batch, Invalid> {
     Ok(Batch { lines: Bytes::from(body).slice(lines), events, levels })
 }
 
-/// Checks a body and splits it into lines, one event in each, which replace the body in the slice.
-/// The last byte of the slice does not belong to the body: it is room for the line break after the
-/// last event. The body is accepted whole or refused whole. After an error, the slice is unchanged.
+/// Checks a body, and turns it into lines in the slice, one for each event. The last byte of the
+/// slice does not belong to the body: it is room for the line break after the last event. The body
+/// is accepted or refused as a whole. After an error, the slice is unchanged.
 ///
 /// # Errors
 ///
@@ -144,8 +143,8 @@ pub fn decode_in_place(body_and_room: &mut [u8]) -> Result<Split, Invalid> {
     Ok(Split { lines, events: events.len() as u64, levels })
 }
 
-/// Does what [`decode_in_place`] does, with the scanner alone. `None` if it does not recognise the
-/// body, which may be valid, or if the CPU lacks `isa`; the slice is then unchanged.
+/// Does what [`decode_in_place`] does, with the scanner alone. `None` if the scanner does not
+/// recognise the body, which may be valid, or if the CPU lacks `isa`; the slice is then unchanged.
 #[cfg(target_arch = "x86_64")]
 pub fn scan_in_place(isa: Isa, body_and_room: &mut [u8]) -> Option<Split> {
     let (_, body) = body_and_room.split_last()?;
@@ -182,8 +181,8 @@ pub fn decode_keeping_list(body_and_room: &mut [u8]) -> Result<(Split, Option<Li
 /// bytes on average. An offset takes 4 bytes, so the offsets take at most 1.6 % of such a list.
 pub const KEPT_EVENT_BYTES: usize = 256;
 
-/// Does what [`decode_in_place`] does for a part of a body of JSON lines that is not its first
-/// part. Every value must be an event; a list of events is refused.
+/// Does what [`decode_in_place`] does, for a later part of a body of JSON lines. Every value must
+/// be an event; a list of events is refused.
 fn decode_lines_in_place(lines_and_room: &mut [u8]) -> Result<Split, Invalid> {
     let lines = lines_and_room.split_last().map_or(&[][..], |(_, lines)| lines);
     let text = std::str::from_utf8(lines).map_err(|error| Invalid {
@@ -196,9 +195,9 @@ fn decode_lines_in_place(lines_and_room: &mut [u8]) -> Result<Split, Invalid> {
     Ok(Split { lines, events: events.len() as u64, levels })
 }
 
-/// Returns the index of the event that is cut off at the end of `before`, the beginning of a body,
-/// or of the next event if a list is cut between events. `None` for any other end, for a cut in the
-/// first value of a body that is not a list, and after an earlier fault.
+/// Returns the index of the event in which `before`, the beginning of a body, ends; between two
+/// events of a list, the index of the next event. `None` at any other place, in the first value of
+/// a body that is not a list, and if there is an earlier fault.
 fn item_at(before: &[u8]) -> Option<usize> {
     let text = std::str::from_utf8(before).ok()?;
     // A fault before the end is not the one that the caller reports.
@@ -245,7 +244,8 @@ impl Span {
 /// The length of the shortest valid event, `{"auditID":"a","stage":"Panic"}`.
 const EVENT_BYTES_MIN: usize = 31;
 
-/// Makes each event one line: a raw line break inside of an event becomes a space.
+/// Makes each event one line, and returns the range of the lines. A raw line break inside of an
+/// event becomes a space.
 fn join(body: &mut [u8], events: &[Span]) -> Range<usize> {
     let (Some(first), Some(last)) = (events.first(), events.last()) else { return 0..0 };
     let (start, end) = (first.range().start, last.range().end);
@@ -268,7 +268,7 @@ fn join(body: &mut [u8], events: &[Span]) -> Range<usize> {
     start..write
 }
 
-/// Replaces the one byte that must be between two events by a line break. No event is moved.
+/// Replaces the byte after each event by a line break. Only that byte may be between two events.
 fn end_lines(body: &mut [u8], events: &[Span]) -> Range<usize> {
     for event in events {
         body[event.range().end] = b'\n';
@@ -276,7 +276,7 @@ fn end_lines(body: &mut [u8], events: &[Span]) -> Range<usize> {
     lines_of(events)
 }
 
-/// Returns the byte range of these events, with the byte after the last one.
+/// Returns the byte range of `events`, up to and including the byte after the last event.
 fn lines_of(events: &[Span]) -> Range<usize> {
     let start = events.first().map_or(0, |event| event.range().start);
     start..events.last().map_or(0, |event| event.range().end + 1)
@@ -489,11 +489,11 @@ mod tests {
             ),
             (
                 r#"{"kind":"Event","apiVersion":"audit.k8s.io/v1beta1","auditID":"a","stage":"Panic"}"#,
-                "ended with Kubernetes 1.24",
+                "removed in Kubernetes 1.24",
             ),
             (
                 r#"{"kind":"EventList","apiVersion":"audit.k8s.io/v1alpha1","items":[]}"#,
-                "ended with Kubernetes 1.24",
+                "removed in Kubernetes 1.24",
             ),
             (r#"{"kind":"EventList","items":[]}"#, "apiVersion is missing"),
             (r#"{"apiVersion":"audit.k8s.io/v1","items":[]}"#, "kind is missing"),

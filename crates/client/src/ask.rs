@@ -1,7 +1,7 @@
-//! Asks servers over HTTP/1.1, with or without TLS. A [`Target`] is a server and its credentials.
+//! Asks servers over HTTP/1.1, with or without TLS. A [`Target`] is a server with its credentials.
 //! Most callers send each request on a new connection ([`Target::open`], [`Target::get`] and
-//! others). Every wait has a limit. An error names the URL and the failed step, but no token and no
-//! query of a URL.
+//! others). Every wait has a limit. An error names the URL without its query, and the failed step,
+//! but no token.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -31,15 +31,15 @@ use config::ClientTls;
 
 const CONNECT: Duration = Duration::from_secs(10);
 
-/// The time limit for an answer's head, each part of its body, and a whole [`Target::post`].
-/// kube-apiserver takes seconds to write all of its metrics.
+/// The time limit for the head of a response, for each part of the body, and for a whole
+/// [`Target::post`]. kube-apiserver takes seconds to write all of its metrics.
 const WAIT: Duration = Duration::from_secs(30);
 
 const TOTAL: Duration = Duration::from_secs(120);
 
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
-/// The limit for a body. The metrics of a large kube-apiserver have tens of megabytes.
+/// The maximum number of bytes in a body. The metrics of a large kube-apiserver have tens of MB.
 pub const BODY_MAX: u64 = 64 << 20;
 
 const ANSWER_MAX: usize = 64 << 10;
@@ -55,14 +55,14 @@ const ALLOWED: &str = "allowed: http://HOST:PORT or https://HOST:PORT";
 pub const JSON: &str = "application/json";
 const TEXT: &str = "text/plain; charset=utf-8";
 
-/// The category of an [`AskError`]. Callers decide by it, and never by the text of the reason.
+/// The category of an [`AskError`], by which callers decide. The text of the reason is for people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AskFault {
-    /// The answer has this status instead of 200.
+    /// The response has this status instead of 200.
     Status(u16),
-    /// The name of the server has no address.
+    /// The name of the server could not be resolved to an address.
     NoAddress,
-    /// No connection was accepted, or no TLS handshake ended in time.
+    /// No TCP connection was made, or the TLS handshake did not end in time.
     NoConnection,
     /// No trusted CA has signed the server's certificate.
     Issuer,
@@ -97,7 +97,7 @@ impl AskFault {
     }
 }
 
-/// The reason why a request has no usable answer.
+/// The reason why a request has no usable response.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{url}: {reason}")]
 pub struct AskError {
@@ -108,14 +108,14 @@ pub struct AskError {
     pub reason: String,
 }
 
-/// An answer to [`Target::exchange`].
+/// A response to [`Target::exchange`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
-    /// The HTTP status of the answer.
+    /// The HTTP status of the response.
     pub status: u16,
     /// The media type of the body, in lower case and without parameters; empty if there is none.
     pub media_type: String,
-    /// The body, of at most 64 KiB.
+    /// The body or, if the status is not 200, at most its first 64 KiB.
     pub body: Vec<u8>,
 }
 
@@ -128,7 +128,7 @@ pub struct Target {
     base: String,
     path: Option<String>,
     tls: Option<Arc<tls::Client>>,
-    /// Names for the server's certificate, in the order of their use. Empty: the host is the name.
+    /// The names that the certificate may have, in the order of the attempts; if empty, the host.
     names: Vec<String>,
     authorization: Option<HeaderValue>,
     is_plain: bool,
@@ -142,7 +142,7 @@ impl fmt::Display for Target {
 }
 
 impl Target {
-    /// Makes a target from a URL. The URL's path is not requested by itself; see [`Target::given`].
+    /// Makes a target from a URL. Only callers that pass [`Target::given`] request the URL's path.
     ///
     /// # Errors
     ///
@@ -186,7 +186,7 @@ impl Target {
         })
     }
 
-    /// Makes a compressed answer an error. Otherwise callers get the compressed bytes.
+    /// Makes a compressed response to `get` or `post` an error. Otherwise, its bytes are passed on.
     pub fn plain(self) -> Self {
         Self { is_plain: true, ..self }
     }
@@ -197,7 +197,7 @@ impl Target {
     }
 
     /// Returns the target with TLS settings, names for the server's certificate, and a bearer
-    /// token. The certificate must have one of the names, or without names the host.
+    /// token. The certificate must have one of `names` or, if `names` is empty, the host.
     ///
     /// # Errors
     ///
@@ -222,14 +222,15 @@ impl Target {
     /// A text that says why the token can't be sent.
     pub fn with_token(self, token: &str) -> Result<Self, String> {
         let value = HeaderValue::from_str(&format!("Bearer {token}"));
-        let mut value =
-            value.map_err(|_| "the token has a character that no header can carry".to_owned())?;
+        let mut value = value.map_err(|_| {
+            "the token contains a character that is not allowed in a header".to_owned()
+        })?;
         value.set_sensitive(true);
         Ok(Self { authorization: Some(value), ..self })
     }
 
-    /// Returns a target at another address of the same server, or of another instance. Its
-    /// certificate may have a name of this target, `host`, or one of `names`.
+    /// Returns a target at another address, of the same server or of another instance. The
+    /// certificate there may have a name of this target, `host`, or one of `names`.
     pub fn at(&self, host: &str, port: u16, names: &[&str]) -> Self {
         let mut all = match self.names.is_empty() {
             true => vec![self.host.clone()],
@@ -252,7 +253,7 @@ impl Target {
         self.path.as_deref().is_some_and(|path| path.contains('?'))
     }
 
-    /// Returns the URL's path and query, without a slash at the path's end; `None` if it is empty.
+    /// Returns the URL's path, without a slash at its end, and query; `None` if both are empty.
     pub fn given(&self) -> Option<&str> {
         self.path.as_deref()
     }
@@ -277,12 +278,12 @@ impl Target {
         format!("{}://{}", if self.https { "https" } else { "http" }, self.authority())
     }
 
-    /// Sends a GET, and gives each part of the body to `sink`. Returns the header `Date` in seconds
-    /// since 1970; `None` if it is missing or not valid.
+    /// Sends a GET, and passes each part of the body to `sink`. Returns the header `Date` in
+    /// seconds since 1970; `None` if the header is missing or not valid.
     ///
     /// # Errors
     ///
-    /// [`AskError`]: there was no complete answer with status 200, or `sink` returned an error.
+    /// [`AskError`]: there was no complete response with status 200, or `sink` returned an error.
     pub async fn get(
         &self,
         path: &str,
@@ -295,11 +296,11 @@ impl Target {
         self.within(TOTAL, path, asked).await.map(|reply| reply.date())
     }
 
-    /// Sends a GET for `path` and returns the body, of at most 1 MiB.
+    /// Sends a GET for `path` and returns the body.
     ///
     /// # Errors
     ///
-    /// [`AskError`]: there was no complete answer with status 200.
+    /// [`AskError`]: there was no complete response with status 200, or it has more than 1 MiB.
     pub async fn get_text(&self, path: &str) -> Result<Vec<u8>, AskError> {
         let mut body = Vec::new();
         self.get(path, |part| {
@@ -310,11 +311,11 @@ impl Target {
         Ok(body)
     }
 
-    /// Sends a POST with JSON. With TLS, returns the certificate's notAfter, in seconds since 1970.
+    /// Sends a POST with JSON. Returns the [`Reply::not_after`] of the response.
     ///
     /// # Errors
     ///
-    /// [`AskError`]: there was no complete answer with status 200.
+    /// [`AskError`]: there was no complete response with status 200.
     pub async fn post(&self, path: &str, body: &'static str) -> Result<Option<i64>, AskError> {
         let body = Bytes::from_static(body.as_bytes());
         let asked = async {
@@ -324,11 +325,11 @@ impl Target {
         self.within(WAIT, path, asked).await.map(|reply| reply.not_after())
     }
 
-    /// Sends a POST with text, and returns the answer with any status. Waits at most for `limit`.
+    /// Sends a POST with text. Returns the response with any status. Waits for at most `limit`.
     ///
     /// # Errors
     ///
-    /// [`AskError`]: there was no complete answer, or one with status 200 and more than 64 KiB.
+    /// [`AskError`]: there was no complete response, or one of status 200 with more than 64 KiB.
     pub async fn exchange(
         &self,
         path: &str,
@@ -340,7 +341,7 @@ impl Target {
             let (body, is_whole) = reply
                 .read(ANSWER_MAX)
                 .await
-                .map_err(|error| self.error(path, format!("the answer broke off: {error}")))?;
+                .map_err(|error| self.error(path, format!("the response was cut off: {error}")))?;
             match reply.status {
                 StatusCode::OK if !is_whole => Err(self.error(path, "more than 64 KiB")),
                 status => {
@@ -358,7 +359,7 @@ impl Target {
     ///
     /// # Errors
     ///
-    /// [`AskError`]: there was no connection or no answer in time.
+    /// [`AskError`]: there was no connection or no response in time.
     ///
     /// # Cancel safety
     ///
@@ -376,12 +377,13 @@ impl Target {
         let mut request = request.map_err(|error| self.error(path, error))?;
         request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         let sent = timeout(WAIT, connection.send(request)).await;
-        let silent = || self.error(path, format!("no answer within {} s", WAIT.as_secs()));
+        let silent = || self.error(path, format!("no response within {} s", WAIT.as_secs()));
         let sent = sent.map_err(|_| silent())?;
-        sent.map_err(|error| self.error(path, format!("no HTTP answer: {}", chain(&error))))
+        sent.map_err(|error| self.error(path, format!("no HTTP response: {}", chain(&error))))
     }
 
-    /// Makes a request with the headers `Host`, `User-Agent`, and those for the body and the token.
+    /// Makes a request with `Host`, `User-Agent` and, if needed, `Content-Type` and
+    /// `Authorization`.
     ///
     /// # Errors
     ///
@@ -406,14 +408,14 @@ impl Target {
         request.body(Full::new(body.map(|(_, body)| body).unwrap_or_default()))
     }
 
-    /// Makes a connection. Tries each name for the certificate on a new TCP connection.
+    /// Makes a connection. Tries each name that the certificate may have on a new TCP connection.
     ///
     /// # Errors
     ///
     /// The reason why there is no connection before `deadline`, as a category and as a text.
     pub async fn connect(&self, deadline: Instant) -> Result<Connection, (AskFault, String)> {
         let other = |what: String| (AskFault::Other, what);
-        let begun = |error: hyper::Error| other(format!("no HTTP answer: {error}"));
+        let begun = |error: hyper::Error| other(format!("no HTTP response: {error}"));
         if !self.https {
             return Connection::over(self.dial(deadline).await?).await.map_err(begun);
         }
@@ -452,7 +454,7 @@ impl Target {
             };
             (fault, chain(&error))
         })?;
-        // Without the options, a silent server is still noticed by the time limits.
+        // If the options cannot be set, the time limits still notice a silent server.
         net::tune_dialled(&stream, KEEPALIVE, WAIT).ok();
         Ok(stream)
     }
@@ -489,14 +491,14 @@ impl Target {
         }
         let encoding = reply.headers.get(header::CONTENT_ENCODING);
         if self.is_plain && encoding.is_some_and(|encoding| encoding != "identity") {
-            let what = "the answer is compressed, although the request did not ask for it";
+            let what = "the response is compressed, although the request did not ask for it";
             return Err(error(what.to_owned()));
         }
         let mut read = 0;
         while let Some(part) = reply.part(WAIT).await.map_err(error)? {
             read += part.len() as u64;
             if read > BODY_MAX {
-                return Err(error("the answer has more than 64 MiB".to_owned()));
+                return Err(error("the response is larger than 64 MiB".to_owned()));
             }
             sink(&part).map_err(error)?;
         }
@@ -509,7 +511,8 @@ impl Target {
         path: &str,
         asked: impl Future<Output = Result<T, AskError>>,
     ) -> Result<T, AskError> {
-        let late = || self.error(path, format!("no complete answer within {} s", limit.as_secs()));
+        let late =
+            || self.error(path, format!("no complete response within {} s", limit.as_secs()));
         timeout(limit, asked).await.unwrap_or_else(|_| Err(late()))
     }
 
@@ -520,7 +523,7 @@ impl Target {
     }
 }
 
-/// Returns the text of an error and of its causes, separated by colons, without repetitions.
+/// Returns the texts of an error and of its causes, separated by colons and without repetitions.
 pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -535,7 +538,7 @@ pub fn chain(error: &dyn Error) -> String {
     text
 }
 
-/// Returns the reason in the body of a refusal, in the form of [`shown`]; empty if there is none.
+/// Reads the body of a refusal, and returns the reason in it as [`shown`] does.
 pub async fn refusal(reply: &mut Reply) -> String {
     let read = timeout(WAIT, reply.read(ANSWER_MAX)).await;
     read.ok().and_then(Result::ok).map(|(body, _)| shown(&body)).unwrap_or_default()
@@ -547,7 +550,7 @@ struct Status {
     message: String,
 }
 
-/// Returns the end of a message about a refusal: `: reason`, safe for a terminal, or nothing.
+/// Returns the end of a message about a refusal: `: reason`, safe for a terminal, or empty.
 pub fn shown(body: &[u8]) -> String {
     let message = match serde_json::from_slice::<Status>(body) {
         Ok(status) => status.message,
@@ -567,7 +570,7 @@ fn remedy(status: StatusCode) -> &'static str {
             "; the user needs the verb get for the nonResourceURL /metrics, and for endpoints in \
              the namespace default"
         }
-        StatusCode::NOT_FOUND => "; is the path of the URL right?",
+        StatusCode::NOT_FOUND => "; is the URL's path correct?",
         _ => "",
     }
 }

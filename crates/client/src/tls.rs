@@ -1,5 +1,5 @@
-//! Makes TLS settings from PEM files. This blocks: no thread of the runtime may do it. If a file is
-//! half written, cannot be parsed, or does not fit the others, the old settings stay in use.
+//! Makes TLS settings from PEM files. This blocks, so no thread of the runtime may do it. If a file
+//! cannot be used, or does not fit another file, the old settings stay in use.
 
 mod accept;
 mod verify;
@@ -56,14 +56,14 @@ pub enum TlsError {
         source: rustls::Error,
     },
     /// The private key does not belong to the certificate.
-    #[error("{} is not the key of the certificate in {}", key.display(), certificate.display())]
+    #[error("{} is not the key for the certificate in {}", key.display(), certificate.display())]
     Mismatch {
         /// The file of the certificate.
         certificate: PathBuf,
         /// The file of the private key.
         key: PathBuf,
     },
-    /// The certificate in the file has expired, and the one in use has not. The latter is kept.
+    /// The certificate in the file has expired. The one in use has not, and stays in use.
     #[error("the certificate in {} has expired, and the one in use has not", file.display())]
     Expired {
         /// The file of the new certificate.
@@ -84,7 +84,7 @@ fn fault(error: &rustls::Error) -> String {
         return certificate_fault(other);
     }
     if *invalid == CertificateError::BadEncoding {
-        return "a certificate in it is not valid X.509: issue it again".to_owned();
+        return "a certificate in it is not valid X.509: reissue it".to_owned();
     }
     invalid.to_string()
 }
@@ -92,30 +92,28 @@ fn fault(error: &rustls::Error) -> String {
 fn certificate_fault(error: &OtherError) -> String {
     match error.to_string().as_str() {
         "UnsupportedCertVersion" => {
-            "the certificate is not X.509 version 3: issue it again with its names in a \
+            "the certificate is not X.509 version 3: reissue it with its names in a \
              subjectAltName, which makes it version 3"
         }
         "CaUsedAsEndEntity" => {
-            "the certificate is that of a CA: issue one for the server or client itself, or name a \
-             file with this very certificate as the trusted CA"
+            "the certificate is a CA certificate: issue one for the server or client itself, or \
+             name a file with exactly this certificate as the trusted CA"
         }
         "EndEntityUsedAsCa" => {
-            "a certificate in the chain is not that of a CA, but has signed another certificate"
+            "a certificate in the chain is not a CA certificate, but has signed another certificate"
         }
         "UnsupportedCriticalExtension" => {
-            "the certificate has a critical extension that is not supported: issue it again without \
+            "the certificate has a critical extension that is not supported: reissue it without \
              the extension"
         }
         "MalformedExtensions" | "ExtensionValueInvalid" => {
-            "the certificate has a malformed extension: issue it again"
+            "the certificate has a malformed extension: reissue it"
         }
         "UnfitUsage" => {
-            "its extensions do not allow this use: issue it again with keyUsage digitalSignature, \
-             and with serverAuth or clientAuth if it has an extendedKeyUsage"
+            "its extensions do not allow this use: reissue it with keyUsage digitalSignature, and \
+             with serverAuth or clientAuth if it has an extendedKeyUsage"
         }
-        "InvalidSerialNumber" => {
-            "the serial number of the certificate is not valid: issue it again"
-        }
+        "InvalidSerialNumber" => "the certificate's serial number is not valid: reissue it",
         name => return format!("the certificate is not valid ({name})"),
     }
     .to_owned()
@@ -132,16 +130,17 @@ pub fn handshake_error(error: &io::Error) -> String {
         Some(rustls::Error::InvalidCertificate(CertificateError::ExpiredContext {
             not_after,
             ..
-        })) => format!("its certificate has expired, on {}", day(*not_after)),
+        })) => format!("its certificate expired on {}", day(*not_after)),
         Some(rustls::Error::InvalidCertificate(CertificateError::NotValidYetContext {
             not_before,
             ..
         })) => format!("its certificate is not valid before {}", day(*not_before)),
         Some(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)) => format!(
-            "{error}: it is from a CA that the relay does not know; tls.ca names a file with the CA"
+            "{error}: it is from a CA that the relay does not know; set tls.ca to a file with the \
+             CA"
         ),
         Some(rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType)) => format!(
-            "{error}: this port does not speak TLS; leave TLS out (tls, https://), or use the port \
+            "{error}: this port does not speak TLS; remove TLS (tls, https://), or use the port \
              that expects it"
         ),
         None if error.kind() == io::ErrorKind::UnexpectedEof => format!(
@@ -168,7 +167,7 @@ pub fn expired(error: &io::Error) -> Option<i64> {
     not_after.as_secs().try_into().ok()
 }
 
-/// In this order: certificate, key and CA of a listener; CA, certificate and key of an output.
+/// The contents of a listener's certificate, key and CA, or of a client's CA, certificate and key.
 type Contents = Vec<Vec<u8>>;
 
 /// The maximum size of a file with certificates or a key. The bundle of public CAs has 256 KiB.
@@ -179,7 +178,7 @@ fn read(file: &Path) -> Result<Vec<u8>, TlsError> {
         .map_err(|source| TlsError::Read { file: file.to_owned(), source })
 }
 
-/// TLS settings: `R` is their form in rustls, and `C` is the config that they were made from.
+/// TLS settings: `R` is their type in rustls, and `C` the config from which they were made.
 pub struct Made<C, R> {
     config: C,
     made_of: Contents,
@@ -199,7 +198,7 @@ impl<C: PartialEq, R> Made<C, R> {
         Arc::clone(&self.rustls)
     }
 
-    /// Returns the own certificate's notAfter, in seconds since 1970, if it is known.
+    /// Returns the notAfter of the relay's own certificate, in seconds since 1970, if it is known.
     pub fn not_after(&self) -> Option<i64> {
         self.not_after
     }
@@ -226,7 +225,7 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// [`TlsError`]: a file cannot be read or used, or only the new certificate has expired.
+    /// [`TlsError`]: a file cannot be used, or an expired certificate would replace a valid one.
     pub fn read(config: &ListenerTls, current: Option<&Arc<Self>>) -> Result<Arc<Self>, TlsError> {
         let mut contents = vec![read(&config.certificate)?, read(&config.private_key)?];
         if let Some(ca) = &config.client_ca {
@@ -271,21 +270,21 @@ impl Server {
         Ok(Self { config: config.clone(), made_of: contents, rustls: Arc::new(rustls), not_after })
     }
 
-    /// Returns the PEM text of the CA for client certificates; `None` if clients need none.
+    /// Returns the PEM text of the CA for client certificates; `None` if the config has none.
     pub fn client_ca(&self) -> Option<&[u8]> {
         self.config.client_ca.as_ref().and(self.made_of.get(2)).map(Vec::as_slice)
     }
 }
 
 impl Client {
-    /// Makes settings from the files. Returns `current` if they and the config have not changed.
-    /// Without a configured CA, the system's root certificates are used; a change of these alone is
-    /// not noticed. `alpn` lists the protocols that the handshake offers, and must be that of
-    /// `current`.
+    /// Makes settings from the files. Returns `current` if neither the files nor the config have
+    /// changed. If no CA is configured, the system's root certificates are used; a change of only
+    /// these certificates is not noticed. `alpn` lists the protocols that the handshake offers, and
+    /// must be the list with which `current` was made.
     ///
     /// # Errors
     ///
-    /// [`TlsError`]: a file cannot be read or used, or only the new client certificate has expired.
+    /// [`TlsError`]: a file cannot be used, or an expired certificate would replace a valid one.
     pub fn read(
         config: &ClientTls,
         alpn: &[&[u8]],
@@ -309,7 +308,7 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// [`TlsError`]: a content cannot be used.
+    /// [`TlsError`]: the content of a file cannot be used.
     pub fn of_contents(
         config: &ClientTls,
         alpn: &[&[u8]],
@@ -399,9 +398,9 @@ fn no_pair(certificate: &Path, key: &Path, source: rustls::Error) -> TlsError {
     unusable(certificate, source)
 }
 
-/// A valid certificate is not replaced by an expired one, which peers refuse. Both values are
-/// notAfter in seconds since 1970. At startup, an expired one is accepted, because not every client
-/// checks.
+/// Returns an error if an expired certificate would replace a valid one, because peers refuse it.
+/// `new` and `current` are notAfter in seconds since 1970. At startup (`current` is `None`), an
+/// expired certificate is accepted, because not every client checks.
 fn refuse_expired(file: &Path, new: Option<i64>, current: Option<i64>) -> Result<(), TlsError> {
     let now = UnixTime::now().as_secs();
     let is_over = |time: i64| u64::try_from(time).is_ok_and(|time| time < now);
@@ -439,7 +438,7 @@ impl Chain {
     ///
     /// # Errors
     ///
-    /// The position, counted from 1, of the first certificate that is not valid X.509.
+    /// The number, from 1, of the first certificate that is not valid X.509.
     pub fn validity(&self) -> Result<Vec<Validity>, usize> {
         let validity = |(index, certificate): (usize, &CertificateDer<'static>)| {
             let parsed = x509_parser::parse_x509_certificate(certificate);
@@ -487,8 +486,8 @@ impl Chain {
         names.map(|name| name.replacen("*.", "any.", 1)).collect()
     }
 
-    /// Returns the numbers, from 1, of the certificates that belong to no CA and are not
-    /// self-signed (old CAs do not say that they are CAs).
+    /// Returns the numbers, from 1, of the certificates that do not say that they are CAs and are
+    /// not self-signed. The certificate of an old CA does not say so, but is self-signed.
     pub fn leaves(&self) -> Vec<usize> {
         let is_leaf = |certificate: &CertificateDer<'static>| {
             x509_parser::parse_x509_certificate(certificate).is_ok_and(|(_, parsed)| {
@@ -505,7 +504,7 @@ impl Chain {
         numbered.filter(|(it, _)| is_leaf(it)).map(|(_, number)| number).collect()
     }
 
-    /// Checks that the certificates can be used as CAs. `file` is only used for the message.
+    /// Checks that the certificates can be used as CAs. `file` is only named in the message.
     ///
     /// # Errors
     ///
@@ -514,7 +513,7 @@ impl Chain {
         roots(file, &self.0).map(drop)
     }
 
-    /// Checks that `key_file` has the key of the first certificate, from `file`. Blocks the thread.
+    /// Checks that `key_file` fits the first certificate, which is from `file`. Blocks the thread.
     ///
     /// # Errors
     ///

@@ -44,7 +44,7 @@ pub const TABLE: &str = "table";
 /// The treatment of a key that the file does not set.
 enum Absent {
     Required,
-    /// There is no default. The text says how the relay behaves instead, such as `memory only`.
+    /// There is no default. The text says how the relay behaves instead, such as `in memory`.
     Optional(Cow<'static, str>),
     /// The default as TOML, and as the config reference prints it.
     Default(String, String),
@@ -56,10 +56,10 @@ impl Absent {
     }
 }
 
-/// Parses a string. An error is the end of a message that begins with the string.
+/// A function that parses a string. An error is the end of a message that begins with the string.
 pub type Parse = fn(&str) -> Result<String, String>;
 
-/// Checks a string that may be a secret. An error is the end of a message without the string.
+/// A function that checks a possible secret. An error is the end of a message without the string.
 pub type Check = fn(&str) -> Result<(), String>;
 
 /// Declares a required key. `kind` names the kind of its values, such as `host:port`.
@@ -81,8 +81,8 @@ fn defaulted(name: &'static str, kind: String, default: String, meaning: &'stati
     Key { name, kind, absent: Absent::same(default), meaning }
 }
 
-/// Declares a key for a size whose default depends on other keys. `default` is the one in this
-/// config, if any; `reference` is the text in the config reference.
+/// Declares a key for a size whose default depends on other keys. `default` is the default with
+/// this config, if there is one; `reference` is the text in the config reference.
 pub fn derived(
     name: &'static str,
     kind: &str,
@@ -190,14 +190,14 @@ impl<'c, 'a> Table<'c, 'a> {
         }
     }
 
-    /// Returns `true` if the file sets the key, which must have been taken before.
+    /// Returns `true` if the file sets the key, and the key was taken already.
     pub fn is_set(&self, name: &str) -> bool {
         self.cx.is_set(&self.path_of(name))
     }
 
-    /// Records an error of the key `name` that is not about its value alone, such as a
-    /// contradiction. The key must have been taken before. The position is that of its value, or
-    /// that of this table's header if the file does not set the key.
+    /// Records an error of the key `name` that is not about the key's value alone, such as a
+    /// contradiction. Call this method only after the key was taken. The position is that of the
+    /// value, or that of this table's header if the file does not set the key.
     pub fn error(&self, name: &str, message: impl Into<String>) {
         self.cx.error(&self.path_of(name), message);
     }
@@ -373,7 +373,7 @@ impl<'c, 'a> Table<'c, 'a> {
         self.usable(&found, read_flag(&found.value)).unwrap_or(default)
     }
 
-    /// Takes one of a few strings and returns its value. Without a `default`, the key is required.
+    /// Takes one of `words`, and returns its value. Without a `default`, the key is required.
     pub fn choice<T: Copy + PartialEq>(
         &mut self,
         name: &'static str,
@@ -442,8 +442,9 @@ impl<'c, 'a> Table<'c, 'a> {
         self.usable(&found, self.cx.word(&found.value, "a string", parse))
     }
 
-    /// Takes a string and parses it as [`Table::word`] does. If the key is absent, `default` is
-    /// parsed. The config reference prints `reference`, if there is one, in the place of `default`.
+    /// Takes a string and parses it as [`Table::word`] does. If the key is absent, parses
+    /// `default`. `None` only if the value is wrong. The config reference prints `reference`, or
+    /// else `default`.
     pub fn word_or<T>(
         &mut self,
         (name, kind, meaning): (&'static str, &str, &'static str),
@@ -460,8 +461,8 @@ impl<'c, 'a> Table<'c, 'a> {
         self.usable(&found, self.cx.word(&found.value, "a string", parse))
     }
 
-    /// Takes the path of a file. `check` verifies later that its content is `content`. The path is
-    /// also returned if the file is missing; with `must_exist`, this is recorded as a problem.
+    /// Takes the path of a file. `check` verifies later that its content is `content`. A missing
+    /// file is recorded as a problem if `must_exist` is `true`; the path is returned in any case.
     pub fn file(&mut self, key: Key, content: Content, must_exist: bool) -> Option<PathBuf> {
         let found = self.take(&key)?;
         self.usable(&found, self.cx.file(&found, content, must_exist))
@@ -590,7 +591,7 @@ impl<'c, 'a> Table<'c, 'a> {
             let value = read(&found);
             let parsed = match parse_name(name) {
                 Ok(parsed) if map.contains_key(&parsed) => {
-                    Err("is there twice: remove one (upper and lower case are the same)".to_owned())
+                    Err("appears twice: remove one (upper and lower case are the same)".to_owned())
                 }
                 parsed => parsed,
             };
@@ -621,13 +622,13 @@ impl<'c, 'a> Table<'c, 'a> {
         }
     }
 
-    /// Returns `true` if the file sets the flag `name`, which must not have been taken yet, to
-    /// `true`. This is for a key that is read before the flag and depends on it.
+    /// Returns `true` if the file sets the flag `name` to `true` and the flag was not taken yet. A
+    /// key that depends on the flag, but is read before the flag, needs this method.
     pub fn is_true(&self, name: &str) -> bool {
         self.keys.get(name).is_some_and(|(_, value)| value.get_ref().as_bool() == Some(true))
     }
 
-    /// Returns the inner table `name`, or its element with this index, and records the header.
+    /// Returns the table `name`, or its element with this index, and records the table's header.
     fn child(&self, name: &str, index: Option<usize>, table: DeTable<'a>) -> Self {
         let mut path = self.path_of(name);
         if let Some(index) = index {
@@ -689,8 +690,8 @@ impl<'c, 'a> Table<'c, 'a> {
         values
     }
 
-    /// Returns `true` if the file sets `key` in the inner table `table`, which must not have been
-    /// taken yet. This is for a key that is read before that table and depends on it.
+    /// Returns `true` if the file sets `key` in the inner table `table` and that table was not
+    /// taken yet. A key that depends on the table, but is read before the table, needs this method.
     pub fn sets(&self, table: &str, key: &str) -> bool {
         let section = self.keys.get(table).and_then(|(_, value)| value.get_ref().as_table());
         section.is_some_and(|section| section.contains_key(key))
@@ -720,7 +721,7 @@ impl<'c, 'a> Table<'c, 'a> {
             Some(found) => {
                 self.cx.fail(found.at, &found.path, other_type(&found.value, &kind));
                 // The file has `[output]` instead of `[[output]]`. Its keys may have more problems.
-                // With `[output.siem]`, it has only inner tables, and one error is enough.
+                // If it is `[output.siem]`, it has only inner tables, and one error is enough.
                 let has_keys = found.value.as_table().is_some_and(|table| {
                     table.is_empty() || table.values().any(|value| !value.get_ref().is_table())
                 });

@@ -211,12 +211,12 @@ fn token(secret: &str) -> io::Result<String> {
     let invalid = |what| io::Error::new(io::ErrorKind::InvalidData, what);
     let token = secret.trim_ascii();
     if token.is_empty() {
-        return Err(invalid("the file holds no token"));
+        return Err(invalid("the file contains no token"));
     }
     // Editors on Windows put U+FEFF in front of a text.
     if token.chars().any(|c| (c.is_control() && c != '\t') || c == '\u{feff}') {
         return Err(invalid(
-            "the token has a line break or another control character in it, allowed: one line",
+            "the token contains a line break or another control character, allowed: one line",
         ));
     }
     Ok(token.to_owned())

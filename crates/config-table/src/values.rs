@@ -47,7 +47,7 @@ pub(crate) const SIZE_MAX: u64 = 1 << 50;
 /// The longest time in a config, so that a point in time plus several times never overflows.
 const TIME_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// The minimum of waits and time limits. A wait of zero would always be over at once.
+/// The minimum of waits and time limits. A limit of zero would always have passed already.
 pub const TIME_MIN: Duration = Duration::from_millis(1);
 
 /// The maximum length of a DNS name as text. In a message, it has 255 bytes (RFC 1035 §2.3.4).
@@ -67,17 +67,17 @@ impl BatchBytes {
     pub const UNLIMITED: Self = Self { default: 4 * MIB, max: None };
 }
 
-/// A time of this many seconds.
+/// Returns a time of this many seconds.
 pub const fn secs(secs: u64) -> Duration {
     Duration::from_secs(secs)
 }
 
-/// A time of this many milliseconds.
+/// Returns a time of this many milliseconds.
 pub const fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
-/// Returns `None` if the time is zero. In several keys, `"0s"` means "never".
+/// Returns the time, or `None` if it is zero. In several keys, `"0s"` means "never".
 pub fn unless_zero(time: Duration) -> Option<Duration> {
     (!time.is_zero()).then_some(time)
 }
@@ -289,7 +289,10 @@ pub fn output_name(text: &str) -> Result<String, String> {
     let starts = text.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit());
     let in_a_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     if !starts || text.len() > 63 || !text.chars().all(in_a_name) {
-        return Err("is not a name, allowed: 1 to 63 of a-z, 0-9 and -, not - first".to_owned());
+        return Err(
+            "is not a name, allowed: 1 to 63 characters (a-z, 0-9, -), not starting with -"
+                .to_owned(),
+        );
     }
     if text == "queue" {
         return Err("is the name of the queue itself in metrics: choose another name".to_owned());
@@ -304,7 +307,9 @@ pub fn topic(text: &str) -> Result<String, String> {
         || !text.chars().all(in_a_name)
         || [".", ".."].contains(&text)
     {
-        return Err("is not a topic, allowed: 1 to 249 of a-z, A-Z, 0-9, ., _ and -".to_owned());
+        return Err(
+            "is not a topic, allowed: 1 to 249 characters (a-z, A-Z, 0-9, ., _, -)".to_owned()
+        );
     }
     Ok(text.to_owned())
 }
@@ -314,7 +319,8 @@ pub fn path_prefix(text: &str) -> Result<String, String> {
     let in_a_path = |c: char| c.is_ascii_graphic() && !"?#".contains(c);
     if !text.starts_with('/') || !text.chars().all(in_a_path) {
         return Err(
-            "must begin with \"/\" and have only printable ASCII without space, ? and #".to_owned()
+            "must begin with \"/\" and contain only printable ASCII without spaces, ? and #"
+                .to_owned(),
         );
     }
     Ok(text.to_owned())
@@ -329,7 +335,7 @@ pub fn printable(text: &str, bytes_max: usize) -> Result<String, String> {
     if text.is_empty() || text.len() > bytes_max || !text.chars().all(|c| c.is_ascii_graphic()) {
         return Err(format!(
             "is not a valid name, allowed: 1 to {bytes_max} printable ASCII characters without \
-             space"
+             spaces"
         ));
     }
     Ok(text.to_owned())
@@ -358,9 +364,11 @@ pub fn server_name(text: &str) -> Result<String, String> {
 /// The text says what is wrong and what is allowed. It does not show the user name.
 pub fn user_name(text: &str) -> Result<(), String> {
     if text.is_empty() || text.contains(|c: char| c == ':' || c.is_control()) {
-        return Err("is not a user name, allowed: at least one character, none of them a colon \
-                    or a control character"
-            .to_owned());
+        return Err(
+            "is not a username, allowed: one or more characters, without colons and control \
+             characters"
+                .to_owned(),
+        );
     }
     Ok(())
 }
@@ -371,7 +379,7 @@ pub fn user_name(text: &str) -> Result<(), String> {
 ///
 /// The text says what is wrong and what is allowed.
 pub fn header_name(text: &str) -> Result<String, String> {
-    // These headers describe the body and the connection. The relay itself sets them.
+    // The headers about the body and the connection. The relay itself sets them.
     const OURS: [&str; 6] = [
         "host",
         "content-length",

@@ -22,8 +22,8 @@ pub struct Admin {
     pub probe_address: Option<SocketAddr>,
     /// The settings of HTTPS; `None` if `address` speaks plain HTTP.
     pub tls: Option<ListenerTls>,
-    /// The file with the token for everything but the probes, `/metrics`, `/tap` and the empty
-    /// status page. `None` if these pages need no token.
+    /// The file with the token for all pages except the probes, `/metrics`, `/tap` and the status
+    /// page without data. `None` if no token is needed.
     pub bearer_token_file: Option<PathBuf>,
     /// The file with a token for `/metrics`, which the token of `bearer_token_file` opens too.
     /// `None` if `/metrics` needs no token.
@@ -32,7 +32,7 @@ pub struct Admin {
     pub tap_token_file: Option<PathBuf>,
 }
 
-/// The addresses to bind, each with its key, and all settings; `None` if one of them is wrong.
+/// The addresses to bind, each with its key; and all settings, or `None` if one of them is wrong.
 pub(super) type Draft = (Vec<(&'static str, SocketAddr)>, Option<Admin>);
 
 pub(super) const ADDRESS: &str = "admin.address";
@@ -42,35 +42,39 @@ const PROBE_ADDRESS: &str = "admin.probe_address";
 pub(super) fn read(t: &mut Table<'_, '_>) -> Draft {
     t.section("admin", |t| {
         let address = t.word_or(
-            ("address", "IP:PORT", "address of metrics, health checks and status page; GET only"),
+            (
+                "address",
+                "IP:PORT",
+                "address for metrics, health checks and the status page; GET only",
+            ),
             "127.0.0.1:9090",
             None,
             values::socket_address,
         );
-        let meaning = "second address without TLS, only for /livez, /healthz, /readyz and \
-                       /drained: for probes without a client certificate";
-        let key = optional("probe_address", "IP:PORT", "probes use address", meaning);
+        let meaning = "second address, always without TLS, that serves only /livez, /healthz, \
+                       /readyz and /drained; for probes without a client certificate";
+        let key = optional("probe_address", "IP:PORT", "probes use `address`", meaning);
         let probe_address = t.word(key, values::socket_address);
         let token = |t: &mut Table<'_, '_>, key, default, meaning, must_exist| {
             t.file(optional(key, "path", default, meaning), Content::ListenerToken, must_exist)
         };
-        let meaning = "file with the token for everything that may name a user: /status, \
-                       /status/history, /status/volume, /evidence/ and what the status page shows; \
-                       while the file is absent, nobody has access";
+        let meaning = "file with the bearer token for pages that may name users: /status, \
+                       /status/history, /status/volume, /evidence/ and the status page's data; \
+                       until the file exists, they refuse every request";
         let bearer_token_file = token(t, "bearer_token_file", "no token needed", meaning, false);
-        let meaning = "file with a token for /metrics; the token of bearer_token_file gives access \
-                       too; while both files are absent, nobody has access";
+        let meaning = "file with a bearer token for /metrics (the token in `bearer_token_file` \
+                       also works); until one of the files exists, /metrics refuses every request";
         let metrics_token_file = token(t, "metrics_token_file", "no token needed", meaning, false);
-        let meaning = "if set, anyone with the token in this file can watch the events that are \
-                       sent, redacted and sampled (GET /tap)";
-        let tap_token_file = token(t, "tap_token_file", "no taps", meaning, true);
+        let meaning = "file with the bearer token for GET /tap, which shows a redacted sample of \
+                       the events that are sent";
+        let tap_token_file = token(t, "tap_token_file", "/tap is off", meaning, true);
         let tls = t.optional_section(
-            optional("tls", TABLE, "plain HTTP", "if present, address speaks HTTPS"),
+            optional("tls", TABLE, "plain HTTP", "if present, `address` uses HTTPS"),
             |t| listener::read_tls(t, false),
         );
         let asks = |tls: &ListenerTls| tls.client_ca.is_some();
         if tls.as_ref().and_then(Option::as_ref).is_some_and(asks) && probe_address.is_none() {
-            let message = "the kubelet and healthcheck present no client certificate, so probes of \
+            let message = "the kubelet and healthcheck send no client certificate, so probes of \
                            admin.address fail: set admin.probe_address for them";
             t.warn("tls", message);
         }

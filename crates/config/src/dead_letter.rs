@@ -16,10 +16,8 @@ const DEAD_LETTER_MIN: u64 = MIB;
 /// The settings of the section `[dead_letter]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadLetter {
-    /// The configured directory. If it is `None`, [`Config::dead_letter_directory`] says which
-    /// directory is used.
-    ///
-    /// [`Config::dead_letter_directory`]: super::Config::dead_letter_directory
+    /// The configured directory. If it is `None`, [`super::Config::dead_letter_directory`] says
+    /// which directory is used.
     pub directory: Option<PathBuf>,
     /// The largest size of all dead-letter files together, in bytes.
     pub max_bytes: u64,
@@ -31,14 +29,16 @@ pub(crate) fn read(t: &mut Table<'_, '_>) -> DeadLetter {
             "directory",
             "path",
             "dead-letter/ in queue.directory",
-            "directory for rejected events, as JSON lines; created with mode 0700 if missing; \
-             without it and queue.directory, rejected events are dropped and counted as lost",
+            "directory for rejected events, as JSON lines; created with mode 0700 if missing. If \
+             neither this nor `queue.directory` is set, rejected events are dropped and counted as \
+             lost",
         )),
         max_bytes: t.size(
             "max_bytes",
             64 * MIB,
             DEAD_LETTER_MIN..,
-            "size of all dead-letter files together; the oldest are deleted first, and counted",
+            "maximum total size of dead-letter files; the oldest are deleted first, and their \
+             events counted",
         ),
     }
 }
@@ -61,7 +61,7 @@ pub(super) fn warn_without_directory(
     };
     if let Some(draft) = outputs.iter().find(asks) {
         let path = action(draft);
-        let message = "needs dead_letter.directory or queue.directory: without either, rejected \
+        let message = "needs dead_letter.directory or queue.directory: if neither is set, rejected \
                        events are dropped and counted as lost";
         cx.problem_at(&path, &path, message, Severity::Warning);
     }

@@ -32,8 +32,8 @@ pub struct Timeouts {
     pub connect: Duration,
     /// An attempt to send fails if it makes no progress towards an acknowledgement for this long.
     pub request: Duration,
-    /// The age, within a small random difference, at which the output replaces a connection by a
-    /// new one. The work on the old connection is finished first. `None` if there is no age limit.
+    /// The age, ±10 % at random, at which the output replaces a connection by a new one. The work
+    /// on the old connection is finished first. `None` if there is no age limit.
     pub max_connection_age: Option<Duration>,
 }
 
@@ -49,7 +49,7 @@ pub struct BatchLimits {
 /// `[output.rejected] action`: the treatment of an event that the consumer refuses permanently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rejected {
-    /// The event is written to the dead-letter files, or dropped if these have no directory.
+    /// The event is written to the dead-letter files, or dropped if there is no directory for them.
     DeadLetter,
     /// The event is dropped and counted as lost.
     Drop,
@@ -59,21 +59,21 @@ pub enum Rejected {
 
 pub(crate) fn retry(t: &mut Table<'_, '_>) -> Retry {
     let retry = Retry {
-        initial_interval: t.time("initial_interval", millis(500), TIME_MIN.., "first wait"),
-        max_interval: t.time("max_interval", secs(30), TIME_MIN.., "longest wait, before jitter"),
-        multiplier: t.number("multiplier", 2.0, 1.0.., "factor between a wait and the next one"),
+        initial_interval: t.time("initial_interval", millis(500), TIME_MIN.., "initial wait"),
+        max_interval: t.time("max_interval", secs(30), TIME_MIN.., "maximum wait, before jitter"),
+        multiplier: t.number("multiplier", 2.0, 1.0.., "factor by which each wait grows"),
         randomization_factor: t.number(
             "randomization_factor",
             0.5,
             0.0..=1.0,
-            "each wait is a random value from 1 - this to 1 + this times the interval",
+            "jitter: each wait is multiplied by a random factor from 1 - this to 1 + this",
         ),
         max_elapsed: t.optional_time(
             "max_elapsed",
             TIME_MIN..,
-            "for ever",
-            "events that are not delivered this long after their first attempt are given up when \
-             the next attempt fails, as rejected.action says",
+            "no limit",
+            "if an attempt fails this long after an event's first attempt, the relay gives up on \
+             the event, and `rejected.action` decides what happens to it",
         ),
     };
     let [initial, max] = ["initial_interval", "max_interval"].map(|name| t.path_of(name));
@@ -99,24 +99,24 @@ pub(crate) fn timeouts(t: &mut Table<'_, '_>) -> Timeouts {
             "connect",
             secs(5),
             TIME_MIN..,
-            "time for the lookup of a name, and again for TCP, proxy and TLS together at each \
-             address; relp's open gets the same time once more",
+            "timeout for each of these: resolving a name; all handshakes with one address combined \
+             (TCP, proxy and TLS); the `open` command (`relp`)",
         ),
         request: t.time(
             "request",
             secs(60),
             TIME_MIN..,
-            "time without progress towards an acknowledgement; must be longer than a slow consumer \
-             takes, or the consumer gets the same batch again and again. At most 10 s while \
-             another address may answer (not tcp, syslog, kafka). http: from the moment when the \
-             consumer's kernel has the whole request to the end of the final answer's head",
+            "maximum time without progress toward an acknowledgement. If a slow consumer takes \
+             longer, it gets the same batch again and again. Limited to 10 s while another address \
+             may respond (does not apply to `tcp`, `syslog` and `kafka`). Over HTTP, the time runs \
+             from when the consumer's kernel has received the whole request to the end of the \
+             final response's headers",
         ),
         max_connection_age: unless_zero(t.time(
             "max_connection_age",
             Duration::ZERO,
             ..,
-            "age at which a connection is finished in order and opened again, with jitter; \"0s\": \
-             never",
+            "age (±10 %) at which a connection is closed gracefully and reopened; `\"0s\"`: never",
         )),
     }
 }
@@ -129,13 +129,13 @@ pub(crate) fn batch(t: &mut Table<'_, '_>, bytes: BatchBytes) -> BatchLimits {
             "max_bytes",
             bytes.default,
             (Bound::Included(1), max),
-            "bytes of one request or write; a larger event is sent alone",
+            "maximum bytes of events per request or write; a larger event is sent alone",
         ),
         max_events: t.count(
             "max_events",
             5000,
             1..=u64::from(u32::MAX),
-            "events of one request or write",
+            "maximum events per request or write",
         ),
     }
 }
@@ -150,15 +150,15 @@ pub(crate) fn rejected(t: &mut Table<'_, '_>) -> (Option<Rejected>, Duration) {
             ("retry", Rejected::Retry),
         ],
         Some(Rejected::DeadLetter),
-        "what happens to events that the consumer refuses for good; without a directory for dead \
-         letters they are dropped; both count as lost",
+        "what happens to permanently refused events; `dead_letter` drops them if dead letters have \
+         no directory. Dead letters and dropped events count as lost",
     );
     let after_server_errors = t.time(
         "after_server_errors",
         secs(3600),
         TIME_MIN..,
-        "an event that the consumer answers with server errors (5xx) for this long, while it takes \
-         others, counts as refused",
+        "time after which an event counts as refused if it gets only server errors (5xx) while the \
+         consumer accepts other events",
     );
     (action, after_server_errors)
 }

@@ -17,17 +17,17 @@ use evidence_log::tlog::key::{Kind, VerifierKey, check_name};
 pub struct Evidence {
     /// The file with the private signing key.
     pub key_file: PathBuf,
-    /// The file with the key that `key_file` will name after a later restart, if there is one.
-    /// While it is set, both keys sign each checkpoint.
+    /// The file with the next signing key, which `key_file` will name after a later restart. While
+    /// `next_key_file` is set, both keys sign each checkpoint.
     pub next_key_file: Option<PathBuf>,
     /// The name of the log, which no other log has.
     pub origin: String,
     /// The time between two checkpoints while the log grows.
     pub checkpoint_interval: Duration,
-    /// After this long without an entry, the relay adds one, which shows that it still runs.
+    /// The time without a new entry after which the relay adds one, to show that it still runs.
     pub heartbeat_interval: Duration,
-    /// The size in bytes above which the oldest line hashes are deleted. Their files stay within
-    /// twice this size.
+    /// The size in bytes above which the oldest line hashes are deleted. The files of the line
+    /// hashes stay within twice this size.
     pub max_bytes: u64,
     /// The witnesses that are asked to cosign each checkpoint, each with its own name.
     pub witnesses: Vec<Witness>,
@@ -47,15 +47,16 @@ const WITNESSES_MAX: usize = 16;
 
 /// Returns `None` if a required key (here or in a witness) is missing or wrong.
 pub(crate) fn read(t: &mut Table<'_, '_>) -> Option<Evidence> {
-    let meaning = "file with the private signing key, as `evidence keygen` writes it";
+    let meaning = "file with the private signing key, as written by `evidence keygen`";
     let key_file = t.file(required("key_file", "path", meaning), Content::SigningKey, true);
-    let meaning = "file with the key that will be in key_file next; until then both keys sign";
-    let key = optional("next_key_file", "path", "one key", meaning);
+    let meaning = "file with the signing key that `key_file` will name next; while this is set, \
+                   both keys sign";
+    let key = optional("next_key_file", "path", "none", meaning);
     let next_key_file = t.file(key, Content::SigningKey, true);
-    let meaning = "name of the log; each relay and each directory has its own";
+    let meaning = "name of the log; give each relay and each queue directory its own";
     let origin = t.word(required("origin", "string", meaning), |text| {
         check_name(text).map(|()| text.to_owned()).map_err(|_| {
-            "is not an origin, allowed: 1 to 255 bytes without blanks, control characters and +"
+            "is not an origin, allowed: 1 to 255 bytes without whitespace, control characters or +"
                 .to_owned()
         })
     });
@@ -63,19 +64,20 @@ pub(crate) fn read(t: &mut Table<'_, '_>) -> Option<Evidence> {
         "checkpoint_interval",
         secs(10),
         secs(1)..,
-        "a checkpoint is signed this often while the log grows",
+        "interval between checkpoints while the log grows",
     );
     let heartbeat_interval = t.time(
         "heartbeat_interval",
         secs(3600),
         secs(1)..,
-        "a checkpoint is signed at least this often when the log does not grow",
+        "maximum interval between checkpoints while the log does not grow",
     );
     let max_bytes = t.size(
         "max_bytes",
         1024 * MIB,
         MIB..,
-        "size of the hashes of lines, which may become twice this; the oldest are deleted first",
+        "size above which the oldest line hashes are deleted; their files may grow to twice this \
+         size",
     );
     Some(Evidence {
         witnesses: witnesses(t)?,
@@ -93,7 +95,7 @@ fn witnesses(t: &mut Table<'_, '_>) -> Option<Vec<Witness>> {
         "witness",
         "table, or array of tables",
         "none",
-        "each witness is asked to cosign every checkpoint, so that a rollback of the log is \
+        "servers that the relay asks to cosign each checkpoint, so that a rollback of the log is \
          noticed",
     ));
     let witnesses = witnesses.map(|tables| t.read_tables(tables, witness)).unwrap_or_default();
@@ -112,17 +114,17 @@ fn witnesses(t: &mut Table<'_, '_>) -> Option<Vec<Witness>> {
 }
 
 fn witness(t: &mut Table<'_, '_>) -> Option<Witness> {
-    let meaning = "URL for the requests add-checkpoint; its certificate must come from a public CA";
+    let meaning = "base URL for add-checkpoint requests; its certificate must be from a public CA";
     let url =
         t.word(required("url", "URL", meaning), |text| values::url(text).map(|_| text.to_owned()));
-    let meaning = "the verifier key of its cosignatures (Ed25519, type 0x04)";
+    let meaning = "verifier key for the witness's cosignatures (Ed25519, type 0x04)";
     let key = t.word(required("key", "string", meaning), |text| {
         let key: VerifierKey = text.parse().map_err(|error| {
-            format!("is not a verifier key ({error}), allowed: NAME+ID+BASE64 of the witness")
+            format!("is not a verifier key ({error}), allowed: the witness's NAME+ID+BASE64")
         })?;
         match key.kind() {
             Kind::Cosignature => Ok(key),
-            Kind::Note => Err("is the key of a log, allowed: the key of the witness's \
+            Kind::Note => Err("is the key of a log, allowed: the key for the witness's \
                                cosignatures (type 0x04)"
                 .to_owned()),
         }

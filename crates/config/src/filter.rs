@@ -24,7 +24,7 @@ const EVENT_BYTES_MIN: u64 = 1024;
 /// with a longer time many of them would be forgotten too early.
 const WINDOW_MAX: Duration = secs(24 * 3600);
 
-/// RFC 5424 allows at most 32 characters for a name in structured data.
+/// The maximum length of an annotation's name: that of a name in structured data (RFC 5424 §6).
 const ANNOTATION_CHARS_MAX: usize = 32;
 
 /// The maximum size of an annotation's value. It is low because the value is added to every event.
@@ -39,8 +39,8 @@ pub struct Filter {
     /// The files with Kubernetes audit policies. A policy may drop an event, or lower its audit
     /// level.
     pub policies: Vec<PathBuf>,
-    /// The configured rules of redaction. Even without a rule, Kubernetes' own secrets are
-    /// redacted. `None` if nothing is redacted.
+    /// The configured rules of redaction. Kubernetes' own secrets are redacted too, even if the
+    /// list is empty. `None` if nothing is redacted.
     pub redact: Option<Vec<redact::Rule>>,
     /// The maximum size of an event in bytes. A larger event loses as little as possible of
     /// webhooks' patches, `responseObject` and `requestObject`. If it is still too large, it counts
@@ -78,7 +78,7 @@ impl Filter {
 /// Returns the filter of an output, made from `[filter]` (`all`) and `[output.filter]` (`own`).
 /// Lists are joined, first those of `all`. The smaller `max_event_bytes` wins. Otherwise, `own`
 /// wins: for `deduplicate`, for the same annotation, and for a key of the form. `default` has the
-/// keys of the form that neither section sets; `index` is the index into which the output writes.
+/// values for keys of the form that neither section sets; the output writes into `index`.
 pub(crate) fn merged(all: &Section, own: Section, default: Form, index: Option<&str>) -> Filter {
     let least = |a: Option<u64>, b: Option<u64>| a.into_iter().chain(b).min();
     let form = Form {
@@ -109,8 +109,8 @@ pub(crate) fn filter(t: &mut Table<'_, '_>, of_type: Option<Form>) -> Option<Sec
     let key = optional(
         "filter",
         TABLE,
-        "events are sent unchanged",
-        "which events are sent, and how much of them",
+        "all events, unchanged",
+        "which events are sent, and in what form",
     );
     match t.optional_section(key, |t| keys(t, of_type)) {
         Some(filter) => filter,
@@ -125,22 +125,23 @@ fn keys(t: &mut Table<'_, '_>, of_type: Option<Form>) -> Option<Section> {
             "max_event_bytes",
             "size, at least 1KiB",
             (None, "no limit"),
-            "from larger events, as little as necessary of webhooks' patches, responseObject and \
-             requestObject is removed; events that are still larger are rejected",
+            "maximum event size. Larger events are trimmed: only as much of the webhook patches, \
+             `responseObject` and `requestObject` is removed as necessary; events that are still \
+             too large are rejected",
         ),
         EVENT_BYTES_MIN..=64 * MIB,
     );
     let deduplicate = t.optional_time(
         "deduplicate",
         secs(1)..=WINDOW_MAX,
-        "all events are sent",
-        "events with the same bytes are sent only once within this time",
+        "repeats are sent",
+        "time during which events with the same bytes are sent only once",
     );
     let annotate = t.word_map(
         (
             "annotate",
             "table of strings",
-            "annotations that are added to each event, as kube-audit-forwarder/NAME",
+            "annotations to add to each event, as kube-audit-forwarder/NAME",
         ),
         annotation_name,
         annotation_value,
@@ -150,15 +151,14 @@ fn keys(t: &mut Table<'_, '_>, of_type: Option<Form>) -> Option<Section> {
         "match",
         "table, or array of tables",
         "every event",
-        "only events that match one of these are sent; the criteria are those of a rule in a \
-         Policy",
+        "an event is sent only if it matches at least one of these tables",
     ));
     let redact = t.found_tables(optional(
         "redact",
         "table, or array of tables",
         "nothing",
-        "parts of bodies that are not sent; even if it is empty, values with Kubernetes' own \
-         secrets are redacted",
+        "fields to remove or hash; even an empty list removes what Kubernetes itself treats as \
+         secret",
     ));
     refuse_empty(t, "match", matches.as_ref());
     let matches = matches.map(|tables| t.read_tables(tables, of_match));
@@ -169,18 +169,23 @@ fn keys(t: &mut Table<'_, '_>, of_type: Option<Form>) -> Option<Section> {
     if count > RULES_MAX {
         t.error(
             "match",
-            format!("has {count} tables, those of unless included, allowed: at most {RULES_MAX}"),
+            format!("has {count} tables, including those in unless, allowed: at most {RULES_MAX}"),
         );
     }
-    let lets_denied = |code: u16| {
-        let lets = |codes: &[RangeInclusive<u16>]| {
-            codes.is_empty() || codes.iter().any(|range| range.contains(&code))
+    let is_matched = |code: &u16| {
+        let has = |codes: &[RangeInclusive<u16>]| {
+            codes.is_empty() || codes.iter().any(|range| range.contains(code))
         };
-        matches.iter().flatten().any(|of| lets(&of.criteria.code))
+        matches.iter().flatten().any(|of| has(&of.criteria.code))
     };
-    if matches.as_ref().is_some_and(|all| !all.is_empty()) && !DENIED.into_iter().all(lets_denied) {
-        let message = "matches no events with the code 401 or 403, so events of denied requests \
-                       are not sent: if you want them, add \"401\" and \"403\" to a code";
+    let unmatched: Vec<_> =
+        DENIED.iter().filter(|code| !is_matched(code)).map(u16::to_string).collect();
+    if matches.as_ref().is_some_and(|all| !all.is_empty()) && !unmatched.is_empty() {
+        let codes = unmatched.join(" or ");
+        let message = format!(
+            "matches no event with the code {codes}, so these denied requests are not sent: to \
+             send them, add a table with code = [\"401\", \"403\"]"
+        );
         t.warn("match", message);
     }
     let filter = Filter {
@@ -201,8 +206,7 @@ fn policy(t: &mut Table<'_, '_>) -> Option<PathBuf> {
             "policy",
             "path",
             "none",
-            "file with an audit.k8s.io/v1 Policy: events are dropped, or lowered to the level that \
-             it sets",
+            "file with an audit.k8s.io/v1 Policy, which drops events or lowers their audit level",
         ),
         Content::Policy,
         true,
@@ -221,23 +225,23 @@ fn form(
         "shape",
         &shapes,
         otherwise(&shapes, of_type.map(|form| form.shape)),
-        "schema of the documents, applied last: the event itself, the Elastic Common Schema, or \
-         OCSF's API Activity",
+        "schema of the documents, applied last. `event`: the event itself; `ecs`: Elastic Common \
+         Schema; `ocsf`: OCSF API Activity",
     );
     let words = [("keep", Bodies::Keep), ("string", Bodies::String), ("drop", Bodies::Drop)];
     let bodies = t.optional_choice(
         "bodies",
         &words,
         otherwise(&words, of_type.map(|form| form.bodies)),
-        "requestObject and responseObject are kept, become strings of JSON, or are removed \
-         together with webhooks' patches",
+        "`requestObject` and `responseObject` are kept, become JSON strings, or are dropped along \
+         with webhook patches",
     );
     let words = [("keep", ManagedFields::Keep), ("drop", ManagedFields::Drop)];
     let managed_fields = t.optional_choice(
         "managed_fields",
         &words,
         otherwise(&words, of_type.map(|form| form.managed_fields)),
-        "drop: metadata.managedFields is removed from the bodies, as with omitManagedFields in a \
+        "`drop`: remove `metadata.managedFields` from the bodies, like `omitManagedFields` in a \
          Policy",
     );
     (shape, bodies, managed_fields)
@@ -247,7 +251,7 @@ fn form(
 /// the output's type, or `None` in `[filter]`.
 fn otherwise<T: PartialEq>(words: &[(&str, T)], default: Option<T>) -> String {
     match words.iter().find(|(_, value)| Some(value) == default.as_ref()) {
-        Some((word, _)) => format!("that of `[filter]`, or `\"{word}\"`"),
+        Some((word, _)) => format!("the value in `[filter]`, else `\"{word}\"`"),
         None => "the output's default".to_owned(),
     }
 }
@@ -264,8 +268,8 @@ fn of_match(t: &mut Table<'_, '_>) -> Option<Match> {
         "unless",
         "table, or array of tables",
         "none",
-        "exemptions: events that match one of these do not match the table; same keys, except \
-         unless and resource_names",
+        "exemptions: an event that matches one of these does not match this table; same keys, \
+         except `unless` and `resource_names`",
     ));
     refuse_empty(t, "unless", unless.as_ref());
     let criteria = criteria(t, unless.is_some(), false);
@@ -286,41 +290,41 @@ fn criteria(t: &mut Table<'_, '_>, may_be_empty: bool, is_exempt: bool) -> Optio
         t.rename(in_a_policy, name);
     }
     let is_empty = t.is_empty() && !may_be_empty;
-    let meaning = "users who sent the request; a * at the end matches any rest, * alone matches \
-                   anyone";
+    let meaning = "users who sent the request; a trailing `*` matches any suffix, `*` alone \
+                   matches every event";
     let users = unless_any(words(t, "users", "anyone", meaning));
-    let meaning = "groups of the user, such as \"system:nodes\"; * alone matches anyone";
+    let meaning = "the user's groups, such as \"system:nodes\"; `*` alone matches every event";
     let user_groups = unless_any(words(t, "user_groups", "anyone", meaning));
     let verbs = unless_any(words(
         t,
         "verbs",
         "any",
-        "verbs, such as \"create\" or \"list\"; * alone matches any",
+        "verbs, such as \"create\" or \"list\"; `*` alone matches every verb",
     ));
-    let meaning = "namespaces in the URL of the request; \"\" matches requests without one; a * at \
-                   the end matches any rest, * alone matches every object";
+    let meaning = "namespaces in the request URL; \"\" matches URLs without one; a trailing `*` \
+                   matches any suffix, `*` alone matches every object";
     let namespaces = words(t, "namespaces", "any", meaning);
     let non_resource_urls = words(
         t,
         "non_resource_urls",
         "any",
-        "paths of requests that are not about resources; a * at the end matches any rest",
+        "paths of non-resource requests; a trailing `*` matches any suffix",
     );
     let resources = t
         .found_tables(optional(
             "resources",
             "table, or array of tables",
             "any",
-            "resources that the request is about",
+            "resources that the request targets",
         ))
-        .map(|tables| t.read_tables(tables, |t| kinds(t, is_exempt)));
+        .map(|tables| t.read_tables(tables, |t| group_resources(t, is_exempt)));
     let code = t.words(
         optional(
             "code",
             "array of strings",
-            "any, or none yet",
-            "status codes of the response, such as \"404\" or \"500-599\"; not 401 and 403 in \
-             unless",
+            "any code, or none",
+            "response codes, such as \"404\" or \"500-599\"; 401 and 403 are not allowed in \
+             `unless`",
         ),
         |text| codes(text, is_exempt),
     );
@@ -349,11 +353,11 @@ fn criteria(t: &mut Table<'_, '_>, may_be_empty: bool, is_exempt: bool) -> Optio
     (mistakes.is_empty() && !is_empty).then_some(criteria)
 }
 
-/// The codes of denied requests: refused in `unless`; a `match` without them causes a warning.
+/// The codes of denied requests: an error in `unless`; a `match` without them causes a warning.
 const DENIED: [u16; 2] = [401, 403];
 
-/// Parses a code, or a range of codes. `is_exempt` is `true` in `unless`, which drops events by
-/// their code.
+/// Parses a code, or a range of codes. `is_exempt` is `true` in `unless`, where [`DENIED`] codes
+/// are an error.
 fn codes(text: &str, is_exempt: bool) -> Result<RangeInclusive<u16>, String> {
     let number = |text: &str| {
         let is_code = text.len() == 3 && text.bytes().all(|byte| byte.is_ascii_digit());
@@ -365,8 +369,8 @@ fn codes(text: &str, is_exempt: bool) -> Result<RangeInclusive<u16>, String> {
         codes.ok_or("is not a code, allowed: three digits, or a range such as 500-599")?;
     if is_exempt && DENIED.iter().any(|code| (first..=last).contains(code)) {
         return Err(
-            "contains 401 or 403, the codes of denied requests, whose events are always sent, \
-             allowed: other codes"
+            "contains 401 or 403: unless must not exempt denied requests by their code, allowed: \
+             other codes"
                 .to_owned(),
         );
     }
@@ -375,25 +379,25 @@ fn codes(text: &str, is_exempt: bool) -> Result<RangeInclusive<u16>, String> {
 
 /// Reads one table of `resources`: an API group, its resources, and names of objects. In `unless`
 /// (`is_exempt`), names are not allowed: clients choose them, and could hide events by them.
-fn kinds(t: &mut Table<'_, '_>, is_exempt: bool) -> GroupResources {
+fn group_resources(t: &mut Table<'_, '_>, is_exempt: bool) -> GroupResources {
     let group = t.word_or(
-        ("group", "string", "API group; \"\" is the core group, \"*\" is any"),
+        ("group", "string", "API group; \"\" is the core group, `*` is any group"),
         "",
         None,
         |text| Ok(text.to_owned()),
     );
-    let meaning = "resources, such as \"pods\", \"pods/log\", \"pods/*\" (also pods), \"*/status\"";
-    let resources = words(t, "resources", "all of the group", meaning);
+    let meaning = "resources, such as `pods`, `pods/log`, `pods/*` (includes `pods`), `*/status`";
+    let resources = words(t, "resources", "all in the group", meaning);
     let mut of =
         GroupResources { group: group.unwrap_or_default(), resources, ..Default::default() };
     if is_exempt {
         t.refuse_rest(&|name| {
-            let what = "is not allowed in unless, because clients choose the names of objects";
+            let what = "is not allowed in unless, because clients choose object names";
             matches!(name, "resource_names" | "resourceNames").then(|| what.to_owned())
         });
     } else {
         t.rename("resourceNames", "resource_names");
-        let meaning = "only objects with these names; * alone matches any";
+        let meaning = "object names; `*` alone matches any name";
         of.resource_names = unless_any(words(t, "resource_names", "any", meaning));
     }
     of
@@ -412,7 +416,8 @@ fn redaction(t: &mut Table<'_, '_>) -> Option<redact::Rule> {
             "resources",
             "array of strings",
             "every event",
-            "RESOURCE of the core group, GROUP/RESOURCE or GROUP/RESOURCE/SUBRESOURCE; each part may be *",
+            "RESOURCE (core group), GROUP/RESOURCE or GROUP/RESOURCE/SUBRESOURCE; each part can be \
+             `*`",
         ),
         |text| checked(&[text], &["requestObject"]),
     );
@@ -420,7 +425,7 @@ fn redaction(t: &mut Table<'_, '_>) -> Option<redact::Rule> {
         required(
             "fields",
             "array of strings",
-            "paths, such as \"requestObject.data.*\", where * is any member or element",
+            "paths, such as `requestObject.data.*`, where `*` is any member or element",
         ),
         |text| checked(&[], &[text]),
     );
@@ -428,8 +433,8 @@ fn redaction(t: &mut Table<'_, '_>) -> Option<redact::Rule> {
         "with",
         &[("drop", With::Drop), ("sha256", With::Sha256)],
         Some(With::Drop),
-        "drop: the value is removed; sha256: its hash replaces it, which shows equal values, and \
-         from which short or known values can be guessed",
+        "`drop`: remove the value; `sha256`: replace it with its hash. Equal values have equal \
+         hashes, and short or known values can be guessed",
     );
     let resources = resources.unwrap_or_default();
     Some(redact::Rule { resources, fields: fields?, with: with? })
@@ -446,7 +451,7 @@ fn words(
     t.words(key, |text| Ok(text.to_owned())).unwrap_or_default()
 }
 
-/// A list with `*` stands for any value, as an absent key does.
+/// Returns the list. If it contains `*`, returns an empty list, which matches any value.
 fn unless_any(list: Vec<String>) -> Vec<String> {
     if list.iter().any(|value| value == "*") { Vec::new() } else { list }
 }
@@ -471,7 +476,8 @@ fn annotation_name(text: &str) -> Result<String, String> {
 fn annotation_value(text: &str) -> Result<String, String> {
     if text.is_empty() || text.len() > ANNOTATION_BYTES_MAX || text.chars().any(char::is_control) {
         return Err(format!(
-            "is not a value, allowed: 1 to {ANNOTATION_BYTES_MAX} bytes without control characters"
+            "is not a valid value, allowed: 1 to {ANNOTATION_BYTES_MAX} bytes without control \
+             characters"
         ));
     }
     Ok(text.to_owned())

@@ -17,8 +17,8 @@ use config_table::values;
 /// The keys that all outputs over HTTP share: the consumer's URLs, and how requests are made.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HttpClient {
-    /// The URLs of the consumer; at least one. Each template expands to an http or https URL,
-    /// except that a URL was not checked if its `${file:…}` was missing when the config was read.
+    /// The URLs of the consumer; at least one. Each template expands to an http or https URL. A URL
+    /// whose `${file:…}` could not be read with the config is not checked.
     pub urls: Vec<Template>,
     /// How the URL of a request is chosen from `urls`.
     pub strategy: Strategy,
@@ -53,7 +53,7 @@ pub struct BasicAuth {
 pub struct HttpKeys {
     /// The default of the key `compression`.
     pub compression: Compression,
-    /// The noun for what is compressed, in the config reference.
+    /// The text in the config reference for what is compressed.
     pub compresses: &'static str,
     /// The meaning of the key `concurrency`, in the config reference.
     pub concurrency: &'static str,
@@ -63,12 +63,12 @@ pub struct HttpKeys {
 }
 
 impl HttpKeys {
-    /// Returns the keys of a type of output whose requests carry a batch each.
+    /// Returns the keys of a type of output whose requests each carry one batch.
     pub const fn of_requests(compression: Compression, authorization: bool) -> Self {
         Self {
             compression,
             compresses: "Content-Encoding of requests",
-            concurrency: "requests at the same time; 1 keeps the order of the events",
+            concurrency: "maximum concurrent requests; 1 keeps events in order",
             authorization,
         }
     }
@@ -84,7 +84,11 @@ impl HttpClient {
         own: impl FnOnce(&mut Table<'c, 'a>) -> T,
     ) -> (Option<Self>, T) {
         let urls = t.secrets(
-            required("urls", "array of URLs", "http:// or https://, without user and password"),
+            required(
+                "urls",
+                "array of URLs",
+                "http:// or https://, without a username or password",
+            ),
             |text| values::url(text).map(drop),
         );
         let strategy = Strategy::read(t);
@@ -100,7 +104,7 @@ impl HttpClient {
         let proxy = proxy(t);
         let basic_auth = if keys.authorization { basic_auth(t) } else { None };
         let tls = t.optional_section(
-            optional("tls", TABLE, "its defaults", "settings for https URLs"),
+            optional("tls", TABLE, "default settings", "TLS settings for https:// URLs"),
             ClientTls::keys,
         );
         if keys.authorization {
@@ -108,7 +112,7 @@ impl HttpClient {
         } else if headers.contains_key("authorization") {
             t.error(
                 "headers",
-                "sets `authorization`, which this type of output sets itself: remove that header",
+                "sets `authorization`, but this type of output sets that header itself: remove it",
             );
         }
         if tls.is_some() && urls.as_ref().is_some_and(|urls| urls.iter().all(is_plain)) {
@@ -131,10 +135,8 @@ impl HttpClient {
         (read(), own)
     }
 
-    /// Returns the consumer's URLs and the proxy's for [`OutputSettings::targets`]. A URL that
-    /// cannot be expanded is left out.
-    ///
-    /// [`OutputSettings::targets`]: super::protocol::OutputSettings::targets
+    /// Returns the consumer's URLs and the proxy's, as `OutputSettings::targets` needs them. A URL
+    /// that cannot be expanded is left out.
     pub fn targets(&self) -> Vec<Target> {
         let is_proxied = self.proxy.is_some();
         let urls =
@@ -159,7 +161,7 @@ fn parsed(url: &Template) -> Option<Url> {
 
 /// Warns of each credential that goes over the network without TLS: files with tokens and
 /// passwords, headers whose names look like those of credentials, and headers with a `${file:…}`.
-/// There is no warning if the consumer is on this machine.
+/// There is no warning if all http URLs lead to this machine.
 fn warn_of_plain_credentials(
     t: &Table<'_, '_>,
     urls: &[Template],
@@ -191,14 +193,19 @@ fn warn_of_plain_credentials(
 
 fn bearer_token_file(t: &mut Table<'_, '_>) -> Option<PathBuf> {
     t.file(
-        optional("bearer_token_file", "path", "none", "file with the token for Authorization"),
+        optional(
+            "bearer_token_file",
+            "path",
+            "none",
+            "file with the token for `Authorization: Bearer`",
+        ),
         Content::Token,
         true,
     )
 }
 
 fn proxy(t: &mut Table<'_, '_>) -> Option<Template> {
-    let meaning = "http://[USER:PASSWORD@]HOST[:PORT] of a proxy for every connection (CONNECT)";
+    let meaning = "HTTP proxy for all connections (CONNECT): http://[USER:PASSWORD@]HOST[:PORT]";
     t.secret(optional("proxy", "URL", "none", meaning), values::proxy_url)
 }
 
@@ -206,9 +213,9 @@ fn proxy(t: &mut Table<'_, '_>) -> Option<Template> {
 /// is missing or wrong.
 fn basic_auth(t: &mut Table<'_, '_>) -> Option<Option<BasicAuth>> {
     t.optional_section(
-        optional("basic_auth", TABLE, "none", "user and password for Authorization"),
+        optional("basic_auth", TABLE, "none", "username and password (`Authorization: Basic`)"),
         |t| {
-            let username = t.secret(required("username", "string", "user name"), values::user_name);
+            let username = t.secret(required("username", "string", "username"), values::user_name);
             let file = required("password_file", "path", "file with the password");
             let password_file = t.file(file, Content::Password, true);
             Some(BasicAuth { username: username?, password_file: password_file? })

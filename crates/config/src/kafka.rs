@@ -1,7 +1,7 @@
 //! The keys that an output and a source of type `kafka` share: brokers, topic, SASL and TLS.
 //!
-//! They are read even by a binary without the feature `kafka`, so that it reports the same problems
-//! of a config, and one more: the missing feature.
+//! The keys are read even by a binary without the feature `kafka`, so that it reports the same
+//! problems of a config, and one more: the missing feature.
 
 use std::path::PathBuf;
 
@@ -57,14 +57,10 @@ impl Kafka {
     /// come after all plain keys of the table.
     pub fn read_topic(t: &mut Table<'_, '_>) -> KafkaTopic {
         let brokers = t.words(
-            required(
-                "brokers",
-                "array of host:port",
-                "some brokers of the cluster, which name the others",
-            ),
+            required("brokers", "array of host:port", "bootstrap brokers of the cluster"),
             values::host_port,
         );
-        let topic = t.word(required("topic", "name", "topic, which must exist"), values::topic);
+        let topic = t.word(required("topic", "name", "topic; must already exist"), values::topic);
         brokers.zip(topic)
     }
 
@@ -72,7 +68,7 @@ impl Kafka {
     /// or wrong.
     pub fn read(t: &mut Table<'_, '_>, topic: KafkaTopic) -> Option<Self> {
         let sasl = t.optional_section(
-            optional("sasl", TABLE, "none", "user and password for the brokers"),
+            optional("sasl", TABLE, "none", "username and password for the brokers"),
             Sasl::keys,
         );
         let tls = ClientTls::read_for_kafka(t);
@@ -87,9 +83,7 @@ impl Kafka {
         Some(Self { brokers, topic, tls, sasl })
     }
 
-    /// Returns the brokers for [`OutputSettings::targets`].
-    ///
-    /// [`OutputSettings::targets`]: super::protocol::OutputSettings::targets
+    /// Returns the brokers, as `OutputSettings::targets` needs them.
     pub fn targets(&self) -> Vec<Target> {
         Target::of_addresses("brokers", &self.brokers, self.tls.is_some())
     }
@@ -106,9 +100,9 @@ impl Sasl {
                 ("PLAIN", SaslMechanism::Plain),
             ],
             Some(SaslMechanism::ScramSha512),
-            "mechanism that the brokers expect; PLAIN sends the password itself",
+            "SASL mechanism that the brokers expect; `PLAIN` sends the password itself",
         );
-        let username = t.secret(required("username", "string", "user name"), values::user_name);
+        let username = t.secret(required("username", "string", "username"), values::user_name);
         let file = required("password_file", "path", "file with the password");
         let password_file = t.file(file, Content::Password, true);
         Some(Self { mechanism: mechanism?, username: username?, password_file: password_file? })
@@ -119,7 +113,7 @@ impl Sasl {
 /// reads the other keys, so that their problems are reported in the same run.
 #[cfg(not(feature = "kafka"))]
 pub fn without_kafka(t: &Table<'_, '_>) {
-    let message = "this binary was built without kafka: build it, or the image, with the \
-                   feature kafka (docs/destinations/kafka.md)";
+    let message = "this binary was built without kafka: build it, or the image, with the kafka \
+                   feature (docs/destinations/kafka.md)";
     t.error("type", message);
 }

@@ -1,8 +1,8 @@
 //! Reads and checks the config file. One run reports all problems of the file.
 //!
-//! The function [`read`] does this. A table of the file has a module here, with three parts: the
-//! struct of its settings, the reading of its keys, and the checks for keys that contradict each
-//! other. The small tables `[volume]` and `[shutdown]` are read in this file.
+//! The function [`read`] does this. A top-level table of the file has a module here. Its three
+//! parts are: the struct of the settings, the reading of its keys, and the checks for keys that
+//! contradict each other. Only the small tables `[volume]` and `[shutdown]` are read in this file.
 //!
 //! This crate promises that the values of a [`Config`] are typed and checked, so that no part of
 //! the relay checks them again. It imports `config-table`, `transform` (policies and rules of a
@@ -104,8 +104,8 @@ address = "127.0.0.1:9090"
 /// The result of reading a config file.
 #[derive(Debug, Clone)]
 pub struct Checked {
-    /// The config. `None` if one of the problems is an error, or if a `${file:…}` that is not part
-    /// of a possibly secret string cannot be read. Any other missing file has no effect here.
+    /// The config. `None` if there is an error, or if the file of a `${file:…}` cannot be read,
+    /// except in a string that may be a secret. No other missing file has an effect here.
     pub config: Option<Config>,
     /// All problems, sorted by their position in the config file.
     pub problems: Vec<Problem>,
@@ -121,8 +121,8 @@ pub struct Checked {
     effective: String,
     /// The line and the column of each value and table header, by path: `output[0].name`.
     places: BTreeMap<String, (usize, usize)>,
-    /// The name of each output, with the path of its table, such as `output[0]`. `None`: the output
-    /// has no usable name.
+    /// The path of each output's table, such as `output[0]`, with the output's name. `None`: the
+    /// output has no usable name.
     outputs: Vec<(String, Option<String>)>,
 }
 
@@ -134,7 +134,8 @@ impl Checked {
         self.effective.clone()
     }
 
-    /// Returns a problem at the key's value, or else at the innermost table around it, or line 1.
+    /// Returns a problem at the value of `key`, or else at the innermost table around `key`, or
+    /// line 1.
     pub fn problem(&self, key: &str, message: impl Into<String>, severity: Severity) -> Problem {
         let place = reader::enclosing(key).find_map(|path| self.places.get(path));
         let (line, column) = place.copied().unwrap_or((1, 1));
@@ -201,7 +202,7 @@ pub fn read_with(
 }
 
 /// Reads only the section `[admin]`. Commands that ask a running relay, such as `healthcheck` and
-/// `top`, then find it even if its config file now has a mistake in another section.
+/// `top`, can thus find the relay even if the config file now has a mistake in another section.
 ///
 /// # Errors
 ///
@@ -272,7 +273,7 @@ impl Config {
 
 /// Reads all tables of the config file, and records their problems in `cx`. If one of the problems
 /// is an error, the result must not be used. Returns `None` only if there is such an error or a
-/// missing `${file:…}`. The name of each output is added to `names`, with the path of its table.
+/// missing `${file:…}`. Adds the path of each output's table to `names`, with the output's name.
 ///
 /// The order of the calls is the order of the tables in the effective config and in the reference.
 fn whole<'a>(
@@ -292,9 +293,9 @@ fn whole<'a>(
     let outputs = t.sections("output", |t| output::read(t, types, &|| entries(types)));
     names.extend(outputs.iter().map(|draft| (draft.path.clone(), draft.name.clone())));
     let dead_letter = t.section("dead_letter", dead_letter::read);
-    let meaning = "if present, the relay keeps a log that proves which events came in; needs \
-                   queue.directory; a change needs a restart";
-    let key = table::optional("evidence", table::TABLE, "no evidence", meaning);
+    let meaning = "if present, the relay keeps a log that proves which events it received; \
+                   requires `queue.directory`; changes require a restart";
+    let key = table::optional("evidence", table::TABLE, "no log", meaning);
     let evidence = t.optional_section(key, evidence::read);
     let (admin_addresses, admin) = admin::read(&mut t);
     let volume = t.section("volume", volume);
@@ -337,8 +338,7 @@ fn whole<'a>(
 }
 
 fn volume(t: &mut Table<'_, '_>) -> bool {
-    let meaning = "count which users, verbs and resources cause the incoming bytes (GET \
-                   /status/volume)";
+    let meaning = "count incoming bytes by user, verb and resource (GET /status/volume)";
     t.flag("enabled", true, meaning)
 }
 
@@ -347,7 +347,7 @@ fn drain_timeout(t: &mut Table<'_, '_>) -> Duration {
         "drain_timeout",
         values::secs(20),
         ..,
-        "time after SIGTERM to answer open requests and to empty the queue",
+        "time after SIGTERM to finish open requests and deliveries",
     )
 }
 

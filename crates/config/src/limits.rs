@@ -20,14 +20,14 @@ const USUAL_BODY: u64 = 64 * MIB;
 /// The settings of the section `[limits]`. Sizes are in bytes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Limits {
-    /// The largest accepted request body; a larger one is answered with 413. Queue in memory: the
-    /// smallest of the configured `max_body`, `max_in_flight`, and `queue.max_bytes` - 256. Queue
-    /// on disk: the smaller of the configured `max_body` and half of `queue.max_bytes`.
+    /// The largest accepted request body; a larger one gets 413. Queue in memory: the smallest of
+    /// the configured `max_body`, `max_in_flight`, and `queue.max_bytes` - 256. Queue on disk: the
+    /// smaller of the configured `max_body` and half of `queue.max_bytes`.
     pub max_body: u64,
     /// The maximum number of bytes that request bodies occupy in memory. A body counts until it is
     /// in the queue, and also while its sender waits for the acknowledgement.
     pub max_in_flight: u64,
-    /// The maximum number of open connections of all listeners together.
+    /// The maximum number of open connections across all listeners.
     pub max_connections: usize,
     /// The time limit from the first byte of a request's head to its end, and for a TLS handshake.
     pub header_timeout: Duration,
@@ -35,23 +35,23 @@ pub struct Limits {
     pub body_timeout: Duration,
     /// The longest time that a connection without a request is kept open for the next one.
     pub idle_timeout: Duration,
-    /// The age, within 10 % at random, at which a connection is closed. A request in progress is
-    /// answered first. `None` if there is no age limit.
+    /// The age, ±10 % at random, at which a connection is closed. A request in progress gets its
+    /// response first. `None` if there is no age limit.
     pub max_connection_age: Option<Duration>,
 }
 
-/// Reads `[limits]`, with `max_body` as configured; see [`effective_max_body`]. Its default is
-/// larger if the queue is on disk (`is_durable`).
+/// Reads `[limits]`, with `max_body` as configured; see [`effective_max_body`]. The default of
+/// `max_body` is larger if the queue is on disk (`is_durable`).
 pub(crate) fn read(t: &mut Table<'_, '_>, is_durable: bool) -> Limits {
     let max_body = if is_durable { 1024 * MIB } else { 256 * MIB };
     let key = derived(
         "max_body",
         "size, at least 1KiB",
-        (Some(max_body), "`\"256MiB\"`, with queue.directory `\"1GiB\"`"),
-        "largest body, both as sent and decompressed; larger: 413. The effective limit is the \
-         smallest of this, max_in_flight and queue.max_bytes - 256; with queue.directory it is the \
-         smaller of this and queue.max_bytes / 2, and each event must be smaller than \
-         max_in_flight",
+        (Some(max_body), "`\"256MiB\"`, or `\"1GiB\"` with `queue.directory`"),
+        "maximum size of a request body, both as sent and after decompression; above it: 413. With \
+         a queue in memory, the effective limit is the smallest of this, `max_in_flight` and \
+         `queue.max_bytes` - 256. With `queue.directory`, it is the smaller of this and \
+         `queue.max_bytes` / 2, and each event must be smaller than `max_in_flight`",
     );
     Limits {
         max_body: t.size_of(key, KIB..).unwrap_or(max_body),
@@ -59,51 +59,52 @@ pub(crate) fn read(t: &mut Table<'_, '_>, is_durable: bool) -> Limits {
             "max_in_flight",
             256 * MIB,
             ROOM_MIN..,
-            "limit for the bytes of bodies in memory that are not yet in the queue or wait for \
-             their acknowledgement; above it: 429",
+            "maximum bytes of request bodies in memory that are not yet queued, or whose senders \
+             are still waiting for a response; above it: 429",
         ),
         max_connections: usize::try_from(t.count(
             "max_connections",
             4096,
             1..=CONNECTIONS_MAX,
-            "connections of all listeners together; above it, a connection whose requests were \
-             refused is closed, or else the one that has been longest without a complete request \
-             head; a low limit on open files lowers it",
+            "maximum number of connections across all listeners. Above it, a new connection \
+             replaces one whose requests were all refused or, if there is none, the one that has \
+             gone longest without a complete request head. If the limit on open files is too low \
+             for this value, the value is reduced",
         ))
         .unwrap_or(usize::MAX),
         header_timeout: t.time(
             "header_timeout",
             secs(10),
             TIME_MIN..,
-            "time from the first byte of a request's head to its end",
+            "timeout for a request head, from its first byte",
         ),
         body_timeout: t.time(
             "body_timeout",
             secs(30),
             TIME_MIN..,
-            "time for the whole body to arrive, else 408; the body of a refused request gets 2s, \
-             and 2s more for each 128KiB",
+            "timeout for the whole body, after which the sender gets 408; the body of a refused \
+             request gets 2s, plus 2s for each 128KiB",
         ),
         idle_timeout: t.time(
             "idle_timeout",
             secs(300),
             TIME_MIN..,
-            "time between two requests on a connection",
+            "maximum time between two requests on a connection",
         ),
         max_connection_age: unless_zero(t.time(
             "max_connection_age",
             secs(900),
             ..,
-            "age at which a connection is closed after its current answer (Connection: close or \
-             GOAWAY), with jitter; \"0s\": never",
+            "age (±10 %) at which a connection is closed after its current response (Connection: \
+             close or GOAWAY); `\"0s\"`: never",
         )),
     }
 }
 
 /// Returns the largest request body, in bytes, that `limits` and `queue` together allow. Warns if
-/// it is smaller than the file's `max_body`, or, without that key, too small for usual batches.
+/// this is less than the file's `max_body`, or, if the file has none, too small for usual batches.
 ///
-/// With a queue on disk, a large body is written to a file while it arrives, so `max_in_flight`
+/// If the queue is on disk, a large body is written to a file while it arrives, so `max_in_flight`
 /// does not limit its size.
 pub(super) fn effective_max_body(cx: &Context<'_>, limits: &Limits, queue: &Queue) -> u64 {
     let (in_flight, room, room_shown) = if queue::is_durable(cx) {

@@ -19,7 +19,7 @@ pub struct Listener {
     /// The address that the listener binds. With port 0, the kernel chooses a port.
     pub address: SocketAddr,
     /// The path at and below which requests are accepted; it starts with `/`. A request to any
-    /// other path is answered with 404.
+    /// other path gets 404.
     pub path_prefix: String,
     /// The file with the bearer token that each request must present; `None` if requests need none.
     pub bearer_token_file: Option<PathBuf>,
@@ -50,14 +50,14 @@ pub(super) type Draft = (Option<SocketAddr>, Option<Listener>);
 
 pub(crate) fn read(t: &mut Table<'_, '_>) -> Draft {
     let address = t.word(
-        required("address", "IP:PORT", "address to listen on; events arrive there by POST"),
+        required("address", "IP:PORT", "address to listen on for POST requests with events"),
         |text| Ok((text.to_owned(), values::socket_address(text)?)),
     );
     let path_prefix = t.word_or(
         (
             "path_prefix",
             "path",
-            "events are accepted by POST at any path below it; other paths get 404",
+            "events are accepted at this path and below it; other paths get 404",
         ),
         "/",
         None,
@@ -68,8 +68,8 @@ pub(crate) fn read(t: &mut Table<'_, '_>) -> Draft {
             "bearer_token_file",
             "path",
             "no authentication",
-            "file with the token that senders must present, without the blanks around it; \
-             kube-apiserver sends tokens only over HTTPS",
+            "file with the bearer token that senders must present (surrounding whitespace is \
+             ignored); kube-apiserver sends tokens only over HTTPS",
         ),
         Content::ListenerToken,
         true,
@@ -79,7 +79,7 @@ pub(crate) fn read(t: &mut Table<'_, '_>) -> Draft {
             "tls",
             TABLE,
             "plain HTTP",
-            "if present, the listener speaks HTTPS (h2 and http/1.1)",
+            "if present, the listener uses HTTPS (h2 and http/1.1)",
         ),
         |t| read_tls(t, true),
     );
@@ -87,7 +87,7 @@ pub(crate) fn read(t: &mut Table<'_, '_>) -> Draft {
         // client-go leaves token, password and client certificate out if the server's URL is not
         // https (clientcmd, `ClientConfig`).
         let message = "kube-apiserver sends no token over plain HTTP, so each of its batches is \
-                       refused with 401: set listener.tls, or remove the token and use a \
+                       refused with 401: set listener.tls, or remove bearer_token_file and use a \
                        NetworkPolicy";
         t.warn("bearer_token_file", message);
     }
@@ -99,33 +99,30 @@ pub(crate) fn read(t: &mut Table<'_, '_>) -> Draft {
     (bound, read())
 }
 
-/// Reads `[listener.tls]` or `[admin.tls]`. The latter has no key `optional` (`has_optional`): the
-/// admin address opens at startup. `None` if a required key is missing or wrong.
+/// Reads `[listener.tls]` or `[admin.tls]`. `has_optional` is `false` for `[admin.tls]`, because
+/// the admin address always opens at startup. `None` if a required key is missing or wrong.
 pub(super) fn read_tls(t: &mut Table<'_, '_>, has_optional: bool) -> Option<ListenerTls> {
     let must_exist = !(has_optional && t.is_true("optional"));
     let certificate = t.file(
-        required("certificate", "path", "PEM chain, the leaf first"),
+        required("certificate", "path", "PEM certificate chain, leaf first"),
         Content::Certificate,
         must_exist,
     );
-    let private_key = t.file(
-        required("private_key", "path", "PEM key of the leaf"),
-        Content::PrivateKey,
-        must_exist,
-    );
+    let private_key =
+        t.file(required("private_key", "path", "PEM private key"), Content::PrivateKey, must_exist);
     let client_ca = t.file(
         optional(
             "client_ca",
             "path",
             "none",
-            "if set, clients must present a certificate (mTLS) that is in this file or comes from \
-             a CA in it; when the file changes, connections accepted by the old one close after \
-             their current request",
+            "PEM CA bundle; if set, clients must present a certificate (mTLS) that is issued by a \
+             CA in the bundle, or is itself in the bundle. When the file changes, connections \
+             accepted under the old bundle close after their current request",
         ),
         Content::Authorities,
         must_exist,
     );
-    let meaning = "true: the files may be absent; the listener opens when they appear";
+    let meaning = "`true`: the files may be missing at startup; the listener opens once they exist";
     let optional = has_optional && t.flag("optional", false, meaning);
     let min_version = tls::min_version(t);
     Some(ListenerTls {

@@ -34,13 +34,13 @@ pub(crate) fn read(t: &mut Table<'_, '_>) -> Option<Log> {
             ("trace", Level::TRACE),
         ],
         Some(Level::INFO),
-        "least important level that is logged; debug has a line for each request and delivery",
+        "lowest level to log; `debug` logs each request and delivery",
     );
     let format = t.choice(
         "format",
         &[("text", LogFormat::Text), ("json", LogFormat::Json)],
         Some(LogFormat::Text),
-        "for people (control characters escaped), or for machines",
+        "`text`: for people, with control characters escaped; `json`: for machines",
     );
     Some(Log { level: level?, format: format? })
 }

@@ -20,18 +20,16 @@ pub struct Messages {
 impl Messages {
     /// Reads keys such as `facility` and `hostname`. `None` if `hostname` or `app_name` is wrong.
     pub fn read(t: &mut Table<'_, '_>) -> Option<Self> {
-        let facility =
-            t.choice("facility", &numbered(&FACILITIES), Some(16), "facility of each message");
-        let severity =
-            t.choice("severity", &numbered(&SEVERITIES), Some(6), "severity of each message");
+        let facility = t.choice("facility", &numbered(&FACILITIES), Some(16), "syslog facility");
+        let severity = t.choice("severity", &numbered(&SEVERITIES), Some(6), "syslog severity");
         let hostname = t.word_or(
-            ("hostname", "name", "HOSTNAME of each message"),
+            ("hostname", "name", "HOSTNAME in each message"),
             &machine_name(),
-            Some("the machine's"),
+            Some("the machine's hostname"),
             |text| values::printable(text, 255),
         );
         let app_name = t.word_or(
-            ("app_name", "name", "APP-NAME of each message"),
+            ("app_name", "name", "APP-NAME in each message"),
             "kube-audit",
             None,
             |text| values::printable(text, 48),
@@ -40,7 +38,7 @@ impl Messages {
             "max_message_bytes",
             0,
             ..,
-            "longer messages are rejected, never cut; 0: no limit",
+            "longer messages are rejected, not truncated; 0: no limit",
         );
         Some(Self {
             priority: facility? * 8 + severity?,
@@ -52,14 +50,12 @@ impl Messages {
 }
 
 impl Messages {
-    /// Returns what the usual receivers do with long messages, for [`OutputSettings::event_limit`];
-    /// `None` if the config limits the messages.
-    ///
-    /// [`OutputSettings::event_limit`]: super::OutputSettings::event_limit
+    /// Returns the text for `OutputSettings::event_limit`: what common receivers do with long
+    /// messages. `None` if the config limits the messages.
     pub fn event_limit(&self) -> Option<&'static str> {
         (self.max_message_bytes == 0).then_some(
             "By default, rsyslog truncates messages over 8 KiB, and other receivers truncate or \
-             garble long ones. Set it to a little less than the receiver's limit, or set \
+             garble long ones. Set it slightly below the receiver's limit, or set \
              max_message_bytes",
         )
     }

@@ -14,7 +14,7 @@ use config_table::values;
 use config_table::values::BatchBytes;
 
 /// The message about checkpoints on an output that can't carry them.
-const NO_PLACE: &str = "this output cannot carry checkpoints, allowed: type tcp, stdout, \
+const NO_PLACE: &str = "this output cannot send checkpoints, allowed: types tcp, stdout, \
                         lumberjack, relp, kafka, s3, and http with format ndjson or audit_log";
 
 /// One `[[output]]`.
@@ -42,8 +42,8 @@ pub struct Output {
     pub batch: BatchLimits,
     /// `rejected.action`: the treatment of an event that the consumer refuses permanently.
     pub rejected: Rejected,
-    /// `rejected.after_server_errors`: an event counts as refused if the consumer answers it with
-    /// server errors for this long while it accepts others.
+    /// `rejected.after_server_errors`: an event counts as refused if it gets only server errors
+    /// (5xx) for this long while the consumer accepts other events.
     pub after_server_errors: Duration,
     /// `[filter]` and `[output.filter]` merged.
     pub filter: Filter,
@@ -61,9 +61,8 @@ pub(super) struct Draft {
     checkpoints: bool,
     /// The type; `None` if it is missing or unknown.
     kind: Option<OutputType>,
-    /// The name and the value of the key that says how long the protocol waits after it has sent an
-    /// event, before the event counts as delivered. `None` if the protocol does not wait, or its
-    /// settings could not be read.
+    /// The name and the value of the key for the time after which a sent event counts as delivered.
+    /// `None` if the protocol does not wait, or its settings could not be read.
     pub final_after: Option<(&'static str, Duration)>,
     /// The name of the output's type, if this type collects events for minutes.
     pub collects: Option<&'static str>,
@@ -80,19 +79,19 @@ impl Draft {
         Some((&self.path, self.output.as_ref()?.kind.targets()))
     }
 
-    /// Returns the output for a message about another key: its name and line, such as `output
-    /// "siem" (line 5)`. Without a name, only the line is told.
+    /// Returns a text that names the output in a message about another key, such as `output "siem"
+    /// (line 5)`, or `the output on line 5` if it has no name.
     pub(super) fn shown(&self, cx: &Context<'_>) -> String {
         match (&self.name, cx.line_of(&self.path)) {
             (Some(name), Some(line)) => format!("output {name:?} (line {line})"),
-            (None, Some(line)) => format!("the output in line {line}"),
+            (None, Some(line)) => format!("the output on line {line}"),
             (_, None) => self.path.clone(),
         }
     }
 }
 
-/// Returns the name of the output that has the key `path`, such as `output[1].tls.ca`. Returns
-/// `None` if `names` has only one output, if the output has no name, and for the key `name` itself.
+/// Returns the name of the output that has the key `path`, such as `output[1].tls.ca`. `None` if no
+/// output has the key, the output has no name, `names` has only one, or the key is `name`.
 pub(super) fn name_of(names: &[(String, Option<String>)], path: &str) -> Option<String> {
     let has = |output: &str| {
         let key = path.strip_prefix(output);
@@ -103,45 +102,46 @@ pub(super) fn name_of(names: &[(String, Option<String>)], path: &str) -> Option<
 }
 
 /// Reads one `[[output]]`, whose type must be one of `types`. `entries` returns the keys of all
-/// types. It is called only for a key that this type does not have: the message names the types
-/// that have it.
+/// types. This function is called only for a key that this type does not have, because the message
+/// names the types that have the key.
 pub(crate) fn read(
     t: &mut Table<'_, '_>,
     types: &[OutputType],
     entries: &dyn Fn() -> Vec<Entry>,
 ) -> Draft {
     let name = t.word(
-        required("name", "name", "label in metrics and logs; unique, not \"queue\""),
+        required("name", "name", "label in metrics and logs; must be unique, and not \"queue\""),
         values::output_name,
     );
     let names: Vec<_> = types.iter().map(|it| it.name).zip(0..).collect();
-    let chosen: Option<usize> = t.choice("type", &names, None, "protocol of the consumer");
+    let chosen: Option<usize> = t.choice("type", &names, None, "the consumer's protocol");
     let kind = chosen.and_then(|index| types.get(index)).copied();
     let required = t.flag(
         "required",
         true,
-        "false: when other events need the room, events are dropped for this output alone, and \
-         counted; no 200 waits for it. At least one output must be required",
+        "`false`: if the queue needs the room, events are dropped for this output only, and \
+         counted; a 200 never waits for this output. At least one output must be required",
     );
     let checkpoints = t.flag(
         "checkpoints",
         false,
-        "true: the newest checkpoint of the evidence is sent too, on a line of its own; for type \
-         tcp, stdout, lumberjack, relp, kafka, s3, and http with format ndjson or audit_log",
+        "`true`: also send the newest checkpoint of the evidence log, on a line of its own; for \
+         types `tcp`, `stdout`, `lumberjack`, `relp`, `kafka`, `s3`, and `http` with format \
+         `ndjson` or `audit_log`",
     );
     let pause = t.flag(
         "pause",
         false,
-        "true: nothing is sent, and events wait in the queue until a reload removes this key; at \
-         shutdown nothing is sent either, so a queue in memory loses them",
+        "`true`: send nothing; events stay in the queue until a reload removes this key. Nothing \
+         is sent at shutdown either, so events in a memory queue are then lost",
     );
     let rate_limit = t.word(
         optional(
             "rate_limit",
             "size per second, at least \"1kB/s\"",
             "no limit",
-            "limit for the bytes of events that are sent, before compression, with repeated \
-             attempts; for a consumer that must catch up with a backlog",
+            "maximum bytes of events sent, before compression and including retries; protects a \
+             consumer that has to work through a backlog",
         ),
         values::rate,
     );
@@ -184,9 +184,9 @@ pub(crate) fn read(
     Draft { path, name, required, checkpoints, kind, final_after, collects, filter, output }
 }
 
-/// Reports `retry.max_elapsed` in two cases: rejected events are retried without limit, so none may
-/// be given up; or the time is not longer than that for which the output collects events
-/// (`collected_after`, with the name of its key).
+/// Reports `retry.max_elapsed` if rejected events are retried without limit, so that none may be
+/// given up. Also reports a value that is not longer than `collected_after`: the time for which the
+/// output collects events, with the name of the key for this time.
 fn contradictions_of_max_elapsed(
     t: &Table<'_, '_>,
     max_elapsed: Option<Duration>,
@@ -205,8 +205,8 @@ fn contradictions_of_max_elapsed(
     }
 }
 
-/// Returns the message for a key that only other types have, or `None` if no type has it. Without a
-/// valid type (`type_name`), the message is empty, and nothing is reported about the key.
+/// Returns the message for a key that only other types have, or `None` if no type has it. If the
+/// output has no valid type (`type_name`), the message is empty, so that the key is not reported.
 fn of_another_type(key: &str, type_name: Option<&str>, entries: &[Entry]) -> Option<String> {
     let owners: Vec<&str> = entries
         .iter()
@@ -217,12 +217,12 @@ fn of_another_type(key: &str, type_name: Option<&str>, entries: &[Entry]) -> Opt
         return None;
     }
     let message =
-        |name| format!("type {name} has no key `{key}`, which is for type {}", owners.join(", "));
+        |name| format!("type {name} has no key `{key}`, allowed only for: {}", owners.join(", "));
     Some(type_name.map(message).unwrap_or_default())
 }
 
-/// Merges `[filter]` (`all`) into the filter of each output. `None` if a draft has no output or no
-/// filter.
+/// Returns the outputs, with `[filter]` (`all`) merged into the filter of each. `None` if a draft
+/// has no output or no filter.
 pub(super) fn with_filter(all: &Section, drafts: Vec<Draft>) -> Option<Vec<Output>> {
     let with = |draft: Draft| {
         let (output, own) = (draft.output?, draft.filter?);
@@ -236,8 +236,8 @@ pub(super) fn with_filter(all: &Section, drafts: Vec<Draft>) -> Option<Vec<Outpu
 /// Warns of each output whose receiver has a known limit for single events, if no
 /// `filter.max_event_bytes` holds for the output.
 ///
-/// The key has no default instead, because the relay takes nothing out of an event unless the
-/// config says so, and most receivers can be set to take larger events.
+/// The key has no default, because the relay removes nothing from an event unless the config says
+/// so, and most receivers can be configured to accept larger events.
 pub(super) fn warn_of_large_events(cx: &Context<'_>, outputs: &[Draft]) {
     for draft in outputs {
         let key = format!("{}.filter.max_event_bytes", draft.path);
@@ -251,19 +251,18 @@ pub(super) fn warn_of_large_events(cx: &Context<'_>, outputs: &[Draft]) {
     }
 }
 
-/// Reports four mistakes: no output is required, two outputs have the same name, there is a second
-/// output of a type that allows only one, or an output sends checkpoints without a section
-/// `[evidence]`.
+/// Reports two outputs with the same name, a second output of a type that allows only one, and
+/// checkpoints without a section `[evidence]`. Also reports if no output is required.
 pub(super) fn contradictions(cx: &Context<'_>, outputs: &[Draft], has_evidence: bool) {
     for draft in outputs.iter().filter(|draft| draft.checkpoints && !has_evidence) {
-        let message = "needs a section [evidence], which makes the checkpoints";
+        let message = "needs the section [evidence], which creates the checkpoints";
         cx.error(&format!("{}.checkpoints", draft.path), message);
     }
     if let Some(first) = outputs.first()
         && outputs.iter().all(|draft| !draft.required)
     {
         let message = "is false for every output: at least one output must be required, so that \
-                       events are kept for it";
+                       the queue keeps its events";
         cx.error(&format!("{}.required", first.path), message);
     }
     for (index, draft) in outputs.iter().enumerate() {
@@ -278,7 +277,7 @@ pub(super) fn contradictions(cx: &Context<'_>, outputs: &[Draft], has_evidence: 
             && let Some(first) = before.clone().find(|it| it.kind.is_some_and(|it| it.name == name))
         {
             let message = format!(
-                "{} {what} already: only one output of type {name} is allowed",
+                "{} already {what}: only one output of type {name} is allowed",
                 first.shown(cx)
             );
             cx.error(&format!("{}.type", draft.path), message);

@@ -37,22 +37,23 @@ pub(crate) fn read(t: &mut Table<'_, '_>) -> (Restrict, usize, Option<PathBuf>) 
         "restrict",
         &[Restrict::Required, Restrict::BestEffort, Restrict::Off].map(|it| (it.name(), it)),
         Some(Restrict::Off),
-        "at startup, the process gives up access to files that the config does not name, and \
-         system calls that it never makes; a change needs a restart",
+        "at startup, the relay gives up access to files not named in the config and to system \
+         calls it never makes (`required`: it exits if the kernel cannot do this); changes require \
+         a restart",
     );
     let workers = t.count(
         "workers",
         0,
         0..=64,
-        "threads for connections, decoding and outputs; 0: one for every two cores, at least one \
-         and at most four; a change needs a restart",
+        "worker threads for connections, decoding and outputs; 0: one for every two cores, from 1 \
+         to 4; changes require a restart",
     );
     let directory = t.directory(optional(
         "state_directory",
         "path",
         "the environment variable KUBE_AUDIT_FORWARDER_STATE_DIRECTORY, else queue.directory",
-        "directory in which a process records how it ended and what it lost, for the next process; \
-         each relay needs its own; a change needs a restart",
+        "directory in which the process records for its successor how it ended and what it lost; \
+         each relay needs its own; changes require a restart",
     ));
     let directory = directory.or_else(|| t.env(STATE_DIRECTORY).map(PathBuf::from));
     let workers = usize::try_from(workers).unwrap_or_default();

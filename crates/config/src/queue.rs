@@ -1,4 +1,4 @@
-//! `[queue]`: how much the relay holds, and what the answer 200 to a sender means.
+//! `[queue]`: how much the relay holds, and what a 200 to a sender means.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -35,20 +35,20 @@ pub struct Queue {
     pub ephemeral: bool,
     /// The size of one file on disk, in bytes. Without a directory, this value has no effect.
     pub segment_bytes: u64,
-    /// The condition for the answer 200 to a sender: `Synced` with a directory, otherwise `Queued`
-    /// or `Delivered`.
+    /// The condition for the 200 to a sender: `Synced` with a directory, otherwise `Queued` or
+    /// `Delivered`.
     pub acknowledge: Acknowledge,
-    /// The longest time that a sender waits for its answer 200, unless `acknowledge` is `Queued`.
-    /// After this time, the sender gets 503.
+    /// The longest time that a sender waits for a 200, unless `acknowledge` is `Queued`. After this
+    /// time, the sender gets 503.
     pub delivered_timeout: Duration,
     /// The reaction to a new batch when the queue is full.
     pub when_full: WhenFull,
-    /// The basis of `Retry-After` in the answers 429 and 503: the header is this time multiplied by
-    /// a random factor from 0.6 to 1.6. For 5 s, this is 3 s to 8 s.
+    /// The basis of `Retry-After` in the responses 429 and 503: the header is this time multiplied
+    /// by a random factor from 0.6 to 1.6. For 5 s, the header is 3 s to 8 s.
     pub retry_after: Duration,
 }
 
-/// `queue.acknowledge`: the condition for the answer 200 to a sender.
+/// `queue.acknowledge`: the condition for the 200 to a sender.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Acknowledge {
     /// The batch is in the queue.
@@ -76,8 +76,8 @@ impl Acknowledge {
 pub enum WhenFull {
     /// The sender gets 429 with the header `Retry-After`.
     Reject,
-    /// The oldest batches are dropped and counted as lost. A batch is not dropped while a required
-    /// output has sent it and waits for the consumer's answer.
+    /// The oldest batches are dropped and counted as lost. A batch that a required output has sent
+    /// is not dropped while the output waits for the consumer's response.
     DropOldest,
     /// The new batch is dropped and counted as lost. The sender gets 200 nevertheless.
     DropNewest,
@@ -98,8 +98,8 @@ impl WhenFull {
 /// knows how long the volume lasts, and the config does not.
 const EPHEMERAL: &str = "KUBE_AUDIT_FORWARDER_EPHEMERAL";
 
-/// Returns `true` if the file sets `queue.directory`, even to a wrong value. The key must have been
-/// taken before.
+/// Returns `true` if the file sets `queue.directory`, even to a wrong value. Call this function
+/// only after the key was taken from its table.
 pub(crate) fn is_durable(cx: &Context<'_>) -> bool {
     cx.is_set("queue.directory")
 }
@@ -110,20 +110,20 @@ pub(crate) fn read(t: &mut Table<'_, '_>) -> Queue {
         "max_bytes",
         256 * MIB,
         ROOM_MIN..,
-        "size of the queue: in memory, the waiting events and 256 bytes for each batch; on disk, \
-         whole files with reserved space, at least 256KiB",
+        "maximum size of the queue. In memory: the waiting events, plus 256 bytes for each batch; \
+         on disk: whole files, including reserved space; must be at least 256KiB",
     );
     let directory = t.directory(optional(
         "directory",
         "path",
-        "memory only",
-        "directory of the queue on disk; created with mode 0700 if missing",
+        "in memory",
+        "directory for a queue on disk; created with mode 0700 if missing",
     ));
     let ephemeral = t.flag(
         "ephemeral",
         false,
-        "true: the directory is deleted with the pod (an emptyDir), so at shutdown the relay \
-         delivers what it can and counts the rest as lost; the environment variable \
+        "`true`: the directory is deleted with the pod (emptyDir), so at shutdown the relay \
+         delivers what it can and counts the rest as lost. The environment variable \
          KUBE_AUDIT_FORWARDER_EPHEMERAL (`true` or `false`) overrides this key",
     );
     let ephemeral = match t.env(EPHEMERAL).as_deref() {
@@ -135,7 +135,7 @@ pub(crate) fn read(t: &mut Table<'_, '_>) -> Queue {
         let path = t.path_of("max_bytes");
         let least = values::show_size(DISK_MIN);
         cx.error(&path, format!("is too small with queue.directory, allowed: at least {least}"));
-        // Other limits are computed from `max_bytes`. Their complaints would only repeat this one.
+        // Other limits are computed from `max_bytes`. Errors about them would only repeat this one.
         cx.unknown.borrow_mut().insert(path);
     }
     let acknowledge = acknowledge(t);
@@ -143,8 +143,8 @@ pub(crate) fn read(t: &mut Table<'_, '_>) -> Queue {
         "delivered_timeout",
         secs(25),
         TIME_MIN..,
-        "time that a batch may wait before it gets 503: with \"delivered\", for its delivery \
-         (kube-apiserver gives up after 30 s); with a directory, for its fdatasync",
+        "maximum time that a batch waits before its sender gets 503: with `delivered`, for \
+         delivery (kube-apiserver gives up after 30 s); with a directory, for fdatasync",
     );
     let when_full = t.choice(
         "when_full",
@@ -154,14 +154,15 @@ pub(crate) fn read(t: &mut Table<'_, '_>) -> Queue {
             (WhenFull::DropNewest.name(), WhenFull::DropNewest),
         ],
         Some(WhenFull::Reject),
-        "a new batch gets 429 with Retry-After; or it gets 200, and the oldest or the new events \
-         are dropped and counted as lost (not with \"delivered\")",
+        "`reject`: respond with 429 and Retry-After; `drop_oldest`, `drop_newest`: respond with \
+         200, drop the oldest or the new events, and count them as lost; not allowed with \
+         `acknowledge = \"delivered\"`",
     );
     let retry_after = t.time(
         "retry_after",
         secs(5),
         secs(1)..=secs(15),
-        "Retry-After of 429 and 503: a random value from 0.6 to 1.6 times this",
+        "Retry-After in 429 and 503 responses, randomized from 0.6 to 1.6 times this value",
     );
     let segment_bytes = segment_bytes(t, max_bytes);
     Queue {
@@ -186,9 +187,9 @@ fn acknowledge(t: &mut Table<'_, '_>) -> Acknowledge {
             (Acknowledge::Synced.name(), Acknowledge::Synced),
         ],
         Some(default),
-        "when the sender gets its 200: once the batch is in the queue, once every required output \
-         has acknowledged it, or once it is synced to disk (fdatasync). \"synced\" needs a \
-         directory; with one it is the default and the only choice",
+        "the sender gets 200 once the batch is in the queue (`queued`), delivered or given up by \
+         every required output (`delivered`), or synced to disk with fdatasync (`synced`). With a \
+         directory, `synced` is the default and the only choice; without one, it is not available",
     );
     chosen.unwrap_or(default)
 }
@@ -205,7 +206,7 @@ fn segment_bytes(t: &mut Table<'_, '_>, max_bytes: u64) -> u64 {
         "segment_bytes",
         "size, 16KiB to max_bytes / 4",
         ((durable && limit_known).then_some(default), "the smaller of 64MiB and max_bytes / 4"),
-        "size of one file of the queue; needs a directory",
+        "size of each queue file; requires a directory",
     );
     let least = if durable { SEGMENT_MIN } else { 0 };
     let segment_bytes = t.size_of(key, least..).unwrap_or(default);
@@ -240,9 +241,9 @@ pub(super) fn contradictions(cx: &Context<'_>, queue: &Queue, outputs: &[output:
 }
 
 /// Reports settings that contradict `acknowledge = "delivered"`, where a 200 means that every
-/// required output has the events. A full queue must then not drop events (`when_full`), no
-/// required output may collect events for minutes, and `delivered_timeout` must be longer than the
-/// time that a required output waits before a sent event counts as delivered.
+/// required output has the events. A full queue must then not drop events (`when_full`), and no
+/// required output may collect events for minutes. `delivered_timeout` must be longer than a
+/// required output waits until a sent event counts as delivered.
 fn contradictions_of_delivered(cx: &Context<'_>, queue: &Queue, outputs: &[output::Draft]) {
     if queue.when_full != WhenFull::Reject {
         let message = "conflicts with acknowledge = \"delivered\", allowed with it: \"reject\"";
@@ -253,7 +254,7 @@ fn contradictions_of_delivered(cx: &Context<'_>, queue: &Queue, outputs: &[outpu
         if let Some(kind) = draft.collects {
             let message = format!(
                 "\"delivered\" conflicts with {} of type {kind}, which collects events for minutes \
-                 before it delivers them: use \"queued\", or set queue.directory",
+                 before delivery: use \"queued\", or set queue.directory",
                 draft.shown(cx)
             );
             cx.error("queue.acknowledge", message);

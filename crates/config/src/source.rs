@@ -19,7 +19,7 @@ pub struct Source {
     pub kind: SourceKind,
 }
 
-/// The protocol of a source, with its settings. Empty in a binary without the feature `kafka`.
+/// The protocol of a source, with its settings. No variant exists without the feature `kafka`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum SourceKind {
     /// `type = "kafka"`: the source reads a Kafka topic.
@@ -44,11 +44,9 @@ pub struct KafkaSource {
     pub cluster: Kafka,
     /// The consumer group. The relays of one group share the topic's partitions.
     pub group: String,
-    /// The maximum number of bytes of the source's batches in the queue that a required output has
-    /// not acknowledged. A batch counts its lines and [`BATCH_OVERHEAD`]. A larger batch waits
-    /// until it is the source's only one in the queue.
-    ///
-    /// [`BATCH_OVERHEAD`]: super::BATCH_OVERHEAD
+    /// The maximum bytes of the source's batches in the queue that some required output has not
+    /// acknowledged. A batch counts as its lines plus [`BATCH_OVERHEAD`](super::BATCH_OVERHEAD). A
+    /// larger batch waits until no other batch of the source counts.
     pub max_in_flight: u64,
     /// A member of the consumer group loses its partitions to the other members if the brokers hear
     /// nothing from it for this long.
@@ -61,16 +59,16 @@ pub(super) type Draft = (Option<String>, Option<Source>);
 
 pub(crate) fn read(t: &mut Table<'_, '_>) -> Draft {
     let name = t.word(
-        required("name", "name", "value of the label `listener` in metrics; unique"),
+        required("name", "name", "value of the `listener` label in metrics; must be unique"),
         values::output_name,
     );
-    let kind = t.choice("type", &[("kafka", ())], None, "where events come from");
+    let kind = t.choice("type", &[("kafka", ())], None, "system to read events from");
     let topic = Kafka::read_topic(t);
     let group = t.word(
         required(
             "group",
             "name",
-            "consumer group; relays of the same group share the topic's partitions",
+            "consumer group; relays in the same group share the topic's partitions",
         ),
         |text| values::printable(text, 255),
     );
@@ -78,14 +76,14 @@ pub(crate) fn read(t: &mut Table<'_, '_>) -> Draft {
         "max_in_flight",
         64 * MIB,
         ROOM_MIN..,
-        "limit for the bytes of messages that not every required output has acknowledged; after a \
-         crash these are read again",
+        "maximum bytes of messages that some required output has not yet acknowledged; after a \
+         crash, these messages are read again",
     );
     let session_timeout = t.time(
         "session_timeout",
         secs(10),
         secs(1)..=secs(1800),
-        "time after which the partitions of a relay that was killed go to others of its group; by \
+        "time after which the partitions of a killed relay go to other members of its group; by \
          default, brokers allow 6s to 30m",
     );
     let cluster = Kafka::read(t, topic);
@@ -130,9 +128,9 @@ pub(super) fn contradictions(cx: &Context<'_>, queue: &Queue, sources: &[Draft])
         return;
     }
     if queue::is_durable(cx) {
-        let message = "conflicts with [[source]]: offsets are committed only when every output has \
-                       the events, so after a restart the events on disk would be read from Kafka \
-                       again: remove queue.directory";
+        let message = "conflicts with [[source]]: offsets are committed only when every required \
+                       output has the events, so after a restart the events on disk would be read \
+                       from Kafka again: remove queue.directory";
         cx.error("queue.directory", message);
     } else if queue.acknowledge != Acknowledge::Delivered {
         let why = "an offset would be committed before the outputs have the events, and a crash \

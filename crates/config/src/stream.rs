@@ -32,48 +32,43 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Reads the keys. A protocol reads its own plain keys before, because this reads the section
-    /// `tls`, and plain keys come before sections. `None` if `addresses` is missing or wrong.
+    /// Reads the keys. A protocol reads its own plain keys first, because the section `tls` is read
+    /// here, and plain keys come before sections. `None` if `addresses` is missing or wrong.
     pub fn read(t: &mut Table<'_, '_>) -> Option<Self> {
         let addresses = t.words(
-            required(
-                "addresses",
-                "array of host:port",
-                "addresses of the consumer; IPv6 in brackets",
-            ),
+            required("addresses", "array of host:port", "consumer addresses; IPv6 in brackets"),
             values::host_port,
         );
         let strategy = Strategy::read(t);
         let keepalive =
-            t.time("keepalive", secs(30), secs(1)..=KEEPALIVE_MAX, "interval of TCP keepalive");
+            t.time("keepalive", secs(30), secs(1)..=KEEPALIVE_MAX, "TCP keepalive interval");
         let idle_timeout = unless_zero(t.time(
             "idle_timeout",
             Duration::ZERO,
             ..,
-            "time without events after which the relay reconnects, before a load balancer drops \
-             the connection; \"0s\": never",
+            "time without events after which the relay closes the connection, before a load \
+             balancer drops it; `\"0s\"`: never",
         ));
         let tls = ClientTls::read_optional(t);
         Some(Self { addresses: addresses?, strategy: strategy?, tls, keepalive, idle_timeout })
     }
 
-    /// Returns the consumer's addresses for [`OutputSettings::targets`].
-    ///
-    /// [`OutputSettings::targets`]: super::protocol::OutputSettings::targets
+    /// Returns the consumer's addresses, as `OutputSettings::targets` needs them.
     pub fn targets(&self) -> Vec<Target> {
         Target::of_addresses("addresses", &self.addresses, self.tls.is_some())
     }
 
-    /// Reads `replay_window`, a key of protocols without acknowledgements: if a connection breaks
-    /// within this time after the peer's kernel has acknowledged bytes, these bytes are sent again,
+    /// Reads `replay_window`, a key of protocols without acknowledgements. If a connection breaks
+    /// within this time after the peer's kernel has acknowledged bytes, the bytes are sent again,
     /// because the peer may not have read them. Otherwise, they count as delivered.
     pub fn read_replay_window(t: &mut Table<'_, '_>) -> Duration {
         t.time(
             "replay_window",
             secs(1),
             ..=secs(300),
-            "an event is delivered if the connection was not reset within this time after the \
-             peer's kernel received it; after a break, newer events are sent again",
+            "an event counts as delivered if the connection is not reset within this time after \
+             the peer's kernel has received it; if the connection breaks, events that do not count \
+             as delivered yet are sent again",
         )
     }
 
@@ -108,8 +103,8 @@ impl Strategy {
             "strategy",
             &[(Self::Failover.name(), Self::Failover), (Self::RoundRobin.name(), Self::RoundRobin)],
             Some(Self::Failover),
-            "the first healthy address in the order of the config; or the next address for each \
-             request (http) or connection",
+            "`failover`: the first healthy address in the listed order; `round_robin`: the next \
+             address for each request (HTTP) or connection",
         )
     }
 }

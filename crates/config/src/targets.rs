@@ -22,7 +22,7 @@ pub struct Target {
     host: String,
     /// The port, or the default port of the URL's scheme.
     port: u16,
-    /// The whole URL, or host and port. Two targets of an output are duplicates if these are equal.
+    /// The whole URL, or host and port. Targets of an output with equal texts are duplicates.
     whole: String,
     /// `true` if a proxy resolves the host. `localhost` then means the proxy's machine, not this
     /// one.
@@ -48,11 +48,11 @@ pub(crate) fn warn<'o>(
         };
         for (index, target) in targets.iter().enumerate() {
             if targets.iter().take(index).any(|it| it.whole == target.whole) {
-                warn(&target.key, "is the same address as one before it: remove it".to_owned());
+                warn(&target.key, "duplicates an earlier address: remove it".to_owned());
             }
             if let Some((key, _)) = own.iter().find(|(_, address)| target.is(*address)) {
                 let message = format!(
-                    "leads back to the relay itself, to {}: use the address of a consumer",
+                    "points back to this relay, at {}: use a consumer's address",
                     cx.with_line(key)
                 );
                 warn(&target.key, message);
@@ -80,8 +80,8 @@ impl Target {
         addresses.iter().enumerate().map(target).collect()
     }
 
-    /// Returns the target of a URL. `key` is the path of its key, such as `urls[0]`. `None` if the
-    /// URL cannot be read, which is reported elsewhere.
+    /// Returns the target of a URL. `key` is the path of the URL below the output, such as
+    /// `urls[0]`. `None` if the URL cannot be read, which is reported elsewhere.
     pub fn of_url(key: String, url: &Template, resolved_elsewhere: bool) -> Option<Self> {
         let url = Url::parse(&url.expand().ok()?).ok()?;
         let host = match url.host()? {

@@ -72,8 +72,8 @@ impl ClientTls {
             optional(
                 "server_name",
                 "name",
-                "the host of the address",
-                "name for SNI, which the certificate must have",
+                "the host in the address",
+                "name for SNI; the certificate must be valid for it",
             ),
             values::server_name,
         );
@@ -87,7 +87,7 @@ impl ClientTls {
 pub(crate) fn min_version(t: &mut Table<'_, '_>) -> TlsVersion {
     let default = TlsVersion::V1_2;
     let words = [("1.2", TlsVersion::V1_2), ("1.3", TlsVersion::V1_3)];
-    t.choice("min_version", &words, Some(default), "lowest TLS version").unwrap_or(default)
+    t.choice("min_version", &words, Some(default), "minimum TLS version").unwrap_or(default)
 }
 
 fn tls_key() -> Key {
@@ -99,8 +99,8 @@ fn ca(t: &mut Table<'_, '_>) -> Option<PathBuf> {
         optional(
             "ca",
             "path",
-            "the system's roots",
-            "PEM bundle with the CA of the peer's certificate, or with that certificate itself",
+            "the system's CAs",
+            "PEM bundle with the peer's CA, or with the peer's certificate itself",
         ),
         Content::Authorities,
         true,
@@ -115,13 +115,13 @@ fn identity(t: &mut Table<'_, '_>) -> Option<(PathBuf, PathBuf)> {
             "certificate",
             "path",
             "none",
-            "PEM chain of the client certificate; needs private_key",
+            "PEM client certificate chain; requires `private_key`",
         ),
         Content::Certificate,
         true,
     );
     let private_key = t.file(
-        optional("private_key", "path", "none", "PEM key of the client certificate"),
+        optional("private_key", "path", "none", "PEM private key for the client certificate"),
         Content::PrivateKey,
         true,
     );
@@ -137,7 +137,7 @@ fn insecure_skip_verify(t: &mut Table<'_, '_>) -> bool {
     let insecure_skip_verify = t.flag(
         "insecure_skip_verify",
         false,
-        "true: any certificate is accepted; the relay warns at every start",
+        "`true`: accept any certificate; the relay warns at every start",
     );
     if insecure_skip_verify {
         let message = "certificates are not verified, so anyone on the network path can read or \

@@ -13,7 +13,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
-/// The maximum bytes of a line. A series of kube-apiserver has at most a few hundred.
+/// The maximum number of bytes of a line. A series of kube-apiserver has at most a few hundred.
 const LINE_MAX: usize = 64 << 10;
 
 /// The maximum number of kept series. Most wanted families have about ten series; the largest has
@@ -38,7 +38,7 @@ pub struct Fault {
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "not metrics of Prometheus: line {} {}", self.line, self.what)
+        write!(f, "not Prometheus metrics: line {} {}", self.line, self.what)
     }
 }
 
@@ -198,8 +198,8 @@ impl<'a> Scanner<'a> {
         is_name.then_some(name)
     }
 
-    /// Removes labels up to the closing brace. Without `is_wanted`, they are only checked. `take`
-    /// stores a label and returns the value that this name already had, if any.
+    /// Removes labels up to the closing brace. If `is_wanted` is `false`, the labels are only
+    /// checked. `take` stores a label and returns the value that this name already had, if any.
     fn labels(
         &mut self,
         is_wanted: bool,
@@ -236,7 +236,7 @@ impl<'a> Scanner<'a> {
                     'n' => '\n',
                     escaped @ ('\\' | '"') => escaped,
                     // The format has no other escapes. The backslash is kept, as in Prometheus, so
-                    // that two values that differ only in it stay different.
+                    // that two values that differ only in a backslash stay different.
                     other => {
                         if is_wanted {
                             text.push('\\');
@@ -253,7 +253,6 @@ impl<'a> Scanner<'a> {
         None
     }
 
-    /// Removes a number. `None` if no number follows.
     fn number(&mut self) -> Option<f64> {
         self.rest = self.rest.trim_start_matches([' ', '\t']);
         let end = self.rest.find([' ', '\t']).unwrap_or(self.rest.len());

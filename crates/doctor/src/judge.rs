@@ -30,8 +30,8 @@ use telemetry::status::Status;
 /// The minimum interval in seconds for which a rate is shown. One batch in a moment is not a rate.
 pub const RATE_MIN: f64 = 1.0;
 
-/// After this many seconds without an accepted event, doctor reports the events that kube-apiserver
-/// generated as unexplained. kube-apiserver collects a batch for at most 30 s.
+/// The number of seconds without an accepted event after which generated events are reported as
+/// unexplained. kube-apiserver collects a batch for at most 30 s.
 const NOTHING_ARRIVES: f64 = 60.0;
 
 /// The maximum age in seconds at which the restart of a kube-apiserver explains a surplus.
@@ -227,7 +227,7 @@ fn verdict(causes: Vec<Cause>) -> Verdict {
             let colon = if is_one { "" } else { ":" };
             // A loss outranks an unknown, but the unknown must be mentioned too.
             let also = causes.iter().find(|it| matches!(it.kind, Kind::Unknown | Kind::SoFar));
-            let also = also.map(|cause| format!(". Besides: {}", told(&cause)));
+            let also = also.map(|cause| format!(". Also: {}", told(&cause)));
             let also = also.unwrap_or_default();
             let lost = events(lost);
             (kind, format!("{about}{lost} lost{colon} {sentence}. {when}{advice}{also}"))
@@ -289,8 +289,8 @@ fn since(started: Option<f64>, increase: Option<(u64, f64)>) -> String {
     }
 }
 
-/// Returns the cause, with its remedy, for requests of kube-apiserver that reach no relay, if
-/// doctor has found it.
+/// Returns the reason why events of kube-apiserver do not arrive, with the remedy, if doctor has
+/// found one.
 fn found_cause(findings: &Findings) -> Option<String> {
     let is_of_webhook = |cause: &&Cause| cause.kind == Kind::Unknown && cause.part == Part::Webhook;
     let of_webhook = findings.checks.iter().find(is_of_webhook);
@@ -317,7 +317,6 @@ fn found_cause(findings: &Findings) -> Option<String> {
     ))
 }
 
-/// Reports the series whose values can't be used.
 fn wrong_causes(place: &str, wrong: &[Wrong], causes: &mut Vec<Cause>) {
     let cause = |wrong: &Wrong| {
         let advice = "Run the command again; if the value stays, look at the /metrics of this \
@@ -328,7 +327,7 @@ fn wrong_causes(place: &str, wrong: &[Wrong], causes: &mut Vec<Cause>) {
 }
 
 /// The place of causes that concern everything between kube-apiserver and the relays.
-const WAY: &str = "the way from kube-apiserver to the relays";
+const WAY: &str = "the path from kube-apiserver to the relays";
 
 const NOTHING_RECEIVED: &str = "Check the URL in kube-apiserver's --audit-webhook-config-file, and \
                                 see the runbook KubeAuditForwarderNothingReceived";
@@ -401,7 +400,7 @@ fn missing(count: u64, when: &str, findings: &Findings) -> Cause {
     let advice = found_cause(findings).unwrap_or_else(|| {
         format!(
             "kube-apiserver may hold a batch for four minutes: {again}, and check that --relay \
-             names every relay and that the webhook of kube-apiserver leads there"
+             names every relay and that kube-apiserver's webhook leads to them"
         )
     });
     Cause::unknown(WAY, what, advice)
@@ -420,15 +419,15 @@ fn compared(findings: &Findings) -> Option<Cause> {
             Some(missing(*count, &when, findings))
         }
         (Comparison::Surplus(surplus), _) | (_, Comparison::Surplus(surplus)) => {
-            let advice = "A batch that was sent twice does this, or a sender that is not among the \
-                          --apiserver: name every kube-apiserver";
+            let advice = "A batch that was sent twice causes this, or a sender that no --apiserver \
+                names: name every kube-apiserver";
             let advice = restarted_lately(findings).unwrap_or_else(|| advice.to_owned());
             let what = format!("{} unexplained: received, and not generated", events(*surplus));
             Some(Cause::unknown(WAY, what, advice))
         }
         (_, Comparison::Held(count)) => {
             let what = format!(
-                "kube-apiserver may hold {} whose requests have failed, and sends them again",
+                "kube-apiserver may hold {} whose requests have failed, and retry them",
                 events(*count)
             );
             let advice = "Run the command again with --interval 5m; see the runbook \
@@ -437,31 +436,31 @@ fn compared(findings: &Findings) -> Option<Cause> {
         }
         (_, Comparison::Collected(count, of)) => {
             let what = format!(
-                "{count} of {of} may still be collected by kube-apiserver, and were not compared"
+                "kube-apiserver may still be collecting {count} of {of}, which were not compared"
             );
-            let advice = "Run the command again with --interval 5m, of which less remains";
+            let advice = "Run the command again with --interval 5m, so that fewer remain";
             so_far(what, advice)
         }
         (_, Comparison::Others(count)) => {
             let what = format!(
-                "senders that were not asked hide up to {}: received in the interval, and not \
-                 generated in it",
+                "up to {} may be hidden by senders that were not asked: received in the interval, \
+                 but not generated in it",
                 events(*count)
             );
-            let advice = "Name every kube-apiserver; if all are named, it has sent what it had \
-                          held, so run the command again";
+            let advice = "Name every kube-apiserver. If all are named, they sent events that they \
+                had held: run the command again";
             so_far(what, &restarted_lately(findings).unwrap_or_else(|| advice.to_owned()))
         }
         (Comparison::More(more), _) => {
             let what = format!(
-                "what was generated was not compared with what was received: the relays have \
-                 received {more} more than the file counts. They came after it was saved, and may \
-                 hide that earlier ones are missing"
+                "generated and received events were not compared: the relays have received {more} \
+                 more than the file counts. These came after the file was saved, and may hide \
+                 missing ones"
             );
             so_far(what, ASK_TWICE)
         }
         (Comparison::Not(why), Comparison::Not(_)) if findings.has_apiserver => {
-            let what = format!("what was generated was not compared with what was received: {why}");
+            let what = format!("generated and received events were not compared: {why}");
             Some(Cause::unknown(WAY, what, ASK_TWICE))
         }
         _ => None,
@@ -490,7 +489,7 @@ fn restarted_lately(findings: &Findings) -> Option<String> {
         (is_young && counts.clock.here(at) > first).then_some((&it.source, at))
     })?;
     Some(format!(
-        "kube-apiserver {source} was restarted at {}, after the relays, which have counted what it \
+        "kube-apiserver {source} was restarted at {}, after the relays, which counted what it had \
          sent before: run the command again in ten minutes",
         time(at)
     ))

@@ -15,9 +15,8 @@ use telemetry::status::Status;
 
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// Adds the relays' state to the findings. Keeps only one of the relays, and of the
-/// kube-apiservers, that are the same process. `relays` has each relay with the path of its
-/// metrics.
+/// Adds the state of each relay to the findings. If several relays, or several kube-apiservers, are
+/// the same process, keeps only one of them. `relays` has each relay with the path of its metrics.
 pub async fn add(mut findings: Findings, relays: &[(Target, String)]) -> Findings {
     let is_read =
         |source: &str| findings.relays.iter().any(|it| it.source == source && it.fault.is_none());
@@ -39,14 +38,14 @@ pub async fn add(mut findings: Findings, relays: &[(Target, String)]) -> Finding
 /// Returns the state of a relay. The error says why the state or its verdict is not known.
 async fn ask(target: &Target, base: &str) -> Result<Status, String> {
     let path = format!("{base}status");
-    let late = || format!("{target}{path}: no complete answer within {} s", LIMIT.as_secs());
+    let late = || format!("{target}{path}: no complete response within {} s", LIMIT.as_secs());
     let body = timeout(LIMIT, target.get_text(&path)).await.map_err(|_| late())?;
     let body = body.map_err(|error| error.to_string())?;
     let status: Result<Status, _> = serde_json::from_slice(&body);
     let status = status.map_err(|error| format!("{target}{path}: {error}"))?;
     match status.verdict {
         Some(_) => Ok(status),
-        None => Err(format!("{target}{path} has no verdict, because the relay is older")),
+        None => Err(format!("{target}{path} has no verdict, because the relay is too old")),
     }
 }
 
@@ -60,8 +59,8 @@ fn is_same_relay(a: &Status, b: &Status) -> bool {
     of(a) == of(b)
 }
 
-/// Returns `true` if two processes have the same start and all their numbers are equal. For numbers
-/// that change between two requests, the result proves nothing.
+/// Returns `true` if two processes have the same start and all their numbers are equal. `false`
+/// proves nothing, because numbers may change between two requests.
 fn has_same_numbers<C: Counts + PartialEq>(a: &Sampled<C>, b: &Sampled<C>) -> bool {
     let without_clock = |it: &Sampled<C>| {
         let mut counts = it.counts.clone()?;

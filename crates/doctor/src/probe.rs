@@ -13,7 +13,6 @@ use super::judge::{Cause, Kind};
 use super::sample::{Apiservers, ask, settle};
 use client::ask::{AskFault, Target};
 
-/// The number of requests.
 const REQUESTS: u64 = 5;
 
 /// The longest time for the events to arrive. kube-apiserver collects a batch for at most 30 s.
@@ -57,12 +56,12 @@ pub async fn check(server: &Target, relays: &[(Target, String)]) -> Cause {
     let seconds = PATIENCE.as_secs();
     match is_generated.get() {
         false => unknown(
-            format!("{REQUESTS} requests, and no event for each of them within {seconds} s"),
+            format!("{REQUESTS} requests, but not an event for each of them within {seconds} s"),
             "Check that kube-apiserver has --audit-policy-file, and that the policy audits a get \
              of configmaps",
         ),
         true => unknown(
-            format!("{REQUESTS} events generated, and not as many received within {seconds} s"),
+            format!("{REQUESTS} events generated, but fewer received within {seconds} s"),
             "Check the URL in --audit-webhook-config-file, and see the runbook AuditWebhookError",
         ),
     }
@@ -73,8 +72,8 @@ fn has_risen(sum: Result<u64, String>, before: u64) -> bool {
     sum.is_ok_and(|sum| sum >= before.saturating_add(REQUESTS))
 }
 
-/// Returns the events that all kube-apiservers have generated. The error names one that can't be
-/// read, and the reason.
+/// Returns the number of events that all kube-apiservers have generated. The error names one that
+/// can't be read, and the reason.
 async fn generated(server: &Target) -> Result<u64, String> {
     let first = Apiservers::first(Vec::new(), Some(server.clone()), None).await;
     let (each, ()) = first.second(async || ()).await;
@@ -89,8 +88,8 @@ async fn generated(server: &Target) -> Result<u64, String> {
     each.collect::<Result<Vec<u64>, String>>().map(total)
 }
 
-/// Returns the events that all relays have accepted. The error names one that can't be read, and
-/// the reason.
+/// Returns the number of events that all relays have accepted. The error names one that can't be
+/// read, and the reason.
 async fn accepted(relays: &[(Target, String)]) -> Result<u64, String> {
     let mut sum = 0;
     for (target, path) in relays {

@@ -5,10 +5,10 @@ use super::sample::Change;
 use client::ask::AskFault;
 
 /// The remedy for lost events of a kube-apiserver without failed attempts.
-pub const NOT_MARSHALLED: &str = "None of its attempts has failed, so kube-apiserver could not write a batch: one event that \
-     it can't marshal, such as that of a PATCH whose body is not JSON, costs the whole batch. Its \
-     log names it (Error in audit plugin 'webhook'); audit such requests at the level Metadata, and \
-     see the runbook AuditWebhookError";
+pub const NOT_MARSHALLED: &str = "None of its attempts has failed, so kube-apiserver could not \
+     encode a batch: one event that it can't marshal, such as that of a PATCH whose body is not \
+     JSON, costs the whole batch. Its log names it (Error in audit plugin 'webhook'); audit such \
+     requests at the level Metadata, and see the runbook AuditWebhookError";
 
 /// Returns the remedy for a kube-apiserver that can't be read or compared.
 pub fn of_apiserver(change: Option<Change>) -> &'static str {
@@ -18,11 +18,11 @@ pub fn of_apiserver(change: Option<Change>) -> &'static str {
              from here"
         }
         Some(Change::Restarted) => {
-            "Run the command again. No counter tells the events that the old process held when it \
+            "Run the command again. No counter shows the events that the old process held when it \
              ended: compare the consumer's events with the audit log of kube-apiserver"
         }
         Some(Change::Left) => {
-            "Look at this kube-apiserver first: one that is in trouble or ends leaves the \
+            "Look at this kube-apiserver first: one that fails or shuts down is removed from the \
              endpoints of the Service kubernetes"
         }
         Some(Change::Joined) => "Run the command again, so that it is read twice",
@@ -39,13 +39,13 @@ pub fn of_plugin(plugin: &str) -> &'static str {
         }
         "webhook" => {
             "kube-apiserver gave up after five attempts: check that the relays can be reached at \
-             the URL in --audit-webhook-config-file and answer in time. If its attempts have not \
+             the URL in --audit-webhook-config-file and respond in time. If its attempts have not \
              failed, one event that it can't marshal has cost a whole batch. See the runbook \
              AuditWebhookError"
         }
         "truncate" => {
             "The events were too large: raise --audit-webhook-truncate-max-event-size, or audit \
-             with the level Metadata what is so large"
+             such large objects at the level Metadata"
         }
         LOG_PLUGIN => {
             "The webhook has not lost these: check --audit-log-path and the disk of kube-apiserver"
@@ -61,7 +61,7 @@ pub fn of_plugin(plugin: &str) -> &'static str {
 pub fn of_reason(reason: &str) -> &'static str {
     match reason {
         "queue_full" => {
-            "Enlarge queue.max_bytes, or fix the output that holds the queue up; see the runbook \
+            "Raise queue.max_bytes, or fix the output that holds up the queue; see the runbook \
              KubeAuditForwarderSendersWait"
         }
         "in_flight_full" => {
@@ -69,10 +69,11 @@ pub fn of_reason(reason: &str) -> &'static str {
         }
         "timeout" | "disk" | "delivery_timeout" => "See the runbook KubeAuditForwarderSendersWait",
         "too_large" => {
-            "Raise limits.max_body now, because kube-apiserver loses such a batch after five \
-             attempts; see the runbook KubeAuditForwarderBatchTooLarge"
+            "Raise the limit that last_rejected in /status shows (usually limits.max_body) now, \
+             because kube-apiserver drops such a batch after five attempts; see the runbook \
+             KubeAuditForwarderBatchTooLarge"
         }
-        "shutting_down" => "A restart does this; nothing to do",
+        "shutting_down" => "A restart causes this; nothing to do",
         "unauthorized" => {
             "The bearer token is missing or wrong: the user in kube-apiserver's \
              --audit-webhook-config-file needs the token of listener.bearer_token_file; see the \
@@ -91,13 +92,13 @@ pub fn of_reason(reason: &str) -> &'static str {
 pub fn of_webhook(fault: AskFault) -> &'static str {
     match fault {
         AskFault::Issuer => {
-            "The certificate-authority in the file of --audit-webhook-config-file is not the one \
-             that has signed the relay's certificate: put the right CA into that file, or give \
-             listener.tls.certificate a certificate of this CA"
+            "The certificate-authority in the file of --audit-webhook-config-file did not sign the \
+             relay's certificate: put the right CA into that file, or set listener.tls.certificate \
+             to a certificate from this CA"
         }
         AskFault::Name => {
-            "The relay's certificate (listener.tls.certificate) does not have the host of the URL: \
-             issue it again with that host in its subjectAltName, or use a name that it has"
+            "The relay's certificate (listener.tls.certificate) does not contain the URL's host: \
+             reissue it with that host in its subjectAltName, or use a name that it contains"
         }
         AskFault::Time => {
             "The relay's certificate (listener.tls.certificate) is not valid now: renew it"
@@ -110,9 +111,9 @@ pub fn of_webhook(fault: AskFault) -> &'static str {
              use an address"
         }
         AskFault::NoConnection => {
-            "Nothing answers at the address in --audit-webhook-config-file: check that a relay \
-             runs there, and that no firewall or NetworkPolicy is between. kube-apiserver may be \
-             in another network than doctor"
+            "Nothing responds at the address in --audit-webhook-config-file: check that a relay \
+             runs there, and that no firewall or NetworkPolicy is in between. kube-apiserver may \
+             be in a different network than doctor"
         }
         AskFault::Status(401) => of_reason("unauthorized"),
         AskFault::Status(404) => of_reason("not_found"),

@@ -27,9 +27,9 @@ use super::text::Text;
 use base::named_file;
 use client::ask::{AskError, AskFault, Target};
 
-/// After this many answers in a row without a new instance, doctor assumes that it has seen all
-/// instances behind an address. With three instances that answer at random, it misses one in 4 % of
-/// all cases.
+/// The number of responses in a row without a new instance after which doctor assumes that it has
+/// seen all instances behind an address. If three instances respond at random, doctor misses one in
+/// 4 % of all cases.
 const NOTHING_NEW: usize = 8;
 
 /// The maximum number of requests to one address for one sample.
@@ -39,10 +39,8 @@ const REQUESTS_MAX: usize = 64;
 /// address take at most 40 s, unless the second is repeated.
 const SAMPLE: Duration = Duration::from_secs(20);
 
-/// The time limit for the list of endpoints.
 const LIST: Duration = Duration::from_secs(10);
 
-/// The maximum number of endpoints that are asked.
 const ENDPOINTS_MAX: usize = 100;
 
 /// The size in bytes of the parts in which a file is read.
@@ -81,7 +79,7 @@ impl Source {
 pub struct Fault {
     /// The reason.
     pub what: String,
-    /// The change of the process, if it is known.
+    /// The change that explains the fault, if one is known.
     pub change: Option<Change>,
 }
 
@@ -161,10 +159,10 @@ struct Seen<C> {
 struct Shown<C> {
     source: String,
     seen: BTreeMap<Start, Seen<C>>,
-    /// The first fault of a request. `None` also if all expected instances have answered
-    /// nevertheless.
+    /// The fault of the first failed request. `None` if no request failed, or if all expected
+    /// instances have responded nevertheless.
     fault: Option<String>,
-    /// `true`: the last request had no answer within the time limit.
+    /// `true`: the last request had no response within the time limit.
     is_silent: bool,
 }
 
@@ -219,7 +217,7 @@ pub async fn ask<C: Counts>(target: &Target, path: &str) -> Result<C, String> {
 
 async fn ask_until<C: Counts>(target: &Target, path: &str, deadline: Instant) -> Result<C, String> {
     let mut text = Text::new(C::wanted());
-    let late = || format!("{target}: no complete answer within {} s", SAMPLE.as_secs());
+    let late = || format!("{target}: no complete response within {} s", SAMPLE.as_secs());
     let asked = target.get(path, |part| text.feed(part));
     let asked = timeout_at(deadline, asked).await.map_err(|_| late())?;
     let date = asked.map_err(|error| error.to_string())?;
@@ -273,7 +271,6 @@ impl<C: Counts> Address<C> {
     }
 }
 
-/// The second sample of one address.
 struct Second<C> {
     found: Vec<Sampled<C>>,
     fault: Option<String>,
@@ -326,7 +323,8 @@ pub struct Apiservers {
 /// The address and the port of an endpoint.
 type Endpoint = (String, u16);
 
-/// Returns an endpoint as a server. Its certificate may have the name of the kubeconfig's server.
+/// Returns an endpoint as a server. The certificate there may have a name of the kubeconfig's
+/// server, the address of the endpoint, or [`CLUSTER_NAME`].
 fn at(server: &Target, (host, port): &Endpoint) -> Target {
     server.at(host, *port, &[CLUSTER_NAME])
 }
@@ -367,7 +365,7 @@ impl Apiservers {
 
     /// Returns an entry for an instance that must exist, but has not answered at the URL `source`.
     /// `None` if nothing proves that there is one. `read` is the number of known processes, `found`
-    /// has those of this URL, and `fault` is the fault of its requests.
+    /// the number of processes at this URL, and `fault` the fault of the requests to this URL.
     fn unseen(
         &self,
         source: &str,
@@ -378,7 +376,7 @@ impl Apiservers {
         let why = fault.map_or_else(String::new, |fault| format!(": {fault}"));
         match self.expected {
             Some(expected) if read < expected => {
-                let fault = format!("only {read} of {expected} instances have answered{why}");
+                let fault = format!("only {read} of {expected} instances have responded{why}");
                 Some(Sampled::failed(source.to_owned(), fault))
             }
             None if fault.is_some() => {
@@ -534,7 +532,7 @@ fn matched<C: Counts>(before: &Shown<C>, after: &Shown<C>) -> Vec<Sampled<C>> {
         }
         let first = first.filter(|first| !went_back(first));
         let why = after.fault.as_deref();
-        let why = why.unwrap_or("it did not answer a second time, so it may have ended");
+        let why = why.unwrap_or("it did not respond a second time, so it may have ended");
         let fault = match last {
             Some(_) => None,
             None if new > 0 => Some(Change::Restarted.into()),
@@ -552,10 +550,10 @@ fn matched<C: Counts>(before: &Shown<C>, after: &Shown<C>) -> Vec<Sampled<C>> {
     found
 }
 
-/// Sends requests to an address on new connections until `expected` instances have answered, or
-/// [`NOTHING_NEW`] answers in a row were not new. With `known` instances from an earlier sample, it
-/// asks until all of them have answered, and the last answer of each instance counts; otherwise the
-/// first answer counts.
+/// Sends requests to an address on new connections until `expected` instances have responded, or
+/// until [`NOTHING_NEW`] responses in a row were of no new instance. If there are `known` instances
+/// from an earlier sample, all of them must have responded too, and the last response of each
+/// counts. Otherwise the first response of each counts.
 async fn survey<C: Counts>(
     target: &Target,
     path: &str,
@@ -602,7 +600,6 @@ async fn survey<C: Counts>(
     shown
 }
 
-/// Lists the endpoints of the Service `kubernetes`.
 async fn endpoints_of(server: &Target) -> Result<Vec<Endpoint>, String> {
     let late = || format!("{server}: no list of its endpoints within {} s", LIST.as_secs());
     timeout(LIST, listed_by(server)).await.unwrap_or_else(|_| Err(late()))
@@ -794,7 +791,7 @@ mod tests {
         for fault in [&of_relays[0].fault, &of_apiservers[0].fault] {
             let fault = &fault.as_ref().unwrap().what;
             assert!(fault.contains(&target.to_string()), "{fault}");
-            assert!(fault.contains("no complete answer within 20 s"), "{fault}");
+            assert!(fault.contains("no complete response within 20 s"), "{fault}");
         }
         assert_eq!((of_relays.len(), of_apiservers.len()), (1, 1));
         let begin = Instant::now();
@@ -823,7 +820,7 @@ mod tests {
         }
         std::fs::write(&file, "no metrics").unwrap();
         let fault = read_file::<ApiserverCounts>(&file).unwrap_err();
-        assert!(fault.contains("metrics: not metrics of Prometheus: line 1"), "{fault}");
+        assert!(fault.contains("metrics: not Prometheus metrics: line 1"), "{fault}");
         let fault = read_file::<ApiserverCounts>(Path::new("/no/such")).unwrap_err();
         assert!(fault.starts_with("cannot read /no/such: "), "{fault}");
     }

@@ -124,7 +124,7 @@ fn apiserver_lines(apiserver: &Sampled<ApiserverCounts>, lines: &mut Lines) {
     let told = |(name, lost): (&String, &Option<u64>)| format!("{name}: {}", known(*lost));
     let each: Vec<_> = by_plugin.iter().map(told).collect();
     let note = match by_plugin.contains_key(LOG_PLUGIN) {
-        true => "; log is the audit log's, not the webhook's",
+        true => "; log is the audit log, not the webhook",
         false => "",
     };
     let least = if by_plugin.values().all(Option::is_some) { "" } else { "at least " };
@@ -175,12 +175,12 @@ fn compared(comparison: &Comparison) -> String {
             format!("not compared: the relays have received {count} more than the file counts")
         }
         Comparison::Collected(count, of) => {
-            format!("{count} of {of} events may still be collected by kube-apiserver")
+            format!("kube-apiserver may still be collecting {count} of {of} events")
         }
         Comparison::Others(count) => {
-            format!("{} more than generated, held before or from other senders", events(*count))
+            format!("{} more than generated: held before, or from other senders", events(*count))
         }
-        Comparison::Held(count) => format!("{} held by kube-apiserver at most", events(*count)),
+        Comparison::Held(count) => format!("at most {} held by kube-apiserver", events(*count)),
         Comparison::Missing(count) => format!("{} missing, unexplained", events(*count)),
         Comparison::Surplus(count) => format!("{} too many, unexplained", events(*count)),
     }

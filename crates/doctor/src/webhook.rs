@@ -38,9 +38,9 @@ async fn tried(webhook: &Target, relays: &[(Target, String)], now: f64) -> Vec<C
         found.push(Cause::new(
             Kind::Warning,
             &place,
-            "kube-apiserver leaves out the query of this URL, and so does doctor",
-            "Remove the query from the server in --audit-webhook-config-file: what it is for, such \
-             as a token, never reaches the relay",
+            "kube-apiserver drops the query of this URL, and so does doctor",
+            "Remove the query from the server in --audit-webhook-config-file: its contents, such \
+             as a token, never reach the relay",
         ));
     }
     // client-go removes the query and empty segments (`rest.NewRESTClient`, `rest.NewRequest`).
@@ -62,7 +62,7 @@ async fn tried(webhook: &Target, relays: &[(Target, String)], now: f64) -> Vec<C
         let reached = counts.find(|(_, (before, after))| before.is_some() && after > before);
         reached.map(|((relay, _), _)| relay)
     };
-    // A relay may count a request a moment after its answer.
+    // A relay may count a request a moment after its response.
     let after =
         settle(COUNTED, PAUSE, async || requests(relays).await, |it| reached_by(it).is_some());
     let after = after.await;
@@ -72,7 +72,7 @@ async fn tried(webhook: &Target, relays: &[(Target, String)], now: f64) -> Vec<C
         None => Cause::new(
             Kind::Unknown,
             place,
-            "answers, but none of the relays has counted the request",
+            "responds, but none of the relays has counted the request",
             "Name every relay with --relay, or correct the URL in --audit-webhook-config-file",
         ),
     });
@@ -83,7 +83,7 @@ async fn tried(webhook: &Target, relays: &[(Target, String)], now: f64) -> Vec<C
 #[allow(clippy::cast_precision_loss, reason = "a time in seconds is far below 2^52")]
 fn certificate(place: &str, not_after: i64, now: f64) -> Cause {
     let at = not_after as f64;
-    let what = format!("its certificate and its authority fit, until {}", time(at));
+    let what = format!("its certificate and CA are valid until {}", time(at));
     let (warning_days, _) = thresholds::CERTIFICATE_DAYS;
     match at - now < warning_days * 24.0 * 3600.0 {
         true => Cause::new(
@@ -96,7 +96,8 @@ fn certificate(place: &str, not_after: i64, now: f64) -> Cause {
     }
 }
 
-/// Returns the requests that each relay has answered. `None`: the relay can't be read.
+/// Returns the number of requests that each relay has answered. `None` for a relay that can't be
+/// read.
 async fn requests(relays: &[(Target, String)]) -> Vec<Option<u64>> {
     let asked = relays.iter().map(|(target, path)| async move {
         let counts = ask::<RelayCounts>(target, path).await.ok()?;

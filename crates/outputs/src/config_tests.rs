@@ -27,7 +27,7 @@ fn env(name: &str) -> Option<String> {
     }
 }
 
-/// Reads the text. A listener and an output are added at its end if it has none.
+/// Reads a config. Adds a listener and an output to the end of the text if it has none.
 fn checked(text: &str) -> Checked {
     let mut text = text.to_owned();
     if !text.contains("listener") {
@@ -264,7 +264,7 @@ fn assert_in_output(kind: &str, lines: &str, expected: &str) {
         "stdout" => "",
         _ => "addresses = [\"a:1\"]",
     };
-    // Without this limit, which is that of Loki, there would be a warning about large events.
+    // Without this limit, which is Loki's default, there would be a warning about large events.
     let limit = "\n[filter]\nmax_event_bytes = '256kB'\n";
     let text = format!("[[output]]\nname = \"o\"\ntype = \"{kind}\"\n{place}\n{lines}{limit}");
     assert_problems(&text, expected);
@@ -591,7 +591,7 @@ fn headers_that_are_ours_or_none_are_refused() {
     assert_in_output(
         "http",
         "[output.headers]\nX-A = 'a'\nx-a = 'b'\n\"a b\" = 1\n",
-        r#"7:1: output[0].headers.x-a: "x-a" is there twice
+        r#"7:1: output[0].headers.x-a: "x-a" appears twice
 8:1: output[0].headers."a b": "a b" is not a header name
 8:9: output[0].headers."a b": is an integer, allowed: a string"#,
     );
@@ -602,28 +602,28 @@ fn keys_of_another_type_of_output_say_whose_they_are() {
     assert_in_output(
         "tcp",
         "urls = 1\nframing = 'newline'\nwindow = 1\nfoo = 1\n",
-        r"5:1: output[0].urls: type tcp has no key `urls`, which is for type http
-6:1: output[0].framing: type tcp has no key `framing`, which is for type syslog
-7:1: output[0].window: type tcp has no key `window`, which is for type lumberjack, relp
+        r"5:1: output[0].urls: type tcp has no key `urls`, allowed only for: http
+6:1: output[0].framing: type tcp has no key `framing`, allowed only for: syslog
+7:1: output[0].window: type tcp has no key `window`, allowed only for: lumberjack, relp
 8:1: output[0].foo: unknown key `foo`",
     );
     assert_in_output(
         "syslog",
         "format = 'ndjson'\nproxy = 1\n",
-        r"5:1: output[0].format: type syslog has no key `format`, which is for type http, tcp, stdout
-6:1: output[0].proxy: type syslog has no key `proxy`, which is for type http",
+        r"5:1: output[0].format: type syslog has no key `format`, allowed only for: http, tcp, stdout
+6:1: output[0].proxy: type syslog has no key `proxy`, allowed only for: http",
     );
     assert_in_output(
         "http",
         "addresses = []\nreplay_window = '1s'\n",
-        r"5:1: output[0].addresses: type http has no key `addresses`, which is for type tcp, syslog, lumberjack, relp
-6:1: output[0].replay_window: type http has no key `replay_window`, which is for type tcp, syslog",
+        r"5:1: output[0].addresses: type http has no key `addresses`, allowed only for: tcp, syslog, lumberjack, relp
+6:1: output[0].replay_window: type http has no key `replay_window`, allowed only for: tcp, syslog",
     );
     assert_in_output(
         "stdout",
         "strategy = 'failover'\n[output.tls]\n",
-        r"5:1: output[0].strategy: type stdout has no key `strategy`, which is for type http, tcp, syslog, lumberjack, relp
-6:9: output[0].tls: type stdout has no key `tls`, which is for type http, splunk_hec, elasticsearch, ibm_cloud_logs, s3, loki, otlp, tcp, syslog, lumberjack, relp",
+        r"5:1: output[0].strategy: type stdout has no key `strategy`, allowed only for: http, tcp, syslog, lumberjack, relp
+6:9: output[0].tls: type stdout has no key `tls`, allowed only for: http, splunk_hec, elasticsearch, ibm_cloud_logs, s3, loki, otlp, tcp, syslog, lumberjack, relp",
     );
 }
 
@@ -686,7 +686,7 @@ fn dead_letters_that_are_asked_for_without_a_place_are_warned_of_once() {
 #[test]
 fn a_receiver_with_a_limit_for_events_is_warned_of_until_the_limit_is_known() {
     for (lines, words) in [
-        ("type = 'loki'", "Loki rejects events over 256 KB"),
+        ("type = 'loki'", "By default, Loki rejects events over 256 KB"),
         ("type = 'splunk_hec'\ntoken_file = '/proc/self/status'", "Splunk acknowledges events"),
         ("type = 'ibm_cloud_logs'\napi_key_file = '/proc/self/status'", "IBM Cloud Logs accepts"),
     ] {
@@ -740,7 +740,7 @@ fn at_least_one_output_is_required() {
     let one = config(&[output("a", "required = false"), output("b", "")].concat());
     let required: Vec<_> = one.outputs.iter().map(|output| output.required).collect();
     assert_eq!(required, [false, true]);
-    // No 200 waits for an optional output, so its times contradict nothing.
+    // No response waits for an optional output, so the times of the output contradict nothing.
     let delivered = "[queue]\nacknowledge = 'delivered'\ndelivered_timeout = '1s'\n";
     let stdout = "[[output]]\nname = 'b'\ntype = 'stdout'\n";
     config(&format!("{delivered}{}{stdout}", output("a", "required = false")));
@@ -758,7 +758,7 @@ fn contradictions_are_found() {
         "[[listener]]\naddress = '[::1]:1'\n[admin]\naddress = '[0::1]:1'\n",
         "4:11: admin.address: uses the same port as listener[0].address",
     );
-    // Linux refuses these too: tried with bind(2).
+    // Linux refuses these pairs of addresses, as attempts with bind(2) show.
     for other in ["0.0.0.0", "127.0.0.1", "[::1]"] {
         assert_problems(
             &format!("[[listener]]\naddress = '[::]:1'\n[admin]\naddress = '{other}:1'\n"),
@@ -783,7 +783,7 @@ fn contradictions_are_found() {
     assert_problems(
         "[[output]]\nname = 'a'\ntype = 'stdout'\n[[output]]\nname = 'a'\ntype = 'stdout'\n",
         r#"5:8: output[1].name: duplicate name, also used by output "a" (line 1)
-6:8: output[1].type: output "a" (line 1) writes to stdout already: only one"#,
+6:8: output[1].type: output "a" (line 1) already writes to stdout: only one"#,
     );
     assert_in_output(
         "tcp",
@@ -855,8 +855,8 @@ fn a_smaller_bound_of_bodies_takes_effect_with_a_warning() {
         assert_problems(text, &format!("{position}: {key}: warning: {message}"));
         assert_eq!(checked(text).config.unwrap().limits.max_body, effective);
     }
-    // If the file does not set max_body, the other limits lower its default without a warning, as
-    // long as usual batches fit.
+    // If the config does not set `max_body`, other limits lower the default of `max_body` without a
+    // warning, as long as usual batches fit.
     for (text, effective) in [
         ("", (256 << 20) - 256),
         ("[queue]\nmax_bytes = '65MiB'\n", (65 << 20) - 256),

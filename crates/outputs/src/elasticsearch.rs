@@ -3,8 +3,8 @@
 //!
 //! A request has two lines for each event: the action `create` with the document's `_id`, and the
 //! document. The `_id` consists of the identity of the queue, the event's position and a hash of
-//! the event. Therefore an event that is sent again, even after a restart with a queue in files, is
-//! stored once: the second attempt is answered with 409. The auditID is not in the `_id`, because
+//! the event. An event that is sent again, even after a restart with a queue in files, is therefore
+//! stored once: the answer to the second attempt is 409. The auditID is not in the `_id`, because
 //! the client of kube-apiserver can choose it.
 
 mod mapping;
@@ -43,11 +43,11 @@ const BULK: &str = "/_bulk";
 /// The path and query of requests. The answer contains only the fields that are read here.
 const PATH: &str = "/_bulk?filter_path=errors,items.*.status,items.*.error,items.*.failure_store";
 
-/// The maximum bytes of an answer that are read. An item about a refused document has about 500
-/// bytes; one about a stored document has 40. If an answer is longer, the request is halved.
+/// The maximum bytes of an answer that are read. An item has about 500 bytes for a refused
+/// document, and 40 bytes for a stored one. If an answer is longer, the request counts as refused,
+/// and is halved.
 const ANSWER_BYTES: usize = 8 << 20;
 
-/// The greatest number of events of a request.
 const EVENTS_MAX: u64 = 20_000;
 
 /// An item whose document is stored, as Elasticsearch and OpenSearch write it.
@@ -78,7 +78,6 @@ const REASONS: [(&str, &str); 9] = [
 /// The maximum bytes of a reason that are shown.
 const REASON_BYTES_MAX: usize = 200;
 
-/// The settings of an output of `type = "elasticsearch"`, as read from the config.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Settings {
     client: HttpClient,
@@ -92,18 +91,17 @@ impl OutputSettings for Settings {
     const TYPE: &'static str = "elasticsearch";
     const SAMPLE: &'static str = "tls = {}\nbasic_auth = {}";
     const MEMORY: u64 = 4 * ((4 + 8) << 20);
-    /// Elastic's rules and dashboards need ECS. As objects, bodies have contradicting types in one
-    /// index, and more fields than an index may have.
+    /// Elastic's rules and dashboards need ECS. Bodies are strings, because bodies as objects would
+    /// have contradicting types in one index, and more fields than an index may have.
     const FORM: Form =
         Form { shape: Shape::Ecs, bodies: Bodies::String, managed_fields: ManagedFields::Keep };
 
     fn read(t: &mut Table<'_, '_>) -> Option<Self> {
         let keys = HttpKeys::of_requests(Compression::None, true);
         let (client, (index, api_key_file)) = HttpClient::read(t, &keys, |t| {
-            let meaning = "index or data stream into which events are written";
+            let meaning = "index or data stream to write to";
             let index = t.word(required("index", "string", meaning), index_name);
-            let meaning = "file with the API key for Authorization, in the form that Elasticsearch \
-                           calls encoded";
+            let meaning = "file with the API key, in the form that Elasticsearch calls `encoded`";
             let key = optional("api_key_file", "path", "none", meaning);
             (index, t.file(key, config::Content::Token, true))
         });
@@ -139,8 +137,8 @@ fn index_name(text: &str) -> Result<String, String> {
         || [".", ".."].contains(&text)
     {
         return Err(
-            "is not an index, allowed: 1 to 255 printable ASCII characters without capital \
-                    letters and \\ / * ? \" < > | , # :, not beginning with -, _ or +"
+            "is not an index, allowed: 1 to 255 printable ASCII characters except capital letters \
+             and \\ / * ? \" < > | , # :, not beginning with -, _ or +"
                 .to_owned(),
         );
     }
@@ -148,7 +146,6 @@ fn index_name(text: &str) -> Result<String, String> {
 }
 
 impl Settings {
-    /// Makes the protocol's part of the requests and their answers.
     pub(crate) fn api(&self, setup: &Setup<'_>) -> Arc<dyn Api> {
         let bulk = Bulk {
             index: self.index.clone(),
@@ -180,7 +177,6 @@ struct Bulk {
     told: AtomicBool,
     /// `true` if the last answer to a test request was that the index does not exist.
     lacks_index: AtomicBool,
-    /// The form in which events are sent.
     form: Form,
 }
 
@@ -224,15 +220,15 @@ struct ServerError {
 }
 
 impl ServerError {
-    /// Returns the type for messages, or an empty text if it can't be a word of Elasticsearch,
-    /// because anybody may have sent the answer.
+    /// Returns the error's type for messages, or an empty text if the type does not look like a
+    /// word of Elasticsearch: anybody may have sent the answer.
     fn word(&self) -> &str {
         let is_word = self.kind.len() <= TYPE_BYTES_MAX
             && self.kind.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
         if is_word { &self.kind } else { "" }
     }
 
-    /// Returns the reason for messages, with a colon before it, or an empty text if the reason may
+    /// Returns the reason for messages, after a colon. Returns an empty text if the reason may
     /// quote the event.
     fn shown(&self) -> String {
         let is_safe = |error: &&Self| {
@@ -267,8 +263,8 @@ impl Created {
             409 if kind.is_empty() || kind == CONFLICT => Verdict::Existing,
             400 | 413 | 422 => Verdict::Refused(failure()),
             // Anything else is the fault of the server or its settings: a missing index (404), a
-            // block on writes (403), too many requests (429). An ingest pipeline that fails for an
-            // event answers this event with 500 each time.
+            // block on writes (403), too many requests (429). If an ingest pipeline fails for an
+            // event, the status of the event is 500 each time.
             status => Verdict::Again(Failure { server_error: status >= 500, ..failure() }),
         }
     }
@@ -302,11 +298,11 @@ impl Api for Bulk {
         }
         match reply.status {
             StatusCode::UNAUTHORIZED => Err("the credentials are missing or wrong".to_owned()),
-            // A key that may only write may not query the index.
+            // A key that may only write events is not allowed to query the index.
             StatusCode::FORBIDDEN => Ok(()),
             StatusCode::NOT_FOUND => Err(format!(
-                "there is no index or data stream {}: create it, unless a template makes it with \
-                 the first event",
+                "the index or data stream {} does not exist: create it, unless a template creates \
+                 it for the first event",
                 self.index
             )),
             _ => self.tested_by_status(reply),
@@ -327,8 +323,8 @@ impl Api for Bulk {
         mapping::fits(body, self.form)
     }
 
-    /// Asks for the cluster's settings if the index is missing, because the first event may create
-    /// it.
+    /// Returns a request for the cluster's settings if the index is missing, because the first
+    /// event may create the index.
     fn excuse(&self) -> Option<TestRequest> {
         if !self.lacks_index.load(Ordering::Relaxed) {
             return None;
@@ -383,7 +379,7 @@ impl Api for Bulk {
             return reply.by_status;
         }
         if reply.is_too_long {
-            let what = "the answer is too long to be read";
+            let what = "the response is too long to read";
             return Outcome::Refused(Failure::new(
                 AttemptError::Protocol,
                 format!("{}: {what}", reply.base),
@@ -394,10 +390,10 @@ impl Api for Bulk {
         }
         let answer = reply.body.and_then(|body| serde_json::from_slice::<Answer>(body).ok());
         let Some(Answer { items }) = answer else {
-            return reply.unclear("the answer is not that of the bulk API");
+            return reply.unclear("this is not a response from the bulk API");
         };
         if items.len() as u64 != sent.events {
-            return reply.unclear("the answer has another number of items than the request");
+            return reply.unclear("the response has a different number of items than the request");
         }
         let stored =
             items.iter().filter(|item| item.create.failure_store.as_deref() == Some("used"));
@@ -419,8 +415,8 @@ impl Api for Bulk {
     }
 }
 
-/// Returns `true` if an answer has exactly the usual bytes for this number of stored documents. The
-/// items of any other answer are read one by one.
+/// Returns `true` if an answer is exactly the usual text for this number of stored documents. The
+/// items of any other answer are parsed.
 fn stores_all(answer: &[u8], documents: u64) -> bool {
     let items = answer.strip_prefix(br#"{"errors":false,"items":["#);
     let Some(items) = items.and_then(|items| items.strip_suffix(b"]}")) else { return false };
@@ -442,9 +438,9 @@ fn hex_digits(number: u64) -> [u8; 16] {
     })
 }
 
-/// Writes an event as a document: unchanged, but with `@timestamp` before its own members. The time
-/// is that of the event's stage, or otherwise that of its request, or that of its acceptance,
-/// `received` milliseconds since 1970. An ECS document that begins with its time is not changed.
+/// Writes an event as a document: the unchanged event, with `@timestamp` as its first member. The
+/// time is that of the stage, else of the request, else of the acceptance (`received`, in
+/// milliseconds since 1970). A document that begins with `@timestamp` is written unchanged.
 fn write_document(event: &[u8], received: u64, body: &mut Vec<u8>) {
     if shape::has_timestamp(event) {
         body.extend_from_slice(event);
@@ -466,8 +462,9 @@ fn write_document(event: &[u8], received: u64, body: &mut Vec<u8>) {
     body.extend_from_slice(rest);
 }
 
-/// Returns the setting `action.auto_create_index` of a cluster, if the answer has it. Transient
-/// settings take precedence over persistent ones, and these over the defaults.
+/// Returns the setting `action.auto_create_index` of a cluster. `None` if the answer does not have
+/// it. A transient setting takes precedence over a persistent one, and a persistent setting over
+/// the default.
 fn makes_indices(settings: &[u8]) -> Option<String> {
     let settings: serde_json::Value = serde_json::from_slice(settings).ok()?;
     let of = |kind| settings.get(kind)?.get("action.auto_create_index")?.as_str();
@@ -475,8 +472,8 @@ fn makes_indices(settings: &[u8]) -> Option<String> {
 }
 
 /// Returns `true` if a cluster with this setting creates the index for the first document. The
-/// setting is `true`, `false`, or a list of patterns; the first match decides, and a pattern with
-/// `-` forbids. A pattern with two `*` counts as one that forbids.
+/// setting is `true`, `false`, or a list of patterns. The first match decides, and a pattern that
+/// begins with `-` forbids the index. A pattern with two `*` counts as a match that forbids.
 ///
 /// Source: `AutoCreateIndex` of Elasticsearch.
 fn makes(setting: &str, index: &str) -> bool {

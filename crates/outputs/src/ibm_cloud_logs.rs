@@ -2,8 +2,9 @@
 //! the whole request.
 //!
 //! A request is a JSON array with a record for each event. The event itself is the record's `text`,
-//! byte for byte. An answer 2xx acknowledges the request. A request that is sent again, because its
-//! answer was lost, is stored again: records have no ID that the API could recognise.
+//! byte for byte. An answer with a status 2xx acknowledges the request. A request that is sent
+//! again, because its answer was lost, is stored again: records have no ID that the API could
+//! recognise.
 
 use std::sync::Arc;
 
@@ -37,14 +38,12 @@ const REQUEST_BYTES_MAX: u64 = 2_000_000;
 /// The maximum characters of `application_name` and `subsystem_name`.
 const NAME_CHARS_MAX: usize = 256;
 
-/// The maximum bytes of an answer that are read.
 const ANSWER_BYTES: usize = 64 * 1024;
 
 const UNAUTHORIZED: &str = "the IAM token is not accepted";
 
 const FORBIDDEN: &str = "the service ID or trusted profile needs the role Sender for this instance";
 
-/// The settings of an output of `type = "ibm_cloud_logs"`, as read from the config.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Settings {
     client: HttpClient,
@@ -65,25 +64,26 @@ impl OutputSettings for Settings {
         let keys = HttpKeys::of_requests(Compression::None, false);
         let (client, (api_key, iam_url, application_name, subsystem_name)) =
             HttpClient::read(t, &keys, |t| {
-                let meaning = "file with the API key of a service ID; or use trusted_profile";
+                let meaning = "file with the API key of a service ID; use either this or \
+                               `trusted_profile`";
                 let key = optional("api_key_file", "path", "none", meaning);
                 let file = t.file(key, config::Content::Token, true);
-                let meaning = "URL of IAM, which issues the tokens; its certificate is verified \
-                               with tls.ca, or with the system's roots";
+                let meaning = "IAM URL for access tokens; its certificate is verified against \
+                               `tls.ca`, or the system's CAs";
                 let iam = t.word_or(
                     ("iam_url", "URL", meaning),
                     "https://iam.cloud.ibm.com",
                     None,
                     iam_url,
                 );
-                let meaning = "applicationName of each record";
+                let meaning = "applicationName in each record";
                 let application = t.word_or(
                     ("application_name", "string", meaning),
                     "kubernetes-audit",
                     None,
                     name,
                 );
-                let meaning = "subsystemName of each record";
+                let meaning = "subsystemName in each record";
                 let subsystem =
                     t.word_or(("subsystem_name", "string", meaning), "kube-apiserver", None, name);
                 (file, iam, application, subsystem)
@@ -95,7 +95,8 @@ impl OutputSettings for Settings {
                  tokens",
             );
         }
-        let meaning = "trusted profile that trusts the pod's service account; or use api_key_file";
+        let meaning = "trusted profile that trusts the pod's service account; use either this or \
+                       `api_key_file`";
         let profile = t
             .optional_section(optional("trusted_profile", TABLE, "none", meaning), trusted_profile);
         match (t.is_set("api_key_file"), t.is_set("trusted_profile")) {
@@ -126,7 +127,7 @@ impl OutputSettings for Settings {
 
     fn event_limit(&self) -> Option<&'static str> {
         Some(
-            "IBM Cloud Logs accepts records of up to 32 KB, and does not say what happens to \
+            "IBM Cloud Logs accepts records of up to 32 KB, and does not document what happens to \
              larger ones. Set it to \"30KiB\" or less",
         )
     }
@@ -134,7 +135,7 @@ impl OutputSettings for Settings {
 
 /// Reads the section `trusted_profile`. `None` if a key is missing or wrong.
 fn trusted_profile(t: &mut Table<'_, '_>) -> Option<Credentials> {
-    let key = required("id", "string", "ID of the profile, such as Profile-…");
+    let key = required("id", "string", "profile ID, such as Profile-…");
     let id = t.word(key, |text| config::printable(text, NAME_CHARS_MAX));
     let meaning = "file with the pod's projected service account token";
     let token_file = t.file(required("token_file", "path", meaning), config::Content::Token, true);
@@ -161,7 +162,6 @@ fn name(text: &str) -> Result<String, String> {
 }
 
 impl Settings {
-    /// Makes the protocol's part of the requests and their answers.
     pub(crate) fn api(&self, setup: &Setup<'_>) -> Arc<dyn Api> {
         let iam = iam::shared(IamSettings {
             credentials: self.credentials.clone(),
@@ -190,8 +190,8 @@ struct Singles {
     iam: Arc<Iam>,
 }
 
-/// Returns the severity by the response's code: 5 (error) from 500 on, 4 (warning) from 400 on,
-/// otherwise 3 (information).
+/// Returns the severity of an event, by the response's code: 5 (error) from 500 on, 4 (warning)
+/// from 400 to 499, otherwise 3 (information).
 fn severity(event: &[u8]) -> u8 {
     match EventFields::of(event).code {
         Some(500..) => 5,
@@ -209,7 +209,7 @@ impl Api for Singles {
         "application/json"
     }
 
-    /// Checks the file of the credentials. The token is renewed, so its header is one of
+    /// Checks the file of the credentials. The token changes over time, so its header is one of
     /// [`Api::request_headers`].
     fn authorization(&self) -> Result<Option<HeaderValue>, String> {
         self.iam.check().map(|()| None)
@@ -239,14 +239,15 @@ impl Api for Singles {
         ANSWER_BYTES
     }
 
-    /// An array without records shows whether the token may send.
+    /// Returns a request with an array without records. The answer shows whether the token may send
+    /// events.
     fn test_requests(&self) -> Vec<TestRequest> {
         let head = RequestHead::post(self.path(), self.content_type());
         vec![TestRequest { head, body: b"[]" }]
     }
 
-    /// The API does not document its answer to an array without records. If it refuses the array in
-    /// JSON, it has accepted the token.
+    /// The API does not document its answer to an array without records. A refusal of the array in
+    /// JSON shows that the token was accepted.
     fn tested(&self, reply: &Reply<'_>) -> Result<(), String> {
         let body = reply.body.unwrap_or_default();
         let is_json = serde_json::from_slice::<serde::de::IgnoredAny>(body).is_ok();
@@ -258,22 +259,23 @@ impl Api for Singles {
         }
     }
 
-    /// The API documents no body of its answers, so only a web page is certainly wrong.
+    /// Accepts any readable body except a web page, because the API documents no body of its
+    /// answers.
     fn acknowledged(&self, reply: &Reply<'_>) -> Result<(), String> {
         match reply.body {
             Some(_) if !reply.is_page() => Ok(()),
-            Some(_) | None => Err("the answer is not that of IBM Cloud Logs".to_owned()),
+            Some(_) | None => Err("this is not a response from IBM Cloud Logs".to_owned()),
         }
     }
 
     fn encode(&self, batch: Batch, _: Identity, max_bytes: u64) -> Encoded {
         let mut body = body_for(&batch);
-        // The closing bracket needs one more byte.
+        // The closing bracket of the array needs one byte.
         let room = Take { bytes: max_bytes.saturating_sub(1), events: u64::MAX };
         let events = write_events(&batch, room, &mut body, |event, _, received, body| {
             body.push(if body.is_empty() { b'[' } else { b',' });
-            // The time of a record is that of the event's stage or, without one, that of its
-            // acceptance.
+            // The time of a record is the time of the event's stage. If the event has none, it is
+            // the time of acceptance.
             let time = stage_time(event).and_then(nanos);
             let millis = time.map_or(received, |time| time / 1_000_000);
             body.extend_from_slice(self.head.as_bytes());

@@ -1,5 +1,5 @@
-//! Batches as JSON lines: unchanged, or in the form of kube-apiserver's own audit.log. `tcp` and
-//! `stdout` write both forms with this file, and `http` the second one.
+//! Batches as JSON lines: unchanged, or in the format of kube-apiserver's own audit.log. `tcp` and
+//! `stdout` use both formats, and `http` uses only [`audit_log`] of this file.
 
 use bytes::{Bytes, BytesMut};
 
@@ -19,14 +19,14 @@ pub(crate) enum LineFormat {
 }
 
 impl LineFormat {
-    /// Reads the key `format`. A wrong value is added to the problems of the config.
+    /// Reads the key `format`. For a wrong value, reports a problem and returns `None`.
     pub(crate) fn read(t: &mut Table<'_, '_>) -> Option<Self> {
         t.choice(
             "format",
             &[("ndjson", Self::Ndjson), ("audit_log", Self::AuditLog)],
             Some(Self::Ndjson),
-            "JSON lines: each event as received, or with kind and apiVersion as in \
-             kube-apiserver's audit.log",
+            "JSON lines. `ndjson`: each event as received; `audit_log`: with `kind` and \
+             `apiVersion`, as in kube-apiserver's audit.log",
         )
     }
 
@@ -45,8 +45,8 @@ impl Encode for LineFormat {
     }
 }
 
-/// Returns the events as lines of kube-apiserver's own audit.log: an event without `kind` gets
-/// `kind` and `apiVersion` as its first members. The items of an EventList have neither.
+/// Returns the events as lines of kube-apiserver's own audit.log. An event without `kind`, such as
+/// an item of an EventList, gets `kind` and `apiVersion` as its first members.
 pub(crate) fn audit_log(pieces: &[Bytes]) -> Bytes {
     let mut out = BytesMut::new();
     for line in lines(pieces) {

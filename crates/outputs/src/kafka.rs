@@ -1,5 +1,5 @@
-//! `type = "kafka"`: each event becomes a message of a topic. Every binary can read the settings,
-//! so that a binary without the feature `kafka` can report what it lacks. The connector is in
+//! `type = "kafka"`: each event becomes a message of a topic. Every binary reads the settings, so
+//! that a binary without the feature `kafka` can report that it lacks Kafka. The connector is in
 //! `kafka/connector.rs`, and the producer in `kafka/producer.rs`.
 
 #[cfg(feature = "kafka")]
@@ -17,7 +17,6 @@ use config::{Compression, Kafka, OutputSettings, Target};
 use config_table::table::Table;
 use delivery::prepared::Connector;
 
-/// The settings of an output of `type = "kafka"`, as read from the config.
 #[derive(Debug, Clone, PartialEq)]
 #[cfg_attr(not(feature = "kafka"), allow(dead_code, reason = "no value exists without kafka"))]
 pub(crate) struct Settings {
@@ -26,7 +25,7 @@ pub(crate) struct Settings {
     pub key: MessageKey,
     /// The compression of messages that are sent together.
     pub compression: Compression,
-    /// Has no possible value, so that a binary without Kafka can't make settings.
+    /// A field without a possible value, so that a binary without Kafka can't make settings.
     #[cfg(not(feature = "kafka"))]
     never: Infallible,
 }
@@ -54,10 +53,10 @@ impl OutputSettings for Settings {
             "key",
             &[("audit_id", MessageKey::AuditId), ("none", MessageKey::None)],
             Some(MessageKey::AuditId),
-            "key of each message: the auditID, which keeps the stages of an event in one \
-             partition, or none",
+            "message key. `audit_id`: the auditID, so that all stages of an event go to one \
+             partition; `none`: no key",
         );
-        let meaning = "compression of messages that are sent together; brokers keep it";
+        let meaning = "compression of message batches; by default, brokers keep it";
         let compression = Compression::read(t, Compression::None, meaning);
         let cluster = Kafka::read(t, topic);
         #[cfg(not(feature = "kafka"))]

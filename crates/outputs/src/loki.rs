@@ -1,12 +1,12 @@
 //! `type = "loki"`: the push API of Grafana Loki.
 //!
 //! A request has a stream for each verb of its events, and a stream has its events in the order of
-//! the queue. The line of an entry is the unchanged event. Labels are few, because each set of
-//! labels is a stream of its own. User, object, URI and response code are structured metadata of
+//! the queue. The line of an entry is the unchanged event. There are few labels, because each set
+//! of labels is a separate stream. User, object, URI and response code are structured metadata of
 //! entries.
 //!
-//! An event that is sent again has the same time, labels and line, so for Loki it is the same
-//! entry, and nothing is stored twice.
+//! An event that is sent again has the same time, labels and line. For Loki, this is the same
+//! entry, so nothing is stored twice.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,14 +24,13 @@ use delivery::prepared::Connector;
 use queue::{Batch, Identity, lines};
 use transform::shape::write_string;
 
-/// The header that names the tenant.
 const TENANT: &str = "x-scope-orgid";
 
 /// The maximum bytes of an answer that are read. Loki's own answers are empty, or one line.
 const ANSWER_BYTES: usize = 64 * 1024;
 
 /// The maximum number of labels in a config: Loki accepts 15 by default
-/// (`max_label_names_per_series`), and two are always there.
+/// (`max_label_names_per_series`), and each stream also has `log_type` and `verb`.
 const LABELS_MAX: usize = 13;
 
 /// The maximum bytes of a label's value that Loki accepts by default (`max_label_value_length`).
@@ -42,8 +41,8 @@ const LABEL_BYTES_MAX: usize = 2048;
 const VERBS: [&str; 9] =
     ["get", "list", "watch", "create", "update", "patch", "delete", "deletecollection", "other"];
 
-/// The bytes to which a value of the metadata is cut. Loki refuses an entry with more than 64 KB of
-/// metadata (`max_structured_metadata_size`).
+/// The maximum bytes of a value in the metadata; longer values are cut. Loki refuses an entry with
+/// more than 64 KB of metadata (`max_structured_metadata_size`).
 const METADATA_VALUE_BYTES_MAX: usize = 4096;
 
 /// The number of members of an event that become metadata of its entry. Loki accepts 128
@@ -55,10 +54,8 @@ const _: () = assert!(METADATA * (METADATA_VALUE_BYTES_MAX + 64) <= 64_000 && ME
 /// The beginning and the end of a request's body, with the streams between them.
 const FRAME: (&[u8], &[u8]) = (b"{\"streams\":[", b"]}");
 
-/// The end of a stream.
 const STREAM_END: &[u8] = b"]}";
 
-/// The settings of an output of `type = "loki"`, as read from the config.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Settings {
     /// The consumer's URLs, and the settings of requests. The tenant is among the headers.
@@ -77,7 +74,7 @@ struct Format {
 /// The values of the key `timestamp`: the time of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Timestamp {
-    /// The time of the event's stage or, without one, the time of its acceptance.
+    /// The time of the event's stage. If the event has none, the time of its acceptance.
     Event,
     /// The time at which the relay accepted the event.
     Received,
@@ -91,18 +88,18 @@ impl OutputSettings for Settings {
     fn read(t: &mut Table<'_, '_>) -> Option<Self> {
         let keys = HttpKeys::of_requests(Compression::Gzip, true);
         let (client, (tenant, format)) = HttpClient::read(t, &keys, |t| {
-            let meaning = "tenant, for the header X-Scope-OrgID";
+            let meaning = "tenant (X-Scope-OrgID header)";
             let tenant = t.secret(optional("tenant", "string", "none", meaning), tenant);
-            let meaning = "labels of each stream, in addition to log_type and verb; at most 13";
+            let meaning = "labels of each stream, in addition to `log_type` and `verb`; at most 13";
             let labels = t.word_map(("labels", "table of strings", meaning), label_name, label);
             if labels.len() > LABELS_MAX {
                 t.error("labels", format!("has too many labels, allowed: at most {LABELS_MAX}"));
             }
             let words = [("event", Timestamp::Event), ("received", Timestamp::Received)];
-            let meaning = "time of an entry: the time of the event's stage, or of its acceptance \
-                           (for old events, which Loki may reject)";
+            let meaning = "time of each entry. `event`: the time of the event's stage; `received`: \
+                           when the relay accepted it (for old events, which Loki may reject)";
             let timestamp = t.choice("timestamp", &words, Some(Timestamp::Event), meaning);
-            let meaning = "true: user, object and others are structured metadata of each entry";
+            let meaning = "`true`: send user, object and other fields as structured metadata";
             let metadata = t.flag("metadata", true, meaning);
             (tenant, timestamp.map(|timestamp| Format { labels, timestamp, metadata }))
         });
@@ -125,13 +122,13 @@ impl OutputSettings for Settings {
 
     fn event_limit(&self) -> Option<&'static str> {
         Some(
-            "Loki rejects events over 256 KB; they become dead letters or are lost. Set it to \
-             Loki's max_line_size, such as \"256kB\"",
+            "By default, Loki rejects events over 256 KB, and they become dead letters or are \
+             lost. Set it to Loki's max_line_size, such as \"256kB\"",
         )
     }
 }
 
-/// Checks the name of a tenant. The error text does not contain it.
+/// Checks the name of a tenant. The error text does not contain the name.
 fn tenant(name: &str) -> Result<(), String> {
     let in_a_name = |c: char| c.is_ascii_alphanumeric() || "!-_.*'()".contains(c);
     if !(1..=150).contains(&name.len())
@@ -148,8 +145,7 @@ fn label_name(name: &str) -> Result<String, String> {
     let in_a_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
     if !begins || !name.chars().all(in_a_name) || name.starts_with("__") || name.len() > 1024 {
         return Err(
-            "is not a label, allowed: letters, digits and _, without a digit or __ at the \
-                    beginning"
+            "is not a label, allowed: letters, digits and _, not beginning with a digit or __"
                 .to_owned(),
         );
     }
@@ -170,7 +166,6 @@ fn label(value: &str) -> Result<String, String> {
 }
 
 impl Settings {
-    /// Makes the protocol's part of the requests and their answers.
     pub(crate) fn api(&self) -> Arc<dyn Api> {
         Arc::new(self.format.clone())
     }
@@ -242,7 +237,8 @@ impl Api for Format {
         Encoded::of_parts(parts, events)
     }
 
-    /// Loki answers 204. A 200 is accepted if its body is not a web page and reports no error.
+    /// Accepts 204, which Loki answers, and 200 with a body that is not a web page and reports no
+    /// error.
     fn acknowledged(&self, reply: &Reply<'_>) -> Result<(), String> {
         match (reply.status.as_u16(), reply.body) {
             (204, _) => Ok(()),
@@ -251,8 +247,8 @@ impl Api for Format {
             {
                 Ok(())
             }
-            (260, _) => Err("Loki blocks the tenant's writes, and has stored nothing".to_owned()),
-            _ => Err("the answer is not that of the push API".to_owned()),
+            (260, _) => Err("Loki blocks writes for this tenant, and stored nothing".to_owned()),
+            _ => Err("this is not a response from Loki's push API".to_owned()),
         }
     }
 
@@ -265,7 +261,7 @@ impl Api for Format {
     }
 }
 
-/// Returns `true` if an answer reports an error, like gateways in front of Loki:
+/// Returns `true` if an answer reports an error, as gateways in front of Loki do:
 /// `{"status":"error",…}`.
 fn is_error(body: &[u8]) -> bool {
     let answer: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
@@ -312,7 +308,7 @@ impl Format {
             if let Some(code) = fields.code {
                 write_metadata("code", itoa::Buffer::new().format(code).as_bytes(), body);
             }
-            // Each member begins with a comma, which the first one must not have.
+            // Each member is written with a comma before it, which the first member must not have.
             if body.len() > begin {
                 body.remove(begin);
             }
@@ -337,8 +333,8 @@ fn metadata<'a>(fields: &EventFields<'a>) -> [(&'static str, Option<&'a [u8]>); 
     ]
 }
 
-/// Writes a text of the metadata, with a comma before it. `written` are the bytes between its
-/// quotes in the event, with escapes as written. An empty text is left out.
+/// Writes a text of the metadata, after a comma. `written` is the text as it is in the event: the
+/// bytes between the quotes, with escapes. Writes nothing if the text is empty.
 fn write_metadata(name: &str, written: &[u8], body: &mut Vec<u8>) {
     if written.len() > METADATA_VALUE_BYTES_MAX || memchr::memchr(b'\\', written).is_some() {
         let value = unescaped(written);

@@ -9,8 +9,8 @@
 //! | compressed | `2C`, length, that many bytes of a zlib stream: the JSON frames of the window; without compression, the JSON frames follow directly |
 //! | JSON | `2J`, number of the event in its window from 1, length, that many bytes: the document |
 //!
-//! The consumer answers with `2A` and a number: it acknowledges the events of the oldest window up
-//! to that number. The number 0 acknowledges no event, but shows that the consumer is working.
+//! The consumer answers with `2A` and a number, which acknowledges the events of the oldest window
+//! up to that number. The number 0 acknowledges no event, but shows that the consumer works.
 
 use std::collections::VecDeque;
 use std::io;
@@ -29,28 +29,27 @@ use delivery::link::Verdict;
 use delivery::prepared::Connector;
 use queue::{Batch, lines};
 
-/// The maximum bytes of one event. Logstash stores its length in a signed integer of 32 bits.
+/// The maximum bytes of one event. Logstash stores the length of an event in a signed integer of 32
+/// bits.
 const EVENT_BYTES_MAX: usize = i32::MAX as usize;
 
-/// From this number of bytes on, a batch is compressed on another thread. Compressing a smaller
+/// The minimum bytes of a batch that is compressed on another thread. The compression of a smaller
 /// batch takes less time than the change of threads.
 const LARGE: u64 = 64 * 1024;
 
-/// The bytes that the compressor gets at a time. Without this buffer it would get the four parts of
-/// each JSON frame separately, which costs as much as half of the compression.
+/// The size of the buffer in front of the compressor, in bytes. Without the buffer, the compressor
+/// would get the four parts of each JSON frame separately, which would take half of the
+/// compression's time in addition.
 const COMPRESSED_BYTES: usize = 64 * 1024;
 
-/// The length of an ACK frame in bytes.
 const ACK_BYTES: usize = 6;
 
-/// The settings of an output of `type = "lumberjack"`, as read from the config.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Settings {
     /// The compression level of zlib, from 0 to 9. With 0, events are not compressed.
     pub compression_level: u32,
     /// The maximum number of sent events without an acknowledgement, at least 1.
     pub window: u64,
-    /// The settings for the consumer's addresses and for the connection.
     pub stream: Stream,
 }
 
@@ -60,8 +59,9 @@ impl OutputSettings for Settings {
     const MEMORY: u64 = 4 << 20;
 
     fn read(t: &mut Table<'_, '_>) -> Option<Self> {
-        let level = t.count("compression_level", 1, 0..=9, "level of zlib; 0: no compression");
-        let meaning = "events that may be unacknowledged; after a break they are sent again";
+        let level = t.count("compression_level", 1, 0..=9, "zlib level; 0: no compression");
+        let meaning = "maximum unacknowledged events; if the connection breaks, they are sent \
+                       again";
         let window = Stream::read_window(t, 2048, meaning);
         let stream = Stream::read(t);
         let compression_level = u32::try_from(level).unwrap_or_default();
@@ -88,7 +88,6 @@ impl IntoConnector for Settings {
 
 /// The state of the Lumberjack protocol on one connection.
 pub(super) struct Lumberjack {
-    /// The compression level of zlib. With 0, events are not compressed.
     level: u32,
     /// The windows that are not completely acknowledged, the oldest first.
     windows: VecDeque<Window>,
@@ -129,7 +128,9 @@ impl Protocol for Lumberjack {
             unread.advance(ACK_BYTES);
             let awaited = self.windows.front().map_or(0, |window| window.events);
             if number > awaited {
-                return Err(format!("acknowledges event {number} of a window of {awaited}"));
+                return Err(format!(
+                    "acknowledges event {number}, but the window has only {awaited}"
+                ));
             }
             if let Some(window) = self.windows.front_mut() {
                 answers.acknowledged += number.saturating_sub(window.acknowledged);
@@ -139,7 +140,7 @@ impl Protocol for Lumberjack {
         }
         if !unread.iter().zip(b"2A").all(|(byte, wanted)| byte == wanted) {
             let said = &unread[..unread.len().min(ACK_BYTES)];
-            return Err(format!("answers \"{}\" instead of an ACK", said.escape_ascii()));
+            return Err(format!("responds with \"{}\" instead of an ACK", said.escape_ascii()));
         }
         Ok(())
     }
@@ -177,8 +178,9 @@ fn window(batch: &Batch, level: u32) -> io::Result<Frames> {
     Ok(frames)
 }
 
-/// Writes each event of a batch to `out` as a JSON frame. An event of more than [`EVENT_BYTES_MAX`]
-/// is recorded in `frames` as too long instead. Returns the number of written events.
+/// Writes each event of a batch to `out` as a JSON frame. Leaves out events of more than
+/// [`EVENT_BYTES_MAX`], and records them in `frames` as too long. Returns the number of written
+/// events.
 fn json(batch: &Batch, out: &mut impl Write, frames: &mut Frames) -> io::Result<u32> {
     let mut number = 0_u32;
     for (event, position) in lines(&batch.pieces).zip(batch.positions()) {
@@ -257,7 +259,7 @@ mod tests {
             assert!(protocol.windows.is_empty());
         }
         // An answer with the number 0 is a sign of life, even if nothing was sent. The beginning of
-        // an answer is not.
+        // an answer is not a sign of life.
         let mut protocol = Lumberjack::new(3);
         for (said, wanted) in [(&ack(0)[..], (0, true, false)), (&ack(0)[..5], (0, false, false))] {
             assert_eq!(answered(&mut protocol, said, 6), Ok(wanted));
@@ -275,6 +277,6 @@ mod tests {
         let mut protocol = Lumberjack::new(3);
         assert!(answered(&mut protocol, &ack(1), 6).is_err(), "nothing was sent");
         let wrong = answered(&mut protocol, b"HTTP/1.1 400 Bad Request", 24).unwrap_err();
-        assert_eq!(wrong, "answers \"HTTP/1\" instead of an ACK");
+        assert_eq!(wrong, "responds with \"HTTP/1\" instead of an ACK");
     }
 }

@@ -40,11 +40,11 @@ const SCOPE: &str = base::release::NAME;
 /// `SEVERITY_NUMBER_INFO`. An audit event is information, whatever its audit level is.
 const SEVERITY: u64 = 9;
 
-/// The room in a request for the keys and the lengths of its `ScopeLogs` and its `ResourceLogs`, in
-/// bytes. They are known only after the last record. A length of 5 bytes is enough for 32 GiB.
+/// The bytes that a request keeps free for the keys and the lengths of its `ScopeLogs` and its
+/// `ResourceLogs`, because the lengths are known only after the last record. A length of 5 bytes is
+/// enough for 32 GiB.
 const HEADS: u64 = 2 * (1 + 5);
 
-/// The settings of an output of `type = "otlp"`, as read from the config.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Settings {
     client: HttpClient,
@@ -58,10 +58,10 @@ impl OutputSettings for Settings {
     const MEMORY: u64 = 4 * 4 * 4_000_000;
 
     fn read(t: &mut Table<'_, '_>) -> Option<Self> {
-        // OTLP 1.x demands no compression and gzip of each receiver, and nothing else.
+        // OTLP 1.x demands only that a receiver accepts requests without compression and with gzip.
         let keys = HttpKeys::of_requests(Compression::Gzip, true);
         let (client, resource) = HttpClient::read(t, &keys, |t| {
-            let meaning = "attributes of the resource, such as \"k8s.cluster.name\"";
+            let meaning = "resource attributes, such as \"k8s.cluster.name\"";
             let printable = |text: &str| config::printable(text, 255);
             t.word_map(("resource", "table of strings", meaning), printable, attribute)
         });
@@ -83,7 +83,6 @@ fn attribute(value: &str) -> Result<String, String> {
 }
 
 impl Settings {
-    /// Makes the protocol's part of the requests and their answers.
     pub(crate) fn api(&self) -> Arc<dyn Api> {
         let logs = Logs { resource: self.resource.clone() };
         Arc::new(logs)
@@ -98,7 +97,6 @@ impl IntoConnector for Settings {
 
 /// The API for logs, with the settings of one output.
 struct Logs {
-    /// The attributes of the resource.
     resource: BTreeMap<String, String>,
 }
 
@@ -117,7 +115,8 @@ impl Api for Logs {
         vec![TestRequest { head, body: b"\x0a\x00" }]
     }
 
-    /// A receiver refuses a request without records in an encoding of OTLP.
+    /// A refusal in an encoding of OTLP shows that the receiver speaks OTLP: the request has no
+    /// records.
     fn tested(&self, reply: &Reply<'_>) -> Result<(), String> {
         let is_otlp = reply.is_of_type(self.content_type()) || reply.is_of_type(JSON);
         match reply.status {
@@ -152,7 +151,8 @@ impl Api for Logs {
         let events = write_events(&batch, room, &mut records, |event, _, received, body| {
             write_message(2, body, |body| write_record(event, received, body));
         });
-        // The lengths of the only `ResourceLogs` and of its only `ScopeLogs` are known only now.
+        // The lengths of the `ResourceLogs` and of its `ScopeLogs` are known only after the last
+        // record.
         let mut head = Vec::new();
         let inner = (scope.len() + records.len()) as u64;
         write_length(1, resource.len() as u64 + length_of(inner), &mut head);
@@ -170,7 +170,7 @@ impl Api for Logs {
             !reply.has_type_of_page(),
             reply.status.as_u16() == 200
         ) && rejected_in(reply).is_some();
-        let what = || "the answer is not an ExportLogsServiceResponse".to_owned();
+        let what = || "the response is not an ExportLogsServiceResponse".to_owned();
         is_understood.then_some(()).ok_or_else(what)
     }
 
@@ -184,9 +184,9 @@ impl Api for Logs {
         let message = format!("{base}: answered {status}: {refused} of {} rejected", sent.events);
         let failure = Failure::new(AttemptError::Item, message);
         if mutant!("otlp-all-rejected-is-final", refused == sent.events, false) {
-            // Nothing was stored. Either the event was alone in its request, or the receiver
-            // rejects everything; such a receiver is misconfigured, and a refusal costs no event
-            // then.
+            // Nothing was stored: the only event of the request was rejected, or the receiver
+            // rejects everything. A receiver that rejects everything is misconfigured, and a
+            // refusal then gives up no event.
             return Outcome::Refused(failure);
         }
         let verdict = Verdict::Partly { refused, failure };
@@ -243,7 +243,7 @@ fn write_record(event: &[u8], received: u64, body: &mut Vec<u8>) {
     write_fixed64(11, received.saturating_mul(1_000_000), body);
 }
 
-/// Writes an attribute with a text as a `KeyValue`.
+/// Writes an attribute whose value is a text, as a `KeyValue`.
 fn write_attribute(field: u8, name: &str, value: &[u8], body: &mut Vec<u8>) {
     let text = length_of(value.len() as u64);
     write_length(field, length_of(name.len() as u64) + length_of(text), body);
@@ -276,8 +276,8 @@ fn write_key(field: u8, wire_type: u8, body: &mut Vec<u8>) {
     body.push(field << 3 | wire_type);
 }
 
-/// Writes a number: 7 bits in each byte, the lowest first, and the highest bit of a byte is set if
-/// another byte follows.
+/// Writes a number with 7 bits in each byte, the lowest bits first. The highest bit of a byte is
+/// set if another byte follows.
 fn write_varint(number: u64, body: &mut Vec<u8>) {
     let mut rest = number;
     loop {
@@ -306,14 +306,14 @@ fn write_length(field: u8, length: u64, body: &mut Vec<u8>) {
     write_varint(length, body);
 }
 
-/// Returns the encoded length of a field (key, length and value) whose value is `length` bytes
-/// long: bytes or a message.
+/// Returns the encoded length of a field (key, length and value). The value is bytes or a message,
+/// and is `length` bytes long.
 fn length_of(length: u64) -> u64 {
     1 + u64::from((length | 1).ilog2() / 7 + 1) + length
 }
 
-/// Writes a field that is a message. `write` writes the fields of the message. The length of the
-/// message is known only afterwards, and is then moved before the fields.
+/// Writes a field that is a message. `write` writes the fields of the message. The length is known
+/// only after the fields, and is then moved before them.
 fn write_message(field: u8, body: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
     write_key(field, BYTES, body);
     let begin = body.len();
@@ -326,9 +326,9 @@ fn write_message(field: u8, body: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)
     }
 }
 
-/// Returns the number of rejected records in an answer, or 0 if it has none. `None` if the answer
-/// is not an `ExportLogsServiceResponse`. A body that begins with `{` is JSON, whatever its type
-/// is: no message of Protobuf begins with this byte.
+/// Returns the number of rejected records in an answer, or 0 if the answer has no such number.
+/// `None` if the answer is not an `ExportLogsServiceResponse`. A body that begins with `{` is JSON,
+/// whatever the `Content-Type` is: no message of Protobuf begins with this byte.
 fn rejected_in(reply: &Reply<'_>) -> Option<u64> {
     let body = reply.body?;
     match reply.is_of_type(JSON) || body.starts_with(b"{") {
@@ -338,8 +338,8 @@ fn rejected_in(reply: &Reply<'_>) -> Option<u64> {
     }
 }
 
-/// An `ExportLogsServiceResponse` in JSON, with names as in JSON or, from some receivers, as in
-/// Protobuf. An answer with any other member is not such a response.
+/// An `ExportLogsServiceResponse` in JSON. Some receivers write the names as in Protobuf. An answer
+/// with any other member is not such a response.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct JsonResponse {
@@ -372,7 +372,7 @@ fn rejected_in_json(response: &[u8]) -> Option<u64> {
 fn rejected(response: &[u8]) -> Option<u64> {
     let (mut rest, mut rejected) = (response, 0);
     while !rest.is_empty() {
-        // `partial_success` is the field 1, and so is `rejected_log_records` in it.
+        // `partial_success` is the field 1, and in it `rejected_log_records` is also the field 1.
         if let (1, Value::Bytes(mut partial)) = read_field(&mut rest)? {
             while !partial.is_empty() {
                 if let (1, Value::Number(number)) = read_field(&mut partial)? {

@@ -23,12 +23,12 @@ use delivery::link::Verdict;
 use delivery::prepared::Connector;
 use queue::{Batch, lines};
 
-/// The highest number of a RELP command, after which the numbers begin again at 1. Also the maximum
-/// bytes of data in a RELP frame.
+/// The highest number of a RELP command; the next command has the number 1. Also the maximum bytes
+/// of data in a RELP frame.
 const NINE_DIGITS: u32 = 999_999_999;
 
-/// The maximum bytes of data in a consumer's answer. Usual answers of librelp have 6 bytes, or some
-/// hundred bytes if they list the consumer's offers.
+/// The maximum bytes of data in a consumer's answer. An answer of librelp usually has 6 bytes, or
+/// some hundred bytes if it lists the consumer's offers.
 const ANSWER_BYTES_MAX: usize = 16 * 1024;
 
 /// The features that the relay offers with the command `open`. librelp calls its protocol version
@@ -39,14 +39,12 @@ const OFFERS: &str = concat!(
     "\ncommands=syslog"
 );
 
-/// The settings of an output of `type = "relp"`, as read from the config.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Settings {
     /// The common parts of all syslog messages.
     pub messages: Messages,
     /// The maximum number of sent messages without an acknowledgement, at least 1.
     pub window: u64,
-    /// The settings for the consumer's addresses and for the connection.
     pub stream: Stream,
 }
 
@@ -57,7 +55,8 @@ impl OutputSettings for Settings {
 
     fn read(t: &mut Table<'_, '_>) -> Option<Self> {
         let messages = Messages::read(t);
-        let meaning = "messages that may be unacknowledged; after a break they are sent again";
+        let meaning = "maximum unacknowledged messages; if the connection breaks, they are sent \
+                       again";
         let window = Stream::read_window(t, 128, meaning);
         let stream = Stream::read(t);
         Some(Self { messages: messages?, window, stream: stream? })
@@ -91,8 +90,8 @@ pub(super) struct Relp {
     messages: Rfc5424,
     /// The number of the relay's next command.
     next: u32,
-    /// Whether each sent message is acknowledged, from the oldest message on that is not. The
-    /// consumer may acknowledge messages in any order.
+    /// The sent messages, in order, from the oldest unacknowledged one on: `true` if a message is
+    /// acknowledged. The consumer may acknowledge messages in any order.
     answered: VecDeque<bool>,
 }
 
@@ -104,8 +103,8 @@ impl Relp {
     }
 
     /// Encodes each event of a batch as one RELP command `syslog`. An event whose message is too
-    /// long for RELP or for the config is listed as given up. If the config does not allow that,
-    /// returns an error text.
+    /// long for RELP or for the config is left out, and recorded as too long. Returns an error text
+    /// if the config does not allow the relay to give up such an event.
     fn frames(&self, batch: &Batch) -> Result<Frames, String> {
         let mut frames = Frames::default();
         let mut out = BytesMut::with_capacity(self.messages.capacity(batch));
@@ -126,7 +125,7 @@ impl Relp {
     }
 
     /// Records that the consumer has acknowledged the message with this number. Returns an error
-    /// text if there is no such message, or if it is already acknowledged.
+    /// text if there is no such message, or if the message is already acknowledged.
     fn answer(&mut self, number: u32) -> Result<(), String> {
         let awaited = u32::try_from(self.answered.len()).unwrap_or(u32::MAX);
         let oldest = after(self.next, NINE_DIGITS - awaited % NINE_DIGITS);
@@ -137,7 +136,7 @@ impl Relp {
                 Ok(())
             }
             Some(_) | None => {
-                Err(format!("answers command {number}, to which no answer is expected"))
+                Err(format!("responds to command {number}, which awaits no response"))
             }
         }
     }
@@ -162,7 +161,7 @@ impl Protocol for Relp {
             }
         };
         if frame.number != self.next {
-            let what = format!("answers command {} before it opens", frame.number);
+            let what = format!("responds to command {} instead of the open command", frame.number);
             return Err(Trouble::Protocol(what));
         }
         let data = frame.data;
@@ -172,7 +171,7 @@ impl Protocol for Relp {
                 .find_map(|line| line.strip_prefix(name).and_then(|rest| rest.strip_prefix(b"=")))
         };
         if offer(b"relp_version") != Some(b"0") {
-            return Err(Trouble::Protocol("offers no version of RELP that the relay knows".into()));
+            return Err(Trouble::Protocol("offers no RELP version that the relay supports".into()));
         }
         let commands = offer(b"commands").unwrap_or_default();
         if !commands.split(|byte| *byte == b',').any(|command| command == b"syslog") {
@@ -226,7 +225,7 @@ fn taken(data: &[u8]) -> Result<(), String> {
     let said = data.split(|byte| *byte == b'\n').next().unwrap_or_default();
     // An answer has a code of three digits, a space, and up to 80 characters for people.
     let said = &said[..said.len().min(84)];
-    Err(format!("answers \"{}\"", said.escape_ascii()))
+    Err(format!("responds with \"{}\"", said.escape_ascii()))
 }
 
 /// A complete RELP frame at the beginning of the bytes that were read from the consumer.
@@ -239,12 +238,12 @@ struct Frame<'a> {
 }
 
 /// Parses the frame at the beginning of `read`: an answer (`rsp`) or a hint (a command with the
-/// number 0). `None` if the frame is incomplete. Returns an error text if the bytes can't become
-/// such a frame.
+/// number 0). `None` if the frame is incomplete. Returns an error text if the bytes are not the
+/// beginning of an answer or hint.
 fn frame(read: &[u8]) -> Result<Option<Frame<'_>>, String> {
     let wrong = || {
         let said = &read[..read.len().min(32)];
-        format!("says \"{}\", which is not a RELP answer", said.escape_ascii())
+        format!("says \"{}\", which is not a RELP response", said.escape_ascii())
     };
     let Some((number, at)) = digits(read, 0).ok_or_else(wrong)? else { return Ok(None) };
     if read[at] != b' ' {
@@ -283,7 +282,7 @@ fn frame(read: &[u8]) -> Result<Option<Frame<'_>>, String> {
 }
 
 /// Parses a number of at most nine digits at the index `from`. Returns the number and the index
-/// after its last digit. `None` if there is no such number, and `Some(None)` if it may begin or
+/// after its last digit. `None` if there is no such number. `Some(None)` if the number may begin or
 /// continue in bytes that are not read yet.
 fn digits(read: &[u8], from: usize) -> Option<Option<(u32, usize)>> {
     let rest = read.get(from..)?;
@@ -367,7 +366,7 @@ mod tests {
         }
         let mut relp = relp(Rejected::Drop);
         relp.sent(4);
-        // A message that is answered early counts only when all messages before it are answered.
+        // A message that is answered early is reported only when all earlier messages are answered.
         for (said, acknowledged, alive) in [
             // A consumer that sends only hints is not at work.
             ("0 hint 4 what\n", 0, false),
@@ -394,7 +393,8 @@ mod tests {
             "2 rsp 6 200 OK!",
             "2 rsp 16385 200",
             "2 rsp 1234567890",
-            // The last three numbers are not awaited: never sent, and answered before.
+            // No message waits for the next three answers: 6 was never sent, 1 was the `open`, and
+            // the second 3 is answered already.
             "6 rsp 6 200 OK\n",
             "1 rsp 6 200 OK\n",
             "3 rsp 6 200 OK\n3 rsp 6 200 OK\n",
@@ -407,6 +407,6 @@ mod tests {
             assert!(result.is_err(), "{wrong:?}: {result:?}");
         }
         let said = taken(b"500 \x1b[31mred\n").unwrap_err();
-        assert_eq!(said, "answers \"500 \\x1b[31mred\"");
+        assert_eq!(said, "responds with \"500 \\x1b[31mred\"");
     }
 }

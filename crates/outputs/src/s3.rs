@@ -1,10 +1,10 @@
 //! `type = "s3"`: objects of JSON lines in a bucket of Amazon S3, or of a server with the same
 //! protocol (MinIO, IBM Cloud Object Storage, SeaweedFS).
 //!
-//! An object has the events of a range of positions, which its name shows. It is written with
-//! `If-None-Match: *`, so an object that is sent again is not written twice: the server answers
-//! 412, which counts as already delivered. `conditional_writes = false` leaves the header out.
-//! Source: Amazon S3 API Reference, `PutObject`.
+//! An object has the events of a range of positions, and its name shows the range. Objects are
+//! written with `If-None-Match: *`, so an object that is sent again is not written twice: the
+//! server answers 412, which counts as already delivered. `conditional_writes = false` leaves the
+//! header out. Source: Amazon S3 API Reference, `PutObject`.
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
@@ -42,15 +42,14 @@ mod plan;
 mod signature;
 mod sts;
 
-/// The lines of an object have at most the queue's limit divided by this number: the queue holds
-/// the events of two objects, and must have room for new ones.
+/// The lines of an object have at most this part of the queue's limit (1/4). The queue holds the
+/// events of two objects, and must have room for new events.
 const PART_OF_QUEUE: u64 = 4;
 
-/// The keys of the files with the access key.
+/// The config keys for the two files of the access key.
 const KEY_ID: &str = "access_key_id_file";
 const SECRET: &str = "secret_access_key_file";
 
-/// The settings of an output of `type = "s3"`, as read from the config.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Settings {
     client: HttpClient,
@@ -77,7 +76,7 @@ impl OutputSettings for Settings {
         let keys = HttpKeys {
             compression: Compression::Zstd,
             compresses: "compression of objects",
-            concurrency: "has no effect: one object is stored at a time",
+            concurrency: "no effect: objects are stored one at a time",
             authorization: false,
         };
         let (client, (address, credentials, limits)) = HttpClient::read(t, &keys, own);
@@ -102,24 +101,23 @@ fn own(t: &mut Table<'_, '_>) -> (Option<Address>, Option<Credentials>, Limits) 
     let bucket = t.word(required("bucket", "name", "bucket for the objects"), bucket_name);
     let region =
         t.word(required("region", "name", "region, such as \"eu-central-1\""), region_name);
-    let meaning = "beginning of the objects' names, such as \"audit/prod\"";
+    let meaning = "prefix of the object names, such as \"audit/prod\"";
     let prefix = t.word_or(("prefix", "string", meaning), "", None, prefix);
-    let meaning = "true: the bucket is in the path of the URL; false: in the host name";
+    let meaning = "`true`: the bucket is in the URL path; `false`: in the hostname";
     let path_style = t.flag("path_style", true, meaning);
-    let meaning = "true: an object is written only if no object has its name (If-None-Match); \
-                   false: for a server that does not support this (501), and may then store an \
-                   object twice";
+    let meaning = "`true`: write an object only if its name is not taken (If-None-Match); `false`: \
+                   for a server that does not support this (501). An object may then be stored \
+                   twice, or overwrite another";
     let conditional = t.flag("conditional_writes", true, meaning);
-    let meaning = "file with the ID of the access key; without it, web identity from the \
-                   environment";
+    let meaning = "file with the access key ID; without it, web identity from the environment";
     let id = t.file(optional(KEY_ID, "path", "none", meaning), Content::Token, true);
     let meaning = "file with the secret access key";
     let secret = t.file(optional(SECRET, "path", "none", meaning), Content::Token, true);
-    let meaning = "bytes of lines, before compression, at which an object is complete; at most a \
-                   quarter of queue.max_bytes";
+    let meaning = "uncompressed size at which an object is closed and uploaded; limited to a \
+                   quarter of `queue.max_bytes`";
     let bytes = t.size("object_bytes", 64 << 20, 1024..=(1 << 30), meaning);
     let (least, most) = (Duration::from_millis(100), Duration::from_secs(24 * 60 * 60));
-    let meaning = "age at which an object is complete";
+    let meaning = "age at which an object is closed and uploaded";
     let age = t.time("object_age", Duration::from_secs(300), least..=most, meaning);
     let credentials = credentials(t, (id, secret), region.as_deref());
     let address = bucket.zip(region).zip(prefix);
@@ -160,13 +158,13 @@ fn credentials(
 
 /// Checks the name of a bucket. The error text says which names are allowed.
 fn bucket_name(text: &str) -> Result<String, String> {
-    let what = "is not a bucket, allowed: 3 to 63 of A-Z, a-z, 0-9, -, . and _";
+    let what = "is not a bucket, allowed: 3 to 63 characters (A-Z, a-z, 0-9, -, ., _)";
     name(text, 3, "-._").ok_or_else(|| what.to_owned())
 }
 
 /// Checks the name of a region. The error text says which names are allowed.
 fn region_name(text: &str) -> Result<String, String> {
-    let what = "is not a region, allowed: 1 to 63 of A-Z, a-z, 0-9, - and _";
+    let what = "is not a region, allowed: 1 to 63 characters (A-Z, a-z, 0-9, -, _)";
     name(text, 1, "-_").ok_or_else(|| what.to_owned())
 }
 
@@ -219,7 +217,7 @@ impl IntoConnector for Settings {
     }
 }
 
-/// The connector of an `s3` output. It makes links that use one plan, one after the other.
+/// The connector of an `s3` output. It makes links, one after the other, which use the same plan.
 struct S3Connector {
     /// The name of the output, for the log.
     output: Arc<str>,

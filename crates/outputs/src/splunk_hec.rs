@@ -2,8 +2,8 @@
 //!
 //! With `acknowledge = "indexed"`, a 200 means only that Splunk has the events in memory. Splunk
 //! gives the request a number, and says later, when it is asked, that the events are indexed. It
-//! says so once for each number, and only on the channel (a UUID in a header) of the request.
-//! Nothing is final before that. The relay uses one channel for each connection, because a number
+//! says so once for each number, and only on the channel (a UUID in a header) of the request. Only
+//! then are the events final. The relay uses one channel for each connection, because a number
 //! means nothing to another server behind the same address, and perhaps nothing to the same server
 //! after a restart.
 //!
@@ -41,7 +41,7 @@ use telemetry::AttemptError;
 
 const EVENTS: &str = "/services/collector/event";
 
-/// The path at which the relay asks which requests are indexed.
+/// The path of the question about indexed requests.
 const ACK: &str = "/services/collector/ack";
 
 const CHANNEL: HeaderName = HeaderName::from_static("x-splunk-request-channel");
@@ -50,23 +50,23 @@ const CHANNEL: HeaderName = HeaderName::from_static("x-splunk-request-channel");
 /// event (`TRUNCATE`), so Splunk's default applies: 10,000 bytes.
 const SOURCETYPE: &str = "_json";
 
-/// The limits of the pause before events are sent again, if Splunk again gives no acknowledgement
-/// although it answered the question after the last time. The pause doubles each time, because
-/// Splunk may index the events each time.
+/// The shortest and the longest pause before events are sent again, if Splunk has answered the
+/// question for acknowledgements, but did not acknowledge the next request either. The pause
+/// doubles each time, because Splunk may index the events each time.
 const NUMBERLESS: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(3600));
 
 /// The message about a token without the acknowledgement that `acknowledge` asks for.
 const OFF: &str = "indexer acknowledgement is off for this token: turn it on in Splunk (useACK = \
                    true in inputs.conf), or set acknowledge = \"accepted\"";
 
-/// The message about a token with acknowledgement, although `acknowledge` does not ask for it.
-const ON: &str = "the token has indexer acknowledgement on: set acknowledge = \"indexed\", or turn \
-                  it off in Splunk (useACK = false in inputs.conf)";
+/// The message about a token with acknowledgement, if `acknowledge` does not ask for
+/// acknowledgement.
+const ON: &str = "indexer acknowledgement is on for this token: set acknowledge = \"indexed\", or \
+                  turn it off in Splunk (useACK = false in inputs.conf)";
 
 /// The maximum bytes of an answer that are read. Splunk's answers have less than 200.
 const ANSWER_BYTES: usize = 64 * 1024;
 
-/// The settings of an output of `type = "splunk_hec"`, as read from the config.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Settings {
     client: HttpClient,
@@ -75,17 +75,17 @@ pub(crate) struct Settings {
     acknowledge: Acknowledge,
     /// The time between two questions about which requests are indexed.
     ack_interval: Duration,
-    /// The longest time for which a request may wait until its events are indexed.
+    /// The longest wait of a request until its events are indexed.
     ack_timeout: Duration,
     metadata: Metadata,
 }
 
-/// When events count as delivered.
+/// The moment at which events count as delivered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Acknowledge {
-    /// When Splunk says that they are indexed.
+    /// Splunk has said that the events are indexed.
     Indexed,
-    /// When Splunk has taken the request. Splunk may lose the events in a crash after that.
+    /// Splunk has taken the request. A later crash of Splunk may lose the events.
     Accepted,
 }
 
@@ -107,26 +107,27 @@ impl OutputSettings for Settings {
     const MEMORY: u64 = 4_000_000;
 
     /// Splunk's limit for a request's body (`max_content_length` in limits.conf) is 1 MB in older
-    /// versions, and in Splunk Cloud. It can be set to up to 800 MB.
+    /// versions and in Splunk Cloud. The limit can be raised to 800 MB.
     const BATCH_BYTES: BatchBytes = BatchBytes { default: 1_000_000, max: Some(800 << 20) };
 
     fn read(t: &mut Table<'_, '_>) -> Option<Self> {
         let keys = HttpKeys::of_requests(Compression::None, false);
         let (client, own) = HttpClient::read(t, &keys, |t| {
-            let meaning = "file with the token of the HTTP Event Collector";
+            let meaning = "file with the HTTP Event Collector token";
             let token_file = t.file(required("token_file", "path", meaning), Content::Token, true);
             let acknowledge = t.choice(
                 "acknowledge",
                 &[("indexed", Acknowledge::Indexed), ("accepted", Acknowledge::Accepted)],
                 Some(Acknowledge::Indexed),
-                "an event is delivered when the indexer confirms it, which the token must allow; \
-                 or as soon as Splunk accepts the request, and then a crash of Splunk may lose it",
+                "`indexed`: an event is delivered when the indexer confirms it (turn on indexer \
+                 acknowledgement for the token); `accepted`: when Splunk accepts the request (a \
+                 Splunk crash may lose it)",
             );
             let (least, most) = (Duration::from_millis(100), Duration::from_secs(60));
-            let meaning = "time between two queries for the requests that are indexed";
+            let meaning = "how often the relay asks Splunk which requests have been indexed";
             let interval = t.time("ack_interval", Duration::from_secs(2), least..=most, meaning);
             let (least, most) = (Duration::from_secs(1), Duration::from_secs(3600));
-            let meaning = "events that are not indexed after this time are sent again";
+            let meaning = "events not confirmed as indexed within this time are sent again";
             let timeout = t.time("ack_timeout", Duration::from_secs(300), least..=most, meaning);
             (token_file, acknowledge, interval, timeout, Metadata::read(t))
         });
@@ -159,8 +160,8 @@ impl OutputSettings for Settings {
     fn event_limit(&self) -> Option<&'static str> {
         // Other sourcetypes belong to the operator or to an add-on, which may set their limit.
         (self.metadata.sourcetype == SOURCETYPE).then_some(
-            "Splunk acknowledges events of the sourcetype _json, but silently truncates them at \
-             10,000 bytes. Set it to TRUNCATE in Splunk's props.conf, or to 10000",
+            "Splunk acknowledges events with the sourcetype _json, but silently truncates them at \
+             10,000 bytes by default. Set it to TRUNCATE in Splunk's props.conf, or to 10000",
         )
     }
 }
@@ -169,19 +170,20 @@ impl Metadata {
     fn read(t: &mut Table<'_, '_>) -> Option<Self> {
         let word = |text: &str| config::printable(text, 255);
         let index = t.is_set("index");
-        let key = optional("index", "string", "the token's", "index into which events are written");
+        let key =
+            optional("index", "string", "the token's default index", "index to write events to");
         let index = Some(t.word(key, word)).filter(|found| !index || found.is_some());
         let host = t.word_or(
             ("host", "string", "host of each event"),
             &config::machine_name(),
-            Some("the machine's"),
+            Some("the machine's hostname"),
             plain,
         );
         let key = ("source", "string", "source of each event");
         let source = t.word_or(key, "kubernetes", None, plain);
         let key = ("sourcetype", "string", "source type of each event");
         let sourcetype = t.word_or(key, SOURCETYPE, None, plain);
-        let meaning = "indexed fields that are added to each event";
+        let meaning = "indexed fields to add to each event";
         let fields = t.word_map(("fields", "table of strings", meaning), word, plain);
         let (index, host, source) = (index?, host?, source?);
         Some(Self { index, host, source, sourcetype: sourcetype?, fields })
@@ -202,7 +204,8 @@ impl Metadata {
     }
 }
 
-/// Returns a text without control characters, or a message about the allowed texts.
+/// Returns the text if it has 1 to 255 bytes and no control character. Otherwise returns a message
+/// about the allowed texts.
 fn plain(text: &str) -> Result<String, String> {
     match (1..=255).contains(&text.len()) && !text.chars().any(char::is_control) {
         true => Ok(text.to_owned()),
@@ -218,7 +221,6 @@ fn json(text: &str) -> String {
 }
 
 impl Settings {
-    /// Makes the protocol's part of the requests and their answers.
     pub(crate) fn api(&self) -> Arc<dyn Api> {
         let (before, after) = self.metadata.around();
         let indexed = self.acknowledge == Acknowledge::Indexed;
@@ -282,7 +284,7 @@ struct Answer {
     #[serde(default, rename = "ackId")]
     ack_id: Option<JsonNumber<u64>>,
     /// The index of the event at fault, or of the first event that a busy Splunk did not take.
-    /// Splunk has taken the events before it, and has not read those after it.
+    /// Splunk has taken all earlier events, and has not read the later ones.
     #[serde(default, rename = "invalid-event-number")]
     invalid: Option<u64>,
 }
@@ -306,11 +308,11 @@ fn fault(code: u16) -> Option<Fault> {
         // 24 and 25 warn that a queue or the acknowledgements are nearly full.
         0 | 24 | 25 => Fault::None,
         1 => Fault::Settings("the token is disabled"),
-        2 | 3 => Fault::Settings("the header Authorization is missing or wrong"),
+        2 | 3 => Fault::Settings("the Authorization header is missing or wrong"),
         4 => Fault::Settings("Splunk does not know the token"),
         5 => Fault::Event("no data"),
         6 => Fault::Event("invalid data format"),
-        7 => Fault::Settings("the token may not write into this index, or there is no such index"),
+        7 => Fault::Settings("the token may not write to this index, or the index does not exist"),
         8 => Fault::Busy("internal error"),
         9 | 18 | 19 | 20 | 26 | 27 => Fault::Busy("Splunk is busy"),
         10 | 11 => Fault::Settings("the channel is missing or wrong"),
@@ -323,7 +325,7 @@ fn fault(code: u16) -> Option<Fault> {
 }
 
 impl Collector {
-    /// Returns the meaning of the code of an answer. `None` if it has no known code.
+    /// Returns the meaning of the code of an answer. `None` if the answer has no known code.
     fn fault(&self, answer: &Answer) -> Option<Fault> {
         match answer.code? {
             10 if self.acknowledgement.is_none() => Some(Fault::Settings(ON)),
@@ -343,7 +345,7 @@ impl Collector {
             }
             None => {
                 self.unconfirmed();
-                reply.unclear(&format!("the answer has no ackId: {OFF}"))
+                reply.unclear(&format!("the response has no ackId: {OFF}"))
             }
         }
     }
@@ -357,8 +359,9 @@ impl Collector {
         left
     }
 
-    /// Returns the verdict on events that Splunk took before it refused the rest of their request.
-    /// Such an answer has no number, so it is unknown whether these events are indexed.
+    /// Returns the verdict on events that Splunk took before it refused an event of the same
+    /// request, or became busy. Such an answer has no number, so Splunk will never confirm these
+    /// events.
     fn taken_before(&self) -> Verdict {
         match self.acknowledgement {
             None => Verdict::Delivered,
@@ -366,12 +369,12 @@ impl Collector {
         }
     }
 
-    /// Returns the result of a request in which the event with the index `at` is wrong, according
-    /// to Splunk. `None` if the whole request is to be refused, or has no such event.
+    /// Returns the result of a request if Splunk says that the event with the index `at` is wrong.
+    /// `None` if the whole request is to be refused, or has no such event.
     fn one_is_wrong(&self, at: u64, failure: &Failure, sent: &Sent) -> Option<Outcome> {
         if at == 0 && sent.events > 1 {
-            // A refused request is halved. If every event is wrong, this ends sooner than attempts
-            // with one event less each time.
+            // The delivery halves a refused request. If every event is wrong, halving ends sooner
+            // than attempts with one event less each time.
             return None;
         }
         let position = sent.positions().nth(usize::try_from(at).ok()?)?;
@@ -385,8 +388,8 @@ impl Collector {
         Some(Outcome::Judged(parts))
     }
 
-    /// Returns the result of a request of which Splunk had taken `at` events when it became busy.
-    /// `None` if it had taken none.
+    /// Returns the result of a request if Splunk had taken `at` of its events and then became busy.
+    /// `None` if Splunk had taken no event, or if the request has no event with the index `at`.
     fn busy_after(&self, at: u64, failure: &Failure, sent: &Sent) -> Option<Outcome> {
         if at == 0 {
             return None;
@@ -449,9 +452,9 @@ impl Api for Collector {
                 match self.answered() {
                     Duration::ZERO => Ok(()),
                     left => Err(format!(
-                        "the answers to events had no ackId, which Splunk indexes each time: they \
-                         are sent again in {} s. If no balancer divides requests among several \
-                         servers, {OFF}",
+                        "the responses to events had no ackId, although Splunk indexes the events \
+                         each time: they are sent again in {} s. If no load balancer spreads \
+                         requests over several servers, {OFF}",
                         left.as_secs() + 1
                     )),
                 }
@@ -459,18 +462,21 @@ impl Api for Collector {
             // Splunk reports that the request has no event, which is true.
             (Some(Fault::Event(_)), None) => Ok(()),
             (_, Some(_)) if reply.status.is_success() => {
-                let what = "the answer does not say which requests are indexed";
+                let what = "the response does not say which requests are indexed";
                 Err(reply.instead(what).to_owned())
             }
             (_, Some(_) | None) => self.tested_by_status(reply),
         }
     }
 
-    /// Each answer of a collector has a code. [`Api::judge`] accepts 0, 24 and 25.
+    /// Accepts every answer with a known code, because each answer of a collector has a code.
+    /// [`Api::judge`] then decides what the code means.
     fn acknowledged(&self, reply: &Reply<'_>) -> Result<(), String> {
         let answer = reply.body.and_then(|body| serde_json::from_slice::<Answer>(body).ok());
         let is_known = answer.and_then(|answer| self.fault(&answer)).is_some();
-        is_known.then_some(()).ok_or_else(|| "the answer is not that of a collector".to_owned())
+        is_known
+            .then_some(())
+            .ok_or_else(|| "this is not a response from an HTTP Event Collector".to_owned())
     }
 
     fn request_headers(&self, call: &Call<'_>) -> Result<Vec<(HeaderName, HeaderValue)>, Failure> {
@@ -540,7 +546,7 @@ impl Api for Collector {
                 judged.unwrap_or(Outcome::Failed(failure))
             }
             Some(Fault::Event(what)) if !status.is_success() => {
-                // An answer with the number of an event is about that event.
+                // An answer with the index of an event is about that event.
                 let reason = answer.invalid.map_or(reason, |_| AttemptError::Item);
                 let failure = failure(reason, what);
                 let judged = answer.invalid.and_then(|at| self.one_is_wrong(at, &failure, sent));
@@ -555,7 +561,8 @@ impl Api for Collector {
     }
 }
 
-/// The answer to the question about which requests are indexed.
+/// The answer to the question about indexed requests: the number of each request, and `true` if the
+/// request is indexed.
 #[derive(Deserialize)]
 struct Acks {
     acks: BTreeMap<String, bool>,
@@ -567,13 +574,13 @@ fn question_alone() -> TestRequest {
     TestRequest { head: RequestHead::post(ACK, JSON), body: br#"{"acks":[0]}"# }
 }
 
-/// Returns the body of the question about which of these requests are indexed.
+/// Returns the body of the question whether the requests with these numbers are indexed.
 fn question(numbers: &[u64]) -> Vec<u8> {
     let numbers: Vec<_> = numbers.iter().map(u64::to_string).collect();
     format!("{{\"acks\":[{}]}}", numbers.join(",")).into_bytes()
 }
 
-/// Reads the answer to such a question.
+/// Returns the meaning of an answer to a question.
 fn told(status: StatusCode, body: &[u8]) -> Told {
     match status {
         status if status.is_success() => {

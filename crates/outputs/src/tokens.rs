@@ -22,13 +22,12 @@ use telemetry::AttemptError;
 /// The maximum lifetime of a token. A longer lifetime in an answer counts as this one.
 const LIFE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// A token that a consumer has refused is renewed at once, unless the last request for a token
-/// began less than this time ago.
+/// The shortest time between the beginnings of the last request for a token and of one that a
+/// refusal by a consumer causes.
 const REFUSED_PAUSE: Duration = Duration::from_secs(5);
 
-/// The time after which a token that was just renewed because of a refusal, and is refused again,
-/// is renewed once more. Usually the settings are at fault, but the new token may have been revoked
-/// too.
+/// The value of [`REFUSED_PAUSE`] if the refused token was itself requested because of a refusal.
+/// Usually the settings are at fault, but the new token may have been revoked too.
 const REFUSED_AGAIN_PAUSE: Duration = Duration::from_secs(5 * 60);
 
 /// The pause after a panic of the task that renews tokens.
@@ -36,7 +35,7 @@ const RESTART_PAUSE: Duration = Duration::from_secs(1);
 
 /// A server that issues tokens, and the credentials that the relay shows to it.
 pub(crate) trait Issuer: Send + Sync + 'static {
-    /// A token in the form for requests. It must be cheap to clone.
+    /// A token as requests need it. Must be cheap to clone.
     type Token: Clone + Send + Sync + 'static;
 
     /// The name of the server in messages.
@@ -63,7 +62,7 @@ pub(crate) trait Issuer: Send + Sync + 'static {
 struct Held<T> {
     token: T,
     expires: Instant,
-    /// The time of the request for the next token, after four fifths of the lifetime.
+    /// The time when the next token is requested: after four fifths of the lifetime.
     renewed: Instant,
 }
 
@@ -113,7 +112,7 @@ impl<T> State<T> {
     }
 }
 
-/// The part of [`Tokens`] that their task uses.
+/// The part of [`Tokens`] that the task uses.
 struct Shared<I: Issuer> {
     issuer: I,
     state: watch::Sender<State<I::Token>>,
@@ -123,15 +122,15 @@ struct Shared<I: Issuer> {
     used: AtomicU64,
 }
 
-/// The tokens for certain credentials. Several outputs may share them. A background task, which
-/// gets the first token and renews it, begins with the first delivery, and ends when the last
-/// output drops the tokens.
+/// The tokens for certain credentials. Several outputs may share one value. A background task gets
+/// the first token and renews it. The task begins with the first delivery, and ends when the last
+/// output drops the value.
 ///
 /// The task requests a new token after four fifths of the lifetime of the last one. Until the task
 /// has the new token, the old one stays in use as long as it is valid. If the server issues no
-/// token, the task asks again, with pauses as `retry` in the config says. A consumer that refuses
-/// the token ([`Tokens::refused`]) and a secret that has changed ([`Tokens::check`]) make the task
-/// ask at once. The task never ends by itself, and continues after a panic.
+/// token, the task asks again, with pauses as `retry` in the config says. The task asks without a
+/// pause when a consumer refuses the token ([`Tokens::refused`]) or the secret has changed
+/// ([`Tokens::check`]). The task never ends by itself, and continues after a panic.
 ///
 /// Nothing here shows a secret or a token, or logs any part of the server's answer except its
 /// status.
@@ -192,7 +191,7 @@ impl<I: Issuer> Tokens<I> {
         })
     }
 
-    /// Waits until there is a token or the next request for one has ended, but no longer than
+    /// Waits until there is a token, or until the next request for one has ended, for at most
     /// `timeouts.request`. The failure is the reason why there is no token.
     ///
     /// # Cancel safety
@@ -207,11 +206,11 @@ impl<I: Issuer> Tokens<I> {
         self.newest().map(drop)
     }
 
-    /// A consumer has refused the token. The task requests a new one at once, except in three
-    /// cases:
+    /// Records that a consumer has refused the token. The task requests a new one at once, except
+    /// in three cases:
     ///
     /// - The last request began less than [`REFUSED_PAUSE`] ago: the consumer may have refused the
-    ///   token before that one. Only the next refusal counts.
+    ///   previous token. A later refusal counts.
     /// - The last request has failed: the task asks again anyway.
     /// - A token was refused before, none was accepted since, and the last request began less than
     ///   [`REFUSED_AGAIN_PAUSE`] ago: the settings are probably at fault.
@@ -224,15 +223,15 @@ impl<I: Issuer> Tokens<I> {
         });
     }
 
-    /// A consumer has accepted the token.
+    /// Records that a consumer has accepted the token.
     pub(crate) fn accepted(&self) {
         if self.shared.state.borrow().was_refused {
             self.shared.state.send_modify(|state| state.was_refused = false);
         }
     }
 
-    /// Checks that the file of the credentials can be used. If its secret has changed since the
-    /// last request, the task requests a new token at once. Blocks the thread.
+    /// Checks that the file of the credentials can be used. If the secret in the file has changed
+    /// since the last request, the task requests a new token at once. Blocks the thread.
     ///
     /// # Errors
     ///
@@ -253,8 +252,8 @@ impl<I: Issuer> Tokens<I> {
     }
 }
 
-/// Returns the failure of a request without a token because of `failure`. No consumer has seen the
-/// request, so its events are not the cause of a server error.
+/// Returns the failure of a request that can't be sent, because `failure` has prevented a token. No
+/// consumer has seen the request, so its events are not the cause of a server error.
 fn no_token(server: &str, failure: &Failure) -> Failure {
     let message = format!("no {server} token: {}", failure.message);
     Failure {
@@ -331,7 +330,7 @@ impl<I: Issuer> Shared<I> {
             failure
         })?;
         let (token, life) = issuer.token(&body).ok_or_else(|| {
-            wrong(format!("{}: the answer is not that of {}", service.base(), I::NAME))
+            wrong(format!("{}: this is not a response from {}", service.base(), I::NAME))
         })?;
         let life = life.min(LIFE_MAX);
         Ok(Held { token, expires: began + life, renewed: began + life * 4 / 5 })
@@ -342,8 +341,8 @@ impl<I: Issuer> Shared<I> {
 mod tests {
     use super::*;
 
-    /// Method: each token is refused from the moment at which it is given, as after two
-    /// revocations in a row. The life of a token does not matter, so this one has none.
+    /// Method: a consumer refuses each token from the beginning, as after two revocations in a row.
+    /// The state has no token, because the lifetime of a token does not matter.
     #[tokio::test(start_paused = true)]
     async fn a_token_that_is_refused_after_its_renewal_is_renewed_again_after_minutes() {
         let mut state = State::<()> { began: Some(Instant::now()), ..State::default() };

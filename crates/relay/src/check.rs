@@ -2,8 +2,8 @@
 //! keys, tokens and directories.
 //!
 //! The functions find the faults with which `run` would refuse to start, or would start and be of
-//! no use, and name the config key of each fault. Nothing is written to the disk, bound or
-//! connected. Only regular files are read; reading the config has refused all others.
+//! no use, and name the config key of each fault. They write nothing to the disk, bind no address
+//! and make no connection. Only regular files are read; reading the config has refused all others.
 
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
@@ -55,14 +55,14 @@ pub fn directories(checked: &Checked, in_use: &[PathBuf]) -> Vec<Problem> {
     for named in directories.filter(|named| !in_use.contains(&named.path)) {
         let (looked, severity) = match named.key.as_str() {
             "queue.directory" => (queue::place::of_queue(&named.path), Severity::Error),
-            // Without this directory a relay still runs, and counts the dead letters that it has to
-            // drop.
+            // Without `dead_letter.directory` or `process.state_directory` a relay still runs, but
+            // it drops dead letters, or does not record how it ends.
             _ => (queue::place::of_dead_letters(&named.path), Severity::Fault),
         };
         if let Err(error) = looked {
             let message = match error {
                 OpenError::Io { remedy: "", .. } => {
-                    format!("{error}; name a directory that the relay can write to or create")
+                    format!("{error}: set a directory that the relay can write to or create")
                 }
                 OpenError::Io { .. } | OpenError::Held(_) | OpenError::Newer { .. } => {
                     error.to_string()
@@ -74,9 +74,9 @@ pub fn directories(checked: &Checked, in_use: &[PathBuf]) -> Vec<Problem> {
     problems
 }
 
-/// Returns the faults that listeners, outputs and sources find when they read their files. Call
-/// this only if no other check has found a fault. An output with a faulty policy is left out,
-/// because that fault is reported separately, with its line. Blocks on the disk.
+/// Returns the faults that listeners, the admin address, outputs and sources find when they read
+/// their files. Call this only if no other check has found a fault. An output with a faulty policy
+/// is left out, because that fault is reported separately, with its line. Blocks on the disk.
 pub fn rest(checked: &Checked, config: &Config) -> Vec<Problem> {
     let mut problems = Vec::new();
     let mut refused = |key: String, error: String| {
@@ -202,8 +202,8 @@ impl Findings<'_> {
         self.report(named, chain.roots(&named.path));
         for number in chain.leaves() {
             let message = format!(
-                "certificate {number} of {} is not the certificate of a CA, so only a peer with \
-                 exactly this certificate is trusted: use the certificate of the CA that issued it",
+                "certificate {number} of {} is not a CA certificate, so only a peer with exactly \
+                 this certificate is trusted: use the certificate of the CA that issued it",
                 named.path.display()
             );
             self.add(named, message, Severity::Warning);
@@ -227,7 +227,7 @@ impl Findings<'_> {
         } else if token.chars().any(|c| (c.is_control() && c != '\t') || c == '\u{feff}') {
             "holds a control character or a second line"
         } else if named.content == Content::Token && config::header_value(token).is_err() {
-            "holds a character that an HTTP header cannot have"
+            "contains a character that is not allowed in an HTTP header"
         } else {
             return;
         };
@@ -241,7 +241,7 @@ impl Findings<'_> {
         }
     }
 
-    /// Adds a warning for each value in an audit policy that matches no request. Mistakes in
+    /// Adds a warning for each value in an audit policy that can match no request. Mistakes in
     /// policies are reported elsewhere, with their own lines.
     fn policy(&mut self, named: &Named) {
         let Ok(policy) = filter::read_policy(&named.path) else { return };
@@ -272,7 +272,7 @@ impl Findings<'_> {
                 if settings.is_none_or(|settings| settings.origin == name) {
                     return;
                 }
-                format!("it is the key of {name}, which is not evidence.origin")
+                format!("it is the key of {name}, but evidence.origin is another name")
             }
         };
         self.refuse(named, format_args!("{}: {error}", named.path.display()));
@@ -295,8 +295,8 @@ impl Findings<'_> {
     }
 }
 
-/// Returns the permission bits of a file if every user may read it and enter each directory above
-/// it; `None` if not, or if this is not known.
+/// Returns the permission bits of a file if every user may read the file and enter each directory
+/// above it. Returns `None` in all other cases, and if the bits are not known.
 fn mode_for_everybody(file: &Path) -> Option<u32> {
     let file = file.canonicalize().ok()?;
     let mode = |path: &Path| path.metadata().ok().map(|it| it.permissions().mode() & 0o7777);
@@ -314,8 +314,8 @@ pub fn room(checked: &Checked) -> Option<Problem> {
     // Some virtual file systems have no size.
     (size > 0 && queue.max_bytes > size).then(|| {
         let message = format!(
-            "is larger than the file system of queue.directory, which has {} MiB: set less than \
-             that, with room for evidence and dead letters",
+            "is larger than the file system of queue.directory ({} MiB): set less than that, with \
+             room for evidence and dead letters",
             size / (1024 * 1024)
         );
         checked.problem("queue.max_bytes", message, Severity::Warning)
@@ -333,12 +333,14 @@ pub fn kernel(checked: &Checked) -> Option<Problem> {
 }
 
 /// Returns a problem for each file and directory of the config that this process can no longer use,
-/// because it has restricted itself at its start. Directories in `in_use` are left out.
+/// because it has restricted itself at its start. The directories in `in_use` and `queue.directory`
+/// are left out.
 pub fn outside(checked: &Checked, in_use: &[PathBuf]) -> Vec<Problem> {
     let Some(state) = restrict::state() else { return Vec::new() };
     let named = |path: &PathBuf| checked.named.iter().find(|named| named.path == *path);
     let files = checked.files.iter().filter(|path| !state.allows(path, false)).map(|path| {
-        // A `${file:…}` has no key of its own: a problem that names the file has the key.
+        // A `${file:…}` has no key of its own. The key is that of a problem whose text names the
+        // file.
         let shown = path.display().to_string();
         let is_of = |problem: &&Problem| problem.message.contains(&shown);
         let of_template = || checked.problems.iter().find(is_of).map(|it| it.path.clone());
@@ -356,7 +358,7 @@ pub fn outside(checked: &Checked, in_use: &[PathBuf]) -> Vec<Problem> {
         .map(|(key, path)| {
             let message = format!(
                 "{} is in a directory that this process may no longer open (process.restrict): \
-                 restart the relay, or use a directory of the old config's files",
+                 restart the relay, or use a directory from the old config",
                 path.display()
             );
             checked.problem(&key, message, Severity::Error)
@@ -372,7 +374,7 @@ fn allowed(named: &Named) -> &'static str {
         Content::ListenerToken | Content::Token => "one line of printable text",
         Content::Password => "one line of text",
         Content::Authorities => "a PEM bundle of CA certificates",
-        Content::SigningKey => "the private key that evidence keygen has written",
+        Content::SigningKey => "the private key that evidence keygen wrote",
         Content::Policy => "an audit policy",
         Content::Directory => "a directory",
     }

@@ -10,13 +10,15 @@ const fn described(name: &'static str, values: &'static str) -> Label {
 }
 
 pub(crate) const LISTENER: Label =
-    described("listener", "`listener.address` as the config has it, or the name of a source");
+    described("listener", "`listener.address` as in the config, or the name of a source");
 
 pub(crate) const OUTPUT: Label = described("output", "`output.name`");
 
 /// kube-apiserver's metric `apiserver_audit_error_total` has a label of the same name.
-pub(super) const PLUGIN: Label =
-    described("plugin", "`output.name`, or `queue` for events that no output can get");
+pub(super) const PLUGIN: Label = described(
+    "plugin",
+    "`output.name`, or `queue` for events lost before any output could get them",
+);
 
 /// A series about a certificate has either the label `listener` or the label `output`.
 pub(crate) const PLACE: Label =
@@ -27,8 +29,8 @@ pub(super) const ROLE: Label = Label { name: "role", values: Values::Fixed(&["se
 /// The value is a hash, because a client chooses the name of its Lease.
 pub(super) const APISERVER: Label = described(
     "apiserver",
-    "the first 8 hexadecimal digits of the SHA-256 of the name of kube-apiserver's Lease, which \
-     `/status` shows next to it; at most 16 at a time",
+    "the first 8 hexadecimal digits of the SHA-256 hash of the name of kube-apiserver's Lease. \
+     `/status` shows the name next to it. There are at most 16 such series at a time",
 );
 
 pub(super) const WITNESS: Label = described("witness", "the name in the witness's key");
@@ -72,15 +74,15 @@ label_values! {
 }
 
 impl Rejection {
-    /// The reasons for which a batch is answered 429: there is no room for it now.
+    /// The reasons for which a batch gets 429: there is no room for the batch now.
     pub const WITH_429: [Self; 2] = [Self::QueueFull, Self::InFlightFull];
 
-    /// The reasons for which a batch is answered 503: the disk refuses writes, or the consumers are
-    /// too slow. [`Self::ShuttingDown`] is answered 503 too, but is not among them.
+    /// The reasons for which a batch gets 503: the disk refuses writes, or the consumers are too
+    /// slow. [`Self::ShuttingDown`] also gives 503, but is no sign of a problem.
     pub const WITH_503: [Self; 2] = [Self::Disk, Self::DeliveryTimeout];
 
-    /// Returns `true` if kube-apiserver gives up the events of such a request. It sends the events
-    /// again after a status of 429 or 5xx, or if the connection breaks.
+    /// Returns `true` if the relay would refuse the same request again. kube-apiserver repeats such
+    /// a request for about 90 s, and then drops its events.
     pub fn is_for_good(self) -> bool {
         match self {
             Self::Invalid
@@ -98,8 +100,8 @@ impl Rejection {
         }
     }
 
-    /// Returns `true` if only a batch is refused with this reason. With any other reason the
-    /// request may be a health check or a scan, or was refused only because the process ends.
+    /// Returns `true` if only a batch is refused for this reason. A request that is refused for
+    /// another reason may be a health check or a scan, or the process was ending.
     pub fn is_of_batch(self) -> bool {
         match self {
             Self::QueueFull
@@ -267,15 +269,15 @@ impl Code {
 
 label_set! {
     /// The effects of an output's settings on events. An event that counts as dropped or duplicate
-    /// is not sent. Any other event may count as lowered, trimmed and redacted at once.
+    /// is not sent. Any other event may count as several of lowered, trimmed and redacted.
     pub struct Filtered as "action" {
         /// Events that are not sent, because the audit policy or the filter excludes them.
         dropped,
         /// Events not sent, because the same event was sent within the deduplication window.
         duplicate,
-        /// Events sent without bodies or managed fields, for which the audit policy does not ask.
+        /// Events sent without bodies or managed fields that the audit policy does not ask for.
         lowered,
-        /// Events sent without a body, because they were larger than `max_event_bytes`.
+        /// Events sent without a body or patch, because they were larger than `max_event_bytes`.
         trimmed,
         /// Events that are sent with at least one value removed or replaced.
         redacted,

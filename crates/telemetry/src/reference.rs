@@ -12,16 +12,16 @@ const HEAD: &str = "\
 
 <!-- Generated from crates/telemetry/src/catalog.rs; do not edit. -->
 
-The relay shows these metrics at `/metrics` of its admin address. Each series exists from the start,
-at 0, so that `increase()` sees the first event. The exceptions are `output_up`, which appears with
-the first attempt of its output, and the series of certificates, which appear once a certificate is
-loaded or seen.
+The relay exposes these metrics at `/metrics` on its admin address. Each series exists from the
+start, at 0, so that `increase()` sees the first event. The exceptions are `output_up`, which
+appears with the first attempt of its output, and the certificate series, which appear once a
+certificate is loaded or seen.
 
-Counters start at 0 with the process. When a reload removes an output or a listener, its counters
-stay and its backlog becomes 0. Its gauges of states are removed, as noted below for each of them.
+Counters start at 0 when the process starts. When a reload removes an output or a listener, its
+counters stay and its backlog becomes 0. Its state gauges are removed, as noted below for each one.
 
-With several replicas, each replica counts only what it received itself. Losses that no counter
-shows are in [one list](../concepts/guarantees.md#what-no-counter-counts).
+With several replicas, each replica counts only what it received itself. For losses that no counter
+shows, see [this list](../concepts/guarantees.md#what-no-counter-counts).
 ";
 
 /// Returns the text of the page `docs/reference/metrics.md`.

@@ -33,7 +33,8 @@ pub struct Status {
     /// The events lost or refused for good, by the queue and by all outputs.
     #[serde(flatten)]
     pub losses: Losses,
-    /// The kube-apiservers that this relay has heard in the last hour, sorted by name; at most 16.
+    /// The kube-apiservers from which this relay has received events in the last hour, sorted by
+    /// name; at most 16.
     pub apiservers: Vec<Apiserver>,
     /// The listeners, in the order of the config.
     pub listeners: Vec<Listener>,
@@ -66,7 +67,7 @@ pub struct Process {
     pub revision: String,
     /// The name of the machine; in Kubernetes, of the pod.
     pub host: String,
-    /// The moment of the answer, in seconds since 1970.
+    /// The time of the response, in seconds since 1970.
     pub time_seconds: f64,
     /// The start of the process, in seconds since 1970.
     pub start_time_seconds: f64,
@@ -77,16 +78,16 @@ pub struct Process {
     /// `true`: all outputs, listeners and sources are open. From then until `stopping`, `/readyz`
     /// may be ready.
     pub started: bool,
-    /// `true`: the orderly shutdown of the relay has begun.
+    /// `true`: the relay is shutting down.
     pub stopping: bool,
     /// Resident memory, in bytes.
     pub memory_bytes: u64,
-    /// The limit of its cgroup, in bytes; `None` if there is no limit.
+    /// The memory limit of its cgroup, in bytes; `None` if there is no limit.
     pub memory_limit_bytes: Option<u64>,
     /// Log lines that were not written, because stderr is read too slowly or not at all.
     pub log_dropped_lines: u64,
-    /// When an earlier process was last killed before its orderly end, within 24 hours, such as
-    /// `2026-11-26T04:35:04Z`; `None` if none was. Known to a few seconds, from
+    /// When an earlier process was last killed before it could shut down, within 24 hours, such as
+    /// `2026-11-26T04:35:04Z`; `None` if none was. Accurate to a few seconds; stored in
     /// `process.state_directory` or `queue.directory`.
     pub last_killed: Option<String>,
 }
@@ -95,7 +96,7 @@ pub struct Process {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Intake {
-    /// The setting `queue.acknowledge`: `queued`, `delivered` or `synced`; `None` until the queue
+    /// The `queue.acknowledge` setting: `queued`, `delivered` or `synced`; `None` until the queue
     /// is open.
     pub acknowledge: Option<String>,
     /// Bytes of request bodies that are not in the queue yet.
@@ -104,7 +105,7 @@ pub struct Intake {
     pub accepted_events: u64,
     /// Events accepted per second, over the last minute.
     pub accepted_events_per_second: Option<f64>,
-    /// Bytes of bodies per second, over the last minute.
+    /// Body bytes received per second, over the last minute.
     pub received_bytes_per_second: Option<f64>,
     /// The age of the last accepted batch, in seconds; `None` if there is none yet.
     pub last_event_seconds_ago: Option<f64>,
@@ -112,19 +113,19 @@ pub struct Intake {
     pub rejected_requests: BTreeMap<String, u64>,
     /// Requests refused with 429 per second, over the last minute.
     pub refused_429_per_second: Option<f64>,
-    /// The age of the last refusal with 429 because of `limits.max_in_flight`, in seconds; `None`
-    /// if there was none.
+    /// The age of the last 429 caused by `limits.max_in_flight`, in seconds; `None` if there was
+    /// none.
     pub in_flight_full_seconds_ago: Option<f64>,
     /// For how long the relay refused requests.
     pub refusals: Refusals,
-    /// The request that was refused last; `None` if none was since the start.
+    /// The last refused request; `None` if none was refused since the start.
     pub last_rejected: Option<Rejected>,
-    /// The last request that was refused for good; `None` if none was since the start.
+    /// The last request that was refused for good; `None` if none was refused since the start.
     pub last_final_refusal: Option<Rejected>,
-    /// Connections that were refused, by reason as in `connections_refused_total`: `count` and
-    /// `last_seconds_ago`. A reason that has not occurred since the start is missing.
+    /// Refused connections by reason, as in `connections_refused_total`: `count` and
+    /// `last_seconds_ago`. Only reasons that have occurred since the start.
     pub refused_connections: BTreeMap<String, Occurred>,
-    /// The last TLS handshake of a sender that failed; `None` if none did since the start.
+    /// The last failed TLS handshake with a sender; `None` if none has failed since the start.
     pub last_tls_failure: Option<TlsFailure>,
 }
 
@@ -133,19 +134,20 @@ pub struct Intake {
 #[serde(default)]
 pub struct Losses {
     /// Events lost or refused for good since the start (`error_total`), by the queue and all
-    /// outputs, removed ones too. Normally 0, unless an output has `required = false`.
+    /// outputs, including outputs that have been removed. Normally 0, unless an output has
+    /// `required = false`.
     pub lost_events: u64,
     /// The age of the last of these losses, in seconds; `None` if there was none.
     pub last_lost_seconds_ago: Option<f64>,
     /// Events lost per second, over the last minute.
     pub lost_events_per_second: Option<f64>,
-    /// Events that earlier processes have lost. They count for 24 hours after the last loss; known
-    /// as `last_killed` is.
+    /// Events lost by earlier processes; shown for 24 hours after the last loss. Stored in the same
+    /// place as `last_killed`.
     pub earlier_lost_events: u64,
-    /// The time of the last loss of an earlier process, as `last_killed` has it; `None` if there
-    /// was none.
+    /// When an earlier process last lost events, in the format of `last_killed`; `None` if none
+    /// did.
     pub earlier_last_lost: Option<String>,
-    /// Dead letters that were deleted, to keep within `dead_letter.max_bytes`.
+    /// Events in dead letters that were deleted to keep within `dead_letter.max_bytes`.
     pub dead_letters_dropped_events: u64,
 }
 
@@ -157,7 +159,7 @@ pub struct Refusals {
     pub with_429: RefusalTimes,
     /// Requests refused with 503: the disk refuses writes, or the consumers are too slow.
     pub with_503: RefusalTimes,
-    /// Requests by POST that were refused for good, and TLS handshakes that failed.
+    /// POST requests that were refused for good, and failed TLS handshakes.
     pub permanent: RefusalTimes,
 }
 
@@ -183,7 +185,7 @@ impl Refusals {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RefusalTimes {
-    /// How long requests have been refused without a pause of a minute; `None` if none was refused
+    /// How long requests have been refused without a one-minute pause; `None` if none was refused
     /// in the last minute.
     pub seconds: Option<f64>,
     /// The same, counted from the last accepted event; `None` if events are accepted.
@@ -192,12 +194,12 @@ pub struct RefusalTimes {
     pub longest_seconds: f64,
     /// The longest `shut_seconds` since the start.
     pub longest_shut_seconds: f64,
-    /// The age of the last refusal of a period that was longer than kube-apiserver repeats a batch;
-    /// `None` if there was none.
+    /// The age of the last refusal in a period longer than kube-apiserver retries a batch; `None`
+    /// if there was none.
     pub long_ended_seconds_ago: Option<f64>,
-    /// The same, of a period without an accepted event.
+    /// The same, for a period without accepted events.
     pub long_shut_ended_seconds_ago: Option<f64>,
-    /// The number of refusals in all such periods without an accepted event.
+    /// The number of refusals in all such periods without accepted events.
     pub long_shut_requests: u64,
 }
 
@@ -217,9 +219,9 @@ pub struct Rejected {
     pub listener: String,
     /// The reason, as in `requests_rejected_total`.
     pub reason: String,
-    /// The HTTP status of the answer.
+    /// The HTTP status of the response.
     pub code: u16,
-    /// The answer, at most 300 characters. Of the sender's data it contains at most a wrong value,
+    /// The response, at most 300 characters. The only sender data it may contain is a wrong value,
     /// such as that of `kind`.
     pub message: String,
     /// The age of the refusal, in seconds.
@@ -244,10 +246,10 @@ pub struct TlsFailure {
 pub struct Apiserver {
     /// The name of its Lease in `kube-system`.
     pub name: String,
-    /// The value of the label `apiserver` of `apiserver_last_heard_timestamp_seconds`.
+    /// The `apiserver` label of `apiserver_last_heard_timestamp_seconds`.
     pub id: String,
-    /// The age of the last update of its Lease that was accepted, in seconds. kube-apiserver makes
-    /// one every 10 s.
+    /// The age of its last accepted Lease update, in seconds. kube-apiserver updates its Lease
+    /// every 10 s.
     pub last_heard_seconds_ago: f64,
 }
 
@@ -260,18 +262,18 @@ pub struct Listener {
     /// The address as bound, with the real port for port 0; `None` while the listener waits for its
     /// certificate or its address.
     pub address: Option<String>,
-    /// Bytes of request bodies, as sent.
+    /// Bytes of request bodies, before decompression.
     pub received_bytes: u64,
     /// Open connections.
     pub connections: u64,
     /// `true`: the listener speaks HTTPS.
     pub tls: bool,
-    /// Answered requests by status, as in `requests_total`.
+    /// Requests that got a response, by status code, as in `requests_total`.
     pub requests: BTreeMap<String, u64>,
-    /// The median of the time from the end of the body of an accepted batch to its answer, over the
-    /// last one to two minutes, accurate to 6.3 %; `None` if none was accepted then.
+    /// The median time from the end of an accepted batch's body to the response, over the last one
+    /// to two minutes, accurate to 6.3 %; `None` if none was accepted then.
     pub latency_p50_seconds: Option<f64>,
-    /// The 99th percentile: one answer in a hundred takes longer. Above 1 s the listener is slow,
+    /// The 99th percentile: one response in a hundred takes longer. Above 1 s the listener is slow,
     /// except with `acknowledge = "delivered"`.
     pub latency_p99_seconds: Option<f64>,
 }
@@ -295,7 +297,7 @@ pub struct Source {
     pub partitions: Vec<i32>,
     /// Bytes of messages.
     pub received_bytes: u64,
-    /// The last error; `None` once something was read after it.
+    /// The last error; `None` once something has been read since.
     pub last_error: Option<String>,
 }
 
@@ -308,26 +310,26 @@ pub struct Queue {
     /// Bytes in use, as `queue.max_bytes` counts them.
     pub bytes: u64,
     /// The part of `bytes` that new events cannot use; its share of `capacity_bytes` is how full
-    /// the queue is. `None` from an older relay.
+    /// the queue is. `None` if the relay's version is too old to report it.
     pub needed_bytes: Option<u64>,
     /// How fast `needed_bytes` has grown per second in the last one to five minutes; negative if it
-    /// shrinks. `None` in the first minute, and after a pause of the machine.
+    /// shrinks. `None` in the first minute, and after the machine was paused.
     pub growth_bytes_per_second: Option<f64>,
     /// The limit, `queue.max_bytes`.
     pub capacity_bytes: u64,
     /// Events in the queue.
     pub events: u64,
-    /// `true` from the moment when a batch has no room until a fifth of the queue is free.
+    /// `true` after a batch did not fit, until a fifth of the queue is free.
     pub full: bool,
-    /// How long it has been full; `None` if it is not.
+    /// How long the queue has been full; `None` if it is not.
     pub full_seconds: Option<f64>,
-    /// The setting `queue.when_full`: `reject`, `drop_oldest` or `drop_newest`; `None` until the
+    /// The `queue.when_full` setting: `reject`, `drop_oldest` or `drop_newest`; `None` until the
     /// queue is open.
     pub when_full: Option<String>,
-    /// The setting `queue.retry_after`, around which `Retry-After` lies, in seconds; `None` until
-    /// the queue is open.
+    /// The `queue.retry_after` setting, in seconds; `None` until the queue is open. `Retry-After`
+    /// varies around it.
     pub retry_after_seconds: Option<f64>,
-    /// Why the queue can't store a batch now; `None` if it stores batches.
+    /// Why the queue cannot store batches now; `None` if it can.
     pub fault: Option<String>,
     /// Events lost before any output could get them.
     pub lost_events: u64,
@@ -366,9 +368,9 @@ pub struct Output {
     pub kind: String,
     /// `true`: the queue keeps events until this output has them.
     pub required: bool,
-    /// The schema of the documents that leave, `filter.shape`.
+    /// The schema of the documents sent (`filter.shape`).
     pub shape: String,
-    /// The setting `output.strategy`; `None` for outputs without addresses (`kafka`, `stdout`).
+    /// The `output.strategy` setting; `None` for outputs without addresses (`kafka`, `stdout`).
     pub strategy: Option<String>,
     /// `true`: the output is `required`, and neither `queue.when_full` nor `retry.max_elapsed`
     /// drops its events; as of the last failed attempt.
@@ -382,15 +384,14 @@ pub struct Output {
     /// The counts of an output since the start, and how long its events take.
     #[serde(flatten)]
     pub counts: Counts,
-    /// How long the filter has dropped every event, to ten seconds; `None` if it passes events, or
-    /// none arrive.
+    /// How long the filter has dropped every event, accurate to ten seconds; `None` if it passes
+    /// events, or none arrive.
     pub all_dropped_seconds: Option<f64>,
-    /// The events that the consumer does not take, although it takes others; `None` if there are
-    /// none.
+    /// The events set aside: the consumer accepts others, but not these; `None` if there are none.
     pub aside: Option<Aside>,
     /// The addresses of the output.
     pub addresses: Vec<Address>,
-    /// `bad` or `warn`, as the verdict judges the output; `None` if nothing is wrong.
+    /// `bad` or `warn`: the verdict about the output; `None` if nothing is wrong.
     pub trouble: Option<verdict::State>,
 }
 
@@ -400,7 +401,7 @@ pub struct Output {
 pub struct Health {
     /// `true`: the last attempt succeeded. `false` also before the first attempt.
     pub up: bool,
-    /// `true`: the config has `pause = true`: no attempts are made, and the events wait.
+    /// `true`: paused by `pause = true` in the config: no attempts are made, and the events wait.
     pub paused: bool,
     /// `true`: the output has changed between up and down five times or more, each time within two
     /// minutes, and has not kept its state for two minutes since.
@@ -409,11 +410,12 @@ pub struct Health {
     /// How long attempts have been failing, in seconds; `None` while the output is up, and before
     /// the first attempt.
     pub down_seconds: Option<f64>,
-    /// The text of the last error, even if it is over; `None` if there was none since the start.
+    /// The text of the last error, even if it is resolved; `None` if there was none since the
+    /// start.
     pub last_error: Option<String>,
     /// The age of the last error, in seconds.
     pub last_error_seconds_ago: Option<f64>,
-    /// The age of the last delivery that timed out while the output was up; `None` if none did.
+    /// The age of the last delivery timeout while the output was up; `None` if there was none.
     pub stalled_seconds_ago: Option<f64>,
     /// The time until the next attempt, in seconds; `None` if none is planned.
     pub next_retry_seconds: Option<f64>,
@@ -430,8 +432,8 @@ pub struct Backlog {
     /// The age of the oldest of these events, in seconds.
     #[serde(deserialize_with = "or_default")]
     pub lag_seconds: f64,
-    /// The lag above which the output is late (`output_lag_max_seconds`): 30 s, and the time for
-    /// which the output normally holds or collects events, such as `replay_window` or `object_age`.
+    /// The lag above which the output is late (`output_lag_max_seconds`): 30 s, plus the time that
+    /// the output normally holds or collects events, such as `replay_window` or `object_age`.
     #[serde(deserialize_with = "or_default")]
     pub lag_max_seconds: f64,
     /// `true`: `backlog_events` and `lag_seconds` have both grown for two minutes, and the lag is a
@@ -450,15 +452,16 @@ pub struct Counts {
     /// The same per second, over the last minute; `None` in the first seconds after a reload has
     /// added the output.
     pub delivered_events_per_second: Option<f64>,
-    /// Delivered events that the consumer said it already had (`output_existing_events_total`).
+    /// Delivered events that the consumer reported as already stored
+    /// (`output_existing_events_total`).
     pub existing_events: u64,
-    /// Bytes sent, repetitions included (`output_bytes_total`).
+    /// Bytes sent, including retries (`output_bytes_total`).
     pub sent_bytes: u64,
     /// The same per second, over the last minute.
     pub sent_bytes_per_second: Option<f64>,
     /// Attempts after the first (`output_retries_total`).
     pub retries: u64,
-    /// Events that the filter has kept back (`dropped`, `duplicate`) or changed (`lowered`,
+    /// Events that the filter has dropped (`dropped`, `duplicate`) or changed (`lowered`,
     /// `trimmed`, `redacted`), as in `filtered_events_total`.
     pub filtered: BTreeMap<String, u64>,
     /// Failed attempts by reason (`output_errors_total`); only reasons that have occurred.
@@ -471,8 +474,8 @@ pub struct Counts {
     pub last_lost_seconds_ago: Option<f64>,
     /// The lost events that are in the dead letters.
     pub dead_letter_events: u64,
-    /// The median of the time from a batch's acceptance to the consumer's acknowledgement, over the
-    /// last four to five minutes, accurate to 6.3 %; `None` if nothing was acknowledged then.
+    /// The median time from a batch's acceptance to the consumer's acknowledgement, over the last
+    /// four to five minutes, accurate to 6.3 %; `None` if nothing was acknowledged then.
     pub latency_p50_seconds: Option<f64>,
     /// The 99th percentile: one event in a hundred takes longer.
     pub latency_p99_seconds: Option<f64>,
@@ -484,16 +487,15 @@ pub struct Counts {
 pub struct Aside {
     /// How many there are.
     pub events: u64,
-    /// The position of the first one.
+    /// The position of the first of them.
     pub position: u64,
-    /// How long the first one has been tried, in seconds.
+    /// How long delivery of the first one has been attempted, in seconds.
     pub seconds: f64,
     /// How many times the first one was tried while the consumer worked.
     pub tries: u32,
-    /// The consumer's last answer to the first one, with the address.
+    /// The consumer's last response to the first one, with the address.
     pub error: String,
-    /// `true`: one of them is answered with server errors, and may wait for as long as
-    /// `rejected.after_server_errors`.
+    /// `true`: one of them gets server errors, and may wait up to `rejected.after_server_errors`.
     pub server_errors: bool,
 }
 
@@ -504,28 +506,28 @@ pub struct Address {
     /// The index of its URL or address in the config, counted from 0. The path of a URL is never
     /// shown, because it may contain a secret.
     pub endpoint: u64,
-    /// Host and port, and the IP address of a name.
+    /// Host and port; if the host is a name, also the IP address it resolves to.
     pub address: String,
-    /// `up`, `unknown` (not tried yet), `down`, or `back, on trial` (it answers again; one delivery
-    /// at a time uses it, until one succeeds).
+    /// `up`, `unknown` (not tried yet), `down`, or `back, on trial` (it accepts connections again;
+    /// one delivery at a time uses it, until one succeeds).
     pub state: String,
     /// How long it has been in this state, in seconds.
     pub state_seconds: Option<f64>,
-    /// `true`: the last delivery that succeeded was there.
+    /// `true`: the last successful delivery used this address.
     pub used: bool,
-    /// Attempts that have ended: requests, or batches that are wholly acknowledged (`tcp`,
-    /// `syslog`, `lumberjack`, `relp`). A connection that can't be made, or breaks, is one.
+    /// Finished attempts: requests, or fully acknowledged batches (`tcp`, `syslog`, `lumberjack`,
+    /// `relp`). A connection that fails or breaks counts as one.
     pub requests: Option<u64>,
-    /// Bytes sent there, repetitions included.
+    /// Bytes sent to this address, including retries.
     pub sent_bytes: Option<u64>,
-    /// As `errors` of the output.
+    /// Like the output's `errors`, for this address.
     pub errors: BTreeMap<String, u64>,
-    /// The median of the time from sending to the acknowledgement, over the last four to five
-    /// minutes, in seconds; for `tcp` and `syslog` including `replay_window`.
+    /// The median time from sending to acknowledgement, over the last four to five minutes, in
+    /// seconds; for `tcp` and `syslog` including `replay_window`.
     pub latency_p50_seconds: Option<f64>,
     /// The 99th percentile: one attempt in a hundred takes longer.
     pub latency_p99_seconds: Option<f64>,
-    /// The text of the last error there.
+    /// The text of the last error at this address.
     pub last_error: Option<String>,
     /// The age of this error, in seconds.
     pub last_error_seconds_ago: Option<f64>,
@@ -550,12 +552,13 @@ pub struct Certificate {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Reloads {
-    /// Reloads that were applied, with all their listeners: `count` and `last_seconds_ago`.
+    /// Reloads that were applied and opened all their listeners. Fields: `count` and
+    /// `last_seconds_ago`.
     pub success: Occurred,
-    /// Reloads that were refused, or could not open one of their listeners: the same.
+    /// Reloads that were refused, or could not open one of their listeners. The same fields.
     pub error: Occurred,
-    /// The error of a listener's address that the last reload could not bind, and that is tried
-    /// again; `None` if there is none.
+    /// The error for a listener address that the last reload could not bind and that is being
+    /// retried; `None` if there is none.
     pub awaits_address: Option<String>,
 }
 
@@ -571,14 +574,14 @@ pub struct Permissions {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Restriction {
-    /// The setting `process.restrict` at the start: [what the process may
+    /// The `process.restrict` setting at the start: [what the process may
     /// do](../operating/restrict.md).
     pub setting: String,
     /// The version of the kernel's Landlock; `None` if it is not in force.
     pub landlock_abi: Option<i32>,
     /// `true`: the seccomp filter is in force.
     pub seccomp: bool,
-    /// What is not in force although the setting asks for it, and why.
+    /// Restrictions that the setting asks for but that are not in force, and why.
     pub missing: Option<String>,
 }
 
@@ -598,7 +601,7 @@ pub struct Occurred {
 pub struct Evidence {
     /// Entries of the log (`evidence_size`).
     pub size: u64,
-    /// The age of the last checkpoint that was signed, in seconds; `None` if none was since the
+    /// The age of the last signed checkpoint, in seconds; `None` if none was signed since the
     /// start.
     pub last_checkpoint_seconds_ago: Option<f64>,
     /// The witnesses.
@@ -616,8 +619,8 @@ pub struct Evidence {
 pub struct Witness {
     /// The name of the witness's key.
     pub name: String,
-    /// The age of its last cosignature by its clock, in seconds; `None` if it gave none since the
-    /// start.
+    /// The age of its last cosignature, by the witness's clock, in seconds; `None` if there was
+    /// none since the start.
     pub last_seconds_ago: Option<f64>,
 }
 
@@ -630,9 +633,9 @@ pub struct History {
     pub interval_seconds: f64,
     /// The times, in seconds since 1970, in ascending order.
     pub time_seconds: Vec<f64>,
-    /// Events accepted in each second.
+    /// Events accepted per second.
     pub accepted_events_per_second: Vec<Option<f64>>,
-    /// Events lost in each second.
+    /// Events lost per second.
     pub lost_events_per_second: Vec<Option<f64>>,
     /// Bytes in the queue.
     pub queue_bytes: Vec<Option<f64>>,
@@ -644,6 +647,6 @@ pub struct History {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 pub struct OutputHistory {
-    /// Events acknowledged in each second.
+    /// Events acknowledged per second.
     pub delivered_events_per_second: Vec<Option<f64>>,
 }

@@ -45,7 +45,8 @@ pub use report::{Finding, Report, Verdict};
 pub struct Options<'a> {
     /// The name of the file, for comments in the new config.
     pub name: &'a str,
-    /// The `frontend` or `listen` section to carry over. `None`: the first one that forwards HTTP.
+    /// The `frontend` or `listen` section to carry over. `None`: the first one that forwards HTTP,
+    /// or else the first one that leads to a server.
     pub frontend: Option<&'a str>,
     /// `true`: the paths of the haproxy.cfg, for a relay on HAProxy's machine. `false`: the paths
     /// at which the manifests of `deploy` mount Secrets.
@@ -133,8 +134,8 @@ fn route<'a>(file: &'a [Section], name: Option<&str>) -> Option<(Proxy<'a>, Prox
 }
 
 /// Returns the section whose servers get the requests of a frontend: its `default_backend`, the
-/// frontend itself, the backend of a rule, or, if its log has the bodies of requests, the ring to
-/// which the log goes.
+/// frontend itself, or the backend of a rule. Otherwise returns the ring to which the frontend's
+/// log goes, if the log has the bodies of requests.
 fn destination<'a>(file: &'a [Section], front: &Proxy<'a>) -> Option<Proxy<'a>> {
     let named = |kinds: [&str; 2], name: &str| {
         let is_it = |it: &Section| kinds.contains(&it.kind()) && it.name() == name;
@@ -174,7 +175,7 @@ fn carried(
         line if front.is_http() || is_read => notes.carried(line, "the relay reads HTTP"),
         line => notes.decide(
             line,
-            "without `mode http` HAProxy passed on all bytes; the relay reads HTTP, and needs \
+            "without `mode http`, HAProxy forwarded raw bytes; the relay reads HTTP, and needs \
              [listener.tls] if the URL in the webhook's kubeconfig begins with https://",
         ),
     }
@@ -211,7 +212,7 @@ fn others(file: &[Section], used: &Proxy<'_>, output: &Output) -> Vec<(String, O
             other.name = format!("{}-{}", other.name, head.number);
         }
         let (kind, name) = (head.word(0), head.word(1));
-        let why = format!("For `{kind} {name}`. With this table it gets every event, too:");
+        let why = format!("For `{kind} {name}`. With this table, it also gets every event:");
         others.push((why, other));
     }
     others
@@ -222,43 +223,43 @@ fn others(file: &[Section], used: &Proxy<'_>, output: &Output) -> Vec<(String, O
 fn finish(section: &Section, is_used: bool, logs_requests: bool, notes: &mut Notes) {
     let Section { head, lines } = section;
     if is_used && !notes.knows(head) {
-        notes.carried(head, "its lines are in this list");
+        notes.carried(head, "its lines are listed here");
     }
     for line in std::iter::once(head).chain(lines) {
         let why = match line.word(0) {
             _ if notes.knows(line) => continue,
             first if is_used && is_harmless(line) && !(first == "log" && logs_requests) => {
-                notes.no_effect(line, "it changes nothing of what is forwarded, or who may send");
+                notes.no_effect(line, "it does not affect what is forwarded or who may send");
                 continue;
             }
             "frontend" | "listen" if !is_used => {
                 "the section is not carried over: add a [[listener]] for it if its consumer is the \
-                 same, or run a relay of its own for it (migrate haproxy --frontend NAME)"
+                 same, or run a separate relay for it (migrate haproxy --frontend NAME)"
             }
             _ if !is_used => "its section is not carried over",
             "default_backend" | "use_backend" => {
-                "a relay sends every event of every request to every output: decide who may reach \
-                 the listeners"
+                "the relay sends every event of every request to every output: decide who may \
+                 reach the listeners"
             }
             "log" => {
-                "the relay logs to standard error, and nothing goes to this target. If its lines \
-                 have the bodies of requests (log-format), the events left this way: an output of \
-                 type syslog sends each event to a syslog server over TCP"
+                "the relay logs to standard error, not to this target. If HAProxy's log lines \
+                 contain request bodies (log-format), they carried the events: an output of type \
+                 syslog sends each event to a syslog server over TCP"
             }
             "timeout" => {
-                "the relay's default stays, unless another line says otherwise: no health check \
-                 marks a server as down, so every event would wait as long for a single server, or \
-                 one of mode tcp, that hangs"
+                "the relay keeps its default, unless another line says otherwise: it has no health \
+                 checks that mark a server as down, so each event would wait this long for a hung \
+                 server that is the only one, or in mode tcp"
             }
-            _ => "the relay has nothing that corresponds to it, or does not use it here",
+            _ => "the relay has no equivalent, or does not use it here",
         };
         notes.decide(line, why);
     }
 }
 
 /// The directives that change neither the forwarded events, nor their receivers, nor who may send.
-/// They concern HAProxy's process, its health checks, and connections, for which the relay has its
-/// own rules. A `/` separates the first two words of a line.
+/// The directives concern HAProxy's process, its health checks, and connections, for which the
+/// relay has its own rules. A `/` separates the first two words of a line.
 const HARMLESS: &str = "ca-base chroot crt-base daemon description errorfile gid group \
     http-check log-tag log/global log/stderr log/stdout master-worker nbproc nbthread node \
     option/clitcpka option/dontlog-normal option/dontlognull option/http-buffer-request \
@@ -268,9 +269,9 @@ const HARMLESS: &str = "ca-base chroot crt-base daemon description errorfile gid
     timeout/check timeout/client timeout/client-fin timeout/http-keep-alive timeout/queue \
     timeout/server timeout/server-fin timeout/tarpit uid ulimit-n user";
 
-/// Returns `true` if the line is in [`HARMLESS`]. With `no` in front, such a line is harmless too:
-/// the relay has nothing that `no` could switch off. A long time limit is never harmless: the
-/// relay's waits are short, because the relay has no health check that marks a server as down.
+/// Returns `true` if the line is in [`HARMLESS`]. With `no` or `default` in front, such a line is
+/// harmless too: the relay has nothing that it could switch off. A long time limit is never
+/// harmless: the relay's waits are short, because no health check marks a server as down.
 fn is_harmless(line: &Line) -> bool {
     let at = usize::from(matches!(line.word(0), "no" | "default"));
     let first = line.word(at);

@@ -29,7 +29,7 @@ pub(super) fn of(checked: &Checked, name: &str, untried: Untried) -> String {
     match &checked.config {
         Some(config) => parts(config, &mut rows),
         None => {
-            rows.push(row("parts", "", "not known: a setting is in a file that is missing here"))
+            rows.push(row("parts", "", "unknown: a setting is in a file that does not exist here"))
         }
     }
     let is_warning = |severity| match severity {
@@ -40,7 +40,7 @@ pub(super) fn of(checked: &Checked, name: &str, untried: Untried) -> String {
     let named = checked.files.len();
     let state = match untried {
         Untried::Nothing | Untried::Connections => "read",
-        Untried::FilesAndConnections => "named, may be missing here",
+        Untried::FilesAndConnections => "named, may not exist here",
     };
     if named > 0 {
         rows.push(row("files", named, state));
@@ -49,7 +49,7 @@ pub(super) fn of(checked: &Checked, name: &str, untried: Untried) -> String {
     match untried {
         Untried::Nothing => {}
         Untried::Connections | Untried::FilesAndConnections => {
-            rows.push(row("not tried", "connections", "--connect tries them"));
+            rows.push(row("not tested", "connections", "--connect tests them"));
         }
     }
     let shown =
@@ -63,7 +63,6 @@ fn row(part: &str, name: impl ToString, what: &str) -> [String; 3] {
     [part.to_owned(), name.to_string(), what.to_owned()]
 }
 
-/// Adds a row for each part of the config.
 fn parts(config: &Config, rows: &mut Vec<[String; 3]>) {
     for listener in &config.listeners {
         rows.push(row("listener", listener.address, &of_listener(listener)));
@@ -100,7 +99,7 @@ fn of_admin(admin: &Admin) -> String {
         let Some(file) = file else { continue };
         text.push_str(&format!(", {pages}"));
         if !file.exists() {
-            text.push_str(" that does not exist yet");
+            text.push_str(" (the file does not exist yet)");
         }
     }
     text
@@ -108,9 +107,9 @@ fn of_admin(admin: &Admin) -> String {
 
 fn of_tls(tls: Option<&ListenerTls>) -> String {
     let Some(tls) = tls else { return "plain HTTP".to_owned() };
-    let optional = if tls.optional { ", opens when its certificate exists" } else { "" };
+    let optional = if tls.optional { ", opens once its certificate exists" } else { "" };
     match tls.client_ca {
-        Some(_) => format!("TLS, with a client certificate{optional}"),
+        Some(_) => format!("TLS, client certificate required{optional}"),
         None => format!("TLS{optional}"),
     }
 }
@@ -137,9 +136,9 @@ fn of_queue(config: &Config) -> String {
         None => "in memory".to_owned(),
     };
     let acknowledged = match queue.acknowledge {
-        Acknowledge::Queued => "it is queued",
-        Acknowledge::Delivered => "every required output has it",
-        Acknowledge::Synced => "it is synced to disk",
+        Acknowledge::Queued => "queued",
+        Acknowledge::Delivered => "delivered by every required output",
+        Acknowledge::Synced => "synced to disk",
     };
     let full = match queue.when_full {
         WhenFull::Reject => "429",
@@ -162,7 +161,7 @@ fn of_output(output: &Output) -> String {
         text.push_str(&format!(" and {} more", addresses.len() - ADDRESSES_MAX));
     }
     if addresses.is_empty() && output.kind.name() != "stdout" {
-        text.push_str(", its address is in a file that is missing here");
+        text.push_str(", its address is in a file that does not exist here");
     }
     for proxy in proxies {
         text.push_str(&format!(", through the proxy {}", proxy.address()));

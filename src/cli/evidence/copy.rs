@@ -8,7 +8,6 @@ use evidence_log::copy;
 use evidence_log::copy::CopyError;
 use evidence_log::reader::Log;
 
-/// Copies the evidence in a directory, and prints what was copied.
 pub(super) fn run(directory: &Path, to: &Path) -> Result<(), u8> {
     let files = super::find(directory)?;
     Log::open(&files).map_err(super::failed)?;

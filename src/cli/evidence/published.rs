@@ -15,8 +15,8 @@ use evidence_log::tlog::tile::CHECKPOINT;
 /// directory.
 const BYTES_MAX: u64 = 64 << 30;
 
-/// A log on an HTTP server. Its checkpoint is asked for once, so that the server can't change it
-/// during a check. A log that grows during a check is checked as it was at that checkpoint.
+/// A log on an HTTP server. Its checkpoint is requested only once, so that the server can't change
+/// it during a check. A log that grows during a check is checked as it was at that checkpoint.
 pub(super) struct Published {
     target: Target,
     /// The path of the log, without a slash at its end.
@@ -65,7 +65,7 @@ impl Published {
     ///
     /// # Errors
     ///
-    /// There is no answer, or one that is neither 200 nor 404.
+    /// There is no response, or its status is neither 200 nor 404.
     pub(super) fn checkpoint(&self) -> io::Result<Option<Vec<u8>>> {
         self.get(CHECKPOINT, NOTE_BYTES_MAX)
     }

@@ -36,7 +36,7 @@ const RUNS_MAX: usize = 1000;
 
 #[derive(Args)]
 pub(in crate::cli) struct Arguments {
-    /// The queue's directory, its subdirectory evidence, or a copy of either; may be repeated for
+    /// The queue's directory, its evidence subdirectory, or a copy of either; may be repeated for
     /// several relays with one store, and for a log that was set aside
     #[arg(long, value_name = "DIR", required_unless_present_any = ["proof", "url"])]
     directory: Vec<PathBuf>,
@@ -59,7 +59,7 @@ pub(in crate::cli) struct Arguments {
     checkpoint: Vec<PathBuf>,
     #[command(flatten)]
     stored: Stored,
-    /// Do not treat events that the log reports as lost as a fault
+    /// Accept events that the log itself reports as lost
     #[arg(long)]
     allow_lost: bool,
     /// If the relay is running, do not wait for a checkpoint that covers the stored lines
@@ -71,7 +71,7 @@ pub(in crate::cli) struct Arguments {
 // description of the command.
 #[derive(Args)]
 struct Stored {
-    /// The output whose consumer has stored the lines; may be repeated if it was renamed
+    /// The output whose consumer has stored the lines; may be repeated if the output was renamed
     #[arg(long, value_name = "NAME", requires = "events")]
     output: Vec<String>,
     /// Files with the lines that the consumer has stored: plain, gzip or zstd, in any order
@@ -203,8 +203,9 @@ fn directory_report(directories: &[PathBuf], request: &Request) -> Result<Report
     Ok(report)
 }
 
-/// Returns the counts, and then a line for each output, for each start, stop and reload that
-/// changed something, for each fault, for each part that could not be checked, and for each note.
+/// Returns the printed text: the counts, then a line for each output, and for each start, stop and
+/// reload that changed something. Lines for each fault, for each part that could not be checked,
+/// and for each note follow.
 fn text_of(report: &Report) -> String {
     let limited = |word: &str, rows: &[String], max: usize| -> Vec<String> {
         let more = (rows.len() > max).then(|| format!("{word}{} more", rows.len() - max));

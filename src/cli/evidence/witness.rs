@@ -24,9 +24,9 @@ pub(super) struct Witnesses {
     pub(super) witness_max_age: Option<Duration>,
 }
 
-/// Asks each witness for the newest checkpoint of each log whose key is in the request, and adds
-/// the checkpoints to the request. Returns a text for each checkpoint that is not known, because
-/// the witness has none or does not answer.
+/// Asks each witness for its newest checkpoint of each log whose key is in the request, and adds
+/// the checkpoints to the request. Returns a text for each checkpoint that is missing, because the
+/// witness has none or does not respond.
 ///
 /// # Errors
 ///

@@ -1,6 +1,7 @@
 //! The commands `policy cost`, which prints what a policy makes of events, rule by rule, and
-//! `policy advise`, which prints the fewest rules that reach an aim. The events are those of files
-//! and directories or, for `policy cost`, those that leave a running relay for a time.
+//! `policy advise`, which prints the fewest rules that reach an aim. Both read events from files
+//! and directories. `policy cost` can also read the events that leave a running relay for some
+//! time.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -17,10 +18,9 @@ use tools::cost::{Advice, Cost, Sum, Survey};
 /// The number of bytes for which `--price` is the price.
 const PRICED_BYTES: f64 = 1e9;
 
-/// The number of events per second that a relay is asked for: the maximum that it shows.
+/// The number of events per second that the command asks of a relay: the most that a tap shows.
 const SAMPLE: u32 = 1000;
 
-/// The heads of the columns for a rule.
 const HEAD: [&str; 9] =
     ["RULE", "LEVEL", "EVENTS", "BYTES", "SHARE", "EVENTS AFTER", "BYTES AFTER", "SHARE", "BELOW"];
 
@@ -29,11 +29,11 @@ pub(in crate::cli) struct Arguments {
     /// The policy, in YAML or JSON
     #[arg(value_name = "POLICY.yaml")]
     policy: PathBuf,
-    /// The events: audit logs, plain or compressed with gzip or zstd; objects of an S3 archive; the
-    /// queue.directory of a relay. `-` is standard input
+    /// The events: audit logs, plain or compressed with gzip or zstd; objects from an S3 archive; a
+    /// relay's queue.directory. `-` is standard input
     #[arg(value_name = "INPUT", required_unless_present = "relay")]
     inputs: Vec<PathBuf>,
-    /// Another policy, to print the difference between the two
+    /// A second policy to compare with
     #[arg(long, value_name = "OTHER.yaml")]
     against: Option<PathBuf>,
     /// The price of a GB, which is 1,000,000,000 bytes
@@ -42,18 +42,18 @@ pub(in crate::cli) struct Arguments {
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// http://HOST:PORT of the admin address of a relay: read a sample of the events that it sends,
-    /// as the command `tap` does
+    /// http://HOST:PORT of a relay's admin address: read a sample of the events that it sends, as
+    /// `tap` does
     #[arg(long, value_name = "URL", conflicts_with = "inputs", requires = "token_file")]
     relay: Option<String>,
     /// Read from the relay for this long
     #[arg(long = "for", value_name = "TIME", default_value = "1m", requires = "relay",
           value_parser = config::time)]
     time: Duration,
-    /// Read the events of this output, if the relay has several
+    /// Read the events that this output sends, if the relay has several outputs
     #[arg(long, value_name = "NAME", requires = "relay")]
     output: Option<String>,
-    /// The file with the token of the relay's admin.tap_token_file
+    /// The file with the token from the relay's admin.tap_token_file
     #[arg(long, value_name = "FILE", requires = "relay")]
     token_file: Option<PathBuf>,
 }
@@ -63,18 +63,17 @@ pub(in crate::cli) struct Aim {
     /// The percentage of bytes that the rules must save, such as 60%
     #[arg(long, value_name = "PERCENT", value_parser = percent)]
     cut: f64,
-    /// The events, as `policy cost` takes them. `-` is standard input
+    /// The events, in the formats that `policy cost` reads. `-` is standard input
     #[arg(required = true, value_name = "INPUT")]
     inputs: Vec<PathBuf>,
 }
 
-/// Parses a price.
 fn price(text: &str) -> Result<f64, String> {
     let number = text.parse().ok().filter(|price: &f64| price.is_finite() && *price >= 0.0);
     number.ok_or_else(|| "allowed: a number such as 0.50".to_owned())
 }
 
-/// Parses a part in percent; the sign may be left out.
+/// Parses a percentage; the percent sign may be left out.
 fn percent(text: &str) -> Result<f64, String> {
     let number = text.strip_suffix('%').unwrap_or(text).trim().parse::<f64>().ok();
     let number = number.filter(|percent| *percent > 0.0 && *percent <= 100.0);
@@ -131,7 +130,7 @@ pub(super) fn advise(Aim { cut, inputs }: &Aim) -> Result<(), u8> {
     }
 }
 
-/// Prints what the figures do not contain. `Err` is the exit status if there is something, or if
+/// Prints what the figures do not contain. `Err` is the exit status if they lack something, or if
 /// there are no events.
 fn tell(bad_lines: u64, stopped: Option<&str>, total: Sum) -> Result<(), u8> {
     let stopped = stopped.map_or(String::new(), |why| format!("; {}", escape::message(why)));
@@ -144,8 +143,8 @@ fn tell(bad_lines: u64, stopped: Option<&str>, total: Sum) -> Result<(), u8> {
     }
 }
 
-/// Passes the events that leave a relay to `look`, for a time or until a signal comes. Returns what
-/// [`replay::look`] returns for files. `Err` is the exit status.
+/// Passes the events that leave a relay to `look`, until the time of `--for` is over or a signal
+/// comes. Returns what [`replay::look`] returns for files. `Err` is the exit status.
 fn take(
     url: &str,
     arguments: &Arguments,
@@ -181,7 +180,6 @@ impl Arguments {
     }
 }
 
-/// Returns the text for people.
 fn text(
     costs: &[(&Path, Cost)],
     total: Sum,
@@ -226,7 +224,8 @@ fn text(
     text + "\nWhat the recording policy has dropped or left out is not in the input.\n"
 }
 
-/// Returns a table of the rules with what they make of the events, and those that never matched.
+/// Returns a table of the rules with what they make of the events, and a list of the rules that
+/// never matched.
 fn rows(cost: &Cost, total: Sum) -> String {
     let (mut never, mut lines) = (Vec::new(), vec![HEAD.map(str::to_owned)]);
     for (index, row) in cost.rows.iter().enumerate() {

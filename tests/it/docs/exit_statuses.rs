@@ -220,5 +220,5 @@ fn each_exit_status_of_the_table_is_that_of_the_program() {
     shown.remove(&(0, "man"));
     assert_eq!(listed, shown, "the table has the statuses on the left, the program the others");
     let page = Page::read(PAGE).text;
-    assert!(page.contains("\n`migrate haproxy` also has the status 3: "), "{page}");
+    assert!(page.contains("\n`migrate haproxy` can also exit with status 3: "), "{page}");
 }

@@ -289,7 +289,7 @@ fn the_commands_of_the_first_page_do_what_it_says() {
     let said = said(&["check", "relay.toml", "--elsewhere"], directory.path()).stderr;
     // The user of the test may not make the directory of the queue, which is a warning.
     let (_, said) = said.split_once("relay.toml\n").unwrap();
-    let said = said.replace("warnings   1", "warnings   0");
+    let said = said.replace("warnings    1", "warnings    0");
     assert!(page.text.contains(&format!("\n```text\nrelay.toml\n{said}```\n")), "{said}");
 }
 

@@ -1,5 +1,6 @@
-//! The pages `docs/reference/config.md` and `docs/reference/commands.md` are generated from what
-//! the program prints. To write them after a change of a key or a command:
+//! The pages `docs/reference/config.md` and `docs/reference/commands.md`, and parts of other pages,
+//! are generated: from what the program prints, and from the alerting rules. To write them after a
+//! change of a key, a command or an alert:
 //!
 //! ```text
 //! KUBE_AUDIT_FORWARDER_BLESS=1 ./test it docs::
@@ -7,7 +8,8 @@
 
 use std::fmt::Write as _;
 
-use crate::support::generated::assert_file;
+use crate::operate::alerts::values;
+use crate::support::generated::{assert_file, assert_part};
 use crate::support::prelude::*;
 
 /// Returns what the program prints with these arguments and environment variables.
@@ -26,17 +28,17 @@ KUBE_AUDIT_FORWARDER_BLESS=1 ./test it docs:: -->
 The config is one TOML file. This page has a section for each of its tables. `[[name]]` is a table
 that can occur several times, each with its own header.
 
-- `kube-audit-forwarder check --config FILE` prints every problem of a file, with line and column.
+- `kube-audit-forwarder check --config FILE` prints every problem in a file, with line and column.
 - `kube-audit-forwarder config --config FILE` prints the file with every default filled in.
 - `kube-audit-forwarder config --reference` prints all keys as one table.
 
-A **size** is a number of bytes, or a string with a unit: `\"64MiB\"`, `\"4MB\"`, `\"16KiB\"`. A **time**
-is a string with a unit: `\"500ms\"`, `\"10s\"`, `\"5m\"`, `\"24h\"`. Each string may have
-`${env:NAME}` in it, `${env:NAME:-default}`, or `${file:PATH}`; `$${` is a literal `${`.
+A **size** is a number of bytes, or a string with a unit: `\"64MiB\"`, `\"4MB\"`, `\"16KiB\"`. A
+**time** is a string with a unit: `\"500ms\"`, `\"10s\"`, `\"5m\"`, `\"24h\"`. Any string may
+contain `${env:NAME}`, `${env:NAME:-default}` or `${file:PATH}`; `$${` is a literal `${`.
 
-A key that is **required** must be set. If the column *default* has words instead of a value, the
-key has no default, and the words say how the relay behaves without it. The column *types* lists the
-types of output that have a key; if it is empty, all of them have it.
+A key that is **required** must be set. If the *default* column contains words instead of a value,
+the key has no default, and the words say how the relay behaves without it. The *types* column lists
+the output types that accept the key; if it is empty, all types do.
 ";
 
 /// One row of the table that `config --reference` prints.
@@ -67,7 +69,7 @@ fn row(line: &str) -> Row {
 /// Returns the heading of a section: `` ## `[[output]]` `` or `` ### `[output.tls]` ``.
 fn heading(section: &str, rows: &[Row]) -> String {
     if section.is_empty() {
-        return "## The whole file".to_owned();
+        return "## Top-level keys".to_owned();
     }
     let (outer, name) = section.rsplit_once('.').unwrap_or(("", section));
     let declared = rows.iter().find(|row| row.section == outer && row.key == name);
@@ -102,25 +104,15 @@ fn config_page() -> String {
     page
 }
 
-/// The lines around the keys on the page of a destination.
-const KEYS: [&str; 2] = [
-    "<!-- Generated: KUBE_AUDIT_FORWARDER_BLESS=1 ./test it docs:: -->\n",
-    "<!-- The end of the generated part. -->\n",
-];
-
-/// Returns the page of this type of output with the keys that the program prints for the type.
-/// Keys that every type has are not on it.
-fn destination_page(page: &str, rows: &[Row], of: &str) -> String {
-    let [begin, end] = KEYS;
-    let (before, rest) = page.split_once(begin).expect("the page has a place for its keys");
-    let (_, after) = rest.split_once(end).expect("the generated part has an end");
-    let mut keys = "\n| key | kind | default | meaning |\n|---|---|---|---|\n".to_owned();
+/// Returns the keys that the program prints for this type of output, without those that every type
+/// has.
+fn keys_of(rows: &[Row], of: &str) -> String {
+    let mut keys = "| key | kind | default | meaning |\n|---|---|---|---|\n".to_owned();
     let has = |row: &&Row| row.section == "output" && row.types.split(", ").any(|it| it == of);
     for Row { key, kind, default, meaning, .. } in rows.iter().filter(has) {
         writeln!(keys, "| `{key}` | {kind} | {default} | {meaning} |").unwrap();
     }
-    let all = "[Keys that all outputs have](../reference/config.md#output)";
-    format!("{before}{begin}{keys}\n{all}\n\n{end}{after}")
+    keys + "\n[Keys that all outputs have](../reference/config.md#output)\n"
 }
 
 const COMMANDS_HEAD: &str = "\
@@ -166,10 +158,29 @@ fn the_page_of_each_type_of_output_has_the_keys_of_the_type() {
     let declared = rows.iter().find(|row| row.section == "output" && row.key == "type");
     let types = declared.expect("an output has a type").kind.split('"').skip(1).step_by(2);
     for of in types {
-        let path = format!("docs/destinations/{of}.md");
-        let page = std::fs::read_to_string(repository().join(&path)).unwrap();
-        assert_file(&path, &destination_page(&page, &rows, of));
+        assert_part(&format!("docs/destinations/{of}.md"), &keys_of(&rows, of));
     }
+}
+
+/// The rows are in the order of the rules, with the critical alerts first.
+#[test]
+fn the_page_about_monitoring_has_each_alert_with_its_severity_and_summary() {
+    let rules = std::fs::read_to_string(repository().join("deploy/monitoring/rules.yaml")).unwrap();
+    let [alerts, severities, summaries] =
+        ["alert:", "severity:", "summary:"].map(|key| values(&rules, key));
+    let mut table = "| alert | severity | meaning |\n|---|---|---|\n".to_owned();
+    for wanted in ["critical", "warning"] {
+        for ((alert, severity), summary) in alerts.iter().zip(&severities).zip(&summaries) {
+            if *severity != wanted {
+                continue;
+            }
+            let name = alert.trim_start_matches("KubeAuditForwarder");
+            let summary = summary.trim_end_matches('.');
+            let link = format!("[{name}](../runbooks/{alert}.md)");
+            writeln!(table, "| {link} | {severity} | {summary} |").unwrap();
+        }
+    }
+    assert_part("docs/operating/monitoring.md", &table);
 }
 
 #[test]

@@ -136,7 +136,7 @@ fn the_relay_signs_nothing_of_forged_entries() {
         let admin = format!("http://{}", relay.admin());
         let said = run_command(&["doctor", "--interval", "0s", "--relay", &admin], Path::new("/"));
         let text = String::from_utf8_lossy(&said.stdout);
-        let own = "says of itself: Files of the queue or of its evidence were changed or removed";
+        let own = "reports: Files of the queue or of its evidence were changed or removed";
         assert!(said.status.code() == Some(2) && text.contains(own), "{text}");
         relay.wait_until_delivered(PATIENCE);
         relay.finish(Backlog::Empty);

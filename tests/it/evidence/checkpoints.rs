@@ -571,7 +571,7 @@ fn checked(config: &str) -> (bool, String) {
 fn the_config_says_where_checkpoints_have_no_place() {
     let case = Case::new();
     let urls = "urls = [\"http://a.example:1/\"]\n";
-    let no_place = "this output cannot carry checkpoints, allowed: type tcp, stdout, lumberjack, \
+    let no_place = "this output cannot send checkpoints, allowed: types tcp, stdout, lumberjack, \
                     relp, kafka, s3, and http with format ndjson or audit_log";
     for output in [
         output("syslog", "addresses = [\"a.example:1\"]"),
@@ -591,6 +591,7 @@ fn the_config_says_where_checkpoints_have_no_place() {
     let without = good.split("[evidence]").next().unwrap();
     let (is_usable, said) = checked(without);
     assert!(!is_usable, "{said}");
-    let nothing = "output[0].checkpoints: needs a section [evidence], which makes the checkpoints";
+    let nothing =
+        "output[0].checkpoints: needs the section [evidence], which creates the checkpoints";
     assert!(said.contains(nothing), "{said}");
 }

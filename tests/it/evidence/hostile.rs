@@ -250,7 +250,7 @@ fn an_answer_that_is_no_file_accuses_nobody() {
         (Answer::raw([huge, vec![b'x'; 3 << 20]].concat()).closing(), "more than 1048576 bytes"),
         (Answer::status(200).header("Content-Encoding", "gzip").body("x"), "is compressed"),
         (Answer::status(200).body("x").header("Content-Length", "9").closing(), ""),
-        (Answer::hang_up(), "no HTTP answer"),
+        (Answer::hang_up(), "no HTTP response"),
     ] {
         let answer = Mutex::new(Some(answer));
         let server = HttpSink::start(move |_| answer.lock().unwrap().take().unwrap());

@@ -92,7 +92,7 @@ fn mistakes_of_the_policy_are_printed_with_their_places_and_nothing_else() {
         "apiVersion: audit.k8s.io/v1beta1\nkind: Policy\nrules:\n- level: Metdata\n  verb: [get]\n";
     assert_eq!(
         refused(policy, "{}"),
-        "policy.yaml:1:13: audit.k8s.io/v1beta1 ended with Kubernetes 1.24: write audit.k8s.io/v1, the fields are the same\n\
+        "policy.yaml:1:13: audit.k8s.io/v1beta1 was removed in Kubernetes 1.24: write audit.k8s.io/v1, the fields are the same\n\
          policy.yaml:4:10: \"Metdata\" is unknown, did you mean Metadata?\n\
          policy.yaml:5:3: unknown field \"verb\", did you mean verbs?\n"
     );

@@ -128,7 +128,7 @@ fn a_client_whose_self_signed_certificate_is_the_client_ca_is_let_in() {
     for (client, ca, words) in [
         (&expired, &expired, "the client certificate has expired"),
         (&for_servers, &for_servers, "its extensions do not allow this use"),
-        (&another, &right, "the certificate is that of a CA"),
+        (&another, &right, "the certificate is a CA certificate"),
     ] {
         try_as(client, &ca.certificate, words);
     }

@@ -80,7 +80,7 @@ fn assert_traced(relay: &Relay, reason: &str, words: &str) {
         return;
     }
     assert_eq!(status["last_tls_failure"]["reason"], reason, "{status:#}");
-    let words = format!("TLS handshakes at 127.0.0.1:0 failed lately ({reason}).");
+    let words = format!("TLS handshakes at 127.0.0.1:0 failed recently ({reason}).");
     assert_eq!(status["verdict"]["state"], "warn", "{status:#}");
     assert_eq!(status["verdict"]["text"], words, "{status:#}");
 }

@@ -53,10 +53,10 @@ fn a_key_that_is_not_the_certificates_is_found_wherever_a_pair_is_named() {
     let (certificate, key) = (&files.server.certificate, &files.client.key);
     let config = listener_tls(certificate, key) + OUTPUT;
     let place = "5:15: listener[0].tls.private_key";
-    assert_refused(&config, place, &[text(key), "is not the key of", text(certificate)]);
+    assert_refused(&config, place, &[text(key), "is not the key for", text(certificate)]);
     // `optional` is no excuse here, because the files exist.
     let optional = config.replace("[[output]]", "optional = true\n[[output]]");
-    assert_refused(&optional, place, &["is not the key of"]);
+    assert_refused(&optional, place, &["is not the key for"]);
     let mut outputs = vec![
         "type = \"http\"\nurls = [\"https://h/\"]",
         "type = \"tcp\"\naddresses = [\"h:1\"]",
@@ -73,7 +73,7 @@ fn a_key_that_is_not_the_certificates_is_found_wherever_a_pair_is_named() {
             text(key)
         );
         let place = format!("{}:15: output[0].tls.private_key", 7 + lines);
-        assert_refused(&config, &place, &["is not the key of"]);
+        assert_refused(&config, &place, &["is not the key for"]);
     }
 }
 
@@ -251,27 +251,27 @@ fn addresses_that_are_named_twice_or_lead_back_are_warned_of() {
     for (config, expected) in [
         (
             http("\"http://h/a\", \"http://H:80/a\""),
-            "6:23: output[0].urls[1]: warning: is the same address as one before it: remove it",
+            "6:23: output[0].urls[1]: warning: duplicates an earlier address: remove it",
         ),
         (
             tcp("\"h:1\", \"i:1\", \"H.:1\""),
-            "6:28: output[0].addresses[2]: warning: is the same address as one before it: remove it",
+            "6:28: output[0].addresses[2]: warning: duplicates an earlier address: remove it",
         ),
         (
             tcp("\"[::1]:1\", \"[0::1]:1\""),
-            "6:25: output[0].addresses[1]: warning: is the same address as one before it: remove it",
+            "6:25: output[0].addresses[1]: warning: duplicates an earlier address: remove it",
         ),
         (
             http("\"http://localhost:3000/\""),
-            "6:9: output[0].urls[0]: warning: leads back to the relay itself, to \
+            "6:9: output[0].urls[0]: warning: points back to this relay, at \
              listener[0].address (line 2)",
         ),
-        (http("\"https://127.0.0.1:3000/x\""), "6:9: output[0].urls[0]: warning: leads back"),
-        (http("\"http://0.0.0.0:3000/\""), "6:9: output[0].urls[0]: warning: leads back"),
-        (tcp("\"[::]:3000\""), "6:14: output[0].addresses[0]: warning: leads back"),
+        (http("\"https://127.0.0.1:3000/x\""), "6:9: output[0].urls[0]: warning: points back"),
+        (http("\"http://0.0.0.0:3000/\""), "6:9: output[0].urls[0]: warning: points back"),
+        (tcp("\"[::]:3000\""), "6:14: output[0].addresses[0]: warning: points back"),
         (
             tcp("\"h:1\", \"127.0.0.1:9090\""),
-            "6:21: output[0].addresses[1]: warning: leads back to the relay itself, to \
+            "6:21: output[0].addresses[1]: warning: points back to this relay, at \
              admin.address",
         ),
     ] {

@@ -200,7 +200,7 @@ fn certificates_that_lock_senders_out_are_warned_of() {
     let nameless = without_names(&directory);
     let words = "has no subjectAltName, so kube-apiserver";
     assert_warned(&listener(&nameless, &files.ca), &[("listener[0].tls.certificate", words)]);
-    let words = "is not the certificate of a CA";
+    let words = "is not a CA certificate";
     let expected = [("listener[0].tls.client_ca", words)];
     assert_warned(&listener(&files.server, &files.client.certificate), &expected);
     // A certificate that has signed itself may be an old CA.
@@ -243,7 +243,7 @@ fn a_queue_that_is_larger_than_its_file_system_is_warned_of() {
         "{LISTENER}{OUTPUT}[queue]\ndirectory = \"{}\"\nmax_bytes = \"1048576GiB\"\n",
         text(&queue)
     );
-    let words = "is larger than the file system of queue.directory, which has ";
+    let words = "is larger than the file system of queue.directory (";
     assert_warned(&config, &[("queue.max_bytes", words)]);
     let (code, said) = check(&config, &["--elsewhere"]);
     assert_eq!((code, said), (Some(0), Vec::new()), "the other machine has another disk");

@@ -263,7 +263,7 @@ fn check_says_what_the_config_sets_up_without_its_secrets() {
         .map(Iterator::collect)
         .collect();
     let queue = format!(
-        "on disk in {}, files of 64MiB; 200 once it is synced to disk; when full: the oldest events are dropped",
+        "on disk in {}, files of 64MiB; 200 once synced to disk; when full: the oldest events are dropped",
         at("queue")
     );
     let expected: [&[&str]; 10] = [
@@ -280,7 +280,7 @@ fn check_says_what_the_config_sets_up_without_its_secrets() {
         &["admin", "127.0.0.1:9090", "plain HTTP"],
         &["files", "1", "read"],
         &["warnings", "0"],
-        &["not tried", "connections", "--connect tries them"],
+        &["not tested", "connections", "--connect tests them"],
         &["ok: 1 listener, 2 outputs"],
     ];
     assert_eq!(rows, expected, "{said}");

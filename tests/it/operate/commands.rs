@@ -166,7 +166,7 @@ fn check_asks_a_relp_consumer_whether_it_is_one() {
     };
     assert!(line("relp").ends_with(": ok") && line("beats").ends_with(": ok"), "{stderr}");
     assert!(line("web").contains("\"HTTP/1.1 400"), "{stderr}");
-    assert!(line("silent").contains("no answer within the connect timeout"), "{stderr}");
+    assert!(line("silent").contains("no response within the connect timeout"), "{stderr}");
     let names: Vec<_> = relp.commands().into_iter().map(|command| command.name).collect();
     assert_eq!(names, ["open", "close"]);
     assert_eq!(beats.count(), 0, "nothing is sent");

@@ -147,7 +147,7 @@ fn a_full_queue_and_a_dead_output_are_warnings_and_no_loss() {
     said.assert("OK so far – ");
     let last = said.text.lines().last().unwrap_or_default();
     assert!(last.contains(" Output consumer is down; its events are kept ("), "{last}");
-    assert!(last.contains(" says of itself: The queue is full: senders get 429"), "{last}");
+    assert!(last.contains(" reports: The queue is full: senders get 429"), "{last}");
     said.assert_has("rejected    requests by reason: queue_full: ");
     said.assert_has("KubeAuditForwarderOutputDown");
     said.assert_has("(down)");
@@ -228,12 +228,12 @@ fn what_kube_apiserver_counts_is_compared_with_what_the_relay_counts() {
     // A difference of the totals is unexplained, whichever side has more.
     whole.apiserver.count(0, |it| it.generated = Some(43));
     let said = whole.doctor();
-    said.assert("UNKNOWN – the way from kube-apiserver to the relays: 3 events unexplained");
+    said.assert("UNKNOWN – the path from kube-apiserver to the relays: 3 events unexplained");
     said.assert_has("four minutes");
     whole.apiserver.count(0, |it| it.generated = Some(39));
     whole
         .doctor()
-        .assert("UNKNOWN – the way from kube-apiserver to the relays: 1 event unexplained");
+        .assert("UNKNOWN – the path from kube-apiserver to the relays: 1 event unexplained");
 
     // The events that kube-apiserver counts as lost explain the difference.
     whole.apiserver.count(0, |it| {
@@ -298,7 +298,7 @@ fn what_does_not_arrive_in_the_interval_is_unknown_whatever_the_totals_are() {
         assert_eq!(relay.post(&generated_batch(2, 20, 700)).status, 200);
         running.join().unwrap()
     });
-    said.assert("UNKNOWN – the way from kube-apiserver to the relays: 19989 events of the last ");
+    said.assert("UNKNOWN – the path from kube-apiserver to the relays: 19989 events of the last ");
     said.assert_has("interval    19989 events missing, unexplained");
     said.assert_has("totals      not compared: the processes started more than 60 s apart");
     relay.finish(Backlog::Empty);
@@ -348,7 +348,7 @@ fn refusals_for_longer_than_kube_apiserver_tries_are_lost_with_an_estimate() {
         let said = doctor(&["--relay", &url(relay.address())]);
         said.assert(verdict);
         said.assert_has(reason);
-        let own = format!("{} says of itself: Nothing was taken", url(relay.address()));
+        let own = format!("{} reports: Nothing was taken", url(relay.address()));
         assert_eq!(said.text.contains(&own), is_long, "{}", said.text);
     }
 }
@@ -408,8 +408,8 @@ fn saved_metrics_are_compared_by_their_totals() {
     let counted = |generated| Counted { generated: Some(generated), ..Counted::starting() };
     let relay = url(whole.relay.admin());
     let arguments = ["--relay", &relay, "--apiserver", text(&file)];
-    let later = "OK so far – what was generated was not compared with what was received";
-    for (generated, verdict) in [(40, "OK"), (41, "UNKNOWN – the way from"), (30, later)] {
+    let later = "OK so far – generated and received events were not compared";
+    for (generated, verdict) in [(40, "OK"), (41, "UNKNOWN – the path from"), (30, later)] {
         std::fs::write(&file, counted(generated).metrics()).unwrap();
         doctor(&arguments).assert(verdict);
     }
@@ -438,9 +438,9 @@ fn saved_metrics_are_compared_by_their_totals() {
     let said = doctor(&of_files);
     let place = format!("relay {}", file_of_relay.display());
     said.assert(&format!(
-        "UNKNOWN – {place}: not checked: its outputs, its queue, what it refuses"
+        "UNKNOWN – {place}: its outputs, queue, refusals and evidence were not checked"
     ));
-    said.assert_has("saved metrics do not have its verdict");
+    said.assert_has("saved metrics do not contain its verdict");
     said.assert_has("everything that was generated has arrived");
     std::fs::write(&file, counted(43).metrics()).unwrap();
     doctor(&of_files).assert_has("3 events unexplained: generated, and neither received nor lost");
@@ -582,7 +582,7 @@ fn the_webhooks_kubeconfig_is_tried_up_to_a_relay() {
     said.assert("UNKNOWN – relay: nothing has happened yet");
     let place = format!("ok: the webhook https://{}: ", relay.address());
     said.assert_has(&format!("{place}leads to the relay {admin}"));
-    said.assert_has(&format!("{place}its certificate and its authority fit, until "));
+    said.assert_has(&format!("{place}its certificate and CA are valid until "));
     assert_eq!(relay.metrics().value("event_total", &[]), 0.0);
     relay.finish(Backlog::Empty);
 
@@ -623,7 +623,7 @@ fn a_self_signed_certificate_that_is_the_webhooks_authority_fits() {
     let file = kubeconfig(directory.path(), relay.address(), &certificates);
     let said = doctor(&["--relay", &url(relay.admin()), "--webhook", &file]);
     said.assert_has(&format!("ok: the webhook https://{}: leads to", relay.address()));
-    said.assert_has("its certificate and its authority fit, until ");
+    said.assert_has("its certificate and CA are valid until ");
     relay.finish(Backlog::Empty);
 }
 

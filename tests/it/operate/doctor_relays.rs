@@ -88,7 +88,7 @@ fn batches_answered_413_or_400_are_never_ok() {
         for more in [vec![], vec!["--apiserver", address.as_str()]] {
             let found = doctor(&[&admin(&relay)], &more);
             assert_unknown(&found, &format!("requests refused for good ({reason})"));
-            assert_unknown(&found, "here at least 1 of them, with an unknown number of events");
+            assert_unknown(&found, "here at least 1, with an unknown number of events");
             let text = found.1.to_string();
             assert!(!text.contains("this alone is no loss"), "{text}");
         }
@@ -151,7 +151,7 @@ fn a_filter_that_keeps_back_everything_is_never_ok() {
         (metrics.sum("filtered_events_total") == 10.0).then_some(())
     });
     let found = doctor(&[&admin(&relay)], &[]);
-    assert_unknown(&found, "its filter has kept back all 10 events since the start");
+    assert_unknown(&found, "its filter has filtered out all 10 events since the start");
     relay.finish(Backlog::Empty);
 }
 
@@ -181,13 +181,13 @@ fn the_verdict_is_never_better_than_the_relays_own() {
     const WORSE: &str = r#"{"state": "worse", "text": "t", "findings": []}"#;
     for (verdict, code, words) in [
         (GOOD, 0, "kube-apiserver was not asked"),
-        (WARN, 0, "says of itself: Memory is short"),
-        (BAD, 2, "says of itself: The log was set back"),
-        (STRANGE, 2, "says of itself: A\u{fffd}[31m\u{fffd}B. C\u{fffd}"),
+        (WARN, 0, "reports: Memory is short"),
+        (BAD, 2, "reports: The log was set back"),
+        (STRANGE, 2, "reports: A\u{fffd}[31m\u{fffd}B. C\u{fffd}"),
         // A relay of another version may judge itself by words that doctor does not know.
-        (WORSE, 2, "not checked: its outputs, its queue, what it refuses, and its evidence"),
-        ("1", 2, "not checked: its outputs"),
-        ("null", 2, "/status has no verdict, because the relay is older"),
+        (WORSE, 2, "its outputs, queue, refusals and evidence were not checked"),
+        ("1", 2, "its outputs, queue, refusals"),
+        ("null", 2, "/status has no verdict, because the relay is too old"),
     ] {
         let relay = saying(verdict);
         let url = format!("http://{}", relay.address());
@@ -209,7 +209,7 @@ fn passed_on(relay: &Relay) -> (Option<i32>, String) {
     for finding in status["verdict"]["findings"].as_array().unwrap() {
         let words = finding["text"].as_str().unwrap().trim_end_matches('.');
         let is_worth = ["warn", "bad"].iter().any(|state| finding["state"] == *state);
-        let is_told = text.contains(&format!("{admin} says of itself: {words}"));
+        let is_told = text.contains(&format!("{admin} reports: {words}"));
         assert_eq!(is_told, is_worth, "{words}: {text}");
     }
     (output.status.code(), text)
@@ -235,7 +235,7 @@ fn an_output_that_is_down_and_a_queue_that_is_nearly_full_are_told_in_the_relays
     assert_eq!(code, Some(0), "{text}");
     let last = text.lines().last().unwrap();
     assert!(last.starts_with("VERDICT: OK so far – "), "{text}");
-    assert!(last.contains("says of itself: The queue is nearly full"), "{text}");
+    assert!(last.contains("reports: The queue is nearly full"), "{text}");
     assert!(last.contains("Output consumer is down; its events are kept ("), "{text}");
 }
 
@@ -311,7 +311,7 @@ fn losses_before_a_restart_of_a_relay_with_a_directory_are_unknown_and_never_ok(
     let address = format!("http://{}", apiserver.address());
     for more in [vec![], vec!["--apiserver", address.as_str()]] {
         let found = doctor(&[&admin(&relay)], &more);
-        assert_unknown(&found, "what earlier processes with its queue.directory have lost is");
+        assert_unknown(&found, "the losses of earlier processes with its queue.directory are");
     }
     // A kube-apiserver that is as young as the relay has sent nothing to an earlier process.
     apiserver.count(0, |it| {

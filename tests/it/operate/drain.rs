@@ -48,7 +48,7 @@ fn a_relay_that_has_no_time_to_answer_is_waited_for() {
     relay.signal(libc::SIGSTOP);
     let said = drain(&relay, 1);
     relay.signal(libc::SIGCONT);
-    said.assert(1, &["not delivered within 1 s: the relay does not answer"]);
+    said.assert(1, &["not delivered within 1 s: the relay does not respond"]);
     relay.finish(Backlog::Empty);
 }
 

@@ -170,7 +170,7 @@ fn who_does_not_answer_is_not_ready_after_3_seconds() {
     });
     for address in addresses {
         let begun = Instant::now();
-        let silent = format!("http://{address}/readyz: no answer within 3 s\n");
+        let silent = format!("http://{address}/readyz: no response within 3 s\n");
         assert_eq!(ask(&format!("http://{address}")), (Some(1), silent));
         assert!(begun.elapsed() >= Duration::from_secs(3), "{:?}", begun.elapsed());
         assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());

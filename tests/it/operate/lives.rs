@@ -36,10 +36,10 @@ fn finding(relay: &Relay, begin: &str) -> Option<String> {
     found.next().map(|it| it["state"].as_str().unwrap().to_owned())
 }
 
-const KILLED_IN_MEMORY: &str = "What was in memory when the last process was killed at ";
+const KILLED_IN_MEMORY: &str = "Accepted events may be lost: the last process was killed at ";
 const KILLED_ON_DISK: &str = "The last process was killed at ";
 const KILLED_IN_LOG: &str = "the previous process of the relay was killed, or its machine failed";
-const LOST_BEFORE: &str = "Before the last restart, ";
+const LOST_BEFORE: &str = "Events lost or refused for good before the last restart: ";
 
 #[test]
 fn what_a_pod_takes_with_it_is_lost_counted_scraped_and_the_exit_status_is_1() {
@@ -159,7 +159,7 @@ fn losses_of_before_a_restart_stay_on_the_page_after_a_stop_and_after_a_kill() {
     let stays = |relay: &Relay| {
         assert_eq!(status(relay)["earlier_lost_events"].as_f64(), Some(lost));
         assert_eq!(status(relay)["lost_events"], 0, "of this process");
-        assert_eq!(finding(relay, &format!("{LOST_BEFORE}{lost} events")).as_deref(), Some("warn"));
+        assert_eq!(finding(relay, &format!("{LOST_BEFORE}{lost},")).as_deref(), Some("warn"));
     };
     let mut second = Relay::start(&config);
     stays(&second);
@@ -196,8 +196,9 @@ mod peers {
                       echo 67108864 | tee /sys/fs/cgroup/memory.max \
                       >/sys/fs/cgroup/memory/memory.limit_in_bytes && exec \"$0\" \"$@\"";
         let words = ["unshare", "--mount", "sh", "-c", script];
-        let sum = "allows, together with the other settings, 560 MiB of memory (256 queue + 256 \
-                   limits.max_in_flight + 32 program + 16 outputs), but the memory limit is 64MiB";
+        let sum = "allows, with the other settings, 560 MiB of memory (256 queue + 256 \
+                   limits.max_in_flight + 32 program + 16 outputs), but the kernel kills the relay \
+                   above the memory limit of 64MiB";
         let consumer = HttpSink::accepting();
         let small = "[queue]\nmax_bytes = \"4MiB\"\n[limits]\nmax_in_flight = \"4MiB\"\n";
         for (config, is_told) in

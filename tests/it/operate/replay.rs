@@ -527,14 +527,17 @@ fn what_is_given_up_is_said_and_gone_on_with() {
             "1 to 500: http",
             "given up",
             "before line 401 of",
-            "go on from there: run the same",
+            "continue from there: run the same",
             resume[1],
         ],
     );
     let sink = HttpSink::accepting();
     let said = place.replay(&url(&sink), &arguments.concat());
     said.assert_done(600, 0);
-    assert!(said.stderr.contains("going on with") && said.stderr.contains("line 401"), "{said:?}");
+    assert!(
+        said.stderr.contains("continuing with") && said.stderr.contains("line 401"),
+        "{said:?}"
+    );
     assert_eq!(said.figure("accepted before"), 400);
     assert_same_set(&accepted_events(&sink), &numbered::events(0, 400..1000));
 

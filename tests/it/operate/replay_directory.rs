@@ -142,7 +142,7 @@ fn what_a_killed_relay_still_held_reaches_another_relay_byte_for_byte() {
     other.finish(Backlog::Empty);
     // A second run with the resume file finds nothing left, and says so.
     let again = place.replay(&sink, &["--resume", "state"]);
-    again.assert(0, &["sent: 0\n", "replayed 1000 events", "going on with", "position 1000"]);
+    again.assert(0, &["sent: 0\n", "replayed 1000 events", "continuing with", "position 1000"]);
 
     for (output, from) in [("archive", 400), ("siem", 0)] {
         let sink = HttpSink::accepting();

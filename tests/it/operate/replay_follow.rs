@@ -302,7 +302,7 @@ fn a_relay_that_answers_429_is_waited_for_and_a_stop_repeats_nothing() {
     let third = place.follow();
     wait_for_events(&sink, 1600);
     let said = stop(third);
-    said.assert(0, &["going on with audit.log, line 501", "accepted: 100\n"]);
+    said.assert(0, &["continuing with audit.log, line 501", "accepted: 100\n"]);
     assert!(arrivals(&sink).into_iter().eq(0..1600));
 }
 

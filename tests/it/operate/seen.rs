@@ -43,7 +43,7 @@ fn slow_bodies_in_every_place_are_bad_on_the_page_and_counted_and_the_relay_stay
         .metrics()
         .value("connections_refused_total", &[("listener", "127.0.0.1:0"), ("reason", "all_busy")]);
     assert!(refused >= 1.0, "{refused}");
-    wait_for_verdict(&relay, "bad", "New connections of senders are closed");
+    wait_for_verdict(&relay, "bad", "New sender connections are closed");
     assert_eq!(http::get(relay.admin(), "/readyz").unwrap().status, 200);
     drop(slow);
     relay.finish(Backlog::Empty);
@@ -128,7 +128,7 @@ mod peers {
         assert!(state == "warn" && findings.contains(words), "{state} {findings}");
         let attempts = status(&relay)["refusals"]["permanent"]["long_shut_requests"].clone();
         assert!(attempts.as_u64().unwrap() >= 5, "{attempts}");
-        assert!(findings.contains(&format!("{attempts} attempts of senders")), "{findings}");
+        assert!(findings.contains(&format!("{attempts} attempts by senders")), "{findings}");
         relay.wait_until_delivered(PATIENCE);
         relay.finish(Backlog::Empty);
     }

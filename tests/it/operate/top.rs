@@ -39,7 +39,7 @@ fn it_shows_trouble_first_and_hears_the_keys_and_leaves_the_terminal_as_it_was()
     terminal.press("p");
     terminal.wait_until_gone("paused");
     relay.kill();
-    terminal.wait_for("The relay has not answered");
+    terminal.wait_for("The relay has not responded");
     terminal.press("q");
     assert_eq!(terminal.wait(), Some(0));
     assert!(!terminal.is_drawn() && !terminal.hides_cursor());

@@ -335,7 +335,7 @@ impl Scene {
 /// Returns `true` if the page was good. On a busy machine, or where time passes faster, answers may
 /// be slow.
 fn is_good((state, texts): &(String, String)) -> bool {
-    state == "good" || (state == "warn" && texts.contains("answers slowly"))
+    state == "good" || (state == "warn" && texts.contains("responds slowly"))
 }
 
 impl Target {

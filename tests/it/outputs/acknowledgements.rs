@@ -183,8 +183,8 @@ fn a_sign_in_page_is_no_acknowledgement() {
         let relay = setup.relay(store, "");
         post_batch(&relay, 1, 40, 700);
         let line = relay.wait_for_log("output down, events are kept", PATIENCE).to_string();
-        let words = "answered 200 OK: this is a web page and not an acknowledgement: is there a \
-                     proxy or a sign-in page at this URL?";
+        let words = "answered 200 OK: this is a web page, not an acknowledgement: is there a proxy \
+                     or a sign-in page at this URL?";
         assert!(line.contains(words), "{}: {line}", store.kind);
         let enough = 2 + 2 * answers.len();
         wait_until("all answers", PATIENCE, || given.load(Ordering::SeqCst) >= enough);
@@ -245,7 +245,7 @@ fn interim_answers_without_end_end_the_request() {
     let endless = || Answer::interim(&INTERIM.repeat(1000), Duration::ZERO, u32::MAX);
     let wait = |relay: &Relay, kind: &str| {
         let began = Instant::now();
-        let words = "more than 100 interim answers (1xx) and no final one";
+        let words = "more than 100 interim responses (1xx) and no final one";
         wait_until(&format!("{kind} to give up"), PATIENCE, || relay.log_text().contains(words));
         assert!(began.elapsed() < Duration::from_secs(20), "{kind}: {:?}", began.elapsed());
         assert_eq!(of_output(relay, "output_events_total"), 0.0);

@@ -35,7 +35,7 @@ const MAKES_NO_INDEX: Told =
 
 const SIGN_IN: Told = (200, "text/html; charset=utf-8", "<html>sign in</html>");
 
-const IS_PAGE: Option<&str> = Some("this is a web page and not an acknowledgement");
+const IS_PAGE: Option<&str> = Some("this is a web page, not an acknowledgement");
 
 const NOT_UNDERSTOOD: Option<&str> = Some("the server does not understand the request");
 
@@ -56,7 +56,7 @@ const CASES: &[Case] = &[
             (&[NO_DATA, SIGN_IN], IS_PAGE),
             (
                 &[NO_DATA, (200, "", r#"{"text":"Success","code":0}"#)],
-                Some("the answer does not say which requests are indexed"),
+                Some("the response does not say which requests are indexed"),
             ),
             (&[NO_DATA, (404, "", "")], Some("(the request was for /services/collector/ack)")),
             (&[SIGN_IN], IS_PAGE),
@@ -91,10 +91,16 @@ filter.bodies = \"drop\"",
             (&[(403, "application/json", "")], None),
             // The first event would make the index, or would not, or nobody may know.
             (&[(404, "", ""), MAKES_INDICES], None),
-            (&[(404, "", ""), MAKES_NO_INDEX], Some("there is no index or data stream audit")),
-            (&[(404, "", ""), (403, "", "")], Some("there is no index or data stream audit")),
+            (
+                &[(404, "", ""), MAKES_NO_INDEX],
+                Some("the index or data stream audit does not exist"),
+            ),
+            (
+                &[(404, "", ""), (403, "", "")],
+                Some("the index or data stream audit does not exist"),
+            ),
             (&[(401, "", "")], Some("the credentials are missing or wrong")),
-            (&[(503, "", "")], Some("would not accept events now")),
+            (&[(503, "", "")], Some("is not accepting events now")),
             (&[(200, "text/html", "")], IS_PAGE),
             (&[(403, "text/html", "")], IS_PAGE),
             (&[(400, "", "")], NOT_UNDERSTOOD),
@@ -111,7 +117,7 @@ filter.bodies = \"drop\"",
             (&[(404, "", "")], Some("there is no such service at this URL")),
             (&[WANTS_TLS], NOT_UNDERSTOOD),
             (&[SIGN_IN], IS_PAGE),
-            (&[(260, "", "")], Some("Loki blocks the tenant's writes")),
+            (&[(260, "", "")], Some("Loki blocks writes for this tenant")),
         ],
     },
     Case {
@@ -205,7 +211,7 @@ fn the_wrong_mode_of_tls_is_told_with_the_key_to_change() {
     for (address, words) in [
         (answers, "this port does not speak TLS"),
         (plain.address(), "as by a port that does not speak TLS"),
-        (sink.address(), "tls.ca names a file with the CA"),
+        (sink.address(), "set tls.ca to a file with the CA"),
         (nobody, "cannot connect: "),
     ] {
         let url = format!("https://{address}/base");

@@ -242,7 +242,7 @@ fn as_stored(event: &[u8]) -> Value {
 #[test]
 fn the_template_of_an_index_that_is_not_there_yet_is_looked_at() {
     let template = json!({"template": mapping_of_the_integration(), "overlapping": []});
-    for (status, words) in [(200, "set filter.bodies"), (403, "there is no index or data stream")] {
+    for (status, words) in [(200, "set filter.bodies"), (403, "the index or data stream")] {
         let answer = Answer::status(status).body(template.to_string());
         let unknown = Answer::status(403);
         let script = [Answer::status(404), Answer::status(404).body("{}"), answer, unknown];
@@ -299,7 +299,7 @@ mod peers {
     fn a_small_opensearch_with_the_index_of_the_integration_leads_to_the_key() {
         let server = OpenSearch::start();
         server.make_index_of_the_integration();
-        let key = "set filter.bodies = \"keep\", or \"drop\"";
+        let key = "set filter.bodies = \"keep\" or \"drop\"";
         let kept = TempDir::new().unwrap();
         let config = |more: &str| {
             format!(

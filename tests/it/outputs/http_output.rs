@@ -156,7 +156,7 @@ fn a_web_page_is_no_acknowledgement_unless_the_config_says_so() {
     let relay = Relay::start(&config(""));
     post_batch(&relay, 1, 40, 700);
     let line = relay.wait_for_log("output down, events are kept", PATIENCE).to_string();
-    let words = "answered 200 OK: this looks like a sign-in page and not like an acknowledgement";
+    let words = "answered 200 OK: this looks like a sign-in page, not an acknowledgement";
     assert!(line.contains(words) && line.contains("accept_html"), "{line}");
     wait_for_errors(&relay, "protocol", 3.0);
     assert_eq!(of_output(&relay, "output_events_total"), 0.0);

@@ -183,7 +183,7 @@ fn a_certificate_that_is_itself_in_the_ca_file_is_trusted_if_names_dates_and_usa
     });
     let nameless = files.self_signed("nameless", |it| it.subject_alt_names.clear());
     let again = files.self_signed("again", |_| ());
-    let is_ca = "the certificate is that of a CA: issue one for the server";
+    let is_ca = "the certificate is a CA certificate: issue one for the server";
     let usage = "its extensions do not allow this use";
     let rows = [
         ("right", &right, Some(same(&right)), None),
@@ -194,7 +194,7 @@ fn a_certificate_that_is_itself_in_the_ca_file_is_trusted_if_names_dates_and_usa
         ("system-roots", &right, None, Some(is_ca)),
         ("for-clients", &for_clients, Some(same(&for_clients)), Some(usage)),
         ("only-signs", &only_signs, Some(same(&only_signs)), Some(usage)),
-        ("expired", &expired, Some(same(&expired)), Some("has expired, on 2021")),
+        ("expired", &expired, Some(same(&expired)), Some("expired on 2021")),
         ("not-yet", &not_yet, Some(same(&not_yet)), Some("not valid before 2100")),
         ("elsewhere", &elsewhere, Some(same(&elsewhere)), Some("not valid for name")),
         ("nameless", &nameless, Some(same(&nameless)), Some("not valid for any names")),

@@ -153,8 +153,8 @@ fn without_a_token_events_wait_and_the_reason_is_told() {
     for (next, reason) in [
         (Grant::Status(404), format!("{base}: answered 404 ")),
         (Grant::Status(302), format!("{base}: answered 302 ")),
-        (Grant::Babbles, format!("{base}: the answer is not that of IAM")),
-        (Grant::Empty, format!("{base}: the answer is not that of IAM")),
+        (Grant::Babbles, format!("{base}: this is not a response from IAM")),
+        (Grant::Empty, format!("{base}: this is not a response from IAM")),
         (Grant::Garbage, format!("{base}: invalid HTTP")),
         (Grant::HangsUp, format!("{base}: connection error: peer closed")),
         (
@@ -384,7 +384,7 @@ fn check_connect_tells_that_the_key_may_not_send() {
         (Mood::Status(404), "answered 404 Not Found: there is no such service at this URL"),
         // The fake's text is not JSON.
         (Mood::Status(400), "answered 400 Bad Request: the server does not understand"),
-        (Mood::Page, "answered 200 OK: this is a web page and not an acknowledgement"),
+        (Mood::Page, "answered 200 OK: this is a web page, not an acknowledgement"),
     ] {
         *mood.lock().unwrap() = next;
         let (code, said) = ibm.run(&["check", "--connect"], &file);
@@ -423,7 +423,7 @@ fn a_config_has_one_kind_of_credentials_and_keeps_to_the_limits() {
     refused(&more("subsystem_name = \"a\\nb\""), "output[0].subsystem_name: ");
     refused(
         &more("headers = { Authorization = \"Basic x\" }"),
-        "output[0].headers: sets `authorization`, which this type of output sets itself",
+        "output[0].headers: sets `authorization`, but this type of output sets that header itself",
     );
     refused(
         &more("bearer_token_file = \"/x\""),

@@ -164,9 +164,9 @@ fn a_consumer_that_cuts_every_connection_gets_everything_at_last() {
 #[test]
 fn what_is_no_acknowledgement_is_an_error_and_costs_no_event() {
     let wrong: [(&[u8], &str); 3] = [
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "answers \"HTTP/1\" instead of an ACK"),
-        (b"2A\0\0\x01\x91", "acknowledges event 401 of a window of 400"),
-        (b"2A\xff\xff\xff\xff", "acknowledges event 4294967295 of a window of 400"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "responds with \"HTTP/1\" instead of an ACK"),
+        (b"2A\0\0\x01\x91", "acknowledges event 401, but the window has only 400"),
+        (b"2A\xff\xff\xff\xff", "acknowledges event 4294967295, but the window has only 400"),
     ];
     for (answer, message) in wrong {
         let sink = LumberjackSink::with(Options::default(), move |window, reply| {

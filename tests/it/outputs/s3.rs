@@ -666,7 +666,10 @@ mod peers {
             (output.status.code(), said)
         };
         let (code, said) = check();
-        assert!(code == Some(1) && said.contains("there is no bucket audit-archive"), "{said}");
+        assert!(
+            code == Some(1) && said.contains("the bucket audit-archive does not exist"),
+            "{said}"
+        );
         server.make_bucket();
         assert_eq!(check().0, Some(0));
         keys.write("AKIDEXAMPLE", "wr0ng-s3cr3t");

@@ -188,8 +188,8 @@ fn a_wrong_setting_is_told_and_costs_no_event() {
     for (status, code, words) in [
         (400, 14, "turn it on in Splunk"),
         (403, 4, "Splunk does not know the token"),
-        (400, 7, "may not write into this index"),
-        (401, 2, "Authorization is missing or wrong"),
+        (400, 7, "may not write to this index"),
+        (401, 2, "Authorization header is missing or wrong"),
     ] {
         let (files, is_well) = (Files::new(), Arc::new(AtomicBool::new(false)));
         let well = Arc::clone(&is_well);
@@ -360,7 +360,8 @@ fn a_token_with_acknowledgement_leads_to_the_key_that_asks_for_it() {
     let config = files.config_to(token.sink.address(), "acknowledge = \"accepted\"");
     let file = files.path("relay.toml");
     std::fs::write(&file, &config).unwrap();
-    let words = "code 10: the token has indexer acknowledgement on: set acknowledge = \"indexed\"";
+    let words =
+        "code 10: indexer acknowledgement is on for this token: set acknowledge = \"indexed\"";
     let Said { code, stderr, .. } =
         said(&["check", "--connect", "--config", &file], Path::new("/"));
     assert_eq!(code, Some(1), "{stderr}");
@@ -513,7 +514,7 @@ fn a_balancer_without_sticky_sessions_shows_by_errors_of_acknowledgements() {
     post_batch(&relay, 1, 100, 700);
     wait_until("errors", PATIENCE, || errors(&relay, "acknowledgement") >= 1.0);
     // The error is counted a moment before it is logged.
-    let says = || relay.log_text().contains("a balancer without sticky sessions");
+    let says = || relay.log_text().contains("a load balancer without sticky sessions");
     wait_until("the reason in the log", PATIENCE, says);
     // The indexed events are counted last, because they only grow.
     let delivered = of_output(&relay, "output_events_total");

@@ -24,6 +24,22 @@ pub(crate) fn assert_file(path: &str, generated: &str) {
     result.unwrap_or_else(|difference| panic!("{difference}"));
 }
 
+/// The lines around a part of a page that is generated, while the rest is written by hand.
+const PART: [&str; 2] = [
+    "<!-- Generated: KUBE_AUDIT_FORWARDER_BLESS=1 ./test it docs:: -->\n",
+    "<!-- The end of the generated part. -->\n",
+];
+
+/// Fails with a unified diff unless the generated part of the page `path` is equal to `generated`.
+#[track_caller]
+pub(crate) fn assert_part(path: &str, generated: &str) {
+    let page = std::fs::read_to_string(repository().join(path)).unwrap();
+    let [begin, end] = PART;
+    let (before, rest) = page.split_once(begin).expect("the page has a generated part");
+    let (_, after) = rest.split_once(end).expect("the generated part has an end");
+    assert_file(path, &format!("{before}{begin}\n{generated}\n{end}{after}"));
+}
+
 fn is_blessed() -> bool {
     std::env::var_os(BLESS).is_some_and(|value| value == "1")
 }

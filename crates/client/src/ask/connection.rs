@@ -1,4 +1,4 @@
-//! An HTTP/1.1 connection, and an answer that is read from it.
+//! An HTTP/1.1 connection, and a response that is read from it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,26 +17,26 @@ use tokio::time::timeout;
 
 const HEAD_MAX: usize = 64 << 10;
 
-/// Servers send one or two interim answers (1xx). More would keep a processor busy for long.
+/// The maximum number of interim responses (1xx). Servers send one or two; more cost CPU time.
 const INTERIM_MAX: usize = 100;
 
-/// The reason why a request has no final answer.
+/// The reason why a request has no final response.
 #[derive(Debug, thiserror::Error)]
 pub enum NoAnswer {
     /// The connection ended, or carries something other than HTTP.
     #[error(transparent)]
     Broken(#[from] hyper::Error),
-    /// The server sent more than 100 interim answers.
-    #[error("more than {INTERIM_MAX} interim answers (1xx) and no final one")]
+    /// The server sent more than 100 interim responses.
+    #[error("more than {INTERIM_MAX} interim responses (1xx) and no final one")]
     Interim,
 }
 
-/// Sends a request, and waits for the head of its final answer. Calls `interim` for each interim
-/// answer (1xx). The caller limits the time.
+/// Sends a request, and waits for the head of the final response. Calls `interim` for each interim
+/// response (1xx). The caller limits the time.
 ///
 /// # Errors
 ///
-/// There is no answer. The connection cannot be used any more.
+/// There is no final response. The connection cannot be used any more.
 ///
 /// # Cancel safety
 ///
@@ -69,7 +69,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Stream for S {}
 /// An open connection that no request uses now. Dropping it closes it.
 pub struct Connection {
     sender: http1::SendRequest<Full<Bytes>>,
-    /// The only task of the connection; it ends when dropped. Its result is the connection's error.
+    /// The connection's only task. Dropping the set ends the task, which returns the final error.
     driver: JoinSet<hyper::Result<()>>,
     pub(super) not_after: Option<i64>,
 }
@@ -89,16 +89,16 @@ impl Connection {
         Ok(Self { sender, driver, not_after: None })
     }
 
-    /// Returns `true` if the connection can take the next request, and `false` if it has ended.
+    /// Returns `true` once the connection can take the next request; `false` if it has ended.
     pub async fn is_open(&mut self) -> bool {
         self.sender.ready().await.is_ok()
     }
 
-    /// Sends a request, and waits for the head of its answer. The caller limits the time.
+    /// Sends a request, and waits for the head of the response. The caller limits the time.
     ///
     /// # Errors
     ///
-    /// There is no answer. If the connection ended before the request was written, the error says
+    /// There is no response. If the connection ended before the request was written, the error says
     /// why it ended: a server may refuse the client's certificate at any time after the handshake.
     ///
     /// # Cancel safety
@@ -122,11 +122,11 @@ impl Connection {
     }
 }
 
-/// An answer whose body has not been read. Dropping it closes its connection.
+/// A response whose body has not been read. Dropping it closes its connection.
 pub struct Reply {
-    /// The status of the answer.
+    /// The status of the response.
     pub status: StatusCode,
-    /// The headers of the answer.
+    /// The headers of the response.
     pub headers: HeaderMap,
     body: Incoming,
     connection: Connection,
@@ -140,12 +140,14 @@ impl Reply {
     /// A text that says why the rest of the body is missing.
     pub async fn part(&mut self, within: Duration) -> Result<Option<Bytes>, String> {
         let frame = timeout(within, self.body.frame()).await;
-        let frame = frame.map_err(|_| format!("the answer stopped for {} s", within.as_secs()))?;
-        let frame = frame.transpose().map_err(|error| format!("the answer broke off: {error}"))?;
+        let frame =
+            frame.map_err(|_| format!("the response stalled for {} s", within.as_secs()))?;
+        let frame =
+            frame.transpose().map_err(|error| format!("the response was cut off: {error}"))?;
         Ok(frame.map(|frame| frame.into_data().unwrap_or_default()))
     }
 
-    /// Reads at most `max` bytes; `true` if they are the whole body. The caller limits the time.
+    /// Returns at most `max` bytes, and `true` if the body has no more. The caller limits the time.
     ///
     /// # Errors
     ///
@@ -167,7 +169,7 @@ impl Reply {
         self.connection
     }
 
-    /// Returns the header `Date` in seconds since 1970; `None` if it is missing or not valid.
+    /// Returns the header `Date` in seconds since 1970; `None` if missing or not valid.
     pub fn date(&self) -> Option<f64> {
         let date = self.headers.get(hyper::header::DATE)?.to_str().ok()?;
         let date = httpdate::parse_http_date(date).ok()?;

@@ -17,14 +17,12 @@ qySObfmnCwIhAP32SJv4pu5hqIG0YL32ED3hESsvDBcH6NKthGHaGsTC
 /// A PEM section whose contents are not a key: base64 of `no key`.
 const NO_KEY: &str = "-----BEGIN PRIVATE KEY-----\nbm8ga2V5\n-----END PRIVATE KEY-----\n";
 
-/// A PEM section whose contents are not a certificate.
 const NO_CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----\nbm8ga2V5\n-----END CERTIFICATE-----\n";
 
 /// An encrypted key. Its first line is enough, because nothing parses the contents.
 const ENCRYPTED: &str =
     "-----BEGIN ENCRYPTED PRIVATE KEY-----\nbm8ga2V5\n-----END ENCRYPTED PRIVATE KEY-----\n";
 
-/// A certificate and its key, in PEM.
 fn pair() -> (String, String) {
     let key = rcgen::KeyPair::generate().unwrap();
     let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
@@ -62,18 +60,18 @@ fn the_messages_about_certificates_and_keys_name_the_file_the_fault_and_the_way_
         (
             VERSION_1,
             &*key,
-            "{dir}/tls.crt can't be used: the certificate is not X.509 version 3: issue it again \
-             with its names in a subjectAltName, which makes it version 3",
+            "{dir}/tls.crt can't be used: the certificate is not X.509 version 3: reissue it with \
+             its names in a subjectAltName, which makes it version 3",
         ),
         (
             NO_CERTIFICATE,
             &key,
-            "{dir}/tls.crt can't be used: a certificate in it is not valid X.509: issue it again",
+            "{dir}/tls.crt can't be used: a certificate in it is not valid X.509: reissue it",
         ),
         (
             &certificate,
             &another_key,
-            "{dir}/tls.key is not the key of the certificate in {dir}/tls.crt",
+            "{dir}/tls.key is not the key for the certificate in {dir}/tls.crt",
         ),
         (
             &certificate,

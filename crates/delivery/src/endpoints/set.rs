@@ -20,11 +20,11 @@ use client::net;
 use config::{HostPort, Strategy, Timeouts};
 use telemetry::AttemptError;
 
-/// The parallel connections of an `http` output would all look up a name at the same moment, so an
-/// answer is used for this time.
+/// The time for which a resolver's answer is used. Otherwise the parallel connections of an `http`
+/// output would all look up a name at the same moment.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// At most this many addresses of a name are used. A larger consumer should have a load balancer.
+/// The most addresses of a name that are used. A larger consumer should have a load balancer.
 const ADDRESSES_MAX: usize = 64;
 
 /// Asks the resolver for the addresses of a host name. The only permit of the name is released when
@@ -58,7 +58,7 @@ pub struct Endpoints {
     pub(super) timeouts: Timeouts,
     pub(super) look_up: Box<LookUp>,
     table: Mutex<AddressTable>,
-    /// Grows with each change to which a connection may have to react.
+    /// Grows with each change that may be a reason to end a connection.
     version: AtomicU64,
     changed: Notify,
 }
@@ -68,7 +68,7 @@ pub struct Endpoints {
 pub struct AddressState {
     /// The endpoint's index in the config. Two URLs may have the same host and port.
     pub endpoint: usize,
-    /// The configured host and port, and the IP address that the host resolved to.
+    /// The configured host and port, and the IP address if the host is a resolved name.
     pub address: String,
     /// `unknown` (not tried), `up`, `down`, or `back, on trial` (tested by one delivery at a time).
     pub state: &'static str,
@@ -107,7 +107,7 @@ impl Endpoints {
         self.changed.notify_waiters();
     }
 
-    /// Replaces the endpoints. One that is the same as before, at the same index, keeps its
+    /// Replaces the endpoints. An endpoint that is the same as before, at the same index, keeps its
     /// addresses.
     pub fn set(&self, endpoints: Vec<Endpoint>) {
         self.lock().set(endpoints, Instant::now());
@@ -118,9 +118,9 @@ impl Endpoints {
         self.lock().resolved().map(|(address, _)| address).collect()
     }
 
-    /// Looks up the host name of an address, unless its last answer is younger than [`FRESH`], or
-    /// another task is looking it up and an address is known. After a failure, the known addresses
-    /// stay. The resolver has `timeouts.connect` to answer.
+    /// Looks up the host name of an address. Does nothing if the last answer for the name is
+    /// younger than [`FRESH`], or if another task is looking it up and an address is known. After a
+    /// failure, the known addresses stay. The resolver has `timeouts.connect` to answer.
     pub(super) async fn look_up(&self, address: &ResolvedAddress) -> Result<(), Failure> {
         let (name, known) = (&address.name, address.socket.is_some());
         let Some(lookups) = self.lookups(address) else { return Ok(()) };
@@ -138,7 +138,7 @@ impl Endpoints {
             Ok(Some(Ok(answer))) if !answer.is_empty() => answer,
             Ok(Some(Ok(_))) => return Err(unresolved(name, "it has no address")),
             Ok(Some(Err(error))) => return Err(unresolved(name, error)),
-            Err(_) => return Err(unresolved(name, "no answer within the connect timeout")),
+            Err(_) => return Err(unresolved(name, "no response within the connect timeout")),
         };
         let answer = answer.get(..ADDRESSES_MAX).unwrap_or(&answer);
         let changed = self.lock().take_answer(address, answer, Instant::now());
@@ -170,14 +170,14 @@ impl Endpoints {
         self.lock().address(address).is_none()
     }
 
-    /// Returns `true` if a connection, which carries all events of the output, should be closed in
-    /// order: the address is gone, or, with `failover`, an address of an earlier endpoint is usable
-    /// while this one works and the last delivery did not fail.
+    /// Returns `true` if a connection that carries all events of the output should be closed: its
+    /// address is gone, or `failover` has a better one. A better one is a usable address of an
+    /// earlier endpoint, while the current one works and the last delivery did not fail.
     pub fn is_over(&self, address: &ResolvedAddress) -> bool {
         self.lock().is_over(address, self.strategy)
     }
 
-    /// Returns the moment when a new connection should be closed in order: after about
+    /// Returns the moment when a new connection should be closed: after about
     /// `timeouts.max_connection_age`, if that is set.
     pub fn expiry(&self) -> Option<Instant> {
         let age = self.timeouts.max_connection_age?;

@@ -32,7 +32,6 @@ fn of(status: &Status) -> impl Iterator<Item = &Finding> {
     status.verdict.iter().flat_map(|verdict| &verdict.findings)
 }
 
-/// Returns `true` if the finding is about lost events.
 fn is_of_losses(finding: &Finding) -> bool {
     finding.runbook.as_ref().is_some_and(|page| page.contains(OF_LOSSES))
 }
@@ -59,8 +58,8 @@ fn advice(finding: &Finding) -> String {
 }
 
 /// Reports the findings of a relay's own verdict, or that there is no verdict. Losses that doctor
-/// has counted itself are not reported again. `is_given_up_reported`: nor is the relay's finding
-/// about events that senders have given up.
+/// has counted itself are not reported again. If `is_given_up_reported` is set, the relay's finding
+/// about events that senders have given up is left out too.
 pub(super) fn causes(
     relay: &Sampled<RelayCounts>,
     findings: &Findings,
@@ -75,13 +74,12 @@ pub(super) fn causes(
         Some(Ok(status)) => status,
         unread => {
             let why = unread.and_then(|own| own.as_ref().err());
-            let why = said(why.map_or("saved metrics do not have its verdict", String::as_str));
+            let why = said(why.map_or("saved metrics do not contain its verdict", String::as_str));
             let what = format!(
-                "not checked: its outputs, its queue, what it refuses, and its evidence, because \
-                 {why}"
+                "its outputs, queue, refusals and evidence were not checked, because {why}"
             );
-            let advice = "Give --relay the URL of its admin address, where doctor can read /status \
-                          beside /metrics";
+            let advice = "Give --relay the URL of its admin address, where doctor can read both \
+                /status and /metrics";
             causes.push(Cause::unknown(&place, what, advice));
             return;
         }
@@ -103,7 +101,7 @@ pub(super) fn causes(
             0 => String::new(),
             waits => format!(" ({} waiting)", events(waits)),
         };
-        let what = format!("{source} says of itself: {}{waits}", said(&finding.text));
+        let what = format!("{source} reports: {}{waits}", said(&finding.text));
         Cause::new(kind(finding, status), place, what, advice(finding))
     }));
 }
@@ -138,9 +136,9 @@ pub(super) fn quiet(findings: &Findings) -> Option<f64> {
 /// Returns the cause that senders have given events up, with an estimate of their number. `None`
 /// without proof.
 ///
-/// The proof has three parts: a relay reports that it has refused everything for longer than
-/// senders try, no other relay has accepted anything in that time, and in the interval batches were
-/// refused or attempts of kube-apiserver failed. A kube-apiserver that was asked counts its losses
+/// The proof has three parts. A relay reports that it has refused everything for longer than
+/// senders try. No other relay has accepted anything in that time. In the interval, batches were
+/// refused, or attempts of kube-apiserver failed. A kube-apiserver that was asked counts its losses
 /// itself. If it counts none, it may still be trying, so its counter is believed for twice the time
 /// that it tries.
 pub(super) fn given_up(findings: &Findings) -> Option<Cause> {
@@ -164,7 +162,7 @@ pub(super) fn given_up(findings: &Findings) -> Option<Cause> {
         let (source, reasons, advice) =
             (&relay.source, listed(&reasons), of_reason(most(&reasons)));
         let text = said(&finding.text);
-        let what = format!("estimated, refused ({reasons}): {source} says of itself: {text}");
+        let what = format!("estimated, refused ({reasons}): {source} reports: {text}");
         let cause = Cause::new(Kind::Lost, format!("relay {source}"), what, advice);
         Some((beyond, cause.about(Part::Relay)))
     };
@@ -176,7 +174,7 @@ pub(super) fn given_up(findings: &Findings) -> Option<Cause> {
 
 /// Returns the refusals of the interval, by reason, if they prove that a sender was refused. At
 /// least as many batches must have been refused since the start as kube-apiserver makes attempts,
-/// and some of them in the interval. With `fails`, attempts of a kube-apiserver failed in the
+/// and some of them in the interval. If `fails` is set, attempts of a kube-apiserver failed in the
 /// interval, and requests that may not have been batches count too.
 fn proof(relay: &Sampled<RelayCounts>, fails: bool) -> Option<ByLabel> {
     let mut lately = rejected_in_interval(relay);
@@ -186,9 +184,8 @@ fn proof(relay: &Sampled<RelayCounts>, fails: bool) -> Option<ByLabel> {
     (!lately.is_empty() && total(all.into_values()) >= ATTEMPTS).then_some(lately)
 }
 
-/// Estimates the number of events that were given up in this time, from the rate at which
-/// kube-apiserver generates events now or, if that is unknown, from the earlier rate of accepted
-/// events.
+/// Estimates the number of events that were given up in this time. The rate is that at which
+/// kube-apiserver generates events now or, if that is unknown, the earlier rate of accepted events.
 #[allow(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,

@@ -12,7 +12,6 @@ use crate::sample::Sampled;
 use telemetry::status::thresholds::ATTEMPTS;
 use telemetry::{AcceptedMetrics, LostMetrics};
 
-/// Reports the numbers of one relay.
 pub(super) fn causes(relay: &Sampled<RelayCounts>, findings: &Findings, causes: &mut Vec<Cause>) {
     let place = format!("relay {}", relay.source);
     if let Some(fault) = &relay.fault {
@@ -33,8 +32,8 @@ pub(super) fn causes(relay: &Sampled<RelayCounts>, findings: &Findings, causes: 
     if is_restarted(relay) {
         causes.push(Cause::unknown(
             &place,
-            "another process answered the second time: it was restarted, or the URL leads to \
-             several relays",
+            "a different process responded the second time: the relay was restarted, or the URL \
+             leads to several relays",
             "Give each relay its own --relay, and run the command again",
         ));
     }
@@ -68,23 +67,23 @@ fn forgotten(place: &str, counts: &RelayCounts, findings: &Findings) -> Option<C
     let is_later = first.map(|first| started - first > STARTS_APART_MAX);
     let (what, advice) = if is_later == Some(true) && counts.queue.in_memory == Some(true) {
         let what = format!(
-            "it began at {}, after kube-apiserver ({}), and its queue is in memory: what an earlier \
-             process had in its queue at a crash is lost, and no counter tells it",
+            "it started at {}, after kube-apiserver ({}), and its queue is in memory: if an \
+             earlier process crashed, the events in its queue were lost, and no counter shows them",
             time(started),
             time(first.unwrap_or_default())
         );
         let advice = "Set queue.directory: a queue on disk keeps its events when the process ends. \
-                      To know about the past, compare the consumer's events with the audit log of \
-                      kube-apiserver";
+                      To check for past losses, compare the consumer's events with the audit log \
+                      of kube-apiserver";
         (what, advice)
     } else if is_later != Some(false) && counts.queue.earlier > Some(0) {
         let what = format!(
-            "it began at {}, and what earlier processes with its queue.directory have lost is \
-             unknown: counters begin at 0 with each process",
+            "it started at {}, and the losses of earlier processes with its queue.directory are \
+             unknown: counters start at 0 with each process",
             time(started)
         );
-        let advice = "Prometheus and the relay's older logs have the earlier losses: see the \
-                      runbook KubeAuditForwarderEventsLost";
+        let advice = "Prometheus and the relay's older logs show earlier losses: see the runbook \
+            KubeAuditForwarderEventsLost";
         (what, advice)
     } else {
         return None;
@@ -138,16 +137,16 @@ fn difference(counts: &RelayCounts, name: &str) -> Option<i128> {
 }
 
 /// The reasons for which a relay turns away a batch that it has read. The same batch gets the same
-/// answer each time, and kube-apiserver gives it up.
+/// response each time, and kube-apiserver gives it up.
 const OF_CONTENT: [&str; 2] = ["invalid", "too_large"];
 
 /// The reason of `connections_refused_total` for connections that were closed in favour of newer
 /// ones.
 const EVICTED: &str = "evicted";
 
-/// Reports what a relay has turned away since its start and no counter of events shows: requests
-/// that it refused permanently, and connections for which it had no room. The number of their
-/// events is unknown. The relay itself reports them only for minutes.
+/// Reports what a relay has turned away since its start: requests that it refused permanently, and
+/// connections for which it had no room. No counter shows how many events were in them. The relay
+/// itself reports them only for minutes.
 pub(super) fn turned_away(
     relay: &Sampled<RelayCounts>,
     findings: &Findings,
@@ -162,8 +161,7 @@ pub(super) fn turned_away(
     if !for_good.is_empty() && counts.accepted != Some(0) && !is_lost {
         let batches = total(for_good.values().copied()).div_ceil(ATTEMPTS);
         let what = format!(
-            "requests refused for good ({}): kube-apiserver gives up a batch after five such \
-             answers, here at least {batches} of them, with an unknown number of events",
+            "requests refused for good ({}): kube-apiserver drops a batch after five such responses, here at least {batches}, with an unknown number of events",
             listed(&for_good)
         );
         let reason = for_good.keys().next_back().map_or("", String::as_str);
@@ -196,9 +194,9 @@ fn all_filtered(place: &str, output: &OutputCounts, lost: u64) -> Option<Cause> 
     let filtered = output.filtered();
     let is_all = output.delivered == 0 && output.backlog == Some(0) && lost == 0 && filtered > 0;
     is_all.then(|| {
-        let what = format!("its filter has kept back all {} since the start", events(filtered));
+        let what = format!("its filter has filtered out all {} since the start", events(filtered));
         let advice =
-            "If this is not intended, `policy explain` says which rule decides on an event";
+            "If this is not intended, `policy explain` shows which rule applies to an event";
         Cause::unknown(place, what, advice)
     })
 }

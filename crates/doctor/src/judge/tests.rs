@@ -371,13 +371,13 @@ fn the_relays_own_findings_are_passed_on_word_for_word_and_no_verdict_is_better(
             },
             Kind::SoFar,
             "output out of r",
-            "Output out is late: events have waited for it for more than 30 s (1 event waiting)",
+            "Output out is late: its oldest event has waited for more than 30 s (1 event waiting)",
         ),
         (
             |it| it.outputs[0].all_dropped_seconds = Some(400.0),
             Kind::Unknown,
             "output out of r",
-            "The filter of the output out has dropped every event for minutes",
+            "The filter of output out has dropped every event for minutes",
         ),
         (|it| it.queue.bytes = 900, Kind::SoFar, "relay r", "The queue is nearly full"),
         (
@@ -407,7 +407,7 @@ fn the_relays_own_findings_are_passed_on_word_for_word_and_no_verdict_is_better(
             "relay r",
             "Files of the queue or of its evidence were changed or removed (tampered)",
         ),
-        // A loss that the metrics do not have, because it has come since.
+        // A loss that came after the metrics were read.
         (
             |it| it.losses.lost_events = 1,
             Kind::Unknown,
@@ -420,7 +420,7 @@ fn the_relays_own_findings_are_passed_on_word_for_word_and_no_verdict_is_better(
         let found = saying(change);
         let verdict = judge(&found);
         let of_relay = own(change).verdict.unwrap().text;
-        let what = format!("r says of itself: {text}");
+        let what = format!("r reports: {text}");
         let cause = verdict.causes.iter().find(|it| it.what == what).unwrap_or_else(|| {
             panic!("{what}: {verdict:?}");
         });
@@ -437,22 +437,21 @@ fn the_relays_own_findings_are_passed_on_word_for_word_and_no_verdict_is_better(
 #[test]
 fn a_relay_without_a_verdict_of_its_own_is_never_ok() {
     for (own, why) in [
-        (None, "saved metrics do not have its verdict"),
+        (None, "saved metrics do not contain its verdict"),
         (Some(Err("r/status: 404 Not Found".to_owned())), "r/status: 404 Not Found"),
     ] {
         let mut found = findings(&[NONE, NONE], &[NONE, NONE]);
         found.own = own.map(|own| ("r".to_owned(), own)).into_iter().collect();
         let verdict = judge(&found);
-        let said = "relay r: not checked: its outputs, its queue, what it refuses, and its \
-                    evidence, because ";
+        let said = "relay r: its outputs, queue, refusals and evidence were not checked, because ";
         assert_eq!(verdict.kind, Kind::Unknown, "{verdict:?}");
         assert!(verdict.sentence.starts_with(&format!("{said}{why}. ")), "{verdict:?}");
-        // A loss that is counted outranks it.
+        // A counted loss outranks what is unknown.
         let lost = with(RELAY, &["P_error_total{plugin=\"out\"} 5", &delivered(95)]);
         found.relays = vec![sampled("r", &[lost.clone(), lost])];
         let verdict = judge(&found);
         assert_eq!((verdict.kind, verdict.lost), (Kind::Lost, 5), "{verdict:?}");
-        assert!(verdict.sentence.contains(". Besides: relay r: not checked: "), "{verdict:?}");
+        assert!(verdict.sentence.contains(". Also: relay r: its outputs, "), "{verdict:?}");
     }
 }
 
@@ -533,11 +532,11 @@ fn increases_within_the_interval_are_always_compared() {
                 (Kind::Ok, said)
             }
             Comparison::Collected(count, of) => {
-                let may = "may still be collected by kube-apiserver, and were not compared";
-                (Kind::Ok, format!("{count} of {of} {may}"))
+                let may = "kube-apiserver may still be collecting";
+                (Kind::Ok, format!("{may} {count} of {of}, which were not compared"))
             }
             Comparison::Others(count) => {
-                (Kind::Ok, format!("senders that were not asked hide up to {count} events"))
+                (Kind::Ok, format!("up to {count} events may be hidden by senders"))
             }
             Comparison::Surplus(count) => {
                 (Kind::Unknown, format!("{count} events unexplained: received, and not generated"))
@@ -550,7 +549,7 @@ fn increases_within_the_interval_are_always_compared() {
         assert!(verdict.sentence.contains(&said), "{sent} {arrived}: {verdict:?}");
         assert_eq!(verdict.sentence.is_empty(), said.is_empty(), "{verdict:?}");
     }
-    // After a longer interval, less of it may still be collected.
+    // After a longer interval, fewer of the events may still be collected.
     let generated = ["apiserver_audit_event_total 461"];
     let arrived = ["P_event_total 103", old];
     let mut found = findings(&[NONE, &generated], &[&[old], &arrived]);
@@ -567,8 +566,9 @@ fn increases_within_the_interval_are_always_compared() {
     assert!(matches!(findings(&[NONE], &[NONE, NONE]).increases(), Comparison::Not(_)));
 }
 
-/// Makes findings of a single relay that has refused every request for this time, in seconds. Its
-/// counter of this reason has these values. It accepted 100 events in the 500 s before.
+/// Makes findings of a single relay that has refused every request for `seconds`. The counter of
+/// `reason` has the values `counts` in the two samples. The relay accepted 100 events in the 500 s
+/// before.
 fn refusing(reason: &str, seconds: f64, counts: [u64; 2]) -> Findings {
     let relay = counts.map(|it| format!("P_requests_rejected_total{{reason=\"{reason}\"}} {it}"));
     let mut found = alone(findings(&[NONE], &[&[&relay[0]], &[&relay[1]]]));
@@ -609,11 +609,11 @@ fn refusals_beyond_the_patience_of_kube_apiserver_are_lost_with_an_estimate() {
         assert_eq!((verdict.kind, verdict.lost), (kind, lost.unwrap_or(0)), "{told}");
         let is_estimate = verdict.sentence.starts_with("about ")
             && verdict.sentence.contains("estimated, refused (")
-            && verdict.sentence.contains("r says of itself: ");
+            && verdict.sentence.contains("r reports: ");
         assert_eq!(is_estimate, lost.is_some(), "{told}");
     }
-    // Requests that may have had no batch prove nothing, and neither does an interval without a
-    // refusal, or fewer requests than kube-apiserver makes attempts.
+    // Nothing is proven by requests that may have had no batch, by an interval without a refusal,
+    // or by fewer requests than kube-apiserver makes attempts.
     for (reason, counts) in [
         ("unauthorized", [700, 710]),
         ("not_found", [700, 710]),
@@ -622,7 +622,7 @@ fn refusals_beyond_the_patience_of_kube_apiserver_are_lost_with_an_estimate() {
     ] {
         let verdict = judge(&refusing(reason, 1320.0, counts));
         assert_eq!(verdict.kind, Kind::Unknown, "{reason}: {verdict:?}");
-        assert!(verdict.sentence.contains("r says of itself: "), "{verdict:?}");
+        assert!(verdict.sentence.contains("r reports: "), "{verdict:?}");
     }
     // If another relay accepts batches, or cannot be read, it is unknown whether any sender was
     // refused for good.
@@ -632,7 +632,7 @@ fn refusals_beyond_the_patience_of_kube_apiserver_are_lost_with_an_estimate() {
         found.own.insert("other".to_owned(), other);
         let verdict = judge(&found);
         assert_eq!(verdict.kind, Kind::Unknown, "{verdict:?}");
-        assert!(verdict.sentence.contains("unless another replica took them"), "{verdict:?}");
+        assert!(verdict.sentence.contains("unless another replica accepted them"), "{verdict:?}");
     }
     // Two relays have refused the same events.
     let mut found = refusing("queue_full", 1320.0, [700, 710]);
@@ -649,8 +649,8 @@ fn refusals_beyond_the_patience_of_kube_apiserver_are_lost_with_an_estimate() {
     let verdict = judge(&found);
     let lost = verdict.causes.iter().filter(|it| it.kind == Kind::Lost).count();
     assert_eq!((verdict.kind, lost), (Kind::Lost, 1), "{verdict:?}");
-    // A kube-apiserver counts its losses itself, and doctor does not contradict it at once. An
-    // earlier loss does not silence refusals of now.
+    // A kube-apiserver counts its losses itself, and doctor believes it for a while. An earlier
+    // loss does not silence refusals of now.
     let generated = ["apiserver_audit_event_total 3100"];
     for (ago, before, after, kind, sum) in [
         (300.0, None, None, Kind::Unknown, 0),
@@ -698,7 +698,7 @@ fn the_remedy_names_the_cause_that_doctor_has_found() {
         assert_eq!((verdict.kind, verdict.lost), (Kind::Lost, 94));
         verdict.advice
     };
-    // No attempt has failed, so it is an event that kube-apiserver can't marshal.
+    // No attempt has failed, so the cause is an event that kube-apiserver can't marshal.
     let said = advice(&|_| {});
     assert!(said.contains("can't marshal") && said.contains("PATCH"), "{said}");
     // Without the address of the webhook, the attempts are those of a guessed host.
@@ -734,7 +734,7 @@ fn a_loss_does_not_hide_what_is_unknown_beside_it() {
     let verdict = judge(&found);
     assert_eq!((verdict.kind, verdict.lost), (Kind::Lost, 5), "{verdict:?}");
     assert!(verdict.sentence.contains("These losses are older than the interval. "), "{verdict:?}");
-    assert!(verdict.sentence.contains(". Besides: "), "{verdict:?}");
+    assert!(verdict.sentence.contains(". Also: "), "{verdict:?}");
     assert!(verdict.sentence.contains("70154 events of the last 30 s unexplained"), "{verdict:?}");
 }
 
@@ -799,7 +799,7 @@ fn totals_are_compared_only_if_the_processes_started_together() {
         // Nothing was compared, so nothing is known.
         let verdict = judge(&found);
         assert_eq!(verdict.kind, Kind::Unknown, "{start}");
-        let is_told = verdict.sentence.contains("what was generated was not compared");
+        let is_told = verdict.sentence.contains("generated and received events were not compared");
         assert_eq!(is_told, matches!(wanted, Comparison::Not(_)), "{verdict:?}");
     }
 }
@@ -842,11 +842,11 @@ fn a_saved_file_never_makes_a_surplus_and_hides_nothing() {
         (
             100,
             130,
-            "VERDICT: OK so far – what was generated was not compared with what was \
-                    received: the relays have received 30 more than the file counts",
+            "VERDICT: OK so far – generated and received events were not compared: the relays have \
+             received 30 more than the file counts",
         ),
-        (5733, 5733, "VERDICT: OK so far – what was generated was not compared"),
-        (90, 99, "VERDICT: UNKNOWN – the way from kube-apiserver to the relays: 1 event unexpl"),
+        (5733, 5733, "VERDICT: OK so far – generated and received events were not compared"),
+        (90, 99, "VERDICT: UNKNOWN – the path from kube-apiserver to the relays: 1 event unexpl"),
     ] {
         let (before, after) = (received(early), received(late));
         let delivered = after.replace("P_event_total", "P_output_events_total{output=\"out\"}");
@@ -884,8 +884,8 @@ fn requests_that_are_all_rejected_are_the_cause_that_is_named() {
     let more = ["apiserver_audit_event_total 140"];
     let found = findings(&[&more, &more], &[&[&few], &[&many]]);
     let verdict = judge(&found);
-    let start = "relay r: requests rejected in the interval, by reason: unauthorized: 8; the way \
-                 from kube-apiserver to the relays: 40 events unexplained";
+    let start = "relay r: requests rejected in the interval, by reason: unauthorized: 8; the path \
+        from kube-apiserver to the relays: 40 events unexplained";
     assert!(verdict.sentence.starts_with(start), "{}", verdict.sentence);
     // Rejections alone are no cause as long as everything arrives.
     assert_eq!(judge(&findings(&[NONE, NONE], &[&[&few], &[&many]])).kind, Kind::Ok);
@@ -1023,7 +1023,7 @@ fn a_restart_of_a_kube_apiserver_is_named_instead_of_a_sender_that_was_not_asked
         assert!(verdict.sentence.contains("50 events unexplained: received, and"), "{verdict:?}");
         assert!(verdict.advice.contains(advice), "{}", verdict.advice);
     }
-    // Between the samples, it is named by itself.
+    // A restart between the samples is a cause of its own.
     let mut found = findings(&[NONE], &[NONE, NONE]);
     found.apiservers[0].fault = Some(Change::Restarted.into());
     let verdict = judge(&found);
@@ -1045,7 +1045,7 @@ fn events_that_are_missing_at_those_that_were_read_are_said_beside_one_that_was_
     let said = "kube-apiserver b: unknown, http://b: no answer; ";
     assert!(verdict.sentence.starts_with(said), "{}", verdict.sentence);
     assert!(verdict.sentence.contains("990 events of the last 30 s unexplained"), "{verdict:?}");
-    // The one that was not read may have sent what arrived, so nothing else is known.
+    // The kube-apiserver that was not read may have sent what arrived, so nothing else is known.
     found.relays[0].counts.as_mut().unwrap().accepted = Some(1000);
     assert!(matches!(found.increases(), Comparison::Not(_)));
 }
@@ -1069,12 +1069,13 @@ fn the_host_of_the_webhook_is_known_only_if_there_is_no_other() {
         (vec![relay.clone()], None, Some("[::1]:6443")),
         (vec![post("[0:0:0:0:0:0:0:1]:6443")], None, Some("relay.example")),
         (vec![post("[fd00:0::1]:443")], Some("[fd00::1]"), Some("[fd00:0::1]:443")),
-        // A kube-apiserver that listens on IPv4 only sends its own requests there.
+        // A kube-apiserver that listens only on IPv4 sends its own requests there.
         (vec![own.clone(), post("127.0.0.1:6443")], None, Some("relay.example")),
         (vec![own.clone(), post("10.0.0.5:6443")], None, Some("relay.example")),
         (vec![own.clone(), post("10.0.0.5:443")], None, None),
         (vec![own, post("10.0.0.5:443"), put], None, Some("relay.example")),
-        // Beside its own address by IPv6, one on the same machine is a webhook's.
+        // If kube-apiserver has its own IPv6 address, another one on the same machine is a
+        // webhook's.
         (vec![relay.clone(), post("127.0.0.1:2040")], None, Some("127.0.0.1:2040")),
     ] {
         let changes: Vec<&str> = changes.iter().map(String::as_str).collect();
@@ -1127,7 +1128,7 @@ fn the_screen_goes_from_kube_apiserver_to_the_consumer_and_ends_with_the_verdict
         "retried     0 (failed attempts: 0)",
         "lost        0, dead letters 0",
         "consumer: evidence present at r (7 entries, the last checkpoint 10 s ago)",
-        "VERDICT: OK so far – 30 of 30 may still be collected by kube-apiserver, and were not \
+        "VERDICT: OK so far – kube-apiserver may still be collecting 30 of 30, which were not \
          compared",
     ] {
         let (_, after) = rest.split_once(part).unwrap_or_else(|| panic!("{part}:\n{text}"));

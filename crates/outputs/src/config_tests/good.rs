@@ -13,7 +13,6 @@ use crate::{http, lumberjack, relp, stdout, syslog, tcp};
 use config::*;
 use testing::list;
 
-/// Returns the settings of an output of the type `S`.
 fn settings<S: OutputSettings>(output: &Output) -> &S {
     output.kind.settings().expect(S::TYPE)
 }
@@ -197,14 +196,15 @@ drain_timeout = "20s"
 "#
     );
     let checked = checked(SHORTEST);
-    // The receivers of syslog and relp have a limit that a config without one does not know.
+    // Receivers of syslog and relp have a limit for messages. The config sets none, so there is a
+    // warning.
     let warned: Vec<_> = checked.problems.iter().map(|problem| &*problem.path).collect();
     let [syslog, relp] = [2, 4].map(|index| format!("output[{index}].filter.max_event_bytes"));
     assert_eq!(warned, [&*syslog, &*relp]);
     assert_eq!(checked.effective(), expected);
 }
 
-/// The test above compares the printed defaults. This test asserts that they are used.
+/// Asserts that the defaults are used. The test above compares the printed defaults.
 #[test]
 fn defaults_are_the_same_whether_written_or_not() {
     let short = checked(SHORTEST);
@@ -306,18 +306,18 @@ fn the_reference_lists_each_key_once_for_each_meaning() {
         }
     }
     for row in [
-        "| `output.tls.ca` (http, tcp, syslog, lumberjack, relp, kafka, splunk_hec, elasticsearch, ibm_cloud_logs, s3, loki, otlp) | path | the system's roots | PEM",
+        "| `output.tls.ca` (http, tcp, syslog, lumberjack, relp, kafka, splunk_hec, elasticsearch, ibm_cloud_logs, s3, loki, otlp) | path | the system's CAs | PEM",
         "| `output.retry.multiplier` | number, at least 1.0 | `2.0` |",
         "| `output.format` (tcp, stdout) | \"ndjson\" · \"audit_log\" | `\"ndjson\"` |",
-        "| `output.hostname` (syslog, relp) | name | the machine's |",
+        "| `output.hostname` (syslog, relp) | name | the machine's hostname |",
         "| `queue.retry_after` | time, 1s to 15s | `\"5s\"` |",
-        "| `queue.directory` | path | memory only |",
+        "| `queue.directory` | path | in memory |",
         "| `queue.acknowledge` | \"queued\" · \"delivered\" · \"synced\" | `\"queued\"` |",
         "| `queue.segment_bytes` | size, 16KiB to max_bytes / 4 | the smaller of 64MiB and max_bytes / 4 |",
         "| `listener.tls` | table | plain HTTP |",
-        "| `output.retry.max_elapsed` | time, at least 1ms | for ever |",
+        "| `output.retry.max_elapsed` | time, at least 1ms | no limit |",
         "| `dead_letter.directory` | path | dead-letter/ in queue.directory |",
-        "| `filter` | table | events are sent unchanged |",
+        "| `filter` | table | all events, unchanged |",
         "| `output.filter.match.resources.group` | string | `\"\"` |",
         "| `dead_letter.max_bytes` | size, at least 1MiB | `\"64MiB\"` |",
     ] {

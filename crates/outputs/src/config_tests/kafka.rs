@@ -38,13 +38,13 @@ fn what_is_wrong_is_told() {
         "brokers = ['a']\ntopic = 'a/b'\nkey = 'auditID'\ncompression = 'lz4'\naddresses = []\n\
          sasl = { mechanism = 'GSSAPI', username = '' }\n",
         r#"4:12: output[0].brokers[0]: "a" has no port
-5:9: output[0].topic: "a/b" is not a topic, allowed: 1 to 249 of a-z
+5:9: output[0].topic: "a/b" is not a topic, allowed: 1 to 249 characters (a-z
 6:7: output[0].key: "auditID" is unknown, allowed: "audit_id", "none"
 7:15: output[0].compression: "lz4" is unknown, allowed: "none", "gzip", "zstd"
-8:1: output[0].addresses: type kafka has no key `addresses`, which is for type tcp, syslog
+8:1: output[0].addresses: type kafka has no key `addresses`, allowed only for: tcp, syslog
 9:8: output[0].sasl.password_file: is required: a path
 9:22: output[0].sasl.mechanism: "GSSAPI" is unknown
-9:43: output[0].sasl.username: is not a user name"#,
+9:43: output[0].sasl.username: is not a username"#,
     );
     let dir = files();
     let dir = dir.path().display();

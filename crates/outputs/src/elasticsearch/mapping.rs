@@ -1,10 +1,10 @@
-//! Finds out how an index maps the bodies of events, for `check --connect` and for the messages
+//! The check how an index maps the bodies of events, for `check --connect` and for the messages
 //! about refused events.
 //!
 //! An index maps a body as an object or as a single value, and refuses each event with a body of
 //! the other type. The template of Elastic's own Kubernetes integration maps bodies as objects, and
-//! `string` is the default of `filter.bodies`, so each event with a body is refused there. The
-//! operator then needs to know which key to set.
+//! refuses each event with a body if `filter.bodies` has its default, `string`. The operator then
+//! needs to know which key to set.
 
 use hyper::Method;
 use serde_json::Value;
@@ -21,10 +21,10 @@ enum Mapped {
     AsValue,
 }
 
-/// Returns the requests whose answers show how an index maps bodies. The first asks for the mapping
-/// of the index. The second is for an index that does not exist yet, and asks for the mapping that
-/// its template will give it. There are no requests if the form has no bodies, or does not keep
-/// them in separate fields.
+/// Returns the requests whose answers show how an index maps bodies. The first request asks for the
+/// mapping of the index. The second one asks for the mapping that a template would give to an index
+/// that does not exist yet. There are no requests if the form has no bodies, or does not keep
+/// bodies in separate fields.
 pub(super) fn requests(index: &str, form: Form) -> Vec<TestRequest> {
     if form.bodies == Bodies::Drop || form.shape == Shape::Ocsf {
         return Vec::new();
@@ -43,8 +43,8 @@ pub(super) fn requests(index: &str, form: Form) -> Vec<TestRequest> {
 /// mapping. The error says which key to set.
 pub(super) fn fits(answer: &[u8], form: Form) -> Option<Result<(), String>> {
     let answer: Value = serde_json::from_slice(answer).ok()?;
-    // A data stream has several indices. Their names end with numbers, and the last one is written
-    // to.
+    // A data stream has several indices, whose names end with numbers. New events go to the last
+    // one.
     let mappings = answer.as_object()?.values().rev().find_map(|index| index.get("mappings"))?;
     let outer: &[&str] = match form.shape {
         Shape::Ecs => &["kubernetes", "audit"],
@@ -57,7 +57,9 @@ pub(super) fn fits(answer: &[u8], form: Form) -> Option<Result<(), String>> {
         let mapped = found.as_ref().and_then(mapped);
         if let Some(hint) = mapped.and_then(|mapped| hint(mapped, form.bodies)) {
             let field = [outer, &[name]].concat().join(".");
-            return Some(Err(format!("the server would refuse events, by their {field}: {hint}")));
+            return Some(Err(format!(
+                "the server would reject events because of their {field}: {hint}"
+            )));
         }
     }
     Some(Ok(()))
@@ -74,24 +76,24 @@ fn mapped(field: &Value) -> Option<Mapped> {
     }
 }
 
-/// Returns which key to set if an index maps bodies as `mapped`, and they are sent as `bodies`.
-/// `None` if the two agree.
+/// Returns the advice which key to set if an index maps bodies as `mapped` and the relay sends them
+/// as `bodies`. `None` if the two agree.
 fn hint(mapped: Mapped, bodies: Bodies) -> Option<&'static str> {
     match (mapped, bodies) {
         (Mapped::AsObject, Bodies::String) => Some(
             "the index maps bodies as objects, as Elastic's Kubernetes integration does: set \
-             filter.bodies = \"keep\", or \"drop\"",
+             filter.bodies = \"keep\" or \"drop\"",
         ),
         (Mapped::AsValue, Bodies::Keep) => {
-            Some("the index maps bodies as strings: set filter.bodies = \"string\", or \"drop\"")
+            Some("the index maps bodies as strings: set filter.bodies = \"string\" or \"drop\"")
         }
         _ => None,
     }
 }
 
-/// Returns which key to set if a server refuses an event for this reason, while bodies are sent as
-/// `bodies`. `None` if the reason is not about bodies, or if no key helps. The reason itself is
-/// never shown: it may quote the event.
+/// Returns the advice which key to set if a server refuses an event for `reason` and the relay
+/// sends bodies as `bodies`. `None` if the reason is not about bodies, or if no key helps. The
+/// reason is never shown, because it may quote the event.
 pub(super) fn hint_for(reason: &str, bodies: Bodies) -> Option<&'static str> {
     let is_about = |before: &str, after: &str| {
         BODIES.iter().any(|name| reason.contains(&format!("{before}{name}]{after}")))
@@ -143,7 +145,12 @@ mod tests {
                     let told = told(&field, Form { shape, bodies, ..FORM });
                     let key = told.as_deref().map(|told| {
                         assert!(told.contains("responseObject: "), "{told}");
-                        told.split_once("filter.bodies = ").unwrap().1.split(',').next().unwrap()
+                        told.split_once("filter.bodies = ")
+                            .unwrap()
+                            .1
+                            .split([',', ' '])
+                            .next()
+                            .unwrap()
                     });
                     assert_eq!(key, wanted, "{field} {bodies:?}: {told:?}");
                 }

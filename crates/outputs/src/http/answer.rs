@@ -23,7 +23,7 @@ use telemetry::AttemptError;
 /// carry another request only if the whole body was read.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
-/// The longest time for which the body of an answer is read if only the status counts. If the body
+/// The longest time for reading the body of an answer if the body does not matter. If the body
 /// takes longer, the connection is closed. The result of the request does not change.
 const ANSWER_TIME: Duration = Duration::from_secs(5);
 
@@ -37,8 +37,8 @@ pub(super) const NO_ANSWER: [AttemptError; 5] = [
 ];
 
 /// Returns the pause of the header `Retry-After`, in seconds or as a date (RFC 9110 §10.2.3), at
-/// most [`RETRY_AFTER_MAX`]. `None` if there is no such header, if it can't be read, or if its date
-/// is past.
+/// most [`RETRY_AFTER_MAX`]. `None` if there is no such header, if the header can't be read, or if
+/// its date is past.
 fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
     let asked = if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -96,7 +96,7 @@ pub(super) fn early(
     let by_status = meaning(base, path, status, headers);
     if mutant!("early-2xx", matches!(by_status, Outcome::Accepted), false) {
         let what = format!(
-            "{base}: answered {status} before it had the whole request, which is not an \
+            "{base}: answered {status} before it had the whole request, so this is not an \
              acknowledgement"
         );
         return Outcome::Failed(Failure::new(AttemptError::Protocol, what));
@@ -105,11 +105,10 @@ pub(super) fn early(
     api.judge(Reply { status, headers, by_status, body, is_too_long, path, base }, sent)
 }
 
-/// Returns the result of a request, which `api` judges. Reads the body of the answer until
-/// `deadline` at most. If `api` does not want the body, it is only drained: for at most
-/// [`ANSWER_TIME`] and up to about [`ANSWER_BYTES_MAX`] bytes. A 2xx that is not the
-/// acknowledgement of the protocol is a failure. The `bool` is `true` if the body was read to its
-/// end, so that another request can use the connection.
+/// Returns the result of a request, which `api` judges. A 2xx that is not the acknowledgement of
+/// the protocol is a failure. Reads the body of the answer until `deadline`, or only drains it if
+/// `api` does not want it ([`read`]). The `bool` is `true` if the body was read to its end, so that
+/// another request can use the connection.
 pub(super) async fn judge(
     api: &dyn Api,
     (base, path): (&BaseUrl, &str),
@@ -134,7 +133,7 @@ pub(super) struct Answer {
     headers: HeaderMap,
     /// `None` if the body is longer than wanted, was cut off or came too slowly.
     pub(super) body: Option<Vec<u8>>,
-    /// `true`: there is no body because it is longer than wanted.
+    /// `true` if `body` is `None` because it is longer than wanted.
     is_too_long: bool,
     /// `true` if the body was read to its end.
     is_whole: bool,
@@ -155,8 +154,8 @@ impl Answer {
     }
 }
 
-/// Reads the body of an answer until `deadline`, and keeps it if it has at most `wanted` bytes.
-/// With `wanted` = 0, the body is only drained: for at most [`ANSWER_TIME`] and up to about
+/// Reads the body of an answer until `deadline`, and keeps a body of at most `wanted` bytes. If
+/// `wanted` is 0, the body is only drained: for at most [`ANSWER_TIME`] and up to about
 /// [`ANSWER_BYTES_MAX`] bytes.
 pub(super) async fn read(response: Response<Incoming>, wanted: usize, deadline: Instant) -> Answer {
     let (head, mut body) = response.into_parts();

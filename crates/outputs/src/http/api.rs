@@ -38,11 +38,11 @@ pub(super) fn unreadable(file: &Path, error: &io::Error) -> String {
     format!("cannot read {}: {error}", file.display())
 }
 
-/// Returns credentials, made of the secret in `file`, as the value of a header that is never shown.
-/// The error text names the file, and never contains its content.
+/// Returns `text`, which contains the secret in `file`, as the value of a header that is never
+/// shown. The error text names the file, and never contains its content.
 pub(super) fn credentials_header(text: &str, file: &Path) -> Result<HeaderValue, String> {
     let mut value = HeaderValue::from_str(text).map_err(|_| {
-        format!("{} holds a character that an HTTP header cannot have", file.display())
+        format!("{} contains a character that is not allowed in an HTTP header", file.display())
     })?;
     value.set_sensitive(true);
     Ok(value)
@@ -70,69 +70,68 @@ impl fmt::Display for ConnectionId {
 
 /// A protocol over HTTP: how a batch becomes the body of a request, and the meaning of an answer.
 pub(crate) trait Api: Send + Sync + 'static {
-    /// The path that is added to that of each configured URL; empty if requests go to the
-    /// configured URL itself.
+    /// Returns the path that is appended to the path of each configured URL. Empty if requests go
+    /// to the configured URL itself.
     fn path(&self) -> &str {
         ""
     }
 
-    /// Returns the paths with which a configured URL may end, as vendors print URLs, longer ones
-    /// before shorter ones. Such an end is cut off the URL.
+    /// Returns the paths that are cut off the end of a configured URL, longer ones before shorter
+    /// ones: vendors print URLs with such paths.
     fn printed_paths(&self) -> Vec<String> {
         self.path().split('?').take(1).map(str::to_owned).collect()
     }
 
-    /// The header `Content-Type` of requests.
     fn content_type(&self) -> &'static str;
 
-    /// Returns the header `Authorization` from the files of the settings. `None` if the settings
-    /// have only the credentials that all types over HTTP have. The error text names the file that
+    /// Returns the header `Authorization` from the protocol's own files. `None` if the protocol has
+    /// no credentials besides those of all types over HTTP. The error text names the file that
     /// can't be used, and never contains its content.
     fn authorization(&self) -> Result<Option<HeaderValue>, String> {
         Ok(None)
     }
 
-    /// From now on, uses the values that [`Api::authorization`] read last. Called when all files of
-    /// the output were read without an error.
+    /// Begins to use the values that [`Api::authorization`] read last. Called when all files of the
+    /// output were read without an error.
     fn take_up(&self) {}
 
     /// Starts the background work of the protocol, such as the renewal of a token. Called when the
     /// delivery begins, and by `check --connect`. The work ends when this value is dropped.
     fn begin(&self) {}
 
-    /// Waits until the protocol has everything that a request needs, such as a token, or returns
-    /// the reason why it has not. The protocol limits the wait. A request waits here before its
-    /// address is chosen, so that no address is blamed for the failure.
+    /// Waits until the protocol has everything that a request needs, such as a token, for a time
+    /// that the protocol limits. Called before the address of a request is chosen, so that no
+    /// address is blamed for the failure.
     fn ready(&self) -> BoxFuture<'_, Result<(), Failure>> {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    /// A name that is put before the host of each configured URL, with a dot between the two.
+    /// Returns the name that is put, with a dot, before the host of each configured URL.
     fn host_prefix(&self) -> Option<&str> {
         None
     }
 
     /// Returns the headers that depend on the request or its connection, or that change over time,
-    /// such as a token. Called for each request just before it is sent. They replace headers of the
-    /// config with the same names.
+    /// such as a token. Called for each request just before it is sent. The headers replace those
+    /// of the config with the same names.
     fn request_headers(&self, _call: &Call<'_>) -> Result<Vec<(HeaderName, HeaderValue)>, Failure> {
         Ok(Vec::new())
     }
 
-    /// Returns the requests without events with which `check --connect` tests whether the consumer
-    /// would accept events. Without any, the consumer gets no request.
+    /// Returns the requests without events that `check --connect` sends to test whether the
+    /// consumer would accept events. If there are none, `check --connect` only connects.
     fn test_requests(&self) -> Vec<TestRequest> {
         Vec::new()
     }
 
-    /// Checks that the answer to a test request shows that the consumer would accept events. The
-    /// error is worded for the operator.
+    /// Returns an error unless the answer to a test request shows that the consumer would accept
+    /// events. The error is worded for the operator.
     fn tested(&self, reply: &Reply<'_>) -> Result<(), String> {
         self.tested_by_status(reply)
     }
 
-    /// Checks the status of an answer to a test request: see [`Api::tested`]. A 2xx must be what a
-    /// delivery would accept as an acknowledgement.
+    /// Checks the status of an answer to a test request, for [`Api::tested`]. An answer with a
+    /// status 2xx must also be an acknowledgement ([`Api::acknowledged`]).
     fn tested_by_status(&self, reply: &Reply<'_>) -> Result<(), String> {
         Err(match reply.status {
             status if status.is_success() => {
@@ -140,17 +139,17 @@ pub(crate) trait Api: Send + Sync + 'static {
                 return acknowledged.map_err(|what| reply.instead(&what).to_owned());
             }
             StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => {
-                "the server does not understand the request, so it may be another service than \
-                 this type of output needs"
+                "the server does not understand the request: it may not be the service that this \
+                 type of output needs"
                     .to_owned()
             }
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                "the token or password is missing, wrong, or may not write".to_owned()
+                "the token or password is missing, wrong, or has no write access".to_owned()
             }
             StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
                 format!("there is no such service at this URL (the request was for {})", reply.path)
             }
-            _ => "the consumer would not accept events now".to_owned(),
+            _ => "the consumer is not accepting events now".to_owned(),
         })
     }
 
@@ -160,11 +159,11 @@ pub(crate) trait Api: Send + Sync + 'static {
         None
     }
 
-    /// The consumer has not confirmed requests in time, and they are sent again.
+    /// Records that the consumer has not confirmed requests in time. The requests are sent again.
     fn unconfirmed(&self) {}
 
-    /// Returns requests without events with which `check --connect` learns how the consumer would
-    /// store events. They are sent one after the other, until an answer is understood.
+    /// Returns the requests without events that `check --connect` sends to learn how the consumer
+    /// would store events. They are sent one after the other, until an answer is understood.
     fn looks(&self) -> Vec<TestRequest> {
         Vec::new()
     }
@@ -175,8 +174,8 @@ pub(crate) trait Api: Send + Sync + 'static {
         None
     }
 
-    /// Returns a second test request, whose answer may excuse the failure of the first one: it
-    /// shows that the first event will remove the cause.
+    /// Returns a request whose answer may excuse a failed test request: the answer can show that
+    /// the first event will remove the cause of the failure.
     fn excuse(&self) -> Option<TestRequest> {
         None
     }
@@ -192,54 +191,57 @@ pub(crate) trait Api: Send + Sync + 'static {
         Box::pin(std::future::ready(Probed::new()))
     }
 
-    /// Returns how the consumer confirms requests later. `None` if it only answers them.
+    /// Returns how the consumer confirms requests later. `None` if the answer to a request is its
+    /// acknowledgement.
     fn confirm(&self) -> Option<&Confirm> {
         None
     }
 
-    /// `true` if an answer may accept only some events of a request. The others are sent again, and
-    /// may then arrive after later events.
+    /// Returns `true` if an answer may accept only some events of a request. The rest is sent
+    /// again, and may then arrive after later events.
     fn judges_events(&self) -> bool {
         false
     }
 
-    /// `true` if the protocol adds its own bytes to each event. A request may then not have room
-    /// for a whole batch, and [`Api::encode`] and [`Api::judge`] get the positions of the events.
+    /// Returns `true` if the protocol adds its own bytes to each event. A request may then be too
+    /// small for a whole batch, and [`Api::encode`] and [`Api::judge`] get the positions of the
+    /// events.
     fn wraps_events(&self) -> bool {
         false
     }
 
-    /// `true` if a request is a JSON list of the unchanged events. [`Api::encode`] may then get
-    /// pieces of lists ([`queue::is_list`]).
+    /// Returns `true` if a request is a JSON list of the unchanged events. [`Api::encode`] may then
+    /// get pieces of lists ([`queue::is_list`]).
     fn sends_lists(&self) -> bool {
         false
     }
 
-    /// The maximum bytes of an answer's body that [`Api::judge`] reads. 0: only the status counts.
+    /// Returns the maximum bytes of an answer's body for [`Api::judge`]. 0: the body is ignored.
     fn answer_bytes(&self) -> usize {
         0
     }
 
     /// Returns the body of the request for a batch, before compression. If the protocol wraps
-    /// events, the body has as many of them as fit into `max_bytes`, but at least one. `queue` is
+    /// events, the body has as many events as fit into `max_bytes`, but at least one. `queue` is
     /// the identity of the queue.
     fn encode(&self, batch: Batch, queue: Identity, max_bytes: u64) -> Encoded;
 
     /// Checks that an answer with a status 2xx is the acknowledgement of this protocol, and does
     /// not come from another server, such as a proxy or a sign-in page. The error says, for the
-    /// operator, what is wrong. Such an answer is not judged, and its events are sent again.
+    /// operator, what is wrong. After an error, the answer is not judged, and the events are sent
+    /// again.
     fn acknowledged(&self, reply: &Reply<'_>) -> Result<(), String>;
 
     /// Returns the result of an answered request, except for a 2xx that [`Api::acknowledged`]
     /// refuses. Usually the result follows from the status. An answer that came before the consumer
-    /// had the whole request is judged too, without its body, unless its status is 2xx.
+    /// had the whole request is judged without its body, and only if its status is not 2xx.
     fn judge(&self, reply: Reply<'_>, _sent: &Sent) -> Outcome {
         reply.by_status
     }
 }
 
-/// The parts of a request that the protocol decides, except the body and the protocol's own
-/// headers.
+/// The parts of a request that the protocol decides, without the body and the headers of
+/// [`Api::request_headers`].
 #[derive(Debug, Clone)]
 pub(crate) struct RequestHead {
     pub method: Method,
@@ -268,7 +270,6 @@ impl RequestHead {
 /// A request for which the protocol adds headers ([`Api::request_headers`]).
 pub(crate) struct Call<'a> {
     pub connection: ConnectionId,
-    /// The header `Host`.
     pub host: &'a HeaderValue,
     /// The path and query of the request, as they are sent.
     pub target: &'a str,
@@ -288,12 +289,10 @@ pub(crate) struct TestRequest {
 pub(crate) struct Confirm {
     /// The path of the question, which is added to the path of the configured URL.
     pub path: &'static str,
-    /// The header `Content-Type` of the question.
     pub content_type: &'static str,
     /// The time between two questions on a connection.
     pub interval: Duration,
-    /// The longest time for which a request may wait for its confirmation. After that, its events
-    /// are sent again.
+    /// The longest wait of a request for its confirmation. After that, its events are sent again.
     pub timeout: Duration,
     /// Returns the body of the question about the requests with these numbers.
     pub question: fn(&[u64]) -> Vec<u8>,
@@ -304,16 +303,15 @@ pub(crate) struct Confirm {
 /// The meaning of an answer to a question of [`Confirm`].
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Told {
-    /// The requests with these numbers are confirmed, and the others not yet.
+    /// The numbers of the confirmed requests. The rest is not confirmed yet.
     Confirmed(Vec<u64>),
-    /// The consumer has not answered the question, and is asked again later. The value is the
-    /// reason, for the metrics.
+    /// The answer confirms nothing, for the given reason. The consumer is asked again later.
     Nothing(AttemptError),
     /// The answer can't be understood. It may have confirmed requests.
     Unclear,
 }
 
-/// A number in an answer in JSON, which some servers send as a string.
+/// A number in a JSON answer. Some servers send it as a string.
 #[derive(Deserialize)]
 #[serde(untagged)]
 pub(crate) enum JsonNumber<T> {
@@ -331,10 +329,10 @@ impl<T: FromStr> JsonNumber<T> {
     }
 }
 
-/// The body of a request.
+/// The body of a request, and the number of events in it.
 pub(crate) struct Encoded {
     pub(super) body: Pieces,
-    /// The number of events in the body. There was no room for the other events of the batch.
+    /// The number of the batch's first events that the body has. The rest had no room.
     pub(super) events: u64,
 }
 
@@ -350,9 +348,9 @@ impl Encoded {
     }
 }
 
-/// Writes as many events of a batch as have room, but at least one, into the body of a request.
-/// `room` is the limit of the whole body. `write` writes an event, with its position and the time
-/// of its acceptance ([`Acceptance::received`]). Returns the number of events in the body.
+/// Writes at least one event of a batch, and as many as fit into the limit `room`, into the body of
+/// a request. `write` appends one event, from its position and time of acceptance
+/// ([`Acceptance::received`]). Returns the number of written events.
 pub(crate) fn write_events(
     batch: &Batch,
     room: Take,
@@ -395,8 +393,8 @@ pub(crate) enum Outcome {
     Failed(Failure),
 }
 
-const PAGE: &str = "this is a web page and not an acknowledgement: is there a proxy or a sign-in \
-                    page at this URL?";
+const PAGE: &str = "this is a web page, not an acknowledgement: is there a proxy or a sign-in page \
+                    at this URL?";
 
 /// A consumer's answer to a request.
 pub(crate) struct Reply<'a> {
@@ -405,10 +403,10 @@ pub(crate) struct Reply<'a> {
     /// The result that follows from the status: 2xx is accepted, 400, 413 and 422 are refused,
     /// anything else has failed.
     pub(crate) by_status: Outcome,
-    /// The body of the answer. `None` if it is longer than [`Api::answer_bytes`], was cut off or
-    /// came too slowly, or if the answer came before the consumer had the whole request.
+    /// The body of the answer. `None` if the body is longer than [`Api::answer_bytes`], was cut off
+    /// or came too slowly, or if the answer came before the consumer had the whole request.
     pub body: Option<&'a [u8]>,
-    /// `true`: there is no body because it is longer than [`Api::answer_bytes`].
+    /// `true` if `body` is `None` because it is longer than [`Api::answer_bytes`].
     pub is_too_long: bool,
     /// The path that the protocol has added to the configured URL, without a query. This part of
     /// the request's path is not secret.
@@ -426,8 +424,8 @@ impl Reply<'_> {
         Outcome::Failed(Failure::new(AttemptError::Protocol, message))
     }
 
-    /// Returns the message about an answer that is not that of the protocol: `what`, unless the
-    /// answer is a web page.
+    /// Returns the message about an answer that violates the protocol: `what`, or a message about a
+    /// web page if the answer is one.
     pub(crate) fn instead<'w>(&self, what: &'w str) -> &'w str {
         if self.is_page() { PAGE } else { what }
     }
@@ -440,7 +438,6 @@ impl Reply<'_> {
         body.trim_ascii_start().starts_with(b"<") || self.has_type_of_page()
     }
 
-    /// Returns `true` if the header `Content-Type` has the media type of web pages.
     pub(crate) fn has_type_of_page(&self) -> bool {
         self.is_of_type("text/html") || self.is_of_type("application/xhtml+xml")
     }
@@ -473,7 +470,7 @@ impl Sent {
         Self { claim, events, acceptances: acceptances.clone(), whole_end: None }
     }
 
-    /// Returns the position of each event, in their order. Empty unless [`Api::wraps_events`].
+    /// Returns the position of each event, in order. Empty unless [`Api::wraps_events`].
     pub(crate) fn positions(&self) -> impl Iterator<Item = Position> {
         let all = self.acceptances.iter().flat_map(Acceptance::positions);
         all.take(usize::try_from(self.events).unwrap_or(usize::MAX))
@@ -495,7 +492,8 @@ impl Sent {
         Claim { end: self.whole_end.unwrap_or(self.claim.end), ..self.claim }
     }
 
-    /// Adds the events that had no room in the request to the request's outcome.
+    /// Returns the outcome with an additional part for the events that had no room in the request.
+    /// An outcome for the request as a whole (taken, refused, failed) stays as it is.
     pub(super) fn with_unsent(&self, outcome: Outcome) -> Outcome {
         let Some(end) = self.whole_end else { return outcome };
         let mut parts = match outcome {

@@ -1,4 +1,4 @@
-//! Asks a consumer which of the requests that it has taken are confirmed.
+//! The questions to a consumer about the requests that it has taken: which of them are confirmed.
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Limited};
@@ -15,10 +15,11 @@ use client::ask::NoAnswer;
 use delivery::failure::Failure;
 use telemetry::AttemptError;
 
-/// The maximum number of requests in one question. The answer then has about 64 KiB.
+/// The maximum number of requests in one question. The answer to the largest question has about 64
+/// KiB.
 const ASKED_MAX: usize = 4096;
 
-/// The maximum bytes of an answer to such a question.
+/// The maximum bytes of an answer to a question.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 
 impl Client {
@@ -43,14 +44,14 @@ impl Client {
                     confirmed.extend(connection.confirmations.confirmed(&numbers));
                     let why = format!(
                         "{}: the events were not confirmed within {} s: they are sent again, so \
-                         that some may arrive twice",
+                         some may arrive twice",
                         connection.key.base,
                         confirm.timeout.as_secs()
                     );
                     if connection.confirmations.doubt_older(&why, confirm.timeout) {
                         self.api.unconfirmed();
-                        // Each doubt is counted as a failed request, so the address is only blamed
-                        // here.
+                        // The requests are counted as failed when they become doubts, so the
+                        // address is only blamed here.
                         attempt.blamed(&Failure::new(AttemptError::Acknowledgement, why));
                     } else if !numbers.is_empty() {
                         attempt.succeeded();
@@ -60,7 +61,7 @@ impl Client {
                 Err(failure) => {
                     self.metrics.failed(failure.reason);
                     let why = format!(
-                        "{failure}: what the consumer confirmed is not known, so the events are \
+                        "{failure}: it is unknown which events the consumer confirmed, so they are \
                          sent again, and some may arrive twice"
                     );
                     connection.confirmations.doubt_all(&why);
@@ -109,12 +110,13 @@ impl Client {
             connection.take_up_cookies(response.headers(), &endpoint.target(&head.path));
             let status = response.status();
             let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
-            let body = body
-                .map_err(|_| failed(AttemptError::Protocol, "the answer about events broke off"))?;
+            let body = body.map_err(|_| {
+                failed(AttemptError::Protocol, "the response about events was cut off")
+            })?;
             Ok::<_, Failure>((status, body.to_bytes()))
         };
         let (status, body) = tokio::time::timeout_at(deadline, answer).await.map_err(|_| {
-            let what = "no answer to the question which events are confirmed";
+            let what = "no response to the query for confirmed events";
             failed(AttemptError::Timeout, what)
         })??;
         connection.busy = false;
@@ -125,7 +127,7 @@ impl Client {
                 Ok(Vec::new())
             }
             Told::Unclear => {
-                let what = "the answer about events is not that of the protocol";
+                let what = "the response about events does not follow the protocol";
                 Err(failed(AttemptError::Protocol, what))
             }
         }

@@ -58,7 +58,8 @@ pub(super) struct Client {
     /// were read.
     pub(super) expanded: ArcSwapOption<Expanded>,
     pub(super) metrics: OutputMetrics,
-    /// The requests that the consumer has taken, and whose confirmation can't arrive any more.
+    /// The doubts ([`confirm`](super::confirm)), and the number of requests that wait for a
+    /// confirmation.
     pub(super) doubts: Arc<Doubts>,
     /// The tasks that read and write the connections, one for each. A task ends with its
     /// connection.
@@ -69,8 +70,8 @@ pub(super) struct Client {
 pub(super) struct Room {
     pub(super) limits: config::BatchLimits,
     /// The size of a request's body divided by the size of its batch's events, in thousandths, at
-    /// least 1,000. The value follows the requests so far. It rises at once and falls slowly, so
-    /// that few batches are too large for their request.
+    /// least 1,000. The value follows the requests so far: it rises with one request, and falls
+    /// slowly, so that few batches are too large for one request.
     growth: AtomicU64,
 }
 
@@ -90,8 +91,8 @@ impl Room {
 }
 
 impl Client {
-    /// Returns the maximum events and bytes of the next batch. If the protocol wraps events, the
-    /// body of a request is larger than its batch.
+    /// Returns the maximum events and bytes of the next batch. If the protocol wraps events, a
+    /// batch gets fewer bytes, because the body of its request is larger than the batch.
     pub(super) fn take(&self) -> Take {
         let config::BatchLimits { max_bytes, max_events } = self.room.limits;
         let growth = self.room.growth.load(Ordering::Relaxed);
@@ -239,8 +240,8 @@ impl Client {
     }
 }
 
-/// Connects to the proxy and asks it to connect to the consumer. Returns the connection, on which
-/// all further bytes are from and to the consumer.
+/// Connects to the proxy and asks it to connect to the consumer. Returns the connection. All
+/// further bytes on it are from and to the consumer.
 pub(super) async fn tunnel(
     base: &BaseUrl,
     proxy: &Proxy,
@@ -254,7 +255,7 @@ pub(super) async fn tunnel(
     let mut stream = dialled?;
     let opening = proxy.open(&mut stream, &base.at);
     let opened = tokio::time::timeout_at(deadline, opening).await.unwrap_or_else(|_| {
-        let what = format!("{proxy}: no answer within the connect timeout");
+        let what = format!("{proxy}: no response within the connect timeout");
         Err((AttemptError::Timeout, what))
     });
     opened.map_err(|(reason, what)| Failure::new(reason, format!("{base}: {what}")))?;

@@ -1,8 +1,8 @@
 //! Requests that the consumer has taken, and whose events it confirms later.
 //!
-//! Such a request belongs to the connection on which it was sent, because a consumer may have
-//! several servers behind one address, and only the server that took the request can confirm it. If
-//! the connection ends before that, it is unknown what became of its requests. They become
+//! A taken request belongs to its connection. A consumer may have several servers behind one
+//! address, and only the server that took the request can confirm it. If the connection ends before
+//! the confirmation, nobody knows whether the server has stored the events. The requests become
 //! *doubts*: their events are sent again, so that an event may arrive twice, but none is lost.
 
 use std::collections::{BTreeSet, VecDeque};
@@ -20,8 +20,7 @@ use delivery::failure::Failure;
 use queue::Claim;
 use telemetry::AttemptError;
 
-/// The maximum number of unconfirmed requests of an output. At this number, no other request is
-/// sent.
+/// The number of unconfirmed requests of an output at which the link takes no more batches.
 pub(super) const UNCONFIRMED_MAX: usize = 1024;
 
 /// A request that the consumer has taken and not confirmed yet.
@@ -44,9 +43,10 @@ pub(super) struct Confirmations {
     /// The numbers of the requests that became doubts because they were not confirmed in time. A
     /// late confirmation must not count for another request with the same number.
     late: BTreeSet<u64>,
-    /// The time of the last question, or the time when the first of the requests was taken.
+    /// The time of the last question. If no request has waited then, the time when the oldest
+    /// waiting request was taken.
     asked: Instant,
-    /// The id of the address to which the connection leads.
+    /// The id of the connection's address.
     consumer: usize,
     /// The figures of that address, which count the requests when they are confirmed or become
     /// doubts.
@@ -61,7 +61,6 @@ impl Confirmations {
         Self { requests, late, asked: Instant::now(), consumer, figures, doubts }
     }
 
-    /// Returns `true` if no request of the connection waits for a confirmation.
     pub(super) fn is_empty(&self) -> bool {
         self.requests.is_empty()
     }
@@ -72,8 +71,8 @@ impl Confirmations {
     }
 
     /// Returns `true` if a request with this number waits for its confirmation, or has waited too
-    /// long. If the consumer gives the same number to another request, it has forgotten the first
-    /// one, or there are several consumers that count separately.
+    /// long. If the consumer gives such a number to another request, the consumer has forgotten the
+    /// first request, or there are several consumers that count separately.
     pub(super) fn has(&self, number: u64) -> bool {
         self.late.contains(&number) || self.requests.iter().any(|it| it.number == number)
     }
@@ -140,14 +139,14 @@ impl Confirmations {
 impl Drop for Confirmations {
     fn drop(&mut self) {
         let why = "the connection ended before the consumer confirmed the events: they are sent \
-                   again, so that some may arrive twice";
+            again, so some may arrive twice";
         self.doubt_all(why);
     }
 }
 
 /// A request that was confirmed, or a doubt, whose outcome is a failure.
 pub(super) struct Settled {
-    /// The id of the address to which the request was sent.
+    /// The id of the request's address.
     pub(super) consumer: usize,
     pub(super) claim: Claim,
     pub(super) outcome: Outcome,
@@ -173,12 +172,11 @@ impl Doubts {
         self.added.notify_one();
     }
 
-    /// Takes the oldest doubt.
     pub(super) fn take(&self) -> Option<Settled> {
         lock(&self.doubts).pop_front()
     }
 
-    /// Returns `true` if as many requests as allowed wait for a confirmation.
+    /// Returns `true` if at least [`UNCONFIRMED_MAX`] requests wait for a confirmation.
     pub(super) fn is_full(&self) -> bool {
         self.open.load(Ordering::Relaxed) >= UNCONFIRMED_MAX
     }
@@ -188,7 +186,7 @@ impl Doubts {
 mod tests {
     use super::*;
 
-    /// The requests of a connection that ends are doubts, each once; confirmed ones are not.
+    /// When a connection ends, each of its unconfirmed requests becomes exactly one doubt.
     #[test]
     fn what_is_not_confirmed_when_a_connection_ends_is_doubtful() {
         let (doubts, figures) = (Arc::<Doubts>::default(), Arc::<Figures>::default());
@@ -202,7 +200,8 @@ mod tests {
         assert!(!confirmations.doubt_older("late", Duration::from_secs(60)));
         assert!(confirmations.has(0) && confirmations.has(3) && !confirmations.has(2));
         assert!(confirmations.doubt_older("late", Duration::ZERO));
-        // The number of a request that is late stays taken: it says nothing about a later one.
+        // The number of a late request stays in use, so that its confirmation does not count for
+        // another request.
         assert!(confirmations.is_empty() && confirmations.has(0) && !confirmations.has(6));
         confirmations.add(Claim::of(4, 5), Outcome::Accepted, 7, now);
         drop(confirmations);
@@ -214,7 +213,7 @@ mod tests {
         }
         assert_eq!(claims, [0, 1, 3, 4].map(|at| Claim::of(at, at + 1)));
         assert_eq!(doubts.open.load(Ordering::Relaxed), 0);
-        // The address has five attempts, of which one was acknowledged.
+        // The address has five attempts; one was acknowledged.
         let shown = figures.show();
         assert_eq!((shown.requests, shown.errors), (5, vec![(AttemptError::Acknowledgement, 4)]));
         assert!(shown.times.is_some());

@@ -27,20 +27,20 @@ use delivery::link::Part;
 use queue::{Batch, Identity};
 use telemetry::AttemptError;
 
-/// The progress of a request is checked this many times within `timeouts.request`, or within
-/// [`UNANSWERED_MAX`] if that is shorter. Usually this is once a second.
+/// The number of checks of a request's progress within `timeouts.request` or [`UNANSWERED_MAX`],
+/// whichever is shorter. Usually there is one check per second.
 const PROGRESS_CHECKS: u32 = 10;
 
 /// The message for a request that the consumer has taken, on a connection that ended with the
 /// answer.
 const CLOSED: &str = "the consumer closed the connection before it confirmed the events: they are \
-                      sent again, so that some may arrive twice";
+    sent again, so some may arrive twice";
 
-/// The message for a request to which the consumer gave the number of an earlier request that it
-/// has not confirmed.
-const AGAIN: &str = "the consumer has forgotten which events it took, or a balancer without \
-                     sticky sessions divides a connection among several servers: they are sent \
-                     again, so that some may arrive twice";
+/// The message for a request that got the same number from the consumer as an earlier request
+/// without a confirmation.
+const AGAIN: &str = "the consumer no longer knows which events it accepted, or a load balancer \
+    without sticky sessions spreads a connection over several servers: the events are sent again, \
+    so some may arrive twice";
 
 /// The message for a request before the files of the config were read.
 const UNREAD: &str = "the URL's files have not been read";
@@ -48,7 +48,6 @@ const UNREAD: &str = "the URL's files have not been read";
 /// The message for a request before the delivery has begun.
 const NO_IDENTITY: &str = "the queue has no identity yet";
 
-/// A request and its content.
 pub(super) struct Load {
     pub(super) head: RequestHead,
     /// The body, compressed as `head` says.
@@ -68,8 +67,9 @@ struct Exchanged {
 }
 
 impl Client {
-    /// Sends a batch to the address whose turn it is, on the open connection to it in `lane`, or on
-    /// a new one. Returns the id of the address, and the outcome.
+    /// Sends a batch to the address whose turn it is, on the open connection in `lane` to that
+    /// address, or on a new one. Returns the id of the address, and the outcome. The id is 0 if
+    /// [`Client::begin`] fails.
     pub(super) async fn attempt(&self, lane: &mut Lane, batch: Batch) -> (usize, Outcome) {
         let (expanded, attempt, queue) = match self.begin().await {
             Ok(begun) => begun,
@@ -103,9 +103,9 @@ impl Client {
         }
     }
 
-    /// Sends a checkpoint of the evidence to the address whose turn it is, as a request of its own.
-    /// An answer does not show whether the address accepts events: a consumer may accept events and
-    /// refuse checkpoints. A failure without an answer counts against the address.
+    /// Sends a checkpoint of the evidence to the address whose turn it is, as a separate request.
+    /// An answer says nothing about the address, because a consumer may accept events and refuse
+    /// checkpoints. A failure without an answer counts against the address.
     pub(super) async fn send_checkpoint(&self, lane: &mut Lane, checkpoint: &Checkpoint) -> Fate {
         let (expanded, attempt, queue) = match self.begin().await {
             Ok(begun) => begun,
@@ -167,7 +167,6 @@ impl Client {
         Load { head: RequestHead { compression: self.config.compression, ..post }, body, sent }
     }
 
-    /// Sends a request to an address. Returns the id of the address, and the outcome.
     async fn send_to(
         &self,
         lane: &mut Lane,
@@ -180,10 +179,10 @@ impl Client {
         self.settle(lane, done, &load.sent)
     }
 
-    /// Ends a request: records whether its address works, and returns its connection to `lane` for
-    /// the next request. Returns the id of the address, and the outcome for the delivery loop. With
-    /// `round_robin`, a refusal becomes a failure as long as another address may accept the batch,
-    /// so that the batch is sent again.
+    /// Ends a request: records whether the address works, and puts the connection back into `lane`
+    /// for the next request. Returns the id of the address, and the outcome for the delivery loop.
+    /// With `round_robin`, a refusal becomes a failure as long as another address may accept the
+    /// batch, so that the batch is sent again.
     fn settle(&self, lane: &mut Lane, done: Exchanged, sent: &Sent) -> (usize, Outcome) {
         let Exchanged { attempt, sent_at, mut outcome, mut connection } = done;
         if let Outcome::Taken(number) = outcome {
@@ -213,8 +212,9 @@ impl Client {
         }
         let another_may = self.config.strategy == Strategy::RoundRobin;
         match outcome {
-            // With `round_robin` all consumers are equal, so a consumer that refuses a batch that
-            // another one may accept is at fault itself. Its address is skipped, and retried later.
+            // With `round_robin` all consumers are equal. As long as another consumer may accept
+            // the batch, the one that refuses it is at fault: its address is skipped, and retried
+            // later.
             Outcome::Refused(mut failure) if another_may && attempt.refused(&failure) => {
                 failure.elsewhere = true;
                 outcome = Outcome::Failed(failure);
@@ -240,7 +240,8 @@ impl Client {
         (attempt.address().id, outcome)
     }
 
-    /// Sends one request and waits for its answer. `pooled` is an open connection to the address.
+    /// Sends one request and waits for its answer. `pooled` is an open connection to the address,
+    /// if there is one.
     async fn exchange(
         &self,
         mut pooled: Option<PooledConnection>,
@@ -255,9 +256,9 @@ impl Client {
         Exchanged { attempt, sent_at, outcome, connection: pooled }
     }
 
-    /// Sends one request for [`Client::exchange`]. Returns its outcome, or the failure if it got no
-    /// answer. Afterwards `pooled` holds the connection if another request can use it, and
-    /// `sent_at` is the time when the request was sent, if it was.
+    /// Sends one request for [`Client::exchange`]. Returns the outcome of an answered request, or
+    /// the failure of a request without an answer. Sets `pooled` to the connection if another
+    /// request can use it. Sets `sent_at` when the request is sent.
     async fn send(
         &self,
         (pooled, attempt, sent_at): (&mut Option<PooledConnection>, &mut Attempt, &mut Instant),
@@ -296,14 +297,14 @@ impl Client {
                 Ok((Ok(response), since)) => (response, since),
                 Ok((Err(error), _)) => {
                     let reason = answer::reason(&error);
-                    // A peer that has closed the idle connection did not reject this request.
+                    // The peer has closed the idle connection, and has not rejected this request.
                     if reused && reason == AttemptError::Closed {
                         continue;
                     }
                     return Err(failed(reason, &chain(&error)));
                 }
                 Err(limit) => {
-                    let what = format!("no answer and no progress for {} s", limit.as_secs_f64());
+                    let what = format!("no response and no progress for {} s", limit.as_secs_f64());
                     return Err(failed(AttemptError::Timeout, &what));
                 }
             };
@@ -326,7 +327,7 @@ impl Client {
 
     /// Makes the next request on a connection, which is busy from then on. `extra` are the headers
     /// of the config, which replace those that the relay sets itself. The protocol's own headers
-    /// and the cookies of the connection replace both. The body counts its bytes.
+    /// and the cookies of the connection replace both. The body counts the bytes that hyper takes.
     pub(super) fn request(
         &self,
         connection: &mut PooledConnection,
@@ -393,9 +394,9 @@ impl Client {
 
     /// Waits for the end of `exchange`, but gives up when there was no progress for the patience of
     /// the attempt. Progress means that the peer's kernel has acknowledged more bytes of the
-    /// request. `seen` is the number of bytes that it had acknowledged at the time `since`. Returns
-    /// the result and the time of the last progress. `Err` is the patience after which the exchange
-    /// was given up; the caller then drops the connection, so that a later answer is not read.
+    /// request. `seen` is the number of bytes that were acknowledged at the time `since`. Returns
+    /// the result and the time of the last progress. `Err` is the patience that was exceeded; the
+    /// caller then drops the connection, so that a later answer is not read.
     async fn in_time<T>(
         &self,
         (progress, attempt): (&Progress, &Attempt),

@@ -1,5 +1,5 @@
-//! Connections through an HTTP proxy: one CONNECT (RFC 9110 §9.3.6), after which the connection
-//! leads to the consumer.
+//! Connections through an HTTP proxy. After one CONNECT (RFC 9110 §9.3.6), a connection leads to
+//! the consumer.
 //!
 //! The proxy resolves the consumer's name. A proxy may be slow, send garbage, or send without an
 //! end: the size of its answer is limited here, and the caller limits the time. Nothing here shows
@@ -57,7 +57,7 @@ impl Proxy {
         Ok(Self { at: HostPort { host, port }, credentials })
     }
 
-    /// Fills in the template of a proxy's URL, and parses the URL. The error text is that of
+    /// Fills in the template of a proxy's URL, and parses the URL. The error text has the text of
     /// [`Proxy::new`], or names the file that can't be read.
     pub(super) fn read(template: &Template) -> Result<Self, String> {
         let text = template.expand().map_err(|error| chain(&error))?;
@@ -83,7 +83,7 @@ impl Proxy {
         stream.write_all(request.as_bytes()).await.map_err(broken)?;
         let head = self.head(stream).await?;
         let Some(status) = status_of(&head) else {
-            return Err((AttemptError::Protocol, format!("{self}: its answer is not HTTP")));
+            return Err((AttemptError::Protocol, format!("{self}: its response is not HTTP")));
         };
         if status.is_success() {
             return Ok(());
@@ -92,8 +92,8 @@ impl Proxy {
             // Some proxies answer wrong credentials with 401 instead of 407.
             StatusCode::PROXY_AUTHENTICATION_REQUIRED | StatusCode::UNAUTHORIZED => {
                 match self.credentials {
-                    Some(_) => ": it does not accept the credentials in its URL",
-                    None => ": it needs credentials, write http://USER:PASSWORD@…",
+                    Some(_) => ": it rejects the credentials in its URL",
+                    None => ": it requires credentials: http://USER:PASSWORD@…",
                 }
             }
             _ => "",
@@ -101,9 +101,9 @@ impl Proxy {
         Err((AttemptError::Connect, format!("{self}: answered {status}{what}")))
     }
 
-    /// Reads the head of the proxy's answer, and no byte after it, because those bytes come from
-    /// the consumer. A successful answer has no body; after any other answer the connection is not
-    /// used any more.
+    /// Reads the head of the proxy's answer, and no byte after the head, because later bytes come
+    /// from the consumer. A successful answer has no body; after any other answer the connection is
+    /// not used any more.
     async fn head(&self, stream: &mut TcpStream) -> Result<Vec<u8>, (AttemptError, String)> {
         let broken = |error: io::Error| (AttemptError::Closed, format!("{self}: {error}"));
         let mut head = Vec::new();
@@ -111,11 +111,14 @@ impl Proxy {
         loop {
             let length = stream.peek(&mut peeked).await.map_err(broken)?;
             if length == 0 {
-                return Err((AttemptError::Closed, format!("{self}: closed without an answer")));
+                return Err((
+                    AttemptError::Closed,
+                    format!("{self}: closed the connection without a response"),
+                ));
             }
             let before = head.len();
             head.extend_from_slice(&peeked[..length]);
-            // The first bytes of the empty line may be the last bytes of an earlier read.
+            // The end of the head may begin in the bytes of an earlier read.
             let from = before.saturating_sub(3);
             let end = memchr::memmem::find(&head[from..], b"\r\n\r\n").map(|at| from + at + 4);
             let taken = end.unwrap_or(head.len()) - before;
@@ -125,7 +128,7 @@ impl Proxy {
                 return Ok(head);
             }
             if head.len() > HEAD_BYTES_MAX {
-                let what = format!("{self}: the head of its answer is too long");
+                let what = format!("{self}: the head of its response is too long");
                 return Err((AttemptError::Protocol, what));
             }
         }

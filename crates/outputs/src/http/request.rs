@@ -18,7 +18,7 @@ use telemetry::AttemptError;
 /// The protocol of `type = "http"`: any consumer that answers 2xx, unless the answer is a web page.
 pub(super) struct AnyConsumer {
     pub(super) format: HttpFormat,
-    /// `true`: the consumer answers with web pages.
+    /// `true`: a web page with a status 2xx is an acknowledgement.
     pub(super) accept_html: bool,
 }
 
@@ -34,8 +34,7 @@ impl Api for AnyConsumer {
         matches!(self.format, HttpFormat::EventList | HttpFormat::JsonArray)
     }
 
-    /// Checks nothing, because the answers of such consumers are unknown. Only [`Api::judge`] looks
-    /// for web pages.
+    /// Checks nothing, because a consumer may answer anything. [`Api::judge`] looks for web pages.
     fn acknowledged(&self, _: &Reply<'_>) -> Result<(), String> {
         Ok(())
     }
@@ -50,7 +49,8 @@ impl Api for AnyConsumer {
         Encoded { body, events: batch.events }
     }
 
-    /// An answer without a body is not a web page, whatever its type is.
+    /// Fails a 2xx with the media type of a web page, unless `accept_html` is set or the answer has
+    /// no body.
     fn judge(&self, reply: Reply<'_>, _: &Sent) -> Outcome {
         let length = reply.headers.get(header::CONTENT_LENGTH);
         let is_empty = reply.status == StatusCode::NO_CONTENT
@@ -64,8 +64,8 @@ impl Api for AnyConsumer {
     }
 }
 
-const PAGE: &str = "this looks like a sign-in page and not like an acknowledgement; set \
-                    accept_html = true if it is the consumer's own answer";
+const PAGE: &str = "this looks like a sign-in page, not an acknowledgement; set accept_html = true \
+    if the consumer itself sent it";
 
 /// Compresses the body of a request, on a thread for blocking work.
 ///

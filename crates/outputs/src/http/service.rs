@@ -32,10 +32,10 @@ const ANSWER_BYTES_MAX: usize = 64 * 1024;
 /// A server that is not the consumer, and how to reach it.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Service {
-    /// The URL of the server, to which the path of each request is added.
+    /// The URL of the server. The path of each request is appended to its path.
     pub url: String,
-    /// A file with CAs that the output trusts in addition to those of the system. One of all these
-    /// CAs must verify an https server.
+    /// A file with CAs that the output trusts in addition to those of the system. A CA in the file
+    /// or of the system must verify an https server.
     pub ca: Option<PathBuf>,
     /// The proxy of all connections. `None`: connections are direct.
     pub proxy: Option<Template>,
@@ -72,13 +72,13 @@ impl From<Failure> for ServiceError {
 struct Expanded {
     endpoint: HttpEndpoint,
     proxy: Option<Proxy>,
-    /// The ways to verify the server, one of which must succeed; empty if the URL is not https.
+    /// The ways to verify the server: one must succeed. Empty if the URL is not https.
     tls: Vec<Arc<tls::Client>>,
 }
 
 impl Service {
-    /// Makes the service at `url` that an output needs in addition to its consumer. It has the same
-    /// CAs and the same proxy.
+    /// Makes the service at `url` that an output needs in addition to its consumer, with the CAs
+    /// and the proxy of the consumer.
     pub(crate) fn beside(client: &config::HttpClient, url: &str, output: &config::Output) -> Self {
         Self {
             url: url.to_owned(),
@@ -131,7 +131,7 @@ impl Service {
         let answer = tokio::time::timeout(self.timeouts.request, asked).await;
         answer.unwrap_or_else(|_| {
             let seconds = self.timeouts.request.as_secs_f64();
-            let what = format!("{base}: no answer within {seconds} s");
+            let what = format!("{base}: no response within {seconds} s");
             Err(Failure::new(AttemptError::Timeout, what).into())
         })
     }
@@ -145,12 +145,13 @@ impl Service {
             None => net::dial(host, *port, deadline).await.map_err(|error| dial_failure(&error))?,
         };
         // The socket options detect a silent server early. An error is ignored, because the timeout
-        // still detects it.
+        // still detects the server.
         net::tune_dialled(&stream, KEEPALIVE, self.timeouts.request).ok();
         Ok(stream)
     }
 
-    /// Makes an encrypted connection to the server with one of the ways to verify it.
+    /// Makes a TLS connection to the server. Tries each way to verify the server on a new
+    /// connection, until one succeeds.
     async fn encrypted(
         &self,
         expanded: &Expanded,
@@ -207,7 +208,8 @@ async fn exchange(
     match reply.read(ANSWER_BYTES_MAX).await {
         Ok((body, true)) => Ok(body),
         Ok((_, false)) | Err(_) => {
-            let what = format!("{base}: answered {status}, and its body broke off or is too long");
+            let what =
+                format!("{base}: answered {status}, but the body was cut off or is too long");
             let failure = Failure::new(AttemptError::Protocol, what);
             Err(ServiceError { status: Some(status), failure })
         }

@@ -3,18 +3,17 @@
 use config::{Compression, HttpClient, HttpKeys, OutputSettings, Target};
 use config_table::table::Table;
 
-/// The settings of an output of `type = "http"`, as read from the config.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Settings {
     /// The consumer's URLs, and the settings of requests (headers, TLS, compression, …).
     pub client: HttpClient,
     /// The format of the body of each request.
     pub format: HttpFormat,
-    /// `true`: an answer 2xx counts even if it is a web page.
+    /// `true`: an answer with a status 2xx is an acknowledgement even if it is a web page.
     pub accept_html: bool,
 }
 
-/// The values of the key `format` of an `http` output: the form of events in the body of a request.
+/// The values of the key `format` of an `http` output: the format of the body of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum HttpFormat {
     /// One JSON object `{"kind":"EventList",…,"items":[…]}` with all events, as kube-apiserver
@@ -46,11 +45,10 @@ impl OutputSettings for Settings {
                     ("audit_log", HttpFormat::AuditLog),
                 ],
                 Some(HttpFormat::EventList),
-                "body of a request: an EventList, JSON lines, a JSON array, or lines as in \
-                 audit.log",
+                "request body: an EventList, JSON lines, a JSON array, or lines as in audit.log",
             );
-            let meaning = "true: a 2xx of type text/html is an acknowledgement, and not the \
-                           sign-in page of a proxy";
+            let meaning = "`true`: a 2xx with type text/html is an acknowledgement; `false`: it \
+                           counts as a sign-in page and fails";
             (format, t.flag("accept_html", false, meaning))
         });
         Some(Self { client: client?, format: format?, accept_html })

@@ -28,7 +28,7 @@ use telemetry::AttemptError;
 /// The maximum bytes of an answer that are read. An error is a short document of XML.
 const ANSWER_BYTES: usize = 16 * 1024;
 
-/// The headers that a signature adds. They replace those of the config.
+/// The headers that a signature adds, which replace headers of the config with the same names.
 const OWN: [&str; 3] = ["x-amz-content-sha256", "x-amz-date", "x-amz-security-token"];
 
 /// The error code for expired temporary keys. The status is 400.
@@ -62,7 +62,7 @@ pub(super) struct KeyFiles {
     pub(super) secret: PathBuf,
 }
 
-/// The source of the keys, and the keys that came from it last.
+/// The source of the access keys, and the newest keys from that source.
 pub(super) enum Keys {
     Files {
         files: KeyFiles,
@@ -76,7 +76,6 @@ pub(super) enum Keys {
 
 pub(crate) struct Bucket {
     pub(super) address: Address,
-    /// The compression of objects.
     pub(super) compression: Compression,
     pub(super) keys: Keys,
 }
@@ -125,7 +124,9 @@ impl Api for Bucket {
         let read = SigningKey { id: token_in(id)?, secret: token_in(secret)?, session: None };
         if HeaderValue::from_str(&read.id).is_err() {
             let file = id.display();
-            return Err(format!("{file} holds a character that an HTTP header cannot have"));
+            return Err(format!(
+                "{file} contains a character that is not allowed in an HTTP header"
+            ));
         }
         newest.store(Some(Arc::new(read)));
         Ok(None)
@@ -215,39 +216,38 @@ impl Api for Bucket {
         vec![TestRequest { head, body: b"" }]
     }
 
-    /// The answer to HEAD has no body and so no code. Only the header `Content-Type` can show a web
-    /// page.
+    /// The answer to HEAD has no body, and therefore no error code. Only the header `Content-Type`
+    /// can show a web page.
     fn tested(&self, reply: &Reply<'_>) -> Result<(), String> {
         let Address { bucket, region, .. } = &self.address;
         Err(match reply.status {
             status if status.is_success() && !reply.has_type_of_page() => return Ok(()),
             status if status.is_success() => reply.instead("").to_owned(),
-            StatusCode::FORBIDDEN => format!(
-                "the access key is wrong, or has no right to ask for the bucket {bucket} \
-                 (s3:ListBucket)"
-            ),
-            StatusCode::NOT_FOUND => format!("there is no bucket {bucket}"),
+            StatusCode::FORBIDDEN => {
+                format!("the access key is wrong, or lacks s3:ListBucket for the bucket {bucket}")
+            }
+            StatusCode::NOT_FOUND => format!("the bucket {bucket} does not exist"),
             StatusCode::MOVED_PERMANENTLY | StatusCode::BAD_REQUEST => {
                 format!("the bucket {bucket} is not in the region {region}, or not at this URL")
             }
-            _ => "the server would not take objects now".to_owned(),
+            _ => "the server is not accepting objects now".to_owned(),
         })
     }
 
-    /// A stored object has an `ETag`. Some servers answer 200 before they know the result, and
-    /// report an error in the body later.
+    /// The answer about a stored object has an `ETag`. Some servers answer 200 before they know the
+    /// result, and report an error in the body later.
     fn acknowledged(&self, reply: &Reply<'_>) -> Result<(), String> {
         if let Some(code) = reply.body.and_then(code) {
             return mutant!(
                 "s3-error-with-200",
-                Err(format!("the object is not stored ({code})")),
+                Err(format!("the object was not stored ({code})")),
                 Ok(())
             );
         }
         let is_plain = reply.body.is_some_and(|body| !body.trim_ascii_start().starts_with(b"<"));
         match is_plain && reply.headers.contains_key(header::ETAG) {
             true => Ok(()),
-            false => Err("the answer is not that of S3, which has an ETag".to_owned()),
+            false => Err("not an S3 response: no ETag, or an XML or HTML body".to_owned()),
         }
     }
 
@@ -255,14 +255,15 @@ impl Api for Bucket {
         ANSWER_BYTES
     }
 
-    /// Is never called: the link makes the requests.
+    /// Never called, because the link makes the requests.
     fn encode(&self, batch: Batch, _: Identity, _: u64) -> Encoded {
         Encoded::new(body_for(&batch), batch.events)
     }
 
     /// The answer 412 to `If-None-Match` means that an object with this name exists, which only
-    /// this relay can have written. 409 means that another request for it has not ended, and it may
-    /// still fail. Single events are never at fault, so any error except 412 is retried.
+    /// this relay can have written. 409 means that another request for the same object has not
+    /// ended, and may still fail. Single events are never at fault, so any error except 412 is
+    /// retried.
     fn judge(&self, reply: Reply<'_>, sent: &Sent) -> Outcome {
         let code = reply.body.and_then(code);
         if let Some(tokens) = self.tokens() {
@@ -293,15 +294,15 @@ impl Api for Bucket {
     }
 }
 
-/// Returns the header `x-amz-checksum-sha256` for a body with this SHA-256. The header is base64
-/// and not hexadecimal. A bucket with Object Lock needs it.
+/// Returns the header `x-amz-checksum-sha256` for a body with this SHA-256, in base64 instead of
+/// hexadecimal digits. A bucket with Object Lock needs the header.
 fn checksum(sha256: &str) -> String {
     let digits = sha256.as_bytes().chunks(2).filter_map(|pair| std::str::from_utf8(pair).ok());
     let bytes: Vec<u8> = digits.filter_map(|pair| u8::from_str_radix(pair, 16).ok()).collect();
     BASE64_STANDARD.encode(bytes)
 }
 
-/// Returns the code of an error, such as `SignatureDoesNotMatch`, if the answer has one.
+/// Returns the code of an error, such as `SignatureDoesNotMatch`. `None` if the answer has no code.
 fn code(body: &[u8]) -> Option<&str> {
     let text = std::str::from_utf8(body).ok()?;
     let (_, rest) = text.split_once("<Code>")?;

@@ -45,35 +45,35 @@ const LAST_AGE: Duration = Duration::from_millis(100);
 /// that senders wait for.
 const CROWDED_AGE: Duration = Duration::from_secs(1);
 
-/// An object that an earlier link has ended, and may have stored, ends at the same position again.
-/// If no batch arrives for this time before that position, the missing events are lost, and the
-/// object ends without them.
+/// The longest time for which an object with a planned end waits for the next batch. An earlier
+/// link has ended the object, and may have stored it, so it should end at the same position again.
+/// If no batch arrives in time, the missing events are lost, and the object ends without them.
 const PLANNED_PAUSE: Duration = Duration::from_secs(10);
 
 /// The value of [`PLANNED_PAUSE`] while the relay drains, or while another delivery is to replace
 /// this one.
 const LAST_PLANNED_PAUSE: Duration = Duration::from_secs(1);
 
-/// An object that an earlier link has ended may have this many times the bytes of another one,
+/// The factor by which an object that an earlier link has ended may exceed the limit of bytes,
 /// because the limits or the filter may have been different then.
 const PLANNED_TIMES: u64 = 4;
 
 /// The time between two checks whether the queue is crowded.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// After a small batch (fewer than [`SMALL_BYTES`], and less than half of the maximum batch), the
-/// link takes no events for this time. An object can live for hours, and the delivery loop
-/// remembers each of its batches: the pause limits them to 20 per second when events come one by
-/// one.
+/// The pause after a small batch (fewer than [`SMALL_BYTES`], and less than half of the maximum
+/// batch), in which the link takes no events. An object can be collected for hours, and the
+/// delivery loop remembers each batch of the object. If events come one by one, the pause limits
+/// the batches to 20 per second.
 const REST: Duration = Duration::from_millis(50);
 
-/// From this number of bytes on, a batch is not small. A queue with many events is read at full
+/// The minimum bytes of a batch that no pause follows. A queue with many events is read at full
 /// speed.
 const SMALL_BYTES: u64 = 64 * 1024;
 
 /// The message of a failure that sends the events of an object back to the queue.
-const INCOMPLETE: &str = "the relay ends before it has all events of an object that may already be \
-                          stored: they stay in the queue";
+const INCOMPLETE: &str = "the relay is stopping before it has all events of an object that may \
+                          already be stored: they stay in the queue";
 
 /// The claim of an object with a checkpoint and no events.
 const NO_EVENTS: Claim = Claim { start: Position::START, end: Position::START };
@@ -81,33 +81,35 @@ const NO_EVENTS: Claim = Claim { start: Position::START, end: Position::START };
 /// The limits of an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Limits {
-    /// The bytes of its lines before compression. An object may be larger by one batch.
+    /// The bytes of an object's lines before compression. An object may be larger by one batch.
     pub(super) bytes: u64,
-    /// The time after which an object ends.
+    /// The age at which an object ends.
     pub(super) age: Duration,
 }
 
 /// The object that is being collected.
 #[derive(Default)]
 struct Collected {
-    /// The object. `None` if it has no events yet, or while a batch is compressed into it.
+    /// The object. `None` if there are no events yet, or while a batch is compressed into the
+    /// object.
     open: Option<Object>,
-    /// The thread that compresses a batch into the object, if one does.
+    /// The thread that compresses a batch into the object. `None` if no batch is being compressed.
     packing: Option<JoinHandle<io::Result<Object>>>,
     /// The end of the pause after a small batch.
     rests_until: Option<Instant>,
-    /// `true`: the loop waits for the events of the object, so the object ends now.
+    /// `true` if the delivery loop waits for the events of the object, so that the object ends now.
     is_flushed: bool,
-    /// The events after the end of the object.
+    /// The events of the last batch that belong to later objects, because the object ends before
+    /// them.
     rest: Option<Batch>,
 }
 
 /// An object that is being stored: the steps *end* and *store*.
 struct Storing {
     packed: Vec<Packed>,
-    /// The steps. Their result is the verdict on the object's events.
+    /// The future of the two steps. The result is the verdict on the object's events.
     steps: Pin<Box<dyn Future<Output = Result<Verdict, Failure>> + Send>>,
-    /// Reports about later events. They follow the reports about this object, because a claim is
+    /// Reports about later events, which follow the reports about this object, because a claim is
     /// reported from its front.
     after: Vec<Event>,
 }
@@ -161,7 +163,7 @@ impl S3Link {
     }
 
     /// Begins to compress a batch into the open object, or into a new one. Events of objects that
-    /// the server has are reported at once.
+    /// the server has are not compressed, but reported as existing.
     fn pack(&mut self, batch: Batch) {
         let mut left = Some(batch);
         while let Some(batch) = left.take() {
@@ -229,9 +231,9 @@ impl S3Link {
         self.limits.bytes.saturating_mul(times)
     }
 
-    /// If the open object is over and no other one is being stored: begins to store it, or only
-    /// reports its claims if it is empty or incomplete, and collects the lines that did not fit
-    /// into it.
+    /// Ends the open object if it is over and no other one is being stored. Begins to store the
+    /// object. If the object is empty, or if it is incomplete while the link is ending, only
+    /// reports its claims. Then collects the events after the end of the object.
     fn end_object(&mut self) {
         if self.storing.is_some() {
             return;
@@ -324,7 +326,7 @@ fn joined<T>(result: Result<io::Result<T>, JoinError>, what: &str) -> Result<T, 
         .map_err(|error| Failure::new(AttemptError::Protocol, format!("cannot {what}: {error}")))
 }
 
-/// Waits for the end of some work, or for ever without work.
+/// Waits for the end of some work. Never returns without work.
 async fn end_of<F: Future + Unpin>(work: Option<&mut F>) -> F::Output {
     match work {
         Some(work) => work.await,
@@ -351,8 +353,8 @@ impl Link for S3Link {
     }
 
     fn send(&mut self, batch: Batch) {
-        // The claim is in use until its object is stored. Without this report, after a failure the
-        // loop would wait for the claim before it sends the next events of the object.
+        // The claim has no result until its object is stored. Without this report, the loop would
+        // wait for the claim after a failure, before it sends the next events of the object.
         self.reports.push_back(Event::Taken(batch.claim));
         let limits = self.transfers.limits();
         let is_small = batch.bytes < SMALL_BYTES.min(limits.max_bytes / 2)
@@ -440,8 +442,8 @@ impl Link for S3Link {
         self.transfers.consumer()
     }
 
-    /// Aborts the requests. The threads end by themselves. Waits for them, at most [`CLOSE_TIME`],
-    /// because no other link may save ranges at the same time.
+    /// Aborts the requests. Waits until the threads and the connections have ended, at most
+    /// [`CLOSE_TIME`], because no other link may save ranges at the same time.
     async fn close(self) {
         drop((self.storing, self.checkpoint, self.beside));
         self.threads.close();

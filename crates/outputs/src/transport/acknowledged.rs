@@ -1,14 +1,14 @@
-//! Events over TCP or TLS to a consumer that acknowledges them. A limited number of events, the
-//! window, is sent ahead, and the consumer's answers make them final.
+//! Events over TCP or TLS to a consumer that acknowledges them. At most a limited number of events,
+//! the window, is sent without an acknowledgement. The consumer's answers make events final.
 //!
-//! Everything that an answer covers is final at once, even if that is only a part of a batch. After
-//! a break everything else is sent again: only an event that was sent and not acknowledged can
-//! arrive twice.
+//! An acknowledged event is final even if the rest of its batch is not, unless the batch lacks
+//! events (see [`AcknowledgedLink`]). After a break, every event that is not final is sent again,
+//! and may arrive twice.
 //!
-//! **Progress is guaranteed.** After a break, half of the events that the broken connection took
-//! may be sent ahead on the next one, and each acknowledged event raises this number by one, up to
-//! the window ([`Window`]). A consumer that cuts every connection after some bytes still gets its
-//! events, at worst one by one.
+//! **Progress is guaranteed.** After a break, the window is at most half of the number of events
+//! that were sent on the broken connection. Each acknowledged event raises the window by one, up to
+//! the configured window ([`Window`]). A consumer that cuts every connection after some bytes still
+//! gets its events, at worst one by one.
 //!
 //! The protocol, `lumberjack` or `relp` ([`Protocol`]), defines the bytes of events and the meaning
 //! of answers.
@@ -41,26 +41,26 @@ use window::Window;
 /// The connector of an output whose consumer acknowledges events. It makes the output's
 /// connections, one after the other. The delivery loop owns the connector.
 ///
-/// A connection is made in [`Connect::connect`]: `Dialer::connect` picks an address, connects and
-/// does the TLS handshake, and then [`Protocol::open`] greets the consumer. The loop calls
-/// `connect` as soon as the output starts, even without anything to send. After a connection has
-/// ended in order (the consumer's FIN, `idle_timeout`, `max_connection_age`), the next one is made
-/// only when there is something to send. After a connection has broken, the next one is made at
-/// once if events were accepted on it, if it had lasted for some time, or if another address may be
-/// tried. Otherwise the next one is made after a pause.
+/// [`Connect::connect`] makes a connection: `Dialer::connect` picks an address, connects and does
+/// the TLS handshake, and then [`Protocol::open`] greets the consumer. The loop calls `connect` as
+/// soon as the output starts, even without anything to send. After a connection has ended in order
+/// (the consumer's FIN, `idle_timeout`, `max_connection_age`), the next one is made only when there
+/// is something to send. After a connection has broken, the next one is made without a pause in
+/// three cases: events were accepted on the broken connection, it had lasted for some time, or
+/// another address may be tried. Otherwise the next one is made after a pause.
 pub(crate) struct AcknowledgedConnector<P> {
     dialer: Arc<Dialer>,
     /// Makes the object that encodes events and reads answers on one new connection.
     make: Box<dyn Fn() -> P + Send + Sync>,
     /// The maximum number of sent events without an acknowledgement, shared with the current link.
-    /// When a connection breaks before its events are acknowledged, the number becomes smaller, and
-    /// the next connection begins with the smaller number.
+    /// When a connection breaks before its events are acknowledged, the window becomes smaller, and
+    /// the next connection begins with the smaller window.
     window: Arc<Window>,
     watch: Watch,
 }
 
-/// A connection on which the consumer was greeted. The bytes were read together with the answer to
-/// the greeting, and are the first bytes of the answers to events.
+/// A connection after the greeting, its protocol, and the bytes that were read behind the answer to
+/// the greeting: the first bytes of the answers to events.
 type Opened<P> = (Wire, P, BytesMut);
 
 impl<P: Protocol> AcknowledgedConnector<P> {
@@ -90,7 +90,7 @@ impl<P: Protocol> AcknowledgedConnector<P> {
             Ok(Err(Trouble::Io(error))) => Err(wire.failure(address, &error)),
             Ok(Err(Trouble::Protocol(what))) => Err(address.failure(AttemptError::Protocol, what)),
             Err(_) => {
-                let what = "connected, but no answer within the connect timeout";
+                let what = "connected, but no response within the connect timeout";
                 Err(address.failure(AttemptError::Timeout, what))
             }
         }
@@ -149,33 +149,34 @@ impl<P: Protocol> Connect for AcknowledgedConnector<P> {
 /// 2. *Being written.* The events of the batch are added to [`InFlight`], and the session writes
 ///    the frames. At most one batch is in the states 1 and 2 together. [`Link::room`] is `None`
 ///    until this batch is written and flushed.
-/// 3. *Sent.* The events of the batch wait for the consumer's answers. Several batches are in this
-///    state, with at most [`Window::events`] events together.
-/// 4. *Final.* The consumer has acknowledged the batch, or its first events. The link reports
-///    [`Event::Accepted`] for exactly the acknowledged events. If the batch lacks events of its
-///    claim (filtered out, or dropped from the queue), it becomes final only as a whole.
+/// 3. *Sent.* The events of the batch wait for the consumer's answers. Several batches can be in
+///    this state, with at most [`Window::events`] events together.
+/// 4. *Final.* The consumer has acknowledged the batch or its first events. The link reports
+///    [`Event::Accepted`] for exactly these events. If a batch lacks events of its claim (filtered
+///    out, or dropped from the queue), it becomes final only when all its events are acknowledged.
+///    Events that are too long are reported separately ([`Event::Judged`]).
 ///
 /// Invariants: events become final in the order in which they were sent. An event that can't be
-/// sent is reported as rejected only when all events before it are final. Therefore the output's
-/// position in the queue never passes an event that waits for its answer. An answer that
+/// sent is reported as too long only when all earlier events are final. Therefore the output's
+/// position in the queue never passes an event that waits for an answer. An answer that
 /// acknowledges more events than were sent breaks the link.
 ///
-/// When writing fails, the link continues to read for up to [`CLOSE_TIME`]: the consumer's last
-/// answers may still be in the socket, and the events that they acknowledge need not be sent again.
+/// When writing fails, the link continues to read for up to [`CLOSE_TIME`], because the consumer's
+/// last answers may still be in the socket. Events that they acknowledge need not be sent again.
 ///
 /// The link ends with [`Event::Closed`] when the relay or the consumer wants to end the connection
-/// and no event waits for an answer. The link ends with [`Event::Broken`] in three cases: after an
-/// error; when events wait for answers and the consumer sends no answer and takes no bytes for as
-/// long as [`Session::patience`] says; and when the consumer's FIN comes before it has acknowledged
-/// all events.
+/// and no event waits for an answer. The link ends with [`Event::Broken`] after an error, and when
+/// the consumer's FIN comes before the consumer has acknowledged all events. It also ends with
+/// [`Event::Broken`] when events wait, and the consumer sends no answer and takes no bytes for
+/// [`Session::patience`].
 pub(crate) struct AcknowledgedLink<P> {
     session: Session,
     window: Arc<Window>,
     protocol: P,
-    /// The bytes of an incomplete answer.
+    /// The read bytes that are not yet interpreted: the beginning of an incomplete answer.
     unread: BytesMut,
-    /// The batch that is being encoded: its claim, and the future that returns its frames. A
-    /// checkpoint has no claim.
+    /// The batch that is being encoded: its claim (`None` for a checkpoint), and the future that
+    /// returns its frames.
     encoding: Option<(Option<Claim>, Encoding)>,
     in_flight: InFlight,
     /// The number of events that were sent on this connection, without checkpoints.
@@ -219,8 +220,8 @@ impl<P: Protocol> AcknowledgedLink<P> {
         self.session.broken(failure)
     }
 
-    /// Returns the event that ends the link after an error. If the consumer has ended a connection
-    /// without unacknowledged events, this is [`Event::Closed`] and not an error.
+    /// Returns the event that ends the link after an error: [`Event::Closed`] if the consumer has
+    /// ended a connection without unacknowledged events, otherwise [`Event::Broken`].
     fn troubled(&mut self, trouble: Trouble) -> Event {
         let failure = match trouble {
             Trouble::Protocol(what) => self.session.failure(AttemptError::Protocol, what),
@@ -243,8 +244,8 @@ impl<P: Protocol> AcknowledgedLink<P> {
             if let Some(event) = self.session.ready.pop_front() {
                 return Poll::Ready(event);
             }
-            // Answers that were read before an error are already in `ready`, so they are reported
-            // before the error.
+            // The results of answers that were read before an error are already in `ready`, so they
+            // are reported before the error.
             if let Err(trouble) = self.poll_read(cx) {
                 let end = self.troubled(trouble);
                 self.session.ready.push_back(end);
@@ -263,7 +264,7 @@ impl<P: Protocol> AcknowledgedLink<P> {
                 match self.session.poll_write(cx, |_| {}) {
                     Ok(false) => {}
                     Ok(true) => self.session.ready.push_back(Event::Room),
-                    // Answers are still read for `CLOSE_TIME`: they may already be in the socket,
+                    // Reading continues for `CLOSE_TIME`: answers may already be in the socket,
                     // although the runtime does not know of them yet.
                     Err(error) => {
                         self.unwritable = Some((error, now + CLOSE_TIME));
@@ -309,7 +310,7 @@ impl<P: Protocol> AcknowledgedLink<P> {
         Ok(())
     }
 
-    /// Records that `events` more events are acknowledged, in the order of sending. Returns an
+    /// Records that the `events` oldest unacknowledged events are now acknowledged. Returns an
     /// error text if the consumer acknowledges more events than were sent.
     fn acknowledge(&mut self, events: u64) -> Result<(), String> {
         if events > 0 {
@@ -322,7 +323,7 @@ impl<P: Protocol> AcknowledgedLink<P> {
         }
         match more {
             0 => Ok(()),
-            more => Err(format!("acknowledges {more} events that were not sent to it")),
+            more => Err(format!("acknowledges more events than it was sent, by {more}")),
         }
     }
 
@@ -354,8 +355,8 @@ impl<P: Protocol> AcknowledgedLink<P> {
         self.write(events, frames.bytes);
     }
 
-    /// Begins to write frames with this number of events. Frames without an event, of a batch in
-    /// which no event can be sent, are not written.
+    /// Begins to write frames with this number of events. If no event of the batch can be sent, the
+    /// frames are not written.
     fn write(&mut self, events: u64, bytes: Bytes) {
         if events > 0 {
             self.session.progress = Instant::now();
@@ -364,9 +365,9 @@ impl<P: Protocol> AcknowledgedLink<P> {
         }
     }
 
-    /// Returns the event that ends the link, if it ends at the time `now`: a time limit is over,
-    /// the consumer has ended the connection, or the connection is to end and no event waits for an
-    /// answer.
+    /// Returns the event that ends the link. `None` if the link does not end at the time `now`. The
+    /// link ends when a time limit is over, when the consumer has ended the connection, or when the
+    /// connection is to end and no event waits for an answer.
     fn overdue(&mut self, now: Instant) -> Option<Event> {
         self.session.age(now);
         let finished = self.session.finished.is_some();
@@ -377,7 +378,7 @@ impl<P: Protocol> AcknowledgedLink<P> {
         }
         if finished {
             let left = self.in_flight.events();
-            let what = format!("closed by the peer with {left} events not acknowledged");
+            let what = format!("the peer closed the connection; events not acknowledged: {left}");
             let failure = self.session.failure(AttemptError::Closed, what);
             return Some(self.broken(failure));
         }
@@ -396,8 +397,8 @@ impl<P: Protocol> AcknowledgedLink<P> {
         self.session.unwritten.is_some() || !self.in_flight.is_empty()
     }
 
-    /// Returns the time when the next time limit of the link is over, if the peer does nothing
-    /// until then.
+    /// Returns the time when the next time limit of the link is over if the peer does nothing until
+    /// then. `None` without a limit.
     fn wake(&self) -> Option<Instant> {
         if self.is_idle() {
             return self.session.idle_wake();
@@ -411,9 +412,9 @@ impl<P: Protocol> AcknowledgedLink<P> {
 
 impl<P: Protocol> Link for AcknowledgedLink<P> {
     /// Returns the maximum events of the next batch: half of the window, such as 64 of 128. `None`
-    /// if the link takes no batch now, or if fewer events than that may be sent. While the consumer
-    /// acknowledges one half, the other half is encoded and written. Therefore batches do not
-    /// shrink to single events.
+    /// if the link takes no batch now, or if less than half of the window is free. While the
+    /// consumer acknowledges one half, the other half is encoded and written. Batches therefore do
+    /// not shrink to single events.
     fn room(&self) -> Option<Take> {
         let ending = self.session.finished.is_some() || self.closing || self.session.leaving;
         if self.encoding.is_some() || self.session.unwritten.is_some() || ending {
@@ -441,8 +442,8 @@ impl<P: Protocol> Link for AcknowledgedLink<P> {
         session::next_event(&dialer.endpoints, |cx| self.poll_event(cx)).await
     }
 
-    /// Ends the connection in order, after the last bytes of the protocol. If a frame is only
-    /// partly written, these bytes are not sent, because the consumer would read them as part of an
+    /// Ends the connection in order, after the bytes of [`Protocol::close`]. If a frame is only
+    /// partly written, the bytes are not sent, because the consumer would read them as part of an
     /// event.
     async fn close(self) {
         let last =

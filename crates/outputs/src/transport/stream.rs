@@ -1,11 +1,12 @@
 //! Bytes over TCP or TLS to a peer that never answers, without losing any of them.
 //!
-//! Plain TCP has no acknowledgement by the application. If the peer's kernel has acknowledged bytes
-//! (SIOCOUTQ), the peer may still not have read them: if it closes or dies before, its kernel
-//! answers with a reset. Bytes are therefore final once the peer's kernel has acknowledged them
-//! *and* no reset has come for `replay_window` after that. A FIN alone loses nothing: after a FIN
-//! nothing more is sent, acknowledged bytes become final unless a reset follows, and the rest goes
-//! to a new connection. After a break, everything that is not final is sent again.
+//! Plain TCP has no acknowledgement by the application. The peer may not have read bytes that the
+//! peer's kernel has acknowledged (SIOCOUTQ). If the peer closes the connection or dies before it
+//! has read them, the peer's kernel sends a reset. Bytes are therefore final once the peer's kernel
+//! has acknowledged them *and* no reset has come for `replay_window` after that. A FIN alone loses
+//! nothing: after a FIN nothing more is sent, acknowledged bytes become final unless a reset
+//! follows, and all other bytes go to a new connection. After a break, everything that is not final
+//! is sent again.
 //!
 //! The rule is weaker than an acknowledgement by the application: a consumer that reads bytes and
 //! dies before it has stored them loses them.
@@ -14,7 +15,7 @@
 //! still gets about N/2 new bytes on each connection.
 //!
 //! The link asks our kernel regularly how many bytes the peer's kernel has acknowledged. Each such
-//! question is a *sample*.
+//! number is a *sample*.
 
 use std::collections::VecDeque;
 use std::io;
@@ -42,13 +43,13 @@ use pace::Pace;
 use queue::{Batch, Claim, Take};
 use telemetry::AttemptError;
 
-/// The minimum number of samples within one replay window. With a window of 1 s, there is a sample
-/// at least every 100 ms. With a window so short that [`SAMPLE_MIN`] applies, there are fewer.
+/// The minimum number of samples within one replay window, such as one every 100 ms in a window of
+/// 1 s. A very short window has fewer samples, because of [`SAMPLE_MIN`].
 const SAMPLES_PER_WINDOW: u32 = 10;
 
-/// With many unacknowledged bytes, samples are more frequent: one for each 2 MiB within a replay
-/// window. Memory is then freed sooner and in small portions, which are used again while they are
-/// still mapped.
+/// The number of bytes for which a replay window has one sample: the more bytes are not final, the
+/// more frequent are the samples. Memory is then freed sooner and in small portions, which are used
+/// again while they are still mapped.
 const BYTES_PER_SAMPLE: u64 = 2 * 1024 * 1024;
 
 /// The maximum number of samples in one replay window. All samples of a window are kept, so this
@@ -58,33 +59,33 @@ const SAMPLES_MAX: u32 = 1000;
 /// The shortest time between two samples.
 const SAMPLE_MIN: Duration = Duration::from_millis(2);
 
-/// The maximum number of batches that are sent and not final. The limit matters if the peer takes
-/// one event at a time, because each batch is then a single event.
+/// The maximum number of batches that are sent and not final. The limit matters only if most
+/// batches have a single event.
 const CLAIMS_MAX: usize = 65_536;
 
 /// The connector of an output whose consumer acknowledges nothing (`tcp`, `syslog`). It makes the
 /// output's connections, one after the other. The delivery loop owns the connector.
 ///
-/// A connection is made in [`Connect::connect`], which calls `Dialer::connect`: it picks an address
-/// and looks up its name, and `Dialer::dial` connects and does the TLS handshake. The loop calls
-/// `connect` as soon as the output starts, even without anything to send. After a connection has
-/// ended in order (the peer's FIN, `idle_timeout`, `max_connection_age`), the next one is made only
-/// when there is something to send. After a connection has broken, the next one is made at once if
-/// events were accepted on it, if it had lasted for some time, or if another address may be tried.
-/// Otherwise the next one is made after a pause.
+/// [`Connect::connect`] makes a connection: `Dialer::connect` picks an address and looks up the
+/// host name, and `Dialer::dial` connects and does the TLS handshake. The loop calls `connect` as
+/// soon as the output starts, even without anything to send. After a connection has ended in order
+/// (the peer's FIN, `idle_timeout`, `max_connection_age`), the next one is made only when there is
+/// something to send. After a connection has broken, the next one is made without a pause in three
+/// cases: events were accepted on the broken connection, it had lasted for some time, or another
+/// address may be tried. Otherwise the next one is made after a pause.
 pub(crate) struct StreamConnector<E> {
     dialer: Arc<Dialer>,
     encode: Arc<E>,
     replay_window: Duration,
-    /// The limit for bytes that are sent and not final. It is shared with the current link, because
-    /// a limit that is set when a connection breaks also applies to the next connection.
+    /// The limit for bytes that are sent and not final, shared with the current link. The limit
+    /// that is set when a connection breaks applies to the next connection.
     pace: Arc<Mutex<Pace>>,
     watch: Watch,
 }
 
 impl<E: Encode> StreamConnector<E> {
-    /// Makes a connector without a connection. `encode` turns batches into bytes. `replay_window`
-    /// is the time without a reset after which acknowledged bytes are final.
+    /// Makes a connector without a connection. `encode` turns batches into bytes. Acknowledged
+    /// bytes are final after a `replay_window` without a reset.
     pub(crate) fn new(dialer: Dialer, encode: E, replay_window: Duration) -> Self {
         Self {
             dialer: Arc::new(dialer),
@@ -140,25 +141,25 @@ fn report(claim: Option<Claim>, parts: Parts) -> Event {
 struct SentBatch {
     /// `None` for a checkpoint.
     claim: Option<Claim>,
-    /// The events of the batch that are written, and those that are too long; see [`Encoded`].
+    /// The events of the batch that are written, and the events that are too long; see [`Encoded`].
     parts: Parts,
-    /// The bytes that were written to the socket from the beginning of the connection to the last
-    /// byte of this batch, counted as bytes of TLS records with TLS. 0 before that byte is written.
+    /// The number of bytes that were written to the socket since the connection was made, when this
+    /// batch was completely written. With TLS, they are bytes of TLS records. 0 until the batch is
+    /// written.
     end: u64,
     /// The length of the encoded batch in bytes, before TLS.
     bytes: u64,
-    /// The time when the writing began; before that, when the link got the batch.
+    /// The time when the writing began. Until then, the time when the link got the batch.
     begun: Instant,
-    /// The encoded batch, until [`Pace::may_begin`] lets its writing begin. After that, the session
-    /// has the bytes.
+    /// The encoded batch, until [`Pace::may_begin`] allows the link to write it. `None` once the
+    /// session has the bytes.
     held_back: Option<VecDeque<Bytes>>,
 }
 
-/// The samples of one connection. A sample is the number of bytes that the peer's kernel had
-/// acknowledged when our kernel was asked.
+/// The samples of one connection.
 struct Samples {
-    /// The samples that are younger than the replay window, the oldest first: the time of the
-    /// sample, and the number of acknowledged bytes.
+    /// The samples that are younger than the replay window, the oldest first: the time when our
+    /// kernel was asked, and the number of acknowledged bytes.
     kept: VecDeque<(Instant, u64)>,
     next: Instant,
     /// The highest number of acknowledged bytes on this connection so far. Before the first sample,
@@ -175,24 +176,22 @@ struct Samples {
 ///    fit, the batch waits until everything before it is final.
 /// 2. *Being written.* The session writes the batch. There is one such batch at a time;
 ///    [`Link::room`] is `None` until this batch is written and flushed.
-/// 3. *Sent.* The batch is written. Its `end` is the number of bytes written to the connection up
-///    to its last byte. Several batches are in this state.
+/// 3. *Sent.* The batch is written, and its `end` is set. Several batches can be in this state.
 /// 4. *Final.* A sample that is at least `replay_window` old shows that all bytes up to `end` were
 ///    acknowledged, and the connection has had no error since. The link reports
 ///    [`Event::Accepted`], or [`Event::Judged`] if some events were too long to be sent.
 ///
-/// For state 4, the link takes samples: it asks our kernel regularly how many bytes the peer's
-/// kernel has acknowledged, and keeps the samples of the last `replay_window` ([`Samples`]). Such a
-/// question also shows whether the connection was reset.
+/// For state 4, the link keeps the samples of the last `replay_window` ([`Samples`]). When the link
+/// takes a sample, it also sees whether the connection was reset.
 ///
 /// Invariants: batches become final in the order in which they were sent. Bytes become final only
 /// when `replay_window` has passed since their acknowledgement without a reset of the connection.
 /// After the peer's FIN nothing is written.
 ///
-/// The link ends with [`Event::Closed`] when every batch is final and the connection is no longer
-/// wanted. The link ends with [`Event::Broken`] in three cases: after an error; when the peer takes
-/// no bytes for `timeouts.request`; and when the peer's FIN came before all bytes were
-/// acknowledged.
+/// The link ends with [`Event::Closed`] when every batch is final, and the peer has sent FIN, the
+/// connection is leaving ([`Session`]), or `idle_timeout` is over. The link ends with
+/// [`Event::Broken`] in three cases: after an error; when the peer takes no bytes for
+/// `timeouts.request`; and when the peer's FIN came before all bytes were acknowledged.
 pub(crate) struct StreamLink<E> {
     session: Session,
     encode: Arc<E>,
@@ -239,8 +238,8 @@ impl<E: Encode> StreamLink<E> {
         self.writing = Some(SentBatch { claim, parts, end, bytes, begun, held_back });
     }
 
-    /// Returns `true` if no batch waits to be written, to become final or to be reported. The
-    /// connection can then end without any loss.
+    /// Returns `true` if no batch waits to be written, to become final or to be reported. If the
+    /// connection ends now, nothing has to be sent again.
     fn is_idle(&self) -> bool {
         self.writing.is_none() && self.sent.is_empty() && self.session.ready.is_empty()
     }
@@ -355,8 +354,8 @@ impl<E: Encode> StreamLink<E> {
         Ok(())
     }
 
-    /// Returns the time between two samples, which is shorter the more bytes are not final: with a
-    /// replay window of 1 s, 100 ms up to 20 MiB, and 10 ms for 200 MiB.
+    /// Returns the time until the next sample. The more bytes are not final, the shorter is the
+    /// time: for a replay window of 1 s, 100 ms with up to 20 MiB, and 10 ms with 200 MiB.
     fn sample_interval(&self) -> Duration {
         let first = self.sent.front().map_or(0, |sent| sent.end - sent.bytes);
         let under_way = self.sent.back().map_or(0, |sent| sent.end) - first;
@@ -370,7 +369,8 @@ impl<E: Encode> StreamLink<E> {
         let (mut bytes, mut any) = (0, false);
         while let Some(sent) = self.sent.pop_front_if(|sent| sent.end <= safe) {
             (bytes, any) = (bytes + sent.bytes, true);
-            // A batch without an event that could be sent does not count as an attempt.
+            // A batch whose events are all too long was not written, and does not count as an
+            // attempt.
             if sent.bytes > 0 {
                 self.session.ended(sent.begun);
             }
@@ -383,19 +383,20 @@ impl<E: Encode> StreamLink<E> {
         }
     }
 
-    /// Returns the event that ends the link, if it ends at the time `now`: a time limit is over, or
-    /// the connection is no longer wanted and no batch waits.
+    /// Returns the event that ends the link. `None` if the link does not end at the time `now`. The
+    /// link ends when a time limit is over, and without a waiting batch also when the connection is
+    /// finished or leaving.
     fn overdue(&mut self, now: Instant) -> Option<Event> {
         if let Some(finished) = self.session.finished {
             if self.is_idle() {
                 return Some(Event::Closed);
             }
-            // The grace is one replay window and the time of two samples, so that the bytes that
-            // were acknowledged when the FIN came have had their whole window.
+            // The grace is one replay window and the time of two samples. Bytes that were
+            // acknowledged before the FIN came are final by then.
             let grace =
                 self.replay_window + (self.replay_window / SAMPLES_PER_WINDOW).max(SAMPLE_MIN) * 2;
             if now.duration_since(finished) >= grace {
-                let what = "closed by the peer before it was known to have every byte";
+                let what = "the peer closed the connection before it had acknowledged every byte";
                 let failure = self.session.failure(AttemptError::Closed, what);
                 return Some(self.broken(failure));
             }
@@ -416,7 +417,8 @@ impl<E: Encode> StreamLink<E> {
         None
     }
 
-    /// Returns the time when the link must be polled again, even if nothing happens until then.
+    /// Returns the time when the link must be polled again even if nothing happens until then: for
+    /// the next sample, or without a batch for the next time limit.
     fn wake(&self) -> Option<Instant> {
         if self.is_idle() { self.session.idle_wake() } else { Some(self.samples.next) }
     }
@@ -443,8 +445,8 @@ impl<E: Encode + Sync> Link for StreamLink<E> {
                     self.session.ready.push_back(broken);
                 })
             }
-            // Every event was given up and no byte is unacknowledged, so the claim is final at
-            // once.
+            // No event of the claim could be sent, and no earlier batch waits, so the claim is
+            // final now.
             Ok(encoded) if encoded.pieces.is_empty() && self.sent.is_empty() => {
                 self.session.ready.push_back(report(Some(claim), encoded.parts));
             }

@@ -15,12 +15,10 @@ use delivery::failure::Failure;
 use delivery::files::Files;
 use telemetry::{AttemptError, Telemetry};
 
-/// The metric of when the certificates of one output expire: the output's own certificate, and
-/// those of its consumers.
+/// The metric of when the output's own certificate and the certificates of its consumers expire.
 #[derive(Clone)]
 pub(crate) struct Expiry {
     telemetry: Arc<Telemetry>,
-    /// The name of the output.
     output: String,
 }
 
@@ -60,8 +58,8 @@ impl Tls {
         Self { config, alpn, current: ArcSwapOption::empty(), expiry }
     }
 
-    /// Does the TLS handshake with the consumer at this address on `stream`, until `deadline`, and
-    /// returns the encrypted stream. Also updates the metric of when the consumer's certificate
+    /// Does the TLS handshake on `stream` with the consumer at this address, until `deadline`.
+    /// Returns the encrypted stream. Also updates the metric of when the consumer's certificate
     /// expires.
     ///
     /// # Errors
@@ -82,8 +80,8 @@ impl Tls {
     }
 }
 
-/// Does the TLS handshake with the server at this address on `stream`, until `deadline`, and
-/// returns the encrypted stream.
+/// Does the TLS handshake on `stream` with the server at this address, until `deadline`. Returns
+/// the encrypted stream.
 ///
 /// # Errors
 ///
@@ -97,8 +95,8 @@ pub(crate) async fn handshake<T: AsyncRead + AsyncWrite + Unpin>(
     shake_hands(client, at, stream, deadline, |_| {}).await
 }
 
-/// Like [`handshake`]. If the certificate of the server has expired, calls `expired` with the end
-/// of its validity.
+/// Like [`handshake`]. If the server's certificate has expired, calls `expired` with the end of the
+/// validity in seconds since 1970.
 async fn shake_hands<T: AsyncRead + AsyncWrite + Unpin>(
     client: &tls::Client,
     at: &HostPort,
@@ -116,7 +114,7 @@ async fn shake_hands<T: AsyncRead + AsyncWrite + Unpin>(
             }
             Err(failed(at, &tls::handshake_error(&error)))
         }
-        Err(_) => Err(failed(at, "no answer within the connect timeout")),
+        Err(_) => Err(failed(at, "no response within the connect timeout")),
     }
 }
 

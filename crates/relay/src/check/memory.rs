@@ -25,9 +25,9 @@ pub fn memory(checked: &Checked, limit: Option<u64>) -> Option<Problem> {
     (sum > limit).then(|| {
         let mebibytes = |bytes: u64| bytes.div_ceil(MIB);
         let message = format!(
-            "allows, together with the other settings, {} MiB of memory ({} queue + {} \
-             limits.max_in_flight + {} program + {} outputs), but the memory limit is {}, above \
-             which the kernel kills the relay: lower the settings, or raise the limit",
+            "allows, with the other settings, {} MiB of memory ({} queue + {} limits.max_in_flight \
+             + {} program + {} outputs), but the kernel kills the relay above the memory limit of \
+             {}: lower the settings, or raise the limit",
             mebibytes(sum),
             mebibytes(queue),
             mebibytes(in_flight),

@@ -15,7 +15,7 @@ pub(super) type Body = Full<Bytes>;
 
 pub(super) struct Answer {
     pub(super) response: Response<Body>,
-    /// The refusal that the response says; `None` if the request was accepted.
+    /// The refusal that `response` reports; `None` if the request was accepted.
     pub(super) refusal: Option<Refusal>,
 }
 

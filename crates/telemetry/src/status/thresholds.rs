@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-/// The lag above which an output is late, where its protocol does not collect events. A batch takes
-/// milliseconds, and a retry after a single failure less than a second. A longer wait means that an
-/// answer does not come, or that earlier events are stuck. The limit is half of the default of
+/// The lag above which an output is late, if its protocol does not hold events. A batch takes
+/// milliseconds, and a retry after a single failure less than a second. A longer wait means that a
+/// response does not come, or that earlier events are stuck. The limit is half of the default of
 /// `timeouts.request` (60 s), after which the relay gives up on a silent consumer.
 const LAG_MAX: Duration = Duration::from_secs(30);
 
@@ -15,7 +15,7 @@ pub fn lag_max(waits: Option<Duration>) -> Duration {
     LAG_MAX + waits.unwrap_or_default()
 }
 
-/// Returns the time for which a working output holds an event, by its [`lag_max`].
+/// Returns the time for which the output's protocol holds an event, from its [`lag_max`].
 pub fn held(lag_max: Duration) -> Duration {
     lag_max.saturating_sub(LAG_MAX)
 }
@@ -24,8 +24,8 @@ pub fn held(lag_max: Duration) -> Duration {
 /// audit events all the time.
 pub const SILENCE: f64 = 900.0;
 
-/// A kube-apiserver is silent if another one was heard more than this many seconds after it. Each
-/// makes an event that names it every 10 s, and sends a batch after 30 s at the latest.
+/// A kube-apiserver is silent if it was last heard more than this many seconds before another one.
+/// Each one makes an event with its name every 10 s, and sends a batch after at most 30 s.
 pub const APISERVER_SILENT: f64 = 300.0;
 
 /// The part of the queue's capacity above which the queue is nearly full.
@@ -34,7 +34,7 @@ pub const QUEUE_NEARLY_FULL: f64 = 0.8;
 /// The part of the memory limit above which the memory is nearly used up.
 pub const MEMORY_NEARLY_USED: f64 = 0.9;
 
-/// The days before a certificate's end at which it becomes a warning, and at which it is bad.
+/// The remaining days below which a certificate causes a warning, and below which it is bad.
 pub const CERTIFICATE_DAYS: (f64, f64) = (14.0, 3.0);
 
 /// The fill above which the growth of the queue is extrapolated. After startup, a few events look
@@ -44,24 +44,24 @@ pub const FORECAST_FILL: f64 = 0.1;
 /// A queue is bad if, at its present growth, it becomes full within this time in seconds.
 pub const FULL_WITHIN: f64 = 3600.0;
 
-/// The time in seconds for which kube-apiserver repeats a batch that is answered 429 or 503 with
-/// the relay's `Retry-After`. After this time kube-apiserver drops the batch.
+/// The time in seconds for which kube-apiserver repeats a batch after responses 429 or 503 with the
+/// relay's `Retry-After`. After this time, kube-apiserver drops the batch.
 pub const PATIENCE_WITH_RETRY_AFTER: f64 = 235.0;
 
 /// The time in seconds for which kube-apiserver repeats a batch whatever the error: five attempts,
 /// the last 81 s after the first or later.
 pub const PATIENCE: f64 = 80.0;
 
-/// The longest time in seconds for which kube-apiserver repeats a batch if the answers have no
+/// The longest time in seconds for which kube-apiserver repeats a batch if the responses have no
 /// `Retry-After`. [`PATIENCE`] is the shortest.
 pub const PATIENCE_MAX: f64 = 90.0;
 
-/// Everything is refused if at least this many requests and TLS handshakes were refused for good
-/// over [`PATIENCE`] and nothing was accepted: the attempts of one batch.
+/// Everything counts as refused if, over [`PATIENCE`], nothing was accepted and at least this many
+/// requests and TLS handshakes were refused for good: the attempts of one batch.
 pub const ATTEMPTS: u64 = 5;
 
-/// The time in seconds above which the answers of a listener are slow. kube-apiserver gives up
-/// after 30 s; in health an answer takes milliseconds.
+/// The time in seconds above which the responses of a listener are slow. kube-apiserver gives up
+/// after 30 s; a healthy relay responds within milliseconds.
 pub const SLOW_ANSWERS: f64 = 1.0;
 
 /// The time in seconds for which a delivery that has timed out is a warning. A hung consumer seems

@@ -30,17 +30,16 @@ pub enum State {
 /// One thing that an operator should know.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
-    /// `bad` (somebody has to act), `warn` (worth a look), `note` or `good`.
+    /// `bad` (needs action), `warn` (worth a look), `note` or `good`.
     pub state: State,
-    /// The part of the relay: `queue`, `output NAME`, `listener ADDRESS`, `source NAME`,
-    /// `evidence`, or `relay`; or `senders`, for events that senders lost before they reached the
-    /// relay.
+    /// The part of the relay: `queue`, `output NAME`, `listener ADDRESS`, `source NAME`, `evidence`
+    /// or `relay`; `senders`: events that senders lost before they reached the relay.
     pub about: String,
     /// One or two sentences that describe the fact.
     pub text: String,
-    /// The action that an operator can take; `None` if none is needed.
+    /// What an operator can do; `None` if nothing needs to be done.
     pub advice: Option<String>,
-    /// The address of the runbook that `advice` names at its end; `None` if it names none.
+    /// The URL of the runbook named at the end of `advice`; `None` if it names none.
     #[serde(default)]
     pub runbook: Option<String>,
 }
@@ -238,7 +237,7 @@ fn earlier(status: &Status, found: &mut Findings) {
     if let Some(at) = &status.losses.earlier_last_lost {
         let lost = status.losses.earlier_lost_events;
         let text = format!(
-            "Before the last restart, {lost} events were lost or refused for good, the last at {at}."
+            "Events lost or refused for good before the last restart: {lost}, the last at {at}."
         );
         // Without a runbook: `doctor` leaves out findings with the runbook about losses, and counts
         // the losses since the start itself.
@@ -253,11 +252,12 @@ fn earlier(status: &Status, found: &mut Findings) {
             (State::Note, format!("The last process was killed at {at}. {kept}"))
         }
         _ => {
-            let unknown = "What was in memory when the last process was killed";
-            (State::Warn, format!("{unknown} at {at} is not known: accepted events may be lost."))
+            let unknown = "what it had in memory is unknown";
+            let killed = format!("the last process was killed at {at}, and {unknown}");
+            (State::Warn, format!("Accepted events may be lost: {killed}."))
         }
     };
-    let advice = "The reason is in `kubectl describe pod`. Runbook: KubeAuditForwarderKilled.";
+    let advice = "`kubectl describe pod` shows the reason. Runbook: KubeAuditForwarderKilled.";
     found.add(state, "relay", text, advice);
 }
 
@@ -277,7 +277,7 @@ fn queue(status: &Status, found: &mut Findings) {
     } else if queue.fill() > QUEUE_NEARLY_FULL || full_soon {
         let text = match queue.fill() > QUEUE_NEARLY_FULL {
             true => "The queue is nearly full.",
-            false => "At the pace of the last minutes, the queue is full within an hour.",
+            false => "At the current rate, the queue will be full within an hour.",
         };
         let advice =
             format!("{} Runbook: KubeAuditForwarderQueueFullWithinAnHour.", more_room(status));
@@ -303,7 +303,7 @@ fn full(status: &Status, queue: &Queue, found: &mut Findings) {
         "drop_oldest" => format!("{when}: the oldest events are dropped, and counted as lost."),
         "drop_newest" => format!("{when}: new events are dropped, and counted as lost."),
         _ => format!(
-            "{when}: senders get 429, and are told to come back in about {} s.",
+            "{when}: senders get 429, and are told to retry in about {} s.",
             queue.retry_after_seconds.unwrap_or_default()
         ),
     };
@@ -320,11 +320,11 @@ fn more_room(status: &Status) -> String {
         status.outputs.iter().filter(|it| it.required).max_by_key(|it| it.backlog.backlog_bytes);
     match slowest.filter(|it| it.backlog.backlog_events > 0) {
         Some(it) => format!(
-            "Fix the consumer of the output {}, which has the largest backlog, or enlarge \
-            queue.max_bytes.",
+            "Fix the consumer of output {}, which has the largest backlog, or raise \
+             queue.max_bytes.",
             it.name
         ),
-        None => "Enlarge queue.max_bytes.".to_owned(),
+        None => "Raise queue.max_bytes.".to_owned(),
     }
 }
 
@@ -385,7 +385,7 @@ fn output(it: &Output, found: &mut Findings) {
                 format!("Output {} is paused by the config; its events wait in the queue.", it.name)
             }
         };
-        let advice = "Take `pause` out of the config before the queue is full.";
+        let advice = "Remove `pause` from the config before the queue is full.";
         found.add(State::Note, &about, text, advice);
     }
     // The state of a single address changes with that of its output.
@@ -397,35 +397,35 @@ fn output(it: &Output, found: &mut Findings) {
         let (name, seconds) = (&it.name, it.backlog.lag_max_seconds);
         let text = match is_late(it) {
             true => format!(
-                "Output {name} is late: events have waited for it for more than {seconds} s."
+                "Output {name} is late: its oldest event has waited for more than {seconds} s."
             ),
-            false => format!("The backlog of the output {name} is growing."),
+            false => format!("The backlog of output {name} is growing."),
         };
         let advice = "The consumer accepts events more slowly than they arrive. Runbook: \
             KubeAuditForwarderOutputLags.";
         found.add(State::Warn, &about, text, advice);
     } else if is_stalling(it) {
-        let text = format!("Output {}: a delivery has timed out in the last two minutes.", it.name);
-        let advice = "Check whether the consumer has stopped reading: for a while, its kernel \
-            accepts events that it does not read. Runbook: KubeAuditForwarderOutputLags.";
+        let text = format!("Output {}: a delivery timed out in the last two minutes.", it.name);
+        let advice = "Check whether the consumer has stopped reading: its kernel may accept unread \
+            events for a while. Runbook: KubeAuditForwarderOutputLags.";
         found.add(State::Warn, &about, text, advice);
     }
     if is_dropping_all(it) {
-        let text =
-            format!("The filter of the output {} has dropped every event for minutes.", it.name);
-        let advice = "If this is not intended, `policy explain` says which rule decides on an \
-            event; names of verbs, resources and users are compared letter by letter.";
+        let text = format!("The filter of output {} has dropped every event for minutes.", it.name);
+        let advice = "If this is not intended, `policy explain` shows which rule applies to an \
+            event; names of verbs, resources and users must match exactly.";
         found.add(State::Warn, &about, text, advice);
     }
     if let Some(aside) = it.aside.as_ref().filter(|it| it.server_errors) {
         let (events, position) = (aside.events, aside.position);
         let text = format!(
-            "Output {}: the consumer answers {events} of its events with an error each time, the \
-             first at position {position}, and takes the others.",
+            "Output {}: the consumer returns an error each time for {events} of its events, the \
+             first at position {position}, and accepts the others.",
             it.name
         );
-        let advice = "They are set aside. `aside` in /status has the answer. They are treated as refused after \
-            rejected.after_server_errors. Runbook: KubeAuditForwarderEventsSetAside.";
+        let advice = "They are set aside, and treated as refused after \
+            rejected.after_server_errors. `aside` in /status has the response. Runbook: \
+            KubeAuditForwarderEventsSetAside.";
         found.add(State::Warn, &about, text, advice);
     }
     if !is_only {
@@ -454,7 +454,7 @@ fn addresses_on_trial(it: &Output, about: &str, found: &mut Findings) {
     for address in it.addresses.iter().filter(|it| it.state == ON_TRIAL) {
         let name = &address.address;
         let text = format!(
-            "Output {}: the address {name} answers connections again, and has taken no events \
+            "Output {}: the address {name} accepts connections again, but has taken no events \
              since it failed.",
             it.name
         );
@@ -476,19 +476,20 @@ fn senders(status: &Status, found: &mut Findings) {
             };
             let about = format!("listener {}", it.listener);
             let text =
-                format!("The listener {} is not open: it waits for its {what}.", it.listener);
+                format!("The listener {} is not open: it is waiting for its {what}.", it.listener);
             found.add(State::Warn, &about, text, advice);
         }
         let is_slow = it.latency_p99_seconds.is_some_and(|seconds| seconds > SLOW_ANSWERS);
         // With `delivered`, the answers wait for the consumers.
         if is_slow && status.intake.acknowledge.as_deref() != Some("delivered") {
             let text = format!(
-                "The listener {} answers slowly: the slowest of a hundred answers takes longer \
-                 than {SLOW_ANSWERS} s.",
+                "The listener {} responds slowly: one response in a hundred takes longer than \
+                 {SLOW_ANSWERS} s.",
                 it.listener
             );
-            let advice = "kube-apiserver gives up after 30 s. With queue.directory the disk is \
-                slow; otherwise the CPU limit is too low. Runbook: KubeAuditForwarderDiskSlow.";
+            let advice = "kube-apiserver gives up after 30 s. With queue.directory, the disk may \
+                be slow; otherwise, the CPU limit may be too low. Runbook: \
+                KubeAuditForwarderDiskSlow.";
             found.add(State::Warn, &format!("listener {}", it.listener), text, advice);
         }
     }
@@ -510,7 +511,8 @@ fn senders(status: &Status, found: &mut Findings) {
         && last.seconds_ago < REFUSED_LATELY
         && !is_everything
     {
-        let text = format!("TLS handshakes at {} failed lately ({}).", last.listener, last.reason);
+        let text =
+            format!("TLS handshakes at {} failed recently ({}).", last.listener, last.reason);
         let advice = "The log has the sender's address and the reason. Runbook: \
             KubeAuditForwarderTlsHandshakesFail.";
         found.add(State::Warn, &format!("listener {}", last.listener), text, advice);
@@ -530,7 +532,7 @@ fn senders(status: &Status, found: &mut Findings) {
         let text = "No event was accepted for more than 15 minutes: requests are refused.";
         found.add(State::Warn, "relay", text, "The findings about refused requests say why.");
     } else if silence > SILENCE {
-        let advice = "Every cluster makes audit events all the time. Runbook: \
+        let advice = "Every cluster constantly generates audit events. Runbook: \
             KubeAuditForwarderNothingReceived.";
         found.add(State::Warn, "relay", "No event has arrived for more than 15 minutes.", advice);
     }
@@ -544,12 +546,12 @@ fn apiservers(status: &Status, found: &mut Findings) {
     for it in &status.apiservers {
         if it.last_heard_seconds_ago - newest > APISERVER_SILENT {
             let text = format!(
-                "This relay received no events of the kube-apiserver {} for five minutes, but \
-                 received events of another one.",
+                "This relay has received no events from the kube-apiserver {} for five minutes, \
+                 but has received events from another one.",
                 it.name
             );
-            let advice = "If no other relay hears it either, look at the audit webhook of that \
-                kube-apiserver. Runbook: KubeAuditForwarderApiserverSilent.";
+            let advice = "If no other relay receives its events either, check that \
+                kube-apiserver's audit webhook. Runbook: KubeAuditForwarderApiserverSilent.";
             found.add(State::Note, "relay", text, advice);
         }
     }
@@ -569,7 +571,7 @@ fn everything_refused(status: &Status, found: &mut Findings) -> bool {
     let (state, text) = if times.shut_for(PATIENCE).is_some() {
         let text = format!(
             "Everything is refused ({what}), and nothing was accepted for longer than \
-             kube-apiserver repeats a batch (about 90 s)."
+             kube-apiserver retries a batch (about 90 s)."
         );
         (State::Bad, text)
     } else {
@@ -578,15 +580,14 @@ fn everything_refused(status: &Status, found: &mut Findings) -> bool {
             false => (State::Note, "more than an hour ago"),
         };
         let text = format!(
-            "Everything was refused for a time {when}: {} attempts of senders. kube-apiserver \
-             makes five with a batch and then drops it, unless another replica took it.",
+            "Everything was refused for a time {when}: {} attempts by senders. kube-apiserver \
+             drops a batch after five, unless another replica accepted it.",
             times.long_shut_requests
         );
         (state, text)
     };
-    let advice = "The relay cannot count events that it never got, so they are not in `lost`. \
-        `doctor` compares with kube-apiserver's own count. Runbook: \
-        KubeAuditForwarderEverythingRefused.";
+    let advice = "The relay cannot count events that it never received, so they are not in `lost`. \
+        `doctor` checks kube-apiserver's own count. Runbook: KubeAuditForwarderEverythingRefused.";
     found.add(state, SENDERS, text, advice);
     state == State::Bad
 }
@@ -599,20 +600,20 @@ fn refused_connections(status: &Status, found: &mut Findings) {
             ago if ago < REFUSED_LATELY => State::Warn,
             _ => continue,
         };
-        let when = if state == State::Bad { "are" } else { "were lately" };
+        let when = if state == State::Bad { "are" } else { "were recently" };
         let (text, advice) = match reason.as_str() {
             "accept_failed" => (
-                format!("New connections of senders {when} not accepted: the kernel refuses."),
+                format!("New sender connections {when} not accepted: the kernel refuses them."),
                 "The log has the error; with too many open files, raise the limit of the process.",
             ),
             "evicted" => (
-                format!("Connections of senders {when} closed for newer ones: {AT_LIMIT}."),
+                format!("Sender connections {when} closed for newer ones: {AT_LIMIT}."),
                 FIND_CLIENTS,
             ),
             _ => (
                 format!(
-                    "New connections of senders {when} closed: {AT_LIMIT}, and each has a request \
-                     in progress."
+                    "New sender connections {when} closed: {AT_LIMIT}, and each open one has a \
+                     request in progress."
                 ),
                 FIND_CLIENTS,
             ),
@@ -632,9 +633,9 @@ fn slow_requests(status: &Status, found: &mut Findings) -> bool {
             && !status.intake.last_event_seconds_ago.is_some_and(is_since)
     });
     if is_slow {
-        let text = "Requests arrive too slowly (408), and no event was accepted since.";
-        let advice = "They do not arrive within limits.body_timeout: look at the network and the \
-            proxies in between. Runbook: KubeAuditForwarderSendersWait.";
+        let text = "Requests arrive too slowly (408), and no event has been accepted since.";
+        let advice = "They take longer than limits.body_timeout: check the network and any proxies \
+            in between. Runbook: KubeAuditForwarderSendersWait.";
         found.add(State::Warn, "relay", text, advice);
     }
     is_slow
@@ -677,11 +678,11 @@ fn refusals(status: &Status, found: &mut Findings) -> bool {
             false => (State::Note, " more than an hour ago"),
         };
         let text = format!(
-            "Senders may have dropped events{when}, unless another replica took them: {what} for \
-             longer than kube-apiserver repeats a batch (about four minutes)."
+            "Senders may have dropped events{when}, unless another replica accepted them: {what} \
+             for longer than kube-apiserver retries a batch (about four minutes)."
         );
-        let advice = "The relay cannot count events that it never got, so they are not in `lost`. \
-            `doctor` compares with kube-apiserver's own count. Runbook: \
+        let advice = "The relay cannot count events that it never received, so they are not in \
+            `lost`. `doctor` checks kube-apiserver's own count. Runbook: \
             KubeAuditForwarderSendersWait.";
         found.add(state, SENDERS, text, advice);
     }
@@ -698,8 +699,8 @@ fn evidence(status: &Status, found: &mut Findings) {
         let state_of = |is_over: bool| if is_over { State::Note } else { State::Warn };
         let (state, text, runbook) = match reason.as_str() {
             "rolled_back" => {
-                let text = "A witness knows a newer log: queue.directory was restored from an \
-                            older copy (rolled_back).";
+                let text = "A witness has seen a newer log: queue.directory was restored from an \
+                    older copy (rolled_back).";
                 (State::Bad, text.to_owned(), "KubeAuditForwarderEvidenceRolledBack")
             }
             "tampered" => {
@@ -731,7 +732,7 @@ fn process(status: &Status, found: &mut Findings) {
     if let Some(limit) = status.process.memory_limit_bytes
         && status.process.memory_bytes as f64 > MEMORY_NEARLY_USED * limit as f64
     {
-        let text = "The memory is nearly used up: beyond its limit the kernel ends the relay.";
+        let text = "Memory is nearly used up: above the limit, the kernel kills the relay.";
         let advice = "Raise the memory limit. Runbook: KubeAuditForwarderMemoryNearLimit.";
         found.add(State::Warn, "relay", text, advice);
     }
@@ -741,13 +742,13 @@ fn process(status: &Status, found: &mut Findings) {
     let (applied, refused) =
         (status.reloads.success.last_seconds_ago, status.reloads.error.last_seconds_ago);
     if let Some(error) = &status.reloads.awaits_address {
-        let text = format!("The last change of the config is tried again: {error}.");
+        let text = format!("The last config change is being retried: {error}.");
         let advice = "Free the address, or correct it in the config. Runbook: \
             KubeAuditForwarderReloadFailed.";
         found.add(State::Warn, "relay", text, advice);
     } else if refused.is_some_and(|refused| applied.is_none_or(|applied| refused < applied)) {
-        let text = "The last change of the config was refused; the relay continues with the \
-                    previous config.";
+        let text =
+            "The last config change was refused; the relay continues with the previous config.";
         let advice = "`check` and the log name the mistake. Runbook: \
             KubeAuditForwarderReloadFailed.";
         found.add(State::Warn, "relay", text, advice);
@@ -758,7 +759,7 @@ fn process(status: &Status, found: &mut Findings) {
         found.add(State::Warn, "relay", "The relay is starting.", "");
     }
     if status.process.log_dropped_lines > 0 {
-        let text = "Lines of the log are missing, because nobody reads stderr fast enough.";
+        let text = "Log lines are missing, because stderr is not read fast enough.";
         found.add(State::Note, "relay", text, "");
     }
 }
@@ -778,9 +779,9 @@ fn certificate(status: &Status, it: &Certificate, found: &mut Findings) {
     };
     let about = format!("{} {}", it.place, it.name);
     let (whose, advice) = match (it.place.as_str(), it.role.as_str()) {
-        ("output", "server") => ("consumer's", "The operators of the consumer have to replace it."),
-        ("listener", "client") => ("sender's", "The operators of the sender have to replace it."),
-        _ => ("relay's own", "Replace it; the relay reads the new file by itself."),
+        ("output", "server") => ("consumer's", "The consumer's operators have to replace it."),
+        ("listener", "client") => ("sender's", "The sender's operators have to replace it."),
+        _ => ("relay's own", "Replace it; the relay reloads the file automatically."),
     };
     let text = format!("The {whose} certificate at {about} {when}.");
     let advice = format!("{advice} Runbook: KubeAuditForwarderCertificateExpiresIn3Days.");
@@ -892,7 +893,7 @@ mod tests {
     /// trial`. It is a warning all the time.
     #[test]
     fn an_address_on_trial_is_a_warning_until_a_delivery_succeeds() {
-        assert_headline(State::Warn, "10.0.0.2:1 answers connections again", |status| {
+        assert_headline(State::Warn, "10.0.0.2:1 accepts connections again", |status| {
             status["outputs"][0]["addresses"][1]["state"] = json!("back, on trial");
         });
         let mut output = Output::default();
@@ -967,7 +968,7 @@ mod tests {
             }
         };
         assert_headline(State::Good, "works", slow(1.0, "synced"));
-        assert_headline(State::Warn, "0.0.0.0:3000 answers slowly", slow(1.1, "synced"));
+        assert_headline(State::Warn, "0.0.0.0:3000 responds slowly", slow(1.1, "synced"));
         assert_headline(State::Good, "works", slow(9.0, "delivered"));
     }
 
@@ -997,7 +998,7 @@ mod tests {
         assert_headline(State::Bad, "Everything is refused (requests: unauthorized)", now);
         let tls = refused(Some(80.0), Some(0.0), 399.0);
         assert_headline(State::Bad, "Everything is refused (TLS handshakes: unknown_ca)", tls);
-        let lately = "in the last hour: 45 attempts of senders";
+        let lately = "in the last hour: 45 attempts by senders";
         assert_headline(State::Warn, lately, refused(Some(79.0), Some(3599.0), 500.0));
         let verdict = judged(refused(None, Some(3600.0), 500.0));
         assert_eq!((verdict.state, verdict.findings.len()), (State::Good, 2), "{verdict:?}");
@@ -1163,8 +1164,8 @@ mod tests {
         let words = "are closed: limits.max_connections is reached";
         assert_headline(State::Bad, words, refused("all_busy", 59.0));
         assert_headline(State::Bad, "the kernel refuses", refused("accept_failed", 59.0));
-        assert_headline(State::Warn, "were lately closed for newer", refused("evicted", 3.0));
-        assert_headline(State::Warn, "were lately closed", refused("all_busy", 61.0));
+        assert_headline(State::Warn, "were recently closed for newer", refused("evicted", 3.0));
+        assert_headline(State::Warn, "were recently closed", refused("all_busy", 61.0));
         assert_headline(State::Good, "works", refused("all_busy", 301.0));
     }
 
@@ -1198,10 +1199,10 @@ mod tests {
     #[test]
     fn only_a_certificate_of_the_relay_is_replaced_here() {
         for (place, role, words) in [
-            ("output", "client", "the relay reads the new file"),
-            ("output", "server", "operators of the consumer"),
-            ("listener", "server", "the relay reads the new file"),
-            ("listener", "client", "operators of the sender"),
+            ("output", "client", "the relay reloads the file"),
+            ("output", "server", "consumer's operators"),
+            ("listener", "server", "the relay reloads the file"),
+            ("listener", "client", "sender's operators"),
         ] {
             let verdict = judged(|status| {
                 status["certificates"] = json!([{ "place": place, "name": "siem", "role": role,
@@ -1229,7 +1230,7 @@ mod tests {
         }
         let said = texts(&[9.0, 310.0, 40.0]);
         assert!(
-            said.len() == 1 && said[0].starts_with("This relay received no events of"),
+            said.len() == 1 && said[0].starts_with("This relay has received no events from"),
             "{said:?}"
         );
         assert!(said[0].contains("kube-apiserver a310 "), "{said:?}");
@@ -1262,7 +1263,7 @@ mod tests {
         assert_headline(State::Good, "works", |status| {
             status["last_final_refusal"] = json!({ "reason": "invalid", "seconds_ago": 301.0 });
         });
-        assert_headline(State::Warn, "at [::]:3000 failed lately (unknown_ca)", |status| {
+        assert_headline(State::Warn, "at [::]:3000 failed recently (unknown_ca)", |status| {
             status["last_tls_failure"] =
                 json!({ "listener": "[::]:3000", "reason": "unknown_ca", "seconds_ago": 3.0 });
         });
@@ -1273,11 +1274,11 @@ mod tests {
         assert_headline(State::Warn, "No event", |status| {
             status["last_event_seconds_ago"] = json!(901.0);
         });
-        assert_headline(State::Warn, "config was refused", |status| {
+        assert_headline(State::Warn, "config change was refused", |status| {
             status["reloads"] = json!({ "success": { "last_seconds_ago": 9.0 },
                 "error": { "last_seconds_ago": 3.0 } });
         });
-        assert_headline(State::Warn, "tried again: cannot listen on [::]:3000: in use", |status| {
+        assert_headline(State::Warn, "retried: cannot listen on [::]:3000: in use", |status| {
             status["reloads"] = json!({ "success": { "last_seconds_ago": 9.0 },
                 "error": { "last_seconds_ago": 3.0 },
                 "awaits_address": "cannot listen on [::]:3000: in use" });

@@ -29,13 +29,13 @@ const OF_MACHINES: &str = "no such file|permission denied|unable to load|failed 
 ///
 /// # Errors
 ///
-/// HAProxy refuses the file for these reasons.
+/// The reasons for which HAProxy refuses the file.
 pub fn judge(file: &Path, text: &str) -> Result<String, Vec<String>> {
     let alerts = match run(file) {
-        Ok(None) => return Ok("Validity: `haproxy -c` takes the file.".to_owned()),
+        Ok(None) => return Ok("Validity: `haproxy -c` accepts the file.".to_owned()),
         Ok(Some(messages)) => alerts(&messages),
         Err(error) => {
-            return Ok(format!("NOT CHECKED: validity: `haproxy -c` gives no answer: {error}"));
+            return Ok(format!("NOT CHECKED: validity: `haproxy -c` gave no result: {error}"));
         }
     };
     let lower = alerts.join(" ").to_lowercase();
@@ -45,11 +45,11 @@ pub fn judge(file: &Path, text: &str) -> Result<String, Vec<String>> {
     if !alerts.is_empty() && !is_of_machine {
         return Err(alerts);
     }
-    let why = "refuses the file here, which may be due to this machine or to another version";
+    let why = "rejects the file, perhaps because of this machine or a different version";
     Ok(format!("NOT CHECKED: validity: `haproxy -c` {why}: {}", alerts.join(" ")))
 }
 
-/// Runs `haproxy -c`. Returns its messages if it refuses the file.
+/// Runs `haproxy -c`. Returns HAProxy's messages about a refused file, `None` for an accepted one.
 fn run(file: &Path) -> io::Result<Option<String>> {
     if !file.is_file() {
         return Err(io::Error::other("it is not a file on the disk"));
@@ -70,7 +70,7 @@ fn run(file: &Path) -> io::Result<Option<String>> {
     }
     child.kill()?;
     child.wait()?;
-    Err(io::Error::other("it did not end in time"))
+    Err(io::Error::other("it did not finish in time"))
 }
 
 /// Returns HAProxy's reasons for the refusal, without secrets.

@@ -24,13 +24,13 @@ impl Listener {
             let other = listeners.iter().find_map(|listener| listener.tls.as_ref());
             if tls.as_ref().is_some_and(|tls| tls.pem.is_none() || *other.unwrap_or(tls) != *tls) {
                 let why = "left out: a listener with `ssl` has one certificate (crt FILE), and all \
-                           have the same settings of TLS";
+                    share the same TLS settings";
                 notes.decide(line, why);
                 continue;
             }
             for text in line.word(1).split(',') {
                 let Some(address) = address(text).filter(|it| ports.insert(it.port())) else {
-                    let why = "left out: a listener has an IP address and a port of its own";
+                    let why = "left out: each listener has its own IP address and port";
                     notes.decide_part(line, &[text.to_owned()], why);
                     continue;
                 };

@@ -102,7 +102,7 @@ impl<'a> Settings<'a> {
             }
         }
         if !unknown.is_empty() {
-            notes.decide_part(line, &unknown, "the relay has nothing that corresponds to it here");
+            notes.decide_part(line, &unknown, "the relay has no equivalent here");
         }
         settings.tls = is_tls.then_some(tls);
         settings
@@ -145,7 +145,7 @@ pub(super) fn short_time(text: &str) -> Option<String> {
 }
 
 /// Returns the time of the line `timeout NAME TIME` for the proxy. `None`: the relay's default
-/// stays, because there is no such line or its time is too long.
+/// stays, because there is no such line, or [`short_time`] refuses its time.
 pub(super) fn time(proxy: &Proxy<'_>, name: &str, key: &str, notes: &mut Notes) -> Option<String> {
     let line = proxy.last(["timeout", name])?;
     let time = short_time(line.word(2))?;

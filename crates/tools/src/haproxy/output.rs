@@ -42,14 +42,14 @@ impl Output {
             let fits = server.tls == tls || server.tls.is_none() && kind == "http";
             match fits {
                 true => notes.carried(server.line, "output.urls"),
-                false => notes.decide(server.line, "left out: an output has one table of TLS"),
+                false => notes.decide(server.line, "left out: an output has a single TLS table"),
             }
             fits
         });
         let backups: Vec<_> = servers.iter().filter(|server| server.is_backup).collect();
         let takes_turns = takes_turns(back, notes) && servers.len() - backups.len() > 1;
         for server in backups.iter().filter(|_| takes_turns) {
-            let why = "with a backup, the relay uses the first server that works, not all in turn";
+            let why = "with a backup, the relay uses the first healthy server, not all in turn";
             notes.decide_part(server.line, &["backup".to_owned()], why);
         }
         let mut output = Self {
@@ -84,7 +84,7 @@ impl Output {
         match (line.word(1), line.words.len()) {
             ("set-header", 4) if is_header && !value.contains('%') => {
                 let key = match secret_in(&name) {
-                    Some(_) => "output.headers, better as \"${file:PATH}\" than as plain text",
+                    Some(_) => "output.headers; prefer \"${file:PATH}\" to plain text",
                     None => "output.headers",
                 };
                 notes.carried(line, key);
@@ -105,25 +105,25 @@ impl Output {
 fn server<'a>(back: &Proxy<'a>, line: &'a Line, notes: &mut Notes) -> Option<Settings<'a>> {
     let settings = Settings::read(back, line, notes);
     if settings.is_unused || address(line.word(2)).is_none() {
-        let why = format!("left out: `{}` is not HOST:PORT, or not in use", line.word(2));
+        let why = format!("left out: `{}` is not HOST:PORT, or is unused", line.word(2));
         notes.decide(line, &why);
         return None;
     }
     let names_nothing = |tls: &Tls| !tls.insecure_skip_verify && tls.server_name.is_none();
     if settings.tls.as_ref().is_some_and(names_nothing) {
-        let why = "HAProxy checks only who has signed the certificate; the relay also checks that \
-                   it names the server, or output.tls.server_name if that is set";
+        let why = "HAProxy checks only who signed the certificate; the relay also checks that the \
+            certificate names the server, or output.tls.server_name if set";
         notes.decide_part(line, &["ssl".to_owned()], why);
     }
     Some(settings)
 }
 
-/// Returns `true` if HAProxy uses the servers in turn, as it does by default.
+/// Returns `true` if HAProxy spreads requests over the servers. In a ring, each server gets every
+/// line, and with `balance first`, a server gets requests when the one before it is full.
 fn takes_turns(back: &Proxy<'_>, notes: &mut Notes) -> bool {
     let line = back.last(["balance"]);
     let is_known = |line: &&Line| matches!(line.word(1), "roundrobin" | "static-rr" | "first");
     line.filter(is_known).into_iter().for_each(|line| notes.carried(line, "output.strategy"));
-    // HAProxy sends each line to every server of a ring.
     line.is_none_or(|line| line.word(1) != "first") && back.section.kind() != "ring"
 }
 

@@ -45,7 +45,7 @@ pub(super) fn read(text: &str, notes: &mut Notes) -> Vec<Section> {
         let is_head = SECTIONS.split_whitespace().any(|kind| kind == line.word(0));
         depth += usize::from(line.is([".if"]));
         let why = if depth > 0 || line.word(0).starts_with('.') {
-            "only HAProxy knows whether the condition holds"
+            "only HAProxy can evaluate the condition"
         } else if !is_read {
             "it has a variable, an escape or a quote that cannot be carried over"
         } else if is_head && line.words.iter().skip(1).any(|word| word == "from") {
@@ -58,7 +58,7 @@ pub(super) fn read(text: &str, notes: &mut Notes) -> Vec<Section> {
             section.lines.push(line);
             continue;
         } else {
-            "it is in no section that can be carried over"
+            "it is not in a section that can be carried over"
         };
         depth -= usize::from(depth > 0 && line.is([".endif"]));
         is_in_section &= !is_head;
@@ -102,7 +102,7 @@ fn words(text: &str) -> Option<Vec<String>> {
 #[derive(Debug, Clone)]
 pub(super) struct Proxy<'a> {
     pub(super) section: &'a Section,
-    /// The sections with these lines: `global`, `defaults`, and its own section.
+    /// The sections whose lines apply, in this order: `global`, `defaults`, and `section`.
     pub(super) sections: Vec<&'a Section>,
 }
 
@@ -126,7 +126,7 @@ impl<'a> Proxy<'a> {
         lines.filter(move |line| line.is(words))
     }
 
-    /// Returns the last line that begins with `words`. It decides a setting that has one value.
+    /// Returns the last line that begins with `words`: the one that counts for a repeated setting.
     pub(super) fn last<const N: usize>(&self, words: [&str; N]) -> Option<&'a Line> {
         self.all(words).next_back()
     }

@@ -80,8 +80,8 @@ impl Report {
         let name = printable(name);
         let [decide, no_effect, carried] = VERDICTS.map(|(verdict, _)| self.count(verdict));
         let mut lines = vec![format!(
-            "{name}: {decide} to decide, {no_effect} without effect, {carried} carried over. \
-             docs/migrate-haproxy.md says what the relay has instead."
+            "{name}: decide: {decide}, no effect: {no_effect}, carried over: {carried}. \
+             docs/migrate-haproxy.md lists what the relay has instead."
         )];
         lines.push(printable(&self.validity));
         let is_shown = |verdict| verdict <= last && self.count(verdict) > 0;
@@ -93,7 +93,7 @@ impl Report {
             }));
         }
         if !self.needs.is_empty() {
-            lines.extend([String::new(), "Before the relay runs with this config:".to_owned()]);
+            lines.extend([String::new(), "Before you run the relay with this config:".to_owned()]);
             lines.extend(self.needs.iter().map(|need| escape::masked(need, usize::MAX)));
         }
         lines

@@ -99,7 +99,7 @@ fn the_report_stands_in_the_config_too() {
     let Migrated { config, report } = super::migrate(&text, options).unwrap();
     assert!(config.starts_with("# Made from a\u{fffd}b.cfg by"), "{config}");
     let lines = report.lines("a\nb.cfg", Verdict::NoEffect);
-    let summary = "a\u{fffd}b.cfg: 1 to decide, 4 without effect, 10 carried over.";
+    let summary = "a\u{fffd}b.cfg: decide: 1, no effect: 4, carried over: 10.";
     assert!(lines[0].starts_with(summary), "{lines:?}");
     assert_eq!(lines[1], validity);
     assert!(lines[3].starts_with("decide: a\u{fffd}b.cfg:11: option forwardfor: "), "{lines:?}");
@@ -278,7 +278,7 @@ fn a_listener_that_was_https_never_becomes_http() {
         let unusable = migrate(&text).unwrap_err();
         assert!(unusable.findings.iter().all(|finding| finding.line == 11), "{unusable:?}");
     }
-    // With two certificates, the first one is kept, and the user decides about the second one.
+    // If a line has two certificates, the first is kept, and the user decides about the second.
     let text = SAMPLE.replace("bind :3000", "bind :3000 ssl crt /a.pem crt /b.pem");
     let (table, decide) = migrated(&text);
     assert_eq!(table["listener"][0]["tls"]["certificate"].as_str(), Some("/a.pem"));

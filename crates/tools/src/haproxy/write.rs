@@ -45,8 +45,8 @@ impl Config {
         let is_free = |port: &u16| self.listeners.iter().all(|it| it.address.port() != *port);
         let port = (9090..).find(is_free).unwrap_or(9090);
         text += &format!(
-            "\n# HAProxy kept nothing. The queue holds what is not delivered yet, in memory; with \
-             `directory` on disk,\n# where it survives a crash.\n[queue]\nmax_bytes = \"256MiB\"\n\
+            "\n# HAProxy stored nothing. The queue holds undelivered events in memory, or with \
+             `directory` on disk,\n# where they survive a crash.\n[queue]\nmax_bytes = \"256MiB\"\n\
              \n{}\n# Status page, /metrics, /livez and \
              /readyz.\n[admin]\naddress = \"0.0.0.0:{port}\"\n",
             output(&self.output, placed(&CONSUMER))
@@ -104,10 +104,9 @@ fn output(output: &Output, secret: Option<&Secret>) -> String {
     let headers: Vec<String> = headers.iter().map(header).collect();
     let headers = Some(headers.join(", ")).filter(|headers| !headers.is_empty());
     let (comment, addresses) = match *kind {
-        "http" => (
-            "# The relay POSTs to the path of the URL; HAProxy kept that of the request.\n",
-            "urls",
-        ),
+        "http" => {
+            ("# The relay POSTs to the URL's path; HAProxy kept the request's path.\n", "urls")
+        }
         _ => ("", "addresses"),
     };
     let mut text = format!("{comment}[[output]]\n");

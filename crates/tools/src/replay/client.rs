@@ -1,14 +1,14 @@
 //! POSTs batches and retries them like kube-apiserver's webhook.
 //!
-//! A batch gets up to five attempts. The first pause between attempts is 10 s and each further one
-//! is 1.5 times as long, with up to 20 % of jitter. An attempt lasts at most 30 s. Within an
-//! attempt, up to ten more requests follow if the response is 429 or 5xx with a Retry-After in
-//! seconds.
+//! By default, a batch gets up to five attempts. The first pause between attempts is 10 s and each
+//! further one is 1.5 times as long, with up to 20 % of jitter. An attempt lasts at most 30 s.
+//! Within an attempt, up to ten more requests follow if the response is 429 or 5xx with a
+//! Retry-After in seconds.
 //!
-//! Two things differ from kube-apiserver. A response that will not change (a redirect, or 4xx other
-//! than 408 and 429) ends the batch at once. So does a success response with a wrong number of
-//! accepted events, because the receiver is then not a relay. The client never writes the path or
-//! the query of its URL into a message, because these may contain a token.
+//! Unlike kube-apiserver, the client makes no further attempt after two kinds of response. One is a
+//! response that will not change: a redirect, or 4xx other than 408 and 429. The other is a success
+//! with a wrong number of accepted events: the receiver is then not a relay. The client never
+//! writes the path or the query of its URL into a message, because these may contain a token.
 
 use std::fmt;
 use std::sync::Arc;
@@ -100,7 +100,7 @@ pub struct Client {
     /// The URL's path and query, which may contain a token.
     path: String,
     retry: Retry,
-    /// Cancelled when a stop is requested. Pauses then end at once, and requests after
+    /// Cancelled when a stop is requested. Pauses then end immediately, and requests after
     /// [`STOPPING`].
     stop: CancellationToken,
 }
@@ -123,7 +123,7 @@ enum Outcome {
 
 impl Client {
     /// Makes a client for this URL. `tls` is for URLs that begin with `https://`. When `stop` is
-    /// cancelled, pauses end at once, and open requests after five seconds.
+    /// cancelled, pauses end immediately, and open requests after five seconds.
     ///
     /// # Errors
     ///
@@ -182,7 +182,7 @@ impl Client {
     }
 
     /// Makes attempts, with pauses between them, until the batch is accepted or permanently
-    /// refused, or no attempt is left. A stop during a pause returns [`Failure::Stopped`] at once.
+    /// refused, or no attempt is left. A stop ends a pause with [`Failure::Stopped`].
     async fn attempts(
         &self,
         kept: &mut Option<Connection>,
@@ -228,7 +228,7 @@ impl Client {
         loop {
             let exchange = self.exchange(kept, body, events, deadline);
             let outcome = timeout_at(deadline, exchange).await.unwrap_or_else(|_| {
-                Outcome::Failed(format!("{self}: no answer within {} s", ATTEMPT.as_secs()), None)
+                Outcome::Failed(format!("{self}: no response within {} s", ATTEMPT.as_secs()), None)
             });
             let Outcome::Failed(what, Some(after)) = &outcome else { return outcome };
             let after = *after;
@@ -322,8 +322,8 @@ impl fmt::Display for Client {
     }
 }
 
-/// Returns the pause of a Retry-After header. `None` if the header is not a whole number of
-/// seconds, but for example a date, as in Kubernetes' client-go.
+/// Returns the pause of a Retry-After header. `None` if the header has another form than a whole
+/// number of seconds, such as a date. Kubernetes' client-go ignores other forms too.
 fn seconds(value: &HeaderValue) -> Option<Duration> {
     value.to_str().ok()?.parse().ok().map(Duration::from_secs)
 }

@@ -24,11 +24,11 @@ const FIXED_LINES: usize = 30;
 /// The minimum and maximum lines of the chart of the last hour.
 const CHART_LINES: (u16, u16) = (6, 10);
 
-/// The terminal widths from which the table has all columns, or most of them.
+/// The minimum terminal widths for a table with all columns, and with most of them.
 const WIDE: u16 = 110;
 const MEDIUM: u16 = 90;
 
-/// The cells of the bar that shows the fill of the queue.
+/// The width, in cells, of the bar that shows the fill of the queue.
 const BAR_CELLS: u64 = 20;
 
 /// The longest time that the chart shows, in seconds.
@@ -109,13 +109,12 @@ pub fn draw(view: &View, frame: &mut Frame<'_>) {
     frame.render_widget(Paragraph::new(keys(view)), keys_area);
 }
 
-/// Returns the screen before the first answer.
 fn unanswered(view: &View) -> Vec<Line<'static>> {
     let first = Line::from(format!("kube-audit-forwarder · {}", view.url));
     let second = match &view.failure {
         Some(failure) => {
             let (style, sign) = look(State::Bad);
-            Line::styled(format!("{sign} The relay does not answer: {failure}"), style)
+            Line::styled(format!("{sign} The relay does not respond: {failure}"), style)
         }
         None => Line::from("asking the relay …"),
     };
@@ -179,7 +178,8 @@ fn short(count: usize) -> u16 {
     u16::try_from(count).unwrap_or(u16::MAX)
 }
 
-/// Returns the lines about the relay, and at most `lines_max` (or 3, if more) about the findings.
+/// Returns the lines about the relay and the findings. The findings have at most `lines_max` lines,
+/// where a value below 3 counts as 3.
 fn head(view: &View, status: &Status, width: u16, lines_max: u16) -> Vec<Line<'static>> {
     let memory = match status.process.memory_limit_bytes {
         Some(limit) => {
@@ -209,7 +209,7 @@ fn head(view: &View, status: &Status, width: u16, lines_max: u16) -> Vec<Line<'s
         let since = span(view.silence.as_secs_f64());
         let (style, sign) = look(State::Bad);
         let text = format!(
-            "{sign} The relay has not answered for {since} ({failure}). All below is older."
+            "{sign} The relay has not responded for {since} ({failure}). Everything below is older."
         );
         lines.extend(styled(&text, width, style));
     }
@@ -237,7 +237,7 @@ fn findings(status: &Status, width: u16, lines_max: usize) -> Vec<Line<'static>>
     }
     if found.len() > lines_max {
         found.truncate(lines_max - 1);
-        let text = "  … and more: the terminal has no room for all findings";
+        let text = "  … and more: the terminal is too small for all findings";
         found.push(Line::styled(text, QUIET));
     }
     found
@@ -347,11 +347,10 @@ fn lost(status: &Status) -> Line<'static> {
 fn apiservers(status: &Status) -> Option<Line<'static>> {
     let ages = status.apiservers.iter().map(|it| it.last_heard_seconds_ago);
     let longest = ages.max_by(f64::total_cmp)?;
-    let text = format!(
-        "{} kube-apiservers heard · the longest silent one {}",
-        status.apiservers.len(),
-        ago(longest)
-    );
+    let text = match status.apiservers.len() {
+        1 => format!("1 kube-apiserver · last heard {}", ago(longest)),
+        count => format!("{count} kube-apiservers · quietest last heard {}", ago(longest)),
+    };
     Some(Line::from(vec![name("senders"), text.into()]))
 }
 
@@ -519,7 +518,6 @@ fn output_cells(it: &Output) -> [Cell<'static>; 9] {
     ]
 }
 
-/// Returns a right-aligned cell, for numbers.
 fn right(text: String) -> Cell<'static> {
     Cell::from(Line::from(text).right_aligned())
 }
@@ -535,7 +533,7 @@ fn details(it: &Output, width: u16) -> Vec<Line<'static>> {
         format!("p99 {}", latency(it.counts.latency_p99_seconds)),
     ];
     if it.counts.existing_events > 0 {
-        facts.push(format!("existed already {}", grouped(it.counts.existing_events)));
+        facts.push(format!("already existed {}", grouped(it.counts.existing_events)));
     }
     if it.counts.dead_letter_events > 0 {
         facts.push(format!("dead letters {}", grouped(it.counts.dead_letter_events)));
@@ -630,19 +628,19 @@ fn help(frame: &mut Frame<'_>, area: Rect) {
         "q, Esc, Ctrl-C   ends top",
         "↑ ↓, k j         select an output",
         "Enter            shows or hides the details of the selected output",
-        "p, Space         stops or continues taking new answers",
+        "p, Space         pauses or resumes updates",
         "h, ?             shows or hides this text",
         "",
-        "The table shows outputs in trouble first: ✕ needs somebody now, ! is worth a look.",
+        "The table shows outputs in trouble first: ✕ needs action now, ! is worth a look.",
         "",
         "STATE     unsteady: it keeps failing and recovering",
         "EVENTS/S  events that the consumer has acknowledged, over the last minute",
         "BACKLOG   events that the consumer has not acknowledged yet",
-        "LAG       the age of the oldest of them, from 1 s on",
-        "P99       one of 100 events took longer from accepted to acknowledged, lately",
+        "LAG       the age of the oldest of them, if 1 s or more",
+        "P99       1 in 100 recent events took longer from acceptance to acknowledgement",
         "RETRIES   attempts after the first",
         "LOST      events lost or refused for good since the relay's start",
-        "SINCE     for how long an address has been in its state; → marks the address used last",
+        "SINCE     how long an address has been in its state; → marks the address used last",
     ];
     frame.render_widget(Paragraph::new(text.map(Line::from).to_vec()), area);
 }

@@ -132,12 +132,12 @@ fn the_details_of_an_output_have_its_addresses_and_their_figures() {
 fn a_relay_that_does_not_answer_is_named_and_old_figures_are_called_old() {
     let mut view = View::new("http://127.0.0.1:9090", true);
     view.failed("cannot connect", Duration::from_secs(3));
-    line_of(&drawn(&view, 80, 24), "✕ The relay does not answer: cannot connect");
+    line_of(&drawn(&view, 80, 24), "✕ The relay does not respond: cannot connect");
     view.answered(serde_json::from_value(status(1)).unwrap());
     view.failed("cannot connect", Duration::from_secs(3));
     line_of(
         &drawn(&view, 100, 24),
-        "has not answered for 3 s (cannot connect). All below is older.",
+        "has not responded for 3 s (cannot connect). Everything below is older.",
     );
 }
 

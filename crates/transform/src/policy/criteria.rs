@@ -31,7 +31,7 @@ pub struct Criteria {
     /// `*` stands for every path that begins with the text before the `*`.
     pub non_resource_urls: Vec<String>,
     /// Codes of responses, in ranges. The rule of a policy has none, because kube-apiserver decides
-    /// before it answers.
+    /// before it responds.
     pub code: Vec<RangeInclusive<u16>>,
 }
 
@@ -41,8 +41,8 @@ pub struct Criteria {
 pub struct Match {
     /// The criteria that the request must meet.
     pub criteria: Criteria,
-    /// The requests that are exempt. An unknown namespace meets no criterion here, so that it
-    /// exempts no request.
+    /// The requests that are exempt. An unknown namespace or object name meets no criterion here,
+    /// so that it exempts no request.
     pub unless: Vec<Criteria>,
 }
 
@@ -135,8 +135,8 @@ impl Criteria {
         let is_of_objects = !self.resources.is_empty() || !self.namespaces.is_empty();
         if is_of_objects && !self.non_resource_urls.is_empty() {
             let what = format!(
-                "a request is about a path or about an object: a rule has {}, or resources and \
-                 namespaces: write two rules",
+                "a request is about a path or an object, so one rule cannot have both {} and \
+                 resources or namespaces: write two rules",
                 names.non_resource_urls
             );
             note(&[urls], what);
@@ -160,9 +160,7 @@ impl Criteria {
                 }
             }
             if of_group.resources.is_empty() && !of_group.resource_names.is_empty() {
-                let what =
-                    "the resources that these names belong to are missing: name them here, too"
-                        .to_owned();
+                let what = "these names need resources: list the resources here too".to_owned();
                 note(&at(names.resource_names), what);
             }
         }
@@ -209,8 +207,8 @@ impl Criteria {
         found
     }
 
-    /// Returns a sentence about the first criterion that this request does not meet, with the
-    /// wanted values and the request's value; `None` if it meets all criteria.
+    /// Returns a sentence about the first criterion that the request does not meet, with the wanted
+    /// values and the request's value; `None` if the request meets all criteria.
     ///
     /// `keeps` is `true` if events that match these criteria are kept. An unknown namespace or
     /// object name meets every criterion about it if `keeps` is `true`, and none otherwise. An
@@ -230,7 +228,7 @@ impl Criteria {
         })
     }
 
-    /// Says why the user does not meet `users` and `user_groups`, as [`Self::unmet`] does.
+    /// Does what [`Self::unmet`] does, for `users` and `user_groups`.
     fn unmet_by_who(&self, request: &Request<'_>) -> Option<String> {
         if self.users.is_empty() && self.user_groups.is_empty() {
             return None;
@@ -251,7 +249,7 @@ impl Criteria {
         None
     }
 
-    /// Says why the object does not meet `namespaces` and `resources`, as [`Self::unmet`] does.
+    /// Does what [`Self::unmet`] does, for `namespaces` and `resources`.
     fn unmet_by_object(&self, request: &Request<'_>, keeps: bool) -> Option<String> {
         let Some(object) = &request.object else {
             let field = if self.namespaces.is_empty() { "resources" } else { "namespaces" };
@@ -292,8 +290,8 @@ impl Criteria {
         Some(what)
     }
 
-    /// Says why the namespace does not meet `namespaces`, as [`Self::unmet`] does. The namespace is
-    /// unknown if `location`, which is read from the URL, is `None`.
+    /// Does what [`Self::unmet`] does, for `namespaces`. `location` is read from the URL; if it is
+    /// `None`, the namespace is unknown.
     fn unmet_by_namespace(
         &self,
         request: &Request<'_>,
@@ -321,7 +319,7 @@ impl Criteria {
         Some(what)
     }
 
-    /// Says why the path does not meet `non_resource_urls`, as [`Self::unmet`] does.
+    /// Does what [`Self::unmet`] does, for `non_resource_urls`.
     fn unmet_by_path(&self, request: &Request<'_>) -> Option<String> {
         if let Some(object) = &request.object {
             let resource = shown(&object.resource);
@@ -337,8 +335,8 @@ impl Criteria {
 
 impl GroupResources {
     /// Returns `true` if the object is of one of these resources and has one of these names.
-    /// `is_named` says whether a list contains the object's name; it is called only if the resource
-    /// matches and the list is not empty.
+    /// `is_named` returns `true` if a list contains the object's name. It is called only if the
+    /// resource matches and the list is not empty.
     pub fn matches(&self, object: &Object<'_>, is_named: impl Fn(&[String]) -> bool) -> bool {
         let (resource, sub) = (&*object.resource, &*object.subresource);
         let covers = |spec: &String| match spec.as_bytes() {
@@ -431,8 +429,8 @@ fn doubt_of_namespace(namespace: &str) -> Option<String> {
     let lower = namespace.to_ascii_lowercase();
     (lower != namespace).then(|| {
         format!(
-            "{namespace:?} matches no namespace, because their names are in lower case: use \
-             {lower:?}"
+            "{namespace:?} matches no namespace, because names of namespaces are in lower case: \
+             use {lower:?}"
         )
     })
 }
@@ -441,22 +439,22 @@ fn doubt_of_resource(resource: &str) -> Option<String> {
     let (name, _) = resource.split_once('/').unwrap_or((resource, ""));
     if let Some((name, group)) = name.split_once('.') {
         return Some(format!(
-            "{resource:?} matches no resource, because the API group is a key of its own: use \
-             {name:?} with the group {group:?}"
+            "{resource:?} matches no resource, because the API group has its own key: use {name:?} \
+             with the group {group:?}"
         ));
     }
     let lower = name.to_ascii_lowercase();
     (lower != name).then(|| {
         let better = resource.replacen(name, &lower, 1);
         format!(
-            "{resource:?} matches no resource, because their names are in lower case: use \
+            "{resource:?} matches no resource, because names of resources are in lower case: use \
              {better:?}"
         )
     })
 }
 
 /// All resources of the core group, to which no other can be added, and the resources of OpenShift
-/// that hold secrets and had no group in its old versions.
+/// that hold secrets and had no group in old versions of OpenShift.
 const CORE: &str = "bindings componentstatuses configmaps endpoints events limitranges namespaces \
     nodes persistentvolumeclaims persistentvolumes pods podtemplates replicationcontrollers \
     resourcequotas secrets serviceaccounts services imagestreams oauthaccesstokens \
@@ -509,9 +507,9 @@ fn is_combined(spec: &[u8], object: &Object<'_>) -> bool {
 }
 
 /// Returns the object's name as kube-apiserver's policy sees it: the name in the URL. A list or
-/// watch of one object has it in its field selector; `objectRef` then has the same name. It is
-/// empty for a create request without a name in its URL: kube-apiserver reads the body only after
-/// the decision.
+/// watch of one object has the name in its field selector, and then `objectRef` has the same name.
+/// The result is empty for a create request without a name in its URL, because kube-apiserver reads
+/// the body only after the decision.
 pub(super) fn name<'r>(
     request: &Request<'_>,
     object: &'r Object<'_>,
@@ -523,7 +521,7 @@ pub(super) fn name<'r>(
     }
 }
 
-/// Says in a sentence why the namespace and the name of an event's object are unknown.
+/// Returns a sentence about why the namespace and the name of an event's object are unknown.
 fn unknown(request: &Request<'_>) -> String {
     let uri = shown(&request.uri.text());
     format!(
@@ -541,14 +539,13 @@ fn wrong_url(url: &str) -> Option<String> {
     }
     let star = url.find('*')?;
     (star + 1 < url.len()).then(|| {
-        format!("{url:?} has a * before its end: it is allowed as the last character, for any rest")
+        format!("{url:?} has a * before its end: it is allowed only as the last character")
     })
 }
 
 fn no_resource(text: &str) -> String {
     format!(
-        "{text:?} is not a resource, and matches none: forms that do are `pods`, `pods/log`, \
-         `pods/*`, `*/log` and `*`"
+        "{text:?} matches no resource, allowed forms: `pods`, `pods/log`, `pods/*`, `*/log` and `*`"
     )
 }
 
@@ -566,9 +563,7 @@ fn wrong_group(group: &str) -> Option<String> {
         return None;
     }
     if let Some((name, _)) = group.split_once('/') {
-        return Some(format!(
-            "{group:?} is more than a group: leave the version out and write {name:?}"
-        ));
+        return Some(format!("{group:?} is a group and a version: write only {name:?}"));
     }
     let is_end = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let is_label = |label: &str| {

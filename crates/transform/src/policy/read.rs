@@ -1,4 +1,4 @@
-//! Reads a policy file. The result is its rules, or every mistake in it with its position and the
+//! Reads a policy file. The result is the rules, or all mistakes, each with its position and the
 //! allowed values. The policy may be in a ConfigMap, or among other YAML documents.
 //!
 //! Everything that kube-apiserver refuses is refused. Unknown and duplicate fields are refused too:
@@ -21,11 +21,9 @@ const KIND: &str = "Policy";
 /// The API group of policies. Every text with a policy contains it.
 const API_GROUP: &str = "audit.k8s.io/";
 
-/// The fields of a policy.
 const POLICY: &[&str] =
     &["apiVersion", "kind", "metadata", "omitStages", "omitManagedFields", "rules"];
 
-/// The fields of a rule.
 const RULE: &[&str] = &[
     "level",
     "users",
@@ -38,10 +36,9 @@ const RULE: &[&str] = &[
     "omitManagedFields",
 ];
 
-/// The fields of an entry of `resources`.
 const GROUP_RESOURCES: &[&str] = &["group", "resources", "resourceNames"];
 
-/// Names that other Kubernetes objects use for a field, each with the name in a policy.
+/// Names that other Kubernetes objects use for a field, each with the field's name in a policy.
 const OTHER_NAMES: &[(&str, &str)] = &[
     ("groups", "userGroups"),
     ("apiGroup", "group"),
@@ -80,8 +77,8 @@ pub(super) fn read(text: &str) -> Result<File, Vec<Problem>> {
     }
 }
 
-/// Returns the only policy in a file: the file is the policy, has it among other documents, or is a
-/// ConfigMap with a policy among its texts. If there is none, returns the first document.
+/// Returns the only policy in a file, which is a document or a text in a ConfigMap. If there is
+/// none, returns the first document, so that its mistakes are reported.
 fn policy_in(text: &str) -> Result<Node, Problem> {
     let (mut found, mut first) = (Vec::new(), None);
     for document in yaml::documents(text)? {
@@ -95,7 +92,7 @@ fn policy_in(text: &str) -> Result<Node, Problem> {
         }
         if let [first, second, ..] = &found[..] {
             return Err(second.place.problem(format!(
-                "a second policy, the first is in line {}: put the one to be used into a file of \
+                "a second policy, the first is on line {}: put the one to be used into a file of \
                  its own",
                 first.place.line
             )));
@@ -195,12 +192,12 @@ impl Problems {
         Some(File { omit_stages, omit_managed_fields, rules, doubts: Vec::new() })
     }
 
-    /// Checks the `kind` of a document. Returns `true` if it is `Policy` or missing (a mistake), so
-    /// that the rest is checked, and `false` if it is another text; the rest is then not read.
-    /// `None` if the document is not a map, or if its `kind` is not a text.
+    /// Checks the `kind` of a document. Returns `true` if the rest of the document must be checked:
+    /// the `kind` is `Policy`, or missing, which is noted as a mistake. Returns `false` if the
+    /// `kind` is another text. `None` if the document is not a map, or if the `kind` is not a text.
     fn is_policy(&self, document: &Node) -> Option<bool> {
         if matches!(document.value, Value::List(_)) {
-            let what = "a list where fields are expected: rules belong below rules of a Policy";
+            let what = "a list where fields are expected: put the rules under rules in a Policy";
             self.note(document.place, what);
             return None;
         }
@@ -233,7 +230,8 @@ impl Problems {
             "audit.k8s.io/v1beta1" | "audit.k8s.io/v1alpha1" => self.note(
                 node.place,
                 format!(
-                    "{version} ended with Kubernetes 1.24: write {API_VERSION}, the fields are the same"
+                    "{version} was removed in Kubernetes 1.24: write {API_VERSION}, the fields are \
+                     the same"
                 ),
             ),
             _ => self.note(
@@ -295,8 +293,8 @@ impl Problems {
         stages.filter_map(|node| self.one_of(node, &Stage::ALL, Stage::name)).collect()
     }
 
-    /// Returns the item of `all` whose name is the text of the node. If there is none, this is a
-    /// mistake.
+    /// Returns the item of `all` whose name is the text of the node. Notes a mistake if there is
+    /// none.
     fn one_of<T: Copy>(&self, node: &Node, all: &[T], name: fn(T) -> &'static str) -> Option<T> {
         let text = self.text(node)?;
         let found = all.iter().find(|one| name(**one) == text);
@@ -307,17 +305,17 @@ impl Problems {
         found.copied()
     }
 
-    /// Returns the known fields of a map. Unknown and duplicate fields are mistakes.
+    /// Returns the known fields of a map. Notes unknown and duplicate fields as mistakes.
     fn fields<'n>(&self, node: &'n Node, known: &'static [&'static str]) -> Option<Fields<'n>> {
         let mut fields: Vec<(&'static str, &Node)> = Vec::new();
         for (key, value) in self.map(node)? {
             let Value::Scalar { text, plain } = &key.value else {
-                self.note(key.place, "a field's name is text");
+                self.note(key.place, "a field's name must be text");
                 continue;
             };
             match known.iter().find(|name| *name == text) {
                 Some(name) if fields.iter().any(|(other, _)| other == name) => {
-                    self.note(key.place, format!("{name} is here twice"));
+                    self.note(key.place, format!("{name} appears twice"));
                 }
                 Some(name) => fields.push((name, value)),
                 None if *plain && text == "<<" => {
@@ -366,8 +364,8 @@ impl Problems {
         list.iter().map(|node| self.text(node).unwrap_or_default()).collect()
     }
 
-    /// Returns the text of a node. If the node is not a text, or has no quotes and YAML reads it as
-    /// null, a boolean or a number, this is a mistake.
+    /// Returns the text of a node. Notes a mistake if the node is not a text, or if it has no
+    /// quotes and YAML reads it as null, a boolean or a number.
     fn text(&self, node: &Node) -> Option<String> {
         let Value::Scalar { text, plain } = &node.value else {
             self.note(node.place, format!("{} where text is expected", what(&node.value)));
@@ -390,7 +388,7 @@ impl Problems {
         }
     }
 
-    /// Returns the boolean in the field `name`. If it is not a boolean, this is a mistake.
+    /// Returns the boolean in the field `name`. Notes a mistake if the value is not a boolean.
     fn flag(&self, fields: &Fields<'_>, name: &str) -> Option<bool> {
         let node = fields.get(name)?;
         let read = match &node.value {

@@ -6,9 +6,9 @@
 //! the top of the event: names separated by dots, `["…"]` for a name with dots in it, `*` for any
 //! member or element.
 //!
-//! A path into a body means the object in that body. It is therefore also looked for in the items
-//! of a list and in the objects of a table's rows. The copy of the whole object that `kubectl
-//! apply` keeps in an annotation is redacted along with the path.
+//! A path into a body means the object in that body. Such a path is therefore also looked for in
+//! the items of a list and in the objects of a table's rows. The copy of the whole object that
+//! `kubectl apply` keeps in an annotation is redacted along with the path.
 
 use super::path::{Path, STEPS_MAX, Step, With};
 use audit::request::Object;
@@ -110,16 +110,16 @@ struct Resource([Option<Box<[u8]>>; 3]);
 
 impl Resource {
     fn new(text: &str) -> Result<Self, String> {
-        const FORMS: &str = "RESOURCE (of the core group), GROUP/RESOURCE and \
-                             GROUP/RESOURCE/SUBRESOURCE are allowed, as in secrets, \
-                             apps/deployments, /pods/log; * is any";
+        const FORMS: &str = "allowed: RESOURCE (core group), GROUP/RESOURCE and \
+                             GROUP/RESOURCE/SUBRESOURCE, such as secrets, apps/deployments, \
+                             /pods/log; * is any";
         let is_plain = |byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.');
         let part = |part: &str| match part {
             "*" => Ok(None),
             _ if part.bytes().all(is_plain) => Ok(Some(part.as_bytes().into())),
             _ => Err(format!(
                 "{part:?} in {text:?} is neither * nor the name of a group or resource in lower \
-                 case: {FORMS}"
+                 case, {FORMS}"
             )),
         };
         let parts: Vec<_> = text.split('/').collect();
@@ -128,10 +128,10 @@ impl Resource {
             [resource] => ("", resource, "*"),
             [group, resource] => (group, resource, "*"),
             [group, resource, subresource] => (group, resource, subresource),
-            _ => return Err(format!("{text:?} has too many parts: {FORMS}")),
+            _ => return Err(format!("{text:?} has too many parts, {FORMS}")),
         };
         if resource.is_empty() || subresource.is_empty() {
-            return Err(format!("{text:?} names no resource: {FORMS}"));
+            return Err(format!("{text:?} names no resource, {FORMS}"));
         }
         if !matches!(group, "" | "*") && !group.contains('.') && !SHORT_GROUPS.contains(&group) {
             let core = format!("/{text}");
@@ -158,7 +158,9 @@ fn steps(text: &str) -> Result<Vec<Step>, String> {
         _ => return Err(format!("{text:?} does not begin with a name: allowed are {}", roots())),
     };
     if steps.len() > STEPS_MAX {
-        return Err(format!("{text:?} has more than {STEPS_MAX} names, which is the limit"));
+        return Err(format!(
+            "{text:?} has more than {STEPS_MAX} names, allowed: at most {STEPS_MAX}"
+        ));
     }
     let of_object = |name: &[u8]| OF_OBJECT.iter().any(|own| own.as_bytes() == name);
     match (root, inside) {
@@ -171,8 +173,8 @@ fn steps(text: &str) -> Result<Vec<Step>, String> {
         _ if ROOTS.iter().any(|own| own.as_bytes() == root) => {}
         _ => {
             return Err(format!(
-                "{text:?} begins with a field that stays in every event, or that no event has: a path begins at the \
-                 event's top, with one of {}",
+                "{text:?} begins with a field that cannot be redacted or does not exist: a path \
+                 begins at the event's top with one of {}",
                 roots()
             ));
         }
@@ -309,8 +311,8 @@ mod tests {
             ("requestObject[*]x", "something other"),
             ("*", "does not begin with a name"),
             ("auditID", "requestObject, responseObject"),
-            ("level", "stays in every event"),
-            ("stageTimestamp", "stays in every event"),
+            ("level", "cannot be redacted"),
+            ("stageTimestamp", "cannot be redacted"),
             ("data.password", "begins at the event's top"),
             ("objectRef", "objectRef.name"),
             ("objectRef.resource", "objectRef.name"),
@@ -335,7 +337,7 @@ mod tests {
         ] {
             let mistake = rule(resource, "user").expect_err(resource);
             assert!(mistake.contains(part), "{resource}: {mistake}");
-            assert!(mistake.contains("RESOURCE (of the core group)"), "{mistake}");
+            assert!(mistake.contains("RESOURCE (core group)"), "{mistake}");
         }
         let none = Rule { resources: vec![], fields: vec![], with: With::Drop };
         assert!(Compiled::new(&none).is_err());

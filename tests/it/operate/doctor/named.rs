@@ -123,7 +123,7 @@ fn an_endpoint_that_leaves_between_the_samples_is_said_and_so_is_a_number_that_i
     doctor(&[&arguments[..], &["--instances", "2"]].concat()).assert("OK");
     let said = doctor(&[&arguments[..], &["--instances", "3"]].concat());
     said.assert("UNKNOWN – kube-apiserver http://");
-    said.assert_has("only 2 of 3 instances have answered");
+    said.assert_has("only 2 of 3 instances have responded");
     for (first, second, what) in [
         (&both[..], &both[..1], "it has left the endpoints since the first sample"),
         (&both[..1], &both[..], "it has joined the endpoints since the first sample"),
@@ -187,7 +187,7 @@ fn events_that_kube_apiserver_cannot_be_collecting_any_more_are_unexplained() {
     let named = ["--relay", &admin, "--apiserver", &address, "--instances", "1"];
     let arguments = [&["doctor", "--interval", "2s"], &named[..]].concat();
     let said = Said::of(run_command(&arguments, Path::new("/")));
-    said.assert("UNKNOWN – the way from kube-apiserver to the relays: ");
+    said.assert("UNKNOWN – the path from kube-apiserver to the relays: ");
     said.assert_has("unexplained: generated, and neither received nor lost");
     let elapsed = begin.elapsed();
     assert!((30..90).contains(&elapsed.as_secs()), "{elapsed:?}");
@@ -247,8 +247,8 @@ fn a_webhook_is_asked_as_client_go_does_without_credentials_and_without_the_quer
         let file = kubeconfig_of(&server, users, directory.path());
         let said = doctor(&["--relay", &admin, "--webhook", &file]);
         said.assert("UNKNOWN – the webhook http://");
-        said.assert_has("answers, but none of the relays has counted the request");
-        let warning = "kube-apiserver leaves out the query of this URL, and so does doctor";
+        said.assert_has("responds, but none of the relays has counted the request");
+        let warning = "kube-apiserver drops the query of this URL, and so does doctor";
         assert_eq!(said.text.contains(warning), warns, "{}", said.text);
         assert!(!said.text.contains("s3cret"), "{}", said.text);
     }

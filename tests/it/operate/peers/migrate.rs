@@ -346,7 +346,7 @@ fn the_report_says_whether_the_installed_haproxy_has_judged_the_file() {
         (
             directory.path(),
             3,
-            "NOT CHECKED: validity: `haproxy -c` gives no answer: No such file or directory",
+            "NOT CHECKED: validity: `haproxy -c` gave no result: No such file or directory",
         ),
     ] {
         let words = ["migrate", "haproxy", text(&file)];

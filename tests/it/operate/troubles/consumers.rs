@@ -170,7 +170,7 @@ pub(super) const ROWS: &[Row] = &[
     Row {
         name: "the consumer answers 500 to an event, and takes the others",
         run: |scene| then(scene, "", |it| Answer::status(if has_one(it) { 500 } else { 200 })),
-        says: ("warn", "of its events with an error each time"),
+        says: ("warn", "the consumer returns an error each time"),
         fires: "EventsSetAside",
         before: &[],
         logs: "",
@@ -251,7 +251,7 @@ pub(super) const ROWS: &[Row] = &[
             scene.start_faster(&to_sink(sink.address(), filter));
             scene.trouble();
         },
-        says: ("warn", "The filter of the output consumer has dropped every event"),
+        says: ("warn", "The filter of output consumer has dropped every event"),
         fires: "AllFiltered",
         before: &[],
         logs: "",

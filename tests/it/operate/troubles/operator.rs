@@ -44,7 +44,7 @@ pub(super) const ROWS: &[Row] = &[
     Row {
         name: "a reload finds a mistake",
         run: |scene| reloaded(scene, "error", |it| format!("{}[nonsense]\n", to_sink(it, ""))),
-        says: ("warn", "The last change of the config was refused"),
+        says: ("warn", "The last config change was refused"),
         fires: "ReloadFailed",
         before: &[],
         logs: "nonsense",

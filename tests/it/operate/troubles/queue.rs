@@ -41,7 +41,7 @@ pub(super) const ROWS: &[Row] = &[
             sink.close();
             scene.trouble();
         },
-        says: ("bad", "At the pace of the last minutes, the queue is full within an hour"),
+        says: ("bad", "At the current rate, the queue will be full within an hour"),
         fires: "QueueFullWithinAnHour",
         before: &["OutputDown", "OutputLags"],
         logs: "output down",
@@ -123,7 +123,7 @@ pub(super) const ROWS: &[Row] = &[
             scene.lag_is_real = true;
             traced(scene, "fdatasync:delay_enter=1200000");
         },
-        says: ("warn", "answers slowly"),
+        says: ("warn", "responds slowly"),
         fires: "DiskSlow",
         before: &[],
         logs: "",
@@ -141,7 +141,7 @@ pub(super) const ROWS: &[Row] = &[
             scene.again(&config);
             scene.go(30);
         },
-        says: ("warn", "What was in memory when the last process was killed"),
+        says: ("warn", "Accepted events may be lost: the last process was killed"),
         fires: "Killed",
         before: &[],
         logs: "the previous process of the relay was killed",
@@ -280,7 +280,7 @@ pub(super) const ROWS: &[Row] = &[
             scene.again(&config);
             scene.trouble();
         },
-        says: ("bad", "A witness knows a newer log"),
+        says: ("bad", "A witness has seen a newer log"),
         fires: "EvidenceRolledBack",
         before: &[],
         logs: messages::EVIDENCE_ROLLED_BACK,
@@ -312,9 +312,9 @@ pub(super) const ROWS: &[Row] = &[
             scene.add(Relay::with(&to_sink(sink.address(), "")).launcher(&words).start());
             scene.trouble();
         },
-        says: ("warn", "The memory is nearly used up"),
+        says: ("warn", "Memory is nearly used up"),
         fires: "MemoryNearLimit",
         before: &[],
-        logs: "the memory limit is 32MiB",
+        logs: "the memory limit of 32MiB",
     },
 ];

@@ -180,7 +180,7 @@ pub(super) const ROWS: &[Row] = &[
     Row {
         name: "no sender knows the listener's authority",
         run: |scene| tls(scene, true, stranger),
-        says: ("warn", "TLS handshakes at 127.0.0.1:0 failed lately"),
+        says: ("warn", "TLS handshakes at 127.0.0.1:0 failed recently"),
         fires: "EverythingRefused",
         before: &[],
         logs: "TLS",
@@ -188,7 +188,7 @@ pub(super) const ROWS: &[Row] = &[
     Row {
         name: "one sender does not know the listener's authority",
         run: |scene| tls(scene, false, stranger),
-        says: ("warn", "TLS handshakes at 127.0.0.1:0 failed lately"),
+        says: ("warn", "TLS handshakes at 127.0.0.1:0 failed recently"),
         fires: "TlsHandshakesFail",
         before: &[],
         logs: "TLS",
@@ -196,7 +196,7 @@ pub(super) const ROWS: &[Row] = &[
     Row {
         name: "one sender speaks plain HTTP to TLS",
         run: |scene| tls(scene, false, |it| _ = send(it, 1, 5)),
-        says: ("warn", "failed lately (plain_http)"),
+        says: ("warn", "failed recently (plain_http)"),
         fires: "TlsHandshakesFail",
         before: &[],
         logs: "plain",
@@ -215,7 +215,7 @@ pub(super) const ROWS: &[Row] = &[
             relay.wait_for_metrics("the bodies", PATIENCE, |it| are_in(it).then_some(()));
             scene.trouble();
         },
-        says: ("bad", "New connections of senders are closed"),
+        says: ("bad", "New sender connections are closed"),
         fires: "ConnectionsRefused",
         before: &[],
         logs: "connections from a sender are closed",

@@ -95,7 +95,8 @@ fn credentials_are_sent_to_the_proxy_alone_and_shown_nowhere() {
     let sent = post_batch(&relay, 1, 20, 900);
     let status = || http::get(relay.admin(), "/status").unwrap().text();
     let refused = format!(
-        "http://{}: the proxy http://{at}: answered 401 Unauthorized: it does not accept the credentials in its URL",
+        "http://{}: the proxy http://{at}: answered 401 Unauthorized: it rejects the credentials \
+         in its URL",
         sink.address()
     );
     wait_until("the proxy's refusal", PATIENCE, || status().contains(&refused));
@@ -180,14 +181,14 @@ fn a_proxy_that_misbehaves_is_a_failure_with_a_reason_and_nothing_is_lost() {
     // not count.
     let early = b"HTTP/1.1 200 OK\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
     let cases: [(&'static [u8], &str, &str); 9] = [
-        (b"SSH-2.0-OpenSSH_9.2p1\r\n\r\n", "protocol", "its answer is not HTTP"),
+        (b"SSH-2.0-OpenSSH_9.2p1\r\n\r\n", "protocol", "its response is not HTTP"),
         (b"HTTP/1.1 403 Filtered\r\n\r\n", "connect", "answered 403 Forbidden"),
-        (b"HTTP/1.1 407 x\r\n\r\n", "connect", "it needs credentials"),
-        (b"HTTP/1.1 407 x\r\n\r\n", "connect", "it does not accept the credentials"),
+        (b"HTTP/1.1 407 x\r\n\r\n", "connect", "it requires credentials"),
+        (b"HTTP/1.1 407 x\r\n\r\n", "connect", "it rejects the credentials"),
         (b"HTTP/1.1 301 x\r\nlocation: http://x/\r\n\r\n", "connect", "answered 301"),
-        (b"HTTP/1.1 200 OK\r\n", "timeout", "no answer within the connect timeout"),
-        (endless(b"x: y\r\n"), "protocol", "the head of its answer is too long"),
-        (endless(b"x"), "protocol", "the head of its answer is too long"),
+        (b"HTTP/1.1 200 OK\r\n", "timeout", "no response within the connect timeout"),
+        (endless(b"x: y\r\n"), "protocol", "the head of its response is too long"),
+        (endless(b"x"), "protocol", "the head of its response is too long"),
         (early, "closed", ""),
     ];
     for (answer, reason, said) in cases {
@@ -197,8 +198,11 @@ fn a_proxy_that_misbehaves_is_a_failure_with_a_reason_and_nothing_is_lost() {
             proxy.address()
         );
         let nobody = HttpSink::accepting();
-        let more =
-            if said.contains("needs") { more.replace(&format!("user:{CODED}@"), "") } else { more };
+        let more = if said.contains("requires") {
+            more.replace(&format!("user:{CODED}@"), "")
+        } else {
+            more
+        };
         let relay = Relay::start(&to_sink(nobody.address(), &more));
         post_batch(&relay, 1, 5, 900);
         let labels = [("output", "consumer"), ("reason", reason)];

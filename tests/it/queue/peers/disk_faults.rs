@@ -538,7 +538,7 @@ fn answers_that_wait_for_a_slow_disk_are_shown_and_a_warning() {
     let slowest = status["listeners"][0]["latency_p99_seconds"].as_f64().unwrap();
     assert!(slowest > 1.0, "{status}");
     let findings = status["verdict"]["findings"].to_string();
-    assert!(findings.contains("127.0.0.1:0 answers slowly"), "{findings}");
+    assert!(findings.contains("127.0.0.1:0 responds slowly"), "{findings}");
     scene.finish(relay);
 }
 

@@ -299,7 +299,7 @@ pub(crate) fn needed(world: &World<'_>, said: &Said) -> Option<Fault> {
 }
 
 /// `queue_dropped_events_total` has "each once" what `error_total` counts "for each required output
-/// that had not got the event", or for the queue (metrics.md).
+/// that had not yet received the event", or for the queue (metrics.md).
 pub(crate) fn dropped(said: &Said) -> Option<Fault> {
     let (dropped, lost) =
         (said.metrics.sum("queue_dropped_events_total"), said.metrics.sum("error_total"));
@@ -373,7 +373,7 @@ pub(crate) fn at_ease(world: &World<'_>, said: &Said, calm: Calm) -> Vec<Fault> 
     let steady = Duration::from_secs(120);
     let is_settling = |text: &str| {
         text.ends_with(" keeps failing and recovering.") && said.asked < calm.healed + steady
-            || text.ends_with(": a delivery has timed out in the last two minutes.")
+            || text.ends_with(": a delivery timed out in the last two minutes.")
                 && said.asked < calm.healed + calm.limit() + steady
     };
     let is_wrong = |finding: &&Finding| match finding.about.strip_prefix("output ") {
@@ -382,7 +382,7 @@ pub(crate) fn at_ease(world: &World<'_>, said: &Said, calm: Calm) -> Vec<Fault> 
         Some(output) => !finding.text.contains("has dropped every event") && !is_at_fault(output),
         // The forecast looks back five minutes, at times in which something was wrong.
         None => {
-            let is_forecast = finding.text.starts_with("At the pace of the last minutes");
+            let is_forecast = finding.text.starts_with("At the current rate");
             let is_searching = world.outputs.iter().any(|seen| refuses(&seen));
             finding.about == "queue" && !is_forecast && !is_searching
         }

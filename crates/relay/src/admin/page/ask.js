@@ -1,7 +1,7 @@
 // --- Asking the relay --------------------------------------------------------------------------
 
-// Milliseconds: between two questions, the same while nobody looks, and how long an answer may
-// take.
+// In milliseconds: the time between two questions, the same for a hidden page, and the longest wait
+// for an answer.
 const EVERY = 2000, EVERY_HIDDEN = 15000, PATIENCE = 5000;
 
 let answer = null;        // the last answer of /status
@@ -109,7 +109,7 @@ at('locked').addEventListener('submit', (event) => {
   ask();
 });
 
-// The choice of the span survives a reload of the page, where the browser stores anything.
+// Sets the span of the charts, and stores it for a reload of the page if the browser can.
 function chooseSpan(seconds) {
   span = seconds;
   drawCharts();

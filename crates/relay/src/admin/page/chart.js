@@ -11,7 +11,7 @@ let cursor = null;   // the time under the pointer, in seconds since 1970, the s
 let pointer = null;  // the chart and the place of the mouse or finger
 const charts = new Set();
 
-// The distance of ticks so that about `wanted` of them reach `top`.
+// The distance between ticks at which about `wanted` ticks reach `top`.
 function step(top, wanted, scale) {
   const rough = top / wanted;
   if (scale === 'seconds' || scale === 'clock') {
@@ -37,8 +37,8 @@ const VALUE = {
 
 const SMALLEST = { count: 1, bytes: 1024, seconds: 1 };
 
-// The seconds that the charts show. In the first minutes after a start these are minutes: an hour
-// that is nearly empty would show nothing.
+// The seconds that the charts show: only minutes soon after a start, because an hour that is nearly
+// empty would show nothing.
 const SPAN_MIN = 300;
 function shownSpan() {
   const known = lines.times.at(-1) - lines.times[0];

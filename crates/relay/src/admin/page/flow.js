@@ -22,8 +22,8 @@ function makeCharts() {
   ]);
 }
 
-// A forecast, by the growth of the last minutes. The relay counts it over so many minutes that one
-// burst makes no forecast.
+// A forecast by the growth of the last minutes. The relay computes the growth over enough minutes
+// that one burst makes no forecast.
 function pace(queue) {
   const { capacity_bytes: capacity, needed_bytes: needed } = queue;
   const growth = queue.growth_bytes_per_second;

@@ -9,7 +9,7 @@ function output(status, name) {
   return status.outputs.find((it) => it.name === name);
 }
 
-// Another start of the relay, or a count that goes back: the counts begin again.
+// Notes a restart: the relay has another start time, or a count has gone back.
 function compare(last, status) {
   const isBack = (it) => output(status, it.name)?.delivered_events < it.delivered_events;
   const again = last.start_time_seconds !== status.start_time_seconds;
@@ -17,7 +17,7 @@ function compare(last, status) {
   if (again || back) restarted = new Date();
 }
 
-// A rate of the last minute in words. Nobody knows it while the relay does not answer.
+// A rate of the last minute in words; unknown while the relay does not answer.
 function perSecond(value) {
   return failure || value === null ? '–' : scaled(value);
 }
@@ -27,8 +27,8 @@ const COLUMNS = ['accepted_events_per_second', 'refused_429_per_second', 'lost_e
 const OUTPUT_COLUMNS = ['delivered_events_per_second', 'backlog_events', 'lag_seconds',
   'errors_per_second', 'lost_events_per_second'];
 
-// Takes an answer of /status/history. After a restart of the relay, the points of its earlier run
-// stay before those of the new one, up to one hour: the relay itself has forgotten them.
+// Takes an answer of /status/history. After a restart of the relay, the points of the earlier run
+// stay before the new ones, up to one hour: the relay itself has forgotten them.
 function keep(answer) {
   const again = lines && lines.start !== answer.start_time_seconds;
   const run = again ? lines : lines?.earlier;

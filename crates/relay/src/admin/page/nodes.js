@@ -58,8 +58,8 @@ function list(parent, template, items, key, fill) {
   const focused = document.activeElement;
   const uses = new Map();
   for (const item of items) {
-    // Two items may have one key. The number of earlier items with the key tells them apart, so
-    // that each keeps its node.
+    // Two items may have the same key. The number of earlier items with the key tells them apart,
+    // so that each keeps its node.
     const own = key(item);
     const use = uses.get(own) || 0;
     uses.set(own, use + 1);

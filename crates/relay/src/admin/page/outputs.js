@@ -50,7 +50,7 @@ function cause(error) {
   return (isPlace ? error.slice(place.length + 2) : error).replace(/^answered /, '');
 }
 
-// The words of the last column: for an output that is in trouble the error itself, else its age.
+// The words of the last column: the error of an output in trouble, otherwise only the error's age.
 function whyWords(it, elapsed) {
   if (it.last_error === null) return '';
   const error = cause(it.last_error);
@@ -59,7 +59,7 @@ function whyWords(it, elapsed) {
   return it.last_error_seconds_ago === null ? '' : ago(it.last_error_seconds_ago + elapsed);
 }
 
-// A small lag is another at each answer, and does not grow in between.
+// A small lag differs from answer to answer, and does not grow in between.
 function lagOf(it, elapsed) {
   if (it.backlog_events === 0) return 0;
   return it.lag_seconds < 5 ? it.lag_seconds : it.lag_seconds + elapsed;
@@ -108,7 +108,7 @@ function drawOutput(node, { it, is }, elapsed) {
   if (isOpen) drawDetails(of, it, is, elapsed);
 }
 
-// The number of columns that the window has room for. A cell that spans more would add some.
+// The number of columns that the window has room for. A cell that spans more would add columns.
 const NARROW = matchMedia('(max-width: 56rem)'), MEDIUM = matchMedia('(max-width: 68rem)');
 function columns() {
   return NARROW.matches ? 5 : MEDIUM.matches ? 7 : 9;
@@ -156,7 +156,7 @@ function drawDetails(of, it, is, elapsed) {
     (row, one) => drawEndpoint(row, one, it, elapsed));
 }
 
-// The number is the place of the configured endpoint, from 1: two URLs may have one host and port.
+// The number counts the configured endpoints: two URLs may have the same host and port.
 function drawEndpoint(row, one, it, elapsed) {
   const of = (name) => part(row, name);
   say(of('number'), `${one.endpoint + 1}.`);
@@ -181,7 +181,7 @@ function drawOutputs(status, elapsed) {
   const all = count(sorted.length, 'output', 'outputs');
   const first = bad === 1 ? 'which comes first' : 'which come first';
   say(at('out-words'), bad > 0 ? `${all}, ${bad} with trouble, ${first}` : `${all}, no trouble`);
-  // Where few outputs are in trouble, there is room for all of their errors.
+  // If few outputs are in trouble, there is room for all of their errors.
   at('outputs').toggleAttribute('data-few', bad <= 4);
   list(at('outputs'), 'output', keepOrder(sorted), ({ it }) => it.name,
     (node, one) => drawOutput(node, one, elapsed));

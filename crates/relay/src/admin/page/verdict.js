@@ -4,39 +4,40 @@
 // page adds only two facts that the relay can't know: that it does not answer, and that it was
 // restarted.
 
-// The part of the queue from which it has a colour. NEARLY_FULL, and NEARLY of the memory, are the
+// The fill level from which the queue has a colour. NEARLY_FULL, and NEARLY of the memory, are the
 // relay's own thresholds; the relay puts them before the script.
 const HALF = 0.5;
 
-// Nobody waits for the output's first attempt.
+// True before the output's first attempt.
 function isWaiting(it) {
   return !it.up && it.down_seconds === null;
 }
 
-// The output's last attempts have failed.
+// True if the output's last attempts have failed.
 function isDown(it) {
   return !it.up && !isWaiting(it);
 }
 
-// An event waits for longer than an output that works ever needs.
+// True if an event has waited for longer than a working output ever needs.
 function isLate(it) {
   return it.backlog_events > 0 && it.lag_seconds > it.lag_max_seconds;
 }
 
-// Addresses that deliveries pass over. An address that is on trial answers connections, and one
+// True for an address that deliveries pass over. An address on trial answers connections, and one
 // delivery at a time tries it.
 const ON_TRIAL = 'back, on trial';
 function isBad({ state }) {
   return !['up', 'unknown', ON_TRIAL].includes(state);
 }
 
-// Events wait longer and longer. An output that collects events for minutes does so in health, and is
-// in no trouble then.
+// True if events wait longer and longer, and this is trouble. An output that collects events for
+// minutes is healthy.
 function isGrowing(it) {
   return it.growing && it.trouble !== null;
 }
 
-// The filter has dropped every event for minutes. The relay judges it; other trouble may hide it.
+// True if the filter has dropped every event for minutes. The relay judges this; other trouble may
+// hide it.
 function isDroppingAll(it) {
   return it.trouble !== null && it.all_dropped_seconds >= ALL_DROPPED;
 }
@@ -65,7 +66,8 @@ function conditionOf(it, elapsed) {
   return { state, words: stateWords(it, elapsed) };
 }
 
-// Trouble first, of that the outputs that are down, and the rest by name.
+// The outputs: bad trouble first, then other trouble, outputs that are down first in each, then the
+// rest; by name.
 function byTrouble(status, elapsed) {
   const rank = ({ trouble }) => ({ bad: 0, warn: 2 }[trouble] ?? 4);
   const place = (it) => rank(it) + (it.trouble && (it.unsteady || !isDown(it)) ? 1 : 0);
@@ -73,7 +75,7 @@ function byTrouble(status, elapsed) {
   return [...status.outputs].sort(order).map((it) => ({ it, is: conditionOf(it, elapsed) }));
 }
 
-// How full the queue is: what it keeps only as long as nothing else needs the room does not count.
+// The fill level of the queue: only needed bytes count.
 function fillOf(queue) {
   return queue.needed_bytes / queue.capacity_bytes;
 }
@@ -82,12 +84,12 @@ function fillState(fill) {
   return fill > NEARLY_FULL ? 'bad' : fill > HALF ? 'warn' : 'good';
 }
 
-// Events that senders may have given up lately: the relay can't count them, and says so.
+// The relay's finding about events that senders may have given up: the relay can't count them.
 function lostThere(status) {
   return status.verdict.findings.find((it) => it.about === 'senders' && it.state !== 'note');
 }
 
-// Its own words, up to the reason, and when the last such batch was refused.
+// The words of that finding up to the reason, and the age of the last such refusal.
 function lostThereWords(status, elapsed) {
   const words = lostThere(status)?.text.split(':')[0];
   const ages = Object.values(status.refusals).map((it) => it.long_ended_seconds_ago);
@@ -136,8 +138,8 @@ function verdictOf(status) {
   return { ...status.verdict, findings: [...status.verdict.findings, { state: 'note', text }] };
 }
 
-// Findings of one kind have one advice: they share a line, so that 20 outputs that are down leave
-// room for the table, which has all of them. The headline is not repeated.
+// Findings with the same state and advice share a line, so that 20 outputs that are down leave room
+// for the table, which has all of them. The headline is not repeated.
 const TEXTS_MAX = 4;
 function grouped(findings, headline) {
   const groups = new Map();

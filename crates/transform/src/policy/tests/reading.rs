@@ -116,7 +116,7 @@ rules:
     assert_are(
         &problems(text),
         &[
-            "1:13: audit.k8s.io/v1beta1 ended with Kubernetes 1.24: write audit.k8s.io/v1",
+            "1:13: audit.k8s.io/v1beta1 was removed in Kubernetes 1.24: write audit.k8s.io/v1",
             "3:1: unknown field \"omitStage\", did you mean omitStages?",
             "4:14: \"RequestRecieved\" is unknown, did you mean RequestReceived?",
             "6:10: \"metadata\" is unknown, did you mean Metadata?",
@@ -125,13 +125,13 @@ rules:
             "9:3: level is missing: one of None, Metadata, Request, RequestResponse",
             "9:16: without quotes this is a number: write \"1\"",
             "9:19: without quotes this is a flag: write \"yes\"",
-            "11:12: \"apps/v1\" is more than a group: leave the version out and write \"apps\"",
-            "13:20: the resources that these names belong to are missing",
-            "14:20: a request is about a path or about an object",
+            "11:12: \"apps/v1\" is a group and a version: write only \"apps\"",
+            "13:20: these names need resources",
+            "14:20: a request is about a path or an object",
             "14:21: \"healthz\" is not a path",
             "14:30: \"/a*b\" has a * before its end",
             "16:22: omitManagedFields is true or false, without quotes",
-            "17:3: level is here twice",
+            "17:3: level appears twice",
         ],
     );
 }
@@ -158,7 +158,7 @@ fn what_is_no_policy_is_told_in_one_line() {
     assert_eq!(problems(&document), Vec::<String>::new());
     assert_eq!(problems(&format!("---\n{document}...\n")), Vec::<String>::new());
     let twice = format!("{document}---\n{document}");
-    assert_are(&problems(&twice), &["5:1: a second policy, the first is in line 1: put"]);
+    assert_are(&problems(&twice), &["5:1: a second policy, the first is on line 1: put"]);
 }
 
 #[test]
@@ -193,7 +193,7 @@ fn a_policy_is_taken_out_of_what_it_is_wrapped_in() {
     assert_eq!(problems(&torn).len(), 1);
     assert_are(
         &problems(&format!("{of_block}{}", in_block.replace("policy", "second"))),
-        &["13:5: a second policy, the first is in line 6: put the one to be used into a"],
+        &["13:5: a second policy, the first is on line 6: put the one to be used into a"],
     );
     assert_are(
         &problems(&config_map("  a: b\n")),
@@ -201,7 +201,7 @@ fn a_policy_is_taken_out_of_what_it_is_wrapped_in() {
     );
     assert_are(
         &problems("- level: Metadata\n"),
-        &["1:1: a list where fields are expected: rules belong below rules of a Policy"],
+        &["1:1: a list where fields are expected: put the rules under rules in a Policy"],
     );
 }
 
@@ -213,12 +213,12 @@ fn what_no_request_can_match_is_doubted() {
     };
     for (rule, expected) in [
         // kube-apiserver takes any text as a resource.
-        ("resources: [{resources: ['']}]", Some("\"\" is not a resource")),
-        ("resources: [{resources: ['/*']}]", Some("\"/*\" is not a resource")),
-        ("resources: [{resources: ['*/']}]", Some("\"*/\" is not a resource")),
-        ("resources: [{resources: ['*/*']}]", Some("\"*/*\" is not a resource")),
-        ("resources: [{resources: [pods/]}]", Some("\"pods/\" is not a resource")),
-        ("resources: [{resources: [pods/a/b]}]", Some("\"pods/a/b\" is not a resource")),
+        ("resources: [{resources: ['']}]", Some("\"\" matches no resource")),
+        ("resources: [{resources: ['/*']}]", Some("\"/*\" matches no resource")),
+        ("resources: [{resources: ['*/']}]", Some("\"*/\" matches no resource")),
+        ("resources: [{resources: ['*/*']}]", Some("\"*/*\" matches no resource")),
+        ("resources: [{resources: [pods/]}]", Some("\"pods/\" matches no resource")),
+        ("resources: [{resources: [pods/a/b]}]", Some("\"pods/a/b\" matches no resource")),
         ("resources: [{resources: [deployments]}]", Some("use the group \"apps\"")),
         ("resources: [{resources: [roles/x]}]", Some("the group \"rbac.authorization.k8s.io\"")),
         ("resources: [{resources: [widgets]}]", Some("it: name its group")),
@@ -252,7 +252,7 @@ fn what_a_policy_must_have_is_asked_for() {
     );
     let of = |version: &str| problems(&format!("apiVersion: {version}\nkind: Policy\n{rules}"));
     assert_are(&of("audit.k8s.io/v2"), &["1:13: apiVersion is \"audit.k8s.io/v2\": only"]);
-    assert_are(&of("audit.k8s.io/v1alpha1"), &["1:13: audit.k8s.io/v1alpha1 ended"]);
+    assert_are(&of("audit.k8s.io/v1alpha1"), &["1:13: audit.k8s.io/v1alpha1 was removed"]);
     assert_are(&of("v1"), &["1:13: apiVersion is \"v1\": only audit.k8s.io/v1 is allowed"]);
     for (rules, expected) in [
         ("", "1:1: rules are missing"),
@@ -291,7 +291,7 @@ fn fields_and_values_of_rules_are_checked() {
         assert_are(&in_rules(&format!("- level: None\n  {line}")), &[expected]);
     }
     for (rules, expected) in [
-        ("- level: None\n  ? [a]\n  : b", "2:5: a field's name is text"),
+        ("- level: None\n  ? [a]\n  : b", "2:5: a field's name must be text"),
         ("- level: ''", "1:10: \"\" is unknown, allowed: None, Metadata, Request, RequestResponse"),
         (
             "- level: None\n  namespaces: [a]\n  nonResourceURLs: [/x]",
@@ -360,7 +360,7 @@ fn mistakes_of_plain_criteria_have_their_path_in_the_words_of_the_config() {
             "non_resource_urls: a request is about",
             "non_resource_urls[0]: \"x\" is not a path",
             "resources[0].group: \"apps/v1\"",
-            "resources[0].resource_names: the resources that these names belong to are missing",
+            "resources[0].resource_names: these names need resources",
         ],
     );
     assert_eq!(Criteria::default().mistakes(&Names::CONFIG), []);

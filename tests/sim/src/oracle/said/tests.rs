@@ -129,7 +129,7 @@ fn nothing_is_said_to_be_wrong_while_nothing_is_wrong() {
     check(&small, &down, Some("nothing is wrong since 40s, but: Output out is down."));
     check(&small, rule("queue", "The queue is full.", Moment::Calm), Some("queue is full"));
     check(&small, rule("output out", "Output out is down.", Moment::Any), None);
-    let dropped = "The filter of the output out has dropped every event for minutes.";
+    let dropped = "The filter of output out has dropped every event for minutes.";
     check(&small, rule("output out", dropped, Moment::Calm), None);
     check(&small, rule("relay", "Requests were rejected", Moment::Calm), None);
     // The consumer refuses an event at this time.
@@ -143,7 +143,7 @@ fn nothing_is_said_to_be_wrong_while_nothing_is_wrong() {
 
 #[test]
 fn an_event_that_is_set_aside_is_said_while_it_is_tried_and_fills_no_queue() {
-    let text = "Output out: the consumer answers 1 of its events with an error each time";
+    let text = "Output out: the consumer returns an error each time for 1 of its events";
     let aside = finds(said(Moment::Calm, ""), "output out", text);
     let asked = aside.asked.as_secs();
     let rule = |world: &World<'_>| at_ease(world, &aside, CALM);
@@ -199,10 +199,10 @@ fn an_address_that_is_away_is_in_the_findings() {
 #[test]
 fn no_output_is_late_once_everything_has_left() {
     let says = |moment, text| at_rest(&finds(said(moment, ""), "output out", text));
-    let growing = "The backlog of the output out is growing.";
+    let growing = "The backlog of output out is growing.";
     let fault = says(Moment::Quiet, growing).expect("a fault");
-    assert!(fault.text.ends_with("nothing waits, but: The backlog of the output out is growing."));
-    assert!(says(Moment::Quiet, "Output out is late: events have waited.").is_some());
+    assert!(fault.text.ends_with("nothing waits, but: The backlog of output out is growing."));
+    assert!(says(Moment::Quiet, "Output out is late: its oldest event has waited.").is_some());
     assert_eq!(says(Moment::Calm, growing), None);
     assert_eq!(says(Moment::Quiet, "Output out is down."), None);
 }
