@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 pub enum Fate {
     /// The output's filter has removed the event.
     Dropped,
-    /// The consumer has received the same event before.
+    /// The output's filter has removed the event, because an earlier event has the same bytes.
     Duplicate,
     /// The output has lost the event.
     Lost,

@@ -102,7 +102,7 @@ pub(super) fn name_of(names: &[(String, Option<String>)], path: &str) -> Option<
 }
 
 /// Reads one `[[output]]`, whose type must be one of `types`. `entries` returns the keys of all
-/// types. This function is called only for a key that this type does not have, because the message
+/// types. It is called only for a key that the output's type does not have, because the message
 /// names the types that have the key.
 pub(crate) fn read(
     t: &mut Table<'_, '_>,

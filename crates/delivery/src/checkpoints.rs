@@ -105,8 +105,8 @@ impl Checkpoints {
     }
 
     /// Waits until a checkpoint can be sent, but at least until `not_before`. Never returns if the
-    /// output sends no checkpoints, if the recorder has ended, or while a checkpoint is in
-    /// progress. Nothing is lost when the future is dropped.
+    /// output sends no checkpoints, while a checkpoint is in progress, or after the recorder has
+    /// ended if no checkpoint is left to send. Nothing is lost when the future is dropped.
     pub(crate) async fn due(&mut self, not_before: Option<Instant>) {
         let Some(published) = self.published.as_mut().filter(|_| !self.is_in_delivery) else {
             return std::future::pending().await;

@@ -30,7 +30,7 @@ mod seen;
 
 pub use seen::Seen;
 
-/// The capacity that each buffer for an event before its form may keep for the next event.
+/// The capacity in bytes that `Filter::before_form` and `Filter::lean` may keep for the next event.
 const BUFFER_BYTES_KEPT: usize = 1024 * 1024;
 
 /// The filter's decision about an event.

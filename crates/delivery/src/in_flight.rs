@@ -406,8 +406,9 @@ impl InFlight {
         Some(right)
     }
 
-    /// Moves a claim to another state. For the cursor, both states must be the same: see the list
-    /// at [`State`]. Panics if there is no such claim: a forgotten claim would never become final.
+    /// Moves a claim to another state. The cursor's record of the claim does not change, and must
+    /// fit both states. [`State`] lists the allowed moves. Panics if there is no such claim: a
+    /// forgotten claim would never become final.
     pub(crate) fn change(&mut self, claim: Claim, state: State) {
         match self.remove(claim.start) {
             Some(work) => self.put(state, work),

@@ -95,7 +95,8 @@ impl Pacing {
         self.retry.reset();
     }
 
-    /// Returns `true` if the new connection alone proves that the consumer is up.
+    /// Notes a new connection, after which several requests may run at the same time again. Returns
+    /// `true` if the connection alone proves that the consumer is up.
     pub(crate) fn connected(&mut self) -> bool {
         self.is_serial = false;
         !self.is_unproven

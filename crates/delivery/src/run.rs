@@ -102,7 +102,7 @@ enum Wake {
     Close(Ended),
     /// Another delivery replaces this one, or a reload has removed the output.
     Retire,
-    /// The ledger has handled the change already; something may be sent now.
+    /// Nothing is left to handle. The loop begins again, because something may be sent now.
     Again,
     Reported(Event),
 }

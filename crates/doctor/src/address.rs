@@ -56,9 +56,9 @@ pub fn is_own(label: &str) -> bool {
     parse(label).0 == Host::Ip(Ipv6Addr::LOCALHOST.into())
 }
 
-/// Returns `true` for an address on the same machine, or with the port of kube-apiserver. If
-/// kube-apiserver listens only on IPv4, it sends requests to itself there. Otherwise a webhook may
-/// be there.
+/// Returns `true` for a loopback address, and for any address with the default port of
+/// kube-apiserver. A kube-apiserver that listens only on IPv4 sends requests to itself at such an
+/// address, but a webhook may be there too.
 pub fn may_be_own(label: &str) -> bool {
     let (host, port) = parse(label);
     let is_near = match &host {

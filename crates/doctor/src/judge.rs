@@ -95,7 +95,7 @@ pub enum Kind {
     Lost,
 }
 
-/// The place of a cause between kube-apiserver and the consumers.
+/// The part of the way from kube-apiserver to the consumers that a [`Cause`] is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
     /// A kube-apiserver, or everything between it and the relays.

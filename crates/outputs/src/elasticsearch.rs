@@ -228,8 +228,9 @@ impl ServerError {
         if is_word { &self.kind } else { "" }
     }
 
-    /// Returns the reason for messages, after a colon. Returns an empty text if the reason may
-    /// quote the event.
+    /// Returns a colon and the reason of the error, for messages. If the reason may quote the
+    /// event, returns the first reason among its causes that does not, or an empty text if there
+    /// is none.
     fn shown(&self) -> String {
         let is_safe = |error: &&Self| {
             let (kind, reason) = (error.kind.as_str(), error.reason.as_str());

@@ -60,7 +60,8 @@ pub fn turned_on(disk: &dyn Disk, end: u64) -> io::Result<Vec<Range<u64>>> {
     Ok(ranges)
 }
 
-/// Deletes the file, because a checkpoint covers the entries about its ranges.
+/// Deletes the file: a checkpoint covers the entries about its ranges, or no event came in while
+/// evidence was off.
 ///
 /// # Errors
 ///

@@ -83,7 +83,7 @@ action = "dead_letter"
 after_server_errors = "60m"
 "#;
 
-/// The keys that every output to a stream has.
+/// The keys that `tcp`, `syslog`, `lumberjack` and `relp` have in common.
 const STREAM: &str = r#"addresses = ["a:1"]
 strategy = "failover"
 keepalive = "30s"

@@ -377,7 +377,7 @@ impl<'a> Reader<'a> {
         self.job.to.is_some_and(|to| record.header.first >= to)
     }
 
-    /// Adds a gap up to the place `until`, if there is any position before it.
+    /// Adds a gap from the current place up to `until`, if any position is between them.
     fn miss(&mut self, until: LogOffset, spot: Spot) {
         let first = self.at.position;
         if until.position > first {

@@ -32,8 +32,8 @@ use transform::volume::Volume;
 const GZIP_STEP: usize = 4 * 1024;
 
 /// The number of bytes by which a gzip body may be larger than twice its decompressed content. Only
-/// a body with many gzip members without content exceeds this limit. Such members cost CPU time (65
-/// ms for each MB) and carry no events.
+/// a body with many gzip members or deflate blocks without content exceeds this limit. They cost
+/// CPU time (65 ms for each MB of such members) and carry no events.
 const GZIP_SPARE: u64 = 1024 * 1024;
 
 /// The largest body in bytes that is decoded in the task of its request. A larger body is decoded

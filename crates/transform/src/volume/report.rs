@@ -115,8 +115,8 @@ impl Counted {
         Self { rows, unlisted_bytes_estimate: bytes_max, unlisted_events_estimate: events_max }
     }
 
-    /// Adds the names of another relay. A name that only one of the two lists has may also have
-    /// events at the other relay.
+    /// Adds the figures of another relay. A name that only one of the two lists has may also have
+    /// events at the other relay: its error grows by the other list's maximum for unlisted names.
     fn add(&mut self, other: &Self) {
         let both = |name: &[String]| {
             let [one, two] = [&*self, other].map(|counted| counted.row(name));

@@ -58,7 +58,7 @@ impl Slice {
         self.by.iter_mut().zip(&other.by).for_each(|(own, other)| own.join(other));
     }
 
-    /// Keeps the heaviest names, when the slice has ended.
+    /// Keeps only the heaviest names, in at most [`SLICE_BYTES`] of memory for each dimension.
     fn shrink(&mut self) {
         self.by.iter_mut().zip(SLICE_BYTES).for_each(|(by, bytes_max)| by.shrink(bytes_max));
     }
