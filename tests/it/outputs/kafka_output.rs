@@ -211,8 +211,16 @@ fn what_is_nobodys_fault_but_a_settings_is_retried_and_loses_nothing() {
     relay.finish(Backlog::Empty);
 }
 
+/// The brokers' responses come in a fixed order, and are meant for the events in theirs. If the
+/// relay sends the refused event again before the new one, the test begins again: once in 43 runs.
 #[test]
 fn an_event_that_brokers_refuse_is_given_up_alone_and_only_after_another_was_taken() {
+    let is_tested = (0..5).any(|_| refuses_an_event());
+    assert!(is_tested, "the refused event always came before the new one");
+}
+
+/// Returns `false` if the new event got the response that was meant for the refused one.
+fn refuses_an_event() -> bool {
     use rdkafka::types::RDKafkaRespErr::*;
 
     const TOO_LARGE: rdkafka::types::RDKafkaRespErr = RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE;
@@ -248,14 +256,19 @@ fn an_event_that_brokers_refuse_is_given_up_alone_and_only_after_another_was_tak
     refused(4.0);
     assert_eq!(relay.metrics().value("error_total", &[("plugin", "topic")]), 0.0);
     assert_eq!(relay.post(&list(0, 5..6)).status, 200);
+    let numbers = || -> BTreeSet<u64> {
+        ids(&cluster.records(5, PATIENCE)).iter().map(|id| id.number).collect()
+    };
+    if numbers().contains(&4) {
+        return false;
+    }
     relay.wait_until_delivered(PATIENCE);
     assert_eq!(relay.metrics().value("error_total", &[("plugin", "topic")]), 1.0);
     let told = relay.wait_for_log(messages::GIVEN_UP, PATIENCE);
     assert!(told["error"].as_str().unwrap().contains("message of "), "{told}");
-    let numbers: BTreeSet<u64> =
-        ids(&cluster.records(5, PATIENCE)).iter().map(|id| id.number).collect();
-    assert_eq!(numbers, [0, 1, 2, 3, 5].into_iter().collect());
+    assert_eq!(numbers(), [0, 1, 2, 3, 5].into_iter().collect());
     relay.finish(Backlog::Empty);
+    true
 }
 
 #[test]
