@@ -156,7 +156,12 @@ impl Findings<'_> {
                 return self.refuse(named, what);
             }
             Ok(all) => {
-                let by = if is_listener { "kube-apiserver" } else { "the consumer" };
+                let by = match named.key.split(['.', '[']).next() {
+                    Some("listener") => "kube-apiserver",
+                    Some("admin") => "every client of the admin address",
+                    Some("source") => "the broker",
+                    _ => "the consumer",
+                };
                 for (index, validity) in all.iter().enumerate() {
                     let which = format!("certificate {} of {}", index + 1, named.path.display());
                     let (from, until) = &validity.words;

@@ -139,6 +139,10 @@ fn an_expired_certificate_is_found_and_a_relay_starts_with_it_all_the_same() {
     );
     let words = [text(certificate), "has expired", "so the consumer refuses it"];
     assert_refused(&config, "7:23: output[0].tls.certificate", &words);
+    let tls = files.expired_server.tls();
+    let config = format!("{LISTENER}{OUTPUT}[admin]\naddress = \"127.0.0.1:0\"\n{tls}");
+    let words = ["has expired", "so every client of the admin address refuses it"];
+    assert_refused(&config, "8:23: admin.tls.certificate", &words);
 
     let sink = TcpSink::start();
     let relay =
