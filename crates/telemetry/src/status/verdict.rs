@@ -1,4 +1,4 @@
-//! The judgement of a relay's state: all findings, worst first, and the first one as the headline.
+//! The judgement of a relay's state: the findings, worst first but notes last, and the headline.
 //!
 //! The relay judges itself and puts the verdict into `/status`, so that the status page, `top` and
 //! scripts cannot contradict each other. The judgement is a pure function of the other fields.
@@ -550,8 +550,8 @@ fn apiservers(status: &Status, found: &mut Findings) {
                  but has received events from another one.",
                 it.name
             );
-            let advice = "If no other relay receives its events either, check that \
-                kube-apiserver's audit webhook. Runbook: KubeAuditForwarderApiserverSilent.";
+            let advice = "If no other relay receives its events either, check the audit webhook of \
+                that kube-apiserver. Runbook: KubeAuditForwarderApiserverSilent.";
             found.add(State::Note, "relay", text, advice);
         }
     }
