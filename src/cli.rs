@@ -212,8 +212,8 @@ impl ConfigFile {
     }
 }
 
-/// Returns the whole command line: every command with its options and with its examples. Only the
-/// commands of [`READ_CONFIG`] have `--config`.
+/// Returns the whole command line: every command with its options and with its examples. Besides
+/// the program itself, only the commands of [`READ_CONFIG`] have `--config`.
 fn command() -> clap::Command {
     let option = |help| {
         Arg::new(CONFIG)

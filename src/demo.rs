@@ -61,8 +61,7 @@ pub enum Phase {
     Flowing,
     /// The demo sends events, and the consumer resets every connection.
     Away,
-    /// The demo sends no more events, and waits until all accepted events have arrived at the
-    /// consumer.
+    /// The demo has sent all events, and waits until they have arrived at the consumer.
     Emptying,
 }
 
@@ -107,7 +106,7 @@ pub struct Summary {
 }
 
 /// Runs the sender, the relay and the consumer for `length`, or until `stop` is cancelled. Then
-/// waits until all accepted events have arrived, but not without limit (`DELIVERY_MAX`,
+/// waits until all sent events have arrived, but not without limit (`DELIVERY_MAX`,
 /// `DELIVERY_PAUSE_MAX`), and returns the counts.
 ///
 /// # Errors
@@ -178,8 +177,8 @@ struct Posted {
 /// The loop has two phases. The first phase lasts for the length of the demo or until `stop` is
 /// cancelled. In this phase the loop sends a batch every [`BATCH_EVERY`], unless [`UNDER_WAY_MAX`]
 /// batches have no response; each batch has a task of its own. The consumer is away during a part
-/// of this phase. In the second phase the loop sends no more batches, and waits until all accepted
-/// events have arrived, but not without limit.
+/// of this phase. In the second phase the loop sends no more batches, and waits until all events
+/// have arrived, but not without limit.
 ///
 /// The loop updates the figures at least every [`LOOK`]. In the result, an event counts as sent
 /// when the relay has accepted it, or has refused it permanently or in every attempt. An event that
@@ -319,8 +318,8 @@ impl Demo {
         });
     }
 
-    /// Waits until all accepted events have arrived at the consumer. Gives up after
-    /// [`DELIVERY_MAX`], or when no event has arrived for [`DELIVERY_PAUSE_MAX`].
+    /// Waits until all events in `sent` have arrived at the consumer, even those that were refused.
+    /// Gives up after [`DELIVERY_MAX`], or when no event has arrived for [`DELIVERY_PAUSE_MAX`].
     async fn empty(&mut self) {
         let begun = Instant::now();
         let mut moved = (Instant::now(), 0);

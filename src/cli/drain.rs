@@ -1,5 +1,5 @@
-//! The command `drain`: waits until a relay has delivered the events that it holds. It serves as a
-//! pod's preStop hook in an image without a shell.
+//! The command `drain`: waits until a relay has delivered the events that it holds for its required
+//! outputs. It serves as a pod's preStop hook in an image without a shell.
 //!
 //! The command changes nothing at the relay, which continues to accept new events and to deliver
 //! the waiting ones until a signal stops it.

@@ -130,8 +130,8 @@ enum BadLine {
     Skip,
 }
 
-/// Parses a rate in events per second. `Err` if the text is not a whole number or if the number is
-/// 0; the error text says what is allowed.
+/// Parses a rate in events per second. `Err` if the text is not a whole number from 1 to
+/// `u32::MAX`; the error text says what is allowed.
 fn rate_max(text: &str) -> Result<NonZeroU32, String> {
     text.parse()
         .map_err(|_| format!("allowed: a whole number of events per second, 1 to {}", u32::MAX))
@@ -147,7 +147,7 @@ fn batch_bytes(text: &str) -> Result<usize, String> {
     }
 }
 
-/// Checks that the inputs exist. `Err` is the exit status.
+/// Checks that the inputs exist, and that `-` is named at most once. `Err` is the exit status.
 pub(super) fn check(files: &[PathBuf]) -> Result<(), u8> {
     if files.iter().filter(|file| file.as_os_str() == "-").count() > 1 {
         return Err(super::wrong("- is standard input and can be named only once"));
@@ -258,9 +258,9 @@ async fn send(
     }
 }
 
-/// Passes all events of these files and directories to `look`, as JSON lines, and shows the
-/// progress. Returns the number of bad lines, which are skipped, and the reason if some events were
-/// not read. `Err` is the exit status.
+/// Passes all events of these files and directories to the function in the parameter `look`, as
+/// JSON lines, and shows the progress. Returns the number of bad lines, which are skipped, and the
+/// reason if some events were not read. `Err` is the exit status.
 pub(super) fn look(
     files: &[PathBuf],
     look: &mut dyn FnMut(&[u8]),

@@ -1,5 +1,5 @@
-//! The work of `run` before it starts a thread: it makes the directories that the relay writes to,
-//! and restricts the process to the files that the relay needs.
+//! The work of `run` before it starts the threads of the relay: it makes the directories that the
+//! relay writes to, and restricts the process to the files that the relay needs.
 
 use std::path::{Path, PathBuf};
 

@@ -294,8 +294,8 @@ struct Show<'a> {
 
 impl Show<'_> {
     /// Adds an event of the relay's line to `text`, or prints the other contents of the line to
-    /// stderr. Returns `Some` if the tap has ended. `Err` if the line is not one of a relay, or if
-    /// [`To::Look`] gets events of several outputs.
+    /// stderr. Returns `Some` if the tap has ended or `--limit` is reached. `Err` if the line is
+    /// not one of a relay, or if [`To::Look`] gets events of several outputs.
     fn line(
         &mut self,
         line: &[u8],
@@ -361,7 +361,6 @@ impl Show<'_> {
         }
     }
 
-    /// Waits until everything is written.
     async fn flush(&self) {
         let (sender, flushed) = oneshot::channel();
         if let To::Printer(printer) = &self.to

@@ -232,8 +232,8 @@ async fn answer(page: &Page) -> Result<Status, String> {
     }
 }
 
-/// Asks for the relay's last hour or, if `by` is given, for the volume of the last hour by cause.
-/// `None` if the request fails.
+/// Asks for the relay's last hour or, if `by` is given, for the volume of the last hour in that
+/// dimension. `None` if the request fails.
 async fn earlier(page: &Page, by: Option<&str>) -> Option<Message> {
     let Some(by) = by else {
         let history = get(&page.at("/status/history")).await;

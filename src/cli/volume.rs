@@ -34,8 +34,8 @@ pub(super) struct Arguments {
     json: bool,
 }
 
-/// Asks the relays, and prints the sum of their responses. If one of them does not respond, nothing
-/// is printed, because the sum would be wrong. `Err` is the exit status.
+/// Asks the relays, and prints the sum of their responses. If one of them does not respond, no sum
+/// is printed, because it would be wrong. `Err` is the exit status.
 pub(super) fn run(arguments: &Arguments, file: Option<&Path>) -> Result<(), u8> {
     let (mut sum, mut asked) = (Report::default(), BTreeSet::new());
     let named = arguments.urls.iter().chain(&arguments.relay);

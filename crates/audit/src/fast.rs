@@ -109,7 +109,7 @@ struct Space {
     padding: [u64; BLOCKS],
     /// The offsets in the chunk of the brackets outside of strings. For each block with brackets,
     /// [`flatten`] writes at least four offsets; those of the next block replace the meaningless
-    /// ones. [`Pass::brackets`] keeps only the brackets that end an event.
+    /// ones. [`Pass::brackets`] then keeps only some of the offsets.
     places: [u16; PLACES],
 }
 
@@ -208,9 +208,9 @@ fn split_by<const BYTES: usize>(isa: Isa, body: &[u8]) -> Option<(Vec<Span>, Lev
     Some((events, levels))
 }
 
-/// Returns `true` if the bytes after the head of a body are certainly one valid array of one or
-/// more objects, and nothing else. `events` then holds the byte ranges of the objects, which may
-/// not be audit events. After `false`, `events` is meaningless.
+/// Returns `true` if `body`, from the `[` at the end of its head on, is certainly one valid array
+/// of one or more objects, and nothing else. `events` then holds the byte ranges of the objects,
+/// which may not be audit events. After `false`, `events` is meaningless.
 fn array<const BYTES: usize>(isa: Isa, body: &[u8], events: &mut Vec<Span>) -> bool {
     let start = LIST_HEAD.len() - 1;
     SPACE.with_borrow_mut(|space| {

@@ -155,7 +155,7 @@ pub fn scan_in_place(isa: Isa, body_and_room: &mut [u8]) -> Option<Split> {
 
 /// Does what [`decode_in_place`] does, but leaves a list as it was received if the scanner
 /// recognises it and its events have at least [`KEPT_EVENT_BYTES`] bytes on average. The second
-/// value is then `Some`.
+/// value is then `Some`, and the events in [`Split::lines`] are followed by commas and a bracket.
 ///
 /// # Errors
 ///

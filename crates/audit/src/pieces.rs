@@ -20,8 +20,8 @@ use window::Window;
 
 mod window;
 
-/// The maximum size of the frame in bytes; never more than half the size of a piece. kube-apiserver
-/// writes 77 bytes.
+/// The maximum size of the frame in bytes, or half the size of a piece if that is less.
+/// kube-apiserver writes 77 bytes.
 const FRAME_MAX: usize = 1024 * 1024;
 
 /// The bytes after the events of a piece that is decoded as a list: the end of the list (`]}`), a
@@ -89,7 +89,8 @@ pub struct Pieces {
 struct Search {
     /// The offset up to which the window was searched.
     at: usize,
-    /// The last possible end of a piece: after an event's comma in a list, or after a line break.
+    /// The last possible end of a piece: in a list, before the comma after an event; in JSON lines,
+    /// after a line break.
     cut: Option<usize>,
     /// The number of brackets that are open at `at`, without those of the list and of its `items`.
     depth: usize,

@@ -22,7 +22,7 @@ mod direct;
 /// The directory of the segments, the files that hold the queue's events.
 pub const SEGMENTS: &str = "segments";
 
-/// The directory of the spare files, which hold no events and become the next segments.
+/// The directory of the spare files, which nobody needs and which become the next segments.
 pub const SPARES: &str = "spare";
 
 /// The directory of the copies of damaged bytes.
@@ -57,8 +57,8 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// Renames a file. A file that already has the new name is replaced.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
 
-    /// Renames a file so that it can be overwritten. Returns `Ok(false)`, and does nothing, if a
-    /// reader has the file open or the file has another name (a hard link).
+    /// Renames a file so that it can be overwritten. Returns `Ok(false)`, and does nothing, if it
+    /// can't be locked (a reader has it open) or has another name (a hard link).
     fn recycle(&self, from: &str, to: &str) -> io::Result<bool>;
 
     /// Makes changed names in a directory survive a power loss. `""` is the queue's directory.
@@ -208,7 +208,7 @@ impl RealDisk {
     ///
     /// # Errors
     ///
-    /// The lock file can't be opened, or its file system has no locks.
+    /// The lock file exists and can't be opened, or its file system has no locks.
     pub fn is_locked(root: &Path) -> io::Result<bool> {
         let file = match lock_file(root, false) {
             Ok(file) => file,

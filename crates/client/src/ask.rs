@@ -142,7 +142,8 @@ impl fmt::Display for Target {
 }
 
 impl Target {
-    /// Makes a target from a URL. Only callers that pass [`Target::given`] request the URL's path.
+    /// Makes a target from a URL. A request does not contain the URL's path unless the caller adds
+    /// it: see [`Target::given`] and [`Target::base`].
     ///
     /// # Errors
     ///
@@ -186,7 +187,7 @@ impl Target {
         })
     }
 
-    /// Makes a compressed response to `get` or `post` an error. Otherwise, its bytes are passed on.
+    /// Returns the target, for which a compressed response to `get` or `post` is now an error.
     pub fn plain(self) -> Self {
         Self { is_plain: true, ..self }
     }
@@ -263,7 +264,7 @@ impl Target {
         &self.base
     }
 
-    /// Returns the host, and the port if it is not the default, as the label `host` has them.
+    /// Returns the host, and the port if it is not the default, as the header `Host` has them.
     pub fn authority(&self) -> String {
         let has_default_port = self.port == if self.https { 443 } else { 80 };
         let host = match self.host.contains(':') {

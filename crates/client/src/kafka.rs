@@ -76,7 +76,7 @@ pub fn log(name: &str, level: RDKafkaLogLevel, facility: &str, message: &str) {
     tracing::debug!(of = name, ?level, facility, message, "librdkafka");
 }
 
-/// The secrets of a Kafka client. One value never mixes files that were read at different times.
+/// The secrets of a Kafka client, all of them from one call of [`Cluster::read`].
 #[derive(Default, PartialEq)]
 pub struct Secrets {
     ca: Option<String>,

@@ -1,5 +1,5 @@
-//! Makes TLS settings from PEM files. This blocks, so no thread of the runtime may do it. If a file
-//! cannot be used, or does not fit another file, the old settings stay in use.
+//! Makes TLS settings from PEM files. Reading them blocks, so no thread of the runtime may do it.
+//! If a file cannot be used, or does not fit another file, the old settings stay in use.
 
 mod accept;
 mod verify;
@@ -119,7 +119,8 @@ fn certificate_fault(error: &OtherError) -> String {
     .to_owned()
 }
 
-/// Returns the message, for the log and for `/status`, about a failed TLS handshake with a server.
+/// Returns the message, for the log and for `/status`, about a failed TLS handshake with a server
+/// or a client.
 pub fn handshake_error(error: &io::Error) -> String {
     let source = error.get_ref().and_then(|source| source.downcast_ref::<rustls::Error>());
     match source {
@@ -178,7 +179,7 @@ fn read(file: &Path) -> Result<Vec<u8>, TlsError> {
         .map_err(|source| TlsError::Read { file: file.to_owned(), source })
 }
 
-/// TLS settings: `R` is their type in rustls, and `C` the config from which they were made.
+/// TLS settings: `R` is their type for a handshake, and `C` the config from which they were made.
 pub struct Made<C, R> {
     config: C,
     made_of: Contents,
@@ -193,7 +194,7 @@ pub type Server = Made<ListenerTls, ServerSettings>;
 pub type Client = Made<ClientTls, ClientConfig>;
 
 impl<C: PartialEq, R> Made<C, R> {
-    /// Returns the rustls settings for the next handshake.
+    /// Returns the settings for the next handshake.
     pub fn settings(&self) -> Arc<R> {
         Arc::clone(&self.rustls)
     }
@@ -399,8 +400,8 @@ fn no_pair(certificate: &Path, key: &Path, source: rustls::Error) -> TlsError {
 }
 
 /// Returns an error if an expired certificate would replace a valid one, because peers refuse it.
-/// `new` and `current` are notAfter in seconds since 1970. At startup (`current` is `None`), an
-/// expired certificate is accepted, because not every client checks.
+/// `new` and `current` are notAfter in seconds since 1970. If `current` is `None`, as at startup,
+/// an expired certificate is accepted, because not every client checks.
 fn refuse_expired(file: &Path, new: Option<i64>, current: Option<i64>) -> Result<(), TlsError> {
     let now = UnixTime::now().as_secs();
     let is_over = |time: i64| u64::try_from(time).is_ok_and(|time| time < now);

@@ -32,10 +32,11 @@ pub struct Context<'a> {
     pub env: Env<'a>,
     /// The problems, each with its byte position in the file.
     problems: RefCell<Vec<(usize, Problem)>>,
-    /// The byte position of each value and table header in the file, by path: `output[0].name`.
+    /// The byte position of each value and table that was taken, by path: `output[0].name`.
     pub spots: RefCell<BTreeMap<String, usize>>,
-    /// The paths of required keys that are missing, and of keys with a wrong value. A contradiction
-    /// with such a key is not reported, because nobody has configured the default in its place.
+    /// The paths of keys that are required and missing, that are misspelt, or that have a wrong
+    /// value. A contradiction with such a key is not reported, because nobody has configured the
+    /// default in its place.
     pub unknown: RefCell<BTreeSet<String>>,
     /// The lines with a syntax error of TOML, each as the byte position of its start. Any other
     /// problem on such a line would only be a consequence of the syntax error, and is not reported.
@@ -296,7 +297,8 @@ impl<'a> Context<'a> {
         self.spots.borrow().contains_key(path)
     }
 
-    /// Returns `false` if one of these keys has a wrong value, or is required and missing.
+    /// Returns `false` if one of these keys is misspelt, has a wrong value, or is required and
+    /// missing.
     pub fn are_known(&self, paths: &[&str]) -> bool {
         let unknown = self.unknown.borrow();
         paths.iter().all(|path| !unknown.contains(*path))
@@ -502,7 +504,7 @@ pub(crate) fn read_time(
     within(time, value, range, values::show_time)
 }
 
-/// Reads a whole number. `must_be` is the end of the error message about a value that is not one.
+/// Reads a whole number. `must_be` ends the error message about another type or a negative number.
 pub(crate) fn read_count(value: &DeValue<'_>, range: &Range<u64>, must_be: &str) -> Read<u64> {
     let integer = value.as_integer().ok_or_else(|| other_type(value, must_be))?;
     match read_integer(value) {

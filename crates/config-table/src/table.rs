@@ -197,7 +197,7 @@ impl<'c, 'a> Table<'c, 'a> {
 
     /// Records an error of the key `name` that is not about the key's value alone, such as a
     /// contradiction. Call this method only after the key was taken. The position is that of the
-    /// value, or that of this table's header if the file does not set the key.
+    /// value, or else of the innermost table around the key.
     pub fn error(&self, name: &str, message: impl Into<String>) {
         self.cx.error(&self.path_of(name), message);
     }
@@ -461,8 +461,8 @@ impl<'c, 'a> Table<'c, 'a> {
         self.usable(&found, self.cx.word(&found.value, "a string", parse))
     }
 
-    /// Takes the path of a file. `check` verifies later that its content is `content`. A missing
-    /// file is recorded as a problem if `must_exist` is `true`; the path is returned in any case.
+    /// Takes the path of a file. The command `check` verifies later that it contains `content`. A
+    /// missing file is a problem only if `must_exist` is `true`; its path is returned even then.
     pub fn file(&mut self, key: Key, content: Content, must_exist: bool) -> Option<PathBuf> {
         let found = self.take(&key)?;
         self.usable(&found, self.cx.file(&found, content, must_exist))
@@ -733,8 +733,9 @@ impl<'c, 'a> Table<'c, 'a> {
         Tables { name, kind, tables }
     }
 
-    /// Takes a table or an array of tables without reading them, so that plain keys of this table
-    /// can be read first. [`Table::read_tables`] reads the inner tables after them.
+    /// Takes the inner table, or the array of inner tables, that `key` names, but does not read it
+    /// yet. The caller can then read the plain keys of `self` first, and after them the inner
+    /// tables with [`Table::read_tables`].
     pub fn found_tables(&mut self, key: Key) -> Option<Tables<'a>> {
         let (name, kind) = (key.name, key.kind.clone());
         let is_empty = |value: &DeValue<'_>| value.as_array().is_some_and(|array| array.is_empty());

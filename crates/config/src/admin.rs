@@ -11,8 +11,8 @@ use config_table::values;
 
 /// The settings of the section `[admin]`.
 ///
-/// The file of `bearer_token_file` or `metrics_token_file` may be absent. Until it exists, the
-/// pages that it protects are refused. A missing token must not keep the relay from starting.
+/// The file of `bearer_token_file` or `metrics_token_file` may be absent, because a missing token
+/// must not keep the relay from starting. Until then, requests that need the token are refused.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Admin {
     /// The address that the relay binds. Port 0 lets the kernel choose one.
@@ -32,7 +32,8 @@ pub struct Admin {
     pub tap_token_file: Option<PathBuf>,
 }
 
-/// The addresses to bind, each with its key; and all settings, or `None` if one of them is wrong.
+/// The addresses to bind, each with its key; and all settings, or `None` if `address` or a required
+/// key of `tls` is wrong or missing.
 pub(super) type Draft = (Vec<(&'static str, SocketAddr)>, Option<Admin>);
 
 pub(super) const ADDRESS: &str = "admin.address";

@@ -46,14 +46,14 @@ pub struct Filter {
     /// webhooks' patches, `responseObject` and `requestObject`. If it is still too large, it counts
     /// as rejected, but is sent if `rejected.action` is `retry`. `None` if there is no limit.
     pub max_event_bytes: Option<u64>,
-    /// Events with the same bytes are sent only once within this time. `None` if repeated events
-    /// are sent too.
+    /// Events that were received with the same bytes are sent only once within this time. `None` if
+    /// repeated events are sent too.
     pub deduplicate: Option<Duration>,
     /// The annotations that are added to each event: name (without the prefix
     /// `kube-audit-forwarder/`) and value.
     pub annotate: BTreeMap<String, String>,
-    /// The form in which events are sent. It is applied last, so `max_event_bytes` and
-    /// `deduplicate` apply to the event as it was before.
+    /// The form in which events are sent. It is applied last, so `max_event_bytes` limits the size
+    /// that an event has before.
     pub form: Form,
     /// The data stream into which the output writes ECS documents; `None` if it writes none.
     pub data_stream: Option<DataStream>,
@@ -262,7 +262,7 @@ fn refuse_empty(t: &Table<'_, '_>, name: &str, found: Option<&Tables<'_>>) {
     }
 }
 
-/// Reads one table of `match`. `None` if the table, or a table of its `unless`, is wrong.
+/// Reads one table of `match`. `None` if [`criteria`] has none for it, or for one of its `unless`.
 fn of_match(t: &mut Table<'_, '_>) -> Option<Match> {
     let unless = t.found_tables(optional(
         "unless",
@@ -403,7 +403,7 @@ fn group_resources(t: &mut Table<'_, '_>, is_exempt: bool) -> GroupResources {
     of
 }
 
-/// Reads one table of `redact`. `None` if a key is wrong or a required key is missing.
+/// Reads one table of `redact`. `None` if its key `fields` is wrong or missing.
 fn redaction(t: &mut Table<'_, '_>) -> Option<redact::Rule> {
     let checked = |resources: &[&str], fields: &[&str]| {
         let owned = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect();
@@ -456,7 +456,6 @@ fn unless_any(list: Vec<String>) -> Vec<String> {
     if list.iter().any(|value| value == "*") { Vec::new() } else { list }
 }
 
-/// Parses the name of an annotation without its prefix.
 fn annotation_name(text: &str) -> Result<String, String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     let is_end = |c: char| c.is_ascii_alphanumeric();

@@ -149,8 +149,7 @@ impl HttpClient {
     }
 }
 
-/// Returns `true` for the scheme http, and `false` for https or if a `${file:…}` in the URL cannot
-/// be read now.
+/// Returns `true` if the URL can be read now, with each `${file:…}` in it, and has the scheme http.
 fn is_plain(url: &Template) -> bool {
     parsed(url).is_some_and(|url| url.scheme() == "http")
 }

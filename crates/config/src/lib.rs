@@ -117,7 +117,6 @@ pub struct Checked {
     /// The keys whose values are paths of files or directories, in the order of reading. The list
     /// is filled even if `config` is `None`.
     pub named: Vec<Named>,
-    /// See [`Checked::effective`].
     effective: String,
     /// The line and the column of each value and table header, by path: `output[0].name`.
     places: BTreeMap<String, (usize, usize)>,

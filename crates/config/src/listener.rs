@@ -27,7 +27,7 @@ pub struct Listener {
     pub tls: Option<ListenerTls>,
 }
 
-/// The section `[listener.tls]`.
+/// The section `[listener.tls]` or `[admin.tls]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ListenerTls {
     /// PEM file with the certificate chain, the leaf first.

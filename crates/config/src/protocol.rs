@@ -58,9 +58,9 @@ pub trait OutputSettings: fmt::Debug + PartialEq + Send + Sync + Sized + 'static
     /// `None` if a key that the settings need has no usable value.
     fn read(t: &mut Table<'_, '_>) -> Option<Self>;
 
-    /// Returns the configured addresses to which events are sent. A warning is recorded if one is
-    /// configured twice, or leads back to the relay. Structs that several types share have a method
-    /// for this, such as `Stream::targets`.
+    /// Returns the configured addresses to which events are sent, and that of a proxy. A warning is
+    /// recorded if one is configured twice, or leads back to the relay. Structs that several types
+    /// share have a method for this, such as `Stream::targets`.
     fn targets(&self) -> Vec<Target>;
 
     /// Returns the name and the value of the config key for the time after which a sent event is

@@ -25,6 +25,7 @@ use queue::{Acceptance, Batch, Claim, Cursor, Shelf};
 use telemetry::Cause;
 
 /// At this number of events, or at the limit of bytes, the oldest one is given up for each new one.
+/// If `rejected.action` is `"retry"`, the new one stays in the queue instead.
 pub(crate) const EVENTS_MAX: usize = if cfg!(test) { 50 } else { 10_000 };
 
 /// The events may have a quarter of `queue.max_bytes`, and at most 64 MiB. Their files need room
@@ -42,8 +43,8 @@ const CLOSING: Duration = Duration::from_secs(1);
 ///
 /// Phases of an event: it *waits* until its next try is due. Then it is *on the wire*, until the
 /// response takes it out ([`Aside::answered`]). Then it waits again ([`Aside::keep`]), is settled
-/// ([`Aside::forget`]), or is *doomed* ([`Aside::doom`]) until its line is read and becomes a dead
-/// letter. At most one file is read at a time. Doomed events do not count against the limits.
+/// ([`Aside::forget`]), or is *doomed* ([`Aside::doom`]): given up as soon as its line is read. At
+/// most one file is read at a time. Doomed events do not count against the limits.
 pub struct Aside {
     shelf: Shelf,
     bytes_max: u64,
@@ -80,8 +81,8 @@ pub struct Kept {
     pub(super) retrial: Retrial,
     /// The consumer's last response, with the consumer's address.
     pub answer: Arc<str>,
-    /// The size and the time of the event. Until its file is read, an event from before the start
-    /// has the time of the start.
+    /// The size and the time of the event. For an event from before the start, the size is that of
+    /// its file. Until the file is read, the time is that of the start.
     pub event: queue::Aside,
     /// The number of times that the event was sent.
     pub attempts: u32,
@@ -198,13 +199,13 @@ impl Aside {
         events.map(|(position, (_, kept))| (*position, kept))
     }
 
-    /// Returns `true` if there is no room for `bytes` more bytes. A first event always has room.
+    /// Returns `true` if one more event, of `bytes` bytes, has no room. The first always has room.
     pub fn is_full(&self, bytes: u64) -> bool {
         let events = self.events.len() - self.doomed.len();
         events > 0 && (events >= EVENTS_MAX || self.bytes + bytes > self.bytes_max)
     }
 
-    /// Dooms the oldest events that wait, until there is room for `bytes` more bytes.
+    /// Dooms the oldest events that wait, until an event of `bytes` bytes has room or none waits.
     pub(super) fn make_room(&mut self, bytes: u64) {
         while self.is_full(bytes) {
             let waits = self.events.iter().filter(|(_, (stage, _))| matches!(stage, Stage::Waits));
@@ -260,7 +261,7 @@ impl Aside {
         self.events.insert(position, (Stage::Waits, kept));
     }
 
-    /// Gives an event up. It becomes a dead letter as soon as its line is read.
+    /// Gives an event up, as soon as its line is read.
     pub(super) fn doom(&mut self, position: Position, kept: Kept, reason: Reason) {
         self.doomed.push_back(position);
         self.events.insert(position, (Stage::Doomed(reason), kept));
@@ -478,7 +479,6 @@ impl Kept {
         Self { retrial, answer: answer.into(), event, attempts, sent_at: 0, line: None }
     }
 
-    /// Returns the event as a batch.
     pub fn batch(&self, position: Position, line: Bytes) -> Batch {
         let claim = Claim { start: position, end: position.next() };
         let queue::Aside { received, .. } = self.event;

@@ -137,7 +137,7 @@ fn as_text(policies: &[Policy]) -> String {
 ///
 /// # Errors
 ///
-/// One line of text for each mistake in the file: `FILE:LINE:COLUMN: what`.
+/// One line for each mistake: `FILE:LINE:COLUMN: what`. `FILE: what` if the file can't be read.
 pub fn read_policy(file: &Path) -> Result<Policy, Vec<String>> {
     policy_of(file, named_file::read(file, FILE_BYTES_MAX as u64))
 }
@@ -255,8 +255,8 @@ impl Filter {
         !Arc::ptr_eq(&before, &self.policies)
     }
 
-    /// Returns a fingerprint of `match` and `policy`; 0 if every event is sent. Different choices
-    /// have different fingerprints, but a comment in a policy may change the fingerprint, too.
+    /// Returns a fingerprint of `match` and `policy`; 0 if both are empty. Different choices have
+    /// different fingerprints, but a comment in a policy may change the fingerprint, too.
     pub fn selection(&self) -> u64 {
         let Self { rules, policies, .. } = self;
         if rules.matches.is_empty() && policies.is_empty() {
@@ -270,8 +270,8 @@ impl Filter {
         self.rules.window
     }
 
-    /// Returns the length of the history that the filter needs: call [`Filter::remember`] for each
-    /// event that was accepted within this time and sent before this filter was made.
+    /// Returns the length of the history, if the filter needs one: call [`Filter::remember`] for
+    /// each event that was accepted within this time and sent before this filter was made.
     pub fn history_window(&self) -> Option<Duration> {
         self.rules.window.filter(|_| self.needs_history)
     }

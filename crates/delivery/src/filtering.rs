@@ -158,7 +158,8 @@ impl Filtering {
         }
     }
 
-    /// Returns `true` if the marks hold so many lines that no more events should be sent.
+    /// Returns `true` if the lines of too large events, which the marks hold, have so many bytes
+    /// that nothing more should be sent.
     pub(crate) fn is_full(&self) -> bool {
         self.marks.bytes >= TOO_LARGE_BYTES_MAX
     }
@@ -339,8 +340,8 @@ impl Filtering {
         }
     }
 
-    /// Returns the lost events of a batch that is given up, as received: all except duplicates and
-    /// those that the filter drops. Also returns the numbers of lost, dropped and duplicate events.
+    /// Returns the events of a batch that is given up or set aside, as received, but none that is
+    /// dropped or a duplicate. Also returns the numbers of lost, dropped and duplicate events.
     pub(crate) fn originals(&mut self, batch: Batch, cursor: &Cursor) -> (Vec<Bytes>, Disposition) {
         if self.filter.is_none() {
             return (batch.pieces, Disposition::lost(batch.events));
@@ -369,8 +370,8 @@ impl Filtering {
         (pieces, disposition)
     }
 
-    /// Returns events that are too long for the protocol, redacted but without their form, and the
-    /// numbers of lost, dropped and duplicate events.
+    /// Returns events too long for the protocol, redacted but without their form, then those too
+    /// large for the filter, as received; and the numbers of lost, dropped and duplicate events.
     pub(crate) fn too_long(
         &mut self,
         batch: Batch,

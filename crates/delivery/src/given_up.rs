@@ -43,7 +43,7 @@ pub(crate) struct GivenUp {
     doomed: VecDeque<Doomed>,
     endings: VecDeque<Ending>,
     bytes: u64,
-    /// `true` if the lines of the next doomed claim must first be read with [`InFlight::readable`].
+    /// `true` if the next lines to give up must first be read with [`InFlight::readable`].
     pub(super) needs_lines: bool,
     /// The times of the first attempts; `None` if `retry.max_elapsed` is not set.
     tried: Option<Tried>,
@@ -128,7 +128,7 @@ impl GivenUp {
         self.endings.is_empty()
     }
 
-    /// Notes that lines were read. Returns `true` if a doomed claim has waited for them.
+    /// Notes that lines were read. Returns `true` if events to be given up have waited for them.
     pub(super) fn lines_are_read(&mut self) -> bool {
         std::mem::take(&mut self.needs_lines)
     }

@@ -57,7 +57,7 @@ pub struct Status {
 /// The values of a [`Status`] at one moment.
 #[derive(Debug, Default, Clone)]
 pub struct Snapshot {
-    /// `true` if the last attempt succeeded.
+    /// `true` if the output is up: [`Health::succeeded`] came after the last [`Health::down`].
     pub up: bool,
     /// The last error, which never has the path or query of a URL, and its moment.
     pub last_error: Option<(String, Instant)>,

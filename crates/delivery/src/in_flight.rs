@@ -19,6 +19,7 @@ use queue::{Batch, Claim, Cursor, Disposition, Redelivery, Take};
 /// claim_next          (not taken yet)           OnWire
 /// inherit             (the delivery before)     Pending
 /// answered            OnWire                    answered
+/// front_on_wire       OnWire                    answered
 /// stay                answered                  OnWire
 /// again, halve        answered                  Pending (halve: two claims)
 /// suspect             answered                  Suspect
@@ -44,8 +45,8 @@ pub(crate) enum State {
     /// The consumer has accepted the claim, but the output is ordered and an earlier claim is not
     /// decided. If the earlier claim is sent again, this one may be sent again after it.
     Held,
-    /// The claim is given up or set aside. It becomes final when its events are written, or when
-    /// they can't be written.
+    /// The claim is given up or set aside. It becomes final when its events are written or can't be
+    /// written. An event that can't be set aside is `Pending` again.
     Burying,
 }
 
@@ -58,7 +59,7 @@ pub(crate) struct Work {
     /// The number of events to be sent, without those that the filter drops or the queue has
     /// dropped.
     pub events: u64,
-    /// The number of times that the claim was sent.
+    /// The number of times that the claim was sent. Each half of a split claim begins with 1.
     pub attempts: u32,
     /// The number of responses that had turned something down when the claim was last sent.
     pub sent_at: u64,
@@ -110,13 +111,13 @@ pub(crate) struct Sent {
 /// the wire. The response of the consumer takes it out of the table ([`InFlight::answered`]), and
 /// the caller gives it back; see [`State`].
 ///
-/// Invariants ([`InFlight::check`] verifies the first one in debug builds):
+/// Invariants ([`InFlight::check`] verifies the first one):
 /// - Each claim is in the table once, in one state, or is held as a [`Work`]. No two claims
 ///   overlap.
 /// - The cursor has a claim as "on the wire" while it is `OnWire`, `Held` or answered, and as
 ///   "released" while it is `Pending` or `Suspect`. A claim that is `Burying` is released until its
 ///   lines are taken, and on the wire after that.
-/// - A `Suspect` is one event.
+/// - Exactly one event of a `Suspect` was sent.
 ///
 /// Two things must never happen: a claim leaves the table without being final (its events would
 /// stay in the queue permanently), or a final claim stays in it (its events would be sent again).
@@ -322,8 +323,9 @@ impl InFlight {
         self.put(State::Held, Work { batch, ..Work::new(claim, events, attempts) });
     }
 
-    /// Makes an answered claim final. `disposition` counts the events that the consumer did not
-    /// get.
+    /// Makes an answered claim final. Between [`InFlight::begin_together`] and
+    /// [`InFlight::end_together`], the claim becomes final only at the latter. `disposition` counts
+    /// the events that the consumer did not get.
     pub(crate) fn finish(&mut self, work: Work, disposition: Disposition) {
         self.acknowledge(work.claim, disposition);
     }
@@ -435,8 +437,8 @@ impl InFlight {
         self.sets.iter_mut().for_each(BTreeSet::clear);
     }
 
-    /// Releases all claims for the next delivery, and returns those that are not final. Returns
-    /// none if the cursor could be set back.
+    /// Releases all claims for the next delivery. Sets the cursor back if that is possible.
+    /// Otherwise returns the claims that are not final.
     pub(super) fn hand_over(mut self) -> (Cursor, Vec<Claim>) {
         for state in [State::OnWire, State::Held, State::Burying] {
             self.claims(state).into_iter().for_each(|claim| self.cursor.release(claim));

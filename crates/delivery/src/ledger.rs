@@ -70,12 +70,12 @@ pub(super) struct Ledger {
     pub(super) filtering: Filtering,
     rules: Rules,
     /// The position after the last event that was sent, or dropped by the filter, at least once. A
-    /// claim that begins before it counts as a retry.
+    /// claim that begins before it counts as a retry, unless it is a remainder.
     sent_until: Position,
     batches: u64,
-    /// The bytes that the filter has dropped since the delivery last sent an event. At
-    /// `INSPECTED_BYTES_MAX`, the loop yields to the runtime and sets the number to zero. To yield,
-    /// the loop also sets the number to that limit if more events must be given up.
+    /// The bytes of batches that the filter has dropped since a batch of the queue was last sent.
+    /// At `INSPECTED_BYTES_MAX`, the loop yields to the runtime and sets the number to zero. If
+    /// more events must be given up, the loop sets the number to that limit, to yield too.
     pub(super) inspected_bytes: u64,
 }
 
@@ -187,7 +187,7 @@ impl Ledger {
     }
 
     /// Returns the moment of the next try of an event that is set aside. `None` if there is no such
-    /// event, or if the loop must first wait for something else.
+    /// event, if the loop must first wait for something else, or if the queue is closed.
     pub(super) fn next_try(&self) -> Option<Instant> {
         let may_try = self.pacing.paused_until.is_none() && self.may_send() && self.may_try();
         self.aside.next_try().filter(|_| may_try)
@@ -198,9 +198,9 @@ impl Ledger {
     }
 
     /// Returns the next batch to send; `None` if there is none, or if nothing may be sent now. New
-    /// events must fit into `room`; a claim that is sent again is sent whole. Claims whose events
-    /// the filter drops become final. Tries of events that are set aside alternate with all other
-    /// events.
+    /// events must fit into `room`, except a single event or a batch to compare; a claim that is
+    /// sent again is sent whole. Claims whose events the filter drops become final. Tries of events
+    /// that are set aside alternate with all other events.
     pub(super) fn next_to_send(&mut self, room: Take) -> Option<Batch> {
         while self.pacing.paused_until.is_none()
             && self.may_send()
@@ -299,8 +299,8 @@ impl Ledger {
         batch
     }
 
-    /// Takes a claim that must be sent again or, if there is none, new events. While there are
-    /// suspects, takes only a few new events, to learn whether the consumer accepts them.
+    /// Takes a claim that must be sent again or, if there is none, new events: only a few while
+    /// there are suspects, to compare. After server errors, [`Ledger::take_others`] may go first.
     fn take(&mut self, room: Take) -> Option<Batch> {
         if self.search.take_others()
             && let Some(batch) = self.take_others()
@@ -339,11 +339,12 @@ impl Ledger {
         batch
     }
 
-    /// Takes a few other events while the consumer responds to the first waiting claim with server
-    /// errors, to learn whether it accepts them. The batch has new events. If the queue has none,
-    /// or very many claims wait, the batch is half of another waiting claim (the one with the
-    /// fewest errors) or of the first. A single event is taken as it is if it has no errors or no
-    /// claim is held. Otherwise, the batch is the last held claim.
+    /// Takes a few events to compare: does the consumer accept them, although it responds to the
+    /// first waiting claim with server errors? Takes new events. If the queue has none, or very
+    /// many claims wait, takes half of another waiting claim, the one with the fewest errors; if no
+    /// other waits, half of the first. A single event can't be halved: it is taken whole if it is
+    /// not the first, and if it has no errors or no claim is held. Otherwise, takes the last held
+    /// claim, if there is one.
     fn take_others(&mut self) -> Option<Batch> {
         let events = self.search.comparison_events();
         let few = Take { bytes: self.rules.limits.max_bytes, events };
@@ -386,7 +387,7 @@ impl Ledger {
     }
 
     /// Ends a round of the search: the consumer refused the suspect and the new event, or there was
-    /// no new event to send. After a pause, another suspect is sent again.
+    /// no new event to send. After a pause, the next suspect is sent again.
     fn next_round(&mut self) {
         let suspects = self.in_flight.count(State::Suspect);
         let next = self.search.rotate(mutant!(
@@ -582,9 +583,9 @@ impl Ledger {
     /// `consumer` has judged the events of `claim` one by one: `parts` covers the claim. Events
     /// without a final verdict are sent again.
     ///
-    /// A refusal of an event is final if the consumer took another event of the same batch.
-    /// Otherwise the consumer's settings may be at fault: a store without its index refuses every
-    /// event. The event then becomes a suspect, as if it had been refused alone.
+    /// A refusal of an event is final if the consumer took another event of the same batch, unless
+    /// `rejected.action` is `"retry"`. If it took none, the event counts as refused alone: the
+    /// consumer's settings may be at fault, as in a store without its index.
     pub(super) fn on_judged(&mut self, claim: Claim, parts: Vec<Part>, consumer: usize) {
         if let Some(kept) = self.aside.answered(claim.start) {
             return self.aside_judged(claim.start, kept, parts, consumer);
@@ -646,7 +647,7 @@ impl Ledger {
 
     /// Decides about the claims in `left`, which `consumer` has judged and not taken, each with the
     /// reason and `true` for a refusal. `took_others`: the consumer took another event of the
-    /// batch. Returns a failure that does not depend on the events, if there is one.
+    /// batch. Returns the failure of the first claim that is only sent again, if there is one.
     fn not_taken(
         &mut self,
         left: Vec<(Vec<Work>, Failure, bool)>,
@@ -996,8 +997,8 @@ impl Ledger {
 
     /// Prepares to send again, in order, every claim that is not final. Called after the end of a
     /// connection on which claims become final in order. If possible, the cursor is set back and
-    /// the claims are forgotten. If there are claims of an earlier delivery, or dead letters in
-    /// progress, each claim is sent again as it is.
+    /// the claims are forgotten. While dead letters are in progress, or if a later claim is final
+    /// already, each claim is sent again as it is.
     pub(super) fn start_over(&mut self) {
         self.search.end();
         if self.given_up.is_ended() && self.in_flight.cursor().is_in_order() {
@@ -1085,7 +1086,7 @@ impl Ledger {
     /// Begins a pause after a failure. During a pause, further failures do not begin another one.
     fn pause(&mut self, failure: &Failure) {
         let wait = self.pacing.failed(failure.retry_after);
-        // A new event does not end this pause: the consumer has asked for it, or can't be reached.
+        // A new event does not end this pause, unless `on_failed` asks for that afterwards.
         self.search.await_no_event();
         self.health.next_attempt(wait);
     }
@@ -1125,8 +1126,8 @@ impl Ledger {
         }
     }
 
-    /// Waits until everything that was handed over is written, or has failed. Nothing is lost when
-    /// the future is dropped.
+    /// Waits until everything that was handed over is written, or has failed, and then for the
+    /// deletion of files. Nothing is lost when the future is dropped.
     pub(super) async fn all_written(&mut self) {
         while !self.given_up.is_ended() {
             let written = self.given_up.written().await;

@@ -105,15 +105,15 @@ pub struct Begin {
 /// One connection of an output. Several claims may be sent on it before the first has a result.
 ///
 /// Invariant: each claim that was handed to [`Link::send`] is reported exactly once, or is covered
-/// by the event that ends the link. The report is [`Event::Accepted`] (which may report a claim in
-/// parts, from its front), [`Event::Judged`], [`Event::Refused`] or [`Event::Failed`].
+/// by the event that ends the link. The report is [`Event::Accepted`], [`Event::Judged`] (both may
+/// report a claim in parts, from its front), [`Event::Refused`] or [`Event::Failed`].
 /// [`Event::Taken`] may come before it.
 pub trait Link: Send {
     /// Returns the room of the link in events and bytes; `None` while too many wait for a response.
     fn room(&self) -> Option<Take>;
 
-    /// Hands over a batch. New events fit into [`Link::room`]; events that are sent again may not.
-    /// Nothing is written before [`Link::event`] is called.
+    /// Hands over a batch. New events usually fit into [`Link::room`]. A single event, or events
+    /// that are sent again, may not. Nothing is written before [`Link::event`] is called.
     fn send(&mut self, batch: Batch);
 
     /// Tells a link that collects events to send what it has: the loop waits for some to be final.
@@ -138,7 +138,7 @@ pub trait Link: Send {
     /// Nothing is lost when the future is dropped; the loop calls the method again.
     fn event(&mut self) -> impl Future<Output = Event> + Send;
 
-    /// Returns the number of the consumer that sent the last report (`http` may have several URLs).
+    /// Returns the number of the consumer that the last report is about (`http` may have several).
     fn consumer(&self) -> usize {
         0
     }
@@ -226,7 +226,7 @@ pub enum Verdict {
     Delivered,
     /// The consumer had the event already, from an earlier attempt.
     Existing,
-    /// The consumer has not taken the event, which is sent again after a pause.
+    /// The consumer has not taken the event. It is sent again after a pause, or set aside.
     Again(Failure),
     /// The consumer refuses the event itself, and would refuse it again.
     Refused(Failure),
@@ -269,9 +269,9 @@ pub enum Event {
     Room,
     /// The result of the checkpoint that the link was given last.
     Checkpoint(Fate),
-    /// An attempt failed, and the link still works. The claim is sent again after a pause.
+    /// An attempt failed, and the link still works. The claim is sent again, usually after a pause.
     Failed(Claim, Failure),
-    /// The link has ended. Every claim that was not accepted is sent again.
+    /// The link has ended. Every claim that is not final is sent again.
     Broken {
         /// The reason of the end.
         failure: Failure,

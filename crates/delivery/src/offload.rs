@@ -13,8 +13,8 @@ use tokio::sync::Semaphore;
 /// for 1 MiB, as for a batch of small events.
 const LARGE: usize = 1 << 20;
 
-/// Returns `true` if a piece has a large event. Looks only for the last line break within each
-/// [`LARGE`] bytes, so that it reads only a small part of a piece with small events.
+/// Returns `true` if a piece has a large event or is a long JSON list. Looks only for the last line
+/// break within each [`LARGE`] bytes, so it reads only a small part of a piece with small events.
 pub(super) fn has_large_event(piece: &[u8]) -> bool {
     let mut rest = piece;
     while let Some(beginning) = rest.get(..LARGE) {

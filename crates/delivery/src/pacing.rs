@@ -72,8 +72,8 @@ impl Pacing {
         until.saturating_duration_since(now)
     }
 
-    /// Begins a pause of at least `asked` after a round of the search. Returns the length of the
-    /// pause.
+    /// Begins a pause after a round of the search, of at least `asked` (less while the relay
+    /// drains). Returns the length of the pause.
     pub(crate) fn pause(&mut self, asked: Option<Duration>) -> Duration {
         let wait = self.next_wait(asked);
         self.paused_until = Some(Instant::now() + wait);

@@ -36,8 +36,8 @@ const HAND_OVER_TIME: Duration = Duration::from_secs(10);
 /// letter stay in the queue's directory, or are lost and counted if the queue is only in memory.
 const LAST_LETTERS: Duration = Duration::from_secs(1);
 
-/// The longest time for reading the queue's recent events at startup, to recognize duplicates.
-/// Duplicates of events that are not read may be sent.
+/// The longest time for reading the queue's recent events when a delivery begins, to recognize
+/// duplicates. Duplicates of events that are not read may be sent.
 const LOOK_BACK_TIME: Duration = Duration::from_secs(30);
 
 /// The delivery of one output. One task runs it, from [`Delivery::run`] to its end.
@@ -48,9 +48,9 @@ const LOOK_BACK_TIME: Duration = Duration::from_secs(30);
 /// and sends as much as the link takes. Then it waits (`wake`) for something to do: an order, a
 /// report of the link, new events in the queue, the end of a pause, and so on.
 ///
-/// A delivery gives up an event only if `retry.max_elapsed` or `rejected.action` say so, if the
-/// protocol leaves no choice (`Verdict::TooLong`, `Verdict::Partly`), or if the event can't be
-/// read. While dead letters are written, other claims are sent.
+/// A delivery gives up an event only if `retry.max_elapsed`, `rejected.action` or `max_event_bytes`
+/// says so, if the protocol leaves no choice (`Verdict::TooLong`, `Verdict::Partly`), or if the
+/// event can't be read. While dead letters are written, other claims are sent.
 ///
 /// Invariants:
 /// - Every wait ends when `orders.stop` is cancelled, except the close of a link (`CLOSE_TIME`) and

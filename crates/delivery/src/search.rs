@@ -141,7 +141,6 @@ impl Search {
         Some(self.comparison_events())
     }
 
-    /// The queue has no new event, so the delivery pauses until one arrives.
     pub(super) fn nothing_to_compare(&mut self) {
         self.set_round(Round::AwaitsEvent);
     }

@@ -189,12 +189,12 @@ impl Skipped {
     }
 }
 
-/// The reason why the other lines of a batch are not copied for a tap.
+/// The reason why no more lines of a batch are copied for a tap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Why {
     /// The tap has used up its lines or bytes of this second.
     Rate,
-    /// [`ROOM_BYTES`] are taken.
+    /// [`ROOM_BYTES`] are taken, or the tap is closed.
     Full,
 }
 

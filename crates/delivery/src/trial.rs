@@ -2,10 +2,10 @@
 //!
 //! A balancer with one broken backend responds to every second request with 400, a store that
 //! restarts responds with 500, and a store without its index refuses everything. So there is one
-//! rule: a response counts against an event only if the event was alone in its request, and if
-//! **the consumer works**. A consumer works if it has taken something that was sent after this
-//! event was first turned down. Another address that takes events proves nothing about the address
-//! that does not.
+//! rule: a response counts against an event only if it is about this event alone, and if **the
+//! consumer works**. A consumer works if it has taken something that was sent after this event was
+//! first turned down. Another address that takes events proves nothing about the address that does
+//! not.
 //!
 //! A claim that is turned down has a [`Trial`]. The claim is halved until single events are turned
 //! down. A single event whose consumer works is *set aside*: it leaves the queue, and holds up no
@@ -17,7 +17,7 @@
 //! | a refusal (400, 413, 422) | 8 | 3 s |
 //! | a refusal by an address in doubt: it has accepted an event that it had refused | 24 | 3 s |
 //! | a server error (5xx) | 4 | `rejected.after_server_errors` |
-//! | a server error, while the relay drains | 4 | 3 s |
+//! | a server error, while the relay drains | 4 | at most 3 s |
 //!
 //! An ordered output tries a refused event three times without a pause before it sets the event
 //! aside (24 times at an address in doubt). So few events lose their place because of a balancer's
@@ -59,10 +59,10 @@ const ERRORS_MIN_ORDERED: u32 = 4;
 /// are forgotten, because it seems to be unreachable.
 const ELSEWHERE_MAX: u32 = 8;
 
-/// The time for which an address is in doubt after it has accepted an event that it had refused.
+/// The time for which an address is in doubt after it has accepted an event that had been refused.
 const DOUBT: Duration = Duration::from_secs(10 * 60);
 
-/// The shortest time from the first try to giving up.
+/// The shortest time for which an event is set aside before refusals give it up.
 const TIME_MIN: Duration = Duration::from_secs(3);
 
 /// The pause after the third and later refusals. The eighth comes 3 s after the first.
@@ -99,7 +99,7 @@ pub(super) struct Conduct {
     turned_down: u64,
     /// The number of claims turned down since the last accepted one.
     in_a_row: u64,
-    /// The moment at which the consumer last accepted an event that it had refused alone.
+    /// The moment at which the consumer last accepted an event that was refused alone before.
     doubted: Option<Instant>,
 }
 
@@ -141,7 +141,7 @@ impl Conducts {
         self.of.entry(consumer).or_default()
     }
 
-    /// `was_refused`: the consumer had refused an event of the claim alone.
+    /// `was_refused`: this consumer, or another one, had refused an event of the claim alone.
     pub(crate) fn accepted(&mut self, consumer: usize, sent_at: u64, was_refused: bool) {
         let conduct = self.of_mut(consumer);
         conduct.accepted_since = conduct.accepted_since.max(Some(sent_at));
@@ -249,9 +249,9 @@ impl Trial {
     }
 
     /// Returns `true` if the consumer most likely works, although it has just responded with a
-    /// server error (not counted yet). The proof: it has accepted the previous claim, or something
-    /// since the first error to this claim. Returns `false` for the first error at an ordered
-    /// output, which sends no other event then, so that a short outage changes no order.
+    /// server error (not counted yet): it has not turned down the previous claim, or has accepted
+    /// something since the first error to this claim. Returns `false` for the first error at an
+    /// ordered output, which sends no other event then, so that a short outage changes no order.
     pub(super) fn is_alone_in_trouble(
         &self,
         conducts: &Conducts,
@@ -307,8 +307,8 @@ pub(super) struct Retrial {
     /// The number of tries that count.
     pub tries: u32,
     pub(super) refusals: u32,
-    /// The number of the first refusal; 0 if it was before this delivery. A refusal counts only if
-    /// the consumer has accepted something that was sent after the first one.
+    /// The number of the first refusal; 0 if it was before this delivery. Refusals count only after
+    /// the consumer has accepted something that was sent after the first.
     refused_at: Option<u64>,
     /// The last response that counts.
     pub answer: Answer,
@@ -420,7 +420,7 @@ impl Retrial {
     }
 
     /// The event is tried now, and its tries are counted from zero. Earlier pauses may have grown
-    /// to [`PAUSE_MAX`], which is longer than the drain.
+    /// to [`PAUSE_MAX`], which may be longer than the drain.
     pub(crate) fn hurry(&mut self) {
         self.since = Instant::now();
         self.pause = PAUSE_MIN;

@@ -14,7 +14,6 @@ const RESOLUTION: u32 = 1000;
 
 /// The times of the first attempts to send the events that are not final.
 pub(super) struct Tried {
-    /// `retry.max_elapsed`.
     pub max_elapsed: Duration,
     /// In the order of positions, which is also the order of time.
     entries: VecDeque<Entry>,

@@ -527,7 +527,7 @@ fn label(labels: &Labels, name: &str) -> String {
     text
 }
 
-/// The greatest count that a floating-point number holds exactly.
+/// The greatest number up to which a floating-point number holds every count exactly (2^53).
 const COUNT_MAX: f64 = 9_007_199_254_740_992.0;
 
 /// Returns a value as a count. `None` if it is negative, not a number, or too large.

@@ -467,8 +467,8 @@ fn compared(findings: &Findings) -> Option<Cause> {
     }
 }
 
-/// Returns `true` if kube-apiservers were named and all their numbers are known, including the
-/// events that they gave up.
+/// Returns `true` if kube-apiservers were named, and the number of generated events of each is
+/// known.
 fn is_asked(findings: &Findings) -> bool {
     let is_known = |it: &Sampled<ApiserverCounts>| {
         it.fault.is_none() && it.counts.as_ref().is_some_and(|it| it.generated.is_some())

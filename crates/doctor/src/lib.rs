@@ -116,9 +116,9 @@ impl Plan {
     }
 }
 
-/// Takes the samples and judges them. Before each longer wait, `waiting` is called with a sentence
-/// for the user. It is never called if the interval is 0, if every kube-apiserver is a file, or if
-/// no server has answered.
+/// Takes the samples and judges them. Before the interval, and before a watch ([`WATCH`]),
+/// `waiting` is called with a sentence for the user. It is never called if the interval is 0, if
+/// every kube-apiserver is a file, or if no server has answered.
 ///
 /// # Cancel safety
 ///

@@ -249,7 +249,7 @@ impl<C: Counts> Address<C> {
         !self.before.seen.is_empty()
     }
 
-    /// Takes the second sample. An address that was silent in the first sample is not asked again.
+    /// Takes the second sample, except at an address that gave no response in time in the first.
     async fn second(&self) -> Second<C> {
         let Self { target, path, before, .. } = self;
         if before.is_silent && before.seen.is_empty() {
@@ -498,8 +498,9 @@ impl Apiservers {
     }
 }
 
-/// Keeps one of two descriptions of the same process: the newer one or, of equally new ones, the
-/// one that replaces a fault or has two samples.
+/// Replaces `kept` by `sampled`, another description of the same process, if `sampled` is newer. If
+/// both are equally new, replaces it only if `kept` has a fault, or if only `sampled` has two
+/// samples.
 fn keep(kept: &mut Sampled<ApiserverCounts>, sampled: Sampled<ApiserverCounts>) {
     let progress = |it: &Sampled<_>| it.counts.as_ref().map(ApiserverCounts::progress);
     let has_more = kept.before.is_none() && sampled.before.is_some();
@@ -508,8 +509,8 @@ fn keep(kept: &mut Sampled<ApiserverCounts>, sampled: Sampled<ApiserverCounts>) 
     }
 }
 
-/// Combines the instances of the two samples by their start times. A restarted process is in the
-/// result twice: before and after the restart.
+/// Combines the instances of the two samples by their start times. A restarted kube-apiserver is in
+/// the result twice: before and after the restart.
 fn matched<C: Counts>(before: &Shown<C>, after: &Shown<C>) -> Vec<Sampled<C>> {
     let several = before.seen.len().max(after.seen.len()) > 1;
     let name = |index: usize| match several {

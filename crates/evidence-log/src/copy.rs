@@ -69,7 +69,7 @@ pub struct Copied {
     /// The number of files of line hashes.
     pub line_files: u64,
     /// The position below which line hashes are missing without an entry that says so. `None` if an
-    /// entry explains each missing hash.
+    /// entry explains each missing hash, or if the log has no line hashes at all.
     pub unexplained_below: Option<u64>,
 }
 

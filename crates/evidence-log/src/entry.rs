@@ -86,7 +86,7 @@ pub enum Entry {
     Reload(Running),
     /// The relay has stopped in order.
     Stop(Running),
-    /// A sign of life: no other entry was written for a while.
+    /// A sign of life: for a while, no entry with the present time was written.
     Heartbeat {
         /// The time.
         at: u64,
@@ -255,7 +255,7 @@ impl Entry {
     }
 
     /// Returns the positions of the entry's events, if these came in or the queue lost them. `None`
-    /// for an entry about an output, or about no events.
+    /// for an entry about an output, about no events, or about events without positions.
     pub fn in_queue(&self) -> Option<Range<u64>> {
         let is_of_output = if let Self::Lost { output, first, .. } = self {
             output != QUEUE || first.is_none()
@@ -281,7 +281,7 @@ impl Entry {
         None
     }
 
-    /// Returns the positions of the entry's events. Empty if the entry is not about events.
+    /// Returns the range that [`Entry::events`] describes. Empty if the entry is not about events.
     pub fn range(&self) -> Range<u64> {
         let (first, count) = self.events().unwrap_or_default();
         first..first.saturating_add(count)

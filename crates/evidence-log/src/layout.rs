@@ -1,5 +1,5 @@
-//! The names of the evidence files, and functions that read a file or a tile. No read takes more
-//! bytes than a relay writes to the file.
+//! The names of the evidence files, and functions that read a file or a tile. Each read has a
+//! limit, which is above what a relay writes to the file.
 
 use std::{fmt, io};
 
@@ -42,9 +42,9 @@ pub trait Files {
     /// The file can't be read, or has more than `max` bytes.
     fn read(&self, path: &str, max: usize) -> io::Result<Option<Vec<u8>>>;
 
-    /// Returns the width of a wider file that begins with the content of `_tile`, for a tile
-    /// without a file. The default is the width of a whole tile, for a log whose files can't be
-    /// listed.
+    /// Returns the width (the number of hashes or entries) of the file that begins with the content
+    /// of `_tile`, if the partial file of `_tile` itself was deleted. By default, this is the width
+    /// of a whole tile, for a log whose files can't be listed.
     fn wider(&self, _tile: Tile) -> io::Result<u64> {
         Ok(WIDTH)
     }

@@ -248,7 +248,7 @@ pub const HEADING: usize = FRAME + 1 + 8 + 4;
 /// The beginning of a record. Its checksum is not checked.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Heading {
-    /// The bytes of the record, including its frame.
+    /// The number of bytes of the record, including its frame.
     pub bytes: u64,
     /// The positions of the events. `None` if the record has lines as sent.
     pub accepted: Option<std::ops::Range<u64>>,

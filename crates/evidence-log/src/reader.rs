@@ -217,7 +217,8 @@ impl Directory {
     }
 }
 
-/// Returns `true` for a file that no relay writes: a symlink, pipe, directory, or oversized file.
+/// Returns `true` if the error is about a file that no relay writes: a symlink, a pipe, a
+/// directory, or an oversized file.
 pub fn is_foreign(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::Unsupported | io::ErrorKind::FileTooLarge)
 }

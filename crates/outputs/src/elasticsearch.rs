@@ -4,8 +4,8 @@
 //! A request has two lines for each event: the action `create` with the document's `_id`, and the
 //! document. The `_id` consists of the identity of the queue, the event's position and a hash of
 //! the event. An event that is sent again, even after a restart with a queue in files, is therefore
-//! stored once: the answer to the second attempt is 409. The auditID is not in the `_id`, because
-//! the client of kube-apiserver can choose it.
+//! stored once in each index: the answer to the second attempt is 409. The auditID is not in the
+//! `_id`, because the client of kube-apiserver can choose it.
 
 mod mapping;
 
@@ -43,9 +43,9 @@ const BULK: &str = "/_bulk";
 /// The path and query of requests. The answer contains only the fields that are read here.
 const PATH: &str = "/_bulk?filter_path=errors,items.*.status,items.*.error,items.*.failure_store";
 
-/// The maximum bytes of an answer that are read. An item has about 500 bytes for a refused
-/// document, and 40 bytes for a stored one. If an answer is longer, the request counts as refused,
-/// and is halved.
+/// The maximum bytes of an answer that is parsed. An item has about 500 bytes for a refused
+/// document, and 40 bytes for a stored one. If an answer with a status 2xx is longer, the request
+/// counts as refused, and is halved.
 const ANSWER_BYTES: usize = 8 << 20;
 
 const EVENTS_MAX: u64 = 20_000;
@@ -56,7 +56,7 @@ const STORED: &[u8] = br#"{"create":{"status":201}}"#;
 /// The error type of an item whose document is already stored.
 const CONFLICT: &str = "version_conflict_engine_exception";
 
-/// The maximum bytes of an error's type that are shown. Elasticsearch's types are shorter.
+/// The maximum bytes of an error's type. A longer one is not shown. Elasticsearch's are shorter.
 const TYPE_BYTES_MAX: usize = 64;
 
 /// The errors whose reason is shown: their types, and the beginnings of their reasons. The server
@@ -126,7 +126,6 @@ impl OutputSettings for Settings {
     }
 }
 
-/// Parses the name of an index or data stream. The error text says which names are allowed.
 fn index_name(text: &str) -> Result<String, String> {
     let is_special = |c: char| r#"\/*?"<>|,#:"#.contains(c);
     let in_a_name = |c: char| c.is_ascii_graphic() && !c.is_ascii_uppercase() && !is_special(c);
@@ -214,7 +213,6 @@ struct ServerError {
     kind: String,
     #[serde(default)]
     reason: String,
-    /// The error that caused this one.
     #[serde(default)]
     caused_by: Option<Box<ServerError>>,
 }
@@ -474,7 +472,7 @@ fn makes_indices(settings: &[u8]) -> Option<String> {
 
 /// Returns `true` if a cluster with this setting creates the index for the first document. The
 /// setting is `true`, `false`, or a list of patterns. The first match decides, and a pattern that
-/// begins with `-` forbids the index. A pattern with two `*` counts as a match that forbids.
+/// begins with `-` forbids the index. A pattern with several `*` counts as a match that forbids.
 ///
 /// Source: `AutoCreateIndex` of Elasticsearch.
 fn makes(setting: &str, index: &str) -> bool {

@@ -82,7 +82,7 @@ pub(super) struct HttpConnector {
 }
 
 impl HttpConnector {
-    /// Like [`HttpConnector::new`], for an output with the link of `http`.
+    /// Returns a boxed [`HttpConnector::new`], for a type of output that uses [`HttpLink`].
     pub(crate) fn boxed(
         config: &config::HttpClient,
         api: Arc<dyn Api>,
@@ -91,7 +91,7 @@ impl HttpConnector {
         Box::new(Self::new(config, api, setup))
     }
 
-    /// Makes the connector of an output that speaks this protocol. It has read no file yet.
+    /// Makes the connector of an output with the protocol `api`. It has read no file yet.
     pub(crate) fn new(config: &config::HttpClient, api: Arc<dyn Api>, setup: &Setup<'_>) -> Self {
         Self { client: Arc::new(Client::new(config, api, setup)), watch: Watch::default() }
     }

@@ -35,13 +35,9 @@ pub(super) struct IamSettings {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Credentials {
     /// The API key of a user or a service ID.
-    ApiKey {
-        /// The file that holds the key.
-        file: PathBuf,
-    },
+    ApiKey { file: PathBuf },
     /// A trusted profile, which trusts the service account of the pod.
     TrustedProfile {
-        /// The profile's ID.
         id: String,
         /// The file with the projected token of the service account, which the kubelet renews.
         token_file: PathBuf,

@@ -35,7 +35,7 @@ use queue::{Batch, Identity, Take};
 /// The maximum bytes of a request, from the documentation of the API.
 const REQUEST_BYTES_MAX: u64 = 2_000_000;
 
-/// The maximum characters of `application_name` and `subsystem_name`.
+/// The maximum characters of `application_name`, of `subsystem_name` and of a profile's ID.
 const NAME_CHARS_MAX: usize = 256;
 
 const ANSWER_BYTES: usize = 64 * 1024;

@@ -13,8 +13,8 @@
 //!
 //! - [`OutputSettings`](config::OutputSettings): the name, the keys, the addresses. `check`,
 //!   `config`, the reference, the messages about wrong keys and a reload follow from this trait.
-//! - `setup::IntoConnector`: how a connector is made. The trait's documentation names the two
-//!   connectors in `transport` for protocols over TCP; any other protocol implements
+//! - `setup::IntoConnector`: how a connector is made. The trait's documentation names the
+//!   connectors for protocols over TCP and HTTP; any other protocol implements
 //!   `delivery::link::Connect` itself. Metrics, retries, dead letters and `check --connect` follow
 //!   from the connector.
 //!

@@ -26,7 +26,7 @@ use transform::shape::write_string;
 
 const TENANT: &str = "x-scope-orgid";
 
-/// The maximum bytes of an answer that are read. Loki's own answers are empty, or one line.
+/// The maximum bytes of an answer that is parsed. Loki's own answers are empty, or one line.
 const ANSWER_BYTES: usize = 64 * 1024;
 
 /// The maximum number of labels in a config: Loki accepts 15 by default

@@ -28,7 +28,7 @@ use delivery::prepared::Connector;
 use queue::{Batch, Identity, Take};
 use telemetry::AttemptError;
 
-/// The maximum bytes of an answer that are read. An answer has only a number and a message.
+/// The maximum bytes of an answer that is parsed. An answer has only a number and a message.
 const ANSWER_BYTES: usize = 1 << 20;
 
 /// The default of `batch.max_bytes`. Receivers take 4 MB or more.
@@ -115,8 +115,8 @@ impl Api for Logs {
         vec![TestRequest { head, body: b"\x0a\x00" }]
     }
 
-    /// A refusal in an encoding of OTLP shows that the receiver speaks OTLP: the request has no
-    /// records.
+    /// A receiver may refuse the request because it has no records. If the refusal is in an
+    /// encoding of OTLP, the receiver speaks OTLP.
     fn tested(&self, reply: &Reply<'_>) -> Result<(), String> {
         let is_otlp = reply.is_of_type(self.content_type()) || reply.is_of_type(JSON);
         match reply.status {

@@ -42,8 +42,9 @@ mod plan;
 mod signature;
 mod sts;
 
-/// The lines of an object have at most this part of the queue's limit (1/4). The queue holds the
-/// events of two objects, and must have room for new events.
+/// The lines of a new object have at most 1/`PART_OF_QUEUE` of the queue's limit: the queue holds
+/// the events of two objects, one that is collected and one that is stored, and must have room for
+/// new events. An object that an earlier link has ended may be larger.
 const PART_OF_QUEUE: u64 = 4;
 
 /// The config keys for the two files of the access key.
@@ -156,13 +157,11 @@ fn credentials(
     }
 }
 
-/// Checks the name of a bucket. The error text says which names are allowed.
 fn bucket_name(text: &str) -> Result<String, String> {
     let what = "is not a bucket, allowed: 3 to 63 characters (A-Z, a-z, 0-9, -, ., _)";
     name(text, 3, "-._").ok_or_else(|| what.to_owned())
 }
 
-/// Checks the name of a region. The error text says which names are allowed.
 fn region_name(text: &str) -> Result<String, String> {
     let what = "is not a region, allowed: 1 to 63 characters (A-Z, a-z, 0-9, -, _)";
     name(text, 1, "-_").ok_or_else(|| what.to_owned())

@@ -18,11 +18,12 @@ pub(crate) trait IntoConnector: OutputSettings {
     /// The type of the connector depends on the protocol. A protocol that has one TCP connection at
     /// a time uses a [`StreamConnector`] if its consumer acknowledges nothing, and an
     /// [`AcknowledgedConnector`] if its consumer acknowledges events. Each of the two needs an
-    /// implementation of one more trait, which turns events into bytes. Any other protocol, such as
-    /// `http` or `stdout`, implements [`Connect`] itself and boxes it.
+    /// implementation of one more trait, which turns events into bytes. A protocol over HTTP uses
+    /// an [`HttpConnector`]. Any other one implements [`Connect`] itself.
     ///
     /// [`StreamConnector`]: super::transport::stream::StreamConnector
     /// [`AcknowledgedConnector`]: super::transport::acknowledged::AcknowledgedConnector
+    /// [`HttpConnector`]: super::http::HttpConnector
     /// [`Connect`]: delivery::link::Connect
     fn connector(&self, setup: &Setup<'_>) -> Box<dyn Connector>;
 }

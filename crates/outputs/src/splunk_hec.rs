@@ -50,9 +50,9 @@ const CHANNEL: HeaderName = HeaderName::from_static("x-splunk-request-channel");
 /// event (`TRUNCATE`), so Splunk's default applies: 10,000 bytes.
 const SOURCETYPE: &str = "_json";
 
-/// The shortest and the longest pause before events are sent again, if Splunk has answered the
-/// question for acknowledgements, but did not acknowledge the next request either. The pause
-/// doubles each time, because Splunk may index the events each time.
+/// The shortest and the longest pause before events are sent again, while Splunk answers the
+/// question for acknowledgements and still does not acknowledge requests. The pause doubles each
+/// time, because Splunk may index the events each time.
 const NUMBERLESS: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(3600));
 
 /// The message about a token without the acknowledgement that `acknowledge` asks for.
@@ -64,7 +64,7 @@ const OFF: &str = "indexer acknowledgement is off for this token: turn it on in 
 const ON: &str = "indexer acknowledgement is on for this token: set acknowledge = \"indexed\", or \
                   turn it off in Splunk (useACK = false in inputs.conf)";
 
-/// The maximum bytes of an answer that are read. Splunk's answers have less than 200.
+/// The maximum bytes of an answer that is parsed. Splunk's answers have less than 200.
 const ANSWER_BYTES: usize = 64 * 1024;
 
 #[derive(Debug, Clone, PartialEq)]
@@ -259,7 +259,7 @@ struct Collector {
     /// The way to ask Splunk for acknowledgements. `None`: events are final as soon as Splunk has
     /// taken their request.
     acknowledgement: Option<Confirm>,
-    /// `None` as long as Splunk acknowledges requests.
+    /// `None` if there is no doubt. An answer with a number ends the doubt.
     doubt: Mutex<Option<Doubt>>,
 }
 
@@ -271,7 +271,7 @@ struct Doubt {
     since: Instant,
     /// The shortest time from `since` to the next attempt.
     pause: Duration,
-    /// `true` if Splunk has answered the question.
+    /// `true` if Splunk has answered the question, and `pause` is over.
     is_answered: bool,
 }
 
@@ -350,7 +350,7 @@ impl Collector {
         }
     }
 
-    /// Records that Splunk has answered the question. Returns the time until events may be sent.
+    /// Records an answer to the question, if the pause is over. Returns the rest of the pause.
     fn answered(&self) -> Duration {
         let mut doubt = lock(&self.doubt);
         let Some(doubt) = doubt.as_mut() else { return Duration::ZERO };

@@ -230,7 +230,7 @@ fn structured_data(annotate: &BTreeMap<String, String>) -> String {
     element
 }
 
-/// The maximum bytes that framing adds to a message. `relp` adds the most: at most 28 bytes.
+/// An upper limit for the bytes that framing adds to a message. `relp` adds the most: up to 28.
 const FRAME_MAX: usize = 32;
 
 /// The maximum bytes of a TIMESTAMP: `2026-11-20T06:24:22.439323+00:00`.

@@ -22,8 +22,8 @@ use telemetry::AttemptError;
 /// The maximum lifetime of a token. A longer lifetime in an answer counts as this one.
 const LIFE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// The shortest time between the beginnings of the last request for a token and of one that a
-/// refusal by a consumer causes.
+/// The shortest time from the beginning of the last request for a token until a consumer's refusal
+/// of a token causes another request.
 const REFUSED_PAUSE: Duration = Duration::from_secs(5);
 
 /// The value of [`REFUSED_PAUSE`] if the refused token was itself requested because of a refusal.
@@ -51,7 +51,7 @@ pub(crate) trait Issuer: Send + Sync + 'static {
     /// A file can't be used. The text names the file, and never contains its content.
     fn question(&self) -> Result<(Question, u64), String>;
 
-    /// Returns the log message for the case that the server refuses the credentials.
+    /// Returns the message for the case that the server refuses the credentials.
     fn refusal(&self) -> String;
 
     /// Returns the token in an answer, and its lifetime. `None` if the answer has no token.
@@ -123,7 +123,7 @@ struct Shared<I: Issuer> {
 }
 
 /// The tokens for certain credentials. Several outputs may share one value. A background task gets
-/// the first token and renews it. The task begins with the first delivery, and ends when the last
+/// the first token and renews it. [`Tokens::begin`] starts the task, which ends when the last
 /// output drops the value.
 ///
 /// The task requests a new token after four fifths of the lifetime of the last one. Until the task
@@ -136,7 +136,7 @@ struct Shared<I: Issuer> {
 /// status.
 pub(super) struct Tokens<I: Issuer> {
     shared: Arc<Shared<I>>,
-    /// The task; empty before the first delivery begins.
+    /// The task; empty before the first call of [`Tokens::begin`].
     task: Mutex<JoinSet<()>>,
 }
 

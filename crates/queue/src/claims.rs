@@ -15,7 +15,8 @@ pub(crate) enum Stage {
     Released,
     /// The claim is final: the consumer has the events, or the output has given them up.
     Done,
-    /// The events were dropped and counted as lost. A later end of the claim is not counted again.
+    /// The events were dropped or are missing, and are counted as lost. A later end of the claim is
+    /// not counted again.
     Dropped,
 }
 

@@ -35,7 +35,7 @@ pub struct Append {
 /// again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
-    /// The queue has no room for the batch.
+    /// The queue has no room for the batch, or is closed.
     #[error("the queue is full")]
     Full,
     /// The disk refuses to store the batch, or does not respond.
@@ -135,11 +135,11 @@ pub enum JoinError {
 pub enum Redelivery {
     /// The claim is on the wire again, and this batch has its lines.
     Batch(Batch),
-    /// All events of the claim were dropped, and the claim no longer exists.
+    /// All events of the claim were dropped or are missing, or the claim is final.
     Gone,
     /// The lines must be read from a file first. Call again when
-    /// [`Cursor::readable`](super::Cursor::readable) returns. While the relay drains, a queue in
-    /// files always returns this.
+    /// [`Cursor::readable`](super::Cursor::readable) returns. While the relay drains, a queue whose
+    /// files are kept returns only this.
     NotYet,
 }
 
@@ -202,7 +202,7 @@ impl Claim {
 pub struct Batch {
     /// The claim, by which the output names these events to the queue.
     pub claim: Claim,
-    /// The number of events: fewer than the claim's positions if some were dropped.
+    /// The number of events: fewer than the claim's positions if some were dropped or are missing.
     pub events: u64,
     /// The number of bytes of all `pieces`.
     pub bytes: u64,
@@ -464,7 +464,7 @@ impl Disposition {
 /// An event that an output has set aside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Aside {
-    /// The number of bytes by which the event counts in `queue.max_bytes`.
+    /// The number of bytes by which the event counts in `queue.max_bytes` of a queue in memory.
     pub bytes: u64,
     /// The time of acceptance by the wall clock, in milliseconds since 1970.
     pub received: u64,

@@ -2,7 +2,7 @@
 //! docs/internals/spool-format.md. Only the upkeep writes it.
 //!
 //! The file has two slots, which are written in turn. Each write has a generation, one higher than
-//! the last. Whatever happens to one slot, the other one is whole.
+//! the last. A failed write leaves the other slot whole.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -33,7 +33,7 @@ pub(crate) const FORMAT: Format =
 /// The size of the checksum at the end of a slot, in bytes.
 const CRC: usize = 4;
 
-/// A range of positions whose events are missing and counted as lost: dropped, or damaged.
+/// A range of positions whose events are missing and counted as lost: dropped, damaged or changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Hole {
     pub start: Position,
@@ -145,8 +145,8 @@ impl Contents {
                 slot.extend(number.to_le_bytes());
             }
         }
-        // An output whose history finds no room may send events twice after a restart. At least 150
-        // outputs with long names find room.
+        // An output whose history finds no room may send events twice after a restart. Up to 170
+        // outputs find room, even with names of 63 bytes.
         let room = (SLOT - CRC).saturating_sub(slot.len()) / History::BYTES;
         for (name, place) in self.outputs.iter().take(room) {
             let history = self.histories.get(name).copied();

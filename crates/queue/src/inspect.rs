@@ -120,9 +120,9 @@ pub struct Summary {
     pub outputs: Vec<Output>,
     /// The state of the cursors file.
     pub cursors: CursorsFile,
-    /// The number of segments.
+    /// The number of segments that could be opened.
     pub segments: u64,
-    /// The number of bytes of all segment files.
+    /// The number of bytes in the files of the segments that could be opened.
     pub segment_bytes: u64,
     /// The position of the first event in the segments.
     pub first: Position,
@@ -258,7 +258,7 @@ impl fmt::Display for Finding {
 pub enum Seen<'a> {
     /// The next lines begin with the event at this position.
     At(Position),
-    /// The next bytes of the stored lines. Very long lines come in parts.
+    /// The next bytes of the stored lines. In a large batch, they may end inside a line.
     Lines(&'a [u8]),
     /// A fault that was found.
     Finding(&'a Finding),

@@ -208,8 +208,7 @@ impl Queue {
         either!(self, queue => queue.append(batch))
     }
 
-    /// Returns the queue's directory, and the position after the last stored event. `None` in
-    /// memory.
+    /// Returns the queue's directory, and the position at which the log ends. `None` in memory.
     pub fn disk(&self) -> Option<(Arc<dyn Disk>, Position)> {
         self.spool().map(spool::Queue::disk)
     }
@@ -230,9 +229,9 @@ impl Queue {
         self.spool().map(spool::Queue::places).unwrap_or_default()
     }
 
-    /// Returns `true` if every output sends lists, so that a body of this many bytes may be
-    /// appended as the received JSON list ([`Append::list`]). The list is then sent without a copy.
-    /// A queue in files does not take long lists.
+    /// Returns `true` if every output sends lists and no evidence is recorded, so that a body of
+    /// this many bytes may be appended as the received JSON list ([`Append::list`]). The list is
+    /// then sent without a copy. A queue in files does not take long lists.
     pub fn keeps_list(&self, bytes: usize) -> bool {
         match self {
             Self::Memory(queue) => queue.keeps_lists(),
@@ -311,10 +310,11 @@ impl Queue {
         either!(self, queue => queue.held())
     }
 
-    /// Returns the number of held bytes ([`Queue::held`]) whose room no new batch can get: the
-    /// bytes of events that a required output has not finished, and of files that can't be dropped.
-    /// [`Queue::append`] takes the room of all other held bytes when necessary, whatever
-    /// `when_full` says. The fill level is the share of these bytes in `queue.max_bytes`.
+    /// Returns the number of held bytes ([`Queue::held`]) in events that a required output has not
+    /// finished, in events that are set aside, and in files that can't be dropped. A new batch can
+    /// get room from these only with `drop_oldest`. It takes the room of all other held bytes when
+    /// necessary, whatever `when_full` says. The fill level is the share of these bytes in
+    /// `queue.max_bytes`.
     pub fn needed(&self) -> u64 {
         either!(self, queue => queue.needed())
     }
@@ -453,9 +453,10 @@ impl Cursor {
         Before(self.spool().map(|cursor| cursor.before(within)))
     }
 
-    /// Claims the next events to send: as many whole batches as fit into the limits of `take`, or a
-    /// part of the next batch if not even one fits. `None` if there are no more events, or if the
-    /// lines must first be read from a file ([`Cursor::readable`]).
+    /// Claims the next events to send, within the limits of `take`. These are usually whole
+    /// batches. A batch that exceeds the limits alone, or is long and read from a file, is cut.
+    /// `None` if there are no more events, if the queue hands out none ([`Cursor::is_closed`]), or
+    /// if the lines must first be read from a file ([`Cursor::readable`]).
     #[must_use]
     pub fn next(&mut self, take: Take) -> Option<Batch> {
         self.next_as(take, false)
@@ -473,15 +474,16 @@ impl Cursor {
     }
 
     /// Makes a claim final. Its events count as acknowledged by the consumer, except those that
-    /// `disposition` counts as lost, dropped or duplicate.
+    /// `disposition` counts.
     pub fn acknowledge(&self, claim: Claim, disposition: Disposition) {
         either!(self, cursor => cursor.acknowledge(claim, disposition))
     }
 
-    /// Makes the claim of one event final, because the output sets this event aside. The event
-    /// leaves the log. In a queue in memory, `bytes` bytes for it still count in `queue.max_bytes`;
-    /// in a queue in files, it must already be on the [`Shelf`]. If `acknowledge` is `delivered`,
-    /// the sender of the event waits for [`Cursor::settle_aside`].
+    /// Makes the claim of one event final, because the output sets this event aside. The output
+    /// then no longer needs the event in the log. In a queue in memory, `bytes` bytes for it still
+    /// count in `queue.max_bytes`; in a queue in files, it must already be on the [`Shelf`]. If
+    /// `acknowledge` is `delivered` and the output is required, the sender of the event waits for
+    /// [`Cursor::settle_aside`].
     pub fn set_aside(&self, claim: Claim, bytes: u64) {
         match self {
             Self::Memory(cursor) => cursor.set_aside(claim, bytes),
@@ -519,8 +521,8 @@ impl Cursor {
     }
 
     /// Puts a released claim on the wire again, and returns the lines. Returns [`Redelivery::Gone`]
-    /// if all events of the claim were dropped. Returns [`Redelivery::NotYet`] if the lines must
-    /// first be read from a file, or if the queue hands out no more events.
+    /// if all events of the claim were dropped or are missing. Returns [`Redelivery::NotYet`] if
+    /// the lines must first be read from a file, or if the queue hands out no more events.
     #[must_use]
     pub fn redeliver(&mut self, claim: Claim) -> Redelivery {
         match self {

@@ -43,7 +43,8 @@ struct Shared {
     state: Mutex<MemoryState>,
     identity: Identity,
     metrics: QueueMetrics,
-    /// Notified whenever records may have left the queue. The draining process waits for this.
+    /// Notified when the queue may have become empty, or an event that was set aside is decided.
+    /// The draining process waits for this.
     progress: Notify,
 }
 
@@ -57,7 +58,7 @@ impl Shared {
 ///
 /// A batch is appended at the end of `records`. Every output has a cursor, which claims records, or
 /// parts of records, from the first to the last, and finishes these claims in any order. A record
-/// goes through these states:
+/// goes through these states, for which outputs that have ended permanently do not count:
 ///
 /// - needed: at least one required output has not finished it;
 /// - spare: every required output has finished it, and at least one optional output has not. A
@@ -74,8 +75,9 @@ impl Shared {
 /// - `bytes` is the weight of all records, and `spare` counts the first `spare.records` of them.
 /// - `bytes` is at most `capacity` after an append; `apply` may lower `capacity` below it.
 /// - Positions in `records` rise, with gaps where records were dropped, withdrawn or refused.
-/// - `counted` is the metric `event_total`. The backlog of an output is `counted` - `passed`. An
-///   event is counted for an output exactly once: when it is finished, lost or dropped.
+/// - `counted` is the metric `event_total` without what `drop_newest` has dropped. The backlog of
+///   an output is `counted` - `passed`. An event is counted for an output exactly once: when it is
+///   finished, lost or dropped.
 ///
 /// An event must never be dropped while it is on the wire of a required output, and an accepted
 /// event must never be removed without being counted for each output.
@@ -93,7 +95,7 @@ struct MemoryState {
     next: Position,
     cursors: Slab<CursorState>,
     departed: Departed,
-    /// The events that were accepted and counted in the metric `event_total`.
+    /// The events that were stored and counted in the metric `event_total`.
     counted: Amount,
     /// `true` if the last log line about the queue's room says that it is full.
     told_full: bool,
@@ -648,8 +650,9 @@ impl Queue {
     }
 
     /// Records that an output has ended permanently ([`super::Queue::give_up`]). [`Queue::abandon`]
-    /// counts its accepted events as lost. If the output is required, the senders that wait for it
-    /// are refused, and batches that no output has begun to send are removed.
+    /// counts its unfinished accepted events as lost. If the output is required, the senders that
+    /// wait for it are refused, and those of their batches that no output has begun to send are
+    /// removed.
     pub fn give_up(&self, name: &str) {
         let mut state = self.shared.lock();
         for (_, cursor) in &mut state.cursors {
@@ -701,8 +704,8 @@ impl MemoryState {
         }
     }
 
-    /// Refuses the batches that wait for an event which this output, now ended or leaving, has set
-    /// aside.
+    /// Refuses the senders in `late` that wait for an event of this output, which has ended or
+    /// leaves.
     fn refuse_late(&mut self, output: &str) {
         let cursors = &self.cursors;
         let is_of = |(cursor, _): &(usize, Position)| {

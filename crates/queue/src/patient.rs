@@ -23,7 +23,7 @@ const PAUSE: Duration = Duration::from_millis(250);
 /// The size of a block in bytes. A disk reads a block as a whole or not at all.
 const BLOCK: u64 = 4096;
 
-/// The number of blocks that are tried, besides the first eight, before a file counts as
+/// The largest number of blocks that are tried, besides the first eight, before a file counts as
 /// unreadable.
 const PROBES: u64 = 64;
 

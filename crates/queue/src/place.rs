@@ -1,9 +1,9 @@
 //! Finds out whether a directory could be used, without a change to the disk.
 //!
 //! The command `check` uses this while a relay may be running, as another user than the relay's, or
-//! before the volume is mounted. It asks the kernel what this process may do (access(2)). It makes
-//! nothing, opens nothing for writing, and takes no lock, so it does not know whether another relay
-//! holds the directory.
+//! before the volume is mounted. This module asks the kernel what the process may do (access(2)).
+//! It makes nothing, opens nothing for writing, and does not take the directory's lock, so it does
+//! not know whether another relay holds the directory.
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -47,7 +47,7 @@ const RECORD_MAGIC: [u8; 8] = *b"\xFFKAFREC\0";
 /// The number of bytes that a scan reads in one step and keeps in memory ([`Scan::ahead`]).
 pub(crate) const WINDOW: u64 = 1 << 20;
 
-/// The number of bytes in each step of a search, or of a checksum over very long lines.
+/// The number of bytes in each step of a search, or of a checksum over a long record.
 const STEP: usize = if cfg!(test) { 2 << 10 } else { 256 << 10 };
 
 /// The smallest run of zeros that shows an unwritten sector: a single zero may be damage.
@@ -367,7 +367,7 @@ impl<'a> SegmentFile<'a> {
 ///
 /// - A valid record is returned, and the scan continues after it.
 /// - Zeros up to the next block of 4,096 bytes are padding, and are skipped.
-/// - A record with a valid header and wrong lines is returned as damage.
+/// - A record with a valid header and wrong lines or positions is returned as damage.
 /// - Otherwise the scan searches for the next valid header, and returns the bytes before it as
 ///   damage.
 ///
@@ -382,7 +382,7 @@ pub(crate) struct Scan<'a> {
     seed: Seed,
     window: Bytes,
     window_at: u64,
-    /// The number of bytes that are read in one step. Longer lines are read in parts.
+    /// The number of bytes that are read in one step. A longer record is read in parts.
     ahead: u64,
     at: u64,
     end: u64,

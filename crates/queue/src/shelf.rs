@@ -3,7 +3,7 @@
 //!
 //! The queue does not interpret the files. A file is synced before the claim of its event is final,
 //! and deleted when the event is decided (delivered or given up). At startup, a file whose event is
-//! still in the log is deleted: the output gets this event from the log again.
+//! not before the output's place is deleted: the output gets this event from the log again.
 
 use std::collections::BTreeMap;
 use std::io;

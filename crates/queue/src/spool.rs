@@ -126,8 +126,8 @@ struct Wakes {
     upkeep: Condvar,
     /// Notified when the upkeep has tried to delete files, for whose room large bodies may wait.
     reclaimed: Condvar,
-    /// Notified when a claim was finished or released, an output was rewound, has ended or has
-    /// left, or a requested save of the cursors file is done.
+    /// Notified when [`Queue::drained`] may be able to return, or a requested save of the cursors
+    /// file is done.
     progress: Notify,
 }
 
@@ -188,9 +188,9 @@ impl Shared {
         files + cursors::BYTES + self.quarantined.load(Ordering::Relaxed)
     }
 
-    /// Returns the part of [`Shared::held_bytes`] that a new batch can't get. It is for segments
-    /// that a required output needs, arriving large bodies, the cursors file, copies of damaged
-    /// records, and files that could not be deleted.
+    /// Returns the part of [`Shared::held_bytes`] that a new batch can't get without `drop_oldest`.
+    /// It is for segments that a required output needs, arriving large bodies, the cursors file,
+    /// copies of damaged records, and files that could not be deleted.
     fn needed_bytes(&self, state: &SpoolState) -> u64 {
         let given = state.writing.accounting.pending_bytes() + state.log.unneeded_bytes();
         self.held_bytes(state).saturating_sub(given)

@@ -41,13 +41,13 @@ pub(crate) struct Hashes {
 
 impl Hashes {
     /// Finds the files of earlier runs. `known` has the sizes at the last commit, or is `None` if
-    /// they are not known. Bytes after the known size of a file are cut off. `has_ended` is `true`
-    /// if the relay ended in order, and thus without such bytes. The second value of the result is
-    /// `true` if a file is missing or too short, or has more bytes than a crash explains.
+    /// they are not known. Bytes after the known size, or after the last whole record, are cut off.
+    /// `has_ended`: the relay ended in order, and thus without such bytes. The second value of the
+    /// result is `true` if a file is missing or too short, or has more bytes than a crash explains.
     ///
     /// # Errors
     ///
-    /// The directory can't be made or read.
+    /// The directory can't be made or read, or a file in it can't be read or cut.
     pub(crate) fn open(
         disk: Arc<dyn Disk>,
         max_bytes: u64,

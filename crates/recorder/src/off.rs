@@ -24,7 +24,7 @@ const OPEN: u64 = u64::MAX;
 ///
 /// # Errors
 ///
-/// The disk refuses.
+/// The disk refuses, or the file has another form.
 pub fn turned_off(disk: &dyn Disk, end: u64) -> io::Result<()> {
     if !was_on(disk)? {
         return Ok(());
@@ -44,7 +44,7 @@ pub fn turned_off(disk: &dyn Disk, end: u64) -> io::Result<()> {
 ///
 /// # Errors
 ///
-/// The disk refuses.
+/// The disk refuses, or the file has another form.
 pub fn turned_on(disk: &dyn Disk, end: u64) -> io::Result<Vec<Range<u64>>> {
     let mut ranges = ranges(disk)?;
     if ranges.is_empty() {

@@ -19,8 +19,8 @@ const CHANGED_BYTES: usize = r#""4095","#.len();
 pub struct Made {
     /// The entry.
     pub entry: Entry,
-    /// The hashes of the lines that were sent. `None` if no line was sent, or if all sent lines are
-    /// as they came in.
+    /// The hashes of the lines that were sent. `None` if no line was sent, or if the filter has
+    /// neither changed nor dropped an event.
     pub sent: Option<Record>,
 }
 

@@ -36,7 +36,7 @@ use telemetry::{EvidenceError, EvidenceMetrics, WitnessMetrics};
 /// The maximum number of bytes and events taken from the queue at once.
 const TAKE: Take = Take { bytes: 1 << 20, events: RANGE_MAX };
 
-/// The pause after a failed attempt to write.
+/// The pause after a failure, and between two requests to a witness at startup.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// The age in milliseconds below which an entry shows that the relay lives.
@@ -112,8 +112,8 @@ impl Recorder {
         Ok(Self { orders, thread })
     }
 
-    /// Notes that the config was read again. If 16 orders already wait, because the disk hangs, the
-    /// note is dropped.
+    /// Notes that the config was read again. The note is dropped if the thread has ended, or if 16
+    /// orders already wait because the disk hangs.
     pub fn reloaded(&self, running: Running) {
         if self.orders.try_send(Order::Reload(running)).is_err() {
             tracing::warn!(
@@ -191,7 +191,7 @@ struct Work {
     /// The range that can still grow.
     open: Option<Open>,
     taken: Taken,
-    /// The time by which new hashes and entries must be durable. `None` if there are none.
+    /// The time of the next write. `None` if nothing is new: no hash, entry or finished event.
     commit_at: Option<Instant>,
     checkpoint_at: Instant,
     heartbeat_at: Instant,
@@ -362,7 +362,7 @@ impl Work {
         Running { at: now(), outputs, left, ..running }
     }
 
-    /// Takes events until none is left in the queue, but not after `until`.
+    /// Takes events until none is left in the queue, a write fails, or the time `until` has come.
     async fn record_until(&mut self, until: Instant) {
         let may_write = |it: &Self| it.state.log().is_some() && it.waits_until().is_none();
         while may_write(self) && Instant::now() < until {
@@ -454,7 +454,7 @@ impl Work {
         if let Ok(Some(why)) = &marked {
             return self.roll_back(why);
         }
-        // If the mark can't be read, nothing may be recorded.
+        // If nobody can read whether the log was rolled back, nothing may be recorded.
         let opened = marked.and_then(|_| self.open_files());
         self.setup.originals.decide(opened.is_ok());
         match opened {
@@ -639,7 +639,7 @@ impl Work {
         self.commit_at = None;
     }
 
-    /// Adds an entry, if the files are open. It is durable after the next [`Work::write`].
+    /// Adds an entry, if the files are open. It is not durable before [`Work::write`].
     fn add(&mut self, entry: Entry) {
         let Some(log) = self.state.log_mut() else { return };
         let at = entry.at();
@@ -723,7 +723,7 @@ impl Work {
 
     /// Adds entries about the events before this position that get no evidence: those that came in
     /// while evidence was off, and those that the queue does not have any more. The entry about a
-    /// range without evidence covers the whole range, even if it ends after this position.
+    /// range of [`Setup::off`] covers the whole range, even if it ends after this position.
     fn pass_to(&mut self, position: u64) {
         while let Some((range, is_off)) = self.next().and_then(|next| self.gap(next, position)) {
             self.close();
@@ -857,7 +857,7 @@ impl Work {
         }
     }
 
-    /// Notes a failure, and waits before the next attempt.
+    /// Notes a failure, and sets the pause before the next attempt.
     fn failed(&mut self, reason: EvidenceError, error: &io::Error) {
         let reason = if Tampered::is(error) { EvidenceError::Tampered } else { reason };
         self.setup.metrics.failed(reason);

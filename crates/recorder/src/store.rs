@@ -110,7 +110,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// The files can't be read, are damaged, or were signed by another key.
+    /// The files can't be read, are damaged or of another key, or the origin was used before.
     pub(crate) fn open(disk: Arc<dyn Disk>, origin: &str, keys: &[SigningKey]) -> io::Result<Self> {
         check_is_free(&*disk, origin)?;
         keep_aside(&*disk, origin)?;

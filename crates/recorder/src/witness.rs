@@ -24,8 +24,8 @@ use telemetry::{EvidenceError, EvidenceMetrics, WitnessMetrics};
 /// The maximum time until a witness responds to a request.
 pub(super) const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
 
-/// The maximum number of requests in a row, each with the size from the response before. If the
-/// responses of a witness still disagree, the witness is asked again after the usual pause.
+/// The maximum number of requests in a row, each with the size from the response before. Then the
+/// witness is asked again after the usual pause. Its first contradiction resets the number.
 const ROUNDS_MAX: u8 = 4;
 
 /// The media type of a response with status 409 whose body is the size of the witness's checkpoint.
@@ -135,7 +135,8 @@ struct Witness {
     is_asked: bool,
     /// The task of the last request to the witness. `None` if there was no request yet.
     task: Option<Id>,
-    /// `true`: the witness has responded to a request, perhaps with a refusal.
+    /// `true`: the witness itself has responded, perhaps with a refusal. Status 429 and 5xx, and
+    /// responses that may come from a gateway, do not count.
     has_answered: bool,
     /// The newest checkpoint that the witness has cosigned since the start.
     cosigned: Option<Head>,
@@ -188,7 +189,6 @@ impl Witnesses {
         self.all.iter().all(|witness| witness.has_answered)
     }
 
-    /// Returns `true` while a request is in progress.
     pub(super) fn are_asked(&self) -> bool {
         !self.asked.is_empty()
     }

@@ -60,12 +60,12 @@ use history::History;
 use places::{Place, Places};
 use route::{Headers, Responding, Route};
 
-/// The longest wait for the complete head of a request, from the opening of the connection or the
-/// end of the previous request. After this time the admin server closes the connection.
+/// The longest time of a TLS handshake, and the longest wait for the complete head of the first or
+/// the next request. After this time the admin server closes the connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The longest lifetime of a connection to the admin server. Without this limit, clients that are
-/// idle or read slowly could keep the few connections.
+/// The longest lifetime of a connection to the admin server that is not a tap. Without this limit,
+/// clients that are idle or read slowly could keep the few connections.
 const CONNECTION_TIME: Duration = Duration::from_secs(300);
 
 /// The time that the last response to `/metrics` has to reach its client before the process ends.
@@ -126,14 +126,14 @@ pub struct Output {
     pub status: Arc<Status>,
 }
 
-/// One connection to the admin address, for the routes.
+/// One connection to the admin address or the probe address, for the routes.
 struct Caller {
     admin: Arc<Admin>,
     peer: SocketAddr,
     /// `true`: the connection is to the probe address.
     is_probe: bool,
     turn: tap::Turn,
-    /// Owns the tasks of the taps.
+    /// Tracks the tasks of all connections and taps.
     tracker: TaskTracker,
     /// Cancelled when the relay ends.
     stop: CancellationToken,
@@ -195,7 +195,7 @@ impl Admin {
     }
 
     /// Replaces the access rules, from the next request on. If the token for taps has changed, the
-    /// open taps end. If TLS or the CA of clients has changed, the open connections end.
+    /// open taps end. If TLS or the CA of clients has changed, all connections but taps end.
     pub fn admit(&self, mut access: Access) {
         self.tap.lock_with(access.tap.take());
         if let Some(not_after) = access.not_after() {
@@ -228,9 +228,9 @@ impl Admin {
         self.stopping.store(true, Ordering::Relaxed);
     }
 
-    /// Waits for the next request for `/metrics`, until `deadline` at the latest, and then for a
-    /// second, in which the response can reach the client. Does not wait if `/metrics` was never
-    /// requested.
+    /// Waits for the next request for `/metrics`, until `deadline` at the latest. After such a
+    /// request, waits a second more, in which the response can reach the client. Does not wait if
+    /// `/metrics` was never requested.
     pub async fn scraped(&self, deadline: Instant) {
         let mut scrapes = self.scrapes.subscribe();
         if *scrapes.borrow_and_update() > 0
@@ -362,10 +362,10 @@ impl Admin {
         text(status, body)
     }
 
-    /// Returns the response to `/drained`: 200 if no event waits for a required output, and
-    /// otherwise 503 with a line for each output for which events wait or are set aside. Optional
-    /// and paused outputs are left out, because an optional output does not hold back senders, and
-    /// a paused one delivers nothing.
+    /// Returns the response to `/drained`: 200 if no event waits or is set aside for a required
+    /// output, and otherwise 503 with a line for each output for which there are such events.
+    /// Optional and paused outputs are left out, because an optional output does not hold back
+    /// senders, and a paused one delivers nothing.
     fn drained(&self) -> Response<Full<Bytes>> {
         let mut body = String::new();
         for (name, events) in self.waiting().into_iter().filter(|(_, events)| *events > 0) {

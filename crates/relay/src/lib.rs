@@ -2,8 +2,9 @@
 //! order.
 //!
 //! This crate promises that each task and thread has an owner that notices its end. It imports
-//! every crate but `tools`, `verify` and `doctor`. What must never happen here: a listener or a
-//! source imports an output, or an output imports a listener or a source.
+//! every crate but `config-table`, `tools`, `verify`, `doctor` and those for tests. What must never
+//! happen here: a listener or a source imports an output, or an output imports a listener or a
+//! source.
 //!
 //! - The *start* reads all files, binds all addresses and opens the queue. Then it starts outputs,
 //!   listeners and sources in this order. No batch is accepted before every output has its cursor.
@@ -14,9 +15,9 @@
 //!   changed stop. `Parts::reload` puts the result in force. A signal to end the relay cancels the
 //!   first step. If the first step fails, the relay keeps the config that it has.
 //! - The *drain* closes the listeners and the sources. The outputs continue until the queue is
-//!   drained or the time limit is over. A queue in memory is drained when it is empty; a queue on
-//!   disk is drained when no output waits for a response from its consumer. Then outputs, sources,
-//!   dead letters, evidence and queue end in this order.
+//!   drained or the time limit is over. A queue in memory or in an ephemeral directory is drained
+//!   when it is empty; any other queue is drained when no output waits for a response from its
+//!   consumer. Then outputs, sources, dead letters, evidence and queue end in this order.
 //!
 //! Every task and thread that the relay needs reports its failure, so that the relay never
 //! continues without one of them.
@@ -80,9 +81,9 @@ pub struct Signals<S, A> {
 }
 
 /// Runs the relay until `signals.stopped` completes or a part of the relay fails. The relay then
-/// drains, within a time limit: a queue in memory delivers all its events; a queue on disk only
-/// waits for responses to the events on the wire, and keeps all other events. `file` is the path
-/// from which `config` was read; a reload reads the file again.
+/// drains, within a time limit: a queue in memory or in an ephemeral directory delivers all its
+/// events; any other queue only waits for responses to the events on the wire, and keeps all other
+/// events. `file` is the path from which `config` was read; a reload reads the file again.
 ///
 /// # Errors
 ///

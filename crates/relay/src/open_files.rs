@@ -2,8 +2,8 @@
 
 use config::Config;
 
-/// The number of open files that a relay needs besides those of its senders' connections and
-/// outputs: 64 connections of the admin address, taps, sockets, and files.
+/// The number of open files that a relay needs besides those of its senders' connections, outputs
+/// and sources: 64 connections of the admin address, taps, sockets, and files.
 const OWN_FILES: u64 = 128;
 
 /// The number of open files of an output or a source: its connections, and the files that it reads.

@@ -213,8 +213,8 @@ impl Outputs {
     }
 
     /// Waits until the task of an output has ended although nobody told it to end, and returns the
-    /// error. From then on, the drain of the queue does not wait for this output. If no task runs,
-    /// this function never returns.
+    /// error. From then on, the drain of the queue does not wait for this output. If no task runs
+    /// and there is no such error, this function never returns.
     ///
     /// # Cancel safety
     ///

@@ -28,8 +28,8 @@ const SETTLE_MAX: u32 = 10;
 /// after a pause of [`SETTLE`]. The program that writes the files may not have finished.
 const UNFINISHED: u32 = 3;
 
-/// The number of bytes at the beginning of a file that are compared. A change after these bytes is
-/// not noticed.
+/// The greatest size in bytes of a file whose contents are compared. A larger file counts as one
+/// that cannot be read, so a change of its contents is not noticed.
 const BYTES_MAX: u64 = 16 << 20;
 
 /// The state of some files: for each the path with all symlinks resolved, and a hash of its

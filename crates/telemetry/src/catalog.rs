@@ -27,7 +27,7 @@ use super::refusals::Refusals;
 use super::registry::{Counter, Gauge, Registry};
 use super::reports::Losses;
 
-/// Bucket bounds in seconds: from a small batch (50 µs) to a wait for delivery (30 s).
+/// Bucket bounds in seconds: from a small batch (below 100 µs) to a wait for delivery (30 s).
 const REQUEST_SECONDS: [f64; 14] = [
     0.000_1, 0.000_25, 0.000_5, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.25, 1.0, 5.0, 15.0, 30.0,
 ];
@@ -575,8 +575,7 @@ catalog! {
     }
 
     "Dead letters"
-    /// Dead letters deleted to keep within `dead_letter.max_bytes`. They were counted as lost
-    /// before.
+    /// Dead letters deleted to keep within `dead_letter.max_bytes`. Most had been counted as lost.
     pub struct DroppedLetters [] {
         pub events: Counter = "dead_letter_dropped_events_total" {
             help: "Events in the oldest dead-letter files, deleted to keep within dead_letter.max_bytes.",

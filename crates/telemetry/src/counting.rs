@@ -160,7 +160,7 @@ impl EvidenceMetrics {
         self.checkpoint.set(now());
     }
 
-    /// Counts a failed attempt to record evidence.
+    /// Counts an error of the evidence, and keeps its time.
     pub fn failed(&self, reason: EvidenceError) {
         self.errors.of(reason).increment(1);
         let mut last = lock(&self.last_errors);

@@ -19,7 +19,7 @@ use metrics::Histogram;
 
 use super::registry::{Counter, Gauge, Registry};
 
-/// Adds the prefix. Metrics of the process have none: all programs use the same names for them.
+/// Adds the prefix to a name. Metrics of the process have no prefix: all programs use these names.
 macro_rules! full_name {
     ($name:literal) => {
         concat!("kube_audit_forwarder_", $name)
@@ -107,7 +107,7 @@ impl Label {
 /// The values that a label may have. No label holds anything that a client chooses.
 #[derive(Clone, Copy)]
 pub enum Values {
-    /// Exactly these values. Each of them has a series from the start.
+    /// Exactly these values. In `Metric::own_label`, each of them has a series from the start.
     Fixed(&'static [&'static str]),
     /// Other values, such as those from the config. This text describes them on the reference page.
     Described(&'static str),

@@ -164,7 +164,7 @@ label_values! {
 }
 
 label_values! {
-    /// The reason why evidence was not recorded: label `reason` of `evidence_errors_total`.
+    /// The reason for an error of the evidence: label `reason` of `evidence_errors_total`.
     pub enum EvidenceError as "reason" {
         /// A file of the evidence can't be read or written, or the recording thread has panicked.
         Write = "write",

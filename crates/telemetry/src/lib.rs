@@ -84,7 +84,8 @@ impl Default for Telemetry {
 }
 
 impl Telemetry {
-    /// Registers the series of the program itself. Other series appear when their handles are made.
+    /// Registers the series of the program, of refused batches and of the evidence. Other series
+    /// appear when their handles are made.
     pub fn new() -> Self {
         let registry = registry::Registry::new(page::exporter());
         let build =

@@ -20,7 +20,7 @@ use base::mutant;
 /// shorter, and quote at most one word that a client has chosen.
 const MESSAGE_MAX: usize = 300;
 
-/// A spell ends after this time without a refusal. kube-apiserver repeats after at most 40 s.
+/// A spell ends after this time without a refusal. kube-apiserver repeats after at most 41 s.
 const PAUSE: Duration = Duration::from_secs(60);
 
 /// The last refused request, for `/status`. It contains at most one word of the request's body.
@@ -58,7 +58,7 @@ const FOR_GOOD: Patience = (PATIENCE, ATTEMPTS);
 /// A period of refusals: a spell, or the part of it since the last accepted batch.
 #[derive(Default)]
 struct Stretch {
-    /// The first refusal; `None` if requests are not refused now.
+    /// The first refusal; `None` if there was none, or if an accepted batch has ended the period.
     since: Option<Instant>,
     count: u64,
     longest: Duration,

@@ -493,7 +493,7 @@ pub struct Aside {
     pub seconds: f64,
     /// How many times the first one was tried while the consumer worked.
     pub tries: u32,
-    /// The consumer's last response to the first one, with the address.
+    /// The consumer's last response to the first event set aside, with the consumer's address.
     pub error: String,
     /// `true`: one of them gets server errors, and may wait up to `rejected.after_server_errors`.
     pub server_errors: bool,

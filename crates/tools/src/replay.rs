@@ -161,7 +161,7 @@ pub enum Note {
     CutShort {
         /// The line at which reading has ended.
         span: Span,
-        /// The reason.
+        /// The reason why the file can't be read to its end.
         what: String,
     },
     /// A request has failed, and another attempt follows.
@@ -480,8 +480,8 @@ impl Frontier {
         }
     }
 
-    /// Moves the frontier past the first request in `sent` and returns the request. `None` if it is
-    /// not accepted yet. `files` are the paths for the resume file.
+    /// Moves the frontier past the first request in `sent` and returns the request. `None` if there
+    /// is none, or if it is not accepted yet. `files` are the paths for the resume file.
     fn next(&mut self, files: &[PathBuf]) -> Option<Batch> {
         let (done, _) = self.sent.pop_front_if(|(_, is_accepted)| *is_accepted)?;
         self.first += 1;

@@ -96,9 +96,7 @@ pub enum ManagedFields {
 pub struct DataStream {
     /// The type, such as `logs`.
     kind: String,
-    /// The dataset, such as `kubernetes.audit_logs`.
     dataset: String,
-    /// The namespace, such as `default`.
     namespace: String,
 }
 

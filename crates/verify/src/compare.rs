@@ -33,7 +33,7 @@ struct Sent {
     log: usize,
     output: String,
     /// For each [`Delivered`] entry, the number of its first line, the position of this line, and
-    /// the log's time.
+    /// the time of the log ([`Clock`]).
     entries: Vec<(u64, u64, u64)>,
     next: u64,
     /// The positions of the sent events.
@@ -44,9 +44,9 @@ struct Sent {
     /// The end of the export: the number of the last sent line that is stored, and the log's time
     /// of its delivery.
     end: Option<(u64, u64)>,
-    /// The sent lines that are not stored, and that were sent shortly before the end of the export,
-    /// or after it.
+    /// The number of lines that are not stored and were sent shortly before the end of the export.
     not_settled: u64,
+    /// The number of lines that are not stored and were sent after the end of the export.
     not_exported: u64,
 }
 
@@ -70,7 +70,7 @@ struct Unsaid {
 #[derive(Default)]
 pub(crate) struct Comparison {
     pub store: Store,
-    /// The lines of each requested output, log by log. The source of the first element is 1.
+    /// The lines of each requested output, log by log. The source ([`Place`]) of the first is 1.
     sent: Vec<Sent>,
     /// The number of added logs, including the current one.
     logs: usize,

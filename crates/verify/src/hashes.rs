@@ -39,7 +39,7 @@ pub(crate) struct Hashes<'a> {
     pub unread: Vec<io::Error>,
     /// `true`: a whole file could not be read.
     is_unread: bool,
-    /// The received events whose line hashes are missing.
+    /// The received events whose line hashes are missing or were changed.
     pub gone: Positions,
     /// The events whose hashes of the sent lines are missing.
     pub(super) gone_as_sent: Positions,

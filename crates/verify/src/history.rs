@@ -10,8 +10,7 @@ use super::request::Request;
 use super::runs::{Runs, Said};
 use evidence_log::entry::{Alarm, Entry, Fate, QUEUE, RANGE_MAX, Running, Started};
 
-/// The reason of a loss for events that a consumer refused permanently and that are in no
-/// dead-letter file.
+/// The reason that the report gives for the losses in an [`Entry::Delivered`], which names none.
 pub(super) const GIVEN_UP: &str = "given up";
 
 /// The statements of the log about one output.
@@ -61,7 +60,7 @@ pub(crate) struct History {
     /// The events that were acknowledged, never stored, and counted as lost: the time of each
     /// entry, and the number of its events.
     pub(super) never_stored: Vec<(u64, u64)>,
-    /// The lost events, by the reason and by the name of the output, or `queue`.
+    /// The lost events, by the name of the output, or `queue`, and by the reason.
     pub losses: BTreeMap<(String, String), Positions>,
 }
 
@@ -213,8 +212,7 @@ impl History {
     }
 
     /// Checks, after the last entry, that every event before the place of an output has a fate
-    /// there. Returns sentences about fates that are unknown because the relay ended without a
-    /// stop.
+    /// there. Returns a sentence about each range of [`Output::passed_over`] without a fate.
     pub(crate) fn end(&self, faults: &mut Faults) -> Vec<String> {
         let mut unknown = Vec::new();
         for (name, output) in &self.outputs {

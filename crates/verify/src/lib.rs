@@ -6,7 +6,7 @@
 //! `tools` (packed files). What must never happen here: a write into a log, or a fault that rests
 //! on a clock alone.
 //!
-//! Only temporary files are written (see `compare`). A directory may be a copy, or a relay may be
+//! Only temporary files are written (see `matching`). A directory may be a copy, or a relay may be
 //! writing to it. Therefore the order of reading matters: the stored lines come first, then the
 //! places of the outputs, the checkpoint, the newer note next to the log, and last the entries that
 //! the checkpoint and the note cover. Only events in these entries are proven. A later event is
@@ -246,8 +246,8 @@ impl Place {
         !std::ptr::eq(self, other) && same(self) == same(other)
     }
 
-    /// Reads the log. If the relay is running, waits for a checkpoint that covers all events that
-    /// the consumer may have.
+    /// Reads the log. If the relay is running, waits until the signed entries cover all events that
+    /// the consumer may have, but not after the deadline.
     fn read<'a>(&'a self, request: &'a Request, has_lines: bool) -> Read<'a> {
         let mut is_covered = false;
         if let Some(end) = self.live {

@@ -1,8 +1,8 @@
-//! The wait for a checkpoint of a running relay.
+//! The wait until a running relay has signed its newest entries.
 //!
 //! The stored lines are read first. At that moment, a consumer has only lines of events that are or
-//! were in the queue. Once a checkpoint covers all events of the queue, each stored line can be
-//! judged.
+//! were in the queue. Once a checkpoint or `evidence-head` covers all events of the queue, each
+//! stored line can be judged.
 
 use std::fs;
 use std::path::Path;
@@ -31,7 +31,6 @@ const PAUSE: Duration = Duration::from_millis(50);
 pub(crate) struct Deadline(Instant);
 
 impl Deadline {
-    /// Returns the deadline of a check that begins now.
     pub(crate) fn new(request: &Request, files: &Directory, log: &Path) -> Self {
         let now = Instant::now();
         match request.waits {
@@ -40,15 +39,15 @@ impl Deadline {
         }
     }
 
-    /// Waits until a checkpoint covers the events before `end`. Returns `false` if the time is
-    /// over.
+    /// Waits until a checkpoint or `evidence-head` covers the events before `end`. Returns `false`
+    /// if the time is over.
     pub(super) fn wait_for_events(self, files: &Directory, end: u64) -> bool {
         let covered = || Log::newest(files).ok()?.end_in_queue().ok()?;
         self.wait(|| end == 0 || covered().is_some_and(|covered| end <= covered))
     }
 
-    /// Waits until a checkpoint covers more than `size` entries. Returns `false` if the time is
-    /// over.
+    /// Waits until a checkpoint or `evidence-head` covers more than `size` entries. Returns `false`
+    /// if the time is over.
     pub(super) fn wait_for_entries(self, files: &Directory, size: u64) -> bool {
         self.wait(|| Log::newest(files).is_ok_and(|log| log.size() > size))
     }

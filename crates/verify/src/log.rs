@@ -26,7 +26,7 @@ const FAULTS_MAX: u64 = 1000;
 pub(crate) enum Ending {
     /// The last entry is a stop, and the directory has nothing newer.
     Stopped,
-    /// A relay is using the directory.
+    /// A relay is using the directory, or publishing the log.
     Live,
     /// The relay was killed, or the directory is a copy of one in use: more events may have been
     /// received.

@@ -119,12 +119,12 @@ struct Group<'a>(&'a [(u8, Place)]);
 
 /// The matches between the stored and the sent lines of a group.
 struct Fit {
-    /// The stored lines that were sent as they are.
+    /// The number of stored lines that were sent as they are.
     whole: usize,
-    /// The stored lines that were sent without the members at their beginning.
+    /// The number of stored lines that were sent without the members at their beginning.
     plain: usize,
-    /// The sent lines, and how many of them are stored. Lines that must be stored are matched
-    /// before late ones.
+    /// The number of sent lines, and how many of them are stored (`found`). Lines that must be
+    /// stored are matched before late ones.
     left: usize,
     found: usize,
     /// The class of the stored lines without a match.
@@ -138,7 +138,8 @@ pub(super) struct Differences {
     pub found: u64,
     /// The sent lines that are not stored.
     pub absent: u64,
-    /// For each source, the number of the last line that was found. Late lines do not count.
+    /// For each source of sent lines (see [`Place`]), the highest number of a line that is stored.
+    /// Late lines do not count.
     pub ends: BTreeMap<u16, u64>,
     classes: [u64; CLASSES.len()],
     /// The places of stored lines that the log does not have, at most [`DIFFERENCES_MAX`].

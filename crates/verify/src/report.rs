@@ -100,7 +100,6 @@ impl IndexMut<Number> for Counts {
 }
 
 impl Counts {
-    /// Adds the counts of another log.
     fn add(&mut self, of: &Self) {
         self.checkpoints.add(of.checkpoints);
         self.events.add(of.events);
@@ -170,7 +169,6 @@ impl Faults {
         self.push(Fault { position: None, at, to: None, text: text.to_string() });
     }
 
-    /// Adds a fault at a position and a time.
     pub(super) fn add_at(&mut self, position: u64, at: Option<u64>, text: impl fmt::Display) {
         self.push(Fault { position: Some(position), at, to: None, text: text.to_string() });
     }

@@ -29,8 +29,8 @@ pub struct Request {
     pub settle: Duration,
     /// `true`: events that are lost according to the log are not faults.
     pub allows_lost: bool,
-    /// `true`: if a relay is using the directory, the check waits for a checkpoint that covers the
-    /// stored lines.
+    /// `true`: if a relay is using the directory, the check waits until the signed entries cover
+    /// the stored lines.
     pub waits: bool,
     /// The newest checkpoint of each witness: the URL of the witness, and the note.
     pub witnessed: Vec<(String, Vec<u8>)>,

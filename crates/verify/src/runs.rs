@@ -92,8 +92,8 @@ pub(super) struct Runs {
     before: Option<(String, BTreeSet<String>)>,
     /// The identity of the log's directory in the last entry about a stop.
     pub(super) stopped_in: Option<String>,
-    /// The entries about a start after a crash or a changed config: their indices, and their times.
-    /// Events that were sent shortly before may have been sent again under other rules.
+    /// The indices and times of the entries about a start after a crash, and of those with a
+    /// changed config. Events sent shortly before may have been sent again under other rules.
     turns: (BTreeSet<u64>, BTreeSet<u64>),
     /// The starts, stops and reloads that changed something, and the periods without a relay.
     pub rows: Vec<Row>,

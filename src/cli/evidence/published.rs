@@ -28,8 +28,8 @@ pub(super) struct Published {
 }
 
 impl Published {
-    /// Makes the log whose files are below the path of this URL, or below `/evidence` if the URL
-    /// has no path.
+    /// Makes the log whose files are below the path of the target's URL, or below `/evidence` if
+    /// the URL has no path.
     ///
     /// # Errors
     ///
@@ -65,7 +65,7 @@ impl Published {
     ///
     /// # Errors
     ///
-    /// There is no response, or its status is neither 200 nor 404.
+    /// There is no complete response, its status is neither 200 nor 404, or its body is too long.
     pub(super) fn checkpoint(&self) -> io::Result<Option<Vec<u8>>> {
         self.get(CHECKPOINT, NOTE_BYTES_MAX)
     }

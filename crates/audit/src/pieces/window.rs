@@ -9,7 +9,7 @@ use std::ops::{Deref, DerefMut};
 
 use memmap2::MmapMut;
 
-/// A window of at most this many pieces is in a `Vec`, and a larger one in a mapping.
+/// A window that grows beyond this many pieces is moved from a `Vec` to a mapping.
 const HEAP_PIECES: usize = 4;
 
 pub(super) struct Window {

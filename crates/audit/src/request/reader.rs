@@ -5,7 +5,7 @@
 //! the bytes between two strings are known. An event of this usual form is compared with the
 //! expected bytes, and the reader searches only for the ends of strings. An event of any other form
 //! is left to [`request`](super::request): one with white space, with another order or other
-//! members up to the end of `objectRef`, or with backslashes in a string whose value is needed.
+//! members up to the end of `objectRef`, or with backslashes in a needed string other than the URI.
 //!
 //! For an event of the usual form, the result is the same. Of two keys with the same name, the
 //! first counts, and each of the six members that are needed is the first with its name, because
@@ -39,7 +39,6 @@ pub struct Reader<'a> {
     clients: Vec<Client<'a>>,
     /// The client whose user is now in `request`, if it was moved there from `clients`.
     current: Option<usize>,
-    /// See [`Self::known`].
     known: usize,
     #[cfg(target_arch = "x86_64")]
     avx2: Option<quotes::avx2::Avx2>,
@@ -49,8 +48,8 @@ pub struct Reader<'a> {
 /// verb and the object, so the user in these bytes is read only once.
 #[derive(Debug, Default)]
 struct Client<'a> {
-    /// The bytes of an event from the user's opening brace to the end of the user agent, or of the
-    /// source IPs, without a backslash in username and groups. Empty if no client is stored here.
+    /// The bytes of an event from the user's opening brace to the end of the user agent or, if the
+    /// event has none, of the source IPs. Empty if no client is stored here.
     text: &'a [u8],
     /// The user that `text` describes; empty while it is moved into `request` of the reader.
     user: User<'a>,

@@ -69,7 +69,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Stream for S {}
 /// An open connection that no request uses now. Dropping it closes it.
 pub struct Connection {
     sender: http1::SendRequest<Full<Bytes>>,
-    /// The connection's only task. Dropping the set ends the task, which returns the final error.
+    /// The connection's only task, which returns the final error. Dropping the set ends the task.
     driver: JoinSet<hyper::Result<()>>,
     pub(super) not_after: Option<i64>,
 }

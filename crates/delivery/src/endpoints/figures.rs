@@ -33,7 +33,7 @@ struct Counted {
 /// The figures of one address at one moment.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FiguresShown {
-    /// The number of attempts that have ended at the address.
+    /// The number of ended requests or writes of a connection, failed connections included.
     pub requests: u64,
     /// The number of bytes that were sent to the address, repetitions included.
     pub sent_bytes: u64,

@@ -20,15 +20,15 @@ use client::net;
 use config::{HostPort, Strategy, Timeouts};
 use telemetry::AttemptError;
 
-/// The time for which a resolver's answer is used. Otherwise the parallel connections of an `http`
-/// output would all look up a name at the same moment.
+/// A name is not looked up again within this time after the resolver's last answer. Otherwise the
+/// parallel connections of an `http` output would all look up a name at the same moment.
 const FRESH: Duration = Duration::from_secs(1);
 
 /// The most addresses of a name that are used. A larger consumer should have a load balancer.
 const ADDRESSES_MAX: usize = 64;
 
-/// Asks the resolver for the addresses of a host name. The only permit of the name is released when
-/// the resolver has answered, even if nobody waits any more.
+/// Asks the resolver for the addresses of a host name. The only permit of the endpoint is released
+/// when the resolver has answered, even if nobody waits any more.
 pub(super) type LookUp = dyn Fn(HostPort, OwnedSemaphorePermit) -> Answer + Send + Sync;
 type Answer = Pin<Box<dyn Future<Output = io::Result<Vec<SocketAddr>>> + Send>>;
 
@@ -49,8 +49,8 @@ type Answer = Pin<Box<dyn Future<Output = io::Result<Vec<SocketAddr>>> + Send>>;
 ///
 /// Invariants: an id is never given to a second address, so an attempt whose address was removed
 /// changes nothing. A configured endpoint always has at least one address, which may lack a socket
-/// address. At most one lookup of each name runs. The lock is never held across an `await`, or when
-/// [`Endpoints::wake`] is called.
+/// address. At most one lookup for each endpoint runs. The lock is never held across an `await`, or
+/// when [`Endpoints::wake`] is called.
 pub struct Endpoints {
     pub(super) output: String,
     /// The order in which the addresses are tried.
@@ -118,8 +118,8 @@ impl Endpoints {
         self.lock().resolved().map(|(address, _)| address).collect()
     }
 
-    /// Looks up the host name of an address. Does nothing if the last answer for the name is
-    /// younger than [`FRESH`], or if another task is looking it up and an address is known. After a
+    /// Looks up the host name of an address. Does nothing if a proxy resolves the name, if its last
+    /// answer is younger than [`FRESH`], or if another task asks and an address is known. After a
     /// failure, the known addresses stay. The resolver has `timeouts.connect` to answer.
     pub(super) async fn look_up(&self, address: &ResolvedAddress) -> Result<(), Failure> {
         let (name, known) = (&address.name, address.socket.is_some());

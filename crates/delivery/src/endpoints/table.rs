@@ -25,7 +25,7 @@ const QUIET: Duration = Duration::from_secs(60);
 #[derive(Default)]
 pub(super) struct AddressTable {
     entries: Vec<EndpointEntry>,
-    /// While no address is known to work, each address is tried once in a round.
+    /// The current round. While no address is known to work, each is tried once in a round.
     round: u64,
     /// The index at which `round_robin` begins to search for the next address.
     turn: usize,
@@ -43,7 +43,7 @@ pub(super) struct EndpointEntry {
     /// The time of the resolver's last answer. After the first, all addresses have an IP address.
     looked_up: Option<Instant>,
     next_lookup: Option<Instant>,
-    /// Has one permit: a resolver that hangs blocks only one thread for each name.
+    /// Has one permit: a resolver that hangs blocks only one thread for each endpoint.
     lookups: Arc<Semaphore>,
     /// Never empty: before the resolver's first answer, there is one entry without an IP address.
     addresses: Vec<AddressEntry>,

@@ -185,7 +185,7 @@ fn proof(relay: &Sampled<RelayCounts>, fails: bool) -> Option<ByLabel> {
 }
 
 /// Estimates the number of events that were given up in this time. The rate is that at which
-/// kube-apiserver generates events now or, if that is unknown, the earlier rate of accepted events.
+/// kube-apiserver generates events now or, if that is 0 or unknown, that of the accepted events.
 #[allow(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,

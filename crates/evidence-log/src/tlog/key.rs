@@ -131,7 +131,7 @@ impl fmt::Display for VerifierKey {
     }
 }
 
-/// A private key with its name. The key is never shown.
+/// A private key with its name. `Debug` does not show the key.
 pub struct SigningKey {
     verifier: VerifierKey,
     pair: Ed25519KeyPair,

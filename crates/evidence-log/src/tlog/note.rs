@@ -44,7 +44,7 @@ pub enum Signed {
 }
 
 impl Note {
-    /// Makes a note. The text must end with a line break and have no other control characters.
+    /// Makes a note. The text must end with a line break, the only valid character below U+0020.
     ///
     /// # Errors
     ///

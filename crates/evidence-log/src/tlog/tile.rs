@@ -110,7 +110,7 @@ impl Tile {
         Ok(bytes)
     }
 
-    /// Returns the maximum bytes of the tile's file.
+    /// Returns the maximum number of bytes of the tile's file.
     pub fn bytes_max(&self) -> usize {
         let width = usize::try_from(self.width).unwrap_or(usize::MAX);
         match self.content {

@@ -1,10 +1,10 @@
 //! The check how an index maps the bodies of events, for `check --connect` and for the messages
 //! about refused events.
 //!
-//! An index maps a body as an object or as a single value, and refuses each event with a body of
-//! the other type. The template of Elastic's own Kubernetes integration maps bodies as objects, and
-//! refuses each event with a body if `filter.bodies` has its default, `string`. The operator then
-//! needs to know which key to set.
+//! An index maps a body as an object or as a single value, and usually refuses each event with a
+//! body of the other type. The template of Elastic's own Kubernetes integration maps bodies as
+//! objects, and refuses each event with a body if `filter.bodies` has its default, `string`. The
+//! operator then needs to know which key to set.
 
 use hyper::Method;
 use serde_json::Value;
@@ -77,7 +77,7 @@ fn mapped(field: &Value) -> Option<Mapped> {
 }
 
 /// Returns the advice which key to set if an index maps bodies as `mapped` and the relay sends them
-/// as `bodies`. `None` if the two agree.
+/// as `bodies`. `None` unless the two contradict each other.
 fn hint(mapped: Mapped, bodies: Bodies) -> Option<&'static str> {
     match (mapped, bodies) {
         (Mapped::AsObject, Bodies::String) => Some(
@@ -93,7 +93,7 @@ fn hint(mapped: Mapped, bodies: Bodies) -> Option<&'static str> {
 
 /// Returns the advice which key to set if a server refuses an event for `reason` and the relay
 /// sends bodies as `bodies`. `None` if the reason is not about bodies, or if no key helps. The
-/// reason is never shown, because it may quote the event.
+/// advice does not contain the reason, which may quote the event.
 pub(super) fn hint_for(reason: &str, bodies: Bodies) -> Option<&'static str> {
     let is_about = |before: &str, after: &str| {
         BODIES.iter().any(|name| reason.contains(&format!("{before}{name}]{after}")))

@@ -133,7 +133,7 @@ pub(super) struct Answer {
     headers: HeaderMap,
     /// `None` if the body is longer than wanted, was cut off or came too slowly.
     pub(super) body: Option<Vec<u8>>,
-    /// `true` if `body` is `None` because it is longer than wanted.
+    /// `true` if a body is wanted, and this one is longer than wanted.
     is_too_long: bool,
     /// `true` if the body was read to its end.
     is_whole: bool,

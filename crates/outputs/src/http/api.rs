@@ -84,9 +84,9 @@ pub(crate) trait Api: Send + Sync + 'static {
 
     fn content_type(&self) -> &'static str;
 
-    /// Returns the header `Authorization` from the protocol's own files. `None` if the protocol has
-    /// no credentials besides those of all types over HTTP. The error text names the file that
-    /// can't be used, and never contains its content.
+    /// Reads the protocol's own files of credentials. Returns the header `Authorization` of all
+    /// requests; `None` if these files give no header that stays the same. The error text names the
+    /// file that can't be used, and never contains its content.
     fn authorization(&self) -> Result<Option<HeaderValue>, String> {
         Ok(None)
     }
@@ -96,7 +96,7 @@ pub(crate) trait Api: Send + Sync + 'static {
     fn take_up(&self) {}
 
     /// Starts the background work of the protocol, such as the renewal of a token. Called when the
-    /// delivery begins, and by `check --connect`. The work ends when this value is dropped.
+    /// delivery begins, and by `check --connect`. The work ends when no output needs it.
     fn begin(&self) {}
 
     /// Waits until the protocol has everything that a request needs, such as a token, for a time
@@ -154,7 +154,7 @@ pub(crate) trait Api: Send + Sync + 'static {
     }
 
     /// Returns a test request, whose answer must be good ([`Api::tested`]) before a batch is sent.
-    /// `None` as long as the consumer acknowledges requests as it should.
+    /// `None` if the batch may be sent at once.
     fn asks_first(&self) -> Option<TestRequest> {
         None
     }
@@ -197,8 +197,8 @@ pub(crate) trait Api: Send + Sync + 'static {
         None
     }
 
-    /// Returns `true` if an answer may accept only some events of a request. The rest is sent
-    /// again, and may then arrive after later events.
+    /// Returns `true` if an answer may have the effect that only some events of a request are sent
+    /// again. These events may then arrive after later ones.
     fn judges_events(&self) -> bool {
         false
     }
@@ -222,8 +222,8 @@ pub(crate) trait Api: Send + Sync + 'static {
     }
 
     /// Returns the body of the request for a batch, before compression. If the protocol wraps
-    /// events, the body has as many events as fit into `max_bytes`, but at least one. `queue` is
-    /// the identity of the queue.
+    /// events, the body has at most as many events as fit into `max_bytes`, but at least one.
+    /// `queue` is the identity of the queue.
     fn encode(&self, batch: Batch, queue: Identity, max_bytes: u64) -> Encoded;
 
     /// Checks that an answer with a status 2xx is the acknowledgement of this protocol, and does
@@ -377,7 +377,7 @@ pub(crate) fn body_for(batch: &Batch) -> Vec<u8> {
 
 /// The result of one request to a consumer.
 pub(crate) enum Outcome {
-    /// The consumer has acknowledged the batch.
+    /// The consumer has acknowledged all events of the request.
     Accepted,
     /// The consumer has taken the request, which it identifies by this number, and will confirm it
     /// ([`Confirm`]).
@@ -386,10 +386,10 @@ pub(crate) enum Outcome {
     ///
     /// [`Event::Judged`]: delivery::link::Event::Judged
     Judged(Vec<Part>),
-    /// The consumer refuses the events themselves (status 400, 413 or 422), so it would refuse the
-    /// same request again.
+    /// The consumer refuses the events themselves (usually status 400, 413 or 422), so it would
+    /// refuse the same request again.
     Refused(Failure),
-    /// The request failed for any other reason, and the batch must be sent again.
+    /// The request failed for any other reason, and its events must be sent again.
     Failed(Failure),
 }
 
@@ -403,10 +403,10 @@ pub(crate) struct Reply<'a> {
     /// The result that follows from the status: 2xx is accepted, 400, 413 and 422 are refused,
     /// anything else has failed.
     pub(crate) by_status: Outcome,
-    /// The body of the answer. `None` if the body is longer than [`Api::answer_bytes`], was cut off
-    /// or came too slowly, or if the answer came before the consumer had the whole request.
+    /// The body of the answer. `None` if the body is longer than wanted, was cut off or came too
+    /// slowly, or if the answer came before the consumer had the whole request.
     pub body: Option<&'a [u8]>,
-    /// `true` if `body` is `None` because it is longer than [`Api::answer_bytes`].
+    /// `true` if a body is wanted, and this one is longer than wanted.
     pub is_too_long: bool,
     /// The path that the protocol has added to the configured URL, without a query. This part of
     /// the request's path is not secret.

@@ -77,8 +77,8 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// There was no answer, or the answer can't be understood. The consumer may have confirmed
-    /// requests in it.
+    /// There was no clear answer, or the config no longer has the URL. The consumer may have
+    /// confirmed requests in a lost or unclear answer.
     async fn ask_one(
         &self,
         connection: &mut PooledConnection,

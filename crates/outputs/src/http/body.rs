@@ -24,9 +24,9 @@ const PIECE_BYTES: usize = 256 * 1024;
 /// to the socket.
 pub(super) const COPIED_BYTES: usize = 64 * 1024;
 
-/// A stored buffer of at least this many bytes is sent without a copy. Smaller buffers are copied
-/// together into one piece, because hyper collects at most 16 pieces for one write, even if they
-/// are small.
+/// A stored buffer of at least this many bytes is sent without a copy, unless commas replace its
+/// line breaks. Smaller buffers are copied together into one piece, because hyper collects at most
+/// 16 pieces for one write, even if they are small.
 const PASSED_ON_MIN: usize = 32 * 1024;
 
 /// Stored bytes of a request body.
@@ -95,8 +95,8 @@ impl Pieces {
         self.left
     }
 
-    /// Takes the next piece from the stored buffers without a copy. `None` if the next piece must
-    /// be a copy: line breaks become commas, the next stored buffer is smaller than
+    /// Takes the next piece without a copy, from the head or a stored buffer. `None` if the next
+    /// piece must be a copy: line breaks become commas, the next stored buffer is smaller than
     /// `PASSED_ON_MIN`, or none is left.
     fn pass_on(&mut self) -> Option<Bytes> {
         let front = self.stored.front_mut().filter(|front| front.passes())?;

@@ -40,11 +40,10 @@ use telemetry::{AttemptError, OutputMetrics};
 pub(super) const KEEPALIVE: Duration = Duration::from_secs(30);
 
 /// The HTTP client of one output: it picks addresses, makes connections and sends requests. All
-/// parts of the output that open connections or send requests share one client.
+/// parts of the output that connect to the consumer share one client.
 ///
 /// `endpoints` and `expanded` hold the same URLs in the same order. A reload replaces first one
-/// field and then the other, so code that reads both fields checks that they agree
-/// ([`Client::pick`]).
+/// field and then the other, so [`Client::pick`] checks that they agree.
 pub(super) struct Client {
     pub(super) config: config::HttpClient,
     pub(super) api: Arc<dyn Api>,
@@ -70,8 +69,8 @@ pub(super) struct Client {
 pub(super) struct Room {
     pub(super) limits: config::BatchLimits,
     /// The size of a request's body divided by the size of its batch's events, in thousandths, at
-    /// least 1,000. The value follows the requests so far: it rises with one request, and falls
-    /// slowly, so that few batches are too large for one request.
+    /// least 1,000. The value follows the requests so far: it rises at once and falls slowly, so
+    /// that few batches are too large for one request.
     growth: AtomicU64,
 }
 

@@ -43,8 +43,8 @@ pub(super) struct Confirmations {
     /// The numbers of the requests that became doubts because they were not confirmed in time. A
     /// late confirmation must not count for another request with the same number.
     late: BTreeSet<u64>,
-    /// The time of the last question. If no request has waited then, the time when the oldest
-    /// waiting request was taken.
+    /// The time from which the interval to the next question counts: the last question, or the
+    /// moment when the oldest waiting request was taken, whichever is later.
     asked: Instant,
     /// The id of the connection's address.
     consumer: usize,
@@ -65,7 +65,7 @@ impl Confirmations {
         self.requests.is_empty()
     }
 
-    /// Returns the time of the last question. `None` if there is nothing to ask.
+    /// Returns the field `asked`, or `None` if no request waits.
     pub(super) fn asked(&self) -> Option<Instant> {
         (!self.is_empty()).then_some(self.asked)
     }

@@ -31,8 +31,8 @@ impl Expanded {
     ///
     /// # Errors
     ///
-    /// A key or a file is wrong. The text names the key or file, and never contains the value of a
-    /// template or the content of a file, which may be secret.
+    /// A key or a file is wrong. The text names the key or file, and contains nothing that may be
+    /// secret.
     pub(super) fn read(config: &config::HttpClient, api: &dyn Api) -> Result<Self, String> {
         let expand = |template: &config::Template| template.expand().map_err(|error| chain(&error));
         let (mut endpoints, mut effective) = (Vec::new(), String::new());

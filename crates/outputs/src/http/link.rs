@@ -19,8 +19,8 @@ use delivery::link::{Event, Link, until};
 use queue::{Batch, Claim, Take};
 
 /// The longest pause after a small request (fewer than [`SMALL_BYTES`], and less than half of the
-/// maximum batch). The pause ends early when any request is answered. Events that come one by one
-/// in the pause share the next request.
+/// maximum batch). The pause ends early when the request of any batch has ended. Events that come
+/// one by one in the pause share the next request.
 const COALESCE: Duration = Duration::from_millis(5);
 
 /// The minimum bytes of a request that no pause of [`COALESCE`] follows.
@@ -61,9 +61,9 @@ impl Alarm {
     }
 }
 
-/// The link of an `http` output, which runs the output's requests. The delivery loop owns the link,
-/// and all work of the link happens while the loop polls [`Link::event`]; only the tasks that read
-/// and write connections run by themselves.
+/// The link of an `http` output, which runs the output's requests. The delivery loop owns the link.
+/// The link works only while the loop polls [`Link::event`], except for the tasks that read and
+/// write connections and the threads that compress bodies.
 ///
 /// The link is made once, and is not a connection: it holds `concurrency` [`Lane`]s, each of which
 /// sends one request at a time. A batch takes an idle lane, picks an address, and uses the lane's
@@ -73,8 +73,8 @@ impl Alarm {
 ///
 /// The link also does this:
 ///
-/// - *Coalescing.* After a small request the link takes no batch for [`COALESCE`], or until any
-///   request is answered. Single events can then share a request.
+/// - *Coalescing.* After a small request the link takes no batch for [`COALESCE`], or until the
+///   request of any batch has ended. Single events can then share a request.
 /// - *Confirmation.* If the consumer confirms requests later, the link asks regularly, on the
 ///   connections of idle lanes.
 /// - *Tidying.* An idle connection is closed when it reaches `max_connection_age`, and when the
@@ -94,7 +94,7 @@ pub(crate) struct HttpLink {
     busy: FuturesUnordered<UnderWay>,
     /// The confirmed requests that are not reported yet.
     confirmed: VecDeque<Settled>,
-    /// The time until which no other request is sent: see [`COALESCE`].
+    /// The time until which the link takes no batch: see [`COALESCE`].
     waits_until: Option<Instant>,
     alarm: Alarm,
     /// The id of the address of the last finished request.

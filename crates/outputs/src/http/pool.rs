@@ -18,7 +18,7 @@ use client::ask;
 use client::ask::NoAnswer;
 use delivery::endpoints::{Endpoints, ResolvedAddress};
 
-/// The server that a connection leads to, and the proxy between them. A request uses an open
+/// The server that a connection leads to, and the proxy on the way to it. A request uses an open
 /// connection only if this key matches the request's own URL, proxy and address.
 pub(super) struct ConnectionKey {
     pub(super) base: BaseUrl,
@@ -155,14 +155,13 @@ impl Lane {
         self.idle.retain(|connection| !connection.is_free() || !is_over(connection));
     }
 
-    /// Returns the time of the last question for confirmations on the idle connection whose next
-    /// question is due first. `None` if there is nothing to ask.
+    /// Returns the earliest [`Confirmations::asked()`] of the idle connections, if there is one.
     pub(super) fn first_asked(&self) -> Option<Instant> {
         self.idle.iter().filter_map(|connection| connection.confirmations.asked()).min()
     }
 
-    /// Removes and returns the idle connections whose last question for confirmations was at or
-    /// before `time`.
+    /// Removes and returns the idle connections whose [`Confirmations::asked()`] is not after
+    /// `time`.
     pub(super) fn take_asked_before(&mut self, time: Instant) -> Vec<PooledConnection> {
         let is_due = |connection: &mut PooledConnection| {
             connection.confirmations.asked().is_some_and(|asked| asked <= time)

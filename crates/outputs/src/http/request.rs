@@ -49,8 +49,8 @@ impl Api for AnyConsumer {
         Encoded { body, events: batch.events }
     }
 
-    /// Fails a 2xx with the media type of a web page, unless `accept_html` is set or the answer has
-    /// no body.
+    /// Fails a 2xx with the media type of a web page, unless `accept_html` is set or the head of
+    /// the answer shows that there is no body.
     fn judge(&self, reply: Reply<'_>, _: &Sent) -> Outcome {
         let length = reply.headers.get(header::CONTENT_LENGTH);
         let is_empty = reply.status == StatusCode::NO_CONTENT

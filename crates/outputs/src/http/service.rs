@@ -34,8 +34,8 @@ const ANSWER_BYTES_MAX: usize = 64 * 1024;
 pub(crate) struct Service {
     /// The URL of the server. The path of each request is appended to its path.
     pub url: String,
-    /// A file with CAs that the output trusts in addition to those of the system. A CA in the file
-    /// or of the system must verify an https server.
+    /// A file with CAs. An https server must be verified by a CA in this file or by a CA of the
+    /// system.
     pub ca: Option<PathBuf>,
     /// The proxy of all connections. `None`: connections are direct.
     pub proxy: Option<Template>,
@@ -49,7 +49,6 @@ pub(crate) struct Service {
 pub(crate) struct Question {
     /// The path, which is added to that of the URL.
     pub path: &'static str,
-    /// The header `Accept`.
     pub accept: &'static str,
     /// The form, with its names and values percent-encoded.
     pub form: String,

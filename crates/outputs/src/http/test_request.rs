@@ -23,11 +23,11 @@ use delivery::endpoints::ResolvedAddress;
 use delivery::failure::Failure;
 use telemetry::AttemptError;
 
-/// The maximum bytes of an answer to a test request that are read.
+/// The maximum bytes of an answer to a test request. A longer answer is not parsed.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
-/// The maximum bytes of an answer about stored events that are read. The mapping of an index with
-/// 1,000 fields, the default maximum, has about 100 KB.
+/// The maximum bytes of an answer about the storage of events. A longer answer is not parsed. The
+/// mapping of an index with 1,000 fields, the default maximum, has about 100 KB.
 const LOOK_BYTES_MAX: usize = 4 << 20;
 
 /// The longest time for a TLS handshake that only tests whether a server speaks TLS. A server

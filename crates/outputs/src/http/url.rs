@@ -8,7 +8,7 @@ use url::{Host, Url};
 
 use config::HostPort;
 
-/// A URL of the key `urls`, with its templates filled in and split into parts.
+/// A configured URL, with its templates filled in and split into parts.
 pub(super) struct HttpEndpoint {
     /// The scheme, host and port, which messages may show.
     pub(super) base: BaseUrl,

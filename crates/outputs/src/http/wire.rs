@@ -10,8 +10,8 @@
 //! arrived. TCP shows that: the segment with the answer's first byte also acknowledges everything
 //! that the peer has read (RFC 9293 §3.1). If bytes of the request are not acknowledged when we
 //! read the answer's first byte, the peer had not read them when it answered. [`WatchedStream`]
-//! checks this whenever it reads bytes of an answer, and looks for an answer before each write
-//! except the request's first.
+//! checks this whenever it reads bytes of an answer. Before each write except the request's first,
+//! it looks for an answer, until it has found one.
 
 use std::io;
 use std::pin::Pin;
@@ -63,8 +63,8 @@ impl RequestMarks {
     }
 
     /// Records that the bytes so far were an interim answer. The next byte that is read then counts
-    /// as the beginning of the final answer, even if its first bytes were read together with the
-    /// interim answer.
+    /// as the beginning of the final answer, even if the final answer's first bytes were read
+    /// together with the interim answer.
     pub(super) fn interim(&self) {
         self.lock().answered = None;
     }
@@ -138,7 +138,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WatchedStream<S> {
     }
 
     /// Before a write, reads an answer that has already arrived, and records that it came before
-    /// the whole request was sent. Does nothing before the first write of a request.
+    /// the whole request was sent. Does nothing before a request's first write, or once an answer
+    /// has begun.
     fn look(&mut self, cx: &mut Context<'_>) {
         let mut state = self.marks.lock();
         let first = !std::mem::replace(&mut state.begun, true);

@@ -7,8 +7,8 @@
 //! and not acknowledged may then arrive twice, but none is left out.
 //!
 //! Each producer has two threads in addition to librdkafka's own: a thread of the relay makes the
-//! calls that may block, and a thread of the crate rdkafka polls. The two threads end when the link
-//! is dropped.
+//! calls that may block, and a thread of the crate rdkafka polls. The two threads end after the
+//! link was dropped.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -218,7 +218,7 @@ impl UnderWay {
 /// The record of acknowledgements, to find out that a producer makes no progress. A batch that is
 /// sent when no other batch is unacknowledged begins a new record.
 struct Progress {
-    /// The messages that the brokers have acknowledged, counted by the producer's callbacks.
+    /// The number of acknowledged messages, counted by the producer's callbacks.
     acknowledged: Arc<AtomicU64>,
     /// The value of `acknowledged` at the last check that saw it grow, or when the record began.
     /// `since` is the time of that check or beginning.

@@ -126,7 +126,7 @@ pub(super) struct Job {
 
 /// The thread of a producer. Looks for the topic and sends the result to `ready`. Then passes the
 /// batches from `queue` to librdkafka until `queue` is closed. The thread is not joined, because a
-/// call of librdkafka may hang. It owns nothing but the producer.
+/// call of librdkafka may hang. It owns only the producer and its channels.
 pub(super) fn produce(
     shared: &ProducerSettings,
     reporter: Reporter,

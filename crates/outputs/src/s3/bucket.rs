@@ -25,10 +25,10 @@ use delivery::link::{Part, Verdict};
 use queue::{Batch, Identity};
 use telemetry::AttemptError;
 
-/// The maximum bytes of an answer that are read. An error is a short document of XML.
+/// The maximum bytes of an answer that is parsed. An error is a short document of XML.
 const ANSWER_BYTES: usize = 16 * 1024;
 
-/// The headers that a signature adds, which replace headers of the config with the same names.
+/// The headers `x-amz-…` of a signature. They replace headers of the config with these names.
 const OWN: [&str; 3] = ["x-amz-content-sha256", "x-amz-date", "x-amz-security-token"];
 
 /// The error code for expired temporary keys. The status is 400.
@@ -38,7 +38,7 @@ const EXPIRED: &str = "ExpiredToken";
 const UNCONDITIONAL: &str =
     ": if the server does not implement If-None-Match, set conditional_writes = false";
 
-/// The maximum characters of an error's code that are shown.
+/// The maximum bytes of an error's code. A longer text is not a code.
 const CODE_MAX: usize = 64;
 
 /// The place and the form in which objects are stored.

@@ -4,7 +4,7 @@
 //! An object goes through these steps:
 //!
 //! - *collect*: batches are compressed as they arrive;
-//! - *end*: the range of its positions is saved with the queue, unless it was planned before;
+//! - *end*: the range of its positions is saved with the queue;
 //! - *store*: one request carries it;
 //! - *report* its claims.
 //!
@@ -47,7 +47,7 @@ const CROWDED_AGE: Duration = Duration::from_secs(1);
 
 /// The longest time for which an object with a planned end waits for the next batch. An earlier
 /// link has ended the object, and may have stored it, so it should end at the same position again.
-/// If no batch arrives in time, the missing events are lost, and the object ends without them.
+/// If no batch arrives in time, the missing events count as lost, and the object ends without them.
 const PLANNED_PAUSE: Duration = Duration::from_secs(10);
 
 /// The value of [`PLANNED_PAUSE`] while the relay drains, or while another delivery is to replace
@@ -115,7 +115,7 @@ struct Storing {
 }
 
 /// The link. It holds at most two objects: one that is collected, and one that is stored. A
-/// checkpoint of the evidence is an additional object, which is stored at the same time.
+/// checkpoint of the evidence is an additional object, which may be stored at the same time.
 pub(super) struct S3Link {
     bucket: Arc<Bucket>,
     transfers: Transfers,

@@ -31,7 +31,7 @@ pub(super) struct Packed {
 /// An object that is being collected. It holds the compressed bytes of its lines; the events stay
 /// in the queue until the object is stored.
 pub(super) struct Object {
-    /// The parts of the object, in the order of the queue.
+    /// The claims of the object's events, in the order of the queue.
     pub(super) packed: Vec<Packed>,
     /// The bytes of the lines before compression.
     pub(super) bytes: u64,

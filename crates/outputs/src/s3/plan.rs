@@ -32,7 +32,7 @@ pub(super) struct Range {
 }
 
 impl Range {
-    /// Makes the range of an object that is not stored yet. The claim has at least one position.
+    /// Makes the range of an object that is not stored yet. The claim must have a position.
     pub(super) fn new(claim: Claim) -> Self {
         let last = claim.end.get().saturating_sub(1);
         Self { first: claim.start.get(), last, stored: false }
@@ -79,8 +79,8 @@ impl Plan {
     ///
     /// # Errors
     ///
-    /// The notes can't be read. Damaged notes are not an error: the plan is then empty, so events
-    /// may be stored twice, but none is lost.
+    /// The notes can't be read, or their text is not a list of ranges. Notes with a wrong checksum
+    /// are not an error: the plan is then empty, so events may be stored twice, but none is lost.
     pub(super) fn load(output: Arc<str>, notes: Notes) -> io::Result<Self> {
         let text = match notes.load() {
             Ok(text) => text,

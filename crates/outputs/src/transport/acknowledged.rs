@@ -5,10 +5,10 @@
 //! events (see [`AcknowledgedLink`]). After a break, every event that is not final is sent again,
 //! and may arrive twice.
 //!
-//! **Progress is guaranteed.** After a break, the window is at most half of the number of events
-//! that were sent on the broken connection. Each acknowledged event raises the window by one, up to
-//! the configured window ([`Window`]). A consumer that cuts every connection after some bytes still
-//! gets its events, at worst one by one.
+//! **Progress is guaranteed.** After a break with unacknowledged events, the window is at most half
+//! of the number of events that were sent on the broken connection, but at least 1. Each
+//! acknowledged event raises the window by one, up to the configured window ([`Window`]). A
+//! consumer that cuts every connection after some bytes still gets its events, at worst one by one.
 //!
 //! The protocol, `lumberjack` or `relp` ([`Protocol`]), defines the bytes of events and the meaning
 //! of answers.

@@ -48,7 +48,7 @@ impl Socket {
         Self { shared: Arc::new(SharedSocket { stream, written, asks }) }
     }
 
-    /// Calls `write` once the socket takes bytes, counts the written bytes, and returns the result.
+    /// Calls `write` when the socket takes bytes, counts the written bytes, and returns the result.
     fn poll_write_with(
         &self,
         cx: &mut Context<'_>,

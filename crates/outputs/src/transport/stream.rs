@@ -47,9 +47,9 @@ use telemetry::AttemptError;
 /// 1 s. A very short window has fewer samples, because of [`SAMPLE_MIN`].
 const SAMPLES_PER_WINDOW: u32 = 10;
 
-/// The number of bytes for which a replay window has one sample: the more bytes are not final, the
-/// more frequent are the samples. Memory is then freed sooner and in small portions, which are used
-/// again while they are still mapped.
+/// A replay window has one sample for each 2 MiB that are not final, within the limits of
+/// [`SAMPLES_PER_WINDOW`], [`SAMPLES_MAX`] and [`SAMPLE_MIN`]. With frequent samples, memory is
+/// freed sooner and in small portions, which the allocator can use again before it unmaps them.
 const BYTES_PER_SAMPLE: u64 = 2 * 1024 * 1024;
 
 /// The maximum number of samples in one replay window. All samples of a window are kept, so this
@@ -363,8 +363,8 @@ impl<E: Encode> StreamLink<E> {
         (self.replay_window / samples.clamp(SAMPLES_PER_WINDOW, SAMPLES_MAX)).max(SAMPLE_MIN)
     }
 
-    /// Reports the batches whose last byte is among the first `safe` bytes of the connection as
-    /// accepted.
+    /// Reports the batches that are final: those whose last byte is among the first `safe` bytes of
+    /// the connection.
     fn finish(&mut self, safe: u64) {
         let (mut bytes, mut any) = (0, false);
         while let Some(sent) = self.sent.pop_front_if(|sent| sent.end <= safe) {

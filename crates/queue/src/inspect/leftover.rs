@@ -20,8 +20,8 @@ const DEAD_LETTERS: &str = "dead-letter";
 /// The events of a queue's directory that outputs have not finished.
 #[derive(Debug, Clone)]
 pub struct Leftover {
-    /// A name that does not change: the identity (32 hexadecimal digits) or, if there is none, the
-    /// checksum of the first segment's header, such as `unnamed-1a2b3c4d`.
+    /// A name of the queue: the identity (32 hexadecimal digits) or, if there is none, the checksum
+    /// of the first segment's header, such as `unnamed-1a2b3c4d`.
     pub queue: String,
     /// The state of the cursors file. If it is missing or damaged, all events count as unfinished.
     pub cursors: CursorsFile,

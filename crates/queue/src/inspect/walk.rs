@@ -227,7 +227,7 @@ impl<'a, 't> Walk<'a, 't> {
         self.find(&Finding { fault, events: header.events, positions })
     }
 
-    /// Passes the lines of a record from `want.from` on. Long lines are read a second time for
+    /// Passes the lines of a record from `want.from` on. A long record is read a second time for
     /// this. Returns `false` if the checksum is wrong at that time, although the lines were passed.
     fn lines(&mut self, scan: &mut Scan<'_>, record: &Record) -> Result<bool, Error> {
         let header = record.header;

@@ -49,7 +49,8 @@ pub(super) struct Record {
     pub(super) counted: bool,
     /// The channel to a sender that waits until the batch is delivered, or can't be delivered.
     pub(super) waiting: Option<oneshot::Sender<Result<(), Refused>>>,
-    /// The events that required outputs have set aside: the index of the cursor, and the position.
+    /// The events that required outputs have set aside while a sender waits: the index of the
+    /// cursor, and the position.
     pub(super) aside: Vec<(usize, Position)>,
     places: Places,
 }

@@ -66,7 +66,7 @@ pub(super) fn next_number(files: &[(String, u64)], suffix: &str) -> u64 {
 /// - `stuck`: a removed segment that could not be deleted. Its bytes count until a later attempt
 ///   succeeds;
 /// - incoming: the file of a large request body that is arriving or waits to become a segment;
-/// - `spares`: a file without events that becomes the next segment;
+/// - `spares`: a file without events of the log, which becomes the next segment;
 /// - `abandoned`: the file of a large request body that will not become a segment, or an unwanted
 ///   spare file.
 ///
@@ -154,7 +154,6 @@ impl Accounting {
         &self.abandoned
     }
 
-    /// Returns the number of bytes that become free when the files in `pending_delete` are deleted.
     pub(super) fn pending_bytes(&self) -> u64 {
         self.pending_delete.iter().map(|(_, size)| size).sum()
     }
@@ -164,7 +163,6 @@ impl Accounting {
         self.pending_delete.iter().any(|(other, _)| *other == first) || self.is_stuck(first)
     }
 
-    /// Returns `true` if a removed segment that began at `first` could not be deleted.
     pub(super) fn is_stuck(&self, first: Position) -> bool {
         self.stuck.iter().any(|(other, _)| *other == first)
     }
@@ -390,11 +388,8 @@ impl Accounting {
         self.in_hand.reserved = 0;
     }
 
-    /// Compares the counters with the segments and batches. Only debug builds and tests call this.
-    ///
-    /// # Panics
-    ///
-    /// If a counter is wrong.
+    /// Compares the counters with the segments and batches, and panics if a counter is wrong. Only
+    /// debug builds and tests call this.
     pub(super) fn check(&self, segments: &VecDeque<Segment>, waiting: &VecDeque<Waiting>) {
         let sum = |files: &[Removed]| files.iter().map(|(_, size)| size).sum::<u64>();
         let log: u64 = segments.iter().map(|segment| segment.size).sum();

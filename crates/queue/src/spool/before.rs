@@ -1,10 +1,10 @@
 //! A reader of the events that an output has delivered and that are still in files. After a
 //! restart, the output rebuilds its deduplication window from them.
 //!
-//! The reader reads on threads that may block, a few megabytes at a time, and changes nothing in
-//! the queue. Nothing waits for the reader, and files may be deleted while it reads. Damaged,
-//! unreadable or deleted events are skipped, which is logged at `debug`. The reader begins after
-//! the last lost event and after the last change of the filter's rules: an event that was not
+//! The reader reads on threads that may block, at most a few megabytes at a time, and changes
+//! nothing in the queue. Nothing waits for the reader, and files may be deleted while it reads.
+//! Damaged, unreadable or deleted events are skipped, which is logged at `debug`. The reader begins
+//! after the last lost event and after the last change of the filter's rules: an event that was not
 //! delivered must not make a later copy look like a duplicate.
 
 use std::collections::VecDeque;

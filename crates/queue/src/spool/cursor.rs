@@ -27,8 +27,8 @@ use base::mutant;
 use base::position::Position;
 use telemetry::Loss;
 
-/// The number of final bytes of lines for which the upkeep saves the cursors file immediately. With
-/// fewer bytes, it saves the file a second after the last save.
+/// The number of bytes of lines that may become final before the upkeep saves the cursors file at
+/// once. With fewer bytes, it saves the file a second after the last save.
 pub(super) const UNSAVED_MAX: u64 = 64 << 20;
 
 /// The smallest read of lines that are sent again, in bytes, unless [`LogState::chunk`] is smaller.
@@ -37,7 +37,8 @@ const FETCH_MIN: u64 = 64 << 10;
 /// The pause after a failed read.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// The time for which reads are retried before the events count as lost.
+/// The time for which reads are retried before the events count as lost. A file that can't be
+/// opened is retried without end.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The shortest time between two log lines about failed reads.
@@ -63,14 +64,14 @@ pub(crate) struct Note {
 /// this state.
 ///
 /// [`SpoolState::next`] claims events from the pieces that were read ahead. If there are none, it
-/// takes lines from the tail, which is the newest records in memory. If the tail does not have
+/// takes lines from the tail (the newest records, which are in memory). If the tail does not have
 /// them, a thread that may block reads them from a file ([`LogState::read_plan`],
 /// [`Shared::apply`]). The lines of events that must be sent again are read in the same way
 /// ([`Resend`]).
 ///
-/// A gap is a piece without lines: its events are missing because of damage. When the cursor passes
-/// a gap, the output counts these events as lost, except those in holes or in `counted`, which were
-/// counted before.
+/// A gap is a piece without lines: its events are damaged, missing, changed or dropped. When the
+/// cursor passes a gap, the output counts these events as lost, except those in holes or in
+/// `counted`, which were counted before.
 ///
 /// Invariants:
 ///
@@ -89,8 +90,8 @@ pub(crate) struct CursorState {
     resend: Resend,
     /// The output's place in the saved cursors file. [`Position::START`] before the first save.
     pub(super) noted: Position,
-    /// The events before the watermark that the consumer has. `since` is the position after the
-    /// last event that was not delivered, and may be after the watermark.
+    /// The events before the watermark that the consumer has. Each event that was lost or set aside
+    /// is before `since`, which may be after the watermark.
     pub(super) history: History,
     /// Gaps after the watermark that this output has counted as lost already.
     pub(super) counted: Vec<Hole>,
@@ -112,7 +113,7 @@ pub(super) struct Ahead {
     /// The number of bytes of all lines before `claims.read`.
     pub(super) byte: u64,
     /// The time when the last claimed event was received, in ms since 1970; after a rewind or
-    /// before the first claim, that of the next event.
+    /// before the first claim, that of the next event, or the time of the join.
     pub(super) received: u64,
     /// The lines and gaps in memory that come next in the log.
     pieces: VecDeque<Piece>,
@@ -137,7 +138,7 @@ enum Resend {
     Fetched {
         /// The positions of the lines: the wanted claim, and often later ones.
         range: Claim,
-        /// The lines, without a gap.
+        /// The lines. Gaps between them are left out.
         pieces: Vec<Piece>,
         /// `true` if the output has not asked for the lines since they were read.
         is_news: bool,
@@ -188,11 +189,7 @@ impl CursorState {
         }
     }
 
-    /// Checks the cursor's places.
-    ///
-    /// # Panics
-    ///
-    /// If they are not in order, or behind the log's `end`.
+    /// Panics if the cursor's places are not in order, or behind the log's `end`.
     pub(super) fn check_places(&self, end: Position) {
         let (name, watermark, read) =
             (&self.output.name, self.claims.watermark(), self.claims.read);
@@ -200,11 +197,8 @@ impl CursorState {
         assert!(read <= end, "{name} has read up to {read}, and the log ends at {end}");
     }
 
-    /// Checks the pieces in memory.
-    ///
-    /// # Panics
-    ///
-    /// If they do not follow each other from the cursor's place on, or end behind the log's `end`.
+    /// Panics if the pieces in memory do not follow each other from the cursor's place on, or end
+    /// behind the log's `end`.
     pub(super) fn check_ahead(&self, end: Position) {
         let (name, mut next) = (&self.output.name, self.claims.read);
         for piece in &self.ahead.pieces {
@@ -239,8 +233,8 @@ impl CursorState {
         })
     }
 
-    /// Returns the time when the oldest unfinished event in memory was received, in ms since 1970.
-    /// Gaps are skipped, because their time is unknown.
+    /// Returns the time when the first claimed event or, without a claim, the first event that was
+    /// read ahead was received, in ms since 1970. Gaps are skipped, because their time is unknown.
     pub(super) fn oldest(&self) -> Option<u64> {
         let claimed = self.claims.iter().next().map(|entry| entry.note.received);
         claimed.or_else(|| {
@@ -298,8 +292,9 @@ impl CursorState {
         nobody_waits || self.claims.iter().all(|entry| entry.stage != Stage::OnWire)
     }
 
-    /// Moves the cursor past a dropped segment. Returns the number of events that this output loses
-    /// and has not counted yet. A later response to an event on the wire is not counted.
+    /// Ends the claims in a dropped segment, and moves the cursor past it if the cursor is inside.
+    /// Returns the number of events that this output loses and has not counted yet. A later
+    /// response to an event on the wire is not counted.
     pub(super) fn drop_segment(&mut self, segment: &Segment) -> u64 {
         let dropped = segment.positions();
         if self.claims.watermark() >= dropped.end {
@@ -569,7 +564,7 @@ impl LogState {
     }
 
     /// Plans a read in the segment of `spot`: the positions `from..to` or, if `to` is `None`, about
-    /// `chunk` bytes. If the log has no such segment, the result is a gap up to the next one.
+    /// `chunk` bytes. If the log has no such segment, the result is a gap.
     fn job(
         &self,
         epoch: u64,
@@ -676,7 +671,7 @@ impl Shared {
     }
 
     /// Marks the cursors file as out of date, and wakes the threads and tasks that may have work
-    /// now. Must be called after events became final or were dropped.
+    /// now. Must be called after events became final, or their evidence durable.
     fn settled(&self, state: &mut SpoolState, index: usize) {
         let cursor = &mut state.log.cursors[index];
         cursor.claims.forget_done();

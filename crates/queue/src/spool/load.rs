@@ -1,5 +1,5 @@
-//! Reads from the files for one cursor: a few megabytes at a time, and whole lines. Missing lines
-//! become a gap.
+//! Reads from the files for one cursor: at most a few megabytes at a time, and whole lines. Missing
+//! lines become a gap.
 //!
 //! The reads run on threads that may block, and change the state only through their result. The
 //! first read that finds damaged bytes logs them and copies them to the quarantine.
@@ -30,7 +30,7 @@ pub(super) struct Spot {
     pub(super) position: Position,
 }
 
-/// Some lines of one record, or a gap: positions whose lines are damaged or were changed.
+/// Some lines of one record, or a gap: positions whose lines are missing, damaged or changed.
 #[derive(Debug, Clone)]
 pub(super) struct Piece {
     pub(super) first: Position,

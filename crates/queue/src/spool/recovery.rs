@@ -2,8 +2,8 @@
 //! the end of the log.
 //!
 //! No segment is deleted here: the upkeep gets those that do not belong to the log. Only the last
-//! segment is read in full. In each other segment the header is read, and, if an output continues
-//! there, the headers of the records before that place.
+//! segment is read in full. In each other segment only headers are read: that of the segment and,
+//! if it is damaged or an output continues there, those of records.
 //!
 //! A crash, a fault of the disk or a person may have changed the directory. The table lists all
 //! cases, and comments in the code name the case that is decided there ("Case 7"). The decisions
@@ -32,7 +32,7 @@
 //! | | **bytes in the last segment that are not a valid record** ([`Tail::read`]) | | |
 //! | 15 | before the offset that the file `synced` has | damage | they were synced, and acknowledged |
 //! | 16 | before a record of a later group | damage | a group is written after the sync of the one before |
-//! | 17 | in the last group, behind all known ends; sectors of zeros, or the file was another segment before | the log ends before them, and the file is cut there | the write was not finished and not acknowledged |
+//! | 17 | in the last group, behind all known ends; sectors of zeros or a missing end, or the file was another segment before | the log ends before them, and the file is cut there | the write was not finished and not acknowledged |
 //! | 18 | in the last group, and not case 17 | damage; the log ends behind them | a byte may have been changed later |
 //! | | **the end of the log** | | |
 //! | 19 | `cursors` or `synced` names a later end than the segments have | the log ends at the later one | the positions were given; what is missing there is a gap |
@@ -272,7 +272,8 @@ fn given_up(contents: &Contents) -> Vec<Range<Position>> {
     finished.into_iter().chain(contents.holes.iter().map(|hole| hole.start..hole.end)).collect()
 }
 
-/// Sets the gauges of an output's unfinished events and of those set aside, and logs both numbers.
+/// Sets the gauges `output_start_events` and `output_aside_events`, and logs the number of
+/// unfinished events and of those set aside.
 fn begin(cursor: &mut CursorState, backlog: Backlog) {
     cursor.aside = cursor.found.len() as u64;
     cursor.start = signed(backlog.events + cursor.aside);

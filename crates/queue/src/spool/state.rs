@@ -35,10 +35,10 @@ use telemetry::QueueMetrics;
 
 /// Everything that the spool's lock guards ([`super::Shared::lock`]).
 ///
-/// The lock is held only while values in memory change: never while a file is read, written, synced
-/// or deleted, and never across an await. Both fields have the same lock, because most changes
-/// touch both. For example, a dropped segment is removed from the log and counted as a file to
-/// delete in one step.
+/// The lock is held only while values in memory are read or changed: never while a file is read,
+/// written, synced or deleted, and never across an await. Both fields have the same lock, because
+/// most changes touch both. For example, a dropped segment is removed from the log and counted as a
+/// file to delete in one step.
 pub(super) struct SpoolState {
     pub(super) log: LogState,
     pub(super) writing: WriterState,
@@ -55,8 +55,8 @@ pub(super) struct SpoolState {
 ///
 /// - `segments` are in the order of their positions. Each segment ends where the next one begins,
 ///   unless a segment was dropped between the two.
-/// - `end` is the end of the last segment, or a later place: at startup the cursors file may know
-///   of a later end than the segments, and the last segments may have been removed.
+/// - `end` is the end of the last segment, or a later place: at startup `cursors` or `synced` may
+///   know of a later end than the segments, and the last segments may have been removed.
 /// - The writer appends batches only to the last segment, while it is active. The file of an active
 ///   segment is at least as long as its records, because its room is reserved when it is made.
 /// - `tail` holds the newest records that were stored since the start, in order, at most
@@ -83,7 +83,8 @@ pub(super) struct LogState {
     pub(super) accepted: u64,
     /// The dropped ranges of the log, in order. Each output has counted what it lost by them.
     pub(super) holes: Vec<Hole>,
-    /// `true` while the relay drains, so that cursors hand out no more events.
+    /// `true` while a relay drains whose files are kept: cursors of outputs hand out no more
+    /// events.
     pub(super) draining: bool,
     /// `true` if all unfinished events are counted as lost, so that no output has a backlog.
     pub(super) abandoned: bool,
@@ -133,6 +134,7 @@ pub(super) struct WriterState {
 /// The large request bodies that are arriving ([`super::incoming`]).
 #[derive(Default)]
 pub(super) struct Bodies {
+    /// The number in the name of the next body's file.
     pub(super) count: u64,
     /// `true` if segments were dropped for an arriving body: none are dropped for another one.
     pub(super) has_dropper: bool,
@@ -159,15 +161,15 @@ pub(super) struct Chores {
     pub(super) ended: Vec<Written>,
     /// `true` if an arriving large body waits for the deletion of segments.
     pub(super) reclaim_wanted: bool,
-    /// `true` if the upkeep could not make a spare file. It waits until the writer has made a
-    /// segment.
+    /// `true` if the upkeep could not make a spare file. It tries again only after the writer has
+    /// made a segment.
     pub(super) spare_failed: bool,
 }
 
 /// The changes that the cursors file does not have yet. Invariant: `done <= requested`.
 pub(super) struct Saving {
     pub(super) is_dirty: bool,
-    /// The bytes of lines that have become final since the last write.
+    /// The bytes of lines that have become final since the last attempt to save.
     pub(super) unsaved: u64,
     /// The number of requests so far for an immediate save, because an output joins or leaves.
     pub(super) requested: u64,
@@ -179,13 +181,14 @@ pub(super) struct Saving {
 pub(super) struct Segment {
     pub(super) first: LogOffset,
     pub(super) end: LogOffset,
-    /// The offset in the file where the last record ends.
+    /// The offset in the file where the last record ends. For a file that the startup has found and
+    /// not read in full, the size of the file.
     pub(super) offset: u64,
     pub(super) size: u64,
     pub(super) seed: Seed,
     pub(super) reused: bool,
-    /// `true` if the file may become a spare file: no write, sync or cut has failed, the header was
-    /// whole at startup, and the segment was not made from a large body.
+    /// `true` if the file may become a spare file: the header was whole at startup, and since then
+    /// no write, sync or cut has failed, and the segment was not made from a large body.
     pub(super) is_sound: bool,
     /// The offsets of the known damage. Damage is counted once, even if several cursors read it.
     pub(super) damaged: BTreeSet<u64>,
@@ -226,12 +229,8 @@ fn chunk(outputs: usize) -> u64 {
 }
 
 impl SpoolState {
-    /// Checks the end of the log and the places of each cursor, in release builds too. With a
-    /// cursor at a wrong place, events would be lost or sent twice, and no counter would say so.
-    ///
-    /// # Panics
-    ///
-    /// If one of the places is wrong. The thread reports that, and the relay ends.
+    /// Panics if the end of the log or the place of a cursor is wrong, in release builds too. With
+    /// a cursor at a wrong place, events would be lost or sent twice, and no counter would say so.
     pub(super) fn check_ends(&self) {
         let end = self.log.end.position;
         let last = self.log.segments.back().map(|last| last.end.position);
@@ -241,11 +240,8 @@ impl SpoolState {
         self.log.cursors.iter().for_each(|(_, cursor)| cursor.check_places(end));
     }
 
-    /// Checks all invariants. Only debug builds and tests call this.
-    ///
-    /// # Panics
-    ///
-    /// If an invariant of [`LogState`], [`WriterState`] or [`Accounting`] does not hold.
+    /// Checks most invariants of [`LogState`], [`WriterState`] and [`Accounting`], and panics if
+    /// one does not hold. Only debug builds and tests call this.
     pub(super) fn check(&self) {
         let Self { log, writing } = self;
         writing.accounting.check(&log.segments, &writing.waiting);
@@ -753,7 +749,7 @@ impl Saving {
         !std::mem::replace(&mut self.is_dirty, true)
     }
 
-    /// Requests an immediate save of the cursors file, done when `done` reaches the returned
+    /// Requests an immediate save of the cursors file. It is saved when `done` reaches the returned
     /// number.
     pub(super) fn ask(&mut self) -> u64 {
         self.is_dirty = true;

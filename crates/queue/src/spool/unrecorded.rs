@@ -2,7 +2,7 @@
 //!
 //! If evidence is recorded, the output's place in the cursors file stays before these events, and
 //! the files of the log are kept. After a crash the output sends the events again, and the evidence
-//! says so. Otherwise nothing here runs.
+//! says so. Without evidence nothing here runs.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -22,7 +22,8 @@ const WAITING_MAX: usize = 1 << 20;
 #[derive(Default)]
 pub(crate) struct Unrecorded {
     /// The first position and the end of each range, with its place in the log. A range that was
-    /// joined of several has the end of the first. Settled events of dropped segments are not here.
+    /// joined from several has the end of the first one. Settled events of dropped segments are
+    /// left out.
     places: BTreeMap<(Position, Position), Place>,
     /// The ranges that begin in a dropped segment and may end in a later one: the first position of
     /// each, and the place where the later segment begins.
@@ -50,7 +51,7 @@ impl Unrecorded {
         Self { wakes, ..Self::default() }
     }
 
-    /// Records that an output has finished a range, which begins at this byte of the log.
+    /// Records that an output has finished or lost a range, which begins at this byte of the log.
     pub(super) fn add(&mut self, output: &str, claim: Claim, byte: u64, outcome: Outcome) {
         let place = LogOffset { position: claim.start, byte };
         if let Some(last) = self.finished.last_mut()
@@ -161,7 +162,8 @@ impl Unrecorded {
     }
 }
 
-/// Returns `true` if all events have the same outcome, so that adjacent ranges can be joined.
+/// Returns `true` if the consumer has all events unchanged, or all were lost. Adjacent ranges with
+/// equal outcomes are then joined.
 fn is_plain(outcome: &Outcome) -> bool {
     match outcome {
         Outcome::Settled(fates) => *fates == Fates::default(),

@@ -25,7 +25,8 @@ use base::position::Position;
 /// The time between two saves of the cursors file while it is out of date.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 
-/// The shortest time between two deletions, so that small segments are deleted together.
+/// The time between two deletions while no room and no spare file is needed, so that small segments
+/// are deleted together.
 const RECLAIM_EVERY: Duration = Duration::from_millis(250);
 
 /// The time from a failed deletion of a file to the next attempt, unless room is needed.
@@ -35,11 +36,12 @@ const AGAIN: Duration = if cfg!(test) { Duration::ZERO } else { Duration::from_s
 /// settings may change in the meantime.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 
-/// The pause before the next deletion after the cursors file could not be saved.
+/// The pause after a deletion that failed because the cursors file could not be saved, or a
+/// directory not be synced.
 const RECLAIM_RETRY: Duration = Duration::from_secs(5);
 
-/// An ended segment is cut only if its size divided by this number is unused. Otherwise the file
-/// can be reused without an allocation.
+/// With [`Cut::Most`], a segment is cut only if at least its size divided by this number is unused.
+/// Otherwise the file can be reused without an allocation.
 const UNUSED_PART: u64 = if cfg!(test) { 2 } else { 16 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -201,7 +203,7 @@ impl Upkeep {
     }
 
     /// Does the last work: cuts ended segments, saves the cursors file if it is out of date, and
-    /// deletes spare files and segments that no output needs.
+    /// deletes spare files and segments that no output needs or wants to keep.
     pub(super) fn end(&mut self) {
         self.cut(Cut::All);
         let outdated = {
@@ -325,7 +327,8 @@ impl Upkeep {
     }
 
     /// Deletes dropped segments, and the finished ones that `which` chooses. Saves the cursors file
-    /// first: no place in it may lie in a deleted file. One failure does not stop the others.
+    /// first: no place in it may lie in a deleted file. One failed deletion does not stop the
+    /// others.
     pub(super) fn reclaim(&mut self, which: Reclaim) -> io::Result<()> {
         self.reclaim_at = Instant::now() + RECLAIM_EVERY;
         if which == Reclaim::All {

@@ -38,9 +38,8 @@ pub(super) const GROUP_BYTES: u64 = if cfg!(test) { 12 << 10 } else { 2 << 20 };
 /// first-level cache still has them. The checksum library takes as many in one turn.
 const STEP: usize = if cfg!(test) { 1 << 10 } else { 24 << 10 };
 
-/// The pause after the first error. It doubles with each further error.
+/// The pause after the first error. It doubles with each further error, up to [`RETRY_MAX`].
 const RETRY_MIN: Duration = Duration::from_millis(250);
-/// The longest pause after an error.
 const RETRY_MAX: Duration = Duration::from_secs(5);
 
 /// The writer thread. It waits until there is work, and then does one [`Step`] at a time, the most
@@ -68,8 +67,8 @@ pub(super) struct Writer {
     synced: SyncedFile,
     /// The memory from which groups are written. `None` before the first group.
     buffer: Option<Aligned>,
-    /// The segment that is written to. `None` at startup, after an error, and while the last
-    /// segment of the log is ended.
+    /// The segment that is written to. `None` at startup, after a failed write or sync, and while
+    /// the last segment of the log is ended.
     active: Option<Written>,
     /// The smallest size in bytes of the segment that a probe makes, with room for the largest
     /// batch of the group that has failed. 0 after a success. It is ignored when the required
@@ -280,8 +279,9 @@ impl Writer {
     }
 
     /// Renames the file of a large body to the segment from `end` to `place`. After an error the
-    /// file must be deleted, because nobody was told that the body is safe. If possible, it first
-    /// gets its old name back, because a start deletes files with such a name.
+    /// file must be deleted, because nobody was told that the body is safe. It first gets its old
+    /// name back, because a start deletes files with such a name. It keeps the new name if that
+    /// fails, or if `synced` may name the body's events.
     fn adopt(
         &mut self,
         incoming: &IncomingFile,
@@ -674,7 +674,7 @@ impl Writer {
         true
     }
 
-    /// Ends the active segment. The upkeep cuts its file.
+    /// Ends the active segment. The upkeep may cut its file.
     fn seal(&mut self) {
         let Some(active) = self.active.take() else { return };
         let mut state = self.shared.lock();

@@ -43,7 +43,7 @@ pub struct Access {
     rustls: Option<Arc<ServerSettings>>,
     readers: Lock,
     scrapers: Lock,
-    /// The token that opens taps; if it is `None`, nobody can open one.
+    /// The token that opens taps; `None` without one, or once `Admin::admit` has taken it.
     pub(super) tap: Option<Token>,
     /// Cancelled when the connections that were accepted under these settings must end.
     pub(super) revoked: CancellationToken,

@@ -4,7 +4,7 @@
 //!
 //! Memory: 2,880 bytes for each line of 360 numbers. The relay itself has 8 lines, and each output
 //! has 6: with 20 outputs that is 369 kB, and with 200 outputs 3.5 MB. The last minute adds 400
-//! bytes to each. An output that leaves the config leaves the history too.
+//! bytes to the relay and to each output. An output that leaves the config leaves the history too.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::RangeInclusive;
@@ -445,7 +445,8 @@ impl Hour {
 
 /// Returns `true` if a line grows steadily, except for noise that is smaller than its growth: each
 /// third of the points has a higher mean than the third before, and each point of the last third is
-/// above all points of the first. Returns `false` if a point is not known.
+/// above all points of the first. Returns `false` if a point is not known, or if there are fewer
+/// than [`GROWING_POINTS`] points.
 #[allow(clippy::cast_precision_loss, reason = "a number of points")]
 fn is_growing(points: &[f64]) -> bool {
     let mut thirds = points.chunks(points.len().div_ceil(3).max(1));
@@ -463,8 +464,7 @@ fn is_growing(points: &[f64]) -> bool {
         && mean(middle) < mean(last)
 }
 
-/// Returns the slope, for each step, of the straight line that fits the points best (least
-/// squares).
+/// Returns the slope per step of the straight line that fits the points best (least squares).
 #[allow(clippy::cast_precision_loss, reason = "a number of points")]
 fn slope(points: &[f64]) -> f64 {
     let middle = (points.len() as f64 - 1.0) / 2.0;

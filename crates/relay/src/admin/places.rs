@@ -1,5 +1,5 @@
-//! Limits the number of connections of the admin address, and decides which connection loses its
-//! place to a new connection.
+//! Limits the number of connections of the admin address and, separately, of the probe address.
+//! Decides which connection loses its place to a new connection.
 //!
 //! Every new connection gets a *place*, the right to stay open. If all places are taken, the
 //! connection that has sent no request for the longest time loses its place: it is idle, sends a
@@ -15,12 +15,12 @@ use tokio_util::sync::CancellationToken;
 
 use base::lock::lock;
 
-/// The maximum number of connections that the admin address serves at the same time: enough for a
-/// scraper, the probes and a few people. Without a limit, a client could take much memory from the
-/// relay.
+/// The maximum number of connections, besides taps, that each address serves at the same time:
+/// enough for a scraper, the probes and a few people. Without a limit, a client could take much
+/// memory from the relay.
 const CONNECTIONS_MAX: usize = 64;
 
-/// The places of the admin address. The accept loop and all connections share them.
+/// The places of one address. Its accept loop and all connections share them.
 #[derive(Default)]
 pub(super) struct Places {
     taken: Mutex<Taken>,

@@ -300,7 +300,7 @@ impl Admin {
     }
 }
 
-/// The name for counting the lost events that no output could get.
+/// The name under which lost events are counted that no output could get.
 const QUEUE: &str = "queue";
 
 fn restriction() -> status::Restriction {

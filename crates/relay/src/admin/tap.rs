@@ -39,7 +39,8 @@ const TAP_TIME: Duration = Duration::from_secs(3600);
 /// The time after which a tap ends if its reader takes nothing.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The longest wait for a reader to take the last line of a tap. It delays the end of the relay.
+/// The longest wait for room for the last line of a tap, and again for its reader to take it. Both
+/// delay the end of the relay.
 const LAST_LINE_TIME: Duration = Duration::from_millis(500);
 
 /// The interval of the lines that say how many events were skipped.
@@ -138,7 +139,7 @@ impl Body for Lines {
 struct Wish {
     output: Option<String>,
     sample: u32,
-    /// The conditions as they are written, for the log.
+    /// The conditions as they are written, for the log and the first line of the tap.
     matches: Vec<String>,
     conditions: Conditions,
 }
@@ -313,7 +314,7 @@ struct Writer {
     lines: String,
     /// The events that have been skipped since the last notice.
     skipped: Skipped,
-    /// The number of events that were compared with the reader's conditions.
+    /// The number of events that the tap has looked at, shown or not.
     seen: u64,
     shown: u64,
     all_skipped: u64,

@@ -4,9 +4,7 @@ use config::{Checked, Problem, Severity, show_size};
 use outputs::TYPES;
 
 const MIB: u64 = 1 << 20;
-/// The memory of the program itself.
 const PROGRAM: u64 = 32 * MIB;
-/// The memory of a queue on disk.
 const QUEUE_ON_DISK: u64 = 32 * MIB;
 
 /// Returns a warning if the settings of a config allow more than `limit` bytes of memory: the

@@ -124,7 +124,7 @@ pub(super) struct Buffer {
     store: Store,
     /// The number of bytes that have arrived. A mapping may be larger; the rest is free room.
     length: usize,
-    /// The size that the head of the request has announced, plus one byte for decoding.
+    /// The number of bytes that are expected, plus one for decoding; `None` if it is not known.
     announced: Option<usize>,
     pool: Arc<Pool>,
 }
@@ -135,8 +135,8 @@ enum Store {
 }
 
 impl Buffer {
-    /// Makes an empty buffer. `announced` is the Content-Length of the request, if it has one. A
-    /// large Content-Length alone takes no memory: memory is taken when bytes arrive.
+    /// Makes an empty buffer. `announced` is the number of bytes that are expected, if it is known.
+    /// A large number alone takes no memory: memory is taken when bytes arrive.
     pub(super) fn new(announced: Option<usize>, pool: &Arc<Pool>) -> Self {
         let announced = announced.map(|length| length.saturating_add(1));
         let first = announced.filter(|size| *size <= HEAP_MAX).unwrap_or_default();

@@ -31,7 +31,7 @@ use telemetry::{ListenerMetrics, RefusedConnection, Rejection};
 const LINGER_BYTES: usize = 1024 * 1024;
 /// The longest time for which the rest of a refused body is read; see [`LINGER_BYTES`].
 pub(super) const LINGER_TIME: Duration = Duration::from_secs(2);
-/// The same limit if the relay has already waited for the rest of the body before the refusal.
+/// The same limit if the relay has already waited for the rest of the body before its answer.
 pub(super) const LINGER_TIME_SLOW: Duration = Duration::from_millis(500);
 
 /// The first line of the connection preface that an HTTP/2 client sends (RFC 9113 §3.4). No HTTP/1
@@ -52,7 +52,7 @@ const REST_AFTER: Duration = Duration::from_secs(2);
 pub(super) struct Deadlines {
     /// The longest time that the head of a request, or a TLS handshake, may take.
     pub(super) header: Duration,
-    /// The longest time between two requests of a connection.
+    /// The longest wait for the first or the next request of a connection.
     pub(super) idle: Duration,
 }
 
@@ -65,7 +65,8 @@ impl Deadlines {
     }
 }
 
-/// All open connections of all listeners, at most `limits.max_connections`.
+/// The open connections of all listeners. Each of them counts for `limits.max_connections`; a
+/// connection that was closed for a new one is no longer here.
 #[derive(Default)]
 pub(super) struct Registry {
     entries: Mutex<Entries>,
@@ -151,8 +152,7 @@ struct State {
     buffers: Buffers,
     refusals: Refusals,
     /// The time at which the connection was told to end. Each later answer to a request that had
-    /// begun before sets it to the time of the answer. `None` while the connection may take new
-    /// requests.
+    /// begun before sets it to the time of the answer. `None` before that.
     leaving: Option<Instant>,
 }
 
@@ -160,17 +160,17 @@ struct State {
 /// those of rank `Refused` first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Rank {
-    /// All requests of this connection are already refused. The relay only waits for the rest of a
-    /// body, or until the client has read the answer.
+    /// Each request of this connection is answered or refused. The relay only waits for the rest of
+    /// a body, or until the client has read the answer.
     Refused,
-    /// The connection waits for a request, or for the rest of the head of a request.
+    /// The connection waits for its TLS handshake, a request, or the rest of a head.
     Headless,
 }
 
 impl State {
     /// Returns the rank of this connection if it may be closed for a new one, and a time: `since`
     /// for `Refused`, `headless` for `Headless`. Within a rank, the connection with the earliest
-    /// time is closed first. `None` if the connection must stay.
+    /// time is closed first. `None` if the connection must stay, or ends already.
     fn gives_way(&self) -> Option<(Rank, Instant)> {
         match self.phase {
             _ if self.verdict.is_some() => None,
@@ -219,8 +219,8 @@ impl State {
         !self.is_multiplexed() && matches!(self.phase, Phase::Idle | Phase::Head)
     }
 
-    /// Returns `true` if hyper holds no byte of the connection: no part of a request and none of an
-    /// answer. Only HTTP/1.1 is sure to be in this state between two requests.
+    /// Returns `true` if the connection may stay and hyper holds no byte of it. Only HTTP/1.1 is
+    /// sure to be in this state between two requests.
     fn may_rest(&self) -> bool {
         self.phase == Phase::Idle
             && !self.is_multiplexed()
@@ -356,8 +356,7 @@ impl Connection {
         RefusedRequest(self)
     }
 
-    /// Tells the connection to take no new requests. It ends after at most [`FAREWELL`] and one
-    /// [`Deadlines::tick`], counted from the answer to its last request if one is in progress.
+    /// Notes that the connection was told to end. [`Connection`] says how long it may then stay.
     pub(super) fn leave(&self) {
         self.lock().leaving.get_or_insert_with(Instant::now);
     }
@@ -412,7 +411,7 @@ pub(super) struct RefusedRequest<'a>(&'a Connection);
 
 impl RefusedRequest<'_> {
     /// Notes that a large part of the refused body has arrived just now. When a new connection
-    /// needs room, the connection with the earliest such note is closed.
+    /// needs room, the refused connection with the earliest such note is closed first.
     pub(super) fn progressed(&self) {
         self.0.lock().since = Instant::now();
     }
@@ -483,7 +482,8 @@ impl Registry {
         self.lock().open.len()
     }
 
-    /// Ends every connection that has reached its deadline. Call it after each [`Deadlines::tick`].
+    /// Ends every connection that has reached its deadline, and notifies those whose buffers can be
+    /// freed. Call it after each [`Deadlines::tick`].
     pub(super) fn enforce(&self, deadlines: Deadlines) {
         let Deadlines { header, idle } = deadlines;
         for connection in self.lock().open.values() {
@@ -595,7 +595,7 @@ pub(super) struct Watched<T> {
     /// Follows the HTTP/1 bytes that were read, and knows if the head of a request has begun.
     framing: Framing,
     /// The time limit for the rest of a refused body, and the number of its bytes that were thrown
-    /// away, at most [`LINGER_BYTES`]. `None` if no body is being thrown away.
+    /// away, at most about [`LINGER_BYTES`]. `None` if no body is being thrown away.
     linger: Option<(Pin<Box<Sleep>>, usize)>,
 }
 

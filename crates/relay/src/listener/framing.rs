@@ -37,7 +37,7 @@ enum State {
     Chunk(u64),
     /// The next byte belongs to the trailer lines after the last chunk.
     Trailers,
-    /// The bytes are not valid HTTP/1. hyper refuses such bytes and closes the connection.
+    /// A line was not valid, or was cut where its end matters. hyper decides about such bytes.
     Lost,
 }
 
@@ -78,8 +78,8 @@ impl Framing {
         Self { state: State::Between, line, length: 0, chunked: false }
     }
 
-    /// Returns `true` if the head of a request has begun and is not complete, or if the bytes were
-    /// not valid HTTP/1.
+    /// Returns `true` if the head of a request has begun and is not complete, or if the framing is
+    /// [`State::Lost`].
     pub(super) fn is_in_head(&self) -> bool {
         matches!(self.state, State::Head | State::Lost)
     }
@@ -152,8 +152,8 @@ impl Framing {
         }
     }
 
-    /// Reads a header line, and notes `Content-Length` or `Transfer-Encoding`. `None` if the value
-    /// of such a header is not valid. All other headers are ignored.
+    /// Reads a header line, and notes `Content-Length` or `Transfer-Encoding`. `None` if such a
+    /// header is not valid or too long. All other headers are ignored.
     fn header(&mut self) -> Option<()> {
         let line = self.line.text();
         // If the target of a request line is a whole URL, the line also has a colon, but no header

@@ -41,7 +41,7 @@ pub struct Gate {
     pub(super) rules: ArcSwap<Rules>,
     /// Tracks the tasks of all connections, so that the drain can wait for them.
     pub(super) connections: TaskTracker,
-    /// Cancelled at the end of the drain: connections that are still open are then aborted.
+    /// Cancelled at the deadline of the drain: connections that are still open are then aborted.
     pub(super) aborted: CancellationToken,
 }
 

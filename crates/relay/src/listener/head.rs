@@ -6,8 +6,8 @@ use super::answer::Refusal;
 use super::upload::Upload;
 use telemetry::Rejection;
 
-/// Refuses a request whose path, method, media type or encoding is not that of a batch. Notes
-/// whether the body is gzip.
+/// Refuses a request whose `Host`, path, method, media type or encoding is not that of a batch.
+/// Notes whether the body is gzip.
 pub(super) fn read_head(request: &mut Request<Upload>) -> Result<(), Refusal> {
     if request.version() == Version::HTTP_11
         && request.headers().get_all(header::HOST).iter().count() != 1

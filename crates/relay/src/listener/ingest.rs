@@ -57,8 +57,8 @@ const LIST_MIN: usize = 32 * 1024;
 /// 4. If the request is refused, [`Upload::refuse`] answers it, in most cases after it has read the
 ///    rest of the body and thrown it away.
 ///
-/// A batch is never answered with 200 before its ticket is acknowledged. If the sender has gone,
-/// the request is dropped, and its bytes are subtracted from `InFlight`.
+/// A batch with events is never answered with 200 before its ticket is acknowledged. If the sender
+/// has gone, the request is dropped, and its bytes are subtracted from `InFlight`.
 #[derive(Clone)]
 pub(super) struct Ingest;
 
@@ -137,7 +137,7 @@ impl Batch<'_> {
             return Err(Refusal::too_large(self.bounds.max_body));
         }
         let (mut ticket, seen) = whole.append(&self.shared.queue)?;
-        // A queue in memory acknowledges most batches immediately. Such a batch needs no timer.
+        // If `acknowledge` is `queued`, the batch is acknowledged already, and needs no timer.
         let at_once = ticket.acknowledged().now_or_never();
         match at_once {
             Some(acknowledged) => acknowledged?,

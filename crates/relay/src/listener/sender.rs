@@ -1,8 +1,8 @@
 //! The sender at the other end of a connection, and the log lines about its refused handshakes,
 //! requests and connections.
 //!
-//! The log has at most one line in ten seconds for each sender and reason. So a sender that tries
-//! again and again is seen, but cannot fill the disk.
+//! For each listener, sender and reason, the log has at most one line in ten seconds. So a sender
+//! that tries again and again is seen, but cannot fill the disk.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};

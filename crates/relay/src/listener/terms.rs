@@ -58,7 +58,7 @@ pub(super) struct Terms {
     pub(super) connection: Arc<Connection>,
     /// The settings of the listener, which a reload replaces.
     pub(super) settings: Arc<ArcSwap<Settings>>,
-    /// Cancelled when the listener is closed.
+    /// Cancelled when this listener is closed, or when the drain closes all listeners.
     pub(super) closing: CancellationToken,
     /// Cancelled when a reload has changed which clients may connect: the connection must end.
     pub(super) revoked: CancellationToken,

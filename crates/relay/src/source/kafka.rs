@@ -3,9 +3,9 @@
 //! One thread owns the consumer and makes all calls to it. Each message is a body, as a listener
 //! accepts it. Messages that are available together become one batch of the queue. For each
 //! partition, the thread stores the offset before which every required output has acknowledged all
-//! events. librdkafka commits the stored offsets every second, before a partition is given back,
-//! and at the end. After a crash the messages that were not committed are read again: at most
-//! `max_in_flight` bytes, and those that were acknowledged in the last second.
+//! events or counted them as lost. librdkafka commits the stored offsets every second, before a
+//! partition is given back, and at the end. After a crash the messages that were not committed are
+//! read again: about `max_in_flight` bytes at most, and those acknowledged in the last second.
 //!
 //! A message without audit events would block its partition permanently. Such a message is counted,
 //! logged and skipped.
@@ -49,14 +49,14 @@ const MESSAGES_MAX: u64 = 100_000;
 /// The longest wait of one poll, and so the time within which the thread sees an order to end.
 const POLL: Duration = Duration::from_millis(100);
 
-/// The pause before the source tries again to append a batch to a queue without room. The source
-/// also uses it as the pause between two checks of acknowledgements while it gives partitions back,
-/// and as the longest wait of a poll while it closes.
+/// The pause before the source tries again to append a batch that has to wait. The source also uses
+/// it as the pause between two checks of acknowledgements while it gives partitions back, and as
+/// the longest wait of a poll while it closes.
 const FULL: Duration = Duration::from_millis(5);
 
-/// The time after which the source pauses its partitions if the queue takes no batch. The thread
-/// can then poll without messages, so that the consumer group does not give the partitions to
-/// another reader. After the pause, librdkafka must fetch again what it had fetched ahead.
+/// The time for which a batch waits to be appended before the source pauses its partitions. The
+/// thread can then poll without messages, so that the consumer group does not give the partitions
+/// to another reader. After the pause, librdkafka must fetch again what it had fetched ahead.
 const PAUSE_AFTER: Duration = Duration::from_secs(1);
 
 /// The longest wait before a partition is given back to the consumer group. If the batches taken
@@ -85,14 +85,14 @@ const FETCH_BYTES: u64 = 8 * 1024 * 1024;
 /// arrives.
 const REMIND: Duration = Duration::from_secs(60);
 
-/// The shortest time between two log lines about skipped messages.
+/// The shortest time between two log lines about skipped messages, except for the last line.
 const SKIPPED: Duration = Duration::from_secs(10);
 
 /// The pause before the source tries again to make a Kafka consumer, after an attempt has failed.
 const AGAIN: Duration = Duration::from_secs(5);
 
-/// One Kafka source of the config. The value lives until a reload changes or removes the source. It
-/// may use several Kafka consumers one after the other; each consumer is a [`Session`].
+/// One Kafka source of the config, until a reload changes or removes it or the relay ends. It may
+/// use several Kafka consumers one after the other, each in a [`Session`].
 pub(super) struct Reader {
     name: String,
     cluster: Cluster,
@@ -227,7 +227,7 @@ impl Source for Reader {
 }
 
 /// The batches of each partition that are not acknowledged yet. Only the thread of the source uses
-/// this value, partly in functions of [`Context`] that librdkafka calls during a poll.
+/// this value, partly in the functions of [`Context`].
 #[derive(Default)]
 struct State {
     /// The partitions that this consumer reads now, by partition number.
@@ -751,8 +751,9 @@ impl Session<'_> {
         !is_full || is_paused
     }
 
-    /// Polls for the messages that are available and makes batches of them. Returns `false` if the
-    /// consumer has failed and must be replaced.
+    /// Polls for messages and makes batches of them, until no message is available or a batch is
+    /// complete. If `closing` is `true`, the messages are thrown away instead. Returns `false` if
+    /// the consumer has failed and must be replaced.
     fn read(&mut self, closing: bool) -> bool {
         let mut timeout = if closing { FULL } else { POLL };
         loop {

@@ -52,8 +52,8 @@ pub const PATIENCE_WITH_RETRY_AFTER: f64 = 235.0;
 /// the last 81 s after the first or later.
 pub const PATIENCE: f64 = 80.0;
 
-/// The longest time in seconds for which kube-apiserver repeats a batch if the responses have no
-/// `Retry-After`. [`PATIENCE`] is the shortest.
+/// The mean time in seconds for which kube-apiserver repeats a batch if the responses have no
+/// `Retry-After`. The pauses vary at random, and [`PATIENCE`] is the shortest time.
 pub const PATIENCE_MAX: f64 = 90.0;
 
 /// Everything counts as refused if, over [`PATIENCE`], nothing was accepted and at least this many

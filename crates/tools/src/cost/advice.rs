@@ -31,7 +31,7 @@ pub struct Advice {
     pub saves: Sum,
     /// `true`: the aim is reached.
     pub is_reached: bool,
-    /// The number of rules that save something.
+    /// The number of rules that drop or lower events, without the one that is always there.
     pub rules: usize,
     /// The text of the policy: YAML with comments, as kube-apiserver takes it.
     pub page: String,

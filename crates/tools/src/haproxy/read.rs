@@ -108,7 +108,7 @@ pub(super) struct Proxy<'a> {
 
 impl<'a> Proxy<'a> {
     /// Collects the lines that apply to the section with the index `place`: its own, those of the
-    /// last `defaults` section above it, and those of the `global` sections above it.
+    /// last `defaults` above it (except for a ring), and those of the `global` sections above it.
     pub(super) fn read(file: &'a [Section], place: usize) -> Self {
         let (above, section) = (&file[..place], &file[place]);
         let defaults = above.iter().rfind(|section| section.kind() == "defaults");

@@ -3,9 +3,9 @@
 //!
 //! The inputs are read in the given order, one buffer at a time. The first bytes of a file tell
 //! whether it is compressed (`packing`). Offsets and line numbers are those of the uncompressed
-//! text. A JSON document of several lines counts as one line for its events. Memory holds at most
-//! one line, the text read ahead for it, the request that is being filled, the request that waits
-//! to be sent, and the window of one decoder.
+//! text. A JSON document of several lines counts as one line for its events. The reader holds at
+//! most one line, the text read ahead for it, the request that is being filled or waits to be sent,
+//! and the window of one decoder.
 
 use std::fs::File;
 use std::io;
@@ -421,7 +421,6 @@ impl Batch {
         self.events == 0 || is_below
     }
 
-    /// Adds an event, which is in this line.
     fn push(&mut self, event: &[u8], line: u64) {
         if self.events == 0 {
             self.first_line = line;

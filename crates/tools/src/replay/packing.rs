@@ -96,7 +96,7 @@ impl Packing {
 
 /// A reader that counts the bytes it reads.
 pub struct Counted {
-    /// The reader of the bytes.
+    /// The reader from which the bytes come.
     pub source: Box<dyn Read + Send>,
     /// The number of bytes that were read.
     pub bytes: Arc<AtomicU64>,

@@ -80,11 +80,11 @@ pub(super) struct Read {
     /// The beginning of the file's text, which identifies the file.
     #[serde(flatten)]
     pub(super) head: Head,
-    /// The accepted bytes of uncompressed text. For a queue's directory, the bytes of its accepted
-    /// lines.
+    /// The bytes of uncompressed text that are done: each event was accepted, and bad lines were
+    /// skipped. For a queue's directory, the bytes of its lines.
     pub(super) offset: u64,
-    /// The number of accepted lines. For a queue's directory, the position of the first event that
-    /// is not done.
+    /// The number of lines that are done. For a queue's directory, the position of the first event
+    /// that is not done.
     pub(super) lines: u64,
     /// Further facts about a queue's directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -97,7 +97,7 @@ pub(super) struct State {
     /// The number of accepted events in all runs.
     pub(super) events: u64,
     /// The inputs of which a part was accepted, in the order of the command line; all but the last
-    /// are complete. For a followed log, the file with the place and the file before it.
+    /// are complete. For a followed log, the file that is read and the file before it.
     pub(super) files: Vec<Read>,
 }
 

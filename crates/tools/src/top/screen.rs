@@ -2,8 +2,8 @@
 //! hour, the table of outputs, the details of one output, and the keys.
 //!
 //! The verdict and the outputs always have their place. If the terminal is not high enough, first
-//! the chart of the last hour is left out, then the details. The advice of findings is left out if
-//! it needs too many lines, and columns of the table are left out if the terminal is too narrow.
+//! the chart of the last hour is left out, then the details are cut. The advice of findings is left
+//! out if it needs too many lines, and columns of the table if the terminal is too narrow.
 
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
@@ -135,7 +135,7 @@ struct Lines {
 
 impl Lines {
     /// Shortens the parts to a terminal of this height: first the chart is left out, then the
-    /// details, then lines of the table.
+    /// details and the table lose lines, in this order.
     fn fitted(self, height: u16) -> Self {
         // The three are the blank lines before the flow and the table, and the line of keys.
         let used = self.top.saturating_add(self.flow).saturating_add(3);
@@ -367,8 +367,8 @@ fn evidence(evidence: &Evidence) -> Line<'static> {
     Line::from(vec![name("evidence"), " ".into(), text.into()])
 }
 
-/// Draws the last hour: the events accepted per second, and the events that the slowest required
-/// output has delivered.
+/// Draws the last hour: the events accepted per second, and those that the slowest required output
+/// has delivered per second.
 fn hour(history: &History, status: &Status, frame: &mut Frame<'_>, title_area: Rect, area: Rect) {
     let now = status.process.time_seconds;
     // In the first minutes after startup, the chart of an hour would be nearly empty.

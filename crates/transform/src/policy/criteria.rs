@@ -41,8 +41,8 @@ pub struct Criteria {
 pub struct Match {
     /// The criteria that the request must meet.
     pub criteria: Criteria,
-    /// The requests that are exempt. An unknown namespace or object name meets no criterion here,
-    /// so that it exempts no request.
+    /// The requests that are exempt. An unknown namespace or object name meets no criterion about
+    /// it, so that an unknown value exempts no request.
     pub unless: Vec<Criteria>,
 }
 

@@ -84,8 +84,8 @@ struct Table {
 impl Matcher {
     /// Compiles the tables of the config's `match`. An event that matches one of `matches` is kept.
     /// Elements after the first [`RULES_MAX`] never match. An unknown namespace or object name
-    /// meets every criterion about it, but no criterion of an exemption, so that no event is
-    /// dropped by mistake.
+    /// meets every criterion about it, but none in an exemption, so that no event is dropped by
+    /// mistake.
     pub fn new<'m>(matches: impl IntoIterator<Item = &'m Match>) -> Self {
         let matches: Vec<&Match> = matches.into_iter().take(RULES_MAX).collect();
         let mut matcher = Self::of_rules(matches.iter().map(|of| (&of.criteria, true)), true);
@@ -146,10 +146,10 @@ impl Matcher {
         }
     }
 
-    /// Returns the index of the first rule that the request matches: the rule's criteria are met,
-    /// and none of its exemptions. `users` remembers which rules the user can match, for the next
-    /// request. Lists of rules that are asked about the same `located` request read the URL only
-    /// once.
+    /// Returns the index of the first rule that the request matches: it meets the rule's criteria,
+    /// and those of no exemption of the rule. `users` remembers which rules the user can match, for
+    /// the next request. Lists of rules that are asked about the same `located` request read the
+    /// URL only once.
     #[must_use]
     pub fn first(&self, located: &Located<'_>, users: &mut Users) -> Option<usize> {
         let request = located.request;

@@ -16,7 +16,6 @@ static OBJECT: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(br#""obj
 /// The members of `objectRef` that decide which redaction rules apply to an event.
 const PARTS: [&[u8]; 3] = [b"apiGroup", b"resource", b"subresource"];
 
-/// The key `requestURI`, in the same form.
 static URI: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(br#""requestURI""#));
 
 /// The beginning of an escape whose code is below `\u0100`.

@@ -18,7 +18,7 @@ pub(super) struct Look {
     pub(super) known: usize,
     /// The event may contain letters that are written as escapes, such as `\u0041` for `A`.
     pub(super) spells_letters: bool,
-    /// The event names its object or its URI twice. This field is certain in both cases.
+    /// The event names its object, a part of it, or its URI twice. Here, `true` is certain too.
     pub(super) is_ambiguous: bool,
     /// The event may contain JSON Web Tokens.
     pub(super) has_tokens: bool,

@@ -1,7 +1,7 @@
 //! Finds credentials by the name that precedes them, as in `token=…` and `--password …`.
 //!
-//! Names are compared without regard to case, `-` and `_`, and also if they are in brackets:
-//! `ID-Token`, `accessToken`, `token[]` and `user[token]` are all found. The value of an
+//! Names are compared without regard to case, `-` and `_`: `ID-Token` and `accessToken` are found.
+//! Outside of commands, so are names in brackets: `token[]` and `user[token]`. The value of an
 //! environment variable (`env=NAME=…`) is a credential whatever the variable's name is, because
 //! such variables often hold secrets.
 
@@ -48,8 +48,8 @@ const ENV: &[u8] = b"env";
 /// Words that may be between a name and its credential, as in `Authorization: Bearer …`.
 const SCHEMES: [&[u8]; 5] = [b"bearer", b"basic", b"token", b"digest", b"apikey"];
 
-/// The maximum length of a name in bytes, with its `-` and `_`. In a command, only the last 64
-/// bytes of a longer text are compared; elsewhere, a longer text is not a name.
+/// The maximum length of a name in bytes, with its `-` and `_`. [`is_name_of_command`] compares
+/// only the last 64 bytes of a longer text; elsewhere, a longer text is not a name.
 const NAME_BYTES_MAX: usize = 64;
 
 /// The characters that cannot be part of a name. The name before a `=` begins after the last of
@@ -174,9 +174,8 @@ impl Command {
         }
     }
 
-    /// Calls `found` with the values of names of credentials in one word. Returns the index at
-    /// which the search continues; it may be after `end`, because a value in quotes may contain
-    /// spaces.
+    /// Calls `found` with the range of each credential in one word. Returns the index at which the
+    /// search continues; it may be after `end`, because a value in quotes may contain spaces.
     fn word(
         &mut self,
         text: &[u8],

@@ -149,7 +149,8 @@ pub fn secret_kinds() -> impl Iterator<Item = (&'static str, Vec<String>)> {
     })
 }
 
-/// Returns `true` if the bodies of requests about this object are redacted.
+/// Returns `true` if the object is of one of the [`secret_kinds`], so that bodies about it are
+/// always redacted.
 pub fn is_secret(object: &Object<'_>) -> bool {
     bodies(Some(object)) != Bodies::Stay
 }
@@ -236,9 +237,11 @@ pub(super) fn managed_fields<'w>(request: &Request<'_>) -> Vec<Wish<'w>> {
     bodies.flatten().map(|path| Wish::new(path, With::Drop, Why::Lowered)).collect()
 }
 
-/// Returns `true` if `object` is a JSON object that has only known members: their names are those
-/// of a Secret, and their values have no unexpected structure. A whole body (`is_body`) may also
-/// have the members of a list, a Status or DeleteOptions; an item of a list may not.
+/// Returns `true` if `object` is a JSON object that has only known members: those of a Secret, with
+/// a known `kind` if there is one. `metadata`, `data` and `stringData` may have any value; the
+/// other values must not be objects or arrays. A whole body (`is_body`) may also have the members
+/// of a list, of which each item must be known, and those of a Status or DeleteOptions (`details`,
+/// `preconditions` and `dryRun` with any value). An item of a list may not.
 pub(super) fn is_known(object: &[u8], is_body: bool) -> bool {
     object.first() == Some(&b'{')
         && scan::members(object).all(|member| {

@@ -19,7 +19,7 @@ use audit::scan;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Why {
-    /// The audit policy lowers the event's level or omits its managed fields. This change is made
+    /// The audit policy or the output's form leaves a part of the event out. This change is made
     /// only if the whole path exists in the event.
     Lowered,
     /// The event is too large. This change, too, is made only if the whole path exists.
@@ -93,8 +93,8 @@ pub(super) struct Edit {
 pub(super) const EDITS_MAX: usize = 1 << 17;
 
 /// Collects the edits in one value of the event. `lowered`, `trimmed` and `redacted` are `true` if
-/// at least one edit has that reason. A method that returns a `bool` returns `true` if the value
-/// stays, with these edits, and `false` if the caller must remove the whole value.
+/// at least one edit has that reason. A method that adds edits and returns a `bool` returns `true`
+/// if the value stays, with these edits, and `false` if the caller must remove the whole value.
 #[derive(Debug)]
 pub(super) struct Walk<'a> {
     event: &'a [u8],

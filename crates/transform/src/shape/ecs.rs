@@ -1,7 +1,8 @@
 //! Documents of the Elastic Common Schema, with the fields that the integration `kubernetes` of
 //! Elastic gives to audit events.
 //!
-//! The document begins with `@timestamp`, and its last member is `kubernetes.audit`, the event.
+//! The document begins with `@timestamp` if the event has a valid time, and its last member is
+//! `kubernetes.audit`, the event.
 
 use super::bodies::Edits;
 use super::json::{Object, is_ip, text, write_string};

@@ -16,8 +16,8 @@ pub(super) fn object(value: Option<&[u8]>) -> Option<&[u8]> {
     value.filter(|value| value.first() == Some(&b'{'))
 }
 
-/// Returns the value if it is a whole number of 32 bits without an exponent, as every status code
-/// is.
+/// Returns the value and its number if it is a whole number of 32 bits without an exponent, as
+/// every status code is.
 pub(super) fn code(value: Option<&[u8]>) -> Option<(&[u8], i32)> {
     let value = value?;
     let number = std::str::from_utf8(value).ok()?.parse().ok()?;

@@ -25,7 +25,6 @@ const VERSION: &[u8] = br#""1.5.0""#;
 
 const UNKNOWN: &[u8] = br#""unknown""#;
 
-/// The number of the class API Activity.
 const CLASS: u32 = 6003;
 
 /// The members of an event, or of an object in it, that have no place of their own: JSON members

@@ -5,13 +5,13 @@ use base::mutant;
 /// The limit for bytes that are sent and not yet final. All connections of an output, which exist
 /// one after the other, share one value.
 ///
-/// There is no limit until a connection breaks. The limit is then half of the bytes that were sent
-/// on the broken connection. The bytes sent under the limit are a *window*: no more bytes are sent
-/// until all of them are final, and then the next window begins. The limit doubles with each window
-/// that becomes final, but only once more bytes have become final since the break than were sent on
-/// the broken connection. Bytes count even if the connections between ended in order. A consumer
-/// may end each connection after one window, because nothing is sent on it until the window is
-/// final.
+/// There is no limit until a connection breaks with bytes that are not final. The limit is then
+/// half of the bytes that were sent on the broken connection. The bytes sent under the limit are a
+/// *window*: no more bytes are sent until all of them are final, and then the next window begins.
+/// The limit doubles with each window that becomes final, but only once more bytes have become
+/// final since the break than were sent on the broken connection. Bytes count even if the
+/// connections between ended in order. A consumer may end each connection after one window, because
+/// nothing is sent on it until the window is final.
 ///
 /// For example, a consumer cuts every connection after N = 100 kB. With this limit, the relay sends
 /// 50 kB that become final on each connection, and then 50 kB in vain. If the limit doubled after
@@ -20,14 +20,14 @@ use base::mutant;
 pub(super) struct Pace {
     /// The maximum bytes that may be sent before all of them are final. `None`: no limit.
     limit: Option<u64>,
-    /// The bytes that were sent on the last connection that broke.
+    /// The bytes that were sent on the last connection whose break set the limit.
     broke_after: u64,
     /// The bytes that were sent in the current window. Without a limit, the bytes that were sent on
     /// this connection.
     window: u64,
     /// The bytes of this connection that are final.
     final_bytes: u64,
-    /// The bytes that have become final since the last break, on all connections.
+    /// The bytes that have become final on all connections since a break last set the limit.
     since_break: u64,
     /// The bytes that were sent on this connection.
     sent: u64,
