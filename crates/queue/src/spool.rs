@@ -189,8 +189,8 @@ impl Shared {
     }
 
     /// Returns the part of [`Shared::held_bytes`] that a new batch can't get without `drop_oldest`.
-    /// It is for segments that a required output needs, arriving large bodies, the cursors file,
-    /// copies of damaged records, and files that could not be deleted.
+    /// The part holds segments that a required output needs, arriving large bodies, the cursors
+    /// file, copies of damaged records, and files that could not be deleted.
     fn needed_bytes(&self, state: &SpoolState) -> u64 {
         let given = state.writing.accounting.pending_bytes() + state.log.unneeded_bytes();
         self.held_bytes(state).saturating_sub(given)

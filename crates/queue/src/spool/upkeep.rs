@@ -64,9 +64,9 @@ pub(super) struct Written {
 /// The ended segments whose files are cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Cut {
-    /// Those with much unused room. The others can be reused as they are.
+    /// The segments with much unused room. Every other segment can be reused as it is.
     Most,
-    /// All, because their room is needed, or because the queue ends.
+    /// All segments, because their room is needed, or because the queue ends.
     All,
 }
 
