@@ -148,7 +148,8 @@ impl Findings<'_> {
             Ok(chain) => chain,
             Err(error) => return self.report(named, Err(error)),
         };
-        let is_listener = named.key.starts_with("listener");
+        let table = named.key.split(['.', '[']).next();
+        let is_listener = table == Some("listener");
         match chain.validity() {
             Err(position) => {
                 let file = named.path.display();
@@ -156,7 +157,7 @@ impl Findings<'_> {
                 return self.refuse(named, what);
             }
             Ok(all) => {
-                let by = match named.key.split(['.', '[']).next() {
+                let by = match table {
                     Some("listener") => "kube-apiserver",
                     Some("admin") => "every client of the admin address",
                     Some("source") => "the broker",
