@@ -12,7 +12,7 @@ use super::config_file::ConfigFile;
 use super::error::Error;
 use super::parts::Parts;
 use super::plan::{Plan, ReadFiles};
-use super::waiting::{blocking, in_time};
+use super::waiting::{blocking_or_warn, in_time};
 use super::{evidence, listeners, outputs};
 use crate::source::Sources;
 use base::named_file;
@@ -107,13 +107,20 @@ async fn open_queue(
     let config_of_evidence = config.evidence.clone();
     let (config, telemetry) = (config.queue.clone(), Arc::clone(telemetry));
     let mut joining: Vec<_> = outputs.iter().filter_map(outputs::Planned::joins).collect();
-    let opened = blocking(move || {
+    let named = config.directory.clone().unwrap_or_default();
+    let open = move || {
         let directory = config.directory.as_deref();
         joining.extend(evidence::reader(config_of_evidence.as_ref(), directory));
         Queue::open(&config, &telemetry, &joining)
+    };
+    let opened = blocking_or_warn(open, || {
+        tracing::warn!(
+            directory = %named.display(),
+            "the queue on disk is not open after 5 s: its disk is slow, or it has many files; the \
+             relay accepts events as soon as it is open"
+        );
     });
-    let opened = opened.await;
-    opened?.map_err(|error| Error::Run(format!("queue.directory: {error}")))
+    opened.await?.map_err(|error| Error::Run(format!("queue.directory: {error}")))
 }
 
 fn bind(address: SocketAddr, key: &str) -> Result<TcpListener, Error> {

@@ -7,8 +7,8 @@ use tokio::time::Instant;
 use super::error::Refused;
 use base::named_file;
 
-/// If reading the files of a config takes longer than this, the log says so. The relay stops
-/// waiting after [`named_file::WAIT_MAX`].
+/// If reading the files of a config or opening the queue takes longer than this, the log says so.
+/// The relay stops waiting for the files of a config after [`named_file::WAIT_MAX`].
 const SLOW: Duration = Duration::from_secs(5);
 
 /// Runs `work` on a thread for blocking work, and returns its result. `Err` if the work panics.
@@ -16,6 +16,19 @@ pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Refused> {
     tokio::task::spawn_blocking(work).await.map_err(Refused::Panicked)
+}
+
+/// Like [`blocking`], and calls `warn` if the work is not done after 5 s.
+pub(crate) async fn blocking_or_warn<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+    warn: impl FnOnce(),
+) -> Result<T, Refused> {
+    let mut done = std::pin::pin!(blocking(work));
+    if let Ok(done) = tokio::time::timeout(SLOW, &mut done).await {
+        return done;
+    }
+    warn();
+    done.await
 }
 
 /// Runs `work`, which reads files, on a thread for blocking work, and returns its result. `Err` if

@@ -11,8 +11,9 @@ fn the_profile_all_leaves_out_no_test() {
     let config: toml::Table = text.parse().unwrap();
     assert_eq!(config["profile"]["all"]["default-filter"].as_str(), Some("all()"));
     let script = std::fs::read_to_string(repository().join("test")).unwrap();
-    let runs = "run cargo nextest run \"${built[@]}\" --profile all\n";
-    assert!(script.contains(runs), "./test runs another profile");
+    let runs = "run cargo nextest run \"${built[@]}\" --profile all \"$@\"\n}\n";
+    assert!(script.contains(runs), "run_tests of ./test runs another profile");
+    assert!(script.contains("\n  run_tests\n  sim\n"), "./test does not run all tests");
     for file in files().iter().filter(|file| file.ends_with(".rs")) {
         let text = std::fs::read_to_string(repository().join(file)).unwrap();
         let mut ignored = text.lines().filter(|line| line.trim_start().starts_with("#[ignore"));

@@ -287,8 +287,11 @@ impl Relay {
     /// Waits until `listeners` listeners and the admin address are open and the start is over, or
     /// the relay has ended. Returns true if the relay listens. Before the start is over, `/status`
     /// shows no outputs and no settings, although the listeners may have logged their addresses.
+    ///
+    /// A start on disk waits for syncs. On a busy machine a sync of ext4 also writes what others
+    /// have written, for example a build of gigabytes: once, a start took 32 s.
     pub(crate) fn listens_or_exits(&mut self, listeners: usize) -> bool {
-        let ready = try_wait_for(PATIENCE, || {
+        let ready = try_wait_for(PATIENCE * 4, || {
             let fields = self.log_fields();
             let of = |message: &'static str| {
                 fields.iter().filter(move |fields| fields["message"] == message)

@@ -528,6 +528,19 @@ fn a_disk_that_hangs_and_goes_on_is_told_in_the_log_once() {
     scene.finish(relay);
 }
 
+/// Method: strace delays the first sync of the start by 8 s. The log must say that the relay waits
+/// for the queue, before the relay listens.
+#[test]
+fn a_start_that_waits_for_the_disk_is_told_in_the_log() {
+    let mut scene = Scene::new(Spool::new(), "");
+    let relay = start_with(&scene.config(), "fdatasync:delay_enter=8000000:when=1", &[]);
+    let log = relay.log_text();
+    let waits = log.find("the queue on disk is not open after 5 s").expect("a warning");
+    assert!(waits < log.find("\"listening\"").expect("it listens"), "{log}");
+    assert!(scene.post(&relay, 1));
+    scene.finish(relay);
+}
+
 /// Method: strace delays every sync by 1.2 s.
 #[test]
 fn answers_that_wait_for_a_slow_disk_are_shown_and_a_warning() {
