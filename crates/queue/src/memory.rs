@@ -658,7 +658,7 @@ impl Queue {
         for (_, cursor) in &mut state.cursors {
             cursor.gone |= cursor.output.name == name;
         }
-        state.refuse_late(name);
+        state.refuse_undecided(name);
         state.refuse_missed();
         state.free_finished();
         drop(state);
@@ -704,13 +704,17 @@ impl MemoryState {
         }
     }
 
-    /// Refuses the senders in `late` that wait for an event of this output, which has ended or
-    /// leaves.
-    fn refuse_late(&mut self, output: &str) {
+    /// Refuses the senders of events that this output has set aside and will not decide, because
+    /// it has ended or leaves. Some of them wait in `late`, the others also for another output.
+    fn refuse_undecided(&mut self, output: &str) {
         let cursors = &self.cursors;
         let is_of = |(cursor, _): &(usize, Position)| {
             cursors.get(*cursor).is_some_and(|cursor| cursor.output.name == output)
         };
+        for record in self.records.iter_mut().filter(|record| record.aside.iter().any(is_of)) {
+            record.refuse();
+            record.aside.clear();
+        }
         for late in self.late.extract_if(.., |late| late.open.iter().any(is_of)) {
             late.sender.send(Err(Refused::Undelivered)).ok();
         }
@@ -957,7 +961,7 @@ impl Cursor {
         cursor.gone = true;
         cursor.output.required = false;
         let name = cursor.output.name.clone();
-        state.refuse_late(&name);
+        state.refuse_undecided(&name);
         state.free_finished();
         let cursor = state.cursors.remove(self.index);
         state.aside -= cursor.aside.bytes;

@@ -1,5 +1,7 @@
 //! Tests of each promise of the queue in memory. `model` tests all promises together.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
 use super::*;
@@ -30,7 +32,7 @@ fn join(queue: &Queue, telemetry: &Telemetry, name: &str) -> Cursor {
         name: name.to_owned(),
         required: true,
         metrics: telemetry.output(name),
-        keeps: std::time::Duration::ZERO,
+        keeps: Duration::ZERO,
         recorder: None,
     };
     queue.join(output).expect("its name is free")
@@ -234,6 +236,26 @@ async fn of_several_required_outputs_one_that_has_ended_is_enough_for_a_refusal(
     assert!(going.next(ALL, false).is_none(), "and nobody begins what its sender has");
     assert_eq!(queue.abandon(), [("ending".to_owned(), 1), ("going".to_owned(), 0)]);
     assert_eq!(queue.held(), (0, 0));
+}
+
+/// Method: one of two required outputs sets an event aside, and leaves or ends before the other one
+/// has delivered the batch.
+#[tokio::test]
+async fn a_sender_is_refused_if_the_output_goes_that_has_set_its_event_aside() {
+    for leaves in [true, false] {
+        let (queue, telemetry) = queue(10_000, WhenFull::Reject, Acknowledge::Delivered);
+        let [going, other] = ["going", "other"].map(|name| join(&queue, &telemetry, name));
+        let mut ticket = queue.append(batch(&names("a"))).expect("room");
+        going.set_aside(going.next(ALL, false).expect("a").claim, 100);
+        if leaves {
+            going.remove(true);
+        } else {
+            queue.give_up("going");
+        }
+        assert_eq!(deliver(&other), ["a"]);
+        let answer = tokio::time::timeout(Duration::from_secs(10), ticket.acknowledged()).await;
+        assert_eq!(answer, Ok(Err(Refused::Undelivered)), "leaves: {leaves}");
+    }
 }
 
 #[tokio::test]
