@@ -77,11 +77,12 @@ impl Unrecorded {
     }
 
     /// Records that an event which was set aside is decided. The output's place in the cursors file
-    /// does not wait for this evidence, because the event's file survives a crash.
+    /// does not wait for this evidence, because the event's file survives a crash. A decision cannot
+    /// be repeated after a restart, so decisions have room for as many items again as ranges have.
     pub(super) fn decided(&mut self, output: &str, position: Position, fates: Fates) {
         let claim = Claim { start: position, end: position.next() };
         let weight = 1 + fates.sent.len() + fates.not_delivered.len();
-        if self.waiting + weight <= WAITING_MAX {
+        if self.waiting + weight <= 2 * WAITING_MAX {
             self.waiting += weight;
             let (output, outcome) = (output.to_owned(), Outcome::Settled(fates));
             self.finished.push(Finished { output, claim, at: now(), outcome });
@@ -207,6 +208,18 @@ mod tests {
         assert_eq!(unrecorded.first(), Some(at(20)));
         second.iter().for_each(|it| unrecorded.recorded(it.claim));
         assert_eq!(unrecorded.first(), None);
+    }
+
+    /// Method: as many ranges wait as may, and then an event that was set aside is decided.
+    #[test]
+    fn a_decision_is_recorded_although_no_more_ranges_are() {
+        let mut unrecorded = Unrecorded::new(Arc::new(Notify::new()));
+        unrecorded.waiting = WAITING_MAX;
+        settle(&mut unrecorded, 7, 8);
+        assert!(unrecorded.finished.is_empty());
+        unrecorded.decided("a", Position::new(3), Fates::default());
+        assert_eq!(unrecorded.take().len(), 1);
+        assert_eq!(unrecorded.first(), Some(at(7)), "the range is sent again after a restart");
     }
 
     #[test]
