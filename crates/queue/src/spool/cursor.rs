@@ -771,8 +771,9 @@ impl Cursor {
                     tracing::error!(
                         output,
                         %error,
-                        "cannot read a segment of the queue, retrying for half a minute: after \
-                         that, its events count as lost; check the disk of queue.directory"
+                        "cannot read a segment of the queue, retrying: a part that cannot be read \
+                         for half a minute counts as lost, but a file that cannot be opened is \
+                         waited for; check the disk of queue.directory"
                     );
                 }
                 self.failing.get_or_insert_with(Instant::now);

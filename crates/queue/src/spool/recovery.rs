@@ -590,6 +590,7 @@ fn judge_last(
         last.size = kept;
     }
     if let Err(error) = cut.and_then(|()| write_again(&*file, unsynced)).and(file.sync()) {
+        last.is_sound = false;
         // Case 20.
         let segment = segment::file_name(first);
         tracing::warn!(
