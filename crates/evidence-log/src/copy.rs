@@ -16,6 +16,7 @@
 //! the directory of the log.
 
 use std::io::Write as _;
+use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -68,9 +69,9 @@ pub struct Copied {
     pub entries: u64,
     /// The number of files of line hashes.
     pub line_files: u64,
-    /// The position below which line hashes are missing without an entry that says so. `None` if an
-    /// entry explains each missing hash, or if the log has no line hashes at all.
-    pub unexplained_below: Option<u64>,
+    /// The positions whose line hashes are missing from the front of the log although no entry says
+    /// that they were deleted.
+    pub unexplained: Option<Range<u64>>,
 }
 
 /// Copies the log `files` in `directory` to the directory `to`, which must be empty or not exist.
@@ -169,6 +170,14 @@ struct Begun<'a> {
     partial: Vec<(Tile, Vec<u8>)>,
 }
 
+/// The partial tiles of a log.
+enum Partial {
+    All(Vec<(Tile, Vec<u8>)>),
+    /// A tile that does not exist, because a newer checkpoint has replaced it or somebody has
+    /// deleted it.
+    Missing(Tile),
+}
+
 impl<'a> Copying<'a> {
     fn run(mut self) -> Result<Copied, CopyError> {
         let until = Instant::now() + EXPLAINED_WITHIN;
@@ -183,8 +192,13 @@ impl<'a> Copying<'a> {
             }
             let (line_files, oldest) = self.line_hashes(explained.end)?;
             let from = explained.below.max(explained.first.unwrap_or(u64::MAX));
-            let gap = oldest.filter(|oldest| *oldest > from);
-            if gap.is_some() && Instant::now() < until && self.has_newer(&begun.log, until) {
+            let gap = from..oldest.unwrap_or(explained.end);
+            // The relay itself deletes the oldest line hashes, and never all of them.
+            if oldest.is_some()
+                && !gap.is_empty()
+                && Instant::now() < until
+                && self.has_newer(&begun.log, until)
+            {
                 continue;
             }
             self.end(&begun)?;
@@ -192,7 +206,7 @@ impl<'a> Copying<'a> {
                 origin: begun.log.origin().to_owned(),
                 entries: begun.log.size(),
                 line_files,
-                unexplained_below: gap,
+                unexplained: Some(gap).filter(|gap| !gap.is_empty()),
             });
         }
     }
@@ -203,26 +217,25 @@ impl<'a> Copying<'a> {
             let log = Log::open(self.files)?;
             let head = log.head();
             match self.partial_tiles(head.size)? {
-                Ok(partial) => return Ok(Begun { log, partial }),
+                Partial::All(partial) => return Ok(Begun { log, partial }),
                 // No newer checkpoint explains why the file was deleted.
-                Err(missing) if before == Some(head) => return Err(gone(missing)),
-                Err(_) => before = Some(head),
+                Partial::Missing(tile) if before == Some(head) => return Err(gone(tile)),
+                Partial::Missing(_) => before = Some(head),
             }
         }
         Err(CopyError::Changing)
     }
 
-    /// Returns the partial tiles of a log of `size` entries, or one of them that does not exist.
-    #[expect(clippy::type_complexity, reason = "the caller decides what a missing tile means")]
-    fn partial_tiles(&self, size: u64) -> Result<Result<Vec<(Tile, Vec<u8>)>, Tile>, CopyError> {
+    /// Reads the partial tiles of a log of `size` entries.
+    fn partial_tiles(&self, size: u64) -> Result<Partial, CopyError> {
         let mut partial = Vec::new();
         for tile in last_tiles(size).filter(|tile| tile.width < WIDTH) {
             match self.files.tile(tile).map_err(|error| failed(tile, error))? {
                 Some(bytes) => partial.push((tile, bytes)),
-                None => return Ok(Err(tile)),
+                None => return Ok(Partial::Missing(tile)),
             }
         }
-        Ok(Ok(partial))
+        Ok(Partial::All(partial))
     }
 
     /// Copies the whole tiles and bundles of a log of `size` entries, except those that an earlier

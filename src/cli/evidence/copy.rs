@@ -1,5 +1,6 @@
 //! The command `evidence copy`.
 
+use std::ops::Range;
 use std::path::Path;
 
 use crate::cli::{FAILED, WRONG, print, shown};
@@ -22,9 +23,11 @@ pub(super) fn run(directory: &Path, to: &Path) -> Result<(), u8> {
         copied.entries,
         copied.line_files
     );
-    if let Some(position) = copied.unexplained_below {
+    if let Some(Range { start, end }) = copied.unexplained {
         text.push_str(&format!(
-            "the line hashes below position {position} were deleted, and no checkpoint says so yet\n"
+            "the line hashes of positions {start} to {} are missing, and no entry of the log says \
+             that the relay has deleted them: verify cannot compare these events\n",
+            end - 1
         ));
     }
     print(&text)

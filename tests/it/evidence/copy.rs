@@ -125,6 +125,22 @@ fn a_copy_has_what_the_checkpoint_covers_and_nothing_else() {
     assert_eq!(modes(&place.path().join("second")), copied);
 }
 
+/// Method: somebody deletes all files of line hashes of a stopped relay.
+#[test]
+fn a_copy_without_any_line_hashes_says_which_are_missing() {
+    let mut recorded = Recorded::new();
+    let relay = Relay::start(&recorded.config(""));
+    recorded.post(&relay, 1, 300);
+    relay.finish(Backlog::Stable);
+    let lines = recorded.spool.path().join("evidence/lines");
+    for file in std::fs::read_dir(&lines).unwrap() {
+        std::fs::remove_file(file.unwrap().path()).unwrap();
+    }
+    let place = TempDir::new().unwrap();
+    let said = "the line hashes of positions 0 to 299 are missing, and no entry of the log says";
+    copy(recorded.spool.path(), &place.path().join("copy")).assert(0, &[said]);
+}
+
 #[test]
 fn a_place_that_is_taken_is_refused_and_stays_as_it_is() {
     let mut recorded = Recorded::new();
