@@ -83,7 +83,7 @@ fn known<'f>(
     }
     let apiservers: Vec<_> = apiservers.iter().filter_map(|it| it.counts.as_ref()).collect();
     let relays: Vec<_> = relays.iter().filter_map(|it| it.counts.as_ref()).collect();
-    if apiservers.iter().any(|it| it.unknown_plugins().next().is_some()) {
+    if apiservers.iter().any(|it| it.lost_if_known().is_none()) {
         return Err("a number of lost events is unknown".to_owned());
     }
     let is_known = apiservers.iter().all(|it| it.generated.is_some())

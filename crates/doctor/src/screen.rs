@@ -376,7 +376,7 @@ fn apiserver_json(findings: &Findings, notes: Vec<Value>) -> Value {
     json!({
         "state": state(apiservers),
         "generated": sum(apiservers, |counts| counts.generated),
-        "lost": sum(apiservers, |counts| Some(counts.lost())),
+        "lost": sum(apiservers, |counts| counts.lost_if_known()),
         "unexplained_missing": totals.map(|(missing, _)| missing),
         "unexplained_surplus": totals.map(|(_, surplus)| surplus),
         "unexplained_missing_in_interval": increases.map(|(missing, _)| missing),
