@@ -147,7 +147,9 @@ impl Client {
             )
         };
         let expanded = self.expanded.load_full().ok_or_else(gone)?;
-        let base = &expanded.endpoints.get(address.endpoint).ok_or_else(gone)?.base;
+        // During a reload, the URL at this place may be another one.
+        let endpoint = expanded.endpoints.get(address.endpoint);
+        let base = &endpoint.filter(|it| it.base.at == address.name).ok_or_else(gone)?.base;
         let deadline = Instant::now() + self.timeouts.connect;
         let stream = self.open(base, &address, expanded.proxy.as_ref(), deadline).await?;
         if base.https {
