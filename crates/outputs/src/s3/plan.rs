@@ -79,11 +79,17 @@ impl Plan {
     ///
     /// # Errors
     ///
-    /// The notes can't be read, or their text is not a list of ranges. Notes with a wrong checksum
-    /// are not an error: the plan is then empty, so events may be stored twice, but none is lost.
+    /// The notes can't be read. Notes with a wrong checksum, or with a text that is not a list of
+    /// ranges, are not an error: the plan is then empty, so events may be stored twice, but none is
+    /// lost.
     pub(super) fn load(output: Arc<str>, notes: Notes) -> io::Result<Self> {
-        let text = match notes.load() {
-            Ok(text) => text,
+        let parse = |text: Vec<u8>| -> io::Result<Vec<Range>> {
+            let invalid = |error| io::Error::new(io::ErrorKind::InvalidData, error);
+            serde_json::from_slice(&text).map_err(invalid)
+        };
+        let loaded = notes.load().and_then(|text| text.map(parse).transpose());
+        let mut ranges = match loaded {
+            Ok(ranges) => ranges.unwrap_or_default(),
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                 tracing::warn!(
                     output = &*output,
@@ -91,12 +97,10 @@ impl Plan {
                     "the saved state of unfinished S3 objects is damaged: their events are stored \
                      again, in other objects"
                 );
-                None
+                Vec::new()
             }
             Err(error) => return Err(error),
         };
-        let ranges = text.map(|text| serde_json::from_slice::<Vec<Range>>(&text)).transpose()?;
-        let mut ranges = ranges.unwrap_or_default();
         // If the events of the directory were removed, positions begin at 0 again.
         let end = notes.end().get();
         ranges.retain(|range| range.last < end);
@@ -206,5 +210,13 @@ mod tests {
         assert_eq!(plan.place(Position::START), Place::Stored(Position::new(10)));
         let next = Plan::load(Arc::from("o"), notes).unwrap();
         assert_eq!(next.place(Position::START), Place::Planned(Position::new(10)));
+    }
+
+    #[test]
+    fn notes_that_are_not_a_list_of_ranges_do_not_stop_the_output() {
+        let notes = Notes::empty();
+        notes.store(b"{\"ranges\": []}").unwrap();
+        let plan = Plan::load(Arc::from("o"), notes).unwrap();
+        assert_eq!(plan.place(Position::START), Place::Free);
     }
 }
