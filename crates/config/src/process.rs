@@ -55,7 +55,8 @@ pub(crate) fn read(t: &mut Table<'_, '_>) -> (Restrict, usize, Option<PathBuf>) 
         "directory in which the process records for its successor how it ended and what it lost; \
          each relay needs its own; changes require a restart",
     ));
-    let directory = directory.or_else(|| t.env(STATE_DIRECTORY).map(PathBuf::from));
+    let of_environment = || t.env(STATE_DIRECTORY).filter(|it| !it.is_empty()).map(PathBuf::from);
+    let directory = directory.or_else(of_environment);
     let workers = usize::try_from(workers).unwrap_or_default();
     (restrict.unwrap_or(Restrict::Off), workers, directory)
 }

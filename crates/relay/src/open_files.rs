@@ -6,6 +6,9 @@ use config::Config;
 /// and sources: 64 connections of the admin address, taps, sockets, and files.
 const OWN_FILES: u64 = 128;
 
+/// The number of open files that `admin.probe_address` needs: its 64 connections.
+const FILES_OF_PROBES: u64 = 64;
+
 /// The number of open files of an output or a source: its connections, and the files that it reads.
 const FILES_OF_PART: u64 = 16;
 
@@ -16,7 +19,8 @@ const FILES_OF_PART: u64 = 16;
 pub(crate) fn fit(config: &mut Config) {
     let max = process::open_files_max();
     let parts = config.outputs.len() + config.sources.len();
-    let others = (OWN_FILES + FILES_OF_PART * parts as u64).min(max / 2);
+    let probes = config.admin.probe_address.map_or(0, |_| FILES_OF_PROBES);
+    let others = (OWN_FILES + probes + FILES_OF_PART * parts as u64).min(max / 2);
     let room = usize::try_from(max - others).unwrap_or(usize::MAX);
     let configured = config.limits.max_connections;
     if configured > room {

@@ -161,8 +161,15 @@ pub async fn handshake(
     stream: TcpStream,
     limit: Duration,
 ) -> Result<TlsStream<TcpStream>, Option<Cow<'static, str>>> {
-    let accepted = accept(settings, stream, limit).await;
-    accepted.map_err(|failure| failure.map(|failure| failure.words))
+    let words = |failure: Failure| {
+        // The limit of the admin address is not that of the listeners.
+        if failure.reason == TlsFailure::Timeout {
+            let limit = limit.as_secs();
+            return format!("the client has not completed the handshake in {limit} s").into();
+        }
+        failure.words
+    };
+    accept(settings, stream, limit).await.map_err(|failure| failure.map(words))
 }
 
 /// Makes the handshake of a connection, within `limit`.
