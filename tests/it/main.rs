@@ -134,7 +134,7 @@ mod filter {
 mod operate {
     mod admin;
     mod admin_access;
-    pub(crate) mod alerts;
+    mod alerts;
     mod apiservers;
     mod check;
     mod check_warnings;

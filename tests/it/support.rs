@@ -46,6 +46,7 @@ pub(crate) mod prometheus;
 pub(crate) mod relay;
 pub(crate) mod relp_sink;
 pub(crate) mod requests;
+pub(crate) mod rules;
 pub(crate) mod s3;
 pub(crate) mod said;
 pub(crate) mod seaweedfs;

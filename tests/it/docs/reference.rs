@@ -8,9 +8,9 @@
 
 use std::fmt::Write as _;
 
-use crate::operate::alerts::values;
 use crate::support::generated::{assert_file, assert_part};
 use crate::support::prelude::*;
+use crate::support::rules::values;
 
 /// Returns what the program prints with these arguments and environment variables.
 fn printed(arguments: &[&str], variables: &[(&str, &str)]) -> String {

@@ -8,6 +8,7 @@ use std::process::Command;
 use crate::support::corpus::{lease_update, list_of};
 use crate::support::prelude::*;
 use crate::support::prometheus::{Prometheus, Rule, Sample};
+use crate::support::rules::values;
 use crate::support::s3::{Keys, Mood, S3};
 
 fn file(name: &str) -> PathBuf {
@@ -16,12 +17,6 @@ fn file(name: &str) -> PathBuf {
 
 fn read(name: &str) -> String {
     std::fs::read_to_string(file(name)).unwrap()
-}
-
-/// Returns the values of `key` in the lines that have it.
-pub(crate) fn values<'a>(yaml: &'a str, key: &str) -> Vec<&'a str> {
-    let value = |line: &'a str| line.trim_start_matches([' ', '-']).strip_prefix(key);
-    yaml.lines().filter_map(value).map(str::trim).collect()
 }
 
 fn promtool(arguments: &[&str]) {
