@@ -673,7 +673,7 @@ catalog! {
                 were set back to before this time.",
             action: "If it stays behind `evidence_last_checkpoint_timestamp_seconds`, the log says \
                 why. The `KubeAuditForwarderWitnessAway` alert fires about 25 minutes after the \
-                last cosignature.",
+                last cosignature, or later if no events arrive.",
         }
     }
 
