@@ -502,7 +502,8 @@ impl Directory {
                 }
                 Ok(None) => {}
                 Err(error) => {
-                    let events = next.map_or(0, |next| next - first);
+                    let end = next.map_or(first, |_| walk::limit(first, next, &contents.holes));
+                    let events = end - first;
                     let fault = Fault::Unreadable { file: segment::file_name(first), error };
                     let positions = first..first + events;
                     summary.unreadable.push(Finding { fault, events, positions });

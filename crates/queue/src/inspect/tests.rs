@@ -621,6 +621,25 @@ fn a_file_that_cannot_be_opened_is_told_and_passed() {
     assert!(error.starts_with("cannot read /spool/cursors: "), "{error}");
 }
 
+/// Method: the first file cannot be opened, and the relay has dropped the second one.
+#[test]
+fn events_that_were_dropped_behind_a_file_that_cannot_be_opened_are_not_missing() {
+    let log = Log::usual();
+    log.disk.remove(&log.names()[1]).unwrap();
+    log.cursors(&[("slow", 40)], std::slice::from_ref(&(65..130)), 182);
+    let closed = || {
+        busy(&log.disk, |disk, what| {
+            if what.starts_with("open segments/00000000000000000040") {
+                disk.fail(Operation::Open, 0, Errno::ACCESS);
+            }
+        })
+    };
+    let (verdict, told) = verify(&closed());
+    assert_eq!((verdict.events, verdict.missing, told.len()), (52, 25, 1), "{told:?}");
+    let summary = closed().summary().unwrap();
+    assert_eq!(summary.unreadable[0].positions, Position::new(40)..Position::new(65));
+}
+
 #[test]
 fn a_page_that_cannot_be_read_is_damage() {
     let log = Log::usual();

@@ -146,7 +146,8 @@ impl<'a, 't> Walk<'a, 't> {
             // The segment was deleted. `miss` finds out whether its events are still needed.
             Ok(None) => return Ok(()),
             Err(error) => {
-                self.position = next.unwrap_or(known.end.position).max(first);
+                let next = next.unwrap_or(known.end.position);
+                self.position = limit(first, Some(next), &self.holes).max(first);
                 let positions = first.max(self.want.from)..self.position;
                 let events = positions.end.saturating_since(positions.start);
                 let fault = Fault::Unreadable { file: name, error };
