@@ -54,15 +54,19 @@ async fn wait(page: &Page, limit: Duration) -> Result<(), String> {
 }
 
 /// Returns a text about the events that still wait, from the relay's response; an empty text means
-/// that all events are delivered. If the relay does not respond in time, the text says so, and the
-/// caller tries again. `Err` if the connection has failed, or if the response is not that of a
-/// relay.
+/// that all events are delivered. If the relay does not respond in time, or a balancer responds in
+/// its place, the text says so, and the caller tries again. `Err` if the connection has failed, or
+/// if the response is not that of a relay.
 async fn backlog(page: &Page) -> Result<String, String> {
     let Some(answered) = page.ask(ANSWER_MAX).await else {
         return Ok("the relay does not respond".to_owned());
     };
     match answered? {
-        (StatusCode::OK, _) => Ok(String::new()),
+        (StatusCode::OK, body) if body == "ok\n" => Ok(String::new()),
+        (StatusCode::OK, _) => Err("the response is not that of a relay".to_owned()),
+        (StatusCode::SERVICE_UNAVAILABLE, body) if body.trim().is_empty() => {
+            Ok("503 without a number of events, which is not the response of a relay".to_owned())
+        }
         (StatusCode::SERVICE_UNAVAILABLE, body) => {
             Ok(body.trim_end().lines().collect::<Vec<_>>().join(", "))
         }

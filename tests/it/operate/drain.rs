@@ -52,6 +52,17 @@ fn a_relay_that_has_no_time_to_answer_is_waited_for() {
     relay.finish(Backlog::Empty);
 }
 
+/// Method: something else responds at the address: a server with 200, and a balancer that has no
+/// relay behind it with an empty 503.
+#[test]
+fn only_a_relay_can_say_that_everything_is_delivered() {
+    for (status, says) in [(200, "the response is not that of a relay"), (503, "503 without a")] {
+        let other = HttpSink::forgetful(move |_| Answer::status(status));
+        let url = format!("http://{}", other.address());
+        said(&["drain", &url, "--seconds", "1"], Path::new("/")).assert(1, &[says]);
+    }
+}
+
 #[test]
 fn drain_asks_where_the_config_says_and_tells_when_nobody_answers() {
     let directory = TempDir::new().unwrap();
