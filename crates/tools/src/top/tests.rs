@@ -150,6 +150,11 @@ fn a_paused_view_keeps_its_figures() {
     view.answered(serde_json::from_value(later.clone()).unwrap());
     line_of(&drawn(&view, 120, 40), "accepted 1,000");
     line_of(&drawn(&view, 120, 40), "paused");
+    // Whether the relay responds is shown although the figures stay.
+    view.failed("cannot connect", Duration::from_secs(3));
+    line_of(&drawn(&view, 120, 40), "has not responded for 3 s");
+    view.answered(serde_json::from_value(later.clone()).unwrap());
+    assert!(!drawn(&view, 120, 40).join("").contains("has not responded"));
     view.press(Key::Pause);
     view.answered(serde_json::from_value(later).unwrap());
     line_of(&drawn(&view, 120, 40), "accepted 123,456");

@@ -68,8 +68,11 @@ impl View {
         }
     }
 
-    /// Stores a new state of the relay, unless the view is paused.
+    /// Stores a new state of the relay, unless the view is paused. In any case, the relay has
+    /// responded.
     pub fn answered(&mut self, mut status: Status) {
+        self.failure = None;
+        self.silence = Duration::ZERO;
         if self.paused {
             return;
         }
@@ -89,8 +92,6 @@ impl View {
             self.selected = None;
         }
         self.status = Some(status);
-        self.failure = None;
-        self.silence = Duration::ZERO;
     }
 
     /// Stores the last hour of the relay, or `None` if the relay keeps no history.
