@@ -173,8 +173,7 @@ const OR_DEFAULT: &str =
 /// The help of `--config` for commands that ask a relay.
 const FOR_THE_ADDRESS: &str = "The TOML file; its admin.address is used if no URL is given";
 
-/// The name of the option `--config`, and the name of its value among the values that clap has
-/// parsed.
+/// The name of the option `--config`.
 const CONFIG: &str = "config";
 
 /// The variable that names the config file if the command line does not.
@@ -315,13 +314,11 @@ fn input(path: &Path, what: &str) -> Result<(), u8> {
     found.map_err(|error| cannot_read(path, what, &error))
 }
 
-/// Prints why a command cannot continue, and returns its exit status.
 fn failed(why: impl std::fmt::Display) -> u8 {
     eprintln!("{why}");
     FAILED
 }
 
-/// Prints what is wrong with the usage or with an input, and returns the exit status.
 fn wrong(what: impl std::fmt::Display) -> u8 {
     eprintln!("{what}");
     WRONG
@@ -345,7 +342,7 @@ fn interval(text: &str) -> Result<Duration, String> {
 }
 
 /// Prints that an input that the command line names cannot be read, and returns the exit status.
-/// Every command says this in the same form. The name's control characters are escaped.
+/// The name's control characters are escaped.
 fn cannot_read(path: &Path, what: &str, error: &std::io::Error) -> u8 {
     wrong(format_args!("{}: cannot read {what}: {error}", shown(path)))
 }
@@ -393,7 +390,7 @@ fn read(file: Option<&Path>) -> Result<(String, String), u8> {
     }
 }
 
-/// Runs `work`, which reads files, on a thread of its own, and returns its result. If a file system
+/// Runs `work`, which uses files, on a thread of its own, and returns its result. If a file system
 /// hangs for [`named_file::WAIT_MAX`], prints which file is being read, and `Err` is the exit
 /// status.
 fn in_time<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, u8> {
@@ -475,7 +472,7 @@ fn run(file: Option<&Path>) -> Result<(), u8> {
         report(&checked, &name)?;
         return Err(WRONG);
     };
-    // The threads that run from here on inherit the restriction.
+    // The threads that are started from here on inherit the restriction.
     let restricted = restrict::before_threads(file, &checked.files, config)?;
     telemetry::start_log(config.log)
         .map_err(|error| failed(format_args!("cannot start the log: {error}")))?;

@@ -1,5 +1,5 @@
 //! Shows the whole path in one process on loopback: events as kube-apiserver sends them, the relay
-//! as it always runs, and a consumer that goes away for a while.
+//! as it always runs, and a consumer that is down for a while.
 //!
 //! The demo does not ask the relay whether events were lost. Each event has a number, and the
 //! consumer notes which numbers have arrived.
@@ -33,15 +33,15 @@ const BATCH_EVERY: Duration = Duration::from_millis(100);
 /// such limit. While the relay responds, the demo stays below the limit.
 const UNDER_WAY_MAX: usize = 64;
 
-/// The moment at which the consumer goes away, as a share of the demo's length: 0.4 of 20 s is 8 s
+/// The moment at which the consumer goes down, as a share of the demo's length: 0.4 of 20 s is 8 s
 /// after the start.
 const AWAY_FROM: f64 = 0.4;
-/// The time for which the consumer is away, as a share of the demo's length.
+/// The time for which the consumer is down, as a share of the demo's length.
 const AWAY_PART: f64 = 0.25;
-/// The longest time for which the consumer is away.
+/// The longest time for which the consumer is down.
 const AWAY_MAX: Duration = Duration::from_secs(5);
 
-/// The time between two updates of the numbers that the demo shows.
+/// The longest time between two updates of the numbers that the demo shows.
 const LOOK: Duration = Duration::from_millis(100);
 
 /// The longest time for which the demo waits at its end for all events to arrive. An event that has
@@ -97,7 +97,7 @@ pub struct Summary {
     pub repeated: u64,
     /// The number of events that were sent and have not arrived at the consumer.
     pub lost: u64,
-    /// The time for which the consumer was away.
+    /// The time for which the consumer was down.
     pub away: Duration,
     /// The greatest number of events that were seen in the queue at one moment.
     pub queue_events_max: u64,
@@ -176,7 +176,7 @@ struct Posted {
 ///
 /// The loop has two phases. The first phase lasts for the length of the demo or until `stop` is
 /// cancelled. In this phase the loop sends a batch every [`BATCH_EVERY`], unless [`UNDER_WAY_MAX`]
-/// batches have no response; each batch has a task of its own. The consumer is away during a part
+/// batches have no response; each batch has a task of its own. The consumer is down during a part
 /// of this phase. In the second phase the loop sends no more batches, and waits until all events
 /// have arrived, but not without limit.
 ///
@@ -195,8 +195,7 @@ struct Demo {
     idle: Vec<Connection>,
     /// The number of events that the relay has accepted.
     accepted: u64,
-    /// The number of events that the relay has permanently refused, or has not accepted in any of
-    /// the attempts to send them.
+    /// The number of events that the relay has refused permanently or in every attempt.
     refused: u64,
     /// The ranges of the numbers of all events that count in `accepted` or in `refused`. The demo
     /// gives every event a number.
@@ -318,8 +317,9 @@ impl Demo {
         });
     }
 
-    /// Waits until all events in `sent` have arrived at the consumer, even those that were refused.
-    /// Gives up after [`DELIVERY_MAX`], or when no event has arrived for [`DELIVERY_PAUSE_MAX`].
+    /// Waits until no request is open, and all events in `sent` have arrived at the consumer, even
+    /// refused ones. Gives up after [`DELIVERY_MAX`], or when no event has arrived for
+    /// [`DELIVERY_PAUSE_MAX`].
     async fn empty(&mut self) {
         let begun = Instant::now();
         let mut moved = (Instant::now(), 0);

@@ -18,9 +18,9 @@
 //!
 //! # Crates
 //!
-//! Each part is a crate in `crates`. A crate imports only from rows above its own, which the
-//! compiler checks, since no two crates can import each other. Listeners, sources and outputs meet
-//! at the queue and nowhere else.
+//! Each part is a crate in `crates`. A crate imports only from rows above its own. Cargo refuses
+//! two crates that import each other. Listeners, sources and outputs meet at the queue and nowhere
+//! else.
 //!
 //! | row | crate | what it knows |
 //! |---|---|---|

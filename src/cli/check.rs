@@ -34,8 +34,7 @@ pub(super) struct Arguments {
     elsewhere: bool,
 }
 
-/// Checks the config that the arguments name. The argument FILE wins over the environment variable,
-/// and must not contradict the option `--config`. `Err` is the exit status.
+/// Checks the config that the arguments name. `Err` is the exit status.
 pub(super) fn run(arguments: &Arguments, named: &ConfigFile) -> Result<(), u8> {
     let Some(file) = named.with("check", arguments.file.as_deref())? else {
         return Err(wrong("check needs a config: check FILE, or check --config FILE"));

@@ -75,7 +75,6 @@ fn said(summary: &Summary) -> String {
     )
 }
 
-/// Shows the numbers of the running demo on stdout.
 struct Display {
     line: ProgressBar,
     is_terminal: bool,

@@ -54,8 +54,9 @@ pub(super) struct Arguments {
     json: bool,
 }
 
-/// Examines what the arguments name. `Err` is the exit status if events are lost, or if that is not
-/// known. Without `--relay`, the config in `file` names the relay.
+/// Examines the kube-apiservers and relays that the arguments name. `Err` is the exit status if
+/// events are lost, or if that is not known. Without `--relay`, the config in `file` names the
+/// relay.
 pub(super) fn run(arguments: &Arguments, file: Option<&Path>) -> Result<(), u8> {
     let plan = plan(arguments, file)?;
     let is_quiet = arguments.json;

@@ -11,8 +11,6 @@ use super::{failed, print};
 /// renamed.
 const NAME: &str = "kube-audit-forwarder";
 
-/// Prints the script with which `shell` completes the command line. `Err` is the exit status if
-/// that fails.
 pub(super) fn completions(shell: Shell, mut command: Command) -> Result<(), u8> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut command, NAME, &mut script);

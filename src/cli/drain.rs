@@ -19,7 +19,7 @@ use base::words::escape;
 /// wait ends then.
 const SETTLE: Duration = Duration::from_secs(5);
 
-/// The greatest number of bytes in a response body, which has a line for each output.
+/// The greatest number of bytes in a response body. It has at most one line for each output.
 const ANSWER_MAX: usize = 64 << 10;
 
 const INTERVAL: Duration = Duration::from_millis(250);

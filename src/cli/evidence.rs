@@ -181,7 +181,7 @@ fn prove(directory: &Path, position: u64) -> Result<(), u8> {
     print(&text)
 }
 
-/// An entry about accepted events: its index and bytes, and what it says.
+/// An entry about accepted events: its index, its bytes and its contents.
 struct Accepted {
     index: u64,
     entry: Vec<u8>,

@@ -48,8 +48,8 @@ fn add_below(command: Command, path: &str) -> Command {
 mod tests {
     use super::*;
 
-    /// Returns the words of the command in a line for a shell: after the last `|`, before a `>` or
-    /// a comment, and without the quotes.
+    /// Returns the words of the last call of the program in a line for a shell, without a
+    /// redirection, a comment and quotes.
     fn words(line: &str) -> Vec<String> {
         let line = line.rsplit(" | ").find(|part| part.starts_with("kube-audit-forwarder"));
         let line = line.expect("the program");

@@ -141,7 +141,7 @@ impl fmt::Display for Page {
     }
 }
 
-/// Returns the message about a status other than 200, with what the operator can do.
+/// Returns the message about a status other than 200. For 401, it names the option for the token.
 pub(super) fn refused(status: StatusCode, body: &str) -> String {
     let why = match status {
         StatusCode::UNAUTHORIZED => ask::shown(body.as_bytes()) + "; --token-file names its file",
@@ -207,7 +207,6 @@ impl Credentials {
         self.open(url, self.ca.as_deref().or(Some(&tls.certificate)), chain.names(), token)
     }
 
-    /// Returns the page of a URL, with the credentials for its server.
     fn open(
         &self,
         url: Url,

@@ -88,8 +88,7 @@ fn explain(policy: &Path, events: &Path) -> Result<(), u8> {
     print(&text)
 }
 
-/// Returns the line that names an event in the printed text: the event's number, its stage, its
-/// audit ID, the verb and URI of its request, and its user.
+/// Returns the line that names an event in the printed text.
 fn head(number: usize, event: &[u8], request: &Request<'_>) -> String {
     let id = scan::member(event, "auditID").and_then(scan::string).unwrap_or_default();
     let user = match &request.user {
@@ -105,7 +104,6 @@ fn head(number: usize, event: &[u8], request: &Request<'_>) -> String {
     )
 }
 
-/// Returns a text of an event, safe for a terminal.
 fn printable(text: &[u8]) -> String {
     escape::message(&String::from_utf8_lossy(text))
 }

@@ -55,7 +55,6 @@ pub(super) fn run(command: &Command) -> Result<(), u8> {
     }
 }
 
-/// Prints the error, and returns the exit status that fits the error.
 fn failed(error: Error) -> u8 {
     eprintln!("{error}");
     match error {
@@ -208,7 +207,7 @@ fn count(number: u64, what: &str) -> String {
     if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
 }
 
-/// Shows the progress of `verify` on stderr if stderr is a terminal. Otherwise nothing is shown.
+/// Shows the progress of `verify` on stderr if stderr is a terminal.
 struct Progress {
     is_terminal: bool,
     shown: bool,

@@ -130,15 +130,12 @@ enum BadLine {
     Skip,
 }
 
-/// Parses a rate in events per second. `Err` if the text is not a whole number from 1 to
-/// `u32::MAX`; the error text says what is allowed.
 fn rate_max(text: &str) -> Result<NonZeroU32, String> {
     text.parse()
         .map_err(|_| format!("allowed: a whole number of events per second, 1 to {}", u32::MAX))
 }
 
-/// Parses the size of a request in bytes. `Err` if the text is not a size, or if the size is not
-/// allowed. Allowed is 1 KiB to 64 MiB. Below 1 KiB a size is too small for most events.
+/// Parses the size of a request in bytes. `Err` if the text is not a size from 1 KiB to 64 MiB.
 fn batch_bytes(text: &str) -> Result<usize, String> {
     let bytes = config::size(text)?;
     match usize::try_from(bytes) {
@@ -179,8 +176,6 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
     }
     let runtime = runtime()?;
     let result = runtime.block_on(send(arguments, replay, client, stop));
-    // Blocking work, such as a lookup or a write of the resume file, may hang and must not delay
-    // the end.
     runtime.shutdown_timeout(LEAVING);
     result
 }
@@ -324,8 +319,8 @@ async fn shown_run(
     Ok((progress, ended))
 }
 
-/// Returns the message for a replay that has stopped early: the place at which it stopped, as a
-/// file and a line or position, and how to continue from there.
+/// Returns the message for a replay that has stopped: the reason and, unless every readable event
+/// was accepted, the place at which it stopped and how to continue from there.
 fn farewell(arguments: &Arguments, stopped: &Stopped) -> String {
     let Stopped { what, at, lines } = stopped;
     let mut text = "stopped: ".to_owned();
@@ -402,8 +397,8 @@ fn result_of(replayed: &Replayed) -> String {
     text
 }
 
-/// Shows the progress and the messages of a replay: on a terminal as a bar, in all other cases in
-/// lines.
+/// Shows the progress and the messages of a replay. The progress is a bar on a terminal, and in all
+/// other cases printed lines.
 struct Display {
     bar: ProgressBar,
     file_bytes: Option<u64>,
@@ -493,8 +488,6 @@ impl Display {
         let rate = rate(progress.accepted, self.begun.elapsed());
         let sent = format!("{} events  {}/s", HumanCount(progress.accepted), HumanCount(rate));
         if self.from.is_none() && progress.file_bytes > 0 {
-            // An earlier run may have sent the bytes up to this position, so they do not count for
-            // the pace of this run.
             self.from = Some((Instant::now(), progress.file_bytes));
             self.bar.set_position(progress.file_bytes);
             self.bar.reset_eta();
@@ -545,7 +538,7 @@ impl Display {
         self.tell_bad_lines();
     }
 
-    /// Prints the number of bad lines that were not printed one by one.
+    /// Prints the number of bad lines that no printed line shows or counts yet.
     fn tell_bad_lines(&mut self) {
         let more = std::mem::replace(&mut self.untold, (0, Instant::now())).0;
         if more > 0 {
@@ -576,8 +569,6 @@ impl Display {
     }
 }
 
-/// Makes the style of the progress bar from a template. If the template is wrong, the bar gets
-/// indicatif's default style.
 fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }

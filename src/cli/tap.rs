@@ -36,8 +36,8 @@ const SILENCE: Duration = Duration::from_secs(30);
 /// of its characters is an escape.
 const LINE_MAX: usize = 4 << 20;
 
-/// The greatest number of texts that wait for a slow reader of stdout. While so many wait, nothing
-/// more is read from the relay.
+/// The greatest number of texts that wait for a slow reader of stdout. While this many wait,
+/// nothing more is read from the relay.
 const PRINTED: usize = 16;
 
 /// The arguments of the command `tap`.
@@ -175,7 +175,7 @@ fn printer() -> (mpsc::Sender<Printed>, Failure) {
 pub(super) enum To<'a> {
     /// The thread that writes to stdout.
     Printer(&'a mpsc::Sender<Printed>),
-    /// A function that looks at the events, which are JSON lines, and their counts.
+    /// A function that gets the events as JSON lines, and the counts of the events.
     Look(&'a mut Sample, &'a mut dyn FnMut(&[u8])),
 }
 
@@ -236,7 +236,6 @@ pub(super) async fn look(
     looking.await.map_err(|error| format!("{shown}: {error}"))
 }
 
-/// Reads the lines of the response until the tap ends.
 async fn lines(mut reply: Reply, show: &mut Show<'_>) -> Result<(), String> {
     let mut buffer = Vec::new();
     loop {
@@ -293,9 +292,10 @@ struct Show<'a> {
 }
 
 impl Show<'_> {
-    /// Adds an event of the relay's line to `text`, or prints the other contents of the line to
-    /// stderr. Returns `Some` if the tap has ended or `--limit` is reached. `Err` if the line is
-    /// not one of a relay, or if [`To::Look`] gets events of several outputs.
+    /// Handles a line of the relay. An event is added to `text` or passed to the function of
+    /// [`To::Look`]; other contents are printed to stderr or counted. Returns `Some` if the tap has
+    /// ended or `--limit` is reached. `Err` if the line is not one of a relay, or if [`To::Look`]
+    /// gets events of several outputs.
     fn line(
         &mut self,
         line: &[u8],
@@ -399,7 +399,8 @@ fn short(output: &str, event: &str) -> String {
     line
 }
 
-/// Returns the object of an event as `RESOURCE.GROUP/NAMESPACE/NAME/SUBRESOURCE`, or its path.
+/// Returns the object of an event as `RESOURCE.GROUP/NAMESPACE/NAME/SUBRESOURCE`, or the request's
+/// URI if the event has no object.
 fn object(fields: &Fields<'_>) -> String {
     if !fields.object.is_there {
         return escape::field(&fields.uri, "");

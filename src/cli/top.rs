@@ -83,13 +83,12 @@ enum Message {
     Volume(Vec<String>),
     Failed(String),
     Key(KeyEvent),
-    /// The terminal has another size now.
     Resized,
     /// A signal asks the command to end.
     Stop,
 }
 
-/// Shows the relay until a key or a signal ends the command. `Err` is the exit status.
+/// Shows the relay once, or until a key or a signal ends the command. `Err` is the exit status.
 pub(super) fn run(arguments: &Arguments, file: Option<&Path>) -> Result<(), u8> {
     let page = arguments.relay.page(file, "/status")?;
     if arguments.once || !std::io::stdout().is_terminal() {
@@ -258,8 +257,8 @@ pub(super) async fn get<T: DeserializeOwned>(page: &Page) -> Result<Option<T>, S
     }
 }
 
-/// Sends the keys and the changes of the terminal's size, until nobody takes them or there is no
-/// terminal any more.
+/// Sends the keys and the changes of the terminal's size, until the receiver is dropped or the
+/// terminal cannot be read any more.
 fn read_keys(told: &mpsc::SyncSender<Message>) {
     while let Ok(event) = event::read() {
         let message = match event {

@@ -1,7 +1,7 @@
-//! A consumer of JSON lines over HTTP. It notes which events have arrived, and goes away on
+//! A consumer of JSON lines over HTTP. It notes which events have arrived, and goes down on
 //! request.
 //!
-//! While the consumer is away, it resets every connection. It keeps listening on its port, because
+//! While the consumer is down, it resets every connection. It keeps listening on its port, because
 //! another process could take a port that is closed.
 
 use std::convert::Infallible;
@@ -40,8 +40,7 @@ pub(super) struct Consumer {
     _tasks: JoinSet<()>,
 }
 
-/// The events that have arrived, as a set of their numbers with one bit for each number. Two
-/// counters say how many events have arrived, and how many arrivals were repetitions.
+/// The events that have arrived, as a set of their numbers with one bit for each number.
 #[derive(Default)]
 struct Seen {
     bits: Vec<u64>,
@@ -84,7 +83,7 @@ impl Consumer {
         self.address
     }
 
-    /// Makes the consumer go away (`true`), so that it resets every connection, or come back
+    /// Makes the consumer go down (`true`), so that it resets every connection, or come back
     /// (`false`). Open connections are reset too.
     pub(super) fn set_away(&self, away: bool) {
         self.away.send_if_modified(|now| std::mem::replace(now, away) != away);
@@ -119,7 +118,7 @@ async fn accept(socket: TcpListener, seen: Arc<Mutex<Seen>>, away: watch::Receiv
     }
 }
 
-/// Serves a connection until the relay closes it or the consumer goes away.
+/// Serves a connection until the relay closes it or the consumer goes down.
 async fn serve(stream: TcpStream, seen: Arc<Mutex<Seen>>, mut away: watch::Receiver<bool>) {
     // Because of the linger time of 0, a connection that is dropped early is reset and not closed
     // in order.

@@ -165,7 +165,6 @@ struct Pass<'a> {
     body: &'a [u8],
     /// The offset in `body` of the array's opening bracket.
     start: usize,
-    /// The masks and offsets of the current chunk.
     space: &'a mut Space,
     /// The byte ranges in `body` of the items that have ended so far.
     events: &'a mut Vec<Span>,

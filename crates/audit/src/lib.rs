@@ -44,8 +44,8 @@ pub const LIST_HEAD: &[u8] =
 /// The beginning of an event in kube-apiserver's audit.log. An event of a list lacks these members.
 pub const EVENT_HEAD: &[u8] = br#"{"kind":"Event","apiVersion":"audit.k8s.io/v1","#;
 
-/// The deepest nesting that an event may have; its own braces are level 1. JSON parsers of
-/// consumers refuse deeper nesting, some at 64 levels, others at a few thousand.
+/// The deepest nesting that an event may have; its own braces are level 1. The JSON parsers of
+/// consumers have limits too, from 64 levels to a few thousand.
 pub const DEPTH_MAX: usize = 1000;
 
 /// The values of the metrics' label `level`: the four levels of Kubernetes, and `other`.
@@ -154,8 +154,8 @@ pub fn scan_in_place(isa: Isa, body_and_room: &mut [u8]) -> Option<Split> {
 }
 
 /// Does what [`decode_in_place`] does, but leaves a list as it was received if the scanner
-/// recognises it and its events have at least [`KEPT_EVENT_BYTES`] bytes on average. The second
-/// value is then `Some`, and the events in [`Split::lines`] are followed by commas and a bracket.
+/// recognises it and it has at least [`KEPT_EVENT_BYTES`] bytes for each event. The second value is
+/// then `Some`, and the events in [`Split::lines`] are followed by commas and a bracket.
 ///
 /// # Errors
 ///
@@ -177,8 +177,8 @@ pub fn decode_keeping_list(body_and_room: &mut [u8]) -> Result<(Split, Option<Li
     decode_in_place(body_and_room).map(|split| (split, None))
 }
 
-/// [`decode_keeping_list`] leaves a list as received only if its events have at least this many
-/// bytes on average. An offset takes 4 bytes, so the offsets take at most 1.6 % of such a list.
+/// [`decode_keeping_list`] leaves a list as received only if it has at least this many bytes for
+/// each event. An offset takes 4 bytes, so the offsets take at most 1.6 % of such a list.
 pub const KEPT_EVENT_BYTES: usize = 256;
 
 /// Does what [`decode_in_place`] does, for a later part of a body of JSON lines. Every value must

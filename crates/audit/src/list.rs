@@ -13,7 +13,7 @@ pub struct ListEnds {
     all: Arc<[u32]>,
     /// The indices in `all` of the events in this part.
     events: Range<usize>,
-    /// The offset of this part in the whole list.
+    /// The offset of this part, counted from the first event of the whole list.
     start: usize,
 }
 
@@ -59,7 +59,7 @@ impl ListEnds {
         }
     }
 
-    /// Returns the offset of the byte after each event, from the beginning of the whole list.
+    /// Returns the offset of the byte after each event, counted from the list's first event.
     pub fn offsets(&self) -> &[u32] {
         self.all.get(self.events.clone()).unwrap_or_default()
     }
@@ -77,8 +77,8 @@ pub fn separate(lines: &mut [u8]) {
 #[derive(Debug)]
 pub struct Events<'a> {
     rest: &'a [u8],
-    /// The offset of the byte after each event in `rest`, and the offset of `rest`, both from the
-    /// beginning of a JSON list. `None` if the text is lines.
+    /// The offset of the byte after each event in `rest`, and the offset of `rest`, both counted
+    /// from the list's first event. `None` if the text is lines.
     list: Option<(Iter<'a, u32>, usize)>,
 }
 

@@ -57,15 +57,14 @@ enum Part {
 /// A large body that is arriving, and that is decoded in pieces. The request that reads the body
 /// owns this value.
 ///
-/// The bytes that arrive are appended to a buffer, the window. [`Pieces::push`] searches the new
-/// bytes once and remembers the end of the last complete event. When the window holds enough bytes
+/// The bytes that arrive are appended to a buffer, the window. When the window holds enough bytes
 /// for a piece, its complete events are decoded, given to the [`Store`] and removed from the
-/// window. [`Pieces::end`] decodes the last bytes and, for a list, the frame.
+/// window.
 ///
 /// The window always begins with `LIST_HEAD`, so that a piece of a list can be decoded without
 /// moving its bytes. The bytes of the body that are not decoded yet come after it.
 pub struct Pieces {
-    /// A piece is decoded as soon as the window holds this many bytes of the body.
+    /// A piece is decoded when the window holds at least this many bytes and a complete event.
     piece_bytes: usize,
     window: Window,
     search: Search,
@@ -80,7 +79,6 @@ pub struct Pieces {
     items_at: usize,
     /// The number of bytes of `items` that were decoded and removed from the window.
     items_bytes: usize,
-    /// The number of events that were decoded.
     events: u64,
     levels: LevelCounts,
 }
@@ -217,7 +215,7 @@ impl Pieces {
         self.window.len() - LIST_HEAD.len()
     }
 
-    /// Recognises a list or JSON lines. Moves a list's beginning, up to the `[` of `items`, to
+    /// Recognises a list or JSON lines. Moves a list's beginning, with the `[` of `items`, to
     /// `frame`.
     fn recognise(&mut self) {
         let body = &self.window[LIST_HEAD.len()..];
@@ -600,8 +598,9 @@ mod tests {
     }
 
     proptest! {
-        /// Random bodies, in which one byte is changed, removed or doubled, arrive in random steps.
-        /// A body must be accepted in pieces exactly if it is accepted whole, with the same events.
+        /// Random bodies, in which at most one byte is changed, removed or doubled, arrive in
+        /// random steps. A body must be accepted in pieces exactly if it is accepted whole, with
+        /// the same events.
         #[test]
         fn a_body_is_taken_in_pieces_exactly_if_it_is_taken_whole(
             sizes in prop::collection::vec(0..500_usize, 1..20),

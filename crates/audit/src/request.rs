@@ -21,7 +21,7 @@ pub struct Request<'a> {
     pub level: Text<'a>,
     /// The event's stage.
     pub stage: Text<'a>,
-    /// The path and the query of the request, percent-encoded as the client wrote them.
+    /// The path and the query of the request, percent-encoded.
     pub uri: Uri<'a>,
     /// A verb of Kubernetes (`get`, `list` …), or the HTTP method in lower case if there is no
     /// object.

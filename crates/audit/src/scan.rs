@@ -26,7 +26,7 @@ impl<'a> Member<'a> {
 /// An iterator over the members of a JSON object. A key that occurs twice is returned twice.
 #[derive(Debug)]
 pub struct Members<'a> {
-    /// The object begins at the first byte.
+    /// The object or array, which begins at the first byte.
     text: &'a [u8],
     /// The offset in `text` up to which the iterator has read.
     at: usize,
@@ -134,7 +134,8 @@ pub fn elements(array: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// Returns the offset at which the string, object or array at the beginning of `text` ends.
+/// Returns the offset at which the string, object or array at the beginning of `text` ends; `None`
+/// for any other value.
 pub fn value_end(text: &[u8]) -> Option<usize> {
     let mut members = Members { text, at: 0, depth: 1 };
     match text.first()? {

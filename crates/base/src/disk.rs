@@ -1,6 +1,6 @@
-//! The file operations of a queue on disk. Tests use disks that forget or refuse writes. No failed
-//! operation is repeated (except after EINTR), and nothing here knows what the files contain. Names
-//! are relative to the queue's directory, and no symlink below that directory is followed.
+//! The file operations of a queue on disk. Tests use disks that forget or refuse writes. No
+//! operation is repeated after an error of the disk. Names are relative to the queue's directory,
+//! and no symlink below that directory is followed.
 
 use std::io::IoSlice;
 use std::os::fd::OwnedFd;
@@ -83,7 +83,8 @@ pub enum Access {
 
 /// An open file in a queue's directory.
 pub trait File: Send + Sync + fmt::Debug {
-    /// Reads from `offset` on. Returns fewer bytes than `buffer` has only at the end of the file.
+    /// Reads from `offset` on. The result is less than the length of `buffer` only at the end of
+    /// the file.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
 
     /// Writes the pieces one after the other, starting at `offset`.
@@ -146,7 +147,7 @@ pub fn sizes(disk: &dyn Disk, directory: &str) -> (u64, u64) {
 ///
 /// # Errors
 ///
-/// The error of the disk. The file then has its old or its new content.
+/// The error of the disk. The file is then as before, or has the new content.
 pub fn replace(disk: &dyn Disk, name: &str, content: &[u8]) -> io::Result<()> {
     let (new, bytes) = (format!("{name}.new"), content.len() as u64);
     let file = match disk.create(&new, bytes) {
@@ -177,7 +178,8 @@ impl RealDisk {
     ///
     /// # Errors
     ///
-    /// Another process has the lock, the operating system refuses, or a directory is a symlink.
+    /// Another process has the lock, the operating system refuses, or a directory in it is a
+    /// symlink.
     pub fn own(root: &Path) -> Result<Self, OpenError> {
         let failed = |what: &'static str, path: &Path| {
             let path = path.to_owned();

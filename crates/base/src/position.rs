@@ -3,8 +3,8 @@
 use std::fmt;
 use std::ops::{Add, AddAssign, Sub};
 
-/// The number of an event: the number of events that were accepted before it. A queue on disk
-/// continues to count after a restart; a queue in memory begins again with 0.
+/// The number of an event in the order of the queue, counted from 0. A queue on disk continues to
+/// count after a restart; a queue in memory begins again with 0.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Position(u64);
 

@@ -26,7 +26,7 @@ pub fn grouped(value: u64) -> String {
     text
 }
 
-/// Returns a rate or a share, with one decimal if it is between 0 and 100 (both excluded).
+/// Returns a rate or a share: with one decimal, or without one for 0 and from 99.95 on.
 pub fn scaled(value: f64) -> String {
     let value = value.max(0.0);
     match value > 0.0 && value < 99.95 {

@@ -1,7 +1,7 @@
 //! Asks servers over HTTP/1.1, with or without TLS. A [`Target`] is a server with its credentials.
 //! Most callers send each request on a new connection ([`Target::open`], [`Target::get`] and
-//! others). Every wait has a limit. An error names the URL without its query, and the failed step,
-//! but no token.
+//! others). Every wait of a target has a limit. An [`AskError`] names the URL without its query,
+//! and the failed step, but no token.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -39,14 +39,15 @@ const TOTAL: Duration = Duration::from_secs(120);
 
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
-/// The maximum number of bytes in a body. The metrics of a large kube-apiserver have tens of MB.
+/// The maximum size of the body that [`Target::get`] and [`Target::post`] read, in bytes. The
+/// metrics of a large kube-apiserver have tens of MB.
 pub const BODY_MAX: u64 = 64 << 20;
 
 const ANSWER_MAX: usize = 64 << 10;
 
 const SHOWN_CHARS_MAX: usize = 300;
 
-/// The header `User-Agent` of all requests of this program.
+/// The header `User-Agent` of this program's requests, unless the config sets another one.
 pub const USER_AGENT: &str = concat!("kube-audit-forwarder/", env!("CARGO_PKG_VERSION"));
 
 const ALLOWED: &str = "allowed: http://HOST:PORT or https://HOST:PORT";
@@ -66,11 +67,11 @@ pub enum AskFault {
     NoConnection,
     /// No trusted CA has signed the server's certificate.
     Issuer,
-    /// The server's certificate is valid for other names.
+    /// The server's certificate is only valid for other names.
     Name,
     /// The server's certificate has expired, or is not valid yet.
     Time,
-    /// The server does not speak TLS.
+    /// The server sent bytes that are not valid TLS.
     NoTls,
     /// A reason without a category of its own.
     Other,
@@ -187,7 +188,7 @@ impl Target {
         })
     }
 
-    /// Returns the target, for which a compressed response to `get` or `post` is now an error.
+    /// Returns the target, with the rule that a compressed response to `get` or `post` is an error.
     pub fn plain(self) -> Self {
         Self { is_plain: true, ..self }
     }
@@ -197,8 +198,9 @@ impl Target {
         self.https
     }
 
-    /// Returns the target with TLS settings, names for the server's certificate, and a bearer
-    /// token. The certificate must have one of `names` or, if `names` is empty, the host.
+    /// Returns the target with TLS settings and, if `token` is `Some`, a bearer token. The server's
+    /// certificate must have one of `names` or, if `names` is empty, the host. If `tls` has a
+    /// server name, only that name counts.
     ///
     /// # Errors
     ///
@@ -230,8 +232,8 @@ impl Target {
         Ok(Self { authorization: Some(value), ..self })
     }
 
-    /// Returns a target at another address, of the same server or of another instance. The
-    /// certificate there may have a name of this target, `host`, or one of `names`.
+    /// Returns a target at another address, with the same credentials. The certificate there must
+    /// have a name of this target, `host`, or one of `names`.
     pub fn at(&self, host: &str, port: u16, names: &[&str]) -> Self {
         let mut all = match self.names.is_empty() {
             true => vec![self.host.clone()],
@@ -254,7 +256,8 @@ impl Target {
         self.path.as_deref().is_some_and(|path| path.contains('?'))
     }
 
-    /// Returns the URL's path, without a slash at its end, and query; `None` if both are empty.
+    /// Returns the path, without a slash at its end, and the query of the URL; `None` if both are
+    /// empty.
     pub fn given(&self) -> Option<&str> {
         self.path.as_deref()
     }
@@ -312,7 +315,8 @@ impl Target {
         Ok(body)
     }
 
-    /// Sends a POST with JSON. Returns the [`Reply::not_after`] of the response.
+    /// Sends a POST with JSON. Returns the notAfter of the server's certificate
+    /// ([`Reply::not_after`]).
     ///
     /// # Errors
     ///
@@ -330,7 +334,8 @@ impl Target {
     ///
     /// # Errors
     ///
-    /// [`AskError`]: there was no complete response, or one of status 200 with more than 64 KiB.
+    /// [`AskError`]: there was no response in time, its body broke off, or a body of status 200 has
+    /// more than 64 KiB.
     pub async fn exchange(
         &self,
         path: &str,
@@ -409,7 +414,8 @@ impl Target {
         request.body(Full::new(body.map(|(_, body)| body).unwrap_or_default()))
     }
 
-    /// Makes a connection. Tries each name that the certificate may have on a new TCP connection.
+    /// Makes a connection. With TLS, tries each name that the certificate may have on a new TCP
+    /// connection, until one fits.
     ///
     /// # Errors
     ///
@@ -551,7 +557,8 @@ struct Status {
     message: String,
 }
 
-/// Returns the end of a message about a refusal: `: reason`, safe for a terminal, or empty.
+/// Returns the reason in the body of a refusal as `: reason`, safe for a terminal. Empty if the
+/// body is empty.
 pub fn shown(body: &[u8]) -> String {
     let message = match serde_json::from_slice::<Status>(body) {
         Ok(status) => status.message,

@@ -16,12 +16,12 @@ use base::named_file;
 use config::SaslMechanism;
 use telemetry::AttemptError;
 
-/// The shortest timeout that librdkafka allows for a connection; here also for a request.
+/// The shortest timeout that librdkafka allows for a connection; also used for requests.
 const SETUP_MIN: Duration = Duration::from_secs(1);
-/// The longest timeout that librdkafka allows for a request; here also for a connection.
+/// The longest timeout that librdkafka allows for a request; also used for connections.
 const SETUP_MAX: Duration = Duration::from_secs(300);
 
-/// An error of a Kafka client. The text names brokers by host and port.
+/// An error of a Kafka client. The text may name brokers by host and port.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{message}")]
 pub struct Trouble {
@@ -71,7 +71,7 @@ fn reason(code: RDKafkaErrorCode) -> AttemptError {
     known.map_or(AttemptError::Protocol, |(_, reason)| *reason)
 }
 
-/// Logs a line of librdkafka at the level debug, because it logs each attempt to connect.
+/// Logs a line of librdkafka at the level debug, because librdkafka logs each attempt to connect.
 pub fn log(name: &str, level: RDKafkaLogLevel, facility: &str, message: &str) {
     tracing::debug!(of = name, ?level, facility, message, "librdkafka");
 }
@@ -85,8 +85,8 @@ pub struct Secrets {
     not_after: Option<i64>,
 }
 
-/// A Kafka cluster and one topic in it: the brokers, the topic and the secrets. All clients of the
-/// topic share this value.
+/// A Kafka cluster and one topic in it: the brokers, the topic and the secrets. All clients of one
+/// output or source share this value.
 pub struct Cluster {
     config: config::Kafka,
     secrets: watch::Sender<Option<Arc<Secrets>>>,
@@ -112,7 +112,8 @@ impl Cluster {
         brokers.join(",")
     }
 
-    /// Sets the secrets for new clients. Every [`Changes`] reports secrets that are new.
+    /// Sets the secrets for new clients. Every [`Changes`] reports secrets that differ from the
+    /// last ones.
     pub fn apply(&self, secrets: Secrets) {
         self.secrets.send_if_modified(|current| {
             let changed = current.as_deref() != Some(&secrets);
@@ -165,7 +166,8 @@ impl Cluster {
     }
 
     /// Returns the settings that all clients have in common. `connect` is the timeout for a
-    /// connection, and `request` for the response to a request; both are kept within 1 s to 300 s.
+    /// connection, and `request` for the response to a request; a value below 1 s counts as 1 s,
+    /// and one above 300 s as 300 s.
     pub fn client(&self, connect: Duration, request: Duration) -> ClientConfig {
         let mut client = ClientConfig::new();
         let millis = |time: Duration| time.clamp(SETUP_MIN, SETUP_MAX).as_millis().to_string();

@@ -12,10 +12,11 @@ mod unacknowledged;
 
 pub use unacknowledged::unacknowledged;
 
-/// The maximum of connections that wait for accept(2). kube-apiserver may open dozens in a burst.
+/// The maximum number of connections that wait for accept(2). kube-apiserver may open dozens in a
+/// burst.
 const BACKLOG: u32 = 1024;
 
-/// The maximum of unsent bytes in the kernel (TCP_NOTSENT_LOWAT). A new connection repeats them.
+/// The number of unsent bytes at which the kernel takes no more bytes (TCP_NOTSENT_LOWAT).
 const NOT_SENT_MAX: u32 = 512 * 1024;
 
 /// The reason why a connection could not be made.
@@ -34,7 +35,7 @@ pub enum DialError {
     Connect {
         /// The address that was tried last.
         address: SocketAddr,
-        /// The error of the kernel.
+        /// The error of the kernel, or a timeout.
         source: io::Error,
     },
     /// The deadline was reached before there was a connection.
@@ -49,7 +50,7 @@ pub enum DialError {
 ///
 /// # Errors
 ///
-/// The error of the kernel: `address` is in use or does not exist, or the process may not bind it.
+/// The error of the kernel, for example if `address` is in use or the process may not bind it.
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
@@ -89,7 +90,7 @@ pub async fn connect(address: SocketAddr, deadline: Instant) -> Result<TcpStream
     }
 }
 
-/// Returns the number of sockets that listen on a TCP port in this namespace, if it is known.
+/// Returns the number of sockets that listen on a TCP port in this network namespace, if known.
 pub fn sockets_listening_on(port: u16) -> Option<usize> {
     const LISTENS: &str = "0A";
     let listens = |line: &&str| {

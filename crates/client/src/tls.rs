@@ -52,7 +52,7 @@ pub enum TlsError {
     Unusable {
         /// The certificate or CA file.
         file: PathBuf,
-        /// The error of rustls. It may mention a peer's certificate, but the file is the relay's.
+        /// The error of rustls. Its text may call the relay's own certificate a peer's.
         source: rustls::Error,
     },
     /// The private key does not belong to the certificate.
@@ -168,10 +168,11 @@ pub fn expired(error: &io::Error) -> Option<i64> {
     not_after.as_secs().try_into().ok()
 }
 
-/// The contents of a listener's certificate, key and CA, or of a client's CA, certificate and key.
+/// The contents of a listener's files (certificate, key, CA) or of a client's (CA, certificate,
+/// key), in this order. Optional files may be missing.
 type Contents = Vec<Vec<u8>>;
 
-/// The maximum size of a file with certificates or a key. The bundle of public CAs has 256 KiB.
+/// The maximum size of a file with certificates or a key, in bytes.
 pub const FILE_BYTES_MAX: u64 = 16 << 20;
 
 fn read(file: &Path) -> Result<Vec<u8>, TlsError> {
@@ -179,7 +180,7 @@ fn read(file: &Path) -> Result<Vec<u8>, TlsError> {
         .map_err(|source| TlsError::Read { file: file.to_owned(), source })
 }
 
-/// TLS settings: `R` is their type for a handshake, and `C` the config from which they were made.
+/// TLS settings: `C` is the config from which they were made, and `R` the form for a handshake.
 pub struct Made<C, R> {
     config: C,
     made_of: Contents,
@@ -399,9 +400,9 @@ fn no_pair(certificate: &Path, key: &Path, source: rustls::Error) -> TlsError {
     unusable(certificate, source)
 }
 
-/// Returns an error if an expired certificate would replace a valid one, because peers refuse it.
-/// `new` and `current` are notAfter in seconds since 1970. If `current` is `None`, as at startup,
-/// an expired certificate is accepted, because not every client checks.
+/// Returns an error if an expired certificate would replace a valid one, because peers may refuse
+/// it. `new` and `current` are notAfter in seconds since 1970. If `current` is `None`, as at
+/// startup, an expired certificate is accepted, because not every client checks.
 fn refuse_expired(file: &Path, new: Option<i64>, current: Option<i64>) -> Result<(), TlsError> {
     let now = UnixTime::now().as_secs();
     let is_over = |time: i64| u64::try_from(time).is_ok_and(|time| time < now);
@@ -487,8 +488,8 @@ impl Chain {
         names.map(|name| name.replacen("*.", "any.", 1)).collect()
     }
 
-    /// Returns the numbers, from 1, of the certificates that do not say that they are CAs and are
-    /// not self-signed. The certificate of an old CA does not say so, but is self-signed.
+    /// Returns the numbers, from 1, of the certificates that are neither marked as a CA nor
+    /// self-signed. An old CA's certificate may lack the mark, but is self-signed.
     pub fn leaves(&self) -> Vec<usize> {
         let is_leaf = |certificate: &CertificateDer<'static>| {
             x509_parser::parse_x509_certificate(certificate).is_ok_and(|(_, parsed)| {
@@ -518,7 +519,7 @@ impl Chain {
     ///
     /// # Errors
     ///
-    /// The key file cannot be read, contains no key, or contains another certificate's key.
+    /// The key file cannot be read, contains no usable key, or contains another certificate's key.
     pub fn fits(&self, file: &Path, key_file: &Path) -> Result<(), TlsError> {
         let key = private_key(key_file, &read(key_file)?)?;
         ServerConfig::builder_with_provider(provider())

@@ -388,8 +388,9 @@ impl<'a> Context<'a> {
         secrets.map(|it| it.key.clone()).collect()
     }
 
-    /// Reads the path of a regular file. The path is returned even if the file is missing or can't
-    /// be read. If `must_exist` is `true`, such a file is recorded as a problem.
+    /// Reads the path of a regular file. The path of anything else is an error. The path is
+    /// returned even if the file is missing or can't be read. If `must_exist` is `true`, such a
+    /// file is recorded as a problem.
     pub fn file(&self, found: &Found<'_>, content: Content, must_exist: bool) -> Read<PathBuf> {
         let path = self.path(&found.value, "a file")?;
         self.files.borrow_mut().push(path.clone());
@@ -504,7 +505,8 @@ pub(crate) fn read_time(
     within(time, value, range, values::show_time)
 }
 
-/// Reads a whole number. `must_be` ends the error message about another type or a negative number.
+/// Reads a whole number. `must_be` ends the error message about another type, or about a number
+/// that does not fit `u64`.
 pub(crate) fn read_count(value: &DeValue<'_>, range: &Range<u64>, must_be: &str) -> Read<u64> {
     let integer = value.as_integer().ok_or_else(|| other_type(value, must_be))?;
     match read_integer(value) {
@@ -513,7 +515,8 @@ pub(crate) fn read_count(value: &DeValue<'_>, range: &Range<u64>, must_be: &str)
     }
 }
 
-/// Reads a number. `nan` and `inf` of TOML become NaN, which is outside of every range.
+/// Reads a number. `nan` and `inf` of TOML become NaN, which is outside of every range with a
+/// limit.
 pub(crate) fn read_number(value: &DeValue<'_>) -> Read<f64> {
     let digits = value.as_float().map(|float| float.as_str()).or_else(|| {
         let integer = value.as_integer().filter(|integer| integer.radix() == 10);

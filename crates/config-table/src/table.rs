@@ -133,9 +133,9 @@ pub fn whole<T>(section: Option<Option<T>>) -> Option<Option<T>> {
 ///
 /// Each method that reads a key also declares the key for the config reference, and takes it out of
 /// the table. If the value is wrong, the method records the problem with its position, and returns
-/// the default, or `None` if there is no default. Reading then continues, so that one run reports
-/// every problem. A default in the place of a wrong value does no harm, because a config with an
-/// error is never used. After a table was read, each key that is left in it is reported as unknown.
+/// the default or `None`. Reading then continues, so that one run reports every problem. A default
+/// in the place of a wrong value does no harm, because a config with an error is never used. After
+/// a table was read, each key that is left in it is reported as unknown.
 ///
 /// In the methods, `meaning` is the text about the key in the config reference, and `otherwise`
 /// says how the relay behaves without the key. A method without a default returns `None` if the key

@@ -83,10 +83,6 @@ pub fn unless_zero(time: Duration) -> Option<Duration> {
 }
 
 /// Parses a size such as `64MiB`, `4MB` or `512`, in bytes.
-///
-/// # Errors
-///
-/// The text says what is wrong and what is allowed.
 pub fn size(text: &str) -> Result<u64, String> {
     const UNITS: [(&str, u64); 8] = [
         ("", 1),
@@ -107,10 +103,6 @@ pub fn size(text: &str) -> Result<u64, String> {
 }
 
 /// Parses a rate such as `5MB/s`, in bytes per second.
-///
-/// # Errors
-///
-/// The text says what is wrong and what is allowed.
 pub fn rate(text: &str) -> Result<u64, String> {
     let wrong =
         || "is not a size per second, allowed: at least 1kB/s, such as \"5MB/s\"".to_owned();
@@ -119,10 +111,6 @@ pub fn rate(text: &str) -> Result<u64, String> {
 }
 
 /// Parses a time such as `500ms`, `10s`, `5m` or `24h`.
-///
-/// # Errors
-///
-/// The text says what is wrong and what is allowed.
 pub fn time(text: &str) -> Result<Duration, String> {
     const UNITS: [(&str, u64); 4] = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000)];
     let time = number_of_units(text, &UNITS)
@@ -210,10 +198,6 @@ pub fn socket_address(text: &str) -> Result<SocketAddr, String> {
 }
 
 /// Parses `host:port`, the address of a peer.
-///
-/// # Errors
-///
-/// The text says what is wrong and what is allowed.
 pub fn host_port(text: &str) -> Result<HostPort, String> {
     let wrong = |what: &str| {
         Err(format!("{what}, allowed: host:port such as \"10.0.0.5:5000\", IPv6 in brackets"))
@@ -327,10 +311,6 @@ pub fn path_prefix(text: &str) -> Result<String, String> {
 }
 
 /// Parses 1 to `bytes_max` printable ASCII characters without space, such as a name of RFC 5424.
-///
-/// # Errors
-///
-/// The text says what is wrong and what is allowed.
 pub fn printable(text: &str, bytes_max: usize) -> Result<String, String> {
     if text.is_empty() || text.len() > bytes_max || !text.chars().all(|c| c.is_ascii_graphic()) {
         return Err(format!(
@@ -342,10 +322,6 @@ pub fn printable(text: &str, bytes_max: usize) -> Result<String, String> {
 }
 
 /// Parses the name that a peer's certificate must have: a DNS name or an IP address.
-///
-/// # Errors
-///
-/// The text says what is wrong and what is allowed.
 pub fn server_name(text: &str) -> Result<String, String> {
     match ServerName::try_from(text) {
         Ok(_) => Ok(text.to_owned()),
@@ -374,10 +350,6 @@ pub fn user_name(text: &str) -> Result<(), String> {
 }
 
 /// Parses the name of a request header, and returns the name in lower case.
-///
-/// # Errors
-///
-/// The text says what is wrong and what is allowed.
 pub fn header_name(text: &str) -> Result<String, String> {
     // The headers about the body and the connection. The relay itself sets them.
     const OURS: [&str; 6] = [

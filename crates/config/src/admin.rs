@@ -12,7 +12,8 @@ use config_table::values;
 /// The settings of the section `[admin]`.
 ///
 /// The file of `bearer_token_file` or `metrics_token_file` may be absent, because a missing token
-/// must not keep the relay from starting. Until then, requests that need the token are refused.
+/// must not keep the relay from starting. Until the file exists, requests that need the token are
+/// refused.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Admin {
     /// The address that the relay binds. Port 0 lets the kernel choose one.

@@ -26,10 +26,9 @@ pub struct Evidence {
     pub checkpoint_interval: Duration,
     /// The time without a new entry after which the relay adds one, to show that it still runs.
     pub heartbeat_interval: Duration,
-    /// The size in bytes above which the oldest line hashes are deleted. The files of the line
-    /// hashes stay within twice this size.
+    /// The size in bytes above which the oldest line hashes are deleted.
     pub max_bytes: u64,
-    /// The witnesses that are asked to cosign each checkpoint, each with its own name.
+    /// The witnesses that are asked to cosign the checkpoints, each with its own name.
     pub witnesses: Vec<Witness>,
 }
 

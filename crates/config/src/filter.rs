@@ -20,14 +20,14 @@ use transform::shape::{Bodies, DataStream, Form, ManagedFields, Shape};
 /// (`requestObject` and `responseObject`).
 const EVENT_BYTES_MIN: u64 = 1024;
 
-/// The maximum of `deduplicate`. At most a million past events are remembered (`filter::seen`), so
-/// with a longer time many of them would be forgotten too early.
+/// The maximum of `deduplicate`. At most a million past events are remembered, so with a longer
+/// time many would be forgotten too early.
 const WINDOW_MAX: Duration = secs(24 * 3600);
 
 /// The maximum length of an annotation's name: that of a name in structured data (RFC 5424 §6).
 const ANNOTATION_CHARS_MAX: usize = 32;
 
-/// The maximum size of an annotation's value. It is low because the value is added to every event.
+/// The maximum number of bytes of an annotation's value, which is added to every event.
 const ANNOTATION_BYTES_MAX: usize = 256;
 
 /// The choice of events that an output sends, and their form; by default all, unchanged.
@@ -262,7 +262,8 @@ fn refuse_empty(t: &Table<'_, '_>, name: &str, found: Option<&Tables<'_>>) {
     }
 }
 
-/// Reads one table of `match`. `None` if [`criteria`] has none for it, or for one of its `unless`.
+/// Reads one table of `match`. `None` if [`criteria`] returns `None` for it, or for one of its
+/// `unless`.
 fn of_match(t: &mut Table<'_, '_>) -> Option<Match> {
     let unless = t.found_tables(optional(
         "unless",

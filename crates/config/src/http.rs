@@ -53,7 +53,7 @@ pub struct BasicAuth {
 pub struct HttpKeys {
     /// The default of the key `compression`.
     pub compression: Compression,
-    /// The text in the config reference for what is compressed.
+    /// The text in the config reference that says which bytes are compressed.
     pub compresses: &'static str,
     /// The meaning of the key `concurrency`, in the config reference.
     pub concurrency: &'static str,

@@ -64,8 +64,8 @@ impl Kafka {
         brokers.zip(topic)
     }
 
-    /// Reads the sections `sasl` and `tls`. `None` if `topic` is, or if a key of `sasl` is missing
-    /// or wrong.
+    /// Reads the sections `sasl` and `tls`. `None` if `topic` is `None`, or if a key of `sasl` is
+    /// missing or wrong.
     pub fn read(t: &mut Table<'_, '_>, topic: KafkaTopic) -> Option<Self> {
         let sasl = t.optional_section(
             optional("sasl", TABLE, "none", "username and password for the brokers"),
@@ -109,8 +109,7 @@ impl Sasl {
     }
 }
 
-/// Records the error that this binary was built without Kafka, at the key `type`. The caller still
-/// reads the other keys, so that their problems are reported in the same run.
+/// Records the error that this binary was built without Kafka, at the key `type`.
 #[cfg(not(feature = "kafka"))]
 pub fn without_kafka(t: &Table<'_, '_>) {
     let message = "this binary was built without kafka: build it, or the image, with the kafka \

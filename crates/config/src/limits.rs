@@ -29,7 +29,7 @@ pub struct Limits {
     pub max_in_flight: u64,
     /// The maximum number of open connections across all listeners.
     pub max_connections: usize,
-    /// The time limit from the first byte of a request's head to its end, and for a TLS handshake.
+    /// The time limit from the first byte to the end of a request's head, and for a TLS handshake.
     pub header_timeout: Duration,
     /// The time limit from the end of a request's head to the end of its body.
     pub body_timeout: Duration,

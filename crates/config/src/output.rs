@@ -102,8 +102,7 @@ pub(super) fn name_of(names: &[(String, Option<String>)], path: &str) -> Option<
 }
 
 /// Reads one `[[output]]`, whose type must be one of `types`. `entries` returns the keys of all
-/// types. It is called only for a key that the output's type does not have, because the message
-/// names the types that have the key.
+/// types, for the message about a key that only other types have.
 pub(crate) fn read(
     t: &mut Table<'_, '_>,
     types: &[OutputType],

@@ -38,8 +38,8 @@ pub struct Queue {
     /// The condition for the 200 to a sender: `Synced` with a directory, otherwise `Queued` or
     /// `Delivered`.
     pub acknowledge: Acknowledge,
-    /// The longest time that a sender waits for the condition of `acknowledge`, and for each part
-    /// of a body to be decoded. After this time, the sender gets 503.
+    /// The longest time that a sender waits: for the condition of `acknowledge`, and for the
+    /// decoding of each part of a body. After this time, the sender gets 503.
     pub delivered_timeout: Duration,
     /// The reaction to a new batch when the queue is full.
     pub when_full: WhenFull,

@@ -44,9 +44,10 @@ pub struct KafkaSource {
     pub cluster: Kafka,
     /// The consumer group. The relays of one group share the topic's partitions.
     pub group: String,
-    /// The maximum bytes of the source's batches in the queue that some required output has not
-    /// acknowledged. A batch counts as its lines plus [`BATCH_OVERHEAD`](super::BATCH_OVERHEAD). A
-    /// larger batch waits until no other batch of the source counts.
+    /// The maximum number of bytes of the source's batches in the queue that some required output
+    /// has not acknowledged. A batch counts as its lines plus
+    /// [`BATCH_OVERHEAD`](super::BATCH_OVERHEAD). A larger batch waits until no other batch of the
+    /// source counts.
     pub max_in_flight: u64,
     /// A member of the consumer group loses its partitions to the other members if the brokers hear
     /// nothing from it for this long.

@@ -48,8 +48,8 @@ impl Default for ClientTls {
 }
 
 impl ClientTls {
-    /// Reads the section `tls` of an output whose addresses do not say if TLS is used: its presence
-    /// turns TLS on.
+    /// Reads the section `tls` of an output whose addresses do not say if TLS is used. The presence
+    /// of the section turns TLS on.
     pub fn read_optional(t: &mut Table<'_, '_>) -> Option<Self> {
         t.optional_section(tls_key(), Self::keys)
     }

@@ -28,8 +28,7 @@ use telemetry::Cause;
 /// If `rejected.action` is `"retry"`, the new one stays in the queue instead.
 pub(crate) const EVENTS_MAX: usize = if cfg!(test) { 50 } else { 10_000 };
 
-/// The events may have a quarter of `queue.max_bytes`, and at most 64 MiB. Their files need room
-/// next to the queue on the same volume.
+/// The events may have a quarter of `queue.max_bytes`, and at most 64 MiB.
 const PART_OF_QUEUE: u64 = 4;
 const BYTES_MAX: u64 = 64 << 20;
 
@@ -52,8 +51,8 @@ pub struct Aside {
     /// The events that wait, in the order of their next tries, without those in `overdue`.
     due: BTreeSet<(Instant, Position)>,
     /// The events that were due when the last one was chosen. The one with the lowest position is
-    /// tried first. In the order of due times, a consumer that refuses more events than there is
-    /// time for would get each event in turn, and no event its last try.
+    /// tried first. If the order were that of the due times, and too many events were due, each
+    /// event would get some tries, and none its last try.
     overdue: BTreeSet<Position>,
     doomed: VecDeque<Position>,
     on_wire: usize,
@@ -82,9 +81,9 @@ pub struct Kept {
     /// The consumer's last response, with the consumer's address.
     pub answer: Arc<str>,
     /// The size and the time of the event. For an event from before the start, the size is that of
-    /// its file. Until the file is read, the time is that of the start.
+    /// its file, and the time is approximate until the file is read.
     pub event: queue::Aside,
-    /// The number of times that the event was sent.
+    /// The number of times that the event was sent, counted from 1 after a start.
     pub attempts: u32,
     /// The number of responses that had turned something down when the event was last sent.
     pub sent_at: u64,
@@ -228,8 +227,8 @@ impl Aside {
         }
     }
 
-    /// Begins to write the file of an event before its claim is final; `None` if there is no
-    /// directory. [`Aside::add`] sets the event aside when the file is synced.
+    /// Begins to write the file of an event whose claim is not final yet; `None` if there is no
+    /// directory. When the file is synced, [`Aside::add`] sets the event aside.
     pub fn store(
         &self,
         output: &str,
@@ -301,7 +300,7 @@ impl Aside {
         Some((stage, kept))
     }
 
-    /// Forgets a settled event, and deletes its file.
+    /// Begins to delete the file of a settled event.
     pub fn forget(&mut self, position: Position) {
         if let Reading::Under(of, _) | Reading::Done(of, _) = &self.reading
             && *of == position
@@ -541,8 +540,8 @@ mod tests {
         aside.add(position, kept, Bytes::from_static(b"{}\n"));
     }
 
-    /// A loop whose consumer always has a response ready never waits for a read. Once, no event was
-    /// tried or given up under full load for that reason.
+    /// A loop whose consumer always has a response ready never waits for a read, but must try
+    /// events and give them up nevertheless.
     #[tokio::test]
     async fn a_file_that_was_read_is_used_by_a_loop_that_never_waits_for_it() {
         let (mut aside, _directory) = with_directory();

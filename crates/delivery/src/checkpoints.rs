@@ -1,6 +1,7 @@
 //! Sends the newest checkpoint of the evidence log to one consumer, between the events. A newer
-//! checkpoint replaces one that could not be sent. After a failure, the next one waits, longer each
-//! time, so that a consumer that can't take any is seldom asked. Events do not wait.
+//! checkpoint replaces one that could not be sent. After each further failure, the pause before the
+//! next checkpoint is longer, so that a consumer that can't take any is seldom asked. Events do not
+//! wait for a checkpoint.
 
 use std::time::Duration;
 
@@ -105,8 +106,8 @@ impl Checkpoints {
     }
 
     /// Waits until a checkpoint can be sent, but at least until `not_before`. Never returns if the
-    /// output sends no checkpoints, while a checkpoint is in progress, or after the recorder has
-    /// ended if no checkpoint is left to send. Nothing is lost when the future is dropped.
+    /// output sends no checkpoints, while a checkpoint is in progress, or if no checkpoint is left
+    /// to send and none will follow. Nothing is lost when the future is dropped.
     pub(crate) async fn due(&mut self, not_before: Option<Instant>) {
         let Some(published) = self.published.as_mut().filter(|_| !self.is_in_delivery) else {
             return std::future::pending().await;

@@ -3,8 +3,8 @@
 //! A letter is one line, `{"time":…,"output":…,"reason":…,"event":{…}}`, with the event as
 //! received, or redacted if it is too long. A separate thread writes the letters (`files`). Waiting
 //! letters are written and synced together, and only then does a delivery finish their claims. If
-//! the disk refuses writes or hangs, events are counted as lost without a letter. A disk that hangs
-//! delays a delivery by ten seconds at most.
+//! the disk refuses writes or hangs, events are counted as lost without a letter. A delivery waits
+//! for a letter for ten seconds at most.
 
 use std::convert::Infallible;
 use std::io;
@@ -36,15 +36,15 @@ pub const FORMAT: Format = Format { name: "dead letters", reads: &[1], writes: 1
 /// letters are not written.
 pub(super) const GROUP_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
-/// The maximum number of claims of one output that wait for their letters; the output then sends
-/// nothing more. An event that is refused alone is one claim.
+/// The maximum number of claims of one output that wait for their letters. At this number, the
+/// output sends nothing more.
 pub const CLAIMS_MAX: usize = 4096;
 
 /// A job has the letters that a delivery hands over in one call. If this many jobs wait, letters of
 /// further jobs are not written.
 const JOBS_MAX: usize = 16 * CLAIMS_MAX;
 
-/// The longest time that a delivery waits for its letters. The events are then lost without a
+/// The longest time that a delivery waits for its letters. The events then count as lost without a
 /// letter.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -81,17 +81,12 @@ struct LetterDirectory {
 /// The handle of a thread that writes dead letters into one directory.
 ///
 /// The thread owns the directory's files ([`LetterFiles`]) and shares nothing with deliveries
-/// except the lines of a job and the time in `busy`. The thread repeats these steps:
+/// except the lines of a job and the time in `busy`. It writes waiting jobs together, up to
+/// [`GROUP_BYTES_MAX`], and then reports to each delivery how many of its letters are safe.
 ///
-/// 1. It waits for a job, and takes more waiting jobs, up to [`GROUP_BYTES_MAX`].
-/// 2. It takes the lines of each job. A delivery that has waited for [`PATIENCE`] has taken its
-///    lines back; such a job is skipped.
-/// 3. It writes all lines as one group and syncs the file.
-/// 4. It reports to each delivery how many of its letters are safe.
-///
-/// Either the thread or the delivery takes the lines of a job, never both. An event that was
-/// counted as lost is therefore never written later, and the lines of waiting jobs do not stay in
-/// memory while the disk hangs.
+/// Either the thread takes the lines of a job, or the delivery takes them back after [`PATIENCE`],
+/// never both. Lines that were taken back are never written, and do not stay in memory while the
+/// disk hangs.
 ///
 /// The thread ends when `jobs` is dropped, after it has written all jobs. Nobody joins the thread,
 /// because a broken disk may block it permanently. After the thread has been writing one group for

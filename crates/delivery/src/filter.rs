@@ -137,7 +137,8 @@ fn as_text(policies: &[Policy]) -> String {
 ///
 /// # Errors
 ///
-/// One line for each mistake: `FILE:LINE:COLUMN: what`. `FILE: what` if the file can't be read.
+/// One line for each mistake: `FILE:LINE:COLUMN: MISTAKE`. `FILE: MISTAKE` if the file can't be
+/// read.
 pub fn read_policy(file: &Path) -> Result<Policy, Vec<String>> {
     policy_of(file, named_file::read(file, FILE_BYTES_MAX as u64))
 }
@@ -216,7 +217,8 @@ pub struct Filter {
     /// One memory of users for each list of `match` rules, and then one for each policy.
     users: Vec<Users>,
     seen: Option<Seen>,
-    /// The last judged event before its form; empty if it had no change, or if it got no form.
+    /// The last sent event before it got its form; empty if it had no change until then, or if no
+    /// event gets a form.
     before_form: Vec<u8>,
     /// The same event without the parts that do not leave; empty if all of it leaves.
     lean: Vec<u8>,
@@ -245,8 +247,8 @@ impl Filter {
         self.seen.filter(|_| !self.needs_history)
     }
 
-    /// Takes the newest policies, before each batch. Returns `true` if they have changed. Events
-    /// before `settled` are final and will not be judged again.
+    /// Takes the newest policies, before each batch. Returns `true` if [`Rules::apply`] has
+    /// replaced them. Claims before `settled` are final.
     pub fn renew(&mut self, settled: Position) -> bool {
         if let Some(seen) = &mut self.seen {
             seen.settled(settled);

@@ -34,14 +34,14 @@ pub(super) const TOO_LARGE: &str = "larger than filter.max_event_bytes, even wit
 const TOO_LARGE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// The filter of one output, and the decisions (*marks*) about events that are not final. The
-/// ledger owns this value. Without a filter, every batch passes unchanged and costs nothing.
+/// ledger owns this value. Without a filter, every batch passes unchanged.
 ///
 /// Phases of a claim: [`pass_to_send`] marks its events each time that it is sent. Then [`settle`]
 /// decides about a claim that the consumer has accepted, [`released`] forgets the marks of a claim
 /// that will be sent again, or [`originals`] gives it up.
 ///
-/// Invariant: there are marks only for events of claims that are not final. The marks come from the
-/// last time that the claim went through the filter.
+/// Invariant: there are marks only for events that are not final. A mark is the decision from the
+/// last time that the event went through the filter.
 ///
 /// [`pass_to_send`]: Filtering::pass_to_send
 /// [`settle`]: Filtering::settle
@@ -49,7 +49,6 @@ const TOO_LARGE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// [`originals`]: Filtering::originals
 pub(super) struct Filtering {
     filter: Option<Filter>,
-    /// `true` if batches are sent as parts of JSON lists.
     sends_lists: bool,
     marks: Marks,
     changed: Vec<u8>,
@@ -72,12 +71,12 @@ pub(super) struct Filtering {
 pub(crate) enum Settled {
     /// The consumer has every event that passed the filter.
     Final(Disposition),
-    /// Some events are too large, and are given up. The values are the claim's numbers of events,
-    /// and the lines of the too large events.
+    /// Some events are too large, and are given up. The values are the numbers of lost, dropped and
+    /// duplicate events, and the lines of the too large events.
     Without(Disposition, Vec<Bytes>),
 }
 
-/// The marks by position. An event without a mark is sent, and counts nowhere.
+/// The marks by position. An event without a mark is sent, and no change of it is counted.
 #[derive(Default)]
 struct Marks {
     of: BTreeMap<Position, Mark>,
@@ -158,13 +157,13 @@ impl Filtering {
         }
     }
 
-    /// Returns `true` if the lines of too large events, which the marks hold, have so many bytes
-    /// that nothing more should be sent.
+    /// Returns `true` if the marks have so many bytes of too large events that nothing more should
+    /// be sent.
     pub(crate) fn is_full(&self) -> bool {
         self.marks.bytes >= TOO_LARGE_BYTES_MAX
     }
 
-    /// Forgets the marks, because the cursor was set back to the first event that is not final.
+    /// Forgets the marks after the cursor, which was set back to the first event that is not final.
     pub(super) fn rewound(&mut self, cursor: &Cursor) {
         self.next = cursor.position();
         self.unmark(self.next..Position::MAX);
@@ -196,7 +195,7 @@ impl Filtering {
 
     /// Tells the queue which events are chosen from now on. Then rebuilds the filter's memory of
     /// sent events from the queue, if the filter needs one. If the future is dropped, only a part
-    /// is rebuilt, and later events may be sent twice.
+    /// is rebuilt, and copies of the other events may be sent.
     pub(super) async fn look_back(&mut self, cursor: &Cursor) {
         cursor.select(self.filter.as_ref().map_or(0, Filter::selection), self.next);
         let Some(filter) = &mut self.filter else { return };
@@ -370,8 +369,9 @@ impl Filtering {
         (pieces, disposition)
     }
 
-    /// Returns events too long for the protocol, redacted but without their form, then those too
-    /// large for the filter, as received; and the numbers of lost, dropped and duplicate events.
+    /// Returns the dead letters of a batch that is too long for the protocol, and the numbers of
+    /// lost, dropped and duplicate events. Events that the filter lets through are redacted, but do
+    /// not get their form. Events that are too large for the filter follow as received.
     pub(crate) fn too_long(
         &mut self,
         batch: Batch,
@@ -457,7 +457,8 @@ impl Filtering {
         disposition
     }
 
-    /// Forgets a claim that was given up, or that the queue dropped. Returns its numbers of events.
+    /// Forgets a claim that was given up, or that the queue dropped. Returns the numbers of dropped
+    /// and duplicate events.
     pub(crate) fn give_up(&mut self, claim: Claim) -> Disposition {
         let disposition = self.dispose(claim, drop);
         self.forget(claim.start..claim.end);

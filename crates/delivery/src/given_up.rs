@@ -1,6 +1,6 @@
 //! The events that leave the queue without having been delivered. They are set aside, or a delivery
-//! gives them up: the consumer refuses them although it accepts others, the protocol can't carry
-//! them, or they were not delivered in `retry.max_elapsed`.
+//! gives them up, for example because the protocol can't carry them, or because they were not
+//! delivered in `retry.max_elapsed`.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -23,18 +23,17 @@ use config::{BatchLimits, Rejected};
 use queue::{Batch, Claim, Cursor, Disposition, Redelivery, Take};
 use telemetry::{Cause, LostAs};
 
-/// The claims of one output whose events leave the queue without having been delivered. A claim is
-/// here from that decision until its events are written as dead letters or files to set aside. The
-/// ledger owns this value.
+/// The claims of one output whose events leave the queue without having been delivered. The ledger
+/// owns this value.
 ///
 /// Phases of a claim: *doomed*, until its lines are in memory and the writer of dead letters has
-/// room for them; then *ending*, until the dead letters are written. If dead letters are not kept,
-/// a claim becomes final at the end of the first phase. In both phases, `InFlight` has the claim in
-/// the state `State::Burying`.
+/// room for them; then *ending*, until the dead letters, or the file of an event to set aside, are
+/// written. If nothing is to be written, a claim ends with the first phase. In both phases,
+/// `InFlight` has the claim in the state `State::Burying`.
 ///
 /// Invariants: at most about `GROUP_BYTES_MAX` bytes of lines, and `CLAIMS_MAX` claims, wait for
 /// the writer. At these limits, nothing is sent, because further events might have to be given up
-/// too. Each event that is given up is counted once, when its claim becomes final.
+/// too. Each event that is given up is counted once, when it becomes final.
 pub(crate) struct GivenUp {
     output: Arc<str>,
     place: Option<DeadLetters>,
@@ -119,7 +118,7 @@ impl GivenUp {
         }
     }
 
-    /// Returns `true` if nothing more should be sent until dead letters are written.
+    /// Returns `true` if nothing more should be sent until the result of a write is known.
     pub(crate) fn is_full(&self) -> bool {
         self.bytes >= GROUP_BYTES_MAX || self.endings.len() >= CLAIMS_MAX
     }
@@ -133,8 +132,8 @@ impl GivenUp {
         std::mem::take(&mut self.needs_lines)
     }
 
-    /// Gives up a claim as soon as its lines are in memory. If there is the record `aside`, sets
-    /// the claim's event aside instead. At most `lost_max` of the events count as lost.
+    /// Gives up a claim as soon as its lines are in memory. If `aside` is `Some`, sets the claim's
+    /// event aside instead. At most `lost_max` of the events count as lost.
     pub(crate) fn add(
         &mut self,
         work: Work,
@@ -166,7 +165,8 @@ impl GivenUp {
         Reason::new(Cause::TooOld, &text)
     }
 
-    /// Gives up `Pending` or `Suspect` claims whose events were first sent `retry.max_elapsed` ago.
+    /// Gives up the claims in `state` whose events were first sent at least `retry.max_elapsed`
+    /// ago.
     pub(super) fn take_old(&mut self, state: State, failure: &Failure, in_flight: &mut InFlight) {
         let Some(tried) = &self.tried else { return };
         let until = tried.over_until();
@@ -179,7 +179,8 @@ impl GivenUp {
         }
     }
 
-    /// Gives up the events that wait to be sent again and have waited for `retry.max_elapsed`.
+    /// Gives up the events that wait to be sent again and were first sent, or set aside, at least
+    /// `retry.max_elapsed` ago.
     pub(super) fn take_all_old(&mut self, failure: &Failure, parts: &mut Parts<'_>) {
         for state in [State::Pending, State::Suspect] {
             self.take_old(state, failure, parts.in_flight);
@@ -329,7 +330,8 @@ impl GivenUp {
     }
 
     /// Gives up the events in `lines`, which are, or may be, lost. The claim becomes final when the
-    /// lines are written as dead letters, or now if dead letters are not kept or no event is lost.
+    /// lines are written as dead letters, or now if dead letters are not kept or there are no
+    /// lines.
     pub(super) fn end_with(
         &mut self,
         of: Of,

@@ -16,7 +16,9 @@ use telemetry::{AttemptError, Cause, Loss, LostAs, OutputMetrics};
 /// The time between two log lines while an output stays down for the same reason.
 const REMIND: Duration = Duration::from_secs(60);
 
-/// The shortest time between log lines if the reason changes or the output goes up and down.
+/// The shortest time between two log lines that say that the output is down, if the reason has
+/// changed or the output was up in between. Also the shortest time between lines about events set
+/// aside.
 const QUIET: Duration = Duration::from_secs(10);
 
 /// An output with this many changes between up and down, each within [`STEADY`] of the previous
@@ -111,7 +113,7 @@ impl Snapshot {
 }
 
 impl Status {
-    /// Makes the status of an output without an attempt.
+    /// Makes the status of an output that has made no attempt.
     pub fn new(endpoints: Option<Arc<Endpoints>>, paused: bool) -> Self {
         Self { paused, state: Mutex::default(), endpoints }
     }
@@ -133,7 +135,7 @@ impl Status {
 }
 
 impl Health {
-    /// Makes the health of an output without an attempt.
+    /// Makes the health of an output that has made no attempt.
     pub fn new(config: &config::Output, metrics: OutputMetrics, status: Arc<Status>) -> Self {
         metrics.paused.set(f64::from(u8::from(config.pause)));
         if config.pause {
@@ -157,7 +159,8 @@ impl Health {
         }
     }
 
-    /// Updates the events that are set aside. `new` is the position of one that was just set aside.
+    /// Updates the status of the events that are set aside. `new` is the position of one that was
+    /// just set aside.
     pub fn aside(&mut self, aside: &Aside, new: Option<Position>) {
         let first = aside.waiting().next();
         let shown = first.map(|(position, kept)| AsideEvents {
@@ -296,7 +299,7 @@ impl Health {
     }
 
     /// Counts a failed attempt that does not make the output down, such as one after which another
-    /// address is tried. The set of addresses logs the failure of an address.
+    /// address is tried.
     pub fn passed_over(&mut self, failure: &Failure) {
         self.metrics.failed(failure.reason);
         lock(&self.status.state).failed(failure);
@@ -308,7 +311,8 @@ impl Health {
         tracing::debug!(output = self.name, error = failure.message, "single events turned away");
     }
 
-    /// The consumer refused a batch because of its events. The output stays up.
+    /// Counts a response by which the consumer turned events down. The events are at fault, so the
+    /// output does not go down.
     pub fn refused(&mut self, failure: &Failure) {
         self.passed_over(failure);
         tracing::debug!(output = self.name, error = failure.message, "batch refused");

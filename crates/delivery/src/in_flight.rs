@@ -12,7 +12,7 @@ use queue::{Batch, Claim, Cursor, Disposition, Redelivery, Take};
 /// The state of a claim that is not final.
 ///
 /// The list shows which functions of [`InFlight`] move a claim from one state to another. An
-/// *answered* claim is in no state: its caller holds it as a [`Work`] until it has decided.
+/// *answered* claim is in no state: a caller owns it as a [`Work`] until the caller has decided.
 ///
 /// ```text
 /// function            from                      to
@@ -35,23 +35,23 @@ use queue::{Batch, Claim, Cursor, Disposition, Redelivery, Take};
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum State {
-    /// The claim was handed to the link, or is about to be. It has no response.
+    /// The claim was handed to the link, or is about to be. Its result is not known.
     OnWire,
-    /// The claim will be sent again, before new events are taken from the queue.
+    /// The claim waits to be sent again.
     Pending,
-    /// An event that was refused alone. It is sent again after an acceptance, or in its search
-    /// round.
+    /// An event that was refused alone. It becomes `Pending` when the consumer accepts something,
+    /// or when its turn in the search comes.
     Suspect,
     /// The consumer has accepted the claim, but the output is ordered and an earlier claim is not
     /// decided. If the earlier claim is sent again, this one may be sent again after it.
     Held,
-    /// The claim is given up or set aside. It becomes final when its events are written or can't be
-    /// written. An event that can't be set aside is `Pending` again.
+    /// The claim is given up or set aside. Before it becomes final, its events may have to be
+    /// written to a file. An event that can't be set aside is `Pending` again.
     Burying,
 }
 
-/// A claim, and the record of its attempts. Code that owns a value has taken the claim out of the
-/// table, and must give it back to a function of [`InFlight`]. So a claim has only one record.
+/// A claim, and the record of its attempts. A caller that owns this value has taken the claim out
+/// of the table, and must give it back to a function of [`InFlight`].
 #[must_use = "the claim is in no state until it is given back"]
 #[derive(Debug)]
 pub(crate) struct Work {
@@ -59,13 +59,15 @@ pub(crate) struct Work {
     /// The number of events to be sent, without those that the filter drops or the queue has
     /// dropped.
     pub events: u64,
-    /// The number of times that the claim was sent. Each half of a split claim begins with 1.
+    /// The number of times that the claim was sent. The halves of a split claim, and the claims of
+    /// the previous delivery, begin with 1.
     pub attempts: u32,
     /// The number of responses that had turned something down when the claim was last sent.
     pub sent_at: u64,
     /// The number of the last batch with this claim (and maybe others), counted from 1.
     pub batch: u64,
-    /// `true` if the claim may share a batch with other remainders. Most are the rest of a batch.
+    /// `true` if the claim may share a batch with other remainders. Most remainders are the rest of
+    /// a batch that the consumer has taken in part.
     pub(super) is_remainder: bool,
     /// `true` if the claim is on the wire and the consumer will confirm it later.
     pub is_taken: bool,
@@ -107,13 +109,11 @@ pub(crate) struct Sent {
 }
 
 /// The claims of one output that are not final, and the output's cursor. The delivery loop owns
-/// this value. Phases of a claim: [`InFlight::claim_next`] takes it from the queue and puts it on
-/// the wire. The response of the consumer takes it out of the table ([`InFlight::answered`]), and
-/// the caller gives it back; see [`State`].
+/// this value. [`State`] shows the life of a claim.
 ///
 /// Invariants ([`InFlight::check`] verifies the first one):
-/// - Each claim is in the table once, in one state, or is held as a [`Work`]. No two claims
-///   overlap.
+/// - Each claim is in the table once, in one state, or a caller owns it as a [`Work`]. No two
+///   claims overlap.
 /// - The cursor has a claim as "on the wire" while it is `OnWire`, `Held` or answered, and as
 ///   "released" while it is `Pending` or `Suspect`. A claim that is `Burying` is released until its
 ///   lines are taken, and on the wire after that.
@@ -160,7 +160,7 @@ impl InFlight {
         !self.set(state).is_empty()
     }
 
-    /// Returns `true` if a claim on the wire has no response. [`Work::is_taken`] is a response too.
+    /// Returns `true` if a claim on the wire has no response at all, not even [`Work::is_taken`].
     pub(super) fn awaits_answer(&self) -> bool {
         self.count(State::OnWire) > self.taken
     }
@@ -194,8 +194,8 @@ impl InFlight {
         self.table.get(&start).map(|(_, work)| work)
     }
 
-    /// Returns the first position that is not decided. A `Burying` claim is not decided: a reload
-    /// takes it back, and later claims may have to be sent again after it.
+    /// Returns the first position of the claims that are not decided. A `Burying` claim is not
+    /// decided: a reload takes it back, and later claims may have to be sent again after it.
     pub(super) fn first_open(&self) -> Option<Position> {
         let open = [
             State::OnWire,
@@ -268,9 +268,9 @@ impl InFlight {
         (start >= end && others.into_iter().all(is_free)).then_some(next.claim)
     }
 
-    /// Takes the claim on the wire that begins at `claim.start` out of the table, because the link
-    /// reports about it. If the report is only about the first part (`events` of its events were
-    /// sent), the second part stays on the wire.
+    /// Takes the claim on the wire that begins at `claim.start` out of the table. If it ends after
+    /// `claim.end`, only its first part is taken, and the second part stays on the wire. `events`
+    /// is the number of sent events in the first part, if it is known.
     pub(super) fn front_on_wire(&mut self, claim: Claim, events: Option<u64>) -> Option<Work> {
         let (State::OnWire, work) = self.table.get(&claim.start)? else { return None };
         let whole = work.claim;
@@ -348,9 +348,8 @@ impl InFlight {
         }
     }
 
-    /// Finished claims become final only in [`InFlight::end_together`]. A restart begins at the
-    /// first event that is not final, and must not begin inside an object of `s3`, which can't be
-    /// made from its second half.
+    /// From now on, finished claims become final only in [`InFlight::end_together`]. So a restart
+    /// never begins inside an object of `s3`.
     pub(super) fn begin_together(&mut self) {
         mutant!("object-ends-in-parts", self.together.get_or_insert_default());
     }
@@ -373,7 +372,6 @@ impl InFlight {
         self.put(State::Suspect, work);
     }
 
-    /// After this call, the lines of the claim must be read from the queue and written.
     pub(super) fn bury(&mut self, work: Work) {
         self.cursor.release(work.claim);
         self.put(State::Burying, work);
@@ -409,8 +407,8 @@ impl InFlight {
     }
 
     /// Moves a claim to another state. The cursor's record of the claim does not change, and must
-    /// fit both states. [`State`] lists the allowed moves. Panics if there is no such claim: a
-    /// forgotten claim would never become final.
+    /// fit both states. Panics if there is no such claim: a forgotten claim would never become
+    /// final.
     pub(crate) fn change(&mut self, claim: Claim, state: State) {
         match self.remove(claim.start) {
             Some(work) => self.put(state, work),
@@ -486,7 +484,8 @@ impl InFlight {
     }
 
     /// Panics if an invariant does not hold. Debug builds also check that no two claims overlap,
-    /// but only for up to 64 claims: a delivery may hold 10,000, and the check would take too long.
+    /// but only for up to 64 claims. For the 10,000 claims that a delivery may have, the check
+    /// would take too long.
     fn check(&self) {
         let in_sets: usize = self.sets.iter().map(BTreeSet::len).sum();
         assert!(in_sets == self.table.len(), "each claim is in one state");

@@ -34,31 +34,27 @@ const TOO_LONG: &str = "longer than max_message_bytes";
 /// The claims of one output that are not final, and the decisions about them. The delivery loop
 /// owns the ledger and is its only caller.
 ///
-/// The ledger never writes to a connection, and never waits except in [`Ledger::all_written`]. Its
-/// parts decide: the table of claims ([`InFlight`]), the filter ([`Filtering`]), the pauses
-/// ([`Pacing`]), the rules for what is turned down (`trial`), and the search for refused events
-/// ([`Search`]). The parts [`Aside`] and [`GivenUp`] have the events that are set aside or given
-/// up.
+/// The ledger never writes to a connection, and never waits except in [`Ledger::all_written`].
 ///
 /// Life of a claim: [`Ledger::next_to_send`] takes it from the queue, or takes it again, and passes
-/// it through the filter. Then the link reports: [`Ledger::on_accepted`], [`Ledger::on_refused`],
-/// [`Ledger::on_failed`], or the end of the link ([`Ledger::on_broken`], [`Ledger::on_gone`]). A
-/// claim is final when the consumer has its events, the filter drops them all, or its event is set
-/// aside. A claim that is given up is final when its dead letters (if they are kept) have a result.
+/// it through the filter. Then the link reports, for example with [`Ledger::on_accepted`] or
+/// [`Ledger::on_broken`]. A claim becomes final when the consumer has its events, when the filter
+/// drops them all, or when its event is set aside. A claim that is given up becomes final when its
+/// dead letters (if they are kept) have a result.
 ///
 /// Invariants:
 /// - Every claim that must be sent again is sent before new events are taken from the queue.
 ///   Exception: a few new events, to learn whether the consumer accepts them.
 /// - If the output is ordered, a claim that the consumer accepts becomes final only when every
 ///   earlier claim is accepted, set aside or given up (`State::Held`). If an earlier claim is sent
-///   again after it, it is sent again too. Exceptions: claims with events that can't be sent, and
-///   the close of the queue.
-/// - During the search for refused events, a claim is sent only when no other claim is on the wire.
-///   After a failure, it is sent only when no claim waits for a response.
+///   again after it, it is sent again too. Exceptions: claims with events that can't be sent,
+///   responses about single events ([`Ledger::on_judged`]), and the close of the queue.
+/// - During the search for refused events, a batch is sent only when no claim is on the wire. After
+///   a failure, a batch is sent only when no claim waits for a response.
 ///
 /// Must never happen: an event is given up although the config asks to retry it without limit, or
 /// because of a response of a consumer that has not proved to accept other events. Exceptions:
-/// [`Verdict::Partly`] and [`Verdict::TooLong`].
+/// [`Verdict::Partly`], [`Verdict::TooLong`], and an event whose file can't be read.
 pub(super) struct Ledger {
     pub in_flight: InFlight,
     pub aside: Aside,
@@ -69,8 +65,9 @@ pub(super) struct Ledger {
     pub given_up: GivenUp,
     pub(super) filtering: Filtering,
     rules: Rules,
-    /// The position after the last event that was sent, or dropped by the filter, at least once. A
-    /// claim that begins before it counts as a retry, unless it is a remainder.
+    /// The position after the last event that was sent, or dropped by the filter, at least once.
+    /// The first attempt of a claim that begins before it counts as a retry, unless the claim is a
+    /// remainder ([`Work::is_remainder`]).
     sent_until: Position,
     batches: u64,
     /// The bytes of batches that the filter has dropped since a batch of the queue was last sent.
@@ -87,10 +84,10 @@ pub(crate) struct Rules {
     pub(super) keeps_all: bool,
     /// `true` if the consumer gets the events in the order of the queue.
     pub is_ordered: bool,
-    /// `true` if a request carries many batches. The link then counts the retries, and batches that
-    /// go back are sent again together.
+    /// `true` if a request carries many batches. The link then counts the retries, and claims that
+    /// failed may share a batch when they are sent again.
     pub collects: bool,
-    /// `true` if the requests are JSON lists, which are taken from the queue as received.
+    /// `true` if the link may get parts of JSON lists as received.
     pub sends_lists: bool,
 }
 
@@ -165,9 +162,9 @@ impl Ledger {
         }
     }
 
-    /// Returns `false` while too many bytes or claims wait for their dead letters, or the filter
-    /// holds too many bytes of too large events. Also returns `false` while claims are sent one at
-    /// a time and one has no response.
+    /// Returns `false` while too many bytes or claims wait to be written as dead letters or files,
+    /// or while the filter holds too many bytes of too large events. Also returns `false` while
+    /// claims are sent one at a time and one has no response.
     fn may_send(&self) -> bool {
         // During the search for refused events, each claim must have its result before the next one
         // is sent. After a failure (`is_serial`) any response is enough: it shows that the consumer
@@ -198,9 +195,9 @@ impl Ledger {
     }
 
     /// Returns the next batch to send; `None` if there is none, or if nothing may be sent now. New
-    /// events must fit into `room`, except a single event or a batch to compare; a claim that is
-    /// sent again is sent whole. Claims whose events the filter drops become final. Tries of events
-    /// that are set aside alternate with all other events.
+    /// events fit into `room`, except a single event or the few events that are compared after
+    /// server errors. A claim that is sent again may be larger than `room`. If the filter drops all
+    /// events of a claim, the claim becomes final.
     pub(super) fn next_to_send(&mut self, room: Take) -> Option<Batch> {
         while self.pacing.paused_until.is_none()
             && self.may_send()
@@ -238,8 +235,8 @@ impl Ledger {
         None
     }
 
-    /// Returns the next set-aside event whose try is due. Events that the filter no longer lets
-    /// through are settled on the way.
+    /// Returns the next set-aside event whose try is due. Settles due events that the filter no
+    /// longer lets through.
     fn next_try_to_send(&mut self) -> Option<Batch> {
         while self.may_try()
             && let Some(batch) = self.aside.next_due()
@@ -340,11 +337,9 @@ impl Ledger {
     }
 
     /// Takes a few events to compare: does the consumer accept them, although it responds to the
-    /// first waiting claim with server errors? Takes new events. If the queue has none, or very
-    /// many claims wait, takes half of another waiting claim, the one with the fewest errors; if no
-    /// other waits, half of the first. A single event can't be halved: it is taken whole if it is
-    /// not the first, and if it has no errors or no claim is held. Otherwise, takes the last held
-    /// claim, if there is one.
+    /// first waiting claim with server errors? Prefers new events. If the queue has none, or if
+    /// very many claims wait, takes a part of a waiting claim, a single waiting event, or a held
+    /// claim.
     fn take_others(&mut self) -> Option<Batch> {
         let events = self.search.comparison_events();
         let few = Take { bytes: self.rules.limits.max_bytes, events };
@@ -354,8 +349,7 @@ impl Ledger {
             return Some(batch);
         }
         let first = self.in_flight.first(State::Pending)?.claim;
-        // The claims do not take turns: each half could have an event that the consumer does not
-        // take. The claim with the fewest errors has not failed since it was cut off another one.
+        // The claims do not take turns, because each half could have a bad event.
         let others = self.in_flight.all(State::Pending).skip(1);
         let fewest = others.min_by_key(|work| (work.trial.errors, Reverse(work.claim.start)));
         let (fewest, errors) = fewest.map(|work| (work.claim, work.trial.errors)).unzip();
@@ -430,8 +424,8 @@ impl Ledger {
         open.into_iter().all(|state| !self.in_flight.has(state))
     }
 
-    /// Makes a claim final because the filter drops all its events. The claim does not wait for
-    /// earlier suspects, because nothing of it is sent.
+    /// Makes a claim final of which the filter lets no event through. The claim does not wait for
+    /// earlier ones, because nothing of it is sent.
     fn nothing_left(&mut self, claim: Claim) {
         self.search.nothing_left(self.rules.limits.max_events);
         self.sent_until = self.sent_until.max(claim.end);
@@ -449,7 +443,8 @@ impl Ledger {
         }
     }
 
-    /// Settles an event that was set aside: the consumer has it, or the filter drops it.
+    /// Settles an event that was set aside: the consumer has it, or the filter does not let it
+    /// through.
     fn settle_aside(&mut self, position: Position, kept: &Kept) {
         let claim = Claim { start: position, end: position.next() };
         let (disposition, lines) = match self.filtering.settle(claim, false, &self.health.metrics) {
@@ -471,14 +466,13 @@ impl Ledger {
         self.in_flight.again(work);
     }
 
-    /// Gives up a claim that the consumer refuses. At most `lost_max` of its events are lost.
+    /// Gives up a claim that the consumer refuses. At most `lost_max` of its events count as lost.
     fn give_up(&mut self, work: Work, lost_max: u64, failure: &Failure) {
         self.filtering.released(work.claim);
         let reason = Reason::new(Cause::Refused, &failure.message);
         self.given_up.add(work, None, lost_max, reason, &mut self.in_flight);
     }
 
-    /// Gives up a claim of events that the protocol can't carry.
     fn too_long(&mut self, work: Work) {
         self.filtering.released(work.claim);
         let reason = Reason::new(Cause::TooLong, TOO_LONG);
@@ -538,8 +532,8 @@ impl Ledger {
         }
     }
 
-    /// `waits`: an earlier claim is not decided. `was_late`: later events may have been sent before
-    /// this claim.
+    /// The consumer has accepted a claim. `waits`: in an ordered output, the claim is held until
+    /// earlier claims are decided. `was_late`: later events may have been sent before this claim.
     fn accepted(&mut self, work: Work, consumer: usize, waits: bool, was_late: bool) {
         let (claim, batch, is_ordered) = (work.claim, work.batch, self.rules.is_ordered);
         self.works(consumer, work.sent_at, work.trial.refusals > 0);
@@ -581,11 +575,11 @@ impl Ledger {
     }
 
     /// `consumer` has judged the events of `claim` one by one: `parts` covers the claim. Events
-    /// without a final verdict are sent again.
+    /// without a final verdict are sent again or set aside.
     ///
-    /// A refusal of an event is final if the consumer took another event of the same batch, unless
-    /// `rejected.action` is `"retry"`. If it took none, the event counts as refused alone: the
-    /// consumer's settings may be at fault, as in a store without its index.
+    /// A refusal of an event is final if the consumer took another event of `claim`, unless
+    /// `rejected.action` is `"retry"`. If the consumer took none, each refused event counts as
+    /// refused alone: the consumer's settings may be at fault, as in a store without its index.
     pub(super) fn on_judged(&mut self, claim: Claim, parts: Vec<Part>, consumer: usize) {
         if let Some(kept) = self.aside.answered(claim.start) {
             return self.aside_judged(claim.start, kept, parts, consumer);
@@ -611,7 +605,7 @@ impl Ledger {
                         self.accepted(work, consumer, waits, was_refused);
                     }
                 }
-                // The events were not in the request, so this does not count as an attempt.
+                // The consumer has not read the events, so this does not count as an attempt.
                 Verdict::Unsent => works.into_iter().for_each(|work| {
                     let attempts = work.attempts.saturating_sub(1);
                     self.again(Work { attempts, ..work.with_remainder(true) });
@@ -646,8 +640,8 @@ impl Ledger {
     }
 
     /// Decides about the claims in `left`, which `consumer` has judged and not taken, each with the
-    /// reason and `true` for a refusal. `took_others`: the consumer took another event of the
-    /// batch. Returns the failure of the first claim that is only sent again, if there is one.
+    /// reason and `true` for a refusal. `took_others`: the consumer took other events of the
+    /// report. Returns the failure of the first claim that is only sent again, if there is one.
     fn not_taken(
         &mut self,
         left: Vec<(Vec<Work>, Failure, bool)>,
@@ -798,9 +792,9 @@ impl Ledger {
         }
     }
 
-    /// An attempt to send `claim` failed, and the connection still works. The claim is sent again.
-    /// If only this claim gets server errors while the consumer takes others, the claim is halved,
-    /// or its single event is set aside.
+    /// An attempt to send `claim` failed, and the connection still works. Usually, the claim is
+    /// sent again. If only this claim gets server errors while the consumer takes others, the claim
+    /// is halved, or its single event is set aside.
     pub(super) fn on_failed(&mut self, claim: Claim, failure: &Failure, consumer: usize) {
         if let Some(kept) = self.aside.answered(claim.start) {
             return self.aside_failed(claim.start, kept, failure, consumer);
@@ -857,8 +851,7 @@ impl Ledger {
         self.search.compare();
     }
 
-    /// A request has failed for a reason that does not depend on its events, and no other address
-    /// can be tried without a pause.
+    /// A request has failed, and no other address can be tried without a pause.
     fn round_failed(&mut self, failure: &Failure) {
         self.search.round_failed();
         self.health.failed(failure);
@@ -995,10 +988,10 @@ impl Ledger {
 
     // ---- The connection ----
 
-    /// Prepares to send again, in order, every claim that is not final. Called after the end of a
+    /// Prepares to send again, in order, the claims that are not final. Called after the end of a
     /// connection on which claims become final in order. If possible, the cursor is set back and
     /// the claims are forgotten. While dead letters are in progress, or if a later claim is final
-    /// already, each claim is sent again as it is.
+    /// already, each claim on the wire is sent again as it is.
     pub(super) fn start_over(&mut self) {
         self.search.end();
         if self.given_up.is_ended() && self.in_flight.cursor().is_in_order() {
@@ -1022,8 +1015,8 @@ impl Ledger {
         }
     }
 
-    /// A connection on which claims become final in order broke. `is_proven`: it had lasted for
-    /// some time, or something was accepted on it, so the consumer does not refuse connections.
+    /// A connection on which claims become final in order has broken. `is_proven`: the connection
+    /// had lasted for some time, or something was accepted on it.
     pub(super) fn on_broken(&mut self, failure: &Failure, is_proven: bool) {
         self.start_over();
         if failure.elsewhere {
@@ -1055,7 +1048,6 @@ impl Ledger {
         self.pause(failure);
     }
 
-    /// No connection could be made.
     pub(super) fn on_unreachable(&mut self, failure: &Failure) {
         self.health.failed(failure);
         self.pause(failure);
@@ -1063,7 +1055,7 @@ impl Ledger {
     }
 
     /// There is no connection any more. Unless another address is tried without a pause, this
-    /// counts as a failed attempt for every claim that is not final, so old claims are given up.
+    /// counts as a failed attempt for every event that is not final, so old events are given up.
     pub(super) fn all_failed(&mut self, failure: &Failure) {
         if !failure.elsewhere {
             self.given_up.take_all_old(failure, parts!(self));
@@ -1083,7 +1075,8 @@ impl Ledger {
         self.given_up.lines_are_read();
     }
 
-    /// Begins a pause after a failure. During a pause, further failures do not begin another one.
+    /// Begins a pause after a failure. During a pause, a further failure can only make the pause
+    /// longer.
     fn pause(&mut self, failure: &Failure) {
         let wait = self.pacing.failed(failure.retry_after);
         // A new event does not end this pause, unless `on_failed` asks for that afterwards.
@@ -1091,7 +1084,8 @@ impl Ledger {
         self.health.next_attempt(wait);
     }
 
-    /// Returns `true` if the drain has a pause to end, or events that are set aside to try.
+    /// Returns `true` if [`Ledger::hurry`] was not called yet, and would end a pause or try events
+    /// that are set aside.
     pub(super) fn may_hurry(&self) -> bool {
         let waits = self.pacing.paused_until.is_some() || self.aside.count() > 0;
         waits && !self.pacing.is_shortened
@@ -1126,8 +1120,8 @@ impl Ledger {
         }
     }
 
-    /// Waits until everything that was handed over is written, or has failed, and then for the
-    /// deletion of files. Nothing is lost when the future is dropped.
+    /// Waits until all dead letters and files in progress are written or have failed, and then for
+    /// the deletion of files. Nothing is lost when the future is dropped.
     pub(super) async fn all_written(&mut self) {
         while !self.given_up.is_ended() {
             let written = self.given_up.written().await;

@@ -4,8 +4,8 @@ use bytes::Bytes;
 
 use queue::{Acceptance, Position, is_list};
 
-/// A shorter run of unchanged events is copied next to the changed ones, unless it is a whole
-/// piece: the vectored write would be slow with many short buffers.
+/// Shorter runs of unchanged events are copied next to the changed ones, except whole pieces: a
+/// vectored write of many short buffers would be slow.
 const PASSED_ON_MIN: usize = 32 * 1024;
 
 /// The size of a buffer for copies. One buffer for a whole batch would itself be copied each time
@@ -56,8 +56,8 @@ impl Lines {
         }
     }
 
-    /// Adds the whole events `start..end` of a piece, with the bytes after them. Only an output
-    /// that sends lists has pieces that are lists.
+    /// Adds the bytes `start..end` of a piece: whole events, each with the byte after it. Only an
+    /// output that sends lists has pieces that are lists.
     pub fn pass(&mut self, piece: &Bytes, start: usize, end: usize) {
         let run = start..end;
         if run.len() >= PASSED_ON_MIN || run.len() == piece.len() {

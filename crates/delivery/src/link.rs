@@ -113,7 +113,7 @@ pub trait Link: Send {
     fn room(&self) -> Option<Take>;
 
     /// Hands over a batch. New events usually fit into [`Link::room`]. A single event, or events
-    /// that are sent again, may not. Nothing is written before [`Link::event`] is called.
+    /// that are sent again, may not. The link may write nothing before [`Link::event`] is called.
     fn send(&mut self, batch: Batch);
 
     /// Tells a link that collects events to send what it has: the loop waits for some to be final.
@@ -129,9 +129,9 @@ pub trait Link: Send {
     /// or ends before that. The config allows checkpoints only for protocols with this method.
     fn send_checkpoint(&mut self, _checkpoint: Checkpoint) {}
 
-    /// Does the work of the connection (writing, reading, timeouts) until there is a report. The
-    /// loop also calls this method without a claim on the wire, to notice when the consumer closes
-    /// the connection.
+    /// Does the work of the connection (writing, reading, timeouts), or waits for the thread that
+    /// does it, until there is a report. The loop also calls this method without a claim on the
+    /// wire, to notice when the consumer closes the connection.
     ///
     /// # Cancel safety
     ///
@@ -241,10 +241,11 @@ pub enum Verdict {
         failure: Failure,
     },
     /// The consumer has the event, as the response about a later event shows, but will never
-    /// confirm it. The event is sent again without a pause, but not with events that the consumer
-    /// has not read: after a refusal of one of them, the consumer would get this event once more.
+    /// confirm it. The event is sent again without a pause, but not in a request with events that
+    /// the consumer has not read.
     Unconfirmed,
-    /// The consumer has not read the event, or the request had no room. It is sent without a pause.
+    /// The consumer has not read the event, or the request had no room for it. The event is sent
+    /// again without a pause.
     Unsent,
 }
 
@@ -254,13 +255,14 @@ pub enum Event {
     /// The consumer has the claim. The claim may be the first part of one that was sent; the rest
     /// then still waits for a response.
     Accepted(Claim),
-    /// The consumer has received the request with the claim. A later report says what became of it.
+    /// The consumer has received the request with the claim. A later report has the result.
     Taken(Claim),
     /// The response is about single events. The parts are in order and cover the claim. The claim
     /// may be the first part of one that was sent.
     Judged(Claim, Vec<Part>),
     /// The reports of claims that become final together, because one stored object has their
-    /// events. A relay that was killed later sends either all of these events again or none.
+    /// events. If the relay is killed, the next start sends either all of these events again or
+    /// none.
     Together(Vec<Self>),
     /// The consumer refuses the request because of its events. The loop searches for the ones at
     /// fault.
@@ -269,7 +271,7 @@ pub enum Event {
     Room,
     /// The result of the checkpoint that the link was given last.
     Checkpoint(Fate),
-    /// An attempt failed, and the link still works. The claim is sent again, usually after a pause.
+    /// An attempt failed, and the link still works. Usually, the claim is sent again after a pause.
     Failed(Claim, Failure),
     /// The link has ended. Every claim that is not final is sent again.
     Broken {

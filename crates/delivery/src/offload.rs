@@ -9,8 +9,8 @@ use std::sync::OnceLock;
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::Semaphore;
 
-/// An event with more bytes, line break included, is large. A filter needs about two milliseconds
-/// for 1 MiB, as for a batch of small events.
+/// An event with more bytes, line break included, is large. For this many bytes, a filter needs a
+/// few milliseconds, as for a batch of small events.
 const LARGE: usize = 1 << 20;
 
 /// Returns `true` if a piece has a large event or is a long JSON list. Looks only for the last line

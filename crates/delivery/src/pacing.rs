@@ -8,8 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::retry::Retry;
 use base::mutant;
 
-/// The longest pause while the relay drains, even with `Retry-After`. The drain has 20 s by
-/// default, and events that are then still in a queue in memory are lost.
+/// The longest pause while the relay drains, even with `Retry-After`.
 pub(super) const DRAIN_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// Decides when one delivery may make its next attempt. The delivery loop owns this value.
@@ -24,8 +23,7 @@ pub(super) struct Pacing {
     /// `true` if only one request at a time may be sent.
     pub(super) is_serial: bool,
     /// `true` if a new connection alone does not prove that the consumer is up. The previous one
-    /// broke before anything was accepted on it, or ended with the failure of an `Event::Gone`. A
-    /// consumer that refuses our certificate, or every client, breaks connections in this way.
+    /// broke before anything was accepted on it, or ended with the failure of an `Event::Gone`.
     pub(super) is_unproven: bool,
     /// `true` after [`Pacing::shorten`]: the drain ends at most one pause early.
     pub(super) is_shortened: bool,

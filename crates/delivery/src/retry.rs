@@ -7,7 +7,7 @@ use backoff::{ExponentialBackoff, ExponentialBackoffBuilder};
 
 use super::failure::RETRY_AFTER_MAX;
 
-/// The pauses after failures. Each loop that tries again owns such a value.
+/// The pauses after failures. Each loop that tries again owns its own value.
 pub struct Retry {
     backoff: ExponentialBackoff,
 }

@@ -28,12 +28,10 @@ use base::mutant;
 const PROVEN_AFTER: Duration = Duration::from_secs(1);
 
 /// The longest time that a replaced delivery waits for responses, and then again for dead letters
-/// in progress. The new delivery sends events without a response again. A consumer that hangs must
-/// not delay a change of its output's settings for long.
+/// in progress. The new delivery sends events without a response again.
 const HAND_OVER_TIME: Duration = Duration::from_secs(10);
 
-/// The time for writing the last dead letters at the end of the process. Events without a written
-/// letter stay in the queue's directory, or are lost and counted if the queue is only in memory.
+/// The longest time for writing the last dead letters at the end of the process.
 const LAST_LETTERS: Duration = Duration::from_secs(1);
 
 /// The longest time for reading the queue's recent events when a delivery begins, to recognize
@@ -42,11 +40,11 @@ const LOOK_BACK_TIME: Duration = Duration::from_secs(30);
 
 /// The delivery of one output. One task runs it, from [`Delivery::run`] to its end.
 ///
-/// Phases: at startup, the filter's memory of sent events is rebuilt. Then these phases repeat:
-/// *rest* until a connection is needed and may be made; *connect*; *drive* the link (use the
-/// connection) until it ends. In each turn of the drive loop, the delivery hands over dead letters,
-/// and sends as much as the link takes. Then it waits (`wake`) for something to do: an order, a
-/// report of the link, new events in the queue, the end of a pause, and so on.
+/// Phases: first, the filter's memory of sent events is completed. Then these phases repeat: *rest*
+/// until a connection is needed and may be made; *connect*; *drive* the link (use the connection)
+/// until it ends. In each turn of the drive loop, the delivery hands over dead letters, and sends
+/// as much as the link takes. Then it waits (`wake`) for something to do: an order, a report of the
+/// link, new events in the queue, the end of a pause, and so on.
 ///
 /// A delivery gives up an event only if `retry.max_elapsed`, `rejected.action` or `max_event_bytes`
 /// says so, if the protocol leaves no choice (`Verdict::TooLong`, `Verdict::Partly`), or if the

@@ -1,15 +1,16 @@
 //! Chooses what is sent next while a consumer turns claims down, without I/O.
 //!
-//! Either the consumer or an event is at fault. If the consumer takes something else, it is the
-//! event. So other events are sent to compare with:
+//! Either the consumer or an event is at fault. If the consumer takes something else, the event is.
+//! So other events are sent, to compare:
 //!
 //! - **A claim is refused.** The search begins: one request is sent at a time, so that each
 //!   response is about one claim. The claim is halved down to single events. While only suspects
 //!   are left, a round sends one of them, and then one new event of the queue. If the new event is
 //!   refused too, the round is over, and the loop pauses. An acceptance makes all suspects pending
 //!   again. The search ends when no claim is pending, suspected or on the wire.
-//! - **A claim gets a server error.** The claim is sent again after a pause. From its second error
-//!   on, requests with this claim and requests with other events alternate.
+//! - **A claim gets a server error.** If the consumer seems to take other events, some are sent
+//!   next. If not, the claim is sent again after a pause and, from its second error on, requests
+//!   with this claim and requests with other events alternate.
 
 use std::time::Duration;
 
@@ -24,7 +25,8 @@ pub(super) const SUSPECTS_MAX: usize = if cfg!(test) { 20 } else { 10_000 };
 /// than a kilobyte, so this is at most 3 MB in a day.
 pub(super) const PAUSE_MANY: Duration = Duration::from_secs(30);
 
-/// After this many server errors to a claim, others are sent first, to see if they are accepted.
+/// After this many server errors to a claim, other events are sent first, to see if the consumer
+/// accepts them.
 const ERRORS_BEFORE_OTHERS: u32 = 2;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,7 +35,7 @@ enum Round {
     Fresh,
     /// A new event was taken, to learn whether the consumer accepts it.
     Compared,
-    /// The queue had no new event, so the delivery pauses until one arrives.
+    /// The queue had no new event. The delivery pauses, and a new event ends the pause.
     AwaitsEvent,
 }
 
@@ -46,13 +48,13 @@ pub(crate) struct Search {
     /// The index of the last round's suspect. The next round sends another suspect: without new
     /// events, only a suspect can show that the consumer works.
     rotation: usize,
-    /// The number of new events for the next comparison, less one. It grows while the filter drops
-    /// all events of a claim, and is 0 again after events were sent.
+    /// The number of new events for the next comparison, less one. It grows each time that the
+    /// filter drops all events of a claim, and is 0 again after events were sent.
     more_events: u64,
     pub(super) last_refusal: Option<Failure>,
     /// `true` if a new event ends the pause, to be compared with a claim that got a server error.
     awaits_event: bool,
-    /// `true` if the next request must have other events than the first waiting claim.
+    /// `true` if the next request should have other events than the first waiting claim.
     others: bool,
     /// `true` if the last batch had other events than the first waiting claim. The filter may drop
     /// them.

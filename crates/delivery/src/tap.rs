@@ -34,8 +34,7 @@ pub use condition::Conditions;
 pub use fields::Fields;
 pub use view::{Looked, View};
 
-/// The maximum number of open taps. A tap takes [`ROOM_BYTES`] for copies and at most 7 MiB for
-/// writing: a few events of [`EVENT_BYTES_MAX`] in which each byte became an escape of six.
+/// The maximum number of open taps. Each tap may take several MiB of memory.
 pub const TAPS_MAX: usize = 4;
 
 /// The limit for the bytes of a tap's lines, `LINE_OVERHEAD` for each included. A line counts from
@@ -136,7 +135,8 @@ impl Tap {
         &self.taps.metrics
     }
 
-    /// Returns the numbers of events that were not handed to this tap since the last call.
+    /// Returns the numbers of acknowledged events that were not handed to this tap since the last
+    /// call.
     pub fn take_skipped(&self) -> Skipped {
         std::mem::take(&mut lock(&self.reader.state).skipped)
     }
@@ -167,7 +167,7 @@ pub struct Skipped {
     pub large: u64,
     /// The size in bytes of the largest of these large events.
     pub largest_bytes: u64,
-    /// Lines that are not JSON, which might therefore contain a secret.
+    /// Lines that are not JSON objects, which might therefore contain a secret.
     pub unreadable: u64,
 }
 

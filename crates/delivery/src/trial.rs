@@ -31,15 +31,14 @@ use tokio::time::Instant;
 
 use base::mutant;
 
-/// The refusals after which an event may be given up. If every second request reaches a broken
-/// backend, 1 event of 256 is refused 8 times in a row. The address is then usually in doubt
-/// already.
+/// The number of refusals after which an event may be given up. If every second request reaches a
+/// broken backend, 1 event of 256 is refused 8 times in a row.
 const TRIES: u32 = 8;
 
 const TRIES_OF_DOUBT: u32 = 24;
 
-/// The server errors after which an event may be given up. Pauses grow, so the fourth comes 7 s
-/// after the first.
+/// The number of server errors after which an event may be given up. Pauses grow, so the fourth
+/// comes 7 s after the first.
 const TRIES_OF_ERRORS: u32 = 4;
 
 /// The number of refusals without a pause in between: a balancer sends the next request to another
@@ -50,13 +49,13 @@ const TRIES_IN_ORDER: u32 = 3;
 const ERRORS_MIN: u32 = 2;
 
 /// Like [`ERRORS_MIN`], for an ordered output. Only one of 16 claims gets four errors in a row from
-/// a consumer that responds to every second request with 503. An error to a single event counts
-/// only if the consumer has accepted others since the previous one. So no event loses its place
-/// because a consumer works for a moment in an outage.
+/// a consumer that responds to every second request with 503. A further error to a single event
+/// counts only if the consumer has accepted others since the previous one. So no event loses its
+/// place because a consumer works for a moment in an outage.
 const ERRORS_MIN_ORDERED: u32 = 4;
 
-/// After more than this number of tries at other addresses in a row, the tries at the first address
-/// are forgotten, because it seems to be unreachable.
+/// After more than this number of tries at other addresses in a row, the address whose responses
+/// count seems to be unreachable. Another address then takes its place.
 const ELSEWHERE_MAX: u32 = 8;
 
 /// The time for which an address is in doubt after it has accepted an event that had been refused.
@@ -68,7 +67,7 @@ const TIME_MIN: Duration = Duration::from_secs(3);
 /// The pause after the third and later refusals. The eighth comes 3 s after the first.
 const PAUSE_REFUSED: Duration = Duration::from_millis(600);
 
-/// The first pause after a server error. Each further pause is twice as long.
+/// The first pause after a server error. Each further pause is twice as long, up to [`PAUSE_MAX`].
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 
 const PAUSE_MAX: Duration = Duration::from_secs(30);
@@ -162,7 +161,7 @@ impl Conducts {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Circumstances {
     pub is_ordered: bool,
-    /// `true` if `rejected.action` is `"retry"`: nothing may be given up.
+    /// `true` if `rejected.action` is `"retry"`: no event may be given up.
     pub(super) keeps_all: bool,
     /// The setting `rejected.after_server_errors`.
     pub server_errors: Duration,
@@ -173,7 +172,7 @@ pub(super) struct Circumstances {
 pub(crate) enum Verdict {
     /// Nothing shows yet that the events are at fault. They are sent again.
     Again,
-    /// The events may be at fault. Several are halved; a single one becomes a suspect.
+    /// The events may be at fault. Several are divided; a single one becomes a suspect.
     Doubt,
     /// The single event seems to be at fault, and is sent again without a pause.
     AtOnce,
@@ -187,7 +186,8 @@ pub(super) struct Trial {
     refused_at: Option<u64>,
     pub(super) refusals: u32,
     pub errors: u32,
-    /// The number of a server error. Only what was sent after it can prove that the consumer works.
+    /// The number of an earlier response. Only an acceptance of something that was sent after it
+    /// proves that the consumer works.
     errors_since: Option<u64>,
     /// For an ordered output, the number of server errors to a single event that count: between
     /// each two, the consumer has accepted something.
@@ -248,10 +248,10 @@ impl Trial {
         }
     }
 
-    /// Returns `true` if the consumer most likely works, although it has just responded with a
-    /// server error (not counted yet): it has not turned down the previous claim, or has accepted
-    /// something since the first error to this claim. Returns `false` for the first error at an
-    /// ordered output, which sends no other event then, so that a short outage changes no order.
+    /// Returns `true` if the consumer most likely works, although it has just responded to this
+    /// claim with a server error, which is not counted yet. Returns `false` for the first error to
+    /// a claim of an ordered output: the output then sends no other event, so that a short outage
+    /// changes no order.
     pub(super) fn is_alone_in_trouble(
         &self,
         conducts: &Conducts,
@@ -307,8 +307,8 @@ pub(super) struct Retrial {
     /// The number of tries that count.
     pub tries: u32,
     pub(super) refusals: u32,
-    /// The number of the first refusal; 0 if it was before this delivery. Refusals count only after
-    /// the consumer has accepted something that was sent after the first.
+    /// The number of the first refusal; 0 if it was before this delivery. Unless the relay drains,
+    /// refusals count only after the consumer has accepted something that was sent after the first.
     refused_at: Option<u64>,
     /// The last response that counts.
     pub answer: Answer,

@@ -1,5 +1,5 @@
-//! The times at which events were first sent, for `retry.max_elapsed`. The clock of a batch starts
-//! with its first attempt, and continues when the batch is cut, sent again, or joined with others.
+//! The times at which events were first sent, for `retry.max_elapsed`. An event keeps the time of
+//! its first attempt when its batch is cut, sent again, or joined with others.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -9,7 +9,8 @@ use tokio::time::Instant;
 use queue::{Claim, Position};
 
 /// Attempts within this part of `max_elapsed`, such as 3.6 s of 1 h, share an entry, which has the
-/// time of the latest attempt. So about 1,000 entries are kept, and no event is given up too early.
+/// time of the latest attempt. So there are at most about 1,000 entries, and no event is given up
+/// too early.
 const RESOLUTION: u32 = 1000;
 
 /// The times of the first attempts to send the events that are not final.

@@ -1,9 +1,9 @@
 //! Compares the events that the kube-apiservers have sent with those that the relays have received:
 //! the totals since the processes started, and the increases between the two samples.
 //!
-//! The totals can be compared only if all processes started together. The increases can always be
-//! compared, but kube-apiserver holds events back: those of the batch that it collects, and those
-//! of the batches that it sends again.
+//! The totals can be compared only if all processes started together. The increases do not depend
+//! on the starts, but kube-apiserver holds events back: those of the batch that it collects, and
+//! those of the batches that it sends again.
 
 use super::address::Address;
 use super::attempts;
@@ -38,7 +38,7 @@ pub fn is_of_batch(reason: &str) -> bool {
 pub enum Comparison {
     /// Nothing was compared, for this reason.
     Not(String),
-    /// Everything has arrived.
+    /// Everything that was generated has arrived, or is counted as lost.
     Equal,
     /// The relays have received this many events more than a saved file counts, because the file is
     /// older. The surplus may hide a loss.
@@ -128,8 +128,8 @@ fn lost(apiservers: &[&ApiserverCounts]) -> u64 {
     total(apiservers.iter().map(|it| it.lost()))
 }
 
-/// Returns `true` if the totals of these processes count from the same time. A process without a
-/// start time is compared too, so that a difference is at least reported as unexplained.
+/// Returns `true` if the totals of these processes count from about the same time. A process
+/// without a start time is compared too, so that a difference is at least reported as unexplained.
 fn started_together(apiservers: &[&ApiserverCounts], relays: &[&RelayCounts]) -> bool {
     let start = |clock: &Clock, started: Option<f64>| started.map(|at| clock.here(at));
     let starts = apiservers.iter().map(|it| start(&it.clock, it.started));

@@ -1,7 +1,8 @@
 //! The numbers that doctor takes from the metrics of a kube-apiserver or of a relay.
 //!
-//! A missing number is not 0, with one exception: kube-apiserver has a series of
-//! `apiserver_audit_error_total` only after the first error of a plugin.
+//! A missing number of generated or accepted events is unknown, and not 0. But without a series of
+//! `apiserver_audit_error_total`, a plugin has lost 0 events: kube-apiserver adds the series with
+//! the first error.
 //!
 //! A series with an impossible value, such as NaN, is left out and listed in `wrong`. The sum of
 //! its family is then unknown, and other families stay usable.
@@ -104,8 +105,9 @@ pub struct Clock {
     pub ahead: f64,
 }
 
-/// The maximum seconds by which a reported time may be later than the `Date` of the server, because
-/// a `Date` has no fraction of a second. A time that is later by more is not of the same clock.
+/// The maximum number of seconds by which a reported time may be later than the `Date` of the
+/// server, because a `Date` has no fraction of a second. A time that is later by more is not of the
+/// same clock.
 const DATE_ERROR_MAX: f64 = 2.0;
 
 impl Clock {
@@ -160,7 +162,7 @@ pub struct ApiserverCounts {
     pub clock: Clock,
     /// The start of the process, in seconds since 1970.
     pub started: Option<f64>,
-    /// The generated events. `None` if the metric is missing.
+    /// The generated events. `None` if the metric is missing or not valid.
     pub generated: Option<u64>,
     /// The events that were given up, by plugin. A plugin without errors may be missing.
     pub errors: ByLabel,
@@ -190,8 +192,8 @@ impl ApiserverCounts {
         self.unknown_plugins().next().is_none().then(|| self.lost())
     }
 
-    /// Returns a sum of counters that never decreases while the process runs. The newer one of two
-    /// samples therefore has at least the same sum.
+    /// Returns a sum of counters that never decreases while the process runs. The sum in the newer
+    /// of two samples is therefore not smaller.
     pub fn progress(&self) -> u64 {
         total(self.errors.values().copied().chain(self.generated))
     }
@@ -256,7 +258,7 @@ pub struct RelayCounts {
     pub started: Option<f64>,
     /// The version of the relay.
     pub version: Option<String>,
-    /// The accepted events. `None` if the metric is missing.
+    /// The accepted events. `None` if the metric is missing or not valid.
     pub accepted: Option<u64>,
     /// The lost events, by output. `queue` stands for events that no output can get. `None` if the
     /// metric is missing.
@@ -285,7 +287,7 @@ pub struct QueueCounts {
     /// The bytes that count for the fill of the queue: `queue_needed_bytes`, or `queue_bytes` of a
     /// version without it.
     pub needed: Option<u64>,
-    /// The maximum bytes of the queue.
+    /// The maximum number of bytes in the queue.
     pub capacity: Option<u64>,
     /// `true`: the queue is in memory and is lost with the process. `None`: unknown.
     pub in_memory: Option<bool>,
@@ -298,7 +300,7 @@ pub struct QueueCounts {
 pub struct EvidenceCounts {
     /// The entries of the log; 0 without evidence.
     pub size: Option<u64>,
-    /// The time of the last checkpoint, in seconds since 1970; 0 without a checkpoint.
+    /// The time of the last checkpoint since the start, in seconds since 1970; 0 if there is none.
     pub checkpoint: Option<f64>,
 }
 
@@ -317,9 +319,9 @@ pub struct OutputCounts {
     pub retried: u64,
     /// The failed attempts, by reason.
     pub failed: ByLabel,
-    /// The lost events that are in dead-letter files.
+    /// The events that were written to dead-letter files.
     pub dead_letters: u64,
-    /// The events that the filter dropped or changed, by action.
+    /// The events that were filtered out or changed, by action.
     pub filtered: ByLabel,
     /// `true` if the last attempt succeeded. `None` before the first attempt.
     pub up: Option<bool>,
@@ -328,7 +330,7 @@ pub struct OutputCounts {
 }
 
 impl OutputCounts {
-    /// Returns the number of events that the filter did not send.
+    /// Returns the number of events that the filter or the deduplication dropped.
     pub fn filtered(&self) -> u64 {
         let actions = ["dropped", "duplicate"].iter();
         total(actions.filter_map(|action| self.filtered.get(*action)).copied())
@@ -388,7 +390,7 @@ impl Counts for RelayCounts {
 /// The names of metrics of outputs, each with the function that sets its field.
 type Setters<V, const N: usize> = [(&'static str, fn(&mut OutputCounts, V)); N];
 
-/// A function that returns the field of an output with counts by label.
+/// A function that returns one of the fields of an output that are counts by label.
 type LabelledField = fn(&mut OutputCounts) -> &mut ByLabel;
 
 /// Returns the outputs in all families about outputs.
@@ -518,7 +520,7 @@ impl<'e> Families<'e> {
     }
 }
 
-/// The maximum characters of a label's value. A host name has at most 253, and its port 6.
+/// The maximum number of characters of a label's value. A host has at most 253, its port 6.
 const LABEL_CHARS_MAX: usize = 300;
 
 /// Returns the value of a label, safe for a terminal, or an empty text. A long value is cut and

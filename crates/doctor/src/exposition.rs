@@ -20,8 +20,8 @@ const LINE_MAX: usize = 64 << 10;
 /// one for each host and status of kube-apiserver's own requests.
 const SERIES_MAX: usize = 10_000;
 
-/// The maximum bytes of the names and values of all kept labels. 10,000 series of kube-apiserver's
-/// own requests have about 1 MiB.
+/// The maximum number of bytes of the names and values of all kept labels. 10,000 series of
+/// kube-apiserver's own requests have about 1 MiB.
 const LABELS_MAX: usize = 4 << 20;
 
 /// The UTF-8 byte order mark, which some editors and shells write at the beginning of a file.
@@ -177,7 +177,7 @@ struct Scanner<'a> {
 }
 
 impl<'a> Scanner<'a> {
-    /// Removes blanks and then `char`. Returns `false` if another character follows.
+    /// Removes blanks and then `char`. Returns `false` if `char` does not follow.
     fn skip(&mut self, char: char) -> bool {
         self.rest = self.rest.trim_start_matches([' ', '\t']);
         let rest = self.rest.strip_prefix(char);

@@ -37,7 +37,7 @@ const NOTHING_ARRIVES: f64 = 60.0;
 /// The maximum age in seconds at which the restart of a kube-apiserver explains a surplus.
 const RESTART_AGE: f64 = 600.0;
 
-/// The maximum number of places in the verdict. The screen has all of them.
+/// The maximum number of places in the verdict's sentence. The screen has all of them.
 const PLACES_MAX: usize = 3;
 
 /// Everything that was read.
@@ -84,7 +84,7 @@ impl Findings {
 pub enum Kind {
     /// A check found everything in order.
     Ok,
-    /// An operator should look at something, but no event is lost or unaccounted for.
+    /// An operator should look at this, but it is not a loss of the webhook.
     Warning,
     /// Nothing is lost so far, but the verdict names a problem: events wait, or something was not
     /// compared.
@@ -95,7 +95,7 @@ pub enum Kind {
     Lost,
 }
 
-/// The part of the way from kube-apiserver to the consumers that a [`Cause`] is about.
+/// The subject of a [`Cause`]: a part of the way from kube-apiserver to the consumers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
     /// A kube-apiserver, or everything between it and the relays.
@@ -244,8 +244,8 @@ fn about(cause: &Cause) -> &'static str {
     if cause.is_estimate { "about " } else { "" }
 }
 
-/// Returns a sentence that distinguishes earlier losses from those of the interval, or nothing if
-/// the time of one of them is unknown.
+/// Returns a sentence that says whether events were lost in the interval. Empty if the time of a
+/// loss is unknown.
 fn when(lost: &[&Cause]) -> &'static str {
     match lost.iter().map(|cause| cause.lately).collect::<Option<Vec<u64>>>() {
         None => "",

@@ -14,8 +14,8 @@ use base64::prelude::BASE64_STANDARD;
 use base::yaml::{Node, Value, field};
 use base::{named_file, yaml};
 
-/// The maximum bytes of a kubeconfig, a certificate or a key. The entries that kubectl writes for
-/// one cluster take about 6 KiB.
+/// The maximum number of bytes of a kubeconfig, a certificate or a key. The entries that kubectl
+/// writes for one cluster take about 6 KiB.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
 static NOTHING: LazyLock<Node> = LazyLock::new(Node::default);

@@ -75,9 +75,9 @@ const WATCH: Duration = Duration::from_secs(2 * AGE.as_secs());
 /// 30 s for which kube-apiserver collects a batch.
 const WATCH_PAUSE: Duration = Duration::from_secs(7);
 
-/// The pause between the two samples of the relays if every kube-apiserver is a file. There is no
-/// increase to compare then. The second sample only shows whether a relay's numbers are stable, and
-/// whether its URL leads to only one relay.
+/// The longest pause between the two samples of the relays if every kube-apiserver is a file. There
+/// is no increase to compare then. The second sample only shows whether a relay's numbers are
+/// stable, and whether its URL leads to only one relay.
 const OF_FILES: Duration = Duration::from_millis(200);
 
 /// The servers and files of an examination, and its options.
@@ -90,7 +90,7 @@ pub struct Plan {
     pub instances: Option<usize>,
     /// The relays.
     pub relays: Vec<Source>,
-    /// The time between the two samples. It does not apply if every kube-apiserver is a file.
+    /// The time between the two samples: at most [`OF_FILES`] if every kube-apiserver is a file.
     pub interval: Duration,
     /// The server of the audit webhook's kubeconfig, if the webhook is to be tried.
     pub webhook: Option<Target>,
@@ -99,7 +99,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Makes the source of a kube-apiserver. The default path is that of the metrics.
+    /// Makes the source of a kube-apiserver. The default path is `/metrics`.
     pub fn apiserver(target: Target) -> Source {
         let path = target.given().unwrap_or("/metrics").to_owned();
         Source::Url(target, path)

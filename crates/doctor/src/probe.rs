@@ -18,7 +18,6 @@ const REQUESTS: u64 = 5;
 /// The longest time for the events to arrive. kube-apiserver collects a batch for at most 30 s.
 const PATIENCE: Duration = Duration::from_secs(45);
 
-/// The pause between two readings of the metrics.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Sends the requests, and returns the fate of their events. `relays` has each relay with the path

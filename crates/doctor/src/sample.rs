@@ -182,7 +182,7 @@ fn split<C: Counts>(sources: Vec<Source>) -> (Vec<Sampled<C>>, Vec<(Target, Stri
 ///
 /// # Errors
 ///
-/// The file can't be read. The text is the reason.
+/// The file can't be read, or does not contain metrics. The text is the reason.
 pub fn read_file<C: Counts>(file: &Path) -> Result<C, String> {
     let is_stdin = file == Path::new("-");
     let name = if is_stdin { "standard input".to_owned() } else { file.display().to_string() };
@@ -320,7 +320,6 @@ pub struct Apiservers {
     endpoints: Result<Vec<Endpoint>, String>,
 }
 
-/// The address and the port of an endpoint.
 type Endpoint = (String, u16);
 
 /// Returns an endpoint as a server. The certificate there may have a name of the kubeconfig's

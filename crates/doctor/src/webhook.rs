@@ -20,7 +20,6 @@ const EMPTY: &str = "{\"kind\":\"EventList\",\"apiVersion\":\"audit.k8s.io/v1\",
 /// The longest time until a relay counts a request that it has answered.
 const COUNTED: Duration = Duration::from_secs(3);
 
-/// The pause between two readings of the relays' counters.
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// Sends the request to the webhook, and returns the findings. `relays` has each relay with the

@@ -134,7 +134,7 @@ fn part_of(directory: &Path, to: &Path) -> Result<PathBuf, CopyError> {
 #[derive(Debug, Default)]
 struct Explained {
     first: Option<u64>,
-    /// The hashes of all positions below this one were deleted, according to the log.
+    /// The line hashes at positions below this one were deleted, according to the log.
     below: u64,
     /// The position after the last event of the log.
     end: u64,
@@ -273,8 +273,8 @@ impl<'a> Copying<'a> {
         self.write(&tile.path(), bytes)
     }
 
-    /// Copies the records of line hashes that begin before `end`. Returns the number of files, and
-    /// the lowest position with the hash of a received line.
+    /// Copies the records of line hashes whose first position is below `end`. Returns the number of
+    /// files, and the lowest position with the hash of a received line.
     fn line_hashes(&self, end: u64) -> Result<(u64, Option<u64>), CopyError> {
         let failed =
             |error: io::Error| CopyError::Log(ReadError::File { path: LINES.to_owned(), error });

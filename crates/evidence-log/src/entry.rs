@@ -48,7 +48,7 @@ impl Stamp {
     }
 }
 
-/// An entry of the log. Its events have `count` positions that begin at `first`. [`Entry::bytes`]
+/// An entry of the log. Its events have the `count` positions from `first` on. [`Entry::bytes`]
 /// adds the members of [`Stamp`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
@@ -95,7 +95,7 @@ pub enum Entry {
     Pruned {
         /// The time.
         at: u64,
-        /// The line hashes of all positions below this one are deleted.
+        /// The hashes of received lines at positions below this one are deleted.
         below: u64,
     },
     /// One more key signs the log from this entry on.
@@ -134,7 +134,7 @@ pub struct Delivered {
     /// fate of an event that was set aside.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub not_delivered: BTreeMap<Offset, Fate>,
-    /// The offsets of the events that were sent in another form than received.
+    /// The offsets of the events that the filter changed before they were sent.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub changed: Vec<Offset>,
 }

@@ -1,5 +1,5 @@
 //! The names of the evidence files, and functions that read a file or a tile. Each read has a
-//! limit, which is above what a relay writes to the file.
+//! limit, which is greater than the size that a relay gives the file.
 
 use std::{fmt, io};
 
@@ -13,7 +13,7 @@ pub const DIRECTORY: &str = "evidence";
 /// The file in the log's directory in which earlier versions kept entries without a checkpoint.
 pub const JOURNAL: &str = "journal";
 
-/// The file next to the log that names a log which a witness contradicts: its origin, and the
+/// The file next to the log with the origin of a log that a witness has contradicted, and the
 /// reason.
 pub const ROLLED_BACK: &str = "evidence-rolled-back";
 
@@ -24,7 +24,7 @@ pub const KNOWN: &str = "evidence-checkpoint";
 /// The file next to the log with a signature over all durable entries ([`super::head`]).
 pub const HEAD: &str = "evidence-head";
 
-/// The file next to the log with the positions that were received while evidence was off.
+/// The file next to the log with the positions of events that came in while evidence was off.
 pub const OFF: &str = "evidence-off";
 
 /// The directory of the files of line hashes, in the log's directory.
@@ -42,9 +42,9 @@ pub trait Files {
     /// The file can't be read, or has more than `max` bytes.
     fn read(&self, path: &str, max: usize) -> io::Result<Option<Vec<u8>>>;
 
-    /// Returns the width (the number of hashes or entries) of the file that begins with the content
-    /// of `_tile`, if the partial file of `_tile` itself was deleted. By default, this is the width
-    /// of a whole tile, for a log whose files can't be listed.
+    /// Returns the width (the number of hashes or entries) of the file to read if the partial file
+    /// of `_tile` was deleted. By default, this is the width of a whole tile, for a log whose files
+    /// can't be listed.
     fn wider(&self, _tile: Tile) -> io::Result<u64> {
         Ok(WIDTH)
     }
@@ -75,7 +75,7 @@ pub fn if_there<T>(found: io::Result<T>) -> io::Result<Option<T>> {
 }
 
 /// Returns the content of a file, or `None` if it does not exist. A file of more than `max` bytes
-/// is an error, because no relay writes so many.
+/// is an error, because no relay writes one.
 pub fn read(disk: &dyn Disk, path: &str, max: usize) -> io::Result<Option<Vec<u8>>> {
     let Some(file) = if_there(disk.open(path, Access::Read))? else { return Ok(None) };
     let bytes = file.bytes()?;

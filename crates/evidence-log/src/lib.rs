@@ -32,5 +32,5 @@ pub const AHEAD_MAX: u64 = 60;
 /// event in the queue's files can't be noticed before that.
 pub const COMMIT_BYTES: u64 = 16 << 20;
 
-/// The maximum time until new hashes and entries are durable, except while witnesses are asked.
+/// The time after which new hashes and entries are made durable, except while witnesses are asked.
 pub const COMMIT_EVERY: Duration = Duration::from_secs(1);

@@ -83,7 +83,7 @@ impl Range {
         self.lines.iter().map(|line| self.salt.leaf(line)).collect()
     }
 
-    /// Returns the position after the range, which must have the hash of each event.
+    /// Returns the position after the range. The range must have the hash of each event.
     pub fn end(&self) -> u64 {
         self.first + self.lines.len() as u64
     }
@@ -215,7 +215,7 @@ pub fn whole_bytes(file: &[u8]) -> u64 {
 }
 
 /// Returns the record at an offset, if there is a valid one. `read` fills a buffer with the bytes
-/// from an offset on, and fails with `UnexpectedEof` if the file ends before.
+/// from an offset on, and fails with `UnexpectedEof` if the file ends too early.
 ///
 /// # Errors
 ///
@@ -242,7 +242,7 @@ pub fn record_at(
     Ok(Records::of(&bytes).next().and_then(|(_, record)| record.ok()))
 }
 
-/// The number of bytes of a record from its frame to its number of events.
+/// The number of bytes of a record's frame, type, first position and number of events.
 pub const HEADING: usize = FRAME + 1 + 8 + 4;
 
 /// The beginning of a record. Its checksum is not checked.
@@ -255,7 +255,7 @@ pub struct Heading {
 }
 
 impl Heading {
-    /// Reads the beginning of a record. `None` if no record begins so.
+    /// Reads the beginning of a record. `None` if no record has this length.
     pub fn parse(heading: &[u8; HEADING]) -> Option<Self> {
         let (length, rest) = heading.split_first_chunk()?;
         let length = u32::from_be_bytes(*length);

@@ -115,10 +115,6 @@ impl Directory {
     }
 
     /// Returns the names of the files of line hashes, sorted.
-    ///
-    /// # Errors
-    ///
-    /// The directory can't be read.
     pub fn line_files(&self) -> io::Result<Vec<LineFile>> {
         let mut files = self.names(Path::new(LINES), LineFile::parse)?;
         files.sort_unstable();
@@ -126,10 +122,6 @@ impl Directory {
     }
 
     /// Returns the widths of the partial files of a tile, sorted.
-    ///
-    /// # Errors
-    ///
-    /// The directory of the tile can't be read.
     pub fn partial_widths(&self, tile: Tile) -> io::Result<Vec<u64>> {
         let path = Tile { width: 1, ..tile }.path();
         let directory = Path::new(&path).parent().unwrap_or(Path::new(""));
@@ -139,9 +131,9 @@ impl Directory {
         Ok(widths)
     }
 
-    /// Returns a directory and the path of a file below it. No symlink below the directory may be
-    /// followed. For a log in a queue's directory, this is the queue's directory, so that
-    /// `evidence` itself must not be a symlink.
+    /// Returns the directory below which no symlink may be followed, and the file's path relative
+    /// to it. For a log in a queue's directory, this directory is the queue's, so that `evidence`
+    /// itself must not be a symlink.
     fn below(&self, path: &Path) -> (&Path, PathBuf) {
         match self.0.parent().filter(|_| self.0.ends_with(DIRECTORY)) {
             Some(queue) => (queue, Path::new(DIRECTORY).join(path)),
@@ -170,10 +162,6 @@ impl Directory {
     }
 
     /// Returns the content of a file of line hashes; empty if the file was deleted.
-    ///
-    /// # Errors
-    ///
-    /// The file can't be read.
     pub fn line_file(&self, file: LineFile) -> io::Result<Vec<u8>> {
         let path = file.path();
         Ok(self.read(&path, FILE_BYTES_MAX).map_err(named(&path))?.unwrap_or_default())
@@ -181,10 +169,6 @@ impl Directory {
 
     /// Returns the record at an offset of a file of line hashes. `None` if the file was deleted or
     /// has no valid record there.
-    ///
-    /// # Errors
-    ///
-    /// The file can't be read.
     pub fn line_record(&self, file: LineFile, offset: u64) -> io::Result<Option<Record>> {
         let path = file.path();
         let Some(file) = self.open(&path).map_err(named(&path))? else { return Ok(None) };
@@ -194,10 +178,6 @@ impl Directory {
 
     /// Returns the line hashes of received events with this first position, number and root. `None`
     /// if no file has them.
-    ///
-    /// # Errors
-    ///
-    /// The files of line hashes can't be read.
     pub fn range_of(&self, first: u64, count: u64, root: Hash) -> io::Result<Option<Range>> {
         let mut files = self.line_files()?;
         files.retain(|file| file.first <= first);
@@ -303,7 +283,7 @@ pub struct Log<'a> {
     pub files: &'a dyn Files,
     /// The checkpoint, or the note of a [`HeadFile`].
     pub signed: Signed,
-    /// The last entries, which are only in the [`HeadFile`]. The tiles have all entries before.
+    /// The last entries, from the [`HeadFile`]. The entries before them are in the tiles.
     behind: Vec<Vec<u8>>,
 }
 
@@ -357,7 +337,7 @@ impl<'a> Log<'a> {
         self.head().size
     }
 
-    /// Returns the number of entries in the tiles.
+    /// Returns the number of entries that are read from the tiles.
     pub fn tiled(&self) -> u64 {
         self.size().saturating_sub(self.behind.len() as u64)
     }

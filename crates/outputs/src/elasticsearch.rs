@@ -44,8 +44,8 @@ const BULK: &str = "/_bulk";
 const PATH: &str = "/_bulk?filter_path=errors,items.*.status,items.*.error,items.*.failure_store";
 
 /// The maximum bytes of an answer that is parsed. An item has about 500 bytes for a refused
-/// document, and 40 bytes for a stored one. If an answer with a status 2xx is longer, the request
-/// counts as refused, and is halved.
+/// document, and 25 for a stored one. If an answer with a status 2xx is longer, the request counts
+/// as refused, and is halved.
 const ANSWER_BYTES: usize = 8 << 20;
 
 const EVENTS_MAX: u64 = 20_000;
@@ -91,8 +91,8 @@ impl OutputSettings for Settings {
     const TYPE: &'static str = "elasticsearch";
     const SAMPLE: &'static str = "tls = {}\nbasic_auth = {}";
     const MEMORY: u64 = 4 * ((4 + 8) << 20);
-    /// Elastic's rules and dashboards need ECS. Bodies are strings, because bodies as objects would
-    /// have contradicting types in one index, and more fields than an index may have.
+    /// Elastic's rules and dashboards need ECS. Bodies are strings: the fields of bodies as objects
+    /// would have contradicting types in one index, and would be too many for it.
     const FORM: Form =
         Form { shape: Shape::Ecs, bodies: Bodies::String, managed_fields: ManagedFields::Keep };
 
@@ -180,7 +180,7 @@ struct Bulk {
 }
 
 /// The answer to a request of the bulk API: an item for each action, in the order of the actions.
-/// The member `errors` is not read, because the items say the same.
+/// The member `errors` is not parsed, because the items say the same.
 #[derive(Deserialize)]
 struct Answer {
     items: Vec<Item>,
@@ -219,7 +219,7 @@ struct ServerError {
 
 impl ServerError {
     /// Returns the error's type for messages, or an empty text if the type does not look like a
-    /// word of Elasticsearch: anybody may have sent the answer.
+    /// word of Elasticsearch: the answer may come from another server.
     fn word(&self) -> &str {
         let is_word = self.kind.len() <= TYPE_BYTES_MAX
             && self.kind.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
@@ -227,8 +227,7 @@ impl ServerError {
     }
 
     /// Returns a colon and the reason of the error, for messages. If the reason may quote the
-    /// event, returns the first reason among its causes that does not, or an empty text if there
-    /// is none.
+    /// event, uses the first cause whose reason does not. Empty if there is no such cause.
     fn shown(&self) -> String {
         let is_safe = |error: &&Self| {
             let (kind, reason) = (error.kind.as_str(), error.reason.as_str());

@@ -45,7 +45,7 @@ pub(super) struct ObjectRef<'a> {
 }
 
 impl<'a> EventFields<'a> {
-    /// Finds the members of an event in one pass.
+    /// Finds the members in an event of any shape.
     pub(crate) fn of(event: &'a [u8]) -> Self {
         let keys = [
             "level",

@@ -1,10 +1,10 @@
 //! `type = "http"`: one POST for each batch. An answer with a status 2xx is the acknowledgement,
 //! unless it began before the consumer had the whole request, or is a web page.
 //!
-//! `concurrency` lanes send one request each at a time, and keep one HTTP/1.1 connection to each
-//! address whose turn it was. The statuses 400, 413 and 422 concern the events themselves; all
+//! Each of the `concurrency` lanes sends one request at a time, and has at most one open HTTP/1.1
+//! connection to each address. The statuses 400, 413 and 422 concern the events themselves; all
 //! other failures are retried. Redirects are never followed. Nothing here logs or reports the path
-//! or query of a URL: they may hold a token.
+//! or query of a configured URL: they may hold a token.
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
@@ -68,7 +68,7 @@ impl IntoConnector for Settings {
     }
 }
 
-/// The connector of an `http` output. It makes the link, which sends the output's requests. The
+/// The connector of an output over HTTP. It makes the link, which sends the output's requests. The
 /// delivery loop owns the connector.
 ///
 /// [`Connect::connect`] returns a link without a TCP connection. The link connects (`Client::dial`)

@@ -2,9 +2,9 @@
 //! the whole request.
 //!
 //! A request is a JSON array with a record for each event. The event itself is the record's `text`,
-//! byte for byte. An answer with a status 2xx acknowledges the request. A request that is sent
-//! again, because its answer was lost, is stored again: records have no ID that the API could
-//! recognise.
+//! byte for byte. An answer with a status 2xx and a readable body acknowledges the request, unless
+//! it is a web page. A request that is sent again, because its answer was lost, is stored again:
+//! records have no ID that the API could recognise.
 
 use std::sync::Arc;
 

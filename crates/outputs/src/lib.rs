@@ -89,7 +89,7 @@ const PROTOCOLS: &[Row] = &[
 pub const TYPES: &[OutputType] = &Row::types::<{ PROTOCOLS.len() }>(PROTOCOLS);
 
 /// Returns the output that `config` describes. It has made no connection and read no file yet.
-/// Events that the output gives up are written to `dead_letters`, if the config says so.
+/// Events that the output gives up on are written to `dead_letters`, if the config says so.
 pub fn prepare(
     config: &config::Output,
     telemetry: &Arc<Telemetry>,

@@ -45,13 +45,13 @@ const VERBS: [&str; 9] =
 /// more than 64 KB of metadata (`max_structured_metadata_size`).
 const METADATA_VALUE_BYTES_MAX: usize = 4096;
 
-/// The number of members of an event that become metadata of its entry. Loki accepts 128
+/// The maximum number of members of an event that become metadata of its entry. Loki accepts 128
 /// (`max_structured_metadata_entries_count`).
 const METADATA: usize = 10;
 
 const _: () = assert!(METADATA * (METADATA_VALUE_BYTES_MAX + 64) <= 64_000 && METADATA <= 128);
 
-/// The beginning and the end of a request's body, with the streams between them.
+/// The beginning and the end of a request's body. The streams are between them.
 const FRAME: (&[u8], &[u8]) = (b"{\"streams\":[", b"]}");
 
 const STREAM_END: &[u8] = b"]}";

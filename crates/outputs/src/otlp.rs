@@ -40,7 +40,7 @@ const SCOPE: &str = base::release::NAME;
 /// `SEVERITY_NUMBER_INFO`. An audit event is information, whatever its audit level is.
 const SEVERITY: u64 = 9;
 
-/// The bytes that a request keeps free for the keys and the lengths of its `ScopeLogs` and its
+/// The bytes that a request reserves for the keys and the lengths of its `ScopeLogs` and its
 /// `ResourceLogs`, because the lengths are known only after the last record. A length of 5 bytes is
 /// enough for 32 GiB.
 const HEADS: u64 = 2 * (1 + 5);
@@ -162,8 +162,8 @@ impl Api for Logs {
         Encoded::of_parts([head, records], events)
     }
 
-    /// OTLP asks for 200 and an `ExportLogsServiceResponse`. Some receivers answer with other
-    /// statuses 2xx, such as 201 and 204, and with an empty body.
+    /// Accepts an `ExportLogsServiceResponse` with any status 2xx. OTLP asks for 200, but some
+    /// receivers answer 201 or 204, and with an empty body.
     fn acknowledged(&self, reply: &Reply<'_>) -> Result<(), String> {
         let is_understood = mutant!(
             "otlp-201-again-and-again",
@@ -265,8 +265,8 @@ fn write_key_value(field: u8, name: &str, body: &mut Vec<u8>, write: impl FnOnce
     });
 }
 
-/// The wire types of Protobuf that are written here: a number of variable length, 8 bytes, and
-/// bytes after their length.
+/// The wire types of Protobuf that are written here: a number of variable length, a number of 8
+/// bytes, and bytes that follow their length.
 const VARINT: u8 = 0;
 const FIXED64: u8 = 1;
 const BYTES: u8 = 2;
@@ -353,8 +353,7 @@ struct JsonPartial {
     rejected: Option<JsonNumber<i64>>,
 }
 
-/// Returns the number of rejected records in an `ExportLogsServiceResponse` in JSON, like
-/// [`rejected`] for Protobuf.
+/// Like [`rejected`], for an `ExportLogsServiceResponse` in JSON.
 fn rejected_in_json(response: &[u8]) -> Option<u64> {
     // serde would also accept an array for the message.
     let object = Some(response).filter(|it| it.trim_ascii_start().starts_with(b"{"))?;

@@ -31,8 +31,8 @@ const NINE_DIGITS: u32 = 999_999_999;
 /// some hundred bytes if it lists the consumer's offers.
 const ANSWER_BYTES_MAX: usize = 16 * 1024;
 
-/// The features that the relay offers with the command `open`. librelp calls its protocol version
-/// 0.
+/// The features that the relay offers with the command `open`. librelp gives its protocol the
+/// version 0.
 const OFFERS: &str = concat!(
     "relp_version=0\nrelp_software=kube-audit-forwarder,",
     env!("CARGO_PKG_VERSION"),

@@ -97,7 +97,8 @@ impl OutputSettings for Settings {
     }
 }
 
-/// Reads the plain keys of this type. A part of the result is `None` if one of its values is wrong.
+/// Reads the config keys of this type. A part of the result is `None` if one of its values is
+/// wrong.
 fn own(t: &mut Table<'_, '_>) -> (Option<Address>, Option<Credentials>, Limits) {
     let bucket = t.word(required("bucket", "name", "bucket for the objects"), bucket_name);
     let region =
@@ -174,7 +175,7 @@ fn name(text: &str, least: usize, others: &str) -> Option<String> {
     is_name.then(|| text.to_owned())
 }
 
-/// Returns a prefix without `/` at its ends. The error text says which prefixes are allowed.
+/// Returns a prefix without `/` at its ends. The error text says what is wrong with the prefix.
 fn prefix(text: &str) -> Result<String, String> {
     if text.is_empty() {
         return Ok(String::new());

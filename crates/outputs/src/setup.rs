@@ -33,7 +33,7 @@ pub(crate) struct Setup<'a> {
     /// The config of the output, with the common keys: name, timeouts, batch limits, …
     pub output: &'a config::Output,
     pub metrics: OutputMetrics,
-    /// The metric of when the output's TLS certificates expire.
+    /// The metric for the expiry of TLS certificates.
     pub expiry: Expiry,
 }
 

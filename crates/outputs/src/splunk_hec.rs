@@ -1,11 +1,11 @@
 //! `type = "splunk_hec"`: Splunk's HTTP Event Collector, with indexer acknowledgement.
 //!
 //! With `acknowledge = "indexed"`, a 200 means only that Splunk has the events in memory. Splunk
-//! gives the request a number, and says later, when it is asked, that the events are indexed. It
-//! says so once for each number, and only on the channel (a UUID in a header) of the request. Only
-//! then are the events final. The relay uses one channel for each connection, because a number
-//! means nothing to another server behind the same address, and perhaps nothing to the same server
-//! after a restart.
+//! gives the request a number. The relay asks later which numbers are indexed, and the events of a
+//! request are final once Splunk has confirmed its number. Splunk confirms a number only once, and
+//! only on the channel (a UUID in a header) of the request. The relay uses one channel for each
+//! connection, because a number means nothing to another server behind the same address, and
+//! perhaps nothing to the same server after a restart.
 //!
 //! Source of the facts: Splunk's documentation of the HTTP Event Collector ("About HTTP Event
 //! Collector Indexer Acknowledgment", "Troubleshoot HTTP Event Collector").
@@ -50,21 +50,18 @@ const CHANNEL: HeaderName = HeaderName::from_static("x-splunk-request-channel");
 /// event (`TRUNCATE`), so Splunk's default applies: 10,000 bytes.
 const SOURCETYPE: &str = "_json";
 
-/// The shortest and the longest pause before events are sent again, while Splunk answers the
-/// question for acknowledgements and still does not acknowledge requests. The pause doubles each
-/// time, because Splunk may index the events each time.
+/// The second and the longest pause before events are sent again, while Splunk answers the question
+/// about indexed requests, but confirms none. There is no pause at first. Later pauses double,
+/// because Splunk may index the events at each attempt.
 const NUMBERLESS: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(3600));
 
-/// The message about a token without the acknowledgement that `acknowledge` asks for.
 const OFF: &str = "indexer acknowledgement is off for this token: turn it on in Splunk (useACK = \
                    true in inputs.conf), or set acknowledge = \"accepted\"";
 
-/// The message about a token with acknowledgement, if `acknowledge` does not ask for
-/// acknowledgement.
 const ON: &str = "indexer acknowledgement is on for this token: set acknowledge = \"indexed\", or \
                   turn it off in Splunk (useACK = false in inputs.conf)";
 
-/// The maximum bytes of an answer that is parsed. Splunk's answers have less than 200.
+/// The maximum bytes of an answer that is parsed.
 const ANSWER_BYTES: usize = 64 * 1024;
 
 #[derive(Debug, Clone, PartialEq)]
@@ -73,9 +70,9 @@ pub(crate) struct Settings {
     /// The file with the token of the HTTP Event Collector.
     token_file: PathBuf,
     acknowledge: Acknowledge,
-    /// The time between two questions about which requests are indexed.
+    /// The time between two questions about indexed requests.
     ack_interval: Duration,
-    /// The longest wait of a request until its events are indexed.
+    /// The longest time until the events of a request are indexed. After that, they are sent again.
     ack_timeout: Duration,
     metadata: Metadata,
 }
@@ -107,7 +104,7 @@ impl OutputSettings for Settings {
     const MEMORY: u64 = 4_000_000;
 
     /// Splunk's limit for a request's body (`max_content_length` in limits.conf) is 1 MB in older
-    /// versions and in Splunk Cloud. The limit can be raised to 800 MB.
+    /// versions and in Splunk Cloud. Newer versions accept 800 MiB.
     const BATCH_BYTES: BatchBytes = BatchBytes { default: 1_000_000, max: Some(800 << 20) };
 
     fn read(t: &mut Table<'_, '_>) -> Option<Self> {
@@ -189,7 +186,6 @@ impl Metadata {
         Some(Self { index, host, source, sourcetype: sourcetype?, fields })
     }
 
-    /// Returns the text between the time and the event, and the text after the event.
     fn around(&self) -> (String, String) {
         let member = |(name, value): (&str, &str)| format!(",\"{name}\":{}", json(value));
         let own =
@@ -265,13 +261,13 @@ struct Collector {
 
 /// The doubt whether Splunk acknowledges requests: an answer had no number, or a request was not
 /// indexed in time. Splunk may have indexed the events, and would index them again with each
-/// attempt. Therefore Splunk must answer the question before the next attempt; it refuses the
-/// question if the token has no acknowledgement.
+/// attempt. Therefore Splunk must answer the question about indexed requests before the next
+/// attempt. It refuses the question if the token has no acknowledgement.
 struct Doubt {
     since: Instant,
     /// The shortest time from `since` to the next attempt.
     pause: Duration,
-    /// `true` if Splunk has answered the question, and `pause` is over.
+    /// `true` if Splunk has answered the question after the end of `pause`.
     is_answered: bool,
 }
 
@@ -350,7 +346,8 @@ impl Collector {
         }
     }
 
-    /// Records an answer to the question, if the pause is over. Returns the rest of the pause.
+    /// Records an answer to the question, if the pause of the doubt is over. Returns the rest of
+    /// the pause.
     fn answered(&self) -> Duration {
         let mut doubt = lock(&self.doubt);
         let Some(doubt) = doubt.as_mut() else { return Duration::ZERO };
@@ -420,8 +417,8 @@ impl Api for Collector {
         [&format!("{EVENTS}/1.0"), EVENTS, "/services/collector"].map(str::to_owned).into()
     }
 
-    /// Returns a request without an event and, with `acknowledge = "indexed"`, the question for
-    /// acknowledgements.
+    /// Returns a request without an event and, with `acknowledge = "indexed"`, the question about
+    /// indexed requests.
     fn test_requests(&self) -> Vec<TestRequest> {
         let test = TestRequest { head: RequestHead::post(EVENTS, self.content_type()), body: b"" };
         [test].into_iter().chain(self.acknowledgement.as_ref().map(|_| question_alone())).collect()
@@ -568,8 +565,8 @@ struct Acks {
     acks: BTreeMap<String, bool>,
 }
 
-/// Returns a question about the request 0, which was never sent on this channel. Splunk refuses the
-/// question if acknowledgement is off for the token.
+/// Returns a question about the request 0. It is sent on a new channel, which has no such request.
+/// Splunk refuses the question if acknowledgement is off for the token.
 fn question_alone() -> TestRequest {
     TestRequest { head: RequestHead::post(ACK, JSON), body: br#"{"acks":[0]}"# }
 }
@@ -580,7 +577,6 @@ fn question(numbers: &[u64]) -> Vec<u8> {
     format!("{{\"acks\":[{}]}}", numbers.join(",")).into_bytes()
 }
 
-/// Returns the meaning of an answer to a question.
 fn told(status: StatusCode, body: &[u8]) -> Told {
     match status {
         status if status.is_success() => {

@@ -65,10 +65,11 @@ impl IntoConnector for Settings {
     }
 }
 
-/// The connector of a `stdout` output, which the delivery loop owns. `connect` starts a thread that
-/// writes to stdout, as soon as the output starts. The thread runs until a write fails or its link
-/// is dropped. After a failed write, the loop calls `connect` again: after a pause if the link was
-/// new, otherwise without a pause. A closed pipe ends the output instead, and with it the process.
+/// The connector of a `stdout` output, which the delivery loop owns. The loop first calls `connect`
+/// when the delivery begins. `connect` starts a thread that writes to stdout. The thread runs until
+/// a write fails or its link is dropped. After a failed write, the loop calls `connect` again:
+/// after a pause if the link was new, otherwise without a pause. A closed pipe ends the output
+/// instead, and with it the process.
 #[derive(Clone)]
 pub(super) struct StdoutConnector {
     format: LineFormat,
@@ -105,8 +106,8 @@ const FULL_PIPE: Duration = Duration::from_millis(10);
 
 /// The thread that writes to stdout: writes the batches from `queue` one after the other, and sends
 /// each result to `report`. The thread ends when `queue` or `report` is closed, or after an error.
-/// It is not joined, because a write to a full pipe may never return; it owns nothing but a copy of
-/// the file descriptor.
+/// It is not joined, because a write to a full pipe may never return; it owns only its channels and
+/// a copy of the file descriptor.
 ///
 /// Only one such thread writes at a time. If the output is replaced while its thread hangs, the new
 /// thread waits until the old one has ended, so that no lines are mixed.

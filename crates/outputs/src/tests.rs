@@ -17,8 +17,8 @@ pub(crate) fn output(keys: &str) -> config::Output {
     read.config.unwrap_or_else(|| panic!("{text}")).outputs.remove(0)
 }
 
-/// Returns the format of messages such as `<134>1 TIME host app - - - EVENT`. A message may have
-/// `max_message_bytes` bytes.
+/// Returns the encoder of messages such as `<134>1 TIME host app - - - EVENT`. A message may have
+/// at most `max_message_bytes` bytes.
 pub(super) fn rfc5424(max_message_bytes: u64, rejected: Rejected) -> Rfc5424 {
     let (hostname, app_name) = ("host".into(), "app".into());
     let config = config::Messages { priority: 134, hostname, app_name, max_message_bytes };

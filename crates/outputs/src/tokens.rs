@@ -22,8 +22,8 @@ use telemetry::AttemptError;
 /// The maximum lifetime of a token. A longer lifetime in an answer counts as this one.
 const LIFE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// The shortest time from the beginning of the last request for a token until a consumer's refusal
-/// of a token causes another request.
+/// A consumer's refusal of a token causes a request for a new one only if the last request began at
+/// least this long ago.
 const REFUSED_PAUSE: Duration = Duration::from_secs(5);
 
 /// The value of [`REFUSED_PAUSE`] if the refused token was itself requested because of a refusal.
@@ -54,7 +54,7 @@ pub(crate) trait Issuer: Send + Sync + 'static {
     /// Returns the message for the case that the server refuses the credentials.
     fn refusal(&self) -> String;
 
-    /// Returns the token in an answer, and its lifetime. `None` if the answer has no token.
+    /// Returns the token in an answer, and its lifetime. `None` if the answer has no valid token.
     fn token(&self, answer: &[u8]) -> Option<(Self::Token, Duration)>;
 }
 

@@ -8,15 +8,14 @@ use futures_util::FutureExt;
 use tokio::sync::watch;
 
 /// The first failure of a task or thread that the process needs until its end. After a failure, the
-/// relay drains and exits with an error: a process without its accept loop, for example, must not
-/// seem healthy. All clones share one record.
+/// relay drains and exits with an error. All clones share one record.
 #[derive(Clone, Default)]
 pub struct Failures {
     first: watch::Sender<Option<String>>,
 }
 
 impl Failures {
-    /// Logs a failure now, because the process ends only after the drain. Keeps only the first one.
+    /// Logs a failure, and stores its description if it is the first one.
     pub fn report(&self, error: String) {
         tracing::error!(
             error,
@@ -38,7 +37,7 @@ impl Failures {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future loses nothing: the failure is kept.
+    /// If the future is dropped, no failure is lost: the next call returns it.
     pub async fn wait(&self) -> String {
         let mut first = self.first.subscribe();
         match first.wait_for(Option::is_some).await.ok().and_then(|error| error.clone()) {
@@ -49,7 +48,7 @@ impl Failures {
     }
 
     /// Wraps `task`. If it panics, a failure is reported whose description begins with `name`. A
-    /// task that returns is not a failure: tasks return only when they are told to.
+    /// task that returns is not a failure.
     pub fn watched<T>(&self, name: String, task: T) -> impl Future<Output = ()> + use<T>
     where
         T: Future<Output = ()>,

@@ -1,7 +1,7 @@
 //! The process as a whole: the limits that it asks the kernel for at startup, the rights that it
-//! gives up before it opens anything, and the failures after which it must end. A limit or
-//! restriction that the kernel refuses is an error or a line of the log. This crate imports
-//! `config` (the section `[process]`). No thread may start before the restrictions are in force.
+//! gives up at startup, and the failures after which it must end. A limit or restriction that the
+//! kernel refuses is an error or a line of the log. This crate imports `config` (the section
+//! `[process]`). The restrictions do not hold for threads that started before them.
 
 use std::io;
 
@@ -13,8 +13,7 @@ pub mod restrict;
 pub use failures::Failures;
 
 /// Raises the soft limit of open files to the hard limit, as Go's runtime does. The soft limit is
-/// often 1,024, because select(2) can handle no more, but the relay does not use select. If the
-/// soft limit stayed, accept(2) could fail before `limits.max_connections` is reached.
+/// often 1,024, because select(2) can handle no more, but the relay does not use select.
 ///
 /// # Errors
 ///
@@ -32,7 +31,7 @@ pub fn open_files_max() -> u64 {
 
 /// Turns transparent huge pages off for this process. The allocator mimalloc asks for huge pages,
 /// and in a huge page, one touched byte makes 2 MiB resident: a relay with 2 MiB in use had 30 MiB
-/// resident. The relay's memory limits count only the bytes in use.
+/// resident.
 ///
 /// # Errors
 ///

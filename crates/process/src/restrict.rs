@@ -1,12 +1,12 @@
 //! Gives up rights at startup, so that an attacker who takes the process over gains little.
-//! Landlock refuses access to files that the config does not name, and seccomp refuses system calls
+//! Landlock refuses access to files that the relay does not need, and seccomp refuses system calls
 //! that the relay never makes. Landlock protects only the contents and names of files, so seccomp
 //! also refuses changes of permissions, owners, times and attributes, even of the relay's files.
 //!
 //! Both restrictions hold for the calling thread and for the threads that it starts later, but not
 //! for other existing threads (Landlock reaches those only since Linux 7.0). The command `run`
-//! therefore calls [`enforce`] on its first thread. The checked config names every file that the
-//! relay opens later. Landlock does not restrict sockets or files that are open already.
+//! therefore calls [`enforce`] on its first thread. The checked config and [`open`] name every file
+//! that the relay opens later. Landlock restricts neither network connections nor open files.
 //!
 //! A rule of Landlock belongs to an inode and not to a name, so `run` first makes the directories
 //! in which it writes. Rules cannot be changed or added later. A rule on a file does not hold for
@@ -48,11 +48,11 @@ const LANDLOCK_MIN: ABI = ABI::V3;
 /// The maximum number of symlinks that are followed; Linux itself follows 40.
 const LINKS_MAX: usize = 40;
 
-/// The paths that libraries read while the relay runs. A path that does not exist is left out.
-/// `/etc/passwd` is not in the list, because nothing looks up users.
+/// Paths of the system that the relay and its libraries read. A path that does not exist is left
+/// out. `/etc/passwd` is not in the list, because nothing looks up users.
 const OF_THE_SYSTEM: [&str; 28] = [
     // Metrics, memory limits, backlogs. Inodes below /proc change, so the rule is on the whole of
-    // /proc, but the data of other processes stay out of reach.
+    // /proc, but the memory and the environment of other processes stay out of reach.
     "/proc",
     "/sys/fs/cgroup",
     "/dev/urandom",
@@ -163,8 +163,8 @@ const FORBIDDEN: [libc::c_long; 65] = [
     FILE_SETATTR,
 ];
 
-/// The numbers of calls that the crate libc lacks on some targets. Each number is the same on every
-/// architecture. `XATTRAT` is setxattrat(2) to removexattrat(2).
+// The numbers of calls that the crate libc lacks on some targets. Each number is the same on every
+// architecture. `XATTRAT` is setxattrat(2) to removexattrat(2).
 const FCHMODAT2: libc::c_long = 452;
 const OPEN_TREE_ATTR: libc::c_long = 467;
 const FILE_SETATTR: libc::c_long = 469;
@@ -172,16 +172,17 @@ const XATTRAT: RangeInclusive<libc::c_long> = 463..=466;
 
 const KEXEC_FILE_LOAD: libc::c_long = if cfg!(target_arch = "x86_64") { 320 } else { 294 };
 
-/// The numbers of calls that only x86-64 has: modify_ldt(2), iopl(2), ioperm(2), chmod(2),
-/// chown(2), lchown(2), utime(2), utimes(2), futimesat(2).
+/// The numbers of calls that x86-64 has and newer architectures lack: modify_ldt(2), iopl(2),
+/// ioperm(2), chmod(2), chown(2), lchown(2), utime(2), utimes(2), futimesat(2).
 const FORBIDDEN_ON_X86_64: [libc::c_long; 9] = [154, 172, 173, 90, 92, 94, 132, 235, 261];
 
-/// Changes of attributes that need no right to write: FS_IOC_SETFLAGS, its form for 32 bits,
-/// FS_IOC_SETVERSION, FS_IOC_FSSETXATTR, FS_IOC_ENABLE_VERITY, FS_IOC_SET_ENCRYPTION_POLICY.
+/// ioctl(2) commands that change attributes and need no right to write: FS_IOC_SETFLAGS,
+/// FS_IOC32_SETFLAGS, FS_IOC_SETVERSION, FS_IOC_FSSETXATTR, FS_IOC_ENABLE_VERITY,
+/// FS_IOC_SET_ENCRYPTION_POLICY.
 const FORBIDDEN_COMMANDS: [u64; 6] =
     [0x4008_6602, 0x4004_6602, 0x4008_7602, 0x401c_5820, 0x4080_6685, 0x800c_6613];
 
-/// The bit of a call of the x32 ABI on x86-64. It gives each forbidden call a second number.
+/// The bit that marks x32 calls on x86-64. It gives each forbidden call a second number.
 const X32: libc::c_long = 0x4000_0000;
 
 /// The numbers that only the x32 ABI has: another execve(2), ptrace(2) and so on.
@@ -197,7 +198,7 @@ enum May {
 
 type Identity = (u64, u64);
 
-/// A file or directory that the process may use, opened for a rule.
+/// A file or directory that the process may use, opened for a rule of Landlock.
 pub struct Opened {
     path: PathBuf,
     fd: PathFd,
@@ -225,8 +226,9 @@ impl State {
         Self { restrict, landlock: None, seccomp: false, missing: None, allowed: Vec::new() }
     }
 
-    /// Returns `true` if the process may read `path`, or write in it. The path need not exist. Also
-    /// `true` without Landlock, and if the path cannot be followed: the system's error says more.
+    /// Returns `true` if the process may read `path` and, if `is_to_be_written` is `true`, also
+    /// write in it. The path need not exist. Also `true` without Landlock, or if the path cannot be
+    /// followed.
     pub fn allows(&self, path: &Path, is_to_be_written: bool) -> bool {
         if self.landlock.is_none() {
             return true;
@@ -277,7 +279,7 @@ impl State {
     }
 }
 
-/// Returns the real path of `path` or of its innermost existing parent, if it can be followed.
+/// Returns the real path of `path`, or of its innermost parent that exists; `None` after an error.
 fn existing(path: &Path) -> Option<PathBuf> {
     // The target of a symlink may be missing.
     let target = links(path).pop()?;
@@ -291,9 +293,9 @@ pub fn state() -> Option<&'static State> {
     STATE.get()
 }
 
-/// Returns the paths that the process may use: for reading, those of the system and the directories
-/// around `files`; for writing, `directories`, which must exist. Leaves out a path that cannot be
-/// opened, because the relay could not use it either. Blocks on the disk.
+/// Opens the paths that the process may use: the directories around `files` and the paths of the
+/// system for reading, and `directories` for writing. Leaves out the root, and each path that
+/// cannot be opened. [`Restrict::Off`] opens nothing. Blocks on the disk.
 pub fn open(restrict: Restrict, files: &[PathBuf], directories: &[PathBuf]) -> Vec<Opened> {
     if restrict == Restrict::Off {
         return Vec::new();
@@ -373,7 +375,7 @@ fn around_resolver(file: &Path, restrict: Restrict) -> BTreeSet<PathBuf> {
     links(file).into_iter().filter_map(of).collect()
 }
 
-/// Returns the absolute paths of `file` and of the files that its symlinks lead to, in their order.
+/// Returns the absolute path of `file` and, if it is a symlink, of each target in turn.
 fn links(file: &Path) -> Vec<PathBuf> {
     let mut links: Vec<_> = std::path::absolute(file).into_iter().collect();
     while let Some(last) = links.last()
@@ -402,8 +404,8 @@ pub fn lacking() -> Option<String> {
 const NO_LANDLOCK: &str = "Landlock with ABI 3 or newer (Linux 6.2, and `landlock` in the kernel's \
                            list of security modules)";
 
-/// Restricts the calling thread, and the threads that it starts later, to the paths in `opened`.
-/// Restricts nothing if `restrict` is [`Restrict::Off`]. Must be called only once.
+/// Restricts the calling thread, and the threads that it starts later, to the paths in `opened` and
+/// to the calls that are not forbidden. [`Restrict::Off`] restricts nothing. Call this only once.
 ///
 /// # Errors
 ///

@@ -9,11 +9,11 @@ use base::position::Position;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stage {
-    /// The consumer has not responded yet. The events may not even be sent yet.
+    /// The consumer has not responded yet. Perhaps the events are not sent yet either.
     OnWire,
     /// The events must be sent again, for example because the connection broke.
     Released,
-    /// The claim is final: the consumer has the events, or the output has given them up.
+    /// The claim is final: the output has finished its events.
     Done,
     /// The events were dropped or are missing, and are counted as lost. A later end of the claim is
     /// not counted again.
@@ -37,8 +37,8 @@ pub(super) struct HeldClaim<T> {
 ///
 /// A claim is added when its events are handed out. It is removed when it, and every claim before
 /// it, is done or dropped. The first claim in the list is therefore always open, and begins at the
-/// output's watermark: the first position that is not finished. Claims never overlap. Positions
-/// between two claims were dropped or missing before they could be claimed.
+/// output's watermark: the first position that is not finished. Claims never overlap. The events
+/// between two claims were gone before they could be claimed.
 ///
 /// `T` is the note that the queue needs to read the lines of a claim again: a place in a file for
 /// the queue in files, and nothing for the queue in memory.
@@ -62,7 +62,6 @@ impl<T: Copy> Claims<T> {
         self.held.iter()
     }
 
-    /// Adds a claim at the end of the list, in the stage `OnWire`.
     pub(crate) fn push(&mut self, claim: Claim, note: T) {
         // The two checks are cheap, because a claim usually has hundreds of events.
         assert!(claim.start < claim.end, "a claim has events: {claim:?}");
@@ -77,7 +76,7 @@ impl<T: Copy> Claims<T> {
         (self.held.get(index)?.claim == claim).then_some(index)
     }
 
-    /// Returns the claim with exactly these positions; `None` if it was removed.
+    /// Returns the claim with exactly these positions; `None` if it was removed or cut.
     pub(crate) fn find(&mut self, claim: Claim) -> Option<&mut HeldClaim<T>> {
         let index = self.index(claim)?;
         self.held.get_mut(index)
@@ -111,7 +110,7 @@ impl<T: Copy> Claims<T> {
 
     /// Cuts a claim into two parts at `middle`. Both parts keep the stage of the claim; `note`
     /// makes the two notes from the note of the claim. Returns `None` if `middle` is not inside the
-    /// claim, or if the claim was removed.
+    /// claim, or if the claim was removed or cut.
     pub(crate) fn split(
         &mut self,
         claim: Claim,

@@ -18,11 +18,11 @@ use telemetry::OutputMetrics;
 /// A batch that is appended: the events of one request.
 #[derive(Debug, Clone)]
 pub struct Append {
-    /// The events, each followed by `\n` or, if `list` is `Some`, by the byte that it was received
-    /// with.
+    /// The events, each followed by `\n` or, if `list` is `Some`, by the byte that followed it in
+    /// the request.
     pub lines: Bytes,
-    /// The ends of the events if they are a JSON list, in which `]` follows the last event and a
-    /// comma each other one. `None` if they are lines. See
+    /// The ends of the events if they are a JSON list. `]` follows the last event, and a comma
+    /// follows each other one. `None` if they are lines. See
     /// [`Queue::keeps_list`](super::Queue::keeps_list).
     pub list: Option<ListEnds>,
     /// The number of events.
@@ -31,7 +31,7 @@ pub struct Append {
     pub levels: LevelCounts,
 }
 
-/// The reason why the queue did not take a batch. The sender still has the batch and can send it
+/// The reason why a batch is not acknowledged. The sender still has the batch and can send it
 /// again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
@@ -53,7 +53,7 @@ pub enum Refused {
 /// if the writer thread has begun to store it.
 #[must_use]
 pub struct Ticket {
-    /// The response to the sender. While `waits` is `Some`, it holds only if the queue ends.
+    /// The response to the sender. While `waits` is `Some`, it is used only if the queue ends.
     pub answer: Result<(), Refused>,
     /// The wait for the response. `None` once the response is known.
     pub waits: Option<Waits>,
@@ -81,8 +81,7 @@ impl Ticket {
 
     /// Waits until the sender may be told that its batch is safe. In a queue in files, the batch
     /// must be synced. In a queue in memory, there is no wait unless `acknowledge` is `delivered`:
-    /// every required output must then acknowledge the batch or count it as lost. Later calls
-    /// return the same.
+    /// every required output must then finish the batch. Later calls return the same result.
     ///
     /// # Errors
     ///
@@ -135,11 +134,11 @@ pub enum JoinError {
 pub enum Redelivery {
     /// The claim is on the wire again, and this batch has its lines.
     Batch(Batch),
-    /// All events of the claim were dropped or are missing, or the claim is final.
+    /// The claim has no event left to send.
     Gone,
     /// The lines must be read from a file first. Call again when
-    /// [`Cursor::readable`](super::Cursor::readable) returns. While the relay drains, a queue whose
-    /// files are kept returns only this.
+    /// [`Cursor::readable`](super::Cursor::readable) returns. While the relay drains, a queue in
+    /// files returns only this, unless it is ephemeral.
     NotYet,
 }
 
@@ -162,7 +161,7 @@ impl Take {
         }
     }
 
-    /// Like `front_of`, for events whose ends are known: the offset of the byte after each event.
+    /// Like `front_of`. `ends` are the offsets of the byte after each event.
     pub fn front(self, ends: impl Iterator<Item = usize>) -> (usize, u64) {
         let (mut bytes, mut events) = (0, 0);
         for end in ends {
@@ -211,7 +210,7 @@ pub struct Batch {
     /// ([`is_list`]).
     pub pieces: Vec<Bytes>,
     /// The ends of the events in each piece that is a part of a list; `None` for a piece of lines.
-    /// The elements of the last pieces may be missing if these are lines.
+    /// The last elements may be left out if they are `None`.
     pub ends: Vec<Option<ListEnds>>,
     /// The positions and times of the lines, one element for each piece. Empty unless
     /// [`Cursor::tell_acceptances`](super::Cursor::tell_acceptances) is set.
@@ -407,7 +406,7 @@ pub trait Originals: Send + Sync + fmt::Debug {
     fn changed(&self, first: Position, lines: &[u8]) -> Vec<Position>;
 }
 
-/// How events ended at an output.
+/// The way in which events ended at an output.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// The output has finished the events.
@@ -421,12 +420,12 @@ pub enum Outcome {
 pub struct Finished {
     /// The name of the output.
     pub output: String,
-    /// The positions of the events. For one output, a position repeats only if the queue was opened
-    /// again in between, or if the earlier value says that the event was set aside.
+    /// The positions of the events. A position of an output may appear twice, for example after a
+    /// restart, or if the event was set aside before.
     pub claim: Claim,
     /// The time when the events were finished, in milliseconds since 1970.
     pub at: u64,
-    /// How the events ended.
+    /// The way in which the events ended.
     pub outcome: Outcome,
 }
 

@@ -1,8 +1,8 @@
 //! The cursors file, which says how far each output has got. Its format is in
 //! docs/internals/spool-format.md. Only the upkeep writes it.
 //!
-//! The file has two slots, which are written in turn. Each write has a generation, one higher than
-//! the last. A failed write leaves the other slot whole.
+//! The file has two slots, which are written in turn. The newer one has the higher generation. A
+//! failed write leaves the other slot whole.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -275,13 +275,13 @@ pub(crate) fn read(disk: &dyn Disk) -> io::Result<(Found, u64)> {
 pub(super) struct Cursors {
     /// `None` if the next write must make a new file.
     file: Option<Arc<dyn File>>,
-    /// The highest generation that was written so far.
+    /// The highest generation that was used so far.
     generation: u64,
 }
 
 impl Cursors {
-    /// Opens the file for writing. `found` and `generation` are what [`read`] has returned. A file
-    /// with a valid slot is kept, because a full disk has no room for a second file.
+    /// Opens the file for writing. `found` and `generation` come from [`read`]. A file with a valid
+    /// slot is not replaced, because a full disk has no room for a second file.
     pub(crate) fn open(disk: &dyn Disk, found: &Found, generation: u64) -> io::Result<Self> {
         let file = match found {
             Found::Half(_) | Found::Whole(_) => Some(disk.open(FILE, Access::Write)?),

@@ -124,7 +124,7 @@ pub struct Summary {
     pub segments: u64,
     /// The number of bytes in the files of the segments that could be opened.
     pub segment_bytes: u64,
-    /// The position of the first event in the segments.
+    /// The first position of the oldest segment; without segments, the same as `end`.
     pub first: Position,
     /// The position after the last event in the log.
     pub end: Position,
@@ -147,7 +147,8 @@ pub struct Output {
     pub events: u64,
     /// The number of bytes in the lines of these events.
     pub bytes: u64,
-    /// The age of the oldest unfinished event; 0 if there are none, `None` if it can't be read.
+    /// The age of the oldest unfinished event that can be read; `None` if none can be read. 0 if
+    /// all events are finished.
     pub oldest: Option<Duration>,
 }
 
@@ -192,8 +193,7 @@ impl fmt::Display for CursorsFile {
 pub struct Finding {
     /// The type of the fault and its place.
     pub fault: Fault,
-    /// The number of events that are missing because of the fault; 0 if unknown. Events that the
-    /// relay has dropped and counted are not included.
+    /// The number of events that are missing because of the fault; 0 if unknown.
     pub events: u64,
     /// The positions of the missing events; empty if unknown.
     pub positions: Range<Position>,
@@ -211,7 +211,7 @@ pub enum Fault {
         /// The number of damaged bytes.
         bytes: u64,
     },
-    /// An output still needs these events, but no segment has them.
+    /// An output still needs these events, but no segment has them. Dropped events do not count.
     Missing,
     /// A segment can't be opened.
     Unreadable {
@@ -262,7 +262,7 @@ pub enum Seen<'a> {
     Lines(&'a [u8]),
     /// A fault that was found.
     Finding(&'a Finding),
-    /// The number of segments that were read so far, and the number of all segments.
+    /// The number of segments that were read or skipped so far, and the number of all segments.
     Progress(usize, usize),
 }
 

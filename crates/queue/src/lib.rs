@@ -2,7 +2,7 @@
 //! for each output.
 //!
 //! This crate promises: for each output that exists when an event is accepted, the event is either
-//! handed out or dropped, and is counted exactly once. With a directory, no stored batch is
+//! handed out or lost, and is counted exactly once. With a directory, no stored batch is
 //! acknowledged before it is synced. The crate imports `audit` (the counts of a batch), `base`,
 //! `config` (its section) and `telemetry`. It must never interpret an event, or wait for anything
 //! while it holds the lock of its state.
@@ -13,11 +13,10 @@
 //! is held only as long as nothing else needs its room. [`Queue::append`] never waits for room: if
 //! there is none, it refuses the batch or drops events, as `when_full` says.
 //!
-//! An output *claims* a range of positions ([`Cursor::next`]), and then tells the queue how each
-//! claim ended:
+//! An output *claims* a range of positions ([`Cursor::next`]), and then calls one of these
+//! functions for it:
 //!
-//! - [`Cursor::acknowledge`]: the claim is final. The consumer has the events, or the output has
-//!   given them up.
+//! - [`Cursor::acknowledge`]: the claim is final, because the output has finished its events.
 //! - [`Cursor::release`]: the claim is no longer on the wire and must be sent again, with
 //!   [`Cursor::redeliver`].
 //!
@@ -113,7 +112,7 @@ impl Queue {
     /// cursor for each output, in the order of `outputs`.
     ///
     /// `outputs` must hold all outputs of the config. An output that joins later does not get the
-    /// batches that were appended before, although their senders were told that these are safe.
+    /// batches that were acknowledged before it joined.
     ///
     /// For a queue in files this blocks, so it must not run on a thread of the async runtime.
     ///
@@ -139,9 +138,9 @@ impl Queue {
     /// Adds an output at the end of the log while events flow, and returns its cursor.
     ///
     /// The output gets the batches that are appended from now on, always whole batches. In a queue
-    /// in files it also gets the batches that are appended but not synced yet. For such a queue the
-    /// function returns only after the cursors file with the new output is synced, so that the
-    /// output continues from its place after a crash.
+    /// in files it also gets the batches that are appended but not synced yet. For a queue in
+    /// files, the function succeeds only after the cursors file with the new output is synced, so
+    /// that the output continues from its place after a crash.
     ///
     /// # Errors
     ///
@@ -171,7 +170,7 @@ impl Queue {
     }
 
     /// Sets whether the output with this name is required. At least one output must be required at
-    /// any time, because events that no output requires may be removed unsent.
+    /// any time, because events that no output requires may be removed before they are sent.
     pub fn require(&self, name: &str, required: bool) {
         either!(self, queue => queue.require(name, required))
     }
@@ -179,16 +178,16 @@ impl Queue {
     /// Applies the settings that can change at run time: `max_bytes` and `when_full`; for a queue
     /// in memory also `acknowledge`, for a queue in files also `segment_bytes`.
     ///
-    /// This drops no events, even if the queue holds more than the new `max_bytes`. New batches
-    /// then have no room until enough events are delivered, or dropped as `when_full` allows.
-    /// Batches that were appended before keep the old value of `acknowledge`.
+    /// This drops no events, even if the queue holds more than the new `max_bytes`. A new batch
+    /// then finds no room until enough events are delivered or can be dropped. Batches that were
+    /// appended before keep the old value of `acknowledge`.
     pub fn apply(&self, config: &config::Queue) {
         either!(self, queue => queue.apply(config))
     }
 
     /// Returns `Ok` if the queue could probably take a batch whose lines have this many bytes: the
-    /// disk works, and there is room or `when_full` lets the queue drop events. [`Queue::append`]
-    /// may still refuse the batch.
+    /// disk works, and there is room or `when_full` allows it to drop events. [`Queue::append`] may
+    /// still refuse the batch.
     ///
     /// # Errors
     ///
@@ -208,14 +207,15 @@ impl Queue {
         either!(self, queue => queue.append(batch))
     }
 
-    /// Returns the queue's directory, and the position at which the log ends. `None` in memory.
+    /// Returns the queue's directory, and the position at which the log ends. `None` for a queue in
+    /// memory.
     pub fn disk(&self) -> Option<(Arc<dyn Disk>, Position)> {
         self.spool().map(spool::Queue::disk)
     }
 
     /// Sets `originals`, the lines as they were received. From now on, every line that is read from
-    /// a file is compared with them. A changed line is not handed out, and counts as lost. Only the
-    /// first call has an effect. Does nothing for a queue in memory.
+    /// a segment is compared with them. A changed line is not handed out, and counts as lost. Only
+    /// the first call has an effect. Does nothing for a queue in memory.
     pub fn compare_with(&self, originals: Arc<dyn Originals>) {
         if let Some(queue) = self.spool() {
             queue.compare_with(originals);
@@ -223,15 +223,15 @@ impl Queue {
     }
 
     /// Returns the name of each output, and the position that the cursors file gets for this
-    /// output: the first one that is not finished, or whose evidence is not durable. Empty in
-    /// memory.
+    /// output: that of the first event that the output has not finished, or whose evidence is not
+    /// durable. Empty for a queue in memory.
     pub fn places(&self) -> Vec<(String, Position)> {
         self.spool().map(spool::Queue::places).unwrap_or_default()
     }
 
-    /// Returns `true` if every output sends lists and no evidence is recorded, so that a body of
-    /// this many bytes may be appended as the received JSON list ([`Append::list`]). The list is
-    /// then sent without a copy. A queue in files does not take long lists.
+    /// Returns `true` if a body of this many bytes may be appended as the received JSON list
+    /// ([`Append::list`]), which outputs can send without a copy. Every output must send lists, and
+    /// no evidence may be recorded. A queue in files does not take long lists.
     pub fn keeps_list(&self, bytes: usize) -> bool {
         match self {
             Self::Memory(queue) => queue.keeps_lists(),
@@ -257,8 +257,7 @@ impl Queue {
     ///
     /// # Errors
     ///
-    /// The queue refuses the body, and stores nothing of it. A queue in memory refuses every such
-    /// body.
+    /// The queue refuses the body, and stores nothing of it. A queue in memory refuses each body.
     pub fn append_incoming(
         &self,
         incoming: Incoming,
@@ -274,7 +273,8 @@ impl Queue {
     }
 
     /// Returns the reason why the disk stores no batches at present: the last error, or that the
-    /// disk does not respond. `None` if the disk works, even if the queue is full, and in memory.
+    /// disk does not respond. `None` if the disk works (even if the queue is full), and for a queue
+    /// in memory.
     pub fn fault(&self) -> Option<String> {
         self.spool().and_then(spool::Queue::fault)
     }
@@ -305,16 +305,16 @@ impl Queue {
         either!(self, queue => queue.capacity())
     }
 
-    /// Returns the numbers of held bytes, as `queue.max_bytes` counts them, and of held events.
+    /// Returns how many bytes the queue holds, as `queue.max_bytes` counts them, and how many
+    /// events.
     pub fn held(&self) -> (u64, u64) {
         either!(self, queue => queue.held())
     }
 
-    /// Returns the number of held bytes ([`Queue::held`]) in events that a required output has not
-    /// finished, in events that are set aside, and in files that can't be dropped. A new batch can
-    /// get room from these only with `drop_oldest`. It takes the room of all other held bytes when
-    /// necessary, whatever `when_full` says. The fill level is the share of these bytes in
-    /// `queue.max_bytes`.
+    /// Returns how many of the held bytes ([`Queue::held`]) are needed: a new batch can get their
+    /// room only with `drop_oldest`. They belong to events that a required output has not finished,
+    /// in memory also to events that are set aside, and on disk also to files that can't be
+    /// dropped. The fill level is their share of `queue.max_bytes`.
     pub fn needed(&self) -> u64 {
         either!(self, queue => queue.needed())
     }
@@ -360,10 +360,10 @@ impl Queue {
         }
     }
 
-    /// Ends the queue. In a queue in memory, and in a queue in files if `ephemeral` is `true`, the
-    /// unfinished events count as lost. Otherwise they stay in the files for the next start. A
-    /// queue in memory also takes no more batches. Returns the name of each output, and the number
-    /// and fate of its unfinished events.
+    /// Returns the name of each output, and the number and fate of its unfinished events. In a
+    /// queue in memory, and in a queue in files if `ephemeral` is `true`, these events count as
+    /// lost from now on. Otherwise they stay in the files for the next start. A queue in memory
+    /// also takes no more batches.
     pub fn abandon(&self, ephemeral: bool) -> Vec<(String, Left)> {
         let lost = |all: Vec<(String, u64)>| {
             all.into_iter().map(|(name, events)| (name, Left::Lost(events))).collect()
@@ -393,7 +393,8 @@ pub enum Left {
 pub struct Crowding(Arc<dyn Fn() -> bool + Send + Sync>);
 
 impl Crowding {
-    /// Returns `true` if at least three quarters of the limit are needed ([`Queue::needed`]).
+    /// Returns `true` if at least three quarters of `queue.max_bytes` are needed
+    /// ([`Queue::needed`]).
     pub fn is_crowded(&self) -> bool {
         (self.0)()
     }
@@ -433,7 +434,7 @@ impl Cursor {
         }
     }
 
-    /// Waits until [`Cursor::next`] can return events. Also returns when the lines that the last
+    /// Waits until [`Cursor::next`] may return events. Also returns when the lines that the last
     /// call of [`Cursor::redeliver`] needed are read from a file, or when the claim of these lines
     /// has ended.
     ///
@@ -445,10 +446,10 @@ impl Cursor {
     }
 
     /// Returns a reader of the events before this output's watermark that are still in files, were
-    /// received at most `within` ago, and are among the newest 256 MiB. The consumer has these
-    /// events, except those that the filter has dropped: the reader begins after the last lost
-    /// event and after the last change of the filter's rules. Damaged or missing events are
-    /// skipped. For a queue in memory the reader is empty.
+    /// received at most `within` ago, and are in the last 256 MiB before the watermark. The
+    /// consumer has these events, except those that the filter has dropped: the reader begins after
+    /// the last lost event and after the last change of the filter's rules. Damaged or missing
+    /// events are skipped. For a queue in memory the reader is empty.
     pub fn before(&self, within: Duration) -> Before {
         Before(self.spool().map(|cursor| cursor.before(within)))
     }
@@ -463,7 +464,7 @@ impl Cursor {
     }
 
     /// Like [`Cursor::next`]. If `lists` is `true`, a piece of the batch may be a part of a
-    /// received JSON list ([`is_list`]). Such pieces exist only if [`Queue::keeps_list`] has
+    /// received JSON list ([`is_list`]). There are no such pieces before [`Queue::keeps_list`] has
     /// returned `true`.
     #[must_use]
     pub fn next_as(&mut self, take: Take, lists: bool) -> Option<Batch> {
@@ -491,8 +492,8 @@ impl Cursor {
         }
     }
 
-    /// Ends an event that was set aside. The event counts as acknowledged by the consumer, unless
-    /// `disposition` counts it as lost, dropped or duplicate.
+    /// Records that an event which was set aside is decided. The event counts as acknowledged by
+    /// the consumer, unless `disposition` counts it as lost, dropped or duplicate.
     pub fn settle_aside(&self, position: Position, event: Aside, disposition: Disposition) {
         either!(self, cursor => cursor.settle_aside(position, event, disposition))
     }
@@ -509,7 +510,8 @@ impl Cursor {
     }
 
     /// Returns the wall-clock time at which the first event of a claim was accepted, in
-    /// milliseconds since 1970. For a claim that no longer exists, returns a later time.
+    /// milliseconds since 1970. If the claim was cut or no longer exists, the time is only
+    /// approximate.
     pub fn received(&self, claim: Claim) -> u64 {
         either!(self, cursor => cursor.received(claim))
     }
@@ -607,14 +609,15 @@ impl Cursor {
     }
 
     /// Returns the number of events that `drop_newest` has dropped since the last call: they were
-    /// acknowledged, and have no position. Only the evidence recorder calls this. 0 in memory.
+    /// acknowledged, and have no position. Only the evidence recorder calls this. 0 for a queue in
+    /// memory.
     pub fn take_unplaced(&self) -> u64 {
         self.spool().map_or(0, spool::Cursor::take_unplaced)
     }
 
-    /// Returns ranges of positions, each once. If the evidence recorder does not find their events,
-    /// that alone is no loss: the queue has dropped the events for their room, or every output had
-    /// finished them before the start. An output that lost some of them reports this itself
+    /// Returns the ranges of positions, each once, that the queue has dropped for their room or
+    /// that every output had finished before the start. Their events may be missing in the queue
+    /// without a loss. An output that has lost some of them reports this itself
     /// ([`Cursor::take_finished`]). Only the evidence recorder calls this. Empty for a queue in
     /// memory.
     pub fn take_given_up(&self) -> Vec<Range<Position>> {
@@ -650,8 +653,8 @@ impl Cursor {
     }
 
     /// Returns the events that outputs have finished since the last call. In the cursors file, the
-    /// place of an output stays before these events until [`Cursor::recorded`] is called. Only the
-    /// evidence recorder calls this. Empty for a queue in memory.
+    /// place of an output stays before its finished claims until [`Cursor::recorded`] is called.
+    /// Only the evidence recorder calls this. Empty for a queue in memory.
     pub fn take_finished(&self) -> Vec<Finished> {
         self.spool().map(spool::Cursor::take_finished).unwrap_or_default()
     }
@@ -690,7 +693,7 @@ impl Cursor {
         either!(self, cursor => cursor.notes())
     }
 
-    /// Returns the position at which the next claim begins (later, if events are missing there).
+    /// Returns the position at which the next claim begins, unless events are missing there.
     pub fn position(&self) -> Position {
         either!(self, cursor => cursor.with(|state| state.claims.read))
     }

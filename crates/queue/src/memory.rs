@@ -3,8 +3,8 @@
 //! One mutex guards everything. It is held for bookkeeping, for a search for line ends if a batch
 //! is larger than one claim, and while a list is copied as lines. It is never held across an await.
 //!
-//! The methods of [`super::Queue`] and [`super::Cursor`] document the public methods of this file,
-//! which nothing else calls. The comments here only say what is different in memory.
+//! Only [`super::Queue`] and [`super::Cursor`] call the public methods of this file, and they
+//! document them. The comments here only say what is different in memory.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -58,13 +58,13 @@ impl Shared {
 ///
 /// A batch is appended at the end of `records`. Every output has a cursor, which claims records, or
 /// parts of records, from the first to the last, and finishes these claims in any order. A record
-/// goes through these states, for which outputs that have ended permanently do not count:
+/// goes through these states. An output passes a record when it has finished all events up to the
+/// record's end. Outputs that have ended permanently do not count.
 ///
-/// - needed: at least one required output has not finished it;
-/// - spare: every required output has finished it, and at least one optional output has not. A
-///   sender that waits for `delivered` gets its response now. The record is kept until its room is
-///   needed;
-/// - gone: every output has finished it, or it was dropped. A record whose sender waits for
+/// - needed: at least one required output has not passed it;
+/// - spare: every required output has passed it, and at least one optional output has not. A sender
+///   that waits for `delivered` gets its response now. The record stays until its room is needed;
+/// - gone: every output has passed it, or it was dropped. A record whose sender waits for
 ///   `delivered` and which no output has begun to send is also gone when it is refused, or when its
 ///   sender no longer waits.
 ///
@@ -75,9 +75,9 @@ impl Shared {
 /// - `bytes` is the weight of all records, and `spare` counts the first `spare.records` of them.
 /// - `bytes` is at most `capacity` after an append; `apply` may lower `capacity` below it.
 /// - Positions in `records` rise, with gaps where records were dropped, withdrawn or refused.
-/// - `counted` is the metric `event_total` without what `drop_newest` has dropped. The backlog of
-///   an output is `counted` - `passed`. An event is counted for an output exactly once: when it is
-///   finished, lost or dropped.
+/// - `counted` is the metric `event_total` without the events that `drop_newest` has dropped. The
+///   backlog of an output is `counted` - `passed`. An event is counted for an output exactly once:
+///   when it is finished, lost or dropped.
 ///
 /// An event must never be dropped while it is on the wire of a required output, and an accepted
 /// event must never be removed without being counted for each output.
@@ -88,7 +88,7 @@ struct MemoryState {
     records: VecDeque<Record>,
     bytes: u64,
     spare: Spare,
-    /// The bytes of the events that were set aside. They also count against `queue.max_bytes`.
+    /// The bytes of the events that are set aside. They also count against `queue.max_bytes`.
     aside: u64,
     /// The senders that wait for `delivered` only because of events that were set aside.
     late: Vec<Late>,
@@ -126,7 +126,7 @@ pub(super) struct CursorState {
     /// The end of the log when the output joined.
     joined: Position,
     /// The gauge `output_start_events`: accepted events + this value = finished + lost + unfinished
-    /// events. It is -5 for an output that joined after 5 accepted events.
+    /// events. It is -5 for a new output that joined after 5 accepted events.
     start: i64,
     /// `true` if the output has ended permanently, so that the queue no longer waits for it.
     gone: bool,
@@ -212,8 +212,8 @@ impl MemoryState {
     }
 
     /// Returns the response to a sender that waits for `delivered`. It is [`Refused::Undelivered`]
-    /// if a required output has ended before it finished the record, or if none of those that were
-    /// to get the record is left. Outputs that run are expected to finish the record.
+    /// if a required output has ended before it finished the record, or if every required output
+    /// joined after the record. Outputs that run are expected to finish the record.
     fn verdict(cursors: &Slab<CursorState>, record: &mut Record) -> Result<(), Refused> {
         let needed = cursors
             .iter()
@@ -230,9 +230,9 @@ impl MemoryState {
         }
     }
 
-    /// Responds to the waiting sender of a record that no required output needs any more, or lets
-    /// the sender wait in `late` for events that are set aside. Returns `false` if the batch is
-    /// refused and no output has begun to send it: the caller must then remove the record.
+    /// Responds to the waiting sender of a record that no required output needs any more, or moves
+    /// the sender to `late` if it must wait for events that are set aside. Returns `false` if the
+    /// batch is refused and no output has begun to send it: the caller must then remove the record.
     fn answer(cursors: &Slab<CursorState>, record: &mut Record, late: &mut Vec<Late>) -> bool {
         let Some(waiting) = record.waiting.take() else { return true };
         let verdict = Self::verdict(cursors, record);
@@ -363,14 +363,15 @@ impl MemoryState {
                 );
             }
         }
-        // This call comes last, because it forgets the claims that say what each output has
-        // finished.
+        // This call comes last, because it forgets claims, which show the events that each output
+        // has finished.
         self.end_dropped_claims(freed);
         true
     }
 
-    /// Ends the released claims of which all events were dropped. Otherwise the records after a
-    /// claim would count as needed until the output asks for the claim, perhaps for half a minute.
+    /// Ends the released claims of which all events were dropped. Otherwise the records after such
+    /// a claim would count as needed until the output asks for the claim, perhaps for half a
+    /// minute.
     fn end_dropped_claims(&mut self, positions: Range<Position>) {
         let Self { records, cursors, .. } = self;
         let is_left = |claim: Claim| {
@@ -636,10 +637,6 @@ impl Queue {
     }
 
     /// Waits until no record is left, and no running output has an event set aside.
-    ///
-    /// # Cancel safety
-    ///
-    /// Nothing is lost if the future is dropped.
     pub async fn drained(&self) {
         let is_done = || {
             let state = self.shared.lock();
@@ -762,10 +759,6 @@ impl Cursor {
     }
 
     /// See [`super::Cursor::readable`].
-    ///
-    /// # Cancel safety
-    ///
-    /// Nothing is lost if the future is dropped.
     pub async fn readable(&self) {
         until(&self.readable, || !self.is_at_end()).await;
     }

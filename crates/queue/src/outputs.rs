@@ -14,8 +14,8 @@ use telemetry::{Loss, OutputMetrics, QueueMetrics};
 pub struct Output {
     /// The name in the config.
     pub name: String,
-    /// `true` if events are kept until this output has finished them, `false` if they are kept for
-    /// it only until their room is needed.
+    /// `true` if events are kept until this output has finished them or `drop_oldest` drops them,
+    /// `false` if they are kept for it only until their room is needed.
     pub required: bool,
     /// The counters and gauges of the output's events.
     pub metrics: OutputMetrics,
@@ -55,8 +55,9 @@ impl Output {
 /// The count of the events that outputs lose by one drop of a batch or a segment.
 ///
 /// Each output counts its own loss. The queue counts an event only once, even if several required
-/// outputs lose it. The losses usually overlap, because each is the end of the dropped range, so
-/// the queue counts the largest one. Losses of optional outputs do not count for the queue.
+/// outputs lose it. The losses usually overlap, because an output loses the end of the dropped
+/// range, so the queue counts the largest one. Losses of optional outputs do not count for the
+/// queue.
 #[derive(Default)]
 pub(super) struct DropCount {
     missed: u64,

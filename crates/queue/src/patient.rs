@@ -1,9 +1,10 @@
 //! A disk for the start of the queue, on which a failed read is retried for a while.
 //!
-//! A disk that does not respond for a moment must not look damaged: the start copies away, cuts off
-//! or redelivers what is damaged. If a read still fails after [`PATIENCE`], there are two cases. If
-//! other parts of the file can be read, a sector is bad, and counts as damage. If nothing of the
-//! file can be read, the disk is unreachable, and the start must fail ([`Patient::check`]).
+//! A disk that does not respond for a moment must not look damaged: the start would put copies of
+//! good bytes into the quarantine, cut off good records, or deliver events again. If a read still
+//! fails after [`PATIENCE`], there are two cases. If other parts of the file can be read, a sector
+//! is bad, and counts as damage. If nothing of the file can be read, the disk is unreachable, and
+//! the start must fail ([`Patient::check`]).
 
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -15,7 +16,7 @@ use base::disk::{Access, Disk, File, may_pass};
 use base::lock::lock;
 use base::mutant;
 
-/// The total time for which the reads of a start may wait for the disk.
+/// The total time for which a start may pause between failed reads.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 0 } else { 30 });
 
 const PAUSE: Duration = Duration::from_millis(250);

@@ -44,7 +44,7 @@ const REUSED: u32 = 1;
 const SEGMENT_MAGIC: [u8; 8] = *b"\xFFKAFSEG\0";
 const RECORD_MAGIC: [u8; 8] = *b"\xFFKAFREC\0";
 
-/// The number of bytes that a scan reads in one step and keeps in memory ([`Scan::ahead`]).
+/// The usual number of bytes that a scan reads in one step and keeps in memory ([`Scan::ahead`]).
 pub(crate) const WINDOW: u64 = 1 << 20;
 
 /// The number of bytes in each step of a search, or of a checksum over a long record.
@@ -91,8 +91,8 @@ pub(super) struct LogOffset {
     pub byte: u64,
 }
 
-/// The start value of the checksums of a segment's records. It differs from segment to segment, so
-/// that a record of another segment is invalid.
+/// The start value of the checksums of a segment's records. Two segments nearly always have
+/// different ones, so that a record of another segment is invalid.
 ///
 /// Such records exist because the file of a finished segment is reused for a later segment. Until
 /// the file is overwritten, its end holds records of the finished segment, at lower positions.
@@ -368,8 +368,8 @@ impl<'a> SegmentFile<'a> {
 /// - A valid record is returned, and the scan continues after it.
 /// - Zeros up to the next block of 4,096 bytes are padding, and are skipped.
 /// - A record with a valid header and wrong lines or positions is returned as damage.
-/// - Otherwise the scan searches for the next valid header, and returns the bytes before it as
-///   damage.
+/// - Otherwise the scan searches for the next valid header, and returns the bytes before it,
+///   without zeros at their end, as damage.
 ///
 /// The scan ends at the end of the file, at a given offset, or at a record of the next segment. A
 /// part of the file is in memory (the window), and returned lines share it without a copy. Bytes
@@ -388,7 +388,7 @@ pub(crate) struct Scan<'a> {
     end: u64,
     /// The first position of the next segment, at which the scan ends.
     limit: Position,
-    /// The position that the next record should have.
+    /// The expected position of the next record.
     next: Position,
     check: Check,
     /// The offsets of the blocks that could not be read and are treated as zeros.
@@ -449,7 +449,6 @@ impl<'a> Scan<'a> {
         self.next
     }
 
-    /// Sets the number of bytes that the scan reads in one step and keeps in memory.
     pub(crate) fn ahead(mut self, bytes: u64) -> Self {
         self.ahead = bytes;
         self

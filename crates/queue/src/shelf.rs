@@ -21,7 +21,7 @@ const UNFINISHED: &str = ".json.new";
 
 const DIGITS: usize = 20;
 
-/// The largest size of a file in bytes: no event is larger than a request body may be.
+/// The largest number of bytes that are read from a file. No event is larger.
 const BYTES_MAX: u64 = 1 << 30;
 
 type IsChanged = dyn Fn(Position, &[u8]) -> bool + Send + Sync;

@@ -1,11 +1,11 @@
 //! The queue in files: acknowledged means synced.
 //!
-//! A batch goes through these steps. [`Queue::append`] finds room for the batch and lets it wait
-//! for the writer thread. The writer thread ([`writer`]) writes and syncs a group of waiting
-//! batches, and only then makes the group visible to cursors and responds to the senders. Cursors
-//! ([`cursor`]) read the newest records from memory (the tail) and older ones from the files
-//! ([`load`]), never a record that is not synced. At startup, [`recovery`] finds and judges the
-//! files.
+//! A batch goes through these steps. [`Queue::append`] finds room for the batch and adds it to
+//! those that wait for the writer thread. The writer thread ([`writer`]) writes and syncs a group
+//! of waiting batches, and only then makes the group visible to cursors and responds to the
+//! senders. Cursors ([`cursor`]) read the newest records from memory (the tail) and older ones from
+//! the files ([`load`]), never a record that is not synced. At startup, [`recovery`] finds and
+//! judges the files.
 //!
 //! One lock guards the [`state`]. No file is touched while it is held. Only the writer thread
 //! writes to the segments of the log; the lines of a large body are written to a file of their own
@@ -15,8 +15,8 @@
 //! Memory: 16 MiB for the tail, and about as much for the lines that all cursors have read ahead,
 //! however large the backlog is. An event that is larger than its cursor's share is held alone.
 //!
-//! The methods of [`super::Queue`] document the public methods of this file, which nothing else
-//! calls. The comments here only say what is different with files.
+//! Only [`super::Queue`] calls the public methods of this file, and it documents them. The comments
+//! here only say what is different with files.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -180,8 +180,9 @@ impl Shared {
         }
     }
 
-    /// Returns the bytes that the queue holds for events: segments, the cursors file, and copies of
-    /// damaged records. Spare files do not count: they are given up when their room is needed.
+    /// Returns the bytes that the queue holds for events: files with events, the cursors file, and
+    /// copies of damaged records. Spare files do not count: they are given up when their room is
+    /// needed.
     fn held_bytes(&self, state: &SpoolState) -> u64 {
         let accounting = &state.writing.accounting;
         let files = accounting.files() - accounting.spare_bytes();
@@ -189,7 +190,7 @@ impl Shared {
     }
 
     /// Returns the part of [`Shared::held_bytes`] that a new batch can't get without `drop_oldest`.
-    /// The part holds segments that a required output needs, arriving large bodies, the cursors
+    /// It consists of segments that a required output needs, arriving large bodies, the cursors
     /// file, copies of damaged records, and files that could not be deleted.
     fn needed_bytes(&self, state: &SpoolState) -> u64 {
         let given = state.writing.accounting.pending_bytes() + state.log.unneeded_bytes();
@@ -381,10 +382,6 @@ impl Queue {
     }
 
     /// Waits until one of the two threads has panicked. Returns a message.
-    ///
-    /// # Cancel safety
-    ///
-    /// Nothing is lost if the future is dropped.
     pub async fn failed(&self) -> String {
         self.shared.panicked.cancelled().await;
         "the thread that writes the queue has panicked".to_owned()
@@ -416,10 +413,6 @@ impl Queue {
     ///
     /// The queue is closed or has an output of this name already, there are too many outputs, or
     /// the cursors file can't be written. The output has then not joined.
-    ///
-    /// # Cancel safety
-    ///
-    /// If the future is dropped before it returns, the output has not joined.
     pub async fn join(&self, output: Output) -> Result<Cursor, JoinError> {
         let joining = self.begin_to_join(output)?;
         match tokio::time::timeout(HANGS, joining.saved()).await {
@@ -470,8 +463,8 @@ impl Queue {
         self.shared.log_not_full(state);
     }
 
-    /// Returns the bytes that the queue holds, as `queue.max_bytes` counts them, and the events
-    /// that at least one output has not finished.
+    /// Returns the bytes that the queue holds, as `queue.max_bytes` counts them, and the number of
+    /// events from the lowest watermark on.
     pub fn held(&self) -> (u64, u64) {
         let state = self.shared.lock();
         let watermarks = state.log.outputs().map(|cursor| cursor.claims.watermark());
@@ -540,10 +533,6 @@ impl Queue {
     }
 
     /// See [`super::Queue::drained`].
-    ///
-    /// # Cancel safety
-    ///
-    /// Nothing is lost if the future is dropped.
     pub async fn drained(&self, ephemeral: bool) {
         self.shared.lock().log.draining = !ephemeral;
         let is_done = || {

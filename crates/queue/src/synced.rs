@@ -3,10 +3,10 @@
 //!
 //! An invalid record at the end of the log after a crash has two possible reasons: its write was
 //! not finished, and its sender got no response; or it was damaged later. The file tells the two
-//! cases apart. After each sync of a segment, the writer thread writes the end of the log into the
-//! file (a note), and only then responds to the senders. The note itself is not synced: it is in
-//! the kernel's memory, which survives a kill of the process. After a power loss the file may hold
-//! an older note, which names an earlier end and is still true.
+//! cases apart. After each sync of new records, the writer thread writes the end of the log into
+//! the file (a note), and only then responds to the senders. The note itself is not synced: it is
+//! in the kernel's memory, which survives a kill of the process. After a power loss the file may
+//! hold an older note, which names an earlier end and is still true.
 
 use std::io;
 use std::sync::Arc;

@@ -17,7 +17,7 @@ use evidence_log::lines::{FILE_BYTES_MAX, Record};
 /// of each.
 const FILES: u64 = 16;
 
-/// The smallest and the largest size of a file in bytes, approximately.
+/// The limits for the size in bytes at which a new file begins.
 const FILE_BYTES: (u64, u64) = (64 << 10, 64 << 20);
 
 pub(crate) struct Hashes {
@@ -138,10 +138,6 @@ impl Hashes {
 
     /// Returns `false` if the file to which records are appended was removed or cut by somebody
     /// else.
-    ///
-    /// # Errors
-    ///
-    /// The disk refuses.
     pub(crate) fn is_there(&self) -> io::Result<bool> {
         let Some((_, name, end)) = &self.open else { return Ok(true) };
         match if_there(self.disk.open(&path(&name.path()), Access::Read))? {
@@ -151,10 +147,6 @@ impl Hashes {
     }
 
     /// Forgets the files that were removed, and the file to which records are appended.
-    ///
-    /// # Errors
-    ///
-    /// The directory can't be made or read.
     pub(crate) fn reopen(&mut self) -> io::Result<()> {
         self.disk.make_directory(&path(LINES))?;
         let names = self.disk.list(&path(LINES))?;
@@ -188,13 +180,12 @@ impl Hashes {
         Ok((file, name, 0))
     }
 
-    /// Returns the oldest files that must go, so that the rest have at most `evidence.max_bytes`.
-    /// These files no longer count, and [`Hashes::remove`] deletes them.
+    /// If all files together have more than `evidence.max_bytes`, returns the oldest ones, but
+    /// never the newest. These files no longer count, and [`Hashes::remove`] deletes them.
     pub(super) fn give_up_oldest(&mut self) -> Vec<LineFile> {
         let open = self.open.as_ref().map(|(_, name, _)| *name);
         let mut bytes = self.files.values().sum::<u64>();
         let mut oldest = Vec::new();
-        // The newest file always stays.
         while bytes > self.max_bytes && self.files.len() > 1 {
             let Some(first) = self.files.first_entry().filter(|it| Some(*it.key()) != open) else {
                 break;
@@ -206,7 +197,7 @@ impl Hashes {
         oldest
     }
 
-    /// Returns the first position of the oldest file.
+    /// Returns the first position of the oldest file, or 0 without files.
     pub(super) fn begins_at(&self) -> u64 {
         self.files.keys().next().map_or(0, |oldest| oldest.first)
     }
@@ -227,10 +218,6 @@ impl Hashes {
 
 /// Renames the directory of line hashes, because the hashes are not those of the events in the
 /// queue.
-///
-/// # Errors
-///
-/// The disk refuses.
 pub(crate) fn keep_aside(disk: &dyn Disk) -> io::Result<()> {
     let directory = path(LINES);
     match if_there(disk.rename(&directory, &format!("{directory}-until-{}", now())))? {

@@ -1,4 +1,4 @@
-//! The positions that came in while evidence was off.
+//! The positions of the events that came in while evidence was off.
 //!
 //! A relay that starts without `[evidence]` notes the end of the queue in a file of the queue's
 //! directory, before it accepts an event. It does so only if evidence was on for this queue before.
@@ -39,8 +39,8 @@ pub fn turned_off(disk: &dyn Disk, end: u64) -> io::Result<()> {
     write(disk, &ranges)
 }
 
-/// Notes that evidence is on for events from position `end` on. Returns the ranges of positions
-/// before `end` that came in while evidence was off and may have no entry yet, in order.
+/// Notes that evidence is on for events from position `end` on. Returns the positions before `end`
+/// of events that came in while evidence was off and may have no entry yet, in order.
 ///
 /// # Errors
 ///
@@ -62,10 +62,6 @@ pub fn turned_on(disk: &dyn Disk, end: u64) -> io::Result<Vec<Range<u64>>> {
 
 /// Deletes the file: a checkpoint covers the entries about its ranges, or no event came in while
 /// evidence was off.
-///
-/// # Errors
-///
-/// The disk refuses.
 pub(super) fn entered(disk: &dyn Disk) -> io::Result<()> {
     match if_there(disk.remove(OFF))? {
         Some(()) => disk.sync_directory(""),

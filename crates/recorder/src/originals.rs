@@ -1,8 +1,7 @@
 //! Compares the lines that outputs read from files of the queue with the line hashes. If somebody
 //! has changed a line, and has made the checksums right again, the line is not sent.
 //!
-//! A line that has no hash yet, or whose hash was deleted, is sent without a comparison. The
-//! command `evidence verify` names such lines as unknown.
+//! A line that has no hash yet, or whose hash was deleted, is sent without a comparison.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -22,15 +21,14 @@ use evidence_log::tlog::merkle::Hash;
 use queue::lines;
 use telemetry::{EvidenceError, EvidenceMetrics};
 
-/// The number of files whose records are indexed in memory. A record takes 24 bytes there, and at
-/// least one record is written each second in which events come in.
+/// The number of files whose records are indexed in memory. Each record takes 24 bytes there.
 const INDEXED_MAX: usize = 2;
 
 /// The longest time for which a read of lines from a file waits until the recorder has opened the
 /// log. After this time, lines are sent without a comparison.
 const OPENS_WITHIN: Duration = Duration::from_secs(10);
 
-/// The maximum number of positions of changed events that are remembered.
+/// The number of remembered positions of changed events at which all of them are forgotten.
 const TOLD_MAX: usize = 1 << 16;
 
 /// The shortest time between two log lines about changed events.
@@ -51,8 +49,8 @@ pub struct Originals {
 struct Told {
     /// The time of the last log line about changed events.
     at: Option<Instant>,
-    /// The positions of the reported events. Several outputs may read an event, each more than
-    /// once, but the event is reported only once.
+    /// The positions of the changed events that were counted. Several outputs may read an event,
+    /// each more than once.
     positions: HashSet<Position>,
 }
 
@@ -60,7 +58,7 @@ struct Indexed {
     name: LineFile,
     /// The number of bytes of the file that were searched for records.
     bytes: u64,
-    /// The positions and the offset of each record whose lines are as they came in.
+    /// The positions and the offset of each record with hashes of received lines.
     records: Vec<(Range<u64>, u64)>,
 }
 
@@ -126,7 +124,8 @@ impl Originals {
         Ok(found)
     }
 
-    /// Returns the offsets of the records of received lines in a file that overlap these positions.
+    /// Returns the offset in the file of each record of received lines that overlaps these
+    /// positions.
     fn offsets(
         &self,
         file: &dyn File,

@@ -7,10 +7,11 @@ use evidence_log::lines::{Range, Record, Salt};
 use evidence_log::tlog::merkle::Hash;
 use queue::{Fates, Finished, Outcome, Position, SentLine};
 
-/// The maximum number of bytes for the offsets in an entry. A whole entry has at most 65,535.
+/// The number of bytes of offsets at which an entry takes no more events. A whole entry has at most
+/// 65,535 bytes.
 const OFFSETS_BYTES_MAX: usize = 60_000;
 
-/// The maximum number of bytes of an offset in an entry: with its fate, and alone.
+/// The maximum number of bytes of an offset with its fate.
 const FATE_BYTES: usize = r#""4095":"dead_letter","#.len();
 const CHANGED_BYTES: usize = r#""4095","#.len();
 

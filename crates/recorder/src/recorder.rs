@@ -2,8 +2,8 @@
 //!
 //! The thread reads the queue as an output does, with a cursor of its own, and no batch waits for
 //! the thread. It hashes the lines, writes the line hashes, then the entries, and only then
-//! finishes its claims, so that the queue keeps each event until its evidence is durable. If
-//! nothing can be written, the claims stay open, and events are forwarded nevertheless.
+//! finishes its claims. The queue thus keeps each event until its evidence is durable, unless it
+//! needs the room before. If nothing can be written, events are forwarded nevertheless.
 
 use std::io;
 use std::ops::Range as Positions;
@@ -33,7 +33,7 @@ use evidence_log::{COMMIT_BYTES, COMMIT_EVERY};
 use queue::{Batch, Claim, Cursor, Disposition, Finished, Queue, Take, lines};
 use telemetry::{EvidenceError, EvidenceMetrics, WitnessMetrics};
 
-/// The maximum number of bytes and events taken from the queue at once.
+/// The limits for the bytes and events of one claim.
 const TAKE: Take = Take { bytes: 1 << 20, events: RANGE_MAX };
 
 /// The pause after a failure, and between two requests to a witness at startup.
@@ -58,9 +58,10 @@ pub struct Setup {
     pub cursor: Cursor,
     /// The position at which the cursor begins, and the position after the last event of the queue.
     pub positions: (Position, Position),
-    /// The positions that came in while evidence was off and may have no entry yet, in order.
+    /// The ranges of events, in order, that came in while evidence was off and may have no entry
+    /// yet.
     pub off: Vec<Positions<u64>>,
-    /// The facts about the relay that entries give. The outputs' positions are read for each entry.
+    /// The facts about the relay in an entry. The recorder adds the positions of the outputs.
     pub running: Running,
     /// The metrics of the evidence.
     pub metrics: EvidenceMetrics,
@@ -68,7 +69,7 @@ pub struct Setup {
     pub originals: Arc<Originals>,
     /// The witnesses, and the metric of each.
     pub witnesses: Vec<(config::Witness, WitnessMetrics)>,
-    /// Gets each signed checkpoint, for the outputs that send checkpoints.
+    /// Gets new checkpoints, for the outputs that send checkpoints.
     pub checkpoints: watch::Sender<Bytes>,
 }
 
@@ -81,7 +82,7 @@ enum Order {
 /// The deadlines for the work after the order to stop.
 #[derive(Debug, Clone, Copy)]
 struct Times {
-    /// The thread waits until this time for witnesses that have not responded since the startup.
+    /// The thread waits until this time for witnesses without a response since startup.
     asks: Instant,
     /// Events are recorded until this time.
     records: Instant,
@@ -123,9 +124,9 @@ impl Recorder {
         }
     }
 
-    /// Records what is left in the queue, signs the last checkpoint, and ends the thread. The
-    /// outputs must have ended, and the queue must not accept batches any more. Waits for at most
-    /// `within`.
+    /// Records the events that are left in the queue, if there is time, signs the last checkpoint,
+    /// and ends the thread. The outputs must have ended, and the queue must accept no more batches.
+    /// Waits for at most `within`.
     pub async fn stop(self, running: Running, within: Duration) {
         let Self { orders, thread } = self;
         // The last third of the time is for the last checkpoint and its cosignatures.
@@ -178,9 +179,9 @@ struct Taken {
 
 #[derive(Default)]
 struct Fates {
-    /// The events that have no entry yet.
+    /// The ranges that outputs have finished and that wait for their entries.
     open: Vec<Finished>,
-    /// The events whose entries are not durable yet.
+    /// The finished ranges whose entries are not durable yet.
     entered: Vec<Finished>,
 }
 
@@ -188,10 +189,9 @@ struct Work {
     setup: Setup,
     state: State,
     trouble: Trouble,
-    /// The range that can still grow.
     open: Option<Open>,
     taken: Taken,
-    /// The time of the next write. `None` if nothing is new: no hash, entry or finished event.
+    /// The time at which a write is due. `None` if there is nothing new to write.
     commit_at: Option<Instant>,
     checkpoint_at: Instant,
     heartbeat_at: Instant,
@@ -232,7 +232,7 @@ impl State {
 enum Trouble {
     /// No failure is known.
     None,
-    /// An attempt has failed, which the relay has logged. Nothing is tried before this time.
+    /// An attempt has failed. The next one is due at this time.
     Waits(Instant),
     /// An attempt has failed, but entries are taken: the pause is over, or only a signature failed.
     Told,
@@ -241,12 +241,11 @@ enum Trouble {
 struct Log {
     store: Store,
     hashes: Hashes,
-    /// The position after the last event that has an entry. In a new log, the position at which the
-    /// recorder began.
+    /// The events from this position on still get entries.
     next: u64,
     witnesses: Witnesses,
-    /// At startup, nothing is signed until all witnesses have responded or this time has come.
-    /// `None` if checkpoints may be signed.
+    /// [`Work::write`] does nothing until all witnesses have responded or this time has come.
+    /// `None` if the wait is over.
     asks_until: Option<Instant>,
 }
 
@@ -288,7 +287,6 @@ impl Work {
                         self.commit_at = Some(Instant::now());
                     }
                     Some(Order::Stop(running, times)) => break Some((running, times)),
-                    // The relay has ended without an order to stop.
                     None => break None,
                 },
                 answered = answered(&mut self.state) => self.hear(answered),
@@ -302,8 +300,8 @@ impl Work {
         self.end(last).await;
     }
 
-    /// Records what the queue still holds, if there is time, and signs a last checkpoint. The next
-    /// start records the rest.
+    /// Records the events that are left in the queue, if there is time, and signs a last
+    /// checkpoint. The next start records the rest.
     async fn end(mut self, last: Option<(Running, Times)>) {
         let times = last.as_ref().map(|(_, times)| *times);
         if let Some(times) = times {
@@ -362,7 +360,7 @@ impl Work {
         Running { at: now(), outputs, left, ..running }
     }
 
-    /// Takes events until none is left in the queue, a write fails, or the time `until` has come.
+    /// Takes events until none is left or `until` has come, as long as the log can be written.
     async fn record_until(&mut self, until: Instant) {
         let may_write = |it: &Self| it.state.log().is_some() && it.waits_until().is_none();
         while may_write(self) && Instant::now() < until {
@@ -379,7 +377,6 @@ impl Work {
         }
     }
 
-    /// Returns `true` if more events may be taken from the queue.
     fn may_take(&self) -> bool {
         let has_room = match &self.state {
             State::RolledBack => return true,
@@ -433,13 +430,12 @@ impl Work {
         self.ask_witnesses();
     }
 
-    /// Returns `true` if nothing is signed yet, because the witnesses are still asked about the
-    /// log.
+    /// Returns `true` while the witnesses are asked about the log at startup.
     fn is_asking(&self) -> bool {
         self.state.log().is_some_and(|log| log.asks_until.is_some())
     }
 
-    /// Returns the time before which nothing is tried, because an attempt has failed.
+    /// Returns the time at which the next attempt after a failure is due.
     fn waits_until(&self) -> Option<Instant> {
         match self.trouble {
             Trouble::Waits(until) => Some(until),
@@ -447,7 +443,7 @@ impl Work {
         }
     }
 
-    /// Opens the files, and records the start.
+    /// Opens the files and records the start, unless a witness has contradicted the log.
     fn begin(&mut self) {
         let Setup { disk, settings, .. } = &self.setup;
         let marked = store::rolled_back(&**disk, &settings.origin);
@@ -530,9 +526,9 @@ impl Work {
         Ok(Log { store, hashes, next, witnesses, asks_until })
     }
 
-    /// Checks whether the files are still there. If only the checkpoint or `evidence-head` was
-    /// removed or replaced, writes both again. If more is gone, opens the log again and continues
-    /// with what is left.
+    /// Checks whether the checkpoint, `evidence-head` and the newest file of line hashes are still
+    /// there. Restores the first two if the tiles are there. Otherwise opens the log again and
+    /// continues with the entries that are left.
     fn check_files(&mut self) -> io::Result<()> {
         let Some(Log { store, hashes, .. }) = self.state.log_mut() else { return Ok(()) };
         if !hashes.is_there()? {
@@ -624,7 +620,7 @@ impl Work {
         (self.open, self.commit_at) = (None, None);
     }
 
-    /// Takes events from the queue without recording them, so that the queue can let go of them.
+    /// Takes events from the queue without recording them, so that the queue can free their room.
     fn pass_over(&mut self) {
         let cursor = &mut self.setup.cursor;
         self.taken.claims.extend(cursor.next(TAKE).map(|batch| batch.claim));
@@ -644,7 +640,6 @@ impl Work {
         let Some(log) = self.state.log_mut() else { return };
         let at = entry.at();
         if let Err(error) = log.store.push(entry.bytes()) {
-            // An entry is never so long.
             tracing::error!(
                 %error,
                 "an entry of the evidence log is too long and is left out: please report this bug"
@@ -659,7 +654,7 @@ impl Work {
         self.commit_at.get_or_insert(instant + COMMIT_EVERY);
     }
 
-    /// Takes events from the queue and hashes them. Returns `false` if no event is in memory.
+    /// Takes events from the queue and hashes them. Returns `false` if [`Cursor::next`] gives none.
     fn take(&mut self) -> bool {
         let batch = self.setup.cursor.next(TAKE);
         if let Some(batch) = &batch {
@@ -721,9 +716,9 @@ impl Work {
         open.or(self.state.log().map(|log| log.next))
     }
 
-    /// Adds entries about the events before this position that get no evidence: those that came in
+    /// Adds entries about the events before `position` that get no evidence: those that came in
     /// while evidence was off, and those that the queue does not have any more. The entry about a
-    /// range of [`Setup::off`] covers the whole range, even if it ends after this position.
+    /// range of [`Setup::off`] covers the whole range, even if it ends after `position`.
     fn pass_to(&mut self, position: u64) {
         while let Some((range, is_off)) = self.next().and_then(|next| self.gap(next, position)) {
             self.close();
@@ -775,8 +770,8 @@ impl Work {
         self.add(Entry::Lost { output, first, count, at: now(), reason });
     }
 
-    /// Adds entries about the events that outputs have finished. The entry about an event that came
-    /// in is always before the one about its delivery.
+    /// Adds entries about the events that outputs have finished. The entry about the arrival of an
+    /// event precedes the entry about its delivery.
     fn record_finished(&mut self) {
         let Some(log) = self.state.log_mut().filter(|log| !log.store.is_full()) else { return };
         self.fates.open.append(&mut self.setup.cursor.take_finished());
@@ -880,8 +875,8 @@ impl Work {
     }
 }
 
-/// Keeps the alarms that an attempt to open the files has found, until they get their entries. If
-/// this attempt fails, the next one may find the traces a second time, or not at all.
+/// Stores the alarms that an attempt to open the files has raised, until they get their entries. If
+/// this attempt fails, the next one may raise the same alarms again, or none.
 fn note(alarms: &[Alarm], state: &mut State, metrics: &EvidenceMetrics) {
     let State::Closed(late) = state else { return };
     for alarm in alarms {
@@ -901,8 +896,8 @@ async fn answered(state: &mut State) -> Answered {
 }
 
 impl Log {
-    /// Writes a copy of the newest checkpoint next to the log. Also forgets the ranges without
-    /// evidence, if the checkpoint covers the entries about them.
+    /// Writes a copy of the newest checkpoint next to the log. Also forgets the ranges in `off` if
+    /// the checkpoint covers the entries about them.
     fn remember(&mut self, disk: &dyn Disk, off: &mut Vec<Positions<u64>>) -> io::Result<()> {
         self.store.remember()?;
         if off.last().is_some_and(|last| last.end <= self.next) {
@@ -913,7 +908,7 @@ impl Log {
     }
 
     /// Makes hashes and entries durable. Then deletes the oldest line hashes if they take too much
-    /// room. The entry about the deletion is durable before.
+    /// room. The entry about the deletion is made durable first.
     fn commit(&mut self, keys: &[SigningKey]) -> io::Result<()> {
         self.hashes.commit()?;
         let oldest = self.hashes.give_up_oldest();
@@ -931,16 +926,15 @@ impl Log {
 ///
 /// # Panics
 ///
-/// If the operating system gives no random numbers. The queue's identity was made of such numbers
-/// at startup, so there were some.
+/// If the operating system gives no random numbers.
 fn salt() -> Salt {
     let mut salt = [0; SALT_BYTES];
     random::fill(&mut salt).expect("the start has got random numbers");
     Salt(salt)
 }
 
-/// Returns the state of the relay for an entry. The recorder adds what concerns the outputs and the
-/// directory.
+/// Returns the facts about the relay for an entry. The recorder adds those about the outputs and
+/// the directory.
 pub fn running(config_sha256: String, settings: &config::Evidence) -> Running {
     // Nobody sees a heartbeat before a checkpoint covers it.
     let heartbeat = settings.heartbeat_interval.max(settings.checkpoint_interval);

@@ -4,9 +4,9 @@
 //! `evidence-head` next to the log. The new file has the note and the entries that are not in the
 //! tiles yet. A *checkpoint* publishes durable entries, in this order: the tiles and bundles are
 //! written and synced, the checkpoint is signed, and its file replaces the one before. After a
-//! crash at any moment, each entry is therefore in the tiles or in `evidence-head`, and the tiles
-//! have all entries that a checkpoint covers. If there are many entries, the tiles are also written
-//! without a checkpoint, so that `evidence-head` stays small.
+//! crash at any moment, each durable entry is therefore in the tiles or in `evidence-head`, and the
+//! tiles have all entries that a checkpoint covers. If there are many entries, the tiles are also
+//! written without a checkpoint, so that `evidence-head` stays small.
 //!
 //! Somebody else may have written to the files while the relay was stopped. If the tiles and
 //! entries are not those that `evidence-head` was signed over, the log ends with the newest
@@ -34,8 +34,8 @@ use evidence_log::tlog::tile::{
     CHECKPOINT, Content, ENTRY_BYTES_MAX, Growing, Tile, WIDTH, last_tiles,
 };
 
-/// The maximum size in bytes of the entries that are not in the tiles. The log takes no more
-/// entries until the tiles are written.
+/// The size in bytes of the entries outside the tiles at which the log is full. No more events are
+/// then recorded until a commit has written the tiles.
 const PENDING_MAX: usize = 8 << 20;
 
 /// The size in bytes of the entries outside the tiles at which a commit writes the tiles, even
@@ -66,7 +66,7 @@ pub(crate) struct Store {
     lines: Option<Sizes>,
     /// `true`: an older version of the program has left a journal, which nobody needs.
     has_journal: bool,
-    /// `true`: signed entries are gone, or `evidence-head` is missing.
+    /// `true`: signed entries are gone, or `evidence-head` is missing or not valid.
     pub(super) is_cut: bool,
     /// The alarms about changes by somebody else, found when the log was opened.
     pub(super) alarms: Vec<Alarm>,
@@ -79,10 +79,9 @@ struct Newest {
     note: Note,
     /// The size of the checkpoint before the newest one. A reader may still need its partial tiles.
     before: u64,
-    /// `true`: the file of the checkpoint contains `note`. After a failed attempt to replace the
-    /// file, its content is unknown.
+    /// `false`: an attempt to replace the checkpoint's file has failed, so its content is unknown.
     is_published: bool,
-    /// The size of the checkpoint whose copy is next to the log.
+    /// The size of the last checkpoint that needs no new copy next to the log.
     remembered: u64,
 }
 
@@ -163,8 +162,8 @@ impl Store {
         Ok(store)
     }
 
-    /// Notes that the log does not have what `evidence-head` was signed over, or that this file is
-    /// missing although there is a checkpoint.
+    /// Notes that entries which `evidence-head` was signed over are gone, or that this file is
+    /// missing or not valid although there is a checkpoint.
     fn note_cut(&mut self) {
         self.is_cut = true;
         tracing::error!(
@@ -177,7 +176,7 @@ impl Store {
     }
 
     /// Looks for a journal, in which earlier versions kept the entries that no checkpoint covered.
-    /// The journal is not read any more. If it may have such entries, it is set aside, with an
+    /// These entries are not read any more. If there may be some, the journal is set aside, with an
     /// alarm. Returns `true` if there is a journal.
     fn is_of_older_version(&mut self) -> io::Result<bool> {
         let name = path(JOURNAL);
@@ -211,10 +210,6 @@ impl Store {
 
     /// Returns the sizes that the files of line hashes must have; `None` if they are not known. The
     /// second value is `true` if the relay has ended in order, so that no file is longer.
-    ///
-    /// # Errors
-    ///
-    /// A bundle can't be read.
     pub(crate) fn lines(&self) -> io::Result<(Option<&Sizes>, bool)> {
         let last = match self.pending.entries.last() {
             None if self.tiled.size > 0 => {
@@ -280,12 +275,8 @@ impl Store {
         Ok(())
     }
 
-    /// Returns `true` if the checkpoint and `evidence-head` are still as this process has written
-    /// them.
-    ///
-    /// # Errors
-    ///
-    /// The disk refuses.
+    /// Returns `false` if the file of the checkpoint or `evidence-head` is missing, or differs from
+    /// the content that the relay knows.
     pub(crate) fn is_there(&self) -> io::Result<bool> {
         let Newest { head, note, is_published, .. } = &self.newest;
         if *is_published && head.size > 0 {
@@ -300,11 +291,7 @@ impl Store {
 
     /// Writes the file of the newest checkpoint again, and lets the next commit write
     /// `evidence-head`. Returns `false` and does nothing if there is no checkpoint, or if the tiles
-    /// are gone.
-    ///
-    /// # Errors
-    ///
-    /// The disk refuses.
+    /// are gone or changed.
     pub(crate) fn restore(&mut self) -> io::Result<bool> {
         let Head { size, root } = self.tiled;
         let has_tiles = root_at(&nodes(&*self.disk, size), size).is_ok_and(|found| found == root);
@@ -322,10 +309,6 @@ impl Store {
 
     /// Returns the position after the last event that came in or that the queue lost, according to
     /// the entries. `None` if no entry is about such an event.
-    ///
-    /// # Errors
-    ///
-    /// A bundle can't be read.
     pub(super) fn last_accepted(&self) -> io::Result<Option<u64>> {
         let size = self.tiled.size;
         match last_end(&self.pending.entries) {
@@ -334,7 +317,7 @@ impl Store {
         }
     }
 
-    /// Returns `true` if the log takes no more entries until a commit has written tiles.
+    /// Returns `true` if no more events may be recorded until a commit has written tiles.
     pub(crate) fn is_full(&self) -> bool {
         self.pending.bytes >= PENDING_MAX
     }
@@ -355,12 +338,12 @@ impl Store {
         Ok(())
     }
 
-    /// Makes all entries durable, and signs `evidence-head` over them. `sizes` are those of the
+    /// Makes all entries durable, and signs `evidence-head` over them. `sizes` are the sizes of the
     /// files of line hashes.
     ///
     /// # Errors
     ///
-    /// The disk refuses. The entries stay, and the next call writes them again.
+    /// The disk refuses. No entry is lost, and the next call tries again.
     pub(crate) fn commit(&mut self, sizes: &Sizes, keys: &[SigningKey]) -> io::Result<()> {
         let Pending { entries, synced, .. } = &mut self.pending;
         if self.written.is_none() || *synced < entries.len() {
@@ -445,10 +428,6 @@ impl Store {
 
     /// Writes a file that says that a witness has contradicted the log, so that no later start
     /// continues the log.
-    ///
-    /// # Errors
-    ///
-    /// The disk refuses.
     pub(super) fn roll_back(&self, why: &str) -> io::Result<()> {
         replace(&*self.disk, ROLLED_BACK, format!("{}\n{why}\n", self.origin).as_bytes())
     }
@@ -617,17 +596,13 @@ fn signed(origin: &str, head: Head, keys: &[SigningKey]) -> io::Result<Note> {
 }
 
 /// Returns the reason if a witness has contradicted the log of this origin.
-///
-/// # Errors
-///
-/// The disk refuses.
 pub(crate) fn rolled_back(disk: &dyn Disk, origin: &str) -> io::Result<Option<String>> {
     let text = read(disk, ROLLED_BACK, ROLLED_BACK_MAX)?;
     Ok(text.and_then(|text| layout::rolled_back(&text, origin)))
 }
 
 /// Returns the size and the root in the copy of the newest checkpoint next to the log. `None` if
-/// there is no valid copy for a log of this origin.
+/// there is no readable copy for a log of this origin.
 fn known(disk: &dyn Disk, origin: &str) -> io::Result<Option<Head>> {
     let Some(note) = read(disk, KNOWN, NOTE_BYTES_MAX)? else { return Ok(None) };
     match Signed::parse(&note) {
@@ -708,14 +683,13 @@ impl Files for OnDisk<'_> {
     }
 }
 
-/// Returns the bytes of a tile or bundle. After a crash, the whole file may already exist where a
-/// partial one is expected.
+/// Returns the bytes of a tile or bundle. If a partial file is missing, the bytes come from the
+/// whole file that a run before a crash may have written.
 fn tile_of(disk: &dyn Disk, tile: Tile) -> io::Result<Vec<u8>> {
     let missing = || io::Error::other(format!("{} is missing", path(&tile.path())));
     OnDisk(disk).tile(tile)?.ok_or_else(missing)
 }
 
-/// Returns the tree over the first `size` entries.
 fn nodes(disk: &dyn Disk, size: u64) -> impl Nodes {
     tile::Tiles::new(size, move |tile| tile::hashes(&tile_of(disk, tile)?, tile.width))
 }

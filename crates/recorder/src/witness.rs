@@ -1,7 +1,7 @@
 //! The witnesses of a log (C2SP `tlog-witness`). A witness keeps the newest checkpoint that it has
 //! seen, and cosigns another checkpoint only if both are consistent.
 //!
-//! Each request is a task of its own, so that a witness that hangs holds up nothing.
+//! Each request is a task of its own, so that a witness that hangs does not hold up the others.
 
 use std::io;
 use std::time::Duration;
@@ -21,7 +21,7 @@ use evidence_log::tlog::merkle::Head;
 use evidence_log::tlog::note::{Note, Signed};
 use telemetry::{EvidenceError, EvidenceMetrics, WitnessMetrics};
 
-/// The maximum time until a witness responds to a request.
+/// The longest time for which the relay waits for a witness's response.
 pub(super) const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
 
 /// The maximum number of requests in a row, each with the size from the response before. Then the
@@ -135,12 +135,12 @@ struct Witness {
     is_asked: bool,
     /// The task of the last request to the witness. `None` if there was no request yet.
     task: Option<Id>,
-    /// `true`: the witness itself has responded, perhaps with a refusal. Status 429 and 5xx, and
-    /// responses that may come from a gateway, do not count.
+    /// `true`: the witness has responded, perhaps with a refusal. Status 429, 5xx, and 409 without
+    /// a size do not count.
     has_answered: bool,
     /// The newest checkpoint that the witness has cosigned since the start.
     cosigned: Option<Head>,
-    /// The earliest time of the next request.
+    /// The earliest time at which [`Witnesses::ask`] asks the witness again.
     again_at: Instant,
     /// `true`: the relay has logged that this witness gives no cosignatures.
     told: bool,
@@ -152,7 +152,7 @@ impl Witnesses {
     ///
     /// # Errors
     ///
-    /// A URL is wrong. The text says which one.
+    /// A URL is wrong. The text names the witness.
     pub(crate) fn new(
         settings: &[(config::Witness, WitnessMetrics)],
         errors: &EvidenceMetrics,
@@ -206,7 +206,8 @@ impl Witnesses {
         self.all.iter_mut().for_each(|witness| witness.again_at = Instant::now());
     }
 
-    /// Forgets who has cosigned the newest checkpoint, because a cosignature could not be written.
+    /// Forgets which witnesses have cosigned the newest checkpoint, because a cosignature could not
+    /// be written.
     pub(super) fn ask_again(&mut self) {
         self.all.iter_mut().for_each(|witness| witness.cosigned = None);
     }
@@ -381,8 +382,8 @@ impl Witness {
     }
 }
 
-/// Returns `true` if the witness's cosignature of a note has a time in the future. Until that time,
-/// the cosignature would look new.
+/// Returns `true` if the witness's cosignature has a time more than [`AHEAD_MAX`] seconds in the
+/// future. Until that time, the cosignature would look new.
 fn is_ahead(note: &Note, witness: &VerifierKey) -> bool {
     let latest = now() / 1000 + AHEAD_MAX;
     matches!(note.check(witness), Signed::Valid(Some(at)) if at > latest)

@@ -90,7 +90,7 @@ pub struct Admin {
     stopping: AtomicBool,
     /// The number of requests for `/metrics`.
     scrapes: watch::Sender<u64>,
-    /// The start of the process, from which the uptime is counted.
+    /// The time at which this value was made, from which the uptime is counted.
     since: Instant,
     /// The machine's name, which in Kubernetes is the pod's name.
     host: String,
@@ -176,7 +176,8 @@ impl Admin {
         }
     }
 
-    /// Replaces what the pages show. Outputs that no longer exist are removed from the history.
+    /// Replaces the parts of the config that the pages show, and removes all other outputs from the
+    /// history.
     pub fn show(
         &self,
         outputs: Vec<Output>,
@@ -362,10 +363,9 @@ impl Admin {
         text(status, body)
     }
 
-    /// Returns the response to `/drained`: 200 if no event waits or is set aside for a required
-    /// output, and otherwise 503 with a line for each output for which there are such events.
-    /// Optional and paused outputs are left out, because an optional output does not hold back
-    /// senders, and a paused one delivers nothing.
+    /// Returns the response to `/drained`. The status is 200 if no event waits or is set aside for
+    /// a required output. Otherwise it is 503, with a line for each output that has such events.
+    /// Paused outputs are left out, because they deliver nothing.
     fn drained(&self) -> Response<Full<Bytes>> {
         let mut body = String::new();
         for (name, events) in self.waiting().into_iter().filter(|(_, events)| *events > 0) {
@@ -499,7 +499,7 @@ fn no_page(caller: &Caller, request: &Request<Incoming>) -> Responding {
     route::page(text(StatusCode::NOT_FOUND, what.to_owned()))
 }
 
-/// Adds the header that forbids caches to store the response.
+/// Adds the header that tells caches not to store the response.
 fn for_now(mut response: Response<tap::Answer>) -> Response<tap::Answer> {
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response

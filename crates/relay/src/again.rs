@@ -54,10 +54,6 @@ impl Again {
     }
 
     /// Waits until the next attempt is due. If no reload waits, never returns.
-    ///
-    /// # Cancel safety
-    ///
-    /// Nothing is lost if the future is dropped.
     pub(crate) async fn due(&self) {
         match &self.0 {
             Some(waiting) => mutant!(

@@ -1,4 +1,4 @@
-//! The config file, and what the relay remembers of it for the next reload.
+//! The config file, and the state that the relay needs for the next reload.
 
 use std::path::PathBuf;
 
@@ -28,8 +28,8 @@ pub(crate) struct ConfigFile {
 }
 
 impl ConfigFile {
-    /// Makes the watch over the config file and the files that it names. `config` is what the file
-    /// contained when the process read it: if the file has changed since then, the watch reports
+    /// Makes the watch over the config file and the files that it names. `config` is the content of
+    /// the file when the process read it: if the file has changed since then, the watch reports
     /// this immediately. Call this before the relay reads the named files, so that the watch
     /// notices every later change. Blocks the thread.
     pub(crate) fn new(path: Option<PathBuf>, config: &Config, reloads: ReloadMetrics) -> Self {
@@ -41,9 +41,9 @@ impl ConfigFile {
     }
 
     /// Reads and checks the config file again. `now` is the config in use. `Err` if the new config
-    /// cannot be used; the files that it names are watched nevertheless. If the file system hangs,
-    /// the watch keeps the old list of files, and the relay waits for a change that comes after
-    /// this attempt.
+    /// cannot be used; even then, the files that it names are watched. If the file system hangs,
+    /// the watch keeps the old list of files, and the relay waits for a change after the beginning
+    /// of this attempt.
     pub(crate) async fn read(
         &mut self,
         now: &Config,
@@ -57,8 +57,8 @@ impl ConfigFile {
             let (files, seen) = look(path.as_ref());
             let checked = read_config(path.as_ref()).map(|checked| {
                 let mut problems = check::directories(&checked, &in_use);
-                // A directory in use is not checked, because the relay keeps using it, whatever its
-                // disk does. Any other directory must work.
+                // A directory in use is not checked, because the relay continues to use it, even if
+                // its disk fails. Any other directory must work.
                 problems.iter_mut().for_each(|problem| problem.severity = Severity::Error);
                 problems.extend(check::files(&checked));
                 problems.extend(check::room(&checked));

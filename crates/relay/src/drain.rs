@@ -29,7 +29,7 @@ const SCRAPE: Duration = Duration::from_secs(30);
 /// # Errors
 ///
 /// `Error::Ended` if events are lost at the end, or if an output, or a task that the relay needs,
-/// has failed. The other outputs are drained nevertheless.
+/// has failed. The other outputs are still drained.
 pub(crate) async fn drain(mut parts: Parts) -> Result<(), Error> {
     let timeout = parts.config.drain_timeout;
     let deadline = Instant::now() + timeout;
@@ -91,8 +91,8 @@ pub(crate) async fn drain(mut parts: Parts) -> Result<(), Error> {
 }
 
 /// Gives up the events that the outputs have not delivered when the process ends. Events in memory,
-/// or in an ephemeral directory, are lost and counted as lost. Other events on disk are kept for
-/// the next start; the log says how many. Returns the number of lost events.
+/// or in an ephemeral directory, are lost and counted as lost. Other events stay on disk for the
+/// next start, and the log says how many. Returns the number of lost events.
 pub(crate) async fn abandon(queue: &Queue, ephemeral: bool, lives: Option<Arc<Lives>>) -> u64 {
     let mut lost = 0;
     for (output, left) in queue.abandon(ephemeral) {

@@ -1,4 +1,4 @@
-//! The errors of the relay, by what their caller does next.
+//! The errors of the relay, by the next step of their caller.
 
 use tokio::task::JoinError;
 

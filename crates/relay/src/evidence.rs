@@ -67,8 +67,8 @@ pub(crate) fn reader(
 }
 
 /// Returns the position after the last event whose entry is covered by the log's newest checkpoint.
-/// `None` if the log can't be read, has another origin, or has a checkpoint that none of the
-/// configured keys has signed. The events of later entries are read once more.
+/// `None` without such an entry, or if the log or the keys can't be read. Also `None` if the log
+/// has another origin, or if none of the keys has signed its checkpoint.
 fn recorded_until(directory: Directory, settings: &config::Evidence) -> Option<u64> {
     let log = Log::open(&directory).ok()?;
     let Signed { checkpoint, note } = &log.signed;
@@ -129,8 +129,8 @@ pub(crate) async fn begin(
         return Err(Error::Run("evidence: needs queue.directory".to_owned()));
     };
     let off = switched(Arc::clone(&disk), end, true).await?;
-    // A new log begins with the first event that some output has not finished, because what became
-    // of the events before it is no longer known.
+    // A new log begins with the first event that some output has not finished, because the fates of
+    // the events before it are no longer known.
     let begin = queue.places().into_iter().map(|(_, place)| place).min().unwrap_or(end);
     let positions = (begin.max(cursor.position()), end);
     let failed = |error: String| Error::Run(format!("evidence: {error}"));
@@ -189,9 +189,9 @@ fn read_keys(settings: &config::Evidence) -> Result<Vec<SigningKey>, String> {
 }
 
 /// Returns a digest of the config in force, as 64 hexadecimal digits. It covers defaults, the
-/// values of variables, and the contents of files that decide what leaves the relay and where it
-/// goes, such as policies and URLs. Of renewed files (credentials, certificates), only the paths
-/// count. The digest is keyed, so that nobody can check a guess at a secret in the config.
+/// values of variables, and the contents of files that decide which events are sent, in which form
+/// and to where, such as policies and URLs. Of renewed files (credentials, certificates), only the
+/// paths count. The digest is keyed, so that nobody can check a guess at a secret in the config.
 fn config_digest(key: &hmac::Key, config: &Config, named: &[NamedFiles]) -> String {
     let mut context = hmac::Context::with_key(key);
     context.update(format!("{config:?}").as_bytes());

@@ -19,9 +19,6 @@
 //!   when it is empty; any other queue is drained when no output waits for a response from its
 //!   consumer. Then outputs, sources, dead letters, evidence and queue end in this order.
 //!
-//! Every task and thread that the relay needs reports its failure, so that the relay never
-//! continues without one of them.
-//!
 //! | floor | files | what they know |
 //! |---|---|---|
 //! | 1 | `listener` `source` `error` `again` `open_files` `watch` | requests · topics · why a config is refused, or a relay ends · pauses · the limit of open files · files that change |
@@ -81,9 +78,9 @@ pub struct Signals<S, A> {
 }
 
 /// Runs the relay until `signals.stopped` completes or a part of the relay fails. The relay then
-/// drains, within a time limit: a queue in memory or in an ephemeral directory delivers all its
-/// events; any other queue only waits for responses to the events on the wire, and keeps all other
-/// events. `file` is the path from which `config` was read; a reload reads the file again.
+/// drains, within a time limit. A queue in memory or in an ephemeral directory delivers all its
+/// events. Any other queue only waits for responses to the events on the wire. `file` is the path
+/// from which `config` was read; a reload reads the file again.
 ///
 /// # Errors
 ///
@@ -118,10 +115,10 @@ pub async fn run(
     serve(parts, reload, stopped, aborted).await
 }
 
-/// Runs a relay that was started, until `stopped` completes or a part fails. Meanwhile, reloads the
-/// config for each message in `reload`, for each change of a file, and again after a reload that
-/// could not bind an address. Then drains the relay, until `aborted` completes at the latest. `Err`
-/// is the error that ended the relay, or the loss of events at its end.
+/// Runs a relay that was started, until `stopped` completes or a part fails. During this time,
+/// reloads the config for each message in `reload`, for each change of a file, and again after a
+/// reload that could not bind an address. Then drains the relay, until `aborted` completes at the
+/// latest. `Err` is the error that ended the relay, or the loss of events at its end.
 async fn serve(
     mut parts: Parts,
     mut reload: mpsc::Receiver<()>,

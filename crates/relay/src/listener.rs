@@ -65,7 +65,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// the process.
 const GIVEN_WAY_MAX: usize = 8;
 
-/// The pause in which the tasks of connections that gave their places away can run.
+/// The pause in which the tasks of connections that gave up their places can run.
 const GIVEN_WAY_PAUSE: Duration = Duration::from_millis(1);
 
 /// A listener on one bound address. All clones of this value are the same listener: they share the

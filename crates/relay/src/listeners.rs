@@ -43,8 +43,8 @@ impl Planned {
     }
 }
 
-/// A planned listener that is ready to be put in force: its files are read, and its socket is bound
-/// if its port is free.
+/// A planned listener that is ready to be put in force. Its files are read. If it needs a new
+/// socket and the port is free, the socket is bound.
 pub(super) struct StagedListener {
     config: config::Listener,
     slot: Option<usize>,
@@ -235,9 +235,9 @@ impl Listeners {
         }
     }
 
-    /// Returns `true` if another attempt of a reload that waits for an address would fail: an old
-    /// listener was opened again because a new listener could not get the port, and another process
-    /// still listens on this port. The attempt would also close the old listener for a moment.
+    /// Returns `true` if another attempt of a reload that waits for an address would fail. An old
+    /// listener was then opened again because a new one could not get the port, and another process
+    /// still has this port. The attempt would also close the old listener for a moment.
     pub(super) fn would_fail_again(&self) -> bool {
         let own = |port: u16| {
             let open = self.slots.iter().filter(|slot| slot.open.is_some());

@@ -1,9 +1,9 @@
 //! The file `life`, in which one process of a relay tells the next one how it ended, and how many
 //! events it has lost.
 //!
-//! The file is written every few seconds and once more at the orderly end. If a process is killed,
-//! the file does not record an end, and its last write is at most a few seconds older than the
-//! kill. The file is not synced, because it only has to outlive the process. After a failure of the
+//! The file is written every few seconds and once more at a normal end. If a process is killed, the
+//! file does not record an end, and its last write is at most a few seconds older than the kill.
+//! The file is not synced, because it only has to outlive the process. After a failure of the
 //! machine, the file may be old or damaged, and then says less.
 
 use std::fs::OpenOptions;
@@ -39,7 +39,7 @@ const WAIT: Duration = Duration::from_secs(3);
 struct Life {
     /// The time of this write, in seconds since 1970.
     seen: u64,
-    /// `true`: the process has ended in order, and has counted the events lost at its end.
+    /// `true`: the process has ended normally, and has counted the events lost at its end.
     ended: bool,
     /// The last kill and the losses of this process and of those before it.
     #[serde(flatten)]
@@ -81,8 +81,8 @@ impl Lives {
         None
     }
 
-    /// Passes on what the file of the previous process says. If the file does not record an end,
-    /// the process was killed. A file that is missing or damaged says nothing.
+    /// Reads the file of the previous process, and passes its content to the telemetry. If the file
+    /// does not record an end, the process was killed. A missing or damaged file is ignored.
     fn follow(&self) {
         let read = named_file::read(&self.file, BYTES as u64).ok();
         let life = read.and_then(|text| serde_json::from_slice::<Life>(&text).ok());
@@ -130,7 +130,7 @@ impl Lives {
         }
     }
 
-    /// Writes that the process ends in order. `uncounted` is as for `write`.
+    /// Records the normal end of the process. `uncounted` is as for `write`.
     pub(crate) async fn end(self: Arc<Self>, uncounted: u64) {
         let written = tokio::task::spawn_blocking(move || self.write(true, uncounted));
         if !matches!(tokio::time::timeout(WAIT, written).await, Ok(Ok(Ok(())))) {

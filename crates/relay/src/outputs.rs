@@ -5,7 +5,7 @@
 //! the wire, for ten seconds at most. Then the task runs the next delivery, which continues from
 //! the same cursor with the new settings. The reload does not wait for this.
 //!
-//! `planned` knows what a config changes, and `task` runs the deliveries of one output.
+//! `planned` has the changes that a config makes, and `task` runs the deliveries of one output.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -42,7 +42,7 @@ use task::{Ended, Inbox, deliver};
 /// the plan is dropped.
 ///
 /// A task that ends without being told to is a failure: [`Outputs::ended`] returns the error, and
-/// the relay ends. The queue's drain does not wait for an output whose task has failed.
+/// the relay ends.
 pub(crate) struct Outputs {
     telemetry: Arc<Telemetry>,
     queue: Queue,
@@ -274,8 +274,8 @@ impl Outputs {
         self.orders.draining.cancel();
     }
 
-    /// Ends all outputs and waits until their tasks have ended. Returns the error of the first
-    /// failed task, unless [`Outputs::ended`] has returned it already.
+    /// Ends all outputs and waits until their tasks have ended. Returns the first error of a task
+    /// that [`Outputs::ended`] has not returned already.
     pub(crate) async fn stop(&mut self) -> Option<String> {
         self.orders.stop.cancel();
         while !self.tasks.is_empty() {

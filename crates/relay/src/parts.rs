@@ -46,10 +46,8 @@ pub(crate) struct Parts {
     pub tasks: Tasks,
 }
 
-/// The relay's own tasks. They close connections that exceed a deadline, call `upkeep`, write the
-/// log lines about losses, and serve the admin address. They also keep the history of the last
-/// hour, write the file `life`, and wait for a failure of the queue. Listeners, sources and outputs
-/// have their own tasks.
+/// The relay's own tasks. One serves the admin address, for example, and another writes the log
+/// lines about losses. Listeners, sources and outputs have their own tasks.
 pub(super) struct Tasks {
     /// The failures of the tasks and threads that the relay needs; each of them ends the relay. A
     /// failed output is reported to [`Outputs`] instead, because the queue must then stop waiting

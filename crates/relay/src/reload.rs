@@ -34,7 +34,7 @@ pub(crate) struct Prepared {
 }
 
 impl Parts {
-    /// Does everything in a reload that can fail or take time: reads the files, binds the addresses
+    /// Does the steps of a reload that can fail or take time: reads the files, binds the addresses
     /// of new listeners, stores a cursor for each new output, and stops the sources that are
     /// removed or changed. An address is not bound yet if an old listener may still hold its port.
     /// A new output waits for the end of a removed output of the same name.

@@ -40,12 +40,11 @@ mod kafka;
 const CLOSING: Duration = Duration::from_secs(1);
 
 /// The longest wait of a reload until the sources that it removes or changes take no more events.
-/// Only a call to a source that hangs takes so long.
+/// Only a source that hangs takes this long.
 const CLOSING_AT_RELOAD: Duration = Duration::from_secs(5);
 
 /// The longest time for which a removed or changed source waits for the acknowledgement of the
-/// events that it has taken. The next reader of its partitions reads again what is not
-/// acknowledged.
+/// events that it has taken. The next reader of its partitions reads the other events again.
 const LEAVING: Duration = Duration::from_secs(10);
 
 /// One source of events, such as a Kafka topic. `run` blocks, and is called on a thread of its own.
@@ -164,8 +163,7 @@ impl Planned {
 /// [`Sources::close_leaving`] makes the sources that are removed or changed stop taking events, and
 /// [`Sources::commit`] starts the new sources. The drain calls [`Sources::close`] at its beginning
 /// and [`Sources::end`] at its end. A thread that ends without an order is reported to
-/// [`Failures`]. Threads are never joined, because a call of a source may hang without limit, and
-/// because the process can end without waiting for them.
+/// [`Failures`].
 #[derive(Default)]
 pub struct Sources {
     /// The sources that run now, in the order of the config.
@@ -201,8 +199,8 @@ impl Slot {
 }
 
 impl Sources {
-    /// Makes a set without sources. If a source of this set ends although nobody has told it to
-    /// end, or its thread cannot be started, this is reported to `failures`.
+    /// Makes a set without sources. A source that ends without an order, or whose thread cannot be
+    /// started, is reported to `failures`.
     pub fn new(failures: Failures) -> Self {
         Self { failures, ..Self::default() }
     }
@@ -255,7 +253,7 @@ impl Sources {
         }
     }
 
-    /// Starts the thread of a source, and a task that reports an end of it without an order.
+    /// Starts the thread of a source, and a task that reports if the thread ends without an order.
     fn start(&self, slot: &Slot, queue: &Queue) {
         let (name, source, queue) =
             (slot.config.name.clone(), Arc::clone(&slot.source), queue.clone());
@@ -310,9 +308,9 @@ impl Sources {
         self.slots.iter().map(show).collect()
     }
 
-    /// Begins the drain: orders all sources to stop taking events, and waits for that for at most
-    /// `CLOSING`. The sources still wait for the acknowledgement of the events that they have
-    /// taken.
+    /// Begins the drain: orders all sources to stop taking events, and waits until they have
+    /// stopped, for at most `CLOSING`. The sources still wait for the acknowledgement of the events
+    /// that they have taken.
     pub async fn close(&self) {
         self.closing.cancel();
         let closed = join_all(self.slots.iter().map(Slot::close));

@@ -32,7 +32,6 @@ pub struct Opened {
     pub queue: Queue,
 }
 
-/// Starts a relay with this config, which was read from `file`.
 pub(crate) async fn start(
     file: Option<PathBuf>,
     config: Config,

@@ -20,8 +20,8 @@ const POLL: Duration = Duration::from_secs(1);
 /// before its key.
 const SETTLE: Duration = Duration::from_millis(100);
 
-/// The maximum number of checks while the files keep changing. After them, the relay reads the
-/// files nevertheless.
+/// The maximum number of checks while the files keep changing. After these checks, the relay reads
+/// the files even if they still change.
 const SETTLE_MAX: u32 = 10;
 
 /// The number of checks for a further change after the relay has read an unusable config, each

@@ -42,7 +42,7 @@ const SYNC_SECONDS: [f64; 12] =
 
 catalog! {
     "Losses"
-    /// Lost events of one output, or of the queue.
+    /// The metric of the lost events of one output, or of the queue.
     pub struct LostMetrics [PLUGIN] {
         pub events: Counter = "error_total" {
             help: "Accepted events that were then lost or refused for good, by output; plugin \
@@ -57,7 +57,7 @@ catalog! {
     }
 
     "The queue"
-    /// The batches that the queue accepts.
+    /// The metrics of the batches that the queue accepts.
     pub struct AcceptedMetrics [] {
         pub events: Counter = "event_total" {
             help: "Events accepted.",
@@ -98,7 +98,7 @@ catalog! {
                 replica gets events.",
         }
     } with {
-        /// Refused requests. An accepted batch ends the time in which all batches were refused.
+        /// The state of refused requests, which changes when a batch is accepted.
         pub refusals: Refusals,
     }
 
@@ -175,9 +175,9 @@ catalog! {
                 = \"reject\"`, so that kube-apiserver sends the events again.",
         }
     } with {
-        /// The batches that the queue accepts.
+        /// The metrics of the batches that the queue accepts.
         pub accepted: AcceptedMetrics,
-        /// The files of a queue on disk.
+        /// The metrics of the files of a queue on disk.
         pub spool: SpoolMetrics,
         /// The counter `error_total` for events that no output can get, such as a dropped batch.
         pub errors: Counter,
@@ -186,7 +186,7 @@ catalog! {
     }
 
     "The queue"
-    /// The files of a queue on disk.
+    /// The metrics of the files of a queue on disk.
     pub struct SpoolMetrics [] {
         pub sync: Histogram = "spool_sync_duration_seconds" {
             help: "Time to write and sync a group of batches to the queue's directory.",
@@ -298,14 +298,14 @@ catalog! {
         pub rejections: RejectionMetrics,
         /// The label of the listener or source: its address in the config, or its name.
         pub label: Arc<str>,
-        /// The refused requests, over all listeners and sources.
+        /// The state of refused requests, over all listeners and sources.
         pub refusals: Refusals,
         /// The times from the end of a body to the response that accepts it.
         pub times: Arc<Mutex<RecentTimes>>,
     }
 
     "Listeners and sources"
-    /// Refused requests, over all listeners and sources.
+    /// The counters of refused requests, over all listeners and sources.
     pub struct RejectionMetrics [] {
         pub requests: Each<Rejection, Counter> = "requests_rejected_total" {
             help: "Rejected requests, by reason.",
@@ -324,7 +324,7 @@ catalog! {
     }
 
     "Listeners and sources"
-    /// The time since which every batch has been refused.
+    /// The metrics of the time since which every batch has been refused.
     pub(super) struct RefusingMetrics [] {
         pub(super) since: Gauge = "requests_rejected_since_timestamp_seconds" {
             help: "When the first request was refused after the last accepted batch; 0: none.",
@@ -347,7 +347,7 @@ catalog! {
     }
 
     "Listeners and sources"
-    /// Request bodies that count against `limits.max_in_flight`.
+    /// The metric of the request bodies that count for `limits.max_in_flight`.
     pub(super) struct InFlightMetrics [] {
         pub bytes: Gauge = "in_flight_bytes" {
             help: "Body bytes that are not in the queue yet, or that wait to be acknowledged.",
@@ -453,9 +453,9 @@ catalog! {
             is_state: true,
         }
     } with {
-        /// The events that the consumer has not acknowledged yet.
+        /// The metrics of the events that the consumer has not acknowledged yet.
         pub backlog: BacklogMetrics,
-        /// The fates of the output's events.
+        /// The metrics of the fates of the output's events.
         pub fates: FateMetrics,
         /// The counter `error_total` of this output, which counts its lost events.
         pub lost: Counter,
@@ -464,7 +464,7 @@ catalog! {
     }
 
     "Outputs"
-    /// The events that the consumer of one output has not acknowledged yet.
+    /// The metrics of the events that the consumer of one output has not acknowledged yet.
     pub struct BacklogMetrics [OUTPUT] {
         pub bytes: Gauge = "output_backlog_bytes" {
             help: "Bytes of events not yet acknowledged by the consumer.",
@@ -500,7 +500,7 @@ catalog! {
     }
 
     "Outputs"
-    /// The fates of one output's events.
+    /// The metrics of the fates of one output's events.
     pub struct FateMetrics [OUTPUT] {
         pub delivery: Histogram = "output_delivery_seconds" {
             help: "Time from accepting a batch to its acknowledgement by the consumer.",
@@ -537,7 +537,7 @@ catalog! {
     }
 
     "Outputs"
-    /// Settings of one output.
+    /// The metrics of the settings of one output.
     pub struct SettingMetrics [OUTPUT] {
         pub required: Gauge = "output_required" {
             help: "1 if the output is required, 0 if its events may be dropped to make room.",
@@ -559,7 +559,7 @@ catalog! {
     }
 
     "Outputs"
-    /// The addresses of one output.
+    /// The metric of the addresses of one output.
     pub(super) struct AddressMetrics [OUTPUT] {
         pub addresses: AddressStates<Gauge> = "output_addresses" {
             help: "Addresses of the output, by state.",
@@ -575,7 +575,7 @@ catalog! {
     }
 
     "Dead letters"
-    /// Dead letters deleted to keep within `dead_letter.max_bytes`. Most had been counted as lost.
+    /// The metric of the dead letters that were deleted to keep within `dead_letter.max_bytes`.
     pub struct DroppedLetters [] {
         pub events: Counter = "dead_letter_dropped_events_total" {
             help: "Events in the oldest dead-letter files, deleted to keep within dead_letter.max_bytes.",
@@ -607,7 +607,7 @@ catalog! {
     }
 
     "Config"
-    /// Reloads of the config, by result.
+    /// The metrics of config reloads, by result.
     pub struct ReloadMetrics [] {
         pub count: ByResult<Counter> = "config_reload_total" {
             help: "Reloads of the config and of the files that it names, by result.",
@@ -630,7 +630,7 @@ catalog! {
     }
 
     "Evidence"
-    /// The evidence. Without the section `[evidence]` all values stay 0.
+    /// The metrics of the evidence log. Without the section `[evidence]` all values stay 0.
     pub struct EvidenceMetrics [] {
         pub size: Gauge = "evidence_size" {
             help: "Entries of the evidence log.",
@@ -678,7 +678,7 @@ catalog! {
     }
 
     "Taps"
-    /// Taps, which show events to people.
+    /// The metrics of taps, which show events to people.
     pub struct TapMetrics [] {
         pub taps: Gauge = "taps" {
             help: "Open taps: people who are watching the events sent.",
@@ -705,7 +705,7 @@ catalog! {
     }
 
     "The program"
-    /// The log, and the memory limit of the process.
+    /// The metrics of the log, of the memory limit and of the last kill.
     pub(super) struct ProgramMetrics [] {
         pub(super) log_dropped: Counter = "log_dropped_lines_total" {
             help: "Log lines dropped because stderr is read too slowly or not at all.",
@@ -736,7 +736,7 @@ catalog! {
     }
 
     "The program"
-    /// The build that runs.
+    /// The metric of the build that runs.
     pub struct BuildMetrics [VERSION, REVISION] {
         pub info: Gauge = "build_info" {
             help: "Always 1; the labels contain the version and revision of this build.",

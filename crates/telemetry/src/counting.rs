@@ -43,19 +43,19 @@ impl ListenerMetrics {
         self.refusals.refused(LastRejected { listener, reason, code, message, at: Instant::now() });
     }
 
-    /// Notes a refused request that may have had a batch, and whose sender gives up the batch.
+    /// Notes a request that may have had a batch and was refused for good.
     pub fn turned_away(&self) {
         self.refusals.turned_away(Instant::now());
     }
 
-    /// Counts a connection that was refused, and keeps the time.
+    /// Counts a refused connection, and stores the time.
     pub fn connection_refused(&self, reason: RefusedConnection) {
         self.refused.of(reason).increment(1);
         self.refusals.connection_refused(reason);
     }
 
-    /// Counts a failed TLS handshake of a sender, and keeps it as the last failed one. A closed
-    /// connection is only counted, because some health checks close theirs.
+    /// Counts a failed TLS handshake of a sender, and stores it as the last failed one. If the
+    /// sender has closed the connection, as some health checks do, the handshake is only counted.
     pub fn tls_failed(&self, reason: TlsFailure) {
         self.tls_failures.of(reason).increment(1);
         if reason != TlsFailure::Closed {
@@ -160,7 +160,7 @@ impl EvidenceMetrics {
         self.checkpoint.set(now());
     }
 
-    /// Counts an error of the evidence, and keeps its time.
+    /// Counts an error of the evidence, and stores its time.
     pub fn failed(&self, reason: EvidenceError) {
         self.errors.of(reason).increment(1);
         let mut last = lock(&self.last_errors);

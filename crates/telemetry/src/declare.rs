@@ -1,17 +1,13 @@
 //! Declares metrics, and makes their handles from the declarations.
 //!
-//! [`catalog!`] declares every metric once: name, help, unit, meaning, action and the field that
-//! holds its *handle*, a reference to a series. From one declaration the macro makes the field, a
+//! [`catalog!`] declares metrics: name, help, unit, meaning, action and the field that holds the
+//! metric's *handle*, a reference to a series. From one declaration the macro makes the field, a
 //! constant with the metric's name, the code that registers the series, and a [`Metric`] for the
 //! help on `/metrics` and for the reference page. The type of the field is the kind: [`Counter`],
 //! [`Gauge`] or [`Histogram`], or one of these for each value of a label: [`Each`] (the value is
 //! chosen by an enum), or a struct made by [`label_set!`] (the value is chosen by a field).
 //!
 //! A *family* is a struct of metrics that have the same labels and are registered together.
-//!
-//! A handle is never looked up by the number of an enum's variant. A new variant of a
-//! [`label_values!`] enum gets its series from the list that declares the variant, so there is no
-//! second table in which it could be missing.
 
 use std::sync::Arc;
 
@@ -19,7 +15,7 @@ use metrics::Histogram;
 
 use super::registry::{Counter, Gauge, Registry};
 
-/// Adds the prefix to a name. Metrics of the process have no prefix: all programs use these names.
+/// Adds the prefix to a name. Metrics of the process have none, as in all programs.
 macro_rules! full_name {
     ($name:literal) => {
         concat!("kube_audit_forwarder_", $name)

@@ -45,7 +45,7 @@ pub(crate) const REVISION: Label = described(
 label_values! {
     /// The reason why a request was not accepted: the label `reason` of `requests_rejected_total`.
     pub enum Rejection as "reason" {
-        /// The body does not consist of audit events, or the request is not well-formed HTTP.
+        /// The body does not consist of audit events, or the request has a fault not listed below.
         Invalid = "invalid",
         /// The body exceeds `limits.max_body`, or an event exceeds `limits.max_in_flight`.
         TooLarge = "too_large",
@@ -57,7 +57,7 @@ label_values! {
         Unauthorized = "unauthorized",
         /// The head or the body of the request came too slowly.
         Timeout = "timeout",
-        /// The path of the request does not begin with `listener.path_prefix`.
+        /// The path of the request is not below `listener.path_prefix`.
         NotFound = "not_found",
         /// The method of the request is not POST.
         Method = "method",
@@ -100,8 +100,9 @@ impl Rejection {
         }
     }
 
-    /// Returns `true` if only a batch is refused for this reason. A request that is refused for
-    /// another reason may be a health check or a scan, or the process was ending.
+    /// Returns `true` if only requests with the head of a batch are refused for this reason. A
+    /// request that is refused for another reason may be a health check or a scan, or the process
+    /// was ending.
     pub fn is_of_batch(self) -> bool {
         match self {
             Self::QueueFull
@@ -154,9 +155,9 @@ label_values! {
 label_values! {
     /// The reason for a refused connection: label `reason` of `connections_refused_total`.
     pub enum RefusedConnection as "reason" {
-        /// At `limits.max_connections`, a connection came while all others had requests.
+        /// At `limits.max_connections`, no connection could give way to a new one.
         AllBusy = "all_busy",
-        /// A connection without a whole request, or with refused ones only, made room for another.
+        /// A connection without a request that may be accepted was closed for a new one.
         Evicted = "evicted",
         /// The kernel refused a new connection, for example because of too many open files.
         AcceptFailed = "accept_failed",
@@ -200,9 +201,9 @@ label_values! {
         Status5xx = "status_5xx",
         /// The consumer's response does not follow the protocol, or no valid request could be made.
         Protocol = "protocol",
-        /// The consumer has taken the request, but has turned away single events of it.
+        /// The consumer has accepted the request, but has refused some of its events.
         Item = "item",
-        /// The consumer has taken the request, but has not confirmed its events in time.
+        /// The consumer has accepted the request, but has not confirmed its events in time.
         Acknowledgement = "acknowledgement",
     }
 }
@@ -320,7 +321,7 @@ label_set! {
 pub struct Levels([Counter; LEVELS.len()]);
 
 impl Levels {
-    /// Adds the events of each audit level.
+    /// Adds the number of events of each audit level to its counter.
     pub fn add(&self, counts: &LevelCounts) {
         for (counter, count) in self.0.iter().zip(counts) {
             counter.increment(*count);

@@ -1,10 +1,9 @@
 //! The metrics, the log, and the JSON of `/status` with the verdict on it ([`status`]).
 //!
 //! [`Telemetry`] has the metrics of one relay. It hands out handles, which are resolved once, when
-//! a listener, an output or the queue is made; counting is then one atomic addition. Every metric
-//! is declared in `catalog`, and nowhere else. The page `/metrics` and `/status` read the same
-//! values. The log has a thread of its own (`log`), and `reports` limits how often a loss or a
-//! flapping state is logged.
+//! a listener, an output or the queue is made; counting is then one atomic addition. All metrics
+//! are declared in `catalog`. The page `/metrics` and `/status` read the same values. The log has a
+//! thread of its own (`log`), and `reports` limits how often a loss or a flapping state is logged.
 //!
 //! This crate promises that a caller that counts or logs never waits. It imports `audit`, `base`,
 //! `config` (the log's settings) and `transform` (the volume). What must never happen here: a
@@ -286,8 +285,8 @@ impl Telemetry {
     }
 }
 
-/// The last kill and the losses of earlier processes, which count for 24 hours. Times are in
-/// seconds since 1970; 0 means never.
+/// The last kill and the losses of earlier processes. A kill is forgotten after 24 hours, and the
+/// losses 24 hours after the last one. Times are in seconds since 1970; 0 means never.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Earlier {
@@ -295,7 +294,7 @@ pub struct Earlier {
     pub lost_events: u64,
     /// The time of the last loss.
     pub last_lost: u64,
-    /// The time of the last kill: that of a process that did not end in order.
+    /// The time at which a process was last killed, accurate to a few seconds.
     pub last_killed: u64,
 }
 

@@ -40,8 +40,7 @@ const LINES_MAX: usize = 4096;
 /// The maximum number of bytes in the lines that wait for the log's thread.
 const BYTES_MAX: usize = 1024 * 1024;
 
-/// The part of both bounds that lines below `warn` may use, as numerator and denominator. The last
-/// quarter is kept for warnings and errors.
+/// The part of both bounds that lines below `warn` may use, as numerator and denominator.
 const ORDINARY_PART: (usize, usize) = (3, 4);
 
 /// The maximum number of bytes in one write of the log's thread. A longer line is written alone.
@@ -91,12 +90,10 @@ type ChangeLog = Box<dyn Fn(Log) + Send + Sync>;
 /// The function that changes the settings of the log. [`start_log`] sets this variable.
 static CHANGE_LOG: OnceLock<ChangeLog> = OnceLock::new();
 
-/// The queue of lines of the log. [`start_log`] sets this variable.
 static LINES: OnceLock<Arc<Lines>> = OnceLock::new();
 
-/// Starts the log: from now on, log lines and the messages of panics go to stderr. Whatever the
-/// level is, dependencies log nothing below `warn`, because h2 would log HTTP headers with bearer
-/// tokens.
+/// Starts the log: from now on, log lines and the messages of panics go to stderr. At every level,
+/// dependencies log nothing below `warn`, because h2 would log HTTP headers with bearer tokens.
 ///
 /// A second call in the same process changes nothing; use [`change_log`].
 ///

@@ -9,22 +9,22 @@ use tokio::time::Instant;
 
 use base::lock::lock;
 
-/// The number of minutes that are kept: the present one, and those before it.
+/// The number of minutes in a [`RecentTimes`]: the present one, and those before it.
 const MINUTES: usize = 5;
 
 const MINUTE_SECONDS: u64 = 60;
 
-/// Each power of two is divided into 2^3 buckets, so that the middle of a bucket is at most 6.3 %
-/// away from each time in the bucket.
+/// The binary logarithm of the number of buckets for each power of two. With 8 buckets, each time
+/// of at least 8 µs differs from the middle of its bucket by at most 6.3 %.
 const PARTS_BITS: u32 = 3;
 
-/// Times of 2^37 µs (38 hours) or more are counted in the last bucket.
+/// The last bucket also counts all times of 2^37 µs (38 hours) or more.
 const LONGEST_BITS: u32 = 37;
 
 /// The number of buckets: one for each microsecond below 8 µs, and 8 for each power of two above.
 const BUCKETS: usize = ((LONGEST_BITS - PARTS_BITS + 1) << PARTS_BITS) as usize;
 
-/// The quantiles of recent times. Each is at most 6.3 %, or 0.5 µs, away from a recorded time.
+/// The quantiles of recent times. Each differs from a recorded time by at most 6.3 %, or by 0.5 µs.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Quantiles {
     /// Half of the times are shorter than this one, in seconds.
@@ -119,7 +119,7 @@ impl RecentTimes {
     }
 }
 
-/// The durations of each output or listener, by name. An entry lives as long as its handles.
+/// The durations of each output or listener, by name. They exist as long as somebody holds them.
 #[derive(Default)]
 pub(super) struct TimesByName(Mutex<BTreeMap<String, Weak<Mutex<RecentTimes>>>>);
 

@@ -16,8 +16,8 @@ use crate::status::thresholds::{ATTEMPTS, PATIENCE, PATIENCE_WITH_RETRY_AFTER};
 use base::lock::lock;
 use base::mutant;
 
-/// The maximum number of characters of [`LastRejected::message`]. The relay's own messages are
-/// shorter, and quote at most one word that a client has chosen.
+/// The maximum number of characters of [`LastRejected::message`]. Only a message that quotes a long
+/// word of the request can be longer.
 const MESSAGE_MAX: usize = 300;
 
 /// A spell ends after this time without a refusal. kube-apiserver repeats after at most 41 s.
@@ -38,7 +38,7 @@ pub struct LastRejected {
     pub at: Instant,
 }
 
-/// The last TLS handshake of a sender that failed, which `/status` shows.
+/// The last failed TLS handshake of a sender, for `/status`.
 #[derive(Debug, Clone)]
 pub struct LastTlsFailure {
     /// The label of the listener.
@@ -127,17 +127,17 @@ impl Spells {
 #[derive(Clone, Default)]
 pub struct Refusals(Arc<Mutex<Known>>);
 
-/// The last refusal of each kind. If only the last one of all were kept, a request that ends with
+/// The last refusal of each kind. If only the very last one were stored, a request that ends with
 /// 408, which anybody can send, could hide a refusal that matters.
 #[derive(Default)]
 struct Known {
     any: Option<LastRejected>,
-    /// The last request refused for good: its sender gives up the events.
+    /// The last request with a final reason; see [`Rejection::is_for_good`].
     for_good: Option<LastRejected>,
     tls: Option<LastTlsFailure>,
     /// The number of refused connections and the time of the last one, for each reason.
     connections: BTreeMap<&'static str, (u64, Instant)>,
-    /// The first refusal of a batch since the last accepted one, in seconds since 1970; 0 if none.
+    /// The time of the first refusal in `batches`, in seconds since 1970; 0 without one.
     since: f64,
     /// The number of batches refused since the last accepted one.
     batches: u64,
@@ -176,13 +176,13 @@ impl Refusals {
         known.any = Some(refusal);
     }
 
-    /// Notes a TLS handshake of a sender that has failed.
+    /// Notes a failed TLS handshake of a sender.
     pub fn tls_failed(&self, failure: LastTlsFailure) {
         self.turned_away(failure.at);
         lock(&self.0).tls = Some(failure);
     }
 
-    /// Notes that a sender was turned away. It may have had a batch, and then gives the batch up.
+    /// Notes that a sender, which may have had a batch, was refused for good.
     pub fn turned_away(&self, now: Instant) {
         lock(&self.0).given_up.refused(now, FOR_GOOD);
     }
@@ -231,12 +231,12 @@ impl Refusals {
         )
     }
 
-    /// Returns the last TLS handshake of a sender that failed; `None` if none failed yet.
+    /// Returns the last failed TLS handshake of a sender; `None` if none failed yet.
     pub fn last_tls_failure(&self) -> Option<LastTlsFailure> {
         lock(&self.0).tls.clone()
     }
 
-    /// Returns for how long requests were refused, by the status of the responses.
+    /// Returns for how long requests were refused, by the kind of the refusal.
     pub fn times(&self, now: Instant) -> status::Refusals {
         let known = lock(&self.0);
         let (with_429, with_503) = (known.with_429.times(now), known.with_503.times(now));

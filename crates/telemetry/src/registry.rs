@@ -1,8 +1,8 @@
 //! The values of all metrics: one cell of memory for each series.
 //!
 //! A [`Counter`] or [`Gauge`] is a reference to such a cell. The code that counts, the page
-//! `/metrics` and `/status` all use the same cell, so the pages can't differ. Histograms are kept
-//! by the exporter.
+//! `/metrics` and `/status` all use the same cell, so the pages can't differ. The exporter stores
+//! the histograms.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,7 +13,7 @@ use metrics_exporter_prometheus::PrometheusRecorder;
 
 use base::lock::lock;
 
-/// A number that only grows, and starts at 0 with the process. Clones share the value.
+/// A number that starts at 0 and only grows. Clones share the value.
 #[derive(Debug, Clone, Default)]
 pub struct Counter(Arc<AtomicU64>);
 
@@ -78,7 +78,7 @@ impl Gauge {
 pub(crate) type Labels = Vec<(&'static str, String)>;
 
 /// The cells of counters and gauges, by the metric's full name and the labels; and the exporter,
-/// which keeps the histograms. Only [`Registry::keep`] removes a series.
+/// which stores the histograms. Only [`Registry::keep`] removes a series.
 pub(crate) struct Registry {
     cells: Mutex<BTreeMap<&'static str, BTreeMap<Labels, Arc<AtomicU64>>>>,
     pub(super) exporter: PrometheusRecorder,
@@ -121,8 +121,8 @@ impl Registry {
         self.exporter.register_histogram(&key(name, owned(labels)), &METADATA)
     }
 
-    /// Removes the series that `is_kept` rejects. The handles of a removed series stay valid, but
-    /// no page shows their values any more.
+    /// Removes the series of the metric `name` that `is_kept` rejects. The handles of a removed
+    /// series stay valid, but no page shows their values any more.
     pub(crate) fn keep(&self, name: &str, is_kept: impl Fn(&Labels) -> bool) {
         if let Some(series) = lock(&self.cells).get_mut(name) {
             series.retain(|labels, _| is_kept(labels));

@@ -1,13 +1,13 @@
 //! Log lines whose rate is limited: lost events, and states that may flap.
 //!
 //! The code that loses events or changes a state only notes that here ([`Losses::add`],
-//! [`Reports::changed`]). A note takes one short lock and writes nothing, so it may be made under
+//! [`Reports::changed`]). A note takes only short locks and writes nothing, so it may be made under
 //! the queue's lock and on any thread. One task of the relay ([`Reports::tell`]) writes the lines:
 //!
 //! - A loss has a line at its first event, and then at most one line in ten seconds, with the
 //!   events since the last line and in total. Each kind of loss has its own lines for each output.
-//! - A state has a line when it changes. If it *flaps*, which means that it changes again and
-//!   again, it has one line in ten seconds, with the number of changes.
+//! - A state has a line when it changes. If it *flaps* (changes often), it has at most one line in
+//!   ten seconds, with the number of changes.
 //!
 //! At the end of the process, [`Reports::flush`] writes the notes that have no line yet. If nobody
 //! calls it, they are written when the last handle is dropped.
@@ -23,11 +23,10 @@ use tokio_util::sync::CancellationToken;
 
 use base::lock::lock;
 
-/// The shortest time between two log lines about the same loss, or about a state that flaps.
+/// The pause between two log lines about the same loss, or about a state that flaps.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// The longest wait of [`Reports::flush`]. A line only goes into a queue in memory, which takes
-/// microseconds; but a thread that panics while it writes never reports the end.
+/// The longest wait of [`Reports::flush`], because a thread may panic while it writes a line.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The name in `error_total`, in place of an output's, for events that no output can get.
@@ -40,10 +39,10 @@ pub enum Loss {
     DropOldest,
     /// The full queue dropped a new batch: `queue.when_full = "drop_newest"`.
     DropNewest,
-    /// The queue dropped events of an output with `required = false`, because it needed their room.
+    /// The queue needed room and dropped events of an output with `required = false`.
     NotRequired,
-    /// Places in the queue's files are damaged. The numbers are those of places: an output counts
-    /// the events that it loses there as [`Loss::Missing`].
+    /// Places in the queue's files are damaged. This loss counts places: an output counts the
+    /// events that it loses there as [`Loss::Missing`].
     Damaged,
     /// Events are missing in the queue's files, because of damage.
     Missing,
@@ -51,7 +50,7 @@ pub enum Loss {
     GivenUp(Cause, LostAs),
     /// The output was removed from the config before it had delivered all its events.
     Removed,
-    /// The process ended before the events were delivered, and the events were only in memory.
+    /// The relay ended before it had delivered the events, and they were not stored durably.
     Undelivered,
     /// Dead letters were deleted, to keep within `dead_letter.max_bytes`.
     DeadLetters,
@@ -171,7 +170,7 @@ pub enum State {
     DiskIsWell,
     /// The queue's disk does not respond.
     DiskHangs {
-        /// The time for which the disk has not responded.
+        /// The number of seconds for which the disk has not responded.
         seconds: u64,
     },
     /// The queue's disk responds again.
@@ -238,7 +237,7 @@ struct Shared {
     written: Condvar,
 }
 
-/// The losses and the changes of states, also those that the log has not reported yet.
+/// The losses of one relay, and the changes of states that the log has not reported yet.
 struct Notes {
     /// The counts since the start, by the name of the output or [`QUEUE`].
     parties: BTreeMap<Arc<str>, Arc<Party>>,
@@ -290,9 +289,8 @@ impl Tally {
 }
 
 /// The changes of one state, such as whether the queue is full. Usually each change has a log line
-/// of its own. The next line waits if there were `burst` lines within [`QUIET`], if the last line
-/// reported several changes, or if several changes are not reported yet. The line then reports all
-/// changes up to its time.
+/// of its own. If the state flaps, the next line comes [`QUIET`] after an earlier one, and reports
+/// all changes up to its time.
 struct Flap {
     /// The number of log lines that may be written within [`QUIET`].
     burst: usize,
@@ -536,8 +534,7 @@ impl Losses {
         self.note(loss, events, detail);
     }
 
-    /// Notes a loss for the log, but leaves [`Losses::events`] as it is. The loss is of events that
-    /// were counted as lost before, or of damaged places.
+    /// Notes a loss for the log only: [`Losses::events`] does not change.
     pub fn note(&self, loss: Loss, events: u64, detail: Option<&str>) {
         if events == 0 {
             return;

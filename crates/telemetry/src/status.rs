@@ -151,7 +151,7 @@ pub struct Losses {
     pub dead_letters_dropped_events: u64,
 }
 
-/// For how long the relay refused requests, by the status of the answers.
+/// For how long the relay refused requests, by the kind of the refusal.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Refusals {
@@ -165,7 +165,7 @@ pub struct Refusals {
 
 impl Refusals {
     /// Returns for how long everything has been refused, and for how long kube-apiserver repeats a
-    /// batch that is refused so, in seconds. `None` if the first time is shorter than the second.
+    /// batch that is refused in this way, in seconds. `None` if the first time is shorter.
     pub fn shut(&self) -> Option<(f64, f64)> {
         let is_permanent = self.permanent.long_shut_ended_seconds_ago.is_some();
         let permanent = self.permanent.shut_for(PATIENCE_MAX).filter(|_| is_permanent);
@@ -211,7 +211,7 @@ impl RefusalTimes {
     }
 }
 
-/// The request that was refused last.
+/// A refused request.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Rejected {
@@ -228,7 +228,7 @@ pub struct Rejected {
     pub seconds_ago: f64,
 }
 
-/// A TLS handshake of a sender that failed.
+/// A failed TLS handshake of a sender.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TlsFailure {
@@ -240,7 +240,7 @@ pub struct TlsFailure {
     pub seconds_ago: f64,
 }
 
-/// A kube-apiserver that this relay has heard.
+/// A kube-apiserver whose events this relay has received.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Apiserver {
@@ -338,18 +338,18 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// Returns the bytes that count for how full the queue is.
+    /// Returns the number of bytes in the queue that new events cannot use.
     pub fn needed(&self) -> u64 {
         self.needed_bytes.unwrap_or(self.bytes)
     }
 
-    /// Returns the part of the queue that is needed, from 0 to 1.
+    /// Returns the needed bytes of the queue divided by its capacity, such as 0.5.
     pub fn fill(&self) -> f64 {
         self.needed() as f64 / (self.capacity_bytes as f64).max(1.0)
     }
 
     /// Returns the seconds until the queue is full at the pace of the last minutes. `None` if the
-    /// queue does not grow, or so little of it is needed that the pace says nothing.
+    /// queue does not grow, or if too little of it is needed for a forecast.
     pub fn full_in(&self) -> Option<f64> {
         let growth = self.growth_bytes_per_second.filter(|growth| *growth > 0.0)?;
         let free = self.capacity_bytes.saturating_sub(self.needed()) as f64;
@@ -562,7 +562,7 @@ pub struct Reloads {
     pub awaits_address: Option<String>,
 }
 
-/// The rights that the process has kept, by the setting `process.restrict`.
+/// The rights of the process, under the JSON key `process`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Permissions {
@@ -570,7 +570,7 @@ pub struct Permissions {
     pub restrict: Restriction,
 }
 
-/// What the process has given up at its start.
+/// The restrictions of the process, as of its start.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Restriction {
@@ -585,7 +585,7 @@ pub struct Restriction {
     pub missing: Option<String>,
 }
 
-/// How often something has occurred: reloads with one result, for example.
+/// A count of occurrences, such as reloads with one result, and the age of the last one.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Occurred {

@@ -134,7 +134,7 @@ async fn a_kube_apiserver_has_a_time_for_an_hour() {
     hear(&telemetry);
     tokio::time::advance(Duration::from_secs(3599)).await;
     let first = age().unwrap();
-    // The clock of the wall is not paused.
+    // The wall clock is not paused.
     assert!((3598.0..3700.0).contains(&first), "{first}");
     hear(&telemetry);
     assert!(age().is_some_and(|age| (-1.0..100.0).contains(&age)));

@@ -6,7 +6,7 @@
 use config::{OutputSettings, OutputType, Target};
 use config_table::table::Table;
 
-/// The settings of an output of the type `stdout`, which is that of [`config::EMBEDDED`]. It has no
+/// The settings of an output of the type `stdout`, which [`config::EMBEDDED`] uses. The type has no
 /// keys of its own.
 #[derive(Debug, PartialEq, Eq)]
 struct Stdout;

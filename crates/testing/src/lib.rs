@@ -17,10 +17,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::SystemTime;
 
-/// Returns the seeds for a randomised test, and prints them. The first half are the numbers from 0.
-/// The second half begins at [`base()`], so that each commit is tested with other seeds. The
-/// environment variable `KUBE_AUDIT_FORWARDER_SEEDS` replaces `usual`, the number of seeds;
-/// `KUBE_AUDIT_FORWARDER_SEED` selects one seed.
+/// Returns the seeds for a randomised test, and prints them if there are several. The first half
+/// are the numbers from 0. The second half begins at [`base()`], so that each commit is tested with
+/// other seeds. The environment variable `KUBE_AUDIT_FORWARDER_SEEDS` replaces `usual`, the number
+/// of seeds; `KUBE_AUDIT_FORWARDER_SEED` selects one seed.
 pub fn seeds(usual: u64) -> Vec<u64> {
     if let Some(seed) = number("KUBE_AUDIT_FORWARDER_SEED") {
         return vec![seed];
@@ -77,8 +77,8 @@ pub fn list(text: &str) -> Vec<&str> {
     text.trim_matches('\n').split(['|', '\n']).collect()
 }
 
-/// Returns `true` if the environment variable selects one seed. A test may then print each of its
-/// steps.
+/// Returns `true` if the environment variable `KUBE_AUDIT_FORWARDER_SEED` selects one seed. A test
+/// may then print each of its steps.
 pub fn is_alone() -> bool {
     std::env::var_os("KUBE_AUDIT_FORWARDER_SEED").is_some()
 }

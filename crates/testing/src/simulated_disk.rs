@@ -65,13 +65,13 @@ pub fn is_crash(error: &io::Error) -> bool {
 #[derive(Clone)]
 pub struct SimulatedDisk {
     shared: Arc<Mutex<State>>,
-    /// The number of the machine's start to which the process belongs.
+    /// The number of crashes of the machine before the process started.
     boot: u64,
 }
 
 impl SimulatedDisk {
-    /// Makes an empty disk. The seed decides about faults; [`Self::crash`] has a generator of its
-    /// own.
+    /// Makes an empty disk. The seed decides about faults and the order of lists; [`Self::crash`]
+    /// gets a generator of its own.
     pub fn new(seed: u64) -> Self {
         let state = State {
             rng: fastrand::Rng::with_seed(seed),
@@ -104,10 +104,10 @@ impl SimulatedDisk {
     /// Lets one operation of this kind fail: the one that comes after the next `after` operations
     /// of the same kind.
     ///
-    /// A write that fails has written a part. A sync that fails marks all unsynced bytes as clean:
-    /// reads still return these bytes, some of them may be on the medium, and no later sync writes
-    /// the others. A create that fails may leave an empty file. Any other operation that fails does
-    /// nothing.
+    /// A write that fails may have written any part. A sync that fails marks all unsynced bytes as
+    /// clean: reads still return these bytes, some of them may be on the medium, and no later sync
+    /// writes the others. A create that fails may leave an empty file. Any other operation that
+    /// fails does nothing.
     pub fn fail(&self, operation: Operation, after: u64, error: Errno) {
         let at = self.count(operation) + after;
         self.state().plan.insert((operation, at), error);
@@ -119,7 +119,7 @@ impl SimulatedDisk {
         self.state().probability = probability;
     }
 
-    /// Sets whether every change fails with EROFS from now on.
+    /// Sets whether every change, and every open for writing, fails with EROFS from now on.
     pub fn read_only(&self, read_only: bool) {
         self.state().read_only = read_only;
     }
@@ -175,14 +175,15 @@ impl SimulatedDisk {
         self.state().named(name).seen.clone()
     }
 
-    /// Lets the machine die after this many more changes were begun. Every operation then fails
-    /// until [`Self::crash`].
+    /// Lets the machine die after this many more changes. Every operation then fails until
+    /// [`Self::crash`].
     pub fn crash_after(&self, changes: u64) {
         let mut state = self.state();
         state.crash_at = state.changes_begun() + changes;
     }
 
-    /// Returns `true` if the machine has died, as [`Self::crash_after`] has set.
+    /// Returns `true` if the machine has died, either after the changes of [`Self::crash_after`] or
+    /// by [`Self::crash`].
     pub fn is_dead(&self) -> bool {
         self.state().is_dead(self.boot)
     }
@@ -329,7 +330,7 @@ struct SimulatedFile {
     disk: SimulatedDisk,
     number: u64,
     access: Access,
-    /// Keeps the count in [`Inode::handles`].
+    /// Counts as an open handle in [`Inode::handles`].
     _open: Arc<()>,
 }
 
@@ -651,7 +652,6 @@ mod tests {
 
     const SEEDS: u64 = 300;
 
-    /// Returns this many sectors, all bytes of which have one value.
     fn sectors(count: usize, number: u8) -> Vec<u8> {
         vec![number; count * SECTOR]
     }
@@ -670,7 +670,6 @@ mod tests {
         disk.crash(&mut fastrand::Rng::with_seed(seed))
     }
 
-    /// Returns the error of a result; `None` if there is none.
     fn errno<T>(result: io::Result<T>) -> Option<Errno> {
         result.err().as_ref().and_then(Errno::from_io_error)
     }

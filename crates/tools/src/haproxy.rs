@@ -45,11 +45,11 @@ pub use report::{Finding, Report, Verdict};
 pub struct Options<'a> {
     /// The name of the file, for comments in the new config.
     pub name: &'a str,
-    /// The `frontend` or `listen` section to carry over. `None`: the first one that forwards HTTP,
-    /// or else the first one that leads to a server.
+    /// The `frontend` or `listen` section to carry over. `None`: the first one that forwards HTTP
+    /// to a server, or else the first one that leads to a server.
     pub frontend: Option<&'a str>,
-    /// `true`: the paths of the haproxy.cfg, for a relay on HAProxy's machine. `false`: the paths
-    /// at which the manifests of `deploy` mount Secrets.
+    /// `true`: the config has the paths of the haproxy.cfg, for a relay on HAProxy's machine.
+    /// `false`: it has the paths at which the manifests of `deploy` mount Secrets.
     pub keeps_paths: bool,
     /// The report's sentence on whether HAProxy accepts the file.
     pub validity: &'a str,
@@ -60,7 +60,7 @@ pub struct Options<'a> {
 pub struct Migrated {
     /// The config as TOML. It begins with the report as comments.
     pub config: String,
-    /// The finding for each line of the haproxy.cfg.
+    /// The findings for the lines of the haproxy.cfg.
     pub report: Report,
 }
 
@@ -258,8 +258,7 @@ fn finish(section: &Section, is_used: bool, logs_requests: bool, notes: &mut Not
 }
 
 /// The directives that change neither the forwarded events, nor their receivers, nor who may send.
-/// The directives concern HAProxy's process, its health checks, and connections, for which the
-/// relay has its own rules. A `/` separates the first two words of a line.
+/// A `/` separates the first two words of a line.
 const HARMLESS: &str = "ca-base chroot crt-base daemon description errorfile gid group \
     http-check log-tag log/global log/stderr log/stdout master-worker nbproc nbthread node \
     option/clitcpka option/dontlog-normal option/dontlognull option/http-buffer-request \

@@ -5,9 +5,9 @@
 //! One thread reads and checks the inputs (`input`), and several requests are open at the same time
 //! (`client`). The *frontier* is the point up to which everything was accepted without a gap. The
 //! resume file holds the frontier, so that a later run skips nothing that was not accepted. A later
-//! run sends events after the frontier a second time; the number of such requests is bounded. The
-//! code here never prints: [`Replay::run`] sends notes to its caller. A command that only looks at
-//! the events passes a function instead of a relay ([`To`]).
+//! run may send events after the frontier a second time; the number of such requests is bounded.
+//! The code here never prints: [`Replay::run`] sends notes to its caller. A command that only looks
+//! at the events passes a function instead of a relay ([`To`]).
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
@@ -58,16 +58,14 @@ const WINDOW: usize = 2;
 /// The maximum bytes in the bodies of all open requests. A larger request is sent alone.
 const IN_FLIGHT_BYTES_MAX: usize = 64 << 20;
 
-/// The time between two writes of the resume file.
+/// The interval at which a replay checks whether the resume file must be written.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 
-/// The longest delay that is made up for by sending faster than the configured rate. After a longer
-/// delay, for example because the receiver was slow, the rest of the delay is not made up for.
+/// The longest delay that is made up for by sending faster than the configured rate.
 const CATCH_UP: Duration = Duration::from_millis(100);
 
 /// The minimum number of requests per second at a configured rate, so that events arrive evenly: at
-/// 100 events per second, a request has at most 25 events. Below 4 events per second, each request
-/// has one event, and there are fewer requests.
+/// 100 events per second, a request has at most 25 events.
 const REQUESTS_PER_SECOND: u32 = 4;
 
 /// The reaction of a replay to a line that is not an event.
@@ -98,7 +96,7 @@ pub struct Settings {
     pub batch_bytes: usize,
     /// The maximum number of open requests.
     pub concurrency: usize,
-    /// The path of the resume file. `None`: the progress is not kept for a later run.
+    /// The path of the resume file. `None`: the progress is not saved for a later run.
     pub resume: Option<PathBuf>,
     /// The reaction to a line of the files that is not an event.
     pub on_bad_line: OnBadLine,
@@ -134,9 +132,9 @@ pub struct Span {
     pub file: PathBuf,
     /// The unit of `first` and `last`.
     pub unit: Unit,
-    /// The first line or position.
+    /// The number of the first line or position.
     pub first: u64,
-    /// The last line or position.
+    /// The number of the last line or position.
     pub last: u64,
 }
 
@@ -178,8 +176,8 @@ pub enum Note {
         /// The text of the remark.
         what: String,
     },
-    /// The result for a queue's directory: one for each directory that was begun, at the end of the
-    /// replay.
+    /// The result for a queue's directory. At the end of a replay, there is one note for each
+    /// directory that was begun.
     Replayed(Replayed),
 }
 
@@ -206,7 +204,8 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Returns `true` if this run has skipped bad lines, and no run has sent an event.
+    /// Returns `true` if this run has skipped bad lines but sent no event, and no event was
+    /// accepted in an earlier run.
     pub fn is_nothing(&self) -> bool {
         self.bad_lines > 0 && self.sent + self.events_before == 0
     }
@@ -241,7 +240,7 @@ impl Replay {
     ///
     /// # Errors
     ///
-    /// [`Unusable`] names the input or the file that cannot be used.
+    /// An input, an option or the resume file cannot be used.
     pub fn new(settings: Settings) -> Result<Self, Unusable> {
         if settings.follows {
             return Self::following(settings);
@@ -333,20 +332,21 @@ impl Replay {
         spools.flat_map(|(path, spool)| spool.remarks(path)).collect()
     }
 
-    /// Returns the line or position with which this run begins. `None` for a first run.
+    /// Returns the line or position with which this run begins. `None` for a first run, and if the
+    /// run begins with the first line of a file.
     pub fn resumes_at(&self) -> Option<Span> {
         let is_resumed = self.frontier.state.files.last().is_some_and(|last| last.lines > 0);
         is_resumed.then(|| self.frontier.place(&self.settings.files))
     }
 
-    /// Returns the size of all inputs in bytes. `None` if an input has no size, such as a pipe or a
-    /// log that is followed.
+    /// Returns the size of all inputs in bytes. `None` if the size of an input is not known, such
+    /// as that of a pipe or of a log that is followed.
     pub fn file_bytes(&self) -> Option<u64> {
         self.sizes().sum::<Option<u64>>().filter(|_| !self.settings.follows)
     }
 
-    /// Returns the size of each input in bytes. For a queue, these are the lines that are still to
-    /// be sent; the size is not known if all stored lines are read.
+    /// Returns the size of each input in bytes. For a queue, this is the size of the lines that its
+    /// outputs have not finished. It is not known if all stored lines are read.
     fn sizes(&self) -> impl Iterator<Item = Option<u64>> {
         self.settings.files.iter().zip(&self.frontier.spools).map(|(file, spool)| match spool {
             Some(spool) => (!self.settings.only_looks).then_some(spool.left.bytes),
@@ -354,9 +354,9 @@ impl Replay {
         })
     }
 
-    /// Sends all events, until the end of the inputs, the first permanent failure, or the
-    /// cancellation of `stop`. `notes` gets messages for the operator, and `progress` the current
-    /// numbers. Writes the resume file before it returns.
+    /// Sends the events until the inputs end, `stop` is cancelled, or something fails. `notes` gets
+    /// messages for the operator, and `progress` the current numbers. Writes the resume file, if
+    /// there is one, before it returns.
     ///
     /// # Errors
     ///
@@ -472,7 +472,6 @@ impl Frontier {
         self.first + self.sent.len() as u64 - 1
     }
 
-    /// Marks the request with this number as accepted.
     fn accepted(&mut self, number: u64) {
         let index = usize::try_from(number - self.first).unwrap_or(usize::MAX);
         if let Some((_, is_accepted)) = self.sent.get_mut(index) {
@@ -545,8 +544,9 @@ impl Frontier {
         files.iter().zip(&self.state.files).zip(&self.spools).filter_map(result).collect()
     }
 
-    /// Returns a text about the events of all queues that are not sent: damage, in this run and
-    /// earlier ones, and events that outputs have set aside.
+    /// Returns a text about events in the queues that were not sent: those that were damaged or
+    /// missing, in this run and earlier ones, and those that outputs have set aside. `None` if
+    /// there are none.
     fn left_out(&self, files: &[PathBuf]) -> Option<String> {
         let queues = || self.state.files.iter().filter_map(|read| read.queue.as_ref());
         let faults: u64 = queues().map(|queue| queue.faults).sum();
@@ -567,9 +567,8 @@ impl Frontier {
 
 #[derive(Default)]
 struct Saver {
-    /// The state in the resume file. `None` before the first successful write of this run.
+    /// The state in the resume file. `None` before the first successful write by this `Saver`.
     saved: Option<State>,
-    /// The running write of the resume file.
     writing: Option<tokio::task::JoinHandle<std::io::Result<State>>>,
 }
 
@@ -638,14 +637,12 @@ type Lane = std::pin::Pin<Box<dyn Future<Output = Done> + Send>>;
 
 /// A running replay. [`Replay::run`] owns it, and its loop runs in the caller's task.
 ///
-/// Each turn of the loop handles one event: a lane (the future that sends one request) has ended,
-/// the reader thread has the next batch, the rate allows the next request, the caller has cancelled
-/// `stop`, a write of the resume file has ended, or it is time for such a write.
+/// Each turn of the loop handles one occurrence, such as the end of a lane (the future that sends
+/// one request), the next batch from the reader thread, or the end of a write of the resume file.
 ///
-/// At most one batch waits to be sent. It is sent when fewer than `concurrency` lanes are busy,
-/// when fewer than `concurrency` times [`WINDOW`] requests are after the frontier, and when its
-/// bytes fit into [`IN_FLIGHT_BYTES_MAX`] or no lane is busy. The connection of a lane that has
-/// ended is kept for a later lane.
+/// At most one batch waits to be sent. `concurrency` limits the number of busy lanes, [`WINDOW`]
+/// the requests after the frontier, and [`IN_FLIGHT_BYTES_MAX`] the bytes of open requests. A later
+/// lane uses the connection of a lane that has ended.
 ///
 /// The loop ends at the end of the inputs or at the first trouble, in both cases after the last
 /// lane has ended. After a failure to read, the lanes may use all their attempts. Any other trouble
@@ -657,7 +654,7 @@ type Lane = std::pin::Pin<Box<dyn Future<Output = Done> + Send>>;
 /// only when the resume file covers everything before it, so that a kill repeats at most one batch.
 ///
 /// The frontier never passes a request that was not accepted. Therefore a later run with the same
-/// resume file may send events twice, but it never leaves out an event.
+/// resume file may send events twice, but it skips no readable event that was not accepted.
 struct Running<'l> {
     settings: Settings,
     to: To<'l>,
@@ -775,7 +772,6 @@ impl Running<'_> {
         }
         if let Some(rate) = self.settings.rate {
             let share = Duration::from_secs_f64(events as f64 / f64::from(rate.get()));
-            // At most [`CATCH_UP`] of a delay is made up for.
             let now = Instant::now();
             self.due = self.due.max(now.checked_sub(CATCH_UP).unwrap_or(now)) + share;
         }
@@ -807,8 +803,8 @@ impl Running<'_> {
         }));
     }
 
-    /// Handles the end of a lane: keeps its connection and moves the frontier as far as possible.
-    /// `Err` if the request has failed.
+    /// Handles the end of a lane: stores its connection for a later lane, and moves the frontier as
+    /// far as possible. `Err` if the request has failed.
     fn done(&mut self, done: Done) -> Result<(), Trouble> {
         let Done { number, events, bytes, connection, result } = done;
         self.in_flight_bytes -= bytes;
@@ -867,8 +863,6 @@ impl Running<'_> {
 mod tests {
     use super::*;
 
-    /// The directory of the resume file does not exist during the first write, and exists during
-    /// the second. The second write is asked for with the state of the first.
     #[tokio::test]
     async fn a_state_is_written_again_if_its_write_has_failed() {
         let parent = tempfile::tempdir().unwrap();

@@ -85,7 +85,7 @@ impl Policy {
     ///
     /// # Errors
     ///
-    /// All mistakes in the text, in the order of their lines.
+    /// The mistakes in the text, in the order of their lines.
     pub fn read(text: &str) -> Result<Self, Vec<Problem>> {
         let read::File { omit_stages, omit_managed_fields, rules, doubts } = read::read(text)?;
         Ok(Self { doubts, ..Self::new(&omit_stages, omit_managed_fields, rules) })

@@ -50,7 +50,7 @@ use look::Look;
 use redaction::{Bodies, Plan};
 use walk::{Edit, Removal, Walk, Why, Wish};
 
-/// The changes that [`apply`] makes to one event, in the order of the fields.
+/// The changes that [`apply`] makes to one event.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Change<'a> {
     /// The level to which the event is lowered; `None` if it keeps its level.
@@ -83,7 +83,8 @@ pub enum Level {
 /// The changes that [`apply`] has made to an event; by default none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Done {
-    /// The level was lowered, bodies were removed, or `managedFields` were removed from them.
+    /// A part was changed or removed because of the `level`, `without_bodies` or
+    /// `omit_managed_fields` of the [`Change`].
     pub lowered: bool,
     /// A value that must not leave the relay was removed or replaced.
     pub redacted: bool,
@@ -358,7 +359,7 @@ impl<'a> Reader<'a, '_> {
     }
 
     /// Adds the edits of one member to `walk`. `wishes` are the changes in the member. Returns
-    /// `false` if the caller must remove the whole member; so do `level`, `body` and `status`.
+    /// `false` if the caller must remove the whole member; so do `body` and `status`.
     fn member(
         &self,
         name: Name,

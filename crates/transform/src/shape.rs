@@ -33,7 +33,7 @@ use bodies::Edits;
 
 pub use json::write_string;
 
-/// The form in which an output sends its events; by default, as they are.
+/// The form in which an output sends its events. By default, they are sent as they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Form {
     /// The schema of the documents.

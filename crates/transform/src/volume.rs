@@ -300,7 +300,6 @@ mod tests {
         names
     }
 
-    /// Compares the ten heaviest names of a dimension with the truth.
     fn compare(hour: &report::Figures, by: &str, truth: &Truth) {
         let (rows, mut heaviest) = (&hour.by[by].rows, Vec::from_iter(truth));
         heaviest.sort_by_key(|(_, [bytes, _])| std::cmp::Reverse(*bytes));

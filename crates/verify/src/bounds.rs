@@ -2,7 +2,7 @@
 
 use evidence_log::entry::{Entry, Started};
 
-/// The maximum bytes of a name or a reason in an entry. The relay writes less than a hundred.
+/// The maximum number of bytes of a name or a reason in an entry. The relay writes fewer than 100.
 const NAME_BYTES_MAX: usize = 256;
 
 const OUTPUTS_MAX: usize = 1000;

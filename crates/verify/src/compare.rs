@@ -25,8 +25,8 @@ const PLACES_MAX: usize = 20;
 /// checkpoint may be between two events.
 const BESIDE: u64 = 2;
 
-/// The lines that one output of one log sent. They are numbered in the order of their deliveries in
-/// the log.
+/// The lines that one output of one log sent. Their numbers count all events of the output's
+/// [`Delivered`] entries, in the order of the log.
 #[derive(Default)]
 struct Sent {
     /// The index of the log among the checked logs.
@@ -136,9 +136,10 @@ impl Sent {
         entry.map_or((0, 0), |(first, position, at)| (position + (number - first), *at))
     }
 
-    /// Counts a sent line that is not stored. Returns `true` if it is missing. A line is missing if
-    /// it was sent at least `settle` milliseconds before the end of the export. A late line must
-    /// have been sent earlier than that, because entries of the same time are sorted by position.
+    /// Returns `true` if a sent line that is not stored is missing, and otherwise counts the line.
+    /// A line is missing if it was sent at least `settle` milliseconds before the end of the
+    /// export. A late line must have been sent earlier than that, because entries of the same time
+    /// are sorted by position.
     fn is_missing(&mut self, number: u64, is_late: bool, settle: u64) -> bool {
         let Some((_, end)) = self.end.filter(|(last, _)| number < *last) else {
             self.not_exported += 1;
@@ -411,7 +412,7 @@ impl Comparison {
         Ok(missing)
     }
 
-    /// Adds a fault for each sent line that is not stored as sent.
+    /// Adds faults for the sent lines that are not stored as sent.
     fn tell_missing(&self, missing: &BTreeMap<Place, Option<u64>>, reports: &mut [&mut Report]) {
         for (at, sent) in self.sent.iter().enumerate() {
             let Some(report) = reports.get_mut(sent.log) else { continue };

@@ -37,11 +37,11 @@ pub(crate) struct Hashes<'a> {
     pub changed: Vec<(u64, u64, String)>,
     /// The first errors of unreadable files and records, at most [`UNREAD_MAX`].
     pub unread: Vec<io::Error>,
-    /// `true`: a whole file could not be read.
+    /// `true`: a whole file or the directory could not be read.
     is_unread: bool,
     /// The received events whose line hashes are missing or were changed.
     pub gone: Positions,
-    /// The events whose hashes of the sent lines are missing.
+    /// The events for which the hashes of the sent lines are missing.
     pub(super) gone_as_sent: Positions,
 }
 

@@ -48,9 +48,9 @@ pub(crate) struct History {
     pub accepted: Positions,
     /// The events that the queue lost.
     pub lost: Positions,
-    /// The events that were received while evidence was off.
+    /// The events that were received while evidence was off or could not be written.
     pub off: Positions,
-    /// According to the log, the line hashes of all positions below this one were deleted.
+    /// According to the log, the hashes of received lines at positions below this one were deleted.
     pub(super) pruned_below: u64,
     pub outputs: BTreeMap<String, Output>,
     pub runs: Runs,

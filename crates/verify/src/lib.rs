@@ -72,7 +72,7 @@ struct Place {
     files: Directory,
     deadline: Deadline,
     /// The position after the last event of the queue, read after the stored lines. `None` if no
-    /// relay is running.
+    /// relay is known to be running.
     live: Option<u64>,
     beside: Option<Queue>,
 }
@@ -99,12 +99,12 @@ pub enum Error {
 
 /// Checks the logs in these directories, each a queue's directory, a log, or a copy of either. The
 /// stored lines are compared with the sent lines of all these logs. `read` is called with the
-/// number of bytes of stored lines that were read since the last call. The report names each file
-/// that is missing, wrong or unreadable.
+/// number of bytes that were read from the files of stored lines since the last call. The report
+/// names each file that is missing, wrong or unreadable.
 ///
 /// # Errors
 ///
-/// A directory has no log, no log has a requested output, or there is no room for temporary files.
+/// A directory has no log, a requested output is in no log, or a temporary file can't be written.
 pub fn directories(
     directories: &[PathBuf],
     request: &Request,
@@ -223,7 +223,7 @@ impl Place {
         Ok(Self { queue, files, deadline, live, beside })
     }
 
-    /// Returns `true` if the queue's directory has a log that was set aside and is not in `given`.
+    /// Returns `true` if the queue's directory has another log, which is not in `given`.
     fn has_log_aside(&self, given: &[&Self]) -> bool {
         let beside = Directory::beside(&self.queue).into_iter();
         let mut aside = beside.filter(|log| *log != self.files);
@@ -328,7 +328,7 @@ fn reject_repeated(logs: &mut [Read<'_>], report: &mut Report) {
     }
 }
 
-/// Checks that the logs have the requested outputs. Only whole logs prove that one is missing.
+/// Checks that the logs have the requested outputs. A log that is not whole proves nothing.
 fn names_are_known(logs: &[Read<'_>], request: &Request) -> Result<(), Error> {
     let known = logs.iter().flat_map(|read| read.events.history.outputs.keys());
     let known: BTreeSet<_> = known.map(String::as_str).collect();

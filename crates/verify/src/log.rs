@@ -19,7 +19,7 @@ use evidence_log::tlog::tile::{
     BUNDLE_BYTES_MAX, CHECKPOINT, Content, Growing, Tile, WIDTH, last_tiles,
 };
 
-/// The maximum number of faults of a published log. After that, no further entries are fetched.
+/// The maximum number of faults of a published log. If there are more, no further bundle is read.
 const FAULTS_MAX: u64 = 1000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,8 +65,6 @@ pub(crate) struct Check<'a> {
 }
 
 impl<'a> Check<'a> {
-    /// Makes a check without results. `is_live` is `true` if a relay is using the directory or
-    /// publishing the log.
     pub(crate) fn new(
         request: &'a Request,
         directory: Option<&'a Directory>,
@@ -93,7 +91,7 @@ impl<'a> Check<'a> {
     }
 
     /// Checks the checkpoint, the tiles and the entries of the log, and passes the entries to
-    /// `events`. Returns the log if it has a checkpoint.
+    /// `events`. Returns the log if its checkpoint can be read.
     pub(crate) fn log(&mut self, files: &'a dyn Files, events: &mut Events<'a>) -> Option<Log<'a>> {
         self.report.counts.checkpoints.all += 1;
         let log = Log::open(files).map_err(|error| self.no_log(&error)).ok()?;
@@ -193,7 +191,7 @@ impl<'a> Check<'a> {
     }
 
     /// Returns the log up to the file [`HEAD`], or `None` if the file ends at the checkpoint or
-    /// before. `Err` is what is wrong with the file.
+    /// before. The error says what is wrong with the file.
     fn head_of(&self, file: &[u8], log: &Log<'a>) -> Result<Option<Log<'a>>, String> {
         let head = HeadFile::parse(file).map_err(|error| format!("{HEAD}: {error}"))?;
         let Checkpoint { origin, .. } = &head.signed.checkpoint;
@@ -271,7 +269,7 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// Compares a kept checkpoint with the log. `Err` is what is wrong.
+    /// Compares a kept checkpoint with the log. The error says what is wrong.
     fn compare_kept(&self, name: &str, signed: &Signed, log: &Log<'_>) -> Result<(), String> {
         let (Checkpoint { origin, head }, own) = (&signed.checkpoint, &log.signed.checkpoint);
         if *origin != own.origin {
@@ -421,7 +419,7 @@ impl<'a> Check<'a> {
     }
 
     /// Compares the partial tiles of older checkpoints, which the relay keeps for a while, with the
-    /// tiles that have grown out of them.
+    /// newer tiles that begin with the same hashes or entries.
     fn compare_older(&mut self, size: u64) -> io::Result<()> {
         let Some(files) = self.directory else { return Ok(()) };
         for last in last_tiles(size) {
@@ -504,7 +502,7 @@ impl<'a> Check<'a> {
 }
 
 /// Checks that the log contains the checkpoint `kept`, which must not cover more entries than the
-/// log has. `Err` is what is wrong.
+/// log has. The error says what is wrong.
 pub(crate) fn contains(name: &str, kept: Head, log: &Log<'_>) -> Result<(), String> {
     let size = kept.size;
     match log.root_at(size) {

@@ -123,8 +123,8 @@ struct Fit {
     whole: usize,
     /// The number of stored lines that were sent without the members at their beginning.
     plain: usize,
-    /// The number of sent lines, and how many of them are stored (`found`). Lines that must be
-    /// stored are matched before late ones.
+    /// The number of sent lines of the requested time, and how many of them are stored (`found`).
+    /// Lines that must be stored are matched before late ones.
     left: usize,
     found: usize,
     /// The class of the stored lines without a match.
@@ -134,9 +134,9 @@ struct Fit {
 /// The result of the comparison. All counts are of lines.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Differences {
-    /// The sent lines that are stored.
+    /// The sent lines of the requested time that are stored.
     pub found: u64,
-    /// The sent lines that are not stored.
+    /// The sent lines of the requested time that are not stored.
     pub absent: u64,
     /// For each source of sent lines (see [`Place`]), the highest number of a line that is stored.
     /// Late lines do not count.
@@ -381,8 +381,8 @@ mod tests {
         Hash::of(&[&of.to_be_bytes()])
     }
 
-    /// Returns the places of the lines that must be stored and are not, and for some places of
-    /// stored lines the places of lines that left.
+    /// Returns the places of the lines that must be stored and are not, and the result of
+    /// [`Lines::absent`].
     fn absent(lines: &mut Lines, places: &[u64]) -> (BTreeSet<Place>, BTreeMap<u64, Place>) {
         let (mut absent, places) = (BTreeSet::new(), places.iter().copied().collect());
         let at = lines.absent(&places, &mut |place, _| assert!(absent.insert(place)));
@@ -467,8 +467,8 @@ mod tests {
         }
     }
 
-    /// Method: stored lines have two hashes. Some left as they are stored, some without the members
-    /// that the output has added, some never left, and for one line both forms left.
+    /// Method: stored lines have two hashes. Some were sent as they are stored, some without the
+    /// members that the output added, some were not sent, and of one line both forms were sent.
     #[test]
     fn a_line_with_added_members_is_the_event_that_left() {
         let plain = |line: u64| hash(line + 1_000_000);

@@ -74,7 +74,6 @@ impl Positions {
         self.ranges().map(|range| range.end - range.start).sum()
     }
 
-    /// Returns how many positions of a range are in the set.
     pub(super) fn len_within(&self, range: Range<u64>) -> u64 {
         self.within(range).map(|part| part.end - part.start).sum()
     }

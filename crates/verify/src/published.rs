@@ -11,8 +11,8 @@ use super::request::Request;
 use evidence_log::reader::{Files, Log, ReadError};
 use evidence_log::tlog::merkle::root_at;
 
-/// The maximum number of entries of a log that is read. No relay writes more: the number allows 300
-/// a second for a hundred years.
+/// The maximum number of entries that a log can have: 300 a second for a hundred years. The entries
+/// of a longer log are not read.
 const ENTRIES_MAX: u64 = 1 << 40;
 
 /// Checks a log of which only the published files can be read, for example over HTTP. `files` must
@@ -20,7 +20,7 @@ const ENTRIES_MAX: u64 = 1 << 40;
 ///
 /// # Errors
 ///
-/// A file can't be read. A missing or wrong file is not an error, but is in the report.
+/// The checkpoint can't be read, or there is no connection. Other faults are in the report.
 pub fn published(files: &dyn Files, request: &Request) -> io::Result<Report> {
     match Log::open(files) {
         Ok(log) => {

@@ -37,7 +37,7 @@ impl fmt::Display for Share {
 /// A count in a report. The variants are in the order in which the counts are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Number {
-    /// The events that were sent, but whose line is not stored.
+    /// The events that were sent well before the end of the export, and whose line is not stored.
     Missing,
     /// The events for which another line is stored.
     Changed,
@@ -58,11 +58,11 @@ pub enum Number {
     Lost,
     /// The events that the filter of an output has dropped.
     Dropped,
-    /// The events that were received while evidence was off.
+    /// The events that were received while evidence was off or could not be written.
     WithoutEvidence,
     /// The events that were set aside and have no final fate in the log yet.
     SetAside,
-    /// The stored lines that repeat another stored line.
+    /// The stored lines that are further copies of a sent line.
     Duplicate,
     /// The events whose line hash is missing.
     Unknown,
@@ -78,9 +78,8 @@ pub struct Counts {
     /// The log's checkpoint, the given ones, and those among the stored lines. A good checkpoint is
     /// signed and fits the log.
     pub checkpoints: Share,
-    /// If the check compares stored lines: the events that were sent. An event is good if its line
-    /// is among the stored lines. Otherwise: the events that were received. An event is good if it
-    /// has a line hash.
+    /// With stored lines: the events that were sent. Those whose line is stored are good. Without
+    /// stored lines: the events that were received. Those with a line hash are good.
     pub events: Share,
     numbers: [u64; Number::Unknown as usize + 1],
 }

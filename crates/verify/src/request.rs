@@ -20,9 +20,9 @@ pub struct Request {
     pub outputs: Vec<String>,
     /// The files with the stored lines. Without files, lines are not compared.
     pub events: Vec<PathBuf>,
-    /// Only events from this time on are counted, in milliseconds since 1970.
+    /// The beginning of the requested time, in milliseconds since 1970.
     pub since: Option<u64>,
-    /// Only events up to this time are counted, in milliseconds since 1970.
+    /// The end of the requested time, in milliseconds since 1970.
     pub until: Option<u64>,
     /// The time before the last stored line in which sent lines may be absent from an export,
     /// because the consumer had not written them yet.

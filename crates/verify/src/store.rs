@@ -19,7 +19,8 @@ pub(crate) struct Kept {
     pub checkpoint: Checkpoint,
 }
 
-/// The lines of a consumer. The place of a line is its number among the lines of all files.
+/// The lines of a consumer. The place of a line is a number that grows from line to line, through
+/// all files.
 #[derive(Default)]
 pub(crate) struct Store {
     /// The stored lines, to which the comparison adds the sent lines.

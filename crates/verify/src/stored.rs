@@ -25,11 +25,11 @@ const OTHERS_MAX: u64 = 1_000_000;
 /// The apiVersion of an object with a checkpoint.
 const API_VERSION: &str = "kube-audit-forwarder/v1";
 
-/// The maximum bytes of a line with a checkpoint.
+/// The number of bytes at which a line is too long for a checkpoint.
 const HEAD_MAX: usize = 2 * NOTE_BYTES_MAX;
 
 /// The number of bytes at the beginning of a line in which a member of a checkpoint's object is
-/// searched.
+/// looked for.
 const BEGIN_MAX: usize = 128;
 
 /// The beginning of a line that may come from an output with `format = "audit_log"`, which adds

@@ -25,7 +25,7 @@ struct Made {
     key: SigningKey,
     entries: Vec<Vec<u8>>,
     hashes: Vec<u8>,
-    /// The time of the first entry.
+    /// The time from which the entries count their times.
     began: u64,
     /// The number of the process (`Stamp::boot`), which changes with a crash.
     boot: u32,
@@ -58,7 +58,7 @@ impl Made {
         }
     }
 
-    /// Adds an entry. The relay has been up since the first entry.
+    /// Adds an entry. The relay has been up since `began`.
     fn push(&mut self, entry: &Entry) {
         let up = entry.at().saturating_add_signed(-self.step).saturating_sub(self.began);
         self.entries.push(entry.stamped(Stamp { boot: self.boot, up }));
@@ -85,7 +85,6 @@ impl Made {
         self.push(&Entry::Stop(self.running(at, config, places)));
     }
 
-    /// Adds the entry about received lines.
     fn accepted(&mut self, first: u64, lines: &[String], at: u64) {
         let record = Record::accepted(range(first, lines));
         record.write(&mut self.hashes);
@@ -168,12 +167,12 @@ fn range(first: u64, lines: &[String]) -> Range {
     Range { first, salt: Salt([7; SALT_BYTES]), lines }
 }
 
-/// Returns some lines, which begin with a letter.
+/// Returns `count` lines that begin with this letter.
 fn lines(letter: char, count: usize) -> Vec<String> {
     (0..count).map(|at| format!("{letter}{at}")).collect()
 }
 
-/// Checks logs and lines that the output `a` has sent.
+/// Checks these logs against stored lines of the output `a`.
 fn check(logs: &[&Made], lines: &[String], change: impl FnOnce(&mut Request)) -> Report {
     let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("stored");

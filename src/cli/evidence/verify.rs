@@ -93,7 +93,6 @@ fn time(text: &str) -> Result<u64, String> {
     time::parse(text).ok_or_else(|| "is not a time in the format of RFC 3339".to_owned())
 }
 
-/// Checks a log or a proof, and prints what was found.
 pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
     let (wrong, stored) = (|text: String| super::told(WRONG, text), &arguments.stored);
     for (files, what) in [
@@ -143,7 +142,6 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
     }
 }
 
-/// Reads the keys and checkpoints that the arguments name.
 fn request(arguments: &Arguments) -> Result<Request, String> {
     let keys = |option: &str, keys: &[String]| -> Result<Vec<VerifierKey>, String> {
         let read = |key: &String| key.parse().map_err(|error| format!("{option} {key}: {error}"));
@@ -203,9 +201,6 @@ fn directory_report(directories: &[PathBuf], request: &Request) -> Result<Report
     Ok(report)
 }
 
-/// Returns the printed text: the counts, then a line for each output, and for each start, stop and
-/// reload that changed something. Lines for each fault, for each part that could not be checked,
-/// and for each note follow.
 fn text_of(report: &Report) -> String {
     let limited = |word: &str, rows: &[String], max: usize| -> Vec<String> {
         let more = (rows.len() > max).then(|| format!("{word}{} more", rows.len() - max));

@@ -130,8 +130,8 @@ pub(super) fn advise(Aim { cut, inputs }: &Aim) -> Result<(), u8> {
     }
 }
 
-/// Prints what the figures do not contain. `Err` is the exit status if they lack something, or if
-/// there are no events.
+/// Prints a message if the figures lack a part of the input, or if there are no events. `Err` is
+/// then the exit status.
 fn tell(bad_lines: u64, stopped: Option<&str>, total: Sum) -> Result<(), u8> {
     let stopped = stopped.map_or(String::new(), |why| format!("; {}", escape::message(why)));
     match (bad_lines, &*stopped, total.events) {
@@ -143,8 +143,9 @@ fn tell(bad_lines: u64, stopped: Option<&str>, total: Sum) -> Result<(), u8> {
     }
 }
 
-/// Passes the events that leave a relay to `look`, until the time of `--for` is over or a signal
-/// comes. Returns what [`replay::look`] returns for files. `Err` is the exit status.
+/// Passes the events that leave a relay to `look`, until the time of `--for` is over, the relay
+/// ends the tap, or SIGINT comes. Returns what [`replay::look`] returns for files. `Err` is the
+/// exit status.
 fn take(
     url: &str,
     arguments: &Arguments,
@@ -224,8 +225,8 @@ fn text(
     text + "\nWhat the recording policy has dropped or left out is not in the input.\n"
 }
 
-/// Returns a table of the rules with what they make of the events, and a list of the rules that
-/// never matched.
+/// Returns a table of the rules with the events and bytes before and after, and a list of the rules
+/// that never matched.
 fn rows(cost: &Cost, total: Sum) -> String {
     let (mut never, mut lines) = (Vec::new(), vec![HEAD.map(str::to_owned)]);
     for (index, row) in cost.rows.iter().enumerate() {

@@ -15,9 +15,8 @@ pub enum Isa {
     /// AVX-512 with VBMI and GFNI: Intel's server CPUs since Ice Lake, AMD's CPUs since Zen 4.
     ///
     /// CPUs with AVX-512 but without these extensions lower their clock during and after the use of
-    /// registers of 512 bits. On an Intel Cascade Lake (3.06 to 2.67 GHz), the scanner took a fifth
-    /// less time than with AVX2, and everything else on that core a seventh more. Registers of 256
-    /// bits would not lower the clock, but the compiler joins two of them to one of 512 bits.
+    /// registers of 512 bits. On an Intel Cascade Lake, the scanner took a fifth less time than
+    /// with AVX2, and everything else on that core a seventh more.
     Avx512,
 }
 

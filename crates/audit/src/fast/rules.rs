@@ -6,8 +6,8 @@
 //!
 //! The module that uses the macro defines `Lanes`, a register that holds the masks of `LANES`
 //! blocks, one in each lane of 64 bits. It also defines these operations, in which all masks of a
-//! register count as one long number. A carry is the result for the previous blocks; the operation
-//! sets it for the next ones.
+//! register count as one long number. The caller passes the carry of the preceding blocks; the
+//! operation replaces it by the carry for the next blocks.
 //!
 //! - `later` moves each mark `BYTES` bytes further in the text. `before` is the register of the
 //!   preceding blocks; `UNSEEN` must be 64 - `BYTES`.
@@ -60,7 +60,8 @@ macro_rules! rules {
             xor(a, splat(u64::MAX))
         }
 
-        /// Returns a number in which bit i is 1 if block i of `blocks` has a backslash.
+        /// Returns a number in which bit i is 1 if block i, one of the first `blocks`, has a
+        /// backslash.
         #[target_feature(enable = $features)]
         fn backslashes(masks: &[u64; BLOCKS], blocks: usize) -> u64 {
             let groups = masks.as_chunks().0.iter().take(blocks / LANES).enumerate();
@@ -226,9 +227,9 @@ macro_rules! rules {
             }
 
             /// Judges each stretch. An addition carries a bit that is set in a stretch to the
-            /// bracket at its end. A closing bracket shows by itself if the stretch is in an object
-            /// or an array. Before an opening bracket, it is in an object if a colon precedes the
-            /// bracket, else in an array.
+            /// bracket at its end. A closing bracket shows by itself if its stretch is in an object
+            /// or an array. The stretch before an opening bracket is in an object if a colon
+            /// precedes the bracket, and in an array otherwise.
             #[target_feature(enable = $features)]
             #[inline]
             fn stretches(&mut self, step: &Step, keys: &Keys, curly: Lanes) -> Stretches {

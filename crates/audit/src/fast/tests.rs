@@ -45,7 +45,6 @@ enum Outcome {
     Usual,
 }
 
-/// Counts the bodies that had each outcome.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Counts {
     refused: u64,

@@ -14,7 +14,7 @@ const HEAP_PIECES: usize = 4;
 
 pub(super) struct Window {
     store: Store,
-    /// The number of bytes in the window. A mapping has more room than that.
+    /// The number of bytes in the window. A mapping may have more room.
     length: usize,
     piece_bytes: usize,
     /// The size of the mapping in bytes. A window that grows beyond it gets a larger mapping.

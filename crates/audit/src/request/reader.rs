@@ -3,9 +3,9 @@
 //!
 //! Go always writes the members of an object in the same order and without white space, and most of
 //! the bytes between two strings are known. An event of this usual form is compared with the
-//! expected bytes, and the reader searches only for the ends of strings. An event of any other form
-//! is left to [`request`](super::request): one with white space, with another order or other
-//! members up to the end of `objectRef`, or with backslashes in a needed string other than the URI.
+//! expected bytes, and the reader searches only for the ends of strings. An event of any other
+//! form, such as one with white space, with another order of members, or with a backslash in the
+//! username, is left to [`request`](super::request).
 //!
 //! For an event of the usual form, the result is the same. Of two keys with the same name, the
 //! first counts, and each of the six members that are needed is the first with its name, because
@@ -29,7 +29,6 @@ const CLIENTS: usize = 64;
 /// kube-apiserver writes them need no allocation, except for the groups of a new client.
 #[derive(Debug)]
 pub struct Reader<'a> {
-    /// The events that are not read yet.
     events: Events<'a>,
     /// The request of the last event. If `current` is `Some`, the user in it was moved here from
     /// `clients`, and must be moved back before another user is moved in.
@@ -37,7 +36,7 @@ pub struct Reader<'a> {
     /// The clients that the reader remembers. A client is at the index that [`place`] computes, or
     /// at the index that differs from it only in the lowest bit.
     clients: Vec<Client<'a>>,
-    /// The client whose user is now in `request`, if it was moved there from `clients`.
+    /// The index of the client whose user was moved from `clients` to `request`.
     current: Option<usize>,
     known: usize,
     #[cfg(target_arch = "x86_64")]

@@ -66,10 +66,11 @@ pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Stream for S {}
 
-/// An open connection that no request uses now. Dropping it closes it.
+/// A connection, which carries one request at a time. Dropping it closes it.
 pub struct Connection {
     sender: http1::SendRequest<Full<Bytes>>,
-    /// The connection's only task, which returns the final error. Dropping the set ends the task.
+    /// The task that runs the connection, and returns the error that ends it. Dropping the set ends
+    /// the task.
     driver: JoinSet<hyper::Result<()>>,
     pub(super) not_after: Option<i64>,
 }
@@ -122,7 +123,7 @@ impl Connection {
     }
 }
 
-/// A response whose body has not been read. Dropping it closes its connection.
+/// A response whose body the caller can read. Dropping it closes its connection.
 pub struct Reply {
     /// The status of the response.
     pub status: StatusCode,
@@ -176,7 +177,8 @@ impl Reply {
         Some(date.duration_since(UNIX_EPOCH).ok()?.as_secs_f64())
     }
 
-    /// Returns the notAfter of the server's certificate, in seconds since 1970; `None` without TLS.
+    /// Returns the notAfter of the server's certificate, in seconds since 1970. `None` if it is not
+    /// known, as without TLS.
     pub fn not_after(&self) -> Option<i64> {
         self.connection.not_after
     }

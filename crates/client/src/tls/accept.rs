@@ -1,8 +1,9 @@
 //! Accepts TLS connections, and agrees on X25519MLKEM768 with every client that supports it. rustls
 //! takes the first supported group in the client's list. A client that lists X25519 first would get
 //! X25519, which a quantum computer breaks. So for each client that lists X25519MLKEM768, only this
-//! group is allowed with TLS 1.3. A client without a key for it is asked for one (RFC 8446 §4.1.4),
-//! which takes a round trip. OpenSSL since 3.5 and Go since 1.24 do the same.
+//! group is allowed with TLS 1.3. A client that has sent no key share for this group is asked for
+//! one (RFC 8446 §4.1.4), which takes a round trip. OpenSSL since 3.5 and Go since 1.24 do the
+//! same.
 
 use std::sync::Arc;
 use std::{fmt, io};

@@ -24,7 +24,7 @@ use x509_parser::time::ASN1Time;
 struct UnfitUsage;
 
 /// Checks a certificate that webpki has refused with the error `refused`. Returns `Ok` if it is one
-/// of `listed` and its dates and usage fit, and `refused` if it is not one of `listed`.
+/// of `listed` and its dates and usage fit. Returns `refused` if it is not one of `listed`.
 fn is_listed(
     listed: &[CertificateDer<'static>],
     certificate: &CertificateDer<'_>,

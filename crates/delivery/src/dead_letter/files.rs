@@ -19,8 +19,8 @@ use rustix::io::Errno;
 
 use telemetry::DroppedLetters;
 
-/// The number of parts of `dead_letter.max_bytes`; a file has the size of one part. To make room,
-/// the oldest file is deleted, and with it about an eighth of all letters.
+/// The number of parts of `dead_letter.max_bytes`. A file has at most the size of one part, or a
+/// single letter. To make room, the oldest file is deleted.
 const FILES: u64 = 8;
 
 /// The maximum number of files in the directory. Each process that writes letters makes a new file.

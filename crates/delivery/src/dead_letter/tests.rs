@@ -82,7 +82,6 @@ impl Given {
     }
 }
 
-/// A directory for dead letters, and the letters that go there.
 struct Scene {
     root: TempDir,
     telemetry: Telemetry,
@@ -322,8 +321,8 @@ async fn what_is_taken_away_or_changed_below_it_costs_no_letter() {
     assert_eq!(scene.events(), events(3..4, 10));
 }
 
-/// The process may not write a longer file, so that only a part of the letter is written. Method:
-/// the limit holds for the process, which runs only this test.
+/// Method: a limit for the size of files cuts the letter off. The limit holds for the process,
+/// which runs only this test.
 #[tokio::test]
 async fn a_letter_that_is_only_partly_written_is_cut_off_before_it_is_written_elsewhere() {
     let scene = Scene::new();

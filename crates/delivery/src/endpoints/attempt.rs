@@ -210,7 +210,7 @@ impl Attempt {
         }
     }
 
-    /// Notes a connection: `/status` shows the address as used. Nothing else follows from this.
+    /// Notes a connection: `/status` shows the address as used.
     pub fn connected(&self) {
         self.set.lock().used = Some(self.address.id);
     }

@@ -1,15 +1,16 @@
 //! The circuit of one address, which says whether deliveries may use the address.
 //!
 //! - *Closed*: the address is used. A delivery that fails there opens the circuit.
-//! - *Open*: the address is probed, and passed over as long as another one is left. It must answer
-//!   probes for a whole *hold* before the circuit becomes half-open.
-//! - *Half-open*: the address is on trial. One delivery at a time uses it, until one succeeds.
+//! - *Open*: the address is probed, and passed over as long as another one can be tried. It must
+//!   answer probes for a whole *hold* before the circuit becomes half-open.
+//! - *Half-open*: the address is on trial. One delivery at a time uses it, until one succeeds or
+//!   fails.
 //!
 //! An address may answer probes and still fail deliveries. The hold keeps such an address from
 //! changing between open and half-open all the time. The hold doubles each time that the address
-//! fails before it has worked for one hold, and is at least twice the time that the failure has
-//! cost. For example, an address that takes connections and never responds costs 10 s
-//! (`UNANSWERED_MAX`) at each trial. Its holds are 20 s, 40 s, and so on up to 600 s.
+//! fails before it has worked for one hold. It is at least twice the time that the failure has
+//! cost, and at most 600 s. For example, an address that takes connections and never responds costs
+//! 10 s (`UNANSWERED_MAX`) at each trial. Its holds are 20 s, 40 s, and so on.
 //!
 //! This file has no clock and no I/O: callers pass the time.
 
@@ -29,8 +30,7 @@ pub(super) const HOLD_MAX: Duration = Duration::from_secs(600);
 
 /// The longest time without progress at an address while another address may respond. A consumer
 /// that works responds within a second or two, and one that collects garbage or rotates its files
-/// within a few more. A sender that waits for the delivery (`acknowledge = "delivered"`) gets its
-/// response after 25 s at the latest, and two addresses can be tried in that time.
+/// within a few more.
 pub const UNANSWERED_MAX: Duration = Duration::from_secs(10);
 
 /// The pause after the first failed probe. It doubles with each further one, up to [`PAUSE_MAX`].
@@ -57,8 +57,8 @@ pub(super) struct Circuit {
     since: Instant,
     /// The time for which the address must answer probes before a delivery tests it again.
     hold: Duration,
-    /// The moment at which the address last became usable; `None` before that, after a failure, and
-    /// after it has worked for a whole `hold`.
+    /// The moment at which the address last became usable again; `None` before that, after a
+    /// failure, and after it has worked for a whole `hold`.
     back: Option<Instant>,
     failed: Option<Instant>,
     proven: bool,

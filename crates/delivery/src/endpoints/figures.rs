@@ -39,7 +39,7 @@ pub struct FiguresShown {
     pub sent_bytes: u64,
     /// The number of errors by reason, without zeros.
     pub errors: Vec<(AttemptError, u64)>,
-    /// The times from sending to the acknowledgement in the last minutes, if there were any.
+    /// Quantiles of the times from sending to the acknowledgement; `None` if none is recent.
     pub times: Option<Quantiles>,
     /// The text of the last error, and the time since then; `None` if there was none.
     pub last_error: Option<(String, Duration)>,

@@ -48,9 +48,9 @@ type Answer = Pin<Box<dyn Future<Output = io::Result<Vec<SocketAddr>>> + Send>>;
 /// pauses between rounds ([`Failure::elsewhere`] is `false` for the last address of a round).
 ///
 /// Invariants: an id is never given to a second address, so an attempt whose address was removed
-/// changes nothing. A configured endpoint always has at least one address, which may lack a socket
-/// address. At most one lookup for each endpoint runs. The lock is never held across an `await`, or
-/// when [`Endpoints::wake`] is called.
+/// changes the state of no other address. A configured endpoint always has at least one address,
+/// which may lack a socket address. At most one lookup for each endpoint runs. The lock is never
+/// held across an `await`, or when [`Endpoints::wake`] is called.
 pub struct Endpoints {
     pub(super) output: String,
     /// The order in which the addresses are tried.
@@ -118,9 +118,10 @@ impl Endpoints {
         self.lock().resolved().map(|(address, _)| address).collect()
     }
 
-    /// Looks up the host name of an address. Does nothing if a proxy resolves the name, if its last
-    /// answer is younger than [`FRESH`], or if another task asks and an address is known. After a
-    /// failure, the known addresses stay. The resolver has `timeouts.connect` to answer.
+    /// Looks up the host name of an address. Does nothing if the host is an IP address, if a proxy
+    /// resolves it, if the last answer is younger than [`FRESH`], or if another task asks and an
+    /// address is known. After a failure, the known addresses stay. The resolver has
+    /// `timeouts.connect` to answer.
     pub(super) async fn look_up(&self, address: &ResolvedAddress) -> Result<(), Failure> {
         let (name, known) = (&address.name, address.socket.is_some());
         let Some(lookups) = self.lookups(address) else { return Ok(()) };

@@ -45,7 +45,7 @@ pub(super) struct EndpointEntry {
     next_lookup: Option<Instant>,
     /// Has one permit: a resolver that hangs blocks only one thread for each endpoint.
     lookups: Arc<Semaphore>,
-    /// Never empty: before the resolver's first answer, there is one entry without an IP address.
+    /// Never empty: before the resolver's first answer, a name has one entry without an IP address.
     addresses: Vec<AddressEntry>,
 }
 

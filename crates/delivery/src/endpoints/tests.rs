@@ -2,8 +2,7 @@
 //!
 //! A `World` holds a resolver, and consumers that work, refuse connections, fall silent or respond
 //! with errors. A `Bench` is a set in that world, with its watch. Time is paused: a test of a day
-//! takes less than a second. Each test checks one rule, except the last one: there, consumers come,
-//! go and hang at random, and the test checks only what must always hold.
+//! takes less than a second.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -128,7 +127,6 @@ impl Bench {
         Self { world, set, _watch: watch }
     }
 
-    /// Starts a set of three consumers, at 10.0.0.1 to 10.0.0.3.
     fn three(strategy: Strategy) -> Self {
         Self::start(&["10.0.0.1", "10.0.0.2", "10.0.0.3"], strategy)
     }
@@ -513,7 +511,7 @@ async fn an_address_that_takes_connections_and_never_answers_costs_little_in_a_d
     assert!(delivered > 24 * 3600 * 8 / 10, "{delivered}");
 }
 
-/// A row of `/status`: the state of an address, its age in seconds, the attempts, and the errors.
+/// The state of an address, the seconds since the state began, the attempts, and the errors.
 type Row = (&'static str, u64, u64, Vec<(AttemptError, u64)>);
 
 fn shown(bench: &Bench) -> Vec<Row> {
@@ -589,7 +587,6 @@ fn random_bench(random: &mut fastrand::Rng, consumers: u8) -> Bench {
     bench
 }
 
-/// Returns a good mood in half of all cases.
 fn random_mood(random: &mut fastrand::Rng) -> Mood {
     match random.u8(..6) {
         0 => Mood::Away,

@@ -15,7 +15,6 @@ use super::set::Endpoints;
 use super::table::Job;
 use crate::failure::Failure;
 
-/// The pause before the task starts again after a panic.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
 
 /// The background task that watches the addresses of one output. The output's connector starts it

@@ -7,8 +7,9 @@
 //!
 //! A wrong duplicate is a lost event. So an event leaves again in every doubtful case: if its first
 //! copy is forgotten, out of order, or outside the window. A retry has the same position, and is
-//! not a duplicate. All events within the window are remembered by position. So when the queue is
-//! read again from an earlier position, every event is judged as it was the first time.
+//! not a duplicate. Up to a million events within the window are remembered by position. So when
+//! the queue is read again from an earlier position, these events are judged as they were the first
+//! time.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -118,7 +119,8 @@ impl Seen {
         }
     }
 
-    /// Forgets the events that are too old to have duplicates. Events before `watermark` are final.
+    /// Forgets the events that are too old to have duplicates. Events before `watermark` are final
+    /// or set aside.
     pub fn settled(&mut self, watermark: Position) {
         let settled = self.entries.partition_point(|known| known.position < watermark);
         let Some(last) = settled.checked_sub(1).and_then(|last| self.entries.get(last)) else {

@@ -45,8 +45,7 @@ enum Answer {
     AcceptBut(u64),
     /// Accepts this number of events of the batch. The response to the rest comes later.
     AcceptFirst(u64),
-    /// Judges each event of the batch by its letter: `d` delivered, `e` existing, `a` again, `s`
-    /// server error, `r` refused.
+    /// Judges each event of the batch by its letter; see [`judged()`].
     Judge(String),
     /// Refuses this number of events of the batch for good, bad ones first, takes the rest, and
     /// does not say which.
@@ -169,7 +168,7 @@ fn events_of(batch: &Batch) -> Vec<String> {
 }
 
 /// Returns the report in which each event of the batch is judged by its letter, and adds the events
-/// that are delivered to `seen`.
+/// that the consumer takes to `seen`.
 fn judged(batch: &Batch, letters: &str, seen: &mut Vec<String>) -> Event {
     assert_eq!(letters.len() as u64, batch.events);
     let mut parts = Parts::default();
@@ -399,7 +398,6 @@ struct Setting {
     latency: Duration,
     window: usize,
     ordered: bool,
-    /// `true` if the consumer reads batches as they are sent, and responds in any order.
     pipelined: bool,
     shuffle: u64,
     away: Duration,
@@ -760,7 +758,7 @@ async fn nothing_is_sent_before_an_idle_consumer_is_needed_and_a_stream_connects
     requests.finish().await;
 }
 
-/// The consumer is unreachable for the time `outage`. Asserts that attempts continue with bounded
+/// The consumer takes no event for the time `outage`. Asserts that attempts continue with bounded
 /// pauses, and that all events arrive soon after the outage.
 async fn survives_an_outage<const EAGER: bool>(outage: Duration) {
     let started = Instant::now();

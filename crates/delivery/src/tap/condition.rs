@@ -88,7 +88,7 @@ impl Conditions {
     ///
     /// # Errors
     ///
-    /// A text that names the wrong condition and the allowed ones. It is safe for a terminal.
+    /// A text that names the mistake. It is safe for a terminal.
     pub fn parse<S: AsRef<str>>(texts: &[S]) -> Result<Self, String> {
         if texts.len() > CONDITIONS_MAX {
             return Err(format!("{} conditions, allowed: at most {CONDITIONS_MAX}", texts.len()));

@@ -24,7 +24,7 @@ pub enum Looked {
     Shown(String),
     /// The reader does not ask for this event.
     Other,
-    /// The event is not JSON, so it might contain a secret.
+    /// The event is not a JSON object, so it might contain a secret.
     Unreadable,
 }
 

@@ -227,7 +227,6 @@ async fn an_event_that_every_address_turns_down_is_given_up() {
     }
 }
 
-/// The other address has accepted other events, or does so later.
 #[tokio::test(start_paused = true)]
 async fn the_tries_at_an_address_that_is_away_begin_again_at_another() {
     for answer in [Answer::Refused, Answer::ServerError] {

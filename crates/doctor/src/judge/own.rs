@@ -17,7 +17,7 @@ use telemetry::status::{Output, Status};
 /// The runbook of the relay's finding about losses, which doctor counts itself.
 const OF_LOSSES: &str = "KubeAuditForwarderEventsLost";
 
-/// The maximum characters of a relay's text. The relay's own texts are shorter.
+/// The maximum number of characters of a relay's text. The relay's own texts are shorter.
 const CHARS_MAX: usize = 1000;
 
 /// The minimum time in seconds for a rate of events that is used as an estimate.
@@ -173,9 +173,9 @@ pub(super) fn given_up(findings: &Findings) -> Option<Cause> {
 }
 
 /// Returns the refusals of the interval, by reason, if they prove that a sender was refused. At
-/// least as many batches must have been refused since the start as kube-apiserver makes attempts,
-/// and some of them in the interval. If `fails` is set, attempts of a kube-apiserver failed in the
-/// interval, and requests that may not have been batches count too.
+/// least [`ATTEMPTS`] batches must have been refused since the start, and some of them in the
+/// interval. If `fails` is set, attempts of a kube-apiserver failed in the interval, and requests
+/// that may not have been batches count too.
 fn proof(relay: &Sampled<RelayCounts>, fails: bool) -> Option<ByLabel> {
     let mut lately = rejected_in_interval(relay);
     lately.retain(|reason, count| *count > 0 && (is_of_batch(reason) || fails));

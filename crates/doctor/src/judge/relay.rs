@@ -136,8 +136,8 @@ fn difference(counts: &RelayCounts, name: &str) -> Option<i128> {
     Some(came - went.into_iter().map(i128::from).sum::<i128>())
 }
 
-/// The reasons for which a relay turns away a batch that it has read. The same batch gets the same
-/// response each time, and kube-apiserver gives it up.
+/// The reasons for which a relay turns away a batch because of its content or its size. The same
+/// batch gets the same response each time, and kube-apiserver gives it up.
 const OF_CONTENT: [&str; 2] = ["invalid", "too_large"];
 
 /// The reason of `connections_refused_total` for connections that were closed in favour of newer
@@ -145,8 +145,8 @@ const OF_CONTENT: [&str; 2] = ["invalid", "too_large"];
 const EVICTED: &str = "evicted";
 
 /// Reports what a relay has turned away since its start: requests that it refused permanently, and
-/// connections for which it had no room. No counter shows how many events were in them. The relay
-/// itself reports them only for minutes.
+/// connections that it refused. No counter shows how many events were in them. The relay itself
+/// reports them only for minutes.
 pub(super) fn turned_away(
     relay: &Sampled<RelayCounts>,
     findings: &Findings,

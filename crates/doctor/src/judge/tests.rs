@@ -123,17 +123,17 @@ fn findings(apiserver: &[&[&str]], relay: &[&[&str]]) -> Findings {
 
 const NONE: &[&str] = &[];
 
-/// The POSTs of kube-apiserver to a host, by status.
+/// Returns the series with the POSTs of kube-apiserver to a host.
 fn posts(code: &str, host: &str, count: u64) -> String {
     format!("rest_client_requests_total{{code=\"{code}\",host=\"{host}\",method=\"POST\"}} {count}")
 }
 
-/// The events that a plugin of kube-apiserver has lost.
+/// Returns the series with the events that a plugin of kube-apiserver has lost.
 fn lost_by(plugin: &str, count: u64) -> String {
     format!("apiserver_audit_error_total{{plugin=\"{plugin}\"}} {count}")
 }
 
-/// The events that the relay's output has delivered.
+/// Returns the series with the events that the relay's output has delivered.
 fn delivered(count: u64) -> String {
     format!("P_output_events_total{{output=\"out\"}} {count}")
 }
@@ -348,7 +348,7 @@ fn what_a_relay_turns_away_or_keeps_back_is_never_ok() {
     }
 }
 
-/// A finding of the relay, the kind that doctor gives it, its place, and the text.
+/// A change of the relay's state, and the kind, the place and the text of the cause for it.
 type Passed = (fn(&mut Status), Kind, &'static str, &'static str);
 
 #[test]

@@ -23,7 +23,7 @@ const KEY_BYTES: usize = 32;
 /// The HKDF salt (RFC 5869) for secrets that are derived from the seed of a signing key.
 const DERIVE_SALT: &[u8] = b"kube-audit-forwarder";
 
-/// The maximum bytes of a key's name. The specification has no limit.
+/// The maximum number of bytes of a key's name. The specification has no limit.
 const NAME_BYTES_MAX: usize = 255;
 
 /// Checks the name of a key or of a log: 1 to 255 bytes without white space, control characters and

@@ -14,7 +14,7 @@ pub const HASH_BYTES: usize = 32;
 /// The maximum number of hashes in a proof: a tree has at most 2^63 entries.
 pub const PROOF_MAX: usize = 63;
 
-/// The maximum number of bytes of parts that are joined before they are hashed. A hasher for
+/// The maximum total number of bytes of parts that are joined before they are hashed. A hasher for
 /// separate parts allocates memory, which costs more than the hash.
 const JOINED_MAX: usize = 128;
 
@@ -123,8 +123,8 @@ impl fmt::Debug for Hash {
     }
 }
 
-/// The roots of the largest whole subtrees, from left to right: the hashes that adding an entry
-/// needs. There is one for each bit that is set in the number of entries.
+/// The roots of the largest whole subtrees, from left to right. There is one for each bit that is
+/// set in the number of entries.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Frontier {
     size: u64,
@@ -174,7 +174,8 @@ impl Frontier {
 }
 
 /// Returns the root over these leaf hashes. The last of an odd number of nodes moves up alone,
-/// which gives the tree of RFC 6962: the left part of each node's entries is a power of two.
+/// which gives the tree of RFC 6962: the number of entries in the left part of each node is a power
+/// of two.
 pub fn root(leaves: impl IntoIterator<Item = Hash>) -> Hash {
     let mut nodes: Vec<Hash> = leaves.into_iter().collect();
     while nodes.len() > 1 {
@@ -339,7 +340,8 @@ pub struct Head {
     pub root: Hash,
 }
 
-/// Returns `true` if `path` proves that `new` begins with `old` (RFC 9162 §2.1.4.2).
+/// Returns `true` if `path` proves that the log `new` begins with the log `old` (RFC 9162
+/// §2.1.4.2).
 pub fn extends(old: Head, new: Head, path: &[Hash]) -> bool {
     if old.size >= new.size {
         return path.is_empty() && old == new;

@@ -8,8 +8,8 @@ use base64::engine::general_purpose::STANDARD;
 use super::key::{Kind, SigningKey, VerifierKey, check_name};
 use super::malformed::Malformed;
 
-/// The maximum bytes of a note. A checkpoint with 16 signatures has about 3,000; signatures of
-/// ML-DSA-44, which others may add, have 3,300 each.
+/// The maximum number of bytes of a note. A checkpoint with 16 signatures has about 3,000;
+/// signatures of ML-DSA-44, which others may add, have 3,300 each.
 pub const NOTE_BYTES_MAX: usize = 1 << 20;
 
 /// The maximum number of signatures of a note. The specification asks for a limit of at least 16.

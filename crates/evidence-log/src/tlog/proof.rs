@@ -14,7 +14,7 @@ const BEGINNING: &str = "c2sp.org/tlog-proof@v1";
 /// A proof that an entry is in a log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Proof {
-    /// Bytes that travel with the proof and are not proven by it, such as the entry.
+    /// Further bytes in the proof's text, such as the entry. The proof does not prove them.
     pub extra: Option<Vec<u8>>,
     /// The index of the entry in the log.
     pub index: u64,

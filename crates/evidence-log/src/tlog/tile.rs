@@ -37,7 +37,7 @@ pub enum Content {
 pub struct Tile {
     /// Entries or hashes.
     pub content: Content,
-    /// The number of the tile in its level.
+    /// The index of the tile in its level. The first index is 0.
     pub index: u64,
     /// The number of hashes or entries, 1 to 256.
     pub width: u64,
@@ -120,8 +120,8 @@ impl Tile {
     }
 }
 
-/// Returns the last bundle, and the last tile of each level with hashes, of a log of `size`
-/// entries.
+/// For a log of `size` entries, returns the last bundle, and the last tile of each level that has
+/// hashes.
 pub fn last_tiles(size: u64) -> impl Iterator<Item = Tile> {
     let last = |content, count: u64| {
         let index = count.saturating_sub(1) / WIDTH;

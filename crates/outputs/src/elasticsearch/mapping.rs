@@ -1,5 +1,5 @@
-//! The check how an index maps the bodies of events, for `check --connect` and for the messages
-//! about refused events.
+//! Checks how an index maps the bodies of events, for `check --connect` and for the messages about
+//! refused events.
 //!
 //! An index maps a body as an object or as a single value, and usually refuses each event with a
 //! body of the other type. The template of Elastic's own Kubernetes integration maps bodies as
@@ -23,8 +23,8 @@ enum Mapped {
 
 /// Returns the requests whose answers show how an index maps bodies. The first request asks for the
 /// mapping of the index. The second one asks for the mapping that a template would give to an index
-/// that does not exist yet. There are no requests if the form has no bodies, or does not keep
-/// bodies in separate fields.
+/// that does not exist yet. There are no requests if the form has no bodies, or no separate fields
+/// for them.
 pub(super) fn requests(index: &str, form: Form) -> Vec<TestRequest> {
     if form.bodies == Bodies::Drop || form.shape == Shape::Ocsf {
         return Vec::new();
@@ -76,7 +76,7 @@ fn mapped(field: &Value) -> Option<Mapped> {
     }
 }
 
-/// Returns the advice which key to set if an index maps bodies as `mapped` and the relay sends them
+/// Returns advice about the key to set if an index maps bodies as `mapped` and the relay sends them
 /// as `bodies`. `None` unless the two contradict each other.
 fn hint(mapped: Mapped, bodies: Bodies) -> Option<&'static str> {
     match (mapped, bodies) {
@@ -91,7 +91,7 @@ fn hint(mapped: Mapped, bodies: Bodies) -> Option<&'static str> {
     }
 }
 
-/// Returns the advice which key to set if a server refuses an event for `reason` and the relay
+/// Returns advice about the key to set if a server refuses an event for `reason` and the relay
 /// sends bodies as `bodies`. `None` if the reason is not about bodies, or if no key helps. The
 /// advice does not contain the reason, which may quote the event.
 pub(super) fn hint_for(reason: &str, bodies: Bodies) -> Option<&'static str> {

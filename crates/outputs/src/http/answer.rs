@@ -38,7 +38,7 @@ pub(super) const NO_ANSWER: [AttemptError; 5] = [
 
 /// Returns the pause of the header `Retry-After`, in seconds or as a date (RFC 9110 §10.2.3), at
 /// most [`RETRY_AFTER_MAX`]. `None` if there is no such header, if the header can't be read, or if
-/// its date is past.
+/// its date is in the past.
 fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
     let asked = if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -154,8 +154,8 @@ impl Answer {
     }
 }
 
-/// Reads the body of an answer until `deadline`, and keeps a body of at most `wanted` bytes. If
-/// `wanted` is 0, the body is only drained: for at most [`ANSWER_TIME`] and up to about
+/// Reads the body of an answer until `deadline`, and returns it if it has at most `wanted` bytes.
+/// If `wanted` is 0, the body is only drained: for at most [`ANSWER_TIME`] and up to about
 /// [`ANSWER_BYTES_MAX`] bytes.
 pub(super) async fn read(response: Response<Incoming>, wanted: usize, deadline: Instant) -> Answer {
     let (head, mut body) = response.into_parts();

@@ -1,6 +1,5 @@
 //! The parts of a request and of its answer that depend on the protocol. Everything else
-//! (addresses, connections, compression, timeouts, headers of the config) is common to all
-//! protocols.
+//! (addresses, connections, timeouts, headers of the config) is common to all protocols.
 
 use std::path::Path;
 use std::str::FromStr;
@@ -58,7 +57,7 @@ impl ConnectionId {
     }
 }
 
-/// Shows the name as `xxxxxxxx-xxxx-4xxx-8xxx-xxxxxxxxxxxx`, with lower-case hexadecimal digits.
+/// Shows the name in the text form of a UUID, with lower-case hexadecimal digits.
 impl fmt::Display for ConnectionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let field = |shift: u32, bits: u32| (self.0 >> shift) & ((1 << bits) - 1);
@@ -76,8 +75,8 @@ pub(crate) trait Api: Send + Sync + 'static {
         ""
     }
 
-    /// Returns the paths that are cut off the end of a configured URL, longer ones before shorter
-    /// ones: vendors print URLs with such paths.
+    /// Returns the paths that vendors print at the end of their URLs, longer ones before shorter
+    /// ones. Such a path is cut off a configured URL.
     fn printed_paths(&self) -> Vec<String> {
         self.path().split('?').take(1).map(str::to_owned).collect()
     }
@@ -85,23 +84,23 @@ pub(crate) trait Api: Send + Sync + 'static {
     fn content_type(&self) -> &'static str;
 
     /// Reads the protocol's own files of credentials. Returns the header `Authorization` of all
-    /// requests; `None` if these files give no header that stays the same. The error text names the
-    /// file that can't be used, and never contains its content.
+    /// requests. `None` if there are no such files, or if each request gets its own header. The
+    /// error text names the file that can't be used, and never contains its content.
     fn authorization(&self) -> Result<Option<HeaderValue>, String> {
         Ok(None)
     }
 
-    /// Begins to use the values that [`Api::authorization`] read last. Called when all files of the
-    /// output were read without an error.
+    /// Begins to use the values that [`Api::authorization`] read last. Called when a start or a
+    /// reload has read all files without an error.
     fn take_up(&self) {}
 
     /// Starts the background work of the protocol, such as the renewal of a token. Called when the
     /// delivery begins, and by `check --connect`. The work ends when no output needs it.
     fn begin(&self) {}
 
-    /// Waits until the protocol has everything that a request needs, such as a token, for a time
-    /// that the protocol limits. Called before the address of a request is chosen, so that no
-    /// address is blamed for the failure.
+    /// Waits, for a limited time, until the protocol has everything that a request needs, such as a
+    /// token. Called before the address of a request is chosen, so that no address is blamed for
+    /// the failure.
     fn ready(&self) -> BoxFuture<'_, Result<(), Failure>> {
         Box::pin(std::future::ready(Ok(())))
     }
@@ -197,14 +196,14 @@ pub(crate) trait Api: Send + Sync + 'static {
         None
     }
 
-    /// Returns `true` if an answer may have the effect that only some events of a request are sent
-    /// again. These events may then arrive after later ones.
+    /// Returns `true` if, after some answers, only a part of the events of a request is sent again.
+    /// These events may then arrive after later ones.
     fn judges_events(&self) -> bool {
         false
     }
 
-    /// Returns `true` if the protocol adds its own bytes to each event. A request may then be too
-    /// small for a whole batch, and [`Api::encode`] and [`Api::judge`] get the positions of the
+    /// Returns `true` if the protocol adds its own bytes to each event. A request may then have no
+    /// room for a whole batch, and [`Api::encode`] and [`Api::judge`] get the positions of the
     /// events.
     fn wraps_events(&self) -> bool {
         false
@@ -332,12 +331,11 @@ impl<T: FromStr> JsonNumber<T> {
 /// The body of a request, and the number of events in it.
 pub(crate) struct Encoded {
     pub(super) body: Pieces,
-    /// The number of the batch's first events that the body has. The rest had no room.
+    /// The number of events in the body: the first ones of the batch. The rest had no room.
     pub(super) events: u64,
 }
 
 impl Encoded {
-    /// Makes a body that carries `events` events of a batch.
     pub(crate) fn new(body: Vec<u8>, events: u64) -> Self {
         Self::of_parts([body], events)
     }
@@ -348,9 +346,9 @@ impl Encoded {
     }
 }
 
-/// Writes at least one event of a batch, and as many as fit into the limit `room`, into the body of
-/// a request. `write` appends one event, from its position and time of acceptance
-/// ([`Acceptance::received`]). Returns the number of written events.
+/// Writes the first events of a batch into the body of a request: as many as fit into the limit
+/// `room`, but at least one. `write` appends one event, and also gets its position and its time of
+/// acceptance ([`Acceptance::received`]). Returns the number of written events.
 pub(crate) fn write_events(
     batch: &Batch,
     room: Take,
@@ -416,8 +414,7 @@ pub(crate) struct Reply<'a> {
 }
 
 impl Reply<'_> {
-    /// Returns the failure of a request whose answer violates the protocol. The batch is sent
-    /// again.
+    /// Returns the failure of a request whose answer violates the protocol.
     pub(crate) fn unclear(&self, what: &str) -> Outcome {
         let what = self.instead(what);
         let message = format!("{}: answered {}: {what}", self.base, self.status);
@@ -470,7 +467,7 @@ impl Sent {
         Self { claim, events, acceptances: acceptances.clone(), whole_end: None }
     }
 
-    /// Returns the position of each event, in order. Empty unless [`Api::wraps_events`].
+    /// Returns the position of each event, in order. May be empty unless [`Api::wraps_events`].
     pub(crate) fn positions(&self) -> impl Iterator<Item = Position> {
         let all = self.acceptances.iter().flat_map(Acceptance::positions);
         all.take(usize::try_from(self.events).unwrap_or(usize::MAX))
@@ -493,7 +490,7 @@ impl Sent {
     }
 
     /// Returns the outcome with an additional part for the events that had no room in the request.
-    /// An outcome for the request as a whole (taken, refused, failed) stays as it is.
+    /// Returns any outcome other than accepted or judged as it is.
     pub(super) fn with_unsent(&self, outcome: Outcome) -> Outcome {
         let Some(end) = self.whole_end else { return outcome };
         let mut parts = match outcome {

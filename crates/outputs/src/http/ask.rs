@@ -15,8 +15,7 @@ use client::ask::NoAnswer;
 use delivery::failure::Failure;
 use telemetry::AttemptError;
 
-/// The maximum number of requests in one question. The answer to the largest question has about 64
-/// KiB.
+/// The maximum number of requests in one question. The answer to such a question has about 64 KiB.
 const ASKED_MAX: usize = 4096;
 
 /// The maximum bytes of an answer to a question.

@@ -24,9 +24,9 @@ const PIECE_BYTES: usize = 256 * 1024;
 /// to the socket.
 pub(super) const COPIED_BYTES: usize = 64 * 1024;
 
-/// A stored buffer of at least this many bytes is sent without a copy, unless commas replace its
-/// line breaks. Smaller buffers are copied together into one piece, because hyper collects at most
-/// 16 pieces for one write, even if they are small.
+/// A stored buffer, or the rest of one, of at least this many bytes is sent without a copy, unless
+/// commas replace its line breaks. Smaller ones are copied together into one piece, because hyper
+/// collects at most 16 pieces for one write, even if they are small.
 const PASSED_ON_MIN: usize = 32 * 1024;
 
 /// Stored bytes of a request body.
@@ -43,9 +43,9 @@ impl Stored {
     }
 }
 
-/// A request body, as an iterator over pieces of bytes. Each piece is made only when hyper asks for
-/// it. A copied piece is then still in the CPU's cache when it is written, and a body that must be
-/// copied is never in memory twice as a whole.
+/// A request body, as an iterator over pieces of bytes. Each piece is made only when hyper or a
+/// compressor asks for it. A copied piece is then still in the CPU's cache when it is written, and
+/// a body that must be copied is never in memory twice as a whole.
 #[derive(Clone)]
 pub(super) struct Pieces {
     /// The bytes before the first event, such as `[`. Empty once a piece contains them.
@@ -90,7 +90,6 @@ impl Pieces {
         Self { head, stored, tail, left, copied: BytesMut::new() }
     }
 
-    /// Returns the number of bytes of the body that no piece contains yet.
     pub(super) fn left(&self) -> u64 {
         self.left
     }

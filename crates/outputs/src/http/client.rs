@@ -91,7 +91,7 @@ impl Room {
 
 impl Client {
     /// Returns the maximum events and bytes of the next batch. If the protocol wraps events, a
-    /// batch gets fewer bytes, because the body of its request is larger than the batch.
+    /// batch may get fewer bytes, because the body of its request is larger than the batch.
     pub(super) fn take(&self) -> Take {
         let config::BatchLimits { max_bytes, max_events } = self.room.limits;
         let growth = self.room.growth.load(Ordering::Relaxed);

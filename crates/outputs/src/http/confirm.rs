@@ -122,8 +122,7 @@ impl Confirmations {
         self.late.len() > before
     }
 
-    /// Turns the requests that `is_doubtful` selects into doubts. `why` is the reason, for
-    /// messages.
+    /// Turns the requests that `is_doubtful` selects into doubts.
     fn doubt(&mut self, why: &str, is_doubtful: impl Fn(&Unconfirmed) -> bool) {
         let doubtful = self.requests.extract_if(.., |request| is_doubtful(request));
         let failure = Failure::new(AttemptError::Acknowledgement, why);

@@ -17,7 +17,7 @@ use hyper::{HeaderMap, header};
 /// The maximum number of cookies of a connection. A balancer sets one or two.
 const COOKIES_MAX: usize = 16;
 
-/// The maximum bytes of the names and values of a connection's cookies. Servers refuse longer
+/// The maximum bytes of the names and values of a connection's cookies. Servers may refuse longer
 /// headers.
 const BYTES_MAX: usize = 4096;
 
@@ -75,7 +75,6 @@ impl Cookies {
     }
 }
 
-/// Returns the path of a request without its query.
 fn path_of(target: &str) -> &str {
     target.split_once('?').map_or(target, |(path, _)| path)
 }

@@ -31,8 +31,7 @@ use telemetry::AttemptError;
 /// whichever is shorter. Usually there is one check per second.
 const PROGRESS_CHECKS: u32 = 10;
 
-/// The message for a request that the consumer has taken, on a connection that ended with the
-/// answer.
+/// The message for a request that the consumer has taken, on a connection that can't be used again.
 const CLOSED: &str = "the consumer closed the connection before it confirmed the events: they are \
     sent again, so some may arrive twice";
 
@@ -42,10 +41,8 @@ const AGAIN: &str = "the consumer no longer knows which events it accepted, or a
     without sticky sessions spreads a connection over several servers: the events are sent again, \
     so some may arrive twice";
 
-/// The message for a request before the files of the config were read.
 const UNREAD: &str = "the URL's files have not been read";
 
-/// The message for a request before the delivery has begun.
 const NO_IDENTITY: &str = "the queue has no identity yet";
 
 pub(super) struct Load {
@@ -58,8 +55,7 @@ pub(super) struct Load {
 /// A request that has ended.
 struct Exchanged {
     attempt: Attempt,
-    /// The time when the request was last sent, or the beginning of the exchange if nothing was
-    /// sent.
+    /// The time when the request was last sent. Not used if nothing was sent.
     sent_at: Instant,
     outcome: Outcome,
     /// The connection of the request. `None` if no other request can use it.

@@ -1,4 +1,4 @@
-//! The settings of an `http` output that come from `${…}` templates and files: URLs, the proxy,
+//! The settings of an output over HTTP that come from `${…}` templates and files: URLs, the proxy,
 //! headers and credentials.
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
@@ -17,8 +17,8 @@ pub(super) struct Expanded {
     pub(super) endpoints: Vec<HttpEndpoint>,
     /// The proxy of all connections. `None`: connections lead directly to the consumer.
     pub(super) proxy: Option<Proxy>,
-    /// The headers of every request from the config: the configured headers, and `Authorization` if
-    /// credentials are configured.
+    /// The headers that the config adds to every request: the configured headers, and
+    /// `Authorization` if credentials are configured.
     pub(super) headers: HeaderMap,
     /// The URLs, the proxy and the configured headers as text, for the digest of the config. For a
     /// file in a header, the text has the file's name instead of its content, because the content
@@ -65,7 +65,7 @@ impl Expanded {
 }
 
 /// Returns the header `Authorization`, made from the token file, or from the user and the password
-/// file. `None` if neither is configured, and an error text if a file or the user name can't be
+/// file. `None` if neither is configured. Returns an error text if a file or the user name can't be
 /// used.
 fn authorization(config: &config::HttpClient) -> Result<Option<HeaderValue>, String> {
     if let Some(file) = &config.bearer_token_file {

@@ -1,4 +1,4 @@
-//! The link of an `http` output: its lanes, and the open requests.
+//! The link of an output over HTTP: its lanes, and the open requests.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -18,12 +18,12 @@ use delivery::checkpoints::{Checkpoint, Fate};
 use delivery::link::{Event, Link, until};
 use queue::{Batch, Claim, Take};
 
-/// The longest pause after a small request (fewer than [`SMALL_BYTES`], and less than half of the
-/// maximum batch). The pause ends early when the request of any batch has ended. Events that come
-/// one by one in the pause share the next request.
+/// The longest pause after a request with a small batch (fewer than [`SMALL_BYTES`], and less than
+/// half of the maximum batch). The pause ends early when the request of any batch has ended. Events
+/// that come one by one in the pause share the next request.
 const COALESCE: Duration = Duration::from_millis(5);
 
-/// The minimum bytes of a request that no pause of [`COALESCE`] follows.
+/// No pause of [`COALESCE`] follows a batch of at least this many bytes.
 const SMALL_BYTES: u64 = 64 * 1024;
 
 /// A running request, as a future. It owns its lane, and returns the lane and the result.
@@ -61,15 +61,15 @@ impl Alarm {
     }
 }
 
-/// The link of an `http` output, which runs the output's requests. The delivery loop owns the link.
-/// The link works only while the loop polls [`Link::event`], except for the tasks that read and
-/// write connections and the threads that compress bodies.
+/// The link of an output over HTTP, which runs the output's requests. The delivery loop owns the
+/// link. The link works only while the loop polls [`Link::event`], except for the tasks that read
+/// and write connections and the threads that compress bodies.
 ///
 /// The link is made once, and is not a connection: it holds `concurrency` [`Lane`]s, each of which
 /// sends one request at a time. A batch takes an idle lane, picks an address, and uses the lane's
 /// connection to that address or makes a new one. When the outcome is known, the lane returns with
-/// the connection, and the link reports the claim as accepted, refused or failed. The link itself
-/// never breaks: if a connection fails, only the request on it has failed.
+/// the connection, and the link reports the outcome for the claim. The link itself never breaks: if
+/// a connection fails, only the request on it has failed.
 ///
 /// The link also does this:
 ///
@@ -77,32 +77,30 @@ impl Alarm {
 ///   request of any batch has ended. Single events can then share a request.
 /// - *Confirmation.* If the consumer confirms requests later, the link asks regularly, on the
 ///   connections of idle lanes.
-/// - *Tidying.* An idle connection is closed when it reaches `max_connection_age`, and when the
-///   output no longer has its address.
+/// - *Tidying.* An idle connection without an unconfirmed request is closed when it reaches
+///   `max_connection_age`, and when the output no longer has its address.
 /// - *Checkpoints.* A checkpoint of the evidence is a request of its own, on an idle lane.
 /// - *Moving on.* A request fails early if it makes no progress while another address may answer,
 ///   so that its batch is sent there ([`Client::attempt`]).
 ///
 /// Invariants: at most `concurrency` claims are being sent at any time. Each claim ends with
-/// exactly one event of the link. With `concurrency = 1`, these events come in the order of the
-/// queue, unless the consumer confirms requests later.
+/// exactly one event of the link. With `concurrency = 1`, these events come in the order in which
+/// the claims were sent, unless the consumer confirms requests later.
 pub(crate) struct HttpLink {
     client: Arc<Client>,
     /// The lanes without a request.
     idle: Vec<Lane>,
-    /// The open requests.
     busy: FuturesUnordered<UnderWay>,
     /// The confirmed requests that are not reported yet.
     confirmed: VecDeque<Settled>,
     /// The time until which the link takes no batch: see [`COALESCE`].
     waits_until: Option<Instant>,
     alarm: Alarm,
-    /// The id of the address of the last finished request.
+    /// The id of the address that the last report is about.
     consumer: usize,
 }
 
 impl HttpLink {
-    /// Makes the link. It has no connection yet.
     pub(super) fn new(client: Arc<Client>) -> Self {
         let idle = (0..client.config.concurrency).map(|_| Lane::default()).collect();
         let busy = FuturesUnordered::new();
@@ -110,8 +108,7 @@ impl HttpLink {
         Self { client, idle, busy, confirmed, waits_until: None, alarm, consumer: 0 }
     }
 
-    /// Closes the idle connections that must not be used again: those that have reached their age
-    /// limit, and those whose address was removed. Returns the earliest time when another idle
+    /// Tidies the idle lanes ([`Lane::tidy`]). Returns the earliest time when another idle
     /// connection reaches its age limit.
     fn tidy(&mut self) -> Option<Instant> {
         let endpoints = &self.client.endpoints;
@@ -144,7 +141,6 @@ impl HttpLink {
     }
 }
 
-/// Returns the event that reports the outcome of a request.
 fn event_of(claim: Claim, outcome: Outcome) -> Event {
     match outcome {
         Outcome::Accepted => Event::Accepted(claim),

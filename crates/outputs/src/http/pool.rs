@@ -1,4 +1,4 @@
-//! The connections that an `http` output keeps between requests.
+//! The open connections of an output over HTTP, between requests.
 
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
@@ -18,8 +18,8 @@ use client::ask;
 use client::ask::NoAnswer;
 use delivery::endpoints::{Endpoints, ResolvedAddress};
 
-/// The server that a connection leads to, and the proxy on the way to it. A request uses an open
-/// connection only if this key matches the request's own URL, proxy and address.
+/// The server that a connection leads to, and the proxy on the way to it. A batch is sent on an
+/// open connection only if this key matches the URL, proxy and address of its request.
 pub(super) struct ConnectionKey {
     pub(super) base: BaseUrl,
     /// The proxy of the connection. `None`: it leads directly to the consumer.
@@ -91,10 +91,10 @@ pub(super) async fn exchange(
     ask::exchange(sender, request, move || marks.interim()).await
 }
 
-/// A slot for one request at a time. The slot keeps the open connections of its earlier requests:
-/// at most as many as the output has addresses, unless requests on them wait for their
-/// confirmation. An output has `concurrency` lanes. A running request owns its lane; the link owns
-/// the idle lanes.
+/// A slot for one request at a time, with the open connections of its earlier requests: at most as
+/// many as the output has addresses, unless requests on them wait for their confirmation. An
+/// `HttpLink` has `concurrency` lanes. A running request owns its lane, and the link owns the idle
+/// lanes.
 #[derive(Default)]
 pub(super) struct Lane {
     /// The idle connections. The first one has been unused for the longest time.
@@ -137,7 +137,7 @@ impl Lane {
 
     /// Closes the idle connections that have reached their age limit and, if the addresses have
     /// changed, those whose address was removed. `version` is the version of the current addresses.
-    /// Connections with requests that wait for their confirmation are kept. Returns the earliest
+    /// Connections with requests that wait for their confirmation stay open. Returns the earliest
     /// time when another connection reaches its age limit.
     pub(super) fn tidy(&mut self, endpoints: &Endpoints, version: u64) -> Option<Instant> {
         let changed = std::mem::replace(&mut self.tidied, version) != version;

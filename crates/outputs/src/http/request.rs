@@ -68,10 +68,6 @@ const PAGE: &str = "this looks like a sign-in page, not an acknowledgement; set 
     if the consumer itself sent it";
 
 /// Compresses the body of a request, on a thread for blocking work.
-///
-/// # Errors
-///
-/// The compression failed.
 pub(super) async fn compressed(body: Pieces, compression: Compression) -> Result<Pieces, Failure> {
     let compress: fn(Pieces) -> io::Result<Vec<u8>> = match compression {
         Compression::None => return Ok(body),

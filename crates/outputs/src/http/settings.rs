@@ -19,7 +19,7 @@ pub(crate) enum HttpFormat {
     /// One JSON object `{"kind":"EventList",…,"items":[…]}` with all events, as kube-apiserver
     /// sends it.
     EventList,
-    /// One line for each event: the event as it was received.
+    /// One line for each event: the document, unchanged.
     Ndjson,
     /// One JSON array with all events: `[…]`.
     JsonArray,

@@ -96,8 +96,8 @@ impl Client {
         })
     }
 
-    /// Sends a request without events to an address, on a connection of its own. The answer's body
-    /// is kept if it has at most `bytes_max` bytes.
+    /// Sends a request without events to an address, on a connection of its own. [`Answer::body`]
+    /// is `None` if the body has more than `bytes_max` bytes.
     pub(super) async fn ask_alone(
         &self,
         TestRequest { head, body }: TestRequest,

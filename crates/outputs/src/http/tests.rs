@@ -51,10 +51,10 @@ fn api(name: &str) -> Arc<dyn Api> {
     found.expect("a protocol of the list")
 }
 
-/// Returns the meaning of this answer to a request with three events, as one word. If the protocol
-/// judges events, the word has a letter for each event: `d` delivered, `e` existing, `a` again, `s`
-/// again because of a server error, `r` refused, `u` unsent, `x` unconfirmed. `p` and a number
-/// stand for a part with this number of refused events.
+/// Returns the meaning of this answer to a request with three events, as a short text. If the
+/// protocol judges events, the text has a letter for each event: `d` delivered, `e` existing, `a`
+/// again, `s` again because of a server error, `r` refused, `u` unsent, `x` unconfirmed. `p` and a
+/// number stand for a part with this number of refused events.
 fn means(api: &dyn Api, status: u16, media_type: &'static str, body: &[u8]) -> String {
     let mut headers = HeaderMap::new();
     if !media_type.is_empty() {

@@ -1,5 +1,5 @@
-//! Requests for a protocol with its own link, one at a time. Such a request does not carry exactly
-//! one batch.
+//! Requests for a protocol with its own link, one at a time. Such a request may carry several
+//! batches, or none.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,7 +14,7 @@ use super::exchange::Load;
 use super::pool::Lane;
 use config::BatchLimits;
 
-/// The sender of the requests of one link. Clones share the connections, which are kept between
+/// The sender of the requests of one link. Clones share the connections, which stay open between
 /// requests.
 #[derive(Clone)]
 pub(crate) struct Transfers {
@@ -40,7 +40,6 @@ impl Transfers {
         self.client.metrics.retries.increment(1);
     }
 
-    /// Returns the id of the address of the last request.
     pub(crate) fn consumer(&self) -> usize {
         self.consumer.load(Ordering::Relaxed)
     }

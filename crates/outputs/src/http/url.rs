@@ -1,5 +1,5 @@
-//! The configured URLs of an `http` output, split into parts. Only the scheme, host and port of a
-//! URL are ever shown: the path and the query may contain a token.
+//! The configured URLs of an output over HTTP, split into parts. Only the scheme, host and port of
+//! a URL are ever shown: the path and the query may contain a token.
 
 use std::fmt;
 
@@ -72,7 +72,7 @@ impl HttpEndpoint {
         })
     }
 
-    /// Cuts off the end of the URL's path that is in `paths`, the protocol's own paths. If several
+    /// Cuts one of `paths`, the protocol's own paths, off the end of the URL's path. If several
     /// fit, the first one counts. Vendors print URLs with such a path, and [`HttpEndpoint::target`]
     /// appends the path again.
     pub(super) fn cut(&mut self, paths: &[String]) {

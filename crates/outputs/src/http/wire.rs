@@ -6,12 +6,12 @@
 //! peer's kernel has acknowledged. Once all bytes are acknowledged, only the whole head of the
 //! final answer is progress; an interim answer or half of a head is not.
 //!
-//! An answer acknowledges a batch only if its first byte was sent after the request's last byte had
-//! arrived. TCP shows that: the segment with the answer's first byte also acknowledges everything
-//! that the peer has read (RFC 9293 §3.1). If bytes of the request are not acknowledged when we
-//! read the answer's first byte, the peer had not read them when it answered. [`WatchedStream`]
-//! checks this whenever it reads bytes of an answer. Before each write except the request's first,
-//! it looks for an answer, until it has found one.
+//! An answer acknowledges a batch only if the answer's first byte was sent after the request's last
+//! byte had arrived. TCP shows that: the segment with the answer's first byte also acknowledges
+//! everything that the peer has read (RFC 9293 §3.1). If bytes of the request are not acknowledged
+//! when we read the answer's first byte, the peer had not read them when it answered.
+//! [`WatchedStream`] checks this whenever it reads bytes of an answer. Before each write except the
+//! request's first, it looks for an answer, until it has found one.
 
 use std::io;
 use std::pin::Pin;
@@ -42,8 +42,8 @@ struct RequestState {
     /// `true` if hyper has taken the last piece of the request's body, which may still be in a
     /// buffer of this process.
     ended: bool,
-    /// The number of bytes that our kernel had taken since the connection was made, when it had the
-    /// whole request. `None` before that.
+    /// The number of bytes that our kernel had taken since the connection was made, up to the end
+    /// of the request. `None` until our kernel has the whole request.
     end: Option<u64>,
     /// `true` if the peer's kernel had the whole request when the first byte of the answer was
     /// read. `None` before that byte. Interim answers (1xx) do not count.

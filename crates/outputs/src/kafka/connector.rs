@@ -7,8 +7,8 @@
 //! and not acknowledged may then arrive twice, but none is left out.
 //!
 //! Each producer has two threads in addition to librdkafka's own: a thread of the relay makes the
-//! calls that may block, and a thread of the crate rdkafka polls. The two threads end after the
-//! link was dropped.
+//! calls that may block, and a thread of the crate rdkafka polls. Both end after the link has given
+//! the producer up or was dropped.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -43,8 +43,8 @@ const PROGRESS_CHECKS: u32 = 10;
 ///
 /// [`Connect::connect`] starts a producer and waits until a broker has confirmed that the topic
 /// exists. librdkafka makes the connections to brokers itself. If a connection breaks, librdkafka
-/// connects again, and the producer stays. The loop calls `connect` as soon as the output starts,
-/// even without anything to send, and again after a producer has ended.
+/// connects again, and the producer stays. The loop first calls `connect` when the delivery begins,
+/// even if there is nothing to send, and again after a producer has ended.
 pub(super) struct KafkaConnector {
     shared: Arc<ProducerSettings>,
 }
@@ -70,8 +70,8 @@ impl Connect for KafkaConnector {
         vec![(self.shared.cluster.brokers(), result)]
     }
 
-    /// Makes a producer, and waits until a broker has confirmed that the topic exists. Begins again
-    /// if a reload replaces the files in the meantime.
+    /// Makes a producer ([`KafkaConnector::attempt`]). Begins again if a reload replaces the files
+    /// in the meantime.
     async fn connect(&mut self) -> Result<KafkaLink, Failure> {
         loop {
             let mut changes = self.shared.cluster.changes();
@@ -187,14 +187,14 @@ pub(super) struct KafkaLink {
     trouble: Option<Failure>,
     /// The time when an error of librdkafka was last reported to the delivery loop.
     told: Option<Instant>,
-    /// The time when the producer was given up, and the reason. `None` before that.
+    /// `None` until the producer is given up.
     given_up: Option<GivenUp>,
 }
 
 /// The batches that were sent and have no result yet. Checkpoints do not count.
 #[derive(Default)]
 struct UnderWay {
-    /// The events and bytes of each batch.
+    /// The number of events and of bytes of each batch.
     batches: BTreeMap<Claim, (u64, u64)>,
     events: u64,
     bytes: u64,
@@ -257,15 +257,13 @@ struct GivenUp {
     at: Instant,
     /// The first failure with a known cause.
     failure: Option<Failure>,
-    /// `true` if a refused event is the cause; `false` if the brokers or the connection are.
+    /// `true` if a refused event is the cause, or one of the causes.
     refused: bool,
 }
 
 impl KafkaLink {
     /// Gives the producer up, which then gets no more batches. `failure` is the cause, and
-    /// `refused` is `true` if an event was refused. The link then waits a short time for missing
-    /// results before it ends. Batches without a result by then are sent again through another
-    /// producer.
+    /// `refused` is `true` if an event was refused.
     fn give_up(&mut self, failure: Option<Failure>, refused: bool) {
         self.jobs = None;
         let begun = GivenUp { at: Instant::now(), failure: None, refused };

@@ -51,7 +51,6 @@ impl Files for ProducerSettings {
 }
 
 impl ProducerSettings {
-    /// Takes the settings from the config. Reads no file.
     pub(super) fn new(kafka: &Settings, setup: &Setup<'_>) -> Self {
         Self {
             cluster: Cluster::new(&kafka.cluster),
@@ -126,7 +125,7 @@ pub(super) struct Job {
 
 /// The thread of a producer. Looks for the topic and sends the result to `ready`. Then passes the
 /// batches from `queue` to librdkafka until `queue` is closed. The thread is not joined, because a
-/// call of librdkafka may hang. It owns only the producer and its channels.
+/// call of librdkafka may hang. It owns only the settings, the producer and its channels.
 pub(super) fn produce(
     shared: &ProducerSettings,
     reporter: Reporter,

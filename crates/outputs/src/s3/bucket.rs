@@ -66,7 +66,7 @@ pub(super) struct KeyFiles {
 pub(super) enum Keys {
     Files {
         files: KeyFiles,
-        /// The keys that were read last. Requests use them once all files of the output were read.
+        /// The keys that were read last. [`Api::take_up`] puts them in use.
         read: ArcSwapOption<SigningKey>,
         /// The keys that sign requests. `None` before the files were read.
         used: ArcSwapOption<SigningKey>,

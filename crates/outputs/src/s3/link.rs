@@ -6,13 +6,13 @@
 //! - *collect*: batches are compressed as they arrive;
 //! - *end*: the range of its positions is saved with the queue;
 //! - *store*: one request carries it;
-//! - *report* its claims.
+//! - *report*: the link reports the object's claims.
 //!
 //! While an object is stored, the next one is collected.
 //!
 //! If a step fails, the link ends, and all events return to the delivery loop, which passes them to
-//! the next link after a pause. The saved ranges contain the ends of the objects, so that each
-//! object gets the same name again: a server that already has the object then answers 412.
+//! the next link, usually after a pause. The saved ranges contain the ends of the objects, so that
+//! each object gets the same name again: a server that already has the object then answers 412.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -47,7 +47,8 @@ const CROWDED_AGE: Duration = Duration::from_secs(1);
 
 /// The longest time for which an object with a planned end waits for the next batch. An earlier
 /// link has ended the object, and may have stored it, so it should end at the same position again.
-/// If no batch arrives in time, the missing events count as lost, and the object ends without them.
+/// If no batch arrives in time, the object ends without the missing events, which the queue may
+/// have lost.
 const PLANNED_PAUSE: Duration = Duration::from_secs(10);
 
 /// The value of [`PLANNED_PAUSE`] while the relay drains, or while another delivery is to replace
@@ -67,8 +68,8 @@ const LOOK: Duration = Duration::from_secs(1);
 /// the batches to 20 per second.
 const REST: Duration = Duration::from_millis(50);
 
-/// The minimum bytes of a batch that no pause follows. A queue with many events is read at full
-/// speed.
+/// No pause follows a batch of at least this many bytes, so a queue with many events is read at
+/// full speed.
 const SMALL_BYTES: u64 = 64 * 1024;
 
 /// The message of a failure that sends the events of an object back to the queue.
@@ -81,7 +82,7 @@ const NO_EVENTS: Claim = Claim { start: Position::START, end: Position::START };
 /// The limits of an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Limits {
-    /// The bytes of an object's lines before compression. An object may be larger by one batch.
+    /// The bytes of lines, before compression, at which a new object ends.
     pub(super) bytes: u64,
     /// The age at which an object ends.
     pub(super) age: Duration,
@@ -109,8 +110,8 @@ struct Storing {
     packed: Vec<Packed>,
     /// The future of the two steps. The result is the verdict on the object's events.
     steps: Pin<Box<dyn Future<Output = Result<Verdict, Failure>> + Send>>,
-    /// Reports about later events, which follow the reports about this object, because a claim is
-    /// reported from its front.
+    /// Reports about events after the object. They must follow the reports about the object,
+    /// because a claim is reported from its front.
     after: Vec<Event>,
 }
 
@@ -365,8 +366,8 @@ impl Link for S3Link {
         self.pack(batch);
     }
 
-    /// Ends the open object before it has reached its age. An object that an earlier link has ended
-    /// keeps its end.
+    /// Ends the open object before it has reached its age. Does not change the end of an object
+    /// that an earlier link has ended.
     fn flush(&mut self) {
         self.collected.is_flushed = true;
     }

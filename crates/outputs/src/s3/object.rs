@@ -28,8 +28,8 @@ pub(super) struct Packed {
     pub(super) events: u64,
 }
 
-/// An object that is being collected. It holds the compressed bytes of its lines; the events stay
-/// in the queue until the object is stored.
+/// An object that is being collected. It holds the bytes of its lines, compressed as the config
+/// says. The events stay in the queue until the object is stored.
 pub(super) struct Object {
     /// The claims of the object's events, in the order of the queue.
     pub(super) packed: Vec<Packed>,
@@ -71,10 +71,6 @@ pub(super) struct Ended {
 
 impl Object {
     /// Makes an object without events.
-    ///
-    /// # Errors
-    ///
-    /// The compressor can't be made, for example because there is no memory.
     pub(super) fn new(
         compression: Compression,
         until: Option<Position>,
@@ -95,11 +91,7 @@ impl Object {
     }
 
     /// Adds the events of a batch. The claim of the batch begins at or after the end of the last
-    /// one. Takes about 5 ms of CPU time for each MB.
-    ///
-    /// # Errors
-    ///
-    /// The compressor failed.
+    /// one.
     pub(super) fn add(&mut self, batch: Batch) -> io::Result<()> {
         self.first = self.first.or_else(|| batch.places().next());
         self.last = batch.positions().last().unwrap_or(self.last);
@@ -131,10 +123,6 @@ impl Object {
     }
 
     /// Ends the object, and returns its name and its bytes. `relay` is the identity of the queue.
-    ///
-    /// # Errors
-    ///
-    /// The compressor failed.
     pub(super) fn end(self, relay: Identity) -> io::Result<Ended> {
         let (first, received) = self.first.unwrap_or((Position::START, 0));
         let hour = hour_of(UNIX_EPOCH + Duration::from_millis(received));
@@ -152,10 +140,6 @@ fn hour_of(time: SystemTime) -> String {
 
 /// Makes an object with a checkpoint of the evidence and no event. `relay` is the identity of the
 /// queue, and `time` is now.
-///
-/// # Errors
-///
-/// The compressor failed.
 pub(super) fn of_checkpoint(
     checkpoint: &Checkpoint,
     compression: Compression,

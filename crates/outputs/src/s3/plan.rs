@@ -1,8 +1,8 @@
-//! The ranges of positions of objects. A range is decided once, and kept with the queue. The same
+//! The ranges of positions of objects. A range is decided once, and stored with the queue. The same
 //! events therefore make the same objects after a reload and, if the queue has a directory, after a
 //! crash.
 //!
-//! A range is kept until the queue reports that its events are final. Only the plan that saw an
+//! A range stays there until the queue reports that its events are final. Only the plan that saw an
 //! object stored trusts that the server has it. After a reload or a start, the filter may give the
 //! events another form, or drop different events. The object is therefore made again. Its name has
 //! a hash of the lines, so the server can tell whether it is the same object.

@@ -83,7 +83,7 @@ impl Issuer for Sts {
     }
 }
 
-/// Returns the keys in an answer, and their lifetime. `None` if the answer has no keys.
+/// Returns the keys in an answer, and their lifetime. `None` if the answer has no valid keys.
 fn keys(answer: &[u8]) -> Option<(Arc<SigningKey>, Duration)> {
     let text = std::str::from_utf8(answer).ok()?;
     let (_, credentials) = text.split_once("<Credentials>")?;

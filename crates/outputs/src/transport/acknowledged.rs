@@ -1,5 +1,6 @@
-//! Events over TCP or TLS to a consumer that acknowledges them. At most a limited number of events,
-//! the window, is sent without an acknowledgement. The consumer's answers make events final.
+//! Events over TCP or TLS to a consumer that acknowledges them. The window limits the number of
+//! events that are sent without an acknowledgement. Only a batch that is sent again may exceed it.
+//! The consumer's answers make events final.
 //!
 //! An acknowledged event is final even if the rest of its batch is not, unless the batch lacks
 //! events (see [`AcknowledgedLink`]). After a break, every event that is not final is sent again,
@@ -42,31 +43,30 @@ use window::Window;
 /// connections, one after the other. The delivery loop owns the connector.
 ///
 /// [`Connect::connect`] makes a connection: `Dialer::connect` picks an address, connects and does
-/// the TLS handshake, and then [`Protocol::open`] greets the consumer. The loop calls `connect` as
-/// soon as the output starts, even without anything to send. After a connection has ended in order
-/// (the consumer's FIN, `idle_timeout`, `max_connection_age`), the next one is made only when there
-/// is something to send. After a connection has broken, the next one is made without a pause in
-/// three cases: events were accepted on the broken connection, it had lasted for some time, or
-/// another address may be tried. Otherwise the next one is made after a pause.
+/// the TLS handshake, and then [`Protocol::open`] greets the consumer. The loop first calls
+/// `connect` when the delivery begins, even if there is nothing to send. After a connection has
+/// ended in order (the consumer's FIN, `idle_timeout`, `max_connection_age`), the next one is made
+/// only when there is something to send. After a connection has broken, the next one is made
+/// without a pause in three cases: events were accepted on the broken connection, it had lasted for
+/// some time, or another address may be tried. Otherwise the next one is made after a pause.
 pub(crate) struct AcknowledgedConnector<P> {
     dialer: Arc<Dialer>,
     /// Makes the object that encodes events and reads answers on one new connection.
     make: Box<dyn Fn() -> P + Send + Sync>,
     /// The maximum number of sent events without an acknowledgement, shared with the current link.
-    /// When a connection breaks before its events are acknowledged, the window becomes smaller, and
-    /// the next connection begins with the smaller window.
+    /// It may become smaller when a connection breaks, and the next connection begins with the
+    /// smaller window.
     window: Arc<Window>,
     watch: Watch,
 }
 
-/// A connection after the greeting, its protocol, and the bytes that were read behind the answer to
-/// the greeting: the first bytes of the answers to events.
+/// A connection after the greeting, its protocol, and the bytes that were read after the answer to
+/// the greeting: the first bytes of later answers.
 type Opened<P> = (Wire, P, BytesMut);
 
 impl<P: Protocol> AcknowledgedConnector<P> {
     /// Makes a connector without a connection. `make` is called for each new connection, and
-    /// returns the object that encodes events and reads answers. `window` is the maximum number of
-    /// sent events without an acknowledgement.
+    /// returns the object that encodes events and reads answers.
     pub(crate) fn new(
         dialer: Dialer,
         window: u64,
@@ -150,7 +150,7 @@ impl<P: Protocol> Connect for AcknowledgedConnector<P> {
 ///    the frames. At most one batch is in the states 1 and 2 together. [`Link::room`] is `None`
 ///    until this batch is written and flushed.
 /// 3. *Sent.* The events of the batch wait for the consumer's answers. Several batches can be in
-///    this state, with at most [`Window::events`] events together.
+///    this state. [`Window::events`] limits the number of their events.
 /// 4. *Final.* The consumer has acknowledged the batch or its first events. The link reports
 ///    [`Event::Accepted`] for exactly these events. If a batch lacks events of its claim (filtered
 ///    out, or dropped from the queue), it becomes final only when all its events are acknowledged.
@@ -173,7 +173,7 @@ pub(crate) struct AcknowledgedLink<P> {
     session: Session,
     window: Arc<Window>,
     protocol: P,
-    /// The read bytes that are not yet interpreted: the beginning of an incomplete answer.
+    /// The read bytes that are not yet interpreted, such as the beginning of an incomplete answer.
     unread: BytesMut,
     /// The batch that is being encoded: its claim (`None` for a checkpoint), and the future that
     /// returns its frames.

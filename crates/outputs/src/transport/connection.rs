@@ -189,8 +189,9 @@ impl Wire {
     }
 
     /// Makes our kernel acknowledge the read bytes at once. Otherwise the kernel may wait for 40 to
-    /// 200 ms, and a peer that writes small answers without TCP_NODELAY sends no next answer in the
-    /// meantime (RFC 896). The kernel forgets this setting, so it must be repeated after each read.
+    /// 200 ms, and a peer that writes small answers without TCP_NODELAY does not send the next
+    /// answer before that (RFC 896). The kernel forgets this setting, so it must be repeated after
+    /// each read.
     pub(crate) fn acknowledge_at_once(&self) {
         // An error is ignored: it only makes answers slower.
         SockRef::from(&self.socket().stream).set_tcp_quickack(true).ok();

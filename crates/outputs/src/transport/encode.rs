@@ -7,9 +7,9 @@ use queue::Batch;
 
 /// Turns batches into the bytes of one protocol.
 pub trait Encode: Send + 'static {
-    /// The maximum bytes of lines in a batch; only a single event may be larger. A protocol that
-    /// copies the lines may set a low maximum: the copy of a small batch takes little memory, and
-    /// is still in the CPU's cache when it is written.
+    /// The maximum bytes of lines in a new batch; only a single event may be larger. A protocol
+    /// that copies the lines may set a low maximum: the copy of a small batch takes little memory,
+    /// and is still in the CPU's cache when it is written.
     const BATCH_BYTES: u64 = u64::MAX;
 
     /// `true` if the protocol or its config can limit the length of an event. Each batch then lists

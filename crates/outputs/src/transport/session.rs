@@ -54,7 +54,7 @@ const SLICES_MAX: usize = 64;
 /// A session never reconnects: the delivery loop asks the connector for a new link. If a connection
 /// breaks before the consumer has accepted anything on it, or because the consumer has stopped
 /// answering, the address counts as failed. If a connection breaks for another reason, the consumer
-/// was most likely restarted, so the same address is tried first.
+/// was most likely restarted, so the address does not count as failed.
 pub(super) struct Session {
     pub(super) wire: Wire,
     /// The attempt at the connection's address, for the reports that the address works or has

@@ -22,8 +22,7 @@ pub(crate) struct Socket {
 /// it with the [`Socket`].
 pub(crate) struct SharedSocket {
     pub stream: TcpStream,
-    /// The number of bytes that our kernel has taken since the connection was made. The number
-    /// never decreases.
+    /// The number of bytes that our kernel has taken since the connection was made.
     written: AtomicU64,
     /// `true` if the next read must ask the kernel for data, even if the async runtime does not
     /// know yet that there is something to read.
@@ -31,7 +30,6 @@ pub(crate) struct SharedSocket {
 }
 
 impl SharedSocket {
-    /// Returns the number of bytes that our kernel has taken since the connection was made.
     pub(crate) fn written(&self) -> u64 {
         self.written.load(Ordering::Relaxed)
     }

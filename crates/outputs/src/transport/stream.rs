@@ -1,4 +1,5 @@
-//! Bytes over TCP or TLS to a peer that never answers, without losing any of them.
+//! Sends bytes over TCP or TLS to a peer that never answers, and finds out which bytes have
+//! arrived.
 //!
 //! Plain TCP has no acknowledgement by the application. The peer may not have read bytes that the
 //! peer's kernel has acknowledged (SIOCOUTQ). If the peer closes the connection or dies before it
@@ -52,27 +53,27 @@ const SAMPLES_PER_WINDOW: u32 = 10;
 /// freed sooner and in small portions, which the allocator can use again before it unmaps them.
 const BYTES_PER_SAMPLE: u64 = 2 * 1024 * 1024;
 
-/// The maximum number of samples in one replay window. All samples of a window are kept, so this
-/// limit bounds their memory.
+/// The maximum number of samples in one replay window. All samples of a window are in memory, so
+/// this limit bounds their memory.
 const SAMPLES_MAX: u32 = 1000;
 
 /// The shortest time between two samples.
 const SAMPLE_MIN: Duration = Duration::from_millis(2);
 
 /// The maximum number of batches that are sent and not final. The limit matters only if most
-/// batches have a single event.
+/// batches have very few events.
 const CLAIMS_MAX: usize = 65_536;
 
 /// The connector of an output whose consumer acknowledges nothing (`tcp`, `syslog`). It makes the
 /// output's connections, one after the other. The delivery loop owns the connector.
 ///
 /// [`Connect::connect`] makes a connection: `Dialer::connect` picks an address and looks up the
-/// host name, and `Dialer::dial` connects and does the TLS handshake. The loop calls `connect` as
-/// soon as the output starts, even without anything to send. After a connection has ended in order
-/// (the peer's FIN, `idle_timeout`, `max_connection_age`), the next one is made only when there is
-/// something to send. After a connection has broken, the next one is made without a pause in three
-/// cases: events were accepted on the broken connection, it had lasted for some time, or another
-/// address may be tried. Otherwise the next one is made after a pause.
+/// host name, and `Dialer::dial` connects and does the TLS handshake. The loop first calls
+/// `connect` when the delivery begins, even if there is nothing to send. After a connection has
+/// ended in order (the peer's FIN, `idle_timeout`, `max_connection_age`), the next one is made only
+/// when there is something to send. After a connection has broken, the next one is made without a
+/// pause in three cases: events were accepted on the broken connection, it had lasted for some
+/// time, or another address may be tried. Otherwise the next one is made after a pause.
 pub(crate) struct StreamConnector<E> {
     dialer: Arc<Dialer>,
     encode: Arc<E>,
@@ -84,8 +85,8 @@ pub(crate) struct StreamConnector<E> {
 }
 
 impl<E: Encode> StreamConnector<E> {
-    /// Makes a connector without a connection. `encode` turns batches into bytes. Acknowledged
-    /// bytes are final after a `replay_window` without a reset.
+    /// Makes a connector without a connection. Acknowledged bytes are final after a `replay_window`
+    /// without a reset.
     pub(crate) fn new(dialer: Dialer, encode: E, replay_window: Duration) -> Self {
         Self {
             dialer: Arc::new(dialer),
@@ -143,9 +144,8 @@ struct SentBatch {
     claim: Option<Claim>,
     /// The events of the batch that are written, and the events that are too long; see [`Encoded`].
     parts: Parts,
-    /// The number of bytes that were written to the socket since the connection was made, when this
-    /// batch was completely written. With TLS, they are bytes of TLS records. 0 until the batch is
-    /// written.
+    /// The number of bytes that our kernel had taken since the connection was made, up to the end
+    /// of this batch. With TLS, they are bytes of TLS records. 0 until the batch is written.
     end: u64,
     /// The length of the encoded batch in bytes, before TLS.
     bytes: u64,
@@ -188,7 +188,7 @@ struct Samples {
 /// when `replay_window` has passed since their acknowledgement without a reset of the connection.
 /// After the peer's FIN nothing is written.
 ///
-/// The link ends with [`Event::Closed`] when every batch is final, and the peer has sent FIN, the
+/// Once every batch is final, the link ends with [`Event::Closed`] if the peer has sent FIN, the
 /// connection is leaving ([`Session`]), or `idle_timeout` is over. The link ends with
 /// [`Event::Broken`] in three cases: after an error; when the peer takes no bytes for
 /// `timeouts.request`; and when the peer's FIN came before all bytes were acknowledged.
@@ -255,7 +255,6 @@ impl<E: Encode> StreamLink<E> {
         self.session.broken(failure)
     }
 
-    /// Records that reading or writing has failed. Returns the event that ends the link.
     fn failed(&mut self, error: &io::Error) -> Event {
         let failure = self.session.io_failure(error);
         self.broken(failure)
@@ -354,8 +353,8 @@ impl<E: Encode> StreamLink<E> {
         Ok(())
     }
 
-    /// Returns the time until the next sample. The more bytes are not final, the shorter is the
-    /// time: for a replay window of 1 s, 100 ms with up to 20 MiB, and 10 ms with 200 MiB.
+    /// Returns the time until the next sample. The more bytes are not final, the shorter the time:
+    /// for a replay window of 1 s, 100 ms with up to 20 MiB, and 10 ms with 200 MiB.
     fn sample_interval(&self) -> Duration {
         let first = self.sent.front().map_or(0, |sent| sent.end - sent.bytes);
         let under_way = self.sent.back().map_or(0, |sent| sent.end) - first;
@@ -418,7 +417,7 @@ impl<E: Encode> StreamLink<E> {
     }
 
     /// Returns the time when the link must be polled again even if nothing happens until then: for
-    /// the next sample, or without a batch for the next time limit.
+    /// the next sample or, without a batch, for the next time limit.
     fn wake(&self) -> Option<Instant> {
         if self.is_idle() { self.session.idle_wake() } else { Some(self.samples.next) }
     }

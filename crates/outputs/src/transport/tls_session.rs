@@ -15,7 +15,7 @@ use delivery::failure::Failure;
 use delivery::files::Files;
 use telemetry::{AttemptError, Telemetry};
 
-/// The metric of when the output's own certificate and the certificates of its consumers expire.
+/// The metric for the expiry of the output's own certificate and its consumers' certificates.
 #[derive(Clone)]
 pub(crate) struct Expiry {
     telemetry: Arc<Telemetry>,
@@ -43,7 +43,7 @@ pub(crate) struct Tls {
     config: config::ClientTls,
     /// The application protocols that the handshake offers (ALPN), such as `http/1.1`.
     alpn: &'static [&'static [u8]],
-    /// The TLS settings from the last read of the certificate files. `None` before the first read.
+    /// The TLS settings in use. `None` before the certificate files were read.
     current: ArcSwapOption<tls::Client>,
     expiry: Expiry,
 }
@@ -59,8 +59,8 @@ impl Tls {
     }
 
     /// Does the TLS handshake on `stream` with the consumer at this address, until `deadline`.
-    /// Returns the encrypted stream. Also updates the metric of when the consumer's certificate
-    /// expires.
+    /// Returns the encrypted stream. Also updates the metric for the expiry of the consumer's
+    /// certificate.
     ///
     /// # Errors
     ///
@@ -82,10 +82,6 @@ impl Tls {
 
 /// Does the TLS handshake on `stream` with the server at this address, until `deadline`. Returns
 /// the encrypted stream.
-///
-/// # Errors
-///
-/// The handshake failed or took too long.
 pub(crate) async fn handshake<T: AsyncRead + AsyncWrite + Unpin>(
     client: &tls::Client,
     at: &HostPort,

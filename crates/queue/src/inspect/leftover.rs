@@ -63,7 +63,7 @@ impl Directory {
 
     /// Returns the events that `output` has not finished or, if it is `None`, that at least one
     /// output has not finished. If the cursors file is missing or damaged, these are all stored
-    /// events, whatever `output` is.
+    /// events, also if `output` is `Some`.
     ///
     /// # Errors
     ///

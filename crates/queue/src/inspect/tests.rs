@@ -701,7 +701,7 @@ fn busy(
     on(Arc::new(Busy { disk: disk.clone(), act: Arc::new(act) }))
 }
 
-/// Makes a disk that calls `act` before the n-th operation of this name, counted from 0.
+/// Makes a directory whose disk calls `act` before the n-th operation of this name, from 0.
 fn busy_at(
     disk: &SimulatedDisk,
     what: &'static str,
@@ -811,8 +811,8 @@ fn deliver(log: &Arc<Mutex<Log>>, to: u64) {
     }
 }
 
-/// Method: before each operation of a command on the directory, a relay stores events in a new
-/// segment, and notes that they are synced. No command may report them as missing.
+/// Method: before one operation of a command, each in turn, a relay stores events in a new segment,
+/// and notes that they are synced. No command may report them as missing.
 #[test]
 fn segments_that_are_made_meanwhile_are_not_missing() {
     let at = [
@@ -847,9 +847,9 @@ fn segments_that_are_made_meanwhile_are_not_missing() {
     }
 }
 
-/// Method: before each single operation of a command on the directory, a relay delivers events and
-/// deletes segments. No command may report missing events, and each must still show everything that
-/// was not deleted.
+/// Method: before one operation of a command, each in turn, a relay delivers events and deletes
+/// segments. No command may report missing events, and each must still show everything that was not
+/// deleted.
 #[test]
 fn segments_that_are_delivered_and_deleted_meanwhile_are_not_missing() {
     for (to, left) in [(65, 65..182), (100, 65..182), (182, 130..182)] {
@@ -924,8 +924,6 @@ fn a_list_that_lacks_an_older_segment_is_made_again() {
 /// damage.
 #[test]
 fn a_record_that_is_being_written_is_read_again() {
-    // Parts of the last group become visible while it is being read: parts of a record before
-    // another one, and of the last one.
     let log = Log::usual();
     log.cursors(&[("fast", 150), ("slow", 40)], &[], 150);
     let whole = log.disk.contents("segments/00000000000000000130.seg");

@@ -11,8 +11,8 @@ use audit::{LevelCounts, ListEnds};
 use base::position::Position;
 use config::BATCH_OVERHEAD;
 
-/// The number of lines from one kept offset to the next. A search for a line in a large batch
-/// begins at such an offset: 64 lines of 1.5 KB are 96 KB to search.
+/// The number of lines from one stored offset to the next. A search for a line in a large batch
+/// begins at a stored offset: 64 lines of 1.5 KB are 96 KB to search.
 const LINES_PER_MARK: usize = 64;
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -100,8 +100,7 @@ impl Record {
         self.first < claim.end && claim.start < self.end()
     }
 
-    /// Returns the offset in `lines` of the event at this position; behind the batch, that of the
-    /// end.
+    /// Returns the offset in `lines` of the event at this position, or of the end if it is later.
     fn offset(&mut self, position: Position) -> usize {
         let Ok(line) = usize::try_from(position.saturating_since(self.first)) else {
             return self.lines.len();

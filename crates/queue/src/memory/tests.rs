@@ -26,7 +26,6 @@ fn queue(max_bytes: u64, when_full: WhenFull, acknowledge: Acknowledge) -> (Queu
     (queue, telemetry)
 }
 
-/// Adds a required output.
 fn join(queue: &Queue, telemetry: &Telemetry, name: &str) -> Cursor {
     let output = Output {
         name: name.to_owned(),

@@ -88,7 +88,6 @@ impl Segment {
         file_name(FIRST)
     }
 
-    /// Puts the segment on a disk, with everything synced.
     fn put(&self) -> (SimulatedDisk, Arc<dyn File>) {
         let disk = SimulatedDisk::new(0);
         let file = disk.create(&Self::name(), self.bytes.len() as u64).unwrap();
@@ -102,8 +101,8 @@ impl Segment {
         self.records.iter().find(|record| record.bytes().contains(&offset))
     }
 
-    /// Returns what a scan must find. `damage` returns what is found instead of a record whose
-    /// bytes have changed, and `None` for a record that is unchanged.
+    /// Returns the expected results of a scan. `damage` returns that of a record whose bytes have
+    /// changed, and `None` for an unchanged record.
     fn expect(&self, check: Check, damage: impl Fn(&Written) -> Option<Found>) -> Vec<Found> {
         let found = |written: &Written| match damage(written) {
             Some(damage) => damage,
@@ -196,7 +195,7 @@ fn segment() -> Segment {
     segment
 }
 
-/// The example is read by the program, and the program writes the same bytes.
+/// The program writes the same bytes as in the example.
 #[test]
 fn the_example_of_the_page_is_a_segment() {
     let page = include_str!("../../../../docs/internals/spool-format.md");
@@ -347,8 +346,8 @@ fn files_are_named_by_their_first_position() {
 }
 
 /// Method: every byte of the records, and some bytes between them, are changed, one at a time: each
-/// byte of a header in six ways, any other byte in one of these ways. A scan must report the record
-/// that holds the byte as damaged, and must find every other record.
+/// byte of a header in up to six ways, any other byte in one of these ways. A scan must report the
+/// record that holds the byte as damaged, and must find every other record.
 #[test]
 fn any_changed_byte_costs_its_record_and_nothing_else() {
     let segment = segment();

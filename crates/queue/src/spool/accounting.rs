@@ -1,5 +1,5 @@
-//! The bytes and files of the spool: what is on the disk, and what is promised to batches. Only the
-//! methods of [`Accounting`] change these numbers.
+//! The bytes and files of the spool: those on the disk, and those that are promised to batches.
+//! Only the methods of [`Accounting`] change these numbers.
 
 use std::collections::VecDeque;
 
@@ -70,9 +70,9 @@ pub(super) fn next_number(files: &[(String, u64)], suffix: &str) -> u64 {
 /// - `abandoned`: the file of a large request body that will not become a segment, or an unwanted
 ///   spare file.
 ///
-/// A change of a file's state does not change `files`: it changes only when bytes are reserved for
-/// a file, or when a file is made, cut or deleted. It must never be less than what the files take:
-/// the queue could then exceed `queue.max_bytes` unnoticed.
+/// `files` changes when bytes are reserved for a file, and when a file is made, cut or deleted. If
+/// `files` and `reserved_new` together were less than the size of these files, the queue could
+/// exceed `queue.max_bytes` unnoticed.
 ///
 /// The other counters are plans for the batches that wait for the writer. A batch that fits into
 /// `segment_free` is planned in the last segment, and any other one begins a new segment, which
@@ -90,7 +90,8 @@ pub(super) struct Accounting {
     abandoned: Vec<(String, u64)>,
     spares: Vec<Spare>,
     spare_count: u64,
-    /// The bytes that stay free in the last (perhaps planned) segment after all waiting batches.
+    /// A lower limit for the bytes that are free after all waiting batches in the last segment,
+    /// which may be only planned.
     segment_free: u64,
     /// The bytes of segments that are planned for batches and not made yet.
     reserved_new: u64,
@@ -103,8 +104,8 @@ pub(super) struct Accounting {
 /// The group of batches that the writer has taken. All numbers are 0 when there is none.
 #[derive(Debug, Default)]
 struct InHand {
-    /// The size of the new segment that the group begins. 0 if it begins none, or once that is
-    /// made.
+    /// The size of the new segment that the group begins. 0 if it begins none, or once the segment
+    /// is made.
     reserved: u64,
     /// The upper limit for the bytes that the group takes in its segment.
     needed: u64,
@@ -222,7 +223,7 @@ impl Accounting {
         Spare { number, size, reused, stage: SpareStage::Making }
     }
 
-    /// Counts a spare file that is about to be made. Spare files of other sizes are discarded.
+    /// Counts a spare file that is about to be made. Discards the others, which have another size.
     pub(super) fn reserve_spare(&mut self, size: u64) -> Spare {
         self.discard_spares();
         let spare = self.new_spare(size, false);
@@ -272,7 +273,6 @@ impl Accounting {
         Some(self.spares.remove(index))
     }
 
-    /// Discards all spare files that the writer has not taken.
     pub(super) fn discard_spares(&mut self) {
         let (taken, free): (Vec<_>, Vec<_>) =
             self.spares.iter().partition(|spare| spare.stage == SpareStage::Taken);
@@ -322,7 +322,6 @@ impl Accounting {
         self.segment_free = 0;
     }
 
-    /// Cancels the plan of a batch in the last segment.
     pub(super) fn withdraw_here(&mut self, needed: u64) {
         self.segment_free += needed;
     }

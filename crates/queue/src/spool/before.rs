@@ -1,11 +1,11 @@
 //! A reader of the events that an output has delivered and that are still in files. After a
 //! restart, the output rebuilds its deduplication window from them.
 //!
-//! The reader reads on threads that may block, at most a few megabytes at a time, and changes
+//! The reader reads on threads that may block, usually a few megabytes at a time, and changes
 //! nothing in the queue. Nothing waits for the reader, and files may be deleted while it reads.
-//! Damaged, unreadable or deleted events are skipped, which is logged at `debug`. The reader begins
-//! after the last lost event and after the last change of the filter's rules: an event that was not
-//! delivered must not make a later copy look like a duplicate.
+//! Events that are damaged or can't be read are skipped, which is logged at `debug`. The reader
+//! begins after the last lost event and after the last change of the filter's rules: an event that
+//! was not delivered must not make a later copy look like a duplicate.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -79,11 +79,8 @@ impl Before {
         }
     }
 
-    /// Returns the next lines and their acceptance. `None` at the end.
-    ///
-    /// # Cancel safety
-    ///
-    /// No line is skipped if the future is dropped: the next call waits for the running read.
+    /// See [`crate::Before::next`]. If the future is dropped, the next call waits for the running
+    /// read.
     pub async fn next(&mut self) -> Option<(Acceptance, Bytes)> {
         loop {
             if let Some(next) = self.take() {

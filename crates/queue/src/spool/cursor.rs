@@ -37,8 +37,8 @@ const FETCH_MIN: u64 = 64 << 10;
 /// The pause after a failed read.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// The time for which reads are retried before the events count as lost. A file that can't be
-/// opened is retried without end.
+/// The time for which reads are retried before the events count as lost. A file that exists and
+/// can't be opened is retried without end.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The shortest time between two log lines about failed reads.
@@ -55,7 +55,7 @@ pub(crate) struct Note {
     bytes: u64,
     /// The number of bytes of all lines before the claim in the log.
     first_byte: u64,
-    /// The time when the claim's first event was received, in ms since 1970.
+    /// The time when the first event of the claim, before any cut, was received, in ms since 1970.
     received: u64,
     spot: Spot,
 }
@@ -93,9 +93,10 @@ pub(crate) struct CursorState {
     /// The events before the watermark that the consumer has. Each event that was lost or set aside
     /// is before `since`, which may be after the watermark.
     pub(super) history: History,
-    /// Gaps after the watermark that this output has counted as lost already.
+    /// The gaps after the watermark that this output has counted as lost already.
     pub(super) counted: Vec<Hole>,
-    /// The finished events whose evidence is not durable yet. `None` if no evidence is recorded.
+    /// The finished events whose evidence is not durable yet. `None` without evidence, and for the
+    /// recorder.
     pub(crate) unrecorded: Option<Unrecorded>,
     pub(super) aside: u64,
     /// The positions and file sizes of events that were set aside before the start, until they are
@@ -112,8 +113,7 @@ pub(crate) struct CursorState {
 pub(super) struct Ahead {
     /// The number of bytes of all lines before `claims.read`.
     pub(super) byte: u64,
-    /// The time when the last claimed event was received, in ms since 1970; after a rewind or
-    /// before the first claim, that of the next event, or the time of the join.
+    /// An estimate of the time when the next event was received, in ms since 1970.
     pub(super) received: u64,
     /// The lines and gaps in memory that come next in the log.
     pieces: VecDeque<Piece>,
@@ -233,8 +233,9 @@ impl CursorState {
         })
     }
 
-    /// Returns the time when the first claimed event or, without a claim, the first event that was
-    /// read ahead was received, in ms since 1970. Gaps are skipped, because their time is unknown.
+    /// Returns the time in ms since 1970 when the first claimed event was received; without a
+    /// claim, that of the first event that was read ahead. Gaps are skipped, because their time is
+    /// unknown.
     pub(super) fn oldest(&self) -> Option<u64> {
         let claimed = self.claims.iter().next().map(|entry| entry.note.received);
         claimed.or_else(|| {
@@ -255,7 +256,7 @@ impl CursorState {
     }
 
     /// Records that an event was not delivered. No event that was handed out so far counts as sent
-    /// after a restart, because duplicates of the undelivered event were not sent either.
+    /// after a restart, because duplicates of this event were perhaps not sent either.
     fn doubt(&mut self) {
         self.history.since = self.history.since.max(self.claims.read);
     }
@@ -585,7 +586,7 @@ impl LogState {
 
 enum ReadPlan {
     Ready,
-    /// The log has no more events for the cursor.
+    /// The cursor gets no more events at present.
     Nothing,
     Load(Job),
 }
@@ -692,7 +693,7 @@ impl Shared {
 }
 
 /// One output's handle to its cursor, owned by the output's delivery loop. The state is in
-/// [`CursorState`], under the spool's lock; the handle holds only what needs no lock.
+/// [`CursorState`], under the spool's lock.
 ///
 /// At most one read from a file runs at a time. The next one is started when less than half a chunk
 /// (the bytes of one read) is left in memory, so that the disk works while the output sends.
@@ -718,12 +719,8 @@ impl Cursor {
         call(&mut self.shared.lock().log.cursors[self.index])
     }
 
-    /// See [`crate::Cursor::readable`].
-    ///
-    /// # Cancel safety
-    ///
-    /// Nothing is lost if the future is dropped: the read continues, and the next call waits for
-    /// it.
+    /// See [`crate::Cursor::readable`]. If the future is dropped, the read continues, and the next
+    /// call waits for it.
     pub async fn readable(&mut self) {
         loop {
             match self.read_plan() {
@@ -951,7 +948,7 @@ impl Cursor {
         };
         entry.stage = Stage::OnWire;
         if let Resend::Fetched { is_news, .. } = &mut cursor.resend {
-            // The other lines that were read are kept.
+            // The other lines that were read stay in memory.
             *is_news = false;
         } else {
             cursor.resend = Resend::Idle;

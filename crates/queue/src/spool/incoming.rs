@@ -2,10 +2,10 @@
 //!
 //! An [`Incoming`] takes the lines while the body arrives, and writes them as the records of a
 //! segment whose positions are not known yet. When the body is complete, `Queue::append_incoming`
-//! lets the file wait for the writer thread, behind other waiting batches. The writer then fills in
-//! the positions, and renames the file, which becomes the last segment of the log. The sender is
-//! told that the body is safe only after the new name is synced, and a start deletes files that
-//! were not renamed. A crash at any moment therefore leaves all of the body in the log, or nothing.
+//! adds it to the batches that wait for the writer thread. The writer then fills in the positions,
+//! and renames the file, which becomes the last segment of the log. The sender is told that the
+//! body is safe only after the new name is synced, and a start deletes files that were not renamed.
+//! A crash at any moment therefore leaves all of the body in the log, or nothing.
 //!
 //! The bytes of the file count in `queue.max_bytes` as soon as they are reserved, before they are
 //! written. If an [`Incoming`] is dropped, the upkeep deletes its file.
@@ -75,7 +75,8 @@ pub struct Incoming {
     bytes: u64,
     /// `true` if the queue is full with `drop_newest`, so that the events are only counted.
     pub(super) is_dropped: bool,
-    /// `true` if segments were dropped for this body. Meanwhile none are dropped for another body.
+    /// `true` if segments were dropped for this body. Until it has arrived, none are dropped for
+    /// another body.
     is_dropper: bool,
 }
 

@@ -1,5 +1,5 @@
-//! Reads from the files for one cursor: at most a few megabytes at a time, and whole lines. Missing
-//! lines become a gap.
+//! Reads whole lines from the files for one cursor, at most a few megabytes at a time unless a line
+//! is longer. Missing lines become a gap.
 //!
 //! The reads run on threads that may block, and change the state only through their result. The
 //! first read that finds damaged bytes logs them and copies them to the quarantine.
@@ -475,7 +475,8 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads about `chunk` bytes of the next lines of a long record. Returns the lines and their
-    /// number. `None` if they have changed since the scan: the rest of the record is then missing.
+    /// number. `None` if they have changed since the scan or can't be read: the rest of the record
+    /// is then missing.
     fn next_lines(
         &self,
         scan: &mut Scan<'_>,

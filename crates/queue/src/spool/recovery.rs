@@ -21,7 +21,7 @@
 //! | | **a segment** | | |
 //! | 6 | the header is whole | it is believed | |
 //! | 7 | the header has a newer version | the start is refused | as 4 |
-//! | 8 | the header is damaged | the first position is that of the file's name, and the byte number that of the first whole record. It counts as damage, except in case 13 | the records can be verified without the header |
+//! | 8 | the header is damaged | the first position is that of the file's name, and the byte number that of the first record with a valid header. It counts as damage, except in case 13 | the records can be verified without the header |
 //! | 9 | the cursors file names the segment's positions as a hole | the segment leaves the log | it was dropped and its events were counted; a crash came before its file was deleted |
 //! | 10 | the segment after it has left the log (case 9) | it ends where the hole begins | the cursors file has the hole's length |
 //! | 11 | no file has the positions between two segments | the cursors find a gap there, and count it as lost | somebody has deleted a file |
@@ -626,8 +626,8 @@ fn write_again(file: &dyn File, bytes: Range<u64>) -> io::Result<()> {
     Ok(())
 }
 
-/// Case 8: returns the byte number at which a segment with a damaged header begins: that of its
-/// first whole record, or an estimate from the segment `before`.
+/// Case 8: returns the byte number at which a segment with a damaged header begins: that of the
+/// first record with a valid header, or an estimate from the segment `before`.
 fn first_byte(file: &dyn File, seed: Seed, position: Position, before: Option<&Segment>) -> u64 {
     let begin = (FIRST_RECORD, position);
     let mut scan = Scan::new(file, seed, begin, u64::MAX, Position::MAX, Check::Headers);

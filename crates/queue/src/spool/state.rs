@@ -62,9 +62,9 @@ pub(super) struct SpoolState {
 /// - `tail` holds the newest records that were stored since the start, in order, at most
 ///   [`TAIL_BYTES`] bytes. Large bodies are never in it, and the records of a dropped segment are
 ///   removed. A cursor whose next record is in the tail reads no file.
-/// - The watermark of each cursor is at or before `end`. A segment is kept until all watermarks
-///   have passed it, or until it is dropped for its room. A drop counts as a loss for each output
-///   that had not finished the segment.
+/// - The watermark of each cursor is at or before `end`. Unless it is dropped for its room, a
+///   segment is kept at least until all watermarks have passed it. A drop counts as a loss for each
+///   output that had not finished the segment.
 ///
 /// A position must never be given to two events. Each stored event must be in a segment, in a hole
 /// or in a counter.
@@ -75,16 +75,15 @@ pub(super) struct LogState {
     pub(super) end: LogOffset,
     pub(super) tail: VecDeque<TailRecord>,
     tail_bytes: u64,
-    /// The number of bytes of one read of a cursor. The more cursors there are, the smaller it is.
+    /// The number of bytes of one read of a cursor. It depends on the number of cursors.
     pub(super) chunk: u64,
     pub(super) cursors: Slab<CursorState>,
     pub(super) departed: Departed,
     /// The number of events that were stored since the start.
     pub(super) accepted: u64,
-    /// The dropped ranges of the log, in order. Each output has counted what it lost by them.
+    /// The dropped ranges of the log, in order. Each output has counted its loss.
     pub(super) holes: Vec<Hole>,
-    /// `true` while a relay drains whose files are kept: cursors of outputs hand out no more
-    /// events.
+    /// `true` while the relay drains and keeps its files: the outputs' cursors hand out no events.
     pub(super) draining: bool,
     /// `true` if all unfinished events are counted as lost, so that no output has a backlog.
     pub(super) abandoned: bool,
@@ -136,7 +135,7 @@ pub(super) struct WriterState {
 pub(super) struct Bodies {
     /// The number in the name of the next body's file.
     pub(super) count: u64,
-    /// `true` if segments were dropped for an arriving body: none are dropped for another one.
+    /// `true` if segments were dropped for a body that is arriving: none are dropped for another.
     pub(super) has_dropper: bool,
 }
 
@@ -187,8 +186,8 @@ pub(super) struct Segment {
     pub(super) size: u64,
     pub(super) seed: Seed,
     pub(super) reused: bool,
-    /// `true` if the file may become a spare file: the header was whole at startup, and since then
-    /// no write, sync or cut has failed, and the segment was not made from a large body.
+    /// `true` if the file may become a spare file. `false` if its header was damaged at startup, if
+    /// a write, sync or cut has failed since then, or if this process made it from a large body.
     pub(super) is_sound: bool,
     /// The offsets of the known damage. Damage is counted once, even if several cursors read it.
     pub(super) damaged: BTreeSet<u64>,
@@ -293,7 +292,7 @@ impl SpoolState {
         self.lacks_spare() && self.has_room_for_spare(usable)
     }
 
-    /// Returns `true` if the oldest finished segment should become the next segment, although an
+    /// Returns `true` if the oldest finished segment should become the next segment, even if an
     /// output wants to keep it, because there is no room for another file.
     pub(super) fn wants_kept(&self, usable: u64) -> bool {
         self.lacks_spare()
@@ -303,7 +302,7 @@ impl SpoolState {
             && self.log.finished().next().is_some()
     }
 
-    /// Returns `true` if batches can be stored, and the next segment has no spare file of its size.
+    /// Returns `true` if the next segment has no spare file, and the upkeep should make one.
     fn lacks_spare(&self) -> bool {
         let Self { log, writing } = self;
         writing.health.error.is_none()
@@ -427,7 +426,7 @@ impl LogState {
         spare.map(|segment| segment.size).sum()
     }
 
-    /// Returns the number of bytes in segments that no required output needs. A segment without a
+    /// Returns the number of segment bytes that no required output needs. A segment without a
     /// needed event counts as a whole, because it can be deleted, dropped or ended. If the active
     /// segment is needed, its unwritten bytes count, and the finished share of the written ones.
     pub(super) fn unneeded_bytes(&self) -> u64 {
@@ -610,8 +609,9 @@ impl LogState {
         (at, self.end)
     }
 
-    /// Adds a record to the tail, and moves the oldest ones to `evicted`. The caller drops these
-    /// after it has released the lock, because to free a large record takes a while.
+    /// Adds a record to the tail, and moves the oldest ones that have no room to `evicted`. The
+    /// caller drops these after it has released the lock, because to free a large record takes a
+    /// while.
     pub(super) fn remember(&mut self, record: TailRecord, evicted: &mut Vec<TailRecord>) {
         // A cursor finds its record in the tail by its position.
         let last = self.tail.back().map(TailRecord::end);
@@ -663,7 +663,6 @@ impl LogState {
 }
 
 impl WriterState {
-    /// Makes the state of a queue without files. The cursors file counts as out of date.
     pub(super) fn new(config: &config::Queue) -> Self {
         Self {
             accounting: Accounting::default(),
@@ -681,7 +680,6 @@ impl WriterState {
         }
     }
 
-    /// Checks that the queue takes batches: it is not closed, and the disk works.
     pub(super) fn takes(&self) -> Result<(), Refused> {
         match self.health.fault() {
             _ if self.closed => Err(Refused::Full),
@@ -690,7 +688,7 @@ impl WriterState {
         }
     }
 
-    /// Returns the size of a new segment, unless a batch needs a larger one.
+    /// Returns the configured size of a segment, rounded up to whole blocks.
     pub(super) fn next_size(&self) -> u64 {
         self.segment_bytes.next_multiple_of(BLOCK)
     }

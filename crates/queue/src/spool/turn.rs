@@ -10,7 +10,7 @@ use super::Shared;
 
 pub(super) enum Turn<Action> {
     Do(Action),
-    /// Wait until this time or, if it is `None`, until the thread is woken.
+    /// Wait until the thread is woken, or until this time if there is one.
     Wait(Option<Instant>),
     /// End, because the queue is closed.
     End,

@@ -15,8 +15,8 @@ use crate::segment::LogOffset;
 use base::position::Position;
 
 /// The largest number of items of one output that wait for the evidence recorder: ranges, and the
-/// hashes and fates of single events. They take about 60 MB. Further ranges are not kept, and their
-/// events are sent again after a restart.
+/// hashes and fates of single events. If most are hashes, they take about 50 MB. Further ranges are
+/// not recorded, and their events are sent again after a restart.
 const WAITING_MAX: usize = 1 << 20;
 
 #[derive(Default)]
@@ -28,8 +28,7 @@ pub(crate) struct Unrecorded {
     /// The ranges that begin in a dropped segment and may end in a later one: the first position of
     /// each, and the place where the later segment begins.
     behind_drops: Vec<(Position, LogOffset)>,
-    /// The place of the first finished event that was not kept, because too much waits. Never
-    /// reset.
+    /// The place of the first finished event that was never in `finished`, because too much waited.
     not_kept: Option<LogOffset>,
     finished: Vec<Finished>,
     /// The number of ranges, hashes and fates in `finished`.
@@ -77,8 +76,8 @@ impl Unrecorded {
     }
 
     /// Records that an event which was set aside is decided. The output's place in the cursors file
-    /// does not wait for this evidence, because the event's file survives a crash. A decision cannot
-    /// be repeated after a restart, so decisions have room for as many items again as ranges have.
+    /// does not wait for this evidence, because the event's file survives a crash. No decision is
+    /// repeated after a restart, so there is room for as many items again as ranges may take.
     pub(super) fn decided(&mut self, output: &str, position: Position, fates: Fates) {
         let claim = Claim { start: position, end: position.next() };
         let weight = 1 + fates.sent.len() + fates.not_delivered.len();

@@ -1,8 +1,8 @@
 //! The upkeep of the spool's files: it saves the cursors file, deletes or recycles segments, and
 //! makes the next segment ahead of time.
 //!
-//! The upkeep has its own thread, so that no sender waits for it. To make, delete or cut a file of
-//! 64 MiB takes at least 20 ms, in which the writer thread stores several hundred batches.
+//! The upkeep has its own thread, so that the writer thread seldom waits for it. To make, delete or
+//! cut a file of 64 MiB may take 20 ms or more.
 
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -22,7 +22,7 @@ use base::lock::lock;
 use base::mutant;
 use base::position::Position;
 
-/// The time between two saves of the cursors file while it is out of date.
+/// The time between two saves of the cursors file, unless one is needed earlier.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 
 /// The time between two deletions while no room and no spare file is needed, so that small segments
@@ -91,11 +91,10 @@ pub(super) enum Reclaim {
 /// 3. save: the cursors file is written when it is out of date and its last save is a second ago.
 ///    It is written earlier when many bytes have become final, or when an output joins or leaves.
 /// 4. reclaim: segments that no output needs are deleted, or become spare files. Before that, the
-///    cursors file is saved, so that no place in it lies in such a file.
+///    cursors file is saved, so that it has no place in one of these files.
 ///
 /// The writer thread also calls the methods when it needs room or a file immediately. The mutex
-/// around this value lets only one of the two threads in. It is locked while files are changed, and
-/// never by another thread, so no sender and no output waits for it.
+/// around this value is held while files are changed.
 ///
 /// A segment must not be deleted or reused while the cursors file on disk still says that an output
 /// needs it.
@@ -103,7 +102,7 @@ pub(super) struct Upkeep {
     shared: Arc<Shared>,
     cursors: Cursors,
     saved_end: Position,
-    /// The earliest time of the next save that nobody has requested.
+    /// The time of the next save, if the file is out of date and nothing saves it earlier.
     save_at: Instant,
     /// The number of requests (`Saving::requested`) that the last attempt to save was to fulfil,
     /// even if the attempt failed.
@@ -326,9 +325,9 @@ impl Upkeep {
         self.saved_end = end;
     }
 
-    /// Deletes dropped segments, and the finished ones that `which` chooses. Saves the cursors file
-    /// first: no place in it may lie in a deleted file. One failed deletion does not stop the
-    /// others.
+    /// Deletes or recycles dropped segments, and the finished ones that `which` chooses. Before
+    /// that, saves the cursors file: it may have no place in one of these files. One failed
+    /// deletion does not stop the others.
     pub(super) fn reclaim(&mut self, which: Reclaim) -> io::Result<()> {
         self.reclaim_at = Instant::now() + RECLAIM_EVERY;
         if which == Reclaim::All {

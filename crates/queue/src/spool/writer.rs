@@ -45,8 +45,8 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 /// The writer thread. It waits until there is work, and then does one [`Step`] at a time, the most
 /// urgent one first ([`Writer::turn`]):
 ///
-/// 1. probe: a test after an error. No batch is stored until a new segment can be made and synced.
-///    The writer tries this with pauses of [`RETRY_MIN`] to [`RETRY_MAX`].
+/// 1. probe: a test after an error, in which usually a new segment is made. No batch is stored
+///    until it succeeds. The pause between two tests is [`RETRY_MIN`] to [`RETRY_MAX`].
 /// 2. commit: the first waiting batches form a group, which is written with one write, synced, and
 ///    published. Batches that arrive in the meantime wait for the next group. A group ends before a
 ///    batch that begins a new segment.
@@ -59,13 +59,13 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 /// batches, because nobody was told of them.
 ///
 /// A batch must not be acknowledged, or visible to a cursor, before it is synced. A write must not
-/// touch a block with acknowledged bytes. Nobody waits for this thread if the disk does not
-/// respond: the process may end before the thread does.
+/// touch a block with acknowledged bytes. If the disk does not respond, the process may end before
+/// this thread does.
 pub(super) struct Writer {
     shared: Arc<Shared>,
     pub(super) upkeep: Arc<Mutex<Upkeep>>,
     synced: SyncedFile,
-    /// The memory from which groups are written. `None` before the first group.
+    /// The memory from which groups are written. `None` until a group needs it.
     buffer: Option<Aligned>,
     /// The segment that is written to. `None` at startup, after a failed write or sync, and while
     /// the last segment of the log is ended.
@@ -232,7 +232,6 @@ impl Writer {
         }
     }
 
-    /// Makes the file of a large body a segment of the log, and responds to the sender.
     fn commit_incoming(&mut self, group: Vec<Waiting>, file: &IncomingFile) {
         let received = group.first().map_or_else(now, |waiting| waiting.received);
         let end = self.make_way();
@@ -280,7 +279,7 @@ impl Writer {
 
     /// Renames the file of a large body to the segment from `end` to `place`. After an error the
     /// file must be deleted, because nobody was told that the body is safe. It first gets its old
-    /// name back, because a start deletes files with such a name. It keeps the new name if that
+    /// name back, because a start deletes files with that ending. It keeps the new name if that
     /// fails, or if `synced` may name the body's events.
     fn adopt(
         &mut self,
@@ -374,7 +373,6 @@ impl Writer {
         Ok(records)
     }
 
-    /// Writes the end of the log into the file `synced`.
     fn note(&mut self, synced: &Synced) -> io::Result<()> {
         let noted = self.synced.write(&*self.shared.disk, synced);
         self.shared.lock().writing.health.note_is_unknown = noted.is_err();
@@ -663,8 +661,8 @@ impl Writer {
         Ok(end)
     }
 
-    /// Finds segments to delete when the disk is full although `queue.max_bytes` is not reached: if
-    /// none is finished, drops one that only optional outputs need. `false` if there is neither.
+    /// Makes sure that a segment can be deleted when the disk is full: if none is finished, drops
+    /// one that only optional outputs need. `false` if there is neither.
     fn drop_for_space(&self) -> bool {
         let mut state = self.shared.lock();
         if state.log.finished().next().is_none() {
@@ -706,7 +704,7 @@ impl Writer {
         self.upkeep().reclaim(Reclaim::All)
     }
 
-    /// Writes all waiting batches, ends the last segment, and lets the upkeep do its last work
+    /// Writes all waiting batches, ends the last segment, and does the last work of the upkeep
     /// ([`Upkeep::end`]).
     pub(super) fn end(mut self) {
         while !self.shared.lock().writing.waiting.is_empty() {

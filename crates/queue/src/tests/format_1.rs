@@ -36,7 +36,6 @@ fn copy() -> TempDir {
     copy
 }
 
-/// Returns the lines of the events with these positions.
 fn events(positions: Range<u64>) -> String {
     let all = fs::read_to_string(fixture().join("events.jsonl")).expect("it is there");
     assert_eq!(all.lines().count() as u64, EVENTS);

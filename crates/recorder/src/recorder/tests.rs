@@ -323,8 +323,8 @@ async fn line_hashes_are_deleted_only_when_an_entry_that_is_durable_says_so() {
     }
 }
 
-/// Method: the power goes at each step of a write that deletes old line hashes. The next start must
-/// find every file that `evidence-head` names.
+/// Method: the power fails at each step of a write that deletes old line hashes. The next start
+/// must find every file that `evidence-head` names.
 #[tokio::test(start_paused = true)]
 async fn old_line_hashes_are_there_until_no_file_names_them() {
     const MAX: u64 = 100 << 10;

@@ -44,7 +44,7 @@ struct Model {
     /// The checkpoints that somebody may have seen.
     seen: Vec<Head>,
     made: u64,
-    /// The maximum number of entries that a step makes, and the approximate maximum of their bytes.
+    /// The maximum number of entries that a step makes.
     entries_max: usize,
     bytes_max: usize,
 }
@@ -250,13 +250,13 @@ fn a_log_of_another_key_or_with_other_hashes_is_not_gone_on_with() {
 struct Killed {
     disk: SimulatedDisk,
     key: SigningKey,
-    /// The content of `evidence-head` after the checkpoint, and that at the end.
+    /// The content of `evidence-head` when the checkpoint was made.
     older: Vec<u8>,
     newest: Vec<u8>,
 }
 
 impl Killed {
-    /// The number of entries that the checkpoint covers, and of all entries.
+    /// The number of entries that the checkpoint covers.
     const SIGNED: u64 = 10;
     const SIZE: u64 = 13;
 

@@ -21,7 +21,7 @@ use client::tls::{Server, ServerSettings};
 /// The shortest time between two log lines about refused requests and handshakes.
 const REFUSED_LOG: Duration = Duration::from_secs(10);
 
-/// The callers that get a page.
+/// The callers that get a page. A token that the config does not require is not needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Audience {
     /// Everybody, at the probe address too.
@@ -54,7 +54,7 @@ enum Lock {
     /// Nothing is needed.
     #[default]
     Open,
-    /// A token. `None`: its file does not exist yet, and nothing opens the page.
+    /// A token. `None`: its file does not exist yet, and no token opens the lock.
     Token(Option<Token>),
 }
 
@@ -123,8 +123,9 @@ impl Access {
         self.tls.as_ref()?.not_after()
     }
 
-    /// Returns what a TLS handshake asks of clients: `None` without TLS, otherwise the CA of their
-    /// certificates, if any. Connections may stay open under settings that ask for the same.
+    /// Returns the CA from which clients must have certificates: `None` without TLS, and
+    /// `Some(None)` if TLS asks for none. Connections may stay open under settings with the same
+    /// value.
     pub(super) fn asked(&self) -> Option<Option<&[u8]>> {
         self.tls.as_ref().map(|tls| tls.client_ca())
     }

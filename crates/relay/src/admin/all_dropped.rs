@@ -10,11 +10,11 @@ use tokio::time::Instant;
 
 use telemetry::status::thresholds::ALL_DROPPED;
 
-/// The shortest time between two log lines about the same output. A narrow filter drops everything
-/// again and again.
+/// The shortest time between two log lines about the same output. A narrow filter often drops every
+/// event for minutes.
 const QUIET: Duration = Duration::from_secs(3600);
 
-/// The longest time without a dropped event. After this time, it is unknown what the filter does.
+/// The longest time without a dropped event. After this time, the record begins again.
 const PAUSE: Duration = Duration::from_secs(60);
 
 /// The record of one output: whether its filter drops every event, and since when.

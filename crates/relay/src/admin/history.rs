@@ -4,7 +4,8 @@
 //!
 //! Memory: 2,880 bytes for each line of 360 numbers. The relay itself has 8 lines, and each output
 //! has 6: with 20 outputs that is 369 kB, and with 200 outputs 3.5 MB. The last minute adds 400
-//! bytes to the relay and to each output. An output that leaves the config leaves the history too.
+//! bytes to the relay and to each output. An output that is removed from the config is removed from
+//! the history too.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::RangeInclusive;
@@ -24,7 +25,7 @@ pub(super) const STEP: Duration = Duration::from_secs(10);
 /// The number of points in a line, which shows one hour.
 const POINTS: usize = 360;
 
-/// The greatest number of reloads that the history keeps. The oldest ones go first.
+/// The maximum number of reloads in the history. The oldest ones are removed first.
 const RELOADS_MAX: usize = 100;
 
 /// The number of steps in the last minute, for the rates of [`Minute`].
@@ -103,10 +104,9 @@ const EARLY: Duration = Duration::from_millis(2500);
 /// A point belongs to a *step*: step 1 ends 10 s after the first sample, step 2 after 20 s, and so
 /// on, by the monotonic clock. A line is a ring: the point of a step is at the index that is the
 /// step's number modulo [`POINTS`]. NaN stands for a number that is not known, and is shown as
-/// `null`: the points of an output before it existed are not known, and no points are known of a
-/// step in which the machine was paused and no sample was taken. A rate is the growth of a counter
-/// since the sample of the step before, and is not known after a pause: otherwise, everything
-/// counted during the pause would be a spike.
+/// `null`, such as the points of an output before it existed, or of a step in which the machine was
+/// paused. A rate is the growth of a counter per second since the sample of the step before. After
+/// a pause, no rate is known: the events that were counted during the pause would be a spike.
 ///
 /// Invariant: the lines have values for the steps from `last - POINTS + 1` to `last`, and none of
 /// older steps.
@@ -218,7 +218,7 @@ impl History {
     }
 
     /// Adds the sample of the moment `now`. Returns the outputs whose filters drop every event, if
-    /// the log has to say so now.
+    /// a log line about this is due.
     pub(super) fn add(&self, now: Instant, sample: &Sample) -> Vec<String> {
         let mut hour = lock(&self.0);
         hour.add(now, sample);
@@ -443,10 +443,9 @@ impl Hour {
     }
 }
 
-/// Returns `true` if a line grows steadily, except for noise that is smaller than its growth: each
-/// third of the points has a higher mean than the third before, and each point of the last third is
-/// above all points of the first. Returns `false` if a point is not known, or if there are fewer
-/// than [`GROWING_POINTS`] points.
+/// Returns `true` if a line grows, except for small noise. Each third of the points must have a
+/// higher mean than the third before. Each point of the last third must be above all points of the
+/// first. Returns `false` if a point is not known, or with fewer than [`GROWING_POINTS`] points.
 #[allow(clippy::cast_precision_loss, reason = "a number of points")]
 fn is_growing(points: &[f64]) -> bool {
     let mut thirds = points.chunks(points.len().div_ceil(3).max(1));

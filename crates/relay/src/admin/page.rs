@@ -1,6 +1,6 @@
 //! The status page: a single HTML document, made of the files in `page/` and of the thresholds by
-//! which the relay judges itself. Its Content-Security-Policy lets a browser run only the script
-//! and the style in that document, and lets the script send requests only to the relay.
+//! which the relay judges itself. Its Content-Security-Policy allows only the script and the style
+//! in that document, and requests of the script only to the relay.
 
 use std::sync::LazyLock;
 

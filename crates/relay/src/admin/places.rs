@@ -4,7 +4,7 @@
 //! Every new connection gets a *place*, the right to stay open. If all places are taken, the
 //! connection that has sent no request for the longest time loses its place: it is idle, sends a
 //! head that never ends, or does not read its response. Therefore a probe that connects and
-//! immediately sends its request always gets a response. A scraper whose kept connection was closed
+//! immediately sends its request gets a response. A scraper whose keep-alive connection was closed
 //! connects again.
 
 use std::collections::HashMap;

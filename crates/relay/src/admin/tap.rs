@@ -1,9 +1,9 @@
-//! `GET /tap`: shows a person the events that leave, line by line, until the person goes.
+//! `GET /tap`: shows a person the events that are sent, line by line, until the person disconnects.
 //!
 //! The route is off (404) unless the config has `admin.tap_token_file`, and needs the token of that
-//! file. A tap has limits of its own in place of those of other connections: at most [`TAPS_MAX`]
-//! taps are open at the same time, each for at most [`TAP_TIME`], and a tap ends when its reader
-//! does not read. Taps take no places from `/metrics` and the probes.
+//! file. Taps have limits of their own. At most [`TAPS_MAX`] taps are open at the same time, each
+//! for at most [`TAP_TIME`]. A tap ends when its reader does not read. Taps take no places from
+//! `/metrics` and the probes.
 //!
 //! The response is a stream of lines, each a JSON object with one of these members: `tap` (the
 //! first line), `event` with `output`, `skipped`, `heartbeat`, `end` (the last line).
@@ -49,7 +49,7 @@ const NOTICE: Duration = Duration::from_secs(1);
 /// The number of [`NOTICE`] intervals without a line after which a heartbeat is written.
 const QUIET_MAX: u32 = 5;
 
-/// The number of events per second that a tap shows if the reader asks for none.
+/// The number of events per second that a tap shows if the reader does not give a number.
 const SAMPLE: u32 = 100;
 
 /// The greatest number of events per second that a reader may ask for.
@@ -62,7 +62,7 @@ const FRAME_BYTES: usize = 32 * 1024;
 /// larger than [`FRAME_BYTES`] by at most one event.
 const FRAMES: usize = 2;
 
-/// The route `/tap` of one relay: its token, and what it needs to open taps.
+/// The route `/tap` of one relay, with the token that opens taps.
 pub(super) struct Door {
     taps: Arc<Taps>,
     key: Mutex<Option<Key>>,

@@ -57,7 +57,7 @@ impl Refusal {
     }
 
     /// Returns `true` if the connection must end after this answer: after 503, so that the sender
-    /// connects to another replica, and after 408, because the connection cannot be used any more.
+    /// connects to another replica, and after 408, because the connection can no longer be used.
     pub(super) fn closes(&self) -> bool {
         matches!(self.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::REQUEST_TIMEOUT)
     }

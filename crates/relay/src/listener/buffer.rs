@@ -1,12 +1,11 @@
 //! The memory for the bytes of a body while it arrives, and for its lines afterwards.
 //!
 //! The relay's memory is bounded by the bytes that `limits.max_in_flight` and the queue count.
-//! Therefore a buffer must not hold many more bytes than are counted: it must not need twice its
-//! size while it grows, nor when it is cut to the lines, and it must hold nothing after it is
-//! freed. Large blocks of an allocator have all three faults; mimalloc keeps freed blocks for a
-//! while, and at full speed kept more bytes than were in use. Therefore each body of more than
-//! [`HEAP_MAX`] bytes is a memory mapping of its own. Untouched pages of a mapping take no memory.
-//! The kernel moves pages instead of copying them, and takes freed pages back immediately.
+//! Therefore a buffer must not hold many more bytes than are counted. It must not need twice its
+//! size while it grows or is cut to the lines, and it must hold nothing after it is freed. Large
+//! blocks of an allocator have all three faults. Therefore a body of more than about [`HEAP_MAX`]
+//! bytes is a memory mapping of its own. Untouched pages of a mapping take no memory. The kernel
+//! moves pages instead of copying them, and takes freed pages back immediately.
 //!
 //! Fresh pages are expensive, however: touching them takes twice the CPU time of reading a body. A
 //! [`Pool`] therefore keeps a few mappings for the next bodies.
@@ -21,15 +20,13 @@ use memmap2::{MmapMut, RemapOptions};
 
 use base::lock::lock;
 
-/// The largest body in bytes that is held in a `Vec`, because the allocator keeps little freed
-/// memory of this size. Small bodies use no mappings, because the kernel limits their number
-/// (65,530 for each process).
+/// The size in bytes above which a body moves from a `Vec` to a mapping, unless the `Vec` still has
+/// room. The allocator keeps little freed memory of this size. Small bodies use no mappings,
+/// because the kernel limits their number (65,530 for each process).
 const HEAP_MAX: usize = 256 * 1024;
 
 /// The approximate limit, in bytes, of a body's first mapping: the mapping grows when more bytes
-/// arrive, so that a sender that only announces a large body takes little memory. The first mapping
-/// is larger only if more bytes have already arrived, or if it comes from the pool (up to twice
-/// this limit).
+/// arrive, so that a sender that only announces a large body takes little memory.
 const FIRST_MAX: usize = 1024 * 1024;
 
 /// The largest total size in bytes of the free mappings of a pool: enough for a few batches. No

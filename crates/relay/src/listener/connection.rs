@@ -1,10 +1,10 @@
 //! Tracks every connection: its phase, and the deadline of that phase.
 //!
-//! hyper alone is not enough. hyper starts its timeout for a head as soon as a kept connection
-//! falls idle, has no idle timeout, and answers an unreadable head with an empty body. Therefore
-//! the socket is wrapped. [`Watched`] derives the connection's phase from its bytes, and
-//! [`Registry`] closes a connection that stays too long in one phase. The answers that hyper makes
-//! by itself are replaced by `Status` objects.
+//! hyper alone is not enough. hyper starts its timeout for a head as soon as a keep-alive
+//! connection becomes idle, has no idle timeout, and answers an unreadable head with an empty body.
+//! Therefore the socket is wrapped. [`Watched`] derives the connection's phase from its bytes, and
+//! [`Registry`] closes a connection that stays too long in one phase. If hyper answers without a
+//! request, the wrapper writes a `Status` object instead.
 
 use std::collections::HashMap;
 use std::io;
@@ -25,7 +25,7 @@ use super::sender::Sender;
 use base::lock::lock;
 use telemetry::{ListenerMetrics, RefusedConnection, Rejection};
 
-/// The maximum number of bytes of a refused body that the relay reads and throws away after the
+/// The approximate maximum number of bytes of a refused body that the relay discards after the
 /// answer. If the relay closed the connection immediately, the sender might see a reset and not the
 /// refusal (RFC 9112 §9.6).
 const LINGER_BYTES: usize = 1024 * 1024;
@@ -93,12 +93,12 @@ enum Phase {
     Answered,
 }
 
-/// The way in which the registry ends a connection that has no request that may still be accepted.
+/// The way in which the registry ends a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
     /// The connection is closed without a further answer.
     Close,
-    /// The head of a request took too long. HTTP/1.1 gets the answer 408 before the close.
+    /// The head of a request took too long. HTTP/1.1 gets 408 before the close.
     Timeout,
 }
 
@@ -126,12 +126,12 @@ enum Buffers {
 #[derive(Debug, Default)]
 struct Refusals {
     /// The number of requests in [`Phase::Serving`] that are already refused, but not answered yet,
-    /// because the rest of their bodies is still read and thrown away.
+    /// because the rest of their bodies is still being discarded.
     under_way: usize,
     /// `true`: the last answer of this connection was a refusal.
     was_last: bool,
-    /// The longest time for which the rest of a refused body is thrown away before the close;
-    /// `None` without such a body.
+    /// The longest time for which the rest of a refused body is discarded before the close; `None`
+    /// if there is no such body.
     linger: Option<Duration>,
 }
 
@@ -143,8 +143,8 @@ struct State {
     /// refusal. After that, each large part of the refused body sets it to the time at which the
     /// part arrived.
     since: Instant,
-    /// The time since which the connection waits for the complete head of a request: its opening,
-    /// or later the last answer.
+    /// The time since which the connection waits for the complete head of a request: the time of
+    /// its opening, or of its last answer.
     headless: Instant,
     /// The registry's decision to end the connection; `None` while the connection may stay.
     verdict: Option<Verdict>,
@@ -152,7 +152,7 @@ struct State {
     buffers: Buffers,
     refusals: Refusals,
     /// The time at which the connection was told to end. Each later answer to a request that had
-    /// begun before sets it to the time of the answer. `None` before that.
+    /// begun before sets it to the time of the answer. `None` if the connection may stay.
     leaving: Option<Instant>,
 }
 
@@ -219,8 +219,8 @@ impl State {
         !self.is_multiplexed() && matches!(self.phase, Phase::Idle | Phase::Head)
     }
 
-    /// Returns `true` if the connection may stay and hyper holds no byte of it. Only HTTP/1.1 is
-    /// sure to be in this state between two requests.
+    /// Returns `true` if the buffers of the connection may be freed: it is an HTTP/1.1 connection
+    /// that waits for a request and may stay.
     fn may_rest(&self) -> bool {
         self.phase == Phase::Idle
             && !self.is_multiplexed()
@@ -235,16 +235,15 @@ impl State {
 ///
 /// A connection goes through the phases `Handshake` → `Idle` → `Head` → `Serving` → `Answered` →
 /// `Idle`. HTTP/2 stays `Idle` until its first request, returns to `Idle` after the last of its
-/// requests, and is never `Answered`. While the relay throws away the rest of a refused body after
-/// the answer, the connection is `Idle` too. The phases have these time limits:
+/// requests, and is never `Answered`. While the relay discards the rest of a refused body after the
+/// answer, the connection is `Idle` too. The phases have these time limits:
 ///
 /// - `Idle`: `idle_timeout`. After it, HTTP/1.1 is closed. h2 is sent GOAWAY, and is closed after a
 ///   further [`FAREWELL`].
 /// - `Handshake`: no limit here. The module `handshake` ends it after `header_timeout`.
-/// - `Head`: `header_timeout`. After it, HTTP/1.1 is answered with 408.
+/// - `Head`: `header_timeout`. After it, HTTP/1.1 gets 408.
 /// - `Serving`: no limit here. The module `ingest` limits the time of a request.
-/// - `Answered`: `header_timeout`, plus the time for which the rest of a refused body is thrown
-///   away.
+/// - `Answered`: `header_timeout`, plus the time for which the rest of a refused body is discarded.
 ///
 /// A connection that was told to end ([`Connection::leave`]) is closed [`FAREWELL`] later, counted
 /// from the last answer if requests were in progress. While the answer to a refused body is being
@@ -253,8 +252,8 @@ impl State {
 /// The registry never ends a connection that has a request that may still be accepted.
 pub(super) struct Connection {
     state: Mutex<State>,
-    /// Wakes the task of the connection when the registry has decided to end it. The task waits for
-    /// its socket or, during the TLS handshake, in [`Connection::judged`].
+    /// Wakes the task of the connection when the registry has decided to end the connection. The
+    /// task waits for its socket or, during the TLS handshake, in [`Connection::judged`].
     waker: AtomicWaker,
     opened: Instant,
     metrics: ListenerMetrics,
@@ -384,8 +383,8 @@ impl Connection {
     }
 
     /// Notes that the connection ends after this answer, although the sender may still be sending
-    /// its body. After the answer, the relay reads this body for at most `time` and at most about
-    /// [`LINGER_BYTES`], and throws it away.
+    /// its body. After the answer, the relay reads and discards this body for at most `time`, and
+    /// at most about [`LINGER_BYTES`] of it.
     pub(super) fn linger(&self, time: Duration) {
         self.lock().refusals.linger = Some(time);
     }
@@ -406,7 +405,7 @@ impl Connection {
     }
 }
 
-/// Exists while the rest of a refused body is read and thrown away; see [`Connection::refused`].
+/// Exists while the rest of a refused body is being discarded; see [`Connection::refused`].
 pub(super) struct RefusedRequest<'a>(&'a Connection);
 
 impl RefusedRequest<'_> {
@@ -429,10 +428,11 @@ impl Registry {
         lock(&self.entries)
     }
 
-    /// Adds a new connection and returns its place. If `max` connections are already open, one of
-    /// them is closed and counted as refused: the one whose refused request has made no progress
-    /// for longest, or else the one that has waited longest for a complete head. If neither exists,
-    /// returns `None`, and the caller closes the new connection.
+    /// Adds a new connection and returns its place. If `max` connections are already open, closes
+    /// one of them and counts it as refused. The first choice is the connection whose refused
+    /// request has made no progress for the longest time. The second choice is the one that has
+    /// waited longest for a complete head. `None` if there is neither: the caller then closes the
+    /// new connection.
     pub(super) fn open(
         self: &Arc<Self>,
         max: usize,
@@ -594,8 +594,8 @@ pub(super) struct Watched<T> {
     preface: Option<usize>,
     /// Follows the HTTP/1 bytes that were read, and knows if the head of a request has begun.
     framing: Framing,
-    /// The time limit for the rest of a refused body, and the number of its bytes that were thrown
-    /// away, at most about [`LINGER_BYTES`]. `None` if no body is being thrown away.
+    /// The time limit for the rest of a refused body, and the number of its bytes that were
+    /// discarded, at most about [`LINGER_BYTES`]. `None` if no body is being discarded.
     linger: Option<(Pin<Box<Sleep>>, usize)>,
 }
 
@@ -692,7 +692,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<T> {
                 drop(this.poll_own_answer(cx));
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }
-            // An end of the stream makes hyper close the connection in order.
+            // An end of the stream makes hyper close the connection normally.
             Some(Verdict::Timeout | Verdict::Close) => return Poll::Ready(Ok(())),
             None => {}
         }
@@ -769,7 +769,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<T> {
     }
 
     /// Shuts down the write side of the socket. If the request was refused and the sender may still
-    /// be sending its body, also reads the rest of the body for a limited time and throws it away.
+    /// be sending its body, also reads and discards the rest of the body for a limited time.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         this.check(cx)?.buffers = Buffers::Closing;

@@ -6,8 +6,8 @@
 //! another request is served has its deadline too. The framing decides nothing else. Bytes that it
 //! does not understand count as a head that has begun; only hyper accepts and refuses.
 
-/// The number of bytes that are kept of each line. More bytes are not needed, because the lines
-/// that matter (`Content-Length`, `Transfer-Encoding`, the size of a chunk) are shorter.
+/// The maximum number of bytes that are stored of a line. The lines that matter (`Content-Length`,
+/// `Transfer-Encoding`, the size of a chunk) are shorter.
 const LINE_BYTES: usize = 64;
 
 /// Follows the bytes of an HTTP/1 connection, and knows to which part of a request the next byte
@@ -152,8 +152,8 @@ impl Framing {
         }
     }
 
-    /// Reads a header line, and notes `Content-Length` or `Transfer-Encoding`. `None` if such a
-    /// header is not valid or too long. All other headers are ignored.
+    /// Reads a header line, and notes `Content-Length` or `Transfer-Encoding`. `None` if the length
+    /// is not valid, or one of these headers is too long. All other headers are ignored.
     fn header(&mut self) -> Option<()> {
         let line = self.line.text();
         // If the target of a request line is a whole URL, the line also has a colon, but no header
@@ -190,7 +190,8 @@ impl Framing {
     }
 }
 
-/// Skips up to `left` bytes. Returns how many remain to be skipped, and the rest of `bytes`.
+/// Skips up to `left` bytes. Returns the number of bytes that remain to be skipped, and the rest of
+/// `bytes`.
 fn skip(left: u64, bytes: &[u8]) -> (u64, &[u8]) {
     let count = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
     (left - count as u64, bytes.get(count..).unwrap_or_default())

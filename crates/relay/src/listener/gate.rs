@@ -111,8 +111,8 @@ impl Gate {
         self.rules.store(Arc::new(rules(limits, queue)));
     }
 
-    /// Ends connections that have reached a deadline without a request in progress, again and again
-    /// until `stop` is cancelled.
+    /// Ends connections that have reached a deadline without a request in progress, until `stop` is
+    /// cancelled.
     pub async fn enforce_deadlines(self: Arc<Self>, stop: CancellationToken) {
         loop {
             let deadlines = self.rules.load().deadlines;

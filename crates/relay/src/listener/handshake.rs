@@ -108,7 +108,7 @@ impl Failure {
     }
 }
 
-/// Returns `true` if the error says only that the peer has gone.
+/// Returns `true` if the error means only that the peer has closed the connection.
 fn is_closed(error: &io::Error) -> bool {
     use io::ErrorKind as Kind;
     matches!(

@@ -7,7 +7,7 @@ use hyper::StatusCode;
 use super::answer::Refusal;
 use telemetry::{Gauge, Rejection};
 
-/// The bytes in flight, which `limits.max_in_flight` limits: the bytes of each body from their
+/// The bytes in flight, which `limits.max_in_flight` limits. The bytes of a body count from their
 /// arrival until the body is in the queue and its request no longer waits for the acknowledgement.
 pub(super) struct InFlight {
     used: AtomicU64,

@@ -32,8 +32,8 @@ use transform::volume::Volume;
 const GZIP_STEP: usize = 4 * 1024;
 
 /// The number of bytes by which a gzip body may be larger than twice its decompressed content. Only
-/// a body with many gzip members or deflate blocks without content exceeds this limit. They cost
-/// CPU time (65 ms for each MB of such members) and carry no events.
+/// a body with much gzip data without content, such as empty gzip members, exceeds this limit.
+/// Empty members cost 65 ms of CPU time for each MB and carry no events.
 const GZIP_SPARE: u64 = 1024 * 1024;
 
 /// The largest body in bytes that is decoded in the task of its request. A larger body is decoded
@@ -54,11 +54,11 @@ const LIST_MIN: usize = 32 * 1024;
 ///    arrives.
 /// 3. The lines are appended to the queue. The request waits, for at most `delivered_timeout`,
 ///    until the queue's ticket says that the events are acknowledged.
-/// 4. If the request is refused, [`Upload::refuse`] answers it, in most cases after it has read the
-///    rest of the body and thrown it away.
+/// 4. If the request is refused, [`Upload::refuse`] answers it, in most cases after it has read and
+///    discarded the rest of the body.
 ///
-/// A batch with events is never answered with 200 before its ticket is acknowledged. If the sender
-/// has gone, the request is dropped, and its bytes are subtracted from `InFlight`.
+/// A batch with events never gets 200 before its ticket is acknowledged. If the sender has gone,
+/// the request is dropped, and its bytes are subtracted from `InFlight`.
 #[derive(Clone)]
 pub(super) struct Ingest;
 
@@ -72,7 +72,7 @@ impl Service<Request<Upload>> for Ingest {
     }
 
     fn call(&mut self, request: Request<Upload>) -> Answering {
-        // The head is not needed any more and is freed here. It may hold 16 KiB, on h2 for each
+        // The head is no longer needed and is freed here. It may hold 16 KiB, on h2 for each
         // stream.
         Answering::new(answer(request.into_body()))
     }

@@ -1,5 +1,5 @@
-//! Decodes a body that is too large for memory in pieces while it arrives, and stores its lines in
-//! a file of the queue.
+//! Decodes a large body piece by piece while it arrives, and stores its lines in a file of the
+//! queue.
 //!
 //! Memory holds only one piece, or one larger event. Only a durable queue has such a file. If the
 //! queue is in memory, every body is held and decoded whole.
@@ -111,9 +111,8 @@ impl Large {
         self.pieces.push(bytes, &mut self.lines)
     }
 
-    /// Ends the body after its last byte: decodes what is not decoded yet, stores the lines, and
-    /// blocks until all lines are synced to the disk. Returns the body, ready to be appended to the
-    /// queue.
+    /// Ends the body after its last byte: decodes the rest, stores the lines, and blocks until all
+    /// lines are synced to the disk. Returns the body, ready to be appended to the queue.
     ///
     /// # Errors
     ///

@@ -20,10 +20,9 @@ use super::upload::{Answering, Arriving, Upload};
 
 /// The service of one connection.
 ///
-/// No layer makes a request wait: a request for which there is no room is refused, so that the
-/// sender learns this immediately. `poll_ready` is therefore always ready. A clone of the service
-/// for a request costs one `Arc`, because the layers below [`Deadline`] find what they need in
-/// [`Upload`].
+/// No layer waits for room: a request for which there is no room is refused. `poll_ready` is
+/// therefore always ready. A clone of the service for a request costs one `Arc`, because the layers
+/// below [`Deadline`] find their data in [`Upload`].
 pub(super) type Requests = Deadline<Count<Check<Check<Check<Ingest>>>>>;
 
 /// Makes the service of a connection with these terms. A request passes through the layers from the
@@ -41,11 +40,9 @@ pub(super) fn requests(terms: &Arc<Terms>) -> Requests {
 /// Notes the beginning of a request, which is the moment at which its head is complete, and
 /// computes the time by which its body must be complete.
 ///
-/// The deadline of the head itself cannot be a layer: before a head is complete there is no
-/// request, so the `Registry` of connections keeps that deadline. This layer does not end late
-/// requests. A body that comes too slowly is refused with a message, and a batch that waits for its
-/// acknowledgement has another limit, `queue.delivered_timeout`. Therefore the deadline goes with
-/// the body to the body's reader ([`Arriving::next`]).
+/// The deadline of the head itself cannot be a layer: before a head is complete, there is no
+/// request. This layer does not end late requests: the deadline goes with the body to the body's
+/// reader ([`Arriving::next`]), which refuses the request with a message.
 #[derive(Clone)]
 pub(super) struct Deadline<S> {
     terms: Arc<Terms>,

@@ -17,7 +17,7 @@ use telemetry::{RefusedConnection, Rejection, TlsFailure};
 /// The shortest time between two log lines about the same refused sender and reason.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// The maximum number of pairs of sender and reason with their own log lines. Others share one.
+/// The maximum number of pairs of sender and reason in a [`Seldom`]. Other refusals share a line.
 const SENDERS_MAX: usize = 64;
 
 /// The maximum number of characters of a refusal's sentence in a log line.
@@ -71,7 +71,7 @@ impl Sender {
         }
     }
 
-    /// Notes that a connection of this sender was closed to keep to `limits.max_connections`.
+    /// Notes that a connection of this sender was closed because of `limits.max_connections`.
     pub(super) fn connection_closed(&self, reason: RefusedConnection) {
         let Self { listener, peer, refused } = self;
         let reason = reason.name();
@@ -84,8 +84,8 @@ impl Sender {
     }
 }
 
-/// The two counts of a log line, each since the line before: the refusals of one sender for one
-/// reason, and the refusals without an entry of their own. Exactly one of the two is `Some`.
+/// The counts of a log line: the refusals of one sender for one reason since the line before, or
+/// those of all senders without an entry. Exactly one of the two is `Some`.
 type Told = [Option<u64>; 2];
 
 /// Decides which refusals have a log line. One sender cannot keep the line of another from the log,

@@ -35,7 +35,7 @@ impl Token {
 
     /// Returns `true` if `authorization`, the value of an `Authorization` header, contains this
     /// token (RFC 6750 §2.1). The word `Bearer` may be in upper or lower case (RFC 9110 §11.1), and
-    /// white space around the token is ignored. The comparison takes constant time.
+    /// white space around the token is ignored. The time of the comparison depends only on lengths.
     pub fn matches(&self, authorization: Option<&[u8]>) -> bool {
         let Some((scheme, given)) = authorization.and_then(|value| value.split_at_checked(7))
         else {
@@ -45,7 +45,8 @@ impl Token {
             && bool::from(given.trim_ascii().ct_eq(self.0.as_bytes()))
     }
 
-    /// Returns `true` if `other` is the same token. The comparison takes constant time.
+    /// Returns `true` if `other` is the same token. The time of the comparison depends only on
+    /// lengths.
     pub fn is_same(&self, other: &Self) -> bool {
         self.0.as_bytes().ct_eq(other.0.as_bytes()).into()
     }

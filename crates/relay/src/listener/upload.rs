@@ -1,6 +1,6 @@
 //! The body of a request while it arrives, and the refusal of a request.
 //!
-//! A refused request is normally answered after its body was read and thrown away. If the
+//! A refused request is normally answered after the relay has read and discarded its body. If the
 //! connection closed while a Go client writes, the client would see a transport error instead of
 //! the answer. The answer is sent immediately if the body is larger than allowed, is not sent yet
 //! (`Expect: 100-continue`), or has already taken longer than `limits.body_timeout`. The relay
@@ -27,15 +27,14 @@ use telemetry::Rejection;
 /// The longest wait for more bytes of the body of a refused request. The wait starts again with
 /// each [`REFUSED_BYTES`], but ends with `limits.body_timeout` at the latest. Then the relay sends
 /// the refusal although the body is not complete, and the connection ends (on h2, in most cases
-/// only the stream). Thus a sender that is still writing gets its answer, and a sender that sends
-/// nothing, or very slowly, cannot keep its connection.
+/// only the stream).
 const REFUSED_TIME: Duration = Duration::from_secs(2);
 /// The number of bytes of a refused body after which the wait of [`REFUSED_TIME`] starts again. A
 /// sender must therefore send 64 KiB per second on average, which even a slow network allows.
 const REFUSED_BYTES: u64 = 128 * 1024;
 
-/// The future of an answer to a request, accepted or refused. The future is boxed because it is an
-/// `async` block, whose type has no name. No other box is allocated for a request.
+/// The future of an answer to a request, accepted or refused. It is boxed because it is an `async`
+/// block, whose type has no name.
 pub(super) struct Answering(Pin<Box<dyn Future<Output = Answer> + Send>>);
 
 impl Answering {
@@ -168,8 +167,8 @@ impl Arriving {
         }
     }
 
-    /// Reads the rest of a refused body and throws it away. Also stops when more than `max` bytes
-    /// of the body have arrived in all, or when the body arrives too slowly (see [`REFUSED_TIME`]).
+    /// Reads and discards the rest of a refused body. Also stops when more than `max` bytes of the
+    /// body have arrived in all, or when the body arrives too slowly (see [`REFUSED_TIME`]).
     /// Returns an error, the refusal 408, only if `limits.body_timeout` has passed.
     async fn discard(&mut self, terms: &Terms, max: u64) -> Result<(), Refusal> {
         mutant!("refused-bodies-keep-their-place", {}, {

@@ -46,17 +46,17 @@ const GROUP_MESSAGES: u64 = 5000;
 /// many small messages could take much memory.
 const MESSAGES_MAX: u64 = 100_000;
 
-/// The longest wait of one poll, and so the time within which the thread sees an order to end.
+/// The longest wait of one poll. The thread looks for orders between two polls.
 const POLL: Duration = Duration::from_millis(100);
 
-/// The pause before the source tries again to append a batch that has to wait. The source also uses
-/// it as the pause between two checks of acknowledgements while it gives partitions back, and as
-/// the longest wait of a poll while it closes.
+/// The pause between two attempts to append a batch, and between two checks of acknowledgements
+/// while partitions are given back. Also the longest wait of a poll while the source closes.
 const FULL: Duration = Duration::from_millis(5);
 
 /// The time for which a batch waits to be appended before the source pauses its partitions. The
 /// thread can then poll without messages, so that the consumer group does not give the partitions
-/// to another reader. After the pause, librdkafka must fetch again what it had fetched ahead.
+/// to another reader. After the pause, librdkafka must fetch again the messages that it had fetched
+/// ahead.
 const PAUSE_AFTER: Duration = Duration::from_secs(1);
 
 /// The longest wait before a partition is given back to the consumer group. If the batches taken
@@ -78,7 +78,7 @@ const REQUEST: Duration = Duration::from_secs(60);
 /// The maximum number of KiB of messages that librdkafka fetches before the source asks for them.
 const AHEAD_KIB: u64 = 16 * 1024;
 /// The largest size in bytes of a broker's response to one fetch request. If the first set of
-/// messages in a response is larger, the broker sends it all the same, and alone.
+/// messages in a response is larger, the broker still sends it, alone.
 const FETCH_BYTES: u64 = 8 * 1024 * 1024;
 
 /// The shortest time between two warnings about trouble with the brokers, as long as no message
@@ -251,8 +251,7 @@ struct State {
 }
 
 struct Partition {
-    /// The number of the assignment. A partition that comes back from another reader has a new
-    /// number.
+    /// The number of the assignment. A partition that is assigned again gets a new number.
     assignment: u64,
     /// The batches of this partition that are not acknowledged yet, in the order of their offsets.
     taken: VecDeque<Taken>,
@@ -322,8 +321,8 @@ impl State {
     }
 
     /// Removes a partition that is given back, and returns the number of messages in its unfinished
-    /// batches. Their tickets are dropped: the queue then removes each batch that no output has
-    /// begun to send.
+    /// batches. The tickets of these batches are dropped: the queue then removes each batch that no
+    /// output has begun to send.
     fn forget(&mut self, number: i32) -> u64 {
         let taken = self.partitions.remove(&number).map(|partition| partition.taken);
         let mut messages = 0;
@@ -555,8 +554,7 @@ impl Intake<'_> {
         GROUP_BYTES.min(max_body)
     }
 
-    /// Counts a skipped message, and notes its place and fault for the log, but nothing of its
-    /// contents.
+    /// Counts a skipped message, and notes its place and its fault for the log.
     fn skip(&mut self, message: &BorrowedMessage<'_>, error: &str) {
         let (topic, partition, offset) = (message.topic(), message.partition(), message.offset());
         let source = &self.reader.name;
@@ -567,9 +565,8 @@ impl Intake<'_> {
         self.tell_skipped(false);
     }
 
-    /// Logs the messages that were skipped since the last such line; their events are lost. Does
-    /// nothing without such messages, or within `SKIPPED` after the last line unless `all` is
-    /// `true`.
+    /// Logs how many messages were skipped since the last such line. Does nothing if there are
+    /// none. If `all` is `false`, also does nothing within `SKIPPED` after the last line.
     fn tell_skipped(&mut self, all: bool) {
         let is_soon = self.told.is_some_and(|told| told.elapsed() < SKIPPED);
         if is_soon && !all {
@@ -668,18 +665,9 @@ impl Group {
 
 /// One Kafka consumer of a source, from its start until it is replaced or the source ends.
 ///
-/// The loop of [`Session::run`] goes through these steps, all in the source's thread:
-///
-/// 1. It stores the offsets of batches that are acknowledged.
-/// 2. It appends the waiting batches to the queue. After an order to close, it drops them instead.
-/// 3. It ends in these cases: the source has an order to stop; the queue says of a batch that no
-///    acknowledgement will come; the files with secrets have changed, and there is no order to
-///    close; or there is an order to close, and all batches are acknowledged. It also ends if a
-///    poll reports that the consumer has failed.
-/// 4. If no batch is waiting, it polls for messages and makes batches of them. If a batch is
-///    waiting, it sleeps for a moment. If a batch has waited for a second, or after an order to
-///    close, it pauses the partitions and polls without taking messages. Because of these polls,
-///    the consumer group does not take the partitions away.
+/// The source's thread runs [`Session::run`]. If a batch has waited for the queue for a second, or
+/// after an order to close, the partitions are paused, and the thread polls without taking
+/// messages. Without these polls, the consumer group would take the partitions away.
 ///
 /// An offset is stored only after every batch before it was acknowledged. When the consumer is
 /// dropped, its partitions go back to the consumer group and the stored offsets are committed. The
@@ -752,8 +740,8 @@ impl Session<'_> {
     }
 
     /// Polls for messages and makes batches of them, until no message is available or a batch is
-    /// complete. If `closing` is `true`, the messages are thrown away instead. Returns `false` if
-    /// the consumer has failed and must be replaced.
+    /// complete. If `closing` is `true`, the messages are discarded. Returns `false` if the
+    /// consumer has failed and must be replaced.
     fn read(&mut self, closing: bool) -> bool {
         let mut timeout = if closing { FULL } else { POLL };
         loop {

@@ -1,4 +1,4 @@
-//! The queue of lines in front of a writer that hangs, fails and comes back.
+//! Tests of the queue of log lines, with a writer that hangs, fails and works again.
 
 use std::sync::mpsc;
 

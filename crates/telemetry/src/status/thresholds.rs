@@ -5,8 +5,7 @@ use std::time::Duration;
 
 /// The lag above which an output is late, if its protocol does not hold events. A batch takes
 /// milliseconds, and a retry after a single failure less than a second. A longer wait means that a
-/// response does not come, or that earlier events are stuck. The limit is half of the default of
-/// `timeouts.request` (60 s), after which the relay gives up on a silent consumer.
+/// response does not come, or that earlier events are stuck.
 const LAG_MAX: Duration = Duration::from_secs(30);
 
 /// Returns the lag above which an output is late. `waits` is the time for which the output's
@@ -48,8 +47,8 @@ pub const FULL_WITHIN: f64 = 3600.0;
 /// relay's `Retry-After`. After this time, kube-apiserver drops the batch.
 pub const PATIENCE_WITH_RETRY_AFTER: f64 = 235.0;
 
-/// The time in seconds for which kube-apiserver repeats a batch whatever the error: five attempts,
-/// the last 81 s after the first or later.
+/// The time in seconds for which kube-apiserver repeats a batch after any error: five attempts, the
+/// last 81 s after the first or later.
 pub const PATIENCE: f64 = 80.0;
 
 /// The mean time in seconds for which kube-apiserver repeats a batch if the responses have no

@@ -69,10 +69,10 @@ const AT_LIMIT: &str = "limits.max_connections is reached";
 const FIND_CLIENTS: &str = "Find the clients that hold connections, such as those whose bodies \
     arrive slowly, or raise limits.max_connections.";
 
-/// If the last connection was refused within this time, in seconds, connections are refused now.
+/// For this time after a refused connection, in seconds, connections count as refused now.
 const REFUSING: f64 = 60.0;
 
-/// A refused request or connection is a finding for this time, in seconds.
+/// A refused request, connection or TLS handshake is a finding for this time, in seconds.
 const REFUSED_LATELY: f64 = 300.0;
 
 /// After this time, in seconds, events that senders have given up are only a note.
@@ -81,10 +81,10 @@ const GIVEN_UP_LATELY: f64 = 3600.0;
 /// The number of seconds for which the page says that `limits.max_in_flight` was reached.
 const IN_FLIGHT_FULL_FOR: f64 = 60.0;
 
-/// Above this `lag_max_seconds` an output collects events. For others it is about 30 s.
+/// Outputs with a greater `lag_max_seconds` hold or collect events, so their backlog may grow.
 const COLLECTING: f64 = 60.0;
 
-/// The greatest number of characters of an output's last error in a finding.
+/// The number of characters after which [`cause`] cuts an error.
 const ERROR_MAX: usize = 160;
 
 const DAY: f64 = 86_400.0;
@@ -161,20 +161,20 @@ pub fn is_down(it: &Output) -> bool {
     !it.health.up && it.health.down_seconds.is_some()
 }
 
-/// Returns `true` if an event has waited for this output for longer than a working output needs.
+/// Returns `true` if an event has waited too long for this output, and the output is not paused.
 pub fn is_late(it: &Output) -> bool {
     it.backlog.backlog_events > 0
         && it.backlog.lag_seconds > it.backlog.lag_max_seconds
         && !it.health.paused
 }
 
-/// Returns `true` if a delivery of this output has timed out lately.
+/// Returns `true` if a delivery of this output has timed out in the last two minutes.
 pub fn is_stalling(it: &Output) -> bool {
     it.health.stalled_seconds_ago.is_some_and(|ago| ago < STALLED_LATELY)
 }
 
-/// Returns `true` if the backlog of this output has grown for minutes. Outputs that collect events,
-/// as `s3` does for its objects, are left out: their backlog also grows in health.
+/// Returns `true` if the backlog of this output has grown for minutes. Returns `false` for a paused
+/// output, and for one that collects events, as `s3` does for its objects.
 pub fn is_growing(it: &Output) -> bool {
     it.backlog.growing && it.backlog.lag_max_seconds <= COLLECTING && !it.health.paused
 }
@@ -328,8 +328,8 @@ fn more_room(status: &Status) -> String {
     }
 }
 
-/// Returns the last error of an output or an address, without the URL or `HOST:PORT` at its
-/// beginning, because the finding names the output or the address itself.
+/// Shortens an error of an output or an address to 160 characters, without the URL or `HOST:PORT`
+/// at its beginning. The finding names the output or the address itself.
 pub fn cause(error: &str) -> String {
     let cause = match error.split_once(": ") {
         Some((place, rest)) if is_place(place) => rest,
@@ -342,7 +342,6 @@ pub fn cause(error: &str) -> String {
     }
 }
 
-/// Returns the [`cause`] of an error as a sentence.
 fn sentence(error: &str) -> String {
     let cause = cause(error);
     let mut rest = cause.chars();
@@ -557,8 +556,8 @@ fn apiservers(status: &Status, found: &mut Findings) {
     }
 }
 
-/// Judges a time in which all requests or TLS handshakes were refused for good, so that senders
-/// gave up batches that the relay cannot count. Returns `true` if everything is refused now.
+/// Judges a time in which everything was refused for good, for longer than kube-apiserver repeats a
+/// batch. Returns `true` if that time has not ended.
 fn everything_refused(status: &Status, found: &mut Findings) -> bool {
     let times = &status.intake.refusals.permanent;
     let Some(ended) = times.long_shut_ended_seconds_ago else { return false };
@@ -592,7 +591,6 @@ fn everything_refused(status: &Status, found: &mut Findings) -> bool {
     state == State::Bad
 }
 
-/// Judges refused connections, whose requests are in no other counter.
 fn refused_connections(status: &Status, found: &mut Findings) {
     for (reason, refused) in &status.intake.refused_connections {
         let state = match refused.last_seconds_ago.unwrap_or_default() {
@@ -623,8 +621,8 @@ fn refused_connections(status: &Status, found: &mut Findings) {
     }
 }
 
-/// Returns `true` if the last refused request came too slowly, in the last minutes, and no event
-/// has been accepted since then.
+/// Adds a finding and returns `true` if the last refused request came too slowly, within the last
+/// five minutes, and no event has been accepted since.
 fn slow_requests(status: &Status, found: &mut Findings) -> bool {
     let is_slow = status.intake.last_rejected.as_ref().is_some_and(|last| {
         let is_since = |ago: f64| ago < last.seconds_ago;
@@ -641,9 +639,8 @@ fn slow_requests(status: &Status, found: &mut Findings) -> bool {
     is_slow
 }
 
-/// Judges refusals after which senders send again. kube-apiserver repeats a batch for minutes and
-/// then drops it, unless another replica took it; the relay cannot count that. Returns `true` if
-/// requests were refused in the last minute.
+/// Judges refusals with 429 and 503, after which senders repeat the batch for minutes. Returns
+/// `true` if a request was refused with one of them in the last minute.
 fn refusals(status: &Status, found: &mut Findings) -> bool {
     let both = [&status.intake.refusals.with_429, &status.intake.refusals.with_503];
     if status.intake.refusals.with_503.seconds.is_some() && status.queue.fault.is_none() {

@@ -34,7 +34,7 @@ use audit::scan;
 use transform::policy::GroupResources;
 use transform::redact;
 
-/// The verbs of reads. A rule of an advice drops all three of them.
+/// The verbs of reads. A rule that drops reads lists all three.
 pub(super) const READS: [&str; 3] = ["get", "list", "watch"];
 
 /// The API groups of which no request is dropped.
@@ -61,14 +61,14 @@ pub(super) fn verbs(request: &Request<'_>) -> Option<&'static [&'static str]> {
 /// The prefix of the names of kubelets, which count as the group `system:nodes`.
 pub(super) const KUBELET: &[u8] = b"system:node:";
 
-/// The prefixes of the user names of service accounts that count as components: those of
-/// kube-system, and those of each namespace `openshift-…`.
+/// The prefix of the user names of service accounts in kube-system. These accounts, and those with
+/// the prefix [`OPENSHIFT`], count as components.
 const KUBE_SYSTEM: &str = "system:serviceaccount:kube-system:";
 const OPENSHIFT: &str = "system:serviceaccount:openshift-";
 
-/// Returns `true` if this user is a component of the cluster whose writes may be dropped, and never
-/// a person or an account of a tenant. `system:admin` is the administrator on OpenShift and k3s,
-/// and `system:bootstrap:…` is anybody with a token to join a node.
+/// Returns `true` if this user is a component of the cluster whose writes may be dropped.
+/// `system:admin` (the administrator on OpenShift and k3s) and `system:bootstrap:…` (anybody with a
+/// token to join a node) are not components.
 pub(super) fn is_component(name: &[u8]) -> bool {
     let is_of = |prefix: &str| name.starts_with(prefix.as_bytes());
     match is_of("system:serviceaccount:") {
@@ -100,15 +100,15 @@ pub(super) fn concerned(name: &str) -> &'static str {
     }
 }
 
-/// Returns `true` if only an OpenShift cluster has this event: a successful request for an object
-/// of `config.openshift.io`, a group that only an administrator can install.
+/// Returns `true` if the event shows that the cluster is OpenShift: a request for an object of
+/// `config.openshift.io` had the status 200. Only an administrator can install this group.
 pub(super) fn shows_openshift(event: &[u8], request: &Request<'_>) -> bool {
     let is_config = |group: &[u8]| group == b"config.openshift.io";
     request.object.as_ref().is_some_and(|object| is_config(&object.group))
         && code(event) == Some(200)
 }
 
-/// Returns `true` if no advice may drop the event.
+/// Returns `true` if no advice may drop the event. The caller also has to check [`is_component`].
 pub(super) fn is_above(event: &[u8], request: &Request<'_>) -> bool {
     let is_of_nobody = request.user.as_ref().is_none_or(|user| {
         *user.name == *b"system:anonymous"

@@ -34,7 +34,7 @@ const KINDS: [(&str, &str, &str); 22] = [
     ("events.k8s.io", "events", ""),
     ("config.openshift.io", "clusterversions", ""),
 ];
-/// Resources whose bodies hold secrets, and their subresources.
+/// Resources whose bodies hold secrets, with any subresource.
 const SECRET: [&str; 5] =
     ["secrets", "configmaps", "oauthaccesstokens", "oauthclients", "useroauthaccesstokens"];
 const USERS: [&str; 15] = [
@@ -78,7 +78,7 @@ const WRITES: [(&str, &str, &str, &str); 4] = [
 const PATHS: [&str; 7] =
     ["/healthz", "/readyz?verbose", "/a%20b", "/x*", "/%1b", "odd", "/api/v1/namespaces/a/pods/n"];
 
-/// Makes a random event. One event in `rare` has one of the facts that keep it.
+/// Makes a random event. Unusual facts, such as an impersonated user, have a chance of 1 in `rare`.
 fn event(random: &mut fastrand::Rng, kinds: usize, users: usize, rare: u32) -> Value {
     let (mut group, mut resource, mut sub) = KINDS[random.usize(..kinds)];
     let name = USERS[random.usize(..users)];
@@ -160,7 +160,6 @@ fn is_routine(event: &Value, is_openshift: bool) -> bool {
     is_whole && is_kind && is_who
 }
 
-/// Returns `true` if only an OpenShift cluster has these events.
 fn shows_openshift(events: &[Value]) -> bool {
     events.iter().any(|event| {
         event["objectRef"]["apiGroup"] == "config.openshift.io"
@@ -168,7 +167,7 @@ fn shows_openshift(events: &[Value]) -> bool {
     })
 }
 
-/// Returns `true` if the floor keeps the event, by the words of the issue about the floor.
+/// Returns `true` if the event is above the floor.
 fn is_kept(event: &Value, is_openshift: bool) -> bool {
     let of = &event["objectRef"];
     let is = |value: &Value, list: &[&str]| list.contains(&value.as_str().unwrap_or_default());
@@ -201,7 +200,6 @@ fn policy(text: &str) -> Policy {
     policy
 }
 
-/// Returns the bytes of all events after this policy.
 fn bytes_after(text: &str, events: &[Value]) -> u64 {
     let mut cost = Cost::new(policy(text));
     cost.add(&lines(events));
@@ -314,8 +312,8 @@ const HEAD: &str = "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules:\n\
     - level: Metadata\n  resources:\n  - group: ''\n    resources: [secrets, configmaps, serviceaccounts/token]\n\
     \x20 - group: authentication.k8s.io\n    resources: [tokenreviews]\n";
 
-/// Returns the bytes of each event after each single rule: a rule that drops any set of resources
-/// of one user, or lowers reads or everything. Rules that drop events of the floor are left out.
+/// Returns the bytes of each event after each rule: none, one that lowers reads or everything, and
+/// those that drop one user's reads of any set of resources, but no event above the floor.
 fn every_rule(events: &[Value], kinds: usize, users: usize) -> Vec<Vec<u64>> {
     let each = |rule: &str| -> Vec<u64> {
         let text = format!("{HEAD}{rule}- level: RequestResponse\n");

@@ -172,7 +172,6 @@ mod tests {
         }
     }
 
-    /// Returns the numbers of the lines that hold for the section with this index.
     #[track_caller]
     fn assert_lines(text: &str, place: usize, expected: &[usize]) {
         let file = read(text, &mut Notes::default());

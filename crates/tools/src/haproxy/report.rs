@@ -45,7 +45,8 @@ pub struct Finding {
     pub verdict: Verdict,
     /// The text of the directive, with single spaces and without passwords.
     pub directive: String,
-    /// The reason for the verdict. For a directive that is carried over, the key in the new config.
+    /// The reason for the verdict. For a directive that is carried over, the key in the new config,
+    /// or the behaviour of the relay.
     pub reason: String,
 }
 
@@ -105,7 +106,6 @@ impl Report {
 pub(super) struct Notes(BTreeMap<usize, Vec<Finding>>);
 
 impl Notes {
-    /// Adds the finding that a line is carried over into `key` of the new config.
     pub(super) fn carried(&mut self, line: &Line, key: &str) {
         self.add(line, &line.words, Verdict::Carried, key);
     }

@@ -1,4 +1,4 @@
-//! Tests of the migration of each directive, and that every migrated config is valid.
+//! Tests how each directive is migrated, and that every migrated config is valid.
 
 use super::*;
 use config::Severity;
@@ -22,7 +22,6 @@ backend remotelogstash
   server s1 10.1.2.3:8080 check
 ";
 
-/// Migrates a text with the paths of its files kept.
 fn migrate(text: &str) -> Result<Migrated, Unusable> {
     super::migrate(text, Options { name: "haproxy.cfg", keeps_paths: true, ..Options::default() })
 }
@@ -57,7 +56,6 @@ fn assert_has(table: &toml::Table, expected: &str) {
     }
 }
 
-/// The sample, with other lines in its backend.
 fn with_servers(lines: &str) -> String {
     SAMPLE.replace("  server s1 10.1.2.3:8080 check\n", lines)
 }

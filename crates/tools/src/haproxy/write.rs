@@ -86,12 +86,10 @@ impl Config {
     }
 }
 
-/// Quotes a path for a shell.
 fn quoted(path: &str) -> String {
     format!("'{}'", path.replace('\'', "'\\''"))
 }
 
-/// Returns the line of a key, or an empty text for `None`.
 fn key(name: &str, value: Option<impl std::fmt::Display>) -> String {
     value.map_or_else(String::new, |value| format!("{name} = {value}\n"))
 }

@@ -47,7 +47,8 @@ const STOPPING: Duration = Duration::from_secs(5);
 pub struct Retry {
     /// The maximum number of attempts, including the first.
     pub attempts: u32,
-    /// The pause before the second attempt. Each later pause is 1.5 times as long.
+    /// The pause before the second attempt. Each later pause is 1.5 times as long as the one
+    /// before, up to `pause_max`.
     pub pause: Duration,
     /// The longest pause, without its random part.
     pub pause_max: Duration,
@@ -182,7 +183,8 @@ impl Client {
     }
 
     /// Makes attempts, with pauses between them, until the batch is accepted or permanently
-    /// refused, or no attempt is left. A stop ends a pause with [`Failure::Stopped`].
+    /// refused, or no attempt is left. A stop ends a pause between two attempts with
+    /// [`Failure::Stopped`].
     async fn attempts(
         &self,
         kept: &mut Option<Connection>,
@@ -274,8 +276,8 @@ impl Client {
             };
             let mut reply = match connection.send(request).await {
                 Ok(reply) => reply,
-                // The peer closed the kept connection during the request and has not responded. The
-                // request is sent again on a new connection.
+                // The peer closed the reused connection during the request and has not responded.
+                // The request is sent again on a new connection.
                 Err(_) if reused => continue,
                 Err(error) => {
                     return Outcome::Failed(format!("{self}: {}", ask::chain(&error)), None);
@@ -328,7 +330,7 @@ fn seconds(value: &HeaderValue) -> Option<Duration> {
     value.to_str().ok()?.parse().ok().map(Duration::from_secs)
 }
 
-/// Returns the end of an error message: the command-line option that is the likely cause of this
+/// Returns the end of an error message: the command-line option to check after a response with this
 /// status, if there is one.
 fn remedy(status: StatusCode) -> &'static str {
     match status {

@@ -2,15 +2,16 @@
 //! receives the events any more.
 //!
 //! The log is a live file and the rotated files next to it, in the order of their names (`Age`). A
-//! place in the log is a file and an offset. A file is recognised by the beginning of its text
-//! (`Head`), never by its name or inode alone. Therefore a rename, a compression and a copy with
-//! truncation (`copytruncate`) look the same: the next text is the rest of the file with this
-//! beginning, and then the file after it. The reader leaves a file only when the next file has
-//! text. Before it leaves, it reads the file to its end once more: a line may have been added.
+//! place in the log is a file and an offset; *the place* is how far the reader has come. A file is
+//! recognised by the beginning of its text (`Head`), never by its name or inode alone. Therefore a
+//! rename, a compression and a copy with truncation (`copytruncate`) look the same: the next text
+//! is the rest of the file with this beginning, and then the file after it. The reader goes on to
+//! the next file only when that file has text. Before that, it reads the current file to its end
+//! once more: a line may have been added.
 //!
-//! inotify is not used: it does not see all changes on network file systems and bind mounts, and
-//! five looks a second cost nothing. If no file has the place, events may be lost. This is reported
-//! and counted, and the reader continues with the oldest newer file.
+//! inotify is not used, because it does not see all changes on network file systems and bind
+//! mounts. If no file has the place, events may be lost. This is reported and counted, and the
+//! reader continues with the oldest newer file.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -36,7 +37,6 @@ const POLL: Duration = Duration::from_millis(200);
 /// place. While files are renamed, one look may miss a file.
 const GONE_LOOKS: u32 = 10;
 
-/// The reason why a path can't be followed.
 const NO_LOG: &str = "--follow needs the log into which kube-apiserver writes, a plain file";
 
 /// The age of a file of the log, by its name. Older files compare as less.
@@ -155,8 +155,8 @@ fn files(log: &Path) -> io::Result<Vec<Found>> {
     Ok(found)
 }
 
-/// Returns the facts about a file of the log, or `None` if it has no text. The live file has none
-/// before its first line is complete.
+/// Returns the facts about a file of the log, or `None` if it has no text or is not a regular file.
+/// The live file has none before its first line is complete.
 fn beginning(path: &Path, is_live: bool) -> io::Result<Option<Found>> {
     let file = File::open(path)?;
     let about = file.metadata()?;
@@ -184,8 +184,8 @@ fn beginning(path: &Path, is_live: bool) -> io::Result<Option<Found>> {
     Ok(Some(Found { path: path.to_owned(), inode, head: Head::of(&line) }))
 }
 
-/// Checks that a log is a plain file, or does not exist yet. `Err` is the reason why it can't be
-/// followed.
+/// Checks that a log is a regular file without compression, or does not exist yet. `Err` is the
+/// reason why it can't be followed.
 pub(super) fn check(log: &Path) -> Result<(), String> {
     let mut magic = Vec::new();
     let read = std::fs::metadata(log).and_then(|about| match about.is_file() {
@@ -230,7 +230,6 @@ impl Read for Source {
     }
 }
 
-/// A file of the log that is being read.
 struct Open {
     path: PathBuf,
     inode: (u64, u64),
@@ -430,7 +429,8 @@ impl Follower<'_> {
         }
     }
 
-    /// Reads the next line of a file, if there is one, and adds its event to the batch.
+    /// Reads the next line of a file, if there is one, and adds its event to the batch, or counts
+    /// it as a bad line.
     fn line(&mut self, open: &mut Open) -> Result<(), Ended> {
         let number = open.text.place.lines + 1;
         let mut found = match open.text.next(&mut self.line) {

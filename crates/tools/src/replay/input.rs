@@ -4,8 +4,7 @@
 //! The inputs are read in the given order, one buffer at a time. The first bytes of a file tell
 //! whether it is compressed (`packing`). Offsets and line numbers are those of the uncompressed
 //! text. A JSON document of several lines counts as one line for its events. The reader holds at
-//! most one line, the text read ahead for it, the request that is being filled or waits to be sent,
-//! and the window of one decoder.
+//! most one line, the text read ahead for it, two requests, and the window of one decoder.
 
 use std::fs::File;
 use std::io;
@@ -34,10 +33,11 @@ const LIST_TAIL: &[u8] = b"]}\n";
 /// request body of 64 MiB, which a relay accepts by default.
 const LINE_BYTES_MAX: usize = (64 << 20) - LIST_HEAD.len() - LIST_TAIL.len();
 
-/// The bytes of the buffer for one read from a file.
+/// The size in bytes of the buffer for reads from a file.
 const BUFFER: usize = 256 * 1024;
 
-/// The largest buffer, in bytes, that is kept for the next line or request.
+/// The maximum bytes of a buffer that is used again for the next line, or reserved for the next
+/// request.
 const KEPT_BYTES_MAX: usize = 1024 * 1024;
 
 /// The maximum number of bad lines in a batch. The reader then sends the batch, even without
@@ -50,7 +50,6 @@ const SKIP_LINE: &str = "with --on-bad-line skip such lines are counted and left
 /// The end of the message about a file at whose damaged part a replay stops.
 const SKIP_REST: &str = "with --on-bad-line skip the rest of such a file is left out";
 
-/// The file name that means standard input.
 pub(super) const STDIN: &str = "-";
 
 /// A point between two lines of the inputs.
@@ -58,7 +57,8 @@ pub(super) const STDIN: &str = "-";
 pub(super) struct Place {
     /// The index of the input.
     pub(super) file: usize,
-    /// The beginning of the file's text, which identifies the file in a later run.
+    /// The length and checksum of the beginning of the file's text. They identify the file in a
+    /// later run.
     pub(super) head: Head,
     /// The bytes of uncompressed text before this point. For a queue's directory, the bytes of the
     /// lines that were read.
@@ -70,8 +70,8 @@ pub(super) struct Place {
     pub(super) bytes_read: u64,
 }
 
-/// The events of one request, which the reader fills and then sends to the replay. A batch without
-/// events makes no request, but moves the frontier.
+/// The events of one request. The reader fills a batch and then sends it to the replay. A batch
+/// without events makes no request, but moves the frontier.
 #[derive(Default)]
 pub(super) struct Batch {
     /// The request body: an EventList, or empty if there are no events. If [`Settings::only_looks`]
@@ -82,7 +82,7 @@ pub(super) struct Batch {
     /// The number of the line with the first event, counted from 1, or the position of this event
     /// in a queue; 0 without events.
     pub(super) first_line: u64,
-    /// The number or position of the last event.
+    /// The same for the last event.
     pub(super) last_line: u64,
     /// The point after the last line that is done: all its events are in this batch or in earlier
     /// ones, or it was skipped as a bad line. A bad last line that may be unfinished is not done.
@@ -92,16 +92,16 @@ pub(super) struct Batch {
     pub(super) bad_lines: u64,
     /// The damage found in a queue's directory since the previous batch.
     pub(super) damage: Damage,
-    /// The gaps in a followed log since the previous batch.
+    /// The number of gaps in a followed log since the previous batch.
     pub(super) gaps: u64,
 }
 
 /// The damage in a part of a queue's directory.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Damage {
-    /// The number of damaged places.
+    /// The number of faults that may have cost events.
     pub(super) faults: u64,
-    /// The number of events that are missing in these places.
+    /// The number of events that are missing because of these faults.
     pub(super) missing: u64,
 }
 
@@ -131,7 +131,8 @@ pub(super) struct Plan {
 
 /// The reason why reading has ended before the end of the last file.
 pub(super) enum Ended {
-    /// A line can't be read or is not an event. `line` is its number, and `what` says why.
+    /// A line can't be read or is not an event. `line` is its number or position, and `what` is the
+    /// reason.
     Failed { line: u64, what: String },
     /// The replay receives no more items.
     Unwanted,
@@ -163,7 +164,6 @@ pub(super) fn read_all(plan: &Plan, items: &mpsc::Sender<Item>, notes: &mpsc::Se
         Err((file, Ended::Failed { line, what })) => Item::Failed { file, line, what },
         Err((_, Ended::Unwanted)) => return,
     };
-    // The send fails only if the receiver is dropped.
     items.blocking_send(item).ok();
 }
 
@@ -177,7 +177,8 @@ pub(super) struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Reads one file to its end. After an `Err`, the reader must not continue with the next file.
+    /// Reads one file and sends its events. After an `Err`, the reader must not continue with the
+    /// next file.
     fn read_file(&mut self, file: usize, path: &Path) -> Result<(), Ended> {
         let failed = |line, what| Ended::Failed { line, what };
         let stopped = |line, what, hint| failed(line, format!("{what}; {hint}"));
@@ -240,8 +241,8 @@ impl Reader<'_> {
 
     /// Adds the events of a line to the batch, which is sent each time it is full. `found` is the
     /// range of the events in the line, or the fault of the line. `number` is the line's number, or
-    /// its position in a queue. Returns `false` if the line is bad and was skipped, and `Err` if it
-    /// stops the replay.
+    /// its position in a queue. Returns `false` if the line is bad and was skipped, and `Err` if
+    /// nothing more is to be read.
     pub(super) fn add(
         &mut self,
         batch: &mut Batch,
@@ -279,8 +280,8 @@ impl Reader<'_> {
         }
     }
 
-    /// Reads the remaining events of a queue. Damage is reported, and the events after it are sent.
-    /// After an `Err`, the reader must not continue with the next input.
+    /// Reads the events of a queue, beginning at `spool.start`. Damage is reported, and the events
+    /// after it are sent. After an `Err`, the reader must not continue with the next input.
     fn read_spool(&mut self, file: usize, path: &Path, spool: &Spool) -> Result<(), Ended> {
         let lines = spool.start.get();
         let end = Place { file, offset: spool.offset, lines, ..Place::default() };
@@ -317,15 +318,14 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// Sends a note about a queue's directory or a followed log to the operator.
     pub(super) fn remark(&self, directory: &Path, what: String) {
         let directory = directory.to_owned();
         self.notes.blocking_send(Note::Remark { directory, what }).ok();
     }
 }
 
-/// A queue's events while they are read. The queue's walk passes the stored lines in pieces, which
-/// may end within a line.
+/// A queue's events while they are read. The stored lines arrive in parts, which may end within a
+/// line.
 struct Events<'a, 'r> {
     reader: &'a mut Reader<'r>,
     path: &'a Path,
@@ -356,7 +356,7 @@ impl Events<'_, '_> {
         Ok(())
     }
 
-    /// Adds a piece of a line, and the event if the line is now complete.
+    /// Adds a part of a line, and the event if the line is now complete.
     fn part(&mut self, part: &[u8]) -> Result<(), Ended> {
         self.next.offset += part.len() as u64;
         self.next.bytes_read = self.next.offset;
@@ -383,7 +383,8 @@ impl Events<'_, '_> {
         self.done()
     }
 
-    /// Reports and counts a fault of the directory. The reader continues after it.
+    /// Reports a fault of the directory, and counts it if it may have cost events. The reader
+    /// continues after it.
     fn fault(&mut self, finding: &Finding) -> Result<(), Ended> {
         let positions = finding.positions.clone();
         let last = positions.end.saturating_back(1);
@@ -402,7 +403,7 @@ impl Events<'_, '_> {
     }
 
     /// Records that everything before `next` is in this or an earlier batch. Sends the batch if it
-    /// has many lines that can't be sent.
+    /// has many bad lines and faults.
     fn done(&mut self) -> Result<(), Ended> {
         self.batch.end = self.next;
         if self.batch.bad_lines + self.batch.damage.faults >= BAD_LINES_MAX {
@@ -451,25 +452,23 @@ impl Batch {
     }
 }
 
-/// The result of [`Text::next`].
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Next {
     Line,
     /// The line is longer than [`LINE_BYTES_MAX`] bytes and was skipped.
     TooLong,
-    /// The text has no further line.
     End,
 }
 
-/// The result of `Text::ahead`: the JSON document that may begin with a line without an event.
+/// The result of `Text::ahead`: whether a JSON document of several lines begins with a line.
 enum Ahead {
-    /// A JSON document of several lines. The line now holds all of them.
+    /// A JSON document begins with the line, which now holds the whole document.
     Document,
-    /// Possibly a JSON document that the file does not complete yet.
+    /// A JSON document may begin with the line, but the file does not have its end yet.
     Unfinished,
-    /// A JSON document that is longer than [`LINE_BYTES_MAX`] bytes.
+    /// A JSON document that is too long (more than [`LINE_BYTES_MAX`] bytes) begins with the line.
     TooLong,
-    /// The line begins no JSON document of several lines.
+    /// No JSON document of several lines begins with the line.
     Other,
 }
 
@@ -489,7 +488,7 @@ fn too_long(line: &[u8]) -> String {
 /// The text of one file, read line by line.
 pub(super) struct Text {
     reader: Box<dyn BufRead + Send>,
-    /// The text that was read ahead of `place`. It begins at `ahead_at` in this buffer.
+    /// The text after `place` that was read already. It begins at `ahead_at` in this buffer.
     ahead: Vec<u8>,
     ahead_at: usize,
     /// The error of `reader` after the text in `ahead`.
@@ -562,7 +561,8 @@ impl Text {
         })
     }
 
-    /// Skips the part that an earlier run has sent. Returns `false` if the file is shorter.
+    /// Skips the part that an earlier run has sent. Returns `false` if the file is shorter than
+    /// this part.
     fn skip_to(&mut self, path: &Path, resumed: &Resumed) -> io::Result<bool> {
         let is_file = path.as_os_str() != STDIN && std::fs::metadata(path)?.is_file();
         match self.packing {
@@ -663,7 +663,7 @@ impl Text {
         self.place.lines += memchr::memchr_iter(b'\n', rest).count() as u64;
         line.extend_from_slice(rest);
         self.consume(used);
-        // The rest of the document's last line. An error is kept for the next read.
+        // The rest of the document's last line. The next read returns an error, if there is one.
         let mut end = Vec::new();
         match self.next(&mut end) {
             Ok(Next::Line) => line.append(&mut end),
@@ -678,7 +678,7 @@ impl Text {
     }
 
     /// Reads the next line into `line`, and adds a `\n` if the last line of the text has none. A
-    /// line that is too long is read to its end, but only its beginning is kept.
+    /// line that is too long is read to its end, but `line` gets only a part of it.
     pub(super) fn next(&mut self, line: &mut Vec<u8>) -> io::Result<Next> {
         line.clear();
         if line.capacity() > KEPT_BYTES_MAX {
@@ -729,10 +729,10 @@ impl Text {
 /// A line and the text after it, for a parser. The bytes that the parser reads stay in `text`.
 struct Feed<'a> {
     line: &'a [u8],
-    /// The bytes of `line` that were read.
+    /// The number of bytes of `line` that were read.
     at: usize,
     text: &'a mut Text,
-    /// The bytes after `line` that were read.
+    /// The number of bytes after `line` that were read.
     used: usize,
     /// `true`: the document did not end within [`LINE_BYTES_MAX`] bytes.
     is_too_long: bool,
@@ -752,7 +752,6 @@ impl Read for Feed<'_> {
             if self.is_too_long || ahead_error.is_some() {
                 return Ok(0);
             }
-            // The consumed bytes are not needed any more.
             ahead.drain(..std::mem::take(ahead_at));
             let more = match reader.fill_buf() {
                 Ok(more) => more,

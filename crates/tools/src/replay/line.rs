@@ -23,8 +23,8 @@ const PARTIAL: &str = "a container runtime has cut this line into parts (P): joi
      '{t=$3; sub(/^[^ ]+ [^ ]+ [^ ]+ /, \"\"); printf \"%s\", $0 (t == \"P\" ? \"\" : \"\\n\")}' FILE`";
 
 /// Finds the events in `line`, whose last byte must be `\n`. Rewrites the line so that a `\n`
-/// follows each event, and returns the range of the events, which is empty for an empty line. `Err`
-/// is the fault of the line.
+/// follows each event, and returns the range of the events, which is empty if the line has none.
+/// `Err` is the fault of the line.
 pub(super) fn find(line: &mut Vec<u8>) -> Result<Range<usize>, String> {
     if is_usual(line) {
         return Ok(0..line.len());
@@ -105,8 +105,8 @@ mod tests {
     use super::*;
     use testing::corpus_file;
 
-    /// Method: each recorded line, and each with a byte changed, left out or doubled. If the
-    /// scanner accepts a line, the check of a single event must accept it unchanged.
+    /// Method: each recorded line, and each with a byte changed, left out, doubled or swapped. If
+    /// the scanner accepts a line, the check of a single event must accept it unchanged.
     #[test]
     fn the_scanner_takes_recorded_lines_and_nothing_that_is_not_an_event() {
         let mut random = fastrand::Rng::with_seed(32);

@@ -1,7 +1,7 @@
 //! The compressions of the files of `replay`, and their decoders.
 //!
 //! The first bytes of a file tell its compression, whatever its name is. A gzip file may have
-//! several members, and a zstd file several frames. The decoders decode piece by piece, so memory
+//! several members, and a zstd file several frames. The decoders never hold a whole file, so memory
 //! does not depend on the size of a file.
 
 use std::io;

@@ -60,7 +60,7 @@ pub(super) struct Queue {
     /// The number of damaged or missing events before the record's position, which were not sent.
     /// Each later run reports them again, so that no run hides the loss.
     pub(super) missing: u64,
-    /// The number of damaged places before the record's position.
+    /// The number of faults before the record's position that may have cost events.
     pub(super) faults: u64,
 }
 
@@ -75,7 +75,7 @@ impl Queue {
 /// The record about one input, a file or a queue's directory: how much of it was accepted.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Read {
-    /// The path, for people who read the resume file. The program shows it only in an error.
+    /// The path, for messages and for people who read the resume file.
     pub(super) path: PathBuf,
     /// The beginning of the file's text, which identifies the file.
     #[serde(flatten)]
@@ -96,8 +96,8 @@ pub(super) struct State {
     version: u32,
     /// The number of accepted events in all runs.
     pub(super) events: u64,
-    /// The inputs of which a part was accepted, in the order of the command line; all but the last
-    /// are complete. For a followed log, the file that is read and the file before it.
+    /// The inputs that were begun, in the order of the command line; all but the last are done. For
+    /// a followed log, the file that is read and the file before it.
     pub(super) files: Vec<Read>,
 }
 

@@ -1,8 +1,8 @@
 //! A queue's directory as an input of a replay: the events that the outputs of a relay have not
 //! finished, and the remarks for the operator.
 //!
-//! A directory is only read. The cursors of its outputs do not move, so only the resume file and
-//! the exit status show that its events were replayed.
+//! A directory is only read. The cursors of its outputs do not move, so the directory does not show
+//! that its events were replayed.
 
 use std::path::{Path, PathBuf};
 
@@ -42,8 +42,9 @@ pub struct Replayed {
     pub events: u64,
     /// The position of the first remaining event when the first run began.
     pub begin: Position,
-    /// The position up to which everything is done. Each event from `begin` to `end` was accepted,
-    /// is one of `missing` or `dropped`, or was skipped because a relay would not accept it.
+    /// The position up to which everything is done. Events before it were accepted, are among
+    /// `missing` or `dropped`, or were skipped because a relay would not accept them. A relay that
+    /// used the directory between two runs may have finished some of them.
     pub end: Position,
     /// The number of events before `end` that are damaged or missing.
     pub missing: u64,
@@ -57,8 +58,8 @@ impl Spool {
     ///
     /// # Errors
     ///
-    /// The directory has no queue or no such output, a relay is using it, or the resume file is
-    /// about something else.
+    /// The directory can't be read, it has no queue or no such output, a relay is using it, or the
+    /// resume file is about another input.
     pub(super) fn open(
         path: &Path,
         settings: &Settings,
@@ -108,8 +109,8 @@ impl Spool {
         Ok(spool)
     }
 
-    /// Takes over the progress of earlier runs. The error names the directory `path` and the resume
-    /// file `file`.
+    /// Takes over the progress of earlier runs. `path` and `file` are the names of the directory
+    /// and of the resume file, for the error.
     fn resume(&mut self, saved: &resume::Read, path: &str, file: &str) -> Result<(), Unusable> {
         let refused = |what: String| {
             Err(Unusable(format!(
@@ -153,8 +154,8 @@ impl Spool {
         self.left.dropped_in(self.start..self.left.end)
     }
 
-    /// Returns the remarks before the events are sent, one sentence for each line. The first is the
-    /// number of events.
+    /// Returns the remarks before the events are sent, one sentence each. The first has the number
+    /// of events.
     pub(super) fn remarks(&self, path: &Path) -> Vec<String> {
         let (left, name, mut told) = (&self.left, path.display(), Vec::new());
         let dropped = self.dropped();
@@ -233,7 +234,6 @@ impl Spool {
     }
 }
 
-/// Returns the remark about this many events that outputs have set aside.
 pub(super) fn aside_words(events: u64, path: &Path) -> String {
     format!(
         "set aside by outputs and not sent: {}; `replay {}/set-aside/*.json --url …` sends them",

@@ -38,8 +38,8 @@ const GOOGLE: &str = "an entry of Google Cloud's audit logs (protoPayload) is no
                       kube-apiserver: it has other members, and no event can be made of it";
 
 /// Appends the events in `text` to `events`, each followed by `\n`. `depth` is the number of layers
-/// that may be around them. `Err` is the fault, or `None` for an object that is neither an event
-/// nor a known record.
+/// that may be around them. `Err` is the fault, or `None` if the text is not an array, a string or
+/// a known record.
 pub(super) fn unwrap(text: &str, depth: usize, events: &mut Vec<u8>) -> Result<(), Option<String>> {
     let text = text.trim_ascii();
     let Some(depth) = depth.checked_sub(1) else {

@@ -1,9 +1,9 @@
 //! The parts of the screen, from the top: the relay, the verdict, the flow of events, the last
 //! hour, the table of outputs, the details of one output, and the keys.
 //!
-//! The verdict and the outputs always have their place. If the terminal is not high enough, first
-//! the chart of the last hour is left out, then the details are cut. The advice of findings is left
-//! out if it needs too many lines, and columns of the table if the terminal is too narrow.
+//! If the terminal is not high enough, first the chart of the last hour gets smaller or is left
+//! out, then the details are cut, and then the table. The advice of findings is left out if it
+//! needs too many lines, and columns of the table if the terminal is too narrow.
 
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
@@ -18,13 +18,13 @@ use base::words::{ago, bytes, grouped, latency, scaled, span, whole};
 use telemetry::status::verdict::State;
 use telemetry::status::{Address, Evidence, History, Output, Status, verdict};
 
-/// The number of lines that do not depend on the number of outputs, addresses and findings.
+/// The number of lines for the parts that do not depend on outputs, addresses and findings.
 const FIXED_LINES: usize = 30;
 
 /// The minimum and maximum lines of the chart of the last hour.
 const CHART_LINES: (u16, u16) = (6, 10);
 
-/// The minimum terminal widths for a table with all columns, and with most of them.
+/// The minimum width of a table with all columns. A table of at least [`MEDIUM`] has most of them.
 const WIDE: u16 = 110;
 const MEDIUM: u16 = 90;
 
@@ -34,7 +34,7 @@ const BAR_CELLS: u64 = 20;
 /// The longest time that the chart shows, in seconds.
 const HOUR: f64 = 3600.0;
 
-/// The possible lengths of the chart in seconds while the relay runs for less than an hour.
+/// The possible lengths of the chart, in seconds, while the history covers at most half an hour.
 const SPANS: [f64; 3] = [300.0, 900.0, 1800.0];
 
 const QUIET: Style = Style::new().fg(Color::DarkGray);
@@ -52,7 +52,7 @@ fn look(state: State) -> (Style, &'static str) {
     }
 }
 
-/// Returns the number of lines that all parts of the screen need.
+/// Returns the height, in lines, of a screen for all parts.
 pub fn height(view: &View) -> u16 {
     let Some(status) = &view.status else { return 3 };
     let addresses = view.shown_output().map_or(0, |it| it.addresses.len());
@@ -134,8 +134,8 @@ struct Lines {
 }
 
 impl Lines {
-    /// Shortens the parts to a terminal of this height: first the chart is left out, then the
-    /// details and the table lose lines, in this order.
+    /// Shortens the parts to a terminal of this height: first the chart loses lines or is left out,
+    /// then the details and the table lose lines, in this order.
     fn fitted(self, height: u16) -> Self {
         // The three are the blank lines before the flow and the table, and the line of keys.
         let used = self.top.saturating_add(self.flow).saturating_add(3);
@@ -300,7 +300,6 @@ fn incoming(status: &Status) -> Line<'static> {
     Line::from(vec![name("in"), Span::styled(events, STRONG), input.into()])
 }
 
-/// Returns the line about the queue. If the settings do not fit, they are a second line.
 fn queue(status: &Status, width: u16) -> Vec<Line<'static>> {
     let queue = &status.queue;
     let fill = queue.needed() as f64 / (queue.capacity_bytes as f64).max(1.0);
@@ -343,7 +342,6 @@ fn lost(status: &Status) -> Line<'static> {
     Line::from(vec![name("lost"), Span::styled(lost, look(state).0)])
 }
 
-/// Returns the line about kube-apiservers. `None` if the events do not name any.
 fn apiservers(status: &Status) -> Option<Line<'static>> {
     let ages = status.apiservers.iter().map(|it| it.last_heard_seconds_ago);
     let longest = ages.max_by(f64::total_cmp)?;
@@ -381,7 +379,6 @@ fn hour(history: &History, status: &Status, frame: &mut Frame<'_>, title_area: R
         known.filter(|(time, _)| *time >= -span).collect()
     };
     let accepted = points(&history.accepted_events_per_second);
-    // The slowest output is the required one with the fewest delivered events.
     let required = status.outputs.iter().filter(|it| it.required);
     let slowest = required.min_by_key(|it| it.counts.delivered_events);
     let delivered = slowest
@@ -453,7 +450,7 @@ fn state_words(it: &Output) -> (State, String) {
 
 fn outputs_table(view: &View, status: &Status, frame: &mut Frame<'_>, area: Rect) {
     let (is_wide, is_medium) = (area.width >= WIDE, area.width >= MEDIUM);
-    // Each column has its head, its width (the minimum for the first column), and whether it is
+    // For each column: its head, its width (the minimum for the first column), `true` if it is
     // shown.
     let columns = [
         ("  OUTPUT", 12, true),

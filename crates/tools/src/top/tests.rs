@@ -48,7 +48,6 @@ fn view(status: Value) -> View {
     view
 }
 
-/// Returns the lines of the screen in a terminal of this size.
 fn drawn(view: &View, width: u16, height: u16) -> Vec<String> {
     let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
     terminal.draw(|frame| super::draw(view, frame)).unwrap();
@@ -57,7 +56,6 @@ fn drawn(view: &View, width: u16, height: u16) -> Vec<String> {
     cells.map(text).collect()
 }
 
-/// Returns the number of the first line that has these words.
 #[track_caller]
 fn line_of(lines: &[String], words: &str) -> usize {
     let found = lines.iter().position(|line| line.contains(words));

@@ -27,7 +27,7 @@ pub struct View {
     pub(super) url: String,
     pub(super) status: Option<Status>,
     pub(super) history: Option<History>,
-    /// The reason why the last request got no response; `None` if it got one.
+    /// The reason why the relay did not respond; `None` if no failure is to be shown.
     pub(super) failure: Option<String>,
     /// The time since the last response.
     pub(super) silence: Duration,

@@ -24,8 +24,8 @@ pub struct Criteria {
     pub verbs: Vec<String>,
     /// Resources; the request must be about an object of one of them.
     pub resources: Vec<GroupResources>,
-    /// Namespaces; `""` stands for objects of no namespace. A `*` at the end means what it means in
-    /// `users`.
+    /// Namespaces; `""` stands for objects of no namespace. A `*` at the end has the same meaning
+    /// as in `users`.
     pub namespaces: Vec<String>,
     /// Paths; the request must be about one of them, and not about an object. A path that ends in
     /// `*` stands for every path that begins with the text before the `*`.
@@ -96,7 +96,7 @@ impl Names {
 pub struct Mistake {
     /// The path from the criteria to the value.
     pub path: Vec<Step>,
-    /// A description of the mistake, with the values that are allowed.
+    /// A description of the mistake, and how to correct it.
     pub what: String,
 }
 
@@ -384,7 +384,7 @@ fn doubt_of_who(name: &str) -> Option<String> {
         .then(|| format!("{name:?} is compared literally, because * has no meaning here: {better}"))
 }
 
-/// Returns a doubt if the name of a user is that of a group, or of all nodes.
+/// Returns a doubt if the name of a user is that of a group, or was meant for all nodes.
 fn doubt_of_user(name: &str) -> Option<String> {
     const GROUPS: &str = "system:masters system:authenticated system:unauthenticated \
                           system:serviceaccounts system:bootstrappers";
@@ -453,7 +453,7 @@ fn doubt_of_resource(resource: &str) -> Option<String> {
     })
 }
 
-/// All resources of the core group, to which no other can be added, and the resources of OpenShift
+/// All resources of the core group, to which CRDs cannot add others, and the resources of OpenShift
 /// that hold secrets and had no group in old versions of OpenShift.
 const CORE: &str = "bindings componentstatuses configmaps endpoints events limitranges namespaces \
     nodes persistentvolumeclaims persistentvolumes pods podtemplates replicationcontrollers \

@@ -5,9 +5,9 @@
 //! rules that do not use the criterion. The search begins with the rules that can match a request
 //! about an object, or about a path. It intersects this set with the sets of the request's user and
 //! groups, verb, API group, resource and namespace, one after the other. The rules that are left
-//! are compared one by one, but only for what no table holds: subresources, names of objects,
-//! paths, codes, and which API group a resource is of. A table is skipped if no rule that is left
-//! uses its criterion. The namespace is last, because reading it from the URL takes longest.
+//! are compared one by one, but only by the criteria that no table holds: subresources, names of
+//! objects, paths, codes, and the API group of each resource. A table is skipped if no rule that is
+//! left uses its criterion. The namespace is last, because reading it from the URL takes longest.
 //! Prefixes of users and namespaces, and exemptions (`unless`), are compared rule by rule. A code
 //! is read from the event itself, and only for a rule with codes that no other criterion excludes.
 //! The search allocates memory only if the request's URI has escapes, and for a memory of users.
@@ -26,8 +26,8 @@ use audit::request::{Location, Request, Text, User, code};
 
 const WORDS_MAX: usize = RULES_MAX / 64;
 
-/// A list of criteria that is compiled into tables, so that the first criteria that a request meets
-/// are found in a few lookups. All sets have one bit for each rule.
+/// A list of rules, compiled into tables so that the first rule that a request matches is found in
+/// a few lookups. All sets have one bit for each rule.
 #[derive(Debug)]
 pub struct Matcher {
     id: ListId,
@@ -192,8 +192,8 @@ impl Matcher {
     }
 }
 
-/// A request, and what rules read from its URL and event. Each part is read when the first rule
-/// needs it, and only once for all rules of all lists.
+/// A request, and the facts that rules read from its URL and event. Each part is read when the
+/// first rule needs it, and only once for all rules of all lists.
 #[derive(Debug)]
 pub struct Located<'r> {
     request: &'r Request<'r>,

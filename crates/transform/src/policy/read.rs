@@ -18,7 +18,7 @@ pub const FILE_BYTES_MAX: usize = 1 << 20;
 
 const KIND: &str = "Policy";
 
-/// The API group of policies. Every text with a policy contains it.
+/// The API group of policies. Texts of a ConfigMap that lack it are not read.
 const API_GROUP: &str = "audit.k8s.io/";
 
 const POLICY: &[&str] =

@@ -28,8 +28,8 @@ impl Annotations {
     /// The prefix of the keys of all constant annotations.
     pub const PREFIX: &str = "kube-audit-forwarder/";
 
-    /// Makes annotations from pairs of a name (without [`Self::PREFIX`]) and a value. Each name
-    /// must occur once.
+    /// Makes annotations from pairs of a name (without [`Self::PREFIX`]) and a value. No name may
+    /// occur twice.
     pub fn new<'a>(constants: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
         let json = |text: &str| serde_json::Value::from(text).to_string();
         let addition = |(name, value)| {

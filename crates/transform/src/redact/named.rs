@@ -1,8 +1,8 @@
 //! Finds credentials by the name that precedes them, as in `token=…` and `--password …`.
 //!
 //! Names are compared without regard to case, `-` and `_`: `ID-Token` and `accessToken` are found.
-//! Outside of commands, so are names in brackets: `token[]` and `user[token]`. The value of an
-//! environment variable (`env=NAME=…`) is a credential whatever the variable's name is, because
+//! Outside of commands, names in brackets are found too: `token[]` and `user[token]`. The value of
+//! an environment variable (`env=NAME=…`) is a credential whatever the variable's name is, because
 //! such variables often hold secrets.
 
 use std::ops::Range;

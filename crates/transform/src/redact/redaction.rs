@@ -238,10 +238,9 @@ pub(super) fn managed_fields<'w>(request: &Request<'_>) -> Vec<Wish<'w>> {
 }
 
 /// Returns `true` if `object` is a JSON object that has only known members: those of a Secret, with
-/// a known `kind` if there is one. `metadata`, `data` and `stringData` may have any value; the
-/// other values must not be objects or arrays. A whole body (`is_body`) may also have the members
-/// of a list, of which each item must be known, and those of a Status or DeleteOptions (`details`,
-/// `preconditions` and `dryRun` with any value). An item of a list may not.
+/// a known `kind` if there is one. A whole body (`is_body`) may also have the members of a Status,
+/// of DeleteOptions, or of a list whose items are all known. Only `metadata`, `data`, `stringData`,
+/// `items`, `details`, `preconditions` and `dryRun` may be objects or arrays.
 pub(super) fn is_known(object: &[u8], is_body: bool) -> bool {
     object.first() == Some(&b'{')
         && scan::members(object).all(|member| {

@@ -26,8 +26,8 @@ pub struct Rule {
 }
 
 /// The members of an event that may be the first step of a path, in addition to `objectRef` with
-/// [`OF_OBJECT`]. The other members cannot be redacted: without them, the text is not an audit
-/// event, or its time or its object is unknown.
+/// [`OF_OBJECT`]. The other members cannot be redacted: they make the text an audit event, and name
+/// its request and its time.
 const ROOTS: [&str; 10] = [
     "requestObject",
     "responseObject",
@@ -41,8 +41,8 @@ const ROOTS: [&str; 10] = [
     "sourceIPs",
 ];
 
-/// The members of `objectRef` that a path may name. The other members decide which rules apply to
-/// an event.
+/// The members of `objectRef` that a path may name. Other members decide which rules apply to an
+/// event.
 const OF_OBJECT: [&str; 3] = ["name", "namespace", "uid"];
 
 /// The API groups of Kubernetes that have a name without a dot, except for the core group.

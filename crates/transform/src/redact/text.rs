@@ -53,8 +53,8 @@ pub(super) fn to_percents(raw: &[u8], parts: &mut [Range<usize>]) {
 }
 
 /// Translates the bounds of `parts` from the decoded text to the raw text of `length` bytes. `walk`
-/// decodes the raw text once more and passes each piece with its index. A table of all indices
-/// would take more memory.
+/// decodes the raw text once more and passes each part with its index. A table of all indices would
+/// take more memory.
 fn trace(
     length: usize,
     parts: &mut [Range<usize>],

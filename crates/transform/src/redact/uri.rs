@@ -91,9 +91,9 @@ fn is_end(letters: &[u8; 4]) -> bool {
     )
 }
 
-/// Returns `true` if it is certain at a glance that [`secrets`] finds nothing in a URI, except for
-/// JSON Web Tokens that begin with `eyJ` in plain letters. `raw` is the URI with its JSON escapes.
-/// The URIs of usual requests are plain, so that they are neither copied nor split into parts.
+/// Returns `true` if a quick check proves that [`secrets`] finds nothing in a URI, except for JSON
+/// Web Tokens that begin with `eyJ` in plain letters. `raw` is the URI with its JSON escapes. The
+/// URIs of usual requests are plain, so that they are neither copied nor split into parts.
 ///
 /// A name before an equals sign can be that of a credential only if its last four letters are an
 /// [end](is_end). Brackets separate names, so a URI with names and brackets is not plain. The only

@@ -24,8 +24,8 @@ const DATASET: &[u8] = br#""kubernetes.audit_logs""#;
 /// The annotation with kube-apiserver's decision about the request, `allow` or `forbid`.
 const DECISION: &str = "authorization.k8s.io/decision";
 
-/// The members of an event that an ECS document also has in places of their own, in the order in
-/// which [`write()`] takes them.
+/// The members of an event from which [`write()`] makes other fields of an ECS document, in the
+/// order in which it takes them.
 const NAMES: [&str; 8] = [
     "verb",
     "user",

@@ -231,8 +231,8 @@ fn response<'a>(
     members
 }
 
-/// The members of an event that the document may have in places of their own, in the order in which
-/// [`write()`] takes them.
+/// The members of an event that [`write()`] handles one by one, in the order in which it takes
+/// them.
 const NAMES: [&str; 15] = [
     "apiVersion",
     "level",
@@ -327,7 +327,6 @@ fn write_metadata(version: Option<&[u8]>, level: Option<&[u8]>, document: &mut O
     metadata.end();
 }
 
-/// Adds a body to `unmapped`, in the form that `bodies` asks for.
 fn add_body(name: &str, body: Option<&[u8]>, bodies: Bodies, unmapped: &mut Rest<'_>) {
     match (body, bodies) {
         (None, _) => {}

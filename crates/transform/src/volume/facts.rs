@@ -99,8 +99,8 @@ fn of(
     ]
 }
 
-/// Returns a text of an event, cut to [`NAME_BYTES_MAX`], and with escapes, so that it has no line
-/// break.
+/// Returns a text of an event, cut to [`NAME_BYTES_MAX`] bytes. Special characters are escaped, so
+/// that it has no line break.
 fn name(text: &[u8]) -> String {
     escape::cut(&String::from_utf8_lossy(text), NAME_BYTES_MAX)
 }

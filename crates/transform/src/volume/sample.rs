@@ -39,7 +39,7 @@ pub(super) struct Weight {
     pub(super) sum: [f64; 2],
     /// Upper bounds of the variances of the sums; 0 if these are exact.
     pub(super) variance: [f32; 2],
-    /// The highest rank that a name can have gained while no summary had a place for it.
+    /// The highest rank that the name can have gained while it had no place in a `Summary`.
     pub(super) missed: f64,
 }
 

@@ -7,7 +7,7 @@
 //! says, and the report has the true length.
 //!
 //! Memory: [`ROOMS`] of the longest names and 20 slices of [`SLICE_BYTES`] take less than 1 MiB
-//! together. While a report is made, it takes up to twice as much in addition.
+//! together. A report takes up to twice as much in addition while it is made.
 
 use std::collections::VecDeque;
 use std::time::Duration;

@@ -19,7 +19,7 @@ use base::words::whole;
 /// The bytes that each event adds to a name's rank: about those of an event at level Metadata.
 const EVENT_BYTES: f64 = 1024.0;
 
-/// The memory of a tally without its name, in bytes. A hash table is at least 7/16 full.
+/// The maximum memory of a tally without its name, in bytes. A hash table is at least 7/16 full.
 pub(super) const TALLY_BYTES: usize = 16 * (size_of::<(Box<str>, Weight)>() + 1) / 7;
 
 /// The number of standard errors within which 95 of 100 estimates lie.
@@ -146,7 +146,7 @@ mod tests {
         Weight { sum: [f64::from(bytes), 1.0], ..Weight::default() }
     }
 
-    /// Adds up what each name has in truth.
+    /// Returns the true bytes and events of each name.
     fn truth(stream: &[(u8, u32)]) -> BTreeMap<String, (u64, u64)> {
         let mut truth = BTreeMap::<_, (u64, u64)>::new();
         for (name, bytes) in stream {

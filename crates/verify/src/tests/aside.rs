@@ -5,7 +5,7 @@ use super::*;
 use ::queue::{Claim, Fates, Finished, Outcome, Position};
 use recorder::outcome;
 
-/// The event that was set aside.
+/// The position of the event that was set aside.
 const ASIDE: u64 = 7;
 
 /// The time between two batches, in milliseconds.
@@ -55,12 +55,11 @@ fn stopped(mut log: Made) -> Made {
     log
 }
 
-/// The line that was set aside.
 fn line(at: u64) -> String {
     format!("a{at}")
 }
 
-/// Returns the first lines without some of them.
+/// Returns the first `count` lines without those in `absent`.
 fn without(count: usize, absent: &[u64]) -> Vec<String> {
     let absent: Vec<_> = absent.iter().copied().map(line).collect();
     lines('a', count).into_iter().filter(|line| !absent.contains(line)).collect()
@@ -111,8 +110,8 @@ fn a_late_line_is_missing_only_if_the_export_ends_clearly_behind_it() {
     assert(&export(&log, &changed, 0), 1, &["missing 0, changed 1", "in its place: "]);
 }
 
-/// Method: the consumer stored the first try and answered with an error. The export ends long
-/// before the late one.
+/// Method: the consumer stored the first attempt and answered with an error. The export ends long
+/// before the late attempt.
 #[test]
 fn a_late_line_that_is_stored_shows_no_end_of_the_export() {
     let log = stopped(log(&[(35_000, Fates::default())]));

@@ -8,7 +8,7 @@ const TOKENS: &str = r#"{ } [ ] , : "a" 1 "" "\n""#;
 /// More tokens, valid and invalid; `_` stands for a space.
 const MORE: &str = r#"{ } [ ] , : "a" 1 true null -0 0 .5 e1 _ "kind" "\"" ":" "," "{" "\\" ä"#;
 
-/// Bytes that change the meaning of the bytes after them.
+/// Bytes of brackets, strings, escapes and literals.
 const BYTES: &str = r#"" \ u 1 n : , { } [ ]"#;
 
 /// The text between the event's beginning and a sequence, and the text after the sequence up to the

@@ -176,8 +176,8 @@ impl Model {
     }
 }
 
-/// Takes the steps on a model and a memory. With enough room, the memory must agree with the model;
-/// with little room, more events may leave.
+/// Takes the steps on a model and a memory. With little room, more events may leave than in the
+/// model.
 fn run(steps: &[Step], little: bool) -> Result<(), TestCaseError> {
     let room = if little { 5 } else { 10_000 };
     let (mut model, mut seen) = (Model::default(), Seen::with_room(WINDOW, room));

@@ -48,7 +48,7 @@ impl Kind {
 enum Answers {
     /// The whole request.
     Whole,
-    /// Each event. The consumer does not take every fourth good event at the first attempt.
+    /// Each event. At every fourth verdict, the consumer does not take a good event.
     Each,
     /// The number of refused events.
     Number,

@@ -148,7 +148,7 @@ async fn an_event_that_was_answered_with_5xx_for_a_while_is_delivered_after_it()
     bench.finish().await;
 }
 
-/// The consumer accepts everything, then responds to one event with 5xx, then refuses everything
+/// The consumer responds to one event with 5xx and accepts all others. Later it refuses everything,
 /// while there is nothing else to send. Nothing shows that it works, so the event is kept.
 #[tokio::test(start_paused = true)]
 async fn an_event_that_is_refused_while_it_is_set_aside_needs_a_proof_first() {
@@ -202,7 +202,6 @@ async fn an_event_that_is_set_aside_proves_that_the_consumer_works() {
     }
 }
 
-/// The consumer responds to one event with 5xx and refusals, in turns, and accepts all others.
 #[tokio::test(start_paused = true)]
 async fn an_event_that_gets_both_answers_in_turns_is_given_up() {
     for (window, ordered) in [(1, true), (4, false)] {
@@ -269,7 +268,6 @@ async fn an_event_that_is_set_aside_is_given_up_a_few_seconds_after_a_drain_has_
     bench.finish().await;
 }
 
-/// If the response names the events that have failed with 5xx, only they wait.
 #[tokio::test(start_paused = true)]
 async fn an_item_that_is_answered_with_5xx_for_ever_stops_no_other() {
     let setting = Setting { window: 4, ordered: false, ..Setting::default() };
@@ -334,8 +332,6 @@ async fn an_ordered_output_keeps_the_order_if_a_consumer_recovers_for_a_moment()
     }
 }
 
-/// An event that is set aside occupies no room of other events in the queue. No new event waits for
-/// room, however small the queue is.
 #[tokio::test(start_paused = true)]
 async fn an_event_that_is_set_aside_keeps_no_other_in_the_queue() {
     for ordered in [false, true] {
@@ -392,8 +388,8 @@ async fn what_was_sent_beside_a_refused_event_is_no_proof() {
     }
 }
 
-/// One address refuses some events and responds to another one with 5xx. The second address is
-/// unreachable. The requests alternate, so each try of a refused event meets the second address.
+/// One address refuses some events and responds to another one with 5xx. After each 5xx, the next
+/// request goes to a second address, which is unreachable.
 #[tokio::test(start_paused = true)]
 async fn tries_that_meet_an_address_that_is_away_hold_up_no_other_event() {
     let mut at_second = false;
@@ -464,7 +460,6 @@ async fn an_event_whose_address_has_gone_stops_no_other() {
     }
 }
 
-/// More events than the limit get server errors: for each further one, the oldest is given up.
 #[tokio::test(start_paused = true)]
 async fn the_oldest_event_makes_room_for_one_more() {
     let setting = Setting { window: 4, ordered: false, ..Setting::default() };
@@ -485,8 +480,6 @@ async fn the_oldest_event_makes_room_for_one_more() {
     bench.finish().await;
 }
 
-/// If `rejected.action` is `"retry"`, nothing is given up: the first event beyond the limit waits
-/// in the queue.
 #[tokio::test(start_paused = true)]
 async fn nothing_makes_room_if_nothing_may_be_given_up() {
     let started = Instant::now();
@@ -508,7 +501,6 @@ async fn nothing_makes_room_if_nothing_may_be_given_up() {
     bench.finish().await;
 }
 
-/// The delivery is replaced while events are set aside, and one of them is on the wire.
 #[tokio::test(start_paused = true)]
 async fn a_delivery_that_replaces_another_takes_over_what_is_set_aside() {
     for at in [32_000, 33_000, 35_001, 35_002, 35_003] {

@@ -35,8 +35,6 @@ async fn an_event_refused_among_filtered_ones_is_given_up_alone() {
     bench.finish().await;
 }
 
-/// The filter may drop many events between two others. The loop sends no request for dropped
-/// events.
 #[tokio::test(start_paused = true)]
 async fn a_refused_event_is_compared_with_the_next_that_leaves() {
     let mut bench = Bench::start::<false>(&through_filter(), refuse_bad);

@@ -122,8 +122,8 @@ async fn a_refused_event_goes_again_alone_if_nothing_may_be_given_up() {
     bench.finish().await;
 }
 
-/// Method: the consumer stops at each bad event. Each good event is sent again at most once. A bad
-/// event is given up after its first refusal, because the consumer took others of its request.
+/// Method: the consumer stops at each bad event. The consumer gets each good event at most twice. A
+/// bad event is given up after its first refusal, because the consumer took others of its request.
 #[tokio::test(start_paused = true)]
 async fn what_was_taken_without_a_confirmation_goes_again_once_and_apart() {
     let requests = Arc::new(Mutex::new(Vec::new()));
@@ -142,7 +142,7 @@ async fn what_was_taken_without_a_confirmation_goes_again_once_and_apart() {
     bench.finish().await;
 }
 
-/// Method: remainders of two batches share a request, which the consumer refuses as a whole. Each
+/// Method: the remainders of a batch share a request, which the consumer refuses as a whole. Each
 /// remainder is then sent by itself, and only the bad event is given up.
 #[tokio::test(start_paused = true)]
 async fn a_request_of_remainders_that_is_refused_is_taken_apart() {

@@ -12,19 +12,17 @@ use telemetry::status::verdict;
 
 /// The buffer of kube-apiserver, in events.
 const BUFFER: u64 = 10_000;
-/// The batches that kube-apiserver sends in a second.
+/// The maximum number of batches that kube-apiserver sends in a second.
 const BATCHES: usize = 10;
 /// The time in seconds after which kube-apiserver sends a batch that is not full.
 const WAIT: f64 = 30.0;
 /// The time of the simulation's start, in seconds since 1970.
 const START: f64 = 1_700_000_000.0;
 
-/// Returns the counts of a kube-apiserver that has just started.
 fn new_apiserver(time: f64) -> ApiserverCounts {
     ApiserverCounts { started: Some(time), generated: Some(0), ..ApiserverCounts::default() }
 }
 
-/// Returns the counts of a relay that has just started, with its queue in memory or on disk.
 fn new_relay(time: f64, in_memory: Option<bool>) -> RelayCounts {
     RelayCounts {
         started: Some(time),
@@ -56,7 +54,7 @@ enum Way {
     Nowhere,
 }
 
-/// A batch that was sent at least once.
+/// A batch that kube-apiserver has collected, and sends until it is accepted or given up.
 struct Batch {
     events: u64,
     attempts: usize,
@@ -91,7 +89,7 @@ struct Api {
     rate: Phases<u64>,
 }
 
-/// The time in which a relay has refused every batch.
+/// A period in which a relay has refused every batch.
 #[derive(Clone, Copy)]
 struct Refused {
     since: f64,
@@ -116,7 +114,7 @@ struct Chances {
     restart: u32,
     loss: u32,
     idle: u32,
-    /// Requests of strangers without a batch, which are refused.
+    /// Requests without a batch, which are refused.
     stray: u32,
     /// Batches of senders that are not asked.
     foreign: u32,
@@ -130,13 +128,11 @@ struct World {
     chances: Chances,
     /// All events that were lost, whether a counter says so or not.
     lost: u64,
-    /// The events that were sent elsewhere.
     elsewhere: u64,
-    /// The attempts that have failed.
     failed: u64,
     /// The events that relays have accepted from senders that are not asked.
     foreign: u64,
-    /// A relay with its queue in memory was killed while events waited.
+    /// `true`: a relay with its queue in memory was killed while events waited.
     forgot: bool,
 }
 
@@ -369,7 +365,6 @@ impl World {
 }
 
 impl Sim {
-    /// Takes a batch, or refuses it.
     fn take(&mut self, events: u64, time: f64) -> State {
         let is_full = self.backlog + events > self.capacity;
         let answer =
@@ -396,7 +391,6 @@ impl Sim {
         answer
     }
 
-    /// Returns the state that the relay reports.
     fn status(&self, time: f64) -> Status {
         let mut status = Status::default();
         status.process.started = true;

@@ -13,7 +13,7 @@ const PARTS_MAX: usize = 65_536;
 
 /// The claims that were sent and are not final, in the order of sending.
 ///
-/// If some events of a claim are too long to be sent, the claim is kept as several parts. For
+/// If some events of a claim are too long to be sent, the claim is stored as several parts. For
 /// example, 2 sent events, 1 event that is too long, and 1 sent event are three parts. A part of
 /// sent events is final when the consumer has acknowledged them; a part of events that are too long
 /// is final when everything before it is.
@@ -221,8 +221,8 @@ mod tests {
         }
     }
 
-    /// A batch counts once, even if it is kept as several parts. A batch without a sent event does
-    /// not count.
+    /// A batch counts once, even if it is stored as several parts. A batch without a sent event
+    /// does not count.
     #[test]
     fn a_batch_has_ended_once_its_last_sent_event_is_acknowledged() {
         let mut told = Told::default();

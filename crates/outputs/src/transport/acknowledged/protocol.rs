@@ -14,8 +14,8 @@ use queue::Batch;
 /// answers into numbers of acknowledged events. Only [`Protocol::open`] reads and writes the
 /// connection.
 pub(crate) trait Protocol: Send + 'static {
-    /// Greets the consumer before the first event is sent. Leaves bytes that were read behind the
-    /// answer in `unread`: the first bytes of the answers to events. The default does nothing.
+    /// Greets the consumer before the first event is sent. Leaves in `unread` the bytes that were
+    /// read after the answer: the first bytes of later answers. The default does nothing.
     fn open(
         &mut self,
         wire: &mut Wire,

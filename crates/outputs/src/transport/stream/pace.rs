@@ -6,24 +6,24 @@ use base::mutant;
 /// one after the other, share one value.
 ///
 /// There is no limit until a connection breaks with bytes that are not final. The limit is then
-/// half of the bytes that were sent on the broken connection. The bytes sent under the limit are a
-/// *window*: no more bytes are sent until all of them are final, and then the next window begins.
-/// The limit doubles with each window that becomes final, but only once more bytes have become
-/// final since the break than were sent on the broken connection. Bytes count even if the
-/// connections between ended in order. A consumer may end each connection after one window, because
-/// nothing is sent on it until the window is final.
+/// half of the bytes that were sent on the broken connection. The bytes that are sent under the
+/// limit are a *window*: no more bytes are sent until all of them are final, and then the next
+/// window begins. When a window becomes final, the limit may double. It doubles only if more bytes
+/// have become final since the break than were sent on the broken connection. Bytes on connections
+/// that ended in order count too. This matters if a consumer ends connections on which nothing
+/// arrives: nothing is sent until the window is final.
 ///
 /// For example, a consumer cuts every connection after N = 100 kB. With this limit, the relay sends
 /// 50 kB that become final on each connection, and then 50 kB in vain. If the limit doubled after
 /// the first window, 100 kB would be sent in vain after the first 50 kB.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
-    /// The maximum bytes that may be sent before all of them are final. `None`: no limit.
+    /// The maximum bytes that may be sent before all of them are final. A larger batch is sent
+    /// alone. `None`: no limit.
     limit: Option<u64>,
     /// The bytes that were sent on the last connection whose break set the limit.
     broke_after: u64,
-    /// The bytes that were sent in the current window. Without a limit, the bytes that were sent on
-    /// this connection.
+    /// The bytes that were sent in the current window. Not used without a limit.
     window: u64,
     /// The bytes of this connection that are final.
     final_bytes: u64,

@@ -108,7 +108,6 @@ fn settings_step() -> impl Strategy<Value = Settings> {
     )
 }
 
-/// The fate of an event for one cursor.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Fate {
     Waiting,
@@ -153,7 +152,7 @@ struct ModelCursor {
     read: u64,
     /// The claims, by their first position: the position after the last, and the stage.
     claims: BTreeMap<u64, (u64, Stage)>,
-    /// The fates of the events after the position at which the output joined.
+    /// The fates of the events that were appended after the output joined.
     fates: BTreeMap<u64, Fate>,
 }
 

@@ -142,7 +142,7 @@ fn nothing_is_deleted_twice_where_the_next_segment_has_the_name_of_a_stuck_one()
     let mut scene = Scene::alone(&settings(512 << 10, 32 << 10, WhenFull::Reject));
     scene.fill_segment();
     scene.deliver();
-    // The first group of the next segment can't be synced. The segment stays empty, and its file
+    // The first group of the next segment can't be written. The segment stays empty, and its file
     // has the name that the segment after it needs.
     let next = segment::file_name(Position::new(scene.sent));
     while scene.queue.shared.lock().writing.accounting.segment_free() >= needed(5000) {
@@ -152,7 +152,7 @@ fn nothing_is_deleted_twice_where_the_next_segment_has_the_name_of_a_stuck_one()
     let name = segment::file_name(Position::new(scene.sent));
     assert_ne!(next, name);
     scene.disk.undeletable(&name);
-    // The segment's header is synced, and the group is not.
+    // The segment's header is written, and the group is not.
     let mut ticket = scene.append(1, 5000).expect("there is room");
     scene.disk.fail(Operation::Write, 1, Errno::IO);
     scene.writer.perform(Step::Commit);
@@ -174,9 +174,8 @@ fn nothing_is_deleted_twice_where_the_next_segment_has_the_name_of_a_stuck_one()
 }
 
 /// Method: the write of the log's end into the file `synced` (the note) fails. Depending on the
-/// seed of the disk, the note may be in the file all the same. The batch is refused, and the
-/// process is killed: immediately, after the upkeep, or after a test of the disk. The refused
-/// events must not count as lost.
+/// seed of the disk, the note may be in the file nevertheless. The batch is refused, and the
+/// process is killed, at once or some steps later. The refused events must not count as lost.
 #[test]
 fn events_that_were_refused_are_never_lost_although_the_note_names_them() {
     let config = settings(512 << 10, 32 << 10, WhenFull::Reject);
@@ -221,9 +220,9 @@ fn spares(scene: &Scene) -> Vec<String> {
     scene.disk.names().into_iter().filter(|name| name.ends_with(".spare")).collect()
 }
 
-/// Method: many segments are filled, delivered and finished in turn, with all chores done after
-/// each event. Only two files may be made; all later segments must use these again. At the end no
-/// file without events may be left.
+/// Method: segments are filled and delivered in turn, with all due chores after each fill and each
+/// delivery. After a few rounds no file may be made any more, and all segments must use earlier
+/// files. At the end no file without events may be left.
 #[test]
 fn files_of_finished_segments_are_used_again() {
     let mut scene = Scene::alone(&settings(1 << 20, 32 << 10, WhenFull::Reject));
@@ -264,7 +263,7 @@ fn files_of_finished_segments_are_used_again() {
     assert!(left.is_empty(), "{left:?}");
 }
 
-/// Method: segments are filled, delivered and finished. Then their records are damaged, or not.
+/// Method: segments are filled, marked as damaged or not, and then delivered.
 #[test]
 fn the_files_of_damaged_segments_are_not_used_again() {
     for is_damaged in [false, true] {

@@ -101,7 +101,7 @@ impl Again {
         positions
     }
 
-    /// Checks that nothing was counted or logged as lost.
+    /// Checks that nothing was counted as damaged or lost, or copied to the quarantine.
     fn check_counts(&self) {
         let series = ["spool_corrupt_records_total", "error_total{plugin=\"o\"}"];
         assert_eq!(values(&self.now.telemetry, series), [0, 0]);

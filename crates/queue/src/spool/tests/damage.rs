@@ -3,7 +3,8 @@
 //! Method: a random spool is made, and opened once unchanged, which shows what each output must
 //! receive. For each place of damage, a copy of the spool is damaged in this one place, before the
 //! start or while it runs. Every event outside the damaged place must be delivered, and every
-//! missing event must be counted once. Damage must be logged and copied aside.
+//! missing event must be counted once. Damage must be logged, and its bytes copied to the
+//! quarantine.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -132,7 +133,7 @@ struct Spool {
     /// The positions of the outputs.
     starts: Vec<u64>,
     end: u64,
-    /// The end of the log as the cursors file knows it.
+    /// The later one of the ends of the log that `cursors` and `synced` name.
     known: u64,
     /// True if the file of the last segment was another segment before. After a power loss, the
     /// rest of its last group then looks like an unfinished write.

@@ -4,7 +4,6 @@
 use super::*;
 use crate::contract::Claim;
 
-/// Makes a queue with a required output and an optional one.
 fn scene(config: &config::Queue) -> Scene {
     scene_with(config, |_| {})
 }

@@ -38,7 +38,7 @@ const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 struct Profile {
     /// The number of crashes in a thousand steps.
     crashes: u32,
-    /// The number of ends of the process, in order or not, in a thousand steps.
+    /// The number of restarts of the process, orderly or not, in a thousand steps.
     restarts: u32,
     /// The number of changes of the disk's faults in a thousand steps.
     faults: u32,
@@ -50,7 +50,6 @@ struct Profile {
     segments: std::ops::RangeInclusive<u64>,
 }
 
-/// A batch that was appended.
 struct Sent {
     /// The number of the batch's first event.
     first: u64,
@@ -71,7 +70,6 @@ enum Told {
     Stored,
 }
 
-/// The fate of an event for one output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
     Waiting,
@@ -173,7 +171,7 @@ impl Output {
         count
     }
 
-    /// Drops a segment. Returns how many of its events the output had not received.
+    /// Drops a segment. Returns how many of its events the output had not finished.
     fn drop_segment(&mut self, positions: &Range<u64>) -> u64 {
         let inside: Vec<Claim> = self
             .claims
@@ -288,7 +286,7 @@ struct Simulation {
     /// True if an operation was set to fail since the machine started.
     faulty: bool,
     /// True if a process found records that the one before could not sync. If the disk also refuses
-    /// to store them again, a crash may take these records away.
+    /// to store them again, a crash may remove these records.
     shaky: bool,
     /// True if the records that were found can't be judged. The run then ends.
     ambiguous: bool,
@@ -967,7 +965,6 @@ impl Simulation {
         true
     }
 
-    /// Begins a read for a cursor, unless one has begun already.
     fn ask(&mut self, chosen: usize, ahead: bool) {
         if self.outputs[chosen].loading.is_none() {
             let job = self.process().cursors[chosen].job(ahead);
@@ -998,7 +995,6 @@ impl Simulation {
         self.outputs[chosen].loading = loading;
     }
 
-    /// Takes everything for an output, and finishes it.
     fn drain(&mut self, chosen: usize) {
         let mut patience = 0;
         loop {
@@ -1286,7 +1282,7 @@ impl Simulation {
         self.start();
     }
 
-    /// Ends the process, in order or not, and starts another one. The machine continues.
+    /// Ends the process, orderly or not, and starts another one. The machine continues.
     fn restart(&mut self, in_order: bool) {
         say!(self, "restart, in order: {in_order}");
         if in_order {
@@ -1361,7 +1357,7 @@ impl Simulation {
         let Profile { crashes, restarts, faults, changes, .. } = self.profile;
         if dice < crashes {
             if self.shaky {
-                // Nothing happens: a crash could take away records that a process has found.
+                // Nothing happens: a crash could remove records that a process has found.
             } else if self.rng.u8(..4) == 0 {
                 say!(self, "crash between two operations");
                 self.crash();
@@ -1763,8 +1759,8 @@ fn run_all(profile: &Profile) {
 }
 
 /// Method: the machine often crashes, between operations and in the middle of them, on a disk
-/// without faults that forgets and tears what was not synced. Every event that was acknowledged
-/// must be there after each start.
+/// without faults that forgets and tears writes that were not synced. Every event that was
+/// acknowledged must be there after each start.
 #[test]
 fn nothing_is_lost_whenever_the_machine_crashes() {
     let profile = Profile {

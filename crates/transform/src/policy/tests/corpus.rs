@@ -1,6 +1,6 @@
 //! The shipped policies, applied to recorded events. A policy must keep unchanged what
-//! kube-apiserver recorded under that policy. From events that were recorded in full, each policy
-//! must keep what kube-apiserver would have recorded under it.
+//! kube-apiserver recorded under that policy. From events that were recorded in full, the default
+//! policy must keep what kube-apiserver would have recorded under it.
 
 use std::collections::BTreeMap;
 

@@ -6,8 +6,7 @@
 use super::*;
 use walk::EDITS_MAX;
 
-/// Returns the number of bytes that a change keeps in memory for an event until the event is
-/// written.
+/// Returns the number of bytes of memory that the edits of an event take.
 fn kept(changed: &Changed) -> usize {
     let texts = changed.edits.iter().map(|edit| match &edit.with {
         std::borrow::Cow::Owned(text) => text.capacity(),

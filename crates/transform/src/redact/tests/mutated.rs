@@ -4,8 +4,8 @@ use super::*;
 use look::Looked;
 use random::{is_event, pick};
 
-/// Texts that are put into strings, as they are written there: signs of what a redaction looks for,
-/// and near misses.
+/// Texts that are put into strings, as they are written there: parts of the things that a redaction
+/// looks for, and near misses.
 static TEXTS: LazyLock<Vec<&str>> = LazyLock::new(|| {
     list(
         r"

@@ -313,8 +313,8 @@ fn secret_body(rng: &mut fastrand::Rng, may_be_list: bool) -> Tree {
     Tree::Object(members)
 }
 
-/// Puts the secret into a random event: into Secrets, token reviews, a rule's fields and the URI.
-/// Asserts that the result does not contain it.
+/// Puts the secret into a random event: into a Secret, a token review or a rule's fields, and into
+/// the URI. Asserts that the result does not contain it.
 pub(super) fn hides_the_secret(rng: &mut fastrand::Rng) {
     let rule = Rule {
         resources: vec!["configmaps".to_owned()],
