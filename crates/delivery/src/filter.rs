@@ -387,8 +387,9 @@ impl Filter {
         }
     }
 
-    /// Returns the last judged event before its form. `event` is this event as received. Valid only
-    /// if the filter [gives a form](Filter::gives_form) and the event is sent.
+    /// Returns the last judged event with all its changes except the form. `event` is this event as
+    /// received. Call this only if the filter [gives a form](Filter::gives_form) and the event is
+    /// sent. Without a form, this returns `event`, even if the event was redacted.
     pub fn before_form<'a>(&'a self, event: &'a [u8]) -> &'a [u8] {
         if self.before_form.is_empty() { event } else { &self.before_form }
     }

@@ -306,7 +306,8 @@ impl Filtering {
                 lines.pass(piece, run, start);
                 run = end;
                 if matches!(mark, Mark::Changed(_)) {
-                    lines.add(if self.is_formless { filter.before_form(event) } else { changed });
+                    let is_formless = self.is_formless && gives_form;
+                    lines.add(if is_formless { filter.before_form(event) } else { changed });
                     lines.count(position, acceptance);
                     if self.is_recorded {
                         self.altered.insert(position);

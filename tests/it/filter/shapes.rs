@@ -167,44 +167,50 @@ fn a_refused_event_is_kept_in_its_own_form() {
 }
 
 /// Method: three of five documents are longer than a message of a syslog output may be; one of them
-/// would fit as an event. Their letters must hold the redacted events without a shape.
+/// would fit as an event. Their letters must hold the redacted events without a shape. Without a
+/// shape in the config, the letters must be redacted too.
 #[test]
 fn an_event_whose_document_is_too_long_is_kept_in_its_own_form() {
-    let sink = TcpSink::with(Framing::OctetCounting, Options::default());
-    let kept = TempDir::new().unwrap();
-    let config = format!(
-        "{BASE}[[output]]\nname = \"syslog\"\ntype = \"syslog\"\naddresses = [\"{}\"]\n\
-         replay_window = \"200ms\"\nhostname = \"h\"\nmax_message_bytes = 3000\n\
-         filter = {{ shape = \"ecs\", redact = [{{ fields = [\"userAgent\"] }}] }}\n\
-         [dead_letter]\ndirectory = \"{}\"\n",
-        sink.address(),
-        text(kept.path())
-    );
-    let relay = Relay::start(&config);
-    let event = |index: usize, agent: &str, bytes: usize| {
-        format!(
-            r#"{{"level":"Request","auditID":"{index}","stage":"Panic"{agent},"more":"{}"}}"#,
-            "x".repeat(bytes)
-        )
-    };
-    let bytes = [10, 2850, 20, 5000, 5000];
-    let sent: Vec<_> =
-        bytes.iter().enumerate().map(|(at, n)| event(at, r#","userAgent":"a""#, *n)).collect();
-    assert_eq!(relay.post((sent.join("\n") + "\n").as_bytes()).status, 200);
-    relay.wait_until_delivered(PATIENCE);
-    sink.wait_for_count(2, PATIENCE);
-    let expected: Vec<_> = [1, 3, 4].map(|at| event(at, "", bytes[at]).into_bytes()).to_vec();
-    assert_same_set(&events_in_letters(kept.path()), &expected);
-    let metrics = relay.metrics();
-    assert_eq!(metrics.value("output_events_total", &[("output", "syslog")]), 2.0);
-    assert_eq!(metrics.value("error_total", &[("plugin", "syslog")]), 3.0);
-    let redacted = [("output", "syslog"), ("action", "redacted")];
-    assert_eq!(metrics.value("filtered_events_total", &redacted), 5.0);
-    for line in sink.lines() {
-        let line = String::from_utf8(line).unwrap();
-        assert!(line.contains(r#"{"ecs":{"version":"#), "{line}");
+    for (shape, too_long) in [("shape = \"ecs\", ", &[1, 3, 4][..]), ("", &[3, 4])] {
+        let sink = TcpSink::with(Framing::OctetCounting, Options::default());
+        let kept = TempDir::new().unwrap();
+        let config = format!(
+            "{BASE}[[output]]\nname = \"syslog\"\ntype = \"syslog\"\naddresses = [\"{}\"]\n\
+             replay_window = \"200ms\"\nhostname = \"h\"\nmax_message_bytes = 3000\n\
+             filter = {{ {shape}redact = [{{ fields = [\"userAgent\"] }}] }}\n\
+             [dead_letter]\ndirectory = \"{}\"\n",
+            sink.address(),
+            text(kept.path())
+        );
+        let relay = Relay::start(&config);
+        let event = |index: usize, agent: &str, bytes: usize| {
+            format!(
+                r#"{{"level":"Request","auditID":"{index}","stage":"Panic"{agent},"more":"{}"}}"#,
+                "x".repeat(bytes)
+            )
+        };
+        let bytes = [10, 2850, 20, 5000, 5000];
+        let sent: Vec<_> =
+            bytes.iter().enumerate().map(|(at, n)| event(at, r#","userAgent":"a""#, *n)).collect();
+        assert_eq!(relay.post((sent.join("\n") + "\n").as_bytes()).status, 200);
+        relay.wait_until_delivered(PATIENCE);
+        let delivered = 5 - too_long.len();
+        sink.wait_for_count(delivered, PATIENCE);
+        let expected: Vec<_> =
+            too_long.iter().map(|&at| event(at, "", bytes[at]).into_bytes()).collect();
+        assert_same_set(&events_in_letters(kept.path()), &expected);
+        let metrics = relay.metrics();
+        assert_eq!(metrics.count("output_events_total", &[("output", "syslog")]), delivered as u64);
+        assert_eq!(metrics.count("error_total", &[("plugin", "syslog")]), too_long.len() as u64);
+        let redacted = [("output", "syslog"), ("action", "redacted")];
+        assert_eq!(metrics.value("filtered_events_total", &redacted), 5.0);
+        for line in sink.lines() {
+            let line = String::from_utf8(line).unwrap();
+            assert_eq!(line.contains(r#"{"ecs":{"version":"#), !shape.is_empty(), "{line}");
+            assert!(!line.contains("userAgent"), "{line}");
+        }
+        relay.finish(Backlog::Empty);
     }
-    relay.finish(Backlog::Empty);
 }
 
 /// They need peers, or root.
