@@ -341,8 +341,8 @@ fn interval(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// Prints that an input that the command line names cannot be read, and returns the exit status.
-/// The name's control characters are escaped.
+/// Prints that a file or directory cannot be read, and returns the exit status. `what` is a short
+/// description, such as `the config`. The control characters of the name are escaped.
 fn cannot_read(path: &Path, what: &str, error: &std::io::Error) -> u8 {
     wrong(format_args!("{}: cannot read {what}: {error}", shown(path)))
 }

@@ -29,8 +29,8 @@ const TELL: Duration = Duration::from_secs(5);
 /// The greatest number of the replay's messages for the user that wait to be printed.
 const NOTES: usize = 256;
 
-/// Replaces [`TELL`] for a log that is followed. Also the time between two lines about the bad
-/// lines of such a log, after the first ones.
+/// Replaces [`TELL`] for a log that is followed. The first [`BAD_LINES_SHOWN`] bad lines of such a
+/// log are printed one by one; after that, one line in this time has the number of further ones.
 const TELL_CALMLY: Duration = Duration::from_secs(60);
 
 const BAD_LINES_SHOWN: u64 = 10;

@@ -277,7 +277,7 @@ impl Target {
         if has_default_port { host } else { format!("{host}:{}", self.port) }
     }
 
-    /// Returns the scheme, the host and the port of the URL.
+    /// Returns the scheme and the host of the URL, and the port if it is not the default.
     pub fn origin(&self) -> String {
         format!("{}://{}", if self.https { "https" } else { "http" }, self.authority())
     }

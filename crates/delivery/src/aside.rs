@@ -390,7 +390,9 @@ impl Aside {
         }
     }
 
-    /// Returns the next event to give up, if its file is read. The caller settles it.
+    /// Returns the next event to give up, with its line. `None` if there is none, or while its file
+    /// is being read. If the file can't be read, the line is empty, and the reason says so. The
+    /// caller settles the event.
     pub(super) fn next_doomed(&mut self) -> Option<(Position, Kept, Bytes, Reason)> {
         let position = *self.doomed.front()?;
         let (line, why) = match self.line(position) {

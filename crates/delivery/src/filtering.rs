@@ -52,8 +52,8 @@ pub(super) struct Filtering {
     sends_lists: bool,
     marks: Marks,
     changed: Vec<u8>,
-    /// The position after the last filtered claim. The queue has dropped the events between this
-    /// position and the start of a later claim.
+    /// The position after the last filtered claim. If a later claim starts after this position, the
+    /// queue has dropped the events between the two.
     next: Position,
     /// `true` if there is evidence, which needs the fate of each event.
     is_recorded: bool,
@@ -67,7 +67,8 @@ pub(super) struct Filtering {
     pub(super) tapping: Tapping,
 }
 
-/// The result for a claim that the consumer has accepted.
+/// The result for a claim that the consumer has accepted, or of which the filter has let nothing
+/// through.
 pub(crate) enum Settled {
     /// The consumer has every event that passed the filter.
     Final(Disposition),

@@ -29,10 +29,10 @@ pub(super) fn has_large_event(piece: &[u8]) -> bool {
     false
 }
 
-/// Calls `work`. If it takes long and the runtime has several threads, another thread runs the
-/// other tasks of this worker thread. At most as many of these calls run at the same time as there
-/// are worker threads: more would take memory, and the cores that other tasks need. `work` is never
-/// cancelled.
+/// Calls `work`. If it takes long, another thread runs the other tasks of this worker thread in the
+/// meantime, unless the runtime has no worker threads, as in some tests. At most as many long calls
+/// run at the same time as there are worker threads: more would take memory, and the cores that
+/// other tasks need. `work` is never cancelled.
 pub(super) fn offload<T>(takes_long: bool, work: impl FnOnce() -> T) -> T {
     static TURNS: OnceLock<Semaphore> = OnceLock::new();
     match Handle::try_current() {

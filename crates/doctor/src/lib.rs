@@ -90,7 +90,8 @@ pub struct Plan {
     pub instances: Option<usize>,
     /// The relays.
     pub relays: Vec<Source>,
-    /// The time between the two samples: at most [`OF_FILES`] if every kube-apiserver is a file.
+    /// The wanted time between the two samples. [`examine`] waits at most [`OF_FILES`] if every
+    /// kube-apiserver is a file.
     pub interval: Duration,
     /// The server of the audit webhook's kubeconfig, if the webhook is to be tried.
     pub webhook: Option<Target>,

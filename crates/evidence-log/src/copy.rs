@@ -159,7 +159,8 @@ impl Explained {
 struct Copying<'a> {
     files: &'a Directory,
     part: &'a Path,
-    /// The positions according to the whole bundles that were copied.
+    /// What the entries in the whole bundles that were copied say. The entries of the last, partial
+    /// bundle are added only to a copy of this value, because each attempt reads that bundle again.
     explained: Explained,
     bundles: u64,
 }

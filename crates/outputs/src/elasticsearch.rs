@@ -321,8 +321,8 @@ impl Api for Bulk {
         mapping::fits(body, self.form)
     }
 
-    /// Returns a request for the cluster's settings if the index is missing, because the first
-    /// event may create the index.
+    /// Returns a request for the cluster's settings if the index is missing. They say whether the
+    /// first event will create the index.
     fn excuse(&self) -> Option<TestRequest> {
         if !self.lacks_index.load(Ordering::Relaxed) {
             return None;

@@ -38,10 +38,11 @@ pub(super) struct HeldClaim<T> {
 /// A claim is added when its events are handed out. It is removed when it, and every claim before
 /// it, is done or dropped. The first claim in the list is therefore always open, and begins at the
 /// output's watermark: the first position that is not finished. Claims never overlap. The events
-/// between two claims were gone before they could be claimed.
+/// between two claims were gone before they could be claimed. [`Claims::rewind`] removes all
+/// claims, even open ones, and their events are claimed again.
 ///
-/// `T` is the note that the queue needs to read the lines of a claim again: a place in a file for
-/// the queue in files, and nothing for the queue in memory.
+/// `T` is what the queue notes about a claim. The queue in files notes where its lines are, how
+/// many bytes they have, and when they were received; the queue in memory notes nothing.
 #[derive(Debug)]
 pub(super) struct Claims<T> {
     /// The next claim begins at this position, or after it if events are missing there.

@@ -265,7 +265,9 @@ impl MemoryState {
     }
 
     /// Removes the records that every output has finished, and marks as spare those that only
-    /// optional outputs still need. Responds to the senders of all these records.
+    /// optional outputs still need. Their senders get their responses now, or wait in `late` for
+    /// events that are set aside. A batch that is refused now, and that no output has begun to
+    /// send, is removed too.
     fn free_finished(&mut self) {
         let (mut needed, mut held) = (self.next, self.next);
         for (_, cursor) in self.cursors.iter().filter(|(_, cursor)| !cursor.gone) {

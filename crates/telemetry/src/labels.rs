@@ -200,6 +200,7 @@ label_values! {
         /// The HTTP status of the response is 500 or above.
         Status5xx = "status_5xx",
         /// The consumer's response does not follow the protocol, or no valid request could be made.
+        /// Also any error of librdkafka that fits none of the other reasons.
         Protocol = "protocol",
         /// The consumer has accepted the request, but has refused some of its events.
         Item = "item",

@@ -221,8 +221,8 @@ pub struct Rejected {
     pub reason: String,
     /// The HTTP status of the response.
     pub code: u16,
-    /// The response, at most 300 characters. The only sender data it may contain is a wrong value,
-    /// such as that of `kind`.
+    /// The text of the response or, for a source, the reason of the refusal; at most 300
+    /// characters. The only sender data it may contain is a wrong value, such as that of `kind`.
     pub message: String,
     /// The age of the refusal, in seconds.
     pub seconds_ago: f64,
@@ -543,8 +543,9 @@ pub struct Certificate {
     pub name: String,
     /// `server` or `client`: the side that presents the certificate.
     pub role: String,
-    /// When the relay's own certificate expires, or the one that the peer presented last, even if
-    /// it was refused because it has expired; in seconds since 1970.
+    /// The time when the certificate expires, in seconds since 1970. Of a peer's certificates, the
+    /// one that was presented last counts: if the peer is a sender, only one that was accepted; if
+    /// it is a consumer, also one that was refused because it has expired.
     pub not_after_seconds: i64,
 }
 

@@ -294,7 +294,8 @@ struct Reader<'a, 'r> {
 }
 
 impl<'a> Reader<'a, '_> {
-    /// Finds the edits for all members of the event. `without` is a set of [`TRIMMED`], and
+    /// Finds the edits for all members of the event. `without` names the parts to remove because
+    /// the event is too large: those of a set in [`TRIMMED`] that the event has, or none.
     /// `additions` are the annotations to add. One member is handled at a time, without a list of
     /// all members, because an event may have millions of them.
     fn changed(&self, additions: &[&Addition], without: &[Name]) -> Changed {

@@ -499,9 +499,11 @@ fn tell_forms(differences: &Differences, report: &mut Report) {
     }
 }
 
-/// Finds the stored lines that replace missing lines, by the neighbours of both, and enters each in
-/// `missing`. `known` has the places of sent lines, by the places of the equal stored lines.
-/// Returns the number of replaced lines.
+/// Pairs the lines of `extra`, which are stored but were not sent, with missing lines, and enters
+/// the place of each stored line in `missing`. The missing line was sent between the two lines that
+/// are stored beside the extra one or, if only one of the two is known, it is the nearest one after
+/// or before that one. `known` has the places of sent lines, by the places of the equal stored
+/// lines. Returns the number of pairs.
 fn find_changed(
     missing: &mut BTreeMap<Place, Option<u64>>,
     extra: &BTreeSet<u64>,

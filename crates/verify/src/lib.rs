@@ -328,7 +328,8 @@ fn reject_repeated(logs: &mut [Read<'_>], report: &mut Report) {
     }
 }
 
-/// Checks that the logs have the requested outputs. A log that is not whole proves nothing.
+/// Returns an error if a requested output is in none of the logs. If one of the logs is not whole,
+/// there is no error, because the entries that name the output may be missing.
 fn names_are_known(logs: &[Read<'_>], request: &Request) -> Result<(), Error> {
     let known = logs.iter().flat_map(|read| read.events.history.outputs.keys());
     let known: BTreeSet<_> = known.map(String::as_str).collect();

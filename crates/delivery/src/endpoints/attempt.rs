@@ -137,9 +137,9 @@ impl Attempt {
         self.address.figures.sent(bytes);
     }
 
-    /// Counts a request, or a write of a connection, that has ended. Notes nothing about the
-    /// address. `took` is the time to the acknowledgement, if there was one. `failure` says why the
-    /// consumer did not take all.
+    /// Counts a request, or a write of a connection, that has ended, in the figures of the address.
+    /// The address does not go up or down by this. `took` is the time to the acknowledgement, if
+    /// there was one. `failure` says why the consumer did not take all.
     pub fn ended(&self, took: Option<Duration>, failure: Option<&Failure>) {
         self.address.figures.ended(took, failure);
     }

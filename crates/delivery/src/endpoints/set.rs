@@ -155,7 +155,9 @@ impl Endpoints {
         self.lock().lookups(address, FRESH)
     }
 
-    /// Grows when [`Endpoints::is_over`] or [`Endpoints::is_gone`] may change.
+    /// Grows when the list of addresses changes, and when an address goes down or may be used
+    /// again. Each change of [`Endpoints::is_gone`] is among these; [`Endpoints::is_over`] may also
+    /// change with the result of a delivery.
     pub fn version(&self) -> u64 {
         self.version.load(Ordering::Acquire)
     }

@@ -11,7 +11,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// The number of bytes of a hash.
 pub const HASH_BYTES: usize = 32;
 
-/// The maximum number of hashes in a proof: a tree has at most 2^63 entries.
+/// The maximum number of hashes in an inclusion proof: a tree has at most 2^63 entries. A
+/// consistency proof may have one more.
 pub const PROOF_MAX: usize = 63;
 
 /// The maximum total number of bytes of parts that are joined before they are hashed. A hasher for

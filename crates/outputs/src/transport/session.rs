@@ -83,7 +83,7 @@ pub(super) struct Session {
     pub(super) leaving: bool,
     /// `true` if the consumer has accepted anything on this connection.
     accepted_any: bool,
-    /// The events that the delivery loop gets next from the link, the oldest first.
+    /// The reports ([`Event`]) that the delivery loop gets next from the link, the oldest first.
     pub(super) ready: VecDeque<Event>,
 }
 

@@ -341,7 +341,8 @@ impl Accounting {
         }
     }
 
-    /// Returns the limit for [`Accounting::files`]: `usable`, or the earlier higher limit.
+    /// Returns the limit for [`Accounting::files`]: `usable` or, while segments wait that were
+    /// planned under a higher limit, that limit.
     pub(super) fn limit(&self, usable: u64) -> u64 {
         usable.max(self.reserved_limit)
     }

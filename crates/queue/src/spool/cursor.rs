@@ -233,9 +233,10 @@ impl CursorState {
         })
     }
 
-    /// Returns the time in ms since 1970 when the first claimed event was received; without a
-    /// claim, that of the first event that was read ahead. Gaps are skipped, because their time is
-    /// unknown.
+    /// Returns the time in ms since 1970 when the first event of the first claim was received;
+    /// without a claim, that of the first event that was read ahead. If the claim was cut off a
+    /// larger one, the time is that of the first event of the larger one. Gaps are skipped, because
+    /// their time is unknown.
     pub(super) fn oldest(&self) -> Option<u64> {
         let claimed = self.claims.iter().next().map(|entry| entry.note.received);
         claimed.or_else(|| {

@@ -44,10 +44,11 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    /// Takes a mapping out of the pool. The first choice is the mapping with `wanted` to twice as
-    /// many bytes that came back last, which is most likely in the CPU's cache. The second choice
-    /// is the smallest larger mapping, and the third is the largest smaller one. If the pool is
-    /// empty, makes a mapping of `first` bytes, rounded up to whole pages.
+    /// Takes a mapping out of the pool. The best mappings have at least `wanted` bytes and at most
+    /// twice as many. Of these, takes the one that came back last, which is most likely in the
+    /// CPU's cache. If there are none, takes the smallest larger mapping, otherwise the largest
+    /// smaller one. If the pool is empty, makes a mapping of `first` bytes, rounded up to whole
+    /// pages.
     fn take(&self, wanted: usize, first: usize) -> io::Result<MmapMut> {
         let mut free = lock(&self.free);
         let rank = |&at: &usize| match free[at].len() {

@@ -230,8 +230,8 @@ fn in_bodies(bodies: &[&'static [u8]], inside: &[&[Step]]) -> Vec<Path> {
 }
 
 /// Returns the wishes that remove the managed fields from both bodies. The request body of a patch
-/// is not changed, because kube-apiserver records a patch as the client sent it, with any managed
-/// fields in it.
+/// keeps them, as with `omitManagedFields` in kube-apiserver, which records a patch exactly as the
+/// client sent it.
 pub(super) fn managed_fields<'w>(request: &Request<'_>) -> Vec<Wish<'w>> {
     let bodies = MANAGED_FIELDS.iter().skip(usize::from(*request.verb == *b"patch"));
     bodies.flatten().map(|path| Wish::new(path, With::Drop, Why::Lowered)).collect()

@@ -39,7 +39,8 @@ pub(super) struct Weight {
     pub(super) sum: [f64; 2],
     /// Upper bounds of the variances of the sums; 0 if these are exact.
     pub(super) variance: [f32; 2],
-    /// The highest rank that the name can have gained while it had no place in a `Summary`.
+    /// The most that can be missing from the sums, as a rank (bytes, plus a fixed number of bytes
+    /// for each event): what the name may have gained while it had no place in a `Summary`.
     pub(super) missed: f64,
 }
 
