@@ -2,8 +2,9 @@
 //! a queue in memory there are no files, and the output keeps the lines itself.
 //!
 //! The queue does not interpret the files. A file is synced before the claim of its event is final,
-//! and deleted when the event is decided (delivered or given up). At startup, a file whose event is
-//! not before the output's place is deleted: the output gets this event from the log again.
+//! and deleted when the event is decided (delivered or given up) and, if evidence is recorded, the
+//! evidence of the decision is durable. At startup, a file whose event is not before the output's
+//! place is deleted: the output gets this event from the log again.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -24,7 +25,16 @@ const DIGITS: usize = 20;
 /// The largest number of bytes that are read from a file. No event is larger.
 const BYTES_MAX: u64 = 1 << 30;
 
-type IsChanged = dyn Fn(Position, &[u8]) -> bool + Send + Sync;
+/// What the evidence says about events that were set aside. Without evidence, both answers are
+/// `false`.
+pub(super) trait Evidence: Send + Sync {
+    /// Returns `true` if the line differs from the received one. Blocks.
+    fn is_changed(&self, position: Position, line: &[u8]) -> bool;
+
+    /// Returns `true` if the event is decided and the evidence of the decision is not durable. The
+    /// queue then deletes the file of the event when it is.
+    fn keeps_file(&self, output: &str, position: Position) -> bool;
+}
 
 /// The events that one output has set aside. Clones are cheap, and refer to the same events.
 #[derive(Clone)]
@@ -34,7 +44,7 @@ pub struct Shelf(Option<Files>);
 struct Files {
     disk: Arc<dyn Disk>,
     output: String,
-    is_changed: Arc<IsChanged>,
+    evidence: Arc<dyn Evidence>,
 }
 
 impl Shelf {
@@ -43,13 +53,8 @@ impl Shelf {
         Self(None)
     }
 
-    pub(super) fn in_files(
-        disk: Arc<dyn Disk>,
-        output: &str,
-        is_changed: impl Fn(Position, &[u8]) -> bool + Send + Sync + 'static,
-    ) -> Self {
-        let output = output.to_owned();
-        Self(Some(Files { disk, output, is_changed: Arc::new(is_changed) }))
+    pub(super) fn in_files(disk: Arc<dyn Disk>, output: &str, evidence: Arc<dyn Evidence>) -> Self {
+        Self(Some(Files { disk, output: output.to_owned(), evidence }))
     }
 
     /// Returns `true` if events are in files, which survive the end of the process.
@@ -87,24 +92,32 @@ impl Shelf {
         Ok(content)
     }
 
-    /// Deletes an event's file. A failure is logged: the event is then sent again after a restart.
+    /// Deletes the file of a decided event, now or when the evidence of the decision is durable.
+    /// Blocks.
     pub fn remove(&self, position: Position) {
-        let Some(Files { disk, output, .. }) = &self.0 else { return };
-        let file = name(output, position);
-        match disk.remove(&file) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => tracing::warn!(
-                file,
-                %error,
-                "cannot delete the file of an event that is no longer set aside: the event is sent \
-                 again after the next start"
-            ),
-            _ => {}
+        let Some(Files { disk, output, evidence }) = &self.0 else { return };
+        if !evidence.keeps_file(output, position) {
+            delete(&**disk, output, position);
         }
     }
 
     /// Returns `true` if the line differs from the received one that the evidence knows. Blocks.
     pub fn is_changed(&self, position: Position, line: &[u8]) -> bool {
-        self.0.as_ref().is_some_and(|files| (files.is_changed)(position, line))
+        self.0.as_ref().is_some_and(|files| files.evidence.is_changed(position, line))
+    }
+}
+
+/// Deletes an event's file. A failure is logged: the event is then sent again after a restart.
+pub(super) fn delete(disk: &dyn Disk, output: &str, position: Position) {
+    let file = name(output, position);
+    match disk.remove(&file) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => tracing::warn!(
+            file,
+            %error,
+            "cannot delete the file of an event that is no longer set aside: the event is sent \
+             again after the next start"
+        ),
+        _ => {}
     }
 }
 
@@ -180,12 +193,24 @@ mod tests {
 
     use super::*;
 
+    struct Known;
+
+    impl Evidence for Known {
+        fn is_changed(&self, _: Position, line: &[u8]) -> bool {
+            line == b"other"
+        }
+
+        fn keeps_file(&self, _: &str, position: Position) -> bool {
+            position == Position::new(4)
+        }
+    }
+
     #[test]
     fn the_files_of_each_output_are_found_by_their_names() {
         let disk = Arc::new(SimulatedDisk::new(1));
         let of = |output: &str| {
             let disk = Arc::clone(&disk) as Arc<dyn Disk>;
-            Shelf::in_files(disk, output, |_, line| line == b"other")
+            Shelf::in_files(disk, output, Arc::new(Known))
         };
         let (plain, numbered) = (of("archive"), of("archive-7"));
         for (shelf, position) in [(&plain, 12), (&numbered, 3), (&plain, 4)] {
@@ -204,6 +229,7 @@ mod tests {
         assert!(plain.is_changed(Position::new(12), b"other"));
         plain.remove(Position::new(12));
         plain.remove(Position::new(12));
+        plain.remove(Position::new(4));
         remove_all(&*disk, "archive-7", &found["archive-7"]);
         let left = find(&*disk).expect("no fault is set");
         assert_eq!(left.into_values().collect::<Vec<_>>(), [[at(4, 7)]]);

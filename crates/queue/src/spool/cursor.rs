@@ -22,7 +22,8 @@ use crate::identity::Identity;
 use crate::notes::Notes;
 use crate::outputs::Output;
 use crate::segment::{FIRST_RECORD, LogOffset, RECORD_HEADER};
-use crate::shelf::Shelf;
+use crate::shelf;
+use crate::shelf::{Evidence, Shelf};
 use base::mutant;
 use base::position::Position;
 use telemetry::Loss;
@@ -693,6 +694,19 @@ impl Shared {
     }
 }
 
+impl Evidence for Shared {
+    fn is_changed(&self, position: Position, line: &[u8]) -> bool {
+        let originals = self.originals.get();
+        originals.is_some_and(|known| !known.changed(position, line).is_empty())
+    }
+
+    fn keeps_file(&self, output: &str, position: Position) -> bool {
+        let mut state = self.lock();
+        let mut own = state.log.unrecorded().filter(|(name, _)| *name == output);
+        own.any(|(_, unrecorded)| unrecorded.keeps_file(position))
+    }
+}
+
 /// One output's handle to its cursor, owned by the output's delivery loop. The state is in
 /// [`CursorState`], under the spool's lock.
 ///
@@ -900,11 +914,7 @@ impl Cursor {
     /// See [`crate::Cursor::shelf`].
     pub fn shelf(&self) -> Shelf {
         let name = self.with(|cursor| cursor.output.name.clone());
-        let shared = Arc::clone(&self.shared);
-        Shelf::in_files(Arc::clone(&self.shared.disk), &name, move |position, line| {
-            let originals = shared.originals.get();
-            originals.is_some_and(|known| !known.changed(position, line).is_empty())
-        })
+        Shelf::in_files(Arc::clone(&self.shared.disk), &name, Arc::<Shared>::clone(&self.shared))
     }
 
     /// See [`crate::Cursor::received`].
@@ -1072,14 +1082,20 @@ impl Cursor {
         if finished.is_empty() {
             return;
         }
-        let mut guard = self.shared.lock();
-        let state = &mut *guard;
-        for (name, unrecorded) in state.log.unrecorded() {
-            let own = finished.iter().filter(|it| it.output == name);
-            own.for_each(|it| unrecorded.recorded(it.claim));
+        let mut free = Vec::new();
+        {
+            let mut guard = self.shared.lock();
+            let state = &mut *guard;
+            for (name, unrecorded) in state.log.unrecorded() {
+                let own = finished.iter().filter(|it| it.output == name);
+                let positions = own.filter_map(|it| unrecorded.recorded(it));
+                free.extend(positions.map(|position| (name.to_owned(), position)));
+            }
+            state.log.leaving.retain(|(_, unrecorded)| !unrecorded.is_recorded());
+            self.shared.settled(state, self.index);
         }
-        state.log.leaving.retain(|(_, unrecorded)| !unrecorded.is_recorded());
-        self.shared.settled(state, self.index);
+        let disk = &*self.shared.disk;
+        free.iter().for_each(|(name, position)| shelf::delete(disk, name, *position));
     }
 
     /// See [`crate::Cursor::is_closed`].

@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 
 use crate::contract::{Claim, Fates, Finished, Outcome, now};
 use crate::segment::LogOffset;
+use base::fate::Fate;
 use base::position::Position;
 
 /// The largest number of items of one output that wait for the evidence recorder: ranges, and the
@@ -33,6 +34,9 @@ pub(crate) struct Unrecorded {
     finished: Vec<Finished>,
     /// The number of ranges, hashes and fates in `finished`.
     waiting: usize,
+    /// The events that were set aside and are decided, but without durable evidence. `true` if
+    /// nobody else needs the file of the event.
+    decided: BTreeMap<Position, bool>,
     /// The recorded losses from the watermark on, which a rewound cursor finds again.
     losses: Vec<Range<Position>>,
     wakes: Arc<Notify>,
@@ -76,17 +80,26 @@ impl Unrecorded {
     }
 
     /// Records that an event which was set aside is decided. The output's place in the cursors file
-    /// does not wait for this evidence, because the event's file survives a crash. No decision is
-    /// repeated after a restart, so there is room for as many items again as ranges may take.
+    /// does not wait for this evidence, because the event's file survives a crash: it is deleted
+    /// after the evidence is durable. If too much waits, the file stays, and the output decides
+    /// about the event again after a restart.
     pub(super) fn decided(&mut self, output: &str, position: Position, fates: Fates) {
+        self.decided.insert(position, false);
         let claim = Claim { start: position, end: position.next() };
         let weight = 1 + fates.sent.len() + fates.not_delivered.len();
-        if self.waiting + weight <= 2 * WAITING_MAX {
+        if self.waiting + weight <= WAITING_MAX {
             self.waiting += weight;
             let (output, outcome) = (output.to_owned(), Outcome::Settled(fates));
             self.finished.push(Finished { output, claim, at: now(), outcome });
             self.wakes.notify_one();
         }
+    }
+
+    /// Returns `true` if the file of a decided event must not be deleted yet, because the evidence
+    /// of the decision is not durable. [`Unrecorded::recorded`] then returns its position.
+    pub(super) fn keeps_file(&mut self, position: Position) -> bool {
+        let decided = self.decided.get_mut(&position);
+        decided.map(|is_unneeded| *is_unneeded = true).is_some()
     }
 
     /// Records that an output has lost these events, except those that were recorded before.
@@ -148,17 +161,24 @@ impl Unrecorded {
     }
 
     pub(super) fn is_recorded(&self) -> bool {
-        self.finished.is_empty() && self.first().is_none()
+        self.finished.is_empty() && self.first().is_none() && self.decided.is_empty()
     }
 
-    /// Records that the evidence of a range, which [`Unrecorded::take`] has returned, is durable.
-    pub(super) fn recorded(&mut self, claim: Claim) {
+    /// Records that evidence which [`Unrecorded::take`] has returned is durable. Returns the
+    /// position of a decided event whose file can be deleted now.
+    pub(super) fn recorded(&mut self, finished: &Finished) -> Option<Position> {
+        let Finished { claim, outcome, .. } = finished;
         let first = (claim.start, Position::START);
         let of_claim = self.places.range(first..=(claim.start, claim.end));
         for key in of_claim.map(|(key, _)| *key).collect::<Vec<_>>() {
             self.places.remove(&key);
         }
         self.behind_drops.retain(|(start, _)| *start != claim.start);
+        let is_one = claim.end == claim.start.next();
+        let is_decision =
+            matches!(outcome, Outcome::Settled(fates) if fates.rest != Some(Fate::Aside));
+        let decided = (is_one && is_decision).then(|| self.decided.remove(&claim.start));
+        decided.flatten().filter(|is_unneeded| *is_unneeded).map(|_| claim.start)
     }
 }
 
@@ -203,22 +223,38 @@ mod tests {
         assert_eq!(unrecorded.first(), Some(at(10)));
         unrecorded.leave(range(10, 20), at(20));
         assert_eq!(unrecorded.first(), Some(at(20)), "20 to 25 may be sent again");
-        first.iter().for_each(|it| unrecorded.recorded(it.claim));
+        first.iter().for_each(|it| _ = unrecorded.recorded(it));
         assert_eq!(unrecorded.first(), Some(at(20)));
-        second.iter().for_each(|it| unrecorded.recorded(it.claim));
+        second.iter().for_each(|it| _ = unrecorded.recorded(it));
         assert_eq!(unrecorded.first(), None);
     }
 
-    /// Method: as many ranges wait as may, and then an event that was set aside is decided.
+    /// Method: the file of a decided event is no longer needed before its evidence is taken, while
+    /// it is taken, or after it is durable; or so much waits that the decision is not recorded.
     #[test]
-    fn a_decision_is_recorded_although_no_more_ranges_are() {
+    fn the_file_of_a_decided_event_stays_until_the_evidence_is_durable() {
+        let position = Position::new(3);
+        let aside = || Outcome::Settled(Fates { rest: Some(Fate::Aside), ..Fates::default() });
+        for asked in 0..3 {
+            let mut unrecorded = Unrecorded::new(Arc::new(Notify::new()));
+            unrecorded.add("a", Claim::of(3, 4), 300, aside());
+            let set_aside = unrecorded.take();
+            unrecorded.decided("a", position, Fates::default());
+            assert!(asked != 0 || unrecorded.keeps_file(position));
+            assert_eq!(unrecorded.recorded(&set_aside[0]), None, "this is not the decision");
+            let taken = unrecorded.take();
+            assert!(asked != 1 || unrecorded.keeps_file(position));
+            assert!(!unrecorded.is_recorded());
+            let free = unrecorded.recorded(&taken[0]);
+            assert_eq!(free, (asked < 2).then_some(position));
+            assert!(asked != 2 || !unrecorded.keeps_file(position), "it is deleted at once");
+            assert!(unrecorded.is_recorded());
+        }
         let mut unrecorded = Unrecorded::new(Arc::new(Notify::new()));
         unrecorded.waiting = WAITING_MAX;
-        settle(&mut unrecorded, 7, 8);
-        assert!(unrecorded.finished.is_empty());
-        unrecorded.decided("a", Position::new(3), Fates::default());
-        assert_eq!(unrecorded.take().len(), 1);
-        assert_eq!(unrecorded.first(), Some(at(7)), "the range is sent again after a restart");
+        unrecorded.decided("a", position, Fates::default());
+        assert!(unrecorded.take().is_empty());
+        assert!(unrecorded.keeps_file(position), "until a restart");
     }
 
     #[test]
@@ -229,7 +265,7 @@ mod tests {
         settle(&mut unrecorded, 30, 35);
         unrecorded.leave(range(0, 10), at(10));
         assert_eq!(unrecorded.first(), Some(at(5)));
-        unrecorded.take().iter().for_each(|it| unrecorded.recorded(it.claim));
+        unrecorded.take().iter().for_each(|it| _ = unrecorded.recorded(it));
         assert_eq!(unrecorded.first(), None);
     }
 }
