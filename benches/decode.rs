@@ -1,20 +1,20 @@
-//! The speed of `audit::decode_in_place` over bodies, in MB/s, beside functions that it can be
-//! compared with.
+//! The speed of `audit::decode_in_place`, in MB/s, beside other functions.
 //!
-//! Run it with `cargo bench --bench decode`. Each body is copied into one buffer, as the read of a
+//! Run it with `cargo bench --bench decode`. Each body is copied into a buffer, as a read from a
 //! socket would do, and decoded there. In each sample, every method takes its turn on the same
-//! bodies, so that other work of the machine hits all of them. The first method only copies, and
-//! its time is subtracted from the others'. Dropping the result counts. The tables hold medians of
-//! the samples, of CPU time.
+//! bodies, so that other work of the machine affects all of them. The first method only copies, and
+//! its time is subtracted from that of the others. The time includes dropping the result. The
+//! tables have medians of the samples, in CPU time.
 //!
-//! The second table shows what the scanner of bodies does with each instruction set that this CPU
-//! has, in the same unit. Its last row is serde_json, and its first row the copy.
+//! The second table shows the scanner of bodies with each instruction set of this CPU, also in
+//! MB/s. Its first row is the copy, and its last row is serde_json.
 //!
 //! The third table shows the cost of reading what an audit policy asks about each event
 //! (`audit::request`), beside a search for the ends of lines, in nanoseconds per event.
 //!
-//! A recorded body is read again and again, and a CPU learns its contents. All methods look faster
-//! for this, and with small bodies most of all. The last rows are for bodies that all differ.
+//! A CPU learns the contents of a recorded body that is read repeatedly. All methods then look
+//! faster, most of all with small bodies. The last rows of the first table are for bodies that all
+//! differ.
 
 #![allow(
     clippy::print_stdout,
@@ -40,18 +40,18 @@ mod work;
 use figures::spread;
 use work::{Work, body_of};
 
-/// The allocator of the real program.
+/// The relay's allocator.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// The bytes of a recorded body that a sample decodes at least. The cost of the clock itself does
-/// not matter then.
+/// A sample decodes a recorded body as often as it fits into this many bytes, but at least once.
+/// The cost of reading the clock does not matter then.
 const BYTES_PER_SAMPLE: usize = 512 * 1024;
 
-/// The bytes of the bodies that all differ. They are larger than any cache of a core.
+/// The approximate size of all bodies that differ. Together they are larger than a core's caches.
 const VARIED_BYTES: usize = 22_400_000;
 
-/// A way to decode a body, which is followed by one byte of free space.
+/// Decodes a body. The last byte of the slice is free space and not part of the body.
 type Method = fn(&mut [u8]);
 
 const METHODS: [(&str, Method); 4] = [
@@ -61,7 +61,7 @@ const METHODS: [(&str, Method); 4] = [
     ("serde_json::Value", value),
 ];
 
-/// The scanner of bodies with one instruction set.
+/// The scanner of bodies with each instruction set.
 #[cfg(target_arch = "x86_64")]
 const SCANNERS: [(audit::Isa, Method); 3] = [
     (audit::Isa::Sse2, |body| scan(audit::Isa::Sse2, body)),
@@ -69,7 +69,7 @@ const SCANNERS: [(audit::Isa, Method); 3] = [
     (audit::Isa::Avx512, |body| scan(audit::Isa::Avx512, body)),
 ];
 
-/// Ways to read the requests that the events of some lines describe.
+/// Ways to read the requests of events from their lines. The first one only copies.
 const READERS: [(&str, Method); 4] = [
     ("memcpy", copy),
     ("ends of lines", ends_of_lines),
@@ -125,7 +125,7 @@ fn corpus() -> Vec<(String, Vec<u8>)> {
     bodies
 }
 
-/// Prints the row of a body, or of several bodies.
+/// Prints a row of the first table, for one body or several.
 fn measure(name: &str, bodies: &[&[u8]], samples: usize) {
     let longest = bodies.iter().map(|body| body.len()).max().unwrap();
     let mut buffer = vec![0; longest + 1];
@@ -201,7 +201,7 @@ fn measure_readers(work: &Work) {
     println!("| {} | {} | {} |", work.name, work.lines() / work.events, costs[1..].join(" | "));
 }
 
-/// Returns the CPU time that this thread takes for all bodies.
+/// Returns the CPU time that this thread needs for all bodies.
 fn timed(bodies: &[&[u8]], buffer: &mut [u8], method: Method) -> Duration {
     let now = || rustix::time::clock_gettime(ClockId::ThreadCPUTime);
     let begun = now();
@@ -229,7 +229,7 @@ fn value(body: &mut [u8]) {
     black_box(serde_json::from_slice::<serde_json::Value>(without_room(body))).unwrap();
 }
 
-/// Validates the list and finds its events, but looks into none of them.
+/// Validates the list and finds its events, but does not parse them.
 fn raw_values(body: &mut [u8]) {
     let text = std::str::from_utf8(without_room(body)).unwrap();
     black_box(serde_json::from_str::<Items<'_>>(text)).unwrap();

@@ -1,13 +1,13 @@
 //! The cost of single parts: the queue in memory, the encoding for syslog, filters, compression,
-//! the queue on disk and its start.
+//! the queue on disk, and its start.
 //!
-//! Run it with `cargo bench --bench micro`; part of a name after `--` selects benches, `filters`
-//! selects the table of filters, and `compression` those of compression. Time is the CPU time of
-//! this process, with all its threads and the kernel's work for them. Other work of the machine and
-//! the speed of its disk do not count. `cargo bench --bench spool` measures how long a batch waits
-//! for the disk, and decoding has a bench of its own.
+//! Run it with `cargo bench --bench micro`. After `--`, part of a name selects benches, `filters`
+//! the tables of filters, and `compression` those of compression. Time is the CPU time of this
+//! process, with all its threads and the kernel's work for them. Other work of the machine and the
+//! speed of its disk do not count. `cargo bench --bench spool` measures how long a batch waits for
+//! the disk, and `cargo bench --bench decode` measures decoding.
 //!
-//! The files are in the same place as those of the spool's bench.
+//! Files are below the directory that `SPOOL_BENCH_DIRECTORY` names, or otherwise below target/.
 
 #![allow(clippy::print_stdout, reason = "tables are printed")]
 #![allow(clippy::unwrap_used, reason = "a bench panics where it cannot go on")]
@@ -43,7 +43,7 @@ mod work;
 use figures::spread;
 use work::{Work, body_of};
 
-/// The allocator of the real program.
+/// The relay's allocator.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -112,18 +112,16 @@ fn main() {
     criterion.final_summary();
 }
 
-/// Returns a decoded batch, as it is appended to a queue.
+/// Decodes a body of the work into a batch that can be appended to a queue.
 fn batch_of(work: &Work) -> Append {
     let batch = audit::decode(work.body.clone()).expect("an EventList");
     Append { lines: batch.lines, events: batch.events, levels: batch.levels, list: None }
 }
 
-/// Returns the batch of a request with one event.
 fn single() -> Append {
     batch_of(&Work::single())
 }
 
-/// Returns the batch of a request with 400 events.
 fn batch() -> Append {
     batch_of(&Work::metadata())
 }
@@ -137,7 +135,6 @@ fn config(queue: &str, output: &str) -> Config {
         .unwrap_or_else(|| panic!("a valid config, not {text}"))
 }
 
-/// Creating a `Telemetry` measures its clock, which takes some time, so all benches share one.
 static TELEMETRY: LazyLock<Telemetry> = LazyLock::new(Telemetry::new);
 
 fn output(name: String) -> Output {
@@ -145,7 +142,7 @@ fn output(name: String) -> Output {
     Output { name, required: true, keeps: Duration::ZERO, recorder: None, metrics }
 }
 
-/// The parameters for opening a queue.
+/// What a queue needs to be opened: its config and its outputs.
 struct Closed {
     config: config::Queue,
     outputs: Vec<Output>,
@@ -176,7 +173,7 @@ struct Open {
 }
 
 impl Open {
-    /// Appends a batch `times` times, and waits until all of them are acknowledged.
+    /// Appends a batch `times` times, and waits until each of them is acknowledged.
     fn append(&self, batch: &Append, times: usize) {
         let append = |_| self.queue.append(batch.clone()).expect("room");
         let mut tickets: Vec<_> = (0..times).map(append).collect();
@@ -187,7 +184,7 @@ impl Open {
         });
     }
 
-    /// Lets every output claim and finish this many events.
+    /// Claims and finishes this many events for each output.
     fn read(&mut self, events: u64) {
         for cursor in &mut self.cursors {
             let mut left = events;
@@ -203,7 +200,7 @@ impl Open {
         }
     }
 
-    /// Appends batches and lets every output finish them.
+    /// Appends a batch `times` times, and finishes its events for each output.
     fn pass(&mut self, batch: &Append, times: usize) {
         self.append(batch, times);
         self.read(batch.events * times as u64);
@@ -239,8 +236,8 @@ fn pass(
     group.bench_function(name, |bencher| bencher.iter(|| open.pass(batch, times)));
 }
 
-/// The filters of the table: a name, the keys of the filter, and the text of its policy, which is
-/// empty for no policy. The first row is the one that the others are compared with.
+/// The rows of the filters' table: a name, the config keys of the filter, and the text of its
+/// policy, which is empty for no policy. The other rows are compared with the first.
 fn rows() -> Vec<(&'static str, &'static str, String)> {
     let keys = |name, keys| (name, keys, String::new());
     let policy = |name, text: String| (name, "", text);
@@ -259,9 +256,9 @@ fn rows() -> Vec<(&'static str, &'static str, String)> {
     ]
 }
 
-/// Measures filters, and prints a table. A pass decodes a body, appends it to a queue in memory and
-/// claims it; then the filter, if there is one, judges each event. Everything that the relay does
-/// with sockets comes on top for all rows, so that the ratios of the whole relay are smaller.
+/// Measures the filters, and prints a table for each work. A pass decodes each body, appends it to
+/// a queue in memory, and claims it. Then the filter, if there is one, judges each event. The whole
+/// relay also works with sockets, so its ratios are smaller.
 fn filters() {
     const ROUNDS: usize = 21;
     for work in [Work::metadata(), Work::responses()] {
@@ -275,7 +272,7 @@ fn filters() {
                 let start = CpuTime::now();
                 let bytes = pass();
                 let cost = (CpuTime::now() - start).as_secs_f64() * 1e9 / bytes as f64;
-                // The first round fills caches and memories.
+                // The first round only fills caches and memory.
                 if round > 0 {
                     costs.push(cost);
                 }
@@ -287,15 +284,15 @@ fn filters() {
     }
 }
 
-/// Prints the costs of a row in CPU s/GB, and their ratios to those of the first row.
+/// Prints the median cost of a row in CPU s/GB, and its median ratio to the first row.
 fn print_row(name: &str, row: &[f64], first: &[f64]) {
     let ratios = row.iter().zip(first).map(|(cost, first)| cost / first);
     let (cost, ratio) = (spread(row.to_vec()), spread(ratios.collect()));
     println!("| {name} | {:.2} | {:.2} |", cost.median(), ratio.median());
 }
 
-/// Returns a function that does one pass over all bodies of the work, through a filter with these
-/// keys and this policy, and returns the number of bytes of the bodies.
+/// Returns a function that passes all bodies of the work through a filter with these keys and this
+/// policy, and returns the size of the bodies in bytes.
 fn filtered(work: &Work, keys: &str, policy: &str) -> impl FnMut() -> usize {
     let bodies: Vec<Vec<u8>> =
         work.requests.iter().map(|request| body_of(request).to_vec()).collect();
@@ -360,7 +357,6 @@ fn syslog(criterion: &mut Criterion<CpuTime>) {
     }
 }
 
-/// Returns a new directory for files.
 fn disk() -> TempDir {
     let named = std::env::var_os("SPOOL_BENCH_DIRECTORY");
     let below = named.map_or_else(|| PathBuf::from(env!("CARGO_TARGET_TMPDIR")), PathBuf::from);
@@ -380,7 +376,7 @@ fn spool(criterion: &mut Criterion<CpuTime>) {
         ("8 batches of 400 events at once", batch(), 8, 0),
         ("single event", single(), 1, 0),
         ("64 single events at once", single(), 64, 0),
-        // The backlog is longer than the queue keeps in memory.
+        // The backlog is larger than the part of the queue that is also in memory.
         ("batch of 400 events, read from files", batch(), 1, 256),
     ] {
         let directory = disk();
@@ -390,7 +386,7 @@ fn spool(criterion: &mut Criterion<CpuTime>) {
     }
 }
 
-/// Measures a start after a kill of the process: the queue was not closed.
+/// Measures the start of a queue that was not closed, as after a kill of the process.
 fn recovery(criterion: &mut Criterion<CpuTime>) {
     let mut group = criterion.benchmark_group("queue on disk, start");
     group.sample_size(20);

@@ -1,5 +1,5 @@
-//! The program by itself. This target also has cargo build the program whenever it builds the
-//! integration tests, which are a package of their own (`tests/Cargo.toml`).
+//! The program by itself. This target also makes cargo build the program whenever it builds the
+//! integration tests, which are a separate package (`tests/Cargo.toml`).
 
 use std::process::Command;
 

@@ -1,5 +1,5 @@
-//! A consumer that speaks the APIs of Splunk, IBM Cloud Logs, Loki, OTLP and S3, as far as a
-//! consumer needs that takes everything: it reads a request, and answers what the path asks for.
+//! A consumer that accepts everything. It speaks the APIs of Splunk, IBM Cloud Logs, Loki, OTLP and
+//! S3 as far as it needs: the path of a request decides the answer.
 
 use std::io;
 use std::io::{BufRead as _, BufReader, Read, Write};
@@ -31,7 +31,7 @@ pub(super) fn serve(stream: impl Read + Write) -> io::Result<()> {
             _ => ("200 OK", String::new()),
         };
         let length = answer.len();
-        // S3 answers with an ETag, and the others have no objection to one.
+        // S3 answers with an ETag. Outputs for the other APIs ignore it.
         let head =
             format!("HTTP/1.1 {status}\r\nETag: \"0\"\r\nContent-Length: {length}\r\n\r\n{answer}");
         stream.get_mut().write_all(head.as_bytes())?;
@@ -39,7 +39,7 @@ pub(super) fn serve(stream: impl Read + Write) -> io::Result<()> {
     }
 }
 
-/// Reads this many bytes, and returns them if `keeps` says so.
+/// Reads this many bytes. Returns them if `keeps` is `true`, and otherwise nothing.
 fn read_body<S: Read>(
     stream: &mut BufReader<S>,
     mut bytes: usize,
@@ -61,7 +61,7 @@ fn read_body<S: Read>(
     Ok(body)
 }
 
-/// Returns an answer of Splunk that says yes to each number in a question, `{"acks":[1,2]}`.
+/// Returns Splunk's answer to a question such as `{"acks":[1,2]}`: `true` for each number.
 fn acknowledged(question: &[u8]) -> String {
     let text = std::str::from_utf8(question).expect("a question is text");
     let numbers = text.split(|c: char| !c.is_ascii_digit()).filter(|number| !number.is_empty());

@@ -1,5 +1,5 @@
-//! The cost of compression: the CPU time and the bytes of the formats that outputs send, at some of
-//! their levels.
+//! The cost of compression: CPU time and bytes for the formats that outputs send, at several
+//! levels.
 
 use std::hint::black_box;
 use std::io::{Result, Write};
@@ -11,15 +11,15 @@ use super::CpuTime;
 use super::figures::spread;
 use super::work::{Work, body_of};
 
-/// The bytes that a compressor gets at a time, as in the relay.
+/// The most bytes that a compressor gets at once, as in the relay.
 const PIECE_BYTES: usize = 64 * 1024;
 
 const ROUNDS: usize = 11;
 
-/// Compresses a body, and returns the number of bytes that it has then.
+/// Compresses a body, and returns its compressed size in bytes.
 type Compress = Box<dyn Fn(&[u8]) -> Result<usize>>;
 
-/// Measures the formats, and prints a table for each work. zlib's format costs what gzip's does.
+/// Measures the formats, and prints a table for each work. A zlib stream costs the same as gzip.
 pub(crate) fn compression() {
     for work in [Work::metadata(), Work::responses(), Work::generated()] {
         println!("\n### compression: {}\n", work.name);
@@ -33,7 +33,7 @@ pub(crate) fn compression() {
                 let start = CpuTime::now();
                 *sent = bodies.iter().map(|body| black_box(compress(body)).expect("memory")).sum();
                 let cost = (CpuTime::now() - start).as_secs_f64() * 1e9 / bytes as f64;
-                // The first round fills caches and memories.
+                // The first round only fills caches and memory.
                 if round > 0 {
                     costs.push(cost);
                 }
@@ -46,7 +46,6 @@ pub(crate) fn compression() {
     }
 }
 
-/// Returns the rows of the table.
 fn rows() -> Vec<(String, Compress)> {
     let gzip = [1, 2, 3, 6].map(|level| {
         let compress = move |body: &[u8]| {
@@ -65,7 +64,7 @@ fn rows() -> Vec<(String, Compress)> {
     gzip.into_iter().chain(zstd).collect()
 }
 
-/// Writes a body to an encoder, and returns the encoder.
+/// Writes a body to an encoder in pieces, and returns the encoder.
 fn written<E: Write>(mut encoder: E, body: &[u8]) -> Result<E> {
     for piece in body.chunks(PIECE_BYTES) {
         encoder.write_all(piece)?;

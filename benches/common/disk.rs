@@ -1,4 +1,4 @@
-//! The directory that a bench writes to, and the speed of the disk below it without a relay.
+//! The directory that a bench writes to, and the speed of its disk without a relay.
 
 #![allow(dead_code, reason = "no bench needs everything")]
 
@@ -14,23 +14,23 @@ use crate::interrupt;
 use crate::load::percentile;
 use crate::process::thread_cpu;
 
-/// The bytes of a record before its lines. Groups of records start at multiples of a block
-/// (docs/internals/spool-format.md).
+/// The bytes that a raw write adds to the lines of each record, in place of a header.
 const RECORD_HEADER: usize = 56;
+/// Groups of records start at multiples of this (docs/internals/spool-format.md).
 pub(crate) const BLOCK: u64 = 4096;
 
-/// The largest size of the file for raw writes, in bytes. The raw writes end where the file ends.
+/// The largest size of the file for raw writes, in bytes. They end when the file is full.
 const RAW_FILE_MAX: u64 = 4 << 30;
 
-/// The most bytes that one call writes. More in one call is slower: with 20 MiB per call, the
-/// kernel took 0.7 CPU s/GB instead of 0.15 on the machine where this was measured (a virtual
-/// machine whose large free pages belong to the host).
+/// The most bytes that one call writes. Larger calls are slower: with 20 MiB per call, the kernel
+/// took 0.7 CPU s/GB instead of 0.15. This was measured on a virtual machine whose large free pages
+/// belonged to the host.
 pub(crate) const PIECE: usize = 1 << 20;
 
 /// The `f_type` of tmpfs (statfs(2)).
 const TMPFS: i64 = 0x0102_1994;
 
-/// A new directory below the given one. It is removed when dropped.
+/// A new directory below the given one, which is removed when this is dropped.
 pub(crate) struct Disk {
     directory: TempDir,
 }
@@ -54,7 +54,7 @@ impl Disk {
         system.f_bavail * system.f_frsize
     }
 
-    /// Returns the device and the file system, as the kernel names them.
+    /// Returns the file system, its device and mount options, and the free space.
     pub(crate) fn describe(&self) -> String {
         let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         let path = self.path().canonicalize().expect("it is there");
@@ -69,7 +69,7 @@ impl Disk {
         })
     }
 
-    /// Syncs the whole file system. Without this, bytes that others have written would be synced
+    /// Syncs the whole file system. Otherwise, bytes that others have written would be synced
     /// together with the first bytes of a run.
     pub(crate) fn settle(&self) {
         interrupt::check();
@@ -77,9 +77,9 @@ impl Disk {
         rustix::fs::syncfs(directory).expect("a disk that syncs");
     }
 
-    /// Measures the most that a queue in files could do on this disk. One thread writes groups of
-    /// `batches` records with `lines` bytes of lines each into a file whose space is reserved, and
-    /// syncs each group with one `fdatasync`, until `limit`.
+    /// Measures the fastest that a queue on disk could be. One thread writes groups of `batches`
+    /// records, with `lines` bytes of lines each, into reserved space. It syncs each group with one
+    /// `fdatasync`, and stops after `limit` or when the file is full.
     pub(crate) fn raw(&self, batches: usize, lines: u64, limit: Duration) -> Raw {
         self.settle();
         let path = self.path().join("raw");
@@ -124,11 +124,11 @@ impl Raw {
     }
 }
 
-/// Makes the kernel forget the cached pages of a queue's segments, which are all synced, so that
-/// they are read from the disk.
+/// Removes a queue's segments from the kernel's cache, so that they are read from the disk. Only
+/// synced pages can be removed.
 pub(crate) fn drop_cached(queue: &Path) {
     for segment in segments(queue) {
-        // The relay may be deleting the segment.
+        // The relay may have deleted the segment.
         let Ok(file) = File::open(segment) else { continue };
         rustix::fs::fadvise(&file, 0, None, Advice::DontNeed).expect("advice that Linux knows");
     }

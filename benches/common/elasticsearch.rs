@@ -1,4 +1,4 @@
-//! A consumer that speaks Elasticsearch's bulk API, and answers that each document is stored.
+//! A consumer that speaks Elasticsearch's bulk API, and reports each document as stored.
 
 #![allow(
     clippy::panic_in_result_fn,
@@ -19,8 +19,8 @@ const END: &[u8] = b"]}";
 const ITEM: &[u8] = br#"{"create":{"status":201}},"#;
 
 /// Answers requests until the connection ends, and counts their documents in `arrived`. A document
-/// is two lines of the body, so the consumer only counts the line feeds. The answer has an item for
-/// each document, as the relay's `filter_path` asks for it.
+/// is two lines of the body, so the consumer only counts line feeds. The answer has an item for
+/// each document, in the form that the relay's `filter_path` asks for.
 pub(super) fn serve(stream: impl Read + Write, arrived: &AtomicU64) -> io::Result<()> {
     let mut stream = BufReader::with_capacity(BUFFER, stream);
     let (mut head, mut answer) = (Vec::new(), Vec::new());

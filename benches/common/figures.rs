@@ -4,7 +4,7 @@
 
 use std::process::Command;
 
-/// The median, the least and the most of the values of some rounds.
+/// The median, the least and the greatest of some values.
 pub(crate) struct Spread {
     pub(crate) median: f64,
     pub(crate) least: f64,
@@ -46,19 +46,17 @@ pub(crate) fn machine() -> String {
     )
 }
 
-/// Returns the name of the CPU.
 pub(crate) fn cpu_model() -> String {
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("?");
     model.trim_start_matches([' ', '\t', ':']).to_owned()
 }
 
-/// Returns the commit of the repository, which ends with `-dirty` if files differ from it.
+/// Returns the commit of the repository, with `-dirty` if files differ from it.
 pub(crate) fn commit() -> String {
     first_line(Command::new("git").args(["describe", "--always", "--dirty", "--abbrev=10"]))
 }
 
-/// Returns the date and the time.
 pub(crate) fn now() -> String {
     httpdate::fmt_http_date(std::time::SystemTime::now())
 }

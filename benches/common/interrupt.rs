@@ -1,4 +1,4 @@
-//! SIGINT and SIGTERM end a bench like a panic: its processes are ended and its files are removed.
+//! SIGINT and SIGTERM end a bench like a panic: its children are killed and its files are removed.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -26,7 +26,7 @@ pub(crate) fn watch() {
     });
 }
 
-/// Panics if a signal has come. Everything that takes long calls this function.
+/// Panics if a signal has arrived. Most long loops call this function.
 pub(crate) fn check() {
     assert!(!INTERRUPTED.load(Ordering::Relaxed), "interrupted");
 }

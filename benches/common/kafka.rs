@@ -1,5 +1,5 @@
-//! librdkafka's mock cluster as a consumer. It keeps the newest 5 MB of each partition in memory,
-//! so it is like a broker whose disk costs nothing.
+//! librdkafka's mock cluster as a consumer. It keeps at most the newest 5 MiB of each partition, in
+//! memory, so it is like a broker whose disk costs nothing.
 
 use std::net::SocketAddr;
 use std::sync::mpsc;
@@ -11,7 +11,7 @@ use super::{Shared, TOPIC};
 /// The number of partitions of the topic.
 const PARTITIONS: i32 = 4;
 
-/// Runs a cluster of one broker until the sink is stopped. Sends its address to `address`.
+/// Runs a cluster of one broker until the sink is dropped. Sends its address to `address`.
 pub(super) fn serve(address: &mpsc::Sender<SocketAddr>, shared: &Shared) {
     let cluster = MockCluster::new(1).expect("a cluster");
     cluster.create_topic(TOPIC, PARTITIONS, 1).expect("a new topic");

@@ -1,5 +1,4 @@
-//! The senders: blocking sockets with one request under way on each. The bytes are made before the
-//! measurement.
+//! The senders: threads with blocking sockets, each with one request in progress.
 
 #![allow(dead_code, reason = "no bench needs everything")]
 
@@ -16,54 +15,54 @@ use crate::work::Work;
 /// The longest wait for an answer.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The settings of a load: the requests, the address, the number of senders, and the sink.
+/// A load: its requests, their address, the number of senders, and the sink.
 pub(crate) struct Load<'a> {
     pub(crate) work: &'a Work,
     pub(crate) address: SocketAddr,
     pub(crate) senders: usize,
     pub(crate) sink: &'a Sink,
-    /// No new request is sent while this many bytes have been answered and have not arrived at the
-    /// sink. Without this limit, the measurement of a relay that answers before it delivers would
-    /// show how it fills its queue.
+    /// Senders wait while more than this many bytes have been answered but have not arrived at the
+    /// sink. Otherwise, the measurement of a relay that answers before it delivers would show how
+    /// it fills its queue. [`Until::Paced`] has no such limit.
     pub(crate) ahead_max: u64,
 }
 
-/// The end of a load.
+/// When a load ends.
 #[derive(Clone, Copy)]
 pub(crate) enum Until {
     /// The load ends after this many requests.
     Requests(u64),
     /// The load ends after this time.
     Over(Duration),
-    /// The load sends this many requests. Each is due at a fixed time, by the rate, even if earlier
-    /// requests are not answered yet. The duration of an answer counts from the time at which the
-    /// request was due, so it includes the wait for a free sender, which is a wait for the proxy.
+    /// The load sends this many requests. Each is due at a fixed time, even if earlier requests are
+    /// not answered yet. The duration of its answer counts from then, so it includes the wait for a
+    /// free sender, which is a wait for the proxy.
     Paced { requests: u64, per_second: f64 },
-    /// The load ends when a request is answered 429, because the queue is full. Requests with this
-    /// answer are not sent again.
+    /// The load ends when a request is answered with 429, because the queue is full. Such a request
+    /// is not sent again.
     Full,
 }
 
 /// The result of a load.
 pub(crate) struct Outcome {
     pub(crate) requests: u64,
-    /// The number of answers other than 200. Each of these requests was sent again, but for
-    /// [`Until::Full`].
+    /// The number of answers other than 200. Each of these requests was sent again, except after a
+    /// 429 with [`Until::Full`].
     pub(crate) refused: u64,
-    /// The time from the first byte sent to the last answer.
+    /// The time from the start of the load to the last answer.
     pub(crate) took: Duration,
     /// The CPU time of the senders, in seconds.
     pub(crate) cpu: f64,
-    /// For each request the time from its first byte, or from when it was due, to the end of its
-    /// answer. Sorted.
+    /// For each request, the time from the first byte of its last attempt or, if it is paced, from
+    /// when it was due, to the end of its answer. Sorted.
     answers: Vec<Duration>,
-    /// For each paced request the time from when it was due to its first byte. Sorted.
+    /// For each paced request, the time from when it was due to its first byte. Sorted.
     late: Vec<Duration>,
 }
 
 impl Outcome {
-    /// Returns the time within which `percent` per cent of the requests were answered. 100 gives
-    /// the slowest one.
+    /// Returns the time within which `percent` % of the requests were answered; 100 gives the
+    /// slowest.
     pub(crate) fn percentile(&self, percent: usize) -> Duration {
         percentile(&self.answers, percent)
     }
@@ -73,7 +72,7 @@ impl Outcome {
         self::permille(&self.answers, permille)
     }
 
-    /// Returns the delay within which `percent` per cent of the paced requests were sent.
+    /// Returns the delay within which `percent` % of the paced requests were sent.
     pub(crate) fn late(&self, percent: usize) -> Duration {
         percentile(&self.late, percent)
     }
@@ -90,13 +89,13 @@ pub(crate) fn permille(sorted: &[Duration], permille: usize) -> Duration {
 }
 
 impl Load<'_> {
-    /// Sends the requests of the work in turn. Each sender sends the next one when its last one is
-    /// answered.
+    /// Connects, and sends the requests of the work in turn. Each sender sends its next request
+    /// when its last one has been answered.
     pub(crate) fn run(&self, until: Until) -> Outcome {
         self.run_on(&mut self.connect(|stream| stream), until)
     }
 
-    /// Makes a connection for each sender.
+    /// Makes a connection for each sender, as `wrap` returns it.
     pub(crate) fn connect<S>(&self, wrap: impl Fn(TcpStream) -> S) -> Vec<S> {
         let connect = |_| {
             let stream = TcpStream::connect(self.address).expect("the proxy listens");
@@ -107,7 +106,7 @@ impl Load<'_> {
         (0..self.senders).map(connect).collect()
     }
 
-    /// Like [`Self::run`], on existing connections, which are kept.
+    /// Like [`Self::run`], but on existing connections, which stay open.
     pub(crate) fn run_on<S: Read + Write + Send>(
         &self,
         connections: &mut [S],
@@ -206,8 +205,8 @@ impl Load<'_> {
     }
 }
 
-/// Turns off the 50 µs by which the kernel may let this thread sleep too long (prctl(2),
-/// PR_SET_TIMERSLACK).
+/// Makes this thread wake up on time. By default, the kernel may let it sleep 50 µs too long
+/// (prctl(2), PR_SET_TIMERSLACK).
 pub(crate) fn sleep_exactly() {
     let task = std::fs::read_link("/proc/thread-self").expect("Linux");
     let thread = task.file_name().expect("PID/task/TID").display();

@@ -1,4 +1,4 @@
-//! A consumer that speaks version 2 of the lumberjack protocol, and acknowledges each window once
+//! A consumer that speaks version 2 of the lumberjack protocol, and acknowledges each window when
 //! all of it has arrived.
 
 #![allow(
@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{BUFFER, skip};
 
-/// Reads windows until the connection ends, and counts their events in `arrived`. The number of
-/// events stands before them and is not compressed, so nothing is decompressed.
+/// Reads windows until the connection ends, and counts their events in `arrived`. A window begins
+/// with the number of its events, uncompressed, so nothing needs to be decompressed.
 pub(super) fn serve(stream: impl Read + Write, arrived: &AtomicU64) -> io::Result<()> {
     let mut stream = BufReader::with_capacity(BUFFER, stream);
     loop {

@@ -1,7 +1,7 @@
 //! Policies with many rules.
 
-/// Returns a policy with `rules` rules like those of providers' policies. Each rule asks for a
-/// frequent value and for one that never occurs.
+/// Returns a policy with `rules` rules, similar to those of providers. The last rule matches every
+/// event. Each other rule asks for a frequent value and for one that never occurs.
 pub(crate) fn of(rules: usize) -> String {
     let mut text = "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules:\n".to_owned();
     for rule in 1..rules {

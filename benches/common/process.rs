@@ -1,5 +1,4 @@
-//! A program that is measured, and its figures from `/proc`. Dropping it ends the program by its
-//! process id.
+//! A program that is measured, and its figures from `/proc`.
 
 #![allow(dead_code, reason = "no bench needs everything")]
 
@@ -7,10 +6,10 @@ use std::collections::BTreeMap;
 use std::ops::Sub;
 use std::process::{Child, Command};
 
-/// The unit of CPU time in `/proc/PID/stat` (USER_HZ), which is 100 on every Linux with glibc.
+/// The ticks of CPU time per second in `/proc/PID/stat` (USER_HZ): 100 on x86-64 and ARM.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// A child process.
+/// A child process, which is killed when this is dropped.
 pub(crate) struct Process(Child);
 
 impl Process {
@@ -23,8 +22,8 @@ impl Process {
         &mut self.0
     }
 
-    /// Returns the CPU time of the process, including threads that have ended and children that
-    /// were waited for.
+    /// Returns the CPU time of the process, including threads that have ended and children that it
+    /// has waited for.
     pub(crate) fn cpu(&self) -> Cpu {
         cpu_of(&self.0.id().to_string())
     }
@@ -34,7 +33,7 @@ impl Process {
         let tasks = format!("/proc/{}/task", self.0.id());
         for task in std::fs::read_dir(tasks).expect("the process lives") {
             let task = task.expect("a thread").path();
-            // Other threads may end meanwhile.
+            // A thread may have ended since it was listed.
             let comm = std::fs::read_to_string(task.join("comm")).unwrap_or_default();
             if comm.trim_end() == name {
                 let task = task.strip_prefix("/proc").expect("what was listed");
@@ -44,17 +43,17 @@ impl Process {
         Cpu { user: 0.0, system: 0.0 }
     }
 
-    /// Returns how many times the living threads of the process have begun to wait.
+    /// Returns how often the current threads of the process have begun to wait.
     pub(crate) fn waits(&self) -> u64 {
         self.threads().0.values().map(|thread| thread.waits).sum()
     }
 
-    /// Returns the CPU time and the waits of the living threads of the process.
+    /// Returns the CPU time and the waits of the current threads of the process.
     pub(crate) fn threads(&self) -> Threads {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", self.0.id()));
         let threads = tasks.expect("the process lives").filter_map(|task| {
             let task = task.expect("a thread");
-            // A thread may end meanwhile.
+            // The thread may have ended since it was listed.
             let status = std::fs::read_to_string(task.path().join("status")).ok()?;
             let schedstat = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
             let mut lines = status.lines();
@@ -66,7 +65,7 @@ impl Process {
         Threads(threads.collect())
     }
 
-    /// Returns the value of a line of `/proc/PID/status`, in MiB.
+    /// Returns the value in the line `key` of `/proc/PID/status`, in MiB.
     pub(crate) fn memory(&self, key: &str) -> f64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id()));
         let status = status.expect("the process lives");
@@ -84,13 +83,13 @@ impl Drop for Process {
     }
 }
 
-/// The threads of a process, by their numbers.
+/// The threads of a process, by thread ID.
 pub(crate) struct Threads(BTreeMap<u32, Thread>);
 
 /// The CPU time and the waits of a thread since its start.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Thread {
-    /// The CPU time in seconds. The kernel counts it in nanoseconds here, and in hundredths of a
+    /// The CPU time in seconds. The kernel counts it in nanoseconds here, but in hundredths of a
     /// second for [`Process::cpu`].
     pub(crate) cpu: f64,
     /// The number of times that the thread has begun to wait (voluntary context switches).
@@ -98,8 +97,8 @@ pub(crate) struct Thread {
 }
 
 impl Threads {
-    /// Returns what the threads have done together since `before`. A thread that has ended since
-    /// then does not count.
+    /// Returns the CPU time and the waits of all threads since `before`. A thread that has ended
+    /// does not count.
     pub(crate) fn since(&self, before: &Self) -> Thread {
         self.0.iter().fold(Thread::default(), |sum, (number, now)| {
             let before = before.0.get(number).copied().unwrap_or_default();
@@ -138,15 +137,14 @@ pub(crate) fn own_cpu() -> Cpu {
 fn cpu_of(task: &str) -> Cpu {
     let stat = std::fs::read_to_string(format!("/proc/{task}/stat"));
     let stat = stat.expect("the process lives");
-    // The name in brackets may hold any character. Field 3 and the following ones come after it
-    // (proc(5)).
+    // The name in brackets may contain any character. Field 3 comes after it (proc(5)).
     let (_, rest) = stat.rsplit_once(')').expect("a name in brackets");
     let fields: Vec<&str> = rest.split_whitespace().collect();
     let seconds = |field: usize| {
         let ticks: f64 = fields[field - 3].parse().expect("a number");
         ticks / TICKS_PER_SECOND
     };
-    // The fields are utime and stime, cutime and cstime. For a thread, the last two are those of
+    // Fields 14 to 17 are utime, stime, cutime and cstime. For a thread, the last two are those of
     // its process, and do not count.
     let children = if task.contains("task") { 0.0 } else { 1.0 };
     Cpu { user: seconds(14) + children * seconds(16), system: seconds(15) + children * seconds(17) }

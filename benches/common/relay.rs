@@ -15,7 +15,7 @@ use crate::process::Process;
 /// The longest wait for an empty queue.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A running relay with one output.
+/// A running relay. The name of its first output is `sink`.
 pub(crate) struct Relay {
     pub(crate) process: Process,
     pub(crate) address: SocketAddr,
@@ -26,18 +26,18 @@ pub(crate) struct Relay {
 }
 
 impl Relay {
-    /// Starts a relay. `queue` holds keys of the config with their values, and `output` the keys of
-    /// the output's table except the name.
+    /// Starts a relay. `queue` holds top-level keys of the config with their values. `output` holds
+    /// the keys of the first output's table, except the name.
     pub(crate) fn start(binary: &Path, queue: &str, output: &str) -> Self {
         Self::start_with(binary, queue, "", output)
     }
 
-    /// Like [`Self::start`], with more keys in the listener's table than its address.
+    /// Like [`Self::start`], but `listener` holds more keys of the listener's table.
     pub(crate) fn start_with(binary: &Path, queue: &str, listener: &str, output: &str) -> Self {
         Self::start_by(Command::new(binary), queue, listener, output)
     }
 
-    /// Like [`Self::start_with`], by a command to which the arguments of the relay are appended.
+    /// Like [`Self::start_with`], but with a command to which the relay's arguments are added.
     pub(crate) fn start_by(
         mut command: Command,
         queue: &str,
@@ -65,7 +65,7 @@ impl Relay {
         Metrics(get(self.admin, "/metrics"))
     }
 
-    /// Returns how many events the consumer has acknowledged.
+    /// Returns how many events the consumer of `sink` has acknowledged.
     pub(crate) fn delivered(&self) -> u64 {
         self.metrics().of_output("output_events_total")
     }
@@ -77,7 +77,7 @@ impl Relay {
             let metrics = self.metrics();
             let delivered = metrics.of_output("output_events_total");
             assert!(delivered <= events, "each event is counted once");
-            // One scrape is no snapshot, so both numbers must be right in it.
+            // The numbers of a scrape are not of the same moment, so both of them must be right.
             if delivered == events && metrics.of_output("output_backlog_events") == 0 {
                 assert_eq!(metrics.of_output("output_retries_total"), 0);
                 return;
@@ -88,8 +88,8 @@ impl Relay {
     }
 }
 
-/// Reads the addresses of the listener and of the admin routes from the relay's log. A thread goes
-/// on reading the log and ends with it.
+/// Reads the addresses of the listener and of the admin server from the relay's log. A thread reads
+/// the rest of the log, and prints every line that is not at level INFO.
 fn addresses(log: ChildStderr) -> (SocketAddr, SocketAddr) {
     let mut lines = BufReader::new(log).lines();
     let (mut listener, mut admin) = (None, None);
@@ -122,12 +122,12 @@ fn show_trouble(line: &str) {
 pub(crate) struct Metrics(String);
 
 impl Metrics {
-    /// Returns the value of a metric of the one output. The name has no prefix.
+    /// Returns the value of a metric of the output `sink`. `name` is without the relay's prefix.
     pub(crate) fn of_output(&self, name: &str) -> u64 {
         self.series(&format!("{name}{{output=\"sink\"}}"))
     }
 
-    /// Returns the value of a series. Its name has no prefix.
+    /// Returns the value of a series, whose name is without the relay's prefix.
     pub(crate) fn series(&self, series: &str) -> u64 {
         let series = format!("kube_audit_forwarder_{series} ");
         let value = self.0.lines().find_map(|line| line.strip_prefix(&series));

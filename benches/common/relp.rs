@@ -1,4 +1,4 @@
-//! A consumer that speaks RELP, and answers each command with 200 once all of it has arrived.
+//! A consumer that speaks RELP, and answers each complete command except `close` with 200.
 
 #![allow(
     clippy::panic_in_result_fn,
@@ -11,14 +11,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{BUFFER, skip};
 
-/// The answer to `open`, as rsyslog gives it.
+/// The answer to `open`, in the form that rsyslog uses.
 const OFFERS: &str = "200 OK\nrelp_version=0\nrelp_software=sink\ncommands=syslog";
 
-/// The most bytes of a number or of the name of a command, with the byte after it.
+/// The most bytes of a number or a command's name, with the byte after it.
 const WORD_MAX: u64 = 32;
 
-/// Reads commands until the connection ends, and counts the messages in `arrived`. The answers to
-/// all commands of one read are written together, so the consumer is no slower than it must be.
+/// Reads commands until the connection ends, and counts the messages in `arrived`. Answers are
+/// written together, before the next read, so that the consumer is as fast as it can be.
 pub(super) fn serve(stream: impl Read + Write, arrived: &AtomicU64) -> io::Result<()> {
     let mut stream = BufReader::with_capacity(BUFFER, stream);
     let mut answers = Vec::new();
@@ -52,7 +52,7 @@ pub(super) fn serve(stream: impl Read + Write, arrived: &AtomicU64) -> io::Resul
     Ok(())
 }
 
-/// Reads to the byte `end`, and returns what comes before it.
+/// Reads up to the byte `end`, and returns the text before it.
 fn word(stream: &mut impl BufRead, end: u8) -> io::Result<String> {
     let mut word = Vec::new();
     stream.take(WORD_MAX).read_until(end, &mut word)?;

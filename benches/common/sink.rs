@@ -1,5 +1,5 @@
-//! The consumer, which reads, counts and forgets. Each connection has a thread of its own, which
-//! ends with it.
+//! The consumer: it counts what arrives, and keeps nothing. Except with Kafka, each connection has
+//! its own thread, which ends with the connection.
 
 #![allow(dead_code, reason = "no bench needs everything")]
 
@@ -24,7 +24,7 @@ mod relp;
 /// The topic of a consumer that speaks Kafka.
 pub(crate) const TOPIC: &str = "audit";
 
-/// The bytes that the sink reads at once. Larger reads do not make it cheaper.
+/// The most bytes that the sink reads at once. Larger reads do not save CPU time.
 const BUFFER: usize = 256 * 1024;
 
 /// The most bytes of a request's head.
@@ -36,17 +36,16 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// The protocol between a proxy and its consumer.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wire {
-    /// POSTs of EventLists, plain or compressed by gzip.
+    /// POSTs of EventLists, plain or compressed with gzip.
     Http,
-    /// POSTs of EventLists, compressed by zstd.
+    /// POSTs of EventLists, compressed with zstd.
     Zstd,
-    /// Bytes without an answer.
+    /// A stream of bytes, which the consumer does not answer.
     Stream,
     /// Version 2 of the lumberjack protocol.
     Lumberjack,
-    /// RELP.
     Relp,
-    /// Kafka. Only a bench that is built with the feature `kafka` has this consumer.
+    /// Kafka. The bench needs the feature `kafka` for this consumer.
     Kafka,
     /// POSTs of Elasticsearch's bulk API.
     Elasticsearch,
@@ -55,7 +54,7 @@ pub(crate) enum Wire {
 }
 
 impl Wire {
-    /// True if the consumer counts events and not bytes: see [`Sink::count_events_of`].
+    /// Returns `true` if the sink counts events, not bytes: see [`Sink::count_events_of`].
     pub(crate) fn counts_events(self) -> bool {
         match self {
             Self::Http | Self::Stream => false,
@@ -68,41 +67,38 @@ impl Wire {
         }
     }
 
-    /// True if the consumer does not see how many events arrive, and has to be told: see
-    /// [`Sink::tell`].
+    /// Returns `true` if the sink cannot see how many events arrive: see [`Sink::tell`].
     pub(crate) fn is_told(self) -> bool {
         matches!(self, Self::Zstd | Self::Kafka | Self::Api)
     }
 }
 
-/// A consumer on a port that the kernel chooses. It listens until dropped; the proxy must have
-/// ended by then.
+/// A consumer on a port that the kernel chooses. It listens until it is dropped. The proxy must
+/// have ended by then.
 pub(crate) struct Sink {
     address: SocketAddr,
     shared: Arc<Shared>,
-    /// The bytes of some events (see [`work::lines_of_list`]), and what the sink counts for them:
-    /// how many events these are, or their bytes behind a filter. Both are 1 if the sink counts
-    /// bytes.
+    /// Converts the sink's count into bytes of lines (see [`work::lines_of_list`]): multiply by the
+    /// first number and divide by the second. Both are 1 if the sink counts these bytes itself.
     counted: (u64, u64),
     accepting: Option<JoinHandle<()>>,
 }
 
 #[derive(Default)]
 struct Shared {
-    /// The bytes of events that have arrived (see [`work::lines_of_list`]). For a stream, all
-    /// bytes. The number of events if [`Wire::counts_events`].
+    /// The sink's count: events if [`Wire::counts_events`], all bytes for [`Wire::Stream`], and
+    /// otherwise bytes of lines (see [`work::lines_of_list`]).
     arrived: AtomicU64,
-    /// The bytes of events whose sender was answered 200.
+    /// The bytes of lines whose senders got a 200, once for each output.
     expected: AtomicU64,
-    /// The bytes that frame a stream's events, in millionths of the bytes of the events.
+    /// The framing of a stream, in millionths of the bytes of its lines.
     framing: AtomicU64,
     /// See [`Sink::hold_back`].
     held_back: AtomicU64,
     /// See [`Sink::expect_more`].
     more: AtomicU64,
     stopped: AtomicBool,
-    /// Taken after each change that another thread may wait for. A thread that waits holds it while
-    /// it checks.
+    /// Locked after each change that a thread may wait for, and by that thread when it checks.
     turn: Mutex<()>,
     turns: Condvar,
 }
@@ -116,7 +112,7 @@ impl Sink {
         }
     }
 
-    /// The cluster lives in a thread, because librdkafka's handle of it cannot change threads.
+    /// The cluster has its own thread, because librdkafka's handle cannot move between threads.
     #[cfg(feature = "kafka")]
     fn start_kafka() -> Self {
         let shared = Arc::<Shared>::default();
@@ -132,7 +128,7 @@ impl Sink {
         panic!("this bench was built without kafka");
     }
 
-    /// Like [`Self::start`], over the stream that `wrap` makes of each connection.
+    /// Like [`Self::start`], but over the stream that `wrap` makes of each connection.
     pub(crate) fn start_on<S: Read + Write>(
         wire: Wire,
         wrap: impl Fn(TcpStream) -> S + Clone + Send + 'static,
@@ -152,7 +148,7 @@ impl Sink {
                 std::thread::spawn(move || match wire {
                     Wire::Http | Wire::Zstd => answer(wrap(stream), &shared),
                     Wire::Stream => discard(wrap(stream), &shared.arrived),
-                    // These return an error when the connection ends, as all connections do.
+                    // These end with an error when the connection ends, which is normal.
                     Wire::Elasticsearch => {
                         drop(elasticsearch::serve(wrap(stream), &shared.arrived));
                     }
@@ -175,26 +171,25 @@ impl Sink {
         self.shared.arrived.load(Ordering::Relaxed) * bytes / events
     }
 
-    /// From now on, takes what has arrived as a number of events of this work. All of its bodies
-    /// have as many bytes and events, so the bytes that are missing are exact whenever whole bodies
-    /// have arrived, and 0 only when everything has. In between they are off by less than a body.
+    /// From now on, counts events of this work. All bodies of the work have the same number of
+    /// bytes and of events. So [`Self::missing`] is exact whenever whole bodies have arrived, and
+    /// is 0 only when everything has arrived. In between, it is off by less than a body.
     pub(crate) fn count_events_of(&mut self, work: &Work) {
         self.counted = (work.lines(), work.events);
     }
 
-    /// From now on, takes what arrives as bodies of this work that a filter has changed. Must be
-    /// called when exactly one body has arrived. All of them must be changed by as many bytes.
+    /// From now on, expects bodies of this work as a filter changes them. Call this when exactly
+    /// one body has arrived. The filter must change all bodies by the same number of bytes.
     pub(crate) fn learn_filter(&mut self, work: &Work) {
         self.counted = (work.lines(), self.shared.arrived.load(Ordering::Relaxed));
     }
 
-    /// Tells a sink that does not see it that this many events have arrived since the last
-    /// [`Self::restart`].
+    /// Tells a sink that cannot see it how many events have arrived since [`Self::restart`].
     pub(crate) fn tell(&self, events: u64) {
         self.shared.arrived.store(events, Ordering::Relaxed);
     }
 
-    /// Counts bytes of events whose sender was answered 200.
+    /// Adds bytes of lines whose senders got a 200.
     pub(crate) fn expect(&self, bytes: u64) {
         let times = 1 + self.shared.more.load(Ordering::Relaxed);
         self.shared.expected.fetch_add(times * bytes, Ordering::Relaxed);
@@ -203,21 +198,21 @@ impl Sink {
         }
     }
 
-    /// From now on, expects each event `times` more times, from further outputs.
+    /// From now on, expects each event `times` more times, from other outputs.
     pub(crate) fn expect_more(&self, times: u64) {
         self.shared.more.store(times, Ordering::Relaxed);
     }
 
-    /// From now on, answers a POST only if afterwards at least this many bytes are still missing of
-    /// those whose senders were answered. [`u64::MAX`] answers none. 0, which is the value at the
-    /// start, answers all at once.
+    /// From now on, keeps this many bytes back: a POST is answered only once the senders have got a
+    /// 200 for at least this many bytes after it. With [`u64::MAX`], no POST is answered. With 0,
+    /// the initial value, each POST is answered at once.
     pub(crate) fn hold_back(&self, bytes: u64) {
         self.shared.held_back.store(bytes, Ordering::Relaxed);
         self.shared.take_turns();
     }
 
-    /// Returns how many bytes have been answered to their senders and have not arrived, without
-    /// those that are held back.
+    /// Returns how many bytes are still to arrive: those whose senders got a 200, minus those that
+    /// are held back, minus those that have arrived.
     pub(crate) fn missing(&self) -> u64 {
         let expected = self.shared.expected.load(Ordering::Relaxed);
         let held_back = self.shared.held_back.load(Ordering::Relaxed);
@@ -236,9 +231,9 @@ impl Sink {
         }
     }
 
-    /// Learns how many bytes frame the events of a stream. Must be called when everything that was
-    /// expected has arrived: the other bytes are the framing, and do not count from now on. A
-    /// hundredth of them is left out, because the lengths of other events may have fewer digits.
+    /// Learns how many bytes frame the events of a stream. Call this when all expected events have
+    /// arrived. The other bytes are framing, and are not counted from now on. 1 % of them still
+    /// count, because the lengths of other events may have fewer digits.
     pub(crate) fn learn_framing(&self) {
         let expected = self.shared.expected.load(Ordering::Relaxed).max(1);
         let more = self.arrived().saturating_sub(expected) * 99 / 100;
@@ -271,7 +266,7 @@ fn discard(mut stream: impl Read, arrived: &AtomicU64) {
     }
 }
 
-/// Reads bytes that nobody needs.
+/// Reads and discards this many bytes.
 fn skip(stream: &mut impl BufRead, mut bytes: u64) -> io::Result<()> {
     while bytes > 0 {
         let read = stream.fill_buf()?.len().min(usize::try_from(bytes).unwrap_or(usize::MAX));
@@ -297,8 +292,8 @@ impl Shared {
         self.turns.notify_all();
     }
 
-    /// Waits until a POST that ends before byte `end` may be answered. Returns false if it may
-    /// never be.
+    /// Waits until a POST that ends before byte `end` may be answered. Returns `false` if the sink
+    /// is dropped first.
     fn may_take(&self, end: u64) -> bool {
         let waits = |(): &mut ()| {
             let held_back = self.held_back.load(Ordering::Relaxed);
@@ -312,13 +307,13 @@ impl Shared {
     }
 }
 
-/// Answers each POST with 200 once its body is read and may be answered. Nothing is decompressed,
-/// because that would take more CPU time than all the rest of the sink:
+/// Answers each POST with 200 when its body has arrived and the answer is not held back.
+/// Decompression would take more CPU time than the rest of the sink, so nothing is decompressed:
 ///
-/// - A body of gzip ends with its length before compression (ISIZE, RFC 1952 §2.3.1), so its bytes
-///   are counted exactly.
-/// - A body of zstd has its length in its head only if the sender knew it then. These bodies are
-///   not counted, and the sink is told of them (see [`Sink::tell`]).
+/// - A gzip body ends with its uncompressed length (ISIZE, RFC 1952 §2.3.1), so its bytes are
+///   counted exactly.
+/// - A zstd body has its length at its beginning only if the sender knew it then. Such bodies are
+///   not counted. The sink is told of them (see [`Sink::tell`]).
 fn answer(mut stream: impl Read + Write, shared: &Shared) {
     let mut buffer = vec![0; BUFFER];
     let mut filled = 0;
@@ -338,7 +333,7 @@ fn answer(mut stream: impl Read + Write, shared: &Shared) {
         let mut left = body;
         let taken = left.min(filled - head);
         left -= taken;
-        // Only a proxy that pipelines sends more than one request at once, and no proxy here does.
+        // No proxy here pipelines requests.
         assert_eq!(head + taken, filled, "more than one request at once");
         keep_last(&mut last, &buffer[head..filled]);
         filled = 0;
@@ -385,14 +380,13 @@ impl Encoding {
     }
 }
 
-/// Puts the last bytes of `bytes` behind those that `last` holds.
+/// Updates `last`, the last bytes that were read, with `bytes`.
 fn keep_last(last: &mut [u8; 4], bytes: &[u8]) {
     let count = bytes.len().min(last.len());
     last.rotate_left(count);
     last[4 - count..].copy_from_slice(&bytes[bytes.len() - count..]);
 }
 
-/// Returns the value of a head's Content-Length.
 pub(crate) fn content_length(head: &[u8]) -> usize {
     let value = value_of(head, "content-length").expect("a body with its length");
     value.parse().expect("a number")
@@ -414,7 +408,6 @@ fn read_head(stream: &mut impl BufRead, head: &mut Vec<u8>) -> io::Result<bool> 
     Ok(true)
 }
 
-/// Returns the value of a header, whose name is in lower case.
 fn value_of<'a>(head: &'a [u8], name: &str) -> Option<&'a str> {
     let head = std::str::from_utf8(head).expect("a head is ASCII");
     head.lines().find_map(|line| {

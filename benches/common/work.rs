@@ -1,5 +1,5 @@
-//! The requests: EventLists as kube-apiserver writes them. There are many different ones, because a
-//! CPU's branch predictor learns every quote of a body that comes again and again.
+//! The requests: EventLists as kube-apiserver writes them. They differ from each other, because a
+//! CPU's branch predictor would learn every quote of a repeated body.
 
 #![allow(dead_code, reason = "no bench needs everything")]
 
@@ -17,25 +17,26 @@ use serde_json::value::RawValue;
 const HEAD: &str = r#"{"kind":"EventList","apiVersion":"audit.k8s.io/v1","metadata":{},"items":["#;
 const TAIL: &str = "]}\n";
 
-/// The number of different bodies of a work with batches. Together they are larger than the caches
+/// The number of different bodies in a work with batches. Together they are larger than the caches
 /// of a core.
 const BATCHES: u64 = 40;
 
-/// The number of different bodies of a work with single events.
+/// The number of different bodies in a work with single events.
 const SINGLES: u64 = 4000;
 
 /// The bytes before an event's auditID.
 const AUDIT_ID: &[u8] = br#""auditID":""#;
 
-/// The digits of a number in auditIDs. The shortest recorded auditID has as many bytes.
+/// The number of hexadecimal digits that replace the start of each auditID. The shortest recorded
+/// auditID is this long.
 const DIGITS: usize = 6;
 
-/// Requests of one kind.
+/// Similar requests, which a load sends in turn.
 pub(crate) struct Work {
     pub(crate) name: &'static str,
-    /// One of the bodies. All bodies have as many bytes and events.
+    /// One of the bodies, uncompressed. All bodies have the same number of bytes and of events.
     pub(crate) body: Vec<u8>,
-    /// The requests, each a head and a body, to be sent in turn.
+    /// The requests, each a head and a body.
     pub(crate) requests: Vec<Vec<u8>>,
     /// The number of events in each body.
     pub(crate) events: u64,
@@ -43,9 +44,9 @@ pub(crate) struct Work {
     distinct: Option<Distinct>,
 }
 
-/// The parts of the requests that change whenever a request is sent.
+/// The parts of the requests that change each time a request is sent.
 struct Distinct {
-    /// For each request, the places of its auditIDs.
+    /// For each request, the offsets of its auditIDs.
     places: Vec<Vec<usize>>,
     /// The number that the next request gets.
     next: AtomicU32,
@@ -64,13 +65,13 @@ impl Work {
         Self { name, body, requests, events, distinct: None }
     }
 
-    /// Returns recorded events at level Metadata. Each body has the events in another order.
+    /// Returns recorded events at level Metadata. Each body has the events in a different order.
     pub(crate) fn metadata() -> Self {
         Self::recorded("metadata, 400 events of 0.8 KB", "01-batch400-metadata.json", 400)
     }
 
-    /// Returns recorded events with request and response objects. Each body has the events in
-    /// another order.
+    /// Returns recorded events with request and response objects. Each body has the events in a
+    /// different order.
     pub(crate) fn responses() -> Self {
         let file = "02-batch-requestresponse-allstages.json";
         Self::recorded("requests and responses, 400 events of 1.0 KB", file, 400)
@@ -91,7 +92,7 @@ impl Work {
         Self::new(name, events, bodies)
     }
 
-    /// Returns generated events of 1.0 to 2.0 KB each.
+    /// Returns generated events of 1.0 to 2.0 KB.
     pub(crate) fn generated() -> Self {
         let bodies = (0..BATCHES).map(|seed| generated(seed, 400, 1500));
         Self::new("generated, 400 events of 1.5 KB", 400, bodies)
@@ -102,7 +103,7 @@ impl Work {
         Self::new("single event of 2 KB", 1, bodies)
     }
 
-    /// Returns generated bodies with `events` events of 1.5 KB each.
+    /// Returns generated bodies with `events` events of 1.5 KB on average.
     pub(crate) fn batches_of(events: u64) -> Self {
         let count = (BATCHES * 400 / events).clamp(8, SINGLES);
         let length = usize::try_from(events).expect("a batch");
@@ -110,8 +111,8 @@ impl Work {
         Self::new("generated, events of 1.5 KB", events, bodies)
     }
 
-    /// Returns the same work with each body compressed by gzip at its usual level, 6. The requests
-    /// differ in length, and [`Self::body`] is still a body without compression.
+    /// Returns the same work with each body compressed by gzip at its default level, 6. The
+    /// requests differ in length. [`Self::body`] is still uncompressed.
     pub(crate) fn gzipped(&self) -> Self {
         let requests = self.requests.iter().map(|request| {
             let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
@@ -122,8 +123,8 @@ impl Work {
         Self { requests: requests.collect(), body: self.body.clone(), distinct: None, ..*self }
     }
 
-    /// Returns the same work without repetition: whenever a request is sent, its auditIDs begin
-    /// with another number, so that no two events that are sent have the same bytes.
+    /// Returns the same work without repetition: each time a request is sent, its auditIDs begin
+    /// with a new number, so that no two sent events have the same bytes.
     pub(crate) fn distinct(self) -> Self {
         let places = self.requests.iter().map(|request| {
             let ids = memchr::memmem::find_iter(request, AUDIT_ID);
@@ -137,8 +138,7 @@ impl Work {
         Self { distinct: Some(distinct), ..self }
     }
 
-    /// Returns the request that is sent at this turn. A request of a distinct work is made in
-    /// `copy`.
+    /// Returns the request for this turn. It is made in `copy` if the work is [`Self::distinct`].
     pub(crate) fn request<'a>(&'a self, turn: u64, copy: &'a mut Vec<u8>) -> &'a [u8] {
         let turn = turn % self.requests.len() as u64;
         let turn = usize::try_from(turn).expect("an index");
@@ -153,21 +153,20 @@ impl Work {
         copy
     }
 
-    /// Returns how many requests have about `bytes` bytes together.
+    /// Returns how many requests have, together, at least `bytes` bytes of bodies.
     pub(crate) fn requests_of(&self, bytes: f64) -> u64 {
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an argument")]
         let requests = (bytes / self.body.len() as f64).ceil() as u64;
         requests
     }
 
-    /// Returns the bytes of the events of one request, each with the byte that ends it or separates
-    /// it from the next one.
+    /// Returns the size of the events in one request: see [`lines_of_list`].
     pub(crate) fn lines(&self) -> u64 {
         lines_of_list(self.body.len() as u64)
     }
 }
 
-/// Returns a request with this body as kube-apiserver writes it, with `more` lines in its head.
+/// Returns a request as kube-apiserver writes it, with `more` header lines.
 fn request(body: &[u8], more: &str) -> Vec<u8> {
     let head = format!(
         "POST /?timeout=30s HTTP/1.1\r\nHost: 127.0.0.1:3000\r\nUser-Agent: Go-http-client/1.1\r\n\
@@ -178,21 +177,20 @@ fn request(body: &[u8], more: &str) -> Vec<u8> {
     [head.as_bytes(), body].concat()
 }
 
-/// Returns the body of a request.
 pub(crate) fn body_of(request: &[u8]) -> &[u8] {
     let head = memchr::memmem::find(request, b"\r\n\r\n").expect("a head");
     &request[head + 4..]
 }
 
-/// Returns the bytes of the events of an EventList of `body` bytes, each with the byte after it.
-/// The sum over all lists stays the same, however a relay splits and joins batches.
+/// Returns the size of the events in an EventList of `body` bytes, with one more byte for each
+/// event. The sum over all lists does not depend on how a relay splits and joins batches.
 pub(crate) fn lines_of_list(body: u64) -> u64 {
     (body + 1).saturating_sub((HEAD.len() + TAIL.len()) as u64)
 }
 
-/// Returns an EventList whose events have `event_bytes` bytes on average. Half of them are text
-/// with characters that JSON escapes and characters of two bytes in UTF-8. Each seed gives another
-/// list of the same length.
+/// Returns an EventList whose events have `event_bytes` bytes on average. About half of an event is
+/// text with JSON escapes and with two-byte characters in UTF-8. Each seed gives a different list
+/// of the same length.
 fn generated(seed: u64, events: usize, event_bytes: usize) -> Vec<u8> {
     let mut random = fastrand::Rng::with_seed(seed);
     let mut body = String::from(HEAD);
@@ -201,7 +199,7 @@ fn generated(seed: u64, events: usize, event_bytes: usize) -> Vec<u8> {
         if index > 0 {
             body.push(',');
         }
-        // One of two events is longer than the average by as many bytes as the other is shorter.
+        // Of each two events, one is as much longer than the average as the other is shorter.
         let bytes = if index % 2 == 1 {
             event_bytes - differs
         } else if index + 1 < events {
@@ -245,9 +243,9 @@ fn event(random: &mut fastrand::Rng, bytes: usize, to: &mut String) {
     to.push_str(TAIL);
 }
 
-/// Returns an EventList whose events all differ in length, names, numbers and the members of the
-/// object, while their parts follow each other as in kube-apiserver's events. A CPU learns from one
-/// event as much about the next as it does with real events. The same seed gives the same bytes.
+/// Returns an EventList whose events differ in length, names, numbers and members of the object. A
+/// CPU learns from one event as much about the next one as it does with real events. The same seed
+/// gives the same bytes.
 pub(crate) fn varied(seed: u64, events: usize, event_bytes: usize) -> Vec<u8> {
     let mut random = fastrand::Rng::with_seed(seed);
     let mut body = String::from(HEAD);
@@ -270,11 +268,10 @@ pub(crate) fn varied(seed: u64, events: usize, event_bytes: usize) -> Vec<u8> {
     body.into_bytes()
 }
 
-/// The beginning of an event. `~` stands for a word, `^` for a number, and `%` for a number of one
-/// digit.
+/// The beginning of an event. `~` stands for a word, `^` for a number, and `%` for a digit.
 const BEGINNING: &str = r#"{"level":"RequestResponse","auditID":"00000000-%%%%-4000-8000-%%%%%%%%%%%%","stage":"ResponseComplete","requestURI":"/api/v1/namespaces/~/~/~-^","verb":"~","user":{"username":"system:serviceaccount:~:~","uid":"00000000-%%%%-4000-8000-%%%%%%%%%%%%","groups":["system:serviceaccounts","system:serviceaccounts:~","system:authenticated"]},"sourceIPs":["10.0.0.%"],"userAgent":"~/v1.36.2 (linux/amd64)","objectRef":{"resource":"~","namespace":"~","name":"~-^","apiVersion":"v1"},"responseStatus":{"metadata":{},"code":20%},"requestObject":{"kind":"~","apiVersion":"v1","spec":{"replicas":%"#;
 
-/// Parts of objects, each of which follows another member.
+/// Members of an object. Each one begins with the comma after the previous member.
 const PARTS: &[&str] = &[
     r#","labels":{"app":"~","app.kubernetes.io/name":"~","pod-template-hash":"^"}"#,
     r#","annotations":{"kubernetes.io/restartedAt":"2026-01-02T0%:0%:0%Z","example/revision":"%"}"#,

@@ -1,10 +1,10 @@
-//! Runs the path of a batch from its body to an output's claim, for the test
-//! `tests/it/ingest/instructions.rs`, which counts the instructions.
+//! Runs parts of the path of a batch from its body to a consumer. The instructions are counted by
+//! `tests/it/ingest/instructions.rs` and `tests/it/deliver/instructions.rs`.
 //!
-//! `hot-path PHASE PASSES` prepares the work of a phase, does one pass of it, and then does
-//! `PASSES` more in a thread of its own, so that a profiler can tell those from the start. Each
-//! pass reads the bodies from their files again: the kernel copies them, as it does from a socket,
-//! and the kernel's instructions are not counted.
+//! `hot-path PHASE PASSES` prepares a phase and makes one pass of it. Then it makes `PASSES` more
+//! in another thread, so that a profiler can tell these from the preparation. The kernel's
+//! instructions are not counted. The passes that decode read the bodies from their files again: the
+//! kernel copies them, as it does from a socket.
 
 #![allow(
     clippy::print_stdout,
@@ -38,7 +38,7 @@ use transform::volume::{Seen, Volume};
 #[path = "../common/policy.rs"]
 mod policy;
 
-/// The same allocator as in the binary.
+/// The relay's allocator.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -48,11 +48,11 @@ const BUFFER: usize = 1 << 20;
 /// The default of `output.batch`.
 const TAKE: Take = Take { bytes: 4 << 20, events: 5000 };
 
-/// A config in which every other value is the default.
+/// A config in which all other values are the defaults.
 const CONFIG: &str =
     "[[listener]]\naddress = '127.0.0.1:0'\n[[output]]\nname = 'output'\ntype = 'stdout'\n";
 
-/// Does one pass, and returns the number of bytes and of events in it.
+/// Makes one pass, and returns the number of bytes and of events in it.
 type Pass = Box<dyn FnMut() -> (usize, u64) + Send>;
 
 fn main() {
@@ -66,13 +66,13 @@ fn main() {
             |body| audit::scan_in_place(audit::Isa::Sse2, body).expect("a usual body"),
             [1, 2, 17, 18, 19].map(recorded),
         ),
-        // Bodies with many escapes, text beyond ASCII, and few events.
+        // Bodies with many escapes, non-ASCII text, and few events.
         "decode mixed" => decode(accepted, [4, 5, 9, 10, 11, 12, 13, 14, 15, 16].map(recorded)),
         "decode large events" => decode(accepted, [recorded(3)]),
         "decode singles" => decode(accepted, [6, 7, 8].map(recorded)),
         "decode lines" => decode(accepted, [File::open(path("audit.log")).unwrap()]),
         "queue batches" => queue(&recorded(1), 1, TAKE),
-        // One claim takes all events that have come since the last one.
+        // One claim takes all 400 events.
         "queue singles" => queue(&recorded(7), 400, TAKE),
         "requests" => requests(&recorded(7)),
         "queue cut batches" => queue(&recorded(1), 1, Take { events: 10, ..TAKE }),
@@ -106,7 +106,7 @@ fn path(name: &str) -> String {
     format!("{}/../../tests/corpus/{name}", env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Opens the recorded body of this number.
+/// Opens the recorded body with this number.
 fn recorded(number: usize) -> File {
     let mut entries = std::fs::read_dir(path("")).unwrap().map(|entry| entry.unwrap().path());
     let prefix = path(&format!("{number:02}-"));
@@ -114,7 +114,7 @@ fn recorded(number: usize) -> File {
     File::open(body.expect("a recorded body")).unwrap()
 }
 
-/// Reads a file into the front of a buffer, and returns its length in bytes.
+/// Reads a file into the beginning of a buffer, and returns its length in bytes.
 fn read(file: &File, buffer: &mut [u8]) -> usize {
     let bytes = usize::try_from(file.metadata().unwrap().len()).unwrap();
     file.read_exact_at(&mut buffer[..bytes], 0).unwrap();
@@ -134,7 +134,7 @@ fn accepted(body: &mut [u8]) -> Split {
     audit::decode_in_place(body).expect("a recorded body")
 }
 
-/// A pass that checks and splits each body with `split`.
+/// Returns a pass that checks and splits each body with `split`.
 fn decode<const N: usize>(split: fn(&mut [u8]) -> Split, bodies: [File; N]) -> Pass {
     let mut buffer = vec![0; BUFFER];
     Box::new(move || {
@@ -161,8 +161,8 @@ fn opened(config: &config::Queue, telemetry: &Telemetry) -> (Queue, Cursor) {
     (queue, cursors.remove(0))
 }
 
-/// A pass that appends a batch `batches` times to a queue in memory, which holds some batches
-/// already. An output then claims as many events, as much as `take` at a time, and finishes each
+/// Returns a pass that appends a batch `batches` times to a queue in memory, which already has 100
+/// batches. An output then claims as many events, with at most `take` in a claim, and finishes each
 /// claim.
 fn queue(body: &File, batches: u64, take: Take) -> Pass {
     let (batch, bytes) = decoded(body);
@@ -190,9 +190,9 @@ fn queue(body: &File, batches: u64, take: Take) -> Pass {
     })
 }
 
-/// A pass that sends a body to a listener over a kept connection of HTTP/1.1, and reads the answer.
-/// The listener runs in the thread of the pass. An output then claims the events and finishes the
-/// claim.
+/// Returns a pass that sends a body to a listener over a kept HTTP/1.1 connection, and reads the
+/// answer. The listener runs in the thread of the pass. An output then claims and finishes the
+/// events.
 fn requests(body: &File) -> Pass {
     let mut buffer = vec![0; BUFFER];
     let bytes = read(body, &mut buffer);
@@ -231,8 +231,8 @@ fn requests(body: &File) -> Pass {
     })
 }
 
-/// A pass that appends a batch to a queue on disk, waits until it is synced, and lets an output
-/// claim it and finish the claim. The queue is in the directory for temporary files.
+/// Returns a pass that appends a batch to a queue on disk, waits until it is synced, and lets an
+/// output claim and finish it. The queue is in the directory for temporary files.
 fn disk(body: &File) -> Pass {
     let (batch, bytes) = decoded(body);
 
@@ -252,13 +252,13 @@ fn disk(body: &File) -> Pass {
     })
 }
 
-/// The number of events in each pass of [`deliver`]. They fit into the buffers of the sockets, so
-/// that the number of writes and reads does not depend on the time.
+/// The number of events in each pass of [`deliver`]. They fit into the sockets' buffers, so that
+/// the number of writes and reads does not depend on the time.
 const DELIVERED: usize = 100;
 
-/// A pass that appends the first events of a body to a queue in memory, as a list that was received
-/// if the output takes lists, and waits until a consumer has all of them. The output with these
-/// settings and its consumer run in the thread of the pass.
+/// Returns a pass that appends the first events of a body to a queue in memory, and waits until a
+/// consumer has all of them. If the queue keeps lists, they are appended as a received list. The
+/// output with these settings and its consumer run in the thread of the pass.
 fn deliver(settings: &str, body: &File) -> Pass {
     let (batch, _) = decoded(body);
     let ends = memchr::memchr_iter(b'\n', &batch.lines);
@@ -299,7 +299,7 @@ fn deliver(settings: &str, body: &File) -> Pass {
                 Some(peer) => peer,
                 none => none.insert(consumer.accept().await.unwrap().0),
             };
-            // A request has a head and a tail, too.
+            // An HTTP request also has a head and a tail.
             let mut got = 0;
             while got < length || is_http && !read[..got].ends_with(b"]}\n") {
                 match peer.read(&mut read[got..]).await.unwrap() {
@@ -315,8 +315,8 @@ fn deliver(settings: &str, body: &File) -> Pass {
     })
 }
 
-/// A pass that asks a filter about every event of a body. `settings` are the keys of the filter;
-/// `rules` is the number of rules of its policy, or 0 for no policy.
+/// Returns a pass in which a filter judges every event of a body. `settings` are the config keys of
+/// the filter. `rules` is the number of rules in its policy, or 0 for no policy.
 fn filter(settings: &str, rules: usize, body: File) -> Pass {
     let (batch, _) = decoded(&body);
 
@@ -339,8 +339,8 @@ fn filter(settings: &str, rules: usize, body: File) -> Pass {
     })
 }
 
-/// A pass that counts the volume of a body. Nothing has come in before it, so that every event is
-/// sampled.
+/// Returns a pass that counts the volume of a body. The counter is new in each pass, so every event
+/// is sampled.
 fn volume(body: &File) -> Pass {
     let (batch, _) = decoded(body);
     Box::new(move || {

@@ -1,9 +1,8 @@
-//! The cost of a batch, in and out, while a backlog of some size lies before it, and the time that
-//! a start then takes.
+//! The cost of a batch behind a backlog of some size, and the time that a start then takes.
 //!
-//! There is one relay for each size, and all of them run. In each round each relay takes its turn.
-//! The consumer accepts exactly as many bytes as are sent, so the bytes that it receives were sent
-//! a whole backlog before.
+//! There is one relay for each size, and all of them run at once. In each round, each relay takes
+//! its turn. The consumer accepts exactly as many bytes as are sent, so it receives bytes that were
+//! sent a whole backlog earlier.
 
 use std::path::PathBuf;
 
@@ -17,14 +16,14 @@ use crate::work::Work;
 
 const SENDERS: usize = 8;
 
-/// The most bytes by which the backlog may be larger than it should be.
+/// The most bytes by which a backlog may exceed its nominal size.
 const AHEAD_MAX: u64 = 1 << 20;
 
-/// The requests before each measurement. They use up the events that were read ahead, or lay in
-/// memory, before the cache was dropped.
+/// The requests before each measurement. They use up the events that were in memory when the cache
+/// was dropped.
 const WARM_UP: u64 = 100;
 
-/// The requests between two starts. They leave the last segment about half full.
+/// The requests before each start. They fill about half of a segment.
 const BETWEEN_STARTS: u64 = 100;
 
 /// A relay with its backlog.
@@ -35,7 +34,7 @@ struct Backlog<'a> {
     directory: Option<PathBuf>,
     filled: Outcome,
     rounds: Vec<Round>,
-    /// The resident memory now and at most, in MiB.
+    /// The resident memory after the last round, and its peak, in MiB.
     memory: (f64, f64),
     starts: Vec<f64>,
     // The order of these fields matters: the sink's threads end when the connections do.
@@ -94,12 +93,11 @@ fn table(disk: Option<&Disk>, sizes: &[u64], arguments: &Arguments) -> String {
     text
 }
 
-/// Returns the sizes that leave as much of the disk free as they take, and a text about the others.
+/// Returns the sizes that together fit into half of the free disk, and a text about the others.
 fn fitting(disk: &Disk, sizes: &[u64]) -> (Vec<u64>, String) {
     let (free, mut fitting, mut text) = (disk.free() >> 20, Vec::new(), String::new());
     for &mebibytes in sizes {
-        // A backlog also takes the space that is reserved for its segment, and the bytes that are
-        // sent in addition.
+        // The 512 MiB are for the space that is reserved for a segment, and for later requests.
         let needed: u64 = fitting.iter().chain([&mebibytes]).map(|size| size + 512).sum();
         if 2 * needed <= free {
             fitting.push(mebibytes);
@@ -145,7 +143,7 @@ impl<'a> Backlog<'a> {
         self.relay.as_ref().expect("it runs")
     }
 
-    /// Sends some bytes while the consumer accepts as many, and measures the round.
+    /// Sends some bytes while the consumer accepts as many, and measures this round.
     fn pass_through(&mut self, arguments: &Arguments) {
         let (relay, sink) = (self.relay(), &self.sink);
         let load = Load {
@@ -177,8 +175,8 @@ impl<'a> Backlog<'a> {
         self.memory = (process.memory("VmRSS:"), process.memory("VmHWM:"));
     }
 
-    /// Kills the relay under load, and measures a start while none of its files is in the kernel's
-    /// cache.
+    /// Sends some requests, kills the relay, and measures its next start, for which no segment is
+    /// in the kernel's cache.
     fn start_again(&mut self, arguments: &Arguments) {
         let Some(directory) = self.directory.clone() else { return };
         self.sink.hold_back(u64::MAX);
@@ -232,7 +230,7 @@ impl<'a> Backlog<'a> {
 }
 
 fn start(arguments: &Arguments, mebibytes: u64, directory: Option<&PathBuf>, sink: &Sink) -> Relay {
-    // The queue never becomes full, and a consumer that holds back does not count as dead.
+    // The queue never becomes full, and a request that the consumer holds back does not time out.
     let mut queue = format!("queue.max_bytes = '{}MiB'", 2 * mebibytes + 1024);
     if let Some(directory) = directory {
         queue += &format!("\nqueue.directory = '{}'", directory.display());

@@ -1,14 +1,14 @@
-//! The cost of a batch with more of everything: backlog, outputs, connections, events in a batch,
-//! rules of a policy.
+//! How the cost of a batch changes with the backlog, the outputs, the connections, the events in a
+//! batch, and the rules of a policy.
 //!
 //! `cargo bench --bench scale` runs the relay's own program on 127.0.0.1, between a load and a sink
-//! in this process, and prints a Markdown table for each. All relays of a table run at once. In
-//! each round each relay takes its turn while the others are idle. The tables hold medians over the
-//! rounds, with the least and the most value; "÷ first" is the median of the ratios within each
-//! round. CPU time is that of the relay's process, in and out.
+//! in this process, and prints Markdown tables. All relays of a table run at once. In each round,
+//! each relay takes its turn while the others are idle. The tables have medians over the rounds,
+//! with the least and the greatest value. "÷ first" is the median of the ratios to the first row
+//! within each round. CPU time is that of the relay's process, for its input and its output.
 //!
-//! Files are below the directory that `--directory` or `SPOOL_BENCH_DIRECTORY` names, or below
-//! target/ otherwise. They are removed at the end, also after a panic or Ctrl-C.
+//! Files are below the directory that `--directory` or `SPOOL_BENCH_DIRECTORY` names, or otherwise
+//! below target/. They are removed at the end, also after a panic or Ctrl-C.
 
 #![allow(
     clippy::disallowed_methods,
@@ -51,10 +51,10 @@ use disk::Disk;
 use variant::Setting;
 use work::Work;
 
-/// The number of requests under way at once, if there are as many connections.
+/// The number of requests in progress, if there are as many connections.
 const SENDERS: usize = 8;
 
-/// Measures what a batch costs with more of everything
+/// Measures how the cost of a batch changes with more of everything
 #[derive(Parser)]
 struct Arguments {
     /// Only these tables
@@ -64,25 +64,25 @@ struct Arguments {
         default_value = "backlog,outputs,connections,batches,rules"
     )]
     only: Vec<Table>,
-    /// Rounds; in each, everything that is compared takes its turn
+    /// Rounds; in each, every relay takes its turn
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// Seconds of one run, but for backlogs
+    /// Seconds of one run, except with backlogs
     #[arg(long, default_value_t = 1.0)]
     seconds: f64,
-    /// Outputs (http)
+    /// Numbers of outputs (http)
     #[arg(long, value_delimiter = ',', default_value = "1,2,4,8")]
     outputs: Vec<usize>,
-    /// Kept connections, used in turn
+    /// Numbers of kept connections, which are used in turn
     #[arg(long, value_delimiter = ',', default_value = "1,8,64,500,2000")]
     connections: Vec<usize>,
-    /// Events in a batch
+    /// Numbers of events in a batch
     #[arg(long, value_delimiter = ',', default_value = "1,4,16,64,256,1000,4000")]
     batches: Vec<u64>,
-    /// Rules of an output's policy; 0: no filter
+    /// Numbers of rules in an output's policy; 0: no filter
     #[arg(long, value_delimiter = ',', default_value = "0,1,20,100")]
     rules: Vec<usize>,
-    /// Backlogs in MiB, smallest first. A backlog that does not fit twice on the disk is left out
+    /// Backlogs in MiB, smallest first; left out if they would fill more than half of the free disk
     #[arg(long, value_delimiter = ',', default_value = "1,64,1024,8192")]
     backlogs: Vec<u64>,
     /// Backlogs of queues in memory, in MiB, smallest first
@@ -97,10 +97,10 @@ struct Arguments {
     /// Directory for the files; not on tmpfs
     #[arg(long, env = "SPOOL_BENCH_DIRECTORY", default_value = env!("CARGO_TARGET_TMPDIR"))]
     directory: PathBuf,
-    /// Another binary of the relay than the one built for this bench
+    /// The relay's binary; the default is the one built for this bench
     #[arg(long, default_value = env!("CARGO_BIN_EXE_kube-audit-forwarder"))]
     relay: PathBuf,
-    /// Given by `cargo bench`, and by nobody else
+    /// Only `cargo bench` sets this
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -121,7 +121,7 @@ fn main() {
         return;
     }
     interrupt::watch();
-    // The relay raises this limit too. This process has two sockets for each connection.
+    // This process has two sockets for each connection. The relay raises its own limit.
     ::process::raise_open_files().expect("a limit that can be raised");
     let disk = Disk::new(&arguments.directory);
     print!("{}", figures::machine());
@@ -140,16 +140,16 @@ fn main() {
     println!("\n- load average after: {}", figures::load_average());
 }
 
-/// Measures with backlogs. Every batch is sent at once, and the batch that the consumer receives
-/// was sent a whole backlog before.
+/// Measures with backlogs. While the load sends batches, the consumer receives batches that were
+/// sent a whole backlog earlier.
 fn backlog(disk: &Disk, arguments: &Arguments) {
     println!("\n## Backlog\n\n{}, rounds of {} GB.", Work::metadata().name, arguments.gigabytes);
     print!("\n### queue on disk\n{}", backlog::on_disk(disk, arguments));
     print!("\n### queue in memory\n{}", backlog::in_memory(arguments));
 }
 
-/// Measures with several outputs. Each output sends every byte, so each further output costs as
-/// much as the first; the cost of one output must not rise.
+/// Measures with several outputs. Each output sends every byte, so each one adds about the same
+/// cost. The cost of one output must not rise.
 fn outputs(disk: &Disk, arguments: &Arguments) {
     println!("\n## Outputs");
     for (work, on_disk) in
@@ -169,8 +169,8 @@ fn outputs(disk: &Disk, arguments: &Arguments) {
     }
 }
 
-/// Measures with several connections. A fixed number of requests is under way, each on another
-/// connection than the one before, so that all connections are kept and none is idle for long.
+/// Measures with several connections. At most [`SENDERS`] requests are in progress. Each sender
+/// uses its connections in turn, so that none is idle for long.
 fn connections(arguments: &Arguments) {
     println!("\n## Connections");
     for work in [Work::metadata(), Work::single()] {
@@ -188,8 +188,8 @@ fn connections(arguments: &Arguments) {
     }
 }
 
-/// Measures with batches of different sizes. A batch costs something by itself and something for
-/// each byte, and neither may rise.
+/// Measures with batches of different sizes. A batch has a fixed cost and a cost for each byte, and
+/// neither of them may rise.
 fn batches(disk: &Disk, arguments: &Arguments) {
     println!("\n## Events in a batch");
     let works: Vec<Work> =
@@ -209,7 +209,7 @@ fn batches(disk: &Disk, arguments: &Arguments) {
     }
 }
 
-/// Measures with several rules. Only the last rule matches, and it leaves every event unchanged, so
+/// Measures with several rules. Only the last rule matches, and it keeps every event unchanged, so
 /// the cost is that of reading and deciding.
 fn rules(disk: &Disk, arguments: &Arguments) {
     println!("\n## Rules of a policy");

@@ -1,4 +1,4 @@
-//! Relays that differ in one number, and the table of what this number changes.
+//! Relays that differ in one number, and the table that compares them.
 
 use std::io;
 use std::io::{Read, Write};
@@ -14,28 +14,28 @@ use crate::sink::{Sink, Wire};
 use crate::work::Work;
 use crate::{Arguments, interrupt};
 
-/// The most bytes by which the senders may be ahead of the sink. A queue on disk keeps more than
-/// that in memory (16 MiB).
+/// The most bytes by which the senders may be ahead of the sink, for each output. A queue on disk
+/// keeps more than that in memory (16 MiB).
 const AHEAD_MAX: u64 = 8 << 20;
 
-/// The requests on each connection before the first round.
+/// The average number of requests on each connection before the first round.
 const WARM_UP: usize = 4;
 
-/// The longest wait until a relay reports that it holds nothing any more.
+/// How long to wait until a relay has no backlog.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The settings of one relay of a table.
 pub(crate) struct Setting<'a> {
-    /// The number by which the relays are compared.
+    /// The number in which the relays of a table differ.
     pub(crate) number: usize,
     pub(crate) work: &'a Work,
     pub(crate) outputs: usize,
     pub(crate) connections: usize,
-    /// The number of requests under way at once.
+    /// The number of requests in progress.
     pub(crate) senders: usize,
     /// The disk of the queue, or `None` for a queue in memory.
     pub(crate) on_disk: Option<&'a Disk>,
-    /// More keys of each output.
+    /// More config keys for each output.
     pub(crate) output: String,
 }
 
@@ -43,7 +43,7 @@ pub(crate) struct Setting<'a> {
 struct Variant<'a> {
     setting: Setting<'a>,
     rounds: Vec<Round>,
-    // The order of these fields matters: the threads of the relay and of the sink end when the
+    // The order of these fields matters: the threads of the relay and of the sink end when their
     // connections do.
     senders: Vec<Turns>,
     relay: Relay,
@@ -52,7 +52,7 @@ struct Variant<'a> {
 
 struct Round {
     cpu: Cpu,
-    /// How many times the relay's threads have begun to wait.
+    /// How often the relay's threads have begun to wait.
     waits: u64,
     load: Outcome,
 }
@@ -61,11 +61,11 @@ struct Round {
 struct Turns {
     streams: Vec<TcpStream>,
     current: usize,
-    /// True if an answer was read, so that the next bytes written are another request.
+    /// `true` once an answer has been read: the next bytes to be written begin another request.
     answered: bool,
 }
 
-/// Runs all relays of a table and prints it.
+/// Runs all relays of a table, and prints the table.
 pub(crate) fn table(title: &str, what: &str, settings: Vec<Setting<'_>>, arguments: &Arguments) {
     let mut variants: Vec<Variant<'_>> =
         settings.into_iter().map(|setting| Variant::start(setting, arguments)).collect();
@@ -88,7 +88,7 @@ pub(crate) fn table(title: &str, what: &str, settings: Vec<Setting<'_>>, argumen
 }
 
 impl<'a> Variant<'a> {
-    /// Starts the relay, makes its connections and uses them.
+    /// Starts the relay, makes its connections, and sends the first requests on them.
     fn start(setting: Setting<'a>, arguments: &Arguments) -> Self {
         let sink = Sink::start(Wire::Http);
         sink.expect_more(setting.outputs as u64 - 1);
@@ -134,8 +134,8 @@ impl<'a> Variant<'a> {
         Round { cpu: process.cpu() - cpu, waits: process.waits().saturating_sub(waits), load }
     }
 
-    /// Waits until the relay has no backlog: bytes that the sink has received may not be
-    /// acknowledged yet.
+    /// Waits until no output has a backlog. The sink may have received bytes whose acknowledgement
+    /// the relay has not seen yet.
     fn wait_until_empty(&self) {
         let end = Instant::now() + PATIENCE;
         loop {
@@ -186,7 +186,6 @@ impl<'a> Variant<'a> {
     }
 }
 
-/// Returns the names of a relay's outputs.
 fn names(outputs: usize) -> impl Iterator<Item = String> {
     (0..outputs).map(|index| if index == 0 { "sink".to_owned() } else { format!("sink-{index}") })
 }

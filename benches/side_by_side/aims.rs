@@ -1,4 +1,4 @@
-//! The aims, and the table that compares them with the figures.
+//! The aims, and the table that compares the results with them.
 
 use crate::figures::Spread;
 use crate::fixed;
@@ -15,7 +15,7 @@ pub(crate) struct Measured {
     pub(crate) fixed: FixedRates,
 }
 
-/// How much is sent.
+/// How much the load sends.
 #[derive(Clone, Copy)]
 enum Rate {
     Saturation,
@@ -35,7 +35,7 @@ const HTTP_DISK: Through = Through::Relay(Route::Http, Mode::Disk);
 const TCP_DISK: Through = Through::Relay(Route::Tcp, Mode::Disk);
 const HTTP_EVIDENCE: Through = Through::Relay(Route::Http, Mode::Evidence);
 
-/// The aims for the CPU time as a multiple of HAProxy's on the same work: the beginning of the
+/// The aims for the CPU time as a multiple of HAProxy's for the same work: the beginning of the
 /// work's name, the relay, the rate, and the aim.
 const CPU: [(&str, Through, Rate, f64); 13] = [
     ("metadata", HTTP, Saturation, 1.4),
@@ -56,24 +56,22 @@ const CPU: [(&str, Through, Rate, f64); 13] = [
 /// The aims for the CPU time as a multiple of that of the same relay without its filter.
 const CPU_FILTER: [(Through, f64); 2] = [(POLICY, 1.12), (REDACT, 1.25)];
 
-/// The aim for the CPU seconds for each GB that evidence adds to `HTTP_DISK`.
+/// The aim for the CPU seconds per GB that evidence adds to `HTTP_DISK`.
 const CPU_EVIDENCE: f64 = 0.5;
 
-/// The rate of the aims for filters and for evidence beside saturation, in events per second.
+/// The rate at which filters and evidence have the same aims as at saturation, in events/s.
 const RATE: u32 = 100_000;
 
-/// The aim for the CPU time of `HTTP` at saturation as a multiple of an nginx that buffers
-/// requests.
+/// The aim for the CPU time of `HTTP` at saturation as a multiple of a buffering nginx's.
 const CPU_NGINX: f64 = 1.25;
 
-/// The aim for the p99 of a relay's answers as a multiple of HAProxy's at the same rate, with the
-/// queue in memory.
+/// The aim for the p99 of `HTTP`'s answers as a multiple of HAProxy's at the same rate.
 const P99_RATIO: f64 = 1.0;
 
 /// The aim for the p99 of answers at half load with the queue on disk, in milliseconds.
 const P99_ON_DISK: f64 = 5.0;
 
-/// The aims for memory at idle, and beyond the queue and the requests in flight, in MiB.
+/// The aims for the memory after the start, and beyond the queue and the bodies in flight, in MiB.
 const RSS_IDLE: f64 = 12.0;
 const RSS_BEYOND: f64 = 32.0;
 
@@ -96,8 +94,8 @@ impl Table {
     }
 }
 
-/// Returns the aims and what was reached: medians, with the least and the most value. What was not
-/// measured is left out.
+/// Returns the aims and the results: medians, with the least and the greatest value. An aim whose
+/// runs were not made is left out.
 pub(crate) fn in_short(measured: &[Measured], idle: &Idle) -> String {
     let mut table =
         Table(String::from("| what | work | aim | measured | reached |\n|---|---|---|---|---|\n"));
@@ -139,7 +137,7 @@ fn add_cpu(table: &mut Table, measured: &Measured) {
     }
 }
 
-/// Adds what filters and evidence add to the same relay without them.
+/// Adds the aims for the costs of filters and of evidence.
 fn add_more(table: &mut Table, measured: &Measured) {
     let Measured { throughput, fixed, .. } = measured;
     let work = throughput.work.name;
@@ -181,8 +179,8 @@ fn add_p99(table: &mut Table, measured: &Measured) {
     }
 }
 
-/// Adds for each aim the row with the most memory, and the one of syslog beside it. The aims are
-/// for the routes without compression, to consumers that do not acknowledge each event.
+/// Adds the aims for memory, each with the relay that took the most. The aim beyond the queue also
+/// has a row for syslog. Only the first four routes with the queue in memory count.
 fn add_rss(table: &mut Table, measured: &[Measured]) {
     let rows = measured.iter().flat_map(|measured| {
         let Throughput { work, rows } = &measured.throughput;

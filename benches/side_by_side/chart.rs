@@ -1,4 +1,4 @@
-//! The CPU time as a picture: SVG that a page can show, in the colours of a light or a dark theme.
+//! The CPU time as a chart in SVG, with the colours of a light and of a dark theme.
 
 use std::fmt::Write as _;
 
@@ -13,9 +13,8 @@ use crate::report::{self, cpu, over};
 const RATE: u32 = 100_000;
 const RATE_TEXT: &str = "100,000";
 
-/// The figures of log shippers that did the same job, which this bench does not start: the name and
-/// the least and the most CPU s/GB. They are of docs/concepts/comparison.md, which has them since
-/// 2026-11-20.
+/// Figures of 2026-11-20 for the same job, which this bench does not measure: the name, and the
+/// least and the greatest CPU s/GB. They are from docs/concepts/comparison.md.
 const EARLIER: [(&str, f64, f64); 3] = [
     ("kube-audit-forwarder of that day", 0.9, 0.9),
     ("Fluent Bit 5.1", 23.0, 24.0),
@@ -48,16 +47,16 @@ const STYLE: &str = "
 /// A row of the chart.
 struct Bar {
     name: String,
-    /// The class of its colour.
+    /// The CSS class that gives the bar its colour.
     class: &'static str,
     cpu: Spread,
 }
 
-/// Bars with one scale.
+/// Bars with a common scale.
 struct Part {
     title: String,
     bars: Vec<Bar>,
-    /// The value at the right end.
+    /// The value at [`RIGHT`].
     most: f64,
 }
 
@@ -127,7 +126,7 @@ fn parts(measured: &[Measured]) -> Vec<Part> {
         let bars = rows.map(|row| Bar::new(row.through, over(&row.samples, fixed::cpu)));
         add(format!("{name}, at {RATE_TEXT} events/s"), bars.collect());
     }
-    // The measured parts have one scale.
+    // The measured parts have a common scale.
     let most = parts.iter().map(Part::longest).fold(0.0, f64::max);
     parts.iter_mut().for_each(|part| part.most = most);
     let bars = EARLIER.map(|(name, least, most)| {
@@ -140,8 +139,8 @@ fn parts(measured: &[Measured]) -> Vec<Part> {
     parts
 }
 
-/// True for what the relay is compared with, and for the routes without compression to consumers
-/// that do not acknowledge each event.
+/// Returns `true` if the chart shows this proxy. It does not show gzip, any route after the first
+/// four, or the modes `Delivered` and `NoVolume`.
 fn is_shown(through: Through) -> bool {
     match through {
         Through::Haproxy(_) => !through.name().contains("gzip"),

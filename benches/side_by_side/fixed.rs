@@ -1,4 +1,4 @@
-//! The results at fixed rates: most relays are far from saturation most of the time.
+//! The results at fixed rates. Most relays are far below saturation most of the time.
 
 use std::time::Duration;
 
@@ -24,8 +24,8 @@ pub(crate) struct Held {
 }
 
 impl FixedRates {
-    /// Makes a row for each proxy at each rate, in events per second. Rows of the same proxy follow
-    /// each other.
+    /// Makes a row for each proxy at each rate, in events per second. The rows of a proxy are
+    /// adjacent.
     pub(crate) fn new(throughs: &[Through], rates: &[u32]) -> Self {
         let rows = throughs.iter().flat_map(|&through| {
             rates.iter().map(move |&events| Held { through, events, samples: Vec::new() })
@@ -37,8 +37,8 @@ impl FixedRates {
         self.rows.iter().find(|row| row.through == through && row.events == events)
     }
 
-    /// Returns a figure as a multiple of HAProxy's at the same rate, or `None` if this proxy was
-    /// not measured at this rate.
+    /// Returns a figure as a multiple of HAProxy's at the same rate, or `None` if one of the two
+    /// was not measured at this rate.
     pub(crate) fn ratio(
         &self,
         through: Through,
@@ -48,8 +48,8 @@ impl FixedRates {
         self.compare(through, through.haproxy(), events, |it, other| value(it) / value(other))
     }
 
-    /// Compares two proxies at the same rate within each round, or returns `None` if one of them
-    /// was not measured at this rate.
+    /// Compares two proxies at the same rate within each round. Returns `None` if one of them was
+    /// not measured at this rate.
     pub(crate) fn compare(
         &self,
         through: Through,
@@ -68,7 +68,7 @@ impl FixedRates {
         rows.map(|row| row.events).collect()
     }
 
-    /// Adds HAProxy to the floor on disk, whose samples have the writer alone.
+    /// Adds HAProxy's figures to the floor on disk, whose samples have only the writer's so far.
     pub(crate) fn complete_floor(&mut self) {
         for events in self.rates() {
             let (floor, haproxy) = (Through::Floor, Through::Floor.haproxy());
@@ -119,7 +119,7 @@ impl FixedRates {
     }
 }
 
-/// Returns the CPU seconds for each GB.
+/// Returns the CPU seconds per GB.
 pub(crate) fn cpu(run: &Fixed) -> f64 {
     run.cpu / run.gigabytes
 }

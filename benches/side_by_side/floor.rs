@@ -1,19 +1,19 @@
-//! The floors: what the same work costs at least on this machine, in programs that do nothing else.
+//! The floors: the least that the same work costs here, in programs that do nothing else.
 //!
-//! The bench starts its own program again for each of them, so that their CPU time is counted as
-//! that of a proxy is:
+//! For each of them, the bench starts its own program again, so that its CPU time is counted like a
+//! proxy's:
 //!
 //! - **The loop** is a proxy that knows nothing of HTTP. It reads up to 64 KiB from a connection,
 //!   and writes them to the other side.
-//! - **The writer** has one thread, and does what a queue in files can't do without: one `pwritev`
-//!   of the bytes of a group of requests (one for each MiB), and one `fdatasync`. The bytes are
-//!   those that the relay writes: a header of 64 bytes and the lines for each request, filled up to
-//!   whole blocks. They go past the page cache where that works, into a file of 64 MiB that was
-//!   written before. Nothing is copied, and there is no checksum. At saturation it writes as fast
-//!   as the disk goes, and a group has a request of each sender. At a fixed rate each request is a
-//!   group.
+//! - **The writer** has one thread, and does only what a queue on disk cannot do without. For each
+//!   group of requests, it calls `pwritev` once for each MiB, and then `fdatasync` once. It writes
+//!   as many bytes as the relay: for each request, a header of 64 bytes and the lines; for each
+//!   group, padding to whole blocks. The writes bypass the page cache where that works. They go
+//!   into a file of 64 MiB that was written before. Nothing is copied, and there is no checksum. At
+//!   saturation, the writer is as fast as the disk, and a group has one request of each sender. At
+//!   a fixed rate, each request is a group.
 //!
-//! The row of the floor on disk is the sum of HAProxy and of the writer in the same round.
+//! The row of the floor on disk is the sum of HAProxy's and the writer's figures in the same round.
 
 use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
@@ -33,20 +33,20 @@ use crate::process::{Cpu, Process};
 use crate::run::{Fixed, Paced, Saturation};
 use crate::work::Work;
 
-/// The first argument of this program when it is started as the loop, and as the writer.
+/// The first argument that makes this program the loop or the writer.
 const LOOP: &str = "floor-loop";
 const WRITER: &str = "floor-writer";
 
-/// The bytes that the loop reads at once.
+/// The most bytes that the loop reads at once.
 const BUFFER: usize = 64 * 1024;
 
-/// The bytes of the writer's file: `queue.segment_bytes` by default.
+/// The size of the writer's file: the default of `queue.segment_bytes`.
 const FILE: u64 = 64 << 20;
 
-/// The bytes of a record before its lines (docs/internals/spool-format.md).
+/// The size of a record's header (docs/internals/spool-format.md).
 const RECORD_HEADER: u64 = 64;
 
-/// Does the work of a floor if this process was started for it. Returns `false` if it was not.
+/// Runs a floor if this process was started for it. Otherwise returns `false`.
 pub(crate) fn run_if_asked() -> bool {
     let words: Vec<String> = std::env::args().skip(1).collect();
     match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
@@ -96,20 +96,21 @@ fn copy(mut from: TcpStream, mut to: TcpStream) {
     drop(from.shutdown(Shutdown::Both));
 }
 
-/// A number of groups that the writer writes and syncs. In a pipe it is its numbers in this order.
+/// Tells the writer which groups to write and sync. It is sent as a line of these numbers, in this
+/// order.
 struct Order {
-    /// The bytes of a group.
+    /// The size of a group before its padding.
     bytes: u64,
     groups: u64,
-    /// The nanoseconds from the time at which a group is due to that of the next one. If it is 0,
-    /// the next one is due when the last one is synced.
+    /// The nanoseconds between the times at which consecutive groups are due. If it is 0, a group
+    /// begins as soon as the last one is synced.
     between: u64,
-    /// No group begins after this many nanoseconds.
+    /// No group begins later than this many nanoseconds after the start.
     limit: u64,
 }
 
-/// The writer's report about an order. It goes through a pipe as its numbers in the order of the
-/// fields, times in nanoseconds.
+/// The writer's report on an order. It is sent as a line of these numbers, in this order. Times are
+/// in nanoseconds.
 struct Done {
     groups: u64,
     elapsed: Duration,
@@ -118,8 +119,7 @@ struct Done {
     late_p99: Duration,
 }
 
-/// Runs in the writer's process: carries out the orders that come through its standard input, until
-/// that is closed.
+/// Carries out the orders from standard input until that is closed. Runs in the writer's process.
 fn carry_out_orders(path: &Path) {
     let open = |flags: OFlags| {
         let mut options = OpenOptions::new();
@@ -130,10 +130,10 @@ fn carry_out_orders(path: &Path) {
     rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, FILE).expect("room");
     let block = Aligned::new(BLOCK);
     if write(&file, block.bytes(), 0).is_err() {
-        // The device wants larger blocks, or the file system can't write directly.
+        // The device needs larger blocks, or the file system has no direct writes.
         file = open(OFlags::empty()).expect("our own file");
     }
-    // A segment of the relay is mostly a file that was another segment before.
+    // The relay usually writes into a file that was another segment before.
     let piece = Aligned::new(PIECE as u64);
     for at in (0..FILE).step_by(PIECE) {
         write(&file, piece.bytes(), at).expect("a disk that writes");
@@ -149,7 +149,7 @@ fn carry_out_orders(path: &Path) {
     }
 }
 
-/// Writes bytes past the page cache if the file was opened so, in calls of [`PIECE`] bytes.
+/// Writes the bytes in calls of at most [`PIECE`] bytes.
 fn write(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
     for (piece, bytes) in bytes.chunks(PIECE).enumerate() {
         let at = at + (piece * PIECE) as u64;
@@ -171,8 +171,8 @@ impl Order {
         Self { bytes, groups, between, limit }
     }
 
-    /// Writes and syncs the groups one after the other, from `at` on, and again from the beginning
-    /// of the file when it ends.
+    /// Writes and syncs the groups one after the other, beginning at `at`. When the file is full,
+    /// continues at its beginning.
     fn carry_out(&self, file: &File, at: &mut u64) -> Done {
         let group = Aligned::new(self.bytes);
         let (mut took, mut late) = (Vec::new(), Vec::new());
@@ -228,7 +228,7 @@ fn numbers<const N: usize>(text: &str) -> [u64; N] {
     numbers.unwrap_or_else(|| panic!("{N} numbers, not {text:?}"))
 }
 
-/// Text for a direct write: whole blocks, in memory that is aligned to blocks.
+/// Filler text for a direct write: whole blocks, in memory that is aligned to blocks.
 struct Aligned {
     memory: Vec<u8>,
     start: usize,
@@ -236,7 +236,7 @@ struct Aligned {
 }
 
 impl Aligned {
-    /// Makes at least `bytes` bytes.
+    /// Makes enough blocks for `bytes` bytes.
     fn new(bytes: u64) -> Self {
         let size = |bytes: u64| usize::try_from(bytes).expect("it fits into memory");
         let length = size(bytes.next_multiple_of(BLOCK));
@@ -253,8 +253,7 @@ impl Aligned {
 /// The writer's process, as the bench sees it.
 pub(crate) struct Writer<'a> {
     work: &'a Work,
-    // The process ends when its standard input is closed, or when it is dropped, and before its
-    // file is removed.
+    // The order of these fields matters: the process ends before `disk` removes its file.
     orders: ChildStdin,
     answers: BufReader<ChildStdout>,
     process: Process,
@@ -263,7 +262,7 @@ pub(crate) struct Writer<'a> {
 }
 
 impl<'a> Writer<'a> {
-    /// Starts the process, which has written its file when this returns.
+    /// Starts the process, and waits until it has written its file.
     pub(crate) fn start(work: &'a Work, arguments: &Arguments) -> Self {
         let disk = Disk::new(&arguments.directory);
         let mut command = Command::new(this_program());
@@ -291,7 +290,7 @@ impl<'a> Writer<'a> {
         Order { bytes, groups: u64::MAX, between: 0, limit: u64::MAX }
     }
 
-    /// Writes groups with a request of each sender, as fast as the disk goes.
+    /// Writes groups with one request of each sender, as fast as the disk allows.
     pub(crate) fn saturate(mut self, arguments: &Arguments) -> Saturation {
         let in_group = arguments.senders as u64;
         let mut order = self.order(in_group);
@@ -319,7 +318,7 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Writes this many groups of one request each, at a rate.
+    /// Writes this many groups of one request each, at this rate.
     pub(crate) fn hold(&mut self, requests: u64, per_second: f64) -> Fixed {
         let mut order = self.order(1);
         order.groups = requests;
@@ -342,8 +341,8 @@ fn nanoseconds(seconds: f64) -> u64 {
     Duration::from_secs_f64(seconds).as_nanos().try_into().expect("less than centuries")
 }
 
-/// Returns the sum of HAProxy's run and the writer's, for the bytes of HAProxy's. The throughput is
-/// that of the slower one.
+/// Returns the sum of HAProxy's run and the writer's, whose CPU time and duration are scaled to
+/// HAProxy's bytes. The duration is that of the slower one.
 pub(crate) fn at_saturation(haproxy: &Saturation, writer: &Saturation) -> Saturation {
     let share = haproxy.gigabytes / writer.gigabytes;
     let cpu = Cpu {
@@ -359,8 +358,8 @@ pub(crate) fn at_saturation(haproxy: &Saturation, writer: &Saturation) -> Satura
     }
 }
 
-/// Returns the sum of HAProxy's run and the writer's at the same rate. The times are sums, too: an
-/// answer may be sent when the request is on disk.
+/// Returns the sum of HAProxy's run and the writer's at the same rate. Answer times are summed too,
+/// because an answer has to wait until its request is on disk.
 pub(crate) fn at_rate(haproxy: &Fixed, writer: &Fixed) -> Fixed {
     let (answers, synced) = (&haproxy.answers, &writer.answers);
     Fixed {

@@ -1,5 +1,5 @@
-//! The memory of connections that are idle: kube-apiserver keeps its connections, and sends a batch
-//! every now and then.
+//! The memory of idle connections. kube-apiserver keeps its connections open, and sends a batch
+//! only now and then.
 
 use crate::proxy::{Mode, Route, Through};
 use crate::report::{Column, Detail, column, over, table};
@@ -16,7 +16,6 @@ pub(crate) const THROUGHS: [Through; 4] = [
 /// The results of all proxies.
 #[derive(Default)]
 pub(crate) struct Idle {
-    /// The name of the work.
     pub(crate) work: &'static str,
     pub(crate) rows: Vec<Row>,
 }

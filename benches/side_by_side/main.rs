@@ -1,58 +1,54 @@
-//! The relay beside the HAProxy that it replaces: the same work goes through each in turn, in one
-//! run.
+//! The relay beside the HAProxy that it replaces: both carry the same work, one after the other, in
+//! one run of the bench.
 //!
-//! `cargo bench --bench side_by_side` starts both anew for each run, on 127.0.0.1, between a load
-//! and a sink in this process. It prints Markdown, with up to three kinds of tables for each work:
+//! `cargo bench --bench side_by_side` starts a new proxy for each run, on 127.0.0.1, between a load
+//! and a sink in this process. It prints Markdown, with these tables for each work:
 //!
-//! - **At saturation**: a fixed number of senders, each with one request under way on a kept
-//!   connection, for a fixed time. The table holds the CPU seconds of the proxy's process for each
-//!   GB (10⁹ bytes) of request bodies and for each million events, the throughput, the memory, and
-//!   the CPU seconds of load and sink. The relay answers before it has delivered, so the senders
-//!   stay at most 8 MiB ahead of the sink, and a run ends when everything has arrived and nothing
-//!   is left in the relay's queue.
-//! - **Answers at half load**: requests come at a fixed rate, and each is due at a fixed time. The
-//!   duration of an answer counts from the time at which its request was due, not from when a
-//!   sender was free for it. Each proxy gets half of its own rate at saturation. A relay and its
-//!   HAProxy also each get half of the rate of the slower one.
-//! - **At fixed rates**: the same with rates that are known before, far below saturation and nearer
-//!   to it: 4,000, 20,000 and 100,000 events/s in batches of 400, and 1,000 and 15,000 single
-//!   events/s. The table also holds the CPU time as a share of one core, and how often a thread of
-//!   the proxy began to wait for each request. CPU time and waits are summed over the threads of
-//!   the proxy, because the kernel counts the CPU time of a process in steps of 10 ms, which is too
-//!   coarse for 40 requests.
+//! - **At saturation**: a fixed number of senders, each with one request in progress on a kept
+//!   connection, send for a fixed time. The table has the CPU seconds of the proxy's process for
+//!   each GB (10⁹ bytes) of request bodies and for each million events, the throughput, the memory,
+//!   and the CPU seconds of the load and the sink. Most relays answer before they deliver, so the
+//!   senders stay at most 8 MiB ahead of the sink. A run ends when everything has arrived and the
+//!   relay's queue is empty.
+//! - **Answers at half load**: each request is due at a fixed time. The duration of its answer
+//!   counts from then, even if no sender was free. Each proxy gets half of its own rate at
+//!   saturation. A relay and its HAProxy also each get half of the rate of the slower one.
+//! - **At fixed rates**: the same, but at rates that do not depend on the proxy: 4,000, 20,000 and
+//!   100,000 events/s in batches of 400, and 1,000 and 15,000 single events/s. The table has the
+//!   CPU time, the durations, and how often the proxy's threads began to wait per request. CPU time
+//!   and waits are summed over the proxy's threads, because the kernel counts the CPU time of a
+//!   process in steps of 10 ms. That is too coarse for 40 requests.
 //!
-//! Without options, a run measures saturation and half load, and takes less than 10 minutes. The
-//! fixed rates take another 5 minutes and are measured by `--only fixed` or `--full`.
+//! Without options, the bench measures saturation and half load, and takes less than 10 minutes.
+//! `--only fixed` measures the fixed rates, and takes 5 minutes. `--full` measures all parts.
 //!
-//! `--page` measures everything that benches/RESULTS.md and docs/operating/sizing.md show in one
-//! run, and prints the conditions once and then the tables of that page. It adds the relay with a
-//! policy and with redaction, beside the same relay without (`--mode memory,policy,redact`), and
-//! the memory of idle connections (`--only connections`). `--chart FILE` makes a picture of the CPU
-//! time.
+//! `--page` measures everything that benches/RESULTS.md compares with HAProxy, and prints the
+//! tables of that page. It adds the relay with a policy and with redaction
+//! (`--mode memory,policy,redact`), and the memory of idle connections (`--only connections`).
+//! `--chart FILE` draws the CPU time.
 //!
-//! Everything that is compared takes its turn in each round. The tables hold medians over the
-//! rounds, with the least and the most value; a ratio to HAProxy is the median of the ratios within
-//! each round. A relay that speaks TLS is compared with a HAProxy that speaks TLS on both sides.
+//! In each round, everything that is compared takes its turn. The tables have medians over the
+//! rounds, with the least and the greatest value. A ratio to HAProxy is the median of the ratios
+//! within each round. A relay that speaks TLS is compared with a HAProxy that speaks TLS on both
+//! sides.
 //!
-//! An nginx and a HAProxy that have the whole body of a request before they pass it on stand beside
-//! the relay from HTTP to HTTP with the queue in memory: a proxy that passes bytes through, as the
-//! HAProxy of the first row does, cannot send a batch again. So do two floors, which show how much
-//! of the CPU time is the relay's own: a loop of read and write in memory, and on disk HAProxy and
-//! a thread that writes and syncs the same bytes (`floor.rs`).
+//! The HAProxy of the first row passes bytes through, so it cannot send a batch again. An nginx and
+//! a HAProxy that read the whole body first could do so. They are measured beside the relay from
+//! HTTP to HTTP with the queue in memory. Two floors show how much of the CPU time is the relay's
+//! own: in memory, a loop of read and write; on disk, HAProxy and a thread that writes and syncs as
+//! many bytes as the relay (`floor.rs`).
 //!
-//! Routes with compression, and routes to consumers that acknowledge each event (lumberjack, RELP,
-//! Kafka, Elasticsearch, Splunk, IBM Cloud Logs, S3, Loki, OTLP), are measured at saturation only,
-//! with the queue in memory, if `--full` or `--output` asks for them. `--output` measures them with
-//! the work metadata only, and `--full` with every work. A HAProxy gets the same bytes from the
-//! load as the relay that is compared with it, and passes them on as they are. So the HAProxy
-//! beside `http → http gzip` passes plain bodies, and the one beside `http gzip → http` passes
-//! bodies of gzip. A GB is one of bodies without compression in every row.
+//! The routes after the first four are measured only at saturation, with the queue in memory, if
+//! `--page`, `--full` or `--output` asks for them. With `--full` they carry every work, otherwise
+//! only metadata. The load sends the same bytes to a relay and to its HAProxy, which passes them on
+//! unchanged. So the HAProxy beside `http → http gzip` passes plain bodies on, and the one beside
+//! `http gzip → http` gzip bodies. In every row, a GB is one of uncompressed bodies.
 //!
-//! The consumer of the row of Kafka is librdkafka's mock cluster, in this process. The row needs
-//! `cargo bench --features kafka --bench side_by_side`; without the feature, a line says that it is
+//! The consumer of the Kafka route is librdkafka's mock cluster, in this process. The route needs
+//! `cargo bench --features kafka --bench side_by_side`. Without the feature, a line says that it is
 //! left out.
 //!
-//! CPU seconds are right on a machine that others use too. Throughput and times are not.
+//! CPU seconds are reliable even on a shared machine. Throughput and times are not.
 
 #![allow(
     clippy::disallowed_methods,
@@ -111,41 +107,40 @@ use work::Work;
 /// Compares the relay with HAProxy on the same work
 #[derive(Parser)]
 struct Arguments {
-    /// Rounds; in each, all that is compared takes its turn
+    /// Rounds; in each, every proxy takes its turn
     #[arg(long, default_value_t = 5)]
     pairs: usize,
     /// Seconds of one run
     #[arg(long, default_value_t = 1.0)]
     seconds: f64,
-    /// Only the work whose name contains it: metadata, responses, generated, single
+    /// Only works whose name contains this: metadata, responses, generated, single
     #[arg(long, default_value = "")]
     work: String,
-    /// Only these routes through the relay. Without it: the first four
+    /// Only these routes through the relay; the default is the first four
     #[arg(long, value_delimiter = ',')]
     output: Vec<Route>,
-    /// Only these modes of the relay. Without it: all but no-volume, policy and redact
+    /// Only these modes of the relay; the default is all but no-volume, policy and redact
     #[arg(long, value_delimiter = ',')]
     mode: Vec<Mode>,
-    /// Only these parts. Without it: saturation and half-load
+    /// Only these parts; the default is saturation and half-load
     #[arg(long, value_delimiter = ',')]
     only: Vec<Part>,
-    /// Seconds of a run at a fixed rate; a run of fewer than 40 requests takes longer
+    /// Seconds of a run at a fixed rate; a run takes longer if it would have fewer than 40 requests
     #[arg(long, default_value_t = 2.0)]
     fixed_seconds: f64,
-    /// All parts, and all routes and modes with every work at saturation and at half load: 35
-    /// minutes, unless other options choose from it
+    /// All parts, with every route and every work: 35 minutes; other options can restrict it
     #[arg(long)]
     full: bool,
-    /// Everything that benches/RESULTS.md has, as that page has it: 7 minutes for each round
+    /// Everything that benches/RESULTS.md compares with HAProxy, as its tables: 7 minutes a round
     #[arg(long, conflicts_with_all = ["full", "only"])]
     page: bool,
-    /// Writes the CPU time into this file, as a chart in SVG
+    /// Draws the CPU time as a chart in SVG, in this file
     #[arg(long, value_name = "FILE")]
     chart: Option<PathBuf>,
     /// Parallel connections of the load
     #[arg(long, default_value_t = 8)]
     senders: usize,
-    /// The same where an answer takes the replay window: tcp, syslog and tls lines, `delivered`
+    /// The same if an answer takes the replay window: tcp, syslog and tls lines, with `delivered`
     #[arg(long, default_value_t = 384)]
     waiting_senders: usize,
     /// replay_window of the tcp and syslog outputs, in milliseconds
@@ -154,16 +149,16 @@ struct Arguments {
     /// Directory for the queue on disk; not on tmpfs
     #[arg(long, default_value = env!("CARGO_TARGET_TMPDIR"))]
     directory: PathBuf,
-    /// The HAProxy that is compared
+    /// The HAProxy to compare with
     #[arg(long, default_value_os_t = proxy::program("haproxy"))]
     haproxy: PathBuf,
-    /// Another binary of the relay than the one built for this bench
+    /// The relay's binary; the default is the one built for this bench
     #[arg(long, default_value = env!("CARGO_BIN_EXE_kube-audit-forwarder"))]
     relay: PathBuf,
-    /// Given by `cargo bench`, and by nobody else
+    /// Only `cargo bench` sets this
     #[arg(long, hide = true)]
     bench: bool,
-    /// False if the bench or the relay is built without Kafka.
+    /// `false` if Kafka is wanted, but the bench or the relay was built without it.
     #[arg(skip = true)]
     kafka: bool,
 }
@@ -173,7 +168,7 @@ struct Arguments {
 enum Part {
     /// As many requests as the proxy takes
     Saturation,
-    /// Half of the requests that the proxy takes, which is measured first
+    /// Half of the requests that the proxy took at saturation, which is measured first
     HalfLoad,
     /// Rates that do not depend on the proxy
     Fixed,
@@ -181,20 +176,20 @@ enum Part {
     Connections,
 }
 
-/// The runs of one work. Without `--full` the plan leaves out runs for which ten minutes are too
-/// short.
+/// The runs of one work. Without `--full`, its functions choose the routes and modes, so that the
+/// bench takes less than 10 minutes.
 struct Plan {
     work: Work,
     saturated: fn(Route, Mode) -> bool,
-    /// The runs at half load, among those at saturation.
+    /// The runs at half load. Each of them is also a run at saturation.
     paced: fn(Route, Mode) -> bool,
-    /// The runs at these fixed rates, in events per second. `--full` adds none.
+    /// The runs at each of `rates`, in events per second. `--full` adds none.
     fixed: fn(Route, Mode) -> bool,
     rates: &'static [u32],
 }
 
 impl Plan {
-    /// Returns the plans of the four works. Those of benches/RESULTS.md differ for two of them.
+    /// Returns the plans of the four works. With `page`, two of them have fewer runs.
     fn all(page: bool) -> [Self; 4] {
         let (all, none) = (|_, _| true, |_, _| false);
         let most = |route, mode: Mode| {
@@ -245,15 +240,15 @@ impl Arguments {
         }
     }
 
-    /// True if the options ask for this route and this mode.
+    /// Returns `true` if the options ask for this route and this mode.
     fn has(&self, route: Route, mode: Mode) -> bool {
         let usual = mode != Mode::NoVolume && (!mode.filters() || self.page);
         let has_mode = if self.mode.is_empty() { usual } else { self.mode.contains(&mode) };
         has_mode && (self.output.is_empty() || self.output.contains(&route))
     }
 
-    /// Returns the runs to make of a part. Each HAProxy comes before the first relay that is
-    /// compared with it.
+    /// Returns the runs of a part, in their order. Each HAProxy comes before the first relay that
+    /// is compared with it.
     fn choose(&self, plan: &Plan, part: Part) -> Vec<Through> {
         let (planned, full) = (plan.runs(part), self.full && part != Part::Fixed);
         let mut chosen = Vec::new();
@@ -266,8 +261,8 @@ impl Arguments {
                     || part == Part::Saturation
                         && *mode == Mode::Memory
                         && (self.kafka || *route != Route::Kafka);
-                // Evidence costs the same whatever the output is. A filter has to change all bodies
-                // of a work by as many bytes, which only the plan knows.
+                // Evidence costs the same for every output. A filter must change all bodies of a
+                // work by the same number of bytes, so the plan chooses its works.
                 let possible = possible
                     && (*mode != Mode::Evidence || matches!(route, Route::Http | Route::Tcp))
                     && (!mode.filters() || *route == Route::Http);
@@ -305,7 +300,7 @@ fn main() {
         return;
     }
     interrupt::watch();
-    // The relay raises this limit too. This process has two sockets for each connection.
+    // This process has two sockets for each connection. The relay raises its own limit too.
     ::process::raise_open_files().expect("a limit that can be raised");
     let begun = Instant::now();
     print!("{}", report::conditions(&arguments));
@@ -344,8 +339,8 @@ fn main() {
     }
 }
 
-/// Measures all parts of a plan. The tables are printed at once, or to stderr if they will be part
-/// of a page, so that a run that does not come to its end has shown them.
+/// Measures all parts of a plan. Each table is printed as soon as it is measured, so that an
+/// interrupted run has shown it. With `--page`, these tables go to stderr.
 fn measure(plan: Plan, tls: &Tls, arguments: &Arguments) -> Measured {
     let show = |text: &str| if arguments.page { eprint!("{text}") } else { print!("{text}") };
     let [mut saturated, paced, fixed] =
@@ -366,7 +361,7 @@ fn measure(plan: Plan, tls: &Tls, arguments: &Arguments) -> Measured {
     measured
 }
 
-/// Measures the memory of idle connections, if that is wanted.
+/// Measures the memory of idle connections if the options ask for it.
 fn keep(tls: &Tls, arguments: &Arguments) -> Idle {
     let work = Work::metadata();
     let wants = |through: Through| {
@@ -435,9 +430,9 @@ fn hold(
     fixed
 }
 
-/// Runs each proxy once in each round, at all its rates in turn. Each of `rows` is a proxy and a
-/// rate in requests per second; rows of the same proxy follow each other. Returns the samples of
-/// each row.
+/// In each round, runs each proxy once, at all its rates in turn. Each of `rows` is a proxy and a
+/// rate in requests per second, and the rows of a proxy are adjacent. Returns the samples of each
+/// row.
 fn take_turns<S>(
     work: &Work,
     rows: &[(Through, f64)],

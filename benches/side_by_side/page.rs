@@ -1,4 +1,4 @@
-//! The tables of benches/RESULTS.md, in its order.
+//! The tables of benches/RESULTS.md that this bench measures, in the order of that page.
 
 use std::fmt::Write as _;
 
@@ -10,7 +10,7 @@ use crate::proxy::{Form, Through};
 use crate::report::{Detail, cpu, line, over};
 use crate::run::Fixed;
 
-/// Returns everything below the conditions of the measurement. `replay_window` is in milliseconds.
+/// Returns everything after the conditions of the measurement. `replay_window` is in milliseconds.
 pub(crate) fn page(measured: &[Measured], idle: &Idle, replay_window: u32) -> String {
     let mut text = format!("\n## In short\n\n{}", in_short(measured, idle));
     text += "\n## Side by side\n";
@@ -47,7 +47,7 @@ fn is_further(through: Through) -> bool {
     matches!(through, Through::Relay(route, _) if route.is_further())
 }
 
-/// Returns how many requests were refused in all runs.
+/// Returns how many requests were refused at saturation, at half load and at fixed rates.
 pub(crate) fn refused(measured: &[Measured]) -> u64 {
     let of = |Measured { throughput, answers, fixed }: &Measured| {
         let saturated = throughput.rows.iter().map(|row| row.refused());
@@ -58,8 +58,8 @@ pub(crate) fn refused(measured: &[Measured]) -> u64 {
     measured.iter().map(of).sum()
 }
 
-/// Returns the table of the relays with a filter beside the same relays without. It is empty if
-/// none was measured.
+/// Returns the table of relays with a filter, beside the same relays without it. It is empty if no
+/// relay with a filter was measured.
 pub(crate) fn filters(measured: &Measured) -> String {
     let Measured { throughput, fixed, .. } = measured;
     let mut rows = String::new();

@@ -1,4 +1,4 @@
-//! The programs that are compared.
+//! The proxies that are compared: how each of them is named, configured and started.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -14,17 +14,16 @@ use crate::sink::{TOPIC, Wire};
 use crate::tls::Tls;
 use crate::{Arguments, floor, policy};
 
-/// The relay's `queue.max_bytes`, in MiB. It is more than twice the bytes of a replay window, which
-/// the report shows.
+/// The relay's `queue.max_bytes`, in MiB. The report shows how many replay windows fit into it.
 pub(crate) const QUEUE_MIB: u32 = 4096;
 
-/// The rules of the policy in [`Mode::Policy`].
+/// The number of rules in the policy of [`Mode::Policy`].
 const RULES: usize = 20;
 
-/// The longest wait for a start.
+/// How long an attempt of [`start_peer`] waits until the program listens.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The protocols of the relay, in and out.
+/// The relay's protocols: from the load, and to the consumer.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Route {
     /// HTTP to HTTP, event_list
@@ -41,11 +40,11 @@ pub(crate) enum Route {
     Relp,
     /// HTTP to Kafka
     Kafka,
-    /// HTTP to Elasticsearch's bulk API, in the shape ECS, which is the default
+    /// HTTP to Elasticsearch's bulk API, in the default shape, ECS
     Elasticsearch,
-    /// HTTP to Elasticsearch's bulk API, events as they are
+    /// HTTP to Elasticsearch's bulk API, in the shape event
     ElasticsearchEvent,
-    /// HTTP to Splunk, with acknowledgements of the indexer
+    /// HTTP to Splunk, with indexer acknowledgement
     Splunk,
     /// HTTP to IBM Cloud Logs
     IbmCloudLogs,
@@ -55,18 +54,17 @@ pub(crate) enum Route {
     Loki,
     /// HTTP to OTLP, with gzip
     Otlp,
-    /// HTTP to HTTP with bodies of gzip
+    /// HTTP to HTTP with gzip bodies
     Gzip,
-    /// HTTP to HTTP with bodies of zstd
+    /// HTTP to HTTP with zstd bodies
     Zstd,
-    /// HTTP with bodies of gzip to HTTP
+    /// HTTP with gzip bodies to HTTP
     GzipIn,
 }
 
 impl Route {
-    /// True for the routes with compression, and for those to consumers that acknowledge each
-    /// event. They are there for what they cost beside the others: they are measured at saturation
-    /// only, with the queue in memory.
+    /// Returns `false` for the first four routes. All others are measured only at saturation, with
+    /// the queue in memory, to compare their costs.
     pub(crate) fn is_further(self) -> bool {
         match self {
             Self::Http | Self::Tcp | Self::Syslog | Self::Tls => false,
@@ -87,61 +85,61 @@ impl Route {
     }
 }
 
-/// When the relay acknowledges, and what it does besides.
+/// When the relay acknowledges a batch, and what else it does.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Mode {
-    /// Once in the queue in memory (`queued`)
+    /// When the batch is in the queue in memory (`queued`)
     Memory,
-    /// Once in the queue in memory; the volume is not counted (`volume.enabled = false`)
+    /// Like memory, but the volume is not counted (`volume.enabled = false`)
     NoVolume,
-    /// Once in the queue in memory; the output has a policy of 20 rules, of which the last matches
+    /// Like memory, but the output has a policy of 20 rules, of which only the last one matches
     Policy,
-    /// Once in the queue in memory; the output redacts with the presets
+    /// Like memory, but the output redacts with the presets
     Redact,
-    /// Once synced to `queue.directory` (`synced`)
+    /// When the batch is synced to `queue.directory` (`synced`)
     Disk,
-    /// In files, with evidence
+    /// Like disk, but with evidence
     Evidence,
-    /// Once the consumer has acknowledged (`delivered`), the queue in memory
+    /// When the consumer has acknowledged the batch (`delivered`); the queue is in memory
     Delivered,
 }
 
 impl Mode {
-    /// True for the modes with a filter. They are there for what it costs beside [`Self::Memory`]:
-    /// they are measured from HTTP to HTTP only.
+    /// Returns `true` if the output has a filter. These modes are measured only from HTTP to HTTP,
+    /// to compare their cost with that of [`Self::Memory`].
     pub(crate) fn filters(self) -> bool {
         matches!(self, Self::Policy | Self::Redact)
     }
 }
 
-/// The form in which the load sends its requests.
+/// How the load sends its requests.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Form {
     Plain,
-    /// Bodies of gzip.
+    /// Bodies compressed with gzip.
     Gzip,
-    /// The plain requests over TLS.
+    /// Plain bodies over TLS.
     Tls,
 }
 
-/// A proxy that has the whole body of a request before it passes it on, as a relay must. Only such
-/// a proxy can send a request again.
+/// A proxy that reads the whole body of a request before it passes the request on, as a relay must.
+/// Only such a proxy can send a request again.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Buffering {
-    /// With `proxy_request_buffering on`, and room for a whole body in memory.
+    /// `proxy_request_buffering on`, and enough memory for a whole body.
     Nginx,
-    /// With `option http-buffer-request`, and buffers of 1 MiB.
+    /// `option http-buffer-request`, and buffers of 1 MiB.
     Haproxy,
 }
 
-/// The program between load and sink.
+/// The program between the load and the sink.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Through {
     Haproxy(Form),
     Buffering(Buffering),
     /// The floor in memory: see [`floor`].
     Loop,
-    /// The floor on disk: see [`floor`]. It is a HAProxy and a writer, and no program alone.
+    /// The floor on disk: see [`floor`]. Its figures are the sum of HAProxy's and a writer's.
     Floor,
     Relay(Route, Mode),
 }
@@ -191,7 +189,6 @@ impl Through {
         format!("{route}, {mode}")
     }
 
-    /// Returns the form of the requests that this proxy gets.
     pub(crate) const fn form(self) -> Form {
         match self {
             Self::Haproxy(form) => form,
@@ -207,7 +204,7 @@ impl Through {
     }
 
     /// Returns the HAProxy that this proxy is compared with. It gets the same bytes from the load,
-    /// and passes them on as they are.
+    /// and passes them on unchanged.
     pub(crate) const fn haproxy(self) -> Self {
         Self::Haproxy(self.form())
     }
@@ -228,7 +225,7 @@ impl Through {
         }
     }
 
-    /// True if the bytes that the relay counts as its queue are in memory.
+    /// Returns `true` for a relay whose queue is in memory, so that its `queue_bytes` are memory.
     pub(crate) fn counts_memory(self) -> bool {
         matches!(self, Self::Relay(..)) && !self.on_disk()
     }
@@ -237,12 +234,12 @@ impl Through {
         matches!(self, Self::Relay(_, Mode::Disk | Mode::Evidence))
     }
 
-    /// True if a filter makes events longer or shorter.
+    /// Returns `true` if a filter makes events longer or shorter.
     pub(crate) fn changes_bytes(self) -> bool {
         matches!(self, Self::Relay(_, Mode::Redact))
     }
 
-    /// Returns the same relay without its filter, or `None` if it has none.
+    /// Returns the same relay without its filter, or `None` if it has no filter.
     pub(crate) fn without_filter(self) -> Option<Self> {
         match self {
             Self::Relay(route, mode) => mode.filters().then_some(Self::Relay(route, Mode::Memory)),
@@ -250,7 +247,7 @@ impl Through {
         }
     }
 
-    /// True if an answer takes at least the replay window.
+    /// Returns `true` if every answer takes at least the replay window.
     pub(crate) fn answers_late(self) -> bool {
         self.wire() == Wire::Stream && matches!(self, Self::Relay(_, Mode::Delivered))
     }
@@ -301,27 +298,27 @@ impl Proxy {
     }
 
     /// Waits until the relay's consumer has acknowledged `events` events and the relay holds none.
-    /// HAProxy holds no events, so there is nothing to wait for.
+    /// Another program holds no events, so this returns at once.
     pub(crate) fn wait_until_empty(&self, events: u64) {
         if let Self::Relay { relay, .. } = self {
             relay.wait_until_empty(events);
         }
     }
 
-    /// Returns how many events the relay's consumer has acknowledged. HAProxy knows of no events,
-    /// so its value is 0.
+    /// Returns how many events the relay's consumer has acknowledged, or 0 for another program.
     pub(crate) fn delivered(&self) -> u64 {
         if let Self::Relay { relay, .. } = self { relay.delivered() } else { 0 }
     }
 
-    /// Returns the relay's memory without its queue and the requests under way, in MiB. HAProxy
-    /// does not report these, so its value is 0.
+    /// Returns the relay's resident memory without its queue and the bodies in flight, in MiB.
+    /// Another program does not report these, so its value is 0. For a queue on disk, the value
+    /// means nothing.
     pub(crate) fn rss_beyond(&self) -> f64 {
         let Self::Relay { relay, delivered, .. } = self else { return 0.0 };
         let metrics = relay.metrics();
         let rss = relay.process.memory("VmRSS:");
         let (queue, in_flight) = (metrics.series("queue_bytes"), metrics.series("in_flight_bytes"));
-        // Events that wait for their delivery are in both numbers.
+        // With `delivered`, an event in the queue counts in both numbers.
         let held = if *delivered { queue.max(in_flight) } else { queue + in_flight };
         rss - held as f64 / f64::from(1 << 20)
     }
@@ -404,7 +401,7 @@ fn start_relay(
     Proxy::Relay { relay, delivered: mode == Mode::Delivered, _queue: directory, _secret: secret }
 }
 
-/// Returns the keys of an output with the filter of this mode. `policy` is where its policy goes.
+/// Returns the config keys for the filter of this mode. A policy is written into the file `policy`.
 fn filter(mode: Mode, policy: &Path) -> String {
     match mode {
         Mode::Policy => {
@@ -418,7 +415,7 @@ fn filter(mode: Mode, policy: &Path) -> String {
     }
 }
 
-/// Makes a key in a directory, and returns the keys of the config that use it.
+/// Creates a signing key in this directory, and returns the config that uses it for evidence.
 fn evidence(relay: &Path, directory: &Path) -> String {
     let key = directory.join("key");
     let made = Command::new(relay)
@@ -433,8 +430,8 @@ fn kafka_output(broker: SocketAddr) -> String {
     format!("type = 'kafka'\nbrokers = ['{broker}']\ntopic = '{TOPIC}'")
 }
 
-/// Returns what is built without the feature `kafka`, this bench or the relay, or `None` if nothing
-/// is.
+/// Returns the program that was built without the feature `kafka`: this bench or the relay. Returns
+/// `None` if both have the feature.
 pub(crate) fn without_kafka(relay: &Path) -> Option<String> {
     if !cfg!(feature = "kafka") {
         return Some("this bench".to_owned());
@@ -453,15 +450,14 @@ pub(crate) fn without_kafka(relay: &Path) -> Option<String> {
 /// How much of a request HAProxy's buffers hold.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Buffers {
-    /// A part of a request, which is the default.
+    /// A part of a request. This is HAProxy's default.
     AreSmall,
     /// A whole request.
     HoldRequests,
 }
 
-/// Starts HAProxy with the config of the forwarder that the relay replaces, on every core, which is
-/// its default, and with TLS on both sides if `tls` is given. Its log goes to /dev/null. `./test`
-/// installs it.
+/// Starts HAProxy with the config of the forwarder that the relay replaces. It runs on every core,
+/// which is its default. It speaks TLS on both sides if `tls` is given. Its log goes to /dev/null.
 fn start_haproxy(
     program: &Path,
     consumer: SocketAddr,
@@ -498,14 +494,14 @@ backend consumer
         );
         std::fs::write(file, config).expect("a writable directory");
         let mut command = Command::new(program);
-        // -db runs HAProxy as one process in the foreground, without children.
+        // With -db, HAProxy is one process in the foreground, without children.
         command.args(["-db", "-f"]).arg(file);
         command
     })
 }
 
-/// Starts nginx as one process, which has one thread. Its buffers hold a whole body in memory, so
-/// that it writes no body into a file.
+/// Starts nginx as one process with one thread. Its buffers hold a whole body in memory, so it
+/// writes no body into a file.
 fn start_nginx(consumer: SocketAddr) -> Proxy {
     start_peer("nginx.conf", |address, file| {
         let at = file.parent().expect("it is in a directory").display();
@@ -545,8 +541,8 @@ http {{
     })
 }
 
-/// Starts a proxy on a free port. `prepare` gets the address and the path of a config, which it
-/// writes, and returns the command.
+/// Starts a proxy on a free port. `prepare` gets the address and the path of a config file. It
+/// writes the file if the program needs one, and returns the command.
 fn start_peer(name: &str, prepare: impl Fn(SocketAddr, &Path) -> Command) -> Proxy {
     for _ in 0..5 {
         let probe = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
@@ -557,10 +553,10 @@ fn start_peer(name: &str, prepare: impl Fn(SocketAddr, &Path) -> Command) -> Pro
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let mut process = Process::start(&mut command);
         let end = Instant::now() + PATIENCE;
-        // A proxy ends at once if another program has taken the port.
+        // The proxy ends at once if another program has taken the port.
         while process.child().try_wait().expect("our child").is_none() && Instant::now() < end {
             if TcpStream::connect(address).is_ok() {
-                // The one that answers may be the other program.
+                // Perhaps the other program has accepted this connection.
                 std::thread::sleep(Duration::from_millis(20));
                 if process.child().try_wait().expect("our child").is_some() {
                     break;
@@ -573,8 +569,8 @@ fn start_peer(name: &str, prepare: impl Fn(SocketAddr, &Path) -> Command) -> Pro
     panic!("the proxy with {name} does not start");
 }
 
-/// Returns the path of an installed program. Debian installs these in a directory that only root
-/// has in PATH.
+/// Returns the path of an installed program. Debian installs these programs in /usr/sbin, which
+/// only root has in PATH.
 pub(crate) fn program(name: &str) -> PathBuf {
     let debian = Path::new("/usr/sbin").join(name);
     if debian.exists() { debian } else { name.into() }

@@ -1,4 +1,4 @@
-//! Medians, spreads and ratios as Markdown.
+//! The results as Markdown tables: medians, spreads and ratios.
 
 use std::path::Path;
 use std::process::Command;
@@ -42,7 +42,7 @@ pub(crate) fn conditions(arguments: &Arguments) -> String {
     )
 }
 
-/// Returns the name of this HAProxy and its version.
+/// Returns `HAProxy` and the version of this program.
 pub(crate) fn haproxy(program: &Path) -> String {
     let line = figures::first_line(Command::new(program).arg("-v"));
     let version = line.split(' ').find(|word| word.starts_with(|it: char| it.is_ascii_digit()));
@@ -57,19 +57,18 @@ fn openssl(haproxy: &Path) -> String {
     line.unwrap_or("an unknown TLS library").to_owned()
 }
 
-/// How many columns a table has.
+/// Which columns a table has.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Detail {
-    /// All.
     All,
-    /// Those of benches/RESULTS.md.
+    /// Only the columns of benches/RESULTS.md.
     Page,
 }
 
-/// A column of a table: its title, and the text of a row's cell.
+/// A column of a table: its title, and the function that returns the text of a row's cell.
 pub(crate) struct Column<'a, R> {
     title: &'static str,
-    /// False for a column that benches/RESULTS.md does not have.
+    /// `false` if benches/RESULTS.md does not have this column.
     on_page: bool,
     cell: Box<dyn Fn(&R) -> String + 'a>,
 }
@@ -82,13 +81,12 @@ pub(crate) fn column<'a, R>(
 }
 
 impl<R> Column<'_, R> {
-    /// Returns a column that benches/RESULTS.md does not have.
+    /// Leaves this column out of benches/RESULTS.md.
     pub(crate) fn detail(self) -> Self {
         Self { on_page: false, ..self }
     }
 }
 
-/// Returns a table as Markdown.
 pub(crate) fn table<'a, R: 'a>(
     rows: impl Iterator<Item = &'a R>,
     columns: &[Column<'_, R>],
@@ -115,7 +113,7 @@ pub(crate) fn ratio<T>(samples: &[T], others: &[T], value: impl Fn(&T) -> f64) -
     compare(samples, others, |sample, other| value(sample) / value(other))
 }
 
-/// Returns the spread of a comparison within each round.
+/// Compares the two samples of each round, and returns the spread of the results.
 pub(crate) fn compare<T>(samples: &[T], others: &[T], value: impl Fn(&T, &T) -> f64) -> Spread {
     spread(samples.iter().zip(others).map(|(sample, other)| value(sample, other)).collect())
 }
@@ -151,14 +149,14 @@ impl Throughput {
         self.rows.iter().find(|row| row.through == through)
     }
 
-    /// Returns the CPU time as a multiple of HAProxy's for the same work.
+    /// Returns a proxy's CPU time as a multiple of HAProxy's for the same work.
     pub(crate) fn ratio(&self, row: &Saturated) -> Spread {
         let ratio = self.compare(row.through, row.through.haproxy(), |it, other| it / other);
         ratio.expect("each relay has its HAProxy")
     }
 
-    /// Compares the CPU seconds for each GB of two proxies within each round, or returns `None` if
-    /// one of them was not measured.
+    /// Compares the CPU seconds per GB of two proxies within each round. Returns `None` if one of
+    /// them was not measured.
     pub(crate) fn compare(
         &self,
         through: Through,
@@ -169,7 +167,7 @@ impl Throughput {
         Some(compare(&row.samples, &other.samples, |it, other| value(cpu(it), cpu(other))))
     }
 
-    /// Adds HAProxy to the floor on disk, whose samples have the writer alone.
+    /// Adds HAProxy's figures to the floor on disk, whose samples have only the writer's so far.
     pub(crate) fn complete_floor(&mut self) {
         let floor = Through::Floor;
         let (Some(writer), Some(haproxy)) = (self.of(floor), self.of(floor.haproxy())) else {
@@ -181,7 +179,7 @@ impl Throughput {
         row.expect("found before").samples = samples;
     }
 
-    /// Returns the table and a text about the replay window.
+    /// Returns the table, and a text about the replay window.
     pub(crate) fn table(&self, arguments: &Arguments) -> String {
         if self.rows.is_empty() {
             return String::new();
@@ -192,7 +190,7 @@ impl Throughput {
             + &self.replay_window(arguments.replay_window)
     }
 
-    /// Returns the table of some of the proxies.
+    /// Returns the table of the proxies for which `wanted` returns `true`.
     pub(crate) fn table_of(&self, wanted: impl Fn(Through) -> bool, detail: Detail) -> String {
         let over = |row: &Saturated, value: Value, digits| over(&row.samples, value).show(digits);
         let columns: [Column<'_, Saturated>; 13] = [
@@ -224,7 +222,7 @@ impl Throughput {
         table(self.rows.iter().filter(|row| wanted(row.through)), &columns, detail)
     }
 
-    /// Returns a text about the part of the queue that the replay window takes.
+    /// Returns a text about how much of the queue the replay window takes.
     pub(crate) fn replay_window(&self, milliseconds: u32) -> String {
         let streams = self.rows.iter().filter(|row| row.through.wire() == Wire::Stream);
         let speeds =
@@ -239,7 +237,7 @@ impl Throughput {
     }
 }
 
-/// Returns the CPU seconds for each GB.
+/// Returns the CPU seconds per GB.
 pub(crate) fn cpu(run: &Saturation) -> f64 {
     run.cpu.total() / run.gigabytes
 }
@@ -249,7 +247,7 @@ impl Saturated {
         self.samples.iter().map(|it| it.refused).sum()
     }
 
-    /// Returns the requests per second.
+    /// Returns the median of the requests per second.
     fn rate(&self) -> f64 {
         over(&self.samples, |it| it.requests as f64 / it.seconds).median
     }
@@ -270,7 +268,7 @@ pub(crate) struct Pace {
     pub(crate) samples: Vec<Paced>,
 }
 
-/// The way in which a relay is compared with its HAProxy.
+/// How a relay is compared with its HAProxy.
 #[derive(Clone, Copy)]
 pub(crate) enum Comparison {
     /// Each of the two gets half of its own rate at saturation.
@@ -286,7 +284,7 @@ impl Pace {
 }
 
 impl Answers {
-    /// Makes the rows from the rates at saturation. Rows of the same proxy follow each other.
+    /// Makes the rows from the rates at saturation. The rows of a proxy are adjacent.
     pub(crate) fn new(throughput: &Throughput, throughs: &[Through]) -> Self {
         let mut rows = Vec::new();
         let half = |through| Some(throughput.of(through)?.rate() / 2.0);
@@ -308,8 +306,7 @@ impl Answers {
         Self { rows }
     }
 
-    /// Returns the row of the HAProxy that a relay's row is compared with, or `None` if there is
-    /// none.
+    /// Returns the row of the HAProxy that `row` is compared with, or `None` if there is none.
     fn haproxy(&self, row: &Pace, comparison: Comparison) -> Option<&Pace> {
         let haproxy = row.through.haproxy();
         let half_of = match comparison {
@@ -357,15 +354,14 @@ impl Answers {
             column("sent late, p99 ms", |row: &Pace| over(row, |it| it.late_p99, 2)).detail(),
             column("refused", |row: &Pace| row.refused().to_string()).detail(),
         ];
-        // The page has HAProxy at the rates of the others only as what they are compared with.
+        // The page has HAProxy only at half of its own rate. Its other rows are for the ratios.
         let on_page =
             |row: &Pace| row.half_of == row.through || row.through != row.through.haproxy();
         let rows = self.rows.iter().filter(|row| detail == Detail::All || on_page(row));
         format!("\n### {name}: answers at half load\n\n") + &table(rows, &columns, detail)
     }
 
-    /// Returns the proxies that got half of their own rate, with the p99 of their answers in
-    /// milliseconds.
+    /// Returns the p99 of each proxy's answers at half of its own rate, in milliseconds.
     pub(crate) fn p99_at_half(&self) -> impl Iterator<Item = (Through, Spread)> {
         let rows = self.rows.iter().filter(|row| row.half_of == row.through);
         rows.map(|row| (row.through, over(&row.samples, |it| it.p99.as_secs_f64() * 1e3)))

@@ -14,28 +14,28 @@ use crate::tls::{Stream, Tls};
 use crate::work::Work;
 use crate::{Arguments, process, tls};
 
-/// The value of [`Load::ahead_max`]. It suits a consumer that keeps up: a few batches, and less
-/// than a queue on disk keeps in memory (16 MiB).
+/// The value of [`Load::ahead_max`]. It is enough for a consumer that keeps up, and less than the
+/// 16 MiB that a queue on disk keeps in memory.
 const AHEAD_MAX: u64 = 8 << 20;
 
 /// How long a proxy is idle after its start before its memory is measured.
 const IDLE: Duration = Duration::from_millis(200);
 
-/// The least number of requests at a fixed rate. A run at a low rate takes longer for them.
+/// The least number of requests at a fixed rate. A run at a low rate takes longer to send them.
 const FIXED_REQUESTS_MIN: u64 = 40;
 
-/// How often the relay is asked what it holds. Each time costs 0.1 ms of its CPU.
+/// The time between two looks at the relay's memory. Each look costs the relay 0.1 ms of CPU time.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// How often the relay is asked how many events it has delivered, for a sink that does not see it.
-/// This costs a hundredth of a core. The senders would wait for the next question only if a relay
-/// delivered [`AHEAD_MAX`] in this time, which is 0.8 GB/s.
+/// How often the relay is asked how many events it has delivered, for a sink that cannot see it.
+/// This costs a hundredth of a core. The senders have to wait for the next answer only if the relay
+/// delivers [`AHEAD_MAX`] within this time, which is 0.8 GB/s.
 const TELL: Duration = Duration::from_millis(10);
 
-/// The number of connections of a run with idle ones, and how long they are idle before the memory
-/// is measured. A relay frees the buffer of a connection after 2 s, and HAProxy closes connections
-/// after 10 s.
+/// The number of connections in a run with idle connections.
 pub(crate) const KEPT: usize = 1000;
+/// How long these connections are idle before the memory is measured. A relay frees an idle
+/// connection's buffers after 2 s, and HAProxy closes the connection after 10 s.
 const KEPT_IDLE: Duration = Duration::from_secs(4);
 
 /// The results of a run at saturation.
@@ -48,13 +48,13 @@ pub(crate) struct Saturation {
     pub(crate) events: u64,
     /// The size of the request bodies, in units of 10⁹ bytes.
     pub(crate) gigabytes: f64,
-    /// The time from the first byte sent to the last byte at the sink, in seconds.
+    /// The time from the start of the load to the last byte at the sink, in seconds.
     pub(crate) seconds: f64,
     pub(crate) refused: u64,
     /// The resident memory after the start, in MiB.
     pub(crate) rss_idle: f64,
     pub(crate) rss_peak: f64,
-    /// The most memory without the relay's queue and the requests under way that was seen, in MiB.
+    /// The greatest [`Proxy::rss_beyond`] during the run, in MiB.
     pub(crate) rss_beyond: f64,
 }
 
@@ -63,21 +63,21 @@ pub(crate) struct Paced {
     pub(crate) p50: Duration,
     pub(crate) p99: Duration,
     pub(crate) p999: Duration,
-    /// The delay from when a request was due to its first byte, for 99 % of the requests. It is
-    /// long if all senders wait, or if they wait for a core.
+    /// 99 % of the requests were sent within this time after they were due. It is long if all
+    /// senders are busy, or if they wait for a core.
     pub(crate) late_p99: Duration,
     pub(crate) refused: u64,
 }
 
 /// The results of a load at a fixed rate.
 pub(crate) struct Fixed {
-    /// The CPU time of the proxy's process in seconds.
+    /// The CPU time of the proxy's threads, in seconds.
     pub(crate) cpu: f64,
     /// The size of the request bodies, in units of 10⁹ bytes.
     pub(crate) gigabytes: f64,
-    /// The time from the first byte sent to the last answer, in seconds.
+    /// The time from the start of the load to the last answer, in seconds.
     pub(crate) seconds: f64,
-    /// How often a thread of the proxy began to wait, for each request.
+    /// How often the proxy's threads began to wait, per request.
     pub(crate) waits: f64,
     pub(crate) answers: Paced,
 }
@@ -86,29 +86,27 @@ pub(crate) struct Fixed {
 pub(crate) struct Kept {
     /// The resident memory after the start, in MiB.
     pub(crate) rss_idle: f64,
-    /// The resident memory that each connection adds which has carried one request and is idle, in
-    /// KiB.
+    /// The resident memory that an idle connection takes after it has carried one request, in KiB.
     pub(crate) each: f64,
 }
 
-/// Everything between the senders and the sink.
+/// A run: its connections, its proxy and its sink.
 struct Run<'a> {
     work: &'a Work,
     through: Through,
     arguments: &'a Arguments,
-    /// The number of events sent so far, and how many of them were sent before the sink counted
-    /// from 0 again.
+    /// The number of events sent so far, and how many of them were sent before [`Sink::restart`].
     events: u64,
     before: u64,
-    // The order of these fields matters: the threads of the proxy and of the sink end when the
+    // The order of these fields matters: the threads of the proxy and of the sink end when their
     // connections do.
     connections: Vec<Box<dyn Stream>>,
     proxy: Proxy,
     sink: Sink,
 }
 
-/// Makes a run in which each sender sends the next request as soon as its last one is answered. For
-/// [`Through::Floor`] the result is that of the writer alone.
+/// Makes a run in which each sender sends its next request as soon as its last one is answered. For
+/// [`Through::Floor`], the result is the writer's alone.
 pub(crate) fn saturate(
     work: &Work,
     through: Through,
@@ -147,7 +145,7 @@ pub(crate) fn saturate(
     }
 }
 
-/// Makes a run at each of these rates in turn, in requests per second.
+/// Makes a run at each of these rates in turn. The rates are in requests per second.
 pub(crate) fn pace(
     work: &Work,
     through: Through,
@@ -169,8 +167,8 @@ pub(crate) fn pace(
     paced
 }
 
-/// Makes a run at each of these fixed rates in turn, in requests per second. For [`Through::Floor`]
-/// the results are those of the writer alone.
+/// Makes a run at each of these fixed rates in turn. The rates are in requests per second. For
+/// [`Through::Floor`], the results are the writer's alone.
 pub(crate) fn hold(
     work: &Work,
     through: Through,
@@ -187,8 +185,8 @@ pub(crate) fn hold(
         let mut writer = Writer::start(work, arguments);
         return rates.iter().map(|&rate| writer.hold(requests(rate), rate)).collect();
     }
-    // The events of a stream are final for the relay when the replay window is over. They are
-    // forgotten before the CPU time is read. All proxies get the same time for it.
+    // A relay finishes the events of a stream when the replay window has passed. The CPU time is
+    // read only after that. All proxies get the same wait.
     let settle = Duration::from_millis(2 * u64::from(arguments.replay_window));
     let mut run = Run::start(work, through, tls, arguments);
     run.warm_up(tls);
@@ -197,7 +195,7 @@ pub(crate) fn hold(
         let before = run.proxy.process().threads();
         let (load, _) = run.send(Until::Paced { requests, per_second });
         std::thread::sleep(settle);
-        // Asking the relay whether it is empty costs CPU time, so the figures are taken before.
+        // Asking the relay whether it is empty costs CPU time, so the figures are read first.
         let done = run.proxy.process().threads().since(&before);
         run.proxy.wait_until_empty(run.events);
         Fixed {
@@ -223,7 +221,7 @@ pub(crate) fn keep(work: &Work, through: Through, tls: &Tls, arguments: &Argumen
     let before = run.proxy.process().memory("VmRSS:");
     let mut kept = Vec::new();
     for _ in 0..KEPT {
-        // HAProxy closes a connection that waits too long for its handshake or its request.
+        // Connects one at a time: HAProxy closes a connection whose first request comes too late.
         let mut connection = run.connect(1, tls);
         let load = run.load().run_on(&mut connection, Until::Requests(1));
         run.events += load.requests * work.events;
@@ -281,7 +279,6 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Makes this many connections to the proxy.
     fn connect(&self, connections: usize, tls: &Tls) -> Vec<Box<dyn Stream>> {
         let through = self.through;
         let wrap = |stream| -> Box<dyn Stream> {
@@ -290,7 +287,7 @@ impl<'a> Run<'a> {
         Load { senders: connections, ..self.load() }.connect(wrap)
     }
 
-    /// Connects the senders, and sends some requests.
+    /// Connects the senders, sends some requests, and then sets the sink's counts to 0.
     fn warm_up(&mut self, tls: &Tls) {
         let through = self.through;
         let mut connections = self.connect(self.senders(), tls);
@@ -304,7 +301,7 @@ impl<'a> Run<'a> {
         let requests = 8 * self.connections.len() as u64;
         self.send(Until::Requests(requests));
         if through.wire() == Wire::Stream {
-            // A proxy that holds the bytes of a replay window has its memory by then.
+            // After this, a relay has allocated the memory that it needs for a replay window.
             let window = Duration::from_millis(self.arguments.replay_window.into());
             self.send(Until::Over(2 * window));
         }
@@ -314,8 +311,8 @@ impl<'a> Run<'a> {
         self.before = self.events;
     }
 
-    /// Sends a load and waits until everything has arrived. Returns its outcome, and the most
-    /// memory without the held events (see [`Proxy::rss_beyond`]) if the load saturates the proxy.
+    /// Sends a load, and waits until everything has arrived. Returns its outcome. With
+    /// [`Until::Over`], also returns the greatest [`Proxy::rss_beyond`], otherwise 0.
     fn send(&mut self, until: Until) -> (Outcome, f64) {
         let mut connections = std::mem::take(&mut self.connections);
         let looks = matches!(until, Until::Over(_));
@@ -347,7 +344,8 @@ impl<'a> Run<'a> {
         (outcome, beyond)
     }
 
-    /// Ends the run, and syncs the disk, so that deleted files are not written during the next run.
+    /// Ends the run, and syncs the disk, so that the next run does not wait for the writes of this
+    /// one.
     fn end(self) {
         let on_disk = self.through.on_disk().then_some(&self.arguments.directory);
         drop((self.connections, self.proxy, self.sink));

@@ -1,5 +1,5 @@
-//! The certificate, and the TLS settings of the load, the sink and the proxies. Load and sink speak
-//! only TLS 1.3 with AES-256-GCM, so a proxy speaks the same on both sides.
+//! The certificate, and the TLS settings of the load, the sink and the proxies. The load and the
+//! sink speak only TLS 1.3 with AES-256-GCM, so a proxy speaks the same on both sides.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -18,7 +18,7 @@ pub(crate) trait Stream: Read + Write + Send {}
 
 impl<T: Read + Write + Send> Stream for T {}
 
-/// One certificate for everybody, for 127.0.0.1, which signs itself (ECDSA, P-256).
+/// A self-signed certificate (ECDSA, P-256) for 127.0.0.1, which all programs use.
 pub(crate) struct Tls {
     directory: TempDir,
     client: Arc<ClientConfig>,
@@ -56,22 +56,22 @@ impl Tls {
         Self { directory, client: Arc::new(client), server: Arc::new(server) }
     }
 
-    /// Returns the path of the certificate, as PEM.
+    /// Returns the path of the certificate in PEM.
     pub(crate) fn chain(&self) -> PathBuf {
         self.directory.path().join("chain")
     }
 
-    /// Returns the path of its key, as PEM.
+    /// Returns the path of the certificate's key in PEM.
     pub(crate) fn key(&self) -> PathBuf {
         self.directory.path().join("key")
     }
 
-    /// Returns the path of a file with both.
+    /// Returns the path of a PEM file with the certificate and its key.
     pub(crate) fn both(&self) -> PathBuf {
         self.directory.path().join("both")
     }
 
-    /// Returns the load's side of a connection. The handshake comes with the first write.
+    /// Returns the load's side of a connection. The handshake happens with the first write.
     pub(crate) fn connect(&self, stream: TcpStream) -> impl Stream + use<> {
         let name = ServerName::try_from("127.0.0.1").expect("an address");
         let client = ClientConnection::new(Arc::clone(&self.client), name);

@@ -1,18 +1,18 @@
-//! The durable queue, which acknowledges once a batch is synced, beside the raw disk and beside the
-//! queue in memory. `cargo bench --bench scale` measures the cost of a batch with backlogs of
+//! The queue on disk, which acknowledges a batch when it is synced, beside the raw disk and beside
+//! the queue in memory. `cargo bench --bench scale` measures the cost of a batch with backlogs of
 //! different sizes.
 //!
-//! `-- --only memory` measures something else: a queue on disk that becomes full and empty again
-//! within the memory limit of a pod. It needs the right to make memory cgroups, which root has.
+//! `-- --only memory` measures something else: a queue on disk that becomes full and then empty
+//! within the memory limit of a pod. It needs permission to make memory cgroups, which root has.
 //!
 //! `cargo bench --bench spool` runs the relay's own program on 127.0.0.1, between a load and a sink
-//! in this process, and prints Markdown. Everything that is compared takes its turn in each round;
-//! the table holds medians over the rounds, with the least and the most value. CPU seconds are
-//! those of the relay's process for each GB (10⁹ bytes) of request bodies, in and out.
+//! in this process, and prints Markdown. In each round, everything that is compared takes its turn.
+//! The tables have medians over the rounds, with the least and the greatest value. CPU seconds are
+//! those of the measured process or thread for each GB (10⁹ bytes) of request bodies.
 //!
-//! Files are below the directory that `--directory` or `SPOOL_BENCH_DIRECTORY` names, or below
-//! target/ otherwise; the disk below it decides the results. The files are removed at the end, and
-//! so are memory cgroups, also after a panic or Ctrl-C.
+//! Files are below the directory that `--directory` or `SPOOL_BENCH_DIRECTORY` names, or otherwise
+//! below target/. The results depend on its disk. Files and memory cgroups are removed at the end,
+//! also after a panic or Ctrl-C.
 
 #![allow(
     clippy::disallowed_methods,
@@ -51,7 +51,7 @@ mod work;
 
 use disk::Disk;
 
-/// Measures the durable queue
+/// Measures the queue on disk
 #[derive(Parser)]
 struct Arguments {
     /// Only these tables
@@ -66,21 +66,20 @@ struct Arguments {
     /// Seconds of one run for throughput
     #[arg(long, default_value_t = 1.5)]
     seconds: f64,
-    /// Parallel connections of the load for throughput
+    /// Numbers of parallel connections of the load for throughput
     #[arg(long, value_delimiter = ',', default_value = "1,8,64")]
     senders: Vec<usize>,
-    /// Only the work for throughput whose name contains it: metadata, single
+    /// Only works whose name contains this, for throughput: metadata, single
     #[arg(long, default_value = "")]
     work: String,
-    /// Another binary of the relay than the one built for this bench
+    /// The relay's binary; the default is the one built for this bench
     #[arg(long, default_value = env!("CARGO_BIN_EXE_kube-audit-forwarder"))]
     relay: PathBuf,
-    /// Given by `cargo bench`, and by nobody else
+    /// Only `cargo bench` sets this
     #[arg(long, hide = true)]
     bench: bool,
 }
 
-/// A table that can be chosen.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Table {
     /// Acknowledged batches beside the raw disk and the queue in memory

@@ -1,9 +1,9 @@
-//! The queue on disk within the memory limit of a pod: it becomes full while the consumer takes
-//! nothing, then becomes empty, and then works under a steady load.
+//! The queue on disk within the memory limit of a pod. It becomes full while the consumer accepts
+//! nothing. Then it becomes empty, and then it works under a steady load.
 //!
 //! The relay runs in a memory cgroup of its own. The page cache of the queue's files counts towards
-//! the limit, and the kernel has to forget pages when the limit is hit. The load and the sink run
-//! outside the cgroup.
+//! the limit, so the kernel has to free cached pages at the limit. The load and the sink run
+//! outside.
 
 use std::fs::File;
 use std::io;
@@ -26,8 +26,7 @@ use crate::{Arguments, interrupt};
 /// The memory limit of the cgroup, in MiB.
 const LIMIT: u64 = 512;
 
-/// The size of the full queue, in MiB. It is three times the limit, so the page cache cannot hold
-/// the whole queue.
+/// The size of the full queue, in MiB: three times the limit, so the page cache cannot hold it.
 const QUEUE: u64 = 1536;
 
 const SENDERS: usize = 4;
@@ -39,10 +38,10 @@ const STEADY: f64 = 5.0;
 /// The time between two looks at the memory of the cgroup.
 const LOOKS: Duration = Duration::from_millis(10);
 
-/// The phases of a run, in their order.
+/// The phases of a run, in order.
 const PHASES: [&str; 3] = ["filling", "emptying", "steady"];
 
-/// The windows of duplicates that are compared, each with the key of the output that sets it.
+/// The deduplication windows that are compared, each with the output's key that sets it.
 const WINDOWS: [(&str, &str); 2] = [("none", ""), ("1m", "filter.deduplicate = '1m'")];
 
 /// The results of one phase.
@@ -51,34 +50,34 @@ struct Sample {
     seconds: f64,
     /// The CPU time of the relay's process, in seconds.
     cpu: f64,
-    /// The result of the load, or `None` while the queue becomes empty.
+    /// The result of the load, or `None` for the phase in which the queue becomes empty.
     load: Option<Outcome>,
     usage: Usage,
 }
 
-/// The memory that the cgroup has used in one phase.
+/// The memory use of the cgroup in one phase.
 #[derive(Clone, Copy, Default)]
 struct Usage {
     /// The most memory, in MiB.
     most: f64,
-    /// The most page cache, in MiB. It need not be of the same moment as the other values.
+    /// The most page cache, in MiB, perhaps at another moment than the other values.
     cached: f64,
     /// The most anonymous memory, in MiB.
     anonymous: f64,
-    /// The number of times that memory was wanted at the limit.
+    /// How many times the memory would have exceeded the limit.
     limit_hit: f64,
-    /// The number of pages that had to be read from the disk.
+    /// The number of page faults for which the kernel had to read from the disk.
     major_faults: f64,
 }
 
-/// Returns the table: each window in each phase, or a line that says why there is none.
+/// Returns the table, with a row for each window and phase, or a line that says why there is none.
 pub(crate) fn table(disk: &Disk, arguments: &Arguments) -> String {
     let work = Work::metadata().distinct();
     let mut text = format!(
         "\n## In a memory cgroup\n\n{}; a limit of {LIMIT} MiB, `queue.max_bytes` {QUEUE} MiB.\n",
         work.name
     );
-    // The queue takes the space that is reserved for its next segments in addition to its size.
+    // In addition to its size, the queue reserves space for its next segments.
     if disk.free() >> 20 < 2 * QUEUE {
         return text
             + &format!("\nLeft out: only {} MiB of the disk are free.\n", disk.free() >> 20);
@@ -139,11 +138,11 @@ fn row(name: &str, phase: &str, samples: &[&Sample]) -> String {
     format!("| {} |\n", cells.join(" | "))
 }
 
-/// Measures one run: a new cgroup, a new sink, a new relay, and the phases.
+/// Makes one run: a new cgroup, a new sink, a new relay, and the phases.
 fn measure(work: &Work, output: &str, disk: &Disk, arguments: &Arguments) -> [Sample; 3] {
     disk.settle();
     let queue = disk.path().join("queue");
-    // The order of these variables matters: the relay ends first, and the cgroup is empty then.
+    // The order of these variables matters: the cgroup is removed last, when the relay has ended.
     let cgroup = Arc::new(Cgroup::new().expect("it could be made before"));
     let sink = Sink::start(Wire::Http);
     sink.hold_back(u64::MAX);
@@ -151,7 +150,7 @@ fn measure(work: &Work, output: &str, disk: &Disk, arguments: &Arguments) -> [Sa
         cgroup.command(&arguments.relay),
         &format!("queue.max_bytes = '{QUEUE}MiB'\nqueue.directory = '{}'", queue.display()),
         "",
-        // A consumer that holds back does not count as dead.
+        // A request that the consumer holds back does not time out.
         &format!(
             "type = 'http'\nurls = ['http://{}/']\ntimeouts = {{ request = '1h' }}\n{output}",
             sink.address()
@@ -171,7 +170,7 @@ fn measure(work: &Work, output: &str, disk: &Disk, arguments: &Arguments) -> [Sa
         wait(relay, &sink);
         (bytes(filled), None)
     });
-    // An event that is dropped as a duplicate would be missing here.
+    // This fails if an event was dropped as a duplicate.
     relay.wait_until_empty(filled.requests * work.events);
     let steady = observe(&mut relay, &cgroup, |relay| {
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a thousand")]
@@ -187,7 +186,7 @@ fn measure(work: &Work, output: &str, disk: &Disk, arguments: &Arguments) -> [Sa
     [filling, emptying, steady]
 }
 
-/// Measures one phase, which returns the bytes of its request bodies.
+/// Measures one phase. `phase` returns the size of its request bodies in bytes, and its load.
 fn observe(
     relay: &mut Relay,
     cgroup: &Arc<Cgroup>,
@@ -200,8 +199,8 @@ fn observe(
     Sample { gigabytes: bytes as f64 / 1e9, seconds, cpu, load, usage: watch.end() }
 }
 
-/// Waits until nothing is missing at the sink. Fails if the kernel has killed the relay because of
-/// its memory.
+/// Waits until nothing is missing at the sink. Panics if the relay has ended, for example because
+/// the kernel has killed it for its memory.
 fn wait(relay: &mut Relay, sink: &Sink) {
     while sink.missing() > 0 {
         interrupt::check();
@@ -211,13 +210,12 @@ fn wait(relay: &mut Relay, sink: &Sink) {
     }
 }
 
-/// The files of a memory cgroup. In a file with several values, the name of a value and a space
-/// stand before it.
+/// The files of a memory cgroup. In a file with several values, each follows its name and a space.
 struct Files {
     limit: &'static str,
-    /// The file of the most memory.
+    /// The file with the peak of the memory.
     peak: &'static str,
-    /// The file with the number of times that the limit was hit, and the name of this value.
+    /// The file that counts how often the limit was hit, and the name of this value.
     limit_hit: (&'static str, &'static str),
     /// The names of the values in the file `memory.stat`.
     cached: &'static str,
@@ -242,16 +240,16 @@ const V2: Files = Files {
     anonymous: "anon ",
 };
 
-/// A memory cgroup with a limit. It is removed when dropped; its processes must have ended by then.
+/// A memory cgroup with a limit, which is removed on drop. Its processes must have ended by then.
 struct Cgroup {
     directory: Directory,
     files: &'static Files,
-    /// The file of the most memory. It stays open, because cgroup v2 counts anew for this open file
-    /// only.
+    /// The file with the peak. It stays open, because with cgroup v2, only the open file that
+    /// resets the peak sees the new one.
     peak: File,
 }
 
-/// The directory of a cgroup. It is removed when dropped.
+/// The directory of a cgroup, which is removed on drop.
 struct Directory(PathBuf);
 
 impl Cgroup {
@@ -265,14 +263,14 @@ impl Cgroup {
         let directory = Directory(path);
         std::fs::write(directory.0.join(files.limit), (LIMIT << 20).to_string())?;
         let peak = directory.0.join(files.peak);
-        // The file of cgroup v2 can be written since Linux 6.12.
+        // With cgroup v2, the file is writable since Linux 6.12.
         let opened = File::options().read(true).write(true).open(&peak);
         let peak = opened.or_else(|_| File::open(&peak))?;
         Ok(Self { directory, files, peak })
     }
 
-    /// Returns a command that runs `binary` in this cgroup from its first instruction on. Arguments
-    /// that are appended are those of `binary`.
+    /// Returns a command that runs `binary` in this cgroup from its first instruction. Arguments
+    /// that are added to the command go to `binary`.
     fn command(&self, binary: &Path) -> Command {
         let mut command = Command::new("sh");
         command.args(["-c", r#"echo $$ > "$0" && exec "$@""#]);
@@ -280,13 +278,13 @@ impl Cgroup {
         command
     }
 
-    /// Begins to count the most memory anew. Before Linux 6.12, cgroup v2 cannot do that, and the
-    /// most memory is that since the start.
+    /// Resets the peak. Before Linux 6.12, cgroup v2 cannot do that, and the peak is the one since
+    /// the start.
     fn restart_peak(&self) {
         drop(self.peak.write_all_at(b"0", 0));
     }
 
-    /// Returns the values of this moment. The counts and the most memory are those since the start.
+    /// Returns the current values: counts since the start, and the peak since its last reset.
     fn usage(&self) -> Usage {
         let read = |name| {
             let text = std::fs::read_to_string(self.directory.0.join(name));
@@ -307,7 +305,7 @@ impl Cgroup {
     }
 }
 
-/// Returns the number that stands behind `name` at the start of a line.
+/// Returns the number that follows `name` at the beginning of a line.
 fn value_of(text: &str, name: &str) -> f64 {
     let value = text.lines().find_map(|line| line.strip_prefix(name));
     value.and_then(|value| value.trim().parse().ok()).unwrap_or_else(|| panic!("no {name}"))
@@ -326,7 +324,7 @@ impl Drop for Directory {
     }
 }
 
-/// A thread that looks at a cgroup again and again.
+/// A thread that looks at the memory of a cgroup every [`LOOKS`].
 struct Watch {
     cgroup: Arc<Cgroup>,
     before: Usage,
@@ -352,7 +350,7 @@ impl Watch {
         Self { cgroup: Arc::clone(cgroup), before, ended, looking: Some(looking) }
     }
 
-    /// Returns the most of everything since the start, and the increase of the counts.
+    /// Returns the greatest memory values since the start, and the increase of the counts.
     fn end(mut self) -> Usage {
         self.ended.store(true, Ordering::Relaxed);
         let looking = self.looking.take().expect("it ends once");

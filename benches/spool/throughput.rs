@@ -1,4 +1,4 @@
-//! The rate and the cost of acknowledged batches: the queue in files, the raw disk and the queue in
+//! The rate and the cost of acknowledged batches: the queue on disk, the raw disk and the queue in
 //! memory take turns.
 
 use std::time::Duration;
@@ -11,23 +11,23 @@ use crate::relay::Relay;
 use crate::sink::{Sink, Wire};
 use crate::work::Work;
 
-/// The most bytes by which the senders may be ahead of the sink. A queue in files keeps more than
+/// The most bytes by which the senders may be ahead of the sink. A queue on disk keeps more than
 /// that in memory (16 MiB).
 const AHEAD_MAX: u64 = 8 << 20;
 
-/// The way of the bytes to the disk, if they go there.
+/// Where the batches go.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Through {
     Spool,
-    /// Raw writes, each with a batch of each sender.
+    /// Raw writes, each with one batch of each sender.
     Raw,
-    /// Raw writes, each with as many batches as a sync of the spool has just had.
+    /// Raw writes, each with as many batches as the spool had per sync in the same round.
     RawGrouped,
     Memory,
 }
 
 impl Through {
-    /// All ways, in the order of a round.
+    /// All of them, in the order of a round.
     const ALL: [Self; 4] = [Self::Spool, Self::Raw, Self::RawGrouped, Self::Memory];
 
     fn name(self) -> &'static str {
@@ -43,21 +43,21 @@ impl Through {
 /// The results of one run.
 struct Sample {
     through: Through,
-    /// The request bodies per second, or the bytes written, in 10⁶ bytes.
+    /// The size of the request bodies per second, in 10⁶ bytes. Raw writes count the same bodies.
     megabytes_per_second: f64,
     p50: Duration,
     p99: Duration,
     max: Duration,
     syncs_per_second: f64,
     batches_per_sync: f64,
-    /// The CPU time of the relay's process, or of the thread that writes, for each GB.
+    /// The CPU seconds of the relay's process, or of the thread of the raw writes, for each GB.
     cpu: f64,
-    /// The CPU time of the relay's writer thread.
+    /// The CPU seconds of the relay's writer thread for each GB.
     writer_cpu: f64,
     refused: u64,
 }
 
-/// Returns the table: each work, from each number of senders, in each way.
+/// Returns the table, with a row for each work, each number of senders and each [`Through`].
 pub(crate) fn table(disk: &Disk, arguments: &Arguments) -> String {
     let mut text = String::from(
         "\n| work | senders | through | MB/s | ÷ raw | p50 ms | p99 ms | max ms | syncs/s | batches/sync \
@@ -132,7 +132,6 @@ impl Through {
     }
 }
 
-/// Measures one round.
 fn measure(work: &Work, senders: usize, disk: &Disk, arguments: &Arguments) -> Vec<Sample> {
     let limit = Duration::from_secs_f64(arguments.seconds);
     let raw = |through, batches: usize| {
@@ -168,7 +167,7 @@ impl Sample {
     }
 }
 
-/// Measures one run: a new sink, a new relay, some requests to warm up, and the work.
+/// Makes one run: a new sink, a new relay, some requests to warm up, and the work.
 fn relayed(
     through: Through,
     work: &Work,

@@ -1,10 +1,10 @@
-//! The integration tests. They run the real program between raw clients and consumers that are real
-//! or scripted.
+//! The integration tests. They run the real program between raw clients and real or scripted
+//! consumers.
 //!
-//! All tests are one binary, with a folder for each part of the program's promises and a file for
-//! each promise; `support` holds what the tests share. A test ends with `Relay::finish`, which
-//! checks the conservation of events: `event_total` equals the sum of the events that left, that
-//! wait and that were counted as lost.
+//! All tests are one binary. Each folder is a part of the program's promises, and each file is one
+//! promise; `support` is the code that they share. Most tests end with `Relay::finish`, which
+//! checks the conservation of events: each accepted event is delivered, waiting, set aside,
+//! filtered or counted as lost.
 
 #![allow(
     clippy::disallowed_methods,
@@ -23,7 +23,7 @@ mod deliver {
     mod instructions;
 }
 
-/// How events come in: requests, listeners, limits, the Kafka source, and what decoding costs.
+/// Ingest: requests, listeners, limits, the Kafka source, and the cost of decoding.
 mod ingest {
     mod answers;
     mod instructions;
@@ -35,7 +35,7 @@ mod ingest {
     mod tls;
     mod tls_failures;
 
-    /// They need peers, or root.
+    /// Tests that need peers or root.
     mod peers {
         #[cfg(feature = "kafka")]
         mod kafka_broker;
@@ -43,7 +43,7 @@ mod ingest {
     }
 }
 
-/// The queue in memory and on disk: back-pressure, durability, crashes and faults of disks.
+/// The queue in memory and on disk: back-pressure, durability, crashes and disk faults.
 mod queue {
     mod backpressure;
     mod bit_flips;
@@ -53,13 +53,13 @@ mod queue {
     mod optional;
     mod spool_start;
 
-    /// They need peers, or root.
+    /// Tests that need peers or root.
     mod peers {
         mod disk_faults;
     }
 }
 
-/// How events go out: each protocol, its consumers, and the faults of consumers and networks.
+/// The outputs: each protocol, its consumers, and the faults of consumers and networks.
 mod outputs {
     mod acknowledgements;
     mod any_store;
@@ -87,7 +87,7 @@ mod outputs {
     mod stdout;
     mod tcp;
 
-    /// They need peers, or root.
+    /// Tests that need peers or root.
     mod peers {
         mod dns_names;
         mod egress_proxy;
@@ -101,7 +101,7 @@ mod outputs {
     }
 }
 
-/// The log that proves which events came in.
+/// The evidence log, which proves which events the relay has received.
 mod evidence {
     mod alarms;
     mod believed;
@@ -114,14 +114,14 @@ mod evidence {
     mod verify;
     mod witness;
 
-    /// They need peers, or root.
+    /// Tests that need peers or root.
     mod peers {
         mod crashes;
         mod random;
     }
 }
 
-/// Which events leave, and what is removed from each of them: filters and audit policies.
+/// Filters and audit policies: which events are forwarded, and what is removed from them.
 mod filter {
     mod forwarded;
     mod policy;
@@ -130,7 +130,7 @@ mod filter {
     mod shapes;
 }
 
-/// The commands, metrics, log, alerts, pages, reload and shutdown that an operator works with.
+/// Operation: the commands, metrics, log, alerts, pages, reload and shutdown.
 mod operate {
     mod admin;
     mod admin_access;
@@ -167,7 +167,7 @@ mod operate {
     mod version;
     mod volume;
 
-    /// They need peers, or root.
+    /// Tests that need peers or root.
     mod peers {
         mod migrate;
         mod page;
@@ -181,13 +181,13 @@ mod deploy {
     mod configs_http;
     mod way_back;
 
-    /// They need peers, or root.
+    /// Tests that need peers or root.
     mod peers {
         mod connect;
     }
 }
 
-/// The documents and the sources themselves: what the documents say is what the program does.
+/// The documents and the sources. The documents must agree with the program.
 mod docs {
     mod auditors;
     mod captures;

@@ -1,9 +1,9 @@
-//! Code that the tests share. Nothing here knows the relay's code: the tests see the program from
+//! Code that the tests share. None of it links the relay's code: the tests see the program from
 //! outside.
 //!
 //! Every wait polls and has a time limit, every port is on 127.0.0.1, and every child process is
-//! ended by its own process id. A fake consumer records a request or message before it answers, so
-//! an answer that a test has seen proves that the record is there.
+//! ended by its own process id. A fake consumer records a request or message before it answers it.
+//! Once a test has seen the answer, the record exists.
 
 pub(crate) mod answers;
 pub(crate) mod apiserver;
@@ -74,8 +74,8 @@ use std::process::{Command, Output, Stdio};
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-/// The longest wait for something that normally takes milliseconds. On a loaded machine it may take
-/// seconds.
+/// The longest wait for something that normally takes milliseconds, but can take seconds on a
+/// loaded machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Polls `check` until it returns `Some`, and returns that value. Panics with `what` after `limit`.
@@ -89,8 +89,8 @@ pub(crate) fn wait_until(what: &str, limit: Duration, mut check: impl FnMut() ->
 }
 
 /// Polls `check` until it returns `Some`, and returns that value. Returns `None` after `limit`. A
-/// poll may scrape a relay or ask a browser, so the pause grows with the time waited: a tenth of
-/// it, up to 100 ms.
+/// poll can be expensive (a scrape, a query to a browser), so the pause between polls grows: it is
+/// a tenth of the time waited so far, at least 5 ms and at most 100 ms.
 pub(crate) fn try_wait_for<T>(limit: Duration, mut check: impl FnMut() -> Option<T>) -> Option<T> {
     let begun = Instant::now();
     loop {
@@ -107,18 +107,17 @@ pub(crate) fn try_wait_for<T>(limit: Duration, mut check: impl FnMut() -> Option
     }
 }
 
-/// Returns a port of 127.0.0.1 that was free a moment ago, for a peer that must be told its port.
-/// No other test gets this port before this test's process has ended: a relay goes on dialling a
-/// consumer that is down, and must not find another test's consumer there.
+/// Returns a port of 127.0.0.1 that was free a moment ago, for a peer that needs its port in its
+/// config. No other test gets the port until this test's process has ended. A relay keeps dialling
+/// a consumer that is down, and must not reach another test's consumer there.
 ///
-/// The port does not come from the kernel (port 0), because the kernel takes such ports from the
-/// range for outgoing connections (32768 and above). While a peer is stopped, another connection
-/// could then get its port, and a client that keeps dialling the port could even connect to itself.
-/// Another program may still take the port before it is bound; the caller then asks for another
-/// one.
+/// The kernel does not choose the port (port 0), because it takes such ports from the range for
+/// outgoing connections (32768 and above). While a peer is stopped, another connection could then
+/// get the peer's port. A client that keeps dialling the port could even connect to itself. Another
+/// program may still take the port before the peer binds it; the caller then asks for another one.
 pub(crate) fn free_port() -> u16 {
     for _ in 0..1000 {
-        // Each `RandomState` has other keys, which is random enough to keep parallel tests apart.
+        // Each `RandomState` has new keys, which is random enough to keep parallel tests apart.
         let random = std::hash::RandomState::new().hash_one(std::process::id());
         let port = 10_000 + u16::try_from(random % 20_000).expect("below 20,000");
         if reserve(port) && TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
@@ -128,9 +127,9 @@ pub(crate) fn free_port() -> u16 {
     panic!("no free port between 10000 and 30000");
 }
 
-/// Reserves a port for this process: true if no other process has reserved it. The reservation is
-/// an abstract Unix socket named after the port. The kernel gives such a name to one process only,
-/// and frees it when the process ends.
+/// Reserves a port for this process. Returns `false` if the port is already reserved. The
+/// reservation is an abstract Unix socket named after the port. The kernel gives such a name to
+/// only one socket, and frees it when the process ends.
 fn reserve(port: u16) -> bool {
     let name = format!("kube-audit-forwarder-test-port-{port}");
     let address = UnixAddress::from_abstract_name(name).expect("a short name");
@@ -138,13 +137,12 @@ fn reserve(port: u16) -> bool {
     reserved.map(std::mem::forget).is_some()
 }
 
-/// The repository's root.
 pub(crate) fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the package is a folder of it").into()
 }
 
-/// Returns the paths of all files of the repository below its root, except what is built and what
-/// git keeps for itself. The sources may be a copy without git.
+/// Returns the paths of all files in the repository, relative to its root, except those in `target`
+/// and `.git`. This does not ask git, because the sources may be a copy without it.
 pub(crate) fn files() -> Vec<String> {
     let root = repository();
     let (mut found, mut folders) = (Vec::new(), vec![root.clone()]);
@@ -163,8 +161,8 @@ pub(crate) fn files() -> Vec<String> {
     found
 }
 
-/// Returns the path of the program under test. cargo puts it into the profile's directory, and the
-/// tests' own program into the directory `deps` below.
+/// Returns the path of the program under test. Cargo puts the program into the profile's directory,
+/// such as `target/debug`, and the tests' binary into `deps` below that.
 pub(crate) fn binary() -> &'static str {
     static BINARY: LazyLock<String> = LazyLock::new(|| {
         let own = std::env::current_exe().expect("a path of this program");
@@ -176,7 +174,7 @@ pub(crate) fn binary() -> &'static str {
     &BINARY
 }
 
-/// Runs a program to its end, with these bytes as its standard input, which it may leave unread.
+/// Runs a program to its end with these bytes as standard input, which it need not read in full.
 pub(crate) fn fed(command: &mut Command, input: &[u8]) -> Output {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
@@ -188,15 +186,15 @@ pub(crate) fn fed(command: &mut Command, input: &[u8]) -> Output {
     output
 }
 
-/// Returns the complete lines of this text, without their ends. Bytes after the last line feed are
-/// a line that is still being written.
+/// Returns the complete lines of this text, without their line feeds. Bytes after the last line
+/// feed are an incomplete line and are left out.
 pub(crate) fn lines_in(text: &[u8]) -> Vec<Vec<u8>> {
     let mut lines: Vec<Vec<u8>> = text.split(|&byte| byte == b'\n').map(<[u8]>::to_vec).collect();
     lines.pop();
     lines
 }
 
-/// The path as text, for config files.
+/// Returns the path as text, for config files.
 pub(crate) fn text(path: &Path) -> &str {
     path.to_str().expect("temporary paths are UTF-8")
 }

@@ -1,5 +1,5 @@
-//! Lets the linker export the functions of the simulated kernel, so that the relay's library calls
-//! them and not those of libc.
+//! Lets the linker export the simulated kernel's functions, so that the relay's library calls them
+//! instead of libc's.
 
 fn main() {
     println!("cargo:rustc-link-arg-bins=-rdynamic");

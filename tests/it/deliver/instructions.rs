@@ -2,8 +2,8 @@
 //! `benches/hot_path`, counted by valgrind.
 //!
 //! The kernel's instructions are not counted. The outputs send lists of 100 events, and their
-//! consumer runs in the same thread. On a CPU without AVX2 nothing is counted, and `./test` says so
-//! at its end.
+//! consumer runs in the same thread. Without AVX2, nothing is counted, and `./test` says so at its
+//! end.
 
 use crate::support::instructions::{Figure, compare, has_avx2};
 
@@ -19,11 +19,11 @@ const FIGURES: [Figure; 8] = [
     Figure { phase: "tcp", passes: 300, instructions: 29057 },
 ];
 
-/// They need peers, or root.
+/// Tests that need peers.
 mod peers {
     use super::*;
 
-    /// Method: as for decoding.
+    /// Method: the same as in `ingest/instructions.rs`.
     #[test]
     fn filters_the_disk_and_outputs_take_the_instructions_that_are_committed() {
         compare(FIGURES.iter().filter(|_| has_avx2()));

@@ -1,6 +1,6 @@
-//! Facts that `deploy/` relies on: the relay works on a spool that belongs to the group of a user
-//! without privileges, and with certificates that `deploy/certificate.sh` makes and rotates while
-//! it runs.
+//! Facts that `deploy/` relies on: the relay works on a spool that belongs to an unprivileged
+//! user's group, and with certificates that `deploy/certificate.sh` makes, and rotates while the
+//! relay runs.
 
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt, chown, symlink};
 use std::process::{Command, Output};
@@ -21,10 +21,10 @@ fn volume(group: u32) -> Spool {
     spool
 }
 
-/// Method: starts the program as this user on a volume of root and the user's group, without
-/// privileges, and kills it as the kernel does when a container has used up its memory. The next
-/// start on the same volume, like the restarted container, must deliver everything. All files must
-/// belong to the user and the group, and nobody else may read them.
+/// Method: starts the program as this user, without privileges, on a volume of root and the user's
+/// group. Kills it as the kernel does when a container has used up its memory. The next start on
+/// the same volume must deliver everything. All files must belong to the user and the group, and
+/// nobody else may read them.
 fn a_kill_loses_nothing(user: u32, setpriv: &[&str]) {
     let group = 65532.max(user);
     let spool = volume(group);
@@ -66,11 +66,11 @@ fn a_kill_loses_nothing(user: u32, setpriv: &[&str]) {
     }
 }
 
-/// A cluster that consists of `tests/peers/kubectl`, which is also `oc`. The directory holds its
-/// CAs, the calls that were made, and the Secret as pods see it.
+/// A fake cluster: `tests/peers/kubectl`, which is also `oc`. The directory has its CAs, the calls
+/// that were made, and the Secret as pods see it.
 pub(super) struct Cluster {
     directory: TempDir,
-    /// What the scripts are told by the environment.
+    /// The environment variables of the scripts.
     pub(super) variables: BTreeMap<&'static str, &'static str>,
 }
 
@@ -86,9 +86,9 @@ impl Cluster {
             let made = cluster.openssl(&[&kind[..], &rest].concat());
             assert!(made.status.success(), "{made:?}");
         }
-        // A Secret that is optional and absent is an empty volume (`mount`). `temporary` is the
-        // directory for the script's temporary files, `home` that of whoever runs it, and `bin` has
-        // the stand-in under its other name.
+        // `mount` is the volume of an optional Secret that does not exist yet. `temporary` is for
+        // the script's temporary files, `home` is its user's home, and `bin` has the fake kubectl
+        // as `oc`.
         for directory in ["mount", "temporary", "home", "bin"] {
             std::fs::create_dir(cluster.path(directory)).unwrap();
         }
@@ -112,8 +112,8 @@ impl Cluster {
         self.script("deploy/certificate.sh", &[])
     }
 
-    /// Runs a script of `deploy/` against this cluster, which waits at most 60 s for anything
-    /// unless `variables` say otherwise. The script must leave no temporary file.
+    /// Runs a script of `deploy/` against this cluster. It waits at most 60 s for anything, unless
+    /// `variables` say otherwise, and must leave no temporary file.
     pub(super) fn script(&self, script: &str, arguments: &[&str]) -> Output {
         let peers = repository().join("tests/peers");
         let path = std::env::var("PATH").unwrap();
@@ -156,8 +156,7 @@ pub(super) fn succeeded(output: &Output) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Posts with curl as a sender that trusts the cluster's CA, to this URL but on loopback and this
-/// port.
+/// Posts with curl to this URL, but at this port on loopback, and trusts the cluster's CA.
 pub(super) fn curl(ca: &Path, url: &str, port: u16, body: &Path) -> Output {
     Command::new(program("curl"))
         .args(["--silent", "--show-error", "--noproxy", "*", "--max-time", "60"])
@@ -168,7 +167,7 @@ pub(super) fn curl(ca: &Path, url: &str, port: u16, body: &Path) -> Output {
         .unwrap()
 }
 
-/// They need peers, or root.
+/// Tests that need peers or root.
 mod peers {
     use super::*;
 
@@ -203,8 +202,8 @@ mod peers {
         relay.wait_for_listeners(2);
         let port = relay.listeners()[1].1.port();
         let ca = cluster.path("ca.crt");
-        // The certificate has four names and two addresses of each of the two Services, and a
-        // sender may use each of them.
+        // The certificate has four names and two addresses of each of the two Services. A sender
+        // can use any of them.
         let batch = numbered::list(0, 0..10);
         let body = cluster.path("batch.json");
         std::fs::write(&body, &batch).unwrap();
@@ -229,8 +228,8 @@ mod peers {
         }
         let other = curl(&ca, "https://elsewhere.example/post", port, &body);
         assert!(!other.status.success(), "any name will do");
-        // No command line holds a secret, and the Secret has the name and the type that the
-        // manifests use.
+        // No command line has a secret, and the Secret has the name and the type that the manifests
+        // use.
         let calls = cluster.calls();
         for expected in ["certificate approve kube-audit-forwarder.ibm-kube-audit", "apply -f -"] {
             assert!(calls.lines().any(|call| call == expected), "{calls}");
@@ -256,7 +255,7 @@ mod peers {
         assert_eq!(served, std::fs::read_to_string(mount.join("tls.crt")).unwrap());
         let answer = curl(&ca, &format!("https://{}/post", hosts[0]), port, &body);
         assert!(answer.status.success(), "{answer:?}");
-        // The process is the same, and has closed nobody's connection.
+        // The process is the same, and open connections stay open.
         let kept = plain.post("/", "application/json", &batch).unwrap();
         assert_eq!(kept.status, 200);
         assert_eq!(relay.pid(), pid);
@@ -273,7 +272,7 @@ mod peers {
     #[test]
     fn certificate_sh_keeps_the_type_of_a_secret_that_is_there() {
         let cluster = Cluster::new();
-        // It makes no difference that the manifests are those of version 0.1.0.
+        // The manifests of version 0.1.0 make no difference.
         std::fs::write(cluster.path("two-ports"), "").unwrap();
         std::fs::write(cluster.path("type"), "Opaque").unwrap();
         succeeded(&cluster.certificate());

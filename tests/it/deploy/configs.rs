@@ -11,8 +11,8 @@ use crate::support::prelude::*;
 use crate::support::requests::shipped;
 use crate::support::tcp_sink::Framing;
 
-/// Starts a relay with a shipped config. Each consumer of the config is replaced by the one at this
-/// address, by the name that is in the certificate, and its CA by this one. Posts the corpus, and
+/// Starts a relay with a shipped config. Each consumer in the config is replaced by the one at this
+/// address, under the name in its certificate, and the CA by this one. Posts the corpus, and
 /// returns the events once the relay has delivered them.
 fn run(name: &str, ca: &Certificates, consumers: &[(&str, SocketAddr)]) -> (Relay, Vec<Vec<u8>>) {
     let by_name = |address: &SocketAddr| format!("localhost:{}", address.port());
@@ -31,7 +31,7 @@ fn run(name: &str, ca: &Certificates, consumers: &[(&str, SocketAddr)]) -> (Rela
     (relay, events)
 }
 
-/// Waits until the consumer has read the last event: the kernel acknowledges bytes before that.
+/// Waits until the consumer has read the last event. The kernel acknowledges bytes earlier.
 fn wait_until_arrived(sink: &TcpSink, expected: &[Vec<u8>]) {
     wait_until("the last event", PATIENCE, || sink.has(expected.last().unwrap()));
 }
@@ -86,8 +86,7 @@ fn fan_out_sends_everything_to_both_and_goes_to_the_second_logstash_when_the_fir
     let (relay, expected) = run("fan-out.toml", &Certificates::new(), &consumers);
     wait_until_arrived(&first, &expected);
     assert!(first.lines() == expected && second.count() == 0);
-    // Four requests are sent at once. Each holds its events in order, and together they hold all
-    // events.
+    // Four requests are sent at once, so the order of the events is not compared.
     let as_audit_log = |event: &Vec<u8>| {
         let head = br#"{"kind":"Event","apiVersion":"audit.k8s.io/v1","#;
         [&head[..], event.strip_prefix(b"{").expect("an object")].concat()
@@ -146,7 +145,7 @@ fn stdout_writes_lines_and_opens_https_when_the_certificate_appears() {
     relay.finish(Backlog::Empty);
 }
 
-/// They need peers, or root.
+/// Tests that need peers.
 mod peers {
     use super::*;
 

@@ -1,5 +1,4 @@
-//! The shipped configs with http outputs, between real peers. Only addresses and paths are
-//! replaced.
+//! The shipped configs with outputs over HTTP. Only addresses, paths and a few values are replaced.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -42,7 +41,7 @@ impl Place {
         Self { certificates: Certificates::new(), directory: TempDir::new().unwrap() }
     }
 
-    /// Returns the settings of a consumer, which may ask for a client's certificate.
+    /// Returns the options of a consumer, which asks for a client certificate if `asks`.
     fn options(&self, asks: bool) -> Options {
         let tls = Some(self.certificates.server_config(&self.certificates.server, asks));
         Options { tls, ..Options::default() }
@@ -54,8 +53,8 @@ impl Place {
         text(&file).to_owned()
     }
 
-    /// Starts a relay with a shipped config, whose queue is in the directory. The system's roots
-    /// are the CA of the place. `host` is replaced by the consumer, by its name in the certificate.
+    /// Starts a relay with a shipped config, its queue in the directory, and the place's CA as the
+    /// system's roots. `host` is replaced by the consumer's name in the certificate, and its port.
     fn start(&self, name: &str, host: &str, to: SocketAddr, more: &[(&str, &str)]) -> Relay {
         let consumer = format!("localhost:{}", to.port());
         let queue = ("/var/lib/kube-audit-forwarder", text(self.directory.path()));
@@ -117,7 +116,7 @@ fn haproxy_replacement_keeps_what_haproxy_would_have_lost() {
     relay.finish(Backlog::Empty);
 }
 
-/// The consumer is as strict as Site24x7 may be: it takes only what kube-apiserver itself would
+/// The consumer is as strict as Site24x7 may be: it accepts only what kube-apiserver itself would
 /// send, at the path that ends with the token.
 #[test]
 fn site24x7_sends_what_kube_apiserver_would_to_a_path_with_the_token() {
@@ -290,7 +289,7 @@ fn loki_gets_an_entry_for_each_event_with_the_tenant_and_the_token_of_a_file() {
     let more = [("tenant = \"platform\"", &*tenant), ("/secrets/loki-token", &token)];
     let to = consumer.address();
     let (relay, events) = place.deliver("loki.toml", "loki.example.com", to, &more);
-    // Larger events leave without their bodies, as the filter of the config says.
+    // Larger events are sent without their bodies, as the filter of the config says.
     let is_small = |event: &Vec<u8>| event.len() <= 256_000;
     let (small, large): (Vec<_>, Vec<_>) = events.into_iter().partition(is_small);
     let lines = consumer.store().lines();
@@ -344,7 +343,7 @@ fn durable_keeps_what_was_accepted_through_a_kill() {
     relay.finish(Backlog::Empty);
 }
 
-/// They need peers, or root.
+/// Tests that need peers.
 mod peers {
     use super::*;
 
@@ -394,7 +393,7 @@ mod peers {
         std::fs::write(&token, "s3cr3t-t0ken\n").unwrap();
         let host = format!("localhost:{}", nginx.address().port());
         let substitutions = [("logs.example.com", host.as_str()), ("/secrets/token", text(&token))];
-        // The config names no CA, so the system's roots count, which here are only our CA.
+        // The config names no CA, so the system's roots count. Here, they are only our CA.
         let relay = Relay::with(&shipped("saas-webhook.toml", &substitutions))
             .variable("SSL_CERT_FILE", text(&certificates.ca))
             .start();

@@ -1,4 +1,4 @@
-//! The way back to HAProxy: `deploy/way-back` forwards as the tutorial's HAProxy did, with fewer
+//! The way back to HAProxy: `deploy/way-back` forwards like the tutorial's HAProxy, with fewer
 //! privileges. `deploy/test/manifests.py` checks the manifests.
 
 use crate::support::peers::{Haproxy, forwarder};
@@ -18,13 +18,13 @@ fn the_shipped_config_is_the_tutorials() {
     assert_eq!(without_comments(&shipped()), without_comments(&tutorials));
 }
 
-/// They need peers, or root.
+/// Tests that need peers.
 mod peers {
     use super::*;
 
     /// The shipped config, with the port and the consumer of this test, runs under the real HAProxy
-    /// as user 65532 without a single capability, as the security settings of the pod say. The
-    /// consumer gets each body of the corpus byte for byte.
+    /// as user 65532 without any capability, as in the pod. The consumer gets each body of the
+    /// corpus byte for byte.
     #[test]
     fn haproxy_forwards_without_privileges() {
         let sink = HttpSink::accepting();

@@ -1,5 +1,5 @@
-//! The pages on which auditors check a log: each command runs as it stands there, in their order,
-//! against running relays, a witness, and what a consumer has stored.
+//! The pages for auditors who check a log. Each command runs as written, in order, against running
+//! relays, a witness, and the lines that a consumer has stored.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Stdio};
@@ -17,7 +17,7 @@ const PAGES: [&str; 4] = [
     "docs/prove/witnesses.md",
 ];
 
-/// A relay whose output `archive` gets events and checkpoints.
+/// A relay whose output `archive` sends events and checkpoints.
 pub(super) struct Logged {
     pub(super) spool: Spool,
     pub(super) sink: TcpSink,
@@ -61,7 +61,7 @@ impl Logged {
         std::fs::read_to_string(self.spool.path().join("evidence/checkpoint")).ok()
     }
 
-    /// Waits until a checkpoint covers all entries, and all witnesses have cosigned it.
+    /// Waits until a checkpoint covers all events and has this many signatures.
     pub(super) fn wait_until_signed(&self, signatures: usize) {
         let directory = text(self.spool.path());
         let last = (self.events.len() - 1).to_string();
@@ -74,7 +74,7 @@ impl Logged {
     }
 }
 
-/// Writes lines that a consumer has stored to a file, in a directory that it makes.
+/// Writes a consumer's lines to a gzip file, and creates the file's directory.
 pub(super) fn store(file: &Path, lines: &[Vec<u8>]) {
     std::fs::create_dir_all(file.parent().unwrap()).unwrap();
     let lines: Vec<u8> = lines.iter().flat_map(|line| [line, &b"\n"[..]].concat()).collect();
@@ -84,7 +84,7 @@ pub(super) fn store(file: &Path, lines: &[Vec<u8>]) {
     gzip.finish().unwrap();
 }
 
-/// Runs a command of a page with bash. Returns the exit status, and what was printed.
+/// Runs a command of a page with bash. Returns the exit status and the output.
 fn run(command: &str, place: &Path) -> (i32, String) {
     let path = format!("{}:{}", text(&place.join("bin")), std::env::var("PATH").unwrap());
     let output = Command::new("bash")
@@ -117,7 +117,7 @@ fn each_command_of_the_pages_works_against_a_running_relay() {
     other.post(&generated_batch(3, 200, 500));
     first.wait_until_signed(2);
     other.wait_until_signed(1);
-    // A checkpoint leaves through the output as well.
+    // The output also sends checkpoints.
     let has_note = |logged: &Logged| {
         logged.sink.lines().iter().any(|it| it.starts_with(br#"{"kind":"Checkpoint""#))
     };
@@ -140,7 +140,7 @@ fn each_command_of_the_pages_works_against_a_running_relay() {
             .replace("http://127.0.0.1:9090", &format!("http://{}", first.relay.admin()))
             .replace("https://witness.example.org", &witness.url);
         let (status, said) = run(&command, place);
-        // Not all can be compared while the relay goes on. Nothing may be wrong.
+        // Status 2: not everything can be compared while the relay runs. There must be no fault.
         let is_good = status == 0 || status == 2 && command.contains("evidence verify");
         assert!(is_good && !said.contains("FAULT"), "{command}: {status}: {said}");
         assert!(!said.contains("error: "), "{command}: {said}");

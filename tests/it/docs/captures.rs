@@ -1,7 +1,7 @@
-//! The pages of the commands begin with a command and what it prints. The real program makes each
-//! of these captures again, and an old one fails. With `KUBE_AUDIT_FORWARDER_BLESS=1` the new one
-//! is written into the page, where a line `…` may then take the place of lines that the page does
-//! not need.
+//! A page about a command begins with a capture: the command and its output. The tests run the
+//! commands of the captures, and fail if a page shows different output. With
+//! `KUBE_AUDIT_FORWARDER_BLESS=1`, they write the new output into the page. You can then replace
+//! lines that the page does not need with a line `…`.
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::fs::PermissionsExt;
@@ -16,9 +16,10 @@ use crate::support::generated::assert_file;
 use crate::support::prelude::*;
 use crate::support::setup::start;
 
-/// The pages of commands, and the command that each of them shows first. The captures of `policy`
-/// are compared by `tests/it/filter/policy_cost.rs`, the others here. That of `check` stands below
-/// its config on `docs/start.md`, and `tests/it/docs/pages.rs` compares it.
+/// The pages about commands, and the command that each of them shows first.
+/// `tests/it/filter/policy_cost.rs` compares the captures of `policy`, and this file the others.
+/// `tests/it/docs/pages.rs` compares that of `check`, which is on `docs/start.md`, below its
+/// config.
 const CAPTURES: [(&str, &str); 10] = [
     ("README.md", "demo"),
     ("docs/filters/policy-advise.md", "policy advise"),
@@ -32,7 +33,7 @@ const CAPTURES: [(&str, &str); 10] = [
     ("docs/start.md", "demo"),
 ];
 
-/// The first lines of a page, in which its capture begins.
+/// A page's first capture begins within this many lines.
 const BEGINNING: usize = 25;
 
 #[test]
@@ -48,10 +49,10 @@ fn each_page_of_a_command_begins_with_what_the_command_prints() {
     }
 }
 
-/// The directory of a reader of the pages, with the program and with stand-ins for other programs.
+/// The directory of a reader of the pages. `bin` has the program and stand-ins for other programs.
 pub(super) struct Place {
     pub(super) directory: TempDir,
-    /// Texts of the pages, such as addresses, and what takes their place in the commands.
+    /// Texts on the pages, such as addresses, and the texts that replace them in the commands.
     pub(super) names: Vec<(&'static str, String)>,
 }
 
@@ -81,7 +82,7 @@ impl Place {
         std::fs::set_permissions(self.path(text(&file)), PermissionsExt::from_mode(0o755)).unwrap();
     }
 
-    /// Returns bash with this command, in which names of the pages are replaced.
+    /// Returns a bash with this command, in which the page's names are replaced.
     pub(super) fn command(&self, command: &str) -> Command {
         let mut command = command.replace("\\\n", " ");
         for (shown, real) in &self.names {
@@ -94,8 +95,8 @@ impl Place {
         bash
     }
 
-    /// Runs a command of a page, and calls `then` after the first line that it prints. Returns what
-    /// it prints, to both streams.
+    /// Runs a command of a page, and calls `then` after the first line of output. Returns the
+    /// output of both streams.
     fn run(&self, command: &str, then: impl FnOnce()) -> String {
         let mut bash = self.command(&format!("exec 2>&1\n{command}"));
         let mut child = bash.stdout(Stdio::piped()).spawn().expect("bash");
@@ -111,9 +112,8 @@ impl Place {
         printed
     }
 
-    /// Runs the first command of a page that contains these words, as [`Place::run`] does, and
-    /// compares what it prints with the page. `varies` has the forms of the numbers that differ
-    /// between two runs, as [`normal`] takes them.
+    /// Runs the first command of a page that contains these words, with [`Place::run`], and
+    /// compares the output with the page. `varies` are the forms for [`normal`].
     #[track_caller]
     fn assert_capture(&self, path: &str, words: &str, varies: &[&str], then: impl FnOnce()) {
         let page = Page::read(path);
@@ -123,21 +123,21 @@ impl Place {
     }
 }
 
-/// Returns the lines of a capture with its command: one line, and those that a backslash continues.
+/// Returns the command of a capture: its first line, and the lines after a trailing backslash.
 fn typed(code: &str) -> String {
     let mut continues = true;
     let lines = code.split_inclusive('\n');
     lines.take_while(|line| std::mem::replace(&mut continues, line.ends_with("\\\n"))).collect()
 }
 
-/// Returns the first block of a page whose command contains these words.
+/// Returns the first capture of a page whose command contains these words.
 fn capture(page: &Page, words: &str) -> Block {
     let mut blocks = page.blocks().into_iter().filter(|block| block.language == "console");
     let block = blocks.find(|block| typed(&block.code).contains(words));
     block.unwrap_or_else(|| panic!("{} has no capture of {words}", page.path))
 }
 
-/// Fails, or writes the page, unless its capture of this command fits what was printed.
+/// If the capture does not fit the printed output, fails or rewrites the page.
 #[track_caller]
 fn assert_printed(page: &Page, block: &Block, printed: &str, varies: &[&str]) {
     let typed = typed(&block.code);
@@ -147,7 +147,7 @@ fn assert_printed(page: &Page, block: &Block, printed: &str, varies: &[&str]) {
     }
 }
 
-/// Returns true if these are the printed lines, where a line `…` stands for any number of lines.
+/// Returns `true` if the shown lines fit the printed ones. A line `…` fits any number of lines.
 fn fits(shown: &str, printed: &str) -> bool {
     let mut printed: Vec<&str> = printed.lines().collect();
     let lines: Vec<&str> = shown.lines().collect();
@@ -166,10 +166,9 @@ fn fits(shown: &str, printed: &str) -> bool {
     })
 }
 
-/// Returns the text with marks in the place of what differs between two runs: each time of the
-/// clock, each SHA-256, and each number that stands in one of these forms, such as `in # s`. Blanks
-/// before such a number are one blank, a size in such a form is in bytes, and a bar has one
-/// character.
+/// Replaces what differs between two runs with marks: times, SHA-256 digests, and the numbers in
+/// one of these forms, such as `in # s`. Spaces before such a number become at most one, its unit
+/// KiB or MiB becomes B, and each bar becomes one character.
 fn normal(text: &str, forms: &[&str]) -> String {
     let is_digest =
         |word: &str| word.len() == 64 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -222,8 +221,8 @@ fn normal(text: &str, forms: &[&str]) -> String {
     bars
 }
 
-/// Returns what stands behind a time such as `2026-11-27T09:59:29.737Z`; `None` if the text does
-/// not begin with one.
+/// Returns the text after a time such as `2026-11-27T09:59:29.737Z`, or `None` if the text does not
+/// begin with one.
 fn after_time(text: &str) -> Option<&str> {
     let (day, rest) = text.split_once('T')?;
     let (time, behind) = rest.split_once('Z')?;
@@ -284,7 +283,7 @@ fn the_demo_prints_what_the_pages_show() {
 }
 
 /// Method: a kube-apiserver has given up one batch before the first sample. It generates five more
-/// batches between the samples, and the relay gets and delivers them.
+/// batches between the samples, and the relay receives and delivers them.
 #[test]
 fn doctor_prints_what_its_page_shows() {
     let (apiserver, consumer) = (Apiserver::single(), HttpSink::accepting());
@@ -345,7 +344,7 @@ fn evidence_verify_prints_what_its_page_shows() {
     place.assert_capture(PAGE, "--events tampered/", &varies, || ());
 }
 
-/// Method: the consumer goes away before the last three batches, and the relay stops.
+/// Method: the consumer closes before the last three batches, and the relay stops.
 #[test]
 fn the_commands_of_queues_print_what_their_page_shows() {
     const PAGE: &str = "docs/operating/queue-directory.md";
@@ -385,8 +384,8 @@ fn replay_prints_what_its_page_shows() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: kubectl is a stand-in, which runs the command as the image does: with the relay's config
-/// in the variable.
+/// Method: a stand-in for kubectl runs the command like the image, where a variable names the
+/// config.
 #[test]
 fn volume_prints_what_its_page_shows() {
     let (relay, _sink) = start("", "");
@@ -402,7 +401,7 @@ fn volume_prints_what_its_page_shows() {
     relay.finish(Backlog::Empty);
 }
 
-/// HAProxy checks the file, as it does on the machine of a reader.
+/// These tests need HAProxy, which checks the file as it does on a reader's machine.
 mod peers {
     use super::*;
 

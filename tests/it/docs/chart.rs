@@ -1,5 +1,5 @@
-//! The chart's manifests are copies, so that a copy of the chart alone renders. With
-//! `KUBE_AUDIT_FORWARDER_BLESS=1` this test writes them again.
+//! The chart's manifests are copies, so that the chart can be rendered without the repository. With
+//! `KUBE_AUDIT_FORWARDER_BLESS=1`, this test writes them again.
 
 use crate::support::generated::assert_file;
 use crate::support::prelude::*;

@@ -1,5 +1,5 @@
-//! What CONTRIBUTING.md says of dependencies, as far as the files of the repository show it.
-//! `cargo deny` checks the rest.
+//! The rules of CONTRIBUTING.md about dependencies, as far as the repository's files show them. The
+//! rest is checked by `cargo deny`.
 
 use crate::support::{files, repository};
 
@@ -8,7 +8,7 @@ fn read(path: &str) -> String {
 }
 
 /// Returns the dependencies in a Cargo.toml: the name of each, its line, and whether a comment
-/// gives its reason, on the line above or behind it.
+/// gives its reason, above the line or at its end.
 fn dependencies(path: &str) -> Vec<(String, String, bool)> {
     let mut found = Vec::new();
     let (mut in_table, mut above) = (false, false);
@@ -24,8 +24,7 @@ fn dependencies(path: &str) -> Vec<(String, String, bool)> {
     found
 }
 
-/// The workspace's table in Cargo.toml has each dependency with its reason. A package takes it from
-/// there, or has a reason of its own.
+/// Each foreign dependency has its reason in the workspace's table or in the package's Cargo.toml.
 #[test]
 fn each_dependency_has_its_reason() {
     let is_taken = |line: &str| line.contains("workspace = true");
@@ -50,7 +49,7 @@ fn each_exception_of_cargo_deny_has_its_reason() {
     }
 }
 
-/// The image is built by the compiler that Cargo.toml names, in an image that cannot change.
+/// The compiler in the image is the one that Cargo.toml names, and the base image cannot change.
 #[test]
 fn the_containerfile_names_its_base_by_digest_and_with_the_rust_of_cargo() {
     let cargo: toml::Table = read("Cargo.toml").parse().unwrap();

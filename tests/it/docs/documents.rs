@@ -60,7 +60,7 @@ fn other_shells_have_every_command_too() {
     said(&["completions", "tcsh"], Path::new("/")).assert_refused("");
 }
 
-/// They need peers, or root.
+/// This test needs groff.
 mod peers {
     use super::*;
 

@@ -1,5 +1,4 @@
-//! The setups of `examples/` work as they are shipped: nothing but ports and the paths of files is
-//! substituted.
+//! The setups in `examples/` work as shipped. The tests replace only ports and paths of files.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
@@ -10,7 +9,7 @@ use base64::prelude::BASE64_STANDARD;
 use crate::support::peers::{Process, lines_of, start_on_free_port};
 use crate::support::prelude::*;
 
-/// A copy of an example's directory, which its files may be made in.
+/// A copy of an example's directory, in which the example's files can be created.
 struct Example {
     directory: TempDir,
 }
@@ -29,7 +28,7 @@ impl Example {
         self.directory.path().join(name)
     }
 
-    /// A file of the example with these texts replaced, each of which must occur.
+    /// Returns a file of the example with these texts replaced. Each of them must occur.
     fn read(&self, name: &str, substitutions: &[(&str, &str)]) -> String {
         let mut text = std::fs::read_to_string(self.path(name)).unwrap();
         for (theirs, tests) in substitutions {
@@ -39,14 +38,14 @@ impl Example {
         text
     }
 
-    /// The relay's config with these texts replaced, and with ports of the kernel's choice.
+    /// Starts the relay with these texts of its config replaced, on ports that the kernel chooses.
     fn relay(&self, substitutions: &[(&str, &str)]) -> Relay {
         let ours = [("127.0.0.1:3000", "127.0.0.1:0"), ("127.0.0.1:9090", "127.0.0.1:0")];
         Relay::start(&self.read("relay.toml", &[&ours, substitutions].concat()))
     }
 
-    /// rsyslog with the example's config, on another port than `port`. It runs as the README says:
-    /// its files are in the directory that PWD names.
+    /// Starts rsyslog with the example's config, on a free port instead of `port`. As in the
+    /// README, its files are in the directory that PWD names.
     fn rsyslog(&self, port: &str) -> Process {
         start_on_free_port(|free| {
             let config = self.read("rsyslog.conf", &[(port, &free.to_string())]);
@@ -59,7 +58,7 @@ impl Example {
         })
     }
 
-    /// Waits until rsyslog has written as many lines, and gives them.
+    /// Waits until rsyslog has written this many lines, and returns all its lines.
     fn audit_log(&self, lines: usize) -> Vec<Vec<u8>> {
         let file = self.path("audit.log");
         wait_until("rsyslog's file", PATIENCE, || lines_of(&file).len() >= lines);
@@ -67,7 +66,7 @@ impl Example {
     }
 }
 
-/// Posts the batch that the READMEs post, and gives its events.
+/// Posts the batch that the READMEs post, and returns its events.
 fn post(relay: &Relay) -> Vec<Vec<u8>> {
     let file = repository().join("tests/corpus/01-batch400-metadata.json");
     let body = std::fs::read(file).unwrap();
@@ -85,7 +84,7 @@ fn each_example_is_listed_and_passes_check() {
         assert!(listed.contains(&format!("| [`{name}`]({name}) |")), "{name} is not listed");
         let readme = std::fs::read_to_string(directory.join("README.md")).unwrap();
         assert!(readme.contains("kube-audit-forwarder run --config relay.toml"), "{name}");
-        // Files that the README has its reader make are missing: warnings, with --elsewhere.
+        // Files that the reader has to create are missing: with --elsewhere, a warning.
         said(&["check", "--elsewhere", "relay.toml"], &directory).assert(0, &[]);
         count += 1;
     }
@@ -154,13 +153,13 @@ fn logstash_http_sends_arrays_with_the_password() {
     let parsed: Vec<Value> =
         expected.iter().map(|event| serde_json::from_slice(event).unwrap()).collect();
     assert!(arrived == parsed, "{} of {} events", arrived.len(), parsed.len());
-    // The pipeline asks for what the relay sends.
+    // The pipeline expects the user and the password that the relay sends.
     let pipeline = example.read("pipeline.conf", &[]);
     assert!(pipeline.contains(r#"user => "relay""#) && pipeline.contains(r#"=> "example""#));
     relay.finish(Backlog::Empty);
 }
 
-/// They need peers, or root.
+/// Tests that need peers or root.
 mod peers {
     use super::*;
 
@@ -187,7 +186,7 @@ mod peers {
     fn rsyslog_relp_on_disk_delivers_after_a_kill_what_was_accepted_before_rsyslog_started() {
         let example = Example::copy("rsyslog-relp-on-disk");
         let spool = ("\"queue\"", &*format!("\"{}\"", text(&example.path("queue"))));
-        // Nobody listens there yet.
+        // Nothing listens at this address yet.
         let away = format!("127.0.0.1:{}", free_port());
         let mut relay = example.relay(&[spool, ("127.0.0.1:2514", &away)]);
         let expected = post(&relay);

@@ -1,5 +1,5 @@
-//! The table of exit statuses: it has a row for each command, and the program ends with each status
-//! of a row when it should.
+//! The table of exit statuses. It has a row for each command, and the program ends with each status
+//! of a row.
 
 use std::net::TcpListener;
 
@@ -13,9 +13,9 @@ use crate::support::setup::start;
 
 const PAGE: &str = "docs/reference/exit-statuses.md";
 
-/// Command lines and the exit status of each. `{url}` and `{admin}` are addresses of a relay that
-/// runs, and `{log}` is the directory of one that has ended. `{forged}` and `{cut}` are copies of
-/// it, in which the tiles of the log are changed, and missing.
+/// Command lines and the exit status of each. `{url}` and `{admin}` are addresses of a running
+/// relay, and `{log}` is the spool of a relay that has ended. In the copy `{forged}` of that spool,
+/// the tiles of the log are changed; in the copy `{cut}`, they are missing.
 const CASES: [(i32, &str); 69] = [
     (1, "run --config taken.toml"),
     (2, "run --config absent"),
@@ -88,15 +88,15 @@ const CASES: [(i32, &str); 69] = [
     (2, "tap {admin}"),
 ];
 
-/// Statuses that other tests bring about: the command, the file of the test, and words of it.
+/// Statuses that other tests check: the command, the file of the test, and words in it.
 const ELSEWHERE: [(i32, &str, &str, &str); 4] = [
-    (0, "run", "tests/it/support/relay.rs", "expects exit status 0"),
+    (0, "run", "tests/it/support/relay.rs", "Some(lost.into())"),
     (1, "doctor", "tests/it/operate/doctor.rs", "Some(\"LOST\") => 1"),
     (0, "drain", "tests/it/operate/drain.rs", "code: Some(0)"),
     (0, "tap", "tests/it/operate/tap.rs", "Some(0), \"\""),
 ];
 
-/// Returns the rows of the table: the commands, and the cells of the statuses 0, 1 and 2.
+/// Returns the rows of the table: the commands, and the cells for the statuses 0, 1 and 2.
 fn rows() -> Vec<(Vec<String>, Vec<String>)> {
     let page = Page::read(PAGE);
     let lines = page.text.lines().filter(|line| line.starts_with("| `"));
@@ -111,8 +111,7 @@ fn rows() -> Vec<(Vec<String>, Vec<String>)> {
         .collect()
 }
 
-/// Each command that does something by itself has a row, and no row has a command that does not
-/// exist.
+/// A group of commands, such as `queue`, has no row.
 #[test]
 fn each_command_has_its_exit_statuses() {
     let commands = Page::read("docs/reference/commands.md");
@@ -130,7 +129,7 @@ fn each_command_has_its_exit_statuses() {
     assert_eq!(listed.len(), wanted.len(), "{PAGE} has a command twice");
 }
 
-/// Makes what the command lines need.
+/// Creates the files that the command lines need.
 fn place() -> Place {
     let mut place = Place::new();
     let fixtures = repository().join("tests/fixtures");
@@ -163,7 +162,7 @@ fn place() -> Place {
     place
 }
 
-/// Replaces each tile of an evidence log.
+/// Changes every tile of an evidence log.
 fn forge(spool: &Spool) {
     for (path, _) in spool.files() {
         if path.starts_with("evidence/tile") {
@@ -216,7 +215,7 @@ fn each_exit_status_of_the_table_is_that_of_the_program() {
         let statuses = (0..).zip(cells).filter(|(_, cell)| !cell.is_empty());
         listed.extend(statuses.map(|(status, _)| (status, name)));
     }
-    // The row of `completions` is that of `man` too.
+    // `completions` and `man` share a row.
     shown.remove(&(0, "man"));
     assert_eq!(listed, shown, "the table has the statuses on the left, the program the others");
     let page = Page::read(PAGE).text;

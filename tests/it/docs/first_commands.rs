@@ -1,8 +1,8 @@
-//! The commands of the README and of docs/start.md that fetch the program and show it at work are
-//! run as they stand there. Stand-ins take the place of podman, sudo and the network, and refuse
-//! all other arguments. The commands that need a cluster are run by deploy/test/chart.py,
-//! deploy/test/manifests.py and tests/it/deploy/peers/connect.rs, those of the package by
-//! deploy/test/deb.sh, and those of docs/replace-cloud-logs-app.md by deploy/test/pages.py.
+//! The commands in the README and docs/start.md that fetch the program and show it at work are run
+//! as written. Stand-ins for podman, sudo and the network refuse all other arguments. The commands
+//! that need a cluster are run by deploy/test/chart.py, deploy/test/manifests.py and
+//! tests/it/deploy/peers/connect.rs, those of the package by deploy/test/deb.sh, and those of
+//! docs/replace-cloud-logs-app.md by deploy/test/pages.py.
 
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output};
@@ -16,8 +16,8 @@ use crate::support::setup::start;
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 const BATCH: &str = "tests/corpus/01-batch400-metadata.json";
 
-/// Commands of the two pages that another test runs: how they begin, the file of the test, and
-/// words of that file.
+/// Commands of the two pages that another test runs: how they begin, the test's file, and words in
+/// that file.
 const ELSEWHERE: [(&str, &str, &str); 3] = [
     ("kube-audit-forwarder check relay.toml", "tests/it/docs/pages.rs", "check relay.toml --else"),
     (
@@ -28,14 +28,14 @@ const ELSEWHERE: [(&str, &str, &str); 3] = [
     ("kube-audit-forwarder run --config", "tests/it/support/relay.rs", "--config"),
 ];
 
-/// Commands that no test runs, because they build the program for minutes, or are `./test` itself.
+/// Commands that no test runs, because they take minutes to build or are `./test` itself.
 const NOT_RUN: [&str; 3] = ["cargo run --release", "cargo install --locked --path .", "./test "];
 
 /// The beginnings of the commands that [`Reader::run`] can run.
 const HERE: [&str; 5] =
     ["podman run ", "curl ", "tar -xzf ", "sudo install ", "kube-audit-forwarder-"];
 
-/// A user in an empty directory, with a relay for what the pages send to ports 3000 and 9090.
+/// A user in an empty directory. Requests to ports 3000 and 9090 go to this relay.
 struct Reader {
     directory: TempDir,
     relay: Relay,
@@ -51,7 +51,7 @@ impl Reader {
         for directory in ["bin", "here", "released", "installed"] {
             std::fs::create_dir(reader.path(directory)).unwrap();
         }
-        // The layout of deploy/release.sh.
+        // This is the layout of an archive from deploy/release.sh.
         let released = reader.path("released").join(&folder);
         std::fs::create_dir(&released).unwrap();
         std::fs::copy(binary(), released.join("kube-audit-forwarder")).unwrap();
@@ -97,8 +97,8 @@ impl Reader {
         std::fs::set_permissions(&file, PermissionsExt::from_mode(0o755)).unwrap();
     }
 
-    /// Runs a command of a page. The ports on which the page's relay listens become those of ours,
-    /// and the unpacked program only says its version: its ports may be taken on this machine.
+    /// Runs a command of a page. The page's ports are replaced by those of `relay`. The unpacked
+    /// program only prints its version, because its ports may be in use on this machine.
     fn run(&self, command: &str) -> Output {
         let mut command = command
             .replace("127.0.0.1:3000", &self.relay.address().to_string())
@@ -115,7 +115,7 @@ impl Reader {
             .unwrap()
     }
 
-    /// Runs the page's commands that are not run elsewhere. Returns them with what they print.
+    /// Runs a page's commands except [`ELSEWHERE`] and [`NOT_RUN`]. Returns each with its output.
     fn follow(&self, page: &str) -> Vec<(String, String)> {
         let mut done = Vec::new();
         for command in commands(&Page::read(page)) {
@@ -133,7 +133,6 @@ impl Reader {
     }
 }
 
-/// The container's ports that the README publishes are those of the config in the image.
 #[test]
 fn the_readme_publishes_the_ports_of_the_built_in_config() {
     let config = std::fs::read_to_string(repository().join("config/stdout.toml")).unwrap();

@@ -1,5 +1,5 @@
 //! Checks the table of crates in `src/lib.rs` against their manifests, and the floor tables of
-//! rooms against the sources. That a crate uses only what it depends on is checked by the compiler.
+//! rooms against the sources. The compiler checks that a crate uses only its dependencies.
 //!
 //! A room is a module whose documentation has a table of floors. Its files import only from floors
 //! below their own, so no two files of a room import each other.
@@ -10,9 +10,9 @@ use std::fmt::Write as _;
 use crate::support::files;
 use crate::support::prelude::*;
 
-/// A source file: its path below `src`, and its text. A crate in `crates/` counts as a module of
-/// its name: its `lib.rs` has the path `NAME.rs`, its other files have paths below `NAME/`, and its
-/// `crate::` is `crate::NAME::`.
+/// A source file: its path below `src`, and its text. A crate in `crates/` is treated as a module:
+/// its `lib.rs` has the path `NAME.rs`, its other files have paths below `NAME/`, and `crate::`
+/// becomes `crate::NAME::`.
 struct Source {
     path: PathBuf,
     text: String,
@@ -37,7 +37,7 @@ fn sources() -> Vec<Source> {
     sources.collect()
 }
 
-/// Returns a source with each import on a line of its own, as `use a::b;` and not `use a::{b, c};`.
+/// Returns a source with one import on each line: `use a::b;` instead of `use a::{b, c};`.
 fn ungrouped(text: &str) -> String {
     let (mut found, mut rest) = (String::new(), text);
     while let Some((before, behind)) = rest.split_once("::{") {
@@ -59,12 +59,12 @@ fn ungrouped(text: &str) -> String {
     found + rest
 }
 
-/// Returns the row of each crate, from the table in the documentation of `lib.rs`.
+/// Returns the row of each crate in the table in the documentation of `lib.rs`.
 fn rows(lib: &str) -> BTreeMap<String, usize> {
     let mut rows = BTreeMap::new();
     for line in lib.lines().filter_map(|line| line.strip_prefix("//! | ")) {
         let mut cells = line.split(" | ");
-        // The head of the table and the line below it have no number.
+        // The table's header and the line below it have no number.
         let Some(Ok(row)) = cells.next().map(str::parse::<usize>) else { continue };
         let name = cells.next().expect("a cell with a crate").split('`').nth(1);
         let name = name.unwrap_or("kube-audit-forwarder").to_owned();
@@ -73,14 +73,13 @@ fn rows(lib: &str) -> BTreeMap<String, usize> {
     rows
 }
 
-/// Returns the names of the packages that a manifest names in `[dependencies]`.
+/// Returns the names of the packages in a manifest's `[dependencies]`.
 fn dependencies(manifest: &str) -> Vec<String> {
     let manifest: toml::Table = manifest.parse().expect("a manifest");
     manifest["dependencies"].as_table().expect("a table").keys().cloned().collect()
 }
 
-/// Returns the lines that are code, with their numbers: without comments, and without the tests at
-/// the end of a file.
+/// Returns the lines of code with their numbers, without comments and without the tests at the end.
 fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
     let lines = text.lines().enumerate().map(|(index, line)| (index + 1, line.trim_start()));
     lines
@@ -110,8 +109,8 @@ fn a_crate_depends_only_on_crates_of_lower_rows() {
     assert!(wrong.is_empty(), "against the table of src/lib.rs: {wrong:?}");
 }
 
-/// Lines of other crates are logged from the level of a warning on. A crate of ours that the list
-/// leaves out would be one of them.
+/// The log shows lines of foreign crates only from the level warn. It would treat a crate of ours
+/// that is not in the list as foreign.
 #[test]
 fn the_log_knows_every_crate_of_ours() {
     let mut ours: Vec<String> = std::fs::read_dir(repository().join("crates"))
@@ -142,7 +141,7 @@ fn imports_of_one_parent_share_a_line() {
         };
         let (mut before, mut has_attribute) = (None, false);
         for line in text.lines() {
-            // An import with an attribute stays alone.
+            // An import with an attribute stays on its own line.
             let own = parent(line).filter(|_| !has_attribute);
             let is_repeated = own.is_some() && own == before;
             assert!(!is_repeated, "{file}: group this import with the one before: {line}");
@@ -160,7 +159,7 @@ fn a_group_of_imports_is_read_as_its_lines() {
 }
 
 /// Returns the floors of a room, from the table in its documentation: the name of each file without
-/// its extension, and its floor. Returns `None` if the documentation has no such table.
+/// its extension, and its floor. Returns `None` if there is no such table.
 fn floors(text: &str) -> Option<BTreeMap<String, usize>> {
     let mut lines = text.lines().skip_while(|line| !line.starts_with("//! | floor | files |"));
     lines.next()?;
@@ -178,15 +177,15 @@ fn floors(text: &str) -> Option<BTreeMap<String, usize>> {
     Some(floors)
 }
 
-/// The name, in a table of floors, of every file that the table does not name. A room whose top
-/// floor has it grows by a file without a change of the table.
+/// In a table of floors, this name means every file that the table does not name. If it is on the
+/// top floor, a new file in the room needs no change in the table.
 const EVERY_OTHER: &str = "*";
 
-/// The name, in a table of floors, of the room's own file. A room whose table has it keeps types
-/// in that file, which the files above use. Other rooms hand out only what their files make.
+/// In a table of floors, this name means the room's own file, which then has types that the files
+/// above it use. In rooms without this name, no file imports from the room's own file.
 const OWN_FILE: &str = "self";
 
-/// Returns the floor of a file; `None` if it has none. The name of the room's own file is empty.
+/// Returns the floor of a file, or `None`. An empty name means the room's own file.
 fn floor_of<'f>(floors: &'f BTreeMap<String, usize>, name: &str) -> Option<&'f usize> {
     match name {
         "" => floors.get(OWN_FILE),
@@ -194,9 +193,8 @@ fn floor_of<'f>(floors: &'f BTreeMap<String, usize>, name: &str) -> Option<&'f u
     }
 }
 
-/// Returns the files of the room at `room` (a path below `src`, without `.rs`) that a file at
-/// `path` imports, one for each `super::` or `crate::` path in `line`. The room's own file has an
-/// empty name.
+/// Returns the files of a room that a line of the file at `path` imports with `super::` or
+/// `crate::`. `room` is a path below `src`, without `.rs`. An empty name means the room's own file.
 fn imports_in_room(room: &Path, path: &Path, line: &str) -> Vec<String> {
     let own = path.with_extension("");
     let mut found = Vec::new();
@@ -205,7 +203,7 @@ fn imports_in_room(room: &Path, path: &Path, line: &str) -> Vec<String> {
             let end = |char: char| !(char.is_alphanumeric() || char == '_');
             name.split(end).next().unwrap_or_default().to_owned()
         });
-        // Modules are in lower case; an item belongs to the module before it.
+        // Modules are in lower case. An item in upper case belongs to the module before it.
         module.extend(names.take_while(|name| {
             name.chars().next().is_some_and(|first| first.is_lowercase() || first == '_')
         }));
@@ -217,7 +215,7 @@ fn imports_in_room(room: &Path, path: &Path, line: &str) -> Vec<String> {
         module.truncate(module.len().saturating_sub(levels));
         module
     };
-    // A visibility names a module, and imports nothing.
+    // `pub(in crate::…)` names a module, but does not import it.
     let paths = line.replace("(in crate::", "(");
     for rest in paths.split("crate::").skip(1) {
         found.extend(in_room(Vec::new(), rest));
@@ -229,8 +227,8 @@ fn imports_in_room(room: &Path, path: &Path, line: &str) -> Vec<String> {
     found
 }
 
-/// Returns the imports of a room's files from their own floor or from one above, and the files
-/// without a floor.
+/// Returns the imports of a room's files from their own or a higher floor, the files without a
+/// floor, and the floors without a file.
 fn floor_violations(sources: &[(PathBuf, String)]) -> Vec<String> {
     let mut found = Vec::new();
     for (path, text) in sources {

@@ -1,4 +1,4 @@
-//! The links between the documents, and the contents of the book.
+//! The links between the documents, and the book's table of contents.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,8 +6,8 @@ use super::pages::{Page, pages};
 
 use crate::support::prelude::*;
 
-/// Every link of every page is followed: to a file or folder of the repository, and to a heading
-/// where it has an anchor. Links to other sites are not asked for.
+/// Method: every link must lead to a file or folder of the repository, and to a heading if it has
+/// an anchor. Links to other sites are not checked.
 #[test]
 fn links_lead_to_files_and_to_headings() {
     let pages = pages();
@@ -58,8 +58,8 @@ fn the_contents_name_every_page_once_and_every_page_begins_with_its_title() {
     }
 }
 
-/// The contents of the book have sections of at most nine pages, and two levels of pages. A page
-/// that is written by hand is read in one go.
+/// A section has at most nine pages. A page has at most 250 lines, unless it is generated or one of
+/// [`LISTS`].
 #[test]
 fn the_contents_have_two_levels_and_no_section_and_no_page_is_long() {
     let contents = Page::read("docs/SUMMARY.md");
@@ -84,6 +84,6 @@ fn the_contents_have_two_levels_and_no_section_and_no_page_is_long() {
     }
 }
 
-/// Pages that nobody reads from the first line to the last: a row for each source file, and one for
-/// each field of an object. Tests compare both with the sources.
+/// Pages that nobody reads from beginning to end: a row for each source file, or for each field of
+/// an object. Tests compare both pages with the sources.
 const LISTS: [&str; 2] = ["docs/internals/code-map.md", "docs/reference/status-json.md"];

@@ -1,5 +1,5 @@
-//! What is lost without a counter is in one list. Each sentence elsewhere that tells of such a loss
-//! leads to that list.
+//! One list has all losses without a counter. A page with a sentence about such a loss must link to
+//! that list.
 
 use super::pages::{Page, pages};
 
@@ -8,16 +8,16 @@ use crate::support::prelude::*;
 const LIST: &str = "docs/concepts/guarantees.md";
 const HEADING: &str = "what-no-counter-counts";
 
-/// The phrases of a sentence that says that nothing counts a loss.
+/// Phrases that say that nothing counts a loss.
 const PHRASES: [&str; 4] = ["no counter", "nobody counts", "uncounted", "without a counter"];
 
-/// Phrases that say so if the sentence has a word of losses, such as `lost`.
+/// Phrases that say the same if the sentence has a word for a loss, such as `lost`.
 const PHRASES_WITH_LOSS: [&str; 5] =
     ["not counted", "never counted", "nothing counts", "counts nothing", "count nothing"];
 
-/// Sentences with these words are about something else than lost events: the page, and the words.
+/// Sentences about something other than lost events: the page, and words of the sentence.
 const OTHERS: [(&str, &str); 1] = [
-    // The sender keeps the events of a connection that is closed.
+    // The sender keeps the events of a closed connection.
     ("docs/runbooks/KubeAuditForwarderConnectionsRefused.md", "No counter of requests"),
 ];
 
@@ -37,7 +37,7 @@ fn sentences(page: &Page) -> Vec<(usize, String)> {
     found
 }
 
-/// Returns true if a page has a link to the list.
+/// Returns `true` if a page has a link to the list.
 fn leads_to_the_list(page: &Page) -> bool {
     page.links().into_iter().any(|link| {
         let (file, heading) = link.split_once('#').unwrap_or((link, ""));

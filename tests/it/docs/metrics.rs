@@ -1,5 +1,5 @@
-//! The reference page of the metrics: equal to the declarations, and in step with the alerts. The
-//! test of the dashboard compares its expressions with this page.
+//! The reference page of the metrics equals the declarations and agrees with the alerts. The test
+//! of the dashboard compares its expressions with this page.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +12,7 @@ fn printed() -> String {
     said(&["metrics"], &repository()).assert(0, &[]).stdout.clone()
 }
 
-/// The words of a text that start with `prefix`.
+/// Returns the words of a text that start with `prefix`.
 fn words<'a>(text: &'a str, prefix: &str) -> BTreeSet<&'a str> {
     text.split(|char: char| !char.is_alphanumeric() && char != '_')
         .filter(|word| word.starts_with(prefix))

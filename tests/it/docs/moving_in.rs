@@ -1,11 +1,10 @@
-//! The pages on which a new user moves into a cluster, changes the config, and moves back.
+//! The pages about installing the relay in a cluster and changing its config.
 
 use super::pages::{Page, pages};
 
 use crate::support::prelude::*;
 
-/// A config has one source: the file that is applied. An edit of the ConfigMap in the cluster is
-/// undone by the next apply, so no page, manifest or runbook may show one.
+/// The next apply undoes an edit of the ConfigMap in the cluster, so no page may show one.
 #[test]
 fn a_config_in_a_cluster_is_changed_in_one_way() {
     let forms = ["edit", "patch", "replace", "create"].map(|verb| format!("{verb} configmap"));
@@ -24,15 +23,15 @@ fn a_config_in_a_cluster_is_changed_in_one_way() {
     assert!(repository().join(file).is_file());
 }
 
-/// Returns what stands below a heading of a page, up to the next heading.
+/// Returns the text below a heading of a page, up to the next heading.
 fn section(page: &Page, heading: &str) -> Page {
     let (_, rest) = page.text.split_once(&format!("\n{heading}\n")).expect(heading);
     let text = rest.split("\n#").next().unwrap_or(rest).to_owned();
     Page { path: page.path.clone(), text }
 }
 
-/// Returns the commands of a section's blocks of shell. Each is one line at the prompt; a line that
-/// a backslash continues is the same command.
+/// Returns the commands in a section's shell blocks, one for each line. A line after a trailing
+/// backslash belongs to the same command.
 pub(super) fn commands(section: &Page) -> Vec<String> {
     let shell = section.blocks().into_iter().filter(|block| block.language == "sh");
     let code: String = shell.map(|block| block.code).collect();
@@ -41,8 +40,8 @@ pub(super) fn commands(section: &Page) -> Vec<String> {
     lines.lines().map(str::trim).filter(is_command).map(str::to_owned).collect()
 }
 
-/// The way of a new user from a fresh clone to events takes as many commands and edits as the page
-/// says: at most 5 and 1. No command hides another one.
+/// Method: the test counts the commands and edits of each way, and compares them with the page's
+/// table. There are at most 5 commands and 1 edit, and no line has two commands.
 #[test]
 fn the_ways_from_a_clone_to_events_are_as_short_as_the_page_says() {
     let page = Page::read("docs/operating/kubernetes.md");
@@ -91,8 +90,7 @@ fn a_command_over_two_lines_counts_once() {
     assert_eq!(found.len(), 2, "{found:?}");
 }
 
-/// Each table of the page has as many steps on the right as on the left, or fewer, and what stands
-/// there exists.
+/// Each table has at most as many steps on the right as on the left. The paths in `deploy` exist.
 #[test]
 fn no_tutorial_has_fewer_steps_than_we_have() {
     let page = Page::read("docs/tutorials.md");
@@ -112,8 +110,7 @@ fn no_tutorial_has_fewer_steps_than_we_have() {
     assert_eq!(tables, 6);
 }
 
-/// kube-apiserver would take the policy that the page gives it, and records who did what, without
-/// bodies.
+/// Method: two recorded events must match a rule of level Metadata, which records no bodies.
 #[test]
 fn the_shipped_audit_policy_records_who_did_what() {
     for event in ["06-single-min.json", "08-single-max.json"] {

@@ -1,6 +1,5 @@
-//! The documents: the README, the pages of `docs/` and the files beside them. Their links lead
-//! somewhere, their configs pass `check`, their commands exist, and they name what is in the
-//! repository.
+//! The documents: the README, the pages of `docs/` and the files beside them. Their configs pass
+//! `check`, their commands exist, and the files that they name are in the repository.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Component;
@@ -15,7 +14,7 @@ pub(crate) struct Page {
     pub(crate) text: String,
 }
 
-/// A block of code on a page: the word after the three backticks, and the lines.
+/// A code block on a page: the word after the three backticks, and the lines.
 pub(crate) struct Block {
     pub(crate) language: String,
     pub(crate) code: String,
@@ -28,7 +27,7 @@ impl Page {
         Self { path: path.to_owned(), text }
     }
 
-    /// Returns the lines that are not in a block of code, each with its number.
+    /// Returns the lines that are not in a code block, each with its number.
     pub(crate) fn prose(&self) -> impl Iterator<Item = (usize, &str)> {
         let mut in_code = false;
         self.text.lines().enumerate().filter_map(move |(index, line)| {
@@ -38,9 +37,9 @@ impl Page {
         })
     }
 
-    /// Returns the paragraphs of the prose, each as one line with the number of its first line. A
-    /// heading, an item of a list and a row of a table are paragraphs. The texts in backticks, the
-    /// targets of links and the comments are left out.
+    /// Returns the paragraphs of the prose, each as one line with the number of its first line.
+    /// Each heading, list item and table row is a paragraph. Text in backticks, link targets and
+    /// comments are left out.
     pub(crate) fn paragraphs(&self) -> Vec<(usize, String)> {
         let (mut paragraphs, mut before) = (Vec::<(usize, String)>::new(), 0);
         for (number, line) in self.prose() {
@@ -82,7 +81,7 @@ impl Page {
         blocks
     }
 
-    /// Returns the anchors of the headings. Two equal headings get `-1` after the second one.
+    /// Returns the anchors of the headings. The second of two equal headings gets the suffix `-1`.
     pub(crate) fn anchors(&self) -> BTreeSet<String> {
         let mut count = BTreeMap::new();
         let headings = self.prose().filter(|(_, line)| line.starts_with('#'));
@@ -102,7 +101,7 @@ impl Page {
         targets.filter_map(|rest| rest.split(')').next()).collect()
     }
 
-    /// Returns the path below the repository's root to which a link of this page leads.
+    /// Returns the path below the repository's root that a link of this page leads to.
     pub(crate) fn resolve(&self, link: &str) -> PathBuf {
         let mut path = PathBuf::from(&self.path);
         path.pop();
@@ -117,7 +116,7 @@ impl Page {
     }
 }
 
-/// Returns Markdown without the texts in backticks, the targets of links and the comments.
+/// Returns Markdown without text in backticks, link targets and comments.
 fn plain(text: &str) -> String {
     let outside = text.split('`').step_by(2).collect::<Vec<_>>().join("`");
     let mut parts = outside.split("](");
@@ -145,8 +144,8 @@ fn paragraphs_are_joined_and_have_no_code_targets_and_comments() {
     assert_eq!((found[2].0, found[5].0), (5, 14));
 }
 
-/// Returns the documents for people: those at the root, all pages of `docs/`, and those beside the
-/// examples and the measurements.
+/// Returns the documents for people: the Markdown files in the root, `docs/`, `examples/` and
+/// `benches/`.
 pub(crate) fn pages() -> Vec<Page> {
     let rooms = ["docs/", "examples/", "benches/"];
     let is_page = |path: &&String| {
@@ -158,7 +157,7 @@ pub(crate) fn pages() -> Vec<Page> {
     pages
 }
 
-/// Returns the anchor of a heading, as GitHub makes it.
+/// Returns GitHub's anchor for a heading.
 fn anchor(heading: &str) -> String {
     let kept = |char: &char| char.is_alphanumeric() || matches!(char, ' ' | '-' | '_');
     heading.to_lowercase().chars().filter(kept).collect::<String>().replace(' ', "-")
@@ -185,9 +184,9 @@ fn the_readme_is_short() {
     assert!(lines <= 200, "{lines} lines");
 }
 
-/// Method: each block of TOML on a page is completed to a config (the block itself says what it
-/// has; an output and a listener are put before it) and given to `check --elsewhere`, which must
-/// find no error. Files that a block names are missing on this machine, which is a warning only.
+/// Method: a listener and an output are put before each TOML block on a page. `check --elsewhere`
+/// must find no error in this config. The files that it names are missing here, which is only a
+/// warning.
 #[test]
 fn every_config_on_a_page_passes_check() {
     let directory = TempDir::new().unwrap();
@@ -206,8 +205,8 @@ fn every_config_on_a_page_passes_check() {
     assert!(count >= 15, "{count}");
 }
 
-/// Returns the commands of the program in a block of shell: the words after its name, up to the end
-/// of the command.
+/// Returns the program's commands in a shell block: the words after its name, up to the end of the
+/// command.
 fn invocations(code: &str) -> Vec<Vec<String>> {
     let joined = code.replace("\\\n", " ");
     let mut found = Vec::new();
@@ -231,7 +230,6 @@ fn invocations_are_found_in_a_block_of_shell() {
     assert_eq!(invocations(code), wanted);
 }
 
-/// Each command of the program that a page shows exists, and has the options that are shown.
 #[test]
 fn the_commands_on_the_pages_exist_with_their_options() {
     let mut helps: BTreeMap<Vec<String>, String> = BTreeMap::new();
@@ -249,7 +247,7 @@ fn the_commands_on_the_pages_exist_with_their_options() {
     for page in pages() {
         let shell = page.blocks().into_iter().filter(|block| block.language == "sh");
         for words in shell.flat_map(|block| invocations(&block.code)) {
-            // In `kubectl … deployment/kube-audit-forwarder` and the like it is a name.
+            // `kubectl … deployment/kube-audit-forwarder`, for example, does not run the program.
             let Some(command) = words.first().filter(|word| commands.contains(word)) else {
                 continue;
             };
@@ -269,8 +267,7 @@ fn the_commands_on_the_pages_exist_with_their_options() {
     assert!(count >= 20, "{count}");
 }
 
-/// The config of the first page is written to a file, and the commands that the page shows for it
-/// are run.
+/// Method: the config of the first page is written to a file. The page's commands for it are run.
 #[test]
 fn the_commands_of_the_first_page_do_what_it_says() {
     let page = Page::read("docs/start.md");
@@ -287,13 +284,12 @@ fn the_commands_of_the_first_page_do_what_it_says() {
         said(&words, directory.path()).assert(0, &[]);
     }
     let said = said(&["check", "relay.toml", "--elsewhere"], directory.path()).stderr;
-    // The user of the test may not make the directory of the queue, which is a warning.
+    // A user who cannot create the queue's directory gets a warning.
     let (_, said) = said.split_once("relay.toml\n").unwrap();
     let said = said.replace("warnings    1", "warnings    0");
     assert!(page.text.contains(&format!("\n```text\nrelay.toml\n{said}```\n")), "{said}");
 }
 
-/// Whatever a page sends with curl, kubectl or replay from the repository is there.
 #[test]
 fn the_batches_on_the_pages_are_in_the_repository() {
     let mut count = 0;
@@ -321,15 +317,15 @@ fn what_the_pages_name_of_deploy_is_there() {
     for expected in ["deploy/base", "deploy/certificate.sh", "deploy/overlays/ibm-openshift"] {
         assert!(named.contains(expected), "{named:?}");
     }
-    // Only whoever makes the releases has their key, and commits its public half before the first
-    // one (CONTRIBUTING.md, "Make a release"). This exception is deleted in the same commit.
+    // Only the person who makes the releases has their key, and commits its public half before the
+    // first one (CONTRIBUTING.md, "Make a release"). The same commit deletes this exception.
     let key = "deploy/release.pub";
     assert!(!repository().join(key).exists(), "{key} is there: delete its exception here");
     assert!(named.remove(key), "the pages say where the key of releases is");
     for path in named {
         assert!(repository().join(path).exists(), "{path}");
     }
-    // deploy/test/manifests.py shows that the Services of deploy/base answer at these URLs.
+    // deploy/test/manifests.py checks that the Services of deploy/base answer at these URLs.
     let page = Page::read("docs/operating/webhook-by-hand.md");
     for service in ["kube-audit-forwarder", "https:kube-audit-forwarder-https:https"] {
         let url = format!(
@@ -355,8 +351,8 @@ fn the_pictures_on_the_pages_are_there_and_small() {
     }
 }
 
-/// The code map has a row for each file of `src` and `crates` that is not a test, and names no file
-/// that is gone.
+/// Method: each file in `src` and `crates` that is not a test must be on the map, and each file on
+/// the map must exist.
 #[test]
 fn the_code_map_names_every_file() {
     let map = Page::read("docs/internals/code-map.md");
@@ -376,8 +372,8 @@ fn the_code_map_names_every_file() {
     }
 }
 
-/// What the pages quote of the log is in the sources: all messages that the runbook of lost events
-/// lists, and those of a reload.
+/// Method: the messages that a page quotes must be in the sources. These are all that the runbook
+/// of lost events lists, and those about reloads.
 #[test]
 fn the_log_says_what_the_pages_quote() {
     let source = |path: &str| std::fs::read_to_string(repository().join(path)).unwrap();

@@ -1,10 +1,10 @@
-//! The profiles of `.config/nextest.toml`, which say which tests run, and those of `Cargo.toml`,
-//! which say how the program is built.
+//! The profiles in `.config/nextest.toml`, which select the tests, and those in `Cargo.toml`, which
+//! say how the program is built.
 
 use crate::support::{files, repository};
 
-/// `./test` runs the profile `all`. It would be green without a test that the profile leaves out,
-/// or that is ignored.
+/// `./test` runs the profile `all`. It would still pass if that profile left out a test, or if a
+/// test were ignored.
 #[test]
 fn the_profile_all_leaves_out_no_test() {
     let text = std::fs::read_to_string(repository().join(".config/nextest.toml")).unwrap();
@@ -23,9 +23,9 @@ fn the_profile_all_leaves_out_no_test() {
     }
 }
 
-/// The optimisation at link time takes the level of the package with the program for all crates.
-/// With "s" there, no loop of the relay used the wide registers of the CPU, and redaction cost four
-/// times as much, while the code whose instructions are counted had another level.
+/// Link-time optimisation uses the opt-level of the program's package for all crates. With "s"
+/// there, the relay's loops did not use the CPU's wide registers, and redaction cost four times as
+/// much. The counts of instructions did not show this, because that program had another level.
 #[test]
 fn what_has_a_program_is_built_with_the_level_of_the_release() {
     let manifest = |file: &str| -> toml::Table {
@@ -58,6 +58,6 @@ fn gzip_uses_the_instructions_of_the_cpu_that_it_runs_on() {
     let flate2 = &manifest["workspace"]["dependencies"]["flate2"];
     let features = flate2["features"].as_array().expect("a list of features");
     assert!(features.iter().any(|it| it.as_str() == Some("runtime_detection")), "{features:?}");
-    // The feature is for the crate that is behind flate2.
+    // The feature belongs to the crate behind flate2.
     assert!(features.iter().any(|it| it.as_str() == Some("zlib-rs")), "{features:?}");
 }

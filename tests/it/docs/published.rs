@@ -1,11 +1,11 @@
-//! One line names the place where this project is published: `repository` in Cargo.toml. Pages,
-//! manifests and scripts name places below it, and the version: `version` in the same file. With
-//! `KUBE_AUDIT_FORWARDER_BLESS=1` these tests write what those lines say into them.
+//! The address and the version of this project are in Cargo.toml: `repository` and `version`.
+//! Pages, manifests and scripts repeat them. With `KUBE_AUDIT_FORWARDER_BLESS=1`, these tests
+//! correct the address and the version there.
 
 use crate::support::generated::assert_file;
 use crate::support::prelude::*;
 
-/// The folders and files that may name a published place.
+/// The folders and files that may contain an address of this project.
 const PLACES: [&str; 9] = [
     ".github",
     "CHANGELOG.md",
@@ -18,7 +18,7 @@ const PLACES: [&str; 9] = [
     "docs",
 ];
 
-/// The owner of the repository, such as `kube-audit-forwarder`. The images are at ghcr.io, below
+/// Returns the owner of the repository, such as `kube-audit-forwarder`. The images at ghcr.io have
 /// the same owner.
 fn owner() -> &'static str {
     let path = env!("CARGO_PKG_REPOSITORY").strip_prefix("https://github.com/").unwrap();
@@ -27,7 +27,7 @@ fn owner() -> &'static str {
     owner
 }
 
-/// Writes the owner into each address of this project: what is between a host and what is behind.
+/// Writes the owner into each address of this project, between the host and the project's name.
 fn published(text: &str, owner: &str) -> String {
     let mut made = String::with_capacity(text.len());
     let mut rest = text;
@@ -48,9 +48,9 @@ fn published(text: &str, owner: &str) -> String {
     made + rest
 }
 
-/// What stands before the version of this project where that has to be the present one: image tags,
-/// downloads, tags of git, the chart, and what the program prints. A page that speaks of an earlier
-/// version says "version 0.1.0" or "release 0.1.0", which is not among them.
+/// The words before a version that must be the current one: image tags, downloads, git tags, the
+/// chart, and what the program prints. A page about an earlier version says "version 0.1.0" or
+/// "release 0.1.0", which are not in this list.
 const BEFORE_VERSION: [&str; 16] = [
     "kube-audit-forwarder:",
     "kube-audit-forwarder-",
@@ -70,11 +70,11 @@ const BEFORE_VERSION: [&str; 16] = [
     "· version ",
 ];
 
-/// The same in the chart's own file.
+/// The same for Chart.yaml.
 const BEFORE_VERSION_OF_THE_CHART: [&str; 2] = ["\nversion: ", "\nappVersion: "];
 
-/// Returns the length of the version with which the text begins, such as that of `0.2.0`, or `None`
-/// if it begins otherwise.
+/// Returns the length of the version at the start of the text, such as `0.2.0`, or `None` if there
+/// is none.
 fn version_length(text: &str) -> Option<usize> {
     let end = text.find(|it: char| !it.is_ascii_digit() && it != '.').unwrap_or(text.len());
     let found = text.get(..end)?.trim_end_matches('.');
@@ -82,8 +82,8 @@ fn version_length(text: &str) -> Option<usize> {
     (parts.len() == 3 && parts.iter().all(|part| !part.is_empty())).then_some(found.len())
 }
 
-/// Writes the version behind each of these words that a version follows. Returns the text, and how
-/// many places it has.
+/// Writes the version after each of these words that has one. Returns the text, and the number of
+/// versions in it.
 fn versioned(text: &str, before: &[&str], version: &str) -> (String, usize) {
     let mut text = text.to_owned();
     let mut places = 0;
@@ -114,7 +114,7 @@ fn files(place: &Path) -> Vec<PathBuf> {
 fn each_published_place_is_below_the_repository_of_cargo_toml() {
     let mut named = 0;
     for file in PLACES.iter().flat_map(|place| files(&repository().join(place))) {
-        // A picture is no text.
+        // A picture is not text.
         let Ok(text) = std::fs::read_to_string(&file) else { continue };
         let path = text_below(&file);
         assert_file(&path, &published(&text, owner()));
@@ -127,7 +127,7 @@ fn each_published_place_is_below_the_repository_of_cargo_toml() {
 fn each_version_of_what_is_published_is_that_of_cargo_toml() {
     let version = env!("CARGO_PKG_VERSION");
     let mut count = 0;
-    // What the changelog says of a version stays as it is.
+    // The changelog keeps the versions that it describes.
     for place in PLACES.iter().filter(|place| **place != "CHANGELOG.md") {
         for file in files(&repository().join(place)) {
             let Ok(text) = std::fs::read_to_string(&file) else { continue };

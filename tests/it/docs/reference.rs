@@ -1,6 +1,6 @@
 //! The pages `docs/reference/config.md` and `docs/reference/commands.md`, and parts of other pages,
-//! are generated: from what the program prints, and from the alerting rules. To write them after a
-//! change of a key, a command or an alert:
+//! are generated from the program's output and from the alerting rules. After a change of a key, a
+//! command or an alert, generate them again:
 //!
 //! ```text
 //! KUBE_AUDIT_FORWARDER_BLESS=1 ./test it docs::
@@ -43,13 +43,13 @@ the output types that accept the key; if it is empty, all types do.
 
 /// One row of the table that `config --reference` prints.
 struct Row {
-    /// `output.tls`; empty for a key outside of all tables.
+    /// For example `output.tls`. Empty for a key outside all tables.
     section: String,
-    /// `ca`.
+    /// For example `ca`.
     key: String,
-    /// `http, tcp`; empty: all types of output have the key, or it is not a key of outputs.
+    /// For example `http, tcp`. Empty if all types of output have the key, or if no output has it.
     types: String,
-    /// The column of that name, as the next two.
+    /// The column with this name, like the next two fields.
     kind: String,
     default: String,
     meaning: String,
@@ -104,8 +104,7 @@ fn config_page() -> String {
     page
 }
 
-/// Returns the keys that the program prints for this type of output, without those that every type
-/// has.
+/// Returns the table of this output type's keys, without the keys that all types have.
 fn keys_of(rows: &[Row], of: &str) -> String {
     let mut keys = "| key | kind | default | meaning |\n|---|---|---|---|\n".to_owned();
     let has = |row: &&Row| row.section == "output" && row.types.split(", ").any(|it| it == of);
@@ -124,7 +123,7 @@ KUBE_AUDIT_FORWARDER_BLESS=1 ./test it docs:: -->
 This page has the help of every command, as `--help` prints it.
 ";
 
-/// Returns the names below `Commands:` in the text of a help.
+/// Returns the names below `Commands:` in a help text, except `help`.
 pub(crate) fn subcommands(help: &str) -> Vec<String> {
     let Some((_, list)) = help.split_once("\nCommands:\n") else { return Vec::new() };
     let names = list.lines().take_while(|line| !line.is_empty());
@@ -133,9 +132,9 @@ pub(crate) fn subcommands(help: &str) -> Vec<String> {
     names.filter(|name| *name != "help").map(str::to_owned).collect()
 }
 
-/// Adds a section for the command with this path, and one for each command below it.
+/// Adds a section for the command with this path and for each of its subcommands.
 fn add_command(page: &mut String, path: &[&str]) {
-    // The help shows the value of the variable.
+    // The help shows the value of this variable.
     let variables = [("KUBE_AUDIT_FORWARDER_CONFIG", "")];
     let help = printed(&[path, &["--help"]].concat(), &variables);
     let name = [&["kube-audit-forwarder"], path].concat().join(" ");
@@ -162,7 +161,7 @@ fn the_page_of_each_type_of_output_has_the_keys_of_the_type() {
     }
 }
 
-/// The rows are in the order of the rules, with the critical alerts first.
+/// Method: critical alerts come first, then warnings, both in the order of the rules.
 #[test]
 fn the_page_about_monitoring_has_each_alert_with_its_severity_and_summary() {
     let rules = std::fs::read_to_string(repository().join("deploy/monitoring/rules.yaml")).unwrap();
@@ -193,7 +192,7 @@ fn the_page_of_commands_has_the_help_that_the_program_prints() {
     assert_file("docs/reference/commands.md", &page);
 }
 
-/// The help of `policy` says in words what each of its commands does, also in the list of all
+/// Method: the summary of `policy` has a word for each of its commands, also in the list of
 /// commands.
 #[test]
 fn the_help_of_policy_names_its_commands() {

@@ -1,4 +1,4 @@
-//! The page about sizing: its table follows its formulas, and a queue of these formulas bears the
+//! The page about sizing: its table follows its formulas, and a queue of that size survives the
 //! outage.
 
 use super::pages::Page;
@@ -8,13 +8,13 @@ use crate::support::setup::start_with_dead_consumer;
 const MIB: f64 = (1_u64 << 20) as f64;
 const GIB: f64 = (1_u64 << 30) as f64;
 
-/// Returns `queue.max_bytes` of each of two replicas with three kube-apiservers, for a queue on
-/// disk: the formulas of the page.
+/// Returns `queue.max_bytes` by the page's formulas, for a queue on disk and each of two replicas
+/// with three kube-apiservers.
 fn queue_bytes(events_per_second: f64, event_bytes: f64, seconds: f64) -> f64 {
     let batch = (events_per_second / 3.0 * 30.0).clamp(1.0, 400.0);
     let stored = event_bytes + 1.0 + 4_160.0 / batch;
     let events = events_per_second * seconds * stored * 1.25;
-    // Open files and the room for damaged records: a fixed size, or 3/16 of a small queue.
+    // Open files and the room for damaged records take 192 MiB, or 3/16 of a small queue.
     (events + 192.0 * MIB).min(events * 16.0 / 13.0).max(256.0 * MIB)
 }
 
@@ -50,9 +50,9 @@ fn the_table_of_sizing_follows_its_formulas() {
     assert!((16.0..17.0).contains(&lasts) && (5.0..6.0).contains(&(lasts / 3.0)), "{lasts}");
 }
 
-/// Method: the consumer is away. A relay with a queue of the page's formulas gets what the rate
-/// brings during the outage, and then more until it refuses. Everything of the outage is accepted,
-/// and the directory never has more than the page says.
+/// Method: the consumer refuses connections, and the queue has the size from the page. The relay
+/// accepts all events of the outage, and then more until the queue is full. The directory is then
+/// not larger than the page says.
 #[test]
 fn a_queue_of_the_formulas_of_sizing_bears_the_outage() {
     let body = generated_batch(7, 400, 1500);
@@ -68,7 +68,7 @@ fn a_queue_of_the_formulas_of_sizing_bears_the_outage() {
     for batch in 0..batches {
         assert_eq!(relay.post(&body).status, 200, "batch {batch} of {batches}");
     }
-    // The page adds a quarter, and rounds nothing up.
+    // The page's formula adds a quarter as a reserve.
     let mut more = 0;
     while relay.post(&body).status == 200 {
         more += 1;

@@ -1,5 +1,5 @@
-//! The page of `/status` as JSON. Its tables are generated from the types in
-//! `crates/telemetry/src/status.rs`, and list each field that a relay really shows, and no other.
+//! The page about `/status` as JSON. Its tables are generated from the types of `/status`, and list
+//! exactly the fields that a relay shows.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,15 +9,15 @@ use crate::support::prelude::*;
 
 const PAGE: &str = "docs/reference/status-json.md";
 
-/// The files that have the types of `/status`.
+/// The files with the types of `/status`.
 const TYPES: [&str; 2] =
     ["crates/telemetry/src/status.rs", "crates/telemetry/src/status/verdict.rs"];
 
 /// The section of the page that lists the fields of another route.
 const HISTORY: &str = "/status/history";
 
-/// Returns the fields of the page, by the section that lists them: `outputs[]` for the fields of an
-/// output, for example. The fields of the process are in the section "".
+/// Returns the fields that the page lists, by section. For example, `outputs[]` lists the fields of
+/// an output, and the section "" those of the process.
 fn listed() -> BTreeMap<String, BTreeSet<String>> {
     let page = std::fs::read_to_string(repository().join(PAGE)).unwrap();
     let mut sections = BTreeMap::<String, BTreeSet<String>>::new();
@@ -35,8 +35,8 @@ fn listed() -> BTreeMap<String, BTreeSet<String>> {
     sections
 }
 
-/// Adds the fields of `value` to `found`. `path` is the place of `value`. A section of the page is
-/// a list of its own, and a field that the page names as a whole is not looked into.
+/// Adds the fields of `value`, which is at `path`, to `found`. If the page lists a field as a
+/// whole, the members of the field are not added.
 fn collect(
     value: &Value,
     path: &str,
@@ -71,14 +71,14 @@ fn collect(
     }
 }
 
-/// A field of a type: its name in JSON, the type, and what its comment says.
+/// A field of a type: its name in JSON, its type, and the text of its comment.
 struct Field {
     name: String,
     kind: String,
     meaning: String,
 }
 
-/// Returns the fields of each struct in the sources of the types.
+/// Returns the fields of each struct in [`TYPES`].
 fn types() -> BTreeMap<String, Vec<Field>> {
     let mut types = BTreeMap::<String, Vec<Field>>::new();
     for file in TYPES {
@@ -109,8 +109,8 @@ fn types() -> BTreeMap<String, Vec<Field>> {
     types
 }
 
-/// Returns the page with its tables and lists made anew. A comment of the page names the types of a
-/// table, each with the prefix of its fields. A field whose type has a table has no row.
+/// Returns the page with new tables and lists. A comment on the page names the types of a table,
+/// each with the prefix of its fields. A field whose type has its own table gets no row.
 fn generated(page: &str) -> String {
     let types = types();
     let marked = |line: &str, start: &str| {
@@ -155,7 +155,7 @@ fn generated(page: &str) -> String {
 /// The line below a generated table or list.
 const END: &str = "<!-- end of fields -->";
 
-/// Returns an item of a list with lines of at most 100 columns.
+/// Wraps an item of a list at 100 columns.
 fn wrapped(item: &str) -> String {
     let mut lines = vec![String::new()];
     for word in item.split(' ') {
@@ -177,19 +177,19 @@ fn the_page_of_the_status_is_generated_from_its_types() {
     generated::assert_file(PAGE, &generated);
 }
 
-/// Starts a relay, and returns it with its status at the end of its start.
+/// Starts a relay, sends requests to it, and returns it with its status.
 fn started(config: &str, listeners: usize) -> (Relay, Value) {
     let relay = Relay::with(config).listeners(listeners).start();
     let plain = relay.listeners()[0].1;
     assert_eq!(http::post(plain, "/", "application/json", b"no JSON").unwrap().status, 400);
     let update = list_of(&[lease_update("apiserver-wlv32tlttr4jl3gtroqexyxapa")]);
     assert_accepted(&http::post(plain, "/", "application/json", &update).unwrap(), 1);
-    // A request without TLS is a failed handshake for the listener with TLS.
+    // A request without TLS is a failed handshake for a listener with TLS.
     let with_tls = relay.listeners().get(1).map(|(_, address)| *address);
     if let Some(address) = with_tls {
         assert!(http::post(address, "/", "application/json", b"{}").is_err());
     }
-    // The listeners are open a moment before the page shows them.
+    // The listeners open a moment before `/status` shows them.
     let status = wait_for("the end of the start", PATIENCE, || {
         let status = http::get(relay.admin(), "/status").unwrap().json();
         let is_seen = with_tls.is_none() || !status["last_tls_failure"].is_null();
@@ -198,9 +198,9 @@ fn started(config: &str, listeners: usize) -> (Relay, Value) {
     (relay, status)
 }
 
-/// Method: a relay that has one of each: a listener with TLS (so there are certificates), a refused
-/// request, a kube-apiserver, and a source where Kafka is built in. A second relay has what
-/// contradicts a source: evidence, with a witness.
+/// Method: a relay has one of each: a listener with TLS, and so a certificate; a refused request; a
+/// kube-apiserver; and a source, if Kafka is built in. A second relay has evidence with a witness,
+/// which a relay with a source cannot have.
 #[test]
 fn the_page_of_the_status_lists_the_fields_that_a_relay_shows() {
     let certificates = Certificates::new();
@@ -246,8 +246,8 @@ fn the_page_of_the_status_lists_the_fields_that_a_relay_shows() {
     relay.finish(Backlog::Empty);
 }
 
-/// Returns the fields of the history, as the page lists them: a line of points is one field, and so
-/// is the member of an output whatever its name is.
+/// Returns the fields of the history as the page lists them. A line of points is one field. `NAME`
+/// replaces the name of each output.
 fn fields_of_history(history: &Value) -> BTreeSet<String> {
     let mut fields = BTreeSet::new();
     for (name, value) in history.as_object().unwrap() {

@@ -1,12 +1,12 @@
-//! The threat model: each threat is stopped by something that a test shows, or it is accepted with
-//! a reason. The tests that the page names exist.
+//! The threat model: a test shows what stops each threat, or the threat is accepted with a reason.
+//! The tests that the page names exist.
 
 use std::collections::BTreeSet;
 
 use super::pages::Page;
 use crate::support::{files, repository};
 
-/// Returns the names of all tests, in the sources and here.
+/// Returns the names of all tests in the sources and in `tests/it`.
 fn tests() -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     let is_source = |path: &String| {

@@ -1,15 +1,15 @@
-//! Words that a reader whose first language is another one has to look up or to read twice. The
-//! pages, the help, the metrics and the texts of the program have a plainer form in their place.
+//! Phrases that non-native readers have to look up or to read twice. The pages, the help, the
+//! metrics and the texts of the program must use plainer ones.
 
 use super::pages::{Page, pages};
 
 use crate::support::files;
 use crate::support::prelude::*;
 
-/// The phrases that are refused, each with the better form.
+/// The refused phrases, each with a better form.
 ///
-/// A phrase is words with blanks between them. `a|b` is either of two words, `!a|b` any word but
-/// these, `*` any word, `STATUS` a status code of HTTP, and `^` the beginning of a sentence.
+/// In a phrase, `a|b` is one of two words, `!a|b` any word except these, `*` any word, `STATUS` an
+/// HTTP status code, and `^` the beginning of a sentence.
 const REFUSED: [(&str, &str); 24] = [
     ("whoever", "the person or program by its name, or `who` in a shorter sentence"),
     ("whatever", "`each`, `all that`, or a sentence of its own"),
@@ -37,11 +37,11 @@ const REFUSED: [(&str, &str); 24] = [
     ("leaves|leaving for the", "`is sent to`"),
 ];
 
-/// Texts that keep such a phrase: the file, the phrase as it is found, and the reason.
+/// Texts that may have a refused phrase: the file, the phrase as found, and the reason.
 const ALLOWED: [(&str, &str, &str); 0] = [];
 
-/// Returns the words of a text in lower case. Each character between words that ends a phrase, such
-/// as a comma, is a word too; what only marks the words, such as `**`, is left out.
+/// Returns the words of a text in lower case. A character that ends a phrase, such as a comma, is
+/// also a word. Markup such as `**` is left out.
 fn words(text: &str) -> Vec<String> {
     let mut words = Vec::new();
     let mut word = String::new();
@@ -68,7 +68,7 @@ fn is_word(text: &str) -> bool {
     text.starts_with(char::is_alphabetic)
 }
 
-/// Returns the words of a text that a phrase of the list describes, beginning with this word.
+/// Returns the words of a text from this index on that match a phrase. `None`: they do not.
 fn found<'w>(words: &'w [String], at: usize, phrase: &str) -> Option<&'w [String]> {
     let mut end = at;
     for part in phrase.split(' ') {
@@ -95,7 +95,7 @@ fn found<'w>(words: &'w [String], at: usize, phrase: &str) -> Option<&'w [String
     words.get(at..end)
 }
 
-/// Returns the phrases of a text that are refused, each with the better form.
+/// Returns the refused phrases in a text, each with a better form.
 fn refused(text: &str) -> Vec<(String, &'static str)> {
     let words = words(text);
     let phrases = REFUSED.iter().flat_map(|(phrase, better)| {
@@ -106,8 +106,7 @@ fn refused(text: &str) -> Vec<(String, &'static str)> {
     phrases.collect()
 }
 
-/// Returns the texts of a page: its prose and, on the page that has the help of each command, what
-/// the program prints.
+/// Returns the texts of a page: its prose and, on the page with the help, what the program prints.
 fn texts_of_page(page: &Page) -> Vec<(usize, String)> {
     let mut texts = page.paragraphs();
     if page.path == "docs/reference/commands.md" {
@@ -117,8 +116,8 @@ fn texts_of_page(page: &Page) -> Vec<(usize, String)> {
     texts
 }
 
-/// Returns the strings of a source, without those of its tests, each with the number of the line on
-/// which it begins. A mark stands for what is in braces, because other text takes its place.
+/// Returns the strings of a source, without those of its tests, each with the line on which it
+/// begins. A mark replaces each field in braces.
 fn strings(source: &str) -> Vec<(usize, String)> {
     let source = source.split("\n#[cfg(test)]\nmod tests {").next().unwrap_or(source);
     let chars: Vec<char> = source.chars().collect();
@@ -131,7 +130,7 @@ fn strings(source: &str) -> Vec<(usize, String)> {
                     index += 1;
                 }
             }
-            // A character, such as '"', or a lifetime.
+            // This is a character, such as '"', or a lifetime.
             '\'' if at(index + 1) == '\\' => {
                 index += 3;
                 while index < chars.len() && at(index) != '\'' {
@@ -175,7 +174,7 @@ fn strings(source: &str) -> Vec<(usize, String)> {
     strings
 }
 
-/// Returns a string of a source with a mark in the place of each field, such as `{name}`.
+/// Returns a string of a source with a mark instead of each field, such as `{name}`.
 fn without_fields(text: &str) -> String {
     let mut parts = text.split('{');
     let mut made = parts.next().unwrap_or_default().to_owned();
@@ -186,7 +185,7 @@ fn without_fields(text: &str) -> String {
     made
 }
 
-/// Returns the paths of the sources of the program, without those of its tests.
+/// Returns the paths of the program's sources, without its tests.
 fn sources() -> impl Iterator<Item = String> {
     files().into_iter().filter(|path| {
         let is_source = path.starts_with("src/") || path.starts_with("crates/");
@@ -195,7 +194,7 @@ fn sources() -> impl Iterator<Item = String> {
     })
 }
 
-/// Returns each refused phrase of these texts that is not allowed, as a line of a report.
+/// Returns a line for each refused phrase in these texts that is not allowed.
 fn report(path: &str, texts: &[(usize, String)]) -> Vec<String> {
     let mut lines = Vec::new();
     for (number, text) in texts {
@@ -226,7 +225,7 @@ fn the_pages_have_none_of_the_refused_words() {
     assert!(lines.is_empty(), "{} phrases:\n{}", lines.len(), lines.join("\n"));
 }
 
-/// The log, the errors, the help, the names of metrics and what the commands print.
+/// Method: the strings of the sources are the log, the errors, the help and the commands' output.
 #[test]
 fn the_texts_of_the_program_have_none_of_the_refused_words() {
     let (mut lines, mut count) = (Vec::new(), 0);

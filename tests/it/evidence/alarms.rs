@@ -9,7 +9,7 @@ use super::recorded::{ORIGIN, Recorded, keygen, wait_for_checkpoint};
 use super::tampered::{forge, with_consumer_away};
 use crate::support::prelude::*;
 
-/// The log lines of the ERRORs that these tests expect.
+/// The messages of the ERROR lines that these tests expect.
 const CUT: &str = "the newest entries of the evidence log, which no checkpoint covers, are \
                    missing: evidence-head or files in evidence/ were removed or replaced";
 const GONE: &str = "signed entries of the evidence log are missing: files in evidence/ were \
@@ -17,7 +17,7 @@ const GONE: &str = "signed entries of the evidence log are missing: files in evi
                     with a checkpoint that a consumer or a witness has, and find out who can \
                     write to it";
 
-/// Returns the entries that a checkpoint covers; none while there is no whole log.
+/// Returns the entries that a checkpoint covers; none while there is no complete log.
 fn entries(spool: &Spool) -> Vec<Value> {
     let directory = spool.path().display().to_string();
     let shown = run_command(&["evidence", "show", "--json", &directory], Path::new("/"));
@@ -25,7 +25,7 @@ fn entries(spool: &Spool) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).expect("an entry")).collect()
 }
 
-/// Returns what each alarm of the log is about, with the first position and the number of events.
+/// Returns the subject of each alarm in the log, with the first position and the number of events.
 fn alarms(spool: &Spool) -> Vec<(String, u64, u64)> {
     let of_alarm = |entry: &Value| {
         let number = |name: &str| entry[name].as_u64().unwrap_or_default();
@@ -47,13 +47,13 @@ fn tampered(relay: &Relay) -> u64 {
     relay.metrics().count("evidence_errors_total", &[("reason", "tampered")])
 }
 
-/// Waits for a line of the log that is an ERROR and has this text.
+/// Waits for a line of level ERROR in the relay's log that contains this text.
 fn assert_error(relay: &Relay, text: &str) {
     let is_it = |line: &String| line.contains("\"level\":\"ERROR\"") && line.contains(text);
     wait_until(text, PATIENCE, || relay.log_lines().iter().any(is_it));
 }
 
-/// Returns the ranges of positions that came in, or were off, by the log.
+/// Returns the ranges of positions in the log, including those that came in while evidence was off.
 fn positions(spool: &Spool) -> Vec<(u64, u64)> {
     let entries = entries(spool).into_iter();
     let is_range = |entry: &Value| entry["type"] == "accepted" || entry["what"] == "off";
@@ -64,7 +64,7 @@ fn positions(spool: &Spool) -> Vec<(u64, u64)> {
     entries.filter(is_range).map(range).collect()
 }
 
-/// Asserts that the ranges of the log follow each other, from `first` to `end`.
+/// Asserts that the ranges in the log are consecutive, from `first` to `end`.
 fn assert_whole(spool: &Spool, first: u64, end: u64) {
     let mut next = first;
     for (from, to) in positions(spool) {
@@ -74,12 +74,11 @@ fn assert_whole(spool: &Spool, first: u64, end: u64) {
     assert_eq!(next, end);
 }
 
-/// Returns the config without `[evidence]`.
 fn without_evidence(config: &str) -> String {
     config.split_once("[evidence]").expect("it has evidence").0.to_owned()
 }
 
-/// Posts some events, waits until all is delivered, and ends the relay in order.
+/// Posts some events, waits until they are delivered, and ends the relay in order.
 fn run(recorded: &mut Recorded, config: &str, seed: u64, events: usize) {
     let relay = Relay::start(config);
     recorded.post(&relay, seed, events);
@@ -93,10 +92,9 @@ fn wait_until_covered(spool: &Spool, end: u64) {
     wait_for_checkpoint(&spool.path().join("evidence"), "the last event", last);
 }
 
-/// Method: after a run, somebody without the key puts an invented event, a `pruned` and a heartbeat
-/// behind the entries that the relay has signed. They say that many positions have entries, so that
-/// a relay that believed them would let go of the events there. Or a journal is there, in which
-/// earlier versions kept such entries.
+/// Method: after a run, somebody without the key adds forged entries to those that the relay has
+/// signed: `accepted`, `pruned` and `heartbeat`. A relay that believed them would delete events
+/// without an entry. Or somebody adds a journal, in which earlier versions kept such entries.
 #[test]
 fn the_relay_signs_nothing_of_forged_entries() {
     let lies = [
@@ -132,7 +130,7 @@ fn the_relay_signs_nothing_of_forged_entries() {
         wait_until_covered(&recorded.spool, 150);
         assert_eq!(tampered(&relay), 1);
         assert_error(&relay, if is_journal { "evidence/journal was set aside" } else { CUT });
-        // doctor passes on what the relay says about itself.
+        // doctor repeats the relay's own verdict.
         let admin = format!("http://{}", relay.admin());
         let said = run_command(&["doctor", "--interval", "0s", "--relay", &admin], Path::new("/"));
         let text = String::from_utf8_lossy(&said.stdout);
@@ -151,13 +149,12 @@ fn the_relay_signs_nothing_of_forged_entries() {
     }
 }
 
-/// Returns the bytes with one text in them replaced by another.
 fn replaced(bytes: &[u8], from: &str, to: &str) -> Vec<u8> {
     let at = memchr::memmem::find(bytes, from.as_bytes()).expect("it is there");
     [&bytes[..at], to.as_bytes(), &bytes[at + from.len()..]].concat()
 }
 
-/// Method: 500 events come in while evidence is off, over two starts, and are delivered.
+/// Method: 500 events come in while evidence is off, in two runs, and are delivered.
 #[test]
 fn events_that_came_in_while_evidence_was_off_have_an_alarm_with_their_number() {
     let mut recorded = Recorded::new();
@@ -173,7 +170,7 @@ fn events_that_came_in_while_evidence_was_off_have_an_alarm_with_their_number() 
     run(&mut recorded, &config, 5, 10);
     assert_eq!(alarms(&recorded.spool), [off(100, 500)]);
     assert_whole(&recorded.spool, 0, 660);
-    // No event came in while it was off.
+    // This time, no event comes in while evidence is off.
     Relay::start(&without).finish(Backlog::Empty);
     run(&mut recorded, &config, 6, 10);
     assert_eq!(alarms(&recorded.spool).len(), 1);
@@ -181,8 +178,8 @@ fn events_that_came_in_while_evidence_was_off_have_an_alarm_with_their_number() 
     recorded.check().assert(1, &[text]);
 }
 
-/// Method: the consumer is away, so that the queue still has the events that came in while evidence
-/// was on, off and on again. A kill comes before the last of them have entries.
+/// Method: the consumer is down, so the queue still has the events that came in while evidence was
+/// on, off and on again. A kill comes before the last of them have entries.
 #[test]
 fn events_that_the_queue_still_has_are_not_taken_for_recorded_ones() {
     let mut recorded = Recorded::new();
@@ -210,7 +207,7 @@ fn events_that_the_queue_still_has_are_not_taken_for_recorded_ones() {
     assert_whole(&recorded.spool, 0, 657);
 }
 
-/// Removes the log, or what is in it.
+/// Removes the log, or only its contents.
 fn remove(recorded: &Recorded, leaves_directory: bool) {
     fs::remove_dir_all(recorded.log()).unwrap();
     if leaves_directory {
@@ -293,9 +290,8 @@ fn line_hashes(spool: &Spool) -> Vec<(PathBuf, Vec<u8>)> {
     files.into_iter().map(|file| (file.clone(), fs::read(file).unwrap())).collect()
 }
 
-/// Method: while the relay is stopped, or after a kill, somebody makes a file of line hashes 30 GiB
-/// long, which takes no room on the disk, or adds copies of its records. By its size alone, all
-/// other hashes would have to make room for it.
+/// Method: after a stop or a kill, somebody extends a file of line hashes to 30 GiB with a hole, or
+/// adds copies of its records. By its size alone, the file would displace all other hashes.
 #[test]
 fn line_hashes_make_no_room_for_what_the_relay_did_not_write() {
     for (newest, killed, holes) in
@@ -336,9 +332,9 @@ fn line_hashes_make_no_room_for_what_the_relay_did_not_write() {
     }
 }
 
-/// Method: the only checkpoint is the one of the start, and the consumer is away. The relay is
-/// killed, an event is changed in the queue, the file with the newest entries is cut or removed,
-/// and the line hashes are deleted. The next start reads the event as it is now.
+/// Method: the only checkpoint is from the start, and the consumer is down. The relay is killed, an
+/// event in the queue is changed, the file with the newest entries is cut or removed, and the line
+/// hashes are deleted. The next start reads the changed event.
 #[test]
 fn an_event_that_was_changed_after_a_crash_is_not_signed_as_it_is_then() {
     for is_cut in [true, false] {
@@ -380,7 +376,7 @@ fn an_event_that_was_changed_after_a_crash_is_not_signed_as_it_is_then() {
     }
 }
 
-/// Method: the relay is killed in the middle of many commits, and started again.
+/// Method: the relay is killed twelve times while it records many events, and started again.
 #[test]
 fn a_crash_is_never_taken_for_tampering() {
     let mut recorded = Recorded::new();
@@ -398,7 +394,7 @@ fn a_crash_is_never_taken_for_tampering() {
     assert_eq!(alarms(&recorded.spool), []);
 }
 
-/// Method: directories of the log are replaced by symlinks to directories outside, while the relay
+/// Method: directories of the log are replaced by symlinks to directories outside while the relay
 /// is stopped.
 #[test]
 fn no_symlink_below_the_queues_directory_is_followed() {
@@ -417,7 +413,7 @@ fn no_symlink_below_the_queues_directory_is_followed() {
         assert_error(&relay, "is a symlink");
         let after: Vec<_> = outside.files().into_iter().map(|(at, it)| (at, it.bytes)).collect();
         assert!(before == after, "{name} was followed");
-        // When the directory is put back, the evidence goes on.
+        // When the directory is back, the relay writes evidence again.
         fs::remove_file(&path).unwrap();
         fs::rename(outside.path(), &path).unwrap();
         wait_until_covered(&recorded.spool, 200);
@@ -427,7 +423,7 @@ fn no_symlink_below_the_queues_directory_is_followed() {
 }
 
 /// Method: a backup of the directory is restored, and the relay gets a new origin and a new key, as
-/// the documentation says. The queue still has events from before.
+/// docs/prove/trouble.md says. The queue still has events from before.
 #[test]
 fn a_restored_directory_under_a_new_origin_makes_no_alarm() {
     let (mut recorded, is_there) = with_consumer_away();
@@ -464,8 +460,8 @@ fn run_away(recorded: &mut Recorded, config: &str) {
     relay.kill();
 }
 
-/// Method: single files are removed while the relay runs. It has all that was in them in memory, so
-/// that no event is without evidence.
+/// Method: single files are removed while the relay runs. The relay has their contents in memory,
+/// so every event still gets evidence.
 #[test]
 fn a_file_that_vanishes_under_the_relay_is_an_alarm_and_is_written_again() {
     let mut recorded = Recorded::new();
@@ -477,7 +473,6 @@ fn a_file_that_vanishes_under_the_relay_is_an_alarm_and_is_written_again() {
     fs::remove_file(recorded.log().join("checkpoint")).unwrap();
     wait_until("the alarm", PATIENCE, || tampered(&relay) == 1);
     wait_for_checkpoint(&recorded.log(), "an alarm", || alarms(&recorded.spool).len() == 1);
-    // All entries are in the checkpoint, or none of them is.
     for seed in [2, 3] {
         recorded.post(&relay, seed, 10);
         let head = recorded.spool.path().join("evidence-head");

@@ -1,5 +1,5 @@
-//! `evidence verify` beside relays in use, after kills, and over several logs: it accuses nobody
-//! where nothing is wrong, and takes nothing for proven that is not signed.
+//! `evidence verify` beside a running relay, after kills and after reloads: it reports no fault
+//! where nothing is wrong, and counts nothing as proven that is not signed.
 
 use std::process::Command;
 
@@ -8,10 +8,10 @@ use super::verify::{Checked, check};
 use crate::support::prelude::*;
 use crate::support::s3::{Keys, Mood, S3};
 
-/// The number of looks at a relay in use, of each kind.
+/// How many times the test checks a running relay.
 const ROUNDS: usize = 10;
 
-/// Writes what the consumer has now to a file, and returns its path.
+/// Writes the consumer's lines to a file, and returns its path.
 fn export(recorded: &Recorded, files: &TempDir) -> String {
     let path = files.path().join("stored");
     std::fs::write(&path, text_of(&accepted_events(&recorded.sink))).unwrap();
@@ -25,13 +25,13 @@ fn check_lines(recorded: &Recorded, directory: &Path, file: &str, more: &[&str])
     check(&[&arguments, ["--output", "consumer", "--events", file].as_slice(), more].concat())
 }
 
-/// Copies a directory in use as an operator does.
+/// Copies a directory in use, as an operator does.
 fn copy(from: &Path, to: &Path) {
-    // A file may be deleted while it is copied, which cp reports.
+    // cp reports an error if a file is deleted while it is copied, which is fine here.
     Command::new("cp").arg("-r").args([from, to]).output().expect("cp");
 }
 
-/// Asserts that nobody is accused.
+/// Asserts that the check reports no fault.
 #[track_caller]
 fn assert_not_accused(checked: &Checked, round: usize) {
     let is_fine = [0, 2].contains(&checked.status) && !checked.text.contains("FAULT");
@@ -39,8 +39,8 @@ fn assert_not_accused(checked: &Checked, round: usize) {
 }
 
 /// Method: events come in all the time. The directory is checked in place and as a copy, with lines
-/// that were exported before and after. The variable `KUBE_AUDIT_FORWARDER_ROUNDS` sets another
-/// number of rounds.
+/// that were exported before and after the copy. `KUBE_AUDIT_FORWARDER_ROUNDS` sets the number of
+/// rounds.
 #[test]
 fn a_relay_in_use_and_copies_of_its_directory_pass_at_any_moment() {
     let rounds = std::env::var("KUBE_AUDIT_FORWARDER_ROUNDS").ok();
@@ -75,7 +75,7 @@ fn a_relay_in_use_and_copies_of_its_directory_pass_at_any_moment() {
     });
     relay.wait_until_delivered(PATIENCE);
     relay.settle(Backlog::Empty);
-    // An invented line among many is found in place, and a deleted one too.
+    // An invented line is found, and so is a missing one.
     let files = TempDir::new().unwrap();
     let file = export(&recorded, &files);
     let lines = std::fs::read_to_string(&file).unwrap();
@@ -90,7 +90,7 @@ fn a_relay_in_use_and_copies_of_its_directory_pass_at_any_moment() {
     relay.finish(Backlog::Empty);
 }
 
-/// Looks at a relay in use in three ways.
+/// Checks a running relay's directory and a copy of it, each against lines of the consumer.
 fn look(recorded: &Recorded, round: usize) {
     let files = TempDir::new().unwrap();
     let copied = files.path().join("copy");
@@ -104,8 +104,8 @@ fn look(recorded: &Recorded, round: usize) {
     assert_not_accused(&check_lines(recorded, recorded.spool.path(), &after, &no_wait), round);
 }
 
-/// Method: the only checkpoint is the one of the start, and the relay is killed. What was durable
-/// is signed. Then somebody changes it.
+/// Method: the only checkpoint is from the start, and the relay is killed. The later entries are
+/// signed in `evidence-head`. Then somebody changes them.
 #[test]
 fn what_no_checkpoint_covers_yet_is_proven_and_a_change_of_it_is_a_fault() {
     let mut recorded = Recorded::new();
@@ -126,7 +126,7 @@ fn what_no_checkpoint_covers_yet_is_proven_and_a_change_of_it_is_a_fault() {
     let file = export(&recorded, &files);
     let checked = check_lines(&recorded, recorded.spool.path(), &file, &[]);
     checked.assert(0, &["checkpoints 1/1 valid", "events 200/200 found", "proven: bytes"]);
-    // Without this file only the checkpoint is proven.
+    // Without this file, only the checkpoint's entries are proven.
     let mut content = std::fs::read(&head).unwrap();
     std::fs::remove_file(&head).unwrap();
     let newer = ["NOT CHECKED", "events 0/0 found", "extra 0"];
@@ -138,8 +138,8 @@ fn what_no_checkpoint_covers_yet_is_proven_and_a_change_of_it_is_a_fault() {
     changed.assert(1, &["FAULT", "evidence-head was signed over other entries"]);
 }
 
-/// Method: a relay is stopped in its tracks (SIGSTOP) for longer than a heartbeat, and another one
-/// is killed. Only the first of these is silence: nobody knows how long a killed relay should have
+/// Method: one relay is suspended (SIGSTOP) for longer than its heartbeat interval, and another one
+/// is killed. Only the first one has a silence: nobody knows how long a killed relay should have
 /// run.
 #[test]
 fn silence_is_judged_by_the_time_that_the_relay_was_up() {
@@ -166,7 +166,7 @@ fn silence_is_judged_by_the_time_that_the_relay_was_up() {
     assert!(!checked.text.contains(said), "{}", checked.text);
 }
 
-/// Method: a reload filters all events away, and another one ends it.
+/// Method: one reload filters out all events, and another one removes the filter.
 #[test]
 fn a_reload_that_filters_events_away_is_listed() {
     let mut recorded = Recorded::new();
@@ -194,9 +194,9 @@ fn a_reload_that_filters_events_away_is_listed() {
     assert_eq!(reloads, 2, "{}", checked.text);
 }
 
-/// Method: an object is stored, and the relay is killed before the place of the output in the queue
-/// is saved. The next start has another filter, which changes the events of the object. The log
-/// must not say that the object has the lines of the new filter.
+/// Method: an object is stored, and the relay is killed before it saves the output's cursor. The
+/// next start has another filter, which would change the events in the object. The log must not say
+/// that the object has the changed lines.
 #[test]
 fn an_object_from_before_another_filter_is_no_accusation() {
     let mut recorded = Recorded::new();

@@ -1,5 +1,5 @@
-//! `output.checkpoints`: the newest checkpoint leaves through an output, on a line of its own, and
-//! changes nothing about the events.
+//! `output.checkpoints`: an output also sends the newest checkpoint, on a separate line. The events
+//! stay the same.
 
 #[cfg(feature = "kafka")]
 use std::cell::Cell;
@@ -20,7 +20,7 @@ use crate::support::s3::{Keys, Mood, S3};
 const HEAD: &[u8] =
     br#"{"kind":"Checkpoint","apiVersion":"kube-audit-forwarder/v1","note":"example.org/"#;
 
-/// Keys of `[evidence]` by which there is a new checkpoint each second, also without events.
+/// With these keys of `[evidence]`, there is a new checkpoint each second, even without events.
 const OFTEN: &str = "checkpoint_interval = \"1s\"\nheartbeat_interval = \"1s\"\n";
 
 /// A relay's directory, its key, and the accepted events.
@@ -51,7 +51,7 @@ impl Case {
         self.events.extend(sent);
     }
 
-    /// Returns the number of entries of the newest checkpoint on the disk.
+    /// Returns the number of entries that the newest checkpoint on the disk covers.
     fn newest(&self) -> u64 {
         let note = std::fs::read(self.spool.path().join("evidence/checkpoint"));
         note.map_or(0, |note| size(&String::from_utf8(note).unwrap()))
@@ -63,8 +63,8 @@ impl Case {
         file.display().to_string()
     }
 
-    /// Checks that the stored lines are valid for `evidence verify`: each event and each checkpoint
-    /// among them.
+    /// Checks that `evidence verify` finds every event in the stored lines, and accepts every
+    /// checkpoint among them.
     fn verify(&self, output: &str, lines: &[Vec<u8>]) {
         let (events, notes) = divided(lines);
         let stored = self.file("stored", &text_of(lines));
@@ -83,7 +83,7 @@ impl Case {
         let expected = format!("duplicate {}, ", events.len() - all);
         assert!(text.contains(&expected), "no {expected:?} in {text}");
         assert_eq!(checked.status.code(), Some(0), "{text}");
-        // A note that was taken out of its line is a checkpoint that an auditor can keep.
+        // The note in such a line is a checkpoint that an auditor can keep.
         let kept = self.file("kept", notes.last().expect("a checkpoint").as_bytes());
         let arguments = ["evidence", "verify", "--directory", &directory, "--key", &self.verifier];
         let checked =
@@ -93,7 +93,7 @@ impl Case {
     }
 }
 
-/// Returns the number of entries that a note is about.
+/// Returns the number of entries that a note covers.
 fn size(note: &str) -> u64 {
     note.lines().nth(1).and_then(|line| line.parse().ok()).expect("a size")
 }
@@ -133,9 +133,9 @@ fn http(sink: &HttpSink, more: &str) -> String {
     output("http", &format!("urls = [\"http://{}/ingest\"]\n{more}", sink.address()))
 }
 
-/// Method: the first checkpoint comes before any event, then come events, and then nothing but
-/// heartbeats. Each event must arrive once, nothing but events may be counted, and everything that
-/// has arrived must be valid. `changes` is how an event leaves.
+/// Method: the first checkpoint comes before any event, then come events, and then only heartbeats.
+/// Each event must arrive once, only events may be counted, and the checkpoints must be in order.
+/// `changes` returns an event as the output sends it.
 fn both_arrive(
     output: &str,
     lines: impl Fn(&Relay) -> Vec<Vec<u8>>,
@@ -171,7 +171,7 @@ fn both_arrive(
     if expected == case.events {
         case.verify("consumer", &got);
     }
-    // The checkpoint over the stop, at the latest, leaves after the next start.
+    // After the next start, a newer checkpoint is sent, at the latest the one that covers the stop.
     let relay = Relay::start(&case.config(output));
     let newest = *sizes.last().unwrap();
     let is_newer = |relay: &Relay| self::sizes(&lines(relay)).iter().any(|size| *size > newest);
@@ -184,7 +184,7 @@ fn unchanged(event: &[u8]) -> Vec<u8> {
     event.to_vec()
 }
 
-/// Returns an event as kube-apiserver writes it to its own log.
+/// Returns an event as kube-apiserver writes it to its audit.log.
 fn with_kind(event: &[u8]) -> Vec<u8> {
     let head = br#"{"kind":"Event","apiVersion":"audit.k8s.io/v1","#;
     [&head[..], event.strip_prefix(b"{").expect("an object")].concat()
@@ -203,8 +203,8 @@ fn a_checkpoint_keeps_its_form_beside_the_lines_of_an_audit_log() {
     both_arrive(&stream("tcp", sink.address(), more), |_| sink.lines(), with_kind);
 }
 
-/// Method: a policy drops all events, and the form of an output is OCSF. Only checkpoints leave, as
-/// they are.
+/// Method: a policy drops all events, and the output's shape is OCSF. Only checkpoints are sent,
+/// unchanged.
 #[test]
 fn a_checkpoint_passes_no_filter() {
     let (sink, mut case) = (TcpSink::start(), Case::new());
@@ -227,7 +227,7 @@ fn on_stdout_a_checkpoint_is_a_line_of_its_own() {
     let lines = |relay: &Relay| {
         let text = relay.stdout();
         let mut lines: Vec<_> = text.split(|byte| *byte == b'\n').map(<[u8]>::to_vec).collect();
-        // The last line may not be whole yet.
+        // The last line may not be complete yet.
         lines.pop();
         lines
     };
@@ -277,7 +277,7 @@ fn by_kafka_a_checkpoint_is_a_message_with_the_origin_as_its_key() {
     let cluster = Cluster::start(2, 4);
     let brokers = format!("brokers = {}\ntopic = \"{TOPIC}\"", cluster.brokers());
     // The records are sorted by partition and offset, and all checkpoints are in one partition. A
-    // reader that has just connected may have none of them at first.
+    // reader that has just connected can lack them at first.
     let least = Cell::new(1);
     let lines = |relay: &Relay| {
         let delivered = relay.metrics().count("output_events_total", &[("output", "consumer")]);
@@ -320,7 +320,7 @@ fn in_s3_a_checkpoint_is_an_object_of_its_own_once_in_the_age_of_an_object() {
         };
         both_arrive(&output, lines, unchanged);
     }
-    // With an age of minutes, only the checkpoint of the start leaves.
+    // With an age of minutes, only the first checkpoint is sent.
     let (server, case) = (S3::start(|| Mood::Stores), Case::new());
     let more = "checkpoints = true\nobject_age = \"5m\"\n";
     let relay = Relay::start(&case.config(&keys.output(server.address(), more)));
@@ -344,8 +344,8 @@ fn is_checkpoint(request: &Request) -> bool {
     request.decoded().starts_with(HEAD)
 }
 
-/// Method: the consumer is away while checkpoints are signed. It must then get the newest one, and
-/// none of those before it, and all events.
+/// Method: the consumer is down while checkpoints are signed. Then it must get all events and the
+/// newest checkpoint, but no older one.
 #[test]
 fn a_consumer_that_was_away_gets_the_newest_checkpoint() {
     for events in [0, 40] {
@@ -372,8 +372,8 @@ fn a_consumer_that_was_away_gets_the_newest_checkpoint() {
     }
 }
 
-/// Method: the same for a stream, which is dialled again for a checkpoint alone. Nothing says that
-/// the output is down, because no event needs the connection.
+/// Method: the same for a stream, which reconnects only to send a checkpoint. The log does not say
+/// that the output is down, because no event needs the connection.
 #[test]
 fn a_stream_that_has_ended_is_dialled_for_a_checkpoint() {
     let mut sink = LumberjackSink::start();
@@ -396,8 +396,8 @@ fn a_stream_that_has_ended_is_dialled_for_a_checkpoint() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: the consumer answers 400 to each checkpoint. All events must arrive once, nothing may be
-/// counted as refused, and the log warns once.
+/// Method: the consumer answers each checkpoint with 400. All events must arrive once, nothing may
+/// be counted as refused, and the log must warn once.
 #[test]
 fn a_consumer_that_refuses_checkpoints_gets_its_events() {
     let sink =
@@ -441,8 +441,8 @@ fn warnings(relay: &Relay) -> usize {
     fields.iter().filter(is_one).count()
 }
 
-/// Method: the consumer never answers a checkpoint, on the only connection that the output may
-/// have. Events wait for one request at the most, and later ones for none while the output pauses.
+/// Method: the consumer never answers a checkpoint, and the output has only one connection. Events
+/// wait for at most one such request, and for none while the output pauses.
 #[test]
 fn a_silent_consumer_delays_events_by_one_request() {
     let sink = HttpSink::start(|request| match is_checkpoint(request) {
@@ -464,8 +464,8 @@ fn a_silent_consumer_delays_events_by_one_request() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: a consumer of lumberjack that closes each connection on which a checkpoint comes. Events
-/// may come again, and none is missing or late for long.
+/// Method: a Lumberjack consumer closes each connection on which a checkpoint arrives. Events may
+/// arrive twice, but none may be missing or late for long.
 #[test]
 fn a_consumer_that_breaks_at_checkpoints_gets_its_events() {
     let sink = LumberjackSink::with(Options::default(), |window, reply| {
@@ -494,8 +494,8 @@ fn a_consumer_that_breaks_at_checkpoints_gets_its_events() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: a tcp consumer reads nothing for some seconds. No event is lost and no checkpoint piles
-/// up.
+/// Method: a TCP consumer reads nothing for some seconds. Then it must get all events and the
+/// newest checkpoint.
 #[test]
 fn a_slow_consumer_gets_the_newest_and_not_all() {
     let sink = TcpSink::start();
@@ -545,7 +545,7 @@ fn a_reload_turns_checkpoints_on_and_off() {
     reload(&relay, &on);
     wait_until("checkpoints", PATIENCE, || sizes(&sink.lines()).len() >= 2);
     reload(&relay, &off);
-    // The old delivery may just have sent one.
+    // The old delivery may have just sent a checkpoint.
     std::thread::sleep(Duration::from_secs(1));
     let (sent, newest) = (sink.count(), case.newest());
     wait_until("some seconds", PATIENCE, || case.newest() > newest + 3);
@@ -558,7 +558,7 @@ fn a_reload_turns_checkpoints_on_and_off() {
     relay.finish(Backlog::Empty);
 }
 
-/// Returns what `check` says about a config, and whether it is usable.
+/// Returns whether `check` accepts a config, and what it prints.
 fn checked(config: &str) -> (bool, String) {
     let directory = TempDir::new().unwrap();
     let file: PathBuf = directory.path().join("config.toml");

@@ -1,4 +1,4 @@
-//! `evidence copy`: a copy of a directory in use is whole, and nothing is written to the directory.
+//! `evidence copy`: a copy of a directory in use is intact, and the directory does not change.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
@@ -7,7 +7,6 @@ use super::recorded::Recorded;
 use super::verify::{Checked, check};
 use crate::support::prelude::*;
 
-/// Runs `evidence copy`.
 fn copy(directory: &Path, to: &Path) -> Checked {
     let arguments = ["evidence", "copy", directory.to_str().unwrap(), to.to_str().unwrap()];
     let output = run_command(&arguments, Path::new("/"));
@@ -26,15 +25,15 @@ fn modes(place: &Path) -> Vec<(String, u32)> {
     lines.lines().map(parse).collect()
 }
 
-/// Method: 1,200 events come in each second, a checkpoint is signed each second, and the line
-/// hashes have so little room that the oldest are deleted all the time.
+/// Method: 1,200 events come in per second, a checkpoint is signed every second, and the line
+/// hashes have so little room that the oldest ones are deleted all the time.
 #[test]
 fn a_copy_under_load_always_verifies() {
     let recorded = Recorded::new();
     let config = recorded.config("max_bytes = \"1MiB\"\n");
     let relay = Relay::start(&config);
     let address = relay.address();
-    // The oldest hashes go as soon as there are one MiB of them: 32,768 events.
+    // The oldest hashes are deleted when all hashes take 1 MiB: 32,768 events.
     post_batches(&relay, 0..12, 4000, 300);
     let log = recorded.log();
     wait_until("a checkpoint", PATIENCE, || log.join("checkpoint").exists());
@@ -53,7 +52,7 @@ fn a_copy_under_load_always_verifies() {
         });
         let over = Over(&is_over);
         let mut has_new = false;
-        // The copies continue until a checkpoint was signed meanwhile.
+        // The copies continue until a checkpoint was signed during one of them.
         for number in 0..1000 {
             if has_new && number >= 20 {
                 break;
@@ -80,7 +79,7 @@ fn a_copy_under_load_always_verifies() {
     relay.finish(Backlog::Empty);
 }
 
-/// Ends the load when the test ends, also if it fails.
+/// Ends the load when the test ends, even if it fails.
 struct Over<'a>(&'a AtomicBool);
 
 impl Drop for Over<'_> {
@@ -100,7 +99,7 @@ fn a_copy_has_what_the_checkpoint_covers_and_nothing_else() {
     let before = modes(recorded.spool.path());
     let place = TempDir::new().unwrap();
     let to = place.path().join("copy");
-    // An empty directory is as good as none.
+    // The target may be an empty directory.
     std::fs::create_dir(&to).unwrap();
     copy(recorded.spool.path(), &to).assert(0, &[]);
     assert_eq!(modes(recorded.spool.path()), before);
@@ -114,7 +113,7 @@ fn a_copy_has_what_the_checkpoint_covers_and_nothing_else() {
     }
     assert!(copied.iter().any(|(name, _)| name.starts_with("lines/0")), "{copied:?}");
     assert!(!place.path().join("copy.part").exists());
-    // All of it verifies, and a proof can be made of it.
+    // The copy verifies completely, and is enough for a proof.
     let to_name = to.display().to_string();
     let found = "events 600/600 found; missing 0";
     check(&["--directory", &to_name, "--key", &recorded.verifier]).assert(0, &[found]);
@@ -163,7 +162,7 @@ fn a_place_that_is_taken_is_refused_and_stays_as_it_is() {
     copy(place.path(), &place.path().join("new")).assert(2, &["holds no evidence"]);
     assert!(!place.path().join("new").exists());
 
-    // A log whose tiles are gone, or are others, leaves nothing behind.
+    // If tiles are changed or missing, nothing is left at the target.
     let damaged = recorded.spool.copy();
     let tiles = damaged.path().join("evidence/tile/0");
     let tile = damaged.files().into_keys().filter(|path| path.starts_with("evidence/tile/0"));

@@ -1,12 +1,12 @@
-//! The digest of the config in the entries `start`, `reload` and `stop`: it is of the config in
-//! force, with all that decides which events leave and to where.
+//! The digest of the config in the entries `start`, `reload` and `stop`. It covers everything in
+//! the config in force that decides which events are sent and to where.
 
 use std::collections::BTreeSet;
 
 use super::recorded::Recorded;
 use crate::support::prelude::*;
 
-/// Returns the digests of the log's entries, each without its repetitions directly behind it.
+/// Returns the digests of the log's entries, without consecutive repetitions.
 fn digests(recorded: &Recorded) -> Vec<String> {
     let directory = recorded.spool.path().display().to_string();
     let shown = run_command(&["evidence", "show", "--json", &directory], Path::new("/")).stdout;
@@ -20,8 +20,8 @@ fn digests(recorded: &Recorded) -> Vec<String> {
     digests
 }
 
-/// Method: a filter's user, the URL and a policy come from files, and then each of them changes,
-/// while the text of the config stays as it is. A token and a config that can't be used change
+/// Method: a filter's user, the URL and a policy come from files. Each file changes in turn, while
+/// the text of the config stays the same. A new token and a config that cannot be used must change
 /// nothing.
 #[test]
 fn a_filter_or_destination_that_comes_from_a_file_changes_the_digest() {
@@ -57,7 +57,7 @@ fn a_filter_or_destination_that_comes_from_a_file_changes_the_digest() {
     }
     file("token", "second");
     relay.reload(&config, "success");
-    // The text that the file has at the stop is not in force.
+    // The config in force is not the one that the file has at the stop.
     relay.reload(&config.replace("[evidence]", "[unknown]"), "error");
     relay.finish(Backlog::Empty);
     let found = digests(&recorded);
@@ -66,7 +66,7 @@ fn a_filter_or_destination_that_comes_from_a_file_changes_the_digest() {
     assert!(found.iter().all(|digest| digest.len() == 64), "{found:?}");
 }
 
-/// Method: the same text and the same files, with other values of a variable.
+/// Method: the text and the files stay the same, and a variable changes.
 #[test]
 fn a_filter_that_comes_from_a_variable_changes_the_digest() {
     let recorded = Recorded::new();

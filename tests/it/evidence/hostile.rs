@@ -1,5 +1,5 @@
-//! A log of an attacker does not hurt the auditor: each command ends soon, takes little memory,
-//! says what is wrong, and prints nothing that a terminal would obey.
+//! An attacker's log does not hurt the auditor: each command ends soon, takes little memory, says
+//! what is wrong, and prints nothing that a terminal would obey.
 
 use std::os::unix::fs::symlink;
 use std::process::{Command, Stdio};
@@ -16,7 +16,7 @@ use crate::support::prelude::*;
 
 const ORIGIN: &str = "example.org/hostile";
 
-/// The memory in KiB that the program may take, with the code and the stacks of its threads.
+/// The memory in KiB that the program may take, including its code and the stacks of its threads.
 const MEMORY_KIB: u64 = 1_500_000;
 
 /// Runs a command with little memory. It must end within a minute.
@@ -24,7 +24,7 @@ fn limited(arguments: &[&str]) -> Checked {
     limited_with(arguments, "")
 }
 
-/// Also gives the command an argument that the shell makes, such as a pipe.
+/// Like [`limited`], with a last argument that the shell makes, such as a pipe.
 fn limited_with(arguments: &[&str], last: &str) -> Checked {
     let script = format!("ulimit -v {MEMORY_KIB}; exec timeout -s KILL 60 \"$@\" {last}");
     let mut command = Command::new("bash");
@@ -59,7 +59,7 @@ fn root(leaves: &[Hash]) -> Hash {
     *leaf
 }
 
-/// Entries as a file of `tile/entries` has them (C2SP `tlog-tiles`).
+/// Returns entries in the format of a `tile/entries` file (C2SP `tlog-tiles`).
 fn bundle<T: AsRef<[u8]>>(entries: impl IntoIterator<Item = T>) -> Vec<u8> {
     let mut bundle = Vec::new();
     for entry in entries {
@@ -77,13 +77,13 @@ struct Key {
 }
 
 impl Key {
-    /// Makes the key of a seed of 32 such bytes.
+    /// Makes the key whose seed consists of 32 such bytes.
     fn new(name: &str, seed: u8) -> Self {
         let pair = Ed25519KeyPair::from_seed_unchecked(&[seed; 32]).unwrap();
         Self { name: name.to_owned(), pair }
     }
 
-    /// Returns the number of the algorithm, Ed25519, and the public key.
+    /// Returns the number of the algorithm Ed25519, and the public key.
     fn public(&self) -> Vec<u8> {
         [&[1], self.pair.public_key().as_ref()].concat()
     }
@@ -97,7 +97,7 @@ impl Key {
         format!("{}+{id:08x}+{}", self.name, STANDARD.encode(self.public()))
     }
 
-    /// Returns the signed checkpoint of this key's log. `more` is what comes behind its root.
+    /// Returns the signed checkpoint of this key's log. `more` are the lines after its root.
     fn checkpoint(&self, size: u64, root: Hash, more: &str) -> String {
         let text = format!("{}\n{size}\n{}\n{more}", self.name, STANDARD.encode(root));
         let signature = self.pair.sign(text.as_bytes());
@@ -114,7 +114,7 @@ struct Hostile {
 }
 
 impl Hostile {
-    /// A log with these entries.
+    /// Makes a log with these entries.
     fn new(entries: &[Vec<u8>]) -> Self {
         let leaves: Vec<_> = entries.iter().map(|entry| leaf(entry)).collect();
         let (key, root) = (Key::new(ORIGIN, 1), root(&leaves));
@@ -148,8 +148,8 @@ impl Hostile {
         directory
     }
 
-    /// Serves the files. All other tiles of entries are `bundle`, and all other tiles of hashes are
-    /// what `tile` returns for the level.
+    /// Serves the files. All other tiles of entries are `bundle`. All other tiles of hashes repeat
+    /// what `tile` returns for their level.
     fn serve(
         self,
         bundle: Vec<u8>,
@@ -181,13 +181,13 @@ fn accepted(first: u64, count: u64) -> Vec<u8> {
         .into_bytes()
 }
 
-/// A whole bundle of the greatest size.
+/// A full bundle of the maximum size.
 fn large_bundle() -> Vec<u8> {
     bundle(vec![vec![b'x'; 65_535]; 256])
 }
 
 /// Method: a server has a checkpoint over 2^63 - 1 entries, and answers each request with a large
-/// tile. The checkpoint is signed by nobody whom the auditor knows, or by the right key.
+/// tile. The checkpoint is signed by an unknown key or by the right one.
 #[test]
 fn a_published_log_of_2_to_the_63_entries_is_not_downloaded() {
     let size = i64::MAX as u64;
@@ -208,13 +208,13 @@ fn a_published_log_of_2_to_the_63_entries_is_not_downloaded() {
     }
 }
 
-/// Method: the right key has signed a size that a log may have. The tiles on the right edge of the
-/// tree are others than those that were signed, or they fit and the entries do not, or all hashes
-/// fit a log that consists of one entry, over and over.
+/// Method: the right key has signed a log of 2^32 entries. Either the tiles on the right edge of
+/// the tree are not the signed ones, or the tiles are but the entries are not, or all hashes are
+/// those of one entry that is repeated over and over.
 #[test]
 fn a_published_log_is_read_only_as_far_as_its_hashes_fit() {
     let accepted = accepted(0, 1);
-    // The root over a power of two of equal entries.
+    // The roots of 1, 2, 4, 8, … equal entries.
     let levels: Vec<_> =
         std::iter::successors(Some(leaf(&accepted)), |hash| Some(node(hash, hash)))
             .take(41)
@@ -237,8 +237,8 @@ fn a_published_log_is_read_only_as_far_as_its_hashes_fit() {
     }
 }
 
-/// Method: the answers are a redirect, a body without an end, a compressed body, and an answer that
-/// is cut off. None of them says anything about the log.
+/// Method: the server sends a redirect, a huge body, a compressed body, a part of a response, or
+/// nothing. None of this says anything about the log.
 #[test]
 fn an_answer_that_is_no_file_accuses_nobody() {
     let endless = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
@@ -262,12 +262,12 @@ fn an_answer_that_is_no_file_accuses_nobody() {
     }
 }
 
-/// Method: each file of a real queue with evidence is replaced in turn by a symlink to a device
-/// without an end, a FIFO, and a directory.
+/// Method: the files of a real queue with evidence are replaced in turn by a symlink to an endless
+/// device, a FIFO, and a directory.
 #[test]
 fn a_special_file_in_a_log_is_named_and_never_read() {
     let mut recorded = Recorded::new();
-    // The queue keeps the events after a kill.
+    // The consumer accepts nothing, so the queue keeps the events.
     recorded.sink = HttpSink::start(|_| Answer::status(503));
     let mut relay = Relay::start(&recorded.config(""));
     recorded.post(&relay, 1, 300);
@@ -312,7 +312,7 @@ fn a_special_file_in_a_log_is_named_and_never_read() {
     }
 }
 
-/// Returns the largest file whose path begins so.
+/// Returns the largest file whose path begins with `beginning`.
 fn newest(spool: &Spool, beginning: &str) -> PathBuf {
     let files = spool.files().into_iter().filter(|(path, _)| path.starts_with(beginning));
     let files = files.max_by_key(|(_, entry)| entry.bytes.len());
@@ -323,8 +323,8 @@ fn make_fifo(path: &Path) {
     assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
 }
 
-/// Method: a directory of a tile is a symlink to itself, so that each path of a tile exists, and
-/// the right key has signed 2^63 - 1 entries.
+/// Method: symlinks in a directory of tiles point to the directory itself, so that every tile seems
+/// to exist. The right key has signed 2^63 - 1 entries.
 #[test]
 fn a_circle_of_symlinks_is_not_a_log_without_an_end() {
     let mut hostile = Hostile::new(&[heartbeat()]);
@@ -355,8 +355,8 @@ fn a_checkpoint_and_a_proof_without_an_end_are_refused() {
     limited(&proof).assert(2, &["more than 16 MiB"]);
 }
 
-/// Method: the stored lines come from devices and pipes that never end: one line, lines that are no
-/// events, and empty ones. What was found in the log is said nevertheless.
+/// Method: the stored lines come from endless devices and pipes: one line, lines that are not
+/// events, and empty lines. The faults of the log must still be reported.
 #[test]
 fn stored_lines_without_an_end_are_named_and_hide_no_fault() {
     let empty = STANDARD.encode(hash(&[]));
@@ -378,7 +378,7 @@ fn stored_lines_without_an_end_are_named_and_hide_no_fault() {
     }
 }
 
-/// Method: the right key has signed an entry about 2^60 events, and the proof has a path.
+/// Method: the right key has signed an entry with impossible numbers, such as 2^60 events.
 #[test]
 fn a_proof_about_2_to_the_60_events_ends_at_once() {
     let files = TempDir::new().unwrap();
@@ -404,7 +404,7 @@ fn a_proof_about_2_to_the_60_events_ends_at_once() {
     }
 }
 
-/// Characters that a terminal obeys, or that change the order of the others.
+/// Characters that a terminal obeys, or that change the order of other characters.
 const OBEYED: [char; 9] = [
     '\u{1b}',
     '\u{7f}',
@@ -417,7 +417,7 @@ const OBEYED: [char; 9] = [
     '\u{e0041}',
 ];
 
-/// Method: each text in a log has characters that a terminal obeys: its origin, names of outputs,
+/// Method: each text in a log has characters that a terminal obeys: its origin, output names,
 /// reasons, versions, types of entries, and a further line of the checkpoint.
 #[test]
 fn a_log_can_not_write_to_the_terminal() {
@@ -470,7 +470,7 @@ fn a_log_can_not_write_to_the_terminal() {
 }
 
 /// Method: the right key has signed entries with a name of 60,000 bytes and with 5,000 outputs.
-/// They are named, and not kept.
+/// Both must be reported without being kept in memory.
 #[test]
 fn names_and_gaps_without_an_end_take_no_memory() {
     let long = "n".repeat(60_000);

@@ -1,4 +1,4 @@
-//! `[evidence]`: what the relay records, as a verifier sees it that shares no code with the relay.
+//! `[evidence]`: what the relay records, checked by a verifier that shares no code with the relay.
 
 use std::ffi::OsStr;
 use std::os::unix::fs::PermissionsExt as _;
@@ -11,7 +11,7 @@ use crate::support::prelude::*;
 
 pub(super) const ORIGIN: &str = "example.org/prod-eu/relay-0";
 
-/// A relay's directory, its key, and what was accepted so far.
+/// A relay's queue and key, its consumer, and the events that were accepted so far.
 pub(super) struct Recorded {
     pub(super) directory: TempDir,
     pub(super) spool: Spool,
@@ -34,7 +34,7 @@ impl Recorded {
         self.config_with("", more)
     }
 
-    /// Returns a config with more keys of the output, and more keys of `[evidence]`.
+    /// Returns a config with these further keys of the output and of `[evidence]`.
     pub(super) fn config_with(&self, output: &str, more: &str) -> String {
         let key = self.directory.path().join("key");
         let output = to_sink(self.sink.address(), output);
@@ -55,13 +55,13 @@ impl Recorded {
         self.events.extend(sent);
     }
 
-    /// Waits until a checkpoint was signed that covers all accepted events.
+    /// Waits until a signed checkpoint covers all accepted events.
     pub(super) fn wait_until_signed(&self) {
         let accepted = self.events.len() as u64;
         wait_for_checkpoint(&self.log(), "all events", || covered(&self.entries()) == accepted);
     }
 
-    /// Returns the entries up to the checkpoint, as the verifier reads them.
+    /// Returns the entries that the checkpoint covers, as the verifier reads them.
     fn entries(&self) -> Vec<Value> {
         verified(&self.log(), &self.verifier, &[]).unwrap_or_default()
     }
@@ -72,7 +72,7 @@ impl Recorded {
         check(&["--directory", &directory, "--key", &self.verifier])
     }
 
-    /// Checks the log with all events that were accepted, and returns its entries.
+    /// Checks the log against all accepted and all delivered events, and returns its entries.
     fn verify(&self) -> Vec<Value> {
         let lines = self.directory.path().join("lines");
         let stored = self.directory.path().join("stored");
@@ -84,8 +84,8 @@ impl Recorded {
     }
 }
 
-/// Waits until `check` is true of a log. A check starts a process, so it is made only for a new
-/// checkpoint or cosignature, and once a second.
+/// Waits until `check` returns `true`. A check starts a process, so it runs only when the
+/// checkpoint file has changed, or after a second.
 pub(super) fn wait_for_checkpoint(log: &Path, what: &str, mut check: impl FnMut() -> bool) {
     let (mut seen, mut checked) = (None, Instant::now());
     wait_until(&format!("a checkpoint over {what}"), PATIENCE, || {
@@ -98,12 +98,11 @@ pub(super) fn wait_for_checkpoint(log: &Path, what: &str, mut check: impl FnMut(
     });
 }
 
-/// Returns events as lines.
 pub(super) fn text_of(events: &[Vec<u8>]) -> Vec<u8> {
     events.iter().flat_map(|event| [event, b"\n".as_slice()].concat()).collect()
 }
 
-/// Makes a key, and returns its verifier key.
+/// Makes a signing key, and returns its verifier key.
 pub(super) fn keygen(origin: &str, file: &Path) -> String {
     let (name, directory) = (file.display().to_string(), repository());
     let arguments = ["evidence", "keygen", "--origin", origin, "--out", &name];
@@ -112,7 +111,7 @@ pub(super) fn keygen(origin: &str, file: &Path) -> String {
     String::from_utf8(made.stdout).unwrap().trim_end().to_owned()
 }
 
-/// Runs the independent verifier. Returns the entries, or what it says about the first fault.
+/// Runs the independent verifier. Returns the entries, or the first fault that it reports.
 fn verified(log: &Path, key: &str, more: &[&OsStr]) -> Result<Vec<Value>, String> {
     let script = repository().join("tests/it/evidence/verify.py");
     let mut command = Command::new("python3");
@@ -129,13 +128,13 @@ fn of_type<'a>(entries: &'a [Value], name: &str) -> Vec<&'a Value> {
     entries.iter().filter(|entry| entry["type"] == name).collect()
 }
 
-/// Returns the number of events that have an entry.
+/// Returns the number of events that the entries cover.
 fn covered(entries: &[Value]) -> u64 {
     of_type(entries, "accepted").iter().map(|entry| entry["count"].as_u64().unwrap()).sum()
 }
 
-/// Method: batches of random sizes, while the relay is killed three times and ended once in good
-/// order. The log must have each accepted event once, and say what happened to the relay.
+/// Method: batches of random sizes are posted, while the relay is killed three times and stopped
+/// once. The log must have each accepted event once, and what happened to the relay.
 #[test]
 fn each_accepted_event_is_in_the_log_whatever_happens_to_the_relay() {
     let seed = fastrand::u64(..);
@@ -154,12 +153,12 @@ fn each_accepted_event_is_in_the_log_whatever_happens_to_the_relay() {
     let relay = Relay::start(&recorded.config(""));
     recorded.post(&relay, rng.u64(..), 5000);
     relay.wait_until_delivered(PATIENCE);
-    // A stop gives the recorder a few seconds.
+    // A stop waits only a few seconds for the recorder.
     recorded.wait_until_signed();
     relay.finish(Backlog::Empty);
     let entries = recorded.verify();
     let (starts, stops) = (of_type(&entries, "start"), of_type(&entries, "stop"));
-    // A life that ended before its start was on the disk has no entry `start`.
+    // A relay that was killed before its `start` entry was on the disk has none.
     assert!((1..=4).contains(&starts.len()) && stops.len() == 1, "{starts:?} {stops:?}");
     assert_eq!(entries.last().unwrap()["type"], "stop");
     assert_eq!(starts[0]["previous"]["size"], 0);
@@ -167,7 +166,7 @@ fn each_accepted_event_is_in_the_log_whatever_happens_to_the_relay() {
     assert_eq!(stops[0]["config_sha256"].as_str().unwrap().len(), 64);
 }
 
-/// Returns how many events of the output have this end in the log.
+/// Returns how many undelivered events of the output have this fate in the log.
 fn fates(entries: &[Value], fate: &str) -> u64 {
     let of = |entry: &Value| {
         let fates = entry["not_delivered"].as_object().into_iter().flat_map(|it| it.values());
@@ -176,9 +175,9 @@ fn fates(entries: &[Value], fate: &str) -> u64 {
     of_type(entries, "delivered").into_iter().map(of).sum()
 }
 
-/// Method: a policy drops the events of one namespace and lowers those of another, and each second
-/// batch is a repetition. The log must agree with the counters, and with the consumer's lines. Then
-/// the relay is killed again and again.
+/// Method: a policy drops the events of one namespace and lowers those of two others, and some
+/// batches are posted twice. The log must agree with the counters and the consumer's lines. Then
+/// the relay is killed several times, and the log must still agree with the lines.
 #[test]
 fn the_log_says_what_the_filter_did_with_each_event() {
     let mut recorded = Recorded::new();
@@ -226,8 +225,8 @@ fn the_log_says_what_the_filter_did_with_each_event() {
     recorded.verify();
 }
 
-/// Method: the consumer refuses each batch with an event of a certain name for good. With a
-/// directory for dead letters the event is in the log as a dead letter, without one as lost.
+/// Method: the consumer refuses each batch with an event of a certain name. With `[dead_letter]`,
+/// the event is in the log as a dead letter. With `rejected.action = "drop"`, it is there as lost.
 #[test]
 fn the_log_says_which_events_were_given_up() {
     for keeps in [false, true] {
@@ -254,8 +253,8 @@ fn the_log_says_which_events_were_given_up() {
     }
 }
 
-/// Method: the protocol can't carry one event of 40, which is given up alone. With a directory for
-/// dead letters it is in the log as a dead letter, without one as lost. All others are delivered.
+/// Method: one of 40 events is too long for the protocol, and is given up alone. By default, it is
+/// in the log as a dead letter. With `rejected.action = "drop"`, it is there as lost.
 #[test]
 fn the_log_says_which_event_was_too_long() {
     for keeps in [false, true] {
@@ -292,8 +291,8 @@ fn the_log_says_which_event_was_too_long() {
     }
 }
 
-/// Method: the consumer takes nothing, and the queue drops the oldest events. Then a reload removes
-/// the output, and another one is there. The log must name each event that the output lost.
+/// Method: the consumer accepts nothing, and the queue drops the oldest events. Then a reload
+/// replaces the output by another one. The log must count each event that the output lost.
 #[test]
 fn the_log_says_what_an_output_lost() {
     let mut recorded = Recorded::new();
@@ -330,7 +329,7 @@ fn the_log_says_what_an_output_lost() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: a relay without events, and one that reads its config again.
+/// Method: a relay receives no events, and reloads its config once.
 #[test]
 fn a_quiet_relay_says_that_it_lives_and_a_reload_is_recorded() {
     let recorded = Recorded::new();
@@ -345,8 +344,8 @@ fn a_quiet_relay_says_that_it_lives_and_a_reload_is_recorded() {
     recorded.verify();
 }
 
-/// Method: a directory has the name of the file that the next commit needs. Events must be
-/// accepted and delivered nevertheless, and the log must have them once the disk works again.
+/// Method: a directory has the name of the file that the next write of evidence needs. Events must
+/// still be accepted and delivered. The log must have them once the directory is gone.
 #[test]
 fn events_are_forwarded_while_no_evidence_can_be_written() {
     let mut recorded = Recorded::new();
@@ -363,7 +362,7 @@ fn events_are_forwarded_while_no_evidence_can_be_written() {
     let failed = relay.metrics().get("evidence_errors_total", &[("reason", "write")]).unwrap();
     assert!(failed >= 1.0, "{failed}");
     assert_eq!(covered(&recorded.entries()), 100);
-    // The verdict warns at once, although a checkpoint was signed a moment ago, and until the next.
+    // The verdict warns at once, although the last checkpoint is recent, and until the next one.
     let verdict =
         || http::get(relay.admin(), "/status").unwrap().json()["verdict"]["state"].clone();
     assert_eq!(verdict(), "warn");
@@ -374,8 +373,8 @@ fn events_are_forwarded_while_no_evidence_can_be_written() {
     recorded.verify();
 }
 
-/// Method: the relay is killed while no evidence can be written, so that events are in the queue
-/// and not in the log. Their segments must stay, although they are delivered.
+/// Method: the relay is killed while no evidence can be written, so some events are in the queue
+/// but not in the log. Their segments must stay, although the events are delivered.
 #[test]
 fn delivered_events_without_evidence_stay_in_the_queue_over_a_crash() {
     let mut recorded = Recorded::new();
@@ -385,7 +384,7 @@ fn delivered_events_without_evidence_stay_in_the_queue_over_a_crash() {
     let obstacle = recorded.spool.path().join("evidence-head.new");
     std::fs::create_dir(&obstacle).unwrap();
     for seed in 2..8 {
-        // More than a segment.
+        // Together, the batches are larger than a segment.
         recorded.post(&relay, seed, 400);
     }
     relay.wait_until_delivered(PATIENCE);
@@ -399,8 +398,8 @@ fn delivered_events_without_evidence_stay_in_the_queue_over_a_crash() {
 }
 
 /// Method: while no evidence can be written, more events are delivered than the queue has room for.
-/// Later the log has to say that it does not know the events whose room was needed. None of them is
-/// lost. The second relay is killed in this state, and a third one finds it.
+/// Later, the log must say that the events that were deleted for room are unknown, and not that
+/// they are lost. In the second round, the relay is also killed in this state and started again.
 #[test]
 fn delivered_events_whose_room_was_needed_are_without_evidence_and_not_lost() {
     for is_killed in [false, true] {
@@ -416,8 +415,8 @@ fn delivered_events_whose_room_was_needed_are_without_evidence_and_not_lost() {
             recorded.post(&relay, seed, 50);
             relay.wait_until_delivered(PATIENCE);
             if seed == 2 {
-                // The relay writes evidence about once a second. Before it has failed, it may keep
-                // what it has read of all later events in memory.
+                // The relay writes evidence about once a second. Until a write has failed, it can
+                // keep in memory what it needs to record later events.
                 relay.wait_for_log(messages::EVIDENCE_NOT_WRITTEN, PATIENCE);
             }
         }
@@ -452,8 +451,8 @@ fn delivered_events_whose_room_was_needed_are_without_evidence_and_not_lost() {
     }
 }
 
-/// Method: the consumer takes nothing, so the queue gets full and drops the newest events, whose
-/// senders are told that they were taken. The log must have their number.
+/// Method: the consumer accepts nothing, so the queue becomes full and drops the newest events,
+/// although their senders get a 200. The log must have their number.
 #[test]
 fn events_that_a_full_queue_drops_are_in_the_log_as_lost() {
     let mut recorded = Recorded::new();
@@ -485,7 +484,7 @@ fn events_that_a_full_queue_drops_are_in_the_log_as_lost() {
     relay.finish(Backlog::Stable);
 }
 
-/// Method: after a run the relay gets another origin and key. The old log must stay as it is in a
+/// Method: after a run, the relay gets another origin and key. The old log must stay unchanged in a
 /// directory beside the new one.
 #[test]
 fn a_new_origin_begins_a_new_log_and_keeps_the_old_one_aside() {
@@ -516,7 +515,7 @@ fn a_new_origin_begins_a_new_log_and_keeps_the_old_one_aside() {
     assert_eq!(aside.len(), 1, "{aside:?}");
     let aside = recorded.spool.path().join(&aside[0]);
     assert_eq!(verified(&aside, &recorded.verifier, &[]).as_ref(), Ok(&old));
-    // The old origin is not taken again, and neither log is touched.
+    // The relay does not continue the log of the old origin, and changes neither log.
     let relay = Relay::start(&recorded.config(""));
     relay.wait_for_log(messages::EVIDENCE_NOT_WRITTEN, PATIENCE);
     relay.finish(Backlog::Empty);
@@ -524,8 +523,8 @@ fn a_new_origin_begins_a_new_log_and_keeps_the_old_one_aside() {
     assert_eq!(verified(&recorded.log(), &verifier, &[]), Ok(new));
 }
 
-/// Method: the config names the next key for one run, and in the run after it only that key. Who
-/// has the old key's verifier can follow the log to the new one, and nobody needs the old key then.
+/// Method: the config names the next key for one run, and then only that key. An auditor with the
+/// old verifier key can follow the log to the new one. Then nobody needs the old key.
 #[test]
 fn a_key_is_followed_by_the_next_one() {
     let mut recorded = Recorded::new();
@@ -559,7 +558,7 @@ fn a_key_is_followed_by_the_next_one() {
     recorded.verify();
 }
 
-/// Method: the proofs of some events are checked by hand, with the hashes of RFC 6962.
+/// Method: a script checks the proofs of some events with the hashes of RFC 6962.
 #[test]
 fn a_proof_leads_from_the_line_to_the_checkpoint() {
     let mut recorded = Recorded::new();
@@ -607,8 +606,8 @@ fn a_proof_leads_from_the_line_to_the_checkpoint() {
     assert_eq!(lines, recorded.entries());
 }
 
-/// Method: everything that the checkpoint needs is fetched from the admin address into another
-/// directory, with a tile of an older checkpoint. The line hashes must not be there.
+/// Method: all files that the checkpoint needs are copied from the admin address into a directory.
+/// A tile of an older checkpoint is also there, but the line hashes are not.
 #[test]
 fn the_admin_address_serves_the_log_and_no_line_hash() {
     let mut recorded = Recorded::new();
@@ -635,7 +634,7 @@ fn the_admin_address_serves_the_log_and_no_line_hash() {
         std::fs::write(file, &served.body).unwrap();
     }
     std::fs::create_dir(copy.path().join("lines")).unwrap();
-    // The verifier misses nothing but the line hashes.
+    // Only the line hashes are missing for the verifier.
     let said = verified(copy.path(), &recorded.verifier, &[]).unwrap_err();
     assert!(said.contains("KeyError"), "{said}");
     let older = get("tile/0/000.p/1");

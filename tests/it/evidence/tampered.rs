@@ -1,16 +1,15 @@
-//! Lines that somebody has changed in the files of the queue do not leave.
+//! Lines that somebody has changed in the files of the queue are not sent.
 
 use super::recorded::{Recorded, wait_for_checkpoint};
 use crate::support::prelude::*;
 use crate::support::spool::forge_lines;
 
-/// Returns a relay's directory and its consumer, which refuses all until the value is `true`.
+/// Returns a relay's directory and its consumer, which answers with 503 until the value is `true`.
 pub(super) fn with_consumer_away() -> (Recorded, Arc<AtomicBool>) {
     with_consumer_that_answers(503)
 }
 
-/// Returns a relay's directory and its consumer, which answers this status until the value is
-/// `true`.
+/// Like [`with_consumer_away`], but the consumer answers with this status.
 fn with_consumer_that_answers(status: u16) -> (Recorded, Arc<AtomicBool>) {
     let mut recorded = Recorded::new();
     let is_there = Arc::new(AtomicBool::new(false));
@@ -21,7 +20,7 @@ fn with_consumer_that_answers(status: u16) -> (Recorded, Arc<AtomicBool>) {
     (recorded, is_there)
 }
 
-/// Changes the event at a position in its segment, and makes the checksums right again.
+/// Changes the event at a position in its segment, and corrects the checksums.
 pub(super) fn forge(spool: &Spool, position: u64) {
     let records = spool.records();
     let record = records.iter().find(|it| it.positions.contains(&position)).unwrap();
@@ -35,8 +34,8 @@ pub(super) fn forge(spool: &Spool, position: u64) {
     });
 }
 
-/// Method: the consumer is away while events come in. Then the relay is killed, two events in
-/// different batches are changed in a segment, and its checksums are made right again.
+/// Method: events come in while the consumer is down. Then the relay is killed, and two events in
+/// different batches are changed in a segment, with correct checksums.
 #[test]
 fn changed_events_of_the_queue_are_lost_and_not_sent() {
     let (mut recorded, is_there) = with_consumer_away();
@@ -81,9 +80,9 @@ fn changed_events_of_the_queue_are_lost_and_not_sent() {
     );
 }
 
-/// Method: a relay that was started again has claimed events, and the consumer refuses them for
-/// now. Then one of them is changed in the segment, and the claim is read and sent once more. The
-/// consumer answers 429: after a server error, half of the events would be read and sent at once.
+/// Method: a restarted relay has claimed events, which the consumer refuses with 429. Then one of
+/// them is changed in the segment, and the claim is read and sent again. After a server error, half
+/// of the events would be read and sent at once.
 #[test]
 fn a_changed_event_of_a_claim_that_is_sent_again_is_lost_and_not_sent() {
     let (mut recorded, is_there) = with_consumer_that_answers(429);
@@ -93,7 +92,7 @@ fn a_changed_event_of_a_claim_that_is_sent_again_is_lost_and_not_sent() {
     recorded.wait_until_signed();
     relay.kill();
     let requests = recorded.sink.requests().len();
-    // The claim is read again after the pause, and the event is changed before.
+    // The event is changed in this pause, after which the claim is read again.
     let slow = "retry = { initial_interval = \"4s\", max_interval = \"4s\" }\n";
     assert!(config.contains(QUICK));
     let relay = Relay::start(&config.replace(QUICK, slow));

@@ -1,4 +1,4 @@
-//! `evidence verify`: a whole log passes, and each attack on a copy of it is found and named.
+//! `evidence verify`: an intact log passes, and each attack on a copy of it is found and named.
 
 use std::io::Write as _;
 
@@ -6,7 +6,7 @@ use super::recorded::{ORIGIN, Recorded, keygen, text_of, wait_for_checkpoint};
 use crate::support::prelude::*;
 use crate::support::spool::forge_lines;
 
-/// A log of two runs, and what the consumer has stored.
+/// A log of two runs, and the lines that the consumer has stored.
 struct Whole {
     recorded: Recorded,
     stored: Vec<Vec<u8>>,
@@ -30,7 +30,6 @@ impl Checked {
     }
 }
 
-/// Runs `evidence verify`.
 pub(super) fn check(arguments: &[&str]) -> Checked {
     let arguments = [&["evidence", "verify"], arguments].concat();
     let output = run_command(&arguments, Path::new("/"));
@@ -40,8 +39,7 @@ pub(super) fn check(arguments: &[&str]) -> Checked {
 }
 
 impl Whole {
-    /// Records two runs. The output drops, changes and repeats events, and the queue keeps all of
-    /// them.
+    /// Records two runs, in which the output drops, changes and deduplicates events.
     fn new() -> Self {
         Self::with(|policy| {
             let policy = policy.display();
@@ -56,7 +54,7 @@ impl Whole {
                      - {level: None, namespaces: [team-1]}\n\
                      - {level: Metadata, namespaces: [team-2]}\n- level: RequestResponse\n";
         std::fs::write(&policy, rules).unwrap();
-        // One request at a time, so that the consumer has the lines in the order of the log.
+        // With one request at a time, the consumer has the lines in the order of the log.
         let output = format!("concurrency = 1\n{}", output(&policy));
         let config = recorded.config_with(&output, "");
         let mut older = Vec::new();
@@ -75,7 +73,7 @@ impl Whole {
         Self { recorded, stored, older }
     }
 
-    /// Checks a directory, and lines that a consumer may have.
+    /// Checks a directory against stored lines.
     fn check(&self, spool: &Spool, stored: &[Vec<u8>], more: &[&str]) -> Checked {
         let files = TempDir::new().unwrap();
         let file = files.path().join("stored");
@@ -92,7 +90,7 @@ impl Whole {
         self.recorded.spool.copy()
     }
 
-    /// Checks a copy of the directory after an attack, with all lines.
+    /// Attacks a copy of the directory, and checks it against all stored lines.
     fn attack(&self, attack: impl FnOnce(&Spool)) -> Checked {
         let copy = self.copy();
         attack(&copy);
@@ -115,7 +113,7 @@ fn flip(spool: &Spool, file: &Path) {
     });
 }
 
-/// Returns the only file of a directory below the spool whose path begins so.
+/// Returns the files of the spool whose paths begin with `beginning`.
 fn files_below(spool: &Spool, beginning: &str) -> Vec<PathBuf> {
     let files = spool.files().into_keys();
     files.filter(|path| path.starts_with(beginning)).collect()
@@ -131,7 +129,7 @@ fn an_untouched_log_passes_in_any_order_and_with_repeated_lines() {
     passed.assert(0, &["checkpoints 1/1 valid; ", &found, "pending 0\n", "duplicate 0, unknown 0"]);
     assert!(!passed.text.contains("FAULT"), "{}", passed.text);
 
-    // Two files in another order, one of them gzip, and one line twice.
+    // The lines are shuffled and in two files, one of which is compressed. One line is there twice.
     let mut rng = fastrand::Rng::with_seed(3);
     let mut lines = whole.stored.clone();
     rng.shuffle(&mut lines);
@@ -154,7 +152,7 @@ fn an_untouched_log_passes_in_any_order_and_with_repeated_lines() {
     check(&[arguments.as_slice(), &events].concat())
         .assert(0, &["checkpoints 2/2 valid; ", &found, "duplicate 1", "proven: bytes"]);
 
-    // Without the consumer's lines, the events that came in are counted.
+    // Without the consumer's lines, the accepted events are counted.
     let accepted = whole.recorded.events.len();
     let found = format!("events {accepted}/{accepted} found; missing 0");
     check(&arguments).assert(0, &[&found, "proven: positions"]);
@@ -170,7 +168,7 @@ fn each_change_of_a_file_is_found() {
         ("evidence/lines", "wrong checksum"),
     ] {
         let checked = whole.attack(|spool| {
-            // Partial tiles of older checkpoints are not looked at.
+            // Partial tiles of older checkpoints are not checked.
             let newest = files_below(spool, beginning)
                 .into_iter()
                 .max_by_key(|path| std::fs::metadata(spool.path().join(path)).unwrap().len());
@@ -189,7 +187,7 @@ fn each_change_of_a_file_is_found() {
         };
         checked.assert(status, &[said]);
     }
-    // The last record of a file, which is about lines as they were sent.
+    // The last record of the newest file is about lines as they were sent.
     let checked = whole.attack(|spool| {
         let newest = files_below(spool, "evidence/lines").pop().unwrap();
         spool.edit(&newest, |bytes| *bytes.last_mut().unwrap() ^= 1);
@@ -204,7 +202,7 @@ fn each_change_of_a_file_is_found() {
     whole
         .attack(|spool| spool.edit(&segment(spool), |bytes| bytes[BEYOND_THE_HEADERS] ^= 1))
         .assert(1, &["FAULT", "the queue: segments/"]);
-    // The record's checksum is right again.
+    // An event is changed, and the record gets the right checksum for it.
     let checked = whole.attack(|spool| {
         let record = &spool.records()[0];
         let change = |lines: &mut [u8]| {
@@ -220,11 +218,11 @@ fn each_change_of_a_file_is_found() {
     checked.assert(2, &["holds no evidence", "It has: ", "segments"]);
 }
 
-/// An offset in the first segment that lies in the lines of its first record.
+/// An offset in the first segment that is within the lines of its first record.
 const BEYOND_THE_HEADERS: usize = 4096 + 64 + 100;
 
-/// Method: the output adds `kind` and `apiVersion` to each event, and the filter drops and changes
-/// some.
+/// Method: the output adds `kind` and `apiVersion` to each event, and its filter drops and changes
+/// some events.
 #[test]
 fn the_lines_of_an_audit_log_are_the_events_that_left() {
     let whole = Whole::with(|policy| {
@@ -254,7 +252,7 @@ fn what_a_consumer_lacks_or_has_besides_is_named() {
     let position = |line: &Vec<u8>| {
         whole.recorded.events.iter().position(|event| event == line).expect("it came so")
     };
-    // Lines that the filter has not changed.
+    // The lines that the filter has not changed.
     let unchanged: Vec<usize> =
         (0..count).filter(|at| whole.recorded.events.contains(&whole.stored[*at])).collect();
     for at in [unchanged[0], unchanged[unchanged.len() / 2]] {
@@ -265,7 +263,7 @@ fn what_a_consumer_lacks_or_has_besides_is_named() {
         let found = format!("events {}/{count} found; missing 1, changed 0, extra 0", count - 1);
         whole.check(spool, &stored, &[]).assert(1, &[&found, &fault, "its line is not stored"]);
     }
-    // Where the newest lines are absent, the export ends earlier. That is no fault, and no pass.
+    // If the newest lines are missing, the export ended early: neither a fault nor a pass.
     let last = whole.check(spool, &whole.stored[..count - 1], &[]);
     last.assert(2, &["missing 0", "not exported 1", "NOT CHECKED: 1 lines left by consumer after"]);
     let late = [&whole.stored[..count - 2], &whole.stored[count - 1..]].concat();
@@ -286,7 +284,7 @@ fn what_a_consumer_lacks_or_has_besides_is_named() {
             .check(spool, &stored, &[])
             .assert(1, &[&found, &fault, "another line is in its place"]);
     }
-    // The last batch only.
+    // Nothing was recorded in these periods.
     let none = whole.check(spool, &whole.stored, &["--since", "2100-01-01T00:00:00Z"]);
     none.assert(2, &["events 0/0 found; missing 0, changed 0, extra 0", "has nothing of the time"]);
     let none = whole.check(spool, &[], &["--until", "2000-01-01T00:00:00Z"]);
@@ -300,7 +298,7 @@ fn a_log_that_was_set_back_or_replaced_is_found() {
     let whole = Whole::new();
     let newest = std::fs::read(whole.recorded.log().join("checkpoint")).unwrap();
     let newest = whole.note("newest", &newest);
-    // An older checkpoint is put back. The end is cut off if the file beside the log goes, too.
+    // An older checkpoint is put back. Without `evidence-head`, this also cuts off the log's end.
     let cut = whole.copy();
     std::fs::write(cut.path().join("evidence/checkpoint"), &whole.older).unwrap();
     let kept = whole.check(&cut, &whole.stored, &["--checkpoint", &newest]);
@@ -309,7 +307,7 @@ fn a_log_that_was_set_back_or_replaced_is_found() {
     let kept = whole.check(&cut, &[], &["--checkpoint", &newest]);
     kept.assert(1, &["checkpoints 1/2 valid", "its end was cut off"]);
 
-    // The queue beside it knows better.
+    // The queue shows that the log was longer.
     let directory = cut.path().display().to_string();
     check(&["--directory", &directory, "--key", &whole.recorded.verifier])
         .assert(1, &["the queue says that consumer is finished with"]);
@@ -347,8 +345,8 @@ fn a_log_that_was_set_back_or_replaced_is_found() {
     other.assert(1, &["checkpoints 1/2 valid", "is a checkpoint of example.org/elsewhere"]);
 }
 
-/// Method: the relay is killed with events that the consumer has not got. A check of what it leaves
-/// behind finds no fault, and counts them as pending. The consumer's lines hold a checkpoint.
+/// Method: the relay is killed before the consumer has some of the events. The check must find no
+/// fault, and count these events as pending. There is a checkpoint among the consumer's lines.
 #[test]
 fn events_without_a_fate_are_pending_and_checkpoints_among_the_lines_are_checked() {
     let mut recorded = Recorded::new();
@@ -376,7 +374,7 @@ fn events_without_a_fate_are_pending_and_checkpoints_among_the_lines_are_checked
     let with_checkpoint = [whole.stored.clone(), vec![line(&checkpoint)]].concat();
     let checked = whole.check(&whole.recorded.spool, &with_checkpoint, &[]);
     checked.assert(0, &["checkpoints 2/2 valid; events 50/50 found", "pending 30", "unknown 0"]);
-    // The consumer has got a pending event after all.
+    // The consumer has received a pending event after all.
     let more = [with_checkpoint, vec![whole.recorded.events[60].clone()]].concat();
     whole.check(&whole.recorded.spool, &more, &[]).assert(0, &["extra 0"]);
     let forged = [whole.stored.clone(), vec![line(&checkpoint.replace("\n80", "\n81"))]].concat();
@@ -385,8 +383,8 @@ fn events_without_a_fate_are_pending_and_checkpoints_among_the_lines_are_checked
     checked.assert(1, &["a checkpoint among the stored lines"]);
 }
 
-/// Method: an event that a store has lost is a fault. One file of the relay after the other is then
-/// replaced by something that no relay makes.
+/// Method: a store has lost an event, which is a fault. Then the relay's files are replaced in turn
+/// by something that no relay makes.
 #[test]
 fn a_file_that_can_not_be_read_is_named_and_hides_no_fault() {
     let whole = Whole::with(|_| String::new());
@@ -411,7 +409,7 @@ fn a_file_that_can_not_be_read_is_named_and_hides_no_fault() {
                     assert!(made.success());
                 }
                 "directory" => std::fs::create_dir(&path).unwrap(),
-                // 30 GiB of holes.
+                // A sparse file of 30 GiB.
                 _ => std::fs::File::create(&path).unwrap().set_len(30 << 30).unwrap(),
             }
             let checked = whole.check(&copy, &stored, &[]);
@@ -421,14 +419,14 @@ fn a_file_that_can_not_be_read_is_named_and_hides_no_fault() {
                 is_told && line.contains(name)
             });
             assert!(said.count() > 0, "{beginning} {way}: {}", checked.text);
-            // With the hash of the lost line gone, nobody knows that it was lost.
+            // Without the hash of the lost line, the check cannot know that it was lost.
             let is_known = !beginning.starts_with("evidence/lines");
             assert!(!is_known || checked.text.contains(missing), "{way}: {}", checked.text);
             assert!(checked.status == 1 || way == "directory", "{way}: {}", checked.text);
             assert!(checked.status > 0, "{way}: {}", checked.text);
         }
     }
-    // A file of stored lines ends in its middle: no line is called missing, and the log is checked.
+    // A file of stored lines is cut off. No line is called missing, and the log is still checked.
     let files = TempDir::new().unwrap();
     let file = files.path().join("cut.gz");
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
@@ -445,8 +443,8 @@ fn a_file_that_can_not_be_read_is_named_and_hides_no_fault() {
     );
 }
 
-/// Method: the webhook's events are sent, and then the lines of an audit.log with some of them,
-/// which have `kind` and `apiVersion`.
+/// Method: events come from the webhook, and some of them again as lines of an audit.log, which
+/// have `kind` and `apiVersion`.
 #[test]
 fn an_audit_log_that_is_replayed_beside_the_webhook_passes() {
     let mut recorded = Recorded::new();
@@ -465,7 +463,7 @@ fn an_audit_log_that_is_replayed_beside_the_webhook_passes() {
     checked.assert(0, &["events 60/60 found; missing 0", "duplicate 0"]);
 }
 
-/// Method: lines are exported after a copy was made, while the relay was stopped.
+/// Method: the directory of a stopped relay is copied. The lines are exported after another run.
 #[test]
 fn lines_that_left_after_a_copy_of_a_stopped_relay_accuse_nobody() {
     let mut recorded = Recorded::new();
@@ -483,10 +481,10 @@ fn lines_that_left_after_a_copy_of_a_stopped_relay_accuse_nobody() {
     let whole = Whole { recorded, stored, older: Vec::new() };
     whole.check(&copy, &whole.stored, &[]).assert(2, &["extra 0, unexplained 40"]);
     whole.check(&whole.recorded.spool, &whole.stored, &[]).assert(0, &["events 80/80 found"]);
-    // The relay's own directory is whole.
+    // The relay's own directory is complete, so a line that is not in it is extra.
     let more = [whole.stored.clone(), vec![b"{\"auditID\":\"x\"}".to_vec()]].concat();
     whole.check(&whole.recorded.spool, &more, &[]).assert(1, &["extra 1, unexplained 0"]);
-    // A name with a mistake in it, and a place without a log.
+    // The output's name is misspelt.
     let directory = whole.recorded.spool.path().display().to_string();
     let key = ["--key", &whole.recorded.verifier];
     let typo = ["--directory", &directory, "--output", "consummer", "--events", "/dev/null"];
@@ -494,7 +492,7 @@ fn lines_that_left_after_a_copy_of_a_stopped_relay_accuse_nobody() {
     check(&[&key[..], &typo].concat()).assert(2, &[said]);
 }
 
-/// Method: the line hashes take more room than they may, so that the oldest are deleted.
+/// Method: the line hashes exceed `evidence.max_bytes`, so the oldest ones are deleted.
 #[test]
 fn events_whose_line_hashes_were_deleted_are_unknown() {
     let mut recorded = Recorded::new();
@@ -503,7 +501,7 @@ fn events_whose_line_hashes_were_deleted_are_unknown() {
         recorded.post(&relay, seed, 4000);
     }
     relay.wait_until_delivered(Duration::from_secs(60));
-    // The recorder may be behind, and a stop gives it a few seconds.
+    // The recorder may be behind, and a stop waits for it only a few seconds.
     let is_whole = || recorded_events(&recorded) == 40_000;
     wait_for_checkpoint(&recorded.log(), "all events", is_whole);
     relay.finish(Backlog::Empty);
@@ -512,7 +510,7 @@ fn events_whose_line_hashes_were_deleted_are_unknown() {
     let checked = whole.check(&whole.recorded.spool, &whole.stored, &[]);
     checked.assert(2, &["missing 0, changed 0, extra 0", "were deleted to make room, by the log"]);
     assert!(!checked.text.contains("unknown 0\n"), "{}", checked.text);
-    // Copies of these lines may have been sent again, so that their number proves nothing.
+    // Copies of these lines may have been sent again, so their number proves nothing.
     let unknown = checked.text.split("unknown ").nth(1).unwrap().split('\n').next().unwrap();
     let unknown: usize = unknown.parse().unwrap();
     let mut stored = whole.stored.clone();
@@ -522,7 +520,7 @@ fn events_whose_line_hashes_were_deleted_are_unknown() {
     checked.assert(2, &["missing 0, changed 0", &unexplained, &format!("unknown {unknown}\n")]);
 }
 
-/// Returns the number of events that came in by the newest checkpoint.
+/// Returns the number of accepted events that the newest checkpoint covers.
 fn recorded_events(recorded: &Recorded) -> u64 {
     let log = recorded.log().display().to_string();
     let shown = run_command(&["evidence", "show", "--json", &log], Path::new("/")).stdout;
@@ -532,8 +530,8 @@ fn recorded_events(recorded: &Recorded) -> u64 {
     accepted.map(|entry| entry["count"].as_u64().unwrap()).sum()
 }
 
-/// Method: the log is checked over the admin address of a running relay. The line hashes are not
-/// there, and the result says so. All that a published log can show is right.
+/// Method: the log of a running relay is checked over its admin address, which does not serve the
+/// line hashes. The result must say so. Everything else must be valid.
 #[test]
 fn a_published_log_is_checked_without_its_line_hashes() {
     let mut recorded = Recorded::new();
@@ -556,7 +554,7 @@ fn a_published_log_is_checked_without_its_line_hashes() {
     check(&[["--url", &url].as_slice(), &key, &events].concat()).assert(2, &["--directory"]);
     let none = check(&["--url", &format!("{url}/nothing"), "--key", &recorded.verifier]);
     none.assert(2, &["has no checkpoint yet: nothing is proven"]);
-    // The directory of a running relay can be checked too.
+    // The directory of a running relay can also be checked.
     let directory = recorded.spool.path().display().to_string();
     let checked = check(&[["--directory", &directory].as_slice(), &key].concat());
     checked.assert(0, &["checkpoints 1/1 valid; events 300/300 found"]);

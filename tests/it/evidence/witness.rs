@@ -20,15 +20,13 @@ fn checkpoint(spool: &Spool) -> Option<Vec<u8>> {
     std::fs::read(spool.path().join("evidence/checkpoint")).ok()
 }
 
-/// Runs `evidence verify` on a directory, which must have a checkpoint that the witness has
-/// cosigned. Returns `true` if it passes.
+/// Returns `true` if `evidence verify` passes, which also needs a cosignature of the witness.
 fn passes(spool: &Spool, key: &str, witness: &str) -> bool {
     let directory = spool.path().display().to_string();
     check(&["--directory", &directory, "--key", key, "--witness", witness]).status == 0
 }
 
-/// Method: the witness goes away and comes back, and is ended before the relay is. No event waits
-/// for it.
+/// Method: the witness stops for a while. No event waits for it.
 #[test]
 fn a_witness_cosigns_each_checkpoint_and_may_be_away() {
     let mut recorded = Recorded::new();
@@ -54,7 +52,7 @@ fn a_witness_cosigns_each_checkpoint_and_may_be_away() {
     let told = "the witness has not cosigned the newest evidence checkpoint, retrying";
     relay.wait_for_log(told, PATIENCE);
     assert!(!is_cosigned(&witness, &recorded));
-    // Checkpoints that the witness has not seen are signed meanwhile.
+    // Meanwhile, the relay signs further checkpoints.
     recorded.post(&relay, 3, 300);
     recorded.wait_until_signed();
     witness.come_back();
@@ -62,7 +60,7 @@ fn a_witness_cosigns_each_checkpoint_and_may_be_away() {
     wait_for_checkpoint(&recorded.log(), "a cosignature", || is_cosigned(&witness, &recorded));
 
     // The checkpoint over the stop is cosigned too, unless that takes longer than the 3 s that a
-    // relay gives its evidence at the stop, as on a busy machine.
+    // stopping relay gives its evidence.
     let (mut relay, mut at_a_stop) = (relay, false);
     for seed in 4..7 {
         recorded.post(&relay, seed, 300);
@@ -77,8 +75,8 @@ fn a_witness_cosigns_each_checkpoint_and_may_be_away() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: the answers of the witness take a while, and the relay is ended while it waits for one
-/// of them, which is about an earlier checkpoint.
+/// Method: the witness answers slowly. The relay stops while it waits for an answer about an
+/// earlier checkpoint.
 #[test]
 fn the_checkpoint_over_a_stop_is_cosigned_after_an_answer_that_was_under_way() {
     let mut recorded = Recorded::new();
@@ -92,7 +90,7 @@ fn the_checkpoint_over_a_stop_is_cosigned_after_an_answer_that_was_under_way() {
     });
     let own = witness.config().replace(&address.to_string(), &slow.address().to_string());
     let config = recorded.config("") + &own;
-    // An answer may take longer than the 3 s that a relay gives its evidence at the stop.
+    // On a busy machine, an answer can take longer than the 3 s of a stopping relay.
     let at_a_stop = (1..4).any(|seed| {
         let relay = Relay::start(&config);
         wait_until("the first answer", PATIENCE, || cosigned_at(&relay) > 0);
@@ -105,8 +103,8 @@ fn the_checkpoint_over_a_stop_is_cosigned_after_an_answer_that_was_under_way() {
     assert!(at_a_stop, "none of three checkpoints over a stop is cosigned");
 }
 
-/// Method: the queue's directory is replaced by an older copy, once while the witness is there, and
-/// once while it is away and comes back later.
+/// Method: the queue's directory is replaced by an older copy, once with a running witness, and
+/// once with a witness that starts only later.
 #[test]
 fn a_log_that_was_set_back_is_not_gone_on_with() {
     for is_there in [true, false] {
@@ -154,7 +152,7 @@ fn a_log_that_was_set_back_is_not_gone_on_with() {
         check(&["--directory", &place(&older), "--key", &recorded.verifier])
             .assert(1, &["the relay has recorded nothing more: the witness "]);
 
-        // A later start does not forget it.
+        // The relay still knows this after a restart.
         if witness.is_there() {
             witness.go_away();
         }
@@ -165,7 +163,7 @@ fn a_log_that_was_set_back_is_not_gone_on_with() {
         relay.finish(Backlog::Empty);
         assert_eq!(checkpoint(&older), signed);
 
-        // The way on is a new origin.
+        // Under a new origin, the relay records again.
         let key = recorded.directory.path().join("next");
         let origin = format!("{ORIGIN}-b");
         let verifier = keygen(&origin, &key);
@@ -182,8 +180,8 @@ fn a_log_that_was_set_back_is_not_gone_on_with() {
     }
 }
 
-/// Method: the relay has ended. Its directory and an older copy of it are checked, with and without
-/// the newest checkpoint of the witness, and by the age of the newest cosignature.
+/// Method: the directory of a stopped relay and an older copy of it are checked, with and without
+/// the witness's newest checkpoint, and by the age of the newest cosignature.
 #[test]
 fn an_older_copy_with_a_valid_cosignature_does_not_pass() {
     let mut recorded = Recorded::new();
@@ -205,19 +203,19 @@ fn an_older_copy_with_a_valid_cosignature_does_not_pass() {
         let named = ["--directory", directory, "--key", &key, "--witness", &vkey];
         check(&[&named[..], more].concat())
     };
-    // The old cosignature is valid, so naming the witness finds nothing.
+    // The old cosignature is valid, so the check passes with `--witness` alone.
     verify(&older, &[]).assert(0, &["has cosigned at"]);
     verify(&whole, &["--witness-url", &url]).assert(0, &["checkpoints 2/2 valid"]);
     let said = "the log was set back, or this is a copy that was made before";
     verify(&older, &["--witness-url", &url]).assert(2, &["NOT CHECKED", said]);
 
-    // A slash at the end changes nothing. A log that the witness does not know is said.
+    // A slash at the end of the URL changes nothing. An unknown log is reported.
     verify(&whole, &["--witness-url", &format!("{url}/")]).assert(0, &[]);
     let other = keygen("example.org/other", &recorded.directory.path().join("other"));
     let said = "has no checkpoint of example.org/other";
     verify(&whole, &["--witness-url", &url, "--key", &other]).assert(2, &[said]);
 
-    // By age alone, and with the checkpoint that the witness has.
+    // First only the age counts, then also the checkpoint that the witness has.
     verify(&older, &["--witness-max-age", "1h"]).assert(0, &[]);
     std::thread::sleep(Duration::from_millis(2100));
     let age = ["--witness-max-age", "1s"];
@@ -237,7 +235,7 @@ fn an_older_copy_with_a_valid_cosignature_does_not_pass() {
     let hour = ["--witness-max-age", "1h"];
     verify(&early, &[&hour[..], &["--witness-url", &url]].concat()).assert(0, &["note: ", said]);
 
-    // A file with the same checkpoint does as well.
+    // A kept file with the newest checkpoint also reveals the older copy.
     let kept = recorded.directory.path().join("kept");
     std::fs::write(&kept, checkpoint(&recorded.spool).unwrap()).unwrap();
     let kept = kept.display().to_string();
@@ -249,7 +247,7 @@ fn an_older_copy_with_a_valid_cosignature_does_not_pass() {
         .assert(2, &["--witness <VKEY>"]);
 }
 
-/// Method: a running relay publishes its log, and the witness is asked before the log is.
+/// Method: a running relay publishes its log, and the witness is asked before the log is read.
 #[test]
 fn a_published_log_has_what_its_witness_has_seen() {
     let mut recorded = Recorded::new();
@@ -291,7 +289,7 @@ fn a_second_relay_with_the_same_origin_signs_nothing() {
     second.wait_until_delivered(PATIENCE);
     second.finish(Backlog::Empty);
     assert_eq!(checkpoint(&other), None);
-    // Under its own origin it begins a log of its own.
+    // Under its own origin, it begins a new log.
     let key = recorded.directory.path().join("other");
     let origin = format!("{ORIGIN}-other");
     let verifier = keygen(&origin, &key);
@@ -325,8 +323,8 @@ fn last_entry(spool: &Spool) -> String {
     last.map_or(String::new(), |last: Value| last["type"].as_str().unwrap().to_owned())
 }
 
-/// Method: the relay is ended before the ten seconds of its witness are over, which hangs, or at
-/// whose address nobody listens.
+/// Method: the relay stops within the ten seconds that it gives its witness. The witness hangs, or
+/// nothing listens at its address.
 #[test]
 fn a_stop_before_the_witness_has_had_its_time_is_signed() {
     for hangs in [true, false] {
@@ -347,8 +345,8 @@ fn a_stop_before_the_witness_has_had_its_time_is_signed() {
     }
 }
 
-/// Method: a gateway answers each request with a page that has status 409, and whose text is a
-/// number. Then the witness itself answers.
+/// Method: a gateway answers each request with status 409 and a page whose text is a number. Then
+/// the witness itself answers.
 #[test]
 fn a_409_that_is_not_of_the_protocol_ends_no_log() {
     let mut recorded = Recorded::new();
@@ -377,7 +375,7 @@ fn a_409_that_is_not_of_the_protocol_ends_no_log() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: the clock of the witness is some years ahead.
+/// Method: the clock of the witness is 95 years ahead.
 #[test]
 fn a_cosignature_of_the_future_does_not_count() {
     let mut recorded = Recorded::new();
@@ -392,7 +390,7 @@ fn a_cosignature_of_the_future_does_not_count() {
     assert_eq!(cosigned_at(&relay), 0);
     let note = String::from_utf8(checkpoint(&recorded.spool).unwrap()).unwrap();
     assert!(!note.contains(NAME), "{note}");
-    // With its clock set right, it counts.
+    // With the right time, the cosignature counts.
     witness.go_away();
     witness.ahead = 0;
     witness.come_back();
@@ -400,8 +398,8 @@ fn a_cosignature_of_the_future_does_not_count() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: nothing listens at the URL of the witness. The first checkpoint is signed when the
-/// witness has had its time, and no event waits for that.
+/// Method: the witness accepts connections, but never answers. The first checkpoint is signed after
+/// the time that the relay gives its witness, and no event waits for that.
 #[test]
 fn a_witness_that_hangs_holds_up_the_first_checkpoint_only() {
     let mut recorded = Recorded::new();

@@ -1,6 +1,6 @@
-//! `[filter]` and `[output.filter]`: only the events that were asked for leave, everything else in
-//! them stays byte for byte, and every event is delivered or counted. The recipes of the docs run
-//! as they are shown.
+//! `[filter]` and `[output.filter]`: only the chosen events are sent, the rest of each event stays
+//! byte for byte the same, and every event is delivered or counted. The recipes of the docs run as
+//! printed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +10,7 @@ use super::shapes::{all_events, parsed};
 use crate::support::peers::{Rsyslog, Security};
 use crate::support::prelude::*;
 
-/// The members of an object in their order, each value as it is written.
+/// The members of an object in their order, each value as written.
 type Members = Vec<(String, String)>;
 
 fn members(object: &[u8]) -> Members {
@@ -51,8 +51,8 @@ fn filtered(relay: &Relay, action: &str) -> f64 {
     relay.metrics().value("filtered_events_total", &[("output", "consumer"), ("action", action)])
 }
 
-/// Posts the whole corpus to a relay whose output has this filter. Returns the events that the
-/// consumer received, and the relay, which has delivered everything.
+/// Posts the whole corpus to a relay whose output has this filter, and waits until it is delivered.
+/// Returns the events that the consumer received, and the relay.
 fn filter_corpus(filter: &str) -> (Vec<Vec<u8>>, Relay) {
     let sink = HttpSink::accepting();
     let more = format!("concurrency = 1\n{filter}");
@@ -81,8 +81,8 @@ fn recipes() -> BTreeMap<String, (Option<String>, String)> {
     page.split("\n## ").skip(1).map(recipe).collect()
 }
 
-/// Runs a recipe over the corpus exactly as it is shown, except for the policy's path. Returns the
-/// events that left, and the relay.
+/// Runs a recipe over the corpus as printed, except for the policy's path. Returns the sent events
+/// and the relay.
 fn run_recipe(beginning: &str) -> (Vec<Vec<u8>>, Relay) {
     let recipes = recipes();
     let (name, (policy, config)) =
@@ -178,8 +178,8 @@ fn recipe_what_the_cluster_itself_writes_stays_if_it_succeeded() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: prefixes of users and namespaces, as criteria and as exemptions, over the recorded
-/// corpus. Its URLs are plain, so that the namespace is what stands behind `/namespaces/`.
+/// Method: prefixes of users and namespaces, as criteria and as exemptions, are applied to the
+/// recorded corpus. Its URLs are simple: the namespace follows `/namespaces/`.
 #[test]
 fn prefixes_and_exemptions_choose_what_a_slow_reading_of_the_corpus_chooses() {
     let namespace = |event: &Value| {
@@ -233,8 +233,8 @@ fn prefixes_and_exemptions_choose_what_a_slow_reading_of_the_corpus_chooses() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: the corpus, and an event without a user and one without an object, meet each list with
-/// `*` alone. As an exemption, it exempts everything that it matches.
+/// Method: each list has a `*`, and is applied to the corpus, an event without a user and one
+/// without an object. As an exemption, the list exempts everything that it matches.
 #[test]
 fn a_star_alone_in_a_match_is_anybody_and_anything() {
     let strange = [
@@ -345,7 +345,7 @@ fn recipe_the_security_team_gets_writes_to_rbac_and_whatever_happens_to_secrets(
 #[test]
 fn recipe_every_event_says_which_cluster_it_is_of() {
     let (got, relay) = run_recipe("Name the cluster");
-    // The output deduplicates, so each event of the corpus leaves once.
+    // The output deduplicates, so each event of the corpus is sent once.
     let all = all_events();
     let distinct: BTreeSet<&Vec<u8>> = all.iter().collect();
     assert_eq!(got.len(), distinct.len());
@@ -357,7 +357,7 @@ fn recipe_every_event_says_which_cluster_it_is_of() {
         let annotations = parsed(after)["annotations"].clone();
         assert_eq!(annotations["kube-audit-forwarder/cluster"], "prod-eu");
         assert_eq!(annotations["kube-audit-forwarder/forwarder"], relay_name.as_str());
-        // All other members are unchanged and in their order.
+        // All other members are unchanged, in the same order.
         let but = |event: &[u8]| -> Members {
             members(event).into_iter().filter(|(key, _)| key != "annotations").collect()
         };
@@ -431,15 +431,15 @@ fn a_policy_makes_of_verbose_events_what_kube_apiserver_would_have_recorded_unde
 }
 
 /// Returns the creation of a ClusterRoleBinding to cluster-admin, as kube-apiserver 1.36 recorded
-/// it. Its body has a `metadata.namespace`, which means nothing there, and which kube-apiserver
-/// copied into `objectRef`.
+/// it. Its body has a `metadata.namespace`. This has no meaning there, but kube-apiserver copied it
+/// into `objectRef`.
 fn recorded_binding() -> String {
     let file = repository().join("tests/policies/cluster-role-binding.json");
     std::fs::read_to_string(file).unwrap().trim_end().to_owned()
 }
 
-/// Posts these events, one in each request, to a relay whose output has this filter. Returns the
-/// events that the consumer received, and the relay, which has delivered everything.
+/// Posts these events, one in each request, to a relay whose output has this filter, and waits
+/// until they are delivered. Returns the events that the consumer received, and the relay.
 fn filter_events(filter: &str, events: &[String]) -> (Vec<String>, Relay) {
     let sink = HttpSink::accepting();
     let relay = Relay::start(&to_sink(sink.address(), &format!("concurrency = 1\n{filter}")));
@@ -451,7 +451,7 @@ fn filter_events(filter: &str, events: &[String]) -> (Vec<String>, Relay) {
     (got.collect(), relay)
 }
 
-/// Method: the same request with every code, and before there is one.
+/// Method: the same event has different codes, or none.
 #[test]
 fn events_leave_by_their_code_and_those_without_one_match_none() {
     const STATUS: &str = r#"{"metadata":{},"code":201}"#;
@@ -460,7 +460,7 @@ fn events_leave_by_their_code_and_those_without_one_match_none() {
     let of = |status: &str| recorded.replacen(STATUS, status, 1);
     let code = |code: &str| of(&format!(r#"{{"metadata":{{}},"code":{code}}}"#));
     let [created, absent, denied] = ["201", "404", "403"].map(code);
-    // None of these has a code. Whoever looks for one in a body finds another.
+    // None of these has a code, but a search of the text would find one in some of them.
     let none =
         ["null", "{}", r#"{"code":"404"}"#, r#"{"code":4040}"#, r#"{"details":{"code":404}}"#];
     let none = none.map(of);
@@ -580,9 +580,9 @@ fn what_stands_for_all_outputs_adds_to_what_one_says() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: batches are posted twice to an output that deduplicates, and once more after a kill and
-/// after two ends in order. Each event must arrive at the consumer exactly once, which shows that
-/// the deduplication window is rebuilt from the directory at each start.
+/// Method: batches are posted twice to an output that deduplicates, and again after a kill and
+/// after two orderly stops. Each event must arrive exactly once, which shows that each start
+/// restores the deduplication window from the directory.
 #[test]
 fn what_is_sent_again_by_kube_apiserver_leaves_once_also_behind_a_kill() {
     let sink = HttpSink::accepting();
@@ -598,7 +598,7 @@ fn what_is_sent_again_by_kube_apiserver_leaves_once_also_behind_a_kill() {
     relay.wait_until_delivered(PATIENCE);
     assert_eq!(filtered(&relay, "duplicate"), 1000.0);
     relay.settle(Backlog::Empty);
-    // The cursors file may be a second old, and events whose delivery is not in it would be sent
+    // The cursors file can be one second old. Events whose delivery it does not have would be sent
     // again.
     let spool = directory.path().join("spool");
     wait_until("the cursors", PATIENCE, || {
@@ -607,13 +607,13 @@ fn what_is_sent_again_by_kube_apiserver_leaves_once_also_behind_a_kill() {
         told["outputs"][0]["backlog_events"] == 0
     });
     relay.kill();
-    // The delivered events are known after the kill, and after an end in order.
+    // The delivered events are known after the kill, and after an orderly stop.
     for _ in 0..2 {
         let mut relay = Relay::start(&config);
         assert_eq!(relay.post(&batches[0]).status, 200);
         relay.wait_until_delivered(PATIENCE);
         assert_eq!(filtered(&relay, "duplicate"), 200.0);
-        // Segments are deleted some hundred milliseconds apart. The pause lets this happen.
+        // Segments are deleted some hundred milliseconds apart. The pause gives time for that.
         std::thread::sleep(Duration::from_millis(1000));
         relay.stop();
     }
@@ -621,7 +621,7 @@ fn what_is_sent_again_by_kube_apiserver_leaves_once_also_behind_a_kill() {
     for batch in &batches {
         assert_eq!(relay.post(batch).status, 200);
     }
-    // An event with the same auditID and other bytes is another event.
+    // An event with the same auditID and other bytes is a different event.
     let other = String::from_utf8(batches[0].clone()).unwrap().replace("\"update\"", "\"delete\"");
     assert_eq!(relay.post(other.as_bytes()).status, 200);
     relay.wait_until_delivered(PATIENCE);
@@ -648,7 +648,7 @@ fn a_policy_that_changes_holds_from_then_on_and_a_broken_one_changes_nothing() {
     assert_eq!(post(1), 10);
     policy_file(directory.path(), "rules: [");
     wait_until("the broken one is refused", PATIENCE, || relay.reloads("error") == 1.0);
-    // The line of the log may come after the counter.
+    // The log line can come after the counter.
     let mistake = format!("{file}:2:1: not YAML");
     wait_until("the mistake is named", PATIENCE, || relay.log_text().contains(&mistake));
     assert_eq!(post(2), 20);
@@ -695,7 +695,7 @@ fn an_event_refused_among_filtered_ones_is_lost_alone_and_kept_as_it_came() {
         Answer::status(if has { 422 } else { 200 })
     });
     let directory = TempDir::new().unwrap();
-    // Each level has one in three of the events.
+    // Each level has a third of the events, so the policy lowers some of them.
     let policy = "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules:\n- level: Metadata\n";
     let filter = format!(
         "filter.policy = \"{}\"\nfilter.deduplicate = \"1m\"\n[dead_letter]\ndirectory = \"{}\"\n",
@@ -711,8 +711,8 @@ fn an_event_refused_among_filtered_ones_is_lost_alone_and_kept_as_it_came() {
     let lost = metrics.value("error_total", &[("plugin", "consumer")]);
     assert!((1.0..=2.0).contains(&lost), "{lost}");
     assert_eq!(metrics.value("output_events_total", &[("output", "consumer")]), 79.0);
-    // The refused event may come a second time. It has not left, so it is no duplicate, and becomes
-    // a letter again.
+    // The refused event can come a second time. It was not delivered, so it is not a duplicate, and
+    // becomes a letter again.
     assert_eq!(filtered(&relay, "duplicate") + lost, 41.0);
     let files = std::fs::read_dir(directory.path().join("letters")).unwrap();
     let letters: String =
@@ -722,8 +722,8 @@ fn an_event_refused_among_filtered_ones_is_lost_alone_and_kept_as_it_came() {
     relay.finish(Backlog::Empty);
 }
 
-/// Returns the creation of a pod at the level Request that a webhook has patched: the request body
-/// holds `the-body`, and the patch holds `the-patch` and this many more bytes.
+/// Returns the creation of a pod at level Request that a webhook has patched. The request body has
+/// `the-body`, and the patch has `the-patch` and this many more bytes.
 fn patched_pod(resource: &str, more: usize) -> String {
     let of_webhook = |name: &str, what: &str| {
         let value = format!(r#"{{"configuration":"injector","webhook":"a.example.com",{what}}}"#);
@@ -744,8 +744,8 @@ fn patched_pod(resource: &str, more: usize) -> String {
     )
 }
 
-/// Method: for each filter that lowers or removes bodies, an event leaves whose patch by a webhook
-/// repeats the body. It must be where the body is, and the webhook's name must stay.
+/// Method: a webhook's patch repeats the body. With each filter that lowers or changes bodies, the
+/// event must have the patch if and only if it has the body, and must keep the webhook's name.
 #[test]
 fn a_webhooks_patch_leaves_only_where_the_body_leaves() {
     let directory = TempDir::new().unwrap();
@@ -771,7 +771,7 @@ fn a_webhooks_patch_leaves_only_where_the_body_leaves() {
     }
 }
 
-/// Method: an event of 13 KB has a small body and a large patch; another has both large.
+/// Method: an event of 13 KB has a small body and a large patch. In another event both are large.
 #[test]
 fn webhooks_patches_go_before_a_pods_creation_is_given_up() {
     let filter = "filter.max_event_bytes = \"10000\"\n";
@@ -811,14 +811,13 @@ fn what_stays_too_large_without_its_bodies_is_kept_as_a_dead_letter() {
     relay.finish(Backlog::Empty);
 }
 
-/// They need peers, or root.
+/// The last of these tests needs rsyslog.
 mod peers {
     use super::*;
 
-    /// Method: an event of a cluster-wide binding is changed in every member that its sender can
-    /// choose, to a value that a `None` rule of the policy names. The filter also deduplicates, and
-    /// all variants have the same auditID. None of them may be hidden by the policy or as a
-    /// duplicate.
+    /// Method: the event of a cluster-wide binding is changed in every member that its sender can
+    /// choose, to a value that a `None` rule of the policy names. The filter also deduplicates. The
+    /// policy must not hide any variant, and no variant may count as a duplicate.
     #[test]
     fn nothing_that_its_sender_writes_into_an_event_hides_it() {
         const POLICY: &str = r#"
@@ -843,7 +842,7 @@ rules:
             changed
         };
         let agent = r#""userAgent":"curl/7.88.1""#;
-        // All events have one auditID, because the sender chooses the auditID too.
+        // All events have the same auditID, because the sender can choose it.
         let events = [
             binding.clone(),
             with(agent, r#""userAgent":"noise""#),

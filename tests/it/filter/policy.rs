@@ -3,7 +3,7 @@
 use crate::support::corpus::audit_log;
 use crate::support::prelude::*;
 
-/// The words of the command with a file of `tests/policies` and these events.
+/// Returns the arguments of the command for a policy and these events.
 fn words<'a>(policy: &'a str, events: &'a str) -> [&'a str; 5] {
     ["policy", "explain", "--policy", policy, events]
 }
@@ -14,8 +14,8 @@ fn succeeded(said: Said) -> String {
     said.stdout
 }
 
-/// Runs the command with a file of `tests/policies` on a file below `tests`, and returns its
-/// standard output.
+/// Runs the command with a file of `tests/policies` and a file below `tests`. Returns its standard
+/// output.
 fn explained(policy: &str, events: &str) -> String {
     let (policy, events) = (format!("tests/policies/{policy}"), format!("tests/{events}"));
     succeeded(said(&words(&policy, &events), &repository()))

@@ -1,5 +1,5 @@
-//! `policy cost` and `policy advise`: the figures are those of a relay with the policy, whatever
-//! the form of the input, and what is not in the figures is said.
+//! `policy cost` and `policy advise`: the numbers are those of a relay with the policy, for every
+//! form of the input, and the commands say what the numbers leave out.
 
 use super::shapes::{all_events, parsed};
 use crate::support::corpus::audit_log;
@@ -7,8 +7,8 @@ use crate::support::prelude::*;
 use crate::support::relay::Running;
 use crate::support::s3::{Keys, Mood, S3};
 
-/// Drops what kubelets and controllers do all day, keeps reads at Metadata, and has a rule that
-/// matches nothing.
+/// Drops the routine events of kubelets and controllers, keeps reads at Metadata, and has a rule
+/// that matches nothing.
 const POLICY: &str = r"apiVersion: audit.k8s.io/v1
 kind: Policy
 omitStages: [RequestReceived]
@@ -44,7 +44,7 @@ impl Place {
         said(&[&["policy", "cost", "policy.yaml"], more].concat(), self.0.path())
     }
 
-    /// Runs the command with `--json`, and returns what it prints if everything could be read.
+    /// Runs the command with `--json`, checks that it succeeds, and returns its output.
     fn json(&self, more: &[&str]) -> Value {
         let said = self.cost(&[&["--json"], more].concat());
         said.assert(0, &[]);
@@ -52,7 +52,7 @@ impl Place {
     }
 }
 
-/// Returns the part of the bytes that the first policy leaves.
+/// Returns the share of the bytes that remains with the first policy.
 fn share_after(told: &Value) -> f64 {
     let bytes = |sum: &Value| sum["bytes"].as_f64().unwrap();
     bytes(&told["policies"][0]["after"]) / bytes(&told["total"])
@@ -68,7 +68,7 @@ fn lines(events: &[Vec<u8>]) -> Vec<u8> {
     events.iter().flat_map(|event| [event, &b"\n"[..]].concat()).collect()
 }
 
-/// Returns the events that leave a relay with this policy, which gets these bodies.
+/// Returns the events that a relay with this policy sends if these bodies are posted.
 fn left(policy: &Path, bodies: impl IntoIterator<Item = Vec<u8>>) -> Vec<Vec<u8>> {
     let sink = HttpSink::accepting();
     let more = format!("concurrency = 1\nfilter.policy = \"{}\"\n", text(policy));
@@ -96,7 +96,7 @@ fn the_bytes_after_are_those_that_leave_a_relay_with_the_policy() {
     assert_eq!(told["total"], sums(all.len(), bytes(&all)));
     let policy = &told["policies"][0];
     assert_eq!(policy["after"], sums(left.len(), bytes(&left)));
-    // The rows add up, also those of the rule that matches nothing and of no rule.
+    // The rows add up, including the row of the rule that matches nothing and the row "no rule".
     let rows = policy["rules"].as_array().unwrap();
     let sum = |when: &str, of: &str| rows.iter().map(|row| row[when][of].as_u64().unwrap()).sum();
     let all_rows = |when| sums(usize::try_from(sum(when, "events")).unwrap(), sum(when, "bytes"));
@@ -108,7 +108,7 @@ fn the_bytes_after_are_those_that_leave_a_relay_with_the_policy() {
             assert!((row[share].as_f64().unwrap() - part).abs() < 1e-9, "{row}");
         }
     }
-    // What the policy asks for and the input does not have is said.
+    // The command counts events that were recorded at a lower level than the policy asks for.
     let below = all.iter().map(|event| parsed(event)).filter(|event| {
         let verb = event["verb"].as_str().unwrap();
         verb == "create" && event["level"] == "Metadata" && event["stage"] != "RequestReceived"
@@ -179,7 +179,7 @@ fn every_form_of_input_gives_the_same_figures() {
         said_to(&lines(&events), &["policy", "cost", "policy.yaml", "-", "--json"], place.0.path());
     assert_eq!(figures(&serde_json::from_str(&said.stdout).unwrap()), figures(&plain));
 
-    // The directory of a running relay, and the objects that it stores.
+    // The input is the directory of a running relay, and then the objects that it has stored.
     let config = format!(
         "{BASE}{}{}",
         spool.queue(""),
@@ -243,7 +243,7 @@ fn wrong_usage_is_refused_before_anything_is_read() {
     said(&["policy", "advise", "--cut", "0", "events"], place.0.path()).assert_refused("60%");
 }
 
-/// Figures about nothing would look like an aim that is reached.
+/// Numbers about no events would look as if the aim had been reached.
 #[test]
 fn an_input_without_events_fails_both_commands() {
     let place = Place::new(b"");
@@ -266,7 +266,7 @@ fn a_signal_ends_the_command_with_the_figures_so_far() {
     assert!(made.success());
     let mut running =
         spawn_command(&["policy", "cost", "policy.yaml", "pipe"], place.0.path(), &[]);
-    // The pipe stays open, so that the command waits for more.
+    // The pipe stays open, so the command waits for more.
     let mut pipe = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
     std::io::Write::write_all(&mut pipe, &audit_log()).unwrap();
     std::io::Write::write_all(&mut pipe, &audit_log()).unwrap();
@@ -313,7 +313,7 @@ fn the_events_that_leave_a_running_relay_are_an_input() {
     let sample = json!({ "output": "one", "events": 100, "skipped_events": 0 });
     assert_eq!((&told["total"]["events"], &told["sample"]), (&json!(100), &sample));
     assert_eq!(told["stopped"], Value::Null);
-    // Ctrl-C ends it early, which the figures and the exit status say.
+    // Ctrl-C ends the command early, and the output and the exit status show this.
     let mut running = begin(&["--for", "1m", "--output", "one"]);
     running.signal(libc::SIGINT);
     let (status, stderr) = running.wait();
@@ -326,7 +326,7 @@ fn the_events_that_leave_a_running_relay_are_an_input() {
     assert!(stderr.contains("several outputs send events: name one with --output"), "{stderr}");
     let said = said(&[&words[..], &["--output", "three"]].concat(), place.0.path());
     said.assert(1, &["three"]);
-    // A relay that stops ends it early, too.
+    // A relay that stops ends the command early too.
     let shown = || relay.metrics().value("tap_shown_events_total", &[]);
     let before = shown();
     let mut running = begin(&["--for", "1m", "--output", "one"]);
@@ -340,7 +340,7 @@ fn the_events_that_leave_a_running_relay_are_an_input() {
     assert!(stderr.contains(stopped), "{stderr}");
 }
 
-/// The beginning of each event of an audit.log, of which the webhook sends the brace only.
+/// The beginning of each event in an audit.log. Of this, the webhook sends only the brace.
 const LOGGED: &[u8] = br#"{"kind":"Event","apiVersion":"audit.k8s.io/v1","#;
 
 #[test]
@@ -364,8 +364,7 @@ fn an_audit_log_costs_what_the_webhook_sends_of_it() {
     assert_eq!(advise("events"), advise("sent"));
 }
 
-/// Makes an hour of a stream: callers that do the same things all day, with events of different
-/// sizes.
+/// Returns batches of random events from the recorded log.
 fn hour(random: &mut fastrand::Rng, events: usize) -> Vec<Vec<Vec<u8>>> {
     let log = audit_log();
     let log: Vec<Vec<u8>> = log
@@ -377,8 +376,9 @@ fn hour(random: &mut fastrand::Rng, events: usize) -> Vec<Vec<Vec<u8>>> {
     (0..events / 400).map(|_| batch()).collect()
 }
 
-/// Method: the recorded log is played for two hours in random order. What the command says of the
-/// first hour is the expectation for the second, which a relay with the policy forwards.
+/// Method: two hours of events are drawn at random from the recorded log. The share that the
+/// command gives for the first hour must be right for the second, which goes through a relay with
+/// the policy.
 #[test]
 fn the_cost_of_one_hour_is_that_of_the_next_within_two_percent() {
     let mut random = fastrand::Rng::with_seed(32);
@@ -412,7 +412,7 @@ fn the_examples_of_the_page_are_what_the_commands_print() {
     }
 }
 
-/// The recorded update of a Lease, with other users and objects in its place.
+/// Returns the recorded update of a Lease, changed to this user, verb and object.
 fn written_by(user: &str, verb: &str, path: &str, object: &Value) -> Value {
     let log = audit_log();
     let mut recorded = log.split(|byte| *byte == b'\n').map(parsed).find(|event| {
@@ -432,8 +432,9 @@ fn written_by(user: &str, verb: &str, path: &str, object: &Value) -> Value {
     event.take()
 }
 
-/// Method: an hour of recorded events, in which components of the cluster, a tenant's account and
-/// persons do the same.
+/// Method: in an hour of recorded events, components of the cluster, service accounts of tenants
+/// and users make the same writes. The advised policy must drop the routine writes of the
+/// components and no others.
 #[test]
 fn an_hour_gives_rules_for_what_the_clusters_own_components_write() {
     const NODE: &str = "system:node:one";
@@ -512,8 +513,8 @@ fn an_advice_is_a_policy_that_saves_what_it_says() {
     let said = advise("100%");
     said.assert(1, &["% is NOT reached.", "the aim of 100 % is not reached: above the floor, "]);
     place.write("policy.yaml", said.stdout.as_bytes());
-    // Writes but those of the cluster's own Leases, Secrets, refusals and impersonations are all
-    // still there.
+    // These events must remain: writes other than updates of Leases, and all events about Secrets,
+    // with impersonation, or refused with 401 or 403.
     let kept = left(&place.0.path().join("policy.yaml"), corpus().into_iter().map(|it| it.bytes));
     let count = |events: &[Vec<u8>]| {
         let is_kept = |event: &&Vec<u8>| {

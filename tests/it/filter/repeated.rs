@@ -1,12 +1,12 @@
-//! `deduplicate` over restarts and reloads: only an event that a consumer has is kept back when it
-//! comes again. What was given up, what was never meant for an output, and what other rules had
-//! dropped leaves when it comes again.
+//! `deduplicate` over restarts and reloads: a repeated event is dropped only if the consumer has
+//! it. It is sent if it was given up, was never meant for the output, or was dropped by earlier
+//! rules.
 
 use crate::support::prelude::*;
 
 const DEDUPLICATE: &str = "filter.deduplicate = \"1h\"\n";
 
-/// The rules that choose all generated events, and those that choose none of them.
+/// Rules that choose all generated events, and rules that choose none of them.
 const CHOOSES: &str = "filter.match = { verbs = [\"update\"] }\n";
 const CHOOSES_NOT: &str = "filter.match = { verbs = [\"watch\"] }\n";
 
@@ -56,7 +56,7 @@ fn what_was_given_up_leaves_when_it_comes_again_after_a_restart() {
     let relay = Relay::start(&format!("{common}{}", output("a", &second, DEDUPLICATE)));
     post(&relay, &with_refused);
     assert!(accepted_events(&second).contains(&refused), "its repetition is hidden");
-    // What was delivered after it is still known.
+    // Events delivered after it are still known.
     let before = duplicates(&relay.metrics(), "a");
     post(&relay, &later);
     assert_eq!(duplicates(&relay.metrics(), "a") - before, 40.0);
@@ -75,7 +75,7 @@ fn what_an_output_never_had_leaves_when_it_comes_again_after_a_restart() {
     post(&relay, &before);
     relay.reload(&both, "success");
     post(&relay, &after);
-    // The relay in this test began with one output, and `post` waits for that one.
+    // `post` waits only for the output with which the relay started.
     wait_until("the new output has its events", PATIENCE, || count(&b, &after) == 10);
     assert_eq!((count(&a, &before), count(&b, &before), count(&b, &after)), (10, 0, 10));
     for restart in 1..=2 {
@@ -90,8 +90,9 @@ fn what_an_output_never_had_leaves_when_it_comes_again_after_a_restart() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: the output's rules choose none of the events; then the rules change, by a reload or at
-/// the next start, and all events come again. Afterwards the relay starts with the same rules.
+/// Method: the output's rules choose none of the events. Then the rules change, by a reload or at
+/// the next start, and all events are posted again. After that the relay starts again with the same
+/// rules.
 #[test]
 fn what_other_rules_had_dropped_leaves_when_it_comes_again_after_a_restart() {
     for reloads in [false, true] {
@@ -119,7 +120,7 @@ fn what_other_rules_had_dropped_leaves_when_it_comes_again_after_a_restart() {
     }
 }
 
-/// Method: as before, but the rules are those of a policy file that is rewritten in place.
+/// Method: as before, but the rules are in a policy file that is rewritten in place.
 #[test]
 fn what_an_earlier_policy_had_dropped_leaves_when_it_comes_again_after_a_restart() {
     const POLICY: &str = "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules:\n- level: None\n  \
@@ -136,7 +137,7 @@ fn what_an_earlier_policy_had_dropped_leaves_when_it_comes_again_after_a_restart
     assert_eq!(count(&sink, &batch), 0);
     std::fs::write(&file, POLICY.replace("update", "watch")).unwrap();
     wait_until("the policy is read again", PATIENCE, || relay.reloads("success") >= 1.0);
-    // The filter takes the policy with its next batch.
+    // The filter uses the new policy from its next batch on.
     post(&relay, &other);
     assert_eq!(count(&sink, &other), 10);
     relay.stop();
@@ -147,9 +148,9 @@ fn what_an_earlier_policy_had_dropped_leaves_when_it_comes_again_after_a_restart
     relay.finish(Backlog::Empty);
 }
 
-/// Method: the consumer takes nothing at first. The events have been sent, and have not been
-/// accepted, when the output gets rules that drop them. The memory of sent events goes from one
-/// delivery to the next.
+/// Method: the consumer accepts nothing at first, so the events have been sent but not accepted
+/// when new rules drop them. The memory of sent events passes from one delivery to the next, and
+/// must not have these events.
 #[test]
 fn what_new_rules_drop_before_it_was_accepted_leaves_when_it_comes_again() {
     for is_durable in [false, true] {

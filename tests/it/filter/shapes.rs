@@ -1,5 +1,5 @@
-//! `filter.shape`, `filter.bodies` and `filter.managed_fields`: what leaves has the form that the
-//! config asks for and holds the whole event; dead letters hold events in their own form.
+//! `filter.shape`, `filter.bodies` and `filter.managed_fields`: documents have the configured form
+//! and the whole event, and dead letters have the event without a shape.
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -35,14 +35,14 @@ fn documents(filter: &str) -> Vec<Vec<u8>> {
     documents
 }
 
-/// The value of an event or a document. The corpus has numbers beyond the range of an f64 on
-/// purpose, whose digits are compared elsewhere.
+/// Parses an event or a document. The corpus deliberately has numbers beyond the range of an f64,
+/// whose digits are compared elsewhere.
 pub(super) fn parsed(event: &[u8]) -> Value {
     let text = String::from_utf8(event.to_vec()).expect("UTF-8").replace("1e400", "1");
     serde_json::from_str(&text).expect(&text)
 }
 
-/// Returns the event as `kubernetes.audit` must have it, if bodies stay.
+/// Returns the event as `kubernetes.audit` must have it if bodies are kept.
 fn in_ecs(event: &[u8]) -> Value {
     let mut value = parsed(event);
     if let Some(annotations) = value.get_mut("annotations").and_then(Value::as_object_mut) {
@@ -70,7 +70,7 @@ fn an_ecs_document_begins_with_its_time_and_ends_with_the_event() {
         assert_eq!(written["source"]["ip"], own["sourceIPs"]);
         assert_eq!(written["client"]["ip"], own["sourceIPs"][0]);
         assert_eq!(written["user_agent"]["original"], own["userAgent"]);
-        // No index is configured, so no data stream is named.
+        // No index is configured, so the document names no data stream.
         assert!(written.get("data_stream").is_none(), "{written}");
     }
 }
@@ -121,7 +121,7 @@ fn managed_fields_go_from_objects_and_lists_and_nothing_else_does() {
     let mut changed = 0;
     for (event, got) in all_events().iter().zip(&got) {
         let mut expected = parsed(event);
-        // A patch is what its sender wrote, and kube-apiserver leaves it alone too.
+        // A patch is its sender's own text, and kube-apiserver does not change it either.
         let is_patch = expected["verb"] == "patch";
         for name in ["requestObject", "responseObject"] {
             if let Some(body) = expected.get_mut(name)
@@ -136,8 +136,8 @@ fn managed_fields_go_from_objects_and_lists_and_nothing_else_does() {
     assert!(changed > 50, "{changed} events had managed fields");
 }
 
-/// Method: a consumer refuses one document for good. Its dead letter must hold the event as it
-/// came, so that it can be replayed.
+/// Method: a consumer refuses one document for good. Its dead letter must have the original event,
+/// so that it can be replayed.
 #[test]
 fn a_refused_event_is_kept_in_its_own_form() {
     let sink = HttpSink::start(|request| {
@@ -213,12 +213,11 @@ fn an_event_whose_document_is_too_long_is_kept_in_its_own_form() {
     }
 }
 
-/// They need peers, or root.
+/// These tests need the Python package ocsf-json-schema.
 mod peers {
     use super::*;
 
-    /// Method: a Python program checks each document against the schemas of OCSF, as the project
-    /// publishes them.
+    /// Method: a Python program checks each document against the published schemas of OCSF.
     #[test]
     fn ocsf_documents_of_the_corpus_are_valid_by_the_schema() {
         needs("ocsf-json-schema");

@@ -1,5 +1,5 @@
-//! Every answer of the listener, from requests that are sent raw over a socket: the status and its
-//! object, the headers, the counters, and whether the connection lives on.
+//! Every answer of the listener to requests that are sent raw over a socket: the status and its
+//! object, the headers, the counters, and whether the connection is kept.
 
 use std::io::{Read as _, Write as _};
 
@@ -24,8 +24,8 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// Returns a POST with these header lines (each with its line break) and this body. The header
-/// lines may contradict the body's length.
+/// Returns a POST with these header lines, each with its line break, and this body. The header
+/// lines can contradict the body's length.
 fn raw(headers: &str, body: &[u8]) -> Vec<u8> {
     let mut request = format!("POST /audit HTTP/1.1\r\nHost: relay\r\n{headers}\r\n").into_bytes();
     request.extend_from_slice(body);
@@ -43,8 +43,8 @@ fn chunked(body: &[u8], size: usize) -> Vec<u8> {
     chunks
 }
 
-/// Sends these bytes on a new connection. Checks that they are refused with `code`, and that this
-/// is counted once, under `reason`. Returns the connection and the message.
+/// Sends these bytes on a new connection. Checks that they are refused with `code` and counted
+/// once, under `reason`. Returns the connection and the message.
 fn refused(relay: &Relay, bytes: &[u8], code: u16, reason: &str) -> (Client, String) {
     let before = Counted::of(relay);
     let mut client = Client::connect(relay.address()).unwrap();
@@ -120,7 +120,7 @@ fn an_event_that_is_none_is_400_and_named_by_item_and_byte() {
         let place = format!("item 1 at byte {}: ", second + at);
         assert!(message.starts_with(&place) && message.contains(says), "{item}: {message}");
     }
-    // A level that Kubernetes does not know is not a reason to refuse an event.
+    // A level that Kubernetes does not have is not a reason to refuse an event.
     let odd = r#"{"level":"Odd","auditID":"a","stage":"Panic"}"#;
     assert_accepted(&relay.post(&list(odd)), 1);
     sink.wait_for_count(1, PATIENCE);
@@ -136,7 +136,7 @@ fn bytes_that_are_not_utf_8_are_400_and_named_by_item_and_byte() {
     body[at] = 0xff;
     let message = refused_and_kept(&relay, &post(&body), 400, "invalid");
     assert_eq!(message, format!("item 1 at byte {at}: not valid UTF-8"));
-    // A character is cut in two by the end of the body, in the list's own members.
+    // The end of the body cuts a character in two, outside the items.
     let message = refused_and_kept(&relay, &post(b"{\"kind\":\"\xc3"), 400, "invalid");
     assert_eq!(message, "at byte 9: not valid UTF-8");
     let mut lines = format!("{EVENT}\n{EVENT}\n").into_bytes();
@@ -393,8 +393,7 @@ fn a_path_outside_the_prefix_is_404_and_another_method_405() {
         client.send(&request("POST", inside)).unwrap();
         assert_accepted(&client.read_response().unwrap(), 0);
     }
-    // An answer to HEAD is a head alone. It has no body that the client would take for the next
-    // answer.
+    // An answer to HEAD must not have a body, because the client would take it for the next answer.
     let mut client = Client::connect(relay.address()).unwrap();
     client.send(b"HEAD /audit HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
     let mut head = Vec::new();
@@ -490,7 +489,8 @@ fn a_body_of_max_body_is_accepted_and_one_byte_more_is_413() {
         client.send(&request).unwrap();
         assert_accepted(&client.read_response().unwrap(), 10);
     }
-    // The Content-Length alone is refused at once, so the connection is closed.
+    // The Content-Length alone is reason enough, so the answer comes at once and the connection is
+    // closed.
     refused_and_closed(
         &relay,
         &raw(&format!("Content-Length: {}\r\n", MIB + 1), b""),
@@ -500,7 +500,7 @@ fn a_body_of_max_body_is_accepted_and_one_byte_more_is_413() {
     refused_and_closed(&relay, &post(&padded(MIB + 1)), 413, "too_large");
     let chunks = chunked(&padded(MIB + 1), 10_000);
     refused(&relay, &raw("Transfer-Encoding: chunked\r\n", &chunks), 413, "too_large");
-    // The compressed body is small, so it is read, and found too large after decompression.
+    // The compressed body is small enough to be read, and is too large after decompression.
     let packed = gzip(&padded(MIB + 1));
     refused_and_kept(&relay, &raw(&gzip_headers(packed.len()), &packed), 413, "too_large");
     let bomb = gzip(&vec![b' '; 64 * MIB]);
@@ -542,7 +542,7 @@ fn the_sender_of_a_body_that_is_too_large_finds_the_answer_and_no_reset() {
         assert_refusal(&client.read_response().unwrap(), 413);
         assert!(client.is_closed_by_server());
     }
-    // A sender that continues to write is not read for ever.
+    // The relay does not read for ever from a sender that continues to write.
     let mut client = Client::connect(relay.address()).unwrap();
     client.send(&raw("Content-Length: 5000000000\r\n", b"")).unwrap();
     let mut sent = 0;
@@ -581,7 +581,7 @@ fn a_sender_that_expects_100_continue_is_asked_or_refused_at_once() {
         ("/audit", body.len(), type_, 415, "media_type"),
     ] {
         refused_and_closed(&relay, &expecting(target, length, headers), code, reason);
-        // A sender that sends the body without waiting finds the answer too.
+        // A sender that sends the body without waiting gets the answer too.
         let request = [expecting(target, length, headers), body.clone()].concat();
         refused_and_closed(&relay, &request, code, reason);
     }
@@ -623,7 +623,7 @@ fn a_request_without_the_bearer_token_is_401() {
     let mut client = Client::connect(relay.address()).unwrap();
     client.send(&request("authorization: bEARER secret-token\r\n")).unwrap();
     assert_accepted(&client.read_response().unwrap(), 400);
-    // If the body is not sent yet, the answer comes at once.
+    // If the body has not been sent yet, the answer comes at once.
     let expecting = raw("Expect: 100-continue\r\nContent-Length: 1000\r\n", b"");
     refused_and_closed(&relay, &expecting, 401, "unauthorized");
     relay.finish(Backlog::Empty);
@@ -653,7 +653,8 @@ fn blanks_around_the_token_in_its_file_or_in_the_header_are_no_part_of_it() {
     }
 }
 
-/// Checks for a 401 after which the same connection carries the good request. Returns the message.
+/// Checks for a 401, and that the same connection then accepts the good request. Returns the
+/// message.
 fn refused_and_kept_with(relay: &Relay, bytes: &[u8], good: &[u8]) -> String {
     let (mut client, message) = refused(relay, bytes, 401, "unauthorized");
     client.send(good).unwrap();
@@ -704,7 +705,7 @@ fn a_batch_that_no_consumer_takes_in_time_is_503_and_taken_out_again() {
     assert!(sink.lines() == events_of(&body), "once, not once for each try");
 }
 
-/// Sends the body as kube-apiserver does, until it is accepted, and returns that answer.
+/// Sends the body until it is accepted, as kube-apiserver does, and returns that answer.
 fn wait_for_accepted(relay: &Relay, body: &[u8]) -> http::Response {
     wait_for("a 200", PATIENCE, || {
         let response = relay.post(body);
@@ -738,8 +739,7 @@ fn a_body_under_way_at_the_end_is_503_at_half_of_the_drain() {
     let response = hanging.read_response().unwrap();
     assert_refusal(&response, 503);
     assert_eq!(response.header("connection"), Some("close"));
-    // The admin routes answer until the end of the process. This scrape may or may not come before
-    // it.
+    // The admin routes work until the process ends, so this scrape may fail.
     if let Ok(scrape) = http::get(relay.admin(), "/metrics") {
         let metrics = Metrics::parse(&scrape.text());
         let expected = before.and("200", None).and("503", Some("shutting_down"));
@@ -761,7 +761,7 @@ fn slow_heads_and_slow_bodies_are_408() {
     refused_and_closed(&relay, &raw("Content-Length: 100\r\n", b""), 408, "timeout");
     refused_and_closed(&relay, &raw("Content-Length: 100\r\n", b"{\"kind\":"), 408, "timeout");
     refused_and_closed(&relay, &raw("Transfer-Encoding: chunked\r\n", b"10\r\n{"), 408, "timeout");
-    // The time limit also holds for a body that is thrown away.
+    // The timeout also applies to a body that is discarded.
     let lost = b"POST /other HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n";
     refused_and_closed(&relay, lost, 408, "timeout");
     assert_eq!(relay.metrics().value("in_flight_bytes", &[]), 0.0);
@@ -880,7 +880,7 @@ fn what_is_no_http_is_400_and_a_head_beyond_its_bounds_431() {
     relay.finish(Backlog::Empty);
 }
 
-/// Runs curl. Returns the status, the HTTP version and the number of new connections of each
+/// Runs curl. Returns the status, the HTTP version and the number of new connections for each
 /// transfer, and the whole output.
 fn curl(arguments: &[&str]) -> (Vec<String>, String) {
     let output = crate::support::peers::curl(arguments, b"");
@@ -901,15 +901,15 @@ fn http_2_requests_share_a_connection_and_a_refusal_harms_no_other() {
     // Stream 1 has sent a part of its body, and waits.
     client.post_head(1, Some(event.len())).unwrap();
     client.frame(h2::DATA, 0, 1, &event[..20]).unwrap();
-    // Six bodies are refused at once by their length. Together they are larger than a connection's
-    // window, so the relay must give their share of the window back.
+    // Six bodies are refused at once because of their length. Together they are larger than a
+    // connection's window, so the relay must give their share of the window back.
     for stream in (3..27).step_by(4) {
         client.post_head(stream, Some(50_000_000)).unwrap();
         let refusal = client.wait_for(h2::HEADERS);
         assert_eq!((refusal.stream, refusal.is_200()), (stream, false));
         let reset = client.wait_for(h2::RST_STREAM);
         assert_eq!((reset.stream, reset.code()), (stream, 0), "NO_ERROR");
-        // The bytes on their way are as many as the window of a stream lets through.
+        // The client sends as many bytes as the window of a stream permits.
         for _ in 0..64 {
             client.frame(h2::DATA, 0, stream, &[b' '; 16 * 1024]).unwrap();
         }
@@ -931,8 +931,8 @@ fn http_2_is_known_by_its_preface_however_it_is_cut() {
     for cut in [1, 2, 3, 10, h2::PREFACE.len() - 1] {
         let mut client = H2::dial(relay.address()).unwrap();
         client.send(&h2::PREFACE[..cut]).unwrap();
-        // The relay has read this beginning once the connection is in its gauge and a good request
-        // has passed after it.
+        // The relay has read this beginning once the gauge counts the connection and a later
+        // request has been answered.
         wait_until("the connection", PATIENCE, || relay.metrics().sum("connections") >= 1.0);
         assert_accepted(&relay.post(NO_EVENTS.as_bytes()), 0);
         client.send(&h2::PREFACE[cut..]).unwrap();
@@ -943,7 +943,7 @@ fn http_2_is_known_by_its_preface_however_it_is_cut() {
     relay.finish(Backlog::Empty);
 }
 
-/// They need peers, or root.
+/// These tests need curl.
 mod peers {
     use super::*;
 
@@ -958,9 +958,9 @@ mod peers {
         };
         let batch = generated_batch(5, 400, 2000);
         let batch_file = file("batch", &batch);
-        // curl 7.88 takes RST_STREAM(NO_ERROR) for a failure, so bodies that are refused at once
-        // are left to the next test. The first body here is small as it is sent and too large when
-        // it is decompressed. The second one is read, and refused for its content.
+        // curl 7.88 treats RST_STREAM(NO_ERROR) as a failure, so no body here is refused at once.
+        // The first body is too large only after decompression. The second one is read, and refused
+        // for its content.
         let bomb = file("bomb", &gzip(&vec![b' '; 20 * MIB]));
         let invalid = file("invalid", &padded(MIB).split_off(1));
         let url = |path: &str| format!("http://{}{path}", relay.address());
@@ -971,7 +971,7 @@ mod peers {
             fixed.iter().chain(&own).map(|&argument| argument.to_owned()).collect()
         };
         // All transfers use one process and one connection. A refused body must not end the
-        // connection for the next request.
+        // connection.
         let mut arguments = vec!["--http2-prior-knowledge".to_owned()];
         for (url, body, encoding) in [
             (&good, &batch_file, "X: y"),
@@ -982,8 +982,7 @@ mod peers {
             (&good, &batch_file, "X: y"),
         ] {
             if arguments.len() > 1 {
-                // With prior knowledge a second time, curl 7.88 fails on a connection that it
-                // already has.
+                // With prior knowledge a second time, curl 7.88 fails on an existing connection.
                 arguments.extend(["--next", "--silent", "--http2"].map(str::to_owned));
             }
             arguments.extend(arguments_for(url, body, encoding));

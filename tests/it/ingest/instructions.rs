@@ -1,15 +1,15 @@
 //! The cost of requests, decoding and queueing without a clock: the instructions of
 //! `benches/hot_path`, counted by valgrind.
 //!
-//! The numbers are those of the path for AVX2, but for one row. On a CPU without AVX2 only that row
-//! is counted, and `./test` says so at its end. Valgrind has no AVX-512.
+//! All numbers but one are those of the AVX2 code. On a CPU without AVX2 only that one is counted,
+//! and `./test` says so at its end. Valgrind has no AVX-512.
 
 use crate::support::instructions::{Figure, compare, has_avx2};
 
 /// The row that is counted on every CPU.
 const WITHOUT_AVX2: &str = "decode batches with SSE2";
 
-/// The committed numbers. A failing test prints the new row.
+/// The expected numbers. A failing test prints the new row.
 const FIGURES: [Figure; 10] = [
     Figure { phase: "decode batches", passes: 4, instructions: 5254691 },
     Figure { phase: WITHOUT_AVX2, passes: 4, instructions: 9892216 },
@@ -23,7 +23,7 @@ const FIGURES: [Figure; 10] = [
     Figure { phase: "queue cut batches", passes: 40, instructions: 1500882 },
 ];
 
-/// They need peers, or root.
+/// These tests need valgrind.
 mod peers {
     use super::*;
 

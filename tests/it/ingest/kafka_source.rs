@@ -1,6 +1,6 @@
-//! `[[source]]` of type kafka against librdkafka's mock cluster. A relay commits exactly the
-//! offsets before which every output has acknowledged everything, and a relay that starts again
-//! reads on from there, after any fault of the relay, its brokers and its consumers.
+//! `[[source]]` of type kafka with librdkafka's mock cluster. A relay commits an offset only if
+//! every output has acknowledged all events before it. A relay that starts again continues there,
+//! after any fault of the relay, the brokers or the consumers.
 
 use crate::support::kafka::{Cluster, FETCH, OFFSET_COMMIT, Topic};
 use crate::support::numbered::{Id, event, events, list};
@@ -8,7 +8,7 @@ use crate::support::prelude::*;
 use crate::support::tally::Tally;
 use crate::support::try_wait_for;
 
-/// The beginning of the configs: no listener, and the acknowledgement that a source requires.
+/// The beginning of the configs: no listener, and the `acknowledge` value that a source requires.
 const WORKER: &str = r#"
 log = { format = "json" }
 admin = { address = "127.0.0.1:0" }
@@ -21,7 +21,7 @@ pub(super) fn worker(topic: &Topic, source: &str, outputs: &str) -> Relay {
 }
 
 /// Waits until the group has committed these offsets, in the order of the partitions. Panics if an
-/// offset goes beyond.
+/// offset is greater.
 pub(super) fn wait_until_committed(topic: &Topic, offsets: &[i64]) {
     let wanted: BTreeMap<i32, i64> = (0..).zip(offsets.iter().copied()).collect();
     let mut last = BTreeMap::new();
@@ -34,7 +34,7 @@ pub(super) fn wait_until_committed(topic: &Topic, offsets: &[i64]) {
     });
 }
 
-/// Puts events into each partition. The sender of an event has the number of its partition, and the
+/// Puts events into each partition. An event's sender is the number of its partition, and the
 /// event's number is its offset.
 pub(super) fn put(topic: &Topic, partitions: u32, numbers: std::ops::Range<u64>) {
     for partition in 0..partitions {
@@ -48,15 +48,14 @@ pub(super) fn ids_of(partitions: u32, numbers: std::ops::Range<u64>) -> BTreeSet
     (0..partitions).flat_map(of).collect()
 }
 
-/// The committed offsets and the number of events that had arrived, at one moment.
+/// The committed offsets and the number of arrived events, at one moment.
 pub(super) struct Moment {
     committed: BTreeMap<i32, i64>,
     arrived: usize,
 }
 
 impl Moment {
-    /// Takes the moment, and checks that every event before a committed offset has arrived at the
-    /// consumer.
+    /// Records the moment, and checks that every event before a committed offset has arrived.
     pub(super) fn take(topic: &Topic, tally: &Tally) -> Self {
         let committed = topic.committed();
         let ids = tally.ids();
@@ -69,7 +68,7 @@ impl Moment {
         Self { committed, arrived: tally.count() }
     }
 
-    /// Checks that events that arrived after this moment had not been committed by then.
+    /// Checks that no event that was committed at this moment arrived later.
     pub(super) fn check(&self, tally: &Tally) {
         for arrival in tally.arrivals().iter().skip(self.arrived) {
             let Id { sender, number } = arrival.id;
@@ -80,16 +79,16 @@ impl Moment {
     }
 }
 
-/// How many clusters a test tries. librdkafka's mock has a fault: if the time of a member runs out
-/// while the member waits to be let in, the mock removes the member and sends it no answer. The
-/// member then waits five minutes for it, as it has to with real brokers. A test whose relay gets
-/// no share starts over with another cluster.
+/// How many clusters a test tries. librdkafka's mock has a bug: if a member's timeout expires while
+/// the member waits to be admitted, the mock removes the member and sends no answer. The member
+/// then waits five minutes, as it must with real brokers. A test whose relay gets no partitions
+/// starts again with another cluster.
 const CLUSTERS: usize = 5;
 
-/// How long a test waits for a share. The group takes two seconds each time that it is formed.
+/// How long a test waits for partitions. The group needs two seconds each time that it forms.
 const SHARE: Duration = Duration::from_secs(20);
 
-/// Waits until each relay has partitions. Returns false if one of them has none after [`SHARE`].
+/// Waits until each relay has partitions. Returns `false` if one of them has none after [`SHARE`].
 fn are_shared(relays: &[&Relay]) -> bool {
     let is_assigned = |line: &Value| {
         let partitions = line["partitions"].as_str().unwrap_or_default();
@@ -193,7 +192,7 @@ fn what_no_output_has_acknowledged_is_read_again_after_a_kill() {
     relay.wait_for_metrics("all of it in the queue", PATIENCE, |metrics| {
         (metrics.value("queue_events", &[]) == 600.0).then_some(())
     });
-    // The pause is longer than librdkafka waits before it commits.
+    // librdkafka would commit within this pause.
     std::thread::sleep(Duration::from_millis(1500));
     assert_eq!(cluster.committed(), BTreeMap::from([(0, 0), (1, 0)]));
     relay.kill();
@@ -218,7 +217,7 @@ fn a_full_queue_stops_the_reading_and_not_the_membership() {
     );
     let relay = Relay::start(&config);
     relay.wait_for_log(messages::FULL, PATIENCE);
-    // The pause outlasts the moment in which the source pauses its partitions.
+    // After this time, the source has paused its partitions.
     std::thread::sleep(Duration::from_secs(2));
     let held = relay.metrics().value("queue_bytes", &[]);
     assert!((1.0..=65_536.0).contains(&held), "{held}");
@@ -234,8 +233,8 @@ fn a_full_queue_stops_the_reading_and_not_the_membership() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: a message has as many bytes as an empty queue has room for, and no line break, which the
-/// queue adds.
+/// Method: a message has as many bytes as an empty queue has room for, without the line break that
+/// the queue adds.
 #[test]
 fn a_message_that_never_fits_into_the_queue_is_passed_over() {
     let cluster = Cluster::start(1, 1);
@@ -269,7 +268,7 @@ fn no_more_is_taken_than_max_in_flight() {
     });
     std::thread::sleep(Duration::from_millis(500));
     let later = relay.metrics().value("queue_bytes", &[]);
-    // A batch that is larger than the limit is taken alone.
+    // A batch that is larger than the limit is read alone.
     assert!(later <= (1024.0 + 256.0) * 1024.0 && later >= held, "{held}, {later}");
     consumer.set_open(true);
     wait_until_committed(&cluster, &[2000]);
@@ -283,9 +282,9 @@ fn an_end_in_order_commits_what_is_delivered_and_gives_back_the_rest() {
     assert!(passed.is_some(), "a member was put out in each of {CLUSTERS} clusters");
 }
 
-/// Runs the test on one cluster. Returns `None` if the mock has forgotten a member, or if this
-/// machine gave a member no time for longer than `session_timeout`. A commit of such a member is
-/// refused, and its events come again.
+/// Runs the test on one cluster. Returns `None` if the mock has removed a member. This can also
+/// happen if the machine was too busy for longer than `session_timeout`: commits of the member are
+/// then refused, and its events arrive again.
 fn end_in_order() -> Option<()> {
     let cluster = Cluster::start(1, 2);
     let mut consumer = Tallying::http();
@@ -294,8 +293,8 @@ fn end_in_order() -> Option<()> {
     let mut relay = worker(&cluster, "max_in_flight = \"64KiB\"", &output);
     consumer.tally.wait_for_count(200, PATIENCE);
     relay.wait_until_delivered(PATIENCE);
-    // The relay is in the middle of its work: it has taken the events that `max_in_flight` allows,
-    // which are not all, and delivers them while it ends.
+    // The relay has read as many events as `max_in_flight` allows, which is not all of them, and
+    // delivers them while it ends.
     consumer.set_open(false);
     put(&cluster, 2, 100..2000);
     wait_until_taken(&relay);
@@ -311,8 +310,8 @@ fn end_in_order() -> Option<()> {
     assert_eq!(usize::try_from(committed).unwrap(), consumer.tally.count());
     assert!((201..4000).contains(&committed), "{committed}");
     Moment::take(&cluster, &consumer.tally);
-    // With the consumer away, the events that were taken are not lost. The next relay reads them
-    // again.
+    // With the consumer down, the events that the relay has read are not lost. The next relay reads
+    // them again.
     consumer.set_open(false);
     let bounded = format!("{output}[shutdown]\ndrain_timeout = \"2s\"\n");
     let mut relay = worker(&cluster, "", &bounded);
@@ -332,23 +331,23 @@ fn end_in_order() -> Option<()> {
     Some(())
 }
 
-/// True if the relay got its partitions once, and not again after the group had taken them away.
+/// Returns `true` if the relay got its partitions exactly once.
 fn was_never_put_out(relay: &Relay) -> bool {
     let lines = relay.log_fields();
     lines.iter().filter(|line| line["message"] == "partitions assigned").count() == 1
 }
 
-/// Waits until the relay has taken an event that its consumer has not received.
+/// Waits until the relay has read an event that its consumer has not received.
 fn wait_until_taken(relay: &Relay) {
     relay.wait_for_metrics("something in the queue", PATIENCE, |metrics| {
         (metrics.value("queue_events", &[]) > 0.0).then_some(())
     });
 }
 
-/// Method: in twelve rounds, fetches fail, commits fail, the consumer goes away, the relay is
-/// killed, a partition changes its leader, or all brokers go away for a moment. After each fault,
+/// Method: in each of twelve rounds, fetches fail, commits fail, the consumer is down, the relay is
+/// killed, a partition changes its leader, or all brokers are down for a moment. After each fault,
 /// every event before a committed offset must have arrived. In the end all events must have arrived
-/// and all offsets must be committed, and no event may arrive again once it was committed.
+/// and all offsets must be committed, and no event may have arrived again after it was committed.
 #[test]
 fn faults_of_brokers_and_consumers_lose_nothing_and_commit_nothing_too_early() {
     use rdkafka::types::RDKafkaRespErr::*;
@@ -393,15 +392,15 @@ fn faults_of_brokers_and_consumers_lose_nothing_and_commit_nothing_too_early() {
 }
 
 /// Method: up to three relays join one group, one leaves in order, and one is killed. Partitions
-/// must be shared evenly, a change of members in order must repeat nothing, and after the kill
-/// every event must arrive, with no repetition of events that were committed.
+/// must be shared evenly, and an orderly change of members must repeat nothing. After the kill
+/// every event must arrive, and no event that was committed may arrive again.
 #[test]
 fn relays_of_a_group_share_the_partitions_and_take_over_from_one_that_is_killed() {
     let passed = (0..CLUSTERS).find_map(|_| share_and_take_over());
     assert!(passed.is_some(), "no share in {CLUSTERS} clusters");
 }
 
-/// Runs the test on one cluster. Returns `None` if the mock has forgotten a member.
+/// Runs the test on one cluster. Returns `None` if the mock has removed a member.
 fn share_and_take_over() -> Option<()> {
     let cluster = Cluster::start(1, 4);
     let consumer = Tallying::http();
@@ -413,7 +412,7 @@ fn share_and_take_over() -> Option<()> {
     are_shared(&[&first, &second]).then_some(())?;
     put(&cluster, 4, 0..200);
     wait_until_committed(&cluster, &[200; 4]);
-    // A change of members in order repeats nothing.
+    // An orderly change of members repeats nothing.
     assert_eq!((consumer.tally.ids(), repeats(&consumer.tally)), (ids_of(4, 0..200), 0));
     let share = |relay: &Relay| relay.metrics().value("event_total", &[]);
     assert_eq!((share(&first), share(&second)), (400.0, 400.0));
@@ -437,7 +436,7 @@ fn share_and_take_over() -> Option<()> {
     Some(())
 }
 
-/// Posts batches as kube-apiserver does, each until it is answered 200. `front` holds the relay's
+/// Posts batches as kube-apiserver does, each until the answer is 200. `front` has the relay's
 /// current address.
 fn post_until_accepted(front: &Mutex<SocketAddr>, sender: u32, batches: std::ops::Range<u64>) {
     for batch in batches {
@@ -450,9 +449,9 @@ fn post_until_accepted(front: &Mutex<SocketAddr>, sender: u32, batches: std::ops
     }
 }
 
-/// Method: a relay without a directory writes into the topic and two relays read from it, while
-/// senders post until they are answered 200. One of the readers is killed, then the writer, which
-/// is replaced. Every event must arrive at the consumer; repetitions are allowed.
+/// Method: a relay with a queue in memory writes to the topic and two relays read from it, while
+/// senders post each batch until the answer is 200. One of the readers is killed, then the writer,
+/// which is replaced. Every event must arrive at the consumer, and may arrive more than once.
 #[test]
 fn stateless_relays_before_and_behind_the_topic_lose_nothing_when_one_is_killed() {
     let consumer = Tallying::http();
@@ -495,7 +494,6 @@ fn stateless_relays_before_and_behind_the_topic_lose_nothing_when_one_is_killed(
     second.finish(Backlog::Empty);
 }
 
-/// Returns the state of the only source as `/status` shows it.
 fn shown(relay: &Relay) -> Value {
     let status = http::get(relay.admin(), "/status").unwrap();
     let mut status: Value = serde_json::from_slice(&status.body).unwrap();
@@ -522,7 +520,7 @@ fn status_shows_what_a_source_reads_and_what_its_last_trouble_was() {
     cluster.set_up(1, false);
     wait_until("the trouble", PATIENCE, || shown(&relay)["last_error"].is_string());
     cluster.set_up(1, true);
-    // The message about the trouble may arrive late. Messages that are read afterwards clear it.
+    // The error can arrive late. Messages that are read after it clear it.
     let mut next = 10;
     wait_until("no trouble", PATIENCE, || {
         put(&cluster, 1, next..next + 1);
@@ -539,7 +537,7 @@ fn a_reload_puts_no_source_onto_a_queue_on_disk() {
     let (spool, output) = (Spool::new(), consumer.output("out", ""));
     put(&cluster, 1, 0..10);
     let relay = Relay::start(&format!("{BASE}{}{output}", spool.queue("")));
-    // `check` accepts this config, but the directory can't change while the relay runs.
+    // `check` accepts this config, but the queue's directory can't change while the relay runs.
     let memory = "[queue]\nacknowledge = \"delivered\"\n";
     let config = format!("{BASE}{memory}{}{output}", cluster.source(""));
     std::fs::write(relay.config_file(), config).unwrap();

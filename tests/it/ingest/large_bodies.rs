@@ -1,10 +1,10 @@
-//! A batch that is too large for memory hides no event: it is accepted as a whole, kept in order,
-//! and costs no more memory than guarantee 4 promises. A crash while it arrives leaves nothing of
-//! it, and neither does any refusal.
+//! A batch that is too large for memory is accepted as a whole and kept in order, and the relay
+//! needs no more memory than guarantee 4 promises. A crash during its arrival leaves nothing of it,
+//! and neither does a refusal.
 //!
-//! Any editor of a namespace can cause such a batch: 45 writes of 1 MB within a second and a half,
-//! at level RequestResponse, make one body of 90 MB, and the same body holds the events of
-//! everybody else.
+//! Anybody who can edit a namespace can cause such a batch: 45 writes of 1 MB within a second and a
+//! half, at level RequestResponse, make one body of 90 MB, and the same body has the events of all
+//! other users.
 
 use std::io::Write as _;
 use std::net::TcpListener;
@@ -16,8 +16,8 @@ use crate::support::setup::start;
 
 const MIB: usize = 1024 * 1024;
 
-/// With so little memory, a body of more than 256 KiB is large, and is cut at the first event after
-/// 128 KiB.
+/// With so little memory, a body of more than 256 KiB is large, and is split at the first event
+/// after 128 KiB.
 const LITTLE_MEMORY: &str = "[limits]\nmax_in_flight = \"1MiB\"\n";
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
@@ -49,7 +49,7 @@ fn chunked(body: &[u8]) -> Vec<u8> {
     request
 }
 
-/// Returns an EventList of exactly `size` bytes, with white space at its end.
+/// Returns an EventList of exactly `size` bytes, padded with white space.
 fn body_of(seed: u64, size: usize, event_bytes: usize) -> Vec<u8> {
     let one = generated_batch(seed, 1, event_bytes).len();
     let mut events = size / one;
@@ -63,7 +63,7 @@ fn body_of(seed: u64, size: usize, event_bytes: usize) -> Vec<u8> {
     body
 }
 
-/// Returns the config of an output whose consumer is away.
+/// Returns the config of an output whose consumer is down.
 fn away() -> String {
     away_from(free_port())
 }
@@ -72,7 +72,7 @@ fn away_from(port: u16) -> String {
     format!("[[output]]\nname = \"consumer\"\ntype = \"tcp\"\naddresses = [\"127.0.0.1:{port}\"]\n")
 }
 
-/// Returns all events that a directory holds, in their order.
+/// Returns all events in a queue's directory, in order.
 fn exported(spool: &Spool) -> Vec<Vec<u8>> {
     let output = run_command(&["queue", "export", text(spool.path())], Path::new("/"));
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -80,14 +80,14 @@ fn exported(spool: &Spool) -> Vec<Vec<u8>> {
     lines.map(<[u8]>::to_vec).collect()
 }
 
-/// Returns the files of large bodies that became no segment.
+/// Returns the files of large bodies that did not become segments.
 fn leftovers(spool: &Spool) -> Vec<String> {
     let names = spool.files().into_keys().map(|path| path.to_string_lossy().into_owned());
     names.filter(|name| name.ends_with(".incoming")).collect()
 }
 
-/// A consumer that counts lines and their bytes and keeps neither, because the events of a GiB
-/// would not fit into a test's memory.
+/// A consumer that only counts lines and their bytes, because the test has no memory for all
+/// events.
 fn counting_consumer() -> (SocketAddr, Arc<Mutex<(u64, u64)>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -108,9 +108,9 @@ fn counting_consumer() -> (SocketAddr, Arc<Mutex<(u64, u64)>>) {
 }
 
 /// Method: a body of 256 MiB, which is much more than the relay may have in memory, is sent and
-/// delivered, and the highest resident memory is compared with guarantee 4. Every event and every
-/// byte must arrive at the consumer. A body of exactly 1 GiB, which is what `max_body` allows by
-/// default with a directory of this size, is asked for, and one byte more is refused.
+/// delivered. Every event and every byte must arrive, and the highest resident memory must be
+/// within guarantee 4. The relay must answer 100 Continue to a body of exactly 1 GiB, which is the
+/// default of `max_body` for a directory of this size, and must refuse one more byte.
 #[test]
 fn a_body_of_many_times_the_memory_is_taken_and_delivered_within_what_is_promised() {
     const BODY: usize = 256 * MIB;
@@ -154,9 +154,8 @@ fn a_body_of_many_times_the_memory_is_taken_and_delivered_within_what_is_promise
     wait_until("all events at the consumer", PATIENCE * 6, || {
         *seen.lock().unwrap() >= (events as u64, bytes)
     });
-    // Guarantee 4 (docs/concepts/guarantees.md) promises, beyond an idle process: max_in_flight,
-    // 32 MiB for the queue, 32 MiB more, 64 KiB for each connection, and here twice an event of
-    // 1 MiB.
+    // Guarantee 4 (docs/concepts/guarantees.md) is, beyond an idle process: max_in_flight, 32 MiB
+    // for the queue, 32 MiB more, 64 KiB for each connection, and here twice an event of 1 MiB.
     let most = idle + (32 + 32 + 32 + 2 + 2) * MIB as u64;
     let used = relay.rss_bytes_max();
     assert!(used < most, "{} MiB were resident, {} promised", used >> 20, most >> 20);
@@ -175,8 +174,8 @@ fn with_neighbours(bytes: usize) -> Vec<u8> {
     [head, before.as_slice(), b",", large.as_bytes(), b",", &after, b"]}\n"].concat()
 }
 
-/// Method: an event of more than half of `max_in_flight` comes between small ones, in each form of
-/// a body. It must be accepted, and cost its neighbours nothing.
+/// Method: an event of nearly `max_in_flight` comes between small ones, in each form of a body. It
+/// must be accepted, together with its neighbours.
 #[test]
 fn an_event_of_nearly_max_in_flight_is_taken_with_its_neighbours() {
     let spool = Spool::new();
@@ -207,8 +206,8 @@ fn an_event_of_nearly_max_in_flight_is_taken_with_its_neighbours() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: one event of nearly `max_in_flight` is sent while the consumer is away. Then the relay
-/// starts again, and delivers it. Each time its highest resident memory is compared with guarantee
+/// Method: one event of nearly `max_in_flight` is posted while the consumer is down. The relay
+/// starts again and delivers it. Both times, the highest resident memory must be within guarantee
 /// 4.
 #[test]
 fn an_event_of_nearly_max_in_flight_is_in_memory_once() {
@@ -222,12 +221,13 @@ fn an_event_of_nearly_max_in_flight_is_in_memory_once() {
         )
     };
     // The parts of the sum, beyond an idle process: 32 MiB for the queue, 32 MiB more, 64 KiB for
-    // each connection; and `max_in_flight`, or the largest event of the output.
+    // each connection, and `max_in_flight` or the output's largest event.
     let most = |idle: u64| idle + (32 + 32 + 2 + 128) * MIB as u64;
     let mut relay = Relay::start(&config(free_port()));
     let idle = relay.rss_bytes();
     let body = with_neighbours(120 * MIB);
-    // A busy disk may take longer than the relay lets a sender wait: 503, and it is sent again.
+    // A busy disk can need longer than a sender may wait. The answer is then 503, and the body is
+    // sent again.
     let mut posts = (0..5).map(|_| post(relay.address(), "", &body).unwrap());
     let answer = posts.find(|answer| answer.status != 503);
     assert_accepted(&answer.expect("five times 503"), 21);
@@ -330,24 +330,24 @@ fn a_large_body_that_is_refused_leaves_nothing() {
     assert!(response.text().contains(&format!("item {item} at byte ")), "{}", response.text());
     let cut_off = &body_of(2, 4 * MIB, 900)[..3 * MIB];
     assert_refusal(&relay.post(cut_off), 400);
-    // A single event that is too large for memory.
+    // A single event is too large for memory.
     let event = body_of(3, 3 * MIB, 3 * MIB - 1000);
     let response = relay.post(&event);
     assert_refusal(&response, 413);
     assert!(response.text().contains("max_in_flight"), "{}", response.text());
-    // The body is larger than `max_body`, which is half of `max_bytes` here. A chunked body shows
-    // that only while it arrives.
+    // The body is larger than `max_body`, which is half of `max_bytes` here. The size of a chunked
+    // body is only seen while it arrives.
     let mut client = Client::connect(relay.address()).unwrap();
     client.send(&chunked(&body_of(4, 8 * MIB + 1, 900))).ok();
     assert_refusal(&client.read_response().unwrap(), 413);
-    // Senders that leave in the middle of a body.
+    // These senders close their connections in the middle of a body.
     for sent in [MIB / 2, 2 * MIB, 6 * MIB] {
         let mut client = Client::connect(relay.address()).unwrap();
         client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 7000000\r\n\r\n").unwrap();
         client.send(&body_of(5, 7_000_000, 900)[..sent]).unwrap();
         drop(client);
     }
-    // The relay may not have seen yet that a sender has gone.
+    // The relay may not have noticed yet that a sender has closed its connection.
     wait_until("the room to be free again", PATIENCE, || {
         held(&relay) <= before
             && leftovers(&spool).is_empty()
@@ -381,9 +381,9 @@ fn a_large_body_without_room_is_429_and_its_repetition_counts_once_as_accepted()
     };
     let metrics = relay.metrics();
     assert_eq!(metrics.value("accepted_bytes_total", &[]), lines(&bodies[..2]));
-    // A body that is refused by its Content-Length is still read, and counts as received.
+    // A body that is refused because of its Content-Length is still read, and counts as received.
     assert_eq!(metrics.sum("received_bytes_total"), 4.0 * 6.0 * MIB as f64);
-    // A consumer comes by a reload, and the repeated bodies find room.
+    // A reload adds a consumer, so the repeated bodies find room.
     let config = std::fs::read_to_string(relay.config_file()).unwrap();
     let config = config.replace(&format!("127.0.0.1:{dead}"), &sink.address().to_string());
     std::fs::write(relay.config_file(), config).unwrap();
@@ -424,10 +424,10 @@ fn a_full_queue_that_drops_counts_the_events_of_large_bodies_too() {
     }
 }
 
-/// Method: in each round, on a spool of its own, a batch is acknowledged, and then a body arrives
-/// whose size is random around a limit. The relay is killed at a random moment while the body
-/// arrives, is stored or is answered. After the next start, the log must hold all of the body or
-/// nothing, and all of it if the sender was answered 200.
+/// Method: in each round, on its own spool, a batch is acknowledged, and then a body of random
+/// size, often close to a limit, is sent. The relay is killed at a random moment while the body
+/// arrives, is stored or is answered. After the next start, the log must have all of the body or
+/// nothing, and all of it if the sender got a 200.
 #[test]
 fn a_kill_while_a_large_body_arrives_leaves_all_of_it_or_nothing() {
     let mut rng = rng();
@@ -443,8 +443,8 @@ fn a_kill_while_a_large_body_arrives_leaves_all_of_it_or_nothing() {
         let mut relay = Relay::start(&config);
         let first = generated_batch(round << 8, 10, 500);
         assert_accepted(&relay.post(&first), 10);
-        // A body of up to 256 KiB is decoded as a whole. A larger one is cut after 128 KiB, and one
-        // above 8 MiB is refused.
+        // A body of up to 256 KiB is decoded as a whole. A larger one is split after 128 KiB, and
+        // one above 8 MiB is refused.
         let limit = *rng.choice(&[128 << 10, 256 << 10, 384 << 10, 8 << 20]).unwrap();
         let size =
             if rng.bool() { limit - 2 + rng.usize(..5) } else { rng.usize(300_000..8_000_000) };

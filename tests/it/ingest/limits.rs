@@ -1,5 +1,5 @@
-//! The limits of the ingest side: deadlines, connections, bytes in flight and memory. A sender
-//! beyond a limit is the only one that pays for it; a good sender at the same time notices nothing.
+//! The limits of the ingest side: deadlines, connections, bytes in flight and memory. A limit
+//! affects only the sender that exceeds it, and not a good sender at the same time.
 
 use std::io::Write as _;
 use std::sync::atomic::AtomicU64;
@@ -30,14 +30,14 @@ fn wait_for_gauge(relay: &Relay, name: &str, wanted: f64) {
     });
 }
 
-/// Sends a byte every 20 ms until the relay has answered. Returns how long that took.
+/// Sends a byte every 20 ms until the relay answers. Returns how long that took.
 fn trickle(client: &mut Client, byte: &[u8]) -> Duration {
     let began = Instant::now();
     client.read_timeout(Duration::from_millis(20));
     let mut peeked = [0];
     while client.stream().socket().peek(&mut peeked).is_err() {
         assert!(began.elapsed() < PATIENCE, "no answer");
-        // The relay may have answered and closed the connection just now.
+        // The relay may just have answered and closed the connection.
         drop(client.send(byte));
     }
     client.read_timeout(PATIENCE);
@@ -54,7 +54,7 @@ fn a_head_must_end_within_header_timeout_however_its_bytes_come() {
     assert_refusal(&client.read_response().unwrap(), 408);
     assert!(client.is_closed_by_server());
 
-    // The same limit holds for the second head of a kept connection, from its first byte on.
+    // The same limit applies to the second head of a kept connection, from its first byte on.
     let mut client = connect(&relay);
     assert_kept(&mut client);
     std::thread::sleep(Duration::from_millis(700));
@@ -88,7 +88,8 @@ fn the_beginning_of_a_pipelined_head_has_header_timeout_too() {
         assert_refusal(&answer.unwrap_or_else(|error| panic!("{beginning:?}: {error}")), 408);
         assert!(client.is_closed_by_server());
     }
-    // An empty line after a request begins no head, because old clients send one (RFC 9112 §2.2).
+    // An empty line after a request does not begin a head, because old clients send one (RFC 9112
+    // §2.2).
     let mut kept = connect(&relay);
     kept.send(&[&plain(NO_EVENTS.as_bytes()), &b"\r\n"[..]].concat()).unwrap();
     assert_accepted(&kept.read_response().unwrap(), 0);
@@ -117,7 +118,7 @@ fn a_body_must_end_within_body_timeout_however_its_bytes_come() {
     client.post_head(1, Some(1000)).unwrap();
     client.frame(h2::DATA, 0, 1, b"{").unwrap();
     assert!(!client.wait_for(h2::HEADERS).is_200());
-    // The connection is closed in order, so that the sender chooses another one.
+    // The connection is closed in order, so that the sender opens another one.
     assert!(client.rest().iter().any(|frame| frame.kind == h2::GOAWAY));
     let metrics = relay.metrics();
     assert_eq!(metrics.value("requests_rejected_total", &[("reason", "timeout")]), 3.0);
@@ -128,7 +129,7 @@ fn a_body_must_end_within_body_timeout_however_its_bytes_come() {
 #[test]
 fn at_max_connections_the_one_that_is_longest_without_a_head_makes_room() {
     let (relay, _sink) = start("", "[limits]\nmax_connections = 3\n");
-    // The connection `busy` is opened first, but makes a request after the second one is opened.
+    // `busy` is opened first, but makes a request after the second connection is opened.
     let mut busy = connect(&relay);
     wait_for_gauge(&relay, "connections", 1.0);
     let mut silent = connect(&relay);
@@ -184,7 +185,6 @@ fn where_every_connection_is_in_a_request_the_new_one_is_closed() {
     assert_eq!(sink.count(), 2);
 }
 
-/// A relay whose listener requires a token.
 struct Guarded {
     _directory: TempDir,
     relay: Relay,
@@ -209,8 +209,8 @@ impl Guarded {
         assert_accepted(&answer.expect("the good connection is kept"), 0);
     }
 
-    /// Sends a refused head and the first byte of its body, and waits until the relay throws that
-    /// byte away.
+    /// Sends a head that is refused and the first byte of its body, and waits until the relay has
+    /// discarded that byte.
     fn begin_refused(&self, bytes: &[u8]) -> Client {
         let mut client = connect(&self.relay);
         self.wait_for_byte(|| client.send(bytes).unwrap());
@@ -225,8 +225,8 @@ impl Guarded {
     }
 }
 
-/// Requests that are refused by their head, each with the first byte of its body, and the status of
-/// its answer.
+/// Requests that are refused because of their heads, each with the first byte of its body, and the
+/// status of the answer.
 const REFUSED: [(&str, u16); 8] = [
     ("POST /audit HTTP/1.1\r\nHost: a\r\nContent-Length: 9000\r\n\r\n{", 401),
     ("POST /audit HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n", 401),
@@ -249,8 +249,8 @@ const REFUSED: [(&str, u16); 8] = [
         415,
     ),
     ("POST /audit HTTP/1.1\r\nAuthorization: Bearer right\r\nContent-Length: 9\r\n\r\n{", 400),
-    // This request is refused for the beginning of its body. The rest of the body is thrown away as
-    // well.
+    // This request is refused because of the beginning of its body. The rest of the body is
+    // discarded too.
     (
         "POST /audit HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer right\r\nContent-Encoding: gzip\r\n\
          Content-Length: 90\r\n\r\nthis is no gzip",
@@ -320,8 +320,8 @@ fn h2_gives_way_where_all_its_streams_are_refused_and_not_where_one_is_good() {
         h2.frame(h2::DATA, 0, 3, b"{").unwrap();
     });
     assert!(connect(&relay).is_closed_by_server(), "every one is in a good request");
-    // The refused stream is answered and reset long before `body_timeout`, and its connection
-    // stays.
+    // The refused stream is answered and reset long before `body_timeout`, and its connection is
+    // kept.
     let answer = h2.wait_for(h2::HEADERS);
     assert_eq!((answer.stream, answer.is_200()), (3, false));
     let reset = h2.wait_for(h2::RST_STREAM);
@@ -338,7 +338,7 @@ fn h2_gives_way_where_all_its_streams_are_refused_and_not_where_one_is_good() {
 
 #[test]
 fn a_refused_request_gets_2_s_for_a_body_that_does_not_come() {
-    // No other limit ends these requests before the test gives up.
+    // No other limit ends these requests during the test.
     let (guarded, _sink) = Guarded::start("[limits]\nbody_timeout = \"5m\"\n");
     let began = Instant::now();
     let mut silent: Vec<_> = REFUSED
@@ -390,8 +390,7 @@ fn a_refused_body_that_comes_for_longer_than_2_s_is_read_to_its_end() {
 fn a_batch_that_is_429_by_its_head_gives_way_too_and_gets_2_s() {
     let tables = "[limits]\nmax_connections = 3\n[queue]\nmax_bytes = \"64KiB\"\n";
     let (relay, _sink) = start_with_dead_consumer("", tables);
-    // The queue has room for a little more, but not for the bodies that the refused requests
-    // announce.
+    // The queue has a little room left, but not for the bodies that the refused requests announce.
     assert_accepted(&relay.post(&generated_batch(1, 10, 900)), 10);
     let mut good = connect(&relay);
     assert_kept(&mut good);
@@ -426,7 +425,7 @@ fn answers_that_refuse_and_are_not_read_give_way() {
     let requests = b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n".repeat(1000);
     let answered = || guarded.relay.metrics().sum("requests_total");
     let mut at = 0;
-    // The relay stops in the middle of its answers: it reads no more requests, and answers none.
+    // In the middle of its answers, the relay stops reading and answering requests.
     wait_until("a relay that can write no more", PATIENCE, || {
         let (before, mut socket, mut wrote) = (answered(), unread.stream().socket(), false);
         while let Ok(count) = socket.write(&requests[at..]) {
@@ -515,7 +514,7 @@ fn sockets_that_announce_much_and_send_nothing_take_no_room() {
     }
     wait_for_gauge(&relay, "connections", 64.0);
     send_some();
-    // Each sender sends one byte, so the buffers exist now.
+    // Each sender sends one byte, so that the buffers exist.
     for client in &mut idle {
         client.send(b"{").unwrap();
     }
@@ -529,8 +528,8 @@ fn sockets_that_announce_much_and_send_nothing_take_no_room() {
     assert_eq!(sink.count(), 60 * 400);
 }
 
-/// Method: each of many connections carries a batch and then waits, as kube-apiserver's do. The
-/// resident memory is compared with what it was before they were made.
+/// Method: each of many connections carries a batch and then waits, like those of kube-apiserver.
+/// The resident memory is compared with the memory before these connections.
 #[test]
 fn a_connection_that_waits_after_a_batch_takes_less_than_64_kib() {
     const CONNECTIONS: u64 = 200;
@@ -538,7 +537,7 @@ fn a_connection_that_waits_after_a_batch_takes_less_than_64_kib() {
     let batch = generated_batch(1, 400, 800);
     let send = |client: &mut Client| {
         assert_accepted(&client.post("/audit", JSON, &batch).unwrap(), 400);
-        // A backlog would leave mappings in the pool for bodies.
+        // A backlog would leave memory mapped in the pool for bodies.
         relay.wait_until_delivered(PATIENCE);
     };
     (0..20).for_each(|_| send(&mut connect(&relay)));
@@ -594,7 +593,7 @@ fn idle_timeout_closes_without_a_word_and_h2_with_goaway() {
     assert!(began.elapsed() >= Duration::from_millis(950), "{:?}", began.elapsed());
     assert!(fresh.is_closed_by_server());
     assert!(h2.rest().iter().any(|frame| frame.kind == h2::GOAWAY), "no race with a request");
-    // A client that does not react to GOAWAY is closed all the same.
+    // A client that ignores GOAWAY is disconnected too.
     let mut deaf = H2::connect(relay.address()).unwrap();
     deaf.post(1, NO_EVENTS.as_bytes()).unwrap();
     wait_for_gauge(&relay, "connections", 0.0);
@@ -603,8 +602,8 @@ fn idle_timeout_closes_without_a_word_and_h2_with_goaway() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: three hundred connections carry a batch each, and then rest. They must keep little
-/// memory, and whatever a sender does next must go as on a connection that never rested.
+/// Method: three hundred connections carry a batch each and then rest. They must keep little
+/// memory. Every kind of next request must work as on a connection that never rested.
 #[test]
 fn a_connection_that_rests_keeps_little_memory_and_works_as_before() {
     let (relay, sink) = start("", "[limits]\nheader_timeout = \"2s\"\nidle_timeout = \"12s\"\n");
@@ -644,7 +643,7 @@ fn a_connection_that_rests_keeps_little_memory_and_works_as_before() {
     halved.stream().socket().shutdown(std::net::Shutdown::Write).unwrap();
     assert_accepted(&halved.read_response().unwrap(), 0);
     assert!(halved.is_closed_by_server());
-    // Resting does not restart the idle time.
+    // Resting does not restart the idle timeout.
     let mut resting = clients.pop().unwrap();
     assert!(resting.is_closed_by_server());
     let idle = last.elapsed();
@@ -738,7 +737,7 @@ fn a_drain_does_not_wait_for_a_client_that_does_not_hear_goaway() {
 #[allow(unsafe_code, reason = "getrlimit and setrlimit have no safe form without another crate")]
 fn the_soft_limit_of_open_files_does_not_bound_max_connections() {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: both functions take the address of a live local variable. This test is a process of
+    // SAFETY: both functions get the address of a live local variable. This test is a process of
     // its own.
     unsafe {
         assert_eq!(libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit), 0);
@@ -758,7 +757,7 @@ fn the_soft_limit_of_open_files_does_not_bound_max_connections() {
     relay.finish(Backlog::Empty);
 }
 
-/// Ends a thread's loop when it is dropped, so also if the test panics.
+/// Ends a thread's loop when it is dropped, which a panic of the test does too.
 struct Flag(Arc<AtomicBool>);
 
 impl Drop for Flag {
@@ -767,7 +766,8 @@ impl Drop for Flag {
     }
 }
 
-/// Opens a thousand connections. Half of them never end a head, and the others never end a body.
+/// Opens a thousand connections. Half of them never finish a head, and the others never finish a
+/// body.
 fn slow_connections(address: SocketAddr, over: &AtomicBool) {
     let mut slow: Vec<Client> = (0..1000).map(|_| Client::connect(address).unwrap()).collect();
     for (index, client) in slow.iter_mut().enumerate() {
@@ -777,14 +777,14 @@ fn slow_connections(address: SocketAddr, over: &AtomicBool) {
     }
     while !over.load(Ordering::Relaxed) {
         for client in &mut slow {
-            // Connections that the relay has ended do not matter any more.
+            // The relay may have closed some of these connections.
             drop(client.send(b" "));
         }
         std::thread::sleep(Duration::from_millis(100));
     }
 }
 
-/// Sends this many random bytes, which are not events: as bodies, and without HTTP.
+/// Sends this many random bytes, as bodies and without HTTP.
 fn garbage(address: SocketAddr, seed: u64, bytes: usize) {
     let mut piece = Vec::with_capacity(5 * MIB);
     let mut random = seed | 1;
@@ -801,15 +801,15 @@ fn garbage(address: SocketAddr, seed: u64, bytes: usize) {
             assert_refusal(&response, 400);
         }
         let mut client = Client::connect(address).unwrap();
-        // The relay refuses the bytes at some point, so a write may fail.
+        // The relay closes the connection at some point, so a write can fail.
         drop(client.send(&piece));
         sent += 2 * piece.len();
     }
 }
 
-/// Method: a thousand slow connections and several senders of garbage run beside a good sender,
-/// which posts batches on new and kept connections. Each of its batches must be answered 200 within
-/// a second.
+/// Method: a thousand slow connections and several senders of garbage run at the same time as a
+/// good sender, which posts batches on new and kept connections. Each of its batches must get a 200
+/// within a second.
 #[test]
 fn garbage_and_a_thousand_slow_connections_leave_a_good_sender_below_one_second() {
     let (relay, sink) = start("", "");
@@ -827,7 +827,7 @@ fn garbage_and_a_thousand_slow_connections_leave_a_good_sender_below_one_second(
     let (mut longest, mut posted) = (Duration::ZERO, 0);
     while posted < 100 || spoilers.iter().any(|spoiler| !spoiler.is_finished()) {
         let began = Instant::now();
-        // Every other batch uses a new connection, because accepting must not suffer either.
+        // Every other batch uses a new connection, because accepting must not be slow either.
         if posted % 2 == 0 {
             client = Client::connect(address).unwrap();
         }
@@ -850,8 +850,8 @@ const IN_FLIGHT: u64 = 32 * MIB as u64;
 const QUEUE: u64 = 64 * MIB as u64;
 const BOUNDS: &str = "[limits]\nmax_in_flight = \"32MiB\"\n[queue]\nmax_bytes = \"64MiB\"\n";
 
-/// Sends a request again and again on `connections` connections. Returns how many were accepted and
-/// how many refused.
+/// Sends a request repeatedly on `connections` connections. Returns how many requests were accepted
+/// and how many were refused.
 fn hammer(relay: &Relay, connections: usize, rounds: usize, request: &[u8]) -> (u64, u64) {
     let (accepted, refused) = (AtomicU64::new(0), AtomicU64::new(0));
     std::thread::scope(|scope| {
@@ -873,11 +873,11 @@ fn hammer(relay: &Relay, connections: usize, rounds: usize, request: &[u8]) -> (
     (accepted.into_inner(), refused.into_inner())
 }
 
-/// Checks that the relay's highest resident memory was within the promised bound, for a TCP output.
+/// Checks that the relay's highest resident memory was within the limit, for a TCP output.
 #[track_caller]
 fn assert_within_bounds(relay: &Relay, connections: usize) {
     // The pages of the program itself do not count: they are 13 MiB in the build that the tests
-    // run, more without optimisation, and 7 MiB in a release. 24 MiB are for everything that is
+    // run, more without optimization, and 7 MiB in a release. 24 MiB are for everything that is
     // neither in flight nor in the queue.
     let used = relay.rss_bytes_max() - relay.rss_file_bytes();
     let allowed = IN_FLIGHT + QUEUE + 24 * MIB as u64 + 64 * 1024 * connections as u64;
@@ -936,8 +936,8 @@ fn memory_stays_bounded_with_senders_at_full_speed_and_a_dead_consumer() {
 #[test]
 fn memory_stays_bounded_with_small_batches_in_chunks() {
     let (relay, _sink) = start_with_dead_consumer("", BOUNDS);
-    // At this size, the unused part of a body's buffer is largest compared with what the queue
-    // counts for it.
+    // At this size, the unused part of a body's buffer is largest in relation to the bytes that the
+    // queue counts for the body.
     let batch = generated_batch(1, 1, 1150);
     let (accepted, refused) = hammer(&relay, 8, 8000, &in_chunks(&batch, 600));
     assert!(accepted > 20_000 && refused > 1000, "{accepted} accepted, {refused} refused");
@@ -1024,11 +1024,11 @@ fn memory_stays_bounded_with_many_heads_that_never_end() {
     let (relay, _sink) = start_with_dead_consumer("", BOUNDS);
     let mut idle: Vec<Client> = (0..1000).map(|_| connect(&relay)).collect();
     let mut beginning = b"POST /audit HTTP/1.1\r\nX: ".to_vec();
-    // The heads are ten times as large as a real one. Twice as much is allowed, but hyper's buffer
-    // grows by copying, and for a moment the old buffers take as much again.
+    // The heads are ten times as large as real ones. Heads twice as large would be allowed, but
+    // hyper copies a growing buffer, and for a moment the old buffers use as much again.
     beginning.resize(31 * 1024, b'x');
     for client in &mut idle {
-        // A connection that the relay refuses meanwhile is not a failure here.
+        // The relay may have refused this connection.
         drop(client.send(&beginning));
     }
     wait_until("the heads", PATIENCE, || relay.metrics().sum("connections") >= 1000.0);

@@ -1,5 +1,5 @@
-//! The key exchange that a quantum computer does not break, X25519MLKEM768: each output offers it
-//! first, and a listener agrees on it with every client that has it.
+//! X25519MLKEM768, a key exchange that resists quantum computers. Each output offers it first, and
+//! a listener agrees on it with every client that has it.
 
 use rustls::crypto::aws_lc_rs;
 use rustls::crypto::aws_lc_rs::kx_group;
@@ -44,7 +44,7 @@ fn every_output_offers_x25519mlkem768_first_and_has_a_key_for_it_and_for_x25519(
     let directory = TempDir::new().unwrap();
     let secret = directory.path().join("secret");
     std::fs::write(&secret, "0123456789abcdef").unwrap();
-    // stdout connects to nobody, and the TLS of kafka is OpenSSL's.
+    // stdout connects to nothing, and kafka uses OpenSSL for TLS.
     let types: Vec<_> =
         types().into_iter().filter(|kind| !["stdout", "kafka"].contains(&&**kind)).collect();
     assert_eq!(types.len(), 11, "{types:?}");
@@ -74,9 +74,9 @@ fn a_listener_agrees_on_x25519mlkem768_with_every_client_that_has_it() {
     for (groups, chosen) in [
         (vec![hybrid, plain], NamedGroup::X25519MLKEM768),
         (vec![hybrid], NamedGroup::X25519MLKEM768),
-        // The relay prefers it too: this client has sent a key for X25519 alone.
+        // The relay prefers it too: this client has sent a key for X25519 only.
         (vec![plain, hybrid], NamedGroup::X25519MLKEM768),
-        // Older clients.
+        // These are older clients.
         (vec![plain, kx_group::SECP256R1], NamedGroup::X25519),
         (vec![kx_group::SECP256R1], NamedGroup::secp256r1),
     ] {

@@ -1,5 +1,5 @@
-//! HTTPS listeners: which clients are let in, and certificates and tokens that are replaced while
-//! they are in use.
+//! HTTPS listeners: the clients that are admitted, and certificates and tokens that are replaced
+//! while they are in use.
 
 use std::os::unix::fs::symlink;
 
@@ -30,14 +30,14 @@ fn connect(relay: &Relay, config: &Arc<rustls::ClientConfig>) -> std::io::Result
     Client::connect_tls(relay.address(), Arc::clone(config))
 }
 
-/// Returns the certificate that a new handshake presents.
+/// Returns the certificate that the relay presents in a new handshake.
 fn presented(relay: &Relay, config: &Arc<rustls::ClientConfig>) -> CertificateDer<'static> {
     let mut client = connect(relay, config).unwrap();
     let Stream::Client(tls) = client.stream() else { panic!("a TLS client") };
     tls.conn.peer_certificates().expect("done")[0].clone().into_owned()
 }
 
-/// True if a client of one version of the protocol completes its handshake.
+/// Returns `true` if a client with only this TLS version completes its handshake.
 fn connects_with(
     relay: &Relay,
     certificates: &Certificates,
@@ -101,7 +101,7 @@ fn a_client_ca_lets_nobody_in_without_its_certificate() {
     assert_eq!(sink.count(), 3);
 }
 
-/// HAProxy and Go let in a client whose certificate is itself in their file of CAs.
+/// HAProxy and Go admit a client whose certificate is itself in their CA file.
 #[test]
 fn a_client_whose_self_signed_certificate_is_the_client_ca_is_let_in() {
     let certificates = Certificates::new();
@@ -142,7 +142,7 @@ fn a_handshake_that_does_not_go_on_ends_at_header_timeout() {
     let began = Instant::now();
     let mut silent = Client::connect(relay.address()).unwrap();
     let mut begun = Client::connect(relay.address()).unwrap();
-    // The bytes are the beginning of a ClientHello.
+    // These bytes are the beginning of a ClientHello.
     begun.send(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03").unwrap();
     assert!(silent.is_closed_by_server());
     assert!(began.elapsed() >= Duration::from_millis(300), "{:?}", began.elapsed());
@@ -150,7 +150,7 @@ fn a_handshake_that_does_not_go_on_ends_at_header_timeout() {
     relay.wait_for_metrics("their ends", PATIENCE, |metrics| {
         (metrics.sum("connections") == 0.0).then_some(())
     });
-    // After the handshake a head has the whole timeout for itself, and its 408 comes over TLS.
+    // After the handshake, the head gets the whole timeout, and its 408 comes over TLS.
     let mut client = connect(&relay, &certificates.client_config(None)).unwrap();
     client.send(b"POST / HT").unwrap();
     assert_refusal(&client.read_response().unwrap(), 408);
@@ -177,7 +177,7 @@ fn handshakes_make_room_at_max_connections() {
     relay.finish(Backlog::Empty);
 }
 
-/// A certificate and a key at fixed paths, whose contents a test replaces.
+/// A certificate and a key at fixed paths, with contents that a test replaces.
 struct Files {
     directory: TempDir,
     pair: Pair,
@@ -201,8 +201,8 @@ impl Files {
     }
 }
 
-/// Waits until a handshake presents this certificate. Returns how long that took: the promise is
-/// 3 s, and a loaded machine may hold it up.
+/// Waits until a handshake presents this certificate. Returns how long that took. 3 s are promised,
+/// and a busy machine can need longer.
 fn wait_for_certificate(
     relay: &Relay,
     client_config: &Arc<rustls::ClientConfig>,
@@ -235,8 +235,8 @@ fn a_handshake_3_s_after_the_files_change_has_the_new_certificate() {
     relay.finish(Backlog::Empty);
 }
 
-/// Returns the settings of a client that trusts our `ca` and presents `pair`, in one version of
-/// TLS. The client resumes sessions.
+/// Returns the settings of a client that trusts our `ca`, presents `pair`, uses one version of TLS,
+/// and resumes sessions.
 fn client_of(
     certificates: &Certificates,
     pair: &Pair,
@@ -254,8 +254,8 @@ fn client_of(
     Arc::new(config.unwrap())
 }
 
-/// Makes a new connection of this client. Returns whether the client was let in, and whether it
-/// resumed a session.
+/// Connects with this client. Returns whether the client was admitted, and whether it resumed a
+/// session.
 fn enters(relay: &Relay, config: &Arc<rustls::ClientConfig>) -> (bool, bool) {
     let Ok(mut client) = connect(relay, config) else { return (false, false) };
     let is_in = client.post("/", JSON, NO_EVENTS.as_bytes()).is_ok();
@@ -276,8 +276,8 @@ fn a_replaced_client_ca_ends_the_connections_that_the_old_one_let_in() {
     let old = versions.map(|version| client_of(&certificates, &certificates.client, version));
     let new = certificates.client_config(Some(&certificates.wrong_client));
 
-    // The server gets another certificate, and the CA of the clients stays. Open connections stay
-    // open.
+    // The server gets another certificate, and the clients' CA stays the same. Open connections
+    // stay open.
     let mut idle = connect(&relay, &old[1]).unwrap();
     assert_kept(&mut idle);
     let another = certificates.another_server("another");
@@ -292,7 +292,7 @@ fn a_replaced_client_ca_ends_the_connections_that_the_old_one_let_in() {
     let mut half = connect(&relay, &old[1]).unwrap();
     half.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Le").unwrap();
     let mut fresh = connect(&relay, &old[1]).unwrap();
-    // This client has a stream under way, and does not tell that it has received GOAWAY.
+    // This client has an open stream, and does not react to GOAWAY.
     let mut deaf = H2::over(connect(&relay, &old[1]).unwrap().into_stream());
     deaf.deaf = true;
     deaf.send(h2::PREFACE).unwrap();
@@ -318,8 +318,7 @@ fn a_replaced_client_ca_ends_the_connections_that_the_old_one_let_in() {
     }
     assert!(idle.is_closed_by_server());
     assert!(fresh.is_closed_by_server());
-    // Requests that were under way are answered, and requests that begin after the change are
-    // refused.
+    // Requests that had begun are answered. Requests that begin after the change are refused.
     working.send(&body[100..]).unwrap();
     let response = working.read_response().unwrap();
     assert_accepted(&response, 1);
@@ -366,7 +365,7 @@ fn connections_end_however_client_ca_changes_and_stay_where_it_is_the_same() {
         (ca(&certificates.ca), false),
         (of(""), false),
     ] {
-        // No client has a certificate of the wrong CA, so with it nobody is connected.
+        // With the wrong CA no client is connected, because none has a certificate of it.
         let client = connect(&relay, &client_config);
         let kept = client.and_then(|mut client| {
             client.post("/", JSON, NO_EVENTS.as_bytes()).map(|answer| (client, answer.status))
@@ -387,8 +386,8 @@ fn connections_end_however_client_ca_changes_and_stay_where_it_is_the_same() {
     relay.finish(Backlog::Empty);
 }
 
-/// Writes a Secret as the kubelet does: `tls.crt` links to `..data/tls.crt`, and `..data` links to
-/// a directory of this version and is swapped by rename.
+/// Writes a Secret as kubelet does: `tls.crt` is a link to `..data/tls.crt`. `..data` is a link to
+/// a directory of this version, and is replaced by a rename.
 fn kubelet_writes(volume: &Path, version: &str, pair: Option<&Pair>) {
     let directory = volume.join(format!("..{version}"));
     std::fs::create_dir(&directory).unwrap();
@@ -463,7 +462,7 @@ fn a_broken_file_keeps_the_old_certificate_and_is_told_once() {
         wait_until(what, PATIENCE, || told(&relay) == index + 1);
         assert_eq!(presented(&relay, &client_config), old, "{what}");
     }
-    // The relay has looked at the files several times meanwhile, and has logged no more.
+    // The relay reads the files several times in this pause, and logs nothing more.
     std::thread::sleep(Duration::from_millis(2500));
     assert_eq!(told(&relay), 4);
     let log = relay.log_lines().join("\n");
@@ -486,7 +485,7 @@ fn an_optional_listener_opens_when_its_files_appear() {
     assert_accepted(&relay.post(&batch), 3);
     let answered = [("listener", "127.0.0.2:0"), ("code", "200")];
     assert_eq!(relay.metrics().get("requests_total", &answered), Some(0.0), "from the start");
-    // The certificate without its key is not enough.
+    // A certificate without its key is not enough.
     std::fs::copy(&certificates.server.certificate, &files.pair.certificate).unwrap();
     std::thread::sleep(Duration::from_millis(1500));
     assert_eq!(relay.listeners().len(), 1);
@@ -502,7 +501,7 @@ fn an_optional_listener_opens_when_its_files_appear() {
     let mut client = Client::connect_tls(address, certificates.client_config(None)).unwrap();
     assert_accepted(&client.post("/", JSON, &batch).unwrap(), 3);
     assert!(relay.metrics().get(expiry.0, &expiry.1).is_some());
-    // The file is removed again. The certificate in use stays.
+    // The file is deleted. The certificate in use is kept.
     std::fs::remove_file(&files.pair.certificate).unwrap();
     std::thread::sleep(Duration::from_millis(1500));
     let mut again = Client::connect_tls(address, certificates.client_config(None)).unwrap();
@@ -529,7 +528,7 @@ fn a_listener_whose_files_are_missing_or_broken_is_an_error_of_the_start() {
     for (pair, more, says) in [
         (&missing, "", "/nowhere/tls.crt"),
         (&broken.pair, "", "tls.crt"),
-        // `optional` allows files that are absent, not files that are wrong.
+        // `optional` permits files that are missing, not files that are wrong.
         (&broken.pair, "optional = true", "tls.crt"),
         (&mixed, "", "server.crt"),
     ] {
@@ -569,9 +568,9 @@ fn a_bearer_token_that_changes_is_asked_for_anew() {
         assert_eq!(status(old), 401);
         changed.elapsed()
     });
-    // The promise is 3 s, and a loaded machine may hold up some of them.
+    // 3 s are promised, and a busy machine can delay some of these changes.
     assert!(took.iter().min() < Some(&Duration::from_secs(3)), "{took:?}");
-    // An empty file lets nobody in without a token: the last token stays in use.
+    // An empty file does not admit a client without a token: the last token stays in use.
     std::fs::write(&file, "\n").unwrap();
     relay.wait_for_log(messages::NOT_RELOADED, PATIENCE);
     assert_eq!((status("second"), status("")), (200, 401));
@@ -589,7 +588,7 @@ fn the_expiry_gauge_follows_the_certificate() {
     let labels = [("listener", "127.0.0.1:0"), ("role", "server")];
     let expiry =
         |relay: &Relay| relay.metrics().get("tls_certificate_expiry_timestamp_seconds", &labels);
-    // The expected time is 2021-01-01T00:00:00Z.
+    // This is 2021-01-01T00:00:00Z.
     assert_eq!(expiry(&relay), Some(1_609_459_200.0));
     files.put(&certificates.server);
     wait_until("the new expiry", PATIENCE, || {
@@ -598,7 +597,7 @@ fn the_expiry_gauge_follows_the_certificate() {
     relay.finish(Backlog::Empty);
 }
 
-/// They need peers, or root.
+/// These tests need curl.
 mod peers {
     use super::*;
 
@@ -637,7 +636,7 @@ mod peers {
             let said = String::from_utf8_lossy(&output.stdout).into_owned();
             assert_eq!(said, format!("{{\"accepted\":400}}200 {version}"), "{wish}: {output:?}");
         }
-        // A connection that does not speak TLS is closed, and does no harm.
+        // A connection that does not use TLS is closed, and does not affect others.
         let mut plain = Client::connect(relay.address()).unwrap();
         let answer = plain.post("/audit", JSON, &batch);
         assert!(answer.is_err(), "{answer:?}");

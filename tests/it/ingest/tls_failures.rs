@@ -1,5 +1,5 @@
-//! A sender that cannot connect, or whose token is wrong, is seen: by a metric, the log, and the
-//! verdict in `/status`. Health checks are not.
+//! A metric, the log and the verdict in `/status` show a sender that cannot connect. The log shows
+//! a sender with a wrong token. Health checks do not appear.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -23,7 +23,7 @@ fn tls(certificates: &Certificates, more: &str) -> String {
     )
 }
 
-/// Lets openssl connect to the relay with these arguments.
+/// Connects to the relay with openssl and these arguments.
 fn openssl(relay: &Relay, arguments: &[&str]) {
     let address = relay.address().to_string();
     let mut child = Command::new(program("openssl"))
@@ -34,7 +34,7 @@ fn openssl(relay: &Relay, arguments: &[&str]) {
         .stderr(Stdio::null())
         .spawn()
         .expect("openssl runs");
-    // A client of TLS 1.3 hears of a refusal only when it reads.
+    // A TLS 1.3 client notices a refusal only when it reads.
     child.stdin.take().expect("piped").write_all(b"GET / HTTP/1.1\r\n\r\n").ok();
     child.wait().expect("our child");
 }
@@ -44,7 +44,6 @@ fn curl(relay: &Relay, scheme: &str, arguments: &[&str]) {
     crate::support::peers::curl(&[arguments, &[url.as_str()]].concat(), b"");
 }
 
-/// Sends these bytes and returns the connection.
 fn send(relay: &Relay, bytes: &[u8]) -> TcpStream {
     let mut stream = TcpStream::connect(relay.address()).unwrap();
     stream.write_all(bytes).unwrap();
@@ -75,7 +74,7 @@ fn assert_traced(relay: &Relay, reason: &str, words: &str) {
     assert!(line["error"].as_str().is_some_and(|it| it.contains(words)), "{line}");
     let status = http::get(relay.admin(), "/status").unwrap().json();
     if reason == "closed" {
-        // Some health checks do that.
+        // Some health checks do this.
         assert_eq!(status["last_tls_failure"], Value::Null, "{status:#}");
         return;
     }
@@ -99,8 +98,8 @@ fn a_sender_that_fails_again_and_again_has_one_line_and_its_count() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: many connections end before their first byte; half of them by a reset, as some load
-/// balancers do.
+/// Method: many connections end before their first byte. Half of them end with a reset, as from
+/// some load balancers.
 #[test]
 fn a_health_check_that_only_connects_is_no_failure() {
     let certificates = Certificates::new();
@@ -112,7 +111,7 @@ fn a_health_check_that_only_connects_is_no_failure() {
             socket.set_linger(Some(Duration::ZERO)).unwrap();
         }
     }
-    // The one behind them shows that they were all looked at.
+    // This later connection shows that the relay has handled all others.
     drop(send(&relay, b"POST / HTTP/1.1\r\n\r\n"));
     wait_until("the last one", PATIENCE, || failures(&relay, "plain_http") == 1.0);
     wait_until("the ends", PATIENCE, || relay.metrics().sum("connections") == 0.0);
@@ -159,7 +158,8 @@ fn a_wrong_token_has_one_line_with_the_sender_and_without_the_token() {
     relay.finish(Backlog::Empty);
 }
 
-/// Each refusal for good has a line for each sender and reason; a health check has none.
+/// The log has a line for each sender and reason of a permanent refusal, and none for a health
+/// check.
 #[test]
 fn what_is_refused_for_good_has_a_line_with_the_sender_and_the_reason() {
     let more = "[limits]\nmax_body = \"64KiB\"\n[queue]\nmax_bytes = \"1MiB\"\n";
@@ -197,7 +197,7 @@ fn what_is_refused_for_good_has_a_line_with_the_sender_and_the_reason() {
     relay.finish(Backlog::Empty);
 }
 
-/// They need peers, or root.
+/// These tests need openssl and curl.
 mod peers {
     use super::*;
 
@@ -276,7 +276,7 @@ mod peers {
             ),
         ];
         for (reason, keys, words, attempt) in cases {
-            // Only the one case is to wait for the timeout.
+            // Only one case waits for the timeout.
             let limits =
                 if reason == "timeout" { "[limits]\nheader_timeout = \"3s\"\n" } else { "" };
             let (relay, _sink) = start(&tls(&certificates, keys), limits);

@@ -1,5 +1,5 @@
-//! The admin address: its routes, its limits, and its metrics, which are complete from the start
-//! and to which no client can add a series.
+//! The admin address: its routes, its limits, and its metrics. They are complete from the start,
+//! and no client can add a series.
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -96,7 +96,7 @@ fn only_get_is_answered_and_nothing_is_ingested() {
     assert_eq!(client.request("GET", "/livez", &[], b"").unwrap().status, 200);
     let metrics = relay.metrics();
     assert_eq!((metrics.sum("requests_total"), metrics.value("event_total", &[])), (0.0, 0.0));
-    // The listener of events, in turn, serves no admin routes.
+    // The listener of events serves no admin routes.
     for path in ["/metrics", "/readyz", "/status", "/"] {
         assert_eq!(get(relay.address(), path).unwrap().status, 405, "{path}");
     }
@@ -133,7 +133,7 @@ fn probes_are_answered_whatever_holds_all_places_of_the_admin_address() {
     let admin = relay.admin();
     let silent = b"";
     let half = b"GET /metrics HTTP/1.1\r\nHost: a\r\nX: ";
-    // The answers that nobody reads fill the socket, so that writing the next answer blocks.
+    // Nobody reads the responses. They fill the socket, so that the next write blocks.
     let unread = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n".repeat(400);
     for beginning in [&silent[..], &half[..], &unread[..]] {
         let hold = || {
@@ -261,7 +261,7 @@ fn no_client_can_add_a_series_or_fill_the_log() {
     let metrics = relay.metrics();
     assert_eq!(series(&metrics), before);
     assert_eq!(metrics.value("level_total", &[("level", "other")]), 50.0);
-    // A sender has at most one line in ten seconds for each of the two reasons.
+    // A sender causes at most one line in ten seconds for each of the two reasons.
     let most = 2 * (1 + begun.elapsed().as_secs() / 10);
     let more = relay.log_lines().len() - lines;
     assert!(more as u64 <= most, "a line for each request: {:?}", relay.log_lines());
@@ -273,7 +273,7 @@ fn no_client_can_add_a_series_or_fill_the_log() {
     relay.finish(Backlog::Empty);
 }
 
-/// They need peers, or root.
+/// Tests that need peers.
 mod peers {
     use super::*;
 

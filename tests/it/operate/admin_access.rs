@@ -1,4 +1,4 @@
-//! Who may ask at the admin address: tokens, TLS, the probe address, and the commands that ask.
+//! Access to the admin address: tokens, TLS, the probe address, and the commands that use it.
 
 use std::io;
 
@@ -8,16 +8,16 @@ use crate::support::prelude::*;
 const READER: &str = "r3ader-token";
 const SCRAPER: &str = "scrap3r-token";
 
-/// The line of the log about a request or a handshake that was refused.
+/// The message about a refused request or handshake.
 const REFUSED: &str = "a request or TLS handshake at the admin address was refused";
 
-/// The pages that may name a user.
+/// The paths that can name a user.
 const NAMES: [&str; 4] = ["/status", "/status/history", "/status/volume", "/evidence/checkpoint"];
 
-/// The pages that everybody gets.
+/// The paths that need no token.
 const OPEN: [&str; 5] = ["/livez", "/healthz", "/readyz", "/readyz?verbose", "/drained"];
 
-/// A directory for tokens, and a config whose `[admin]` names files in it.
+/// A directory for tokens, and a config that names files in it in `[admin]`.
 struct Setup {
     directory: TempDir,
     sink: TcpSink,
@@ -39,12 +39,11 @@ impl Setup {
         std::fs::rename(beside, self.directory.path().join(name)).unwrap();
     }
 
-    /// Returns a config with these keys in `[admin]`.
     fn config(&self, admin: &str) -> String {
         format!("{}{}", with_admin(BASE, admin), self.sink.output("out", ""))
     }
 
-    /// Returns the keys of both tokens.
+    /// Returns the keys that name the files of both tokens.
     fn both(&self) -> String {
         format!(
             "bearer_token_file = \"{}\", metrics_token_file = \"{}\"",
@@ -64,8 +63,8 @@ fn get(relay: &Relay, path: &str, token: Option<&str>) -> u16 {
     ask(Client::connect(relay.admin()), path, token).status
 }
 
-/// Checks who gets the pages that may name a user: those who have `token`, and nobody else. A log
-/// of evidence that is not there is answered by 404.
+/// Checks that the paths that can name a user need `token`, and that no other token opens them.
+/// There is no evidence log, so its path answers with 404.
 #[track_caller]
 fn assert_names_need(relay: &Relay, token: &str) {
     for path in NAMES {
@@ -95,25 +94,25 @@ fn what_names_a_user_needs_the_token_and_probes_need_none() {
             assert_eq!(get(&relay, path, token), 200, "{path} {token:?}");
         }
     }
-    // The token of the readers opens the metrics too, and that of the scraper nothing else.
+    // The readers' token also opens the metrics. The scraper's token opens nothing else.
     for (token, status) in
         [(None, 401), (Some("wrong"), 401), (Some(SCRAPER), 200), (Some(READER), 200)]
     {
         assert_eq!(get(&relay, "/metrics", token), status, "{token:?}");
     }
     assert_eq!(get(&relay, "/status", Some(SCRAPER)), 401);
-    // The page is the same for all relays, and says nothing of this one.
+    // The page itself is the same for all relays, and contains nothing about this one.
     let page = ask(Client::connect(relay.admin()), "/", None);
     assert_eq!(page.status, 200);
     assert!(!page.text().contains("127.0.0.1"), "it names an address");
-    // Taps have a token of their own.
+    // Taps have their own token.
     assert_eq!(get(&relay, "/tap", Some(READER)), 404);
     let refused = relay.log_fields().into_iter();
     let refused = refused.filter(|line| line["message"] == REFUSED);
     assert_eq!(refused.count(), 1, "nobody can fill the log");
     assert!(!relay.log_text().contains("r3ader"), "{}", relay.log_text());
 
-    // Another token, and none, hold from the next request on, also on an open connection.
+    // A change or removal of the token applies to the next request, even on an open connection.
     let mut open = Client::connect(relay.admin()).unwrap();
     let old = [("Authorization", "Bearer r3ader-token")];
     assert_eq!(open.request("GET", "/status", &old, b"").unwrap().status, 200);
@@ -162,7 +161,7 @@ fn without_the_file_of_a_token_nobody_gets_what_it_protects_and_events_flow() {
     relay.stop();
 }
 
-/// The config of a relay with HTTPS and client certificates at its admin address.
+/// Returns the config of a relay that asks for a client certificate at its admin address.
 fn closed(setup: &Setup, certificates: &Certificates, server: &Pair) -> String {
     let (certificate, key) = (text(&server.certificate), text(&server.key));
     let tls = format!(
@@ -204,7 +203,7 @@ fn https_asks_for_a_client_certificate_and_the_probe_address_for_nothing() {
         assert!(refused.text().contains("probe address"), "{}", refused.text());
     }
 
-    // The certificate is renewed without a restart, and its end is among the metrics.
+    // The certificate is renewed without a restart, and its expiry is in the metrics.
     let metrics = || {
         let text = ask(with(own), "/metrics", None).text();
         Metrics::parse(&text)
@@ -221,7 +220,7 @@ fn https_asks_for_a_client_certificate_and_the_probe_address_for_nothing() {
     });
     assert_eq!(open.request("GET", "/livez", &[], b"").unwrap().status, 200, "it stays open");
 
-    // With another CA, the connections that the old one let in end.
+    // With another CA, the connections that the old one allowed are closed.
     let other = closed(&setup, &certificates, &certificates.server)
         .replace(text(&certificates.ca), text(&certificates.wrong_ca));
     std::fs::write(relay.config_file(), other).unwrap();
@@ -233,7 +232,7 @@ fn https_asks_for_a_client_certificate_and_the_probe_address_for_nothing() {
     drop(relay);
 }
 
-/// Runs each command that asks a relay, with these arguments. Returns what they have said.
+/// Runs each command that uses the admin address with these arguments. Returns their output.
 fn commands(url: &[&str], relay: &[&str], more: &[&str], key: &str) -> Vec<(String, Said)> {
     let commands: [&[&str]; 5] = [
         &["healthcheck"],
@@ -289,7 +288,7 @@ fn every_command_gets_through_the_door_with_what_it_asks_for() {
         said.assert(0, &[]);
         assert!(!said.stderr.contains("401") && !said.stderr.contains("TLS"), "{said:?}");
     }
-    // Without the token, the commands that show names say what is missing. The others need none.
+    // Without the token, the commands that show names report this. The others do not need it.
     let without = [&["--ca", ca], identity.as_slice()].concat();
     for (command, said) in commands(&[&url], &["--relay", &url], &without, key) {
         match command.as_str() {
@@ -299,7 +298,7 @@ fn every_command_gets_through_the_door_with_what_it_asks_for() {
             _ => said.assert(1, &["401", "admin.bearer_token_file", "--token-file"]),
         };
     }
-    // Without the CA, or without the certificate, nobody gets in.
+    // Without the CA, or without the client certificate, `top` cannot connect.
     for (more, why) in
         [(&whole[2..], "TLS: invalid peer certificate"), (&whole[..4], "--certificate")]
     {

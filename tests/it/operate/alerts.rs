@@ -1,6 +1,6 @@
-//! The alerting rules. promtool checks them and runs their unit tests; both forms of the rules are
-//! the same; each alert has a runbook. A real Prometheus evaluates their expressions while it
-//! scrapes a relay, in health and in trouble.
+//! The alerting rules. promtool checks them and runs their unit tests. Both files have the same
+//! rules, and each alert has a runbook. A real Prometheus evaluates the expressions while it
+//! scrapes a healthy relay and one in trouble.
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -37,8 +37,8 @@ fn each_alert_is_tested_where_it_fires_and_where_it_just_does_not() {
     }
 }
 
-/// Each trouble of `rules_test.yaml` states all alerts that fire then, which promtool compares with
-/// those that do. They are one at most: the one whose runbook leads to the fix.
+/// Each trouble in `rules_test.yaml` lists all alerts that fire in it, and promtool checks the
+/// list. At most one alert fires: the one whose runbook leads to the fix.
 #[test]
 fn each_trouble_has_one_alert() {
     let tests = read("monitoring/rules_test.yaml");
@@ -66,9 +66,9 @@ fn the_operators_rules_are_those_of_the_plain_file() {
     assert_eq!(spec, indented, "deploy/monitoring/rules.yaml has changed: sed 's/^./  &/'");
 }
 
-/// Each alert has a page in `docs/runbooks`, each page but the first has its alert, and
-/// `runbook_url` leads there. A page says what the alert means, why it fires, where to look, what
-/// to do, and when it ends.
+/// Each alert has a page in `docs/runbooks`, to which `runbook_url` leads, and each page except
+/// README.md has an alert. A page says what the alert means, why it fires, where to look, what to
+/// do, and when it ends.
 #[test]
 fn each_alert_has_a_runbook_and_each_runbook_an_alert() {
     let runbooks = repository().join("docs/runbooks");
@@ -163,18 +163,18 @@ fn siem(certificates: &Certificates) -> HttpSink {
     HttpSink::with(Options { tls, ..Options::default() }, |_| Answer::status(200))
 }
 
-/// Posts over plain HTTP and returns the status of the answer.
+/// Posts over plain HTTP, and returns the status of the response.
 fn post(relay: &Relay, body: &[u8]) -> u16 {
     let plain = relay.listeners().iter().find(|(label, _)| label == "127.0.0.2:0").unwrap().1;
     http::post(plain, "/", "application/json", body).unwrap().status
 }
 
-/// They need peers, or root.
+/// Tests that need peers.
 mod peers {
     use super::*;
 
-    /// An s3 output at its defaults collects events for five minutes before its first attempt.
-    /// Until then the relay, `doctor` and the alerts call it neither down nor late.
+    /// An s3 output with its defaults collects events for five minutes before its first attempt.
+    /// Until then, the relay, `doctor` and the alerts must call it neither down nor late.
     #[test]
     fn a_first_object_being_collected_is_neither_down_nor_late_for_any_instrument() {
         let (store, keys) = (S3::start(|| Mood::Stores), Keys::new());
@@ -230,7 +230,7 @@ mod peers {
                 });
             }
         }
-        // One scrape may have found events in motion, but the next one has not.
+        // A scrape can find events in motion, but a later one does not.
         for Rule { name, expression, .. } in &rules {
             wait_until(&format!("{name} to be quiet"), PATIENCE, || {
                 prometheus.query(expression).is_empty()
@@ -245,17 +245,16 @@ mod peers {
         promtool(&["test", "rules", text(&file("monitoring/rules_test.yaml"))]);
     }
 
-    /// Method: one relay with a tiny queue and an expired certificate gets into one trouble after
-    /// the other (refused bodies, bodies that are too large, a dead consumer, a full queue, a
-    /// config that fails to load, an output removed with its backlog, its own end). A real
-    /// Prometheus scrapes the relay every second. The expression of each alert must have no result
-    /// before its trouble and a result during it.
+    /// Method: a relay with a tiny queue and an expired certificate gets into one trouble after
+    /// another: refused bodies, bodies that are too large, a dead consumer, a full queue, a config
+    /// that cannot be loaded, the removal of an output with a backlog, its own end. Prometheus
+    /// scrapes it every second. The expression of each alert must have a result only once its
+    /// trouble has begun.
     #[test]
     fn trouble_of_a_real_relay_is_what_the_alerts_look_for() {
         let certificates = Certificates::new();
         let (siem, mut lines) = (siem(&certificates), TcpSink::start());
-        // The queue holds 256 KiB, which is full after a few batches. The listener's certificate
-        // has expired.
+        // A few batches fill the queue of 256 KiB. The listener's certificate has expired.
         let queue = "[queue]\nmax_bytes = \"256KiB\"\n[shutdown]\ndrain_timeout = \"500ms\"\n";
         let expired = config(&certificates, &certificates.expired_server, &siem, &lines) + queue;
         let mut relay = Relay::start(&expired);
@@ -277,7 +276,7 @@ mod peers {
         assert_eq!(post(&relay, &generated_batch(1, 10, 900)), 200);
         relay.wait_until_delivered(PATIENCE);
 
-        // Five attempts, as kube-apiserver makes them. They must not all fall between two scrapes,
+        // kube-apiserver also makes five attempts. They must not all fall between two scrapes,
         // because the first scrape of a series has no increase.
         let rejections = "sum(kube_audit_forwarder_requests_rejected_total{reason=\"invalid\"})";
         for attempt in 1..=5 {
@@ -325,7 +324,7 @@ mod peers {
         assert_eq!(labels(&waits, "reason"), ["queue_full"]);
 
         // The reload of a wrong config fails. The next config has no output `lines`: its backlog is
-        // lost, and its other alerts end.
+        // lost, and the output's other alerts end.
         std::fs::write(relay.config_file(), "nonsense = 1\n").unwrap();
         wait_for_alert("KubeAuditForwarderReloadFailed");
         quiet("KubeAuditForwarderEventsLost");

@@ -1,11 +1,11 @@
-//! The kube-apiservers that a relay has heard: `apiservers` of `/status`, and the metric.
+//! The kube-apiservers from which a relay has heard, in `/status` and in the metric.
 
 use std::time::SystemTime;
 
 use crate::support::corpus::{lease_update, list_of};
 use crate::support::prelude::*;
 
-/// Returns the names and ids of the kube-apiservers in `/status`, each heard in the last minutes.
+/// Returns the names and ids in `/status`. Each must have been heard in the last ten minutes.
 fn heard(relay: &Relay) -> Vec<(String, String)> {
     let status = http::get(relay.admin(), "/status").unwrap().json();
     let text = |it: &Value| it.as_str().unwrap().to_owned();
@@ -21,8 +21,8 @@ fn names(relay: &Relay) -> Vec<String> {
     heard(relay).into_iter().map(|(name, _)| name).collect()
 }
 
-/// Method: the recorded streams of three kube-apiservers, with the events of others between them.
-/// The volume by cause is off, which must make no difference.
+/// Method: events of three kube-apiservers arrive, with other events in between. The volume by
+/// cause is off, which must make no difference.
 #[test]
 fn each_kube_apiserver_that_is_heard_is_shown() {
     let sink = HttpSink::accepting();
@@ -38,7 +38,7 @@ fn each_kube_apiserver_that_is_heard_is_shown() {
     }
     assert_eq!(names(&relay), ["apiserver-1aaaaaaa", "apiserver-2aaaaaaa", "apiserver-3aaaaaaa"]);
     let metrics = relay.metrics();
-    // printf apiserver-1aaaaaaa | sha256sum
+    // The first id is the beginning of `printf apiserver-1aaaaaaa | sha256sum`.
     let ids: Vec<_> = heard(&relay).into_iter().map(|(_, id)| id).collect();
     assert_eq!(ids, ["8d9455df", "4de82b7a", "2e5d0d7e"]);
     for id in ids {
@@ -49,8 +49,7 @@ fn each_kube_apiserver_that_is_heard_is_shown() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: everything that a client of kube-apiserver can choose is as in the real event, but one
-/// thing is not.
+/// Method: each event is like the real one of a kube-apiserver, except for one difference.
 #[test]
 fn what_others_write_about_a_kube_apiserver_is_not_heard() {
     let sink = HttpSink::accepting();
@@ -70,7 +69,7 @@ fn what_others_write_about_a_kube_apiserver_is_not_heard() {
         assert_accepted(&relay.post(&list_of(&[real.replace(from, to)])), 1);
         assert_eq!(names(&relay), [""; 0], "{to}");
     }
-    // A body that is refused is not heard either.
+    // A body that is refused does not count either.
     let broken = list_of(&[real.clone(), "{}".to_owned()]);
     assert_eq!(relay.post(&broken).status, 400);
     assert_eq!(names(&relay), [""; 0]);
@@ -79,7 +78,7 @@ fn what_others_write_about_a_kube_apiserver_is_not_heard() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: who reaches an open listener invents names.
+/// Method: a sender invents names.
 #[test]
 fn sixteen_names_are_the_most() {
     let sink = HttpSink::accepting();

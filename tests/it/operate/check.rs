@@ -1,5 +1,5 @@
-//! `check` finds every fault that `run` refuses, also in the files and directories that a config
-//! names, and changes nothing.
+//! `check` finds every fault that `run` refuses, including those in the files and directories that
+//! a config names, and changes nothing.
 
 use crate::support::prelude::*;
 use crate::support::relay::without_summary;
@@ -54,7 +54,7 @@ fn a_key_that_is_not_the_certificates_is_found_wherever_a_pair_is_named() {
     let config = listener_tls(certificate, key) + OUTPUT;
     let place = "5:15: listener[0].tls.private_key";
     assert_refused(&config, place, &[text(key), "is not the key for", text(certificate)]);
-    // `optional` is no excuse here, because the files exist.
+    // `optional` does not help here, because the files exist.
     let optional = config.replace("[[output]]", "optional = true\n[[output]]");
     assert_refused(&optional, place, &["is not the key for"]);
     let mut outputs = vec![
@@ -112,7 +112,7 @@ fn certificates_that_cannot_be_read_or_used_are_found() {
         let config = listener_tls(&files.server.certificate, file) + OUTPUT;
         assert_refused(&config, "5:15: listener[0].tls.private_key", &["no private key"]);
     }
-    // The files as authorities of clients, and of consumers.
+    // The files are the CA of clients, and then the CA of a consumer.
     for file in [&empty, &half, &nonsense] {
         let client_ca = format!("client_ca = \"{}\"\n", text(file));
         let config = listener_tls(&files.server.certificate, key) + &client_ca + OUTPUT;
@@ -173,7 +173,7 @@ fn tokens_that_nobody_could_send_are_found() {
             "{LISTENER}[[output]]\nname = \"out\"\ntype = \"http\"\nurls = [\"https://h/\"]\n{token}"
         );
         assert_refused(&config, "7:21: output[0].bearer_token_file", &[what, text(&file)]);
-        // `run` refuses the config with the same words.
+        // `run` refuses the config at the same place.
         let (code, said) = run(&["run"], &config);
         assert_eq!(code, Some(2), "{said}");
         assert!(said.contains("config.toml:7:21: output[0].bearer_token_file: "), "{said}");
@@ -225,16 +225,16 @@ fn a_mandatory_file_that_is_missing_is_an_error_unless_the_config_is_for_elsewhe
     assert_eq!(lines.len(), 2, "{said}");
     assert!(lines[0].starts_with(&format!("config.toml:{place}: warning: the file")), "{said}");
     assert_eq!(lines[1], "ok: 1 listener, 1 output");
-    // The whole value of a setting comes from a file that is missing.
+    // The whole value of a setting comes from a missing file.
     let level = format!("{LISTENER}{OUTPUT}[log]\nlevel = \"${{file:/no/such/level}}\"\n");
     assert_refused(&level, "7:9: log.level", &["/no/such/level"]);
     assert_eq!(run(&["check", "--elsewhere"], &level).0, Some(0));
-    // A directory that can't be made on this machine may be a volume on the other one.
+    // A directory that cannot be made on this machine may be a volume on the other one.
     let queue = format!("{LISTENER}{OUTPUT}[queue]\ndirectory = \"/proc/queue\"\n");
     let (code, said) = run(&["check", "--elsewhere"], &queue);
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains("queue.directory: warning: "), "{said}");
-    // A missing file that `tls.optional` allows is no fault on any machine.
+    // A missing file that `tls.optional` allows is not a fault on any machine.
     let missing = Path::new("/no/such/file");
     let optional = listener_tls(missing, missing) + "optional = true\n" + OUTPUT;
     let ok = (Some(0), "ok: 1 listener, 1 output\n".to_owned());
@@ -285,7 +285,7 @@ fn addresses_that_are_named_twice_or_lead_back_are_warned_of() {
         assert!(said.starts_with(&format!("config.toml:{expected}")), "{expected}: {said}");
         assert!(said.ends_with("\nok: 1 listener, 1 output\n"), "{said}");
     }
-    // The host localhost, as the proxy resolves it, is another machine.
+    // The proxy resolves the name, so localhost is another machine.
     let proxied = http("\"http://localhost:3000/\"") + "proxy = \"http://proxy:3128\"\n";
     assert_eq!(run(&["check"], &proxied), (Some(0), "ok: 1 listener, 1 output\n".to_owned()));
 }
@@ -352,8 +352,8 @@ fn a_valid_certificate_is_not_replaced_by_an_expired_one() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: the smallest configs of the types whose receivers cut or refuse large events. They are
-/// no errors, and the hint says what the receiver does.
+/// Method: the smallest configs of the types whose receivers truncate or refuse large events.
+/// `check` accepts them, with a hint about the receiver.
 #[test]
 fn a_limit_of_the_receiver_that_the_config_does_not_know_is_told() {
     const URLS: &str = "urls = [\"https://h/\"]\n";
@@ -382,7 +382,7 @@ fn a_limit_of_the_receiver_that_the_config_does_not_know_is_told() {
     }
 }
 
-/// They need peers, or root.
+/// Tests that need peers or root.
 mod peers {
     use super::*;
 

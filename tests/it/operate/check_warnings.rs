@@ -1,4 +1,4 @@
-//! `check` warns of what a config allows and its author will not have meant, and says one error for
+//! `check` warns of valid settings that their author will not have meant, and reports one error for
 //! one mistake.
 
 use std::os::unix::fs::PermissionsExt as _;
@@ -19,8 +19,8 @@ fn check(config: &str, options: &[&str]) -> (Option<i32>, Vec<String>) {
     (output.status.code(), problems.map(str::to_owned).collect())
 }
 
-/// Checks that `check` accepts the config, and that its warnings begin with and contain these
-/// words, in this order.
+/// Checks that `check` accepts the config, and that its warnings are about exactly these keys, in
+/// this order and with these words.
 #[track_caller]
 fn assert_warned(config: &str, expected: &[(&str, &str)]) {
     let (code, said) = check(config, &[]);
@@ -32,8 +32,8 @@ fn assert_warned(config: &str, expected: &[(&str, &str)]) {
     }
 }
 
-/// A `*` that is not the end of a prefix is only warned of, because names with a `*` may exist: a
-/// certificate's common name can be `*.example.com`.
+/// A `*` that is not at the end of a prefix only causes a warning, because names with a `*` exist:
+/// a certificate's common name can be `*.example.com`.
 #[test]
 fn a_filter_that_no_request_matches_is_warned_of() {
     let config = |key: &str, values: &str| {
@@ -59,7 +59,7 @@ fn a_filter_that_no_request_matches_is_warned_of() {
         ("resources = [\"Pods/log\"]", Some("use \"pods/log\"")),
         ("resources = [\"deployments.apps\"]", Some("\"deployments\" with the group \"apps\"")),
         ("group = \"apps\", resources = [\"Deployments\"]", Some("use \"deployments\"")),
-        // Its resources are the names of metrics.
+        // The resources of this group are names of metrics.
         ("group = \"external.metrics.k8s.io\", resources = [\"Queue.Length\"]", None),
         ("group = \"apps\", resources = [\"deployments\", \"*/scale\", \"*\"]", None),
     ] {
@@ -75,7 +75,7 @@ fn a_filter_that_no_request_matches_is_warned_of() {
     assert_warned(&format!("{LISTENER}{OUTPUT}[output.filter]\n{good}\n"), &[]);
 }
 
-/// Method: the real program checks a policy in a ConfigMap with such resources and users.
+/// Method: `check` reads a policy in a ConfigMap with a user and resources that match nothing.
 #[test]
 fn a_policy_in_a_config_map_is_warned_of_where_its_lines_stand() {
     let directory = TempDir::new().unwrap();
@@ -91,8 +91,8 @@ fn a_policy_in_a_config_map_is_warned_of_where_its_lines_stand() {
     assert_warned(&config, &expected.each_ref().map(|it| ("filter.policy", it.as_str())));
 }
 
-/// Method: the real program checks and runs a policy with three such values, and reloads one with
-/// another.
+/// Method: `check` and `run` read a policy with three values that match nothing, and a reload reads
+/// one with another such value.
 #[test]
 fn a_rule_of_a_policy_that_no_request_matches_is_warned_of_also_by_run_and_a_reload() {
     let directory = TempDir::new().unwrap();
@@ -203,7 +203,7 @@ fn certificates_that_lock_senders_out_are_warned_of() {
     let words = "is not a CA certificate";
     let expected = [("listener[0].tls.client_ca", words)];
     assert_warned(&listener(&files.server, &files.client.certificate), &expected);
-    // A certificate that has signed itself may be an old CA.
+    // A self-signed certificate may be an old CA.
     assert_warned(&listener(&files.server, &nameless.certificate), &[]);
 }
 
@@ -226,7 +226,7 @@ fn a_signing_key_that_everybody_can_read_is_warned_of() {
     mode(&key, 0o644);
     let words = "every user of this machine can read";
     assert_warned(&config, &[("evidence.key_file", words)]);
-    // A Secret volume of a pod with fsGroup.
+    // Secret volumes of a pod with fsGroup have this mode.
     mode(&key, 0o440);
     assert_warned(&config, &[]);
     // Others may not enter the directory.
@@ -307,8 +307,8 @@ fn one_mistake_is_one_error() {
     }
 }
 
-/// Method: the real program checks configs whose admin address asks for client certificates, and
-/// one whose addresses cannot be bound together.
+/// Method: `check` reads configs whose admin address asks for client certificates, and one whose
+/// admin and probe addresses conflict.
 #[test]
 fn an_admin_address_that_no_probe_can_reach_is_warned_of() {
     let certificates = Certificates::new();

@@ -1,5 +1,5 @@
-//! The command line as a whole: where `--config` may stand, what a mistyped word leads to, what a
-//! missing file leads to, and the examples in the help of each command.
+//! The command line as a whole: where `--config` can be, messages about mistyped words and missing
+//! files, and the examples in the help of each command.
 
 use std::collections::BTreeSet;
 
@@ -29,7 +29,7 @@ fn place() -> TempDir {
     directory
 }
 
-/// Returns the help of each command, with its path: `queue inspect`.
+/// Returns the help of each command, with its path, such as `queue inspect`.
 fn helps() -> Vec<(String, String)> {
     let mut found = Vec::new();
     let mut paths = vec![String::new()];
@@ -51,7 +51,7 @@ fn run_takes_its_config_as_check_does() {
         run(&line, directory.path()).assert_refused("wrong.toml:1:1: wrong: unknown key");
         let words = format!("{command} takes one config: wrong.toml, or --config other.toml");
         run(&format!("{line} --config other.toml"), directory.path()).assert_refused(&words);
-        // A file without an option wins over the environment variable.
+        // A positional file takes precedence over the environment variable.
         run_with(&line, directory.path(), "relay.toml").assert_refused("wrong.toml:1:1: ");
     }
     // Without a command, the program does what `run` does.
@@ -157,7 +157,7 @@ fn a_mistyped_word_names_the_nearest_one() {
     ] {
         run(line, place().path()).assert_refused("similar").assert_refused(nearest);
     }
-    // Words that are near to none, and an option without its value.
+    // Words that resemble no command, commands without an argument, and options without a value.
     for line in [
         "fly",
         "run --fast",
@@ -171,7 +171,7 @@ fn a_mistyped_word_names_the_nearest_one() {
     }
 }
 
-/// The command lines whose input `absent` is not there. `{key}` is the verifier key of a log.
+/// Command lines whose input `absent` does not exist. `{key}` is the verifier key of a log.
 const MISSING: &[&str] = &[
     "run --config absent",
     "--config absent",
@@ -216,7 +216,7 @@ fn missing_input_has_one_exit_status_and_one_form_of_message() {
         assert!(said.stderr.starts_with("absent: cannot read "), "{line}: {said:?}");
         assert_eq!(said.stderr.lines().count(), 1, "{line}: {said:?}");
     }
-    // The doctor goes on with what is there, and its verdict says what is missing.
+    // `doctor` continues without the file, and its verdict says that the file is missing.
     let line = "doctor --relay http://127.0.0.1:1 --apiserver absent --interval 0s";
     run(line, directory.path()).assert(2, &["absent: No such file or directory"]);
 }

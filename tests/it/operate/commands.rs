@@ -1,4 +1,4 @@
-//! The commands besides `run`: what they print, to which stream, and with which status they end.
+//! The commands besides `run`: what they print, to which stream, and their exit status.
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -83,7 +83,7 @@ fn check_takes_the_shipped_configs() {
         for line in lines {
             assert!(line.contains("warning") && line.contains("does not exist"), "{line}");
         }
-        // The config is checked with files that exist, and must cause no warning.
+        // Then the config is checked with files that exist, and must cause no warning.
         let mut config = std::fs::read_to_string(&file).unwrap();
         for (theirs, ours) in files {
             config = config.replace(theirs, text(ours));
@@ -209,7 +209,7 @@ fn config_reference_names_every_key_of_the_shipped_configs() {
         for (key, value) in table {
             let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
             let items = value.as_array().map(Vec::as_slice).unwrap_or_default();
-            // The keys of these tables are the user's.
+            // Users choose the keys of these tables.
             let is_users = ["headers", "labels", "resource"].contains(&key.as_str());
             if let Some(inner) = value.as_table().filter(|_| !is_users) {
                 keys(inner, &path, found);
@@ -246,7 +246,7 @@ fn a_closed_standard_output_is_no_panic() {
 
 #[test]
 fn without_anything_it_runs_the_embedded_default() {
-    // The ports of the embedded default are fixed, and another program on this machine may have
+    // The ports of the embedded default are fixed, and another program on this machine may use
     // them. The relay must then say so and end with status 1.
     let mut child = spawn_command(&[], Path::new("/"), &[("KUBE_AUDIT_FORWARDER_CONFIG", None)]);
     let told = wait_for("a start or its failure", PATIENCE, || {

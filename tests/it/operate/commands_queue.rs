@@ -1,5 +1,5 @@
-//! `queue inspect`, `queue export` and `queue verify`: what they print about a directory beside a
-//! running relay, after its end and after its death, and that they change no file.
+//! `queue inspect`, `queue export` and `queue verify`: what they print about the directory of a
+//! running, a stopped and a killed relay, and that they change no file.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::Permissions;
@@ -13,13 +13,12 @@ use crate::support::lines_in;
 use crate::support::prelude::*;
 use crate::support::requests::received_events;
 
-/// The directory of a queue, inside a temporary directory that is removed with it.
+/// A queue's directory, inside a temporary directory that is removed with it.
 struct Spool {
     parent: TempDir,
 }
 
-/// Everything that can be seen of a file: contents, mode, time of the last change (seconds and
-/// nanoseconds), length.
+/// The state of a file: contents, mode, time of the last change (seconds and nanoseconds), length.
 type Seen = (Vec<u8>, u32, (i64, i64), u64);
 
 impl Spool {
@@ -72,7 +71,7 @@ impl Spool {
         segments
     }
 
-    /// Runs `queue` with these further words. Returns the exit status, the standard output and the
+    /// Runs `queue` with these arguments. Returns the exit status, the standard output and the
     /// standard error.
     fn queue(&self, words: &[&str]) -> (Option<i32>, Vec<u8>, String) {
         split(run_command(&[&["queue"], words].concat(), self.parent.path()))
@@ -126,10 +125,10 @@ fn post(relay: &Relay, seeds: std::ops::Range<u64>) -> Vec<Vec<u8>> {
     events
 }
 
-/// An address where nobody listens.
+/// An address at which nothing listens.
 const DEAD: &str = "127.0.0.1:1";
 
-/// Returns a queue that was stopped with a backlog of `batches` batches, and its events.
+/// Returns the queue of a stopped relay with a backlog of `batches` batches, and its events.
 fn stopped(batches: u64) -> (Spool, Vec<Vec<u8>>) {
     let spool = Spool::new();
     let relay = Relay::start(&spool.config("", &[("dead", DEAD)]));
@@ -138,7 +137,7 @@ fn stopped(batches: u64) -> (Spool, Vec<Vec<u8>>) {
     (spool, events)
 }
 
-/// Senders that post until they are told to end, and the events that were answered 200.
+/// Senders that post until they are told to stop, and their events that got a 200.
 struct Load {
     accepted: Arc<Mutex<Vec<Vec<u8>>>>,
     over: Arc<AtomicBool>,
@@ -191,12 +190,12 @@ fn assert_holds(exported: &[Vec<u8>], expected: &[Vec<u8>], delivered: &[Vec<u8>
     assert_eq!(missing, 0, "of {} events", expected.len());
 }
 
-/// How long the commands run beside a relay at least, and how many times.
+/// The minimum time for which the commands run beside a relay, and the minimum number of rounds.
 const BESIDE: (Duration, u32) = (Duration::from_secs(2), 6);
 
 /// Method: a relay writes, delivers and deletes under load, while the three commands run on its
-/// directory again and again. No command may report damage, and every export must hold each event
-/// that was accepted before it began and had not been delivered when it ended.
+/// directory again and again. No command may report damage. Every export must have each event that
+/// was accepted before it began and had not been delivered when it ended.
 #[test]
 fn beside_a_relay_that_writes_and_deletes_nothing_is_damaged_or_missing() {
     let spool = Spool::new();
@@ -253,7 +252,7 @@ fn beside_a_relay_that_drops_the_oldest_nothing_is_missing() {
     assert!(relay_lost_some(&spool), "nothing was dropped");
 }
 
-/// True if positions are gone that the slowest output had not received.
+/// Returns `true` if the first positions are gone, which the output `dead` had not received.
 fn relay_lost_some(spool: &Spool) -> bool {
     spool.inspect()["first_position"].as_u64().unwrap() > 0
 }
@@ -305,9 +304,9 @@ fn after_a_stop_the_backlog_is_exact_and_nothing_is_changed() {
     assert!(spool.files() == before, "a file was changed");
 }
 
-/// Method: the relay is killed while senders post, and the commands run on the directory that it
-/// left. They must report no damage, agree on the number of events, and change no file; a relay
-/// that then starts must see the same events.
+/// Method: the relay is killed while senders post. The commands must report no damage in its
+/// directory, agree on the number of events, and change no file. A relay that then starts must see
+/// the same events.
 #[test]
 fn after_a_kill_in_the_middle_of_writes_nothing_is_damaged() {
     for round in 0..3 {
@@ -326,7 +325,6 @@ fn after_a_kill_in_the_middle_of_writes_nothing_is_damaged() {
         assert_eq!(told["end_position"], exported.len());
         assert_eq!(told["outputs"][0]["backlog_events"], exported.len());
         assert!(spool.files() == before, "a file was changed");
-        // The next start sees the same events.
         let relay = Relay::start(&spool.config("", &[("dead", DEAD)]));
         let again = spool.export(&[]);
         assert!(again == exported);
@@ -385,7 +383,7 @@ fn a_read_only_mount_is_enough() {
     assert!(spool.files() == before, "a file was changed");
 }
 
-/// Returns a command of the program for which this directory is mounted read-only.
+/// Returns a command that runs the program with this directory mounted read-only.
 pub(super) fn where_it_is_read_only(directory: &Path) -> Command {
     let script = "mount --bind \"$0\" \"$0\" && mount -o remount,bind,ro \"$0\" && \
                   ! touch \"$0/x\" && exec \"$@\"";
@@ -397,7 +395,7 @@ pub(super) fn where_it_is_read_only(directory: &Path) -> Command {
     command
 }
 
-/// True if the owner of a file that this process made is root.
+/// Returns `true` if this file, which the process has made, belongs to root.
 fn is_root(made: &Path) -> bool {
     made.metadata().unwrap().uid() == 0
 }
@@ -522,7 +520,7 @@ fn a_relay_starts_while_its_directory_is_read() {
     stdout.read_to_end(&mut exported).unwrap();
     let (status, stderr) = child.wait();
     assert_eq!((status.code(), stderr.as_str()), (Some(0), ""));
-    // The export may leave out events that were delivered meanwhile.
+    // The export may leave out events that were delivered while it ran.
     assert_holds(&lines_of(&exported), &events, &accepted_events(&sink));
     stop(relay);
 }

@@ -1,6 +1,6 @@
-//! The Grafana dashboard: its form, checked against the types that Grafana publishes; its links to
-//! the runbooks; the metrics and labels that it asks for; and each expression, annotation and
-//! variable evaluated by a real Prometheus that scrapes the running relay.
+//! The Grafana dashboard: its JSON, checked against Grafana's own types, its links to the runbooks,
+//! and its metrics and labels. A real Prometheus that scrapes a running relay evaluates its
+//! expressions, annotations and variables.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
@@ -23,7 +23,7 @@ const ROWS: [&str; 11] = [
     "CPU and memory",
 ];
 
-/// Types of panels that every Grafana from version 9 on has.
+/// The types of panels that every Grafana since version 9 has.
 const TYPES: [&str; 3] = ["bargauge", "stat", "timeseries"];
 
 fn dashboard() -> Value {
@@ -48,8 +48,8 @@ fn annotations(dashboard: &Value) -> impl Iterator<Item = &Value> {
     list(&dashboard["annotations"]["list"]).iter().filter(|it| it["builtIn"] != 1)
 }
 
-/// Replaces the dashboard's variables in an expression, as Grafana does. `cluster` is the choice of
-/// the user: `.*` for all clusters, which is the variable's own value for that.
+/// Replaces the dashboard's variables in an expression, as Grafana does. `cluster` is the user's
+/// choice; `.*` means all clusters.
 fn in_cluster(expression: &str, cluster: &str) -> String {
     let replaced = expression
         .replace("$__rate_interval", "15s")
@@ -66,8 +66,8 @@ fn substituted(expression: &str) -> String {
     in_cluster(expression, ".*")
 }
 
-/// Returns all expressions of panels and annotations, each with the title of its panel or the name
-/// of its annotation, and with the legend of its series.
+/// Returns all expressions, each with the title of its panel or the name of its annotation, and
+/// with the legend of its series.
 fn expressions(dashboard: &Value) -> Vec<(&str, &str, String)> {
     let text = |value: &'static str, of: &'_ Value| of[value].as_str().unwrap_or("").to_owned();
     let of_panels = panels(dashboard).flat_map(|panel| {
@@ -111,8 +111,8 @@ fn the_dashboard_is_one_page_in_its_order_with_titles_units_and_descriptions() {
             for datasource in [&panel["datasource"], &target["datasource"]] {
                 assert_eq!(datasource["uid"], "${datasource}", "{title}");
             }
-            // Each selector filters by the dashboard's variables, so that a user with several
-            // relays can choose among them.
+            // Each selector filters by the dashboard's variables, so that a user can choose among
+            // relays.
             let expression = target["expr"].as_str().unwrap();
             let [selectors, filters] =
                 ["{", r#"{cluster=~"$cluster", job=~"$job", namespace=~"$namespace", pod=~"$pod""#]
@@ -124,7 +124,7 @@ fn the_dashboard_is_one_page_in_its_order_with_titles_units_and_descriptions() {
     assert_eq!(names, ["datasource", "cluster", "job", "namespace", "pod", "runbooks"].map(Some));
     for variable in variables(&dashboard).iter().filter(|it| it["type"] == "query") {
         assert_eq!(variable["definition"], variable["query"]["query"], "Grafana shows this one");
-        // With "All", series count too that do not have the label.
+        // With "All", series without the label count too.
         let is_of_the_relay = variable["name"] == "job";
         assert!(is_of_the_relay || variable["allValue"] == ".*", "{variable}");
     }
@@ -146,7 +146,7 @@ fn panels_lie_beside_and_below_each_other() {
     }
 }
 
-/// Every panel whose trouble has an alert leads to the page that says what to do.
+/// Each alert's runbook is linked from a panel.
 #[test]
 fn panels_lead_to_the_runbooks_and_each_runbook_is_led_to() {
     let dashboard = dashboard();
@@ -176,11 +176,11 @@ fn panels_lead_to_the_runbooks_and_each_runbook_is_led_to() {
     assert!(repository().join(path).is_file(), "{contents}");
 }
 
-/// The labels and values that a metric may have, as docs/reference/metrics.md lists them.
+/// The labels of a metric with their values, as docs/reference/metrics.md lists them.
 type Labels = BTreeMap<String, BTreeSet<String>>;
 
-/// Returns the labels of each metric, from the page that is made of the declarations. A label
-/// without a fixed set of values has none here.
+/// Returns the labels of each metric, as the `metrics` command prints them. A label without a fixed
+/// set of values has none here.
 fn declared() -> BTreeMap<String, Labels> {
     let page = String::from_utf8(run_command(&["metrics"], &repository()).stdout).unwrap();
     let mut metrics = BTreeMap::new();
@@ -208,7 +208,7 @@ fn declared() -> BTreeMap<String, Labels> {
 /// A selector of an expression: the metric, and its matchers.
 type Selector<'a> = (&'a str, Vec<(&'a str, &'a str)>);
 
-/// Returns the selectors of an expression. All of them have matchers.
+/// Returns the selectors of an expression. All of them must have matchers.
 fn selectors(expression: &str) -> Vec<Selector<'_>> {
     let mut found = Vec::new();
     for (at, _) in expression.match_indices('{') {
@@ -224,7 +224,7 @@ fn selectors(expression: &str) -> Vec<Selector<'_>> {
     found
 }
 
-/// The labels that Prometheus adds to the series of a target, and `le` of a histogram.
+/// The labels that Prometheus adds to the series of a target, and `le` of histograms.
 const OF_THE_TARGET: [&str; 6] = ["cluster", "instance", "job", "namespace", "pod", "le"];
 
 #[test]
@@ -252,7 +252,7 @@ fn every_metric_exists_and_has_the_labels_that_are_asked_for() {
                 }
             }
         }
-        // A label that the expression makes is known too.
+        // An expression can make the label `output` itself.
         known.extend(expression.contains("\"output\"").then(|| "output".to_owned()));
         let grouped = ["by (", "without (", "ignoring (", "group_left ("].into_iter();
         let grouped = grouped.flat_map(|word| expression.split(word).skip(1));
@@ -262,7 +262,7 @@ fn every_metric_exists_and_has_the_labels_that_are_asked_for() {
             assert!(known.contains(label), "{title}: no series has the label {label}");
         }
     }
-    // Destinations and evidence are on the page.
+    // These metrics must be on the page.
     for metric in [
         "output_existing_events_total",
         "output_errors_total",
@@ -278,8 +278,7 @@ fn every_metric_exists_and_has_the_labels_that_are_asked_for() {
     }
 }
 
-/// Checks the annotations: Grafana takes the value of a series as the time of the event, in
-/// milliseconds.
+/// Checks the annotations. Grafana reads the value of a series as the time in milliseconds.
 fn assert_annotations(dashboard: &Value, prometheus: &Prometheus, relay: &Relay) {
     let at = |name: &str| -> Vec<f64> {
         let annotation = annotations(dashboard).find(|it| it["name"] == name).unwrap();
@@ -308,7 +307,7 @@ fn assert_annotations(dashboard: &Value, prometheus: &Prometheus, relay: &Relay)
     std::fs::write(config, right).unwrap();
 }
 
-/// They need peers, or root.
+/// Tests that need peers.
 mod peers {
     use super::*;
 
@@ -384,7 +383,7 @@ mod peers {
             }
         }
         assert_annotations(&dashboard, &prometheus, &relay);
-        // The panels in the first row.
+        // The panels in the first row show a healthy relay.
         relay.wait_until_delivered(PATIENCE);
         let first = |index: usize| {
             let panel = panels(&dashboard).nth(index).unwrap();
@@ -397,7 +396,7 @@ mod peers {
         relay.finish(Backlog::Empty);
     }
 
-    /// Method: a Prometheus of several clusters, as `external_labels` or a relabelling makes one.
+    /// Method: Prometheus has a `cluster` label, like one with `external_labels` or relabelling.
     #[test]
     fn every_expression_can_be_about_one_cluster() {
         let sink = HttpSink::accepting();
@@ -416,8 +415,7 @@ mod peers {
         relay.finish(Backlog::Empty);
     }
 
-    /// Grafana publishes the types of dashboards, panels and queries; tests/peers/grafana.py makes
-    /// a JSON Schema of them.
+    /// tests/peers/grafana.py turns the types that Grafana publishes into a JSON Schema.
     #[test]
     fn grafanas_own_types_have_each_member_and_value() {
         needs("grafana_foundation_sdk");
@@ -435,7 +433,7 @@ mod peers {
         let right = dashboard();
         let count = list(&right["panels"]).len();
         assert_eq!(check(&right), (true, format!("{count} panels are valid\n")));
-        // The check finds what is wrong, at each depth.
+        // The check finds faults at each depth.
         for (place, value, said) in [
             ("/panels/1/type", "graf", "there is no panel of the type"),
             ("/panels/1/gridPos/w", "8", "is not of type 'integer'"),

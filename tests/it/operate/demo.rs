@@ -1,4 +1,4 @@
-//! `demo`: the whole path without any set-up, and a summary at the end that says what was lost.
+//! `demo`: the whole path without any setup, and a summary at the end that says what was lost.
 
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};

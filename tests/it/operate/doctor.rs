@@ -1,5 +1,5 @@
-//! The command `doctor`: its verdict and its exit status, for real relays in several states and a
-//! stand-in for kube-apiserver.
+//! `doctor`: its verdict and its exit status, for real relays in several states and a fake
+//! kube-apiserver.
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -52,7 +52,7 @@ fn doctor(arguments: &[&str]) -> Said {
     Said::of(run_command(&arguments, Path::new("/")))
 }
 
-/// Runs `doctor --json`, and returns the exit status and the object.
+/// Runs `doctor --json`. Returns the exit status and the object.
 fn doctor_json(arguments: &[&str]) -> (Option<i32>, Value) {
     let arguments = [&["doctor", "--interval", "200ms", "--json"], arguments].concat();
     let output = run_command(&arguments, Path::new("/"));
@@ -65,7 +65,7 @@ fn url(address: SocketAddr) -> String {
     format!("http://{address}")
 }
 
-/// Returns the URL of an address at which nothing listens.
+/// Returns an address at which nothing listens.
 fn nobody() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], free_port()))
 }
@@ -87,7 +87,7 @@ fn an_idle_relay_is_unknown_and_one_that_has_delivered_is_ok() {
     let said = Said::of(run_command_with(&arguments, Path::new("/"), &variables));
     said.assert("UNKNOWN – relay: nothing has happened yet");
     said.assert_has(&format!("relay {admin}"));
-    // Four texts of one address are one relay.
+    // Four spellings of one address are one relay.
     let texts = ["http://127.0.0.1", "HTTP://127.0.0.1", "http://127.0.1", "http://0x7f000001"];
     let urls = texts.map(|text| format!("{text}:{}/", relay.admin().port()));
     let arguments: Vec<&str> = urls.iter().flat_map(|url| ["--relay", url.as_str()]).collect();
@@ -181,7 +181,7 @@ fn a_relay_that_cannot_be_reached_is_unknown_and_a_loss_of_kube_apiserver_outran
     Said::of(output).assert("LOST – 12 events lost at kube-apiserver -");
 }
 
-/// A relay with a consumer and a kube-apiserver, which start together and are in health.
+/// A healthy relay with a consumer, and a kube-apiserver that started at the same time.
 struct Whole {
     relay: Relay,
     apiserver: Apiserver,
@@ -216,7 +216,7 @@ fn what_kube_apiserver_counts_is_compared_with_what_the_relay_counts() {
     said.assert_has("generated   40");
     said.assert_has("attempts    1 to relay.example:3000 (200: 1)");
     said.assert_has("everything that was generated has arrived");
-    // The interval may be nothing.
+    // The interval can be 0.
     let (relay, apiserver) = (url(whole.relay.admin()), url(whole.apiserver.address()));
     let arguments = ["doctor", "--interval", "0s", "--relay", &relay, "--apiserver", &apiserver];
     let output = run_command(&arguments, Path::new("/"));
@@ -225,7 +225,7 @@ fn what_kube_apiserver_counts_is_compared_with_what_the_relay_counts() {
     said.assert("OK");
     said.assert_has("generated   40, 0 in the last 0.");
 
-    // A difference of the totals is unexplained, whichever side has more.
+    // A difference between the totals is unexplained, whichever total is larger.
     whole.apiserver.count(0, |it| it.generated = Some(43));
     let said = whole.doctor();
     said.assert("UNKNOWN – the path from kube-apiserver to the relays: 3 events unexplained");
@@ -252,7 +252,7 @@ fn what_kube_apiserver_counts_is_compared_with_what_the_relay_counts() {
     });
     whole.doctor().assert("OK");
 
-    // A kube-apiserver that is an hour older has sent events to another relay before.
+    // This kube-apiserver is an hour older, and sent its earlier events to another relay.
     whole.apiserver.count(0, |it| {
         it.started -= 3600.0;
         it.generated = Some(100_000);
@@ -287,7 +287,7 @@ fn what_does_not_arrive_in_the_interval_is_unknown_whatever_the_totals_are() {
     });
     let (admin, address) = (url(relay.admin()), url(apiserver.address()));
     let arguments = ["--relay", &admin, "--apiserver", &address, "--instances", "1"];
-    // The totals cannot be compared, and a queue on disk forgets nothing.
+    // The totals cannot be compared, but a queue on disk loses nothing in a restart.
     doctor(&arguments).assert("OK");
     let asked = apiserver.asked().len();
     let said = std::thread::scope(|scope| {
@@ -304,8 +304,8 @@ fn what_does_not_arrive_in_the_interval_is_unknown_whatever_the_totals_are() {
     relay.finish(Backlog::Empty);
 }
 
-/// Serves the pages of a relay that has accepted nothing for some time, and says so in its verdict
-/// if `is_long`. The metrics are packed with gzip, which nobody has asked for.
+/// Serves the pages of a relay that has accepted nothing for some time. If `is_long`, its verdict
+/// says so. The metrics are compressed with gzip, although nobody asked for that.
 fn refusing(reason: &'static str, kind: &str, seconds: f64, is_long: bool) -> HttpSink {
     let begin = now() - seconds;
     let finding = json!({ "state": "bad", "about": "senders", "text": "Nothing was taken.",
@@ -340,7 +340,7 @@ fn refusals_for_longer_than_kube_apiserver_tries_are_lost_with_an_estimate() {
     for (reason, kind, seconds, is_long, verdict) in [
         ("queue_full", "with_429", 1320.0, true, "LOST – about 10"),
         ("too_large", "permanent", 120.0, true, "LOST – about 30 events"),
-        // A health check or a scan has no token either.
+        // Health checks and scans have no token either.
         ("unauthorized", "permanent", 120.0, true, "UNKNOWN – "),
         ("queue_full", "with_429", 120.0, false, "OK so far – kube-apiserver was not asked"),
     ] {
@@ -429,7 +429,7 @@ fn saved_metrics_are_compared_by_their_totals() {
     said.assert("UNKNOWN – kube-apiserver /");
     said.assert_has("No such file");
 
-    // The relay's metrics may be a file too, which does not have its verdict.
+    // The relay's metrics can also be a file. A file does not contain the relay's verdict.
     let file_of_relay = directory.path().join("relay.txt");
     let page = http::get(whole.relay.admin(), "/metrics").unwrap();
     std::fs::write(&file_of_relay, &page.body).unwrap();
@@ -445,7 +445,7 @@ fn saved_metrics_are_compared_by_their_totals() {
     std::fs::write(&file, counted(43).metrics()).unwrap();
     doctor(&of_files).assert_has("3 events unexplained: generated, and neither received nor lost");
 
-    // Two files are two processes. Files are read once, so the interval is not waited for.
+    // Two files are two processes. Files are read once, so doctor does not wait for the interval.
     let started = Counted::starting().started;
     let saved = |name: &str, generated| {
         let file = directory.path().join(name);
@@ -489,7 +489,7 @@ fn instances_behind_one_address_are_told_apart_by_their_start() {
     said.assert_has("instance 2");
     balancer.count(1, |it| it.lost.clear());
 
-    // One of them cannot be read. The screen has its URL, and says why nothing is compared.
+    // One instance cannot be read. The output has its URL, and says why nothing is compared.
     balancer.count(1, |it| it.is_broken = true);
     let said = doctor(&arguments);
     let place = format!("kube-apiserver {address}, another instance");
@@ -501,7 +501,7 @@ fn instances_behind_one_address_are_told_apart_by_their_start() {
     said.assert_has(&format!("{address}/metrics: 503 Service Unavailable: no metrics today"));
     balancer.count(1, |it| it.is_broken = false);
 
-    // With the expected number, no request is made in vain.
+    // With the number of instances, doctor makes no superfluous request.
     let before = balancer.asked().len();
     let (_, json) = doctor_json(&[&arguments[..], &["--instances", "3"]].concat());
     assert_eq!(json["apiserver"]["instances"].as_array().unwrap().len(), 3);
@@ -545,7 +545,7 @@ fn with_a_kubeconfig_each_endpoint_is_asked_and_one_that_is_away_is_unknown() {
     said.assert("UNKNOWN – kube-apiserver https://");
     said.assert_has("the other instances are unknown");
 
-    // A certificate of another authority, and a wrong token.
+    // A wrong token, and then a certificate of another CA.
     std::fs::write(directory.path().join("token"), "wrong").unwrap();
     let said = doctor(&arguments);
     said.assert("UNKNOWN – kube-apiserver https://");
@@ -586,7 +586,7 @@ fn the_webhooks_kubeconfig_is_tried_up_to_a_relay() {
     assert_eq!(relay.metrics().value("event_total", &[]), 0.0);
     relay.finish(Backlog::Empty);
 
-    // The certificate ends soon, and the URL leads to another relay than the named one.
+    // The certificate expires soon, and the URL leads to a relay that was not named.
     let other = Relay::start(&config(&certificates.server_for(3)));
     let named = Relay::start(&to_sink(consumer.address(), ""));
     let file = kubeconfig(directory.path(), other.address(), &certificates);
@@ -608,8 +608,8 @@ fn the_webhooks_kubeconfig_is_tried_up_to_a_relay() {
     named.finish(Backlog::Empty);
 }
 
-/// kube-apiserver trusts a certificate that is itself its certificate-authority, as `openssl req
-/// -x509` makes it.
+/// kube-apiserver accepts a self-signed certificate that is also its `certificate-authority`, such
+/// as `openssl req -x509` makes.
 #[test]
 fn a_self_signed_certificate_that_is_the_webhooks_authority_fits() {
     let mut certificates = Certificates::new();
@@ -650,7 +650,7 @@ fn a_probe_is_followed_to_the_relay() {
     };
     let said = std::thread::scope(|scope| {
         let running = scope.spawn(|| doctor(&arguments));
-        // The batch goes out when all of the probe's events are in it.
+        // kube-apiserver sends the batch when all events of the probe are in it.
         wait_until("the probe", PATIENCE, || probes() == 5);
         assert_eq!(whole.relay.post(&generated_batch(2, 5, 700)).status, 200);
         running.join().unwrap()
@@ -658,7 +658,7 @@ fn a_probe_is_followed_to_the_relay() {
     said.assert("OK");
     said.assert_has("ok: the probe: 5 requests were audited, and as many events arrived");
 
-    // One that cannot be read is named.
+    // A relay that cannot be read is named.
     let away = url(nobody());
     let said = doctor(&["--relay", &away, "--kubeconfig", text(&file), "--probe"]);
     said.assert_has(&format!("unknown: the probe: not sent, because relay {away} ("));
@@ -687,7 +687,7 @@ fn wrong_usage_is_told_and_nothing_is_asked() {
         (&["--kubeconfig", "/no/such"], "/no/such: cannot read"),
         (&["--webhook", "/no/such"], "/no/such: cannot read"),
         (&["--probe"], "--kubeconfig"),
-        // A refused URL is named by its place, and its secrets are not printed.
+        // A refused URL is identified by its position, so that its secrets are not printed.
         (&["--relay", "http://a", "--relay", "http://user:s3cret@b:9090"], "--relay: value 2 "),
         (&["--relay", "ftp://b/?token=s3cret"], "--relay: value 1 "),
         (&["--relay", "s3cret@b:9090"], "--relay: value 1 "),

@@ -1,5 +1,5 @@
-//! The command `doctor`, where the relays' own counts or words decide: what they have turned away,
-//! whose clock an age is of, and one relay with two names.
+//! `doctor` where the relays' own counts or verdicts decide: refused requests, clocks that differ,
+//! one relay with two names, and losses before a restart.
 
 use std::net::SocketAddr;
 use std::time::UNIX_EPOCH;
@@ -18,7 +18,7 @@ fn doctor(urls: &[&str], more: &[&str]) -> (Option<i32>, Value) {
     (output.status.code(), json)
 }
 
-/// Checks that the verdict is unknown, and that a note says so with these words.
+/// Checks that the verdict is unknown, and that a note of kind `unknown` has these words.
 fn assert_unknown((code, json): &(Option<i32>, Value), words: &str) {
     assert_eq!((*code, &json["verdict"]), (Some(2), &"unknown".into()), "{words}: {json:#}");
     let notes = json["relay"]["notes"].as_array().unwrap();
@@ -155,7 +155,7 @@ fn a_filter_that_keeps_back_everything_is_never_ok() {
     relay.finish(Backlog::Empty);
 }
 
-/// Serves the metrics of a healthy relay, and this as the verdict in its `/status`.
+/// Serves the metrics of a healthy relay, and this verdict in its `/status`.
 fn saying(verdict: &'static str) -> HttpSink {
     HttpSink::start(move |request| {
         let text = match request.target.as_str() {
@@ -184,7 +184,7 @@ fn the_verdict_is_never_better_than_the_relays_own() {
         (WARN, 0, "reports: Memory is short"),
         (BAD, 2, "reports: The log was set back"),
         (STRANGE, 2, "reports: A\u{fffd}[31m\u{fffd}B. C\u{fffd}"),
-        // A relay of another version may judge itself by words that doctor does not know.
+        // The verdict of a relay of another version can have a state that doctor does not know.
         (WORSE, 2, "its outputs, queue, refusals and evidence were not checked"),
         ("1", 2, "its outputs, queue, refusals"),
         ("null", 2, "/status has no verdict, because the relay is too old"),
@@ -199,8 +199,8 @@ fn the_verdict_is_never_better_than_the_relays_own() {
     }
 }
 
-/// Runs `doctor` for one relay, and checks that each finding of the relay's own verdict is in its
-/// text word for word. Returns the exit status and the text.
+/// Runs `doctor` for one relay. Checks that it repeats each warning and each fault in the relay's
+/// own verdict, and no notes. Returns the exit status and the text.
 fn passed_on(relay: &Relay) -> (Option<i32>, String) {
     let admin = admin(relay);
     let output = run_command(&["doctor", "--interval", "0s", "--relay", &admin], Path::new("/"));
@@ -249,7 +249,7 @@ fn requests_that_are_refused_are_told_in_the_relays_words() {
     assert_eq!(code, Some(0), "{text}");
     assert_eq!(relay.post(b"[]").status, 400);
     let (code, text) = passed_on(&relay);
-    // How many events it had is unknown.
+    // The number of events in the request is unknown.
     assert_eq!(code, Some(2), "{text}");
     assert!(text.contains("Requests were rejected permanently in the last five minutes (invalid)"));
     relay.finish(Backlog::Empty);
@@ -272,7 +272,7 @@ fn one_relay_with_two_names_counts_once() {
     assert_eq!(json["relay"]["instances"].as_array().unwrap().len(), 2, "{json:#}");
     let notes = json["relay"]["notes"].to_string();
     assert!(notes.contains("is the same process as http://127.0.0.1"), "{notes}");
-    // One kube-apiserver with two names.
+    // One kube-apiserver has two names.
     let apiserver = Apiserver::single();
     apiserver.count(0, |it| it.generated = Some(20));
     let port = apiserver.address().port();

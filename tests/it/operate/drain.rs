@@ -21,7 +21,7 @@ fn drain_waits_until_every_consumer_has_everything_but_no_longer_than_it_may() {
     assert_eq!(relay.post(&numbered::list(0, 0..300)).status, 200);
     drain(&relay, 3).assert(1, &["300 events for the output down"]);
 
-    // The command is already running when the consumer comes back.
+    // The consumer comes back while the command runs, or just before it starts.
     let waits = std::thread::scope(|scope| {
         let waits = scope.spawn(|| {
             let begun = Instant::now();
@@ -33,8 +33,8 @@ fn drain_waits_until_every_consumer_has_everything_but_no_longer_than_it_may() {
     let nothing = String::new();
     assert_eq!(waits.0, Said { code: Some(0), stdout: nothing.clone(), stderr: nothing });
     assert_eq!(down.tally.count(), 300);
-    // No event waits any more, but the command still waits a few seconds, so that senders that have
-    // not heard yet that the pod ends have time to.
+    // After the last delivery, the command waits a few more seconds for senders that do not know
+    // yet that the pod ends.
     assert!(waits.1 >= Duration::from_secs(5), "{:?}", waits.1);
     assert_eq!(relay.post(&numbered::list(0, 300..310)).status, 200, "it takes what comes");
     relay.wait_until_delivered(PATIENCE);

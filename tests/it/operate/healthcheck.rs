@@ -28,7 +28,7 @@ fn assert_says(url: &str, code: i32, words: &str) {
     assert!(stderr.contains(words), "{url}: {stderr}");
 }
 
-/// Returns the result of a `healthcheck` whose relay is ready, by the URL that was asked.
+/// Returns the result for a relay that is ready at this URL.
 fn ready(url: &str) -> (Option<i32>, String) {
     (Some(0), format!("ready: {url}\n"))
 }
@@ -44,10 +44,10 @@ fn a_relay_is_ready_until_it_drains() {
     assert_eq!(ask(&by_name), ready(&format!("{by_name}/readyz")));
     let live = format!("{admin}/livez");
     assert_eq!(ask(&live), (Some(0), format!("ok: {live}\n")));
-    // Each check of the relay is a line.
+    // There is a line for each check of the relay.
     assert_says(&format!("{asked}?verbose"), 0, &format!("ready: {asked}?verbose\n[+]"));
     assert_says(&format!("{admin}/nowhere"), 1, "404");
-    // The listener of events is not an admin address, and answers 405.
+    // The listener of events is not an admin address, and answers with 405.
     assert_says(&format!("http://{}", relay.address()), 1, "405");
 
     let body = generated_batch(1, 1, 600);
@@ -79,8 +79,8 @@ fn without_a_url_the_config_says_whom_to_ask() {
     let port = admin.port();
     write("right.toml", &format!("[admin]\naddress = \"{admin}\"\n"));
     write("any.toml", &format!("[admin]\naddress = \"0.0.0.0:{port}\"\n"));
-    // The running relay goes on with the config that it read before, so a config that became wrong
-    // is no reason to report it as dead.
+    // The running relay keeps its old config, so a config that has become wrong does not mean that
+    // the relay is dead.
     write("broken.toml", &format!("[admin]\naddress = \"{admin}\"\n[queue]\nmax_bytes = what\n"));
     write("elsewhere.toml", &format!("[admin]\naddress = \"127.0.0.1:{}\"\n", free_port()));
     write("wrong.toml", "[admin]\naddress = \"nowhere\"\n");
@@ -92,7 +92,7 @@ fn without_a_url_the_config_says_whom_to_ask() {
         assert_eq!(healthcheck(&[], directory.path(), name), ready(&asked), "{name}");
     }
     assert_eq!(with("elsewhere.toml").0, Some(1));
-    // A URL on the command line wins over the config.
+    // A URL on the command line takes precedence over the config.
     let url = format!("http://{admin}");
     let asked = format!("{url}/readyz");
     assert_eq!(healthcheck(&[&url], directory.path(), "elsewhere.toml"), ready(&asked));
@@ -110,7 +110,7 @@ fn without_a_url_the_config_says_whom_to_ask() {
 
 #[test]
 fn the_default_is_port_9090_of_loopback() {
-    // Another program on this machine may use the port, so the exit status may be 0 or 1. If it is
+    // Another program on this machine may use the port, so the exit status can be 0 or 1. If it is
     // 1, the message must name the default address.
     let (code, stderr) = healthcheck(&[], Path::new("/"), "");
     let url = "http://127.0.0.1:9090/readyz";
@@ -157,9 +157,9 @@ fn what_is_no_relay_is_not_ready() {
 
 #[test]
 fn who_does_not_answer_is_not_ready_after_3_seconds() {
-    // The kernel accepts connections, and nobody reads from them.
+    // The kernel accepts connections, but nothing reads from them.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
-    // The head of the answer comes, and the end of its body never does.
+    // The head of the response arrives, but never the end of its body.
     let slow = TcpListener::bind("127.0.0.1:0").unwrap();
     let addresses = [silent.local_addr().unwrap(), slow.local_addr().unwrap()];
     let answering = std::thread::spawn(move || {

@@ -1,5 +1,5 @@
-//! One life of a relay after the other: what a pod takes with it is lost and seen, a kill leaves a
-//! trace, and the losses of an earlier process stay on the page.
+//! Successive processes of a relay: the ephemeral queue of a pod that ends counts as lost, a kill
+//! leaves a trace, and the losses of an earlier process stay on the page.
 
 use std::process::Command;
 
@@ -7,7 +7,7 @@ use crate::support::metrics::assert_conservation;
 use crate::support::prelude::*;
 use crate::support::relay::Stdout;
 
-/// A config whose consumer is away.
+/// Returns a config whose consumer is down.
 fn dead_end(more: &str) -> String {
     to_sink(SocketAddr::from(([127, 0, 0, 1], free_port())), more)
 }
@@ -28,7 +28,7 @@ fn status(relay: &Relay) -> Value {
     http::get(relay.admin(), "/status").unwrap().json()
 }
 
-/// Returns the state of the finding whose text begins so; `None` if there is none.
+/// Returns the state of the first finding with this beginning, or `None` if there is none.
 fn finding(relay: &Relay, begin: &str) -> Option<String> {
     let status = status(relay);
     let findings = status["verdict"]["findings"].as_array().expect("findings").iter();
@@ -63,7 +63,7 @@ fn what_a_pod_takes_with_it_is_lost_counted_scraped_and_the_exit_status_is_1() {
         (&messages::ENDED_WITH_LOSSES.into(), &10.into(), &0.into())
     );
 
-    // Only the container has started again: the events are delivered, so they were not lost.
+    // Only the container has restarted: the events are delivered, so they were not lost.
     let consumer = HttpSink::accepting();
     let again = Relay::start(&to_sink(consumer.address(), &queue));
     wait_until("the events", PATIENCE, || accepted_events(&consumer).len() == 10);
@@ -130,7 +130,7 @@ fn after_a_kill_page_metric_and_doctor_say_for_a_day_what_nobody_can_know() {
         let said = String::from_utf8_lossy(&said.stdout).into_owned();
         assert_eq!(said.contains(words), severity == "warn", "{said}");
         third.stop();
-        // The next one is told too, until a day is over.
+        // The next process also reports the kill, until a day has passed.
         let mut fourth = Relay::start(&config);
         assert_eq!(finding(&fourth, words).as_deref(), Some(severity));
         fourth.stop();
@@ -185,11 +185,11 @@ fn stdout_that_nobody_reads_is_late_on_the_page_and_its_loss_ends_the_process_wi
     assert!(last_words(&relay)["lost"].as_u64() > Some(0));
 }
 
-/// They need peers, or root.
+/// Tests that need root.
 mod peers {
     use super::*;
 
-    /// A mount in place of the cgroups gives the process a limit of 64 MiB, under both versions.
+    /// A mount over the cgroups gives the process a limit of 64 MiB, in both versions of cgroups.
     #[test]
     fn settings_above_the_memory_limit_are_said_with_their_sum_at_the_start_and_by_check() {
         let script = "mount -t tmpfs none /sys/fs/cgroup && mkdir /sys/fs/cgroup/memory && \

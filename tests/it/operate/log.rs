@@ -1,4 +1,4 @@
-//! The log on standard error: a reader that does not read holds up nothing.
+//! The log on standard error: a reader that does not read delays nothing.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,13 +20,13 @@ fn dropped(metrics: &Metrics) -> f64 {
     metrics.value("log_dropped_lines_total", &[])
 }
 
-/// Posts one event after the other until lines are dropped. Returns how many events that were.
+/// Posts one event after another until lines are dropped. Returns the number of events.
 fn post_until_lines_are_dropped(relay: &Relay, client: &mut Client, from: u64) -> u64 {
     for number in from..from + 20_000 {
         let body = numbered::list(0, number..number + 1);
         let response = client.post("/", "application/json", &body).expect("an answer");
         assert_eq!(response.status, 200, "{}", response.text());
-        // The GET only makes more lines.
+        // The GET only causes more lines.
         assert_eq!(client.request("GET", "/", &[], &[]).expect("an answer").status, 405);
         if number % 50 == 0 && dropped(&relay.metrics()) > 0.0 {
             return number + 1 - from;
@@ -35,9 +35,9 @@ fn post_until_lines_are_dropped(relay: &Relay, client: &mut Client, from: u64) -
     panic!("no line is dropped: {}", relay.metrics().text);
 }
 
-/// Method: nobody reads the pipe of the relay's log, or its reader has gone, while requests make
-/// lines until some are dropped. Requests, deliveries, a reload and the end must go on as usual,
-/// and the dropped lines must be counted. With a consumer that hangs, a second signal must still
+/// Method: the reader of the relay's log does not read, or has closed the pipe, while requests
+/// cause lines until some are dropped. Requests, deliveries, a reload and the stop must work as
+/// usual, and the dropped lines must be counted. Even with a hung consumer, a second signal must
 /// end the process.
 #[test]
 fn a_log_that_nobody_reads_holds_up_no_answer_no_delivery_no_reload_and_no_end() {
@@ -110,8 +110,8 @@ fn a_log_that_is_read_again_goes_on_and_says_how_many_lines_are_missing() {
         let dropped = dropped(&relay.metrics());
         dropped > 0.0 && told(&relay) == dropped
     });
-    // Afterwards the log has whole lines again, and the last lines are there. Their batches have
-    // two events each, because lines of the batches before may still be in the pipe.
+    // Then the log has whole lines again, up to the last one. The new batches have two events each,
+    // because lines about the earlier batches may still be in the pipe.
     let accepted = |events: u64| {
         let fields = relay.log_fields();
         let of = |fields: &&Value| {

@@ -1,7 +1,6 @@
 //! The log's lines about losses. Each kind is logged at its first event and then only now and then,
 //! with numbers that add up to the counters. The log says that events are kept only if they are,
-//! and the totals come at the end. Also, `delivered` must not answer 200 for events that nobody
-//! has.
+//! and ends with the totals. With `delivered`, no sender may get a 200 for events that are lost.
 
 use std::net::SocketAddr;
 
@@ -20,7 +19,6 @@ fn with_message(lines: &[Value], message: &str) -> Vec<Value> {
     lines.iter().filter(|line| line["message"] == message).cloned().collect()
 }
 
-/// Returns the sum of a field over these lines.
 fn sum(lines: &[Value], field: &str) -> u64 {
     lines.iter().map(|line| line[field].as_u64().expect("a number")).sum()
 }
@@ -58,8 +56,8 @@ fn what_a_full_queue_drops_is_said_with_the_numbers_and_never_that_it_is_kept() 
         let mut relay = Relay::start(&dead_end(&format!("{queue}when_full = \"{when_full}\"\n")));
         let mut accepted = 0;
         for seed in 0..120 {
-            // The answer is 429 while all batches are on the wire, which lasts as long as an
-            // attempt.
+            // While all batches are on the wire, which lasts as long as an attempt, the response is
+            // 429.
             wait_until("room", PATIENCE, || {
                 relay.post(&generated_batch(seed, 10, 1000)).status == 200
             });
@@ -76,8 +74,7 @@ fn what_a_full_queue_drops_is_said_with_the_numbers_and_never_that_it_is_kept() 
         relay.stop();
         let errors = lines(&relay, "ERROR");
         let told = with_message(&errors, message);
-        // At most these lines are logged: the first, one every ten seconds, and the rest at the
-        // end.
+        // There are at most these lines: the first, one every ten seconds, and one at the end.
         let most = 2 + begun.elapsed().as_secs() / 10;
         assert!((1..=most).contains(&(told.len() as u64)), "{} of {most}", told.len());
         let output = (plugin != "queue").then_some(plugin);
@@ -88,7 +85,7 @@ fn what_a_full_queue_drops_is_said_with_the_numbers_and_never_that_it_is_kept() 
         let full = "queue full: events are dropped until the outputs have delivered others";
         let states = [lines(&relay, "WARN"), lines(&relay, "INFO")].concat();
         let full = with_message(&states, full).len() as u64;
-        // A drop makes room, so that the queue may be below 80 % whenever its state is logged.
+        // A drop makes room, so the queue can be below 80 % whenever its state is logged.
         let room = with_message(&states, messages::HAS_ROOM).len() as u64;
         assert!(full <= most && full + room > 0, "{full} and {room} of {most}");
         assert!(!relay.log_text().contains("events are kept"), "{}", relay.log_text());
@@ -170,8 +167,8 @@ fn a_sender_that_waits_for_an_output_that_ends_is_told_503_and_not_200() {
         let mut relay = Relay::with(&config).stdout(Stdout::Held).start();
         let pipe = relay.take_stdout();
         let address = relay.address();
-        // The batches are more than the pipe holds. Some are on the wire, and the others have not
-        // been begun.
+        // The batches do not fit into the pipe. Some are on the wire, and the output has not begun
+        // the others.
         let batches: Vec<_> = (0..4).map(|seed| generated_batch(seed, 300, 1000)).collect();
         let senders: Vec<_> = batches
             .iter()
@@ -191,8 +188,8 @@ fn a_sender_that_waits_for_an_output_that_ends_is_told_503_and_not_200() {
         }
         assert_eq!(relay.wait().code(), Some(1), "{}", relay.log_text());
         let ended = last_line(&relay);
-        // Batches that the output had begun are counted as lost. The others are only their senders'
-        // concern, and are not counted.
+        // The batches that the output had begun count as lost. The others were not accepted, so
+        // they are not counted.
         let (accepted, lost) = (ended["accepted"].as_u64(), ended["lost"].as_u64());
         assert!(lost <= accepted && lost.is_some(), "{ended}");
         if others {

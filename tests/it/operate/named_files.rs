@@ -1,12 +1,12 @@
-//! The files that a config names are regular files: anything else is refused at once, and a file
-//! system that hangs is waited for in no command and no reload for longer than half a minute.
+//! The files that a config names must be regular files, and anything else is refused at once. No
+//! command and no reload waits longer than half a minute for a file system that hangs.
 
 use std::os::unix::fs::symlink;
 use std::process::Command;
 
 use crate::support::prelude::*;
 
-/// What a wait for a file system that hangs may take, beside the limit of 30 s, on a busy machine.
+/// How long a wait with a limit of 30 s may take on a busy machine.
 const WAITED: Duration = Duration::from_secs(100);
 
 fn fifo(directory: &Path, name: &str) -> PathBuf {
@@ -15,15 +15,15 @@ fn fifo(directory: &Path, name: &str) -> PathBuf {
     path
 }
 
-/// Returns a strace that holds up each open of this file for 45 s.
+/// Returns a strace command that delays each open of this file by 45 s.
 fn hanging(file: &Path) -> Vec<&str> {
     let mut words = vec!["strace", "-D", "-f", "-qqq", "-o", "/dev/null", "-P", text(file)];
     words.extend(["-e", "trace=openat", "-e", "inject=openat:delay_enter=45000000"]);
     words
 }
 
-/// Returns a config with this key in it, which is an output's if it does not begin with `listener.`
-/// or `admin.`.
+/// Returns a config with this key. It is an output's key unless it begins with `listener.` or
+/// `admin.`.
 fn with_key(key: &str) -> String {
     let output = "[[output]]\nname = \"out\"\ntype = \"http\"\n";
     let urls = "urls = [\"https://127.0.0.1:1/\"]\n";
@@ -100,7 +100,7 @@ fn a_config_from_a_shells_pipe_is_read_whole_and_one_without_end_is_not() {
         Said::of(bash.output().unwrap())
     };
     bash("check <(sleep 1; cat good)").assert(0, &[]);
-    // It is not waited for when its writer is done already.
+    // The command does not wait for a pipe whose writer has ended.
     bash("check <(true)").assert(2, &["listener"]);
     let begun = Instant::now();
     for command in [
@@ -122,7 +122,7 @@ fn a_config_from_a_shells_pipe_is_read_whole_and_one_without_end_is_not() {
     assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
 }
 
-/// Method: FIFOs into which nobody writes.
+/// Method: the files are FIFOs into which nobody writes.
 #[test]
 fn no_command_waits_without_end_for_a_file_that_its_command_line_names() {
     let directory = TempDir::new().unwrap();
@@ -155,7 +155,7 @@ fn no_command_waits_without_end_for_a_file_that_its_command_line_names() {
     assert!(begun.elapsed() < WAITED, "{:?}", begun.elapsed());
 }
 
-/// Method: the config comes to name a FIFO; then a token that is in use becomes one.
+/// Method: first the config names a FIFO, then a token that is in use becomes one.
 #[test]
 fn a_reload_refuses_a_fifo_at_once_and_the_relay_goes_on() {
     let directory = TempDir::new().unwrap();
@@ -179,12 +179,12 @@ fn a_reload_refuses_a_fifo_at_once_and_the_relay_goes_on() {
     relay.finish(Backlog::Empty);
 }
 
-/// They need peers, or root.
+/// Tests that need peers.
 mod peers {
     use super::*;
 
-    /// Method: strace holds up the open of a token for longer than the limit, as an NFS server that
-    /// is gone does.
+    /// Method: strace delays the open of a token for longer than the limit, like an NFS server that
+    /// is down.
     #[test]
     fn a_file_system_that_hangs_is_waited_for_half_a_minute_and_its_file_is_named() {
         let directory = TempDir::new().unwrap();
@@ -207,7 +207,7 @@ mod peers {
         let said = "the file system has not responded within 30";
         assert!(begun.elapsed() >= Duration::from_secs(30), "{:?}", begun.elapsed());
         assert!(begun.elapsed() < WAITED, "{:?}", begun.elapsed());
-        // Another attempt would say after five seconds that it waits.
+        // Another attempt would log after five seconds that it waits.
         std::thread::sleep(Duration::from_secs(8));
         assert_eq!(relay.log_text().matches(waits).count(), 1, "{}", relay.log_text());
         let error = relay.wait_for_log(messages::NOT_RELOADED, PATIENCE);

@@ -1,5 +1,5 @@
-//! A running relay gets another config, by SIGHUP or by files that are rewritten, renamed and
-//! swapped: what stays, what goes, and that nothing is lost meanwhile.
+//! A running relay gets another config, by SIGHUP or because its files are rewritten, renamed or
+//! swapped: what stays, what goes, and that no event is lost without being counted.
 
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::symlink;
@@ -72,7 +72,7 @@ fn a_paused_output_keeps_its_backlog_and_is_neither_down_nor_late() {
     let text = status["verdict"]["findings"].to_string();
     assert!(text.contains("Output o is paused by the config; its events wait"), "{text}");
     assert_eq!(to.tally.count(), 100);
-    // `drain` does not wait for what is not sent.
+    // `drain` does not wait for a paused output.
     let drain = ["drain", "--seconds", "30", "--relay", &format!("http://{}", relay.admin())];
     let drained = run_command(&drain, Path::new("/"));
     assert!(drained.status.success(), "{drained:?}");
@@ -83,8 +83,8 @@ fn a_paused_output_keeps_its_backlog_and_is_neither_down_nor_late() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: a backlog of some seconds at this limit. That it takes no longer than without one is
-/// what may not be; how long it takes on a busy machine is no matter.
+/// Method: the limit per second is a third of the backlog, so the backlog must take longer than two
+/// seconds. How much longer depends on the machine.
 #[test]
 fn a_backlog_leaves_no_faster_than_the_rate_limit_says() {
     let to = Tallying::http();
@@ -122,8 +122,8 @@ fn what_is_on_the_wire_of_a_changed_output_is_waited_for_and_comes_once() {
 
 #[test]
 fn another_type_of_output_takes_over_what_was_answered_out_of_order() {
-    // The first request hangs and those after it are answered, so the cursor has gaps of finished
-    // events when the output becomes another type.
+    // The first request hangs and the others are answered, so finished events come after unfinished
+    // ones when the output changes its type.
     let first = numbered::events(0, 0..1);
     let http = HttpSink::start(move |request| match events_in(request).starts_with(&first) {
         true => Answer::never(),
@@ -135,8 +135,7 @@ fn another_type_of_output_takes_over_what_was_answered_out_of_order() {
     assert_eq!(relay.post(&numbered::list(0, 0..100)).status, 200);
     wait_until("answers behind the first request", PATIENCE, || http.accepted().len() == 9);
     relay.reload(&format!("{BASE}{}", tcp.output("out", "")), "success");
-    // The old delivery waits ten seconds for the answer that never comes, and nothing else waits
-    // for it.
+    // The old delivery waits ten seconds for the response that never comes.
     relay.wait_until_delivered(PATIENCE);
     let (first, rest) = (numbered::events(0, 0..10), numbered::events(0, 10..100));
     assert_same_set(&accepted_events(&http), &rest);
@@ -171,7 +170,7 @@ fn an_output_that_is_added_gets_what_comes_next_and_one_that_is_removed_is_count
             relay.reload(&alone, "success");
             wait_until("the loss", PATIENCE, || lost(&relay, "second") == before + 50.0);
             assert_eq!(backlog(&relay, "second"), 0.0);
-            // The metrics of the removed output are gone, so no alert goes on about it.
+            // The metrics of the removed output are gone, so no alert keeps firing because of it.
             for state in ["output_up", "output_required", "output_lag_max_seconds"] {
                 let of = |name| relay.metrics().get(state, &[("output", name)]).is_some();
                 assert_eq!(["first", "second"].map(of), [true, false], "{state}");
@@ -183,8 +182,7 @@ fn an_output_that_is_added_gets_what_comes_next_and_one_that_is_removed_is_count
         assert_eq!(check("first", &sent, &first.tally.arrivals()).len(), 0);
         assert_eq!(first.history().len(), 1);
         assert_eq!(second.tally.count(), 150);
-        // The output counts from the event at which it joined, so conservation holds for it as
-        // well.
+        // The output counts from the event at which it joined, so conservation also holds for it.
         relay.reload(&both, "success");
         post(&mut client, 350..360);
         second.tally.wait_for_count(160, PATIENCE);
@@ -219,7 +217,7 @@ fn where_not_all_new_outputs_can_join_those_that_did_have_lost_nothing() {
             next
         });
         wait_until("events", PATIENCE, || stays.tally.count() > 0);
-        // The queue's directory has no room for this many outputs: all but one of them join.
+        // The queue's directory has no room for this many outputs: all new ones but one join.
         relay.reload(&config(0..200), "error");
         done.store(true, Ordering::Relaxed);
         let sent = sender.join().unwrap();
@@ -260,7 +258,7 @@ fn listeners_come_and_go_and_those_that_stay_keep_their_connections() {
     let mut other = Client::connect(second).unwrap();
     post(&mut client, 1..2);
     post(&mut other, 2..3);
-    // The changed settings also hold for connections that are already open.
+    // The changed settings also apply to connections that are already open.
     let asks = format!("path_prefix = \"/audit\"\nbearer_token_file = \"{}\"\n", text(&token));
     relay.reload(&format!("{base}{asks}{more}{output}"), "success");
     let with = |client: &mut Client, path: &str, token: &str| {
@@ -271,7 +269,7 @@ fn listeners_come_and_go_and_those_that_stay_keep_their_connections() {
     assert_eq!(with(&mut client, "/elsewhere", "first"), 404);
     assert_eq!(with(&mut client, "/audit", "first"), 200);
     post(&mut other, 4..5);
-    // The reload removes the second listener: its kept connections end, and nobody listens there
+    // The reload removes the second listener: its kept connections end, and nothing listens there
     // any more.
     relay.reload(&format!("{base}{output}"), "success");
     assert!(other.is_closed_by_server());
@@ -410,7 +408,7 @@ fn a_changed_config_is_seen_however_it_is_written() {
         assert_eq!(relay.reloads("error"), 0.0);
     };
     let listener = |number: u8| format!("[[listener]]\naddress = \"127.0.0.{number}:0\"\n");
-    // The directory is swapped, with another content and with the same.
+    // The directory is swapped: first with new content, then with the same content.
     version("..2026_2", &config(&listener(2)));
     count(&relay);
     relay.wait_for_listeners(2);
@@ -481,8 +479,8 @@ fn resources(relay: &Relay) -> (usize, usize, u64) {
     (count("task"), count("fd"), status["tasks"].as_u64().unwrap())
 }
 
-/// Method: a relay is reloaded two hundred times with a changing output, and with an output and a
-/// listener that come and go. Its threads, file descriptors and tasks must be no more than after
+/// Method: a relay is reloaded two hundred times. One output changes, and another output and a
+/// listener come and go. The relay must have no more threads, file descriptors and tasks than after
 /// the second reload, and every event must have arrived once at the outputs that stayed.
 #[test]
 fn two_hundred_reloads_leave_nothing_behind() {
@@ -501,7 +499,7 @@ fn two_hundred_reloads_leave_nothing_behind() {
     let relay = Relay::start(&config(0));
     let mut client = Client::connect(relay.address()).unwrap();
     let mut sent = vec![post(&mut client, 0..1)];
-    // Two reloads come first, so that everything that is made once and kept exists.
+    // After two reloads, everything that is made once and kept exists.
     for round in 1..=2 {
         relay.reload(&config(round), "success");
         sent.push(post(&mut client, round..round + 1));
@@ -516,7 +514,7 @@ fn two_hundred_reloads_leave_nothing_behind() {
         }
     }
     relay.wait_until_delivered(PATIENCE);
-    // Threads that read files, and connections that are ending, go after a while.
+    // Threads that read files, and connections that are closing, end after a while.
     let after = wait_for("what it was", PATIENCE * 2, || {
         let now = resources(&relay);
         (now.0 <= before.0 && now.1 <= before.1 && now.2 <= before.2).then_some(now)
@@ -529,8 +527,8 @@ fn two_hundred_reloads_leave_nothing_behind() {
 }
 
 /// Method: four senders post 200 batches per second in all, half of them over TLS, during a hundred
-/// reloads that change an output and rotate a certificate. Every batch must be answered 200, and
-/// every event must arrive once at each consumer.
+/// reloads that change an output and rotate a certificate. Every batch must get a 200, and every
+/// event must arrive once at each consumer.
 #[test]
 fn under_load_reloads_and_rotations_cost_no_request_and_no_event() {
     let seconds = number_from("KUBE_AUDIT_FORWARDER_RELOAD_SECONDS", 12);
@@ -558,7 +556,7 @@ fn under_load_reloads_and_rotations_cost_no_request_and_no_event() {
     let over = Arc::new(AtomicBool::new(false));
     let senders: Vec<_> = (0..SENDERS)
         .map(|sender| {
-            // Half of the senders use TLS, and connect again now and then, as kube-apiserver does.
+            // Half of the senders use TLS.
             let address = relay.listeners()[usize::from(sender % 2 == 1)].1;
             let tls = (sender % 2 == 0).then(|| certificates.client_config(None));
             let over = Arc::clone(&over);
@@ -598,8 +596,8 @@ fn rotate(directory: &Path, pair: &Pair) {
     std::fs::rename(directory.join("..data_tmp"), directory.join("..data")).unwrap();
 }
 
-/// Posts batches of ten events at a steady rate until `over`. Panics if one of them is not answered
-/// 200. Returns what was sent.
+/// Posts batches of ten events at a steady rate until `over`, and reconnects now and then, like
+/// kube-apiserver. Panics if a batch does not get a 200. Returns the batches.
 fn steady(
     sender: u32,
     address: SocketAddr,
@@ -662,9 +660,8 @@ fn a_listener_whose_address_is_taken_is_tried_again_and_the_rest_is_in_force() {
     };
     let in_vain = format!("cannot listen on 0.0.0.0:{port}");
     assert!(awaited().expect("it waits").contains(&in_vain));
-    // Senders find the listener at its old address, and the new output works. Further attempts are
-    // made without a signal. While they are in vain, they disturb no connection, and they are
-    // neither counted nor logged.
+    // The listener stays at its old address, and the new output works. The relay retries without a
+    // signal. Attempts that fail disturb no connection, and are neither counted nor logged.
     let mut client = Client::connect(relay.address()).unwrap();
     let more = post(&mut client, 10..20);
     second.tally.wait_for_count(10, PATIENCE);

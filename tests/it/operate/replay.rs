@@ -1,5 +1,5 @@
-//! `replay`: every form of input arrives byte for byte, and whatever ends the command, no event is
-//! skipped without a message.
+//! `replay`: the events of all inputs arrive byte for byte, except from JSON over several lines.
+//! However the command ends, it skips no event without a message.
 
 use std::io::Write as _;
 use std::process::{Command, Stdio};
@@ -14,7 +14,7 @@ use crate::support::prelude::*;
 /// Arguments that make the pause after a failed attempt short.
 const QUICK: [&str; 2] = ["--backoff", "10ms"];
 
-/// A directory, and the commands that run in it.
+/// A directory in which the commands run.
 struct Place {
     directory: TempDir,
 }
@@ -77,12 +77,12 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// Returns a zstd frame as the program zstd makes it, with a checksum.
+/// Returns a zstd frame with a checksum, like one that the program zstd makes.
 fn zstd(bytes: &[u8]) -> Vec<u8> {
     zstd_with_window(bytes, 0)
 }
 
-/// Returns a zstd frame whose window has 2^`window_log` bytes; 0 takes what the level takes.
+/// Returns a zstd frame whose window has 2^`window_log` bytes. 0: the level's default.
 fn zstd_with_window(bytes: &[u8], window_log: u32) -> Vec<u8> {
     let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
     encoder.include_checksum(true).unwrap();
@@ -91,7 +91,7 @@ fn zstd_with_window(bytes: &[u8], window_log: u32) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// A zstd frame that holds no text, as pzstd puts it before each frame (RFC 8878 §3.1.2): the magic
+/// A zstd frame without text (RFC 8878 §3.1.2), which pzstd puts before each frame: the magic
 /// number, the length, and 4 bytes.
 const SKIPPABLE_FRAME: &[u8] = b"\x50\x2a\x4d\x18\x04\0\0\0abcd";
 
@@ -100,7 +100,6 @@ fn lines(bytes: &[u8]) -> Vec<Vec<u8>> {
     lines.map(<[u8]>::to_vec).collect()
 }
 
-/// Returns this many numbered events, one per line.
 fn numbered_log(events: u64) -> Vec<u8> {
     numbered::events(0, 0..events).iter().flat_map(|event| [event, &b"\n"[..]].concat()).collect()
 }
@@ -149,19 +148,19 @@ fn every_form_of_input_arrives_byte_for_byte() {
     }
 }
 
-/// Returns this text as a string of JSON.
+/// Returns this text as a JSON string.
 fn quoted(text: &[u8]) -> String {
     Value::from(std::str::from_utf8(text).unwrap()).to_string()
 }
 
-/// Returns JSON over several lines, with the same values. `jq` is not needed for it.
+/// Returns the same JSON values, spread over several lines.
 fn pretty(json: &[u8]) -> Vec<u8> {
     let value: Value = serde_json::from_slice(json).unwrap();
     serde_json::to_vec_pretty(&value).unwrap()
 }
 
-/// What stores and agents have put around the events of an audit.log. In each of them the bytes of
-/// the events are the same.
+/// Returns the events of an audit.log in the formats of several stores and agents, which wrap each
+/// event. An event can be restored from each format byte for byte.
 fn wrapped(logged: &[Vec<u8>]) -> Vec<(&'static str, Vec<u8>)> {
     let lines_of = |wrap: &dyn Fn(&[u8]) -> String| -> Vec<u8> {
         logged.iter().flat_map(|line| wrap(line.trim_ascii_end()).into_bytes()).collect()
@@ -219,7 +218,7 @@ fn an_event_that_another_system_has_wrapped_arrives_byte_for_byte() {
     }
 }
 
-/// The values must be the same; a listener that gets such a list replaces its line breaks too.
+/// Only the values must be the same: a listener also replaces the line breaks in such a list.
 #[test]
 fn json_over_several_lines_is_taken_whole_and_a_run_goes_on_behind_it() {
     let place = Place::new();
@@ -247,7 +246,7 @@ fn json_over_several_lines_is_taken_whole_and_a_run_goes_on_behind_it() {
         place.replay(&url(&sink), &[&file, "--batch", "7"]).assert_done(40, 0);
         assert_eq!(values(&accepted_events(&sink)), values(&logged), "{name}");
     }
-    // A document that is still being written is taken when it is whole, and nothing is repeated.
+    // A document that is still being written is sent when it is complete, and nothing is repeated.
     let whole = each.concat();
     let cut = each[..10].concat().len() + each[10].len() / 2;
     let sink = HttpSink::accepting();
@@ -279,8 +278,8 @@ fn a_line_that_was_cut_off_never_hides_the_events_behind_it() {
     let logged = lines(&audit_log())[..4].to_vec();
     let whole = std::str::from_utf8(&logged[0]).unwrap().trim_end();
     let value = whole.find("\"user\":").unwrap() + 7;
-    // Within a text, behind a member, and behind the bracket and the colon after which a value may
-    // follow on the next line.
+    // The line is cut off in a string, after a member, or after a bracket or a colon, where the
+    // value could follow on the next line.
     for torn in [
         whole.split_at(40).0,
         "{\"kind\":\"Event\",",
@@ -341,7 +340,7 @@ fn a_replay_that_sent_nothing_of_bad_lines_fails_and_names_ten_of_them() {
     assert_eq!(said.stderr.matches(": skipped: ").count(), 10, "{said:?}");
     assert!(said.stderr.contains("4990 more bad lines were skipped"), "{said:?}");
     assert!(said.stderr.contains("no event was sent"), "{said:?}");
-    // With an event among them, they are counted.
+    // With one event in the file, the command succeeds and counts the bad lines.
     let file = place.write("log", &[b"not an event\n", &*numbered_log(1)].concat());
     place.replay(&url(&sink), &[&file, "--on-bad-line", "skip"]).assert_done(1, 1);
 }
@@ -381,7 +380,7 @@ fn what_a_relay_refused_or_still_holds_is_replayed_to_another() {
     place.replay(&url(&sink), &[text(&letters[0])]).assert_done(1, 0);
     assert_same_set(&accepted_events(&sink), &refused);
 
-    // Events that wait in a spool for a consumer that is away.
+    // The events wait in a spool, because the consumer answers with 503.
     let away = HttpSink::start(|_| Answer::status(503));
     let spool = place.path("spool");
     let keys = format!("[queue]\ndirectory = {:?}\n", text(&spool));
@@ -412,8 +411,8 @@ fn requests_are_event_lists_of_400_events_in_the_order_of_the_files() {
         assert!(request.body.starts_with(head.as_bytes()) && request.body.ends_with(b"]}\n"));
     }
 
-    // A request has fewer events if it would have too many bytes otherwise. An event that is larger
-    // than the limit goes alone.
+    // A request has fewer events if it would otherwise be too large. An event that is larger than
+    // the limit is sent alone.
     let sink = HttpSink::accepting();
     place
         .replay(&url(&sink), &[&first, "--batch-bytes", "4KiB", "--batch", "7"])
@@ -433,8 +432,7 @@ fn a_rate_is_kept_with_more_and_smaller_requests() {
     let took = begun.elapsed();
     let sizes: Vec<_> = sink.requests().iter().map(|it| events_in(it).len()).collect();
     assert_eq!(sizes, [100, 100, 100]);
-    // The third request is due half a second after the first. How much later it comes depends on
-    // the machine.
+    // The third request is due half a second after the first. On a busy machine, it can be later.
     assert!(took >= Duration::from_millis(500), "{took:?}");
 }
 
@@ -446,15 +444,15 @@ fn errors_are_retried_and_nothing_is_accepted_twice() {
     let sink = HttpSink::script([
         // The first attempt.
         Answer::status(503),
-        // The second attempt: a kept connection that breaks says nothing about the request, so the
-        // request is sent again, and that break counts.
+        // The second attempt: a broken kept connection says nothing about the request, so the
+        // request is sent again. The second break counts as a failure.
         Answer::hang_up(),
         Answer::reset(),
-        // The third attempt: the request is repeated each time that the answer asks for it.
+        // The third attempt: the request is sent again each time the response asks for it.
         retry_after(429),
         retry_after(503),
         Answer::raw("HTTP/1.1 500 x\r\nRetry-After: 0\r\nContent-Length: 0\r\n\r\n"),
-        // kube-apiserver takes no date in Retry-After, so this answer ends the attempt.
+        // kube-apiserver accepts no date in Retry-After, so this response ends the attempt.
         Answer::status(429).header("Retry-After", "Fri, 20 Nov 2026 10:00:00 GMT"),
         Answer::status(408),
         Answer::status(200).body(r#"{"accepted":10}"#),
@@ -463,7 +461,7 @@ fn errors_are_retried_and_nothing_is_accepted_twice() {
         place.replay(&url(&sink), &[&[file.as_str(), "--attempts", "5"], &QUICK[..]].concat());
     said.assert_done(10, 0);
     let retries = said.stderr.lines().filter(|line| line.contains("lines 1 to 10: http://"));
-    // The lines are for four attempts, and for the first answer that says when to try again.
+    // There is a line for each of the four failures, and one for the first Retry-After.
     assert_eq!(retries.count(), 5, "{said:?}");
     let told = "answered 429 Too Many Requests and said when to try again; attempt 3 of 5";
     assert!(said.stderr.contains(told), "{said:?}");
@@ -485,8 +483,8 @@ fn retry_after_is_followed_ten_times_in_an_attempt() {
     assert_eq!(sink.count(), 22);
 }
 
-/// The second run gives up before it has sent anything. It must name the place where it began, and
-/// not the first file.
+/// The second run gives up before any of its requests is accepted. Its message must name the place
+/// where it began, which is in the second file.
 #[test]
 fn a_run_that_goes_on_in_the_second_file_and_gets_nowhere_names_that_file() {
     let place = Place::new();
@@ -494,7 +492,7 @@ fn a_run_that_goes_on_in_the_second_file_and_gets_nowhere_names_that_file() {
     let resume = place.path("resume");
     let options = ["--batch", "100", "--attempts", "2", "--resume", text(&resume)];
     let arguments = [&[files[0].as_str(), files[1].as_str()], &QUICK[..], &options].concat();
-    // The events of the first file were recorded, and those of the second have this member.
+    // Only the numbered events of the second file have this member.
     let is_numbered = |event: &[u8]| event.windows(11).any(|it| it == b"\"n\":[1e400,");
     let is_late = move |event: &[u8]| is_numbered(event) && numbered::identify(event).number >= 430;
     let late = HttpSink::start(move |request| {
@@ -541,7 +539,7 @@ fn what_is_given_up_is_said_and_gone_on_with() {
     assert_eq!(said.figure("accepted before"), 400);
     assert_same_set(&accepted_events(&sink), &numbered::events(0, 400..1000));
 
-    // A second run finds nothing left. Then the log grows, and is compressed under another name.
+    // Another run finds nothing left. Then the log grows, and is compressed under another name.
     place.replay(&url(&sink), &arguments.concat()).assert_done(0, 0);
     let grown = place.write("grown.gz", &gzip(&numbered_log(1005)));
     let sink = HttpSink::accepting();
@@ -552,7 +550,7 @@ fn what_is_given_up_is_said_and_gone_on_with() {
     place.replay(&url(&sink), &[&[grown.as_str()], &resume[..]].concat()).assert_done(4, 0);
     assert_same_set(&accepted_events(&sink), &numbered::events(0, 1005..1009));
 
-    // Another file is not mistaken for the first one, nor is a shorter one.
+    // A different file is not mistaken for the first one. Neither is a shorter one.
     let other = place.write("other", &audit_log());
     let said = place.replay(&url(&sink), &[&[other.as_str()], &resume[..]].concat());
     said.assert_stopped(0, &["is not the file that the resume file names"]);
@@ -671,7 +669,7 @@ fn a_compressed_file_that_is_cut_off_is_never_taken_for_whole() {
         let rest = format!("run `{cat} {cut} | tail -n +{} |", accepted + 1);
         said.assert_stopped(accepted, &[&line, &rest]);
         assert_same_set(&accepted_events(&sink), &numbered::events(0, 0..accepted));
-        // With `skip` the other files are sent, and the command fails nevertheless.
+        // With `skip`, the other file is sent, but the command still fails.
         let sink = HttpSink::accepting();
         let said = place.replay(&url(&sink), &[&cut, &whole, "--on-bad-line", "skip"]);
         let line = line.replace("cannot", "skipped: cannot");
@@ -697,7 +695,7 @@ fn a_compressed_file_that_is_damaged_or_needs_too_much_memory_is_told_with_what_
                   files). Decompress the file with `zstd -dc --long=31`, and send the output with \
                   `replay -`";
     for (packed, said, advice) in [
-        // The checksum of gzip is followed by 4 bytes of length, and that of zstd by nothing.
+        // In gzip, 4 bytes of length follow the checksum. In zstd, nothing follows it.
         (damaged(gzip(&log), 5), gzip_said, "`gzip -t` checks a file; get another copy"),
         (damaged(zstd(&log), 1), zstd_said, "`zstd -t` checks a file; get another copy"),
         (trailing, zstd_said, "`zstd -t` checks a file; get another copy"),
@@ -768,8 +766,8 @@ fn https_with_a_client_certificate_and_a_token() {
         place.replay(&to, &all)
     };
     replay(&[&identity, &bearer]).assert_stopped(0, &["UnknownIssuer"]);
-    // With TLS 1.3 a server refuses after the handshake. The refusal is seen before the request, at
-    // the request, or when the connection ends while the body is written.
+    // In TLS 1.3, the server rejects a client after the handshake. The client can notice this
+    // before the request, at the request, or while it writes the body.
     let refused = replay(&[&ca, &bearer]);
     refused.assert_stopped(0, &["given up"]);
     let whys = ["ertificate", "Broken pipe", "Connection reset"];
@@ -790,12 +788,11 @@ fn distinct(sink: &HttpSink) -> u64 {
     numbers.len() as u64
 }
 
-/// Kills and interrupts a replay in turn, `rounds` times, each time at a random moment after fewer
-/// than `requests` requests of 50 events, and runs it once more to its end. Its resume file, whose
-/// number of finished events is `saved`, may never be ahead of the accepted events, an interrupt
-/// may repeat only a few requests and must say what `told` makes of the saved number, and in the
-/// end all `events` must have been accepted. Returns what the last run has said, and the number
-/// that was saved before it.
+/// Ends a replay `rounds` times, by SIGKILL and SIGINT in turn, each time at a random moment after
+/// fewer than `requests` requests of 50 events. Then runs it to its end. `saved` returns the number
+/// of finished events in the resume file, which may never be greater than the number of accepted
+/// events. After an interrupt, only a few requests may be repeated, and the message must contain
+/// `told(saved)`. Returns what the last run printed, and the number that was saved before it.
 pub(super) fn replay_that_is_ended(
     arguments: &[&str],
     directory: &Path,
@@ -820,8 +817,8 @@ pub(super) fn replay_that_is_ended(
             assert_eq!(status.code(), Some(1), "{stderr}");
             assert!(stderr.contains("stopped: interrupted"), "{stderr}");
             assert!(stderr.contains(&told(before)), "{stderr}");
-            // The repeated events were accepted after a gap: at most twice the requests that were
-            // under way.
+            // After a gap, accepted events are repeated: at most twice the number of requests that
+            // are sent at a time.
             assert!(repeated <= 50 * 8, "{repeated}: {stderr}");
         }
         assert!(before <= distinct(sink), "{before} events are not all there");
@@ -834,8 +831,7 @@ pub(super) fn replay_that_is_ended(
 
 #[test]
 fn kills_and_interrupts_at_any_moment_skip_nothing_and_repeat_only_what_was_not_saved() {
-    // 600 requests are more than all rounds together can send, also where a busy machine holds up
-    // the signals.
+    // The rounds together send fewer than 600 requests, even if a busy machine delays the signals.
     const EVENTS: u64 = 30_000;
     let place = Place::new();
     // The events are in two files, one of which is compressed.

@@ -1,6 +1,5 @@
-//! `replay DIR`: the events that a relay which is gone has left in its queue's directory reach
-//! another relay, byte for byte. No event is left out without a message, and the directory stays as
-//! it was.
+//! `replay DIR`: the events that a dead relay left in its queue directory reach another relay byte
+//! for byte. No event is left out without a message, and the directory does not change.
 
 use std::process::Command;
 use std::sync::Arc;
@@ -13,7 +12,7 @@ use crate::support::lines_in;
 use crate::support::prelude::*;
 use crate::support::spool::forge_lines;
 
-/// An address where nobody listens.
+/// An address at which nothing listens.
 const DEAD: &str = "127.0.0.1:1";
 
 /// A queue's directory, and a directory for the files of the commands.
@@ -35,8 +34,8 @@ impl Place {
         self.scratch.path().join(name)
     }
 
-    /// Returns a config with this directory, small segments and these outputs, each given as its
-    /// name and its consumer's address.
+    /// Returns a config with this directory, small segments and these outputs. An output is given
+    /// as its name and its consumer's address.
     fn config(&self, outputs: &[(&str, &str)]) -> String {
         let mut config = format!("{BASE}{}", self.spool.queue("segment_bytes = \"64KiB\""));
         for (name, to) in outputs {
@@ -58,7 +57,7 @@ impl Place {
         said(words, self.scratch.path())
     }
 
-    /// Returns the number of events that the output has not finished, as `queue inspect` says it.
+    /// Returns the number of events that the output has not finished, according to `queue inspect`.
     fn backlog(&self, output: &str) -> Option<u64> {
         let words = ["queue", "inspect", "--json", self.directory()];
         let told = run_command(&words, self.scratch.path());
@@ -67,14 +66,12 @@ impl Place {
         outputs.clone().find(|it| it["name"] == output)?["backlog_events"].as_u64()
     }
 
-    /// Returns the queue's identity.
     fn identity(&self) -> String {
         std::fs::read_to_string(self.spool.path().join("identity")).unwrap().trim().to_owned()
     }
 }
 
-/// POSTs the events of sender 0 with these numbers in batches of 100, each of which is answered
-/// 200.
+/// POSTs the events of sender 0 with these numbers in batches of 100. Each batch must get a 200.
 fn post(relay: &Relay, numbers: std::ops::Range<u64>) {
     for first in numbers.clone().step_by(100) {
         let batch = numbered::list(0, first..numbers.end.min(first + 100));
@@ -82,8 +79,8 @@ fn post(relay: &Relay, numbers: std::ops::Range<u64>) {
     }
 }
 
-/// Returns a directory that a killed relay has left: its only output, `away`, has not finished any
-/// of this many events.
+/// Returns the directory of a killed relay. Its only output, `away`, has finished none of this many
+/// events.
 fn left(events: u64) -> Place {
     let place = Place::new();
     let mut relay = Relay::start(&place.config(&[("away", DEAD)]));
@@ -92,14 +89,13 @@ fn left(events: u64) -> Place {
     place
 }
 
-/// Returns the events of sender 0 with these numbers.
 fn events(numbers: std::ops::Range<u64>) -> Vec<Vec<u8>> {
     numbered::events(0, numbers)
 }
 
-/// Method: a relay has two outputs. One of them gets 400 events, then both are away, and 600 more
-/// events come. The relay is killed. Its directory is given to a second relay, for all outputs and
-/// for each of them alone.
+/// Method: a relay has two outputs, one of which delivers 400 events. Then neither can deliver, 600
+/// more events come, and the relay is killed. The directory is replayed for all outputs together
+/// and for each one alone.
 #[test]
 fn what_a_killed_relay_still_held_reaches_another_relay_byte_for_byte() {
     let place = Place::new();
@@ -162,8 +158,8 @@ fn what_a_killed_relay_still_held_reaches_another_relay_byte_for_byte() {
     assert!(place.spool.files() == before, "a file was changed");
 }
 
-/// Method: a sender POSTs until the relay dies. The last write is cut off wherever the kill found
-/// it, which is no damage. Every event that was answered 200 must arrive.
+/// Method: a sender POSTs until the relay is killed. The kill can cut off the last write, which is
+/// not damage. Every event that got a 200 must arrive.
 #[test]
 fn what_was_acknowledged_before_a_kill_in_the_middle_of_writes_arrives() {
     let place = Place::new();
@@ -184,7 +180,7 @@ fn what_was_acknowledged_before_a_kill_in_the_middle_of_writes_arrives() {
     let acknowledged = sender.join().unwrap();
     let sink = HttpSink::accepting();
     place.replay(&sink, &[]).assert(0, &["replayed "]);
-    // At most the batch whose answer was not read is there besides.
+    // At most one more batch can be there: the one whose response was not read.
     let mut received = accepted_events(&sink);
     assert!(received.len() as u64 <= acknowledged + 40);
     received.retain(|event| numbered::identify(event).number < acknowledged);
@@ -193,8 +189,7 @@ fn what_was_acknowledged_before_a_kill_in_the_middle_of_writes_arrives() {
 
 #[test]
 fn a_replay_that_is_killed_goes_on_and_repeats_only_what_was_under_way() {
-    // 240 requests are more than all rounds together can send, also where a busy machine holds up
-    // the signals.
+    // The rounds together send fewer than 240 requests, even if a busy machine delays the signals.
     const EVENTS: u64 = 12_000;
     let place = left(EVENTS);
     let before = place.spool.files();
@@ -221,7 +216,7 @@ fn damaged_and_missing_events_are_named_and_the_rest_arrives_and_the_status_is_1
     let place = left(1000);
     let segments = place.spool.segments();
     let records = place.spool.records();
-    // One byte of the lines of the second record changes, and the second last segment is gone.
+    // One byte of the second record's lines is changed, and the last segment but one is removed.
     let record = &records[1];
     let (bad, gone) = (100..200, first_of(&segments[segments.len() - 2]));
     let missing = gone..first_of(&segments[segments.len() - 1]);
@@ -248,7 +243,7 @@ fn damaged_and_missing_events_are_named_and_the_rest_arrives_and_the_status_is_1
     let whole: Vec<Vec<u8>> =
         (0..1000).filter(there).flat_map(|number| events(number..number + 1)).collect();
     assert_same_set(&accepted_events(&sink), &whole);
-    // The next run has nothing to send, and does not deny the loss either.
+    // The next run has nothing to send, but still reports the loss.
     let again = place.replay(&sink, &["--resume", "state"]);
     again.assert(1, &[messages[2], "sent: 0\n"]);
     assert_eq!(accepted_events(&sink).len(), whole.len());
@@ -272,12 +267,12 @@ fn a_directory_whose_relay_runs_is_refused_and_nothing_is_sent() {
     said.assert(0, &["a relay is running with this directory", "replayed 200 events"]);
     assert_same_set(&accepted_events(&sink), &events(0..200));
     relay.finish(Backlog::Stable);
-    // Nobody holds the directory any more.
+    // The relay no longer uses the directory.
     place.replay(&sink, &[]).assert(0, &["replayed 200 events"]);
 }
 
-/// A replay does not keep a relay from starting, because a relay that can't start is worse than
-/// events that come twice.
+/// A replay does not keep a relay from starting, because a relay that cannot start is worse than
+/// duplicate events.
 #[test]
 fn a_relay_that_starts_meanwhile_is_told_and_nothing_is_left_out() {
     let place = left(1000);
@@ -397,7 +392,7 @@ fn what_the_resume_file_is_not_about_is_refused_with_words() {
     assert_eq!(sink.count(), count, "something was sent");
 }
 
-/// A link in the place of a file is not followed, as if the file could not be read.
+/// A symlink in place of a file is not followed: the file counts as unreadable.
 #[test]
 fn a_file_that_cannot_be_read_is_named_and_what_can_be_read_is_sent() {
     let place = left(1000);
@@ -428,7 +423,7 @@ fn a_file_that_cannot_be_read_is_named_and_what_can_be_read_is_sent() {
     assert_eq!(sink.count(), count, "something was sent");
 }
 
-/// Stored lines that are no events, as no relay writes them: their checksums are right.
+/// Method: a stored line is not an event, although its record's checksum is valid.
 #[test]
 fn a_stored_line_that_is_no_event_is_handled_like_a_bad_line_of_a_file() {
     let place = left(300);
@@ -447,8 +442,8 @@ fn a_stored_line_that_is_no_event_is_handled_like_a_bad_line_of_a_file() {
     assert_same_set(&accepted_events(&sink), &whole);
 }
 
-/// The cursor of an output is moved past the events that the relay drops when its queue is full, so
-/// they are no part of what is left over.
+/// When the relay drops events because its queue is full, it moves the output's cursor past them.
+/// They are no longer part of the backlog.
 #[test]
 fn events_that_the_old_relay_has_dropped_are_not_missing() {
     let place = Place::new();
@@ -475,9 +470,9 @@ fn events_that_the_old_relay_has_dropped_are_not_missing() {
     assert_same_set(&accepted_events(&sink), &events(sent - kept..sent));
 }
 
-/// Method: the second relay removes duplicates. A directory that is replayed twice reaches its
-/// consumer once. Events that the first relay had delivered reach it again, because the second
-/// relay has never seen them.
+/// Method: the second relay removes duplicates. The directory is replayed twice, and its events are
+/// delivered once. Events that the first relay had delivered are delivered again, because the
+/// second relay has never seen them.
 #[test]
 fn deduplication_knows_what_was_replayed_and_not_what_the_old_relay_had_delivered() {
     let place = Place::new();
@@ -500,8 +495,8 @@ fn deduplication_knows_what_was_replayed_and_not_what_the_old_relay_had_delivere
     other.finish(Backlog::Empty);
 }
 
-/// A directory holds more than its events: copies of damaged records and dead letters. They are
-/// named, and not sent.
+/// A directory can also hold copies of damaged records, and dead letters. They are reported, but
+/// not sent.
 #[test]
 fn the_quarantine_and_the_dead_letters_are_named() {
     let place = left(10);
@@ -525,8 +520,8 @@ fn the_quarantine_and_the_dead_letters_are_named() {
     assert_same_set(&accepted_events(&sink), &events(0..10));
 }
 
-/// Method: the consumer fails at one event and takes all others. The event is set aside, and is no
-/// backlog any more. A replay of the directory must not pass over it, and a replay of its file
+/// Method: the consumer fails on one event and accepts all others. The event is set aside, and no
+/// longer counts as backlog. A replay of the directory must report it, and a replay of its file
 /// sends it.
 #[test]
 fn an_event_that_was_set_aside_is_named_and_its_file_can_be_sent() {
@@ -557,7 +552,7 @@ fn an_event_that_was_set_aside_is_named_and_its_file_can_be_sent() {
     assert_eq!(accepted_events(&sink), [bad]);
 }
 
-/// An event that is larger than a read of the queue's files, and many small ones around it.
+/// Method: small events surround one that is larger than a read of the queue's files.
 #[test]
 fn large_events_arrive_byte_for_byte() {
     let place = Place::new();
@@ -578,7 +573,7 @@ fn large_events_arrive_byte_for_byte() {
     assert!(accepted_events(&sink) == wanted);
 }
 
-/// A volume that is mounted read-only is enough, as in the Job of `deploy/jobs`.
+/// A read-only mount, as in the Job of `deploy/jobs`, is enough.
 #[test]
 fn a_read_only_mount_is_enough_for_a_replay() {
     let place = left(300);
@@ -594,14 +589,14 @@ fn a_read_only_mount_is_enough_for_a_replay() {
     assert!(place.spool.files() == before, "a file was changed");
 }
 
-/// Returns the first block of code of this language on a page that contains `text`.
+/// Returns the first code block of the page that is in this language and contains `text`.
 fn block_on(page: &str, language: &str, text: &str) -> String {
     let blocks = Page::read(page).blocks().into_iter();
     let mut code = blocks.filter(|block| block.language == language).map(|block| block.code);
     code.find(|code| code.contains(text)).expect("such a block")
 }
 
-/// Returns the words of the program's command in a block of shell, without the program's name.
+/// Returns the words after the program's name in the line of a shell block that runs this command.
 fn command_in(code: &str, command: &str) -> Vec<String> {
     let name = format!("kube-audit-forwarder {command} ");
     let line = code.lines().find(|line| line.trim_start().starts_with(&name)).expect("a line");
@@ -611,10 +606,9 @@ fn command_in(code: &str, command: &str) -> Vec<String> {
 const PAGE: &str = "docs/operating/replay-queue.md";
 const JOB: &str = "deploy/jobs/replay-left-over-volume.yaml";
 
-/// Method: does what the page says about a volume that is left over. The command of the Job is
-/// taken from the manifest and must be the one that the page shows. It is run with the directory of
-/// a killed relay in the place of the volume, and the address of a second relay in the place of the
-/// Service. Each end that the page's table names is brought about.
+/// Method: follows the page about a left-over volume. The Job's command is read from the manifest
+/// and must be the one on the page. It runs with a killed relay's directory instead of the volume,
+/// and with a second relay's address instead of the Service. Every row of the page's table occurs.
 #[test]
 fn the_page_about_a_volume_that_is_left_over_does_what_it_says() {
     let job = std::fs::read_to_string(repository().join(JOB)).unwrap();
@@ -640,7 +634,7 @@ fn the_page_about_a_volume_that_is_left_over_does_what_it_says() {
         let words: Vec<&str> = replaced.collect();
         place.run(&words)
     };
-    // The page says that this shows the same backlog before and after.
+    // A replay does not change the backlog that this shows.
     let inspect =
         || run_command(&["queue", "inspect", "--json", place.directory()], Path::new("/"));
     let backlog = || {
@@ -690,7 +684,7 @@ fn the_page_about_a_volume_that_is_left_over_does_what_it_says() {
     place.spool.edit(&record.segment, |bytes| bytes[record.bytes.start + 200] ^= 4);
     run(&place).assert(1, &["stopped: damaged or missing events: 100, in 1 place"]);
     other.wait_until_delivered(PATIENCE);
-    // The relays are away.
+    // The second relay is gone. That does not matter if there is nothing to send.
     row("with a URL, and exit status 1");
     other.finish(Backlog::Empty);
     let words = ["replay", done.directory(), "--url", &url, "--attempts", "1"];
@@ -701,8 +695,8 @@ fn the_page_about_a_volume_that_is_left_over_does_what_it_says() {
     said.assert(1, &["stopped: ", "given up after the last attempt: http://127.0.0.1"]);
 }
 
-/// The manifest of the Job as the page changes it, and what else must hold for its pod: the
-/// Service may not send requests to it, and the relays must take its requests.
+/// The page's command changes only the image and the claim of the Job. The Service must not select
+/// the Job's pod, and the relays must accept its requests.
 #[test]
 fn the_job_of_a_volume_that_is_left_over_fits_the_relays() {
     let code = block_on(PAGE, "sh", JOB);
@@ -718,13 +712,13 @@ fn the_job_of_a_volume_that_is_left_over_fits_the_relays() {
         .map(|(new, _)| new.trim())
         .collect();
     assert_eq!(differing, ["image: IMAGE", "claimName: CLAIM"]);
-    // The claim is one of the StatefulSet's, and the image is that of the relays.
+    // The claim belongs to the StatefulSet, and the image is that of the relays.
     let durable = repository().join("deploy/overlays/durable/statefulset.yaml");
     let durable = std::fs::read_to_string(durable).unwrap();
     let image = job.lines().find(|line| line.contains(" image: ")).unwrap();
     assert!(durable.lines().any(|line| line == image), "{image}");
     assert!(durable.contains("volumeClaimTemplates:\n    - metadata:\n        name: spool\n"));
-    // Only the objects themselves have the relays' label, by which all is deleted.
+    // The Job has the relays' label, with which everything is deleted. Its pod does not have it.
     let (head, pod) = job.split_once("  template:\n").unwrap();
     let pod = pod.split_once("\n---\n").unwrap().0;
     assert!(head.contains("    app: kube-audit-forwarder\n"));
@@ -737,8 +731,8 @@ fn the_job_of_a_volume_that_is_left_over_fits_the_relays() {
     assert!(policy.contains("              app: replay-left-over-volume\n"));
 }
 
-/// Method: does what the page says about events that only one output is to get. The page's config
-/// is used with other addresses and directories, and with the consumer of the test.
+/// Method: follows the page about events for only one output. The page's config is used with other
+/// addresses and directories, and with the test's consumer.
 #[test]
 fn one_output_alone_gets_what_it_has_not_finished_as_the_page_says() {
     let place = left(300);

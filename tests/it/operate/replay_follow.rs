@@ -1,5 +1,5 @@
-//! `replay --follow`: every event of a log that grows and is rotated arrives, at whatever moment
-//! the command is killed, and only one batch arrives twice for each kill.
+//! `replay --follow`: every event of a log that grows and is rotated arrives, no matter when the
+//! command is killed. At most one batch arrives twice for each kill.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
@@ -13,7 +13,7 @@ use crate::support::numbered::Id;
 use crate::support::prelude::*;
 use crate::support::relay::Running;
 
-/// The greatest number of events in a request, by default.
+/// The default maximum number of events in a request.
 const BATCH: usize = 400;
 
 /// The bytes with which kube-apiserver begins each event in its log.
@@ -50,7 +50,7 @@ impl Place {
         Self { directory: TempDir::new().unwrap(), url }
     }
 
-    /// Returns a log of ten events, of which each was sent before the command was stopped, and
+    /// Returns a log of ten events, all of which were sent before the command was stopped, and
     /// their consumer.
     fn with_ten_sent() -> (Self, HttpSink) {
         let sink = HttpSink::accepting();
@@ -74,7 +74,7 @@ impl Place {
         std::fs::rename(self.path(from), self.path(to)).unwrap();
     }
 
-    /// Returns the number of events of which the resume file knows.
+    /// Returns the number of sent events according to the resume file.
     fn saved(&self) -> u64 {
         let Ok(state) = std::fs::read(self.path("state")) else { return 0 };
         let state: Value = serde_json::from_slice(&state).expect("a resume file");
@@ -93,7 +93,7 @@ fn append(file: &Path, bytes: &[u8]) {
     file.unwrap().write_all(bytes).unwrap();
 }
 
-/// Ends a command as a kubelet does. It must end well.
+/// Stops a command as a kubelet does. It must end with status 0.
 fn stop(mut running: Running) -> Said {
     running.signal(libc::SIGTERM);
     running.stdout();
@@ -110,7 +110,7 @@ fn wait_for_events(sink: &HttpSink, events: u64) {
     wait_until(&format!("{events} events"), PATIENCE, || arrivals(sink).len() as u64 >= events);
 }
 
-/// Compresses a file as kube-apiserver and gzip(1) do: for a while there are both files, and the
+/// Compresses a file as kube-apiserver and gzip(1) do: for a while, both files exist, and the
 /// compressed one is not complete.
 fn compress(file: &Path) {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
@@ -129,8 +129,8 @@ fn compress(file: &Path) {
 enum Rotation {
     /// By kube-apiserver itself: the file is renamed, and compressed a moment later.
     Rename,
-    /// By logrotate: the file is copied and then cut off at 0, and the copy before it is
-    /// compressed. Nothing may be written meanwhile, because logrotate would lose it.
+    /// By logrotate: the file is copied and truncated, and the copy before it is compressed. Lines
+    /// that are written in between are lost, so nothing may be written.
     CopyTruncate,
 }
 
@@ -143,7 +143,7 @@ impl Rotation {
                 let name = format!("audit-2026-11-20T10-{:02}-00.000.log", number);
                 let rotated = path(name);
                 std::fs::rename(log, &rotated).unwrap();
-                // The log is away for a moment.
+                // For a moment, there is no log.
                 std::thread::sleep(Duration::from_millis(2));
                 File::create(log).unwrap();
                 std::thread::spawn(move || {
@@ -169,8 +169,8 @@ impl Rotation {
     }
 }
 
-/// Starts a kube-apiserver's log: writes this many events at 4,000 a second, in pieces that may end
-/// within a line, with so many rotations on the way.
+/// Starts to write this many events to a log, 4,000 a second, with this many rotations. Some lines
+/// are written in two pieces.
 fn write_log(log: PathBuf, rotation: Rotation, (events, rotations): (u64, u64)) -> JoinHandle<()> {
     std::thread::spawn(move || {
         let begun = Instant::now();
@@ -193,7 +193,7 @@ fn write_log(log: PathBuf, rotation: Rotation, (events, rotations): (u64, u64)) 
     })
 }
 
-/// Checks that each event has arrived, in the order of the log, and that at most a batch was
+/// Checks that each event has arrived, in the order of the log, and that at most one batch was
 /// repeated for each kill.
 fn assert_all_arrived(arrivals: &[u64], events: u64, kills: u64) {
     let mut seen = vec![0_u32; usize::try_from(events).unwrap()];
@@ -211,9 +211,8 @@ fn assert_all_arrived(arrivals: &[u64], events: u64, kills: u64) {
 }
 
 /// Method: a log is written and rotated while the command that follows it is killed at random
-/// moments. `KUBE_AUDIT_FORWARDER_FOLLOWED` sets the number of events, of which 4,000 are written a
-/// second. There is a rotation for each 5,000 of them and a kill for each 10,000, and half as many
-/// if there are more than 40,000 events: 20 rotations and 11 kills for 200,000.
+/// moments. `KUBE_AUDIT_FORWARDER_FOLLOWED` sets the number of events. There are 8 rotations and 5
+/// kills for 40,000 events, and 20 rotations and 11 kills for 200,000.
 fn every_event_arrives_through(rotation: Rotation) {
     let events = number_from("KUBE_AUDIT_FORWARDER_FOLLOWED", 40_000);
     let scale = if events > 40_000 { 2 } else { 1 };
@@ -221,7 +220,7 @@ fn every_event_arrives_through(rotation: Rotation) {
     let mut random = rng();
     let sink = HttpSink::accepting();
     let place = Place::new(&sink);
-    // The length of a life is chosen so that the kills fall into the time in which events come.
+    // The lifetimes are chosen so that the kills happen while events are written.
     let life = Duration::from_micros(events * 250) / u32::try_from(kills).unwrap();
     let writer = write_log(place.path("audit.log"), rotation, (events, rotations));
     for _ in 0..kills {
@@ -250,7 +249,7 @@ fn every_event_arrives_through_copies_with_truncation_and_kills() {
 }
 
 /// Method: the resume file cannot be written for a while, because its new version is a pipe that
-/// nobody reads. The command is killed then.
+/// nobody reads. In this state, the command is killed.
 #[test]
 fn nothing_is_sent_before_the_resume_file_has_the_batch_before_it() {
     let sink = HttpSink::accepting();
@@ -282,12 +281,12 @@ fn a_relay_that_answers_429_is_waited_for_and_a_stop_repeats_nothing() {
         false => Answer::status(200),
     });
     let place = Place::new(&sink);
-    // The log comes later than the command.
+    // The log is made after the command has started.
     let first = place.follow();
     wait_until("the first words", PATIENCE, || first.stderr().contains("begins with its first"));
     place.append(&lines(0..1000));
     sink.wait_for_count(16, PATIENCE);
-    // These are more attempts than those of a replay that does not follow.
+    // A replay that does not follow makes fewer attempts.
     let said = stop(first);
     said.assert(0, &["answered 429", "attempt 7, the next in", "accepted: 0\n", "gaps: 0\n"]);
     place.rename("audit.log", "audit.log.1");
@@ -310,13 +309,13 @@ fn a_relay_that_answers_429_is_waited_for_and_a_stop_repeats_nothing() {
 fn a_place_that_is_gone_is_an_error_that_is_counted_and_gone_on_behind() {
     let sink = HttpSink::accepting();
     let place = Place::new(&sink);
-    // What was rotated before the first run is not sent.
+    // A file that was rotated before the first run is not sent.
     std::fs::write(place.path("audit.log.3"), lines(5000..5010)).unwrap();
     place.append(&lines(0..10));
     let first = place.follow();
     wait_for_events(&sink, 10);
     stop(first).assert(0, &["begins with its first line; what was rotated before is not sent"]);
-    // The file with the place is deleted before all of it was sent.
+    // The file in which the command stopped is deleted before all of it was sent.
     place.append(&lines(10..20));
     std::fs::remove_file(place.path("audit.log")).unwrap();
     std::fs::write(place.path("audit.log.2"), lines(20..30)).unwrap();
@@ -336,7 +335,7 @@ fn a_place_that_is_gone_is_an_error_that_is_counted_and_gone_on_behind() {
             "gaps: 1\n",
         ],
     );
-    // Somebody has emptied the log.
+    // Somebody overwrites the log.
     let third = place.follow();
     std::fs::write(place.path("audit.log"), lines(40..50)).unwrap();
     wait_for_events(&sink, 40);
@@ -350,7 +349,7 @@ fn a_line_without_an_end_is_skipped_and_hides_no_event() {
     let sink = HttpSink::accepting();
     let place = Place::new(&sink);
     let half = &line(99)[..100];
-    // A kube-apiserver has crashed within a line, and the next one goes on in it.
+    // A kube-apiserver crashed within a line, and the next one continued that line.
     place.append(&[&lines(0..5), half, &lines(5..10)].concat());
     let running = place.follow();
     wait_for_events(&sink, 10);
@@ -362,7 +361,7 @@ fn a_line_without_an_end_is_skipped_and_hides_no_event() {
     wait_for_events(&sink, 19);
     place.append(b"\n");
     wait_for_events(&sink, 20);
-    // One line a bad line each. Ten are printed.
+    // Each of these lines is a bad line. Ten bad lines are printed.
     place.append(&b"no event\n".repeat(20));
     place.append(&lines(20..21));
     wait_for_events(&sink, 21);

@@ -1,8 +1,8 @@
-//! `process.restrict`: what a relay has given up at its start, and what it still does.
+//! `process.restrict`: what a relay can no longer do after its start, and what it still does.
 //!
-//! Most other tests run restricted too (see [`BASE`]): retries, failovers, rotations of dead
-//! letters, recycling of segments, rotations under load. The library's own tests of
-//! `process::restrict` try what a restricted thread cannot do.
+//! Most other tests also run in the sandbox (see [`BASE`]), such as those of retries, failovers,
+//! rotations of dead letters and recycling of segments. The unit tests of `process::restrict` try
+//! what a restricted thread cannot do.
 
 use std::os::unix::fs::symlink;
 use std::process::Command;
@@ -33,7 +33,7 @@ fn shown(relay: &Relay) -> Value {
     http::get(relay.admin(), "/status").unwrap().json()["process"]["restrict"].clone()
 }
 
-/// Returns the values of this line of `/proc/PID/status`, of all threads of the relay.
+/// Returns the values of this line in `/proc/PID/task/*/status` of the relay.
 fn of_threads(relay: &Relay, key: &str) -> BTreeSet<String> {
     let threads = std::fs::read_dir(format!("/proc/{}/task", relay.pid())).unwrap();
     let status =
@@ -51,7 +51,7 @@ fn of_threads(relay: &Relay, key: &str) -> BTreeSet<String> {
 struct Consumers {
     files: TempDir,
     ibm: Ibm,
-    /// Whatever else has to live as long as the consumers.
+    /// Values that must live as long as the consumers.
     _others: [Box<dyn std::any::Any>; 3],
     /// The tables of the outputs, by their names.
     outputs: Vec<(&'static str, String)>,
@@ -114,8 +114,8 @@ impl Consumers {
     }
 }
 
-/// Method: one relay with an output of each type, names instead of addresses, TLS with client
-/// certificates, a queue on disk, evidence, and a consumer that refuses one event.
+/// Method: one relay has an output of each type, TLS with client certificates, a queue on disk,
+/// evidence, and a consumer that refuses one event.
 #[test]
 fn a_restricted_relay_delivers_by_every_type_of_output() {
     let consumers = Consumers::start();
@@ -135,7 +135,7 @@ fn a_restricted_relay_delivers_by_every_type_of_output() {
     for (name, keys) in &consumers.outputs {
         config.push_str(&format!("[[output]]\nname = \"{name}\"\n{keys}"));
     }
-    // The directory of the dead letters is not there yet, nor is that of the queue.
+    // The directories of the dead letters and of the queue do not exist yet.
     let letters = consumers.files.path().join("not/there/yet");
     config.push_str(&format!("[dead_letter]\ndirectory = {letters:?}\n"));
     let relay = consumers.ibm.relay(&config).start();
@@ -161,7 +161,7 @@ fn a_restricted_relay_delivers_by_every_type_of_output() {
         directory.path().join("queue/evidence/checkpoint").is_file()
     });
 
-    // Also the threads of the log, the queue and the dead letters.
+    // This includes the threads of the log, the queue and the dead letters.
     assert_eq!(of_threads(&relay, "Seccomp"), BTreeSet::from(["2".to_owned()]));
     assert_eq!(of_threads(&relay, "NoNewPrivs"), BTreeSet::from(["1".to_owned()]));
     let status = shown(&relay);
@@ -173,7 +173,7 @@ fn a_restricted_relay_delivers_by_every_type_of_output() {
     relay.finish(Backlog::Empty);
 }
 
-/// Writes a version of a volume, as the kubelet writes a Secret, and puts it in force.
+/// Writes a version of a volume and switches to it, as the kubelet does with a Secret.
 fn swap(volume: &Path, token: &str) {
     let version = volume.join(format!("..{token}"));
     std::fs::create_dir(&version).unwrap();
@@ -255,7 +255,7 @@ fn a_reload_that_names_a_path_outside_changes_nothing_and_a_restart_takes_it_in(
         assert!(!relay.metrics().text.contains("another"), "{}", relay.metrics().text);
     }
     assert!(!letters.exists());
-    // What is not outside is taken in.
+    // A config without such paths is loaded.
     relay.reload(&both, "success");
     post_batch(&relay, 0, 10, 300);
     relay.wait_until_delivered(PATIENCE);
@@ -289,11 +289,11 @@ fn without_the_setting_nothing_is_given_up() {
     }
 }
 
-/// They need peers, or root.
+/// Tests that need peers.
 mod peers {
     use super::*;
 
-    /// Makes the kernel look as if it did not have one of the two.
+    /// Returns a command that makes the kernel look as if it lacked Landlock or seccomp.
     fn without(call: &str, fault: &str) -> [String; 7] {
         let words = ["strace", "-D", "-f", "-qq", "-o/dev/null"];
         let (trace, inject) = (format!("--trace={call}"), format!("--inject={call}:{fault}"));
@@ -307,7 +307,7 @@ mod peers {
         let output = sink.output("out", "");
         for (call, fault, missing, abi, seccomp) in [
             ("landlock_create_ruleset", "error=ENOSYS", "Landlock", false, true),
-            // Disabled when the machine started.
+            // Landlock was disabled at boot.
             ("landlock_create_ruleset", "error=EOPNOTSUPP", "Landlock", false, true),
             // Linux 5.19, whose Landlock is too old.
             ("landlock_create_ruleset", "retval=2", "Landlock", false, true),

@@ -1,5 +1,5 @@
-//! Secrets are shown nowhere: with `config/saas-webhook.toml` as shipped, whatever fails, at the
-//! most detailed level of the log.
+//! Secrets are shown nowhere, whatever fails, even at the most detailed level of the log. Most
+//! tests use `config/saas-webhook.toml` as shipped.
 
 use crate::support::http_sink::Request;
 use crate::support::prelude::*;
@@ -60,7 +60,7 @@ impl Place {
     }
 }
 
-/// Returns everything that can be read from a relay.
+/// Returns the relay's log, standard output and admin pages.
 fn shown(relay: &Relay) -> String {
     let mut shown = relay.log_lines().join("\n");
     shown.push_str(&String::from_utf8_lossy(&relay.stdout()));
@@ -101,7 +101,7 @@ fn failures(relay: &Relay, reason: &str) -> f64 {
     relay.metrics().value("output_errors_total", &[("output", "saas"), ("reason", reason)])
 }
 
-/// Returns a script that answers with this status and with everything that the request said.
+/// Returns a script that answers with this status, the request's target and the token.
 fn echo(status: u16) -> impl Fn(&Request) -> Answer {
     move |request| {
         let header = format!("https://x{}", request.target);
@@ -160,7 +160,7 @@ fn the_token_is_shown_nowhere_while_tls_fails() {
         assert_eq!(code, Some(1), "{said}");
         assert!(said.contains("certificate"), "{said}");
     }
-    // A server that speaks plain HTTP on the port of HTTPS.
+    // The server speaks plain HTTP on the HTTPS port.
     let sink = HttpSink::accepting();
     nothing_is_shown_where(sink.address().port(), &place, "failed handshakes", |relay| {
         failures(relay, "tls") >= 2.0
@@ -260,7 +260,7 @@ fn a_changed_token_is_used_within_three_seconds() {
     let (mut last, mut took) = (String::new(), Vec::new());
     for round in 0..3 {
         let token = format!("sEcReT-{round}");
-        // Another file takes the name, as when Kubernetes swaps a mounted Secret.
+        // The file is replaced by another one, as when Kubernetes swaps a mounted Secret.
         let new = place.directory.path().join("new");
         std::fs::write(&new, &token).unwrap();
         std::fs::rename(&new, place.token()).unwrap();
@@ -276,7 +276,7 @@ fn a_changed_token_is_used_within_three_seconds() {
         });
         took.push(changed.elapsed());
     }
-    // A loaded machine may hold up some of them.
+    // On a busy machine, some rounds may take longer.
     assert!(took.iter().min() < Some(&Duration::from_secs(3)), "{took:?}");
     assert_hides(&shown(&relay), TRACE);
     relay.finish(Backlog::Empty);

@@ -1,4 +1,4 @@
-//! Troubles of senders that `/status` and the metrics show: whoever is refused has left no events.
+//! Senders in trouble, as `/status` and the metrics show them.
 
 use crate::support::clock::WallClock;
 use crate::support::prelude::*;
@@ -20,7 +20,7 @@ fn wait_for_verdict(relay: &Relay, state: &str, words: &str) {
     });
 }
 
-/// Method: four connections are the most, and four bodies never end. A good sender connects.
+/// Method: the relay allows four connections, and four bodies never end. A good sender connects.
 #[test]
 fn slow_bodies_in_every_place_are_bad_on_the_page_and_counted_and_the_relay_stays_ready() {
     let sink = HttpSink::accepting();
@@ -49,7 +49,7 @@ fn slow_bodies_in_every_place_are_bad_on_the_page_and_counted_and_the_relay_stay
     relay.finish(Backlog::Empty);
 }
 
-/// Method: the process may have 64 open files, and gets 300 connections that ask for nothing.
+/// Method: the process may have 64 open files, and gets 300 idle connections.
 #[test]
 fn idle_connections_leave_descriptors_for_probes_deliveries_and_reloads() {
     let sink = HttpSink::accepting();
@@ -82,12 +82,12 @@ fn idle_connections_leave_descriptors_for_probes_deliveries_and_reloads() {
     relay.finish(Backlog::Empty);
 }
 
-/// They need libfaketime.
+/// These tests need libfaketime.
 mod peers {
     use super::*;
 
-    /// Method: time passes 20 times faster for the relay. A sender has a wrong token, or does not
-    /// believe the listener's certificate, and tries again and again. Then it is accepted.
+    /// Method: time passes 20 times faster for the relay. A sender with a wrong token tries again
+    /// and again. Then it is accepted.
     #[test]
     fn what_is_refused_altogether_is_bad_and_stays_seen_after_it_has_ended() {
         let directory = TempDir::new().unwrap();

@@ -1,5 +1,5 @@
-//! The end of the relay, and starts that fail: SIGTERM drains in order and in time, and no event is
-//! lost without a message.
+//! The end of a relay, and starts that fail. SIGTERM drains the relay in order and in time, and no
+//! event is lost without a message.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -25,7 +25,7 @@ fn metrics_if_any(admin: SocketAddr) -> Option<Metrics> {
     Some(Metrics::parse(&http::get(admin, "/metrics").ok()?.text()))
 }
 
-/// Returns the events that the log names as lost, by output, and the total of its last line.
+/// Returns the lost events that the log counts for each output, and the total in its last line.
 fn told_lost(relay: &Relay) -> (Vec<(String, u64)>, Option<u64>) {
     let fields = relay.log_fields();
     let of =
@@ -43,7 +43,7 @@ fn told_lost(relay: &Relay) -> (Vec<(String, u64)>, Option<u64>) {
 
 #[test]
 fn both_signals_end_a_relay_in_order_and_one_that_is_sent_twice_at_once_is_one() {
-    // timeout(1) sends the signal twice, too.
+    // timeout(1) also sends the signal twice.
     for (signal, times) in [(libc::SIGTERM, 1), (libc::SIGINT, 1), (libc::SIGTERM, 2)] {
         let slowly = Duration::from_millis(500);
         let sink = HttpSink::start(move |_| Answer::status(200).after(slowly));
@@ -95,7 +95,7 @@ fn the_drain_refuses_new_senders_ends_kept_connections_and_delivers_what_is_left
     assert_eq!(ask("/livez").status, 200, "it lives until it has ended");
     wait_until("closed doors", PATIENCE, || TcpStream::connect(relay.address()).is_err());
     assert!(idle.is_closed_by_server(), "a connection that idles is closed");
-    // The request that was under way may finish, and is the last one on its connection.
+    // The request that had begun can finish, and is the last one on its connection.
     under_way.send(&second[half..]).unwrap();
     let response = under_way.read_response().unwrap();
     assert_eq!((response.status, response.header("connection")), (200, Some("close")));
@@ -113,7 +113,7 @@ fn requests_get_503_during_the_drain_and_a_stuck_sender_gets_it_at_half_of_the_t
     let sink = HttpSink::accepting();
     let mut relay = Relay::start(&to_sink(sink.address(), &drain("8s")));
     let body = generated_batch(1, 100, 900);
-    // The head has begun, so the connection is not idle.
+    // A part of the head was sent, so the connection is not idle.
     let mut late = Client::connect(relay.address()).unwrap();
     let head = head(body.len());
     late.send(&head[..20]).unwrap();
@@ -129,7 +129,7 @@ fn requests_get_503_during_the_drain_and_a_stuck_sender_gets_it_at_half_of_the_t
         assert!(answer.header("retry-after").is_some());
         assert_eq!(answer.json()["reason"], "ServiceUnavailable");
     };
-    // Two outcomes are right: no answer, with the connection closed, or 503.
+    // Two outcomes are right: the connection is closed without a response, or there is a 503.
     let answer =
         late.send(&head[20..]).and_then(|()| late.send(&body)).and_then(|()| late.read_response());
     answer.iter().for_each(assert_refused);
@@ -160,7 +160,7 @@ fn with_a_dead_consumer_the_drain_takes_its_time_and_no_longer_and_says_what_is_
     live.wait_for_count(1, PATIENCE);
     let begun = Instant::now();
     relay.signal(libc::SIGTERM);
-    // The last scrape: lost events are counted before the process ends.
+    // The metrics can be read until shortly before the process ends.
     let mut last = None;
     wait_until("the end", PATIENCE, || {
         last = metrics_if_any(relay.admin()).or(last.take());
@@ -191,8 +191,8 @@ fn a_consumer_that_comes_back_during_the_drain_gets_everything() {
 
 #[test]
 fn a_consumer_that_asks_for_half_a_minute_during_the_drain_gets_everything_when_it_works_again() {
-    // All four requests under way are answered in the same moment, and each asks for 30 s. The
-    // drain has 20 s.
+    // All four requests are answered at the same moment, and each response asks for a pause of 30
+    // s. The drain has 20 s.
     let sink = HttpSink::start(|request| match request.number {
         0..4 => Answer::status(503).header("Retry-After", "30").after(Duration::from_secs(1)),
         _ => Answer::status(200),
@@ -266,7 +266,7 @@ fn delivered_waiters_get_their_200_or_503_before_the_end() {
     assert_eq!(statuses, [200, 503, 503]);
     assert!(answers.iter().all(|answer| answer.header("connection") == Some("close")));
     assert_eq!(relay.wait().code(), Some(1));
-    // The second batch was on the wire, so it counts as lost. The third one was taken out of the
+    // The second batch was on the wire, so it counts as lost. The third one was removed from the
     // queue.
     assert_eq!(told_lost(&relay), (vec![("consumer".to_owned(), 10)], Some(10)));
 }
@@ -316,8 +316,8 @@ fn a_full_standard_output_does_not_hold_up_the_end() {
     assert_eq!(sum, Some(lost[0].1));
 }
 
-/// Runs `run` with this config, which does not start. Returns its exit status and its standard
-/// error.
+/// Runs `run` with a config with which the relay does not start. Returns the exit status and the
+/// standard error.
 fn fails_to_start(config: &str) -> (Option<i32>, String) {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("config.toml");
@@ -386,7 +386,7 @@ fn a_wrong_config_or_a_missing_file_ends_the_start_with_2() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("/no/such/config"));
 }
 
-/// Writes another config and sends SIGHUP. Waits for nothing.
+/// Writes another config and sends SIGHUP, but does not wait for the reload.
 fn ask_for(relay: &Relay, config: &str) {
     let beside = relay.config_file().with_extension("new");
     std::fs::write(&beside, config).unwrap();
@@ -394,9 +394,9 @@ fn ask_for(relay: &Relay, config: &str) {
     relay.signal(libc::SIGHUP);
 }
 
-/// Starts a relay and brings it into the middle of a reload: an output whose consumer hangs was
-/// removed, and the reload adds an output of the same name, for which it has to wait, and a new
-/// output, which has joined already.
+/// Starts a relay and brings it into the middle of a reload. An output with a hung consumer was
+/// removed. The reload adds a new output, which has joined already, and one with the name of the
+/// removed output, for which it has to wait.
 fn in_a_reload_that_waits(hung: &HttpSink, live: &HttpSink, new: &HttpSink, more: &str) -> Relay {
     let base = format!("{BASE}{}{more}", live.output("live", ""));
     let with = format!("{base}{}", hung.output("hung", ""));
@@ -415,7 +415,6 @@ fn in_a_reload_that_waits(hung: &HttpSink, live: &HttpSink, new: &HttpSink, more
     relay
 }
 
-/// Returns the messages of the log, in their order.
 fn messages(relay: &Relay) -> Vec<String> {
     let message = |fields: &Value| fields["message"].as_str().map(str::to_owned);
     relay.log_fields().iter().filter_map(message).collect()
@@ -431,14 +430,14 @@ fn a_signal_is_heard_while_a_reload_waits_for_an_output_that_leaves() {
         let (live, new) = (HttpSink::accepting(), HttpSink::accepting());
         let more = format!("{queue}{}", drain("1s"));
         let mut relay = in_a_reload_that_waits(&hung, &live, &new, &more);
-        // From the signal on, a queue in files hands out no more events.
+        // After the signal, a queue on disk hands out no more events.
         live.wait_for_count(2, PATIENCE);
         relay.signal(libc::SIGTERM);
         assert_eq!(relay.wait().code(), Some(directory.is_none().into()));
         let said = messages(&relay);
         let at = |message: &str| said.iter().position(|it| it == message);
         let drains = at(messages::DRAINS).expect("it drains");
-        // Without the signal, the removed output would take ten seconds to leave.
+        // Without the signal, the removed output would take ten seconds to stop.
         let left = at(messages::REMOVED);
         assert!(left.is_none_or(|left| drains < left), "{said:#?}");
         let reloads = said.iter().filter(|message| *message == "config reloaded").count();
@@ -446,12 +445,12 @@ fn a_signal_is_heard_while_a_reload_waits_for_an_output_that_leaves() {
         let batches = [generated_batch(1, 10, 900), generated_batch(2, 10, 900)];
         let all = batches.each_ref().map(|batch| events_of(batch)).concat();
         assert_same_set(&accepted_events(&live), &all);
-        // The reload did not come into force, so the new output never received an event, and
-        // nothing is lost or kept for it.
+        // The reload did not come into force, so the new output never received an event. Nothing is
+        // lost or kept for it.
         assert_eq!(new.count(), 0);
         let (lost, sum) = told_lost(&relay);
         let Some(directory) = directory else {
-            // The removed output is due all events that were accepted until it has left.
+            // The removed output loses all events that were accepted before it stopped.
             assert_eq!((lost, sum), (vec![("hung".to_owned(), 20)], Some(20)), "{said:#?}");
             continue;
         };
@@ -494,7 +493,7 @@ fn a_second_signal_ends_at_once_what_the_first_has_interrupted_in_a_reload() {
     assert!(lost.iter().all(|(name, _)| name == "hung"), "{lost:?}");
 }
 
-/// They need peers, or root.
+/// Tests that need peers.
 mod peers {
     use super::*;
 

@@ -1,5 +1,5 @@
-//! `/status` and `/status/history`, on the real relay with consumers that work, fail, are slow or
-//! away: each figure is compared with what the consumers themselves have seen.
+//! `/status` and `/status/history`, on a real relay whose consumers work, fail, are slow or are
+//! down. Most figures are compared with what the consumers have seen.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,7 @@ use crate::support::requests::to_http;
 use crate::support::setup;
 use crate::support::witness::NAME;
 
-/// The keys of an output that send batch after batch, each as a request of its own.
+/// A key with which an output sends one batch after another, each as a separate request.
 const IN_TURN: &str = "concurrency = 1\n";
 
 fn status(relay: &Relay) -> Value {
@@ -33,7 +33,7 @@ fn history(relay: &Relay) -> Value {
     http::get(relay.admin(), "/status/history").unwrap().json()
 }
 
-/// Sends batches one after the other, each when the one before is delivered.
+/// Posts batches one after another, each when the one before has been delivered.
 fn post(relay: &Relay, seeds: std::ops::Range<u64>) {
     for seed in seeds {
         assert_accepted(&relay.post(&generated_batch(seed, 5, 900)), 5);
@@ -41,16 +41,16 @@ fn post(relay: &Relay, seeds: std::ops::Range<u64>) {
     }
 }
 
-/// Returns the sum of the bytes of the bodies that the consumer has read, of requests whose target
-/// this is.
+/// Returns the number of bytes in the bodies of the requests to this target, as the consumer read
+/// them.
 fn body_bytes(sink: &HttpSink, target: &str) -> u64 {
     let requests = sink.requests();
     let of_target = requests.iter().filter(|request| request.target == target);
     of_target.map(|request| request.body.len() as u64).sum()
 }
 
-/// Method: three URLs of one consumer differ only in their paths. The first answers 500, the second
-/// 401, the third 200, so that each batch goes to the third one in the end.
+/// Method: three URLs of one consumer differ only in their paths. The first answers with 500, the
+/// second with 401 and the third with 200, so each batch ends up at the third.
 #[test]
 fn urls_of_one_host_and_port_have_rows_of_their_own() {
     let sink = HttpSink::start(|request| {
@@ -136,7 +136,7 @@ fn a_dead_address_is_passed_over_and_its_row_says_why_and_since_when() {
         wait_until("time to pass", PATIENCE, || {
             addresses(&relay)[0]["state_seconds"].as_f64() >= Some(down + 1.0)
         });
-        // The address comes back, which is another state with a time of its own.
+        // The address works again. This is a new state, whose time begins at 0.
         dead.reopen();
         let back = wait_for("the trial", PATIENCE, || {
             let row = addresses(&relay)[0].clone();
@@ -148,7 +148,7 @@ fn a_dead_address_is_passed_over_and_its_row_says_why_and_since_when() {
     }
 }
 
-/// Nothing listens at the second address, and nobody knows it before a delivery tries it.
+/// Nothing listens at the second address. The relay cannot know that before a delivery tries it.
 #[test]
 fn an_address_that_no_delivery_has_tried_is_unknown_and_not_up() {
     let (live, mut dead) = (HttpSink::accepting(), HttpSink::accepting());
@@ -166,8 +166,8 @@ fn an_address_that_no_delivery_has_tried_is_unknown_and_not_up() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: one of two consumers stops answering. Its request is given up there, and goes to the
-/// other one.
+/// Method: one of two consumers stops answering. The relay gives up the request there, and sends it
+/// to the other one.
 #[test]
 fn the_request_that_an_address_leaves_unanswered_is_a_timeout_there() {
     let silent = HttpSink::start(|request| match request.number {
@@ -203,8 +203,8 @@ fn latencies_are_those_of_each_consumer() {
     let delivered = "[queue]\nacknowledge = \"delivered\"\n";
     let more = format!("strategy = \"round_robin\"\n{IN_TURN}{delivered}");
     let relay = Relay::start(&to_http(&urls, &more));
-    // The relay answers when the consumer has acknowledged the batch. On a busy machine both come
-    // late, so a latency is compared with the time that the sender has waited.
+    // The relay answers when the consumer has acknowledged the batch. On a busy machine, both are
+    // late, so the latency is compared with the time that the sender has waited.
     let mut waited = [Vec::new(), Vec::new()];
     for seed in 0..16 {
         let (before, begun) = (fast.count(), Instant::now());
@@ -214,14 +214,14 @@ fn latencies_are_those_of_each_consumer() {
     waited.iter_mut().for_each(|waited| waited.sort_by(f64::total_cmp));
     let rows = addresses(&relay);
     assert_eq!([&rows[0]["requests"], &rows[1]["requests"]], [8, 8]);
-    // The buckets of the relay's figures are 7 % wide.
+    // The buckets of the relay's latencies are 7 % wide.
     for (row, (wanted, waited)) in rows.iter().zip([0.1, 0.5].into_iter().zip(&waited)) {
         let p50 = row["latency_p50_seconds"].as_f64().unwrap();
         let p99 = row["latency_p99_seconds"].as_f64().unwrap();
         assert!((wanted * 0.93..waited[4] * 1.07).contains(&p50), "{row} of {waited:?}");
         assert!((p50..waited[7] * 1.07).contains(&p99), "{row} of {waited:?}");
     }
-    // Of the whole output, half of the batches took 100 ms, and the slowest 500 ms.
+    // Half of the output's batches took 100 ms, and the slowest ones 500 ms.
     let output = output(&relay);
     let p99 = output["latency_p99_seconds"].as_f64().unwrap();
     assert!((0.46..waited[1][7].max(waited[0][7]) * 1.07).contains(&p99), "{output}");
@@ -237,12 +237,12 @@ fn the_row_of_a_tcp_consumer_counts_writes_bytes_and_breaks() {
     assert_eq!((&row["endpoint"], &row["requests"]), (&0.into(), &5.into()));
     assert_eq!(row["sent_bytes"], sink.bytes());
     assert_eq!((&row["errors"], &row["state"]), (&json!({}), &"up".into()));
-    // The window of 100 ms is a part of the time until the acknowledgement.
+    // The replay window of 100 ms is part of the latency.
     let p50 = row["latency_p50_seconds"].as_f64().unwrap();
     assert!((0.09..1.0).contains(&p50), "{row}");
     sink.close();
-    // An idle connection that ends is no failure. A new one is made when there is something to
-    // send.
+    // The end of an idle connection is not a failure. The relay connects again when it has
+    // something to send.
     assert_accepted(&relay.post(&generated_batch(5, 5, 900)), 5);
     wait_until("a failure", PATIENCE, || addresses(&relay)[0]["errors"]["connect"].is_u64());
     sink.reopen();
@@ -305,7 +305,7 @@ fn events_that_are_kept_back_or_changed_are_counted_by_what_was_done() {
     relay.finish(Backlog::Empty);
 }
 
-/// Posts until the relay refuses, and returns the number of answers by status.
+/// Posts this many batches. Returns how many got a 200, and how many got a 429.
 fn fill(relay: &Relay, posts: u64) -> (u64, u64) {
     let (mut taken, mut refused) = (0, 0);
     for seed in 0..posts {
@@ -340,7 +340,7 @@ fn for_how_long_a_filter_has_dropped_everything_is_measured_until_it_lets_an_eve
     relay.finish(Backlog::Empty);
 }
 
-/// Method: the page is opened after a single burst, so nothing but the relay can know the rates.
+/// Method: `/status` is asked once, after a single burst, so only the relay can know the rates.
 #[test]
 fn a_single_answer_has_the_rates_of_the_last_minute_and_top_prints_them() {
     let sink = HttpSink::accepting();
@@ -354,7 +354,7 @@ fn a_single_answer_has_the_rates_of_the_last_minute_and_top_prints_them() {
         (&status["received_bytes_per_second"], 90_000.0),
         (&output["sent_bytes_per_second"], 90_000.0),
     ] {
-        // The rate is over ten seconds at least, and over 70 at most.
+        // The rate covers at least 10 and at most 70 seconds.
         let rate = rate.as_f64().unwrap_or_default();
         assert!(rate > count / 71.0, "{rate} of {count}: {status}");
     }
@@ -368,8 +368,8 @@ fn a_single_answer_has_the_rates_of_the_last_minute_and_top_prints_them() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: a consumer answers 500 and 200 in turn. After some turns the state of the output does
-/// not follow each of them, and nobody says that events wait when none does.
+/// Method: a consumer answers with 500 and 200 in turn. After some turns, the verdict does not
+/// change with each response, and does not say that events are late when none waits.
 #[test]
 fn an_output_that_fails_and_works_in_turn_has_a_steady_state() {
     let sink = HttpSink::start(|request| {
@@ -403,8 +403,8 @@ fn an_output_that_fails_and_works_in_turn_has_a_steady_state() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: the certificate of the consumer has expired. The text about it is the same at each
-/// retry, and the certificate is listed beside the relay's own.
+/// Method: the certificate of the consumer has expired. The text about it contains no number that
+/// changes, and the certificate is listed beside the relay's own.
 #[test]
 fn the_expired_certificate_of_a_consumer_is_told_without_a_number_that_changes() {
     let certificates = Certificates::new();
@@ -436,8 +436,8 @@ fn the_expired_certificate_of_a_consumer_is_told_without_a_number_that_changes()
     relay.finish(Backlog::Stable);
 }
 
-/// The time after which senders have given up is longer than a test waits. The unit tests of the
-/// verdict judge it; this test shows that a real relay measures the time of which it is made.
+/// Senders give up later than a test can wait; the unit tests of the verdict cover that. This test
+/// checks that a real relay measures the time.
 #[test]
 fn a_full_queue_says_what_it_does_for_how_long_and_how_many_it_refuses() {
     let full = "[queue]\nmax_bytes = \"64KiB\"\nretry_after = \"3s\"\n";
@@ -461,7 +461,7 @@ fn a_full_queue_says_what_it_does_for_how_long_and_how_many_it_refuses() {
     let requests = &status["listeners"][0]["requests"];
     assert_eq!((&requests["200"], &requests["429"]), (&taken.into(), &refused.into()));
     assert_eq!(requests["503"], 0, "a status that never occurred is there too");
-    // The rate is over ten seconds at least.
+    // The rate covers at least ten seconds.
     let rate = status["refused_429_per_second"].as_f64().unwrap();
     let most = refused as f64 / 10.0;
     assert!(rate > 0.0 && rate <= most + 1e-9, "{rate} of {most}");
@@ -518,7 +518,7 @@ fn the_acknowledgement_and_the_port_are_those_in_force() {
     assert_eq!(before["listeners"][0]["address"], relay.address().to_string());
     assert!(before["revision"].as_str().is_some_and(|revision| !revision.is_empty()));
     assert_eq!(before["evidence"], Value::Null);
-    // A reload may change it.
+    // A reload can change `acknowledge`.
     let file = relay.config_file();
     let config = std::fs::read_to_string(&file).unwrap();
     std::fs::write(&file, config.replace("\"delivered\"", "\"queued\"")).unwrap();
@@ -537,7 +537,7 @@ fn the_evidence_shows_its_size_its_checkpoint_and_its_witnesses() {
     let sink = HttpSink::accepting();
     let relay = Relay::start(&to_sink(sink.address(), &evidence));
     post(&relay, 0..1);
-    // Before the first checkpoint, the witness has cosigned the log as it was: empty.
+    // Before the first checkpoint, the witness has cosigned the empty log.
     let shown = wait_for("a checkpoint and a cosignature", PATIENCE, || {
         let evidence = status(&relay)["evidence"].clone();
         let times = [
@@ -558,7 +558,7 @@ fn the_evidence_shows_its_size_its_checkpoint_and_its_witnesses() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: the relay gets a batch each second for a bit more than two steps.
+/// Method: the relay gets about two batches a second for a bit more than two steps of ten seconds.
 #[test]
 fn the_history_has_the_rates_of_what_flows_and_the_reloads() {
     let sink = HttpSink::accepting();
@@ -593,7 +593,7 @@ fn the_history_has_the_rates_of_what_flows_and_the_reloads() {
         assert_eq!(line.len(), times.len());
         line.iter().map(|point| point.as_f64().unwrap()).sum::<f64>() * 10.0
     };
-    // The batches of the last moment are not in a step yet.
+    // The newest batches are not in a step yet.
     let (events, out) =
         (sum(&history["accepted_events_per_second"]), &history["outputs"]["consumer"]);
     let accepted = status["accepted_events"].as_f64().unwrap();

@@ -1,5 +1,5 @@
-//! `tap` and `GET /tap`: who may look, what is shown and what never is, and that a reader costs the
-//! relay nothing.
+//! `tap` and `GET /tap`: who may use them, what they show, what they never show, and that a reader
+//! does not slow down the relay.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -12,13 +12,13 @@ use crate::support::relay::Running;
 
 const TOKEN: &str = "t4p-s3cret";
 
-/// A relay with a token for taps, and the directory of the token.
+/// A relay with a token for taps, and the token's directory.
 struct Tapped {
     relay: Relay,
     directory: TempDir,
 }
 
-/// Returns the config of a relay with these outputs, whose token is in this directory.
+/// Returns the config of a relay with these outputs, whose token file is in this directory.
 fn config(directory: &Path, outputs: &str) -> String {
     let file = directory.join("token");
     let base = with_admin(BASE, &format!("tap_token_file = \"{}\"", text(&file)));
@@ -48,12 +48,12 @@ impl Tapped {
         let opened = self.opened();
         let tap = Tap::open(self.relay.admin(), query, TOKEN);
         let tap = tap.unwrap_or_else(|refused| panic!("{refused:?}"));
-        // The log has the line a moment later, and `command` counts the lines.
+        // The line appears in the log a moment later. `command` counts these lines.
         wait_until("the line of the tap", PATIENCE, || self.opened() > opened);
         tap
     }
 
-    /// Starts the command, and waits until the relay has opened its tap.
+    /// Starts the command, and waits until the relay has opened its tap or the command has failed.
     fn command(&self, arguments: &[&str]) -> Running {
         let opened = self.opened();
         let (url, token) = (format!("http://{}", self.relay.admin()), self.token_file());
@@ -72,7 +72,7 @@ impl Tapped {
     }
 }
 
-/// Returns `true` if the command has said why it could not look.
+/// Returns `true` if the command has printed an error.
 fn has_ended(running: &Running) -> bool {
     !running.stderr().is_empty()
 }
@@ -81,7 +81,7 @@ fn list(events: &[Value]) -> Value {
     json!({ "kind": "EventList", "apiVersion": "audit.k8s.io/v1", "items": events })
 }
 
-/// An event with these members in place of the usual ones.
+/// Returns an event with these members in place of the usual ones.
 fn event(id: &str, members: Value) -> Value {
     let mut event = json!({
         "kind": "Event", "apiVersion": "audit.k8s.io/v1", "level": "RequestResponse",
@@ -105,9 +105,9 @@ fn event(id: &str, members: Value) -> Value {
 /// An open tap: the lines of its response.
 struct Tap {
     reader: BufReader<TcpStream>,
-    /// What of the current chunk was not taken yet.
+    /// The bytes that were read but not yet returned as lines.
     text: Vec<u8>,
-    /// Everything that was read.
+    /// All bytes of the body so far.
     all: Vec<u8>,
 }
 
@@ -141,7 +141,7 @@ impl Tap {
         Ok(Self { reader, text: Vec::new(), all: Vec::new() })
     }
 
-    /// Returns the next line; `None` after the last.
+    /// Returns the next line, or `None` after the last one.
     fn next(&mut self) -> Option<Value> {
         loop {
             if let Some(end) = self.text.iter().position(|&byte| byte == b'\n') {
@@ -166,8 +166,8 @@ impl Tap {
         self.next().expect("a line")
     }
 
-    /// Reads until this many events were shown or skipped. Returns those that were shown, with
-    /// their outputs, and the numbers of those that were skipped.
+    /// Reads until this many events were shown or skipped. Returns each shown event with its
+    /// output, and the number of skipped events for each reason.
     fn until(&mut self, events: u64) -> (Vec<(String, Value)>, Value) {
         let (mut shown, mut skipped) = (Vec::new(), json!({}));
         let mut count = 0;
@@ -190,7 +190,7 @@ impl Tap {
         (shown, skipped)
     }
 
-    /// Reads to the end, and returns the reason of the last line.
+    /// Reads to the end, and returns the reason in the last line.
     fn end(&mut self) -> String {
         let mut last = json!(null);
         while let Some(line) = self.next() {
@@ -204,14 +204,14 @@ fn ids(shown: &[(String, Value)]) -> Vec<&str> {
     shown.iter().map(|(_, event)| event["auditID"].as_str().unwrap()).collect()
 }
 
-/// Waits for one more reload with this result after `change`.
+/// Makes the change, and waits until the relay counts another reload with this result.
 fn reloaded(relay: &Relay, result: &str, change: impl FnOnce()) {
     let before = relay.reloads(result);
     change();
     wait_until("the reload", PATIENCE, || relay.reloads(result) > before);
 }
 
-/// Replaces a file, which is complete at any time.
+/// Replaces a file at once, so that it is complete at any time.
 fn replace(file: &Path, contents: &str) {
     let beside = file.with_extension("new");
     std::fs::write(&beside, contents).unwrap();
@@ -231,7 +231,7 @@ fn without_the_key_there_is_no_tap() {
     let url = format!("http://{}", relay.admin());
     let with_token = ["tap", &url, "--token-file", "token"];
     said(&with_token, directory.path()).assert(1, &["404", "admin.tap_token_file"]);
-    // Without a token there is nothing to try.
+    // Without a token, the command does not even connect.
     said(&["tap", &url], directory.path()).assert_refused("--token-file");
     relay.finish(Backlog::Empty);
 }
@@ -265,7 +265,7 @@ fn only_the_right_token_opens_a_tap_and_it_is_shown_nowhere() {
     assert_eq!((&closed["shown"], &closed["reason"]), (&json!(1), &json!("the reader has gone")));
     let warned = tapped.relay.log_fields();
     let warned = warned.iter().filter(|line| line["message"].as_str().unwrap().contains("refused"));
-    // Nobody can fill the log by wrong tokens.
+    // Nobody can fill the log with wrong tokens.
     assert_eq!(warned.count(), 1);
 
     let status = http::get(admin, "/status").unwrap().text();
@@ -284,11 +284,11 @@ fn another_token_and_a_removed_key_end_the_open_taps() {
     let (relay, file) = (&tapped.relay, tapped.directory.path().join("token"));
     let mut first = tapped.open("");
     let mut command = tapped.command(&[]);
-    // The same token with other blanks around it is the same token.
+    // Other blanks around the token do not make it a different token.
     reloaded(relay, "success", || replace(&file, &format!("  {TOKEN}\r\n\n")));
     tapped.post(&[event("a", json!({}))]);
     assert_eq!(ids(&first.until(1).0), ["a"]);
-    // A file without a token is refused, and the token in use stays.
+    // A file without a token is refused, and the token in use stays valid.
     reloaded(relay, "error", || replace(&file, "\n"));
     tapped.post(&[event("b", json!({}))]);
     assert_eq!(ids(&first.until(1).0), ["b"]);
@@ -327,7 +327,7 @@ fn check_and_run_know_a_token_file_that_is_missing_or_empty() {
     run("check").assert(0, &[]);
 }
 
-/// A credential for each of the redactions that always hold, at each place where it may be.
+/// Returns a credential for each redaction that is always on, in each place where it can be.
 fn credentials() -> Vec<Value> {
     const JWT: &str = "eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJodW50ZXIyIn0.c2lnbmF0dXJl-_";
     const SECRET: &str = "hunter2";
@@ -405,7 +405,7 @@ fn no_credential_is_ever_shown_whatever_the_outputs_filter_lets_pass() {
             output == "sifted"
         );
     }
-    // The consumers have what the tap hides, because these outputs do not redact.
+    // The consumers receive what the tap hides, because these outputs do not redact.
     let has_secret = |line: &Vec<u8>| memchr::memmem::find(line, b"hunter2").is_some();
     wait_until("the consumer", PATIENCE, || sinks[0].lines().iter().any(has_secret));
     let newlines = |bytes: &[u8]| bytes.iter().filter(|&&byte| byte == b'\n').count();
@@ -429,7 +429,7 @@ fn the_recorded_events_are_shown_without_the_data_of_secrets() {
     let (tapped, _sink) = Tapped::with_consumer();
     let (mut shown, mut text, mut hidden) = (0, String::new(), BTreeSet::new());
     for body in corpus() {
-        // Each tap has a second's worth of its own.
+        // Each new tap can show 1,000 events at once.
         let mut tap = tapped.open("?sample=1000");
         let mut sent = 0;
         for event in events_of(&body.bytes) {
@@ -584,7 +584,7 @@ fn an_event_is_shown_when_its_consumer_has_it_and_not_before() {
     assert_eq!(line["heartbeat"], json!({ "seen": 0, "shown": 0 }), "{line}");
     works.store(true, Ordering::SeqCst);
     let (shown, skipped) = tap.until(2);
-    // An output that is not ordered may have sent the two apart, to learn if one is at fault.
+    // An unordered output may have sent the two separately, to find out if one is at fault.
     let mut both = ids(&shown);
     both.sort_unstable();
     assert_eq!((both, skipped), (vec!["a", "b"], json!({})));
@@ -603,7 +603,7 @@ fn events_beyond_the_sample_and_large_ones_are_counted_with_their_reason() {
     events.insert(7, large);
     tapped.post(&events);
     let (shown, skipped) = tap.until(400);
-    // A second's worth comes at once; a slow machine may show a few more.
+    // The events of one second are shown at once. A slow machine can show a few more.
     assert!((10..200).contains(&shown.len()), "{}", shown.len());
     assert_eq!(skipped["large"], 1);
     assert!((300_000..310_000).contains(&skipped["largest_bytes"].as_u64().unwrap()), "{skipped}");
@@ -611,7 +611,7 @@ fn events_beyond_the_sample_and_large_ones_are_counted_with_their_reason() {
     assert!(!ids(&shown).contains(&"large"));
     wait_until("the words", PATIENCE, || command.stderr().contains("larger than 256 KiB"));
     assert!(command.stderr().contains(" events: the sample is 10/s"), "{}", command.stderr());
-    // The notices are no part of the events.
+    // The notices are on standard error, so standard output has only events.
     wait_until("the events", PATIENCE, || !command.stdout().is_empty());
     for line in String::from_utf8(command.stdout()).unwrap().lines() {
         assert!(serde_json::from_str::<Value>(line).unwrap()["auditID"].is_string(), "{line}");
@@ -623,7 +623,7 @@ fn events_beyond_the_sample_and_large_ones_are_counted_with_their_reason() {
     tapped.relay.finish(Backlog::Empty);
 }
 
-/// A reader that does not read: its socket is open, and nobody takes a byte.
+/// Opens a tap whose reader takes no byte of the body.
 fn stuck(tapped: &Tapped) -> Tap {
     Tap::ask(tapped.relay.admin(), "?sample=1000", TOKEN).unwrap()
 }
@@ -645,7 +645,7 @@ fn a_reader_that_does_not_read_holds_nothing_up_and_takes_little_memory() {
     }
     tapped.relay.wait_until_delivered(PATIENCE);
     wait_until("the consumer", PATIENCE, || sink.count() == 400 * (20 + 150));
-    // Four taps hold at most 9 MiB each, beside what the queue has taken meanwhile.
+    // Each of the four taps holds at most 9 MiB. The rest is for the queue.
     let after = tapped.relay.rss_bytes();
     assert!(after < before + 60 * 1024 * 1024, "{before} → {after}");
     assert_eq!(http::get(tapped.relay.admin(), "/readyz").unwrap().status, 200);
@@ -665,8 +665,7 @@ fn a_fifth_tap_is_refused_and_taps_are_in_nobodys_way() {
     assert_eq!(status, 503);
     assert!(head.contains("retry-after: 10"), "{head}");
     assert_eq!(tapped.relay.metrics().value("taps", &[]), 4.0);
-    // As many connections as the admin address has, and more: the taps lose no place to them, and
-    // take none from them.
+    // The admin address allows fewer than 70 connections. Taps are counted separately.
     let idle: Vec<_> = (0..70).map(|_| TcpStream::connect(admin).unwrap()).collect();
     for path in ["/readyz", "/metrics", "/status"] {
         assert_eq!(http::get(admin, path).unwrap().status, 200);
@@ -695,7 +694,7 @@ fn the_end_of_the_relay_is_prompt_and_tells_the_readers() {
     let status = tapped.relay.wait_at_most(Duration::from_secs(10));
     assert_eq!(status.code(), Some(0));
     let took = begun.elapsed();
-    // Without taps it takes as long; the limit is far below CONNECTION_TIME and the tap's hour.
+    // This limit is far below `CONNECTION_TIME` (5 minutes) and `TAP_TIME` (1 hour).
     assert!(took < Duration::from_secs(8), "{took:?}");
     let (status, stderr) = command.wait();
     assert_eq!(status.code(), Some(0), "{stderr}");
@@ -720,13 +719,13 @@ fn the_command_ends_quietly_with_ctrl_c_and_with_a_closed_pipe() {
         "2026-01-02T03:04:05.680Z out RequestResponse update alice configmaps/prod/c 200 10.0.0.7 \
          2.5ms\n"
     );
-    // As `| head -1` does.
+    // Like `| head -1`, the reader closes the pipe.
     drop(first);
     tapped.post(&[event("b", json!({}))]);
     let (status, stderr) = piped.wait();
     assert_eq!((status.code(), &*stderr), (Some(0), ""));
 
-    // A reader that does not read the pipe does not keep Ctrl-C from ending the command.
+    // Ctrl-C ends the command even if nobody reads from the pipe.
     let mut held = tapped.command(&["--format", "json", "--sample", "1000"]);
     let _pipe = held.take_stdout();
     for seed in 0..4 {
@@ -752,7 +751,7 @@ fn what_a_client_chooses_reaches_no_terminal_as_it_is() {
                 "objectRef": { "resource": evil, "namespace": evil, "name": evil } }),
     )]);
     let (shown, _) = tap.until(1);
-    // The value is the same; only its writing is safe.
+    // The value is unchanged. Only its escapes are different, so that a terminal can print it.
     assert_eq!(shown[0].1["user"]["username"], evil);
     assert!(tap.all.iter().all(|byte| byte.is_ascii_graphic() || b" \n".contains(byte)));
     assert_eq!(command.wait().0.code(), Some(0));
@@ -791,8 +790,8 @@ fn the_command_finds_the_relay_and_the_token_by_the_config() {
 }
 
 /// Prints the CPU time that the relay takes for 20,000 events per second, in batches of 400 events
-/// of 1,500 bytes, without a tap, with one whose reader reads, and with four that nobody reads.
-/// benches/HISTORY.md has what this has found.
+/// of 1,500 bytes: without a tap, with one tap that is read, and with four that are not. The
+/// results are in benches/HISTORY.md.
 #[test]
 #[ignore = "no test, but a measurement, which people start"]
 fn cpu_of_a_relay_with_and_without_taps() {
@@ -804,8 +803,8 @@ fn cpu_of_a_relay_with_and_without_taps() {
     let cpu = || {
         let stat = format!("/proc/{}/stat", tapped.relay.pid());
         let stat = std::fs::read_to_string(stat).unwrap();
-        // proc_pid_stat(5): fields 14 and 15 are the times in user and kernel mode, in ticks of
-        // which Linux has 100 in a second. The name, field 2, ends with the last bracket.
+        // proc_pid_stat(5): fields 14 and 15 are the times in user and kernel mode, in ticks of 10
+        // ms. The name, field 2, ends with the last bracket.
         let fields = stat.rsplit_once(')').unwrap().1.split_whitespace();
         fields.skip(11).take(2).map(|ticks| ticks.parse::<f64>().unwrap()).sum::<f64>() / 100.0
     };

@@ -3,7 +3,7 @@
 use crate::support::prelude::*;
 use crate::support::terminal::Terminal;
 
-/// Starts a relay with an output that works and one whose consumer answers 500.
+/// Starts a relay with an output that works and one whose consumer answers with 500.
 fn relay(good: &HttpSink, bad: &HttpSink) -> Relay {
     Relay::start(&format!("{BASE}{}{}", good.output("archive", ""), bad.output("siem", "")))
 }
@@ -55,7 +55,7 @@ fn a_small_terminal_and_an_interrupt() {
     terminal.wait_for("✕ 500 Internal Server Error. Output siem is");
     terminal.wait_for("✓ archive");
     terminal.wait_for("q quit");
-    // Ctrl-C, which a terminal in raw mode hands to the program.
+    // A terminal in raw mode hands Ctrl-C to the program.
     terminal.press("\u{3}");
     assert_eq!(terminal.wait(), Some(0));
     assert!(!terminal.is_drawn());

@@ -1,10 +1,9 @@
-//! The troubles of a year, one row each: what is done to a real relay, what its page says, which
-//! single alert fires, and what the log has.
+//! The troubles of a year, one row each: what happens to a real relay, what its page says, which
+//! one alert fires, and what is in the log.
 //!
 //! Method: each row runs the program for about a minute and scrapes it once a second. promtool then
-//! evaluates the shipped rules over the series that the relay really exported, and a second of
-//! reality stands for 30 s there. Most rows begin with a calm time, in which the page is good and
-//! no alert fires.
+//! evaluates the shipped rules over these series, where a second counts as 30 s. Most rows begin
+//! with a calm time, in which the page is good and no alert fires.
 
 mod consumers;
 mod operator;
@@ -17,15 +16,15 @@ use std::time::SystemTime;
 use crate::support::clock::WallClock;
 use crate::support::prelude::*;
 
-/// A second of a row is so many seconds of the rules.
+/// For the rules, a second of a row is this many seconds.
 const FASTER: u32 = 30;
 
-/// The ticks of the calm time, and of most troubles. A tick is a second.
+/// The length of the calm time, and of most troubles, in ticks. A tick is a second.
 const CALM: usize = 10;
 const TROUBLE: usize = 45;
 
-/// Two alerts may fire together for so many ticks: the later one silences the other at the next
-/// evaluation of the rules.
+/// For this many ticks, two alerts may fire together. Then the later one must have silenced the
+/// other.
 const CHANGE: usize = 2;
 
 /// The alert that may fire before an output is down: a lag of two seconds is a minute for the
@@ -43,7 +42,7 @@ pub(super) struct Row {
     fires: &'static str,
     /// The alerts that may fire for a time before it, while less is known.
     before: &'static [&'static str],
-    /// Words of the log.
+    /// Words in the log.
     logs: &'static str,
 }
 
@@ -51,13 +50,13 @@ pub(super) struct Row {
 #[derive(Default)]
 struct Target {
     relay: Option<Relay>,
-    /// True while Prometheus knows the target, whether or not it answers.
+    /// `true` while Prometheus has the target in its list, even if the target does not answer.
     listed: bool,
     scrapes: BTreeMap<usize, BTreeMap<String, f64>>,
     up: BTreeMap<usize, f64>,
 }
 
-/// Gets the address of a listener and a number that differs at each call.
+/// Sends something to the listener at this address. The number is that of the tick.
 type Send = dyn Fn(SocketAddr, u64);
 
 /// The relays of a row, and what was seen of them.
@@ -66,9 +65,9 @@ pub(super) struct Scene {
     ticks: usize,
     calm: usize,
     begun: SystemTime,
-    /// The clock of a relay for which time passes as it does for the rules.
+    /// The clock of a relay for which time passes as fast as it does for the rules.
     clock: Option<WallClock>,
-    /// Lags are not those of the rules' time, because something real causes them.
+    /// Lags have a real cause, so they are not multiplied by [`FASTER`].
     lag_is_real: bool,
     trouble: Arc<AtomicBool>,
     send: Box<Send>,
@@ -131,17 +130,17 @@ impl Scene {
         self.targets[0].relay = Some(Relay::start(config));
     }
 
-    /// From now on, this sends to each relay once at each tick.
+    /// From now on, calls `send` once per tick for each relay.
     fn sends(&mut self, send: impl Fn(SocketAddr, u64) + 'static) {
         self.send = Box::new(send);
     }
 
-    /// From now on, a batch with so many events goes to each relay at each tick.
+    /// From now on, each relay gets a batch of this many events per tick.
     fn sends_events(&mut self, events: usize) {
         self.sends(move |address, seed| _ = send(address, seed, events));
     }
 
-    /// Returns a consumer that answers 200 until the trouble begins.
+    /// Returns a consumer that answers with 200 until the trouble begins.
     fn consumer(
         &self,
         answer: impl Fn(&Request) -> Answer + Sync + std::marker::Send + 'static,
@@ -161,13 +160,13 @@ impl Scene {
         assert!(other.is_none(), "the calm time: {other:?}");
     }
 
-    /// Begins the trouble, and lets it go on.
+    /// Begins the trouble, and lets [`TROUBLE`] ticks pass.
     fn trouble(&mut self) {
         self.trouble.store(true, Ordering::SeqCst);
         self.go(TROUBLE);
     }
 
-    /// Lets so many seconds pass, with traffic.
+    /// Lets this many ticks pass, with traffic.
     fn go(&mut self, ticks: usize) {
         for _ in 0..ticks {
             let begun = Instant::now();
@@ -192,7 +191,7 @@ impl Scene {
         }
     }
 
-    /// Returns this number as it is on the clock of the rules, which begins at 0.
+    /// Converts a value of this series to the time of the rules, which begins at 0.
     fn scaled(&self, series: &str, value: f64) -> f64 {
         let begun = self.begun.duration_since(SystemTime::UNIX_EPOCH).expect("after 1970");
         let begun = begun.as_secs_f64();
@@ -200,7 +199,7 @@ impl Scene {
         let name = series.split('{').next().unwrap_or_default();
         match name {
             _ if value == 0.0 => value,
-            // The days of a certificate are days of the rules, too.
+            // The days of a certificate are not scaled.
             _ if name.ends_with("expiry_timestamp_seconds") => value - begun,
             _ if name.ends_with("_timestamp_seconds") || name == "process_start_time_seconds" => {
                 (value - begun) * times
@@ -210,7 +209,7 @@ impl Scene {
         }
     }
 
-    /// Returns promtool's test of the rules over what the relays exported: what fires at each tick.
+    /// Returns a promtool test of the exported series, which asks what fires at each tick.
     fn rules_test(&self) -> String {
         let rules = repository().join("deploy/monitoring/rules.yaml");
         let text = std::fs::read_to_string(&rules).expect("the rules");
@@ -244,7 +243,7 @@ impl Scene {
             let all: BTreeSet<&String> = target.scrapes.values().flat_map(BTreeMap::keys).collect();
             for series in all {
                 let name = series.split('{').next().unwrap_or_default();
-                // No rule has buckets.
+                // Series that no rule uses are left out.
                 if text.contains(name) {
                     add(series, &|tick| {
                         let value = *target.scrapes.get(&tick)?.get(series)?;
@@ -287,7 +286,7 @@ impl Scene {
         fired
     }
 
-    /// Returns what is not as the row says.
+    /// Returns the differences from what the row says.
     fn differences(&mut self, row: &Row) -> Vec<String> {
         let mut found = Vec::new();
         let (state, words) = row.says;
@@ -332,8 +331,8 @@ impl Scene {
     }
 }
 
-/// Returns `true` if the page was good. On a busy machine, or where time passes faster, answers may
-/// be slow.
+/// Returns `true` if the page was good. Slow responses are allowed: the machine can be busy, or the
+/// relay's time faster.
 fn is_good((state, texts): &(String, String)) -> bool {
     state == "good" || (state == "warn" && texts.contains("responds slowly"))
 }
@@ -355,7 +354,7 @@ impl Target {
     }
 }
 
-/// Returns an answer of the admin address, unless none comes soon.
+/// Returns the response of the admin address, or `None` if there is no 200 within 3 s.
 fn ask(admin: SocketAddr, path: &str) -> Option<String> {
     let mut client = Client::connect(admin).ok()?;
     client.read_timeout(Duration::from_secs(3));
@@ -363,7 +362,7 @@ fn ask(admin: SocketAddr, path: &str) -> Option<String> {
     (answer.status == 200).then(|| answer.text())
 }
 
-/// Sends a batch as kube-apiserver does, and returns the status of the answer.
+/// Sends a batch as kube-apiserver does, and returns the status of the response.
 fn send(address: SocketAddr, seed: u64, events: usize) -> Option<u16> {
     send_body(address, "/audit", &generated_batch(seed, events, 900))
 }
@@ -402,8 +401,8 @@ fn run(rows: &'static [Row]) {
     assert!(wrong.is_empty(), "{} rows:\n\n{}", wrong.len(), wrong.join("\n\n"));
 }
 
-/// The alerts that no row can cause: one is about a fault of the relay itself, and one about a
-/// number of kube-apiserver's.
+/// The alerts that no row can cause: one is about a bug in the relay, and one about a metric of
+/// kube-apiserver.
 const ELSEWHERE: [&str; 2] = ["ConservationBroken", "AuditWebhookError"];
 
 #[test]
@@ -420,7 +419,7 @@ fn each_alert_has_a_trouble_in_which_it_is_the_right_one() {
     assert_eq!(names.len(), rows.len(), "two rows have one name");
 }
 
-/// They need promtool, strace, python3, root and libfaketime.
+/// These tests need promtool, strace, python3, root and libfaketime.
 mod peers {
     #[test]
     fn consumers() {

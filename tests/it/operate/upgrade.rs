@@ -1,10 +1,9 @@
-//! Upgrading and rolling back, as docs/operating/upgrade.md promises it.
+//! Upgrading and rolling back, as docs/operating/upgrade.md describes it.
 //!
-//! The directories in `tests/fixtures/upgrade` are what earlier versions of the program have left:
-//! queues with a backlog, dead letters and, from one of them, evidence. A test starts this program
-//! on a copy. The page says how the way back was tried with the earlier programs themselves; what
-//! can be tested without them is in the files: they must be of formats that the earlier program
-//! reads.
+//! The directories in `tests/fixtures/upgrade` come from earlier versions of the program: queues
+//! with a backlog, dead letters and, in one of them, evidence. A test starts this program on a
+//! copy. Rolling back is tested without the earlier programs: the files must have formats that the
+//! last version reads.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt as _;
@@ -15,7 +14,7 @@ use crate::support::lines_in;
 use crate::support::prelude::*;
 use crate::support::spool::{Entry, SLOT};
 
-/// The key with which events leave in their order; without it requests overtake each other.
+/// With this key, events are sent in order. Without it, requests can overtake each other.
 const IN_ORDER: &str = "concurrency = 1\n";
 
 const ORIGIN: &str = "example.org/prod-eu/relay-0";
@@ -23,7 +22,7 @@ const ORIGIN: &str = "example.org/prod-eu/relay-0";
 /// The number of events that the earlier versions have accepted.
 const EVENTS: usize = 47;
 
-/// The positions at which the outputs stood when the earlier version had ended.
+/// The cursors of the outputs when the earlier version was stopped.
 const ANALYSIS: usize = 11;
 const ARCHIVE: usize = 25;
 
@@ -39,8 +38,8 @@ struct Earlier {
     reads: &'static [(&'static str, u32)],
 }
 
-/// The formats whose newer versions the earlier program passes over, if this one has ended in good
-/// order: a checkpoint then covers all entries.
+/// The formats whose newer versions the earlier program ignores if this one was stopped in order: a
+/// checkpoint then covers all entries.
 const PASSED_OVER: [&str; 1] = ["evidence"];
 
 const RELEASED: Earlier =
@@ -58,7 +57,7 @@ const WITH_EVIDENCE: Earlier = Earlier {
     ],
 };
 
-/// The members of each type of entries that the version with evidence knows.
+/// The members of each type of entry that the version with evidence knows.
 const ENTRIES: [(&str, &str); 8] = [
     ("accepted", "type first count at root"),
     ("delivered", "type output first count at root not_delivered changed"),
@@ -70,14 +69,13 @@ const ENTRIES: [(&str, &str); 8] = [
     ("key", "type at verifier_key"),
 ];
 
-/// The members of entries that are newer: an earlier version passes over members it does not know.
+/// The newer members of entries. An earlier version ignores members that it does not know.
 const NEW_MEMBERS: [&str; 3] = ["boot", "up", "directory"];
 
 fn fixtures() -> PathBuf {
     repository().join("tests/fixtures/upgrade")
 }
 
-/// Returns the events that the earlier versions have accepted.
 fn earlier_events() -> Vec<Vec<u8>> {
     let all = std::fs::read(fixtures().join("events.jsonl")).unwrap();
     let events = lines_in(&all);
@@ -85,7 +83,7 @@ fn earlier_events() -> Vec<Vec<u8>> {
     events
 }
 
-/// A copy of what an earlier version has left, and the two consumers.
+/// A copy of the directory of an earlier version, and the two consumers.
 struct Upgrade {
     directory: TempDir,
     spool: Spool,
@@ -103,7 +101,7 @@ impl Upgrade {
         if has_evidence {
             let key = directory.path().join("evidence-key");
             std::fs::copy(place.join("evidence-key"), &key).unwrap();
-            // The relay refuses a key that others may read, and git keeps no such mode.
+            // The relay refuses a key that others may read, and git does not store this mode.
             std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
         }
         let analysis = HttpSink::accepting();
@@ -136,8 +134,8 @@ impl Upgrade {
         format!("{BASE}{}{queue}{evidence}", outputs.concat())
     }
 
-    /// Starts this program on the copy, sends new events, waits until all is delivered, and ends
-    /// the program in good order. Returns all events, those of the earlier version first.
+    /// Starts this program on the copy, sends new events, waits until all are delivered, and stops
+    /// the program in order. Returns all events, those of the earlier version first.
     fn run(&self) -> Vec<Vec<u8>> {
         let relay = Relay::start(&self.config());
         let body = generated_batch(7, 30, 600);
@@ -158,15 +156,15 @@ impl Upgrade {
         self.spool.path().join("dead-letter")
     }
 
-    /// Returns the files of dead letters, by their paths below the directory of the queue.
+    /// Returns the files of dead letters by their paths below the queue's directory.
     fn letter_files(&self) -> BTreeMap<PathBuf, Entry> {
         let files = self.spool.files().into_iter();
         files.filter(|(path, _)| path.starts_with("dead-letter")).collect()
     }
 }
 
-/// Each consumer must get exactly what the earlier version has not delivered, once and in order,
-/// and then the new events. The earlier dead letters must stay as they are.
+/// Each consumer must get exactly the events that the earlier version has not delivered, once and
+/// in order, and then the new events. The earlier dead letters must stay unchanged.
 fn assert_upgraded(version: &Earlier) -> (Upgrade, Vec<Vec<u8>>) {
     let upgrade = Upgrade::of(version);
     let letters = upgrade.letter_files();
@@ -195,8 +193,8 @@ fn what_the_last_version_has_left_is_delivered_and_its_evidence_goes_on() {
     let identity = |spool: &Path| std::fs::read(spool.join("identity")).unwrap();
     assert_eq!(identity(upgrade.spool.path()), identity(&place.join("spool")), "the same queue");
 
-    // One log: the checkpoint of the first run of the earlier version is a part of it, and it says
-    // of each event of both versions what became of it.
+    // There is one log. It contains the checkpoint of the earlier version's first run, and says
+    // what happened to each event of both versions.
     let key = std::fs::read_to_string(place.join("verifier-key")).unwrap();
     let (directory, older) = (text(upgrade.spool.path()), place.join("checkpoint-1"));
     let stored = upgrade.directory.path().join("stored");
@@ -242,14 +240,14 @@ fn dead_letters_of_an_earlier_version_are_replayed() {
     }
 }
 
-/// Returns the version that is in these bytes at this offset, if they begin with this magic.
+/// Returns the version at this offset, or `None` if the bytes do not begin with this magic.
 fn version_at(bytes: &[u8], magic: &[u8; 8], offset: usize) -> Option<u32> {
     let field = bytes.strip_prefix(magic)?.get(offset - 8..offset - 4)?;
     field.try_into().ok().map(u32::from_le_bytes)
 }
 
-/// Returns the entries of the evidence, as a verifier reads them that shares no code with the
-/// relay.
+/// Returns the entries of the evidence, as a verifier that shares no code with the relay reads
+/// them.
 fn entries(spool: &Path) -> Vec<Value> {
     let key = fixtures().join(WITH_EVIDENCE.name).join("verifier-key");
     let mut command = Command::new("python3");
@@ -260,8 +258,8 @@ fn entries(spool: &Path) -> Vec<Value> {
     entries.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// A file of the directory: a part of its name, the magic of its parts, the bytes between two of
-/// them, and the name of its format.
+/// A type of file: the end of its name, the magic of its parts, the size of a part, and the name of
+/// its format.
 const PARTS: [(&str, &[u8; 8], usize, &str); 5] = [
     (".seg", b"\xFFKAFSEG\0", usize::MAX, "queue segments"),
     (".spare", b"\xFFKAFSEG\0", usize::MAX, "queue segments"),
@@ -270,14 +268,14 @@ const PARTS: [(&str, &[u8; 8], usize, &str); 5] = [
     ("synced", b"\xFFKAFSYN\0", 4096, "queue end of the log"),
 ];
 
-/// Method: this program goes on with the directory of the version with evidence: it delivers,
-/// writes a dead letter, and leaves a backlog. Each file that is there then has a name that the
-/// earlier version knows, and each version number in it is one that the earlier version reads.
+/// Method: this program runs on the directory of the version with evidence. It delivers, writes a
+/// dead letter, and leaves a backlog. Then the earlier version must know the name of each file, and
+/// must read each version number in the files.
 #[test]
 fn the_last_version_reads_all_that_this_one_writes() {
     let upgrade = Upgrade::of(&WITH_EVIDENCE);
     upgrade.run();
-    // A consumer must take other events before one counts as refused for good.
+    // A consumer must accept other events before one counts as refused for good.
     let refused = generated_batch(8, 3, 600);
     let refused = String::from_utf8(refused).unwrap().replacen("/api/v1/", "/refused-/api/v1/", 1);
     assert!(refused.contains("/refused-"));
@@ -285,7 +283,7 @@ fn the_last_version_reads_all_that_this_one_writes() {
     assert_eq!(relay.post(refused.as_bytes()).status, 200);
     relay.wait_until_delivered(PATIENCE);
     relay.finish(Backlog::Empty);
-    // Nobody listens on port 1, so that the events stay in the queue's files.
+    // Nothing listens on port 1, so the events stay in the queue's files.
     let archive = upgrade.archive.address().to_string();
     let config = upgrade.config().replace(&archive, "127.0.0.1:1");
     let relay = Relay::start(&format!("{config}[shutdown]\ndrain_timeout = \"500ms\"\n"));
@@ -304,7 +302,7 @@ fn the_last_version_reads_all_that_this_one_writes() {
         "evidence/checkpoint",
         "evidence/tile/",
         "evidence/lines/",
-        // The earlier version passes over these.
+        // The earlier version ignores these.
         "life",
         "evidence-checkpoint",
         "evidence-head",
@@ -373,8 +371,8 @@ fn no_format_is_newer_than_the_page_about_rolling_back_says() {
     assert!(!is_read(&RELEASED), "0.1.0 refuses the directory, so the page says what to do then");
 }
 
-/// Method: the steps of the page for a directory that the old program refuses. The program of this
-/// build stands in for the old one: neither `replay` nor an empty directory depends on the version.
+/// Method: follows the page for a directory that the old program refuses. This program stands in
+/// for the old one: neither `replay` nor an empty directory depends on the version.
 #[test]
 fn a_backlog_goes_to_an_older_program_over_an_export() {
     let upgrade = Upgrade::of(&RELEASED);

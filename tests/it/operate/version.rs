@@ -1,4 +1,4 @@
-//! `--version` and `-V`: what an operator compares before an upgrade and a rollback.
+//! `--version`: what an operator compares before an upgrade or a rollback.
 
 use crate::support::prelude::*;
 use crate::support::relay::revision;

@@ -1,10 +1,10 @@
-//! `GET /status/volume`, `volume` and `top --by`: who causes the bytes that come in.
+//! `GET /status/volume`, `volume` and `top --by`: who causes the incoming bytes.
 
 use crate::support::prelude::*;
 
 const PAGE: &str = "docs/reference/volume-json.md";
 
-/// Returns a list of `events` events of this user, with this many more bytes in each.
+/// Returns a list of `events` events of this user, each with a filler of `bytes` bytes.
 fn batch(user: &str, events: usize, bytes: usize) -> Vec<u8> {
     let event = |number: usize| {
         format!(
@@ -65,8 +65,8 @@ fn at_a_low_rate_every_event_counts_and_the_figures_are_exact() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: the consumer is away, and senders wait for its acknowledgement: their batch is answered
-/// 503, and no output has begun to send it.
+/// Method: the consumer is down, and senders wait for its acknowledgement. They get a 503, and no
+/// output has begun to send their batch.
 #[test]
 fn a_batch_that_is_not_accepted_counts_for_nobody() {
     let mut sink = HttpSink::accepting();
@@ -84,8 +84,7 @@ fn a_batch_that_is_not_accepted_counts_for_nobody() {
     relay.finish(Backlog::Empty);
 }
 
-/// The two relays of a cluster are added up. A relay that does not count is an error, and not a
-/// smaller sum.
+/// The command adds up two relays. A relay that does not count is an error, not a smaller sum.
 #[test]
 fn the_command_adds_relays_up_and_prints_a_table_or_json() {
     let sink = HttpSink::accepting();
@@ -135,7 +134,7 @@ fn a_user_whom_a_filter_redacts_is_named_nowhere() {
     relay.finish(Backlog::Empty);
 }
 
-/// Returns the fields of a JSON value: paths, with `[]` for the elements of an array.
+/// Returns the paths of the fields of a JSON value, with `[]` for the elements of an array.
 fn fields(value: &Value, path: &str, found: &mut BTreeSet<String>) {
     match value {
         Value::Object(members) => {

@@ -1,5 +1,5 @@
-//! Outputs over HTTP whose consumer has a protocol of its own: only the answer of that protocol
-//! acknowledges events, and the URL may be written as the vendor prints it.
+//! Outputs over HTTP whose consumers have protocols of their own. Only the answer of that protocol
+//! acknowledges events. The URL can have the path that the vendor prints.
 
 use crate::support::prelude::*;
 
@@ -8,19 +8,18 @@ const PAGE: &str = "\u{feff}\n<!DOCTYPE html><html><body>sign in, s3cr3t</body><
 
 const INTERIM: &[u8] = b"HTTP/1.1 102 Processing\r\n\r\n";
 
-/// A false answer: status, media type (empty: none) and body.
+/// A wrong answer: status, media type (empty: none) and body.
 type False = (u16, &'static str, &'static str);
 
-/// A type of output.
 struct Store {
     kind: &'static str,
     /// The keys that the type needs besides `urls`.
     keys: &'static str,
     /// The path and query of requests with events.
     target: &'static str,
-    /// Ends of the URL under which the requests go to `target`.
+    /// URL paths that also lead to `target`.
     printed: &'static [&'static str],
-    /// Answers 2xx that do not acknowledge anything.
+    /// 2xx answers that acknowledge nothing.
     answers: &'static [False],
     /// Returns the answer that acknowledges a request.
     acknowledges: fn(&Request) -> Answer,
@@ -112,7 +111,7 @@ const STORES: &[Store] = &[
             (201, "application/json", r#"{"status":"error"}"#),
             (200, "text/plain", "ok"),
         ],
-        // As Fluent Bit answers.
+        // Fluent Bit answers with 201.
         acknowledges: |_| Answer::status(201),
     },
 ];
@@ -135,7 +134,7 @@ impl Setup {
         Self { sink: HttpSink::start(answer), iam, files }
     }
 
-    /// Starts a relay whose output has this URL below the store's address.
+    /// Starts a relay whose output has this path after the store's address.
     fn relay(&self, store: &Store, url: &str) -> Relay {
         let keys = store.keys.replace("DIR", text(self.files.path()));
         let keys = keys.replace("IAM", &self.iam.address().to_string());
@@ -148,7 +147,6 @@ impl Setup {
     }
 }
 
-/// Runs a test of each store at the same time.
 fn for_each_store(test: impl Fn(&Store) + Sync) {
     std::thread::scope(|scope| {
         let tests: Vec<_> = STORES.iter().map(|store| scope.spawn(|| test(store))).collect();
@@ -156,9 +154,9 @@ fn for_each_store(test: impl Fn(&Store) + Sync) {
     });
 }
 
-/// Method: something between the relay and the store answers each request by a sign-in page, then
-/// by other answers 2xx that are not the store's. Nothing may count as delivered, and the log must
-/// say what is wrong. In the end the store itself answers.
+/// Method: something in front of the store answers with a sign-in page, and then with 2xx answers
+/// that are not the store's. Nothing may count as delivered, and the log must give the reason. In
+/// the end the store itself answers.
 #[test]
 fn a_sign_in_page_is_no_acknowledgement() {
     for_each_store(|store| {
@@ -217,8 +215,8 @@ fn urls_as_vendors_print_them_lead_to_the_service() {
     });
 }
 
-/// Method: nothing is at the configured URL, whose path and query hold a secret. The log must name
-/// the path that was asked below the URL, and not the URL's own.
+/// Method: there is nothing at the configured URL, whose path and query have a secret. The log must
+/// name the path that was requested below the URL, and not the URL's own path.
 #[test]
 fn a_404_names_the_path_that_was_asked_and_no_secret() {
     for_each_store(|store| {
@@ -228,7 +226,7 @@ fn a_404_names_the_path_that_was_asked_and_no_secret() {
         let line = relay.wait_for_log("output down, events are kept", PATIENCE).to_string();
         let path = store.target.split('?').next().unwrap();
         let wanted = match store.kind {
-            // The path of the object begins with that of the bucket.
+            // The path of an object begins with the bucket's name.
             "s3" => "answered 404 Not Found for /audit/".to_owned(),
             _ => format!("answered 404 Not Found for {path} below the configured URL"),
         };
@@ -238,8 +236,9 @@ fn a_404_names_the_path_that_was_asked_and_no_secret() {
     });
 }
 
-/// Method: a server streams interim answers without end, to a request of each type, to the question
-/// which events are indexed, and to the request for a token. `timeouts.request` is 60 s.
+/// Method: a server sends interim answers without end, to a request of each type, to a query for
+/// indexed events, and to a request for a token. `timeouts.request` is 60 s, and the relay must
+/// stop earlier.
 #[test]
 fn interim_answers_without_end_end_the_request() {
     let endless = || Answer::interim(&INTERIM.repeat(1000), Duration::ZERO, u32::MAX);
@@ -291,7 +290,7 @@ fn interim_answers_without_end_end_the_request() {
     relay.settle(Backlog::Stable);
 }
 
-/// Method: the proxy answers CONNECT by interim answers without end. `timeouts.connect` is 5 s.
+/// Method: the proxy answers CONNECT with interim answers without end. `timeouts.connect` is 5 s.
 #[test]
 fn interim_answers_of_a_proxy_end_the_request() {
     let setup = Setup::new(|_| Answer::status(200));

@@ -1,7 +1,7 @@
-//! Stores that do everything that one can do, at random, behind a balancer one of whose backends is
-//! broken from the beginning to the end, while the relay is killed and started again: each event is
-//! stored or in the dead letters, and only events that the store refuses are there. Stores behind
-//! other things are in the simulator's seeds (`tests/sim`).
+//! Stores that answer at random in every way they can, behind a load balancer with a broken
+//! backend, while the relay is killed and started again. Each event is stored or becomes a dead
+//! letter, and only refused events become dead letters. The simulator (`tests/sim`) puts other
+//! things in front of stores.
 
 use fastrand::Rng;
 
@@ -19,16 +19,15 @@ use crate::support::{elasticsearch, ibm, loki, otlp, s3, splunk};
 
 const MIB: usize = 1024 * 1024;
 
-/// The lives of the relay in a test.
 const LIVES: u64 = 2;
 
-/// Many small requests, so that many meet the broken backend, and many events are refused alone.
+/// The requests are small, so that many meet the broken backend, and many events are refused alone.
 const SMALL_REQUESTS: &str = "batch.max_events = 5\n";
 
-/// Parts of every secret of these stores, and of what they say.
+/// Parts of every secret, and of the stores' own texts. The log must contain none of them.
 const SECRETS: [&str; 3] = ["s3cr3t", "eyJ0b2tlbi", splunk::TOKEN];
 
-/// True from the moment on at which the store does only what it should.
+/// `true` once the store must behave well.
 type Calm = Arc<AtomicBool>;
 
 /// A store, and the output that sends to it.
@@ -38,9 +37,8 @@ struct Row {
     keys: String,
     /// The files that the keys name.
     _files: Box<dyn std::any::Any>,
-    /// The copies that the store keeps of an event that comes again.
     keeps: Keeps,
-    /// Tells the events that the store refuses for good.
+    /// Returns `true` if the store refuses this event for good.
     is_bad: fn(&[u8]) -> bool,
     /// The longest life of a relay after its last batch, in milliseconds.
     life_max: u64,
@@ -54,12 +52,12 @@ enum Keeps {
     OnceInOrder,
     /// Each event at least once.
     All,
-    /// Each event at least once. It may only tell how many events of a request it has refused, so
-    /// that good events are among the dead letters.
+    /// Each event at least once. The store may only report how many events of a request it has
+    /// refused, so that good events become dead letters too.
     AllAndCounts,
 }
 
-/// Two events of each of the relay's lives, in its first two batches.
+/// Returns `true` for one event of each batch.
 fn is_bad(event: &[u8]) -> bool {
     let after = |name: &[u8]| memchr::memmem::find(event, name).map(|at| &event[at + name.len()..]);
     // The second part of an auditID is the seed of its batch.
@@ -96,7 +94,7 @@ fn elasticsearch(rng: &mut Rng, calm: Calm) -> Row {
     Row::new(store, keys + "batch.max_bytes = \"1MiB\"\n", Keeps::Once)
 }
 
-/// IAM answers in all its ways too, and a token lives for two seconds.
+/// IAM answers at random too, and a token is valid for two seconds.
 fn ibm_cloud_logs(rng: &mut Rng, calm: Calm) -> Row {
     let (mut moods, mut grants, calm_iam) = (rng.fork(), rng.fork(), Arc::clone(&calm));
     let script = ibm::Script {
@@ -188,7 +186,7 @@ fn otlp(rng: &mut Rng, calm: Calm) -> Row {
     Row::new(store, keys, if counts { Keeps::AllAndCounts } else { Keeps::All })
 }
 
-/// The store refuses no event. The relay dies at all moments of a small object.
+/// The store refuses no event. The relay is killed at all stages of a small object.
 fn s3(rng: &mut Rng, calm: Calm) -> Row {
     let mut moods = rng.fork();
     let store = S3::start(move || match moods.u32(..16) {
@@ -235,7 +233,7 @@ fn splunk_hec(rng: &mut Rng, calm: Calm) -> Row {
     let files = TempDir::new().expect("a temporary directory");
     let token = files.path().join("token");
     std::fs::write(&token, splunk::TOKEN).expect("a writable directory");
-    // The answer itself is final, so that each answer counts.
+    // Each answer is final, so that each one matters.
     let keys = format!(
         "{}batch.max_bytes = 200000\nacknowledge = \"accepted\"\n",
         splunk::keys(store.address(), text(&token))
@@ -243,9 +241,8 @@ fn splunk_hec(rng: &mut Rng, calm: Calm) -> Row {
     Row { _files: Box::new(files), life_max: 900, ..Row::new(store, keys, Keeps::All) }
 }
 
-/// Method: in each of its lives the relay gets some batches and is killed at a random moment, while
-/// the store answers in all its ways at random. Then the store is calm, and a last relay delivers
-/// the rest.
+/// Method: in each of its lives, the relay gets two batches and is killed at a random moment, while
+/// the store answers at random. Then the store behaves well, and a last relay delivers the rest.
 fn whatever_happens(row: fn(&mut Rng, Calm) -> Row, balancer: Balancer) {
     let (mut rng, calm) = (rng(), Calm::default());
     let row = row(&mut rng, Arc::clone(&calm));

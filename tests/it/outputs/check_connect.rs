@@ -1,30 +1,30 @@
 //! `check --connect` says in the operator's words what is wrong with a consumer: the token, the
-//! index, the address, TLS. It sends no event.
+//! index, the address or TLS. It sends no event.
 
 use std::io::{Read as _, Write as _};
 
 use crate::support::prelude::*;
 
-/// The method, path and body of a test request.
+/// The expected method, path and body of a test request.
 type Asked = (&'static str, &'static str, &'static str);
 
 /// The status, the media type (empty: none) and the body of an answer.
 type Told = (u16, &'static str, &'static str);
 
-/// A type of output, its test requests, and answers to them.
+/// A type of output, its expected test requests, and answers to them.
 struct Case {
     kind: &'static str,
     /// The keys that the type needs besides `urls`.
     keys: &'static str,
     requests: &'static [Asked],
-    /// The answers to the first of the requests, and words that the command must say; `None`: all
-    /// is well.
+    /// The answers to the first requests, and the words that the command must then print. `None`:
+    /// the command must report success.
     answers: &'static [(&'static [Told], Option<&'static str>)],
 }
 
 const NO_DATA: Told = (400, "application/json", r#"{"text":"No data","code":5}"#);
 
-/// The answer of a server in Go whose port expects TLS.
+/// The answer of a Go server whose port expects TLS.
 const WANTS_TLS: Told = (400, "", "Client sent an HTTP request to an HTTPS server.\n");
 
 const MAKES_INDICES: Told =
@@ -77,7 +77,7 @@ const CASES: &[Case] = &[
     },
     Case {
         kind: "elasticsearch",
-        // With bodies, it would ask for the mapping too.
+        // With bodies, the check would also request the mapping.
         keys: "index = \"audit\"
 api_key_file = \"DIR/token\"
 filter.bodies = \"drop\"",
@@ -87,9 +87,9 @@ filter.bodies = \"drop\"",
         ],
         answers: &[
             (&[(200, "application/json", "")], None),
-            // A key that may only write.
+            // An API key that may only write.
             (&[(403, "application/json", "")], None),
-            // The first event would make the index, or would not, or nobody may know.
+            // The first event would create the index, or would not, or this can't be found out.
             (&[(404, "", ""), MAKES_INDICES], None),
             (
                 &[(404, "", ""), MAKES_NO_INDEX],
@@ -137,8 +137,8 @@ filter.bodies = \"drop\"",
     },
 ];
 
-/// Runs `check --connect` with one output of this type, in this directory. Returns the exit status
-/// and what the command has said.
+/// Runs `check --connect` with one output of this type. Returns the exit status and what the
+/// command has printed.
 fn check(directory: &Path, kind: &str, url: &str, keys: &str) -> (Option<i32>, String) {
     let keys = keys.replace("DIR", text(directory));
     let config = format!(
@@ -150,7 +150,6 @@ fn check(directory: &Path, kind: &str, url: &str, keys: &str) -> (Option<i32>, S
     (output.status.code(), said)
 }
 
-/// Returns a directory with the file of a token.
 fn directory() -> TempDir {
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join("token"), "s3cr3t-t0ken\n").unwrap();
@@ -188,20 +187,21 @@ fn a_consumer_that_would_not_take_events_is_told_in_words() {
     }
 }
 
-/// Method: a consumer without TLS, a consumer with a certificate of an unknown CA, and an address
-/// where nobody listens.
+/// Method: two consumers without TLS, a consumer with a certificate of an unknown CA, and an
+/// address where nothing listens.
 #[test]
 fn the_wrong_mode_of_tls_is_told_with_the_key_to_change() {
     let (directory, certificates) = (directory(), Certificates::new());
     let plain = HttpSink::with(Options::default(), |_| Answer::status(204));
-    // Most servers answer what they do not understand.
+    // Most servers answer a request that they do not understand.
     let answering = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let answers = answering.local_addr().unwrap();
     std::thread::spawn(move || {
         for mut stream in answering.incoming().map_while(Result::ok) {
             stream.read_exact(&mut [0; 5]).ok();
             stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").ok();
-            // A close before the client has sent everything would take the answer back.
+            // Closing the connection before the client has sent everything could discard the
+            // answer.
             stream.read_to_end(&mut Vec::new()).ok();
         }
     });
@@ -222,7 +222,7 @@ fn the_wrong_mode_of_tls_is_told_with_the_key_to_change() {
     }
 }
 
-/// Method: the port of each consumer expects TLS, and the URL begins with `http://`.
+/// Method: each consumer's port expects TLS, and the URL begins with `http://`.
 #[test]
 fn http_to_a_port_that_expects_tls_is_told() {
     let (directory, certificates) = (directory(), Certificates::new());

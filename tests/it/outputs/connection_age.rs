@@ -1,4 +1,4 @@
-//! `timeouts.max_connection_age`: connections end in order and are made again, and only the
+//! `timeouts.max_connection_age`: connections are closed in order and replaced, and only the
 //! consumer's load balancer notices.
 
 use crate::support::peers::Rsyslog;
@@ -7,8 +7,8 @@ use crate::support::tally::{check, check_unordered};
 
 const AGE: &str = "timeouts = { max_connection_age = \"400ms\" }\n";
 
-/// Sends a steady load until 12 connections have followed each other, and checks that nothing
-/// failed. Returns how many events arrived more than once.
+/// Sends a steady load until there have been 12 connections, and checks that nothing failed.
+/// Returns how many events arrived more than once.
 fn repeats(consumer: &Tallying, more: &str, ordered: bool) -> usize {
     let relay = Relay::start(&format!("{BASE}{}", consumer.output("consumer", more)));
     let senders = Senders::start(2, Bodies::Steady, &mut rng());
@@ -19,7 +19,7 @@ fn repeats(consumer: &Tallying, more: &str, ordered: bool) -> usize {
     let metrics = relay.metrics();
     assert_eq!(metrics.sum("output_errors_total") + metrics.sum("output_retries_total"), 0.0);
     assert!(!relay.log_text().contains("down"), "{}", relay.log_text());
-    // Connections without traffic are not kept beyond their age either.
+    // Idle connections are not kept beyond their age either.
     wait_until("the end of idle connections", PATIENCE, || consumer.open() == 0);
     let before = consumer.tally.count();
     assert_eq!(relay.post(&numbered::list(9, 0..1)).status, 200);
@@ -43,7 +43,7 @@ fn kept_connections_end_between_requests() {
     assert_eq!(repeats(&Tallying::http(), &four, false), 0);
 }
 
-/// They need peers, or root.
+/// These tests need rsyslog.
 mod peers {
     use super::*;
 

@@ -1,5 +1,5 @@
-//! Events that a consumer refuses for good are kept in files, with the reason, before they count as
-//! lost, even if the process or the disk fails.
+//! Events that an output gives up on are kept in files, with the reason, before they count as lost,
+//! even if the relay is killed. On a full disk they count as lost, and are not kept.
 
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
@@ -27,8 +27,7 @@ fn files_in(directory: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Returns all letters, oldest first. The bytes after the last line break of a file are not a
-/// letter, and are left out.
+/// Returns all letters, oldest first. Leaves out a torn last line of a file.
 fn letters_in(directory: &Path) -> Vec<Letter> {
     let mut letters = Vec::new();
     for file in files_in(directory) {
@@ -77,7 +76,7 @@ fn one_refused_event_of_400_is_kept_with_its_reason_and_costs_thirty_requests_at
     assert_eq!((mode(&directory), mode(&files[0].path())), (0o700, 0o600));
     let letter = std::fs::read_to_string(files[0].path()).unwrap();
     assert_eq!(letter.lines().count(), 1);
-    // The letter holds the event byte for byte.
+    // The letter has the event byte for byte.
     assert!(letter.contains(std::str::from_utf8(&bad).unwrap()), "{letter}");
     let letter: Value = serde_json::from_str(&letter.replace("1e400", "1")).unwrap();
     assert_eq!(letter["output"], "consumer");
@@ -93,10 +92,10 @@ fn is_refused(id: Id) -> bool {
     id.number % REFUSED == 3
 }
 
-/// Method: a consumer refuses one in 67 events with 400, while a relay with a directory is killed
-/// and started again at random moments under load. Half of the time the last dead-letter file also
-/// gets a torn line, as a kill in the middle of a write would leave it. In the end each accepted
-/// event must have been delivered or be in a letter, and no healthy event may be in a letter.
+/// Method: a consumer refuses one in 67 events with 400, while a relay with a spool is killed and
+/// started again at random moments under load. Every other time, the last dead-letter file also
+/// gets a torn line, as from a kill during a write. In the end, each accepted event must have been
+/// delivered or be in a letter, and only refused events may be in letters.
 #[test]
 fn a_killed_relay_leaves_each_event_delivered_or_in_a_dead_letter() {
     let sink = HttpSink::start(|request| {
@@ -120,7 +119,7 @@ fn a_killed_relay_leaves_each_event_delivered_or_in_a_dead_letter() {
         // The kill comes at a random moment after the consumer has received a request.
         sink.wait_for_count(before + 1, PATIENCE);
         std::thread::sleep(Duration::from_micros(rng.u64(..250_000)));
-        // A refused event is given up after some seconds, which few of the relays reach.
+        // It takes some seconds until a refused event is given up, and few relays run that long.
         if rng.u32(..5) == 0 {
             let letters = letters_in(&directory).len();
             let more = || letters_in(&directory).len() > letters;
@@ -130,7 +129,6 @@ fn a_killed_relay_leaves_each_event_delivered_or_in_a_dead_letter() {
         senders.wait();
         before = sink.count();
         with_letters += usize::from(!letters_in(&directory).is_empty());
-        // The torn line looks as if the relay had been killed in the middle of a write.
         if let Some(last) = files_in(&directory).last().filter(|_| rng.bool()) {
             let mut last = std::fs::OpenOptions::new().append(true).open(last).unwrap();
             last.write_all(b"{\"time\":\"2026-").unwrap();
@@ -164,8 +162,8 @@ fn a_killed_relay_leaves_each_event_delivered_or_in_a_dead_letter() {
     assert!(with_letters > 0 && kept.len() > 5, "too few to mean anything");
 }
 
-/// Returns a refused event that is larger than the free space of any block that the disk still has
-/// allocated.
+/// Returns an event that the consumer refuses. It is larger than the free space of the blocks that
+/// the disk has already allocated.
 fn large(number: u32) -> Vec<u8> {
     let text = "x".repeat(200_000);
     format!(
@@ -230,13 +228,13 @@ fn what_is_tried_for_too_long_is_kept_with_its_reason_and_later_events_are_deliv
     }
 }
 
-/// They need peers, or root.
+/// These tests need root.
 mod peers {
     use super::*;
 
-    /// Method: the dead letters' directory is on a small file system that becomes full and is freed
-    /// again, while the consumer refuses one event of each batch. Deliveries must continue, each
-    /// refused event must be counted as lost, and letters must be written again once there is room.
+    /// Method: the directory of the dead letters is on a small file system that becomes full and is
+    /// freed again, while the consumer refuses one event of each batch. Deliveries must continue,
+    /// each refused event must count as lost, and letters must be written again once there is room.
     #[test]
     fn a_full_disk_costs_dead_letters_alone_and_what_comes_later_is_kept_again() {
         for kind in [Kind::Tmpfs, Kind::Ext4] {
@@ -256,7 +254,7 @@ mod peers {
                 let numbers = posted * 10..(posted + 1) * 10;
                 posted += 1;
                 let mut events = numbered::events(0, numbers);
-                // The large events among the numbered ones are smaller than the refused event.
+                // The numbered events are smaller than the refused event.
                 assert!(events.iter().all(|event| event.len() < 200_000));
                 events.insert(5, large(u32::try_from(posted).unwrap()));
                 let body = [

@@ -1,6 +1,6 @@
-//! `config/detector.toml`: the trail to its store, and a copy to a detector that answers 200 before
-//! it has judged. The detector is [`Falco`], and the page `docs/destinations/detector.md` says what
-//! these tests show.
+//! `config/detector.toml`: events go to a store, and a copy goes to a detector that answers with
+//! 200 before it has judged them. The detector is [`Falco`]. `docs/destinations/detector.md` states
+//! the results.
 
 use crate::support::falco::{BODIES_MAX, DEFAULTS, Falco, Limits};
 use crate::support::metrics::assert_conservation;
@@ -8,7 +8,7 @@ use crate::support::prelude::*;
 use crate::support::requests::shipped;
 use crate::support::server::Options;
 
-/// A relay with the config as shipped, its two consumers, and the events that were posted.
+/// A relay with the shipped config, its two consumers, and the events that were posted.
 struct Fed {
     relay: Relay,
     store: TcpSink,
@@ -35,7 +35,7 @@ impl Fed {
         self.sent.extend(events_of(batch));
     }
 
-    /// Waits until nothing waits for the detector, and its rules have seen as many events as the
+    /// Waits until the detector has no backlog, and until its rules have seen as many events as the
     /// relay has delivered.
     fn settle(&self) -> Metrics {
         let metrics = self.relay.wait_for_metrics("the detector", PATIENCE, |metrics| {
@@ -48,7 +48,8 @@ impl Fed {
         metrics
     }
 
-    /// Checks that the store has every event, in order, and that only the detector lost some.
+    /// Checks that the store has every event, in order, and that events are lost only for the
+    /// detector.
     fn assert_stored(&self) {
         self.relay.wait_until_delivered(PATIENCE);
         wait_until("the last event", PATIENCE, || self.store.count() >= self.sent.len());
@@ -76,9 +77,9 @@ fn lost(metrics: &Metrics) -> usize {
     metrics.count("error_total", &[("plugin", "falco")]).try_into().expect("a count")
 }
 
-/// Method: the recorded corpus, one of whose events is larger than the detector takes. The store
-/// must get every event as it was, and the detector's rules must see each of them: the large one
-/// without its bodies. Over HTTP, and over HTTPS.
+/// Method: one event of the recorded corpus is larger than the detector accepts. The store must get
+/// every event unchanged, and the detector must judge each one: the large event without its bodies.
+/// This runs over HTTP and over HTTPS.
 #[test]
 fn every_event_arrives_at_the_store_and_at_the_detector() {
     let certificates = Certificates::new();
@@ -117,8 +118,8 @@ fn every_event_arrives_at_the_store_and_at_the_detector() {
     }
 }
 
-/// Method: a batch of 14 MB, which is more than the detector takes in a request. Then a detector
-/// that takes less than the config believes.
+/// Method: a batch of 14 MB is larger than the detector's limit for a request. Then the detector's
+/// limit is lower than the config assumes.
 #[test]
 fn a_batch_larger_than_the_detector_takes_is_split() {
     let mut fed = Fed::start(Falco::start(Options::default(), DEFAULTS), &[]);
@@ -143,7 +144,6 @@ fn a_batch_larger_than_the_detector_takes_is_split() {
     fed.relay.finish(Backlog::Empty);
 }
 
-/// Returns an event with this user agent.
 fn event(user_agent: &str) -> String {
     let batch = generated_batch(3, 1, 1000);
     String::from_utf8(events_of(&batch).remove(0)).unwrap().replace("generated/1.0", user_agent)
@@ -154,9 +154,9 @@ fn list(events: &[String]) -> Vec<u8> {
     format!(r#"{{"kind":"EventList","apiVersion":"audit.k8s.io/v1","items":[{events}]}}"#).into()
 }
 
-/// Method: an event that is larger than the detector takes even without its bodies, between two
-/// others. As shipped, the relay counts it as the detector's loss. Without `max_event_bytes` the
-/// detector answers 200 and skips it, and no counter of the relay knows.
+/// Method: even without its bodies, an event is larger than the detector accepts. With the shipped
+/// config, the relay counts it as lost for the detector. Without `max_event_bytes`, the detector
+/// answers with 200 and skips it, and the relay counts no loss.
 #[test]
 fn an_event_larger_than_the_detector_takes_is_counted_if_the_relay_knows_the_limit() {
     let events = [event("one"), event(&"x".repeat(300_000)), event("three")];
@@ -175,9 +175,9 @@ fn an_event_larger_than_the_detector_takes_is_counted_if_the_relay_knows_the_lim
     }
 }
 
-/// Method: an event with a body that is nested deeper than the detector's parser goes. The parser
-/// refuses the whole request, which was answered 200: `batch.max_events` bounds how many events a
-/// client can hide so.
+/// Method: a body is nested too deeply for the detector's parser. The parser rejects the whole
+/// request after the answer with 200. `batch.max_events` limits how many events a client can hide
+/// in this way.
 #[test]
 fn a_body_that_the_detector_cannot_parse_hides_its_whole_request_and_no_more() {
     let mut fed = Fed::start(Falco::start(Options::default(), DEFAULTS), &[]);
@@ -202,26 +202,26 @@ fn a_body_that_the_detector_cannot_parse_hides_its_whole_request_and_no_more() {
     fed.relay.finish(Backlog::Empty);
 }
 
-/// What is wrong with a detector for ten minutes.
+/// The fault of a detector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Dead {
     Nothing,
-    /// Its connections are refused.
+    /// The detector refuses connections.
     Refused,
-    /// It takes requests, and never answers.
+    /// The detector accepts requests, and never answers.
     Silent,
-    /// It answers until it has as much as it keeps, and judges nothing.
+    /// The detector answers until its buffer is full, and judges nothing.
     Slow,
 }
 
-/// The room in the queue. At 4,000 events/s of 1 kB, ten minutes fill the config's 256 MiB about
-/// nine times; the events of this test fill 2 MiB 4.5 times.
+/// A small queue. The test's events fill its 2 MiB 4.5 times. In ten minutes, 4,000 events/s of 1
+/// kB would fill the config's 256 MiB about nine times.
 const ROOM: (&str, &str) = ("max_bytes = \"256MiB\"", "max_bytes = \"2MiB\"");
-/// As shipped, an event is delivered once it has been on the wire for a second, for which the test
-/// would wait after each batch.
+/// As shipped, an event is delivered once it has been on the wire for a second, and the test would
+/// wait that long after each batch.
 const SHORT_WINDOW: (&str, &str) = ("type = \"tcp\"", "type = \"tcp\"\nreplay_window = \"50ms\"");
-/// As shipped, the wait between two tries grows to 45 s, and a request that gets no answer is sent
-/// anew after a minute. A busy machine may take as long for the batches.
+/// As shipped, the pause between two attempts grows to 45 s, and a request without an answer is
+/// sent again after a minute. A busy machine can need as long for the batches.
 const PATIENT: (&str, &str) = (
     "format = \"event_list\"",
     "format = \"event_list\"\nretry = { max_interval = \"1s\" }\n\
@@ -230,8 +230,8 @@ const PATIENT: (&str, &str) = (
 const BATCHES: u64 = 60;
 const EVENTS: usize = 160;
 
-/// Posts the volume of ten minutes while the detector is so, and returns the mean time in seconds
-/// in which the store got an event.
+/// Posts all batches while the detector has this fault. Returns the mean time in seconds until the
+/// store had an event.
 fn feed(dead: Dead) -> f64 {
     let mut fed =
         Fed::start(Falco::start(Options::default(), DEFAULTS), &[ROOM, SHORT_WINDOW, PATIENT]);
@@ -269,7 +269,7 @@ fn feed(dead: Dead) -> f64 {
         assert!(of_falco(&metrics, "output_lag_seconds") > 0.0);
     }
 
-    // It is well again, and gets what the queue still has: the newest events.
+    // The detector works again, and gets the newest events, which the queue still has.
     is_silent.store(false, Ordering::Relaxed);
     fed.falco.stand(false);
     match dead {
@@ -280,12 +280,13 @@ fn feed(dead: Dead) -> f64 {
     let metrics = fed.settle();
     assert_eq!(delivered(&metrics) + lost(&metrics), fed.sent.len(), "{dead:?}");
     assert_conservation(&metrics, &["store", "falco"]);
-    // A request that was on the wire is judged, too: the number of judged events tells no end.
+    // A request that was on the wire is judged too, so the number of judged events does not show
+    // the end.
     wait_until("the newest event", PATIENCE, || fed.falco.seen().judged.last() == fed.sent.last());
     let seen = fed.falco.seen();
     assert_eq!(seen.log, [""; 0]);
-    // The request that was on the wire when its events were dropped counts as lost, and the slow
-    // detector has taken it.
+    // Events that were on the wire when the queue dropped them count as lost, but the slow detector
+    // has accepted them.
     let on_wire = if dead == Dead::Slow { 100 } else { 0 };
     let beyond = seen.judged.len() - delivered(&metrics);
     assert!(beyond <= on_wire, "{dead:?}: {beyond} more were judged than delivered");
@@ -301,10 +302,10 @@ fn feed(dead: Dead) -> f64 {
     time / fed.sent.len() as f64
 }
 
-/// Method: the volume that ten minutes at 4,000 events/s are for the shipped queue, posted as fast
-/// as the store takes it, to a detector that is well, refuses connections, is silent, or does not
-/// judge. After each batch the store must have everything. The detector alone loses events, which
-/// are counted exactly, and it gets the newest when it is well again.
+/// Method: batches that fill the queue several times are posted as fast as the store accepts them.
+/// The detector works, refuses connections, is silent or does not judge. After each batch the store
+/// must have everything. Only the detector loses events. The loss must be counted exactly, and the
+/// detector must get the newest events once it works again.
 #[test]
 fn ten_minutes_of_a_dead_detector_leave_the_trail_as_it_is() {
     let well = feed(Dead::Nothing);

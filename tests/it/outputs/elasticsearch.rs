@@ -1,5 +1,5 @@
-//! `type = "elasticsearch"`: the names of documents, indexes and templates that do not fit, and a
-//! real server. `any_store` has the consumer that answers in all its ways.
+//! `type = "elasticsearch"`: document names, indexes and templates that do not fit, and a real
+//! server. `any_store` tests all kinds of answers.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -16,8 +16,8 @@ use crate::support::prelude::*;
 
 const MIB: usize = 1024 * 1024;
 
-/// Method: two relays whose queues both begin at position 0 write into one index. Their documents
-/// must never meet.
+/// Method: two relays whose queues both begin at position 0 write to one index. Their documents
+/// must have different names.
 #[test]
 fn two_queues_never_give_two_events_one_name() {
     let consumer = Elasticsearch::start(4 * MIB, || Mood::Judges, |_| 201);
@@ -47,8 +47,8 @@ fn an_answer_that_was_lost_costs_no_second_document_and_is_counted() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: the consumer has no index, so that it refuses each document by itself. No event may be
-/// given up before it takes one.
+/// Method: the consumer has no index, so it refuses each document by itself. No event may be given
+/// up before the consumer accepts one.
 #[test]
 fn a_missing_index_costs_no_event() {
     let is_there = Arc::new(AtomicBool::new(false));
@@ -66,8 +66,8 @@ fn a_missing_index_costs_no_event() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: the consumer refuses each document, or each request, for a reason. The log and `/status`
-/// must have a reason that the server has made of its own settings, and never one that may quote
+/// Method: the consumer refuses each document, or each request, with a reason. The log and
+/// `/status` must give the reason if it is about the server, and must not give it if it can quote
 /// the event.
 #[test]
 fn a_reason_is_told_unless_it_may_quote_the_event() {
@@ -144,7 +144,7 @@ fn a_reason_is_told_unless_it_may_quote_the_event() {
     }
 }
 
-/// The small OpenSearch of the package osmem-server, which `./test setup` installs.
+/// osmem-server, a small OpenSearch that `./test setup` installs.
 struct OpenSearch {
     child: Child,
     address: String,
@@ -166,7 +166,6 @@ impl OpenSearch {
         Self { child, address }
     }
 
-    /// Asks for a path of the index.
     fn get(&self, path: &str) -> Value {
         let address = self.address.parse().expect("an address");
         http::get(address, &format!("/{INDEX}/{path}")).expect("an answer").json()
@@ -176,8 +175,8 @@ impl OpenSearch {
         self.get("_count")["count"].as_u64().unwrap_or(0)
     }
 
-    /// Makes the index, with the mapping of bodies of Elastic's own Kubernetes integration: as
-    /// objects, of whose members only some are indexed.
+    /// Makes an index that maps bodies as Elastic's Kubernetes integration does: as objects of
+    /// which only some members are indexed.
     fn make_index_of_the_integration(&self) {
         let address = self.address.parse().expect("an address");
         let headers = [("Content-Type", "application/json")];
@@ -188,7 +187,7 @@ impl OpenSearch {
     }
 }
 
-/// Returns what matters of the template of Elastic's own Kubernetes integration.
+/// Returns the relevant part of the template of Elastic's Kubernetes integration.
 fn mapping_of_the_integration() -> Value {
     let spec = json!({"properties": {
         "restartPolicy": {"type": "keyword"},
@@ -202,7 +201,6 @@ fn mapping_of_the_integration() -> Value {
     }}})
 }
 
-/// Runs `check --connect` on a config. Returns its exit status and what it says.
 fn check_connect(config: &str) -> (Option<i32>, String) {
     let directory = TempDir::new().unwrap();
     std::fs::write(directory.path().join("c.toml"), config).unwrap();
@@ -218,8 +216,8 @@ impl Drop for OpenSearch {
     }
 }
 
-/// The event as `kubernetes.audit` of its document has it: with bodies as strings, and without dots
-/// in the keys of annotations. Numbers that are beyond the range of an f64 are 1 here.
+/// Returns the event as its document has it in `kubernetes.audit`: bodies are strings, and the keys
+/// of annotations have no dots. Numbers beyond the range of an f64 become 1.
 fn as_stored(event: &[u8]) -> Value {
     let tamed = |text: &str| text.replace("1e400", "1");
     let text = std::str::from_utf8(event).expect("UTF-8");
@@ -237,8 +235,8 @@ fn as_stored(event: &[u8]) -> Value {
     value
 }
 
-/// Method: the index is not there yet, and its template is that of the integration. A key that may
-/// not look at mappings and templates is not a fault.
+/// Method: the index does not exist yet, and its template is that of the integration. If the
+/// template can't be read (403), the check reports only the missing index.
 #[test]
 fn the_template_of_an_index_that_is_not_there_yet_is_looked_at() {
     let template = json!({"template": mapping_of_the_integration(), "overlapping": []});
@@ -258,17 +256,17 @@ fn the_template_of_an_index_that_is_not_there_yet_is_looked_at() {
             format!("POST /_index_template/_simulate_index/{INDEX}"),
             "GET /_cluster/settings?include_defaults=true&flat_settings=true".to_owned(),
         ];
-        // A mapping that refuses bodies is all that has to be said.
+        // After a mapping that refuses bodies, the check asks for nothing more.
         assert_eq!(asked.collect::<Vec<_>>(), wanted[..if status == 200 { 3 } else { 4 }]);
     }
 }
 
-/// They need peers, or root.
+/// These tests need osmem-server.
 mod peers {
     use super::*;
 
-    /// Method: a real server gets the whole corpus. It refuses events whose bodies contradict each
-    /// other's types; each event must be stored or be in a dead letter.
+    /// Method: a real server gets the whole corpus. It refuses events whose bodies have
+    /// contradicting types. Each event must be stored or be a dead letter.
     #[test]
     fn a_small_opensearch_stores_the_corpus_or_says_what_it_refuses() {
         let server = OpenSearch::start();
@@ -292,9 +290,9 @@ mod peers {
         relay.finish(Backlog::Empty);
     }
 
-    /// Method: a real server has the index of Elastic's own Kubernetes integration, which refuses
-    /// bodies as strings, the default. The check and the refusals must name the key; with it, each
-    /// event is stored.
+    /// Method: a real server has the index of Elastic's Kubernetes integration, which refuses
+    /// bodies as strings, the default. The check and the log must name the key. With the key, each
+    /// event must be stored.
     #[test]
     fn a_small_opensearch_with_the_index_of_the_integration_leads_to_the_key() {
         let server = OpenSearch::start();
@@ -335,8 +333,8 @@ mod peers {
         }
     }
 
-    /// Method: a real server gets the whole corpus in the shape that is the default. It must store
-    /// every event, and each with its values.
+    /// Method: a real server gets the whole corpus in the default shape. It must store every event
+    /// with all its values.
     #[test]
     fn with_its_defaults_a_small_opensearch_stores_the_corpus_and_refuses_nothing() {
         let server = OpenSearch::start();

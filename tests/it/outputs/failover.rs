@@ -1,23 +1,22 @@
-//! Three addresses: the first one dies and returns, the second one accepts connections and never
-//! answers, and the third one is good. Delivery continues at the good one and returns to the
-//! preferred one when it returns.
+//! Outputs with several addresses. Delivery passes over addresses that are down or do not answer,
+//! and returns to the preferred address once it works again.
 
 use crate::support::lumberjack_sink::LumberjackSink;
 use crate::support::prelude::*;
 use crate::support::tally::{Arrival, check};
 
-/// The `timeouts.request` of the outputs. A tcp output's `replay_window` is longer, so that nothing
-/// is lost at the silent address, whose kernel accepts some bytes.
+/// The `timeouts.request` of the outputs. The `replay_window` of a tcp output is longer, so that
+/// the bytes that the silent address's kernel accepts are not lost.
 const REQUEST: Duration = Duration::from_secs(1);
 
-/// The time that a busy machine may add. A pause of the output before it tries the next address
-/// would be longer (60 s).
+/// The time that a busy machine can add. A pause of the output before the next address would be
+/// longer (60 s).
 const BUSY: Duration = Duration::from_secs(10);
 
-/// Method: the first of two URLs refuses connections, and then accepts requests and never answers.
-/// Its trial must cost its events some seconds, and not `timeouts.request`, which is longer than
-/// the test waits. The verdict is a warning as long as no request there has succeeded, also during
-/// the trial.
+/// Method: the first of two URLs refuses connections, and later accepts requests and never answers.
+/// Its trial must delay events by some seconds, and not by `timeouts.request`, which is longer than
+/// the test. The verdict must be a warning until a request there has succeeded, also during the
+/// trial.
 #[test]
 fn a_trial_is_one_request_with_a_short_deadline_and_the_verdict_warns_until_it_succeeds() {
     let answers = Arc::new(AtomicBool::new(false));
@@ -43,7 +42,7 @@ fn a_trial_is_one_request_with_a_short_deadline_and_the_verdict_warns_until_it_s
     let verdict = status()["verdict"].clone();
     assert_eq!(verdict["state"], "warn", "{verdict}");
     assert!(verdict["text"].as_str().unwrap().contains("taken no events"), "{verdict}");
-    // The events of the trial go to the other address soon.
+    // The events of the trial soon go to the other address.
     post(2);
     assert_eq!((first.count(), second.count(), state().as_str()), (1, 2, "down"));
     assert_eq!(status()["verdict"]["state"], "warn");
@@ -56,9 +55,9 @@ fn a_trial_is_one_request_with_a_short_deadline_and_the_verdict_warns_until_it_s
     relay.finish(Backlog::Empty);
 }
 
-/// Method: the first of two addresses takes requests and leaves them unanswered. `timeouts.request`
-/// is longer than the test waits. The first address must be down, and the other one must get each
-/// event once, in order if the output sends one request at a time.
+/// Method: the first of two addresses accepts requests and does not answer them. `timeouts.request`
+/// is longer than the test. The first address must be down or on trial. The other one must get each
+/// event once, and in order if the output sends one request at a time.
 fn the_next_gets_what_the_first_leaves_unanswered(first: &HttpSink, second: &HttpSink, more: &str) {
     let urls = [first, second].map(|sink| format!("http://{}/", sink.address()));
     let more = format!("timeouts = {{ request = \"10m\" }}\n{more}");
@@ -75,7 +74,7 @@ fn the_next_gets_what_the_first_leaves_unanswered(first: &HttpSink, second: &Htt
     let states: Vec<_> = addresses(&relay).iter().map(|it| it["state"].clone()).collect();
     assert!(states[0] == "down" || states[0] == "back, on trial", "{states:?}");
     assert_eq!(states[1], "up");
-    // Each request to the first address is a timeout there.
+    // Each request to the first address counts as a timeout.
     let unanswered = f64::from(u32::try_from(first.count()).unwrap());
     assert!((1.0..20.0).contains(&unanswered), "{unanswered} of 30");
     assert_eq!(errors_by_reason(&relay), BTreeMap::from([("timeout".to_owned(), unanswered)]));
@@ -100,8 +99,8 @@ fn an_address_that_leaves_requests_unanswered_is_down_and_the_next_one_gets_them
     });
 }
 
-/// Method: the first address answers its only request, with 200 or 400, when the other one has
-/// taken the events.
+/// Method: the first address answers its first request with 200 or 400, but only after the other
+/// address has accepted events.
 #[test]
 fn an_answer_that_comes_after_the_next_address_has_the_events_changes_nothing() {
     std::thread::scope(|scope| {
@@ -145,9 +144,9 @@ fn an_address_that_acknowledges_nothing_is_down_and_the_next_one_gets_its_events
     relay.finish(Backlog::Empty);
 }
 
-/// Method: the first address is away, and the second one refuses an event, but goes before it has
-/// refused it often enough. The first address is back then. It has accepted nothing until now, and
-/// refuses the event too, or takes it.
+/// Method: the first address is down, and the second one refuses an event. The second one goes down
+/// before the event is given up, and the first one is back by then. It has accepted nothing so far,
+/// and refuses the event too or accepts it.
 #[test]
 fn an_event_that_waits_at_an_address_that_has_gone_stops_no_other() {
     for takes_it in [false, true] {
@@ -182,14 +181,14 @@ fn an_event_that_waits_at_an_address_that_has_gone_stops_no_other() {
             assert_eq!(relay.post(batch).status, 200);
         }
         relay.wait_until_delivered(PATIENCE);
-        // A later event may come early. It comes again then, in order.
+        // A later event can arrive early. It then arrives again, in order: its last arrival counts.
         let mut arrived = [accepted_events(&second), accepted_events(&first)].concat();
         arrived.reverse();
         let mut seen = BTreeSet::new();
         arrived.retain(|event| seen.insert(event.clone()));
         arrived.reverse();
-        // The event that waits is set aside, and comes at its own time. The counts below tell
-        // whether it came.
+        // The refused event is set aside and can arrive at any time. The counters below show
+        // whether it arrived.
         let waiting = expected.remove(4);
         arrived.retain(|event| *event != waiting);
         assert_eq!(arrived, expected);
@@ -199,7 +198,7 @@ fn an_event_that_waits_at_an_address_that_has_gone_stops_no_other() {
     }
 }
 
-/// Returns the keys of an output that would pause for 60 s, so that any pause shows.
+/// Returns the keys of an output whose pauses would be 60 s, so that a pause is noticed.
 fn keys() -> String {
     let request = REQUEST.as_secs();
     format!(
@@ -208,17 +207,16 @@ fn keys() -> String {
     )
 }
 
-/// Method: a steady load goes to the preferred address, which dies while a silent address and a
-/// good one follow it in the config. The good one must receive events after one `timeouts.request`
-/// for the silent one, without a further pause. When the preferred address returns, all events must
-/// go there again. Over all addresses, events must arrive in order without a gap, and the return
-/// itself must repeat nothing.
+/// Method: the preferred address is killed under a steady load. A silent address and a good one
+/// follow it in the config. The good one must receive events after one `timeouts.request` for the
+/// silent one, without another pause. Once the preferred address is back, all events must go there.
+/// The events must arrive in order without a gap, and the return must not repeat any.
 fn preferred_dies_and_returns(config: &str, mut preferred: Tallying, good: Tallying) {
     let relay = Relay::start(config);
     let senders = Senders::start(1, Bodies::Steady, &mut rng());
     senders.go_to(relay.address());
-    // After a break a stream sends half of this amount before it waits, which is more than the
-    // silent kernel accepts.
+    // After a break, a stream sends half of this number before it waits, which is more than the
+    // kernel of the silent address accepts.
     preferred.tally.wait_for_count(1000, PATIENCE);
     assert_eq!(good.tally.count(), 0);
 
@@ -226,8 +224,8 @@ fn preferred_dies_and_returns(config: &str, mut preferred: Tallying, good: Tally
     preferred.kill();
     good.tally.wait_for_count(1, PATIENCE * 2);
     let resumed = good.tally.arrivals()[0].at - died;
-    // The silent address takes `timeouts.request`. The dead one, and the change of address, take no
-    // time.
+    // The silent address costs `timeouts.request`. The dead one, and the change of address, cost
+    // nothing.
     assert!(resumed >= REQUEST, "{resumed:?}");
     assert!(resumed < REQUEST + BUSY, "{resumed:?}");
     good.tally.wait_for_count(300, PATIENCE);
@@ -242,7 +240,7 @@ fn preferred_dies_and_returns(config: &str, mut preferred: Tallying, good: Tally
     preferred.tally.wait_for_count(before + 1, PATIENCE * 2);
     let came_back = preferred.tally.arrivals()[before].at - returned;
     relay.wait_for_log("address up again", PATIENCE);
-    // Requests that are on their way to the good address still arrive there.
+    // Requests already sent to the good address still arrive there.
     let mut last = 0;
     wait_until("the end of what the other one gets", PATIENCE, || {
         std::thread::sleep(Duration::from_millis(300));
@@ -253,13 +251,13 @@ fn preferred_dies_and_returns(config: &str, mut preferred: Tallying, good: Tally
 
     let sent = senders.finish();
     relay.finish(Backlog::Empty);
-    // The return has ended the connection to the good address in order, so it repeats nothing.
+    // The connection to the good address was ended in order, so the return repeats nothing.
     let of_good = good.tally.ids();
     let after = preferred.tally.arrivals().split_off(before);
     let again = after.iter().filter(|arrival| of_good.contains(&arrival.id)).count();
     assert_eq!(again, 0, "came again by the return");
     wait_until("the end", PATIENCE, || preferred.open() + good.open() == 0);
-    // The arrivals of both are checked as if one consumer had received them, in the order of time.
+    // The arrivals of both are checked as if one consumer had received them, ordered by time.
     let of_good = good.tally.arrivals().into_iter();
     let of_good = of_good.map(|arrival| Arrival { run: arrival.run + 1_000_000, ..arrival });
     let mut arrivals = preferred.tally.arrivals();
@@ -273,7 +271,6 @@ fn preferred_dies_and_returns(config: &str, mut preferred: Tallying, good: Tally
     );
 }
 
-/// Returns the addresses of the only output as `/status` shows them.
 fn addresses(relay: &Relay) -> Vec<Value> {
     let status = http::get(relay.admin(), "/status").unwrap().json();
     status["outputs"][0]["addresses"].as_array().unwrap().clone()
@@ -282,7 +279,7 @@ fn addresses(relay: &Relay) -> Vec<Value> {
 #[test]
 fn lines_go_on_at_the_good_address_and_come_back_to_the_preferred_one() {
     let (preferred, good) = (Tallying::tcp(), Tallying::tcp());
-    // The silent consumer's kernel accepts connections and a few bytes, and the consumer reads
+    // The kernel of the silent consumer accepts connections and a few bytes. The consumer reads
     // nothing.
     let options = Options { receive_buffer: Some(16 * 1024), ..Options::default() };
     let silent = TcpSink::with(Framing::Lines, options);
@@ -317,7 +314,7 @@ fn an_address_that_never_finishes_its_handshake_is_passed_over() {
     assert_eq!(good.lines(), sent);
     let told = relay.wait_for_log(messages::ADDRESS_DOWN, PATIENCE);
     assert_eq!(told["address"], addresses[0]);
-    // The address is probed while it is down, and each probe tries the handshake.
+    // While the address is down, probes try the handshake.
     wait_until("probes", PATIENCE, || silent.history().len() > 2);
     assert_eq!(good.history().len(), 1);
     relay.finish(Backlog::Empty);

@@ -1,36 +1,34 @@
-//! Consumers that are killed and stopped, and networks that reset, delay and cut. For each type of
-//! output, nothing is lost, and each fault makes at most one window arrive twice.
+//! Consumers that are killed or stopped, and networks that reset, delay or cut connections. No
+//! output loses more than its protocol allows, and each fault makes at most one window of events
+//! arrive twice.
 //!
-//! Method: a relay sends a steady load of numbered events to a real consumer, with a middleman
-//! between them if the fault is the network's. A fault strikes, delivery continues, and in the end
-//! the numbers that the consumer has stored are compared with those that were sent. An event may be
-//! missing only as far as the protocol allows (see below), and may arrive again only once for each
-//! fault that found it unacknowledged.
+//! Method: a relay sends a steady load of numbered events to a consumer. If the fault is the
+//! network's, a middleman stands between them. A fault strikes, delivery continues, and at the end
+//! the numbers that the consumer has stored are compared with the numbers that were sent.
 //!
-//! A window is the events that are sent and not acknowledged when the fault strikes. Events that
-//! the relay has counted as delivered before the fault do not arrive again, and of the others no
-//! more than the output's own bound. The meaning of "acknowledged", and with it the promise,
-//! differs by protocol:
+//! A window is the events that are sent and not acknowledged when the fault strikes. Only these
+//! events can arrive again, and at most as many as the output's own bound. The meaning of
+//! "acknowledged", and so the number of events that can be missing, differs by protocol:
 //!
-//! - `http`: the consumer has answered 2xx. Our consumer stores a request before that, so nothing
-//!   may be missing.
-//! - `tcp`: the consumer's kernel has the bytes, and no reset came for `replay_window` afterwards.
-//!   Bytes that a consumer has not read when it ends lead to a reset. Our consumer stores bytes
-//!   before it takes them out of the kernel's buffer, so nothing may be missing.
+//! - `http`: the consumer has answered with 2xx. Our consumer stores a request before that, so
+//!   nothing may be missing.
+//! - `tcp`: the consumer's kernel has the bytes, and no reset arrived within `replay_window`. If a
+//!   consumer ends with unread bytes, its kernel sends a reset. Our consumer stores bytes before it
+//!   takes them out of the kernel's buffer, so nothing may be missing.
 //! - `syslog`: the same as `tcp`, but rsyslog stores bytes after it has read them. A kill in
-//!   between loses one read, which no sender can know. The test counts such losses, and bounds them
-//!   by [`outputs::RSYSLOG_READ_MAX`]; no other fault may lose anything.
+//!   between loses one read, which no sender can detect. The test counts such losses, and limits
+//!   them to [`outputs::RSYSLOG_READ_MAX`]. No other fault may lose anything.
 //! - `lumberjack` and `relp`: the consumer has acknowledged. Our server, and rsyslog with a direct
 //!   queue, store an event before that, so nothing may be missing.
 //! - `kafka` (with its feature): the brokers have acknowledged. They are librdkafka's mock, which
-//!   can't be killed; [`outputs`] describes what stands for a kill.
-//! - `splunk_hec`, `elasticsearch`, `ibm_cloud_logs`, `s3`, `loki`, `otlp`: the store has answered
-//!   that it has the event, so nothing may be missing. `elasticsearch`, `s3` and `loki` know an
-//!   event that comes again, and keep it once. `s3` keeps the order in the names of its objects;
-//!   `loki` and `otlp` keep it with `concurrency = 1`. The stores are fakes in the test's process;
-//!   [`stores`] describes what stands for a kill.
-//! - `stdout`: the pipe has the bytes. A reader that is killed loses the bytes in the pipe and
-//!   those that it had read itself.
+//!   can't be killed; [`outputs`] describes the substitute for a kill.
+//! - `splunk_hec`, `elasticsearch`, `ibm_cloud_logs`, `s3`, `loki`, `otlp`: the store has confirmed
+//!   that it has the event, so nothing may be missing. `elasticsearch`, `s3` and `loki` recognize a
+//!   repeated event, and keep it once. `s3` keeps the order in the names of its objects; `loki` and
+//!   `otlp` keep it with `concurrency = 1`. The stores are fakes in the test's process; [`stores`]
+//!   describes the substitute for a kill.
+//! - `stdout`: the pipe has the bytes. If the reader is killed, the bytes in the pipe and the bytes
+//!   that it had read but not written are lost.
 
 use std::fs::File;
 use std::ops::Range;
@@ -56,10 +54,10 @@ use stores::{elasticsearch, ibm_cloud_logs, loki, otlp, s3, splunk_hec};
 /// A fault that may cause a window to arrive twice.
 #[derive(Debug, Clone, Copy)]
 struct Fault {
-    /// How many events the consumer had acknowledged when the fault began. With order, these are
-    /// the events with lower numbers.
+    /// How many events were acknowledged when the fault began. For an ordered output, these are the
+    /// events with lower numbers.
     acknowledged: u64,
-    /// How many events the consumer had stored when delivery went on after the fault.
+    /// How many events the consumer had stored when delivery continued after the fault.
     stored: u64,
 }
 
@@ -79,11 +77,10 @@ struct Scene {
 enum Between {
     Nothing,
     Middleman,
-    /// A middleman whose kernel accepts few bytes while nothing passes.
+    /// A middleman whose kernel buffers few bytes while the middleman passes nothing on.
     NarrowMiddleman,
 }
 
-/// Timeouts of the output.
 #[derive(Clone, Copy)]
 struct Times {
     /// The value of `timeouts.request`.
@@ -96,7 +93,7 @@ struct Times {
 const TIMES: Times = Times { request: "60s", replay: "1s" };
 
 impl Scene {
-    /// Starts everything. Events flow when it returns.
+    /// Starts everything, and waits until events arrive.
     fn start(output: Output, between: Between, times: Times) -> Self {
         let consumer = output.peer.address();
         let middleman = match between {
@@ -150,8 +147,7 @@ impl Scene {
         let acknowledged = self.of_output("output_events_total");
         strike(self);
         self.wait_for_more();
-        // An output without a bound of its own is judged by the number of events that are stored
-        // here.
+        // For an output without a bound, the events stored so far limit how many can arrive again.
         let stored = match self.output.window {
             None => times(&self.output.peer.stretches(0)).len() as u64,
             Some(_) => acknowledged,
@@ -163,7 +159,7 @@ impl Scene {
     fn strike(&mut self, way: Way, strike: Strike) {
         let most = match way {
             Way::ToConsumer => 100_000,
-            // The bytes of the answers are few.
+            // Answers are small.
             Way::ToRelay => 200,
         };
         let after = self.rng.u64(..most);
@@ -175,22 +171,21 @@ impl Scene {
         });
     }
 
-    /// Waits until everything has arrived. Then counts, prints and judges what is missing and what
-    /// arrived again.
+    /// Waits until everything has arrived. Then prints and checks the numbers that are missing and
+    /// those that arrived again.
     fn finish(self, what: &str) {
         let Self { output, middleman, relay, senders, faults, kills, .. } = self;
         let sent = senders.finish();
         assert!(sent.iter().all(|sent| sent.accepted), "the queue was full");
         let total = sent.last().expect("something was sent").numbers.end;
         relay.finish(Backlog::Empty);
-        // A consumer without acknowledgements may still have to read the last event from its
-        // kernel.
+        // A consumer without acknowledgements can still have the last event in its kernel.
         let came =
             |number: u64| output.peer.stretches(total).iter().any(|some| some.contains(&number));
         wait_for_slowly("the last event", || came(total - 1));
         drop(middleman);
         output.peer.is_reached_at(output.peer.address());
-        // Events may be on their way for a second time. They are waited for too.
+        // Wait for events that are being sent for a second time, too.
         let mut stored = output.peer.stored();
         wait_for_slowly("the end of the consumer's rest", || {
             std::mem::replace(&mut stored, output.peer.stored()) == stored
@@ -216,20 +211,22 @@ impl Scene {
         assert!(lost.iter().all(|bytes| *bytes <= output.unstored_max), "too much is missing");
         match output.window {
             Some(window) => assert!(repeats <= window * faults.len() as u64),
-            // With order, each event is judged.
+            // For an ordered output, each event is checked below.
             None => assert!(output.ordered || repeats <= windows.iter().sum()),
         }
         if output.ordered {
             let gaps = gaps_in_order(&stretches);
-            // A consumer without acknowledgements may still read an old connection when it reads
-            // the next one, so what the next one skips may come later.
+            // A consumer without acknowledgements can still be reading an old connection when it
+            // begins to read the next one. Events that the next one skips can therefore arrive
+            // later.
             let within = |gap: &Range<u64>| {
                 gaps.iter().any(|skipped| skipped.start <= gap.start && gap.end <= skipped.end)
             };
             let is_read_later = output.unstored_max > 0 && missing.iter().all(within);
             assert!(gaps == missing || is_read_later, "skipped {gaps:?}, missing {missing:?}");
             for (number, times) in times {
-                // A fault repeats, once, the events that it found unacknowledged.
+                // Each fault repeats at most once the events that were unacknowledged when it
+                // struck.
                 let faults = faults.iter().filter(|fault| fault.acknowledged <= number).count();
                 assert!(times <= 1 + faults as u64, "event {number} came {times} times");
             }
@@ -285,8 +282,8 @@ fn missing_of(times: &BTreeMap<u64, u64>, total: u64) -> Vec<Range<u64>> {
     missing
 }
 
-/// Returns the ranges that were skipped where a stretch began. Panics if the numbers of a stretch
-/// do not follow each other.
+/// Returns the ranges that are skipped where a stretch begins. Panics if the numbers of a stretch
+/// are not consecutive.
 fn gaps_in_order(stretches: &[Vec<u64>]) -> Vec<Range<u64>> {
     let (mut front, mut gaps) = (0, Vec::new());
     for stretch in stretches.iter().filter(|stretch| !stretch.is_empty()) {
@@ -315,10 +312,10 @@ fn what_is_missing_or_out_of_order_is_found() {
     }
 }
 
-/// Method: the consumer is killed and started again several times. In every other round it stands
-/// still for a moment before the kill, so that its kernel holds bytes that it has not read.
+/// Method: the consumer is killed and started again several times. In every other round it is
+/// frozen for a moment before the kill, so that its kernel has bytes that it has not read.
 fn killed(output: Output) {
-    // With a window this long, only this test keeps a consumer from reading long enough to matter.
+    // A busy machine does not delay a read for as long as this window.
     let times = Times { replay: "2s", ..TIMES };
     let rounds = output.rounds;
     let mut scene = Scene::start(output, Between::Nothing, times);
@@ -338,11 +335,11 @@ fn killed(output: Output) {
     scene.finish("killed");
 }
 
-/// How long events are posted while a consumer stands still for longer. They fill what the output
-/// and the kernel take; all later ones would only wait in the queue.
+/// How long events are posted while the consumer is stopped. They fill the buffers of the output
+/// and the kernel; any later events would only wait in the queue.
 const LOAD: Duration = Duration::from_secs(3);
 
-/// Method: the consumer stands still for 20 s and continues. No timeout passes meanwhile, so
+/// Method: the consumer is stopped for 20 s and continues. No timeout expires in that time, so
 /// nothing may arrive twice.
 fn stopped_for_20_seconds(output: Output) {
     let mut scene = Scene::start(output, Between::Nothing, TIMES);
@@ -356,9 +353,8 @@ fn stopped_for_20_seconds(output: Output) {
     scene.finish("stopped for 20 s");
 }
 
-/// Method: the consumer stands still for 5 s, which is longer than the request timeout of 1.5 s,
-/// and continues. Each timeout that the relay counts is a fault of its own, and may repeat a
-/// window.
+/// Method: the consumer is stopped for 5 s, which is longer than the request timeout of 1.5 s, and
+/// continues. Each timeout that the relay counts is a separate fault, which may repeat a window.
 fn stopped_for_longer_than_the_request_timeout(output: Output) {
     let times = Times { request: "1500ms", ..TIMES };
     let mut scene = Scene::start(output, Between::Nothing, times);
@@ -374,8 +370,8 @@ fn stopped_for_longer_than_the_request_timeout(output: Output) {
     scene.finish("stopped for longer than timeouts.request");
 }
 
-/// Method: the middleman resets the connection after a random number of bytes, again and again, in
-/// either direction if the consumer sends answers.
+/// Method: the middleman repeatedly resets the connection after a random number of bytes. If the
+/// consumer sends answers, the bytes are counted in a random direction.
 fn reset_at_random_bytes(output: Output) {
     let (rounds, answers) = (output.rounds, output.answers);
     let mut scene = Scene::start(output, Between::Middleman, TIMES);
@@ -386,8 +382,8 @@ fn reset_at_random_bytes(output: Output) {
     scene.finish("reset at random bytes");
 }
 
-/// Method: the middleman delays the consumer's answers, and stalls the bytes to the consumer for 2
-/// s, so that the kernel's acknowledgements come late too. A slow consumer is not a fault, so
+/// Method: the middleman delays the consumer's answers, and twice stalls the bytes to the consumer
+/// for 2 s, so that the kernel's acknowledgements are late too. A slow consumer is not a fault, so
 /// nothing may arrive twice.
 fn answered_late(output: Output) {
     let answers = output.answers;
@@ -399,7 +395,6 @@ fn answered_late(output: Output) {
         middleman.delay_answers(Duration::ZERO);
         scene.wait_for_more();
     }
-    // The kernel's acknowledgements come late too.
     for strikes in 1..=2 {
         let stall = Strike::Stall(Way::ToConsumer, Duration::from_secs(2));
         middleman.arm(Way::ToConsumer, 1000, stall);
@@ -409,9 +404,8 @@ fn answered_late(output: Output) {
     scene.finish("answered late");
 }
 
-/// Method: from some byte on, the middleman throws away the consumer's bytes or the relay's, or
-/// ends the consumer's direction with FIN. The connection then stays without answers, or ends. A
-/// consumer without answers only gets the FIN.
+/// Method: from a random byte on, the middleman discards the bytes of one direction, or ends the
+/// consumer's direction with FIN. For a consumer that sends no answers, only the FIN is tested.
 fn answers_cut(output: Output) {
     let answers = output.answers;
     let times = Times { request: "3s", ..TIMES };
@@ -465,8 +459,7 @@ faults!(splunk_hec, elasticsearch, ibm_cloud_logs, s3, loki, otlp);
 #[cfg(feature = "kafka")]
 faults!(kafka);
 
-/// The reader of a relay's standard output: a cat that writes into a file. Each reader has a file
-/// of its own.
+/// The reader of a relay's standard output: `cat`, which writes to a file of its own.
 struct Reader {
     child: Child,
     file: PathBuf,
@@ -490,7 +483,7 @@ impl Reader {
     }
 
     fn kill(&mut self) {
-        // The process may have ended with the pipe.
+        // The process may already have ended, because the pipe was closed.
         drop(self.child.kill());
         drop(self.child.wait());
     }
@@ -502,8 +495,8 @@ impl Drop for Reader {
     }
 }
 
-/// Returns a config of a relay that writes to its standard output, with batches so small that some
-/// of them wait while the pipe is full.
+/// Returns the config of a relay that writes to its standard output. The batches are so small that
+/// some of them wait while the pipe is full.
 fn to_stdout() -> String {
     format!(
         "{BASE}[[output]]\nname = \"consumer\"\ntype = \"stdout\"\n\
@@ -534,15 +527,15 @@ fn stdouts_reader_stopped_for_20_seconds() {
     assert!(reader.numbers().into_iter().eq(0..total), "something is missing, or came again");
 }
 
-/// Method: the reader of the relay's standard output stands still and is killed, three times, each
-/// with a new relay on the same directory. Bytes in the pipe count as delivered, so they are lost
-/// with the reader, as are the bytes that the reader itself had read. The relay must end with
-/// status 1, and the next one must continue with the events that were not in the pipe.
+/// Method: the reader of the relay's standard output is frozen and killed, three times. Bytes in
+/// the pipe count as delivered, so they are lost with the reader, as are the bytes that the reader
+/// had read but not written. The relay must end with status 1. The next relay, on the same spool,
+/// must continue with the events that were not in the pipe.
 #[test]
 fn stdouts_reader_killed_costs_what_the_pipe_and_itself_held() {
-    /// The size of a pipe's buffer and of cat's, in bytes.
+    /// The sizes of a pipe's buffer and of cat's, in bytes.
     const HELD_MAX: usize = (64 + 128) * 1024;
-    /// The events of the batches that are handed to the writing thread at once.
+    /// The most events that the thread for standard output has at one time: two batches.
     const WINDOW: u64 = 2 * REQUEST_EVENTS;
     let (directory, spool) = (TempDir::new().expect("a temporary directory"), Spool::new());
     let config = format!("{}{}", to_stdout(), spool.queue(""));
@@ -583,21 +576,21 @@ fn stdouts_reader_killed_costs_what_the_pipe_and_itself_held() {
         kills as u64 * WINDOW,
         missing.len()
     );
-    // An event that was posted while a relay was ending was not answered 200, and may be missing in
-    // the middle of a life.
+    // An event posted while a relay was ending was not answered with 200, and can be missing in the
+    // middle of a life.
     let parts: Vec<Vec<u64>> = stretches.iter().flat_map(|life| parts(life)).collect();
     assert_eq!(gaps_in_order(&parts), missing_of(&times, last + 1));
     assert!(lost <= kills * HELD_MAX);
     assert!(repeats(&times) <= kills as u64 * WINDOW);
 }
 
-/// They need peers, or root.
+/// These tests need rsyslog.
 mod peers {
     use super::*;
 
     faults!(syslog, relp);
 
-    /// All outputs run at once, because the test takes 20 s.
+    /// All outputs run at the same time, because the test takes 20 s.
     #[test]
     fn all_stopped_for_20_seconds() {
         let outputs: &[fn() -> Output] = &[

@@ -1,6 +1,5 @@
 //! Answers of an HTTP consumer that come too early or never end. A 2xx acknowledges a request only
-//! if the consumer had the whole request, and bytes that are not a complete answer acknowledge
-//! nothing.
+//! if the consumer had the whole request. An incomplete answer acknowledges nothing.
 
 use std::io::{BufReader, Read as _, Write as _};
 
@@ -9,7 +8,7 @@ use crate::support::prelude::*;
 use crate::support::server::Connection;
 use crate::support::stream::Stream;
 
-/// The receive buffer of a consumer that does not read, in bytes. The bodies here are much larger.
+/// The receive buffer of the consumer, in bytes. The bodies here are much larger.
 const TAKEN: usize = 64 * 1024;
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
@@ -18,7 +17,7 @@ fn say(stream: &mut Stream, bytes: &[u8]) -> Option<()> {
     stream.write_all(bytes).and_then(|()| stream.flush()).ok()
 }
 
-/// The behaviour of a consumer for one request: it reads `read` bytes of the body, says `early`,
+/// The consumer's behaviour for one request: it reads `read` bytes of the body, says `early`,
 /// pauses, reads the rest, and says `late`.
 #[derive(Debug, Clone, Copy)]
 struct Act {
@@ -29,19 +28,19 @@ struct Act {
 }
 
 impl Act {
-    /// Answers early and then says nothing, as a proxy does that answers by itself.
+    /// Answers early and then says nothing, like a proxy that answers by itself.
     const fn early(read: usize, early: &'static [u8]) -> Self {
         Self { read, early, pause: Duration::from_millis(200), late: b"" }
     }
 }
 
-/// A consumer that performs the given acts, one for each request, and then accepts everything.
+/// A consumer that performs these acts, one for each request, and then accepts everything.
 struct Hasty {
     server: Server,
-    /// The bodies that the consumer had read completely before it said 2xx.
+    /// The bodies that the consumer had read completely before it answered with 2xx.
     taken: Arc<Mutex<Vec<Vec<u8>>>>,
     requests: Arc<AtomicUsize>,
-    /// How many requests came on a connection after an early answer on it.
+    /// How many requests came on a connection that had already had an early answer.
     behind: Arc<AtomicUsize>,
 }
 
@@ -68,7 +67,6 @@ impl Hasty {
     }
 }
 
-/// Serves a connection until it ends.
 fn serve(
     reader: &mut BufReader<Stream>,
     connection: &Connection,
@@ -100,8 +98,8 @@ fn serve(
     None
 }
 
-/// Sends one large batch to a consumer that performs these acts first. Each event must arrive in
-/// the end. Returns the errors that were counted, the consumer and the relay's log.
+/// Sends one large batch to a consumer that performs these acts first, and checks that each event
+/// arrives once. Returns the counted errors, the consumer and the relay's log.
 fn survives(
     acts: &[Act],
     options: Options,
@@ -127,8 +125,8 @@ fn plainly(hasty: &Hasty) -> (String, String) {
     (format!("http://{}/", hasty.server.address()), String::new())
 }
 
-/// Early answers of 2xx: at the head, in the middle of the body, after an interim answer, and with
-/// a body of its own.
+/// Early 2xx answers: at the head, in the middle of the body, after an interim answer, and with a
+/// body.
 const TOO_EARLY: [Act; 5] = [
     Act::early(0, OK),
     Act::early(1_100_000, OK),
@@ -150,8 +148,7 @@ fn a_2xx_before_the_last_byte_of_the_body_acknowledges_nothing() {
     let (errors, hasty, log) = survives(&TOO_EARLY, Options::default(), false, plainly);
     assert_protocol(&errors, &log);
     assert_eq!(hasty.requests.load(Ordering::SeqCst), 6);
-    // Without a pause, the consumer may have read the whole body by the time the relay looks at the
-    // answer.
+    // Without a pause, the consumer can have read the whole body when the relay reads the answer.
     let acts = TOO_EARLY.map(|act| Act { pause: Duration::ZERO, ..act });
     let (errors, ..) = survives(&acts, Options::default(), false, plainly);
     assert_eq!(errors, BTreeMap::from([("protocol".to_owned(), 5.0)]));
@@ -203,7 +200,7 @@ fn an_interim_answer_before_the_last_byte_is_none() {
 
 #[test]
 fn a_head_that_begins_before_the_last_byte_and_ends_behind_it_is_too_early() {
-    // The late part ends without a blank line, so `serve` does not count the body as taken.
+    // The late part does not end with a blank line, so `serve` does not count the body as taken.
     let late = b"Content-Length: 0\r\n\n";
     let act = Act { late, ..Act::early(0, b"HTTP/1.1 200 OK\r\n") };
     let (errors, ..) = survives(&[act], Options::default(), false, plainly);
@@ -281,7 +278,6 @@ fn a_consumer_that_talks_and_never_answers_is_no_obstacle_to_fail_over() {
     relay.finish(Backlog::Empty);
 }
 
-/// Returns the states of the addresses as `/status` shows them.
 fn states(relay: &Relay) -> Vec<String> {
     let status = http::get(relay.admin(), "/status").unwrap().json();
     let addresses = status["outputs"][0]["addresses"].as_array().unwrap().clone();

@@ -1,5 +1,5 @@
-//! Several URLs, and real proxies in front of a consumer. Addresses that go down, come back or die
-//! lose nothing.
+//! Several URLs, and real proxies in front of a consumer. Nothing is lost if one of them is down
+//! for a while.
 
 use crate::support::peers::{Haproxy, Nginx, Process};
 use crate::support::prelude::*;
@@ -27,9 +27,9 @@ fn a_url_that_answers_with_an_error_is_passed_over_as_one_that_does_not_answer()
     }
 }
 
-/// Method: the corpus and generated batches are posted while the proxy is killed, stopped and
-/// started again, and while the consumer after it is killed and its connections are reset. Every
-/// event must arrive, the generated ones in order, and nothing may be counted as lost.
+/// Method: the corpus and generated batches are posted while the proxy is killed, or stopped and
+/// started again, and while the consumer is killed or its connections are reset. Every event must
+/// arrive, the generated ones in order, and none may be counted as lost.
 fn a_proxy_that_is_stopped_and_killed_loses_nothing(
     proxy: &mut Process,
     url: String,
@@ -85,7 +85,7 @@ fn a_proxy_that_is_stopped_and_killed_loses_nothing(
     relay.finish(Backlog::Empty);
 }
 
-/// They need peers, or root.
+/// These tests need nginx and HAProxy.
 mod peers {
     use super::*;
 
@@ -110,8 +110,8 @@ mod peers {
         a_proxy_that_is_stopped_and_killed_loses_nothing(&mut haproxy.process, url, &mut sink, "");
     }
 
-    /// Method: nginx stands still for longer than the request timeout, and continues. Every event
-    /// must arrive.
+    /// Method: nginx is frozen for longer than the request timeout, and continues. Every event must
+    /// arrive.
     #[test]
     fn a_proxy_that_hangs_is_left_and_used_again() {
         let certificates = Certificates::new();

@@ -1,5 +1,5 @@
-//! `type = "http"`: the requests that a consumer receives, and answers of every kind, none of which
-//! may lose, change or block an event.
+//! `type = "http"`: the requests that a consumer receives, and answers of every kind. No answer may
+//! lose or change an event.
 
 use std::io::{BufReader, Read as _, Write as _};
 
@@ -8,18 +8,18 @@ use crate::support::http::Unannounced;
 use crate::support::prelude::*;
 
 const FORMATS: [&str; 4] = ["event_list", "ndjson", "json_array", "audit_log"];
-/// With these alone, a list stays in the queue as it was received.
+/// If no output has another format, a list stays in the queue as it was received.
 const LISTS: [&str; 2] = ["event_list", "json_array"];
 const COMPRESSIONS: [&str; 3] = ["none", "gzip", "zstd"];
 
-/// Returns the lines of the relay's log whose level is not INFO.
+/// Returns the lines of the log whose level is not INFO.
 fn complaints(relay: &Relay) -> Vec<Value> {
     let lines = relay.log_lines();
     let lines = lines.iter().filter_map(|line| serde_json::from_str(line).ok());
     lines.filter(|line: &Value| line["level"] != "INFO").collect()
 }
 
-/// Returns an event as it stands in kube-apiserver's audit.log.
+/// Returns an event as kube-apiserver's audit.log has it.
 fn as_logged(event: &[u8]) -> Vec<u8> {
     let head: &[u8] = br#"{"kind":"Event","apiVersion":"audit.k8s.io/v1","#;
     if event.starts_with(head) { event.to_vec() } else { [head, &event[1..]].concat() }
@@ -90,10 +90,10 @@ fn every_format_and_compression_carries_the_corpus_over_four_connections() {
     every_format_carries_the_corpus(&LISTS, 4);
 }
 
-/// Method: the corpus goes through a relay whose outputs send lists, so that lists stay as they
-/// were received, and through one that sends lines. Both have the same filter: one that changes
-/// nothing, one that changes some events, or one that drops some. The consumers get the same events
-/// in the same order.
+/// Method: the corpus goes through a relay whose outputs send lists, so that the queue keeps lists
+/// as they were received, and through one that sends lines. Both have the same filter, which
+/// changes nothing, changes some events or drops some. The consumers must get the same events in
+/// the same order.
 #[test]
 fn a_filter_does_to_a_list_what_it_does_to_lines() {
     let filters = ["annotate = {}", "redact = []", "match = { verbs = ['get', 'create'] }"];
@@ -127,7 +127,7 @@ fn a_filter_does_to_a_list_what_it_does_to_lines() {
 #[test]
 fn a_list_is_sent_as_it_was_received_and_as_lines_to_an_output_that_joins() {
     let (list, lines) = (HttpSink::accepting(), HttpSink::accepting());
-    // With several requests at once, they may arrive in another order.
+    // Several requests at once could arrive in another order.
     let before = format!("{BASE}{}", list.output("list", "concurrency = 1\n"));
     let relay = Relay::start(&before);
     let batch = |seed| generated_batch(seed, 400, 1000);
@@ -146,8 +146,8 @@ fn a_list_is_sent_as_it_was_received_and_as_lines_to_an_output_that_joins() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: a proxy in front of the consumer answers 200 with its sign-in page. A reload then says
-/// that the consumer itself answers so.
+/// Method: a proxy in front of the consumer answers with 200 and a sign-in page. A reload then sets
+/// `accept_html`.
 #[test]
 fn a_web_page_is_no_acknowledgement_unless_the_config_says_so() {
     let page = || Answer::status(200).header("Content-Type", "Text/HTML; charset=utf-8");
@@ -167,7 +167,7 @@ fn a_web_page_is_no_acknowledgement_unless_the_config_says_so() {
     relay.finish(Backlog::Empty);
 }
 
-/// Some frameworks say `text/html` of an answer that has no body.
+/// Some frameworks declare an answer without a body as `text/html`.
 #[test]
 fn an_empty_answer_is_no_web_page() {
     let answers =
@@ -230,7 +230,7 @@ fn headers_and_credentials_arrive_and_changed_files_are_taken_up() {
 
     file("token", "second-token");
     file("password", "other");
-    // Another file takes the name, as when Kubernetes swaps a mounted Secret.
+    // A rename replaces the file, as when Kubernetes updates a mounted Secret.
     std::fs::rename(file("tenant-new", "second-tenant\n"), &tenant).unwrap();
     let changed = Instant::now();
     let mut number = 2;
@@ -242,7 +242,7 @@ fn headers_and_credentials_arrive_and_changed_files_are_taken_up() {
             && basic.header("authorization") == Some("Basic cHJvZDpvdGhlcg==")
     });
     assert!(changed.elapsed() < Duration::from_secs(10), "3 s, and more for a loaded machine");
-    // A file that is gone, or whose content no header can hold, changes nothing.
+    // A deleted file, or content that is not valid in a header, changes nothing.
     std::fs::remove_file(&token).unwrap();
     file("password", "two\nlines\n\n");
     relay.wait_for_log(messages::NOT_RELOADED, PATIENCE);
@@ -280,7 +280,7 @@ fn a_connection_is_kept_and_used_again() {
     assert_eq!(sink.history().len(), 1);
     assert_eq!(accepted_events(&sink).len(), 100);
 
-    // The connections are closed while they are idle. The relay counts no error, and replaces them.
+    // The idle connection is closed or reset. The relay replaces it, and counts no error.
     sink.close_connections();
     post_batch(&relay, 100, 5, 900);
     relay.wait_until_delivered(PATIENCE);
@@ -308,8 +308,8 @@ fn no_more_connections_are_open_than_concurrency_says() {
 
 #[test]
 fn a_kept_connection_that_the_peer_closes_as_we_write_is_replaced_without_a_complaint() {
-    // The second request on a connection gets no answer, like a request to a server that closes the
-    // idle connection while the request is on its way.
+    // The second request on a connection gets no answer, as if the server had closed the idle
+    // connection before the request arrived.
     let seen = Mutex::new(BTreeSet::new());
     let sink = HttpSink::start(move |request| {
         let first = seen.lock().unwrap().insert(request.connection);
@@ -334,8 +334,8 @@ fn a_kept_connection_that_the_peer_closes_as_we_write_is_replaced_without_a_comp
     relay.finish(Backlog::Empty);
 }
 
-/// A consumer that writes these answers, each in pieces. The answers are used in turn, one for each
-/// request.
+/// A consumer that writes these answers in turn, each in pieces. Also returns the number of
+/// requests.
 fn in_pieces(answers: &'static [&'static [&'static [u8]]]) -> (Server, Arc<AtomicUsize>) {
     let count = Arc::new(AtomicUsize::new(0));
     let requests = Arc::clone(&count);
@@ -361,7 +361,7 @@ fn in_pieces(answers: &'static [&'static [&'static [u8]]]) -> (Server, Arc<Atomi
     (server, count)
 }
 
-/// Valid ways to say 2xx, each in pieces. An empty piece closes the connection.
+/// 2xx answers, each in pieces. An empty piece closes the connection.
 const STRANGE_ANSWERS: [&[&[u8]]; 14] = [
     &[b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"2\r\nok\r\n", b"0\r\n\r\n"],
     &[b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n0\r\nTrailer: 1\r\n\r\n"],
@@ -374,7 +374,7 @@ const STRANGE_ANSWERS: [&[&[u8]]; 14] = [
     &[b"HTTP/1.1 200 OK\r\nconnection: Close\r\n\r\n", b"until", b" the end", b""],
     &[b"HTTP/1.0 200 OK\r\n\r\nold", b""],
     &[b"HTTP/1.1 200 OK\r\nSet-Cookie: a\r\nSet-Cookie: b\r\nX-Empty:\r\nContent-Length: 0\r\n\r\n"],
-    // The 2xx is the acknowledgement. Errors in the rest of the answer are not a failure.
+    // The status is the acknowledgement. An error in the rest of the answer is not a failure.
     &[b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort", b""],
     &[b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", b""],
     &[b"HTTP/1.1 299 Odd\r\nContent-Length: 0\r\n\r\nmore than announced", b""],
@@ -510,7 +510,7 @@ fn each_reason_of_failure_is_counted_under_its_name() {
     ];
     let mut config = BASE.to_owned();
     for (name, url) in &outputs {
-        // The others answer, on a busy machine also later than that.
+        // Only this output may time out. On a busy machine, the others can need more than 300 ms.
         let request = if *name == "timeout" { "300ms" } else { "60s" };
         config.push_str(&format!(
             "[[output]]\nname = \"{name}\"\ntype = \"http\"\nurls = [\"{url}\"]\n{QUICK}\
@@ -592,8 +592,8 @@ fn a_consumer_that_hangs_in_the_middle_of_a_body_is_left_and_gets_it_again() {
 
 #[test]
 fn a_consumer_that_reads_slowly_but_reads_is_not_left() {
-    // The body of 6 MB is read at 128 KiB per 200 ms, which takes about 10 s. The bytes in buffers
-    // alone take more than 1.5 s.
+    // The consumer reads the body of 6 MB at 128 KiB per 200 ms, in about 10 s. The buffered bytes
+    // alone take longer than the timeout of 1.5 s.
     let options = Options { receive_buffer: Some(64 * 1024), ..Options::default() };
     let requests = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&requests);
@@ -613,7 +613,7 @@ fn a_consumer_that_reads_slowly_but_reads_is_not_left() {
                     return;
                 }
             }
-            // The answer comes in drips too.
+            // The answer is slow too.
             for piece in [&b"HTTP/1.1 200 OK\r\n"[..], b"Content-Length: 0\r\n", b"\r\n"] {
                 if reader.get_mut().write_all(piece).is_err()
                     || !connection.rest(Duration::from_millis(100))

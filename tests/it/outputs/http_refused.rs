@@ -1,5 +1,5 @@
-//! Events that the consumer refuses for good: 400, 413 and 422 cost the refused events and no
-//! others, and a consumer that refuses everything costs nothing.
+//! Events that the consumer refuses with 400, 413, 422 or 500. Only these events are lost, and a
+//! consumer that refuses everything loses none.
 
 use std::io::{BufReader, Read as _, Write as _};
 
@@ -7,8 +7,8 @@ use crate::support::prelude::*;
 
 type Events = Vec<Vec<u8>>;
 
-/// Returns the events of these batches in two parts: the good ones, and the bad ones, which are
-/// those at the places in `bad`.
+/// Splits the events of these batches into the good ones and the bad ones. `bad` has the indexes of
+/// the bad ones.
 fn parted(batches: &[Vec<u8>], bad: &[usize]) -> (Events, BTreeSet<Vec<u8>>) {
     let all = batches.iter().flat_map(|batch| events_of(batch)).enumerate();
     let (bad, good): (Vec<_>, Vec<_>) = all.partition(|(place, _)| bad.contains(place));
@@ -18,8 +18,8 @@ fn parted(batches: &[Vec<u8>], bad: &[usize]) -> (Events, BTreeSet<Vec<u8>>) {
     )
 }
 
-/// Returns a consumer's script that answers `status` if a request holds one of these events, and
-/// 200 otherwise.
+/// Returns a consumer's script that answers with `status` if a request has one of these events, and
+/// with 200 otherwise.
 fn refuses(bad: BTreeSet<Vec<u8>>, status: u16) -> impl Fn(&Request) -> Answer {
     move |request| {
         let refused = events_in(request).iter().any(|event| bad.contains(event));
@@ -31,7 +31,6 @@ fn status(relay: &Relay) -> Value {
     http::get(relay.admin(), "/status").unwrap().json()
 }
 
-/// Returns the messages of the log at this level.
 fn messages(relay: &Relay, level: &str) -> Vec<String> {
     let lines = relay.log_lines();
     let lines = lines.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok());
@@ -68,7 +67,7 @@ fn bad_events_cost_only_themselves(status: u16, bad: &[usize], more: &str) {
     relay.wait_for_log(messages::GIVEN_UP, PATIENCE);
     let told = messages(&relay, "ERROR");
     assert!(told.iter().all(|message| message == messages::GIVEN_UP), "{told:?}");
-    // The first has a line at once, and those after it have one every ten seconds.
+    // The first loss is logged at once, and later ones are logged every ten seconds.
     let most = 1 + begun.elapsed().as_secs() / 10;
     assert!(told.len() as u64 <= most, "{} of {most}", told.len());
     assert_eq!(messages(&relay, "WARN"), [] as [String; 0], "an output that works is not down");
@@ -91,7 +90,8 @@ fn several_bad_events_cost_themselves_alone_and_in_parallel_requests() {
     bad_events_cost_only_themselves(422, &[49, 50, 51], ten);
 }
 
-/// A balancer chooses a backend for each connection, and every second backend refuses one event.
+/// A load balancer chooses a backend for each connection, and every second backend refuses one
+/// event.
 #[test]
 fn an_event_that_is_refused_alone_reaches_the_backend_of_another_connection() {
     let batch = generated_batch(0, 50, 1200);
@@ -120,7 +120,8 @@ fn a_limit_by_bytes_makes_batches_smaller_and_costs_only_what_exceeds_it_alone()
         for batch in batches.iter().chain([&huge]) {
             assert_eq!(relay.post(batch).status, 200);
         }
-        // The last batch is refused until another batch has been accepted.
+        // The huge event is given up once the consumer has accepted another event after its
+        // refusal.
         let after = generated_batch(10, 1, 900);
         assert_eq!(relay.post(&after).status, 200);
         relay.wait_until_delivered(PATIENCE);
@@ -141,8 +142,8 @@ fn a_limit_by_bytes_makes_batches_smaller_and_costs_only_what_exceeds_it_alone()
 
 #[test]
 fn a_413_that_comes_before_the_body_was_read_is_understood() {
-    // The consumer answers as nginx does: at the head, with `Connection: close`, and it reads the
-    // rest of the request for a while.
+    // Like nginx, the consumer answers once it has read the head, with `Connection: close`, and
+    // still reads the rest of the request.
     let accepted = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&accepted);
     let server = Server::start(Options::default(), move |stream, _| {
@@ -211,7 +212,7 @@ fn a_consumer_that_refuses_everything_is_heeded_when_it_says_until_when() {
         status(&relay)["outputs"][0]["next_retry_seconds"].as_f64()
     });
     assert!((50.0..=60.0).contains(&next), "{next}");
-    // The seven requests are the batch, its halves and its single events.
+    // The seven requests are the batch, its two halves and its four events.
     assert_eq!(sink.count(), 7);
     relay.finish(Backlog::Stable);
 }
@@ -248,8 +249,8 @@ fn an_event_that_is_answered_with_500_stops_no_other_and_is_shown() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: two addresses answer 500 to the same event, which comes first. With `failover`, only one
-/// of them is ever asked to take the other events.
+/// Method: two addresses answer with 500 to the first event. With `failover`, only one of them is
+/// asked to accept the other events.
 #[test]
 fn an_event_that_every_address_answers_with_500_is_set_aside() {
     let batch = generated_batch(0, 20, 900);
@@ -268,9 +269,9 @@ fn an_event_that_every_address_answers_with_500_is_set_aside() {
     relay.finish(Backlog::Stable);
 }
 
-/// Method: the first address answers 500 to one event and takes the others, and the second one is
-/// away. A round that ends at the second address is not an answer to the event, and the other
-/// events must not wait until the second address is back.
+/// Method: the first address answers with 500 to one event and accepts the others. The second
+/// address is down. An attempt that ends at the second address is not an answer to the event, and
+/// the other events must not wait until that address is back.
 #[test]
 fn an_event_that_is_answered_with_500_stops_no_other_while_the_second_address_is_away() {
     let batch = generated_batch(0, 20, 900);

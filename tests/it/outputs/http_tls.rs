@@ -1,4 +1,4 @@
-//! HTTPS: which consumers are trusted, which certificate is presented, and changes of the files.
+//! HTTPS: the consumers that are trusted, the certificate that is presented, and changed files.
 
 use rcgen::{ExtendedKeyUsagePurpose, KeyUsagePurpose, SanType};
 
@@ -17,8 +17,7 @@ fn not_after(pair: &Pair) -> f64 {
     seconds
 }
 
-/// An output of the matrix: its name, its consumer, the host that it dials, its `[output.tls]`, and
-/// whether it must fail.
+/// An output of the matrix. `host` is the host of its URL, and `tls` its `[output.tls]`.
 struct Row<'a> {
     name: &'a str,
     sink: HttpSink,
@@ -153,8 +152,8 @@ fn last_error(relay: &Relay, output: &str) -> Option<String> {
     output["last_error"].as_str().map(str::to_owned)
 }
 
-/// Method: consumers whose certificates are themselves in the file of `ca`, or look like it. Each
-/// is tried by a delivery and by `check --connect`.
+/// Method: consumers have certificates that are themselves in the `ca` file, or that are wrong in
+/// one respect. A delivery and `check --connect` try each one.
 #[test]
 fn a_certificate_that_is_itself_in_the_ca_file_is_trusted_if_names_dates_and_usage_fit() {
     let files = Certificates::new();
@@ -275,7 +274,7 @@ fn changed_certificates_are_taken_up_at_the_next_handshake() {
     said("UnknownIssuer");
     copy(&files.ca, "ca.crt");
     said("xpired");
-    // For a moment, key and certificate don't fit. The old pair stays in use, and nothing breaks.
+    // For a moment, the key and the certificate do not match. The old pair stays in use.
     copy(&files.client.certificate, "client.crt");
     relay.wait_for_log(messages::NOT_RELOADED, PATIENCE);
     assert_eq!(sink.count(), 0);

@@ -1,5 +1,5 @@
 //! `type = "ibm_cloud_logs"`: tokens, their renewal and their failures, the limits of a request,
-//! and `check`. No secret is shown. `any_store` has the services that answer in all their ways.
+//! and `check`. No secret may be shown. `any_store` tests all kinds of answers.
 
 use std::io::{BufReader, Write as _};
 
@@ -10,7 +10,7 @@ use crate::support::ibm::{
 use crate::support::letters::events_in_letters;
 use crate::support::prelude::*;
 
-/// Settings under which a failed attempt is repeated soon, and which trust the test's authority.
+/// Short intervals between attempts.
 const QUICK: &str = "retry = { initial_interval = \"10ms\", max_interval = \"100ms\" }";
 
 /// A directory with the file of an API key.
@@ -29,18 +29,15 @@ impl Key {
         self.directory.path().join("api-key")
     }
 
-    /// Returns the keys of an output that uses the file.
     fn keys(&self) -> String {
         format!("api_key_file = \"{}\"\n{QUICK}", text(&self.file()))
     }
 }
 
-/// Returns the config of a relay with one output that uses this key.
 fn config(ibm: &Ibm, key: &Key) -> String {
     format!("{BASE}{}", ibm.output("logs", &key.keys()))
 }
 
-/// Returns the text of the page `/status`.
 fn status(relay: &Relay) -> String {
     http::get(relay.admin(), "/status").unwrap().text()
 }
@@ -69,16 +66,16 @@ fn the_corpus_arrives_byte_for_byte() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: tokens live for five seconds, and the pod's token is replaced as a kubelet does. IAM
-/// accepts only the newest one. No request may be answered 401, because tokens are renewed before
-/// they expire.
+/// Method: tokens are valid for five seconds, and the pod's token is replaced as kubelet does it.
+/// IAM accepts only the newest one. No request may be answered with 401, because tokens are renewed
+/// before they expire.
 #[test]
 fn a_trusted_profile_is_asked_again_with_the_pods_newest_token() {
     let profile = |number: usize| Credential::Profile {
         id: "Profile-9f2a".to_owned(),
         token: format!("{SECRET}.pod.{number}"),
     };
-    // A fifth of this time is left when a token is renewed, which a busy machine may need.
+    // A token is renewed when a fifth of this time is left, which is a margin for a busy machine.
     let life = Duration::from_secs(5);
     let ibm =
         Ibm::start(Script { credential: profile(0), expires_in: 5, life, ..Script::default() });
@@ -122,14 +119,14 @@ fn a_key_that_is_replaced_is_used_long_before_its_token_expires() {
     post_batch(&relay, 2, 20, 700);
     relay.wait_until_delivered(PATIENCE);
     let memory = ibm.memory();
-    // The events may leave while the answer with the new token is on its way.
+    // The events can be sent before the answer with the new token arrives.
     assert!(memory.stored.len() == 40 && memory.unauthorized <= 1, "{}", memory.unauthorized);
     drop(memory);
     relay.finish(Backlog::Empty);
 }
 
-/// Method: while IAM gives no token, in each way in which it can, events wait and the status page
-/// says why. No request reaches IBM Cloud Logs without a token.
+/// Method: IAM issues no token, for several reasons. Events must wait, `/status` must show the
+/// reason, and no request may reach IBM Cloud Logs.
 #[test]
 fn without_a_token_events_wait_and_the_reason_is_told() {
     let grant = Arc::new(Mutex::new(Grant::Status(500)));
@@ -171,7 +168,7 @@ fn without_a_token_events_wait_and_the_reason_is_told() {
     assert_eq!(ibm.logs.count(), 0);
     assert_eq!(relay.metrics().value("error_total", &[("plugin", "logs")]), 0.0);
     ibm.assert_hides_secrets(&relay);
-    // The right key is used without a restart.
+    // The relay uses the right key without a restart.
     write_secret(&key.file(), &Credential::key("1"));
     relay.wait_until_delivered(PATIENCE);
     assert_same_set(&ibm.memory().stored, &sent);
@@ -180,8 +177,8 @@ fn without_a_token_events_wait_and_the_reason_is_told() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: IBM Cloud Logs refuses every token. The first refusal leads to a new token, the others
-/// do not, and no event may be given up.
+/// Method: IBM Cloud Logs refuses every token. The first refusal must lead to a new token, the
+/// others must not, and no event may be given up.
 #[test]
 fn a_token_that_is_refused_is_renewed_once() {
     let accepts = Arc::new(AtomicBool::new(false));
@@ -199,7 +196,7 @@ fn a_token_that_is_refused_is_renewed_once() {
     wait_until("a renewal", PATIENCE, || ibm.memory().asked == 2);
     let renewed = Instant::now();
     let requests = ibm.logs.count();
-    // Without the bound, there would be another renewal 5 s after the first.
+    // Without the limit, there would be another renewal 5 s after the first.
     wait_until("more refusals", PATIENCE, || {
         ibm.logs.count() > requests + 20 && renewed.elapsed() > Duration::from_secs(6)
     });
@@ -213,8 +210,8 @@ fn a_token_that_is_refused_is_renewed_once() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: a gateway answers 401 as soon as it has read the head of a large request, and closes the
-/// connection. The answer must lead to a new token all the same.
+/// Method: a gateway answers with 401 once it has read the head of a large request, and closes the
+/// connection. The answer must still lead to a new token.
 #[test]
 fn a_401_before_the_end_of_the_request_renews_the_token_too() {
     let ibm = Ibm::start(Script::default());
@@ -252,7 +249,7 @@ fn a_401_before_the_end_of_the_request_renews_the_token_too() {
 }
 
 /// Method: two outputs with the same credentials share one token, also with an output that a reload
-/// adds. When a reload has removed all of them, IAM is asked no more.
+/// adds. After a reload without these outputs, IAM must not be asked again.
 #[test]
 fn outputs_share_a_token_which_ends_with_the_last_of_them() {
     let life = Duration::from_secs(3);
@@ -277,7 +274,7 @@ fn outputs_share_a_token_which_ends_with_the_last_of_them() {
     assert_eq!(ibm.memory().asked, 1, "each output has asked for a token");
     let started = Instant::now();
     reload(&format!("{BASE}{}{}", with("b", "second, changed"), with("c", "third")));
-    // The new output gets the events that are posted after it has joined the queue.
+    // The new output gets only events that are posted after it has joined the queue.
     relay.wait_for_log("config reloaded", PATIENCE);
     post_batch(&relay, 2, 20, 700);
     relay.wait_until_delivered(PATIENCE);
@@ -291,7 +288,7 @@ fn outputs_share_a_token_which_ends_with_the_last_of_them() {
     let asked = ibm.memory().asked;
     std::thread::sleep(life + Duration::from_secs(1));
     assert_eq!(ibm.memory().asked, asked, "IAM is asked for nobody");
-    // The conservation of events holds for outputs that are still there.
+    // `finish` would check the counters of outputs that no longer exist.
     relay.stop();
 }
 
@@ -316,7 +313,7 @@ fn requests_have_two_megabytes_and_a_larger_event_travels_alone() {
         assert_eq!(relay.post(body).status, 200);
         events.extend(events_of(body));
     }
-    // The large event is given up when the consumer has taken another one after its refusal.
+    // The large event is given up once the consumer has accepted another event after its refusal.
     let refused = [("output", "logs"), ("reason", "status_4xx")];
     wait_until("the refusal", PATIENCE, || {
         relay.metrics().value("output_errors_total", &refused) > 0.0
@@ -365,8 +362,8 @@ fn check_connect_tries_the_credentials_and_both_services() {
     assert!(ibm.memory().sizes.is_empty(), "a check sends no records");
 }
 
-/// Method: the key is right, and its service ID has no role that lets it send. Then it has one, and
-/// the service answers the array without records in each way that it may.
+/// Method: the key is right. The service accepts the array without records, or refuses it for a
+/// reason such as a missing role.
 #[test]
 fn check_connect_tells_that_the_key_may_not_send() {
     let mood = Arc::new(Mutex::new(Mood::Stores));
@@ -382,7 +379,7 @@ fn check_connect_tells_that_the_key_may_not_send() {
         (Mood::Status(403), "answered 403 Forbidden: the service ID or trusted profile needs the"),
         (Mood::Status(401), "answered 401 Unauthorized: the IAM token is not accepted"),
         (Mood::Status(404), "answered 404 Not Found: there is no such service at this URL"),
-        // The fake's text is not JSON.
+        // The text of the fake's answer is not JSON.
         (Mood::Status(400), "answered 400 Bad Request: the server does not understand"),
         (Mood::Page, "answered 200 OK: this is a web page, not an acknowledgement"),
     ] {

@@ -1,5 +1,5 @@
-//! `type = "kafka"` against librdkafka's mock cluster, with faults of its brokers: nothing is lost,
-//! nothing is out of order within a partition, and repeated events are bounded.
+//! `type = "kafka"` with librdkafka's mock cluster, whose brokers fail. No event is lost or out of
+//! order within its partition, and the number of repeated events is limited.
 
 use crate::support::kafka::{Cluster, PRODUCE, Record, Topic, ids};
 use crate::support::numbered::list;
@@ -29,9 +29,9 @@ fn each_event_is_a_message_as_it_was_received_with_its_audit_id_as_the_key() {
     send_the_corpus(&Cluster::start(3, 4), "");
 }
 
-/// Sends the corpus to a topic of four partitions by an output with these keys, and reads it back.
-/// Each event must be there once, byte for byte, with its key, and all events of a key in one
-/// partition.
+/// Sends the corpus to a topic of four partitions through an output with these keys, and reads it
+/// back. Each event must be there once, byte for byte, with its key. All events of a key must be in
+/// one partition.
 pub(super) fn send_the_corpus(topic: &Topic, keys: &str) {
     let relay = Relay::start(&format!("{BASE}{}", topic.output("topic", keys)));
     let mut expected = post_corpus(&relay);
@@ -54,7 +54,8 @@ pub(super) fn send_the_corpus(topic: &Topic, keys: &str) {
     relay.finish(Backlog::Empty);
 }
 
-/// Posts these batches of sender 0 with `size` events each. Does not wait for their delivery.
+/// Posts these batches of sender 0 with `size` events each, and does not wait until they are
+/// delivered.
 fn post(relay: &Relay, batches: std::ops::Range<u64>, size: u64) {
     for batch in batches {
         let answer = relay.post(&list(0, batch * size..(batch + 1) * size));
@@ -80,8 +81,8 @@ fn without_a_key_and_compressed_the_bytes_are_the_same() {
 }
 
 /// Method: the mock answers produce requests with errors that librdkafka retries by itself, while
-/// partitions change their leader. Every event must arrive once and in order within its partition,
-/// and the relay itself must not retry.
+/// partitions change their leader. Every event must arrive once, in order within its partition, and
+/// the relay itself must not retry.
 #[test]
 fn what_brokers_refuse_for_a_while_comes_in_order_and_once() {
     use rdkafka::types::RDKafkaRespErr::*;
@@ -111,14 +112,14 @@ fn what_brokers_refuse_for_a_while_comes_in_order_and_once() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: each broker goes away and comes back, and answers late for a while; then all brokers are
-/// away for longer than `timeouts.request`, so that the relay gives up its producer. Every event
-/// must arrive, in order within its partition. A producer that is given up may repeat at most one
-/// window of 200 events.
+/// Method: each broker is down for a while, and then answers late for a while. After that, all
+/// brokers are down for longer than `timeouts.request`, so that the relay gives up its producer.
+/// Every event must arrive, in order within its partition. A producer that is given up may repeat
+/// at most one window of 200 events.
 #[test]
 fn brokers_that_go_and_come_lose_nothing() {
     let cluster = Cluster::start(3, 3);
-    // A window is four batches, and a batch has at most 50 events here.
+    // A window is four batches, and a batch here has at most 50 events.
     let keys = "timeouts = { connect = \"2s\", request = \"5s\" }\nbatch = { max_events = 50 }\n";
     let relay = Relay::start(&format!("{BASE}{}", cluster.output("topic", keys)));
     let mut batches = 0;
@@ -136,7 +137,6 @@ fn brokers_that_go_and_come_lose_nothing() {
         more(10);
         cluster.delay(broker, Duration::ZERO);
     }
-    // All brokers are away for longer than `timeouts.request`.
     cluster.set_up(-1, false);
     more(10);
     let down = |metrics: &Metrics| {
@@ -154,8 +154,7 @@ fn brokers_that_go_and_come_lose_nothing() {
     let count = batches * 20;
     let records = cluster.records(usize::try_from(count).unwrap(), PATIENCE);
     let repeats = repeats_in_order(&records, count);
-    // A producer that is given up may repeat a window. An attempt that finds no broker repeats
-    // nothing.
+    // An attempt that finds no broker repeats nothing.
     let metrics = relay.metrics();
     let unreached = [("output", "topic"), ("reason", "connect")];
     let given_up =
@@ -211,8 +210,9 @@ fn what_is_nobodys_fault_but_a_settings_is_retried_and_loses_nothing() {
     relay.finish(Backlog::Empty);
 }
 
-/// The brokers' responses come in a fixed order, and are meant for the events in theirs. If the
-/// relay sends the refused event again before the new one, the test begins again: once in 43 runs.
+/// The brokers' responses come in a fixed order, and are meant for particular events. If the relay
+/// sends the refused event again before the new one, which happens in one of 43 runs, the test
+/// starts again.
 #[test]
 fn an_event_that_brokers_refuse_is_given_up_alone_and_only_after_another_was_taken() {
     let is_tested = (0..5).any(|_| refuses_an_event());
@@ -225,12 +225,12 @@ fn refuses_an_event() -> bool {
 
     const TOO_LARGE: rdkafka::types::RDKafkaRespErr = RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE;
     let cluster = Cluster::start(1, 1);
-    // The pauses are so long that only the test's own actions end them.
+    // The pauses are so long that only the test itself ends them.
     let keys = "retry = { initial_interval = \"60s\", max_interval = \"60s\", \
                 randomization_factor = 0.0 }\n";
     let relay = Relay::start(&format!("{BASE}{}", cluster.output("topic", keys)));
     // The batch of four, its half and a single event are refused. Everything after that is
-    // accepted, also the event that was refused alone, when it comes again.
+    // accepted, including the event that was refused alone.
     cluster.fail(PRODUCE, &[TOO_LARGE, TOO_LARGE, TOO_LARGE]);
     post(&relay, 0..1, 4);
     let refused = |count: f64| {
@@ -239,16 +239,15 @@ fn refuses_an_event() -> bool {
             (metrics.value("output_errors_total", &protocol) == count).then_some(())
         });
     };
-    // Once the second event is accepted, the first could be refused for good. It is tried several
-    // times before it is given up.
+    // Once the second event has been accepted, the first one could be given up, but it is first
+    // sent several times.
     refused(3.0);
     relay.wait_until_delivered(PATIENCE);
-    // This time it is accepted.
     let numbers: Vec<u64> = ids(&cluster.records(4, PATIENCE)).iter().map(|id| id.number).collect();
     assert_eq!(numbers.iter().copied().collect::<BTreeSet<_>>(), (0..4).collect());
 
-    // A lone event is refused until another event has been accepted, and is then tried many times:
-    // the brokers have just accepted an event that they had refused.
+    // A lone event is not given up until another event has been accepted. It is then sent many
+    // times, because the brokers have already accepted an event that they had refused before.
     let mut answers = vec![TOO_LARGE, RD_KAFKA_RESP_ERR_NO_ERROR];
     answers.extend([TOO_LARGE; 60]);
     cluster.fail(PRODUCE, &answers);

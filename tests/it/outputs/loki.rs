@@ -1,5 +1,5 @@
 //! `type = "loki"`: each event is one entry with its labels, time and metadata, byte for byte.
-//! `any_store` has the consumer that answers in all its ways.
+//! `any_store` tests all kinds of answers.
 
 use crate::support::loki::{Entry, Loki, Mood, to_loki};
 use crate::support::moment::{nanos_of, now};
@@ -7,8 +7,8 @@ use crate::support::prelude::*;
 
 const MIB: usize = 1024 * 1024;
 
-/// Returns the labels and the metadata that the entry of an event must have, as serde_json reads
-/// the event.
+/// Returns the labels and the metadata that the entry of an event must have, by serde_json's
+/// reading.
 fn expected(event: &Value) -> (BTreeMap<String, String>, BTreeMap<String, String>) {
     let verb = event["verb"].as_str().unwrap_or_default();
     let known = ["get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"];
@@ -66,9 +66,9 @@ fn the_corpus_arrives_byte_for_byte_in_order_with_labels_times_and_metadata() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: Loki stores the entries and fails, and the relay is killed before it has another
-/// answer. The entries that it sends after its start must be the same, also if their time is that
-/// of the acceptance.
+/// Method: Loki stores the entries and answers with an error, and the relay is killed. After the
+/// restart it must send equal entries, even if their time is the time at which the relay accepted
+/// the events.
 #[test]
 fn the_time_of_acceptance_is_the_same_after_a_restart() {
     let calm = Arc::new(AtomicBool::new(false));
@@ -90,7 +90,7 @@ fn the_time_of_acceptance_is_the_same_after_a_restart() {
     assert_eq!(relay.post(&body).status, 200);
     assert_eq!(relay.post(&other).status, 200);
     let after = now();
-    // The events of the second batch may wait until those of the first are acknowledged.
+    // The events of the second batch can be waiting for those of the first.
     wait_until("entries", PATIENCE, || consumer.store().entries.len() >= 30);
     relay.kill();
     calm.store(true, Ordering::SeqCst);
@@ -99,16 +99,16 @@ fn the_time_of_acceptance_is_the_same_after_a_restart() {
     let store = consumer.store();
     assert_same_set(&store.lines(), &[events_of(&body), events_of(&other)].concat());
     assert!(store.again >= 30, "{} came again", store.again);
-    // The time of acceptance is known in milliseconds.
+    // The time of acceptance has a resolution of one millisecond.
     let range = before - 1_000_000..=after;
     assert!(store.entries.iter().all(|entry| range.contains(&entry.time)));
     drop(store);
     relay.finish(Backlog::Empty);
 }
 
-/// Method: events that try to break the request: texts with quotes, line breaks and escaped lone
-/// surrogates, texts that are longer than metadata may be, verbs and members of the wrong type.
-/// Each must arrive as it was sent.
+/// Method: events that could break the request have quotes, line breaks and escaped lone
+/// surrogates, texts longer than metadata may be, and members of the wrong type. Each must arrive
+/// unchanged.
 #[test]
 fn what_a_client_can_write_breaks_no_request_and_is_cut_in_the_metadata() {
     let consumer = Loki::start(4 * MIB, || Mood::Stores, |_| true);
@@ -139,18 +139,17 @@ fn what_a_client_can_write_breaks_no_request_and_is_cut_in_the_metadata() {
     assert_eq!(of_wrong_types, [None, None, None]);
     for name in ["user_agent", "request_uri", "user"] {
         let cut = metadata("3", name).unwrap();
-        // A value ends at 4,096 bytes, and at the end of a character.
+        // A value is cut to at most 4,096 bytes, at the end of a character.
         assert!((4094..=4096).contains(&cut.len()) && long.starts_with(&cut), "{}", cut.len());
     }
-    // An event without a time has that of its acceptance.
+    // An event without a time gets the time at which it was accepted.
     assert!((before - 1_000_000..=now()).contains(&entry("2").time));
     drop(store);
     relay.finish(Backlog::Empty);
 }
 
-/// Method: events of which most bytes need an escape, so that their lines take twice their size.
-/// No request may be larger than the limit, except those of a single event, which the consumer
-/// checks.
+/// Method: most bytes of the events need an escape, so that their lines take twice their size. Only
+/// a request with a single event may exceed the limit, which the consumer checks.
 #[test]
 fn a_request_keeps_the_limit_after_escapes_and_a_larger_event_goes_alone() {
     let consumer = Loki::start(64 * 1024, || Mood::Stores, |_| true);

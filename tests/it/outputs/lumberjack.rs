@@ -1,8 +1,7 @@
-//! `type = "lumberjack"`, against a server that was not written here, and against one that follows
-//! the protocol's description strictly and answers as a test wants. `faults` kills and stops the
-//! former.
+//! `type = "lumberjack"`, with an independent server, and with a fake that follows the protocol
+//! strictly and answers as a test wants. `faults` kills and stops the independent server.
 //!
-//! Events that the consumer has acknowledged are never sent again, and others are never lost.
+//! Acknowledged events are never sent again, and others are never lost.
 
 use crate::support::lumberjack_server::LumberjackServer;
 use crate::support::lumberjack_sink::{LumberjackSink, Window};
@@ -18,7 +17,7 @@ fn a_server_that_was_not_written_here_gets_the_corpus() {
     let relay = Relay::start(&config(&[server.address()], ""));
     let expected = post_corpus(&relay);
     relay.wait_until_delivered(PATIENCE);
-    // The server writes events before it acknowledges them, so the test need not wait for it.
+    // The server writes events before it acknowledges them, so they are there already.
     assert!(server.events() == expected, "an event is changed, missing or there twice");
     assert_eq!(relay.metrics().sum("output_errors_total"), 0.0);
     assert_eq!(of_output(&relay, "output_events_total"), expected.len() as f64);
@@ -74,8 +73,8 @@ fn no_more_than_the_window_is_under_way() {
     let expected = post_batches(&relay, 0..6, 400, 1500);
     wait_for_errors(&relay, "timeout", 2.0);
     let runs = sink.runs();
-    // At first the output sends as many whole batches as fit into the window, and after a break
-    // half of that.
+    // At first the output sends as many whole batches as fit into the window, and after a failure
+    // at most half as many.
     let under_way = [&runs[0], &runs[1]].map(Vec::len);
     assert!((250..=500).contains(&under_way[0]), "{under_way:?}");
     assert!((1..=under_way[0] / 2).contains(&under_way[1]), "{under_way:?}");
@@ -85,12 +84,10 @@ fn no_more_than_the_window_is_under_way() {
     relay.finish(Backlog::Stable);
 }
 
-/// Method: the consumer acknowledges a half, then two thirds of the first window of each
-/// connection, and ends the connection; from the twentieth window on it acknowledges everything.
-/// Events that were acknowledged must not arrive again, and all must arrive.
+/// Method: the consumer acknowledges two thirds of the first window of each connection, in two
+/// steps, and ends the connection. After twenty windows it acknowledges everything. Acknowledged
+/// events must not arrive again, and all events must arrive.
 fn what_a_part_of_a_window_acknowledges_is_final(queue: &str) {
-    // Two thirds of the first window of each connection are acknowledged, and then the connection
-    // ends. In the end, whole windows are.
     let part = |window: &Window| window.events.len() - window.events.len() / 3;
     let sink = LumberjackSink::with(Options::default(), move |window, reply| {
         let in_order = reply.number() >= 20;
@@ -145,12 +142,11 @@ fn signs_of_life_keep_a_slow_consumer_from_being_sent_the_same_again() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: the consumer cuts each connection after fewer bytes than two events have. Progress must
-/// be made all the same, and every event must arrive in order.
+/// Method: the consumer cuts each connection after fewer bytes than two events have. Every event
+/// must still arrive, in order.
 #[test]
 fn a_consumer_that_cuts_every_connection_gets_everything_at_last() {
     let sink = LumberjackSink::start();
-    // The bytes are fewer than two events have, without compression.
     sink.cut_each_after(Some(3000));
     let relay = Relay::start(&config(&[sink.address()], "compression_level = 0"));
     let expected = post_batch(&relay, 1, 60, 1500);

@@ -1,5 +1,5 @@
 //! `type = "otlp"`: each event is one record with its times and attributes, and rejected records
-//! are counted. `any_store` has the receiver that answers in all its ways.
+//! are counted. `any_store` tests all kinds of answers.
 
 use crate::support::letters::letters;
 use crate::support::moment::{nanos_of, now};
@@ -16,7 +16,7 @@ fn is_bad(event: &[u8]) -> bool {
     event.windows(14).any(|part| part == b"generated-13\",")
 }
 
-/// Returns the attributes that the record of an event must have, as serde_json reads the event.
+/// Returns the attributes that the record of an event must have, by serde_json's reading.
 fn expected(event: &Value) -> Attributes {
     let object = &event["objectRef"];
     let texts = [
@@ -90,8 +90,8 @@ fn the_corpus_arrives_byte_for_byte_with_times_and_attributes() {
     relay.finish(Backlog::Empty);
 }
 
-/// A rotel agent, an OTLP receiver that was not written here, which `./test setup` installs. It
-/// sends on the records that it has taken.
+/// A rotel agent: an independent OTLP receiver, which `./test setup` installs. It forwards the
+/// records that it receives.
 struct Rotel {
     process: Process,
     _directory: TempDir,
@@ -121,9 +121,9 @@ impl Rotel {
     }
 }
 
-/// Method: a receiver takes most records of each request, and says only how many it has rejected.
-/// Nothing may be sent again; the rejected records count as lost, the others as delivered, and all
-/// are in the dead letters.
+/// Method: a receiver accepts most records of a request, and reports only how many it has rejected.
+/// Nothing may be sent again, and the rejected records must count as lost. With the action
+/// `dead_letter`, the whole request must be in the dead letters.
 #[test]
 fn records_that_are_rejected_by_their_number_are_counted_and_the_request_is_in_the_dead_letters() {
     let cases = [
@@ -153,7 +153,7 @@ fn records_that_are_rejected_by_their_number_are_counted_and_the_request_is_in_t
         if rejected == "retry" {
             assert!(letters.is_empty(), "{} letters", letters.len());
         } else {
-            // The whole request that had the bad event, and no other.
+            // These are all events of the request with the bad event.
             let size = letters.len();
             assert!((1..=50).contains(&size), "{size} letters");
             let told = format!("answered 200 As-Told: 1 of {size} rejected");
@@ -172,8 +172,8 @@ fn records_that_are_rejected_by_their_number_are_counted_and_the_request_is_in_t
     }
 }
 
-/// Method: for a while, a receiver answers 200 to each request and says that it has rejected all of
-/// its records, as one does whose tenant was not made yet.
+/// Method: for a while, a receiver answers with 200 and reports that it has rejected all records,
+/// as if its tenant had not been created yet.
 #[test]
 fn a_receiver_that_rejects_all_records_of_all_requests_costs_no_event() {
     let works = Arc::new(AtomicBool::new(false));
@@ -190,8 +190,8 @@ fn a_receiver_that_rejects_all_records_of_all_requests_costs_no_event() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: requests with a small limit, and one event that is larger. No request may be larger than
-/// the limit, except that of the large event, which the receiver checks.
+/// Method: requests have a small limit, and some events are larger. Only a request with a single
+/// event may exceed the limit, which the receiver checks.
 #[test]
 fn a_request_keeps_the_limit_and_a_larger_event_goes_alone() {
     let consumer = Otlp::start(64 * 1024, || Mood::Stores(200), |_| true);
@@ -210,8 +210,8 @@ fn a_request_keeps_the_limit_and_a_larger_event_goes_alone() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: events whose members have other types than in Kubernetes, or none. They must arrive as
-/// records without these attributes.
+/// Method: an event has members of the wrong types, and others are missing. It must arrive as a
+/// record without these attributes.
 #[test]
 fn an_event_without_known_members_is_a_record_without_attributes() {
     let consumer = Otlp::start(4_000_000, || Mood::Stores(200), |_| true);
@@ -241,12 +241,12 @@ fn an_event_without_known_members_is_a_record_without_attributes() {
     relay.finish(Backlog::Empty);
 }
 
-/// They need peers, or root.
+/// These tests need rotel.
 mod peers {
     use super::*;
 
-    /// Method: a real receiver takes the corpus, decodes it and sends it on to our own, which must
-    /// get all of it: events byte for byte, times and attributes.
+    /// Method: a real receiver decodes the corpus and forwards it to our own receiver, which must
+    /// get every event byte for byte, with its times and attributes.
     #[test]
     fn rotel_takes_the_corpus_and_understands_each_field() {
         let next = Otlp::start(usize::MAX, || Mood::Stores(200), |_| true);

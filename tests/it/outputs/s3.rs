@@ -1,5 +1,5 @@
-//! `type = "s3"`: where objects end and when they are stored, so that each event is in exactly one;
-//! keys, signatures and a real server. `any_store` has the server that answers in all its ways.
+//! `type = "s3"`: where objects end and when they are stored, so that each event is in exactly one
+//! object; keys and signatures; a real server. `any_store` tests all kinds of answers.
 
 use std::io::{Read as _, Write as _};
 
@@ -7,11 +7,11 @@ use crate::support::prelude::*;
 use crate::support::s3::{Keys, Mood, ROLE, S3, SECRET, Sts, lines};
 use crate::support::seaweedfs::SeaweedFs;
 
-/// Settings under which objects are small, and a failed attempt is repeated soon.
+/// Small objects, and short intervals between attempts.
 const SMALL: &str = "object_age = \"200ms\"\nobject_bytes = \"64KiB\"\n\
                      retry = { initial_interval = \"10ms\", max_interval = \"100ms\" }";
 
-/// Settings under which objects end when they are 100 ms old.
+/// Objects that end at an age of 100 ms.
 const YOUNG: &str = "object_age = \"100ms\"\n\
                      retry = { initial_interval = \"10ms\", max_interval = \"100ms\" }";
 
@@ -19,12 +19,12 @@ fn value(relay: &Relay, metric: &str) -> f64 {
     relay.metrics().value(metric, &[("output", "archive")])
 }
 
-/// Returns the config of a relay with one output, and a queue in this directory.
+/// Returns the config of a relay with this output, and with a queue in this directory.
 fn durable(output: &str, spool: &TempDir) -> String {
     format!("{BASE}{output}[queue]\ndirectory = \"{}\"\n", text(spool.path()))
 }
 
-/// Starts a server that is busy until the value is `true`.
+/// Starts a server that answers with 503 until the value is `true`.
 fn busy_server() -> (S3, Arc<AtomicBool>) {
     let calm = Arc::new(AtomicBool::new(false));
     let is_calm = Arc::clone(&calm);
@@ -35,12 +35,11 @@ fn busy_server() -> (S3, Arc<AtomicBool>) {
     (server, calm)
 }
 
-/// Returns the lines of all objects.
 fn lines_of(server: &S3) -> Vec<Vec<u8>> {
     server.store().lines()
 }
 
-/// Checks that the lines are the events, each once, in their order.
+/// Checks that the lines are exactly the events, in the same order.
 #[track_caller]
 fn assert_are(lines: &[Vec<u8>], events: &[Vec<u8>]) {
     assert_eq!(lines.len(), events.len(), "the number of lines");
@@ -76,9 +75,9 @@ fn the_corpus_is_in_objects_that_are_named_by_time_and_position() {
     }
 }
 
-/// Method: the server stores an object, and its answer is lost; then the relay is killed, so that
-/// only the saved range can tell where the object ended. The object that ends otherwise, because
-/// more events are there now, would have another name.
+/// Method: the server stores an object, but its answer is lost. The relay is killed, so that only
+/// the saved range says where the object ended. More events are there now: if the object ended
+/// elsewhere, it would have another name.
 #[test]
 fn an_object_has_the_same_end_after_a_crash() {
     let stored = Arc::new(AtomicUsize::new(0));
@@ -110,8 +109,8 @@ fn an_object_has_the_same_end_after_a_crash() {
 }
 
 /// Method: the server stores an object, its answer is lost, and the relay is killed. The next relay
-/// is told to stop when it has read some of the object's events: each claim has one event that the
-/// filter keeps, so that the output rests after it. A part of the object would have another name.
+/// is stopped when it has read some of the object's events: the filter keeps one event of each
+/// claim, so that the output pauses after it. A part of the object would have another name.
 #[test]
 fn no_part_of_an_object_that_may_be_stored_is_stored_when_the_relay_stops() {
     let calm = Arc::new(AtomicBool::new(false));
@@ -145,8 +144,8 @@ fn no_part_of_an_object_that_may_be_stored_is_stored_when_the_relay_stops() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: objects end at an age of 24 hours, and an order to stop comes after a second. The events
-/// must be stored by then, whether the queue is in memory or on disk.
+/// Method: objects end at an age of 24 hours, and the relay gets SIGTERM after a second. It must
+/// store the events before it ends, whether the queue is in memory or on disk.
 #[test]
 fn what_was_collected_is_stored_when_the_relay_stops() {
     let (keys, spool) = (Keys::new(), TempDir::new().unwrap());
@@ -172,8 +171,8 @@ fn what_was_collected_is_stored_when_the_relay_stops() {
     }
 }
 
-/// Method: a reload changes the output while it collects events. The old delivery stores them at
-/// once, and does not keep the new one waiting.
+/// Method: a reload changes the output while it collects events. The old delivery must store them
+/// at once, and must not delay the new one.
 #[test]
 fn a_reload_stores_what_was_collected() {
     let (keys, server) = (Keys::new(), S3::start(|| Mood::Stores));
@@ -193,8 +192,9 @@ fn a_reload_stores_what_was_collected() {
     assert_eq!(server.store().objects.len(), 2);
 }
 
-/// Method: the first request for an object gets no answer, and those that follow conflict with it,
-/// as long as it is under way: then it has stored the object, or has failed.
+/// Method: the first request for an object gets no answer, and the next two get 409, as if the
+/// first one still ran. The first request has stored the object in one run, and has failed in the
+/// other.
 #[test]
 fn a_conflict_neither_refuses_an_object_nor_acknowledges_it() {
     let keys = Keys::new();
@@ -217,8 +217,8 @@ fn a_conflict_neither_refuses_an_object_nor_acknowledges_it() {
     }
 }
 
-/// Method: the server stores an object, and does not answer. A reload replaces the delivery, while
-/// more events wait, so that the new one would make another object of them. With the queue in
+/// Method: the server stores an object, and does not answer. A reload replaces the delivery while
+/// more events wait, from which the new delivery could make another object. With the queue in
 /// memory and on disk, each event must be in one object.
 #[test]
 fn a_reload_while_an_object_is_unanswered_stores_no_event_twice() {
@@ -249,9 +249,10 @@ fn a_reload_while_an_object_is_unanswered_stores_no_event_twice() {
     }
 }
 
-/// Method: each start begins a segment, so one object in each life has the last events of one
-/// segment and the first ones of the next. The relay is killed when the server has this object. The
-/// queue may not save a place between the two parts: the object could not be made again from there.
+/// Method: each start begins a segment, so one object of each life has the last events of one
+/// segment and the first events of the next. The relay is killed once the server has this object.
+/// The queue must not save a cursor between the two parts, because the object could not be made
+/// again from there.
 #[test]
 fn an_object_with_events_of_two_segments_is_stored_once_over_a_kill() {
     let (keys, spool) = (Keys::new(), TempDir::new().unwrap());
@@ -272,8 +273,8 @@ fn an_object_with_events_of_two_segments_is_stored_once_over_a_kill() {
 }
 
 /// Method: twenty events of 1 MiB are larger than `filter.max_event_bytes`, even without their
-/// bodies. They come with small ones, whose objects end after 24 hours. Objects must be stored
-/// nevertheless, and the large events be counted.
+/// bodies. They come with small events, whose objects end after 24 hours. Objects must be stored
+/// earlier all the same, and the large events must be counted.
 #[test]
 fn events_that_are_too_large_do_not_stop_the_output_until_its_object_ends() {
     let (keys, server) = (Keys::new(), S3::start(|| Mood::Stores));
@@ -302,8 +303,9 @@ fn events_that_are_too_large_do_not_stop_the_output_until_its_object_ends() {
     assert_eq!(server.store().again, 0);
 }
 
-/// Method: an optional output, whose consumer is away, fills the queue. The archive, which is
-/// required, has one batch. Its object must not end before its time: nobody waits for its room.
+/// Method: an optional output, whose consumer is down, fills the queue. The required output has
+/// only a little left to store. Its object must not end early, because no batch waits for its
+/// space.
 #[test]
 fn an_object_does_not_end_early_for_what_only_an_optional_output_needs() {
     let (keys, server) = (Keys::new(), S3::start(|| Mood::Stores));
@@ -338,8 +340,8 @@ fn an_object_does_not_end_early_for_what_only_an_optional_output_needs() {
     assert_are(&lines_of(&server), &events);
 }
 
-/// Method: a queue that holds much less than an object. An object must end before the queue is
-/// full, so that no sender waits for `object_age`.
+/// Method: the queue is much smaller than an object. An object must end before the queue is full,
+/// so that no sender waits for `object_age`.
 #[test]
 fn an_object_ends_before_the_queue_is_full() {
     let (keys, server) = (Keys::new(), S3::start(|| Mood::Stores));
@@ -356,8 +358,8 @@ fn an_object_ends_before_the_queue_is_full() {
     assert!(server.store().objects.len() >= 10, "{} objects", server.store().objects.len());
 }
 
-/// Method: the filter keeps back 99 of 100 events, so that the queue is full long before an object
-/// has its size or its age. The object must end for that, and no sender may wait for 24 hours.
+/// Method: the filter drops 100 of 101 events, so the queue is full long before an object reaches
+/// its size or age. The object must end then, so that no sender waits for 24 hours.
 #[test]
 fn an_object_ends_when_the_filter_keeps_back_what_fills_the_queue() {
     let (keys, server) = (Keys::new(), S3::start(|| Mood::Stores));
@@ -376,9 +378,9 @@ fn an_object_ends_when_the_filter_keeps_back_what_fills_the_queue() {
     assert!(server.store().objects.len() >= 2, "{} objects", server.store().objects.len());
 }
 
-/// Method: the notes have the range of an object from the middle of a batch. (This is so after a
-/// crash, if the events before it were given up.) The object must have this range again, and the
-/// events around it are in objects of their own.
+/// Method: the saved notes have an object's range that begins in the middle of a batch, as after a
+/// crash if the earlier events were given up. The object must get this range again, and the events
+/// around it must be in other objects.
 #[test]
 fn a_saved_range_stays_an_object_amid_other_events() {
     let (server, calm) = busy_server();
@@ -401,7 +403,7 @@ fn a_saved_range_stays_an_object_amid_other_events() {
 }
 
 /// Method: events come one by one, so that an object has many small batches, and the first attempt
-/// to store it fails. The second attempt must not take as long as it took the events to come.
+/// to store it fails. The second attempt must come within 5 s, although the events took up to 6 s.
 #[test]
 fn an_object_of_many_batches_is_soon_sent_again() {
     let mut moods = [Mood::Fails(503, "SlowDown")].into_iter();
@@ -410,7 +412,7 @@ fn an_object_of_many_batches_is_soon_sent_again() {
     let more = "object_age = \"6s\"\nretry.initial_interval = \"10ms\"";
     let mut relay = Relay::start(&format!("{BASE}{}", keys.output(server.address(), more)));
     let (mut events, mut seeds) = (Vec::new(), 0..);
-    // Batches come until the object ends, so on a slow machine it has fewer of them.
+    // Batches are posted until the object ends, so a slow machine posts fewer of them.
     wait_until("an attempt", PATIENCE, || {
         let sent = post_batch(&relay, seeds.next().expect("they do not end"), 1, 700);
         events.extend(sent);
@@ -422,8 +424,8 @@ fn an_object_of_many_batches_is_soon_sent_again() {
     assert_are(&lines_of(&server), &events);
 }
 
-/// Method: the directory of the queue can't take another file, because a directory has the name of
-/// the notes. The events must be stored nevertheless, and the log must say what that means.
+/// Method: the relay can't write its notes, because a directory has the name of the file. The
+/// events must be stored nevertheless, and the log must say so once.
 #[test]
 fn a_disk_that_refuses_the_notes_keeps_no_event_back() {
     let (keys, spool) = (Keys::new(), TempDir::new().unwrap());
@@ -445,8 +447,8 @@ fn a_disk_that_refuses_the_notes_keeps_no_event_back() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: a server that does not implement `If-None-Match` answers 501. The log must name the key,
-/// events must wait, and a reload with the key must store them.
+/// Method: a server that does not implement `If-None-Match` answers with 501. The log must name the
+/// key, the events must wait, and a reload with the key must store them.
 #[test]
 fn a_server_without_if_none_match_names_the_key_and_works_with_it() {
     let (keys, server) = (Keys::new(), S3::start(|| Mood::Unconditional));
@@ -467,8 +469,8 @@ fn a_server_without_if_none_match_names_the_key_and_works_with_it() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: headers of the config that the relay sets itself, and a URL with a path and a query.
-/// The fake checks the signature of what arrives.
+/// Method: the config has a header that the relay sets itself, and a URL with a path and a query.
+/// The fake checks the signature of each request.
 #[test]
 fn headers_of_the_config_and_the_parts_of_a_url_are_signed() {
     let (keys, server) = (Keys::new(), S3::start(|| Mood::Stores));
@@ -484,8 +486,8 @@ fn headers_of_the_config_and_the_parts_of_a_url_are_signed() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: the key is wrong, then right. The reason is told in the server's words, events wait, and
-/// no secret is shown.
+/// Method: the key is wrong at first, and is then corrected. The log must give the server's reason
+/// and no secret, and the events must be stored.
 #[test]
 fn a_changed_key_is_taken_up_and_a_refusal_is_explained() {
     let (keys, server) = (Keys::new(), S3::start(|| Mood::Stores));
@@ -503,8 +505,8 @@ fn a_changed_key_is_taken_up_and_a_refusal_is_explained() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: the output may not have an event for longer than a second. While the server refuses, the
-/// events become dead letters, and later ones are stored.
+/// Method: `retry.max_elapsed` is one second. Events become dead letters while the server refuses,
+/// and later ones are stored.
 #[test]
 fn events_that_are_given_up_are_in_no_object() {
     let (server, calm) = busy_server();
@@ -528,8 +530,8 @@ fn events_that_are_given_up_are_in_no_object() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: keys hold for two seconds, and the pod's token is wrong at first. The relay must say so,
-/// get keys when the token is right, and have new ones before the old ones have expired.
+/// Method: keys are valid for two seconds, and the pod's token is wrong at first. The log must say
+/// so. The relay must get keys once the token is right, and renew them before they expire.
 #[test]
 fn a_pod_gets_keys_for_its_role_and_renews_them() {
     let (server, sts) = (S3::start(|| Mood::Stores), Sts::start("p0d-t0ken"));
@@ -568,7 +570,7 @@ fn a_pod_gets_keys_for_its_role_and_renews_them() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: a proxy between the relay and the server notes to which host the relay wants to connect.
+/// Method: a proxy between the relay and the server records the host that the relay asks for.
 #[test]
 fn the_bucket_can_be_in_the_name_of_the_host() {
     let server = S3::start(|| Mood::Stores);
@@ -649,7 +651,7 @@ fn a_config_that_cannot_work_is_refused_in_words() {
     }
 }
 
-/// They need peers, or root.
+/// These tests need SeaweedFS.
 mod peers {
     use super::*;
 
@@ -678,9 +680,9 @@ mod peers {
         assert!(!said.contains("wr0ng-s3cr3t"), "{said}");
     }
 
-    /// Method: a real server gets the whole corpus and generated events, while it and the relay are
-    /// killed and started again. Each event must be in exactly one object, as the server gives it
-    /// out.
+    /// Method: a real server gets the whole corpus and generated events. First the relay and then
+    /// the server is killed and started again. Each event must be in exactly one object when they
+    /// are read back.
     #[test]
     fn seaweedfs_has_each_event_in_one_object_after_crashes() {
         let mut rng = rng();

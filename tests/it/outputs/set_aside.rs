@@ -1,15 +1,13 @@
-//! A single event never holds the queue: what a consumer does not take, although it takes others,
-//! is set aside, and a small queue refuses nobody for it.
+//! A single event never stops the queue. An event that a consumer refuses while it accepts others
+//! is set aside, and even a small queue rejects no batch because of it.
 
 use crate::support::prelude::*;
 
-/// The queue of each test has 2 MiB.
 const QUEUE: &str = "max_bytes = \"2MiB\"\n";
 
-/// The number of events of a test.
 const EVENTS: u32 = 10_000;
 
-/// The events that the consumer answers with 500, and whether it does so now.
+/// The events that the consumer answers with 500 until `works` is `true`.
 #[derive(Clone)]
 struct Poison {
     events: Arc<BTreeSet<Vec<u8>>>,
@@ -17,7 +15,7 @@ struct Poison {
 }
 
 impl Poison {
-    /// Chooses every so many-th event of these batches, so that there are `count` of them.
+    /// Chooses `count` events of these batches, at equal distances.
     fn of(batches: &[Vec<u8>], count: u32) -> Self {
         let all = batches.iter().flat_map(|batch| events_of(batch));
         let chosen = all.skip(37).step_by((EVENTS / count) as usize);
@@ -38,8 +36,8 @@ fn batches() -> Vec<Vec<u8>> {
     (0..100).map(|seed| generated_batch(seed, EVENTS as usize / 100, 900)).collect()
 }
 
-/// Posts all batches, 1 MB a second, and returns the longest time that an event has waited for the
-/// consumer. Each batch must be accepted at once.
+/// Posts all batches, about 1 MB per second. Returns the longest time that an event has waited for
+/// the consumer. Each batch must be accepted at once.
 fn post_all(relay: &Relay, batches: &[Vec<u8>]) -> f64 {
     let mut lag = 0_f64;
     for batch in batches {
@@ -61,8 +59,8 @@ fn wait_for_aside(relay: &Relay, count: u32) {
     });
 }
 
-/// Method: compares the longest wait of an event with that of a run without such events, because
-/// other tests may keep the machine busy for seconds.
+/// Method: the longest wait of an event is compared with that of a run without such events, because
+/// other tests can slow the machine down for seconds.
 #[test]
 fn poisoned_events_refuse_no_batch_and_hold_up_no_other_event() {
     let batches = batches();
@@ -94,8 +92,8 @@ fn poisoned_events_refuse_no_batch_and_hold_up_no_other_event() {
     }
 }
 
-/// Method: 100 events are set aside on disk. The relay is killed, reloads, is stopped, and starts
-/// again. In the end the consumer takes the events.
+/// Method: 100 events are set aside on disk. The relay is killed and started, reloaded, stopped and
+/// started. In the end the consumer accepts the events.
 #[test]
 fn what_is_set_aside_on_disk_survives_a_kill_a_reload_and_a_stop() {
     let (batches, count) = (batches(), 100);
@@ -112,7 +110,7 @@ fn what_is_set_aside_on_disk_survives_a_kill_a_reload_and_a_stop() {
     wait_for_aside(&relay, count);
     let files = || std::fs::read_dir(spool.path().join("set-aside")).unwrap().count();
     assert_eq!(files(), count as usize);
-    // The places of the outputs are saved within a second.
+    // Cursors are saved within a second.
     std::thread::sleep(Duration::from_secs(2));
     relay.kill();
     let relay = Relay::start(&config(4));
@@ -134,7 +132,7 @@ fn what_is_set_aside_on_disk_survives_a_kill_a_reload_and_a_stop() {
     assert_eq!(accepted, sent);
 }
 
-/// Method: a consumer fails at more events than find room in a quarter of the queue.
+/// Method: the consumer refuses more events than fit into a quarter of the queue.
 #[test]
 fn the_oldest_event_becomes_a_dead_letter_when_no_more_can_be_set_aside() {
     let batches: Vec<_> = (0..20).map(|seed| generated_batch(seed, 100, 900)).collect();
@@ -150,7 +148,7 @@ fn the_oldest_event_becomes_a_dead_letter_when_no_more_can_be_set_aside() {
     for batch in &batches {
         wait_until("the batch is accepted", PATIENCE, || relay.post(batch).status == 200);
     }
-    // One scrape has all of it: an event may be given up between two.
+    // One scrape reads all values, because an event can be given up between two scrapes.
     let output = [("output", "consumer")];
     let mut seen = (0.0, 0.0);
     wait_until("each bad event is set aside, or a dead letter", PATIENCE * 3, || {
@@ -169,7 +167,7 @@ fn the_oldest_event_becomes_a_dead_letter_when_no_more_can_be_set_aside() {
     relay.finish(Backlog::Empty);
 }
 
-/// With `delivered`, a sender has no answer as long as an event of its batch is set aside.
+/// With `delivered`, a sender gets no answer as long as an event of its batch is set aside.
 #[test]
 fn a_sender_that_waits_for_delivery_waits_for_what_is_set_aside() {
     let batches = [generated_batch(0, 20, 900)];

@@ -1,16 +1,16 @@
-//! `type = "splunk_hec"`: an event is final when the indexer says so and not before. `any_store`
-//! has the collector that answers in all its ways.
+//! `type = "splunk_hec"`: an event is final once the indexer has confirmed it, and not before.
+//! `any_store` tests all kinds of answers.
 
 use crate::support::letters::events_in_letters;
 use crate::support::peers::{Haproxy, forwarder};
 use crate::support::prelude::*;
 use crate::support::splunk::{Acks, Balancer, Mood, Script, Splunk, TOKEN, to_splunk};
 
-/// Short times, so that a test need not wait.
+/// Short intervals, so that tests do not wait long.
 const FAST: &str = "ack_interval = \"100ms\"\nretry.initial_interval = \"10ms\"\n\
                     retry.max_interval = \"100ms\"";
 
-/// A directory with the token's file, and with room for dead letters and a queue.
+/// A directory with the token's file, and with a directory for dead letters.
 struct Files {
     directory: TempDir,
 }
@@ -27,7 +27,6 @@ impl Files {
         text(&self.directory.path().join(name)).to_owned()
     }
 
-    /// Returns a config with the queue in memory.
     fn config(&self, splunk: &Splunk, more: &str) -> String {
         self.config_to(splunk.address(), more)
     }
@@ -56,7 +55,7 @@ fn the_corpus_arrives_with_its_envelopes_and_is_final_when_it_is_indexed() {
     let more = "index = \"audit\"\nfields = { cluster = \"a \\\"b\\\"\" }\ncompression = \"gzip\"";
     let relay = Relay::start(&files.config(&splunk, more));
     let sent = post_corpus(&relay);
-    // A window of requests is taken, more than there are connections, and nothing is final.
+    // The collector has accepted more requests than there are connections, and no event is final.
     let all = |store: &[usize]| store.iter().sum::<usize>() == sent.len();
     wait_until("all events to be taken", PATIENCE, || all(&splunk.store().requests));
     wait_until("some questions", PATIENCE, || splunk.store().questions.len() > 3);
@@ -83,8 +82,8 @@ fn the_corpus_arrives_with_its_envelopes_and_is_final_when_it_is_indexed() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: a single bad event stands in the middle of a batch. The collector has taken those before
-/// it, and has not read those behind it.
+/// Method: one event in the middle of a batch is bad. The collector has accepted the events before
+/// it, and has not read the events after it.
 #[test]
 fn a_bad_event_in_the_middle_costs_nothing_but_itself() {
     for (acknowledge, acks, repeats) in [("accepted", Acks::Off, 0), ("indexed", Acks::On, 10)] {
@@ -121,9 +120,9 @@ fn times_indexed(splunk: &Splunk) -> BTreeMap<Vec<u8>, usize> {
     times
 }
 
-/// Method: about one event of a hundred is bad, so that most requests have several. What the
-/// collector took before a bad event has no number, and must be indexed once more, but not again
-/// with each bad event behind it.
+/// Method: about one event of a hundred is bad, so that most requests have several bad events. The
+/// events that the collector accepted before a bad event have no `ackId`. They may be indexed once
+/// more, but not again for each later bad event.
 #[test]
 fn an_event_before_bad_ones_is_indexed_twice_at_most() {
     let is_bad: fn(&[u8]) -> bool = |event| {
@@ -156,8 +155,8 @@ fn an_event_before_bad_ones_is_indexed_twice_at_most() {
     }
 }
 
-/// Method: three times the collector takes seven events of a request and is busy then. What it took
-/// must not go again with those that it did not take.
+/// Method: in each of three requests, the collector accepts seven events and then answers that it
+/// is busy. The relay must not send these events again with the others.
 #[test]
 fn what_a_busy_collector_took_does_not_go_again_with_the_rest() {
     for (acknowledge, acks, most) in [("indexed", Acks::On, 2), ("accepted", Acks::Off, 1)] {
@@ -181,8 +180,9 @@ fn what_a_busy_collector_took_does_not_go_again_with_the_rest() {
     }
 }
 
-/// Method: acknowledgements are off for the token, which is the setting's fault. Nothing is given
-/// up, the log says what to do, and the events leave once they are on.
+/// Method: a setting is wrong: the token, its acknowledgement, its indexes or the header. The relay
+/// must not give up an event, the log must say what is wrong, and the events must arrive after the
+/// repair.
 #[test]
 fn a_wrong_setting_is_told_and_costs_no_event() {
     for (status, code, words) in [
@@ -213,11 +213,12 @@ fn a_wrong_setting_is_told_and_costs_no_event() {
     }
 }
 
-/// The events of each request, and when it came.
+/// The time of each request, with its events.
 type Taken = Vec<(Instant, Vec<Vec<u8>>)>;
 
-/// A collector whose token has an acknowledgement or not. Without one it ignores the channel, as
-/// Splunk does, and answers by no number. It indexes all that it takes.
+/// A collector whose token has indexer acknowledgement on or off. If off, the collector ignores the
+/// channel, as Splunk does, and its answers have no `ackId`. It indexes every event that it
+/// accepts.
 struct Token {
     sink: HttpSink,
     is_on: Arc<AtomicBool>,
@@ -225,7 +226,7 @@ struct Token {
 }
 
 impl Token {
-    /// `says` answers the question which requests are indexed while the acknowledgement is off.
+    /// `says` answers a query for indexed requests while acknowledgement is off.
     fn start(is_on: bool, says: fn() -> Answer) -> Self {
         let (is_on, indexed) = (Arc::new(AtomicBool::new(is_on)), Arc::<Mutex<Taken>>::default());
         let (on, taken) = (Arc::clone(&is_on), Arc::clone(&indexed));
@@ -265,7 +266,7 @@ impl Token {
         self.indexed.lock().unwrap().iter().flat_map(|(_, events)| events.clone()).collect()
     }
 
-    /// Returns how often the event that was indexed most often was indexed.
+    /// Returns how often the most repeated event was indexed.
     fn copies(&self) -> usize {
         let mut times = BTreeMap::<_, usize>::new();
         for event in self.events() {
@@ -274,7 +275,7 @@ impl Token {
         times.into_values().max().unwrap_or_default()
     }
 
-    /// Asserts that the collector has all these events, each at most so many times.
+    /// Asserts that the collector has exactly these events, each at most `copies_max` times.
     fn assert_has(&self, sent: &[Vec<u8>], copies_max: usize) {
         let indexed: BTreeSet<_> = self.events().into_iter().collect();
         assert_same_set(&indexed.into_iter().collect::<Vec<_>>(), sent);
@@ -285,8 +286,8 @@ impl Token {
 const ACK_IS_OFF: fn() -> Answer =
     || Answer::status(400).body(r#"{"text":"ACK is disabled","code":14}"#);
 
-/// Method: the acknowledgement is off for the token, and Splunk indexes what it gets. Attempts may
-/// not index the events again, until somebody turns the acknowledgement on.
+/// Method: acknowledgement is off for the token, and Splunk indexes the events that it gets.
+/// Retries must not index them again until acknowledgement is on.
 #[test]
 fn a_token_without_acknowledgement_indexes_events_once_and_is_asked_until_it_has_one() {
     let (files, token) = (Files::new(), Token::start(false, ACK_IS_OFF));
@@ -309,7 +310,7 @@ fn a_token_without_acknowledgement_indexes_events_once_and_is_asked_until_it_has
     relay.finish(Backlog::Empty);
 }
 
-/// Method: the token answers the question, but no answer to events has a number.
+/// Method: queries for indexed requests succeed, but no answer to events has an `ackId`.
 #[test]
 fn events_without_a_number_are_sent_again_after_pauses_that_grow() {
     let says = || Answer::status(200).body(r#"{"acks":{"0":false}}"#);
@@ -329,7 +330,7 @@ fn events_without_a_number_are_sent_again_after_pauses_that_grow() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: a proxy lets events through, and answers 404 to the question which are indexed.
+/// Method: a proxy passes events on, and answers queries for indexed requests with 404.
 #[test]
 fn events_are_not_sent_again_while_nobody_can_say_what_is_indexed() {
     let (files, token) = (Files::new(), Token::start(true, ACK_IS_OFF));
@@ -376,8 +377,8 @@ fn a_token_with_acknowledgement_leads_to_the_key_that_asks_for_it() {
     relay.settle(Backlog::Stable);
 }
 
-/// Method: the collector takes events and never indexes them, until the time is over; then it
-/// indexes what comes.
+/// Method: the collector accepts events and indexes none until `ack_timeout` has passed. After
+/// that, it indexes every event.
 #[test]
 fn events_that_are_not_indexed_in_time_are_sent_again() {
     let (files, may_index) = (Files::new(), Arc::new(AtomicBool::new(false)));
@@ -398,8 +399,8 @@ fn events_that_are_not_indexed_in_time_are_sent_again() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: the collector ends the connection whose requests it has not indexed. They are sent again
-/// on a new connection with a new channel, which the collector checks.
+/// Method: the collector ends the connection whose requests it has not indexed. They must be sent
+/// again on a new connection with a new channel, which the collector checks.
 #[test]
 fn what_waits_on_a_connection_that_ends_is_sent_again() {
     let (files, may_index) = (Files::new(), Arc::new(AtomicBool::new(false)));
@@ -423,7 +424,8 @@ fn what_waits_on_a_connection_that_ends_is_sent_again() {
 }
 
 /// Method: the collector forgets a request that it has not indexed, and gives its number to the
-/// next one on the same connection. Its yes to that number must not count for both.
+/// next request on the same connection. A confirmation of that number must not count for both
+/// requests.
 #[test]
 fn a_number_that_comes_again_says_nothing_about_the_request_before() {
     let (files, may_index) = (Files::new(), Arc::new(AtomicBool::new(false)));
@@ -449,7 +451,7 @@ fn a_number_that_comes_again_says_nothing_about_the_request_before() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: the preferred address takes everything and indexes nothing. Events must leave by the
+/// Method: the preferred endpoint accepts everything and indexes nothing. The events must go to the
 /// other one.
 #[test]
 fn an_address_that_never_confirms_is_passed_over() {
@@ -468,8 +470,8 @@ fn an_address_that_never_confirms_is_passed_over() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: a bad event may not be given up. The events before it must become final, and may not be
-/// indexed again and again together with it.
+/// Method: a bad event is retried for ever. The events before it must become final, and must not be
+/// indexed repeatedly together with it.
 #[test]
 fn a_bad_event_that_is_retried_does_not_repeat_those_before_it() {
     let (files, splunk) = (
@@ -491,8 +493,8 @@ fn a_bad_event_that_is_retried_does_not_repeat_those_before_it() {
         let requests = splunk.store().requests.len();
         wait_until("more attempts", PATIENCE, || splunk.store().requests.len() > requests + 12);
     };
-    // An answer that is late on a busy machine may cost a repetition before they are final, and
-    // those after the bad event may be on their way.
+    // A late answer on a busy machine can cause a repeat before the events are final, and the
+    // events after the bad one may still be in progress.
     let before = indexed(&sent[..10]);
     more_attempts();
     assert_eq!(indexed(&sent[..10]), before, "what was final was indexed again");
@@ -503,20 +505,19 @@ fn a_bad_event_that_is_retried_does_not_repeat_those_before_it() {
     relay.settle(Backlog::Stable);
 }
 
-/// Method: without cookies, the questions reach another collector than the requests. No event may
-/// count as delivered that is not indexed, and the errors show what is wrong.
+/// Method: without cookies, a query can reach a different collector than the request did. No event
+/// may count as delivered unless it is indexed, and the errors must show the cause.
 #[test]
 fn a_balancer_without_sticky_sessions_shows_by_errors_of_acknowledgements() {
     let (files, balancer) = (Files::new(), Balancer::start(2));
-    // Two requests on one connection, before the first question, get the same number.
+    // Two requests on one connection get the same number if no query comes between them.
     let more = "concurrency = 1\nbatch.max_events = 10\nack_timeout = \"1s\"";
     let relay = Relay::start(&files.config_to(balancer.sink.address(), more));
     post_batch(&relay, 1, 100, 700);
     wait_until("errors", PATIENCE, || errors(&relay, "acknowledgement") >= 1.0);
-    // The error is counted a moment before it is logged.
     let says = || relay.log_text().contains("a load balancer without sticky sessions");
     wait_until("the reason in the log", PATIENCE, says);
-    // The indexed events are counted last, because they only grow.
+    // The number of indexed events is read last, because it only grows.
     let delivered = of_output(&relay, "output_events_total");
     let indexed: BTreeSet<_> = balancer.indexed().into_iter().collect();
     assert!(delivered <= indexed.len() as f64, "{delivered} of {}", indexed.len());
@@ -525,7 +526,7 @@ fn a_balancer_without_sticky_sessions_shows_by_errors_of_acknowledgements() {
 }
 
 /// Method: connections reach their age limit several times before their requests are indexed. They
-/// stay until then, and nothing is sent twice.
+/// must stay open until then, and nothing may be sent twice.
 #[test]
 fn the_age_limit_of_a_connection_waits_for_its_acknowledgements() {
     let files = Files::new();
@@ -551,12 +552,13 @@ fn the_age_limit_of_a_connection_waits_for_its_acknowledgements() {
     relay.finish(Backlog::Empty);
 }
 
-/// They need peers, or root.
+/// These tests need HAProxy.
 mod peers {
     use super::*;
 
-    /// Method: a real balancer in front of two collectors gives each connection one of them, by a
-    /// cookie. A collector takes no channel on two connections, so HAProxy keeps them apart.
+    /// Method: a real load balancer assigns each connection to one of two collectors with a cookie.
+    /// A collector rejects a channel that is used on two connections, so HAProxy must keep them
+    /// apart.
     #[test]
     fn haproxy_with_sticky_sessions_asks_the_collector_that_took_the_request() {
         let (files, collectors) =

@@ -1,4 +1,4 @@
-//! `type = "stdout"`: lines on the standard output, from a thread that holds up nothing else.
+//! `type = "stdout"`: lines on the standard output, from a thread that blocks nothing else.
 
 use std::io::Read as _;
 
@@ -51,8 +51,8 @@ fn a_lone_event_is_written_at_once() {
     relay.finish(Backlog::Empty);
 }
 
-/// Checks that requests are answered soon. An answer takes milliseconds, and longer on a busy
-/// machine.
+/// Checks that requests are answered within 3 s. This takes milliseconds if the machine is not
+/// busy.
 fn answers_at_once(relay: &Relay, body: &[u8]) {
     for (what, ask) in [
         ("ingest", &(|| relay.post(body).status) as &dyn Fn() -> u16),
@@ -74,7 +74,7 @@ fn a_pipe_that_nobody_reads_blocks_nothing_else_and_loses_nothing_once_it_is_rea
     );
     let mut relay = Relay::with(&format!("{BASE}{OUTPUT}{tcp}")).stdout(Stdout::Held).start();
     let mut expected = Vec::new();
-    // The events are many more than a pipe holds.
+    // These are many more events than fit into a pipe.
     for seed in 0..10 {
         let body = generated_batch(seed, 100, 1000);
         answers_at_once(&relay, &body);
@@ -101,7 +101,7 @@ fn a_pipe_that_nobody_reads_does_not_keep_the_end_from_coming_and_the_loss_is_co
     let mut relay = Relay::with(&format!("{BASE}{shutdown}{OUTPUT}")).stdout(Stdout::Held).start();
     let mut accepted = 0;
     for seed in 0..5 {
-        // One batch is on its way into the pipe, and the others wait.
+        // One batch is being written into the pipe, and the others wait.
         post_batch(&relay, seed, 100, 1000);
         accepted += 100;
     }

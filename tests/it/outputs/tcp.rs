@@ -1,5 +1,5 @@
-//! `type = "tcp"`: every event arrives, byte for byte and in order, whatever the consumer does to
-//! its connections.
+//! `type = "tcp"`: every event arrives unchanged and in order, even if the consumer breaks its
+//! connections.
 
 use std::io::Read as _;
 use std::net::Shutdown;
@@ -9,14 +9,15 @@ use crate::support::sequence::covered;
 use crate::support::server::Connection;
 use crate::support::stream::Stream;
 
-/// Returns a config with one tcp output. `more` holds further keys, with tables inline.
+/// Returns a config with one tcp output. `more` has further keys, with tables inline.
 fn config(address: SocketAddr, more: &str) -> String {
     let window = if more.contains("replay_window") { "" } else { "replay_window = \"500ms\"\n" };
     format!("{BASE}{}", stream_output("tcp", &[address], &format!("{window}{more}")))
 }
 
-/// A long window, for consumers that end connections. Bytes that lie in a consumer's kernel for
-/// longer than the window count as read, and a fake's thread may wait for a core of a busy machine.
+/// A long window, for consumers that end connections. Bytes that stay in a consumer's kernel for
+/// longer than the window count as delivered, and on a busy machine a fake can be late to read
+/// them.
 const PATIENT: &str = "replay_window = \"2s\"\n";
 
 /// Starts a relay with one output to this consumer.
@@ -24,14 +25,14 @@ fn relay(sink: &TcpSink, more: &str) -> Relay {
     Relay::start(&config(sink.address(), more))
 }
 
-/// Waits until every event is acknowledged, and until the consumer has read the last one: the
-/// kernel acknowledges bytes before the consumer reads them.
+/// Waits until every event is final, and until the consumer has read the last one. The kernel
+/// acknowledges bytes before the consumer reads them.
 fn wait_until_arrived(relay: &Relay, sink: &TcpSink, expected: &[Vec<u8>]) {
     relay.wait_until_delivered(PATIENCE * 2);
     wait_until("the last event", PATIENCE, || sink.has(expected.last().unwrap()));
 }
 
-/// Returns batches of 400 events of this size, as many as have at most `bytes` bytes together.
+/// Returns as many batches of 400 events of this size as fit into `bytes` bytes.
 fn generated(bytes: usize, event_bytes: usize) -> Vec<Vec<u8>> {
     let batches = bytes / (400 * event_bytes);
     (0..batches as u64).map(|seed| generated_batch(seed, 400, event_bytes)).collect()
@@ -42,7 +43,6 @@ fn size(events: &[Vec<u8>]) -> u64 {
     events.iter().map(|event| event.len() as u64 + 1).sum()
 }
 
-/// Returns the messages of each connection.
 fn runs(sink: &TcpSink) -> Vec<Vec<Vec<u8>>> {
     let mut runs = vec![Vec::new(); sink.history().len()];
     for message in sink.messages() {
@@ -51,7 +51,7 @@ fn runs(sink: &TcpSink) -> Vec<Vec<Vec<u8>>> {
     runs
 }
 
-/// Options of a consumer with a small receive buffer, so that the stream soon stands still if it
+/// Options of a consumer with a small receive buffer, so that the stream soon stops if the consumer
 /// does not read.
 fn small() -> Options {
     Options { receive_buffer: Some(16 * 1024), ..Options::default() }
@@ -119,13 +119,13 @@ fn everything_arrives_when_the_consumer_comes_back_after_it_was_stopped() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: the consumer stops reading while its kernel takes and acknowledges bytes, and ends by
-/// `die`, which makes its kernel send a reset. Events in the kernel must be sent again: every event
-/// must arrive, in order.
+/// Method: the consumer stops reading while its kernel still acknowledges bytes. Then `die` ends
+/// it, and its kernel sends a reset. The events in the kernel must be sent again, and every event
+/// must arrive in order.
 ///
-/// The reset must come within the window: later, the events count as delivered. If it came late
-/// because the machine is busy, the attempt proves nothing, and the next one has a longer window.
-/// With a load of 12 to 30 on two cores, the reset came after 4.4 s.
+/// The reset must come within the window, because the events count as delivered later. If a busy
+/// machine delays it, the attempt proves nothing, and the next one has a longer window. With a load
+/// average of 12 to 30 on two cores, the reset came after 4.4 s.
 fn dies_with_unread_data(die: impl Fn(&mut TcpSink)) {
     let mut took = Duration::ZERO;
     for window in [2, 8, 32].map(Duration::from_secs) {
@@ -138,16 +138,16 @@ fn dies_with_unread_data(die: impl Fn(&mut TcpSink)) {
     panic!("the machine is too busy for this test: the reset came after {took:?}");
 }
 
-/// Returns the time between the first of the events and the reset. If that is less than half of
-/// `window`, every event has arrived.
+/// Returns the time from the first post to the reset. If that is less than half of `window`, also
+/// checks that every event has arrived.
 fn dies_within(window: Duration, die: impl Fn(&mut TcpSink)) -> Duration {
     let mut sink = TcpSink::start();
     let relay = relay(&sink, &format!("replay_window = \"{}s\"", window.as_secs()));
     let first = post_batch(&relay, 1000, 1, 1000);
     sink.wait_for_count(1, PATIENCE);
-    // A read that has begun already still takes one buffer full.
+    // A read that has already begun can still fill one buffer.
     sink.pause(true);
-    // The batches are small, so that whole ones are acknowledged.
+    // The batches are small, so that some are acknowledged completely.
     let bodies: Vec<_> = (0..50).map(|seed| generated_batch(seed, 20, 1000)).collect();
     let begun = Instant::now();
     let expected = [first, post(&relay, &bodies)].concat();
@@ -158,7 +158,7 @@ fn dies_within(window: Duration, die: impl Fn(&mut TcpSink)) -> Duration {
     die(&mut sink);
     let took = begun.elapsed();
     sink.reopen();
-    // The events need four windows to be final.
+    // Events may need four windows until they are final.
     relay.wait_until_delivered(PATIENCE * 2 + window * 4);
     if took < window / 2 {
         wait_until("the last event", PATIENCE, || sink.has(expected.last().unwrap()));
@@ -178,7 +178,7 @@ fn a_consumer_killed_with_unread_data_loses_nothing() {
 fn a_consumer_that_sends_fin_and_then_rst_loses_nothing() {
     dies_with_unread_data(|sink| {
         sink.finish_writing();
-        // The pause gives the relay time to see the FIN. The RST comes within the window.
+        // The pause gives the relay time to see the FIN. The RST still comes within the window.
         std::thread::sleep(Duration::from_millis(200));
         sink.kill();
     });
@@ -201,7 +201,7 @@ fn a_consumer_that_reads_nothing_is_given_up_after_the_request_timeout_and_tried
 
 #[test]
 fn a_slow_consumer_that_reads_a_little_all_the_time_gets_nothing_twice() {
-    // At 16 KB per 20 ms, the whole takes three times the request timeout.
+    // At 16 KB per 20 ms, the consumer takes three times the request timeout to read everything.
     let (server, seen) = recording(small(), |stream, connection, record| {
         let mut buffer = vec![0; 16 * 1024];
         while let Ok(size @ 1..) = stream.read(&mut buffer) {
@@ -228,7 +228,7 @@ fn after_the_consumers_fin_nothing_more_is_sent_on_that_connection() {
     let relay = relay(&sink, "");
     let first = post_batch(&relay, 1, 10, 1000);
     relay.wait_until_delivered(PATIENCE);
-    // With nothing under way, the FIN is the orderly end of a connection, and no error.
+    // While no event is unacknowledged, a FIN ends the connection in order, and is not an error.
     sink.finish_writing();
     wait_until("our FIN", PATIENCE, || sink.open() == 0);
     assert_eq!(sink.history().len(), 1, "no connection without something to send");
@@ -240,8 +240,8 @@ fn after_the_consumers_fin_nothing_more_is_sent_on_that_connection() {
     relay.finish(Backlog::Empty);
 }
 
-/// Checks that the bytes sent to a consumer that cuts connections are at most `times` those of the
-/// events, both by the relay's count and by the consumer's (`saw`).
+/// Checks that the bytes sent to a consumer that cuts connections are at most `times` the bytes of
+/// the events, both by the relay's count and by the consumer's (`saw`).
 fn assert_sent_at_most(relay: &Relay, saw: u64, expected: &[Vec<u8>], times: u64) {
     let sent = of_output(relay, "output_bytes_total");
     let all = size(expected);
@@ -251,7 +251,7 @@ fn assert_sent_at_most(relay: &Relay, saw: u64, expected: &[Vec<u8>], times: u64
 }
 
 /// Method: the consumer reads 2 MB of each connection and resets it. Every event must arrive in
-/// order, with at most three times as many bytes sent as the events have.
+/// order, and at most three times the bytes of the events may be sent.
 #[test]
 fn a_consumer_that_resets_every_connection_after_2_mb_gets_everything_for_three_times_the_bytes() {
     let sink = TcpSink::start();
@@ -265,11 +265,10 @@ fn a_consumer_that_resets_every_connection_after_2_mb_gets_everything_for_three_
     relay.finish(Backlog::Empty);
 }
 
-/// The bytes that each connection brought.
+/// The bytes that arrived on each connection.
 type Seen = Arc<Mutex<Vec<Vec<u8>>>>;
 
-/// Starts a consumer that reads by `serve`, which hands the bytes that it has read to its last
-/// argument.
+/// Starts a consumer that reads with `serve`. The last argument of `serve` records the bytes.
 fn recording(
     options: Options,
     serve: impl Fn(&mut Stream, &Connection, &dyn Fn(&[u8])) + Send + Sync + 'static,
@@ -292,7 +291,7 @@ fn recording(
 fn lines(seen: &Seen) -> Vec<Vec<Vec<u8>>> {
     let lines = |bytes: &Vec<u8>| {
         let mut lines: Vec<_> = bytes.split(|&byte| byte == b'\n').map(<[u8]>::to_vec).collect();
-        // The bytes after the last line feed are a line that was cut, or none.
+        // After the last line feed comes a line that was cut off, or nothing.
         lines.pop();
         lines
     };
@@ -300,7 +299,7 @@ fn lines(seen: &Seen) -> Vec<Vec<Vec<u8>>> {
 }
 
 /// Starts a consumer that reads exactly this many bytes of each connection and sends FIN. It closes
-/// the connection a little later, which sends RST if more bytes have come.
+/// the connection 20 ms later, and its kernel then sends RST if more bytes have arrived.
 fn finishing(bytes: usize) -> (Server, Seen) {
     recording(Options::default(), move |stream, connection, record| {
         let (mut left, mut buffer) = (bytes, vec![0; 64 * 1024]);
@@ -310,15 +309,14 @@ fn finishing(bytes: usize) -> (Server, Seen) {
             record(&buffer[..size]);
             left -= size;
         }
-        // The relay may have ended the connection by now.
+        // The relay may already have ended the connection.
         drop(stream.socket().shutdown(Shutdown::Write));
         connection.rest(Duration::from_millis(20));
     })
 }
 
-/// Method: the consumer reads exactly 2 MB of each connection and ends it with FIN, before RST.
-/// Every event must arrive in order, with at most three times as many bytes sent as the events
-/// have.
+/// Method: the consumer reads exactly 2 MB of each connection, sends FIN, and soon closes it. Every
+/// event must arrive in order, and at most three times the bytes of the events may be sent.
 #[test]
 fn a_consumer_that_finishes_every_connection_after_2_mb_gets_everything_for_three_times_the_bytes()
 {
@@ -337,9 +335,8 @@ fn a_consumer_that_finishes_every_connection_after_2_mb_gets_everything_for_thre
     relay.finish(Backlog::Empty);
 }
 
-/// Method: the consumer cuts each connection after a few events, one byte behind the longest event,
-/// or before a large event that follows a small one. Progress must be made all the same, and every
-/// event must arrive in order.
+/// Method: the consumer cuts each connection after a few events, one byte after the longest event,
+/// or before a large event that follows a small one. Every event must still arrive, in order.
 #[test]
 fn a_consumer_that_cuts_after_few_bytes_gets_everything() {
     let four = generated_batch(1, 4, 1000);
@@ -379,8 +376,8 @@ fn nothing_is_final_before_its_replay_window_has_passed() {
     }
     wait_until_arrived(&relay, &sink, &expected);
     assert!(before.elapsed() >= Duration::from_secs(2));
-    // The window ends soon after that: the output takes ten samples in a window, and a busy machine
-    // needs a margin.
+    // The events become final soon after the window: the output checks the connection ten times in
+    // a window, and a busy machine needs a margin.
     assert!(before.elapsed() < arrived + Duration::from_secs(5));
     assert!(sink.lines() == expected, "once");
     relay.finish(Backlog::Empty);
@@ -408,7 +405,7 @@ fn a_lone_event_is_sent_at_once_whatever_waits_for_its_window() {
         let before = Instant::now();
         post_batch(&relay, seed, 1, 1000);
         sink.wait_for_count(usize::try_from(seed).unwrap() + 1, PATIENCE);
-        // An event takes milliseconds. A busy machine may take longer, but less than a window.
+        // An event takes milliseconds. A busy machine can take longer, but less than a window.
         assert!(before.elapsed() < Duration::from_secs(3), "{:?}", before.elapsed());
     }
     relay.finish(Backlog::Empty);
@@ -428,7 +425,7 @@ fn an_idle_connection_is_ended_and_made_again_when_there_is_something_to_send() 
     for times in &history {
         assert!(times.closed.unwrap() - times.opened >= Duration::from_millis(300));
     }
-    // The first connection may have been idle before there was anything to send.
+    // The first connection may have been idle before any event was sent.
     assert!((3..=4).contains(&history.len()), "{}", history.len());
     assert!(sink.lines() == expected, "once");
     assert_eq!(relay.metrics().sum("output_errors_total"), 0.0);
@@ -473,16 +470,16 @@ fn the_corpus_arrives_over_tls_with_ca_and_client_certificate() {
     relay.finish(Backlog::Empty);
 }
 
-/// Like `assert_covers`, but two records of TLS may be missing between two connections. The TLS of
-/// a consumer that ends may have taken that much from its kernel without handing it on, and no
-/// sender can know that.
+/// Like `assert_covers`, but two TLS records may be missing between two connections. When a
+/// consumer ends, its TLS library may have taken these bytes from the kernel without passing them
+/// on. No sender can detect that.
 fn assert_covers_but_for_records(expected: &[Vec<u8>], sink: &TcpSink) {
     let may_skip = |from: usize, to: usize| size(&expected[from..to]) <= 2 * 16 * 1024;
     assert_eq!(covered(expected, &runs(sink), may_skip), expected.len());
 }
 
-/// Method: a consumer with TLS is killed or closed in the middle of a stream and opened again,
-/// several times. Between two connections at most two records of TLS may be missing.
+/// Method: a TLS consumer is killed or closed in the middle of a stream and opened again, several
+/// times. At most two TLS records may be missing between two connections.
 #[test]
 fn a_tls_consumer_killed_in_the_middle_loses_nothing_that_it_has_not_read() {
     let certificates = Certificates::new();
@@ -506,15 +503,15 @@ fn a_tls_consumer_killed_in_the_middle_loses_nothing_that_it_has_not_read() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: a consumer with TLS cuts each connection after 2 MB. Between two connections at most two
-/// records of TLS may be missing, and at most three times the bytes of the events may be sent.
+/// Method: a TLS consumer cuts each connection after 2 MB. At most two TLS records may be missing
+/// between two connections, and at most three times the bytes of the events may be sent.
 #[test]
 fn a_tls_consumer_that_cuts_every_connection_after_2_mb_gets_what_it_has_not_read() {
     let certificates = Certificates::new();
     let sink = tls_sink(&certificates, false);
     sink.cut_each_after(Some(2_000_000));
-    // Longer than the consumer takes for 2 MB on a busy machine: what its kernel has had for longer
-    // counts as delivered.
+    // This is longer than the consumer takes for 2 MB on a busy machine. Bytes that stay in its
+    // kernel for longer count as delivered.
     let keys = format!("replay_window = \"5s\"\n{}", tls_key(Security::Tls, &certificates));
     let relay = relay(&sink, &keys);
     let expected = post(&relay, &generated(5_000_000, 1500));
@@ -524,8 +521,8 @@ fn a_tls_consumer_that_cuts_every_connection_after_2_mb_gets_what_it_has_not_rea
     relay.finish(Backlog::Empty);
 }
 
-/// Method: the TLS settings of an output do not fit its consumer. The output must count errors
-/// `tls`, try for ever and lose nothing.
+/// Method: the TLS settings of an output do not match its consumer. The output must count `tls`
+/// errors, keep trying and lose nothing.
 #[test]
 fn a_consumer_of_another_ca_or_name_or_without_our_certificate_is_tried_for_ever() {
     let certificates = Certificates::new();
@@ -588,7 +585,7 @@ fn insecure_skip_verify_takes_any_certificate_and_warns() {
 #[test]
 fn a_batch_is_cut_at_lines_and_one_event_larger_than_the_limit_travels_alone() {
     let sink = TcpSink::start();
-    // The limit is smaller than a large event, and smaller than a few small ones.
+    // A large event exceeds `max_bytes`. Four small events exceed `max_events`.
     let relay = relay(&sink, "batch = { max_bytes = \"4KiB\", max_events = 3 }");
     let bodies = [
         generated_batch(1, 400, 1000),
@@ -645,8 +642,8 @@ fn the_end_waits_until_what_was_sent_is_final_and_counts_what_is_not() {
     assert_eq!(relay.wait_for_log(messages::ENDED, PATIENCE)["lost"], 0);
 }
 
-/// Method: the consumer stands still, and its kernel takes bytes from each new connection. A
-/// delivery times out, the next connection takes a few events, and so on. The output must never
+/// Method: the consumer does not read, but its kernel accepts bytes from each new connection. A
+/// delivery times out, the next connection accepts a few events, and so on. The output must never
 /// look healthy in between.
 #[test]
 fn a_consumer_that_stands_still_does_not_look_healthy_after_each_new_connection() {

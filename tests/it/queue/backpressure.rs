@@ -1,29 +1,29 @@
-//! A full queue: what senders are told, that kube-apiserver's client gets everything through, and
-//! what is counted as lost if the operator has chosen losses. Also the later answer, `acknowledge =
-//! "delivered"`.
+//! A full queue: the answers to senders, a client like kube-apiserver that gets every batch
+//! accepted, and the events that count as lost if the config permits losses. Also
+//! `acknowledge = "delivered"`.
 
 use std::thread::JoinHandle;
 
 use crate::support::http::Response;
 use crate::support::prelude::*;
 
-/// kube-apiserver's pauses and timeouts are divided by this number.
+/// The pauses and timeouts of kube-apiserver's client are divided by this number.
 const FASTER: u32 = 30;
 
-/// The bytes that a batch counts in the queue besides its lines.
+/// The bytes of a batch that the queue counts besides its lines.
 const OVERHEAD: usize = 256;
 
-/// The fate of a batch at kube-apiserver's webhook client: whether it was accepted in the end, and
-/// the refusals before.
+/// The fate of a batch at kube-apiserver's webhook client: the refusals, and whether the batch was
+/// accepted in the end.
 struct Sent {
     accepted: bool,
     refusals: Vec<Response>,
 }
 
 /// Sends a batch as the webhook backend of k8s.io/apiserver does, with times divided by `FASTER`.
-/// The client makes 5 attempts. Between them it pauses 10 s, then 1.5 times as long each time, with
-/// up to 20 % more. Within an attempt it tries up to 10 times in 30 s, as long as the answer is 429
-/// or 5xx with a whole number of seconds in Retry-After.
+/// The client makes 5 attempts. The pause between them is 10 s, then 1.5 times as long each time,
+/// plus up to 20 %. Within an attempt it retries up to 10 times in 30 s, as long as the answer is
+/// 429 or 5xx and has a whole number of seconds in Retry-After.
 fn send_as_kube_apiserver(address: SocketAddr, body: &[u8]) -> Sent {
     let mut sent = Sent { accepted: false, refusals: Vec::new() };
     let mut pause = Duration::from_secs(10) / FASTER;
@@ -57,7 +57,7 @@ fn send_as_kube_apiserver(address: SocketAddr, body: &[u8]) -> Sent {
     sent
 }
 
-/// Draws a number from 0 to 1, different in each thread.
+/// Returns a random number from 0 to 1.
 fn random() -> f64 {
     use std::hash::BuildHasher as _;
     #[allow(clippy::cast_precision_loss, reason = "a draw, not a count")]
@@ -86,8 +86,8 @@ fn lost(metrics: &Metrics, plugin: &str) -> f64 {
 }
 
 /// Method: 200 threads imitate kube-apiserver's client with times divided by `FASTER`. The consumer
-/// is down for what stands for a minute, so that the queue fills and batches are refused. Every
-/// batch must be accepted in the end, and every event must arrive at the consumer.
+/// is down for 2 s, which stand for a minute, so that the queue fills and batches are refused.
+/// Every batch must be accepted in the end, and every event must arrive.
 #[test]
 fn kube_apiserver_gets_everything_through_after_an_outage_of_a_minute() {
     let mut sink = HttpSink::accepting();
@@ -95,8 +95,7 @@ fn kube_apiserver_gets_everything_through_after_an_outage_of_a_minute() {
     let more = "[queue]\nmax_bytes = \"1MiB\"\n";
     let relay = Relay::start(&to_sink(sink.address(), more));
     let address = relay.address();
-    // The test posts 200 batches of about 25 KB over 2 s, which stand for 60 s. About 40 of them
-    // fill the queue.
+    // The test posts 200 batches of about 25 KB in 2 s. About 40 of them fill the queue.
     let senders: Vec<JoinHandle<(u64, Sent)>> = (0..200)
         .map(|seed: u64| {
             std::thread::spawn(move || {
@@ -141,7 +140,7 @@ fn kube_apiserver_gets_everything_through_after_an_outage_of_a_minute() {
     assert_eq!(refused, real(refusals));
     assert_eq!(metrics.value("event_total", &[]), 4000.0);
     assert_eq!(metrics.sum("error_total"), 0.0);
-    // The lines come a moment after what they are about.
+    // The lines are logged a moment after the changes that they report.
     for message in [messages::FULL, messages::HAS_ROOM] {
         relay.wait_for_log(message, PATIENCE);
     }
@@ -152,19 +151,19 @@ fn kube_apiserver_gets_everything_through_after_an_outage_of_a_minute() {
     relay.finish(Backlog::Empty);
 }
 
-/// Returns the size of a queue, in bytes, that has room for exactly five batches of this size.
+/// Returns the size, in bytes, of a queue that has room for exactly five batches of this size.
 fn room_for_five(batch: &[u8]) -> usize {
     let lines: usize = events_of(batch).iter().map(|event| event.len() + 1).sum();
-    // A body is larger than its lines, and the check of a request's head goes by the body's length.
+    // A body is larger than its lines. The check of a request's head uses the body's length.
     5 * (lines + OVERHEAD) + (batch.len() - lines)
 }
 
-/// Returns batches of the same size whose events differ.
+/// Returns batches of the same size with different events.
 fn batches(count: u64) -> Vec<Vec<u8>> {
     let batches: Vec<_> = (0..count).map(|seed| generated_batch(seed, 10, 1000)).collect();
     let longest = batches.iter().map(Vec::len).max().unwrap();
-    // The shorter bodies are padded with white space inside the first event, where it belongs to
-    // the event.
+    // The shorter bodies are padded with white space inside the first event, so that the event
+    // contains it.
     let pad = |batch: Vec<u8>| {
         let at = batch.iter().position(|&byte| byte == b'[').unwrap() + 2;
         [&batch[..at], &b" ".repeat(longest - batch.len()), &batch[at..]].concat()
@@ -212,8 +211,7 @@ fn drop_oldest_costs_only_the_output_that_is_dead() {
     );
     let relay = Relay::start(&config);
     for batch in &batches {
-        // The answer is 429 while the dead output has all batches on the wire, which lasts as long
-        // as its attempt.
+        // The answer is 429 while an attempt of the dead output has all batches on the wire.
         wait_until("room", PATIENCE, || relay.post(batch).status == 200);
         relay.wait_for_metrics("the live output", PATIENCE, |metrics| {
             (metrics.value("output_backlog_events", &[("output", "live")]) == 0.0).then_some(())
@@ -253,7 +251,7 @@ fn delivered_answers_once_every_output_has_the_batch() {
         let head = format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", batch.len());
         client.send(&[head.as_bytes(), &batch].concat()).unwrap();
         slow.wait_for_count(count + 1, PATIENCE);
-        // The batch is on the wire: it is accepted, and not yet acknowledged.
+        // The batch is on the wire: it is accepted, but not yet acknowledged.
         let metrics = relay.metrics();
         assert_eq!(metrics.value("event_total", &[]), real(10 * (count + 1)));
         assert!(metrics.value("in_flight_bytes", &[]) >= real(batch.len()));
@@ -265,7 +263,7 @@ fn delivered_answers_once_every_output_has_the_batch() {
         }
         assert_eq!(relay.metrics().value("in_flight_bytes", &[]), 0.0);
     }
-    // Several senders wait at once, and each gets an answer of its own.
+    // Several senders wait at the same time, and each one gets its own answer.
     let address = relay.address();
     let senders: Vec<_> = (10..16)
         .map(|seed| {
@@ -299,8 +297,8 @@ fn delivered_answers_also_for_events_that_are_refused_for_good() {
     relay.finish(Backlog::Empty);
 }
 
-/// Starts a relay whose consumer is down, and posts `first`, which the output has begun to send
-/// when the sender is answered 503.
+/// Starts a relay whose consumer is down, and posts `first`. The sender gets 503, but by then the
+/// output has begun to send the batch.
 fn waiting(timeout: &str) -> (HttpSink, Relay, Vec<u8>) {
     let mut sink = HttpSink::accepting();
     sink.close();
@@ -333,8 +331,8 @@ fn delivered_answers_503_in_time_and_keeps_only_what_was_begun() {
     assert_eq!(metrics.value("requests_rejected_total", &[("reason", "delivery_timeout")]), 4.0);
     sink.reopen();
     relay.wait_until_delivered(PATIENCE);
-    // kube-apiserver tries again. The batch is now accepted, and the attempts that were answered
-    // 503 before are not delivered.
+    // kube-apiserver tries again. This batch is accepted. The earlier attempts, which were answered
+    // with 503, are not delivered.
     let again = post_batch(&relay, 1, 10, 1000);
     let expected = [events_of(&first), again].concat();
     assert!(accepted_events(&sink) == expected, "what was answered 503 was delivered after all");
@@ -344,9 +342,9 @@ fn delivered_answers_503_in_time_and_keeps_only_what_was_begun() {
 #[test]
 fn delivered_takes_a_batch_out_when_its_sender_goes() {
     let (mut sink, relay, first) = waiting("2s");
-    // Each of these batches waits in the queue after the first. The timeout of 2 s would also take
-    // a batch out, so there are five of them, and the counter of timeouts must show that most left
-    // without one.
+    // Each of these batches waits in the queue after the first. The timeout of 2 s would remove a
+    // batch too, so there are five of them, and the counter of timeouts must show that at least two
+    // were removed without one.
     for seed in 1..6 {
         let batch = generated_batch(seed, 10, 1000);
         let head = format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", batch.len());
@@ -422,14 +420,14 @@ fn delivered_counts_waiting_bodies_against_max_in_flight_and_the_queue() {
     relay.finish(Backlog::Stable);
 }
 
-/// Method: 30 threads imitate kube-apiserver's client against a relay that answers only once the
-/// consumer has the batch, while the consumer goes down and comes back. Every event must arrive.
-/// Events may arrive twice only if the output had begun to send them when the sender was told 503.
+/// Method: 30 threads imitate kube-apiserver's client. The relay answers once the consumer has the
+/// batch, and the consumer is down at first. Every event must arrive. Only events that the output
+/// had begun to send when the sender got 503 may arrive twice.
 #[test]
 fn delivered_through_outages_as_kube_apiserver_sends_loses_nothing() {
     let mut sink = HttpSink::accepting();
     sink.close();
-    // The timeout is 25 s divided by `FASTER`, because the client gives up at 30 s.
+    // The timeout is 25 s divided by `FASTER`, because the client gives up after 30 s.
     let more = "concurrency = 1\nbatch = { max_events = 20 }\n".to_owned() + &delivered("833ms");
     let relay = Relay::start(&to_sink(sink.address(), &more));
     let address = relay.address();
@@ -455,8 +453,6 @@ fn delivered_through_outages_as_kube_apiserver_sends_loses_nothing() {
     relay.wait_until_delivered(PATIENCE);
     let received = accepted_events(&sink);
     assert_none_missing(&received, &expected);
-    // Batches that the output had begun to send when their sender was told 503 may arrive a second
-    // time.
     let different: BTreeSet<_> = received.iter().collect();
     assert_eq!(different.len(), 600);
     assert!(received.len() <= 600 + 5 * 20, "{} events more than were sent", received.len() - 600);

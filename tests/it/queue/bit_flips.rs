@@ -1,11 +1,9 @@
-//! Damage to the files of the durable queue: changed bytes, and worse. The relay starts all the
-//! same, delivers every other record, counts the events that are missing, and keeps a copy of the
-//! damaged bytes.
+//! Damage to the files of the queue on disk: changed bytes, and worse. The relay still starts,
+//! delivers every other record, counts the missing events, and keeps a copy of the damaged bytes.
 //!
 //! Method: a template spool is made once, with two outputs at different positions. Each case copies
 //! the template, damages one place of the copy and starts the real program on it. Only events of
-//! the damaged record may be missing at the consumers, and exactly the missing events must be
-//! counted as lost.
+//! the damaged record may be missing at the consumers, and the missing events must count as lost.
 
 use std::ops::Range;
 
@@ -15,8 +13,8 @@ use crate::support::spool::{BLOCK, RECORD_HEADER, Record, SEGMENT_HEADER, group_
 
 const EVENTS: u64 = 1500;
 
-/// The events that the output `ahead` has delivered before. Its backlog therefore does not begin at
-/// the first record.
+/// How many events the output `ahead` has delivered. Its backlog therefore does not begin at the
+/// first record.
 const DELIVERED: u64 = 600;
 
 const QUEUE: &str = "segment_bytes = \"128KiB\"\n";
@@ -26,15 +24,14 @@ fn config(spool: &Spool, ahead: &Tallying, behind: &Tallying) -> String {
     format!("{BASE}{outputs}{}", spool.queue(QUEUE))
 }
 
-/// How the relay that made a spool ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
     Stopped,
     Killed,
 }
 
-/// Makes a spool of [`EVENTS`] events, with event n at position n. The output `behind` still waits
-/// for all of them, and the output `ahead` for those from [`DELIVERED`] on.
+/// Makes a spool of [`EVENTS`] events, with event n at position n. The backlog of `behind` has all
+/// of them, and that of `ahead` the events from [`DELIVERED`] on.
 fn template(end: End) -> Spool {
     let spool = Spool::new();
     let (mut ahead, behind) = (Tallying::tcp(), Tallying::http().closed());
@@ -42,7 +39,7 @@ fn template(end: End) -> Spool {
     let post = |relay: &Relay, numbers: Range<u64>| {
         let mut start = numbers.start;
         while start < numbers.end {
-            // The records have many sizes, and some are single events.
+            // The records have many sizes, and some have a single event.
             let events = (start % 7 * 5 + 1).min(numbers.end - start);
             assert_eq!(relay.post(&list(0, start..start + events)).status, 200);
             start += events;
@@ -74,8 +71,8 @@ struct Outcome {
     log: String,
 }
 
-/// Starts the relay on a damaged spool and lets it deliver everything. The events in `damaged` may
-/// be missing, and no others. `what` describes the damage for the message of a failure.
+/// Starts the relay on a damaged spool and waits until it has delivered everything. Only the events
+/// in `damaged` may be missing. `what` describes the damage in messages of failures.
 fn deliver(spool: &Spool, what: &str, damaged: &BTreeSet<u64>) -> Outcome {
     let (ahead, behind) = (Tallying::tcp(), Tallying::http());
     let config = config(spool, &ahead, &behind);
@@ -98,8 +95,8 @@ fn deliver(spool: &Spool, what: &str, damaged: &BTreeSet<u64>) -> Outcome {
     let missing_ahead: BTreeSet<u64> = &(DELIVERED..EVENTS).collect() - &numbers(&ahead);
     assert!(missing_ahead.is_subset(&missing), "{what}: the outputs read different logs\n{log}");
     let lost = |output: &str| metrics.value("error_total", &[("plugin", output)]);
-    // If the end of the log is overwritten with garbage, nobody knows how many events it held. The
-    // relay then counts by what looks like records, and may count too many.
+    // If the end of the log is overwritten with random bytes, the number of lost events is unknown.
+    // The relay then counts everything that looks like a record, and can count too many.
     let counted = lost("behind");
     let exact = counted == real(missing.len());
     let is_end = missing.contains(&(EVENTS - 1)) && what.ends_with(GARBAGE);
@@ -107,12 +104,12 @@ fn deliver(spool: &Spool, what: &str, damaged: &BTreeSet<u64>) -> Outcome {
         exact || is_end && counted > real(missing.len()),
         "{what}: {counted}, {missing:?}\n{log}"
     );
-    // The output `ahead` may start earlier than it had been. The missing events that it passes are
-    // counted for it too.
+    // The cursor of `ahead` may be older than its deliveries. The missing events that it passes
+    // again are counted for it too.
     assert!(lost("ahead") >= real(missing_ahead.len()), "{what}: {}\n{log}", lost("ahead"));
     assert!(lost("ahead") <= lost("behind"), "{what}: {}\n{log}", lost("ahead"));
     assert_eq!(lost("queue"), 0.0, "{what}");
-    // If nothing is left of a file, the relay finds no record in it that it could count as corrupt.
+    // If a file is gone or empty, there is no record in it that could count as corrupt.
     if !missing.is_empty() && !what.ends_with(GONE) && !what.ends_with(EMPTY) {
         let corrupt = metrics.value("spool_corrupt_records_total", &[]);
         assert!(corrupt > 0.0, "{what}: {missing:?} missing, and no damage counted\n{log}");
@@ -125,9 +122,9 @@ fn real(count: usize) -> f64 {
     count as f64
 }
 
-/// Returns bytes that every run changes: in the headers and lines of the records where the log
-/// begins, where it ends and where `ahead` continues, in the headers of segments, and in both slots
-/// of the cursors.
+/// Returns the bytes that every run changes. They are in the headers and lines of the first record,
+/// the last record and the one where `ahead` continues, in headers of segments, and in both slots
+/// of the cursors file.
 fn edges(spool: &Spool, records: &[Record]) -> Vec<(PathBuf, usize)> {
     let goes_on = records.iter().find(|record| record.positions.contains(&DELIVERED));
     let mut places = Vec::new();
@@ -146,9 +143,9 @@ fn edges(spool: &Spool, records: &[Record]) -> Vec<(PathBuf, usize)> {
     places
 }
 
-/// Draws a byte of a file. Bytes that matter more are drawn more often.
+/// Returns a random byte of a file. Important bytes are chosen more often.
 fn place(spool: &Spool, records: &[Record], rng: &mut fastrand::Rng) -> (PathBuf, usize) {
-    // The record is the last one, the first one, the one where `ahead` continues, or any.
+    // The last record, the first one, the one where `ahead` continues, or any.
     let record = match rng.u32(..6) {
         0 => records.last(),
         1 => records.first(),
@@ -183,10 +180,10 @@ fn place(spool: &Spool, records: &[Record], rng: &mut fastrand::Rng) -> (PathBuf
     }
 }
 
-/// Method: changes one byte at a time, first at the [`edges`], then at random places, in a spool
-/// whose relay ended in this way. After each change, exactly the events of the record that holds
-/// the byte must be missing (none if the byte belongs to no record), the quarantine must hold the
-/// changed bytes, and the log must name the segment.
+/// Method: one byte is changed at a time, first at the [`edges`], then at random places, in a spool
+/// whose relay ended in this way. After each change, exactly the events of the record with the byte
+/// must be missing (none if no record has the byte), the quarantine must have the changed bytes,
+/// and the log must name the segment.
 fn flips(end: End) {
     let mut rng = rng();
     let template = template(end);
@@ -208,7 +205,7 @@ fn flips(end: End) {
             record.map_or_else(BTreeSet::new, |record| record.positions.clone().collect());
         let what = format!("{end:?}, {} byte {at} ^ {mask:#04x}, in {record:?}", file.display());
         let outcome = deliver(&spool, &what, &damaged);
-        // A checksum covers every byte of a record, so any change of a record costs its events.
+        // A checksum covers every byte of a record, so any change to it costs all its events.
         assert_eq!(outcome.missing, damaged, "{what}: delivered all the same\n{}", outcome.log);
         if let Some(record) = record {
             with_losses += 1;
@@ -254,7 +251,7 @@ fn a_changed_byte_after_a_kill_costs_its_record_at_most() {
     flips(End::Killed);
 }
 
-/// Damage to a segment: the file is removed.
+/// Damage to a segment: the file is deleted.
 const GONE: &str = "gone";
 
 /// Damage to a segment: the file is overwritten with random bytes.
@@ -263,16 +260,14 @@ const GARBAGE: &str = "garbage";
 /// Damage to a segment: the file is cut to length 0.
 const EMPTY: &str = "empty";
 
-/// Returns the positions that this segment holds.
 fn positions(records: &[Record], segment: &Path) -> BTreeSet<u64> {
     let of_segment = records.iter().filter(|record| record.segment == segment);
     of_segment.flat_map(|record| record.positions.clone()).collect()
 }
 
-/// Method: the first, the second and the last segment are removed, and one of them is cut at each
-/// of several lengths, filled with random bytes or filled with zeros, each in a copy of the
-/// template. Only events of that segment may be missing, they must be counted as lost, and the next
-/// start must count nothing more.
+/// Method: the first, the second and the last segment are deleted, and one of them is cut, filled
+/// with random bytes or filled with zeros, each in a copy of the template. Only events of that
+/// segment may be missing, they must count as lost, and the next start must count nothing more.
 #[test]
 fn a_segment_that_is_gone_or_beyond_recognition_costs_its_events_at_most() {
     let template = template(End::Stopped);
@@ -322,10 +317,10 @@ fn what_is_not_of_the_queue_is_left_alone() {
     }
 }
 
-/// Method: a group of two records is written after the end of a killed relay's log, as a crash in
-/// the middle of a write leaves it: complete, cut at several lengths, or with sectors of 512 bytes
-/// that still hold zeros. No sender was told 200 for the group, so nothing may be missing, nothing
-/// counts as corrupt, and nothing is copied aside.
+/// Method: a group of two records follows the log of a killed relay, as a crash during a write
+/// leaves it: complete, cut, or with sectors of 512 bytes that still have zeros. No sender got a
+/// 200 for the group, so nothing may be missing, nothing may count as corrupt, and nothing may be
+/// quarantined.
 #[test]
 fn a_write_that_was_not_finished_costs_nothing() {
     let template = template(End::Killed);
@@ -344,8 +339,8 @@ fn a_write_that_was_not_finished_costs_nothing() {
                 group_behind(&last.segment, &bytes[last.bytes.start..], &[&first, &second]);
             let length = group.len();
             change(&mut group);
-            // If the group became shorter, the file ends with it. Otherwise the bytes that were
-            // reserved for the segment follow.
+            // If the group was cut, the file ends with it. Otherwise the bytes that were reserved
+            // for the segment follow.
             bytes.resize(bytes.len().max(at + length), 0);
             bytes[at..at + group.len()].copy_from_slice(&group);
             if group.len() < length {

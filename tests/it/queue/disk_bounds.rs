@@ -1,5 +1,5 @@
-//! The bounds of the durable queue: `queue.max_bytes` on disk, and the fixed cache in memory, for a
-//! backlog of any size.
+//! The limits of the queue on disk: `queue.max_bytes` for its files, and a fixed cache in memory,
+//! whatever the size of the backlog.
 
 use std::io::Read as _;
 use std::sync::atomic::AtomicU64;
@@ -12,7 +12,7 @@ use crate::support::spool::Usage;
 
 const MIB: u64 = 1024 * 1024;
 
-/// A thread that measures all the time how much space a directory takes up.
+/// A thread that continuously measures how much space a directory uses.
 struct Watch {
     over: Arc<AtomicBool>,
     thread: JoinHandle<Usage>,
@@ -35,7 +35,7 @@ impl Watch {
         Self { over, thread }
     }
 
-    /// Ends the thread, and returns the most that the directory has taken up.
+    /// Ends the thread, and returns the most space that the directory has used.
     fn most(self) -> Usage {
         self.over.store(true, Ordering::SeqCst);
         self.thread.join().expect("looking does not panic")
@@ -50,14 +50,13 @@ fn assert_within(usage: Usage, bytes: u64) {
 
 const MAX: u64 = 8 * MIB;
 
-/// Returns the table of a queue of [`MAX`] bytes.
 fn queue(spool: &Spool, more: &str) -> String {
     spool.queue(&format!("max_bytes = {MAX}\nsegment_bytes = \"1MiB\"\n{more}"))
 }
 
-/// The answers to senders who each posted batches of 400 events, all at once.
+/// The answers to senders that posted batches of 400 events at the same time.
 struct Posted {
-    /// The accepted batches, each as its sender and its number.
+    /// The accepted batches, each with its sender and its number.
     accepted: Vec<(u32, u64)>,
     refused: u32,
 }
@@ -68,7 +67,7 @@ impl Posted {
     }
 }
 
-/// Lets four senders post this many batches of about 200 KB each.
+/// Four senders each post this many batches of about 200 KB.
 fn overload(address: SocketAddr, first: u32, batches: u64) -> Posted {
     let senders: Vec<_> = (first..first + 4)
         .map(|sender| {
@@ -104,7 +103,7 @@ fn real(count: u64) -> f64 {
     count as f64
 }
 
-/// Returns the batches of which events arrived. Panics if a batch arrived in part.
+/// Returns the batches that arrived. Panics if a batch arrived in part.
 fn arrived(consumer: &Tallying) -> Vec<(u32, u64)> {
     let ids: Vec<_> = consumer.tally.ids().into_iter().collect();
     let mut batches: Vec<(u32, u64)> = Vec::new();
@@ -115,15 +114,15 @@ fn arrived(consumer: &Tallying) -> Vec<(u32, u64)> {
     batches
 }
 
-/// Method: four senders overload the queue several times, with its consumers closed, while it is
-/// being emptied, and after a kill, and a thread measures the directory all the time. The files may
-/// never take up more than `queue.max_bytes`, and exactly the accepted batches must arrive.
+/// Method: four senders overload the queue several times: with the consumer closed, while the queue
+/// is being emptied, and after a kill. A thread measures the directory all the time. The files may
+/// never use more than `queue.max_bytes`, and exactly the accepted batches must arrive.
 #[test]
 fn a_full_directory_refuses_and_never_takes_more_than_it_may() {
     let spool = Spool::new();
     let mut consumer = Tallying::tcp().closed();
-    // The consumer closes with bytes unread. On a busy machine that takes longer than the 100 ms
-    // after which the output counts bytes as read.
+    // The consumer closes with unread bytes. On a busy machine that can take longer than 100 ms,
+    // after which the output would count the bytes as delivered.
     let output = consumer.output("out", "replay_window = \"1s\"\n");
     let config = format!("{BASE}{output}{}", queue(&spool, ""));
     let relay = Relay::start(&config);
@@ -135,7 +134,7 @@ fn a_full_directory_refuses_and_never_takes_more_than_it_may() {
     assert_eq!(refused, f64::from(posted.refused));
     assert!(metrics.value("queue_bytes", &[]) <= real(MAX));
     assert_eq!(metrics.get("queue_writable", &[]), Some(1.0), "full is not broken");
-    // The queue becomes full again and again, while it is being emptied and after a kill.
+    // The queue becomes full several times, while it is being emptied and after that.
     for first in [10, 20, 30] {
         consumer.set_open(true);
         let more = overload(relay.address(), first, 10);
@@ -158,8 +157,8 @@ fn a_full_directory_refuses_and_never_takes_more_than_it_may() {
     assert_eq!(arrived(&consumer), posted.accepted);
 }
 
-/// Method: every other record of a full directory is damaged, and the relay copies the damaged
-/// bytes aside while it delivers. The files together may never take up more than `queue.max_bytes`.
+/// Method: every other record of a full directory is damaged, and the relay quarantines the damaged
+/// bytes while it delivers. All files together may never use more than `queue.max_bytes`.
 #[test]
 fn copies_of_damaged_records_are_within_the_bounds_too() {
     let spool = Spool::new();
@@ -179,9 +178,9 @@ fn copies_of_damaged_records_are_within_the_bounds_too() {
     assert_within(watch.most(), MAX);
 }
 
-/// Method: senders overload a queue that drops its oldest segments, with both consumers away, and
+/// Method: senders overload a queue that drops its oldest segments, with both consumers closed, and
 /// the relay is killed. The losses and the backlogs must add up to the accepted events, the next
-/// start must count nothing again, and exactly the rest must arrive in whole batches.
+/// start must not count any of them again, and exactly the backlog must arrive, in whole batches.
 #[test]
 fn drop_oldest_drops_whole_segments_and_counts_them_once() {
     let spool = Spool::new();
@@ -245,7 +244,7 @@ fn drop_newest_takes_what_it_can_and_counts_the_rest() {
     arrived(&consumer);
 }
 
-/// A consumer that counts lines and keeps nothing.
+/// A consumer that only counts lines.
 fn counting_lines() -> (Server, Arc<AtomicU64>) {
     let count = Arc::new(AtomicU64::new(0));
     let counted = Arc::clone(&count);
@@ -271,8 +270,8 @@ fn counting_requests() -> (HttpSink, Arc<AtomicU64>) {
     (sink, count)
 }
 
-/// Method: a backlog of 200 MiB is made, and two consumers then read it at once from the files. The
-/// relay's highest resident memory is compared with fixed limits.
+/// Method: a backlog of 200 MiB is made, and two consumers then read it from the files at the same
+/// time. The relay's highest resident memory is compared with fixed limits.
 #[test]
 fn memory_stays_bounded_with_a_backlog_of_many_times_the_cache() {
     const BACKLOG: u64 = 200 * MIB;
@@ -292,7 +291,7 @@ fn memory_stays_bounded_with_a_backlog_of_many_times_the_cache() {
         requests.address(),
     );
     let relay = Relay::start(&config);
-    // Few different bodies are generated, so that the test itself takes little time of the cores.
+    // There are only four different bodies, so that the test itself needs little CPU time.
     let bodies: Vec<Vec<u8>> = (0..4).map(|seed| generated_batch(seed, 400, 1600)).collect();
     let bytes: usize = events_of(&bodies[0]).iter().map(|event| event.len() + 1).sum();
     let mut client = Client::connect(relay.address()).unwrap();
@@ -305,8 +304,6 @@ fn memory_stays_bounded_with_a_backlog_of_many_times_the_cache() {
     }
     let filled = relay.rss_bytes_max() / MIB;
     assert!(filled < 90, "{filled} MiB with a backlog of {} MiB", BACKLOG / MIB);
-    // Both consumers read the whole backlog at once, beginning with the oldest event, from the
-    // files.
     lines.reopen();
     requests.reopen();
     wait_until("both to catch up", PATIENCE * 3, || {

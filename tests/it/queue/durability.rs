@@ -1,11 +1,10 @@
 //! `queue.directory` from one run to the next: a backlog that does not delay the end, outputs that
-//! come and go, cursors that are lost or damaged, and when the answer 200 is sent.
+//! are added and removed, cursors that are lost or damaged, and the moment of the 200.
 
 use crate::support::numbered::{Id, event, list};
 use crate::support::prelude::*;
 use crate::support::spool::{SLOT, slots};
 
-/// Returns a config with these outputs and this spool.
 fn config(outputs: &[String], spool: &Spool) -> String {
     format!("{BASE}{}{}", outputs.concat(), spool.queue("segment_bytes = \"256KiB\"\n"))
 }
@@ -20,7 +19,7 @@ fn post(relay: &Relay, numbers: std::ops::Range<u64>) {
     }
 }
 
-/// Returns the numbers of sender 0's events that this consumer has, in the order of arrival.
+/// Returns the numbers of the events that this consumer has received, in order of arrival.
 fn numbers(consumer: &Tallying) -> Vec<u64> {
     consumer.tally.arrivals().iter().map(|arrival| arrival.id.number).collect()
 }
@@ -59,7 +58,7 @@ fn a_stop_with_a_backlog_waits_for_nobody_and_the_next_start_delivers_it_once() 
         assert_eq!(of_output(&metrics, "output_start_events", output), 0.0);
         assert_eq!(of_output(&metrics, "output_backlog_events", output), 2000.0);
     }
-    // The `drain_timeout` is 20 s, so the relay does not wait for it.
+    // The relay does not wait for `drain_timeout`, which is 20 s.
     let took = relay.stop();
     assert!(took < Duration::from_secs(8), "{took:?}");
     let told = relay.log_text();
@@ -94,7 +93,8 @@ fn a_stop_with_a_consumer_that_hangs_gives_up_in_time_and_loses_nothing() {
     let mut relay = Relay::start(&config);
     post(&relay, 0..100);
     hung.wait_for_count(1, PATIENCE);
-    // The consumer may still answer requests that are on the wire, so this end takes its time.
+    // The consumer could still answer a request that is on the wire, so the relay waits for
+    // `drain_timeout`.
     let took = relay.stop();
     assert!(took < Duration::from_secs(8), "{took:?}");
     assert_eq!(relay.wait_for_log(messages::ENDED, PATIENCE)["lost"], 0, "{}", relay.log_text());
@@ -105,7 +105,7 @@ fn a_stop_with_a_consumer_that_hangs_gives_up_in_time_and_loses_nothing() {
 }
 
 /// Method: the recorded batches and two large ones are posted while the consumer is down, and the
-/// relay is killed. The next start must deliver every event byte for byte and in order.
+/// relay is killed. After the next start, every event must arrive byte for byte and in order.
 #[test]
 fn the_recorded_batches_come_out_as_they_went_in_after_a_kill() {
     let spool = Spool::new();
@@ -119,7 +119,7 @@ fn the_recorded_batches_come_out_as_they_went_in_after_a_kill() {
     let config = config(&[output], &spool);
     let mut relay = Relay::start(&config);
     let mut expected = Vec::new();
-    // Some batches are larger than a segment. The last one is as large as eighty segments.
+    // Some batches are larger than a segment. The last one is as large as about eighty segments.
     let large = [list(0, 0..5000), list(0, 5000..60_000)];
     for body in corpus().into_iter().map(|body| body.bytes).chain(large) {
         assert_eq!(relay.post(&body).status, 200);
@@ -180,13 +180,14 @@ fn an_output_that_is_gone_leaves_its_backlog_in_its_own_count() {
     wait_until("a loss to be said", PATIENCE, || relay.log_text().contains("gone"));
     post(&relay, 600..700);
     relay.settle(Backlog::Empty);
-    // The backlog is counted once: neither the next start nor a kill counts it again.
+    // The backlog is counted once. The next start does not count it again, nor does a start after a
+    // kill.
     relay.kill();
     let mut relay = Relay::start(&one);
     assert_eq!(lost(&relay.metrics(), "gone"), 0.0);
     relay.stop();
 
-    // An output that comes back under its old name is a new output.
+    // An output that returns under its old name is a new output.
     gone.reopen();
     let relay = Relay::start(&both);
     assert_eq!(of_output(&relay.metrics(), "output_start_events", "gone"), 0.0);
@@ -198,7 +199,7 @@ fn an_output_that_is_gone_leaves_its_backlog_in_its_own_count() {
     assert_eq!(arrived, (0..750).collect());
 }
 
-/// A spool of a relay that was stopped. `ahead` had received all of 1,000 events and `behind` the
+/// The spool of a relay that was stopped. `ahead` has received all 1,000 events, and `behind` the
 /// first 400. No segment was deleted.
 struct Halfway {
     spool: Spool,
@@ -226,8 +227,8 @@ fn halfway() -> Halfway {
     Halfway { spool, ahead, behind, config }
 }
 
-/// Starts the relay again. It must begin with backlogs of `starts` events for `ahead` and `behind`,
-/// and deliver everything from there on.
+/// Starts the relay again. The backlogs of `ahead` and `behind` must begin with `starts` events,
+/// and everything from there on must be delivered.
 fn assert_resumes_with(halfway: &Halfway, config: &str, starts: [u64; 2]) {
     let before = [numbers(&halfway.ahead).len(), numbers(&halfway.behind).len()];
     let relay = Relay::start(config);
@@ -247,7 +248,7 @@ fn assert_resumes_with(halfway: &Halfway, config: &str, starts: [u64; 2]) {
     }
 }
 
-/// Changes a byte of a slot of `cursors`. Slot 0 is the newest.
+/// Changes a byte of a slot of `cursors`. `which` = 0 is the newest slot.
 fn damage_slot(spool: &Spool, which: usize) {
     spool.edit(Path::new("cursors"), |bytes| {
         assert_eq!(bytes.len(), 2 * SLOT);
@@ -258,8 +259,8 @@ fn damage_slot(spool: &Spool, which: usize) {
 
 type Damage = fn(&Spool);
 
-/// Method: the cursors of a relay that was stopped are left alone, removed, or damaged in one or
-/// both of their slots. Without a good slot, every output starts at the oldest record.
+/// Method: the cursors file of a stopped relay is intact, deleted, or damaged in its older slot or
+/// in both slots. Without a good slot, every output starts at the oldest record.
 #[test]
 fn each_output_resumes_where_the_cursors_say_or_at_the_oldest_record() {
     let halfway = halfway();
@@ -277,7 +278,7 @@ fn each_output_resumes_where_the_cursors_say_or_at_the_oldest_record() {
         damage(&copy);
         let config = halfway.config.replace(&whole, &copy.path().display().to_string());
         assert_resumes_with(&halfway, &config, starts);
-        // The stop has written two good slots.
+        // The stop has written new cursors.
         let relay = Relay::start(&config);
         assert_eq!(relay.metrics().sum("output_start_events"), 0.0);
         relay.finish(Backlog::Empty);
@@ -329,8 +330,7 @@ fn a_smaller_queue_or_other_segments_lose_nothing_at_the_next_start() {
     relay.stop();
     let files = spool.usage().lengths;
     assert!(files > 2 << 20, "{files}");
-    // The files take up more than the queue may hold. No more is accepted, and nothing is thrown
-    // away.
+    // The files use more than the queue may have. No batch is accepted, and no event is dropped.
     let relay = Relay::start(&with("max_bytes = \"2MiB\"\nsegment_bytes = \"64KiB\"\n"));
     assert_eq!(of_output(&relay.metrics(), "output_start_events", "out"), 10_000.0);
     assert_eq!(relay.post(&list(0, 10_000..10_001)).status, 429);
@@ -348,8 +348,8 @@ fn a_lone_batch_is_answered_without_waiting_for_others() {
     let consumer = Tallying::http();
     let relay = Relay::start(&config(&[consumer.output("out", "")], &spool));
     let mut client = Client::connect(relay.address()).unwrap();
-    // A group commit that waits 100 ms for further batches would take 5 s each time. A busy machine
-    // may hold up some of them.
+    // If each sync waited 100 ms for more batches, 50 batches would take 5 s. A busy machine can
+    // delay some of these runs.
     let took = [0, 50, 100].map(|first| {
         let begun = Instant::now();
         for number in first..first + 50 {
@@ -366,8 +366,8 @@ fn a_lone_batch_is_answered_without_waiting_for_others() {
     relay.finish(Backlog::Empty);
 }
 
-/// A traced system call: its name, its text, and the numbers of the lines of the trace in which it
-/// began and ended.
+/// A traced system call. `began` and `ended` are the numbers of the lines of the trace in which the
+/// call began and ended.
 struct Call {
     name: String,
     text: String,
@@ -375,8 +375,7 @@ struct Call {
     ended: usize,
 }
 
-/// Returns the calls of a trace that strace wrote with `-f`, where calls of several threads
-/// overlap.
+/// Returns the calls of a trace by `strace -f`, in which calls of several threads overlap.
 fn calls(trace: &str) -> Vec<Call> {
     let mut calls = Vec::new();
     let mut unfinished: BTreeMap<&str, Call> = BTreeMap::new();
@@ -384,7 +383,7 @@ fn calls(trace: &str) -> Vec<Call> {
         let Some((thread, text)) = text.split_once(' ') else { continue };
         let text = text.trim_start();
         if text.starts_with("<... ") {
-            // A call that began before the trace did is left out.
+            // A call that began before the trace is left out.
             if let Some(mut call) = unfinished.remove(thread) {
                 call.text.push_str(text);
                 call.ended = line;
@@ -422,7 +421,7 @@ fn files_and_directories_are_for_the_relay_alone() {
     }
     relay.finish(Backlog::Stable);
 
-    // A directory that was made for the relay (in Kubernetes: root's, with the fsGroup) keeps its
+    // A directory that was made for the relay (in Kubernetes: by root, with the fsGroup) keeps its
     // mode.
     let made = Spool::new();
     std::fs::create_dir(made.path()).unwrap();
@@ -461,13 +460,12 @@ fn readiness_and_status_know_the_durable_queue() {
     relay.finish(Backlog::Stable);
 }
 
-/// They need peers, or root.
+/// These tests need strace.
 mod peers {
     use super::*;
 
-    /// Method: strace records the relay's system calls while one batch is posted. In the trace, the
-    /// write of the batch must end before its sync begins, and the sync must end before the answer
-    /// 200 is written.
+    /// Method: strace records the relay's system calls while one batch is posted. The write of the
+    /// batch must end before its sync begins, and the sync must end before the answer is written.
     #[test]
     fn the_200_goes_out_after_the_sync_of_what_it_is_for() {
         let spool = Spool::new();

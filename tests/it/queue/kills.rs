@@ -1,23 +1,22 @@
-//! `queue.directory` through kill -9: every event that was answered 200 arrives, at whatever moment
-//! the process ends, and only events of about the last second before a kill arrive twice.
+//! `queue.directory` and SIGKILL: every event that was answered with 200 arrives, whenever the
+//! process ends, and only events of about the last second before a kill arrive twice.
 //!
-//! Method: senders post numbered events all the time, and three consumers note each arrival, while
-//! relays on one directory start and are killed or stopped at random moments and consumers close
-//! and open. In the end a last relay delivers the rest. Then each consumer's arrivals are compared
-//! with the events that were answered 200: none may be missing, order must hold where it is
-//! promised, and each repeated event must have arrived shortly before a kill.
+//! Method: senders post numbered events all the time, and three consumers record each arrival.
+//! Relays on one directory start, and are killed or stopped at random moments, while consumers
+//! close and open. A last relay delivers the rest. Then each consumer's arrivals are compared with
+//! the events that were answered with 200: none may be missing, the order must be right where it is
+//! promised, and each repeated event must first have arrived shortly before a kill.
 
 use crate::support::prelude::*;
 use crate::support::tally::{Repeat, accepted, check, check_unordered};
 
-/// The longest time before a kill at which an event may have arrived that arrives again. The
-/// cursors file is at most a second older than the cursors in memory, and a tcp output counts bytes
-/// as delivered 100 ms after it sent them. The rest is for the write and the sync of the cursors
-/// file on a busy machine.
+/// A repeated event first arrived at most this long before a kill. The cursors file is at most one
+/// second older than the cursors in memory, and a tcp output counts bytes as delivered 100 ms after
+/// it sent them. The rest is for the write and sync of the cursors file on a busy machine.
 const REPEATED_MAX: Duration = Duration::from_millis(1000 + 100 + 1400);
 
-/// How many kills one spool gets. A run with more kills uses several spools, so that the notes kept
-/// for each stay small.
+/// The number of kills for one spool. A run with more kills uses several spools, so that their
+/// records of arrivals stay small.
 const ROUNDS_OF_ONE_SPOOL: u64 = 60;
 
 /// A relay from its start to its end.
@@ -35,11 +34,10 @@ enum End {
     Stop,
 }
 
-/// The output with four requests at once, whose events may arrive in any order.
+/// The name of the output with four requests at a time, whose events can arrive in any order.
 const PARALLEL: &str = "parallel";
 
-/// The keys of the queue. Its segments are so small that new ones begin, and old ones are deleted,
-/// all the time.
+/// The segments are so small that the queue creates and deletes them all the time.
 const QUEUE: &str = "max_bytes = \"64MiB\"\nsegment_bytes = \"256KiB\"\n";
 
 /// One spool, with its senders, its consumers and the lives of its relays.
@@ -66,8 +64,7 @@ impl Campaign {
 
     fn launch(&self) -> Relay {
         let output = |(name, consumer): &(&str, Tallying)| match *name {
-            // With batches of 97 events, this output's cursor is in the middle of a record most of
-            // the time.
+            // With batches of 97 events, this output's cursor is usually in the middle of a record.
             PARALLEL => consumer.output(name, "concurrency = 4\nbatch = { max_events = 97 }\n"),
             _ => consumer.output(name, ""),
         };
@@ -104,7 +101,7 @@ impl Campaign {
         let started = Instant::now();
         if how == End::Kill && rng.u32(..4) == 0 {
             let relay = self.launch();
-            // The kill comes while the relay recovers, or has just begun to listen.
+            // The kill comes during recovery, or just after the relay has begun to listen.
             std::thread::sleep(Duration::from_micros(rng.u64(..80_000)));
             return self.end(relay, started, how);
         }
@@ -118,7 +115,7 @@ impl Campaign {
         self.end(relay, started, how);
     }
 
-    /// Lets a last relay deliver everything, and checks and counts the arrivals.
+    /// Starts a last relay that delivers everything, and checks and counts the arrivals.
     fn finish(mut self) -> Counts {
         for (_, consumer) in &mut self.consumers {
             consumer.set_open(true);
@@ -144,14 +141,14 @@ impl Campaign {
     }
 }
 
-/// Waits until the consumers have read everything that the ended relay has sent.
+/// Waits until the consumers have read everything that the previous relay sent.
 fn wait_for_ends(consumers: &[(&str, Tallying)]) {
     for (name, consumer) in consumers {
         wait_until(&format!("the end of {name}"), PATIENCE, || consumer.open() == 0);
     }
 }
 
-/// Checks that a repeated event had arrived shortly before a kill. After a SIGTERM no event may
+/// Checks that a repeated event had arrived shortly before a kill. After SIGTERM no event may
 /// arrive again.
 fn assert_bounded(consumer: &str, repeat: &Repeat, lives: &[Life]) {
     let life = lives.iter().rfind(|life| life.started <= repeat.before);
@@ -164,14 +161,14 @@ fn assert_bounded(consumer: &str, repeat: &Repeat, lives: &[Life]) {
 #[derive(Debug, Default)]
 struct Counts {
     accepted: u64,
-    /// The arrivals at all consumers together.
+    /// The arrivals at all consumers.
     delivered: usize,
     repeats: usize,
 }
 
-/// Method: rounds with a random end each (a kill in four of five, also during recovery), with
-/// consumers that open and close at random. `KUBE_AUDIT_FORWARDER_KILLS` sets the number of kills;
-/// each spool gets up to [`ROUNDS_OF_ONE_SPOOL`] of them.
+/// Method: each round has a random end, a kill in four of five rounds, sometimes during recovery.
+/// Consumers open and close at random. `KUBE_AUDIT_FORWARDER_KILLS` sets the number of kills; each
+/// spool gets up to [`ROUNDS_OF_ONE_SPOOL`] of them.
 #[test]
 fn what_was_answered_200_arrives_whenever_the_process_is_killed() {
     let kills = number_from("KUBE_AUDIT_FORWARDER_KILLS", 55);

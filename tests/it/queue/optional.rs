@@ -1,11 +1,10 @@
-//! `required = false`: an output whose consumer is away or hangs costs nobody else anything. Events
-//! are kept for it as long as nothing else needs the room. Then it alone loses the oldest ones, and
-//! that is counted.
+//! `required = false`: an output whose consumer is down or hangs does not affect the others. Its
+//! events are kept as long as nothing else needs the space. Then only this output loses its oldest
+//! events, and they are counted.
 
 use crate::support::metrics::assert_conservation;
 use crate::support::prelude::*;
 
-/// The number of events in a batch.
 const EVENTS: usize = 10;
 
 /// Returns a config with a required output to one consumer, and an optional output `archive` to the
@@ -18,15 +17,15 @@ fn config(required: SocketAddr, archive: SocketAddr, more: &str) -> String {
     )
 }
 
-/// Returns queues with room for a few batches of ten events and ten kilobytes, in memory and on
-/// disk.
+/// Returns queues, in memory and on disk, that are too small for 60 batches of ten events and 10
+/// KB.
 fn queues(spool: &Spool) -> [String; 2] {
     let memory = "[queue]\nmax_bytes = \"64KiB\"\n".to_owned();
     [memory, spool.queue("max_bytes = \"512KiB\"\nsegment_bytes = \"32KiB\"\n")]
 }
 
-/// Posts batches one after the other, so that the required output never needs more room in the
-/// queue than for one of them. Returns their events.
+/// Posts batches one after the other, so that the required output never needs space for more than
+/// one of them. Returns their events.
 fn post(relay: &Relay, seeds: std::ops::Range<u64>) -> Vec<Vec<u8>> {
     let mut sent = Vec::new();
     for seed in seeds {
@@ -43,8 +42,8 @@ fn of_archive(metrics: &Metrics, name: &str) -> f64 {
     metrics.value(name, &[("output", "archive")])
 }
 
-/// Checks that losses are counted for the optional output only, and logged. Returns how many events
-/// it has lost.
+/// Checks that only the optional output has lost events, and that this is logged. Returns how many
+/// events it has lost.
 fn assert_lost_alone(relay: &Relay) -> usize {
     let metrics = relay.metrics();
     assert_conservation(&metrics, &["consumer", "archive"]);
@@ -63,9 +62,10 @@ fn assert_lost_alone(relay: &Relay) -> usize {
     lost
 }
 
-/// Method: an optional output's consumer is down while more batches are posted than the queue can
-/// hold, in memory and on disk. The required output must receive everything at once, only the
-/// optional one may lose events, and when it comes back it must receive exactly the newest ones.
+/// Method: an optional output's consumer is down while more batches are posted than the queue has
+/// room for, in memory and on disk. The required output must receive everything at once. Only the
+/// optional one may lose events, and once its consumer is back, it must receive exactly the newest
+/// events.
 #[test]
 fn a_dead_optional_output_costs_nobody_else_anything_and_gets_the_newest_when_it_is_back() {
     let spool = Spool::new();
@@ -83,7 +83,6 @@ fn a_dead_optional_output_costs_nobody_else_anything_and_gets_the_newest_when_it
             (of_archive(metrics, "output_backlog_events") == 0.0).then_some(())
         });
         assert!(accepted_events(&archive) == sent[lost..], "not the newest, in order");
-        // From now on the archive keeps up.
         let more = post(&relay, 60..63);
         relay.wait_for_metrics("the archive", PATIENCE, |metrics| {
             (of_archive(metrics, "output_backlog_events") == 0.0).then_some(())
@@ -95,8 +94,8 @@ fn a_dead_optional_output_costs_nobody_else_anything_and_gets_the_newest_when_it
 }
 
 /// Method: the queue is filled with events that only an optional output needs, or that are kept for
-/// `deduplicate`. Then eight events wait for the required output, then more and more. The metric
-/// and `/status` must tell the one from the other.
+/// `deduplicate`. Then events wait for the required output, eight at first, and more until the
+/// queue is full. The metrics and `/status` must show how many bytes are needed.
 #[test]
 fn what_no_required_output_needs_does_not_fill_the_queue() {
     let spool = Spool::new();
@@ -137,7 +136,7 @@ fn what_no_required_output_needs_does_not_fill_the_queue() {
 }
 
 /// Method: an optional output's consumer answers its first request only after the queue has dropped
-/// that batch. The batch counts as lost, and the late answer must not count it again.
+/// the batch. The batch counts as lost, and the late answer must not count it again.
 #[test]
 fn an_optional_consumer_that_hangs_blocks_nobody_and_what_it_answers_late_counts_once() {
     let spool = Spool::new();
@@ -168,9 +167,9 @@ fn an_optional_consumer_that_hangs_blocks_nobody_and_what_it_answers_late_counts
     }
 }
 
-/// Method: an optional output loses its oldest events on disk while its consumer is away, and the
-/// relay is killed. After the next start, its consumer must receive the newest events, in order and
-/// at least as many as had not been counted as lost.
+/// Method: an optional output on disk loses its oldest events while its consumer is down, and the
+/// relay is killed. After the next start, the consumer must receive the newest events in order, at
+/// least all that had not been counted as lost.
 #[test]
 fn what_an_optional_output_did_not_get_on_disk_is_there_after_a_crash() {
     let spool = Spool::new();
@@ -201,7 +200,7 @@ fn delivered_does_not_wait_for_an_optional_output() {
     let (required, archive) = (HttpSink::accepting(), HttpSink::start(|_| Answer::never()));
     let queue = "[queue]\nacknowledge = \"delivered\"\ndelivered_timeout = \"20s\"\n";
     let relay = Relay::start(&config(required.address(), archive.address(), queue));
-    // If the relay waited for the archive, the answer would be 503 after 20 s.
+    // If the relay waited for the archive, the answer would be a 503 after 20 s.
     let sent = post(&relay, 0..5);
     assert!(accepted_events(&required) == sent);
     archive.wait_for_count(1, PATIENCE);

@@ -1,5 +1,4 @@
-//! Directories that can't be used: the relay does not start, says what to do about it, and has
-//! changed nothing.
+//! Directories that can't be used. The relay does not start, says what to do, and changes nothing.
 
 use std::os::unix::fs::{PermissionsExt as _, chown};
 
@@ -16,7 +15,7 @@ fn config(spool: &Spool, consumer: &Tallying) -> String {
     format!("{BASE}{}{queue}", consumer.output("out", ""))
 }
 
-/// Fills the spool with a few segments of events of sender 0, and stops the relay.
+/// Fills the spool with a few segments, and stops the relay.
 fn fill(spool: &Spool, consumer: &Tallying) {
     let mut relay = Relay::start(&config(spool, consumer));
     for start in (0..1000).step_by(100) {
@@ -34,7 +33,7 @@ fn refusal(config: &str, launcher: &[&str]) -> (Option<i32>, String) {
     (status.code(), said)
 }
 
-/// Checks that the relay does not start, says these words, and leaves the spool as it was.
+/// Checks that the relay does not start, prints these words, and does not change the spool.
 fn assert_refused(spool: &Spool, config: &str, launcher: &[&str], words: &[&str]) {
     let before: BTreeMap<PathBuf, Entry> = spool.files();
     let (code, said) = refusal(config, launcher);
@@ -46,7 +45,7 @@ fn assert_refused(spool: &Spool, config: &str, launcher: &[&str], words: &[&str]
     assert_eq!(spool.files(), before, "{said}");
 }
 
-/// Checks that a relay which starts now delivers the backlog of [`fill`].
+/// Checks that a relay can now start and delivers the backlog of [`fill`].
 fn assert_intact(spool: &Spool, mut consumer: Tallying) {
     consumer.set_open(true);
     let relay = Relay::start(&config(spool, &consumer));
@@ -88,7 +87,7 @@ fn cursors_of_a_newer_version() {
     assert_intact(&spool, consumer);
 }
 
-/// Permissions do not bind root. These words start the relay without the capability to ignore them.
+/// Root ignores permissions. These words start the relay without that capability.
 const WITHOUT_PRIVILEGE: &[&str] =
     &["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"];
 
@@ -140,7 +139,7 @@ fn a_config_error_is_told_before_the_directory_is_touched() {
     assert_refused(&missing, &wrong(&missing), &[], &["queue_"]);
     assert!(!missing.path().exists());
 
-    // This fault is seen only when the files are read.
+    // This fault is only found when the files are read.
     let no_file = "bearer_token_file = \"/no/such/file\"\n";
     let listener = "[[listener]]\naddress = \"127.0.0.1:0\"\n";
     let no_token = config(&missing, &consumer).replace(listener, &format!("{listener}{no_file}"));
@@ -169,7 +168,7 @@ fn an_address_in_use_leaves_the_backlog_alone() {
     assert_intact(&spool, consumer);
 }
 
-/// They need peers, or root.
+/// Most of these tests need root.
 mod peers {
     use super::*;
 
@@ -202,7 +201,7 @@ mod peers {
         assert_refused(&spool, &config, WITHOUT_PRIVILEGE, &words);
         owner(0);
 
-        // A directory that can be read, but not written.
+        // The directory is readable, but not writable.
         let mode = |mode| {
             std::fs::set_permissions(spool.path(), std::fs::Permissions::from_mode(mode)).unwrap();
         };
@@ -210,7 +209,7 @@ mod peers {
         std::fs::remove_file(spool.path().join("spool.lock")).unwrap();
         assert_refused(&spool, &config, WITHOUT_PRIVILEGE, &words);
         mode(0o700);
-        // A directory whose segments can't be written, but everything else can.
+        // Only the directory of the segments is not writable.
         let segments = spool.path().join("segments");
         chown(&segments, Some(NOBODY), Some(NOBODY)).unwrap();
         let (code, said) = refusal(&config, WITHOUT_PRIVILEGE);

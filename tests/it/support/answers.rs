@@ -1,4 +1,4 @@
-//! Checks of the relay's answers to a sender, and of the counters that count them.
+//! Checks of the relay's responses to a sender, and of the counters for them.
 
 use std::collections::BTreeMap;
 
@@ -6,8 +6,8 @@ use super::http::{Client, Response};
 use super::metrics::Metrics;
 use super::relay::Relay;
 
-/// Checks that `response` refuses with `code`: the body is the Kubernetes `Status` for this code,
-/// and the headers that belong to the code are there. Returns the message of the `Status`.
+/// Checks that `response` is a refusal with `code`: the body is the Kubernetes `Status` for this
+/// code, and the code's headers are present. Returns the message of the `Status`.
 pub(crate) fn assert_refusal(response: &Response, code: u16) -> String {
     let text = response.text();
     assert_eq!(response.status, code, "{text}");
@@ -45,7 +45,7 @@ pub(crate) fn assert_refusal(response: &Response, code: u16) -> String {
     message
 }
 
-/// Checks that the answer is a 200 which says that `events` events were accepted.
+/// Checks that the response is 200 and says that `events` events were accepted.
 pub(crate) fn assert_accepted(response: &Response, events: u64) {
     assert_eq!(response.status, 200, "{}", response.text());
     assert_eq!(response.text(), format!("{{\"accepted\":{events}}}"));
@@ -56,13 +56,13 @@ pub(crate) fn assert_accepted(response: &Response, events: u64) {
 pub(crate) const NO_EVENTS: &str =
     r#"{"kind":"EventList","apiVersion":"audit.k8s.io/v1","items":[]}"#;
 
-/// Checks that the server has kept the connection: another request on it is answered.
+/// Checks that the server has kept the connection: it answers another request.
 pub(crate) fn assert_kept(client: &mut Client) {
     let response = client.post("/audit", "application/json", NO_EVENTS.as_bytes());
     assert_accepted(&response.expect("the connection was to be kept"), 0);
 }
 
-/// The counted answers by status code, and the counted rejections by reason. Zeros are left out.
+/// The counted responses by status code, and the counted rejections by reason, without zeros.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Counted {
     codes: BTreeMap<String, f64>,
@@ -91,8 +91,7 @@ impl Counted {
         }
     }
 
-    /// Returns these counts plus one more answer with this code and, if given, this rejection
-    /// reason.
+    /// Returns these counts plus one response with this code and, if given, this reason.
     pub(crate) fn and(mut self, code: &str, reason: Option<&str>) -> Self {
         *self.codes.entry(code.to_owned()).or_default() += 1.0;
         if let Some(reason) = reason {

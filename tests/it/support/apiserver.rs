@@ -1,5 +1,5 @@
-//! A stand-in for kube-apiserver: it counts and serves its metrics as kube-apiserver does, and
-//! lists the endpoints of the Service `kubernetes`.
+//! A stand-in for kube-apiserver. It serves metrics like kube-apiserver's, and lists the endpoints
+//! of the Service `kubernetes`.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -14,28 +14,28 @@ use super::http_sink::{Answer, HttpSink, Request};
 use super::server::Options;
 use super::text;
 
-/// The numbers of one instance.
+/// The counters of one instance.
 #[derive(Debug, Clone)]
 pub(crate) struct Counted {
-    /// The start of the process, in seconds since 1970.
+    /// The start time of the process, in seconds since 1970.
     pub(crate) started: f64,
-    /// The events that were generated. `None` leaves the metric out.
+    /// The number of generated events. `None` omits the metric.
     pub(crate) generated: Option<u64>,
-    /// The events that were given up, by plugin.
+    /// The number of events that were given up, by plugin.
     pub(crate) lost: Vec<(String, u64)>,
-    /// The POSTs to the webhook, by status.
+    /// The number of POSTs to the webhook, by status.
     pub(crate) posts: Vec<(String, u64)>,
-    /// `true` if the instance answers with 503 instead of its metrics.
+    /// If `true`, the instance responds with 503 instead of its metrics.
     pub(crate) is_broken: bool,
 }
 
-/// Returns the time in seconds since 1970.
+/// Returns the current time in seconds since 1970.
 pub(crate) fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs_f64()
 }
 
 impl Counted {
-    /// Returns the numbers of an instance that has just started.
+    /// Returns the counters of an instance that has just started.
     pub(crate) fn starting() -> Self {
         Self {
             started: now(),
@@ -46,7 +46,7 @@ impl Counted {
         }
     }
 
-    /// Returns the page `/metrics`, with families around those that matter.
+    /// Returns the text of `/metrics`, with other metrics around those that matter.
     pub(crate) fn metrics(&self) -> String {
         let mut text = "# HELP aggregator_discovery_aggregation_count_total [ALPHA] Counter\n\
                         # TYPE aggregator_discovery_aggregation_count_total counter\n\
@@ -89,8 +89,8 @@ pub(crate) struct Apiserver {
 }
 
 impl Apiserver {
-    /// Starts the instances. Connections lead to one after the other. `token` is what a request
-    /// must present; `None`: nothing.
+    /// Starts the instances. Connections go to them in turn. If `token` is given, requests must
+    /// present it.
     pub(crate) fn start(instances: Vec<Counted>, options: Options, token: Option<&str>) -> Self {
         let instances = Arc::new(Mutex::new(instances));
         let endpoints = Arc::new(Mutex::new(Vec::new()));
@@ -118,7 +118,7 @@ impl Apiserver {
         self.sink.address()
     }
 
-    /// Changes the numbers of an instance.
+    /// Changes the counters of an instance.
     pub(crate) fn count(&self, instance: usize, change: impl FnOnce(&mut Counted)) {
         change(&mut self.instances.lock().unwrap()[instance]);
     }
@@ -128,7 +128,7 @@ impl Apiserver {
         *self.endpoints.lock().unwrap() = endpoints.to_vec();
     }
 
-    /// Returns the paths that were asked for so far.
+    /// Returns the paths of all requests so far.
     pub(crate) fn asked(&self) -> Vec<String> {
         self.sink.requests().into_iter().map(|request| request.target).collect()
     }
@@ -154,7 +154,7 @@ fn answer(request: &Request, instances: &mut [Counted], endpoints: &[SocketAddr]
             Answer::status(200).body(body)
         }
         path if path.contains("/configmaps/") => {
-            // This instance audits nothing but such requests.
+            // Here, only such a request generates an audit event.
             instance.generated = instance.generated.map(|generated| generated + 1);
             Answer::status(404).body("{\"kind\":\"Status\",\"message\":\"not found\"}")
         }
@@ -162,8 +162,8 @@ fn answer(request: &Request, instances: &mut [Counted], endpoints: &[SocketAddr]
     }
 }
 
-/// Writes a kubeconfig for this server, with the token `s3cret` in a file beside it and the CA in
-/// the file itself. Returns its path.
+/// Writes a kubeconfig for this server. It contains the CA, and names a file with the token
+/// `s3cret`. Returns its path.
 pub(crate) fn kubeconfig(
     directory: &Path,
     server: SocketAddr,

@@ -1,4 +1,4 @@
-//! Balancers with a broken backend between a relay and its store, for the random tests of the
+//! Load balancers with a broken backend, between a relay and its store, for the random tests of the
 //! stores.
 
 use std::collections::BTreeMap;
@@ -11,20 +11,19 @@ use super::http_sink::{Answer, HttpSink, Request};
 use super::relay::Relay;
 use super::{PATIENCE, wait_until};
 
-/// The balancer in front of the store in a random test.
+/// The load balancer in front of the store in a random test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Balancer {
-    /// A balancer sends some of the requests to a backend that is broken, from the beginning to the
-    /// end.
+    /// The balancer sends some of the requests to a broken backend, during the whole test.
     BrokenBackend,
-    /// A balancer sends each second request to a backend that answers 400, from the beginning to
-    /// the end. If the relay sends a refused event and another one in turn, always the refused one
-    /// meets that backend.
+    /// The balancer sends every second request to a backend that responds with 400, during the
+    /// whole test. If the relay alternates between a refused event and another one, only the
+    /// refused one reaches that backend.
     TakesTurns,
 }
 
-/// How often a balancer sends the same events to a broken backend. A store that really refuses an
-/// event refuses it more often, and nothing else tells the two apart.
+/// How often a balancer sends the same body to a broken backend. A store that really refuses an
+/// event refuses it more often. Nothing else distinguishes the two.
 const SAME_MAX: usize = 5;
 
 impl Balancer {
@@ -46,9 +45,9 @@ fn page(status: u16) -> Answer {
     Answer::status(status).header("Content-Type", "text/html; charset=utf-8").body(body)
 }
 
-/// A balancer that sends each third request, at random, to a backend without the store: that one
-/// answers 400 (half of the times), 404 or 502 with a web page. The same body is sent there
-/// [`SAME_MAX`] times at most.
+/// Returns a balancer that sends a random third of the requests to a backend without the store.
+/// That backend responds with 400 (half of the time), 404 or 502, and a web page. It gets the same
+/// body at most [`SAME_MAX`] times.
 fn broken_backend(
     rng: fastrand::Rng,
 ) -> impl Fn(&Request, &dyn Fn(&Request) -> Answer) -> Answer + Send + Sync + 'static {
@@ -70,9 +69,8 @@ fn broken_backend(
     }
 }
 
-/// Waits until the store's refused events are given up, and all others are delivered. An event is
-/// given up only while others are accepted, so some others are posted meanwhile. They are added to
-/// `sent`.
+/// Waits until the store's refused events are given up and all others are delivered. An event is
+/// given up only while others are accepted, so this posts more events and adds them to `sent`.
 pub(crate) fn wait_until_given_up(
     relay: &Relay,
     sent: &mut Vec<Vec<u8>>,
@@ -80,7 +78,7 @@ pub(crate) fn wait_until_given_up(
 ) {
     let mut seeds = 1_000_000..;
     wait_until("the end of the refused events", PATIENCE * 2, || {
-        // Events with low numbers, of which none is refused.
+        // These events have low numbers, of which none is refused.
         let body = generated_batch(seeds.next().expect("they do not end"), 5, 700);
         assert_eq!(relay.post(&body).status, 200);
         sent.extend(events_of(&body));

@@ -1,5 +1,5 @@
-//! Headless Chromium, driven by chromedriver. The WebDriver protocol (W3C) is JSON over HTTP, and
-//! the tests speak it with their own HTTP client.
+//! Headless Chromium, driven by chromedriver. The WebDriver protocol (W3C) is JSON over HTTP, which
+//! the tests send with their own HTTP client.
 
 use std::io::{BufRead as _, BufReader};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -19,7 +19,7 @@ pub(crate) struct Browser {
     driver: Child,
     address: SocketAddr,
     session: String,
-    /// The browser's profile, which is a new directory for each browser.
+    /// The browser's profile, in a new directory.
     _profile: TempDir,
 }
 
@@ -35,7 +35,7 @@ impl Browser {
     pub(crate) fn start() -> Self {
         needs("chromedriver");
         let profile = TempDir::new().expect("a temporary directory");
-        // chromedriver takes a free port of IPv4, and ends if another process has it in IPv6.
+        // chromedriver takes a port that is free on IPv4, and ends if the port is not free on IPv6.
         let (driver, port) = (0..5).find_map(|_| Self::driver()).expect("its port, in five tries");
         let address = (Ipv4Addr::LOCALHOST, port).into();
         let mut browser = Self { driver, address, session: String::new(), _profile: profile };
@@ -59,7 +59,7 @@ impl Browser {
         browser
     }
 
-    /// Starts chromedriver. Returns it with its port; `None` if it has ended at once.
+    /// Starts chromedriver. Returns it with its port, or `None` if it ends immediately.
     fn driver() -> Option<(Child, u16)> {
         let mut driver = Command::new("chromedriver")
             .arg("--port=0")
@@ -82,7 +82,7 @@ impl Browser {
 
     fn try_call(&self, method: &str, path: &str, body: &Value) -> std::io::Result<Value> {
         let mut client = Client::connect(self.address)?;
-        // The slowest call is the start of the browser, which takes longer still on a busy machine.
+        // The slowest call is the start of the browser, which takes even longer on a busy machine.
         client.read_timeout(PATIENCE * 3);
         let body = if method == "POST" { body.to_string() } else { String::new() };
         let headers = [("Content-Type", "application/json"), ("Connection", "close")];
@@ -117,8 +117,8 @@ impl Browser {
         self.ask("execute/sync", &json!({ "script": script, "args": [] }))
     }
 
-    /// Returns the visible text of the first element that `selector` finds; an empty string if
-    /// there is none or it is not shown.
+    /// Returns the visible text of the first element that matches `selector`. Returns an empty
+    /// string if there is none or it is hidden.
     pub(crate) fn text(&self, selector: &str) -> String {
         let selector = json!(selector);
         let text = self.run(&format!(
@@ -146,8 +146,8 @@ impl Browser {
         );
     }
 
-    /// Moves the mouse over an element, to the point that is `part` of its width away from its left
-    /// edge.
+    /// Moves the mouse over an element. `part` is the distance from its left edge, as a share of
+    /// its width.
     pub(crate) fn hover(&self, selector: &str, part: f64) {
         let selector = json!(selector);
         let place = self.run(&format!(
@@ -165,8 +165,8 @@ impl Browser {
         self.ask("actions", &json!({ "actions": [mouse] }));
     }
 
-    /// Presses and releases a key, which the element with the focus gets. `key` is a character, or
-    /// the code point of a key without one (WebDriver §17.4.2).
+    /// Presses and releases a key in the focused element. `key` is a character, or the code point
+    /// of a key that has none (WebDriver §17.4.2).
     pub(crate) fn press(&self, key: char) {
         let steps = json!([{ "type": "keyDown", "value": key }, { "type": "keyUp", "value": key }]);
         let keyboard = json!({ "type": "key", "id": "keyboard", "actions": steps });
@@ -183,8 +183,8 @@ impl Browser {
         BASE64_STANDARD.decode(shot["data"].as_str().expect("data")).expect("base64")
     }
 
-    /// Returns what was written to the browser's console since the last call: violations of the
-    /// content security policy, script errors and failed requests.
+    /// Returns the messages in the browser's console since the last call: violations of the content
+    /// security policy, script errors and failed requests.
     pub(crate) fn console(&self) -> Vec<String> {
         let entries = self.ask("se/log", &json!({ "type": "browser" }));
         let message = |entry: &Value| entry["message"].as_str().expect("a message").to_owned();
@@ -198,8 +198,8 @@ impl Browser {
         let url = |entry: &Value| {
             let event: Value = serde_json::from_str(entry["message"].as_str()?).ok()?;
             let event = &event["message"];
-            // The first page of a new browser is Chromium's own (`chrome://…`), and it makes
-            // requests too.
+            // The first page of a new browser is Chromium's own (`chrome://…`), and also makes
+            // requests.
             let own = event["params"]["documentURL"].as_str()?.starts_with("chrome://");
             let sent = event["method"] == "Network.requestWillBeSent" && !own;
             sent.then(|| event["params"]["request"]["url"].as_str().expect("a URL").to_owned())

@@ -1,5 +1,5 @@
-//! A certificate authority for one test, with a valid certificate for each side and certificates
-//! that are wrong in one way each.
+//! A certificate authority for one test, with a valid certificate for each side, and certificates
+//! that are each wrong in one way.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 use super::text;
 
-/// PEM files of a certificate and its key.
+/// The PEM files of a certificate and its key.
 #[derive(Debug, Clone)]
 pub(crate) struct Pair {
     pub(crate) certificate: PathBuf,
@@ -30,8 +30,8 @@ impl Pair {
         format!("tls = {{ certificate = \"{certificate}\", private_key = \"{key}\" }}\n")
     }
 
-    /// Returns the TLS settings of a server that presents this certificate and asks for no client
-    /// certificate.
+    /// Returns the TLS settings of a server that presents this certificate and requests none from
+    /// clients.
     pub(crate) fn server_config(&self) -> Arc<rustls::ServerConfig> {
         let config = rustls::ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
@@ -48,21 +48,21 @@ pub(crate) struct Certificates {
     issuer: Issuer<'static, KeyPair>,
     /// The authority that signed every certificate except `wrong_server` and `wrong_client`.
     pub(crate) ca: PathBuf,
-    /// An authority that nobody is to trust.
+    /// An authority that nobody should trust.
     pub(crate) wrong_ca: PathBuf,
     /// A valid server certificate, for localhost and 127.0.0.1.
     pub(crate) server: Pair,
     /// A valid certificate for client authentication. Its common name is `client`.
     pub(crate) client: Pair,
-    /// Like `server`, but valid from 2020 to 2021 only.
+    /// Like `server`, but valid only from 2020 to 2021.
     pub(crate) expired_server: Pair,
-    /// Like `client`, but valid from 2020 to 2021 only.
+    /// Like `client`, but valid only from 2020 to 2021.
     pub(crate) expired_client: Pair,
     /// Like `server`, but signed by `wrong_ca`.
     pub(crate) wrong_server: Pair,
     /// Like `client`, but signed by `wrong_ca`.
     pub(crate) wrong_client: Pair,
-    /// Like `server`, but for the name elsewhere.example only.
+    /// Like `server`, but only for the name elsewhere.example.
     pub(crate) elsewhere_server: Pair,
 }
 
@@ -94,14 +94,13 @@ impl Certificates {
         }
     }
 
-    /// Issues another valid server certificate, in files of this name, to replace the first one
-    /// with.
+    /// Issues another valid server certificate, as a replacement, in files with this name.
     pub(crate) fn another_server(&self, name: &str) -> Pair {
         issue(self.directory.path(), name, server(&HERE), &self.issuer)
     }
 
-    /// Makes a certificate that has signed itself, for localhost and 127.0.0.1, in files of this
-    /// name. Like one of `openssl req -x509`, it is that of a CA. `change` changes it first.
+    /// Makes a self-signed certificate for localhost and 127.0.0.1 in files with this name. Like
+    /// one of `openssl req -x509`, it is a CA certificate. `change` can change it first.
     pub(crate) fn self_signed(
         &self,
         name: &str,
@@ -124,13 +123,13 @@ impl Certificates {
         issue(self.directory.path(), &format!("{days}-days"), params, &self.issuer)
     }
 
-    /// Issues another valid client certificate, in files of this name.
+    /// Issues another valid client certificate, in files with this name.
     pub(crate) fn another_client(&self, name: &str) -> Pair {
         issue(self.directory.path(), name, client("client"), &self.issuer)
     }
 
-    /// Returns the TLS settings of a server that presents `pair`. With `require_client` the server
-    /// accepts only clients whose certificate our `ca` has signed.
+    /// Returns the TLS settings of a server that presents `pair`. With `require_client`, the server
+    /// accepts only clients with a certificate that our `ca` has signed.
     pub(crate) fn server_config(
         &self,
         pair: &Pair,
@@ -150,7 +149,7 @@ impl Certificates {
         Arc::new(config.expect("key and certificate fit"))
     }
 
-    /// Returns the TLS settings of a server that presents `pair` and speaks TLS 1.2 only.
+    /// Returns the TLS settings of a server that presents `pair` and supports only TLS 1.2.
     pub(crate) fn old_server_config(&self, pair: &Pair) -> Arc<rustls::ServerConfig> {
         let config = rustls::ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS12])
@@ -160,7 +159,7 @@ impl Certificates {
         Arc::new(config.expect("key and certificate fit"))
     }
 
-    /// Returns the TLS settings of a client that trusts our `ca`. If the server asks for a
+    /// Returns the TLS settings of a client that trusts our `ca`. If the server requests a
     /// certificate, the client presents `pair`, or none if `pair` is `None`.
     pub(crate) fn client_config(&self, pair: Option<&Pair>) -> Arc<rustls::ClientConfig> {
         let builder = rustls::ClientConfig::builder_with_provider(provider())
@@ -226,7 +225,7 @@ fn issue(
     store(at, name, &certificate, &own_key)
 }
 
-/// Writes a certificate and its key into files of this name.
+/// Writes a certificate and its key into files with this name.
 fn store(at: &Path, name: &str, certificate: &rcgen::Certificate, own_key: &KeyPair) -> Pair {
     let pair =
         Pair { certificate: at.join(format!("{name}.crt")), key: at.join(format!("{name}.key")) };

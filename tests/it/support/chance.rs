@@ -1,12 +1,12 @@
-//! Random numbers that can be repeated by giving their seed.
+//! Random numbers that can be repeated with their seed.
 
 use std::hash::BuildHasher as _;
 
 /// The environment variable with the seed of every random test.
 const SEED: &str = "KUBE_AUDIT_FORWARDER_SEED";
 
-/// Returns a generator seeded from the environment, or by chance if the variable is not set. It
-/// prints the seed, so that a failure can be repeated.
+/// Returns a generator with the seed from the environment, or a random seed if the variable is not
+/// set. It prints the seed, so that a failure can be repeated.
 pub(crate) fn rng() -> fastrand::Rng {
     let seed = number_from(SEED, std::hash::RandomState::new().hash_one(0));
     eprintln!("random: again with {SEED}={seed}");

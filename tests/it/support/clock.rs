@@ -1,5 +1,5 @@
-//! The clock on the wall, as one process sees it: libfaketime answers for the kernel. The monotonic
-//! clocks stay those of the machine.
+//! The wall clock as one process sees it: libfaketime answers instead of the kernel. The monotonic
+//! clocks are the machine's, except with [`WallClock::times_faster`].
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use super::needs::needs;
 
-/// A clock that a test may set while the process runs.
+/// A clock that a test can set while the process runs.
 pub(crate) struct WallClock {
     directory: TempDir,
     library: PathBuf,
@@ -25,16 +25,16 @@ impl WallClock {
         clock
     }
 
-    /// Sets the clock: so many seconds ahead of the machine's, or behind it.
+    /// Sets the clock: this many seconds ahead of the machine's clock, or behind it if negative.
     pub(crate) fn set(&self, ahead: i64) {
         let file = self.directory.path().join("new");
         std::fs::write(&file, format!("{ahead:+}\n")).expect("a writable directory");
-        // The process reads the file whenever it asks for the time.
+        // The process reads the file each time it asks for the time.
         std::fs::rename(file, self.directory.path().join("clock")).expect("a writable directory");
     }
 
-    /// Returns the environment variables of a process for which time passes so many times faster:
-    /// on the clock on the wall, and on the monotonic clocks.
+    /// Returns the environment variables of a process for which time passes this many times faster,
+    /// on the wall clock and on the monotonic clocks.
     pub(crate) fn times_faster(&self, times: u32) -> Vec<(&'static str, String)> {
         let clock = self.directory.path().join("clock");
         std::fs::write(clock, format!("+0 x{times}\n")).expect("a writable directory");

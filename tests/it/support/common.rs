@@ -1,5 +1,5 @@
-//! The steps that most tests of outputs have in common: events are posted, and the figures of the
-//! output `consumer` are read.
+//! Steps that most tests of outputs share: they post events, and read metrics of the output
+//! `consumer`.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -41,7 +41,7 @@ pub(crate) fn post_corpus(relay: &Relay) -> Vec<Vec<u8>> {
     post(relay, &bodies)
 }
 
-/// Returns a value of the output `consumer`.
+/// Returns a metric of the output `consumer`.
 pub(crate) fn of_output(relay: &Relay, metric: &str) -> f64 {
     relay.metrics().value(metric, &[("output", "consumer")])
 }
@@ -64,7 +64,7 @@ pub(crate) fn wait_for_errors(relay: &Relay, reason: &str, count: f64) {
     });
 }
 
-/// Returns the sums of `output_errors_total` by reason, without those that are 0.
+/// Returns the sums of `output_errors_total` by reason, without zeros.
 pub(crate) fn errors_by_reason(relay: &Relay) -> BTreeMap<String, f64> {
     let mut errors = BTreeMap::new();
     for (labels, value) in relay.metrics().all("output_errors_total") {
@@ -75,8 +75,8 @@ pub(crate) fn errors_by_reason(relay: &Relay) -> BTreeMap<String, f64> {
     errors
 }
 
-/// Returns the output `consumer` of a type that dials addresses, whose retries are quick enough for
-/// a test. `more` holds further keys, with tables inline.
+/// Returns the config of an output `consumer` that dials addresses, with retries that are fast
+/// enough for a test. `more` adds keys, with inline tables.
 pub(crate) fn stream_output(kind: &str, addresses: &[SocketAddr], more: &str) -> String {
     let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
     format!(
@@ -85,7 +85,7 @@ pub(crate) fn stream_output(kind: &str, addresses: &[SocketAddr], more: &str) ->
     )
 }
 
-/// Returns the key `tls` of an output that connects so.
+/// Returns the key `tls` of an output with this security.
 pub(crate) fn tls_key(security: Security, certificates: &Certificates) -> String {
     let Certificates { ca, client, .. } = certificates;
     match security {

@@ -1,10 +1,10 @@
 //! Our own consumers as processes that a test can kill and stop. The process is this test binary,
 //! started again for one ignored test.
 //!
-//! A consumer stores the events in files, one file for each connection, and acknowledges nothing
-//! that it has not stored: the HTTP consumer stores a request before it answers, and the consumer
-//! of lines stores bytes before it takes them out of the kernel's buffer. A kill at any moment
-//! therefore finds each event either stored or unread.
+//! A consumer stores the events in files, one for each connection, and acknowledges only what it
+//! has stored. The HTTP consumer stores a request before it answers. The consumer of lines stores
+//! bytes before it takes them out of the kernel's buffer. So whenever it is killed, each event is
+//! either stored or unread.
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
@@ -29,12 +29,12 @@ const DIRECTORY: &str = "KUBE_AUDIT_FORWARDER_CONSUMER_DIRECTORY";
 const CERTIFICATE: &str = "KUBE_AUDIT_FORWARDER_CONSUMER_CERTIFICATE";
 const KEY: &str = "KUBE_AUDIT_FORWARDER_CONSUMER_KEY";
 
-/// The size of the consumer's receive buffer, in bytes. A small buffer fills soon, so the relay
+/// The size of the consumer's receive buffer, in bytes. A small buffer fills quickly, so the relay
 /// soon notices that a stopped consumer takes nothing.
 const RECEIVE_BUFFER: usize = 64 * 1024;
 
-/// The time between storing a request and answering it. A fault that strikes in between makes the
-/// relay send the stored events again.
+/// The time between storing a request and answering it. After a fault in that time, the relay sends
+/// the stored events again.
 const ANSWER_TIME: Duration = Duration::from_millis(10);
 
 /// The protocol that the consumer speaks.
@@ -95,7 +95,7 @@ impl Consumer {
         self.files().iter().map(length).sum()
     }
 
-    /// Returns the files of all lives of the process, in order.
+    /// Returns the files of all runs of the process, in order.
     fn files(&self) -> Vec<PathBuf> {
         let lives = sorted(self.directory.path()).into_iter().filter(|path| path.is_dir());
         lives.flat_map(|life| sorted(&life)).collect()
@@ -153,8 +153,7 @@ fn file(life: &Path, connection: usize) -> File {
     File::options().create(true).append(true).open(path).expect("a writable directory")
 }
 
-/// Stores the bytes that the kernel holds (by peeking) before it takes them out of the kernel's
-/// buffer.
+/// Stores the bytes that are in the kernel's buffer before it takes them out.
 fn store_lines(mut socket: TcpStream, connection: &Connection, mut file: File) {
     let mut buffer = vec![0; 64 * 1024];
     while connection.may_go_on() {

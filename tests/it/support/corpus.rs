@@ -1,4 +1,4 @@
-//! Batches of events: the recorded ones in `tests/corpus`, and generated ones that look the same.
+//! Batches of events: the recorded ones in `tests/corpus`, and generated ones that are similar.
 
 use std::collections::BTreeMap;
 
@@ -30,7 +30,7 @@ pub(crate) fn corpus() -> Vec<Body> {
     bodies
 }
 
-/// Returns the recorded event of a kube-apiserver that updates its own Lease, of this name.
+/// Returns the recorded event in which a kube-apiserver updates its Lease, renamed to `name`.
 pub(crate) fn lease_update(name: &str) -> String {
     const RECORDED: &str = "apiserver-wlv32tlttr4jl3gtroqexyxapa";
     let bodies = corpus();
@@ -41,14 +41,14 @@ pub(crate) fn lease_update(name: &str) -> String {
     event.expect("a recorded update").replace(RECORDED, name)
 }
 
-/// Returns the EventList of these events.
+/// Returns an EventList with these events.
 pub(crate) fn list_of(events: &[String]) -> Vec<u8> {
     let head = r#"{"kind":"EventList","apiVersion":"audit.k8s.io/v1","metadata":{},"items":["#;
     format!("{head}{}]}}\n", events.join(",")).into_bytes()
 }
 
-/// Returns a log that kube-apiserver wrote itself. It is JSON lines, and each event carries `kind`
-/// and `apiVersion`.
+/// Returns a log that kube-apiserver itself wrote: JSON lines, with `kind` and `apiVersion` in each
+/// event.
 pub(crate) fn audit_log() -> Vec<u8> {
     std::fs::read(repository().join("tests/corpus/audit.log")).expect("part of the repository")
 }
@@ -56,20 +56,18 @@ pub(crate) fn audit_log() -> Vec<u8> {
 /// Returns the events of an EventList as a consumer must receive them: byte for byte, except that
 /// raw line breaks are spaces.
 ///
-/// serde_json finds where the events begin and end, so that the relay's own splitter is not its own
-/// judge.
+/// serde_json finds the events, so that the relay's splitter does not judge itself.
 pub(crate) fn events_of(body: &[u8]) -> Vec<Vec<u8>> {
     let list: BTreeMap<String, &RawValue> = serde_json::from_slice(body).expect("an EventList");
     let items: Vec<&RawValue> = serde_json::from_str(list["items"].get()).expect("an array");
-    // Valid JSON has raw line breaks only between tokens, so a space in their place changes
-    // nothing.
+    // Valid JSON has raw line breaks only between tokens, where a space means the same.
     let one_line = |event: &&RawValue| {
         event.get().bytes().map(|b| if b == b'\n' || b == b'\r' { b' ' } else { b }).collect()
     };
     items.iter().map(one_line).collect()
 }
 
-/// Returns an EventList as kube-apiserver sends it, of `events` events with about `event_bytes`
+/// Returns an EventList as kube-apiserver sends it, with `events` events of about `event_bytes`
 /// bytes each.
 ///
 /// The auditIDs are unique over all seeds and indexes. The same arguments always give the same
@@ -89,7 +87,7 @@ pub(crate) fn generated_batch(seed: u64, events: usize, event_bytes: usize) -> V
     body
 }
 
-/// Returns the auditID that [`generated_batch`] gives to its event number `index`.
+/// Returns the auditID of event number `index` in [`generated_batch`].
 pub(crate) fn generated_audit_id(seed: u64, index: usize) -> String {
     format!("{:08x}-{:04x}-4000-8000-{index:012x}", seed >> 16, seed & 0xffff)
 }
@@ -103,13 +101,13 @@ fn generated_event(seed: u64, index: usize, event_bytes: usize) -> String {
         r#"{{"level":"{level}","auditID":"{audit_id}","stage":"ResponseComplete","requestURI":"{uri}","verb":"update","user":{{"username":"system:serviceaccount:{namespace}:default","groups":["system:authenticated"]}},"sourceIPs":["10.0.0.1"],"userAgent":"generated/1.0","objectRef":{{"resource":"configmaps","namespace":"{namespace}","name":"generated-{index}","apiVersion":"v1"}},"responseStatus":{{"metadata":{{}},"code":200}},"requestObject":{{"kind":"ConfigMap","data":{{"text":""#
     );
     let tail = r#""}},"requestReceivedTimestamp":"2026-01-02T03:04:05.678901Z","stageTimestamp":"2026-01-02T03:04:05.678901Z","annotations":{"authorization.k8s.io/decision":"allow"}}"#;
-    // Different words, rather than one repeated letter, make a shifted or repeated piece visible.
-    // They include characters that JSON escapes and characters that take two bytes in UTF-8.
+    // Different words, instead of one repeated letter, reveal a piece that is shifted or repeated.
+    // Some have characters that JSON escapes, or that take two bytes in UTF-8.
     let words = [r"alpha\n", "bravo ", "größe ", r#"\"quoted\" "#, r"\u003ctag\u003e ", "delta "];
     let mut event = head;
     let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (index as u64 + 1);
     while event.len() + tail.len() < event_bytes {
-        // xorshift64. Any generator that repeats itself for the same seed would do.
+        // This is xorshift64. Any generator that gives the same numbers for the same seed would do.
         random ^= random << 13;
         random ^= random >> 7;
         random ^= random << 17;

@@ -1,5 +1,5 @@
-//! A strict consumer of Elasticsearch's bulk API. It checks every header, path and line, and keeps
-//! the documents by their `_id`, also while no process of the relay runs.
+//! A strict fake of Elasticsearch's bulk API. It checks the headers, the path and every line, and
+//! keeps the documents by their `_id` while no relay runs.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -14,26 +14,26 @@ use super::server::Options;
 /// The index that the relay's config must name.
 pub(crate) const INDEX: &str = "logs-kubernetes.audit_logs-default";
 
-/// The key of an output that sends events in their own shape.
+/// The key with which an output sends events in their own shape, including their bodies.
 pub(crate) const OWN_SHAPE: &str = "filter = { shape = \"event\", bodies = \"keep\" }\n";
 
 /// The path and query of each request.
 const TARGET: &str = "/_bulk?filter_path=errors,items.*.status,items.*.error,items.*.failure_store";
 
-/// What the consumer does with one request.
+/// How the consumer handles one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mood {
-    /// It judges each document by the script's function.
+    /// The consumer stores or refuses each document, as the function `status` says.
     Judges,
-    /// It answers this status and stores nothing.
+    /// The consumer responds with this status and stores nothing.
     Status(u16),
-    /// It answers 413 to a request of more than 50 documents, and judges any other.
+    /// The consumer responds with 413 if there are more than 50 documents. Otherwise like `Judges`.
     Small,
-    /// It stores all that it does not refuse, and closes the connection without an answer.
+    /// The consumer stores all that it does not refuse, and closes the connection.
     Mute,
-    /// It stores all that it does not refuse, and its answer breaks off.
+    /// The consumer stores all that it does not refuse, but its answer breaks off.
     Cut,
-    /// It stores all that it does not refuse, and answers something that is not the bulk API's.
+    /// The consumer stores all that it does not refuse, but its answer is not JSON.
     Babbles,
 }
 
@@ -43,17 +43,17 @@ pub(crate) struct Store {
     pub(crate) documents: BTreeMap<String, Vec<u8>>,
     /// The `_id` of each document, in the order in which they were stored.
     pub(crate) order: Vec<String>,
-    /// How many documents each request had.
+    /// The number of documents in each request.
     pub(crate) requests: Vec<usize>,
-    /// How many times a document came that was there already.
+    /// How many times a document arrived that was stored already.
     pub(crate) again: usize,
 }
 
 pub(crate) type Elasticsearch = Keeper<Store>;
 
 impl Elasticsearch {
-    /// Starts a consumer. `mood` is asked once for each request, and `status` once for each new
-    /// document, of which it gets the number of times that it came before.
+    /// Starts a consumer. It calls `mood` once for each request, and `status` for each document
+    /// that is not stored yet.
     pub(crate) fn start(
         bytes_max: usize,
         mood: impl FnMut() -> Mood + Send + 'static,
@@ -122,30 +122,29 @@ impl Elasticsearch {
         Self { sink, kept: store }
     }
 
-    /// Returns the events of all documents, without what the relay has put in front of them, in no
-    /// particular order.
+    /// Returns the events of all documents without the relay's `@timestamp`, in no particular
+    /// order.
     pub(crate) fn events(&self) -> Vec<Vec<u8>> {
         self.store().documents.values().map(|document| event_of(document)).collect()
     }
 }
 
-/// Returns the output's table of the config, for events in their own shape.
+/// Returns the config of an output to this consumer, for events in their own shape.
 pub(crate) fn to_elasticsearch(address: SocketAddr, more: &str) -> String {
     to_elasticsearch_in_ecs(address, &format!("{OWN_SHAPE}{more}"))
 }
 
-/// Returns the output's table of the config, for events in the shape that is its default.
+/// Returns the config of an output to this consumer, for events in the default shape.
 pub(crate) fn to_elasticsearch_in_ecs(address: SocketAddr, more: &str) -> String {
     format!("[[output]]\nname = \"consumer\"\n{}{more}\n", keys(address))
 }
 
-/// Returns the keys of an output to this consumer, for events in the shape that is its default.
+/// Returns the keys of an output to this consumer, for events in the default shape.
 pub(crate) fn keys(address: SocketAddr) -> String {
     format!("type = \"elasticsearch\"\nurls = [\"http://{address}\"]\nindex = \"{INDEX}\"\n")
 }
 
-/// Returns the documents of a request with their `_id`. Panics if the request is not as the bulk
-/// API wants it.
+/// Returns the documents of a request with their `_id`. Panics if the bulk API would refuse it.
 fn documents(request: &Request, bytes_max: usize) -> Vec<(String, Vec<u8>)> {
     assert_eq!((request.method.as_str(), request.target.as_str()), ("POST", TARGET));
     assert_eq!(request.header("content-type"), Some("application/x-ndjson"));
@@ -165,7 +164,7 @@ fn documents(request: &Request, bytes_max: usize) -> Vec<(String, Vec<u8>)> {
     pairs.iter().map(document).collect()
 }
 
-/// Returns the event of a document: all of it but the member `@timestamp`, which comes first.
+/// Returns the event of a document: all of it except the member `@timestamp`, which is first.
 pub(crate) fn event_of(document: &[u8]) -> Vec<u8> {
     let members: BTreeMap<String, &RawValue> = serde_json::from_slice(document).expect("JSON");
     let first = format!("{{\"@timestamp\":{}", members["@timestamp"]);

@@ -1,16 +1,16 @@
-//! The webhook of Falco's plugin `k8saudit`, version 0.18.0, as the relay meets it. The facts are
-//! those of `plugins/k8saudit/pkg/k8saudit/source.go` in falcosecurity/plugins:
+//! The webhook of Falco's plugin `k8saudit`, version 0.18.0, as the relay sees it. The facts are
+//! from `plugins/k8saudit/pkg/k8saudit/source.go` in falcosecurity/plugins:
 //!
-//! - `OpenWebServer` serves one path. It asks for POST (else 405) and for a `Content-Type` with
-//!   `application/json` (else 400), reads at most `webhookMaxBatchSize` bytes (else 400), and does
-//!   not look at `Content-Encoding`.
-//! - It then hands the body to a channel with room for 50 bodies (`webServerEventChanBufSize`).
-//!   The 200, whose body is empty, leaves when the channel has taken it, and before anything has
-//!   parsed it. While the channel is full, there is no answer.
-//! - `parseAuditEventsAndPush` parses one body after the other, and logs what it does not
-//!   understand. fastjson refuses a body with a value that is nested deeper than 300.
+//! - `OpenWebServer` serves one path. It requires POST (otherwise 405) and a `Content-Type` with
+//!   `application/json` (otherwise 400), reads at most `webhookMaxBatchSize` bytes (otherwise 400),
+//!   and ignores `Content-Encoding`.
+//! - It then puts the body into a channel with room for 50 bodies (`webServerEventChanBufSize`).
+//!   Once the channel has the body, the webhook responds with an empty 200. Nothing has parsed the
+//!   body by then. While the channel is full, there is no response.
+//! - `parseAuditEventsAndPush` parses one body after the other, and logs what it cannot parse.
+//!   fastjson refuses a body with a value that is nested deeper than 300.
 //! - `parseSingleAuditEventJSON` skips an event without a `stageTimestamp`, and an event of more
-//!   than `maxEventSize` bytes, each with a line in the log.
+//!   than `maxEventSize` bytes, and logs each.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -24,13 +24,13 @@ use serde_json::value::RawValue;
 use super::http_sink::{Answer, HttpSink, Request};
 use super::server::Options;
 
-/// The number of bodies that wait between the answer and the parser.
+/// The number of bodies that can wait between the answer and the parser.
 pub(crate) const BODIES_MAX: usize = 50;
 
 /// fastjson's `MaxDepth`.
 const DEPTH_MAX: usize = 300;
 
-/// How often the parser looks whether the test wants something else of it.
+/// How often the parser checks what the test wants.
 const GLANCE: Duration = Duration::from_millis(5);
 
 /// The settings of the plugin's `init_config`.
@@ -42,30 +42,30 @@ pub(crate) struct Limits {
     pub(crate) event_bytes: usize,
 }
 
-/// The plugin's own defaults.
+/// The plugin's defaults.
 pub(crate) const DEFAULTS: Limits =
     Limits { batch_bytes: 12 * 1024 * 1024, event_bytes: 256 * 1024 };
 
-/// What became of the events.
+/// The fate of the events.
 #[derive(Debug, Default)]
 pub(crate) struct Seen {
     /// The events that the rules have seen.
     pub(crate) judged: Vec<Vec<u8>>,
-    /// A line for each event or body that they have not seen, though it was answered 200.
+    /// A log line for each event or body that they have not seen, although the response was 200.
     pub(crate) log: Vec<String>,
 }
 
-/// The detector. It judges what it takes on a thread of its own.
+/// The detector. It judges events on its own thread.
 pub(crate) struct Falco {
     pub(crate) sink: HttpSink,
     seen: Arc<Mutex<Seen>>,
     wishes: Arc<Wishes>,
 }
 
-/// What a test wants of the parser.
+/// The test's orders to the parser.
 #[derive(Default)]
 struct Wishes {
-    /// It judges nothing, like rules that take too long.
+    /// If `true`, the parser judges nothing, like rules that take too long.
     stands: AtomicBool,
     ends: AtomicBool,
 }
@@ -90,14 +90,14 @@ impl Falco {
         self.seen.lock().expect("not poisoned")
     }
 
-    /// With true, nothing is judged any more. With false, the judging goes on.
+    /// Stops the judging if `stands`. Otherwise continues it.
     pub(crate) fn stand(&self, stands: bool) {
         self.wishes.stands.store(stands, Ordering::Relaxed);
     }
 }
 
 impl Drop for Falco {
-    /// The parser ends, so that no answer waits for it any more.
+    /// Ends the parser, so that no request waits for it.
     fn drop(&mut self) {
         self.wishes.ends.store(true, Ordering::Relaxed);
     }
@@ -116,7 +116,7 @@ fn answer(request: &Request, limits: Limits, bodies: &SyncSender<Vec<u8>>) -> An
     if request.body.len() > limits.batch_bytes {
         return Answer::status(400).body("bad request: http: request body too large\n").closing();
     }
-    // At its end the plugin logs "request dropped while shutting down server", and answers 200.
+    // At its end, the plugin logs "request dropped while shutting down server", and sends a 200.
     let _is_taken = bodies.send(request.body.clone()).is_ok();
     Answer::status(200)
 }
@@ -148,7 +148,7 @@ fn judge(waiting: &Receiver<Vec<u8>>, seen: &Mutex<Seen>, wishes: &Wishes, limit
     }
 }
 
-/// Returns the events of a body, or the line for the log if the parser refuses all of it.
+/// Returns the events of a body, or the log line if the parser refuses the whole body.
 fn parsed(body: &[u8]) -> Result<Vec<Box<RawValue>>, String> {
     if depth(body) > DEPTH_MAX {
         let what = "too big depth for the nested JSON; it exceeds";
@@ -163,7 +163,7 @@ fn parsed(body: &[u8]) -> Result<Vec<Box<RawValue>>, String> {
         .ok_or_else(|| "data not recognized as a k8s audit event".to_owned())
 }
 
-/// Returns why the rules do not see an event; `None` if they do.
+/// Returns why the rules do not see an event, or `None` if they see it.
 fn unseen(event: &str, limits: Limits) -> Option<String> {
     let members: BTreeMap<String, &RawValue> = serde_json::from_str(event).unwrap_or_default();
     if !members.contains_key("stageTimestamp") {
@@ -173,7 +173,7 @@ fn unseen(event: &str, limits: Limits) -> Option<String> {
     (size > limits.event_bytes).then(|| format!("event larger than maxEventSize: size={size}"))
 }
 
-/// Returns the depth of the deepest value, as fastjson counts: 1 for a value that is in nothing.
+/// Returns the depth of the deepest value, as fastjson counts: the outermost value has depth 1.
 fn depth(json: &[u8]) -> usize {
     let (mut depth, mut deepest, mut in_string, mut bytes) = (1, 1, false, json.iter());
     while let Some(byte) = bytes.next() {

@@ -1,9 +1,8 @@
-//! File systems that belong to one test (small, on a disk of their own, or read-only), and an
-//! /etc/hosts of its own. They need root, and a kernel that lets root mount; without these the test
-//! fails.
+//! File systems for one test (small, on a disk of their own, or read-only), and an /etc/hosts for
+//! one test. They need root, and a kernel on which root can mount. Otherwise the test fails.
 //!
-//! They are mounted in a mount namespace of the test's thread, which its children and the threads
-//! that it starts later share. The kernel removes the mounts with the process, however it ends.
+//! They are mounted in a mount namespace of the test's thread. Its children and the threads that it
+//! starts later share the namespace. The kernel removes the mounts when the process ends.
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -19,7 +18,6 @@ pub(crate) struct Mounted {
     directory: TempDir,
 }
 
-/// The kind of file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// A file system in memory.
@@ -40,7 +38,7 @@ impl Mounted {
                 run("mount", &["-t", "tmpfs", "-o", &size, "tmpfs", text(&at)]);
             }
             Kind::Ext4 => {
-                // The image may lie in the directory that the mount then covers.
+                // The image may be in the directory that the mount then covers.
                 let image = at.join("image");
                 let file = std::fs::File::create(&image).expect("a writable directory");
                 file.set_len(bytes).expect("a sparse file");
@@ -55,7 +53,7 @@ impl Mounted {
         self.directory.path().to_owned()
     }
 
-    /// Writes the file `ballast` until only `left` bytes are free.
+    /// Fills the file system with the file `ballast` until only `left` bytes are free.
     pub(crate) fn fill_up_to(&self, left: u64, ballast: &Path) {
         let file = std::fs::File::create(ballast).expect("a writable directory");
         let free = self.free_bytes();
@@ -69,7 +67,7 @@ impl Mounted {
         stat.f_bavail * stat.f_frsize
     }
 
-    /// Remounts the file system read-only: from now on every write to it fails.
+    /// Remounts the file system read-only. From now on, every write to it fails.
     pub(crate) fn make_read_only(&self) {
         run("mount", &["-o", "remount,ro", text(&self.path())]);
     }
@@ -82,13 +80,13 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        // The file system is busy while something in it is open. It then goes with the namespace.
+        // A file in the file system may still be open, so the unmount is lazy.
         drop(Command::new("umount").args(["--lazy", text(&self.path())]).status());
     }
 }
 
-/// The names that this test, and every process that it starts, can resolve: another file mounted
-/// over /etc/hosts.
+/// Another file, mounted over /etc/hosts. It has the names that this test, and every process that
+/// it starts, can resolve.
 pub(crate) struct Hosts {
     directory: TempDir,
 }
@@ -118,7 +116,7 @@ impl Hosts {
 
 impl Drop for Hosts {
     fn drop(&mut self) {
-        // A mount that is left over goes with the namespace.
+        // A remaining mount is removed with the namespace.
         drop(Command::new("umount").args(["--lazy", "/etc/hosts"]).status());
     }
 }
@@ -131,7 +129,7 @@ fn own_namespace() {
     let result = unsafe { libc::unshare(libc::CLONE_NEWNS) };
     let error = std::io::Error::last_os_error();
     assert_eq!(result, 0, "a mount namespace, which takes root: {error}");
-    // Without this, mounts made here would show outside the namespace.
+    // Without this, mounts made here would be visible outside the namespace.
     run("mount", &["--make-rprivate", "/"]);
 }
 

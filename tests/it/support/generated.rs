@@ -1,12 +1,12 @@
 //! Pages that are generated from the sources. A test generates the text and compares it with the
-//! committed file. If they differ, the test fails and prints a unified diff; with
-//! `KUBE_AUDIT_FORWARDER_BLESS=1` it writes the file instead, and passes:
+//! committed file. If they differ, the test fails and prints a unified diff. With
+//! `KUBE_AUDIT_FORWARDER_BLESS=1`, it writes the file instead, and passes:
 //!
 //! ```text
 //! KUBE_AUDIT_FORWARDER_BLESS=1 ./test it docs::
 //! ```
 //!
-//! The diff goes line by line, so a page must have line breaks.
+//! The diff compares line by line, so a page must have line breaks.
 
 use std::path::Path;
 use std::process::Command;
@@ -16,21 +16,21 @@ use super::{fed, repository};
 /// If this environment variable is `1`, the committed files are overwritten instead of compared.
 const BLESS: &str = "KUBE_AUDIT_FORWARDER_BLESS";
 
-/// Fails with a unified diff unless the file `path` is equal to `generated`. The path is relative
-/// to the repository's root.
+/// Fails with a unified diff unless the file `path` (below the repository's root) equals
+/// `generated`.
 #[track_caller]
 pub(crate) fn assert_file(path: &str, generated: &str) {
     let result = compare(&repository().join(path), path, generated, is_blessed());
     result.unwrap_or_else(|difference| panic!("{difference}"));
 }
 
-/// The lines around a part of a page that is generated, while the rest is written by hand.
+/// The lines around the generated part of a page. The rest is written by hand.
 const PART: [&str; 2] = [
     "<!-- Generated: KUBE_AUDIT_FORWARDER_BLESS=1 ./test it docs:: -->\n",
     "<!-- The end of the generated part. -->\n",
 ];
 
-/// Fails with a unified diff unless the generated part of the page `path` is equal to `generated`.
+/// Fails with a unified diff unless the generated part of the page `path` equals `generated`.
 #[track_caller]
 pub(crate) fn assert_part(path: &str, generated: &str) {
     let page = std::fs::read_to_string(repository().join(path)).unwrap();
@@ -44,8 +44,7 @@ fn is_blessed() -> bool {
     std::env::var_os(BLESS).is_some_and(|value| value == "1")
 }
 
-/// Writes `generated` into `file` if `bless` is set. Otherwise returns what to print if they
-/// differ.
+/// Writes `generated` into `file` if `bless` is set. Otherwise returns a message if they differ.
 fn compare(file: &Path, name: &str, generated: &str, bless: bool) -> Result<(), String> {
     let committed = std::fs::read_to_string(file).unwrap_or_default();
     if committed == generated {
@@ -65,7 +64,7 @@ fn compare(file: &Path, name: &str, generated: &str, bless: bool) -> Result<(), 
 
 /// Returns the unified diff from `committed` to `generated`, as diff(1) prints it.
 fn difference(file: &Path, committed: &str, name: &str, generated: &str) -> String {
-    // diff(1) reads one text from a file, which may not exist yet, and the other from its stdin.
+    // diff(1) reads one text from a file, which may not exist, and the other from its stdin.
     let file = if committed.is_empty() { Path::new("/dev/null") } else { file };
     let mut diff = Command::new("diff");
     diff.args(["-U2", "--label", &format!("{name} (committed)")]);
@@ -73,7 +72,7 @@ fn difference(file: &Path, committed: &str, name: &str, generated: &str) -> Stri
     String::from_utf8(fed(&mut diff, generated.as_bytes()).stdout).unwrap()
 }
 
-/// Compares, sees the lines that differ and no other, blesses, and compares again.
+/// Method: a new page is compared, blessed and compared again; then a changed page is compared.
 #[test]
 fn a_generated_page_is_compared_line_by_line_and_written_when_blessed() {
     let directory = tempfile::TempDir::new().unwrap();

@@ -30,8 +30,8 @@ pub(crate) struct Frame {
 }
 
 impl Frame {
-    /// True if the frame is a head with status 200. hyper's encoder takes this status from HPACK's
-    /// static table, so its first byte is known.
+    /// Returns `true` if the frame is a head with status 200. hyper's encoder takes this status
+    /// from HPACK's static table, so its first byte is known.
     pub(crate) fn is_200(&self) -> bool {
         self.kind == HEADERS && self.payload.first() == Some(&0x88)
     }
@@ -45,8 +45,8 @@ impl Frame {
 /// A plain connection that speaks HTTP/2 from its first byte (prior knowledge).
 pub(crate) struct H2 {
     reader: BufReader<Stream>,
-    /// If true, the client acknowledges no PING, so the server can't know whether the client
-    /// received its GOAWAY.
+    /// If `true`, the client does not acknowledge a PING, so the server cannot know whether the
+    /// client received its GOAWAY.
     pub(crate) deaf: bool,
 }
 
@@ -96,7 +96,7 @@ impl H2 {
         self.send(&frame)
     }
 
-    /// Sends the complete head of a POST. `length` is its Content-Length, if it has any.
+    /// Sends the complete head of a POST, with a Content-Length if `length` is given.
     pub(crate) fn post_head(&mut self, stream: u32, length: Option<usize>) -> io::Result<()> {
         self.frame(HEADERS, END_HEADERS, stream, &post_fields(length))
     }
@@ -107,8 +107,8 @@ impl H2 {
         self.frame(DATA, END_STREAM, stream, body)
     }
 
-    /// Returns the next frame, or `None` at the end of the connection. SETTINGS and PING are
-    /// skipped, and acknowledged.
+    /// Returns the next frame, or `None` at the end of the connection. Acknowledges SETTINGS and
+    /// PING, and skips them.
     pub(crate) fn next(&mut self) -> io::Result<Option<Frame>> {
         loop {
             let mut head = [0; 9];

@@ -1,5 +1,5 @@
-//! Reads the hellos of TLS handshakes, which nobody encrypts: which groups of the key exchange
-//! (RFC 8446 §4.2.7) a client offers, and which one the server chooses.
+//! Reads the hellos of TLS handshakes, which are not encrypted: the groups of the key exchange (RFC
+//! 8446 §4.2.7) that a client offers, and the one that the server chooses.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -16,29 +16,29 @@ pub(crate) const X25519: u16 = 0x001d;
 /// A client's hello.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Offer {
-    /// The groups, the preferred one first.
+    /// The groups, with the preferred one first.
     pub(crate) groups: Vec<u16>,
-    /// The groups for which the hello has a key. With a key of the chosen group, the handshake
+    /// The groups for which the hello has a key. If the server chooses one of these, the handshake
     /// takes one round trip.
     pub(crate) keys: Vec<u16>,
 }
 
-/// What the two sides of a connection have said so far.
+/// The bytes that both sides of a connection have sent so far.
 #[derive(Debug, Default, Clone)]
 struct Heard {
     client: Vec<u8>,
     server: Vec<u8>,
 }
 
-/// A server that passes connections on and writes down what both sides say.
+/// A server that forwards connections and records the bytes of both sides.
 pub(crate) struct Wiretap {
     server: Server,
     heard: Arc<Mutex<Vec<Heard>>>,
 }
 
 impl Wiretap {
-    /// Passes connections on to `to`. If that is `None`, nobody answers, and a connection is closed
-    /// after the client's hello.
+    /// Forwards connections to `to`. If that is `None`, there is no answer, and a connection is
+    /// closed after the client's hello.
     pub(crate) fn start(to: Option<SocketAddr>) -> Self {
         let heard = Arc::<Mutex<Vec<Heard>>>::default();
         let all = Arc::clone(&heard);
@@ -73,7 +73,7 @@ impl Wiretap {
         self.server.address()
     }
 
-    /// Waits for the first hello of a client, and returns it.
+    /// Waits for a client's first hello, and returns it.
     pub(crate) fn offer(&self) -> Offer {
         wait_for("a client's hello", PATIENCE, || {
             self.heard
@@ -84,8 +84,8 @@ impl Wiretap {
         })
     }
 
-    /// Waits until a server has chosen a group, and returns the group and how many hellos the
-    /// client needed for it.
+    /// Waits until a server has chosen a group. Returns the group, and how many hellos the client
+    /// sent.
     pub(crate) fn choice(&self) -> (u16, usize) {
         wait_for("a server's choice", PATIENCE, || {
             self.heard.lock().unwrap().iter().find_map(|heard| {
@@ -96,7 +96,7 @@ impl Wiretap {
     }
 }
 
-/// Passes bytes on until one of the sides ends or `note` returns false.
+/// Passes bytes on until one of the sides ends or `note` returns `false`.
 fn pass(mut from: &TcpStream, to: Option<&TcpStream>, note: impl Fn(&[u8]) -> bool) {
     let mut buffer = vec![0; 16 * 1024];
     while let Ok(count @ 1..) = from.read(&mut buffer) {
@@ -136,7 +136,7 @@ fn hellos(heard: &[u8], of: u8) -> Vec<Vec<u8>> {
     found
 }
 
-/// Takes a vector, whose length is in front of it in this number of bytes.
+/// Takes a vector from the front. Its length precedes it, in this number of bytes.
 fn vector<'a>(at: &mut &'a [u8], length_bytes: usize) -> Option<&'a [u8]> {
     let (length, rest) = at.split_at_checked(length_bytes)?;
     let length = length.iter().fold(0, |length, byte| length << 8 | usize::from(*byte));
@@ -149,7 +149,7 @@ fn number(bytes: &[u8]) -> u16 {
     u16::from_be_bytes([bytes[0], bytes[1]])
 }
 
-/// Returns the extension of this number, if it is among `extensions`.
+/// Returns the extension with this number, or `None` if it is not in `extensions`.
 fn extension(mut extensions: &[u8], of: u16) -> Option<&[u8]> {
     while !extensions.is_empty() {
         let (kind, mut rest) = extensions.split_at(2);
@@ -185,8 +185,8 @@ fn offer(hello: &[u8]) -> Offer {
     Offer { groups, keys }
 }
 
-/// Reads a server's hello (RFC 8446 §4.1.3). Returns the group of the server's key; `None` if the
-/// message asks for another hello, and so has no key.
+/// Reads a server's hello (RFC 8446 §4.1.3). Returns the group of the server's key, or `None` if
+/// the message requests another hello and so has no key.
 fn chosen(hello: &[u8]) -> Option<u16> {
     let mut at = &hello[34..];
     vector(&mut at, 1).expect("a session");

@@ -1,7 +1,7 @@
-//! HTTP/1.1 by hand: a client that may send anything, and the parser that the fake server reads
-//! requests with.
+//! HTTP/1.1 by hand: a client that can send anything, and the parser with which the fake server
+//! reads requests.
 //!
-//! The tests use no HTTP library on purpose: a test must be able to send bytes that no HTTP client
+//! The tests use no HTTP library, because a test must be able to send bytes that no HTTP client
 //! would send.
 
 use std::io;
@@ -13,24 +13,23 @@ use std::time::Duration;
 use super::PATIENCE;
 use super::stream::Stream;
 
-/// The head of a request or an answer.
+/// The head of a request or a response.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Head {
     /// The request line or the status line.
     pub(crate) first_line: String,
-    /// The headers in the order received, with their names in lower case.
+    /// The headers in the order of arrival, with their names in lower case.
     pub(crate) headers: Vec<(String, String)>,
 }
 
 impl Head {
-    /// Returns the value of the first header of this name, or `None`. The name is given in lower
-    /// case.
+    /// Returns the value of the first header with this name, which must be in lower case.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|header| header.0 == name).map(|header| header.1.as_str())
     }
 }
 
-/// Reads one head. Returns `None` if the peer has closed the connection before the first byte.
+/// Reads one head. Returns `None` if the peer closes the connection before the first byte.
 pub(crate) fn read_head(reader: &mut BufReader<Stream>) -> io::Result<Option<Head>> {
     let Some(first_line) = read_line(reader)? else { return Ok(None) };
     let mut head = Head { first_line, headers: Vec::new() };
@@ -72,7 +71,7 @@ pub(crate) fn read_body(
             let size = line.split(';').next().unwrap_or_default().trim();
             let size = u64::from_str_radix(size, 16).map_err(io::Error::other)?;
             if size == 0 {
-                // The trailers end with an empty line, as a head does.
+                // The trailers end with an empty line, like a head.
                 while !read_line(reader)?.ok_or(io::ErrorKind::UnexpectedEof)?.is_empty() {}
                 return Ok(body);
             }
@@ -90,9 +89,9 @@ pub(crate) fn read_body(
 /// The meaning of a head with neither Content-Length nor Transfer-Encoding.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unannounced {
-    /// There is no body: the head is a request's, or its status allows no body.
+    /// There is no body, because this is a request, or a response whose status allows none.
     Empty,
-    /// The body lasts until the connection is closed: the head is any other answer's.
+    /// The body ends when the connection is closed, because this is any other response.
     UntilClose,
 }
 
@@ -101,7 +100,7 @@ fn read_exactly(reader: &mut BufReader<Stream>, size: u64, body: &mut Vec<u8>) -
     if read as u64 == size { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
 }
 
-/// An answer that was read to its end.
+/// A complete response.
 #[derive(Debug, Clone)]
 pub(crate) struct Response {
     pub(crate) status: u16,
@@ -110,8 +109,7 @@ pub(crate) struct Response {
 }
 
 impl Response {
-    /// Returns the value of the first header of this name, or `None`. The name is given in lower
-    /// case.
+    /// Returns the value of the first header with this name, which must be in lower case.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.head.header(name)
     }
@@ -122,13 +120,12 @@ impl Response {
             .unwrap_or_else(|error| panic!("{error} in an answer: {}", self.text()))
     }
 
-    /// Returns the body as text.
     pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 }
 
-/// One connection to a server, which stays open until this value is dropped.
+/// One connection to a server. Dropping this value closes it.
 pub(crate) struct Client {
     reader: BufReader<Stream>,
     host: String,
@@ -140,8 +137,8 @@ impl Client {
         Ok(Self::over(Stream::Plain(dial(address)?), address))
     }
 
-    /// Connects with HTTPS to 127.0.0.1, under the name localhost. The handshake is complete when
-    /// this returns. With TLS 1.3, a refused client certificate shows only at the first read.
+    /// Connects with HTTPS, under the name localhost, and completes the handshake. With TLS 1.3, a
+    /// refused client certificate shows only at the first read.
     pub(crate) fn connect_tls(
         address: SocketAddr,
         config: Arc<rustls::ClientConfig>,
@@ -165,24 +162,23 @@ impl Client {
         self.reader.get_mut()
     }
 
-    /// Returns the stream of this connection, for another protocol. Bytes that were read ahead are
-    /// lost.
+    /// Returns the stream of this connection, for another protocol. Buffered bytes are lost.
     pub(crate) fn into_stream(self) -> Stream {
         self.reader.into_inner()
     }
 
-    /// Sets how long a read may wait. The default is [`PATIENCE`].
+    /// Sets how long a read can wait. The default is [`PATIENCE`].
     pub(crate) fn read_timeout(&mut self, limit: Duration) {
         self.stream().socket().set_read_timeout(Some(limit)).expect("above zero");
     }
 
-    /// Sends these bytes, whatever they are.
+    /// Sends any bytes.
     pub(crate) fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream().write_all(bytes)?;
         self.stream().flush()
     }
 
-    /// Reads one answer, which may be an interim one (100 Continue).
+    /// Reads one response, which may be an interim one (100 Continue).
     pub(crate) fn read_response(&mut self) -> io::Result<Response> {
         let head = read_head(&mut self.reader)?.ok_or(io::ErrorKind::UnexpectedEof)?;
         let status = head.first_line.split(' ').nth(1).and_then(|status| status.parse().ok());
@@ -193,8 +189,8 @@ impl Client {
         Ok(Response { status, head, body })
     }
 
-    /// Returns true if the server has closed the connection, and false if the next byte arrives
-    /// instead. Waits at most for the read timeout; a timeout also returns false.
+    /// Returns `true` if the server closes the connection before it sends another byte. Returns
+    /// `false` if a byte arrives, or if neither happens within the read timeout.
     pub(crate) fn is_closed_by_server(&mut self) -> bool {
         match self.reader.fill_buf() {
             Ok(bytes) => bytes.is_empty(),
@@ -205,8 +201,7 @@ impl Client {
         }
     }
 
-    /// Sends one request, with Host and Content-Length besides these headers, and returns its
-    /// answer.
+    /// Sends one request with these headers, Host and Content-Length, and returns the response.
     pub(crate) fn request(
         &mut self,
         method: &str,
@@ -225,7 +220,7 @@ impl Client {
         self.read_response()
     }
 
-    /// Sends a POST as kube-apiserver does, apart from its User-Agent.
+    /// Sends a POST with this content type and returns the response.
     pub(crate) fn post(
         &mut self,
         path: &str,
@@ -244,7 +239,7 @@ fn dial(address: SocketAddr) -> io::Result<TcpStream> {
     Ok(socket)
 }
 
-/// Sends a POST on a new connection and returns the answer.
+/// Sends a POST on a new connection and returns the response.
 pub(crate) fn post(
     address: SocketAddr,
     path: &str,
@@ -254,7 +249,7 @@ pub(crate) fn post(
     Client::connect(address)?.post(path, content_type, body)
 }
 
-/// Sends a GET on a new connection and returns the answer.
+/// Sends a GET on a new connection and returns the response.
 pub(crate) fn get(address: SocketAddr, path: &str) -> io::Result<Response> {
     Client::connect(address)?.request("GET", path, &[("Connection", "close")], b"")
 }

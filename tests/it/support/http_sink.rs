@@ -1,4 +1,4 @@
-//! An HTTP/1.1 consumer whose answers a test decides.
+//! A fake HTTP/1.1 consumer. The test decides its answers.
 
 use std::collections::VecDeque;
 use std::io::{BufReader, Read as _, Write as _};
@@ -11,11 +11,11 @@ use super::server::{Connection, Options, Server, derefs_to_its_server};
 use super::stream::Stream;
 use super::wait_until;
 
-/// A request that has been read to its end.
+/// A request that the consumer has read completely.
 #[derive(Debug, Clone)]
 pub(crate) struct Request {
-    /// The request's number, counted from 0 over all connections in the order in which the requests
-    /// became complete.
+    /// The request's number, counted from 0 over all connections, in the order in which the
+    /// requests were completed.
     pub(crate) number: usize,
     /// The connection that carried the request, counted from 0.
     pub(crate) connection: usize,
@@ -23,27 +23,26 @@ pub(crate) struct Request {
     /// The path and the query, as sent.
     pub(crate) target: String,
     pub(crate) head: Head,
-    /// The body as sent, which may be compressed.
+    /// The body as sent, which may be compressed. Empty in the records of a forgetful consumer.
     pub(crate) body: Vec<u8>,
     /// When the head was complete (`began`) and when the body was complete (`read`).
     pub(crate) began: Instant,
     pub(crate) read: Instant,
-    /// The status that was written, and when. `None` while the request waits for its answer, or if
-    /// no status is written.
+    /// The status and the time of the answer, recorded just before it is written. `None` before
+    /// that, for an early answer, and for an answer without a status.
     pub(crate) answered: Option<(u16, Instant)>,
-    /// True if the request was answered before its body was read. No other answer is written.
+    /// Whether the answer was written before the body was read. No second answer follows.
     #[allow(dead_code, reason = "the simulator uses it")]
     pub(crate) is_early: bool,
 }
 
 impl Request {
-    /// Returns the value of the first header of this name, or `None`. The name is given in lower
-    /// case.
+    /// Returns the value of the first header with this name, which must be in lower case.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.head.header(name)
     }
 
-    /// Returns the body with its Content-Encoding undone.
+    /// Returns the decompressed body.
     pub(crate) fn decoded(&self) -> Vec<u8> {
         let mut body = Vec::new();
         match self.header("content-encoding") {
@@ -58,19 +57,19 @@ impl Request {
         body
     }
 
-    /// True if a 2xx status was written.
+    /// Returns `true` if the status of the answer is 2xx.
     pub(crate) fn is_accepted(&self) -> bool {
         self.answered.is_some_and(|(status, _)| (200..300).contains(&status))
     }
 }
 
-/// The reaction of the consumer to one request.
+/// How the consumer reacts to one request.
 #[derive(Debug, Clone)]
 pub(crate) struct Answer {
     what: What,
     delay: Duration,
     close: bool,
-    /// Written before the answer.
+    /// Bytes that are written before the answer.
     interim: Vec<u8>,
     /// How many bytes are written before the connection is closed.
     cut: Option<usize>,
@@ -87,33 +86,33 @@ enum What {
 }
 
 impl Answer {
-    /// Answers with this status and no body.
+    /// Answers with this status and an empty body.
     pub(crate) fn status(status: u16) -> Self {
         Self::of(What::Response { status, headers: Vec::new(), body: Vec::new() })
     }
 
-    /// Writes these bytes instead of an answer. The connection is kept, unless `closing` is called
-    /// too.
+    /// Writes these bytes as the answer. The connection stays open, unless `closing` is also
+    /// called.
     pub(crate) fn raw(bytes: impl Into<Vec<u8>>) -> Self {
         Self::of(What::Raw(bytes.into()))
     }
 
-    /// Gives no answer: closes the connection once the request is read.
+    /// Does not answer: closes the connection after reading the request.
     pub(crate) fn hang_up() -> Self {
         Self::of(What::HangUp)
     }
 
-    /// Gives no answer: resets the connection once the request is read.
+    /// Does not answer: resets the connection after reading the request.
     pub(crate) fn reset() -> Self {
         Self::of(What::Reset)
     }
 
-    /// Gives no answer for as long as the connection lives.
+    /// Never answers, but keeps the connection open.
     pub(crate) fn never() -> Self {
         Self::of(What::Never)
     }
 
-    /// Writes these bytes so many times, with a pause after each, and closes the connection.
+    /// Writes these bytes `times` times, with a pause after each time, and closes the connection.
     #[allow(dead_code, reason = "the simulator uses it")]
     pub(crate) fn interim(bytes: &[u8], pause: Duration, times: u32) -> Self {
         Self::of(What::Interim { bytes: bytes.to_vec(), pause, times })
@@ -123,7 +122,7 @@ impl Answer {
         Self { what, delay: Duration::ZERO, close: false, interim: Vec::new(), cut: None }
     }
 
-    /// Returns the status, if it is an answer that has one.
+    /// Returns the status of a response. Returns `None` for all other reactions.
     #[allow(dead_code, reason = "the simulator uses it")]
     pub(crate) fn code(&self) -> Option<u16> {
         match self.what {
@@ -146,27 +145,27 @@ impl Answer {
         self
     }
 
-    /// Answers only after this time.
+    /// Waits for this time before the answer.
     pub(crate) fn after(mut self, delay: Duration) -> Self {
         self.delay = delay;
         self
     }
 
-    /// Closes the connection after the answer. An answer with a head announces the close.
+    /// Closes the connection after the answer. A response announces this in its head.
     pub(crate) fn closing(mut self) -> Self {
         self.close = true;
         self
     }
 
-    /// Closes the connection after this many bytes, or after the answer if it has fewer, and does
-    /// not announce that.
+    /// Closes the connection after this many bytes, or after the whole answer if it is shorter. The
+    /// answer does not announce this.
     #[allow(dead_code, reason = "the simulator uses it")]
     pub(crate) fn cut(mut self, bytes: usize) -> Self {
         self.cut = Some(bytes);
         self
     }
 
-    /// Writes these bytes before an answer that has any.
+    /// Writes these bytes before a response or before raw bytes.
     #[allow(dead_code, reason = "the simulator uses it")]
     pub(crate) fn behind(mut self, interim: &[u8]) -> Self {
         self.interim = interim.to_vec();
@@ -174,18 +173,18 @@ impl Answer {
     }
 }
 
-/// What a consumer does with a request of which it has the head.
+/// How the consumer reads the body of a request, once it has read the head.
 #[derive(Debug, Clone)]
 #[allow(dead_code, reason = "the simulator uses it")]
 pub(crate) enum Reading {
     AtOnce,
-    /// It pauses after each so many bytes of the body.
+    /// The consumer pauses after every `bytes` bytes of the body.
     Slowly {
         bytes: usize,
         pause: Duration,
     },
-    /// It answers, if at least so many bytes of the body have not arrived. It reads the body then,
-    /// and [`Request::is_early`] is `true`; or it resets the connection.
+    /// If at least `missing` bytes of the body have not arrived, the consumer answers first. With
+    /// `resets`, it then resets the connection. Otherwise [`Request::is_early`] is `true`.
     Early {
         answer: Answer,
         missing: usize,
@@ -193,7 +192,7 @@ pub(crate) enum Reading {
     },
 }
 
-/// The consumer. It `Deref`s to its [`Server`], for `pause`, `close`, `kill`, `reopen` and others.
+/// The consumer. It `Deref`s to its [`Server`], which has `pause`, `close`, `kill` and `reopen`.
 pub(crate) struct HttpSink {
     server: Server,
     requests: Arc<Mutex<Vec<Request>>>,
@@ -202,33 +201,33 @@ pub(crate) struct HttpSink {
     doorman: Arc<OnceLock<Box<Doorman>>>,
 }
 
-/// What stands in front of a consumer, like a balancer: it gets each request, and the function by
-/// which the consumer itself answers.
+/// Answers in place of the consumer, like a load balancer in front of it. It gets each request and
+/// the function that makes the consumer's own answer.
 type Front = dyn Fn(&Request, &dyn Fn(&Request) -> Answer) -> Answer + Send + Sync;
 
-/// Sees the head of each request, and the number of its connection.
+/// Decides how a body is read. It gets the head of the request and the number of its connection.
 type Doorman = dyn Fn(&Head, usize) -> Reading + Send + Sync;
 
 impl HttpSink {
-    /// Starts a consumer of plain HTTP. Many threads call `answer`, once for each complete request.
+    /// Starts a consumer of plain HTTP. It calls `answer` from many threads, once for each request.
     pub(crate) fn start(answer: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> Self {
         Self::with(Options::default(), answer)
     }
 
-    /// Starts a consumer that answers 200 to everything.
+    /// Starts a consumer that responds to every request with 200.
     pub(crate) fn accepting() -> Self {
         Self::start(|_| Answer::status(200))
     }
 
-    /// Returns the config of an output of this name that sends to the consumer. `more` holds
-    /// further keys.
+    /// Returns the config of an output with this name that sends to this consumer. `more` adds
+    /// keys.
     pub(crate) fn output(&self, name: &str, more: &str) -> String {
         let url = format!("http://{}/", self.address());
         format!("[[output]]\nname = \"{name}\"\ntype = \"http\"\nurls = [\"{url}\"]\n{more}\n")
     }
 
-    /// Starts a consumer that gives these answers, one for each request in the order in which the
-    /// requests become complete. One request more panics.
+    /// Starts a consumer that gives these answers, one for each request, in the order in which the
+    /// requests are completed. It panics if it gets more requests.
     pub(crate) fn script(answers: impl IntoIterator<Item = Answer>) -> Self {
         let answers = Mutex::new(answers.into_iter().collect::<VecDeque<_>>());
         Self::start(move |request| {
@@ -244,14 +243,13 @@ impl HttpSink {
         Self::that(Bodies::Kept, options, answer)
     }
 
-    /// Starts a consumer that keeps no bodies, for a test whose bodies together are too large for
-    /// memory. The test looks at each body in `answer`.
+    /// Starts a consumer that keeps no bodies, for a test whose bodies do not all fit into memory.
+    /// The test sees each body in `answer`.
     pub(crate) fn forgetful(answer: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> Self {
         Self::forgetful_with(Options::default(), answer)
     }
 
-    /// Like `forgetful_with`, with answers that depend on the requests before: they are made one
-    /// after the other.
+    /// Like `forgetful_with`, but `answer` can keep state: it is called for one request at a time.
     pub(crate) fn remembering(
         options: Options,
         answer: impl FnMut(&Request) -> Answer + Send + 'static,
@@ -294,7 +292,7 @@ impl HttpSink {
         Self { server, requests, front, doorman }
     }
 
-    /// From now on, `doorman` decides what is done before the body of a request is read. Called
+    /// From now on, `doorman` decides how the body of each request is read. Can be called only
     /// once.
     #[allow(dead_code, reason = "the simulator uses it")]
     pub(crate) fn stand_at_the_door(
@@ -304,8 +302,8 @@ impl HttpSink {
         assert!(self.doorman.set(Box::new(doorman)).is_ok(), "somebody stands there already");
     }
 
-    /// From now on, `front` answers each request. It may let the consumer answer, by its second
-    /// argument. Called once.
+    /// From now on, `front` answers each request. Its second argument makes the consumer's own
+    /// answer. Can be called only once.
     pub(crate) fn stand_in_front(
         &self,
         front: impl Fn(&Request, &dyn Fn(&Request) -> Answer) -> Answer + Send + Sync + 'static,
@@ -321,17 +319,17 @@ impl HttpSink {
         self.requests.lock().expect("no panic while the requests are held")
     }
 
-    /// Returns every request so far, in the order in which they became complete.
+    /// Returns every request so far, in the order in which they were completed.
     pub(crate) fn requests(&self) -> Vec<Request> {
         self.lock().clone()
     }
 
-    /// Returns how many requests became complete so far.
+    /// Returns how many requests have been completed so far.
     pub(crate) fn count(&self) -> usize {
         self.lock().len()
     }
 
-    /// Returns the decoded bodies that were answered with 2xx, in the order of arrival.
+    /// Returns the decompressed bodies of the accepted requests, in the order of their completion.
     pub(crate) fn accepted(&self) -> Vec<Vec<u8>> {
         self.lock().iter().filter(|request| request.is_accepted()).map(Request::decoded).collect()
     }
@@ -344,7 +342,7 @@ impl HttpSink {
 
 derefs_to_its_server!(HttpSink);
 
-/// A consumer that keeps what has arrived, also while no process of the relay runs.
+/// A consumer with a store that remains when the relay's process ends.
 pub(crate) struct Keeper<Store> {
     pub(crate) sink: HttpSink,
     pub(crate) kept: Arc<Mutex<Store>>,
@@ -360,14 +358,14 @@ impl<Store> Keeper<Store> {
     }
 }
 
-/// Says if the consumer keeps a body once the request is answered.
+/// Whether the consumer's records keep the bodies.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Bodies {
     Kept,
     Forgotten,
 }
 
-/// Serves one connection until either side ends it.
+/// Serves one connection until either side closes it.
 fn serve(
     stream: Stream,
     connection: &Connection,
@@ -377,8 +375,7 @@ fn serve(
     answer: &dyn Fn(&Request) -> Answer,
 ) {
     let mut reader = BufReader::with_capacity(64 * 1024, stream);
-    // A client that resets the connection, or leaves in the middle of a request, has been answered
-    // nothing.
+    // A client that resets or closes the connection in the middle of a request gets no answer.
     while connection.may_go_on() {
         let Ok(Some(head)) = read_head(&mut reader) else { return };
         let began = Instant::now();
@@ -447,8 +444,8 @@ fn serve(
     }
 }
 
-/// Answers before the body is read, if that is wanted. Returns true if the request is answered,
-/// and `None` if the connection is over.
+/// Answers before the body is read, if `reading` says so. Returns whether it has answered, or
+/// `None` if the connection has ended.
 fn answers_first(
     reader: &mut BufReader<Stream>,
     connection: &Connection,
@@ -466,7 +463,7 @@ fn answers_first(
     Some(true)
 }
 
-/// Reads a body in pieces of so many bytes, with pauses. Returns `None` if the connection is over.
+/// Reads a body in pieces of `bytes` bytes, with pauses. Returns `None` if the connection ends.
 fn read_slowly(
     reader: &mut BufReader<Stream>,
     connection: &Connection,
@@ -482,13 +479,13 @@ fn read_slowly(
     Some(body)
 }
 
-/// Returns the length of a request's body, which its head announces.
+/// Returns the length of the body, as the head announces it.
 fn announced(head: &Head) -> usize {
     assert_eq!(head.header("transfer-encoding"), None, "a body of unknown length");
     head.header("content-length").map_or(0, |length| length.parse().expect("a length"))
 }
 
-/// Writes the answer, after `record` got its status. Returns `None` if the connection is over.
+/// Calls `record` with the status and writes the answer. `None`: the connection has ended.
 fn write(
     stream: &mut Stream,
     connection: &Connection,

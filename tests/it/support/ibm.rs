@@ -1,6 +1,5 @@
-//! Strict fakes of IBM Cloud's IAM and of IBM Cloud Logs, both over TLS. They check every request:
-//! method, path, headers, sizes and fields. What is stored is kept while no process of the relay
-//! runs.
+//! Strict fakes of IBM Cloud's IAM and of IBM Cloud Logs, both with TLS. They check every request:
+//! method, path, headers, sizes and fields. They keep the stored events while no relay runs.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -16,17 +15,17 @@ use super::certificates::Certificates;
 use super::http_sink::{Answer, HttpSink, Request};
 use super::server::Options;
 
-/// A part of every API key and service account token here, by which they are found in what the
-/// relay shows.
+/// A part of every API key and service account token here. The tests search for it in the relay's
+/// output.
 pub(crate) const SECRET: &str = "s3cr3t-0f-1bm";
 
-/// A part of every token that IAM gives.
+/// A part of every token that IAM issues.
 pub(crate) const TOKEN: &str = "eyJ0b2tlbi";
 
-/// The most bytes of a request to IBM Cloud Logs.
+/// The size limit of a request to IBM Cloud Logs, in bytes. A single record may exceed it.
 pub(crate) const REQUEST_BYTES_MAX: usize = 2_000_000;
 
-/// What IAM accepts.
+/// A credential that IAM accepts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Credential {
     Key(String),
@@ -39,7 +38,7 @@ impl Credential {
         Self::Key(format!("{SECRET}+/&={ending}"))
     }
 
-    /// Returns the form that shows the credential to IAM.
+    /// Returns the form fields with which the credential is sent to IAM.
     fn form(&self) -> BTreeMap<String, String> {
         let grant = "urn:ibm:params:oauth:grant-type";
         let pairs = match self {
@@ -56,57 +55,56 @@ impl Credential {
     }
 }
 
-/// What IAM does with one request.
+/// How IAM handles one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Grant {
-    /// It gives a token if the credential is right, and answers 400 otherwise.
+    /// IAM issues a token if the credential is right. Otherwise it responds with 400.
     Judges,
-    /// It answers this status.
+    /// IAM responds with this status.
     Status(u16),
-    /// It answers 200 with something that is not JSON.
+    /// IAM responds with 200 and a body that is not JSON.
     Babbles,
-    /// It answers 200 with JSON that has no token.
+    /// IAM responds with 200 and an empty token.
     Empty,
-    /// It answers something that is not HTTP.
+    /// IAM answers with bytes that are not HTTP.
     Garbage,
     /// It closes the connection without an answer.
     HangsUp,
 }
 
-/// What IBM Cloud Logs does with one request.
+/// How IBM Cloud Logs handles one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mood {
-    /// It stores the records, unless one of them is bad: then it answers 400 and stores nothing.
+    /// The service stores the records. If one is bad, it stores nothing and responds with 400.
     Stores,
-    /// It answers this status and stores nothing.
+    /// The service responds with this status and stores nothing.
     Status(u16),
-    /// It answers 429 with `Retry-After: 0`, and stores nothing.
+    /// The service responds with 429 and `Retry-After: 0`, and stores nothing.
     Busy,
-    /// It answers 413 to a request of more than 50 records, and stores any other.
+    /// The service responds with 413 if there are more than 50 records. Otherwise like `Stores`.
     Small,
-    /// It stores the records if none is bad, and closes the connection without an answer.
+    /// Like `Stores`, but it closes the connection instead of responding with 200.
     Mute,
-    /// It closes the connection by RST and stores nothing.
+    /// The service resets the connection and stores nothing.
     Resets,
-    /// It forgets all tokens, so that this request is answered 401.
+    /// The service forgets all tokens, so it responds to this request with 401.
     Revokes,
-    /// It answers 200 with a web page, and stores nothing.
+    /// The service responds with 200 and a web page, and stores nothing.
     Page,
 }
 
-/// Tells if an event is one that is answered 400.
+/// Whether an event is bad. The response to a request with a bad event is 400.
 type IsBad = Box<dyn Fn(&[u8]) -> bool + Send>;
 
 /// How the two services behave.
 pub(crate) struct Script {
     pub(crate) credential: Credential,
-    /// The life of a token that IAM tells, in seconds.
+    /// The lifetime of a token that IAM reports, in seconds.
     pub(crate) expires_in: u64,
-    /// The life of a token for which IBM Cloud Logs accepts it.
+    /// For how long IBM Cloud Logs accepts a token.
     pub(crate) life: Duration,
     pub(crate) grant: Box<dyn FnMut() -> Grant + Send>,
     pub(crate) mood: Box<dyn FnMut() -> Mood + Send>,
-    /// Tells if an event is one that is answered 400.
     pub(crate) is_bad: IsBad,
 }
 
@@ -123,24 +121,24 @@ impl Default for Script {
     }
 }
 
-/// What the services remember.
+/// The state of both services.
 pub(crate) struct Memory {
     script: Script,
-    /// The tokens that are valid, and until when.
+    /// The valid tokens, and when each of them expires.
     tokens: BTreeMap<String, Instant>,
-    /// How many tokens IAM has given.
+    /// How many tokens IAM has issued.
     pub(crate) given: usize,
-    /// How many requests IAM has answered, or left without an answer.
+    /// How many requests IAM has received.
     pub(crate) asked: usize,
-    /// The stored events; an event may be stored again.
+    /// The stored events. An event that was stored twice is there twice.
     pub(crate) stored: Vec<Vec<u8>>,
-    /// The names of the application and the subsystem of each stored event.
+    /// The application name and the subsystem name of each stored event.
     pub(crate) names: Vec<(String, String)>,
-    /// The size of each request to IBM Cloud Logs, and the number of its records.
+    /// The size in bytes and the number of records of each request with records.
     pub(crate) sizes: Vec<(usize, usize)>,
-    /// How many requests were answered 401.
+    /// How many requests to IBM Cloud Logs had a token that is not valid.
     pub(crate) unauthorized: usize,
-    /// The time of the start, in milliseconds since 1970.
+    /// When the fakes were started, in milliseconds since 1970.
     started: i64,
 }
 
@@ -150,7 +148,7 @@ impl Memory {
         self.script.credential = credential;
     }
 
-    /// Forgets all tokens, so that each of them is answered 401.
+    /// Forgets all tokens. The response to requests with them is then 401.
     pub(crate) fn revoke(&mut self) {
         self.tokens.clear();
     }
@@ -179,7 +177,7 @@ impl Memory {
                 let known: Vec<_> = form.keys().map(String::as_str).collect();
                 let wanted = self.script.credential.form();
                 assert_eq!(known, wanted.keys().map(String::as_str).collect::<Vec<_>>());
-                // IAM may repeat in its answer what it was shown.
+                // IAM can repeat in its answer what it was sent.
                 let answer =
                     json!({"errorCode": "BXNIM0415E", "errorMessage": format!("{form:?}")});
                 Answer::status(400).body(answer.to_string())
@@ -246,7 +244,7 @@ impl Memory {
         if mood == Mood::Mute { Answer::hang_up() } else { Answer::status(200).body("{}") }
     }
 
-    /// Returns the records of a request. Panics if the API would not take one of them.
+    /// Returns the records of a request. Panics if the API would refuse the request.
     fn records<'b>(&self, body: &'b [u8]) -> Vec<Record<'b>> {
         let records: Vec<Record<'_>> = serde_json::from_slice(body).expect("an array of records");
         assert!(!records.is_empty(), "a request without records");
@@ -299,7 +297,7 @@ struct Status {
     code: Option<i64>,
 }
 
-/// Checks that a request has these headers and those of every request, and no other.
+/// Checks that a request has these headers, those that every request has, and no others.
 fn assert_headers(request: &Request, wanted: &[(&str, &str)]) {
     let length = request.body.len().to_string();
     let agent = request.header("user-agent").expect("a user agent");
@@ -316,14 +314,14 @@ fn assert_headers(request: &Request, wanted: &[(&str, &str)]) {
     assert_eq!(headers, wanted);
 }
 
-/// Returns the present time in milliseconds since 1970.
+/// Returns the current time in milliseconds since 1970.
 fn now() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
     i64::try_from(since.as_millis()).expect("few")
 }
 
-/// Returns a time as kube-apiserver writes it, in whole milliseconds since 1970, by a calendar that
-/// the relay does not use.
+/// Converts a time in kube-apiserver's format to whole milliseconds since 1970. It uses a calendar
+/// that the relay does not use.
 fn millis(time: &str) -> i64 {
     let (date, rest) = time.split_once('T').expect("a date and a time");
     let mut date = date.split('-');
@@ -387,15 +385,15 @@ impl Ibm {
         self.memory.lock().expect("not poisoned")
     }
 
-    /// Returns the table of an output with this name, without its credentials, which `more` has.
+    /// Returns the config of an output with this name. `more` must have its credentials.
     pub(crate) fn output(&self, name: &str, more: &str) -> String {
         let keys = keys(self.logs.address(), self.iam.address());
         format!("[[output]]\nname = \"{name}\"\n{keys}{more}\n")
     }
 }
 
-/// Returns the keys of an output that reaches IBM Cloud Logs and IAM at the ports of these
-/// addresses, without its credentials.
+/// Returns the keys of an output, without its credentials. The output uses the ports of these
+/// addresses.
 pub(crate) fn keys(logs: SocketAddr, iam: SocketAddr) -> String {
     let (logs, iam) = (logs.port(), iam.port());
     format!(

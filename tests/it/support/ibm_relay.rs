@@ -7,13 +7,13 @@ use super::relay::{Builder, Relay, run_command_with};
 use super::{http, text};
 
 impl Ibm {
-    /// Returns a relay with this config. The authority that has signed the services' certificates
-    /// is the only one that its system knows.
+    /// Returns a relay with this config. It trusts only the authority that signed the fakes'
+    /// certificates.
     pub(crate) fn relay(&self, config: &str) -> Builder {
         Relay::with(config).variable("SSL_CERT_FILE", text(&self.certificates.ca))
     }
 
-    /// Runs a command on a config file. Returns its exit status and what it has said.
+    /// Runs a command on a config file. Returns its exit status and its output.
     pub(crate) fn run(&self, command: &[&str], config: &Path) -> (Option<i32>, String) {
         let directory = config.parent().expect("a directory");
         let arguments = [command, &["--config", text(config)]].concat();
@@ -23,8 +23,8 @@ impl Ibm {
         (output.status.code(), String::from_utf8(said).expect("text"))
     }
 
-    /// Checks that the relay shows no secret and no token: in its log, on its pages, or by the
-    /// commands that print its config.
+    /// Checks that the relay shows no secret and no token in its log, on its pages, and in the
+    /// output of the commands that print its config.
     pub(crate) fn assert_hides_secrets(&self, relay: &Relay) {
         let mut shown = relay.log_lines().join("\n");
         for path in ["/", "/metrics", "/status", "/readyz?verbose"] {

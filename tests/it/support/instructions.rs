@@ -1,6 +1,6 @@
 //! Counts the instructions of a phase of `benches/hot_path` with valgrind, and compares them with
-//! committed numbers. The program is built as the static release is. A build takes the same number
-//! of instructions on a busy machine as on an idle one.
+//! committed numbers. The program is built like the static release. Its number of instructions does
+//! not depend on how busy the machine is.
 
 use std::fs::File;
 use std::process::{Command, Output};
@@ -11,17 +11,17 @@ use super::prelude::*;
 /// A phase of the program, and the committed cost of one pass through it.
 pub(crate) struct Figure {
     pub(crate) phase: &'static str,
-    /// The number of passes. There are enough of them to make the instructions of a thread's start
-    /// (some ten thousand) less than a thousandth of the total.
+    /// The number of passes. It is so high that the start of a thread (some ten thousand
+    /// instructions) is less than a thousandth of the total.
     pub(crate) passes: u64,
     /// The instructions of one pass.
     pub(crate) instructions: u64,
 }
 
-/// A number may be higher than the committed one by this many per cent.
+/// A count may be this many per cent above the committed one.
 const MORE: u64 = 2;
 
-/// A number may be lower than the committed one by this many per cent.
+/// A count may be this many per cent below the committed one.
 const LESS: u64 = 10;
 
 /// The counts of one pass.
@@ -32,9 +32,9 @@ struct Counted {
     events: u64,
 }
 
-/// Counts the instructions of these phases. A number that is more than 2 % above the committed one
-/// fails. So does one that is more than 10 % below it, because a cost that fell unnoticed could
-/// rise again unnoticed.
+/// Counts the instructions of these phases. A count fails if it is more than 2 % above the
+/// committed one. It also fails if it is more than 10 % below, because a cost that fell unnoticed
+/// could rise again unnoticed.
 pub(crate) fn compare<'a>(figures: impl Iterator<Item = &'a Figure>) {
     let (program, _alone) = build();
     let (mut rows, mut wrong) = (Vec::new(), Vec::new());
@@ -58,20 +58,20 @@ pub(crate) fn has_avx2() -> bool {
     cpu.split_ascii_whitespace().any(|flag| flag == "avx2")
 }
 
-/// Builds the program as the static release is built, and gives its path. `./test` has built it
-/// before the tests, by the same script. Nobody else builds it until the file is closed.
+/// Builds the program like the static release, and returns its path. `./test` has already built it
+/// with the same script. Nobody else builds it until the returned file is closed.
 fn build() -> (String, File) {
     needs("valgrind");
     let target =
         std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
     let target = repository().join(target);
-    // The tests are processes, and a script replaces the program that another test counts.
+    // The tests are processes, and the script replaces the program that another test counts.
     let lock = File::create(target.join("hot-path.lock")).unwrap();
     lock.lock().unwrap();
     let mut script = Command::new(repository().join("deploy/static-binary.sh"));
     script.args(["", text(&target), "hot-path"]).current_dir(repository());
-    // The test has the environment variables of a package's build. With them, crates whose build
-    // looks at these variables would be built again.
+    // Cargo has set these variables for the test. With them, crates whose build reads them would be
+    // built again.
     for (name, _) in std::env::vars_os() {
         if ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|of| name.to_string_lossy().starts_with(of))
         {
@@ -87,7 +87,7 @@ fn count(program: &str, figure: &Figure) -> Counted {
     let directory = TempDir::new().unwrap();
     let file = directory.path().join("counts");
     let mut valgrind = Command::new("valgrind");
-    // The two variables could change the counts.
+    // These variables could change the counts.
     valgrind.env_remove("VALGRIND_OPTS").env_remove("GLIBC_TUNABLES");
     valgrind.env("TMPDIR", directory.path());
     valgrind.args(["--tool=callgrind", "--separate-threads=yes"]);
@@ -95,8 +95,8 @@ fn count(program: &str, figure: &Figure) -> Counted {
     let output = run(valgrind.args([program, figure.phase, &figure.passes.to_string()]));
     let said = String::from_utf8(output.stdout).unwrap();
     let (bytes, events) = said.trim_end().split_once(' ').expect("two numbers");
-    // Thread 1 is the program's start. One of the others makes the passes, and a queue on disk has
-    // threads of its own.
+    // Thread 1 is the program's start. One of the other threads makes the passes. A queue on disk
+    // has threads of its own.
     let total = |thread: u32| -> Option<u64> {
         let counts = std::fs::read_to_string(format!("{}-{thread:02}", file.display())).ok()?;
         let total = counts.lines().find_map(|line| line.strip_prefix("totals: "));
@@ -115,7 +115,7 @@ fn run(command: &mut Command) -> Output {
     output
 }
 
-/// Returns the message of a failure if the count is too far from the committed number.
+/// Returns a message if the count is too far from the committed number.
 fn judge(figure: &Figure, counted: Counted) -> Option<String> {
     let Figure { phase, instructions: committed, .. } = figure;
     let now = describe(counted);
@@ -135,7 +135,7 @@ fn describe(Counted { instructions, bytes, events }: Counted) -> String {
     format!("{instructions} instructions, {:.2} a byte, {:.0} an event", of(bytes), of(events))
 }
 
-/// Returns the line of [`FIGURES`] with the new count.
+/// Returns the line of `FIGURES` with the new count.
 fn row(figure: &Figure, counted: Counted) -> String {
     let Figure { phase, passes, .. } = figure;
     let instructions = counted.instructions;

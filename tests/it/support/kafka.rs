@@ -1,8 +1,7 @@
 //! librdkafka's mock cluster, and the records in a topic of the mock or of a real broker. The mock
 //! also serves clients in other processes.
 //!
-//! The mock keeps only the newest 5 MB of a partition, and checks no client's password or
-//! certificate.
+//! The mock keeps only the newest 5 MB of a partition. It does not check passwords or certificates.
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
@@ -23,24 +22,20 @@ use super::numbered::{Id, identify};
 use super::peers::{Process, program, start_on_free_port};
 use super::{PATIENCE, text};
 
-/// The name of the topic that the tests use.
 pub(crate) const TOPIC: &str = "audit";
 
-/// The name of the consumer group that the tests use.
 pub(crate) const GROUP: &str = "relays";
 
-/// Kinds of requests that [`Cluster::fail`] can put errors on, by their numbers in Kafka's
-/// protocol.
+/// The types of requests that [`Cluster::fail`] can fail, as numbers of Kafka's protocol.
 pub(crate) const PRODUCE: i16 = 0;
 pub(crate) const FETCH: i16 = 1;
 pub(crate) const OFFSET_COMMIT: i16 = 8;
 
-/// The mock cluster, with the functions of `rdkafka::mocking` and a few more. Brokers are numbered
-/// from 1; broker -1 stands for all of them.
+/// The mock cluster. Brokers are numbered from 1; broker -1 means all of them.
 #[allow(unsafe_code, reason = "librdkafka's mock is C")]
 struct Mock {
     cluster: *mut bindings::rd_kafka_mock_cluster_t,
-    /// The client that the mock cluster lives in.
+    /// The client that owns the mock cluster.
     _client: BaseProducer,
 }
 
@@ -58,7 +53,7 @@ impl Mock {
     }
 
     fn brokers(&self) -> String {
-        // SAFETY: the string belongs to the cluster, which lives.
+        // SAFETY: the string belongs to the cluster, which is alive.
         let brokers =
             unsafe { CStr::from_ptr(bindings::rd_kafka_mock_cluster_bootstraps(self.cluster)) };
         brokers.to_str().expect("addresses").to_owned()
@@ -87,16 +82,16 @@ impl Deref for Cluster {
     }
 }
 
-/// The topic [`TOPIC`] of a cluster, of the mock or of a real broker, as clients see it.
+/// The topic [`TOPIC`] of the mock or of a real broker, as clients see it.
 pub(crate) struct Topic {
     /// The addresses of the brokers, separated by commas.
     brokers: String,
     partitions: i32,
 }
 
-/// A cluster whose brokers accept only TLS, and only clients that present a certificate of our CA.
-/// A socat stands in front of each broker and speaks the TLS; each broker advertises the address of
-/// its socat.
+/// A cluster whose advertised addresses accept only TLS, and only clients with a certificate from
+/// our CA. A socat in front of each broker handles TLS, and the broker advertises the socat's
+/// address.
 pub(crate) struct Secure {
     cluster: Cluster,
     fronts: Vec<Process>,
@@ -133,8 +128,7 @@ impl Secure {
         ports.map(|port| format!("localhost:{port}")).collect()
     }
 
-    /// Lets clients reach the same brokers without TLS: each broker advertises its own address
-    /// again.
+    /// Makes the same brokers reachable without TLS: each broker advertises its own address again.
     pub(crate) fn into_plain(self) -> Cluster {
         for (broker, address) in (1..).zip(self.cluster.addresses()) {
             self.cluster.advertise(broker, "127.0.0.1", address.port());
@@ -180,8 +174,8 @@ impl Cluster {
         assert_eq!(error, RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR);
     }
 
-    /// Answers the next requests of this kind with these errors, one each. `_TRANSPORT` ends the
-    /// connection instead of answering.
+    /// Answers the next requests of this type with these errors, one for each request. `_TRANSPORT`
+    /// closes the connection instead.
     pub(crate) fn fail(&self, kind: i16, errors: &[RDKafkaRespErr]) {
         // SAFETY: the cluster lives, and copies the errors.
         unsafe {
@@ -228,7 +222,7 @@ impl Cluster {
         assert_eq!(error, RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR);
     }
 
-    /// Sets the address that a broker advertises, which may be another than the one that it listens
+    /// Sets the address that a broker advertises. It can differ from the address that it listens
     /// on.
     pub(crate) fn advertise(&self, broker: i32, host: &str, port: u16) {
         let host = CString::new(host).expect("no zero");
@@ -245,7 +239,7 @@ impl Cluster {
 }
 
 impl Topic {
-    /// Describes the topic of this many partitions on these brokers. Creates nothing.
+    /// Describes a topic with this many partitions on these brokers. Creates nothing.
     pub(crate) fn new(brokers: String, partitions: i32) -> Self {
         Self { brokers, partitions }
     }
@@ -255,7 +249,7 @@ impl Topic {
         self.brokers.split(',').map(|broker| broker.parse().expect("an address")).collect()
     }
 
-    /// Puts messages into a partition, in this order, and waits until the brokers have them.
+    /// Puts messages into a partition in this order, and waits until the brokers have them.
     pub(crate) fn put(&self, partition: i32, payloads: &[Vec<u8>]) {
         let producer: BaseProducer = ClientConfig::new()
             .set("bootstrap.servers", &self.brokers)
@@ -276,8 +270,8 @@ impl Topic {
         format!("[{}]", brokers.join(", "))
     }
 
-    /// Returns the config of an output that sends to the topic. `more` holds further keys, with
-    /// tables inline.
+    /// Returns the config of an output that sends to the topic. `more` adds keys, with inline
+    /// tables.
     pub(crate) fn output(&self, name: &str, more: &str) -> String {
         let retry = if more.contains("retry") {
             ""
@@ -292,7 +286,7 @@ impl Topic {
     }
 
     /// Returns the config of a source that reads the topic. The session timeout is short because
-    /// the mock forms a group anew one second before `session_timeout` is over.
+    /// the mock forms a new group only one second before it expires.
     pub(crate) fn source(&self, more: &str) -> String {
         format!(
             "[[source]]\nname = \"topic\"\ntype = \"kafka\"\nbrokers = {}\ntopic = \"{TOPIC}\"\n\
@@ -309,14 +303,14 @@ impl Topic {
         list
     }
 
-    /// Waits until the topic holds at least `count` messages, then half a second for more. Returns
-    /// all of them, sorted by partition and offset.
+    /// Waits until the topic has at least `count` messages and none has arrived for half a second.
+    /// Returns all messages, sorted by partition and offset.
     pub(crate) fn records(&self, count: usize, limit: Duration) -> Vec<Record> {
         let reader = reader(&self.brokers);
         reader.assign(&self.list(Offset::Beginning)).expect("an assignment");
         let end = Instant::now() + limit;
         let (mut records, mut quiet_since) = (Vec::new(), Instant::now());
-        // The half second shows if more messages come than the test expects.
+        // The half second reveals messages that the test does not expect.
         while records.len() < count || quiet_since.elapsed() < Duration::from_millis(500) {
             assert!(Instant::now() < end, "{} of {count} messages in {limit:?}", records.len());
             let Some(Ok(message)) = reader.poll(Duration::from_millis(50)) else { continue };
@@ -332,11 +326,10 @@ impl Topic {
         records
     }
 
-    /// Returns the group's committed offset of each partition. The offset is 0 for a partition
-    /// without one.
+    /// Returns the group's committed offset of each partition, or 0 if a partition has none.
     pub(crate) fn committed(&self) -> BTreeMap<i32, i64> {
-        // The reader is new each time: a reader that has lost its coordinator may wait for another
-        // one for a long time.
+        // Each call uses a new reader, because one that has lost its coordinator can wait a long
+        // time for the next.
         let reader = reader(&self.brokers);
         let list = self.list(Offset::Invalid);
         let committed = reader.committed_offsets(list, PATIENCE).expect("the coordinator");
@@ -356,7 +349,7 @@ fn reader(brokers: &str) -> BaseConsumer {
         .expect("a consumer")
 }
 
-/// Returns the ids of the events in these records, in their order.
+/// Returns the ids of the events in these records, in the same order.
 pub(crate) fn ids(records: &[Record]) -> Vec<Id> {
     records.iter().map(|record| identify(&record.payload)).collect()
 }

@@ -1,6 +1,5 @@
-//! A strict consumer of Loki's push API. It checks every header, label and limit, and keeps the
-//! entries as Loki does, also while no process of the relay runs: two entries with equal time,
-//! labels and line are one.
+//! A strict fake of Loki's push API. It checks every header, label and limit. Like Loki, it stores
+//! entries with equal time, labels and line only once. It keeps the entries while no relay runs.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -14,36 +13,36 @@ use super::server::Options;
 /// The tenant that the relay's config must name.
 pub(crate) const TENANT: &str = "team-a";
 
-/// The values of the label `verb`.
+/// The possible values of the label `verb`.
 const VERBS: [&str; 9] =
     ["get", "list", "watch", "create", "update", "patch", "delete", "deletecollection", "other"];
 
-/// What the consumer does with one request.
+/// How the consumer handles one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mood {
-    /// It stores the valid entries. It answers 204, or 400 if an entry is not valid.
+    /// The consumer stores the valid entries. It responds with 204, or 400 if an entry is invalid.
     Stores,
-    /// It does as in [`Mood::Stores`], but answers 200 instead of 204.
+    /// Like [`Mood::Stores`], but it responds with 200 instead of 204.
     StoresWith200,
-    /// It answers this status and stores nothing.
+    /// The consumer responds with this status and stores nothing.
     Status(u16),
-    /// It answers 429 with `Retry-After`, and stores nothing.
+    /// The consumer responds with 429 and `Retry-After`, and stores nothing.
     Busy,
-    /// It answers 413 to a request of more than 50 entries, and stores any other.
+    /// The consumer responds with 413 if there are more than 50 entries. Otherwise like `Stores`.
     Small,
-    /// It stores the valid entries, and answers 500.
+    /// The consumer stores the valid entries, and responds with 500.
     StoresAndFails,
-    /// It closes the connection without an answer; `true`: it has stored the valid entries.
+    /// The consumer closes the connection. If `true`, it has stored the valid entries.
     HangsUp(bool),
-    /// It stores the valid entries, and its answer breaks off.
+    /// The consumer stores the valid entries, but its answer breaks off.
     Cut,
-    /// It stores nothing, and answers 200 with a web page.
+    /// The consumer stores nothing, and responds with 200 and a web page.
     Page,
-    /// It stores nothing, and answers 200 with an error.
+    /// The consumer stores nothing, and responds with 200 and an error.
     FailsWith200,
 }
 
-/// An entry: its labels, its time, its line and its metadata.
+/// A log entry. Its time is in nanoseconds since 1970.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Entry {
     pub(crate) labels: BTreeMap<String, String>,
@@ -52,16 +51,16 @@ pub(crate) struct Entry {
     pub(crate) metadata: Option<BTreeMap<String, String>>,
 }
 
-/// What has arrived so far.
+/// The entries and the requests so far.
 #[derive(Default)]
 pub(crate) struct Store {
-    /// The entries that are stored, in the order in which they came first.
+    /// The stored entries, in the order in which they first arrived.
     pub(crate) entries: Vec<Entry>,
     /// The index in `entries` of each time, labels and line.
     known: BTreeMap<(u64, BTreeMap<String, String>, String), usize>,
-    /// How many entries each request had.
+    /// The number of entries in each request.
     pub(crate) requests: Vec<usize>,
-    /// How many times an entry came that was there already.
+    /// How many times an entry arrived that was stored already.
     pub(crate) again: usize,
 }
 
@@ -80,7 +79,6 @@ impl Store {
         }
     }
 
-    /// Returns the lines of the stored entries.
     pub(crate) fn lines(&self) -> Vec<Vec<u8>> {
         self.entries.iter().map(|entry| entry.line.clone().into_bytes()).collect()
     }
@@ -89,8 +87,8 @@ impl Store {
 pub(crate) type Loki = Keeper<Store>;
 
 impl Loki {
-    /// Starts a consumer that takes requests of at most `bytes_max`, before compression. `mood` is
-    /// asked once for each request, and `is_valid` once for each line.
+    /// Starts a consumer for requests of at most `bytes_max` bytes before compression. It calls
+    /// `mood` once for each request, and `is_valid` once for each line.
     pub(crate) fn start(
         bytes_max: usize,
         mood: impl FnMut() -> Mood + Send + 'static,
@@ -132,7 +130,7 @@ impl Loki {
             }
             let judged = |status| match refused {
                 0 => Answer::status(status),
-                // Loki's answer has the line in it, or a part of it.
+                // Loki's answer contains the line, or a part of it.
                 _ => Answer::status(400).body("entry too far behind: s3cr3t\n"),
             };
             match mood {
@@ -155,7 +153,7 @@ impl Loki {
     }
 }
 
-/// Returns the output's table of the config.
+/// Returns the config of an output to this consumer. `more` adds keys.
 pub(crate) fn to_loki(address: SocketAddr, more: &str) -> String {
     format!("[[output]]\nname = \"consumer\"\n{}{more}\n", keys(address))
 }
@@ -165,8 +163,8 @@ pub(crate) fn keys(address: SocketAddr) -> String {
     format!("type = \"loki\"\nurls = [\"http://{address}\"]\ntenant = \"{TENANT}\"\n")
 }
 
-/// Returns the entries of a request. Panics if the request is not as the push API wants it, or has
-/// two streams of the same labels.
+/// Returns the entries of a request. Panics if the push API would refuse the request, or if two
+/// streams have the same labels.
 fn entries(request: &Request, bytes_max: usize) -> Vec<Entry> {
     assert_eq!((request.method.as_str(), request.target.as_str()), ("POST", "/loki/api/v1/push"));
     assert_eq!(request.header("content-type"), Some("application/json"));

@@ -1,7 +1,6 @@
-//! A lumberjack server that was not written here (the crate ferro-lumberjack). It runs as a process
-//! of its own that a test can kill and stop: this test binary, started again for the one ignored
-//! test below. The server writes the events of each window into a file, one per line, and then
-//! acknowledges the window.
+//! A lumberjack server that we did not write (the crate ferro-lumberjack). A test can kill and stop
+//! its process, which is this test binary, started again for the ignored test below. The server
+//! writes the events of each window into a file, one per line, and then acknowledges the window.
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -54,8 +53,8 @@ impl LumberjackServer {
         std::fs::metadata(file).map_or(0, |file| file.len())
     }
 
-    /// After a kill: cuts off an event that was written in part. Returns how many complete events
-    /// remain.
+    /// Removes an event that was written only in part before a kill. Returns how many complete
+    /// events remain.
     pub(crate) fn cut_partial_line(&self) -> usize {
         super::peers::cut_partial_line(&self.directory.path().join("events"));
         self.events().len()

@@ -1,6 +1,6 @@
-//! A consumer of lumberjack, version 2, that panics on everything that the protocol's description
-//! does not allow, and whose answers a test decides. The consumer was written from that
-//! description, and shares no code with the relay.
+//! A fake consumer of lumberjack version 2. The test decides its answers. It panics on everything
+//! that the protocol's description does not allow. It was written from that description, and shares
+//! no code with the relay.
 
 use std::io;
 use std::io::{Read, Write as _};
@@ -10,17 +10,17 @@ use std::time::Duration;
 use super::server::{Connection, Options, Server, derefs_to_its_server};
 use super::stream::Stream;
 
-/// One window, as it arrived.
+/// A complete window.
 #[derive(Debug, Clone)]
 pub(crate) struct Window {
-    /// The connection that brought the window, counted from 0.
+    /// The connection that carried the window, counted from 0.
     pub(crate) connection: usize,
-    /// True if the events came in a compressed frame.
+    /// Whether the events came in a compressed frame.
     pub(crate) compressed: bool,
     pub(crate) events: Vec<Vec<u8>>,
 }
 
-/// The means to answer one window.
+/// Writes the answer to one window.
 pub(crate) struct Reply<'a> {
     stream: &'a mut Stream,
     connection: &'a Connection,
@@ -28,34 +28,34 @@ pub(crate) struct Reply<'a> {
 }
 
 impl Reply<'_> {
-    /// Acknowledges the events of the window up to number `event`. 0 acknowledges nothing, and is
-    /// only a sign of life.
+    /// Acknowledges the events of the window up to number `event`. 0 acknowledges nothing: it only
+    /// shows that the consumer is alive.
     pub(crate) fn acknowledge(&mut self, event: usize) {
         let number = u32::try_from(event).expect("a small window");
         self.write(&[b"2A", &number.to_be_bytes()[..]].concat());
     }
 
-    /// Writes any bytes. If the client has left, nothing happens.
+    /// Writes any bytes. Ignores an error, because the client may have closed the connection.
     pub(crate) fn write(&mut self, bytes: &[u8]) {
         drop(self.stream.write_all(bytes).and_then(|()| self.stream.flush()));
     }
 
-    /// Waits for `time`. Returns false as soon as the connection is to end.
+    /// Waits for `time`. Returns `false` as soon as the connection must end.
     pub(crate) fn rest(&self, time: Duration) -> bool {
         self.connection.rest(time)
     }
 
-    /// Returns how many windows came before this one, over all connections.
+    /// Returns how many windows arrived before this one, over all connections.
     pub(crate) fn number(&self) -> usize {
         self.received.lock().windows.len() - 1
     }
 }
 
-/// Answers a window. If it returns false, the connection is closed.
+/// Answers a window. Returns `false` if the connection must be closed.
 type Script = dyn Fn(&Window, &mut Reply<'_>) -> bool + Send + Sync;
 
-/// The consumer. It `Deref`s to its [`Server`]. A window is recorded once it is complete, before it
-/// is answered.
+/// The consumer. It `Deref`s to its [`Server`]. It records a window when the window is complete,
+/// before it answers.
 pub(crate) struct LumberjackSink {
     server: Server,
     received: Arc<Received>,
@@ -100,7 +100,7 @@ impl LumberjackSink {
         Self { server, received }
     }
 
-    /// From now on, closes each connection once it has brought this many bytes. `None` stops that.
+    /// From now on, closes each connection after it has carried this many bytes. `None` ends this.
     pub(crate) fn cut_each_after(&self, bytes: Option<u64>) {
         self.received.lock().cut_after = bytes;
     }
@@ -131,14 +131,13 @@ impl LumberjackSink {
 
 derefs_to_its_server!(LumberjackSink);
 
-/// Reads one connection to its end, or to the byte where it is cut.
+/// Serves one connection to its end, or to the byte where it is cut.
 fn serve(mut stream: Stream, connection: &Connection, received: &Received, script: &Script) {
     let mut read = 0;
     while connection.may_go_on() {
         let left = received.lock().cut_after.map_or(u64::MAX, |bytes| bytes.saturating_sub(read));
         let mut limited = (&mut stream).take(left);
-        // A connection may end anywhere, by a FIN or otherwise. A window that is not complete then
-        // does not count.
+        // A connection can end anywhere. Then an incomplete window does not count.
         let Ok((compressed, events)) = window(&mut limited) else { return };
         read += left - limited.limit();
         let window = Window { connection: connection.number, compressed, events };
@@ -150,8 +149,8 @@ fn serve(mut stream: Stream, connection: &Connection, received: &Received, scrip
     }
 }
 
-/// Reads a window: `2W`, the number of events, and the events, either in one compressed frame or as
-/// they are. Returns true with the events if they were compressed.
+/// Reads a window: `2W`, the number of events, and the events, in one compressed frame or in plain
+/// frames. Returns the events, and `true` if they were compressed.
 fn window(from: &mut impl Read) -> io::Result<(bool, Vec<Vec<u8>>)> {
     assert_eq!(kind(from)?, b'W', "a window begins");
     let count = number(from)?;
@@ -186,7 +185,7 @@ fn window(from: &mut impl Read) -> io::Result<(bool, Vec<Vec<u8>>)> {
     }
 }
 
-/// Reads the first two bytes of a frame, checks the version and returns the kind.
+/// Reads the first two bytes of a frame, checks the version and returns the frame's type.
 fn kind(from: &mut impl Read) -> io::Result<u8> {
     let mut head = [0; 2];
     from.read_exact(&mut head)?;
@@ -200,8 +199,7 @@ fn number(from: &mut impl Read) -> io::Result<u32> {
     Ok(u32::from_be_bytes(bytes))
 }
 
-/// Reads the rest of a JSON frame, after its kind: its number in the window, a length and an
-/// object.
+/// Reads the rest of a JSON frame: its number in the window, a length and an object.
 fn json(from: &mut impl Read, index: u32) -> io::Result<Vec<u8>> {
     assert_eq!(number(from)?, index, "the sequence number");
     let length = number(from)?;

@@ -1,10 +1,10 @@
-//! Messages of the relay's log for which more than one file of tests waits.
+//! Messages of the relay's log that tests in more than one file use.
 
-/// The relay has got a signal to end.
+/// The relay has received a signal to end.
 pub(crate) const DRAINS: &str =
     "shutting down: the outputs have shutdown.drain_timeout to finish their deliveries";
 
-/// The last line of a relay, which has the totals. If events were lost, more words follow.
+/// The last line of a relay, with its totals. If events were lost, more words follow.
 pub(crate) const ENDED: &str = "the relay has ended";
 pub(crate) const ENDED_WITH_LOSSES: &str = "the relay has ended, and has lost accepted events";
 

@@ -1,4 +1,4 @@
-//! `/metrics` as a map, and the conservation identity, which holds whenever no event is in motion.
+//! `/metrics` as a map, and the conservation of events.
 
 use std::collections::BTreeMap;
 
@@ -17,8 +17,8 @@ pub(crate) struct Metrics {
 type Series = (String, Vec<(String, String)>);
 
 impl Metrics {
-    /// Reads the Prometheus text format. Panics on a line that can't be read, and on a series that
-    /// comes twice.
+    /// Reads the Prometheus text format. Panics on a line that is not in this format, and on a
+    /// series that occurs twice.
     pub(crate) fn parse(text: &str) -> Self {
         let mut series = BTreeMap::new();
         for line in text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
@@ -29,8 +29,8 @@ impl Metrics {
         Self { text: text.to_owned(), series }
     }
 
-    /// Returns the value of the series with exactly these labels, or `None`. The relay's prefix may
-    /// be left out of the name.
+    /// Returns the value of the series with exactly these labels, or `None`. The name can omit the
+    /// relay's prefix.
     pub(crate) fn get(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
         let mut labels: Vec<_> =
             labels.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
@@ -45,13 +45,13 @@ impl Metrics {
         self.get(name, labels).unwrap_or(0.0)
     }
 
-    /// Returns the value of a counter of events, 0 if it is not there.
+    /// Returns the value of a counter of events, or 0 if it does not exist.
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small count")]
     pub(crate) fn count(&self, name: &str, labels: &[(&str, &str)]) -> u64 {
         self.value(name, labels) as u64
     }
 
-    /// Returns every series of this name, as its labels and its value.
+    /// Returns every series with this name: its labels and its value.
     pub(crate) fn all(&self, name: &str) -> Vec<(Vec<(String, String)>, f64)> {
         let with_prefix = format!("{PREFIX}{name}");
         let of_name = |series: &&Series| series.0 == with_prefix || series.0 == name;
@@ -62,14 +62,14 @@ impl Metrics {
             .collect()
     }
 
-    /// Returns the sum over every series of this name, whatever its labels.
+    /// Returns the sum over every series with this name.
     pub(crate) fn sum(&self, name: &str) -> f64 {
         self.all(name).iter().map(|(_, value)| value).sum()
     }
 }
 
-/// Reads a line `name{label="value",…} value`; the labels may be absent. Returns `None` if it is no
-/// such line.
+/// Reads a line `name{label="value",…} value`, with or without labels. Returns `None` if this is
+/// another line.
 fn parse_line(line: &str) -> Option<(Series, f64)> {
     let (mut key, value) = line.rsplit_once(' ')?;
     let mut labels = Vec::new();
@@ -99,19 +99,19 @@ fn parse_line(line: &str) -> Option<(Series, f64)> {
     Some(((key.to_owned(), labels), value.parse().ok()?))
 }
 
-/// Checks the conservation identity for each of these required outputs, and panics if it does not
-/// hold.
+/// Checks conservation for each of these outputs, and panics if an event is missing or counted
+/// twice.
 ///
-/// The identity holds whenever no event is in motion: each accepted event has left, waits, is set
-/// aside, or is counted as lost or filtered.
+/// Conservation is true while the relay is idle: each event that was accepted or found at the start
+/// is delivered, waiting, set aside, lost or filtered.
 pub(crate) fn assert_conservation(metrics: &Metrics, outputs: &[&str]) {
     if let Err(difference) = conservation(metrics, outputs) {
         panic!("{difference}");
     }
 }
 
-/// Like [`assert_conservation`], but returns the difference as an error, so that the caller can ask
-/// again.
+/// Like [`assert_conservation`], but returns the difference as an error, so that the caller can
+/// retry.
 pub(crate) fn conservation(metrics: &Metrics, outputs: &[&str]) -> Result<(), String> {
     for &output in outputs {
         let of_output = |name: &str| metrics.value(name, &[("output", output)]);
@@ -130,7 +130,7 @@ pub(crate) fn conservation(metrics: &Metrics, outputs: &[&str]) -> Result<(), St
             .sum();
         let out = delivered + waiting + aside + lost + lost_by_queue + filtered;
         let difference = accepted + found_at_start - out;
-        // The counts are integers, which an `f64` holds exactly far beyond the numbers of any test.
+        // The counts are integers. An `f64` is exact far beyond the numbers of any test.
         if difference != 0.0 {
             return Err(format!(
                 "output {output}: {accepted} accepted + {found_at_start} found at start is not \

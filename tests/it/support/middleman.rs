@@ -1,12 +1,11 @@
-//! A middleman between the relay and a consumer, which does to their connections what networks do.
+//! A middleman between the relay and a consumer, which inflicts the faults of a network on their
+//! connections.
 //!
-//! The middleman strikes at a byte that the test names: once a given number of further bytes has
-//! passed in one direction, it strikes the connection that carried the last of them. If one of the
-//! two connections of a pair ends with an error, the middleman ends the other with RST, as a
-//! network between the two would.
+//! The test says how many more bytes pass in one direction. The middleman then strikes the
+//! connection that carried the last of them. If one of the two connections of a pair ends with an
+//! error, the middleman ends the other with RST, as a network between the two would.
 //!
-//! One thread with a runtime of its own runs everything. Dropping the middleman ends the thread and
-//! joins it.
+//! One thread with its own runtime does all of this. Dropping the middleman ends and joins it.
 
 use std::io;
 use std::io::{Read as _, Write as _};
@@ -24,19 +23,19 @@ use tokio::task::JoinSet;
 use super::server::{Options, Server};
 use super::{PATIENCE, wait_until};
 
-/// The most bytes that the middleman reads at once. Besides these, only the kernel's buffers hold
-/// bytes on their way.
+/// The middleman reads at most this many bytes at once. All other bytes in transit are in the
+/// kernel's buffers.
 const PIECE_BYTES: usize = 16 * 1024;
 
-/// How often the middleman notes that its thread runs.
+/// The interval at which the middleman records that its thread runs.
 const BEAT: Duration = Duration::from_millis(20);
 
-/// If the thread did not run for this long, the kernel may have taken bytes that an output counts
-/// as delivered when its consumer sends no acknowledgements. A reset would lose them, so the
-/// middleman strikes no reset until [`CALM`] later.
+/// If the thread did not run for this long, the kernel may hold bytes that an output without
+/// acknowledgements has already counted as delivered. A reset would lose them, so the middleman
+/// does not reset a connection until [`CALM`] later.
 const HELD_UP: Duration = Duration::from_millis(200);
 
-/// The time that the middleman then has to pass on what the kernel took.
+/// The time in which the middleman then passes on the bytes from the kernel.
 const CALM: Duration = Duration::from_millis(100);
 
 /// The direction in which bytes pass.
@@ -46,22 +45,21 @@ pub(crate) enum Way {
     ToRelay,
 }
 
-/// The fault that the middleman inflicts on a connection.
+/// A fault that the middleman inflicts on a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Strike {
-    /// Both ends get RST, and bytes on their way are lost.
+    /// Both ends get RST, and bytes in transit are lost.
     Reset,
-    /// From here on, everything that comes in this direction is thrown away, including the end of
-    /// the stream.
+    /// From here on, all bytes in this direction are discarded, and so is the end of the stream.
     Swallow(Way),
-    /// This direction ends in order (FIN) here, and bytes that come later are thrown away. The
-    /// other direction goes on.
+    /// This direction ends here with FIN, and later bytes are discarded. The other direction
+    /// continues.
     Finish(Way),
     /// Nothing passes in this direction for this time.
     Stall(Way, Duration),
 }
 
-/// The middleman. Connections to its address are passed on to the consumer.
+/// The middleman. It forwards the connections to its address to the consumer.
 pub(crate) struct Middleman {
     address: SocketAddr,
     shared: Arc<Shared>,
@@ -81,10 +79,10 @@ struct Plan {
     strikes: usize,
     /// If true, nothing passes in either direction.
     held: bool,
-    /// The delay before each piece that goes to the relay.
+    /// The delay before each piece for the relay is sent.
     delay: Duration,
     beat: Option<Instant>,
-    /// The end of the last time that the thread did not run for [`HELD_UP`] or longer.
+    /// The end of the last period of at least [`HELD_UP`] in which the thread did not run.
     held_up: Option<Instant>,
 }
 
@@ -101,8 +99,8 @@ impl Middleman {
         Self::with_receive_buffer(consumer, None)
     }
 
-    /// Like [`Middleman::start`], with this receive buffer on the connections to the relay, in
-    /// bytes. The buffer bounds what the middleman's kernel takes while nothing passes.
+    /// Like [`Middleman::start`], but connections from the relay have a receive buffer of this many
+    /// bytes. It limits how much the kernel takes while the middleman is held.
     pub(crate) fn with_receive_buffer(consumer: SocketAddr, bytes: Option<u32>) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.expect("a runtime");
@@ -142,14 +140,13 @@ impl Middleman {
         wait_until("the middleman's strike", PATIENCE, || self.strikes() >= count);
     }
 
-    /// With true, stands still like a stopped process: the kernel still takes bytes. With false,
-    /// goes on.
+    /// If `held`, acts like a stopped process: the kernel still takes bytes. Otherwise continues.
     pub(crate) fn hold(&self, held: bool) {
         self.shared.lock().held = held;
         self.shared.released.notify_waiters();
     }
 
-    /// From now on, delays each piece that goes to the relay by this time.
+    /// From now on, delays each piece for the relay by this time.
     pub(crate) fn delay_answers(&self, by: Duration) {
         self.shared.lock().delay = by;
     }
@@ -179,8 +176,7 @@ impl Shared {
         }
     }
 
-    /// Says how many of these bytes in this direction pass before a strike, and returns the strike
-    /// if it is due.
+    /// Returns how many of these bytes pass before a strike, and the strike if it is due.
     fn pass(&self, way: Way, bytes: usize) -> (usize, Option<Strike>) {
         let mut plan = self.lock();
         let Some(armed) = plan.armed.as_mut().filter(|armed| armed.way == way) else {
@@ -198,15 +194,15 @@ impl Shared {
 }
 
 impl Plan {
-    /// True if the thread has run steadily, so that no bytes lie in a kernel merely because it did
-    /// not run.
+    /// Returns `true` if the thread has run steadily, so no bytes wait in the kernel because of a
+    /// pause.
     fn is_calm(&self) -> bool {
         let runs = self.beat.is_some_and(|beat| beat.elapsed() < HELD_UP);
         runs && self.held_up.is_none_or(|until| until.elapsed() > CALM)
     }
 }
 
-/// Notes when this thread does not run. Never ends.
+/// Records the pauses of this thread. Never ends.
 async fn beat(shared: &Shared) {
     loop {
         {
@@ -223,14 +219,14 @@ async fn beat(shared: &Shared) {
 fn listen(receive_buffer: Option<u32>) -> io::Result<TcpListener> {
     let socket = TcpSocket::new_v4()?;
     if let Some(bytes) = receive_buffer {
-        // The size must be set before `listen`, so that the connections inherit it.
+        // The size must be set before `listen`, because the connections inherit it from there.
         socket.set_recv_buffer_size(bytes)?;
     }
     socket.bind((Ipv4Addr::LOCALHOST, 0).into())?;
     socket.listen(1024)
 }
 
-/// Serves connections. Never ends by itself; the connections end with this future.
+/// Accepts connections and never ends. Dropping this future ends the connections.
 async fn accept(listener: &TcpListener, consumer: SocketAddr, shared: &Arc<Shared>) {
     let mut connections = JoinSet::new();
     loop {
@@ -245,7 +241,7 @@ async fn accept(listener: &TcpListener, consumer: SocketAddr, shared: &Arc<Share
     }
 }
 
-/// Serves one connection of the relay with a connection of its own to the consumer.
+/// Serves one connection of the relay through a new connection to the consumer.
 async fn serve(mut relay: TcpStream, consumer: SocketAddr, shared: Arc<Shared>) {
     let dialled = TcpStream::connect(consumer).await;
     let broke = match dialled {
@@ -265,8 +261,8 @@ fn reset_when_dropped(stream: &TcpStream) -> bool {
     true
 }
 
-/// Passes bytes until both directions have ended in order. An error means that one of them ended in
-/// disorder.
+/// Passes bytes until both directions have ended with FIN. Returns an error if one of them ended in
+/// another way.
 async fn pass_both_ways(
     relay: &mut TcpStream,
     consumer: &mut TcpStream,
@@ -282,7 +278,7 @@ async fn pass_both_ways(
     tokio::try_join!(there, back).map(drop)
 }
 
-/// The strike that waits for one direction of a connection.
+/// The pending strike on one direction of a connection.
 #[derive(Default)]
 struct WayState {
     strike: Mutex<Option<Strike>>,
@@ -304,7 +300,7 @@ async fn pass(
 ) -> io::Result<()> {
     let own = &ways[way as usize];
     let mut buffer = vec![0; PIECE_BYTES];
-    // Becomes false once this direction has ended, or throws its bytes away.
+    // `false` once this direction has ended or its bytes are discarded.
     let mut passes = true;
     loop {
         match own.take() {
@@ -344,8 +340,7 @@ async fn pass(
         };
         *ways[struck as usize].strike.lock().expect("nothing panics meanwhile") = Some(strike);
         shared.lock().strikes += 1;
-        // The rest of the piece that triggered the strike: it is kept from passing, or passed on
-        // late.
+        // The rest of the piece that triggered the strike is discarded, delayed or passed on.
         match strike {
             Strike::Stall(stalled, time) if stalled == way => {
                 own.take();
@@ -362,8 +357,8 @@ async fn pass(
     }
 }
 
-/// Starts a consumer that sends every byte back, a middleman in front of it, and a connection to
-/// the middleman.
+/// Starts a consumer that echoes every byte, a middleman in front of it, and a connection to the
+/// middleman.
 fn echo() -> (Server, Middleman, std::net::TcpStream) {
     let server = Server::start(Options::default(), |mut stream, connection| {
         let mut buffer = [0; 1024];
@@ -380,7 +375,7 @@ fn echo() -> (Server, Middleman, std::net::TcpStream) {
     (server, middleman, client)
 }
 
-/// Reads to the end. Returns the text, and the error that ended the stream, if any.
+/// Reads to the end. Returns the text, and the error that ended the stream, if there was one.
 fn read(client: &mut std::net::TcpStream) -> (String, Option<io::ErrorKind>) {
     let mut bytes = Vec::new();
     let ended = client.read_to_end(&mut bytes);
@@ -398,7 +393,7 @@ fn a_middleman_strikes_behind_the_byte_it_is_told() {
         // The consumer ends its direction in turn.
         (to_consumer, Strike::Finish(to_consumer), ("abc", None)),
         (to_consumer, Strike::Stall(to_consumer, PATIENCE), ("abc", still_open)),
-        // The direction that is struck is not the one whose bytes are counted.
+        // The strike is not on the direction whose bytes are counted.
         (to_consumer, Strike::Finish(to_relay), ("", None)),
     ] {
         let (_server, middleman, mut client) = echo();

@@ -1,9 +1,9 @@
-//! Times, read in another way than the relay reads them.
+//! Times, parsed by other code than the relay's.
 
 use std::time::{Duration, SystemTime};
 
-/// Returns the nanoseconds since 1970 of a time as kube-apiserver writes it: in UTC, with 6 digits
-/// of fraction. Panics if the text is no such time.
+/// Converts a time in kube-apiserver's format (UTC, 6 fractional digits) to nanoseconds since 1970.
+/// Panics if the text is not such a time.
 pub(crate) fn nanos_of(time: &str) -> u64 {
     let fields: Vec<u64> = time
         .split(['-', 'T', ':', '.', 'Z'])
@@ -14,7 +14,7 @@ pub(crate) fn nanos_of(time: &str) -> u64 {
         panic!("{time} is not a time of kube-apiserver")
     };
     assert_eq!(time.len(), "2026-01-02T03:04:05.678901Z".len(), "{time}");
-    // RFC 9110 has dates too, and another crate reads them. They name the day of the week.
+    // Another crate parses dates of RFC 9110. They name the weekday, so each weekday is tried.
     let name = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
         [usize::try_from(month).expect("a month") - 1];
     let date = format!("{day:02} {name} {year} {hour:02}:{minute:02}:{second:02} GMT");

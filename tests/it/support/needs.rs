@@ -1,19 +1,19 @@
-//! The tests that need more than a toolchain: a peer that `./test setup` installs, or root.
+//! Tests that need more than a toolchain: a peer that `./test setup` installs, or root.
 //!
-//! They are in modules named `peers`, which the default profile of `.config/nextest.toml` leaves
-//! out, so that `cargo nextest run` passes on a machine without peers. Each helper that uses a peer
-//! calls [`needs`], which fails a test of another module: it would fail first on such a machine.
+//! They are in modules named `peers`, which the default profile of `.config/nextest.toml` skips, so
+//! that `cargo nextest run` passes on a machine without peers. Each helper that uses a peer calls
+//! [`needs`], which fails a test in another module before it fails on such a machine.
 
 /// Panics if the default profile would run this test, although it needs `what`.
 pub(crate) fn needs(what: &str) {
-    // `cargo test` runs many tests in a process, and does not say which of them this is.
+    // `cargo test` runs many tests in one process, and does not say which of them this is.
     let Some(name) = own_name() else { return };
     let is_left_out = name.split("::").any(|module| module == "peers");
     assert!(is_left_out, "{name} needs {what}: put it into a module named `peers`");
 }
 
-/// Returns the name of the test that this process runs, or `None` if that is not known. nextest
-/// starts each test alone, by `--exact NAME`.
+/// Returns the name of the test that this process runs, or `None` if it is not known. nextest runs
+/// each test in its own process, with `--exact NAME`.
 fn own_name() -> Option<String> {
     let mut arguments = std::env::args().skip_while(|argument| argument != "--exact").skip(1);
     arguments.find(|argument| !argument.starts_with("--"))

@@ -1,17 +1,17 @@
-//! Events that a test can tell apart and judge alone. Each event is made from the number of its
-//! sender and its own number, and its auditID holds both, so every byte of an event is known from
-//! its auditID.
+//! Events that a test can tell apart and check one by one. Each event is generated from the number
+//! of its sender and its own number. Its auditID contains both, so the auditID determines every
+//! byte.
 
 use std::ops::Range;
 
-/// The sender of an event, and the number of the event among those of this sender.
+/// The sender of an event, and the event's number among those of this sender.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Id {
     pub(crate) sender: u32,
     pub(crate) number: u64,
 }
 
-/// Text that JSON allows and a careless relay would change, in pieces of about 24 bytes.
+/// JSON text that a careless relay would change, in pieces of about 24 bytes.
 const PIECES: [&str; 6] = [
     "plain ascii of 24 bytes ",
     r"escaped \u00e9\ud83d\ude00",
@@ -21,7 +21,7 @@ const PIECES: [&str; 6] = [
     "日本語日本語日本",
 ];
 
-/// Makes the event. Most events are small; one in a thousand is large.
+/// Generates the event. Most events are small; one in a thousand is large.
 pub(crate) fn event(id: Id) -> Vec<u8> {
     let Id { sender, number } = id;
     let mut draw = mix(u64::from(sender) << 32 ^ number);
@@ -49,7 +49,7 @@ fn mix(number: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// Returns the id of this event. Panics if any byte differs from the event that was made.
+/// Returns the id of this event. Panics if any byte differs from the generated event.
 pub(crate) fn identify(bytes: &[u8]) -> Id {
     let told = || String::from_utf8_lossy(&bytes[..bytes.len().min(400)]).into_owned();
     unchanged(bytes).unwrap_or_else(|| panic!("not an event that was sent, or changed: {}", told()))
@@ -69,13 +69,13 @@ fn id_of(bytes: &[u8]) -> Option<Id> {
     })
 }
 
-/// Returns the events of a sender with these numbers, one after the other.
+/// Returns the events of a sender with these numbers, in order.
 pub(crate) fn events(sender: u32, numbers: Range<u64>) -> Vec<Vec<u8>> {
     numbers.map(|number| event(Id { sender, number })).collect()
 }
 
-/// Returns a body as kube-apiserver sends it. If `alone`, the body is the one event itself, without
-/// a list.
+/// Returns a body as kube-apiserver sends it. If `alone`, the body is a single event without a
+/// list.
 pub(crate) fn body(sender: u32, numbers: Range<u64>, alone: bool) -> Vec<u8> {
     if alone {
         assert_eq!(numbers.end - numbers.start, 1, "one event");

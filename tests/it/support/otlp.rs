@@ -1,5 +1,5 @@
-//! A strict receiver of log records by OTLP over HTTP. It has a decoder of Protobuf of its own,
-//! checks every header and field, and keeps the records, also while no process of the relay runs.
+//! A strict receiver of OTLP log records over HTTP. It has its own Protobuf decoder, checks the
+//! headers and every field, and keeps the records while no relay runs.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -10,29 +10,29 @@ use serde_json::json;
 use super::http_sink::{Answer, HttpSink, Keeper, Request};
 use super::server::Options;
 
-/// What the receiver does with one request.
+/// How the receiver handles one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mood {
-    /// It stores the valid records, and answers 200 with the number of the others.
+    /// The receiver stores the valid records, and sends 200 with the number of rejected records.
     Counts,
-    /// It stores all records and answers with this status, if all are valid. Otherwise it stores
-    /// nothing and answers 400.
+    /// If all records are valid, it stores them and responds with this status. Otherwise it stores
+    /// nothing and responds with 400.
     Stores(u16),
-    /// It answers this status and stores nothing.
+    /// The receiver responds with this status and stores nothing.
     Status(u16),
-    /// It answers 429 with `Retry-After`, and stores nothing.
+    /// The receiver responds with 429 and `Retry-After`, and stores nothing.
     Busy,
-    /// It answers 413 to a request of more than 50 records, and any other as [`Mood::Stores`].
+    /// The receiver sends 413 if there are more than 50 records. Otherwise like `Stores(200)`.
     Small,
-    /// It closes the connection without an answer; `true`: it has stored the valid records.
+    /// The receiver closes the connection. If `true`, it has stored the valid records.
     HangsUp(bool),
-    /// It stores the valid records, and its answer breaks off.
+    /// The receiver stores the valid records, but its answer breaks off.
     Cut,
-    /// It stores nothing, and answers 200 with a web page.
+    /// The receiver stores nothing, and responds with 200 and a web page.
     Page,
-    /// It stores nothing, and answers 200 with a web page that has no bytes.
+    /// The receiver stores nothing, and responds with 200 and an empty web page.
     EmptyPage,
-    /// It does as in [`Mood::Counts`], and answers in JSON.
+    /// Like [`Mood::Counts`], but it answers in JSON.
     CountsInJson,
 }
 
@@ -46,33 +46,30 @@ pub(crate) enum Attribute {
 
 pub(crate) type Attributes = BTreeMap<String, Attribute>;
 
-/// A log record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Record {
-    /// 0 if the time is not known.
+    /// Nanoseconds since 1970, or 0 if the time is not known.
     pub(crate) time: u64,
     pub(crate) observed: u64,
     pub(crate) severity: u64,
     pub(crate) severity_text: String,
     pub(crate) body: String,
     pub(crate) attributes: Attributes,
-    /// The attributes of the resource.
     pub(crate) resource: Attributes,
     /// The scope's name and version.
     pub(crate) scope: (String, String),
 }
 
-/// What has arrived so far.
+/// The records and the requests so far.
 #[derive(Default)]
 pub(crate) struct Store {
-    /// The records that are stored. A record that came again is there again.
+    /// The stored records. A record that was stored twice is there twice.
     pub(crate) records: Vec<Record>,
     /// How many records each request had.
     pub(crate) requests: Vec<usize>,
 }
 
 impl Store {
-    /// Returns the bodies of the stored records.
     pub(crate) fn bodies(&self) -> Vec<Vec<u8>> {
         self.records.iter().map(|record| record.body.clone().into_bytes()).collect()
     }
@@ -81,8 +78,8 @@ impl Store {
 pub(crate) type Otlp = Keeper<Store>;
 
 impl Otlp {
-    /// Starts a receiver that takes requests of at most `bytes_max`, before compression. `mood` is
-    /// asked once for each request, and `is_valid` once for each body of a record.
+    /// Starts a receiver for requests of at most `bytes_max` bytes before compression. It calls
+    /// `mood` once for each request, and `is_valid` once for each record's body.
     pub(crate) fn start(
         bytes_max: usize,
         mood: impl FnMut() -> Mood + Send + 'static,
@@ -124,7 +121,7 @@ impl Otlp {
                 Mood::CountsInJson => {
                     let partial = match refused.len() {
                         0 => json!({}),
-                        // Numbers of 64 bits are strings in JSON, and not for everybody.
+                        // In JSON, 64-bit numbers are strings, but not from every receiver.
                         1 => json!({"rejectedLogRecords": 1, "errorMessage": "s3cr3t"}),
                         many => json!({"rejectedLogRecords": many.to_string()}),
                     };
@@ -150,7 +147,7 @@ impl Otlp {
     }
 }
 
-/// Returns the output's table of the config.
+/// Returns the config of an output to this receiver. `more` adds keys.
 pub(crate) fn to_otlp(address: SocketAddr, more: &str) -> String {
     format!("[[output]]\nname = \"consumer\"\n{}{more}\n", keys(address))
 }
@@ -160,8 +157,7 @@ pub(crate) fn keys(address: SocketAddr) -> String {
     format!("type = \"otlp\"\nurls = [\"http://{address}\"]\n")
 }
 
-/// Returns an `ExportLogsServiceResponse` that says that `refused` records were rejected, with a
-/// message.
+/// Returns an `ExportLogsServiceResponse` with the number of rejected records and a message.
 fn partial_success(refused: usize) -> Vec<u8> {
     let mut number = Vec::new();
     let mut rest = refused;
@@ -175,7 +171,7 @@ fn partial_success(refused: usize) -> Vec<u8> {
     [&[0x0a, length], partial.as_slice()].concat()
 }
 
-/// Returns the records of a request. Panics if the request is not as OTLP wants it.
+/// Returns the records of a request. Panics if the request does not conform to OTLP.
 fn records(request: &Request, bytes_max: usize) -> Vec<Record> {
     assert_eq!((request.method.as_str(), request.target.as_str()), ("POST", "/v1/logs"));
     assert_eq!(request.header("content-type"), Some("application/x-protobuf"));
@@ -252,7 +248,7 @@ fn record(message: &[u8]) -> Record {
     found
 }
 
-/// Returns the attributes that a message has in the field `number`. A key may be there once.
+/// Returns the attributes in the field `number` of a message. Panics if a key occurs twice.
 fn attributes_of(message: &[u8], number: u64) -> Attributes {
     let mut attributes = Attributes::new();
     for (_, field) in fields(message).into_iter().filter(|(it, _)| *it == number) {
@@ -282,7 +278,7 @@ fn value(message: &[u8]) -> Attribute {
     }
 }
 
-/// The value of a field.
+/// The value of a Protobuf field.
 #[derive(Debug, Clone, Copy)]
 enum Field<'a> {
     Number(u64),
@@ -301,7 +297,7 @@ impl<'a> Field<'a> {
     }
 }
 
-/// Returns the fields of a message: numbers and values.
+/// Returns the number and the value of each field of a message.
 fn fields(mut message: &[u8]) -> Vec<(u64, Field<'_>)> {
     let mut found = Vec::new();
     while !message.is_empty() {

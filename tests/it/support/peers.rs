@@ -1,9 +1,9 @@
 //! Real consumers and proxies as child processes (rsyslog, syslog-ng, nginx, HAProxy, tinyproxy),
-//! and the tools promtool and curl. `./test` installs them; a missing program fails the test that
-//! needs it.
+//! and the tools promtool and curl. `./test setup` installs them. If a program is missing, the test
+//! that needs it fails.
 //!
-//! Each peer listens on 127.0.0.1, keeps its port over a restart, writes into a directory of its
-//! own, and is ended by its own process id.
+//! Each peer listens on 127.0.0.1, keeps its port when it restarts, writes into its own directory,
+//! and is ended by its own process id.
 
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -28,18 +28,17 @@ pub(crate) enum Security {
     Plain,
     /// The peer presents [`Certificates::server`].
     Tls,
-    /// Like `Tls`; the peer also accepts only clients whose certificate our CA has signed.
+    /// Like `Tls`, but the peer accepts only clients with a certificate that our CA has signed.
     MutualTls,
 }
 
-/// The process of a peer, which a test can `stop`, `kill` and `start` again.
+/// A peer's process, which a test can `stop`, `kill` and `start` again.
 pub(crate) struct Process {
     program: PathBuf,
     arguments: Vec<String>,
     variables: Vec<(&'static str, String)>,
     port: u16,
-    /// The file with everything that the peer writes to its standard output and error, over all its
-    /// lives.
+    /// The file that receives the peer's standard output and standard error. Restarts append to it.
     log: PathBuf,
     child: Option<Child>,
 }
@@ -56,14 +55,13 @@ impl Process {
         }
     }
 
-    /// Sets an environment variable of the process.
     pub(crate) fn variable(mut self, name: &'static str, value: &str) -> Self {
         self.variables.push((name, value.to_owned()));
         self
     }
 
-    /// Starts the process on its port and waits until it listens. Panics with its log if it does
-    /// not.
+    /// Starts the process on its port and waits until it listens. If that fails, panics with its
+    /// log.
     pub(crate) fn start(&mut self) {
         if let Err(why) = self.try_start() {
             panic!("{} on port {}: {why}", self.program.display(), self.port);
@@ -81,7 +79,7 @@ impl Process {
             let exited = child.try_wait().expect("our child").is_some();
             (exited || listens(child.id(), self.port)).then_some(!exited)
         });
-        // The child is stored before the outcome is looked at, so that `drop` ends it in any case.
+        // The child is stored before the result is checked, so that `drop` ends it in any case.
         self.child = Some(child);
         if listening == Some(true) {
             return Ok(());
@@ -90,8 +88,7 @@ impl Process {
         Err(format!("does not listen; its log: {}", self.log()))
     }
 
-    /// Asks the process to end (SIGTERM) and waits for its end. Kills it if it has not ended after
-    /// 10 seconds.
+    /// Sends SIGTERM and waits until the process has ended. Kills it after 10 seconds.
     pub(crate) fn stop(&mut self) {
         if let Some(child) = &mut self.child {
             if child.try_wait().expect("our child").is_none() {
@@ -105,7 +102,7 @@ impl Process {
         self.child = None;
     }
 
-    /// Ends the process at once (SIGKILL). Bytes that it has not read are lost.
+    /// Kills the process (SIGKILL). Bytes that it has not read are lost.
     pub(crate) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             // The process may have exited already.
@@ -114,13 +111,13 @@ impl Process {
         }
     }
 
-    /// Stops the process (SIGSTOP) until [`Process::thaw`]. The kernel still takes bytes for it.
-    /// Returns when all its threads stand still.
+    /// Stops the process (SIGSTOP) until [`Process::thaw`], and waits until all its threads are
+    /// stopped. The kernel still receives bytes for it.
     pub(crate) fn freeze(&self) {
         freeze(self.child.as_ref().expect("running"));
     }
 
-    /// Lets the process go on after [`Process::freeze`].
+    /// Continues the process after [`Process::freeze`].
     pub(crate) fn thaw(&self) {
         signal_process(self.child.as_ref().expect("running"), libc::SIGCONT);
     }
@@ -150,11 +147,11 @@ impl Drop for Process {
     }
 }
 
-/// Sends SIGSTOP, and returns when all threads of the process stand still.
+/// Sends SIGSTOP, and waits until all threads of the process are stopped.
 pub(crate) fn freeze(child: &Child) {
     signal_process(child, libc::SIGSTOP);
     let tasks = format!("/proc/{}/task", child.id());
-    // In this file the state follows the name in parentheses. T means stopped.
+    // In `stat`, the state follows the name in parentheses. T means stopped.
     let stands = |task: &Path| {
         let stat = std::fs::read_to_string(task.join("stat")).unwrap_or_default();
         stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
@@ -165,12 +162,12 @@ pub(crate) fn freeze(child: &Child) {
     });
 }
 
-/// True if this very process listens on the port. The check makes no connection, which the peer
-/// would see, and does not mistake another program's listener for the peer's.
+/// Returns `true` if this process itself listens on the port. The check does not connect, because
+/// the peer would see the connection. It also ignores listeners of other programs.
 fn listens(pid: u32, port: u16) -> bool {
     let Ok(table) = std::fs::read_to_string("/proc/net/tcp") else { return false };
-    // The columns of the file: number, local address, remote address, state (0A is LISTEN), …,
-    // inode (9).
+    // The columns of the file: number, local address, remote address, state (0A: LISTEN), …, inode
+    // (column 9, counted from 0).
     let local = format!("0100007F:{port:04X}");
     let inode = table.lines().find_map(|line| {
         let columns: Vec<&str> = line.split_whitespace().collect();
@@ -186,8 +183,8 @@ fn listens(pid: u32, port: u16) -> bool {
     })
 }
 
-/// Builds a process for a free port and starts it. If the port was taken meanwhile, tries again
-/// with another one, three times in all.
+/// Builds a process for a free port and starts it. If the start fails, for example because the port
+/// has been taken, tries again with another port, up to three times in all.
 pub(crate) fn start_on_free_port(build: impl Fn(u16) -> Process) -> Process {
     let mut failure = String::new();
     for _ in 0..3 {
@@ -200,8 +197,7 @@ pub(crate) fn start_on_free_port(build: impl Fn(u16) -> Process) -> Process {
     panic!("the peer does not start: {failure}");
 }
 
-/// Finds a program of the system, in PATH or in the directories for administrators. Panics if it is
-/// not installed.
+/// Finds an installed program, in PATH or in the system's directories. Panics if it is not there.
 pub(crate) fn program(name: &str) -> PathBuf {
     needs(name);
     let path = std::env::var("PATH").unwrap_or_default();
@@ -218,12 +214,12 @@ fn write(directory: &TempDir, name: &str, content: &str) -> PathBuf {
     file
 }
 
-/// Returns the complete lines of a file that a peer writes; none if the file does not exist yet.
+/// Returns the complete lines of a file that a peer writes. A missing file has no lines.
 pub(crate) fn lines_of(file: &Path) -> Vec<Vec<u8>> {
     lines_in(&std::fs::read(file).unwrap_or_default())
 }
 
-/// Cuts off the incomplete last line of a file that a dead peer wrote.
+/// Removes the incomplete last line of a file. The peer that wrote the file has ended.
 pub(super) fn cut_partial_line(file: &Path) {
     let bytes = std::fs::read(file).unwrap_or_default();
     let complete = memchr::memrchr(b'\n', &bytes).map_or(0, |end| end + 1);
@@ -234,8 +230,8 @@ pub(super) fn cut_partial_line(file: &Path) {
 
 /// rsyslog with `imrelp`, or with `imtcp`, which accepts octet counting and newlines on one port.
 ///
-/// Its queue is "Direct": rsyslog writes a message into the file before it reads on, and before it
-/// answers.
+/// Its queue is "Direct": rsyslog writes a message into the file before it acknowledges the message
+/// or reads the next one.
 pub(crate) struct Rsyslog {
     pub(crate) process: Process,
     directory: TempDir,
@@ -250,8 +246,8 @@ impl Rsyslog {
         Self::with(security, certificates, imrelp)
     }
 
-    /// Starts rsyslog. `input` returns the global settings of the input module, and the rest of the
-    /// input's config.
+    /// Starts rsyslog. `input` returns parameters for `global()`, and the config of the input
+    /// module.
     fn with(
         security: Security,
         certificates: &Certificates,
@@ -290,8 +286,8 @@ ruleset(name="peer") {{
         lines_of(&self.directory.path().join("messages"))
     }
 
-    /// After a kill: cuts off a message that was written in part, so that the first message of the
-    /// next life is not taken for its end. Returns how many complete messages remain.
+    /// Removes a message that was written only in part before a kill. Otherwise the first message
+    /// after the restart would be appended to it. Returns how many complete messages remain.
     pub(crate) fn cut_partial_line(&self) -> usize {
         for name in ["messages", "raw"] {
             cut_partial_line(&self.directory.path().join(name));
@@ -305,7 +301,7 @@ ruleset(name="peer") {{
         file.map_or(0, |file| file.len())
     }
 
-    /// Returns each message as it came, from its PRI on.
+    /// Returns each message as received, including its PRI.
     pub(crate) fn raw(&self) -> Vec<Vec<u8>> {
         lines_of(&self.directory.path().join("raw"))
     }
@@ -332,8 +328,8 @@ fn imtcp(port: u16, security: Security, files: &Certificates) -> (String, String
             ),
         ),
     };
-    // Two limits hold: one for a message, and one for an octet-counted frame. If a frame exceeds
-    // the second (200,000 bytes by default), imtcp reads the rest of the stream as lines.
+    // There is one limit for messages and one for octet-counted frames. If a frame exceeds the
+    // second limit (200,000 bytes by default), imtcp reads the rest of the stream as lines.
     let input = format!(
         r#"module(load="imtcp" maxFrameSize="{MESSAGE_BYTES_MAX}" {module})
 input(type="imtcp" address="127.0.0.1" port="{port}" ruleset="peer")"#
@@ -346,7 +342,7 @@ fn imrelp(port: u16, security: Security, files: &Certificates) -> (String, Strin
         (text(&files.ca), text(&files.server.certificate), text(&files.server.key));
     let tls = match security {
         Security::Plain => String::new(),
-        // Without an authentication mode, rsyslog asks for no client certificate.
+        // Without an authentication mode, rsyslog does not request a client certificate.
         Security::Tls => {
             format!(
                 r#"tls="on" tls.myCert="{certificate}" tls.myPrivKey="{key}" tls.caCert="{ca}""#
@@ -365,7 +361,7 @@ input(type="imrelp" address="127.0.0.1" port="{port}" maxDataSize="{MESSAGE_BYTE
 
 /// syslog-ng with its `syslog()` source, which accepts only octet counting (RFC 6587, RFC 5425).
 ///
-/// Debian's package conflicts with rsyslog's, so `./test` unpacks it below `target/peers`.
+/// Debian's package conflicts with rsyslog's, so `./test setup` unpacks it below `target/peers`.
 pub(crate) struct SyslogNg {
     pub(crate) process: Process,
     directory: TempDir,
@@ -422,8 +418,8 @@ impl SyslogNg {
                 if security == Security::Tls { "optional-untrusted" } else { "required-trusted" }
             ),
         };
-        // syslog-ng divides the window by max-connections, and the result must not be below its
-        // minimum of 100.
+        // syslog-ng divides the window (`log-iw-size`) by `max-connections`. The result must be at
+        // least 100.
         format!(
             r#"@version: {version}
 options {{ log-msg-size({MESSAGE_BYTES_MAX}); use-dns(no); dns-cache(no); keep-hostname(yes); stats-freq(0); }};
@@ -498,8 +494,8 @@ impl Nginx {
             ),
         };
         let ssl = if security == Security::Plain { "" } else { " ssl" };
-        // nginx runs as one process, so that its id is the one to stop. `user` is set for root
-        // only: a worker that runs as `nobody` could not write into the test's directory.
+        // nginx runs as one process, so that a signal to its id stops it. `user` is set only for
+        // root, where nginx would otherwise give its temporary directories to another user.
         let user = if is_root() { "user root;" } else { "" };
         format!(
             "daemon off;
@@ -542,8 +538,8 @@ fn is_root() -> bool {
     unsafe { libc::geteuid() == 0 }
 }
 
-/// Returns the forwarder's haproxy.cfg as the provider's page shows it, with these lines added to
-/// the frontend and the backend.
+/// Returns the forwarder's haproxy.cfg as on the provider's page, with these lines added to the
+/// frontend and the backend.
 pub(crate) fn forwarder(frontend: &str, backend: &str) -> String {
     format!(
         "global
@@ -565,7 +561,7 @@ backend remotelogstash
     )
 }
 
-/// HAProxy in front of a consumer, configured as the forwarder that the relay replaces.
+/// HAProxy in front of a consumer, configured like the forwarder that the relay replaces.
 pub(crate) struct Haproxy {
     pub(crate) process: Process,
     // This directory holds the config and the log.
@@ -578,7 +574,7 @@ impl Haproxy {
         Self::with(|port| forwarder(&format!("  bind 127.0.0.1:{port}"), &backend))
     }
 
-    /// Starts HAProxy with any config that listens on the port that `config` is given.
+    /// Starts HAProxy with the config that `config` returns for a free port.
     pub(crate) fn with(config: impl Fn(u16) -> String) -> Self {
         let directory = TempDir::new().expect("a temporary directory");
         let process = start_on_free_port(|port| {
@@ -590,8 +586,8 @@ impl Haproxy {
         Self { process, directory }
     }
 
-    /// Like [`Haproxy::with`], as user 65532 without privileges and capabilities: so a pod runs
-    /// HAProxy where Pod Security enforces `restricted`.
+    /// Like [`Haproxy::with`], but as user 65532 without privileges or capabilities, as in a pod
+    /// where Pod Security enforces `restricted`.
     pub(crate) fn unprivileged(config: impl Fn(u16) -> String) -> Self {
         needs("root");
         let directory = TempDir::new().expect("a temporary directory");
@@ -609,7 +605,6 @@ impl Haproxy {
         Self { process, directory }
     }
 
-    /// Returns the path of its haproxy.cfg.
     pub(crate) fn config_file(&self) -> PathBuf {
         self.directory.path().join("haproxy.cfg")
     }
@@ -627,7 +622,7 @@ pub(crate) struct Tinyproxy {
 }
 
 impl Tinyproxy {
-    /// Starts tinyproxy. With `credentials`, tinyproxy asks for this user and password.
+    /// Starts tinyproxy. If `credentials` are given, tinyproxy requires this user and password.
     pub(crate) fn start(credentials: Option<(&str, &str)>) -> Self {
         let directory = TempDir::new().expect("a temporary directory");
         let wanted = credentials.map(|(user, password)| format!("BasicAuth {user} {password}\n"));
@@ -654,7 +649,7 @@ impl Tinyproxy {
     }
 }
 
-/// Runs `promtool check metrics` on these metrics. Returns its complaints as the error.
+/// Runs `promtool check metrics` on these metrics. The error contains promtool's complaints.
 pub(crate) fn promtool_check(metrics: &str) -> Result<(), String> {
     let output =
         fed(Command::new(program("promtool")).args(["check", "metrics"]), metrics.as_bytes());
@@ -665,8 +660,8 @@ pub(crate) fn promtool_check(metrics: &str) -> Result<(), String> {
     Err(format!("{}: {}", output.status, String::from_utf8_lossy(&said)))
 }
 
-/// Runs curl quietly, for at most [`PATIENCE`], with a body on its standard input (`@-`). curl may
-/// answer and end before it has read the whole body.
+/// Runs curl quietly, for at most [`PATIENCE`], with a body on its standard input (`@-`). curl can
+/// end before it has read the whole body.
 pub(crate) fn curl(arguments: &[&str], body: &[u8]) -> Output {
     let limit = PATIENCE.as_secs().to_string();
     let mut curl = Command::new(program("curl"));

@@ -1,6 +1,6 @@
-//! Makes pictures of the browser small: a picture with a palette of 256 colours takes about a third
+//! Makes pictures of the browser small. A picture with a palette of 256 colours has about a third
 //! of the bytes of one with three bytes for each pixel, and a page of text looks the same. The
-//! formats are those of PNG (W3C, third edition).
+//! formats are PNG's (W3C, third edition).
 
 use std::collections::HashMap;
 use std::io::Read as _;
@@ -23,7 +23,7 @@ pub(crate) fn with_palette(png: &[u8]) -> Vec<u8> {
         *counts.entry(*pixel).or_default() += 1;
     }
     let mut frequent: Vec<(Colour, u64)> = counts.iter().map(|(it, count)| (*it, *count)).collect();
-    // The order of colours that are equally frequent must not depend on the map.
+    // The order of equally frequent colours must not depend on the map.
     frequent.sort_by_key(|(colour, count)| (std::cmp::Reverse(*count), *colour));
     let palette: Vec<Colour> = frequent.iter().take(256).map(|(colour, _)| *colour).collect();
     let nearest = |colour: &Colour| -> u8 {
@@ -37,13 +37,13 @@ pub(crate) fn with_palette(png: &[u8]) -> Vec<u8> {
     let indices: HashMap<Colour, u8> = counts.keys().map(|it| (*it, nearest(it))).collect();
     let mut data = Vec::new();
     for line in pixels.chunks_exact(width as usize) {
-        // The filter type 0: the bytes are the indices themselves.
+        // This is filter type 0: the bytes are the indices.
         data.push(0);
         data.extend(line.iter().map(|pixel| indices[pixel]));
     }
     let mut packed = Vec::new();
     ZlibEncoder::new(data.as_slice(), Compression::best()).read_to_end(&mut packed).expect("zlib");
-    // A depth of 8 bits, the colour type 3 (palette), and the default methods.
+    // The depth is 8 bits, the colour type is 3 (palette), and the methods are the defaults.
     let mut header = [width.to_be_bytes(), height.to_be_bytes()].concat();
     header.extend([8, 3, 0, 0, 0]);
     let mut out = SIGNATURE.to_vec();
@@ -95,7 +95,7 @@ fn decoded(png: &[u8]) -> (u32, u32, Vec<Vec<u8>>) {
     (width, height, lines)
 }
 
-/// Returns what a filter of PNG (§9.2) adds to a byte.
+/// Returns what a PNG filter (§9.2) adds to a byte.
 fn predicted(filter: u8, left: u8, up: u8, corner: u8) -> u8 {
     let [a, b, c] = [left, up, corner].map(i16::from);
     match filter {

@@ -14,7 +14,7 @@ pub(crate) const JOB: &str = "kube-audit-forwarder";
 pub(crate) const NAMESPACE: &str = "ibm-kube-audit";
 pub(crate) const POD: &str = "relay-0";
 
-/// The process of Prometheus and its data. Dropping this value ends and deletes both.
+/// Prometheus and its data. Dropping this value ends the process and deletes the data.
 pub(crate) struct Prometheus {
     process: Process,
     _directory: TempDir,
@@ -42,7 +42,7 @@ impl Prometheus {
         Self::with_labels(admin, &[])
     }
 
-    /// Like [`Prometheus::start`], with more labels of the target.
+    /// Like [`Prometheus::start`], but with more labels on the target.
     pub(crate) fn with_labels(admin: SocketAddr, more: &[(&str, &str)]) -> Self {
         let mut labels = BTreeMap::from([("namespace", NAMESPACE), ("pod", POD)]);
         labels.extend(more.iter().copied());
@@ -94,7 +94,7 @@ impl Prometheus {
     }
 
     /// Returns the current value of an expression: an instant vector, or a scalar as one sample
-    /// without labels. Panics if the value is of another kind.
+    /// without labels. Panics if the value has another type.
     pub(crate) fn query(&self, expression: &str) -> Vec<Sample> {
         let data = self.get("/api/v1/query", &[("query", expression)]);
         let number = |pair: &serde_json::Value| -> f64 {
@@ -110,7 +110,7 @@ impl Prometheus {
             .collect()
     }
 
-    /// Returns the values of a label among the series of a selector.
+    /// Returns the values of a label in the series that match a selector.
     pub(crate) fn label_values(&self, label: &str, selector: &str) -> Vec<String> {
         let path = format!("/api/v1/label/{label}/values");
         let values = self.get(&path, &[("match[]", selector)]);

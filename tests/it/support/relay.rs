@@ -16,9 +16,9 @@ use super::metrics::{Metrics, assert_conservation, conservation};
 use super::needs::needs;
 use super::{PATIENCE, binary, http, text, try_wait_for, wait_for, wait_until};
 
-/// The beginning of most configs: one listener and the admin address, on ports that the kernel
-/// chooses, and the log format that [`Relay`] reads. The relay restricts itself, so that most tests
-/// show that it has kept what it needs; see [`unrestricted`].
+/// The start of most configs: the log format that [`Relay`] reads, and one listener and the admin
+/// address on ports that the kernel chooses. The relay restricts its own process, so most tests
+/// also show that it keeps the rights that it needs; see [`unrestricted`].
 pub(crate) const BASE: &str = r#"
 log = { format = "json" }
 admin = { address = "127.0.0.1:0" }
@@ -27,46 +27,46 @@ process = { restrict = "best_effort" }
 address = "127.0.0.1:0"
 "#;
 
-/// Returns this config without the restriction of the process, which is the default of the program.
-/// For tests that reload a config with files in directories that the first config does not name.
+/// Returns this config without the restriction of the process, which is off by default. For tests
+/// that reload a config with files in directories that the first config does not name.
 pub(crate) fn unrestricted(config: &str) -> String {
     config.replace("process = { restrict = \"best_effort\" }\n", "")
 }
 
-/// Returns this config, which begins as [`BASE`] does, with these keys in `[admin]` too.
+/// Returns this config, which starts like [`BASE`], with more keys in `[admin]`.
 pub(crate) fn with_admin(config: &str, keys: &str) -> String {
     let address = "admin = { address = \"127.0.0.1:0\" }";
     assert!(config.contains(address), "{config}");
     config.replace(address, &format!("admin = {{ address = \"127.0.0.1:0\", {keys} }}"))
 }
 
-/// Returns the revision that the program under test was built with. The variable is the same for
-/// the tests, because cargo builds both in one run.
+/// Returns the git revision that the program under test was built with. The tests read the same
+/// variable, because cargo builds both in one run.
 pub(crate) fn revision() -> &'static str {
     option_env!("KUBE_AUDIT_FORWARDER_REVISION").filter(|it| !it.is_empty()).unwrap_or("unknown")
 }
 
-/// The reader of the relay's standard output.
+/// How the relay's standard output is read.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stdout {
-    /// A thread reads the output at once; see [`Relay::stdout`].
+    /// A thread reads the output continuously; see [`Relay::stdout`].
     Collected,
-    /// Nobody reads the pipe until [`Relay::take_stdout`].
+    /// Nobody reads the pipe until a test calls [`Relay::take_stdout`].
     Held,
 }
 
 /// The state of the pipe that is the relay's standard error.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stderr {
-    /// A thread reads each line at once.
+    /// A thread reads each line immediately.
     Read,
-    /// Nobody reads the pipe any more, except a line that is being read already: the pipe fills.
+    /// The thread completes its current line and then reads no more. The pipe fills up.
     Held,
-    /// The pipe is closed, once the line that is being read is complete.
+    /// The thread completes its current line and then closes the pipe.
     Closed,
 }
 
-/// Tells the thread that reads the log to read, to wait or to close the pipe.
+/// Tells the log's reader thread whether to read, to wait or to close the pipe.
 struct LogPipe {
     state: Mutex<Stderr>,
     changed: Condvar,
@@ -82,7 +82,7 @@ impl LogPipe {
         *self.state.lock().expect("not poisoned") == Stderr::Held
     }
 
-    /// Waits while the log is held. Returns false if the pipe is to be closed.
+    /// Waits while the log is held. Returns `false` if the thread must close the pipe.
     fn may_read(&self) -> bool {
         let state = self.state.lock().expect("not poisoned");
         let held = |state: &mut Stderr| *state == Stderr::Held;
@@ -101,15 +101,15 @@ pub(crate) struct Builder {
 }
 
 impl Builder {
-    /// Starts the relay with this file, which holds the config already, instead of a file of the
-    /// builder's own. For tests where the file's path matters.
+    /// Starts the relay with this file, which already contains the config, instead of a file in the
+    /// relay's temporary directory. For tests where the file's path matters.
     pub(crate) fn file(mut self, file: &Path) -> Self {
         self.file = Some(file.to_owned());
         self
     }
 
-    /// Starts the relay by this program with these first arguments, which then becomes the relay,
-    /// as `setpriv` and `strace -D` do.
+    /// Starts the relay through this program with these first arguments. The launcher's process
+    /// must become the relay, as with `setpriv` and `strace -D`.
     pub(crate) fn launcher(mut self, words: &[&str]) -> Self {
         self.launcher = words.iter().map(|&word| word.to_owned()).collect();
         self
@@ -126,7 +126,7 @@ impl Builder {
         self
     }
 
-    /// Sets how many listeners `start` waits for, for configs where some listeners open later
+    /// Sets how many listeners `start` waits for. For configs where some listeners open later
     /// (`optional = true`).
     pub(crate) fn listeners(mut self, count: usize) -> Self {
         self.listeners = Some(count);
@@ -141,7 +141,7 @@ impl Builder {
         relay
     }
 
-    /// Starts the relay and waits for nothing.
+    /// Starts the relay without waiting for anything.
     pub(crate) fn launch(self) -> Relay {
         let directory = TempDir::new().expect("a temporary directory");
         let own = directory.path().join("config.toml");
@@ -153,7 +153,7 @@ impl Builder {
     }
 }
 
-/// Returns a command that runs the binary by this launcher, or directly if `launcher` is empty.
+/// Returns a command that runs the binary through `launcher`, or directly if that is empty.
 fn launched<S: AsRef<std::ffi::OsStr>>(launcher: &[S]) -> Command {
     let binary = binary();
     let Some((program, arguments)) = launcher.split_first() else { return Command::new(binary) };
@@ -171,7 +171,7 @@ fn launched<S: AsRef<std::ffi::OsStr>>(launcher: &[S]) -> Command {
 struct Shape {
     listeners: usize,
     required_outputs: Vec<String>,
-    /// The file of the token for metrics.
+    /// The file with the token for `/metrics`.
     metrics_token: Option<PathBuf>,
 }
 
@@ -193,8 +193,7 @@ impl Shape {
     }
 }
 
-/// A running relay. Dropping it kills the process; a test that goes well ends with
-/// [`Relay::finish`].
+/// A running relay. Dropping it kills the process. Most tests end with [`Relay::finish`].
 pub(crate) struct Relay {
     child: Child,
     directory: TempDir,
@@ -215,9 +214,9 @@ pub(crate) struct Relay {
 /// The condition that [`Relay::finish`] waits for before it checks conservation.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Backlog {
-    /// No required output has a backlog, or an event that is set aside.
+    /// No required output has a backlog or an event that is set aside.
     Empty,
-    /// Nothing moves any more: two scrapes in a row, half a second apart, hold the same numbers.
+    /// The counters have stopped: two scrapes, half a second apart, return the same values.
     Stable,
 }
 
@@ -247,7 +246,7 @@ impl Relay {
         let log_pipe =
             Arc::new(LogPipe { state: Mutex::new(Stderr::Read), changed: Condvar::new() });
         let pipe = Arc::clone(&log_pipe);
-        // The threads end when the other end of their pipe does, with the process.
+        // Each thread ends when the process exits, because the pipe is then closed.
         let mut readers = vec![std::thread::spawn(move || {
             let mut lines = stderr.split(b'\n').map_while(Result::ok);
             while pipe.may_read()
@@ -284,12 +283,13 @@ impl Relay {
         assert!(listening, "not listening; exit: {:?}; log:\n{}", self.exited, self.log_text());
     }
 
-    /// Waits until `listeners` listeners and the admin address are open and the start is over, or
-    /// the relay has ended. Returns true if the relay listens. Before the start is over, `/status`
-    /// shows no outputs and no settings, although the listeners may have logged their addresses.
+    /// Waits until `listeners` listeners are open and `/readyz` responds with 200, or until the
+    /// relay has ended, for at most 2 minutes. Returns `true` if the relay is ready. Before that,
+    /// `/status` shows no outputs and no settings, although the listeners may have logged their
+    /// addresses.
     ///
-    /// A start on disk waits for syncs. On a busy machine a sync of ext4 also writes what others
-    /// have written, for example a build of gigabytes: once, a start took 32 s.
+    /// A start with a spool waits for syncs. On a busy machine, a sync of ext4 also writes the data
+    /// of other processes: during a large build, one start took 32 s.
     pub(crate) fn listens_or_exits(&mut self, listeners: usize) -> bool {
         let ready = try_wait_for(PATIENCE * 4, || {
             let fields = self.log_fields();
@@ -305,7 +305,7 @@ impl Relay {
             self.listeners =
                 of("listening").map(|fields| (configured(fields), address(fields))).collect();
             self.admin = of("admin listening").next().map(address);
-            // The admin address may ask for more than the harness has.
+            // The admin address may require a client certificate; the probe address does not.
             let probes = of("probes listening").next().map(address);
             let listening = self.listeners.len() >= listeners
                 && probes.or(self.admin).is_some_and(|admin| {
@@ -322,12 +322,12 @@ impl Relay {
         self.listeners[0].1
     }
 
-    /// Returns each listener's address as configured and as bound, in the order of opening.
+    /// Returns each listener's address as configured and as bound, in the order of the log.
     pub(crate) fn listeners(&self) -> &[(String, SocketAddr)] {
         &self.listeners
     }
 
-    /// Waits until `count` listeners are open in all, for listeners that open later.
+    /// Waits until a total of `count` listeners are open, for configs where some open later.
     pub(crate) fn wait_for_listeners(&mut self, count: usize) {
         self.wait_until_listening(count);
     }
@@ -337,7 +337,7 @@ impl Relay {
         self.admin.expect("set when it listens")
     }
 
-    /// POSTs an EventList as kube-apiserver does, on a new connection, and returns the answer.
+    /// POSTs a body as kube-apiserver does, on a new connection, and returns the response.
     pub(crate) fn post(&self, body: &[u8]) -> http::Response {
         http::post(self.address(), "/audit?timeout=30s", "application/json", body)
             .expect("an answer")
@@ -356,8 +356,8 @@ impl Relay {
         Metrics::parse(&response.text())
     }
 
-    /// Scrapes until `check` returns `Some`, and returns that value. Panics with `what` and the
-    /// last scrape after `limit`.
+    /// Scrapes until `check` returns `Some`, and returns that value. After `limit`, panics with
+    /// `what` and the current metrics.
     pub(crate) fn wait_for_metrics<T>(
         &self,
         what: &str,
@@ -368,7 +368,7 @@ impl Relay {
         found.unwrap_or_else(|| panic!("waited {limit:?} for {what}: {}", self.metrics().text))
     }
 
-    /// Waits until no required output has a backlog, or an event that is set aside.
+    /// Waits until no required output has a backlog or an event that is set aside.
     pub(crate) fn wait_until_delivered(&self, limit: Duration) {
         self.wait_for_metrics("an empty backlog", limit, |metrics| {
             let backlog = |output: &String| {
@@ -377,7 +377,7 @@ impl Relay {
             };
             let is_empty = self.required_outputs.iter().all(|output| backlog(output) == 0.0);
             if !is_empty {
-                // A scrape costs both processes milliseconds of a core.
+                // Each scrape takes milliseconds of CPU time in both processes.
                 std::thread::sleep(Duration::from_millis(20));
             }
             is_empty.then_some(())
@@ -389,12 +389,12 @@ impl Relay {
         self.log.lock().expect("not poisoned").clone()
     }
 
-    /// Returns the log so far as one text, for the message of a failing test.
+    /// Returns the log so far as one text, for the message of a failed test.
     pub(crate) fn log_text(&self) -> String {
         self.log_lines().join("\n")
     }
 
-    /// Returns the message and the fields of each line, in either log format.
+    /// Returns the fields of each log line, including `message`, in either log format.
     pub(crate) fn log_fields(&self) -> Vec<serde_json::Value> {
         let lines = self.log.lock().expect("not poisoned");
         let fields = |line: &String| match serde_json::from_str::<serde_json::Value>(line) {
@@ -404,7 +404,7 @@ impl Relay {
         lines.iter().filter_map(fields).collect()
     }
 
-    /// Waits for a line with this message and returns its fields.
+    /// Waits for a log line with this message and returns its fields.
     pub(crate) fn wait_for_log(&self, message: &str, limit: Duration) -> serde_json::Value {
         wait_for(&format!("the log line '{message}'"), limit, || {
             self.log_fields().into_iter().find(|fields| fields["message"] == message)
@@ -416,12 +416,12 @@ impl Relay {
         self.collected.lock().expect("not poisoned").clone()
     }
 
-    /// From now on nobody reads the log, except a line or two that are being read already.
+    /// Stops reading the log, after at most a line or two that are already being read.
     pub(crate) fn hold_log(&self) {
         self.log_pipe.set(Stderr::Held);
     }
 
-    /// Reads the log again, from where reading stopped.
+    /// Continues reading the log where reading stopped.
     pub(crate) fn read_log(&self) {
         self.log_pipe.set(Stderr::Read);
     }
@@ -436,7 +436,6 @@ impl Relay {
         self.held.take().expect("started with Stdout::Held, and not taken before")
     }
 
-    /// Returns the path of the config file, for tests that change the file at run time.
     pub(crate) fn config_file(&self) -> PathBuf {
         self.directory.path().join("config.toml")
     }
@@ -450,13 +449,13 @@ impl Relay {
         signal_process(&self.child, signal);
     }
 
-    /// Replaces the config and sends SIGHUP. Returns once a reload with this result (`success` or
-    /// `error`) is counted.
+    /// Replaces the config file and sends SIGHUP. Waits until a reload with this result (`success`
+    /// or `error`) is counted, and checks that none had the other result.
     pub(crate) fn reload(&self, config: &str, result: &str) {
         let other = if result == "success" { "error" } else { "success" };
         let before = [result, other].map(|result| self.reloads(result));
-        // The rename keeps the config file complete at any time, although this thread may be held
-        // up in the middle of a write.
+        // With a rename, the config file is complete at any time, even if this thread is paused
+        // during the write.
         let beside = self.config_file().with_extension("new");
         std::fs::write(&beside, config).unwrap();
         std::fs::rename(&beside, self.config_file()).unwrap();
@@ -480,8 +479,8 @@ impl Relay {
         self.memory("VmHWM:")
     }
 
-    /// Returns the part of the resident memory that is pages of files (RssFile), in bytes: the
-    /// program and its libraries.
+    /// Returns the part of the resident memory that is backed by files (RssFile), such as the
+    /// program and its libraries, in bytes.
     pub(crate) fn rss_file_bytes(&self) -> u64 {
         self.memory("RssFile:")
     }
@@ -507,13 +506,13 @@ impl Relay {
         assert!(status.expect("kill runs").success());
     }
 
-    /// Returns true if the relay has ended. The log and the collected standard output are then
+    /// Returns `true` if the relay has ended. The log and the collected standard output are then
     /// complete, unless the log is held.
     fn has_exited(&mut self) -> bool {
         if self.exited.is_none() {
             self.exited = self.child.try_wait().expect("our child");
             if self.exited.is_some() && !self.log_pipe.is_held() {
-                // The last lines may still be in the pipe. A launcher that was killed may leave a
+                // The last lines may still be in the pipe. A launcher that was killed can leave a
                 // process that keeps the pipe open, so the wait has a limit.
                 let read = || self.readers.iter().all(JoinHandle::is_finished).then_some(());
                 try_wait_for(Duration::from_secs(2), read);
@@ -522,25 +521,25 @@ impl Relay {
         self.exited.is_some()
     }
 
-    /// Waits for the relay's end, at most for [`PATIENCE`].
+    /// Waits until the relay has exited, for at most [`PATIENCE`].
     pub(crate) fn wait(&mut self) -> ExitStatus {
         self.wait_at_most(PATIENCE)
     }
 
-    /// Waits for the relay's end. Panics if it does not come within `limit`.
+    /// Like `wait`, but with this limit. Panics if the relay is still running after it.
     pub(crate) fn wait_at_most(&mut self, limit: Duration) -> ExitStatus {
         wait_for("the relay's exit", limit, || self.has_exited().then_some(()));
         self.exited.expect("it has exited")
     }
 
-    /// Ends the relay as a crash does (SIGKILL), and waits until it has ended.
+    /// Kills the relay (SIGKILL), as in a crash, and waits until it has exited.
     pub(crate) fn kill(&mut self) {
         self.signal(libc::SIGKILL);
         self.wait();
     }
 
-    /// Ends the relay in order, with SIGTERM, and expects exit status 0; or 1, if the log says that
-    /// events were lost by that. Returns how long it took.
+    /// Stops the relay with SIGTERM and expects exit status 0, or 1 if the log reports that events
+    /// are lost. Returns how long the stop took.
     pub(crate) fn stop(&mut self) -> Duration {
         let begun = Instant::now();
         self.signal(libc::SIGTERM);
@@ -551,14 +550,13 @@ impl Relay {
         begun.elapsed()
     }
 
-    /// Ends a test: waits for the backlog, checks conservation, sends SIGTERM and expects exit
-    /// status 0.
+    /// Ends a test: waits for `backlog`, checks conservation, and stops the relay.
     pub(crate) fn finish(mut self, backlog: Backlog) {
         self.settle(backlog);
         self.stop();
     }
 
-    /// Waits for the backlog, and checks conservation.
+    /// Waits for `backlog` and checks conservation.
     pub(crate) fn settle(&self, backlog: Backlog) {
         match backlog {
             Backlog::Empty => self.wait_until_delivered(PATIENCE * 2),
@@ -566,8 +564,8 @@ impl Relay {
         }
         let outputs: Vec<&str> = self.required_outputs.iter().map(String::as_str).collect();
         assert!(!outputs.is_empty(), "no required output to count for");
-        // One scrape is no snapshot: a delivery may end between two of its series. The check is
-        // therefore repeated for up to 2 s.
+        // A scrape is not a snapshot: a delivery can end while the metrics are written. The check
+        // is therefore repeated for up to 2 s.
         let agrees = || conservation(&self.metrics(), &outputs).is_ok().then_some(());
         if try_wait_for(Duration::from_secs(2), agrees).is_none() {
             assert_conservation(&self.metrics(), &outputs);
@@ -601,7 +599,7 @@ impl Relay {
 impl Drop for Relay {
     fn drop(&mut self) {
         if !self.has_exited() {
-            // The relay may have exited just now. There is then nothing to kill.
+            // The relay may just have exited. Then there is nothing to kill.
             drop(self.child.kill());
             drop(self.child.wait());
         }
@@ -615,8 +613,8 @@ impl Drop for Relay {
     }
 }
 
-/// Parses a line of `log.format = "text"`: time, level, message, and fields as `name=value`.
-/// Returns `None` for a line that does not begin with a time and a level.
+/// Parses a log line of `format = "text"`: time, level, message, and fields as `name=value`.
+/// Returns `None` for a line with fewer than three words.
 fn text_fields(line: &str) -> Option<serde_json::Value> {
     let (_time, rest) = line.split_once(' ')?;
     let (_level, rest) = rest.trim_start().split_once(' ')?;
@@ -628,7 +626,7 @@ fn text_fields(line: &str) -> Option<serde_json::Value> {
     let end = words.iter().position(|word| is_name(word)).unwrap_or(words.len());
     let mut fields = serde_json::Map::new();
     fields.insert("message".to_owned(), words[..end].join(" ").into());
-    // A value with spaces is cut at the first space, because no test needs such a value.
+    // A value with spaces is cut off at its first space, because no test needs such a value.
     for (name, value) in words[end..].iter().filter_map(|word| word.split_once('=')) {
         fields.insert(name.to_owned(), value.trim_matches('"').into());
     }
@@ -647,8 +645,8 @@ fn a_log_line_of_text_has_its_message_and_fields() {
     assert_eq!(text_fields("no line"), None);
 }
 
-/// Sends a signal to a child that has not been waited for, so that its process id still belongs to
-/// it.
+/// Sends a signal to a child. The caller has not waited for the child, so the process id still
+/// belongs to it.
 #[allow(unsafe_code, reason = "kill(2) has no safe form without another crate")]
 pub(crate) fn signal_process(child: &Child, signal: libc::c_int) {
     let pid = libc::pid_t::try_from(child.id()).expect("a process id");
@@ -657,15 +655,15 @@ pub(crate) fn signal_process(child: &Child, signal: libc::c_int) {
     assert_eq!(result, 0, "kill({pid}, {signal}): {}", std::io::Error::last_os_error());
 }
 
-/// Returns what `check` has printed about the config `name` without the summary of the config: the
-/// line with the name of the file and the indented lines below it.
+/// Returns the output of `check` for the config `name` without the config's summary: without the
+/// line with the file's name, and without all indented lines.
 pub(crate) fn without_summary(said: &str, name: &str) -> String {
     let lines = said.lines().filter(|line| *line != name && !line.starts_with("  "));
     lines.map(|line| format!("{line}\n")).collect()
 }
 
-/// Runs the binary to its end, for commands like `check` and `config`. Returns the exit status, the
-/// standard output and the standard error.
+/// Runs the binary to its end, for commands such as `check` and `config`. Returns the exit status,
+/// the standard output and the standard error.
 pub(crate) fn run_command(arguments: &[&str], directory: &Path) -> std::process::Output {
     run_command_with(arguments, directory, &[])
 }
@@ -694,7 +692,7 @@ pub(crate) struct Running {
     reader: Option<JoinHandle<()>>,
 }
 
-/// Starts the binary. A variable without a value is removed from its environment.
+/// Starts the binary. A variable without a value is removed from the binary's environment.
 pub(crate) fn spawn_command(
     arguments: &[&str],
     directory: &Path,
@@ -711,13 +709,12 @@ pub(crate) fn spawn_command(
     running(command, directory)
 }
 
-/// Starts `run` with this config file, by a launcher like [`Builder::launcher`]'s if `launcher` is
-/// not empty.
+/// Starts `run` with this config file, through `launcher` (see [`Builder::launcher`]) if it is not
+/// empty.
 pub(crate) fn spawn_run(launcher: &[&str], config: &Path, directory: &Path) -> Running {
     spawn_launched(launcher, &["run", "--config", text(config)], directory)
 }
 
-/// Starts the binary by a launcher like [`Builder::launcher`]'s.
 fn spawn_launched(launcher: &[&str], arguments: &[&str], directory: &Path) -> Running {
     let mut command = launched(launcher);
     command.args(arguments);
@@ -733,7 +730,7 @@ fn running(mut command: Command, directory: &Path) -> Running {
     Running { stdout: child.stdout.take(), child, said, reader }
 }
 
-/// Reads a pipe to its end, in a thread that ends with the pipe.
+/// Reads a pipe to its end, in a separate thread.
 fn collect(
     mut pipe: impl std::io::Read + Send + 'static,
     into: &Arc<Mutex<Vec<u8>>>,
@@ -748,12 +745,12 @@ fn collect(
 }
 
 impl Running {
-    /// Takes the standard output, which nobody reads yet. Dropping it closes the pipe.
+    /// Takes the standard output, which must be unread. Dropping it closes the pipe.
     pub(crate) fn take_stdout(&mut self) -> ChildStdout {
         self.stdout.take().expect("not read yet")
     }
 
-    /// Returns everything that the process has written to its standard output so far.
+    /// Returns the standard output that has been read so far. The first call starts the reading.
     pub(crate) fn stdout(&mut self) -> Vec<u8> {
         if let Some(pipe) = self.stdout.take() {
             collect(pipe, &self.said[0]);
@@ -761,7 +758,7 @@ impl Running {
         self.said[0].lock().expect("not poisoned").clone()
     }
 
-    /// Returns everything that the process has written to its standard error so far.
+    /// Returns the standard error that has been read so far.
     pub(crate) fn stderr(&self) -> String {
         String::from_utf8_lossy(&self.said[1].lock().expect("not poisoned")).into_owned()
     }
@@ -770,8 +767,8 @@ impl Running {
         signal_process(&self.child, signal);
     }
 
-    /// Waits for the end of the process, at most for [`PATIENCE`]. Returns its exit status and its
-    /// standard error.
+    /// Waits until the process has exited, for at most [`PATIENCE`]. Returns its exit status and
+    /// its standard error.
     pub(crate) fn wait(&mut self) -> (ExitStatus, String) {
         let status = wait_for("the end", PATIENCE, || self.child.try_wait().expect("our child"));
         // The end of the standard error may still be in the pipe.

@@ -1,5 +1,5 @@
-//! A consumer of RELP that panics on everything that the protocol does not allow, and whose answers
-//! a test decides. It does what rsyslog can't be made to do.
+//! A fake consumer of RELP. The test decides its answers. It panics on everything that the protocol
+//! does not allow. It does what rsyslog cannot be made to do.
 
 use std::io;
 use std::io::{Read, Write as _};
@@ -19,7 +19,7 @@ pub(crate) struct Command {
     pub(crate) data: Vec<u8>,
 }
 
-/// The answer to an `open`, as rsyslog gives it.
+/// The answer to an `open`, like rsyslog's.
 pub(crate) const OFFERS: &str = "200 OK\nrelp_version=0\nrelp_software=fake\ncommands=syslog";
 
 /// Returns a frame that answers this command with `data`.
@@ -27,7 +27,7 @@ pub(crate) fn answer(command: &Command, data: &str) -> Vec<u8> {
     format!("{} rsp {} {data}\n", command.number, data.len()).into_bytes()
 }
 
-/// Returns the bytes to write in answer to a command. `None` ends the connection.
+/// Returns the answer to a command as bytes, or `None` to close the connection.
 type Script = dyn Fn(&Command, &Connection) -> Option<Vec<u8>> + Send + Sync;
 
 /// The consumer. It `Deref`s to its [`Server`]. A command is recorded before it is answered.
@@ -37,7 +37,7 @@ pub(crate) struct RelpSink {
 }
 
 impl RelpSink {
-    /// Starts a consumer that answers 200 to everything.
+    /// Starts a consumer that responds with 200 to every command.
     pub(crate) fn start() -> Self {
         Self::with(|command| Some(ok(command)))
     }
@@ -48,7 +48,7 @@ impl RelpSink {
         Self::with_options(Options::default(), move |command, _| script(command))
     }
 
-    /// Starts a consumer whose script may rest on the connection.
+    /// Starts a consumer whose script can wait on the connection.
     pub(crate) fn with_options(
         options: Options,
         script: impl Fn(&Command, &Connection) -> Option<Vec<u8>> + Send + Sync + 'static,
@@ -81,7 +81,7 @@ impl RelpSink {
     }
 }
 
-/// Returns an answer with 200, which for an `open` also holds the offers.
+/// Returns a response with 200. The response to an `open` also has the offers.
 pub(crate) fn ok(command: &Command) -> Vec<u8> {
     answer(command, if command.name == "open" { OFFERS } else { "200 OK" })
 }

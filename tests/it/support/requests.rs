@@ -1,5 +1,4 @@
-//! The http output's side of the tests: configs with such an output, and the events in the bodies
-//! of its requests.
+//! Help for tests of the http output: configs with such an output, and the events in its requests.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -11,7 +10,7 @@ use super::http_sink::{HttpSink, Request};
 use super::relay::BASE;
 use super::{lines_in, repository};
 
-/// Retries that are quick enough for a test to wait for.
+/// Retries that are fast enough for a test.
 pub(crate) const QUICK: &str =
     "retry = { initial_interval = \"20ms\", max_interval = \"100ms\" }\n";
 
@@ -22,17 +21,17 @@ pub(crate) fn to_http(urls: &[String], more: &str) -> String {
     )
 }
 
-/// Like [`to_http`], with one plain URL.
+/// Like [`to_http`], but with the URL of one consumer without TLS.
 pub(crate) fn to_sink(address: SocketAddr, more: &str) -> String {
     to_http(&[format!("http://{address}/ingest")], more)
 }
 
-/// Returns one of the repository's shipped configs with these texts replaced, and its listener and
-/// admin address on ports that the kernel chooses.
+/// Returns a shipped config with these texts replaced. The kernel chooses the ports of its listener
+/// and its admin address.
 pub(crate) fn shipped(name: &str, substitutions: &[(&str, &str)]) -> String {
     let file = repository().join("config").join(name);
     let mut config = std::fs::read_to_string(file).expect("part of the repository");
-    // A config with a source has no listener, and this replacement then changes nothing.
+    // A config with a source has no listener. Then this replacement changes nothing.
     config = config.replace("0.0.0.0:3000", "127.0.0.1:0");
     for (from, to) in [("0.0.0.0:9090", "127.0.0.1:0")].iter().chain(substitutions) {
         assert!(config.contains(from), "{name} holds no {from}");
@@ -55,7 +54,7 @@ pub(crate) fn events_in(request: &Request) -> Vec<Vec<u8>> {
     lines_in(&body)
 }
 
-/// Returns the events of the requests that were answered 2xx, in the order of the requests.
+/// Returns the events of the accepted requests, in the order of the requests.
 pub(crate) fn accepted_events(sink: &HttpSink) -> Vec<Vec<u8>> {
     let requests = sink.requests();
     requests.iter().filter(|request| request.is_accepted()).flat_map(events_in).collect()
@@ -65,13 +64,13 @@ pub(crate) fn received_events(sink: &HttpSink) -> Vec<Vec<u8>> {
     sink.requests().iter().flat_map(events_in).collect()
 }
 
-/// Checks that `received` holds each event of `expected` once and nothing else, in any order.
+/// Checks that `received` has each event of `expected` once, in any order, and no other event.
 pub(crate) fn assert_same_set(received: &[Vec<u8>], expected: &[Vec<u8>]) {
     assert_eq!(received.len(), expected.len(), "another number of events");
     assert_none_missing(received, expected);
 }
 
-/// Checks that `received` holds each event of `expected` and nothing else. Events may be repeated.
+/// Checks that `received` has each event of `expected` and no other. Events may be repeated.
 pub(crate) fn assert_none_missing(received: &[Vec<u8>], expected: &[Vec<u8>]) {
     let mut counts: BTreeMap<&[u8], i64> = BTreeMap::new();
     expected.iter().for_each(|event| *counts.entry(event).or_default() -= 1);
@@ -84,8 +83,8 @@ pub(crate) fn assert_none_missing(received: &[Vec<u8>], expected: &[Vec<u8>]) {
     assert_eq!(missing, 0, "of {} events", expected.len());
 }
 
-/// Checks that `received` holds each event of `expected` in its order. Events may be repeated, but
-/// none comes before its predecessor has come.
+/// Checks that `received` has the events of `expected` in order. Events may be repeated, but none
+/// arrives before its predecessor.
 pub(crate) fn assert_in_order(received: &[Vec<u8>], expected: &[Vec<u8>]) {
     let places: BTreeMap<&[u8], usize> =
         expected.iter().enumerate().map(|(place, event)| (event.as_slice(), place)).collect();

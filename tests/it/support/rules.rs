@@ -1,6 +1,6 @@
-//! The file of the alerts' rules, in which each key has a line of its own.
+//! Reads the file of the alert rules, in which each key has its own line.
 
-/// Returns the values of `key` in the lines that have it.
+/// Returns the values of the lines whose key is `key`.
 pub(crate) fn values<'a>(yaml: &'a str, key: &str) -> Vec<&'a str> {
     let value = |line: &'a str| line.trim_start_matches([' ', '-']).strip_prefix(key);
     yaml.lines().filter_map(value).map(str::trim).collect()

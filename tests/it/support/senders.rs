@@ -1,4 +1,4 @@
-//! Senders that keep sending while relays end and new ones begin, and that note the answer to each
+//! Senders that keep sending while relays end and new ones start, and record the response to each
 //! of their bodies.
 
 use std::net::SocketAddr;
@@ -11,13 +11,13 @@ use super::numbered::body;
 use super::tally::Sent;
 use super::{PATIENCE, wait_until};
 
-/// Senders of numbered events. Each sender is a thread that posts one body after the other.
+/// Senders of numbered events. Each sender is a thread that posts one body after another.
 pub(crate) struct Senders {
     door: Arc<Door>,
     threads: Vec<JoinHandle<Vec<Sent>>>,
 }
 
-/// The place where senders learn the current relay's address, or wait for one.
+/// Where senders get the current relay's address, or wait for one.
 #[derive(Default)]
 struct Door {
     state: Mutex<State>,
@@ -29,16 +29,16 @@ struct State {
     /// The number of relays so far.
     generation: u64,
     address: Option<SocketAddr>,
-    /// The number of senders that wait for the next relay.
+    /// The number of senders that are waiting for the next relay.
     waiting: usize,
     over: bool,
 }
 
-/// The numbers of events in the bodies.
+/// How many events the bodies have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Bodies {
-    /// Mostly single events, with some small batches, and some batches of 400 events, which is as
-    /// many as kube-apiserver puts into one.
+    /// Mostly single events, with some small batches, and some batches of 400 events,
+    /// kube-apiserver's default maximum.
     Mixed,
     /// About 1,000 events per second from each sender, in small batches.
     Steady,
@@ -54,8 +54,8 @@ impl Bodies {
         }
     }
 
-    /// Draws the pause after a body. The senders make a load, not a flood, because peers and tests
-    /// share the cores.
+    /// Returns a random pause after a body. The senders do not flood the relay, because peers and
+    /// tests share the CPU.
     fn pause(self, rng: &mut fastrand::Rng) -> Duration {
         Duration::from_micros(match self {
             Self::Mixed => rng.u64(..6000),
@@ -84,13 +84,13 @@ impl Senders {
         self.door.changed.notify_all();
     }
 
-    /// Tells the senders that the relay is gone.
+    /// Tells the senders that the relay has ended.
     pub(crate) fn wait(&self) {
         self.door.lock().address = None;
     }
 
     /// Tells the senders to send nothing more to this relay. Returns when every sender has its
-    /// answer.
+    /// response.
     pub(crate) fn pause(&self) {
         self.wait();
         let idle = || {
@@ -100,7 +100,7 @@ impl Senders {
         wait_until("the senders' answers", PATIENCE, idle);
     }
 
-    /// Ends the senders once they have their answers. Returns everything that they have sent, by
+    /// Ends the senders after their current responses. Returns everything that they have sent, by
     /// sender and in order.
     pub(crate) fn finish(self) -> Vec<Sent> {
         self.door.lock().over = true;
@@ -114,8 +114,8 @@ impl Door {
         self.state.lock().expect("not poisoned")
     }
 
-    /// Waits for the next relay after this generation, and returns its generation and address.
-    /// Returns `None` when the senders are to end.
+    /// Waits for the next relay after this generation. Returns its generation and address, or
+    /// `None` if the senders must end.
     fn next(&self, after: u64) -> Option<(u64, SocketAddr)> {
         let mut state = self.lock();
         state.waiting += 1;
@@ -132,7 +132,7 @@ impl Door {
         next
     }
 
-    /// True while this relay is to get more.
+    /// Returns `true` while the senders can send to this relay.
     fn is_open(&self, generation: u64) -> bool {
         let state = self.lock();
         !state.over && state.address.is_some() && state.generation == generation
@@ -143,8 +143,8 @@ fn send(sender: u32, door: &Door, bodies: Bodies, mut rng: fastrand::Rng) -> Vec
     let (mut sent, mut number, mut generation) = (Vec::new(), 0, 0);
     while let Some((next, address)) = door.next(generation) {
         generation = next;
-        // A relay that refuses connections is gone. A relay that ends one connection may still be
-        // there.
+        // A relay that refuses connections has ended. A relay that closes one connection may still
+        // be running.
         while let Ok(mut client) = Client::connect(address) {
             while door.is_open(generation) {
                 let events = bodies.events(&mut rng);
@@ -156,7 +156,7 @@ fn send(sender: u32, door: &Door, bodies: Bodies, mut rng: fastrand::Rng) -> Vec
                 sent.push(Sent { sender, numbers, accepted: status == Some(200) });
                 assert!(matches!(status, None | Some(200 | 429 | 503)), "answered {status:?}");
                 std::thread::sleep(bodies.pause(&mut rng));
-                // The relay ends the connection after a 503.
+                // The relay closes the connection after a 503.
                 if matches!(status, None | Some(503)) {
                     break;
                 }

@@ -1,18 +1,18 @@
-//! "At least once, in order" as a check of the events that a consumer received: events may be
-//! repeated, but there is no gap, and no event comes before its turn.
+//! Checks that events arrived at least once and in order: events may be repeated, but none is
+//! missing, and none arrives before its turn.
 
-/// Checks that all of `expected` arrived in the given runs. A run holds the events of one
-/// connection, or of one life of a consumer.
+/// Checks that all of `expected` arrived in the given runs. A run has the events of one connection,
+/// or of one life of a consumer's process.
 ///
 /// Each run must be a contiguous part of `expected` that begins no later than the first event that
-/// had not arrived before. At the end all events must have arrived.
+/// had not arrived before. At the end, all events must have arrived.
 pub(crate) fn assert_covers(expected: &[Vec<u8>], runs: &[Vec<Vec<u8>>]) {
     let covered = covered(expected, runs, |_, _| false);
     assert_eq!(covered, expected.len(), "{covered} of {} events arrived", expected.len());
 }
 
-/// Like [`assert_covers`], but `may_skip(from, to)` may allow events to be missing between two
-/// runs. Returns how many events of `expected` the runs reach.
+/// Like [`assert_covers`], but events may be missing before a run if `may_skip` returns `true` for
+/// their range. Returns how many events of `expected` the runs reach.
 pub(crate) fn covered(
     expected: &[Vec<u8>],
     runs: &[Vec<Vec<u8>>],
@@ -20,7 +20,7 @@ pub(crate) fn covered(
 ) -> usize {
     let mut covered = 0;
     for (number, run) in runs.iter().enumerate().filter(|(_, run)| !run.is_empty()) {
-        // The latest start that fits is taken, because equal events may repeat the pattern earlier.
+        // The latest start that fits is taken, because equal events can repeat the pattern earlier.
         let fits = |start: &usize| expected[*start..].starts_with(run);
         let start = (0..=covered.min(expected.len())).rev().find(fits);
         let skipping =
@@ -38,8 +38,8 @@ pub(crate) fn covered(
     covered
 }
 
-/// Splits the messages of a peer into those of each of its lives. `ends` holds how many messages
-/// there were at the end of each life except the last.
+/// Splits a peer's messages by the lives of its process. `ends` is the number of messages at the
+/// end of each life except the last.
 pub(crate) fn lives(mut messages: Vec<Vec<u8>>, ends: &[usize]) -> Vec<Vec<Vec<u8>>> {
     let mut lives: Vec<_> = ends.iter().rev().map(|end| messages.split_off(*end)).collect();
     lives.push(messages);

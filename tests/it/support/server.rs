@@ -1,8 +1,7 @@
-//! The listener that the fake consumers share, whose connections a test can hold up, close and
-//! reset.
+//! The listener that the fake consumers share. A test can pause, close and reset its connections.
 //!
-//! One thread accepts, and each connection has a thread of its own. All of them have ended when
-//! `close` or `kill` returns. If one of them panics, the test fails when the fake is dropped.
+//! One thread accepts, and each connection has its own thread. All of them have ended when `close`
+//! or `kill` returns. If one of them panics, the test fails when the fake is dropped.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -27,16 +26,15 @@ type Handler = dyn Fn(Stream, &Connection) + Send + Sync;
 pub(crate) struct Options {
     /// The TLS settings, with or without client certificates. `None` is plain TCP.
     pub(crate) tls: Option<Arc<ServerConfig>>,
-    /// The size of the kernel's receive buffer, in bytes. A small buffer bounds what the kernel
-    /// takes for a consumer that does not read.
+    /// The size of the kernel's receive buffer, in bytes. A small buffer limits how much the kernel
+    /// receives for a consumer that does not read.
     pub(crate) receive_buffer: Option<usize>,
-    /// The port, for a process that must be told its port, or for one of several addresses of a
-    /// name. `None` takes a free port.
+    /// The port, for a test that needs a certain one, such as the same port on several addresses.
+    /// `None` takes a free port.
     pub(crate) port: Option<u16>,
     /// The address to listen on. `None` is 127.0.0.1.
     pub(crate) ip: Option<Ipv4Addr>,
-    /// The longest time between two bytes of a connection, which is closed then. `None` is for
-    /// ever.
+    /// A connection is closed if no byte arrives for this long. `None`: there is no limit.
     pub(crate) idle: Option<Duration>,
 }
 
@@ -48,7 +46,7 @@ pub(crate) struct Server {
 }
 
 struct Acceptor {
-    /// A second handle of the listening socket. Shutting it down ends the accept.
+    /// A second handle of the listening socket. Shutting it down ends the accept loop.
     listener: TcpListener,
     thread: JoinHandle<()>,
 }
@@ -61,7 +59,7 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    /// If true, nothing is served and nothing is read, so that the kernel's buffers fill.
+    /// If `true`, no connection is served or read, so the kernel's buffers fill up.
     paused: bool,
     open: BTreeMap<usize, Open>,
     history: Vec<Times>,
@@ -74,7 +72,7 @@ struct Open {
     ending: bool,
 }
 
-/// The times when a connection began and ended. `closed` is `None` while the connection is open.
+/// When a connection began and ended. `closed` is `None` while the connection is open.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Times {
     pub(crate) opened: Instant,
@@ -83,13 +81,13 @@ pub(crate) struct Times {
 
 /// A connection as its handler sees it.
 pub(crate) struct Connection {
-    /// The connection's number, counted from 0 in the order of accept.
+    /// The connection's number, counted from 0 in the order in which connections were accepted.
     pub(crate) number: usize,
     shared: Arc<Shared>,
 }
 
 impl Connection {
-    /// Waits while the fake is paused. Returns false if the connection is to end.
+    /// Waits while the fake is paused. Returns `false` if the connection must end.
     pub(crate) fn may_go_on(&self) -> bool {
         let mut state = self.shared.lock();
         while state.paused && !state.is_ending(self.number) {
@@ -98,7 +96,7 @@ impl Connection {
         !state.is_ending(self.number)
     }
 
-    /// Waits for `time`. Returns false as soon as the connection is to end.
+    /// Waits for `time`. Returns `false` as soon as the connection must end.
     pub(crate) fn rest(&self, time: Duration) -> bool {
         let end = Instant::now() + time;
         let mut state = self.shared.lock();
@@ -114,8 +112,7 @@ impl Connection {
 }
 
 impl Server {
-    /// Listens on a port of 127.0.0.1 (or of another address, by `options`) that stays the same
-    /// until the server is dropped.
+    /// Listens on a port that stays the same until the server is dropped.
     pub(crate) fn start(
         options: Options,
         handler: impl Fn(Stream, &Connection) + Send + Sync + 'static,
@@ -141,25 +138,25 @@ impl Server {
         self.address
     }
 
-    /// With true, stops serving and reading, like a consumer that hangs: the kernel still accepts
-    /// connections and fills their buffers. With false, goes on.
+    /// If `paused`, stops serving and reading, like a consumer that hangs: the kernel still accepts
+    /// connections and fills their buffers. Otherwise continues.
     pub(crate) fn pause(&self, paused: bool) {
         self.shared.lock().paused = paused;
         self.shared.changed.notify_all();
     }
 
-    /// Ends every connection as the end of a process does: with FIN, or with RST if bytes are
-    /// unread.
+    /// Closes every connection as when a process ends: with FIN, or with RST if it has unread
+    /// bytes.
     pub(crate) fn close_connections(&self) {
         self.end_connections(End::Close);
     }
 
-    /// Ends every connection with RST (SO_LINGER 0). Bytes that are unread are lost.
+    /// Ends every connection with RST (SO_LINGER 0). Unread bytes are lost.
     pub(crate) fn reset_connections(&self) {
         self.end_connections(End::Reset);
     }
 
-    /// Sends FIN on every connection and goes on reading.
+    /// Sends FIN on every connection and keeps reading.
     pub(crate) fn finish_writing(&self) {
         for open in self.shared.lock().open.values() {
             // A connection that the client has just ended needs no FIN.
@@ -167,7 +164,7 @@ impl Server {
         }
     }
 
-    /// Refuses connections from now on, and leaves the open ones alone.
+    /// Refuses new connections from now on, and keeps the open ones.
     pub(crate) fn refuse(&mut self) {
         if let Some(Acceptor { listener, thread }) = self.acceptor.take() {
             SockRef::from(&listener).shutdown(Shutdown::Both).expect("a listening socket");
@@ -175,13 +172,13 @@ impl Server {
         }
     }
 
-    /// Ends the consumer in order: refuses connections and closes the open ones.
+    /// Ends the consumer in order: refuses new connections and closes the open ones.
     pub(crate) fn close(&mut self) {
         self.refuse();
         self.close_connections();
     }
 
-    /// Ends the consumer as a crash does: refuses connections and resets the open ones.
+    /// Ends the consumer as in a crash: refuses new connections and resets the open ones.
     pub(crate) fn kill(&mut self) {
         self.refuse();
         self.reset_connections();
@@ -195,24 +192,24 @@ impl Server {
         self.acceptor = Some(accept(listener, &self.options, &self.shared));
     }
 
-    /// Changes [`Options::idle`] for what is accepted after the next [`Server::reopen`].
+    /// Changes [`Options::idle`] for connections after the next [`Server::reopen`].
     #[allow(dead_code, reason = "the simulator uses it")]
     pub(crate) fn set_idle(&mut self, idle: Option<Duration>) {
         self.options.idle = idle;
     }
 
-    /// True while new connections are accepted.
+    /// Returns `true` if new connections are accepted.
     pub(crate) fn is_listening(&self) -> bool {
         self.acceptor.is_some()
     }
 
-    /// Returns the times of all connections so far, in the order of accept.
+    /// Returns the times of all connections so far, in the order in which they were accepted.
     pub(crate) fn history(&self) -> Vec<Times> {
         self.shared.lock().history.clone()
     }
 
-    /// Waits until every connection has ended. All that a relay has sent before its end has been
-    /// read then: a kernel acknowledges bytes before a fake reads them.
+    /// Waits until every connection has ended. Only then has the fake read all bytes that a relay
+    /// sent before its end, because the kernel acknowledges bytes before the fake reads them.
     pub(crate) fn wait_until_left(&self) {
         wait_until("the ends of all connections", PATIENCE, || self.open() == 0);
     }
@@ -221,14 +218,14 @@ impl Server {
         self.shared.lock().open.len()
     }
 
-    /// Returns the errors of connections that failed before the first byte of a request, such as a
-    /// client without a certificate.
+    /// Returns the errors of connections that failed before a request, for example because the
+    /// client had no certificate.
     pub(crate) fn handshake_failures(&self) -> Vec<String> {
         self.shared.lock().handshake_failures.clone()
     }
 
-    /// Takes what the handlers of connections have panicked with so far, so that the drop does not
-    /// panic for it.
+    /// Takes the panic messages of the connections' handlers so far. The drop does not panic for
+    /// these.
     pub(crate) fn take_panics(&self) -> Vec<String> {
         std::mem::take(&mut self.shared.lock().panics)
     }
@@ -239,9 +236,8 @@ impl Server {
                 SockRef::from(&open.socket).set_linger(Some(Duration::ZERO)).expect("a socket");
             }
             open.ending = true;
-            // The shutdown wakes a blocked read and sends nothing. The close of the last handle
-            // decides what is sent. The shutdown fails if the client has ended the connection
-            // already.
+            // The shutdown wakes a blocked read and sends nothing. FIN or RST is sent when the last
+            // handle is closed. The shutdown fails if the client has already ended the connection.
             drop(open.socket.shutdown(Shutdown::Read));
         }
         self.shared.changed.notify_all();
@@ -284,8 +280,8 @@ fn listen(address: SocketAddr, options: &Options) -> std::io::Result<TcpListener
     // Connections of the previous listener may still be in TIME_WAIT.
     socket.set_reuse_address(true)?;
     if let Some(bytes) = options.receive_buffer {
-        // The size must be set before `listen`: connections inherit it, and their window is agreed
-        // on at their start.
+        // The size must be set before `listen`: connections inherit it, and agree on their window
+        // at their start.
         socket.set_recv_buffer_size(bytes)?;
     }
     socket.bind(&address.into())?;
@@ -331,7 +327,7 @@ fn serve(socket: TcpStream, number: usize, options: &Options, shared: &Arc<Share
             Ok(stream) => (shared.handler)(stream, &connection),
             Err(error) => {
                 let mut state = shared.lock();
-                // A handshake that the test itself has ended did not fail.
+                // A handshake that the test itself has ended is not a failure.
                 if !state.is_ending(number) {
                     state.handshake_failures.push(error.to_string());
                 }
@@ -343,7 +339,7 @@ fn serve(socket: TcpStream, number: usize, options: &Options, shared: &Arc<Share
         state.panics.push(said(panic.as_ref()));
     }
     state.history[number].closed = Some(Instant::now());
-    // This removes the last handle of the socket, which closes it.
+    // This drops the last handle of the socket, which closes it.
     state.open.remove(&number);
     shared.changed.notify_all();
 }
@@ -351,8 +347,8 @@ fn serve(socket: TcpStream, number: usize, options: &Options, shared: &Arc<Share
 fn handshake(socket: TcpStream, options: &Options) -> std::io::Result<Stream> {
     socket.set_nodelay(true)?;
     socket.set_read_timeout(options.idle)?;
-    // A client that does not read must not block this thread for ever, because ending a connection
-    // waits for its thread.
+    // A client that does not read must not block this thread for ever. Ending a connection waits
+    // for this thread.
     socket.set_write_timeout(Some(PATIENCE / 2))?;
     let Some(config) = options.tls.clone() else { return Ok(Stream::Plain(socket)) };
     let connection = ServerConnection::new(config).map_err(std::io::Error::other)?;
@@ -363,7 +359,7 @@ fn handshake(socket: TcpStream, options: &Options) -> std::io::Result<Stream> {
     Ok(Stream::Server(Box::new(stream)))
 }
 
-/// Returns the text of a panic.
+/// Returns the message of a panic.
 pub(crate) fn said(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().cloned();
     text.or_else(|| panic.downcast_ref::<&str>().map(|&text| text.to_owned())).unwrap_or_default()

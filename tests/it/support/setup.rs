@@ -1,9 +1,9 @@
-//! The relay that most tests of the ingest side need: one listener, one TCP consumer.
+//! The relay of most ingest tests, with one listener and one TCP consumer.
 
 use super::relay::{BASE, Relay};
 use super::tcp_sink::TcpSink;
 
-/// Returns the config. `listener` holds keys of the listener, and `tables` holds whole tables.
+/// Returns the config. `listener` adds keys to the listener, and `tables` adds whole tables.
 pub(crate) fn config(sink: &TcpSink, listener: &str, tables: &str) -> String {
     let retry = "retry = { initial_interval = \"50ms\", max_interval = \"200ms\" }";
     format!("{BASE}{listener}\n{}{tables}\n", sink.output("out", retry))

@@ -1,6 +1,6 @@
-//! A strict HTTP Event Collector of Splunk. It checks every header, path and envelope. It keeps the
-//! events that it has taken in memory, indexes them when it is asked and its script says so, and
-//! keeps the indexed ones also while no process of the relay runs.
+//! A strict fake of Splunk's HTTP Event Collector. It checks the headers, the path and the
+//! envelopes of every request. If acknowledgements are on, it indexes events when the relay asks
+//! about them and its script says so. It keeps the indexed events while no relay runs.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -12,49 +12,49 @@ use serde_json::value::RawValue;
 use super::http_sink::{Answer, HttpSink, Keeper, Request};
 use super::server::Options;
 
-/// The token that the relay's config must name.
+/// The token that the relay must send.
 pub(crate) const TOKEN: &str = "b0221cd8-c4b4-465a-9a3c-273e3a75aa29";
 
-/// What the collector does with one request.
+/// How the collector handles one request.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Mood {
-    /// It takes events, or says which requests are indexed.
+    /// The collector accepts events, or says which requests are indexed.
     Serves,
-    /// It answers this status and code, and takes nothing.
+    /// The collector responds with this status and code, and accepts nothing.
     Refuses(u16, u16),
-    /// It answers 413 in HTML to a request of more than 50 events, and serves any other.
+    /// The collector sends 413 in HTML if there are more than 50 events. Otherwise like `Serves`.
     Small,
-    /// It serves, and closes the connection without an answer.
+    /// Like `Serves`, but it closes the connection without an answer.
     Mute,
-    /// It serves, and answers something that is not the collector's.
+    /// Like `Serves`, but its answer is not one of the collector's.
     Babbles,
-    /// It forgets all that it has not indexed, and closes the connection.
+    /// The collector forgets the events that are not indexed, and closes the connection.
     Restarts,
-    /// It takes this many events of a request, and is busy then: its answer names the first event
-    /// that it did not take. It serves a request that has no more events.
+    /// The collector accepts only this many events of a request and is then busy. Its answer names
+    /// the first event that it did not accept.
     BusyAfter(usize),
 }
 
 /// The collector's events and requests so far.
 #[derive(Default)]
 pub(crate) struct Store {
-    /// The events that are indexed, in the order in which that happened.
+    /// The indexed events, in the order of their indexing.
     pub(crate) indexed: Vec<Vec<u8>>,
-    /// The requests that were taken and are not indexed: by channel and number.
+    /// The accepted requests that are not indexed, by channel and number.
     waiting: BTreeMap<(String, u64), Vec<Vec<u8>>>,
-    /// The connection of each channel, and its next number.
+    /// The connection of each channel, and the number of its next request.
     channels: BTreeMap<String, (usize, u64)>,
-    /// How many events each request with events had.
+    /// The number of events in each request with events.
     pub(crate) requests: Vec<usize>,
-    /// How many requests each question asked about.
+    /// The number of requests that each question was about.
     pub(crate) questions: Vec<usize>,
     /// The envelopes of the last request, without their events.
     pub(crate) envelopes: Vec<BTreeMap<String, String>>,
 }
 
 impl Store {
-    /// Forgets all that is not indexed, and counts from 0 again, as a server does that starts anew
-    /// behind a proxy, which keeps the relay's connections.
+    /// Forgets the events that are not indexed, and counts from 0 again. A server that restarts
+    /// behind a proxy does this, and the proxy keeps the relay's connections.
     pub(crate) fn forget(&mut self) {
         self.waiting.clear();
         self.channels.values_mut().for_each(|(_, next)| *next = 0);
@@ -74,20 +74,20 @@ pub(crate) enum Acks {
 
 pub(crate) type Splunk = Keeper<Store>;
 
-/// The functions that decide what a collector does.
+/// How a collector behaves.
 pub(crate) struct Script {
     pub(crate) acks: Acks,
     pub(crate) bytes_max: usize,
-    /// Asked once for each request.
+    /// Called once for each request.
     pub(crate) mood: Box<dyn FnMut() -> Mood + Send>,
-    /// Asked whether a request is indexed, each time that the relay asks about it.
+    /// Called each time that the relay asks about a request. Returns whether it is indexed.
     pub(crate) indexes: Box<dyn FnMut() -> bool + Send>,
-    /// Whether an event is not valid.
+    /// Whether an event is invalid.
     pub(crate) is_bad: fn(&[u8]) -> bool,
 }
 
 impl Default for Script {
-    /// A collector that takes and indexes everything at once.
+    /// A collector that accepts all events, and indexes them when the relay first asks.
     fn default() -> Self {
         Self {
             acks: Acks::On,
@@ -117,7 +117,7 @@ impl Splunk {
     }
 }
 
-/// A balancer of HTTP requests in front of several collectors, which take turns.
+/// A load balancer in front of several collectors. It sends each request to the next one.
 pub(crate) struct Balancer {
     pub(crate) sink: HttpSink,
     collectors: Arc<Mutex<Vec<Store>>>,
@@ -138,7 +138,7 @@ impl Balancer {
         Self { sink, collectors }
     }
 
-    /// Returns the events that are indexed, of all collectors.
+    /// Returns the indexed events of all collectors.
     pub(crate) fn indexed(&self) -> Vec<Vec<u8>> {
         let collectors = self.collectors.lock().expect("not poisoned");
         collectors.iter().flat_map(|store| store.indexed.clone()).collect()
@@ -150,7 +150,7 @@ fn refusal(status: u16, code: u16) -> Answer {
 }
 
 impl Store {
-    /// Does what the script says with a request, and returns the answer.
+    /// Handles a request as the script says, and returns the answer.
     fn answers(&mut self, request: &Request, script: &mut Script) -> Answer {
         let mood = (script.mood)();
         assert_eq!(request.method, "POST");
@@ -188,7 +188,7 @@ impl Store {
         }
     }
 
-    /// Returns the channel of a request, which must belong to its connection alone.
+    /// Returns the channel of a request. No other connection may use it.
     fn channel(&mut self, request: &Request) -> String {
         let channel = request.header("x-splunk-request-channel").expect("a channel").to_owned();
         let groups: Vec<_> = channel.split('-').map(str::len).collect();
@@ -219,7 +219,7 @@ impl Store {
         self.envelopes = envelopes.iter().map(|(envelope, _)| envelope.clone()).collect();
         let mut events: Vec<_> = envelopes.into_iter().map(|(_, event)| event).collect();
         if let Some((end, status, code, text)) = end {
-            // Those before it are indexed, and there is no number to ask for them.
+            // The events before it are indexed, but the relay gets no number to ask about them.
             events.truncate(end);
             self.indexed.append(&mut events);
             let answer = json!({"text": text, "code": code, "invalid-event-number": end});
@@ -234,7 +234,7 @@ impl Store {
         let number = *next;
         *next += 1;
         self.waiting.insert((channel, number), events);
-        // Each third number is a string, as some servers send it.
+        // Every third number is a string, as some servers send it.
         let answer = match number % 3 {
             0 => json!({"text": "Success", "code": 0, "ackId": number.to_string()}),
             1 => json!({"text": "Queue near capacity", "code": 24, "ackId": number}),
@@ -253,7 +253,7 @@ impl Store {
         let mut acks = serde_json::Map::new();
         for number in numbers {
             let key = (channel.clone(), *number);
-            // A number is true once, and then forgotten.
+            // A number is reported as indexed once and then forgotten.
             let is_indexed = self.waiting.contains_key(&key) && indexes();
             if is_indexed {
                 self.indexed.append(&mut self.waiting.remove(&key).expect("it is there"));
@@ -264,7 +264,7 @@ impl Store {
     }
 }
 
-/// Returns the output's table of the config. `token` is the file with the token.
+/// Returns the config of an output to this collector. `token` is the file with the token.
 pub(crate) fn to_splunk(address: SocketAddr, token: &str, more: &str) -> String {
     format!("[[output]]\nname = \"consumer\"\n{}{more}\n", keys(address, token))
 }
@@ -277,8 +277,7 @@ pub(crate) fn keys(address: SocketAddr, token: &str) -> String {
     )
 }
 
-/// Returns the envelopes of a request with their events. Panics if the request is not as the
-/// collector wants it.
+/// Returns the envelopes of a request with their events. Panics if the collector would refuse it.
 fn envelopes(request: &Request, bytes_max: usize) -> Vec<(BTreeMap<String, String>, Vec<u8>)> {
     let body = request.decoded();
     let envelopes = serde_json::Deserializer::from_slice(&body).into_iter();

@@ -1,5 +1,4 @@
-//! A directory of the durable queue, as another program sees it: the files that
-//! docs/internals/spool-format.md describes.
+//! A spool as another program sees it: the files that docs/internals/spool-format.md describes.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -16,22 +15,22 @@ const RECORD_MAGIC: &[u8] = b"\xFFKAFREC\0";
 /// Groups of records start at multiples of this many bytes.
 pub(crate) const BLOCK: usize = 4096;
 
-/// The bytes of a record before its lines.
+/// The size of a record's header, in bytes.
 pub(crate) const RECORD_HEADER: usize = 64;
 
-/// The bytes of a segment's header.
+/// The size of a segment's header, in bytes.
 pub(crate) const SEGMENT_HEADER: usize = 48;
 
-/// The bytes of a slot of `cursors`.
+/// The size of a slot in `cursors`, in bytes.
 pub(crate) const SLOT: usize = 16 * 1024;
 
-/// The directory. Dropping this value removes it, unless it was given by [`Spool::at`].
+/// The directory. Dropping this value removes it, unless [`Spool::at`] made the value.
 pub(crate) struct Spool {
     path: PathBuf,
     _own: Option<TempDir>,
 }
 
-/// A record as it lies in its file.
+/// The place of a record in its segment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Record {
     /// The segment's path below the directory.
@@ -40,7 +39,7 @@ pub(crate) struct Record {
     pub(crate) positions: Range<u64>,
 }
 
-/// The space that a directory takes up, in bytes.
+/// The space that a directory uses, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Usage {
     /// The lengths of all files.
@@ -50,7 +49,7 @@ pub(crate) struct Usage {
 }
 
 impl Spool {
-    /// Returns a directory that does not exist yet.
+    /// Returns a spool whose directory does not exist yet.
     pub(crate) fn new() -> Self {
         let own = TempDir::new().expect("a temporary directory");
         Self { path: own.path().join("spool"), _own: Some(own) }
@@ -64,7 +63,7 @@ impl Spool {
         &self.path
     }
 
-    /// Returns the table `[queue]` that uses the directory. `more` holds further keys.
+    /// Returns a `[queue]` table that uses the directory. `more` adds keys.
     pub(crate) fn queue(&self, more: &str) -> String {
         format!("[queue]\ndirectory = {:?}\n{more}\n", text(&self.path))
     }
@@ -86,7 +85,7 @@ impl Spool {
         while let Some(folder) = folders.pop() {
             let Ok(entries) = std::fs::read_dir(&folder) else { continue };
             for path in entries.map(|entry| entry.expect("a readable directory").path()) {
-                // A file that is being deleted may be gone already.
+                // A file that is being deleted may be missing by now.
                 let Ok(metadata) = path.symlink_metadata() else { continue };
                 if metadata.is_dir() {
                     folders.push(path);
@@ -100,7 +99,7 @@ impl Spool {
         files
     }
 
-    /// Returns the space that the directory takes up now. It may be in use meanwhile.
+    /// Returns the space that the directory uses now. A relay may be running in it.
     pub(crate) fn usage(&self) -> Usage {
         let mut usage = Usage { lengths: 0, allocated: 0 };
         let mut folders = vec![self.path.clone()];
@@ -197,15 +196,15 @@ fn records_of(segment: &Path, bytes: &[u8]) -> Vec<Record> {
     records
 }
 
-/// Returns the seed of the checksums of a segment, from the first position in its name.
+/// Returns the seed of a segment's checksums: the first position, which is in the segment's name.
 fn seed_of(segment: &Path) -> u32 {
     let stem = segment.file_stem().and_then(|stem| stem.to_str()).expect("a name");
     let first: u64 = stem.parse().expect("a position");
     u32::try_from(first).expect("the upper half is 0")
 }
 
-/// Changes the lines of a record in a segment, and makes its checksums right again. The number of
-/// bytes must stay.
+/// Changes the lines of a record in a segment, and corrects its checksums. The number of bytes must
+/// not change.
 pub(crate) fn forge_lines(record: &Record, segment: &mut [u8], forge: impl FnOnce(&mut [u8])) {
     let seed = seed_of(&record.segment);
     let (header, lines) = segment[record.bytes.clone()].split_at_mut(RECORD_HEADER);
@@ -215,7 +214,7 @@ pub(crate) fn forge_lines(record: &Record, segment: &mut [u8], forge: impl FnOnc
     header[60..].copy_from_slice(&crc.to_le_bytes());
 }
 
-/// Returns a group of records that would follow the record whose header is `last`, in this segment.
+/// Returns a group of records that can follow the record with the header `last` in this segment.
 /// Each element of `records` is the lines of one record.
 pub(crate) fn group_behind(segment: &Path, last: &[u8], records: &[&[u8]]) -> Vec<u8> {
     let seed = seed_of(segment);
@@ -245,8 +244,7 @@ pub(crate) fn set_segment_version(bytes: &mut [u8], version: u32) {
     bytes[44..48].copy_from_slice(&crc.to_le_bytes());
 }
 
-/// Returns the slots of `cursors`, newest first: the range of bytes that each occupies, and its
-/// generation.
+/// Returns the slots of `cursors`, newest first: the range of bytes and the generation of each.
 pub(crate) fn slots(bytes: &[u8]) -> Vec<(Range<usize>, u64)> {
     let slot = |at: usize| {
         let length = u32::from_le_bytes(bytes[at + 12..at + 16].try_into().expect("4 bytes"));

@@ -6,7 +6,7 @@ use std::net::TcpStream;
 
 use rustls::{ClientConnection, ServerConnection, StreamOwned};
 
-/// The stream that both sides of the tests use.
+/// The stream that the tests' clients and servers use.
 pub(crate) enum Stream {
     Plain(TcpStream),
     Client(Box<StreamOwned<ClientConnection, TcpStream>>),
@@ -14,7 +14,7 @@ pub(crate) enum Stream {
 }
 
 impl Stream {
-    /// Returns the TCP socket, for its options and for ending it.
+    /// Returns the TCP socket, for its options and its shutdown.
     pub(crate) fn socket(&self) -> &TcpStream {
         match self {
             Self::Plain(socket) => socket,
@@ -23,7 +23,7 @@ impl Stream {
         }
     }
 
-    /// Ends the writing direction in order: sends TLS's close_notify if there is TLS, then FIN.
+    /// Ends the writing direction: sends TLS's close_notify if there is TLS, and then FIN.
     pub(crate) fn finish_writing(&mut self) -> io::Result<()> {
         match self {
             Self::Plain(_) => {}

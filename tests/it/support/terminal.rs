@@ -1,5 +1,5 @@
-//! A terminal for programs that draw on one: script(1) makes the pseudo-terminal, and a parser of
-//! the terminal's language holds the screen.
+//! A terminal for programs that draw on one. script(1) makes the pseudo-terminal, and a parser of
+//! terminal sequences keeps the screen.
 
 use std::io::{Read, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 
 use crate::support::{PATIENCE, try_wait_for, wait_for};
 
-/// A program that runs on a terminal. It is killed if the test ends before the program.
+/// A program that runs on a terminal. Dropping it kills the program.
 pub(crate) struct Terminal {
     child: Child,
     keys: Option<ChildStdin>,
@@ -48,8 +48,7 @@ impl Terminal {
         self.parser.lock().unwrap().screen().contents()
     }
 
-    /// Returns `true` while the program draws on the terminal's second screen, which is taken away
-    /// at its end.
+    /// Returns `true` while the program draws on the terminal's alternate screen.
     pub(crate) fn is_drawn(&self) -> bool {
         self.parser.lock().unwrap().screen().alternate_screen()
     }
@@ -58,7 +57,7 @@ impl Terminal {
         self.parser.lock().unwrap().screen().hide_cursor()
     }
 
-    /// Presses keys, as the bytes that a terminal sends for them.
+    /// Presses keys. `keys` are the bytes that a terminal sends for them.
     pub(crate) fn press(&mut self, keys: &str) {
         let stdin = self.keys.as_mut().unwrap();
         stdin.write_all(keys.as_bytes()).unwrap();
@@ -79,7 +78,7 @@ impl Terminal {
         assert!(gone.is_some(), "the screen still shows \"{words}\":\n{}", self.text());
     }
 
-    /// Waits for the end of the program, and returns its exit status.
+    /// Waits until the program has ended, and returns its exit status.
     #[track_caller]
     pub(crate) fn wait(&mut self) -> Option<i32> {
         let status = wait_for("the end of the program", PATIENCE, || {
@@ -92,7 +91,7 @@ impl Terminal {
 
 impl Drop for Terminal {
     fn drop(&mut self) {
-        // A program whose terminal is gone ends by SIGHUP.
+        // A program whose terminal is closed is ended by SIGHUP.
         drop(self.keys.take());
         self.child.kill().ok();
         self.child.wait().ok();

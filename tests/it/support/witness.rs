@@ -10,15 +10,15 @@ use super::said::said;
 use super::spool::Spool;
 use super::{repository, text};
 
-/// The name in the witness's key.
+/// The name of the witness's key.
 pub(crate) const NAME: &str = "witness.example/w1";
 
-/// A witness with its key and its memory. It is ended with the value.
+/// A witness with its key and its memory. Dropping it ends the witness.
 pub(crate) struct Witness {
     directory: TempDir,
     log_key: String,
     process: Option<Child>,
-    /// The clock of the witness is this many seconds ahead.
+    /// The witness's clock is this many seconds ahead.
     pub(crate) ahead: u64,
     pub(crate) url: String,
     pub(crate) verifier: String,
@@ -29,7 +29,7 @@ impl Witness {
         Self::ahead(log_key, 0)
     }
 
-    /// Starts a witness whose clock is ahead.
+    /// Starts a witness whose clock is this many seconds ahead.
     pub(crate) fn ahead(log_key: &str, ahead: u64) -> Self {
         let (directory, log_key) = (TempDir::new().unwrap(), log_key.to_owned());
         let (url, verifier) = (String::new(), String::new());
@@ -38,8 +38,8 @@ impl Witness {
         witness
     }
 
-    /// Makes a key of the log `relay` in this directory, and starts a witness of the log. Returns
-    /// the config of evidence with both, a checkpoint in each second and a queue beside the key.
+    /// Makes a key of the log `relay` in this directory, and starts a witness of the log. Returns a
+    /// config of evidence with both, a checkpoint each second, and a queue beside the key.
     pub(crate) fn of_a_log(directory: &Path) -> (Self, String) {
         let key = directory.join("key");
         let keygen = ["evidence", "keygen", "--origin", "relay", "--out", text(&key)];
@@ -54,7 +54,7 @@ impl Witness {
         (witness, config)
     }
 
-    /// Starts the process, at the same port as before.
+    /// Starts the process, on the same port as before.
     pub(crate) fn come_back(&mut self) {
         let script = repository().join("tests/it/evidence/witness.py");
         let port = self.url.trim_end_matches("/below").rsplit(':').next().unwrap();

@@ -1,5 +1,5 @@
-//! The consumers of the simulated world: the stand-ins of the integration tests, each with moods
-//! that its seed draws, and a log of what it has accepted for good.
+//! The consumers of the simulated world: the stand-ins of the integration tests. Each has moods
+//! that its seed draws, and a log of the events that it has accepted for good.
 
 mod elasticsearch;
 mod front;
@@ -32,10 +32,9 @@ use crate::pki::Authority;
 use crate::support::http_sink::Request;
 use crate::support::server::{Options, Server};
 
-/// The host of second addresses.
+/// The host of all second addresses.
 const DOOR: std::net::Ipv4Addr = std::net::Ipv4Addr::new(127, 0, 0, 3);
 
-/// A kind of consumer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
     Http,
@@ -66,37 +65,36 @@ impl Kind {
         Self::Ibm,
     ];
 
-    /// Returns true if the stand-in can speak TLS, and does not do it anyway.
+    /// Returns `true` if the stand-in can use TLS, but does not always.
     pub(crate) fn may_have_tls(self) -> bool {
         !matches!(self, Self::S3 | Self::Ibm)
     }
 
-    /// Returns true for stores behind HTTP.
+    /// Returns `true` if the consumer is a store that uses HTTP.
     pub(crate) fn is_store(self) -> bool {
         !matches!(self, Self::Tcp | Self::Syslog | Self::Relp | Self::Lumberjack)
     }
 }
 
-/// How long an event may be for an output.
+/// An output's limit for the length of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Longest {
-    /// `max_message_bytes`: a longer message is "rejected, never cut" (config.md).
+    /// `max_message_bytes`: a longer message is rejected, not truncated (see config.md).
     Message(usize),
-    /// `filter.max_event_bytes`: "the relay removes the first of these that makes the event small
-    /// enough"; an event that is too large even without them "is treated as if the consumer had
-    /// refused it for good" (filters/size.md).
+    /// `filter.max_event_bytes`: the relay removes as little as possible from a larger event. One
+    /// that is too large even without its bodies counts as refused (see filters/size.md).
     Event(usize),
 }
 
-/// The greatest length of what stands before the event in a syslog message, in bytes.
+/// The most bytes that precede the event in a syslog message.
 const HEAD_MAX: usize = 300;
 
-/// The greatest number of bytes that the annotation of a truncated event adds.
+/// The most bytes that the annotation of a truncated event adds.
 const ANNOTATION_MAX: usize = 60;
 
 impl Longest {
-    /// Returns true if an output may reject such an event as too long: it is longer, or it would
-    /// be with what the relay may add.
+    /// Returns `true` if an output may reject this event as too long, either by itself or with the
+    /// bytes that the relay may add.
     pub(crate) fn may_reject(self, event: &[u8]) -> bool {
         match self {
             Self::Message(bytes) => event.len() + HEAD_MAX > bytes,
@@ -104,7 +102,7 @@ impl Longest {
             Self::Event(bytes) => {
                 let bodies = [b",\"requestObject\":".as_slice(), b",\"responseObject\":"];
                 let at = bodies.iter().filter_map(|it| memchr::memmem::find(event, it)).min();
-                // The bodies end before the times.
+                // The bodies come before the times.
                 let behind = memchr::memmem::rfind(event, b",\"requestReceivedTimestamp\":");
                 let bodies = at.and_then(|at| Some(behind?.saturating_sub(at))).unwrap_or(0);
                 event.len() - bodies + ANNOTATION_MAX > bytes
@@ -113,89 +111,87 @@ impl Longest {
     }
 }
 
-/// How a store answers every request while somebody wants it so.
+/// How a store answers requests while the operator wants it to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Steady {
-    /// 429, with a Retry-After of 30 s.
+    /// 429 to every request, with `Retry-After: 30`.
     Busy,
-    /// The same, after some seconds.
+    /// Like [`Steady::Busy`], but after 3.5 s.
     BusyLate,
-    /// The same as [`Steady::Busy`] to requests with many events.
+    /// Like [`Steady::Busy`], but only to requests with more than five events.
     BusyForMany,
-    /// As if the payload were at fault.
+    /// A refusal of the payload to every request.
     Refuses,
-    /// 500 to requests with certain events, and the others as its seed decides.
+    /// 500 to requests with a failing event ([`FAILING`]). Its seed decides about the others.
     Fails,
-    /// To every other event a status that is about the account or about this moment.
+    /// 402, 409 or 421 to requests that contain an event with an odd number.
     Account,
-    /// 200, and all records are rejected, as an `otlp` receiver says it.
+    /// 200, and all records are rejected, as an `otlp` receiver reports it.
     Rejects,
-    /// 102 each second, for a quarter of an hour.
+    /// 102 every second, for 15 minutes.
     Interim,
-    /// 503 to everything but one request with other events than the first one.
+    /// 503 to every request except one that has no event of the first one.
     FailsTwice,
-    /// The store takes the request, and its answer gets lost.
+    /// The store accepts each request, but its response gets lost.
     Unanswered,
-    /// The same for some requests.
+    /// Like [`Steady::Unanswered`], but only for two of five requests.
     SomeUnanswered,
-    /// The first request hangs.
+    /// No answer to the first request.
     Hangs,
-    /// The token of each request is revoked.
+    /// Each request gets its token revoked.
     Revokes,
-    /// 200 to large requests before it has read them, if it is such a consumer.
+    /// 200 to large requests before it has read them, if the consumer is one that answers early.
     Early,
-    /// Whatever trouble of its own kind it has.
+    /// The trouble that only this kind of store has.
     Own,
-    /// To some requests as if their payload were at fault.
+    /// A refusal of the payload to two of five requests.
     SomeRefused,
-    /// Nothing to requests for its second address.
+    /// No answer to requests for its second address.
     SecondMute,
-    /// As if the payload were at fault, to requests for its second address and to those with
-    /// certain events.
+    /// Like [`Steady::Refuses`], but only for its second address and for failing events.
     SecondRefuses,
 }
 
-/// How many copies of an event a consumer may have.
+/// How many copies of an event a consumer can have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Copies {
-    /// One for each identity of the relay's queue: a queue in memory has another one after each
-    /// start.
+    /// One for each identity of the relay's queue. A queue in memory has a new one at each start.
     Once,
-    /// As [`Copies::Once`], and events of equal bytes are one event.
+    /// Like [`Copies::Once`], but events with equal bytes are one event.
     OnceMerged,
-    /// As [`Copies::Once`], but a changed filter, or a range that could not be saved before the
-    /// relay's end, may store an event again (s3.md, "When an event counts as delivered").
+    /// Like [`Copies::Once`], but if a filter changes, or a range could not be saved before the
+    /// relay ended, an event may be stored again (see s3.md).
     OnceByRange,
     AtLeastOnce,
-    /// As [`Copies::AtLeastOnce`]; even if nothing is wrong, what left in a request with an event
-    /// that the store refuses comes twice (splunk_hec.md, "What goes wrong"), or a later
-    /// event that shows whether the store takes anything (guarantees.md, 2).
+    /// Like [`Copies::AtLeastOnce`], but copies arrive even if nothing is wrong. If a request has a
+    /// refused event, its other events may arrive twice. So may a later event that the relay sends
+    /// as a test (see guarantees.md).
     AgainBesideRefused,
 }
 
-/// What a consumer promises for the events that the relay sends to it.
+/// What a consumer promises about the events that the relay sends to it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Promise {
     pub(crate) copies: Copies,
-    /// Events arrive in the order of their acceptance, first copies at least. If the consumer turns
-    /// requests down, this has the exceptions of guarantees.md.
+    /// The first copies of events arrive in the order of acceptance. If the consumer turns requests
+    /// down, there are exceptions (see guarantees.md).
     pub(crate) ordered: bool,
-    /// Events arrive byte for byte, as every kind promises.
+    /// Events arrive byte for byte. Every kind promises this.
     pub(crate) bytes: bool,
     /// Events with [`REFUSED`] are refused for good.
     pub(crate) refuses: bool,
-    /// Events with [`FAILING`] are answered 500 for ever. The relay gives them up after seconds.
+    /// Events with [`FAILING`] always get 500. The relay gives up on them after 8 s.
     pub(crate) fails: bool,
-    /// Events that are neither are answered 5xx at times, while others are taken, so that the relay
-    /// sets them aside. It may give them up while it drains, or when too many are set aside.
+    /// All other events get 5xx at times, while other events are accepted, so the relay sets them
+    /// aside. It may give up on them when it shuts down, or when too many are set aside.
     pub(crate) aside: bool,
-    /// The store tells only how many events of a request it has refused, so that all of them are
-    /// among the dead letters, also those that it has.
+    /// The store reports only how many events of a request it has refused. So all events of the
+    /// request become dead letters, even those that it has stored.
     pub(crate) counts: bool,
 }
 
 impl Promise {
-    /// All events, in order, byte for byte, perhaps again, and none is refused.
+    /// All events, in order, byte for byte, possibly more than once, and without refusals.
     pub(crate) const PLAIN: Self = Self {
         copies: Copies::AtLeastOnce,
         ordered: true,
@@ -211,23 +207,22 @@ impl Promise {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Arrived {
     pub(crate) at: Duration,
-    /// The connection that brought it, counted from 0 over the whole life of the consumer.
+    /// The connection that brought the event, counted from 0 since the consumer was made.
     pub(crate) connection: usize,
-    /// The event as the consumer sees it, out of its envelope.
+    /// The event that the consumer finds in its protocol's envelope.
     pub(crate) event: Vec<u8>,
 }
 
-/// A request that a consumer has answered as if its events were at fault.
+/// A request whose events the consumer has blamed in its response.
 #[derive(Debug, Clone)]
 pub(crate) struct TurnedDown {
     pub(crate) at: Duration,
     pub(crate) events: Vec<Serial>,
     pub(crate) status: u16,
-    /// True for an answer 5xx, false for a refusal of the payload.
+    /// `true`: a 5xx; `false`: a refusal of the payload.
     pub(crate) is_error: bool,
 }
 
-/// A consumer of the relay.
 pub(crate) struct Consumer {
     pub(crate) name: String,
     pub(crate) kind: Kind,
@@ -236,14 +231,14 @@ pub(crate) struct Consumer {
     ledger: Arc<Ledger>,
     stand: Mutex<Box<dyn Stand>>,
     has_died: AtomicBool,
-    /// A second address of its first server.
+    /// A second address of the first server.
     door: Option<SocketAddr>,
     longest: Option<Longest>,
-    /// How long an `s3` collects events, if that is for long.
+    /// How long an `s3` output collects events; 0 unless the plan sets a long time, such as 30 s.
     collects: Duration,
 }
 
-/// What the threads of a consumer share.
+/// The state that the threads of a consumer share.
 struct Ledger {
     name: String,
     calm: AtomicBool,
@@ -251,23 +246,23 @@ struct Ledger {
     arrived: Mutex<Vec<Arrived>>,
     turned_down: Mutex<Vec<TurnedDown>>,
     violations: Mutex<Vec<String>>,
-    /// Until then the relay may wait before it tries again, whatever the consumer would answer.
+    /// Until this time the relay may wait before it tries again, whatever the consumer does.
     unsettled: Mutex<Duration>,
 }
 
-/// A stand-in, as a kind makes it.
+/// A stand-in of some kind.
 trait Stand: Send {
-    /// Returns each of its servers, the one that takes events first.
+    /// Returns its servers, first the one that accepts events.
     fn servers(&mut self) -> Vec<&mut Server>;
 
-    /// Forgets what it has not acknowledged.
+    /// Forgets the events that it has not acknowledged.
     fn forget(&mut self) {}
 
-    /// Resets each connection after so many bytes.
+    /// Resets each connection after this many bytes.
     fn cut(&mut self, _: Option<u64>) {}
 }
 
-/// A consumer that was just made.
+/// A new consumer.
 struct Made {
     stand: Box<dyn Stand>,
     keys: String,
@@ -277,7 +272,7 @@ struct Made {
 /// What a kind needs to make a consumer.
 struct Making<'a> {
     rng: Rng,
-    /// For secrets.
+    /// The directory for secrets.
     directory: &'a Path,
     name: &'a str,
     ledger: Arc<Ledger>,
@@ -285,8 +280,8 @@ struct Making<'a> {
 }
 
 impl Consumer {
-    /// Starts a consumer, which draws everything from its seed and its name. Its secrets are files
-    /// in this directory, which exists. With `tls` it speaks TLS.
+    /// Starts a consumer that draws everything from its seed and its name. Its secrets are files in
+    /// `directory`, which must exist. With `tls`, it uses TLS.
     pub(crate) fn start(
         kind: Kind,
         name: &str,
@@ -325,7 +320,7 @@ impl Consumer {
         kernel::trace(format_args!("consumer {name}: {kind:?} at {address}"));
         if let Some(Authority { ca, .. }) = tls {
             made.keys = made.keys.replace("\"http://", "\"https://");
-            // A String takes everything.
+            // Writing to a String cannot fail.
             writeln!(made.keys, "tls.ca = {ca:?}").ok();
         }
         Self {
@@ -342,7 +337,7 @@ impl Consumer {
         }
     }
 
-    /// Gives its output a limit for the length of an event.
+    /// Limits the length of an event in its output.
     pub(crate) fn limit(&mut self, longest: Longest) {
         self.keys += &match longest {
             Longest::Message(bytes) => format!("max_message_bytes = {bytes}\n"),
@@ -355,7 +350,7 @@ impl Consumer {
         self.longest
     }
 
-    /// Lets the output of an `s3` collect events for so long.
+    /// Lets the `s3` output of this consumer collect events for `age`.
     pub(crate) fn collect(&mut self, age: Duration) {
         let lines = self.keys.lines().map(|line| match line.split(' ').next() {
             Some("object_age") => format!("object_age = \"{}s\"\n", age.as_secs()),
@@ -371,8 +366,7 @@ impl Consumer {
         self.collects
     }
 
-    /// Gives the consumer a second address, which its output knows, too. Returns false if outputs
-    /// of this kind have one address.
+    /// Gives the consumer a second address. Returns `false` if its output can have only one.
     pub(crate) fn open_door(&mut self, strategy: &str) -> bool {
         let first = self.addresses()[0];
         let door = SocketAddr::from((DOOR, first.port()));
@@ -395,21 +389,21 @@ impl Consumer {
         self.door.is_some()
     }
 
-    /// Returns the first address (false) or the second one (true).
+    /// Returns the first address (`false`) or the second one (`true`).
     pub(crate) fn address(&self, is_second: bool) -> SocketAddr {
         self.door.filter(|_| is_second).unwrap_or_else(|| self.addresses()[0])
     }
 
-    /// Returns the addresses of all its servers, the one that takes events first, and its second
-    /// address. `ibm` has two servers.
+    /// Returns the addresses of all its servers (`ibm` has two), first that of the one that accepts
+    /// events, and then its second address.
     pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
         let servers: Vec<_> =
             self.stand().servers().into_iter().map(|server| server.address()).collect();
         servers.into_iter().chain(self.door).collect()
     }
 
-    /// Returns the keys of the output that sends to the consumer, without `[[output]]` and `name`.
-    /// Tables are dotted keys, so that others can be added.
+    /// Returns the keys of its output, without `[[output]]` and `name`. Tables are written as
+    /// dotted keys, so others can be added.
     pub(crate) fn keys(&self) -> &str {
         &self.keys
     }
@@ -418,28 +412,27 @@ impl Consumer {
         self.promise
     }
 
-    /// Returns true if the store refuses this event for good, or fails on it for ever: it belongs
-    /// to the dead letters.
+    /// Returns `true` if the store refuses this event for good or always fails on it.
     pub(crate) fn refuses(&self, event: &[u8]) -> bool {
         (self.promise.refuses && is_refused(event)) || (self.promise.fails && fails(event))
     }
 
-    /// Returns true if the output may reject this event as too long or too large.
+    /// Returns `true` if the output may reject this event as too long or too large.
     pub(crate) fn may_reject(&self, event: &[u8]) -> bool {
         self.longest.is_some_and(|longest| longest.may_reject(event))
     }
 
-    /// Returns what the consumer has accepted for good from the index `from` on, in its order.
+    /// Returns the events that the consumer has accepted for good, from index `from` on, in order.
     pub(crate) fn arrived_since(&self, from: usize) -> Vec<Arrived> {
         lock(&self.ledger.arrived).get(from..).unwrap_or_default().to_vec()
     }
 
-    /// Returns the requests that it has turned down, in the order of time.
+    /// Returns the requests that the consumer has turned down, in order of time.
     pub(crate) fn turned_down(&self) -> Vec<TurnedDown> {
         lock(&self.ledger.turned_down).clone()
     }
 
-    /// Returns what the relay did against the protocol.
+    /// Returns the relay's violations of the protocol.
     pub(crate) fn violations(&self) -> Vec<String> {
         let panics: Vec<_> =
             self.stand().servers().into_iter().flat_map(|server| server.take_panics()).collect();
@@ -448,36 +441,37 @@ impl Consumer {
         violations.clone()
     }
 
-    /// With true, the consumer does only what a store that is well does.
+    /// With `true`, the consumer behaves like a healthy store.
     pub(crate) fn calm(&self, calm: bool) {
         self.ledger.calm.store(calm, Ordering::SeqCst);
     }
 
-    /// Lets a store behind HTTP answer every request so. `None`: as its seed decides.
+    /// Lets a store behind HTTP answer this way. `None`: as its seed decides.
     pub(crate) fn answers(&self, steady: Option<Steady>) {
         *lock(&self.ledger.steady) = steady;
     }
 
-    /// With true, the consumer reads nothing and answers nothing, and its kernel still takes
-    /// connections and bytes. With false, it continues. What a consumer of lines or syslog has not
-    /// read for a second is gone if it is stopped then: its protocol promises no more.
+    /// With `true`, the consumer reads and answers nothing, but its kernel still accepts
+    /// connections and bytes. With `false`, it continues. If a `tcp` or `syslog` consumer is
+    /// stopped during a pause, it loses bytes that were unread for `replay_window` (see tcp.md).
     pub(crate) fn pause(&self, paused: bool) {
         self.stand().servers().into_iter().for_each(|server| server.pause(paused));
     }
 
-    /// Lets a consumer of lines or syslog reset each connection after so many bytes.
+    /// Lets a `tcp` or `syslog` consumer reset each connection after this many bytes.
     pub(crate) fn cut(&self, bytes: Option<u64>) {
         self.stand().cut(bytes);
     }
 
-    /// Lets a consumer crash, and then close each connection in order that was quiet for so long.
+    /// Lets a consumer crash and start again. After that, it closes each connection that is idle
+    /// for this long.
     pub(crate) fn ends_quiet(&self, time: Option<Duration>) {
         self.stop(true);
         self.stand().servers().into_iter().for_each(|server| server.set_idle(time));
         self.start_again();
     }
 
-    /// Ends the consumer, in order or as a crash does. It keeps what it has acknowledged.
+    /// Ends the consumer, in order or with a crash. It keeps all events that it has acknowledged.
     pub(crate) fn stop(&self, crash: bool) {
         self.dies();
         let mut stand = self.stand();
@@ -489,7 +483,7 @@ impl Consumer {
         }
     }
 
-    /// Starts a consumer again that was stopped.
+    /// Starts a stopped consumer again.
     pub(crate) fn start_again(&self) {
         for server in self.stand().servers() {
             if !server.is_listening() {
@@ -498,18 +492,18 @@ impl Consumer {
         }
     }
 
-    /// Ends all connections at once. If it forgets, what it did not acknowledge is gone.
+    /// Ends all connections at once. If it `forgets`, events without an acknowledgement are lost.
     pub(crate) fn restart(&self, forgets: bool) {
         self.stop(forgets);
         self.start_again();
     }
 
-    /// True if connections were ever ended, or the consumer was.
+    /// Returns `true` if the consumer or its connections were ever ended.
     pub(crate) fn has_died(&self) -> bool {
         self.has_died.load(Ordering::SeqCst)
     }
 
-    /// Notes that its connections are ended by somebody else.
+    /// Records that somebody else ends its connections, so the events that it has read may be lost.
     pub(crate) fn dies(&self) {
         self.has_died.store(true, Ordering::SeqCst);
     }
@@ -526,7 +520,7 @@ impl Consumer {
 
 impl Drop for Consumer {
     fn drop(&mut self) {
-        // A panic of a stand-in is a violation, which the oracle has read.
+        // A panic of a stand-in is a violation. The oracle has read it by now.
         self.stop(true);
         self.violations();
     }
@@ -541,7 +535,6 @@ impl Ledger {
         *lock(&self.steady)
     }
 
-    /// Notes what has arrived.
     fn add(&self, connection: usize, events: impl IntoIterator<Item = Vec<u8>>) {
         let at = kernel::now();
         let mut arrived = lock(&self.arrived);
@@ -554,8 +547,8 @@ impl Ledger {
         }
     }
 
-    /// Notes that a request is answered with this status. An `otlp` receiver that rejects all
-    /// records of each request says so with 200.
+    /// Records that a request gets this status. An `otlp` receiver also returns 200 if it rejects
+    /// all records of a request.
     fn answers(&self, status: Option<u16>, request: &Request) {
         let is_error = matches!(status, Some(500..600));
         let is_refusal = matches!(status, Some(400 | 413 | 422))
@@ -580,19 +573,19 @@ impl Ledger {
 }
 
 impl Making<'_> {
-    /// Returns a generator of its own.
+    /// Returns a new generator.
     fn rng(&mut self) -> Rng {
         self.rng.fork()
     }
 
-    /// Writes a file with a secret.
+    /// Writes a secret to a file.
     fn secret(&self, what: &str, content: &str) -> PathBuf {
         let file = self.directory.join(format!("{}-{what}", self.name));
         std::fs::write(&file, format!("{content}\n")).expect("a writable directory");
         file
     }
 
-    /// Draws the times of an output. They are short, so that a minute sees many attempts.
+    /// Draws the times of an output. They are short, so that there are many attempts in a minute.
     fn times(&mut self) -> String {
         let rng = &mut self.rng;
         let age = if rng.u32(..4) == 0 { "timeouts.max_connection_age = \"15s\"\n" } else { "" };
@@ -612,8 +605,7 @@ impl Making<'_> {
     }
 }
 
-/// Locks, also if a stand-in has panicked about a request while it held the lock: what it holds is
-/// still true.
+/// Locks, even if a stand-in has panicked while it held the lock: the data is still correct.
 fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,9 +1,8 @@
-//! Audit events as kube-apiserver writes them (audit.k8s.io/v1), each with a serial of its own.
+//! Audit events as kube-apiserver writes them (audit.k8s.io/v1). Each has its own serial.
 //!
-//! The serial is in the user agent, in the query of the URI and in an annotation of
-//! kube-apiserver's own, so that it survives a policy that lowers the event, a redaction and a
-//! shape. Nothing relies on `auditID`: a client of kube-apiserver may choose it, and some of these
-//! clients choose the same one.
+//! The serial is in the user agent, in the query of the URI and in one of kube-apiserver's
+//! annotations, so it survives a policy that lowers the event, a redaction and a shape. `auditID`
+//! is not used: clients of kube-apiserver can choose it, and some choose the same one.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -12,7 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use memchr::memmem;
 
-/// The sender of an event, and the number of the event among those of this sender.
+/// The sender of an event, and the event's number, counted for each sender.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Serial {
     pub(crate) sender: u32,
@@ -25,13 +24,13 @@ impl fmt::Display for Serial {
     }
 }
 
-/// The text before a serial. No other text of an event contains it.
+/// The text before a serial. An event contains it nowhere else.
 const BEFORE: &str = "serial-";
-/// The text after a serial, by which one that is cut shows.
+/// The text after a serial, which shows that the serial is complete.
 const AFTER: &str = "-end";
 
 impl Serial {
-    /// Returns the text that stands in the event. It has only characters that no protocol escapes.
+    /// Returns the serial's text in the event. No protocol escapes its characters.
     fn mark(self) -> String {
         format!("{BEFORE}{:08x}-{:012x}{AFTER}", self.sender, self.number)
     }
@@ -49,9 +48,8 @@ impl Serial {
     }
 }
 
-/// Returns the serial of an event that arrived, whole or with fields removed, alone or in the
-/// envelope of a protocol. Returns `None` if there is none, or if the bytes have those of several
-/// events.
+/// Returns the serial of an event that arrived whole or with fields removed, alone or in the
+/// envelope of a protocol. Returns `None` if the bytes have no serial, or those of several events.
 pub(crate) fn identify(bytes: &[u8]) -> Option<Serial> {
     let mut found = None;
     for at in memmem::find_iter(bytes, BEFORE) {
@@ -64,26 +62,26 @@ pub(crate) fn identify(bytes: &[u8]) -> Option<Serial> {
     found
 }
 
-/// Returns the serials of all events in a body, each once, in the order of their numbers.
+/// Returns the serials of all events in a body, in ascending order, each once.
 pub(crate) fn identify_all(body: &[u8]) -> Vec<Serial> {
     let places = memmem::find_iter(body, BEFORE);
     let found: BTreeSet<_> = places.filter_map(|at| Serial::parse(body.get(at..)?)).collect();
     found.into_iter().collect()
 }
 
-/// The members of an event that a filter can ask for.
+/// The members of an event that a filter can match.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Facts {
     pub(crate) level: &'static str,
     pub(crate) stage: &'static str,
     pub(crate) verb: &'static str,
-    /// Empty if the resource is outside of all namespaces.
+    /// Empty if the resource has no namespace.
     pub(crate) namespace: &'static str,
     pub(crate) resource: &'static str,
     pub(crate) user: &'static str,
 }
 
-/// An event, as it is sent.
+/// An event as it is sent.
 #[derive(Debug, Clone)]
 pub(crate) struct Event {
     pub(crate) serial: Serial,
@@ -92,7 +90,7 @@ pub(crate) struct Event {
 }
 
 impl Event {
-    /// Makes the event so long, or a little longer, by an annotation.
+    /// Adds an annotation so that the event has this length, or is a little longer.
     pub(crate) fn with_bytes(mut self, bytes: usize) -> Self {
         let (before, behind) = self.bytes.split_at(self.bytes.len() - b"}}".len());
         let more = bytes.saturating_sub(self.bytes.len());
@@ -112,17 +110,16 @@ pub(crate) const STAGES: [&str; 3] = ["RequestReceived", "ResponseStarted", "Res
 
 /// A store that refuses events for good refuses those with this text.
 pub(crate) const REFUSED: &str = "refused-by-the-store";
-/// A store that answers some events 5xx for ever does so to those with this text.
+/// A store that always fails on some events fails on those with this text.
 pub(crate) const FAILING: &str = "fails-the-store";
 
-/// The shares, in thousandths, of events that stores do not take.
+/// The shares of events that stores do not accept, in thousandths.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Marks {
     pub(crate) refused: u16,
     pub(crate) failing: u16,
 }
 
-/// Makes the events of one sender.
 pub(crate) struct Maker {
     sender: u32,
     next: u64,
@@ -135,13 +132,12 @@ impl Maker {
         Self { sender, next: 0, rng, marks }
     }
 
-    /// Makes an event of `ResponseComplete` (or, seldom, of another stage).
+    /// Makes an event with the stage `ResponseComplete` or, rarely, another one.
     pub(crate) fn event(&mut self) -> Event {
         let stage = if self.rng.u8(..6) == 0 { self.one(&STAGES) } else { "ResponseComplete" };
         self.event_of(stage)
     }
 
-    /// Makes an event of this stage.
     pub(crate) fn event_of(&mut self, stage: &'static str) -> Event {
         let serial = Serial { sender: self.sender, number: self.next };
         self.next += 1;
@@ -157,12 +153,12 @@ impl Maker {
         Event { serial, facts, bytes }
     }
 
-    /// Makes an event of so many bytes, none of which are in a body.
+    /// Makes an event of this length. The bytes are added in an annotation, not in a body.
     pub(crate) fn large_event(&mut self, bytes: usize) -> Event {
         self.event_of("RequestReceived").with_bytes(bytes)
     }
 
-    /// Makes an event of at least so many bytes.
+    /// Makes an event of at least this length, with a long body.
     pub(crate) fn large(&mut self, bytes: usize) -> Event {
         let event = self.event_of("ResponseComplete");
         let text = String::from_utf8_lossy(&event.bytes).into_owned();
@@ -171,7 +167,7 @@ impl Maker {
         Event { bytes, ..event }
     }
 
-    /// Makes an event of at least so many bytes, whose client has a long name.
+    /// Makes an event of at least this length, with a long user agent.
     pub(crate) fn long_agent(&mut self, bytes: usize) -> Event {
         let event = self.event_of("ResponseComplete");
         let text = String::from_utf8_lossy(&event.bytes).into_owned();
@@ -188,7 +184,7 @@ impl Maker {
         of.get(self.rng.usize(..of.len())).copied().unwrap_or_default()
     }
 
-    /// Writes the event in the order of members that kube-apiserver has.
+    /// Writes the event with its members in kube-apiserver's order.
     fn written(&mut self, serial: Serial, facts: Facts) -> String {
         let Facts { level, stage, verb, namespace, resource, user } = facts;
         let mark = serial.mark();
@@ -234,8 +230,7 @@ impl Maker {
         event
     }
 
-    /// Returns an audit ID, as JSON has it between quotes. Most are unique; a client may choose
-    /// one.
+    /// Returns an audit ID as JSON without its quotes. Most are unique, but a client may choose it.
     fn audit_id(&mut self, serial: Serial) -> String {
         match self.rng.u8(..40) {
             0 => "chosen-by-a-client".into(),
@@ -253,8 +248,7 @@ impl Maker {
         (time(now.saturating_sub(took)), time(now))
     }
 
-    /// Returns an object of the API: most are ordinary, some are large, and some are such as only
-    /// somebody writes who wants to break a parser.
+    /// Returns an API object. Most are ordinary, some are large, and some could break a parser.
     fn body(&mut self, resource: &str) -> String {
         let data = match self.rng.u16(..300) {
             0 => format!(r#"{{"text":"{}"}}"#, self.text(60_000)),
@@ -278,7 +272,7 @@ impl Maker {
         )
     }
 
-    /// Returns at least this many bytes of the inside of a JSON string.
+    /// Returns at least this many bytes of a JSON string, without its quotes.
     fn text(&mut self, bytes: usize) -> String {
         const PIECES: [&str; 8] = [
             "plain ascii of 24 bytes ",
@@ -327,20 +321,19 @@ fn joined(events: &[Event], between: &[u8]) -> Vec<u8> {
     events.iter().map(|event| &event.bytes[..]).collect::<Vec<_>>().join(between)
 }
 
-/// Returns the event as the relay promises to hand it out: "byte for byte as kube-apiserver sent
-/// it, except that raw line breaks between tokens become spaces" (guarantees, 3). Valid JSON has
-/// raw line breaks only between tokens.
+/// Returns the event as the relay must send it: byte for byte, but with spaces for raw line breaks
+/// (see guarantees.md). In valid JSON, these are only between tokens.
 pub(crate) fn one_line(event: &[u8]) -> Vec<u8> {
     event.iter().map(|&byte| if byte == b'\n' || byte == b'\r' { b' ' } else { byte }).collect()
 }
 
-/// Returns a body with these events which the relay must refuse with 400, and what is wrong in it.
+/// Returns a body with these events that the relay must refuse with 400, and its fault.
 pub(crate) fn broken(events: &[Event], rng: &mut fastrand::Rng) -> (Vec<u8>, &'static str) {
     let body = list(events);
     let text = String::from_utf8_lossy(&body).into_owned();
     let item = |item: &str| text.replacen(r#""items":["#, &format!(r#""items":[{item},"#), 1);
     let (text, what) = match rng.u8(..12) {
-        // Behind the last `]}` there is only a line break.
+        // After the last `]}` there is only a line break.
         0 => return (cut(body, rng), "cut"),
         1 => (text.replacen("EventList", "PodList", 1), "another kind"),
         2 => (item(r#"{"auditID":"a","stage":"Later"}"#), "an unknown stage"),
@@ -372,10 +365,10 @@ fn cut(mut body: Vec<u8>, rng: &mut fastrand::Rng) -> Vec<u8> {
     body
 }
 
-/// Writes a time since 1970 as kube-apiserver does: in UTC, with six digits of fraction.
+/// Writes a time since 1970 as kube-apiserver does: in UTC, with microseconds.
 fn time(since: Duration) -> String {
     let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
-    // Days of the civil calendar, whose years begin in March, from the year 0 on.
+    // Days since March of the year 0: in this calendar, a year begins in March.
     let days = days + 719_468;
     let (era, day) = (days / 146_097, days % 146_097);
     let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;

@@ -1,5 +1,5 @@
-//! `evidence verify` at the end of a seed: it accuses nobody of what nobody has done, and it
-//! notices one change of the log or of the stored lines.
+//! `evidence verify` at the end of a seed. It must not report faults that nobody has caused, and it
+//! must notice one change of the log or of the stored lines.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,40 +14,39 @@ use crate::plan::{Back, Why};
 use crate::truth::{Attempt, Book, Fate};
 use crate::{kernel, senders};
 
-/// The files of the log.
 const LOG: &str = "queue/evidence";
 
-/// The copy of the newest checkpoint that is beside them.
+/// The copy of the newest checkpoint beside the log.
 const BESIDE: &str = "queue/evidence-checkpoint";
 
-/// An older copy of them.
+/// An older copy of the log.
 const OLDER: &str = "older-evidence";
 
-/// An older copy of the checkpoint beside them.
+/// An older copy of the checkpoint beside the log.
 const OLDER_BESIDE: &str = "older-checkpoint";
 
-/// The newest checkpoint as somebody has kept it.
+/// The newest checkpoint, as somebody may keep it.
 pub(crate) const KEPT: &str = "kept-checkpoint";
 
-/// The stored lines.
+/// The lines that a consumer has stored.
 const STORED: &str = "stored-lines";
 
-/// The time of the simulation's begin, in seconds since 1970: noon.
+/// The start of the simulation, in seconds since 1970: noon.
 const NOON: u64 = 1_780_315_200;
 
-/// The beginning of the fault about events without evidence.
+/// The start of the fault about events without evidence.
 const WITHOUT: &str = "events came in while evidence was off or could not be written";
 
-/// The beginning of the fault about a relay that ran and recorded nothing, not even a heartbeat.
+/// The start of the fault about a relay that ran and recorded nothing, not even a heartbeat.
 const SILENT: &str = "nothing was recorded for";
 
-/// How long events may be without evidence that is written later: it is written each second.
+/// How long events can wait for their evidence, which is written every second.
 const WRITTEN: Duration = Duration::from_secs(2);
 
-/// How long after a slow disk events without evidence are written: some syncs wait for each other.
+/// How long after a slow disk evidence can be late: some syncs wait for each other.
 const SYNCED: Duration = Duration::from_secs(20);
 
-/// The change of a seed.
+/// The change that a seed makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
     Flip,
@@ -68,7 +67,6 @@ pub(crate) struct Check {
 }
 
 impl Check {
-    /// `key` is the verifier key of the log.
     pub(crate) fn new(seed: u64, key: String, has_witness: bool) -> Self {
         let mut rng = senders::rng(seed, "evidence");
         let change = match rng.u32(..16) {
@@ -86,7 +84,7 @@ impl Check {
         Self { key, rng, change }
     }
 
-    /// Copies the log, if it is to be set back to this copy later.
+    /// Copies the log, if this copy is to replace it later.
     pub(crate) fn may_copy(&self) {
         if matches!(self.change, Way::SetBack | Way::SetBackWithCheckpoint) {
             copy(Path::new(LOG), Path::new(OLDER));
@@ -95,8 +93,7 @@ impl Check {
         }
     }
 
-    /// Checks the log of a relay that has stopped, changes one thing, and checks it again. Notes
-    /// faults with the operator.
+    /// Checks the log of a stopped relay, changes one thing, checks it again, and records faults.
     pub(crate) fn run(
         mut self,
         operator: &mut Operator<'_>,
@@ -121,7 +118,7 @@ impl Check {
             operator.faults.push(format!("evidence: every witness is there, and verify: {line}"));
         }
         if let Some((from, to)) = operator.evidence_was_off {
-            // All that the log can say of that time is how many events came in.
+            // For that time, the log can only say how many events came in.
             let (said, accepted) = (without(&untouched), accepted(book, from, to));
             if said < accepted {
                 let what = format!(
@@ -147,7 +144,7 @@ impl Check {
         let mut new = said.lines().filter(|line| !before.contains(line));
         let is_told = |line: &str| {
             let is_judged = line.starts_with("FAULT") || line.starts_with("NOT CHECKED");
-            // A record that no entry needs may be damaged, and then a note has its place.
+            // If a record that no entry needs is damaged, only a note names it.
             is_judged || (line.starts_with("note: ") && line.contains(&name))
         };
         if !new.any(is_told) {
@@ -158,14 +155,13 @@ impl Check {
         self.start_again(operator);
     }
 
-    /// Judges the log of a relay whose queue was set back to an older copy. Nobody may say that all
-    /// is well.
+    /// Judges the log of a relay whose queue was restored from an older copy. The loss must be
+    /// reported:
     ///
-    /// - The relay says that "the evidence has more events than the queue", if only the queue's
-    ///   files are older; and to `evidence verify`, positions that are used twice are a fault.
-    /// - "Without a witness the relay can't notice" that all is older (prove/trouble.md); then a
-    ///   checkpoint that somebody has kept shows it. A witness that has a newer checkpoint than the
-    ///   copy ends the log.
+    /// - If only the queue's files are older, the relay says so, and `evidence verify` reports
+    ///   positions that were used twice.
+    /// - If everything is older, the relay cannot notice without a witness (see trouble.md). A
+    ///   checkpoint that somebody kept shows it. A witness with a newer checkpoint ends the log.
     fn look_at_restored(&self, operator: &mut Operator<'_>, book: &Book, restored: &Restored) {
         let Restored { back, gone: (copied, ended), sizes: (older, newer), .. } = *restored;
         let is_whole = back == Back::Whole;
@@ -190,8 +186,8 @@ impl Check {
         }
     }
 
-    /// Starts the relay once more. It notices a log that was set back, and the removal of a file
-    /// below its hands (prove/trouble.md).
+    /// Starts the relay once more. It must notice an older copy of the log, and a checkpoint that
+    /// is removed while it runs (see trouble.md).
     fn start_again(&self, operator: &mut Operator<'_>) {
         let is_set_back = matches!(self.change, Way::SetBack | Way::SetBackWithCheckpoint);
         let is_whole = matches!(self.change, Way::LineRemoved | Way::LineChanged);
@@ -199,13 +195,13 @@ impl Check {
             return;
         }
         operator.start();
-        // A checkpoint is signed, and the files are looked at, each second.
+        // Every second, a checkpoint is signed, and the files are checked.
         std::thread::sleep(Duration::from_secs(5));
         if is_whole {
             fs::remove_file(Path::new(LOG).join("checkpoint")).expect("it is there");
             std::thread::sleep(Duration::from_secs(5));
         }
-        // The checkpoint beside the log was set back, too: nobody else knows of a newer one.
+        // The checkpoint beside the log is an old one, too, so only the witness knows a newer one.
         let is_witnessed = is_set_back && operator.witness.is_some();
         let reason = [("reason", if is_witnessed { "rolled_back" } else { "tampered" })];
         let metrics = operator.metrics();
@@ -217,7 +213,7 @@ impl Check {
         operator.stop(Why::Signal);
     }
 
-    /// Runs `evidence verify`. `outputs`: the outputs to which the stored lines belong.
+    /// Runs `evidence verify`. `outputs` are the outputs of the stored lines.
     fn verify(
         &self,
         operator: &mut Operator<'_>,
@@ -240,8 +236,8 @@ impl Check {
         operator.command(&arguments)
     }
 
-    /// Writes the lines that one consumer has stored, and returns the names of its outputs. `None`
-    /// if no consumer has lines that can be compared.
+    /// Writes the lines that one consumer has stored, and returns the names of its outputs, or
+    /// `None` if no consumer has lines that can be compared.
     fn store(&mut self, book: &Book, consumers: &[Consumer]) -> Option<Vec<String>> {
         let of = |number| {
             let names = book.read(|truth| {
@@ -264,8 +260,8 @@ impl Check {
         Some(names.into_iter().collect())
     }
 
-    /// Makes the change. Returns the name of the changed file and what the change is, or `None` if
-    /// there is nothing to change. `has_lines`: there are stored lines.
+    /// Makes the change of this seed. Returns the name of the changed file and a description, or
+    /// `None` if nothing can be changed. `has_lines` means that there are stored lines.
     fn change(&mut self, has_lines: bool, has_witness: bool) -> Option<(String, String)> {
         match self.change {
             Way::LineRemoved | Way::LineChanged if has_lines => self.change_line(),
@@ -298,7 +294,7 @@ impl Check {
         }
         let at = self.rng.usize(..lines.len());
         let line = lines[at].to_vec();
-        // Another copy of the line would stand for it.
+        // Any other copy of the line is removed, too: it would replace the line.
         lines.retain(|other| *other != line.as_slice());
         let mut text = lines.concat();
         let what = if self.change == Way::LineChanged {
@@ -314,7 +310,7 @@ impl Check {
         Some((STORED.to_owned(), what))
     }
 
-    /// Removes an entry from a bundle of the newest checkpoint.
+    /// Removes an entry from a bundle of entries.
     fn change_entry(&mut self) -> Option<(String, String)> {
         let files = files().into_iter().filter(|it| it.starts_with("tile/entries"));
         let files: Vec<_> = files.collect();
@@ -333,7 +329,7 @@ impl Check {
         Some((name, what))
     }
 
-    /// Flips a byte of a file, removes it, or cuts it.
+    /// Flips a bit of a file, removes the file, or truncates it.
     fn change_file(&mut self) -> Option<(String, String)> {
         let files = files();
         let name = files.get(self.rng.usize(..files.len().max(1)))?;
@@ -358,8 +354,8 @@ impl Check {
     }
 }
 
-/// On a log that nobody has changed, no alarm is raised. A witness is never asked to cosign what
-/// contradicts what it has, unless the log was set back.
+/// Unless somebody has changed the log, no alarm is raised. Unless an older copy was put back, the
+/// witness is never asked to cosign a contradiction.
 fn alarms(operator: &mut Operator<'_>) {
     let restored = operator.restored.as_ref().filter(|it| it.back == Back::Whole);
     let set_back = restored.map(|restored| restored.gone.1);
@@ -381,8 +377,8 @@ fn alarms(operator: &mut Operator<'_>) {
     operator.faults.extend(faults);
 }
 
-/// While nothing is wrong, checkpoints are signed and cosigned: at the end of that time, those that
-/// cover what came in some seconds before.
+/// While nothing is wrong, checkpoints are signed and cosigned. At the end of the calm time, they
+/// cover all events up to 15 s before.
 fn goes_on(operator: &mut Operator<'_>, book: &Book, calm: Calm) {
     let Some(said) = operator.said.iter().find(|said| said.moment == Moment::Calm) else { return };
     let until = said.asked.saturating_sub(Duration::from_secs(15));
@@ -413,17 +409,17 @@ fn goes_on(operator: &mut Operator<'_>, book: &Book, calm: Calm) {
     }
 }
 
-/// Returns true if the lines of a consumer can be compared with the log.
+/// Returns `true` if a consumer's lines can be compared with the log.
 fn is_comparable(consumer: &Consumer) -> bool {
     let promise = consumer.promise();
-    // Nothing tells whether these have received an event. Equal events are one event to a store
-    // that merges them. And a store may have events of a refused request that it does not name:
-    // "all of them are named as lost or as dead letters" (evidence-format.md).
+    // `tcp` and `syslog` never show which events arrived. A store that merges equal events has one
+    // line for them. A store with `counts` may have stored events of a refused request, all of
+    // which count as lost or as dead letters.
     let is_confirmed = !matches!(consumer.kind, Kind::Tcp | Kind::Syslog);
     is_confirmed && promise.copies != Copies::OnceMerged && !promise.counts
 }
 
-/// Returns the number of events that were accepted in this time.
+/// Returns how many events were sent and accepted within this span.
 fn accepted(book: &Book, from: Duration, to: Duration) -> usize {
     let is_ours = |attempt: &&Attempt| {
         let times = from..=to;
@@ -436,16 +432,16 @@ fn accepted(book: &Book, from: Duration, to: Duration) -> usize {
     book.read(|truth| count(&truth.attempts))
 }
 
-/// Returns the number of events without evidence that `evidence verify` speaks of.
+/// Returns how many events without evidence `evidence verify` reports.
 fn without(said: &str) -> usize {
     let lines = said.lines().filter_map(|line| line.split_once(WITHOUT));
     lines.filter_map(|(before, _)| before.split_whitespace().last()?.parse::<usize>().ok()).sum()
 }
 
-/// Returns true if the only faults are about events without evidence or about silence, and the disk
-/// has refused writes, or was slow, before or during each of them: "If evidence can't be written,
-/// forwarding goes on, segments stay until the queue is full". A fault about silence begins with
-/// the time of the entry before it, which may be earlier than the trouble of the disk.
+/// Returns `true` if the only faults are about events without evidence or about silence, and before
+/// or during each of them, the disk refused writes or was slow: the relay then forwards events
+/// without evidence. A fault about silence begins with the time of the entry before it, which can
+/// be earlier than the disk's trouble.
 fn is_excused(operator: &Operator<'_>, said: &str) -> bool {
     let is_excuse = |from: Duration, until: Duration| {
         let has_refused = operator.disk_refused.is_some_and(|trouble| trouble <= until + WRITTEN);
@@ -461,13 +457,13 @@ fn is_excused(operator: &Operator<'_>, said: &str) -> bool {
         })
 }
 
-/// Returns how long a fault says that nothing was recorded; zero for faults about something else.
+/// Returns for how long nothing was recorded, according to a fault; zero for other faults.
 fn silence(fault: &str) -> Duration {
     let seconds = fault.split_once(SILENT).and_then(|(_, rest)| rest.split_whitespace().next());
     Duration::from_secs(seconds.and_then(|seconds| seconds.parse().ok()).unwrap_or(0))
 }
 
-/// Reads a time of the first day, such as `2026-06-01T12:00:35.861Z:`, as a simulated time.
+/// Reads a time of the first day, such as `2026-06-01T12:00:35.861Z:`, as simulated time.
 pub(crate) fn time_of(word: &str) -> Option<Duration> {
     let time = word.strip_prefix("2026-06-01T")?.trim_end_matches(':').trim_end_matches('Z');
     let (clock, milliseconds) = time.split_once('.')?;
@@ -477,13 +473,11 @@ pub(crate) fn time_of(word: &str) -> Option<Duration> {
     Some(Duration::from_secs(seconds) + Duration::from_millis(milliseconds.parse().ok()?))
 }
 
-/// Returns the files of the log whose change must be noticed, below its directory, in order. Not
-/// among them are:
+/// Returns the files of the log whose change must be noticed, in order. These are not among them:
 ///
 /// - `evidence-head` beside the log: the checkpoint of a stopped relay covers the same entries.
-/// - line hashes that were set aside, because they are those of other events.
-/// - partial tiles that the newest checkpoint does not need. They stay for readers of the one
-///   before it.
+/// - Line hashes that were set aside because they belong to other events.
+/// - Partial tiles that only readers of the checkpoint before the newest one need.
 fn files() -> Vec<PathBuf> {
     let mut found = Vec::new();
     list(Path::new(LOG), Path::new(LOG), &mut found);
@@ -509,13 +503,13 @@ pub(crate) fn checkpoint(queue: &Path) -> (Vec<u8>, u64) {
     (note, size)
 }
 
-/// Returns the size in a checkpoint, and 0 if there is none.
+/// Returns the size in a checkpoint, or 0 if there is none.
 fn size(note: &[u8]) -> u64 {
     let line = std::str::from_utf8(note).ok().and_then(|note| note.lines().nth(1));
     line.and_then(|line| line.parse().ok()).unwrap_or(0)
 }
 
-/// Adds the files below a directory, in order, by their paths below `root`.
+/// Adds the files below a directory, in order, as paths below `root`.
 fn list(root: &Path, directory: &Path, found: &mut Vec<PathBuf>) {
     let Ok(entries) = fs::read_dir(directory) else { return };
     let mut paths: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
@@ -528,14 +522,13 @@ fn list(root: &Path, directory: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// Copies the files of a directory.
 pub(crate) fn copy(from: &Path, to: &Path) {
     let mut found = Vec::new();
     list(from, from, &mut found);
     for name in found {
         let path = to.join(&name);
         fs::create_dir_all(path.parent().expect("it is below a directory")).expect("it is new");
-        // The relay may have deleted the file meanwhile.
+        // The relay may have deleted the file in the meantime.
         fs::copy(from.join(&name), path).ok();
     }
 }

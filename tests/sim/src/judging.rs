@@ -1,5 +1,4 @@
-//! Collects what the oracle judges: arrivals, dead letters, and what the relay has counted in all
-//! of its lives.
+//! Collects what the oracle judges: arrivals, dead letters, and the counted losses of all lives.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -11,19 +10,19 @@ use crate::oracle::{Calm, Counted, Letter, View, World, letters, losses_in, said
 use crate::support::metrics::Metrics;
 use crate::truth::Book;
 
-/// What the relay has counted as lost, by the name of an output or `queue`, in all of its lives.
+/// The events that all lives have counted as lost, for each output and for `queue`.
 #[derive(Debug, Default)]
 pub(crate) struct Losses {
-    /// In the lives that have ended.
+    /// The losses of the lives that have ended.
     ended: BTreeMap<String, u64>,
 }
 
 impl Losses {
-    /// Adds what a life had counted shortly before it was killed.
+    /// Adds the losses that a life had counted shortly before it ended.
     pub(crate) fn add_metrics(&mut self, metrics: &Metrics) {
         for (labels, value) in metrics.all("kube_audit_forwarder_error_total") {
             let plugin = labels.into_iter().find(|(name, _)| name == "plugin");
-            // Counts are whole numbers, far below the largest that a float holds.
+            // Counts are whole numbers, far below the largest that a float can hold.
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
             let count = value as u64;
             *self.ended.entry(plugin.map(|(_, name)| name).unwrap_or_default()).or_default() +=
@@ -31,7 +30,7 @@ impl Losses {
         }
     }
 
-    /// Adds what the last line of a log says. Returns false if there is no such line.
+    /// Adds the losses in the last line of a log. Returns `false` if there is no such line.
     pub(crate) fn add_last_line(&mut self, log: &str) -> bool {
         let is_last = |line: &&str| line.contains(" the relay has ended");
         let Some(line) = log.lines().rev().find(is_last) else { return false };
@@ -51,14 +50,13 @@ impl Losses {
     }
 }
 
-/// Returns all dead letters in the directory.
 fn all_letters() -> Vec<Letter> {
     let Ok(files) = fs::read_dir("letters") else { return Vec::new() };
     let files = files.filter_map(|file| fs::read(file.ok()?.path()).ok());
     files.flat_map(|file| letters(&file)).collect()
 }
 
-/// Returns a function that knows the events that a consumer refuses for good.
+/// Returns a function that recognizes the events that a consumer refuses for good.
 fn refuses(consumer: &Consumer) -> impl Fn(&[u8]) -> bool + '_ {
     |event| consumer.refuses(event)
 }

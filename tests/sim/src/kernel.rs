@@ -1,7 +1,7 @@
 //! The simulated kernel: threads, time, network, files and randomness, all from one seed.
 //!
-//! The functions of libc in [`interpose`] take the place of libc's own, for this program and for
-//! the relay's library, which it loads. Below them, one thread runs at a time.
+//! The functions in [`interpose`] replace those of libc, both for this program and for the relay's
+//! library, which it loads. Below them, one thread runs at a time.
 
 use std::fmt;
 use std::path::Path;
@@ -19,9 +19,9 @@ mod trace;
 
 pub(crate) use process::Process;
 
-/// Begins the simulation with this seed. From now on, this thread and all that it starts run on the
-/// simulated kernel. `graves` is a directory on the relay's file system, for files whose removal
-/// is not stored yet. Trace lines go to the descriptor `out`, if there is one.
+/// Begins the simulation with this seed. From now on, this thread and all threads that it starts
+/// run on the simulated kernel. `graves` is a directory on the relay's file system, for files whose
+/// removal is not synced yet. Trace lines go to the descriptor `out`, if any.
 pub(crate) fn begin(seed: u64, graves: &Path, out: Option<i32>) {
     let mut kernel = state::Kernel::new(seed, trace::Trace::new(out));
     kernel.files.set_graves(graves.to_owned());
@@ -38,7 +38,6 @@ fn nanoseconds(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Adds a line to the trace.
 pub(crate) fn trace(text: fmt::Arguments<'_>) {
     baton::with(|kernel| kernel.trace.add(kernel.now, text));
 }
@@ -48,17 +47,16 @@ pub(crate) fn sum() -> (u64, u64) {
     baton::with(|kernel| (kernel.trace.sum(), kernel.calls))
 }
 
-/// Lets the processes that this one starts have the same addresses in each run.
+/// Gives the child processes of this process the same addresses in each run.
 pub(crate) fn fix_addresses() {
     raw::fix_addresses();
 }
 
-/// Returns the time of processors that all seeds have used whose processes have ended.
+/// Returns the CPU time of all seeds whose processes have ended.
 pub(crate) fn time_of_children() -> Duration {
     raw::time_of_children()
 }
 
-/// Ends another process.
 pub(crate) fn end_process(process: u32) {
     raw::end_process(process);
 }
@@ -68,42 +66,38 @@ pub(crate) fn print(descriptor: i32, text: &str) {
     raw::write(descriptor, text.as_bytes());
 }
 
-/// Ends the real process.
 pub(crate) fn exit(status: i32) -> ! {
     raw::exit(status)
 }
 
-/// The network.
 pub(crate) mod net {
     use std::net::SocketAddr;
 
     use super::baton::with;
     pub(crate) use super::net_model::Fault;
 
-    /// Sets what is wrong on the way to a listener, for its connections and for new ones.
+    /// Sets the fault on the way to a listener, for new and open connections.
     pub(crate) fn fault(listener: SocketAddr, fault: Fault) {
         with(|kernel| kernel.set_fault(listener, fault));
     }
 
-    /// Gives a listener another address, which has faults of its own.
+    /// Gives a listener a second address, which has its own faults.
     pub(crate) fn open_door(door: SocketAddr, listener: SocketAddr) {
         with(|kernel| kernel.open_door(door, listener));
     }
 
-    /// Ends all connections to a listener with a reset.
+    /// Resets all connections to a listener.
     pub(crate) fn reset(listener: SocketAddr) {
         with(|kernel| kernel.reset_all(listener));
     }
 }
 
-/// The relay's disk.
 pub(crate) mod disk {
     use std::path::Path;
 
     use super::baton::with;
     pub(crate) use super::files::Faults;
 
-    /// Sets what is wrong with the disk.
     pub(crate) fn set(faults: Faults) {
         with(|kernel| {
             kernel.trace.add(kernel.now, format_args!("disk {faults:?}"));
@@ -111,27 +105,27 @@ pub(crate) mod disk {
         });
     }
 
-    /// Lets this file be one that the relay can neither remove nor rename.
+    /// Makes a file that the relay can neither remove nor rename.
     pub(crate) fn stick(path: &Path) {
         with(|kernel| {
-            // The rest of the path is another one in each run.
+            // The rest of the path differs in each run.
             let name = path.file_name().unwrap_or_default().display();
             kernel.trace.add(kernel.now, format_args!("{name} is stuck"));
             kernel.files.stick(path.to_owned());
         });
     }
 
-    /// The file that was stuck is gone: somebody else has replaced its directory.
+    /// Ends [`stick`]: somebody has replaced the directory around the file.
     pub(crate) fn unstick() {
         with(|kernel| kernel.files.unstick());
     }
 
-    /// Everything that the relay has written is stored: somebody else has taken its directory.
+    /// Stores all changes by the relay, because somebody else replaces its directory.
     pub(crate) fn store_all() {
         with(|kernel| kernel.files.store_all());
     }
 
-    /// The power is gone, after the relay's end: a part of what was not synced is lost.
+    /// Cuts the power after the relay's end: a part of the unsynced changes is lost.
     pub(crate) fn power_loss() {
         with(|kernel| {
             kernel.trace.add(kernel.now, format_args!("power loss"));

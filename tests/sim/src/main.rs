@@ -1,7 +1,6 @@
 //! The simulator: the whole relay, with senders, consumers and an operator, under one seed.
 //!
-//! `sim run` runs seeds, each in a process of its own, and `sim seed N` runs one and shows what
-//! happened.
+//! `sim run` runs seeds in separate processes. `sim seed N` runs one seed and shows its history.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program for the terminal")]
 #![allow(
     clippy::disallowed_methods,
@@ -33,7 +32,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// The variable that tells a child process its seed.
+/// The environment variable that tells a child process its seed.
 const SEED: &str = "SIM_SEED";
 
 const USAGE: &str = "\
@@ -67,8 +66,7 @@ fn main() -> ExitCode {
     if is_fine { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Runs one seed in this process, which has an empty directory as its working directory. The
-/// libraries are beside it.
+/// Runs one seed in this process, whose working directory is empty. The libraries are beside it.
 fn child(seed: u64) -> ! {
     let left_out = std::env::var("SIM_LEFT_OUT").unwrap_or_default();
     let left_out: BTreeSet<usize> = left_out.split(',').filter_map(|it| it.parse().ok()).collect();

@@ -1,9 +1,9 @@
-//! Mutants: old mistakes of the program, which stand in its sources as `mutant!("name", ...)`. One
-//! build of the relay's library with `--cfg mutants` has all of them, and a variable tells each
-//! process which one it makes. `tests/sim/mutants.toml` describes them.
+//! Mutants: old mistakes of the program, which are in its sources as `mutant!("name", ...)`. A
+//! build of the relay's library with `--cfg mutants` has all of them, and an environment variable
+//! tells each process which one to make. `tests/sim/mutants.toml` describes them.
 //!
-//! A mutant is found at a seed if the oracle accuses it there by a rule that its description names,
-//! and does not accuse the same build without a mistake by this rule.
+//! A seed finds a mutant if the oracle accuses the mutant by a rule that its description names, and
+//! does not accuse the same build without a mistake by this rule.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -22,7 +22,7 @@ use crate::{kernel, runs};
 /// The longest sentence of the oracle that is printed, in characters.
 const SENTENCE_MAX: usize = 200;
 
-/// Runs the mutants of these names, or all, and returns true if each of them could be run.
+/// Runs the named mutants, or all, and returns `true` if they could be run.
 pub(crate) fn run(words: &[&str]) -> bool {
     let options = words.iter().position(|word| word.starts_with("--")).unwrap_or(words.len());
     let (names, options) = words.split_at(options);
@@ -55,14 +55,13 @@ pub(crate) fn run(words: &[&str]) -> bool {
     true
 }
 
-/// The sources that this program was built from.
+/// Returns the directory of the sources from which this program was built.
 fn root() -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     root.canonicalize().expect("the sources that this program was built from")
 }
 
-/// Builds the relay's library with all mutants, none of which is active. The build has a target
-/// directory of its own.
+/// Builds the relay's library with all mutants, none of them active, in its own target directory.
 fn stage() -> Result<Stage, String> {
     let program = std::env::current_exe().expect("this program");
     let target = program.ancestors().nth(2).expect("the target directory").join("mutants/target");
@@ -99,7 +98,7 @@ fn parse(text: &str) -> Result<BTreeMap<String, Mutant>, String> {
     Ok(all)
 }
 
-/// What the file says of a mutant; its head explains the keys.
+/// The description of a mutant. The head of the file explains the keys.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Mutant {
@@ -147,21 +146,20 @@ impl Mutant {
         seeds
     }
 
-    /// Returns true if one of the mutant's rules says this.
+    /// Returns `true` if one of the mutant's rules reports this fault.
     fn expects(&self, fault: &str) -> bool {
         self.rules.iter().any(|it| it == rule(fault))
     }
 }
 
-/// The build without a mistake.
 struct Original {
     stage: Stage,
-    /// What the oracle says, by seed.
+    /// The faults that the oracle finds in this build, by seed.
     accused: Mutex<BTreeMap<u64, Vec<String>>>,
 }
 
 impl Original {
-    /// Leaves out what rules say that object to the build without a mistake, too.
+    /// Removes the faults of rules that accuse the build without a mistake, too.
     fn leave_out(&self, worker: usize, seed: u64, faults: &mut Vec<String>) {
         if faults.is_empty() {
             return;
@@ -176,13 +174,13 @@ impl Original {
     }
 }
 
-/// Returns the name of the rule that a sentence of the oracle begins with.
+/// Returns the name of the rule with which a fault begins.
 fn rule(fault: &str) -> &str {
     let rule = fault.split_once(':').map_or("", |(rule, _)| rule);
     if RULES.contains(&rule) { rule } else { "the process ended" }
 }
 
-/// A seed at which the oracle accused a mutant.
+/// A fault that the oracle found in a mutant.
 struct Accusation {
     seed: u64,
     /// The simulated time at which the oracle judged.
@@ -190,13 +188,13 @@ struct Accusation {
     fault: String,
 }
 
-/// How a mutant was looked for.
+/// The result of the search for a mutant.
 struct Search {
-    /// The number of seeds that it took, and the simulated seconds.
+    /// How many seeds and simulated seconds were needed.
     seeds: usize,
     simulated: u64,
     found: Option<Accusation>,
-    /// The first seed at which only rules objected that are not the mutant's.
+    /// The first seed with faults by other rules only.
     beside: Option<Accusation>,
 }
 
@@ -245,7 +243,7 @@ impl Search {
         search
     }
 
-    /// Returns what the oracle says, at length.
+    /// Returns the seed and the sentence of the fault, cut to [`SENTENCE_MAX`] characters.
     fn told(&self) -> Option<String> {
         let Accusation { seed, fault, .. } = self.found.as_ref().or(self.beside.as_ref())?;
         let sentence: String = fault.trim().replace('\n', " ").chars().take(SENTENCE_MAX).collect();
@@ -319,7 +317,7 @@ seeds = [114, 7]
         }
     }
 
-    /// Adds the names of all `mutant!("name", ...)` in the files of this directory.
+    /// Adds the names of all `mutant!("name", ...)` in the files below this directory.
     fn collect(directory: &Path, names: &mut Vec<String>) {
         for entry in fs::read_dir(directory).unwrap() {
             let path = entry.unwrap().path();
@@ -336,7 +334,7 @@ seeds = [114, 7]
         }
     }
 
-    /// Each mutant is made at one place, has a section, and has a row in the table of results.
+    /// Each mutant is at one place in the sources, and has a section and a row of results.
     #[test]
     fn mutants_have_one_place_a_section_and_a_row() {
         let (mut places, mut rows) = (Vec::new(), Vec::new());

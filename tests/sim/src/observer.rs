@@ -1,5 +1,5 @@
-//! Somebody who asks the relay for its metrics and its status at any time, also while it starts,
-//! reloads, drains or is in trouble.
+//! An observer who asks the relay for its metrics and its status at any time, even while the relay
+//! starts, reloads, drains or is in trouble.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -10,7 +10,7 @@ use crate::operator::page;
 use crate::oracle::said::{Moment, Said};
 use crate::support::metrics::Metrics;
 
-/// The time at which the present life of the relay began. Clones are the same one.
+/// When the current life of the relay began. Clones refer to the same value.
 #[derive(Clone, Default)]
 pub(crate) struct Begin(Arc<Mutex<Duration>>);
 
@@ -19,17 +19,17 @@ impl Begin {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes that a life begins now.
+    /// Records that a life begins now.
     pub(crate) fn is_now(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = kernel::now();
     }
 }
 
-/// The observer at work.
+/// The running observer.
 pub(crate) struct Observer(JoinHandle<Vec<Said>>);
 
 impl Observer {
-    /// Asks at each of these times, or as soon as the answer before it has come.
+    /// Asks at each of these times, or as soon as the previous answer has come.
     pub(crate) fn start(times: Vec<Duration>, started: Begin) -> Self {
         let ask = move |at: Duration| {
             std::thread::sleep(at.saturating_sub(kernel::now()));
@@ -40,7 +40,7 @@ impl Observer {
         Self(thread.expect("a thread"))
     }
 
-    /// Waits for the last answer, and returns all of them.
+    /// Waits for the last answer, and returns all answers.
     pub(crate) fn finish(self) -> Vec<Said> {
         self.0.join().expect("it does not panic")
     }

@@ -1,5 +1,4 @@
-//! The operator: starts and ends the relay, edits its config, and lets the troubles of the plan
-//! happen.
+//! The operator: starts and stops the relay, edits its config, and causes the plan's troubles.
 
 mod back;
 mod outer;
@@ -27,50 +26,48 @@ use crate::support::metrics::Metrics;
 use crate::truth::{Book, Kind as Death, Output};
 use crate::witness::Witness;
 
-/// How long a reload may take: it waits 30 s for an address, and for files.
+/// How long a reload can take: it waits 30 s for an address, and for files.
 const RELOAD: Duration = Duration::from_secs(45);
 
-/// How long a relay may take to its end after its drain, or to its start.
+/// How long a relay can take to exit after its drain, or to start.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The operator with what it works on.
 pub(crate) struct Operator<'a> {
     pub(crate) book: Book,
     pub(crate) consumers: &'a [Consumer],
     pub(crate) setup: Setup,
-    /// The names of the outputs that leave the config at some time.
+    /// The names of the outputs that a reload removes at some time.
     pub(crate) leaving: Vec<String>,
-    /// The copies of the relay's library that no life has used.
+    /// The copies of the relay's library that no life has used yet.
     libraries: Vec<PathBuf>,
     process: Option<Process>,
-    /// Troubles that end by themselves, with the times at which they end.
+    /// Troubles that end by themselves, and when they end.
     ending: Vec<(Duration, Ending)>,
     pub(crate) faults: Vec<String>,
     pub(crate) losses: Losses,
-    /// The time from which on events may be without evidence: the disk has refused writes, or a
-    /// small queue has needed their room.
+    /// From this time on, events may have no evidence: the disk has refused writes, or a small
+    /// queue has needed their room.
     pub(crate) disk_refused: Option<Duration>,
-    /// The times in which each sync took a second or more. The evidence is written late then, and a
-    /// queue that is full may drop events before.
+    /// Spans in which each sync took a second or more. The evidence is then written late, and a
+    /// full queue may drop the events before that.
     pub(crate) disk_slow: Vec<(Duration, Duration)>,
-    /// A time in which the config had no evidence.
+    /// A span in which the config had no evidence.
     pub(crate) evidence_was_off: Option<(Duration, Duration)>,
-    /// The witness of the evidence log.
     pub(crate) witness: Option<Witness>,
-    /// The time at which the copy of the queue's directory was made, if there is one.
+    /// When the copy of the queue's directory was made, if there is one.
     copied: Option<Duration>,
     pub(crate) restored: Option<Restored>,
     /// The log of all lives.
     pub(crate) log: Vec<u8>,
-    /// The time at which the present life began.
+    /// When the current life began.
     pub(crate) started: Begin,
-    /// What the relay has said of itself.
+    /// The answers of the relay to the operator's questions.
     pub(crate) said: Vec<Said>,
-    /// What each life has needed.
+    /// The heap use of each life.
     pub(crate) memory: Vec<Memory>,
-    /// The number of batches that the operator has sent.
+    /// The number of event makers that the operator has used.
     batches: u32,
-    /// The certificates, if anything has TLS.
+    /// The certificates, if anything uses TLS.
     pub(crate) pki: Option<Pki>,
 }
 
@@ -81,14 +78,14 @@ enum Ending {
     Away(usize),
     Hangs(usize),
     Disk,
-    /// A store answers again as its seed decides.
+    /// A store answers as its seed decides.
     Steady(usize),
-    /// A consumer may be in trouble again.
+    /// A consumer may have troubles again.
     Calm(usize),
     Witness,
 }
 
-/// Returns a page of the relay's admin address, if it answers.
+/// Returns a page of the relay's admin address, if the relay responds.
 pub(crate) fn page(path: &str) -> Option<String> {
     let response = http::get(ADMIN.parse().expect("an address"), path).ok()?;
     (response.status == 200).then(|| response.text())
@@ -127,12 +124,12 @@ impl<'a> Operator<'a> {
         }
     }
 
-    /// Returns true if the program can be started so many times more.
+    /// Returns `true` if the program can be started at least `count` more times.
     pub(crate) fn has_libraries(&self, count: usize) -> bool {
         self.libraries.len() >= count
     }
 
-    /// Runs a command of the program to its end. Returns its exit status and what it printed.
+    /// Runs a command of the program to its end. Returns its exit status and its output.
     pub(crate) fn command(&mut self, arguments: &[&str]) -> (Option<i32>, String) {
         let Some(library) = self.libraries.pop() else { return (None, String::new()) };
         let process = Process::start(&library, arguments);
@@ -141,7 +138,7 @@ impl<'a> Operator<'a> {
         (status, String::from_utf8_lossy(&said).into_owned())
     }
 
-    /// Starts the relay with the newest config, and waits until it is there.
+    /// Starts the relay with the newest config, and waits until it responds.
     pub(crate) fn start(&mut self) {
         let Some(library) = self.libraries.pop() else { return };
         self.write_config();
@@ -152,7 +149,7 @@ impl<'a> Operator<'a> {
         let mut deadline = kernel::now() + PATIENCE;
         while self.metrics().is_none() {
             if let Some(status) = process.wait(Duration::from_millis(200)) {
-                // It is refused while the disk is in trouble, and started again as a pod is.
+                // The start may fail while the disk is in trouble. It is repeated later.
                 let log = String::from_utf8_lossy(&process.stderr()).into_owned();
                 kernel::trace(format_args!("the start failed with {status}"));
                 self.log.extend(log.as_bytes());
@@ -165,7 +162,7 @@ impl<'a> Operator<'a> {
             }
             let is_slow = |(_, ending): &(Duration, Ending)| *ending == Ending::Disk;
             if kernel::now() > deadline && self.ending.iter().any(is_slow) {
-                // Its reads were slow, and are not any more.
+                // Its reads were slow, but no longer are.
                 self.wait_until(kernel::now());
                 deadline = kernel::now() + PATIENCE;
             }
@@ -185,19 +182,18 @@ impl<'a> Operator<'a> {
         fs::rename("config.new", "config.toml").expect("a writable directory");
     }
 
-    /// True if a life can still be started.
+    /// Returns `true` if another life can be started.
     fn has_life(&self) -> bool {
-        // Two are for the commands at the end.
+        // The remaining copies are for the end of the seed.
         self.libraries.len() > 3
     }
 
-    /// Returns the relay's metrics, if it answers.
+    /// Returns the relay's metrics, if it responds.
     pub(crate) fn metrics(&mut self) -> Option<Metrics> {
         self.ask(Moment::Any)
     }
 
-    /// Returns the relay's metrics, if it answers. At a moment that the rules know, its status is
-    /// asked as well.
+    /// Returns the relay's metrics, if it responds. Reads `/status` if the moment is not `Any`.
     pub(crate) fn ask(&mut self, moment: Moment) -> Option<Metrics> {
         let asked = kernel::now();
         let metrics = Metrics::parse(&page("/metrics")?);
@@ -213,8 +209,8 @@ impl<'a> Operator<'a> {
         Some(metrics)
     }
 
-    /// Asks while the consumer of an output has been away for so long that the relay has to say so.
-    /// A consumer of lines or syslog is none: its kernel acknowledges what nobody reads.
+    /// Takes a consumer away, and asks once this has lasted so long that the relay must report it.
+    /// It takes no `tcp` or `syslog` consumer, whose kernel acknowledges bytes that nobody reads.
     pub(crate) fn take_away(&mut self, rng: &mut fastrand::Rng) {
         let is_known = |output: &&Output| {
             !matches!(self.consumers[output.consumer].kind, Kind::Tcp | Kind::Syslog)
@@ -232,7 +228,7 @@ impl<'a> Operator<'a> {
         self.heal();
     }
 
-    /// Waits until a time, and ends the troubles that end meanwhile.
+    /// Waits until a time. Ends the troubles that end by then.
     pub(crate) fn wait_until(&mut self, time: Duration) {
         loop {
             let next = self.ending.iter().map(|(at, _)| *at).min().unwrap_or(time).min(time);
@@ -251,7 +247,7 @@ impl<'a> Operator<'a> {
 
     fn end(&self, over: Vec<(Duration, Ending)>) {
         for (_, ending) in over {
-            // Another trouble of the same kind may have come meanwhile.
+            // Another trouble of this type may have begun in the meantime.
             if self.ending.iter().any(|(_, other)| *other == ending) {
                 continue;
             }
@@ -285,7 +281,7 @@ impl<'a> Operator<'a> {
         }
     }
 
-    /// Lets something happen.
+    /// Performs an action.
     pub(crate) fn act(&mut self, action: &Action) {
         kernel::trace(format_args!("ACTION {action:?}"));
         let now = kernel::now();
@@ -332,7 +328,7 @@ impl<'a> Operator<'a> {
                 self.disk(disk::Faults { no_space: true, ..disk::Faults::default() }, time);
             }
             Action::DiskSlow(sync_time, time) => {
-                // A sync waits for those before it.
+                // A sync waits for earlier syncs.
                 let until = kernel::now() + time + sync_time;
                 self.book.letters_hang(kernel::now(), until);
                 if sync_time >= Duration::from_secs(1) {
@@ -420,7 +416,7 @@ impl<'a> Operator<'a> {
         self.start();
     }
 
-    /// Ends the relay without its knowledge.
+    /// Ends the relay without any warning.
     fn kill(&mut self, kind: Death) {
         let Some(process) = self.process else { return };
         let metrics = self.metrics();
@@ -435,7 +431,7 @@ impl<'a> Operator<'a> {
         self.gone(process);
     }
 
-    /// SIGTERM, perhaps twice, and another start.
+    /// Sends SIGTERM, once or twice, and starts the relay again.
     fn restart(&mut self, why: Why) {
         if self.process.is_none() || !self.has_life() {
             return;
@@ -534,15 +530,15 @@ impl<'a> Operator<'a> {
                 self.book.refused();
                 self.setup = old;
             }
-            // It may be taken later.
+            // The config may be applied later.
             None if !is_wrong => {}
-            // Its log says nothing, and its counter does.
+            // Nobody reads its log, but its counter shows the refusal.
             None if process.is_unread() && self.has_refused_a_config() => {}
             None => {
                 self.faults.push(format!("reload: a wrong config is not refused after {RELOAD:?}"))
             }
         }
-        // The next start, and the next reload, take the config that is meant.
+        // The next start and the next reload read the correct config.
         self.write_config();
     }
 }

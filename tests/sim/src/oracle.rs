@@ -1,12 +1,12 @@
-//! The judge. Each rule compares the book of truth with what arrived at the consumers, quotes the
-//! promise that it checks, and says what is wrong in sentences.
+//! The judge. Each rule compares the book of truth with the events that arrived at the consumers,
+//! names the promise that it checks, and reports a broken one in sentences.
 //!
-//! What the oracle knows of a body: it was *accepted* (200), *refused*, or its fate is *unknown*
-//! ([`Fate`]). A body of unknown fate of which any event has arrived anywhere was stored, so it is
-//! judged as an accepted one from then on: "A body is taken whole or not at all" (http.md).
+//! To the oracle, a body was *accepted* (200), it was *refused*, or its fate is *unknown*
+//! ([`Fate`]). The relay accepts a body whole or not at all (see http.md). So if one event of a
+//! body of unknown fate has arrived anywhere, the whole body is judged as accepted.
 //!
-//! Accepted at some time of a span: all that is known is the time at which the request began and
-//! that of its answer. A config counts if it may have been in force at any time of that span.
+//! The exact time of acceptance is not known: it is between the start of the request and its
+//! answer. A rule considers every config that may have been in force at some time between the two.
 
 mod acknowledged;
 mod given_up;
@@ -30,31 +30,32 @@ use crate::truth::{
     Output, Truth,
 };
 
-/// The greatest number of events that a sentence names, and of faults of one kind.
+/// The most events that a sentence names, and the most faults of one rule that are reported.
 const NAMED_MAX: usize = 5;
 
 /// The longest time to an answer (`queue.delivered_timeout`).
 const ANSWER: Duration = Duration::from_secs(25);
 
-/// The time that a refused event may take: "eight times over at least three seconds"
-/// (refused-events.md), or 8 s of server errors, as the outputs here have it, and a pause before.
+/// The time that a refused event can take: eight refusals over at least three seconds (see
+/// refused-events.md) or 8 s of server errors, as the outputs are configured here, after a pause.
 const REFUSAL: Duration = Duration::from_secs(12);
 
-/// How long the place of an output, and what was dropped, may be unsaved (queue-and-disk.md).
+/// How long the relay may not have saved a cursor, or the fact that a full queue has dropped
+/// events. A kill loses this (see queue-and-disk.md).
 const SAVED: Duration = Duration::from_secs(1);
 
-/// How long an output may take to leave: "it waits for what is on the wire (ten seconds at most)"
-/// (reload.md), and its place is saved then.
+/// How long a removed output can stay. It waits up to ten seconds for events in flight (see
+/// reload.md), and then its cursor is saved.
 const LEAVES: Duration = Duration::from_secs(15);
 
-/// The number of answers 5xx to an event alone after which it may be set aside.
+/// The number of 5xx responses to an event alone after which it may be set aside.
 const ERRORS_MIN: usize = 4;
 
 /// The number of refusals of an event alone after which it may be set aside.
 const REFUSALS_MIN: usize = 3;
 
-/// All rules. A sentence about a broken promise begins with the name of its rule: those of this
-/// module, and those of the actors who see it while it happens.
+/// All rules: those of this module, and those of the actors that notice a broken promise while the
+/// seed runs. The sentence about a broken promise begins with the name of its rule.
 pub(crate) const RULES: [&str; 23] = [
     "answers",
     "bytes",
@@ -81,11 +82,11 @@ pub(crate) const RULES: [&str; 23] = [
     "verdict",
 ];
 
-/// A promise that was not kept.
+/// A broken promise.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Fault {
     pub(crate) rule: &'static str,
-    /// The output's name; empty if it concerns none.
+    /// The output's name; empty if the fault is about no output.
     pub(crate) output: String,
     pub(crate) text: String,
 }
@@ -101,102 +102,101 @@ impl fmt::Display for Fault {
     }
 }
 
-/// A dead letter.
 #[derive(Debug, Clone)]
 pub(crate) struct Letter {
-    /// The time at which the event was given up.
+    /// When the output gave up on the event.
     pub(crate) at: Duration,
     pub(crate) output: String,
     pub(crate) reason: String,
     pub(crate) event: Vec<u8>,
 }
 
-/// What the relay has counted for an output, summed over all of its lives.
+/// The losses that the relay has counted for an output, in all of its lives together.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Counted {
-    /// `error_total{plugin=OUTPUT}`, which has the dead letters too.
+    /// `error_total{plugin=OUTPUT}`, which includes the dead letters.
     pub(crate) lost: u64,
     /// `error_total{plugin="queue"}`.
     pub(crate) queue: u64,
-    /// Those of the lost events that the counted dead letters stand for: see [`losses_in`].
+    /// How many of the lost events have a counted dead letter: see [`losses_in`].
     pub(crate) letters: u64,
     /// `dead_letter_dropped_events_total`.
     pub(crate) letters_dropped: u64,
 }
 
 impl Counted {
-    /// Returns the number of lost events that need not be in a file of dead letters.
+    /// Returns how many lost events need not be in a file of dead letters.
     fn without_letter(self) -> u64 {
         let Self { lost, queue, letters, letters_dropped } = self;
         lost.saturating_sub(letters) + queue + letters_dropped
     }
 }
 
-/// All that is known of one output at the time of the judgement.
+/// Everything that is known about one output when the oracle judges it.
 pub(crate) struct View<'a> {
     pub(crate) output: &'a str,
-    /// The number of its consumer, as in [`Output::consumer`].
+    /// The index of its consumer, as in [`Output::consumer`].
     pub(crate) consumer: usize,
     pub(crate) promise: Promise,
-    /// True for `tcp`, `syslog` and `stdout`, which "know only what the peer's kernel has"
-    /// (tcp.md).
+    /// `true` for `tcp` and `syslog`: the relay knows only which bytes the peer's kernel has
+    /// acknowledged (see tcp.md).
     pub(crate) is_unconfirmed: bool,
-    /// True for these, `lumberjack` and `relp`, which have one connection after the other.
+    /// `true` for `tcp`, `syslog`, `lumberjack` and `relp`, which use one connection at a time.
     pub(crate) is_stream: bool,
-    /// True for stores that refuse a request as a whole.
+    /// `true` for stores that refuse a request as a whole.
     pub(crate) refuses_requests: bool,
-    /// True if it has two addresses.
+    /// `true` if the consumer has two addresses.
     pub(crate) has_door: bool,
-    /// In the order in which the consumer took them.
+    /// In the order in which the consumer accepted them.
     pub(crate) arrived: &'a [Arrived],
-    /// The requests that it has turned down, in the order of time.
+    /// The requests that the consumer has turned down, in order of time.
     pub(crate) turned_down: &'a [TurnedDown],
     /// The dead letters of this output that are in the files.
     pub(crate) letters: &'a [Letter],
-    /// Those that the relay has counted: see [`uncounted::counted`].
+    /// The letters that the relay has counted: see [`uncounted::counted`].
     pub(crate) counted_letters: &'a [Letter],
     pub(crate) counted: Counted,
-    /// Returns true for the bytes of an event that the consumer refuses for good, or fails on for
-    /// ever. Such an event loses "its place in the order" (refused-events.md), and becomes a dead
-    /// letter.
+    /// Returns `true` if the consumer refuses this event for good, or always returns 5xx for it.
+    /// The event may lose its place in the order, and becomes a dead letter (see
+    /// refused-events.md).
     pub(crate) refuses: &'a dyn Fn(&[u8]) -> bool,
-    /// True if a consumer without acknowledgements died, or its connections were reset: "a consumer
-    /// that reads events and dies before it has stored them loses those events" (tcp.md).
+    /// `true` if the consumer died or its connections were reset. If it is a consumer without
+    /// acknowledgements, the events that it had read but not stored are lost (see tcp.md).
     pub(crate) consumer_died: bool,
-    /// The limit that the output has for the length of an event.
+    /// The output's limit for the length of an event.
     pub(crate) longest: Option<Longest>,
-    /// How long an event may wait before the output is late.
+    /// How long an event can wait before the output counts as late.
     pub(crate) late: Duration,
 }
 
-/// The time before the end of a seed in which nothing is wrong: every consumer takes everything,
-/// the disk works, the relay runs, no config changes, and the senders send.
+/// The time near the end of a seed in which nothing is wrong: every consumer accepts everything,
+/// the disk works, the relay runs, the config stays the same, and the senders send.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Calm {
-    /// The last trouble has ended.
+    /// When the last trouble ended.
     pub(crate) healed: Duration,
-    /// Whatever the troubles have delayed is done.
+    /// When everything that the troubles delayed must be done.
     pub(crate) begins: Duration,
     pub(crate) ends: Duration,
-    /// The first address of this consumer of an output with `failover` is away, and the second one
-    /// works.
+    /// A consumer whose output uses `failover`, and the consumer's first address, which is down.
+    /// Its second address works.
     pub(crate) away: Option<(usize, SocketAddr)>,
 }
 
 impl Calm {
-    /// The longest time that anything may take in it.
+    /// Returns the longest time that anything can take while nothing is wrong.
     fn limit(&self) -> Duration {
         self.begins.saturating_sub(self.healed)
     }
 }
 
-/// A body that the queue had for certain.
+/// A body that was certainly in the queue.
 #[derive(Debug, Clone, Copy)]
 struct Stored {
-    /// It was accepted at some time between these two.
+    /// The body was accepted at some time between `from` and `until`.
     from: Duration,
     until: Duration,
-    /// False if only an arrival shows it.
+    /// `false` if only an arrival shows that the body was accepted.
     acknowledged: bool,
 }
 
@@ -208,12 +208,12 @@ pub(crate) struct World<'a> {
     pub(crate) outputs: Vec<Seen<'a>>,
 }
 
-/// What arrived at one output.
+/// The arrivals at one output, with their indexes.
 pub(crate) struct Seen<'a> {
     pub(crate) view: View<'a>,
     /// The serial of each arrival.
     serials: Vec<Option<Serial>>,
-    /// For each event the place of its first arrival, and the number of its arrivals.
+    /// For each event, the index of its first arrival, and how often it arrived.
     first: BTreeMap<Serial, (usize, usize)>,
     letters: BTreeSet<Serial>,
     counted_letters: BTreeSet<Serial>,
@@ -233,23 +233,22 @@ impl<'a> Seen<'a> {
         Self { view, serials, first, letters, counted_letters }
     }
 
-    /// Returns when the event arrived first.
     fn first_at(&self, serial: Serial) -> Option<Duration> {
         let (place, _) = self.first.get(&serial)?;
         self.view.arrived.get(*place).map(|arrived| arrived.at)
     }
 
-    /// Returns true if the relay may give up the event, or send others before it.
+    /// Returns `true` if the relay may give up on the event, or send later events before it.
     fn may_refuse(&self, known: &Known) -> bool {
         let event = &known.event.bytes;
         let is_long = self.view.longest.is_some_and(|longest| longest.may_reject(event));
         self.view.promise.aside || is_long || (self.view.refuses)(event)
     }
 
-    /// Returns true if the event may have been set aside before the time `until`, so that it has
-    /// left the order: the consumer answered this event alone four times with 5xx, or refused it
-    /// alone three times, and took another one meanwhile. A refusal of a request with several
-    /// events begins this time, too.
+    /// Returns `true` if the event may have been set aside before `until`, and so have lost its
+    /// place in the order. For that, the consumer must have returned 5xx for it alone four times,
+    /// or have refused it alone three times, and have accepted another event in between. The span
+    /// of refusals can begin with a request that had several events.
     fn left_the_order(&self, serial: Serial, until: Duration) -> bool {
         let downs = self.view.turned_down.iter().take_while(|down| down.at <= until);
         let its: Vec<_> = downs.filter(|down| down.events.contains(&serial)).collect();
@@ -269,9 +268,9 @@ impl<'a> Seen<'a> {
         is_aside(true, ERRORS_MIN) || is_aside(false, REFUSALS_MIN)
     }
 
-    /// Returns true if an event that was not accepted later than `serial` was in doubt when `other`
-    /// first came: the consumer had refused a request with it, or had answered it twice with 5xx,
-    /// or once after it had taken something else, and had not taken it since then.
+    /// Returns `true` if an event accepted no later than `serial` was in doubt when `other` first
+    /// arrived. An event is in doubt if the consumer has refused a request with it, or has returned
+    /// 5xx for it twice or after it accepted something else, and has not accepted it since.
     fn was_in_doubt(&self, world: &World<'_>, serial: Serial, other: Serial) -> bool {
         let Some(came) = self.first_at(other) else { return false };
         let Some(stored) = world.stored.get(&serial) else { return false };
@@ -330,8 +329,8 @@ impl<'a> World<'a> {
         Self { truth, now, stored, outputs }
     }
 
-    /// Runs every rule that needs nothing but the book and the views. Of each rule and output, only
-    /// the first faults are told.
+    /// Runs every rule that needs only the book and the views. For each rule and output, only the
+    /// first faults are reported.
     pub(crate) fn judge(&self, calm: Calm) -> Vec<Fault> {
         let rules =
             [invented, bytes, conservation, reasons, delivered, order, once, outer::lengths];
@@ -353,10 +352,10 @@ impl<'a> World<'a> {
         faults
     }
 
-    /// Returns true if this output has to get the event: it was there for the whole time in which
-    /// the event may have been accepted ("An output is added: it begins with the next event"), and
-    /// each of its filters since then keeps the event ("A changed filter also works on events that
-    /// already wait").
+    /// Returns `true` if the output must get the event. It must have existed during the whole time
+    /// in which the event may have been accepted, because a new output gets only later events (see
+    /// reload.md). Each of its filters since then must keep the event, because a changed filter
+    /// also applies to events in the queue (see filters/README.md).
     fn is_owed(&self, seen: &Seen<'_>, serial: Serial, stored: Stored) -> bool {
         let Some(known) = self.truth.events.get(&serial) else { return false };
         let of = |config: &'a Config| config.output(seen.view.output);
@@ -366,9 +365,9 @@ impl<'a> World<'a> {
         was_there && self.truth.configs(stored.from, self.now).filter_map(of).all(keeps)
     }
 
-    /// Returns true if a filter kept the event back at some time between its first request and the
-    /// time `until`. It may be that of another output with the same consumer, because an output may
-    /// be renamed.
+    /// Returns `true` if a filter dropped the event at some time between its first request and
+    /// `until`. The filters of all outputs to this consumer count, because a reload may have
+    /// renamed the output.
     fn was_kept_back(&self, seen: &Seen<'_>, serial: Serial, until: Duration) -> bool {
         let Some(known) = self.truth.events.get(&serial) else { return false };
         let attempts = self.truth.attempts_of(known).map(|attempt| attempt.begun);
@@ -378,10 +377,10 @@ impl<'a> World<'a> {
         outputs.any(|output| !output.filter.keeps(&known.event.facts))
     }
 
-    /// Returns true if an arrival came on an older connection than the first one of `other`, and
-    /// its event could not be sent again after that: the queue has dropped it, or a life of the
-    /// relay ended after the event was accepted and before `other` was sent. A consumer that reads
-    /// nothing for a while may then read the younger connection first.
+    /// Returns `true` if an arrival came on an older connection than the first arrival of `other`,
+    /// and its event could not be sent again: the queue may have dropped it, or a life of the relay
+    /// ended between the request with the event and the answer to the one with `other`. A consumer
+    /// that reads nothing for a while may then read the newer connection first.
     fn left_on_an_earlier_connection(&self, seen: &Seen<'_>, place: usize, other: Serial) -> bool {
         let connection = |place: usize| seen.view.arrived.get(place).map(|it| it.connection);
         let stored = |serial: Option<Serial>| self.stored.get(&serial?);
@@ -396,9 +395,9 @@ impl<'a> World<'a> {
             && (ends.any(is_between) || self.may_drop(seen, stored.from))
     }
 
-    /// Returns true if the output was not in the config at a time, but is in that of the next life:
-    /// "If the relay ends before the output has finished, and the next start's config names it
-    /// again, it continues at its place" (queue-and-disk.md).
+    /// Returns `true` if the output was not in the config at this time, but is in the config of the
+    /// next life. If the relay ended before the removal of the output was complete, the output
+    /// continues from its cursor.
     fn has_come_back(&self, seen: &Seen<'_>, at: Duration) -> bool {
         let name = seen.view.output;
         let is_there = |epoch: &&Epoch| epoch.config.output(name).is_some();
@@ -415,8 +414,7 @@ impl<'a> World<'a> {
             && next.min_by_key(|epoch| epoch.begins).is_some_and(|epoch| is_there(&epoch))
     }
 
-    /// Returns true if the queue may have dropped or lost an event after the time `from` that was
-    /// to go to the output's consumer.
+    /// Returns `true` if the queue may have dropped or lost events for this consumer after `from`.
     fn may_drop(&self, seen: &Seen<'_>, from: Duration) -> bool {
         let is_its = |consumer: usize| consumer == seen.view.consumer;
         let mut counts = self.outputs.iter().filter(|it| is_its(it.view.consumer));
@@ -428,9 +426,9 @@ impl<'a> World<'a> {
             })
     }
 
-    /// Returns true if the output to this consumer left or was renamed after the time `at`, and has
-    /// lost events without a letter: "what it has not got is counted as lost" (reload.md), so
-    /// nothing of it comes again.
+    /// Returns `true` if a reload removed or renamed the output to this consumer after `at`, and it
+    /// lost events without a letter. Its backlog counts as lost, and is not sent again (see
+    /// reload.md).
     fn may_leave(&self, seen: &Seen<'_>, at: Duration) -> bool {
         let consumer = seen.view.consumer;
         let its = |epoch: &Epoch| {
@@ -448,7 +446,7 @@ impl<'a> World<'a> {
         })
     }
 
-    /// Returns the time since which the relay runs with the config of the calm time.
+    /// Returns when the relay began to run with the config of the calm time.
     fn unchanged_since(&self, calm: Calm) -> Duration {
         let deaths = self.truth.deaths.iter().filter_map(|death| death.ended);
         let settled = self.truth.epochs.iter().filter_map(|epoch| epoch.settled);
@@ -456,7 +454,7 @@ impl<'a> World<'a> {
         changes.max().unwrap_or_default()
     }
 
-    /// Returns true if events of equal bytes leave once for this consumer, in every config.
+    /// Returns `true` if this consumer gets events with equal bytes only once, in every config.
     fn deduplicates(&self, seen: &Seen<'_>) -> bool {
         let configs = self.truth.configs(Duration::ZERO, Duration::MAX);
         let outputs = configs.flat_map(|config| &config.outputs);
@@ -464,12 +462,10 @@ impl<'a> World<'a> {
         its.all(|output| output.deduplicates)
     }
 
-    /// Returns true if the end of the process that had the event may have taken it along,
-    /// uncounted: "a process that is killed can count nothing", and "the count of a loss" is gone
-    /// if "the process ends before Prometheus has read it"; with the queue in memory, `queued`
-    /// "survives anything but the end of this process", and `delivered` survives it for required
-    /// outputs (guarantees.md). With a directory nothing is lost: `synced` survives "`kill -9` and
-    /// a power cut".
+    /// Returns `true` if the event may have been lost, uncounted, with the process that had it. A
+    /// process that is killed cannot count its losses, and a count is lost if the process ends
+    /// before it is read. A queue in memory survives the end of its process only with `delivered`,
+    /// and only for required outputs. A queue with a directory loses nothing (see guarantees.md).
     fn may_have_died(&self, seen: &Seen<'_>, stored: Stored) -> bool {
         let is_kept = |config: &Config| {
             let is_delivered = config.acknowledge == Acknowledge::Delivered;
@@ -477,7 +473,7 @@ impl<'a> World<'a> {
             config.on_disk || stored.acknowledged && is_delivered && is_required
         };
         let is_kept = self.truth.configs(stored.from, stored.until).all(is_kept);
-        // The event was in a life of the time in which it was accepted, and in no later one.
+        // The event was in a life in which it may have been accepted, but in no later one.
         let ended = |death: &Death| death.ended.unwrap_or(self.now);
         let lives = self.truth.deaths.iter().filter(|death| ended(death) >= stored.from);
         let is_last = |death: &&Death| ended(death) >= stored.until;
@@ -486,17 +482,17 @@ impl<'a> World<'a> {
         !is_kept && lives.any(|it| it.kind.is_violent() || it.kind == Kind::UnseenDrain)
     }
 
-    /// Returns true if the event came in after a copy of the queue's directory was made, and before
-    /// the directory was set back to it: "Events accepted since the copy and not yet
-    /// delivered are lost" (queue-directory.md).
+    /// Returns `true` if the event was accepted after a copy of the queue's directory was made, and
+    /// before that copy was put back. Such events are lost if they were not delivered before (see
+    /// queue-directory.md).
     fn may_be_set_back(&self, stored: Stored) -> bool {
         let mut times = self.truth.set_back.iter();
         times.any(|(copied, ended)| (*copied..=*ended).contains(&stored.from))
     }
 
-    /// Returns true if the event was in a copy of the queue's directory, came first after that was
-    /// put back, and `other` came before: "Events that were still queued in the copy are
-    /// delivered, possibly a second time, after newer ones" (queue-directory.md).
+    /// Returns `true` if the event was in a copy of the queue's directory and arrived after that
+    /// copy was put back, while `other` had arrived before. Such events can arrive after newer ones
+    /// (see queue-directory.md).
     fn came_back(&self, seen: &Seen<'_>, serial: Serial, other: Serial, at: Duration) -> bool {
         let Some(stored) = self.stored.get(&serial) else { return false };
         let Some(before) = seen.first_at(other) else { return false };
@@ -504,9 +500,9 @@ impl<'a> World<'a> {
         times.any(|(copied, ended)| stored.from <= *copied && before <= *ended && at >= *ended)
     }
 
-    /// Returns true if a full queue may have dropped the event, and a kill came within a second of
-    /// the arrival of `other`: "Events that a full queue dropped in that second are delivered
-    /// after all" (queue-and-disk.md).
+    /// Returns `true` if a full queue may have dropped the event, and a kill came at most a second
+    /// after the arrival of `other`. If the drop was not saved by then, the event is delivered
+    /// after all.
     fn is_dropped_no_more(&self, seen: &Seen<'_>, serial: Serial, other: Serial) -> bool {
         let Some(stored) = self.stored.get(&serial) else { return false };
         let Some(before) = seen.first_at(other) else { return false };
@@ -517,7 +513,7 @@ impl<'a> World<'a> {
         self.may_drop(seen, stored.from) && self.truth.deaths.iter().any(|it| is_soon(&it))
     }
 
-    /// Returns the events that the output was owed and has not got.
+    /// Returns the events that the output should have got and has not got.
     fn missing(&self, seen: &Seen<'_>) -> Vec<(Serial, Stored)> {
         let of = |(serial, stored): (&Serial, &Stored)| (*serial, *stored);
         let all = self.stored.iter().map(of);
@@ -531,7 +527,7 @@ impl<'a> World<'a> {
     }
 }
 
-/// Leaves out all but the first faults, and says in the last one how many.
+/// Keeps only the first faults. The last of them says how many more there are.
 fn few(mut faults: Vec<Fault>) -> Vec<Fault> {
     let more = faults.len().saturating_sub(NAMED_MAX);
     faults.truncate(NAMED_MAX);
@@ -541,7 +537,6 @@ fn few(mut faults: Vec<Fault>) -> Vec<Fault> {
     faults
 }
 
-/// Names some events, each with its time.
 fn named(events: impl IntoIterator<Item = (Serial, Duration)>) -> String {
     let events: Vec<_> = events.into_iter().collect();
     let name = |(serial, at): &(Serial, Duration)| format!("{serial} ({at:?})");
@@ -551,9 +546,9 @@ fn named(events: impl IntoIterator<Item = (Serial, Duration)>) -> String {
     names.join(", ") + &more
 }
 
-/// "Once a batch is answered 200, every output gets each of its events, or the loss is counted in
-/// `kube_audit_forwarder_error_total`" (guarantees, 1). Events that are in no file of dead letters
-/// must be counted beside the letters, and so must those whose letter is not counted.
+/// After a 200, every output gets each event of the batch, or `kube_audit_forwarder_error_total`
+/// counts the loss (see guarantees.md). The losses without a letter must cover all events that have
+/// neither arrived nor a counted letter.
 pub(crate) fn conservation(world: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
     if seen.view.consumer_died && seen.view.is_unconfirmed {
         return Vec::new();
@@ -589,9 +584,9 @@ pub(crate) fn conservation(world: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
     faults
 }
 
-/// "In health that counter stays at 0; only outputs with `required = false` may raise it by design"
-/// (guarantees, 1): what is counted, and each dead letter, needs a reason that the docs name. The
-/// consumer's refusals are one; the plan knows the others ([`Output::may_lose`]).
+/// Each counted loss and each dead letter needs a documented reason: normally the counter is 0 (see
+/// guarantees.md). One reason is that the consumer refuses the event. The plan knows the others
+/// ([`Output::may_lose`]).
 pub(crate) fn reasons(world: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
     let outputs = world.truth.configs(Duration::ZERO, Duration::MAX);
     let mut outputs = outputs.filter_map(|config| config.output(seen.view.output));
@@ -621,9 +616,9 @@ pub(crate) fn reasons(world: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
     faults
 }
 
-/// Returns how often events may be counted as missing that nobody was promised: "If the disk
-/// refuses that, too, a power loss may take these events, and they count as lost"
-/// (queue/README.md). Each life counts them again.
+/// Returns how many events may be counted as missing although no sender got a 200 for them. If the
+/// disk refused to sync a batch and a power loss follows, its events count as lost (see
+/// crates/queue/README.md). Each life may count them again.
 fn unsynced(world: &World<'_>) -> usize {
     let is_loss = |death: &&Death| death.kind == Kind::PowerLoss;
     let losses = world.truth.deaths.iter().filter(is_loss).filter_map(|death| death.ended);
@@ -640,9 +635,9 @@ fn unsynced(world: &World<'_>) -> usize {
     events * world.truth.deaths.len()
 }
 
-/// Returns how many letters came again in another life: an event that was given up before earlier
-/// ones were final is sent again after a start, "so a letter may be there twice"
-/// (dead-letter-format.md).
+/// Returns how many letters were written again by a later life. If earlier events are still waiting
+/// when the relay ends, an event that was given up on is sent again after the start, and may get a
+/// second letter (see dead-letter-format.md).
 fn letters_again(world: &World<'_>, seen: &Seen<'_>) -> usize {
     let mut times = BTreeMap::<_, Vec<Duration>>::new();
     for letter in seen.view.letters {
@@ -660,8 +655,8 @@ fn letters_again(world: &World<'_>, seen: &Seen<'_>) -> usize {
     times.into_values().map(again).sum()
 }
 
-/// With `acknowledge = "delivered"`, "the sender gets its 200 once every required output has the
-/// batch" (guarantees, 1), or has counted it.
+/// With `acknowledge = "delivered"`, the 200 comes only after every required output has delivered
+/// the batch (see guarantees.md) or has counted it as lost.
 pub(crate) fn delivered(world: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
     if seen.view.is_unconfirmed {
         return Vec::new();
@@ -695,9 +690,8 @@ pub(crate) fn delivered(world: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
     vec![seen.fault("delivered", text)]
 }
 
-/// Every event that arrived, or is in a dead letter, was sent in a sound body that was not refused
-/// ("a body is taken whole or not at all", http.md), is kept by a filter, and was accepted while an
-/// output to this consumer was there.
+/// Each event that arrived or has a dead letter was sent in a body that is valid and was not
+/// refused. A filter kept it, and an output to this consumer existed when it was accepted.
 pub(crate) fn invented(world: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
     let mut faults = Vec::new();
     for (arrived, serial) in seen.view.arrived.iter().zip(&seen.serials) {
@@ -732,7 +726,7 @@ fn is_known(
     let Some(begun) = begun.filter(|begun| *begun <= at) else {
         return Err(format!("that was not sent, or refused ({serial}): {}", told(world, known)));
     };
-    // The latest time at which it may have been accepted.
+    // The latest time at which the event may have been accepted.
     let until = |attempt: &&Attempt| match attempt.fate() {
         Fate::Accepted(answered) => answered,
         Fate::Refused | Fate::Unknown => at,
@@ -755,7 +749,7 @@ fn is_known(
     Ok(())
 }
 
-/// Tells what the senders of an event were answered.
+/// Describes the answers to all requests with this event.
 fn told(world: &World<'_>, known: &Known) -> String {
     let one = |attempt: &Attempt| {
         let answer = attempt.ended.map_or_else(|| "no answer".into(), |(_, it)| it.to_string());
@@ -770,9 +764,8 @@ fn told(world: &World<'_>, known: &Known) -> String {
     if all.is_empty() { "never in a body".into() } else { all.join("; ") }
 }
 
-/// "A consumer gets the JSON of each event byte for byte as kube-apiserver sent it, except that raw
-/// line breaks between tokens become spaces" (guarantees, 3). Dead letters have "the event's bytes
-/// as they were received".
+/// A consumer gets each event byte for byte, except that raw line breaks become spaces (see
+/// guarantees.md). A dead letter holds the event as received (see dead-letter-format.md).
 pub(crate) fn bytes(world: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
     let mut configs = world.truth.configs(Duration::ZERO, Duration::MAX);
     let changes = |output: &Output| output.consumer == seen.view.consumer && output.filter.changes;
@@ -811,13 +804,13 @@ fn is_line_of(line: &[u8], sent: &[u8]) -> bool {
     line == sent || line.len() == sent.len() && line == events::one_line(sent)
 }
 
-/// "Events leave each output in the order in which they were accepted" (guarantees, 2). An event
-/// whose answer came before the request of another one began was accepted before it, and so was
-/// one that stands before it in a body.
+/// Each output sends events in the order of their acceptance (see guarantees.md). An event was
+/// certainly accepted before another if its answer came before the other's request began, or if it
+/// comes earlier in the same body.
 ///
-/// "A retry or a fail-over may repeat events, but never skips one", so first copies come in order.
-/// On one connection of a stream without acknowledgements nothing comes twice, so there each copy
-/// comes in order.
+/// A retry or a failover may repeat events but never skips one, so the first copies arrive in
+/// order. On one connection of a stream without acknowledgements nothing is repeated, so all copies
+/// arrive in order.
 pub(crate) fn order(world: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
     if !seen.view.promise.ordered {
         return Vec::new();
@@ -826,8 +819,8 @@ pub(crate) fn order(world: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
     if !seen.view.is_stream {
         return out_of_order(world, seen, &places, false);
     }
-    // The relay leaves a connection before it makes the next one, so what came on an earlier one
-    // left before. A consumer may have read it later, for example after the relay was killed.
+    // The relay closes a connection before it opens the next one, so events on an older connection
+    // were sent earlier. The consumer may have read them later, for example after a kill.
     let connection = |place: &usize| seen.view.arrived.get(*place).map(|it| it.connection);
     places.sort_by_key(connection);
     let mut faults = out_of_order(world, seen, &places, false);
@@ -840,8 +833,8 @@ pub(crate) fn order(world: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
     faults
 }
 
-/// The latest events of those that have come: the one whose first request began last, and for each
-/// body the one that stands last in it.
+/// The latest of the events that have arrived: the one whose first request began last and, for each
+/// body, the one that comes last in it.
 #[derive(Default)]
 struct Latest {
     begun: Option<(Duration, Serial)>,
@@ -857,7 +850,7 @@ impl Latest {
         }
     }
 
-    /// Returns an event that has come although it was accepted after this one, and the reason.
+    /// Returns an event that has arrived although it was accepted after this one, and the reason.
     fn before(
         &self,
         accepted: Option<Duration>,
@@ -875,26 +868,26 @@ impl Latest {
     }
 }
 
-/// Returns a fault for each event that left after one that was accepted later. `places` are those
-/// of the arrivals, in the order in which they left; with `all`, each copy is looked at, otherwise
-/// the first one of each event.
+/// Returns a fault for each event that was sent after a later accepted one. `places` are indexes of
+/// arrivals, in the order in which the events were sent. With `all`, each copy is checked,
+/// otherwise only the first copy of each event.
 ///
-/// There are these exceptions:
-/// - What has left on an earlier connection, and could not be sent again, may come at any time.
-/// - An event that the consumer refuses for good, or fails on for ever, and one that may have been
-///   set aside (see [`Seen::left_the_order`]), may come at any time.
-/// - "To learn whether a consumer takes anything, the relay sends it a later event. If the consumer
-///   takes that event and the earlier ones after it, the later event comes again, behind them"
-///   (guarantees, 2).
-///   An optional output may lose it before: the queue drops events "even if they are on the wire".
-/// - An output that a reload renames is another one from then on, and waits for its last answers
-///   beside the new one.
-/// - What comes from a copy of the queue's directory comes behind what has left since it was made,
-///   and what a full queue has dropped may come behind what has left since, after a kill.
-/// - A changed filter also works on "events that are already in the queue" (filters/README.md), and
-///   on those that wait for their acknowledgement. So an event that a filter has kept back may come
-///   after one that was accepted later, if that one comes again behind it or a filter keeps that
-///   one back.
+/// These are the exceptions:
+/// - An event that was sent on an earlier connection, and could not be sent again, may arrive at
+///   any time.
+/// - So may an event that the consumer refuses for good or always fails on, and one that may have
+///   been set aside (see [`Seen::left_the_order`]).
+/// - After a refusal, the relay may send a later event as a test. If the consumer then accepts the
+///   earlier events, the relay sends the test event again, after them (see guarantees.md). An
+///   output that may lose events can lose the test event before that: the queue also drops events
+///   that are on the wire.
+/// - After a reload has renamed an output, the old one waits for its last responses while the new
+///   one sends.
+/// - Events from a copy of the queue's directory arrive after events that were sent since the copy
+///   was made. After a kill, events that a full queue had dropped may arrive late, too.
+/// - A changed filter also applies to events in the queue (see filters/README.md), and to those on
+///   the wire. So an event that a filter had dropped may arrive after a later accepted one, if that
+///   one arrives again or a filter drops it, too.
 fn out_of_order(world: &World<'_>, seen: &Seen<'_>, places: &[usize], all: bool) -> Vec<Fault> {
     let serial_at = |place: &usize| seen.serials.get(*place).copied().flatten();
     let mut copies: BTreeMap<Serial, usize> = BTreeMap::new();
@@ -902,7 +895,7 @@ fn out_of_order(world: &World<'_>, seen: &Seen<'_>, places: &[usize], all: bool)
         *copies.entry(serial).or_default() += 1;
     }
     let mut came: BTreeMap<Serial, usize> = BTreeMap::new();
-    // Of all that have come, and of those that neither come again nor are kept back.
+    // `latest`: all that have arrived. `settled`: those that neither arrive again nor may be gone.
     let (mut latest, mut settled) = (Latest::default(), Latest::default());
     let mut faults = Vec::new();
     for place in places {
@@ -935,7 +928,7 @@ fn out_of_order(world: &World<'_>, seen: &Seen<'_>, places: &[usize], all: bool)
                 || seen.left_the_order(serial, at)
                 || world.left_on_an_earlier_connection(seen, *place, other);
             if !is_excused {
-                // It names an event that does not come again, if there is one.
+                // The sentence names an event that does not arrive again, if there is one.
                 let (other, why) = behind.unwrap_or((other, why));
                 let text = format!("event {serial} came at {at:?} after {other}, but {why}");
                 faults.push(seen.fault("order", text));
@@ -954,8 +947,8 @@ fn out_of_order(world: &World<'_>, seen: &Seen<'_>, places: &[usize], all: bool)
     faults
 }
 
-/// Returns the time by which each copy of an event was accepted. Returns `None` if that is not
-/// known: a copy of which nobody knows may have been accepted after the one that has arrived.
+/// Returns when every copy of an event had been accepted, or `None` if that is not known: a copy
+/// that nobody knows about may have been accepted after the one that has arrived.
 fn accepted_by(world: &World<'_>, known: &Known) -> Option<Duration> {
     let stored = world.stored.get(&known.event.serial)?;
     if is_repeated(world.truth, known) {
@@ -964,9 +957,9 @@ fn accepted_by(world: &World<'_>, known: &Known) -> Option<Duration> {
     (stored.acknowledged || copies(world.truth, known) == 1).then_some(stored.until)
 }
 
-/// Returns the number of an event's body (that of its first attempt) and the event's place in it.
-/// Returns `None` if a repetition is no fault: where the body may be stored several times, and
-/// arrivals are not only the first ones.
+/// Returns the index of the request that first had the event, and the event's index in its body.
+/// Returns `None` if a repeated event is not a fault: it was accepted more than once, or all copies
+/// are checked and its body may be stored several times.
 fn body_of(truth: &Truth, known: &Known, is_stream: bool) -> Option<(usize, usize)> {
     let number = *known.attempts.first()?;
     if is_stream && copies(truth, known) > 1 || is_repeated(truth, known) {
@@ -976,19 +969,19 @@ fn body_of(truth: &Truth, known: &Known, is_stream: bool) -> Option<(usize, usiz
     Some((number, serials.iter().position(|serial| *serial == known.event.serial)?))
 }
 
-/// Returns true if the event was accepted more than once: each copy has a place of its own.
+/// Returns `true` if the event was accepted more than once: each copy has its place in the order.
 fn is_repeated(truth: &Truth, known: &Known) -> bool {
     let accepted = |attempt: &&Attempt| matches!(attempt.fate(), Fate::Accepted(_));
     truth.attempts_of(known).filter(accepted).count() > 1
 }
 
-/// Returns how often the queue may have got an event: once for each request that was not refused.
+/// Returns how many copies of the event the queue may have: one for each request not refused.
 fn copies(truth: &Truth, known: &Known) -> usize {
     truth.attempts_of(known).filter(|attempt| attempt.fate() != Fate::Refused).count()
 }
 
-/// `elasticsearch` and `s3`: what is stored is not stored again; `loki`: "entries of equal time,
-/// labels and line once" (loki.md). Requests of unknown fate may be copies of their own.
+/// `elasticsearch` and `s3` do not store an event twice. `loki` stores entries with the same time,
+/// labels and line once (see loki.md). Each request of unknown fate may add a copy.
 pub(crate) fn once(world: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
     let mut faults = Vec::new();
     for (serial, (_, arrived)) in &seen.first {
@@ -998,7 +991,7 @@ pub(crate) fn once(world: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
             Copies::AtLeastOnce | Copies::AgainBesideRefused => return Vec::new(),
             Copies::Once => copies,
             Copies::OnceMerged => copies.min(1),
-            // Each copy that was accepted is an event of its own.
+            // Each accepted copy is an event of its own.
             Copies::OnceByRange => copies * (1 + other_ranges(world, seen, *serial)),
         };
         if *arrived > most {
@@ -1014,10 +1007,10 @@ pub(crate) fn once(world: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
     faults
 }
 
-/// Returns how often the event may have become a part of another object, until it arrived last:
-/// "Between two attempts, events of the object were […] dropped from a full queue, […] or changed
-/// or dropped by another filter", or "the directory was set back to an older copy",
-/// or "a range could not be saved before a kill" (s3.md).
+/// Returns how often the event may have become part of another object before its last arrival. That
+/// happens if a full queue dropped events of the object between two attempts, a new filter applied
+/// to them, the directory was restored from an older copy, or the object's range was not saved
+/// before a kill (see s3.md).
 fn other_ranges(world: &World<'_>, seen: &Seen<'_>, serial: Serial) -> usize {
     let last = seen.serials.iter().rposition(|it| *it == Some(serial));
     let to = last.and_then(|place| seen.view.arrived.get(place)).map_or(world.now, |it| it.at);
@@ -1038,8 +1031,8 @@ fn other_ranges(world: &World<'_>, seen: &Seen<'_>, serial: Serial) -> usize {
     deaths + drops + copies + world.truth.changes_of_filter(seen.view.consumer, from, to)
 }
 
-/// Every answer is one of http.md's: a sound request gets 200 with its number of events, or is
-/// asked to come again, by 429 and 503 after some seconds; a wrong one never gets 200.
+/// Each response is one that http.md documents. A valid request gets 200 with its number of events,
+/// or 408, 429 or 503. A wrong one never gets 200. A 429 or 503 has a sensible `Retry-After`.
 pub(crate) fn answers(truth: &Truth) -> Vec<Fault> {
     let is_wrong = |attempt: &&Attempt| {
         let status = match attempt.ended {
@@ -1074,9 +1067,9 @@ pub(crate) fn answers(truth: &Truth) -> Vec<Fault> {
     wrong.map(|it| Fault { rule: "answers", output: String::new(), text: text(it) }).collect()
 }
 
-/// Whatever can go on, goes on: what was accepted while nothing is wrong arrives within a bound,
-/// and so does what waited before. Each event before it that the consumer refuses, and that was
-/// accepted since the oldest one that waited, may take [`REFUSAL`] more.
+/// Nothing gets stuck: events that were accepted while nothing is wrong arrive within a limit, and
+/// so do those that waited before. The limit grows by [`REFUSAL`] for each refused event that was
+/// sent between the oldest waiting event and this one.
 pub(crate) fn progress(world: &World<'_>, seen: &Seen<'_>, calm: Calm) -> Vec<Fault> {
     let (mut late, limit) = (Vec::new(), calm.limit());
     let waited = world.stored.iter().filter(|(serial, _)| {
@@ -1114,17 +1107,17 @@ pub(crate) fn progress(world: &World<'_>, seen: &Seen<'_>, calm: Calm) -> Vec<Fa
     vec![seen.fault("progress", text)]
 }
 
-/// "A connection that breaks at the wrong moment causes duplicates" (guarantees.md): while nothing
-/// is wrong, nothing comes twice that came then. With `deduplicate`, nothing comes again that came
-/// in this life of the relay, also if a sender repeats it.
+/// Duplicates come from broken connections and other troubles (see guarantees.md): while nothing is
+/// wrong, no event arrives twice. With `deduplicate`, an event also does not arrive again if it
+/// arrived earlier with the same config and process, or if a sender repeats it.
 pub(crate) fn repeats(world: &World<'_>, seen: &Seen<'_>, calm: Calm) -> Vec<Fault> {
     let mut came = BTreeMap::new();
-    // "With concurrency = 1 ... the relay sends it a later event: after it has refused a single
-    // event ... it gets the later one again" (guarantees.md, 2).
+    // After a refusal, the relay sends a later event as a test. An output that keeps the order then
+    // sends this event again (see guarantees.md).
     let Promise { copies: kind, ordered, .. } = seen.view.promise;
     let is_repeated = ordered || kind == Copies::AgainBesideRefused;
     let mut refused = if is_repeated { refused_at(world, seen) } else { Vec::new() };
-    // With a backlog, the search for a refused event comes long after its request.
+    // With a backlog, the search for a refused event begins long after its request.
     let searched = seen.view.letters.iter().filter(|_| is_repeated);
     refused.extend(searched.map(|letter| letter.at.saturating_sub(REFUSAL)));
     let is_beside =
@@ -1153,8 +1146,8 @@ pub(crate) fn repeats(world: &World<'_>, seen: &Seen<'_>, calm: Calm) -> Vec<Fau
     faults
 }
 
-/// Returns when the requests began with events that the output's consumer refuses for good, or
-/// fails on, and that may be stored: once for each such event.
+/// Returns the start times of the requests with events that the output's consumer refuses for good
+/// or always fails on, and that may be stored: one time for each such event.
 fn refused_at(world: &World<'_>, seen: &Seen<'_>) -> Vec<Duration> {
     let is_refused = |serial: &Serial| {
         let known = world.truth.events.get(serial);
@@ -1167,10 +1160,9 @@ fn refused_at(world: &World<'_>, seen: &Seen<'_>) -> Vec<Duration> {
     refused.collect()
 }
 
-/// Senders are served, too: while nothing is wrong, and what waited has left, a sound request is
-/// answered 200, or finds a queue that bodies of the last second may fill. An event that a consumer
-/// refuses is tried for seconds, in which "no new events are sent" (guarantees.md), so that the
-/// queue may fill, and an answer to `delivered` waits.
+/// Senders are served, too: while nothing is wrong, a valid request gets 200, or 429 if bodies of
+/// the last second may fill the queue. While the relay tries a refused event, which takes seconds,
+/// it sends no later ones, so the queue may fill up, and the response may wait with `delivered`.
 fn senders_progress(world: &World<'_>, room: &Room<'_>, calm: Calm) -> Vec<Fault> {
     let refused: Vec<_> = world.outputs.iter().flat_map(|seen| refused_at(world, seen)).collect();
     let is_held_up = |attempt: &Attempt| {
@@ -1185,7 +1177,7 @@ fn senders_progress(world: &World<'_>, room: &Room<'_>, calm: Calm) -> Vec<Fault
         {
             false
         }
-        // The answer came after the calm time, if at all.
+        // The response came after the calm time, or never.
         (Must::Take, ended) if ended.is_none_or(|(at, _)| at > calm.ends) => {
             attempt.begun + ANSWER <= calm.ends
         }
@@ -1209,8 +1201,8 @@ fn senders_progress(world: &World<'_>, room: &Room<'_>, calm: Calm) -> Vec<Fault
     late.map(|it| Fault { rule: "progress", output: String::new(), text: text(it) }).collect()
 }
 
-/// Reads a file of dead letters. A line that is cut, or that has zeros where the disk never wrote,
-/// is left out: a failed sync or a power loss tears only what was written last in a file.
+/// Reads a file of dead letters. It skips incomplete lines, and lines with zeros in place of bytes
+/// that the disk never wrote: a failed sync or a power loss damages only a file's last lines.
 pub(crate) fn letters(file: &[u8]) -> Vec<Letter> {
     let letter = |line: &[u8]| {
         if line.contains(&0) {
@@ -1228,10 +1220,10 @@ pub(crate) fn letters(file: &[u8]) -> Vec<Letter> {
     lines.filter_map(|line| letter(line.strip_suffix(b"\n")?)).collect()
 }
 
-/// Returns how many lost events these dead letters stand for. Each stands for one, except "all
-/// events of a request of which an `otlp` receiver rejected some without saying which (the reason
-/// ends in `N of M rejected`)" (dead-letters.md): M letters stand for N. After an error of the
-/// disk, a letter "is also in the next file" (dead-letter-format.md), with the same time.
+/// Returns how many lost events these dead letters stand for. Each stands for one, with one
+/// exception: if an `otlp` receiver rejects N of the M events of a request, all M become letters
+/// (see dead-letters.md), and the reason ends in `N of M rejected`. After a disk error, a letter
+/// may also be in the next file with the same time; it counts once (see dead-letter-format.md).
 pub(crate) fn losses_in(letters: &[Letter]) -> u64 {
     let once: BTreeSet<_> = letters.iter().map(uncounted::same).collect();
     let mut by_reason = BTreeMap::<&str, u64>::new();

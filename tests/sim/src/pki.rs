@@ -1,6 +1,6 @@
-//! The certificates of the relay's listener and of its senders. The listener's files are a
-//! directory as kubelet writes that of a Secret: the files are in a directory of their own, and
-//! `..data` is a symlink to it that is swapped.
+//! The certificates of the relay's listener and of its senders. The listener's files are laid out
+//! like a Secret by kubelet: each version is in a new directory, and the symlink `..data` is
+//! swapped.
 
 use std::fs;
 use std::net::TcpStream;
@@ -15,23 +15,23 @@ use rustls::{ClientConfig, ClientConnection, ServerConfig};
 
 use crate::support::certificates::{Certificates, Pair, chain};
 
-/// The directory that the config names.
+/// The directory in the config.
 const DIRECTORY: &str = "tls";
 
-/// How long a handshake may take. It is simulated time.
+/// The longest time for a handshake, in simulated time.
 const HANDSHAKE: Duration = Duration::from_secs(20);
 
-/// The protocols of a client that offers HTTP/2, as Go's client does.
+/// The protocols of a client that offers HTTP/2, like Go's client.
 const BOTH: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
-/// In which way the files of a rotation are wrong.
+/// The fault in the files of a rotation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wrong {
     /// The key belongs to another certificate.
     Mismatch,
-    /// The certificate is cut in its middle.
+    /// The certificate is cut in the middle.
     Cut,
-    /// There is no key.
+    /// The key is missing.
     NoKey,
 }
 
@@ -44,11 +44,11 @@ impl Wrong {
 pub(crate) enum Papers {
     Right,
     Missing,
-    /// The certificate is signed by another authority.
+    /// A certificate that another authority has signed.
     Wrong,
 }
 
-/// How senders speak TLS with the relay.
+/// The TLS settings of the senders.
 pub(crate) struct Security {
     http1: Arc<ClientConfig>,
     http2: Arc<ClientConfig>,
@@ -72,31 +72,31 @@ impl Security {
     }
 }
 
-/// The certificate that a consumer with TLS shows, and the authority that the relay trusts.
+/// The certificate of a consumer with TLS, and the CA file that the relay trusts.
 #[derive(Clone)]
 pub(crate) struct Authority {
     pub(crate) server: Arc<ServerConfig>,
     pub(crate) ca: PathBuf,
 }
 
-/// All certificates, and what is in the files of the listener.
+/// All certificates, and the state of the listener's files.
 pub(crate) struct Pki {
     certificates: Certificates,
     pub(crate) security: Arc<Security>,
-    /// The newest pair that is sound.
+    /// The newest correct pair.
     pair: Pair,
     /// The number of directories so far.
     number: u32,
 }
 
 impl Pki {
-    /// Makes all certificates, and the files of the listener below the current directory.
+    /// Makes all certificates, and the listener's files below the current directory.
     pub(crate) fn new() -> Self {
         let certificates = Certificates::new();
         let config = |pair: Option<&Pair>, protocols: &[&[u8]]| {
             let mut config = ClientConfig::clone(&certificates.client_config(pair));
             config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
-            // client-go keeps no sessions.
+            // client-go does not resume sessions.
             config.resumption = Resumption::disabled();
             Arc::new(config)
         };
@@ -117,25 +117,25 @@ impl Pki {
         pki
     }
 
-    /// Returns what the consumers show.
+    /// Returns the certificate that all consumers use.
     pub(crate) fn authority(&self) -> Authority {
         let Certificates { server, ca, .. } = &self.certificates;
         Authority { server: server.server_config(), ca: ca.clone() }
     }
 
-    /// Puts another certificate in place, and returns it.
+    /// Puts a new certificate in place, and returns it.
     pub(crate) fn rotate(&mut self) -> Vec<u8> {
         self.pair = self.certificates.another_server(&format!("server-{}", self.number));
         self.put(None);
         self.newest()
     }
 
-    /// Returns the newest certificate that is sound.
+    /// Returns the newest correct certificate.
     pub(crate) fn newest(&self) -> Vec<u8> {
         chain(&self.pair.certificate)[0].to_vec()
     }
 
-    /// Puts the newest pair in place, or files that are wrong.
+    /// Puts the newest pair in place, or wrong files.
     pub(crate) fn put(&mut self, wrong: Option<Wrong>) {
         self.number += 1;
         let name = format!("..{}", self.number);
@@ -161,7 +161,7 @@ impl Pki {
         fs::rename(&next, Path::new(DIRECTORY).join("..data")).expect("a writable directory");
     }
 
-    /// Returns the certificate that a listener shows, or why there was no handshake.
+    /// Returns the certificate that a listener uses, or why there was no handshake.
     pub(crate) fn shown(&self, address: &str) -> Result<Vec<u8>, String> {
         let socket = TcpStream::connect_timeout(&address.parse().expect("an address"), HANDSHAKE);
         let mut socket = socket.map_err(|error| error.to_string())?;
@@ -173,7 +173,7 @@ impl Pki {
     }
 }
 
-/// Returns the certificate that the peer has shown.
+/// Returns the peer's own certificate.
 pub(crate) fn leaf(client: &ClientConnection) -> Option<Vec<u8>> {
     Some(client.peer_certificates()?.first()?.to_vec())
 }

@@ -1,4 +1,5 @@
-//! What a seed decides before anything runs: the config, the consumers, and what happens when.
+//! A seed's decisions: the config, the consumers, and the actions with their times. They are made
+//! before anything runs.
 
 mod outer;
 mod scenes;
@@ -23,26 +24,26 @@ use crate::truth::{Acknowledge, Filter, Output};
 /// The first seed with scenes.
 pub(crate) const SCENES: u64 = 100;
 
-/// From this seed on and below [`WIDER`], every other one has a scene that needs a config or a time
-/// of its own.
+/// From this seed up to [`WIDER`], about half of the seeds have a scene that needs its own config
+/// or time.
 pub(crate) const SOLOS: u64 = 400;
 
-/// What a seed decides.
+/// The decisions of a seed.
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) start: Setup,
-    /// The kind of each consumer. The last one may be added by a reload.
+    /// The kind of each consumer. A reload may add an output for the last one.
     pub(crate) consumers: Vec<Kind>,
     pub(crate) actions: Vec<Timed>,
-    /// When the troubles end, the senders stop, and everything has to be delivered.
+    /// When the troubles end.
     pub(crate) length: Duration,
     pub(crate) wider: Wider,
     pub(crate) outer: Outer,
-    /// The senders begin only then.
+    /// How long the senders wait before they begin.
     pub(crate) silent: Duration,
 }
 
-/// A config.
+/// A config, as far as a seed decides about it.
 #[derive(Debug, Clone)]
 pub(crate) struct Setup {
     pub(crate) on_disk: bool,
@@ -54,103 +55,100 @@ pub(crate) struct Setup {
     /// `queue.segment_bytes`, in KiB.
     pub(crate) segment: u64,
     pub(crate) has_evidence: bool,
-    /// `evidence.heartbeat_interval`, in seconds. With the usual hour, no seed sees a heartbeat.
+    /// `evidence.heartbeat_interval`, in seconds. The default of an hour is longer than a seed.
     pub(crate) heartbeat: u64,
-    /// With evidence, there is a witness of its log.
+    /// `true` if the evidence log has a witness.
     pub(crate) has_witness: bool,
     /// `shutdown.drain_timeout`, in seconds.
     pub(crate) drain: u64,
     /// A second listener, to which nobody sends.
     pub(crate) second: Option<SocketAddr>,
-    /// True if standard output is an output, too. The oracle does not know it.
+    /// `true` if standard output is an output, too. The oracle does not know about it.
     pub(crate) has_stdout: bool,
     /// `batch.max_events` of all outputs.
     pub(crate) batch_events: Option<u32>,
-    /// True if the plan damages files of the queue with events in them.
+    /// `true` if the plan damages files of the queue that hold events.
     pub(crate) is_damaged: bool,
     pub(crate) front: Front,
-    /// The output to this consumer gives up no event.
+    /// The output to this consumer never gives up on an event.
     pub(crate) keeps: Option<usize>,
-    /// Keys of the outputs that take the place of those of their consumers.
+    /// Keys of all outputs, which replace those of their consumers.
     pub(crate) own: Vec<(&'static str, &'static str)>,
     pub(crate) outputs: Vec<Output>,
 }
 
-/// Something that happens at a time.
 #[derive(Debug, Clone)]
 pub(crate) struct Timed {
     pub(crate) at: Duration,
     pub(crate) action: Action,
 }
 
-/// Something that happens.
 #[derive(Debug, Clone)]
 pub(crate) enum Action {
     /// SIGKILL, and a new start after a while.
     Kill(Duration),
-    /// The same, and a part of what was not synced is gone.
+    /// Like [`Action::Kill`], but a part of the unsynced changes is lost.
     PowerLoss(Duration),
     /// SIGTERM, and a new start once the process has ended.
     Restart,
-    /// Two signals: the second ends the drain.
+    /// SIGTERM twice: the second one ends the drain.
     Impatient,
     Reload(Change),
-    /// Something is wrong on the way to a consumer, for so long.
+    /// The way to a consumer has a fault for a while.
     Way(usize, Fault, Duration),
     /// All connections to a consumer are reset.
     Reset(usize),
-    /// A consumer ends all connections; true: it crashes, and forgets what it may forget.
+    /// A consumer ends all connections. `true`: it crashes, and forgets unacknowledged events.
     ConsumerRestarts(usize, bool),
-    /// A consumer is away for so long.
+    /// A consumer is down for a while.
     ConsumerAway(usize, Duration),
-    /// A consumer reads nothing for so long.
+    /// A consumer reads nothing for a while.
     ConsumerHangs(usize, Duration),
     DiskFull(Duration),
     DiskSlow(Duration, Duration),
-    /// Some writes and syncs fail, for so long.
+    /// Some writes and syncs fail, for a while.
     DiskFails(Duration),
-    /// This part of all reads of files fails, and each takes up to the first time, for so long.
+    /// This share of reads from files fails, and each read takes up to the first time, for a while.
     DiskReads(f32, Duration, Duration),
     /// A file of the queue can be neither removed nor renamed, for ever.
     Stuck,
     /// Nobody reads the log of this life any more.
     UnreadLog,
-    /// SIGKILL, a byte of the cursors file or of a segment is changed, and a new start.
+    /// SIGKILL, changes in the cursors file or in all segments, and a new start.
     Damage(&'static str),
-    /// Somebody looks at the metrics.
+    /// The operator looks at the metrics.
     Look,
-    /// SIGTERM while a consumer has refused an event, and has taken others behind it.
+    /// SIGTERM after a consumer has refused an event and accepted later ones.
     EndBesideRefused,
-    /// The config has no evidence for so long, and then it has it again. Both begin by a restart.
+    /// The relay restarts without evidence, and after a while it restarts with evidence again.
     EvidenceOff(Duration),
-    /// A consumer asks for long pauses for so long, and then the relay ends and drains.
+    /// A consumer asks for long pauses for a while. Then the relay shuts down and drains.
     Drain(usize, Duration, When, Why),
-    /// The spare output joins or leaves by a reload, and SIGTERM comes before its end.
+    /// A reload adds or removes the spare output. SIGTERM comes before the reload has ended.
     EndInReload,
-    /// A store refuses every request as if its payload were at fault, for so long.
+    /// A store refuses the payload of every request for a while.
     RefusesAll(usize, Duration),
-    /// A store answers so, for so long.
+    /// A store answers this way for a while.
     Answers(usize, Steady, Duration),
-    /// Something is wrong on the way to the first address of a consumer (true: the second), for so
-    /// long.
+    /// The way to the first address (`true`: the second one) of a consumer has a fault for a while.
     Door(usize, bool, Fault, Duration),
-    /// A reload adds a listener (true: moves it) to an address that somebody else has for a while.
+    /// A reload adds a listener (`true`: moves it) at an address that is taken for a while.
     TakenAddress(bool),
-    /// Something is wrong on the way to the witness, for so long.
+    /// The way to the witness has a fault for a while.
     WitnessWay(Fault, Duration),
-    /// A gateway answers for the witness with this status, for so long.
+    /// A gateway answers for the witness with this status for a while.
     WitnessAnswers(u16, Duration),
-    /// A gateway answers one request for the witness, with this status of a contradiction.
+    /// A gateway answers one request for the witness with this status, which means a contradiction.
     WitnessContradicts(u16),
     /// SIGTERM, a copy of the queue's directory, and a new start.
     Backup,
-    /// SIGTERM (true: SIGKILL), the queue's directory is set back to the copy, and a new start.
+    /// SIGTERM (`true`: SIGKILL). The copy of the directory is put back, and the relay starts.
     Restore(Back, bool),
-    /// The listener's files get another certificate.
+    /// The listener's files get a new certificate.
     Rotate,
     /// The listener's files are wrong for some seconds.
     WrongCertificate(Wrong),
-    /// An event is too long for the output to this consumer, and may not be given up for a while.
+    /// An event is too long for the output to this consumer, which may not give up on it at first.
     TooLong(usize),
     /// Many events are too large for the output to this consumer.
     TooLarge(usize),
@@ -158,26 +156,26 @@ pub(crate) enum Action {
     Stage(Stage),
 }
 
-/// What is set back to an older copy.
+/// The part of the queue's directory that an older copy replaces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Back {
-    /// The queue's directory.
+    /// The whole directory.
     Whole,
-    /// All of it but the evidence log and the files beside it.
+    /// Everything except the evidence log and the files beside it.
     AllButEvidence,
 }
 
-/// When a consumer is well again.
+/// When a consumer becomes healthy again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum When {
-    /// A moment before the relay begins to drain.
+    /// Shortly before the relay begins to drain.
     Before,
-    /// A moment after that.
+    /// Shortly after the relay has begun to drain.
     After,
-    /// The same, and it is busy only from a moment before the drain on, and says so late: several
-    /// requests are on the wire then.
+    /// Like [`When::After`], but the consumer is busy for only 3 s before the drain, and says so
+    /// late, so several requests are then on the wire.
     Late,
-    /// As [`When::Before`]. Until then it fails on one event, and takes the others.
+    /// Like [`When::Before`]. Until then, the consumer fails on one event, and accepts the others.
     OnOne,
 }
 
@@ -186,26 +184,26 @@ pub(crate) enum When {
 pub(crate) enum Why {
     /// SIGTERM.
     Signal,
-    /// SIGTERM, and again.
+    /// SIGTERM twice.
     TwoSignals,
-    /// The reader of standard output, which is an output, has gone.
+    /// The reader of standard output, which is an output, closes the pipe.
     Stdout,
 }
 
-/// What a reload changes.
+/// A change that a reload makes.
 #[derive(Debug, Clone)]
 pub(crate) enum Change {
-    /// An output to the last consumer joins or leaves.
+    /// Adds or removes an output to the last consumer.
     Spare,
-    /// An output gets another name.
+    /// Renames an output.
     Rename(usize),
     Filter(usize, Filter),
     Required(usize),
-    /// `queue.acknowledge`, with a queue in memory.
+    /// Changes `queue.acknowledge`, if the queue is in memory.
     Acknowledge,
-    /// Nothing: SIGHUP alone.
+    /// Changes nothing: only SIGHUP is sent.
     Nothing,
-    /// The config is wrong, and has to be refused.
+    /// Makes the config wrong, so that it must be refused.
     Wrong,
 }
 
@@ -221,7 +219,7 @@ impl Plan {
         let count = 1 + rng.usize(..3);
         let consumers: Vec<Kind> = (0..=count).map(|_| kind(&mut rng)).collect();
         let on_disk = rng.u32(..3) > 0;
-        // `s3` collects events for minutes, which no sender would wait for.
+        // The config refuses `delivered` with a required `s3` output, which collects events.
         let collects = consumers.contains(&Kind::S3);
         let acknowledge = match (on_disk, rng.bool() && !collects) {
             (true, _) => Acknowledge::Synced,
@@ -262,7 +260,7 @@ impl Plan {
         let pause = [10_000, 30_000, 90_000][rng.usize(..3)];
         while at < length {
             actions.push(Timed { at, action: action(&mut rng, &start, count, !collects) });
-            // Troubles that come together are those that are found nowhere else.
+            // Some faults show only if several troubles come close together.
             let next = if rng.bool() { rng.u64(50..3000) } else { rng.u64(1000..pause) };
             at += Duration::from_millis(next);
         }

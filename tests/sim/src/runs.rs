@@ -1,4 +1,4 @@
-//! Runs seeds in processes of their own, shows one, and makes its history shorter.
+//! Runs seeds in separate processes, shows one seed, and shortens its history.
 
 use std::fs;
 use std::ops::Range;
@@ -15,13 +15,13 @@ use tempfile::TempDir;
 use crate::plan::Plan;
 use crate::{kernel, mutants};
 
-/// The greatest number of lives and commands of the program in a seed.
+/// The most lives and commands of the program in a seed.
 pub(crate) const LIVES: usize = 12;
 
-/// The longest time that a seed may take in this process's clock. One takes a fraction of a second.
+/// The longest real time of a seed, which normally takes a fraction of a second.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// What a seed's process says at its end.
+/// The result that a seed's process prints at its end.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Verdict {
     sum: String,
@@ -31,16 +31,15 @@ pub(crate) struct Verdict {
     pub(crate) faults: Vec<String>,
 }
 
-/// The copies of the relay's library that the lives of a seed load, and room for the files of
-/// seeds. The directory is in memory, if the machine has one.
+/// The copies of the relay's library that the lives of a seed load, and a place for the seeds'
+/// files. The directory is in memory if possible.
 pub(crate) struct Stage {
     directory: Arc<TempDir>,
-    /// The mutant that the library is, if it was built with mutants; `None` if it is none of them.
+    /// The mutant that is active, if any.
     mutant: Option<String>,
 }
 
 impl Stage {
-    /// Copies the library.
     pub(crate) fn new(library: &Path) -> Self {
         let memory = Path::new("/dev/shm");
         let directory = match memory.is_dir() {
@@ -56,18 +55,18 @@ impl Stage {
         Self { directory: Arc::new(directory), mutant: None }
     }
 
-    /// The library that cargo has built beside this program.
+    /// Uses the library that cargo has built beside this program.
     pub(crate) fn of_this_build() -> Self {
         let program = std::env::current_exe().expect("this program");
         Self::new(&program.with_file_name("libsimulated_relay.so"))
     }
 
-    /// The same library as one of the mutants that it has.
+    /// Returns the same library with this mutant active.
     pub(crate) fn with_mutant(&self, name: &str) -> Self {
         Self { directory: Arc::clone(&self.directory), mutant: Some(name.to_owned()) }
     }
 
-    /// Runs a seed without these actions. `worker` names its directory.
+    /// Runs a seed without the actions in `left_out`. `worker` names its directory.
     pub(crate) fn run(
         &self,
         worker: usize,
@@ -81,9 +80,8 @@ impl Stage {
         let left_out: Vec<String> = left_out.iter().map(ToString::to_string).collect();
         let mut command = Command::new(std::env::current_exe().expect("this program"));
         command.env_clear().env(crate::SEED, seed.to_string());
-        // AWS-LC mixes the numbers of the CPU's instruction RDRAND into its random numbers, and two
-        // runs of a seed would differ. With this bit taken away it asks the kernel alone, which is
-        // the simulated one.
+        // AWS-LC mixes random numbers of the CPU (RDRAND) into its own, so two runs of a seed would
+        // differ. Without this bit, it uses only the kernel, which is the simulated one.
         command.env("OPENSSL_ia32cap", "~0x4000000000000000");
         command.env("SIM_LIBRARIES", self.directory.path());
         command.env("SIM_LEFT_OUT", left_out.join(","));
@@ -118,7 +116,7 @@ impl Stage {
         (verdict, errors)
     }
 
-    /// Returns the simulated seconds of a seed, and what the oracle or the process says of it.
+    /// Returns the simulated seconds of a seed, and its faults or the error of its process.
     pub(crate) fn faults(
         &self,
         worker: usize,
@@ -132,7 +130,7 @@ impl Stage {
     }
 }
 
-/// Runs each seed twice, and returns true if both runs of each have the same trace.
+/// Runs each seed twice, and returns `true` if both runs of every seed have the same trace.
 pub(crate) fn same(seeds: &str) -> bool {
     kernel::fix_addresses();
     let stage = Stage::of_this_build();
@@ -144,7 +142,7 @@ pub(crate) fn same(seeds: &str) -> bool {
     };
     let mut is_same = true;
     for seed in range(seeds) {
-        // The other run has a directory of another name.
+        // The second run uses a directory with another name.
         let (one, other) = (run(0, seed), run(1, seed));
         if one == other {
             println!("seed {seed}: {one}");
@@ -156,14 +154,14 @@ pub(crate) fn same(seeds: &str) -> bool {
     is_same
 }
 
-/// Returns the seeds that FROM..TO names.
+/// Returns the seeds of a range FROM..TO.
 pub(crate) fn range(seeds: &str) -> Range<u64> {
     let (from, to) = seeds.split_once("..").expect("FROM..TO");
     from.parse().expect("a number")..to.parse().expect("a number")
 }
 
-/// Returns the seeds that the options ask for: those of `--seeds`, and with `--with TEXT` only
-/// those whose plan has this text: in its config, its consumers or its actions.
+/// Returns the seeds that the options select: those of `--seeds` and, with `--with TEXT`, only
+/// those whose plan (config, consumers or actions) has this text.
 pub(crate) fn seeds(options: &[&str], default: &str) -> Vec<u64> {
     let seeds = range(option(options, "--seeds").unwrap_or(default));
     let has = |seed: &u64| {
@@ -179,7 +177,7 @@ fn option<'a>(options: &[&'a str], name: &str) -> Option<&'a str> {
     options.iter().position(|it| *it == name).and_then(|at| options.get(at + 1)).copied()
 }
 
-/// Returns the number of seeds that run at once: that of `--jobs`, or two.
+/// Returns how many seeds run at the same time: the number of `--jobs`, or two.
 pub(crate) fn jobs(options: &[&str]) -> usize {
     option(options, "--jobs").map_or(2, |jobs| jobs.parse().expect("a number"))
 }
@@ -189,7 +187,7 @@ pub(crate) fn most(options: &[&str]) -> usize {
     option(options, "--most").map_or(usize::MAX, |most| most.parse().expect("a number"))
 }
 
-/// Runs seeds, and returns true if none of them has a fault.
+/// Runs seeds, and returns `true` if none of them has a fault.
 pub(crate) fn run(options: &[&str]) -> bool {
     let seeds = seeds(options, "0..100");
     let jobs = jobs(options);
@@ -240,8 +238,8 @@ pub(crate) fn run(options: &[&str]) -> bool {
     failed.is_empty()
 }
 
-/// Runs a seed, as a mutant if the options name one, and prints its history, its faults and perhaps
-/// its trace.
+/// Runs a seed, with a mutant if the options name one. Prints its history, its faults and, if the
+/// options say so, its trace.
 pub(crate) fn show(seed: &str, options: &[&str]) -> bool {
     let seed = seed.parse().expect("a number");
     kernel::fix_addresses();
@@ -271,7 +269,7 @@ pub(crate) fn shrink(seed: &str) -> bool {
     shrink_on(&Stage::of_this_build(), seed.parse().expect("a number"))
 }
 
-/// Leaves out actions as long as the seed still fails, and prints the rest.
+/// Leaves out as many actions as it can while the seed still fails, and prints the others.
 fn shrink_on(stage: &Stage, seed: u64) -> bool {
     let fails = |left_out: &[usize]| {
         let (_, faults) = stage.faults(0, seed, left_out);

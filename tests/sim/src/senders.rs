@@ -1,11 +1,11 @@
-//! The senders: kube-apiservers with their audit webhook in each of its modes, log shippers, and
-//! clients that misbehave. Each works until it is told to stop, takes the relay's address from a
-//! shared cell, and reports every request with events to the book of truth.
+//! The senders: kube-apiservers with their audit webhook in each mode, log shippers, and clients
+//! that misbehave. Each works until it is told to stop, and reports every request with events to
+//! the book of truth.
 //!
-//! What kube-apiserver does is in k8s.io/apiserver: `plugin/pkg/audit/webhook/webhook.go` (every
-//! error is tried again, 4xx too), `plugin/pkg/audit/buffered/buffered.go` (batches, the throttle),
-//! `pkg/util/webhook/webhook.go` (the pauses, 30 s), and in `rest/with_retry.go` of client-go (the
-//! further requests after a Retry-After).
+//! The behavior of kube-apiserver is in k8s.io/apiserver: `plugin/pkg/audit/webhook/webhook.go`
+//! (every error is retried, even 4xx), `plugin/pkg/audit/buffered/buffered.go` (batches, the
+//! throttle) and `pkg/util/webhook/webhook.go` (the pauses, 30 s). `rest/with_retry.go` of
+//! client-go has the further requests after a Retry-After.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -27,27 +27,27 @@ mod strangers;
 
 use shop::Shop;
 
-/// What a body has besides its events, in bytes, and what makes it wrong.
+/// The most bytes that a body has apart from its events, including the part that makes it wrong.
 const BODY_SPARE: usize = 4 * 1024;
 
-/// Where the senders send to.
+/// The relay's listener, as the senders know it.
 #[derive(Clone)]
 pub(crate) struct Target {
     address: SocketAddr,
-    /// Below the listener's `path_prefix`.
+    /// A path below the listener's `path_prefix`.
     path: String,
-    /// The listener's bearer token, if it asks for one.
+    /// The listener's bearer token, if it needs one.
     token: Option<String>,
-    /// The largest body in bytes. No sender makes a larger one.
+    /// The largest body, in bytes, apart from those that must be refused as too large.
     body_max: usize,
-    /// How senders speak TLS, if the relay asks for it.
+    /// The TLS settings of the senders, if the relay uses TLS.
     security: Option<Arc<Security>>,
     /// The size of the smallest body that is refused as too large, in bytes, if there is a limit.
     too_large: Option<usize>,
 }
 
 impl Target {
-    /// `body_max` is the least limit that any config of the seed has for a body, in bytes.
+    /// `body_max` is the smallest limit for a body in any config of the seed, in bytes.
     pub(crate) fn new(
         address: SocketAddr,
         path: &str,
@@ -58,12 +58,12 @@ impl Target {
         Self { address, path: path.into(), token, body_max, security: None, too_large: None }
     }
 
-    /// Lets somebody send bodies of so many bytes and more, which are refused.
+    /// Lets a sender send bodies of this size and more, which are refused.
     pub(crate) fn too_large(self, too_large: Option<usize>) -> Self {
         Self { too_large, ..self }
     }
 
-    /// Lets the senders speak TLS.
+    /// Lets the senders use TLS.
     pub(crate) fn secured(self, security: Option<Arc<Security>>) -> Self {
         Self { security, ..self }
     }
@@ -73,19 +73,18 @@ impl Target {
     }
 }
 
-/// One sender.
 #[derive(Debug, Clone)]
 pub(crate) struct Profile {
-    /// The number in the serials of its events. Unique among the senders.
+    /// The number in the serials of its events, unique among the senders.
     pub(crate) sender: u32,
     pub(crate) kind: Kind,
-    /// The time before it begins.
+    /// How long the sender waits before it begins.
     pub(crate) delay: Duration,
-    /// The share of bodies, in percent, that are sent in pieces with pauses.
+    /// The percentage of bodies that are sent in pieces with pauses.
     pub(crate) slow: u8,
-    /// The events of it that stores refuse.
+    /// The shares of its events that stores refuse or fail on.
     pub(crate) marks: Marks,
-    /// HTTP/2 by prior knowledge, as Go's client speaks it after the handshake of TLS.
+    /// `true`: HTTP/2, with prior knowledge or, like Go's client, after the TLS handshake.
     pub(crate) http2: bool,
 }
 
@@ -95,63 +94,59 @@ pub(crate) enum Kind {
     Batch(Batch),
     /// kube-apiserver with `blocking` or `blocking-strict`.
     Blocking(Blocking),
-    /// `replay` or a log shipper: JSON lines or single events, also packed with gzip or in chunks,
-    /// which it sends again until it is answered.
+    /// `replay` or a log shipper. It sends JSON lines, in part compressed with gzip or in chunks.
     Lines { gap: Duration },
-    /// Sends sound bodies and goes away, or leaves its answer unread.
+    /// Sends valid bodies, and disconnects without reading the response, or half-closes.
     Vanishing { gap: Duration },
-    /// Sends bodies and requests that have to be refused, and ones that break in the middle.
+    /// Sends bodies and requests that must be refused, and bodies that break off.
     Malformed { gap: Duration },
-    /// Sends JSON lines until they are accepted, and then again: an answer may have been lost on
-    /// the way to somebody else.
+    /// Sends JSON lines until they are accepted, and then again, as if the response had been lost.
     Repeats { gap: Duration },
-    /// A tenant of the cluster that wants the listener for itself: many connections, heads that
-    /// come byte by byte, garbage.
+    /// A tenant of the cluster that tries to occupy the listener: many connections, heads that come
+    /// in tiny pieces, and garbage.
     Tenant { gap: Duration },
-    /// Strangers at a listener with TLS: plain HTTP, garbage, half a handshake, and where the relay
+    /// Strangers at a listener with TLS: plain HTTP, garbage, half a handshake and, if the relay
     /// asks for a client certificate, none or a wrong one.
     Intruder { gap: Duration, asks: bool },
-    /// So many clients without the token, each of which sends a body slowly again and again.
+    /// This many clients without the token, each of which sends a body slowly again and again.
     Crowd { size: u32 },
-    /// kube-apiserver with an event of up to so many bytes now and then.
+    /// kube-apiserver with occasional events of up to this many bytes.
     Large { gap: Duration, bytes: usize },
-    /// Sends bodies that are too large: as they are, in chunks, and packed.
+    /// Sends bodies that are too large: plain, in chunks, and compressed.
     TooLarge { gap: Duration },
 }
 
-/// The settings of a batching backend.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Batch {
-    /// The greatest number of events that are not yet acknowledged or given up
-    /// (`--audit-webhook-batch-buffer-size`). What comes while it is reached is never sent.
+    /// The most events that are neither acknowledged nor given up
+    /// (`--audit-webhook-batch-buffer-size`). Above it, new events are never sent.
     pub(crate) buffer: usize,
-    /// The greatest number of events in a body (`--audit-webhook-batch-max-size`).
+    /// The most events in a body (`--audit-webhook-batch-max-size`).
     pub(crate) size: usize,
-    /// The greatest pause between two batches (`--audit-webhook-batch-max-wait`).
+    /// The longest pause between two batches (`--audit-webhook-batch-max-wait`).
     pub(crate) wait: Duration,
-    /// Batches per second, and how many may follow each other at once.
+    /// Batches per second, and how many can follow each other at once.
     pub(crate) qps: f64,
     pub(crate) burst: u32,
-    /// The number of requests that can be under way at once.
+    /// How many requests can be open at the same time.
     pub(crate) flights: u32,
     /// `--audit-webhook-initial-backoff`.
     pub(crate) backoff: Duration,
 }
 
-/// The settings of a blocking backend.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Blocking {
-    /// The number of clients of the API, each of which waits for its events.
+    /// The number of API clients, each of which waits for its events.
     pub(crate) clients: u32,
     /// The longest pause between the requests of a client.
     pub(crate) gap: Duration,
-    /// An API request whose RequestReceived could not be delivered fails, and has no further event.
+    /// If RequestReceived could not be delivered, the API request fails, and has no further event.
     pub(crate) strict: bool,
     pub(crate) backoff: Duration,
 }
 
 impl Profile {
-    /// Draws the senders of a seed: one to three kube-apiservers, and often others beside them.
+    /// Draws the senders of a seed: one to three kube-apiservers, and often some others.
     pub(crate) fn draw(seed: u64) -> Vec<Self> {
         let mut rng = rng(seed, "profiles");
         let mut kinds = Vec::new();
@@ -187,7 +182,7 @@ impl Profile {
 }
 
 impl Profile {
-    /// Returns a log shipper whose events all stores take.
+    /// Returns a log shipper whose events every store accepts.
     pub(crate) fn shipper(sender: u32) -> Self {
         Self {
             sender,
@@ -199,7 +194,7 @@ impl Profile {
         }
     }
 
-    /// Returns a log shipper that repeats what was accepted.
+    /// Returns a log shipper that repeats accepted bodies.
     pub(crate) fn repeater(sender: u32) -> Self {
         Self { kind: Kind::Repeats { gap: Duration::from_secs(6) }, ..Self::shipper(sender) }
     }
@@ -212,8 +207,8 @@ const LARGE: u32 = 903;
 const TOO_LARGE: u32 = 904;
 
 impl Profile {
-    /// Returns the senders that go with a config: strangers who try the handshake, a crowd without
-    /// the token, and one with large events.
+    /// Returns the senders for a config: strangers at the TLS handshake, clients without the token,
+    /// one with large events, and one with bodies that are too large.
     pub(crate) fn outer(start: &Setup) -> Vec<Self> {
         let Front { tls, connections, in_flight, body, .. } = start.front;
         let mut kinds = Vec::new();
@@ -223,7 +218,7 @@ impl Profile {
         if let Some(connections) = connections {
             kinds.push((CROWD, Kind::Crowd { size: connections + 2 }));
         }
-        // An event may have "seven eighths" of it (queue-and-disk.md).
+        // An event may have up to seven eighths of it (see KubeAuditForwarderBatchTooLarge.md).
         if let Some(in_flight) = in_flight.filter(|_| start.on_disk && body.is_none()) {
             let bytes = usize::try_from(in_flight * 1024 * 13 / 16).unwrap_or(usize::MAX);
             kinds.push((LARGE, Kind::Large { gap: Duration::from_secs(12), bytes }));
@@ -239,7 +234,7 @@ impl Profile {
 impl Kind {
     fn draw(rng: &mut fastrand::Rng) -> Self {
         let size = [1, 5, 20, 50].get(rng.usize(..4)).copied().unwrap_or(5);
-        // Some events a second, in bodies of any size.
+        // Some events per second, in bodies of any size.
         let wait = 800 + rng.u64(100..400) * size as u64;
         Self::Batch(Batch {
             buffer: if rng.u8(..4) == 0 { 100 } else { 1_000 },
@@ -262,13 +257,13 @@ impl Kind {
     }
 }
 
-/// The senders at work.
+/// The running senders.
 pub(crate) struct Senders {
     shops: Vec<Arc<Shop>>,
     threads: Vec<JoinHandle<()>>,
 }
 
-/// What the threads of one sender share.
+/// The state that the threads of one sender share.
 struct Actor {
     profile: Profile,
     seed: u64,
@@ -278,7 +273,7 @@ struct Actor {
 }
 
 impl Senders {
-    /// Starts all of them.
+    /// Starts all senders.
     pub(crate) fn start(seed: u64, profiles: &[Profile], target: &Target, book: &Book) -> Self {
         let mut senders = Self { shops: Vec::new(), threads: Vec::new() };
         for profile in profiles {
@@ -306,13 +301,13 @@ impl Senders {
         senders
     }
 
-    /// Tells the senders to make no more events. They still send again what is not answered.
+    /// Tells the senders to make no more events. They still retry.
     pub(crate) fn quiet(&self) {
         self.shops.iter().for_each(|shop| shop.quiet());
     }
 
-    /// Ends the senders: each may try for so long to get rid of what it has. What is left is given
-    /// up; the requests under way are waited for.
+    /// Ends the senders. Each has until the limit to deliver its bodies, and then gives up on the
+    /// rest. Open requests are waited for.
     pub(crate) fn finish(self, limit: Duration) {
         self.quiet();
         let deadline = crate::kernel::now() + limit;
@@ -327,7 +322,7 @@ impl Senders {
 /// The work of one thread of a sender.
 type Work = fn(&Actor, u32);
 
-/// Returns the threads of a sender. The number tells those apart that do the same.
+/// Returns the threads of a sender. The number distinguishes threads with the same work.
 fn roles(kind: &Kind) -> Vec<(u32, Work)> {
     match kind {
         Kind::Batch(Batch { flights, .. }) => {
@@ -352,12 +347,12 @@ fn roles(kind: &Kind) -> Vec<(u32, Work)> {
 }
 
 impl Actor {
-    /// Returns the random numbers of one thread, which are the same whatever else the seed does.
+    /// Returns the random numbers of one thread, which depend on nothing else in the seed.
     fn rng(&self, role: u32) -> fastrand::Rng {
         rng(self.seed, &format!("sender-{}-{role}", self.profile.sender))
     }
 
-    /// Makes as many events as wished, or fewer if their body would be too large.
+    /// Makes `count` events, or fewer if their body would be too large.
     fn events(&self, maker: &mut Maker, count: usize) -> Vec<Event> {
         let mut events = maker.events(count);
         let mut room = self.target.body_max.saturating_sub(BODY_SPARE);
@@ -371,14 +366,14 @@ impl Actor {
         events
     }
 
-    /// Returns the maker of the events of one thread. Threads of a sender number them apart.
+    /// Returns the event maker of one thread. Each thread of a sender has its own serials.
     fn maker(&self, role: u32) -> Maker {
         let rng = rng(self.seed, &format!("events-{}-{role}", self.profile.sender));
         Maker::new(self.profile.sender * 16 + role, rng, self.profile.marks)
     }
 }
 
-/// Returns the random numbers of an actor of this name.
+/// Returns the random numbers of an actor with this name.
 pub(crate) fn rng(seed: u64, actor: &str) -> fastrand::Rng {
     // FNV-1a.
     let mix = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);

@@ -1,4 +1,4 @@
-//! A config as the relay reads it, and as the oracle does.
+//! A config as TOML for the relay, and its facts for the oracle.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -8,13 +8,13 @@ use crate::plan::{Change, Front, Setup};
 use crate::truth;
 use crate::truth::{Acknowledge, Filter, Limits, Output};
 
-/// Where the relay listens.
+/// The address of the relay's listener.
 pub(crate) const LISTENER: &str = "127.0.0.1:8080";
 
-/// Where the operator sends to, if the senders need TLS or a token.
+/// The address of the operator's listener, if the senders need TLS or a token.
 pub(crate) const OPERATOR: &str = "127.0.0.1:8082";
 
-/// The listener's token, and the file that has it.
+/// The listener's token, and the file with it.
 pub(crate) const TOKEN: &str = "s3cr3t-of-the-listener";
 pub(crate) const TOKEN_FILE: &str = "secrets/token";
 
@@ -22,7 +22,6 @@ pub(crate) const TOKEN_FILE: &str = "secrets/token";
 pub(crate) const ADMIN: &str = "127.0.0.1:9090";
 
 impl Setup {
-    /// Returns the config as TOML.
     pub(crate) fn toml(&self, consumers: &[Consumer]) -> String {
         let mut text = format!(
             "admin = {{ address = \"{ADMIN}\" }}\nshutdown = {{ drain_timeout = \"{}s\" }}\n\
@@ -43,7 +42,7 @@ impl Setup {
             text += &format!("when_full = \"{}\"\n", self.when_full);
         }
         if self.on_disk {
-            // A String takes everything.
+            // Writing to a String cannot fail.
             writeln!(text, "directory = \"queue\"\nsegment_bytes = \"{}KiB\"", self.segment).ok();
         }
         if let Some(second) = self.second {
@@ -80,7 +79,7 @@ impl Setup {
         text
     }
 
-    /// Returns the keys of an output with the config's own.
+    /// Returns the keys of an output. The config's own keys replace those of the consumer.
     fn with_own(&self, keys: &str) -> String {
         let is_own =
             |line: &str| self.own.iter().any(|(key, _)| line.starts_with(&format!("{key} = ")));
@@ -90,23 +89,22 @@ impl Setup {
         lines.join("\n") + "\n"
     }
 
-    /// Returns the largest body in bytes that a sender may make. A batch has to fit into the queue
-    /// and, on disk, into a part of it, and several have to fit into what may be under way.
+    /// Returns the largest body that a sender may make, in bytes. A batch must fit into the queue
+    /// and, on disk, into a part of it. Several bodies must fit into `max_in_flight`.
     pub(crate) fn body_max(&self) -> usize {
         let Front { in_flight, body, .. } = self.front;
         let least = (self.queue / 8).min(in_flight.map_or(u64::MAX, |it| it / 4));
         bytes(least.min(body.unwrap_or(u64::MAX)))
     }
 
-    /// Returns the size in bytes of the smallest body that is too large, if `limits.max_body` is
-    /// what decides.
+    /// Returns the smallest size of a body above `limits.max_body`, in bytes, if that is set.
     pub(crate) fn too_large(&self) -> Option<usize> {
         self.front.body.map(|body| bytes(body) + 1)
     }
 
-    /// Returns the bytes that the queue and the requests of outputs to these consumers may have in
-    /// memory, by the table of guarantee 4: the queue has "`queue.max_bytes`; with a directory 32
-    /// MiB instead", also if that is more. A request holds events of the queue.
+    /// Returns how many bytes of memory the queue and the requests of the outputs to these
+    /// consumers can take (see guarantees.md). A queue with a directory takes 32 MiB, even if
+    /// `queue.max_bytes` is less. Requests hold events of the queue.
     pub(crate) fn memory(&self, consumers: &[Kind]) -> usize {
         let queue = usize::try_from(self.queue * 1024).unwrap_or(usize::MAX);
         let held = if self.on_disk { 32 << 20 } else { queue };
@@ -122,7 +120,7 @@ impl Setup {
         held + consumers.iter().map(output).sum::<usize>()
     }
 
-    /// Returns what the oracle has to know.
+    /// Returns the facts that the oracle needs.
     pub(crate) fn known(&self, consumers: &[Consumer], leaving: &[String]) -> truth::Config {
         let output = |output: &Output| {
             let consumer = &consumers[output.consumer];
@@ -158,7 +156,7 @@ impl Setup {
         }
     }
 
-    /// Changes the config. `spare` is the consumer of the output that joins and leaves.
+    /// Changes the config. `spare` is the consumer of the output that is added or removed.
     pub(crate) fn change(&mut self, change: &Change, spare: usize) {
         let count = self.outputs.len();
         match change {
@@ -204,7 +202,7 @@ impl Front {
     /// Returns the keys of `[limits]`, each with a comma before it.
     fn limits(&self) -> String {
         let mut text = String::new();
-        // A String takes everything.
+        // Writing to a String cannot fail.
         if let Some(in_flight) = self.in_flight {
             write!(text, ", max_in_flight = \"{in_flight}KiB\"").ok();
         }
@@ -239,12 +237,12 @@ impl Front {
         text
     }
 
-    /// Returns where the operator sends to.
+    /// Returns the address to which the operator sends.
     pub(crate) fn operator(&self) -> &'static str {
         if self.tls.is_some() || self.has_token { OPERATOR } else { LISTENER }
     }
 
-    /// Returns what the oracle has to know.
+    /// Returns the limits that the oracle needs.
     fn known(&self) -> Limits {
         let timeouts = self.timeouts.map(|(head, body)| Duration::from_secs(head.min(body)));
         Limits {

@@ -1,5 +1,5 @@
-//! The stand-ins of the integration tests, which the simulated world uses as they are. They know
-//! this module by the name `support`, as in the tests.
+//! The stand-ins of the integration tests, which the simulator uses unchanged. As in the tests,
+//! they refer to this module as `support`.
 
 #![allow(dead_code, reason = "the integration tests use all of it, and the simulator a part")]
 #![allow(clippy::unwrap_used, clippy::panic_in_result_fn, reason = "as in the tests")]
@@ -40,10 +40,10 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
-/// The longest wait for something that should happen at once. It is simulated time.
+/// The longest wait for something that should happen at once, in simulated time.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The pause between two looks. It is simulated time, and each look costs real time.
+/// The pause between two checks, in simulated time. Each check costs real time.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Polls `check` until it is true. Panics with `what` after `limit`.
@@ -66,7 +66,7 @@ pub(crate) fn try_wait_for<T>(limit: Duration, mut check: impl FnMut() -> Option
     }
 }
 
-/// Returns a port of 127.0.0.1. They are counted, so that a seed always has the same ones.
+/// Returns a port of 127.0.0.1. Ports are counted up, so a seed always gets the same ones.
 pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(10_000);
     loop {
@@ -77,7 +77,7 @@ pub(crate) fn free_port() -> u16 {
     }
 }
 
-/// The path as text, for config files.
+/// Returns the path as text, for config files.
 pub(crate) fn text(path: &Path) -> &str {
     path.to_str().expect("the paths here are UTF-8")
 }

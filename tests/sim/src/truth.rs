@@ -1,5 +1,5 @@
-//! The book of truth: what the senders sent and what they were told, the configs that were in
-//! force, and the ends of the relay's lives. The oracle compares it with what arrived.
+//! The book of truth: the events that the senders sent, the answers that they got, the configs that
+//! were in force, and the ends of the relay's lives. The oracle compares it with what arrived.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,99 +10,95 @@ use std::time::Duration;
 use crate::events::{Event, Facts, Serial};
 use crate::kernel;
 
-/// The book, which all actors share. Clones are the same book.
+/// The book. All actors share it: clones refer to the same book.
 #[derive(Clone, Default)]
 pub(crate) struct Book(Arc<Mutex<Truth>>);
 
-/// What is in the book.
+/// The content of the book.
 #[derive(Debug, Default)]
 pub(crate) struct Truth {
-    /// Every event that was ever in a body.
+    /// Every event that the senders have made.
     pub(crate) events: BTreeMap<Serial, Known>,
-    /// Every request with events, in the order in which they were begun.
+    /// Every request with events, in the order in which the requests began.
     pub(crate) attempts: Vec<Attempt>,
     /// The configs, in the order in which they came into force.
     pub(crate) epochs: Vec<Epoch>,
-    /// The ends of lives, in their order.
+    /// The ends of the relay's lives, in order.
     pub(crate) deaths: Vec<Death>,
-    /// The times at which the disk begins to refuse writes or syncs, and those at which it takes
-    /// all of them again at the latest.
+    /// When the disk began to refuse writes or syncs, and when it works again at the latest.
     pub(crate) refusing: Vec<(Duration, Duration)>,
-    /// The times at which a copy of the queue's directory was made, and at which the relay ended
-    /// before the copy was put back.
+    /// When a copy of the queue's directory was made, and when the relay was ended so that the copy
+    /// could be put back.
     pub(crate) set_back: Vec<(Duration, Duration)>,
-    /// The certificates that were put into the listener's files, each with the time.
+    /// The certificates that were put into the listener's files, and when.
     pub(crate) certificates: Vec<(Duration, Vec<u8>)>,
-    /// The handshakes that senders have made.
+    /// The TLS handshakes of the senders.
     pub(crate) handshakes: Vec<Handshake>,
-    /// The times in which the sync of a dead letter began that took longer than the relay waits. It
-    /// is in the file then, and counts as not written.
+    /// Spans in which the sync of a dead letter can take longer than the relay waits. Such a letter
+    /// is in the file, but is not counted.
     pub(crate) hanging_letters: Vec<(Duration, Duration)>,
 }
 
-/// A handshake of TLS with the relay.
 #[derive(Debug)]
 pub(crate) struct Handshake {
     pub(crate) begun: Duration,
     pub(crate) ended: Duration,
-    /// The certificate that the relay has shown.
+    /// The certificate that the relay sent.
     pub(crate) certificate: Vec<u8>,
 }
 
 #[derive(Debug)]
 pub(crate) struct Known {
     pub(crate) event: Event,
-    /// The requests with this event, as indexes of [`Truth::attempts`].
+    /// The requests with this event, as indexes into [`Truth::attempts`].
     pub(crate) attempts: Vec<usize>,
 }
 
-/// One request with events.
 #[derive(Debug)]
 pub(crate) struct Attempt {
-    /// The sender and its connection.
     pub(crate) from: SentBy,
-    /// The events of the body, in their order there. Attempts with the same body share the list.
+    /// The events of the body, in order. Attempts with the same body share the list.
     pub(crate) serials: Arc<[Serial]>,
     pub(crate) must: Must,
-    /// The time before the first byte of the request left.
+    /// When the request began, before its first byte was sent.
     pub(crate) begun: Duration,
-    /// The time at which the sender had its answer, or gave up waiting. `None` while it waits.
+    /// When the sender got its answer or gave up, and the result; `None` while the request is open.
     pub(crate) ended: Option<(Duration, Answer)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct SentBy {
     pub(crate) sender: u32,
-    /// The number of the connection among those of this sender.
+    /// The number of the connection, counted for each sender.
     pub(crate) connection: u64,
 }
 
-/// What the relay has to do with a body.
+/// What the relay must do with a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Must {
-    /// The request is sound: 200, or an answer that asks to try again.
+    /// Accept it: the request is valid. It gets 200, or a status that asks the sender to try again.
     Take,
-    /// The request is wrong, for this reason: one of these statuses, or one that asks to try again.
+    /// Refuse it for this reason. It gets one of these statuses, or one that asks to try again.
     Refuse(&'static str, &'static [u16]),
-    /// The body never arrives whole, so no event of it may ever leave.
+    /// The body never arrives whole, so no output may ever send an event of it.
     Never,
 }
 
-/// What a sender knows at the end of a request.
+/// How a request ended for its sender.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Answer {
     Status(u16),
-    /// The status is 200, but the number of accepted events is not that of the body.
+    /// The status is 200, but with a wrong number of accepted events.
     Miscounted,
-    /// The status is 429 or 503, without a Retry-After of some seconds.
+    /// The status is 429 or 503, without a sensible `Retry-After`.
     Unhelpful(u16),
-    /// There was no connection, so no byte of the request left.
+    /// There was no connection, so nothing was sent.
     NoConnection,
-    /// The connection broke before the answer was whole.
+    /// The connection broke before the complete response had arrived.
     Broken,
-    /// No answer came in time.
+    /// No response came in time.
     TimedOut,
-    /// The sender went away, or never read its answer.
+    /// The sender disconnected, or did not read its response.
     Unread,
 }
 
@@ -120,16 +116,16 @@ impl fmt::Display for Answer {
     }
 }
 
-/// What became of a body, as far as its sender can know.
+/// What happened to a body, as far as its sender can know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fate {
-    /// It was answered 200 at this time.
+    /// The body got 200 at this time.
     Accepted(Duration),
-    /// The relay may not keep any event of it.
+    /// The relay must not keep any event of the body.
     Refused,
-    /// "A connection that breaks before the answer may leave the events stored" (http.md). So may a
-    /// 503: the queue on disk answers it to a group whose sync has failed, and recovery keeps whole
-    /// records that were written before a kill; with `delivered` an output may have begun to send.
+    /// The events may be stored: the connection broke before the response (see http.md), or the
+    /// response was a 503. A queue on disk returns 503 if a sync fails, but a restart can find the
+    /// records. With `delivered`, an output may have begun to send them.
     Unknown,
 }
 
@@ -147,18 +143,18 @@ impl Attempt {
     }
 }
 
-/// A config that is in force.
+/// A config, and when it is in force.
 #[derive(Debug, Clone)]
 pub(crate) struct Epoch {
-    /// The earliest time at which it may have been in force.
+    /// The earliest time at which the config may be in force.
     pub(crate) begins: Duration,
-    /// The time from which on it is certainly in force, and the one before it is not. `None` while
-    /// a reload is under way.
+    /// From this time on, the config is in force, and the previous one no longer is. `None` while a
+    /// reload is running.
     pub(crate) settled: Option<Duration>,
     pub(crate) config: Arc<Config>,
 }
 
-/// As much of a config as the oracle has to know.
+/// The parts of a config that the oracle needs.
 #[derive(Debug, Clone)]
 pub(crate) struct Config {
     pub(crate) on_disk: bool,
@@ -169,19 +165,18 @@ pub(crate) struct Config {
     pub(crate) segment_bytes: usize,
     pub(crate) acknowledge: Acknowledge,
     pub(crate) limits: Limits,
-    /// The outputs to this consumer give up no event (`rejected.action = "retry"`).
+    /// The outputs to this consumer never give up on an event (`rejected.action = "retry"`).
     pub(crate) keeps: Option<usize>,
     pub(crate) outputs: Vec<Output>,
 }
 
-/// The table `[limits]`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
     /// `max_in_flight` in bytes, if it is small.
     pub(crate) in_flight: Option<usize>,
     /// `max_connections`, if it is small.
     pub(crate) connections: Option<u32>,
-    /// The shorter one of `header_timeout` and `body_timeout`.
+    /// The shorter of `header_timeout` and `body_timeout`.
     pub(crate) slow: Duration,
 }
 
@@ -198,43 +193,42 @@ pub(crate) enum Acknowledge {
     Synced,
 }
 
-/// An output in a config.
 #[derive(Debug, Clone)]
 pub(crate) struct Output {
     pub(crate) name: String,
-    /// The number of the consumer to which it sends. An output that is renamed keeps it.
+    /// The index of the consumer. It stays the same if the output is renamed.
     pub(crate) consumer: usize,
     pub(crate) required: bool,
     pub(crate) filter: Filter,
-    /// The documented reason for which this output, in this config and with this plan, may lose
-    /// events: the queue drops what is oldest, the consumer refuses some, the output is removed or
-    /// optional, a drain with a queue in memory was too short. `None`: it may lose nothing. A plan
-    /// always has `None`, because the reason depends on the whole config.
+    /// The documented reason why the output can lose events with this config and plan. For example,
+    /// it is optional, a reload removes it, a full queue drops events, or a drain with a queue in
+    /// memory was too short. `None`: it must lose nothing. It is also `None` in a plan, because the
+    /// reason depends on the whole config.
     pub(crate) may_lose: Option<&'static str>,
-    /// Events of equal bytes leave once (`filter.deduplicate`, longer than a seed).
+    /// The output sends events with equal bytes once (`filter.deduplicate`, longer than a seed).
     pub(crate) deduplicates: bool,
-    /// The addresses of its consumer, which a plan does not know yet.
+    /// The addresses of its consumer; empty in a plan.
     pub(crate) addresses: Vec<SocketAddr>,
 }
 
-/// The reason of [`Output::may_lose`] where `queue.when_full` is not `reject`.
+/// The reason in [`Output::may_lose`] if `queue.when_full` is not `reject`.
 pub(crate) const FULL: &str = "a full queue drops events";
 
-/// The same where the plan damages files of the queue.
+/// The reason in [`Output::may_lose`] if the plan damages files of the queue.
 pub(crate) const DAMAGED: &str = "somebody changes files of the queue";
 
-/// The key `match` of a filter, as one table of criteria. A list that is empty asks for nothing.
+/// The `match` key of a filter, as one table of criteria. An empty list matches everything.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Filter {
     pub(crate) verbs: Vec<&'static str>,
     pub(crate) namespaces: Vec<&'static str>,
     pub(crate) users: Vec<&'static str>,
-    /// True if other keys of the filter change what leaves.
+    /// `true` if other keys of the filter change the events that are sent.
     pub(crate) changes: bool,
 }
 
 impl Filter {
-    /// Returns true if the filter forwards such an event.
+    /// Returns `true` if the filter forwards an event with these facts.
     pub(crate) fn keeps(&self, facts: &Facts) -> bool {
         let has = |list: &[&str], value: &str| list.is_empty() || list.contains(&value);
         has(&self.verbs, facts.verb)
@@ -252,12 +246,11 @@ impl Filter {
     }
 }
 
-/// The end of one life of the relay.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Death {
-    /// The time of the signal.
+    /// When the signal was sent.
     pub(crate) begun: Duration,
-    /// The time at which the process was gone; `None` if it still drains.
+    /// When the process was gone; `None` if it is still draining.
     pub(crate) ended: Option<Duration>,
     pub(crate) kind: Kind,
 }
@@ -266,18 +259,17 @@ pub(crate) struct Death {
 pub(crate) enum Kind {
     /// SIGKILL.
     Kill,
-    /// SIGKILL, and a part of what was not synced is gone.
+    /// SIGKILL. A part of the bytes that were not synced is gone.
     PowerLoss,
-    /// SIGTERM: what a queue in memory still has at the end is counted as lost.
+    /// SIGTERM. A queue in memory counts its remaining events as lost.
     Drain,
-    /// The same, and the exit status says that events are lost, but nobody has seen how many:
-    /// `shutdown.drain_timeout` was over, so there was no time for a scrape, and nobody reads the
-    /// log.
+    /// SIGTERM. The exit status says that events were lost, but nobody knows how many: after
+    /// `shutdown.drain_timeout`, there is no time for a scrape, and nobody reads the log.
     UnseenDrain,
 }
 
 impl Kind {
-    /// Returns true if the process had no time to do anything.
+    /// Returns `true` if the process had no time to do anything.
     pub(crate) fn is_violent(self) -> bool {
         matches!(self, Self::Kill | Self::PowerLoss)
     }
@@ -288,12 +280,12 @@ impl Book {
         self.0.lock().expect("no actor panics with the book in its hands")
     }
 
-    /// Lets the oracle read. No sender can write meanwhile.
+    /// Lets the oracle read the book. No sender can write to it at the same time.
     pub(crate) fn read<T>(&self, read: impl FnOnce(&Truth) -> T) -> T {
         read(&self.lock())
     }
 
-    /// Notes events before they are in any body.
+    /// Adds events before they are in any body.
     pub(crate) fn made(&self, events: &[Event]) -> Arc<[Serial]> {
         let mut truth = self.lock();
         for event in events {
@@ -304,13 +296,12 @@ impl Book {
         events.iter().map(|event| event.serial).collect()
     }
 
-    /// Notes that a request begins. Returns its number for [`Book::ended`].
+    /// Adds a request that is about to begin. Returns its number for [`Book::ended`].
     pub(crate) fn begun(&self, from: SentBy, serials: &Arc<[Serial]>, must: Must) -> usize {
         let serials = Arc::clone(serials);
         self.lock().begun(Attempt { from, serials, must, begun: kernel::now(), ended: None })
     }
 
-    /// Notes how a request ended.
     pub(crate) fn ended(&self, attempt: usize, answer: Answer) {
         let mut truth = self.lock();
         let Some(attempt) = truth.attempts.get_mut(attempt) else { return };
@@ -323,64 +314,64 @@ impl Book {
         ));
     }
 
-    /// Notes that this config may be in force from now on: the first one, one that a reload is
-    /// about to bring, or that of the next life.
+    /// Adds a config that may be in force from now on: the first one, one that is about to be
+    /// loaded, or that of the next life.
     pub(crate) fn config(&self, config: Config) {
         let config = Arc::new(config);
         self.lock().epochs.push(Epoch { begins: kernel::now(), settled: None, config });
     }
 
-    /// Notes that the newest config is certainly in force.
+    /// Records that the newest config is now certainly in force.
     pub(crate) fn settled(&self) {
         if let Some(epoch) = self.lock().epochs.last_mut() {
             epoch.settled.get_or_insert_with(kernel::now);
         }
     }
 
-    /// Notes that the newest config was refused, and was never in force.
+    /// Removes the newest config, which was refused and was never in force.
     pub(crate) fn refused(&self) {
         self.lock().epochs.pop();
     }
 
-    /// Notes that the disk refuses writes or syncs from now on until a time.
+    /// Records that the disk refuses writes or syncs from now until this time.
     pub(crate) fn disk_refuses(&self, until: Duration) {
         self.lock().refusing.push((kernel::now(), until));
     }
 
-    /// Notes that the queue's directory is set back, after the relay's end, to a copy.
+    /// Records that the queue's directory is restored from a copy, after the relay has ended.
     pub(crate) fn set_back(&self, copied: Duration, ended: Duration) {
         self.lock().set_back.push((copied, ended));
     }
 
-    /// Notes that the listener's files have this certificate from now on.
+    /// Records that the listener's files contain this certificate from now on.
     pub(crate) fn certificate(&self, certificate: Vec<u8>) {
         self.lock().certificates.push((kernel::now(), certificate));
     }
 
-    /// Notes a handshake that has just ended.
+    /// Records a handshake that has just ended.
     pub(crate) fn shook_hands(&self, begun: Duration, certificate: Vec<u8>) {
         let ended = kernel::now();
         self.lock().handshakes.push(Handshake { begun, ended, certificate });
     }
 
-    /// Notes that the sync of dead letters that were given up in this time hangs, or may hang.
+    /// Records that the sync of letters from this span can take longer than the relay waits.
     pub(crate) fn letters_hang(&self, from: Duration, to: Duration) {
         self.lock().hanging_letters.push((from, to));
     }
 
-    /// Notes that the relay is about to be ended so.
+    /// Records that the relay is about to end in this way.
     pub(crate) fn dies(&self, kind: Kind) {
         self.lock().deaths.push(Death { begun: kernel::now(), ended: None, kind });
     }
 
-    /// Notes that nobody has seen how many events the process that drains has lost.
+    /// Records that nobody saw how many events the draining process has lost.
     pub(crate) fn is_unseen(&self) {
         if let Some(death) = self.lock().deaths.last_mut() {
             death.kind = Kind::UnseenDrain;
         }
     }
 
-    /// Notes that the process is gone.
+    /// Records that the process is gone.
     pub(crate) fn is_dead(&self) {
         if let Some(death) = self.lock().deaths.last_mut() {
             death.ended.get_or_insert_with(kernel::now);
@@ -389,7 +380,7 @@ impl Book {
 }
 
 impl Truth {
-    /// Adds an attempt, and returns its number.
+    /// Adds an attempt, and returns its index.
     pub(crate) fn begun(&mut self, attempt: Attempt) -> usize {
         let number = self.attempts.len();
         for serial in attempt.serials.iter() {
@@ -406,7 +397,7 @@ impl Truth {
         known.attempts.iter().filter_map(|&number| self.attempts.get(number))
     }
 
-    /// Returns the configs that may have been in force at some time of this span.
+    /// Returns the configs that may have been in force at some time in this span.
     pub(crate) fn configs(&self, from: Duration, to: Duration) -> impl Iterator<Item = &Config> {
         let until = |place: usize| {
             let next = self.epochs.get(place + 1);
@@ -444,7 +435,7 @@ impl Config {
         self.outputs.iter().find(|output| output.name == name)
     }
 
-    /// Returns true if there is an output of this name, and it is required.
+    /// Returns `true` if there is an output with this name, and it is required.
     pub(crate) fn requires(&self, name: &str) -> bool {
         self.output(name).is_some_and(|output| output.required)
     }

@@ -1,8 +1,8 @@
 //! A witness of the evidence log (C2SP `tlog-witness`), which shares no code with the relay. It
-//! keeps the newest checkpoint that it has seen, and cosigns another one only if the log of that
-//! one begins with the log of its own. Whoever asks for its newest cosigned checkpoint gets it.
+//! keeps the newest checkpoint that it has cosigned, returns it to anybody, and cosigns another one
+//! only if its log extends the old one.
 //!
-//! A gateway stands in front of it, which answers for it while the plan wants it so.
+//! A gateway is in front of the witness, and responds for it when the plan says so.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -18,34 +18,33 @@ use crate::support::http_sink::{Answer, HttpSink, Request};
 use crate::support::server::Options;
 use crate::{kernel, senders};
 
-/// The name of its key.
+/// The name of the witness's key.
 const NAME: &str = "witness.example";
 
-/// The prefix of its URLs.
+/// The prefix of the witness's URLs.
 const PREFIX: &str = "/below";
 
 type Hash = [u8; 32];
 
 pub(crate) struct Witness {
     sink: HttpSink,
-    /// Its key, as the relay and `evidence verify` read it.
+    /// The witness's key, as the relay and `evidence verify` read it.
     pub(crate) key: String,
     gateway: Arc<Mutex<Gateway>>,
     book: Arc<Mutex<Book>>,
 }
 
-/// What the gateway does.
 #[derive(Default)]
 struct Gateway {
-    /// It answers every request so.
+    /// The gateway responds to every request with this status.
     status: Option<u16>,
-    /// It answers the next checkpoint so, as the witness does that has another log. The witness
-    /// itself answers the others until it has cosigned one: "one answer".
+    /// The gateway responds to the next checkpoint with this status, like a witness of another log.
+    /// After that, the witness itself responds until it has cosigned a checkpoint.
     contradicts: Option<u16>,
     has_contradicted: bool,
 }
 
-/// What the witness knows.
+/// The state of the witness.
 struct Book {
     origin: String,
     log: UnparsedPublicKey<Vec<u8>>,
@@ -53,11 +52,11 @@ struct Book {
     id: [u8; 4],
     size: u64,
     root: Hash,
-    /// The newest checkpoint, cosigned.
+    /// The newest checkpoint, with its cosignatures.
     note: String,
-    /// The root of each size that the log's key has signed.
+    /// The root for each size that the log's key has signed.
     roots: BTreeMap<u64, Hash>,
-    /// What the relay did that it must not do.
+    /// Requests that the relay must not make.
     violations: Vec<String>,
 }
 
@@ -114,27 +113,27 @@ impl Witness {
         self.sink.address()
     }
 
-    /// Returns its URL, which is its monitoring prefix, too.
+    /// Returns the witness's URL, which is also its monitoring prefix.
     pub(crate) fn url(&self) -> String {
         format!("http://{}{PREFIX}", self.address())
     }
 
-    /// Returns its table of the config.
+    /// Returns the witness's table for the config.
     pub(crate) fn toml(&self) -> String {
         format!("[[evidence.witness]]\nurl = \"{}\"\nkey = \"{}\"\n", self.url(), self.key)
     }
 
-    /// Lets the gateway answer every request with this status, and for `None` none.
+    /// Lets the gateway respond to every request with this status; `None`: to none.
     pub(crate) fn answers(&self, status: Option<u16>) {
         lock(&self.gateway).status = status;
     }
 
-    /// Lets the gateway answer one request with this status, 409 or 422.
+    /// Lets the gateway respond to one request with this status, 409 or 422.
     pub(crate) fn contradicts_once(&self, status: u16) {
         lock(&self.gateway).contradicts = Some(status);
     }
 
-    /// Returns the size of the newest checkpoint that it has cosigned.
+    /// Returns the size of the newest checkpoint that the witness has cosigned.
     pub(crate) fn size(&self) -> u64 {
         lock(&self.book).size
     }
@@ -158,17 +157,15 @@ impl Gateway {
     }
 }
 
-/// A checkpoint as the log's key has signed it.
+/// A checkpoint that the log's key has signed.
 struct Checkpoint {
     size: u64,
     root: Hash,
-    /// The signed text.
     text: String,
 }
 
 impl Book {
-    /// Answers a request to cosign, or says what is wrong with it. An untouched relay of this log
-    /// gives no reason for another refusal than 409.
+    /// Responds to a request to cosign. Any refusal other than 409 is a violation by the relay.
     fn add(&mut self, request: &Request) -> Answer {
         let body = String::from_utf8_lossy(&request.body).into_owned();
         let (status, text) = match self.judge(&request.target, &body) {
@@ -188,7 +185,7 @@ impl Book {
     ///
     /// # Errors
     ///
-    /// The status of the answer, and why.
+    /// The status of the response, and the reason.
     fn judge(&mut self, target: &str, body: &str) -> Result<String, (u16, String)> {
         let no = |status, why: &str| (status, why.to_owned());
         if target != format!("{PREFIX}/add-checkpoint") {
@@ -225,7 +222,7 @@ impl Book {
         let message = format!("cosignature/v1\ntime {now}\n{text}");
         let signature = self.signer.sign(message.as_bytes());
         let cosignature = [&self.id[..], &now.to_be_bytes(), signature.as_ref()].concat();
-        // Clients must ignore the signatures of keys that they do not know.
+        // Clients must ignore signatures by unknown keys.
         let other = STANDARD.encode([0; 76]);
         let lines = format!(
             "\u{2014} another.example {other}\n\u{2014} {NAME} {}\n",
@@ -252,7 +249,7 @@ impl Book {
         signatures.any(is_valid).then(|| Checkpoint { size, root, text: text.to_owned() })
     }
 
-    /// Answers with the newest checkpoint (`tlog-witness`, "Monitor Retrieval Mechanism").
+    /// Responds with the newest checkpoint (`tlog-witness`, "Monitor Retrieval Mechanism").
     fn newest(&self, target: &str) -> Answer {
         let name = sha256(&[self.origin.as_bytes()]).map(|byte| format!("{byte:02x}")).concat();
         match target == format!("{PREFIX}/{name}/checkpoint") && !self.note.is_empty() {
@@ -266,8 +263,8 @@ fn hash(encoded: &str) -> Option<Hash> {
     STANDARD.decode(encoded).ok()?.try_into().ok()
 }
 
-/// Returns true if the proof shows that the log with the size and the root `new` begins with that
-/// of `old` (RFC 6962, 2.1.2).
+/// Returns `true` if the proof shows that the log with the size and the root `new` extends the log
+/// with `old` (RFC 6962, 2.1.2).
 fn extends((old, old_root): (u64, Hash), (size, root): (u64, Hash), mut proof: Vec<Hash>) -> bool {
     if old == 0 {
         return proof.is_empty();
@@ -276,9 +273,8 @@ fn extends((old, old_root): (u64, Hash), (size, root): (u64, Hash), mut proof: V
     proof.is_empty() && roots == Some((old_root, root))
 }
 
-/// Returns the roots of the first `old` and of all `size` entries of a part of the tree. The hashes
-/// are used from the end of the proof on. `whole`: the root of the old log, if this part is all of
-/// it.
+/// Returns the roots of the first `old` and of all `size` entries in a part of the tree. The hashes
+/// come from the end of the proof. `whole`: the old log's root, if this part contains all of it.
 fn roots(old: u64, size: u64, proof: &mut Vec<Hash>, whole: Option<Hash>) -> Option<(Hash, Hash)> {
     if old == size {
         let root = whole.or_else(|| proof.pop())?;
@@ -303,7 +299,7 @@ mod tests {
         sha256(&[&[0], &number.to_be_bytes()])
     }
 
-    /// Returns the root of the entries from `from` on (RFC 6962, 2.1).
+    /// Returns the root of `count` entries from `from` on (RFC 6962, 2.1).
     fn root(from: u64, count: u64) -> Hash {
         match count {
             0 => sha256(&[]),
@@ -315,7 +311,7 @@ mod tests {
         }
     }
 
-    /// Returns the proof of RFC 6962, 2.1.2.
+    /// Returns the consistency proof (RFC 6962, 2.1.2).
     fn proof(from: u64, old: u64, size: u64, is_whole: bool) -> Vec<Hash> {
         if old == size {
             return if is_whole { Vec::new() } else { vec![root(from, size)] };

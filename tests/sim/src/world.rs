@@ -21,34 +21,31 @@ use crate::truth::Book;
 use crate::witness::Witness;
 use crate::{kernel, senders};
 
-/// After the last trouble, everything has to be delivered within this time: the longest pauses are
-/// those of kube-apiserver's five attempts, and 45 minutes of patience with an event on which a
-/// store fails.
+/// Everything must be delivered within this time after the senders have finished.
 const PROGRESS: Duration = Duration::from_secs(30 * 60);
 
 /// How long nothing is wrong while the senders still send, and when the rules about that time begin
-/// to hold: what waited is over by then. The longest pauses of an output are 20 s, after as long a
-/// wait for an answer.
+/// to apply. By then, everything that waited must be over: an output pauses for at most 20 s, after
+/// waiting just as long for a response.
 const CALM: Duration = Duration::from_secs(75);
 const CALM_BEGINS: Duration = Duration::from_secs(45);
 
-/// An event that its consumer refuses is given up within this time, if others come.
+/// How long a refused event can take to be given up, if others come.
 const REFUSED: Duration = Duration::from_secs(60);
 
-/// How long the senders may try to get rid of what they have.
+/// How long the senders can try to deliver their bodies.
 const FINISH: Duration = Duration::from_secs(8 * 60);
 
-/// How long an `s3` collects events, if it does so for long.
+/// How long an `s3` output collects events, if the plan sets a long time.
 const COLLECTS: Duration = Duration::from_secs(30);
 
-/// The number of the sender that repeats what was accepted.
+/// The number of the sender that repeats accepted bodies.
 const REPEATER: u32 = 900;
 
-/// Parts of every secret that the relay knows, and of what stores say in their answers, which may
-/// have one.
+/// Parts of the secrets that the relay knows, and of responses by stores, which may contain one.
 const SECRETS: [&str; 3] = ["s3cr3t", ibm::TOKEN, splunk::TOKEN];
 
-/// What a run found.
+/// The result of a run.
 #[derive(Debug)]
 pub(crate) struct Found {
     pub(crate) faults: Vec<String>,
@@ -56,7 +53,7 @@ pub(crate) struct Found {
     pub(crate) events: usize,
 }
 
-/// Returns the names of the outputs that a reload takes out of the config at some time.
+/// Returns the names of the outputs that a reload removes at some time.
 fn leaving(plan: &Plan, actions: &[Action]) -> Vec<String> {
     let (mut setup, mut names) = (plan.start.clone(), Vec::new());
     for action in actions {
@@ -70,7 +67,6 @@ fn leaving(plan: &Plan, actions: &[Action]) -> Vec<String> {
     names
 }
 
-/// Starts the consumers of a plan.
 fn consumers(plan: &Plan, seed: u64, pki: Option<&Pki>) -> Vec<Consumer> {
     let consumer = |(number, kind): (usize, &_)| {
         let tls = pki.filter(|_| plan.outer.secured.contains(&number)).map(Pki::authority);
@@ -82,7 +78,7 @@ fn consumers(plan: &Plan, seed: u64, pki: Option<&Pki>) -> Vec<Consumer> {
     consumers
 }
 
-/// Returns where the senders send to, and how. Writes the listener's token, if it has one.
+/// Returns the senders' target. Writes the listener's token, if it has one.
 fn target(start: &Setup, pki: Option<&Pki>) -> Target {
     let token = start.front.has_token.then_some(TOKEN);
     token.iter().for_each(|it| std::fs::write(TOKEN_FILE, it).expect("a writable directory"));
@@ -100,7 +96,7 @@ fn profiles(plan: &Plan, seed: u64) -> Vec<Profile> {
     profiles
 }
 
-/// Runs a seed in the current directory, without the actions of these numbers.
+/// Runs a seed in the current directory, without the actions with these numbers.
 pub(crate) fn run(seed: u64, left_out: &BTreeSet<usize>, libraries: Vec<PathBuf>) -> Found {
     let plan = Plan::new(seed);
     let actions = plan.actions.iter().enumerate().filter(|(at, _)| !left_out.contains(at));
@@ -142,7 +138,7 @@ pub(crate) fn run(seed: u64, left_out: &BTreeSet<usize>, libraries: Vec<PathBuf>
         consumers[consumer].dies();
         let address = consumers[consumer].address(is_second);
         net::fault(address, fault);
-        // A connection that works on would not be away.
+        // A connection that still works would not count as down.
         net::reset(address);
     }
     let unsettled = consumers.iter().map(Consumer::unsettled).max();
@@ -162,7 +158,7 @@ pub(crate) fn run(seed: u64, left_out: &BTreeSet<usize>, libraries: Vec<PathBuf>
         net::fault(consumers[consumer].address(is_second), net::Fault::None);
     }
     let mut away = senders::rng(seed, "away");
-    // An output that collects for long is late only after that (status-page.md).
+    // The output of an `s3` that collects for long is late only after that (see status-page.md).
     if away.bool() && plan.outer.collects.is_none() {
         operator.take_away(&mut away);
     }
@@ -170,8 +166,8 @@ pub(crate) fn run(seed: u64, left_out: &BTreeSet<usize>, libraries: Vec<PathBuf>
     senders.finish(FINISH);
     let mut others = 0;
     let mut another = || {
-        // The cluster sends on: a refused event is given up only once its consumer has accepted
-        // another one (refused-events.md, "When a refusal counts").
+        // More events are sent: a refused event is given up only if its consumer accepts another
+        // one (see refused-events.md).
         others += 1;
         let senders = Senders::start(seed, &[Profile::shipper(1000 + others)], &target, &book);
         std::thread::sleep(Duration::from_secs(20));
@@ -198,7 +194,7 @@ pub(crate) fn run(seed: u64, left_out: &BTreeSet<usize>, libraries: Vec<PathBuf>
     Found { faults, simulated: kernel::now(), events }
 }
 
-/// Returns what the operator has noticed, and what the oracle says of the whole run.
+/// Returns the faults that the operator has noticed, and those that the oracle finds.
 fn faults(operator: &mut Operator<'_>, plan: &Plan, calm: Calm) -> Vec<String> {
     let mut faults = std::mem::take(&mut operator.faults);
     faults.extend(crate::judging::judge(
@@ -213,14 +209,14 @@ fn faults(operator: &mut Operator<'_>, plan: &Plan, calm: Calm) -> Vec<String> {
     faults
 }
 
-/// Prints the log of all lives of the relay, if the trace is to be seen.
+/// Prints the log of all lives, if the trace was requested.
 fn print_log(operator: &Operator<'_>) {
     if std::env::var_os("SIM_TRACE").is_some() {
         kernel::print(2, &format!("the relay's log:\n{}", String::from_utf8_lossy(&operator.log)));
     }
 }
 
-/// Returns a fault if a log has a part of a secret.
+/// Returns a fault if a log contains a part of a secret.
 fn told_secret(log: &[u8]) -> Option<String> {
     let told = SECRETS.iter().find_map(|secret| memchr::memmem::find(log, secret.as_bytes()))?;
     let begin = log[..told].iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
@@ -235,8 +231,8 @@ fn make_key(operator: &mut Operator<'_>) -> String {
     said.lines().next().unwrap_or_default().to_owned()
 }
 
-/// Everything can be delivered now, so everything is, within a bound. Returns false if not. While
-/// no more events wait than the consumers have refused, `another` sends some others.
+/// Waits until everything is delivered. If that takes longer than [`PROGRESS`], it is a fault, and
+/// the result is `false`. Once only refused events can be left, `another` sends other events.
 fn wait_until_empty(operator: &mut Operator<'_>, mut another: impl FnMut()) -> bool {
     let deadline = kernel::now() + PROGRESS;
     let mut next = kernel::now() + REFUSED;

@@ -1,12 +1,11 @@
-//! `deploy/connect.sh` turns the audit webhook to relays that answer, and to no others. The relay
-//! is real, its certificate comes from the cluster's CA, and `tests/peers` has the cluster's
-//! commands.
+//! `deploy/connect.sh` points the audit webhook only to relays that answer. The relay is real, and
+//! the cluster's CA signs its certificate. The cluster's commands are fakes in `tests/peers`.
 
 use crate::deploy::cluster::{Cluster, curl, succeeded};
 use crate::support::prelude::*;
 use crate::support::tally::Tallying;
 
-/// The path below kube-apiserver's address, as `deploy/base/service-https.yaml` makes it.
+/// The path at kube-apiserver that leads to the Service of `deploy/base/service-https.yaml`.
 const PROXY: &str =
     "/api/v1/namespaces/ibm-kube-audit/services/https:kube-audit-forwarder-https:https/proxy/post";
 
@@ -52,8 +51,8 @@ impl Connected {
         Self { cluster, consumer, relay, port }
     }
 
-    /// Runs the script for the cluster `prod` of IBM Cloud. Returns its exit status and what it
-    /// said.
+    /// Runs the script for the cluster `prod` of IBM Cloud. Returns the exit status and the
+    /// standard error.
     fn ibm_cloud(&self) -> (Option<i32>, String) {
         let output = self.cluster.script("deploy/connect.sh", &["ibm-cloud", "prod"]);
         assert!(!self.cluster.path("api-key").exists(), "the service ID's API key is left");
@@ -77,7 +76,7 @@ impl Connected {
         self.relay.finish(Backlog::Empty);
     }
 
-    /// Has the stand-in of the cluster or of `ibmcloud` behave as the name says.
+    /// Makes the fake cluster or the fake `ibmcloud` behave as the name says.
     fn set(&self, name: &str) {
         std::fs::write(self.cluster.path(name), "").unwrap();
     }
@@ -86,7 +85,7 @@ impl Connected {
         std::fs::read_to_string(self.cluster.path(name)).unwrap()
     }
 
-    /// The webhook goes to the relays, with the certificate of the service ID.
+    /// Asserts that the webhook goes to the relays, with the certificate of the service ID.
     fn has_set_the_webhook(&self) {
         assert_eq!(self.read("webhook"), format!("Server: https://127.0.0.1:2040{PROXY}\n"));
         let given =
@@ -96,7 +95,7 @@ impl Connected {
         }
     }
 
-    /// Returns the place of a call in the order of calls.
+    /// Returns the position of the first call that begins with `begin`.
     fn call(&self, begin: &str) -> usize {
         let calls = self.cluster.calls();
         let found = calls.lines().position(|call| call.starts_with(begin));
@@ -150,20 +149,20 @@ fn connect_sh_turns_the_webhook_of_ibm_cloud_to_relays_that_answer() {
     }
     let mut admin = Client::connect(it.relay.admin()).unwrap();
     assert_eq!(admin.request("GET", "/status", &[], b"").unwrap().status, 401);
-    // The credentials are those of the namespace default, without what belongs to the old object.
+    // The credentials are those of the namespace `default`, without the old object's metadata.
     let created: Value = serde_json::from_str(&it.read("created.json")).unwrap();
     let expected = serde_json::json!({
         "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/dockerconfigjson",
         "metadata": {"name": "all-icr-io", "namespace": "ibm-kube-audit"}, "data": {"a": "Yg=="}
     });
     assert_eq!(created, expected);
-    // The only events are those of the stand-in of kube-apiserver: the script sends none.
+    // All events come from the fake kube-apiserver: the script sends none.
     let forwarded = it.cluster.calls().matches("port-forward").count();
     assert!(it.relay.metrics().value("event_total", &[]) <= forwarded as f64);
     it.finish();
 }
 
-/// With `KUBECTL=oc` the machine needs no kubectl, and no command for clusters without OpenShift.
+/// With `KUBECTL=oc`, the script needs no kubectl, and no command for other clusters.
 #[test]
 fn connect_sh_uses_the_commands_of_openshift_and_no_others() {
     let mut it = Connected::new();
@@ -186,7 +185,7 @@ fn connect_sh_uses_the_commands_of_openshift_and_no_others() {
     it.finish();
 }
 
-/// The cluster's CA has changed, and the service ID is there already.
+/// The cluster's CA has changed since the last run, and the service ID exists already.
 #[test]
 fn connect_sh_says_what_has_changed_since_it_ran_last() {
     let it = Connected::new();
@@ -207,7 +206,7 @@ fn connect_sh_says_what_has_changed_since_it_ran_last() {
     it.finish();
 }
 
-/// If the provider refuses something, the script says why, and the webhook stays as it was.
+/// If the provider refuses something, the script says why, and does not change the webhook.
 #[test]
 fn connect_sh_stops_where_the_provider_refuses() {
     let mut it = Connected::new();
@@ -219,7 +218,7 @@ fn connect_sh_stops_where_the_provider_refuses() {
         ("no-rights", "gets no client certificate: The specified service ID is not authorized."),
     ];
     for (refusal, expected) in refusals {
-        // The HTTPS listener may take longer than this test's time limit to open.
+        // This refusal needs the HTTPS listener, which can take longer than 5 s to open.
         if refusal == "no-service-ids" {
             it.cluster.variables.insert("TIMEOUT", "60");
         }
@@ -232,7 +231,7 @@ fn connect_sh_stops_where_the_provider_refuses() {
         assert_eq!(status, Some(1), "{refusal}: {said}");
         assert!(said.contains(expected), "{refusal}: {said}");
         assert_eq!(it.read("webhook"), "Server: the old one\n", "{refusal}");
-        // A missing role is reported before the script asks or changes anything in the cluster.
+        // The first two refusals are reported before the script changes anything in the cluster.
         let changes = it.cluster.calls().contains("certificate approve");
         assert_eq!(changes, refusal.starts_with("no-s") || refusal == "no-rights", "{refusal}");
     }
@@ -248,7 +247,7 @@ fn connect_sh_warns_where_the_webhook_gets_the_certificate_of_a_person() {
     let warning = "the client certificate of person@example.com. Events stop";
     assert!(said.contains(warning), "{said}");
     assert_eq!(it.read("webhook--client-cert"), it.read("client.crt"));
-    // Whoever is logged in may be a service ID already, which needs no other one.
+    // A service ID that is logged in needs no other one.
     for identity in ["own", "service-id"] {
         it.cluster.variables.insert("IDENTITY", identity);
         it.set("is-service-id");
@@ -261,7 +260,7 @@ fn connect_sh_warns_where_the_webhook_gets_the_certificate_of_a_person() {
     it.finish();
 }
 
-/// The script does not end well before an event has come.
+/// The script succeeds only after an event has arrived.
 #[test]
 fn connect_sh_fails_where_the_refresh_fails_or_no_event_comes() {
     let mut it = Connected::new();
@@ -300,7 +299,7 @@ fn connect_sh_leaves_the_webhook_alone_where_no_relay_answers() {
 }
 
 /// The printed file has the address and the CA with which a sender reaches the relay over HTTPS.
-/// The policy lets exactly the given addresses through.
+/// The policy allows only the given addresses.
 #[test]
 fn connect_sh_prints_the_file_for_a_kube_apiserver_of_ones_own() {
     let it = Connected::new();

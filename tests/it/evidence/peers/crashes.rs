@@ -1,4 +1,4 @@
-//! The relay is killed at each step of writing its evidence, with a witness as the judge.
+//! The relay is killed at random steps of writing its evidence, and a witness checks the log.
 
 use std::collections::HashSet;
 
@@ -7,7 +7,7 @@ use crate::evidence::verify::check;
 use crate::support::prelude::*;
 use crate::support::witness::{NAME, Witness};
 
-/// Starts a relay under strace, which kills the relay at the call of this number among these calls.
+/// Starts a relay under strace, which kills the relay at the `nth` of these system calls.
 fn dying(config: &str, calls: &str, nth: u32) -> Relay {
     let (trace, kill) =
         (format!("trace={calls}"), format!("inject={calls}:signal=KILL:when={nth}"));
@@ -15,10 +15,10 @@ fn dying(config: &str, calls: &str, nth: u32) -> Relay {
     Relay::with(config).launcher(&words).launch()
 }
 
-/// Method: in each life the relay is killed at a random call that writes, syncs or renames a file:
-/// of the queue, the line hashes, the newest entries, the tiles and the checkpoint. The witness has
-/// seen every checkpoint that was visible for long enough, and must take every later one. At the
-/// end each acknowledged event must be stored and in the log.
+/// Method: each process is killed at a random call that writes, syncs or renames a file: of the
+/// queue, the line hashes, the newest entries, the tiles or the checkpoint. The witness has seen
+/// every checkpoint that was visible for long enough, and must accept every later one. At the end,
+/// each acknowledged event must be stored and in the log.
 #[test]
 fn no_kill_at_any_step_loses_an_event_or_contradicts_a_checkpoint() {
     let seed = fastrand::u64(..);

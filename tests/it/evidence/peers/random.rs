@@ -1,7 +1,7 @@
-//! `evidence verify` on random logs: what nobody has touched never gets a fault, and what somebody
-//! has changed at one random place never passes. The lives of the logs have what honest operators
-//! have: clocks that are set, kills, reloads, hashes that were deleted for room, directories that
-//! were restored, witnesses that are away, senders that send again, and exports to several files.
+//! `evidence verify` on random logs: an untouched log never gets a fault, and a log with one random
+//! change never passes. The logs have the same troubles as those of honest operators: clocks that
+//! are set, kills, reloads, hashes that were deleted for room, restored directories, witnesses that
+//! are down, repeated batches, and exports to several files.
 
 use std::ops::Range;
 
@@ -17,13 +17,13 @@ use crate::support::witness::Witness;
 /// The number of random changes for each log.
 const CHANGES: usize = 40;
 
-/// The events of a flood. Two of them fill the smallest `evidence.max_bytes` with line hashes.
+/// The events in a flood. The line hashes of two floods exceed the smallest `evidence.max_bytes`.
 const FLOOD: usize = 20_000;
 
-/// The clocks of a relay, in seconds ahead of the machine's clock. The last one is in January 1970.
+/// The clocks of a relay, in seconds ahead of the machine's clock. The last one is in 1970.
 const CLOCKS: [i64; 6] = [0, -7_200, 7_200, -1, 34_560_000, -1_795_000_000];
 
-/// A relay with a log of its own.
+/// A relay with its own log.
 struct Source {
     spool: Spool,
     key: PathBuf,
@@ -32,20 +32,20 @@ struct Source {
     witness: Option<Witness>,
     relay: Option<Relay>,
     clock: WallClock,
-    /// The outputs beside `consumer`, and the filter of `consumer`, as the last config had them.
+    /// In the last config: whether there was an output besides `consumer`, and its filter.
     has_other: bool,
     filter: &'static str,
-    /// An earlier state of the directory, as a backup has it.
+    /// An earlier copy of the directory.
     backup: Option<Spool>,
 }
 
-/// The events of a life after which a check can't pass whole: the auditor lacks something.
+/// What has happened to a cluster. Some of it keeps a check from passing completely.
 #[derive(Debug, Clone, Copy, Default)]
 struct Had {
-    /// Events without line hashes: `evidence.max_bytes` was reached.
+    /// The number of floods. After two of them, some line hashes are missing.
     floods: usize,
     restores: usize,
-    /// A witness was away, or had another time than the relay.
+    /// A witness was down, or its clock was not the relay's.
     witness_away: bool,
 }
 
@@ -56,14 +56,14 @@ impl Had {
     }
 }
 
-/// One or two relays, and the store in which both put their lines.
+/// One or two relays, and the store for the lines of both.
 struct Cluster {
     directory: TempDir,
     sink: HttpSink,
     other: HttpSink,
     sources: Vec<Source>,
     seed: u64,
-    /// The line hashes are kept within the smallest size.
+    /// `true` if `evidence.max_bytes` has its smallest value.
     is_small: bool,
     had: Had,
 }
@@ -83,7 +83,7 @@ impl Cluster {
             let key = directory.path().join(format!("key-{number}"));
             let origin = format!("example.org/prod-eu/relay-{number}");
             let verifier = keygen(&origin, &key);
-            // With two logs, each named witness would have to have cosigned both.
+            // With two logs, a check would need cosignatures of each named witness in both.
             let witness = (count == 1 && has_witness).then(|| Witness::start(&verifier));
             Source {
                 spool: Spool::new(),
@@ -144,8 +144,8 @@ impl Cluster {
         })
     }
 
-    /// Puts a backup in the place of the directory of a relay that is not running, as
-    /// docs/prove/trouble.md says: with a new origin and a new key.
+    /// Replaces the directory of a stopped relay by a backup, with a new origin and a new key, as
+    /// docs/prove/trouble.md says.
     fn restore(&mut self, at: usize) {
         let Some(backup) = self.sources[at].backup.take() else { return };
         self.had.restores += 1;
@@ -157,7 +157,7 @@ impl Cluster {
         source.witness = source.witness.take().map(|_| Witness::start(&source.verifier));
     }
 
-    /// Lets something random happen to a random relay.
+    /// Does something random to a random relay.
     fn step(&mut self, rng: &mut Rng) {
         let at = rng.usize(..self.sources.len());
         self.start(at);
@@ -169,14 +169,14 @@ impl Cluster {
                 self.sources[at].filter = rng.choice(FILTERS).unwrap_or_default();
                 let config = self.config(at);
                 let relay = self.start(at);
-                // Events under way are delivered by the config before.
+                // The events so far are delivered under the old config.
                 relay.wait_until_delivered(PATIENCE);
                 relay.reload(&config, "success");
             }
             3 => std::thread::sleep(Duration::from_millis(rng.u64(..1500))),
             4 | 5 => {
                 self.sources[at].clock.set(rng.choice(CLOCKS).unwrap_or_default());
-                // The relay does not take a cosignature of the future.
+                // The relay refuses a cosignature from the future.
                 self.had.witness_away |= self.sources[at].witness.is_some();
             }
             6 => {
@@ -188,7 +188,7 @@ impl Cluster {
                     }
                 }
             }
-            // Without a checkpoint, nothing would say that there was an earlier log.
+            // Without a checkpoint, nothing would show that there was an earlier log.
             7 if !has_no_log(&self.sources[at]) => {
                 self.sources[at].backup = Some(self.sources[at].spool.copy());
             }
@@ -205,7 +205,7 @@ impl Cluster {
                 assert_eq!(self.start(at).post(&body).status, 200);
             }
             _ => {
-                // A sender that got no answer sends its batch again, now or later.
+                // A sender that got no response sends its batch again, now or later.
                 let is_again = self.seed > 0 && rng.u8(..6) == 0;
                 let seed = if is_again { rng.u64(1..=self.seed) } else { self.seed + 1 };
                 self.seed = self.seed.max(seed);
@@ -217,7 +217,7 @@ impl Cluster {
         }
     }
 
-    /// Ends a relay: by a kill, or in good order with everything delivered.
+    /// Ends a relay: by a kill, or in order with everything delivered.
     fn end_one(&mut self, at: usize, by_kill: bool) {
         let mut relay = self.sources[at].relay.take().expect("it was started");
         match by_kill {
@@ -229,7 +229,7 @@ impl Cluster {
         }
     }
 
-    /// Ends all relays in good order, with everything delivered.
+    /// Ends all relays in order, with everything delivered.
     fn end(&mut self) {
         for at in 0..self.sources.len() {
             self.start(at);
@@ -237,8 +237,7 @@ impl Cluster {
         }
     }
 
-    /// Checks directories with lines that the consumer may have. `kept` are checkpoints that the
-    /// auditor has kept.
+    /// Checks directories against stored lines. `kept` are checkpoints that the auditor has kept.
     fn check(&self, spools: &[&Spool], stored: &[Vec<u8>], kept: &[PathBuf]) -> Checked {
         let mut arguments = vec!["--no-wait".to_owned()];
         for (source, spool) in self.sources.iter().zip(spools) {
@@ -261,7 +260,7 @@ impl Cluster {
         check(&arguments)
     }
 
-    /// Copies the newest checkpoint of each log, as an auditor does who does not trust the place.
+    /// Copies the newest checkpoint of each log, like an auditor who does not trust the disk.
     fn keep_checkpoints(&self) -> Vec<PathBuf> {
         let keep = |(at, source): (usize, &Source)| {
             let note = self.directory.path().join(format!("kept-{at}"));
@@ -275,14 +274,13 @@ impl Cluster {
         self.sources.iter().map(|source| &source.spool).collect()
     }
 
-    /// Returns the lines that the store has now.
     fn stored(&self) -> Vec<Vec<u8>> {
         accepted_events(&self.sink)
     }
 }
 
-/// Writes lines to files, as a consumer does that has several. `before` is the number of lines that
-/// the consumer had when all files but the last were copied.
+/// Distributes lines over files, like a consumer that has several. `before` is the number of lines
+/// that the consumer had when all files but the last were copied.
 fn export(lines: &[Vec<u8>], before: usize, rng: &mut Rng) -> Vec<Vec<u8>> {
     let count = rng.usize(1..=3);
     let mut files = vec![Vec::new(); count];
@@ -296,10 +294,10 @@ fn export(lines: &[Vec<u8>], before: usize, rng: &mut Rng) -> Vec<Vec<u8>> {
     files
 }
 
-/// Method: random lives of one or two relays that share a store; see [`Cluster::step`]. At random
-/// moments the directories are copied, and lines are exported before, after or in between, to
-/// several files. Nothing is wrong at any of these moments, so no check may name a fault. At the
-/// end everything is covered, and every check passes, but for what the auditor really lacks.
+/// Method: one or two relays with a shared store go through random steps ([`Cluster::step`]). At
+/// random moments, their directories are copied and the lines are exported. Nothing is wrong at
+/// these moments, so no check may report a fault. At the end, the check must pass, except for what
+/// the auditor really lacks.
 #[test]
 fn a_log_that_nobody_touched_never_gets_a_fault() {
     let mut rng = rng();
@@ -340,9 +338,9 @@ fn a_log_that_nobody_touched_never_gets_a_fault() {
     );
 }
 
-/// Returns `true` if nothing is wrong, and all could be checked but what a kill has left open: a
-/// reload that the relay could not record any more, lines that left under earlier rules, and a
-/// checkpoint that the witness has not got in time. See [`Had`] for what else an auditor may lack.
+/// Returns `true` if there is no fault, and only what [`Had`] or a kill explains was not checked.
+/// After a kill, a reload or a cosignature can be missing, and lines can have been sent under
+/// earlier rules.
 fn passes(checked: &Checked, had: Had) -> bool {
     if !had.is_whole() {
         return [0, 2].contains(&checked.status);
@@ -359,7 +357,7 @@ fn has_no_log(source: &Source) -> bool {
     !checkpoint.is_ok_and(|note| note.lines().next() == Some(&source.origin))
 }
 
-/// Method: after a random life of one or two relays, one random thing is changed in a copy of the
+/// Method: after random steps of one or two relays, one random thing is changed in a copy of the
 /// log or in the stored lines. No such change may pass.
 #[test]
 fn one_random_change_never_passes() {
@@ -399,7 +397,7 @@ fn one_random_change_never_passes() {
     );
 }
 
-/// Returns the places of the lines that are there once.
+/// Returns the byte ranges of the lines that occur exactly once.
 fn lines_once(stored: &[u8]) -> Vec<Range<usize>> {
     let mut places = std::collections::HashMap::<&[u8], (Range<usize>, u32)>::new();
     let mut start = 0;
@@ -414,7 +412,7 @@ fn lines_once(stored: &[u8]) -> Vec<Range<usize>> {
     once
 }
 
-/// Changes one thing in the stored lines, and says what. `None`: there is nothing to change.
+/// Changes one thing in the stored lines, and returns what. `None`: nothing was changed.
 fn change_lines(stored: &mut Vec<u8>, rng: &mut Rng) -> Option<String> {
     let lines = lines_once(stored);
     let line = rng.choice(&lines)?.clone();
@@ -440,7 +438,7 @@ fn change_lines(stored: &mut Vec<u8>, rng: &mut Rng) -> Option<String> {
             Some(format!("{text}: an invented copy at the end"))
         }
         3 => {
-            // A digit of the time at which the request came.
+            // A digit of the time at which the request arrived.
             let name = b"\"requestReceivedTimestamp\":\"20";
             let at = memchr::memmem::find(&stored[line.clone()], name)?;
             let digit = line.start + at + name.len() + 1;
@@ -454,13 +452,13 @@ fn change_lines(stored: &mut Vec<u8>, rng: &mut Rng) -> Option<String> {
     }
 }
 
-/// Changes one thing in the files of a log, and says what. `None`: there was nothing to change.
+/// Changes one thing in the files of a log, and returns what. `None`: nothing was changed.
 fn change_log(log: &Spool, older: &Spool, rng: &mut Rng) -> Option<String> {
     let files: Vec<_> = log
         .files()
         .into_iter()
         .filter(|(path, file)| {
-            // A kill leaves such a file, which nobody reads.
+            // A kill can leave such a file, which nothing reads.
             let is_new = path.extension() == Some("new".as_ref());
             path.starts_with("evidence") && !is_new && !file.bytes.is_empty()
         })
@@ -471,7 +469,7 @@ fn change_log(log: &Spool, older: &Spool, rng: &mut Rng) -> Option<String> {
     match rng.u8(..4) {
         0 => {
             if is_replaced(path, &files) {
-                // Logs delete partial tiles that nobody needs any more (C2SP tlog-tiles).
+                // A log may delete partial tiles once a wider one exists (C2SP tlog-tiles).
                 return None;
             }
             std::fs::remove_file(place).unwrap();
@@ -498,7 +496,7 @@ fn change_log(log: &Spool, older: &Spool, rng: &mut Rng) -> Option<String> {
     }
 }
 
-/// Returns `true` if this is a partial tile, and there is a wider one of the same place.
+/// Returns `true` if this is a partial tile, and there is a wider one in its place.
 fn is_replaced(path: &Path, files: &[(PathBuf, Entry)]) -> bool {
     let width = |path: &Path| -> Option<u32> { path.file_name()?.to_str()?.parse().ok() };
     let is_partial = path.parent().is_some_and(|parent| parent.extension() == Some("p".as_ref()));

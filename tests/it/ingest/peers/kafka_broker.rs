@@ -1,5 +1,5 @@
-//! `[[source]]` of type kafka against a real broker: the group, its offsets, and kills of the
-//! broker and of the relay.
+//! `[[source]]` of type kafka with a real broker: the group, its offsets, and kills of the broker
+//! and the relay.
 
 use crate::ingest::kafka_source::{Moment, ids_of, put, repeats, wait_until_committed, worker};
 use crate::support::prelude::*;
@@ -8,10 +8,10 @@ use crate::support::tansu::Tansu;
 /// The number of events that each round puts into each of the two partitions.
 const ROUND: u64 = 300;
 
-/// Method: in each of three rounds events are put into the topic, and while the relay reads them,
-/// the broker is killed, then the relay with its consumer away, then both. Each of them is started
-/// again. Every event before a committed offset must have arrived, all events must arrive in the
-/// end, and no event may come again once its offset was committed.
+/// Method: in each of three rounds, events are put into the topic. While the relay reads them, the
+/// broker is killed, then the relay with its consumer down, then both, and the killed programs
+/// start again. Every event before a committed offset must have arrived, all events must arrive in
+/// the end, and no committed event may arrive again.
 #[test]
 fn everything_in_a_real_topic_arrives_when_broker_and_relay_are_killed() {
     let mut random = rng();

@@ -1,5 +1,5 @@
 //! The key exchange with other TLS libraries. Those that have X25519MLKEM768 agree on it with the
-//! relay; older ones agree on X25519, for which no second hello is needed.
+//! relay. Older ones agree on X25519, without a second hello.
 
 use std::process::{Command, Stdio};
 
@@ -9,7 +9,7 @@ use crate::support::peers::{Haproxy, curl, forwarder};
 use crate::support::prelude::*;
 use crate::support::setup::start;
 
-/// Returns the group that the peer's own offer asks for: OpenSSL has X25519MLKEM768 from 3.5 on.
+/// Returns the group that the peer's offer leads to. OpenSSL has X25519MLKEM768 since version 3.5.
 fn expected(offered: &[u16]) -> u16 {
     if offered.contains(&X25519MLKEM768) { X25519MLKEM768 } else { X25519 }
 }
@@ -55,8 +55,8 @@ fn an_output_and_haproxy_agree_at_the_first_hello() {
     relay.finish(Backlog::Empty);
 }
 
-/// kube-apiserver is such a client from 1.33 on. Of our peers, SeaweedFS's shell is made with Go
-/// 1.24 or newer; it connects to a master by gRPC, and a listener is none, but the handshake is the
+/// kube-apiserver 1.33 and later is such a client. SeaweedFS's shell is built with Go 1.24 or
+/// newer. It tries to reach a master by gRPC, which a listener is not, but the handshake is the
 /// same.
 #[test]
 fn a_client_in_go_and_a_listener_agree_on_x25519mlkem768() {

@@ -1,12 +1,12 @@
-//! What was named is read or said to be unknown, whether it hangs, has ended, was restarted, or has
-//! left the endpoints; and a hang hides nothing about the others.
+//! Everything that the command line names is read or reported as unknown, even if it hangs, has
+//! ended, was restarted, or has left the endpoints. A hang hides nothing about the others.
 
 use std::sync::OnceLock;
 
 use super::*;
 use crate::support::peers::Process;
 
-/// Serves the metrics of a kube-apiserver with a fixed number of events, in a process of its own.
+/// A program that serves the metrics of a kube-apiserver with a fixed number of events.
 const APISERVER: &str = "\
 import http.server, sys, time
 text = 'apiserver_audit_event_total %s\\nprocess_start_time_seconds %f\\n' % (sys.argv[2], time.time())
@@ -30,7 +30,7 @@ fn apiserver_process(generated: u64, directory: &Path) -> Process {
     process
 }
 
-/// Writes a kubeconfig without credentials, and returns its path.
+/// Writes a kubeconfig with these users, and returns its path.
 fn kubeconfig_of(server: &str, users: &str, directory: &Path) -> String {
     let file = directory.join("plain-kubeconfig");
     let config = format!(
@@ -41,8 +41,8 @@ fn kubeconfig_of(server: &str, users: &str, directory: &Path) -> String {
     text(&file).to_owned()
 }
 
-/// Returns the page of a relay that began long after 1970, at which the stand-ins of kube-apiserver
-/// began, with this number of events.
+/// Returns the metrics of a relay with this number of events. The relay started long after the fake
+/// kube-apiservers, which started in 1970.
 fn relay_page(accepted: u64) -> String {
     format!(
         "P_event_total {accepted}\nP_error_total{{plugin=\"queue\"}} 0\n\
@@ -51,12 +51,11 @@ fn relay_page(accepted: u64) -> String {
     .replace("P_", "kube_audit_forwarder_")
 }
 
-/// The state of a healthy relay.
+/// The `/status` of a healthy relay.
 const HEALTHY: &str = r#"{"uptime_seconds": 1000, "last_event_seconds_ago": 0,
     "verdict": {"state": "good", "text": "t", "findings": []}}"#;
 
-/// Serves metrics that depend on the seconds since the first request, and `/status` as a healthy
-/// relay does.
+/// Serves metrics that depend on the seconds since the first request, and [`HEALTHY`] at `/status`.
 fn growing(page: impl Fn(f64) -> String + Send + Sync + 'static) -> HttpSink {
     let begin = OnceLock::new();
     HttpSink::start(move |request| {
@@ -83,7 +82,7 @@ fn an_apiserver_that_was_named_and_hangs_or_is_gone_is_unknown() {
     whole.apiserver.count(0, |it| it.generated = Some(25));
     let directory = TempDir::new().unwrap();
     let mut named = apiserver_process(15, directory.path());
-    // The one in trouble is not among the endpoints any more.
+    // The kube-apiserver that is named is not among the endpoints.
     whole.apiserver.list(&[whole.apiserver.address()]);
     let server = url(whole.apiserver.address());
     let file = kubeconfig_of(&server, "- {name: u, user: {}}", directory.path());
@@ -133,7 +132,7 @@ fn an_endpoint_that_leaves_between_the_samples_is_said_and_so_is_a_number_that_i
         let said = std::thread::scope(|scope| {
             let arguments = [&["doctor", "--interval", "3s"], &arguments[..]].concat();
             let running = scope.spawn(move || Said::of(run_command(&arguments, Path::new("/"))));
-            // The list, and the metrics.
+            // The first sample asks for the list and the metrics.
             wait_until("the first sample", PATIENCE, || whole.apiserver.asked().len() > asked + 1);
             whole.apiserver.list(second);
             running.join().unwrap()
@@ -165,7 +164,7 @@ fn while_one_hangs_the_others_are_compared_over_their_own_time() {
         running.join().unwrap()
     });
     said.assert(&format!("UNKNOWN – kube-apiserver {other}: unknown, "));
-    // About 1000 are missing. In the 20 s of the hang, 8000 more have come.
+    // About 1,000 events are missing. During the hang of 20 s, 8,000 more arrive.
     let last = said.text.lines().last().unwrap_or_default();
     assert!(last.contains(" unexplained: generated, and neither received nor lost"), "{last}");
     let accepted = said.text.lines().find(|line| line.contains("  accepted ")).unwrap();
@@ -176,7 +175,7 @@ fn while_one_hangs_the_others_are_compared_over_their_own_time() {
 
 #[test]
 fn events_that_kube_apiserver_cannot_be_collecting_any_more_are_unexplained() {
-    // The webhook leads to a server that is not asked.
+    // The webhook leads to a server that doctor does not ask.
     let nowhere = growing(|seconds| {
         let generated = grown(5.0, seconds);
         format!("apiserver_audit_event_total {generated}\nprocess_start_time_seconds 1\n")

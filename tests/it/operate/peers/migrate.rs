@@ -23,7 +23,7 @@ fn migrated(haproxy: &Haproxy) -> Relay {
     Relay::start(&config.replace(&listens, "127.0.0.1:0").replace("0.0.0.0:9090", "127.0.0.1:0"))
 }
 
-/// Sends the corpus to a forwarder. Returns the bodies that have arrived at the consumer since.
+/// Posts the corpus to a forwarder. Returns the events that arrive at the consumer after that.
 fn forward(sink: &HttpSink, mut post: impl FnMut(&[u8])) -> Vec<Vec<u8>> {
     let before = sink.accepted().len();
     let mut count = 0;
@@ -135,8 +135,7 @@ fn a_frontend_that_wants_tls_and_client_certificates_takes_the_same_senders() {
     relay.finish(Backlog::Empty);
 }
 
-/// Makes a certificate that has signed itself, in files of this name, by `openssl req -x509`. It is
-/// that of a CA.
+/// Makes a self-signed CA certificate with `openssl req -x509`, in files with this name.
 fn self_signed(directory: &TempDir, name: &str) -> Pair {
     let at = |end: &str| directory.path().join(format!("{name}.{end}"));
     let pair = Pair { certificate: at("crt"), key: at("key") };
@@ -154,8 +153,8 @@ fn self_signed(directory: &TempDir, name: &str) -> Pair {
     pair
 }
 
-/// Method: the certificates of the consumer, of the forwarder and of the sender are each their own
-/// CA. curl and HAProxy take them as they are.
+/// Method: the consumer, the forwarder and the sender each have a self-signed certificate that is
+/// its own CA. curl and HAProxy accept such certificates.
 #[test]
 fn self_signed_certificates_go_along_and_are_trusted_as_haproxy_trusts_them() {
     let directory = TempDir::new().unwrap();
@@ -203,7 +202,7 @@ fn a_backup_gets_everything_while_the_first_server_is_down() {
     );
     let haproxy = Haproxy::with(|port| forwarder(&format!("  bind 127.0.0.1:{port}"), &backend));
     let relay = migrated(&haproxy);
-    // HAProxy checks a server every two seconds, and takes it for down after the third failure.
+    // HAProxy checks a server every two seconds. After three failures, the server counts as down.
     wait_for("HAProxy to use its backup", PATIENCE, || {
         let answer = http::post(haproxy.address(), "/", "application/json", b"{}").ok()?;
         (answer.status == 200).then_some(())
@@ -232,7 +231,7 @@ fn standard_input_is_read_and_what_is_no_config_is_wrong_usage() {
     }
 }
 
-/// The examples: a haproxy.cfg in each file, with what its lines `#! KEY: VALUE` expect.
+/// Returns the examples. Each is a haproxy.cfg whose `#! KEY: VALUE` lines say what to expect.
 fn examples() -> Vec<(String, String)> {
     let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/haproxy");
     let read = |entry: std::io::Result<std::fs::DirEntry>| {
@@ -251,7 +250,7 @@ fn expected<'a>(example: &'a str, key: &str) -> &'a str {
     example.lines().find_map(|line| line.strip_prefix(&prefix)).unwrap()
 }
 
-/// Makes the files that the examples name below `/etc/haproxy` in a temporary directory.
+/// Makes a temporary directory with the files that the examples name below `/etc/haproxy`.
 fn files_of_haproxy() -> TempDir {
     let certificates = Certificates::new();
     let directory = TempDir::new().unwrap();
@@ -263,7 +262,7 @@ fn files_of_haproxy() -> TempDir {
         std::fs::copy(&pem, place.join(name)).unwrap();
     }
     std::fs::copy(&certificates.ca, place.join("ca.pem")).unwrap();
-    // HAProxy takes a file of certificates for a list of revoked ones without a revocation.
+    // HAProxy reads a file of certificates as an empty revocation list.
     std::fs::copy(&certificates.ca, place.join("crl.pem")).unwrap();
     std::fs::write(place.join("list.txt"), format!("{}\n", text(&place.join("site.pem")))).unwrap();
     let agent = "[waf]\nspoe-agent agent\n groups check\n timeout processing 1s\n use-backend agents\n\
@@ -273,7 +272,7 @@ fn files_of_haproxy() -> TempDir {
     directory
 }
 
-/// Returns `true` if the installed HAProxy would start with the config, and what it prints.
+/// Returns whether the installed HAProxy would start with the config, and what it prints.
 fn haproxy_takes(config: &str, directory: &TempDir) -> (bool, String) {
     let file = directory.path().join("judged.cfg");
     std::fs::write(&file, config.replace("/etc/haproxy", text(directory.path()))).unwrap();
@@ -321,7 +320,7 @@ fn the_exit_status_says_if_something_that_matters_is_left_out() {
             .collect();
         assert!(stderr.starts_with(&format!("{name}: ")) && places.is_sorted(), "{name}: {stderr}");
         assert_eq!(stderr.contains("\ndecide: "), exit == 3, "{name}: {stderr}");
-        // The config has the same list as stderr, with what is carried over.
+        // The comments of the config have the same list as stderr.
         let is_of_list =
             |line: &&str| line.starts_with("decide: ") || line.starts_with("no effect: ");
         for line in stderr.lines().filter(is_of_list) {
@@ -357,23 +356,23 @@ fn the_report_says_whether_the_installed_haproxy_has_judged_the_file() {
     }
 }
 
-/// Returns the batches that the consumer has accepted, without HAProxy's checks of its health.
+/// Returns the batches that the consumer has accepted, without HAProxy's health checks.
 fn batches(sink: &HttpSink) -> Vec<Request> {
     let mut requests = sink.requests();
     requests.retain(|request| request.is_accepted() && request.method == "POST");
     requests
 }
 
-/// Waits for the batch of this number, counted from 0, that the consumer has accepted.
+/// Waits for the accepted batch with this number, counted from 0.
 fn accepted(sink: &HttpSink, number: usize) -> Request {
     wait_for("an accepted batch", PATIENCE, || batches(sink).into_iter().nth(number))
 }
 
-/// What a consumer gets for one batch: the method and the target, some headers, and the body.
+/// What a consumer received for one batch: method and target, some headers, and the body.
 type Seen = (String, Vec<(String, String)>, Vec<u8>);
 
-/// Sends the same batch to HAProxy and to the relay that it is migrated to, and returns what the
-/// consumer got of each. `names` are the headers to compare.
+/// Sends the same batch to HAProxy and to a relay with the migrated config. Returns what the
+/// consumer received from each. `names` are the headers to compare.
 fn side_by_side(frontend: &str, backend: &str, names: &[&str], exit: i32) -> [Seen; 2] {
     let sink = HttpSink::accepting();
     let backend = format!("{backend}\n  server s1 {} check", sink.address());
@@ -407,7 +406,7 @@ fn a_path_and_headers_that_haproxy_sets_arrive_the_same() {
     let backend = "  http-request set-path /kube.audit\n  http-request set-header X-Twice 2";
     let names = ["x-token", "x-twice", "content-type"];
     let [original, ours] = side_by_side(frontend, backend, &names, 0);
-    // HAProxy keeps the query of the sender's URL, and the relay has that of its own URL.
+    // HAProxy keeps the query of the sender's URL. The relay has that of its output's URL.
     assert_eq!(
         (original.0.split('?').next(), ours.0.as_str()),
         (Some("POST /kube.audit"), "POST /kube.audit")

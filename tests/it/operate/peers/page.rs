@@ -1,7 +1,7 @@
 //! The status page in a browser, on the real relay: what an operator sees in each state.
 //!
-//! `KUBE_AUDIT_FORWARDER_SCREENSHOTS=DIR` writes pictures of the page, which are those in `docs/`.
-//! A picture takes a minute and a half, so that its lines have something to show:
+//! With `KUBE_AUDIT_FORWARDER_SCREENSHOTS=DIR`, the tests write the pictures of the page in
+//! `docs/`. Each picture takes a minute and a half, so that its charts have something to show:
 //!
 //! ```sh
 //! KUBE_AUDIT_FORWARDER_SCREENSHOTS=$PWD/docs ./test it operate::peers::page::
@@ -17,8 +17,8 @@ use crate::support::relp_sink::RelpSink;
 use crate::support::senders::{Bodies, Senders};
 use crate::support::{png, relp_sink, witness};
 
-/// How long a test waits for the page to show something. The page asks the relay every two seconds,
-/// and needs two answers for a rate; a busy machine takes longer.
+/// How long a test waits for the page to show something. The page asks the relay every two seconds;
+/// a busy machine takes longer.
 const SEEN: Duration = PATIENCE.saturating_mul(2);
 
 fn open(relay: &Relay) -> Browser {
@@ -29,7 +29,6 @@ fn open(relay: &Relay) -> Browser {
     browser
 }
 
-/// Waits until an element shows these words.
 fn wait_for_text(browser: &Browser, selector: &str, words: &str) {
     let mut last = String::new();
     let found = crate::support::try_wait_for(SEEN, || {
@@ -39,7 +38,7 @@ fn wait_for_text(browser: &Browser, selector: &str, words: &str) {
     assert!(found.is_some(), "{selector} does not say \"{words}\" but \"{last}\"");
 }
 
-/// Returns the number at the beginning of the text, or `None` if its first word is no number.
+/// Returns the number at the beginning of the text, or `None` if its first word is not a number.
 fn number(text: &str) -> Option<f64> {
     text.split(' ').next()?.replace(',', "").parse().ok()
 }
@@ -65,7 +64,7 @@ fn status(relay: &Relay) -> Value {
     http::get(relay.admin(), "/status").unwrap().json()
 }
 
-/// Waits until the page shows the verdict of the relay, and this is its state.
+/// Waits until the page shows the relay's verdict, and the verdict has this state.
 fn wait_for_verdict(browser: &Browser, relay: &Relay, state: &str) {
     let mut last = Value::Null;
     let found = crate::support::try_wait_for(SEEN, || {
@@ -82,7 +81,7 @@ fn wait_for_verdict(browser: &Browser, relay: &Relay, state: &str) {
     assert!(found.is_some(), "no {state} verdict: {last}");
 }
 
-/// Opens the details of an output by the keyboard.
+/// Opens the details of an output with the keyboard.
 fn open_details(browser: &Browser, name: &str) {
     let button = json!(output(name, "button"));
     browser.run(&format!("document.querySelector({button}).focus()"));
@@ -105,7 +104,6 @@ fn beginning(more: &str) -> String {
     )
 }
 
-/// Returns an output of the type `tcp`.
 fn tcp(name: &str, addresses: &[SocketAddr]) -> String {
     let addresses: Vec<_> = addresses.iter().map(SocketAddr::to_string).collect();
     format!(
@@ -114,15 +112,15 @@ fn tcp(name: &str, addresses: &[SocketAddr]) -> String {
     )
 }
 
-/// A script that finds texts that are cut with an ellipsis and can't be read in another way.
+/// A script that finds texts that are cut with an ellipsis and cannot be read in a tooltip.
 const CUT: &str = "
     const isCut = (it) => getComputedStyle(it).textOverflow === 'ellipsis'
         && it.scrollWidth > it.clientWidth + 1 && !it.closest('[title]');
     return [...document.body.querySelectorAll('*')].filter(isCut).map((it) => it.outerHTML).join();
 ";
 
-/// Checks that nothing is wider than the window, at the widths of a desk and of a phone, and that
-/// no text is cut. The window has the width of a phone afterwards.
+/// Checks that nothing is wider than the window and that no text is cut, on a desktop, a tablet and
+/// a phone. Afterwards, the window is as wide as a phone.
 fn assert_fits(browser: &Browser) {
     for width in [1280, 800, 360] {
         browser.resize(width, 740);
@@ -167,7 +165,7 @@ fn assert_readable(browser: &Browser) {
     }
 }
 
-/// Checks that the page asked only this relay, and violated no rule of its content security policy.
+/// Checks that the page asked only this relay, and did not violate its content security policy.
 fn assert_quiet(browser: &Browser, admin: SocketAddr) {
     assert_eq!(browser.console(), [""; 0]);
     let asked: BTreeSet<String> = browser.requests().into_iter().collect();
@@ -204,7 +202,7 @@ fn a_healthy_relay_loses_nothing_and_shows_what_flows() {
     let browser = open(&relay);
     wait_for_verdict(&browser, &relay, "good");
     wait_for_text(&browser, "#lost", "lost: 0");
-    // The page was opened a moment ago, and has asked once or twice.
+    // There are rates, although the page has asked the relay only once or twice so far.
     for selector in [
         "#in-rate",
         "#sent-rate",
@@ -244,7 +242,7 @@ fn a_healthy_relay_loses_nothing_and_shows_what_flows() {
     wait_until("the title", SEEN, || {
         browser.run("return document.title").as_str().unwrap().starts_with("lost: 0")
     });
-    // The part that is read aloud is only written again when a finding comes or goes.
+    // The part for screen readers is only rewritten when the findings change.
     assert_eq!(
         browser.run("return document.querySelector('#spoken').getAttribute('role')"),
         "status"
@@ -253,7 +251,7 @@ fn a_healthy_relay_loses_nothing_and_shows_what_flows() {
     assert_readable(&browser);
     assert_fits(&browser);
 
-    // One of two addresses goes down: the verdict is amber.
+    // One of two addresses goes down, so the verdict is amber.
     first.close();
     wait_for_verdict(&browser, &relay, "warn");
     wait_for_text(&browser, "#headline", &first.address().to_string());
@@ -273,21 +271,21 @@ fn a_healthy_relay_loses_nothing_and_shows_what_flows() {
     assert_readable(&browser);
     assert_fits(&browser);
     assert_quiet(&browser, relay.admin());
-    // The address is on trial at first, which is a warning until it has taken an event.
+    // At first, the address is on trial. That is a warning until it has accepted an event.
     first.reopen();
     wait_for_verdict(&browser, &relay, "good");
     senders.finish();
     relay.finish(Backlog::Empty);
 }
 
-/// Returns how many points of the history the chart of what comes in shows.
+/// Returns how many points the chart of incoming events shows.
 fn points(browser: &Browser) -> u64 {
     let most = "const chart = document.querySelector('#in-chart svg');
                 return 1 + Number(chart.getAttribute('aria-valuemax') ?? -1)";
     browser.run(most).as_u64().unwrap()
 }
 
-/// Returns an attribute of the chart of what comes in.
+/// Returns an attribute of the chart of incoming events.
 fn of_chart(browser: &Browser, attribute: &str) -> String {
     let script =
         format!("return document.querySelector('#in-chart svg').getAttribute('{attribute}') ?? ''");
@@ -304,7 +302,7 @@ fn lines_have_axes_and_values_and_survive_a_reload_of_the_page() {
     let browser = open(&relay);
     wait_until("two points", SEEN, || points(&browser) >= 2);
 
-    // The axes have a scale with units, and times of the clock.
+    // The axes have a scale with units, and clock times.
     let labels = |chart: &str| {
         let texts = format!(
             "return [...document.querySelectorAll('{chart} [data-is=grid] text')]
@@ -326,7 +324,7 @@ fn lines_have_axes_and_values_and_survive_a_reload_of_the_page() {
     };
     assert_eq!((mark("start"), mark("reload"), mark("refused")), (1.into(), 1.into(), 0.into()));
 
-    // The mouse at the right end shows the time and the values of the last point in all charts.
+    // With the mouse at the right end, all charts show the time and the values of the last point.
     browser.hover("#in-chart svg", 0.95);
     let shown = browser.text("#in-chart [data-is=keys]");
     let value = |text: &str| {
@@ -347,16 +345,16 @@ fn lines_have_axes_and_values_and_survive_a_reload_of_the_page() {
         times.as_array().unwrap().iter().filter_map(Value::as_str).collect();
     assert_eq!(times.len(), 1, "{times:?}");
     assert!(spoken.starts_with(times.first().unwrap()), "{times:?} {spoken}");
-    // A refresh does not take the values away.
+    // A refresh does not remove the values.
     let count = points(&browser);
     wait_until("another point", SEEN, || points(&browser) > count);
     assert_ne!(browser.run("return cursor"), Value::Null);
     browser.hover("h1", 0.5);
     assert_eq!(browser.run("return cursor"), Value::Null);
 
-    // An hour of which nearly all was before the start would show nothing: the charts show minutes.
+    // The relay has just started, so the charts show minutes: an hour would be almost empty.
     assert!(of_chart(&browser, "aria-label").contains("the last 5 min"));
-    // When the relay is older, an hour is an hour, and five minutes are wider.
+    // When the relay is older, the charts show an hour, and a span of five minutes is wider.
     browser.run("lines.times[0] -= 4000; drawCharts();");
     assert!(of_chart(&browser, "aria-label").contains("the last 1 h"));
     let width = "return document.querySelector('#in-chart path').getBBox().width";
@@ -367,7 +365,7 @@ fn lines_have_axes_and_values_and_survive_a_reload_of_the_page() {
     assert!(of_chart(&browser, "aria-label").contains("the last 5 min"));
     browser.run("lines.times[0] += 4000; drawCharts();");
 
-    // The keyboard reaches each point.
+    // The keyboard reaches every point.
     browser.run("document.querySelector('#in-chart svg').focus()");
     browser.press(HOME);
     let first = of_chart(&browser, "aria-valuetext");
@@ -379,7 +377,7 @@ fn lines_have_axes_and_values_and_survive_a_reload_of_the_page() {
     browser.press(ESCAPE);
     assert_eq!(browser.run("return cursor"), Value::Null);
 
-    // After a reload of the page the lines begin where they began before, and the span is the same.
+    // After a reload of the page, the lines begin at the same point, and the span is the same.
     let count = points(&browser);
     browser.open(&format!("http://{}/", relay.admin()));
     wait_until("the points of before", SEEN, || points(&browser) >= count);
@@ -400,8 +398,8 @@ fn assert_not_cut(browser: &Browser, selector: &str) {
     assert_eq!(browser.run(&is_cut), false, "{selector}");
 }
 
-/// Checks that the finding of an output that is down leads to its runbook, and that a desk has room
-/// for the error.
+/// Checks that the finding about an output that is down links to its runbook, and that a desktop
+/// window has room for the error.
 fn assert_leads_on(browser: &Browser) {
     let link = browser.run("return document.querySelector('#findings a').href");
     assert!(
@@ -433,11 +431,11 @@ fn an_output_that_is_down_says_why_and_when_it_is_tried_again_and_recovers() {
     senders.go_to(relay.address());
     let browser = open(&relay);
     wait_for_verdict(&browser, &relay, "bad");
-    // The error comes first.
+    // The error is the first sentence.
     wait_for_text(&browser, "#headline", ". Output logstash is down; its events are kept.");
     assert!(browser.text("#headline").starts_with("Cannot connect to "));
     assert_leads_on(&browser);
-    // It comes first in the table, though its name does not.
+    // The output is first in the table, although its name is not the first in the alphabet.
     wait_for_text(&browser, "#outputs tbody:nth-of-type(1) .pill", "down ");
     assert_eq!(browser.text("#outputs tbody:nth-of-type(1) [data-is=name]"), "logstash");
     wait_for_text(&browser, &output("archive", ".pill"), "up");
@@ -445,7 +443,7 @@ fn an_output_that_is_down_says_why_and_when_it_is_tried_again_and_recovers() {
     wait_for_text(&browser, &why, &sink.address().to_string());
     assert!(browser.text(&why).to_lowercase().contains("refused"));
     assert_not_cut(&browser, &why);
-    // The time until the next retry counts down, also between two answers of the relay.
+    // The time until the next retry counts down.
     let wait = || {
         let text = browser.text(&why);
         number(text.rsplit_once("next try in ")?.1).filter(|seconds| *seconds <= 20.0)
@@ -456,7 +454,7 @@ fn an_output_that_is_down_says_why_and_when_it_is_tried_again_and_recovers() {
     assert!(browser.run("return document.title").as_str().unwrap().starts_with('✕'));
     assert_eq!(browser.text("#lost"), "lost: 0");
 
-    // The details open by the keyboard, and hold what HAProxy's page has of a server.
+    // The details open with the keyboard, and show the same as HAProxy's page shows about a server.
     open_details(&browser, "logstash");
     let backlog = || {
         let facts = browser.text(&output("logstash", "[data-is=facts]"));
@@ -480,7 +478,7 @@ fn an_output_that_is_down_says_why_and_when_it_is_tried_again_and_recovers() {
             output("logstash", ".charts svg").replace('\'', "\\'")
         )) == 3
     );
-    // Refreshes leave the details, a selection, the focus and the place of the page alone.
+    // Refreshes keep the open details, the selection, the focus and the scroll position.
     browser.resize(1280, 400);
     browser.run(&format!(
         "getSelection().selectAllChildren(document.querySelector({}));
@@ -515,7 +513,7 @@ fn an_output_that_is_down_says_why_and_when_it_is_tried_again_and_recovers() {
     relay.finish(Backlog::Empty);
 }
 
-/// Makes the page show what `/status` would say after this change to it.
+/// Changes the answers of `/status` before the page reads them.
 fn pretend(browser: &Browser, change: &str) {
     let script = format!(
         "window.asked = window.asked || window.fetch;
@@ -541,7 +539,7 @@ const STATES: [(&str, &str, &str); 9] = [
         "warn",
         "fails and works, in turn",
     ),
-    // Nothing waits, so the age of the oldest event means nothing.
+    // Nothing waits, so the age of the oldest event has no meaning.
     ("omega.lag_seconds = 61;", "good", "up"),
     ("omega.trouble = 'warn'; omega.addresses[0].state = 'down';", "warn", "up, 1 of 1 down"),
     (
@@ -629,7 +627,7 @@ fn the_page_shows_what_the_relay_judges_in_its_order_and_as_text() {
 
 #[test]
 fn a_full_queue_says_what_happens_to_senders_and_what_peers_say_is_text() {
-    // The consumer answers with markup, as far as its protocol allows.
+    // The consumer's response contains as much markup as its protocol allows.
     let sink =
         RelpSink::with(|command| Some(relp_sink::answer(command, &format!("500 {HOSTILE}"))));
     let config = format!(
@@ -664,7 +662,7 @@ fn a_full_queue_says_what_happens_to_senders_and_what_peers_say_is_text() {
     ] {
         wait_for_text(&browser, selector, words);
     }
-    // If senders may have dropped events, "lost: 0" is not green, and the finding says it there.
+    // If senders may have dropped events, "lost: 0" is not green, and the words beside it say why.
     assert_eq!(browser.text("#lost"), "lost: 0");
     pretend(
         &browser,
@@ -676,7 +674,7 @@ fn a_full_queue_says_what_happens_to_senders_and_what_peers_say_is_text() {
     assert_eq!(browser.run("return document.querySelector('#lost').dataset.state"), "warn");
     wait_for_text(&browser, "#findings", "Senders may have dropped events: why.");
     pretend(&browser, "");
-    // The rate of 429 is that of the last minute.
+    // The rate of 429 responses covers the last minute.
     wait_until("a rate of 429", SEEN, || {
         let unit = browser.text("#gone-unit");
         unit.split_once(" · ")
@@ -690,7 +688,7 @@ fn a_full_queue_says_what_happens_to_senders_and_what_peers_say_is_text() {
         let bar = browser.run(bar);
         bar[0].as_f64() > Some(90.0) && bar[1].as_f64() > Some(90.0) && bar[2] == "bad"
     });
-    // None of the markup became an element, or ran.
+    // The markup did not become an element, and did not run.
     let made = "return [document.querySelectorAll('script').length, document.querySelectorAll('img').length, document.title]";
     let made = browser.run(made);
     assert_eq!((&made[0], &made[1]), (&Value::from(1), &Value::from(0)));
@@ -731,7 +729,7 @@ fn losses_have_a_number_a_time_and_a_rate() {
     picture(&browser, "losing");
     assert_readable(&browser);
     assert_fits(&browser);
-    // Without another loss, the time of the last one stays, and the number too.
+    // Without another loss, the page still shows the age of the last one.
     senders.finish();
     wait_until("an age", SEEN, || {
         let words = browser.text("#lost-words");
@@ -751,7 +749,7 @@ fn of_20_outputs_those_in_trouble_are_seen_without_scrolling() {
         0 => long(number).get(..63).unwrap().to_owned(),
         _ => format!("siem-{number:02}"),
     };
-    // Every fifth output is down; of every fifth one after it, one address is.
+    // Outputs 3, 8, 13 and 18 are down. One of two addresses of outputs 4, 9, 14 and 19 is down.
     let addresses = |number: usize| match number % 5 {
         3 => vec![down.address()],
         4 => vec![down.address(), up.address()],
@@ -775,8 +773,8 @@ fn of_20_outputs_those_in_trouble_are_seen_without_scrolling() {
     assert!(seen[1].as_f64() < Some(800.0) && seen[2].as_f64() <= Some(800.0), "{seen}");
     assert_eq!(seen[3], 0);
 
-    // Its script takes less than 10 ms for a refresh, which is the best of 20 tries: other tests
-    // share the cores.
+    // The page's script takes less than 10 ms for a refresh. The best of 20 runs counts, because
+    // other tests share the cores.
     let took = browser.run(
         "const best = (work) => Math.min(...Array.from({ length: 20 }, () => {
              answer.accepted_events += 1;
@@ -797,7 +795,7 @@ fn of_20_outputs_those_in_trouble_are_seen_without_scrolling() {
     relay.finish(Backlog::Stable);
 }
 
-/// Two URLs of the output differ only in their paths. They are two rows, and stay two.
+/// Two URLs of the output differ only in their paths. They have two rows at all times.
 #[test]
 fn evidence_shows_its_size_its_last_checkpoint_and_its_witnesses_and_urls_have_rows() {
     let directory = TempDir::new().unwrap();
@@ -822,8 +820,8 @@ fn evidence_shows_its_size_its_last_checkpoint_and_its_witnesses_and_urls_have_r
     });
     wait_for_verdict(&browser, &relay, "good");
     open_details(&browser, "archive");
-    // A page that comes back to the front asks at once, so that 15 refreshes take no 30 seconds.
-    // Each count is made after the answer to its question was drawn.
+    // A page that returns to the front asks at once, so the test need not wait two seconds for each
+    // refresh. Each count is taken after the page has drawn the answer.
     let counts = browser.run(
         "const draws = async (question) => {
              document.dispatchEvent(new Event('visibilitychange'));
@@ -881,7 +879,7 @@ fn the_panel_shows_who_sends_the_bytes_or_the_events_and_fits() {
     choose("span", "24h");
     wait_for_text(&browser, "#volume-rows tr:first-child", "often");
     assert_eq!(browser.text("#volume-rows tr:first-child [data-is=share]"), "66.7 %");
-    // The last refused request and the certificates stand above the panel. A share has one line.
+    // The last refused request and the certificates are above the panel. A share has one line.
     let is_above = "const top = (it) => document.querySelector(it).getBoundingClientRect().top;
         return ['#rejected-title', '#certificates-title'].every((it) => top(it) < top('#volume'))";
     assert_eq!(browser.run(is_above), true);
@@ -895,8 +893,8 @@ fn the_panel_shows_who_sends_the_bytes_or_the_events_and_fits() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: users have names that a client can choose. Each is shown as text, with escapes for what
-/// a reader would not see as it is, and cut after 128 bytes.
+/// Method: users have names that a client can choose. Each name is shown as text and cut to 128
+/// bytes. Characters that would be invisible or misleading are escaped.
 #[test]
 fn names_that_clients_choose_are_text_in_the_panel_and_are_cut() {
     let sink = HttpSink::accepting();
@@ -954,7 +952,7 @@ fn a_relay_that_is_gone_is_missed_and_one_that_is_back_is_noticed() {
     wait_for_text(&browser, "#sent-words", "400 delivered");
     wait_until("a line", SEEN, || points(&browser) >= 2);
     assert_eq!(browser.text("#gone"), "");
-    // The script records everything that the page ever shows as a rate.
+    // The script records every text that the page shows as a rate.
     browser.run(
         "window.rates = []; const see = () => rates.push(...[...document.querySelectorAll('#in-rate, #sent-rate, [data-is=rate]')].map((it) => it.textContent));
          new MutationObserver(see).observe(document.body, { subtree: true, childList: true, characterData: true })",
@@ -965,7 +963,7 @@ fn a_relay_that_is_gone_is_missed_and_one_that_is_back_is_noticed() {
     wait_for_text(&browser, "#gone", " s ago");
     assert_eq!(browser.run("return document.querySelector('#gone').getAttribute('role')"), "alert");
     assert!(browser.run("return document.title").as_str().unwrap().contains("no answer"));
-    // The last totals stay on the page, and rates disappear.
+    // The last totals stay on the page, and the rates disappear.
     assert!(browser.text("#in-words").starts_with("400 accepted"));
     assert_eq!(browser.text("#in-rate"), "–");
     assert_eq!(browser.text("#headline"), "The relay does not answer.");
@@ -982,7 +980,7 @@ fn a_relay_that_is_gone_is_missed_and_one_that_is_back_is_noticed() {
     wait_until("the end of the warning", SEEN, || browser.text("#gone").is_empty());
     assert_accepted(&relay.post(&generated_batch(2, 100, 1600)), 100);
     wait_for_text(&browser, "#in-words", "100 accepted");
-    // The lines of the earlier run stay, with a mark where the other one begins.
+    // The lines of the earlier run stay, with a mark where the new run begins.
     wait_until("a mark", SEEN, || {
         browser.run("return document.querySelectorAll('#in-chart line.restart').length") == 1
     });
@@ -993,7 +991,7 @@ fn a_relay_that_is_gone_is_missed_and_one_that_is_back_is_noticed() {
         let rate = rate.as_str().unwrap();
         assert!(rate == "–" || number(rate).is_some_and(|rate| rate >= 0.0), "{rate}");
     }
-    // The failed requests are all that the console reports.
+    // The console reports only the failed requests.
     for message in browser.console() {
         assert!(message.contains("Failed to load resource: net::ERR_CONNECTION_"), "{message}");
     }
@@ -1015,7 +1013,6 @@ fn a_token_opens_the_page_and_stays_in_its_memory() {
     assert!(browser.run("return document.title").as_str().unwrap().starts_with("locked"));
     assert_readable(&browser);
     assert_fits(&browser);
-    // The page asks nothing until somebody gives a token.
     let give = |token: &str| {
         browser.run("document.querySelector('#token').focus()");
         token.chars().for_each(|char| browser.press(char));
@@ -1028,7 +1025,7 @@ fn a_token_opens_the_page_and_stays_in_its_memory() {
     assert_eq!(browser.text("#locked"), "");
     wait_until("a chart", SEEN, || points(&browser) >= 2);
 
-    // Nothing that outlives the page has the token, and a reload asks for it again.
+    // The token is stored nowhere outside the page, so a reload of the page asks for it again.
     let kept = "return JSON.stringify([{ ...localStorage }, { ...sessionStorage }, document.cookie, \
                 location.href, document.querySelector('#token').value])";
     let kept = browser.run(kept);
@@ -1038,7 +1035,7 @@ fn a_token_opens_the_page_and_stays_in_its_memory() {
     give("p4ge-token");
     wait_for_text(&browser, "#in-words", "40 accepted");
 
-    // A token that is replaced no longer shows anything.
+    // After the token was replaced, the old one opens nothing.
     std::fs::write(&file, "other-token\n").unwrap();
     relay.signal(libc::SIGHUP);
     wait_for_text(&browser, "#locked", "the bearer token is wrong");
@@ -1082,7 +1079,7 @@ fn the_page_is_sent_with_a_policy_that_allows_nothing_else() {
     let (_, noscript) = text.split_once("<noscript>").unwrap();
     let (noscript, _) = noscript.split_once("</noscript>").unwrap();
     assert!(noscript.contains("/status") && noscript.contains("/metrics"), "{noscript}");
-    // No answer may be cached, and its type may not be guessed from its content.
+    // No response may be cached, and its type may not be guessed from its content.
     for path in ["/status", "/status/history", "/metrics", "/readyz", "/nowhere"] {
         let answer = http::get(relay.admin(), path).unwrap();
         assert_eq!(answer.header("cache-control"), Some("no-store"), "{path}");

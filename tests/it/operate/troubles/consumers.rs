@@ -1,9 +1,9 @@
-//! Consumers that are away, refuse, stand still or say something else than they should.
+//! Consumers that are down, refuse events, hang or give wrong responses.
 
 use super::*;
 use crate::support::relay::Stdout;
 
-/// A consumer that takes events at first, and then answers so.
+/// A consumer that accepts events at first, and then gives this answer.
 fn then(scene: &mut Scene, more: &str, answer: fn(&Request) -> Answer) {
     let sink = scene.consumer(answer);
     scene.start(&to_sink(sink.address(), more));
@@ -11,13 +11,13 @@ fn then(scene: &mut Scene, more: &str, answer: fn(&Request) -> Answer) {
     scene.trouble();
 }
 
-/// A relay that has this URL and these keys from the start.
+/// A relay with this URL and these keys, which is in trouble from the start.
 fn from_the_start(scene: &mut Scene, url: String, more: &str) {
     scene.start(&to_http(&[url], more));
     scene.trouble();
 }
 
-/// A consumer with this certificate, of an authority that the relay knows.
+/// A consumer with this certificate. The relay trusts [`Certificates::ca`].
 fn with_certificate(scene: &mut Scene, pair: fn(&Certificates) -> &Pair) {
     let certificates = Certificates::new();
     let tls = Some(certificates.server_config(pair(&certificates), false));
@@ -26,7 +26,7 @@ fn with_certificate(scene: &mut Scene, pair: fn(&Certificates) -> &Pair) {
     from_the_start(scene, url, &format!("tls = {{ ca = {:?} }}\n", text(&certificates.ca)));
 }
 
-/// True if a certain one of the events of each batch is in this request.
+/// Returns `true` if the request contains the event `generated-3`, which each batch has.
 fn has_one(request: &Request) -> bool {
     memchr::memmem::find(&request.decoded(), b"generated-3\"").is_some()
 }

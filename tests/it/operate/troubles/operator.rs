@@ -1,8 +1,8 @@
-//! Troubles that an operator makes, and those of the relay's certificates, pods and clock.
+//! Troubles that an operator causes, and those with the relay's certificates, pods and clock.
 
 use super::*;
 
-/// A relay of which the listener's certificate is valid for so many days.
+/// A relay whose listener has a certificate for this many days. `None`: it has expired.
 fn certificate(scene: &mut Scene, days: Option<u64>) {
     let certificates = Certificates::new();
     let pair = match days {
@@ -21,7 +21,7 @@ fn certificate(scene: &mut Scene, days: Option<u64>) {
     scene.trouble();
 }
 
-/// A relay whose config is replaced by this one, made of the consumer's address.
+/// A relay whose config is replaced. `config` makes the new one for the consumer's address.
 fn reloaded(scene: &mut Scene, result: &str, config: fn(SocketAddr) -> String) {
     let sink = HttpSink::accepting();
     scene.start(&to_sink(sink.address(), ""));
@@ -30,7 +30,7 @@ fn reloaded(scene: &mut Scene, result: &str, config: fn(SocketAddr) -> String) {
     scene.trouble();
 }
 
-/// Two relays, the second of which gets into trouble.
+/// Starts two relays. The caller then brings the second one into trouble.
 fn two(scene: &mut Scene) -> [HttpSink; 2] {
     let sinks = [HttpSink::accepting(), HttpSink::accepting()];
     for sink in &sinks {
@@ -134,7 +134,7 @@ pub(super) const ROWS: &[Row] = &[
             let _sinks = two(scene);
             let frozen = scene.targets[1].relay.as_ref().expect("it runs");
             frozen.signal(libc::SIGSTOP);
-            // Its connections are accepted by the kernel, and nobody answers.
+            // The kernel accepts connections for it, but nothing answers.
             scene.sends(|_, _| ());
             scene.go(12);
             let frozen = scene.targets[1].relay.as_ref().expect("it runs");

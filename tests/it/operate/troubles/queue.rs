@@ -1,8 +1,8 @@
-//! The queue: it fills, its disk refuses or is slow, and processes end in the middle of it.
+//! The queue: it fills, its disk refuses writes or is slow, and processes end with events in it.
 
 use super::*;
 
-/// A relay with this queue, whose consumer goes away. So many events come in at each tick.
+/// A relay with this queue gets this many events per tick, and its consumer goes down.
 fn filled(scene: &mut Scene, events: usize, queue: &str) {
     let mut sink = HttpSink::accepting();
     scene.sends_events(events);
@@ -12,13 +12,13 @@ fn filled(scene: &mut Scene, events: usize, queue: &str) {
     scene.trouble();
 }
 
-/// Returns a config whose consumer is away, with a short drain.
+/// Returns a config whose consumer is down, with a short drain.
 fn dead_end(more: &str) -> String {
     let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
     to_sink(address, &format!("{more}[shutdown]\ndrain_timeout = \"200ms\"\n"))
 }
 
-/// A relay whose system calls on the disk are slow or fail, by strace.
+/// A relay under strace, which delays its system calls on the disk or lets them fail.
 fn traced(scene: &mut Scene, injection: &str) {
     let (sink, spool) = (HttpSink::accepting(), Spool::new());
     let call = injection.split(':').next().expect("a system call");
@@ -119,7 +119,7 @@ pub(super) const ROWS: &[Row] = &[
     Row {
         name: "the disk is slow",
         run: |scene| {
-            // The delay is that of reality, and so is the lag that it causes.
+            // The delay is real, and so is the lag that it causes.
             scene.lag_is_real = true;
             traced(scene, "fdatasync:delay_enter=1200000");
         },
@@ -191,7 +191,7 @@ pub(super) const ROWS: &[Row] = &[
             scene.go(3);
             scene.relay().signal(libc::SIGTERM);
             scene.sends(|_, _| ());
-            // While it drains, the loss is scraped.
+            // While the relay drains, the loss is scraped.
             while scene.targets[0].up.values().last() == Some(&1.0) {
                 scene.go(1);
             }
@@ -232,7 +232,7 @@ pub(super) const ROWS: &[Row] = &[
             scene.start(&to_sink(sink.address(), &evidence));
             scene.calm();
             let evidence = directory.path().join("queue/evidence");
-            // The relay may write a file meanwhile.
+            // The removal fails if the relay writes a file at the same moment.
             let is_removed = || std::fs::remove_dir_all(&evidence).is_ok();
             wait_until("its removal", PATIENCE, is_removed);
             scene.trouble();
@@ -250,7 +250,7 @@ pub(super) const ROWS: &[Row] = &[
             let sink = HttpSink::accepting();
             scene.start(&to_sink(sink.address(), &evidence));
             scene.calm();
-            // A directory has the name of the file that the next commit needs.
+            // A directory has the name of the file that the next write of evidence needs.
             let obstacle = directory.path().join("queue/evidence-head.new");
             std::fs::create_dir(obstacle).expect("a writable directory");
             scene.trouble();

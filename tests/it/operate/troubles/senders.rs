@@ -3,14 +3,14 @@
 use super::*;
 use crate::support::corpus::{lease_update, list_of};
 
-/// A relay with these tables, to which good batches are sent in the calm time.
+/// Starts a relay with these tables, and returns its consumer.
 fn relay(scene: &mut Scene, tables: &str) -> HttpSink {
     let sink = HttpSink::accepting();
     scene.start(&to_sink(sink.address(), tables));
     sink
 }
 
-/// Sends a batch, with a body that nobody accepts beside it or in its place.
+/// In the trouble, `bad` is called before each good batch, or alone if `is_alone`.
 fn bad(scene: &mut Scene, is_alone: bool, bad: fn(SocketAddr)) {
     let _sink = relay(scene, "[limits]\nmax_body = \"64KiB\"\n");
     scene.calm();
@@ -23,7 +23,7 @@ fn bad(scene: &mut Scene, is_alone: bool, bad: fn(SocketAddr)) {
     scene.trouble();
 }
 
-/// A relay that asks for a token, which the senders have lost; or which one of them has lost.
+/// In the trouble, one sender has a wrong token, or all senders if `is_alone`.
 fn without_token(scene: &mut Scene, is_alone: bool) {
     let directory = TempDir::new().expect("a directory");
     let token = directory.path().join("token");
@@ -49,7 +49,7 @@ fn without_token(scene: &mut Scene, is_alone: bool) {
     scene.trouble();
 }
 
-/// A relay with TLS, at which `bad` connects beside a good sender or in its place.
+/// Like [`bad`], at a listener with TLS.
 fn tls(scene: &mut Scene, is_alone: bool, bad: fn(SocketAddr)) {
     let certificates = Certificates::new();
     let key = format!("[[listener]]\n{}", certificates.server.tls());
@@ -72,13 +72,13 @@ fn tls(scene: &mut Scene, is_alone: bool, bad: fn(SocketAddr)) {
     scene.trouble();
 }
 
-/// A client that does not know the authority of the listener's certificate.
+/// A client that does not know the CA of the listener's certificate.
 fn stranger(address: SocketAddr) {
     let other = Certificates::new();
     assert!(Client::connect_tls(address, other.client_config(None)).is_err());
 }
 
-/// Bodies of this length begin, and never end.
+/// Begins requests with bodies of this length, of which only `sent` bytes are sent.
 fn begun(address: SocketAddr, count: usize, length: usize, sent: usize) -> Vec<Client> {
     let head = format!(
         "POST /audit HTTP/1.1\r\nHost: relay\r\nContent-Type: application/json\r\n\
@@ -92,7 +92,7 @@ fn begun(address: SocketAddr, count: usize, length: usize, sent: usize) -> Vec<C
     (0..count).map(|_| one()).collect()
 }
 
-/// Three kube-apiservers of which one falls silent.
+/// Three kube-apiservers, one of which falls silent.
 fn one_silent(scene: &mut Scene) {
     let sink = HttpSink::accepting();
     scene.start(&to_sink(sink.address(), ""));
@@ -207,7 +207,7 @@ pub(super) const ROWS: &[Row] = &[
             let _sink = relay(scene, "[limits]\nmax_connections = 4\nbody_timeout = \"5m\"\n");
             scene.calm();
             let relay = scene.relay();
-            // A connection that has not begun a request would give way.
+            // An idle connection would be closed to make room.
             let of_calm = |metrics: &Metrics| metrics.sum("connections") == 0.0;
             relay.wait_for_metrics("places", PATIENCE, |it| of_calm(it).then_some(()));
             let _slow = begun(relay.address(), 4, 1_000_000, 1);

@@ -1,5 +1,5 @@
-//! The types of outputs that the faults strike. Each is a row with a consumer and with what its
-//! protocol promises.
+//! The types of outputs that the faults strike. Each function returns an output with its consumer
+//! and with the promises of its protocol.
 
 #[cfg(feature = "kafka")]
 #[cfg(feature = "kafka")]
@@ -18,23 +18,22 @@ use crate::support::numbered::identify;
 use crate::support::peers::{Process, Rsyslog};
 use crate::support::prelude::*;
 
-/// A type of output, and a consumer of it.
 pub(super) struct Output {
     pub(super) name: &'static str,
     /// Returns the output's keys for a consumer at this address.
     pub(super) keys: Box<dyn Fn(SocketAddr) -> String>,
     pub(super) peer: Box<dyn Peer>,
-    /// True if the output sends events one after the other, so that they arrive in order.
+    /// `true` if the output sends events one after the other, so that they arrive in order.
     pub(super) ordered: bool,
-    /// True if the consumer sends acknowledgements. Otherwise the output has a `replay_window`.
+    /// `true` if the consumer sends acknowledgements. Otherwise the output has a `replay_window`.
     pub(super) answers: bool,
-    /// How many events (of `s3`: objects) may be sent and not acknowledged. `None` if the output
+    /// The most events (`s3`: objects) that can be sent and not acknowledged. `None` if the output
     /// has no such bound.
     pub(super) window: Option<u64>,
-    /// How many times kills and resets strike. After each, an output without acknowledgements sends
-    /// little until these bytes are final, so it has fewer rounds.
+    /// How often a test kills the consumer or resets its connection. An output without
+    /// acknowledgements sends little until the repeated bytes are final, so it has fewer rounds.
     pub(super) rounds: usize,
-    /// How many bytes the consumer may have read and not stored when it is killed.
+    /// How many bytes the consumer can have read and not stored when it is killed.
     pub(super) unstored_max: usize,
 }
 
@@ -43,35 +42,35 @@ pub(super) trait Peer {
     /// Returns the address that the consumer listens on.
     fn address(&self) -> SocketAddr;
 
-    /// Tells the consumer that relays connect to this address from now on: its own, or that of a
-    /// middleman.
+    /// Tells the consumer which address relays use from now on: its own, or that of a middleman.
     fn is_reached_at(&self, _address: SocketAddr) {}
 
     fn suffer(&mut self, what: Blow);
 
-    /// Returns how many bytes the consumer has stored. `None` if that can't be seen at any time.
+    /// Returns how many bytes the consumer has stored; for a store, how many events (`s3`:
+    /// objects). `None` if this can't be read during the test.
     fn stored(&self) -> Option<u64>;
 
-    /// Returns the numbers of the stored events, at least `at_least` of them, in stretches of
-    /// numbers that follow each other.
+    /// Returns the numbers of the stored events, in stretches of consecutive numbers. First waits
+    /// for `at_least` events if the test can't see how many are stored.
     fn stretches(&self, at_least: u64) -> Vec<Vec<u64>>;
 
-    /// Returns how many events (of `s3`: objects) came again and were stored already, at a consumer
-    /// that knows them and keeps each once. `None` for any other consumer.
+    /// Returns how many events (`s3`: objects) arrived again at a store that keeps each one once.
+    /// `None` for any other consumer.
     fn again(&self) -> Option<u64> {
         None
     }
 }
 
-/// A blow to a consumer.
+/// A blow to a consumer. A consumer that is not a process imitates the signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Blow {
-    /// SIGSTOP: the consumer stands still.
+    /// SIGSTOP.
     Freeze,
-    /// SIGCONT: the consumer continues.
+    /// SIGCONT.
     Thaw,
-    /// SIGKILL. A part of an event that it had written is cut off, so that the first event of its
-    /// next life is not taken for the rest.
+    /// SIGKILL. A consumer that appends to one file then cuts off a partly written event, so that
+    /// the next event is not read as the rest of it.
     Kill,
     /// A start after a kill.
     Start,
@@ -86,10 +85,10 @@ fn strike(process: &mut Process, what: Blow) {
     }
 }
 
-/// The most events in a request of the http outputs here.
+/// The value of `batch.max_events`, for the outputs that set it.
 pub(super) const REQUEST_EVENTS: u64 = 50;
 
-/// The most bytes that a kill of rsyslog may lose, which is twice the size of one read of `imtcp`.
+/// The most bytes that a kill of rsyslog can lose: twice the size of one read of `imtcp`.
 pub(super) const RSYSLOG_READ_MAX: usize = 256 * 1024;
 
 pub(super) fn http() -> Output {
@@ -209,8 +208,8 @@ pub(super) fn kafka() -> Output {
         // Events are ordered only within a partition.
         ordered: false,
         answers: true,
-        // The batches under way arrive again if the relay gives up its producer; otherwise nothing
-        // does.
+        // The unacknowledged batches arrive again if the relay replaces its producer. Otherwise
+        // nothing arrives twice.
         window: Some(4 * REQUEST_EVENTS),
         rounds: 4,
         unstored_max: 0,
@@ -235,8 +234,8 @@ impl Peer for Consumer {
     }
 }
 
-/// rsyslog does not tell which connection brought a message, and reads several connections at a
-/// time.
+/// rsyslog does not say which connection a message came from, and reads several connections at
+/// once.
 impl Peer for Rsyslog {
     fn address(&self) -> SocketAddr {
         self.process.address()
@@ -280,8 +279,8 @@ impl Peer for LumberjackServer {
 }
 
 /// A mock cluster of one broker. The mock keeps its records in memory, so it can't be a process
-/// that is killed. For a kill, the broker goes away with its connections and comes back. For a
-/// stop, a middleman in front of it stands still.
+/// that is killed. For a kill, the broker is down, without connections, until the start. For a
+/// stop, a middleman in front of it passes nothing on.
 #[cfg(feature = "kafka")]
 struct Broker {
     cluster: Cluster,
@@ -291,7 +290,7 @@ struct Broker {
 #[cfg(feature = "kafka")]
 impl Broker {
     fn start() -> Self {
-        // A partition keeps 5 MB. All eight together hold what a test sends.
+        // A partition keeps 5 MB. Eight partitions can keep all events of a test.
         let cluster = Cluster::start(1, 8);
         let before = Middleman::start(cluster.addresses()[0]);
         Self { cluster, before }
@@ -343,7 +342,7 @@ pub(super) fn numbers(events: &[Vec<u8>]) -> Vec<u64> {
     events.iter().map(|event| identify(event).number).collect()
 }
 
-/// Cuts the list wherever the next number is not the number before plus one.
+/// Splits the list wherever a number is not the previous number plus one.
 pub(super) fn parts(numbers: &[u64]) -> Vec<Vec<u64>> {
     numbers.chunk_by(|a, b| a + 1 == *b).map(<[u64]>::to_vec).collect()
 }

@@ -1,9 +1,9 @@
-//! The stores that the faults strike: outputs to services that answer each request of theirs.
+//! The stores that the faults strike: services that answer each request.
 //!
-//! The stores are the strict fakes of `tests/it/support`, which keep what they have stored in
-//! memory, so they can't be processes that are killed. For a kill, all connections are reset, no
-//! other one is accepted, and the store forgets what it had not stored. For a stop, the store
-//! reads nothing and answers nothing, while its kernel still takes bytes.
+//! The stores are the strict fakes of `tests/it/support`. They keep their data in memory, so they
+//! can't be processes that are killed. For a kill, the store resets all connections, accepts no
+//! others, and forgets the data that a killed process would lose. For a stop, the store reads and
+//! answers nothing, while its kernel still accepts bytes.
 
 use super::outputs::{Blow, Output, Peer, REQUEST_EVENTS, numbers, parts};
 use crate::support::elasticsearch::Elasticsearch;
@@ -15,20 +15,20 @@ use crate::support::s3::S3;
 use crate::support::splunk::Splunk;
 use crate::support::{elasticsearch, ibm, loki, otlp, s3, splunk};
 
-/// The most bytes of a request to the stores that have no limit of their own here.
+/// The largest request, in bytes, that the fakes with a size parameter accept.
 const BYTES_MAX: usize = 4_000_000;
 
 /// The time between storing a request and answering it. A fault that strikes in between makes the
 /// relay send the stored events again.
 const ANSWER_TIME: Duration = Duration::from_millis(10);
 
-/// The keys of all stores: requests with few events, which are not compressed, so that a number of
-/// bytes is a number of events too.
+/// The keys of all stores: few events in each request, and no compression, so that a number of
+/// bytes corresponds to a number of events.
 fn small_requests() -> String {
     format!("batch = {{ max_events = {REQUEST_EVENTS} }}\ncompression = \"none\"\n")
 }
 
-/// Returns a row for a store whose requests are sent four at a time. An event may arrive twice.
+/// Returns a row for a store that gets up to four requests at a time.
 fn output(
     name: &'static str,
     peer: impl Peer + 'static,
@@ -46,9 +46,8 @@ fn output(
     }
 }
 
-/// Returns a row for a store that gets one request at a time, so that events arrive in order. A
-/// store that was stopped may find two requests afterwards: the one that timed out, and the
-/// next one.
+/// Returns a row for a store that gets one request at a time, so that events arrive in order. After
+/// a stop, the store can read two requests: the one that timed out, and the next one.
 fn ordered(
     name: &'static str,
     peer: impl Peer + 'static,
@@ -58,11 +57,11 @@ fn ordered(
     Output { ordered: true, window: Some(2 * REQUEST_EVENTS), ..output(name, peer, keys) }
 }
 
-/// An event is final when it is indexed. A request waits for that on its connection, and so many
-/// requests may wait that only the events that are indexed and not yet confirmed tell how many may
-/// arrive twice.
+/// An event is final once the collector has confirmed that it is indexed. Many requests can wait
+/// for that at the same time, so there is no bound: the test counts the events that are indexed and
+/// not yet confirmed.
 pub(super) fn splunk_hec() -> Output {
-    // The collector has taken a request before it indexes its events.
+    // Every third answer says that a request is not indexed yet.
     let mut asked = 0;
     let indexes = move || {
         asked += 1;
@@ -80,7 +79,6 @@ pub(super) fn splunk_hec() -> Output {
     Output { window: None, ..output("splunk_hec", slow(Splunk::start(script)), keys) }
 }
 
-/// The store keeps each event once, by its `_id`.
 pub(super) fn elasticsearch() -> Output {
     let store = Elasticsearch::start(BYTES_MAX, || elasticsearch::Mood::Judges, |_| 201);
     let keys = |address| elasticsearch::keys(address) + elasticsearch::OWN_SHAPE;
@@ -99,8 +97,7 @@ pub(super) fn ibm_cloud_logs() -> Output {
     })
 }
 
-/// The store keeps each object once, by its name. There is one object under way at a time, which is
-/// sent again as a whole.
+/// One object is sent at a time. After a fault, the whole object is sent again.
 pub(super) fn s3() -> Output {
     let (store, files) = (S3::start(|| s3::Mood::Stores), s3::Keys::new());
     let objects = "object_bytes = \"64KiB\"\nobject_age = \"200ms\"\n";
@@ -108,7 +105,6 @@ pub(super) fn s3() -> Output {
     Output { ordered: true, window: Some(1), ..output("s3", slow(store), keys) }
 }
 
-/// The store keeps each entry once, by its time, labels and line.
 pub(super) fn loki() -> Output {
     let store = Loki::start(BYTES_MAX, || loki::Mood::Stores, |_| true);
     ordered("loki", slow(store), loki::keys)
@@ -131,14 +127,14 @@ pub(in crate::outputs) trait Store {
 
     fn sink_mut(&mut self) -> &mut HttpSink;
 
-    /// Forgets what a process that is killed has not stored.
+    /// Forgets the data that a killed process would lose.
     fn forget(&self) {}
 
     /// Returns how many events (of `s3`: objects) are stored. An event that is stored twice counts
     /// twice.
     fn count(&self) -> usize;
 
-    /// Returns the stored events, in the order in which they arrived.
+    /// Returns the stored events in the order in which they arrived, unless the store sorts them.
     fn events(&self) -> Vec<Vec<u8>>;
 
     /// The value of [`Peer::again`].
@@ -212,7 +208,7 @@ impl Store for Elasticsearch {
         self.store().documents.len()
     }
 
-    /// The documents are in the order of their `_id`.
+    /// Returns the documents in the order of their `_id`.
     fn events(&self) -> Vec<Vec<u8>> {
         Elasticsearch::events(self)
     }
@@ -253,7 +249,7 @@ impl Store for S3 {
         self.store().objects.len()
     }
 
-    /// The lines are in the order of the objects' names.
+    /// Returns the lines in the order of the objects' names.
     fn events(&self) -> Vec<Vec<u8>> {
         self.store().lines()
     }

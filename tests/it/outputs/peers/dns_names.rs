@@ -1,5 +1,5 @@
-//! Names that resolve to several addresses, and to other addresses later, like those of Kubernetes'
-//! headless services.
+//! Names that resolve to several addresses, and later to others, like those of headless services in
+//! Kubernetes.
 
 use std::net::Ipv4Addr;
 
@@ -12,7 +12,7 @@ const NAME: &str = "consumers.test";
 /// How long a test waits for a lookup. The relay looks names up every 30 s.
 const LOOKED_UP: Duration = PATIENCE.saturating_mul(2);
 
-/// Makes consumers that all listen on one port, on 127.0.0.2, 127.0.0.3 and so on.
+/// Makes consumers that listen on the same port of 127.0.0.2, 127.0.0.3 and so on.
 fn consumers<const COUNT: usize>(
     make: impl Fn(Options) -> Tallying,
 ) -> ([Ipv4Addr; COUNT], [Tallying; COUNT], u16) {
@@ -24,9 +24,9 @@ fn consumers<const COUNT: usize>(
     (addresses, consumers, port)
 }
 
-/// Method: a name has two addresses. The first one dies under load, and later the name changes to a
-/// third one. The stream must go to the second and then to the third, the change of the name must
-/// repeat nothing, and every event must arrive in order.
+/// Method: a name has two addresses. The first consumer is killed under load, and later the name
+/// changes to a third address. The stream must go to the second and then to the third address, the
+/// change of the name must repeat nothing, and every event must arrive in order.
 #[test]
 fn a_stream_goes_to_another_address_when_one_dies_and_when_one_disappears() {
     let hosts = Hosts::new();
@@ -48,7 +48,7 @@ fn a_stream_goes_to_another_address_when_one_dies_and_when_one_disappears() {
     assert_eq!(shown(0), format!("{NAME}:{port} ({one})"));
     assert_eq!(shown(1), format!("{NAME}:{port} ({two})"));
 
-    // The address in use leaves the name. Its pod would end a little later.
+    // The name no longer has the address in use. A pod would end a little later.
     hosts.set(&[(NAME, &[three])]);
     third.tally.wait_for_count(100, LOOKED_UP);
     wait_until("the end of the old connection", PATIENCE, || second.open() == 0);
@@ -78,7 +78,7 @@ fn requests_take_turns_over_all_addresses_that_a_name_has_now() {
     sinks[0].tally.wait_for_count(100, PATIENCE);
     sinks[1].tally.wait_for_count(100, PATIENCE);
     assert_eq!(sinks[2].tally.count(), 0);
-    // One address leaves the name, one stays, and one joins.
+    // The name loses one address, keeps one, and gets a new one.
     hosts.set(&[(NAME, &[two, three])]);
     sinks[2].tally.wait_for_count(100, LOOKED_UP);
     wait_until("the end of connections to what is gone", PATIENCE, || sinks[0].open() == 0);

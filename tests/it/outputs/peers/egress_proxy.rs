@@ -1,4 +1,4 @@
-//! The key `proxy` of http outputs: a real proxy, with and without credentials, and proxies that
+//! The `proxy` key of http outputs: a real proxy, with and without credentials, and proxies that
 //! misbehave.
 
 use std::io::{Read as _, Write as _};
@@ -53,7 +53,7 @@ fn plain_and_tls_requests_go_through_a_proxy() {
     );
     let said = String::from_utf8(check.stderr).unwrap();
     assert!(check.status.success() && said.matches(": ok").count() == 2, "{said}");
-    // The check also asks whether the port of the http:// URL speaks TLS.
+    // The check also finds out whether the port of the http:// URL expects TLS.
     assert_eq!(proxy.connects(), 5);
     relay.finish(Backlog::Empty);
 }
@@ -115,8 +115,8 @@ fn credentials_are_sent_to_the_proxy_alone_and_shown_nowhere() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: tinyproxy stands between the relay and its consumer, and is killed and started again in
-/// the middle of every other batch. Every event must arrive, perhaps more than once.
+/// Method: tinyproxy, between the relay and its consumer, is killed and started again during every
+/// other batch. Every event must arrive, and may arrive more than once.
 #[test]
 fn a_proxy_that_is_stopped_and_killed_loses_nothing() {
     let sink = HttpSink::start(|_| Answer::status(200).after(Duration::from_millis(5)));
@@ -155,8 +155,7 @@ fn asked(stream: &mut Stream) -> String {
     String::from_utf8(head).unwrap()
 }
 
-/// A proxy that gives this answer to each request, and then keeps the connection without sending
-/// anything.
+/// A proxy that sends this answer to each request, and then keeps the connection open and silent.
 fn answering(answer: &'static [u8]) -> Server {
     Server::start(Options::default(), move |mut stream: Stream, connection: &Connection| {
         let request = asked(&mut stream);
@@ -177,7 +176,7 @@ fn a_proxy_that_misbehaves_is_a_failure_with_a_reason_and_nothing_is_lost() {
         let head = [b"HTTP/1.1 200 OK\r\n", line.repeat(100_000 / line.len()).as_slice()].concat();
         Box::leak(head.into_boxed_slice())
     };
-    // The second answer is one that a consumer could give to a request that it never saw. It must
+    // The second answer looks like a consumer's answer to a request that was never sent. It must
     // not count.
     let early = b"HTTP/1.1 200 OK\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
     let cases: [(&'static [u8], &str, &str); 9] = [
@@ -212,7 +211,7 @@ fn a_proxy_that_misbehaves_is_a_failure_with_a_reason_and_nothing_is_lost() {
         let metrics = relay.metrics();
         assert_eq!(metrics.sum("output_events_total"), 0.0, "{}", String::from_utf8_lossy(answer));
         let status = || http::get(relay.admin(), "/status").unwrap().text();
-        // On a busy machine, a later attempt may end by its timeout.
+        // On a busy machine, a later attempt can end with its timeout.
         wait_until(said, PATIENCE, || status().contains(said));
         for shown in [status(), relay.log_text()] {
             assert!(!shown.contains(PASSWORD) && !shown.contains(CODED), "{shown}");
@@ -224,8 +223,8 @@ fn a_proxy_that_misbehaves_is_a_failure_with_a_reason_and_nothing_is_lost() {
 
 #[test]
 fn what_a_proxy_sends_behind_its_answer_is_the_consumers() {
-    // The proxy sends its answer in pieces that end anywhere. Everything after its end is the
-    // consumer's: one answer of 200 to each request.
+    // The proxy sends its answer in pieces. Everything after its answer comes from the consumer,
+    // which answers each request with 200.
     let proxy = Server::start(Options::default(), |mut stream: Stream, _: &Connection| {
         let request = asked(&mut stream);
         assert!(request.starts_with("CONNECT consumer.example:8080 HTTP/1.1\r\n"), "{request}");

@@ -1,15 +1,14 @@
-//! `type = "kafka"` against a real broker: the events are in its topic as they were received, and
-//! a broker that is killed and started again has each of them once.
+//! `type = "kafka"` with a real broker: its topic has the events as they were received, and has
+//! each one once after the broker was killed and started again.
 
 use crate::outputs::kafka_output::{repeats_in_order, send_the_corpus};
 use crate::support::numbered::list;
 use crate::support::prelude::*;
 use crate::support::tansu::{Moment, Tansu};
 
-/// The number of events in a batch that is posted.
 const BATCH: u64 = 20;
 
-/// Compressed with zstd; the keys and the acknowledgement of all replicas are the default.
+/// By default, messages have keys, and all replicas must acknowledge.
 const ZSTD: &str = "compression = \"zstd\"\n";
 
 #[test]
@@ -26,8 +25,8 @@ impl Drop for SetOnDrop<'_> {
     }
 }
 
-/// Posts batches of events of sender 0 until `is_over`, or at most for 30 seconds. Returns the
-/// number of events, each of which the relay has accepted.
+/// Posts batches of sender 0 until `is_over`, for at most 30 seconds. Returns the number of events,
+/// all of which the relay has accepted.
 fn post_until(relay: &Relay, is_over: &AtomicBool) -> u64 {
     let pause = Duration::from_millis(20);
     for batch in 0..1500 {
@@ -41,10 +40,10 @@ fn post_until(relay: &Relay, is_over: &AtomicBool) -> u64 {
     panic!("the rounds took longer than 30 seconds");
 }
 
-/// Method: while events come, the broker is killed six times: it has a batch and has stored nothing
-/// of it, or has stored it and has not answered. It is started again with what it had stored. Every
-/// event must be in the topic, in order within its partition, and none twice, because the broker
-/// recognises a batch that comes again by the producer's sequence numbers.
+/// Method: while events are posted, the broker is killed six times: either before it has stored a
+/// batch, or after it has stored the batch and before it answers. It starts again with the stored
+/// events. Every event must be in the topic once, in order within its partition, because the broker
+/// recognizes a repeated batch by the producer's sequence numbers.
 #[test]
 fn a_real_broker_that_is_killed_has_every_event_once_and_in_order() {
     let mut random = rng();

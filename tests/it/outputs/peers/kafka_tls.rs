@@ -1,4 +1,4 @@
-//! Kafka over TLS: which brokers are trusted, which certificate is presented, changes of the files,
+//! Kafka over TLS: the brokers that are trusted, the certificate that is presented, changed files,
 //! and the shipped configs of a fleet.
 
 use crate::support::certificates::Pair;
@@ -101,7 +101,7 @@ fn a_changed_client_certificate_is_used_without_a_restart() {
     relay.wait_for_log("output down, events are kept", PATIENCE);
     install(&certificates.client);
     relay.wait_until_delivered(PATIENCE);
-    // A certificate that works is exchanged for another one, and no event arrives twice.
+    // A valid certificate is replaced by another one, and no event arrives twice.
     install(&certificates.another_client("another"));
     let producers = || {
         let lines = relay.log_fields();

@@ -1,4 +1,5 @@
-//! What the peers refuse. The tests of the relay would pass beside a peer that takes everything.
+//! The peers refuse what is wrong. With a peer that accepts everything, tests of the relay prove
+//! little.
 
 use crate::support::peers;
 use crate::support::peers::{Nginx, Rsyslog, SyslogNg};

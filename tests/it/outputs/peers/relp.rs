@@ -1,5 +1,5 @@
-//! `type = "relp"` against rsyslog's `imrelp`, whose acknowledgement means here that the message is
-//! in its file, and against fakes that refuse and close. `faults` kills and stops rsyslog.
+//! `type = "relp"` with rsyslog's `imrelp`, which here acknowledges a message once it is in the
+//! file, and with fakes that refuse or close. `faults` kills and stops rsyslog.
 
 use crate::support::peers::Rsyslog;
 use crate::support::prelude::*;
@@ -25,7 +25,7 @@ fn rsyslog_gets_the_corpus_by_relp_over_mutual_tls() {
     let relay = Relay::start(&config(&[rsyslog.address()], &keys));
     let expected = post_corpus(&relay);
     relay.wait_until_delivered(PATIENCE);
-    // rsyslog writes a message before it acknowledges it, so the test need not wait for it.
+    // rsyslog writes a message before it acknowledges it, so the messages are there already.
     assert!(rsyslog.messages() == expected, "an event is changed, missing or there twice");
     let messages: Vec<_> = expected.iter().map(|event| message(event)).collect();
     assert!(rsyslog.raw() == messages, "a header is wrong");
@@ -63,7 +63,7 @@ fn messages_too_long_are_counted_and_their_neighbours_delivered_in_order() {
 
 #[test]
 fn only_200_makes_a_message_final() {
-    // The third message of the first connection is refused.
+    // The third message of the first connection is refused; command 1 is `open`.
     let sink = RelpSink::with(|command| match (command.connection, command.number) {
         (0, 4) => Some(answer(command, "500 not now")),
         _ => Some(ok(command)),

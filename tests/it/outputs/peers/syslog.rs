@@ -1,11 +1,10 @@
 //! `type = "syslog"` against rsyslog and syslog-ng: each event is one message, byte for byte.
 //!
-//! The tests of peers that end prove as much as a sender can know. Bytes that the peer's kernel had
-//! taken and the peer had not read are sent again, because a reset tells of them, and so is
-//! everything younger than the replay window. Bytes that the peer had read and not yet written die
-//! with it, and no sender can know that; RELP solves this. Nor can a sender know of bytes that lie
-//! in the peer's kernel for longer than the window before the peer ends. rsyslog takes a while to
-//! stop, so these tests have a long window.
+//! If a peer ends, the relay sends again the bytes that the peer's kernel had and the peer had not
+//! read, because of the reset, and all bytes younger than the replay window. It cannot know of two
+//! kinds of losses: bytes that the peer had read and not yet written, and bytes that were in the
+//! peer's kernel for longer than the window. RELP has neither loss. rsyslog takes a while to stop,
+//! so the tests that stop a peer have a long window.
 
 use std::cell::Cell;
 
@@ -16,13 +15,13 @@ use crate::support::peers::{Process, Rsyslog, SyslogNg};
 use crate::support::prelude::*;
 use crate::support::sequence::lives;
 
-/// Returns a config with one syslog output. `more` holds further keys, with tables inline.
+/// Returns a config with one syslog output. `more` has further keys, with tables inline.
 fn config(address: SocketAddr, more: &str) -> String {
     let window = if more.contains("replay_window") { "" } else { "replay_window = \"500ms\"\n" };
     format!("{BASE}{}", stream_output("syslog", &[address], &format!("{window}{more}")))
 }
 
-/// A long window for peers that end; see above.
+/// A long window for peers that are stopped.
 const PATIENT: &str = "replay_window = \"3s\"\n";
 
 /// Returns the message of an event as RFC 5424 defines it.
@@ -88,7 +87,7 @@ fn the_header_says_what_the_config_says() {
     let more = "facility = \"auth\"\nseverity = \"notice\"\nhostname = \"h\"\napp_name = \"a\"";
     let relay = Relay::start(&config(sink.address(), more));
     let mut expected = post_batch(&relay, 1, 2, 1000);
-    // The events have no stageTimestamp, or one that would add a field to the header.
+    // The events have no stageTimestamp, or one that would break the header.
     for time in ["", r#","stageTimestamp":"2026-01-02 03:04:05Z x""#, r#","stageTimestamp":7"#] {
         let event = format!(r#"{{"auditID":"a","stage":"Panic"{time}}}"#);
         assert_eq!(relay.post(event.as_bytes()).status, 200);
@@ -136,8 +135,8 @@ fn everything_arrives_when_rsyslog_comes_back_after_it_was_stopped() {
 }
 
 /// Method: the peer is stopped with SIGTERM in the middle of a stream and started again, twice. It
-/// then writes the messages that it has read, and its kernel answers RST for the others. Every
-/// event must arrive, in order; repetitions are allowed.
+/// writes the messages that it has read, and its kernel answers the others with RST. Every event
+/// must arrive, in order. Events may repeat.
 fn everything_arrives_while_it_is_restarted<Peer>(
     mut peer: Peer,
     relay: Relay,
@@ -186,9 +185,9 @@ fn everything_arrives_while_syslog_ng_is_restarted_in_the_middle() {
     );
 }
 
-/// Method: syslog-ng, with TLS, stands still while batches are posted that are much larger than the
-/// kernel's buffers, and goes on before a timeout. Every event must arrive exactly once, without an
-/// error.
+/// Method: syslog-ng, with TLS, is frozen while batches are posted that are much larger than the
+/// kernel's buffers. It continues before a timeout. Every event must arrive exactly once, without
+/// an error.
 #[test]
 fn a_frozen_peer_gets_everything_once_when_it_goes_on() {
     let certificates = Certificates::new();
@@ -206,7 +205,7 @@ fn a_frozen_peer_gets_everything_once_when_it_goes_on() {
     relay.finish(Backlog::Empty);
 }
 
-/// Returns an event whose message has exactly `bytes` bytes, if the hostname is `h`.
+/// Returns an event whose message has exactly `bytes` bytes with the hostname `h`.
 fn event_of_message(bytes: usize, name: &str) -> Vec<u8> {
     let event = |padding: usize| {
         let padding = "x".repeat(padding);
@@ -236,7 +235,7 @@ fn a_message_longer_than_the_limit_is_refused_and_counted_and_its_neighbours_pas
         event_of_message(500, "d"),
     ];
     assert_eq!(relay.post(&list(&events)).status, 200);
-    // Another batch holds only such an event.
+    // Another batch has only such an event.
     assert_eq!(relay.post(&events[2]).status, 200);
     relay.wait_until_delivered(PATIENCE);
     sink.wait_for_count(4, PATIENCE);
@@ -280,7 +279,7 @@ fn with_rejected_retry_a_message_too_long_blocks_loudly_and_nothing_before_it() 
     relay.finish(Backlog::Stable);
 }
 
-/// Generates a JSON string as kube-apiserver or an API client may write it.
+/// Generates a JSON string as kube-apiserver or an API client can write it.
 fn odd_string() -> impl Strategy<Value = String> {
     prop_oneof![
         // serde_json escapes the characters that must be escaped. The others are raw UTF-8 of one
@@ -302,7 +301,7 @@ fn odd_event() -> impl Strategy<Value = String> {
 }
 
 /// Method: proptest makes lists of odd events (escapes, control characters, text of 300 KB).
-/// rsyslog must receive each of them byte for byte, in order.
+/// rsyslog must receive each one byte for byte, in order.
 #[test]
 fn octet_counting_frames_any_event_for_the_real_receiver() {
     let certificates = Certificates::new();

@@ -1,8 +1,8 @@
-//! Disks that are full or fail: no batch is answered 200 before it is safe, deliveries continue,
+//! Disks that are full or fail. No batch is acknowledged before it is safe, deliveries continue,
 //! and the relay accepts batches again by itself once the disk works.
 //!
 //! Full disks are real: a small tmpfs, and ext4 on a loop device. Other errors come from strace,
-//! which replaces the kernel's result of the relay's own system calls.
+//! which replaces the results of the relay's system calls.
 
 use std::ops::Range;
 
@@ -14,8 +14,7 @@ use crate::support::tally::{Sent, accepted, accepted_ids, check};
 
 const MIB: u64 = 1024 * 1024;
 
-/// A spool with one sender, a consumer `live` that is up and a consumer `late` that is down at
-/// first.
+/// A spool and two consumers: `live` is up from the start, `late` is down at first.
 struct Scene {
     spool: Spool,
     queue: &'static str,
@@ -40,8 +39,8 @@ impl Scene {
         Relay::start(&self.config())
     }
 
-    /// Posts the next `events` events. Returns true if they were accepted, and false if they were
-    /// refused because of the disk. Any other answer panics.
+    /// Posts the next `events` events. Returns `true` if they were accepted, and `false` if they
+    /// were refused because of the disk. Panics on any other answer.
     fn post(&mut self, relay: &Relay, events: u64) -> bool {
         let numbers = self.next(events);
         let answer = relay.post(&list(0, numbers.clone()));
@@ -77,7 +76,7 @@ impl Scene {
         });
     }
 
-    /// Opens the other consumer, and checks that every accepted event arrives at both.
+    /// Opens the `late` consumer, and checks that every accepted event arrives at both.
     fn finish(mut self, relay: Relay) {
         self.late.set_open(true);
         relay.finish(Backlog::Empty);
@@ -96,12 +95,11 @@ fn real(count: u64) -> f64 {
     count as f64
 }
 
-/// The keys of a queue that is larger than the disk below it.
 const LARGER_THAN_THE_DISK: &str = "max_bytes = \"1GiB\"\nsegment_bytes = \"1MiB\"\n";
 
-/// Fills a disk of 40 MiB, partly with a file of somebody else, until the relay refuses batches.
-/// Checks the answers, the metrics and `/readyz`, and that events already accepted are still
-/// delivered.
+/// Fills a disk of 40 MiB until the relay refuses batches: a foreign file takes all but 10 MiB, and
+/// posted batches fill the rest. Checks the answers, the metrics and `/readyz`, and that accepted
+/// events are still delivered.
 fn filled(kind: Kind) -> (Mounted, PathBuf, Scene, Relay) {
     let disk = Mounted::new(kind, 40 * MIB);
     let ballast = disk.path().join("ballast");
@@ -129,7 +127,6 @@ fn filled(kind: Kind) -> (Mounted, PathBuf, Scene, Relay) {
     let said = verbose.text();
     assert_eq!(verbose.status, 200);
     assert!(said.contains("disk") || said.contains("space"), "it is to be told: {said}");
-    // Accepted events are still delivered.
     scene.wait_for_live();
     (disk, ballast, scene, relay)
 }
@@ -142,18 +139,18 @@ fn assert_recovered(scene: &mut Scene, relay: &Relay) {
     }
 }
 
-/// Method: the relay is killed on a full disk and started again, twice. It must start, deliver the
-/// whole backlog, and accept batches again by itself: once because the deliveries make room, and
-/// once because the file of somebody else is deleted. Both consumers must receive everything that
-/// was accepted.
+/// Method: the relay is killed on a full disk and started again, then stopped and started again. It
+/// must start, deliver the whole backlog, and accept batches again by itself: once because
+/// deliveries free space, and once because the foreign file is deleted. Both consumers must receive
+/// every accepted event.
 fn a_full_disk_is_served_again(kind: Kind) {
     let (disk, ballast, mut scene, mut relay) = filled(kind);
     relay.kill();
     let mut relay = scene.start();
     let start = relay.metrics().value("output_start_events", &[("output", "late")]);
     assert!(start >= real(scene.accepted()), "{start} of {}", scene.accepted());
-    // The disk is still full, so the batch may be accepted or refused. Either way the answer must
-    // be true, which `finish` checks.
+    // The disk is still full, so the batch may be accepted or refused. `finish` checks that an
+    // accepted batch arrives.
     scene.post(&relay, 400);
     relay.stop();
     let relay = scene.start();
@@ -180,16 +177,16 @@ fn a_full_ext4_is_served_again_once_there_is_room_by_deliveries_or_by_somebody()
     a_full_disk_is_served_again(Kind::Ext4);
 }
 
-/// Starts a relay some of whose system calls fail by strace's fault injection. `injection` names
-/// the call and the fault. With `paths`, only calls on these files are counted and fail. `-D` makes
-/// strace a grandchild, so that the relay stays our child.
+/// Starts a relay under strace, which makes some of its system calls fail or delays them.
+/// `injection` names the call and the fault. With `paths`, only calls on these files are counted
+/// and affected. `-D` makes strace a grandchild, so that the relay remains our child.
 fn start_with(config: &str, injection: &str, paths: &[PathBuf]) -> Relay {
     let mut relay = launch_with(config, injection, paths);
     assert!(relay.listens_or_exits(1), "{injection}: it does not start:\n{}", relay.log_text());
     relay
 }
 
-/// Like [`start_with`], but does not wait for the relay.
+/// Like [`start_with`], but does not wait until the relay listens.
 fn launch_with(config: &str, injection: &str, paths: &[PathBuf]) -> Relay {
     let call = injection.split(':').next().expect("a system call");
     let (trace, inject) = (format!("trace={call}"), format!("inject={injection}"));
@@ -199,27 +196,27 @@ fn launch_with(config: &str, injection: &str, paths: &[PathBuf]) -> Relay {
     Relay::with(config).launcher(&words).launch()
 }
 
-/// The key for segments that hold only a few batches.
+/// Segments that have room for only a few batches.
 const SMALL_SEGMENTS: &str = "segment_bytes = \"64KiB\"\n";
 
-/// The effects that a series of faults has had.
+/// The effects of a series of faults.
 #[derive(Debug, Default)]
 struct Met {
     /// How many relays failed to start.
     unstarted: u32,
-    /// How many relays refused some batches.
+    /// How many relays refused a batch.
     refused: u32,
 }
 
-/// Method: runs the relay with this fault under a load of small batches until batches are accepted
-/// again, kills it, and starts it on a disk without faults. All accepted events must arrive at both
-/// consumers, and every refusal must be counted and logged with the system's error. A relay that
-/// does not start at all must end with status 1 and say why.
+/// Method: the relay runs with this fault under a load of small batches until it accepts batches
+/// again. It is killed, and started on a disk without faults. All accepted events must arrive at
+/// both consumers. Every refusal must be counted, and the log must give the system's error. A relay
+/// that does not start must end with status 1 and log the system's error.
 fn with_fault(injection: &str, met: &mut Met) {
     let mut scene = Scene::new(Spool::new(), SMALL_SEGMENTS);
     let mut relay = launch_with(&scene.config(), injection, &[]);
     if relay.listens_or_exits(1) {
-        // A fault that comes again and again leaves room for only a few accepted batches in a row.
+        // A fault that recurs permits only a few accepted batches in a row.
         let enough = if injection.contains('+') { 3 } else { 20 };
         let mut in_a_row = 0;
         let begun = Instant::now();
@@ -267,8 +264,8 @@ fn with_faults(injections: &[&str]) {
     assert!(2 * hit >= injections.len(), "few of them had any effect: {met:?}");
 }
 
-/// Method: [`with_fault`] with syncs that fail once, several times in a row, or again and again,
-/// with several errors.
+/// Method: [`with_fault`] with syncs that fail once, several times in a row, or periodically, with
+/// several errors.
 #[test]
 fn a_failed_sync_refuses_its_batches_and_no_others() {
     with_faults(&[
@@ -278,8 +275,8 @@ fn a_failed_sync_refuses_its_batches_and_no_others() {
     ]);
 }
 
-/// Method: [`with_fault`] with writes that fail once, several times in a row, or again and
-/// again, with several errors.
+/// Method: [`with_fault`] with writes that fail once, several times in a row, or periodically, with
+/// several errors.
 #[test]
 fn a_failed_write_refuses_its_batches_and_no_others() {
     with_faults(&[
@@ -289,24 +286,22 @@ fn a_failed_write_refuses_its_batches_and_no_others() {
     ]);
 }
 
-/// Method: [`with_fault`] with a new segment for which no space can be reserved. A failure is not
-/// noticed by a sender if it hits a file that is made ahead of time, so each fault hits several
-/// calls.
+/// Method: [`with_fault`] with a disk that cannot reserve space for a new segment. Senders do not
+/// notice a failure that hits a file made ahead of time, so each fault hits several calls.
 #[test]
 fn a_new_segment_that_finds_no_room_refuses_until_there_is_some() {
     with_faults(&["fallocate:error=ENOSPC:when=4..12", "fallocate:error=EIO:when=5..8"]);
 }
 
 /// Method: [`with_fault`] with calls of fsync that fail. The queue uses fsync for directories only.
-/// A failure is not noticed by a sender if it hits a file that is made ahead of time, so each fault
-/// hits several calls.
+/// Senders do not notice a failure that hits a file made ahead of time, so each fault hits several
+/// calls.
 #[test]
 fn a_directory_that_is_not_synced_holds_nothing_acknowledged() {
     with_faults(&["fsync:error=EIO:when=4..7", "fsync:error=EIO:when=6..11"]);
 }
 
-/// The faults of a disk in the middle of a relay's life. `N` stands for the number of the first
-/// call that is hit.
+/// Disk faults during a relay's life. `N` stands for the number of the first call that is hit.
 const FAULTS: [&str; 9] = [
     "fdatasync:error=EIO:when=N",
     "fdatasync:error=EIO:when=N+5",
@@ -320,8 +315,8 @@ const FAULTS: [&str; 9] = [
 ];
 
 /// Method: in each round a relay runs under load with a fault from [`FAULTS`] at a random call, and
-/// is killed at a random moment. At the end a relay without faults starts on the same spool. It
-/// must find no damage, and every event that was ever answered 200 must arrive at both consumers,
+/// is killed at a random moment. At the end, a relay without faults starts on the same spool. It
+/// must find no damage, and every event that was answered with 200 must arrive at both consumers,
 /// in order.
 #[test]
 fn what_was_answered_200_survives_kills_of_a_relay_whose_disk_fails() {
@@ -376,8 +371,8 @@ fn where_the_file_system_reserves_nothing_the_files_grow() {
 }
 
 /// Method: strace makes four deletions fail, for each of two system calls. Every batch must be
-/// accepted meanwhile, no event may arrive twice at the live consumer, and the segments must be
-/// deleted in the end.
+/// accepted, no event may arrive twice at the live consumer, and the segments must be deleted in
+/// the end.
 #[test]
 fn a_segment_that_can_not_be_deleted_is_no_reason_to_refuse_or_to_repeat() {
     let mut scene = Scene::new(Spool::new(), SMALL_SEGMENTS);
@@ -396,13 +391,13 @@ fn a_segment_that_can_not_be_deleted_is_no_reason_to_refuse_or_to_repeat() {
     relay.settle(Backlog::Empty);
     let repeats = check("live", &scene.sent, &scene.live.tally.arrivals());
     assert_eq!(repeats.len(), 0);
-    // The 200 batches are 1.8 MB. Delivered segments are deleted in the end.
+    // The 200 batches are 1.8 MB, which is more than three segments.
     wait_until("old segments to be deleted", PATIENCE, || scene.spool.segments().len() <= 3);
     scene.finish(relay);
 }
 
-/// Method: a relay is killed with a backlog, and the next one runs with one failing read of a
-/// segment, at a different read each time. Everything must arrive, and nothing may be counted as
+/// Method: a relay is killed with a backlog. In the next relay, a read of a segment fails once, at
+/// a different read in each of three runs. Every event must arrive, and none may be counted as
 /// lost.
 #[test]
 fn a_read_that_fails_once_loses_nothing() {
@@ -425,8 +420,7 @@ fn a_read_that_fails_once_loses_nothing() {
 }
 
 /// Method: strace delays every sync by 300 ms, while 16 senders post single events. No answer may
-/// come before a sync could end, all senders together must need far fewer syncs than batches, and
-/// `/readyz` must answer at once.
+/// come before a sync could end, the senders must share syncs, and `/readyz` must answer at once.
 #[test]
 fn a_slow_disk_is_shared_by_all_who_wait_and_holds_up_nobody_else() {
     const SYNC: Duration = Duration::from_millis(300);
@@ -460,8 +454,8 @@ fn a_slow_disk_is_shared_by_all_who_wait_and_holds_up_nobody_else() {
     // Without sharing, 64 batches would take 64 syncs one after the other, which is 19 s.
     let took = begun.elapsed();
     assert!(took < SYNC * 40, "{took:?}");
-    // Half of the answers would take half of a sync if they waited for it. A busy machine holds up
-    // some of them.
+    // If `/readyz` waited for the syncs, the median would be about half a sync or more. Single
+    // answers can be late on a busy machine.
     waits.sort_unstable();
     let half = waits[waits.len() / 2];
     assert!(half < SYNC / 3, "/readyz waited {half:?}");
@@ -473,12 +467,12 @@ fn a_slow_disk_is_shared_by_all_who_wait_and_holds_up_nobody_else() {
 }
 
 /// Method: strace delays every sync by a minute, from the eighth on. The relay must continue to
-/// deliver the events that are already safe, and must end on SIGTERM within 12 s, although a sync
-/// hangs. The next start must deliver every event that was answered 200.
+/// deliver the events that are already safe, and must end within 12 s of SIGTERM, although a sync
+/// hangs. After the next start, every event that was answered with 200 must arrive.
 #[test]
 fn a_disk_that_hangs_holds_up_neither_the_end_nor_what_is_safe() {
     let mut scene = Scene::new(Spool::new(), "[shutdown]\ndrain_timeout = \"3s\"\n");
-    // The start makes the first syncs, which do not hang.
+    // The first syncs, which belong to the start, do not hang.
     let injection = "fdatasync:delay_enter=60000000:when=8+";
     let mut relay = start_with(&scene.config(), injection, &[]);
     let address = relay.address();
@@ -496,7 +490,7 @@ fn a_disk_that_hangs_holds_up_neither_the_end_nor_what_is_safe() {
     relay.signal(libc::SIGTERM);
     let ended = relay.wait_for_log(messages::ENDED, Duration::from_secs(12));
     assert_eq!(ended["lost"], 0, "{}", relay.log_text());
-    // The traced process can't end while strace delays its call.
+    // The traced process can't end while strace delays its system call.
     relay.kill_tracer();
     relay.kill();
     drop(stuck);
@@ -504,12 +498,12 @@ fn a_disk_that_hangs_holds_up_neither_the_end_nor_what_is_safe() {
     scene.finish(relay);
 }
 
-/// Method: strace delays one sync by 17 s. The log must say that the disk does not answer, once,
-/// and that it answers again.
+/// Method: strace delays one sync by 17 s. The log must say once that the disk does not respond,
+/// and once that it responds again.
 #[test]
 fn a_disk_that_hangs_and_goes_on_is_told_in_the_log_once() {
     let mut scene = Scene::new(Spool::new(), "");
-    // The start makes the first syncs, which do not hang.
+    // The first syncs, which belong to the start, do not hang.
     let relay = start_with(&scene.config(), "fdatasync:delay_enter=17000000:when=8", &[]);
     wait_until("a sync that hangs", PATIENCE, || {
         scene.post(&relay, 1);
@@ -528,8 +522,8 @@ fn a_disk_that_hangs_and_goes_on_is_told_in_the_log_once() {
     scene.finish(relay);
 }
 
-/// Method: strace delays the first sync of the start by 8 s. The log must say that the relay waits
-/// for the queue, before the relay listens.
+/// Method: strace delays the first sync of the start by 8 s. The log must say that the queue is not
+/// open yet, before the relay listens.
 #[test]
 fn a_start_that_waits_for_the_disk_is_told_in_the_log() {
     let mut scene = Scene::new(Spool::new(), "");
@@ -541,7 +535,8 @@ fn a_start_that_waits_for_the_disk_is_told_in_the_log() {
     scene.finish(relay);
 }
 
-/// Method: strace delays every sync by 1.2 s.
+/// Method: strace delays every sync by 1.2 s. `/status` must show the latency, and a finding about
+/// it.
 #[test]
 fn answers_that_wait_for_a_slow_disk_are_shown_and_a_warning() {
     let mut scene = Scene::new(Spool::new(), "");
@@ -555,8 +550,8 @@ fn answers_that_wait_for_a_slow_disk_are_shown_and_a_warning() {
     scene.finish(relay);
 }
 
-/// Method: the first start finds a disk without any free byte. The relay must either refuse
-/// batches, or end with status 1 and name the cause. Once there is room, it must work.
+/// Method: the first start finds a disk without a free byte. The relay must either refuse batches,
+/// or end with status 1 and name the cause. Once there is room, it must work.
 #[test]
 fn a_disk_without_any_room_at_the_first_start_is_named_or_waited_for() {
     for kind in [Kind::Tmpfs, Kind::Ext4] {

@@ -1,5 +1,5 @@
-//! The program with its command line, for the simulator: a shared library with one function that
-//! runs it, and one that tells how much memory it has used.
+//! The program with its command line, as a shared library for the simulator. One function runs it,
+//! and another one returns its peak memory use.
 #![allow(unsafe_code, reason = "an allocator, and functions that another program calls")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -11,8 +11,8 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use libc::c_char;
 
-/// The system's allocator, with a count of its bytes. The threads of the simulation run one at a
-/// time, so the counters need no order.
+/// The system's allocator, with a count of the allocated bytes. Only one thread of the simulation
+/// runs at a time, so relaxed counters are exact.
 struct Counting {
     used: AtomicUsize,
     most: AtomicUsize,
@@ -28,35 +28,35 @@ impl Counting {
     }
 }
 
-// SAFETY: all memory is that of the system's allocator, which gets what was asked for here.
+// SAFETY: all memory comes from the system's allocator, which gets each request unchanged.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         self.add(layout.size());
-        // SAFETY: as the function's own condition.
+        // SAFETY: the caller fulfills the conditions of this function.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         self.add(layout.size());
-        // SAFETY: as the function's own condition.
+        // SAFETY: the caller fulfills the conditions of this function.
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         self.used.fetch_sub(layout.size(), Relaxed);
-        // SAFETY: as the function's own condition.
+        // SAFETY: the caller fulfills the conditions of this function.
         unsafe { System.dealloc(pointer, layout) }
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         self.used.fetch_sub(layout.size(), Relaxed);
         self.add(size);
-        // SAFETY: as the function's own condition.
+        // SAFETY: the caller fulfills the conditions of this function.
         unsafe { System.realloc(pointer, layout, size) }
     }
 }
 
-/// Returns the greatest number of bytes that the program has had from its allocator at a time.
+/// Returns the most bytes that the program's allocator had handed out at one time.
 #[unsafe(no_mangle)]
 pub extern "C" fn heap_most() -> usize {
     HEAP.most.load(Relaxed)
@@ -66,14 +66,14 @@ pub extern "C" fn heap_most() -> usize {
 ///
 /// # Safety
 ///
-/// `arguments` is an array of `count` pointers to strings that end with a zero byte. The strings
-/// are not changed during the call.
+/// `arguments` must be an array of `count` pointers to strings that end with a zero byte. The
+/// strings must not change during the call.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn run_program(count: usize, arguments: *const *const c_char) -> i32 {
-    // SAFETY: as the function's own condition.
+    // SAFETY: the caller fulfills the conditions of this function.
     let arguments = unsafe { std::slice::from_raw_parts(arguments, count) };
     let arguments = arguments.iter().map(|argument| {
-        // SAFETY: as the function's own condition.
+        // SAFETY: the caller fulfills the conditions of this function.
         let argument = unsafe { CStr::from_ptr(*argument) };
         OsString::from_vec(argument.to_bytes().to_vec())
     });

@@ -1,4 +1,4 @@
-//! An Elasticsearch, which judges each document by itself.
+//! An Elasticsearch, which accepts or refuses each document separately.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -48,7 +48,7 @@ pub(super) fn make(making: &mut Making<'_>) -> Made {
         refuses: true,
         ..Promise::PLAIN
     });
-    // It answers for single documents also where others fail with their whole request.
+    // It fails on single documents, where other stores fail on the whole request.
     let manners = Manners { fails: false, ..manners };
     front::stand(making, &store.sink, manners, own, drain);
     let compression = ["none", "gzip"][making.rng.usize(..2)];

@@ -1,5 +1,5 @@
-//! What all HTTP stores do at times, and what stands between them and the relay: refusals, answers
-//! that are late, early, cut, missing or wrong, and balancers with several backends.
+//! The troubles of all HTTP stores, and of the network in front of them: refusals, responses that
+//! are late, early, incomplete, missing or wrong, and balancers with several backends.
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
@@ -16,34 +16,34 @@ use crate::kernel;
 use crate::support::http_sink::{Answer, HttpSink, Reading, Request};
 use crate::support::server::{Options, said};
 
-/// The most bytes of a body that the kernel may hold for a consumer with [`RECEIVE_BUFFER`] that
-/// has read only the head of its request. A 2xx that comes while more are missing is too early.
+/// How many bytes of a body the kernel can hold for a consumer with [`RECEIVE_BUFFER`] that has
+/// read only the request's head. A 2xx is too early while more bytes are missing.
 const KERNEL_MAX: usize = 96 * 1024;
 
-/// The receive buffer of a consumer that answers early.
+/// The receive buffer of a consumer that responds early, in bytes.
 const RECEIVE_BUFFER: usize = 16 * 1024;
 
-/// More events than this are many.
+/// A request with more events than this has many.
 const MANY: usize = 5;
 
-/// How often the same body is refused as if it were at fault. The relay gives an event up only if
-/// it is refused more often alone.
+/// How often a store refuses the same body without reason. The relay gives up on an event only
+/// after more refusals of it alone.
 const SAME_MAX: u32 = 5;
 
-/// What happens to a request.
+/// The trouble that a request meets.
 #[derive(Debug, Clone)]
 pub(super) enum Trouble {
-    /// The store does not see it, and something answers.
+    /// The store does not see the request, and something else responds.
     Instead(Answer),
-    /// As if the payload were at fault, by this status. The store does not see it.
+    /// The payload is refused with this status. The store does not see the request.
     Payload(u16),
-    /// The store does not see it, and it is answered 200 with a web page.
+    /// The store does not see the request. The response is 200 with a web page.
     Page,
-    /// The store has it, and something else answers.
+    /// The store accepts the request, but something else responds.
     Behind(Answer),
-    /// The store's own answer is changed on its way.
+    /// The store's response is changed on its way.
     Changed(Change),
-    /// The store itself has trouble of its own kind, if it has any.
+    /// The store has the trouble that is typical of its kind, if there is one.
     Own,
 }
 
@@ -63,62 +63,64 @@ impl Trouble {
 #[derive(Debug, Clone)]
 pub(super) enum Change {
     Late(Duration),
-    /// Only so many bytes are written.
+    /// Only this many bytes are written.
     Cut(usize),
-    /// The connection is closed after it, which it says.
+    /// The connection is closed after the response, which announces it.
     Closing,
-    /// The connection is closed after it, which it does not say.
+    /// The connection is closed after the response, which does not announce it.
     Dropping,
-    /// An interim answer comes before it.
+    /// An interim response comes first.
     Interim,
-    /// It comes after this time, if the body comes at all: the consumer reads slowly.
+    /// The response comes after this time if the body arrives at all: the consumer reads slowly.
     Slow(Duration),
 }
 
-/// What a store lets happen.
+/// The faults that a store can have.
 #[derive(Clone)]
 pub(super) struct Manners {
-    /// It answers 5xx at times.
+    /// The store returns 5xx at times.
     pub(super) aside: bool,
-    /// It answers at times as if the payload were at fault.
+    /// At times, the store refuses a payload that is not at fault.
     pub(super) doubts: bool,
-    /// It fails on certain events for ever.
+    /// The store always fails on certain events.
     pub(super) fails: bool,
-    /// A web page that is answered with 200 is no acknowledgement.
+    /// `true` if the output does not take a 200 with a web page for an acknowledgement, so the
+    /// store may send one.
     pub(super) pages: bool,
-    /// It is behind something that gives this answer of 2xx at times before it has the whole
-    /// request.
+    /// If set, something in front of the store sometimes gives this 2xx response before it has the
+    /// whole request.
     pub(super) early: Option<Answer>,
-    /// The statuses that mean that the payload is at fault.
+    /// The statuses that blame the payload.
     pub(super) payload: &'static [u16],
-    /// The statuses of its own that are refusals, each with its body.
+    /// Refusals that are typical of the kind: the statuses and their bodies.
     pub(super) own: &'static [(u16, &'static str)],
 }
 
-/// True while the store is to be in trouble of its own kind. Its moods ask.
+/// `true` while the store should have the trouble that is typical of its kind. The code of the kind
+/// reads this.
 pub(super) type Own = Arc<std::sync::atomic::AtomicBool>;
 
 struct Desk {
     manners: Manners,
-    /// Each backend's. A connection belongs to one of them.
+    /// The backends. Each connection belongs to one of them.
     backends: Vec<Weather<Trouble>>,
-    /// How often a body was refused as if it were at fault.
+    /// How often each body was refused without being at fault.
     refused: BTreeMap<u64, u32>,
     own: Own,
     is_broken: bool,
-    /// A request has hung.
+    /// `true` once a request has hung.
     has_hung: bool,
-    /// The events of the first request of an outage, the number of those that have failed, and
-    /// whether one was taken.
+    /// In an outage: the events of its first request, the number of failed requests, and whether
+    /// one was accepted.
     outage: (Vec<Serial>, u32, bool),
 }
 
-/// Takes the events from a store that it has since the last call.
+/// Takes the events that the store has received since the last call.
 pub(super) trait Drain: FnMut() -> Vec<Vec<u8>> + Send + 'static {}
 impl<F: FnMut() -> Vec<Vec<u8>> + Send + 'static> Drain for F {}
 
-/// Draws the manners of a store. A store either fails on certain events for ever, or on any event
-/// at times, so that the relay gives up only what it must.
+/// Draws the manners of a store. At most one of `fails` and `aside` is true, so the relay gives up
+/// only on events that it must give up on.
 pub(super) fn manners(making: &mut Making<'_>) -> Manners {
     let draw = making.rng.u32(..8);
     let (aside, fails) = (draw >= 5, draw < 2);
@@ -134,8 +136,8 @@ pub(super) fn manners(making: &mut Making<'_>) -> Manners {
 }
 
 impl Manners {
-    /// With this answer of 2xx before the whole request is there, at one of three stores. Such a
-    /// store refuses nothing: who answers early knows of no refusal.
+    /// Lets one in three stores respond early with this 2xx, except stores that fail on events.
+    /// Such a store refuses nothing, because it responds before it can.
     pub(super) fn early(mut self, making: &mut Making<'_>, answer: Answer) -> Self {
         if !self.fails && making.rng.u32(..3) == 0 {
             self.early = Some(answer);
@@ -149,7 +151,7 @@ impl Manners {
         Options { receive_buffer, ..making.options() }
     }
 
-    /// Returns a promise with what they have to do with it, and keys that belong to them.
+    /// Returns the promise of a store with these manners, and the keys that its output needs.
     pub(super) fn promise(&self, promise: Promise) -> (Promise, String) {
         let promise = Promise {
             refuses: promise.refuses && self.early.is_none(),
@@ -162,7 +164,7 @@ impl Manners {
     }
 }
 
-/// Puts the troubles in front of a store, whose own moods look at `own`.
+/// Puts the troubles in front of a store, whose moods read `own`.
 pub(super) fn stand(
     making: &mut Making<'_>,
     sink: &HttpSink,
@@ -173,7 +175,7 @@ pub(super) fn stand(
     stand_before(making, sink, manners, own, drain, |request, store| store(request));
 }
 
-/// As [`stand`], with a balancer between the troubles and the store.
+/// Like [`stand`], but with a balancer between the troubles and the store.
 pub(super) fn stand_before(
     making: &mut Making<'_>,
     sink: &HttpSink,
@@ -287,7 +289,7 @@ impl Desk {
         }
     }
 
-    /// Returns the answer to a request while somebody wants all answers so. `None`: as ever.
+    /// Returns the response that the operator wants, or `None` if the store decides.
     fn steadily(&mut self, request: &Request, steady: Option<Steady>) -> Option<Answer> {
         if steady != Some(Steady::FailsTwice) {
             self.outage = Default::default();
@@ -325,8 +327,8 @@ impl Desk {
         })
     }
 
-    /// Returns true if this request fails in an outage. The first one that has other events than
-    /// those that have failed is taken.
+    /// Returns `true` if this request fails in an outage. After at least four failures, the first
+    /// request without any event of the first one is accepted.
     fn fails_twice(&mut self, request: &Request) -> bool {
         const FAILED_MIN: u32 = 4;
         let events = identify_all(&request.decoded());
@@ -343,7 +345,7 @@ impl Desk {
         true
     }
 
-    /// Answers as if the payload were at fault, but not often enough for the relay to believe it.
+    /// Refuses the payload, but not often enough for the relay to give up on an event.
     fn refuses(&mut self, request: &Request, status: u16) -> Answer {
         let body = BuildHasherDefault::<DefaultHasher>::default().hash_one(&request.body);
         let times = self.refused.entry(body).or_default();
@@ -355,22 +357,22 @@ impl Desk {
     }
 }
 
-/// Returns true if a request went to the second address.
+/// Returns `true` if a request went to the second address.
 fn is_second(request: &Request) -> bool {
     request.header("host").is_some_and(|host| host.starts_with(&super::DOOR.to_string()))
 }
 
-/// Returns true for two of five requests, which a balancer sends to a broken backend.
+/// Returns `true` for two of five requests: a balancer sends these to a broken backend.
 fn is_unlucky(request: &Request) -> bool {
     BuildHasherDefault::<DefaultHasher>::default().hash_one(request.number) % 5 < 2
 }
 
-/// Returns true if a request has an event with an odd number.
+/// Returns `true` if a request has an event with an odd number.
 fn is_odd(request: &Request) -> bool {
     identify_all(&request.decoded()).iter().any(|serial| serial.number % 2 == 1)
 }
 
-/// Answers as an `otlp` receiver that rejects all records of a request (`partial_success`).
+/// Responds like an `otlp` receiver that rejects all records of a request (`partial_success`).
 fn all_rejected(request: &Request) -> Answer {
     let count = identify_all(&request.decoded()).len();
     let mut number = Vec::new();
@@ -389,18 +391,18 @@ fn long_pause() -> Answer {
     Answer::status(429).header("Retry-After", "30")
 }
 
-/// Returns a web page as an answer.
+/// Returns a response with a web page.
 fn page(status: u16) -> Answer {
     let body = "<html><head><title>There is nothing here</title></head></html>";
     Answer::status(status).header("Content-Type", "text/html; charset=utf-8").body(body)
 }
 
-/// Statuses that are about an account or about a moment.
+/// Statuses that concern an account or the current moment.
 const ACCOUNT: [u16; 3] = [402, 409, 421];
 
 const INTERIM: &[u8] = b"HTTP/1.1 102 Processing\r\n\r\n";
 
-/// Statuses that are the connection's or a setting's fault, for every store.
+/// Statuses that blame the connection or a setting, for every store.
 const SETTINGS: [u16; 10] = [401, 403, 404, 405, 415, 301, 302, 307, 308, 407];
 
 fn trouble(rng: &mut Rng, manners: &Manners) -> Trouble {
@@ -436,7 +438,7 @@ fn trouble(rng: &mut Rng, manners: &Manners) -> Trouble {
     }
 }
 
-/// Returns a refusal that may name a time.
+/// Returns a refusal, which may have a `Retry-After`.
 fn busy(rng: &mut Rng, status: u16) -> Answer {
     let answer = if rng.bool() { page(status) } else { Answer::status(status) };
     match rng.u32(..10) {
@@ -452,7 +454,7 @@ fn busy(rng: &mut Rng, status: u16) -> Answer {
     }
 }
 
-/// Gives no answer.
+/// Returns no response.
 fn nothing(rng: &mut Rng) -> Answer {
     match rng.u32(..3) {
         0 => Answer::hang_up(),
@@ -461,7 +463,7 @@ fn nothing(rng: &mut Rng) -> Answer {
     }
 }
 
-/// Bytes that are not an answer, or not a whole one.
+/// Returns bytes that are not a response, or not a complete one.
 fn garbage(rng: &mut Rng) -> Answer {
     let bytes = [
         "SSH-2.0-OpenSSH_9.2\r\n",

@@ -1,4 +1,4 @@
-//! A consumer of `type = "http"`, which answers 2xx to a whole request or refuses it.
+//! A consumer for `type = "http"`. It acknowledges a whole request with 2xx, or refuses it.
 
 use std::sync::{Arc, Mutex};
 
@@ -9,7 +9,7 @@ use super::{Made, Making, Promise, Stand, front, is_refused, lock};
 use crate::support::http_sink::{Answer, HttpSink, Request};
 use crate::support::server::Server;
 
-/// The statuses that acknowledge.
+/// The statuses that acknowledge a request.
 const TAKEN: [u16; 6] = [200, 200, 200, 201, 202, 204];
 
 impl Stand for HttpSink {
@@ -60,7 +60,7 @@ pub(super) fn make(making: &mut Making<'_>) -> Made {
     Made { stand: Box::new(sink), keys, promise }
 }
 
-/// Returns the events of a request. Panics if it is not as the config says.
+/// Returns the events of a request. Panics if it does not match the config.
 fn events(request: &Request, format: &str, compression: &str) -> Vec<Vec<u8>> {
     assert_eq!((request.method.as_str(), request.target.as_str()), ("POST", "/audit"));
     let content_type = match format {

@@ -1,4 +1,4 @@
-//! IBM Cloud Logs with IBM's IAM, both over TLS.
+//! IBM Cloud Logs and IBM's IAM, both over TLS.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
@@ -13,7 +13,8 @@ use crate::support::ibm;
 use crate::support::ibm::{Grant, Ibm, Mood, Script};
 use crate::support::server::Server;
 
-/// A token that is refused although it has just been renewed is renewed again after five minutes.
+/// If a token is refused directly after its renewal, the relay renews it again after five minutes.
+/// This is a little longer.
 const RENEWED: Duration = Duration::from_secs(5 * 60 + 10);
 
 impl Stand for Ibm {
@@ -40,8 +41,8 @@ pub(super) fn make(making: &mut Making<'_>) -> Made {
     let life = [3, 20, 3600][making.rng.usize(..3)];
     let script = Script {
         expires_in: life,
-        // IAM may tell a longer life than a token has, but not so much longer that a token ends
-        // before it is renewed, which is after four fifths of the life that IAM tells.
+        // IAM may report a life that is a second longer than the real one. The relay renews a token
+        // after four fifths of the reported life, so it still renews it in time.
         life: Duration::from_secs(life - u64::from(life > 5 && making.rng.bool())),
         grant: Box::new(move || match lock(&iam).meets(kernel::now()) {
             Some(grant) if !ledger.is_calm() => grant,

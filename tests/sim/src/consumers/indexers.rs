@@ -1,14 +1,14 @@
-//! Several indexers of Splunk behind one address.
+//! Several Splunk indexers behind one address.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use crate::support::http_sink::{Answer, Request};
 
-/// A balancer in front of several indexers of Splunk, which are one store here. It sends a request
-/// without its cookie to an indexer of its choice, and tells the choice by the cookie, whose value
-/// differs in each answer. Only the indexer that took the last request of a channel knows which of
-/// the channel's requests are indexed. Any other says no.
+/// A balancer in front of several indexers, which are one store here. It sends a request without
+/// its cookie to an indexer of its choice, and names that indexer in the cookie. The cookie's value
+/// differs in each response. Only the indexer that took the last request of a channel knows which
+/// requests of the channel are indexed. Any other indexer says that none are.
 pub(super) fn several_indexers()
 -> impl Fn(&Request, &dyn Fn(&Request) -> Answer) -> Answer + Send + Sync + 'static {
     // The number of requests so far, and the indexer of each channel.
@@ -33,8 +33,8 @@ pub(super) fn several_indexers()
     }
 }
 
-/// Returns the indexer that the cookies of a request name. `None` if the request has no cookies.
-/// Panics if they are not those of the balancer, or came with their attributes.
+/// Returns the indexer in a request's cookies, or `None` if there are no cookies. Panics if the
+/// cookies are not those of the balancer, or if they include their attributes.
 fn route(request: &Request) -> Option<u64> {
     let cookies: Vec<_> = request.header("cookie")?.split("; ").collect();
     let [mut route, mut seen] = cookies[..] else { panic!("the cookies {cookies:?}") };
@@ -48,7 +48,7 @@ fn route(request: &Request) -> Option<u64> {
     Some(indexer.parse().expect("a number"))
 }
 
-/// Returns the answer of an indexer that knows none of the requests that it is asked about.
+/// Returns the response of an indexer that knows none of the requests.
 fn no_acks(request: &Request) -> Answer {
     let asked: BTreeMap<String, Vec<u64>> =
         serde_json::from_slice(&request.decoded()).expect("a question");

@@ -1,4 +1,4 @@
-//! A Loki, which stores entries of equal time, labels and line once.
+//! A Loki, which stores entries with the same time, labels and line once.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -9,7 +9,7 @@ use crate::support::http_sink::Answer;
 use crate::support::loki::{Loki, Mood, TENANT};
 use crate::support::server::Server;
 
-/// The tenant's writes are thrown away, by a status that looks like success.
+/// The tenant's writes are discarded, although the status looks like success.
 const OWN: [(u16, &str); 1] = [(260, "blocked")];
 
 impl Stand for Loki {

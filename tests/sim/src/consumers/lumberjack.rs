@@ -1,4 +1,4 @@
-//! A consumer of lumberjack, as Logstash's `beats` input is one.
+//! A consumer that speaks lumberjack, like Logstash's `beats` input.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -11,20 +11,20 @@ use crate::kernel;
 use crate::support::lumberjack_sink::{LumberjackSink, Reply, Window};
 use crate::support::server::Server;
 
-/// What happens to a window.
+/// The trouble that a window meets.
 #[derive(Debug, Clone)]
 enum Trouble {
-    /// It is stored and acknowledged after this time, with signs of life meanwhile if `true`.
+    /// The window is stored, and acknowledged after this time; `true`: with keep-alives.
     Late(Duration, bool),
-    /// It is stored, and the connection ends without an acknowledgement.
+    /// The window is stored, and the connection ends without an acknowledgement.
     Mute,
-    /// It is not stored, and the connection ends.
+    /// The window is not stored, and the connection ends.
     HangsUp,
-    /// A part of it is stored and acknowledged, and the connection ends.
+    /// A part of the window is stored and acknowledged, and the connection ends.
     Part,
-    /// It is stored, and acknowledged in parts.
+    /// The window is stored, and acknowledged in parts.
     Parts,
-    /// It is not stored. These bytes are written, and the connection ends.
+    /// The window is not stored. These bytes are written, and the connection ends.
     Says(&'static [u8]),
 }
 
@@ -72,7 +72,7 @@ pub(super) fn make(making: &mut Making<'_>) -> Made {
     Made { stand: Box::new(sink), keys, promise: Promise::PLAIN }
 }
 
-/// Answers a window of which this part is stored. Returns false to end the connection.
+/// Answers a window, of whose events the first `part` are stored. Returns `false` to disconnect.
 fn answer(trouble: Option<Trouble>, window: &Window, part: usize, reply: &mut Reply<'_>) -> bool {
     let count = window.events.len();
     match trouble {

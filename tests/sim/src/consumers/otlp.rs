@@ -1,4 +1,4 @@
-//! A receiver of log records by OTLP over HTTP.
+//! A receiver of log records that speaks OTLP over HTTP.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,7 +19,7 @@ pub(super) fn make(making: &mut Making<'_>) -> Made {
     let manners = Manners { payload: &[400, 413, 422], ..front::manners(making) };
     let manners = manners.early(making, Answer::status(200));
     let refuses = manners.early.is_none();
-    // It tells how many records it has rejected, or refuses a whole request.
+    // The receiver either counts the rejected records or refuses the whole request.
     let counts = refuses && making.rng.u32(..3) == 0;
     let (own, mut moods) = (Own::default(), making.rng());
     let in_mood = Arc::clone(&own);

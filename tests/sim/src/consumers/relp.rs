@@ -1,4 +1,4 @@
-//! A consumer of RELP.
+//! A consumer that speaks RELP.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -13,22 +13,22 @@ use crate::kernel;
 use crate::support::relp_sink::{RelpSink, answer, ok};
 use crate::support::server::Server;
 
-/// What happens to a command.
+/// The trouble that a command meets.
 #[derive(Debug, Clone)]
 enum Trouble {
-    /// It is stored, and answered after this time.
+    /// The command is stored, and answered after this time.
     Late(Duration),
-    /// It is stored, and the connection ends.
+    /// The command is stored, and the connection ends without an answer.
     Mute,
-    /// It is not stored, and the connection ends.
+    /// The command is not stored, and the connection ends.
     HangsUp,
-    /// It is not stored, and is answered so.
+    /// The command is not stored, and the answer is this one.
     Refuses(&'static str),
-    /// It is not stored, and these bytes are written.
+    /// The command is not stored, and these bytes are written.
     Says(&'static str),
-    /// It is stored, and the consumer closes in order after its answer.
+    /// The command is stored, and the consumer closes in order after its answer.
     Closes,
-    /// It is stored, and the answer comes with a hint before it.
+    /// The command is stored, and a hint precedes the answer.
     Hints,
 }
 
@@ -55,7 +55,7 @@ pub(super) fn make(making: &mut Making<'_>) -> Made {
     let weather = Mutex::new(Weather::new(making.rng(), trouble));
     let (ledger, spoiled) = (Arc::clone(&making.ledger), Mutex::new(BTreeSet::new()));
     let sink = RelpSink::with_options(making.options(), move |command, connection| {
-        // What comes behind a command that is not stored is not stored either.
+        // After a command that is not stored, later ones are not stored either.
         if lock(&spoiled).contains(&command.connection) {
             return None;
         }

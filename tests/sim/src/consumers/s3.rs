@@ -1,4 +1,4 @@
-//! A server of the S3 protocol, which keeps each object once, by its name. It refuses no event.
+//! A server that speaks S3, and stores each object once, by its name. It refuses no event.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,11 +27,11 @@ impl Stand for S3 {
 
 pub(super) fn make(making: &mut Making<'_>) -> Made {
     let conditional = making.rng.u32(..4) > 0;
-    // Only an object fails, not an event.
+    // Only whole objects fail, not events.
     let manners = Manners { fails: false, aside: true, own: &OWN, ..front::manners(making) };
     let (own, mut moods) = (Own::default(), making.rng());
     let in_mood = Arc::clone(&own);
-    // A copy draws whether writes race, so that it moves no other draw.
+    // The draw uses a copy of the generator, so that it changes no other draw.
     let races = moods.clone().u32(..3) == 0;
     let ledger = Arc::clone(&making.ledger);
     let mood = move || match in_mood.load(Ordering::SeqCst) {

@@ -1,4 +1,4 @@
-//! A collector of Splunk, with and without acknowledgements of its indexers.
+//! A Splunk collector, with or without acknowledgements from its indexers.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
@@ -13,7 +13,7 @@ use crate::support::http_sink::Answer;
 use crate::support::server::{Options, Server};
 use crate::support::splunk::{Acks, Mood, Script, Splunk, TOKEN};
 
-/// Refusals that name a code: the token's, the index's and others that are no server error.
+/// Refusals with a code: about the token, the index, and other things except server errors.
 const OWN: [(u16, &str); 7] = [
     (403, r#"{"text":"Token disabled","code":1}"#),
     (401, r#"{"text":"Token is required","code":2}"#),
@@ -24,7 +24,7 @@ const OWN: [(u16, &str); 7] = [
     (429, r#"{"text":"Queue at capacity","code":26}"#),
 ];
 
-/// As [`OWN`], with server errors.
+/// Some of [`OWN`], and server errors.
 const OWN_WITH_ERRORS: [(u16, &str); 6] = [
     OWN[0],
     OWN[3],
@@ -34,8 +34,8 @@ const OWN_WITH_ERRORS: [(u16, &str); 6] = [
     (503, r#"{"text":"Server is shutting down","code":23}"#),
 ];
 
-/// The shortest time for which the collector keeps an idle connection. It is longer than each
-/// `ack_interval` here, as the output needs it.
+/// The shortest time after which the collector closes an idle connection. It is longer than each
+/// `ack_interval` here, as the output requires.
 const IDLE_MIN: Duration = Duration::from_secs(8);
 
 impl Stand for Splunk {
@@ -71,7 +71,7 @@ pub(super) fn make(making: &mut Making<'_>) -> Made {
     let drain = move || std::mem::take(&mut lock(&kept).indexed);
     let (promise, keys) = manners.promise(Promise {
         copies: if acks { Copies::AgainBesideRefused } else { Copies::AtLeastOnce },
-        // What it takes of a request is not sent again.
+        // Events that the store accepts from a request with refused ones are not sent again.
         ordered: !acks && concurrency == 1 && !manners.doubts && !manners.aside,
         refuses: true,
         ..Promise::PLAIN
@@ -107,7 +107,7 @@ fn script(making: &mut Making<'_>, manners: &Manners, own: &Own, acks: Acks) -> 
                 true => own_mood(&mut moods, aside),
                 false => Mood::Serves,
             };
-            // After trouble of its own, the collector indexes slowly for a while.
+            // After trouble of its kind, the collector indexes slowly for a while.
             let mut slowness = lock(&slowness);
             *slowness = if mood == Mood::Serves { slowness.saturating_sub(1) } else { 20 };
             mood

@@ -1,8 +1,8 @@
 //! Consumers of lines and of syslog frames over TCP, which acknowledge nothing.
 //!
-//! What they have read they have, if it is complete. What lies in their kernel when a connection
-//! ends with RST is gone, so they never leave it there for as long as the output's `replay_window`,
-//! unless they are paused.
+//! A consumer keeps each complete event that it has read. Bytes in its kernel are lost if a
+//! connection ends with RST. So unless it is paused, no byte stays in its kernel for as long as the
+//! output's `replay_window`.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -23,10 +23,10 @@ impl Stand for TcpSink {
     }
 }
 
-/// The shortest time between two rests, in which they read all that there is.
+/// The shortest time between two rests, in which the consumer reads everything.
 const BETWEEN_RESTS: Duration = Duration::from_secs(1);
 
-/// The receive buffer, in bytes: what a rest may leave there is read soon.
+/// The receive buffer, in bytes. It is small enough to be read soon after a rest.
 const RECEIVE_BUFFER: usize = 64 * 1024;
 
 pub(super) fn tcp(making: &mut Making<'_>) -> Made {
@@ -75,7 +75,7 @@ fn start(
     Made { stand: Box::new(sink), keys, promise: Promise::PLAIN }
 }
 
-/// Returns the event of a message of RFC 5424. Panics if the head is not as the relay writes it.
+/// Returns the event of an RFC 5424 message. Panics if the head is not what the relay writes.
 pub(super) fn event_of(message: &[u8]) -> Vec<u8> {
     let mut parts = message.splitn(8, |byte| *byte == b' ');
     let mut next = || {

@@ -1,32 +1,30 @@
-//! When a consumer is well and when it is in trouble: spells of seconds to minutes, drawn as time
-//! passes.
+//! The times in which a consumer works well or is in trouble: spells of seconds to minutes.
 
 use std::time::Duration;
 
 use fastrand::Rng;
 
-/// How a consumer is at a moment. `Trouble` is the way in which it is not well.
+/// The state of a consumer.
 #[derive(Debug, Clone)]
 pub(super) enum Sky<Trouble> {
-    /// It does what a store that is well does.
+    /// It behaves like a healthy store.
     Fair,
-    /// It does the same to everything.
+    /// Every request meets the same trouble.
     Outage(Trouble),
-    /// So many of a hundred requests meet some trouble.
+    /// This percentage of the requests meets some trouble.
     Flaky(u32),
 }
 
-/// The spells of a consumer. They depend on its generator and on the time, not on what the relay
-/// does.
+/// The spells of a consumer. They depend on its generator and the time, not on the relay.
 pub(super) struct Weather<Trouble> {
     /// Draws the spells.
     rng: Rng,
-    /// Draws what happens in this spell.
+    /// Draws the troubles of the current spell.
     within: Rng,
-    /// The spell of this moment, and its end.
+    /// The current spell, and when it ends.
     sky: Sky<Trouble>,
     until: Duration,
-    /// The longest fair spell, in seconds.
+    /// The longest spell without trouble, in seconds.
     fair_max: u64,
     draw: Box<dyn FnMut(&mut Rng) -> Trouble + Send>,
 }
@@ -35,7 +33,7 @@ pub(super) struct Weather<Trouble> {
 const TROUBLE_MAX: u64 = 40;
 
 impl<Trouble: Clone> Weather<Trouble> {
-    /// `draw` draws a trouble.
+    /// Each call of `draw` draws a trouble.
     pub(super) fn new(
         mut rng: Rng,
         draw: impl FnMut(&mut Rng) -> Trouble + Send + 'static,
@@ -46,7 +44,7 @@ impl<Trouble: Clone> Weather<Trouble> {
         Self { rng, within, sky: Sky::Fair, until, fair_max, draw: Box::new(draw) }
     }
 
-    /// Returns what a request meets at the time `now`: `None` if all is well.
+    /// Returns the trouble that a request meets at `now`, if any.
     pub(super) fn meets(&mut self, now: Duration) -> Option<Trouble> {
         match self.sky(now).clone() {
             Sky::Fair => None,
@@ -73,7 +71,7 @@ impl<Trouble: Clone> Weather<Trouble> {
     }
 }
 
-/// Draws a time from one second to `longest`. Short ones are as frequent as long ones.
+/// Draws a time from about a second to `longest` seconds, with short times as likely as long ones.
 fn seconds(rng: &mut Rng, longest: u64) -> Duration {
     let most = (longest * 1000).ilog2();
     let millis = 1u64 << rng.u32(10..=most);

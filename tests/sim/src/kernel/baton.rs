@@ -1,6 +1,6 @@
 //! The threads. Each is a thread of the operating system, but only the one that holds the baton
-//! runs. A thread gives the baton away when it waits, and now and then when it calls the kernel;
-//! the seed decides who is next. When all threads wait, the time jumps to the next event.
+//! runs. A thread gives up the baton when it waits, and sometimes when it calls the kernel. The
+//! seed decides which thread is next. If all threads wait, the time jumps to the next event.
 #![allow(unsafe_code, reason = "one state for all threads; the proofs are beside the code")]
 
 use std::cell::{Cell, RefCell};
@@ -17,62 +17,58 @@ pub(super) type TaskId = usize;
 /// The number of a process: 0 is the world, and each life of a relay has its own.
 pub(super) type Owner = u32;
 
-/// What a thread does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Doing {
-    /// It runs, or will when it gets the baton.
+    /// The thread runs, or will run when it gets the baton.
     Ready,
-    /// It waits until another wakes it, or until its deadline.
+    /// The thread waits until another one wakes it, or until its deadline.
     Waiting,
-    /// It has ended.
     Ended,
-    /// Its process was killed. It holds the baton never again.
+    /// Its process was killed. The thread never gets the baton again.
     Dead,
 }
 
-/// A thread.
 pub(super) struct Task {
     pub(super) owner: Owner,
     pub(super) doing: Doing,
-    /// Counts the thread's waits, so that a deadline ends only the wait that it belongs to.
+    /// Counts the thread's waits, so that a deadline ends only its own wait.
     wait: u64,
-    /// 1 while the thread may run. It waits here for the baton.
+    /// 1 while the thread may run. The thread waits here for the baton.
     baton: &'static AtomicU32,
-    /// libc's name of the thread, for those who join it.
+    /// libc's ID of the thread, for threads that join it.
     pub(super) native: libc::pthread_t,
-    /// The threads that wait for the end of this one.
+    /// The threads that wait for this one to end.
     pub(super) joining: Vec<TaskId>,
 }
 
-/// The state of the kernel. Only the holder of the baton touches it.
+/// The state of the kernel. Only the holder of the baton uses it.
 struct Shared(RefCell<Option<Box<Kernel>>>);
 
-// SAFETY: only the thread with the baton borrows the state (see `with`), and a baton is handed over
-// by a release store and an acquire load.
+// SAFETY: only the thread with the baton borrows the state (see `with`), and the baton is passed on
+// with a release store and an acquire load.
 unsafe impl Sync for Shared {}
 
 static KERNEL: Shared = Shared(RefCell::new(None));
 
-/// The thread's number if it is not one of the simulation.
+/// The number of a thread that is not part of the simulation.
 const OUTSIDE: TaskId = TaskId::MAX;
 
 thread_local! {
     static ME: Cell<TaskId> = const { Cell::new(OUTSIDE) };
-    /// True while this thread is in the simulated kernel, whose own calls go to the real one.
+    /// `true` while this thread is in the simulated kernel, whose own calls go to the real one.
     static INSIDE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Returns true if a call by this thread is one to the simulated kernel.
+/// Returns `true` if a call of this thread goes to the simulated kernel.
 pub(super) fn is_simulated() -> bool {
     ME.get() != OUTSIDE && !INSIDE.get()
 }
 
-/// Returns the number of this thread.
 pub(super) fn me() -> TaskId {
     ME.get()
 }
 
-/// Lets a function of this thread use the real kernel.
+/// Runs a function that uses the real kernel.
 pub(super) fn outside<R>(work: impl FnOnce() -> R) -> R {
     let before = INSIDE.replace(true);
     let result = work();
@@ -80,7 +76,7 @@ pub(super) fn outside<R>(work: impl FnOnce() -> R) -> R {
     result
 }
 
-/// Uses the state of the kernel.
+/// Gives the function access to the state of the kernel.
 pub(super) fn with<R>(work: impl FnOnce(&mut Kernel) -> R) -> R {
     outside(|| {
         let mut kernel = KERNEL.0.borrow_mut();
@@ -88,13 +84,12 @@ pub(super) fn with<R>(work: impl FnOnce(&mut Kernel) -> R) -> R {
     })
 }
 
-/// Uses the state of the kernel, unless this thread has nothing to do with the simulation or is in
-/// the kernel already.
+/// Like [`with`], but returns `None` if this thread is not simulated, or is in the kernel already.
 pub(super) fn try_with<R>(work: impl FnOnce(&mut Kernel) -> R) -> Option<R> {
     is_simulated().then(|| with(work))
 }
 
-/// Begins the simulation. This thread becomes its first, with the baton.
+/// Begins the simulation. This thread becomes its first one, and has the baton.
 pub(super) fn begin(mut kernel: Kernel) {
     let task = kernel.add_task(0);
     *KERNEL.0.borrow_mut() = Some(Box::new(kernel));
@@ -111,7 +106,7 @@ impl Kernel {
         self.tasks.len() - 1
     }
 
-    /// Lets a thread run that waits.
+    /// Makes a waiting thread ready to run.
     pub(super) fn wake(&mut self, task: TaskId) {
         let found = &mut self.tasks[task];
         if found.doing == Doing::Waiting {
@@ -121,14 +116,14 @@ impl Kernel {
         }
     }
 
-    /// The deadline of a wait is over.
+    /// Wakes a thread if this wait is still its current one: the deadline has passed.
     pub(super) fn wake_from(&mut self, task: TaskId, wait: u64) {
         if self.tasks[task].wait == wait {
             self.wake(task);
         }
     }
 
-    /// Ends the threads of a process, wherever they are.
+    /// Ends the threads of a process at any point of their work.
     pub(super) fn end_tasks(&mut self, owner: Owner) {
         for task in self.tasks.iter_mut().filter(|task| task.owner == owner) {
             if task.doing != Doing::Ended {
@@ -139,7 +134,7 @@ impl Kernel {
         self.ready.retain(|task| tasks[*task].doing == Doing::Ready);
     }
 
-    /// Returns the thread that runs next. `None`: all wait, and nothing will ever happen.
+    /// Returns the thread that runs next, or `None` if all threads wait and no event can come.
     fn next(&mut self) -> Option<TaskId> {
         loop {
             self.due();
@@ -169,14 +164,14 @@ pub(super) fn wait(deadline: Option<u64>) {
     give_up_baton(me);
 }
 
-/// Lets others run first.
+/// Lets other threads run first.
 pub(super) fn yield_now() {
     let me = me();
     with(|kernel| kernel.ready.push(me));
     give_up_baton(me);
 }
 
-/// Hands the baton to the next thread, and returns when this one has it again.
+/// Passes the baton to the next thread, and returns when this thread has it again.
 fn give_up_baton(me: TaskId) {
     let Some(next) = with(Kernel::next) else { stuck() };
     if next == me {
@@ -208,12 +203,12 @@ fn stuck() -> ! {
     raw::exit(3)
 }
 
-/// The function that a new thread begins with, and its argument.
+/// A new thread's function, and its argument.
 struct Beginning {
     task: TaskId,
     baton: &'static AtomicU32,
-    /// 1 when the thread waits for its baton: until then it uses the memory of libc, and its maker
-    /// must not.
+    /// 1 once the thread waits for its baton. Before that, the thread uses memory of libc, which
+    /// its creator must not use at the same time.
     has_begun: Arc<AtomicU32>,
     function: extern "C" fn(*mut c_void) -> *mut c_void,
     argument: *mut c_void,
@@ -227,7 +222,7 @@ type Create = unsafe extern "C" fn(
 ) -> c_int;
 
 unsafe extern "C" {
-    /// Calls a function when the thread ends: the functions of a thread in reverse order.
+    /// Registers a function for the end of the thread. The last one registered is called first.
     fn __cxa_thread_atexit_impl(
         function: unsafe extern "C" fn(*mut c_void),
         object: *mut c_void,
@@ -236,11 +231,11 @@ unsafe extern "C" {
     static __dso_handle: u8;
 }
 
-/// Makes a thread, as pthread_create(3) does. In the simulation it belongs to the same process.
+/// Creates a thread, like pthread_create(3). In the simulation, it belongs to the same process.
 ///
 /// # Safety
 ///
-/// As for pthread_create.
+/// The same as for pthread_create.
 pub(super) unsafe fn create_thread(
     thread: *mut libc::pthread_t,
     attributes: *const libc::pthread_attr_t,
@@ -270,7 +265,7 @@ pub(super) unsafe fn create_thread(
     while result == 0 && has_begun.load(Ordering::Acquire) == 0 {
         raw::futex_wait(&has_begun, 0);
     }
-    // SAFETY: libc has written the name of the new thread.
+    // SAFETY: libc has written the ID of the new thread.
     let native = unsafe { *thread };
     with(|kernel| match result {
         0 => kernel.tasks[task].native = native,
@@ -282,15 +277,15 @@ pub(super) unsafe fn create_thread(
     result
 }
 
-/// A simulated thread, from its first baton to its last.
+/// Runs a simulated thread, from its first baton to its last.
 extern "C" fn run(beginning: *mut c_void) -> *mut c_void {
     // SAFETY: `create_thread` made this box for this thread alone.
     let beginning = unsafe { Box::from_raw(beginning.cast::<Beginning>()) };
     let Beginning { task, baton, has_begun, function, argument } = *beginning;
     ME.set(task);
     INSIDE.set(true);
-    // SAFETY: `end` may be called at the end of a thread. As the first one, it is called last,
-    // after the destructors of all thread-local values, which still belong to the simulation.
+    // SAFETY: `end` may be called when a thread ends. It is registered first, so it is called last,
+    // after the destructors of all thread-local values, which are still part of the simulation.
     unsafe {
         let library = (&raw const __dso_handle).cast_mut().cast();
         __cxa_thread_atexit_impl(end, std::ptr::null_mut(), library);
@@ -303,7 +298,7 @@ extern "C" fn run(beginning: *mut c_void) -> *mut c_void {
     function(argument)
 }
 
-/// The end of a simulated thread: it hands its baton on, and does nothing more.
+/// Ends a simulated thread: passes its baton on, and does nothing after that.
 unsafe extern "C" fn end(_: *mut c_void) {
     let me = me();
     INSIDE.set(true);
@@ -322,7 +317,7 @@ unsafe extern "C" fn end(_: *mut c_void) {
     ME.set(OUTSIDE);
 }
 
-/// Waits for the end of a thread, as pthread_join(3) does before it takes the result.
+/// Waits until a thread has ended, as pthread_join(3) does before it takes the result.
 pub(super) fn join(native: libc::pthread_t) {
     loop {
         let is_over = with(|kernel| {

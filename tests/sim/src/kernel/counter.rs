@@ -1,11 +1,11 @@
-//! The processor's counter of cycles (rdtsc), which some crates read as a clock. The kernel makes
-//! the instruction fail, and the function for the signal puts the simulated time in its place.
+//! The processor's cycle counter (rdtsc), which some crates read as a clock. The kernel makes the
+//! instruction fail, and the signal handler returns the simulated time instead.
 #![allow(unsafe_code, reason = "a function for a signal; the proofs are beside the code")]
 
 #[cfg(target_arch = "x86_64")]
 pub(super) fn simulate() {
-    // SAFETY: the function for the signal has the type that SA_SIGINFO asks for. All fields of the
-    // struct may be zero. prctl has no addresses as arguments.
+    // SAFETY: the handler has the type that SA_SIGINFO requires. All fields of the struct may be
+    // zero. No argument of prctl is an address.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = failed as *const () as usize;
@@ -15,13 +15,12 @@ pub(super) fn simulate() {
     }
 }
 
-/// Reads the counter in place of the instruction that failed. Anything else that failed is a real
-/// fault, and ends the program.
+/// Reads the counter in place of the failed instruction. Any other failure ends the program.
 #[cfg(target_arch = "x86_64")]
 unsafe extern "C" fn failed(_: i32, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
     const FAULT: &[u8] = b"a segmentation fault\n";
     let at = |register: i32| register.unsigned_abs() as usize;
-    // SAFETY: the kernel gives the registers of the thread, and its instructions can be read.
+    // SAFETY: the kernel passes the thread's registers, and its instructions can be read.
     unsafe {
         let registers = &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs;
         let instruction = registers[at(libc::REG_RIP)] as *const [u8; 3];

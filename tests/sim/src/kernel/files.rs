@@ -1,12 +1,12 @@
-//! The relay's files. They are real files in a directory in memory. The kernel notes each change
-//! that is not synced yet, and a power loss takes back a part of those changes.
+//! The relay's files. They are real files in a directory in memory. The kernel records each change
+//! until it is synced. A power loss reverts a part of the recorded changes.
 //!
-//! The model is stricter than ext4 and XFS, and allows what POSIX allows: `fdatasync` of a file
-//! stores its bytes and its length, but not its name. The sync of a directory stores the creations,
-//! removals and renames in this directory, and none in others. What is not synced is stored in its
-//! order. The sync of a file stores its bytes when it ends, so the power may go while it is under
-//! way. A sync that fails has stored nothing, and the kernel holds the bytes for stored from then
-//! on.
+//! The model is stricter than ext4 and XFS, and allows everything that POSIX allows:
+//! - `fdatasync` of a file stores its bytes and its length, but not its name. The bytes are stored
+//!   when the sync ends, so a power loss during a sync can lose them.
+//! - The sync of a directory stores the creations, removals and renames in that directory only. Of
+//!   the others, a power loss keeps a random number, the oldest first.
+//! - A failed sync stores nothing, and later syncs do not store these bytes either.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,43 +19,42 @@ use super::baton::Owner;
 use super::net_model::Errno;
 use super::raw;
 
-/// The bytes that a disk writes at once: a power loss tears a write only between them.
+/// The bytes that a disk writes at once. A power loss tears a write only between sectors.
 const SECTOR: usize = 512;
 
-/// What is wrong with the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub(crate) struct Faults {
     /// Every write that needs space fails.
     pub(crate) no_space: bool,
-    /// The part of all writes that fail.
+    /// The share of writes that fail, from 0 to 1.
     pub(crate) write_error: f32,
-    /// The part of all syncs that fail.
+    /// The share of syncs that fail.
     pub(crate) sync_error: f32,
-    /// How much longer a sync takes.
+    /// The time that is added to each sync.
     pub(crate) sync_time: Duration,
-    /// The part of all reads at an offset that fail.
+    /// The share of reads at an offset that fail.
     pub(crate) read_error: f32,
     /// The longest time that such a read takes.
     pub(crate) read_time: Duration,
-    /// A power loss keeps or loses each sector of a write for itself.
+    /// A power loss keeps or loses each sector of a write independently.
     pub(crate) tears: bool,
 }
 
-/// A file, by device and inode.
+/// A file, identified by device and inode.
 type Inode = (u64, u64);
 
 /// A change of a file's bytes that is not stored yet.
 #[derive(Debug)]
 struct Change {
-    /// Counts all changes in their order.
+    /// Counts all changes, in order.
     number: u64,
     offset: u64,
-    /// The bytes that were there before, which may be fewer.
+    /// The bytes that were there before. There may be fewer.
     old: Vec<u8>,
     old_length: u64,
     new: Vec<u8>,
     new_length: u64,
-    /// The sync that should have stored it has failed: no other will store it.
+    /// The sync that should have stored this change has failed. No other will store it.
     is_lost: bool,
 }
 
@@ -66,8 +65,8 @@ struct Written {
 }
 
 impl Written {
-    /// Stores the changes before this number, but not the lost ones. What a lost change has written
-    /// is stored where a later change has written over it.
+    /// Stores the changes before this number, except the lost ones. Where a later change has
+    /// overwritten a lost one, its bytes are stored.
     fn store(&mut self, end: u64) {
         let later = self.changes.split_off(self.place(end));
         let mut kept: Vec<Change> = Vec::new();
@@ -81,20 +80,20 @@ impl Written {
         self.changes = kept;
     }
 
-    /// Notes that the changes before this number will never be stored.
+    /// Marks the changes before this number as lost.
     fn lose(&mut self, end: u64) {
         let place = self.place(end);
         self.changes[..place].iter_mut().for_each(|change| change.is_lost = true);
     }
 
-    /// Returns the index of the first change that is not before this number.
+    /// Returns the index of the first change with this number or a higher one.
     fn place(&self, end: u64) -> usize {
         self.changes.partition_point(|change| change.number < end)
     }
 }
 
 impl Change {
-    /// Puts a later change, which is stored, in the place of this one, which is lost.
+    /// Applies a later change, which is stored, to this change, which is lost.
     fn overwrite(&mut self, later: &Change) {
         (self.old_length, self.new_length) = (later.new_length, later.new_length);
         let (begin, offset) = (self.offset, later.offset);
@@ -119,15 +118,15 @@ enum Name {
     MadeDirectory(PathBuf),
     /// The file is at the second path until the removal is stored.
     Removed(PathBuf, PathBuf),
-    /// From, to, and where the file is that had the second name.
+    /// The old path, the new path, and where the file is that had the new path before.
     Renamed(PathBuf, PathBuf, Option<PathBuf>),
 }
 
-/// The sync of a file that is under way.
+/// A running sync of a file.
 #[derive(Debug)]
 pub(super) struct Syncing {
     inode: Inode,
-    /// The number of the first change that came later.
+    /// The number of the first change that the sync does not cover.
     end: u64,
     fails: bool,
 }
@@ -146,17 +145,16 @@ pub(super) struct Files {
     pub(super) faults: Faults,
     opened: BTreeMap<i32, Opened>,
     written: BTreeMap<Inode, Written>,
-    /// The number of all changes so far.
+    /// The number of changes so far.
     changes: u64,
     names: Vec<Name>,
     /// A file that cannot be removed or renamed.
     stuck: Option<PathBuf>,
-    /// The directory for files whose removal is not stored.
+    /// The directory for files whose removal is not stored yet.
     graves: PathBuf,
     buried: u64,
 }
 
-/// Returns the directory that a path is in.
 fn around(path: &Path) -> &Path {
     path.parent().unwrap_or(Path::new("/"))
 }
@@ -166,7 +164,7 @@ fn inode(file: &File) -> Inode {
     file.metadata().map_or((0, 0), |metadata| (metadata.dev(), metadata.ino()))
 }
 
-/// Returns the descriptor as a file that is not closed when the value goes.
+/// Returns the descriptor as a file that is not closed when it is dropped.
 fn borrowed(descriptor: i32) -> std::mem::ManuallyDrop<File> {
     std::mem::ManuallyDrop::new(raw::file(descriptor))
 }
@@ -190,7 +188,7 @@ impl Files {
         self.graves = directory;
     }
 
-    /// A process has opened a file. `made`: it was not there before.
+    /// Records that a process has opened a file, and whether this has `made` the file.
     pub(super) fn open(&mut self, owner: Owner, descriptor: i32, path: PathBuf, made: bool) {
         if made {
             self.names.push(Name::Made(path.clone()));
@@ -210,14 +208,14 @@ impl Files {
         self.opened.remove(&descriptor);
     }
 
-    /// Closes what a process has open.
+    /// Closes the files that a process has open.
     pub(super) fn close_all(&mut self, owner: Owner) {
         let of_owner = self.opened.iter().filter(|(_, opened)| opened.owner == owner);
         let descriptors: Vec<i32> = of_owner.map(|(descriptor, _)| *descriptor).collect();
         for descriptor in descriptors {
             let opened = self.opened.remove(&descriptor);
-            // libc closes the descriptor of a directory by itself (closedir(3)), and it may lead to
-            // another file by now.
+            // libc itself closes the descriptor of a directory (closedir(3)). By now, the
+            // descriptor may refer to another file.
             if opened.is_some_and(|opened| opened.inode == inode(&borrowed(descriptor))) {
                 raw::close(descriptor);
             }
@@ -228,7 +226,7 @@ impl Files {
         self.opened.contains_key(&descriptor)
     }
 
-    /// Notes a write before it is made, and returns how many of its bytes may be written.
+    /// Records a write before it is made. Returns how many of its bytes may be written.
     pub(super) fn before_write(
         &mut self,
         descriptor: i32,
@@ -250,7 +248,7 @@ impl Files {
         Ok(count)
     }
 
-    /// Notes that a file gets another length. `is_reserved`: space is reserved for it.
+    /// Records a new length of a file before it is set. `is_reserved`: space is reserved.
     pub(super) fn before_length(
         &mut self,
         descriptor: i32,
@@ -297,8 +295,8 @@ impl Files {
         Ok(())
     }
 
-    /// The sync of a file or a directory begins. Returns how long it takes, and what is to be ended
-    /// then by [`Files::end_sync`].
+    /// Begins the sync of a file or a directory. Returns how long the sync takes, and the value
+    /// that [`Files::end_sync`] needs at its end.
     pub(super) fn begin_sync(&mut self, descriptor: i32) -> (Duration, Option<Syncing>) {
         let longest = 1 << self.rng.u32(6..15);
         let time = Duration::from_micros(self.rng.u64(20..20 + longest)) + self.faults.sync_time;
@@ -322,7 +320,7 @@ impl Files {
         (time, Some(sync))
     }
 
-    /// The sync of a file ends: what was written before it began is stored.
+    /// Ends a sync. Unless it fails, it stores the changes that were made before it began.
     pub(super) fn end_sync(&mut self, sync: Option<Syncing>) -> Result<(), Errno> {
         let Some(Syncing { inode, end, fails }) = sync else { return Ok(()) };
         if let Some(written) = self.written.get_mut(&inode) {
@@ -347,7 +345,7 @@ impl Files {
         (read_time.mul_f32(self.rng.f32()), if fails { Err(libc::EIO) } else { Ok(()) })
     }
 
-    /// Lets this file be one that cannot be removed or renamed. There is at most one.
+    /// Makes a file that cannot be removed or renamed. There is at most one.
     pub(super) fn stick(&mut self, path: PathBuf) {
         self.stuck = Some(path);
     }
@@ -360,25 +358,25 @@ impl Files {
         self.stuck.as_deref() == Some(path)
     }
 
-    /// Returns a path for a file whose removal is not stored.
+    /// Returns a path for a file whose removal is not stored yet.
     fn grave(&mut self) -> PathBuf {
         self.buried += 1;
         self.graves.join(self.buried.to_string())
     }
 
-    /// A file loses its name. Returns where it has to be moved instead.
+    /// Records the removal of a file. Returns where the file must be moved instead.
     pub(super) fn remove(&mut self, path: PathBuf) -> PathBuf {
         let grave = self.grave();
         self.names.push(Name::Removed(path, grave.clone()));
         grave
     }
 
-    /// Makes a name again that [`Files::remove`] was to take.
+    /// Reverts the last [`Files::remove`], which has failed.
     pub(super) fn not_removed(&mut self) {
         self.names.pop();
     }
 
-    /// A file gets another name. Returns where the file has to be moved that has that name now.
+    /// Records a new path. Returns where the file must be moved that has this path now, if any.
     pub(super) fn rename(&mut self, from: PathBuf, to: PathBuf) -> Option<PathBuf> {
         let grave = to.symlink_metadata().is_ok().then(|| self.grave());
         for opened in self.opened.values_mut().filter(|opened| opened.path == from) {
@@ -392,7 +390,6 @@ impl Files {
         self.names.push(Name::MadeDirectory(path));
     }
 
-    /// Everything is stored.
     pub(super) fn store_all(&mut self) {
         self.written.clear();
         for name in self.names.drain(..) {
@@ -402,14 +399,14 @@ impl Files {
         }
     }
 
-    /// The power is gone: a random part of what is not stored is lost.
+    /// Cuts the power: a random part of the changes that are not stored is lost.
     pub(super) fn power_loss(&mut self) {
         for Written { file, changes } in std::mem::take(&mut self.written).into_values() {
             lose(&mut self.rng, &file, &changes, self.faults.tears);
         }
         let kept = self.rng.usize(..=self.names.len());
         for name in self.names.split_off(kept).into_iter().rev() {
-            // Somebody else may have removed the directory around it: nothing is there to restore.
+            // If somebody else has removed the directory around it, there is nothing to restore.
             match name {
                 Name::Made(path) => drop(fs::remove_file(path)),
                 Name::MadeDirectory(path) => drop(fs::remove_dir_all(path)),
@@ -426,13 +423,13 @@ impl Files {
     }
 }
 
-/// Takes back a part of a file's changes.
+/// Reverts a part of a file's changes.
 fn lose(rng: &mut fastrand::Rng, file: &File, changes: &[Change], tears: bool) {
     for change in changes.iter().rev() {
         file.set_len(change.old_length).ok();
         file.write_all_at(&change.old, change.offset).ok();
     }
-    // What came before a moment is there, or each sector for itself.
+    // Either the changes up to a moment are kept, or each change is judged separately.
     let in_order = (!tears && rng.bool()).then(|| rng.usize(..=changes.len()));
     for (number, change) in changes.iter().enumerate() {
         let is_kept = match in_order {

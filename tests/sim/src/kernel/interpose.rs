@@ -1,5 +1,5 @@
-//! The functions of libc that this program replaces. A thread of the simulation gets what the
-//! simulated kernel does; all others get what libc does.
+//! The libc functions that this program replaces. Threads of the simulation use the simulated
+//! kernel, and all others use libc.
 #![allow(unsafe_code, reason = "these functions have the types that libc's functions have")]
 #![allow(clippy::missing_safety_doc, reason = "the conditions are those of libc's functions")]
 #![allow(unreachable_pub, reason = "the linker finds these functions by their names")]
@@ -25,24 +25,24 @@ use super::net_model::{Errno, Id, Object};
 use super::state::{Kernel, MICROSECOND, MILLISECOND, SECOND};
 use super::{baton, raw};
 
-/// Makes a system call of the real kernel, and returns as libc does.
+/// Makes a system call of the real kernel, and returns what libc's function would.
 macro_rules! real {
     ($number:ident $(, $argument:expr)*) => {{
         let given: &[usize] = &[$($argument as usize),*];
         let mut arguments = [0; 6];
         arguments[..given.len()].copy_from_slice(given);
-        // SAFETY: the arguments are those that the caller has promised for libc's function.
+        // SAFETY: the arguments are valid for libc's function, as its caller has promised.
         raw::as_libc(unsafe { raw::call(libc::$number, arguments) }) as _
     }};
 }
 
-/// Returns -1 and sets the error.
+/// Sets the error, and returns -1.
 fn failed<T: From<i8>>(error: Errno) -> T {
     raw::set_errno(error);
     T::from(-1)
 }
 
-/// A call to the kernel takes a moment, and another thread may run in it.
+/// A call to the kernel takes a moment, in which another thread may run.
 fn enter() {
     let is_interrupted = with(|kernel| {
         kernel.calls += 1;
@@ -59,7 +59,7 @@ fn owner(kernel: &Kernel) -> Owner {
     kernel.tasks[me()].owner
 }
 
-/// Returns the simulated open file that a descriptor leads to, if this thread is simulated.
+/// Returns the simulated open file of a descriptor, if this thread is simulated.
 fn simulated(descriptor: c_int) -> Option<Id> {
     if !is_simulated() {
         return None;
@@ -67,7 +67,7 @@ fn simulated(descriptor: c_int) -> Option<Id> {
     with(|kernel| kernel.net.id(descriptor))
 }
 
-/// Returns true if the descriptor is standard output or error of a process of the simulation.
+/// Returns `true` if the descriptor is standard output or error of a simulated process.
 fn is_output(descriptor: c_int) -> bool {
     is_simulated() && matches!(descriptor, 1 | 2) && with(|kernel| owner(kernel)) > 0
 }
@@ -76,7 +76,7 @@ unsafe fn nanoseconds(time: *const timespec) -> Option<u64> {
     if time.is_null() {
         return None;
     }
-    // SAFETY: the caller's condition: null, or the address of a time.
+    // SAFETY: the caller promises null or the address of a time.
     let time = unsafe { *time };
     Some(time.tv_sec.unsigned_abs().saturating_mul(SECOND) + time.tv_nsec.unsigned_abs())
 }
@@ -93,7 +93,7 @@ pub unsafe extern "C" fn clock_gettime(clock: libc::clockid_t, time: *mut timesp
         kernel.clock(clock)
     });
     let (seconds, rest) = (now / SECOND, now % SECOND);
-    // SAFETY: the caller gives the address of a time.
+    // SAFETY: the caller passes the address of a time.
     unsafe { *time = timespec { tv_sec: seconds.cast_signed(), tv_nsec: rest.cast_signed() } };
     0
 }
@@ -111,7 +111,7 @@ pub unsafe extern "C" fn clock_nanosleep(
         let result = unsafe { raw::call(libc::SYS_clock_nanosleep, arguments) };
         return c_int::try_from(-result).unwrap_or(libc::EINVAL);
     }
-    // SAFETY: the caller gives the address of a time.
+    // SAFETY: the caller passes the address of a time.
     let time = unsafe { nanoseconds(time) }.unwrap_or(0);
     let end = with(|kernel| match flags & libc::TIMER_ABSTIME {
         0 => kernel.now + time,
@@ -153,7 +153,7 @@ pub unsafe extern "C" fn sched_getaffinity(
         let result: c_int = real!(SYS_sched_getaffinity, process, size, set);
         return result.min(0);
     }
-    // SAFETY: the caller gives the address of `size` bytes.
+    // SAFETY: the caller passes the address of `size` bytes.
     unsafe {
         std::ptr::write_bytes(set, 0, size);
         *set = 0b1111;
@@ -166,7 +166,7 @@ pub unsafe extern "C" fn getrandom(buffer: *mut c_void, size: usize, flags: u32)
     if !is_simulated() {
         return real!(SYS_getrandom, buffer, size, flags);
     }
-    // SAFETY: the caller gives the address of `size` bytes.
+    // SAFETY: the caller passes the address of `size` bytes.
     let buffer = unsafe { std::slice::from_raw_parts_mut(buffer.cast::<u8>(), size) };
     with(|kernel| kernel.rng.fill(buffer));
     size.cast_signed()
@@ -225,7 +225,7 @@ pub unsafe extern "C" fn syscall(
                 // SAFETY: the arguments are the caller's.
                 return unsafe { getrandom(a as *mut c_void, b, 0) as c_long };
             }
-            // The machine has no Landlock and no seccomp: both would hold for the simulator.
+            // The machine has no Landlock and no seccomp: both would apply to the simulator.
             444..=446 | libc::SYS_seccomp => return failed(libc::ENOSYS),
             _ => {}
         }
@@ -234,18 +234,18 @@ pub unsafe extern "C" fn syscall(
     raw::as_libc(unsafe { raw::call(number, [a, b, c, d, e, f]) }) as c_long
 }
 
-/// futex(2): waits at an address, or wakes those who wait there.
+/// futex(2): waits at an address, or wakes the threads that wait there.
 unsafe fn futex(at: usize, operation: usize, value: usize, time: usize) -> c_long {
     let operation = c_int::try_from(operation & 0xffff).unwrap_or(0);
     let time = time as *const timespec;
     match operation & 0x7f {
         libc::FUTEX_WAIT | libc::FUTEX_WAIT_BITSET => {
-            // SAFETY: the caller gives the address of four bytes, which threads change atomically.
+            // SAFETY: at this address are four bytes, which threads change atomically.
             let word = unsafe { AtomicU32::from_ptr(at as *mut u32) };
             if u32::try_from(value & 0xffff_ffff) != Ok(word.load(Ordering::SeqCst)) {
                 return failed(libc::EAGAIN);
             }
-            // SAFETY: the caller gives the address of a time, or null.
+            // SAFETY: the caller passes null or the address of a time.
             let time = unsafe { nanoseconds(time) };
             let deadline = with(|kernel| {
                 kernel.futexes.entry(at).or_default().push_back(me());
@@ -304,8 +304,8 @@ pub unsafe extern "C" fn sigaction(
             action(number, new, old)
         };
     }
-    // SAFETY: the arguments are the caller's: null, or addresses of such structs. A handler that is
-    // neither SIG_DFL (0) nor SIG_IGN (1) is a function; Rust's libraries set SA_SIGINFO.
+    // SAFETY: the caller passes null or the addresses of such structs. A handler that is neither
+    // SIG_DFL (0) nor SIG_IGN (1) is a function, and Rust's libraries set SA_SIGINFO.
     unsafe {
         if !old.is_null() {
             *old = std::mem::zeroed();
@@ -335,13 +335,13 @@ unsafe fn slices<'a>(vector: *const iovec, count: usize) -> &'a [iovec] {
     if count == 0 {
         return &[];
     }
-    // SAFETY: the caller gives the address of `count` such structs.
+    // SAFETY: the caller passes the address of `count` such structs.
     unsafe { std::slice::from_raw_parts(vector, count) }
 }
 
 unsafe fn gather(vector: *const iovec, count: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
-    // SAFETY: the caller gives the addresses of as many bytes as each struct says.
+    // SAFETY: each struct has the address of as many bytes as it says.
     unsafe {
         for part in slices(vector, count) {
             if part.iov_len > 0 {
@@ -354,7 +354,7 @@ unsafe fn gather(vector: *const iovec, count: usize) -> Vec<u8> {
 }
 
 unsafe fn scatter(vector: *const iovec, count: usize, mut bytes: &[u8]) {
-    // SAFETY: the caller gives the addresses of as many bytes as each struct says.
+    // SAFETY: each struct has the address of as many bytes as it says.
     unsafe {
         for part in slices(vector, count) {
             let (now, later) = bytes.split_at(bytes.len().min(part.iov_len));
@@ -364,7 +364,7 @@ unsafe fn scatter(vector: *const iovec, count: usize, mut bytes: &[u8]) {
     }
 }
 
-/// Waits until something changes at an open file. Returns false if the deadline is over.
+/// Waits until an open file changes. Returns `false` if the deadline has passed.
 fn wait_at(id: Id, deadline: Option<u64>) -> bool {
     if with(|kernel| deadline.is_some_and(|deadline| kernel.now >= deadline)) {
         return false;
@@ -374,7 +374,6 @@ fn wait_at(id: Id, deadline: Option<u64>) -> bool {
     true
 }
 
-/// Reads from an open file of the simulated kernel.
 fn receive(id: Id, buffer: &mut [u8], flags: c_int) -> Result<usize, Errno> {
     enter();
     let (is_blocking, deadline) = with(|kernel| {
@@ -402,7 +401,6 @@ fn receive(id: Id, buffer: &mut [u8], flags: c_int) -> Result<usize, Errno> {
     }
 }
 
-/// Writes to an open file of the simulated kernel.
 fn send(id: Id, bytes: &[u8], flags: c_int) -> Result<usize, Errno> {
     enter();
     if let Some((of, which)) = with(|kernel| kernel.net.output(id)) {
@@ -430,7 +428,7 @@ fn send(id: Id, bytes: &[u8], flags: c_int) -> Result<usize, Errno> {
             Err(error) => return Err(error),
             Ok(count) => sent += count,
         }
-        // A socket that does not block takes what has room. One that blocks takes everything.
+        // A non-blocking socket takes the bytes that fit. A blocking one takes all.
         if sent == bytes.len() || !is_blocking && sent > 0 {
             return Ok(sent);
         }
@@ -440,8 +438,8 @@ fn send(id: Id, bytes: &[u8], flags: c_int) -> Result<usize, Errno> {
     }
 }
 
-/// A process of the simulation writes to standard output or error. Where nobody reads its standard
-/// error, its thread waits until the process ends.
+/// Writes to standard output or error of a simulated process. If nobody reads its standard error,
+/// the thread waits there until the process ends.
 fn print(of: Owner, which: c_int, bytes: &[u8]) -> Result<usize, Errno> {
     while which == 2 && with(|kernel| kernel.process(of).is_some_and(|it| it.is_unread)) {
         baton::wait(None);
@@ -466,7 +464,7 @@ pub unsafe extern "C" fn read(descriptor: c_int, buffer: *mut c_void, size: usiz
     let Some(id) = simulated(descriptor) else {
         return real!(SYS_read, descriptor, buffer, size);
     };
-    // SAFETY: the caller gives the address of `size` bytes.
+    // SAFETY: the caller passes the address of `size` bytes.
     let buffer = unsafe { std::slice::from_raw_parts_mut(buffer.cast::<u8>(), size) };
     counted(receive(id, buffer, 0))
 }
@@ -481,7 +479,7 @@ pub unsafe extern "C" fn recv(
     let Some(id) = simulated(descriptor) else {
         return real!(SYS_recvfrom, descriptor, buffer, size, flags);
     };
-    // SAFETY: the caller gives the address of `size` bytes.
+    // SAFETY: the caller passes the address of `size` bytes.
     let buffer = unsafe { std::slice::from_raw_parts_mut(buffer.cast::<u8>(), size) };
     counted(receive(id, buffer, flags))
 }
@@ -512,7 +510,7 @@ pub unsafe extern "C" fn recvmsg(descriptor: c_int, message: *mut msghdr, flags:
     let Some(id) = simulated(descriptor) else {
         return real!(SYS_recvmsg, descriptor, message, flags);
     };
-    // SAFETY: the caller gives the address of a message with such parts.
+    // SAFETY: the caller passes the address of a message with such parts.
     unsafe {
         (*message).msg_controllen = 0;
         (*message).msg_flags = 0;
@@ -525,7 +523,7 @@ pub unsafe extern "C" fn write(descriptor: c_int, buffer: *const c_void, size: u
     if !is_simulated() {
         return real!(SYS_write, descriptor, buffer, size);
     }
-    // SAFETY: the caller gives the address of `size` bytes.
+    // SAFETY: the caller passes the address of `size` bytes.
     let bytes = unsafe { std::slice::from_raw_parts(buffer.cast::<u8>(), size) };
     if let Some(id) = simulated(descriptor) {
         return counted(send(id, bytes, 0));
@@ -557,7 +555,7 @@ pub unsafe extern "C" fn send_to_socket(
     let Some(id) = simulated(descriptor) else {
         return real!(SYS_sendto, descriptor, buffer, size, flags);
     };
-    // SAFETY: the caller gives the address of `size` bytes.
+    // SAFETY: the caller passes the address of `size` bytes.
     let bytes = unsafe { std::slice::from_raw_parts(buffer.cast::<u8>(), size) };
     counted(send(id, bytes, flags))
 }
@@ -567,7 +565,7 @@ pub unsafe extern "C" fn sendmsg(descriptor: c_int, message: *const msghdr, flag
     let Some(id) = simulated(descriptor) else {
         return real!(SYS_sendmsg, descriptor, message, flags);
     };
-    // SAFETY: the caller gives the address of a message with such parts.
+    // SAFETY: the caller passes the address of a message with such parts.
     let bytes = unsafe { gather((*message).msg_iov, (*message).msg_iovlen as usize) };
     counted(send(id, &bytes, flags))
 }
@@ -628,11 +626,11 @@ pub unsafe extern "C" fn ioctl(descriptor: c_int, request: usize, argument: *mut
     };
     with(|kernel| {
         match libc::Ioctl::try_from(request) {
-            // SAFETY: the caller gives the address of a number.
+            // SAFETY: the caller passes the address of a number.
             Ok(libc::FIONBIO) => kernel.net.set_blocking(id, unsafe { *argument } == 0),
             Ok(libc::TIOCOUTQ) => {
                 let bytes = kernel.net.unacknowledged(id);
-                // SAFETY: the caller gives the address of a number.
+                // SAFETY: the caller passes the address of a number.
                 unsafe { *argument = c_int::try_from(bytes).unwrap_or(c_int::MAX) };
             }
             _ => return failed(libc::ENOTTY),
@@ -644,7 +642,7 @@ pub unsafe extern "C" fn ioctl(descriptor: c_int, request: usize, argument: *mut
 // ---- Sockets ----
 
 unsafe fn read_address(address: *const sockaddr) -> Option<SocketAddr> {
-    // SAFETY: the caller gives the address of a socket's address, whose family says what it is.
+    // SAFETY: the caller passes the address of a socket address, whose family tells its type.
     unsafe {
         match c_int::from((*address).sa_family) {
             libc::AF_INET => {
@@ -665,8 +663,8 @@ unsafe fn write_address(from: SocketAddr, address: *mut sockaddr, size: *mut soc
     if address.is_null() {
         return;
     }
-    // SAFETY: the caller gives the address of enough room for an address of each family, as Rust's
-    // libraries do. All fields of these structs may be zero.
+    // SAFETY: the caller passes room for an address of any family, as Rust's libraries do. All
+    // fields of these structs may be zero.
     unsafe {
         let length = match from {
             SocketAddr::V4(v4) => {
@@ -727,7 +725,7 @@ pub unsafe extern "C" fn socketpair(
         }
         (one, other)
     });
-    // SAFETY: the caller gives the address of two descriptors.
+    // SAFETY: the caller passes the address of two descriptors.
     unsafe {
         *pair = one;
         *pair.add(1) = other;
@@ -876,7 +874,7 @@ pub unsafe extern "C" fn setsockopt(
     let Some(id) = simulated(descriptor) else {
         return real!(SYS_setsockopt, descriptor, level, name, value, size);
     };
-    // SAFETY: the caller gives the address of what this option takes.
+    // SAFETY: the caller passes the address of the option's value.
     let (number, time) = unsafe {
         let number = *value.cast::<c_int>();
         let is_time = matches!(name, libc::SO_RCVTIMEO | libc::SO_SNDTIMEO);
@@ -891,7 +889,7 @@ pub unsafe extern "C" fn setsockopt(
         match (level, name) {
             (libc::SOL_SOCKET, libc::SO_RCVTIMEO) => options.receive_limit = time,
             (libc::SOL_SOCKET, libc::SO_SNDTIMEO) => options.send_limit = time,
-            // SAFETY: the caller gives the address of such a struct for this option.
+            // SAFETY: the caller passes the address of such a struct for this option.
             (libc::SOL_SOCKET, libc::SO_LINGER) => unsafe {
                 let linger = *value.cast::<libc::linger>();
                 options.linger_zero = linger.l_onoff != 0 && linger.l_linger == 0;
@@ -929,7 +927,7 @@ pub unsafe extern "C" fn getsockopt(
         (libc::SOL_SOCKET, libc::SO_RCVBUF | libc::SO_SNDBUF) => 1 << 17,
         _ => 0,
     });
-    // SAFETY: the caller gives the address of `size` bytes for the value.
+    // SAFETY: the caller passes the address of `size` bytes for the value.
     unsafe {
         std::ptr::write_bytes(value.cast::<u8>(), 0, *size as usize);
         if *size as usize >= size_of::<c_int>() {
@@ -959,7 +957,7 @@ pub unsafe extern "C" fn epoll_ctl(
     let Some(id) = simulated(epoll) else {
         return real!(SYS_epoll_ctl, epoll, operation, descriptor, event);
     };
-    // SAFETY: the caller gives null, or the address of an event.
+    // SAFETY: the caller passes null or the address of an event.
     let wanted = unsafe { (!event.is_null()).then(|| ((*event).events, (*event).u64)) };
     done(with(|kernel| kernel.control(id, operation, descriptor, wanted)))
 }
@@ -981,7 +979,7 @@ pub unsafe extern "C" fn epoll_wait(
         let reported = with(|kernel| kernel.report(id, most.unsigned_abs() as usize));
         if !reported.is_empty() || !wait_at(id, deadline) {
             for (at, (ready, data)) in reported.iter().enumerate() {
-                // SAFETY: the caller gives room for `most` events.
+                // SAFETY: the caller passes room for `most` events.
                 unsafe { *events.add(at) = epoll_event { events: *ready, u64: *data } };
             }
             return c_int::try_from(reported.len()).unwrap_or(0);
@@ -1006,7 +1004,7 @@ pub extern "C" fn eventfd(count: u32, flags: c_int) -> c_int {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn poll(polled: *mut pollfd, count: libc::nfds_t, timeout: c_int) -> c_int {
     let count = usize::try_from(count).unwrap_or(0);
-    // SAFETY: the caller gives the address of `count` such structs.
+    // SAFETY: the caller passes the address of `count` such structs.
     let all = unsafe { std::slice::from_raw_parts_mut(polled, count) };
     if !all.iter().any(|it| simulated(it.fd).is_some()) {
         return real!(SYS_poll, polled, count, timeout);
@@ -1058,7 +1056,7 @@ pub unsafe extern "C" fn getaddrinfo(
             look(node, service, hints, result)
         };
     }
-    // SAFETY: the caller gives a string with a zero byte at its end.
+    // SAFETY: the caller passes a string that ends with a zero byte.
     let name = unsafe { CStr::from_ptr(node) }.to_string_lossy().into_owned();
     let end = with(|kernel| kernel.now + kernel.short_time(20 * MILLISECOND));
     sleep_until(end);
@@ -1086,7 +1084,7 @@ pub unsafe extern "C" fn getaddrinfo(
     if next.is_null() {
         return libc::EAI_NONAME;
     }
-    // SAFETY: the caller gives the address of a pointer.
+    // SAFETY: the caller passes the address of a pointer.
     unsafe { *result = next };
     0
 }
@@ -1104,7 +1102,7 @@ pub unsafe extern "C" fn freeaddrinfo(list: *mut libc::addrinfo) {
     }
     let mut next = list;
     while !next.is_null() {
-        // SAFETY: `getaddrinfo` above made these boxes, and the caller uses them no more.
+        // SAFETY: `getaddrinfo` above made these boxes, and the caller no longer uses them.
         unsafe {
             let it = Box::from_raw(next);
             drop(Box::from_raw(it.ai_addr.cast::<[u64; 8]>()));
@@ -1115,13 +1113,13 @@ pub unsafe extern "C" fn freeaddrinfo(list: *mut libc::addrinfo) {
 
 // ---- Files ----
 
-/// Returns true if this thread's changes of files are noted: it is one of the relay.
+/// Returns `true` if file changes by this thread are recorded: it belongs to the relay.
 fn is_noted() -> bool {
     is_simulated() && with(|kernel| owner(kernel)) > 0
 }
 
 unsafe fn path_of(directory: c_int, path: *const c_char) -> PathBuf {
-    // SAFETY: the caller gives a string with a zero byte at its end.
+    // SAFETY: the caller passes a string that ends with a zero byte.
     let path = Path::new(std::ffi::OsStr::from_bytes(unsafe { CStr::from_ptr(path) }.to_bytes()));
     let path = match directory {
         libc::AT_FDCWD => path.to_owned(),
@@ -1149,13 +1147,13 @@ pub unsafe extern "C" fn openat64(
     flags: c_int,
     mode: c_int,
 ) -> c_int {
-    // A descriptor that only stands for a place (O_PATH) can neither be read nor written.
+    // A descriptor that only names a place (O_PATH) can be neither read nor written.
     if !is_noted() || flags & libc::O_PATH != 0 {
         return real!(SYS_openat, directory, path, flags, mode);
     }
     // SAFETY: the arguments are the caller's.
     let at = unsafe { path_of(directory, path) };
-    // What the real machine says of itself would differ from run to run.
+    // The real machine's facts would differ from run to run.
     if at.starts_with("/proc") || at.starts_with("/sys") {
         return failed(libc::ENOENT);
     }
@@ -1202,7 +1200,7 @@ pub unsafe extern "C" fn open(path: *const c_char, flags: c_int, mode: c_int) ->
     unsafe { openat64(libc::AT_FDCWD, path, flags, mode) }
 }
 
-/// Writes to a real file, at an offset or where the descriptor stands.
+/// Writes to a real file, at an offset or at the descriptor's position.
 fn write_file(descriptor: c_int, offset: Option<u64>, bytes: &[u8]) -> isize {
     let (at, size) = (bytes.as_ptr(), bytes.len());
     let is_noted = with(|kernel| owner(kernel) > 0 && kernel.files.is_known(descriptor));
@@ -1259,7 +1257,7 @@ pub unsafe extern "C" fn pwrite64(
     if !is_noted() {
         return real!(SYS_pwrite64, descriptor, buffer, size, offset);
     }
-    // SAFETY: the caller gives the address of `size` bytes.
+    // SAFETY: the caller passes the address of `size` bytes.
     let bytes = unsafe { std::slice::from_raw_parts(buffer.cast::<u8>(), size) };
     write_file(descriptor, Some(offset.unsigned_abs()), bytes)
 }
@@ -1411,25 +1409,25 @@ pub unsafe extern "C" fn mkdir(path: *const c_char, mode: libc::mode_t) -> c_int
     unsafe { mkdirat(libc::AT_FDCWD, path, mode) }
 }
 
-/// Space on the simulated disk: what statfs(2) says, but for the free blocks.
+/// The space on the simulated disk: like statfs(2), except for the number and size of blocks.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn fstatfs64(descriptor: c_int, about: *mut libc::statfs64) -> c_int {
     let result: c_int = real!(SYS_fstatfs, descriptor, about);
-    // SAFETY: the caller gives the address of such a struct, which the kernel has filled.
+    // SAFETY: the caller passes the address of such a struct, which the kernel has filled.
     unsafe { limit_space(result, about) }
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn statfs64(path: *const c_char, about: *mut libc::statfs64) -> c_int {
     let result: c_int = real!(SYS_statfs, path, about);
-    // SAFETY: the caller gives the address of such a struct, which the kernel has filled.
+    // SAFETY: the caller passes the address of such a struct, which the kernel has filled.
     unsafe { limit_space(result, about) }
 }
 
 unsafe fn limit_space(result: c_int, about: *mut libc::statfs64) -> c_int {
     if result == 0 && is_noted() {
         let free = if with(|kernel| kernel.files.faults.no_space) { 0 } else { 1 << 20 };
-        // SAFETY: the caller gives the address of such a struct.
+        // SAFETY: the caller passes the address of such a struct.
         unsafe {
             (*about).f_bsize = 4096;
             (*about).f_blocks = 1 << 21;
@@ -1450,7 +1448,7 @@ pub unsafe extern "C" fn statvfs64(path: *const c_char, about: *mut libc::statvf
     };
     if result == 0 && is_noted() {
         let free = if with(|kernel| kernel.files.faults.no_space) { 0 } else { 1 << 20 };
-        // SAFETY: the caller gives the address of such a struct.
+        // SAFETY: the caller passes the address of such a struct.
         unsafe {
             (*about).f_frsize = 4096;
             (*about).f_blocks = 1 << 21;

@@ -1,8 +1,8 @@
-//! TCP, pairs of sockets, event counters and epoll, as far as Rust programs use them.
+//! TCP, socket pairs, event counters and epoll, as far as Rust programs use them.
 //!
-//! A connection has two ends. What one end writes is cut into segments, which arrive at the other
-//! end later, in order. A connection belongs to the address of the listener that accepted it, and
-//! a fault of that address holds for it.
+//! A connection has two ends. The bytes that one end writes are cut into segments, which arrive at
+//! the other end later, in order. A connection belongs to the listener's address to which it was
+//! made, and that address's fault applies to it.
 
 #![allow(clippy::wildcard_enum_match_arm, reason = "what is not a socket is refused alike")]
 
@@ -15,13 +15,13 @@ use super::state::{Event, Kernel, MICROSECOND, MILLISECOND, SECOND};
 /// An error number of the kernel.
 pub(super) type Errno = i32;
 
-/// The number of an open file: several descriptors may lead to it.
+/// The number of an open file. Several descriptors can refer to it.
 pub(super) type Id = usize;
 
-/// The first simulated descriptor. Those below are of the real kernel.
+/// The first simulated descriptor. Lower ones belong to the real kernel.
 const FIRST: i32 = 100_000;
 
-/// The first port that is given to those who ask for port 0.
+/// The first port for sockets that are bound to port 0.
 const FIRST_PORT: u16 = 20_000;
 
 /// How long the kernel tries to send without `TCP_USER_TIMEOUT` (tcp_retries2).
@@ -30,28 +30,28 @@ const SEND_LIMIT: u64 = 924 * SECOND;
 /// How long the kernel tries to connect (tcp_syn_retries).
 const CONNECT_LIMIT: u64 = 127 * SECOND;
 
-/// What is wrong on the way to a listener.
+/// A fault on the way to a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum Fault {
     #[default]
     None,
-    /// Nobody listens.
+    /// New connections are refused. Open ones are not affected.
     Refused,
-    /// All packets vanish, in both directions.
+    /// No packet gets through, in either direction. Senders try again until they give up.
     Silent,
     /// Packets take this much longer, in milliseconds.
     Slow(u32),
 }
 
-/// What happens in the network at a moment.
+/// Something that happens in the network at a certain time.
 #[derive(Debug)]
 pub(super) enum NetEvent {
-    /// A client asks for a connection, at first at this time.
+    /// A client asks for a connection. It asked for the first time at `first`.
     Syn {
         client: Id,
         first: u64,
     },
-    /// The client hears that it is connected.
+    /// The client learns that it is connected.
     Connected {
         client: Id,
     },
@@ -68,7 +68,7 @@ pub(super) enum NetEvent {
     Reset {
         to: Id,
     },
-    /// The other end has read, so that there is room again.
+    /// The other end has read bytes, so there is room again.
     Room {
         to: Id,
     },
@@ -77,11 +77,11 @@ pub(super) enum NetEvent {
         from: Id,
         since: u64,
     },
-    /// The way is free again.
+    /// Packets get through again.
     Resume {
         to: Id,
     },
-    /// Nobody has answered the probes of an idle connection.
+    /// The probes of an idle connection got no answer.
     Probed {
         id: Id,
         since: u64,
@@ -94,7 +94,7 @@ pub(super) struct Net {
     descriptors: BTreeMap<i32, Id>,
     listeners: BTreeMap<SocketAddr, Id>,
     faults: BTreeMap<SocketAddr, (Fault, u64)>,
-    /// Further addresses of listeners. Each has faults of its own.
+    /// Second addresses of listeners. Each has its own fault.
     doors: BTreeMap<SocketAddr, SocketAddr>,
     last_port: u16,
 }
@@ -107,14 +107,14 @@ pub(super) struct Open {
     is_blocking: bool,
     pub(super) object: Object,
     waiting: Vec<TaskId>,
-    /// The epolls that look at it, with the descriptor that they know it by.
+    /// The epolls that watch it, and the descriptor under which they know it.
     watched: Vec<(Id, i32)>,
     options: Options,
 }
 
 #[derive(Debug)]
 pub(super) enum Object {
-    /// A socket that is neither bound nor connected, with the address that it is bound to.
+    /// A socket that neither listens nor is connected. It may be bound to an address.
     Fresh {
         bound: Option<SocketAddr>,
         is_v6: bool,
@@ -127,7 +127,7 @@ pub(super) enum Object {
     Stream(Stream),
     Counter(u64),
     Epoll(Vec<Watch>),
-    /// Standard output (1) or error (2) of a process.
+    /// Standard output (1) or standard error (2) of a process.
     Output(Owner, i32),
     Closed,
 }
@@ -150,16 +150,15 @@ pub(super) struct Watch {
     id: Id,
     interest: u32,
     data: u64,
-    /// Something has happened since the last report.
+    /// `true` if something has changed since the last report.
     has_news: bool,
 }
 
-/// One end of a connection.
 #[derive(Debug)]
 pub(super) struct Stream {
     local: SocketAddr,
     remote: SocketAddr,
-    /// The address of the listener. `None` for a pair, which has no way that could break.
+    /// The address of the listener; `None` for a socket pair, which has no faults.
     service: Option<SocketAddr>,
     peer: Option<Id>,
     is_connected: bool,
@@ -168,23 +167,23 @@ pub(super) struct Stream {
     is_reset: bool,
     is_shut: bool,
     error: Errno,
-    /// The bytes that were written here and have not arrived.
+    /// Bytes that were written here and have not arrived yet.
     in_flight: usize,
-    /// When the newest segment to this end arrives, so that none overtakes it.
+    /// When the newest segment to this end arrives. Later segments do not arrive before that.
     newest: u64,
-    /// The segments to this end that wait because packets vanish.
+    /// The segments to this end that wait because packets get lost.
     held: VecDeque<NetEvent>,
-    /// Since when something that was sent here waits for an acknowledgement.
+    /// Since when bytes that were sent here have been waiting for an acknowledgement.
     unacknowledged: Option<u64>,
-    /// Someone found no room, and wants to hear when there is.
+    /// `true` if a writer found no room, and must be told when there is room again.
     wants_room: bool,
-    /// The bytes that may be on the way to this end or wait to be read.
+    /// How many bytes can be on the way to this end or wait there to be read.
     capacity: usize,
     /// The shortest time that a packet takes, in nanoseconds.
     latency: u64,
 }
 
-/// What is needed to send something from an end.
+/// Everything that is needed to send from an end.
 #[derive(Debug, Clone, Copy)]
 struct Way {
     peer: Option<Id>,
@@ -256,12 +255,12 @@ impl Net {
         }
     }
 
-    /// Registers a thread that wants to hear of the next change.
+    /// Registers a thread that waits for the next change.
     pub(super) fn wait_for(&mut self, id: Id, task: TaskId) {
         self.open[id].waiting.push(task);
     }
 
-    /// Says what can be done with an open file, in epoll's bits.
+    /// Returns what can be done with an open file, in epoll's bits.
     pub(super) fn readiness(&mut self, id: Id) -> u32 {
         let bits = |bits: i32| bits.unsigned_abs();
         match &self.open[id].object {
@@ -309,7 +308,7 @@ impl Net {
         ready.unsigned_abs()
     }
 
-    /// The bytes that this end may write now.
+    /// Returns how many bytes this end can write now.
     fn room(&self, id: Id) -> usize {
         let Object::Stream(stream) = &self.open[id].object else { return 0 };
         let Some(peer) = stream.peer else { return 0 };
@@ -353,7 +352,7 @@ fn nowhere(is_v6: bool) -> SocketAddr {
 }
 
 impl Kernel {
-    /// Adds an open file with one descriptor, which is the smallest that is free.
+    /// Adds an open file. Its descriptor is the smallest that is free.
     pub(super) fn open(&mut self, owner: Owner, object: Object) -> i32 {
         self.net.open.push(Open::new(owner, object));
         self.describe(self.net.open.len() - 1)
@@ -387,7 +386,7 @@ impl Kernel {
         (self.open(owner, one), self.open(owner, other))
     }
 
-    /// Closes a descriptor. Returns false if there is no such descriptor.
+    /// Closes a descriptor. Returns `false` if it is not simulated.
     pub(super) fn close(&mut self, descriptor: i32) -> bool {
         let Some(id) = self.net.descriptors.remove(&descriptor) else { return false };
         let open = &mut self.net.open[id];
@@ -403,7 +402,6 @@ impl Kernel {
         true
     }
 
-    /// Closes all descriptors of a process.
     pub(super) fn close_all(&mut self, owner: Owner) {
         let is_of = |id: &Id| self.net.open[*id].owner == owner;
         let of_owner = self.net.descriptors.iter().filter(|(_, id)| is_of(id));
@@ -443,7 +441,7 @@ impl Kernel {
         self.changed(id);
     }
 
-    /// Tells those who wait for an open file, and the epolls that look at it, that it changed.
+    /// Wakes the threads that wait for an open file, and tells the epolls that watch it.
     fn changed(&mut self, id: Id) {
         for task in std::mem::take(&mut self.net.open[id].waiting) {
             self.wake(task);
@@ -490,8 +488,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// Returns the descriptor of the next connection, and where it comes from. `None`: there is
-    /// none yet.
+    /// Returns the descriptor of the next connection and the client's address, if there is one.
     pub(super) fn accept(
         &mut self,
         id: Id,
@@ -511,7 +508,7 @@ impl Kernel {
         Ok(Some((self.describe(client), from)))
     }
 
-    /// Begins a connection. It is made later, or refused.
+    /// Begins to connect. The connection is made or refused later.
     pub(super) fn connect(&mut self, id: Id, address: SocketAddr) -> Result<(), Errno> {
         let Object::Fresh { bound, .. } = &self.net.open[id].object else {
             return Err(libc::EISCONN);
@@ -534,7 +531,7 @@ impl Kernel {
         (most >> self.rng.u32(..5)).max(2048)
     }
 
-    /// Returns the result of a connect that has begun. `None`: it is not known yet.
+    /// Returns the result of a connect that has begun, or `None` if it is not known yet.
     pub(super) fn is_connected(&mut self, id: Id) -> Option<Result<(), Errno>> {
         let stream = self.net.stream(id)?;
         match std::mem::take(&mut stream.error) {
@@ -586,7 +583,7 @@ impl Kernel {
         }
     }
 
-    /// A connection ends with an error.
+    /// Ends a connection with an error.
     fn fail(&mut self, id: Id, error: Errno) {
         if let Some(stream) = self.net.stream(id) {
             stream.is_reset = true;
@@ -609,14 +606,14 @@ impl Kernel {
         let arrival = arrival.max(peer.newest);
         peer.newest = arrival;
         if from.service.is_none() {
-            // A pair has no way between its ends.
+            // Between the ends of a pair, nothing takes time.
             self.happen(segment);
         } else {
             self.at(arrival, Event::Net(segment));
         }
     }
 
-    /// Writes to a connection. Returns the number of bytes that were taken; 0: there is no room.
+    /// Writes to a connection. Returns the number of accepted bytes; 0: there is no room.
     pub(super) fn send(&mut self, id: Id, bytes: &[u8]) -> Result<usize, Errno> {
         let room = self.net.room(id);
         let Some(stream) = self.net.stream(id) else { return Err(libc::ENOTCONN) };
@@ -646,7 +643,7 @@ impl Kernel {
         Ok(taken)
     }
 
-    /// Reads from a connection. `None`: there is nothing yet. `Ok(Some(0))`: its end.
+    /// Reads from a connection. `Ok(None)`: there is nothing yet. `Ok(Some(0))`: the end.
     pub(super) fn receive(
         &mut self,
         id: Id,
@@ -684,7 +681,7 @@ impl Kernel {
         Ok(Some(count))
     }
 
-    /// Ends one direction of a connection, or a listener.
+    /// Shuts down one or both directions of a connection, or a listener.
     pub(super) fn shut(&mut self, id: Id, how: i32) -> Result<(), Errno> {
         match &mut self.net.open[id].object {
             Object::Listener { is_shut, address, .. } => {
@@ -708,7 +705,6 @@ impl Kernel {
         Ok(())
     }
 
-    /// Something happens in the network.
     pub(super) fn happen(&mut self, event: NetEvent) {
         match event {
             NetEvent::Syn { client, first } => self.syn(client, first),
@@ -749,7 +745,7 @@ impl Kernel {
         }
     }
 
-    /// A segment arrives at an end, unless packets vanish.
+    /// Lets a segment arrive at an end, unless packets get lost.
     fn arrive(&mut self, to: Id, segment: NetEvent) {
         let Some(stream) = self.net.stream(to) else {
             // The end is closed: it answers data with a reset.
@@ -786,7 +782,7 @@ impl Kernel {
         self.changed(to);
     }
 
-    /// Data has come for an end that is closed.
+    /// Resets the sender of data for an end that is closed.
     fn refuse_data(&mut self, closed: Id) {
         let of_closed = |open: &Open| match &open.object {
             Object::Stream(stream) => stream.peer == Some(closed),
@@ -797,7 +793,7 @@ impl Kernel {
         }
     }
 
-    /// Packets vanish: the sender tries again, until it gives up.
+    /// Holds a segment back while packets get lost. The sender tries again until it gives up.
     fn hold(&mut self, to: Id, from: Option<Id>, segment: NetEvent) {
         if let Some(stream) = self.net.stream(to) {
             stream.held.push_back(segment);
@@ -813,12 +809,12 @@ impl Kernel {
         }
     }
 
-    /// Connections to the address `door` lead to this listener.
+    /// Makes connections to the address `door` reach this listener.
     pub(super) fn open_door(&mut self, door: SocketAddr, listener: SocketAddr) {
         self.net.doors.insert(door, listener);
     }
 
-    /// Sets what is wrong on the way to a listener.
+    /// Sets the fault on the way to a listener.
     pub(super) fn set_fault(&mut self, service: SocketAddr, fault: Fault) {
         let before = self.net.faults.insert(service, (fault, self.now));
         self.trace.add(self.now, format_args!("fault {service} {fault:?}"));
@@ -845,7 +841,7 @@ impl Kernel {
         }
     }
 
-    /// Ends all connections to a listener with a reset.
+    /// Resets all connections to a listener.
     pub(super) fn reset_all(&mut self, service: SocketAddr) {
         self.trace.add(self.now, format_args!("reset {service}"));
         for id in 0..self.net.open.len() {
@@ -905,7 +901,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// Returns what epoll_wait(2) reports: the events and the data of at most `most` descriptors.
+    /// Returns the report of epoll_wait(2): the events and the data of at most `most` descriptors.
     pub(super) fn report(&mut self, epoll: Id, most: usize) -> Vec<(u32, u64)> {
         let always = (libc::EPOLLERR | libc::EPOLLHUP).unsigned_abs();
         let is_edge = |interest: u32| interest & libc::EPOLLET.unsigned_abs() != 0;

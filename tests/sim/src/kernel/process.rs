@@ -1,5 +1,5 @@
-//! The lives of the relay. Each is a copy of the relay's library with threads and open files of its
-//! own, which can be killed as a process can.
+//! The lives of the relay. Each is a copy of the relay's library with its own threads and open
+//! files, and can be killed like a process.
 #![allow(unsafe_code, reason = "loads a library and calls it; the proofs are beside the calls")]
 
 use std::collections::BTreeMap;
@@ -15,32 +15,32 @@ use super::state::Kernel;
 /// The exit status of a process that was killed.
 const KILLED: i32 = 137;
 
-/// What the kernel knows of a process.
+/// The kernel's state of a process.
 #[derive(Default)]
 pub(super) struct ProcessState {
-    /// The exit status, if it has ended.
+    /// The exit status, if the process has ended.
     pub(super) status: Option<i32>,
     pub(super) stdout: Vec<u8>,
     pub(super) stderr: Vec<u8>,
-    /// True if standard error is a full pipe that nobody reads.
+    /// `true` if standard error is a full pipe that nobody reads.
     pub(super) is_unread: bool,
-    /// True if the reader of standard output has gone.
+    /// `true` if nobody reads standard output any more, and its pipe is closed.
     pub(super) is_closed: bool,
-    /// The functions that it wants to be called for signals.
+    /// The signal handlers of the process.
     pub(super) handlers: BTreeMap<c_int, Handler>,
-    /// Returns the greatest number of bytes that it has had on its heap at a time.
+    /// Returns the most bytes that were on the process's heap at one time.
     heap_most: Option<HeapMost>,
-    /// Those who wait for its end.
+    /// The threads that wait for the process to end.
     waiting: Vec<TaskId>,
 }
 
-/// A function for a signal, as sigaction(2) takes it with `SA_SIGINFO`.
+/// A signal handler, as sigaction(2) takes it with `SA_SIGINFO`.
 pub(super) type Handler = unsafe extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void);
 
 /// The relay's function in its library.
 type Program = unsafe extern "C" fn(usize, *const *const c_char) -> i32;
 
-/// The function of the relay's library that tells how much memory it has used.
+/// The function of the relay's library that returns the peak of its heap use.
 type HeapMost = extern "C" fn() -> usize;
 
 /// One life of the program.
@@ -58,7 +58,7 @@ impl Kernel {
         self.processes.get_mut((owner as usize).checked_sub(1)?)
     }
 
-    /// A process has ended, or is ended.
+    /// Ends a process, unless it has ended already.
     pub(super) fn end_process(&mut self, owner: Owner, status: i32) {
         let Some(process) = self.process(owner) else { return };
         if process.status.is_some() {
@@ -77,17 +77,17 @@ impl Kernel {
 }
 
 impl Process {
-    /// Starts the program with these arguments, from a copy of its library that no process has
-    /// used yet.
+    /// Starts the program with these arguments, from a copy of its library that no process has used
+    /// yet.
     ///
     /// # Panics
     ///
-    /// The library cannot be loaded.
+    /// If the library cannot be loaded.
     pub(crate) fn start(library: &Path, arguments: &[&str]) -> Self {
         let path = CString::new(library.as_os_str().as_bytes()).expect("a path without zeros");
         let (program, heap_most) = baton::outside(|| {
-            // SAFETY: the path ends with a zero byte. The library runs no code when it is loaded
-            // but that of Rust's standard library, which keeps the program's arguments.
+            // SAFETY: the path ends with a zero byte. When the library is loaded, the only code
+            // that runs is that of Rust's standard library, which keeps the program's arguments.
             let library = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
             assert!(!library.is_null(), "cannot load {path:?}");
             // SAFETY: the library is loaded, and the name ends with a zero byte.
@@ -100,7 +100,7 @@ impl Process {
         });
         // SAFETY: this is the function's type in tests/sim/relay.
         let program: Program = unsafe { std::mem::transmute(program) };
-        // SAFETY: so is this.
+        // SAFETY: this is the function's type as well.
         let heap_most: HeapMost = unsafe { std::mem::transmute(heap_most) };
         let arguments = std::iter::once(&"kube-audit-forwarder").chain(arguments);
         let arguments: Result<_, _> = arguments.map(|it| CString::new(*it)).collect();
@@ -114,7 +114,7 @@ impl Process {
         let arguments = arguments.expect("arguments without zeros");
         let start = Box::into_raw(Box::new(Start { owner, program, arguments }));
         let mut native = 0;
-        // SAFETY: `run` takes the box. Without attributes, libc uses its own.
+        // SAFETY: `run` takes the box. Without attributes, libc uses its defaults.
         let result = unsafe {
             let (thread, none) = (&raw mut native, std::ptr::null());
             baton::create_thread(thread, none, run, start.cast(), Some(owner))
@@ -123,12 +123,12 @@ impl Process {
         Self(owner)
     }
 
-    /// Ends the process at once, wherever its threads are (SIGKILL).
+    /// Ends the process at once, at any point of its threads' work (SIGKILL).
     pub(crate) fn kill(self) {
         with(|kernel| kernel.end_process(self.0, KILLED));
     }
 
-    /// Sends a signal. A process that has no function for it ends.
+    /// Sends a signal. It ends a process that has no handler for it.
     pub(crate) fn signal(self, number: c_int) {
         let handler = with(|kernel| {
             kernel.trace.add(kernel.now, format_args!("signal {number} to {}", self.0));
@@ -142,16 +142,15 @@ impl Process {
                 // SAFETY: all fields of this struct may be zero.
                 let mut about: libc::siginfo_t = unsafe { std::mem::zeroed() };
                 about.si_signo = number;
-                // SAFETY: the process gave this function for its signals. It does what may be done
-                // in a function for signals: it writes a byte to a socket. It runs on this thread,
-                // which is not in the kernel.
+                // SAFETY: the process registered this handler. It does only what a signal handler
+                // may do: it writes a byte to a socket. It runs on this thread, outside the kernel.
                 unsafe { handler(number, &raw mut about, std::ptr::null_mut()) };
             }
         }
     }
 
-    /// Waits for the end of the process, and returns its exit status. `None`: it still runs after
-    /// this time.
+    /// Waits for the end of the process, and returns its exit status, or `None` if the process is
+    /// still running after this time.
     pub(crate) fn wait(self, limit: Duration) -> Option<i32> {
         let deadline = super::now() + limit;
         loop {
@@ -169,7 +168,7 @@ impl Process {
         }
     }
 
-    /// Nobody reads the process's standard error from now on.
+    /// From now on, nobody reads the process's standard error.
     pub(crate) fn read_no_more(self) {
         with(|kernel| {
             kernel.trace.add(kernel.now, format_args!("nobody reads the log of {}", self.0));
@@ -179,18 +178,18 @@ impl Process {
         });
     }
 
-    /// True after [`Process::read_no_more`].
+    /// Returns `true` after [`Process::read_no_more`].
     pub(crate) fn is_unread(self) -> bool {
         with(|kernel| kernel.process(self.0).is_some_and(|process| process.is_unread))
     }
 
-    /// Returns the greatest number of bytes that the process has had on its heap at a time.
+    /// Returns the most bytes that were on the process's heap at one time.
     pub(crate) fn heap_most(self) -> usize {
         let heap_most = with(|kernel| kernel.process(self.0)?.heap_most);
         heap_most.map_or(0, |heap_most| heap_most())
     }
 
-    /// The reader of the process's standard output goes away.
+    /// Closes the reader's end of the process's standard output.
     pub(crate) fn close_stdout(self) {
         with(|kernel| {
             kernel.trace.add(kernel.now, format_args!("the stdout of {} is closed", self.0));
@@ -200,12 +199,12 @@ impl Process {
         });
     }
 
-    /// Returns what the process wrote to standard output so far.
+    /// Returns the process's standard output so far.
     pub(crate) fn stdout(self) -> Vec<u8> {
         with(|kernel| kernel.process(self.0).map_or_else(Vec::new, |it| it.stdout.clone()))
     }
 
-    /// Returns what the process wrote to standard error so far.
+    /// Returns the process's standard error so far.
     pub(crate) fn stderr(self) -> Vec<u8> {
         with(|kernel| kernel.process(self.0).map_or_else(Vec::new, |it| it.stderr.clone()))
     }
@@ -216,12 +215,12 @@ extern "C" fn run(start: *mut c_void) -> *mut c_void {
     // SAFETY: `Process::start` made this box for this thread alone.
     let start = unsafe { Box::from_raw(start.cast::<Start>()) };
     let pointers: Vec<*const c_char> = start.arguments.iter().map(|it| it.as_ptr()).collect();
-    // SAFETY: the pointers are those of strings that live until the end of the call.
+    // SAFETY: the pointers belong to strings that live until the call returns.
     let status = unsafe { (start.program)(pointers.len(), pointers.as_ptr()) };
     leave(start.owner, status)
 }
 
-/// The process ends by the will of this thread, which ends with it.
+/// Ends the process at the request of this thread, which ends with it.
 pub(super) fn leave(owner: Owner, status: i32) -> ! {
     with(|kernel| kernel.end_process(owner, status));
     // The thread is dead now, and never gets the baton again.

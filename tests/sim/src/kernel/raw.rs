@@ -1,22 +1,22 @@
-//! System calls of the real kernel, past the functions of libc that this program replaces.
+//! System calls of the real kernel, which bypass the libc functions that this program replaces.
 #![allow(unsafe_code, reason = "system calls; each proof is beside its call")]
 
 use std::ffi::{CStr, c_int, c_long, c_void};
 use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
-/// Calls the real kernel. Returns the kernel's own result: a negative number is an error.
+/// Calls the real kernel, and returns its result. A negative number is an error.
 ///
 /// # Safety
 ///
-/// The arguments are what this system call asks for: addresses of memory that it may use in the
-/// way that it does.
+/// The arguments must be valid for this system call. It may use memory at the addresses that it
+/// gets.
 #[cfg(target_arch = "x86_64")]
 pub(super) unsafe fn call(number: c_long, arguments: [usize; 6]) -> isize {
     let result: c_long;
     let [a, b, c, d, e, f] = arguments;
-    // SAFETY: the registers are those of the system call convention of Linux on x86-64. The kernel
-    // changes rcx and r11 besides the result. What the call does to memory is the caller's part.
+    // SAFETY: the registers follow Linux's system call convention on x86-64. Besides the result,
+    // the kernel changes rcx and r11. The caller is responsible for the effects on memory.
     unsafe {
         std::arch::asm!(
             "syscall",
@@ -29,16 +29,16 @@ pub(super) unsafe fn call(number: c_long, arguments: [usize; 6]) -> isize {
     isize::try_from(result).unwrap_or(isize::MIN)
 }
 
-/// Calls the real kernel. Returns the kernel's own result: a negative number is an error.
+/// Calls the real kernel, and returns its result. A negative number is an error.
 ///
 /// # Safety
 ///
-/// As on x86-64.
+/// The same as on x86-64.
 #[cfg(target_arch = "aarch64")]
 pub(super) unsafe fn call(number: c_long, arguments: [usize; 6]) -> isize {
     let result: isize;
     let [a, b, c, d, e, f] = arguments;
-    // SAFETY: the registers are those of the system call convention of Linux on AArch64.
+    // SAFETY: the registers follow Linux's system call convention on AArch64.
     unsafe {
         std::arch::asm!(
             "svc 0",
@@ -51,7 +51,7 @@ pub(super) unsafe fn call(number: c_long, arguments: [usize; 6]) -> isize {
     result
 }
 
-/// Returns a result of the kernel as libc's functions do: -1, and the error in `errno`.
+/// Converts a result of the kernel to that of a libc function: -1, with the error in `errno`.
 pub(super) fn as_libc(result: isize) -> isize {
     if (-4095..0).contains(&result) {
         set_errno(c_int::try_from(-result).unwrap_or(libc::EIO));
@@ -60,13 +60,12 @@ pub(super) fn as_libc(result: isize) -> isize {
     result
 }
 
-/// Sets the thread's `errno`.
 pub(super) fn set_errno(error: c_int) {
     // SAFETY: the address is that of this thread's own variable.
     unsafe { *libc::__errno_location() = error };
 }
 
-/// Waits until the number is not `expected`, or for no reason.
+/// Waits while the number is `expected`. It may also return for no reason.
 pub(super) fn futex_wait(at: &AtomicU32, expected: u32) {
     let at = std::ptr::from_ref(at) as usize;
     // SAFETY: the kernel reads the four bytes of an atomic number that is borrowed for the call.
@@ -76,21 +75,20 @@ pub(super) fn futex_wait(at: &AtomicU32, expected: u32) {
 /// Wakes a thread that waits in [`futex_wait`].
 pub(super) fn futex_wake(at: &AtomicU32) {
     let at = std::ptr::from_ref(at) as usize;
-    // SAFETY: the kernel uses the address only to find those who wait there.
+    // SAFETY: the kernel uses the address only to find the threads that wait there.
     unsafe { call(libc::SYS_futex, [at, 129, 1, 0, 0, 0]) };
 }
 
-/// Returns the kernel's number of this thread.
+/// Returns the real kernel's ID of this thread.
 pub(super) fn thread_number() -> usize {
     // SAFETY: the call has no arguments.
     let number = unsafe { call(libc::SYS_gettid, [0; 6]) };
     number.unsigned_abs()
 }
 
-/// Waits until a thread that is ending has ended. Then libc has put its stack where the next
-/// thread finds it.
+/// Waits until a thread has ended. By then, libc has freed its stack for the next thread.
 pub(super) fn wait_until_gone(thread: usize) {
-    // SAFETY: the calls have no addresses as arguments. Signal 0 is not sent.
+    // SAFETY: no argument is an address. Signal 0 is not sent.
     unsafe {
         let process = call(libc::SYS_getpid, [0; 6]).unsigned_abs();
         while call(libc::SYS_tgkill, [process, thread, 0, 0, 0, 0]) == 0 {
@@ -99,11 +97,11 @@ pub(super) fn wait_until_gone(thread: usize) {
     }
 }
 
-/// Returns libc's own function of this name.
+/// Returns libc's own function with this name.
 ///
 /// # Panics
 ///
-/// libc has no such function.
+/// If libc has no such function.
 pub(super) fn libc_function(name: &CStr) -> *mut c_void {
     // SAFETY: the name ends with a zero byte.
     let function = unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) };
@@ -111,24 +109,23 @@ pub(super) fn libc_function(name: &CStr) -> *mut c_void {
     function
 }
 
-/// Writes to a descriptor of the real kernel, whatever it takes.
+/// Writes to a descriptor of the real kernel. Errors and partial writes are ignored.
 pub(super) fn write(descriptor: c_int, bytes: &[u8]) {
     let at = [descriptor as usize, bytes.as_ptr() as usize, bytes.len(), 0, 0, 0];
     // SAFETY: the kernel reads the bytes, which are borrowed for the call.
     unsafe { call(libc::SYS_write, at) };
 }
 
-/// Ends this process at once, with all its threads.
+/// Ends this process and all its threads at once.
 pub(super) fn exit(status: c_int) -> ! {
     loop {
-        // SAFETY: the call has no addresses as arguments, and does not return.
+        // SAFETY: no argument is an address, and the call does not return.
         unsafe { call(libc::SYS_exit_group, [status as usize, 0, 0, 0, 0, 0]) };
     }
 }
 
-/// Closes a descriptor of the real kernel.
 pub(super) fn close(descriptor: c_int) {
-    // SAFETY: the call has no addresses as arguments.
+    // SAFETY: no argument is an address.
     unsafe { call(libc::SYS_close, [descriptor as usize, 0, 0, 0, 0, 0]) };
 }
 
@@ -139,9 +136,9 @@ pub(super) fn file(descriptor: c_int) -> std::fs::File {
     unsafe { std::fs::File::from_raw_fd(descriptor) }
 }
 
-/// Lets this process, and those that it starts, have the same addresses in each run.
+/// Fixes the addresses of this process's children: they are the same in each run.
 pub(super) fn fix_addresses() {
-    // SAFETY: the calls have no addresses as arguments.
+    // SAFETY: no argument is an address.
     unsafe {
         let now = libc::personality(0xffff_ffff);
         let now = u64::from(now.unsigned_abs());
@@ -149,13 +146,12 @@ pub(super) fn fix_addresses() {
     }
 }
 
-/// Ends another process.
 pub(super) fn end_process(process: u32) {
-    // SAFETY: the call has no addresses as arguments.
+    // SAFETY: no argument is an address.
     unsafe { call(libc::SYS_kill, [process as usize, 9, 0, 0, 0, 0]) };
 }
 
-/// Returns the time of processors that the processes have used which this one has waited for.
+/// Returns the CPU time of the child processes that this process has waited for.
 pub(super) fn time_of_children() -> Duration {
     // SAFETY: all fields of the struct may be zero, and the call fills it.
     let used = unsafe {

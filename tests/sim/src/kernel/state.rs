@@ -1,4 +1,4 @@
-//! The state of the kernel, its clock and its events.
+//! The state of the kernel, with its clock and its events.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
@@ -8,26 +8,25 @@ use super::files::Files;
 use super::net_model::{Net, NetEvent};
 use super::process::ProcessState;
 
-/// Nanoseconds in a second, a millisecond and a microsecond.
 pub(super) const SECOND: u64 = 1_000_000_000;
 pub(super) const MILLISECOND: u64 = 1_000_000;
 pub(super) const MICROSECOND: u64 = 1_000;
 
-/// The time of the monotonic clock at the start: a machine that has run for some time.
+/// The monotonic clock at the start: the machine has already run for a while.
 const UPTIME: u64 = 10_000 * SECOND;
 
 /// The time of day at the start: 1 June 2026, 12:00 UTC.
 const TIME_OF_DAY: u64 = 1_780_315_200 * SECOND;
 
-/// What happens at a moment.
+/// Something that happens at a certain time.
 #[derive(Debug)]
 pub(super) enum Event {
-    /// The deadline of a thread's wait.
+    /// The deadline of a thread's wait: the thread, and the number of the wait.
     Wake(TaskId, u64),
     Net(NetEvent),
 }
 
-/// An event in the heap, which orders by time and then by number.
+/// An event in the heap, which is ordered by time and then by number.
 struct Timed {
     at: u64,
     number: u64,
@@ -67,9 +66,9 @@ pub(super) struct Kernel {
     pub(super) tasks: Vec<Task>,
     /// The threads that may run.
     pub(super) ready: Vec<TaskId>,
-    /// The kernel's number of a thread that has handed its baton on and is ending.
+    /// The real kernel's ID of a thread that has passed its baton on and is ending.
     pub(super) ending: Option<usize>,
-    /// The threads that wait at an address (futex(2)), in the order in which they came.
+    /// The threads that wait at an address (futex(2)), in order of arrival.
     pub(super) futexes: BTreeMap<usize, VecDeque<TaskId>>,
     events: BinaryHeap<Reverse<Timed>>,
     number: u64,
@@ -101,13 +100,13 @@ impl Kernel {
         }
     }
 
-    /// Lets an event happen at a time.
+    /// Schedules an event.
     pub(super) fn at(&mut self, at: u64, event: Event) {
         self.number += 1;
         self.events.push(Reverse(Timed { at: at.max(self.now), number: self.number, event }));
     }
 
-    /// Lets all events happen whose time has come.
+    /// Runs all events that are due.
     pub(super) fn due(&mut self) {
         while self.events.peek().is_some_and(|Reverse(first)| first.at <= self.now) {
             if let Some(Reverse(Timed { event, .. })) = self.events.pop() {
@@ -119,7 +118,7 @@ impl Kernel {
         }
     }
 
-    /// Moves the time to the next event. `None`: there is none.
+    /// Moves the time to the next event. Returns `None` if there is none.
     pub(super) fn jump(&mut self) -> Option<()> {
         let Reverse(next) = self.events.peek()?;
         self.now = self.now.max(next.at);
@@ -136,18 +135,18 @@ impl Kernel {
         }
     }
 
-    /// Returns the simulated time at which a clock shows this time.
+    /// Converts a clock's time to the simulated time.
     pub(super) fn when(&self, clock: libc::clockid_t, time: u64) -> u64 {
         time.saturating_sub(self.clock(clock) - self.now)
     }
 
-    /// A random time up to `longest` nanoseconds, more often a short one.
+    /// Returns a random time up to `longest` nanoseconds. Short times are more likely.
     pub(super) fn short_time(&mut self, longest: u64) -> u64 {
         let most = longest >> self.rng.u32(..4);
         self.rng.u64(..=most)
     }
 
-    /// Says who waits, for the message that nothing will ever happen.
+    /// Describes the waiting threads, for the message that nothing can happen any more.
     pub(super) fn stuck(&self) -> String {
         let count = |doing| self.tasks.iter().filter(|task| task.doing == doing).count();
         format!("{} threads wait at {} ns", count(Doing::Waiting), self.now)

@@ -1,15 +1,13 @@
-//! The trace of a run: a line for each thing that happened, and a sum of them all. Two runs of one
-//! seed have the same sum.
+//! The trace of a run: its lines, and their sum, which is the same in every run of a seed.
 
 use std::fmt;
 use std::fmt::Write as _;
 
-/// The trace so far.
 pub(super) struct Trace {
-    /// FNV-1a of all lines.
+    /// FNV-1a of all lines, and of the turns of the threads.
     sum: u64,
     line: String,
-    /// The descriptor of the real kernel to which the lines are written. `None`: they only count.
+    /// The descriptor of the real kernel to which lines are written. `None`: only the sum is kept.
     out: Option<i32>,
 }
 
@@ -21,7 +19,7 @@ impl Trace {
     pub(super) fn add(&mut self, now: u64, text: fmt::Arguments<'_>) {
         self.line.clear();
         let (seconds, rest) = (now / super::state::SECOND, now % super::state::SECOND);
-        // A String takes everything.
+        // Writing to a String cannot fail.
         writeln!(self.line, "{seconds}.{rest:09} {text}").ok();
         for byte in self.line.bytes() {
             self.sum = (self.sum ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
@@ -31,7 +29,7 @@ impl Trace {
         }
     }
 
-    /// A thread gets the baton. This only counts, and is not a line.
+    /// Adds a thread's turn to the sum, without a line.
     pub(super) fn runs(&mut self, now: u64, task: usize) {
         for word in [now, task as u64] {
             self.sum = (self.sum ^ word).wrapping_mul(0x0100_0000_01b3).rotate_left(23);

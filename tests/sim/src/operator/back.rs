@@ -1,4 +1,4 @@
-//! A copy of the queue's directory, and what the operator does with it.
+//! A copy of the queue's directory, which the operator makes and puts back.
 
 use std::fs;
 use std::path::Path;
@@ -11,27 +11,25 @@ use crate::{evidence, kernel};
 
 const QUEUE: &str = "queue";
 
-/// The copy of the queue's directory.
 const COPY: &str = "backup";
 
-/// The queue's directory was set back to a copy.
+/// The record of a copy of the queue's directory that was put back.
 pub(crate) struct Restored {
     pub(crate) back: Back,
-    /// The copy was made at the first time, and the relay's end before it was put back was at the
-    /// second one.
+    /// When the copy was made, and when the relay ended before the copy was put back.
     pub(crate) gone: (Duration, Duration),
-    /// The sizes of the log in the copy and before it was put back.
+    /// The sizes of the evidence log, in the copy and before it was put back.
     pub(crate) sizes: (u64, u64),
-    /// The size that the witness had then.
+    /// The size that the witness knew at that time.
     pub(crate) witnessed: u64,
-    /// The number of bytes of the relay's log before that.
+    /// The length of the relay's log before that, in bytes.
     pub(crate) log: usize,
 }
 
 impl Operator<'_> {
-    /// Ends the relay in order, copies its directory, and starts it again.
+    /// Ends the relay in order, copies its directory, and starts the relay again.
     pub(super) fn back_up(&mut self) {
-        // One life begins here, and one when the copy is put back.
+        // This needs one life, and putting the copy back needs another.
         if self.process.is_none() || self.restored.is_some() || !self.has_libraries(6) {
             return;
         }
@@ -42,8 +40,7 @@ impl Operator<'_> {
         self.start();
     }
 
-    /// Ends the relay, and puts the copy back in the place of its directory, or of all of it but
-    /// its evidence.
+    /// Ends the relay, and puts the copy of the directory back, with or without its evidence.
     pub(super) fn restore(&mut self, back: Back, kills: bool) {
         let Some(copied) = self.copied.filter(|_| self.process.is_some() && self.has_life()) else {
             return;
@@ -77,7 +74,7 @@ impl Operator<'_> {
     }
 }
 
-/// Returns the names in a directory that belong to what is set back.
+/// Returns the names in a directory that a copy replaces.
 fn names(directory: &str, back: Back) -> Vec<String> {
     let entries = fs::read_dir(directory).expect("it is there");
     let names = entries.map(|entry| entry.expect("a name").file_name());

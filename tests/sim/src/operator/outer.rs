@@ -1,4 +1,4 @@
-//! The operator's work on the listener's certificate, and with events that are too long.
+//! The operator's part in troubles of the listener's certificate and of events that are too long.
 
 use std::time::Duration;
 
@@ -10,32 +10,30 @@ use crate::plan::Change;
 use crate::setup::LISTENER;
 use crate::truth::Answer;
 
-/// "Each second the relay looks at it and at every file that it names, and applies what has changed
-/// within seconds" (reload.md).
+/// How soon a change of a file must be in use. The relay checks all files every second, and applies
+/// changes within seconds (see reload.md).
 pub(crate) const APPLIES: Duration = Duration::from_secs(5);
 
-/// How long events that are too long wait before a reload lets the output give them up.
+/// How long events that are too long wait before a reload lets the output give up on them.
 const KEPT: Duration = Duration::from_secs(25);
 
-/// The sum of the events that are too large, in bytes, and the size of each. An output holds
-/// 4 MiB of them.
+/// The bytes of all events that are too large, and of each one. An output can hold 4 MiB of them.
 const TOO_LARGE: usize = 5 << 20;
 const EACH: usize = 60 << 10;
 
-/// After this time, what waits behind them has left, although its object may collect for longer.
+/// How soon the events before them must arrive, although their object may collect for longer.
 const ENDS_EARLY: Duration = Duration::from_secs(15);
 
 impl Operator<'_> {
-    /// Puts another certificate into the listener's files.
+    /// Puts a new certificate into the listener's files.
     pub(super) fn rotate(&mut self) {
         if let Some(pki) = &mut self.pki {
             self.book.certificate(pki.rotate());
         }
     }
 
-    /// The listener's files are wrong for some seconds. Until they are sound again, the newest
-    /// certificate that was sound is shown: "If anything is wrong in the config or one of its
-    /// files, nothing changes" (reload.md).
+    /// Makes the listener's files wrong for some seconds. Until they are correct again, nothing
+    /// changes, and the newest correct certificate stays in use (see reload.md).
     pub(super) fn put_wrong(&mut self, wrong: Wrong) {
         let Some(pki) = self.pki.as_mut().filter(|_| self.process.is_some()) else { return };
         pki.put(Some(wrong));
@@ -52,7 +50,7 @@ impl Operator<'_> {
         self.wait_until(kernel::now() + APPLIES);
     }
 
-    /// Replaces the certificate while nothing is wrong, and then by a wrong one.
+    /// In the calm time, replaces the certificate with a correct one, and then with a wrong one.
     pub(crate) fn rotate_calmly(&mut self) {
         if self.process.is_none() || self.setup.front.tls.is_none() {
             return;
@@ -63,8 +61,8 @@ impl Operator<'_> {
         self.put_wrong(Wrong::ALL[kernel::now().subsec_millis() as usize % Wrong::ALL.len()]);
     }
 
-    /// Makes a handshake. If `is_new`, the relay has to show the newest certificate, and otherwise
-    /// one that was sound, as the rule `certificate` knows.
+    /// Makes a handshake. If `is_new`, the relay must use the newest certificate. If not, the rule
+    /// `certificate` decides which ones are correct.
     fn handshake(&mut self, is_new: bool) {
         let Some(pki) = self.pki.as_ref().filter(|_| self.setup.front.tls.is_some()) else {
             return;
@@ -76,14 +74,14 @@ impl Operator<'_> {
                 self.faults.push(text);
             }
             Ok(shown) => self.book.shook_hands(begun, shown),
-            // A crowd may hold every connection.
+            // Many strangers may occupy all connections.
             Err(_) if !is_new || self.setup.front.connections.is_some() => {}
             Err(error) => self.faults.push(format!("certificate: no handshake: {error}")),
         }
     }
 
-    /// With `rejected.action = "retry"` an event that is too long "is never given up; everything
-    /// after it waits" (refused-events.md). What was sent before it is not sent again.
+    /// With `rejected.action = "retry"`, the relay never gives up on an event that is too long, and
+    /// all later events wait (see refused-events.md). It must not send earlier events again.
     pub(super) fn outlast_too_long(&mut self, consumer: usize) {
         if self.process.is_none() {
             return;
@@ -117,8 +115,8 @@ impl Operator<'_> {
         }
     }
 
-    /// An object ends "earlier […] if many events exceed `filter.max_event_bytes`" (s3.md): the
-    /// output does not stand still until its object is as old as it may be.
+    /// If many events exceed `filter.max_event_bytes`, an object must be completed early. The
+    /// output must not wait until the object is as old as `object_age`.
     pub(super) fn too_large(&mut self, consumer: usize) {
         if self.process.is_none() {
             return;

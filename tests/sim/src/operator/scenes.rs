@@ -1,4 +1,4 @@
-//! What the operator does in the scenes of a plan.
+//! The operator's part in the scenes of a plan.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -22,35 +22,35 @@ use crate::{events, kernel};
 /// The port of the listener that a reload adds.
 const SECOND: u16 = 8081;
 
-/// How long somebody else has an address. A reload waits 30 s for one.
+/// How long somebody else has an address. A reload waits 30 s for it.
 const TAKEN: Duration = Duration::from_secs(40);
 
-/// The longest time in which an address that is free is found so: half a minute between two
+/// How soon a reload must find an address after it has become free: half a minute between two
 /// attempts, and the attempt.
 const AGAIN: Duration = Duration::from_secs(70);
 
-/// How long a consumer is well after it has refused everything: the pause before the next attempt
-/// is half a minute at most.
+/// How long a consumer stays healthy after it has refused everything. The pause before the next
+/// attempt is at most half a minute.
 const CALM: Duration = Duration::from_secs(45);
 
-/// How much longer than its drain the relay may take to its end.
+/// How much longer than its drain the relay can take to exit.
 const AT_ONCE: Duration = Duration::from_secs(6);
 
-/// The number of the sender of the operator's first batch.
+/// The sender number of the operator's requests.
 const PROBE: u32 = 4000;
 
-/// How long everything has been delivered before the relay is killed at rest, and how long it may
-/// take to send again.
+/// How long everything has been delivered before the relay is killed at rest, and how long it can
+/// then take to repeat events.
 const REST: Duration = Duration::from_secs(5);
 const AFTER_REST: Duration = Duration::from_secs(15);
 
-/// A backlog that leaves at once.
+/// A backlog of this many events is delivered at once.
 const SMALL: f64 = 100.0;
 
-/// No lag is as long as this: no seed takes an hour.
+/// No lag reaches this, in seconds: no seed takes an hour.
 const LAG_MAX: f64 = 2.0 * 3600.0;
 
-/// Sends batches of the operator's own.
+/// Sends the operator's batches.
 pub(super) struct Poster {
     book: Book,
     listener: SocketAddr,
@@ -71,7 +71,7 @@ impl Poster {
 }
 
 impl Operator<'_> {
-    /// The oldest segment can be neither removed nor renamed, for ever.
+    /// Makes the oldest segment a file that can be neither removed nor renamed, for ever.
     pub(super) fn stick(&self) {
         if let Some(first) = files("queue/segments").into_iter().next()
             && let Ok(first) = first.canonicalize()
@@ -94,19 +94,19 @@ impl Operator<'_> {
         self.kill(Death::Kill);
         match what {
             "cursors" => spoil(Path::new("queue/cursors"), |length| {
-                // A slot begins at each half.
+                // One of the two slots begins at each half.
                 let half = length / 2 * (kernel::now().subsec_millis() as usize % 2);
                 half + 40..half + 41
             }),
             _ => files("queue/segments").iter().for_each(|file| {
-                // What comes last can be read.
+                // The end of each segment stays readable.
                 spoil(file, |length| 100..length * 3 / 4);
             }),
         }
         self.start();
     }
 
-    /// Reads the metrics, and says what cannot be true.
+    /// Reads the metrics, and reports a lag that is impossible.
     pub(super) fn look(&mut self) {
         let Some(metrics) = self.metrics() else { return };
         for (labels, lag) in metrics.all("kube_audit_forwarder_output_lag_seconds") {
@@ -116,20 +116,20 @@ impl Operator<'_> {
         }
     }
 
-    /// A consumer that is well but for that answers so for so long. The relay may not take it for
-    /// a fault of the events: "refused for good" needs the proof that the consumer takes others.
+    /// Lets a healthy consumer answer this way for a while. The relay must not conclude that the
+    /// events are at fault: for that, the consumer must accept others (see refused-events.md).
     pub(super) fn answer(&mut self, consumer: usize, how: Steady, time: Duration) {
         self.consumers[consumer].calm(true);
         self.consumers[consumer].answers(Some(how));
         let until = kernel::now() + time;
         self.ending.push((until, Ending::Steady(consumer)));
-        // Until then, everything that was refused has been tried again.
+        // By then, everything that was refused has been tried again.
         self.ending.push((until + CALM, Ending::Calm(consumer)));
     }
 
-    /// A consumer asks for long pauses for so long, and is well from shortly after or before the
-    /// end of the relay on. All others are well, so that everything can be delivered in the drain,
-    /// which takes 10 s: "keeps delivering for `shutdown.drain_timeout`" (guarantees.md).
+    /// Lets a consumer ask for long pauses. It becomes healthy shortly before or after the relay
+    /// begins to shut down. All others are healthy, so everything can be delivered during the drain
+    /// of 10 s (see guarantees.md).
     pub(super) fn drain(&mut self, consumer: usize, outage: Duration, when: When, why: Why) {
         if self.process.is_none() || !self.has_life() {
             return;
@@ -174,7 +174,7 @@ impl Operator<'_> {
         let mut after = Losses::default();
         let log = String::from_utf8_lossy(&self.log[from..]).into_owned();
         after.add_last_line(&log);
-        // The tries of a refused event take three seconds and more, in which nothing else is sent.
+        // A refused event is tried for three seconds or more, in which nothing else is sent.
         let tries = |name: &str| {
             let (given_up, of_output) = ("events given up", format!("output=\"{name}\""));
             log.lines().any(|line| line.contains(given_up) && line.contains(&of_output))
@@ -182,7 +182,7 @@ impl Operator<'_> {
         for Output { name, consumer, .. } in &self.setup.outputs {
             let consumer = &self.consumers[*consumer];
             let more = after.of(name).saturating_sub(before.of(name));
-            // A stream that has become mute before stays so until its connection ends.
+            // A stream that was mute before stays mute until its connection ends.
             let is_mute = [Kind::Relp, Kind::Lumberjack].contains(&consumer.kind)
                 && consumer.arrived_since(0).last().is_none_or(|last| last.at < begun);
             if more > self.refused_by(consumer)
@@ -202,7 +202,7 @@ impl Operator<'_> {
         self.start();
     }
 
-    /// Returns how many events the consumer refuses for good of all that there are.
+    /// Returns how many of all events the consumer refuses for good.
     fn refused_by(&self, consumer: &Consumer) -> u64 {
         let refuses = |known: &&Known| {
             let event = &known.event.bytes;
@@ -211,16 +211,15 @@ impl Operator<'_> {
         self.book.read(|truth| truth.events.values().filter(refuses).count()) as u64
     }
 
-    /// SIGTERM while a reload waits, as it does for an output of the same name to leave. The drain
-    /// begins at once nevertheless.
+    /// Sends SIGTERM while a reload waits for a removed output. The drain must begin at once.
     pub(super) fn end_in_reload(&mut self) {
         let Some(process) = self.process.filter(|_| self.has_life()) else { return };
         let old = self.setup.clone();
-        // Each save may then take seconds.
+        // Each save can then take seconds.
         let is_slow = self.ending.iter().any(|(_, ending)| *ending == Ending::Disk);
         self.setup.change(&Change::Spare, self.consumers.len() - 1);
         if !self.setup.outputs.iter().any(|output| output.required) {
-            // No relay takes such a config.
+            // The relay refuses such a config.
             self.setup = old;
         }
         self.book.config(self.setup.known(self.consumers, &self.leaving));
@@ -245,8 +244,8 @@ impl Operator<'_> {
         }
     }
 
-    /// Returns the consumer that is to be in trouble until `when`: with [`When::OnOne`], a store
-    /// that takes every event when it is well, and at which nothing else is set aside.
+    /// Returns the consumer that should be in trouble until `when`. For [`When::OnOne`], it is a
+    /// store that accepts every event when it is healthy, and at which nothing else is set aside.
     fn fails_on_one(&self, consumer: usize, when: When) -> Option<usize> {
         if when != When::OnOne {
             return Some(consumer);
@@ -260,8 +259,8 @@ impl Operator<'_> {
         self.setup.outputs.iter().map(|output| output.consumer).find(fits)
     }
 
-    /// SIGTERM while a refused event is not decided, and other events are accepted behind it. The
-    /// next start decides it, so the drain does not wait for it.
+    /// Sends SIGTERM while a refused event is undecided and later events are accepted. The next
+    /// start decides it, so the drain does not wait.
     pub(super) fn end_beside_refused(&mut self) {
         const LIMIT: Duration = Duration::from_secs(12);
         if self.process.is_none() || !self.has_life() || !self.setup.on_disk {
@@ -289,9 +288,9 @@ impl Operator<'_> {
         self.start();
     }
 
-    /// A config without evidence is in force for so long.
+    /// Runs the relay without evidence for a while.
     pub(super) fn evidence_off(&mut self, time: Duration) {
-        // Two lives begin here, and one has to be left for what comes.
+        // This needs two lives, and one must remain for later.
         if self.process.is_none() || !self.has_libraries(6) {
             return;
         }
@@ -304,8 +303,8 @@ impl Operator<'_> {
         self.restart(Why::Signal);
     }
 
-    /// With `delivered`, a batch is answered 200 only if standard output had it, too, while it was
-    /// an output.
+    /// With `delivered`, a batch may get a 200 only after standard output had it: standard output
+    /// is a required output here.
     pub(super) fn look_at_stdout(&mut self, process: Process) {
         let had: BTreeSet<_> = identify_all(&process.stdout()).into_iter().collect();
         let started = self.started.get();
@@ -327,13 +326,13 @@ impl Operator<'_> {
         }
     }
 
-    /// Kills the relay when everything has been delivered for a while. Then nothing comes again:
-    /// what a kill repeats is about the last second (guarantees.md).
+    /// Kills the relay when everything has been delivered for a while. No event may be repeated: a
+    /// kill repeats only events of the last second (see queue-and-disk.md).
     pub(crate) fn die_at_rest(&mut self) {
         if self.process.is_none() || !self.has_life() {
             return;
         }
-        // The last events are final some seconds after they came.
+        // The last events become final some seconds after they came.
         self.consumers.iter().for_each(|consumer| consumer.pause(true));
         let events = self.maker(Marks::default()).events(3);
         let answer = self.post(&events);
@@ -367,14 +366,14 @@ impl Operator<'_> {
         events.find(|event| filter.keeps(&event.facts)).expect("there is no end of them")
     }
 
-    /// Returns a maker of events for the operator.
+    /// Returns a new maker of events for the operator.
     pub(super) fn maker(&mut self, marks: Marks) -> Maker {
         self.batches += 1;
         let rng = fastrand::Rng::with_seed(self.batches.into());
         Maker::new((PROBE + self.batches) * 16, rng, marks)
     }
 
-    /// Sends a batch of the operator's own, and returns the answer.
+    /// Sends a batch of the operator, and returns the answer.
     pub(super) fn post(&mut self, events: &[Event]) -> Answer {
         let serials = self.book.made(events);
         self.post_again(events, &serials)
@@ -389,7 +388,7 @@ impl Operator<'_> {
         Poster { book: self.book.clone(), listener }
     }
 
-    /// Sends a batch of half the greatest size, until it is accepted: nothing is wrong any more.
+    /// Sends a batch of half the greatest size until it is accepted: nothing is wrong any more.
     pub(crate) fn probe(&mut self, bytes: usize) {
         const LIMIT: Duration = Duration::from_secs(90);
         let mut maker = self.maker(Marks::default());
@@ -414,7 +413,7 @@ impl Operator<'_> {
         }
     }
 
-    /// A reload adds a listener, or moves it, to an address that somebody else has for a while.
+    /// Adds or moves a listener by a reload, to an address that somebody else has for a while.
     pub(super) fn take_address(&mut self, moves: bool) {
         let Some(process) = self.process else { return };
         if self.setup.second.is_some() || self.ending.iter().any(|(_, it)| *it == Ending::Disk) {
@@ -436,15 +435,15 @@ impl Operator<'_> {
         }
         drop(somebody);
         self.wait_until(kernel::now() + AGAIN);
-        // The log may have no reader.
+        // Nobody may be reading the log, so the listener itself is tried.
         if TcpStream::connect(new).is_err() {
             self.faults.push(format!("listener: no reload {AGAIN:?} after {new} is free"));
         }
     }
 }
 
-/// Changes bytes of a file: the first of every thousand in a range, which is asked for by the
-/// length of what is in the file before its last zeros.
+/// Changes the first of every thousand bytes in a range of a file. `range` gets the file's length
+/// (for a segment, without the zeros at the end).
 fn spoil(path: &Path, range: impl Fn(usize) -> std::ops::Range<usize>) {
     let Ok(mut bytes) = fs::read(path) else { return };
     let all = if path.ends_with("cursors") { bytes.len() } else { used(&bytes) };
@@ -462,7 +461,7 @@ fn used(bytes: &[u8]) -> usize {
     bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1)
 }
 
-/// Returns the files of a directory, by name.
+/// Returns the files of a directory, sorted by name.
 fn files(directory: impl AsRef<Path>) -> Vec<PathBuf> {
     let entries = fs::read_dir(directory).into_iter().flatten();
     let mut files: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();

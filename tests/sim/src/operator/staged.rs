@@ -1,5 +1,5 @@
-//! The troubles that the operator directs from their begin to their end, and what has to be true
-//! then.
+//! The troubles that the operator directs from start to end. Each has its own checks, in addition
+//! to the rules of the oracle.
 
 use std::collections::BTreeSet;
 use std::thread::JoinHandle;
@@ -16,19 +16,20 @@ use crate::oracle::said::Moment;
 use crate::plan::{Action, Change, Stage, Why};
 use crate::truth::{Answer, Filter, Kind as Death};
 
-/// How long an event may take to a consumer that is well.
+/// How long an event can take to reach a healthy consumer.
 const SOON: Duration = Duration::from_secs(60);
 
-/// How long an event may wait beside others on which its consumer fails.
+/// How long an event can wait while its consumer fails on others.
 const PROMPT: Duration = Duration::from_secs(10);
 
-/// Larger than the small queues of these seeds, in events.
+/// More events than fit into the small queues of these seeds.
 const FLOOD: usize = 900;
 
 /// Nearly half of the smallest queue, in bytes.
 const LARGE: usize = 120 << 10;
 
-/// Bodies of thirty events that are shorter fit into every queue.
+/// Events with fewer bytes than this are short. Thirty short events in one body fit into every
+/// queue.
 const SHORT: usize = 2000;
 
 fn seconds(seconds: u64) -> Duration {
@@ -36,7 +37,7 @@ fn seconds(seconds: u64) -> Duration {
 }
 
 impl Operator<'_> {
-    /// Lets a trouble happen.
+    /// Causes a trouble.
     pub(super) fn direct(&mut self, stage: Stage) {
         if self.process.is_none() || !self.has_life() {
             return;
@@ -88,7 +89,7 @@ impl Operator<'_> {
         self.wait_until(kernel::now() + time);
     }
 
-    /// Waits until this is true, for so long at most, and returns true if it is.
+    /// Waits until this is true, but at most for `limit`. Returns `true` if it has become true.
     fn comes_true(&mut self, limit: Duration, mut is_true: impl FnMut(&mut Self) -> bool) -> bool {
         let deadline = kernel::now() + limit;
         while !is_true(self) {
@@ -100,7 +101,7 @@ impl Operator<'_> {
         true
     }
 
-    /// Waits until nothing waits for an output.
+    /// Waits until no output has a backlog. Returns `false` after two minutes.
     fn rests(&mut self) -> bool {
         self.comes_true(seconds(120), |it| it.backlog() == Some(0.0))
     }
@@ -119,14 +120,14 @@ impl Operator<'_> {
         self.arrivals(consumer, serial) > 0
     }
 
-    /// Makes events that every store takes, and that fit into every queue.
+    /// Makes events that every store accepts, and that fit into every queue.
     fn good(&mut self, count: usize) -> Vec<Event> {
         let mut maker = self.maker(Marks::default());
         let events = std::iter::repeat_with(|| maker.event());
         events.filter(|event| event.bytes.len() < SHORT).take(count).collect()
     }
 
-    /// Posts so many new events, and returns how many are accepted.
+    /// Posts this many new events, and returns how many were accepted.
     fn flood(&mut self, count: usize) -> usize {
         let mut accepted = 0;
         for _ in 0..count / 30 {
@@ -142,8 +143,8 @@ impl Operator<'_> {
         self.act(&Action::Way(0, fault, time));
     }
 
-    /// The sync of a dead letter takes much longer than the relay waits for it. The letters of
-    /// events that are refused meanwhile are not written.
+    /// The sync of a dead letter takes much longer than the relay waits. Letters of events that are
+    /// refused in the meantime are not written.
     fn slow_letters(&mut self) {
         let refused = |it: &mut Self| {
             let mut events = it.good(2);
@@ -163,8 +164,8 @@ impl Operator<'_> {
         self.wait(seconds(60));
     }
 
-    /// The answers of a store get lost for a while, in which the relay is killed twice. A filter
-    /// then drops what the store has.
+    /// A store's responses get lost for a while, and the relay is killed twice. Then a filter drops
+    /// events that the store already has.
     fn answers_lost(&mut self) {
         self.consumers[0].answers(Some(Steady::Unanswered));
         let events = self.good(12);
@@ -180,7 +181,7 @@ impl Operator<'_> {
         self.wait(seconds(10));
     }
 
-    /// A proxy before a consumer answers large requests before it has read them.
+    /// A proxy in front of a consumer answers large requests before it has read them.
     fn early_answers(&mut self) {
         self.way(Fault::Refused, seconds(20));
         for _ in 0..4 {
@@ -192,7 +193,7 @@ impl Operator<'_> {
         self.wait(seconds(40));
     }
 
-    /// A store fails on everything, takes one request, and fails again.
+    /// A store fails on everything, accepts one request, and fails again.
     fn outages(&mut self) {
         for _ in 0..3 {
             self.consumers[0].answers(Some(Steady::FailsTwice));
@@ -219,8 +220,8 @@ impl Operator<'_> {
         self.wait(seconds(45));
     }
 
-    /// The relay starts while a consumer is away. The begin of its backlog is damaged, and the rest
-    /// is read slowly.
+    /// The relay starts while a consumer is down. The start of the consumer's backlog is damaged,
+    /// and the rest is read slowly.
     fn first_are_missing(&mut self) {
         self.way(Fault::Refused, seconds(60));
         for _ in 0..60 {
@@ -236,7 +237,8 @@ impl Operator<'_> {
         }
     }
 
-    /// A store refuses everything for a while. Nothing new comes until what it takes has arrived.
+    /// A store refuses everything for a while, and after that at most one event. No new events are
+    /// sent until the others have arrived.
     fn refused_at_rest(&mut self) {
         if !self.rests() {
             return;
@@ -256,8 +258,8 @@ impl Operator<'_> {
         }
     }
 
-    /// An event on which a store fails is set aside. A full queue then drops others, and the drain
-    /// has only this event left.
+    /// An event on which a store fails is set aside. Then a full queue drops others, and in the
+    /// drain only this event is left.
     fn aside_in_full_queue(&mut self) {
         const LIMIT: Duration = Duration::from_secs(30);
         if !self.rests() {
@@ -283,7 +285,7 @@ impl Operator<'_> {
         self.start();
     }
 
-    /// Posts a copy of events that were posted before. It has to arrive at this consumer soon.
+    /// Posts copies of earlier events. They must arrive at this consumer soon.
     fn copy_arrives(&mut self, consumer: usize, events: &[Event], why: &str) {
         let serials = events.iter().map(|event| event.serial).collect();
         if self.post_again(events, &serials) != Answer::Status(200) {
@@ -297,8 +299,8 @@ impl Operator<'_> {
         }
     }
 
-    /// An output joins after an event has left the other one. After a new start, the event comes
-    /// again: the new output gets it, and the other one does not.
+    /// An output is added after another one has delivered an event. The relay starts again, and the
+    /// event is posted again: only the new output sends it.
     fn joins_between_copies(&mut self) {
         let events = self.good(3);
         if self.post(&events) != Answer::Status(200) || !self.rests() {
@@ -324,7 +326,7 @@ impl Operator<'_> {
         self.act(&Action::Reload(Change::Nothing));
     }
 
-    /// Returns events of the verb `get`.
+    /// Returns events with the verb `get`.
     fn gets(&mut self) -> Vec<Event> {
         let mut events = self.good(60);
         events.retain(|event| event.facts.verb == "get");
@@ -336,7 +338,8 @@ impl Operator<'_> {
         Change::Filter(0, Filter { verbs, ..Filter::default() })
     }
 
-    /// A filter drops an event. After a new start with another filter it comes again.
+    /// A filter drops an event. The relay restarts with another filter, and the event is posted
+    /// again.
     fn filter_between_copies(&mut self) {
         let change = Self::filters(true);
         self.act(&Action::Reload(change));
@@ -351,8 +354,8 @@ impl Operator<'_> {
         self.copy_arrives(0, &events, "which the filter has dropped before");
     }
 
-    /// An event waits for its consumer when a filter drops it. Then the filter is as before, and
-    /// the event comes again.
+    /// A filter drops an event that waits for its consumer. Then the old filter is put back, and
+    /// the event is posted again.
     fn filter_of_waiting(&mut self) {
         if !self.rests() {
             return;
@@ -370,7 +373,7 @@ impl Operator<'_> {
         self.copy_arrives(0, &events, "which a filter has dropped while it waited");
     }
 
-    /// A connection has events under way when its consumer crashes, and a full queue drops them.
+    /// A consumer crashes while events are on the wire, and a full queue drops these events.
     fn dropped_between_copies(&mut self) {
         if !self.rests() {
             return;
@@ -388,12 +391,12 @@ impl Operator<'_> {
         self.copy_arrives(0, &events, "which a full queue has dropped");
     }
 
-    /// A request fails, and a full queue drops the first of its events.
+    /// A request fails, and a full queue drops its first events.
     fn part_dropped_between_copies(&mut self) {
         if !self.rests() {
             return;
         }
-        // The events that wait behind a request that hangs leave in one.
+        // Events that wait behind a request that hangs are sent in one request.
         self.consumers[0].answers(Some(Steady::Hangs));
         self.posted(1);
         self.wait(seconds(1));
@@ -417,8 +420,8 @@ impl Operator<'_> {
         self.copy_arrives(0, &events, "which a full queue has dropped");
     }
 
-    /// A full queue drops events that its consumer was never asked to take: before the relay is
-    /// killed, or while the next life reads them slowly. What is counted as lost comes no more.
+    /// A full queue drops events that were never sent, either before the relay is killed or while
+    /// the next life reads them slowly. Events that are counted as lost must not arrive.
     fn drops_and_dies(&mut self, stage: Stage) {
         if !self.rests() {
             return;
@@ -432,7 +435,7 @@ impl Operator<'_> {
             true => {
                 self.stick();
                 accepted += self.flood(FLOOD);
-                // Events that were dropped within the last second before a kill may come.
+                // Events that were dropped in the last second before a kill may arrive.
                 self.wait(seconds(4));
                 lost += self.lost();
                 self.die(Death::Kill, Duration::from_millis(100));
@@ -467,13 +470,13 @@ impl Operator<'_> {
         self.end(vec![(Duration::ZERO, Ending::Way(0))]);
     }
 
-    /// Returns the number of events that this life has counted as lost.
+    /// Returns how many events this life has counted as lost.
     fn lost(&mut self) -> f64 {
         self.metrics().map_or(0.0, |metrics| metrics.sum("error_total"))
     }
 
-    /// A message is too long for an output until the operator raises its limit. What was sent
-    /// before it is final, and does not come again.
+    /// A message is too long for an output until the operator raises its limit. Earlier events are
+    /// final, and are not sent again.
     fn too_long(&mut self) {
         if !self.rests() {
             return;
@@ -511,7 +514,7 @@ impl Operator<'_> {
         self.restart(Why::TwoSignals);
     }
 
-    /// Returns true if all of these events have arrived soon. Otherwise it is a fault.
+    /// Returns `true` if all of these events arrive soon. If they do not, that is a fault.
     fn come_soon(&mut self, events: &[Event], why: &str) -> bool {
         let has_all = |it: &mut Self| events.iter().all(|event| it.has(0, event.serial));
         let is_there = self.comes_true(SOON, has_all);
@@ -530,7 +533,7 @@ impl Operator<'_> {
         event
     }
 
-    /// Posts good events until they are accepted.
+    /// Posts good events once. Returns them, or nothing if they were not accepted.
     fn posted(&mut self, count: usize) -> Vec<Event> {
         let events = self.good(count);
         match self.post(&events) == Answer::Status(200) {
@@ -539,7 +542,7 @@ impl Operator<'_> {
         }
     }
 
-    /// Both addresses of a consumer fail on one event, and take the others.
+    /// Both addresses of a consumer fail on one event, and accept the others.
     fn fails_at_both(&mut self) {
         self.consumers[0].answers(Some(Steady::Fails));
         self.post_failing();
@@ -551,7 +554,7 @@ impl Operator<'_> {
         self.come_soon(&others, "behind an event on which both addresses fail");
     }
 
-    /// One of two addresses takes requests and never answers.
+    /// One of two addresses accepts requests and never responds.
     fn second_is_mute(&mut self) {
         if !self.consumers[0].has_door() {
             return;
@@ -564,8 +567,8 @@ impl Operator<'_> {
             self.wait(Duration::from_millis(500));
         }
         let has_all = |it: &mut Self| events.iter().all(|event| it.has(0, event.serial));
-        // What the first address turns down is tried at the mute one, too, up to 24 times, and each
-        // of these tries costs 10 s.
+        // Events that the first address turns down are also tried at the mute one, up to 24 times.
+        // Each of these attempts takes 10 s.
         let turned_down = self.consumers[0].turned_down();
         let turns_down = turned_down.iter().any(|it| it.at >= begun);
         let limit = if turns_down { seconds(300) } else { SOON / 2 };
@@ -575,8 +578,8 @@ impl Operator<'_> {
         }
     }
 
-    /// A consumer refuses an event and goes away. Its second address refuses everything for a
-    /// while, and nothing else comes then.
+    /// A consumer refuses an event, and its first address goes down. Its second one refuses
+    /// everything for a while, and no new events are sent.
     fn second_refuses(&mut self) {
         for round in 0..4 {
             if !self.rests() {
@@ -594,7 +597,7 @@ impl Operator<'_> {
         }
     }
 
-    /// Nobody has tried the second address, and nobody is there.
+    /// The second address has not been tried yet, and refuses connections.
     fn second_is_untried(&mut self) {
         self.act(&Action::Door(0, true, Fault::Refused, seconds(60)));
         self.restart(Why::Signal);
@@ -605,8 +608,8 @@ impl Operator<'_> {
         self.ask(Moment::Looked);
     }
 
-    /// A reload changes an output while what it has accepted waits behind a refused event, with
-    /// events behind it that its filter drops.
+    /// A reload changes an output while events that its consumer has accepted wait behind a refused
+    /// one. Behind them are events that its filter drops.
     fn held_at_reload(&mut self) {
         for round in 0..5 {
             self.act(&Action::Reload(Self::filters(true)));
@@ -635,7 +638,7 @@ impl Operator<'_> {
         }
     }
 
-    /// A reload changes an output whose object is stored, and the answer was lost.
+    /// A reload changes an output after its object was stored and the response got lost.
     fn stored_at_reload(&mut self) {
         self.consumers[0].answers(Some(Steady::Unanswered));
         let events = self.posted(4);
@@ -650,7 +653,7 @@ impl Operator<'_> {
         self.wait(seconds(30));
     }
 
-    /// Events of the queue are stored also while its disk is full.
+    /// Events in the queue are stored even if the queue's disk is full.
     fn stored_on_full_disk(&mut self) {
         self.way(Fault::Refused, seconds(6));
         let events = self.posted(5);
@@ -661,7 +664,8 @@ impl Operator<'_> {
         }
     }
 
-    /// An object waits for a long time. It ends early when events come that are too large for it.
+    /// An object waits for a long time. It must be completed early once many events have come that
+    /// are too large for it.
     fn too_large_for_object(&mut self) {
         let events = self.posted(3);
         for _ in 0..14 {
@@ -677,8 +681,8 @@ impl Operator<'_> {
         self.act(&Action::Reload(Change::Nothing));
     }
 
-    /// Bodies come so fast that a small queue needs the room of those that have left before their
-    /// evidence is written. Some of them leave twice.
+    /// Bodies come so fast that a small queue needs the room of delivered events before their
+    /// evidence is written. Some of the events are sent twice.
     fn without_evidence(&mut self) {
         self.consumers[0].answers(Some(Steady::SomeUnanswered));
         self.disk_refused.get_or_insert(kernel::now());
@@ -692,8 +696,7 @@ impl Operator<'_> {
         self.wait(seconds(10));
     }
 
-    /// A consumer resets each connection after so many bytes, between a small event and a large
-    /// one.
+    /// A consumer resets each connection after 20,000 bytes, between small and large events.
     fn cuts_connections(&mut self) {
         self.consumers[0].dies();
         self.consumers[0].cut(Some(20_000));
@@ -731,8 +734,8 @@ impl Operator<'_> {
         self.wait(seconds(60));
     }
 
-    /// Bodies of nearly half of the queue come until it is full. When it is empty, it takes another
-    /// one.
+    /// Bodies of nearly half of the queue's size arrive until the queue is full. When the queue is
+    /// empty, it must accept another one.
     fn large_bodies(&mut self) {
         for round in 0..4 {
             self.way(Fault::Refused, seconds(60));
@@ -758,7 +761,7 @@ impl Operator<'_> {
         }
     }
 
-    /// Posts these bodies at once, each by a thread of its own.
+    /// Posts these bodies at the same time, each in its own thread.
     fn post_at_once(&mut self, bodies: Vec<Vec<Event>>) -> Vec<JoinHandle<Answer>> {
         let bodies = bodies.into_iter().map(|events| {
             let (poster, serials) = (self.poster(), self.book.made(&events));
@@ -767,8 +770,8 @@ impl Operator<'_> {
         bodies.collect()
     }
 
-    /// A consumer cuts its connections for a while. Then it closes each one on which nothing comes
-    /// for less than the output's `replay_window`.
+    /// A consumer cuts its connections for a while. Then it closes each one that was idle for a
+    /// time shorter than the output's `replay_window`.
     fn ends_quiet(&mut self) {
         self.consumers[0].dies();
         self.consumers[0].cut(Some(1000));
@@ -790,8 +793,8 @@ impl Operator<'_> {
         self.consumers[0].ends_quiet(None);
     }
 
-    /// The power goes while several batches are written together. Nobody was told that they are
-    /// stored, so none of them is a loss.
+    /// The power fails while several batches are written together. Nobody got a 200 for them, so
+    /// none of them counts as lost.
     fn torn_groups(&mut self) {
         for round in 0..5 {
             if !self.rests() || !self.has_life() {
@@ -801,10 +804,10 @@ impl Operator<'_> {
             let slow = disk::Faults { sync_time, tears: true, ..disk::Faults::default() };
             let until = kernel::now() + seconds(8);
             self.disk(slow, seconds(10));
-            // A record has two or three sectors, so that some are whole among others that are not.
+            // A record has two or three sectors, so some are whole while others are not.
             let bodies = (0..12).map(|_| self.good(1)).collect();
             let threads = self.post_at_once(bodies);
-            // Batches that came meanwhile are written together when the first one is synced.
+            // Batches that arrive before the first one is synced are then written together.
             while kernel::now() < until && !threads.iter().any(JoinHandle::is_finished) {
                 self.wait(Duration::from_millis(20));
             }
@@ -820,8 +823,8 @@ impl Operator<'_> {
         }
     }
 
-    /// A backlog has many events that the store refuses. An event before one of them may come
-    /// twice, and no more often: "a bad event repeats only what was before it, once".
+    /// A backlog has many events that the store refuses. Events before a refused one may arrive
+    /// twice, but not more often.
     fn bad_among_good(&mut self) {
         if !self.rests() {
             return;
@@ -848,7 +851,7 @@ impl Operator<'_> {
     }
 
     /// An event is set aside because a store fails on it. Then the store refuses everything for a
-    /// while in which nothing else comes, and is well again.
+    /// while, in which no new events are sent. After that, it is healthy again.
     fn aside_then_refused(&mut self) {
         if !self.rests() || self.consumers[0].promise().fails {
             return;
@@ -871,7 +874,8 @@ impl Operator<'_> {
         self.come_soon(&[event], "although its store takes it");
     }
 
-    /// The first address of a consumer fails on one event of a body, and its second one is away.
+    /// The first address of a consumer fails on one event and accepts the others. The second one is
+    /// down.
     fn fails_and_away(&mut self) {
         self.act(&Action::Door(0, true, Fault::Refused, seconds(200)));
         self.consumers[0].answers(Some(Steady::Fails));
@@ -884,10 +888,10 @@ impl Operator<'_> {
         self.come_soon(&others, "behind an event on which one address fails while one is away");
     }
 
-    /// A store fails on some events for ever. It takes all others, which are more than the queue
-    /// holds: none of them is refused, and none waits. With a directory, the relay is killed while
-    /// it sets an event aside, and ends and starts again. When the store takes the events, all of
-    /// them come.
+    /// A store always fails on some events. It accepts all others, more than the queue holds: none
+    /// of these may be refused or have to wait. With a directory, the relay is killed while it sets
+    /// an event aside, loses power, and restarts. Once the store accepts the failing events, they
+    /// arrive.
     fn fails_for_ever(&mut self) {
         if !self.rests() || self.consumers[0].promise().fails {
             return;
@@ -922,15 +926,15 @@ impl Operator<'_> {
         }
     }
 
-    /// Ends a relay with a queue in memory while its store fails on some events and takes all
-    /// others. In the drain, all others come. Those that do not are lost, and each is counted.
+    /// Ends a relay with a queue in memory while its store fails on some events. All others must
+    /// arrive during the drain. Each event that does not arrive counts as lost.
     fn drain_beside_failing(&mut self) {
         if !self.rests() || !self.has_life() {
             return;
         }
         self.consumers[0].answers(Some(Steady::Fails));
         let (mut failing, mut others) = (Vec::new(), Vec::new());
-        // The last one is not set aside when the drain begins.
+        // The last event is not set aside yet when the drain begins.
         for round in 0..5 {
             let event = self.maker(Marks { refused: 0, failing: 1000 }).event();
             if self.post(std::slice::from_ref(&event)) == Answer::Status(200) {
@@ -965,8 +969,8 @@ impl Operator<'_> {
         self.start();
     }
 
-    /// Posts more events than fit into a queue of 2 MiB. Returns true if each is accepted, and
-    /// comes promptly.
+    /// Posts more events than a queue of 2 MiB can hold. Returns `true` if all of them are accepted
+    /// and arrive within [`PROMPT`].
     fn many_come_promptly(&mut self) -> bool {
         let mut others = BTreeSet::new();
         for _ in 0..80 {

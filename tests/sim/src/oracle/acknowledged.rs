@@ -1,13 +1,14 @@
-//! The promise of `delivered` to a sender whose outputs change while it waits.
+//! The rule that a 200 for `delivered` is true even if a reload changes the outputs before it.
 
 use std::time::Duration;
 
 use super::{Fault, Seen, World, named};
 use crate::truth::{Acknowledge, Config};
 
-/// With `acknowledge = "delivered"`, an acknowledged event survives "everything: nothing depends on
-/// this process" (guarantees.md). So at its 200 it is at some consumer, whatever reloads have
-/// removed or renamed: unless an output may give the event up, or no filter keeps it.
+/// With `acknowledge = "delivered"`, an acknowledged event survives everything (see guarantees.md).
+/// So when the 200 comes, some consumer has the event, even if reloads have removed or renamed
+/// outputs. The rule does not apply if an output may give up on the event, gets no
+/// acknowledgements, or has a filter that drops the event.
 pub(super) fn nowhere(world: &World<'_>) -> Vec<Fault> {
     let view = |name: &str| world.outputs.iter().find(|seen| seen.view.output == name);
     let has_it = |seen: &Seen<'_>, serial, until| {
@@ -25,7 +26,7 @@ pub(super) fn nowhere(world: &World<'_>) -> Vec<Fault> {
                         && view(&output.name).is_some_and(is_sure)
                 })
         };
-        // A filter that a reload replaces may have dropped the event shortly before.
+        // A filter that a reload has replaced may have dropped the event shortly before.
         let before = stored.from.saturating_sub(Duration::from_secs(60));
         if world.truth.configs(before, stored.until).all(is_promised)
             && !world.outputs.iter().any(|seen| has_it(seen, serial, stored.until))

@@ -1,23 +1,23 @@
-//! An event is given up only for answers that its consumer has given.
+//! An output gives up on an event only after responses that the consumer has really given.
 
 use std::time::Duration;
 
 use super::{Fault, Letter, Seen, World, identify};
 
-/// "An event is given up only if the consumer refuses it alone eight times" (refused-events.md).
+/// The number of refusals of an event alone after which it is given up (see refused-events.md).
 const REFUSALS_MIN: usize = 8;
 
-/// The number of server errors to the event alone after which it may be given up.
+/// The number of server errors for an event alone after which it may be given up.
 const ERRORS_MIN: usize = 4;
 
-/// The end of the reason of an event that was given up to set another one aside.
+/// The end of the reason if the output gave up on an event to set another one aside.
 const NO_ROOM: &str = ", and no more events can be set aside";
 
-/// The time of a letter has no more digits than milliseconds.
+/// The time of a letter is accurate to a millisecond.
 const ROUNDED: Duration = Duration::from_millis(1);
 
-/// For each dead letter that quotes an answer, the consumer has given this answer to the event
-/// alone, and has turned it down often enough, in the same life of the relay.
+/// If a dead letter quotes a response, the consumer has given this response to the event alone, and
+/// has turned the event down often enough, in one life of the relay.
 pub(super) fn answered(world: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
     if !seen.view.refuses_requests || seen.view.promise.counts {
         return Vec::new();
@@ -49,8 +49,8 @@ pub(super) fn answered(world: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
     seen.view.letters.iter().filter_map(fault).collect()
 }
 
-/// Returns the status of the answer that a reason quotes. Returns `None` if it is about one event
-/// of a request, or about no answer.
+/// Returns the status that a reason quotes, or `None` if the reason is about one event of a
+/// request, or quotes no response.
 fn status_of(reason: &str) -> Option<u16> {
     let (_, status) = reason.split_once(" answered ")?;
     status.get(..3)?.parse().ok()

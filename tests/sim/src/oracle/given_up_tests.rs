@@ -2,7 +2,7 @@ use super::super::tests::{Small, seconds};
 use super::*;
 use crate::truth::{Death, Kind};
 
-/// An event is given up at second 20 for this reason, after so many refusals alone.
+/// An event is given up at second 20 for this reason, after this many refusals alone.
 fn case(reason: &str, refusals: u64) -> Small {
     let mut small = Small::new();
     let serials = small.two(5);
@@ -21,7 +21,7 @@ fn an_event_is_given_up_after_eight_refusals_alone() {
     case("http://a: answered 413 Payload Too Large", 8).fails(answered, "never by this status");
     case("longer than max_message_bytes", 0).passes(answered);
     case("http://a: answered 500 for an event", 8).fails(answered, "never by this status");
-    // What a store tells of a part of a request is in no list.
+    // A store that only counts refused events has no list of them.
     let mut counts = case(refused, 0);
     counts.promise.counts = true;
     counts.passes(answered);
@@ -33,12 +33,12 @@ fn refusals_count_in_one_life() {
     let mut another_life = case(refused, 8);
     another_life.dies(10, Kind::Kill);
     another_life.fails(answered, "has turned it down 5 times alone");
-    // At its end, too.
+    // A relay that is shutting down needs eight refusals, too.
     let mut ends = case(refused, 7);
     let (begun, ended) = (seconds(19), Some(seconds(21)));
     ends.truth.deaths.push(Death { begun, ended, kind: Kind::Drain });
     ends.fails(answered, "has turned it down 7 times alone");
-    // Unless another event takes its place among those that are set aside.
+    // Fewer refusals are enough if another event takes its place on the shelf.
     case(&format!("{refused}, and no more events can be set aside"), 3).passes(answered);
 }
 

@@ -9,21 +9,21 @@ use crate::events::Serial;
 use crate::operator::APPLIES;
 use crate::truth::{Answer, Attempt, Epoch, Handshake, Must, Truth};
 
-/// The number of requests of a sender of which one at least is served.
+/// Of this many requests of a sender, at least one gets a response.
 const SERVED_OF: usize = 4;
 
-/// How long a body whose sender has gone may still be in memory.
+/// How long a body can stay in memory after its sender is gone.
 const LINGERS: Duration = Duration::from_secs(2);
 
-/// What a body has besides its events, in bytes.
+/// The bytes of a body outside of its events.
 const ENVELOPE: usize = 100;
 
 fn fault(rule: &'static str, text: String) -> Fault {
     Fault { rule, output: String::new(), text }
 }
 
-/// No event is longer than the output's limit: a longer message is "rejected, never cut"
-/// (config.md), and so is an event that is too large even without its bodies (filters/size.md).
+/// No event is longer than the output's limit. A longer message is rejected, not truncated (see
+/// config.md), and so is an event that is too large even without its bodies (see filters/size.md).
 pub(super) fn lengths(_: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
     let Some(Longest::Message(most) | Longest::Event(most)) = seen.view.longest else {
         return Vec::new();
@@ -35,16 +35,16 @@ pub(super) fn lengths(_: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
     longer.map(|it| seen.fault("bytes", text(it.at, it.event.len()))).collect()
 }
 
-/// Returns true if the line may be what `filter.max_event_bytes` leaves of an event: it fits, and
-/// has "the annotation `audit.k8s.io/truncated`" (filters/size.md).
+/// Returns `true` if the line may be an event that `filter.max_event_bytes` has trimmed: it is
+/// short enough, and has the `audit.k8s.io/truncated` annotation (see filters/size.md).
 pub(super) fn is_trimmed(longest: Option<Longest>, line: &[u8], sent: &[u8]) -> bool {
     let Some(Longest::Event(most)) = longest else { return false };
     let is_marked = || memchr::memmem::find(line, b"\"audit.k8s.io/truncated\":").is_some();
     sent.len() > most && line.len() <= most && is_marked()
 }
 
-/// 408 says that "the head or the body came too slowly" (http.md): not before the shorter one of
-/// the limits is over.
+/// A request gets 408 only if its head or body came too slowly (see http.md), so not before the
+/// shorter of the two limits has passed.
 pub(super) fn hurried(truth: &Truth) -> Vec<Fault> {
     let is_early = |attempt: &&Attempt| {
         let Some((at, Answer::Status(408))) = attempt.ended else { return false };
@@ -58,8 +58,8 @@ pub(super) fn hurried(truth: &Truth) -> Vec<Fault> {
     truth.attempts.iter().filter(is_early).map(|it| fault("answers", text(it))).collect()
 }
 
-/// Returns true if `limits.max_in_flight` may have been reached (429, http.md): the bodies that
-/// were under way at the same time are larger together.
+/// Returns `true` if `limits.max_in_flight` may have been reached (429, see http.md): together, the
+/// bodies in memory at the same time are larger than the limit.
 pub(super) fn may_be_full(truth: &Truth, attempt: &Attempt) -> bool {
     let until = attempt.ended.map_or(Duration::MAX, |(at, _)| at);
     let mut limits = truth.configs(attempt.begun, until).map(|config| config.limits.in_flight);
@@ -74,9 +74,9 @@ pub(super) fn may_be_full(truth: &Truth, attempt: &Attempt) -> bool {
     bytes.sum::<usize>() > most
 }
 
-/// With a small `limits.max_connections`, "for one more, a request that is refused already gives
-/// way" (config.md): while nothing is wrong, senders with the token are served beside a crowd
-/// without it.
+/// With a small `limits.max_connections`, a new connection replaces one whose requests were all
+/// refused (see config.md). So in the calm time, each sender with the token that makes four
+/// requests or more gets at least one response, even if many others have no token.
 pub(super) fn served(world: &World<'_>, calm: Calm) -> Vec<Fault> {
     let mut configs = world.truth.configs(calm.begins, calm.ends);
     if !configs.any(|config| config.limits.connections.is_some()) {
@@ -86,10 +86,9 @@ pub(super) fn served(world: &World<'_>, calm: Calm) -> Vec<Fault> {
     for attempt in &world.truth.attempts {
         let is_sound = attempt.must == Must::Take && attempt.begun >= calm.begins;
         let ended = attempt.ended.filter(|(at, _)| is_sound && *at <= calm.ends);
-        // Who goes away is not served.
+        // A sender that disconnects is not served.
         if let Some((_, answer)) = ended.filter(|(_, answer)| *answer != Answer::Unread) {
             let of = senders.entry(attempt.from.sender).or_default();
-            // Other rules judge the answers.
             let has_answer = matches!(answer, Answer::Status(_) | Answer::Unhelpful(_));
             *of = (of.0 + 1, of.1 + usize::from(has_answer));
         }
@@ -105,9 +104,9 @@ pub(super) fn served(world: &World<'_>, calm: Calm) -> Vec<Fault> {
     left.map(|(sender, (all, _))| fault("progress", text(sender, all))).collect()
 }
 
-/// Returns true if the event belongs to an output that a reload has renamed since, and came while
-/// that waited "for what is on the wire" (reload.md), and `other` was accepted for the new one.
-/// Only what leaves one output is in order (guarantees.md, 2).
+/// Returns `true` if a reload has renamed the event's output, the event arrived while the old one
+/// waited for events in flight (see reload.md), and `other` was accepted for the new one. Events
+/// have an order only within one output (see guarantees.md).
 pub(super) fn is_of_another_output(
     world: &World<'_>,
     seen: &Seen<'_>,
@@ -132,10 +131,9 @@ pub(super) fn is_of_another_output(
     world.truth.epochs.windows(2).any(is_renamed)
 }
 
-/// Returns true if an event that is too long was accepted before this one, and may not be given up:
-/// "everything after it waits" (refused-events.md), and "to learn whether a consumer takes
-/// anything, the relay sends it a later event: after it has refused a single event" (guarantees.md,
-/// 2). The relay itself refuses this one.
+/// Returns `true` if an event that is too long for the output was accepted before this one, and the
+/// output may not give up on it. Later events then wait (see refused-events.md), and the relay may
+/// send one of them as a test (see guarantees.md). Here the relay itself refuses the event.
 pub(super) fn waits_behind(world: &World<'_>, seen: &Seen<'_>, serial: Serial) -> bool {
     let Some(longest) = seen.view.longest else { return false };
     let Some(stored) = world.stored.get(&serial) else { return false };
@@ -151,9 +149,8 @@ pub(super) fn waits_behind(world: &World<'_>, seen: &Seen<'_>, serial: Serial) -
     })
 }
 
-/// Each handshake shows a certificate that was in the listener's files: after a change and while
-/// nothing is wrong, the newest one "within seconds" (reload.md). Files that are wrong change
-/// nothing.
+/// Each handshake shows a certificate that was in the listener's files. While nothing is wrong, it
+/// is the newest one, within seconds of a change (see reload.md). Wrong files change nothing.
 pub(super) fn certificates(truth: &Truth, calm: Calm) -> Vec<Fault> {
     let put = &truth.certificates;
     let is_wrong = |shake: &&Handshake| {
@@ -161,7 +158,7 @@ pub(super) fn certificates(truth: &Truth, calm: Calm) -> Vec<Fault> {
         let ends = truth.deaths.iter().filter_map(|death| death.ended);
         let life = ends.filter(|end| *end <= shake.begun).max().unwrap_or_default();
         let since = if is_calm { shake.begun.saturating_sub(APPLIES).max(life) } else { life };
-        // The one that was in the files at that time, and all later ones.
+        // The certificate that was in the files at that time, and all later ones.
         let first = put.iter().rposition(|(at, _)| *at <= since).unwrap_or(0);
         let mut may_be_shown = put.iter().skip(first).filter(|(at, _)| *at <= shake.ended);
         !may_be_shown.any(|(_, certificate)| *certificate == shake.certificate)
@@ -176,8 +173,8 @@ pub(super) fn certificates(truth: &Truth, calm: Calm) -> Vec<Fault> {
     wrong.map(|it| fault("certificate", text(it))).collect()
 }
 
-/// While nothing is wrong, a changed certificate breaks no request: it "holds from the next request
-/// or handshake on; connections stay" (reload.md). A small `limits.max_connections` may end some.
+/// While nothing is wrong, a new certificate breaks no request: connections stay open (see
+/// reload.md). A small `limits.max_connections` may close some.
 pub(super) fn connections_stay(truth: &Truth, calm: Calm) -> Vec<Fault> {
     let mut configs = truth.configs(calm.begins, calm.ends);
     if configs.any(|config| config.limits.connections.is_some()) {

@@ -4,7 +4,7 @@ use super::*;
 use crate::events::{Event, Maker, Marks};
 use crate::truth::Limits;
 
-/// Runs a rule about the whole world. The one fault has to say this.
+/// Runs a rule about the whole world, which finds exactly one fault with this text, or none.
 #[track_caller]
 fn check(small: &Small, rule: impl Fn(&World<'_>) -> Vec<Fault>, says: Option<&str>) {
     let rule = |world: &World<'_>, _: &Seen<'_>| rule(world);
@@ -41,7 +41,7 @@ fn what_is_too_long_may_be_rejected_and_what_can_be_trimmed_may_not() {
     assert!(Longest::Message(bytes + 299).may_reject(&small.bytes));
     assert!(!Longest::Event(bytes).may_reject(&small.bytes));
     assert!(Longest::Event(bytes - 1).may_reject(&small.bytes));
-    // The bodies may go.
+    // The bodies can be removed.
     let large = event("RequestResponse");
     let head = memchr::memmem::find(&large.bytes, b",\"requestObject\":").expect("a body");
     assert!(!Longest::Event(head + 400).may_reject(&large.bytes));
@@ -134,7 +134,7 @@ fn a_later_event_comes_early_where_one_that_is_too_long_waits() {
     let bytes = long.iter().map(|it| small.event(*it).bytes.len()).max().unwrap_or_default();
     small.longest = Some(Longest::Message(bytes + 299));
     small.passes(rule);
-    // The later ones do not come again.
+    // The later events do not arrive again.
     small.arrived.truncate(4);
     small.fails(|world, seen| rule(world, seen).into_iter().take(1).collect(), "came at 30s after");
 }

@@ -1,5 +1,5 @@
-//! What the queue may have held at a time, and so whether it could refuse a batch: "429: the queue
-//! is full, or `limits.max_in_flight` is reached" (http.md).
+//! How full the queue may have been at a time, and so whether it could refuse a batch. A request
+//! gets 429 if the queue is full or `limits.max_in_flight` is reached (see http.md).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,24 +8,22 @@ use super::{Fault, Seen, World, outer};
 use crate::events::Serial;
 use crate::truth::{Answer, Attempt, Config, Fate, Must};
 
-/// What the queue counts for a batch besides its events, in bytes: its own overhead, and what a
-/// body has around its events.
+/// The queue's overhead for a batch, and the bytes of its body around the events.
 const BATCH: usize = 512;
 
-/// On disk, a group of batches begins at a block of this size.
+/// On disk, a group of batches begins at a multiple of this many bytes.
 const BLOCK: usize = 4096;
 
-/// While nothing is wrong, an event has left the queue so long after it came to its consumers.
+/// While nothing is wrong, an event is removed from the queue this long after it has arrived.
 const PROMPT: Duration = Duration::from_secs(1);
 
-/// At any time, an event may stay so long in the queue after it came last: an answer takes up to 20
-/// s, which may be lost, and a pause is as long.
+/// At any time, an event can stay in the queue this long after its last arrival: the response takes
+/// up to 20 s and can get lost, and the pause after that is as long.
 const LATE: Duration = Duration::from_secs(90);
 
-/// How long a disk may take to recover.
 const RECOVERS: Duration = Duration::from_secs(30);
 
-/// The bodies that the queue may have had.
+/// The bodies that the queue may have held.
 pub(super) struct Room<'a> {
     world: &'a World<'a>,
     bodies: Vec<Body>,
@@ -35,7 +33,8 @@ pub(super) struct Room<'a> {
 struct Body {
     begun: Duration,
     ended: Duration,
-    /// When its last event came last to the last required output. `None`: never.
+    /// When an event of the body last arrived anywhere; `None` if one is missing at a required
+    /// output.
     came: Option<Duration>,
     bytes: usize,
 }
@@ -58,23 +57,21 @@ impl<'a> Room<'a> {
         Self { world, bodies: possible.map(body).collect() }
     }
 
-    /// Returns true if there may have been no room for the body of this request while nothing was
-    /// wrong.
+    /// Like [`Room::may_be_full`], for a time when nothing is wrong.
     pub(super) fn may_be_full_calmly(&self, attempt: &Attempt) -> bool {
         self.may_be_full(attempt, PROMPT)
     }
 
-    /// Returns true if there may have been no room for the body of this request. An event stays
-    /// `lingers` in the queue after it came last.
+    /// Returns `true` if there may have been no room for this request's body. An event stays in the
+    /// queue for `lingers` after its last arrival.
     ///
-    /// "Events before the watermarks of all outputs leave the queue" (queue/README.md): an event
-    /// that waits keeps what was accepted after it. On disk a segment leaves as a whole, and no
-    /// batch spans two, so half of the room may be lost. One segment is written to, one is ready,
-    /// and one is being deleted.
+    /// Events are removed in order (see crates/queue/README.md): an event that waits keeps all
+    /// later ones in the queue. On disk, whole segments are removed, and no batch spans two, so
+    /// half of the room can be lost. One segment is active, one is ready, and one is being deleted.
     fn may_be_full(&self, attempt: &Attempt, lingers: Duration) -> bool {
         let (truth, begun) = (self.world.truth, attempt.begun);
         let until = attempt.ended.map_or(self.world.now, |(at, _)| at);
-        // With the queue in memory, nothing is left of an earlier life.
+        // A queue in memory holds nothing from an earlier life.
         let ends = truth.deaths.iter().filter_map(|death| death.ended);
         let life = ends.filter(|end| *end < begun).max().unwrap_or_default();
         let is_full = |config: &Config| {
@@ -96,8 +93,8 @@ impl<'a> Room<'a> {
         truth.configs(begun, until).any(is_full)
     }
 
-    /// A sound request is answered 429 only if the queue may be full, if too many bodies are under
-    /// way, or if the disk is in trouble or the relay ends.
+    /// A valid request gets 429 only if the queue may be full, if too many bodies are in memory, if
+    /// the disk is in trouble, or if the relay shuts down.
     pub(super) fn refused(&self) -> Vec<Fault> {
         let truth = self.world.truth;
         let is_over = |from: Duration, to: Option<Duration>, attempt: &Attempt| {
@@ -129,13 +126,12 @@ impl<'a> Room<'a> {
     }
 }
 
-/// Returns the bytes that the body of a request takes in the queue.
+/// Returns how many bytes the body of a request takes in the queue.
 fn bytes(world: &World<'_>, attempt: &Attempt) -> usize {
     let known = attempt.serials.iter().filter_map(|it| world.truth.events.get(it));
     known.map(|known| known.event.bytes.len() + 1).sum::<usize>() + BATCH
 }
 
-/// Returns when each event came last to an output.
 fn last_arrivals(seen: &Seen<'_>) -> BTreeMap<Serial, Duration> {
     let arrived = seen.view.arrived.iter().zip(&seen.serials);
     let letters = seen.view.letters.iter();
@@ -143,8 +139,8 @@ fn last_arrivals(seen: &Seen<'_>) -> BTreeMap<Serial, Duration> {
     arrived.filter_map(|(arrived, serial)| Some(((*serial)?, arrived.at))).chain(letters).collect()
 }
 
-/// Returns when an event came last to an output, or when its fate was known at first if the output
-/// need not get it. Returns `None` if it should have come, and did not.
+/// Returns when an event last arrived at an output. If the output need not get it, returns a time
+/// that delays nothing. Returns `None` if it should have arrived and has not.
 fn comes(
     world: &World<'_>,
     seen: &Seen<'_>,

@@ -2,8 +2,8 @@ use super::super::tests::{Small, seconds};
 use super::*;
 use crate::truth::Kind;
 
-/// A body is accepted at second 10, and comes at this second. Another one is refused at second 200.
-/// The queue is too small for both by so many bytes.
+/// A body is accepted at second 10, and arrives at this second. Another one is refused at second
+/// 200. The queue is too small for both by `less` bytes.
 fn small(comes: Option<u64>, on_disk: bool, less: usize) -> Small {
     let mut small = Small::new();
     let serials = small.two(10);
@@ -22,7 +22,7 @@ fn small(comes: Option<u64>, on_disk: bool, less: usize) -> Small {
     small
 }
 
-/// Returns true if the refusal has a reason.
+/// Returns `true` if the refusal has a reason.
 fn is_explained(small: &Small) -> bool {
     let faults = small.rule(|world, _| Room::new(world).refused());
     faults.iter().for_each(|it| assert!(it.contains("was answered 429, and there was room")));
@@ -38,7 +38,7 @@ fn a_429_needs_bodies_that_wait() {
         assert!(!is_explained(&small(Some(109), on_disk, 1)));
         assert!(is_explained(&small(Some(110), on_disk, 1)));
     }
-    // While nothing is wrong, an event leaves at once.
+    // While nothing is wrong, an event is removed at once.
     let is_full = |small: &Small| {
         let rule = |world: &World<'_>, _: &Seen<'_>| {
             let attempt = world.truth.attempts.last().expect("it is refused");

@@ -1,4 +1,4 @@
-//! What the relay says of itself, in `/metrics` and `/status`, beside what the book knows.
+//! The rules about `/metrics` and `/status`: what the relay says about itself agrees with the book.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,28 +13,28 @@ use crate::truth::{Acknowledge, Answer, Attempt, Config, Fate, Must};
 mod always;
 mod configured;
 
-/// After this time without a consumer, an output with an event that waits is late: 30 s, and the
-/// largest `object_age` of an `s3` here (status-page.md, "Late"), and 2 s to ask in.
+/// How long an event can wait before the output is late: 30 s, plus the longest `object_age` of an
+/// `s3` output here, 8 s (see status-page.md), plus 2 s for the question.
 pub(crate) const LATE: Duration = Duration::from_secs(40);
 
-/// The moment of a question.
+/// When the relay was asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Moment {
     Any,
-    /// Somebody looks at the page.
+    /// The operator reads the status page.
     Looked,
     /// At the end of the calm time.
     Calm,
-    /// The consumer of this number takes nothing since this time.
+    /// The consumer with this index has accepted nothing since this time.
     Away(usize, Duration),
-    /// Every event has left, and no sender has anything to send.
+    /// Every event has been sent, and no sender has anything to send.
     Quiet,
 }
 
-/// Answers of the relay.
+/// The relay's answers to one question.
 #[derive(Debug)]
 pub(crate) struct Said {
-    /// The time at which this life began.
+    /// When this life of the relay began.
     pub(crate) started: Duration,
     pub(crate) asked: Duration,
     pub(crate) answered: Duration,
@@ -43,7 +43,7 @@ pub(crate) struct Said {
     pub(crate) status: Option<Status>,
 }
 
-/// The part of `/status` that the rules look at.
+/// The part of `/status` that the rules check.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Status {
     pub(crate) accepted_events: u64,
@@ -54,14 +54,12 @@ pub(crate) struct Status {
     pub(crate) outputs: Vec<Shown>,
 }
 
-/// The queue on the page.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct ShownQueue {
     pub(crate) capacity_bytes: u64,
     pub(crate) when_full: String,
 }
 
-/// An output on the page.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Shown {
     pub(crate) name: String,
@@ -107,30 +105,30 @@ impl Said {
         self.metrics.text.lines().filter_map(counter).collect()
     }
 
-    /// Returns the findings that ask for attention.
+    /// Returns the findings that need attention.
     fn findings(&self) -> impl Iterator<Item = &Finding> {
         let findings = self.status.iter().flat_map(|status| &status.verdict.findings);
         findings.filter(|finding| matches!(finding.state.as_str(), "bad" | "warn"))
     }
 }
 
-/// The heap that a life has needed.
+/// The heap use of one life of the relay.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Memory {
-    /// The greatest number of bytes at a time.
+    /// The most bytes in use at one time.
     pub(crate) most: usize,
-    /// The beginning and the end of the life.
+    /// The start and the end of the life.
     pub(crate) lived: (Duration, Duration),
 }
 
-/// What guarantees.md gives "the program itself". The 64 KiB for each connection are left out: the
-/// heap of a few hundred connections fits into this, because code, stacks and pages need a part of
-/// it that is not counted here.
+/// The memory of the program itself (see guarantees.md). The 64 KiB for each connection are not
+/// added: this part also covers code, stacks and pages, which are not counted here, and that leaves
+/// room for a few hundred connections.
 const PROGRAM: usize = 32 << 20;
 
-/// "The process needs at most the sum of these" (guarantees.md, 4), where `queue` is the sum of the
-/// queue and of the requests of the outputs: the bodies under way, twice because the largest event
-/// of an output may be one of them, the queue, and the program itself.
+/// The process needs at most the sum of its parts (see guarantees.md). Here they are the program,
+/// `queue` (the queue and the requests of the outputs) and twice the bodies in memory, because the
+/// largest event of an output can be one of these bodies.
 pub(crate) fn memory(world: &World<'_>, memory: Memory, queue: usize) -> Option<Fault> {
     let Memory { most, lived: (from, to) } = memory;
     let mut changes = Vec::new();
@@ -156,7 +154,7 @@ pub(crate) fn memory(world: &World<'_>, memory: Memory, queue: usize) -> Option<
     (most > bound).then(|| Fault { rule: "memory", output: String::new(), text })
 }
 
-/// Runs all rules about what the relay has said, in the order of its answers.
+/// Runs all rules about the relay's answers, in the order of the answers.
 pub(crate) fn judge(world: &World<'_>, said: &[Said], calm: Calm) -> Vec<Fault> {
     let mut faults = backwards(said);
     for said in said {
@@ -181,12 +179,12 @@ pub(crate) fn judge(world: &World<'_>, said: &[Said], calm: Calm) -> Vec<Fault> 
     faults
 }
 
-/// A counter never falls within a life.
+/// A counter never falls during a life of the relay.
 pub(crate) fn backwards(said: &[Said]) -> Vec<Fault> {
     let mut faults = Vec::new();
     for pair in said.windows(2) {
         let [before, after] = pair else { continue };
-        // Two may ask at the same time.
+        // Two actors may ask at the same time.
         if before.started != after.started || before.answered > after.asked {
             continue;
         }
@@ -200,8 +198,8 @@ pub(crate) fn backwards(said: &[Said]) -> Vec<Fault> {
     faults
 }
 
-/// `event_total` counts the accepted events: each of those that this life has answered 200 until
-/// the question, and none that it can't have taken.
+/// `event_total` counts at least the events that this life has accepted with a 200 before the
+/// question, and at most those that it may have accepted.
 pub(crate) fn accepted(world: &World<'_>, said: &Said) -> Option<Fault> {
     let counted = said.metrics.count("event_total", &[]);
     let (mut least, mut most) = (0, 0);
@@ -220,7 +218,7 @@ pub(crate) fn accepted(world: &World<'_>, said: &Said) -> Option<Fault> {
     (!(least..=most).contains(&counted)).then(|| said.fault("counters", &text))
 }
 
-/// The verdict is not good after a loss (status-page.md: green means that "nothing is lost").
+/// The verdict is not good after a loss (see status-page.md).
 pub(crate) fn losses(said: &Said) -> Option<Fault> {
     let status = said.status.as_ref()?;
     let is_hidden = status.lost_events > 0 && status.verdict.state == "good";
@@ -228,8 +226,8 @@ pub(crate) fn losses(said: &Said) -> Option<Fault> {
     is_hidden.then(|| said.fault("verdict", &text))
 }
 
-/// The identity over the counters (monitoring.md) holds whenever nothing is in motion, and
-/// `/status` has the same numbers.
+/// When the relay is idle, its counters add up (see monitoring.md), and `/status` shows the same
+/// numbers of accepted and lost events.
 pub(crate) fn identity(world: &World<'_>, said: &Said) -> Option<Fault> {
     if said.moment != Moment::Quiet {
         return None;
@@ -250,8 +248,8 @@ pub(crate) fn identity(world: &World<'_>, said: &Said) -> Option<Fault> {
     (!is_same).then(|| said.fault("identity", &text))
 }
 
-/// `dead_letter_events_total` counts the dead letters that are in the files. One whose sync took
-/// longer than the relay waits is in a file, and is not counted.
+/// `dead_letter_events_total` counts the dead letters in the files, except one whose sync took
+/// longer than the relay waits.
 pub(crate) fn letters(world: &World<'_>, said: &Said) -> Vec<Fault> {
     let name = "dead_letter_events_total";
     let mut faults = Vec::new();
@@ -273,8 +271,8 @@ pub(crate) fn letters(world: &World<'_>, said: &Said) -> Vec<Fault> {
     faults
 }
 
-/// `queue_needed_bytes` is what "required outputs still need" (monitoring.md): nothing, if nothing
-/// waits for any of them, and none of them has set an event aside.
+/// `queue_needed_bytes` counts the bytes that required outputs still need (see metrics.md). It is 0
+/// if nothing waits for a required output, and no such output has set an event aside.
 pub(crate) fn needed(world: &World<'_>, said: &Said) -> Option<Fault> {
     let needed = said.metrics.get("queue_needed_bytes", &[]).filter(|needed| *needed > 0.0)?;
     let configs: Vec<_> = world.truth.configs(said.started, said.answered).collect();
@@ -282,7 +280,7 @@ pub(crate) fn needed(world: &World<'_>, said: &Said) -> Option<Fault> {
         let mut outputs = configs.iter().filter_map(|config| config.output(name)).peekable();
         outputs.peek().is_some() && outputs.all(|output| !output.required)
     };
-    // A batch whose sender waits counts as accepted only once an output begins to send it.
+    // While its sender waits, a batch counts as accepted only after an output has begun to send it.
     let waits = |config: &&Config| config.acknowledge == Acknowledge::Delivered;
     if configs.iter().any(|config| config.on_disk || waits(config)) {
         return None;
@@ -298,8 +296,8 @@ pub(crate) fn needed(world: &World<'_>, said: &Said) -> Option<Fault> {
     (!backlogs.is_empty() && !backlogs.iter().any(waits)).then(|| said.fault("counters", &text))
 }
 
-/// `queue_dropped_events_total` has "each once" what `error_total` counts "for each required output
-/// that had not yet received the event", or for the queue (metrics.md).
+/// `queue_dropped_events_total` counts each event once. `error_total` counts it for each required
+/// output that had not received it, or for the queue (see metrics.md).
 pub(crate) fn dropped(said: &Said) -> Option<Fault> {
     let (dropped, lost) =
         (said.metrics.sum("queue_dropped_events_total"), said.metrics.sum("error_total"));
@@ -307,10 +305,10 @@ pub(crate) fn dropped(said: &Said) -> Option<Fault> {
     (dropped > lost).then(|| said.fault("counters", &text))
 }
 
-/// The reasons of requests that another layer than the listener refuses.
+/// The requests that a layer below the listener refuses, by what is wrong with them.
 const BELOW: [&str; 2] = ["two Hosts", "more behind the end"];
 
-/// For five minutes the findings say that requests were rejected for good (status-page.md).
+/// For five minutes, the findings say that requests were rejected for good.
 pub(crate) fn refused_for_good(world: &World<'_>, said: &Said) -> Option<Fault> {
     let since = said.asked.saturating_sub(Duration::from_secs(290)).max(said.started);
     let is_final = |attempt: &&Attempt| {
@@ -326,9 +324,10 @@ pub(crate) fn refused_for_good(world: &World<'_>, said: &Said) -> Option<Fault> 
     (said.status.is_some() && !is_said).then(|| said.fault("verdict", &text))
 }
 
-/// "Senders may have dropped events" (status-page.md): after four minutes of 429, and for an hour.
+/// After four minutes of 429, a finding says for an hour that senders may have dropped events (see
+/// status-page.md).
 pub(crate) fn shut_out(world: &World<'_>, said: &Said) -> Option<Fault> {
-    // A spell of refusals ends after a minute without one.
+    // A period of refusals ends after a minute without one.
     const PAUSE: Duration = Duration::from_secs(55);
     const LONG: Duration = Duration::from_secs(240);
     let is_429 = |attempt: &&Attempt| {
@@ -346,8 +345,8 @@ pub(crate) fn shut_out(world: &World<'_>, said: &Said) -> Option<Fault> {
     (said.status.is_some() && !is_said).then(|| said.fault("verdict", &text))
 }
 
-/// While nothing is wrong, no finding says that an output or the queue is in trouble, unless its
-/// consumer has to refuse events.
+/// While nothing is wrong, no finding says that an output or the queue is in trouble, unless a
+/// consumer has events that it must refuse.
 pub(crate) fn at_ease(world: &World<'_>, said: &Said, calm: Calm) -> Vec<Fault> {
     if said.moment != Moment::Calm {
         return Vec::new();
@@ -361,15 +360,15 @@ pub(crate) fn at_ease(world: &World<'_>, said: &Said, calm: Calm) -> Vec<Fault> 
         let mut outputs = world.outputs.iter().filter(|seen| seen.view.output == output);
         outputs.any(|seen| refuses(&seen) || fails_on_one(seen, said))
     };
-    // An address that was away may be on trial, and is passed over while it is away.
+    // An address that was down may still be on trial. While it is down, its finding is correct.
     let has_another = |output: &str, text: &str| {
         let mut doors = world.outputs.iter().filter(|seen| seen.view.has_door);
         doors.any(|seen| seen.view.output == output)
             && text.contains(": the address ")
             && !text.contains("it has no other address")
     };
-    // "Until it has kept its state for two minutes" (status-page.md). What was on the wire when all
-    // was mended may still time out.
+    // An output is unsteady until it has kept its state for two minutes (see status-json.md).
+    // Events that were on the wire when the last trouble ended can still time out.
     let steady = Duration::from_secs(120);
     let is_settling = |text: &str| {
         text.ends_with(" keeps failing and recovering.") && said.asked < calm.healed + steady
@@ -380,7 +379,7 @@ pub(crate) fn at_ease(world: &World<'_>, said: &Said, calm: Calm) -> Vec<Fault> 
         Some(_) if is_settling(&finding.text) => false,
         Some(output) if has_another(output, &finding.text) => false,
         Some(output) => !finding.text.contains("has dropped every event") && !is_at_fault(output),
-        // The forecast looks back five minutes, at times in which something was wrong.
+        // The forecast looks back five minutes, to a time when something was wrong.
         None => {
             let is_forecast = finding.text.starts_with("At the current rate");
             let is_searching = world.outputs.iter().any(|seen| refuses(&seen));
@@ -392,10 +391,10 @@ pub(crate) fn at_ease(world: &World<'_>, said: &Said, calm: Calm) -> Vec<Fault> 
     wrong.map(|finding| said.fault("verdict", &text(finding))).collect()
 }
 
-/// Returns true if an event may be set aside because of server errors: the consumer has failed on
-/// it in this life of the relay, less than a minute ago, and since then it has neither arrived nor
-/// become a dead letter. The pause between two tries is half a minute at most, and one of them may
-/// have to wait for an address that is away.
+/// Returns `true` if an event may be set aside because of server errors. In this life of the relay,
+/// at most a minute before the question, the consumer returned 5xx for it. By the question, it has
+/// neither arrived nor become a dead letter. The relay retries such an event at least every 30 s,
+/// but an attempt may have to wait for an address that is down.
 fn fails_on_one(seen: &Seen<'_>, said: &Said) -> bool {
     let since = said.asked.saturating_sub(Duration::from_secs(60)).max(said.started);
     let is_late = |down: &&TurnedDown| down.is_error && (since..=said.asked).contains(&down.at);
@@ -408,7 +407,7 @@ fn fails_on_one(seen: &Seen<'_>, said: &Said) -> bool {
     late.any(|serial| !is_over(*serial))
 }
 
-/// An address that is away is in the findings, if events have come by the other one.
+/// An address that is down is in the findings if events arrive through the other one.
 pub(crate) fn passes_over(world: &World<'_>, said: &Said, calm: Calm) -> Option<Fault> {
     let (consumer, address) = calm.away.filter(|_| said.moment == Moment::Calm)?;
     let config = &world.truth.epochs.last()?.config;
@@ -422,15 +421,14 @@ pub(crate) fn passes_over(world: &World<'_>, said: &Said, calm: Calm) -> Option<
     (has_come && !is_said).then(|| said.fault("verdict", &text))
 }
 
-/// Once every event has left, no finding says that events wait.
+/// Once every event has been delivered, no finding says that events wait.
 pub(crate) fn at_rest(said: &Said) -> Option<Fault> {
     let waits = |it: &&Finding| it.text.contains(" is late: ") || it.text.ends_with(" is growing.");
     let wrong = said.findings().filter(|_| said.moment == Moment::Quiet).find(waits)?;
     Some(said.fault("verdict", &format!("nothing waits, but: {}", wrong.text)))
 }
 
-/// An address is "`up`" only after something has gone there: otherwise it is "`unknown` (not tried
-/// yet)" (status-json.md).
+/// Until something was sent to an address, it is `unknown` and not `up` (see status-json.md).
 pub(crate) fn untried(said: &Said) -> Option<Fault> {
     let shown = said.status.iter().flat_map(|status| &status.outputs);
     let addresses = shown.flat_map(|output| output.addresses.iter().map(|it| (&output.name, it)));
@@ -442,7 +440,7 @@ pub(crate) fn untried(said: &Said) -> Option<Fault> {
     Some(said.fault("verdict", &text))
 }
 
-/// An output whose consumer is away, and for which events wait, is in the findings.
+/// An output whose consumer is down is in the findings if events wait for it.
 pub(crate) fn notices(world: &World<'_>, said: &Said) -> Option<Fault> {
     let Moment::Away(consumer, since) = said.moment else { return None };
     let config = &world.truth.epochs.last()?.config;

@@ -1,5 +1,4 @@
-//! Each rule passes a world in which its promise was kept, and finds the one thing that is wrong in
-//! the others.
+//! Each rule passes a world in which its promise is kept, and finds the one fault in the others.
 
 use std::sync::Arc;
 
@@ -11,14 +10,14 @@ pub(super) fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
-/// A small world: a book, and what arrived at the one consumer of the output `out`.
+/// A small world: a book, and the arrivals at the one consumer of the output `out`.
 pub(super) struct Small {
     pub(super) truth: Truth,
     maker: Maker,
     pub(super) arrived: Vec<Arrived>,
     turned_down: Vec<TurnedDown>,
     pub(super) letters: Vec<Letter>,
-    /// `None`: all of them.
+    /// `None`: all letters.
     counted_letters: Option<Vec<Letter>>,
     counted: Counted,
     pub(super) refused: Vec<Vec<u8>>,
@@ -30,7 +29,7 @@ pub(super) struct Small {
     pub(super) has_door: bool,
 }
 
-/// From second 40 on nothing is wrong.
+/// Nothing is wrong from second 40 on.
 pub(super) const CALM: Calm = Calm {
     healed: Duration::from_secs(40),
     begins: Duration::from_secs(60),
@@ -41,7 +40,7 @@ pub(super) const CALM: Calm = Calm {
 pub(super) const OK: Option<(u64, Answer)> = Some((1, Answer::Status(200)));
 
 impl Small {
-    /// Begins with a queue in memory and one output.
+    /// Creates a world with a queue in memory and one output.
     pub(super) fn new() -> Self {
         let promise = Promise::PLAIN;
         let mut small = Self {
@@ -93,7 +92,7 @@ impl Small {
         self.truth.epochs.push(Epoch { begins, settled, config: Arc::new(config) });
     }
 
-    /// Makes events, each with this verb.
+    /// Makes events that all have this verb.
     pub(super) fn made(&mut self, count: usize, verb: &'static str) -> Arc<[Serial]> {
         let mut events = self.maker.events(count);
         events.iter_mut().for_each(|event| event.facts.verb = verb);
@@ -104,7 +103,7 @@ impl Small {
         events.iter().map(|event| event.serial).collect()
     }
 
-    /// Sends a body at this second, which is answered so many seconds later.
+    /// Sends a body at this second. The answer comes the given number of seconds later.
     pub(super) fn send(
         &mut self,
         serials: &Arc<[Serial]>,
@@ -127,7 +126,7 @@ impl Small {
         self.truth.begun(Attempt { from, serials, must, begun, ended });
     }
 
-    /// Sends two events in one body at this second, which are answered 200 a second later.
+    /// Sends a body with two events at this second. The 200 comes a second later.
     pub(super) fn two(&mut self, second: u64) -> Arc<[Serial]> {
         let serials = self.made(2, "get");
         self.send(&serials, second, OK);
@@ -138,14 +137,13 @@ impl Small {
         &self.truth.events[&serial].event
     }
 
-    /// The consumer turns these events down in one request, by a 5xx if `is_error` is true.
+    /// Lets the consumer answer a request with these events with a 500 (`is_error`) or a 400.
     pub(super) fn turn_down(&mut self, at: u64, serials: &[Serial], is_error: bool) {
         let events = serials.to_vec();
         let status = if is_error { 500 } else { 400 };
         self.turned_down.push(TurnedDown { at: seconds(at), events, status, is_error });
     }
 
-    /// Lets these events arrive at this second.
     pub(super) fn arrive(&mut self, second: u64, serials: &[Serial]) {
         self.arrive_on(1, second, serials);
     }
@@ -162,13 +160,12 @@ impl Small {
         self.truth.deaths.push(Death { begun: at, ended: Some(at), kind });
     }
 
-    /// Lets the listener's files have these certificates, each from a second on.
+    /// Puts these certificates into the listener's files, each at its second.
     pub(super) fn certificates(&mut self, certificates: &[(u64, Vec<u8>)]) {
         let put = certificates.iter().map(|(second, it)| (seconds(*second), it.clone()));
         self.truth.certificates = put.collect();
     }
 
-    /// A handshake shows a certificate.
     pub(super) fn shakes(&mut self, second: u64, certificate: &[u8]) {
         let (begun, ended) = (seconds(second), seconds(second));
         let certificate = certificate.to_vec();
@@ -188,7 +185,7 @@ impl Small {
         self.letters.push(Letter { at, output: "out".into(), reason: "400".into(), event });
     }
 
-    /// Runs a rule at second 100, and returns what it says.
+    /// Runs a rule at second 100, and returns its faults.
     pub(super) fn rule(&self, rule: impl Fn(&World<'_>, &Seen<'_>) -> Vec<Fault>) -> Vec<String> {
         let view = View {
             output: "out",
@@ -217,7 +214,7 @@ impl Small {
         assert_eq!(self.rule(rule), Vec::<String>::new());
     }
 
-    /// Checks that the rule finds exactly one fault, which says this.
+    /// Checks that the rule finds exactly one fault, and that its text contains `says`.
     #[track_caller]
     pub(super) fn fails(&self, rule: impl Fn(&World<'_>, &Seen<'_>) -> Vec<Fault>, says: &str) {
         let faults = self.rule(rule);
@@ -260,7 +257,7 @@ fn an_event_whose_letter_is_not_counted_comes_again() {
     let mut small = Small::new();
     let serials = small.two(10);
     small.letter(serials[0]);
-    // A counted letter is that of an event that has come, too.
+    // The counted letter belongs to some other event.
     small.counted_letters = Some(Vec::new());
     small.counted = Counted { lost: 2, letters: 1, ..Counted::default() };
     small.fails(conservation, "2 events are neither at the consumer");
@@ -286,23 +283,23 @@ fn a_queue_in_memory_dies_with_its_process_and_one_on_disk_does_not() {
         let faults = small.rule(conservation);
         assert_eq!(faults.is_empty(), is_lost, "{kind:?} {on_disk} {faults:?}");
     }
-    // A death before the event was sent explains nothing.
+    // A death before the event was sent is no reason.
     let mut small = Small::new();
     small.dies(5, Kind::Kill);
     small.two(10);
     small.fails(conservation, "2 events were accepted");
-    // Neither does the death of a later process.
+    // Neither is the death of a later process.
     small.dies(20, Kind::Drain);
     small.dies(30, Kind::Kill);
     small.fails(conservation, "2 events were accepted");
-    // Two processes were there before the answer came.
+    // Two processes existed between the request and its answer.
     let mut small = Small::new();
     small.dies(11, Kind::Drain);
     small.dies(12, Kind::Kill);
     let serials = small.made(2, "get");
     small.send(&serials, 10, Some((2, Answer::Status(200))));
     small.passes(conservation);
-    // With `delivered` nothing depends on the process.
+    // With `delivered`, the death of the process loses nothing.
     let mut small = Small::new();
     small.truth.epochs.clear();
     small.config(0, |config| config.acknowledge = Acknowledge::Delivered);
@@ -321,7 +318,7 @@ fn a_copy_that_is_put_back_loses_what_it_does_not_have_and_nothing_else() {
         let is_late = |world: &World<'_>, seen: &Seen<'_>| progress(world, seen, CALM);
         assert_eq!(small.rule(is_late).is_empty(), is_lost, "{sent}");
     }
-    // Events of the copy come behind those that left meanwhile, and no later event does.
+    // Events from the copy arrive after those that were sent in between, but later events do not.
     for (copied, restored, is_right) in [(20, 40, true), (20, 50, false), (8, 40, false)] {
         let mut small = Small::new();
         let (old, new) = (small.two(10), small.two(25));
@@ -370,7 +367,7 @@ fn an_output_is_owed_what_its_filter_keeps_while_it_is_there() {
     let drops_gets = |config: &mut Config| {
         config.outputs[0].filter.verbs = vec!["create"];
     };
-    // The filter drops it, first or later.
+    // The filter drops the event, from the start or later.
     let mut small = Small::new();
     small.config(5, drops_gets);
     let serials = small.two(10);
@@ -383,7 +380,7 @@ fn an_output_is_owed_what_its_filter_keeps_while_it_is_there() {
     small.passes(conservation);
     small.arrive(12, &serials[..1]);
     small.passes(invented);
-    // The output comes later, and its consumer gets nothing from before.
+    // If the output is added later, its consumer gets no earlier events.
     let mut small = Small::new();
     small.truth.epochs.clear();
     small.config(0, |config| config.outputs.clear());
@@ -395,7 +392,7 @@ fn an_output_is_owed_what_its_filter_keeps_while_it_is_there() {
     small.passes(conservation);
     small.arrive(32, &before[..1]);
     small.fails(invented, "before the output was there");
-    // The output goes: its backlog is counted.
+    // The output is removed, and its backlog is counted.
     let mut small = Small::new();
     small.two(10);
     small.config(20, |config| config.outputs.clear());
@@ -540,7 +537,7 @@ fn nothing_arrives_that_was_not_sent_or_was_refused() {
     let event = b"{}".to_vec();
     small.arrived.push(Arrived { at: seconds(13), connection: 1, event });
     small.fails(invented, "that has no serial: {}");
-    // Another one's event, one that never left, one that arrives before it is sent.
+    // Somebody else's event, an event that was never sent, and one that arrives before it is sent.
     let mut small = Small::new();
     let never = small.made(1, "get");
     small.arrive(12, &never);
@@ -591,7 +588,7 @@ fn every_byte_arrives() {
     small.promise.bytes = true;
     small.config(20, |config| config.outputs[0].filter.changes = true);
     small.passes(bytes);
-    // Raw line breaks are spaces.
+    // Raw line breaks become spaces.
     let mut small = Small::new();
     let serials = small.two(10);
     let known = small.truth.events.get_mut(&serials[0]).unwrap();
@@ -613,7 +610,7 @@ fn events_leave_in_the_order_of_their_acceptance() {
         small.arrive(21, &first);
         small.arrive(22, &second);
         small.passes(order);
-        // A repetition on another connection.
+        // The events are repeated on another connection.
         small.arrive_on(2, 23, &first);
         small.arrive_on(2, 23, &second);
         small.passes(order);
@@ -627,8 +624,7 @@ fn events_leave_in_the_order_of_their_acceptance() {
         small.promise.ordered = false;
         small.passes(order);
     }
-    // A consumer may read the connections of a stream in any order. They were made one after the
-    // other.
+    // A consumer may read connections in any order, although they were opened one by one.
     for is_unconfirmed in [false, true] {
         let (mut small, first, second) = case(is_unconfirmed);
         small.is_stream = true;
@@ -645,7 +641,7 @@ fn events_leave_in_the_order_of_their_acceptance() {
         (small.is_stream, small.is_unconfirmed) = (false, false);
         assert_eq!(small.rule(order).len(), 2);
     }
-    // On one connection of such a stream nothing comes twice.
+    // On one connection of such a stream, no event arrives twice.
     let (mut small, first, _) = case(true);
     small.arrive(22, &first);
     small.arrive(23, &first[..1]);
@@ -674,7 +670,7 @@ fn an_event_that_a_filter_kept_back_comes_late_if_later_ones_come_again() {
     small.passes(order);
     small.arrived.pop();
     small.fails(order, "came at 32s after 1/");
-    // What its output lost when it left can't come again.
+    // Events that its output lost when it was removed cannot arrive again.
     small.config(33, |config| config.outputs[0].name = "another".into());
     small.fails(order, "came at 32s after 1/");
     small.counted.lost = 1;
@@ -703,24 +699,24 @@ fn a_later_event_may_come_early_and_again_while_an_earlier_one_is_in_doubt() {
     case(&[(22, false)]).passes(order);
     case(&[(22, true)]).fails(order, late);
     case(&[(22, true), (25, true)]).fails(order, late);
-    // The consumer has taken something before it failed.
+    // The consumer had accepted something before it failed.
     let mut small = case(&[(22, true)]);
     let before = small.two(9);
     small.arrive(21, &before);
     small.arrived.sort_by_key(|arrived| arrived.at);
     small.passes(order);
-    // It does not come again.
+    // The later event does not arrive again.
     let mut small = case(&[(22, true), (23, true)]);
     small.arrived.truncate(2);
     small.fails(order, late);
-    // The queue drops it before, but only if the output is optional, and not as a letter.
+    // The queue may drop it, but only if the output is optional and the loss has no letter.
     small.counted.lost = 1;
     small.fails(order, late);
     small.config(27, |config| config.outputs[0].required = false);
     small.passes(order);
     small.counted.letters = 1;
     small.fails(order, late);
-    // The earlier one was taken meanwhile, by its second request.
+    // The consumer has accepted the earlier event in the meantime, in its second request.
     let mut small = case(&[(21, true), (22, true)]);
     let first = small.turned_down[0].events.clone();
     small.turned_down.iter_mut().for_each(|down| down.events.truncate(1));
@@ -751,7 +747,7 @@ fn what_left_in_an_earlier_life_may_be_read_after_what_left_in_the_next() {
     case(Some(9), (2, 1)).fails(order, late);
     case(Some(22), (2, 1)).fails(order, late);
     case(None, (2, 1)).fails(order, late);
-    // The queue has dropped it meanwhile.
+    // In the meantime, the queue has dropped the event.
     let mut small = case(None, (2, 1));
     small.config(25, |config| config.outputs[0].required = false);
     small.fails(order, late);
@@ -802,11 +798,11 @@ fn an_event_leaves_the_order_after_four_answers_5xx_or_three_refusals_to_it_alon
         case(is_error, 1, least).passes(order);
         case(is_error, 1, least - 1).fails(order, late);
         case(is_error, 2, least).fails(order, late);
-        // Nothing else was taken between the answers.
+        // The consumer accepted nothing else between the answers.
         let mut small = case(is_error, 1, least);
         small.turned_down.iter_mut().for_each(|down| down.at += seconds(3));
         small.fails(order, late);
-        // A refusal counts from that of a larger request on, and a server error does not.
+        // The span of refusals may begin with a larger request, that of server errors may not.
         let more = small.two(9);
         let events = [&small.turned_down[0].events[..], &more].concat();
         let at = seconds(22);
@@ -827,7 +823,7 @@ fn letters_of_requests_of_which_a_number_was_rejected_stand_for_this_number() {
     let partly = of("http://a: answered 200 OK: 2 of 15 rejected", 30);
     let all = [partly, of("answered 400", 3), of("one of x rejected", 1)].concat();
     assert_eq!(losses_in(&all), 4 + 3 + 1);
-    // A letter is also in the next file, and another one of the same event is not the same letter.
+    // A copy of a letter in the next file counts once, a second letter for the same event does not.
     let [mut one, other] = [letter("answered 400", 1), letter("answered 400", 1)];
     assert_eq!(losses_in(&[one.clone(), other.clone()]), 1);
     one.at = seconds(21);
@@ -846,7 +842,7 @@ fn requests_that_overlap_have_no_order_but_their_bodies_have() {
     let serials = small.two(10);
     small.arrive(12, &[serials[1], serials[0]]);
     small.fails(order, "stands before it in their body");
-    // A copy that was accepted again has a place of its own.
+    // A copy that was accepted again has its own place in the order.
     let mut small = Small::new();
     let first = small.two(10);
     let second = small.two(20);
@@ -855,7 +851,7 @@ fn requests_that_overlap_have_no_order_but_their_bodies_have() {
     small.fails(order, "event 1/0 came at 32s after 1/3");
     small.send(&first, 30, OK);
     small.passes(order);
-    // A copy that nobody knows of may come again after others.
+    // A copy that nobody knows about may arrive after later events.
     let mut small = Small::new();
     let (first, second) = (small.made(1, "get"), small.made(1, "get"));
     small.send(&first, 10, Some((1, Answer::Broken)));
@@ -902,7 +898,7 @@ fn an_object_may_be_another_one_after_a_change_of_its_filter_or_an_unsaved_range
     };
     let mut small = case(None);
     small.fails(once, "event 1/0 is there 2 times instead of 1 at most");
-    // A reload that changes nothing, and a change of the filter that comes later.
+    // A reload that changes nothing, and a change of the filter after the arrivals.
     small.config(20, |_| {});
     small.config(26, drops_gets);
     small.fails(once, "2 times instead of 1 at most");
@@ -911,7 +907,7 @@ fn an_object_may_be_another_one_after_a_change_of_its_filter_or_an_unsaved_range
     small.passes(once);
     small.promise.copies = Copies::Once;
     small.fails(once, "2 times instead of 1 at most");
-    // A sender had the event accepted twice, and both copies are in another object.
+    // A sender sent the event twice, and both copies become part of another object.
     let mut small = case(None);
     let serials: Arc<[_]> = small.truth.events.keys().copied().collect();
     small.send(&serials, 11, OK);
@@ -932,7 +928,7 @@ fn an_object_may_be_another_one_after_a_change_of_its_filter_or_an_unsaved_range
     small.counted.queue = 1;
     small.config(20, |config| config.outputs[0].may_lose = Some(FULL));
     small.passes(once);
-    // The disk refuses, but the relay does not end; it ends, but the disk takes everything.
+    // Either the disk refuses writes, or the relay ends, but not both.
     case(Some(12)).fails(once, "2 times instead of 1 at most");
     let mut small = case(None);
     small.dies(20, Kind::Kill);
@@ -989,13 +985,13 @@ fn what_can_go_on_goes_on() {
     small.arrived[1].at = seconds(61);
     small.refused.push(small.event(serials[1]).bytes.to_vec());
     small.passes(rule);
-    // Not due yet.
+    // The events are not due yet.
     let mut small = Small::new();
     small.two(80);
     small.passes(rule);
     small.two(79);
     small.fails(rule, "2 events have not come");
-    // Refused events before them take their time, and those behind them take none.
+    // Earlier refused events delay these, later ones do not.
     let mut small = Small::new();
     small.two(60);
     let refused = small.made(2, "get");
@@ -1037,7 +1033,7 @@ fn what_a_sender_repeats_comes_once_with_deduplicate() {
     case(false, 12).passes(rule);
     case(true, 12).fails(rule, "event 1/0 came at 12s and again at 67s");
     case(true, 66).fails(rule, "event 1/0 came at 66s and again at 67s");
-    // Another life, or another config, and a repetition before the calm time.
+    // A new life, a new config, and a repeated event before the calm time.
     let mut small = case(true, 12);
     small.dies(20, Kind::Kill);
     small.passes(rule);
@@ -1069,12 +1065,12 @@ fn what_a_store_refuses_may_repeat_others_and_let_senders_wait() {
         small.fails(repeats, "came at 61s and again at 64s");
         small.promise.copies = Copies::AgainBesideRefused;
         assert_eq!(small.rule(repeats).is_empty(), is_right, "{refused_at}");
-        // An output that keeps the order sends a later event early, and again in its place.
+        // An output that keeps the order sends a later event as a test, and then again in order.
         (small.promise.ordered, small.promise.copies) = (true, Copies::AtLeastOnce);
         assert_eq!(small.rule(repeats).is_empty(), is_right, "{refused_at}");
         assert_eq!(small.rule(senders).is_empty(), is_right, "{refused_at}");
     }
-    // With a backlog, it is refused long after its request.
+    // With a backlog, an event is refused long after its request.
     for (letter_at, is_right) in [(55, false), (56, true), (75, true), (77, false)] {
         let mut small = Small::new();
         let serials = small.made(1, "get");

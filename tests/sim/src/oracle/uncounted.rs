@@ -1,4 +1,4 @@
-//! Dead letters that are in a file, and that the relay was killed before it had counted.
+//! Dead letters that are in a file although the relay was killed before it counted them.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -7,14 +7,12 @@ use super::Letter;
 use super::said::Said;
 use crate::truth::Truth;
 
-/// How long an output waits for the sync of its letters, and counts them only then: "it waits at
-/// most ten seconds" (dead-letter-format.md).
+/// The longest time that an output waits for the sync of its letters (see dead-letter-format.md).
 const SYNCED: Duration = Duration::from_secs(10);
 
-/// Returns the letters of an output without those that no life has counted: "a delivery finishes a
-/// claim when its letters are synced" (dead-letter-format.md), and "a process that is killed can
-/// count nothing" (guarantees.md). The count of a killed life is the one that it told last. A
-/// letter more is left out only if its sync may have been under way.
+/// Returns an output's letters without those that no life has counted. A delivery counts letters
+/// when they are synced (see dead-letter-format.md). If a life was killed, its last reported count
+/// is used. A surplus letter is left out only if it may still have been waiting for its sync.
 pub(crate) fn counted(
     letters: &[Letter],
     output: &str,
@@ -39,7 +37,8 @@ pub(crate) fn counted(
     letters.iter().filter(|letter| !uncounted.contains(&same(letter))).cloned().collect()
 }
 
-/// Returns what is the same in a letter that "is also in the next file" (dead-letter-format.md).
+/// Returns the parts that a letter and its copy in the next file have in common (see
+/// dead-letter-format.md).
 pub(super) fn same(letter: &Letter) -> (Duration, &str, &[u8]) {
     (letter.at, letter.reason.as_str(), letter.event.as_slice())
 }

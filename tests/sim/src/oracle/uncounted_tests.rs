@@ -4,8 +4,8 @@ use super::super::tests::{Small, seconds};
 use super::*;
 use crate::truth::{Death, Kind};
 
-/// Writes letters at these seconds in a life from second 10 to second 30, and returns the seconds
-/// of those that count. The relay has told this count before its end.
+/// Writes letters at these seconds in a life from second 10 to 30, which reports `count` at its
+/// end. Returns the seconds of the counted letters.
 fn case(written: &[u64], count: u64, kind: Kind) -> Vec<u64> {
     let mut small = Small::new();
     small.truth.deaths.push(Death { begun: seconds(9), ended: Some(seconds(9)), kind });
@@ -28,10 +28,10 @@ fn a_letter_whose_sync_was_under_way_at_a_kill_is_not_counted() {
     assert_eq!(case(&[21, 29], 1, Kind::Kill), [21]);
     assert_eq!(case(&[21, 29], 1, Kind::PowerLoss), [21]);
     assert!(case(&[20, 29], 0, Kind::Kill).is_empty());
-    // The output does not wait for so long.
+    // The output does not wait this long.
     assert_eq!(case(&[19, 29], 0, Kind::Kill), [19]);
     assert_eq!(case(&[18, 19], 0, Kind::Kill), [18, 19]);
-    // A relay that ends in order waits for its letters.
+    // A relay that shuts down in order waits for its letters.
     assert_eq!(case(&[21, 29], 1, Kind::Drain), [21, 29]);
 }
 

@@ -1,4 +1,4 @@
-//! The additions of the seeds from [`OUTER`] on: a listener with TLS whose certificate is replaced,
+//! The additions of the seeds in [`OUTER`]: a listener with TLS whose certificate is replaced,
 //! consumers with TLS, limits that are small enough to be reached, events that are too long for an
 //! output, and an observer who asks the relay at any time.
 
@@ -10,15 +10,15 @@ use crate::pki::Wrong;
 use crate::senders;
 use crate::truth::Acknowledge;
 
-/// The seeds with them.
+/// The seeds with these additions.
 pub(crate) const OUTER: std::ops::Range<u64> = 4000..5000;
 
-/// The keys of a config's listener and limits that are not the default.
+/// The settings of the listener and the limits that differ from the defaults.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Front {
-    /// The listener speaks TLS. True: it asks for client certificates.
+    /// `Some`: the listener uses TLS. `true`: it asks for client certificates.
     pub(crate) tls: Option<bool>,
-    /// The listener asks for a token.
+    /// `true` if the listener needs a token.
     pub(crate) has_token: bool,
     /// `limits.max_in_flight`, in KiB.
     pub(crate) in_flight: Option<u64>,
@@ -30,20 +30,19 @@ pub(crate) struct Front {
     pub(crate) timeouts: Option<(u64, u64)>,
 }
 
-/// The parts of a seed besides its config and its actions.
+/// The additions that are neither in the config nor actions.
 #[derive(Debug, Default)]
 pub(crate) struct Outer {
     /// The consumers with TLS.
     pub(crate) secured: Vec<usize>,
-    /// The consumers whose outputs have a limit for the length of an event.
+    /// The consumers whose outputs limit the length of an event.
     pub(crate) longest: Vec<(usize, Longest)>,
-    /// This `s3` collects events for half a minute.
+    /// The `s3` consumer whose output collects events for half a minute.
     pub(crate) collects: Option<usize>,
-    /// The times at which the observer asks.
+    /// When the observer asks.
     pub(crate) looks: Vec<Duration>,
 }
 
-/// Adds them to a plan.
 pub(super) fn add(plan: &mut Plan, seed: u64) {
     let mut rng = senders::rng(seed, "outer");
     match rng.u32(..6) {
@@ -56,7 +55,7 @@ pub(super) fn add(plan: &mut Plan, seed: u64) {
     }
     for consumer in 0..plan.consumers.len() {
         let has_door = plan.wider.doors.iter().any(|(it, _)| *it == consumer);
-        // The certificates are for the first address.
+        // The certificates name the first address only.
         if plan.consumers[consumer].may_have_tls() && !has_door && rng.bool() {
             plan.outer.secured.push(consumer);
         }
@@ -71,7 +70,7 @@ pub(super) fn add(plan: &mut Plan, seed: u64) {
     plan.actions.sort_by_key(|timed| timed.at);
 }
 
-/// The listener speaks TLS, and its files are replaced, at times by wrong ones.
+/// Gives the listener TLS, and replaces its files, sometimes with wrong ones.
 fn rotations(plan: &mut Plan, rng: &mut fastrand::Rng) {
     plan.start.front.tls = Some(rng.bool());
     let length = plan.length.as_secs() * 1000;
@@ -85,7 +84,7 @@ fn rotations(plan: &mut Plan, rng: &mut fastrand::Rng) {
     }
 }
 
-/// Draws limits that are reached, but for those that the events of a scene do not pass.
+/// Draws limits that are reached, but that do not refuse the events of a scene.
 fn limits(plan: &mut Plan, rng: &mut fastrand::Rng) {
     let has_large = !plan.outer.longest.is_empty();
     let start = &mut plan.start;
@@ -108,7 +107,6 @@ fn limits(plan: &mut Plan, rng: &mut fastrand::Rng) {
     }
 }
 
-/// Draws limits for the length of events.
 fn lengths(plan: &mut Plan, rng: &mut fastrand::Rng) {
     for consumer in 0..plan.consumers.len() {
         if plan.outer.longest.iter().any(|(it, _)| *it == consumer) {
@@ -124,26 +122,26 @@ fn lengths(plan: &mut Plan, rng: &mut fastrand::Rng) {
     }
 }
 
-/// Events that are longer than `max_message_bytes` wait until a reload says that they may be given
-/// up.
+/// Adds events longer than `max_message_bytes`. They wait until a reload lets the output give up on
+/// them.
 fn too_long(plan: &mut Plan, rng: &mut fastrand::Rng) {
     let consumer = plan.start.outputs[rng.usize(..plan.start.outputs.len())].consumer;
     plan.consumers[consumer] = [Kind::Syslog, Kind::Relp][rng.usize(..2)];
     plan.outer.longest.push((consumer, Longest::Message(20_000)));
-    // They keep the queue, so it has to have room for all others.
+    // These events hold up the queue, so it needs room for all others.
     plan.start.queue = 65536;
     let at = Duration::from_millis(rng.u64(10_000..40_000));
     plan.actions.push(Timed { at, action: Action::TooLong(consumer) });
 }
 
-/// So many events are larger than `filter.max_event_bytes` that the output may not keep them until
-/// its object is complete.
+/// Adds events larger than `filter.max_event_bytes`: more than the output can keep until its object
+/// is complete.
 fn too_large(plan: &mut Plan, rng: &mut fastrand::Rng) {
     let start = &mut plan.start;
     if start.acknowledge == Acknowledge::Delivered {
         return;
     }
-    // The config refuses `delivered` with this kind.
+    // The config refuses `delivered` with a required output of this kind.
     plan.actions.retain(|timed| !matches!(timed.action, Action::Reload(Change::Acknowledge)));
     (start.queue, start.when_full) = (65536, "reject");
     let consumer = start.outputs[rng.usize(..start.outputs.len())].consumer;

@@ -1,5 +1,5 @@
-//! Scenes: troubles that only matter together, or in an order that single troubles seldom have.
-//! Seeds from [`super::SCENES`] on have one or two of them besides their other actions.
+//! Scenes: troubles that only matter together, or in an order that random troubles seldom have.
+//! Seeds from [`super::SCENES`] on have one or two of them in addition to their other actions.
 
 use std::time::Duration;
 
@@ -13,17 +13,17 @@ use crate::truth::{Acknowledge, Filter};
 struct Draft<'a> {
     plan: &'a mut Plan,
     rng: &'a mut fastrand::Rng,
-    /// The consumer of an output that the first config has.
+    /// The consumer of an output in the first config.
     consumer: usize,
     begin: Duration,
-    /// Each with the seconds after the begin.
+    /// The actions, with their seconds after the start of the scene.
     actions: Vec<(u64, Action)>,
 }
 
 /// Draws the actions of a scene.
 type Scene = fn(&mut Draft<'_>);
 
-/// The scenes with a queue on disk.
+/// The scenes for a queue on disk.
 const ON_DISK: [Scene; 14] = [
     failing_reads,
     slow_reads,
@@ -41,7 +41,7 @@ const ON_DISK: [Scene; 14] = [
     taken_address,
 ];
 
-/// The scenes with a queue in memory.
+/// The scenes for a queue in memory.
 const IN_MEMORY: [Scene; 12] = [
     drain,
     drain,
@@ -57,7 +57,7 @@ const IN_MEMORY: [Scene; 12] = [
     taken_address,
 ];
 
-/// The scenes that need a config or a time of their own.
+/// The scenes that need their own config or time.
 const SOLOS: [Scene; 10] = [
     aside_drain,
     end_beside_refused,
@@ -71,13 +71,12 @@ const SOLOS: [Scene; 10] = [
     small_batches,
 ];
 
-/// The kinds of consumers that refuse or fail on one event of a request.
+/// The kinds of consumers that refuse or fail on single events.
 const CHOOSERS: [Kind; 5] = [Kind::Http, Kind::Loki, Kind::Otlp, Kind::Elasticsearch, Kind::Splunk];
 
 /// The consumers that are not stores behind HTTP.
 const STREAMS: [Kind; 4] = [Kind::Tcp, Kind::Syslog, Kind::Relp, Kind::Lumberjack];
 
-/// Adds the scenes of a seed to its plan.
 pub(super) fn add(plan: &mut Plan, seed: u64) {
     let mut rng = senders::rng(seed, "scenes");
     let all = if plan.start.on_disk { &ON_DISK[..] } else { &IN_MEMORY[..] };
@@ -86,8 +85,7 @@ pub(super) fn add(plan: &mut Plan, seed: u64) {
     }
 }
 
-/// Adds one of the scenes that need a config or a time of their own to the plan of every other
-/// seed.
+/// Adds one of the [`SOLOS`] to the plans of about half of the seeds.
 pub(super) fn add_solo(plan: &mut Plan, seed: u64) {
     let mut rng = senders::rng(seed, "solos");
     if rng.bool() {
@@ -118,12 +116,11 @@ impl Draft<'_> {
         self.actions.push((seconds, action));
     }
 
-    /// From the begin on, nobody can connect to the consumer for so many seconds.
+    /// For this many seconds from the start of the scene, nobody can connect to the consumer.
     fn away(&mut self, time: u64) {
         self.after(0, Action::Way(self.consumer, Fault::Refused, seconds(time)));
     }
 
-    /// The queue is in memory.
     fn in_memory(&mut self) {
         let start = &mut self.plan.start;
         (start.on_disk, start.has_evidence) = (false, false);
@@ -132,20 +129,19 @@ impl Draft<'_> {
         }
     }
 
-    /// The queue is on disk.
     fn on_disk(&mut self) {
         let start = &mut self.plan.start;
         (start.on_disk, start.acknowledge) = (true, Acknowledge::Synced);
     }
 
-    /// A backlog is read from files, because the process that had it in memory was killed.
+    /// Kills the relay with a backlog, which the next life must read from files.
     fn backlog_in_files(&mut self) {
         self.away(20);
         self.after(13, Action::Kill(Duration::from_millis(100)));
     }
 }
 
-/// A backlog is read from files, whose reads fail for less than half a minute.
+/// A backlog is read from files, and reads fail for less than half a minute.
 fn failing_reads(draft: &mut Draft<'_>) {
     draft.backlog_in_files();
     let part = [0.3, 1.0][draft.rng.usize(..2)];
@@ -160,8 +156,8 @@ fn slow_reads(draft: &mut Draft<'_>) {
     draft.after(16, Action::DiskReads(0.0, slow, seconds(15)));
 }
 
-/// One file of the queue can be neither removed nor renamed. Segments come and go only where there
-/// is little room.
+/// A file of the queue can be neither removed nor renamed. The queue is small, so that segments are
+/// made and removed often.
 fn stuck_file(draft: &mut Draft<'_>) {
     (draft.plan.start.queue, draft.plan.start.segment) = (512, 16);
     let time = draft.rng.u64(10..60);
@@ -169,7 +165,7 @@ fn stuck_file(draft: &mut Draft<'_>) {
     draft.after(1, Action::Stuck);
 }
 
-/// The power goes while writes wait for a slow disk.
+/// The power fails while writes wait for a slow disk.
 fn torn_writes(draft: &mut Draft<'_>) {
     let slow = Duration::from_millis(draft.rng.u64(300..4000));
     draft.after(0, Action::DiskSlow(slow, seconds(20)));
@@ -177,14 +173,14 @@ fn torn_writes(draft: &mut Draft<'_>) {
     draft.after(end, Action::PowerLoss(Duration::from_millis(300)));
 }
 
-/// Nobody reads the log of a life, which ends by a signal.
+/// Nobody reads the log of a life that a signal ends.
 fn unread_log(draft: &mut Draft<'_>) {
     draft.after(0, Action::UnreadLog);
     let end = draft.rng.u64(5..40);
     draft.after(end, Action::Restart);
 }
 
-/// Segments are damaged that an output has not sent yet.
+/// Segments that an output has not sent yet are damaged.
 fn damaged_segments(draft: &mut Draft<'_>) {
     draft.plan.start.is_damaged = true;
     draft.plan.start.has_evidence = false;
@@ -194,13 +190,13 @@ fn damaged_segments(draft: &mut Draft<'_>) {
     draft.after(24, Action::Look);
 }
 
-/// One of the two slots of the cursors file is damaged, which costs no event.
+/// One of the two slots of the cursors file is damaged, which loses no event.
 fn damaged_cursors(draft: &mut Draft<'_>) {
     draft.plan.start.segment = 16;
     draft.after(0, Action::Damage("cursors"));
 }
 
-/// A store asks for long pauses, and the relay drains as soon as the store is well.
+/// A store asks for long pauses, and the relay drains when the store becomes healthy.
 fn drain(draft: &mut Draft<'_>) {
     let Draft { plan, rng, consumer, .. } = draft;
     plan.start.drain = 10;
@@ -218,9 +214,9 @@ fn drain(draft: &mut Draft<'_>) {
     draft.after(0, Action::Drain(consumer, outage, when, why));
 }
 
-/// Each output gets another name while senders wait for `delivered`.
+/// Every output is renamed while senders wait for `delivered`.
 fn renamed_under_delivered(draft: &mut Draft<'_>) {
-    // The config refuses `delivered` with this kind.
+    // The config refuses `delivered` with a required output of this kind.
     if !draft.plan.consumers.contains(&Kind::S3) {
         draft.plan.start.acknowledge = Acknowledge::Delivered;
     }
@@ -231,14 +227,15 @@ fn renamed_under_delivered(draft: &mut Draft<'_>) {
     }
 }
 
-/// SIGTERM, and again, with a backlog. Nothing else ends the process after that.
+/// SIGTERM twice, with a backlog. The scene comes last, so that no other action can end the process
+/// first.
 fn second_signal(draft: &mut Draft<'_>) {
     draft.begin = draft.plan.length;
     draft.away(20);
     draft.after(15, Action::Impatient);
 }
 
-/// A consumer is away for so long that its next requests are large.
+/// A consumer is down for so long that its next requests are large.
 fn backlog(draft: &mut Draft<'_>) {
     let time = draft.rng.u64(40..80);
     draft.away(time);
@@ -260,7 +257,7 @@ fn refuses_all(draft: &mut Draft<'_>) {
     draft.after(0, Action::RefusesAll(draft.consumer, time));
 }
 
-/// SIGTERM while a reload waits for an output to leave.
+/// SIGTERM while a reload waits for a removed output.
 fn end_in_reload(draft: &mut Draft<'_>) {
     let last = draft.plan.consumers.len() - 1;
     draft.after(0, Action::Reload(Change::Spare));
@@ -269,13 +266,13 @@ fn end_in_reload(draft: &mut Draft<'_>) {
     draft.after(13, Action::EndInReload);
 }
 
-/// A reload asks for an address that somebody else has.
+/// A reload needs an address that somebody else has.
 fn taken_address(draft: &mut Draft<'_>) {
     let moves = draft.rng.bool();
     draft.after(0, Action::TakenAddress(moves));
 }
 
-/// The relay drains as soon as a store takes an event on which it has failed for a minute.
+/// The relay drains when a store accepts an event on which it has failed for a minute or more.
 fn aside_drain(draft: &mut Draft<'_>) {
     draft.in_memory();
     draft.plan.start.drain = 10;
@@ -286,14 +283,14 @@ fn aside_drain(draft: &mut Draft<'_>) {
     draft.after(0, Action::Drain(draft.consumer, outage, When::OnOne, Why::Signal));
 }
 
-/// The relay ends while a refused event is not decided and others are accepted behind it.
+/// The relay shuts down while a refused event is undecided and later events are accepted.
 fn end_beside_refused(draft: &mut Draft<'_>) {
     draft.on_disk();
     draft.plan.start.drain = 20;
     draft.after(0, Action::EndBesideRefused);
 }
 
-/// A config without evidence is in force for a while.
+/// The relay runs without evidence for a while.
 fn evidence_off(draft: &mut Draft<'_>) {
     draft.on_disk();
     draft.plan.start.has_evidence = true;
@@ -301,7 +298,7 @@ fn evidence_off(draft: &mut Draft<'_>) {
     draft.after(0, Action::EvidenceOff(time));
 }
 
-/// A consumer is away for so long that senders give up. Nothing else happens in this time.
+/// A consumer is down for so long that senders give up. Nothing else happens during this time.
 fn shut_out(draft: &mut Draft<'_>) {
     (draft.plan.start.queue, draft.plan.start.segment) = (512, 16);
     draft.begin = draft.plan.length;
@@ -310,11 +307,12 @@ fn shut_out(draft: &mut Draft<'_>) {
     draft.after(330, Action::Look);
 }
 
-/// Standard output is an output whose reader goes away, and senders wait for `delivered`.
+/// Standard output is an output whose reader closes the pipe. That ends the relay while senders
+/// wait for `delivered`.
 fn ended_stdout(draft: &mut Draft<'_>) {
     draft.in_memory();
     (draft.plan.start.drain, draft.plan.start.has_stdout) = (10, true);
-    // The config refuses `delivered` with this kind.
+    // The config refuses `delivered` with a required output of this kind.
     if !draft.plan.consumers.contains(&Kind::S3) {
         draft.plan.start.acknowledge = Acknowledge::Delivered;
     }
@@ -322,27 +320,27 @@ fn ended_stdout(draft: &mut Draft<'_>) {
     draft.after(0, Action::Drain(draft.consumer, outage, When::After, Why::Stdout));
 }
 
-/// A service has trouble with an account or with this moment, and answers so to some events.
+/// A service has trouble with an account or with the moment, and says so for some events.
 fn account_trouble(draft: &mut Draft<'_>) {
     draft.plan.consumers[draft.consumer] = Kind::Ibm;
     let time = seconds(draft.rng.u64(20..40));
     draft.after(0, Action::Answers(draft.consumer, Steady::Account, time));
 }
 
-/// A receiver takes requests and rejects all of their records for a while.
+/// A receiver accepts requests and rejects all of their records for a while.
 fn all_rejected(draft: &mut Draft<'_>) {
     draft.plan.consumers[draft.consumer] = Kind::Otlp;
     let time = seconds(draft.rng.u64(12..40));
     draft.after(0, Action::Answers(draft.consumer, Steady::Rejects, time));
 }
 
-/// Requests get interim answers without end.
+/// Requests get interim responses without end.
 fn interim_answers(draft: &mut Draft<'_>) {
     draft.plan.consumers[draft.consumer] = [Kind::Http, Kind::Loki][draft.rng.usize(..2)];
     draft.after(0, Action::Answers(draft.consumer, Steady::Interim, seconds(10)));
 }
 
-/// The next requests of a consumer are larger than what its kernel takes.
+/// The next requests to a consumer are larger than its kernel's buffer.
 fn large_requests(draft: &mut Draft<'_>) {
     draft.plan.start.queue = 65536;
     draft.plan.consumers[draft.consumer] = [Kind::Http, Kind::Otlp][draft.rng.usize(..2)];

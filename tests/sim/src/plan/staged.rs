@@ -1,6 +1,6 @@
 //! The plan of the seeds from [`STAGED`] on: one output, and one trouble that the operator directs
-//! from its begin to its end (`operator/staged.rs`). In half of these seeds the senders are
-//! silent until then, and nothing else happens.
+//! from start to end (`operator/staged.rs`). In half of these seeds, and always if events are
+//! counted, the senders are silent until the trouble ends, and nothing else happens.
 
 use std::time::Duration;
 
@@ -9,14 +9,14 @@ use crate::consumers::{Kind, Steady};
 use crate::senders;
 use crate::truth::{Acknowledge, Filter};
 
-/// The first seed with them.
+/// The first of these seeds.
 pub(crate) const STAGED: u64 = 5000;
 
-/// The trouble of a seed follows from its number modulo this one, so that a new trouble leaves
-/// those of most seeds as they are.
+/// A seed's number modulo this one selects its trouble. A new trouble therefore changes the
+/// troubles of only a few seeds.
 const SLOTS: usize = 50;
 
-/// How long senders are silent from the begin of the trouble on.
+/// How long a trouble can take. If nothing else may happen, the senders are silent for this time.
 const LONG: Duration = Duration::from_secs(100);
 
 /// A trouble that the operator directs.
@@ -24,30 +24,30 @@ const LONG: Duration = Duration::from_secs(100);
 pub(crate) enum Stage {
     /// The disk takes longer for the dead letters of refused events than the relay waits.
     SlowLetters,
-    /// The answers of a store get lost, the relay is killed twice, and a reload then filters out
-    /// what the store has.
+    /// A store's responses get lost, and the relay is killed twice. Then a filter drops events that
+    /// the store already has.
     AnswersLost,
-    /// A proxy before a consumer answers 200 to large requests before it has read them.
+    /// A proxy in front of a consumer answers 200 to large requests before it has read them.
     EarlyAnswers,
-    /// A store fails on everything, takes one request, and fails again.
+    /// A store fails on everything, accepts one request, and fails again.
     Outages,
-    /// A store answers so for a while.
+    /// A store answers this way for a while.
     Answers(Steady),
-    /// The begin of a backlog is damaged, and its consumer is away when the relay starts.
+    /// The start of a backlog is damaged, and its consumer is down when the relay starts.
     FirstAreMissing,
-    /// A store refuses everything while the cluster is quiet.
+    /// A store refuses everything while nothing new is sent.
     RefusedAtRest,
-    /// A store fails on one event, and a full queue drops others. Then the relay ends.
+    /// A store fails on one event, and a full queue drops others. Then the relay shuts down.
     AsideInFullQueue,
-    /// An output joins between two copies of an event, and the relay starts anew.
+    /// An output is added between two copies of an event, and the relay restarts.
     JoinsBetweenCopies,
-    /// A filter lets an event pass at its second copy, after a new start.
+    /// A filter drops an event. After a restart with another filter, a copy passes.
     FilterBetweenCopies,
-    /// A filter keeps an event back that waits, and lets its second copy pass.
+    /// A filter drops a waiting event. After a reload, a copy passes.
     FilterOfWaiting,
-    /// A full queue drops what a connection has had under way, and a copy comes later.
+    /// A full queue drops events that a connection had on the wire, and a copy comes later.
     DroppedBetweenCopies,
-    /// A full queue drops a part of a request that has failed, and a copy comes later.
+    /// A full queue drops some events of a request that has failed, and a copy comes later.
     PartDroppedBetweenCopies,
     /// A full queue drops segments, one of which can't be deleted, and the relay is killed.
     DropsThenDies,
@@ -59,48 +59,47 @@ pub(crate) enum Stage {
     TwoSignals,
     /// Both addresses of a consumer fail on one event.
     FailsAtBoth,
-    /// The second address of two that share the requests takes them and never answers.
+    /// One of two addresses that share the requests accepts them, but never responds.
     SecondIsMute,
-    /// A consumer fails on an event, goes away, and its second address refuses everything.
+    /// A consumer refuses an event and goes down, and its second address refuses everything.
     SecondRefuses,
-    /// Nobody has tried the second address of a consumer, and nobody is there.
+    /// The second address of a consumer has not been tried yet, and refuses connections.
     SecondIsUntried,
-    /// A reload changes an output whose accepted events wait behind one that is refused.
+    /// A reload changes an output whose accepted events wait behind a refused one.
     HeldAtReload,
-    /// A reload changes an output whose object is stored, and the answer was lost.
+    /// A reload changes an output after its object was stored and the response got lost.
     StoredAtReload,
-    /// An object is to be stored while the queue's disk is full.
+    /// Events must be stored while the queue's disk is full.
     StoredOnFullDisk,
-    /// An object waits while events come that are too large for it.
+    /// An object waits, and then come events that are too large for it.
     TooLargeForObject,
-    /// A full queue needs the room of events that have left, some of them twice, before their
-    /// evidence is written.
+    /// A full queue needs the room of delivered events before their evidence is written. Some of
+    /// the events are sent twice.
     WithoutEvidence,
-    /// A consumer resets each connection after so many bytes.
+    /// A consumer resets each connection after a number of bytes.
     CutsConnections,
     /// A backlog with refused events is read slowly.
     RefusedInBacklog,
-    /// Bodies of half of the queue come, until it is full, and again when it is empty.
+    /// Bodies of nearly half of the queue's size fill it, and come again when it is empty.
     LargeBodies,
-    /// A consumer cuts its connections for a while, and then closes each one soon after it has read
-    /// something.
+    /// A consumer cuts its connections for a while. Then it closes each one that is idle briefly.
     EndsQuiet,
-    /// The power goes while several batches are written together.
+    /// The power fails while several batches are written together.
     TornGroups,
-    /// A backlog for a store has many events that the store refuses.
+    /// A store refuses many events of its backlog.
     BadAmongGood,
-    /// A store fails on an event, and then refuses everything while nothing else comes.
+    /// A store fails on an event, and then refuses everything while nothing else is sent.
     AsideThenRefused,
-    /// The first address of a consumer fails on an event, and the second one is away.
+    /// The first address of a consumer fails on an event, and the second one is down.
     FailsAndAway,
-    /// A store fails on some events for ever, beside a small queue: through kills, a power loss, a
-    /// reload and a drain.
+    /// A store always fails on some events, while the relay is killed, loses power, and is
+    /// restarted or reloaded.
     FailsForEver,
 }
 
 impl Stage {
-    /// One for each number below [`SLOTS`]. Some stand there twice. A new trouble takes the place
-    /// of a second one.
+    /// The trouble for each number below [`SLOTS`]. Some troubles are there twice: a new one takes
+    /// the place of a second one.
     const ALL: [Self; SLOTS] = [
         Self::SlowLetters,
         Self::AnswersLost,
@@ -155,7 +154,7 @@ impl Stage {
         Self::PartDroppedBetweenCopies,
     ];
 
-    /// Returns the kinds of consumers that know the trouble.
+    /// Returns the kinds of consumers that can have the trouble.
     fn kinds(self) -> &'static [Kind] {
         match self {
             Self::SlowLetters | Self::RefusedAtRest => &[Kind::Http, Kind::Loki, Kind::Ibm],
@@ -194,7 +193,7 @@ impl Stage {
         }
     }
 
-    /// Returns true if the queue has to be on disk, false if it has to be in memory.
+    /// Returns `true` if the queue must be on disk, `false` if it must be in memory.
     fn on_disk(self) -> Option<bool> {
         match self {
             Self::SlowLetters
@@ -235,7 +234,7 @@ impl Stage {
         }
     }
 
-    /// Returns true if a full queue drops events.
+    /// Returns `true` if a full queue drops events.
     fn drops(self) -> bool {
         matches!(
             self,
@@ -247,7 +246,7 @@ impl Stage {
         )
     }
 
-    /// Returns true if nothing else may come meanwhile.
+    /// Returns `true` if no other events may be sent during the trouble.
     fn is_counted(self) -> bool {
         let waits = matches!(
             self,
@@ -265,7 +264,7 @@ impl Stage {
         waits || self.copies() || self.drops()
     }
 
-    /// Returns true if copies of an event come.
+    /// Returns `true` if copies of an event are posted.
     fn copies(self) -> bool {
         matches!(
             self,
@@ -278,7 +277,7 @@ impl Stage {
     }
 }
 
-/// Makes the plan of such a seed.
+/// Makes the plan of a seed with a trouble.
 pub(super) fn add(plan: &mut Plan, seed: u64) {
     let mut rng = senders::rng(seed, "staged");
     let number = usize::try_from(seed).unwrap_or_default() % SLOTS;
@@ -290,7 +289,7 @@ pub(super) fn add(plan: &mut Plan, seed: u64) {
     start.outputs.retain(|output| output.consumer == 0);
     plan.consumers[0] = kinds[rng.usize(..kinds.len())];
     for kind in plan.consumers.iter_mut().skip(1) {
-        // With `delivered`, no output may collect events.
+        // The config refuses `delivered` with a required `s3` output.
         if *kind == Kind::S3 {
             *kind = Kind::Http;
         }
@@ -322,7 +321,7 @@ pub(super) fn add(plan: &mut Plan, seed: u64) {
     plan.length = begin + long + Duration::from_secs(20);
 }
 
-/// Makes the config as a trouble needs it.
+/// Changes the config for a trouble.
 fn set_up(plan: &mut Plan, stage: Stage) {
     let start = &mut plan.start;
     match stage {
@@ -356,7 +355,7 @@ fn set_up(plan: &mut Plan, stage: Stage) {
         Stage::AsideInFullQueue => start.drain = 60,
         Stage::FailsForEver => (start.queue, start.when_full) = (2048, "reject"),
         Stage::PartDroppedBetweenCopies => start.own = vec![("timeouts.request", "\"4s\"")],
-        // Events whose room is needed before they are read stay without evidence.
+        // If the room of events is needed before they are read, they have no evidence.
         Stage::DropsWhileReading => start.has_evidence = false,
         Stage::TooLong => {
             start.own = vec![("max_message_bytes", "\"4KiB\""), ("rejected.action", "\"retry\"")];

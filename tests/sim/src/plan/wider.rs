@@ -1,6 +1,5 @@
-//! What only the seeds from [`WIDER`] on have: consumers with two addresses, queues that drop
-//! events when they are full, and senders that repeat what was accepted, for outputs that
-//! deduplicate.
+//! The additions of the seeds from [`WIDER`] on: consumers with two addresses, queues that drop
+//! events when they are full, and senders that repeat bodies, for outputs that deduplicate.
 
 use std::time::Duration;
 
@@ -9,22 +8,20 @@ use crate::kernel::net::Fault;
 use crate::senders;
 use crate::truth::Acknowledge;
 
-/// The first seed with them.
+/// The first seed with these additions.
 pub(crate) const WIDER: u64 = 2000;
 
-/// What a seed has besides its config and its actions.
+/// The additions that are neither in the config nor actions.
 #[derive(Debug, Default)]
 pub(crate) struct Wider {
-    /// The consumers with a second address, each with the strategy of its outputs.
+    /// The consumers with a second address, and the strategy of their outputs.
     pub(crate) doors: Vec<(usize, &'static str)>,
-    /// At the end, when nothing else is wrong, this consumer's first address (true: the second one)
-    /// is away.
+    /// During the calm time, the first address (`true`: the second one) of this consumer is down.
     pub(crate) shut: Option<(usize, bool, Fault)>,
-    /// A sender repeats bodies that were accepted.
+    /// `true` if a sender repeats accepted bodies.
     pub(crate) repeats: bool,
 }
 
-/// Makes a plan wider.
 pub(super) fn add(plan: &mut Plan, seed: u64) {
     let mut rng = senders::rng(seed, "wider");
     let share = |rng: &mut fastrand::Rng, share: u32| rng.u32(..share) == 0;
@@ -43,7 +40,7 @@ pub(super) fn add(plan: &mut Plan, seed: u64) {
     plan.actions.sort_by_key(|timed| timed.at);
 }
 
-/// Consumers get a second address, and one of the two is in trouble at times.
+/// Gives consumers a second address. One of the two is in trouble at times.
 fn doors(plan: &mut Plan, rng: &mut fastrand::Rng) {
     for consumer in 0..plan.consumers.len() {
         if rng.u32(..3) == 0 {
@@ -74,12 +71,12 @@ fn fault(rng: &mut fastrand::Rng) -> Fault {
     }
 }
 
-/// The queue is small and drops events, and a consumer is away until it does so.
+/// Makes the queue small, and a consumer unreachable until the queue drops events.
 fn drops(plan: &mut Plan, rng: &mut fastrand::Rng) {
     if plan.start.acknowledge == Acknowledge::Delivered {
         return;
     }
-    // With `delivered` nothing may be dropped.
+    // With `delivered`, the queue must not drop events.
     plan.actions.retain(|timed| !matches!(timed.action, Action::Reload(Change::Acknowledge)));
     plan.start.when_full = ["drop_oldest", "drop_oldest", "drop_newest"][rng.usize(..3)];
     (plan.start.queue, plan.start.segment) = (512, 16);

@@ -1,6 +1,5 @@
-//! What only the seeds from [`WITNESSED`] on have: a witness of the evidence log, directories that
-//! are set back to an older copy, and small queues in memory that drop events which wait only for
-//! older ones.
+//! The additions of the seeds from [`WITNESSED`] on: a witness of the evidence log, queue
+//! directories that are replaced with an older copy, and small queues in memory that drop events.
 
 use std::time::Duration;
 
@@ -10,15 +9,14 @@ use crate::kernel::net::Fault;
 use crate::senders;
 use crate::truth::Acknowledge;
 
-/// The first seed with them.
+/// The first seed with these additions.
 pub(crate) const WITNESSED: u64 = 3000;
 
-/// Adds them to a plan.
 pub(super) fn add(plan: &mut Plan, seed: u64) {
     let mut rng = senders::rng(seed, "witnessed");
     match rng.u32(..5) {
         0 => drops(plan, &mut rng),
-        // Somebody changes files of the queue, which is an alarm.
+        // Damaged files of the queue raise an alarm.
         _ if plan.start.is_damaged => {}
         _ => {
             let start = &mut plan.start;
@@ -36,7 +34,7 @@ pub(super) fn add(plan: &mut Plan, seed: u64) {
     plan.actions.sort_by_key(|timed| timed.at);
 }
 
-/// The witness, or what stands in front of it, is in trouble at times.
+/// Causes troubles of the witness, or of the gateway in front of it.
 fn weather(plan: &mut Plan, rng: &mut fastrand::Rng) {
     const ANSWERS: [u16; 6] = [200, 404, 429, 500, 502, 503];
     let length = plan.length.as_secs();
@@ -54,15 +52,15 @@ fn weather(plan: &mut Plan, rng: &mut fastrand::Rng) {
     }
 }
 
-/// A backup of the queue's directory is put back later. Events come in after that, and the next
-/// life reads them from files.
+/// Adds a backup of the queue's directory that is put back later. After that, more events arrive,
+/// and the next life reads them from files.
 fn sets_back(plan: &mut Plan, rng: &mut fastrand::Rng) {
     let begin = Duration::from_millis(rng.u64(4_000..30_000));
     let seconds = |time| Duration::from_secs(time);
     let restored = begin + Duration::from_millis(rng.u64(3_000..40_000));
     let consumer = plan.start.outputs[rng.usize(..plan.start.outputs.len())].consumer;
     let back = [Back::Whole, Back::AllButEvidence][rng.usize(..2)];
-    // There are lives for these ends.
+    // There are only enough lives for two of these ends.
     let ends = |timed: &Timed| {
         let Timed { action, .. } = timed;
         matches!(action, Action::Kill(_) | Action::PowerLoss(_) | Action::Restart)
@@ -83,8 +81,8 @@ fn sets_back(plan: &mut Plan, rng: &mut fastrand::Rng) {
     plan.length = plan.length.max(restored + seconds(30));
 }
 
-/// The queue is in memory, is small and drops its oldest events. A consumer gets several requests,
-/// and some of them hang.
+/// Makes the queue in memory small: it drops its oldest events. A consumer gets several requests at
+/// a time, some of which hang.
 fn drops(plan: &mut Plan, rng: &mut fastrand::Rng) {
     plan.actions.retain(|timed| !matches!(timed.action, Action::Reload(Change::Acknowledge)));
     let start = &mut plan.start;

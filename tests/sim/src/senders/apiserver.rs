@@ -11,16 +11,15 @@ use crate::events::Event;
 use crate::truth::Must;
 use crate::{events, kernel};
 
-/// `defaultRequestTimeout`: the absolute limit of one attempt, with the requests and pauses that a
-/// Retry-After brings.
+/// `defaultRequestTimeout`: the limit of one attempt, including all that follows a Retry-After.
 pub(super) const ATTEMPT: Duration = Duration::from_secs(30);
 /// `Steps` of `DefaultRetryBackoffWithInitialDelay`.
 const ATTEMPTS: u32 = 5;
 /// `Factor`.
 const FACTOR: f64 = 1.5;
-/// `Jitter`: a pause is up to this share longer.
+/// `Jitter`: a pause is longer by up to this share.
 const JITTER: f64 = 0.2;
-/// `maxRetries` of client-go: the further requests of one attempt after answers with a Retry-After.
+/// `maxRetries` of client-go: the further requests of one attempt after a Retry-After.
 const AGAIN_MAX: u32 = 10;
 
 impl Job {
@@ -30,20 +29,19 @@ impl Job {
         Self { serials, body, failed: 0, requests: 0, deadline: Duration::ZERO, backoff }
     }
 
-    /// Returns the same body, of which no attempt was made.
+    /// Returns the same body without any attempts.
     pub(super) fn again(self) -> Self {
         Self { failed: 0, requests: 0, deadline: Duration::ZERO, ..self }
     }
 }
 
-/// Makes the batches: the buffer, the greatest size, the greatest wait and the throttle of
-/// `buffered.go`.
+/// Makes the batches, with the buffer, the size, the wait and the throttle of `buffered.go`.
 pub(super) fn batches(actor: &Actor, role: u32) {
     let Kind::Batch(batch) = &actor.profile.kind else { return };
     let (mut maker, mut rng) = (actor.maker(role), actor.rng(role));
     let mut throttle = Throttle { tokens: f64::from(batch.burst), at: kernel::now() };
     loop {
-        // A busy moment has batches that follow each other as fast as the throttle lets them.
+        // In a busy moment, batches follow each other as fast as the throttle permits.
         for _ in 0..if rng.u8(..10) == 0 { rng.u8(2..8) } else { 1 } {
             let count = rng.usize(1..=batch.size);
             if !actor.shop.has_room(count, batch.buffer) {
@@ -82,7 +80,7 @@ impl Throttle {
     }
 }
 
-/// Sends batches: one of those that can be under way at once, over a connection of its own.
+/// Sends batches over its own connections. Other couriers do the same at the same time.
 pub(super) fn courier(actor: &Actor, role: u32) {
     let mut rng = actor.rng(role);
     let mut line = Line::new(actor, u64::from(role) << 32);
@@ -94,7 +92,7 @@ pub(super) fn courier(actor: &Actor, role: u32) {
     }
 }
 
-/// One client of the API. Its requests wait for their events, each of which is a body of its own.
+/// One API client. Its requests wait for their events, each of which is sent in its own body.
 pub(super) fn client(actor: &Actor, role: u32) {
     let Kind::Blocking(Blocking { gap, strict, backoff, .. }) = actor.profile.kind else { return };
     let (mut maker, mut rng) = (actor.maker(role), actor.rng(role));
@@ -116,7 +114,7 @@ pub(super) fn client(actor: &Actor, role: u32) {
     }
 }
 
-/// Sends a body until it is acknowledged (true) or given up (false).
+/// Sends a body until it is acknowledged (`true`) or given up (`false`).
 pub(super) fn deliver(
     actor: &Actor,
     line: &mut Line<'_>,
@@ -143,7 +141,7 @@ fn step(
         job.deadline = kernel::now() + ATTEMPT;
     }
     job.requests += 1;
-    // What is left of an attempt after a Retry-After may be too short for a slow body.
+    // After a Retry-After, the rest of an attempt may be too short for a slow body.
     let is_slow = rng.u8(..100) < actor.profile.slow && job.requests == 1;
     let pieces = if is_slow { rng.u8(2..6) } else { 1 };
     let body = Body { bytes: Arc::clone(&job.body), pieces, pauses: rng.fork() };

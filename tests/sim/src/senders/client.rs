@@ -1,4 +1,4 @@
-//! A client of HTTP as Go's: it keeps its connection, and has one deadline for the whole request.
+//! An HTTP client like Go's: it keeps its connection, and has one deadline for the whole request.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -14,25 +14,23 @@ use crate::truth::{Answer, Must, SentBy};
 
 /// `IdleConnTimeout` of Go's default transport.
 const IDLE_MAX: Duration = Duration::from_secs(90);
-/// The longest answer that is read.
+/// The longest response that is read, in bytes.
 const ANSWER_MAX: usize = 256 * 1024;
 
-/// `queue.retry_after` may be 1 to 15 s, and the header has 0.6 to 1.6 times of it in whole seconds
-/// (http.md).
+/// `queue.retry_after` can be 1 to 15 s. The header is 0.6 to 1.6 times that (see http.md).
 const RETRY_AFTER: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(24);
 
-/// An answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Reply {
     pub(super) status: u16,
     /// A Retry-After that is a whole number of seconds.
     pub(super) retry_after: Option<Duration>,
-    /// True if the connection takes no further request.
+    /// `true` if the connection accepts no further request.
     pub(super) closes: bool,
     pub(super) body: Vec<u8>,
 }
 
-/// A body, and in how many pieces it is written.
+/// A body, and the number of pieces in which it is written.
 pub(super) struct Body {
     pub(super) bytes: Arc<[u8]>,
     pub(super) pieces: u8,
@@ -40,8 +38,8 @@ pub(super) struct Body {
 }
 
 impl Body {
-    /// Calls `write` for each piece, with pauses between them. All of them together are shorter
-    /// than an attempt, but a relay with a short `limits.body_timeout` may not wait for so long.
+    /// Calls `write` for each piece, with pauses between them. The pauses fit into an attempt, but
+    /// a relay with a short `limits.body_timeout` may not wait that long.
     pub(super) fn write(
         &self,
         mut write: impl FnMut(&[u8]) -> Result<(), Answer>,
@@ -59,10 +57,10 @@ impl Body {
     }
 }
 
-/// A connection of HTTP/1.1.
+/// An HTTP/1.1 connection.
 pub(super) struct Http1 {
     socket: Socket,
-    /// The bytes that were read and do not belong to an answer yet.
+    /// The bytes that were read and do not belong to a response yet.
     read: Vec<u8>,
 }
 
@@ -80,7 +78,7 @@ impl Http1 {
         Ok(Self { socket: Socket::connect(actor, papers, false, deadline)?, read: Vec::new() })
     }
 
-    /// Connects without a handshake, even if the relay asks for TLS.
+    /// Connects without a handshake, even if the relay uses TLS.
     pub(super) fn connect_plain(actor: &Actor, deadline: Duration) -> Result<Self, Answer> {
         Ok(Self { socket: Socket::plain(actor, deadline)?, read: Vec::new() })
     }
@@ -94,13 +92,13 @@ impl Http1 {
         let sent = self.socket.write(head.as_bytes(), deadline);
         let sent = sent.and_then(|()| body.write(|piece| self.socket.write(piece, deadline)));
         match sent {
-            // A refusal may come before the body is sent; Go's client reads it.
+            // A refusal may come before the whole body is sent. Go's client reads it.
             Ok(()) | Err(Answer::Broken) => self.reply(deadline),
             Err(answer) => Err(answer),
         }
     }
 
-    /// Reads the final answer.
+    /// Reads the final response.
     pub(super) fn reply(&mut self, deadline: Duration) -> Result<Reply, Answer> {
         loop {
             let end = self.read_until(deadline, |read| {
@@ -128,7 +126,7 @@ impl Http1 {
         }
     }
 
-    /// Reads until `end` finds how many bytes are wanted, and returns that number.
+    /// Reads until `end` returns how many bytes are needed, and returns that number.
     fn read_until(
         &mut self,
         deadline: Duration,
@@ -150,7 +148,7 @@ impl Http1 {
     }
 }
 
-/// Returns a head as kube-apiserver's client writes it, with these headers in front.
+/// Returns a head as kube-apiserver's client writes it, with these headers first.
 pub(super) fn head(actor: &Actor, method: &str, more: &[(&str, &str)], length: usize) -> String {
     let mut head = format!("{method} {} HTTP/1.1\r\n", actor.target.path);
     let named = |name: &str| more.iter().any(|(header, _)| header.eq_ignore_ascii_case(name));
@@ -180,7 +178,7 @@ enum Connection {
     Http2(Http2),
 }
 
-/// The connections of one thread, one after the other, each kept as long as it can be.
+/// The connections of one thread, one at a time. Each is kept for as long as possible.
 pub(super) struct Line<'a> {
     actor: &'a Actor,
     open: Option<Connection>,
@@ -190,12 +188,12 @@ pub(super) struct Line<'a> {
 }
 
 impl<'a> Line<'a> {
-    /// The first connection gets the number after this one.
+    /// The first connection gets the next number after this one.
     pub(super) fn new(actor: &'a Actor, number: u64) -> Self {
         Self { actor, open: None, number, used: Duration::ZERO }
     }
 
-    /// Posts a body and returns its answer, or `None` if there was none. The book has both.
+    /// Posts a body, and returns the response, if there was one. The book records both.
     pub(super) fn post(
         &mut self,
         serials: &Arc<[Serial]>,
@@ -250,7 +248,7 @@ impl<'a> Line<'a> {
     }
 }
 
-/// Returns what a reply to a body with so many events tells its sender.
+/// Returns what the sender learns from a response to a body with this many events.
 pub(super) fn judged(reply: &Reply, events: usize) -> Answer {
     let said = format!(r#"{{"accepted":{events}}}"#);
     match (reply.status, reply.retry_after) {

@@ -1,5 +1,5 @@
-//! HTTP/2 (RFC 9113) by prior knowledge, or by the handshake of TLS, as much of it as a POST needs.
-//! One request is under way at a time.
+//! HTTP/2 (RFC 9113), with prior knowledge or after the TLS handshake, as far as a POST needs it.
+//! There is one request at a time.
 
 use std::time::Duration;
 
@@ -23,20 +23,21 @@ const PADDED: u8 = 8;
 const PRIORITY: u8 = 0x20;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// No table for header fields (1), so that each one comes as it is, and no push (2).
+/// No dynamic table (1), so that fields are sent literally, and no push (2).
 const OUR_SETTINGS: [u8; 12] = [0, 1, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0];
-/// The greatest frame that every peer takes.
+/// The largest frame that every peer accepts.
 const FRAME_MAX: i64 = 16_384;
 const WINDOW: i64 = 65_535;
 
 pub(super) struct Http2 {
     socket: Socket,
     read: Vec<u8>,
-    /// The newest stream, or 1 below the first one.
+    /// The newest stream. Before the first stream, which is 1, this is `u32::MAX`, because adding 2
+    /// to it gives 1.
     stream: u32,
-    /// True after GOAWAY.
+    /// `true` after GOAWAY.
     is_leaving: bool,
-    /// What the peer takes on the connection, at the beginning of a stream, and on the newest one.
+    /// The peer's windows: of the connection, of a new stream, and of the newest stream.
     window: i64,
     window_first: i64,
     window_stream: i64,
@@ -66,7 +67,7 @@ impl Http2 {
         Ok(http)
     }
 
-    /// Returns false if the peer takes no further stream.
+    /// Returns `false` if the peer accepts no further stream.
     pub(super) fn is_usable(&mut self) -> bool {
         let mut buffer = [0; 4096];
         loop {
@@ -111,8 +112,7 @@ impl Http2 {
         if answer.status == 0 { Err(Answer::Broken) } else { Ok(answer) }
     }
 
-    /// Writes a piece of the body, as far as the peer's windows allow. Stops when the answer is
-    /// complete.
+    /// Writes a piece of the body within the peer's windows, until the response is complete.
     fn data(
         &mut self,
         mut piece: &[u8],
@@ -136,7 +136,7 @@ impl Http2 {
         Ok(())
     }
 
-    /// Takes a frame into account. Returns true if it ends the answer.
+    /// Reads a frame and applies it. Returns `true` if it ends the response.
     fn receive(&mut self, answer: &mut Reply, deadline: Duration) -> Result<bool, Answer> {
         let frame = self.next(deadline)?;
         match frame.kind {
@@ -145,7 +145,7 @@ impl Http2 {
                 return if last < self.stream { Err(Answer::Broken) } else { Ok(false) };
             }
             _ if frame.stream != self.stream => return Ok(false),
-            // "answer, then RST_STREAM(NO_ERROR)": the answer counts.
+            // A peer may send the response and then RST_STREAM (NO_ERROR): the response is valid.
             RST_STREAM => return Ok(true),
             HEADERS => fields_of(&frame, answer).ok_or(Answer::Broken)?,
             DATA => answer.body.extend(&frame.payload),
@@ -154,7 +154,7 @@ impl Http2 {
         Ok(frame.flags & END_STREAM != 0 && answer.status >= 200)
     }
 
-    /// Reads a frame. Those about the whole connection take effect.
+    /// Reads a frame, and obeys it if it is about the whole connection.
     fn next(&mut self, deadline: Duration) -> Result<Frame, Answer> {
         let frame = loop {
             if let Some(frame) = self.taken() {
@@ -170,7 +170,7 @@ impl Http2 {
         Ok(frame)
     }
 
-    /// Does what a frame about the whole connection asks for.
+    /// Obeys a frame about the whole connection.
     fn heed(&mut self, frame: &Frame, deadline: Duration) -> Result<(), Answer> {
         match frame.kind {
             GOAWAY => self.is_leaving = true,
@@ -203,7 +203,7 @@ impl Http2 {
         }
     }
 
-    /// Takes a whole frame from what was read.
+    /// Takes a whole frame from the bytes that were read.
     fn taken(&mut self) -> Option<Frame> {
         let &[a, b, c, kind, flags, d, e, f, g] = self.read.first_chunk()?;
         let end = 9 + usize::try_from(u32::from_be_bytes([0, a, b, c])).ok()?;
@@ -222,7 +222,7 @@ fn frame_of(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// Returns the header block of a POST: each field is a literal, without Huffman (RFC 7541 §6.2.2).
+/// Returns the header block of a POST. Each field is a literal, without Huffman (RFC 7541 §6.2.2).
 fn fields(actor: &Actor, length: usize) -> Vec<u8> {
     let (authority, length) = (actor.target.address().to_string(), length.to_string());
     let token = actor.target.token.as_ref().map(|token| format!("Bearer {token}"));
@@ -248,7 +248,7 @@ fn fields(actor: &Actor, length: usize) -> Vec<u8> {
     block
 }
 
-/// Takes the status and the Retry-After from a header block. Returns `None` if it can't be read.
+/// Reads the status and the Retry-After from a header block. Returns `None` if it is not valid.
 fn fields_of(frame: &Frame, answer: &mut Reply) -> Option<()> {
     let mut block = &frame.payload[..];
     if frame.flags & PADDED != 0 {
@@ -262,7 +262,7 @@ fn fields_of(frame: &Frame, answer: &mut Reply) -> Option<()> {
         let (name, value) = match first {
             0x80.. => (integer(&mut block, 7)?, None),
             0x40..0x80 => (integer(&mut block, 6)?, Some(())),
-            // The size of a table that we do not keep.
+            // The size of a table that this client does not keep.
             0x20..0x40 => {
                 integer(&mut block, 5)?;
                 continue;
@@ -289,7 +289,7 @@ fn fields_of(frame: &Frame, answer: &mut Reply) -> Option<()> {
     Some(())
 }
 
-/// A string of HPACK: its bytes, and whether they are in Huffman's code.
+/// An HPACK string: its bytes, and whether they use the Huffman code.
 struct Text<'a>(&'a [u8], bool);
 
 fn string<'a>(block: &mut &'a [u8]) -> Option<Text<'a>> {
@@ -300,7 +300,7 @@ fn string<'a>(block: &mut &'a [u8]) -> Option<Text<'a>> {
     Some(Text(text, is_packed))
 }
 
-/// Reads an integer with a prefix of so many bits (RFC 7541 §5.1).
+/// Reads an integer with a prefix of this many bits (RFC 7541 §5.1).
 fn integer(block: &mut &[u8], bits: u32) -> Option<usize> {
     let most = (1usize << bits) - 1;
     let mut value = usize::from(*block.split_off_first()?) & most;
@@ -317,8 +317,8 @@ fn integer(block: &mut &[u8], bits: u32) -> Option<usize> {
     None
 }
 
-/// Reads the digits of a string. Huffman's code of 0, 1 and 2 has five bits, that of the other
-/// digits six (RFC 7541, appendix B). The padding is ones.
+/// Reads the digits of a string. In the Huffman code, 0, 1 and 2 have five bits, and the other
+/// digits six (RFC 7541, appendix B). The padding consists of ones.
 fn number(text: &Text<'_>) -> Option<u64> {
     let Text(bytes, true) = text else { return std::str::from_utf8(text.0).ok()?.parse().ok() };
     let bits =
@@ -353,7 +353,7 @@ mod tests {
 
     #[test]
     fn an_answer_is_found_in_its_header_block() {
-        // A table of size 0, ":status: 503" in Huffman's code, "retry-after: 5" without.
+        // A table size of 0, ":status: 503" with Huffman, and "retry-after: 5" without.
         let payload = vec![0x20, 0x48, 0x83, 0x6c, 0x0c, 0xff, 0x0f, 53 - 15, 1, b'5'];
         let frame = Frame { kind: HEADERS, flags: END_HEADERS, stream: 1, payload };
         let mut answer = Reply { status: 0, retry_after: None, closes: false, body: Vec::new() };

@@ -1,5 +1,5 @@
-//! The senders that only some configs have: strangers who try the handshake of TLS, a crowd without
-//! the token, and kube-apiserver with large events.
+//! The senders that only some configs have: strangers at the TLS handshake, clients without the
+//! token, kube-apiserver with large events, and bodies that are too large.
 
 use std::time::Duration;
 
@@ -11,13 +11,13 @@ use crate::pki::Papers;
 use crate::truth::Must;
 use crate::{events, kernel};
 
-/// The beginning of a handshake: a record that says it has 512 bytes, and four of them.
+/// The start of a handshake: a record that announces 512 bytes, and four of them.
 const HALF: &[u8] = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc";
 
-/// How long a stranger waits for what the relay says to half a handshake.
+/// How long a stranger waits for a reaction to half a handshake.
 const WAITS: Duration = Duration::from_secs(20);
 
-/// Tries to get in without a sound handshake.
+/// Tries to get in without a valid handshake.
 pub(super) fn intruder(actor: &Actor, role: u32) {
     let Kind::Intruder { asks, .. } = actor.profile.kind else { return };
     let (mut maker, mut rng) = (actor.maker(role), actor.rng(role));
@@ -49,19 +49,19 @@ pub(super) fn intruder(actor: &Actor, role: u32) {
     }
 }
 
-/// Sends a part of a handshake or garbage, and perhaps waits until the relay ends the connection.
+/// Sends a part of a handshake, or garbage. May wait until the relay ends the connection.
 fn half_a_handshake(actor: &Actor, rng: &mut fastrand::Rng) {
     let soon = kernel::now() + WAITS;
     let Ok(mut http) = Http1::connect_plain(actor, soon) else { return };
     let bytes = [HALF, b"", b"\x16\x03", b"\x80\x2e\x01\x00\x02", b"SSH-2.0-Go\r\n"];
     let sent = http.socket().write(bytes[rng.usize(..bytes.len())], soon);
-    // What the relay says to this is of no interest.
+    // The relay's response to this does not matter.
     if sent.is_ok() && rng.bool() {
         while matches!(http.socket().read(&mut [0; 512], soon), Ok(1..)) {}
     }
 }
 
-/// Sends a body slowly, with a wrong token, again and again.
+/// Sends a body slowly with a wrong token, again and again.
 pub(super) fn without_token(actor: &Actor, role: u32) {
     let mut rng = actor.rng(role);
     let head = head(actor, "POST", &[("Authorization", "Bearer another")], 100_000);
@@ -78,7 +78,7 @@ pub(super) fn without_token(actor: &Actor, role: u32) {
     }
 }
 
-/// Sends single events of which most are large, as kube-apiserver does.
+/// Sends single large events, like kube-apiserver.
 pub(super) fn large(actor: &Actor, role: u32) {
     let Kind::Large { bytes, .. } = actor.profile.kind else { return };
     let (mut maker, mut rng) = (actor.maker(role), actor.rng(role));
@@ -92,8 +92,7 @@ pub(super) fn large(actor: &Actor, role: u32) {
     }
 }
 
-/// Sends sound events in a body that is larger than `limits.max_body`, "compressed or not"
-/// (http.md).
+/// Sends valid events in a body larger than `limits.max_body`, compressed or not (see http.md).
 pub(super) fn too_large(actor: &Actor, role: u32) {
     let Some(bytes) = actor.target.too_large else { return };
     let (mut maker, mut rng) = (actor.maker(role), actor.rng(role));

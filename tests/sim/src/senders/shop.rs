@@ -1,5 +1,5 @@
-//! What the threads of one sender share: whether it still works, and the bodies that wait to be
-//! sent, each with the time at which it is due.
+//! The state that the threads of one sender share: whether it still works, and the bodies that wait
+//! to be sent, with their due times.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -17,12 +17,12 @@ pub(super) struct Shop {
 #[derive(Default)]
 struct State {
     phase: Phase,
-    /// The bodies that no courier has, by the time at which they are due and by their number.
+    /// The bodies that no courier has taken, by due time and number.
     due: BTreeMap<(Duration, u64), Job>,
     number: u64,
     /// The number of events in bodies that are neither acknowledged nor given up.
     events: usize,
-    /// The number of threads that are about to get rid of a body outside of `due`.
+    /// The number of threads that are delivering a body that is never in `due`.
     busy: usize,
 }
 
@@ -40,9 +40,9 @@ pub(super) struct Job {
     pub(super) body: Arc<[u8]>,
     /// The attempts that have failed.
     pub(super) failed: u32,
-    /// The requests of the current attempt, of which only the first one needs no Retry-After.
+    /// The requests of the current attempt. All except the first one follow a Retry-After.
     pub(super) requests: u32,
-    /// The end of the current attempt.
+    /// When the current attempt ends.
     pub(super) deadline: Duration,
     /// The next pause, without its jitter.
     pub(super) backoff: Duration,
@@ -53,12 +53,12 @@ impl Shop {
         self.state.lock().expect("nothing panics with it")
     }
 
-    /// Waits so long, and returns true; or returns false as soon as no more events are to be made.
+    /// Waits this long, and returns `true`. Returns `false` at once when the sender becomes quiet.
     pub(super) fn pause(&self, time: Duration) -> bool {
         self.pause_until(kernel::now() + time, Phase::Quiet)
     }
 
-    /// Waits until then, and returns true; or returns false as soon as nothing is to be sent again.
+    /// Waits until then, and returns `true`. Returns `false` at once when the sender is closed.
     pub(super) fn pause_to_retry(&self, until: Duration) -> bool {
         self.pause_until(until, Phase::Closed)
     }
@@ -75,7 +75,7 @@ impl Shop {
         false
     }
 
-    /// Returns true if so many more events find room.
+    /// Returns `true` if there is room for this many more events.
     pub(super) fn has_room(&self, events: usize, buffer: usize) -> bool {
         self.lock().events + events <= buffer
     }
@@ -86,7 +86,7 @@ impl Shop {
         self.put(kernel::now(), job);
     }
 
-    /// Puts back a body that is due then.
+    /// Puts a body back until it is due.
     pub(super) fn put(&self, due: Duration, job: Job) {
         let mut state = self.lock();
         state.number += 1;
@@ -95,7 +95,7 @@ impl Shop {
         self.changed.notify_all();
     }
 
-    /// Waits for a body that is due. Returns `None` when nothing more is to be sent.
+    /// Waits for a body that is due. Returns `None` once the sender is closed.
     pub(super) fn take(&self) -> Option<Job> {
         let mut state = self.lock();
         loop {
@@ -112,13 +112,13 @@ impl Shop {
         }
     }
 
-    /// Notes that these events are acknowledged or given up.
+    /// Removes events that are acknowledged or given up from the count.
     pub(super) fn done(&self, events: usize) {
         self.lock().events -= events;
         self.changed.notify_all();
     }
 
-    /// Notes that a thread has a body of its own, or has got rid of it.
+    /// Records that a thread starts or stops delivering a body that is never in `due`.
     pub(super) fn busy(&self, is_busy: bool) {
         let mut state = self.lock();
         state.busy = if is_busy { state.busy + 1 } else { state.busy - 1 };

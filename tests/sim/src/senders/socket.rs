@@ -12,22 +12,22 @@ use crate::pki::Papers;
 use crate::truth::Answer;
 use crate::{kernel, pki};
 
-/// The greatest number of bytes of one write, between which the deadline is looked at.
+/// The most bytes of one write. The deadline is checked between writes.
 const WRITE_MAX: usize = 64 * 1024;
-/// The age at which the limits of a socket are set again.
+/// The age at which the timeouts of a socket are set again.
 const LIMITS_AGE: Duration = Duration::from_secs(1);
 
-/// A socket whose operations have one deadline. An error is the answer that the request then has.
+/// A socket whose operations have one deadline. An error is the result of the request.
 pub(super) struct Socket {
     stream: TcpStream,
     /// `None` without TLS.
     tls: Option<Box<ClientConnection>>,
-    /// The deadline that the socket's own limits were set for, and when.
+    /// The deadline for which the socket's own timeouts were set, and when.
     limits: Option<(Duration, Duration)>,
 }
 
 impl Socket {
-    /// Connects, with a handshake if the relay asks for TLS.
+    /// Connects, with a handshake if the relay uses TLS.
     pub(super) fn connect(
         actor: &Actor,
         papers: Papers,
@@ -40,7 +40,7 @@ impl Socket {
         let mut tls = Box::new(security.client(papers, is_http2));
         while tls.is_handshaking() {
             socket.limit(deadline).map_err(|_| Answer::NoConnection)?;
-            // No byte of a request has left yet.
+            // No byte of a request has been sent yet.
             tls.complete_io(&mut socket.stream).map_err(|_| Answer::NoConnection)?;
         }
         let protocol = if is_http2 { b"h2".as_slice() } else { b"http/1.1" };
@@ -52,7 +52,7 @@ impl Socket {
         Ok(socket)
     }
 
-    /// Connects without a handshake, even if the relay asks for TLS.
+    /// Connects without a handshake, even if the relay uses TLS.
     pub(super) fn plain(actor: &Actor, deadline: Duration) -> Result<Self, Answer> {
         let address = actor.target.address();
         let stream = TcpStream::connect_timeout(&address, left(deadline)?)
@@ -73,13 +73,13 @@ impl Socket {
         Ok(())
     }
 
-    /// Reads some bytes; none are the end of the connection.
+    /// Reads some bytes. 0 bytes mean the end of the connection.
     pub(super) fn read(&mut self, buffer: &mut [u8], deadline: Duration) -> Result<usize, Answer> {
         self.limit(deadline)?;
         self.read_some(buffer).map_err(|error| told(&error))
     }
 
-    /// Reads what is there already. `TimedOut` is nothing.
+    /// Reads the bytes that are already there. `TimedOut` means that there are none.
     pub(super) fn read_now(&mut self, buffer: &mut [u8]) -> Result<usize, Answer> {
         let read = self.stream.set_nonblocking(true).and_then(|()| self.read_some(buffer));
         let again = self.stream.set_nonblocking(false);
@@ -99,7 +99,7 @@ impl Socket {
         }
     }
 
-    /// Returns true unless the peer has closed the connection or sent something unasked.
+    /// Returns `true` unless the peer has closed the connection or sent something unexpected.
     pub(super) fn is_quiet(&mut self) -> bool {
         self.read_now(&mut [0]) == Err(Answer::TimedOut)
     }
@@ -107,13 +107,13 @@ impl Socket {
     pub(super) fn finish_writing(&mut self) {
         if let Some(tls) = &mut self.tls {
             tls.send_close_notify();
-            // A connection that is gone already needs no end.
+            // A broken connection need not be closed.
             drop(flush(tls, &self.stream));
         }
         drop(self.stream.shutdown(Shutdown::Write));
     }
 
-    /// Lets each operation wait until this deadline. Limits that are a second old are good enough.
+    /// Lets each operation wait until this deadline. Timeouts up to a second old are good enough.
     fn limit(&mut self, deadline: Duration) -> Result<(), Answer> {
         let left = left(deadline)?;
         let now = kernel::now();
@@ -128,7 +128,7 @@ impl Socket {
     }
 }
 
-/// Writes what TLS has to say.
+/// Writes the pending TLS records.
 fn flush(tls: &mut ClientConnection, mut stream: &TcpStream) -> io::Result<()> {
     while tls.wants_write() {
         tls.write_tls(&mut stream)?;

@@ -1,5 +1,5 @@
-//! The senders that are not kube-apiserver: log shippers, clients that go away, bodies that have to
-//! be refused, and a tenant that wants the listener for itself.
+//! The senders that are not kube-apiserver: log shippers, clients that disconnect, bodies that must
+//! be refused, and a tenant that tries to occupy the listener.
 
 use std::io::Write as _;
 use std::sync::Arc;
@@ -15,11 +15,11 @@ use crate::events::{Event, Serial};
 use crate::truth::{Answer, Must, SentBy};
 use crate::{events, kernel};
 
-/// The connections that a tenant holds at once.
+/// The most connections that a tenant holds at the same time.
 const CONNECTIONS_MAX: u8 = 12;
 
 impl Actor {
-    /// Waits for the next turn. Returns false when nothing more is to be sent.
+    /// Waits for the next turn. Returns `false` once no more events should be made.
     pub(super) fn is_next(&self, rng: &mut fastrand::Rng) -> bool {
         let (Kind::Lines { gap }
         | Kind::Vanishing { gap }
@@ -36,15 +36,15 @@ impl Actor {
     }
 }
 
-/// One request that is written by hand, on a connection of its own.
+/// Requests that are written by hand, each on its own connection.
 pub(super) struct Single<'a> {
     pub(super) actor: &'a Actor,
-    /// The connections so far.
+    /// The number of connections so far.
     pub(super) connections: u64,
 }
 
 impl Single<'_> {
-    /// Notes the request in the book, connects, and lets `talk` say how it ends.
+    /// Adds the request to the book, connects, and lets `talk` return the result.
     pub(super) fn request(
         &mut self,
         serials: &Arc<[Serial]>,
@@ -55,7 +55,7 @@ impl Single<'_> {
         self.request_over(serials, must, connect, talk);
     }
 
-    /// As [`Single::request`], over a connection that `connect` makes.
+    /// Like [`Single::request`], over a connection that `connect` makes.
     pub(super) fn request_over(
         &mut self,
         serials: &Arc<[Serial]>,
@@ -79,13 +79,13 @@ pub(super) fn write_all(
     deadline: Duration,
 ) -> Result<(), Answer> {
     match http.socket().write(&parts.concat(), deadline) {
-        // The answer may have come before the request was written.
+        // The response may have come before the whole request was written.
         Ok(()) | Err(Answer::Broken) => Ok(()),
         Err(answer) => Err(answer),
     }
 }
 
-/// Sends JSON lines and single events until they are answered, also packed or in chunks.
+/// Sends JSON lines, some of them compressed or in chunks. Half of the bodies are retried.
 pub(super) fn lines(actor: &Actor, role: u32) {
     let (mut maker, mut rng) = (actor.maker(role), actor.rng(role));
     let mut line = Line::new(actor, 1 << 40);
@@ -117,13 +117,13 @@ pub(super) fn lines(actor: &Actor, role: u32) {
     }
 }
 
-/// The most repetitions of a body.
+/// How often a body is repeated at most.
 const REPEATED_MAX: u8 = 3;
 
-/// The longest pause in seconds before a repetition.
+/// The longest pause before a repetition, in seconds.
 const LATER: f64 = 20.0;
 
-/// Sends bodies that were accepted again, some of them much later.
+/// Sends accepted bodies again, some of them much later.
 pub(super) fn repeats(actor: &Actor, role: u32) {
     let (mut maker, mut rng) = (actor.maker(role), actor.rng(role));
     let mut line = Line::new(actor, 1 << 40);
@@ -162,7 +162,8 @@ pub(super) fn chunked(body: &[u8], rng: &mut fastrand::Rng) -> Vec<u8> {
     chunks
 }
 
-/// Sends sound bodies, and goes away before the answer or never reads it.
+/// Sends valid bodies. Then it disconnects at once or later without reading the response, or it
+/// half-closes the connection and reads the response.
 pub(super) fn vanishing(actor: &Actor, role: u32) {
     let (mut maker, mut rng) = (actor.maker(role), actor.rng(role));
     let mut single = Single { actor, connections: 0 };
@@ -179,7 +180,7 @@ pub(super) fn vanishing(actor: &Actor, role: u32) {
             match how {
                 0 => {}
                 1 => std::thread::sleep(stays),
-                // Half a connection is enough to read the answer.
+                // A half-open connection is enough to read the response.
                 _ => {
                     http.socket().finish_writing();
                     return Ok(judged(&http.reply(deadline)?, serials.len()));
@@ -190,7 +191,7 @@ pub(super) fn vanishing(actor: &Actor, role: u32) {
     }
 }
 
-/// Sends what has to be refused, and bodies that break in the middle.
+/// Sends requests that must be refused, and bodies that break off.
 pub(super) fn malformed(actor: &Actor, role: u32) {
     let (mut maker, mut rng) = (actor.maker(role), actor.rng(role));
     let mut single = Single { actor, connections: 0 };
@@ -223,7 +224,7 @@ fn broken_body(single: &mut Single<'_>, events: &[Event], rng: &mut fastrand::Rn
     });
 }
 
-/// Sends sound events in a request that must not be taken.
+/// Sends valid events in a request that must be refused.
 fn wrong_request(single: &mut Single<'_>, events: &[Event], rng: &mut fastrand::Rng) {
     let (actor, mut body) = (single.actor, events::list(events));
     let post = |headers: &[(&str, &str)]| head(actor, "POST", headers, body.len());
@@ -259,11 +260,11 @@ fn wrong_request(single: &mut Single<'_>, events: &[Event], rng: &mut fastrand::
     });
 }
 
-/// Sends a part of a sound body, and then nothing more, or closes the connection.
+/// Sends a part of a valid body, and then nothing more, or closes the connection.
 fn cut_body(single: &mut Single<'_>, events: &[Event], rng: &mut fastrand::Rng) {
     let (actor, body) = (single.actor, events::list(events));
     let head = head(actor, "POST", &[], body.len());
-    // A list without its last line break is still a whole list.
+    // A list without its last line break is still complete.
     let part = body.get(..rng.usize(0..body.len() - 3)).unwrap_or_default().to_vec();
     let serials = actor.book.made(events);
     let how = rng.u8(..8);
@@ -272,15 +273,15 @@ fn cut_body(single: &mut Single<'_>, events: &[Event], rng: &mut fastrand::Rng) 
         match how {
             0..4 => return Ok(Answer::Unread),
             4..7 => http.socket().finish_writing(),
-            // `limits.body_timeout` is up to the relay.
+            // The relay decides when to give up (`limits.body_timeout`).
             _ => {}
         }
         Ok(judged(&http.reply(deadline)?, serials.len()))
     });
 }
 
-/// Opens connections in quick succession, and leaves something on each: nothing, garbage, a piece
-/// of a request, a refused request.
+/// Opens connections quickly. On each of them, it sends nothing, garbage, a part of a request, or a
+/// request that is refused.
 pub(super) fn hammering(actor: &Actor, role: u32) {
     let mut rng = actor.rng(role);
     let mut held = Vec::new();
@@ -298,18 +299,18 @@ pub(super) fn hammering(actor: &Actor, role: u32) {
                     b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nHost: a\r\n\r\nffffffff\r\n"
                 }
             };
-            // What the relay says to this is of no interest.
+            // The relay's response to this does not matter.
             if http.socket().write(bytes, soon).is_ok() {
                 held.push(http);
             }
         }
-        // The oldest connections are closed, with whatever lies unread in them.
+        // The oldest connections are closed, even if they have unread bytes.
         let surplus = held.len().saturating_sub(usize::from(CONNECTIONS_MAX));
         held.drain(..surplus);
     }
 }
 
-/// Sends a head byte by byte, on one connection after the other (slowloris).
+/// Sends heads slowly, three bytes at a time, on one connection after another (slowloris).
 pub(super) fn slow_heads(actor: &Actor, role: u32) {
     let mut rng = actor.rng(role);
     while actor.is_next(&mut rng) {

@@ -1,5 +1,4 @@
-//! The rules about answers that hold at any moment, also while the relay starts, reloads or is in
-//! trouble.
+//! The rules that apply at any time, even while the relay starts, reloads or is in trouble.
 
 use std::time::Duration;
 
@@ -8,10 +7,11 @@ use crate::events::Serial;
 use crate::oracle::{LEAVES, Seen, Stored, copies};
 use crate::truth::{Acknowledge, Answer, Attempt, Config};
 
-/// How long a sender may take to read its answer.
+/// How long a sender can take to read its response.
 const READS: Duration = Duration::from_secs(1);
 
-/// `/status` is asked after `/metrics`, and both have the same counters (status-json.md).
+/// `/metrics` and `/status` have the same counters (see status-json.md). Since `/status` is asked
+/// second, its counters may only be higher.
 pub(super) fn agrees(said: &Said) -> Option<Fault> {
     let status = said.status.as_ref()?;
     let accepted = said.metrics.count("event_total", &[]);
@@ -24,8 +24,7 @@ pub(super) fn agrees(said: &Said) -> Option<Fault> {
     falls.then(|| said.fault("counters", &text))
 }
 
-/// Findings are about the outputs of the config (status-json.md). One that a reload has removed is
-/// there until it has left.
+/// Findings are about outputs in the config. A removed output can be in them until it is gone.
 pub(super) fn named(world: &World<'_>, said: &Said) -> Option<Fault> {
     let from = said.asked.saturating_sub(LEAVES);
     let configs: Vec<_> = world.truth.configs(from, said.answered).collect();
@@ -37,9 +36,9 @@ pub(super) fn named(world: &World<'_>, said: &Said) -> Option<Fault> {
     Some(said.fault("verdict", &format!("a finding is about {output}, which is no output")))
 }
 
-/// "An output is late when an event has waited for it for more than 30 s" (status-page.md), and the
-/// verdict then says so. An event has waited that was accepted in this life, and has come only
-/// after the answer.
+/// If an event has waited for an output for more than 30 s, the verdict says that the output is
+/// late (see status-page.md). The rule knows that an event waits if this life has accepted it, and
+/// it arrives only after the answer.
 pub(super) fn late(world: &World<'_>, said: &Said) -> Vec<Fault> {
     if said.status.is_none() {
         return Vec::new();
@@ -73,8 +72,7 @@ pub(super) fn late(world: &World<'_>, said: &Said) -> Vec<Fault> {
     faults
 }
 
-/// Returns true if the output was in each config that may have been in force in this span, with the
-/// same consumer.
+/// Returns `true` if every config that may have been in force has the output, with this consumer.
 fn is_there(world: &World<'_>, seen: &Seen<'_>, from: Duration, to: Duration) -> bool {
     let has_it = |config: &Config| {
         let output = config.output(seen.view.output);
@@ -83,9 +81,8 @@ fn is_there(world: &World<'_>, seen: &Seen<'_>, from: Duration, to: Duration) ->
     world.truth.configs(from, to).all(has_it)
 }
 
-/// "Whenever nothing is in motion" the identity over the counters holds for each output
-/// (monitoring.md). At any moment, no more events can be missing in it or too many than there are
-/// in bodies that are under way.
+/// When the relay is idle, each output's counters add up (see monitoring.md). At any other time,
+/// the difference is at most the number of events in the bodies of unanswered requests.
 pub(super) fn in_motion(world: &World<'_>, said: &Said) -> Vec<Fault> {
     let is_under_way = |attempt: &&Attempt| {
         attempt.begun <= said.answered && attempt.ended.is_none_or(|(at, _)| at >= said.asked)
@@ -95,7 +92,7 @@ pub(super) fn in_motion(world: &World<'_>, said: &Said) -> Vec<Fault> {
     let mut faults = Vec::new();
     for seen in &world.outputs {
         let Some(difference) = difference(said, seen.view.output) else { continue };
-        // The series of an output that has left stay as they were.
+        // The series of a removed output stay as they were.
         let is_judged = is_there(world, seen, said.asked.saturating_sub(LEAVES), said.answered);
         if is_judged && difference.abs() > moving as f64 {
             let text = format!(
@@ -109,9 +106,9 @@ pub(super) fn in_motion(world: &World<'_>, said: &Said) -> Vec<Fault> {
     faults
 }
 
-/// `in_flight_bytes` has the "bytes of bodies that are not yet in the queue or wait for their
-/// acknowledgement" (metrics.md). With `acknowledge = "delivered"`, a body of which an event has
-/// come to a consumer is there whole, and waits until its sender has the answer.
+/// `in_flight_bytes` counts the bytes of bodies that are not in the queue yet, or wait to be
+/// acknowledged (see metrics.md). With `acknowledge = "delivered"`, a body is complete once one of
+/// its events has reached a consumer, and waits until its sender has the response.
 pub(super) fn in_flight(world: &World<'_>, said: &Said) -> Option<Fault> {
     let counted = said.metrics.get("in_flight_bytes", &[])?;
     let has_come = |attempt: &Attempt, serial: &Serial| {
@@ -136,8 +133,8 @@ pub(super) fn in_flight(world: &World<'_>, said: &Said) -> Option<Fault> {
     (counted < bytes as f64).then(|| said.fault("counters", &text))
 }
 
-/// Returns what is missing on the right side of the identity. Returns `None` if the output is not
-/// in the answer.
+/// Returns the left side of the equation minus the right side, or `None` if the metrics do not have
+/// the output.
 fn difference(said: &Said, output: &str) -> Option<f64> {
     let of_output = |name: &str| said.metrics.get(name, &[("output", output)]);
     let lost = |plugin| said.metrics.count("error_total", &[("plugin", plugin)]) as f64;

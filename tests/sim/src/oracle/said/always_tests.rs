@@ -28,7 +28,7 @@ fn findings_are_about_outputs_that_there_are() {
     check(&small, rule("queue"), None);
     check(&small, rule("output another"), None);
     check(&small, rule("output old"), Some("a finding is about old, which is no output"));
-    // It has just been removed.
+    // The output was removed a moment ago.
     let mut small = Small::new();
     small.config(0, |config| config.outputs[0].name = "old".into());
     small.config(90, |config| config.outputs[0].name = "another".into());
@@ -46,7 +46,7 @@ fn an_output_for_which_an_event_waits_is_late() {
     };
     let mut small = Small::new();
     let (old, young) = (small.two(50), small.two(70));
-    // What never comes was perhaps given up.
+    // An event that never arrives may have been given up.
     check(&small, silent, None);
     small.arrive(110, &young);
     check(&small, silent, None);
@@ -57,11 +57,11 @@ fn an_output_for_which_an_event_waits_is_late() {
     let another_life =
         |world: &World<'_>| late(world, &Said { started: seconds(55), ..said(Moment::Any, "") });
     check(&small, another_life, None);
-    // It came before the answer.
+    // The event arrived before the answer.
     small.arrived.clear();
     small.arrive(99, &old);
     check(&small, silent, None);
-    // The output was another one then.
+    // At that time, the output had another name.
     small.arrived.clear();
     small.arrive(110, &old);
     small.config(60, |config| config.outputs[0].name = "another".into());
@@ -93,7 +93,7 @@ fn what_is_missing_in_the_identity_is_under_way() {
     let before = small.made(2, "get");
     small.send(&before, 90, OK);
     check(&small, rule(2), Some("and 0 are in bodies"));
-    // It is not an output any more.
+    // The output was removed.
     small.config(95, |config| config.outputs[0].name = "another".into());
     check(&small, rule(2), None);
 }
@@ -119,7 +119,7 @@ fn bodies_that_wait_for_their_answer_are_in_flight() {
     let bytes: usize = events.map(|known| known.event.bytes.len()).sum();
     check(&waits, says(bytes), None);
     check(&waits, says(bytes - 1), Some("and bodies with"));
-    // It may be answered, or still on its way to the relay.
+    // The batch may have its 200, or may not have reached the relay yet.
     check(&case(Acknowledge::Delivered, 95, 101), says(0), None);
     check(&case(Acknowledge::Delivered, 100, 105), says(0), None);
     check(&case(Acknowledge::Queued, 95, 105), says(0), None);

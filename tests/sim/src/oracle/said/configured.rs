@@ -1,4 +1,4 @@
-//! `/status` and `/metrics` beside the config that is in force.
+//! The rule that `/status` and `/metrics` show the config that is in force.
 
 use std::collections::BTreeSet;
 
@@ -6,8 +6,8 @@ use super::{Address, Fault, Said, Shown, World};
 use crate::oracle::LEAVES;
 use crate::truth::{Acknowledge, Config, Output};
 
-/// What the config says is what `/status` shows "as configured" (status-json.md), whenever it is
-/// certain which config is in force: after each reload, too.
+/// `/status` shows the settings as configured (see status-json.md). The rule applies whenever only
+/// one config can be in force, including after a reload.
 pub(super) fn as_configured(world: &World<'_>, said: &Said) -> Vec<Fault> {
     let Some(status) = &said.status else { return Vec::new() };
     let mut configs = world.truth.configs(said.asked, said.answered);
@@ -45,14 +45,13 @@ pub(super) fn as_configured(world: &World<'_>, said: &Said) -> Vec<Fault> {
     wrong.into_iter().map(|text| said.fault("reload", &text)).collect()
 }
 
-/// Returns what is compared of an output on the page.
 fn as_shown(shown: &Shown) -> String {
     let addresses = shown.addresses.iter().map(|Address { address, .. }| numeric(address));
     told(shown.required, addresses.collect())
 }
 
-/// Returns an address with its IP address: "host and port; if the host is a name, also the IP
-/// address it resolves to" (status-json.md) are `localhost:1000 (127.0.0.1)`.
+/// Returns an address as an IP address and a port. In `/status`, a host that is a name is followed
+/// by its IP address, as in `localhost:1000 (127.0.0.1)` (see status-json.md).
 fn numeric(address: &str) -> String {
     let parts = address.strip_suffix(')').and_then(|it| it.split_once(" ("));
     let parts = parts.and_then(|(name, ip)| Some((name.rsplit_once(':')?.1, ip)));

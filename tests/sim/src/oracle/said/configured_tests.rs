@@ -3,7 +3,7 @@ use super::*;
 use crate::oracle::said::Moment;
 use crate::oracle::tests::{Small, seconds};
 
-/// Says what the config of a small world has, with a change.
+/// Shows the config of a small world, with a change.
 fn says(change: impl Fn(&mut Said)) -> impl Fn(&World<'_>) -> Vec<Fault> {
     move |world| {
         let mut said = said(Moment::Any, "queue_capacity_bytes 67108864\n");
@@ -65,7 +65,7 @@ fn what_a_reload_is_about_to_change_may_be_shown_either_way() {
     check(&small, says(|_| {}), Some("the config has required = false"));
     let asked_before = |said: &mut Said| said.asked = seconds(98);
     check(&small, says(asked_before), None);
-    // An output that has just been removed may still be there.
+    // An output that was removed a moment ago may still be shown.
     let mut small = Small::new();
     small.config(90, |config| config.outputs[0].name = "another".into());
     let renamed = |said: &mut Said| {

@@ -3,7 +3,7 @@ use super::*;
 use crate::oracle::Seen;
 use crate::truth::{Filter, Output};
 
-/// Returns what a relay says at second 100 that has started at second 0.
+/// Returns the answers at second 100 of a relay that started at second 0.
 pub(in crate::oracle) fn said(moment: Moment, metrics: &str) -> Said {
     let verdict = Verdict { state: "good".into(), findings: Vec::new() };
     let queue = ShownQueue { capacity_bytes: 64 << 20, when_full: "reject".into() };
@@ -33,7 +33,7 @@ pub(super) fn finds(mut said: Said, about: &str, text: &str) -> Said {
     said
 }
 
-/// Passes or fails: the one fault has to say this.
+/// Checks that the rule finds exactly one fault with this text, or none.
 #[track_caller]
 pub(super) fn check(small: &Small, rule: impl Fn(&World<'_>) -> Vec<Fault>, says: Option<&str>) {
     let rule = |world: &World<'_>, _: &Seen<'_>| rule(world);
@@ -84,7 +84,7 @@ fn as_many_events_are_counted_as_were_accepted() {
     check(&small, rule(2, 0), None);
     check(&small, rule(5, 0), None);
     check(&small, rule(6, 0), Some("event_total is 6"));
-    // Another life has accepted the first two.
+    // Another life accepted the first two events.
     check(&small, rule(3, 15), None);
     check(&small, rule(4, 15), Some("from 0 to 3"));
 }
@@ -218,7 +218,7 @@ fn an_output_whose_consumer_is_away_is_in_the_findings() {
         }
     };
     let mut small = Small::new();
-    // Nothing waits, or not for long.
+    // Nothing waits, or not long enough.
     check(&small, silent, None);
     small.two(70);
     check(&small, silent, None);
@@ -238,7 +238,7 @@ fn an_output_whose_consumer_is_away_is_in_the_findings() {
 #[test]
 fn the_heap_stays_below_the_sum_of_its_parts() {
     let mut small = Small::new();
-    // Two bodies of the same size one after the other, and one beside the second.
+    // First one body, then two at the same time.
     let serials = small.made(3, "get");
     let bytes = |serial| small.event(serial).bytes.len();
     let (one, both) = (bytes(serials[0]), bytes(serials[1]) + bytes(serials[2]));
@@ -277,7 +277,7 @@ fn dead_letters_are_counted_as_they_are_written() {
     check(&small, rule(Moment::Quiet, 2), None);
     check(&small, rule(Moment::Calm, 1), None);
     check(&small, rule(Moment::Quiet, 1), Some("is 1, and there are 2 dead letters of this life"));
-    // The sync of the one at 30 s took longer than the relay waits.
+    // The sync of the letter at 30 s took longer than the relay waits.
     small.letter_hangs(25, 35);
     check(&small, rule(Moment::Quiet, 1), None);
     check(&small, rule(Moment::Quiet, 2), None);
@@ -323,7 +323,7 @@ fn nothing_is_needed_if_nothing_waits_for_a_required_output() {
     check(&small, rule((1, 0), 900), None);
     check(&small, rule((0, 1), 900), None);
     check(&small, rule((0, 0), 900), Some("queue_needed_bytes is 900"));
-    // It was optional in an earlier config only.
+    // The output is optional only in the newer config.
     small.config(40, |config| config.outputs[0].required = false);
     check(&small, rule((1, 0), 900), None);
     // A queue on disk keeps whole segments.
@@ -371,7 +371,7 @@ fn senders_that_were_shut_out_for_minutes_are_said() {
     check(&small, rule(0, false), Some("429 from 101s to 351s, and no finding says so"));
     check(&small, rule(0, true), None);
     check(&small, rule(120, false), None);
-    // A minute without a refusal ends the spell.
+    // A minute without a refusal ends the period.
     let mut small = Small::new();
     let events = small.made(1, "get");
     for second in (100..=400).step_by(60) {
