@@ -152,6 +152,9 @@ impl Operator<'_> {
             it.post(&events);
         };
         let slow = disk::Faults { sync_time: seconds(50), ..disk::Faults::default() };
+        // A request that got no response before this ends after 20 s. The first refusal below would
+        // wait for it, and its letter would be written after the span that is noted.
+        self.wait(seconds(22));
         let from = kernel::now();
         self.disk(slow, seconds(30));
         refused(self);

@@ -62,3 +62,36 @@ fn an_event_whose_claim_was_not_final_comes_from_the_log_alone() {
     scene.deliver_to(0);
     assert_eq!(scene.counts[0].delivered(), 2);
 }
+
+/// Method: with evidence, an event that was set aside is decided. The process is killed before the
+/// evidence of the decision is durable, or after it.
+#[test]
+fn a_decided_event_is_kept_until_the_evidence_of_the_decision_is_durable() {
+    let config = settings(1 << 20, 64 << 10, WhenFull::Reject);
+    let open = |disk| {
+        let outputs = [("out", true), ("recorder", false)];
+        Scene::open(disk, &config, &outputs, |it| it.recorder = Some(Position::START))
+    };
+    for is_durable in [false, true] {
+        let mut scene = open(SimulatedDisk::new(1));
+        scene.send(100).expect("there is room");
+        let claim = scene.cursors[0].next(ALL).expect("an event").claim;
+        let shelf = scene.cursors[0].shelf();
+        shelf.store(claim.start, b"{}").expect("the disk is well");
+        scene.cursors[0].set_aside(claim);
+        let of_set_aside = scene.cursors[1].take_finished();
+        let event = Aside { bytes: 2, received: 0 };
+        scene.cursors[0].settle_aside(claim.start, event, Disposition::lost(1));
+        shelf.remove(claim.start);
+        scene.cursors[1].recorded(&of_set_aside);
+        let of_decision = scene.cursors[1].take_finished();
+        assert_eq!(of_decision.len(), 1);
+        if is_durable {
+            scene.cursors[1].recorded(&of_decision);
+        }
+        scene.work(Chore::Save);
+        let scene = open(scene.disk);
+        let found = scene.cursors[0].take_aside();
+        assert_eq!(found.is_empty(), is_durable, "{found:?}");
+    }
+}
