@@ -32,7 +32,7 @@ pub struct Timeouts {
     pub connect: Duration,
     /// An attempt to send fails if it makes no progress towards an acknowledgement for this long.
     pub request: Duration,
-    /// The age, ±10 % at random, at which the output replaces a connection by a new one. The work
+    /// The age, ±10% at random, at which the output replaces a connection by a new one. The work
     /// on the old connection is finished first. `None` if there is no age limit.
     pub max_connection_age: Option<Duration>,
 }
@@ -116,7 +116,7 @@ pub(crate) fn timeouts(t: &mut Table<'_, '_>) -> Timeouts {
             "max_connection_age",
             Duration::ZERO,
             ..,
-            "age (±10 %) at which a connection is closed gracefully and reopened; `\"0s\"`: never",
+            "age (±10%) at which a connection is closed gracefully and reopened; `\"0s\"`: never",
         )),
     }
 }

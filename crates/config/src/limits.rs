@@ -35,7 +35,7 @@ pub struct Limits {
     pub body_timeout: Duration,
     /// The longest time that a connection without a request is kept open for the next one.
     pub idle_timeout: Duration,
-    /// The age, ±10 % at random, at which a connection is closed. A request in progress gets its
+    /// The age, ±10% at random, at which a connection is closed. A request in progress gets its
     /// response first. `None` if there is no age limit.
     pub max_connection_age: Option<Duration>,
 }
@@ -95,7 +95,7 @@ pub(crate) fn read(t: &mut Table<'_, '_>, is_durable: bool) -> Limits {
             "max_connection_age",
             secs(900),
             ..,
-            "age (±10 %) at which a connection is closed after its current response (Connection: \
+            "age (±10%) at which a connection is closed after its current response (Connection: \
              close or GOAWAY); `\"0s\"`: never",
         )),
     }

@@ -798,7 +798,7 @@ const PROCESS: &[Metric] = &[
         unit: "bytes",
         meaning: "Memory that the process uses. Compare with `memory_limit_bytes`.",
         action: "Look at `in_flight_bytes`, `connections` and, with a queue in memory, at \
-            `queue_bytes`. The `KubeAuditForwarderMemoryNearLimit` alert fires above 90 % of the \
+            `queue_bytes`. The `KubeAuditForwarderMemoryNearLimit` alert fires above 90% of the \
             limit.",
         ..OF_PROCESS
     },

@@ -271,7 +271,7 @@ pub struct Listener {
     /// Requests that got a response, by status code, as in `requests_total`.
     pub requests: BTreeMap<String, u64>,
     /// The median time from the end of an accepted batch's body to the response, over the last one
-    /// to two minutes, accurate to 6.3 %; `None` if none was accepted then.
+    /// to two minutes, accurate to 6.3%; `None` if none was accepted then.
     pub latency_p50_seconds: Option<f64>,
     /// The 99th percentile: one response in a hundred takes longer. Above 1 s the listener is slow,
     /// except with `acknowledge = "delivered"`.
@@ -475,7 +475,7 @@ pub struct Counts {
     /// The lost events that are in the dead letters.
     pub dead_letter_events: u64,
     /// The median time from a batch's acceptance to the consumer's acknowledgement, over the last
-    /// four to five minutes, accurate to 6.3 %; `None` if nothing was acknowledged then.
+    /// four to five minutes, accurate to 6.3%; `None` if nothing was acknowledged then.
     pub latency_p50_seconds: Option<f64>,
     /// The 99th percentile: one event in a hundred takes longer.
     pub latency_p99_seconds: Option<f64>,

@@ -18,7 +18,7 @@ fn a_config_in_a_cluster_is_changed_in_one_way() {
     let (_, section) = page.text.split_once("\n## Change the config\n").expect("the section");
     let (section, _) = section.split_once("\n## ").expect("a next section");
     let file = "deploy/base/relay.toml";
-    assert!(section.contains("There is one way") && section.contains(file), "{section}");
+    assert!(section.contains("Always change") && section.contains(file), "{section}");
     assert!(section.contains("kubectl apply -k deploy/overlays/ibm-iks"), "{section}");
     assert!(repository().join(file).is_file());
 }
@@ -45,7 +45,7 @@ pub(super) fn commands(section: &Page) -> Vec<String> {
 #[test]
 fn the_ways_from_a_clone_to_events_are_as_short_as_the_page_says() {
     let page = Page::read("docs/operating/kubernetes.md");
-    let table = section(&page, "## From a clone to events");
+    let table = section(&page, "## Install the relays");
     let ways = [
         ("### With Helm", "[with Helm](#with-helm)"),
         ("### With kubectl", "[with kubectl](#with-kubectl)"),

@@ -1,6 +1,7 @@
 //! Events that an output sets aside.
 
 use super::*;
+use crate::contract::Aside;
 
 #[test]
 fn an_event_that_is_set_aside_is_kept_for_the_next_start_and_told_so() {
