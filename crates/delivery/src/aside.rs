@@ -24,9 +24,15 @@ use base::position::Position;
 use queue::{Acceptance, Batch, Claim, Cursor, Shelf};
 use telemetry::Cause;
 
-/// At this number of events, or at the limit of bytes, the oldest one is given up for each new one.
-/// If `rejected.action` is `"retry"`, the new one stays in the queue instead.
+/// At this number of events, or at the limit of bytes, the oldest ones are given up for each new
+/// one. If `rejected.action` is `"retry"`, the new one stays in the queue instead.
 pub(crate) const EVENTS_MAX: usize = if cfg!(test) { 50 } else { 10_000 };
+
+/// The maximum number of events that are given up for a new one.
+const PUSHED_OUT_MAX: usize = 8;
+
+/// The end of the reason for giving up an event that could be retried.
+pub(crate) const NO_ROOM: &str = "and no more events can be set aside";
 
 /// The events may have a quarter of `queue.max_bytes`, and at most 64 MiB.
 const PART_OF_QUEUE: u64 = 4;
@@ -204,16 +210,39 @@ impl Aside {
         events > 0 && (events >= EVENTS_MAX || self.bytes + bytes > self.bytes_max)
     }
 
-    /// Dooms the oldest events that wait, until an event of `bytes` bytes has room or none waits.
-    pub(super) fn make_room(&mut self, bytes: u64) {
-        while self.is_full(bytes) {
-            let waits = self.events.iter().filter(|(_, (stage, _))| matches!(stage, Stage::Waits));
-            let oldest = waits.min_by_key(|(_, (_, kept))| kept.retrial.since);
-            let Some(position) = oldest.map(|(position, _)| *position) else { return };
-            let Some(kept) = self.take_waiting(position) else { return };
-            let why = format!("{}, and no more events can be set aside", kept.answer);
-            self.doom(position, kept, Reason::new(Cause::Refused, &why));
+    /// Dooms the oldest events that wait, at most [`PUSHED_OUT_MAX`], so that an event of `bytes`
+    /// bytes has room. Returns `false` and dooms none if that would not be enough: the new event
+    /// must then be given up itself, because a client that makes a large event must not decide
+    /// about the events of others. If no further event waits, the new one may exceed the limit.
+    #[must_use]
+    pub(super) fn make_room(&mut self, bytes: u64) -> bool {
+        if !self.is_full(bytes) {
+            return true;
         }
+        let waits = self.events.iter().filter(|(_, (stage, _))| matches!(stage, Stage::Waits));
+        let mut waits: Vec<_> = waits
+            .map(|(position, (_, kept))| (kept.retrial.since, *position, kept.event.bytes))
+            .collect();
+        waits.sort_unstable();
+        let (mut events, mut freed, mut oldest) = (self.events.len() - self.doomed.len(), 0, 0);
+        let is_full = |events: usize, freed: u64| {
+            events > 0 && (events >= EVENTS_MAX || self.bytes + bytes > self.bytes_max + freed)
+        };
+        while is_full(events, freed)
+            && let Some((_, _, bytes)) = waits.get(oldest)
+        {
+            if oldest == PUSHED_OUT_MAX {
+                return false;
+            }
+            (events, freed, oldest) = (events - 1, freed + bytes, oldest + 1);
+        }
+        for (_, position, _) in waits.into_iter().take(oldest) {
+            if let Some(kept) = self.take_waiting(position) {
+                let why = format!("{}, {NO_ROOM}", kept.answer);
+                self.doom(position, kept, Reason::new(Cause::Refused, &why));
+            }
+        }
+        true
     }
 
     pub(super) fn doom_older(&mut self, age: Duration, reason: &Reason) {
@@ -540,6 +569,29 @@ mod tests {
         let file = aside.store("o", position, &kept, b"{}");
         file.expect("there is a directory").await.unwrap().unwrap();
         aside.add(position, kept, Bytes::from_static(b"{}\n"));
+    }
+
+    /// Method: small events fill the room. Then a small, a larger and a very large one come.
+    #[tokio::test]
+    async fn a_large_event_pushes_out_few_others() {
+        let (mut aside, _directory) = with_directory();
+        let small = aside.bytes_max / 20;
+        for position in 0..20 {
+            let mut kept = Kept::new(Retrial::found(), "400", 1);
+            kept.event.bytes = small;
+            aside.add(Position::new(position), kept, Bytes::from_static(b"{}\n"));
+        }
+        for (bytes, has_room, doomed) in [
+            (aside.bytes_max, false, 0),
+            (small * 9, false, 0),
+            (small, true, 1),
+            (small * 7, true, 7),
+        ] {
+            assert_eq!(aside.make_room(bytes), has_room, "{bytes}");
+            assert_eq!(aside.doomed.len(), doomed, "{bytes}");
+        }
+        let oldest: Vec<_> = aside.doomed.iter().map(|position| position.get()).collect();
+        assert_eq!(oldest, [0, 1, 2, 3, 4, 5, 6]);
     }
 
     /// A loop whose consumer always has a response ready never waits for a read, but must try

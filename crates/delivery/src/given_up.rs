@@ -10,7 +10,7 @@ use bytes::Bytes;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::aside::{Aside, Kept};
+use super::aside::{Aside, Kept, NO_ROOM};
 use super::dead_letter::{CLAIMS_MAX, DeadLetters, GROUP_BYTES_MAX, PATIENCE, Writing, Written};
 use super::failure::Failure;
 use super::filtering::{Filtering, INSPECTED_BYTES_MAX};
@@ -296,8 +296,10 @@ impl GivenUp {
         };
         let (position, received) = (claim.start, parts.in_flight.cursor().received(claim));
         let event = queue::Aside { bytes: line.len() as u64, received };
-        if !self.keeps_all {
-            parts.aside.make_room(event.bytes);
+        if !self.keeps_all && !parts.aside.make_room(event.bytes) {
+            let Reason { cause, text } = &reason;
+            let reason = Reason::new(*cause, &format!("{text}, {NO_ROOM}"));
+            return self.end_with(Of::Claim(claim), disposition, lines, reason, parts);
         }
         kept.event = event;
         let text = line.strip_suffix(b"\n").unwrap_or(line);
