@@ -57,9 +57,15 @@ impl Unrecorded {
     /// Records that an output has finished or lost a range, which begins at this byte of the log.
     pub(super) fn add(&mut self, output: &str, claim: Claim, byte: u64, outcome: Outcome) {
         let place = LogOffset { position: claim.start, byte };
+        // A decision has no place that is held, so nothing may be joined to it.
+        let is_held = |last: &Finished| {
+            let (start, end) = (last.claim.start, last.claim.end);
+            self.places.range((start, Position::START)..=(start, end)).next().is_some()
+        };
         if let Some(last) = self.finished.last_mut()
             && (last.claim.end, &last.outcome) == (claim.start, &outcome)
             && is_plain(&outcome)
+            && is_held(last)
         {
             (last.claim.end, last.at) = (claim.end, now());
             return;
@@ -250,6 +256,13 @@ mod tests {
             assert!(asked != 2 || !unrecorded.keeps_file(position), "it is deleted at once");
             assert!(unrecorded.is_recorded());
         }
+        let mut unrecorded = Unrecorded::new(Arc::new(Notify::new()));
+        unrecorded.decided("a", position, Fates::default());
+        settle(&mut unrecorded, 4, 10);
+        assert_eq!(unrecorded.first(), Some(at(4)), "the next range is not joined to the decision");
+        assert!(unrecorded.keeps_file(position));
+        let free: Vec<_> = unrecorded.take().iter().map(|it| unrecorded.recorded(it)).collect();
+        assert_eq!(free, [Some(position), None]);
         let mut unrecorded = Unrecorded::new(Arc::new(Notify::new()));
         unrecorded.waiting = WAITING_MAX;
         unrecorded.decided("a", position, Fates::default());
