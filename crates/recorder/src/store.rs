@@ -148,8 +148,8 @@ impl Store {
         }
         store.pending.synced = store.pending.entries.len();
         if !is_found {
-            let is_older = store.is_of_older_version()?;
-            if has_head || store.newest.head.size > 0 && !is_older {
+            let has_ended = store.has_ended_with_journal()?;
+            if has_head || store.newest.head.size > 0 && !has_ended {
                 store.note_cut();
             }
         }
@@ -177,8 +177,10 @@ impl Store {
 
     /// Looks for a journal, in which earlier versions kept the entries that no checkpoint covered.
     /// These entries are not read any more. If there may be some, the journal is set aside, with an
-    /// alarm. Returns `true` if there is a journal.
-    fn is_of_older_version(&mut self) -> io::Result<bool> {
+    /// alarm. Returns `true` if there is a journal, and an earlier version has ended in order: the
+    /// checkpoint covers its last entry, which says so. Anybody can write a journal, but not this
+    /// entry.
+    fn has_ended_with_journal(&mut self) -> io::Result<bool> {
         let name = path(JOURNAL);
         let Some(file) = if_there(self.disk.open(&name, Access::Read))? else { return Ok(false) };
         // In each version, bytes 8 to 15 are the size of the log before the first entry of the
@@ -198,7 +200,18 @@ impl Store {
                  to queue.directory"
             );
         }
-        Ok(true)
+        let last = self.last_entry()?.and_then(|last| Entry::parse(&last).ok());
+        Ok(self.has_journal && matches!(last, Some(Entry::Stop(_))))
+    }
+
+    fn last_entry(&self) -> io::Result<Option<Vec<u8>>> {
+        match self.pending.entries.last() {
+            None if self.tiled.size > 0 => {
+                let last = (self.tiled.size - 1) / WIDTH;
+                Ok(entries_of(&*self.disk, last, self.tiled.size)?.pop())
+            }
+            last => Ok(last.cloned()),
+        }
     }
 
     /// Notes that files of the log were removed, cut or replaced, unless there is an alarm already.
@@ -211,12 +224,7 @@ impl Store {
     /// Returns the sizes that the files of line hashes must have; `None` if they are not known. The
     /// second value is `true` if the relay has ended in order, so that no file is longer.
     pub(crate) fn lines(&self) -> io::Result<(Option<&Sizes>, bool)> {
-        let last = match self.pending.entries.last() {
-            None if self.tiled.size > 0 => {
-                entries_of(&*self.disk, (self.tiled.size - 1) / WIDTH, self.tiled.size)?.pop()
-            }
-            last => last.cloned(),
-        };
+        let last = self.last_entry()?;
         let last = last.and_then(|last| Entry::parse(&last).ok());
         Ok((self.lines.as_ref(), self.lines.is_some() && matches!(last, Some(Entry::Stop(_)))))
     }
@@ -239,6 +247,7 @@ impl Store {
              replaced by older ones; keep a copy of the directory, compare it with a checkpoint \
              that a consumer or a witness has, and find out who can write to it"
         );
+        self.is_cut = true;
         if !self.alarms.contains(&Alarm::Removed) {
             self.alarms.push(Alarm::Removed);
         }

@@ -284,7 +284,7 @@ impl<'a> Events<'a> {
             }
             all.entry(output).or_default().extend(asked.ranges());
         }
-        let mut lost: u64 = all.values().map(Positions::len).sum();
+        let mut lost = all.values().map(Positions::len).fold(0, u64::saturating_add);
         let never_stored = self.history.never_stored.iter();
         for (at, count) in never_stored.filter(|it| request.asks_about(it.0, it.0)) {
             lost = lost.saturating_add(*count);

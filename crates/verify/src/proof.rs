@@ -89,6 +89,10 @@ fn check_proof(
         report.unchecked.push(text.to_owned());
         return Ok(());
     };
+    if lines.is_empty() && !request.events.is_empty() {
+        report.unchecked.push("the line: the files of --events have no event".to_owned());
+        return Ok(());
+    }
     if lines.is_empty() {
         let text = "the line itself was not compared: give it with --events";
         report.notes.push(text.to_owned());

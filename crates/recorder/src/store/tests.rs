@@ -1,6 +1,9 @@
 //! The log on a disk that fails, and in the hands of somebody else.
 
+use std::collections::BTreeMap;
+
 use super::*;
+use evidence_log::entry::Running;
 use evidence_log::tlog::key::Kind;
 use evidence_log::tlog::merkle::{extends, root};
 use testing::simulated_disk::{SimulatedDisk, is_crash};
@@ -407,26 +410,49 @@ fn the_log_goes_on_while_a_key_is_followed_by_the_next_one() {
 }
 
 /// Method: a version with a journal has ended in order, or was killed with entries in its journal.
+/// Or somebody has written the journal, and the last signed entry does not say that a relay ended.
 #[test]
 fn the_journal_of_an_earlier_version_is_an_alarm_if_it_may_have_entries() {
     let journal = |begin: u64| [b"\xFFKAFJRN\x03".as_slice(), &begin.to_be_bytes()].concat();
-    for (journal, alarms) in [
-        (journal(9), &[][..]),
-        (journal(10), &[Alarm::Journal]),
-        (journal(11), &[Alarm::Journal]),
-        (b"short".to_vec(), &[Alarm::Journal]),
+    let stop = Entry::Stop(Running {
+        at: 1,
+        version: "0.1.0".to_owned(),
+        config_sha256: "0".repeat(64),
+        heartbeat_ms: 1,
+        outputs: BTreeMap::new(),
+        left: BTreeMap::new(),
+        directory: None,
+    });
+    // The size of the log before the journal's first entry is more than this, or less.
+    for (more, has_ended, alarms) in [
+        (Some(-1), true, &[][..]),
+        (Some(-1), false, &[Alarm::Removed]),
+        (Some(-10), false, &[Alarm::Removed]),
+        (Some(0), true, &[Alarm::Journal]),
+        (Some(1), true, &[Alarm::Journal]),
+        (Some(1), false, &[Alarm::Journal]),
+        (None, true, &[Alarm::Journal]),
     ] {
         let killed = Killed::new();
-        killed.put("evidence/journal", &journal);
+        if has_ended {
+            let mut store = killed.open();
+            store.push(stop.bytes()).expect("it is short");
+            sign(&mut store, &killed.key).expect("no fault is set");
+        }
+        let signed = killed.open().signed().size;
+        let begin = more.map(|more| journal(signed.saturating_add_signed(more)));
+        killed.put("evidence/journal", &begin.unwrap_or(b"short".to_vec()));
         killed.put(HEAD, br#"{"origin":"example.org/relay-0"}"#);
         let mut store = killed.open();
-        assert_eq!((store.alarms.as_slice(), store.head().size), (alarms, Killed::SIGNED));
+        assert_eq!((store.alarms.as_slice(), store.head().size), (alarms, signed));
+        assert_eq!(store.is_cut, !alarms.is_empty());
         store.push(vec![1]).expect("it is short");
         commit(&mut store, &killed.key).expect("no fault is set");
         assert_eq!(killed.open().alarms, []);
         let names = killed.disk.names();
         assert!(!names.contains(&"evidence/journal".to_owned()));
-        assert_eq!(names.iter().any(|name| name.contains(REFUSED)), !alarms.is_empty());
+        let is_aside = names.iter().any(|name| name.contains(REFUSED));
+        assert_eq!(is_aside, alarms.contains(&Alarm::Journal));
     }
 }
 
