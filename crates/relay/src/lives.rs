@@ -41,6 +41,8 @@ struct Life {
     seen: u64,
     /// `true`: the process has ended normally, and has counted the events lost at its end.
     ended: bool,
+    /// The field of [`Lives`].
+    loses_queue: bool,
     /// The last kill and the losses of this process and of those before it.
     #[serde(flatten)]
     earlier: Earlier,
@@ -50,6 +52,9 @@ struct Life {
 pub(super) struct Lives {
     file: PathBuf,
     telemetry: Arc<Telemetry>,
+    /// `true`: the next process that reads the file does not have this process's queue, because it
+    /// is in memory, or on a volume that is deleted with the pod although the file is not.
+    loses_queue: bool,
     /// `true`: the end is written, and nothing is written after it.
     has_ended: Mutex<bool>,
 }
@@ -62,8 +67,10 @@ impl Lives {
     pub(crate) async fn begin(config: &Config, telemetry: &Arc<Telemetry>) -> Option<Arc<Self>> {
         let directory = config.directory_of_state()?.to_owned();
         let (file, telemetry) = (directory.join(FILE), Arc::clone(telemetry));
+        let goes_with_pod = config.queue.ephemeral && config.state_directory.is_some();
+        let loses_queue = config.queue.directory.is_none() || goes_with_pod;
         let begun = tokio::task::spawn_blocking(move || {
-            let lives = Self { file, telemetry, has_ended: Mutex::default() };
+            let lives = Self { file, telemetry, loses_queue, has_ended: Mutex::default() };
             lives.follow();
             queue::make_directory(&directory).map_err(io::Error::other)?;
             lives.write(false, 0).map(|()| lives)
@@ -86,9 +93,9 @@ impl Lives {
     fn follow(&self) {
         let read = named_file::read(&self.file, BYTES as u64).ok();
         let life = read.and_then(|text| serde_json::from_slice::<Life>(&text).ok());
-        let Some(Life { seen, ended, mut earlier }) = life else { return };
+        let Some(Life { seen, ended, loses_queue, mut earlier }) = life else { return };
         if !ended {
-            earlier.last_killed = seen;
+            (earlier.last_killed, earlier.killed_with_queue) = (seen, loses_queue);
             tracing::warn!("the previous process of the relay was killed, or its machine failed");
         }
         self.telemetry.follow(earlier);
@@ -104,13 +111,15 @@ impl Lives {
         }
         *has_ended = ended;
         let (mut earlier, seen) = (self.telemetry.earlier(), telemetry::now());
+        let uncounted = if self.loses_queue { 0 } else { uncounted };
         let lost = self.telemetry.all_lost_events().saturating_sub(uncounted);
         if lost > 0 {
             let ago = self.telemetry.reports().any_lost_ago().unwrap_or_default();
             earlier.lost_events += lost;
             earlier.last_lost = whole((seen - ago.as_secs_f64()).floor());
         }
-        let life = Life { seen: whole(seen.floor()), ended, earlier };
+        let loses_queue = self.loses_queue;
+        let life = Life { seen: whole(seen.floor()), ended, loses_queue, earlier };
         let text = serde_json::to_string(&life)?;
         let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
         let mut options = OpenOptions::new();
@@ -151,7 +160,7 @@ mod tests {
     async fn begin(directory: &Path) -> (Arc<Telemetry>, Option<Arc<Lives>>) {
         let text = format!(
             "[[listener]]\naddress = \"127.0.0.1:0\"\n[[output]]\nname = \"o\"\ntype = \"stdout\"\n\
-             [process]\nstate_directory = {directory:?}\n"
+             [process]\nstate_directory = {directory:?}\n[queue]\ndirectory = {directory:?}\n"
         );
         let config = config::read(&text, outputs::TYPES).config.expect("it is right");
         let telemetry = Arc::new(Telemetry::new());
@@ -207,6 +216,36 @@ mod tests {
         drop(lives);
         let (telemetry, _, found) = next(directory.path()).await;
         assert_eq!((found, telemetry.earlier().last_lost), ((6, true), last));
+    }
+
+    /// Method: the queue is in memory, or on a volume that is deleted with the pod, or on a disk.
+    #[tokio::test]
+    async fn a_queue_that_the_next_process_does_not_have_is_remembered() {
+        for (queue, loses) in [("", true), ("ephemeral = true", true), ("ephemeral = false", false)]
+        {
+            let directory = tempfile::tempdir().expect("a directory");
+            let path = directory.path();
+            let place =
+                if queue.is_empty() { String::new() } else { format!("directory = {path:?}") };
+            let text = format!(
+                "[[listener]]\naddress = \"127.0.0.1:0\"\n[[output]]\nname = \"o\"\n\
+                 type = \"stdout\"\n[process]\nstate_directory = {path:?}\n[queue]\n{place}\n{queue}\n"
+            );
+            let config = config::read(&text, outputs::TYPES).config.expect("it is right");
+            let telemetry = Arc::new(Telemetry::new());
+            let killed = Lives::begin(&config, &telemetry).await;
+            drop(killed);
+            // The config has another queue now.
+            let (telemetry, lives, _) = next(path).await;
+            assert_eq!(telemetry.earlier().killed_with_queue, loses, "{queue}");
+            lives.end(0).await;
+            let telemetry = Arc::new(Telemetry::new());
+            let lives = Lives::begin(&config, &telemetry).await.expect("it can be written");
+            telemetry.removed("o", 3);
+            lives.end(3).await;
+            let (_, _, (lost, _)) = next(path).await;
+            assert_eq!(lost, if loses { 3 } else { 0 }, "{queue}");
+        }
     }
 
     /// The task that writes every few seconds may be late.

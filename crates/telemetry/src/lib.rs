@@ -296,6 +296,9 @@ pub struct Earlier {
     pub last_lost: u64,
     /// The time at which a process was last killed, accurate to a few seconds.
     pub last_killed: u64,
+    /// `true`: the queue of the killed process was not in a directory that is still there, so that
+    /// nobody knows which events it had.
+    pub killed_with_queue: bool,
 }
 
 impl Earlier {
@@ -308,7 +311,7 @@ impl Earlier {
             (self.lost_events, self.last_lost) = (0, 0);
         }
         if now - self.last_killed as f64 > Self::KEPT {
-            self.last_killed = 0;
+            (self.last_killed, self.killed_with_queue) = (0, false);
         }
         self
     }

@@ -90,6 +90,9 @@ pub struct Process {
     /// `2026-11-26T04:35:04Z`; `None` if none was. Accurate to a few seconds; stored in
     /// `process.state_directory` or `queue.directory`.
     pub last_killed: Option<String>,
+    /// `true`: the queue of the killed process was in memory, or in a directory that was deleted
+    /// with its pod, so that nobody knows which events it had.
+    pub last_killed_with_queue: bool,
 }
 
 /// The requests of senders, and the events that came with them.

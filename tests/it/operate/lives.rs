@@ -71,6 +71,21 @@ fn what_a_pod_takes_with_it_is_lost_counted_scraped_and_the_exit_status_is_1() {
     again.finish(Backlog::Empty);
 }
 
+/// Method: a relay with its queue in memory is killed. The next one has a queue on disk, as the
+/// runbook of the alert advises.
+#[test]
+fn a_kill_of_a_queue_in_memory_is_not_called_harmless_because_the_next_queue_is_on_disk() {
+    let (state, spool) = (TempDir::new().unwrap(), Spool::new());
+    let mut relay = Relay::start(&with_state(&dead_end(""), state.path()));
+    assert_eq!(relay.post(&generated_batch(1, 3, 900)).status, 200);
+    relay.kill();
+    let sink = HttpSink::accepting();
+    let again = Relay::start(&with_state(&to_sink(sink.address(), &spool.queue("")), state.path()));
+    assert_eq!(finding(&again, KILLED_IN_MEMORY).as_deref(), Some("warn"));
+    assert_eq!(finding(&again, KILLED_ON_DISK), None);
+    again.finish(Backlog::Empty);
+}
+
 #[test]
 fn an_ephemeral_queue_goes_on_delivering_until_the_drain_is_over() {
     let spool = Spool::new();

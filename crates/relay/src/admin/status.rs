@@ -38,7 +38,7 @@ impl Admin {
             self.history.last_minute(Instant::now(), &self.counters());
         let (metrics, earlier) = (&self.telemetry, self.telemetry.earlier());
         Status {
-            process: self.process(time(earlier.last_killed)),
+            process: self.process(time(earlier.last_killed), earlier.killed_with_queue),
             intake: self.intake([accepted, received, refused_429].map(known)),
             losses: status::Losses {
                 lost_events: metrics.all_lost_events(),
@@ -61,7 +61,11 @@ impl Admin {
         }
     }
 
-    fn process(&self, last_killed: Option<String>) -> status::Process {
+    fn process(
+        &self,
+        last_killed: Option<String>,
+        last_killed_with_queue: bool,
+    ) -> status::Process {
         status::Process {
             version: release::VERSION.to_owned(),
             revision: release::REVISION.to_owned(),
@@ -76,6 +80,7 @@ impl Admin {
             memory_limit_bytes: telemetry::memory_limit(),
             log_dropped_lines: telemetry::dropped_lines(),
             last_killed,
+            last_killed_with_queue,
         }
     }
 

@@ -245,9 +245,9 @@ fn earlier(status: &Status, found: &mut Findings) {
         found.add(State::Warn, "relay", text, advice);
     }
     let Some(at) = &status.process.last_killed else { return };
-    // Accepted events are on the disk. Those that were in memory had no answer yet.
+    // On disk are all accepted events. The queue of the killed process may have been another one.
     let (state, text) = match status.queue.kind.as_str() {
-        "disk" => {
+        "disk" if !status.process.last_killed_with_queue => {
             let kept = "Its queue is on disk, with all that was accepted.";
             (State::Note, format!("The last process was killed at {at}. {kept}"))
         }
