@@ -148,11 +148,21 @@ impl Policy {
 
     fn decision(&self, rule: Option<usize>, request: &Request<'_>) -> Decision {
         let outcome = rule.and_then(|rule| self.outcomes.get(rule)).unwrap_or(&self.otherwise);
+        let is_omitted = outcome.omit_stages.has(&request.stage);
         Decision {
             rule,
             level: outcome.level,
-            omit_stage: outcome.omit_stages.has(&request.stage),
+            omit_stage: is_omitted && self.may_omit(rule, request),
             omit_managed_fields: outcome.omit_managed_fields,
         }
+    }
+
+    /// Returns `true` if an event may be dropped because the rule that decides omits its stage:
+    /// every rule omits the stage, or the rule also matches if an unknown namespace or object name
+    /// meets no criterion. An unknown value therefore never causes an event to be dropped.
+    fn may_omit(&self, rule: Option<usize>, request: &Request<'_>) -> bool {
+        let rule = rule.and_then(|rule| self.rules.get(rule));
+        self.otherwise.omit_stages.has(&request.stage)
+            || rule.is_some_and(|rule| rule.criteria.unmet(request, false).is_none())
     }
 }

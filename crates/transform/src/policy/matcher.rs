@@ -101,7 +101,8 @@ impl Matcher {
     /// `None`).
     ///
     /// An unknown namespace or object name meets every criterion about it if the `bool` is `true`,
-    /// and none otherwise. In both cases, the unknown value causes no event to be dropped.
+    /// and none otherwise. The level therefore drops no event because of an unknown value; stages
+    /// are omitted under the same condition, which [`super::Policy`] checks.
     ///
     /// `has_prefixes` is `true` if a user or a namespace that ends in `*` is a prefix.
     pub(super) fn of_rules<'c>(

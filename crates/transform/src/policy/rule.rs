@@ -92,7 +92,8 @@ pub struct Rule {
     /// The requests that the rule matches.
     pub criteria: Criteria,
     /// The stages whose events are dropped if this rule decides, in addition to those that the
-    /// whole policy omits.
+    /// whole policy omits. They are not dropped if the rule matches only because the namespace or
+    /// the name of the object is unknown.
     pub omit_stages: Vec<Stage>,
     /// `Some(true)` if `managedFields` are removed from the events; `None` if the policy's own
     /// `omitManagedFields` holds.

@@ -1,5 +1,6 @@
 //! The explanations of decisions, compared word for word.
 
+use super::super::Policy;
 use super::{asked, object, rules, text, user};
 use audit::request::Request;
 
@@ -125,6 +126,37 @@ rule 3 (line 6) matches: level Request
 the event is lowered from RequestResponse to Request: without responseObject
 ",
     );
+}
+
+#[test]
+fn a_rule_that_matches_because_nobody_knows_the_object_omits_no_stage() {
+    let in_namespace = "namespaces: [quiet]";
+    let named = "resources: [{resources: [pods], resourceNames: [web]}]";
+    let omits = "omitStages: [ResponseComplete]";
+    let kept = "rule 1 (line 4) matches: level Metadata\nthe event is lowered from";
+    let dropped = "rule 1 (line 4) matches: level Metadata\nthe event is dropped: the stage";
+    let known = "/api/v1/namespaces/quiet/pods/web";
+    for (criterion, uri, expected) in [
+        (in_namespace, "REDACTED", kept),
+        (in_namespace, known, dropped),
+        (named, "REDACTED", kept),
+        (named, known, dropped),
+        // Another resource of the same rule needs no name.
+        ("resources: [{resources: [pods], resourceNames: [a]}, {group: ''}]", "REDACTED", dropped),
+        ("verbs: [delete]", "REDACTED", dropped),
+    ] {
+        let policy =
+            rules(&format!("- {{level: Metadata, {criterion}, {omits}}}\n- {{level: Metadata}}"));
+        let request = Request { object: object("", "quiet/pods/web"), ..asked("delete", uri) };
+        let lines = policy.explain(&request).lines.join("\n");
+        assert!(lines.starts_with(expected), "{criterion} {uri}: {lines}");
+    }
+    // The stages of the whole policy are omitted whatever is unknown.
+    let rule = "  - {level: Metadata, namespaces: [quiet]}";
+    let text = format!("apiVersion: audit.k8s.io/v1\nkind: Policy\n{omits}\nrules:\n{rule}");
+    let policy = Policy::read(&text).unwrap();
+    let request = Request { object: object("", "quiet/pods/web"), ..asked("get", "REDACTED") };
+    assert!(policy.decide(&request).omit_stage);
 }
 
 #[test]
