@@ -751,7 +751,7 @@ impl<'c, 'a> Table<'c, 'a> {
         } else if found.value.is_table() {
             vec![Spanned::new(found.at..found.at, found.value)]
         } else {
-            self.cx.fail(found.at, &found.path, other_type(&found.value, &kind));
+            self.unusable(&found, other_type(&found.value, &kind));
             Vec::new()
         };
         Some(Tables { name, kind, tables })

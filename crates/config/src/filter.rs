@@ -176,7 +176,8 @@ fn keys(t: &mut Table<'_, '_>, of_type: Option<Form>) -> Option<Section> {
         let has = |codes: &[RangeInclusive<u16>]| {
             codes.is_empty() || codes.iter().any(|range| range.contains(code))
         };
-        matches.iter().flatten().any(|of| has(&of.criteria.code))
+        let exempts_all = |of: &Match| of.unless.contains(&Criteria::default());
+        matches.iter().flatten().any(|of| has(&of.criteria.code) && !exempts_all(of))
     };
     let unmatched: Vec<_> =
         DENIED.iter().filter(|code| !is_matched(code)).map(u16::to_string).collect();
@@ -282,15 +283,16 @@ fn of_match(t: &mut Table<'_, '_>) -> Option<Match> {
 
 /// Reads the criteria of one table of `match`, or of `unless` (`is_exempt`). Keys may also be
 /// spelled as in a Kubernetes audit Policy (`userGroups`), because users copy rules from policies.
-/// `None` if the table is empty without `may_be_empty`, or if [`Criteria::mistakes`] finds a
-/// mistake.
+/// A table without criteria is an error, except in `match` with `may_be_empty`. In `unless`, this
+/// includes a table whose only values are `*`, because it would exempt every event. `None` if
+/// [`Criteria::mistakes`] finds a mistake, or if a key of an exemption is unknown or wrong.
 fn criteria(t: &mut Table<'_, '_>, may_be_empty: bool, is_exempt: bool) -> Option<Criteria> {
     for (name, in_a_policy) in
         [("user_groups", "userGroups"), ("non_resource_urls", "nonResourceURLs")]
     {
         t.rename(in_a_policy, name);
     }
-    let is_empty = t.is_empty() && !may_be_empty;
+    let has_no_key = t.is_empty();
     let meaning = "users who sent the request; a trailing `*` matches any suffix, `*` alone \
                    matches every event";
     let users = unless_any(words(t, "users", "anyone", meaning));
@@ -338,6 +340,12 @@ fn criteria(t: &mut Table<'_, '_>, may_be_empty: bool, is_exempt: bool) -> Optio
         non_resource_urls,
         code: code.unwrap_or_default(),
     };
+    // Without the keys that are unknown or wrong, an exemption would seem to cover more events.
+    let is_whole = !is_exempt || (t.is_empty() && are_known(t));
+    let is_empty = match is_exempt {
+        true => is_whole && criteria == Criteria::default(),
+        false => has_no_key && !may_be_empty,
+    };
     if is_empty {
         t.cx.error(&t.path, "is empty: add a criterion, or remove the table");
     }
@@ -351,7 +359,15 @@ fn criteria(t: &mut Table<'_, '_>, may_be_empty: bool, is_exempt: bool) -> Optio
     };
     mistakes.iter().for_each(|mistake| report(mistake, Severity::Error));
     criteria.doubts(&Names::CONFIG).iter().for_each(|doubt| report(doubt, Severity::Warning));
-    (mistakes.is_empty() && !is_empty).then_some(criteria)
+    (mistakes.is_empty() && is_whole).then_some(criteria)
+}
+
+/// Returns `true` if no key of a table of `unless` has a wrong value. Such a value is reported
+/// already, and leaves the list of its key empty.
+fn are_known(t: &Table<'_, '_>) -> bool {
+    let keys =
+        ["users", "user_groups", "verbs", "namespaces", "non_resource_urls", "resources", "code"];
+    keys.iter().all(|key| t.cx.are_known(&[&t.path_of(key)]))
 }
 
 /// The codes of denied requests: an error in `unless`; a `match` without them causes a warning.

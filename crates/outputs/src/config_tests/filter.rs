@@ -80,6 +80,37 @@ fn what_is_wrong_in_an_exemption_is_told_where_it_stands() {
 4:13: filter.match[2].unless[0]: is empty: add a criterion
 4:19: filter.match[2].unless[1].unless: unknown key `unless`"#,
     );
+    // A `*` that stands for every value is no criterion, so these would exempt every event. A wrong
+    // value is one error.
+    let exempts_all = "2:22: filter.match[0].unless[0]: is empty: add a criterion";
+    for exemption in [
+        "verbs = ['*']",
+        "users = ['a', '*']",
+        "userGroups = ['*'], verbs = ['*']",
+        "resources = []",
+    ] {
+        assert_problems(
+            &format!("[filter]\nmatch = [{{ unless = [{{ {exemption} }}] }}]\n"),
+            &format!(
+                "2:9: filter.match: warning: matches no event with the code 401 or 403\n{exempts_all}"
+            ),
+        );
+        filter(&format!(
+            "[filter]\nmatch = [{{ unless = [{{ {exemption}, code = ['404'] }}] }}]\n"
+        ));
+    }
+    assert_problems(
+        "[filter]\nmatch = [{ code = ['404'], unless = { verbs = ['*'] } }]\n",
+        "2:9: filter.match: warning: matches no event with the code 401 or 403\n\
+         2:37: filter.match[0].unless[0]: is empty: add a criterion",
+    );
+    for (wrong, expected) in [
+        ("verbs = []", "2:32: filter.match[0].unless[0].verbs: is empty, allowed: at least one"),
+        ("resources = 1", "2:36: filter.match[0].unless[0].resources: is an integer, allowed: "),
+        ("verb = ['*']", "2:24: filter.match[0].unless[0].verb: unknown key `verb`, did you mean"),
+    ] {
+        assert_problems(&format!("[filter]\nmatch = [{{ unless = [{{ {wrong} }}] }}]\n"), expected);
+    }
     let one = "{ users = ['a'], unless = [{ users = ['b'] }, { users = ['c'] }] },";
     let tables = |count: usize| format!("[filter]\nmatch = [{}]\n", one.repeat(count));
     assert_eq!(filter(&tables(341)).matches[0].len(), 341);
