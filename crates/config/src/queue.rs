@@ -129,7 +129,15 @@ pub(crate) fn read(t: &mut Table<'_, '_>) -> Queue {
     let ephemeral = match t.env(EPHEMERAL).as_deref() {
         Some("true") => true,
         Some("false") => false,
-        Some(_) | None => ephemeral,
+        Some("") | None => ephemeral,
+        Some(_) => {
+            let message = format!(
+                "is overridden by the environment variable {EPHEMERAL}, whose value is neither \
+                 true nor false: set the variable to one of these, or remove it"
+            );
+            t.error("ephemeral", message);
+            ephemeral
+        }
     };
     if is_durable(cx) && max_bytes < DISK_MIN {
         let path = t.path_of("max_bytes");

@@ -3,7 +3,8 @@
 
 use std::path::PathBuf;
 
-use super::{assert_problems, checked, config, files};
+use super::{LISTENER, OUTPUT, assert_problems, checked, config, files};
+use crate::TYPES;
 use config::*;
 
 #[test]
@@ -34,6 +35,37 @@ fn what_200_means_follows_from_where_the_queue_is() {
         "[queue]\ndirectory = '/no'\nacknowledge = 'synched'\n",
         r#"3:15: queue.acknowledge: "synched" is unknown, did you mean "synced"?"#,
     );
+}
+
+#[test]
+fn the_variable_that_overrides_ephemeral_is_true_or_false_and_nothing_else() {
+    const SET: &str = "[queue]\ndirectory = '/no'\nephemeral = true\n";
+    let read = |text: &str, value: Option<&str>| {
+        let env = |name: &str| {
+            value.filter(|_| name == "KUBE_AUDIT_FORWARDER_EPHEMERAL").map(str::to_owned)
+        };
+        read_with(&format!("{text}{LISTENER}{OUTPUT}"), TYPES, &env)
+    };
+    for (value, expected) in
+        [(None, true), (Some(""), true), (Some("true"), true), (Some("false"), false)]
+    {
+        let checked = read(SET, value);
+        assert_eq!(checked.problems, [], "{value:?}");
+        assert_eq!(checked.config.unwrap().queue.ephemeral, expected, "{value:?}");
+    }
+    for wrong in ["TRUE", "1", "yes", " true", "true\n"] {
+        for (text, place) in [(SET, "3:13"), ("[queue]\ndirectory = '/no'\n", "1:1"), ("", "1:1")] {
+            let checked = read(text, Some(wrong));
+            assert!(checked.config.is_none(), "{wrong:?}");
+            let [problem] = &checked.problems[..] else { panic!("{:?}", checked.problems) };
+            let expected = format!(
+                "{place}: queue.ephemeral: is overridden by the environment variable \
+                 KUBE_AUDIT_FORWARDER_EPHEMERAL, whose value is neither true nor false: set the \
+                 variable to one of these, or remove it"
+            );
+            assert_eq!(problem.render("f"), format!("f:{expected}"), "{wrong:?}");
+        }
+    }
 }
 
 #[test]
