@@ -15,8 +15,9 @@ pub struct Problem {
     pub message: String,
     /// The effect of the problem on the commands `run` and `check`.
     pub severity: Severity,
-    /// The name of the output that has the key. `None` if no output has the key, the output has no
-    /// usable name, the key is `name` itself, or the config has only one output.
+    /// The name of the output that has the key, with each `${…}` unexpanded. `None` if no output
+    /// has the key, the output has no usable name, the key is `name` itself, or the config has only
+    /// one output.
     pub output: Option<String>,
 }
 

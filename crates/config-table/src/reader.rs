@@ -34,6 +34,8 @@ pub struct Context<'a> {
     problems: RefCell<Vec<(usize, Problem)>>,
     /// The byte position of each value and table that was taken, by path: `output[0].name`.
     pub spots: RefCell<BTreeMap<String, usize>>,
+    /// The strings with a `${…}`, as the file has them, by path: `filter.match[0].users[0]`.
+    templates: RefCell<BTreeMap<String, String>>,
     /// The paths of keys that are required and missing, that are misspelt, or that have a wrong
     /// value. A contradiction with such a key is not reported, because nobody has configured the
     /// default in its place.
@@ -163,6 +165,7 @@ impl<'a> Context<'a> {
             env,
             problems: RefCell::default(),
             spots: RefCell::default(),
+            templates: RefCell::default(),
             unknown: RefCell::default(),
             broken: BTreeSet::new(),
             items: RefCell::default(),
@@ -271,6 +274,32 @@ impl<'a> Context<'a> {
         if self.broken.is_empty() {
             self.report(self.spot(spot), path.to_owned(), message.into(), severity);
         }
+    }
+
+    /// Records a value that was taken: its position, and its text if the text has a `${…}`.
+    pub(crate) fn record(&self, path: &str, at: usize, value: &DeValue<'_>) {
+        self.spots.borrow_mut().insert(path.to_owned(), at);
+        if let Some(text) = value.as_str().filter(|text| text.contains("${")) {
+            self.templates.borrow_mut().insert(path.to_owned(), text.to_owned());
+        }
+    }
+
+    /// Returns the string at `path` as messages may show it: as the file has it if it has a `${…}`,
+    /// and otherwise `text`, the value that was read.
+    pub fn unexpanded(&self, path: &str, text: &str) -> String {
+        self.templates.borrow().get(path).cloned().unwrap_or_else(|| text.to_owned())
+    }
+
+    /// Returns a message that contains the value of the key `path`. If the value has a `${…}`, its
+    /// content may be a secret, and a message without it is returned instead.
+    pub fn without_secrets(&self, path: &str, message: impl Into<String>) -> String {
+        let templates = self.templates.borrow();
+        let Some(text) = templates.get(path) else { return message.into() };
+        format!(
+            "{} has a mistake after ${{…}} is expanded, which is not shown because it would reveal \
+             the value: to see the mistake, run check with a harmless value in its place",
+            cut(quoted(text))
+        )
     }
 
     /// Returns the position of the value at `path`, or else of the innermost table around it, or 0.

@@ -214,7 +214,7 @@ impl<'c, 'a> Table<'c, 'a> {
         let (_, value) = self.keys.remove(name)?;
         let path = self.path_of(name);
         let at = value.span().start;
-        self.cx.spots.borrow_mut().insert(path.clone(), at);
+        self.cx.record(&path, at, value.get_ref());
         Some(Found { path, at, value: value.into_inner() })
     }
 
@@ -510,7 +510,7 @@ impl<'c, 'a> Table<'c, 'a> {
         let element = |(index, value): (usize, &Spanned<DeValue<'a>>)| {
             let path = format!("{}[{index}]", found.path);
             let element = Found { path, at: value.span().start, value: value.get_ref().clone() };
-            self.cx.spots.borrow_mut().insert(element.path.clone(), element.at);
+            self.cx.record(&element.path, element.at, &element.value);
             element
         };
         Ok(array.iter().enumerate().map(element).collect())
@@ -527,7 +527,8 @@ impl<'c, 'a> Table<'c, 'a> {
     }
 
     /// Takes an array of at least one string, and checks each. An error of `check` must be a whole
-    /// sentence that names the string, because nothing is put in front of it.
+    /// sentence that names the string, because nothing is put in front of it. If the string has a
+    /// `${…}`, this sentence is not shown.
     pub fn texts(
         &mut self,
         key: Key,
@@ -536,7 +537,8 @@ impl<'c, 'a> Table<'c, 'a> {
         let cx = self.cx;
         self.array(&key, |found| {
             let text = cx.word(&found.value, "a string", |text| Ok(text.to_owned()))?;
-            check(&text).map_err(Wrong::Is).map(|()| text)
+            let wrong = |why| Wrong::Is(cx.without_secrets(&found.path, why));
+            check(&text).map_err(wrong).map(|()| text)
         })
     }
 

@@ -355,7 +355,7 @@ fn criteria(t: &mut Table<'_, '_>, may_be_empty: bool, is_exempt: bool) -> Optio
             Step::Field(name) => format!("{spot}.{name}"),
             Step::Item(index) => format!("{spot}[{index}]"),
         });
-        t.cx.problem_at(&spot, &spot, what, severity);
+        t.cx.problem_at(&spot, &spot, t.cx.without_secrets(&spot, what), severity);
     };
     mistakes.iter().for_each(|mistake| report(mistake, Severity::Error));
     criteria.doubts(&Names::CONFIG).iter().for_each(|doubt| report(doubt, Severity::Warning));

@@ -120,8 +120,8 @@ pub struct Checked {
     effective: String,
     /// The line and the column of each value and table header, by path: `output[0].name`.
     places: BTreeMap<String, (usize, usize)>,
-    /// The path of each output's table, such as `output[0]`, with the output's name. `None`: the
-    /// output has no usable name.
+    /// The path of each output's table, such as `output[0]`, with the output's name as messages
+    /// show it. `None`: the output has no usable name.
     outputs: Vec<(String, Option<String>)>,
 }
 
@@ -290,7 +290,7 @@ fn whole<'a>(
     let queue = t.section("queue", queue::read);
     let filter = filter::filter(&mut t, None);
     let outputs = t.sections("output", |t| output::read(t, types, &|| entries(types)));
-    names.extend(outputs.iter().map(|draft| (draft.path.clone(), draft.name.clone())));
+    names.extend(outputs.iter().map(|draft| (draft.path.clone(), draft.shown_name(cx))));
     let dead_letter = t.section("dead_letter", dead_letter::read);
     let meaning = "if present, the relay keeps a log that proves which events it received; \
                    requires `queue.directory`; changes require a restart";

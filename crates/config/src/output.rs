@@ -79,10 +79,16 @@ impl Draft {
         Some((&self.path, self.output.as_ref()?.kind.targets()))
     }
 
+    /// Returns the name as messages show it, with each `${…}` unexpanded.
+    pub(super) fn shown_name(&self, cx: &Context<'_>) -> Option<String> {
+        let name = self.name.as_ref()?;
+        Some(cx.unexpanded(&format!("{}.name", self.path), name))
+    }
+
     /// Returns a text that names the output in a message about another key, such as `output "siem"
     /// (line 5)`, or `the output on line 5` if it has no name.
     pub(super) fn shown(&self, cx: &Context<'_>) -> String {
-        match (&self.name, cx.line_of(&self.path)) {
+        match (self.shown_name(cx), cx.line_of(&self.path)) {
             (Some(name), Some(line)) => format!("output {name:?} (line {line})"),
             (None, Some(line)) => format!("the output on line {line}"),
             (_, None) => self.path.clone(),

@@ -1000,6 +1000,52 @@ fn secrets_are_shown_nowhere() {
 }
 
 #[test]
+fn no_message_about_a_filter_or_a_name_shows_what_a_variable_or_a_file_contains() {
+    let dir = files();
+    for secret in [format!("${{file:{}}}", dir.path().join("token").display()), "${env:BAD}".into()]
+    {
+        let text = format!(
+            "[filter]\nmatch = [{{ users = ['a', '{secret}*x*'] }}, {{ userGroups = ['{secret}*'] }}, \
+             {{ verbs = ['{secret}X'] }}, {{ namespaces = ['{secret}*x*'] }}, \
+             {{ non_resource_urls = ['{secret}'] }}, \
+             {{ resources = {{ group = '{secret}/v1' }} }}, {{ resources = {{ resources = ['{secret}'] }} }}, \
+             {{ unless = {{ users = ['{secret}*x*'] }} }}]\n\
+             redact = {{ resources = ['{secret}/a/b/c'], fields = ['{secret}'] }}\n\
+             [[output]]\nname = '{secret}'\ntype = 'stdout'\nbatch.max_bytes = '0'\n\
+             [[output]]\nname = '{secret}'\ntype = 'stdout'\n"
+        );
+        let problems = checked(&text).problems;
+        let found: Vec<_> = problems.iter().map(|problem| problem.render("f")).collect();
+        for expected in [
+            "match[0].users[1]: warning: ",
+            "match[1].user_groups[0]: warning: ",
+            "match[2].verbs[0]: warning: ",
+            "match[3].namespaces[0]: warning: ",
+            "match[4].non_resource_urls[0]: ",
+            "match[5].resources[0].group: ",
+            "match[6].resources[0].resources[0]: warning: ",
+            "match[7].unless[0].users[0]: warning: ",
+            "redact[0].resources[0]: ",
+            "redact[0].fields[0]: ",
+        ] {
+            let message = found.iter().find(|it| it.contains(&format!(" filter.{expected}")));
+            let message = message.unwrap_or_else(|| panic!("{expected}: {found:#?}"));
+            let said = message.contains("has a mistake after ${…} is expanded, which is not shown");
+            assert!(said && message.contains(&secret[..6]), "{message}");
+        }
+        let name = |name: &str| format!("duplicate name, also used by output {name:?} (line 4)");
+        assert!(found.iter().any(|it| it.ends_with(&name(&secret))), "{found:#?}");
+        let output = format!(" [output {secret:?}]");
+        assert!(found.iter().any(|it| it.ends_with(&output)), "{found:#?}");
+        let shown = format!("{problems:?}{found:?}").to_lowercase();
+        assert!(!shown.contains("s3cr3t") && !shown.contains("hunter2"), "{found:#?}");
+    }
+    // A text without `${…}` is shown.
+    let text = "[filter]\nmatch = { user_groups = ['x*'] }\n";
+    assert_problems(text, "2:26: filter.match[0].user_groups[0]: warning: \"x*\" is compared");
+}
+
+#[test]
 fn messages_are_single_lines_of_bounded_length() {
     let text = format!("[admin]\naddress = \"a\\nb\\u001b[2J\u{202e}{}\"\n", "x".repeat(10_000));
     let message = checked(&text).problems[0].render("f");
