@@ -3,7 +3,7 @@
 //!
 //! The log is a live file and the rotated files next to it, in the order of their names (`Age`). A
 //! place in the log is a file and an offset; *the place* is how far the reader has come. A file is
-//! recognised by the beginning of its text (`Head`), never by its name or inode alone. Therefore a
+//! recognised by the first line of its text (`Head`), never by its name or inode alone. Therefore a
 //! rename, a compression and a copy with truncation (`copytruncate`) look the same: the next text
 //! is the rest of the file with this beginning, and then the file after it. The reader goes on to
 //! the next file only when that file has text. Before that, it reads the current file to its end
@@ -11,7 +11,8 @@
 //!
 //! inotify is not used, because it does not see all changes on network file systems and bind
 //! mounts. If no file has the place, events may be lost. This is reported and counted, and the
-//! reader continues with the oldest newer file.
+//! reader continues with the oldest newer file. The same happens if it is not certain which of
+//! several files with the same first line has the place.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -36,6 +37,9 @@ const POLL: Duration = Duration::from_millis(200);
 /// The place counts as lost after more than this many looks in a row without a file that has the
 /// place. While files are renamed, one look may miss a file.
 const GONE_LOOKS: u32 = 10;
+
+/// The size in bytes of the buffers for reads of a first line.
+const BUFFER: usize = 16 * 1024;
 
 const NO_LOG: &str = "--follow needs the log into which kube-apiserver writes, a plain file";
 
@@ -102,22 +106,46 @@ enum Choice<T> {
     Later,
     /// No file has the place.
     Gone,
+    /// Several files may have the place.
+    Doubtful,
 }
 
-/// Chooses a file from `files`, where the oldest is first. `known` is that of [`Follower`].
-fn choose<'f>(files: &'f [Found], known: &[resume::Read], wanted: Wanted) -> Choice<&'f Found> {
-    let position = |read: &resume::Read| files.iter().rposition(|file| file.head == read.head);
+/// Chooses a file from `files`, where the oldest is first. `known` is that of [`Follower`]. Of
+/// several files that begin like the one with the place, the file with the inode `held` has it, or
+/// else the only one for which `may_have` returns `true`.
+fn choose<'f>(
+    files: &'f [Found],
+    known: &[resume::Read],
+    wanted: Wanted,
+    held: Option<(u64, u64)>,
+    may_have: &dyn Fn(&Found) -> bool,
+) -> Choice<&'f Found> {
+    let alike = |read: &resume::Read| -> Vec<(usize, &Found)> {
+        files.iter().enumerate().filter(|(_, file)| file.head.matches(read.head)).collect()
+    };
     let (last, before) = match known {
         [.., before, last] => (Some(last), Some(before)),
         _ => (known.last(), None),
     };
     let from = match wanted {
         _ if files.is_empty() => return Choice::Later,
-        Wanted::Newer => before.and_then(position).map_or(0, |at| at + 1),
-        Wanted::Rest | Wanted::Next => match last.and_then(position) {
-            Some(at) => at + usize::from(wanted == Wanted::Next),
-            None => return Choice::Gone,
-        },
+        Wanted::Newer => {
+            let before = before.map(alike).unwrap_or_default();
+            before.first().map_or(0, |(at, _)| at + 1)
+        }
+        Wanted::Rest | Wanted::Next => {
+            let mut alike = last.map(alike).unwrap_or_default();
+            if alike.is_empty() {
+                return Choice::Gone;
+            }
+            if alike.len() > 1 {
+                let is_held = |file: &Found| Some(file.inode) == held;
+                let has_held = alike.iter().any(|(_, file)| is_held(file));
+                alike.retain(|(_, file)| if has_held { is_held(file) } else { may_have(file) });
+            }
+            let [(at, _)] = *alike else { return Choice::Doubtful };
+            at + usize::from(wanted == Wanted::Next)
+        }
     };
     files.get(from).map_or(Choice::Later, Choice::File)
 }
@@ -163,10 +191,10 @@ fn beginning(path: &Path, is_live: bool) -> io::Result<Option<Found>> {
     if !about.is_file() {
         return Ok(None);
     }
-    let mut raw = BufReader::with_capacity(Head::BYTES_MAX, file);
+    let mut raw = BufReader::with_capacity(BUFFER, file);
     let magic = raw.fill_buf()?;
     let magic = magic.get(..MAGIC_BYTES.min(magic.len())).unwrap_or_default().to_vec();
-    let text = Packing::of(&magic).open(raw, Head::BYTES_MAX)?;
+    let text = Packing::of(&magic).open(raw, BUFFER)?;
     let mut line = Vec::new();
     let read = text.take(Head::BYTES_MAX as u64).read_until(b'\n', &mut line);
     if read.is_err() {
@@ -242,6 +270,21 @@ impl Open {
     /// of this file. In the last case, a crash of the machine has lost the end of the file, and
     /// other text was written there.
     fn new(found: &Found, at: Option<&resume::Read>) -> io::Result<Self> {
+        match at {
+            Some(at) => Self::at(found, at)?.map_or_else(|| Self::at_start(found), Ok),
+            None => Self::at_start(found),
+        }
+    }
+
+    /// Opens a file at the place `at`. Returns `None` if it is not after a line of this file.
+    fn at(found: &Found, at: &resume::Read) -> io::Result<Option<Self>> {
+        let mut open = Self::at_start(found)?;
+        let is_there = open.text.skip(at.offset)?;
+        (open.text.place.offset, open.text.place.lines) = (at.offset, at.lines);
+        Ok(is_there.then_some(open))
+    }
+
+    fn at_start(found: &Found) -> io::Result<Self> {
         let file = Arc::new(File::open(&found.path)?);
         let (about, mut beginning) = (file.metadata()?, vec![0; Head::BYTES_MAX]);
         let read = file.read_at(&mut beginning, 0)?;
@@ -250,15 +293,6 @@ impl Open {
         let beginning: Arc<[u8]> = beginning.into();
         let source = || Source { file: Arc::clone(&file), beginning: Arc::clone(&beginning) };
         let mut text = Text::of(Box::new(source()), 0)?;
-        if let Some(at) = at.filter(|at| at.offset > 0) {
-            let mut before = [0];
-            let is_read = file.read_at(&mut before, at.offset - 1)? == 1;
-            let is_after_line = is_read && (before == *b"\n" || at.offset == about.len());
-            if text.packing == Packing::Plain && !is_after_line || !text.skip(at.offset)? {
-                return Self::new(found, None);
-            }
-            (text.place.offset, text.place.lines) = (at.offset, at.lines);
-        }
         text.place.head = found.head;
         let inode = (about.dev(), about.ino());
         Ok(Self { path: found.path.clone(), inode, source: source(), text })
@@ -316,7 +350,7 @@ impl Follower<'_> {
 
     fn wait(&mut self) -> Result<Open, Ended> {
         loop {
-            if let Some(open) = self.find()? {
+            if let Some(open) = self.find(None)? {
                 return Ok(open);
             }
             self.pause()?;
@@ -329,19 +363,22 @@ impl Follower<'_> {
     }
 
     /// Looks once for the wanted file and opens it. The choice is repeated after the opening,
-    /// because files may be renamed at any time.
-    fn find(&mut self) -> Result<Option<Open>, Ended> {
+    /// because files may be renamed at any time. `held` is the inode of the file with the place, if
+    /// the file is open, so that no other file can get this inode.
+    fn find(&mut self, held: Option<(u64, u64)>) -> Result<Option<Open>, Ended> {
         let found = files(self.log).map_err(|error| self.failed(&error))?;
-        let found = match choose(&found, &self.known, self.wanted) {
+        let choice = self.choose(&found, held);
+        let found = match choice {
             Choice::File(found) => found,
             Choice::Later => {
                 self.gone = 0;
                 return Ok(None);
             }
-            Choice::Gone => {
+            Choice::Gone | Choice::Doubtful => {
+                let is_doubtful = choice == Choice::Doubtful;
                 self.gone += 1;
                 if self.gone > GONE_LOOKS {
-                    self.lose();
+                    self.lose(is_doubtful);
                 }
                 return Ok(None);
             }
@@ -351,7 +388,7 @@ impl Follower<'_> {
         let open = Open::new(found, place).and_then(|open| Ok((open, files(self.log)?)));
         match open {
             Ok((open, again)) => {
-                let again = choose(&again, &self.known, self.wanted);
+                let again = self.choose(&again, held);
                 let is_sure = again == Choice::File(found) && open.inode == found.inode;
                 Ok(is_sure.then_some(open))
             }
@@ -360,11 +397,25 @@ impl Follower<'_> {
         }
     }
 
-    /// Reports that no file has the place any more. The oldest newer file is wanted next.
-    fn lose(&mut self) {
+    fn choose<'f>(&self, files: &'f [Found], held: Option<(u64, u64)>) -> Choice<&'f Found> {
+        choose(files, &self.known, self.wanted, held, &|found| {
+            let last = self.known.last();
+            // A file that can't be read may have the place.
+            last.is_none_or(|last| !matches!(Open::at(found, last), Ok(None)))
+        })
+    }
+
+    /// Reports that no file has the place any more, or that several files may have it. The oldest
+    /// newer file is wanted next, from its beginning.
+    fn lose(&mut self, is_doubtful: bool) {
         let (lines, offset) = self.known.last().map_or((0, 0), |read| (read.lines, read.offset));
-        let what = "is gone from the log: the events behind it, up to the oldest file that is newer, \
-                    are not sent";
+        let what = if is_doubtful {
+            "may be in several files of the log that begin alike: they are sent from their \
+             beginning, and what was sent of them comes twice"
+        } else {
+            "is gone from the log: the events behind it, up to the oldest file that is newer, are \
+             not sent"
+        };
         self.reader.remark(self.log, format!("error: line {lines} (byte {offset}) {what}"));
         (self.gone, self.gap, self.wanted) = (0, true, Wanted::Newer);
     }
@@ -421,7 +472,7 @@ impl Follower<'_> {
             }
             let live = std::fs::metadata(self.log);
             if live.map_or(true, |live| (live.dev(), live.ino()) != open.inode) {
-                next = self.find()?;
+                next = self.find(Some(open.inode))?;
             }
             if next.is_none() {
                 self.pause()?;
@@ -581,14 +632,157 @@ mod tests {
             (vec![read("b"), resume::Read::default()], Wanted::Newer, Choice::File(&c)),
             (vec![resume::Read::default()], Wanted::Newer, Choice::File(&a)),
         ] {
-            assert_eq!(choose(&all, &known, wanted), expected, "{known:?} {wanted:?}");
+            let chosen = choose(&all, &known, wanted, None, &|_| false);
+            assert_eq!(chosen, expected, "{known:?} {wanted:?}");
         }
-        // An unfinished copy is not taken for the live file, nor the live file for its successor.
-        let copied = [a, found("c copy"), c];
-        assert_eq!(choose(&copied, &[read("c")], Wanted::Rest), Choice::File(&copied[2]));
-        assert_eq!(choose(&copied, &[read("c")], Wanted::Next), Choice::Later);
         // Without any file, the place does not count as gone.
-        assert_eq!(choose(&[], &[read("c")], Wanted::Rest), Choice::Later);
+        assert_eq!(choose(&[], &[read("c")], Wanted::Rest, None, &|_| true), Choice::Later);
+    }
+
+    #[test]
+    fn of_files_that_begin_alike_only_a_certain_one_is_chosen() {
+        let [a, mut copy, c] = ["a", "c copy", "c"].map(found);
+        copy.inode = (0, 1);
+        let files = [a, copy, c];
+        let [_, copy, c] = &files;
+        let all = |_: &Found| true;
+        let whole = |found: &Found| found.path != Path::new("c copy");
+        let none = |_: &Found| false;
+        let known = [read("a"), read("c")];
+        for (wanted, held, may_have, expected) in [
+            // An unfinished copy is not taken for the live file, nor the live file for its
+            // successor.
+            (Wanted::Rest, None, &whole as &dyn Fn(&Found) -> bool, Choice::File(c)),
+            (Wanted::Next, None, &whole, Choice::Later),
+            // The file that is open has the place, whatever the other one has.
+            (Wanted::Next, Some((0, 0)), &none, Choice::Later),
+            (Wanted::Next, Some((0, 1)), &whole, Choice::File(c)),
+            (Wanted::Next, Some((7, 7)), &whole, Choice::Later),
+            // Nothing tells which file it is. Both are newer than the file before them.
+            (Wanted::Rest, None, &all, Choice::Doubtful),
+            (Wanted::Next, Some((7, 7)), &all, Choice::Doubtful),
+            (Wanted::Rest, None, &none, Choice::Doubtful),
+            (Wanted::Newer, None, &all, Choice::File(copy)),
+        ] {
+            let chosen = choose(&files, &known, wanted, held, may_have);
+            assert_eq!(chosen, expected, "{wanted:?} {held:?}");
+        }
+        // If the file before begins like others, the first of them counts.
+        let chosen = choose(&files, &[read("c"), read("x")], Wanted::Newer, None, &none);
+        assert_eq!(chosen, Choice::File(c));
+    }
+
+    const A: &str = "audit-2026-11-20T10-00-00.000.log";
+    const B: &str = "audit-2026-11-21T10-00-00.000.log";
+
+    /// Returns an event whose first 5,000 bytes are those of all others, with these words.
+    fn event(words: &str) -> String {
+        let head =
+            r#"{"kind":"Event","apiVersion":"audit.k8s.io/v1","auditID":"a","stage":"Panic""#;
+        format!("{head},\"requestURI\":\"/{}\",\"n\":\"{words}\"}}\n", "x".repeat(5000))
+    }
+
+    fn events(words: &[&str]) -> Vec<u8> {
+        words.iter().map(|it| event(it)).collect::<String>().into_bytes()
+    }
+
+    /// Follows the log in this directory from the place in these records.
+    fn follow(directory: &Path, resumed: Vec<resume::Read>) -> mpsc::Receiver<Item> {
+        let settings = super::super::Settings {
+            files: vec![directory.join("audit.log")],
+            output: None,
+            even_if_running: false,
+            rate: None,
+            batch_events: 100,
+            batch_bytes: 1 << 20,
+            concurrency: 1,
+            resume: None,
+            on_bad_line: OnBadLine::Skip,
+            only_looks: false,
+            follows: true,
+        };
+        let plan = Plan { settings, spools: Vec::new(), resumed };
+        let ((items, received), (notes, _)) = (mpsc::channel(100), mpsc::channel(100));
+        std::thread::spawn(move || read_all(&plan, &items, &notes));
+        received
+    }
+
+    /// Receives events until this one. Returns the words of all, the gaps, and the place.
+    fn until(items: &mut mpsc::Receiver<Item>, last: &str) -> (Vec<String>, u64, input::Place) {
+        let (mut words, mut gaps) = (Vec::new(), 0);
+        loop {
+            let Some(Item::Batch(batch)) = items.blocking_recv() else { panic!("{words:?}") };
+            let body = String::from_utf8(batch.body).unwrap();
+            let named = body.split("\"n\":\"").skip(1);
+            words.extend(named.map(|it| it.split('"').next().unwrap().to_owned()));
+            gaps += batch.gaps;
+            if words.last().is_some_and(|it| it == last) {
+                return (words, gaps, batch.end);
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_that_begins_like_the_one_before_it_is_sent_from_its_beginning() {
+        // The first lines have only their beginning in common, or are the same.
+        for [first, other] in [["a1", "b1"], ["same", "same"]] {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path();
+            write(path, "audit.log", &events(&[first, "a2"]));
+            let mut items = follow(path, vec![resume::Read::default()]);
+            assert_eq!(until(&mut items, "a2").0, [first, "a2"]);
+            std::fs::rename(path.join("audit.log"), path.join(A)).unwrap();
+            write(path, B, &events(&[other, "b2"]));
+            write(path, "audit.log", &events(&["c1"]));
+            let (words, gaps, _) = until(&mut items, "c1");
+            assert_eq!((words.as_slice(), gaps), (&[other, "b2", "c1"].map(str::to_owned)[..], 0));
+        }
+    }
+
+    #[test]
+    fn a_later_run_does_not_guess_which_of_several_files_it_has_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        write(path, "audit.log", &events(&["same"]));
+        let mut items = follow(path, vec![resume::Read::default()]);
+        let input::Place { head, offset, lines, .. } = until(&mut items, "same").2;
+        drop(items);
+        let place = resume::Read { head, offset, lines, ..resume::Read::default() };
+        write(path, A, &events(&["same", "a2"]));
+        write(path, "audit.log", &events(&["c1"]));
+        for (file, wanted, wanted_gaps) in [
+            // Only one file begins like the one that was read; then two do.
+            (&["b1", "b2"][..], &["a2", "b1", "b2", "c1"][..], 0),
+            (&["same", "b2"], &["same", "a2", "same", "b2", "c1"], 1),
+        ] {
+            write(path, B, &events(file));
+            let mut items = follow(path, vec![place.clone()]);
+            let (words, gaps, _) = until(&mut items, "c1");
+            assert_eq!(
+                (words, gaps),
+                (wanted.iter().map(|it| (*it).to_owned()).collect(), wanted_gaps)
+            );
+        }
+    }
+
+    #[test]
+    fn a_place_is_behind_a_line() {
+        let skip = |bytes| {
+            let text: Box<dyn Read + Send> = Box::new(&b"one\ntwo\nend"[..]);
+            Text::of(text, 0).unwrap().skip(bytes).unwrap()
+        };
+        for (bytes, is_place) in [
+            (0, true),
+            (2, false),
+            (3, true),
+            (4, true),
+            (5, false),
+            (10, false),
+            (11, true),
+            (12, false),
+        ] {
+            assert_eq!(skip(bytes), is_place, "{bytes}");
+        }
     }
 
     #[test]

@@ -516,7 +516,7 @@ impl Text {
         };
         let packing = text.packing;
         text.next(&mut Vec::new()).map_err(|error| cannot(packing, &error))?;
-        if text.place.head != resumed.head {
+        if !text.place.head.matches(resumed.head) {
             return Err(
                 "is not the file that the resume file names: its first line is a different \
                         one. Name the files in the same order, or start again with another --resume"
@@ -525,7 +525,11 @@ impl Text {
         }
         let skipped = text.skip_to(path, resumed).map_err(|error| cannot(packing, &error))?;
         if !skipped {
-            return Err("cannot read it: the file is shorter than before".to_owned());
+            return Err(format!(
+                "is not the file that the resume file names: it is shorter than before, or no line \
+                 ends at byte {}",
+                resumed.offset
+            ));
         }
         Ok(text)
     }
@@ -562,7 +566,7 @@ impl Text {
     }
 
     /// Skips the part that an earlier run has sent. Returns `false` if the file is shorter than
-    /// this part.
+    /// this part, or if no line ends there.
     fn skip_to(&mut self, path: &Path, resumed: &Resumed) -> io::Result<bool> {
         let is_file = path.as_os_str() != STDIN && std::fs::metadata(path)?.is_file();
         match self.packing {
@@ -571,11 +575,15 @@ impl Text {
                 if raw.metadata()?.len() < resumed.offset {
                     return Ok(false);
                 }
-                raw.seek(SeekFrom::Start(resumed.offset))?;
-                self.bytes_read.store(resumed.offset, Ordering::Relaxed);
+                let last = resumed.offset.min(1);
+                raw.seek(SeekFrom::Start(resumed.offset - last))?;
+                self.bytes_read.store(resumed.offset - last, Ordering::Relaxed);
                 let source: Box<dyn Read + Send> = Box::new(raw);
                 let counted = Counted { source, bytes: Arc::clone(&self.bytes_read) };
                 self.reader = Box::new(BufReader::with_capacity(BUFFER, counted));
+                if !self.skip(last)? {
+                    return Ok(false);
+                }
             }
             Packing::Plain | Packing::Gzip | Packing::Zstd => {
                 let Some(left) = resumed.offset.checked_sub(self.place.offset) else {
@@ -590,18 +598,22 @@ impl Text {
         Ok(true)
     }
 
-    /// Skips this many bytes of the text. Returns `false` if the text is shorter.
+    /// Skips this many bytes of the text. Returns `false` if the text is shorter, or if no line
+    /// ends there. The last line of a text may have got its line break only later.
     pub(super) fn skip(&mut self, mut left: u64) -> io::Result<bool> {
+        let mut last = Some(b'\n');
         while left > 0 {
-            let available = self.reader.fill_buf()?.len();
-            if available == 0 {
+            let available = self.reader.fill_buf()?;
+            let used = usize::try_from(left).unwrap_or(usize::MAX).min(available.len());
+            if used == 0 {
                 return Ok(false);
             }
-            let used = usize::try_from(left).unwrap_or(usize::MAX).min(available);
+            last = available[..used].last().copied();
             self.reader.consume(used);
             left -= used as u64;
         }
-        Ok(true)
+        let is_behind = last == Some(b'\n');
+        Ok(is_behind || self.reader.fill_buf()?.first().is_none_or(|next| *next == b'\n'))
     }
 
     /// Reads ahead until the next line has its line break, or is too long. Returns `false` if the

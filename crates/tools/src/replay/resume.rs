@@ -18,29 +18,55 @@ use queue::inspect::Leftover;
 /// The version of the format. Only this version is written and read.
 const VERSION: u32 = 1;
 
-/// The maximum bytes of a resume file. It has about 300 bytes for each input.
+/// The maximum bytes of a resume file. It has about 400 bytes for each input.
 const FILE_BYTES_MAX: u64 = 64 << 20;
 
 /// The format of the resume file, for `--version`.
 pub const FORMAT: Format =
     Format { name: "resume files of replay", reads: &[VERSION], writes: VERSION };
 
-/// A length and a checksum of the beginning of a file's text, which identify the file in a later
-/// run. The beginning is the first line, or the first [`Head::BYTES_MAX`] bytes of a longer line.
+/// Lengths and checksums of the first line of a file's text, which identify the file in a later
+/// run. A client can choose what an event begins with, but not the times at its end. Therefore the
+/// checksum covers the whole line, or the first [`Head::BYTES_MAX`] bytes of a longer one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(super) struct Head {
-    /// The number of bytes that the checksum covers.
+    /// The number of bytes that the first checksum covers, at most [`Head::OLD_BYTES_MAX`].
     first_line_bytes: u64,
     first_line_crc32c: u32,
+    /// The whole line, if it is longer than that. Versions up to 0.2.0 did not write it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    whole_first_line: Option<Whole>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Whole {
+    bytes: u64,
+    crc32c: u32,
 }
 
 impl Head {
-    /// The checksum covers at most this many bytes of the first line.
-    pub(super) const BYTES_MAX: usize = 4096;
+    /// The checksums cover at most this many bytes of the first line.
+    pub(super) const BYTES_MAX: usize = 4 << 20;
+
+    /// The first checksum, the only one of older resume files, covers at most this many bytes.
+    const OLD_BYTES_MAX: usize = 4096;
 
     pub(super) fn of(line: &[u8]) -> Self {
         let line = &line[..line.len().min(Self::BYTES_MAX)];
-        Self { first_line_bytes: line.len() as u64, first_line_crc32c: crc32c::crc32c(line) }
+        let old = &line[..line.len().min(Self::OLD_BYTES_MAX)];
+        let whole = || Whole { bytes: line.len() as u64, crc32c: crc32c::crc32c(line) };
+        Self {
+            first_line_bytes: old.len() as u64,
+            first_line_crc32c: crc32c::crc32c(old),
+            whole_first_line: (line.len() > old.len()).then(whole),
+        }
+    }
+
+    /// Returns `true` if the lines are the same as far as both checksums cover them.
+    pub(super) fn matches(self, other: Self) -> bool {
+        let [this, that] = [self, other].map(|it| (it.first_line_bytes, it.first_line_crc32c));
+        let wholes = self.whole_first_line.zip(other.whole_first_line);
+        this == that && wholes.is_none_or(|(this, that)| this == that)
     }
 }
 
@@ -105,7 +131,9 @@ pub(super) struct State {
 /// `is_after_gap` is `true` if events may be missing between the last record's file and this one.
 pub(super) fn go_on(files: &mut Vec<Read>, read: Read, is_after_gap: bool) {
     match files.last_mut() {
-        Some(last) if last.head == read.head || !last.is_begun() || is_after_gap => *last = read,
+        Some(last) if last.head.matches(read.head) || !last.is_begun() || is_after_gap => {
+            *last = read
+        }
         _ => files.push(read),
     }
     files.drain(..files.len().saturating_sub(2));
@@ -165,5 +193,32 @@ impl State {
         // Without this sync, the rename might reach the disk before the contents.
         written.sync_data()?;
         std::fs::rename(&new, file)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_head_covers_the_whole_first_line_and_an_old_one_what_it_covered() {
+        let line = |end: &str| Head::of(format!("{}{end}\n", "x".repeat(5000)).as_bytes());
+        assert!(line("a").matches(line("a")));
+        assert!(!line("a").matches(line("b")));
+        assert!(!line("a").matches(line("ab")));
+        // A line of exactly the old length is not the beginning of a longer one.
+        let short = Head::of(format!("{}\n", "x".repeat(4095)).as_bytes());
+        assert!(short.matches(short) && !short.matches(line("a")));
+        // The record of an older version.
+        let crc = crc32c::crc32c("x".repeat(4096).as_bytes());
+        let old = format!(
+            r#"{{"path":"p","first_line_bytes":4096,"first_line_crc32c":{crc},"offset":1,"lines":1}}"#
+        );
+        let old: Read = serde_json::from_str(&old).unwrap();
+        assert!(old.head.matches(line("a")) && line("b").matches(old.head));
+        assert!(!old.head.matches(Head::of(b"y\n")) && !old.head.matches(short));
+        let new = Read { head: line("a"), ..old };
+        let text = serde_json::to_string(&new).unwrap();
+        assert_eq!(serde_json::from_str::<Read>(&text).unwrap(), new, "{text}");
     }
 }
