@@ -84,7 +84,14 @@ struct Found {
     path: PathBuf,
     /// The numbers of the device and the inode.
     inode: (u64, u64),
-    head: Head,
+    /// `None` if the first line can't be read. Such a file is not known to be any other.
+    head: Option<Head>,
+}
+
+impl Found {
+    fn begins_like(&self, read: &resume::Read) -> bool {
+        self.head.is_some_and(|head| head.matches(read.head))
+    }
 }
 
 /// The file that is read next.
@@ -121,7 +128,7 @@ fn choose<'f>(
     may_have: &dyn Fn(&Found) -> bool,
 ) -> Choice<&'f Found> {
     let alike = |read: &resume::Read| -> Vec<(usize, &Found)> {
-        files.iter().enumerate().filter(|(_, file)| file.head.matches(read.head)).collect()
+        files.iter().enumerate().filter(|(_, file)| file.begins_like(read)).collect()
     };
     let (last, before) = match known {
         [.., before, last] => (Some(last), Some(before)),
@@ -197,9 +204,9 @@ fn beginning(path: &Path, is_live: bool) -> io::Result<Option<Found>> {
     let text = Packing::of(&magic).open(raw, BUFFER)?;
     let mut line = Vec::new();
     let read = text.take(Head::BYTES_MAX as u64).read_until(b'\n', &mut line);
-    if read.is_err() {
-        // A damaged file counts too. The reader finds out how much of it can be read.
-        line = magic;
+    let inode = (about.dev(), about.ino());
+    if read.is_err() && !is_live {
+        return Ok(Some(Found { path: path.to_owned(), inode, head: None }));
     }
     if !line.ends_with(b"\n") && line.len() < Head::BYTES_MAX {
         // The reader completes a last line without a line break in the same way.
@@ -208,8 +215,7 @@ fn beginning(path: &Path, is_live: bool) -> io::Result<Option<Found>> {
             return Ok(None);
         }
     }
-    let inode = (about.dev(), about.ino());
-    Ok(Some(Found { path: path.to_owned(), inode, head: Head::of(&line) }))
+    Ok(Some(Found { path: path.to_owned(), inode, head: Some(Head::of(&line)) }))
 }
 
 /// Checks that a log is a regular file without compression, or does not exist yet. `Err` is the
@@ -232,8 +238,9 @@ pub(super) fn check(log: &Path) -> Result<(), String> {
 pub(super) fn begin(log: &Path) -> io::Result<Vec<resume::Read>> {
     let read = |head| resume::Read { path: log.to_owned(), head, ..resume::Read::default() };
     let files = files(log)?;
-    let rotated = files.iter().rfind(|file| file.path.file_name() != log.file_name());
-    Ok(rotated.map(|file| file.head).into_iter().chain([Head::default()]).map(read).collect())
+    let rotated =
+        files.iter().rfind(|file| file.head.is_some() && file.path.file_name() != log.file_name());
+    Ok(rotated.and_then(|file| file.head).into_iter().chain([Head::default()]).map(read).collect())
 }
 
 /// A reader of a file. It ends early if the file no longer begins with `beginning`: the file was
@@ -261,6 +268,8 @@ impl Read for Source {
 struct Open {
     path: PathBuf,
     inode: (u64, u64),
+    /// `false`: the first line could not be read.
+    has_head: bool,
     source: Source,
     text: Text,
 }
@@ -293,9 +302,9 @@ impl Open {
         let beginning: Arc<[u8]> = beginning.into();
         let source = || Source { file: Arc::clone(&file), beginning: Arc::clone(&beginning) };
         let mut text = Text::of(Box::new(source()), 0)?;
-        text.place.head = found.head;
-        let inode = (about.dev(), about.ino());
-        Ok(Self { path: found.path.clone(), inode, source: source(), text })
+        text.place.head = found.head.unwrap_or_default();
+        let (path, inode) = (found.path.clone(), (about.dev(), about.ino()));
+        Ok(Self { path, inode, has_head: found.head.is_some(), source: source(), text })
     }
 }
 
@@ -305,6 +314,12 @@ pub(super) fn read_all(plan: &Plan, items: &mpsc::Sender<Item>, notes: &mpsc::Se
     let Some(log) = plan.settings.files.first() else { return };
     let known = plan.resumed.clone();
     let is_begun = known.last().is_some_and(resume::Read::is_begun);
+    let end = known.last().map_or_else(input::Place::default, |last| input::Place {
+        head: last.head,
+        offset: last.offset,
+        lines: last.lines,
+        ..input::Place::default()
+    });
     let mut follower = Follower {
         log,
         reader: Reader { plan, items, notes, cut_short: 0 },
@@ -312,7 +327,8 @@ pub(super) fn read_all(plan: &Plan, items: &mpsc::Sender<Item>, notes: &mpsc::Se
         wanted: if is_begun { Wanted::Rest } else { Wanted::Newer },
         gone: 0,
         gap: false,
-        batch: Batch::default(),
+        damaged: Vec::new(),
+        batch: Batch { end, ..Batch::default() },
         line: Vec::new(),
     };
     if let Err(Ended::Failed { line, what }) = follower.run() {
@@ -330,6 +346,9 @@ struct Follower<'a> {
     gone: u32,
     /// `true`: events may be missing before the file that is opened next.
     gap: bool,
+    /// The inodes of the files without a readable first line that were reported since the place was
+    /// last in another file. No record is about such a file.
+    damaged: Vec<(u64, u64)>,
     batch: Batch,
     line: Vec<u8>,
 }
@@ -343,6 +362,18 @@ impl Follower<'_> {
                 Some(open) => open,
                 None => self.wait()?,
             };
+            if !open.has_head {
+                match open.text.has_line() {
+                    Err(error) => {
+                        self.damaged.push(open.inode);
+                        self.damaged(&open, &error)?;
+                    }
+                    // It can be read by now.
+                    Ok(_) => self.pause()?,
+                }
+                continue;
+            }
+            self.damaged.clear();
             self.enter(&open)?;
             next = self.read(&mut open)?;
         }
@@ -366,7 +397,7 @@ impl Follower<'_> {
     /// because files may be renamed at any time. `held` is the inode of the file with the place, if
     /// the file is open, so that no other file can get this inode.
     fn find(&mut self, held: Option<(u64, u64)>) -> Result<Option<Open>, Ended> {
-        let found = files(self.log).map_err(|error| self.failed(&error))?;
+        let found = self.files().map_err(|error| self.failed(&error))?;
         let choice = self.choose(&found, held);
         let found = match choice {
             Choice::File(found) => found,
@@ -385,7 +416,7 @@ impl Follower<'_> {
         };
         self.gone = 0;
         let place = self.known.last().filter(|_| self.wanted == Wanted::Rest);
-        let open = Open::new(found, place).and_then(|open| Ok((open, files(self.log)?)));
+        let open = Open::new(found, place).and_then(|open| Ok((open, self.files()?)));
         match open {
             Ok((open, again)) => {
                 let again = self.choose(&again, held);
@@ -395,6 +426,13 @@ impl Follower<'_> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(self.failed(&error)),
         }
+    }
+
+    /// Returns the files of the log, without those that were reported as damaged.
+    fn files(&self) -> io::Result<Vec<Found>> {
+        let mut found = files(self.log)?;
+        found.retain(|file| file.head.is_some() || !self.damaged.contains(&file.inode));
+        Ok(found)
     }
 
     fn choose<'f>(&self, files: &'f [Found], held: Option<(u64, u64)>) -> Choice<&'f Found> {
@@ -607,11 +645,11 @@ mod tests {
 
     fn found(name: &str) -> Found {
         let head = Head::of(name.trim_end_matches(" copy").as_bytes());
-        Found { path: name.into(), inode: (0, 0), head }
+        Found { path: name.into(), inode: (0, 0), head: Some(head) }
     }
 
     fn read(name: &str) -> resume::Read {
-        resume::Read { head: found(name).head, ..resume::Read::default() }
+        resume::Read { head: found(name).head.unwrap(), ..resume::Read::default() }
     }
 
     #[test]
@@ -766,6 +804,35 @@ mod tests {
     }
 
     #[test]
+    fn each_file_whose_first_line_is_damaged_is_a_gap_and_hides_no_other() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        for name in ["audit.log.4.gz", "audit.log.3.gz", "audit.log.1.gz"] {
+            write(path, name, b"\x1f\x8bnonsense");
+        }
+        write(path, "audit.log.5", &events(&["a1"]));
+        write(path, "audit.log.2", &events(&["b1"]));
+        write(path, "audit.log", &events(&["c1"]));
+        let mut items = follow(path, vec![resume::Read::default()]);
+        let (words, gaps, input::Place { head, offset, lines, .. }) = until(&mut items, "c1");
+        assert_eq!((words, gaps), (["a1", "b1", "c1"].map(str::to_owned).to_vec(), 3));
+        drop(items);
+        // A place that is gone is one gap more, also if damaged files come next.
+        let gone = resume::Read { head: Head::of(b"gone"), offset, lines, ..read("") };
+        let before = resume::Read { head: Head::of(&events(&["a1"])), ..gone.clone() };
+        let mut items = follow(path, vec![before, gone]);
+        let (words, gaps, _) = until(&mut items, "c1");
+        assert_eq!((words, gaps), (["b1", "c1"].map(str::to_owned).to_vec(), 4));
+        // Damage before the place is nothing new.
+        write(path, "audit.log.1.gz", &gzip(&events(&["b2"])));
+        let mut items = follow(path, vec![resume::Read { head, offset, lines, ..read("") }]);
+        std::fs::rename(path.join("audit.log"), path.join("audit.log.0")).unwrap();
+        write(path, "audit.log", &events(&["d1"]));
+        let (words, gaps, _) = until(&mut items, "d1");
+        assert_eq!((words, gaps), (vec!["d1".to_owned()], 0));
+    }
+
+    #[test]
     fn a_place_is_behind_a_line() {
         let skip = |bytes| {
             let text: Box<dyn Read + Send> = Box::new(&b"one\ntwo\nend"[..]);
@@ -824,7 +891,7 @@ mod tests {
             resume::go_on(&mut files, read(name), is_after_gap);
             files.iter().map(|it| it.head).collect::<Vec<_>>()
         };
-        let heads = |names: &[&str]| names.iter().map(|it| found(it).head).collect::<Vec<_>>();
+        let heads = |names: &[&str]| names.iter().map(|it| read(it).head).collect::<Vec<_>>();
         assert_eq!(known("a", false), heads(&["a"]));
         assert_eq!(known("a", false), heads(&["a"]));
         assert_eq!(known("b", false), heads(&["a", "b"]));

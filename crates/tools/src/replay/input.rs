@@ -77,7 +77,7 @@ pub(super) struct Batch {
     /// The request body: an EventList, or empty if there are no events. If [`Settings::only_looks`]
     /// is set, the events as JSON lines.
     pub(super) body: Vec<u8>,
-    as_lines: bool,
+    pub(super) as_lines: bool,
     pub(super) events: u64,
     /// The number of the line with the first event, counted from 1, or the position of this event
     /// in a queue; 0 without events.
