@@ -74,7 +74,7 @@ impl Relay {
     }
 
     /// Returns the URL; `None` if the config names the relay.
-    fn url(&self) -> Option<&str> {
+    pub(super) fn url(&self) -> Option<&str> {
         self.url.as_deref().or(self.relay.as_deref())
     }
 

@@ -117,10 +117,14 @@ pub(super) fn request(arguments: &Arguments, file: Option<&Path>) -> Result<Requ
     Ok(Request { target, path, shown })
 }
 
-/// Returns the token of the file that the config names, unless `--token-file` names one.
+/// Returns the token of the file that the config names, unless `--token-file` names one. A relay at
+/// a URL of the command line never gets the token of the config.
 fn configured_token(arguments: &Arguments, file: Option<&Path>) -> Result<Option<String>, u8> {
     if arguments.relay.credentials.token_file.is_some() {
         return Ok(None);
+    }
+    if arguments.relay.url().is_some() {
+        return Err(wrong("tap needs --token-file FILE for the relay at a URL"));
     }
     let admin = config::admin_of(&read(file)?.0).ok();
     let Some(named) = admin.and_then(|admin| admin.tap_token_file) else {

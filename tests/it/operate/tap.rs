@@ -233,6 +233,12 @@ fn without_the_key_there_is_no_tap() {
     said(&with_token, directory.path()).assert(1, &["404", "admin.tap_token_file"]);
     // Without a token, the command does not even connect.
     said(&["tap", &url], directory.path()).assert_refused("--token-file");
+    // The token of a config is only for the relay of the config.
+    std::fs::write(directory.path().join("c.toml"), config(directory.path(), "")).unwrap();
+    for url in [&[url.as_str()][..], &["--relay", &url]] {
+        let command = [&["tap", "--config", "c.toml"], url].concat();
+        said(&command, directory.path()).assert_refused("--token-file");
+    }
     relay.finish(Backlog::Empty);
 }
 
