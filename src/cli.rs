@@ -265,8 +265,8 @@ pub fn main() -> ExitCode {
 }
 
 /// Runs the command that these arguments name, and returns the exit status. The first argument is
-/// the name of the program. For wrong usage, and for options such as `--help`, the function ends
-/// the process.
+/// the name of the program. If the arguments do not parse, or for options such as `--help`, the
+/// function ends the process.
 pub fn run_with(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     let mut command = command();
     let parsed = command.try_get_matches_from_mut(arguments).and_then(|matches| {
@@ -390,8 +390,8 @@ fn read(file: Option<&Path>) -> Result<(String, String), u8> {
     }
 }
 
-/// Runs `work`, which uses files, on a thread of its own, and returns its result. If a file system
-/// hangs for [`named_file::WAIT_MAX`], prints which file is being read, and `Err` is the exit
+/// Runs `work`, which uses files, on a thread of its own, and returns its result. If `work` takes
+/// longer than [`named_file::WAIT_MAX`], prints which files are being read, and `Err` is the exit
 /// status.
 fn in_time<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, u8> {
     let (done, result) = std::sync::mpsc::channel();
@@ -543,8 +543,8 @@ const TWICE: Duration = Duration::from_millis(10);
 /// waiting reloads start after the ignored request.
 const RELOADS: usize = 16;
 
-/// Receives the signals of this process. The first SIGTERM or SIGINT cancels `first`, and a second
-/// one cancels `second`. `reload` gets a message for each SIGHUP, unless too many messages wait.
+/// Receives the signals of this process. The first SIGTERM or SIGINT cancels `first`, and another
+/// one, at least [`TWICE`] later, cancels `second`. `reload` gets the requests by SIGHUP.
 struct Heard {
     first: CancellationToken,
     second: CancellationToken,

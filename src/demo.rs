@@ -61,7 +61,7 @@ pub enum Phase {
     Flowing,
     /// The demo sends events, and the consumer resets every connection.
     Away,
-    /// The demo has sent all events, and waits until they have arrived at the consumer.
+    /// The demo sends no new batch, and waits until the events have arrived at the consumer.
     Emptying,
 }
 

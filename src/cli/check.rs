@@ -1,7 +1,7 @@
 //! The command `check`: prints every problem of a config, or a summary of what the config sets up.
 //!
-//! All of it is for people and goes to stderr. The last line of a config without errors begins with
-//! `ok`. No line shows a secret: of a URL, only scheme, host and port are printed.
+//! All of it is for people and goes to stderr. If nothing fails, the last line begins with `ok`. No
+//! line shows a secret: of a URL, only scheme, host and port are printed.
 
 use std::path::PathBuf;
 use std::sync::Arc;

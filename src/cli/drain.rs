@@ -54,9 +54,9 @@ async fn wait(page: &Page, limit: Duration) -> Result<(), String> {
 }
 
 /// Returns a text about the events that still wait, from the relay's response; an empty text means
-/// that all events are delivered. If the relay does not respond in time, or a balancer responds in
-/// its place, the text says so, and the caller tries again. `Err` if the connection has failed, or
-/// if the response is not that of a relay.
+/// that all events are delivered. If the relay does not respond in time, or the response is a 503
+/// without a body, the text says so, and the caller tries again. `Err` if the connection has
+/// failed, or if the response is not that of a relay.
 async fn backlog(page: &Page) -> Result<String, String> {
     let Some(answered) = page.ask(ANSWER_MAX).await else {
         return Ok("the relay does not respond".to_owned());

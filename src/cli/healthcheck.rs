@@ -1,6 +1,6 @@
 //! The command `healthcheck`: sends one GET to a relay's `/readyz`, or to another path in the URL,
-//! and exits with 0 if the response is 200. It is meant for images without a shell. The command
-//! prints the address that it asked, and the response; all of this goes to stderr.
+//! and exits with 0 if the response is 200. It is meant for images without a shell. What the
+//! command prints goes to stderr.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -17,8 +17,8 @@ use client::ask::Target;
 use client::tls::{Chain, Client};
 use config::ClientTls;
 
-/// The time limit for one request to the relay, including the lookup of the host name.
-/// `healthcheck` sends one request, `drain` may send many. A relay responds within milliseconds.
+/// The time limit for one request to the relay, including the lookup of the host name. Several
+/// commands use it; `drain` may send many requests. A relay responds within milliseconds.
 /// Docker allows 30 s for a health check. A kubelet ends a probe after its `timeoutSeconds`, by
 /// default 1 s, and then reports only a timeout.
 const TIMEOUT: Duration = Duration::from_secs(3);

@@ -1,5 +1,5 @@
-//! The work of `run` before it starts the threads of the relay: it makes the directories that the
-//! relay writes to, and restricts the process to the files that the relay needs.
+//! The work of `run` before it starts the relay's threads, unless `process.restrict` is off: it
+//! makes the directories that the relay writes to, and restricts the process to the files it needs.
 
 use std::path::{Path, PathBuf};
 

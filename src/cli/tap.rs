@@ -32,8 +32,8 @@ const ANSWER: Duration = Duration::from_secs(10);
 /// every 5 s.
 const SILENCE: Duration = Duration::from_secs(30);
 
-/// The greatest number of bytes in a line. An event of 256 KiB can be six times as long when each
-/// of its characters is an escape.
+/// The greatest number of bytes that are held of a line without its end. An event of 256 KiB can be
+/// six times as long when each of its characters is an escape.
 const LINE_MAX: usize = 4 << 20;
 
 /// The greatest number of texts that wait for a slow reader of stdout. While this many wait,

@@ -41,7 +41,7 @@ pub const API_VERSION: &str = "audit.k8s.io/v1";
 pub const LIST_HEAD: &[u8] =
     br#"{"kind":"EventList","apiVersion":"audit.k8s.io/v1","metadata":{},"items":["#;
 
-/// The beginning of an event in kube-apiserver's audit.log. An event of a list lacks these members.
+/// The beginning of an event in kube-apiserver's audit.log. An event in its lists lacks them.
 pub const EVENT_HEAD: &[u8] = br#"{"kind":"Event","apiVersion":"audit.k8s.io/v1","#;
 
 /// The deepest nesting that an event may have; its own braces are level 1. The JSON parsers of
@@ -93,8 +93,8 @@ impl fmt::Display for Invalid {
 /// The result of [`decode_in_place`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Split {
-    /// The byte range of the lines in the slice. Each event is followed by one `\n`, and there is
-    /// no other line break.
+    /// The byte range of the lines in the slice. Each event is followed by one `\n` (if no list was
+    /// kept, see [`decode_keeping_list`]), and there is no other line break.
     pub lines: Range<usize>,
     /// The number of events in `lines`.
     pub events: u64,

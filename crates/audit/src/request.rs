@@ -33,7 +33,7 @@ pub struct Request<'a> {
 }
 
 /// Returns the code of an event's response. `None` if the event has none, as at the stage
-/// RequestReceived, or if the code does not have three digits.
+/// RequestReceived, or if the code is not written as three digits.
 pub fn code(event: &[u8]) -> Option<u16> {
     let [status] = scan::firsts(event, ["responseStatus"]);
     let [code] = scan::firsts(status?, ["code"]);

@@ -206,7 +206,7 @@ pub fn key(raw: &[u8]) -> Cow<'_, [u8]> {
     }
 }
 
-/// Returns a JSON string with its escapes resolved; `None` if `value` is not a string.
+/// Returns a JSON string as [`key`] resolves it; `None` if `value` is not a string.
 pub fn string(value: &[u8]) -> Option<Cow<'_, [u8]>> {
     inner(value).map(key)
 }

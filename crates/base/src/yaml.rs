@@ -1,9 +1,9 @@
 //! Parses YAML (and thereby JSON) into a tree in which each value has its position.
 //!
-//! A tag that changes the type of a value is an error. An alias becomes a copy of its value. The
-//! copy counts towards the size limit, so that a few lines can't grow to gigabytes. The tree does
-//! not say whether a text without quotes is a number, a boolean or null: only the code that reads
-//! it knows the wanted type.
+//! A tag other than that of a text, a list or a map is an error. An alias becomes a copy of its
+//! value. The copy counts towards the size limit, so that a few lines can't grow to gigabytes. The
+//! tree does not say whether a text without quotes is a number, a boolean or null: only the code
+//! that reads it knows the wanted type.
 
 use std::collections::HashMap;
 use std::fmt;

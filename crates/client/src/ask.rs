@@ -129,7 +129,7 @@ pub struct Target {
     base: String,
     path: Option<String>,
     tls: Option<Arc<tls::Client>>,
-    /// The names that the certificate may have, in the order of the attempts; if empty, the host.
+    /// The names to try for the certificate, unless `tls` has a server name; if empty, the host.
     names: Vec<String>,
     authorization: Option<HeaderValue>,
     is_plain: bool,
@@ -232,8 +232,8 @@ impl Target {
         Ok(Self { authorization: Some(value), ..self })
     }
 
-    /// Returns a target at another address, with the same credentials. The certificate there must
-    /// have a name of this target, `host`, or one of `names`.
+    /// Returns a target at another address, with the same credentials. Its certificate may have a
+    /// name of this target, `host`, or one of `names`: see [`Target::with_credentials`].
     pub fn at(&self, host: &str, port: u16, names: &[&str]) -> Self {
         let mut all = match self.names.is_empty() {
             true => vec![self.host.clone()],
@@ -287,7 +287,7 @@ impl Target {
     ///
     /// # Errors
     ///
-    /// [`AskError`]: there was no complete response with status 200, or `sink` returned an error.
+    /// [`AskError`]: there was no usable response with status 200, or `sink` returned an error.
     pub async fn get(
         &self,
         path: &str,
@@ -304,7 +304,7 @@ impl Target {
     ///
     /// # Errors
     ///
-    /// [`AskError`]: there was no complete response with status 200, or it has more than 1 MiB.
+    /// [`AskError`]: there was no usable response with status 200, or it has more than 1 MiB.
     pub async fn get_text(&self, path: &str) -> Result<Vec<u8>, AskError> {
         let mut body = Vec::new();
         self.get(path, |part| {
@@ -320,7 +320,7 @@ impl Target {
     ///
     /// # Errors
     ///
-    /// [`AskError`]: there was no complete response with status 200.
+    /// [`AskError`]: there was no usable response with status 200.
     pub async fn post(&self, path: &str, body: &'static str) -> Result<Option<i64>, AskError> {
         let body = Bytes::from_static(body.as_bytes());
         let asked = async {
@@ -557,8 +557,8 @@ struct Status {
     message: String,
 }
 
-/// Returns the reason in the body of a refusal as `: reason`, safe for a terminal. Empty if the
-/// body is empty.
+/// Returns the reason in the body of a refusal as `: reason`, safe for a terminal. Empty if there
+/// is no reason.
 pub fn shown(body: &[u8]) -> String {
     let message = match serde_json::from_slice::<Status>(body) {
         Ok(status) => status.message,

@@ -306,7 +306,7 @@ impl Client {
     }
 
     /// Makes TLS settings from the contents of the configured files: the CA, the certificate and
-    /// the key, in this order. The paths are only used for messages.
+    /// the key, in this order. Paths are only for messages. Without a CA, reads the system's CAs.
     ///
     /// # Errors
     ///
@@ -488,8 +488,8 @@ impl Chain {
         names.map(|name| name.replacen("*.", "any.", 1)).collect()
     }
 
-    /// Returns the numbers, from 1, of the certificates that are neither marked as a CA nor
-    /// self-signed. An old CA's certificate may lack the mark, but is self-signed.
+    /// Returns the numbers, from 1, of the readable certificates that are neither marked as a CA
+    /// nor self-signed. An old CA's certificate may lack the mark, but is self-signed.
     pub fn leaves(&self) -> Vec<usize> {
         let is_leaf = |certificate: &CertificateDer<'static>| {
             x509_parser::parse_x509_certificate(certificate).is_ok_and(|(_, parsed)| {

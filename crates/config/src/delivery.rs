@@ -30,7 +30,7 @@ pub struct Timeouts {
     /// The time limit for each of these: the lookup of a host name; the connection to one address
     /// (TCP, the proxy's CONNECT and TLS together); with `relp`, the protocol's `open`.
     pub connect: Duration,
-    /// An attempt to send fails if it makes no progress towards an acknowledgement for this long.
+    /// The longest time that an attempt to send goes on without progress to an acknowledgement.
     pub request: Duration,
     /// The age, ±10% at random, at which the output replaces a connection by a new one. The work
     /// on the old connection is finished first. `None` if there is no age limit.

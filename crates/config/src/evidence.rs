@@ -20,7 +20,7 @@ pub struct Evidence {
     /// The file with the next signing key, which `key_file` will name after a later restart. While
     /// `next_key_file` is set, both keys sign each checkpoint.
     pub next_key_file: Option<PathBuf>,
-    /// The name of the log, which no other log has.
+    /// The name of the log. No other log may have it.
     pub origin: String,
     /// The time between two checkpoints while the log grows.
     pub checkpoint_interval: Duration,

@@ -46,8 +46,8 @@ pub struct Filter {
     /// webhooks' patches, `responseObject` and `requestObject`. If it is still too large, it counts
     /// as rejected, but is sent if `rejected.action` is `retry`. `None` if there is no limit.
     pub max_event_bytes: Option<u64>,
-    /// Events that were received with the same bytes are sent only once within this time. `None` if
-    /// repeated events are sent too.
+    /// Events with the same bytes as one that was received within this time are not sent, as far as
+    /// the relay remembers it. `None` if repeated events are sent too.
     pub deduplicate: Option<Duration>,
     /// The annotations that are added to each event: name (without the prefix
     /// `kube-audit-forwarder/`) and value.
@@ -69,7 +69,7 @@ pub(crate) struct Section {
 }
 
 impl Filter {
-    /// Returns `true` if every event is sent unchanged.
+    /// Returns `true` if this is the default filter, which sends every event unchanged.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }

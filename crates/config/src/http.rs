@@ -158,7 +158,7 @@ fn parsed(url: &Template) -> Option<Url> {
     values::url(&url.expand().ok()?).ok()
 }
 
-/// Warns of each credential that goes over the network without TLS: files with tokens and
+/// Warns of these credentials if they go over the network without TLS: files with tokens and
 /// passwords, headers whose names look like those of credentials, and headers with a `${file:…}`.
 /// There is no warning if all http URLs lead to this machine.
 fn warn_of_plain_credentials(

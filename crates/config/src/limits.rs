@@ -9,8 +9,8 @@ use config_table::reader::Context;
 use config_table::table::{Table, derived};
 use config_table::values::{KIB, MIB, ROOM_MIN, TIME_MIN, secs, unless_zero};
 
-/// The maximum of `max_connections`. No process can have more sockets than this, because
-/// `fs.nr_open` is 1,048,576 by default.
+/// The maximum of `max_connections`: the default of `fs.nr_open`, which limits the sockets of a
+/// process.
 const CONNECTIONS_MAX: u64 = 1 << 20;
 
 /// The size in bytes that usual request bodies do not exceed: a batch of 400 events at the audit

@@ -175,7 +175,7 @@ pub(super) fn contradictions(
 }
 
 /// Returns `true` if the kernel refuses to bind one of these addresses while the other is bound.
-/// `[::]` also takes the port for IPv4, unless `net.ipv6.bindv6only` is 1.
+/// Not for port 0. `[::]` also takes the port for IPv4, unless `net.ipv6.bindv6only` is 1.
 pub(super) fn meets(one: SocketAddr, other: SocketAddr) -> bool {
     let covers = |it: SocketAddr, other: SocketAddr| {
         it.ip().is_unspecified() && (it.is_ipv6() || other.is_ipv4())

@@ -113,8 +113,8 @@ fn source_kind(_: KafkaSource) -> Option<SourceKind> {
 }
 
 /// Reports sources with the same name, and queue settings that do not work with sources. A source
-/// may commit the offset of a message only when the outputs have its events, so `queue.acknowledge`
-/// must be `"delivered"`.
+/// may commit the offset of a message only when the required outputs have finished its events, so
+/// `queue.acknowledge` must be `"delivered"`.
 pub(super) fn contradictions(cx: &Context<'_>, queue: &Queue, sources: &[Draft]) {
     for (index, (name, _)) in sources.iter().enumerate() {
         let first = sources.iter().position(|(other, _)| other == name).filter(|_| name.is_some());

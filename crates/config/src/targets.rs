@@ -114,8 +114,8 @@ impl Target {
         self.key == PROXY
     }
 
-    /// Returns `true` if a connection to the target reaches the socket of this machine that is
-    /// bound to `bound`.
+    /// Returns `true` if a connection to the target is known to reach the socket of this machine
+    /// that is bound to `bound`. No name is resolved.
     fn is(&self, bound: SocketAddr) -> bool {
         if bound.port() == 0 || bound.port() != self.port || self.resolved_elsewhere {
             return false;

@@ -1,7 +1,7 @@
 //! Sends the newest checkpoint of the evidence log to one consumer, between the events. A newer
 //! checkpoint replaces one that could not be sent. After each further failure, the pause before the
-//! next checkpoint is longer, so that a consumer that can't take any is seldom asked. Events do not
-//! wait for a checkpoint.
+//! next checkpoint is longer, up to a minute, so that a consumer that can't take any is seldom
+//! asked. Events do not wait for a checkpoint.
 
 use std::time::Duration;
 

@@ -1,10 +1,10 @@
-//! Dead letters: events that their consumer will not get, kept in files for people to look into.
+//! Dead letters: events that were given up, kept in files for people to look into.
 //!
 //! A letter is one line, `{"time":…,"output":…,"reason":…,"event":{…}}`, with the event as
-//! received, or redacted if it is too long. A separate thread writes the letters (`files`). Waiting
-//! letters are written and synced together, and only then does a delivery finish their claims. If
-//! the disk refuses writes or hangs, events are counted as lost without a letter. A delivery waits
-//! for a letter for ten seconds at most.
+//! received, or redacted if it is too long for the protocol. A separate thread writes the letters
+//! (`files`). Waiting letters are written and synced together, and only then does a delivery finish
+//! their claims. If the disk refuses writes or hangs, events are counted as lost without a letter.
+//! A delivery waits for a letter for ten seconds at most.
 
 use std::convert::Infallible;
 use std::io;

@@ -6,8 +6,7 @@ use std::time::Duration;
 use base::mutant;
 use telemetry::AttemptError;
 
-/// The longest pause that a consumer can ask for with `Retry-After`. A longer one is cut to this,
-/// because the consumer's clock is most likely wrong.
+/// The longest pause that a consumer can ask for with `Retry-After`. A longer one is cut to this.
 pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(5 * 60);
 
 /// The reason why an attempt to deliver or to connect failed.

@@ -248,7 +248,7 @@ impl Filter {
     }
 
     /// Takes the newest policies, before each batch. Returns `true` if [`Rules::apply`] has
-    /// replaced them. Claims before `settled` are final.
+    /// replaced them. Events before `settled` are final or set aside.
     pub fn renew(&mut self, settled: Position) -> bool {
         if let Some(seen) = &mut self.seen {
             seen.settled(settled);

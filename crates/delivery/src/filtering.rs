@@ -181,8 +181,8 @@ impl Filtering {
         self.marks.take(positions)
     }
 
-    /// Removes events from the memory of sent events: they were dropped or given up, or nobody
-    /// knows which of them were sent. A later copy is then no duplicate.
+    /// Removes events from the memory of sent events: they were dropped, given up or set aside, or
+    /// nobody knows which of them were sent. A later copy is then no duplicate.
     fn forget(&mut self, positions: Range<Position>) {
         if let Some(filter) = &mut self.filter {
             filter.forget(positions);
@@ -459,8 +459,8 @@ impl Filtering {
         disposition
     }
 
-    /// Forgets a claim that was given up, or that the queue dropped. Returns the numbers of dropped
-    /// and duplicate events.
+    /// Forgets a claim that was given up or set aside, or that the queue dropped. Returns the
+    /// numbers of dropped and duplicate events.
     pub(crate) fn give_up(&mut self, claim: Claim) -> Disposition {
         let disposition = self.dispose(claim, drop);
         self.forget(claim.start..claim.end);

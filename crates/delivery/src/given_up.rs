@@ -56,7 +56,7 @@ struct Doomed {
     events: u64,
     /// `None` if the events are given up, and not set aside.
     aside: Option<Kept>,
-    /// At most this many events count as lost. Nobody knows which, so all become dead letters.
+    /// At most this many events count as lost. If these are not all, nobody knows which.
     lost_max: u64,
     reason: Reason,
 }

@@ -74,7 +74,7 @@ pub struct Snapshot {
     pub stalled: Option<Instant>,
     /// `true` if events may be lost while the output is down, for their age or from a full queue.
     pub may_lose: bool,
-    /// The events that are set aside; `None` if there are none.
+    /// The events that are set aside; `None` if all of them are given up, or if there are none.
     pub aside: Option<AsideEvents>,
 }
 
@@ -311,8 +311,8 @@ impl Health {
         tracing::debug!(output = self.name, error = failure.message, "single events turned away");
     }
 
-    /// Counts a response by which the consumer turned events down. The events are at fault, so the
-    /// output does not go down.
+    /// Counts a response by which the consumer turned events down. The events may be at fault, so
+    /// the output does not go down.
     pub fn refused(&mut self, failure: &Failure) {
         self.passed_over(failure);
         tracing::debug!(output = self.name, error = failure.message, "batch refused");

@@ -56,11 +56,11 @@ pub(crate) enum State {
 #[derive(Debug)]
 pub(crate) struct Work {
     pub claim: Claim,
-    /// The number of events to be sent, without those that the filter drops or the queue has
-    /// dropped.
+    /// The number of events that were sent last, without those that the filter or the queue has
+    /// dropped. Before that, at most this many are sent.
     pub events: u64,
-    /// The number of times that the claim was sent. The halves of a split claim, and the claims of
-    /// the previous delivery, begin with 1.
+    /// The number of attempts that count. The halves of a split claim, and the claims of the
+    /// previous delivery, begin with 1.
     pub attempts: u32,
     /// The number of responses that had turned something down when the claim was last sent.
     pub sent_at: u64,
@@ -349,7 +349,7 @@ impl InFlight {
     }
 
     /// From now on, finished claims become final only in [`InFlight::end_together`]. So a restart
-    /// never begins inside an object of `s3`.
+    /// begins inside an object of `s3` only while dead letters are in progress.
     pub(super) fn begin_together(&mut self) {
         mutant!("object-ends-in-parts", self.together.get_or_insert_default());
     }

@@ -80,9 +80,9 @@ pub(crate) struct Rules {
     pub limits: BatchLimits,
     /// The setting `rejected.after_server_errors`.
     pub server_errors: Duration,
-    /// `true` if `rejected.action` is `"retry"`: a refused event is sent again without limit.
+    /// `true` if `rejected.action` is `"retry"`.
     pub(super) keeps_all: bool,
-    /// `true` if the consumer gets the events in the order of the queue.
+    /// `true` if events are sent in the order of the queue, except those that are set aside.
     pub is_ordered: bool,
     /// `true` if a request carries many batches. The link then counts the retries, and claims that
     /// failed may share a batch when they are sent again.
@@ -669,8 +669,8 @@ impl Ledger {
                     }
                     (false, _) => {
                         self.search.claim_failed(work.trial.errors, false);
-                        // A refused event must not share a request: the consumer might refuse its
-                        // neighbours too.
+                        // A refused event must not share a request: the consumer might refuse
+                        // others too.
                         self.again(work.with_remainder(!is_refused));
                         again.get_or_insert_with(|| failure.clone());
                     }
@@ -697,7 +697,7 @@ impl Ledger {
     }
 
     /// `consumer` refuses `refused` events of these claims for good and has the rest. Nobody knows
-    /// which, so all become dead letters.
+    /// which, so all are given up.
     fn refused_partly(
         &mut self,
         works: Vec<Work>,

@@ -36,8 +36,8 @@ pub trait Connect: Send {
     /// `true` if a request carries the events of many batches. The link then counts the retries.
     const COLLECTS: bool = false;
 
-    /// Returns `true` if the consumer gets events in order. An `http` output may change the order
-    /// if its `concurrency` is above 1.
+    /// Returns `true` if events are sent in order, except those that are set aside. An `http`
+    /// output may change the order if its `concurrency` is above 1.
     fn is_ordered(&self) -> bool {
         true
     }
@@ -104,10 +104,10 @@ pub struct Begin {
 
 /// One connection of an output. Several claims may be sent on it before the first has a result.
 ///
-/// Invariant: each claim that was handed to [`Link::send`] is reported exactly once, or is covered
-/// by the event that ends the link. The report is [`Event::Accepted`], [`Event::Judged`] (both may
-/// report a claim in parts, from its front), [`Event::Refused`] or [`Event::Failed`].
-/// [`Event::Taken`] may come before it.
+/// Invariant: each claim that was handed to [`Link::send`] is reported exactly once, is covered by
+/// the event that ends the link, or is dropped when the loop closes the link. The report is
+/// [`Event::Accepted`], [`Event::Judged`] (both may report a claim in parts, from its front),
+/// [`Event::Refused`] or [`Event::Failed`]. [`Event::Taken`] may come before it.
 pub trait Link: Send {
     /// Returns the room of the link in events and bytes; `None` while too many wait for a response.
     fn room(&self) -> Option<Take>;
@@ -226,14 +226,14 @@ pub enum Verdict {
     Delivered,
     /// The consumer had the event already, from an earlier attempt.
     Existing,
-    /// The consumer has not taken the event. It is sent again after a pause, or set aside.
+    /// The consumer has not taken the event, and may take it later.
     Again(Failure),
-    /// The consumer refuses the event itself, and would refuse it again.
+    /// The consumer refuses the event itself.
     Refused(Failure),
     /// The event is too long for the protocol. It was not sent, and is given up.
     TooLong,
     /// The consumer refuses some events of the part for good and has the rest, but does not say
-    /// which. All become dead letters. None is sent again, because the rest would arrive twice.
+    /// which. All are given up. None is sent again, because the rest would arrive twice.
     Partly {
         /// The number of refused events.
         refused: u64,
@@ -241,11 +241,11 @@ pub enum Verdict {
         failure: Failure,
     },
     /// The consumer has the event, as the response about a later event shows, but will never
-    /// confirm it. The event is sent again without a pause, but not in a request with events that
-    /// the consumer has not read.
+    /// confirm it. The event is sent again, but not in a request with events that the consumer has
+    /// not read.
     Unconfirmed,
     /// The consumer has not read the event, or the request had no room for it. The event is sent
-    /// again without a pause.
+    /// again, and is no reason for a pause.
     Unsent,
 }
 
@@ -260,9 +260,9 @@ pub enum Event {
     /// The response is about single events. The parts are in order and cover the claim. The claim
     /// may be the first part of one that was sent.
     Judged(Claim, Vec<Part>),
-    /// The reports of claims that become final together, because one stored object has their
-    /// events. If the relay is killed, the next start sends either all of these events again or
-    /// none.
+    /// The reports of claims that are finished together, because one stored object has their
+    /// events. If the relay is killed, the next start sends all of these events again or none,
+    /// unless dead letters of some are in progress.
     Together(Vec<Self>),
     /// The consumer refuses the request because of its events. The loop searches for the ones at
     /// fault.
@@ -273,7 +273,7 @@ pub enum Event {
     Checkpoint(Fate),
     /// An attempt failed, and the link still works. Usually, the claim is sent again after a pause.
     Failed(Claim, Failure),
-    /// The link has ended. Every claim that is not final is sent again.
+    /// The link has ended. Claims on the wire are sent again, and usually all that are not final.
     Broken {
         /// The reason of the end.
         failure: Failure,

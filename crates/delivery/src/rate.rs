@@ -17,7 +17,7 @@ impl Rate {
         Self { limit, free_at: None }
     }
 
-    /// Returns the moment before which nothing may be sent; `None` if it has passed.
+    /// Returns the moment before which no events may be sent; `None` if they may be sent now.
     pub(super) fn closed_until(&self) -> Option<Instant> {
         self.free_at.filter(|at| *at > Instant::now())
     }

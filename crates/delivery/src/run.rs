@@ -40,15 +40,15 @@ const LOOK_BACK_TIME: Duration = Duration::from_secs(30);
 
 /// The delivery of one output. One task runs it, from [`Delivery::run`] to its end.
 ///
-/// Phases: first, the filter's memory of sent events is completed. Then these phases repeat: *rest*
-/// until a connection is needed and may be made; *connect*; *drive* the link (use the connection)
-/// until it ends. In each turn of the drive loop, the delivery hands over dead letters, and sends
-/// as much as the link takes. Then it waits (`wake`) for something to do: an order, a report of the
-/// link, new events in the queue, the end of a pause, and so on.
+/// Phases: first, a filter that removes duplicates rebuilds its memory of sent events. Then these
+/// phases repeat: *rest* until a connection is needed and may be made; *connect*; *drive* the link
+/// (use the connection) until it ends. In each turn of the drive loop, the delivery hands over dead
+/// letters, and sends as much as the link takes. Then it waits (`wake`) for something to do: an
+/// order, a report of the link, new events in the queue, the end of a pause, and so on.
 ///
 /// A delivery gives up an event only if `retry.max_elapsed`, `rejected.action` or `max_event_bytes`
 /// says so, if the protocol leaves no choice (`Verdict::TooLong`, `Verdict::Partly`), or if the
-/// event can't be read. While dead letters are written, other claims are sent.
+/// event can't be read. While dead letters are written, other claims may be sent.
 ///
 /// Invariants:
 /// - Every wait ends when `orders.stop` is cancelled, except the close of a link (`CLOSE_TIME`) and
@@ -100,7 +100,7 @@ enum Wake {
     Close(Ended),
     /// Another delivery replaces this one, or a reload has removed the output.
     Retire,
-    /// Nothing is left to handle. The loop begins again, because something may be sent now.
+    /// The loop begins again, because something may have to be done or sent now.
     Again,
     Reported(Event),
 }
@@ -164,7 +164,7 @@ impl<C: Connect> Delivery<C> {
     async fn deliver(&mut self) -> Result<Done, String> {
         let Orders { stop, retire, .. } = self.orders.clone();
         if self.is_paused {
-            // All events stay in the queue until another delivery replaces this one.
+            // Nothing is sent until another delivery replaces this one.
             return tokio::select! {
                 biased;
                 () = stop.cancelled() => Ok(Done::Stopped),
@@ -353,8 +353,8 @@ impl<C: Connect> Delivery<C> {
             tokio::task::yield_now().await;
         }
         if !ledger.in_flight.has(State::OnWire) && ledger.in_flight.cursor().is_closed() {
-            // No new event can decide about suspects any more: the next start sends them first. The
-            // claims that are held because of them become final now.
+            // No new event can decide about suspects any more: the next start sends them first.
+            // Held claims become final now.
             mutant!(
                 "drain-waits-for-held-events",
                 ledger.finish_all(ledger.in_flight.claims(State::Held))

@@ -43,7 +43,7 @@ enum Round {
 /// plus one for each [`PAUSE_MANY`].
 #[derive(Default)]
 pub(crate) struct Search {
-    /// `None` while no claim is refused.
+    /// `None` while there is no search.
     round: Option<Round>,
     /// The index of the last round's suspect. The next round sends another suspect: without new
     /// events, only a suspect can show that the consumer works.

@@ -8,7 +8,7 @@
 //! - A line is shown after the output's filter and the redactions that always hold. A line that is
 //!   not JSON is not shown, but counted.
 //! - An event is shown when the consumer has acknowledged it.
-//! - Each acknowledged event that is not handed to the reader is counted with a reason.
+//! - Each acknowledged event is handed over or counted, if it was sent while the tap was open.
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
@@ -305,8 +305,8 @@ impl Allowance {
     }
 }
 
-/// A copy of one event for one tap, after the output's filter. The redactions that always hold are
-/// still missing.
+/// A copy of one event for one tap, after the output's filter. The redactions that always hold may
+/// be missing.
 pub struct Line {
     output: Arc<str>,
     event: Box<[u8]>,

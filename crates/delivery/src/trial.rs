@@ -15,14 +15,14 @@
 //! | answer to the tries | tries | time |
 //! |---|---|---|
 //! | a refusal (400, 413, 422) | 8 | 3 s |
-//! | a refusal by an address in doubt: it has accepted an event that it had refused | 24 | 3 s |
+//! | a refusal by an address in doubt: it has accepted an event that had been refused | 24 | 3 s |
 //! | a server error (5xx) | 4 | `rejected.after_server_errors` |
 //! | a server error, while the relay drains | 4 | at most 3 s |
 //!
 //! An ordered output tries a refused event three times without a pause before it sets the event
 //! aside (24 times at an address in doubt). So few events lose their place because of a balancer's
-//! broken backend. It sets an event aside because of server errors only after four of them to this
-//! event alone, if the consumer has taken others between each two.
+//! broken backend. It sets an event aside because of server errors only after four of them. If they
+//! are to this event alone, the consumer must have taken others between each two.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -123,7 +123,7 @@ impl Conduct {
 
 #[derive(Debug, Default)]
 pub(super) struct Conducts {
-    /// The number of responses in this delivery that have turned something down.
+    /// The number of responses in this delivery that turned claims down, once for each claim.
     pub answers: u64,
     of: BTreeMap<usize, Conduct>,
 }
@@ -161,7 +161,7 @@ impl Conducts {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Circumstances {
     pub is_ordered: bool,
-    /// `true` if `rejected.action` is `"retry"`: no event may be given up.
+    /// `true` if `rejected.action` is `"retry"`.
     pub(super) keeps_all: bool,
     /// The setting `rejected.after_server_errors`.
     pub server_errors: Duration,
@@ -172,7 +172,7 @@ pub(super) struct Circumstances {
 pub(crate) enum Verdict {
     /// Nothing shows yet that the events are at fault. They are sent again.
     Again,
-    /// The events may be at fault. Several are divided; a single one becomes a suspect.
+    /// The events may be at fault.
     Doubt,
     /// The single event seems to be at fault, and is sent again without a pause.
     AtOnce,

@@ -9,8 +9,8 @@ use tokio::time::Instant;
 use queue::{Claim, Position};
 
 /// Attempts within this part of `max_elapsed`, such as 3.6 s of 1 h, share an entry, which has the
-/// time of the latest attempt. So there are at most about 1,000 entries, and no event is given up
-/// too early.
+/// time of the latest attempt. So at most about 1,000 entries are added in `max_elapsed`, and no
+/// event is given up too early.
 const RESOLUTION: u32 = 1000;
 
 /// The times of the first attempts to send the events that are not final.

@@ -38,7 +38,7 @@ pub fn is_of_batch(reason: &str) -> bool {
 pub enum Comparison {
     /// Nothing was compared, for this reason.
     Not(String),
-    /// Everything that was generated has arrived, or is counted as lost.
+    /// The counts show no difference. Events from other senders may hide missing ones.
     Equal,
     /// The relays have received this many events more than a saved file counts, because the file is
     /// older. The surplus may hide a loss.

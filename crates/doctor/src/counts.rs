@@ -4,8 +4,8 @@
 //! `apiserver_audit_error_total`, a plugin has lost 0 events: kube-apiserver adds the series with
 //! the first error.
 //!
-//! A series with an impossible value, such as NaN, is left out and listed in `wrong`. The sum of
-//! its family is then unknown, and other families stay usable.
+//! A series with an impossible value, such as NaN, is left out and listed in `wrong`. The sum over
+//! its family is then unknown, unless it is by label, and other families stay usable.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -261,7 +261,7 @@ pub struct RelayCounts {
     /// The accepted events. `None` if the metric is missing or not valid.
     pub accepted: Option<u64>,
     /// The lost events, by output. `queue` stands for events that no output can get. `None` if the
-    /// metric is missing.
+    /// metric is missing, or has no valid value.
     pub errors: Option<ByLabel>,
     /// The requests that were not accepted, by reason.
     pub rejected: ByLabel,

@@ -55,7 +55,7 @@ pub struct Findings {
     /// they lead to the same process as another one.
     pub checks: Vec<Cause>,
     /// The state of each relay with its own verdict, or the reason why it could not be read, by the
-    /// relay's name. Relays whose metrics are a file are missing.
+    /// relay's name. Relays whose metrics no URL has given are missing.
     pub own: BTreeMap<String, Result<Status, String>>,
     /// The number of missing events that kube-apiserver can't be collecting any more. `None` if
     /// there are none, or if doctor has not waited for them.

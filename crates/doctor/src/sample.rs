@@ -550,10 +550,10 @@ fn matched<C: Counts>(before: &Shown<C>, after: &Shown<C>) -> Vec<Sampled<C>> {
     found
 }
 
-/// Sends requests to an address on new connections until `expected` instances have responded, or
-/// until [`NOTHING_NEW`] responses in a row were of no new instance. If there are `known` instances
-/// from an earlier sample, all of them must have responded too, and the last response of each
-/// counts. Otherwise the first response of each counts.
+/// Sends requests to an address on new connections, until `expected` instances have responded, or
+/// [`NOTHING_NEW`] requests in a row have found no new one, or a limit is reached. If there are
+/// `known` instances from an earlier sample, all of them must have responded too, and the last
+/// response of each counts. Otherwise the first response of each counts.
 async fn survey<C: Counts>(
     target: &Target,
     path: &str,
@@ -622,8 +622,8 @@ async fn listed_by(server: &Target) -> Result<Vec<Endpoint>, String> {
     }
 }
 
-/// Returns the distinct addresses and ports in Endpoints, or in a list of EndpointSlices; empty if
-/// the body is neither.
+/// Returns the distinct addresses and ports in Endpoints, or in a list of EndpointSlices, at most
+/// [`ENDPOINTS_MAX`]; empty if the body is neither.
 fn parse_endpoints(body: &[u8]) -> Vec<Endpoint> {
     let json: Value = serde_json::from_slice(body).unwrap_or_default();
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();

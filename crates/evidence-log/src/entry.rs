@@ -80,7 +80,7 @@ pub enum Entry {
         /// The reason, such as `when_full`.
         reason: String,
     },
-    /// The relay has started.
+    /// The relay has started, or has opened its log again.
     Start(Started),
     /// The relay has loaded a new config.
     Reload(Running),
@@ -95,10 +95,10 @@ pub enum Entry {
     Pruned {
         /// The time.
         at: u64,
-        /// The hashes of received lines at positions below this one are deleted.
+        /// The hashes of received lines at positions below this one count as deleted.
         below: u64,
     },
-    /// One more key signs the log from this entry on.
+    /// A second key signs the log, too. Each start with two keys adds this entry.
     Key {
         /// The time.
         at: u64,
@@ -130,7 +130,7 @@ pub struct Delivered {
     /// changed nor dropped an event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root: Option<Hash>,
-    /// The events that the consumer did not get, each with its fate. A later entry has the final
+    /// The events that do not count as delivered, each with its fate. A later entry has the final
     /// fate of an event that was set aside.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub not_delivered: BTreeMap<Offset, Fate>,

@@ -28,8 +28,8 @@ pub const FORMAT: Format = Format { name: "evidence", reads: &[1, 2, 3, 4], writ
 /// clock.
 pub const AHEAD_MAX: u64 = 60;
 
-/// The number of bytes of lines after which hashes and entries are made durable. A change of an
-/// event in the queue's files can't be noticed before that.
+/// The number of bytes of lines after which hashes and entries are made durable. Until they are, a
+/// change of an event in the queue's files may go unnoticed.
 pub const COMMIT_BYTES: u64 = 16 << 20;
 
 /// The time after which new hashes and entries are made durable, except while witnesses are asked.

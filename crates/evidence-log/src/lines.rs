@@ -171,7 +171,7 @@ pub enum Damage {
     /// A record claims to be longer than any record can be.
     #[error("a record of line hashes says that it has more than 1 MiB")]
     TooLong,
-    /// A record was changed.
+    /// A record was damaged or changed.
     #[error("a record of line hashes has a wrong checksum")]
     Checksum,
     /// The checksum is right, but the bytes are not a record.

@@ -3,7 +3,7 @@
 //!
 //! A request has two lines for each event: the action `create` with the document's `_id`, and the
 //! document. The `_id` consists of the identity of the queue, the event's position and a hash of
-//! the event. An event that is sent again, even after a restart with a queue in files, is therefore
+//! the event. An event that is sent again unchanged, even after a restart with a queue in files, is
 //! stored once in each index: the answer to the second attempt is 409. The auditID is not in the
 //! `_id`, because the client of kube-apiserver can choose it.
 
@@ -218,8 +218,8 @@ struct ServerError {
 }
 
 impl ServerError {
-    /// Returns the error's type for messages, or an empty text if the type does not look like a
-    /// word of Elasticsearch: the answer may come from another server.
+    /// Returns the error's type, or an empty text if the type does not look like a word of
+    /// Elasticsearch: the answer may come from another server.
     fn word(&self) -> &str {
         let is_word = self.kind.len() <= TYPE_BYTES_MAX
             && self.kind.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');

@@ -1,7 +1,7 @@
 //! `type = "http"`: one POST for each batch. An answer with a status 2xx is the acknowledgement,
-//! unless it began before the consumer had the whole request, or is a web page.
+//! unless it began before the consumer had the whole request, or is a web page (`accept_html`).
 //!
-//! Each of the `concurrency` lanes sends one request at a time, and has at most one open HTTP/1.1
+//! Each of the `concurrency` lanes sends one request at a time, and usually has at most one open
 //! connection to each address. The statuses 400, 413 and 422 concern the events themselves; all
 //! other failures are retried. Redirects are never followed. Nothing here logs or reports the path
 //! or query of a configured URL: they may hold a token.

@@ -1,7 +1,7 @@
 //! Gives up rights at startup, so that an attacker who takes the process over gains little.
-//! Landlock refuses access to files that the relay does not need, and seccomp refuses system calls
-//! that the relay never makes. Landlock protects only the contents and names of files, so seccomp
-//! also refuses changes of permissions, owners, times and attributes, even of the relay's files.
+//! Landlock refuses most files that the relay does not need, and seccomp refuses system calls that
+//! it never makes. Landlock protects only the contents and names of files, so seccomp also refuses
+//! changes of permissions, owners, times and attributes, even of the relay's files.
 //!
 //! Both restrictions hold for the calling thread and for the threads that it starts later, but not
 //! for other existing threads (Landlock reaches those only since Linux 7.0). The command `run`

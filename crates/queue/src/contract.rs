@@ -41,8 +41,8 @@ pub enum Refused {
     /// The disk refuses to store the batch, or does not respond.
     #[error("the queue's disk does not store the events")]
     Disk,
-    /// The batch will not be delivered: an output has ended or left, or the batch was dropped. This
-    /// happens only with `acknowledge = "delivered"`.
+    /// Not every required output will deliver the batch: one has ended or left, or the batch was
+    /// dropped. This happens only with `acknowledge = "delivered"`.
     #[error("no output will acknowledge the events")]
     Undelivered,
 }
@@ -415,7 +415,7 @@ pub enum Outcome {
     Lost(&'static str),
 }
 
-/// Events that an output has finished, for the evidence.
+/// Events that an output has finished or lost, for the evidence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finished {
     /// The name of the output.
@@ -423,7 +423,7 @@ pub struct Finished {
     /// The positions of the events. A position of an output may appear twice, for example after a
     /// restart, or if the event was set aside before.
     pub claim: Claim,
-    /// The time when the events were finished, in milliseconds since 1970.
+    /// The time when the last of the events were finished or lost, in ms since 1970.
     pub at: u64,
     /// The way in which the events ended.
     pub outcome: Outcome,

@@ -135,7 +135,7 @@ impl Contents {
             slot.extend(place.byte.to_le_bytes());
         }
         // The oldest holes are written first. A slot has room for the holes of a usual queue,
-        // because many adjacent holes are joined before. A hole that finds no room is counted as
+        // because many adjacent holes are joined before. A hole that finds no room may count as
         // lost a second time after a restart.
         let room = (SLOT - CRC).saturating_sub(slot.len());
         let room = room.saturating_sub(self.outputs.len() * History::BYTES) / 24;

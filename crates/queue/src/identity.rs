@@ -1,6 +1,6 @@
 //! The identity of a queue: a random number that is made with the queue and kept with it. Names in
 //! a consumer's store (such as the `_id` of a document) are made of the identity and a position.
-//! Such names therefore never equal those of another relay, or of an earlier queue of this relay.
+//! Such names differ from those of other queues, unless the directory was copied.
 
 use std::{fmt, io};
 

@@ -8,8 +8,8 @@
 //!
 //! - The cursors file is read before the list of segments: the log reaches at least as far as the
 //!   file says.
-//! - Events count as missing only if an output still needs them after the cursors file is read
-//!   again: the relay writes that file before it deletes a segment.
+//! - Events do not count as missing if no output needs them after the cursors file is read again:
+//!   the relay writes that file before it deletes a segment.
 //! - Damaged bytes in the last segment are read again several times, because the relay may be
 //!   writing them.
 
@@ -128,7 +128,7 @@ pub struct Summary {
     pub first: Position,
     /// The position after the last event in the log.
     pub end: Position,
-    /// The number of segments with a damaged header.
+    /// The number of segments before `end` with a damaged header.
     pub damaged_headers: u64,
     /// The number of files in the quarantine, and of their bytes.
     pub quarantine: (u64, u64),
@@ -138,7 +138,7 @@ pub struct Summary {
     pub unreadable: Vec<Finding>,
 }
 
-/// The events that one output has not finished.
+/// The events that one output has not finished, as the cursors file says.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Output {
     /// The output's name.
@@ -211,7 +211,7 @@ pub enum Fault {
         /// The number of damaged bytes.
         bytes: u64,
     },
-    /// An output still needs these events, but no segment has them. Dropped events do not count.
+    /// No segment has these events, and an output may still need them. Dropped events don't count.
     Missing,
     /// A segment can't be opened.
     Unreadable {

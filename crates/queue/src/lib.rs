@@ -7,11 +7,11 @@
 //! `config` (its section) and `telemetry`. It must never interpret an event, or wait for anything
 //! while it holds the lock of its state.
 //!
-//! The queue takes lines and counts, and hands out lines. It knows no JSON and no HTTP. Every event
-//! has a [`Position`]; a batch may be cut between any two lines. A batch is held until every
-//! required output has finished it, unless `drop_oldest` drops it before. For optional outputs it
-//! is held only as long as nothing else needs its room. [`Queue::append`] never waits for room: if
-//! there is none, it refuses the batch or drops events, as `when_full` says.
+//! The queue takes lines and counts, and hands out lines. It knows no JSON and no HTTP. Every
+//! stored event has a [`Position`]; a batch may be cut between any two lines. An accepted batch is
+//! held until every required output has finished it or has ended, unless `drop_oldest` drops it
+//! before. For optional outputs it is held until its room is needed. [`Queue::append`] never waits
+//! for room: if there is none, it refuses the batch or drops events, as `when_full` says.
 //!
 //! An output *claims* a range of positions ([`Cursor::next`]), and then calls one of these
 //! functions for it:
@@ -214,8 +214,8 @@ impl Queue {
     }
 
     /// Sets `originals`, the lines as they were received. From now on, every line that is read from
-    /// a segment is compared with them. A changed line is not handed out, and counts as lost. Only
-    /// the first call has an effect. Does nothing for a queue in memory.
+    /// a segment is compared with them. A changed line is not handed out, and counts as lost if it
+    /// was to be sent. Only the first call has an effect. Does nothing for a queue in memory.
     pub fn compare_with(&self, originals: Arc<dyn Originals>) {
         if let Some(queue) = self.spool() {
             queue.compare_with(originals);
@@ -250,10 +250,10 @@ impl Queue {
         self.spool().map(spool::Queue::incoming)
     }
 
-    /// Appends a large request body as one batch. All lines of the body must be written and synced
-    /// ([`Incoming::sync`]). A body that found no room with `drop_newest` is only counted as
-    /// dropped. The sender may be told that the body is safe when [`Ticket::acknowledged`] returns
-    /// `Ok`. `levels` counts the events of each audit level.
+    /// Appends a large request body, with at least one event, as one batch. All lines of the body
+    /// must be written and synced ([`Incoming::sync`]). A body that found no room with
+    /// `drop_newest` is only counted as dropped. The sender may be told that the body is safe when
+    /// [`Ticket::acknowledged`] returns `Ok`. `levels` counts the events of each audit level.
     ///
     /// # Errors
     ///
@@ -311,10 +311,10 @@ impl Queue {
         either!(self, queue => queue.held())
     }
 
-    /// Returns how many of the held bytes ([`Queue::held`]) are needed: a new batch can get their
-    /// room only with `drop_oldest`. They belong to events that a required output has not finished,
-    /// in memory also to events that are set aside, and on disk also to files that can't be
-    /// dropped. The fill level is their share of `queue.max_bytes`.
+    /// Returns how many of the held bytes ([`Queue::held`]) are needed: without `drop_oldest`, a
+    /// new batch can't get their room. They belong to events that a required output has not
+    /// finished, in memory also to events that are set aside, and on disk also to files that can't
+    /// be dropped. The fill level is their share of `queue.max_bytes`.
     pub fn needed(&self) -> u64 {
         either!(self, queue => queue.needed())
     }
@@ -384,7 +384,7 @@ impl Queue {
 pub enum Left {
     /// This many events are lost and counted as lost, because the queue is in memory or ephemeral.
     Lost(u64),
-    /// This many events stay in the queue's directory, and are sent after the next start.
+    /// This many events stay in the queue's directory for the next start.
     Kept(u64),
 }
 
@@ -448,8 +448,8 @@ impl Cursor {
     /// Returns a reader of the events before this output's watermark that are still in files, were
     /// received at most `within` ago, and are in the last 256 MiB before the watermark. The
     /// consumer has these events, except those that the filter has dropped: the reader begins after
-    /// the last lost event and after the last change of the filter's rules. Damaged or missing
-    /// events are skipped. For a queue in memory the reader is empty.
+    /// the last lost event and after the last change of the filter's rules. Damaged, changed or
+    /// missing events are skipped. For a queue in memory the reader is empty.
     pub fn before(&self, within: Duration) -> Before {
         Before(self.spool().map(|cursor| cursor.before(within)))
     }
@@ -536,7 +536,7 @@ impl Cursor {
     }
 
     /// Puts a released claim on the wire again without reading the lines, so that the output can
-    /// acknowledge the claim. Returns `false` if all events of the claim were dropped.
+    /// acknowledge the claim. Returns `false` if all its events were dropped or are missing.
     pub fn take_back(&self, claim: Claim) -> bool {
         match self {
             Self::Memory(cursor) => cursor.redeliver(claim).is_some(),
@@ -545,15 +545,13 @@ impl Cursor {
     }
 
     /// Cuts a claim into two halves, which keep the state of the claim (on the wire, for example).
-    /// `None` if the claim has fewer than two events, or if it and all claims before it are
-    /// finished.
+    /// `None` if the claim has fewer than two events, or no longer exists.
     pub fn split(&self, claim: Claim) -> Option<(Claim, Claim)> {
         either!(self, cursor => cursor.split(claim))
     }
 
     /// Cuts a claim into two parts, which keep the state of the claim. The second part begins at
-    /// `middle`. `None` if `middle` is not inside the claim, or if this claim and all claims before
-    /// it are finished.
+    /// `middle`. `None` if `middle` is not inside the claim, or if the claim no longer exists.
     pub fn split_at(&self, claim: Claim, middle: Position) -> Option<(Claim, Claim)> {
         either!(self, cursor => cursor.split_at(claim, middle))
     }
@@ -615,11 +613,11 @@ impl Cursor {
         self.spool().map_or(0, spool::Cursor::take_unplaced)
     }
 
-    /// Returns the ranges of positions, each once, that the queue has dropped for their room or
-    /// that every output had finished before the start. Their events may be missing in the queue
-    /// without a loss. An output that has lost some of them reports this itself
-    /// ([`Cursor::take_finished`]). Only the evidence recorder calls this. Empty for a queue in
-    /// memory.
+    /// Returns the ranges of positions that the queue has dropped for their room, or that every
+    /// output had finished before the start. Later calls return only new ranges. Their events may
+    /// be missing in the queue without a loss. An output that has lost some of them reports this
+    /// itself ([`Cursor::take_finished`]). Only the evidence recorder calls this. Empty for a queue
+    /// in memory.
     pub fn take_given_up(&self) -> Vec<Range<Position>> {
         self.spool().map(spool::Cursor::take_given_up).unwrap_or_default()
     }
@@ -636,8 +634,8 @@ impl Cursor {
         self.spool().is_some_and(|cursor| cursor.with(|state| state.unrecorded.is_some()))
     }
 
-    /// Waits until [`Cursor::take_finished`] has something to return. Only the evidence recorder
-    /// calls this. Never returns for a queue in memory.
+    /// Waits until [`Cursor::take_finished`] may have something to return. Only the evidence
+    /// recorder calls this. Never returns for a queue in memory.
     ///
     /// # Cancel safety
     ///
@@ -666,13 +664,13 @@ impl Cursor {
         }
     }
 
-    /// Returns `true` if the queue hands out no more events, because the process is ending and the
-    /// files keep them for the next start. Always `false` for a queue in memory.
+    /// Returns `true` if the queue hands no more events to outputs, because the process is ending
+    /// and the files keep them for the next start. Always `false` for a queue in memory.
     pub fn is_closed(&self) -> bool {
         self.spool().is_some_and(spool::Cursor::is_closed)
     }
 
-    /// Returns the identity of the queue, which no other queue has.
+    /// Returns the identity of the queue, a random number.
     pub fn identity(&self) -> Identity {
         either!(self, cursor => cursor.identity())
     }

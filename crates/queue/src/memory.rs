@@ -62,8 +62,9 @@ impl Shared {
 /// record's end. Outputs that have ended permanently do not count.
 ///
 /// - needed: at least one required output has not passed it;
-/// - spare: every required output has passed it, and at least one optional output has not. A sender
-///   that waits for `delivered` gets its response now. The record stays until its room is needed;
+/// - spare: every required output has passed it, and an optional one has not. A sender that waits
+///   for `delivered` now waits only for events set aside. The record stays until its room is
+///   needed;
 /// - gone: every output has passed it, or it was dropped. A record whose sender waits for
 ///   `delivered` and which no output has begun to send is also gone when it is refused, or when its
 ///   sender no longer waits.

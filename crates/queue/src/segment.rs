@@ -368,8 +368,8 @@ impl<'a> SegmentFile<'a> {
 /// - A valid record is returned, and the scan continues after it.
 /// - Zeros up to the next block of 4,096 bytes are padding, and are skipped.
 /// - A record with a valid header and wrong lines or positions is returned as damage.
-/// - Otherwise the scan searches for the next valid header, and returns the bytes before it,
-///   without zeros at their end, as damage.
+/// - Otherwise the scan searches for the next valid header, and returns the bytes before it as
+///   damage, usually without zeros at their end.
 ///
 /// The scan ends at the end of the file, at a given offset, or at a record of the next segment. A
 /// part of the file is in memory (the window), and returned lines share it without a copy. Bytes

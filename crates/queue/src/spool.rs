@@ -191,7 +191,7 @@ impl Shared {
 
     /// Returns the part of [`Shared::held_bytes`] that a new batch can't get without `drop_oldest`.
     /// It consists of segments that a required output needs, arriving large bodies, the cursors
-    /// file, copies of damaged records, and files that could not be deleted.
+    /// file, copies of damaged records, and files that are stuck or abandoned (`Accounting`).
     fn needed_bytes(&self, state: &SpoolState) -> u64 {
         let given = state.writing.accounting.pending_bytes() + state.log.unneeded_bytes();
         self.held_bytes(state).saturating_sub(given)

@@ -1,4 +1,4 @@
-//! The files of line hashes below `lines/`. Only the newest file grows; the oldest are deleted.
+//! The files of line hashes below `lines/`. One file at a time grows; the oldest are deleted.
 //!
 //! The size of a file on the disk is not trusted, because somebody else may have written to the
 //! file. At startup, the sizes in `evidence-head` count: no entry is about hashes after them.
@@ -13,8 +13,8 @@ use evidence_log::layout::{DIRECTORY, LINES, LineFile, if_there, path, read_all}
 use evidence_log::lines;
 use evidence_log::lines::{FILE_BYTES_MAX, Record};
 
-/// The number of files among which `evidence.max_bytes` is divided. [`FILE_BYTES`] limits the size
-/// of each.
+/// The number of files among which `evidence.max_bytes` is divided. [`FILE_BYTES`] limits the
+/// result.
 const FILES: u64 = 16;
 
 /// The limits for the size in bytes at which a new file begins.
@@ -23,7 +23,7 @@ const FILE_BYTES: (u64, u64) = (64 << 10, 64 << 20);
 pub(crate) struct Hashes {
     disk: Arc<dyn Disk>,
     max_bytes: u64,
-    /// The number of bytes that the relay has written to each file.
+    /// The number of bytes that count in each file.
     files: Sizes,
     /// The file to which records are appended, its name and its size. `None` if the next commit
     /// must choose a file ([`Hashes::next_file`]).

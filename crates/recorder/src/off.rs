@@ -69,7 +69,7 @@ pub(super) fn entered(disk: &dyn Disk) -> io::Result<()> {
     }
 }
 
-/// Returns `true` if this directory has or had an evidence log.
+/// Returns `true` if the log's directory has files, or the copy of a checkpoint is next to it.
 fn was_on(disk: &dyn Disk) -> io::Result<bool> {
     let is_known = if_there(disk.open(KNOWN, Access::Read))?.is_some();
     Ok(is_known || if_there(disk.list(DIRECTORY))?.is_some_and(|names| !names.is_empty()))

@@ -1,7 +1,7 @@
 //! Compares the lines that outputs read from files of the queue with the line hashes. If somebody
 //! has changed a line, and has made the checksums right again, the line is not sent.
 //!
-//! A line that has no hash yet, or whose hash was deleted, is sent without a comparison.
+//! A line without a readable hash is not compared, nor any line while nothing is recorded.
 
 use std::collections::HashSet;
 use std::ops::Range;

@@ -2,8 +2,8 @@
 //!
 //! The thread reads the queue as an output does, with a cursor of its own, and no batch waits for
 //! the thread. It hashes the lines, writes the line hashes, then the entries, and only then
-//! finishes its claims. The queue thus keeps each event until its evidence is durable, unless it
-//! needs the room before. If nothing can be written, events are forwarded nevertheless.
+//! finishes its claims. The queue thus keeps an event until its evidence is durable, unless it
+//! needs the room before, or a witness has ended the log. Forwarding goes on without evidence, too.
 
 use std::io;
 use std::ops::Range as Positions;
@@ -59,7 +59,7 @@ pub struct Setup {
     /// The position at which the cursor begins, and the position after the last event of the queue.
     pub positions: (Position, Position),
     /// The ranges of events, in order, that came in while evidence was off and may have no entry
-    /// yet.
+    /// yet. When the log is opened, a range whose entries may be gone is added in front.
     pub off: Vec<Positions<u64>>,
     /// The facts about the relay in an entry. The recorder adds the positions of the outputs.
     pub running: Running,
@@ -234,7 +234,7 @@ enum Trouble {
     None,
     /// An attempt has failed. The next one is due at this time.
     Waits(Instant),
-    /// An attempt has failed, but entries are taken: the pause is over, or only a signature failed.
+    /// An attempt has failed, and the pause is over. Or only a signature has failed.
     Told,
 }
 
@@ -244,8 +244,8 @@ struct Log {
     /// The events from this position on still get entries.
     next: u64,
     witnesses: Witnesses,
-    /// [`Work::write`] does nothing until all witnesses have responded or this time has come.
-    /// `None` if the wait is over.
+    /// [`Work::write`] does nothing until all witnesses have responded, this time has come, or the
+    /// relay ends. `None` if the wait is over.
     asks_until: Option<Instant>,
 }
 
@@ -629,13 +629,13 @@ impl Work {
         finished.append(&mut self.fates.open);
         finished.append(&mut self.fates.entered);
         cursor.recorded(&finished);
-        // The queue has counted these events as lost. They get no entry any more.
+        // These events get no entry any more.
         let _unplaced = cursor.take_unplaced();
         let _unproven = cursor.take_given_up();
         self.commit_at = None;
     }
 
-    /// Adds an entry, if the files are open. It is not durable before [`Work::write`].
+    /// Adds an entry, unless it is too long or no file is open. [`Work::write`] makes it durable.
     fn add(&mut self, entry: Entry) {
         let Some(log) = self.state.log_mut() else { return };
         let at = entry.at();
@@ -716,9 +716,9 @@ impl Work {
         open.or(self.state.log().map(|log| log.next))
     }
 
-    /// Adds entries about the events before `position` that get no evidence: those that came in
-    /// while evidence was off, and those that the queue does not have any more. The entry about a
-    /// range of [`Setup::off`] covers the whole range, even if it ends after `position`.
+    /// Adds entries about the events before `position` that get no evidence: those in
+    /// [`Setup::off`], and those that the queue does not have any more. The entry about a range of
+    /// [`Setup::off`] goes to the end of the range, even if it ends after `position`.
     fn pass_to(&mut self, position: u64) {
         while let Some((range, is_off)) = self.next().and_then(|next| self.gap(next, position)) {
             self.close();
@@ -742,9 +742,9 @@ impl Work {
         }
     }
 
-    /// Returns the next events that get no evidence, from `next` on: a range that came in while
-    /// evidence was off, or events before `position` without a line. The second value is `true` if
-    /// the events are unproven, and `false` if they are lost. `None` if there are no such events.
+    /// Returns the next events that get no evidence, from `next` on: a range of [`Setup::off`], or
+    /// events before `position` without a line. The second value is `true` if the events are
+    /// unproven, and `false` if they are lost. `None` if there are no such events.
     fn gap(&self, next: u64, position: u64) -> Option<(Positions<u64>, bool)> {
         let off = self.setup.off.iter().find(|off| off.end > next);
         let (end, is_off) = match off {

@@ -66,7 +66,7 @@ pub(crate) struct Store {
     lines: Option<Sizes>,
     /// `true`: an older version of the program has left a journal, which nobody needs.
     has_journal: bool,
-    /// `true`: signed entries are gone, or `evidence-head` is missing or not valid.
+    /// `true`: the log was opened without entries that were signed ([`Store::note_cut`]).
     pub(super) is_cut: bool,
     /// The alarms about changes by somebody else, found when the log was opened.
     pub(super) alarms: Vec<Alarm>,
@@ -222,7 +222,7 @@ impl Store {
     }
 
     /// Returns the sizes that the files of line hashes must have; `None` if they are not known. The
-    /// second value is `true` if the relay has ended in order, so that no file is longer.
+    /// second value is `true` only if the relay has ended in order, so that no file is longer.
     pub(crate) fn lines(&self) -> io::Result<(Option<&Sizes>, bool)> {
         let last = self.last_entry()?;
         let last = last.and_then(|last| Entry::parse(&last).ok());

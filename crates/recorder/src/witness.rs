@@ -71,7 +71,7 @@ pub(crate) struct Answered {
 #[derive(Debug, Clone)]
 struct Question {
     checkpoint: Checkpoint,
-    /// The size of the checkpoint that the witness has, as far as the relay knows.
+    /// The size that the request names as that of the witness's checkpoint.
     old: u64,
     round: u8,
     /// `true`: the witness has contradicted the log once. The next contradiction ends the log.
@@ -80,8 +80,8 @@ struct Question {
 
 impl Question {
     /// Returns the next question to a witness that has refused the checkpoint, if there is one.
-    /// `has` is the size in a response with status 409, and `None` for status 422. Responses with
-    /// other statuses may come from a gateway and never get here.
+    /// `has` is the size in a response with status 409, and `None` for status 422. Other responses
+    /// never get here.
     ///
     /// # Errors
     ///
@@ -138,7 +138,7 @@ struct Witness {
     /// `true`: the witness has responded, perhaps with a refusal. Status 429, 5xx, and 409 without
     /// a size do not count.
     has_answered: bool,
-    /// The newest checkpoint that the witness has cosigned since the start.
+    /// The newest checkpoint that the witness has cosigned. `None` if it is to be asked again.
     cosigned: Option<Head>,
     /// The earliest time at which [`Witnesses::ask`] asks the witness again.
     again_at: Instant,
@@ -193,8 +193,8 @@ impl Witnesses {
         !self.asked.is_empty()
     }
 
-    /// Returns the earliest time at which a witness that has not cosigned this checkpoint may be
-    /// asked. `None` if there is no such witness.
+    /// Returns the earliest time at which a witness may be asked that has not cosigned this
+    /// checkpoint and is not being asked now. `None` if there is no such witness.
     pub(crate) fn again_at(&self, head: Head) -> Option<Instant> {
         let open = self.all.iter().filter(|it| !it.is_asked && it.cosigned != Some(head));
         open.map(|it| it.again_at).min()

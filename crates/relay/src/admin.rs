@@ -219,7 +219,7 @@ impl Admin {
         *lock(&self.awaited_address) = error;
     }
 
-    /// Notes a reload. `success` is `true` if the new config is in use with all its listeners.
+    /// Notes a reload. `success` is `true` if the new config is in use and no listener has failed.
     pub fn reloaded(&self, success: bool) {
         self.history.reloaded(Instant::now(), success);
     }

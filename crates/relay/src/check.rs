@@ -1,9 +1,9 @@
 //! Checks the files and directories that a config names, before a relay uses them: certificates,
 //! keys, tokens and directories.
 //!
-//! The functions find the faults with which `run` would refuse to start, or would start and be of
-//! no use, and name the config key of each fault. They write nothing to the disk, bind no address
-//! and make no connection. Only regular files are read; reading the config has refused all others.
+//! The functions find faults with which `run` would refuse to start, or would start and be of no
+//! use, and name the config key of each fault. They write nothing to the disk, bind no address and
+//! make no connection. Only regular files are read; reading the config has refused all others.
 
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
@@ -74,9 +74,9 @@ pub fn directories(checked: &Checked, in_use: &[PathBuf]) -> Vec<Problem> {
     problems
 }
 
-/// Returns the faults that listeners, the admin address, outputs and sources find when they read
-/// their files. Call this only if no other check has found a fault. An output with a faulty policy
-/// is left out, because that fault is reported separately, with its line. Blocks on the disk.
+/// Returns the faults that listeners, outputs, sources and `admin.tls` have when their files are
+/// read. Call this only if no other check has found a fault. An output with a faulty policy is left
+/// out, because that fault is reported separately, with its line. Blocks on the disk.
 pub fn rest(checked: &Checked, config: &Config) -> Vec<Problem> {
     let mut problems = Vec::new();
     let mut refused = |key: String, error: String| {

@@ -23,8 +23,8 @@ const SCRAPE: Duration = Duration::from_secs(30);
 /// Then this function waits until the queue is drained, for at most `shutdown.drain_timeout`. A
 /// queue in memory or in an ephemeral directory is drained when the outputs have finished all
 /// events. Any other queue on disk is drained when no event is on the wire. If events are lost at
-/// the end, Prometheus gets the rest of the time limit, but at most [`SCRAPE`], to read their
-/// number.
+/// the end, Prometheus, if it has ever asked, gets the rest of the time limit, but at most
+/// [`SCRAPE`], to read their number.
 ///
 /// # Errors
 ///

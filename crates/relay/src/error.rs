@@ -54,9 +54,9 @@ pub enum Refused {
     /// the file, its permissions or the config.
     #[error("{0}")]
     File(String),
-    /// An address in the config cannot be bound: it is in use, or it is not an address of this
-    /// machine. The operator must free the address or choose another. The relay repeats such a
-    /// reload by itself.
+    /// An address in the config cannot be bound, for example because it is in use, or is not an
+    /// address of this machine. The operator must free the address or choose another. The relay
+    /// repeats such a reload.
     #[error("{0}")]
     Address(String),
     /// The queue has refused a new output, for example because the disk did not store its cursor.

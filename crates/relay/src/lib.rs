@@ -6,7 +6,7 @@
 //! happen here: a listener or a source imports an output, or an output imports a listener or a
 //! source.
 //!
-//! - The *start* reads all files, binds all addresses and opens the queue. Then it starts outputs,
+//! - The *start* reads the files, binds the addresses and opens the queue. Then it starts outputs,
 //!   listeners and sources in this order. No batch is accepted before every output has its cursor.
 //! - While the relay *runs*, it waits for a signal, for the failure of a part that it needs, and
 //!   for a changed config. A changed config goes through two steps. `Parts::prepare` does
@@ -69,7 +69,7 @@ use start::start;
 pub struct Signals<S, A> {
     /// When this future completes, the relay drains and ends.
     pub stopped: S,
-    /// When this future completes during the drain, the relay ends without waiting any longer.
+    /// When this future completes during the drain, the relay ends without waiting for deliveries.
     pub aborted: A,
     /// The relay reads its config again for each message in this channel.
     pub reload: mpsc::Receiver<()>,

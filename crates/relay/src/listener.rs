@@ -1,8 +1,8 @@
 //! Accepts batches from senders over HTTP/1.1 and h2, with or without TLS, and within limits. The
 //! layers of one service answer all requests; `requests.rs` has their order.
 //!
-//! A listener owns its accept loop and its connections. If `accept` fails, the listener tries
-//! again; this never ends the process. A listener meets the outputs only at the queue.
+//! If `accept` fails, the listener tries again; this never ends the process. A listener meets the
+//! outputs only at the queue.
 //!
 //! | floor | files | what they know |
 //! |---|---|---|

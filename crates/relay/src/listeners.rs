@@ -75,8 +75,8 @@ pub(crate) struct Listeners {
     tasks: TaskTracker,
 }
 
-/// A listener of the config in use. `open` is `None` while it has no socket, for example because
-/// its certificate does not exist yet.
+/// A listener of the config in use, or one that stands in. `open` is `None` while it has no socket,
+/// for example because its certificate does not exist yet.
 struct Slot {
     config: config::Listener,
     open: Option<Open>,

@@ -2,8 +2,8 @@
 //! events it has lost.
 //!
 //! The file is written every few seconds and once more at a normal end. If a process is killed, the
-//! file does not record an end, and its last write is at most a few seconds older than the kill.
-//! The file is not synced, because it only has to outlive the process. After a failure of the
+//! file does not record an end, and its last write is normally a few seconds older than the kill at
+//! most. The file is not synced, because it only has to outlive the process. After a failure of the
 //! machine, the file may be old or damaged, and then says less.
 
 use std::fs::OpenOptions;
@@ -89,7 +89,7 @@ impl Lives {
     }
 
     /// Reads the file of the previous process, and passes its content to the telemetry. If the file
-    /// does not record an end, the process was killed. A missing or damaged file is ignored.
+    /// does not record an end, the process counts as killed. A missing or damaged file is ignored.
     fn follow(&self) {
         let read = named_file::read(&self.file, BYTES as u64).ok();
         let life = read.and_then(|text| serde_json::from_slice::<Life>(&text).ok());

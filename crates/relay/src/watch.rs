@@ -34,7 +34,7 @@ const BYTES_MAX: u64 = 16 << 20;
 
 /// The state of some files: for each the path with all symlinks resolved, and a hash of its
 /// contents. A value is `None` if it cannot be read. Two states are equal if no file has changed.
-/// The default is the state of no files, which is equal to no other state.
+/// The default is the state of no files, which differs from that of any file.
 #[derive(Default, PartialEq, Eq)]
 pub(crate) struct Seen(Vec<(Option<PathBuf>, Option<u64>)>);
 

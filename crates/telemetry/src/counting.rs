@@ -35,8 +35,8 @@ impl ListenerMetrics {
         lock(&self.times).quantiles_of(2, Instant::now())
     }
 
-    /// Counts a request that was not accepted. `code` is the HTTP status of the response, and
-    /// `message` is the sentence that the sender receives.
+    /// Counts a request, or a message of a source, that was not accepted. `code` is the HTTP status
+    /// and `message` the sentence that a sender receives.
     pub fn rejected(&self, reason: Rejection, code: u16, message: &str) {
         self.rejections.requests.of(reason).increment(1);
         let (listener, message) = (Arc::clone(&self.label), message.to_owned());

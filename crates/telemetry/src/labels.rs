@@ -77,8 +77,8 @@ impl Rejection {
     /// The reasons for which a batch gets 429: there is no room for the batch now.
     pub const WITH_429: [Self; 2] = [Self::QueueFull, Self::InFlightFull];
 
-    /// The reasons for which a batch gets 503: the disk refuses writes, or the consumers are too
-    /// slow. [`Self::ShuttingDown`] also gives 503, but is no sign of a problem.
+    /// The reasons for which a batch gets 503: the disk or a delivery is too slow or has failed.
+    /// [`Self::ShuttingDown`] also gives 503, but is no sign of a problem.
     pub const WITH_503: [Self; 2] = [Self::Disk, Self::DeliveryTimeout];
 
     /// Returns `true` if the relay would refuse the same request again. kube-apiserver repeats such
@@ -310,7 +310,7 @@ label_set! {
 label_set! {
     /// The results of reloads.
     pub struct ByResult as "result" {
-        /// The new config is in use, with all its listeners.
+        /// The new config is in use, and none of its listeners has failed to open.
         success,
         /// The new config was refused, or it is in use without one of its listeners.
         error,

@@ -387,8 +387,8 @@ fn write_group(out: &mut impl Write, group: &[u8]) -> usize {
 
 struct ToQueue {
     queue: Arc<Lines>,
-    /// `true`: control characters must be escaped, so that text from a sender or a consumer can't
-    /// look like a separate log line. `false`: the JSON format has escaped them already.
+    /// `true`: control characters must be escaped, so that text from outside can't look like a
+    /// separate log line. `false` for the JSON format, which escapes those of ASCII itself.
     escapes: bool,
 }
 

@@ -16,7 +16,7 @@ pub struct Certificate {
     pub not_after: i64,
     /// `listener` or `output`: the part of the relay on whose connections the certificate is used.
     pub place: &'static str,
-    /// The listener's label, or the output's name.
+    /// The listener's label, `admin` for the admin address, or the output's name.
     pub name: String,
     /// The side of the connection that presented the certificate: `server` or `client`.
     pub role: String,

@@ -30,9 +30,9 @@ pub struct LastRejected {
     pub listener: Arc<str>,
     /// The reason why the request was refused.
     pub reason: Rejection,
-    /// The HTTP status of the response.
+    /// The HTTP status of the response, or that which a source's message would get.
     pub code: u16,
-    /// The sentence that the sender received, cut to 300 characters.
+    /// The sentence that a sender received or would have received, cut to 300 characters.
     pub message: String,
     /// The time at which the request was refused.
     pub at: Instant,
@@ -231,7 +231,7 @@ impl Refusals {
         )
     }
 
-    /// Returns the last failed TLS handshake of a sender; `None` if none failed yet.
+    /// Returns the last TLS failure that [`Self::tls_failed`] noted; `None` if there is none yet.
     pub fn last_tls_failure(&self) -> Option<LastTlsFailure> {
         lock(&self.0).tls.clone()
     }

@@ -263,7 +263,7 @@ impl Default for Notes {
 /// The counts of lost events of one output, or of [`QUEUE`] for events that no output can get.
 struct Party {
     name: Arc<str>,
-    /// `true`: the output is required and a full queue drops nothing, so that events wait for it.
+    /// The value of [`Losses::keeps`]: `true` if events wait for the output.
     keeps: AtomicBool,
     lost: AtomicU64,
     last: Mutex<Option<Instant>>,

@@ -351,8 +351,8 @@ impl Queue {
         self.needed() as f64 / (self.capacity_bytes as f64).max(1.0)
     }
 
-    /// Returns the seconds until the queue is full at the pace of the last minutes. `None` if the
-    /// queue does not grow, or if too little of it is needed for a forecast.
+    /// Returns the seconds until the queue is full at the pace of the last minutes. `None` if it is
+    /// not known to grow, or if too little of it is needed for a forecast.
     pub fn full_in(&self) -> Option<f64> {
         let growth = self.growth_bytes_per_second.filter(|growth| *growth > 0.0)?;
         let free = self.capacity_bytes.saturating_sub(self.needed()) as f64;

@@ -94,7 +94,7 @@ impl Row {
 pub struct Cost {
     policy: Policy,
     users: Users,
-    /// The events with `kind` and `apiVersion`, and the bytes of both, which no webhook sends.
+    /// The events that begin with `kind` or `apiVersion`, and the bytes of these members.
     pub unsent: Sum,
     /// A row for each rule, in their order, and a last one for the events that no rule matches.
     pub rows: Vec<Row>,

@@ -4,8 +4,8 @@
 //!
 //! One thread reads and checks the inputs (`input`), and several requests are open at the same time
 //! (`client`). The *frontier* is the point up to which everything was accepted without a gap. The
-//! resume file holds the frontier, so that a later run skips nothing that was not accepted. A later
-//! run may send events after the frontier a second time; the number of such requests is bounded.
+//! resume file holds the frontier as of its last write, so that a later run skips nothing that was
+//! not accepted. A later run may send what comes after this frontier a second time.
 //! The code here never prints: [`Replay::run`] sends notes to its caller. A command that only looks
 //! at the events passes a function instead of a relay ([`To`]).
 //!
@@ -52,20 +52,20 @@ pub use spool::Replayed;
 pub use resume::FORMAT as RESUME_FORMAT;
 
 /// The maximum number of requests after the frontier, as a multiple of `concurrency`. It bounds the
-/// events that a later run may send a second time.
+/// events that a run after an orderly end may send a second time.
 const WINDOW: usize = 2;
 
 /// The maximum bytes in the bodies of all open requests. A larger request is sent alone.
 const IN_FLIGHT_BYTES_MAX: usize = 64 << 20;
 
-/// The interval at which a replay checks whether the resume file must be written.
+/// The longest time between two checks whether the resume file must be written.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 
 /// The longest delay that is made up for by sending faster than the configured rate.
 const CATCH_UP: Duration = Duration::from_millis(100);
 
-/// The minimum number of requests per second at a configured rate, so that events arrive evenly: at
-/// 100 events per second, a request has at most 25 events.
+/// The configured rate divided by this number, but at least 1, is the maximum number of events in a
+/// request, so that events arrive evenly: at 100 events per second, it is 25.
 const REQUESTS_PER_SECOND: u32 = 4;
 
 /// The reaction of a replay to a line that is not an event.
@@ -212,7 +212,7 @@ impl Progress {
 }
 
 /// The reason why a replay stopped, and where. A replay that has read everything, but has found
-/// damage, counts as stopped too.
+/// damage or events that were set aside, counts as stopped too.
 #[derive(Debug, Clone)]
 pub struct Stopped {
     /// The reason.
@@ -236,7 +236,7 @@ pub struct Replay {
 }
 
 impl Replay {
-    /// Checks that the inputs and the resume file can be used. Sends nothing. Blocks the thread.
+    /// Checks the inputs, and writes the resume file, if any. Sends nothing. Blocks the thread.
     ///
     /// # Errors
     ///
@@ -333,7 +333,7 @@ impl Replay {
     }
 
     /// Returns the line or position with which this run begins. `None` for a first run, and if the
-    /// run begins with the first line of a file.
+    /// run begins with the first line or position of an input.
     pub fn resumes_at(&self) -> Option<Span> {
         let is_resumed = self.frontier.state.files.last().is_some_and(|last| last.lines > 0);
         is_resumed.then(|| self.frontier.place(&self.settings.files))
@@ -413,11 +413,11 @@ impl Replay {
     }
 }
 
-/// Returns `true` if this input is a directory, and `false` if it is a file that can be read.
+/// Returns `true` if this input is a directory.
 ///
 /// # Errors
 ///
-/// The input can't be read.
+/// The input does not exist, or is a regular file that can't be opened.
 fn is_directory(file: &Path) -> Result<bool, Unusable> {
     if file.as_os_str() == "-" {
         return Ok(false);
@@ -616,8 +616,8 @@ impl Trouble {
         Self { what, lines: None, finishes: false }
     }
 
-    /// Makes a `Trouble` for a failure to read the inputs. `lines` is the line or position that
-    /// can't be used, if it is a single one. Open requests may use all their attempts.
+    /// Makes a `Trouble` for inputs of which not everything was sent. `lines` is the line or
+    /// position that can't be used, if it is a single one. Open requests may use all attempts.
     fn reading(what: String, lines: Option<Span>) -> Self {
         Self { what, lines, finishes: true }
     }
@@ -640,9 +640,9 @@ type Lane = std::pin::Pin<Box<dyn Future<Output = Done> + Send>>;
 /// Each turn of the loop handles one occurrence, such as the end of a lane (the future that sends
 /// one request), the next batch from the reader thread, or the end of a write of the resume file.
 ///
-/// At most one batch waits to be sent. `concurrency` limits the number of busy lanes, [`WINDOW`]
-/// the requests after the frontier, and [`IN_FLIGHT_BYTES_MAX`] the bytes of open requests. A later
-/// lane uses the connection of a lane that has ended.
+/// The loop holds at most one batch to send. `concurrency` limits the number of busy lanes,
+/// [`WINDOW`] the requests after the frontier, and [`IN_FLIGHT_BYTES_MAX`] the bytes of open
+/// requests. A later lane can use the connection of a lane that has ended.
 ///
 /// The loop ends at the end of the inputs or at the first trouble, in both cases after the last
 /// lane has ended. After a failure to read, the lanes may use all their attempts. Any other trouble
@@ -650,8 +650,8 @@ type Lane = std::pin::Pin<Box<dyn Future<Output = Done> + Send>>;
 /// so that the lanes end within five seconds. If a request fails permanently after a failure to
 /// read, only the request is reported. The resume file is written once more at the end.
 ///
-/// If a log is followed, a cancelled `stop` ends the loop without a trouble. Also, a batch is sent
-/// only when the resume file covers everything before it, so that a kill repeats at most one batch.
+/// If a log is followed, a cancelled `stop` is no trouble. Also, a batch is sent only when the
+/// resume file covers everything before it, so that a kill repeats at most one batch.
 ///
 /// The frontier never passes a request that was not accepted. Therefore a later run with the same
 /// resume file may send events twice, but it skips no readable event that was not accepted.
@@ -692,7 +692,7 @@ impl Running<'_> {
                 trouble.is_none() && next.as_ref().is_some_and(|next| self.has_room(next));
             tokio::select! {
                 Some(done) = self.lanes.next() => {
-                    // If a log is followed, a request that the stop has interrupted is no trouble.
+                    // If a log is followed, a request that fails after the stop is no trouble.
                     let is_asked = self.settings.follows && self.stop.is_cancelled();
                     let met = self.done(done).err().filter(|_| !is_asked);
                     let is_first = trouble.as_ref().is_none_or(|trouble| trouble.finishes);

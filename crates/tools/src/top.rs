@@ -3,8 +3,8 @@
 //!
 //! [`View`] holds the newest responses of the relay and the choices of the reader; [`draw`] draws
 //! them into a frame of any size. This module sends no requests and reads no keys: the command does
-//! that. Every text from the relay passes [`message`](base::words::escape::message), so that no
-//! name and no error message can send a command to the terminal.
+//! that. Each text from the relay is escaped ([`escape`](base::words::escape)), so that no name and
+//! no error message can send a command to the terminal.
 //!
 //! | floor | files | what they know |
 //! |---|---|---|

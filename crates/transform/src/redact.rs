@@ -80,7 +80,7 @@ pub enum Level {
     Request,
 }
 
-/// The changes that [`apply`] has made to an event; by default none.
+/// What [`apply`] has done to an event; by default nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Done {
     /// A part was changed or removed because of the `level`, `without_bodies` or

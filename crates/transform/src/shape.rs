@@ -152,7 +152,7 @@ pub fn event_in(document: &[u8]) -> &[u8] {
     if !ecs::HEADS.iter().any(|head| document.starts_with(head)) {
         return document;
     }
-    // Before this member, the document holds no values but texts, in which every quote is escaped.
+    // Before this member, the values of the event are only texts, in which quotes are escaped.
     let event = AUDIT.find(document).and_then(|at| document.get(at + AUDIT.needle().len()..));
     event.and_then(|event| event.strip_suffix(b"}}")).unwrap_or(document)
 }

@@ -150,7 +150,7 @@ impl<'a> Events<'a> {
         self.asked = self.history.accepted.within(self.period.clone()).collect();
     }
 
-    /// Returns the hash of the line at a position as received. `None` if the hash is missing.
+    /// Returns the hash of the line at a position as received. `None` if it is missing or changed.
     pub(crate) fn original(&mut self, position: u64) -> Option<Hash> {
         let (first, span) = self.spans.range(..=position).next_back()?;
         match self.hashes.range(None, *first, span.root?) {

@@ -48,7 +48,7 @@ pub(crate) struct History {
     pub accepted: Positions,
     /// The events that the queue lost.
     pub lost: Positions,
-    /// The events that were received while evidence was off or could not be written.
+    /// The events about which nothing is proven ([`Alarm::Off`]).
     pub off: Positions,
     /// According to the log, the hashes of received lines at positions below this one were deleted.
     pub(super) pruned_below: u64,
@@ -278,8 +278,8 @@ impl History {
         self.next.or(places.max()).unwrap_or_default()
     }
 
-    /// Returns `true` if every requested output missed some events, because it was not configured
-    /// all the time.
+    /// Returns `true` if every requested output that the log names missed some events, because it
+    /// was not configured all the time.
     pub(super) fn asks_about_a_late_output(&self, request: &Request) -> bool {
         let mut outputs = self.outputs.iter().filter(|it| request.asks_of(it.0));
         outputs.all(|(_, output)| self.not_its_own(output).len() > 0)

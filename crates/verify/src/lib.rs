@@ -72,7 +72,7 @@ struct Place {
     files: Directory,
     deadline: Deadline,
     /// The position after the last event of the queue, read after the stored lines. `None` if no
-    /// relay is known to be running.
+    /// relay is running, or if the queue can't be read.
     live: Option<u64>,
     beside: Option<Queue>,
 }
@@ -231,7 +231,7 @@ impl Place {
     }
 
     /// Returns `true` if no event came after the stop at the end of this log. The directory must be
-    /// the relay's own instead of a copy, and its queue must end where the log ends.
+    /// the relay's own instead of a copy. Its queue, if it is read, must end where the log ends.
     fn is_closed(&self, history: &History) -> bool {
         let identity = disk::identity(&self.queue.join(DIRECTORY));
         let ends = |queue: &Queue| queue.end().is_ok_and(|end| end <= history.recorded_until());

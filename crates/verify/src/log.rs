@@ -58,7 +58,7 @@ pub(crate) struct Check<'a> {
     /// The number of entries after the published checkpoint.
     uncosigned: u64,
     pub entries: Entries,
-    /// `true`: a checkpoint or [`HEAD`] covers more entries than the log has.
+    /// `true`: a stored checkpoint or [`HEAD`] covers more entries than the log has.
     pub goes_on: bool,
     /// The time of the newest cosignature of each witness, in seconds since 1970.
     pub cosigned: BTreeMap<String, u64>,

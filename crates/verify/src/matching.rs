@@ -37,7 +37,7 @@ pub(crate) type Place = (u16, u64);
 /// A statement of the log or of the consumer about a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Line {
-    /// The line was sent, so it must be stored.
+    /// The line was sent in the requested time. It must be stored if the export goes far enough.
     Must,
     May(Reason),
     Stored(Form),

@@ -90,7 +90,7 @@ impl Check<'_> {
         }
     }
 
-    /// Checks that the log has the fate of every event before the place of each output.
+    /// If no relay runs, checks that the log has the fate of every event before an output's place.
     fn places(&mut self, events: &Events<'_>, places: &Places) {
         let (ending, history) = (self.ending(events), &events.history);
         if ending == Ending::Live {

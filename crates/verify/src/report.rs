@@ -58,7 +58,7 @@ pub enum Number {
     Lost,
     /// The events that the filter of an output has dropped.
     Dropped,
-    /// The events that were received while evidence was off or could not be written.
+    /// The events about which the log proves nothing, for example because evidence was off.
     WithoutEvidence,
     /// The events that were set aside and have no final fate in the log yet.
     SetAside,

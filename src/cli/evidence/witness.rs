@@ -30,7 +30,7 @@ pub(super) struct Witnesses {
 ///
 /// # Errors
 ///
-/// A URL is wrong.
+/// A URL is wrong, or the runtime cannot start.
 pub(super) fn ask(witnesses: &Witnesses, request: &mut Request) -> Result<Vec<String>, String> {
     let logs = request.keys.iter().filter(|key| key.kind() == Kind::Note);
     let origins: BTreeSet<_> = logs.map(VerifierKey::name).map(str::to_owned).collect();

@@ -1,4 +1,4 @@
-//! Accepts TLS connections, and agrees on X25519MLKEM768 with every client that supports it. rustls
+//! Accepts TLS connections. With TLS 1.3, uses X25519MLKEM768 if the client supports it. rustls
 //! takes the first supported group in the client's list. A client that lists X25519 first would get
 //! X25519, which a quantum computer breaks. So for each client that lists X25519MLKEM768, only this
 //! group is allowed with TLS 1.3. A client that has sent no key share for this group is asked for

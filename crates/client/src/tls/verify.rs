@@ -2,7 +2,7 @@
 //! or client that is also a CA certificate, as `openssl req -x509` makes it. OpenSSL and Go trust a
 //! certificate that is itself in the file of trusted CAs. The verifiers here do the same if the
 //! certificate equals one in the file byte for byte, and if its dates, its usage and, for a server,
-//! its names fit. They trust nothing else that webpki refuses.
+//! its names fit. Without `insecure_skip_verify`, they trust nothing else that webpki refuses.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,10 +1,10 @@
 //! The files of dead letters: bounded, rotated, synced, and readable by no other user.
 //!
-//! Letters may hold Secrets: the files have mode 0600 in a directory of mode 0700, and no symbolic
-//! link is followed to either. This process writes only to files that it has made itself, because
-//! any other file may hold anything, belong to any user and end inside a line. Before each write it
-//! checks that nobody has moved, replaced or changed its file. Processes may share a directory:
-//! each locks its file, and no process deletes a locked file.
+//! Letters may hold Secrets: the files have mode 0600, a directory that is made for them has mode
+//! 0700, and neither may be a symbolic link. This process writes only to files that it has made
+//! itself, because any other file may hold anything, belong to any user and end inside a line.
+//! Before each write it checks that nobody has moved or replaced its file, or changed its length.
+//! Processes may share a directory: each locks its file, and no process deletes a locked file.
 
 use std::fs::{DirBuilder, File, TryLockError};
 use std::io;
@@ -23,7 +23,7 @@ use telemetry::DroppedLetters;
 /// single letter. To make room, the oldest file is deleted.
 const FILES: u64 = 8;
 
-/// The maximum number of files in the directory. Each process that writes letters makes a new file.
+/// At this number of files, old ones are deleted. Each process that writes letters makes a new one.
 const COUNT_MAX: usize = 1024;
 
 /// The maximum number of names that are tried for a new file. Other processes may use some.
@@ -55,7 +55,7 @@ pub(super) struct LetterFiles {
     path: PathBuf,
     max_bytes: u64,
     dropped: DroppedLetters,
-    /// The file that letters are written to; `None` before the first letter, and after an error.
+    /// The file that letters are written to, if there is one.
     current: Option<Current>,
     /// `true` if the previous letters could not be written.
     failing: bool,
@@ -114,9 +114,9 @@ impl LetterFiles {
         self.max_bytes / FILES
     }
 
-    /// Writes and syncs lines in one file. After an error, tries another file immediately. After a
-    /// second error, tries a third file after a pause, unless the previous lines failed too.
-    /// Returns the last error. Lines longer than `max_bytes` are an error without any attempt.
+    /// Writes and syncs lines in one file. After an error, tries again immediately. After a second
+    /// error, tries again after a pause, unless the previous lines failed too. Returns the last
+    /// error. Lines longer than `max_bytes` are an error without any attempt.
     fn store(&mut self, lines: &[Line<'_>]) -> io::Result<()> {
         let bytes = lines.iter().map(Line::bytes).sum();
         if bytes > self.max_bytes {
@@ -238,7 +238,7 @@ impl Directory {
             if number_of(name).is_none() {
                 continue;
             }
-            // If there is no status, another process has just deleted the file.
+            // If there is no status, another process has most likely deleted the file.
             let Ok(stat) = self.stat(name) else { continue };
             if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
                 files.push(LetterFile { name: name.to_owned(), bytes: length(&stat) });
@@ -308,7 +308,7 @@ impl Directory {
     }
 
     /// Deletes a file, and returns the number of its events. Returns `None` and keeps the file if
-    /// another process writes to it.
+    /// it is locked.
     fn drop_file(&self, name: &str) -> io::Result<Option<u64>> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let mut events = 0;

@@ -7,10 +7,10 @@
 //!   fails.
 //!
 //! An address may answer probes and still fail deliveries. The hold keeps such an address from
-//! changing between open and half-open all the time. The hold doubles each time that the address
-//! fails before it has worked for one hold. It is at least twice the time that the failure has
-//! cost, and at most 600 s. For example, an address that takes connections and never responds costs
-//! 10 s (`UNANSWERED_MAX`) at each trial. Its holds are 20 s, 40 s, and so on.
+//! going back and forth all the time. The hold doubles each time that an address that is back fails
+//! before it has worked for one hold. It is at least twice the time that the failure has cost, and
+//! at most 600 s. For example, an address that takes connections and never responds costs 10 s
+//! (`UNANSWERED_MAX`) at each trial. Its holds are 20 s, 40 s, and so on.
 //!
 //! This file has no clock and no I/O: callers pass the time.
 

@@ -30,7 +30,7 @@ pub(super) struct AddressTable {
     /// The index at which `round_robin` begins to search for the next address.
     turn: usize,
     /// `true` if the last delivery failed. The next one then goes to an address that is known to
-    /// work, if there is one, so that two tests never fail in a row while another address works.
+    /// work, if there is one, so that two tests seldom fail in a row while another address works.
     pub(super) failing: bool,
     /// The id of the address at which the last delivery or connection succeeded.
     pub(super) used: Option<usize>,

@@ -79,9 +79,9 @@ impl Seen {
         (LEAD + self.begun.elapsed()).saturating_sub(age)
     }
 
-    /// Returns `true` if an event with the same bytes was sent from an earlier position, and both
-    /// were received within the window. Otherwise remembers the event, unless the memory has this
-    /// position or a later one. Positions must ascend, but the caller may go back and ascend again.
+    /// Returns `true` if an earlier event with the same bytes is remembered, this event is not, and
+    /// both were received within the window. Otherwise remembers the event, unless the memory has
+    /// this position or a later one. Positions must ascend, but may go back and ascend again.
     #[must_use]
     pub fn check(&mut self, event: &[u8], position: Position, received: Duration) -> bool {
         let (hash, received) = (hash(event), millis(received));

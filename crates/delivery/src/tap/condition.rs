@@ -3,7 +3,7 @@
 //!
 //! In doubt, an event is shown. If it has two values for a key (the namespaces of the URL and the
 //! body, or the user and the impersonated user), one that fits is enough. So a client cannot hide
-//! an event by the content of a request.
+//! an event by a second value.
 
 use std::borrow::Cow;
 

@@ -26,7 +26,7 @@ pub struct Fields<'a> {
     pub uri: Cow<'a, str>,
     /// The client that sent the request.
     pub client: Client<'a>,
-    /// The status of the response; `None` if there is none yet.
+    /// The status of the response; `None` if there is none.
     pub code: Option<u64>,
     /// The time at which the request was received, in the form of the event (RFC 3339).
     pub received: Cow<'a, str>,

@@ -144,9 +144,9 @@ const OF_CONTENT: [&str; 2] = ["invalid", "too_large"];
 /// ones.
 const EVICTED: &str = "evicted";
 
-/// Reports what a relay has turned away since its start: requests that it refused permanently, and
-/// connections that it refused. No counter shows how many events were in them. The relay itself
-/// reports them only for minutes.
+/// Reports what a relay has refused since its start: requests, for the reasons in [`OF_CONTENT`],
+/// and connections. No counter shows how many events were in them. The relay itself reports them
+/// only for minutes.
 pub(super) fn turned_away(
     relay: &Sampled<RelayCounts>,
     findings: &Findings,

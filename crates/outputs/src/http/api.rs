@@ -99,7 +99,7 @@ pub(crate) trait Api: Send + Sync + 'static {
     fn begin(&self) {}
 
     /// Waits, for a limited time, until the protocol has everything that a request needs, such as a
-    /// token. Called before the address of a request is chosen, so that no address is blamed for
+    /// token. For a batch, called before the address is chosen, so that no address is blamed for
     /// the failure.
     fn ready(&self) -> BoxFuture<'_, Result<(), Failure>> {
         Box::pin(std::future::ready(Ok(())))
@@ -123,8 +123,8 @@ pub(crate) trait Api: Send + Sync + 'static {
         Vec::new()
     }
 
-    /// Returns an error unless the answer to a test request shows that the consumer would accept
-    /// events. The error is worded for the operator.
+    /// Judges the answer to a test request. Returns an error if the consumer would probably not
+    /// accept events. The error is worded for the operator.
     fn tested(&self, reply: &Reply<'_>) -> Result<(), String> {
         self.tested_by_status(reply)
     }

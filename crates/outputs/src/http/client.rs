@@ -138,7 +138,7 @@ impl Client {
     }
 
     /// Tests whether an address can be reached: connects, does the TLS handshake for an https URL,
-    /// and closes the connection without a request.
+    /// and closes the connection without a request to the consumer.
     pub(super) async fn reach(&self, address: ResolvedAddress) -> Result<(), Failure> {
         let gone = || {
             Failure::new(
@@ -201,8 +201,8 @@ impl Client {
     }
 
     /// Begins HTTP/1.1 on a stream, and starts the task that reads and writes it. Returns the
-    /// sender of requests and a handle that aborts the task. The task ends when the sender is
-    /// dropped, or when the peer closes the connection.
+    /// sender of requests and a handle that aborts the task. The task ends when the peer closes the
+    /// connection, or when the sender is dropped and no request is unanswered.
     async fn drive(
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,

@@ -176,7 +176,7 @@ impl Client {
     }
 
     /// Ends a request: records whether the address works, and puts the connection back into `lane`
-    /// for the next request. Returns the id of the address, and the outcome for the delivery loop.
+    /// if it may be used again. Returns the id of the address, and the outcome for the loop.
     /// With `round_robin`, a refusal becomes a failure as long as another address may accept the
     /// batch, so that the batch is sent again.
     fn settle(&self, lane: &mut Lane, done: Exchanged, sent: &Sent) -> (usize, Outcome) {

@@ -19,8 +19,8 @@ use delivery::link::{Event, Link, until};
 use queue::{Batch, Claim, Take};
 
 /// The longest pause after a request with a small batch (fewer than [`SMALL_BYTES`], and less than
-/// half of the maximum batch). The pause ends early when the request of any batch has ended. Events
-/// that come one by one in the pause share the next request.
+/// half of the maximum batch). The pause ends at once when the request of any batch has ended, and
+/// may end early after a question. Events that come in the pause share the next request.
 const COALESCE: Duration = Duration::from_millis(5);
 
 /// No pause of [`COALESCE`] follows a batch of at least this many bytes.
@@ -73,8 +73,8 @@ impl Alarm {
 ///
 /// The link also does this:
 ///
-/// - *Coalescing.* After a small request the link takes no batch for [`COALESCE`], or until the
-///   request of any batch has ended. Single events can then share a request.
+/// - *Coalescing.* After a small request the link takes no batch for at most [`COALESCE`]. Single
+///   events can then share a request.
 /// - *Confirmation.* If the consumer confirms requests later, the link asks regularly, on the
 ///   connections of idle lanes.
 /// - *Tidying.* An idle connection without an unconfirmed request is closed when it reaches

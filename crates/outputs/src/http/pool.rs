@@ -36,9 +36,8 @@ pub(super) struct PooledConnection {
     pub(super) progress: Progress,
     /// Aborts the task that reads and writes the connection.
     pub(super) driver: AbortHandle,
-    /// `true` while a request is not answered, and after an answer that came before the consumer
-    /// had the whole request. Such a connection can't be closed cleanly, so dropping it aborts its
-    /// task.
+    /// `true` from the beginning of a request, at least until an answer to the whole request. Such
+    /// a connection can't be closed cleanly, so dropping it aborts its task.
     pub(super) busy: bool,
     pub(super) id: ConnectionId,
     /// The requests on this connection that the consumer has taken and not confirmed yet.
@@ -74,7 +73,7 @@ impl PooledConnection {
         }
     }
 
-    /// Returns `true` if no more requests may use the connection: it has reached its age limit, or
+    /// Returns `true` if no more batches may use the connection: it has reached its age limit, or
     /// the output does not have its address any more.
     pub(super) fn is_over(&self, endpoints: &Endpoints) -> bool {
         self.has_expired() || endpoints.is_gone(&self.key.address)
@@ -138,7 +137,7 @@ impl Lane {
     /// Closes the idle connections that have reached their age limit and, if the addresses have
     /// changed, those whose address was removed. `version` is the version of the current addresses.
     /// Connections with requests that wait for their confirmation stay open. Returns the earliest
-    /// time when another connection reaches its age limit.
+    /// time when one of the others reaches its age limit.
     pub(super) fn tidy(&mut self, endpoints: &Endpoints, version: u64) -> Option<Instant> {
         let changed = std::mem::replace(&mut self.tidied, version) != version;
         self.close_if(|connection| match changed {

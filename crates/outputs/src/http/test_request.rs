@@ -71,8 +71,8 @@ impl Client {
         result
     }
 
-    /// Sends a test request to an address. Fails unless the answer shows that the consumer would
-    /// accept events.
+    /// Sends a test request to an address. Fails without an answer, and if the answer shows the
+    /// protocol that the consumer would probably not accept events.
     pub(super) async fn test_with(
         &self,
         test: TestRequest,

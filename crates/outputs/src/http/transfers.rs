@@ -21,7 +21,7 @@ pub(crate) struct Transfers {
     client: Arc<Client>,
     /// The connections. A request holds the lock until it has ended.
     lane: Arc<Mutex<Lane>>,
-    /// The id of the address of the last request. 0 if there is none.
+    /// The id of the address of the last request. 0 if none was picked.
     consumer: Arc<AtomicUsize>,
 }
 

@@ -6,8 +6,8 @@
 //! peer's kernel has acknowledged. Once all bytes are acknowledged, only the whole head of the
 //! final answer is progress; an interim answer or half of a head is not.
 //!
-//! An answer acknowledges a batch only if the answer's first byte was sent after the request's last
-//! byte had arrived. TCP shows that: the segment with the answer's first byte also acknowledges
+//! An answer acknowledges a batch only if the peer's kernel has acknowledged the request's last
+//! byte when we read the answer's first byte. The segment with this first byte also acknowledges
 //! everything that the peer has read (RFC 9293 §3.1). If bytes of the request are not acknowledged
 //! when we read the answer's first byte, the peer had not read them when it answered.
 //! [`WatchedStream`] checks this whenever it reads bytes of an answer. Before each write except the

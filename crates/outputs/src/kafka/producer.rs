@@ -222,8 +222,7 @@ const CONSEQUENCES: [RDKafkaErrorCode; 5] = [
     RDKafkaErrorCode::OutOfOrderSequenceNumber,
 ];
 
-/// The error codes whose cause is the content or size of a message. Any broker would refuse the
-/// message.
+/// The error codes about the content or size of a message. The message would be refused again.
 const REFUSALS: [RDKafkaErrorCode; 3] = [
     RDKafkaErrorCode::MessageSizeTooLarge,
     RDKafkaErrorCode::MessageBatchTooLarge,
@@ -274,7 +273,7 @@ impl SentClaim {
 /// A report that a producer sends to its `KafkaLink`.
 #[derive(Debug)]
 pub(super) enum Report {
-    /// Every message of the claim has its delivery report. The second value is the result for the
+    /// No message of the claim waits for a delivery report. The second value is the result for the
     /// claim. A checkpoint has no claim.
     Done(Option<Claim>, Verdict),
     /// librdkafka has met an error. If it is `fatal`, this producer can't send any more; otherwise

@@ -12,7 +12,7 @@
 //!
 //! If a step fails, the link ends, and all events return to the delivery loop, which passes them to
 //! the next link, usually after a pause. The saved ranges contain the ends of the objects, so that
-//! each object gets the same name again: a server that already has the object then answers 412.
+//! the same lines get the same name again: a server that already has the object then answers 412.
 
 use std::collections::VecDeque;
 use std::future::Future;

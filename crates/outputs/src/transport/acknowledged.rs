@@ -151,10 +151,10 @@ impl<P: Protocol> Connect for AcknowledgedConnector<P> {
 ///    until this batch is written and flushed.
 /// 3. *Sent.* The events of the batch wait for the consumer's answers. Several batches can be in
 ///    this state. [`Window::events`] limits the number of their events.
-/// 4. *Final.* The consumer has acknowledged the batch or its first events. The link reports
-///    [`Event::Accepted`] for exactly these events. If a batch lacks events of its claim (filtered
-///    out, or dropped from the queue), it becomes final only when all its events are acknowledged.
-///    Events that are too long are reported separately ([`Event::Judged`]).
+/// 4. *Final.* The consumer has acknowledged the batch or its first events. The link reports these
+///    events, usually as [`Event::Accepted`]. Where a batch lacks events of its claim (filtered
+///    out, or dropped from the queue), several events become final together. Events that are too
+///    long are reported separately ([`Event::Judged`]).
 ///
 /// Invariants: events become final in the order in which they were sent. An event that can't be
 /// sent is reported as too long only when all earlier events are final. Therefore the output's

@@ -466,7 +466,7 @@ impl<E: Encode + Sync> Link for StreamLink<E> {
         session::next_event(&dialer.endpoints, |cx| self.poll_event(cx)).await
     }
 
-    /// Ends the connection in order. Nothing is written before the end.
+    /// Ends the connection in order. The rest of a batch that is being written is not written.
     async fn close(self) {
         self.session.close(&[]).await;
     }

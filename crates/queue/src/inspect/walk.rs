@@ -4,9 +4,9 @@
 //! differ, the events in between are damaged if there are damaged bytes in the gap, and otherwise
 //! missing.
 //!
-//! Missing events count only if an output still needs them, and if the relay has not dropped and
-//! counted them. The cursors file is read again before missing events are reported, because a
-//! running relay may just have deleted a segment that is no longer needed.
+//! Missing events do not count if no output needs them, or if the relay has dropped and counted
+//! them. The cursors file is read again before missing events are reported, because a running relay
+//! may just have deleted a segment that is no longer needed.
 
 use std::ops::Range;
 

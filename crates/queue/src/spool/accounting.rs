@@ -66,7 +66,7 @@ pub(super) fn next_number(files: &[(String, u64)], suffix: &str) -> u64 {
 /// - `stuck`: a removed segment that could not be deleted. Its bytes count until a later attempt
 ///   succeeds;
 /// - incoming: the file of a large request body that is arriving or waits to become a segment;
-/// - `spares`: a file without events of the log, which becomes the next segment;
+/// - `spares`: a file without events of the log, which may become a later segment;
 /// - `abandoned`: the file of a large request body that will not become a segment, or an unwanted
 ///   spare file.
 ///

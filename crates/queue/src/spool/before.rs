@@ -3,9 +3,9 @@
 //!
 //! The reader reads on threads that may block, usually a few megabytes at a time, and changes
 //! nothing in the queue. Nothing waits for the reader, and files may be deleted while it reads.
-//! Events that are damaged or can't be read are skipped, which is logged at `debug`. The reader
-//! begins after the last lost event and after the last change of the filter's rules: an event that
-//! was not delivered must not make a later copy look like a duplicate.
+//! Events that are damaged, changed or unreadable are skipped. The reader begins after the last
+//! lost event and after the last change of the filter's rules: an event that was not delivered must
+//! not make a later copy look like a duplicate.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -23,9 +23,9 @@ use telemetry::QueueMetrics;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Spot {
     pub(super) segment: Position,
-    /// The offset of the record's header in the segment's file.
+    /// The offset in the segment's file of the record's header, or of padding or damage before it.
     pub(super) offset: u64,
-    /// The offset of the event's line in the file. 0 if it is the first line of its record.
+    /// The offset of the event's line in the file. 0 for the first line of a record, and for a gap.
     pub(super) line: u64,
     pub(super) position: Position,
 }

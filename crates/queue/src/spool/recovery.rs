@@ -2,8 +2,8 @@
 //! the end of the log.
 //!
 //! No segment is deleted here: the upkeep gets those that do not belong to the log. Only the last
-//! segment is read in full. In each other segment only headers are read: that of the segment and,
-//! if it is damaged or an output continues there, those of records.
+//! segment, and in case 13 the one before it, is read in full. Of other segments only headers are
+//! read: that of the segment and, if it is damaged or an output continues there, those of records.
 //!
 //! A crash, a fault of the disk or a person may have changed the directory. The table lists all
 //! cases, and comments in the code name the case that is decided there ("Case 7"). The decisions

@@ -186,8 +186,8 @@ pub(super) struct Segment {
     pub(super) size: u64,
     pub(super) seed: Seed,
     pub(super) reused: bool,
-    /// `true` if the file may become a spare file. `false` if its header was damaged at startup, if
-    /// a write, sync or cut has failed since then, or if this process made it from a large body.
+    /// `false` if the file must not become a spare file: its header was damaged at startup, a
+    /// write, sync or cut has failed, or this process made it from a large body.
     pub(super) is_sound: bool,
     /// The offsets of the known damage. Damage is counted once, even if several cursors read it.
     pub(super) damaged: BTreeSet<u64>,

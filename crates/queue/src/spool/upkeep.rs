@@ -61,12 +61,12 @@ pub(super) struct Written {
     pub(super) first: Position,
 }
 
-/// The ended segments whose files are cut.
+/// The choice among the segments that have ended since the last cut: the files of these are cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Cut {
     /// The segments with much unused room. Every other segment can be reused as it is.
     Most,
-    /// All segments, because their room is needed, or because the queue ends.
+    /// All of them, because their room is needed, or because the queue ends.
     All,
 }
 
@@ -326,7 +326,7 @@ impl Upkeep {
     }
 
     /// Deletes or recycles dropped segments, and the finished ones that `which` chooses. Before
-    /// that, saves the cursors file: it may have no place in one of these files. One failed
+    /// that, saves the cursors file, which must have no place in one of these files. One failed
     /// deletion does not stop the others.
     pub(super) fn reclaim(&mut self, which: Reclaim) -> io::Result<()> {
         self.reclaim_at = Instant::now() + RECLAIM_EVERY;

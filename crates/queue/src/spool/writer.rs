@@ -1,7 +1,7 @@
 //! The thread that writes groups of batches, and begins and ends segments.
 //!
-//! Only this thread writes to the segments of the log. It holds the state's lock only to take work
-//! and to publish the outcome. Work for which no sender has to wait is left to [`super::upkeep`].
+//! Only this thread writes to the segments of the log. It never holds the state's lock while it
+//! writes or syncs a file. Work for which no sender has to wait is left to [`super::upkeep`].
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -70,9 +70,8 @@ pub(super) struct Writer {
     /// The segment that is written to. `None` at startup, after a failed write or sync, and while
     /// the last segment of the log is ended.
     active: Option<Written>,
-    /// The smallest size in bytes of the segment that a probe makes, with room for the largest
-    /// batch of the group that has failed. 0 after a success. It is ignored when the required
-    /// outputs have finished all events.
+    /// The wanted size in bytes of the segment that a probe makes, with room for the largest batch
+    /// of the group that has failed. 0 after a probe has succeeded.
     retry_segment_bytes: u64,
     retry_at: Instant,
     pause: Duration,
@@ -433,8 +432,9 @@ impl Writer {
         drop(evicted);
     }
 
-    /// Refuses a group that could not be stored, and all waiting batches. `closes` is `true` if a
-    /// write or sync has failed, so that the writer must never write to the active segment again.
+    /// Refuses a group that could not be stored, and all waiting batches. `closes` is `true` if the
+    /// group's write or sync has failed: the writer must then never write to the active segment
+    /// again.
     fn refuse(&mut self, group: Vec<Waiting>, what: &str, error: &io::Error, closes: bool) {
         self.shared.metrics.spool.write_errors.increment(1);
         let largest = group.iter().map(Waiting::needed).max().unwrap_or(0);
@@ -511,8 +511,8 @@ impl Writer {
         }
         // The segment must have room for the largest refused batch. Otherwise a nearly full disk
         // would seem to work after each small batch, and to fail after each large one. If all
-        // required outputs have finished all events, no more room can become free, and a segment of
-        // any size will do.
+        // required outputs have finished all events, they free no more room, and a segment of any
+        // size will do.
         let empty = {
             let state = self.shared.lock();
             state.log.required_watermark() == state.log.end.position

@@ -23,7 +23,7 @@ pub(super) fn response(log: Option<&Path>, path: &str) -> Response<Full<Bytes>> 
     };
     let (directory, path) = (Directory::at(log), path.strip_prefix(PREFIX).unwrap_or(path));
     let (found, kind, caching) = match Tile::parse(path) {
-        // The content of a whole tile never changes.
+        // The content of a tile, whole or partial, never changes.
         Some(tile) => (
             directory.tile(tile),
             "application/octet-stream",

@@ -420,7 +420,7 @@ impl Hour {
     }
 
     fn output(&mut self, name: &str) -> &mut OutputHour {
-        // An output of the first samples was there since the start, and has counted from 0.
+        // An output of the first samples was most likely there since the start, with counts from 0.
         let since_start = (self.last <= 1).then(|| Minute::new(self.started));
         self.outputs.entry(name.to_owned()).or_insert_with(|| OutputHour {
             lines: Lines::new(),

@@ -2,10 +2,10 @@
 //! Decides which connection loses its place to a new connection.
 //!
 //! Every new connection gets a *place*, the right to stay open. If all places are taken, the
-//! connection that has sent no request for the longest time loses its place: it is idle, sends a
-//! head that never ends, or does not read its response. Therefore a probe that connects and
-//! immediately sends its request gets a response. A scraper whose keep-alive connection was closed
-//! connects again.
+//! connection that has sent no request for the longest time loses its place: in most cases it is
+//! idle, sends a head that never ends, or does not read its response. A probe that connects and
+//! immediately sends its request thus normally gets a response. A scraper whose keep-alive
+//! connection was closed connects again.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};

@@ -8,8 +8,8 @@ const PROGRAM: u64 = 32 * MIB;
 const QUEUE_ON_DISK: u64 = 32 * MIB;
 
 /// Returns a warning if the settings of a config allow more than `limit` bytes of memory: the
-/// kernel could then kill the relay. The sum leaves out memory that only hostile senders can take,
-/// by very many connections or by single events as large as `limits.max_body`.
+/// kernel could then kill the relay. The sum leaves out the sources, and memory that only hostile
+/// senders can take, by very many connections or by events as large as `limits.max_body`.
 pub fn memory(checked: &Checked, limit: Option<u64>) -> Option<Problem> {
     let (config, limit) = (checked.config.as_ref()?, limit?);
     let (key, queue) = match config.queue.directory {

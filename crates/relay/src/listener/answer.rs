@@ -57,7 +57,7 @@ impl Refusal {
     }
 
     /// Returns `true` if the connection must end after this answer: after 503, so that the sender
-    /// connects to another replica, and after 408, because the connection can no longer be used.
+    /// connects to another replica, and after 408.
     pub(super) fn closes(&self) -> bool {
         matches!(self.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::REQUEST_TIMEOUT)
     }
@@ -156,7 +156,7 @@ fn status_object(status: StatusCode, message: &str) -> String {
     .to_string()
 }
 
-/// Returns an HTTP/1.1 answer for a connection from which hyper could read no request.
+/// Returns an HTTP/1.1 answer to a head that hyper could not read, or that came too slowly.
 pub(super) fn raw(status: u16, message: &str) -> Vec<u8> {
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST);
     let body = status_object(status, message);

@@ -6,8 +6,8 @@ use super::answer::Refusal;
 use super::upload::Upload;
 use telemetry::Rejection;
 
-/// Refuses a request without the right bearer token, and one on a connection that a reload has
-/// revoked.
+/// Refuses a request without the listener's bearer token, if it has one, and each request on a
+/// connection that a reload has revoked.
 pub(super) fn authorize(request: &mut Request<Upload>) -> Result<(), Refusal> {
     let terms = &request.body().terms;
     if terms.revoked.is_cancelled() {

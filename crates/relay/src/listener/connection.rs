@@ -2,9 +2,9 @@
 //!
 //! hyper alone is not enough. hyper starts its timeout for a head as soon as a keep-alive
 //! connection becomes idle, has no idle timeout, and answers an unreadable head with an empty body.
-//! Therefore the socket is wrapped. [`Watched`] derives the connection's phase from its bytes, and
-//! [`Registry`] closes a connection that stays too long in one phase. If hyper answers without a
-//! request, the wrapper writes a `Status` object instead.
+//! Therefore the socket is wrapped. [`Watched`] sees in the bytes when a head begins and an answer
+//! is sent, and [`Registry`] closes a connection that stays too long in one phase. If hyper answers
+//! without a request, the wrapper writes a `Status` object instead.
 
 use std::collections::HashMap;
 use std::io;
@@ -29,7 +29,7 @@ use telemetry::{ListenerMetrics, RefusedConnection, Rejection};
 /// answer. If the relay closed the connection immediately, the sender might see a reset and not the
 /// refusal (RFC 9112 §9.6).
 const LINGER_BYTES: usize = 1024 * 1024;
-/// The longest time for which the rest of a refused body is read; see [`LINGER_BYTES`].
+/// The longest time for which the rest of a refused body is read after the answer.
 pub(super) const LINGER_TIME: Duration = Duration::from_secs(2);
 /// The same limit if the relay has already waited for the rest of the body before its answer.
 pub(super) const LINGER_TIME_SLOW: Duration = Duration::from_millis(500);
@@ -38,9 +38,9 @@ pub(super) const LINGER_TIME_SLOW: Duration = Duration::from_millis(500);
 /// request begins with these bytes.
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n";
 
-/// The time that a client has to end an h2 connection after GOAWAY (RFC 9113 §6.8). Also the time
-/// to complete a head that is arriving when the connection is told to end. After this time the
-/// relay closes the connection.
+/// The time after which the relay closes a connection that was told to end ([`Connection::leave`])
+/// and has no request in progress. Also the time from the GOAWAY (RFC 9113 §6.8) for an idle h2
+/// connection to its close.
 const FAREWELL: Duration = Duration::from_secs(1);
 
 /// The time for which an HTTP/1.1 connection must wait for its next request before the relay frees
@@ -50,7 +50,7 @@ const REST_AFTER: Duration = Duration::from_secs(2);
 /// The longest times for which a connection may stay open without a request in progress.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Deadlines {
-    /// The longest time that the head of a request, or a TLS handshake, may take.
+    /// The longest time for an HTTP/1 head, a TLS handshake, or the sending of an HTTP/1 answer.
     pub(super) header: Duration,
     /// The longest wait for the first or the next request of a connection.
     pub(super) idle: Duration,
@@ -83,7 +83,7 @@ enum Phase {
     /// The TLS handshake is not complete. The module `handshake` limits its time, because only that
     /// module knows what to count and to log.
     Handshake,
-    /// The connection waits for the first byte of a request.
+    /// No request is in progress and, on HTTP/1, no byte of the next one has arrived.
     Idle,
     /// The head of a request has begun, and is not complete yet.
     Head,
@@ -128,7 +128,7 @@ struct Refusals {
     /// The number of requests in [`Phase::Serving`] that are already refused, but not answered yet,
     /// because the rest of their bodies is still being discarded.
     under_way: usize,
-    /// `true`: the last answer of this connection was a refusal.
+    /// `true`: the last request that has ended was answered with a refusal.
     was_last: bool,
     /// The longest time for which the rest of a refused body is discarded before the close; `None`
     /// if there is no such body.
@@ -144,15 +144,15 @@ struct State {
     /// part arrived.
     since: Instant,
     /// The time since which the connection waits for the complete head of a request: the time of
-    /// its opening, or of its last answer.
+    /// its opening, or of the end of its last request.
     headless: Instant,
-    /// The registry's decision to end the connection; `None` while the connection may stay.
+    /// The registry's decision to end the connection; `None` before it.
     verdict: Option<Verdict>,
     protocol: Protocol,
     buffers: Buffers,
     refusals: Refusals,
-    /// The time at which the connection was told to end. Each later answer to a request that had
-    /// begun before sets it to the time of the answer. `None` if the connection may stay.
+    /// The time of [`Connection::leave`]; `None` before. Each later end of a request that had begun
+    /// before sets it to the time of that end.
     leaving: Option<Instant>,
 }
 
@@ -213,8 +213,8 @@ impl State {
         }
     }
 
-    /// Returns `true` if the connection speaks HTTP/1 without a request in progress. If hyper
-    /// writes in this state, it answers bytes that were not a valid request.
+    /// Returns `true` if the connection speaks HTTP/1 and waits for a request or the rest of its
+    /// head. If hyper writes in this state, it answers bytes that were not a valid request.
     fn is_unasked(&self) -> bool {
         !self.is_multiplexed() && matches!(self.phase, Phase::Idle | Phase::Head)
     }
@@ -245,9 +245,9 @@ impl State {
 /// - `Serving`: no limit here. The module `ingest` limits the time of a request.
 /// - `Answered`: `header_timeout`, plus the time for which the rest of a refused body is discarded.
 ///
-/// A connection that was told to end ([`Connection::leave`]) is closed [`FAREWELL`] later, counted
-/// from the last answer if requests were in progress. While the answer to a refused body is being
-/// sent, only the limit of `Answered` holds.
+/// A connection that was told to end ([`Connection::leave`]) is closed [`FAREWELL`] later, or
+/// [`FAREWELL`] after the end of the last request that was in progress. While the answer to a
+/// refused body is being sent, only the limit of `Answered` holds.
 ///
 /// The registry never ends a connection that has a request that may still be accepted.
 pub(super) struct Connection {
@@ -274,7 +274,7 @@ impl Connection {
     }
 
     /// Counts a request that is refused with this answer. If the request may have had a batch (a
-    /// health check has none), also notes its sender for the log.
+    /// health check has none), its sender may get a log line.
     pub(super) fn rejected(
         &self,
         rejection: Rejection,
@@ -371,7 +371,7 @@ impl Connection {
     }
 
     /// Waits until the connection has waited for a request for [`REST_AFTER`]. hyper then holds no
-    /// byte of the connection, so its buffers can be freed.
+    /// byte of a request, so its buffers can be freed.
     pub(super) async fn rested(&self) {
         loop {
             self.rested.notified().await;
@@ -382,9 +382,9 @@ impl Connection {
         }
     }
 
-    /// Notes that the connection ends after this answer, although the sender may still be sending
-    /// its body. After the answer, the relay reads and discards this body for at most `time`, and
-    /// at most about [`LINGER_BYTES`] of it.
+    /// Notes that the sender may still be sending a refused body. When the connection is shut down,
+    /// the relay reads and discards the rest for at most `time`, and at most about [`LINGER_BYTES`]
+    /// of it.
     pub(super) fn linger(&self, time: Duration) {
         self.lock().refusals.linger = Some(time);
     }
@@ -409,8 +409,8 @@ impl Connection {
 pub(super) struct RefusedRequest<'a>(&'a Connection);
 
 impl RefusedRequest<'_> {
-    /// Notes that a large part of the refused body has arrived just now. When a new connection
-    /// needs room, the refused connection with the earliest such note is closed first.
+    /// Notes that a large part of the refused body has arrived just now. The connection then gives
+    /// way later when a new one needs room.
     pub(super) fn progressed(&self) {
         self.0.lock().since = Instant::now();
     }
@@ -582,8 +582,8 @@ impl<T> Drop for Lent<T> {
 }
 
 /// A wrapper around the socket of a connection, or around its TLS stream. All bytes in both
-/// directions pass through it. The wrapper derives the connection's phase from the bytes, and ends
-/// the connection when the registry has decided so.
+/// directions pass through it. The wrapper sees in the bytes when a head begins and an answer is
+/// sent, and ends the connection when the registry has decided so.
 pub(super) struct Watched<T> {
     inner: T,
     connection: Arc<Connection>,
@@ -611,8 +611,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Watched<T> {
         }
     }
 
-    /// Returns an error if the registry has closed the connection, and otherwise its state.
-    /// Registers the task of `cx`, which the registry wakes if it closes the connection later.
+    /// Returns an error if the verdict is [`Verdict::Close`], and otherwise the state. Registers
+    /// the task of `cx`, which the registry wakes if it closes the connection later.
     fn check(&self, cx: &Context<'_>) -> io::Result<MutexGuard<'_, State>> {
         self.connection.waker.register(cx.waker());
         let state = self.connection.lock();

@@ -7,7 +7,7 @@
 //! does not understand count as a head that has begun; only hyper accepts and refuses.
 
 /// The maximum number of bytes that are stored of a line. The lines that matter (`Content-Length`,
-/// `Transfer-Encoding`, the size of a chunk) are shorter.
+/// `Transfer-Encoding`, the size of a chunk) are shorter in practice.
 const LINE_BYTES: usize = 64;
 
 /// Follows the bytes of an HTTP/1 connection, and knows to which part of a request the next byte

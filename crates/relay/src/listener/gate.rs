@@ -19,8 +19,8 @@ use super::terms::{Bounds, DECODING_KIB, Shared};
 use queue::Queue;
 use telemetry::Telemetry;
 
-/// The maximum size in bytes of a request's head, and of a connection's read buffer. With hyper's
-/// default of 408 KiB, 4,096 connections that send their heads slowly would take 1.6 GiB.
+/// The maximum size in bytes of an HTTP/1 request's head, and of the connection's read buffer. With
+/// hyper's default of 408 KiB, 4,096 connections that send their heads slowly would take 1.6 GiB.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// The maximum number of open streams of one h2 connection. kube-apiserver was seen to use 22.
 const STREAMS_MAX: u32 = 100;
@@ -48,7 +48,7 @@ pub struct Gate {
 /// The settings for connections, from the config. An open connection keeps the settings with which
 /// it was accepted, except that new deadlines hold immediately.
 pub(super) struct Rules {
-    /// The largest number of connections that all listeners together have open at the same time.
+    /// From this number of open connections on, a new one needs the place of another.
     pub(super) max_connections: usize,
     /// The approximate age at which a connection ends after its current request; `None`: no limit.
     pub(super) max_connection_age: Option<Duration>,
@@ -136,7 +136,7 @@ impl Gate {
         self.shared.closing.cancel();
     }
 
-    /// Answers all requests that are still in progress with 503.
+    /// Answers the requests that still wait for something with 503.
     pub fn cut(&self) {
         self.shared.cut.cancel();
     }

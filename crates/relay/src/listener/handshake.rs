@@ -84,7 +84,7 @@ impl Failure {
     #[allow(clippy::wildcard_enum_match_arm, reason = "TLS has dozens of alerts")]
     fn of_alert(alert: AlertDescription, error: &io::Error) -> Self {
         let (reason, words) = match alert {
-            // Go always sends BadCertificate, and OpenSSL sends the alert that fits.
+            // Go mostly sends BadCertificate, and OpenSSL sends the alert that fits.
             AlertDescription::BadCertificate
             | AlertDescription::UnsupportedCertificate
             | AlertDescription::CertificateRevoked

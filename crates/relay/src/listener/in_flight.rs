@@ -8,7 +8,7 @@ use super::answer::Refusal;
 use telemetry::{Gauge, Rejection};
 
 /// The bytes in flight, which `limits.max_in_flight` limits. The bytes of a body count from their
-/// arrival until the body is in the queue and its request no longer waits for the acknowledgement.
+/// arrival until they are stored in a file of the queue, or until their request ends.
 pub(super) struct InFlight {
     used: AtomicU64,
     gauge: Gauge,

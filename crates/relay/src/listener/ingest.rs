@@ -160,8 +160,8 @@ impl Batch<'_> {
     }
 
     /// Reads an uncompressed body to its end. If the queue is durable, a large body is decoded
-    /// while it arrives. Returns the bytes that are not decoded yet and the decoder of a large
-    /// body.
+    /// while it arrives. Returns the bytes that are not decoded yet and, if the body is large, its
+    /// decoder.
     async fn collect(
         &self,
         body: &mut Arriving,

@@ -1,11 +1,11 @@
 //! Decodes a large body piece by piece while it arrives, and stores its lines in a file of the
 //! queue.
 //!
-//! Memory holds only one piece, or one larger event. Only a durable queue has such a file. If the
-//! queue is in memory, every body is held and decoded whole.
+//! After the first step, memory holds little more than one piece, or one larger event. Only a
+//! durable queue has such a file. If the queue is in memory, every body is held and decoded whole.
 //!
-//! All functions that decode run on threads that may block: [`Large::push`] decodes megabytes and
-//! writes to the disk.
+//! [`Large::push`] and [`Large::end`] run on threads that may block: they decode megabytes and
+//! write to the disk.
 
 use std::sync::Arc;
 
@@ -19,12 +19,12 @@ use transform::volume::{Seen, Volume};
 /// pieces. A queue in memory takes every body as one whole.
 const WHOLE_MAX: u64 = 16 * 1024 * 1024;
 
-/// The size in bytes of a piece, unless it is a single larger event. Each piece becomes one record
-/// of the durable queue. An output that reads a record in parts checks the whole record for each
-/// part, so records must not be much larger.
+/// The size in bytes of most pieces, unless a piece is a single larger event. Each piece becomes
+/// one record of the durable queue. An output that reads a record in parts checks the whole record
+/// for each part, so records must not be much larger.
 const PIECE_BYTES: u64 = 2 * 1024 * 1024;
 
-/// The number of bytes of a large body that are decoded in one step, on a thread for blocking work.
+/// The number of bytes of a large body that are decoded in each step but the first.
 const STEP_BYTES: u64 = 1024 * 1024;
 
 /// The sizes in bytes for decoding a large body. The constants of this file are upper limits:
@@ -33,7 +33,7 @@ const STEP_BYTES: u64 = 1024 * 1024;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Sizes {
     pub(super) whole: usize,
-    /// The bytes that are collected and then decoded in one step.
+    /// The bytes that are collected and then decoded in each step but the first.
     pub(super) step: usize,
     piece: usize,
     /// The maximum number of bytes that wait until their event is complete: `limits.max_body`, or

@@ -20,9 +20,9 @@ use super::upload::{Answering, Arriving, Upload};
 
 /// The service of one connection.
 ///
-/// No layer waits for room: a request for which there is no room is refused. `poll_ready` is
-/// therefore always ready. A clone of the service for a request costs one `Arc`, because the layers
-/// below [`Deadline`] find their data in [`Upload`].
+/// No layer waits for room in `poll_ready`, which is therefore always ready. A clone of the service
+/// for a request costs one `Arc`, because the layers below [`Deadline`] find their data in
+/// [`Upload`].
 pub(super) type Requests = Deadline<Count<Check<Check<Check<Ingest>>>>>;
 
 /// Makes the service of a connection with these terms. A request passes through the layers from the
@@ -193,8 +193,8 @@ where
     }
 }
 
-/// Refuses a body that is too large, and each body while the relay is closing or has no room for
-/// more bytes. No byte of the body has been read yet.
+/// Refuses a body that is announced as too large, and each body while the relay is closing or has
+/// no room for more bytes. No byte of the body has been read yet.
 ///
 /// The bytes themselves are counted as they arrive, by `Reservation`, and not by a layer: a body in
 /// chunks has no Content-Length, and the Content-Length of a gzip body does not say how many bytes

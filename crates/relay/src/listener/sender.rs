@@ -1,8 +1,8 @@
 //! The sender at the other end of a connection, and the log lines about its refused handshakes,
 //! requests and connections.
 //!
-//! For each listener, sender and reason, the log has at most one line in ten seconds. So a sender
-//! that tries again and again is seen, but cannot fill the disk.
+//! For each listener, sender and reason, the log has about one warning in ten seconds at most. So a
+//! sender that tries again and again is seen, but cannot fill the disk.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use base::lock::lock;
 use telemetry::{RefusedConnection, Rejection, TlsFailure};
 
-/// The shortest time between two log lines about the same refused sender and reason.
+/// The shortest time between two warnings from the same entry of a [`Seldom`].
 const QUIET: Duration = Duration::from_secs(10);
 
 /// The maximum number of pairs of sender and reason in a [`Seldom`]. Other refusals share a line.
@@ -88,8 +88,8 @@ impl Sender {
 /// those of all senders without an entry. Exactly one of the two is `Some`.
 type Told = [Option<u64>; 2];
 
-/// Decides which refusals have a log line. One sender cannot keep the line of another from the log,
-/// unless there are more than [`SENDERS_MAX`] pairs of a sender and a reason within ten seconds.
+/// Decides which refusals have a log line. One address cannot keep the line of another from the
+/// log, unless there are more than [`SENDERS_MAX`] pairs of address and reason in ten seconds.
 #[derive(Default)]
 struct Seldom(Mutex<Senders>);
 

@@ -107,8 +107,8 @@ struct Orders<'c> {
     connection: &'c Connection,
     /// `None` after the listener was closed.
     closing: Option<CancellationToken>,
-    /// The timer that ends at the maximum age of the connection; `None` after that, or if there is
-    /// no maximum.
+    /// The timer for the maximum age of the connection; `None` after that, or if there is no
+    /// maximum.
     old: Option<Pin<Box<Sleep>>>,
 }
 

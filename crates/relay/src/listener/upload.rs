@@ -125,7 +125,7 @@ impl Arriving {
         Self { incoming, deadline, sent: 0, begun: false, ended: false, whole_at: None }
     }
 
-    /// Waits for the next bytes of the body and returns them; `None` if the body is complete.
+    /// Waits for the next bytes of the body and returns them; `None` if no more will arrive.
     /// Refuses the request if the body arrives too slowly or is broken, or if the relay is ending.
     pub(super) async fn next(&mut self, terms: &Terms) -> Result<Option<Bytes>, Refusal> {
         loop {

@@ -1,14 +1,14 @@
 //! The source `type = "kafka"`: reads a topic as a member of a consumer group.
 //!
 //! One thread owns the consumer and makes all calls to it. Each message is a body, as a listener
-//! accepts it. Messages that are available together become one batch of the queue. For each
+//! accepts it. Messages of a partition that are available together are put into batches. For each
 //! partition, the thread stores the offset before which every required output has acknowledged all
 //! events or counted them as lost. librdkafka commits the stored offsets every second, before a
 //! partition is given back, and at the end. After a crash the messages that were not committed are
 //! read again: about `max_in_flight` bytes at most, and those acknowledged in the last second.
 //!
-//! A message without audit events would block its partition permanently. Such a message is counted,
-//! logged and skipped.
+//! A message that is too large or not valid would block its partition permanently. Such a message
+//! is counted, logged and skipped.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -669,9 +669,9 @@ impl Group {
 /// after an order to close, the partitions are paused, and the thread polls without taking
 /// messages. Without these polls, the consumer group would take the partitions away.
 ///
-/// An offset is stored only after every batch before it was acknowledged. When the consumer is
-/// dropped, its partitions go back to the consumer group and the stored offsets are committed. The
-/// next consumer reads again all messages that were not acknowledged.
+/// An offset is stored only when every batch before it is acknowledged or has no events. When the
+/// consumer is dropped, its partitions go back to the consumer group and the stored offsets are
+/// committed. The next consumer reads again all messages that were not acknowledged.
 struct Session<'a> {
     consumer: BaseConsumer<Context>,
     changes: Changes,

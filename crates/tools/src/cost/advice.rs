@@ -4,7 +4,7 @@
 //!
 //! - it drops reads of one user (the kubelets count as one), of resources or of paths, or writes of
 //!   one component of the cluster. It lists these resources or paths by name, and only those of
-//!   which no request is above the [floor];
+//!   which no such request in the input is above the [floor];
 //! - it lowers all reads to Metadata, or everything.
 //!
 //! Two rules that drop never match the same event, so taking the largest ones first gives the

@@ -66,7 +66,7 @@ pub(super) const KUBELET: &[u8] = b"system:node:";
 const KUBE_SYSTEM: &str = "system:serviceaccount:kube-system:";
 const OPENSHIFT: &str = "system:serviceaccount:openshift-";
 
-/// Returns `true` if this user is a component of the cluster whose writes may be dropped.
+/// Returns `true` if this user counts as a component of the cluster whose writes may be dropped.
 /// `system:admin` (the administrator on OpenShift and k3s) and `system:bootstrap:…` (anybody with a
 /// token to join a node) are not components.
 pub(super) fn is_component(name: &[u8]) -> bool {

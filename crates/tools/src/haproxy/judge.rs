@@ -73,7 +73,7 @@ fn run(file: &Path) -> io::Result<Option<String>> {
     Err(io::Error::other("it did not finish in time"))
 }
 
-/// Returns HAProxy's reasons for the refusal, without secrets.
+/// Returns HAProxy's reasons for the refusal, without what looks like a secret.
 fn alerts(messages: &str) -> Vec<String> {
     let alerts = messages.lines().filter_map(|line| line.strip_prefix("[ALERT]"));
     // The process number precedes the message.

@@ -8,8 +8,8 @@ use super::report::{Line, Notes};
 /// The settings of a table `[listener.tls]` or `[output.tls]` in the new config.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Tls {
-    /// The file with the certificate chain and the private key. `None` if HAProxy presents no
-    /// certificate.
+    /// The file with the certificate chain and the private key. `None` if the options name no such
+    /// file.
     pub(super) pem: Option<String>,
     /// The CAs that may sign the peer's certificate. `None`: a listener asks for no certificate,
     /// and an output uses the system's CAs.
@@ -23,14 +23,14 @@ pub(super) struct Tls {
 #[derive(Debug)]
 pub(super) struct Settings<'a> {
     pub(super) line: &'a Line,
-    /// `None` if the line has no `ssl`.
+    /// `None` if neither the line nor its defaults have `ssl`.
     pub(super) tls: Option<Tls>,
     pub(super) is_backup: bool,
     /// `true`: HAProxy sends nothing to this server.
     pub(super) is_unused: bool,
 }
 
-/// The options that have a value.
+/// The options with a value that are known here.
 const VALUED: &str = "alpn ca-file ciphers ciphersuites cookie crt crt-list fall id inter log-proto \
     maxconn maxqueue name port resolvers rise sni source ssl-min-ver track verify verifyhost weight";
 
@@ -80,9 +80,8 @@ impl<'a> Settings<'a> {
                 }
                 ("backup", _) => settings.is_backup = true,
                 ("disabled", _) | ("weight", "0") => settings.is_unused = true,
-                // The relay has an equivalent of these options: it watches its servers itself, has
-                // no TLS below 1.2, offers HTTP/1.1 and HTTP/2 to senders, and accepts IPv4 on IPv6
-                // addresses.
+                // The relay needs no setting for these options: for example, it has no TLS below
+                // 1.2, offers HTTP/1.1 and HTTP/2 to senders, and accepts IPv4 on IPv6 addresses.
                 ("v4v6", _) | ("ssl-min-ver", "TLSv1.2") | ("alpn", "h2,http/1.1" | "http/1.1") => {
                 }
                 ("fall" | "id" | "inter" | "name" | "port" | "rise", value)
@@ -109,8 +108,8 @@ impl<'a> Settings<'a> {
     }
 }
 
-/// Returns `true` if the value of `crt` or `ca-file` is the path of a file, and not a directory or
-/// a name such as `@store/site`.
+/// Returns `true` if the value of `crt` or `ca-file` looks like the path of a file: it does not end
+/// with `/`, and is not a name such as `@store/site`.
 fn is_file(path: &str) -> bool {
     !path.is_empty() && !path.starts_with('@') && !path.ends_with('/')
 }

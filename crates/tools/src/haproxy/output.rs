@@ -134,7 +134,7 @@ fn is_path(text: &str) -> bool {
     text.starts_with('/') && text.chars().all(in_a_path)
 }
 
-/// Returns the `host:port` for the URL of a server. `None` if there is none, as for a Unix socket.
+/// Returns the `host:port` for the URL of a server. `None` if there is none that a URL can have.
 fn address(text: &str) -> Option<String> {
     let (host, port) = host_and_port(text)?;
     let in_a_name = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);

@@ -43,7 +43,7 @@ pub struct Finding {
     pub line: usize,
     /// The verdict.
     pub verdict: Verdict,
-    /// The text of the directive, with single spaces and without passwords.
+    /// The text of the directive, cut, with single spaces and without what looks like a password.
     pub directive: String,
     /// The reason for the verdict. For a directive that is carried over, the key in the new config,
     /// or the behaviour of the relay.
@@ -161,7 +161,7 @@ pub(super) fn secret_in(text: &str) -> Option<usize> {
     SECRETS.split_whitespace().filter_map(|it| Some(text.find(it)? + it.len())).min()
 }
 
-/// Returns the words without passwords and tokens. An ellipsis shows that something is left out.
+/// Returns the words without what looks like a password or token. An ellipsis marks the gap.
 pub(super) fn shown(words: &[String]) -> String {
     let word = |index: usize| words.get(index).map_or("", String::as_str);
     let secret_from = match (word(0), word(1)) {

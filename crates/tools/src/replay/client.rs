@@ -7,8 +7,8 @@
 //!
 //! Unlike kube-apiserver, the client makes no further attempt after two kinds of response. One is a
 //! response that will not change: a redirect, or 4xx other than 408 and 429. The other is a success
-//! with a wrong number of accepted events: the receiver is then not a relay. The client never
-//! writes the path or the query of its URL into a message, because these may contain a token.
+//! with a wrong number of accepted events: the receiver is then not a relay. The client's own
+//! messages lack the path and the query of its URL, because these may contain a token.
 
 use std::fmt;
 use std::sync::Arc;
@@ -77,7 +77,7 @@ pub enum Failure {
     /// All attempts have failed. The text is the reason of the last one.
     #[error("given up after the last attempt: {0}")]
     GivenUp(String),
-    /// A stop was requested before the batch was accepted.
+    /// A stop was requested before the client knew whether the batch was accepted.
     #[error("interrupted")]
     Stopped,
 }
@@ -91,7 +91,7 @@ pub struct Failed {
     pub attempt: u32,
     /// The maximum number of attempts. `u32::MAX`: no limit.
     pub attempts: u32,
-    /// The time until the next request.
+    /// The time until the next request, if the attempt does not end before it.
     pub pause: Duration,
 }
 
@@ -128,7 +128,7 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// The URL or the token can't be used. The text quotes neither of them.
+    /// The URL, the token or `tls` can't be used. The text quotes neither URL nor token.
     pub fn new(
         url: &str,
         tls: Option<Arc<tls::Client>>,
@@ -276,8 +276,8 @@ impl Client {
             };
             let mut reply = match connection.send(request).await {
                 Ok(reply) => reply,
-                // The peer closed the reused connection during the request and has not responded.
-                // The request is sent again on a new connection.
+                // The reused connection has failed without a response. The peer may have closed
+                // it. The request is sent again, on a new connection.
                 Err(_) if reused => continue,
                 Err(error) => {
                     return Outcome::Failed(format!("{self}: {}", ask::chain(&error)), None);
@@ -298,8 +298,8 @@ impl Client {
         let told = || format!("{self}: answered {status}{}", ask::shown(&text));
         let outcome = if status.is_success() {
             match serde_json::from_slice::<Accepted>(&text) {
-                // The receiver is another consumer of EventLists, whose only sign of success is the
-                // status.
+                // The receiver may be another consumer of EventLists, whose only sign of success is
+                // the status.
                 Err(_) => Outcome::Accepted,
                 Ok(Accepted { accepted }) if accepted == events => Outcome::Accepted,
                 Ok(Accepted { accepted }) => Outcome::Final(format!(

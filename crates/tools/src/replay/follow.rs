@@ -101,8 +101,8 @@ enum Wanted {
     Rest,
     /// The file after the one with the place.
     Next,
-    /// The oldest file after that of the previous record, because the file with the place is not
-    /// known or is missing.
+    /// The oldest file after that of the previous record, or the oldest of all, because the file
+    /// with the place is not known or is missing.
     Newer,
 }
 
@@ -191,7 +191,7 @@ fn files(log: &Path) -> io::Result<Vec<Found>> {
 }
 
 /// Returns the facts about a file of the log, or `None` if it has no text or is not a regular file.
-/// The live file has none before its first line is complete.
+/// An incomplete first line of the live file counts only from [`Head::BYTES_MAX`] bytes on.
 fn beginning(path: &Path, is_live: bool) -> io::Result<Option<Found>> {
     let file = File::open(path)?;
     let about = file.metadata()?;
@@ -275,9 +275,9 @@ struct Open {
 }
 
 impl Open {
-    /// Opens a file at the place `at`, or at its beginning if `at` is `None` or is not after a line
-    /// of this file. In the last case, a crash of the machine has lost the end of the file, and
-    /// other text was written there.
+    /// Opens a file at the place `at`, or at its beginning if `at` is `None`, is beyond the end, or
+    /// is not after a line of a plain file. In the last case, a crash of the machine may have lost
+    /// the end of the file, and other text was written there.
     fn new(found: &Found, at: Option<&resume::Read>) -> io::Result<Self> {
         match at {
             Some(at) => Self::at(found, at)?.map_or_else(|| Self::at_start(found), Ok),
@@ -547,7 +547,7 @@ impl Follower<'_> {
         Ok(())
     }
 
-    /// Skips the rest of a compressed file that can't be read further, or stops the replay there.
+    /// Stops the replay at a file that can't be read further, or skips the rest of a packed one.
     fn damaged(&mut self, open: &Open, error: &io::Error) -> Result<(), Ended> {
         let packing = open.text.packing;
         let what = format!("cannot read further: {}", packing.explain(error));

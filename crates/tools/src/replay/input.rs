@@ -40,8 +40,8 @@ const BUFFER: usize = 256 * 1024;
 /// request.
 const KEPT_BYTES_MAX: usize = 1024 * 1024;
 
-/// The maximum number of bad lines in a batch. The reader then sends the batch, even without
-/// events, so that the frontier can move past these lines.
+/// The maximum number of bad lines (in a queue, also faults) in a batch. The reader then sends the
+/// batch, even without events, so that the frontier can move past these lines.
 pub(super) const BAD_LINES_MAX: u64 = 1000;
 
 /// The end of the message about a line at which a replay stops.

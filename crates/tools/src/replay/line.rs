@@ -4,7 +4,7 @@
 //! be in front, as `oc adm node-logs` prints it, or a time, as CloudWatch and container runtimes
 //! write it. A line may also be a dead letter with its event, an EventList, as the webhook sends
 //! it, or an array or record with events in it (`wrapping`). Even a JSON document of several lines
-//! counts as a line. The events are not changed.
+//! counts as a line. Of an event, only line breaks are changed.
 
 use std::ops::Range;
 
@@ -80,8 +80,8 @@ fn decode(line: &mut [u8], range: Range<usize>) -> Result<Range<usize>, String> 
 }
 
 /// Returns the length in bytes of a prefix before the JSON text: a node's name, or a time and the
-/// words after it, such as `2026-11-25T18:00:00Z stdout F `. 0 if there is no such prefix. `Err` if
-/// the line is only a part of a longer one.
+/// words after it, such as `2026-11-25T18:00:00Z stdout F `. 0 if no such prefix is found. `Err` if
+/// a container runtime has marked the line as a part of a longer one (`P`).
 fn prefix_bytes(line: &[u8]) -> Result<usize, String> {
     let Some(brace) = memchr::memchr(b'{', &line[..line.len().min(NODE_BYTES_MAX + 16)]) else {
         return Ok(0);

@@ -122,8 +122,8 @@ pub(super) struct State {
     version: u32,
     /// The number of accepted events in all runs.
     pub(super) events: u64,
-    /// The inputs that were begun, in the order of the command line; all but the last are done. For
-    /// a followed log, the file that is read and the file before it.
+    /// The inputs that were begun, in the order of the command line. For a followed log, the file
+    /// that is read and the file before it.
     pub(super) files: Vec<Read>,
 }
 
@@ -140,8 +140,8 @@ pub(super) fn go_on(files: &mut Vec<Read>, read: Read, is_after_gap: bool) {
 }
 
 impl Read {
-    /// Returns `true` if the file of the record is known. Otherwise the record stands for the file
-    /// that comes after the one of the previous record.
+    /// Returns `true` if the file of the record is known. Otherwise, in a followed log, the record
+    /// stands for the file that comes after the one of the previous record, if there is one.
     pub(super) fn is_begun(&self) -> bool {
         self.head != Head::default()
     }

@@ -20,7 +20,7 @@ pub(super) struct Spool {
     /// The output whose unfinished events are sent. `None`: the events that at least one output has
     /// not finished.
     pub(super) output: Option<String>,
-    /// The position of the first event that this run sends.
+    /// The position with which this run begins.
     pub(super) start: Position,
     /// The record in the resume file when this run begins.
     pub(super) resumed: resume::Queue,

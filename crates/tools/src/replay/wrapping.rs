@@ -19,8 +19,8 @@ use serde_json::value::RawValue;
 /// The maximum number of arrays, records and strings around an event. Azure needs five.
 pub(super) const DEPTH_MAX: usize = 8;
 
-/// The members of a record that may contain an event, in the order in which they are tried. Only
-/// the first one that exists counts.
+/// The members of a record that may contain an event. Only the first of them that the record has
+/// is read.
 const MEMBERS: [&str; 10] = [
     "event",
     "records",
@@ -38,8 +38,8 @@ const GOOGLE: &str = "an entry of Google Cloud's audit logs (protoPayload) is no
                       kube-apiserver: it has other members, and no event can be made of it";
 
 /// Appends the events in `text` to `events`, each followed by `\n`. `depth` is the number of layers
-/// that may be around them. `Err` is the fault, or `None` if the text is not an array, a string or
-/// a known record.
+/// that may be around them. `Err` is the fault, or `None` if the text does not begin an array or a
+/// string and is not a known record.
 pub(super) fn unwrap(text: &str, depth: usize, events: &mut Vec<u8>) -> Result<(), Option<String>> {
     let text = text.trim_ascii();
     let Some(depth) = depth.checked_sub(1) else {

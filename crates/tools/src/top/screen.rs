@@ -52,7 +52,7 @@ fn look(state: State) -> (Style, &'static str) {
     }
 }
 
-/// Returns the height, in lines, of a screen for all parts.
+/// Returns a height, in lines, that usually is enough for all parts.
 pub fn height(view: &View) -> u16 {
     let Some(status) = &view.status else { return 3 };
     let addresses = view.shown_output().map_or(0, |it| it.addresses.len());
@@ -519,7 +519,7 @@ fn right(text: String) -> Cell<'static> {
     Cell::from(Line::from(text).right_aligned())
 }
 
-/// Returns the facts about one output for which the table has no room.
+/// Returns more facts about one output than the table shows.
 fn details(it: &Output, width: u16) -> Vec<Line<'static>> {
     let mut facts = vec![
         format!("delivered {}", grouped(it.counts.delivered_events)),

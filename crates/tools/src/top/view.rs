@@ -29,9 +29,9 @@ pub struct View {
     pub(super) history: Option<History>,
     /// The reason why the relay did not respond; `None` if no failure is to be shown.
     pub(super) failure: Option<String>,
-    /// The time since the last response.
+    /// At the last failure, the time since the last response.
     pub(super) silence: Duration,
-    /// `true`: the relay's process has restarted since this view was made.
+    /// `true`: two stored states had different start times: another process has responded.
     pub(super) has_restarted: bool,
     /// The name of the selected output, so that the selection survives reordering. `None`: the
     /// first output.
@@ -94,7 +94,7 @@ impl View {
         self.status = Some(status);
     }
 
-    /// Stores the last hour of the relay, or `None` if the relay keeps no history.
+    /// Stores the last hour (`None`: the relay keeps no history), unless the view is paused.
     pub fn remembered(&mut self, history: Option<History>) {
         if !self.paused {
             self.history = history;

@@ -486,7 +486,7 @@ pub(super) fn has(list: &[String], value: &[u8]) -> bool {
     list.iter().any(|item| item.as_bytes() == value)
 }
 
-/// Returns `true` if `path` is `spec`, or begins with the text before the `*` at the end of `spec`.
+/// Returns `true` if `path` is `spec`, or begins with the text before the `*`s that end `spec`.
 pub(super) fn is_path(spec: &str, path: &[u8]) -> bool {
     match spec.strip_suffix('*') {
         Some(prefix) => path.starts_with(prefix.trim_end_matches('*').as_bytes()),

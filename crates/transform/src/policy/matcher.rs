@@ -85,7 +85,7 @@ impl Matcher {
     /// Compiles one of the config's lists of `match` tables. An event that matches none of
     /// `matches` is dropped. Elements after the first [`RULES_MAX`] never match. An unknown
     /// namespace or object name meets every criterion about it, but none in an exemption, so that
-    /// no event is dropped by mistake.
+    /// it causes no event to be dropped.
     pub fn new<'m>(matches: impl IntoIterator<Item = &'m Match>) -> Self {
         let matches: Vec<&Match> = matches.into_iter().take(RULES_MAX).collect();
         let mut matcher = Self::of_rules(matches.iter().map(|of| (&of.criteria, true)), true);

@@ -1,8 +1,8 @@
 //! Decides whether an event names its object or its URI twice, so that a consumer's parser may read
 //! another object than this program does.
 //!
-//! kube-apiserver writes each key once and never writes a letter as an escape. For its events, two
-//! searches and a look at one small object are enough.
+//! Outside of patches, which it records as sent, kube-apiserver writes each key once and no letter
+//! as an escape. For most of its events, two searches and a look at one small object are enough.
 
 use std::sync::LazyLock;
 
@@ -22,9 +22,9 @@ static URI: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(br#""reques
 static ESCAPE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\\u00"));
 
 /// Returns `true` if the event has `objectRef` or `requestURI` more than once, or if `objectRef`
-/// has one of [`PARTS`] more than once. Parsers differ in which of two equal keys they read.
-/// `spells_letters` is the result of [`spells_letters`] for this event. The first `known` bytes
-/// ([`Reader::known`](audit::request::Reader::known), or 0) have none of these members twice.
+/// (even the only one, inside a body) has one of [`PARTS`] more than once: parsers differ in which
+/// key they read. `spells_letters` is the result of [`spells_letters`] for this event. The first
+/// `known` bytes ([`Look::known`](super::look::Look::known)) have none of these members twice.
 pub(super) fn is_ambiguous(event: &[u8], known: usize, spells_letters: bool) -> bool {
     if known > 0 && !spells_letters {
         let rest = event.get(known..).unwrap_or_default();

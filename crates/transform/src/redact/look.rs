@@ -9,8 +9,8 @@ use super::{ambiguous, uri, web_token};
 use audit::request::Request;
 
 /// The things that a redaction may find in an event. A field that is `false` is certain; `true`
-/// means that the members of the event must be read. Most events have nothing to redact, and the
-/// look is much cheaper than reading their members.
+/// means that a closer look may be necessary. Most events have nothing to redact, and this look is
+/// much cheaper than reading their members.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Look {
     /// The number of bytes at the beginning of the event in which every key is known: see
@@ -18,7 +18,7 @@ pub(super) struct Look {
     pub(super) known: usize,
     /// The event may contain letters that are written as escapes, such as `\u0041` for `A`.
     pub(super) spells_letters: bool,
-    /// The event names its object, a part of it, or its URI twice. Here, `true` is certain too.
+    /// The event names its object, a part of it, or its URI twice.
     pub(super) is_ambiguous: bool,
     /// The event may contain JSON Web Tokens.
     pub(super) has_tokens: bool,

@@ -1,9 +1,9 @@
 //! Finds credentials by the name that precedes them, as in `token=…` and `--password …`.
 //!
 //! Names are compared without regard to case, `-` and `_`: `ID-Token` and `accessToken` are found.
-//! Outside of commands, names in brackets are found too: `token[]` and `user[token]`. The value of
-//! an environment variable (`env=NAME=…`) is a credential whatever the variable's name is, because
-//! such variables often hold secrets.
+//! Outside of commands, names in brackets are found too: `token[]` and `user[token]`. Outside of
+//! commands and selectors, the value of an environment variable (`env=NAME=…`) is a credential
+//! whatever the variable's name is, because such variables often hold secrets.
 
 use std::ops::Range;
 
@@ -30,8 +30,8 @@ const NAMES: [&[u8]; 11] = [
 const OF_COMMANDS: [&[u8]; 7] =
     [b"pass", b"passphrase", b"pwd", b"secret", b"secretkey", b"secretaccesskey", b"privatekey"];
 
-/// More names of credentials in URIs: OAuth's code, signatures of URLs that give access by
-/// themselves, and sessions. A longer name, such as `error_code`, does not count.
+/// More names of credentials in URIs, but not in commands: OAuth's code, signatures of URLs that
+/// give access by themselves, and sessions. A longer name, such as `error_code`, does not count.
 const OF_URIS: [&[u8]; 7] = [
     b"code",
     b"sig",
@@ -162,7 +162,7 @@ impl Command {
                     self.expects = true;
                     continue;
                 }
-                // If the next word is an option, the command has no value: the program asks for it.
+                // A word that begins with `-` counts as an option, and not as the value.
                 if text[start] != b'-' {
                     let value = quoted(text, start, end);
                     at = end.max(value.end);

@@ -1,7 +1,7 @@
 //! Paths through an event, from its top or from a body to a value, and what is done at their end.
 
-/// The maximum number of steps in a path. The code that follows a path calls itself once for each
-/// step, so this limits the depth of the recursion.
+/// The maximum number of steps in the path of a rule. The code that follows a path calls itself
+/// once for each step, so this limits the depth of the recursion.
 pub(super) const STEPS_MAX: usize = 64;
 
 /// The steps that lead from the top of an event, or from a body, to a value.
@@ -21,8 +21,8 @@ pub(super) enum Step {
     CopyOfTheObject,
     /// To every member whose name begins with this prefix.
     Prefixed(&'static [u8]),
-    /// To each annotation of an event that a webhook or an admission policy may have written: all
-    /// but those that are known to be kube-apiserver's or this relay's own.
+    /// To the annotations of an event that count as written by a webhook or an admission policy:
+    /// all but those in [`OF_THE_SERVER`].
     OfAdmission,
 }
 
@@ -43,8 +43,8 @@ impl Step {
     }
 }
 
-/// The annotations whose text is always written by kube-apiserver or by this relay. A name that
-/// ends in a slash is a prefix.
+/// The annotations that kube-apiserver and this relay write, and in which they quote no body. A
+/// webhook or policy with such a name could write them too. A name that ends in `/` is a prefix.
 const OF_THE_SERVER: [&[u8]; 19] = [
     b"apiserver.k8s.io/",
     b"apiserver.latency.k8s.io/",

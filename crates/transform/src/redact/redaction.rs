@@ -9,9 +9,9 @@
 //!
 //! If something in a body must not leave, the server's message about that body must not leave
 //! either, because a validation error quotes the value that it is about. A message stays if only
-//! kube-apiserver writes messages with its reason. Annotations of the event that are not known to
-//! be kube-apiserver's own are dropped along with the message: webhooks and admission policies can
-//! quote any part of the body there.
+//! kube-apiserver writes messages with its reason, and a webhook has not. Annotations of the event
+//! that are not known to be kube-apiserver's own are dropped even if the message stays: webhooks
+//! and admission policies can quote any part of the body there.
 
 use std::sync::LazyLock;
 
@@ -276,7 +276,7 @@ pub(super) fn is_known(object: &[u8], is_body: bool) -> bool {
 }
 
 /// Returns wishes that remove the message and the causes from a Status that may quote the request's
-/// body. A Status cannot quote if it has a reason, [`is_the_servers`] is `true` for each of its
+/// body. They stay if the Status has a reason, [`is_the_servers`] is `true` for each of its
 /// reasons, and no message is from a webhook.
 pub(super) fn quotes<'w>(status: &[u8]) -> Vec<Wish<'w>> {
     static PATHS: [&[Step]; 2] =
@@ -306,9 +306,9 @@ pub(super) fn quotes<'w>(status: &[u8]) -> Vec<Wish<'w>> {
     paths.map(|path| Wish::new(path, With::Drop, Why::Redacted)).collect()
 }
 
-/// Returns `true` if kube-apiserver writes the messages with this reason and never quotes a value
-/// of the request in them. `Forbidden` and `Unauthorized` give `false`, because admission policies
-/// use these reasons with a text of their own.
+/// Returns `true` if kube-apiserver writes the messages with this reason, and quotes no values of a
+/// body in them except names, UIDs, and (in a `Conflict`) keys and elements of lists. `Forbidden`
+/// and `Unauthorized` give `false`, because admission policies write texts with these reasons.
 fn is_the_servers(reason: &[u8]) -> bool {
     matches!(
         reason,

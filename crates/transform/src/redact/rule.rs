@@ -2,7 +2,7 @@
 //!
 //! A resource is written `RESOURCE` (of the core group), `GROUP/RESOURCE` or
 //! `GROUP/RESOURCE/SUBRESOURCE`, with `*` for any part. Without a subresource, it means the
-//! resource and all its subresources, because they carry the same object. A field is a path from
+//! resource and all its subresources, many of which carry the same object. A field is a path from
 //! the top of the event: names separated by dots, `["…"]` for a name with dots in it, `*` for any
 //! member or element.
 //!

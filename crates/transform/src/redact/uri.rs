@@ -1,13 +1,13 @@
-//! Finds the credentials in a request's URI, with which a reader of the event could act as somebody
+//! Finds credentials in a request's URI, with which a reader of the event could act as somebody
 //! else: values of names such as `token`, and JSON Web Tokens anywhere.
 //!
 //! The URI is read as the server reads it: percent-encoding hides neither the name of a parameter
 //! nor a token. Nothing depends on the path or the object: a parameter counts in a request for
 //! exec, for a proxy, or for something that no server knows. Names are looked for in the path
 //! (`/a;token=…`), in the query, and within parameters: `labelSelector=token=…`, a URI inside the
-//! URI, the words of a `command` that is to run in a pod. A credential is not found if it has an
-//! unknown name and is not a JSON Web Token, or if it is encoded twice, because the URI is decoded
-//! once.
+//! URI, the words of a `command` that is to run in a pod. Not every credential is found: it may
+//! have an unknown name, be encoded twice (the URI is decoded once), or be written in a command in
+//! a form that `named` does not know.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -21,8 +21,8 @@ use audit::request::Uri;
 pub(super) const REDACTED_WHOLE: &[u8] = b"\"REDACTED\"";
 
 /// The maximum length in bytes of a URI that is searched. A longer URI is replaced as a whole.
-/// kube-apiserver serves no request with one, because it refuses headers of more than 1 MiB (Go's
-/// `http.DefaultMaxHeaderBytes`).
+/// kube-apiserver refuses headers that are more than a few KiB larger (Go's
+/// `http.DefaultMaxHeaderBytes` and some reserve).
 pub(super) const BYTES_MAX: usize = 1 << 20;
 
 /// Returns `true` if the URI contains a credential, or is so long or unusual that it may contain
@@ -32,7 +32,7 @@ pub(super) fn may_have_credentials(uri: Uri<'_>, may_have_tokens: bool) -> bool 
         return false;
     }
     let uri = &*text::unescape(uri.as_written());
-    // An escape that cannot be resolved stays in the URI as it is written.
+    // A URI that Go has written has no backslash.
     uri.len() > BYTES_MAX || memchr::memchr(b'\\', uri).is_some() || !secrets(uri).is_empty()
 }
 

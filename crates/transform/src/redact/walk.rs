@@ -2,8 +2,8 @@
 //!
 //! A *wish* is the part of a path that is still to be followed at a value. A wish is met if no step
 //! is left. A redaction is also met if a name led to a value that cannot hold the rest of the path:
-//! to a text or number, or to an array although the next step is a name. The author of the path did
-//! not expect such a value, so the whole value is treated as the one to redact.
+//! to a text (if not empty) or number, or to an array although the next step is a name. The author
+//! of the path did not expect such a value, so the whole value is treated as the one to redact.
 //!
 //! Each recursive call follows one step of a path, so the depth of the recursion is limited by the
 //! paths, however deep the event is.
@@ -24,8 +24,8 @@ pub(super) enum Why {
     Lowered,
     /// The event is too large. This change, too, is made only if the whole path exists.
     Trimmed,
-    /// The value must not leave the relay. If a name in the path led to a text, a number or an
-    /// unexpected array, where the path cannot continue, that value is changed as a whole.
+    /// The value must not leave the relay. A value at which the path cannot continue may be changed
+    /// as a whole ([`Wish::is_met_by`]).
     Redacted,
 }
 

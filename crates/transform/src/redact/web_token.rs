@@ -1,9 +1,9 @@
 //! Finds JSON Web Tokens in an event: in every string, whether it is a value or a name.
 //!
-//! A token (RFC 7519) begins with a JSON object in base64, and such an object begins with `eyJ`.
-//! The parts of a token consist of the letters of base64 and are separated by dots, and JSON
-//! requires no escape for any of these characters. The sender of a patch may escape them
-//! nevertheless, so strings with escapes are searched after their escapes are resolved.
+//! A token (RFC 7519) begins with a JSON object in base64, which begins with `eyJ` unless it has
+//! white space before its first key. The parts of a token consist of the letters of base64 and are
+//! separated by dots, and JSON requires no escape for any of these characters. The sender of a
+//! patch may escape them nevertheless, so escapes are resolved before the search.
 
 use std::ops::Range;
 use std::sync::LazyLock;
@@ -15,7 +15,7 @@ use super::text::REDACTED;
 use super::walk::EDITS_MAX;
 use audit::scan;
 
-/// The three characters with which every JSON Web Token begins.
+/// The three characters with which a JSON Web Token must begin to be found.
 static BEGINNING: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"eyJ"));
 
 /// Returns `true` if [`redact`] must search this event for tokens. Most events lack the characters
@@ -107,9 +107,9 @@ fn run(text: &[u8], from: usize) -> usize {
     from + rest.iter().take_while(|byte| of_base64(byte)).count()
 }
 
-/// Returns the ranges of the JSON Web Tokens in a text. `run` returns the end of the run of base64
-/// characters that begins at its argument. Each run is read at most twice, so the search takes
-/// linear time even if the text has many beginnings of tokens.
+/// Returns the ranges of the JSON Web Tokens in a text whose second part is not empty. `run`
+/// returns the end of the run of base64 characters that begins at its argument. Each run is read at
+/// most twice, so the search takes linear time even if the text has many beginnings of tokens.
 fn web_tokens_by(
     text: &[u8],
     mut run: impl FnMut(usize) -> usize,

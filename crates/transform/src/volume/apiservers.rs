@@ -7,9 +7,9 @@
 //! after the same time.
 //!
 //! A tenant cannot make such an event through the API: `user.username` is the authenticated user,
-//! even if a request impersonates another. Another client could have this name only by a
-//! certificate that the cluster's own CA has signed. But a sender to an open listener can invent
-//! any event. It can fill all [`NAMES_MAX`] places with invented names, or hide that a
+//! even if a request impersonates another. Another client has this name only if the cluster's own
+//! authentication gives it, as for a certificate of its CA. But a sender to an open listener can
+//! invent any event. It can fill all [`NAMES_MAX`] places with invented names, or hide that a
 //! kube-apiserver is silent.
 
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -31,8 +31,8 @@ struct SentPart {
     claim: Option<Claim>,
     /// The number of events of this part that the consumer has not acknowledged yet.
     awaited: u64,
-    /// The report about the part. `None` if the report is [`Event::accepted`]: the part is a whole
-    /// claim, or has a sent event at each of its positions.
+    /// The report about the part. `None` if it is [`Event::accepted`]: the part's events are sent,
+    /// and the part is a whole claim or has an event at each of its positions.
     judged: Option<Part>,
     /// The send time of the batch, if its last sent event is in this part.
     last_of: Option<Instant>,
