@@ -168,7 +168,7 @@ impl Credentials {
 
     /// Returns the page of a URL from the command line; a URL without a path means `/readyz`.
     fn given(&self, url: &str) -> Result<Page, u8> {
-        let parsed = parse(url).map_err(|what| wrong(format_args!("{url}: {what}")))?;
+        let parsed = parse(url).map_err(|what| wrong(format_args!("{}: {what}", shown(url))))?;
         let token = self.token_file.as_deref();
         self.open(parsed, self.ca.as_deref(), Vec::new(), token)
     }
@@ -283,6 +283,11 @@ pub(super) fn block_on<T>(asked: impl Future<Output = T>) -> Result<T, u8> {
     let result = runtime.block_on(asked);
     runtime.shutdown_background();
     Ok(result)
+}
+
+/// Returns a refused URL for a message. It lacks what may be a user and a password.
+pub(super) fn shown(url: &str) -> String {
+    url.rsplit_once('@').map_or_else(|| url.to_owned(), |(_, rest)| format!("…@{rest}"))
 }
 
 /// Parses a URL from the command line. A URL without a path gets the path `/readyz`. `Err` says

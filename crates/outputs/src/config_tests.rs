@@ -1031,7 +1031,7 @@ fn no_message_about_a_filter_or_a_name_shows_what_a_variable_or_a_file_contains(
             let message = found.iter().find(|it| it.contains(&format!(" filter.{expected}")));
             let message = message.unwrap_or_else(|| panic!("{expected}: {found:#?}"));
             let said = message.contains("has a mistake after ${…} is expanded, which is not shown");
-            assert!(said && message.contains(&secret[..6]), "{message}");
+            assert!(said && message.contains("\"${"), "{message}");
         }
         let name = |name: &str| format!("duplicate name, also used by output {name:?} (line 4)");
         assert!(found.iter().any(|it| it.ends_with(&name(&secret))), "{found:#?}");

@@ -11,7 +11,7 @@ use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use super::published::Published;
 use super::witness;
 use super::witness::Witnesses;
-use crate::cli::healthcheck::Credentials;
+use crate::cli::healthcheck::{Credentials, shown};
 use crate::cli::{FAILED, WRONG, input, print};
 use audit::time;
 use base::disk::named;
@@ -126,7 +126,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
             Ok(report) => Ok(report),
         },
         (None, Some(url)) => {
-            let of_url = |why| wrong(format!("--url {url}: {why}"));
+            let of_url = |why| wrong(format!("--url {}: {why}", shown(url)));
             let target = arguments.credentials.with(Target::new(url).map_err(of_url)?)?;
             let published = Published::new(target).map_err(of_url)?;
             verify::published(&published, &request)

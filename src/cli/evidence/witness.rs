@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::published::Published;
+use crate::cli::healthcheck::shown;
 use evidence_log::tlog::key::{Kind, VerifierKey};
 use verify::Request;
 
@@ -38,7 +39,7 @@ pub(super) fn ask(witnesses: &Witnesses, request: &mut Request) -> Result<Vec<St
     for url in &witnesses.witness_url {
         for origin in &origins {
             let place = Published::at_witness(url, origin);
-            let place = place.map_err(|why| format!("--witness-url {url}: {why}"))?;
+            let place = place.map_err(|why| format!("--witness-url {}: {why}", shown(url)))?;
             match place.checkpoint() {
                 Ok(Some(note)) => request.witnessed.push((url.clone(), note)),
                 Ok(None) => unasked.push(format!(

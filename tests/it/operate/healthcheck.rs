@@ -194,4 +194,20 @@ fn a_wrong_url_is_wrong_usage() {
     }
     let (code, stderr) = healthcheck(&["http://127.0.0.1:1", "another"], Path::new("/"), "");
     assert_eq!(code, Some(2), "{stderr}");
+    // No command prints the user or the password of a URL that it refuses.
+    const KEY: &str = "example.com/foo+530d903a+AekyeRrm56hApGFkyQR4ZCbV54Id2LKaANYcrnKv3U2k";
+    let secret = "http://u5er:hunter2@127.0.0.1:9";
+    for command in [
+        &["healthcheck", secret][..],
+        &["healthcheck", "u5er:hunter2@127.0.0.1:9"],
+        &["tap", secret],
+        &["top", secret],
+        &["volume", secret],
+        &["evidence", "verify", "--url", secret, "--key", KEY],
+    ] {
+        let said = said(command, Path::new("/"));
+        let text = format!("{}{}", said.stdout, said.stderr);
+        assert_eq!(said.code, Some(2), "{text}");
+        assert!(!text.contains("u5er") && !text.contains("hunter2"), "{command:?}: {text}");
+    }
 }

@@ -327,7 +327,7 @@ pub(super) fn read_all(plan: &Plan, items: &mpsc::Sender<Item>, notes: &mpsc::Se
         wanted: if is_begun { Wanted::Rest } else { Wanted::Newer },
         gone: 0,
         gap: false,
-        damaged: Vec::new(),
+        unreadable: Vec::new(),
         batch: Batch { end, ..Batch::default() },
         line: Vec::new(),
     };
@@ -348,7 +348,7 @@ struct Follower<'a> {
     gap: bool,
     /// The inodes of the files without a readable first line that were reported since the place was
     /// last in another file. No record is about such a file.
-    damaged: Vec<(u64, u64)>,
+    unreadable: Vec<(u64, u64)>,
     batch: Batch,
     line: Vec<u8>,
 }
@@ -365,7 +365,7 @@ impl Follower<'_> {
             if !open.has_head {
                 match open.text.has_line() {
                     Err(error) => {
-                        self.damaged.push(open.inode);
+                        self.unreadable.push(open.inode);
                         self.damaged(&open, &error)?;
                     }
                     // It can be read by now.
@@ -373,7 +373,7 @@ impl Follower<'_> {
                 }
                 continue;
             }
-            self.damaged.clear();
+            self.unreadable.clear();
             self.enter(&open)?;
             next = self.read(&mut open)?;
         }
@@ -431,7 +431,7 @@ impl Follower<'_> {
     /// Returns the files of the log, without those that were reported as damaged.
     fn files(&self) -> io::Result<Vec<Found>> {
         let mut found = files(self.log)?;
-        found.retain(|file| file.head.is_some() || !self.damaged.contains(&file.inode));
+        found.retain(|file| file.head.is_some() || !self.unreadable.contains(&file.inode));
         Ok(found)
     }
 

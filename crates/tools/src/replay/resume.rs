@@ -33,7 +33,7 @@ pub(super) struct Head {
     /// The number of bytes that the first checksum covers, at most [`Head::OLD_BYTES_MAX`].
     first_line_bytes: u64,
     first_line_crc32c: u32,
-    /// The whole line, if it is longer than that. Versions up to 0.2.0 did not write it.
+    /// The whole line, if it is longer than that. Older versions did not write it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     whole_first_line: Option<Whole>,
 }
