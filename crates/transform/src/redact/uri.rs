@@ -21,9 +21,10 @@ use audit::request::Uri;
 pub(super) const REDACTED_WHOLE: &[u8] = b"\"REDACTED\"";
 
 /// The maximum length in bytes of a URI that is searched. A longer URI is replaced as a whole.
-/// kube-apiserver refuses headers that are more than a few KiB larger (Go's
-/// `http.DefaultMaxHeaderBytes` and some reserve).
-pub(super) const BYTES_MAX: usize = 1 << 20;
+/// kube-apiserver serves no request with one: it reads at most 1 MiB and 4 KiB of the request line
+/// and the headers (Go's `http.DefaultMaxHeaderBytes`, and 4096 bytes more). If this limit were
+/// lower, a client could hide its command behind a parameter that makes the URI too long.
+pub(super) const BYTES_MAX: usize = (1 << 20) + (8 << 10);
 
 /// Returns `true` if the URI contains a credential, or is so long or unusual that it may contain
 /// one. `may_have_tokens` is `false` if the URI certainly has no `eyJ` in plain letters.

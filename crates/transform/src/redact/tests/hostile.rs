@@ -105,6 +105,9 @@ fn a_uri_that_no_server_takes_goes_as_a_whole() {
     let uri = |length: usize| format!(r#","requestURI":"/{}""#, "a".repeat(length - 1));
     becomes("pods", &change, &uri(uri::BYTES_MAX), &uri(uri::BYTES_MAX));
     becomes("pods", &change, &uri(uri::BYTES_MAX + 1), r#","requestURI":"REDACTED""#);
+    // Go's server reads 4096 bytes more than the limit of 1 MiB.
+    let longest = uri((1 << 20) + 4096);
+    becomes("pods", &change, &longest, &longest);
 }
 
 #[test]
