@@ -125,7 +125,16 @@ fn web_tokens_by(
             if text.get(header) != Some(&b'.') {
                 continue;
             }
-            let claims = run(header + 1);
+            let mut claims = run(header + 1);
+            if claims == header + 1 && text.get(claims) == Some(&b'.') {
+                // The second part of an encrypted token is the encrypted key, and is empty if both
+                // sides have the key already. A dot follows its third part too; no dot follows the
+                // third part of a signed token without its claims, which gives no access.
+                claims = run(claims + 1);
+                if claims == header + 2 {
+                    continue;
+                }
+            }
             if claims > header + 1 && text.get(claims) == Some(&b'.') {
                 // An encrypted token (RFC 7516) has five parts.
                 at = claims;
@@ -163,6 +172,9 @@ mod tests {
             r#"{"«eyJh.eyJz.Signature→REDACTED»":1,"«eyJh.eyJy.Signature→REDACTED-2»" :2,"«eyJh.eyJ.c→REDACTED-3»":"«eyJh.eyJz.Signature→REDACTED»"}"#,
             // The replacement is cut, because it is never longer than the token.
             r#"{"a":"«eyJ.b.→REDACT»"}"#,
+            // Encrypted tokens.
+            r#"{"a":"«eyJh.key.iv.text.tag→REDACTED» b"}"#,
+            r#"{"a":"«eyJh..iv.text.tag→REDACTED» b"}"#,
             r#"{"«eyJ.b.c→REDACTE»":"«eyJ.b.c→REDACTE»"}"#,
             // JSON inside a string, and strings with escapes.
             r#"{"a":"{\"b\":\"«eyJh.eyJz.Sig→REDACTED»\"}"}"#,
@@ -173,6 +185,8 @@ mod tests {
             // No tokens.
             r#"{"a":"eyJ2IjoibWV0YS5rOHMuaW8"}"#,
             r#"{"a":"eyJh.eyJz"}"#,
+            r#"{"a":"eyJh..Sig"}"#,
+            r#"{"a":"eyJh...Sig"}"#,
             r#"{"a":"eyJh","b":".eyJz.Sig"}"#,
         ] {
             let (event, expected) = marked(row);
@@ -215,6 +229,10 @@ mod tests {
             ("eyJ".repeat(many) + "." + &"a".repeat(many), 0),
             ("eyJ".repeat(many) + "." + &"eyJ".repeat(many), 0),
             ("eyJ./".repeat(many), 0),
+            ("eyJ..".repeat(many), 1),
+            ("eyJ..a/".repeat(many), 0),
+            ("eyJ..eyJ/".repeat(many), 0),
+            ("eyJ..".to_owned() + &"eyJ".repeat(many), 0),
             ("eyJ.a/".repeat(many), 0),
             ("eyJ.".repeat(many), 1),
             ("eyJ.eyJ./".repeat(many), many),

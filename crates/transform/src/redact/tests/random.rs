@@ -418,9 +418,11 @@ fn without_tokens(text: &str, mut names: Option<&mut usize>) -> String {
     let is_dot = |at: usize| letters.get(at) == Some(&'.');
     let (mut out, mut at) = (String::new(), 0);
     while at < letters.len() {
-        let claims = behind(at) + 1;
+        let header = behind(at);
+        // The second part of an encrypted token may be empty.
+        let claims = header + if is_dot(header + 1) { 2 } else { 1 };
         let is_token = letters[at..].starts_with(&['e', 'y', 'J'])
-            && is_dot(claims - 1)
+            && is_dot(header)
             && is_letter(&claims)
             && is_dot(behind(claims));
         if !is_token {
