@@ -34,6 +34,7 @@ mod named;
 mod path;
 mod redaction;
 mod rule;
+mod shell;
 mod signs;
 mod text;
 mod uri;

@@ -269,6 +269,8 @@ mod tests {
             "/a/exec?command=--password&container=c&command=«s→REDACTED»&command=t",
             "/a/exec?command=sh&command=-c&command=curl+-H+%22Authorization%3A+Bearer+«s%2Bt→REDACTED»%22+h",
             "/a/exec?command=env+PGPASSWORD%3D«%2521→REDACTED»+x",
+            "/a/exec?command=-H&command=Authorization%3A+«Splunk+s→REDACTED»&command=h",
+            "/a/exec?command=%7B%22token%22%3A%22«s→REDACTED»%22,%22pwd%22:%22«s→REDACTED»%22%7D",
         ] {
             assert_redacted(row);
         }
