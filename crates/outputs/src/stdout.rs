@@ -110,12 +110,15 @@ const FULL_PIPE: Duration = Duration::from_millis(10);
 /// a copy of the file descriptor.
 ///
 /// Only one such thread writes at a time. If the output is replaced while its thread hangs, the new
-/// thread waits until the old one has ended, so that no lines are mixed.
-fn write_all(mut out: File, queue: &mpsc::Receiver<Job>, report: &async_mpsc::Sender<Done>) {
-    static TURN: Mutex<()> = Mutex::new(());
-    let _turn = lock(&TURN);
+/// thread waits until the old one has ended, so that no lines are mixed. If the old one has failed
+/// inside a line, the new one ends that line first. The next event would otherwise follow the torn
+/// line directly, and nobody could read it.
+fn write_all(mut out: impl Write, queue: &mpsc::Receiver<Job>, report: &async_mpsc::Sender<Done>) {
+    /// `true` if stdout ends inside a line. The thread whose turn it is holds the lock.
+    static TORN: Mutex<bool> = Mutex::new(false);
+    let mut torn = lock(&TORN);
     for (claim, pieces) in queue {
-        let result = pieces.iter().try_for_each(|piece| write_piece(&mut out, piece));
+        let result = write_batch(&mut out, &pieces, &mut torn);
         let failed = result.is_err();
         if report.blocking_send((claim, result)).is_err() || failed {
             return;
@@ -123,13 +126,26 @@ fn write_all(mut out: File, queue: &mpsc::Receiver<Job>, report: &async_mpsc::Se
     }
 }
 
+/// Writes a batch, which consists of whole lines. If `torn`, first ends the line in which the last
+/// write stopped. Sets `torn` to whether the bytes so far end inside a line.
+fn write_batch(out: &mut impl Write, pieces: &[Bytes], torn: &mut bool) -> io::Result<()> {
+    if *torn {
+        write_piece(out, b"\n", torn)?;
+    }
+    pieces.iter().try_for_each(|piece| write_piece(out, piece, torn))
+}
+
 /// Writes all bytes of `piece`. Waits while `out` is a non-blocking pipe that is full.
 #[allow(clippy::disallowed_methods, reason = "write_all does not say how far it came")]
-fn write_piece(out: &mut impl Write, mut piece: &[u8]) -> io::Result<()> {
+fn write_piece(out: &mut impl Write, mut piece: &[u8], torn: &mut bool) -> io::Result<()> {
     while !piece.is_empty() {
         match out.write(piece) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(written) => piece = piece.get(written..).unwrap_or_default(),
+            Ok(written) => {
+                let (taken, rest) = piece.split_at_checked(written).unwrap_or((piece, b""));
+                *torn = !taken.ends_with(b"\n");
+                piece = rest;
+            }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 std::thread::park_timeout(FULL_PIPE);
@@ -234,7 +250,54 @@ mod tests {
     fn a_full_pipe_that_does_not_block_is_waited_for() {
         let mut out = Reluctant { taken: Vec::new(), turn: 0 };
         let line = b"{\"auditID\":\"a\",\"stage\":\"Panic\"}\n";
-        write_piece(&mut out, line).unwrap();
+        write_piece(&mut out, line, &mut false).unwrap();
         assert_eq!(out.taken, line);
+    }
+
+    /// A file on a disk with room for some more bytes.
+    struct Disk<'a> {
+        file: &'a mut Vec<u8>,
+        room: usize,
+    }
+
+    impl Write for Disk<'_> {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let taken = bytes.len().min(self.room);
+            if taken == 0 {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            self.room -= taken;
+            self.file.extend_from_slice(&bytes[..taken]);
+            Ok(taken)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Writes two lines as the thread of one link after the other does: a new link sends again what
+    /// failed. Each number is the room on the disk for one thread. Returns the file.
+    fn written(rooms: &[usize]) -> String {
+        let mut file = Vec::new();
+        for room in rooms {
+            let (jobs, queue) = mpsc::sync_channel(1);
+            let (report, mut done) = async_mpsc::channel(1);
+            jobs.send((None, vec![Bytes::from("{1}\n{"), Bytes::from("2}\n")])).unwrap();
+            drop(jobs);
+            write_all(Disk { file: &mut file, room: *room }, &queue, &report);
+            let (_, result) = done.blocking_recv().expect("a result");
+            assert_eq!(result.is_ok(), *room > 20, "{room}");
+        }
+        String::from_utf8(file).unwrap()
+    }
+
+    #[test]
+    fn a_line_in_which_a_write_failed_is_ended_before_the_next_event() {
+        assert_eq!(written(&[2, 99]), "{1\n{1}\n{2}\n");
+        assert_eq!(written(&[5, 99]), "{1}\n{\n{1}\n{2}\n");
+        assert_eq!(written(&[5, 0, 1, 99]), "{1}\n{\n{1}\n{2}\n");
+        assert_eq!(written(&[4, 99, 99]), "{1}\n{1}\n{2}\n{1}\n{2}\n");
+        assert_eq!(written(&[0, 99]), "{1}\n{2}\n");
     }
 }
