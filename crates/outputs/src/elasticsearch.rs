@@ -247,6 +247,7 @@ impl Created {
     /// `bodies` is the form in which the event's bodies were sent.
     fn verdict(&self, base: &dyn std::fmt::Display, bodies: Bodies) -> Verdict {
         let kind = self.error.as_ref().map_or("", ServerError::word);
+        let is_conflict = self.error.as_ref().is_some_and(|error| error.kind == CONFLICT);
         let failure = || {
             let reason = self.error.as_ref().map_or("", |error| error.reason.as_str());
             let hint = mapping::hint_for(reason, bodies).map(|hint| format!(": {hint}"));
@@ -258,7 +259,7 @@ impl Created {
         };
         match self.status {
             200..300 => Verdict::Delivered,
-            409 if kind.is_empty() || kind == CONFLICT => Verdict::Existing,
+            409 if is_conflict => Verdict::Existing,
             400 | 413 | 422 => Verdict::Refused(failure()),
             // Anything else is the fault of the server or its settings: a missing index (404), a
             // block on writes (403), too many requests (429). If an ingest pipeline fails for an

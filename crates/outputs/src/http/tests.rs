@@ -248,8 +248,11 @@ fn elasticsearch_judges_each_event() {
     of([stored, &busy, &malformed], "dar");
     of([&busy, &busy, &busy], "aaa");
     of([&blocked, &gone, &pipeline], "aas");
-    // A conflict of another kind does not mean that the consumer has the event.
+    // A conflict of another kind does not mean that the consumer has the event, whatever it is
+    // called, and neither does one without a kind.
     of([stored, &read_only, stored], "dad");
+    of([stored, &error(409, "IllegalState-2"), &error(409, "")], "daa");
+    of([r#""status":409"#, r#""status":409,"error":{}"#, &conflict], "aae");
     let two = items(&[stored, stored]);
     compare(
         "elasticsearch",
