@@ -128,7 +128,8 @@ impl Cluster {
     ///
     /// # Errors
     ///
-    /// A text that names the file and its fault.
+    /// A text that names the file and its fault. One fault is that an expired certificate would
+    /// replace a valid one.
     pub fn read(&self) -> Result<Secrets, String> {
         let pem = |file: &Path| {
             let content = named_file::read(file, tls::FILE_BYTES_MAX);
@@ -139,6 +140,10 @@ impl Cluster {
         if let Some(tls) = &self.config.tls {
             // Checks the files and parses notAfter; connections use OpenSSL, not rustls.
             let client = tls::Client::read(tls, &[], None).map_err(|error| error.to_string())?;
+            if let Some((certificate, _)) = &tls.identity {
+                tls::refuse_expired(certificate, client.not_after(), self.not_after())
+                    .map_err(|error| error.to_string())?;
+            }
             secrets.not_after = client.not_after();
             secrets.ca = tls.ca.as_deref().map(pem).transpose()?;
             if let Some((certificate, key)) = &tls.identity {
@@ -235,4 +240,44 @@ impl Cluster {
 
 fn cannot_read(file: &Path, error: &io::Error) -> String {
     format!("cannot read {}: {error}", file.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_expired_certificate_replaces_none_that_is_valid() {
+        let directory = tempfile::tempdir().unwrap();
+        let [certificate, private_key] =
+            ["tls.crt", "tls.key"].map(|name| directory.path().join(name));
+        let key = rcgen::KeyPair::generate().unwrap();
+        std::fs::write(&private_key, key.serialize_pem()).unwrap();
+        let write = |year| {
+            let mut params = rcgen::CertificateParams::new(vec!["relay".to_owned()]).unwrap();
+            params.not_after = rcgen::date_time_ymd(year, 1, 1);
+            std::fs::write(&certificate, params.self_signed(&key).unwrap().pem()).unwrap();
+        };
+        let identity = Some((certificate.clone(), private_key));
+        let cluster = Cluster::new(&config::Kafka {
+            brokers: Vec::new(),
+            topic: "audit".to_owned(),
+            tls: Some(config::ClientTls { identity, ..config::ClientTls::default() }),
+            sasl: None,
+        });
+        // At the start, no certificate is in use.
+        write(2021);
+        cluster.apply(cluster.read().unwrap());
+        write(2020);
+        cluster.apply(cluster.read().unwrap());
+        write(4000);
+        cluster.apply(cluster.read().unwrap());
+        write(2021);
+        let error = cluster.read().err();
+        assert!(
+            error.is_some_and(|error| error.contains("has expired, and the one in use has not"))
+        );
+        write(4001);
+        cluster.apply(cluster.read().unwrap());
+    }
 }

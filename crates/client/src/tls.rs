@@ -403,7 +403,11 @@ fn no_pair(certificate: &Path, key: &Path, source: rustls::Error) -> TlsError {
 /// Returns an error if an expired certificate would replace a valid one, because peers may refuse
 /// it. `new` and `current` are notAfter in seconds since 1970. If `current` is `None`, as at
 /// startup, an expired certificate is accepted, because not every client checks.
-fn refuse_expired(file: &Path, new: Option<i64>, current: Option<i64>) -> Result<(), TlsError> {
+pub(crate) fn refuse_expired(
+    file: &Path,
+    new: Option<i64>,
+    current: Option<i64>,
+) -> Result<(), TlsError> {
     let now = UnixTime::now().as_secs();
     let is_over = |time: i64| u64::try_from(time).is_ok_and(|time| time < now);
     if new.is_some_and(is_over) && current.is_some_and(|time| !is_over(time)) {
