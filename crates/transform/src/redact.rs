@@ -14,7 +14,7 @@
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
-//! | 1 | `path` `text` `signs` `ambiguous` | steps to values · escapes · what an event certainly lacks · keys that stand twice |
+//! | 1 | `path` `text` `signs` `ambiguous` `shell` | steps to values · escapes · what an event certainly lacks · keys that stand twice · quotes in a command |
 //! | 2 | `walk` `rule` `named` | which bytes are cut out or replaced · the rules of the config · credentials with a telling name |
 //! | 3 | `annotate` `web_token` | annotations that are added · JSON Web Tokens |
 //! | 4 | `uri` | credentials in a URI |

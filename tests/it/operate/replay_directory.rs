@@ -685,7 +685,7 @@ fn the_page_about_a_volume_that_is_left_over_does_what_it_says() {
     run(&place).assert(1, &["stopped: damaged or missing events: 100, in 1 place"]);
     other.wait_until_delivered(PATIENCE);
     // The second relay is gone. That does not matter if there is nothing to send.
-    row("with a URL, and exit status 1");
+    row("with a URL, exit status 1");
     other.finish(Backlog::Empty);
     let words = ["replay", done.directory(), "--url", &url, "--attempts", "1"];
     let said = place.run(&words);
