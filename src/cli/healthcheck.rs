@@ -285,7 +285,8 @@ pub(super) fn block_on<T>(asked: impl Future<Output = T>) -> Result<T, u8> {
     Ok(result)
 }
 
-/// Returns a refused URL for a message. It lacks what may be a user and a password.
+/// Returns a URL that can't be used, for a message about it. `…` replaces all text before the last
+/// `@`, because this text may be a user and a password.
 pub(super) fn shown(url: &str) -> String {
     url.rsplit_once('@').map_or_else(|| url.to_owned(), |(_, rest)| format!("…@{rest}"))
 }

@@ -107,8 +107,8 @@ fn ca(t: &mut Table<'_, '_>) -> Option<PathBuf> {
     )
 }
 
-/// Reads the paths of the client's certificate and private key. One key without the other is a
-/// problem.
+/// Reads the paths of the client's certificate and private key. It is a problem if only one of the
+/// two is set.
 fn identity(t: &mut Table<'_, '_>) -> Option<(PathBuf, PathBuf)> {
     let certificate = t.file(
         optional(

@@ -92,7 +92,8 @@ pub struct AsideEvents {
     pub tries: u32,
     /// The consumer's last response to the first event, with the address.
     pub error: Arc<str>,
-    /// `true` if an event gets server errors, and may wait for `rejected.after_server_errors`.
+    /// `true` if at least one of the events gets server errors. It counts as refused only after the
+    /// time `rejected.after_server_errors`.
     pub server_errors: bool,
 }
 

@@ -875,8 +875,8 @@ impl Ledger {
         }
     }
 
-    /// Splits a claim into two, which are sent by themselves. Returns the claim if only one event
-    /// of it was sent.
+    /// Splits a claim into two, and each half is sent alone. `Err` returns the claim if only one
+    /// event of it was sent.
     fn halve(&mut self, work: Work) -> Result<(), Work> {
         if work.events == 1 {
             return Err(work);

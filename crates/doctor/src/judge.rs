@@ -501,9 +501,9 @@ fn fails(findings: &Findings) -> bool {
     findings.apiservers.iter().any(|it| attempts::failed_in_interval(it, webhook) > Some(0))
 }
 
-/// Returns the cause that relays have rejected requests, with the remedy for the most frequent
-/// reason. `None` without rejections. `of` returns the numbers of a relay, and `when` is the time
-/// to which they belong.
+/// Returns a cause that says that relays have rejected requests, and has the remedy for the most
+/// frequent reason. `None` without rejections. `of` returns the rejections of a relay by reason.
+/// `when` is the beginning of the text, such as `requests rejected in the interval`.
 fn rejections(
     findings: &Findings,
     of: impl Fn(&Sampled<RelayCounts>) -> ByLabel,

@@ -550,10 +550,15 @@ fn matched<C: Counts>(before: &Shown<C>, after: &Shown<C>) -> Vec<Sampled<C>> {
     found
 }
 
-/// Sends requests to an address on new connections, until `expected` instances have responded, or
-/// [`NOTHING_NEW`] requests in a row have found no new one, or a limit is reached. If there are
-/// `known` instances from an earlier sample, all of them must have responded too, and the last
-/// response of each counts. Otherwise the first response of each counts.
+/// Sends requests to an address on new connections, until `expected` instances have responded, and
+/// with them all `known` ones, which are those of an earlier sample. Ends before that:
+///
+/// - if [`NOTHING_NEW`] requests in a row have found no new instance;
+/// - if the first request fails, and no more than one instance is expected;
+/// - if a response does not say when its process started;
+/// - after [`REQUESTS_MAX`] requests, or at the end of [`SAMPLE`].
+///
+/// If there are `known` instances, the last response of each instance counts, otherwise the first.
 async fn survey<C: Counts>(
     target: &Target,
     path: &str,

@@ -94,7 +94,8 @@ fn remedy(error: &io::Error) -> &'static str {
     }
 }
 
-/// Makes a name from a possibly damaged file safe for a terminal: one word, and not empty.
+/// Escapes a name for a terminal. The name may come from a damaged file. The result is one word,
+/// and not empty.
 pub fn printable(name: &str) -> String {
     let escape = |char: char| match char.is_whitespace() {
         true => char.escape_unicode().to_string(),

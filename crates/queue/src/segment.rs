@@ -382,7 +382,8 @@ pub(crate) struct Scan<'a> {
     seed: Seed,
     window: Bytes,
     window_at: u64,
-    /// The number of bytes that are read in one step. A longer record is read in parts.
+    /// The number of bytes that one step reads if lines are verified, in addition to a block. The
+    /// lines of a longer record are verified in parts, and are not kept in memory.
     ahead: u64,
     at: u64,
     end: u64,

@@ -126,7 +126,8 @@ impl Findings<'_> {
         }
     }
 
-    /// Adds an error of the file that the config key `named` names. `what` says what is wrong.
+    /// Adds the error that the file or directory of the config key `named` can't be used. `what`
+    /// says why.
     fn refuse(&mut self, named: &Named, what: impl std::fmt::Display) {
         self.add(named, format!("{what}, expected: {}", allowed(named)), Severity::Error);
     }

@@ -41,7 +41,7 @@ struct Life {
     seen: u64,
     /// `true`: the process has ended normally, and has counted the events lost at its end.
     ended: bool,
-    /// The field of [`Lives`].
+    /// The same as [`Lives::loses_queue`].
     loses_queue: bool,
     /// The last kill and the losses of this process and of those before it.
     #[serde(flatten)]

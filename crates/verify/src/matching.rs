@@ -467,8 +467,9 @@ mod tests {
         }
     }
 
-    /// Method: stored lines have two hashes. Some were sent as they are stored, some without the
-    /// members that the output added, some were not sent, and of one line both forms were sent.
+    /// Method: 300 lines were sent: every third one as it is stored, the others without the members
+    /// that the output added, and line 3 in both forms. Line 7 is not stored, line 5 is stored
+    /// twice, and line 500 was not sent.
     #[test]
     fn a_line_with_added_members_is_the_event_that_left() {
         let plain = |line: u64| hash(line + 1_000_000);

@@ -26,8 +26,8 @@ pub(super) struct Witnesses {
 }
 
 /// Asks each witness for its newest checkpoint of each log whose key is in the request, and adds
-/// the checkpoints to the request. Returns a text for each checkpoint that is missing, because the
-/// witness has none or does not respond.
+/// the checkpoints to the request. For each checkpoint that is missing, returns a text with the
+/// reason: the witness has none, or the request to the witness has failed.
 ///
 /// # Errors
 ///

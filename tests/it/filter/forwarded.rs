@@ -109,13 +109,13 @@ fn every_recipe_is_tested() {
     let names: Vec<String> = recipes().into_keys().collect();
     let tested = [
         "Drop Leases",
-        "Lower Secrets",
+        "Lower the level of Secrets",
         "Name the cluster",
         "Stay below",
         "Feed the security",
         "Send writes",
-        "Drop what the cluster itself reads",
-        "Drop what the cluster itself writes",
+        "Drop the cluster's own reads",
+        "Drop the cluster's own routine writes",
     ];
     assert_eq!(names.len(), tested.len(), "{names:?}");
     assert!(tested.iter().all(|it| names.iter().any(|name| name.starts_with(it))), "{names:?}");
@@ -140,7 +140,7 @@ fn recipe_leases_and_health_probes_stay() {
 
 #[test]
 fn recipe_what_the_cluster_itself_reads_stays_unless_it_is_about_secrets() {
-    let (got, relay) = run_recipe("Drop what the cluster itself reads");
+    let (got, relay) = run_recipe("Drop the cluster's own reads");
     let is_exempt = |event: &Value| {
         let user = event["user"]["username"].as_str().unwrap_or_default();
         let of = &event["objectRef"];
@@ -162,7 +162,7 @@ fn recipe_what_the_cluster_itself_reads_stays_unless_it_is_about_secrets() {
 
 #[test]
 fn recipe_what_the_cluster_itself_writes_stays_if_it_succeeded() {
-    let (got, relay) = run_recipe("Drop what the cluster itself writes");
+    let (got, relay) = run_recipe("Drop the cluster's own routine writes");
     let is_exempt = |event: &Value| {
         let code = event["responseStatus"]["code"].as_u64().unwrap_or_default();
         let users = ["system:kube-controller-manager", "system:apiserver"];
@@ -290,7 +290,7 @@ fn recipe_writes_leave_once_each() {
 
 #[test]
 fn recipe_of_secrets_only_metadata_leaves() {
-    let (got, relay) = run_recipe("Lower Secrets");
+    let (got, relay) = run_recipe("Lower the level of Secrets");
     let all = all_events();
     assert_eq!(got.len(), all.len());
     let mut lowered = 0;

@@ -15,7 +15,8 @@ use crate::lock::lock;
 
 const BUFFER: usize = 1 << 20;
 
-/// The kernel demands offsets, lengths and memory that are aligned to the device's blocks.
+/// The alignment of the offset, the length and the memory of a direct write. If the device has
+/// larger blocks, the kernel refuses the write, and the page cache is used.
 const ALIGNMENT: usize = 4096;
 
 /// The types (statfs(2)) of ext2 to ext4 and XFS. Others are slower, or may show old bytes.

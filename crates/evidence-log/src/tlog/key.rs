@@ -47,7 +47,8 @@ pub fn check_name(name: &str) -> Result<(), Malformed> {
 pub enum Kind {
     /// A key that signs the texts of notes: the key of a log.
     Note = 0x01,
-    /// The key of a witness, for checkpoints with the time of the signature (`tlog-cosignature`).
+    /// A key that signs checkpoints, each together with the time of the signature
+    /// (`tlog-cosignature`): the key of a witness.
     Cosignature = 0x04,
 }
 

@@ -71,7 +71,7 @@ pub(super) struct Writer {
     /// the last segment of the log is ended.
     active: Option<Written>,
     /// The wanted size in bytes of the segment that a probe makes, with room for the largest batch
-    /// of the group that has failed. 0 after a probe has succeeded.
+    /// of the group that has failed. 0 after a probe has made a segment.
     retry_segment_bytes: u64,
     retry_at: Instant,
     pause: Duration,

@@ -482,8 +482,10 @@ impl Registry {
         self.lock().open.len()
     }
 
-    /// Ends every connection that has reached its deadline, and notifies those whose buffers can be
-    /// freed. Call it after each [`Deadlines::tick`].
+    /// Ends every connection without a request in progress that has reached the deadline of its
+    /// phase, or was told to end [`FAREWELL`] ago. `handshake` limits TLS handshakes. An idle
+    /// HTTP/2 connection is first told to end. Notifies the connections whose buffers can be freed.
+    /// Call it after each [`Deadlines::tick`].
     pub(super) fn enforce(&self, deadlines: Deadlines) {
         let Deadlines { header, idle } = deadlines;
         for connection in self.lock().open.values() {

@@ -24,7 +24,8 @@ const WHOLE_MAX: u64 = 16 * 1024 * 1024;
 /// for each part, so records must not be much larger.
 const PIECE_BYTES: u64 = 2 * 1024 * 1024;
 
-/// The number of bytes of a large body that are decoded in each step but the first.
+/// The maximum number of bytes of a large body that are decoded in each step but the first
+/// ([`Sizes::step`]).
 const STEP_BYTES: u64 = 1024 * 1024;
 
 /// The sizes in bytes for decoding a large body. The constants of this file are upper limits:

@@ -600,7 +600,8 @@ impl Intake<'_> {
     }
 
     /// Appends the waiting batches to the queue, in order, until the queue takes no more, or too
-    /// much is not acknowledged yet. A batch whose partition was given back is dropped.
+    /// many bytes or messages are not acknowledged yet. A batch whose partition was given back is
+    /// discarded: the next reader of the partition reads its messages again.
     fn append(&mut self, queue: &Queue) {
         let max_in_flight = self.reader.config.max_in_flight;
         while let Some((messages, append)) = self.waiting.front() {
