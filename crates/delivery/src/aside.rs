@@ -206,8 +206,13 @@ impl Aside {
 
     /// Returns `true` if one more event, of `bytes` bytes, has no room. The first always has room.
     pub fn is_full(&self, bytes: u64) -> bool {
-        let events = self.events.len() - self.doomed.len();
-        events > 0 && (events >= EVENTS_MAX || self.bytes + bytes > self.bytes_max)
+        self.is_full_without(0, 0, bytes)
+    }
+
+    /// Like [`Aside::is_full`], after `events` events, with `freed` bytes together, are doomed.
+    fn is_full_without(&self, events: usize, freed: u64, bytes: u64) -> bool {
+        let events = self.events.len() - self.doomed.len() - events;
+        events > 0 && (events >= EVENTS_MAX || self.bytes + bytes > self.bytes_max + freed)
     }
 
     /// Dooms the oldest events that wait, at most [`PUSHED_OUT_MAX`], so that an event of `bytes`
@@ -224,17 +229,14 @@ impl Aside {
             .map(|(position, (_, kept))| (kept.retrial.since, *position, kept.event.bytes))
             .collect();
         waits.sort_unstable();
-        let (mut events, mut freed, mut oldest) = (self.events.len() - self.doomed.len(), 0, 0);
-        let is_full = |events: usize, freed: u64| {
-            events > 0 && (events >= EVENTS_MAX || self.bytes + bytes > self.bytes_max + freed)
-        };
-        while is_full(events, freed)
-            && let Some((_, _, bytes)) = waits.get(oldest)
+        let (mut oldest, mut freed) = (0, 0);
+        while self.is_full_without(oldest, freed, bytes)
+            && let Some((_, _, its_bytes)) = waits.get(oldest)
         {
             if oldest == PUSHED_OUT_MAX {
                 return false;
             }
-            (events, freed, oldest) = (events - 1, freed + bytes, oldest + 1);
+            (oldest, freed) = (oldest + 1, freed + its_bytes);
         }
         for (_, position, _) in waits.into_iter().take(oldest) {
             if let Some(kept) = self.take_waiting(position) {
