@@ -142,7 +142,7 @@ fn output(name: String) -> Output {
     Output { name, required: true, keeps: Duration::ZERO, recorder: None, metrics }
 }
 
-/// What a queue needs to be opened: its config and its outputs.
+/// The config and the outputs with which a queue is opened.
 struct Closed {
     config: config::Queue,
     outputs: Vec<Output>,

@@ -15,7 +15,7 @@ use crate::work::Work;
 /// that in memory (16 MiB).
 const AHEAD_MAX: u64 = 8 << 20;
 
-/// Where the batches go.
+/// The destination of the batches.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Through {
     Spool,

@@ -159,8 +159,9 @@ impl Explained {
 struct Copying<'a> {
     files: &'a Directory,
     part: &'a Path,
-    /// What the entries in the whole bundles that were copied say. The entries of the last, partial
-    /// bundle are added only to a copy of this value, because each attempt reads that bundle again.
+    /// The result for the entries of the whole bundles that were copied. The entries of the last,
+    /// partial bundle are added only to a copy of this value, because each attempt reads that
+    /// bundle again.
     explained: Explained,
     bundles: u64,
 }
