@@ -86,6 +86,7 @@ mod outputs {
     mod splunk_hec;
     mod stdout;
     mod tcp;
+    mod turned_down;
 
     /// Tests that need peers or root.
     mod peers {

@@ -4,12 +4,52 @@
 //! that the variable `KUBE_AUDIT_FORWARDER_MUTANT` names. Tests must notice each mistake:
 //! `tests/sim/mutants.toml` describes them, and `tests/sim/README.md` says how to run the tests.
 
-/// Returns `true` if this process makes the mistake `name`.
 #[cfg(mutants)]
-pub fn is_active(name: &str) -> bool {
-    static ACTIVE: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
-    let read = || std::env::var("KUBE_AUDIT_FORWARDER_MUTANT").ok();
-    ACTIVE.get_or_init(read).as_deref() == Some(name)
+use std::sync::OnceLock;
+
+/// A place in the sources where a mistake could be made. `sim reach` asks which places a process
+/// has reached.
+#[cfg(mutants)]
+pub struct Place {
+    name: &'static str,
+    is_reached: OnceLock<()>,
+    /// The place that was reached next for the first time.
+    next: OnceLock<&'static Place>,
+}
+
+/// The first place that this process has reached.
+#[cfg(mutants)]
+static FIRST: OnceLock<&'static Place> = OnceLock::new();
+
+#[cfg(mutants)]
+impl Place {
+    /// Makes the place of the mistake `name`.
+    pub const fn new(name: &'static str) -> Self {
+        Self { name, is_reached: OnceLock::new(), next: OnceLock::new() }
+    }
+
+    /// Notes that the place is reached. Returns `true` if this process makes its mistake.
+    pub fn is_active(&'static self) -> bool {
+        static ACTIVE: OnceLock<Option<String>> = OnceLock::new();
+        if self.is_reached.set(()).is_ok() {
+            let mut last = &FIRST;
+            while last.set(self).is_err() {
+                match last.get() {
+                    Some(place) => last = &place.next,
+                    None => break,
+                }
+            }
+        }
+        let read = || std::env::var("KUBE_AUDIT_FORWARDER_MUTANT").ok();
+        ACTIVE.get_or_init(read).as_deref() == Some(self.name)
+    }
+}
+
+/// Returns the names of the places that this process has reached.
+#[cfg(mutants)]
+pub fn reached() -> impl Iterator<Item = &'static str> {
+    let places = std::iter::successors(FIRST.get(), |place| place.next.get());
+    places.map(|place| place.name)
 }
 
 /// Expands to the right code.
@@ -25,12 +65,14 @@ macro_rules! mutant {
 #[cfg(mutants)]
 #[macro_export]
 macro_rules! mutant {
-    ($name:literal, $right:expr $(,)?) => {
-        if !$crate::mutants::is_active($name) {
+    ($name:literal, $right:expr $(,)?) => {{
+        static PLACE: $crate::mutants::Place = $crate::mutants::Place::new($name);
+        if !PLACE.is_active() {
             $right;
         }
-    };
-    ($name:literal, $right:expr, $wrong:expr $(,)?) => {
-        if $crate::mutants::is_active($name) { $wrong } else { $right }
-    };
+    }};
+    ($name:literal, $right:expr, $wrong:expr $(,)?) => {{
+        static PLACE: $crate::mutants::Place = $crate::mutants::Place::new($name);
+        if PLACE.is_active() { $wrong } else { $right }
+    }};
 }

@@ -46,7 +46,8 @@ pub struct BatchLimits {
     pub max_events: u64,
 }
 
-/// `[output.rejected] action`: the treatment of an event that the consumer refuses permanently.
+/// `[output.rejected] action`: the treatment of an event that the consumer turns down again and
+/// again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rejected {
     /// The event is written to the dead-letter files, or dropped if there is no directory for them.
@@ -107,7 +108,7 @@ pub(crate) fn timeouts(t: &mut Table<'_, '_>) -> Timeouts {
             secs(60),
             TIME_MIN..,
             "maximum time without progress toward an acknowledgement. If a slow consumer takes \
-             longer, it gets the same batch again and again. Limited to 10 s while another address \
+             longer, it gets the same events again, in smaller requests. Limited to 10 s while another address \
              may respond (does not apply to `tcp`, `syslog` and `kafka`). Over HTTP, the time runs \
              from when the consumer's kernel has received the whole request to the end of the \
              final response's headers",
@@ -150,15 +151,17 @@ pub(crate) fn rejected(t: &mut Table<'_, '_>) -> (Option<Rejected>, Duration) {
             ("retry", Rejected::Retry),
         ],
         Some(Rejected::DeadLetter),
-        "what happens to permanently refused events; `dead_letter` drops them if dead letters have \
-         no directory. Dead letters and dropped events count as lost",
+        "what happens to an event that the consumer turns down again and again while it accepts \
+         others; `dead_letter` drops it if dead letters have no directory; `retry` keeps trying it. \
+         Dead letters and dropped events count as lost",
     );
     let after_server_errors = t.time(
         "after_server_errors",
         secs(3600),
         TIME_MIN..,
-        "time after which an event counts as refused if it gets only server errors (5xx) while the \
-         consumer accepts other events",
+        "time after which an event counts as refused if the consumer turns it down in another way \
+         than by 400, 413 or 422 (another status, a closed connection, silence) while it accepts \
+         other events",
     );
     (action, after_server_errors)
 }

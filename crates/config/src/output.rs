@@ -40,10 +40,10 @@ pub struct Output {
     pub timeouts: Timeouts,
     /// `[output.batch]`: the limits of one request or write.
     pub batch: BatchLimits,
-    /// `rejected.action`: the treatment of an event that the consumer refuses permanently.
+    /// `rejected.action`: the treatment of an event that the consumer turns down again and again.
     pub rejected: Rejected,
-    /// `rejected.after_server_errors`: an event counts as refused if it gets only server errors
-    /// (5xx) for this long while the consumer accepts other events.
+    /// `rejected.after_server_errors`: an event counts as refused if it is turned down in another
+    /// way than by a refusal for this long while the consumer accepts other events.
     pub after_server_errors: Duration,
     /// `[filter]` and `[output.filter]` merged.
     pub filter: Filter,

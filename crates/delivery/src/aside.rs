@@ -1,12 +1,12 @@
 //! Events that are set aside: single events that their consumer does not take, although it takes
 //! others. They have left the queue, hold up no other event, and are tried again from here.
 //!
-//! If the queue is in memory, the lines are kept here, and count against `queue.max_bytes`. If it
-//! has a directory, each event has a file on the queue's [`Shelf`], in the format of a dead letter.
+//! A queue in memory keeps the lines, and may drop those of an optional output. If the queue has a
+//! directory, each event has a file on the queue's [`Shelf`], in the format of a dead letter.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,9 +23,11 @@ use super::trial::{Answer, Retrial};
 use base::position::Position;
 use queue::{Acceptance, Batch, Claim, Cursor, Shelf};
 use telemetry::Cause;
+use transform::shape;
 
-/// At this number of events, or at the limit of bytes, the oldest ones are given up for each new
-/// one. If `rejected.action` is `"retry"`, the new one stays in the queue instead.
+/// At this number of events, or at the limit of bytes, the oldest ones that are at fault are given
+/// up for each new one. If there are none, or if `rejected.action` is `"retry"`, the new one stays
+/// in the queue.
 pub(crate) const EVENTS_MAX: usize = if cfg!(test) { 50 } else { 10_000 };
 
 /// The maximum number of events that are given up for a new one.
@@ -41,7 +43,20 @@ const BYTES_MAX: u64 = 64 << 20;
 /// Replaces the consumer's response until the file of an event from before the start is read.
 const BEFORE_START: &str = "it was set aside before the start";
 
+/// The maximum bytes of an `auditID` in the log and `/status`. One of kube-apiserver has 36.
+const AUDIT_ID_MAX: usize = 64;
+
 const CLOSING: Duration = Duration::from_secs(1);
+
+/// The rest after each slow try, in times of what the try took: a consumer that never responds to
+/// one event takes at most a tenth of the time.
+const REST: u32 = 9;
+
+/// The maximum number of events on the wire.
+const WINDOW_MAX: usize = 64;
+
+/// A try that takes at least this time is slow.
+const SLOW: Duration = Duration::from_millis(50);
 
 /// The events that one output has set aside. The ledger owns this value, and a reload hands it to
 /// the next delivery.
@@ -49,17 +64,22 @@ const CLOSING: Duration = Duration::from_secs(1);
 /// Phases of an event: it *waits* until its next try is due. Then it is *on the wire*, until the
 /// response takes it out ([`Aside::answered`]). Then it waits again ([`Aside::keep`]), is settled
 /// ([`Aside::forget`]), or is *doomed* ([`Aside::doom`]): given up as soon as its line is read. At
-/// most one file is read at a time. Doomed events do not count against the limits.
+/// most one file is read at a time. Doomed events do not count against the limits. An event that
+/// the queue has dropped is forgotten; if it is on the wire, after its response.
 pub struct Aside {
     shelf: Shelf,
+    /// The value is [`EVENTS_MAX`], except in tests.
+    pub(super) events_max: usize,
     bytes_max: u64,
     events: BTreeMap<Position, (Stage, Kept)>,
     /// The events that wait, in the order of their next tries, without those in `overdue`.
     due: BTreeSet<(Instant, Position)>,
-    /// The events that were due when the last one was chosen. The one with the lowest position is
-    /// tried first. If the order were that of the due times, and too many events were due, each
-    /// event would get some tries, and none its last try.
-    overdue: BTreeSet<Position>,
+    /// The events that were due when the last one was chosen, each with the number of its slow
+    /// tries. One with few of them is tried first, so that silence for some events keeps no other
+    /// one waiting. Among them, the one with the lowest position is first. If the order were that
+    /// of the due times, and too many events were due, each event would get some tries, and none
+    /// its last try.
+    overdue: BTreeSet<(u32, Position)>,
     doomed: VecDeque<Position>,
     on_wire: usize,
     bytes: u64,
@@ -67,6 +87,15 @@ pub struct Aside {
     deleting: JoinSet<()>,
     /// The event that is tried next, before any other event is sent.
     next: Option<Position>,
+    /// The moment when the event on the wire was sent.
+    sent_at: Instant,
+    /// No event is tried before this moment, so that other events get most of the time.
+    rests_until: Instant,
+    /// The rest after a slow try, in times of what the try took.
+    rest: u32,
+    /// The number of events that may be on the wire: 1, and twice as many after each one that the
+    /// consumer accepts, until it turns one down.
+    window: usize,
     /// `true` if the last request was a try. The next one then carries other events, if there are
     /// any.
     was_try: bool,
@@ -93,8 +122,13 @@ pub struct Kept {
     pub attempts: u32,
     /// The number of responses that had turned something down when the event was last sent.
     pub sent_at: u64,
-    /// `None` if the line is in a file.
-    line: Option<Bytes>,
+    /// The `auditID` of the event, shortened; empty if its file was not read yet.
+    pub audit_id: Arc<str>,
+    /// The number of tries that took long.
+    slow: u32,
+    /// The line in a queue in memory. It refers to nothing if the queue has dropped the event, or
+    /// if the line is in a file.
+    line: Weak<Bytes>,
 }
 
 #[derive(Default)]
@@ -129,6 +163,8 @@ struct Letter<'a> {
 
 pub(crate) enum Line {
     Is(Bytes),
+    /// The queue in memory has dropped the event, and has counted it as lost.
+    Dropped,
     /// The file is being read ([`Aside::readable`]).
     NotYet,
     /// The file is damaged, missing or changed. The text says what is wrong.
@@ -140,6 +176,7 @@ impl Aside {
     pub fn new(cursor: &Cursor) -> Self {
         let mut aside = Self {
             shelf: cursor.shelf(),
+            events_max: EVENTS_MAX,
             bytes_max: 0,
             events: BTreeMap::new(),
             due: BTreeSet::new(),
@@ -150,9 +187,13 @@ impl Aside {
             reading: Reading::Idle,
             deleting: JoinSet::new(),
             next: None,
+            sent_at: Instant::now(),
+            rests_until: Instant::now(),
+            rest: REST,
+            window: 1,
             was_try: false,
         };
-        aside.begin(cursor);
+        aside.begin(cursor, false);
         for (position, bytes) in cursor.take_aside() {
             let claim = Claim { start: position, end: position.next() };
             let kept = Kept {
@@ -161,15 +202,19 @@ impl Aside {
                 event: queue::Aside { bytes, received: cursor.received(claim) },
                 attempts: 1,
                 sent_at: 0,
-                line: None,
+                audit_id: Arc::default(),
+                slow: 0,
+                line: Weak::new(),
             };
             aside.keep(position, kept);
         }
         aside
     }
 
-    /// Begins a delivery. The limit of bytes depends on the queue's capacity at this moment.
-    pub fn begin(&mut self, cursor: &Cursor) {
+    /// Begins a delivery. The limit of bytes depends on the queue's capacity at this moment. Other
+    /// requests may be sent during a slow try if there `are_lanes` for them.
+    pub fn begin(&mut self, cursor: &Cursor, are_lanes: bool) {
+        self.rest = if are_lanes { 0 } else { REST };
         self.bytes_max = (cursor.capacity() / PART_OF_QUEUE).min(BYTES_MAX);
     }
 
@@ -184,13 +229,17 @@ impl Aside {
                 }
             }
         }
-        (self.next, self.was_try) = (None, false);
+        self.next = None;
         self
     }
 
     /// Returns the number of events, doomed ones included.
     pub fn count(&self) -> usize {
         self.events.len()
+    }
+
+    pub(super) fn may_send(&self) -> bool {
+        self.on_wire < self.window
     }
 
     pub(super) fn is_on_wire(&self) -> bool {
@@ -205,40 +254,37 @@ impl Aside {
     }
 
     /// Returns `true` if one more event, of `bytes` bytes, has no room. The first always has room.
-    pub fn is_full(&self, bytes: u64) -> bool {
-        self.is_full_without(0, 0, bytes)
+    fn is_full(&self, bytes: u64) -> bool {
+        let events = self.events.len() - self.doomed.len();
+        events > 0 && (events >= self.events_max || self.bytes + bytes > self.bytes_max)
     }
 
-    /// Like [`Aside::is_full`], after `events` events, with `freed` bytes together, are doomed.
-    fn is_full_without(&self, events: usize, freed: u64, bytes: u64) -> bool {
-        let events = self.events.len() - self.doomed.len() - events;
-        events > 0 && (events >= EVENTS_MAX || self.bytes + bytes > self.bytes_max + freed)
-    }
-
-    /// Dooms the oldest events that wait, at most [`PUSHED_OUT_MAX`], so that an event of `bytes`
-    /// bytes has room. Returns `false` and dooms none if that would not be enough: the new event
-    /// must then be given up itself, because a client that makes a large event must not decide
-    /// about the events of others. If no further event waits, the new one may exceed the limit.
+    /// Dooms the oldest events that are at fault, at most [`PUSHED_OUT_MAX`], so that an event of
+    /// `bytes` bytes has room. Returns `false` and dooms none if that would not be enough: the new
+    /// event must then stay in the queue. A client that makes a large event must not decide about
+    /// the events of others, and no event is given up before it is known to be at fault.
     #[must_use]
-    pub(super) fn make_room(&mut self, bytes: u64) -> bool {
+    pub(super) fn make_room(&mut self, bytes: u64, keeps_all: bool) -> bool {
         if !self.is_full(bytes) {
             return true;
         }
-        let waits = self.events.iter().filter(|(_, (stage, _))| matches!(stage, Stage::Waits));
-        let mut waits: Vec<_> = waits
+        let old = self.events.iter().filter(|(_, (stage, kept))| {
+            !keeps_all && matches!(stage, Stage::Waits) && kept.retrial.is_at_fault()
+        });
+        let mut old: Vec<_> = old
             .map(|(position, (_, kept))| (kept.retrial.since, *position, kept.event.bytes))
             .collect();
-        waits.sort_unstable();
-        let (mut oldest, mut freed) = (0, 0);
-        while self.is_full_without(oldest, freed, bytes)
-            && let Some((_, _, its_bytes)) = waits.get(oldest)
-        {
-            if oldest == PUSHED_OUT_MAX {
-                return false;
-            }
-            (oldest, freed) = (oldest + 1, freed + its_bytes);
-        }
-        for (_, position, _) in waits.into_iter().take(oldest) {
+        old.sort_unstable();
+        let left = (self.events.len() - self.doomed.len(), self.bytes);
+        let left = old.iter().take(PUSHED_OUT_MAX).scan(left, |(events, held), (_, _, its)| {
+            (*events, *held) = (*events - 1, *held - its);
+            Some((*events, *held))
+        });
+        let enough = |(events, held): (usize, u64)| {
+            events == 0 || (events < self.events_max && held + bytes <= self.bytes_max)
+        };
+        let Some(last) = left.into_iter().position(enough) else { return false };
+        for (_, position, _) in old.into_iter().take(last + 1) {
             if let Some(kept) = self.take_waiting(position) {
                 let why = format!("{}, {NO_ROOM}", kept.answer);
                 self.doom(position, kept, Reason::new(Cause::Refused, &why));
@@ -270,7 +316,7 @@ impl Aside {
         if !self.shelf.is_durable() {
             return None;
         }
-        let more = More { received: kept.event.received, refused: !kept.gets_server_errors() };
+        let more = More { received: kept.event.received, refused: !kept.fails() };
         let mut content = letter_head(output, &kept.answer, Some(more));
         content.extend_from_slice(event);
         content.extend_from_slice(b"}\n");
@@ -278,10 +324,24 @@ impl Aside {
         Some(tokio::task::spawn_blocking(move || shelf.store(position, &content)))
     }
 
-    /// Sets an event aside after its claim has become final.
-    pub fn add(&mut self, position: Position, mut kept: Kept, line: Bytes) {
-        kept.line = (!self.shelf.is_durable()).then_some(line);
-        self.keep(position, kept);
+    /// Sets an event aside after its claim has become final. `in_queue` is the line in a queue in
+    /// memory.
+    pub fn add(&mut self, position: Position, kept: Kept, line: &[u8], in_queue: Weak<Bytes>) {
+        self.keep(position, Kept { audit_id: audit_id(line), line: in_queue, ..kept });
+    }
+
+    /// Forgets the events that the queue has dropped, except one on the wire. Returns `true` if
+    /// there were any.
+    pub(super) fn forget_dropped(&mut self) -> bool {
+        if self.shelf.is_durable() {
+            return false;
+        }
+        // The queue drops the oldest events first.
+        let all = self.events.iter();
+        let dropped = all.take_while(|(_, (_, kept))| kept.line.strong_count() == 0);
+        let dropped = dropped.filter(|(_, (stage, _))| !matches!(stage, Stage::OnWire));
+        let dropped: Vec<_> = dropped.map(|(position, _)| *position).collect();
+        dropped.iter().filter(|position| self.take(**position).is_some()).count() > 0
     }
 
     /// Puts an event back, to wait for its next try.
@@ -304,7 +364,23 @@ impl Aside {
     /// Takes an event off the wire, because its response is here; `None` if it is not on the wire.
     pub fn answered(&mut self, position: Position) -> Option<Kept> {
         let (Stage::OnWire, _) = self.events.get(&position)? else { return None };
-        self.take(position).map(|(_, kept)| kept)
+        let (now, took) = (Instant::now(), self.sent_at.elapsed());
+        let (is_slow, (_, mut kept)) = (took >= SLOW, self.take(position)?);
+        self.rests_until = if is_slow { now + took * self.rest } else { now };
+        kept.slow = kept.slow.saturating_add(u32::from(is_slow));
+        Some(kept)
+    }
+
+    /// The consumer has accepted an event that was set aside. A slow confirmation is not a reason
+    /// to rest: the others may be accepted, too.
+    pub(super) fn accepted(&mut self) {
+        self.rests_until = Instant::now();
+        self.window = (2 * self.window).min(WINDOW_MAX);
+    }
+
+    /// The consumer has turned down an event that was set aside.
+    pub(super) fn turned_down(&mut self) {
+        self.window = 1;
     }
 
     pub(super) fn all_answered(&mut self) -> Vec<(Position, Kept)> {
@@ -320,7 +396,7 @@ impl Aside {
         match &stage {
             Stage::Waits => {
                 self.due.remove(&(kept.retrial.due, position));
-                self.overdue.remove(&position);
+                self.overdue.remove(&(kept.slow, position));
             }
             Stage::OnWire => self.on_wire -= 1,
             Stage::Doomed(_) => self.doomed.retain(|other| *other != position),
@@ -347,10 +423,20 @@ impl Aside {
 
     /// Makes the tries of all waiting events due, because the drain has begun.
     pub fn hurry(&mut self) {
+        (self.rest, self.rests_until) = (0, Instant::now());
+        self.retry_all(Retrial::hurry);
+    }
+
+    /// Makes the tries of all waiting events due soon: the consumer takes events again.
+    pub(super) fn recovered(&mut self) {
+        self.retry_all(Retrial::soon);
+    }
+
+    fn retry_all(&mut self, change: fn(&mut Retrial)) {
         let positions: Vec<_> = self.events.keys().copied().collect();
         for position in positions {
             if let Some(mut kept) = self.take_waiting(position) {
-                kept.retrial.hurry();
+                change(&mut kept.retrial);
                 self.keep(position, kept);
             }
         }
@@ -360,13 +446,18 @@ impl Aside {
     pub(super) fn next_try(&self) -> Option<Instant> {
         let is_reading = matches!(self.reading, Reading::Under(..));
         let due = self.due.first().map(|(due, _)| *due);
-        let next = if self.overdue.is_empty() { due } else { Some(Instant::now()) };
-        next.filter(|_| !is_reading)
+        let next = if self.overdue.is_empty() { due } else { Some(self.rests_until) };
+        next.map(|due| due.max(self.rests_until)).filter(|_| !is_reading)
     }
 
     /// Returns `true` once after each try, so that other events are sent before the next try.
     pub(super) fn lets_others_go_first(&mut self) -> bool {
         std::mem::take(&mut self.was_try)
+    }
+
+    /// Returns `true` if the try of an event is due, and its file is not being read.
+    pub(super) fn is_due(&self) -> bool {
+        self.next_try().is_some_and(|at| at <= Instant::now())
     }
 
     /// Makes the event at this position the next one, because another address can be asked.
@@ -375,26 +466,33 @@ impl Aside {
             kept.retrial.at_once();
             self.keep(position, kept);
             (self.next, self.was_try) = (Some(position), false);
+            self.rests_until = Instant::now();
         }
     }
 
     /// Returns the event whose try is due, if its file is read. An event that can't be read is
     /// doomed.
     pub(super) fn next_due(&mut self) -> Option<Batch> {
+        let now = Instant::now();
+        if now < self.rests_until {
+            return None;
+        }
         loop {
-            let now = Instant::now();
             while let Some((due, position)) = self.due.first().copied()
                 && due <= now
             {
                 self.due.pop_first();
-                self.overdue.insert(position);
+                let slow = self.events.get(&position).map_or(0, |(_, kept)| kept.slow);
+                self.overdue.insert((slow, position));
             }
-            let position = self.next.or(self.overdue.first().copied())?;
+            let first = self.overdue.first().map(|(_, position)| *position);
+            let position = self.next.or(first)?;
             match self.line(position) {
                 Line::Is(line) => {
                     let (_, kept) = self.events.get(&position)?;
                     return Some(kept.batch(position, line));
                 }
+                Line::Dropped => drop(self.take(position)?),
                 Line::NotYet => return None,
                 Line::Gone(why) => {
                     let kept = self.take_waiting(position)?;
@@ -416,7 +514,7 @@ impl Aside {
             kept.sent_at = answers;
             self.bytes += kept.event.bytes;
             self.on_wire += 1;
-            self.was_try = true;
+            (self.sent_at, self.was_try) = (Instant::now(), true);
             self.events.insert(position, (Stage::OnWire, kept));
         }
     }
@@ -425,20 +523,27 @@ impl Aside {
     /// is being read. If the file can't be read, the line is empty, and the reason says so. The
     /// caller settles the event.
     pub(super) fn next_doomed(&mut self) -> Option<(Position, Kept, Bytes, Reason)> {
-        let position = *self.doomed.front()?;
-        let (line, why) = match self.line(position) {
-            Line::Is(line) => (line, None),
-            Line::NotYet => return None,
-            Line::Gone(why) => (Bytes::new(), Some(Reason::unreadable(&why))),
-        };
-        let (Stage::Doomed(reason), kept) = self.take(position)? else { return None };
-        Some((position, kept, line, why.unwrap_or(reason)))
+        loop {
+            let position = *self.doomed.front()?;
+            let (line, why) = match self.line(position) {
+                Line::Is(line) => (line, None),
+                Line::Dropped => {
+                    drop(self.take(position)?);
+                    continue;
+                }
+                Line::NotYet => return None,
+                Line::Gone(why) => (Bytes::new(), Some(Reason::unreadable(&why))),
+            };
+            let (Stage::Doomed(reason), kept) = self.take(position)? else { return None };
+            return Some((position, kept, line, why.unwrap_or(reason)));
+        }
     }
 
     /// Returns the line of an event, or begins to read its file.
     fn line(&mut self, position: Position) -> Line {
-        if let Some(line) = self.events.get(&position).and_then(|(_, kept)| kept.line.clone()) {
-            return Line::Is(line);
+        if !self.shelf.is_durable() {
+            let line = self.events.get(&position).and_then(|(_, kept)| kept.line.upgrade());
+            return line.map_or(Line::Dropped, |line| Line::Is(Bytes::clone(&line)));
         }
         // A loop that always has a response to handle never waits in `readable`.
         if let Reading::Under(of, task) = &mut self.reading
@@ -451,6 +556,7 @@ impl Aside {
                 Ok(Read { line, more, reason }) => {
                     if let Some((_, kept)) = self.events.get_mut(&position) {
                         kept.event.received = more.received;
+                        kept.audit_id = audit_id(&line);
                         if &*kept.answer == BEFORE_START {
                             kept.answer = reason.into();
                             if more.refused {
@@ -508,7 +614,9 @@ impl Kept {
     /// read again.
     pub(crate) fn new(retrial: Retrial, answer: &str, attempts: u32) -> Self {
         let event = queue::Aside { bytes: 0, received: 0 };
-        Self { retrial, answer: answer.into(), event, attempts, sent_at: 0, line: None }
+        let (audit_id, line) = (Arc::default(), Weak::new());
+        let answer = answer.into();
+        Self { retrial, answer, event, attempts, sent_at: 0, audit_id, slow: 0, line }
     }
 
     pub fn batch(&self, position: Position, line: Bytes) -> Batch {
@@ -525,9 +633,17 @@ impl Kept {
         }
     }
 
-    pub(super) fn gets_server_errors(&self) -> bool {
-        self.retrial.answer == Answer::ServerError
+    /// Returns `true` if the consumer turns the event down in another way than by a refusal.
+    pub(super) fn fails(&self) -> bool {
+        self.retrial.answer == Answer::Failed
     }
+}
+
+/// Returns the `auditID` of an event for the log and `/status`: shortened, because a client may
+/// have chosen it. The log escapes it.
+fn audit_id(line: &[u8]) -> Arc<str> {
+    let id = shape::audit_id(line).and_then(audit::scan::string).unwrap_or_default();
+    String::from_utf8_lossy(&id[..id.len().min(AUDIT_ID_MAX)]).into()
 }
 
 /// Reads the file of an event. Blocks the thread.
@@ -570,7 +686,7 @@ mod tests {
         kept.retrial.at_once();
         let file = aside.store("o", position, &kept, b"{}");
         file.expect("there is a directory").await.unwrap().unwrap();
-        aside.add(position, kept, Bytes::from_static(b"{}\n"));
+        aside.add(position, kept, b"{}\n", Weak::new());
     }
 
     /// Method: small events fill the room. Then a small, a larger and a very large one come.
@@ -581,7 +697,9 @@ mod tests {
         for position in 0..20 {
             let mut kept = Kept::new(Retrial::found(), "400", 1);
             kept.event.bytes = small;
-            aside.add(Position::new(position), kept, Bytes::from_static(b"{}\n"));
+            // The last one may be an accident.
+            kept.retrial.tries = if position < 19 { 10 } else { 1 };
+            aside.add(Position::new(position), kept, b"{}\n", Weak::new());
         }
         for (bytes, has_room, doomed) in [
             (aside.bytes_max, false, 0),
@@ -589,9 +707,10 @@ mod tests {
             (small, true, 1),
             (small * 7, true, 7),
         ] {
-            assert_eq!(aside.make_room(bytes), has_room, "{bytes}");
+            assert_eq!(aside.make_room(bytes, false), has_room, "{bytes}");
             assert_eq!(aside.doomed.len(), doomed, "{bytes}");
         }
+        assert!(!aside.make_room(small * 12, true), "nothing may be given up");
         let oldest: Vec<_> = aside.doomed.iter().map(|position| position.get()).collect();
         assert_eq!(oldest, [0, 1, 2, 3, 4, 5, 6]);
     }

@@ -360,7 +360,7 @@ pub(super) fn letter_head(output: &str, reason: &str, more: Option<More>) -> Vec
 pub struct More {
     /// The time at which the event was accepted, in milliseconds since 1970.
     pub received: u64,
-    /// `true` if the consumer refuses the event, `false` if it responds with server errors.
+    /// `true` if the consumer refuses the event, `false` if it turns it down in another way.
     pub refused: bool,
 }
 

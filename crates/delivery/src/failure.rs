@@ -3,7 +3,6 @@
 use std::fmt;
 use std::time::Duration;
 
-use base::mutant;
 use telemetry::AttemptError;
 
 /// The longest pause that a consumer can ask for with `Retry-After`. A longer one is cut to this.
@@ -21,18 +20,29 @@ pub struct Failure {
     pub retry_after: Option<Duration>,
     /// `true` if another address may be tried without a pause.
     pub elsewhere: bool,
-    /// `true` after a server error (5xx), for the whole request or for an event of it. Usually the
-    /// consumer is at fault, but a single event may trigger the error.
-    pub server_error: bool,
+    /// `true` if the events of the request may be the reason: the consumer had a connection, and
+    /// turned the request down by a status, a close, silence, or an answer that can't be read.
+    pub may_be_the_events: bool,
 }
 
 impl Failure {
     /// Makes a failure after which the delivery pauses as the section `retry` of the config says.
     pub fn new(reason: AttemptError, message: impl Into<String>) -> Self {
-        let server_error =
-            mutant!("server-error-stops-the-output", reason == AttemptError::Status5xx, false);
+        let was_reached = !matches!(reason, AttemptError::Resolve | AttemptError::Connect);
         let message = message.into();
-        Self { reason, message, retry_after: None, elsewhere: false, server_error }
+        Self {
+            reason,
+            message,
+            retry_after: None,
+            elsewhere: false,
+            may_be_the_events: was_reached,
+        }
+    }
+
+    /// Notes that the consumer has not got the request, so its events are not the reason.
+    #[must_use]
+    pub fn unsent(self) -> Self {
+        Self { may_be_the_events: false, ..self }
     }
 }
 

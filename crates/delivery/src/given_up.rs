@@ -10,7 +10,7 @@ use bytes::Bytes;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::aside::{Aside, Kept, NO_ROOM};
+use super::aside::{Aside, Kept};
 use super::dead_letter::{CLAIMS_MAX, DeadLetters, GROUP_BYTES_MAX, PATIENCE, Writing, Written};
 use super::failure::Failure;
 use super::filtering::{Filtering, INSPECTED_BYTES_MAX};
@@ -165,28 +165,22 @@ impl GivenUp {
         Reason::new(Cause::TooOld, &text)
     }
 
-    /// Gives up the claims in `state` whose events were first sent at least `retry.max_elapsed`
-    /// ago.
-    pub(super) fn take_old(&mut self, state: State, failure: &Failure, in_flight: &mut InFlight) {
-        let Some(tried) = &self.tried else { return };
-        let until = tried.over_until();
-        let reason = Self::too_old(tried, &failure.message);
-        while let Some(work) = in_flight.first(state).filter(|work| work.claim.end <= until) {
-            let (claim, events) = (work.claim, work.events);
-            in_flight.change(claim, State::Burying);
-            let (aside, lost_max, reason) = (None, u64::MAX, reason.clone());
-            self.doomed.push_back(Doomed { claim, events, aside, lost_max, reason });
-        }
-    }
-
     /// Gives up the events that wait to be sent again and were first sent, or set aside, at least
     /// `retry.max_elapsed` ago.
     pub(super) fn take_all_old(&mut self, failure: &Failure, parts: &mut Parts<'_>) {
-        for state in [State::Pending, State::Suspect] {
-            self.take_old(state, failure, parts.in_flight);
-        }
         let Some(tried) = &self.tried else { return };
-        parts.aside.doom_older(tried.max_elapsed, &Self::too_old(tried, &failure.message));
+        let (until, reason) = (tried.over_until(), Self::too_old(tried, &failure.message));
+        let old = [State::Pending, State::PassedOver].into_iter();
+        let old = old.flat_map(|state| parts.in_flight.all(state));
+        let old = old.filter(|work| work.claim.end <= until);
+        let mut old: Vec<_> = old.map(|work| (work.claim, work.events)).collect();
+        old.sort_unstable();
+        for (claim, events) in old {
+            parts.in_flight.change(claim, State::Burying);
+            let (aside, lost_max, reason) = (None, u64::MAX, reason.clone());
+            self.doomed.push_back(Doomed { claim, events, aside, lost_max, reason });
+        }
+        parts.aside.doom_older(tried.max_elapsed, &reason);
     }
 
     /// There is no connection any more: an attempt has failed for every event that is not final.
@@ -296,10 +290,10 @@ impl GivenUp {
         };
         let (position, received) = (claim.start, parts.in_flight.cursor().received(claim));
         let event = queue::Aside { bytes: line.len() as u64, received };
-        if !self.keeps_all && !parts.aside.make_room(event.bytes) {
-            let Reason { cause, text } = &reason;
-            let reason = Reason::new(*cause, &format!("{text}, {NO_ROOM}"));
-            return self.end_with(Of::Claim(claim), disposition, lines, reason, parts);
+        if !parts.aside.make_room(event.bytes, self.keeps_all) {
+            parts.in_flight.release(claim);
+            parts.in_flight.change(claim, State::PassedOver);
+            return;
         }
         kept.event = event;
         let text = line.strip_suffix(b"\n").unwrap_or(line);
@@ -374,9 +368,11 @@ impl GivenUp {
                 health.aside(aside, None);
             }
             Of::SetAside(claim, kept, line) if is_stored => {
-                in_flight.set_aside(claim, kept.event.bytes);
-                aside.add(claim.start, *kept, line);
-                health.aside(aside, Some(claim.start));
+                match in_flight.set_aside(claim, &line) {
+                    Some(in_queue) => aside.add(claim.start, *kept, &line, in_queue),
+                    None => aside.forget(claim.start),
+                }
+                health.aside(aside, None);
             }
             Of::SetAside(claim, ..) => in_flight.release(claim),
         }

@@ -27,6 +27,9 @@ const TURNS: u32 = 5;
 
 const STEADY: Duration = Duration::from_secs(120);
 
+/// The number of events set aside that are looked at for `/status`, so that each try costs little.
+const SHOWN_MAX: usize = 1000;
+
 /// The health of one output. Counts failed attempts, writes the log lines about the output, and
 /// keeps [`Status`] current. The delivery loop owns this value.
 pub struct Health {
@@ -43,6 +46,7 @@ pub struct Health {
     failures: u64,
     gives_up: bool,
     told_aside: Option<Instant>,
+    told_stumble: Option<Instant>,
     /// The number of lost events when the output went down, including those lost for all outputs.
     lost_before: u64,
 }
@@ -83,18 +87,25 @@ pub struct Snapshot {
 pub struct AsideEvents {
     /// The number of the events.
     pub events: u64,
-    /// The position of the first event.
+    /// The position of the first event that is at fault, or of the first event.
     pub position: Position,
-    /// The moment when the first event was set aside, or the start of the relay or of the drain if
-    /// that is later.
+    /// The `auditID` of that event, shortened; empty if it is not known.
+    pub audit_id: Arc<str>,
+    /// The size of that event.
+    pub bytes: u64,
+    /// The moment when that event was set aside, or the start of the relay or of the drain if that
+    /// is later.
     pub since: Instant,
-    /// The number of tries of the first event while the consumer worked.
+    /// The number of tries of that event while the consumer worked.
     pub tries: u32,
-    /// The consumer's last response to the first event, with the address.
+    /// What the consumer did at the last try of that event, with the address.
     pub error: Arc<str>,
-    /// `true` if at least one of the events gets server errors. It counts as refused only after the
-    /// time `rejected.after_server_errors`.
+    /// `true` if at least one of the events is turned down in another way than by a refusal. It
+    /// counts as refused only after the time `rejected.after_server_errors`.
     pub server_errors: bool,
+    /// The number of such events, among the first 1,000, that were turned down so often that they,
+    /// and not the consumer, are at fault.
+    pub at_fault: u64,
 }
 
 impl Snapshot {
@@ -156,25 +167,31 @@ impl Health {
             failures: 0,
             gives_up: config.retry.max_elapsed.is_some(),
             told_aside: None,
+            told_stumble: None,
             lost_before: 0,
         }
     }
 
-    /// Updates the status of the events that are set aside. `new` is the position of one that was
-    /// just set aside.
-    pub fn aside(&mut self, aside: &Aside, new: Option<Position>) {
-        let first = aside.waiting().next();
+    /// Updates the status of the events that are set aside. `told` is the position of one of which
+    /// it has just become clear that it is at fault, and not the consumer.
+    pub fn aside(&mut self, aside: &Aside, told: Option<Position>) {
+        let is_at_fault = |kept: &Kept| kept.retrial.is_at_fault();
+        let shown = || aside.waiting().take(SHOWN_MAX);
+        let first = shown().find(|(_, kept)| is_at_fault(kept)).or_else(|| shown().next());
         let shown = first.map(|(position, kept)| AsideEvents {
             events: aside.count() as u64,
             position,
+            audit_id: Arc::clone(&kept.audit_id),
+            bytes: kept.event.bytes,
             since: kept.retrial.since,
             tries: kept.retrial.tries,
             error: Arc::clone(&kept.answer),
-            server_errors: aside.waiting().any(|(_, kept)| kept.gets_server_errors()),
+            server_errors: shown().any(|(_, kept)| kept.fails()),
+            at_fault: shown().filter(|(_, kept)| kept.fails() && is_at_fault(kept)).count() as u64,
         });
         lock(&self.status.state).aside = shown;
-        let added = new.and_then(|new| aside.waiting().find(|(position, _)| *position == new));
-        if let Some((position, kept)) = added
+        let told = told.and_then(|told| aside.waiting().find(|(position, _)| *position == told));
+        if let Some((position, kept)) = told
             && self.told_aside.is_none_or(|at| at.elapsed() >= QUIET)
         {
             self.told_aside = Some(Instant::now());
@@ -184,25 +201,17 @@ impl Health {
 
     fn tell_aside(&self, position: Position, kept: &Kept, events: usize) {
         let (output, position, error) = (&self.name, position.get(), &*kept.answer);
-        if kept.gets_server_errors() {
-            tracing::warn!(
-                output,
-                position,
-                error,
-                events,
-                "the consumer responds to one event with a server error but accepts others: the \
-                 event is set aside and retried, and later events are delivered before it"
-            );
-        } else {
-            tracing::info!(
-                output,
-                position,
-                error,
-                events,
-                "the consumer refuses one event but accepts others: the event is set aside and \
-                 retried"
-            );
-        }
+        let (audit_id, bytes) = (&*kept.audit_id, kept.event.bytes);
+        tracing::warn!(
+            output,
+            position,
+            audit_id,
+            bytes,
+            error,
+            events,
+            "the consumer turns down one event each time but accepts others: the event is set \
+             aside and retried, and later events are delivered before it"
+        );
     }
 
     /// An attempt succeeded: the output is up.
@@ -317,6 +326,19 @@ impl Health {
     pub fn refused(&mut self, failure: &Failure) {
         self.passed_over(failure);
         tracing::debug!(output = self.name, error = failure.message, "batch refused");
+    }
+
+    /// Counts a request that failed while the output is up. Others may be accepted, so the output
+    /// does not go down.
+    pub fn stumbled(&mut self, failure: &Failure) {
+        self.passed_over(failure);
+        let is_told = self.told_stumble.is_some_and(|at| at.elapsed() < REMIND);
+        if is_told || failure.elsewhere || self.told_down {
+            return;
+        }
+        self.told_stumble = Some(Instant::now());
+        let (output, reason, error) = (&self.name, failure.reason.name(), &failure.message);
+        tracing::warn!(output, reason, error, "a request failed: its events are sent again");
     }
 
     /// Counts events that are given up: `cause` is the reason, `fate` is what happens to them. The

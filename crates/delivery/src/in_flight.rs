@@ -3,6 +3,9 @@
 //! cursor, so that each transition changes both records in one place.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Weak;
+
+use bytes::Bytes;
 
 use super::trial::Trial;
 use base::mutant;
@@ -22,14 +25,15 @@ use queue::{Batch, Claim, Cursor, Disposition, Redelivery, Take};
 /// front_on_wire       OnWire                    answered
 /// stay                answered                  OnWire
 /// again, halve        answered                  Pending (halve: two claims)
-/// suspect             answered                  Suspect
+/// pass_over           answered                  PassedOver
 /// hold                answered                  Held
 /// finish              answered                  (final)
 /// bury                answered                  Burying
 /// redeliver           Pending                   OnWire
 /// release             Held, Burying             Pending
-/// change              Suspect                   Pending
-/// change              Pending, Suspect, OnWire  Burying
+/// change              PassedOver, Pending       Pending, PassedOver
+/// change              Pending, PassedOver       Burying
+/// change              OnWire                    Burying
 /// finish_claim        Held, OnWire, Burying     (final)
 /// set_aside           Burying                   (set aside)
 /// ```
@@ -39,9 +43,9 @@ pub(crate) enum State {
     OnWire,
     /// The claim waits to be sent again.
     Pending,
-    /// An event that was refused alone. It becomes `Pending` when the consumer accepts something,
-    /// or when its turn in the search comes.
-    Suspect,
+    /// An event that was turned down alone, or events that were passed over. They become `Pending`
+    /// when the consumer accepts something. While it accepts nothing, one of them may be tried.
+    PassedOver,
     /// The consumer has accepted the claim, but the output is ordered and an earlier claim is not
     /// decided. If the earlier claim is sent again, this one may be sent again after it.
     Held,
@@ -115,9 +119,8 @@ pub(crate) struct Sent {
 /// - Each claim is in the table once, in one state, or a caller owns it as a [`Work`]. No two
 ///   claims overlap.
 /// - The cursor has a claim as "on the wire" while it is `OnWire`, `Held` or answered, and as
-///   "released" while it is `Pending` or `Suspect`. A claim that is `Burying` is released until its
-///   lines are taken, and on the wire after that.
-/// - Exactly one event of a `Suspect` was sent.
+///   "released" while it is `Pending` or `PassedOver`. A claim that is `Burying` is released until
+///   its lines are taken, and on the wire after that.
 ///
 /// Two things must never happen: a claim leaves the table without being final (its events would
 /// stay in the queue permanently), or a final claim stays in it (its events would be sent again).
@@ -169,12 +172,13 @@ impl InFlight {
         self.set(state).len()
     }
 
-    pub(crate) fn first(&self, state: State) -> Option<&Work> {
-        self.get(*self.set(state).first()?)
+    pub(super) fn is(&self, claim: Claim, state: State) -> bool {
+        let there = self.table.get(&claim.start);
+        there.is_some_and(|(is, work)| *is == state && work.claim == claim)
     }
 
-    pub(crate) fn last(&self, state: State) -> Option<&Work> {
-        self.get(*self.set(state).last()?)
+    pub(crate) fn first(&self, state: State) -> Option<&Work> {
+        self.get(*self.set(state).first()?)
     }
 
     /// Returns the claim that has `before` other claims of this state before it.
@@ -199,8 +203,8 @@ impl InFlight {
     pub(super) fn first_open(&self) -> Option<Position> {
         let open = [
             State::OnWire,
-            mutant!("final-before-refused-ones", State::Pending, State::Suspect),
-            State::Suspect,
+            mutant!("final-before-refused-ones", State::Pending, State::PassedOver),
+            State::PassedOver,
             State::Burying,
         ];
         open.into_iter().filter_map(|state| self.set(state).first()).min().copied()
@@ -258,12 +262,12 @@ impl InFlight {
     }
 
     /// Returns the first pending claim if it may share a batch that ends at `end`. It must be a
-    /// remainder that starts at or after `end`. No claim in between may be on the wire, held or a
-    /// suspect.
+    /// remainder that starts at or after `end`. No claim in between may be on the wire, held or
+    /// passed over.
     pub(super) fn next_remainder(&self, end: Position) -> Option<Claim> {
         let next = self.first(State::Pending).filter(|work| work.is_remainder)?;
         let start = next.claim.start;
-        let others = [State::OnWire, State::Suspect, State::Held];
+        let others = [State::OnWire, State::PassedOver, State::Held];
         let is_free = |state| self.set(state).range(end..start).next().is_none();
         (start >= end && others.into_iter().all(is_free)).then_some(next.claim)
     }
@@ -336,9 +340,11 @@ impl InFlight {
         self.remove(claim.start);
     }
 
-    pub(crate) fn set_aside(&mut self, claim: Claim, bytes: u64) {
-        self.cursor.set_aside(claim, bytes);
+    /// See [`Cursor::set_aside`].
+    pub(crate) fn set_aside(&mut self, claim: Claim, line: &[u8]) -> Option<Weak<Bytes>> {
+        let kept = self.cursor.set_aside(claim, line);
         self.remove(claim.start);
+        kept
     }
 
     fn acknowledge(&mut self, claim: Claim, disposition: Disposition) {
@@ -367,9 +373,9 @@ impl InFlight {
         self.put(State::Pending, work);
     }
 
-    pub(crate) fn suspect(&mut self, work: Work) {
+    pub(crate) fn pass_over(&mut self, work: Work) {
         self.cursor.release(work.claim);
-        self.put(State::Suspect, work);
+        self.put(State::PassedOver, work);
     }
 
     pub(super) fn bury(&mut self, work: Work) {
@@ -383,27 +389,39 @@ impl InFlight {
         self.change(claim, State::Pending);
     }
 
-    /// Splits the claim into two pending halves. `Err` returns the claim unchanged if it is one
-    /// event.
-    pub(super) fn halve(&mut self, work: Work) -> Result<(), Work> {
-        let Some((left, right)) = self.cursor.split(work.claim) else { return Err(work) };
+    /// Makes an answered claim pending, as two halves if it can be split.
+    pub(super) fn halve(&mut self, work: Work) {
+        let Some((left, right)) = self.cursor.split(work.claim) else { return self.again(work) };
         // Each half counts as sent once. A half's number of events is known when it is taken again.
         for half in [left, right] {
             let events = work.events.min(half.end - half.start);
             self.again(Work { attempts: 1, ..work.part(half, events) });
         }
-        Ok(())
     }
 
-    /// Splits a pending claim and returns the second half; `None` if the claim is one event.
-    pub(super) fn split_pending(&mut self, claim: Claim) -> Option<Claim> {
-        let right = self.cursor.split(claim)?.1;
-        let work = self.remove(claim.start)?;
-        for half in [Claim { end: right.start, ..claim }, right] {
-            let events = work.events.min(half.end - half.start);
-            self.put(State::Pending, Work { attempts: 1, ..work.part(half, events) });
+    /// Cuts a released claim at a position inside it. Both parts keep the claim's state. Each
+    /// counts as sent once, because later events may have been sent before it.
+    pub(super) fn cut(&mut self, claim: Claim, at: Position) {
+        let Some((state, _)) = self.table.get(&claim.start) else { return };
+        let state = *state;
+        let Some((left, right)) = self.cursor.split_at(claim, at) else { return };
+        let Some(work) = self.remove(claim.start) else { return };
+        for part in [left, right] {
+            let events = work.events.min(part.end - part.start);
+            self.put(state, Work { attempts: 1, ..work.part(part, events) });
         }
-        Some(right)
+    }
+
+    /// Says whether a claim may share a batch with other remainders.
+    pub(super) fn share(&mut self, claim: Claim, may_share: bool) {
+        if let Some((_, work)) = self.table.get_mut(&claim.start) {
+            work.is_remainder |= may_share;
+        }
+    }
+
+    /// Changes a claim's record of failures.
+    pub(super) fn trial_mut(&mut self, claim: Claim) -> Option<&mut Trial> {
+        self.table.get_mut(&claim.start).map(|(_, work)| &mut work.trial)
     }
 
     /// Moves a claim to another state. The cursor's record of the claim does not change, and must
@@ -502,7 +520,8 @@ impl InFlight {
 }
 
 impl State {
-    const ALL: [Self; 5] = [Self::OnWire, Self::Pending, Self::Suspect, Self::Held, Self::Burying];
+    const ALL: [Self; 5] =
+        [Self::OnWire, Self::Pending, Self::PassedOver, Self::Held, Self::Burying];
 }
 
 #[cfg(test)]

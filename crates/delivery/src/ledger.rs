@@ -1,7 +1,6 @@
 //! The decisions of one output's delivery, without connections: what is sent next, and what happens
 //! to each claim when the link reports. The loop in `run` does the waiting.
 
-use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,13 +15,13 @@ use super::filtering::{Filtering, INSPECTED_BYTES_MAX, Settled, TOO_LARGE};
 use super::given_up::{GivenUp, Of, Parts};
 use super::health::Health;
 use super::in_flight::{InFlight, Sent, State, Work};
-use super::link::{Part, Verdict};
+use super::link::{Connect, Part, Verdict};
 use super::pacing::Pacing;
 use super::reason::Reason;
 use super::retry::Retry;
-use super::search::{PAUSE_MANY, SUSPECTS_MAX, Search};
 use super::trial;
 use super::trial::{Answer, Circumstances, Conducts, Next};
+use super::turns::Turns;
 use base::mutant;
 use base::position::Position;
 use config::{BatchLimits, Rejected};
@@ -30,6 +29,15 @@ use queue::{Batch, Claim, Cursor, Disposition, Redelivery, Take};
 use telemetry::{AttemptError, Cause};
 
 const TOO_LONG: &str = "longer than max_message_bytes";
+
+/// The longest time without an acceptance after which a request that times out makes the output
+/// down.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
+
+/// The number of failures in a row after which a link that collects events gets fewer of them. Only
+/// an object of the same events gets the same name, and the object may be stored already although
+/// the store has said nothing, or has said that it failed.
+const OBJECT_TRIES: u32 = 48;
 
 /// The claims of one output that are not final, and the decisions about them. The delivery loop
 /// owns the ledger and is its only caller.
@@ -44,22 +52,30 @@ const TOO_LONG: &str = "longer than max_message_bytes";
 ///
 /// Invariants:
 /// - Every claim that must be sent again is sent before new events are taken from the queue.
-///   Exception: a few new events, to learn whether the consumer accepts them.
+///   Exception: while an event that was turned down waits for another one to be accepted, others
+///   take their turn ([`Ledger::take_turn`]).
 /// - If the output is ordered, a claim that the consumer accepts becomes final only when every
 ///   earlier claim is accepted, set aside or given up (`State::Held`). If an earlier claim is sent
 ///   again after it, it is sent again too. Exceptions: claims with events that can't be sent,
 ///   responses about single events ([`Ledger::on_judged`]), and the close of the queue.
-/// - During the search for refused events, a batch is sent only when no claim is on the wire. After
-///   a failure, a batch is sent only when no claim waits for a response.
+/// - After a pause, a batch is sent only when no claim waits for a response, until the consumer
+///   accepts something. If everything on the wire is one request, no more is on it than
+///   [`Turns::limit`] allows, and an event that is set aside is alone on it.
 ///
-/// Must never happen: an event is given up although the config asks to retry it without limit, or
-/// because of a response of a consumer that has not proved to accept other events. Exceptions:
-/// [`Verdict::Partly`], [`Verdict::TooLong`], and an event whose file can't be read.
+/// Must never happen: an event is set aside or given up because of a consumer that has not proved
+/// to accept other events. Exceptions: [`Verdict::Partly`], [`Verdict::TooLong`], and an event
+/// whose file can't be read.
 pub(super) struct Ledger {
     pub in_flight: InFlight,
     pub aside: Aside,
     conducts: Conducts,
-    search: Search,
+    turns: Turns,
+    /// The event whose turn it is, if its lines are not in memory yet.
+    turn: Option<Position>,
+    /// The moment when the consumer last accepted something.
+    accepted_at: Option<Instant>,
+    /// The failures in a row of a link that collects events, see [`OBJECT_TRIES`].
+    failed_objects: u32,
     pub(super) pacing: Pacing,
     pub health: Health,
     pub given_up: GivenUp,
@@ -80,6 +96,13 @@ pub(crate) struct Rules {
     pub limits: BatchLimits,
     /// The setting `rejected.after_server_errors`.
     pub server_errors: Duration,
+    /// A request that timed out makes the output down unless the consumer has accepted something
+    /// in this time.
+    silence: Duration,
+    /// `true` if everything on the wire is one request ([`Connect::IS_ONE_REQUEST`]).
+    ///
+    /// [`Connect::IS_ONE_REQUEST`]: super::link::Connect::IS_ONE_REQUEST
+    is_one_request: bool,
     /// `true` if `rejected.action` is `"retry"`.
     pub(super) keeps_all: bool,
     /// `true` if events are sent in the order of the queue, except those that are set aside.
@@ -92,18 +115,19 @@ pub(crate) struct Rules {
 }
 
 impl Rules {
-    pub(crate) fn new(
+    pub(crate) fn new<C: Connect>(
+        connector: &C,
         config: &config::Output,
-        is_ordered: bool,
-        collects: bool,
         sends_lists: bool,
     ) -> Self {
         Self {
             limits: config.batch,
             server_errors: config.after_server_errors,
+            silence: config.timeouts.request.min(SILENCE_MAX),
+            is_one_request: C::IS_ONE_REQUEST,
             keeps_all: config.rejected == Rejected::Retry,
-            is_ordered,
-            collects,
+            is_ordered: connector.is_ordered(),
+            collects: C::COLLECTS,
             sends_lists,
         }
     }
@@ -134,7 +158,10 @@ impl Ledger {
         let mut ledger = Self {
             aside,
             conducts: Conducts::default(),
-            search: Search::default(),
+            turns: Turns::default(),
+            turn: None,
+            accepted_at: None,
+            failed_objects: 0,
             pacing: Pacing::new(Retry::new(&config.retry), draining),
             health,
             given_up: GivenUp::new(config, dead_letters),
@@ -145,7 +172,8 @@ impl Ledger {
             inspected_bytes: 0,
             in_flight: InFlight::new(cursor),
         };
-        ledger.aside.begin(ledger.in_flight.cursor());
+        let are_lanes = !ledger.rules.is_one_request && !ledger.rules.is_ordered;
+        ledger.aside.begin(ledger.in_flight.cursor(), are_lanes);
         ledger.health.aside(&ledger.aside, None);
         ledger
     }
@@ -158,25 +186,39 @@ impl Ledger {
     pub(super) fn wants_events(&self, has_room: bool) -> bool {
         match self.pacing.paused_until {
             None => self.may_send() && has_room,
-            Some(_) => self.search.awaits_event(),
+            Some(_) => self.turns.awaits_event,
         }
     }
 
     /// Returns `false` while too many bytes or claims wait to be written as dead letters or files,
     /// or while the filter holds too many bytes of too large events. Also returns `false` while
-    /// claims are sent one at a time and one has no response.
+    /// what is on the wire must have a response first.
     fn may_send(&self) -> bool {
-        // During the search for refused events, each claim must have its result before the next one
-        // is sent. After a failure (`is_serial`) any response is enough: it shows that the consumer
-        // takes requests again.
-        let waits_for_answer = match self.search.is_active() {
-            true => self.is_on_wire(),
-            false => {
-                let awaits = self.in_flight.awaits_answer() || self.aside.is_on_wire();
-                self.pacing.is_serial && awaits
-            }
-        };
-        !self.given_up.is_full() && !self.filtering.is_full() && !waits_for_answer
+        // After a pause, any response is enough: it shows that the consumer takes requests again.
+        let awaits = self.in_flight.awaits_answer() || self.aside.is_on_wire();
+        let is_serial = self.pacing.is_serial && awaits;
+        !self.given_up.is_full() && !self.filtering.is_full() && !is_serial && !self.is_full()
+    }
+
+    /// Returns `true` if everything on the wire is one request, and nothing may be added to it.
+    fn is_full(&self) -> bool {
+        self.rules.is_one_request
+            && self.is_on_wire()
+            && (self.turns.room() == 0
+                || self.in_flight.has(State::PassedOver)
+                || self.aside.is_on_wire()
+                || self.aside.is_due())
+    }
+
+    /// Returns `true` if a link that collects events should send what it has.
+    pub(super) fn wants_flush(&self) -> bool {
+        mutant!("s3-too-large-events-stop-the-object", self.filtering.is_full(), false)
+            || self.is_full()
+    }
+
+    /// Returns `true` if the consumer has accepted nothing since it turned something down.
+    pub(super) fn has_failed(&self) -> bool {
+        self.turns.failing_since.is_some()
     }
 
     pub(super) fn is_on_wire(&self) -> bool {
@@ -190,14 +232,17 @@ impl Ledger {
         self.aside.next_try().filter(|_| may_try)
     }
 
+    /// Returns `true` if an event that is set aside may be tried. It is alone on the wire if
+    /// everything there is one request.
     fn may_try(&self) -> bool {
-        !self.in_flight.cursor().is_closed()
+        let is_alone = !self.rules.is_one_request || !self.is_on_wire();
+        is_alone && self.aside.may_send() && !self.in_flight.cursor().is_closed()
     }
 
     /// Returns the next batch to send; `None` if there is none, or if nothing may be sent now. New
-    /// events fit into `room`, except a single event or the few events that are compared after
-    /// server errors. A claim that is sent again may be larger than `room`. If the filter drops all
-    /// events of a claim, the claim becomes final.
+    /// events fit into `room`, except a single event whose turn it is. A claim that is sent again
+    /// may be larger than `room`. If the filter drops all events of a claim, the claim becomes
+    /// final.
     pub(super) fn next_to_send(&mut self, room: Take) -> Option<Batch> {
         while self.pacing.paused_until.is_none()
             && self.may_send()
@@ -208,6 +253,7 @@ impl Ledger {
             {
                 return Some(batch);
             }
+            let is_first = !self.is_on_wire();
             // The cursor reads lines from files for one claim at a time, and first for claims that
             // are given up.
             let taken = if self.given_up.needs_lines { None } else { self.take(room) };
@@ -220,7 +266,7 @@ impl Ledger {
                 continue;
             }
             self.inspected_bytes = 0;
-            self.search.sent();
+            self.turn = None;
             self.batches += 1;
             // A first attempt is a retry if the cursor was set back after an earlier one. A
             // remainder is none: its events may have had no room in an earlier request.
@@ -230,7 +276,9 @@ impl Ledger {
             if !self.rules.collects && (attempts > 1 || (was_sent && !is_remainder)) {
                 self.health.metrics.retries.increment(1);
             }
-            return Some(if is_remainder { self.with_remainders(batch, room) } else { batch });
+            let batch = if is_remainder { self.with_remainders(batch, room) } else { batch };
+            self.turns.sent(batch.events, is_first);
+            return Some(batch);
         }
         None
     }
@@ -276,7 +324,8 @@ impl Ledger {
             };
             let next = self.filtering.pass_to_send(next, self.in_flight.cursor());
             let (claim, events) = (next.claim, batch.events + next.events);
-            if events > room.events || batch.bytes + next.bytes > room.bytes {
+            if events > room.events.min(self.turns.limit()) || batch.bytes + next.bytes > room.bytes
+            {
                 if let Some(work) = self.in_flight.front_on_wire(claim, None) {
                     self.again(work);
                 }
@@ -296,79 +345,127 @@ impl Ledger {
         batch
     }
 
-    /// Takes a claim that must be sent again or, if there is none, new events: only a few while
-    /// there are suspects, to compare. After server errors, [`Ledger::take_others`] may go first.
+    /// Takes a claim that must be sent again or, if there is none, new events. While an event waits
+    /// for another one to be accepted, takes the event whose turn it is.
     fn take(&mut self, room: Take) -> Option<Batch> {
-        if self.search.take_others()
-            && let Some(batch) = self.take_others()
-        {
-            self.search.took_others();
-            return Some(batch);
+        if self.in_flight.has(State::PassedOver) {
+            return self.take_turn();
         }
+        let is_added = self.rules.is_one_request && self.is_on_wire();
+        let events = if is_added { self.turns.room() } else { self.turns.limit() };
+        // A claim of its own request was halved when it failed.
+        let again = if self.rules.is_one_request { events } else { u64::MAX };
         while let Some(work) = self.in_flight.first(State::Pending) {
-            match self.redeliver(work.claim) {
+            match self.redeliver_first(work.claim, again) {
                 Redelivery::Batch(batch) => return Some(batch),
                 Redelivery::Gone => {}
                 Redelivery::NotYet => return None,
             }
         }
-        let mut take = Take {
+        let take = Take {
             bytes: room.bytes.min(self.rules.limits.max_bytes),
-            events: room.events.min(self.rules.limits.max_events),
+            events: room.events.min(self.rules.limits.max_events).min(events),
         };
-        let lists = self.rules.sends_lists;
-        if !self.in_flight.has(State::Suspect) {
-            if !self.in_flight.has(State::OnWire) {
-                self.search.end();
-            }
-            return self.in_flight.claim_next_as(take, lists);
-        }
-        let Some(events) = self.search.next_comparison() else {
-            self.next_round();
-            return None;
-        };
-        take.events = take.events.min(events);
-        let batch = self.in_flight.claim_next_as(take, lists);
-        if batch.is_none() {
-            self.search.nothing_to_compare();
-            self.next_round();
-        }
-        batch
+        self.in_flight.claim_next_as(take, self.rules.sends_lists)
     }
 
-    /// Takes a few events to compare: does the consumer accept them, although it responds to the
-    /// first waiting claim with server errors? Prefers new events. If the queue has none, or if
-    /// very many claims wait, takes a part of a waiting claim, a single waiting event, or a held
-    /// claim.
-    fn take_others(&mut self) -> Option<Batch> {
-        let events = self.search.comparison_events();
-        let few = Take { bytes: self.rules.limits.max_bytes, events };
-        if self.in_flight.count(State::Pending) < SUSPECTS_MAX
-            && let Some(batch) = self.in_flight.claim_next(few)
-        {
-            return Some(batch);
+    /// Takes a single event that is tried while others wait for a proof that the consumer works.
+    /// Passes over [`Turns::ahead`] events, and takes the next one: of those that wait to be sent,
+    /// or a new one. If there is none, takes one of those that were passed over. If none of them
+    /// may be tried now, a pause begins.
+    fn take_turn(&mut self) -> Option<Batch> {
+        let mut ahead = if self.turn.is_some() { 0 } else { self.turns.ahead() };
+        loop {
+            let Some(claim) = self.in_flight.first(State::Pending).map(|work| work.claim) else {
+                if self.find_turn(&mut ahead)? {
+                    continue;
+                }
+                return None;
+            };
+            let events = claim.end - claim.start;
+            if events <= ahead {
+                ahead -= events;
+                self.pass_over(claim);
+                continue;
+            }
+            if ahead > 0 {
+                self.in_flight.cut(claim, claim.start + ahead);
+                (ahead, self.turn) = (0, Some(claim.start + ahead));
+                let front = self.in_flight.first(State::Pending).map(|work| work.claim);
+                front.into_iter().for_each(|front| self.pass_over(front));
+                continue;
+            }
+            self.turn = Some(claim.start);
+            match self.redeliver_first(claim, 1) {
+                Redelivery::Batch(batch) => return Some(batch),
+                Redelivery::Gone => {}
+                Redelivery::NotYet => return None,
+            }
         }
-        let first = self.in_flight.first(State::Pending)?.claim;
-        // The claims do not take turns, because each half could have a bad event.
-        let others = self.in_flight.all(State::Pending).skip(1);
-        let fewest = others.min_by_key(|work| (work.trial.errors, Reverse(work.claim.start)));
-        let (fewest, errors) = fewest.map(|work| (work.claim, work.trial.errors)).unzip();
-        let mut other = fewest.unwrap_or(first);
-        let held = self.in_flight.last(State::Held).map(|work| work.claim);
-        if let Some(half) = self.in_flight.split_pending(other) {
-            other = half;
-        } else if let Some(held) = held.filter(|_| errors != Some(0)) {
-            // The consumer may fail on every event that waits.
-            self.filtering.released(held);
-            self.in_flight.release(held);
-            other = held;
-        } else if fewest.is_none() {
+    }
+
+    /// Makes the next event to be tried `Pending`, or new events that contain it. `ahead` is the
+    /// number of events to pass over. Returns `false` if a pause has begun, because there is no
+    /// such event; `None` if lines must be read first.
+    fn find_turn(&mut self, ahead: &mut u64) -> Option<bool> {
+        let take = Take { bytes: self.rules.limits.max_bytes, events: ahead.saturating_add(1) };
+        if let Some(Batch { claim, .. }) = self.in_flight.claim_next(take) {
+            // If there are fewer events, the last one takes its turn.
+            *ahead = (*ahead).min((claim.end - claim.start).saturating_sub(1));
+            self.turns.takes_new();
+            if let Some(work) = self.in_flight.front_on_wire(claim, None) {
+                self.in_flight.again(work);
+            }
+            return Some(true);
+        }
+        if !self.in_flight.cursor().is_at_end() && !self.in_flight.cursor().is_closed() {
             return None;
         }
-        match self.redeliver(other) {
-            Redelivery::Batch(batch) => Some(batch),
-            Redelivery::Gone | Redelivery::NotYet => None,
+        *ahead = 0;
+        let passed_over = self.in_flight.all(State::PassedOver);
+        let passed_over = passed_over.map(|work| {
+            let Claim { start, end } = work.claim;
+            (!work.trial.was_alone(), end - start, work.claim)
+        });
+        let (is_untried, events, largest) = passed_over.max()?;
+        let claim = if is_untried && self.turns.may_try() {
+            // The event in the middle of those that were never tried takes its turn.
+            let middle = largest.start + events / 2;
+            self.in_flight.cut(largest, middle);
+            let right = Claim { start: middle, ..largest };
+            self.in_flight.cut(right, middle.next());
+            Claim { start: middle, end: middle.next() }
+        } else if let Some(index) = self.turns.repeat(self.in_flight.count(State::PassedOver)) {
+            self.in_flight.nth(State::PassedOver, index)?.claim
+        } else {
+            if let Some(failure) = self.turns.last.clone() {
+                self.round_over(&failure);
+            }
+            return Some(false);
+        };
+        if self.in_flight.is(claim, State::PassedOver) {
+            self.in_flight.change(claim, State::Pending);
+        } else {
+            // The queue has dropped the events.
+            self.in_flight.change(largest, State::Pending);
         }
+        Some(true)
+    }
+
+    fn pass_over(&mut self, claim: Claim) {
+        if let Some(trial) = self.in_flight.trial_mut(claim) {
+            trial.doubted(self.conducts.answers);
+        }
+        self.in_flight.change(claim, State::PassedOver);
+    }
+
+    /// Takes the first `events` events of a `Pending` claim again.
+    fn redeliver_first(&mut self, claim: Claim, events: u64) -> Redelivery {
+        if claim.end - claim.start > events {
+            self.in_flight.cut(claim, claim.start + events);
+        }
+        let first = self.in_flight.first(State::Pending).map_or(claim, |work| work.claim);
+        self.redeliver(first)
     }
 
     /// Takes a claim again. If the queue has dropped its events, the filter forgets them too.
@@ -380,26 +477,11 @@ impl Ledger {
         retaken
     }
 
-    /// Ends a round of the search: the consumer refused the suspect and the new event, or there was
-    /// no new event to send. After a pause, the next suspect is sent again.
-    fn next_round(&mut self) {
-        let suspects = self.in_flight.count(State::Suspect);
-        let next = self.search.rotate(mutant!(
-            "only-the-first-suspect-is-tried",
-            suspects,
-            suspects.min(1)
-        ));
-        if let Some(suspect) = self.in_flight.nth(State::Suspect, next) {
-            self.in_flight.change(suspect.claim, State::Pending);
-        }
-        let refusal = self.search.last_refusal.as_ref();
-        if let Some(failure) = refusal {
-            self.health.down(failure);
-        }
-        let asked = refusal.and_then(|failure| failure.retry_after);
-        let are_many = suspects >= SUSPECTS_MAX;
-        let wait = self.pacing.pause(asked.max(are_many.then_some(PAUSE_MANY)));
-        self.health.next_attempt(wait);
+    /// Everything that could be tried was tried, and the consumer takes nothing: a pause begins.
+    fn round_over(&mut self, failure: &Failure) {
+        self.health.down(failure);
+        self.pause(failure);
+        self.given_up.take_all_old(failure, parts!(self));
     }
 
     // ---- The result of a claim ----
@@ -420,14 +502,14 @@ impl Ledger {
 
     /// Returns `true` if no claim waits to be sent again, or for the decision about another claim.
     pub(crate) fn is_settled(&self) -> bool {
-        let open = [State::Pending, State::Suspect, State::Held];
+        let open = [State::Pending, State::PassedOver, State::Held];
         open.into_iter().all(|state| !self.in_flight.has(state))
     }
 
     /// Makes a claim final of which the filter lets no event through. The claim does not wait for
     /// earlier ones, because nothing of it is sent.
     fn nothing_left(&mut self, claim: Claim) {
-        self.search.nothing_left(self.rules.limits.max_events);
+        self.turn = None;
         self.sent_until = self.sent_until.max(claim.end);
         self.finish(claim);
     }
@@ -479,17 +561,10 @@ impl Ledger {
         self.given_up.add(work, None, u64::MAX, reason, &mut self.in_flight);
     }
 
-    /// Sets each sent event of a claim aside. If there is no room and `rejected.action` is
-    /// `"retry"`, the event stays in the queue and is sent again.
+    /// Sets each sent event of a claim aside.
     fn set_aside(&mut self, work: Work, answer: Answer, failure: &Failure, consumer: usize) {
         for event in self.cut(work) {
             self.filtering.released(event.claim);
-            if self.rules.keeps_all && self.aside.is_full(0) {
-                self.in_flight.again(event);
-                self.health.down(failure);
-                self.pause(failure);
-                continue;
-            }
             let retrial = event.trial.set_aside(answer, &self.conducts, consumer);
             let kept = Kept::new(retrial, &failure.message, event.attempts);
             let reason = Reason { cause: Cause::Refused, text: Arc::clone(&kept.answer) };
@@ -499,7 +574,6 @@ impl Ledger {
 
     fn circumstances(&self) -> Circumstances {
         Circumstances {
-            is_ordered: self.rules.is_ordered,
             keeps_all: self.rules.keeps_all,
             server_errors: self.rules.server_errors,
             drains: self.pacing.drains(),
@@ -512,23 +586,42 @@ impl Ledger {
         if let Some(kept) = self.aside.answered(claim.start) {
             return self.aside_accepted(claim.start, &kept, consumer);
         }
+        let mut events = 0;
         for work in self.in_flight.answered(claim, None) {
+            events += work.events;
             let first = self.in_flight.first_open();
             let waits = first.is_some_and(|first| first < work.claim.start);
-            let was_late = work.attempts > 1;
+            let was_late = work.attempts > 1 || work.trial.is_doubted();
             self.accepted(work, consumer, waits, was_late);
+        }
+        self.request_accepted(events);
+    }
+
+    /// The consumer has accepted `events` events of a request: the next request may be larger. If
+    /// everything on the wire is one request, it is accepted when nothing is left of it.
+    fn request_accepted(&mut self, events: u64) {
+        let events = if self.rules.is_one_request { self.turns.window() } else { events };
+        if !self.rules.is_one_request || !self.in_flight.has(State::OnWire) {
+            self.turns.accepted(events, self.rules.limits.max_events);
         }
     }
 
     /// Records that `consumer` has accepted something that was sent after `sent_at` responses had
-    /// turned something down. All suspects are sent again.
-    fn works(&mut self, consumer: usize, sent_at: u64, was_refused: bool) {
-        self.conducts.accepted(consumer, sent_at, was_refused);
-        self.search.accepted();
+    /// turned something down. Everything that was passed over is sent.
+    fn works(&mut self, consumer: usize, sent_at: u64, was_counted: bool) {
+        self.conducts.accepted(consumer, sent_at, was_counted);
+        if self.pacing.is_serial {
+            self.aside.recovered();
+        }
+        self.turns.progressed();
+        (self.accepted_at, self.failed_objects) = (Some(Instant::now()), 0);
         self.pacing.succeeded();
         self.health.succeeded();
-        for suspect in self.in_flight.claims(State::Suspect) {
-            self.in_flight.change(suspect, State::Pending);
+        // They may share a request again.
+        let may_share = !self.rules.is_one_request;
+        for claim in self.in_flight.claims(State::PassedOver) {
+            self.in_flight.change(claim, State::Pending);
+            self.in_flight.share(claim, may_share);
         }
     }
 
@@ -536,7 +629,7 @@ impl Ledger {
     /// earlier claims are decided. `was_late`: later events may have been sent before this claim.
     fn accepted(&mut self, work: Work, consumer: usize, waits: bool, was_late: bool) {
         let (claim, batch, is_ordered) = (work.claim, work.batch, self.rules.is_ordered);
-        self.works(consumer, work.sent_at, work.trial.refusals > 0);
+        self.works(consumer, work.sent_at, work.trial.counted > 0);
         self.health.delivered(work.events, work.attempts);
         self.filtering.tapping.accepted(claim, work.events);
         if is_ordered && work.is_overtaken {
@@ -598,11 +691,11 @@ impl Ledger {
                         self.health.metrics.existing.increment(events);
                     }
                     for work in works {
-                        let suspect = self.in_flight.first(State::Suspect);
+                        let passed_over = self.in_flight.first(State::PassedOver);
                         let waits =
-                            suspect.is_some_and(|first| first.claim.start < work.claim.start);
-                        let was_refused = work.trial.is_refused() && work.events == 1;
-                        self.accepted(work, consumer, waits, was_refused);
+                            passed_over.is_some_and(|first| first.claim.start < work.claim.start);
+                        let was_late = work.trial.is_doubted();
+                        self.accepted(work, consumer, waits, was_late);
                     }
                 }
                 // The consumer has not read the events, so this does not count as an attempt.
@@ -627,8 +720,15 @@ impl Ledger {
                 Verdict::Refused(failure) => left.push((works, failure, true)),
             }
         }
+        if accepts {
+            self.request_accepted(claim.end - claim.start);
+        }
         if let Some((_, first, _)) = left.first() {
             self.health.turned_away(first);
+            let (first, events) = (first.clone(), claim.end - claim.start);
+            if !accepts && self.turns.failed(Some(events), &first) {
+                self.round_over(&first);
+            }
         }
         if let Some(failure) = self.not_taken(left, consumer, took_others) {
             if !accepts {
@@ -651,49 +751,26 @@ impl Ledger {
         let mut again = None;
         for (works, failure, is_refused) in left {
             for mut work in works {
-                let is_at_fault = match is_refused {
-                    true => !self.rules.keeps_all,
-                    false => self.is_at_fault(&mut work, &failure, consumer, took_others),
-                };
-                match (is_at_fault, is_refused) {
-                    (true, true) if took_others => self.give_up(work, u64::MAX, &failure),
-                    (true, true) => {
-                        for mut event in self.cut(work) {
-                            // The consumer judges each event, so suspects may share a request.
-                            event.is_remainder = true;
-                            self.refused_alone(event, &failure, consumer);
-                        }
+                let is_doubted = work.trial.is_doubted();
+                if is_refused && took_others && !self.rules.keeps_all {
+                    self.give_up(work, u64::MAX, &failure);
+                } else if is_refused || (is_doubted && failure.may_be_the_events) {
+                    let answer = if is_refused { Answer::Refused } else { Answer::Failed };
+                    for mut event in self.cut(work) {
+                        // The consumer judges each event, so these events may share a request.
+                        event.is_remainder = true;
+                        self.turned_down_alone(event, answer, &failure, consumer, took_others);
                     }
-                    (true, false) => {
-                        self.set_aside(work, Answer::ServerError, &failure, consumer);
-                    }
-                    (false, _) => {
-                        self.search.claim_failed(work.trial.errors, false);
-                        // A refused event must not share a request: the consumer might refuse
-                        // others too.
-                        self.again(work.with_remainder(!is_refused));
-                        again.get_or_insert_with(|| failure.clone());
-                    }
+                } else {
+                    // Others that this response has accepted prove that the consumer works.
+                    let number = self.conducts.turned_down(consumer, false);
+                    work.trial.doubted(if took_others { work.sent_at } else { number });
+                    self.again(work.with_remainder(true));
+                    again.get_or_insert_with(|| failure.clone());
                 }
             }
         }
         again
-    }
-
-    /// Returns `true` if a judged claim's events are at fault for `failure`, which is no refusal.
-    fn is_at_fault(
-        &mut self,
-        work: &mut Work,
-        failure: &Failure,
-        consumer: usize,
-        took_others: bool,
-    ) -> bool {
-        let now = self.circumstances();
-        let took_others = took_others.then_some(work.sent_at);
-        let (conducts, events) = (&mut self.conducts, work.events);
-        failure.server_error
-            && work.trial.server_error(conducts, consumer, events, took_others, now)
-                != trial::Verdict::Again
     }
 
     /// `consumer` refuses `refused` events of these claims for good and has the rest. Nobody knows
@@ -738,151 +815,141 @@ impl Ledger {
         events
     }
 
-    /// `consumer` refuses `claim` because of its events. Several claims of one batch are sent by
-    /// themselves, a claim of several events is halved, and a single event is set aside or sent
-    /// again later.
+    /// `consumer` refuses `claim` because of its events.
     pub(super) fn on_refused(&mut self, claim: Claim, failure: &Failure, consumer: usize) {
         if let Some(kept) = self.aside.answered(claim.start) {
             return self.aside_turned_down(claim.start, kept, Answer::Refused, failure, consumer);
         }
-        let mut works = self.in_flight.answered(claim, None);
-        self.health.refused(failure);
-        if works.len() == 1
-            && let Some(work) = works.pop()
-        {
-            return self.refused_alone(work.with_remainder(false), failure, consumer);
-        }
-        let now = self.circumstances();
-        for mut work in works {
-            self.search.refused();
-            work.trial.refused(&mut self.conducts, consumer, u64::MAX, now);
-            self.again(work.with_remainder(false));
-        }
+        let works = self.in_flight.answered(claim, None);
+        self.turned_down(works, Answer::Refused, failure, consumer);
     }
 
-    fn refused_alone(&mut self, mut work: Work, failure: &Failure, consumer: usize) {
-        let now = self.circumstances();
-        self.search.refused();
-        let verdict = work.trial.refused(&mut self.conducts, consumer, work.events, now);
-        let Err(work) = self.halve(work) else { return };
-        mutant!(
-            "refused-at-random",
-            {},
-            if matches!(verdict, trial::Verdict::SetAside | trial::Verdict::AtOnce) {
-                return self.give_up(work, u64::MAX, failure);
-            }
-        );
-        match verdict {
-            _ if self.rules.keeps_all => {
-                self.again(work);
-                self.health.down(failure);
-                self.pause(failure);
-            }
-            trial::Verdict::SetAside => {
-                self.set_aside(work, Answer::Refused, failure, consumer);
-            }
-            trial::Verdict::AtOnce | trial::Verdict::Again => self.again(work),
-            trial::Verdict::Doubt => {
-                self.search.last_refusal = Some(failure.clone());
-                self.filtering.released(work.claim);
-                self.in_flight.suspect(work);
-                // Halves are not given up for their age yet, because they were not refused alone.
-                self.given_up.take_old(State::Suspect, failure, &mut self.in_flight);
-            }
-        }
-    }
-
-    /// An attempt to send `claim` failed, and the connection still works. Usually, the claim is
-    /// sent again. If only this claim gets server errors while the consumer takes others, the claim
-    /// is halved, or its single event is set aside.
+    /// An attempt to send `claim` failed, and the link still works.
     pub(super) fn on_failed(&mut self, claim: Claim, failure: &Failure, consumer: usize) {
         if let Some(kept) = self.aside.answered(claim.start) {
             return self.aside_failed(claim.start, kept, failure, consumer);
         }
-        let mut works = self.in_flight.answered(claim, None);
-        if works.is_empty() {
-            return;
+        let works = self.in_flight.answered(claim, None);
+        if mutant!("server-error-stops-the-output", failure.may_be_the_events, false) {
+            return self.turned_down(works, Answer::Failed, failure, consumer);
         }
-        let (conducts, is_ordered) = (&self.conducts, self.rules.is_ordered);
-        let is_alone = |work: &Work| work.trial.is_alone_in_trouble(conducts, consumer, is_ordered);
-        let compares = failure.server_error && !self.rules.collects && works.iter().all(is_alone);
-        if mutant!(
-            "errors-at-the-last-address-only",
-            failure.server_error,
-            failure.server_error && !failure.elsewhere
-        ) && !self.rules.collects
-        {
-            let now = self.circumstances();
-            let mut is_at_fault = true;
-            for work in &mut works {
-                let verdict =
-                    work.trial.server_error(&mut self.conducts, consumer, work.events, None, now);
-                is_at_fault &= verdict != trial::Verdict::Again;
-                // The error of an address that is passed over counts too: the last address of a
-                // round may never be asked to take other events.
-                self.search.claim_failed(work.trial.errors, failure.elsewhere);
-            }
-            if is_at_fault {
-                self.health.refused(failure);
-                return self.take_apart(works, failure, consumer);
-            }
-        }
-        if failure.elsewhere {
-            self.health.passed_over(failure);
-            return works.into_iter().for_each(|work| self.give_back(work));
-        }
-        let events: u64 = works.iter().map(|work| work.events).sum();
-        self.conducts.turned_down(consumer);
         works.into_iter().for_each(|work| self.give_back(work));
-        let others = events > 1 || !self.in_flight.cursor().is_at_end();
-        if !compares || failure.retry_after.is_some() {
-            return self.round_failed(failure);
+        match failure.elsewhere {
+            true => self.health.passed_over(failure),
+            false => self.round_failed(failure),
         }
-        // An event may be at fault. Other events show this: they are sent next or, if there are
-        // none, as soon as one arrives, because a pause for each such event would hold up all
-        // others.
-        if others {
-            self.pacing.is_serial = true;
-            self.health.failed(failure);
-        } else {
-            self.round_failed(failure);
-            self.search.await_event();
-        }
-        self.search.compare();
     }
 
-    /// A request has failed, and no other address can be tried without a pause.
+    /// `consumer` has not taken the claims of one request. Several claims are sent by themselves, a
+    /// claim of several events is halved, and a single event is sent again, passed over, or set
+    /// aside.
+    fn turned_down(
+        &mut self,
+        mut works: Vec<Work>,
+        answer: Answer,
+        failure: &Failure,
+        consumer: usize,
+    ) {
+        let events: u64 = works.iter().map(|work| work.events).sum();
+        if events == 0 {
+            return;
+        }
+        self.tell_failure(answer, failure);
+        // The first failure of a request may be an accident: it is sent again as it is. What was on
+        // a broken connection is not: it would be too large for the next one.
+        let may_be = answer == Answer::Failed && !self.rules.is_one_request;
+        let mut is_accident = may_be && events > 1;
+        for work in &mut works {
+            is_accident &= work.trial.is_accident(consumer, failure.elsewhere);
+        }
+        if events == 1
+            && let Some(work) = works.pop()
+        {
+            self.turned_down_alone(work, answer, failure, consumer, false);
+        } else {
+            let number = self.conducts.turned_down(consumer, false);
+            let is_one = works.len() == 1;
+            for mut work in works {
+                work.trial.doubted(number);
+                self.filtering.released(work.claim);
+                // Claims that share a request are divided by the limit of the next one.
+                match is_one && !is_accident {
+                    true => self.in_flight.halve(work.with_remainder(false)),
+                    false => self.in_flight.again(work),
+                }
+            }
+        }
+        let is_asked = answer == Answer::Failed
+            && (failure.retry_after.is_some() || failure.reason == AttemptError::Status429);
+        let is_over = self.turns.failed(if is_accident { None } else { Some(events) }, failure);
+        if !failure.elsewhere && (is_over || is_asked) {
+            self.round_over(failure);
+        }
+    }
+
+    /// Counts a failed request. One event may be at fault, so the output goes down only after the
+    /// tries that need no pause ([`Ledger::round_over`]), or if the consumer has accepted nothing
+    /// for some time.
+    fn tell_failure(&mut self, answer: Answer, failure: &Failure) {
+        let is_over = |at: Instant| at.elapsed() >= self.rules.silence;
+        let is_silent = match failure.reason == AttemptError::Timeout {
+            true => self.accepted_at.is_none_or(is_over),
+            false => self.turns.failing_since.is_some_and(is_over),
+        };
+        match answer {
+            _ if is_silent && !failure.elsewhere => self.health.failed(failure),
+            Answer::Refused => self.health.refused(failure),
+            Answer::Failed => self.health.stumbled(failure),
+        }
+    }
+
+    /// `consumer` has turned down a request with this event alone, or has judged the event.
+    /// `took_others`: it has accepted other events of the same request.
+    fn turned_down_alone(
+        &mut self,
+        mut work: Work,
+        answer: Answer,
+        failure: &Failure,
+        consumer: usize,
+        took_others: bool,
+    ) {
+        let number = self.conducts.turned_down(consumer, true);
+        let response = (number, self.conducts.of(consumer));
+        let counted = work.trial.counted;
+        let may_repeat = failure.elsewhere || self.turns.may_send_again();
+        let how = (self.rules.is_ordered, may_repeat);
+        let verdict = work.trial.turned_down(response, answer, took_others, how);
+        mutant!(
+            "refused-at-random",
+            {},
+            if verdict == trial::Verdict::SetAside {
+                return self.give_up(work, u64::MAX, failure);
+            }
+        );
+        if work.trial.counted == counted && verdict == trial::Verdict::PassOver {
+            self.turns.passed_over(self.rules.limits.max_events);
+        }
+        match verdict {
+            trial::Verdict::SetAside => {
+                // The event was at fault, and not the size of its request.
+                self.turns.found(self.rules.limits.max_events);
+                self.set_aside(work, answer, failure, consumer);
+            }
+            trial::Verdict::Again => self.again(work),
+            trial::Verdict::PassOver => {
+                self.filtering.released(work.claim);
+                self.in_flight.pass_over(work);
+                self.given_up.take_all_old(failure, parts!(self));
+            }
+        }
+    }
+
+    /// A request has failed before the consumer had its events, and no other address can be tried
+    /// without a pause.
     fn round_failed(&mut self, failure: &Failure) {
-        self.search.round_failed();
         self.health.failed(failure);
         self.pause(failure);
         self.given_up.take_all_old(failure, parts!(self));
-    }
-
-    /// Divides a request that gets server errors: several claims are sent by themselves, a single
-    /// claim is halved, and a single event is set aside.
-    fn take_apart(&mut self, mut works: Vec<Work>, failure: &Failure, consumer: usize) {
-        self.search.found();
-        self.conducts.turned_down(consumer);
-        if works.len() > 1 {
-            return works.into_iter().for_each(|work| {
-                self.again(work.with_remainder(false));
-            });
-        }
-        let Some(work) = works.pop() else { return };
-        if let Err(work) = self.halve(work.with_remainder(false)) {
-            self.set_aside(work, Answer::ServerError, failure, consumer);
-        }
-    }
-
-    /// Splits a claim into two, and each half is sent alone. `Err` returns the claim if only one
-    /// event of it was sent.
-    fn halve(&mut self, work: Work) -> Result<(), Work> {
-        if work.events == 1 {
-            return Err(work);
-        }
-        self.filtering.released(work.claim);
-        self.in_flight.halve(work)
     }
 
     fn give_back(&mut self, work: Work) {
@@ -895,7 +962,8 @@ impl Ledger {
     fn aside_accepted(&mut self, position: Position, kept: &Kept, consumer: usize) {
         let (output, tries, at) = (&self.health.name, kept.retrial.tries, position.get());
         tracing::debug!(output, position = at, tries, "an event that was set aside is accepted");
-        self.works(consumer, kept.sent_at, kept.retrial.refusals > 0);
+        self.works(consumer, kept.sent_at, kept.retrial.tries > 1);
+        self.aside.accepted();
         self.health.delivered(1, kept.attempts);
         let claim = Claim { start: position, end: position.next() };
         self.filtering.tapping.accepted(claim, 1);
@@ -937,9 +1005,8 @@ impl Ledger {
         failure: &Failure,
         consumer: usize,
     ) {
-        if failure.server_error {
-            let answer = Answer::ServerError;
-            return self.aside_turned_down(position, kept, answer, failure, consumer);
+        if failure.may_be_the_events {
+            return self.aside_turned_down(position, kept, Answer::Failed, failure, consumer);
         }
         kept.retrial.failed();
         self.keep_aside(position, kept);
@@ -961,12 +1028,17 @@ impl Ledger {
     ) {
         self.health.refused(failure);
         kept.answer = failure.message.as_str().into();
-        let now = self.circumstances();
+        self.aside.turned_down();
+        let (now, was_at_fault) = (self.circumstances(), kept.retrial.is_at_fault());
         if kept.retrial.turned_down(answer, &mut self.conducts, consumer, now) == Next::GiveUp {
             let reason = Reason::new(Cause::Refused, &failure.message);
             return self.doom(position, kept, reason);
         }
+        let is_new = kept.retrial.is_at_fault() && !was_at_fault;
         self.keep_aside(position, kept);
+        if is_new {
+            self.health.aside(&self.aside, Some(position));
+        }
         if failure.elsewhere {
             self.aside.try_next(position);
         }
@@ -988,56 +1060,78 @@ impl Ledger {
 
     // ---- The connection ----
 
-    /// Prepares to send again, in order, the claims that are not final. Called after the end of a
-    /// connection on which claims become final in order. If possible, the cursor is set back and
-    /// the claims are forgotten. While dead letters are in progress, or if a later claim is final
-    /// already, each claim on the wire is sent again as it is.
+    /// A connection on which claims become final in order has ended, and none waits for a response.
+    /// If possible, the cursor is set back and the claims are forgotten, unless some were turned
+    /// down.
     pub(super) fn start_over(&mut self) {
-        self.search.end();
-        if self.given_up.is_ended() && self.in_flight.cursor().is_in_order() {
+        let is_calm = !self.has_failed() && !self.turns.is_limited();
+        if is_calm && self.given_up.is_ended() && self.in_flight.cursor().is_in_order() {
             self.in_flight.rewind();
             self.given_up.rewound();
             self.filtering.rewound(self.in_flight.cursor());
         }
-        self.take_back();
     }
 
-    /// Takes all claims, and all events that are set aside, off the wire.
-    fn take_back(&mut self) {
-        for claim in self.in_flight.claims(State::OnWire) {
-            if let Some(work) = self.in_flight.front_on_wire(claim, None) {
-                self.give_back(work);
+    /// Takes all claims off the wire.
+    fn take_off_wire(&mut self) -> Vec<Work> {
+        let claims = self.in_flight.claims(State::OnWire).into_iter();
+        claims.filter_map(|claim| self.in_flight.front_on_wire(claim, None)).collect()
+    }
+
+    /// The connection has ended, with everything on the wire. If the consumer has turned it down,
+    /// it is one request that has failed.
+    fn wire_ended(&mut self, failure: Option<&Failure>, consumer: usize) {
+        let (works, asides) = (self.take_off_wire(), self.aside.all_answered());
+        match failure {
+            Some(failure) => {
+                self.turned_down(works, Answer::Failed, failure, consumer);
+                for (position, kept) in asides {
+                    self.aside_turned_down(position, kept, Answer::Failed, failure, consumer);
+                }
+            }
+            None => {
+                works.into_iter().for_each(|work| self.give_back(work));
+                for (position, mut kept) in asides {
+                    kept.retrial.failed();
+                    self.keep_aside(position, kept);
+                }
             }
         }
-        for (position, mut kept) in self.aside.all_answered() {
-            kept.retrial.failed();
-            self.keep_aside(position, kept);
-        }
     }
 
-    /// A connection on which claims become final in order has broken. `is_proven`: the connection
-    /// had lasted for some time, or something was accepted on it.
-    pub(super) fn on_broken(&mut self, failure: &Failure, is_proven: bool) {
+    /// A connection on which claims become final in order has broken. `progress`: something was
+    /// accepted on it. `has_lasted`: it had lasted for some time.
+    pub(super) fn on_broken(
+        &mut self,
+        failure: &Failure,
+        (progress, has_lasted): (bool, bool),
+        consumer: usize,
+    ) {
+        let is_turned_down = self.is_on_wire() && failure.may_be_the_events;
+        self.wire_ended(is_turned_down.then_some(failure), consumer);
         self.start_over();
-        if failure.elsewhere {
-            self.health.passed_over(failure);
-        } else {
-            self.health.failed(failure);
+        let is_proven = progress || (has_lasted && self.turns.failing_since.is_none());
+        match is_proven {
+            true => self.pacing.broke_after_use(),
+            false => self.pacing.broke_at_once(),
         }
-        if is_proven {
-            self.pacing.broke_after_use();
+        if is_turned_down {
             return;
         }
-        self.pacing.broke_at_once();
-        if !failure.elsewhere {
+        if failure.elsewhere {
+            return self.health.passed_over(failure);
+        }
+        self.health.failed(failure);
+        if !is_proven {
             self.pause(failure);
         }
     }
 
     /// A connection has ended. Its claims on the wire are sent again. `failure` is `None` if the
     /// end was not a failure.
-    pub(super) fn on_gone(&mut self, failure: Option<&Failure>) {
-        self.take_back();
+    pub(super) fn on_gone(&mut self, failure: Option<&Failure>, consumer: usize) {
+        let is_turned_down = failure.is_some_and(|failure| self.ends_request(failure));
+        self.wire_ended(failure.filter(|_| is_turned_down), consumer);
         let Some(failure) = failure else { return };
         if failure.elsewhere {
             self.health.passed_over(failure);
@@ -1046,6 +1140,15 @@ impl Ledger {
         self.health.failed(failure);
         self.pacing.broke_at_once();
         self.pause(failure);
+    }
+
+    /// Returns `true` if the end of a connection with this failure turns down what is on the wire.
+    fn ends_request(&mut self, failure: &Failure) -> bool {
+        if !self.rules.is_one_request || !failure.may_be_the_events || !self.is_on_wire() {
+            return false;
+        }
+        self.failed_objects += 1;
+        !self.rules.collects || self.failed_objects >= OBJECT_TRIES
     }
 
     pub(super) fn on_unreachable(&mut self, failure: &Failure) {
@@ -1069,7 +1172,7 @@ impl Ledger {
     /// for a new event, so the pause ends.
     pub(super) fn on_readable(&mut self, wanted: bool) {
         if wanted {
-            self.search.await_no_event();
+            self.turns.awaits_event = false;
             self.pacing.end_pause();
         }
         self.given_up.lines_are_read();
@@ -1079,8 +1182,12 @@ impl Ledger {
     /// longer.
     fn pause(&mut self, failure: &Failure) {
         let wait = self.pacing.failed(failure.retry_after);
-        // A new event does not end this pause, unless `on_failed` asks for that afterwards.
-        self.search.await_no_event();
+        // If the consumer could not be reached, a new event would end each pause at once: it is
+        // never tried, and still waits when the next pause begins.
+        let can_show = failure.may_be_the_events
+            && failure.retry_after.is_none()
+            && self.in_flight.has(State::PassedOver);
+        self.turns.paused(can_show);
         self.health.next_attempt(wait);
     }
 
@@ -1098,6 +1205,9 @@ impl Ledger {
     }
 
     pub(super) fn bury(&mut self) -> bool {
+        if self.aside.forget_dropped() {
+            self.health.aside(&self.aside, None);
+        }
         self.given_up.bury(parts!(self))
     }
 

@@ -12,7 +12,7 @@
 //! | 1 | `filter` `tap` | which events leave, and as what · events that a person looks at |
 //! | 2 | `failure` `lines` `tried` `trial` `offload` `tapped` `rate` | why an attempt failed · lines of a batch · ages · what a turned down event is tried for · work that takes long · copies for taps · bytes a second |
 //! | 3 | `files` `retry` `endpoints` `dead_letter` `in_flight` `checkpoints` `reason` | files that an output reads · waits · addresses and their circuits · letters and their files · claims and their states · the newest checkpoint · why events are given up |
-//! | 4 | `link` `pacing` `search` `aside` | the contract with a protocol · when and how much is sent · what is compared with refused events · events that have left the queue and are tried again |
+//! | 4 | `link` `pacing` `turns` `aside` | the contract with a protocol · when something is sent · how many events a request has, and which event takes its turn · events that have left the queue and are tried again |
 //! | 5 | `filtering` `health` `orders` | the events of a batch that leave · "down" and "up again" · the orders that a delivery hears |
 //! | 6 | `given_up` | events that leave the queue without having been delivered, and their files |
 //! | 7 | `ledger` | every decision about claims |
@@ -44,11 +44,11 @@ mod rate;
 mod reason;
 pub mod retry;
 mod run;
-mod search;
 pub mod tap;
 mod tapped;
 mod trial;
 mod tried;
+mod turns;
 
 pub use checkpoints::Published;
 pub use dead_letter::{DeadLetters, FORMAT as DEAD_LETTER_FORMAT};

@@ -36,6 +36,10 @@ pub trait Connect: Send {
     /// `true` if a request carries the events of many batches. The link then counts the retries.
     const COLLECTS: bool = false;
 
+    /// `true` if everything on the wire is one request, which is turned down as a whole when the
+    /// connection ends. `false` if each claim has a result of its own.
+    const IS_ONE_REQUEST: bool = true;
+
     /// Returns `true` if events are sent in order, except those that are set aside. An `http`
     /// output may change the order if its `concurrency` is above 1.
     fn is_ordered(&self) -> bool {
@@ -264,14 +268,14 @@ pub enum Event {
     /// events. If the relay is killed, the next start sends all of these events again or none,
     /// unless dead letters of some are in progress.
     Together(Vec<Self>),
-    /// The consumer refuses the request because of its events. The loop searches for the ones at
-    /// fault.
+    /// The consumer refuses the request because of its events.
     Refused(Claim, Failure),
     /// The link can take events again, although no claim has become final.
     Room,
     /// The result of the checkpoint that the link was given last.
     Checkpoint(Fate),
-    /// An attempt failed, and the link still works. Usually, the claim is sent again after a pause.
+    /// An attempt failed, and the link still works. [`Failure::may_be_the_events`] says whether the
+    /// consumer has turned the claim down.
     Failed(Claim, Failure),
     /// The link has ended. Claims on the wire are sent again, and usually all that are not final.
     Broken {

@@ -70,14 +70,6 @@ impl Pacing {
         until.saturating_duration_since(now)
     }
 
-    /// Begins a pause after a round of the search, of at least `asked` (less while the relay
-    /// drains). Returns the length of the pause.
-    pub(crate) fn pause(&mut self, asked: Option<Duration>) -> Duration {
-        let wait = self.next_wait(asked);
-        self.paused_until = Some(Instant::now() + wait);
-        wait
-    }
-
     fn next_wait(&mut self, asked: Option<Duration>) -> Duration {
         let wait = self.retry.pause(asked);
         self.shortened(wait)

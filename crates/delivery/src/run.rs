@@ -127,7 +127,7 @@ impl<C: Connect> Delivery<C> {
         cursor.keep(filter.as_ref().and_then(Filter::window).unwrap_or_default());
         let tapping = Tapping::new(orders.taps.clone(), &config.name);
         let filtering = Filtering::new(filter, &cursor, tapping, sends_lists);
-        let rules = Rules::new(&config, connector.is_ordered(), C::COLLECTS, sends_lists);
+        let rules = Rules::new(&connector, &config, sends_lists);
         let (draining, place) = (orders.draining.clone(), (cursor, aside));
         let mut ledger =
             Ledger::new(place, filtering, health, dead_letters, draining, &config, rules);
@@ -246,7 +246,9 @@ impl<C: Connect> Delivery<C> {
                 tokio::task::yield_now().await;
                 continue;
             }
-            needed |= ledger.in_flight.has(State::Pending) || ledger.aside.count() > 0;
+            needed |= ledger.in_flight.has(State::Pending)
+                || ledger.in_flight.has(State::PassedOver)
+                || ledger.aside.count() > 0;
             let until = ledger.pacing.paused_until;
             let may_shorten = ledger.may_hurry();
             let reads = ledger.given_up.needs_lines || !needed;
@@ -307,11 +309,7 @@ impl<C: Connect> Delivery<C> {
                     self.rate.sent(batch.bytes);
                     link.send(batch);
                 }
-                if mutant!(
-                    "s3-too-large-events-stop-the-object",
-                    self.ledger.filtering.is_full(),
-                    false
-                ) {
+                if self.ledger.wants_flush() {
                     link.flush();
                 }
             }
@@ -353,8 +351,8 @@ impl<C: Connect> Delivery<C> {
             tokio::task::yield_now().await;
         }
         if !ledger.in_flight.has(State::OnWire) && ledger.in_flight.cursor().is_closed() {
-            // No new event can decide about suspects any more: the next start sends them first.
-            // Held claims become final now.
+            // No new event can show any more that the consumer works: the next start sends first
+            // what was passed over. Held claims become final now.
             mutant!(
                 "drain-waits-for-held-events",
                 ledger.finish_all(ledger.in_flight.claims(State::Held))
@@ -366,7 +364,8 @@ impl<C: Connect> Delivery<C> {
         let has_room = leave_at.is_none() && closed_until.is_none() && link.room().is_some();
         let wants = leave_at.is_none() && ledger.wants_events(has_room);
         let reads = wants || ledger.given_up.needs_lines;
-        let proves_at = (C::EAGER && ledger.pacing.is_unproven).then_some(proven_at);
+        let is_unproven = ledger.pacing.is_unproven && !ledger.has_failed();
+        let proves_at = (C::EAGER && is_unproven).then_some(proven_at);
         let next_try = ledger.next_try().filter(|_| has_room);
         tokio::select! {
             biased;
@@ -436,8 +435,8 @@ impl<C: Connect> Delivery<C> {
                 return Some(Ended::BrokenBeside);
             }
             Event::Broken { failure, progress } => {
-                let is_proven = progress || Instant::now() >= proven_at;
-                self.ledger.on_broken(&failure, is_proven);
+                let has_lasted = Instant::now() >= proven_at;
+                self.ledger.on_broken(&failure, (progress, has_lasted), consumer);
                 return Some(Ended::Broken(failure));
             }
             Event::Closed => {
@@ -445,7 +444,7 @@ impl<C: Connect> Delivery<C> {
                 return Some(Ended::Closed);
             }
             Event::Gone(failure) => {
-                self.ledger.on_gone(failure.as_ref());
+                self.ledger.on_gone(failure.as_ref(), consumer);
                 return Some(Ended::Gone(failure));
             }
             #[cfg(any(feature = "kafka", test))]

@@ -1,28 +1,29 @@
 //! Trials: the decisions about events that a consumer turns down.
 //!
-//! A balancer with one broken backend responds to every second request with 400, a store that
-//! restarts responds with 500, and a store without its index refuses everything. So there is one
-//! rule: a response counts against an event only if it is about this event alone, and if **the
-//! consumer works**. A consumer works if it has taken something that was sent after this event was
-//! first turned down. Another address that takes events proves nothing about the address that does
-//! not.
+//! A consumer turns an event down by a status, a close, a reset, silence, or an answer that can't
+//! be read. Any of these may also be a fault of the consumer or of the network: a balancer with one
+//! broken backend answers every second request with 400, and a store that restarts closes its
+//! connections. So there is one rule: a failure counts against an event only if the request had
+//! this event alone, and if **the consumer works**. A consumer works if it has taken something that
+//! was sent after the event was first turned down. Another address that takes events proves nothing
+//! about the address that does not.
 //!
-//! A claim that is turned down has a [`Trial`]. The claim is halved until single events are turned
-//! down. A single event whose consumer works is *set aside*: it leaves the queue, and holds up no
-//! other event. Its trial becomes a [`Retrial`], which says when the event is tried again and when
-//! it is given up:
+//! The record of a claim that was turned down is its [`Trial`]. A claim of several events is
+//! halved, down to single events. A single event whose failure counts is *set aside*: it leaves the
+//! queue, and holds up no other event. Its trial becomes a [`Retrial`], which says when the event
+//! is tried again and when it is given up:
 //!
 //! | answer to the tries | tries | time |
 //! |---|---|---|
 //! | a refusal (400, 413, 422) | 8 | 3 s |
-//! | a refusal by an address in doubt: it has accepted an event that had been refused | 24 | 3 s |
-//! | a server error (5xx) | 4 | `rejected.after_server_errors` |
-//! | a server error, while the relay drains | 4 | at most 3 s |
+//! | a refusal by an address in doubt: it has accepted an event that it had turned down | 24 | 3 s |
+//! | anything else | 4 | `rejected.after_server_errors` |
+//! | anything else, while the relay drains | 4 | at most 3 s |
 //!
-//! An ordered output tries a refused event three times without a pause before it sets the event
-//! aside (24 times at an address in doubt). So few events lose their place because of a balancer's
-//! broken backend. It sets an event aside because of server errors only after four of them. If they
-//! are to this event alone, the consumer must have taken others between each two.
+//! An ordered output sets an event aside only after three failures that count. If they are no
+//! refusals, the consumer must have taken something else between each two of them. So few events
+//! lose their place because of a balancer's broken backend, or because a consumer works for a
+//! moment in an outage.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -37,28 +38,23 @@ const TRIES: u32 = 8;
 
 const TRIES_OF_DOUBT: u32 = 24;
 
-/// The number of server errors after which an event may be given up. Pauses grow, so the fourth
+/// The number of other failures after which an event may be given up. Pauses grow, so the fourth
 /// comes 7 s after the first.
-const TRIES_OF_ERRORS: u32 = 4;
+const TRIES_OF_FAILURES: u32 = 4;
 
-/// The number of refusals without a pause in between: a balancer sends the next request to another
-/// backend. The order is kept if one of these tries is accepted.
-const TRIES_IN_ORDER: u32 = 3;
+/// The number of refusals of an event that is set aside without a pause in between: a balancer
+/// sends the next request to another backend.
+const TRIES_AT_ONCE: u32 = 3;
 
-/// The number of server errors to a claim after which its events may be at fault.
-const ERRORS_MIN: u32 = 2;
-
-/// Like [`ERRORS_MIN`], for an ordered output. Only one of 16 claims gets four errors in a row from
-/// a consumer that responds to every second request with 503. A further error to a single event
-/// counts only if the consumer has accepted others since the previous one. So no event loses its
-/// place because a consumer works for a moment in an outage.
-const ERRORS_MIN_ORDERED: u32 = 4;
+/// The number of failures that count before an ordered output sets an event aside.
+const COUNTED_ORDERED: u32 = 3;
 
 /// After more than this number of tries at other addresses in a row, the address whose responses
 /// count seems to be unreachable. Another address then takes its place.
 const ELSEWHERE_MAX: u32 = 8;
 
-/// The time for which an address is in doubt after it has accepted an event that had been refused.
+/// The time for which an address is in doubt after it has accepted an event that it had turned
+/// down.
 const DOUBT: Duration = Duration::from_secs(10 * 60);
 
 /// The shortest time for which an event is set aside before refusals give it up.
@@ -67,14 +63,15 @@ const TIME_MIN: Duration = Duration::from_secs(3);
 /// The pause after the third and later refusals. The eighth comes 3 s after the first.
 const PAUSE_REFUSED: Duration = Duration::from_millis(600);
 
-/// The first pause after a server error. Each further pause is twice as long, up to [`PAUSE_MAX`].
+/// The first pause after another failure. Each further pause is twice as long, up to [`PAUSE_MAX`].
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 
-/// The number of claims in a row that a consumer may turn down while an earlier acceptance still
-/// proves that it works. The halves of a claim of 5,000 events reach a single event in 13 steps.
-const IN_A_ROW_MAX: u64 = 16;
+/// The number of single events in a row that a consumer may turn down while an earlier acceptance
+/// still proves that it works. After that, others take their turn. When an outage begins, no more
+/// events than this are set aside.
+const PROVEN_MAX: u64 = 64;
 
 /// The number of addresses whose responses are remembered. A forgotten address must accept an event
 /// again before its refusals count.
@@ -83,10 +80,10 @@ const CONSUMERS_MAX: usize = 1024;
 /// A way in which a consumer turns an event down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Answer {
-    /// 400, 413 or 422.
+    /// 400, 413 or 422: the answer is about the events.
     Refused,
-    /// 5xx.
-    ServerError,
+    /// Any other status, a close, a reset, silence, or an answer that can't be read.
+    Failed,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -96,18 +93,21 @@ pub(super) struct Conduct {
     accepted_since: Option<u64>,
     accepted: u64,
     turned_down: u64,
-    /// The number of claims turned down since the last accepted one.
+    /// The number of single events turned down since the last accepted claim.
     in_a_row: u64,
-    /// The moment at which the consumer last accepted an event that was refused alone before.
+    /// The moment at which the consumer last accepted an event that it had turned down alone while
+    /// it worked.
     doubted: Option<Instant>,
 }
 
 impl Conduct {
-    /// Returns `true` if the consumer has accepted something that was sent after response `number`.
+    /// Returns `true` if the consumer has accepted something that was sent after response `number`,
+    /// and has not turned down many single events since.
     fn works_since(&self, number: u64) -> bool {
-        self.accepted_since.is_some_and(|accepted| {
+        let has_accepted = self.accepted_since.is_some_and(|accepted| {
             mutant!("proof-from-before-the-refusal", accepted >= number, true)
-        })
+        });
+        has_accepted && mutant!("errors-of-an-outage-set-aside", self.in_a_row <= PROVEN_MAX, true)
     }
 
     /// Returns `true` if the consumer has accepted something, or turned down no other claim, since
@@ -129,7 +129,7 @@ pub(super) struct Conducts {
 }
 
 impl Conducts {
-    fn of(&self, consumer: usize) -> Conduct {
+    pub(super) fn of(&self, consumer: usize) -> Conduct {
         self.of.get(&consumer).copied().unwrap_or_default()
     }
 
@@ -140,27 +140,30 @@ impl Conducts {
         self.of.entry(consumer).or_default()
     }
 
-    /// `was_refused`: this consumer, or another one, had refused an event of the claim alone.
-    pub(crate) fn accepted(&mut self, consumer: usize, sent_at: u64, was_refused: bool) {
+    /// `was_counted`: a failure of this event alone had counted against it.
+    pub(crate) fn accepted(&mut self, consumer: usize, sent_at: u64, was_counted: bool) {
         let conduct = self.of_mut(consumer);
         conduct.accepted_since = conduct.accepted_since.max(Some(sent_at));
         conduct.accepted += 1;
         conduct.in_a_row = 0;
-        if was_refused {
+        if was_counted {
             conduct.doubted = Some(Instant::now());
         }
     }
 
-    pub(super) fn turned_down(&mut self, consumer: usize) {
+    /// Notes that a request was turned down. `is_alone`: it had a single event. Returns the number
+    /// of this response.
+    pub(crate) fn turned_down(&mut self, consumer: usize, is_alone: bool) -> u64 {
         let conduct = self.of_mut(consumer);
         conduct.turned_down += 1;
-        conduct.in_a_row += 1;
+        conduct.in_a_row += u64::from(is_alone);
+        self.answers += 1;
+        self.answers
     }
 }
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Circumstances {
-    pub is_ordered: bool,
     /// `true` if `rejected.action` is `"retry"`.
     pub(super) keeps_all: bool,
     /// The setting `rejected.after_server_errors`.
@@ -170,120 +173,94 @@ pub(super) struct Circumstances {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// Nothing shows yet that the events are at fault. They are sent again.
+    /// The event is sent again at once: the failure may have been an accident.
     Again,
-    /// The events may be at fault.
-    Doubt,
-    /// The single event seems to be at fault, and is sent again without a pause.
-    AtOnce,
+    /// Other events take their turn. The event waits until the consumer accepts something.
+    PassOver,
     SetAside,
 }
 
-/// The responses by which consumers have turned down one claim, or a larger one that contained it.
+/// The failures of one claim, or of a larger one that contained it.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Trial {
-    /// The number of the response that was the first refusal.
-    refused_at: Option<u64>,
-    pub(super) refusals: u32,
-    pub errors: u32,
-    /// The number of an earlier response. Only an acceptance of something that was sent after it
-    /// proves that the consumer works.
-    errors_since: Option<u64>,
-    /// For an ordered output, the number of server errors to a single event that count: between
-    /// each two, the consumer has accepted something.
-    proven: u32,
+    /// The number of the response by which the claim was first turned down or passed over, or of
+    /// the last failure that counts. Only an acceptance of something that was sent after it proves
+    /// that the consumer works.
+    since: Option<u64>,
+    /// The consumer that turned the claim down first.
+    by: Option<usize>,
+    /// The number of failures of the event alone.
+    alone: u32,
+    /// The number of failures that count against the event.
+    pub(super) counted: u32,
 }
 
 impl Trial {
-    pub(crate) fn refused(
+    /// Notes that the claim was turned down together with others, or passed over, at the response
+    /// with this number.
+    pub(super) fn doubted(&mut self, number: u64) {
+        self.since.get_or_insert(number);
+    }
+
+    /// Notes that `consumer` has turned the claim down. Returns `true` if this may be an accident:
+    /// it is the first failure, or the first of another address that is asked in the same round.
+    pub(super) fn is_accident(&mut self, consumer: usize, elsewhere: bool) -> bool {
+        let first = *self.by.get_or_insert(consumer);
+        self.since.is_none() || (elsewhere && first != consumer)
+    }
+
+    /// Returns `true` if the event was turned down alone.
+    pub(super) fn was_alone(&self) -> bool {
+        self.alone > 0
+    }
+
+    /// Returns `true` if the claim was turned down or passed over before.
+    pub(super) fn is_doubted(&self) -> bool {
+        self.since.is_some()
+    }
+
+    /// Notes that the event was turned down alone by a response with this number. `took_others`:
+    /// the same response has accepted other events. `may_repeat`: the event is sent again at once
+    /// after every second failure.
+    pub(super) fn turned_down(
         &mut self,
-        conducts: &mut Conducts,
-        consumer: usize,
-        events: u64,
-        now: Circumstances,
+        (number, conduct): (u64, Conduct),
+        answer: Answer,
+        took_others: bool,
+        (is_ordered, may_repeat): (bool, bool),
     ) -> Verdict {
-        conducts.answers += 1;
-        conducts.turned_down(consumer);
-        let first = *self.refused_at.get_or_insert(conducts.answers);
-        let conduct = conducts.of(consumer);
-        if events > 1 || !conduct.works_since(first) {
-            return Verdict::Doubt;
+        let since = *self.since.get_or_insert(number);
+        self.alone += 1;
+        let counts = took_others || conduct.works_since(since);
+        self.counted += u32::from(counts);
+        if self.counted >= if is_ordered { COUNTED_ORDERED } else { 1 } {
+            return Verdict::SetAside;
         }
-        self.refusals += 1;
-        let in_order = if conduct.is_in_doubt() { TRIES_OF_DOUBT } else { TRIES_IN_ORDER };
-        let is_over = !now.is_ordered || self.refusals >= in_order;
-        if is_over { Verdict::SetAside } else { Verdict::AtOnce }
-    }
-
-    /// If the consumer has accepted other events of the request, `took_others` is the `sent_at` of
-    /// the request.
-    pub(crate) fn server_error(
-        &mut self,
-        conducts: &mut Conducts,
-        consumer: usize,
-        events: u64,
-        took_others: Option<u64>,
-        now: Circumstances,
-    ) -> Verdict {
-        conducts.answers += 1;
-        let number = took_others.unwrap_or(conducts.answers);
-        let conduct = conducts.of(consumer);
-        self.errors += 1;
-        let since = *self.errors_since.get_or_insert(number);
-        let has_proof = conduct.works_since(since) && conduct.in_a_row <= IN_A_ROW_MAX;
-        let works = took_others.is_some() || has_proof;
-        let is_at_fault = if now.is_ordered && events == 1 {
-            if self.proven == 0 || works {
-                (self.proven, self.errors_since) = (self.proven + 1, Some(number));
-            }
-            mutant!("errors-of-an-outage-set-aside", self.proven, self.errors) >= ERRORS_MIN_ORDERED
-        } else {
-            let least = if now.is_ordered { ERRORS_MIN_ORDERED } else { ERRORS_MIN };
-            self.errors >= least && works
-        };
-        match (is_at_fault, events) {
-            (false, _) => Verdict::Again,
-            (true, 1) => Verdict::SetAside,
-            (true, _) => Verdict::Doubt,
+        let is_refusal = counts && answer == Answer::Refused;
+        if counts && !is_refusal {
+            self.since = Some(number);
         }
-    }
-
-    /// Returns `true` if the consumer most likely works, although it has just responded to this
-    /// claim with a server error, which is not counted yet. Returns `false` for the first error to
-    /// a claim of an ordered output: the output then sends no other event, so that a short outage
-    /// changes no order.
-    pub(super) fn is_alone_in_trouble(
-        &self,
-        conducts: &Conducts,
-        consumer: usize,
-        is_ordered: bool,
-    ) -> bool {
-        let (conduct, first) = (conducts.of(consumer), u32::from(is_ordered));
-        let has_proof = self.errors_since.is_some_and(|since| conduct.works_since(since));
-        let is_new = conduct.in_a_row <= u64::from(first);
-        self.errors >= first && (is_new || (has_proof && conduct.in_a_row <= IN_A_ROW_MAX))
-    }
-
-    pub(crate) fn is_refused(&self) -> bool {
-        self.refused_at.is_some()
+        match is_refusal || (may_repeat && self.alone % 2 == 1) {
+            true => Verdict::Again,
+            false => Verdict::PassOver,
+        }
     }
 
     pub(crate) fn set_aside(self, answer: Answer, conducts: &Conducts, consumer: usize) -> Retrial {
         let now = Instant::now();
-        let refusals = self.refusals;
         let mut retrial = Retrial {
             since: now,
             due: now,
             pause: PAUSE_MIN,
-            tries: refusals.max(1),
-            refusals,
-            refused_at: self.refused_at,
+            tries: self.counted.max(1),
+            refusals: if answer == Answer::Refused { self.counted.max(1) } else { 0 },
+            refused_at: self.since.filter(|_| answer == Answer::Refused),
             answer,
             consumer: Some(consumer),
             conduct: conducts.of(consumer),
             elsewhere: 0,
         };
-        if answer == Answer::ServerError || refusals >= TRIES_IN_ORDER {
+        if answer == Answer::Failed || self.counted >= TRIES_AT_ONCE {
             retrial.wait(true);
         }
         retrial
@@ -329,7 +306,7 @@ impl Retrial {
             tries: 0,
             refusals: 0,
             refused_at: None,
-            answer: Answer::ServerError,
+            answer: Answer::Failed,
             consumer: None,
             conduct: Conduct::default(),
             elsewhere: 0,
@@ -348,14 +325,16 @@ impl Retrial {
         if counts {
             self.tries = self.tries.saturating_add(1);
             self.refusals += u32::from(answer == Answer::Refused);
-            self.answer = answer;
+            // Other failures in between, such as those of an address that goes down, change
+            // nothing.
+            self.answer = if self.refusals > 0 { Answer::Refused } else { answer };
             if self.is_over(now) && !now.keeps_all {
                 return Next::GiveUp;
             }
         }
         let is_elsewhere = self.consumer.is_some_and(|counted| counted != consumer);
         self.wait(counts || is_elsewhere);
-        if counts && answer == Answer::Refused && self.refusals < TRIES_IN_ORDER {
+        if counts && answer == Answer::Refused && self.refusals < TRIES_AT_ONCE {
             self.at_once();
         } else if now.drains {
             self.due = self.due.min(Instant::now() + PAUSE_MIN);
@@ -378,7 +357,7 @@ impl Retrial {
         let still_works = conduct.still_works(&self.conduct);
         self.conduct = conduct;
         if answer == Answer::Refused && self.refusals == 0 && !now.drains {
-            // The event was set aside because of server errors, and the consumer may refuse
+            // The event was set aside because of other failures, and the consumer may refuse
             // everything now.
             let first = *self.refused_at.get_or_insert(number);
             return still_works
@@ -419,6 +398,12 @@ impl Retrial {
         self.due = Instant::now();
     }
 
+    /// The consumer takes events again: the event is tried soon.
+    pub(super) fn soon(&mut self) {
+        self.pause = PAUSE_MIN;
+        self.due = self.due.min(Instant::now() + PAUSE_MIN);
+    }
+
     /// The event is tried now, and its tries are counted from zero. Earlier pauses may have grown
     /// to [`PAUSE_MAX`], which may be longer than the drain.
     pub(crate) fn hurry(&mut self) {
@@ -429,17 +414,20 @@ impl Retrial {
     }
 
     fn is_over(&self, now: Circumstances) -> bool {
-        let (tries, needed, time) = match self.answer {
-            Answer::Refused if self.conduct.is_in_doubt() => {
-                (self.refusals, TRIES_OF_DOUBT, TIME_MIN)
-            }
-            Answer::Refused => (self.refusals, TRIES, TIME_MIN),
-            Answer::ServerError if now.drains => {
-                (self.tries, TRIES_OF_ERRORS, TIME_MIN.min(now.server_errors))
-            }
-            Answer::ServerError => (self.tries, TRIES_OF_ERRORS, now.server_errors),
+        let (age, most) = (self.since.elapsed(), if now.drains { TIME_MIN } else { Duration::MAX });
+        let is_refused = self.answer == Answer::Refused && self.is_at_fault() && age >= TIME_MIN;
+        let others = self.tries.saturating_sub(self.refusals);
+        is_refused || (others >= TRIES_OF_FAILURES && age >= now.server_errors.min(most))
+    }
+
+    /// Returns `true` if the event was turned down so often that it is most likely at fault, and
+    /// not the consumer. Until then, nobody is told that it is.
+    pub(super) fn is_at_fault(&self) -> bool {
+        let (tries, needed) = match self.answer {
+            Answer::Refused => (self.refusals, TRIES),
+            Answer::Failed => (self.tries, TRIES_OF_FAILURES),
         };
-        tries >= needed && self.since.elapsed() >= time
+        tries >= if self.conduct.is_in_doubt() { TRIES_OF_DOUBT } else { needed }
     }
 
     /// Returns the record for the next delivery. The number and conduct of the consumer mean
@@ -460,7 +448,7 @@ impl Retrial {
     fn wait(&mut self, counts: bool) {
         let (pause, next) = match self.answer {
             Answer::Refused if counts => (PAUSE_REFUSED, PAUSE_MIN),
-            Answer::Refused | Answer::ServerError => (self.pause, (2 * self.pause).min(PAUSE_MAX)),
+            Answer::Refused | Answer::Failed => (self.pause, (2 * self.pause).min(PAUSE_MAX)),
         };
         self.due = Instant::now() + pause;
         self.pause = next;

@@ -116,6 +116,7 @@ impl Connect for HttpConnector {
     type Link = HttpLink;
 
     const EAGER: bool = false;
+    const IS_ONE_REQUEST: bool = false;
 
     fn judges_events(&self) -> bool {
         self.client.api.wraps_events()

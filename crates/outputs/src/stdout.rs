@@ -204,7 +204,7 @@ impl Link for StdoutLink {
             // Other errors may disappear: if stdout is a file on a full disk, the disk may get room
             // again.
             Some((_, Err(error))) => Event::Broken {
-                failure: Failure::new(AttemptError::Closed, format!("stdout: {error}")),
+                failure: Failure::new(AttemptError::Closed, format!("stdout: {error}")).unsent(),
                 progress: false,
             },
             None => {

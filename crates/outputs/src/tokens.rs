@@ -253,11 +253,11 @@ impl<I: Issuer> Tokens<I> {
 }
 
 /// Returns the failure of a request that can't be sent, because `failure` has prevented a token. No
-/// consumer has seen the request, so its events are not the cause of a server error.
+/// consumer has seen the request, so its events are not the cause.
 fn no_token(server: &str, failure: &Failure) -> Failure {
     let message = format!("no {server} token: {}", failure.message);
     Failure {
-        server_error: mutant!("server-error-of-the-issuer", false, failure.server_error),
+        may_be_the_events: mutant!("server-error-of-the-issuer", false, true),
         ..Failure::new(failure.reason, message)
     }
 }
@@ -365,6 +365,6 @@ mod tests {
     fn a_server_error_of_the_issuer_says_nothing_about_events() {
         let failure = no_token("IAM", &Failure::new(AttemptError::Status5xx, "answered 500"));
         assert_eq!(failure.message, "no IAM token: answered 500");
-        assert_eq!((failure.reason, failure.server_error), (AttemptError::Status5xx, false));
+        assert_eq!((failure.reason, failure.may_be_the_events), (AttemptError::Status5xx, false));
     }
 }

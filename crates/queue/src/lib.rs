@@ -39,7 +39,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -481,19 +481,26 @@ impl Cursor {
     }
 
     /// Makes the claim of one event final, because the output sets this event aside. The output
-    /// then no longer needs the event in the log. In a queue in memory, `bytes` bytes for it still
-    /// count in `queue.max_bytes`; in a queue in files, it must already be on the [`Shelf`]. If
-    /// `acknowledge` is `delivered` and the output is required, the sender of the event waits for
-    /// [`Cursor::settle_aside`].
-    pub fn set_aside(&self, claim: Claim, bytes: u64) {
+    /// then no longer needs the event in the log. If `acknowledge` is `delivered` and the output is
+    /// required, the sender of the event waits for [`Cursor::settle_aside`].
+    ///
+    /// A queue in memory keeps the line, which counts in `queue.max_bytes`, and returns a reference
+    /// to it. The reference ends when the event is settled, or dropped because the output is
+    /// optional and its room is needed: the event is then counted as lost. In a queue in files,
+    /// the event must already be on the [`Shelf`], and the reference refers to nothing.
+    ///
+    /// Returns `None` if the event was dropped, and counted as lost, before it could be set aside.
+    #[must_use]
+    pub fn set_aside(&self, claim: Claim, line: &[u8]) -> Option<Weak<Bytes>> {
         match self {
-            Self::Memory(cursor) => cursor.set_aside(claim, bytes),
-            Self::Spool(cursor) => cursor.set_aside(claim),
+            Self::Memory(cursor) => cursor.set_aside(claim, line),
+            Self::Spool(cursor) => cursor.set_aside(claim).then(Weak::new),
         }
     }
 
     /// Records that an event which was set aside is decided. The event counts as acknowledged by
-    /// the consumer, unless `disposition` counts it as lost, dropped or duplicate.
+    /// the consumer, unless `disposition` counts it as lost, dropped or duplicate. Does nothing if
+    /// a queue in memory has dropped the event, even while it was on the wire.
     pub fn settle_aside(&self, position: Position, event: Aside, disposition: Disposition) {
         either!(self, cursor => cursor.settle_aside(position, event, disposition))
     }

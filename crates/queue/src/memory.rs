@@ -6,10 +6,11 @@
 //! Only [`super::Queue`] and [`super::Cursor`] call the public methods of this file, and they
 //! document them. The comments here only say what is different in memory.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
+use bytes::Bytes;
 use slab::Slab;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
@@ -71,6 +72,9 @@ impl Shared {
 ///
 /// Records become spare in their order, so the spare records are always the first ones.
 ///
+/// An event that an output sets aside leaves its record, as finished. Its line stays in `aside`:
+/// until it is settled if the output is required, and until its room is needed if it is optional.
+///
 /// Invariants:
 ///
 /// - `bytes` is the weight of all records, and `spare` counts the first `spare.records` of them.
@@ -89,8 +93,9 @@ struct MemoryState {
     records: VecDeque<Record>,
     bytes: u64,
     spare: Spare,
-    /// The bytes of the events that are set aside. They also count against `queue.max_bytes`.
-    aside: u64,
+    /// The lines of the events that are set aside, by position and the index of the output's
+    /// cursor. They also count against `queue.max_bytes`.
+    aside: BTreeMap<(Position, usize), Arc<Bytes>>,
     /// The senders that wait for `delivered` only because of events that were set aside.
     late: Vec<Late>,
     next: Position,
@@ -156,8 +161,19 @@ impl MemoryState {
         self.records.partition_point(|record| record.end() <= position)
     }
 
+    /// Returns the bytes of the events that outputs have set aside, the optional outputs' too if
+    /// `all` is `true`.
+    fn bytes_aside(&self, all: bool) -> u64 {
+        let outputs = self.cursors.iter().filter(|(_, cursor)| all || cursor.output.required);
+        outputs.map(|(_, cursor)| cursor.aside.bytes).sum()
+    }
+
+    fn held(&self) -> u64 {
+        self.bytes + self.bytes_aside(true)
+    }
+
     fn needed(&self) -> u64 {
-        self.bytes - self.spare.bytes + self.aside
+        self.bytes - self.spare.bytes + self.bytes_aside(false)
     }
 
     /// Logs that the queue has room again, once less than four fifths of `capacity` are needed:
@@ -177,7 +193,7 @@ impl MemoryState {
     fn log_full(&mut self, metrics: &QueueMetrics) {
         if !std::mem::replace(&mut self.told_full, true) {
             let when_full = self.when_full.name().to_owned();
-            let bytes = self.bytes + self.aside;
+            let bytes = self.held();
             metrics.changed(Told::QueueFull { bytes, when_full });
         }
     }
@@ -315,27 +331,41 @@ impl MemoryState {
     }
 
     /// Frees at least `needed` bytes and returns `true`, or drops nothing and returns `false`.
-    /// Drops the oldest spare records first and then, if `when_full` is `drop_oldest`, the oldest
-    /// other ones. Keeps a record if a required output has one of its events on the wire.
+    /// Drops spare records and the events that optional outputs have set aside first, from the
+    /// oldest on, and then, if `when_full` is `drop_oldest`, the oldest other records. Keeps a
+    /// record if a required output has one of its events on the wire.
     fn make_room(&mut self, needed: u64, metrics: &QueueMetrics) -> bool {
         let spare = self.spare.records;
-        let may_go =
-            if self.when_full == WhenFull::DropOldest { self.records.len() } else { spare };
-        let (mut chosen, mut gained) = (Vec::new(), 0);
-        for (index, record) in self.records.iter().enumerate().take(may_go) {
-            if gained >= needed {
-                break;
-            }
-            let is_kept = self.cursors.iter().any(|(_, cursor)| {
+        let end = if self.when_full == WhenFull::DropOldest { self.records.len() } else { spare };
+        let records = self.records.iter().enumerate().take(end);
+        let may_go = |(_, record): &(usize, &Record)| {
+            !self.cursors.iter().any(|(_, cursor)| {
                 cursor.output.required && cursor.claims.has_on_wire(record.positions())
-            });
-            if !is_kept {
+            })
+        };
+        let mut records = records.filter(may_go).peekable();
+        let is_optional = |cursor: usize| !self.cursors[cursor].output.required;
+        let aside = self.aside.iter().filter(|((_, cursor), _)| is_optional(*cursor));
+        let mut aside = aside.peekable();
+        let (mut chosen, mut chosen_aside, mut gained) = (Vec::new(), Vec::new(), 0);
+        while gained < needed {
+            let goes_first = |(index, record): &(usize, &Record)| {
+                let next = aside.peek().map(|((position, _), _)| *position);
+                next.is_none_or(|next| *index < spare && record.first <= next)
+            };
+            if let Some((index, record)) = records.next_if(goes_first) {
                 gained += record.weight();
                 chosen.push(index);
+            } else if let Some((event, line)) = aside.next() {
+                gained += line.len() as u64;
+                chosen_aside.push(*event);
+            } else {
+                return false;
             }
         }
-        if gained < needed {
-            return false;
+        for (position, cursor) in chosen_aside {
+            self.take_aside(cursor, position);
+            DropCount::default().lose(&self.cursors[cursor].output, 1);
         }
         let mut freed = self.next..Position::START;
         for index in chosen.into_iter().rev() {
@@ -431,7 +461,7 @@ impl Queue {
             records: VecDeque::new(),
             bytes: 0,
             spare: Spare::default(),
-            aside: 0,
+            aside: BTreeMap::new(),
             late: Vec::new(),
             next: Position::START,
             cursors: Slab::new(),
@@ -564,9 +594,10 @@ impl Queue {
             return Err(Refused::Undelivered);
         }
         let metrics = &self.shared.metrics;
-        let after = state.bytes + state.aside + batch.lines.len() as u64 + BATCH_OVERHEAD;
+        let bytes = batch.lines.len() as u64 + BATCH_OVERHEAD;
+        let after = state.held() + bytes;
         if after > state.capacity {
-            let is_full = after - state.spare.bytes > state.capacity;
+            let is_full = state.needed() + bytes > state.capacity;
             if is_full {
                 state.log_full(&self.shared.metrics);
             }
@@ -610,7 +641,7 @@ impl Queue {
     /// See [`super::Queue::held`].
     pub fn held(&self) -> (u64, u64) {
         let state = self.shared.lock();
-        (state.bytes + state.aside, state.records.iter().map(|record| record.events).sum())
+        (state.held(), state.records.iter().map(|record| record.events).sum())
     }
 
     /// See [`super::Queue::needed`].
@@ -631,7 +662,7 @@ impl Queue {
     pub fn observe(&self) {
         let state = self.shared.lock();
         let metrics = &self.shared.metrics;
-        metrics.bytes.set((state.bytes + state.aside) as f64);
+        metrics.bytes.set(state.held() as f64);
         metrics.needed.set(mutant!("spare-bytes-are-pressure", state.needed(), state.bytes) as f64);
         metrics.held.set(state.records.iter().map(|record| record.events).sum::<u64>() as f64);
         for (_, cursor) in &state.cursors {
@@ -670,6 +701,7 @@ impl Queue {
     pub fn abandon(&self) -> Vec<(String, u64)> {
         let mut state = self.shared.lock();
         state.closed = true;
+        state.aside.clear();
         let counted = state.counted;
         state
             .cursors
@@ -687,9 +719,13 @@ impl Queue {
 }
 
 impl MemoryState {
-    /// Ends the wait for an event that was set aside. Senders that wait for nothing else get a
-    /// response.
-    fn decided(&mut self, cursor: usize, position: Position) {
+    /// Frees the room of an event that was set aside, and ends the wait for it: senders that wait
+    /// for nothing else get a response. Returns `false` if the event was dropped and counted.
+    fn take_aside(&mut self, cursor: usize, position: Position) -> bool {
+        let Some(line) = self.aside.remove(&(position, cursor)) else { return false };
+        let of_output = &mut self.cursors[cursor];
+        of_output.aside -= Amount { events: 1, bytes: line.len() as u64 };
+        of_output.output.show_aside(of_output.aside.events);
         let of_event = |open: &(usize, Position)| *open == (cursor, position);
         // The batch may still be in the queue, because another output needs it.
         let index = self.index_at(position);
@@ -702,6 +738,7 @@ impl MemoryState {
         }) {
             late.sender.send(Ok(())).ok();
         }
+        true
     }
 
     /// Refuses the senders of events that this output has set aside and will not decide, because
@@ -803,8 +840,11 @@ impl Cursor {
 
     /// See [`super::Cursor::acknowledge`].
     pub fn acknowledge(&self, claim: Claim, disposition: Disposition) {
-        let mut guard = self.shared.lock();
-        let state = &mut *guard;
+        self.finish(&mut self.shared.lock(), claim, &disposition);
+        self.shared.progress.notify_waiters();
+    }
+
+    fn finish(&self, state: &mut MemoryState, claim: Claim, disposition: &Disposition) {
         let from = state.index_at(claim.start);
         let cursor = &mut state.cursors[self.index];
         let Some(entry) = cursor.claims.find(claim) else { return };
@@ -825,43 +865,47 @@ impl Cursor {
         cursor.claims.forget_done();
         state.free_finished();
         state.log_not_full(&self.shared.metrics);
-        drop(guard);
-        self.shared.progress.notify_waiters();
     }
 
     /// See [`super::Cursor::set_aside`].
-    pub fn set_aside(&self, claim: Claim, bytes: u64) {
-        {
-            let mut guard = self.shared.lock();
-            let state = &mut *guard;
-            let index = state.index_at(claim.start);
-            let cursor = &mut state.cursors[self.index];
-            if !cursor.claims.find(claim).is_some_and(|entry| entry.stage.is_open()) {
-                return;
-            }
-            cursor.aside += Amount { events: 1, bytes };
+    pub fn set_aside(&self, claim: Claim, line: &[u8]) -> Option<Weak<Bytes>> {
+        // A part of the record would keep the memory of the whole record.
+        let line = Arc::new(Bytes::copy_from_slice(line));
+        let kept = Arc::downgrade(&line);
+        let mut guard = self.shared.lock();
+        let state = &mut *guard;
+        let index = state.index_at(claim.start);
+        let cursor = &mut state.cursors[self.index];
+        cursor.claims.find(claim).filter(|entry| entry.stage.is_open())?;
+        // The queue may have dropped the event since the output has read it.
+        let record = state.records.get_mut(index).filter(|record| record.overlaps(claim));
+        let is_here = record.is_some();
+        if let Some(record) = record {
+            cursor.aside += Amount { events: 1, bytes: line.len() as u64 };
             cursor.output.show_aside(cursor.aside.events);
-            state.aside += bytes;
-            let record = state.records.get_mut(index);
-            let waiting =
-                record.filter(|record| cursor.output.required && record.waiting.is_some());
-            if let Some(record) = waiting {
+            state.aside.insert((claim.start, self.index), line);
+            if cursor.output.required && record.waiting.is_some() {
                 record.aside.push((self.index, claim.start));
             }
         }
-        self.acknowledge(claim, Disposition::aside());
+        self.finish(state, claim, &Disposition::aside());
+        // The record needs its room too while another output needs it.
+        let excess = state.held().saturating_sub(state.capacity);
+        if excess > 0 {
+            state.make_room(excess, &self.shared.metrics);
+        }
+        drop(guard);
+        self.shared.progress.notify_waiters();
+        is_here.then_some(kept)
     }
 
     /// See [`super::Cursor::settle_aside`].
     pub fn settle_aside(&self, position: Position, event: Aside, disposition: Disposition) {
         let mut guard = self.shared.lock();
         let state = &mut *guard;
-        let cursor = &mut state.cursors[self.index];
-        event.count(&disposition, &cursor.output.metrics);
-        cursor.aside -= Amount { events: 1, bytes: event.bytes };
-        cursor.output.show_aside(cursor.aside.events);
-        state.aside -= event.bytes;
-        state.decided(self.index, position);
+        if state.take_aside(self.index, position) {
+            event.count(&disposition, &state.cursors[self.index].output.metrics);
+        }
         state.log_not_full(&self.shared.metrics);
         drop(guard);
         self.shared.progress.notify_waiters();
@@ -960,7 +1004,7 @@ impl Cursor {
         state.refuse_undecided(&name);
         state.free_finished();
         let cursor = state.cursors.remove(self.index);
-        state.aside -= cursor.aside.bytes;
+        state.aside.retain(|(_, of), _| *of != self.index);
         cursor.output.metrics.lose(Loss::Removed, cursor.aside.events);
         cursor.output.show_aside(0);
         let backlog = state.counted.events.saturating_sub(cursor.passed.events);

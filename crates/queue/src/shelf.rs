@@ -1,5 +1,5 @@
-//! The events that an output has set aside: one file for each event, in the queue's directory. For
-//! a queue in memory there are no files, and the output keeps the lines itself.
+//! The events that an output has set aside: one file for each event, in the queue's directory. A
+//! queue in memory has no files, and keeps the lines itself.
 //!
 //! The queue does not interpret the files. A file is synced before the claim of its event is final,
 //! and deleted when the event is decided (delivered or given up) and, if evidence is recorded, the

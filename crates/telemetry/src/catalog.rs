@@ -398,7 +398,8 @@ catalog! {
             meaning: "A failed attempt loses nothing: the events stay in the queue and are sent \
                 again.",
             action: "`resolve`: check the hostname and DNS. `connect`, `timeout`: the consumer is \
-                down, or something on the network drops packets. `tls`: check the certificate, \
+                down, or something on the network drops packets. If other events are delivered, one \
+                event may be the reason: see `aside` in `/status`. `tls`: check the certificate, \
                 name and CA. `closed`, `protocol`: check the protocol and port. `status_4xx`: \
                 check the token, path and format. `status_429`, `status_5xx`: the consumer is \
                 overloaded or broken. `item`: the consumer rejects individual events; `last_error` \
@@ -410,12 +411,12 @@ catalog! {
             help: "Events set aside: the consumer accepts others, but not these.",
             unit: "events",
             meaning: "Such an event is no longer in the queue, does not delay others, and is \
-                retried. The relay gives up on it after at least 8 refusals over a few seconds, or \
-                after server errors for `rejected.after_server_errors`. It is not in \
-                `output_backlog_events`.",
-            action: "`aside` in `/status` shows the position of the first one, and the consumer's \
-                response to it. The `KubeAuditForwarderEventsSetAside` alert fires after 15 \
-                minutes.",
+                retried. The relay gives up on it after at least 8 refusals over a few seconds or, \
+                if the consumer turns it down in another way, after \
+                `rejected.after_server_errors`. It is not in `output_backlog_events`.",
+            action: "`aside` in `/status` shows the position, `auditID` and size of the first one \
+                at fault, and what the consumer did. The `KubeAuditForwarderEventsSetAside` alert \
+                fires after 15 minutes.",
         }
         pub existing: Counter = "output_existing_events_total" {
             help: "Events that the consumer reported as already stored by an earlier attempt.",
@@ -435,7 +436,7 @@ catalog! {
                 address may respond.",
         }
         pub up: Gauge = "output_up" {
-            help: "1 if the last attempt succeeded, 0 if it failed.",
+            help: "1 if the consumer accepts events, 0 if it has accepted none that were tried.",
             unit: "1 or 0",
             meaning: "Absent before the first attempt, so an output that has had nothing to send \
                 yet, or still collects its first events, is neither up nor down.",
@@ -513,8 +514,8 @@ catalog! {
         pub dead_letters: Counter = "dead_letter_events_total" {
             help: "Events written to the dead-letter files, by output.",
             unit: "events",
-            meaning: "The consumer refused the events for good, or they are too long, or \
-                `retry.max_elapsed` has passed. They also count in `error_total`, except events \
+            meaning: "The consumer turned the events down while it accepted others, or they are \
+                too long, or `retry.max_elapsed` has passed. They also count in `error_total`, except events \
                 that an otlp receiver accepted in a request of which it rejected others without \
                 saying which.",
             action: "Fix the consumer, then send the dead letters again with `replay`. `jq -r \

@@ -490,16 +490,25 @@ pub struct Counts {
 pub struct Aside {
     /// How many there are.
     pub events: u64,
-    /// The position of the first of them.
+    /// The position of the first of them that is at fault. If none is, of the first of them.
     pub position: u64,
-    /// How long delivery of the first one has been attempted, in seconds.
+    /// The `auditID` of that event, at most 64 bytes of it.
+    pub audit_id: String,
+    /// The size of that event in bytes.
+    pub bytes: u64,
+    /// How long delivery of that event has been attempted, in seconds.
     pub seconds: f64,
-    /// How many times the first one was tried while the consumer worked.
+    /// How many times that event was tried while the consumer worked.
     pub tries: u32,
-    /// The consumer's last response to the first event set aside, with the consumer's address.
+    /// What the consumer did at the last try of that event, with the consumer's address.
     pub error: String,
-    /// `true`: one of them gets server errors, and may wait up to `rejected.after_server_errors`.
+    /// `true`: one of them is turned down by something else than 400, 413 or 422, and may wait up
+    /// to
+    /// `rejected.after_server_errors`.
     pub server_errors: bool,
+    /// How many of these, among the first 1,000, were turned down so often that the events, and not
+    /// the consumer, are most likely at fault.
+    pub at_fault: u64,
 }
 
 /// An address of an output.

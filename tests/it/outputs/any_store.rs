@@ -6,7 +6,7 @@
 use fastrand::Rng;
 
 use super::faults::stores::Store;
-use crate::support::balancers::{Balancer, wait_until_given_up};
+use crate::support::balancers::{Balancer, is_disliked, wait_until_given_up};
 use crate::support::elasticsearch::Elasticsearch;
 use crate::support::ibm::Ibm;
 use crate::support::letters::events_in_letters;
@@ -23,6 +23,10 @@ const LIVES: u64 = 2;
 
 /// The requests are small, so that many meet the broken backend, and many events are refused alone.
 const SMALL_REQUESTS: &str = "batch.max_events = 5\n";
+
+/// What a firewall turns down counts as refused after a short time. A broken backend turns down
+/// good events for longer.
+const SOON: &str = "rejected.after_server_errors = \"1s\"\n";
 
 /// Parts of every secret, and of the stores' own texts. The log must contain none of them.
 const SECRETS: [&str; 3] = ["s3cr3t", "eyJ0b2tlbi", splunk::TOKEN];
@@ -248,8 +252,10 @@ fn whatever_happens(row: fn(&mut Rng, Calm) -> Row, balancer: Balancer) {
     let row = row(&mut rng, Arc::clone(&calm));
     balancer.stand_in_front(row.store.sink(), &mut rng);
     let (spool, kept) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let has_firewall = balancer == Balancer::Firewall;
+    let soon = if has_firewall { SOON } else { "" };
     let config = format!(
-        "{BASE}[[output]]\nname = \"consumer\"\n{}{QUICK}{SMALL_REQUESTS}\
+        "{BASE}[[output]]\nname = \"consumer\"\n{}{QUICK}{SMALL_REQUESTS}{soon}\
          [queue]\ndirectory = {:?}\n[dead_letter]\ndirectory = {:?}\n",
         row.keys,
         spool.path(),
@@ -267,7 +273,8 @@ fn whatever_happens(row: fn(&mut Rng, Calm) -> Row, balancer: Balancer) {
     }
     calm.store(true, Ordering::SeqCst);
     let relay = Relay::start(&config);
-    let (bad, mut good): (Vec<_>, Vec<_>) = sent.into_iter().partition(|event| (row.is_bad)(event));
+    let is_bad = |event: &[u8]| (row.is_bad)(event) || (has_firewall && is_disliked(event));
+    let (bad, mut good): (Vec<_>, Vec<_>) = sent.into_iter().partition(|event| is_bad(event));
     assert_eq!(bad.is_empty(), row.keeps == Keeps::OnceInOrder, "{} are bad", bad.len());
     let given_up = || -> BTreeSet<_> { events_in_letters(kept.path()).into_iter().collect() };
     wait_until_given_up(&relay, &mut good, || {
@@ -276,7 +283,7 @@ fn whatever_happens(row: fn(&mut Rng, Calm) -> Row, balancer: Balancer) {
     });
     if row.keeps != Keeps::AllAndCounts {
         let refused: Vec<_> = given_up().into_iter().collect();
-        assert!(refused.iter().all(|event| (row.is_bad)(event)), "a good event was given up");
+        assert!(refused.iter().all(|event| is_bad(event)), "a good event was given up");
         assert_same_set(&refused, &bad);
     }
     let stored = row.store.events();
@@ -309,11 +316,15 @@ macro_rules! stores {
 }
 
 stores! {
-    elasticsearch: behind_a_balancer_with_a_broken_backend BrokenBackend;
+    elasticsearch: behind_a_balancer_with_a_broken_backend BrokenBackend,
+        behind_a_firewall Firewall;
     ibm_cloud_logs: behind_a_balancer_with_a_broken_backend BrokenBackend;
     loki: behind_a_balancer_with_a_broken_backend BrokenBackend,
-        behind_a_balancer_that_takes_turns TakesTurns;
-    otlp: behind_a_balancer_with_a_broken_backend BrokenBackend;
+        behind_a_balancer_that_takes_turns TakesTurns,
+        behind_a_firewall Firewall;
+    otlp: behind_a_balancer_with_a_broken_backend BrokenBackend,
+        behind_a_firewall Firewall;
     s3: behind_a_balancer_with_a_broken_backend BrokenBackend;
-    splunk_hec: behind_a_balancer_with_a_broken_backend BrokenBackend;
+    splunk_hec: behind_a_balancer_with_a_broken_backend BrokenBackend,
+        behind_a_firewall Firewall;
 }

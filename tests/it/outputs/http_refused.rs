@@ -239,8 +239,8 @@ fn an_event_that_is_answered_with_500_stops_no_other_and_is_shown() {
     let error = aside["error"].as_str().unwrap();
     assert!(error.contains(&sink.address().to_string()) && error.contains("500"), "{error}");
     assert_eq!(lost(&relay), 0.0);
-    let told = "the consumer responds to one event with a server error but accepts others: the \
-                event is set aside and retried, and later events are delivered before it";
+    let told = "the consumer turns down one event each time but accepts others: the event is set \
+                aside and retried, and later events are delivered before it";
     relay.wait_for_log(told, PATIENCE);
     relay.wait_until_delivered(PATIENCE);
     assert_none_missing(&accepted_events(&sink), &good);

@@ -20,6 +20,17 @@ pub(crate) enum Balancer {
     /// whole test. If the relay alternates between a refused event and another one, only the
     /// refused one reaches that backend.
     TakesTurns,
+    /// A firewall that dislikes some events ([`is_disliked`]), during the whole test. It turns down
+    /// each request that has one of them, in one way: a status, a close, a reset or half an answer.
+    Firewall,
+}
+
+/// Returns `true` for an event that the firewall dislikes, or for a request that has one, in
+/// whatever form: one event of each batch of more than 17.
+pub(crate) fn is_disliked(bytes: &[u8]) -> bool {
+    let name = b"generated-17";
+    let digit = |at: usize| bytes.get(at + name.len()).is_some_and(u8::is_ascii_digit);
+    memchr::memmem::find_iter(bytes, name).any(|at| !digit(at))
 }
 
 /// How often a balancer sends the same body to a broken backend. A store that really refuses an
@@ -35,6 +46,17 @@ impl Balancer {
                 0 => store(request),
                 _ => page(400),
             }),
+            Self::Firewall => {
+                let half = Answer::raw(b"HTTP/1.1 200 OK\r\nContent-Le".to_vec()).closing();
+                let ways =
+                    [page(403), page(404), page(503), Answer::hang_up(), Answer::reset(), half];
+                let way = ways[rng.usize(..ways.len())].clone();
+                eprintln!("the firewall's way is {way:?}");
+                store.stand_in_front(move |request, store| match is_disliked(&request.decoded()) {
+                    true => way.clone(),
+                    false => store(request),
+                });
+            }
         }
     }
 }

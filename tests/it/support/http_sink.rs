@@ -131,6 +131,18 @@ impl Answer {
         }
     }
 
+    /// Returns the time before the answer.
+    #[allow(dead_code, reason = "the simulator uses it")]
+    pub(crate) fn delay(&self) -> Duration {
+        self.delay
+    }
+
+    /// Returns `true` if the connection does not end within the answer.
+    #[allow(dead_code, reason = "the simulator uses it")]
+    pub(crate) fn is_whole(&self) -> bool {
+        self.cut.is_none_or(|bytes| bytes == usize::MAX)
+    }
+
     pub(crate) fn header(mut self, name: &str, value: &str) -> Self {
         if let What::Response { headers, .. } = &mut self.what {
             headers.push((name.to_owned(), value.to_owned()));

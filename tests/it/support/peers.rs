@@ -369,6 +369,15 @@ pub(crate) struct SyslogNg {
 
 impl SyslogNg {
     pub(crate) fn start(security: Security, certificates: &Certificates) -> Self {
+        Self::with_limit(MESSAGE_BYTES_MAX, security, certificates)
+    }
+
+    /// Starts syslog-ng with this limit for a message (`log-msg-size`).
+    pub(crate) fn with_limit(
+        limit: usize,
+        security: Security,
+        certificates: &Certificates,
+    ) -> Self {
         needs("syslog-ng");
         let directory = TempDir::new().expect("a temporary directory");
         let root = repository().join("target/peers/syslog-ng/usr");
@@ -382,7 +391,8 @@ impl SyslogNg {
             .expect("a directory of modules, named by the version");
         let process = start_on_free_port(|port| {
             let version = modules.file_name().expect("a version").to_string_lossy();
-            let config = Self::config(&version, port, security, certificates, directory.path());
+            let files = (certificates, directory.path());
+            let config = Self::config(&version, port, limit, security, files);
             let config = write(&directory, "syslog-ng.conf", &config);
             let own = |name: &str| text(&directory.path().join(name)).to_owned();
             let arguments = [
@@ -404,9 +414,9 @@ impl SyslogNg {
     fn config(
         version: &str,
         port: u16,
+        limit: usize,
         security: Security,
-        files: &Certificates,
-        directory: &Path,
+        (files, directory): (&Certificates, &Path),
     ) -> String {
         let at = text(directory);
         let (ca, certificate, key) =
@@ -422,7 +432,7 @@ impl SyslogNg {
         // least 100.
         format!(
             r#"@version: {version}
-options {{ log-msg-size({MESSAGE_BYTES_MAX}); use-dns(no); dns-cache(no); keep-hostname(yes); stats-freq(0); }};
+options {{ log-msg-size({limit}); use-dns(no); dns-cache(no); keep-hostname(yes); stats-freq(0); }};
 source peer {{ syslog(ip(127.0.0.1) port({port}) {transport} max-connections(100) log-iw-size(10000)); }};
 destination messages {{ file("{at}/messages" template("${{MSG}}\n")); }};
 destination headers {{ file("{at}/headers" template("${{PRI}} ${{R_ISODATE}} ${{S_ISODATE}} ${{HOST}} ${{PROGRAM}}\n") frac-digits(6)); }};

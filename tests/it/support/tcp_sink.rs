@@ -43,6 +43,8 @@ pub(crate) enum Next {
     Rest(Duration),
     /// It closes the connection.
     End,
+    /// It resets the connection.
+    Reset,
 }
 
 /// Gets the number of the connection, and the messages that the read completed.
@@ -175,6 +177,11 @@ fn read(mut stream: Stream, connection: &Connection, received: &Received) {
             Next::Read => true,
             Next::Rest(time) => connection.rest(time),
             Next::End => false,
+            Next::Reset => {
+                let socket = socket2::SockRef::from(stream.socket());
+                socket.set_linger(Some(Duration::ZERO)).expect("a socket");
+                false
+            }
         };
         if !goes_on {
             return;

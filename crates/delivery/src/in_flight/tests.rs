@@ -102,11 +102,11 @@ fn halves_share_the_events_and_the_history_of_the_whole() {
     let (_queue, mut in_flight) = table(1);
     let claim = claim_four(&mut in_flight);
     let mut work = answer(&mut in_flight, claim);
-    work.trial.errors = 7;
-    in_flight.halve(work).expect("it has four events");
+    work.trial.counted = 7;
+    in_flight.halve(work);
     let halves: Vec<_> = in_flight.all(State::Pending).collect();
     assert_eq!(halves.iter().map(|half| half.events).collect::<Vec<_>>(), [2, 2]);
-    assert!(halves.iter().all(|half| half.trial.errors == 7));
+    assert!(halves.iter().all(|half| half.trial.counted == 7));
 }
 
 #[test]
@@ -146,7 +146,7 @@ fn random_transitions_keep_the_table_and_the_queue_in_step() {
         let (mut finished, mut aside) = (0, 0);
         for _ in 0..200 {
             let index = random.usize(..model.len().max(1));
-            match (random.u8(..9), model.get(index).copied()) {
+            match (random.u8(..11), model.get(index).copied()) {
                 (0, _) => {
                     let take = Take { events: random.u64(1..=5), ..ALL };
                     if let Some(batch) = in_flight.claim_next(take) {
@@ -155,17 +155,27 @@ fn random_transitions_keep_the_table_and_the_queue_in_step() {
                 }
                 (1, Some((State::OnWire, claim))) => {
                     let work = answer(&mut in_flight, claim);
-                    match in_flight.halve(work) {
-                        Ok(()) => {
-                            let middle = claim.start + (claim.end - claim.start) / 2;
-                            model[index] = (State::Pending, Claim { end: middle, ..claim });
-                            model.push((State::Pending, Claim { start: middle, ..claim }));
-                        }
-                        Err(work) => {
-                            in_flight.suspect(work);
-                            model[index].0 = State::Suspect;
-                        }
+                    if claim.end == claim.start.next() {
+                        in_flight.pass_over(work);
+                        model[index].0 = State::PassedOver;
+                    } else {
+                        in_flight.halve(work);
+                        let middle = claim.start + (claim.end - claim.start) / 2;
+                        model[index] = (State::Pending, Claim { end: middle, ..claim });
+                        model.push((State::Pending, Claim { start: middle, ..claim }));
                     }
+                }
+                (8, Some((state @ (State::Pending | State::PassedOver), claim)))
+                    if claim.end > claim.start.next() =>
+                {
+                    let middle = claim.start.next();
+                    in_flight.cut(claim, middle);
+                    model[index].1 = Claim { end: middle, ..claim };
+                    model.push((state, Claim { start: middle, ..claim }));
+                }
+                (9, Some((State::Pending, claim))) => {
+                    in_flight.change(claim, State::PassedOver);
+                    model[index].0 = State::PassedOver;
                 }
                 (2, Some((State::Pending, claim))) => {
                     assert!(
@@ -188,7 +198,7 @@ fn random_transitions_keep_the_table_and_the_queue_in_step() {
                     in_flight.release(claim);
                     model[index].0 = State::Pending;
                 }
-                (5, Some((State::Suspect, claim))) => {
+                (5, Some((State::PassedOver, claim))) => {
                     in_flight.change(claim, State::Pending);
                     model[index].0 = State::Pending;
                 }
@@ -196,7 +206,7 @@ fn random_transitions_keep_the_table_and_the_queue_in_step() {
                     let work = answer(&mut in_flight, claim);
                     in_flight.bury(work);
                     assert!(matches!(in_flight.redeliver(claim), Redelivery::Batch(_)));
-                    in_flight.set_aside(claim, 1);
+                    in_flight.set_aside(claim, b"e\n").expect("it is in the queue");
                     aside += 1;
                     model.remove(index);
                 }

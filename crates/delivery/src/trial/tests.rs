@@ -4,10 +4,7 @@ use super::*;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-const PLAIN: Circumstances =
-    Circumstances { is_ordered: false, keeps_all: false, server_errors: HOUR, drains: false };
-
-const ORDERED: Circumstances = Circumstances { is_ordered: true, ..PLAIN };
+const PLAIN: Circumstances = Circumstances { keeps_all: false, server_errors: HOUR, drains: false };
 
 /// Returns the conduct of consumer 0, which has accepted something and turned nothing down.
 fn working() -> Conducts {
@@ -21,15 +18,25 @@ fn accept(conducts: &mut Conducts, consumer: usize) {
     conducts.accepted(consumer, conducts.answers, false);
 }
 
+/// The consumer turns a single event down. Returns the verdict.
+fn turn_down(
+    trial: &mut Trial,
+    conducts: &mut Conducts,
+    consumer: usize,
+    is_ordered: bool,
+) -> Verdict {
+    let number = conducts.turned_down(consumer, true);
+    let response = (number, conducts.of(consumer));
+    trial.turned_down(response, Answer::Failed, false, (is_ordered, true))
+}
+
 /// Returns the tries of an event that a working consumer has turned down.
 fn set_aside(answer: Answer, conducts: &mut Conducts) -> Retrial {
     let mut trial = Trial::default();
     accept(conducts, 0);
-    if answer == Answer::Refused {
-        trial.refused(conducts, 0, 1, PLAIN);
-        accept(conducts, 0);
-        assert_eq!(trial.refused(conducts, 0, 1, PLAIN), Verdict::SetAside);
-    }
+    turn_down(&mut trial, conducts, 0, false);
+    accept(conducts, 0);
+    assert_eq!(turn_down(&mut trial, conducts, 0, false), Verdict::SetAside);
     trial.set_aside(answer, conducts, 0)
 }
 
@@ -56,74 +63,66 @@ async fn given_up_after(
 }
 
 #[test]
-fn a_refusal_counts_when_its_consumer_has_accepted_what_was_sent_later() {
+fn a_failure_counts_when_its_consumer_has_accepted_what_was_sent_later() {
     let mut conducts = working();
     let mut trial = Trial::default();
-    // An acceptance of what was sent before the refusal proves nothing.
-    assert_eq!(trial.refused(&mut conducts, 7, 1, PLAIN), Verdict::Doubt);
+    // An acceptance of what was sent before the first failure proves nothing.
+    assert_eq!(turn_down(&mut trial, &mut conducts, 7, false), Verdict::Again);
     conducts.accepted(7, 0, false);
-    assert_eq!(trial.refused(&mut conducts, 7, 1, PLAIN), Verdict::Doubt, "it was sent beside it");
+    let verdict = turn_down(&mut trial, &mut conducts, 7, false);
+    assert_eq!(verdict, Verdict::PassOver, "it was sent beside it");
     // An acceptance by another consumer proves nothing.
     accept(&mut conducts, 8);
-    assert_eq!(trial.refused(&mut conducts, 7, 1, PLAIN), Verdict::Doubt);
+    assert_eq!(turn_down(&mut trial, &mut conducts, 7, false), Verdict::Again);
     conducts.accepted(7, 1, false);
-    assert_eq!(trial.refused(&mut conducts, 7, 1, PLAIN), Verdict::SetAside);
+    assert_eq!(turn_down(&mut trial, &mut conducts, 7, false), Verdict::SetAside);
 }
 
 #[test]
-fn halves_keep_the_first_refusal_of_the_whole() {
+fn halves_keep_the_first_failure_of_the_whole() {
     let mut conducts = Conducts::default();
     let mut whole = Trial::default();
-    assert_eq!(whole.refused(&mut conducts, 0, 2, PLAIN), Verdict::Doubt);
+    whole.doubted(conducts.turned_down(0, false));
     let mut left = whole;
-    // The right half is accepted, and was sent after the whole had been refused.
+    // The right half is accepted, and was sent after the whole had failed.
     accept(&mut conducts, 0);
-    assert_eq!(left.refused(&mut conducts, 0, 1, PLAIN), Verdict::SetAside);
+    assert_eq!(turn_down(&mut left, &mut conducts, 0, false), Verdict::SetAside);
 }
 
+/// An outage begins after an acceptance. Each event fails alone, and only a few are set aside.
 #[test]
-fn an_ordered_output_tries_a_refused_event_at_once_before_it_loses_its_place() {
-    for (is_in_doubt, tries) in [(false, TRIES_IN_ORDER), (true, TRIES_OF_DOUBT)] {
-        let (mut conducts, mut trial) = (working(), Trial::default());
-        conducts.accepted(0, 0, is_in_doubt);
-        assert_eq!(trial.refused(&mut conducts, 0, 1, ORDERED), Verdict::Doubt);
-        accept(&mut conducts, 0);
-        for _ in 1..tries {
-            assert_eq!(trial.refused(&mut conducts, 0, 1, ORDERED), Verdict::AtOnce);
-        }
-        assert_eq!(trial.refused(&mut conducts, 0, 1, ORDERED), Verdict::SetAside);
-    }
-}
-
-#[test]
-fn server_errors_count_only_while_the_consumer_takes_others() {
-    let (mut conducts, mut trial) = (working(), Trial::default());
-    for _ in 0..10 {
-        let verdict = trial.server_error(&mut conducts, 0, 1, None, PLAIN);
-        assert_eq!(verdict, Verdict::Again, "nothing was accepted since the first one");
-    }
+fn an_acceptance_proves_little_once_many_events_in_a_row_were_turned_down() {
+    let mut conducts = working();
+    let mut others = [Trial::default(); 100];
+    let number = conducts.turned_down(0, false);
+    others.iter_mut().for_each(|trial| trial.doubted(number));
     accept(&mut conducts, 0);
-    assert_eq!(trial.server_error(&mut conducts, 0, 1, None, PLAIN), Verdict::SetAside);
-    assert_eq!(trial.server_error(&mut conducts, 0, 2, None, PLAIN), Verdict::Doubt);
-    for _ in 0..=IN_A_ROW_MAX {
-        conducts.turned_down(0);
+    let mut set_aside = 0;
+    for trial in &mut others {
+        let verdict = turn_down(trial, &mut conducts, 0, false);
+        set_aside += u64::from(verdict == Verdict::SetAside);
     }
-    assert_eq!(trial.server_error(&mut conducts, 0, 1, None, PLAIN), Verdict::Again);
+    assert_eq!(set_aside, PROVEN_MAX);
     // Other events of the same request were taken.
-    assert_eq!(trial.server_error(&mut conducts, 0, 1, Some(3), PLAIN), Verdict::SetAside);
+    let response = (conducts.turned_down(0, true), conducts.of(0));
+    assert_eq!(
+        others[99].turned_down(response, Answer::Failed, true, (false, true)),
+        Verdict::SetAside
+    );
 }
 
 #[test]
-fn an_ordered_output_asks_for_a_proof_between_each_two_server_errors() {
+fn an_ordered_output_asks_for_a_proof_between_each_two_failures() {
     let (mut conducts, mut trial) = (working(), Trial::default());
-    for proven in 1..ERRORS_MIN_ORDERED {
-        for _ in 0..3 {
-            assert_eq!(trial.server_error(&mut conducts, 0, 1, None, ORDERED), Verdict::Again);
+    for counted in 0..COUNTED_ORDERED {
+        for _ in 0..4 {
+            let verdict = turn_down(&mut trial, &mut conducts, 0, true);
+            assert_ne!(verdict, Verdict::SetAside);
         }
-        assert_eq!(trial.proven, proven);
+        assert_eq!(trial.counted, counted);
         accept(&mut conducts, 0);
     }
-    assert_eq!(trial.server_error(&mut conducts, 0, 1, None, ORDERED), Verdict::SetAside);
+    assert_eq!(turn_down(&mut trial, &mut conducts, 0, true), Verdict::SetAside);
 }
 
 #[tokio::test(start_paused = true)]
@@ -142,8 +141,8 @@ async fn a_refused_event_is_given_up_after_several_tries_over_some_seconds() {
 
 #[tokio::test(start_paused = true)]
 async fn tries_at_a_consumer_that_takes_nothing_else_do_not_count() {
-    let between = |conducts: &mut Conducts| conducts.turned_down(0);
-    for answer in [Answer::Refused, Answer::ServerError] {
+    let between = |conducts: &mut Conducts| _ = conducts.turned_down(0, false);
+    for answer in [Answer::Refused, Answer::Failed] {
         assert_eq!(given_up_after(answer, PLAIN, between).await, None);
     }
 }
@@ -156,21 +155,21 @@ async fn an_address_that_refuses_at_random_is_asked_more_often() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn server_errors_are_borne_for_as_long_as_the_circumstances_allow() {
+async fn other_failures_are_borne_for_as_long_as_the_circumstances_allow() {
     let none = |_: &mut Conducts| {};
     for (now, wanted) in [
         (PLAIN, HOUR),
         (Circumstances { drains: true, ..PLAIN }, TIME_MIN),
         (Circumstances { server_errors: Duration::from_secs(1), ..PLAIN }, TIME_MIN),
     ] {
-        let (tries, took) = given_up_after(Answer::ServerError, now, none).await.unwrap();
-        assert!(tries >= TRIES_OF_ERRORS, "{tries}");
+        let (tries, took) = given_up_after(Answer::Failed, now, none).await.unwrap();
+        assert!(tries >= TRIES_OF_FAILURES, "{tries}");
         let least = wanted.min(now.server_errors);
         // Four tries take 7 s, and later pauses grow to 30 s.
         assert!(took >= least && took < wanted + Duration::from_secs(31), "{took:?}");
     }
     let keeps_all = Circumstances { keeps_all: true, ..PLAIN };
-    assert_eq!(given_up_after(Answer::ServerError, keeps_all, none).await, None);
+    assert_eq!(given_up_after(Answer::Failed, keeps_all, none).await, None);
 }
 
 #[tokio::test(start_paused = true)]
@@ -210,26 +209,26 @@ async fn an_event_that_every_address_turns_down_is_given_up() {
         if accepts {
             accept(&mut conducts, 1);
         }
-        let mut retrial = set_aside(Answer::ServerError, &mut conducts);
+        let mut retrial = set_aside(Answer::Failed, &mut conducts);
         let begun = Instant::now();
         loop {
             for consumer in 1..=others {
-                let next = retrial.turned_down(Answer::ServerError, &mut conducts, consumer, now);
+                let next = retrial.turned_down(Answer::Failed, &mut conducts, consumer, now);
                 assert_ne!(next, Next::GiveUp, "the tries of another one count");
             }
             tokio::time::sleep_until(retrial.due).await;
-            if retrial.turned_down(Answer::ServerError, &mut conducts, 0, now) == Next::GiveUp {
+            if retrial.turned_down(Answer::Failed, &mut conducts, 0, now) == Next::GiveUp {
                 break;
             }
             assert!(begun.elapsed() < HOUR, "{others} {accepts}");
         }
-        assert!(retrial.tries >= TRIES_OF_ERRORS, "{others} {accepts}");
+        assert!(retrial.tries >= TRIES_OF_FAILURES, "{others} {accepts}");
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_tries_at_an_address_that_is_away_begin_again_at_another() {
-    for answer in [Answer::Refused, Answer::ServerError] {
+    for answer in [Answer::Refused, Answer::Failed] {
         for accepts in [true, false] {
             let mut conducts = working();
             if accepts {
@@ -253,26 +252,26 @@ async fn the_tries_at_an_address_that_is_away_begin_again_at_another() {
                     break;
                 }
             }
-            let least = if answer == Answer::Refused { TRIES } else { TRIES_OF_ERRORS };
+            let least = if answer == Answer::Refused { TRIES } else { TRIES_OF_FAILURES };
             assert!(tries + 1 >= least, "{tries}");
         }
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_first_refusal_of_an_event_that_got_server_errors_needs_a_proof() {
+async fn the_first_refusal_of_an_event_that_failed_otherwise_needs_a_proof() {
     let mut conducts = working();
-    let mut retrial = set_aside(Answer::ServerError, &mut conducts);
+    let mut retrial = set_aside(Answer::Failed, &mut conducts);
     for _ in 0..100 {
         tokio::time::sleep_until(retrial.due).await;
         let next = retrial.turned_down(Answer::Refused, &mut conducts, 0, PLAIN);
-        assert_eq!((next, retrial.answer), (Next::Wait, Answer::ServerError));
+        assert_eq!((next, retrial.answer), (Next::Wait, Answer::Failed));
     }
     accept(&mut conducts, 0);
     retrial.turned_down(Answer::Refused, &mut conducts, 0, PLAIN);
     assert_eq!((retrial.refusals, retrial.answer), (1, Answer::Refused));
     // While the relay drains, there may be no other event.
-    let mut drained = set_aside(Answer::ServerError, &mut conducts);
+    let mut drained = set_aside(Answer::Failed, &mut conducts);
     drained.hurry();
     let drains = Circumstances { drains: true, ..PLAIN };
     drained.turned_down(Answer::Refused, &mut conducts, 0, drains);

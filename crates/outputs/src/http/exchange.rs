@@ -45,6 +45,13 @@ const UNREAD: &str = "the URL's files have not been read";
 
 const NO_IDENTITY: &str = "the queue has no identity yet";
 
+/// Returns the outcome of a request that the consumer has taken and won't confirm, for the reason
+/// `what`. Its events are not at fault.
+fn unconfirmed(what: &str) -> Outcome {
+    let failure = Failure::new(AttemptError::Acknowledgement, what);
+    Outcome::Failed(Failure { may_be_the_events: false, ..failure })
+}
+
 pub(super) struct Load {
     pub(super) head: RequestHead,
     /// The body, compressed as `head` says.
@@ -69,7 +76,7 @@ impl Client {
     pub(super) async fn attempt(&self, lane: &mut Lane, batch: Batch) -> (usize, Outcome) {
         let (expanded, attempt, queue) = match self.begin().await {
             Ok(begun) => begun,
-            Err(failure) => return (0, Outcome::Failed(failure)),
+            Err(failure) => return (0, Outcome::Failed(failure.unsent())),
         };
         let (mut sent, bytes) = (Sent::of(&batch), batch.bytes);
         let made = async {
@@ -92,7 +99,7 @@ impl Client {
                 (id, load.sent.with_unsent(outcome))
             }
             Err(failure) => {
-                let (outcome, sent_at) = (Outcome::Failed(failure), Instant::now());
+                let (outcome, sent_at) = (Outcome::Failed(failure.unsent()), Instant::now());
                 let done = Exchanged { attempt, sent_at, outcome, connection: None };
                 self.settle(lane, done, &sent)
             }
@@ -143,7 +150,7 @@ impl Client {
     pub(super) async fn transfer(&self, lane: &mut Lane, load: Load) -> (usize, Outcome) {
         match self.begin().await {
             Ok((expanded, attempt, _)) => self.send_to(lane, &expanded, attempt, &load).await,
-            Err(failure) => (0, Outcome::Failed(failure)),
+            Err(failure) => (0, Outcome::Failed(failure.unsent())),
         }
     }
 
@@ -186,7 +193,7 @@ impl Client {
                 Some(open)
                     if mutant!("splunk-number-twice", open.confirmations.has(number), false) =>
                 {
-                    outcome = Outcome::Failed(Failure::new(AttemptError::Acknowledgement, AGAIN));
+                    outcome = unconfirmed(AGAIN);
                     // The unconfirmed requests on the connection become doubts, and are sent again.
                     connection = None;
                 }
@@ -194,9 +201,7 @@ impl Client {
                     let confirmed = sent.with_unsent(Outcome::Accepted);
                     connection.confirmations.add(sent.whole(), confirmed, number, sent_at);
                 }
-                None => {
-                    outcome = Outcome::Failed(Failure::new(AttemptError::Acknowledgement, CLOSED))
-                }
+                None => outcome = unconfirmed(CLOSED),
             }
         }
         // A balancer may have chosen its server for the connection. Over a new connection, an event
@@ -270,7 +275,7 @@ impl Client {
         let failed = |reason, what: &str| Failure::new(reason, format!("{base}: {what}"));
         loop {
             let connected = self.connected(pooled.take(), attempt, base, expanded).await;
-            let (mut connection, reused) = connected?;
+            let (mut connection, reused) = connected.map_err(Failure::unsent)?;
             let extra = &expanded.headers;
             let request = match self.request(&mut connection, endpoint, head, extra, body.clone()) {
                 Ok(request) => request,

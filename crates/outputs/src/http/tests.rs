@@ -87,14 +87,16 @@ fn means_with(api: &dyn Api, status: u16, headers: &HeaderMap, body: Option<&[u8
         Outcome::Accepted => "accepted".to_owned(),
         Outcome::Taken(number) => format!("taken {number}"),
         Outcome::Refused(_) => "refused".to_owned(),
-        Outcome::Failed(failure) if failure.server_error => "server error".to_owned(),
+        Outcome::Failed(failure) if failure.reason == telemetry::AttemptError::Status5xx => {
+            "server error".to_owned()
+        }
         Outcome::Failed(_) => "failed".to_owned(),
         Outcome::Judged(parts) => {
             assert_eq!(parts.last().map(|part| part.end.get()), Some(13), "the whole request");
             let word = |verdict: &Verdict| match verdict {
                 Verdict::Delivered => "d".to_owned(),
                 Verdict::Existing => "e".to_owned(),
-                Verdict::Again(failure) if failure.server_error => "s".to_owned(),
+                Verdict::Again(failure) if failure.may_be_the_events => "s".to_owned(),
                 Verdict::Again(_) => "a".to_owned(),
                 Verdict::Refused(_) => "r".to_owned(),
                 Verdict::Partly { refused, .. } => format!("p{refused} "),
@@ -247,12 +249,12 @@ fn elasticsearch_judges_each_event() {
     of([stored, &conflict, stored], "ded");
     of([stored, &busy, &malformed], "dar");
     of([&busy, &busy, &busy], "aaa");
-    of([&blocked, &gone, &pipeline], "aas");
+    of([&blocked, &gone, &pipeline], "sss");
     // A conflict of another kind does not mean that the consumer has the event, whatever it is
     // called, and neither does one without a kind.
-    of([stored, &read_only, stored], "dad");
-    of([stored, &error(409, "IllegalState-2"), &error(409, "")], "daa");
-    of([r#""status":409"#, r#""status":409,"error":{}"#, &conflict], "aae");
+    of([stored, &read_only, stored], "dsd");
+    of([stored, &error(409, "IllegalState-2"), &error(409, "")], "dss");
+    of([r#""status":409"#, r#""status":409,"error":{}"#, &conflict], "sse");
     let two = items(&[stored, stored]);
     compare(
         "elasticsearch",

@@ -220,7 +220,7 @@ impl S3Link {
     /// Returns `true` if the open object takes no more events.
     fn is_over(&self, object: &Object) -> bool {
         self.collected.rest.is_some()
-            || (self.collected.is_flushed && !object.is_planned)
+            || self.collected.is_flushed
             || object.is_complete()
             || object.bytes >= self.bytes_max(object)
             || self.ages_at(object) <= Instant::now()
@@ -254,7 +254,7 @@ impl S3Link {
             self.reports.push_back(Event::Together(reports.collect()));
         } else if is_cut_short && self.is_ending() {
             for Packed { claim, .. } in object.packed {
-                let failure = Failure::new(AttemptError::Closed, INCOMPLETE);
+                let failure = Failure::new(AttemptError::Closed, INCOMPLETE).unsent();
                 self.reports.push_back(Event::Failed(claim, failure));
             }
         } else {
@@ -321,10 +321,9 @@ fn existing(claim: Claim, events: u64) -> Event {
 
 /// Returns the result of a thread, or the failure that ends the link. `what` names the work.
 fn joined<T>(result: Result<io::Result<T>, JoinError>, what: &str) -> Result<T, Failure> {
-    result
-        .map_err(io::Error::other)
-        .flatten()
-        .map_err(|error| Failure::new(AttemptError::Protocol, format!("cannot {what}: {error}")))
+    result.map_err(io::Error::other).flatten().map_err(|error| {
+        Failure::new(AttemptError::Protocol, format!("cannot {what}: {error}")).unsent()
+    })
 }
 
 /// Waits for the end of some work. Never returns without work.

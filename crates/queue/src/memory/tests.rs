@@ -165,7 +165,8 @@ fn an_event_that_is_set_aside_needs_room_until_it_is_settled_or_its_output_leave
     let [stays, leaves] = ["o", "p"].map(|name| join(&queue, &telemetry, name));
     store(&queue, &names("a"), "room");
     for cursor in [&stays, &leaves] {
-        cursor.set_aside(cursor.next(ALL, false).expect("a").claim, 100);
+        let claim = cursor.next(ALL, false).expect("a").claim;
+        cursor.set_aside(claim, &[b'a'; 100]).expect("it is in the queue");
     }
     assert_eq!((queue.needed(), queue.held()), (200, (200, 0)));
     assert_eq!(leaves.remove(true), 1, "it is lost for this output");
@@ -245,7 +246,7 @@ async fn a_sender_is_refused_if_the_output_goes_that_has_set_its_event_aside() {
         let (queue, telemetry) = queue(10_000, WhenFull::Reject, Acknowledge::Delivered);
         let [going, other] = ["going", "other"].map(|name| join(&queue, &telemetry, name));
         let mut ticket = queue.append(batch(&names("a"))).expect("room");
-        going.set_aside(going.next(ALL, false).expect("a").claim, 100);
+        set_aside(&going);
         if leaves {
             going.remove(true);
         } else {
@@ -322,4 +323,116 @@ async fn a_batch_says_where_and_how_old_its_pieces_are() {
         cursor.redeliver(right).expect("the right").acceptances,
         [acceptance(Position::new(2), 1, 8), acceptance(Position::new(3), 2, 3)]
     );
+}
+
+/// Takes the next claim of a cursor, of one event, and sets the event aside.
+fn set_aside(cursor: &Cursor) -> (Position, Weak<Bytes>) {
+    let taken = cursor.next(Take { bytes: u64::MAX, events: 1 }, false).expect("an event");
+    let line = cursor.set_aside(taken.claim, &taken.pieces[0]);
+    (taken.claim.start, line.expect("it is in the queue"))
+}
+
+/// Method: an optional output sets two events aside, of 244 bytes each, and a required one takes
+/// everything. The queue then has room for one more batch beside them, and gets three.
+#[test]
+fn an_event_that_an_optional_output_has_set_aside_is_kept_until_its_room_is_needed() {
+    let (queue, telemetry) = queue(1100, WhenFull::Reject, Acknowledge::Queued);
+    let required = join(&queue, &telemetry, "required");
+    let (optional, counts) = join_counted(&queue, &telemetry, "optional", false);
+    let long = |name: &str| [name.repeat(243)];
+    let [(first, a), (second, b)] = ["a", "b"].map(|name| {
+        store(&queue, &long(name), "room");
+        deliver(&required);
+        set_aside(&optional)
+    });
+    assert_eq!((queue.needed(), queue.held()), (0, (488, 0)));
+    store(&queue, &long("c"), "there is room for both");
+    assert_eq!(b.upgrade().expect("it is kept").to_vec(), batch(&long("b")).lines);
+    queue.admits(244).expect("only 500 bytes are needed");
+    store(&queue, &long("d"), "one event makes room");
+    assert_eq!((a.strong_count(), counts.lost()), (0, 2));
+    assert_eq!((b.strong_count(), queue.held()), (0, (1000, 2)), "and the other one too");
+    assert_eq!(value(&telemetry, "output_aside_events{output=\"optional\"}"), 0);
+    assert_eq!(queue.append(batch(&long("e"))).err(), Some(Refused::Full));
+    assert_eq!(value(&telemetry, "queue_dropped_events_total{reason=\"drop_oldest\"}"), 0);
+    // The consumer has received the second event all the same.
+    for position in [first, second] {
+        let event = Aside { bytes: 244, received: now() };
+        optional.settle_aside(position, event, Disposition::default());
+    }
+    assert_eq!((counts.delivered(), counts.lost()), (0, 2), "each counts once");
+}
+
+/// Method: an optional output, which no event has reached yet, keeps batches in the queue, and
+/// another one sets events aside. Then more batches come, one by one.
+#[test]
+fn the_oldest_events_that_only_optional_outputs_need_are_dropped_first() {
+    let (queue, telemetry) = queue(2500, WhenFull::DropOldest, Acknowledge::Queued);
+    let required = join(&queue, &telemetry, "required");
+    let (late, kept) = join_counted(&queue, &telemetry, "late", false);
+    let (setting, aside) = join_counted(&queue, &telemetry, "setting", false);
+    let long = |name: &str| [name.repeat(243)];
+    for name in ["a", "b"] {
+        store(&queue, &long(name), "room");
+        deliver(&required);
+    }
+    set_aside(&setting);
+    set_aside(&setting);
+    // A batch has 500 bytes, and an event that is set aside has 244.
+    let expected = [(0, 0), (0, 0), (1, 0), (2, 1), (2, 2)];
+    for (number, lost) in expected.into_iter().enumerate() {
+        store(&queue, &long("c"), "something is old");
+        assert_eq!((kept.lost(), aside.lost()), lost, "{number}");
+        assert!(queue.held().0 <= 2500);
+    }
+    assert_eq!(value(&telemetry, "queue_dropped_events_total{reason=\"drop_oldest\"}"), 0);
+    drop((late, setting));
+}
+
+/// Method: an optional output sets each event of a full queue aside, and a required one takes none.
+#[test]
+fn an_event_that_is_set_aside_in_a_full_queue_takes_no_further_memory() {
+    let (queue, telemetry) = queue(3 * 500, WhenFull::Reject, Acknowledge::Queued);
+    let _required = join(&queue, &telemetry, "required");
+    let (optional, counts) = join_counted(&queue, &telemetry, "optional", false);
+    for name in ["a", "b", "c"] {
+        store(&queue, &[name.repeat(243)], "room");
+    }
+    for lost in 1..=3 {
+        let (_, line) = set_aside(&optional);
+        assert_eq!((line.strong_count(), counts.lost(), queue.held().0), (0, lost, 1500));
+    }
+}
+
+/// Method: the event is dropped after an optional output has read it.
+#[test]
+fn an_event_that_was_dropped_is_not_set_aside() {
+    let (queue, telemetry) = queue(600, WhenFull::Reject, Acknowledge::Queued);
+    let required = join(&queue, &telemetry, "required");
+    let (optional, counts) = join_counted(&queue, &telemetry, "optional", false);
+    store(&queue, &["a".repeat(243)], "room");
+    deliver(&required);
+    let taken = optional.next(ALL, false).expect("it is kept for the output");
+    store(&queue, &["b".repeat(243)], "the first batch makes room");
+    assert!(optional.set_aside(taken.claim, &taken.pieces[0]).is_none());
+    assert_eq!((counts.lost(), queue.held()), (1, (500, 1)));
+    assert_eq!(queue.abandon(), [("required".to_owned(), 1), ("optional".to_owned(), 1)]);
+}
+
+/// Method: a required output sets an event aside, and a sender waits for it. The output becomes
+/// optional, and the event's room is needed.
+#[tokio::test]
+async fn a_sender_has_its_answer_when_the_event_of_an_optional_output_is_dropped() {
+    let (queue, telemetry) = queue(600, WhenFull::Reject, Acknowledge::Delivered);
+    let required = join(&queue, &telemetry, "required");
+    let changing = join(&queue, &telemetry, "changing");
+    let mut ticket = queue.append(batch(&["a".repeat(243)])).expect("room");
+    deliver(&required);
+    set_aside(&changing);
+    let more = ["b".repeat(243)];
+    assert_eq!(queue.append(batch(&more)).err(), Some(Refused::Full), "it is needed");
+    queue.require("changing", false);
+    let _more = queue.append(batch(&more)).expect("the event makes room");
+    let answer = tokio::time::timeout(Duration::from_secs(10), ticket.acknowledged()).await;
+    assert_eq!(answer, Ok(Ok(())));
 }

@@ -849,10 +849,14 @@ impl Cursor {
 
     /// See [`crate::Cursor::acknowledge`].
     pub fn acknowledge(&self, claim: Claim, disposition: Disposition) {
-        let mut state = self.shared.lock();
+        self.finish(&mut self.shared.lock(), claim, disposition);
+    }
+
+    /// Returns `false` if the claim was final before, or was dropped.
+    fn finish(&self, state: &mut SpoolState, claim: Claim, disposition: Disposition) -> bool {
         let cursor = &mut state.log.cursors[self.index];
         let Some(entry) = cursor.claims.find(claim).filter(|entry| entry.stage.is_open()) else {
-            return;
+            return false;
         };
         entry.stage = Stage::Done;
         let (note, events) = (entry.note, left(claim, &cursor.counted));
@@ -874,21 +878,20 @@ impl Cursor {
             unrecorded.add(&cursor.output.name, claim, note.first_byte, outcome);
         }
         state.writing.saving.unsaved += note.bytes;
-        self.shared.settled(&mut state, self.index);
+        self.shared.settled(state, self.index);
+        true
     }
 
-    /// See [`crate::Cursor::set_aside`].
-    pub fn set_aside(&self, claim: Claim) {
-        {
-            let mut state = self.shared.lock();
+    /// See [`crate::Cursor::set_aside`]. Returns `false` if the event was dropped before.
+    pub fn set_aside(&self, claim: Claim) -> bool {
+        let mut state = self.shared.lock();
+        let is_kept = self.finish(&mut state, claim, Disposition::aside());
+        if is_kept {
             let cursor = &mut state.log.cursors[self.index];
-            if !cursor.claims.find(claim).is_some_and(|entry| entry.stage.is_open()) {
-                return;
-            }
             cursor.aside += 1;
             cursor.output.show_aside(cursor.aside);
         }
-        self.acknowledge(claim, Disposition::aside());
+        is_kept
     }
 
     /// See [`crate::Cursor::settle_aside`].

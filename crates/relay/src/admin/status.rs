@@ -377,6 +377,9 @@ fn aside(aside: &AsideEvents) -> status::Aside {
         tries: aside.tries,
         error: aside.error.to_string(),
         server_errors: aside.server_errors,
+        at_fault: aside.at_fault,
+        audit_id: aside.audit_id.to_string(),
+        bytes: aside.bytes,
     }
 }
 

@@ -10,7 +10,7 @@ use super::thresholds::{
     ALL_DROPPED, APISERVER_SILENT, CERTIFICATE_DAYS, FULL_WITHIN, MEMORY_NEARLY_USED, PATIENCE,
     PATIENCE_WITH_RETRY_AFTER, QUEUE_NEARLY_FULL, SILENCE, SLOW_ANSWERS, STALLED_LATELY,
 };
-use super::{Address, Certificate, Output, Queue, Status};
+use super::{Address, Aside, Certificate, Output, Queue, Status};
 use base::mutant;
 
 /// How good or bad the state of the relay, or of a part of it, is. The order is from good to bad.
@@ -145,7 +145,7 @@ pub fn trouble(it: &Output) -> Option<State> {
         || is_late(it)
         || is_growing(it)
         || is_stalling(it)
-        || it.aside.as_ref().is_some_and(|aside| aside.server_errors)
+        || it.aside.as_ref().is_some_and(|aside| aside.at_fault > 0)
         || is_dropping_all(it)
         || it.addresses.iter().any(|it| is_passed_over(it) || it.state == ON_TRIAL);
     match (is_bad, is_worth_a_look) {
@@ -415,16 +415,16 @@ fn output(it: &Output, found: &mut Findings) {
             event; names of verbs, resources and users must match exactly.";
         found.add(State::Warn, &about, text, advice);
     }
-    if let Some(aside) = it.aside.as_ref().filter(|it| it.server_errors) {
-        let (events, position) = (aside.events, aside.position);
+    if let Some(aside) = it.aside.as_ref().filter(|it| it.at_fault > 0) {
+        let Aside { at_fault, position, bytes, .. } = aside;
         let text = format!(
-            "Output {}: the consumer returns an error each time for {events} of its events, the \
-             first at position {position}, and accepts the others.",
+            "Output {}: the consumer turns down {at_fault} of its events each time, the first at \
+             position {position} with {bytes} bytes, and accepts the others.",
             it.name
         );
-        let advice = "They are set aside, and treated as refused after \
-            rejected.after_server_errors. `aside` in /status has the response. Runbook: \
-            KubeAuditForwarderEventsSetAside.";
+        let advice = "They are set aside, hold up no others, and are given up after \
+            rejected.after_server_errors unless rejected.action is \"retry\". `aside` in /status \
+            says what the consumer did. Runbook: KubeAuditForwarderEventsSetAside.";
         found.add(State::Warn, &about, text, advice);
     }
     if !is_only {
@@ -826,8 +826,8 @@ mod tests {
     #[test]
     fn an_event_that_waits_because_of_server_errors_is_a_warning() {
         let aside = |server_errors: bool| {
-            let (events, position) = (1, 7);
-            json!({ "events": events, "position": position, "server_errors": server_errors })
+            let at_fault = u64::from(server_errors);
+            json!({ "events": 1, "position": 7, "bytes": 900, "at_fault": at_fault })
         };
         assert_headline(State::Warn, "the first at position 7", |status| {
             status["outputs"][0]["aside"] = aside(true);

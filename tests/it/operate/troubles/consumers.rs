@@ -170,7 +170,7 @@ pub(super) const ROWS: &[Row] = &[
     Row {
         name: "the consumer answers 500 to an event, and takes the others",
         run: |scene| then(scene, "", |it| Answer::status(if has_one(it) { 500 } else { 200 })),
-        says: ("warn", "the consumer returns an error each time"),
+        says: ("warn", "the consumer turns down"),
         fires: "EventsSetAside",
         before: &[],
         logs: "",

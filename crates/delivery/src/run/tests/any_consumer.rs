@@ -184,7 +184,7 @@ fn moody<const EAGER: bool>(
             Mood::Flaky(every) if count % every == 1 && count % 4 == 1 => Answer::Trouble,
             Mood::Flaky(_) => healthy(events),
         };
-        if let (Answer::Fail | Answer::Refuse, [event]) = (&answer, events) {
+        if let (Answer::Fail | Answer::Refuse | Answer::Break(_), [event]) = (&answer, events) {
             failed.lock().unwrap().insert(event.clone());
         }
         answer
@@ -319,7 +319,7 @@ async fn holds<const EAGER: bool>(case: &Case) -> TestCaseResult {
     Ok(())
 }
 
-fn run_paused(test: impl Future<Output = TestCaseResult>) -> TestCaseResult {
+pub(super) fn run_paused(test: impl Future<Output = TestCaseResult>) -> TestCaseResult {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)

@@ -43,6 +43,17 @@ enum Step {
     Rewind {
         cursor: usize,
     },
+    /// Sets the first event of a claim aside, unless its sender waits.
+    SetAside {
+        cursor: usize,
+        claim: usize,
+    },
+    /// Settles an event that was set aside, even if the queue has dropped it.
+    Settle {
+        cursor: usize,
+        event: usize,
+        is_lost: bool,
+    },
     /// The sender of a batch that waits for its delivery leaves.
     Withdraw {
         ticket: usize,
@@ -86,6 +97,10 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (cursor.clone(), index.clone()).prop_map(|(cursor, claim)| Step::Retake { cursor, claim }),
         4 => (cursor.clone(), index.clone()).prop_map(|(cursor, claim)| Step::Split { cursor, claim }),
         2 => cursor.clone().prop_map(|cursor| Step::Rewind { cursor }),
+        6 => (cursor.clone(), index.clone())
+            .prop_map(|(cursor, claim)| Step::SetAside { cursor, claim }),
+        2 => (cursor.clone(), index.clone(), any::<bool>())
+            .prop_map(|(cursor, event, is_lost)| Step::Settle { cursor, event, is_lost }),
         2 => index.clone().prop_map(|ticket| Step::Withdraw { ticket }),
         2 => (index, any::<bool>()).prop_map(|(name, required)| Step::Join { name, required }),
         1 => cursor.clone().prop_map(|cursor| Step::Leave { cursor }),
@@ -111,6 +126,7 @@ fn settings_step() -> impl Strategy<Value = Settings> {
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Fate {
     Waiting,
+    Aside,
     Finished,
     Lost,
 }
@@ -146,7 +162,12 @@ struct Totals {
 
 struct ModelCursor {
     name: usize,
+    /// The index of the real cursor.
+    index: usize,
     required: bool,
+    /// The events that were set aside and are not settled, those that the queue has dropped
+    /// included: the position, and the bytes of the line.
+    aside: Vec<(u64, u64)>,
     /// The end of the log when the output joined.
     joined: u64,
     read: u64,
@@ -181,6 +202,16 @@ impl ModelCursor {
         self.claims.iter().any(|(start, (end, stage))| {
             *stage == Stage::OnWire && *start < record.end() && record.first < *end
         })
+    }
+
+    /// Returns the events that are set aside and that the queue still has.
+    fn kept_aside(&self) -> impl Iterator<Item = (u64, u64)> {
+        let is_kept = |position| self.fates[position] == Fate::Aside;
+        self.aside.iter().filter(move |(position, _)| is_kept(position)).copied()
+    }
+
+    fn bytes_aside(&self) -> u64 {
+        self.kept_aside().map(|(_, bytes)| bytes).sum()
     }
 
     /// Gives this fate to the waiting ones of these positions. Returns their number.
@@ -226,14 +257,18 @@ impl Model {
         let held: Vec<_> =
             self.records.iter().filter(|record| record.here && record.end() > passed).collect();
         let events = held.iter().map(|record| record.events.len() as u64).sum();
-        (held.iter().map(|record| record.weight()).sum(), events)
+        let aside: u64 = self.cursors.iter().map(ModelCursor::bytes_aside).sum();
+        (held.iter().map(|record| record.weight()).sum::<u64>() + aside, events)
     }
 
-    /// Returns the weight of the batches that a required output has not finished.
+    /// Returns the weight of the batches that a required output has not finished, and of the events
+    /// that one has set aside.
     fn needed(&self) -> u64 {
         let required = self.required_watermark();
         let needed = self.records.iter().filter(|record| record.here && record.end() > required);
-        needed.map(ModelRecord::weight).sum()
+        let aside = self.cursors.iter().filter(|cursor| cursor.required);
+        let aside: u64 = aside.map(ModelCursor::bytes_aside).sum();
+        needed.map(ModelRecord::weight).sum::<u64>() + aside
     }
 
     fn accepted(&self) -> u64 {
@@ -258,25 +293,58 @@ impl Model {
         let answered = begun.then_some(Ok(()));
         let record = ModelRecord { first, events: events.to_vec(), here: true, begun, answered };
         let needed = (self.held().0 + record.weight()).saturating_sub(self.settings.capacity);
-        let (passed, required) = (self.watermark(|_| true), self.required_watermark());
-        let (mut gained, mut chosen) = (0, Vec::new());
-        for (index, old) in self.records.iter().enumerate() {
-            let is_spare = old.end() <= required;
-            let on_wire = self.cursors.iter().any(|it| it.required && it.has_on_wire(old));
-            let may_go = is_spare || (self.settings.when_full == WhenFull::DropOldest && !on_wire);
-            if gained < needed && old.here && old.end() > passed && may_go {
-                gained += old.weight();
-                chosen.push((index, is_spare));
-            }
-        }
-        if gained < needed {
+        if !self.make_room(needed) {
             if self.settings.when_full == WhenFull::DropNewest {
                 self.dropped_newest += record.events.len() as u64;
                 return Taken::Lost;
             }
             return Taken::No;
         }
-        for (index, is_spare) in chosen {
+        for cursor in &mut self.cursors {
+            cursor.fates.extend((first..record.end()).map(|position| (position, Fate::Waiting)));
+        }
+        self.records.push(record);
+        Taken::Stored
+    }
+
+    /// Drops the oldest batches and events that only optional outputs need, and then, if allowed,
+    /// the oldest other batches. Returns `false` if these have less than `needed` bytes.
+    fn make_room(&mut self, needed: u64) -> bool {
+        let (passed, required) = (self.watermark(|_| true), self.required_watermark());
+        let drops_oldest = self.settings.when_full == WhenFull::DropOldest;
+        // The order in which they go, their weight, and the batch or the output of the event.
+        let mut old = Vec::new();
+        for (index, record) in self.records.iter().enumerate() {
+            let is_needed = record.end() > required;
+            let on_wire = self.cursors.iter().any(|it| it.required && it.has_on_wire(record));
+            let may_go = !is_needed || (drops_oldest && !on_wire);
+            if record.here && record.end() > passed && may_go {
+                let order = (is_needed, record.first, None);
+                old.push((order, record.weight(), index));
+            }
+        }
+        for (output, cursor) in self.cursors.iter().enumerate().filter(|(_, it)| !it.required) {
+            for (position, bytes) in cursor.kept_aside() {
+                old.push(((false, position, Some(cursor.index)), bytes, output));
+            }
+        }
+        old.sort_unstable();
+        let mut gained = 0;
+        old.retain(|(_, weight, _)| {
+            let is_enough = gained >= needed;
+            gained += weight;
+            !is_enough
+        });
+        if gained < needed {
+            return false;
+        }
+        for ((is_needed, position, aside), _, index) in old {
+            if aside.is_some() {
+                let cursor = &mut self.cursors[index];
+                cursor.fates.insert(position, Fate::Lost);
+                self.totals[cursor.name].lost += 1;
+                continue;
+            }
             let old = &mut self.records[index];
             if old.answered.is_none() {
                 old.answered = Some(Err(Refused::Undelivered));
@@ -292,17 +360,13 @@ impl Model {
             for cursor in &mut self.cursors {
                 let lost = cursor.settle(old.first..old.end(), Fate::Lost);
                 self.totals[cursor.name].lost += lost;
-                if cursor.required && !is_spare {
+                if cursor.required && is_needed {
                     most = most.max(lost);
                 }
             }
             self.dropped_oldest += most;
         }
-        for cursor in &mut self.cursors {
-            cursor.fates.extend((first..record.end()).map(|position| (position, Fate::Waiting)));
-        }
-        self.records.push(record);
-        Taken::Stored
+        true
     }
 
     /// Ends the claims that are to be sent again and of which no event is left.
@@ -340,7 +404,8 @@ impl Model {
         let mut cursor = self.cursors.remove(index);
         self.answer();
         let begun = self.records.iter().filter(|record| record.begun);
-        let lost = begun.map(|record| cursor.settle(record.first..record.end(), Fate::Lost)).sum();
+        let lost = begun.map(|record| cursor.settle(record.first..record.end(), Fate::Lost));
+        let lost = lost.sum::<u64>() + cursor.kept_aside().count() as u64;
         self.totals[cursor.name].lost += lost;
         lost
     }
@@ -415,15 +480,18 @@ impl Pair {
             assert_eq!(joined.err(), Some(JoinError::Taken));
             return;
         }
-        self.cursors.push(joined.unwrap_or_else(|error| panic!("{error}")));
+        let joined = joined.unwrap_or_else(|error| panic!("{error}"));
         self.model.cursors.push(ModelCursor {
             name,
+            index: joined.index,
             required,
+            aside: Vec::new(),
             joined: self.model.records.last().map_or(0, ModelRecord::end),
             read: self.model.records.last().map_or(0, ModelRecord::end),
             claims: BTreeMap::new(),
             fates: BTreeMap::new(),
         });
+        self.cursors.push(joined);
     }
 
     /// True if another output than this one is required.
@@ -461,6 +529,10 @@ impl Pair {
                     model.claims.retain(|start, _| *start < watermark);
                     real.rewind();
                 }
+            }
+            Step::SetAside { cursor, claim } => self.set_aside(cursor % cursors, *claim)?,
+            Step::Settle { cursor, event, is_lost } => {
+                self.settle(cursor % cursors, *event, *is_lost);
             }
             Step::Withdraw { ticket } => {
                 if !self.tickets.is_empty() {
@@ -543,6 +615,54 @@ impl Pair {
                 None => &mut totals.delivered,
             };
             *total += model.settle(*position..position + 1, Fate::Finished);
+        }
+    }
+
+    fn set_aside(&mut self, cursor: usize, claim: usize) -> TestCaseResult {
+        let model = &self.model.cursors[cursor];
+        let Some(claim) = model.pick(claim, &[Stage::OnWire]) else { return Ok(()) };
+        let events = self.model.events_of(claim);
+        let Some((position, event)) = events.first() else { return Ok(()) };
+        let record = self.model.records.iter().find(|record| *position < record.end());
+        let waits = record.is_none_or(|record| record.answered.is_none());
+        if waits || *position != claim.start.get() {
+            return Ok(());
+        }
+        let (model, real) = (&mut self.model.cursors[cursor], &self.cursors[cursor]);
+        let (next, end) = (position + 1, claim.end.get());
+        if end > next {
+            same("cut", real.split_at(claim, Position::new(next)).is_some(), true)?;
+            model.claims.insert(next, (end, Stage::OnWire));
+        }
+        let line = format!("{event}\n");
+        let kept = real.set_aside(Claim::of(*position, next), line.as_bytes());
+        same("here", kept.is_some(), true)?;
+        model.claims.insert(*position, (next, Stage::Done));
+        same("set aside", model.settle(*position..next, Fate::Aside), 1)?;
+        model.aside.push((*position, line.len() as u64));
+        let is_required = model.required;
+        let excess = self.model.held().0.saturating_sub(self.model.settings.capacity);
+        if excess > 0 && !self.model.make_room(excess) {
+            // Only the events of required outputs may take more room than there is.
+            same("too much", is_required || excess > line.len() as u64, true)?;
+            self.model.bound = self.model.bound.max(self.model.held().0);
+        }
+        Ok(())
+    }
+
+    fn settle(&mut self, cursor: usize, event: usize, is_lost: bool) {
+        let model = &mut self.model.cursors[cursor];
+        if model.aside.is_empty() {
+            return;
+        }
+        let (position, bytes) = model.aside.remove(event % model.aside.len());
+        let fate = if is_lost { Disposition::lost(1) } else { Disposition::default() };
+        let event = Aside { bytes, received: now() };
+        self.cursors[cursor].settle_aside(Position::new(position), event, fate);
+        let totals = &mut self.model.totals[model.name];
+        if model.fates[&position] == Fate::Aside {
+            model.fates.insert(position, Fate::Finished);
+            *(if is_lost { &mut totals.lost } else { &mut totals.delivered }) += 1;
         }
     }
 
@@ -651,8 +771,10 @@ impl Pair {
         let all = self.model.events_of(Claim::of(0, u64::MAX));
         let backlogs: BTreeMap<String, Backlog> = self.real.backlogs().into_iter().collect();
         same("outputs", backlogs.len(), self.model.cursors.len())?;
-        for cursor in &self.model.cursors {
+        for (cursor, real) in self.model.cursors.iter().zip(&self.cursors) {
             let (name, counts) = (NAMES[cursor.name], &self.counts[cursor.name]);
+            let aside = cursor.kept_aside().count() as u64;
+            same("aside", real.with(|real| real.aside.events), aside)?;
             let begun = |position: &u64| {
                 let record = self.model.records.iter().find(|record| *position < record.end());
                 record.is_some_and(|record| record.begun)
@@ -677,7 +799,7 @@ impl Pair {
                 counts.delivered(),
                 counts.lost(),
                 counts.filtered().iter().sum(),
-                backlog.events,
+                backlog.events + aside,
             ]
             .map(|count| count as f64);
             let all = delivered + lost + filtered + backlog;
@@ -718,6 +840,9 @@ impl Pair {
             }
             while self.model.cursors[cursor].pick(0, &[Stage::OnWire]).is_some() {
                 self.apply(&Step::Finish { cursor, claim: 0, fate: Disposition::default() })?;
+            }
+            while !self.model.cursors[cursor].aside.is_empty() {
+                self.apply(&Step::Settle { cursor, event: 0, is_lost: false })?;
             }
             let before = self.model.cursors[cursor].read;
             loop {

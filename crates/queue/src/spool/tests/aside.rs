@@ -10,7 +10,7 @@ fn an_event_that_is_set_aside_is_kept_for_the_next_start_and_told_so() {
     (0..3).for_each(|_| scene.send(100).expect("there is room"));
     let cursor = &mut scene.cursors[0];
     let batch = cursor.next(Take { events: 1, ..ALL }).expect("three events");
-    cursor.set_aside(batch.claim);
+    assert!(cursor.set_aside(batch.claim));
     let batch = cursor.next(Take { events: 1, ..ALL }).expect("two events");
     cursor.acknowledge(batch.claim, Disposition::default());
     assert_eq!(scene.queue.kept(), [("out".to_owned(), 2)]);
@@ -30,7 +30,7 @@ fn an_event_that_is_set_aside_outlives_the_cursors_file() {
     let cursor = &mut scene.cursors[0];
     let first = cursor.next(ALL).expect("an event").claim;
     cursor.shelf().store(first.start, b"{}").expect("the disk is well");
-    cursor.set_aside(first);
+    assert!(cursor.set_aside(first));
     (1..100).for_each(|_| scene.send(2000).expect("there is room"));
     scene.deliver_to(0);
     scene.work(Chore::Save);
@@ -55,7 +55,7 @@ fn an_event_whose_claim_was_not_final_comes_from_the_log_alone() {
         cursor.shelf().store(batch.claim.start, b"{}").expect("the disk is well");
         batch.claim
     });
-    cursor.set_aside(claims[0]);
+    assert!(cursor.set_aside(claims[0]));
     scene.work(Chore::Save);
     let mut scene = open(scene.disk);
     let found = scene.cursors[0].take_aside();
@@ -79,7 +79,7 @@ fn a_decided_event_is_kept_until_the_evidence_of_the_decision_is_durable() {
         let claim = scene.cursors[0].next(ALL).expect("an event").claim;
         let shelf = scene.cursors[0].shelf();
         shelf.store(claim.start, b"{}").expect("the disk is well");
-        scene.cursors[0].set_aside(claim);
+        assert!(scene.cursors[0].set_aside(claim));
         let of_set_aside = scene.cursors[1].take_finished();
         let event = Aside { bytes: 2, received: 0 };
         scene.cursors[0].settle_aside(claim.start, event, Disposition::lost(1));
@@ -95,4 +95,22 @@ fn a_decided_event_is_kept_until_the_evidence_of_the_decision_is_durable() {
         let found = scene.cursors[0].take_aside();
         assert_eq!(found.is_empty(), is_durable, "{found:?}");
     }
+}
+
+/// Method: the queue drops the event of an optional output while the event's file is written.
+#[test]
+fn an_event_that_was_dropped_is_not_set_aside() {
+    let config = settings(512 << 10, 32 << 10, WhenFull::Reject);
+    let outputs = [("required", true), ("optional", false)];
+    let mut scene = Scene::open(SimulatedDisk::new(1), &config, &outputs, |_| {});
+    scene.send(5000).expect("there is room");
+    let claim = scene.cursors[1].next(ALL).expect("it is in memory").claim;
+    for _ in 0..200 {
+        scene.send(5000).expect("older events make room");
+        scene.deliver_to(0);
+    }
+    let lost = scene.counts[1].lost();
+    assert!(lost > 0 && !scene.cursors[1].set_aside(claim));
+    assert_eq!(values(&scene.telemetry, ["output_aside_events{output=\"optional\"}"]), [0]);
+    assert_eq!((scene.counts[1].lost(), scene.counts[1].delivered()), (lost, 0));
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::AtomicUsize;
 
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use super::*;
 use crate::contract::Redelivery;
@@ -11,6 +12,9 @@ use crate::contract::Redelivery;
 const SENDERS: usize = 64;
 
 const BATCHES: usize = 25;
+
+/// A test that waits for longer than this for the queue or a task has failed.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 const NAMES: [&str; 3] = ["quick", "slow", "clumsy"];
 
@@ -39,7 +43,8 @@ async fn send(queue: Queue, sender: usize, full: Arc<AtomicUsize>) {
         loop {
             match queue.append(append.clone()) {
                 Ok(mut ticket) => {
-                    ticket.acknowledged().await.expect("the disk is well");
+                    let stored = timeout(PATIENCE, ticket.acknowledged()).await;
+                    stored.expect("it is synced").expect("the disk is well");
                     break;
                 }
                 Err(refused) => {
@@ -56,7 +61,7 @@ async fn receive(mut cursor: Cursor, name: &str, mut left: u64) -> Vec<String> {
     let mut rng = fastrand::Rng::with_seed(7);
     let mut got = Vec::new();
     while left > 0 {
-        cursor.readable().await;
+        timeout(PATIENCE, cursor.readable()).await.expect("more events");
         let take = Take { bytes: rng.u64(100..30_000), events: left };
         let Some(mut batch) = cursor.next(take) else { continue };
         if name == "slow" && rng.u8(..4) == 0 {
@@ -68,7 +73,9 @@ async fn receive(mut cursor: Cursor, name: &str, mut left: u64) -> Vec<String> {
             batch = loop {
                 match cursor.redeliver(claim) {
                     Redelivery::Batch(batch) => break batch,
-                    Redelivery::NotYet => cursor.readable().await,
+                    Redelivery::NotYet => {
+                        timeout(PATIENCE, cursor.readable()).await.expect("the lines are read");
+                    }
                     Redelivery::Gone => panic!("nothing is dropped"),
                 }
             };
@@ -104,23 +111,23 @@ async fn many_senders_and_outputs_lose_nothing_and_keep_the_order() {
     let total = total();
     let full = Arc::new(AtomicUsize::new(0));
     let (queue, cursors, telemetry) = open(directory.path(), &config);
-    let mut senders = JoinSet::new();
+    // The first task that fails ends the test: the other ones would wait for it.
+    let mut tasks = JoinSet::new();
     for sender in 0..SENDERS {
-        senders.spawn(send(queue.clone(), sender, Arc::clone(&full)));
+        let sending = send(queue.clone(), sender, Arc::clone(&full));
+        tasks.spawn(async move {
+            sending.await;
+            None
+        });
     }
     // The outputs leave different numbers of events for the next start.
     let left = [0, 100, 333];
-    let mut outputs = JoinSet::new();
     for ((cursor, name), left) in cursors.into_iter().zip(NAMES).zip(left) {
-        outputs.spawn(async move { (name, receive(cursor, name, total - left).await) });
+        tasks.spawn(async move { Some((name, receive(cursor, name, total - left).await)) });
     }
     let mut got: BTreeMap<&str, Vec<String>> = BTreeMap::new();
-    while let Some(received) = outputs.join_next().await {
-        let (name, received) = received.expect("it ends");
-        got.insert(name, received);
-    }
-    while let Some(sent) = senders.join_next().await {
-        sent.expect("it ends");
+    while let Some(ended) = tasks.join_next().await {
+        got.extend(ended.expect("it ends"));
     }
     assert_eq!(values(&telemetry, ["event_total"]), [total]);
     let backlogs: Vec<u64> = queue.backlogs().iter().map(|(_, backlog)| backlog.events).collect();

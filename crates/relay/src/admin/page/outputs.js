@@ -136,7 +136,7 @@ function drawDetails(of, it, is, elapsed) {
     ['Sent', `${bytes(it.sent_bytes)}${sent === null || failure ? '' : `, ${bytes(sent)}/s`}`],
     ['Backlog', `${count(it.backlog_events, 'event', 'events')}, ${bytes(it.backlog_bytes)}`],
     ['Set aside', it.aside ? count(it.aside.events, 'event', 'events') : '',
-      it.aside && it.aside.server_errors ? 'warn' : 'good'],
+      it.aside && it.aside.at_fault ? 'warn' : 'good'],
     ['Lag', `${lag < 1 ? 'below 1 s' : duration(lag)} (late above ${duration(it.lag_max_seconds)})`,
       isLate(it) ? 'warn' : 'good'],
     ['Latency p50 / p99', delays(it)],

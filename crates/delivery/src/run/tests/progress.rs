@@ -1,0 +1,308 @@
+//! Consumers that take some events and turn the others down, in every way: all that they take
+//! arrives in bounded time, and nothing of it is given up.
+
+use proptest::prelude::*;
+use proptest::test_runner::TestCaseResult;
+
+use super::any_consumer::run_paused;
+use super::*;
+
+/// The setting `timeouts.request` of the simulated outputs.
+const REQUEST: Duration = Duration::from_secs(60);
+
+/// The way in which a consumer turns a request down.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Way {
+    /// 400, 413 or 422.
+    Refuse,
+    /// Another status.
+    Status(AttemptError),
+    /// 503 with `Retry-After`, in seconds.
+    Asks(u64),
+    Close,
+    /// An answer that can't be read.
+    Half,
+    Silence,
+}
+
+/// A consumer that is chosen at random, and the events that wait for it.
+#[derive(Debug, Clone)]
+struct Life {
+    /// The runs of events: each has a number of good events, and then a number of bad ones, which
+    /// are turned down in this way.
+    runs: Vec<(usize, usize, Way)>,
+    /// The consumer turns down requests with more events than this, in this way.
+    size: Option<(u64, Way)>,
+    /// The times without and with an outage, in seconds, in turns. In an outage, everything is
+    /// turned down in this way.
+    outages: Vec<(u64, u64, Way)>,
+    lanes: usize,
+    ordered: bool,
+    latency: Duration,
+}
+
+fn way() -> impl Strategy<Value = Way> {
+    prop_oneof![
+        Just(Way::Refuse),
+        Just(Way::Status(AttemptError::Status5xx)),
+        Just(Way::Status(AttemptError::Status4xx)),
+        Just(Way::Status(AttemptError::Status429)),
+        (1_u64..20).prop_map(Way::Asks),
+        Just(Way::Close),
+        Just(Way::Half),
+        Just(Way::Silence),
+    ]
+}
+
+prop_compose! {
+    fn life()(
+        runs in prop::collection::vec(
+            (prop_oneof![0_usize..4, 0_usize..400],
+             prop_oneof![4 => 1_usize..5, 2 => 1_usize..60, 1 => 1_usize..2001], way()), 1..6),
+        size in prop::option::weighted(0.3, (prop_oneof![1_u64..5, 1_u64..1000], way())),
+        outages in prop::collection::vec((0_u64..300, 1_u64..600, way()), 0..3),
+        lanes in 1_usize..5,
+        ordered in any::<bool>(),
+        latency_ms in 1_u64..30,
+    ) -> Life {
+        // A run of silence takes a day in real life too: see the manual.
+        let few = |(good, bad, way)| match way {
+            Way::Silence | Way::Asks(_) | Way::Status(AttemptError::Status429) => {
+                (good, bad % 20 + 1, way)
+            }
+            Way::Refuse | Way::Status(_) | Way::Close | Way::Half => (good, bad, way),
+        };
+        let runs = runs.into_iter().map(few).collect();
+        let (ordered, latency) = (ordered, Duration::from_millis(latency_ms));
+        Life { runs, size, outages, lanes: if ordered { 1 } else { lanes }, ordered, latency }
+    }
+}
+
+struct Store {
+    life: Life,
+    started: Instant,
+    seen: Mutex<Seen>,
+}
+
+#[derive(Default)]
+struct Seen {
+    events: BTreeSet<String>,
+    requests: u64,
+}
+
+impl Store {
+    /// Returns the way in which a request is turned down now; `None` if it is taken.
+    fn turns_down(&self, events: &[String]) -> Option<Way> {
+        let mut elapsed = self.started.elapsed();
+        for (well, ill, way) in &self.life.outages {
+            let (well, both) = (Duration::from_secs(*well), Duration::from_secs(well + ill));
+            if elapsed < both {
+                if elapsed >= well {
+                    return Some(*way);
+                }
+                break;
+            }
+            elapsed -= both;
+        }
+        let size = self.life.size.filter(|(most, _)| events.len() as u64 > *most);
+        let bad = events.iter().find_map(|event| event.strip_prefix("bad")?.split('-').next());
+        let bad = bad.map(|run| self.life.runs[run.parse::<usize>().unwrap()].2);
+        bad.or(size.map(|(_, way)| way))
+    }
+}
+
+struct Maker<const STREAM: bool>(Arc<Store>);
+
+struct Wire<const STREAM: bool> {
+    store: Arc<Store>,
+    /// The batches on the wire, and the times of their results.
+    batches: Vec<(Batch, Instant)>,
+    accepted_any: bool,
+}
+
+impl<const STREAM: bool> Connect for Maker<STREAM> {
+    type Link = Wire<STREAM>;
+
+    const EAGER: bool = STREAM;
+    const IS_ONE_REQUEST: bool = STREAM;
+
+    fn is_ordered(&self) -> bool {
+        STREAM || self.0.life.ordered
+    }
+
+    async fn probe(&mut self) -> Probed {
+        Vec::new()
+    }
+
+    async fn connect(&mut self) -> Result<Wire<STREAM>, Failure> {
+        tokio::time::sleep(self.0.life.latency).await;
+        Ok(Wire { store: Arc::clone(&self.0), batches: Vec::new(), accepted_any: false })
+    }
+}
+
+impl<const STREAM: bool> Link for Wire<STREAM> {
+    fn room(&self) -> Option<Take> {
+        let lanes = if STREAM { 64 } else { self.store.life.lanes };
+        (self.batches.len() < lanes).then_some(Take { bytes: u64::MAX, events: u64::MAX })
+    }
+
+    fn send(&mut self, batch: Batch) {
+        let way = self.store.turns_down(&events_of(&batch));
+        let takes = match way {
+            Some(Way::Silence) => REQUEST,
+            _ => self.store.life.latency,
+        };
+        self.store.seen.lock().unwrap().requests += 1;
+        self.batches.push((batch, Instant::now() + takes));
+    }
+
+    async fn event(&mut self) -> Event {
+        let (index, due) = match self.batches.iter().enumerate().min_by_key(|(_, (_, due))| *due) {
+            _ if self.batches.is_empty() => return std::future::pending().await,
+            // A stream has its results in order.
+            _ if STREAM => (0, self.batches[0].1),
+            Some((index, (_, due))) => (index, *due),
+            None => return std::future::pending().await,
+        };
+        tokio::time::sleep_until(due).await;
+        let (batch, _) = self.batches.remove(index);
+        let events = events_of(&batch);
+        let way = self.store.turns_down(&events);
+        let mut seen = self.store.seen.lock().unwrap();
+        let Some(way) = way else {
+            seen.events.extend(events);
+            self.accepted_any = true;
+            return Event::Accepted(batch.claim);
+        };
+        let (reason, asked) = match way {
+            Way::Refuse => (AttemptError::Status4xx, None),
+            Way::Status(reason) => (reason, None),
+            Way::Asks(seconds) => (AttemptError::Status5xx, Some(Duration::from_secs(seconds))),
+            Way::Close => (AttemptError::Closed, None),
+            Way::Half => (AttemptError::Protocol, None),
+            Way::Silence => (AttemptError::Timeout, None),
+        };
+        let failure = Failure { retry_after: asked, ..failure(reason) };
+        if STREAM {
+            return Event::Broken { failure, progress: self.accepted_any };
+        }
+        match way == Way::Refuse {
+            true => Event::Refused(batch.claim, failure),
+            false => Event::Failed(batch.claim, failure),
+        }
+    }
+
+    async fn close(self) {}
+}
+
+/// Lives through a life. Asserts that everything that the consumer takes has arrived in time, and
+/// that nothing of it was given up.
+async fn arrives<const STREAM: bool>(life: &Life) -> TestCaseResult {
+    let started = Instant::now();
+    let store = Arc::new(Store { life: life.clone(), started, seen: Mutex::new(Seen::default()) });
+    let mut config =
+        config::read(config::EMBEDDED, testing_config::TYPES).config.expect("it is right");
+    config.outputs[0].rejected = Rejected::DeadLetter;
+    config.outputs[0].timeouts.request = REQUEST;
+    let telemetry = Arc::new(Telemetry::new());
+    let metrics = telemetry.output("o");
+    let (queue, cursor) = opened(&config, &telemetry);
+    let (status, stop) = (Arc::<Status>::default(), CancellationToken::new());
+    let (letters, mut desk) = Desk::new(&telemetry);
+    let given_up = Arc::<Mutex<Vec<String>>>::default();
+    let letters_of = Arc::clone(&given_up);
+    let health = Health::new(&config.outputs[0], metrics, Arc::clone(&status));
+    let orders = Orders { stop: stop.clone(), ..Orders::default() };
+    let mut begin = HandOver::begin(cursor);
+    begin.aside.events_max = 10_000;
+    let config = config.outputs[0].clone();
+    let start = Start { begin, health, config, filter: None, dead_letters: letters, orders };
+    let delivery = Delivery::new(Maker::<STREAM>(Arc::clone(&store)), start);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(delivery.run());
+    let mut writing = JoinSet::new();
+    writing.spawn(async move {
+        while let Some(letters) = desk.next().await {
+            letters_of.lock().unwrap().extend(letters.events.iter().cloned());
+            let events = letters.events.len() as u64;
+            letters.written(events, None);
+        }
+    });
+    let mut good = BTreeSet::new();
+    let append = |names: &[String]| {
+        let lines: String = names.iter().flat_map(|name| [name.as_str(), "\n"]).collect();
+        let (lines, events) = (Bytes::from(lines), names.len() as u64);
+        let batch = Append { lines, events, levels: Default::default(), list: None };
+        queue.append(batch).map(drop).expect("room");
+    };
+    let mut names = Vec::new();
+    for (run, (goods, bads, _)) in life.runs.iter().enumerate() {
+        names.extend((0..*goods).map(|number| format!("good{run}-{number}")));
+        good.extend(names.iter().filter(|name| name.starts_with("good")).cloned());
+        names.extend((0..*bads).map(|number| format!("bad{run}-{number}")));
+    }
+    names.chunks(400).for_each(&append);
+    let ill: u64 = life.outages.iter().map(|(well, ill, _)| well + ill).sum();
+    // New events come every second, and the last of them after the outages.
+    for second in 0..ill + 60 {
+        let name = format!("good-new{second}");
+        append(std::slice::from_ref(&name));
+        good.insert(name);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    let bad: usize = life.runs.iter().map(|(_, bads, _)| bads).sum();
+    let bound = bound(life, STREAM, bad);
+    let all_there = || good.is_subset(&store.seen.lock().unwrap().events);
+    while !all_there() {
+        let late = started.elapsed().saturating_sub(Duration::from_secs(ill));
+        let left = || {
+            let seen = store.seen.lock().unwrap();
+            let missing: Vec<_> = good.difference(&seen.events).take(9).cloned().collect();
+            format!("{} requests, {missing:?}, {:?}", seen.requests, queue.backlogs()[0].1)
+        };
+        prop_assert!(late < bound, "{bound:?} are over: {}", left());
+        // New events never end: each shows whether the consumer works.
+        let name = format!("good-late{late:?}");
+        append(std::slice::from_ref(&name));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    // The bad ones are given up, and no good one.
+    tokio::time::sleep(3 * HOUR).await;
+    let given_up = given_up.lock().unwrap().clone();
+    prop_assert!(given_up.iter().all(|event| event.starts_with("bad")), "{given_up:?}");
+    stop.cancel();
+    let ended = tasks.join_next().await;
+    prop_assert!(matches!(ended, Some(Ok(Ok(None)))));
+    Ok(())
+}
+
+/// Returns the time in which all that a consumer takes arrives, as docs/concepts/guarantees.md says
+/// it.
+fn bound(life: &Life, is_stream: bool, bad: usize) -> Duration {
+    let cost = |way: &Way| match way {
+        Way::Silence => REQUEST,
+        Way::Asks(seconds) => Duration::from_secs(*seconds).max(Duration::from_secs(45)),
+        Way::Status(AttemptError::Status429) => Duration::from_secs(45),
+        Way::Refuse | Way::Status(_) | Way::Close | Way::Half => 4 * life.latency,
+    };
+    let ways = life.runs.iter().map(|(_, _, way)| way).chain(life.size.iter().map(|(_, way)| way));
+    let slowest = ways.chain(life.outages.iter().map(|(_, _, way)| way)).map(cost).max();
+    let slowest = slowest.unwrap_or_default();
+    let each = if is_stream || life.ordered { 24 } else { 8 };
+    let requests = u32::try_from(64 + each * bad).unwrap();
+    Duration::from_secs(120) + slowest * requests
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 6, ..ProptestConfig::default() })]
+
+    #[test]
+    fn all_that_a_consumer_of_requests_takes_arrives_in_time(life in life()) {
+        run_paused(arrives::<false>(&life))?;
+    }
+
+    #[test]
+    fn all_that_a_consumer_of_a_stream_takes_arrives_in_time(life in life()) {
+        run_paused(arrives::<true>(&life))?;
+    }
+}

@@ -1,0 +1,322 @@
+//! Decides how many events the next request has, and which event takes its turn, without I/O.
+//!
+//! **The size of a request follows the consumer.** The first failure of a request may be an
+//! accident, unless it is a refusal. Each further failure halves the next request, down to a single
+//! event. Each acceptance makes it four times as large, so that a balancer that answers
+//! every second request with an error still gets large ones. A single event that fails again lets
+//! another one take its turn, which lies further ahead each time: after 11 failures in a row, 2,000
+//! events are passed over. As soon as the consumer accepts something, the events that were passed
+//! over are sent.
+//!
+//! Nothing pauses for a single event. The pauses are for a consumer that takes nothing: they begin
+//! when everything that could be tried was tried, or after [`FIRST_TRIES`] failures in a row. After
+//! each pause, a few more tries are made.
+
+use tokio::time::Instant;
+
+use super::failure::Failure;
+use base::mutant;
+
+/// The number of failures in a row before the first pause. It takes 13 to halve a request of 5,000
+/// events down to one, and 13 more to pass over 8,000 events. Most of the others are events of a
+/// run that are known to be at fault.
+const FIRST_TRIES: u32 = 128;
+
+/// The number of failures between two later pauses, and the number of events between two pauses
+/// that were passed over and are tried although the consumer has accepted nothing.
+const MORE_TRIES: u32 = 4;
+
+/// The factor by which the size of a request grows.
+const GROWTH: u64 = 4;
+
+/// The maximum number of requests that have to be accepted before their size grows.
+const NEEDED_MAX: u32 = 4096;
+
+/// The size of the next request of one output, and the tries that are left until the next pause.
+/// The ledger owns this value.
+pub(super) struct Turns {
+    /// The maximum number of events in a request. `None`: no failure has set a limit.
+    limit: Option<u64>,
+    /// The number of events that were sent since nothing was on the wire. Only used if everything
+    /// on the wire is one request.
+    window: u64,
+    /// The number of accepted requests of the current limit, and the number after which it grows.
+    accepted: u32,
+    needed: u32,
+    /// `true` if no request of the current limit has been accepted since it grew.
+    is_new: bool,
+    /// `true` if a request of the current limit has been accepted.
+    is_known: bool,
+    /// The number of events that are passed over before the next one takes its turn.
+    ahead: u64,
+    /// The number of failures until the next pause.
+    left: u32,
+    /// `true` if an event was passed over since the consumer accepted something.
+    has_passed: bool,
+    /// `true` if a new event of the queue was tried since the last pause.
+    took_new: bool,
+    /// The number of events that were passed over, and never tried, that may be tried before the
+    /// next pause.
+    untried: u32,
+    /// `true` if an event that was passed over may be tried again before the next pause.
+    may_repeat: bool,
+    /// The index of the event that was repeated last. The next one is repeated after the next
+    /// pause.
+    rotation: usize,
+    /// `true` if a new event of the queue ends the pause.
+    pub(super) awaits_event: bool,
+    /// The moment of the first failure since the consumer last accepted something.
+    pub(super) failing_since: Option<Instant>,
+    /// The last failure since the consumer accepted something.
+    pub(super) last: Option<Failure>,
+}
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self {
+            limit: None,
+            window: 0,
+            accepted: 0,
+            needed: 1,
+            is_new: false,
+            is_known: false,
+            ahead: 0,
+            left: FIRST_TRIES,
+            untried: MORE_TRIES,
+            has_passed: false,
+            took_new: false,
+            may_repeat: false,
+            rotation: 0,
+            awaits_event: false,
+            failing_since: None,
+            last: None,
+        }
+    }
+}
+
+impl Turns {
+    /// Returns the maximum number of events in the next request.
+    pub(super) fn limit(&self) -> u64 {
+        self.limit.unwrap_or(u64::MAX)
+    }
+
+    pub(super) fn is_limited(&self) -> bool {
+        self.limit.is_some()
+    }
+
+    /// Returns the number of events that may be added to what is on the wire.
+    pub(super) fn room(&self) -> u64 {
+        self.limit().saturating_sub(self.window)
+    }
+
+    /// Notes that events were sent. `is_first`: nothing was on the wire.
+    pub(super) fn sent(&mut self, events: u64, is_first: bool) {
+        self.window = if is_first { events } else { self.window + events };
+    }
+
+    /// Returns the number of events in what is on the wire, accepted ones included.
+    pub(super) fn window(&self) -> u64 {
+        self.window
+    }
+
+    /// The consumer has turned down a request of `events` events; `None` if the next request is as
+    /// large. Returns `true` if a pause is due.
+    pub(super) fn failed(&mut self, events: Option<u64>, failure: &Failure) -> bool {
+        if let Some(events) = events {
+            self.halve(events);
+        }
+        self.failing_since.get_or_insert_with(Instant::now);
+        self.last = Some(failure.clone());
+        self.left = self.left.saturating_sub(1);
+        self.left == 0
+    }
+
+    fn halve(&mut self, events: u64) {
+        // A size that was accepted before may fail by accident, or because of an event.
+        if events > 1 {
+            match std::mem::take(&mut self.is_new) {
+                true => self.needed = (2 * self.needed).min(NEEDED_MAX),
+                false if self.is_known => self.needed = 1,
+                false => {}
+            }
+            self.is_known = false;
+            self.accepted = 0;
+        }
+        self.limit = Some(self.limit().min(events / 2).max(1));
+    }
+
+    /// The consumer has accepted something, so each event may be tried again.
+    pub(super) fn progressed(&mut self) {
+        (self.ahead, self.left, self.untried) = (0, FIRST_TRIES, MORE_TRIES);
+        (self.has_passed, self.took_new, self.may_repeat) = (false, false, false);
+        (self.awaits_event, self.failing_since, self.last) = (false, None, None);
+    }
+
+    /// A single event was at fault, and not the size of a request: the next request may be larger.
+    pub(super) fn found(&mut self, max_events: u64) {
+        (self.needed, self.is_new) = (1, false);
+        self.accepted(self.limit(), max_events);
+        self.is_new = false;
+    }
+
+    /// The consumer has accepted a request of `events` events. There is no limit any more once it
+    /// reaches `max_events`.
+    pub(super) fn accepted(&mut self, events: u64, max_events: u64) {
+        let Some(limit) = self.limit.filter(|limit| events > limit / 2) else { return };
+        if std::mem::take(&mut self.is_new) {
+            self.needed = 1;
+        }
+        self.is_known = true;
+        self.accepted += 1;
+        if self.accepted >= self.needed {
+            // A size that has failed before is approached in small steps.
+            let growth = if self.needed == 1 { GROWTH } else { 2 };
+            (self.accepted, self.is_new, self.is_known) = (0, true, false);
+            self.limit = mutant!(
+                "size-stays-small",
+                limit.checked_mul(growth).filter(|grown| *grown < max_events),
+                Some(limit)
+            );
+        }
+    }
+
+    /// Returns the number of events to pass over before the next one takes its turn.
+    pub(super) fn ahead(&self) -> u64 {
+        mutant!("turns-one-by-one", self.ahead, 0)
+    }
+
+    /// An event was passed over after it was turned down: the next one takes its turn further
+    /// ahead, up to `max_events`.
+    pub(super) fn passed_over(&mut self, max_events: u64) {
+        self.ahead = if self.has_passed { (2 * self.ahead).clamp(1, max_events) } else { 0 };
+        self.has_passed = true;
+    }
+
+    /// Returns `true` if a single event may be sent again at once: no other one was passed over
+    /// since the consumer accepted something.
+    pub(super) fn may_send_again(&self) -> bool {
+        !self.has_passed
+    }
+
+    /// A new event of the queue takes its turn.
+    pub(super) fn takes_new(&mut self) {
+        self.took_new = true;
+    }
+
+    /// Returns `true` if an event that was passed over, and never tried, may be tried now.
+    pub(super) fn may_try(&mut self) -> bool {
+        let may_try = self.untried > 0;
+        self.untried = self.untried.saturating_sub(1);
+        may_try
+    }
+
+    /// Returns the index of the event that is repeated, if one may be repeated before the next
+    /// pause, or at another address.
+    pub(super) fn repeat(&mut self, passed_over: usize) -> Option<usize> {
+        let elsewhere = self.last.as_ref().is_some_and(|failure| failure.elsewhere);
+        if !std::mem::take(&mut self.may_repeat) && !elsewhere {
+            return None;
+        }
+        self.rotation = (self.rotation + 1) % passed_over.max(1);
+        Some(mutant!("only-the-first-suspect-is-tried", self.rotation, 0))
+    }
+
+    /// A pause begins, after which more tries are made. `can_show`: a new event could show whether
+    /// the consumer works. If none was tried since the last pause, it then ends this pause.
+    pub(super) fn paused(&mut self, can_show: bool) {
+        self.awaits_event = !std::mem::take(&mut self.took_new) && can_show;
+        (self.left, self.untried, self.may_repeat) = (MORE_TRIES, MORE_TRIES, true);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use telemetry::AttemptError;
+
+    const MAX: u64 = 5000;
+
+    fn failure() -> Failure {
+        Failure::new(AttemptError::Closed, "scripted")
+    }
+
+    #[test]
+    fn a_request_is_halved_down_to_one_event_and_grows_again_twice_as_fast() {
+        let mut turns = Turns::default();
+        let mut sizes = Vec::new();
+        let mut events = MAX;
+        while turns.limit() > 1 {
+            assert!(!turns.failed(Some(events), &failure()));
+            events = turns.limit();
+            sizes.push(events);
+        }
+        assert_eq!(sizes, [2500, 1250, 625, 312, 156, 78, 39, 19, 9, 4, 2, 1]);
+        let mut steps = 0;
+        while turns.is_limited() {
+            turns.progressed();
+            turns.accepted(turns.limit(), MAX);
+            steps += 1;
+        }
+        assert_eq!(steps, 7);
+    }
+
+    /// The consumer takes up to 1,000 events. Few of the requests are too large.
+    #[test]
+    fn a_size_that_fails_again_and_again_is_tried_ever_less() {
+        let (mut turns, mut failed) = (Turns::default(), 0);
+        for _ in 0..1000 {
+            let events = turns.limit().min(MAX);
+            if events > 1000 {
+                turns.failed(Some(events), &failure());
+                failed += 1;
+            } else {
+                turns.progressed();
+                turns.accepted(events, MAX);
+            }
+        }
+        assert!(failed < 50, "{failed}");
+    }
+
+    /// A balancer answers 30 % of the requests with an error. The requests stay large.
+    #[test]
+    fn failures_at_random_do_not_make_every_request_small() {
+        let (mut turns, mut random, mut sent) = (Turns::default(), fastrand::Rng::with_seed(7), 0);
+        for _ in 0..1000 {
+            let events = turns.limit().min(MAX);
+            sent += events;
+            if random.u8(..10) < 3 {
+                turns.failed(Some(events), &failure());
+            } else {
+                turns.progressed();
+                turns.accepted(events, MAX);
+            }
+        }
+        assert!(sent > 1000 * MAX / 4, "{sent}");
+    }
+
+    #[test]
+    fn the_turns_of_a_run_pass_over_ever_more_events() {
+        let mut turns = Turns::default();
+        let mut turn = || {
+            turns.passed_over(MAX);
+            turns.ahead() + 1
+        };
+        assert!((0..12).map(|_| turn()).sum::<u64>() > 2000);
+        turns.progressed();
+        assert_eq!(turns.ahead(), 0);
+    }
+
+    #[test]
+    fn a_consumer_that_takes_nothing_gets_few_tries_between_two_pauses() {
+        let mut turns = Turns::default();
+        let until_pause = |turns: &mut Turns| (1..).find(|_| turns.failed(Some(1), &failure()));
+        assert_eq!(until_pause(&mut turns), Some(FIRST_TRIES));
+        assert_eq!(turns.repeat(3), None, "each was just tried");
+        for rotation in [1, 2, 0] {
+            turns.paused(true);
+            assert_eq!(turns.repeat(3), Some(rotation));
+            assert_eq!(turns.repeat(3), None);
+            assert_eq!(until_pause(&mut turns), Some(MORE_TRIES));
+        }
+    }
+}

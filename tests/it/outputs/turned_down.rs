@@ -1,0 +1,187 @@
+//! A consumer that turns down some events, in whatever way, gets all others in time: see "Progress"
+//! in docs/concepts/guarantees.md.
+
+use crate::support::peers::SyslogNg;
+use crate::support::prelude::*;
+use crate::support::relp_sink::{RelpSink, ok};
+
+/// The longest time until all other events are delivered.
+const IN_TIME: Duration = Duration::from_secs(90);
+
+/// A short time limit, so that silence takes seconds and not minutes.
+const SHORT: &str = "timeouts = { request = \"1s\" }\n[shutdown]\ndrain_timeout = \"200ms\"\n";
+
+/// Each way to turn a request down, except by a refusal (`http_refused`).
+fn ways() -> Vec<(&'static str, Answer)> {
+    let cut = || Answer::raw(b"HTTP/1.1 ".to_vec()).closing();
+    vec![
+        ("403", Answer::status(403)),
+        ("404", Answer::status(404)),
+        ("302", Answer::status(302)),
+        ("429", Answer::status(429)),
+        ("close", Answer::hang_up()),
+        ("reset", Answer::reset()),
+        ("half an answer", cut()),
+        ("garbage", Answer::raw(b"220 mail.example ESMTP\r\n".to_vec()).closing()),
+        ("silence", Answer::never()),
+    ]
+}
+
+fn aside(relay: &Relay) -> Value {
+    let status = http::get(relay.admin(), "/status").unwrap().json();
+    status["outputs"][0]["aside"].clone()
+}
+
+/// Method: the consumer turns down each request with one of three events. All others must arrive,
+/// and the three must be set aside and named, while the output is up.
+#[test]
+fn three_events_hold_up_no_other_in_whatever_way_they_are_turned_down() {
+    for concurrency in [1, 4] {
+        for (name, way) in ways() {
+            let batches: Vec<_> = (0..3).map(|seed| generated_batch(seed, 30, 900)).collect();
+            let all = batches.iter().flat_map(|batch| events_of(batch)).enumerate();
+            let (bad, good): (Vec<_>, Vec<_>) =
+                all.partition(|(place, _)| [0, 44, 45].contains(place));
+            let (bad, good): (BTreeSet<Vec<u8>>, Vec<Vec<u8>>) = (
+                bad.into_iter().map(|(_, event)| event).collect(),
+                good.into_iter().map(|(_, event)| event).collect(),
+            );
+            let turned_down = bad.clone();
+            let sink = HttpSink::start(move |request| {
+                match events_in(request).iter().any(|event| turned_down.contains(event)) {
+                    true => way.clone(),
+                    false => Answer::status(200),
+                }
+            });
+            let more = format!("concurrency = {concurrency}\n{SHORT}");
+            let relay = Relay::start(&to_sink(sink.address(), &more));
+            for batch in &batches {
+                assert_eq!(relay.post(batch).status, 200);
+            }
+            // Later events show that the consumer works.
+            let mut later = Vec::new();
+            let begun = Instant::now();
+            let mut seed = 100;
+            while of_output(&relay, "output_aside_events") < 3.0 {
+                assert!(begun.elapsed() < IN_TIME, "{name}, {concurrency}: {}", relay.log_text());
+                seed += 1;
+                later.extend(post_batch(&relay, seed, 1, 900));
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            let delivered = (good.len() + later.len()) as f64;
+            wait_until("the others are delivered", IN_TIME, || {
+                of_output(&relay, "output_events_total") == delivered
+            });
+            assert_none_missing(&accepted_events(&sink), &[good, later].concat());
+            assert_eq!(lost(&relay), 0.0, "{name}");
+            let shown = aside(&relay);
+            assert_eq!((&shown["events"], &shown["server_errors"]), (&3.into(), &true.into()));
+            let named = bad.iter().any(|event| {
+                let event: Value = serde_json::from_slice(event).unwrap();
+                shown["audit_id"] == event["auditID"]
+            });
+            assert!(named, "{name}: {shown}");
+            relay.finish(Backlog::Stable);
+        }
+    }
+}
+
+/// Method: a proxy resets bodies above a limit, without an answer. The backlog of an outage must
+/// arrive, in smaller requests.
+#[test]
+fn a_proxy_that_resets_large_bodies_gets_smaller_ones() {
+    for answer in [Answer::reset(), Answer::hang_up(), Answer::status(403)] {
+        let sink = HttpSink::start(move |request| match request.body.len() > 300_000 {
+            true => answer.clone(),
+            false => Answer::status(200),
+        });
+        let relay = Relay::start(&to_sink(sink.address(), SHORT));
+        let sent: Vec<_> = (0..4).flat_map(|seed| post_batch(&relay, seed, 400, 2_000)).collect();
+        wait_until("everything is delivered", IN_TIME, || {
+            of_output(&relay, "output_events_total") == sent.len() as f64
+        });
+        assert_none_missing(&accepted_events(&sink), &sent);
+        assert_eq!((lost(&relay), of_output(&relay, "output_aside_events")), (0.0, 0.0));
+        relay.finish(Backlog::Empty);
+    }
+}
+
+/// Method: a client makes a run of events to which the consumer answers 500. The events of others
+/// must arrive within seconds.
+#[test]
+fn a_run_of_events_that_get_500_holds_up_no_other() {
+    let sink = HttpSink::start(|request| {
+        let is_bad = |event: &Vec<u8>| event.len() > 2_000;
+        Answer::status(if events_in(request).iter().any(is_bad) { 500 } else { 200 })
+    });
+    let relay = Relay::start(&to_sink(sink.address(), "[shutdown]\ndrain_timeout = \"200ms\"\n"));
+    let mut good = Vec::new();
+    for seed in 0..5 {
+        good.extend(post_batch(&relay, seed, 5, 900));
+        post_batch(&relay, 100 + seed, 60, 4_000);
+    }
+    let begun = Instant::now();
+    let mut seed = 1000;
+    while of_output(&relay, "output_events_total") < good.len() as f64 {
+        assert!(begun.elapsed() < IN_TIME, "{}", of_output(&relay, "output_events_total"));
+        seed += 1;
+        good.extend(post_batch(&relay, seed, 1, 900));
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    wait_until("the run is set aside", IN_TIME, || {
+        of_output(&relay, "output_aside_events") == 300.0
+    });
+    assert_none_missing(&accepted_events(&sink), &good);
+    assert_eq!(lost(&relay), 0.0);
+    relay.finish(Backlog::Stable);
+}
+
+/// Method: a receiver of RELP closes the connection at a message above its limit, as rsyslog's
+/// imrelp does with `oversizeMode="abort"`.
+#[test]
+fn a_receiver_of_relp_that_closes_at_a_long_message_gets_the_others() {
+    let sink = RelpSink::with(|command| (command.data.len() < 20_000).then(|| ok(command)));
+    let output = stream_output("relp", &[sink.address()], "");
+    let relay = Relay::start(&format!("{BASE}{output}{SHORT}"));
+    others_arrive(&relay, |events| {
+        let messages: Vec<Vec<u8>> = sink.commands().into_iter().map(|it| it.data).collect();
+        events.iter().all(|event| messages.iter().any(|message| message.ends_with(event)))
+    });
+}
+
+/// Posts 60 events, one of which is too long for the receiver, and then one event after the other
+/// until that one is set aside. All others must be there.
+fn others_arrive(relay: &Relay, have_arrived: impl Fn(&[Vec<u8>]) -> bool) {
+    let mut good = post_batch(relay, 1, 30, 900);
+    post_batch(relay, 2, 1, 70_000);
+    good.extend(post_batch(relay, 3, 29, 900));
+    let begun = Instant::now();
+    let mut seed = 100;
+    while of_output(relay, "output_aside_events") == 0.0 {
+        assert!(begun.elapsed() < 2 * IN_TIME, "{}", relay.log_text());
+        seed += 1;
+        good.extend(post_batch(relay, seed, 1, 900));
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    wait_until("the others arrive", IN_TIME, || have_arrived(&good));
+    assert_eq!(lost(relay), 0.0);
+    assert_eq!(aside(relay)["events"], 1);
+}
+
+/// Tests that need peers.
+mod peers {
+    use super::*;
+
+    /// syslog-ng closes the connection at a message above `log-msg-size`, 64 KiB by default.
+    #[test]
+    fn syslog_ng_that_closes_at_a_long_message_gets_the_others() {
+        let certificates = Certificates::new();
+        let syslog_ng = SyslogNg::with_limit(65_536, Security::Plain, &certificates);
+        let output = stream_output("syslog", &[syslog_ng.address()], "replay_window = \"200ms\"\n");
+        let relay = Relay::start(&format!("{BASE}{output}{SHORT}"));
+        others_arrive(&relay, |events| {
+            let messages: BTreeSet<_> = syslog_ng.messages().into_iter().collect();
+            events.iter().all(|event| messages.contains(event))
+        });
+    }
+}
