@@ -1,6 +1,7 @@
 //! The consumers of the simulated world: the stand-ins of the integration tests. Each has moods
 //! that its seed draws, and a log of the events that it has accepted for good.
 
+mod choosy;
 mod elasticsearch;
 mod front;
 mod http;
@@ -15,6 +16,8 @@ mod splunk;
 mod stream;
 mod weather;
 
+pub(crate) use choosy::Way;
+
 use std::fmt::Write as _;
 use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
 use std::net::SocketAddr;
@@ -23,14 +26,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use choosy::Choice;
 use fastrand::Rng;
 use rustls::ServerConfig;
 
-use crate::events::{FAILING, REFUSED, Serial, identify_all};
+use crate::events::{FAILING, REFUSED, Serial, identify, identify_all};
 use crate::kernel;
 use crate::pki::Authority;
-use crate::support::http_sink::Request;
+use crate::support::http_sink::{Answer, Request};
 use crate::support::server::{Options, Server};
+
+/// The shortest and the longest `timeouts.request` of an output here.
+const REQUEST_MIN: Duration = Duration::from_secs(4);
+const REQUEST_MAX: Duration = Duration::from_secs(20);
 
 /// The host of all second addresses.
 const DOOR: std::net::Ipv4Addr = std::net::Ipv4Addr::new(127, 0, 0, 3);
@@ -213,15 +221,24 @@ pub(crate) struct Arrived {
     pub(crate) event: Vec<u8>,
 }
 
-/// A request whose events the consumer has blamed in its response.
+/// A request that the consumer has turned down, or whose answer the relay may take for a failure.
+/// For a stream, these are events that the consumer had read and not acknowledged when it ended the
+/// connection or kept silent.
 #[derive(Debug, Clone)]
 pub(crate) struct TurnedDown {
+    /// When the consumer decided. The relay notices silence later.
     pub(crate) at: Duration,
+    /// The latest time at which the relay notices.
+    pub(crate) until: Duration,
     pub(crate) events: Vec<Serial>,
+    /// The status of the answer; 0 if there was none.
     pub(crate) status: u16,
-    /// `true`: a 5xx; `false`: a refusal of the payload.
-    pub(crate) is_error: bool,
+    /// `true`: the answer blames the payload (400, 413, 422).
+    pub(crate) is_refusal: bool,
 }
+
+/// A time in which the consumer, or the way to it, was in trouble. `None`: it has not ended.
+pub(crate) type Trouble = (Duration, Option<Duration>);
 
 pub(crate) struct Consumer {
     pub(crate) name: String,
@@ -245,7 +262,10 @@ struct Ledger {
     steady: Mutex<Option<Steady>>,
     arrived: Mutex<Vec<Arrived>>,
     turned_down: Mutex<Vec<TurnedDown>>,
+    choice: Mutex<Choice>,
     violations: Mutex<Vec<String>>,
+    /// The times in which requests may have failed that the consumer knows nothing about.
+    troubles: Mutex<Vec<Trouble>>,
     /// Until this time the relay may wait before it tries again, whatever the consumer does.
     unsettled: Mutex<Duration>,
 }
@@ -296,7 +316,9 @@ impl Consumer {
             steady: Mutex::default(),
             arrived: Mutex::default(),
             turned_down: Mutex::default(),
+            choice: Mutex::default(),
             violations: Mutex::default(),
+            troubles: Mutex::default(),
             unsettled: Mutex::default(),
         });
         let rng = Rng::with_seed(seed);
@@ -414,7 +436,10 @@ impl Consumer {
 
     /// Returns `true` if the store refuses this event for good or always fails on it.
     pub(crate) fn refuses(&self, event: &[u8]) -> bool {
-        (self.promise.refuses && is_refused(event)) || (self.promise.fails && fails(event))
+        let is_chosen = |event| lock(&self.ledger.choice).has(event);
+        identify(event).is_some_and(is_chosen)
+            || (self.promise.refuses && is_refused(event))
+            || (self.promise.fails && fails(event))
     }
 
     /// Returns `true` if the output may reject this event as too long or too large.
@@ -451,10 +476,31 @@ impl Consumer {
         *lock(&self.ledger.steady) = steady;
     }
 
+    /// Lets the consumer turn down requests with an event that it does not take, or with more
+    /// events than `most`. Without ways, it takes everything again.
+    pub(crate) fn chooses(&self, ways: &[Way], most: Option<usize>, rng: Rng) {
+        lock(&self.ledger.choice).begin(ways, most, rng);
+    }
+
+    /// From now on, the consumer does not take these events.
+    pub(crate) fn refuses_these(&self, events: impl IntoIterator<Item = Serial>) {
+        lock(&self.ledger.choice).add(events);
+    }
+
+    /// With `true`, a consumer that chooses takes nothing.
+    pub(crate) fn is_down(&self, is_down: bool) {
+        lock(&self.ledger.choice).set_down(is_down);
+    }
+
     /// With `true`, the consumer reads and answers nothing, but its kernel still accepts
     /// connections and bytes. With `false`, it continues. If a `tcp` or `syslog` consumer is
     /// stopped during a pause, it loses bytes that were unread for `replay_window` (see tcp.md).
     pub(crate) fn pause(&self, paused: bool) {
+        if paused {
+            self.falters()
+        } else {
+            self.recovers()
+        }
         self.stand().servers().into_iter().for_each(|server| server.pause(paused));
     }
 
@@ -485,6 +531,7 @@ impl Consumer {
 
     /// Starts a stopped consumer again.
     pub(crate) fn start_again(&self) {
+        self.recovers();
         for server in self.stand().servers() {
             if !server.is_listening() {
                 server.reopen();
@@ -506,6 +553,23 @@ impl Consumer {
     /// Records that somebody else ends its connections, so the events that it has read may be lost.
     pub(crate) fn dies(&self) {
         self.has_died.store(true, Ordering::SeqCst);
+        self.falters();
+    }
+
+    /// Records that a trouble has begun.
+    fn falters(&self) {
+        lock(&self.ledger.troubles).push((kernel::now(), None));
+    }
+
+    /// Records that the trouble has ended.
+    pub(crate) fn recovers(&self) {
+        let now = kernel::now();
+        let mut troubles = lock(&self.ledger.troubles);
+        troubles.iter_mut().for_each(|(_, ended)| *ended = ended.or(Some(now)));
+    }
+
+    pub(crate) fn troubles(&self) -> Vec<Trouble> {
+        lock(&self.ledger.troubles).clone()
     }
 
     /// Returns the time until which the relay may wait before it tries the consumer again.
@@ -541,29 +605,60 @@ impl Ledger {
         let before = arrived.len();
         arrived.extend(events.into_iter().map(|event| Arrived { at, connection, event }));
         let count = arrived.len() - before;
+        let first = arrived.get(before).and_then(|first| identify(&first.event));
         drop(arrived);
         if count > 0 {
-            kernel::trace(format_args!("{} has {count} more by {connection}", self.name));
+            let first = first.map(|first| first.to_string()).unwrap_or_default();
+            let Self { name, .. } = self;
+            kernel::trace(format_args!("{name} has {count} more by {connection}, first {first}"));
         }
     }
 
-    /// Records that a request gets this status. An `otlp` receiver also returns 200 if it rejects
-    /// all records of a request.
-    fn answers(&self, status: Option<u16>, request: &Request) {
-        let is_error = matches!(status, Some(500..600));
+    /// Returns the way in which a consumer that chooses turns down a request with these events.
+    fn turns_away(&self, events: &[Serial]) -> Option<Way> {
+        lock(&self.choice).turns_down(events)
+    }
+
+    /// Records how a request is answered, if the relay may take the answer for a failure. `is_own`:
+    /// the answer may be wrong in a way that only this kind of store knows. An `otlp` receiver
+    /// returns 200 even if it rejects all records of a request.
+    fn answers(&self, answer: &Answer, request: &Request, is_own: bool) {
+        let status = answer.code();
         let is_refusal = matches!(status, Some(400 | 413 | 422))
             || status == Some(200) && self.steady() == Some(Steady::Rejects);
-        if is_error || is_refusal {
+        let takes = answer.delay() + request.read.duration_since(request.began);
+        let is_taken =
+            matches!(status, Some(200..300)) && answer.is_whole() && takes < REQUEST_MIN && !is_own;
+        if !is_taken || is_refusal {
             let events = identify_all(&request.decoded());
-            let status = status.unwrap_or_default();
-            let (count, first) = (events.len(), events.first());
-            kernel::trace(format_args!(
-                "{} turns {count} down by {status}, the first is {first:?}",
-                self.name
-            ));
-            let down = TurnedDown { at: kernel::now(), events, status, is_error };
-            lock(&self.turned_down).push(down);
+            self.turns_down(events, status, is_refusal, answer.delay());
         }
+    }
+
+    /// Records that the consumer turns these events down, and that the relay notices after `after`
+    /// or at its time-out.
+    fn turns_down(
+        &self,
+        events: Vec<Serial>,
+        status: Option<u16>,
+        is_refusal: bool,
+        after: Duration,
+    ) {
+        if events.is_empty() {
+            return;
+        }
+        let (count, first) = (events.len(), events.first());
+        let answer = status.map_or_else(|| "no status".to_owned(), |status| status.to_string());
+        kernel::trace(format_args!(
+            "{} turns {count} down by {answer}, the first is {}",
+            self.name,
+            first.map(ToString::to_string).unwrap_or_default(),
+        ));
+        let at = kernel::now();
+        let until = at + if status.is_some() { after } else { after.max(REQUEST_MAX) };
+        let status = status.unwrap_or_default();
+        let down = TurnedDown { at, until, events, status, is_refusal };
+        lock(&self.turned_down).push(down);
     }
 
     fn violated(&self, what: String) {

@@ -90,6 +90,7 @@ pub(crate) fn judge(
         let outputs: BTreeSet<(&str, usize)> =
             configs.map(|output| (output.name.as_str(), output.consumer)).collect();
         let refusals: Vec<_> = consumers.iter().map(refuses).collect();
+        let troubles: Vec<_> = consumers.iter().map(Consumer::troubles).collect();
         let turned_down: Vec<_> = consumers.iter().map(Consumer::turned_down).collect();
         let mut views = Vec::new();
         for (output, number) in outputs {
@@ -118,6 +119,7 @@ pub(crate) fn judge(
                 has_door: consumer.has_door(),
                 arrived: &arrived[number],
                 turned_down: &turned_down[number],
+                troubles: &troubles[number],
                 letters,
                 counted_letters,
                 counted,

@@ -3,6 +3,7 @@
 //! The functions in [`interpose`] replace those of libc, both for this program and for the relay's
 //! library, which it loads. Below them, one thread runs at a time.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::Path;
 use std::time::Duration;
@@ -45,6 +46,11 @@ pub(crate) fn trace(text: fmt::Arguments<'_>) {
 /// Returns the sum of all trace lines so far, and the number of calls to the kernel.
 pub(crate) fn sum() -> (u64, u64) {
     baton::with(|kernel| (kernel.trace.sum(), kernel.calls))
+}
+
+/// Returns the names of the known mistakes whose places the processes have reached.
+pub(crate) fn reached() -> BTreeSet<String> {
+    process::reached()
 }
 
 /// Gives the child processes of this process the same addresses in each run.

@@ -20,6 +20,7 @@ mod operator;
 mod oracle;
 mod pki;
 mod plan;
+mod reach;
 mod runs;
 mod senders;
 mod setup;
@@ -43,6 +44,7 @@ usage: sim run [--seeds FROM..TO] [--with TEXT] [--jobs N] [--all]
        sim shrink N                            the shortest history of a seed that still fails
        sim mutants [NAME...] [--seeds FROM..TO] [--with TEXT] [--most N] [--jobs N]
                                                bring back old mistakes, and look for each of them
+       sim reach FROM..TO... [--jobs N]        which places of old mistakes do these seeds reach?
 --with TEXT: only seeds whose plan has this text, or all texts of 'ONE + ANOTHER'
 --most N: so many seeds at most for each mistake";
 
@@ -58,6 +60,7 @@ fn main() -> ExitCode {
         ["same", seeds] => runs::same(seeds),
         ["shrink", seed] => runs::shrink(seed),
         ["mutants", words @ ..] => mutants::run(words),
+        ["reach", words @ ..] => reach::run(words),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);
@@ -77,10 +80,13 @@ fn child(seed: u64) -> ! {
     kernel::begin(seed, &Path::new("graves").canonicalize().expect("a directory"), out);
     let found = world::run(seed, &left_out, libraries);
     let (sum, calls) = kernel::sum();
+    let reached = kernel::reached();
     let mut text = format!(
-        "{{\"sum\":\"{sum:016x}\",\"calls\":{calls},\"simulated\":{},\"events\":{},\"faults\":{}}}\n",
+        "{{\"sum\":\"{sum:016x}\",\"calls\":{calls},\"simulated\":{},\"events\":{},\"reached\":{},\
+         \"faults\":{}}}\n",
         found.simulated.as_secs(),
         found.events,
+        serde_json::to_string(&reached).expect("strings"),
         serde_json::to_string(&found.faults).expect("strings"),
     );
     text.push('\n');

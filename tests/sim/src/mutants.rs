@@ -62,7 +62,7 @@ fn root() -> PathBuf {
 }
 
 /// Builds the relay's library with all mutants, none of them active, in its own target directory.
-fn stage() -> Result<Stage, String> {
+pub(crate) fn stage() -> Result<Stage, String> {
     let program = std::env::current_exe().expect("this program");
     let target = program.ancestors().nth(2).expect("the target directory").join("mutants/target");
     let mut build = Command::new("cargo");
@@ -84,7 +84,7 @@ pub(crate) fn stage_of(name: &str) -> Result<Stage, String> {
 }
 
 /// Returns the descriptions of all mutants, by name.
-fn all() -> Result<BTreeMap<String, Mutant>, String> {
+pub(crate) fn all() -> Result<BTreeMap<String, Mutant>, String> {
     let file = root().join("tests/sim/mutants.toml");
     let text = fs::read_to_string(&file).map_err(|error| format!("{}: {error}", file.display()))?;
     parse(&text).map_err(|error| format!("{}: {error}", file.display()))
@@ -101,7 +101,7 @@ fn parse(text: &str) -> Result<BTreeMap<String, Mutant>, String> {
 /// The description of a mutant. The head of the file explains the keys.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Mutant {
+pub(crate) struct Mutant {
     mistake: String,
     from: String,
     loses: String,
@@ -112,12 +112,14 @@ struct Mutant {
     #[serde(default)]
     seeds: Vec<u64>,
     not_found: Option<String>,
+    pub(crate) not_reached: Option<String>,
 }
 
 impl Mutant {
     fn check(&self) -> Result<(), String> {
         let texts = [&self.mistake, &self.from, &self.loses, &self.needs].into_iter();
-        if texts.chain(&self.why).chain(&self.not_found).any(|text| text.trim().is_empty()) {
+        let texts = texts.chain(&self.why).chain(&self.not_found);
+        if texts.chain(&self.not_reached).any(|text| text.trim().is_empty()) {
             return Err("a text is empty".to_owned());
         }
         match self.rules.iter().find(|rule| !RULES.contains(&rule.as_str())) {

@@ -1,6 +1,7 @@
 //! The operator: starts and stops the relay, edits its config, and causes the plan's troubles.
 
 mod back;
+mod choosy;
 mod outer;
 mod scenes;
 mod staged;
@@ -267,6 +268,9 @@ impl<'a> Operator<'a> {
         for address in self.consumers[consumer].addresses() {
             net::fault(address, fault);
         }
+        if fault == net::Fault::None {
+            self.consumers[consumer].recovers();
+        }
     }
 
     /// Ends all troubles.
@@ -301,12 +305,7 @@ impl<'a> Operator<'a> {
                 net::fault(self.consumers[consumer].address(is_second), fault);
                 self.ending.push((now + time, Ending::Way(consumer)));
             }
-            Action::Reset(consumer) => {
-                self.consumers[consumer].dies();
-                for address in self.consumers[consumer].addresses() {
-                    net::reset(address);
-                }
-            }
+            Action::Reset(consumer) => self.reset(consumer),
             Action::ConsumerRestarts(consumer, crash) => {
                 if !self.is_in_trouble(consumer) {
                     self.consumers[consumer].restart(crash);
@@ -372,8 +371,15 @@ impl<'a> Operator<'a> {
             Action::WrongCertificate(wrong) => self.put_wrong(wrong),
             Action::TooLong(consumer) => self.outlast_too_long(consumer),
             Action::TooLarge(consumer) => self.too_large(consumer),
+            Action::Choose(ref choosy) => self.choose(choosy),
             Action::Stage(stage) => self.direct(stage),
         }
+    }
+
+    fn reset(&self, consumer: usize) {
+        self.consumers[consumer].dies();
+        self.consumers[consumer].addresses().into_iter().for_each(net::reset);
+        self.consumers[consumer].recovers();
     }
 
     fn is_in_trouble(&self, consumer: usize) -> bool {

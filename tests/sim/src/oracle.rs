@@ -20,7 +20,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::consumers::{Arrived, Copies, Longest, Promise, TurnedDown};
+use crate::consumers::{Arrived, Copies, Longest, Promise, Trouble, TurnedDown};
 use crate::events;
 use crate::events::{Serial, identify};
 use crate::evidence::time_of;
@@ -48,11 +48,13 @@ const SAVED: Duration = Duration::from_secs(1);
 /// reload.md), and then its cursor is saved.
 const LEAVES: Duration = Duration::from_secs(15);
 
-/// The number of 5xx responses to an event alone after which it may be set aside.
-const ERRORS_MIN: usize = 4;
+/// The number of failures that count before an output that keeps the order sets an event aside (see
+/// refused-events.md).
+const COUNTED_ORDERED: usize = 3;
 
-/// The number of refusals of an event alone after which it may be set aside.
-const REFUSALS_MIN: usize = 3;
+/// How long after a trouble the relay can still send a later event as a test. It has waited for a
+/// response for at most 20 s, and then pauses for just as long.
+const DOUBT: Duration = Duration::from_secs(40);
 
 /// All rules: those of this module, and those of the actors that notice a broken promise while the
 /// seed runs. The sentence about a broken promise begins with the name of its rule.
@@ -151,6 +153,8 @@ pub(crate) struct View<'a> {
     pub(crate) arrived: &'a [Arrived],
     /// The requests that the consumer has turned down, in order of time.
     pub(crate) turned_down: &'a [TurnedDown],
+    /// The times in which requests may have failed that the consumer knows nothing about.
+    pub(crate) troubles: &'a [Trouble],
     /// The dead letters of this output that are in the files.
     pub(crate) letters: &'a [Letter],
     /// The letters that the relay has counted: see [`uncounted::counted`].
@@ -246,45 +250,57 @@ impl<'a> Seen<'a> {
     }
 
     /// Returns `true` if the event may have been set aside before `until`, and so have lost its
-    /// place in the order. For that, the consumer must have returned 5xx for it alone four times,
-    /// or have refused it alone three times, and have accepted another event in between. The span
-    /// of refusals can begin with a request that had several events.
-    fn left_the_order(&self, serial: Serial, until: Duration) -> bool {
-        let downs = self.view.turned_down.iter().take_while(|down| down.at <= until);
-        let its: Vec<_> = downs.filter(|down| down.events.contains(&serial)).collect();
-        let is_aside = |is_error: bool, least: usize| {
-            let is_alone = |down: &&&TurnedDown| down.events == [serial];
-            let mut answers = its.iter().filter(|down| down.is_error == is_error);
-            let alone: Vec<_> = answers.clone().filter(is_alone).map(|down| down.at).collect();
-            let first = match is_error {
-                true => alone.first().copied(),
-                false => answers.next().map(|down| down.at),
-            };
-            let (Some(first), Some(last)) = (first, alone.last()) else { return false };
-            let mut between =
-                self.view.arrived.iter().filter(|it| it.at >= first && it.at <= *last);
-            alone.len() >= least && between.any(|it| identify(&it.event) != Some(serial))
-        };
-        is_aside(true, ERRORS_MIN) || is_aside(false, REFUSALS_MIN)
+    /// place in the order (see [`COUNTED_ORDERED`]).
+    fn left_the_order(&self, world: &World<'_>, serial: Serial, until: Duration) -> bool {
+        let from = world.stored.get(&serial).map_or(until, |stored| stored.from);
+        self.failures_that_count(serial, from, until) >= COUNTED_ORDERED
+    }
+
+    /// Returns how many failures of the event alone may count against it in this time. A failure
+    /// counts if the consumer has accepted another event since the event was first in doubt, or
+    /// since the last failure that counts and is not a refusal (see refused-events.md). The event
+    /// may be in doubt as soon as it waits: it may be passed over because an earlier one has
+    /// failed.
+    fn failures_that_count(&self, serial: Serial, from: Duration, until: Duration) -> usize {
+        let downs = self.view.turned_down.iter();
+        let downs = downs.skip_while(|down| down.at < from).take_while(|down| down.at <= until);
+        let (mut since, mut counted) = (from, 0);
+        for down in downs {
+            if down.events == [serial] && self.has_taken_another(serial, since, down.until) {
+                counted += 1;
+                if !down.is_refusal {
+                    since = down.at;
+                }
+            }
+        }
+        counted
+    }
+
+    fn has_taken_another(&self, serial: Serial, from: Duration, until: Duration) -> bool {
+        let mut arrived = self.view.arrived.iter().zip(&self.serials);
+        arrived.any(|(it, other)| (from..=until).contains(&it.at) && *other != Some(serial))
     }
 
     /// Returns `true` if an event accepted no later than `serial` was in doubt when `other` first
-    /// arrived. An event is in doubt if the consumer has refused a request with it, or has returned
-    /// 5xx for it twice or after it accepted something else, and has not accepted it since.
+    /// arrived: a request with this event had failed, and the consumer has not accepted it since.
+    /// The relay then sends a later event (see guarantees.md). While the consumer or the way to it
+    /// is in trouble, any request may fail.
     fn was_in_doubt(&self, world: &World<'_>, serial: Serial, other: Serial) -> bool {
         let Some(came) = self.first_at(other) else { return false };
         let Some(stored) = world.stored.get(&serial) else { return false };
         let is_earlier =
             |it: &Serial| world.stored.get(it).is_some_and(|earlier| earlier.from <= stored.until);
-        let mut doubts = BTreeMap::<Serial, (u32, Duration)>::new();
-        let mut before = Duration::ZERO;
+        let is_silent = |(begun, ended): &Trouble| {
+            let ended = ended.unwrap_or(world.now);
+            *begun <= came && came <= ended + DOUBT && stored.from <= ended
+        };
+        if self.view.troubles.iter().any(is_silent) {
+            return true;
+        }
+        let mut doubts = BTreeMap::<Serial, Duration>::new();
         for down in self.view.turned_down.iter().take_while(|down| down.at <= came) {
-            let taken = self.view.arrived.iter().take_while(|arrived| arrived.at <= down.at);
-            let has_worked = taken.last().is_some_and(|arrived| arrived.at >= before);
-            before = down.at;
             for event in down.events.iter().filter(|it| is_earlier(it)) {
-                let doubt = doubts.entry(*event).or_default();
-                *doubt = (doubt.0 + if down.is_error && !has_worked { 1 } else { 2 }, down.at);
+                doubts.insert(*event, down.at);
             }
         }
         let was_taken = |event: Serial, since: Duration| {
@@ -292,8 +308,7 @@ impl<'a> Seen<'a> {
             let mut arrivals = arrivals.filter(|(_, serial)| **serial == Some(event));
             arrivals.any(|(arrived, _)| arrived.at > since && arrived.at < came)
         };
-        let mut doubts = doubts.into_iter().filter(|(_, (count, _))| *count >= 2);
-        doubts.any(|(event, (_, since))| !was_taken(event, since))
+        doubts.into_iter().any(|(event, since)| !was_taken(event, since))
     }
 
     fn fault(&self, rule: &'static str, text: String) -> Fault {
@@ -590,14 +605,20 @@ pub(crate) fn conservation(world: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
 pub(crate) fn reasons(world: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
     let outputs = world.truth.configs(Duration::ZERO, Duration::MAX);
     let mut outputs = outputs.filter_map(|config| config.output(seen.view.output));
-    let Promise { aside, counts, .. } = seen.view.promise;
+    let Promise { aside, counts, fails, .. } = seen.view.promise;
     if aside || counts || outputs.any(|output| output.may_lose.is_some()) {
         return Vec::new();
     }
     let Counted { lost, queue, .. } = seen.view.counted;
     let refused = world.truth.events.values().filter(|known| seen.may_refuse(known));
     let refused: usize = refused.map(|known| copies(world.truth, known)).sum();
-    let refused = refused + letters_again(world, seen) + unsynced(world);
+    // With a short `rejected.after_server_errors`, any answer may count that often (see trial.rs).
+    let is_alone = |serial: &Serial| {
+        let downs = seen.view.turned_down.iter();
+        fails && downs.filter(|down| down.events == [*serial]).count() >= given_up::FAILURES_MIN
+    };
+    let given_up: BTreeSet<_> = seen.letters.iter().filter(|it| is_alone(it)).collect();
+    let refused = refused + given_up.len() + letters_again(world, seen) + unsynced(world);
     let mut faults = Vec::new();
     if lost + queue > refused as u64 {
         let text = format!(
@@ -608,7 +629,7 @@ pub(crate) fn reasons(world: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
     }
     let known = |serial: &&Serial| world.truth.events.get(serial);
     let is_wrong = |serial: &&Serial| known(serial).is_some_and(|known| !seen.may_refuse(known));
-    if let Some(serial) = seen.letters.iter().find(is_wrong) {
+    if let Some(serial) = seen.letters.iter().filter(|it| !given_up.contains(it)).find(is_wrong) {
         let text =
             format!("event {serial} is in a dead letter, and the consumer takes such events");
         faults.push(seen.fault("reasons", text));
@@ -869,8 +890,9 @@ impl Latest {
 }
 
 /// Returns a fault for each event that was sent after a later accepted one. `places` are indexes of
-/// arrivals, in the order in which the events were sent. With `all`, each copy is checked,
-/// otherwise only the first copy of each event.
+/// arrivals, in the order in which the events were sent. With `all`, each copy is checked, and only
+/// events that the consumer has turned down may come late; otherwise only the first copy of each
+/// event is checked.
 ///
 /// These are the exceptions:
 /// - An event that was sent on an earlier connection, and could not be sent again, may arrive at
@@ -916,16 +938,20 @@ fn out_of_order(world: &World<'_>, seen: &Seen<'_>, places: &[usize], all: bool)
             && let Some((other, why)) = latest.before(accepted, body)
         {
             let behind = settled.before(accepted, body);
-            let comes_again = !all && behind.is_none();
+            let comes_again = behind.is_none();
             let was_kept_back = || world.was_kept_back(seen, serial, at);
-            let is_excused = comes_again
-                && (was_kept_back()
-                    || seen.was_in_doubt(world, serial, other)
-                    || outer::waits_behind(world, seen, serial)
-                    || world.is_dropped_no_more(seen, serial, other))
+            // A test event is sent again after the earlier ones, unless these leave the order
+            // later.
+            let leaves = || seen.left_the_order(world, serial, world.now);
+            let is_excused = (comes_again || leaves()) && seen.was_in_doubt(world, serial, other)
+                || comes_again
+                    && !all
+                    && (was_kept_back()
+                        || outer::waits_behind(world, seen, serial)
+                        || world.is_dropped_no_more(seen, serial, other))
                 || world.came_back(seen, serial, other, at)
                 || outer::is_of_another_output(world, seen, serial, other, at)
-                || seen.left_the_order(serial, at)
+                || seen.left_the_order(world, serial, at)
                 || world.left_on_an_earlier_connection(seen, *place, other);
             if !is_excused {
                 // The sentence names an event that does not arrive again, if there is one.

@@ -1,12 +1,14 @@
 //! A seed's decisions: the config, the consumers, and the actions with their times. They are made
 //! before anything runs.
 
+mod choosy;
 mod outer;
 mod scenes;
 mod staged;
 mod wider;
 mod witnessed;
 
+pub(crate) use choosy::{CHOOSY, Choosy, Pattern};
 pub(crate) use outer::{Front, Outer};
 pub(crate) use staged::Stage;
 pub(crate) use wider::{WIDER, Wider};
@@ -154,6 +156,8 @@ pub(crate) enum Action {
     TooLarge(usize),
     /// A trouble that the operator directs.
     Stage(Stage),
+    /// A consumer takes only some events.
+    Choose(Choosy),
 }
 
 /// The part of the queue's directory that an older copy replaces.
@@ -266,6 +270,10 @@ impl Plan {
         }
         let (wider, outer, silent) = (Wider::default(), Outer::default(), Duration::ZERO);
         let mut plan = Self { start, consumers, actions, length, wider, outer, silent };
+        if CHOOSY.contains(&seed) {
+            choosy::add(&mut plan, seed);
+            return plan;
+        }
         if seed >= staged::STAGED {
             staged::add(&mut plan, seed);
             return plan;

@@ -1,5 +1,6 @@
 //! Runs seeds in separate processes, shows one seed, and shortens its history.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::ops::Range;
 use std::path::Path;
@@ -28,6 +29,8 @@ pub(crate) struct Verdict {
     calls: u64,
     pub(crate) simulated: u64,
     events: u64,
+    /// The places of known mistakes that the relay has reached, if its library records them.
+    pub(crate) reached: BTreeSet<String>,
     pub(crate) faults: Vec<String>,
 }
 

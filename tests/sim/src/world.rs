@@ -156,6 +156,7 @@ pub(crate) fn run(seed: u64, left_out: &BTreeSet<usize>, libraries: Vec<PathBuf>
     operator.ask(Moment::Calm);
     if let Some((consumer, is_second, _)) = shut {
         net::fault(consumers[consumer].address(is_second), net::Fault::None);
+        consumers[consumer].recovers();
     }
     let mut away = senders::rng(seed, "away");
     // The output of an `s3` that collects for long is late only after that (see status-page.md).
@@ -179,10 +180,7 @@ pub(crate) fn run(seed: u64, left_out: &BTreeSet<usize>, libraries: Vec<PathBuf>
         is_empty = wait_until_empty(&mut operator, &mut another);
     }
     if is_empty {
-        operator.ask(Moment::Quiet);
-    }
-    if is_empty && seed >= SCENES && plan.start.on_disk {
-        operator.die_at_rest();
+        operator.rest(seed >= SCENES && plan.start.on_disk);
     }
     operator.stop(Why::Signal);
     if let Some(evidence) = evidence {

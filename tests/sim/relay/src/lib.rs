@@ -62,6 +62,16 @@ pub extern "C" fn heap_most() -> usize {
     HEAP.most.load(Relaxed)
 }
 
+/// Returns the names of the known mistakes' places that the program has reached, one in each line.
+/// The text stays in memory.
+#[cfg(mutants)]
+#[unsafe(no_mangle)]
+pub extern "C" fn reached_places() -> *const c_char {
+    let names: Vec<_> = base::mutants::reached().collect();
+    let text = std::ffi::CString::new(names.join("\n")).unwrap_or_default();
+    text.into_raw()
+}
+
 /// Runs the program with a command line, and returns its exit status.
 ///
 /// # Safety

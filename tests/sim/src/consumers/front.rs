@@ -108,6 +108,8 @@ struct Desk {
     refused: BTreeMap<u64, u32>,
     own: Own,
     is_broken: bool,
+    /// `true` if the last answer looks like a success, and may not be one.
+    is_doubtful: bool,
     /// `true` once a request has hung.
     has_hung: bool,
     /// In an outage: the events of its first request, the number of failed requests, and whether
@@ -199,6 +201,7 @@ pub(super) fn stand_before(
         refused: BTreeMap::new(),
         own,
         is_broken: false,
+        is_doubtful: false,
         has_hung: false,
         outage: Default::default(),
     };
@@ -207,7 +210,7 @@ pub(super) fn stand_before(
     sink.stand_in_front(move |request, store| {
         let (desk, drain) = &mut *lock(&desk);
         let answer = desk.answer(request, &|request| balancer(request, store), drain, &ledger);
-        ledger.answers(answer.code(), request);
+        ledger.answers(&answer, request, std::mem::take(&mut desk.is_doubtful));
         answer
     });
     sink.stand_at_the_door(move |_, _| {
@@ -242,6 +245,9 @@ impl Desk {
         if let Some(answer) = self.steadily(request, ledger.steady()) {
             return answer;
         }
+        if let Some(way) = ledger.turns_away(&identify_all(&request.decoded())) {
+            return way.answer();
+        }
         let backend = request.connection % self.backends.len();
         let mut trouble = self.backends[backend].meets(kernel::now());
         if ledger.is_calm() || request.is_early {
@@ -257,6 +263,7 @@ impl Desk {
             kernel::trace(format_args!("{}: request meets {}", ledger.name, trouble.name()));
         }
         let is_own = matches!(trouble, Some(Trouble::Own));
+        self.is_doubtful = is_own || matches!(trouble, Some(Trouble::Page | Trouble::Behind(_)));
         self.own.store(is_own, std::sync::atomic::Ordering::SeqCst);
         let trouble = match trouble {
             Some(Trouble::Instead(answer)) => return answer,

@@ -6,7 +6,8 @@ use std::time::Duration;
 use fastrand::Rng;
 
 use super::weather::Weather;
-use super::{Made, Making, Promise, Stand, lock};
+use super::{Made, Making, Promise, REQUEST_MIN, Stand, Way, lock};
+use crate::events::identify_all;
 use crate::kernel;
 use crate::support::lumberjack_sink::{LumberjackSink, Reply, Window};
 use crate::support::server::Server;
@@ -53,6 +54,18 @@ pub(super) fn make(making: &mut Making<'_>) -> Made {
     let weather = Mutex::new(Weather::new(making.rng(), trouble));
     let (ledger, parts) = (Arc::clone(&making.ledger), Mutex::new(making.rng()));
     let sink = LumberjackSink::with(making.options(), move |window, reply| {
+        let serials: Vec<_> = window.events.iter().flat_map(|it| identify_all(it)).collect();
+        let first = serials.iter().position(|it| ledger.turns_away(&[*it]).is_some());
+        if let Some(first) = first {
+            ledger.turns_down(serials[first..].to_vec(), None, false, Duration::ZERO);
+            ledger.add(window.connection, window.events[..first].iter().cloned());
+            reply.acknowledge(first);
+            let is_silent = ledger.turns_away(&serials[first..]) == Some(Way::Silent);
+            if is_silent {
+                reply.rest(Duration::from_secs(30));
+            }
+            return false;
+        }
         let trouble = lock(&weather).meets(kernel::now()).filter(|_| !ledger.is_calm());
         let count = window.events.len();
         let part = match trouble {
@@ -60,6 +73,11 @@ pub(super) fn make(making: &mut Making<'_>) -> Made {
             Some(Trouble::Part) => lock(&parts).usize(..=count),
             _ => count,
         };
+        let is_silent = matches!(trouble, Some(Trouble::Mute))
+            || matches!(trouble, Some(Trouble::Late(time, _)) if time >= REQUEST_MIN);
+        let left = if is_silent { &window.events[..] } else { &window.events[part..] };
+        let left = left.iter().flat_map(|event| identify_all(event)).collect();
+        ledger.turns_down(left, None, false, Duration::ZERO);
         ledger.add(window.connection, window.events[..part].iter().cloned());
         answer(trouble, window, part, reply)
     });

@@ -8,7 +8,8 @@ use fastrand::Rng;
 
 use super::stream::event_of;
 use super::weather::Weather;
-use super::{Made, Making, Promise, Stand, lock};
+use super::{Made, Making, Promise, REQUEST_MIN, Stand, Way, lock};
+use crate::events::identify_all;
 use crate::kernel;
 use crate::support::relp_sink::{RelpSink, answer, ok};
 use crate::support::server::Server;
@@ -59,9 +60,26 @@ pub(super) fn make(making: &mut Making<'_>) -> Made {
         if lock(&spoiled).contains(&command.connection) {
             return None;
         }
+        if command.name == "syslog"
+            && let Some(way) = ledger.turns_away(&identify_all(&command.data))
+        {
+            ledger.turns_down(identify_all(&command.data), None, false, Duration::ZERO);
+            lock(&spoiled).insert(command.connection);
+            return match way {
+                Way::Silent => connection.rest(Duration::from_secs(30)).then(Vec::new),
+                Way::Half => Some(format!("{} rs", command.number).into_bytes()),
+                Way::Status(_) => Some(answer(command, "500 error")),
+                Way::Ends | Way::Resets => None,
+            };
+        }
         let trouble = lock(&weather).meets(kernel::now()).filter(|_| !ledger.is_calm());
         let stores =
             !matches!(trouble, Some(Trouble::HangsUp | Trouble::Refuses(_) | Trouble::Says(_)));
+        let is_late = matches!(trouble, Some(Trouble::Late(time)) if time >= REQUEST_MIN);
+        if !stores || is_late || matches!(trouble, Some(Trouble::Mute)) {
+            let events = identify_all(&command.data);
+            ledger.turns_down(events, None, false, Duration::ZERO);
+        }
         if !stores {
             lock(&spoiled).insert(command.connection);
         } else if command.name == "syslog" {

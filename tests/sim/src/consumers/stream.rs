@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::weather::Weather;
 use super::{Made, Making, Promise, Stand, lock};
+use crate::events::{Serial, identify_all};
 use crate::kernel;
 use crate::support::server::{Options, Server};
 use crate::support::tcp_sink::{Framing, Next, TcpSink};
@@ -25,6 +26,10 @@ impl Stand for TcpSink {
 
 /// The shortest time between two rests, in which the consumer reads everything.
 const BETWEEN_RESTS: Duration = Duration::from_secs(1);
+
+/// The time between the end of the `replay_window` and the moment at which the relay counts an
+/// event as delivered.
+const NOTICES: Duration = Duration::from_millis(200);
 
 /// The receive buffer, in bytes. It is small enough to be read soon after a rest.
 const RECEIVE_BUFFER: usize = 64 * 1024;
@@ -53,10 +58,31 @@ fn start(
         0 => Next::End,
         _ => Next::Rest(Duration::from_millis(rng.u64(..500))),
     }));
+    let recent = Mutex::new(Vec::<(Duration, usize, Vec<Serial>)>::new());
     let (ledger, may_rest) = (Arc::clone(&making.ledger), Mutex::new(Duration::ZERO));
     let options = Options { receive_buffer: Some(RECEIVE_BUFFER), ..making.options() };
+    let window = [1500, 3000][making.rng.usize(..2)];
+    let unknown = Duration::from_millis(window) + NOTICES;
     let sink = TcpSink::scripted(framing, options, move |connection, messages| {
+        let is_refused = |message: &Vec<u8>| ledger.turns_away(&identify_all(message)).is_some();
+        let taken = messages.iter().position(is_refused).unwrap_or(messages.len());
+        // If the connection ends, the relay does not know that these were received.
+        let events = messages.iter().flat_map(|message| identify_all(message)).collect();
+        let mut recent = lock(&recent);
+        recent.push((kernel::now(), connection, events));
+        let is_unknown = |at: Duration| at + unknown >= kernel::now();
+        recent.retain(|(at, of, _)| *of == connection && is_unknown(*at));
+        let ends = |recent: &mut Vec<(_, _, Vec<Serial>)>| {
+            let events = recent.drain(..).flat_map(|(.., events)| events).collect();
+            ledger.turns_down(events, None, false, Duration::ZERO);
+        };
+        let (messages, refused) = messages.split_at(taken);
         ledger.add(connection, messages.iter().map(|message| event_of(message)));
+        if !refused.is_empty() {
+            ends(&mut recent);
+            // What was read before a FIN counts as delivered (see tcp.md).
+            return Next::Reset;
+        }
         let now = kernel::now();
         let next = lock(&weather).meets(now).filter(|_| !ledger.is_calm());
         let mut may_rest = lock(&may_rest);
@@ -65,11 +91,13 @@ fn start(
                 *may_rest = now + time + BETWEEN_RESTS;
                 Next::Rest(time)
             }
-            Some(Next::End) => Next::End,
-            Some(Next::Rest(_) | Next::Read) | None => Next::Read,
+            Some(Next::End) => {
+                ends(&mut recent);
+                Next::End
+            }
+            Some(Next::Rest(_) | Next::Read | Next::Reset) | None => Next::Read,
         }
     });
-    let window = [1500, 3000][making.rng.usize(..2)];
     let keys =
         format!("{keys}addresses = [\"{}\"]\nreplay_window = \"{window}ms\"\n", sink.address());
     Made { stand: Box::new(sink), keys, promise: Promise::PLAIN }

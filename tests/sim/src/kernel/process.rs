@@ -2,8 +2,8 @@
 //! files, and can be killed like a process.
 #![allow(unsafe_code, reason = "loads a library and calls it; the proofs are beside the calls")]
 
-use std::collections::BTreeMap;
-use std::ffi::{CString, c_char, c_int, c_void};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::time::Duration;
@@ -30,6 +30,8 @@ pub(super) struct ProcessState {
     pub(super) handlers: BTreeMap<c_int, Handler>,
     /// Returns the most bytes that were on the process's heap at one time.
     heap_most: Option<HeapMost>,
+    /// `None` unless the library has the known mistakes.
+    reached: Option<Reached>,
     /// The threads that wait for the process to end.
     waiting: Vec<TaskId>,
 }
@@ -42,6 +44,9 @@ type Program = unsafe extern "C" fn(usize, *const *const c_char) -> i32;
 
 /// The function of the relay's library that returns the peak of its heap use.
 type HeapMost = extern "C" fn() -> usize;
+
+/// The function of the relay's library that returns the places that the program has reached.
+type Reached = extern "C" fn() -> *const c_char;
 
 /// One life of the program.
 #[derive(Debug, Clone, Copy)]
@@ -85,7 +90,7 @@ impl Process {
     /// If the library cannot be loaded.
     pub(crate) fn start(library: &Path, arguments: &[&str]) -> Self {
         let path = CString::new(library.as_os_str().as_bytes()).expect("a path without zeros");
-        let (program, heap_most) = baton::outside(|| {
+        let (program, heap_most, reached) = baton::outside(|| {
             // SAFETY: the path ends with a zero byte. When the library is loaded, the only code
             // that runs is that of Rust's standard library, which keeps the program's arguments.
             let library = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
@@ -96,16 +101,21 @@ impl Process {
             // SAFETY: the library is loaded, and the name ends with a zero byte.
             let heap_most = unsafe { libc::dlsym(library, c"heap_most".as_ptr()) };
             assert!(!heap_most.is_null(), "{path:?} has no function heap_most");
-            (program, heap_most)
+            // SAFETY: the library is loaded, and the name ends with a zero byte.
+            let reached = unsafe { libc::dlsym(library, c"reached_places".as_ptr()) };
+            (program, heap_most, reached)
         });
         // SAFETY: this is the function's type in tests/sim/relay.
         let program: Program = unsafe { std::mem::transmute(program) };
         // SAFETY: this is the function's type as well.
         let heap_most: HeapMost = unsafe { std::mem::transmute(heap_most) };
+        // SAFETY: if the library has the function, this is its type. A null pointer becomes `None`.
+        let reached: Option<Reached> = unsafe { std::mem::transmute(reached) };
         let arguments = std::iter::once(&"kube-audit-forwarder").chain(arguments);
         let arguments: Result<_, _> = arguments.map(|it| CString::new(*it)).collect();
         let owner = with(|kernel| {
-            let process = ProcessState { heap_most: Some(heap_most), ..ProcessState::default() };
+            let heap_most = Some(heap_most);
+            let process = ProcessState { heap_most, reached, ..ProcessState::default() };
             kernel.processes.push(process);
             let owner = Owner::try_from(kernel.processes.len()).expect("a few processes");
             kernel.trace.add(kernel.now, format_args!("process {owner} starts"));
@@ -208,6 +218,19 @@ impl Process {
     pub(crate) fn stderr(self) -> Vec<u8> {
         with(|kernel| kernel.process(self.0).map_or_else(Vec::new, |it| it.stderr.clone()))
     }
+}
+
+/// Returns the names of the places that processes have reached, if the library records them. No
+/// thread of a process may run at the same time.
+pub(super) fn reached() -> BTreeSet<String> {
+    let all: Vec<_> = with(|kernel| kernel.processes.iter().filter_map(|it| it.reached).collect());
+    let mut names = BTreeSet::new();
+    for reached in all {
+        // SAFETY: the function returns a text that ends with a zero byte and stays in memory.
+        let text = unsafe { CStr::from_ptr(reached()) }.to_string_lossy();
+        names.extend(text.lines().map(str::to_owned));
+    }
+    names
 }
 
 /// The first thread of a process.

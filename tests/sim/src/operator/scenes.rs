@@ -12,6 +12,7 @@ use crate::consumers::{Consumer, Kind, Promise, Steady};
 use crate::events::{Event, Maker, Marks, Serial, identify_all};
 use crate::judging::Losses;
 use crate::kernel::{Process, disk};
+use crate::oracle::said::Moment;
 use crate::plan::{Action, Change, When, Why};
 use crate::support::http;
 use crate::truth::{
@@ -326,9 +327,17 @@ impl Operator<'_> {
         }
     }
 
+    /// Looks at the page when everything has been delivered, and then kills the relay if it `dies`.
+    pub(crate) fn rest(&mut self, dies: bool) {
+        self.ask(Moment::Quiet);
+        if dies {
+            self.die_at_rest();
+        }
+    }
+
     /// Kills the relay when everything has been delivered for a while. No event may be repeated: a
     /// kill repeats only events of the last second (see queue-and-disk.md).
-    pub(crate) fn die_at_rest(&mut self) {
+    fn die_at_rest(&mut self) {
         if self.process.is_none() || !self.has_life() {
             return;
         }

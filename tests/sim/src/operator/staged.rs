@@ -85,12 +85,16 @@ impl Operator<'_> {
         }
     }
 
-    fn wait(&mut self, time: Duration) {
+    pub(super) fn wait(&mut self, time: Duration) {
         self.wait_until(kernel::now() + time);
     }
 
     /// Waits until this is true, but at most for `limit`. Returns `true` if it has become true.
-    fn comes_true(&mut self, limit: Duration, mut is_true: impl FnMut(&mut Self) -> bool) -> bool {
+    pub(super) fn comes_true(
+        &mut self,
+        limit: Duration,
+        mut is_true: impl FnMut(&mut Self) -> bool,
+    ) -> bool {
         let deadline = kernel::now() + limit;
         while !is_true(self) {
             if kernel::now() > deadline {
@@ -121,7 +125,7 @@ impl Operator<'_> {
     }
 
     /// Makes events that every store accepts, and that fit into every queue.
-    fn good(&mut self, count: usize) -> Vec<Event> {
+    pub(super) fn good(&mut self, count: usize) -> Vec<Event> {
         let mut maker = self.maker(Marks::default());
         let events = std::iter::repeat_with(|| maker.event());
         events.filter(|event| event.bytes.len() < SHORT).take(count).collect()
@@ -537,7 +541,7 @@ impl Operator<'_> {
     }
 
     /// Posts good events once. Returns them, or nothing if they were not accepted.
-    fn posted(&mut self, count: usize) -> Vec<Event> {
+    pub(super) fn posted(&mut self, count: usize) -> Vec<Event> {
         let events = self.good(count);
         match self.post(&events) == Answer::Status(200) {
             true => events,
@@ -573,7 +577,7 @@ impl Operator<'_> {
         // Events that the first address turns down are also tried at the mute one, up to 24 times.
         // Each of these attempts takes 10 s.
         let turned_down = self.consumers[0].turned_down();
-        let turns_down = turned_down.iter().any(|it| it.at >= begun);
+        let turns_down = turned_down.iter().any(|it| it.at >= begun && it.status != 0);
         let limit = if turns_down { seconds(300) } else { SOON / 2 };
         if !self.comes_true(limit, has_all) {
             let what = "events wait for one address, and another one answers";

@@ -7,8 +7,8 @@ use super::{Fault, Letter, Seen, World, identify};
 /// The number of refusals of an event alone after which it is given up (see refused-events.md).
 const REFUSALS_MIN: usize = 8;
 
-/// The number of server errors for an event alone after which it may be given up.
-const ERRORS_MIN: usize = 4;
+/// The number of other failures of an event alone after which it may be given up.
+pub(super) const FAILURES_MIN: usize = 4;
 
 /// The end of the reason if the output gave up on an event to set another one aside.
 const NO_ROOM: &str = ", and no more events can be set aside";
@@ -37,7 +37,8 @@ pub(super) fn answered(world: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
             count += 1;
             has_status |= down.status == status;
         }
-        let least = if status >= 500 { ERRORS_MIN } else { REFUSALS_MIN };
+        let is_refusal = matches!(status, 200 | 400 | 413 | 422);
+        let least = if is_refusal { REFUSALS_MIN } else { FAILURES_MIN };
         let text = format!(
             "event {serial} was given up at {:?} for an answer {status}; its consumer has turned \
              it down {count} times alone, {}",

@@ -272,7 +272,8 @@ pub(crate) fn letters(world: &World<'_>, said: &Said) -> Vec<Fault> {
 }
 
 /// `queue_needed_bytes` counts the bytes that required outputs still need (see metrics.md). It is 0
-/// if nothing waits for a required output, and no such output has set an event aside.
+/// if nothing waits for a required output, and no required output has set an event aside. Events
+/// that optional outputs have set aside do not count: the queue drops them when it needs room.
 pub(crate) fn needed(world: &World<'_>, said: &Said) -> Option<Fault> {
     let needed = said.metrics.get("queue_needed_bytes", &[]).filter(|needed| *needed > 0.0)?;
     let configs: Vec<_> = world.truth.configs(said.started, said.answered).collect();
@@ -391,13 +392,13 @@ pub(crate) fn at_ease(world: &World<'_>, said: &Said, calm: Calm) -> Vec<Fault> 
     wrong.map(|finding| said.fault("verdict", &text(finding))).collect()
 }
 
-/// Returns `true` if an event may be set aside because of server errors. In this life of the relay,
-/// at most a minute before the question, the consumer returned 5xx for it. By the question, it has
-/// neither arrived nor become a dead letter. The relay retries such an event at least every 30 s,
-/// but an attempt may have to wait for an address that is down.
+/// Returns `true` if an event may be set aside. In this life of the relay, at most a minute before
+/// the question, the consumer turned it down. By the question, it has neither arrived nor become a
+/// dead letter. The relay retries such an event at least every 30 s, but an attempt may have to
+/// wait for an address that is down.
 fn fails_on_one(seen: &Seen<'_>, said: &Said) -> bool {
     let since = said.asked.saturating_sub(Duration::from_secs(60)).max(said.started);
-    let is_late = |down: &&TurnedDown| down.is_error && (since..=said.asked).contains(&down.at);
+    let is_late = |down: &&TurnedDown| (since..=said.asked).contains(&down.at);
     let is_over = |serial: Serial| {
         let has_arrived = seen.first_at(serial).is_some_and(|arrived| arrived <= said.asked);
         let mut letters = seen.view.letters.iter().filter(|letter| letter.at <= said.asked);
