@@ -108,8 +108,8 @@ pub(crate) fn timeouts(t: &mut Table<'_, '_>) -> Timeouts {
             secs(60),
             TIME_MIN..,
             "maximum time without progress toward an acknowledgement. If a slow consumer takes \
-             longer, it gets the same events again, in smaller requests. Limited to 10 s while another address \
-             may respond (does not apply to `tcp`, `syslog` and `kafka`). Over HTTP, the time runs \
+             longer, it gets the same events again, in smaller requests. Limited to 10 s while \
+             another address may respond (does not apply to `tcp`, `syslog` and `kafka`). Over HTTP, the time runs \
              from when the consumer's kernel has received the whole request to the end of the \
              final response's headers",
         ),
@@ -152,8 +152,8 @@ pub(crate) fn rejected(t: &mut Table<'_, '_>) -> (Option<Rejected>, Duration) {
         ],
         Some(Rejected::DeadLetter),
         "what happens to an event that the consumer turns down again and again while it accepts \
-         others; `dead_letter` drops it if dead letters have no directory; `retry` keeps trying it. \
-         Dead letters and dropped events count as lost",
+         others; `dead_letter` drops it if dead letters have no directory; `retry` keeps trying \
+         it. Dead letters and dropped events count as lost",
     );
     let after_server_errors = t.time(
         "after_server_errors",

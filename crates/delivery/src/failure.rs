@@ -39,9 +39,10 @@ impl Failure {
         }
     }
 
-    /// Notes that the consumer has not got the request, so its events are not the reason.
+    /// Notes that the events of the request are not the reason: for example, the consumer has not
+    /// got it.
     #[must_use]
-    pub fn unsent(self) -> Self {
+    pub fn not_the_events(self) -> Self {
         Self { may_be_the_events: false, ..self }
     }
 }

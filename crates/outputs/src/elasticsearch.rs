@@ -261,14 +261,12 @@ impl Created {
             200..300 => Verdict::Delivered,
             409 if is_conflict => Verdict::Existing,
             400 | 413 | 422 => Verdict::Refused(failure()),
+            // Too many requests are never an event's fault.
+            429 => Verdict::Again(failure().not_the_events()),
             // Anything else may be the fault of the server or its settings: a missing index (404),
             // a block on writes (403). It may be the event's, too: if an ingest pipeline fails for
-            // an event, the status of the event is 500 each time. Only too many requests (429) are
-            // never an event's fault.
-            status => {
-                let may_be_the_events = status != 429;
-                Verdict::Again(Failure { may_be_the_events, ..failure() })
-            }
+            // an event, the status of the event is 500 each time.
+            _ => Verdict::Again(failure()),
         }
     }
 }

@@ -204,7 +204,8 @@ impl Link for StdoutLink {
             // Other errors may disappear: if stdout is a file on a full disk, the disk may get room
             // again.
             Some((_, Err(error))) => Event::Broken {
-                failure: Failure::new(AttemptError::Closed, format!("stdout: {error}")).unsent(),
+                failure: Failure::new(AttemptError::Closed, format!("stdout: {error}"))
+                    .not_the_events(),
                 progress: false,
             },
             None => {

@@ -515,8 +515,8 @@ catalog! {
             help: "Events written to the dead-letter files, by output.",
             unit: "events",
             meaning: "The consumer turned the events down while it accepted others, or they are \
-                too long, or `retry.max_elapsed` has passed. They also count in `error_total`, except events \
-                that an otlp receiver accepted in a request of which it rejected others without \
+                too long, or `retry.max_elapsed` has passed. They also count in `error_total`, \
+                except events that an otlp receiver accepted in a request of which it rejected others without \
                 saying which.",
             action: "Fix the consumer, then send the dead letters again with `replay`. `jq -r \
                 .reason FILE` lists the reasons.",

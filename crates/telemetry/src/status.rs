@@ -503,8 +503,7 @@ pub struct Aside {
     /// What the consumer did at the last try of that event, with the consumer's address.
     pub error: String,
     /// `true`: one of them is turned down by something else than 400, 413 or 422, and may wait up
-    /// to
-    /// `rejected.after_server_errors`.
+    /// to `rejected.after_server_errors`.
     pub server_errors: bool,
     /// How many of these, among the first 1,000, were turned down so often that the events, and not
     /// the consumer, are most likely at fault.

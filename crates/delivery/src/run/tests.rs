@@ -182,7 +182,7 @@ fn judged(batch: &Batch, letters: &str, seen: &mut Vec<String>) -> Event {
         let verdict = match letter {
             'd' => Verdict::Delivered,
             'e' => Verdict::Existing,
-            'a' => Verdict::Again(item().unsent()),
+            'a' => Verdict::Again(item().not_the_events()),
             's' => Verdict::Again(item()),
             'u' => Verdict::Unconfirmed,
             'n' => Verdict::Unsent,

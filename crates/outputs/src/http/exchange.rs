@@ -48,8 +48,7 @@ const NO_IDENTITY: &str = "the queue has no identity yet";
 /// Returns the outcome of a request that the consumer has taken and won't confirm, for the reason
 /// `what`. Its events are not at fault.
 fn unconfirmed(what: &str) -> Outcome {
-    let failure = Failure::new(AttemptError::Acknowledgement, what);
-    Outcome::Failed(Failure { may_be_the_events: false, ..failure })
+    Outcome::Failed(Failure::new(AttemptError::Acknowledgement, what).not_the_events())
 }
 
 pub(super) struct Load {
@@ -76,7 +75,7 @@ impl Client {
     pub(super) async fn attempt(&self, lane: &mut Lane, batch: Batch) -> (usize, Outcome) {
         let (expanded, attempt, queue) = match self.begin().await {
             Ok(begun) => begun,
-            Err(failure) => return (0, Outcome::Failed(failure.unsent())),
+            Err(failure) => return (0, Outcome::Failed(failure.not_the_events())),
         };
         let (mut sent, bytes) = (Sent::of(&batch), batch.bytes);
         let made = async {
@@ -99,7 +98,8 @@ impl Client {
                 (id, load.sent.with_unsent(outcome))
             }
             Err(failure) => {
-                let (outcome, sent_at) = (Outcome::Failed(failure.unsent()), Instant::now());
+                let (outcome, sent_at) =
+                    (Outcome::Failed(failure.not_the_events()), Instant::now());
                 let done = Exchanged { attempt, sent_at, outcome, connection: None };
                 self.settle(lane, done, &sent)
             }
@@ -150,7 +150,7 @@ impl Client {
     pub(super) async fn transfer(&self, lane: &mut Lane, load: Load) -> (usize, Outcome) {
         match self.begin().await {
             Ok((expanded, attempt, _)) => self.send_to(lane, &expanded, attempt, &load).await,
-            Err(failure) => (0, Outcome::Failed(failure.unsent())),
+            Err(failure) => (0, Outcome::Failed(failure.not_the_events())),
         }
     }
 
@@ -275,7 +275,7 @@ impl Client {
         let failed = |reason, what: &str| Failure::new(reason, format!("{base}: {what}"));
         loop {
             let connected = self.connected(pooled.take(), attempt, base, expanded).await;
-            let (mut connection, reused) = connected.map_err(Failure::unsent)?;
+            let (mut connection, reused) = connected.map_err(Failure::not_the_events)?;
             let extra = &expanded.headers;
             let request = match self.request(&mut connection, endpoint, head, extra, body.clone()) {
                 Ok(request) => request,

@@ -254,7 +254,7 @@ impl S3Link {
             self.reports.push_back(Event::Together(reports.collect()));
         } else if is_cut_short && self.is_ending() {
             for Packed { claim, .. } in object.packed {
-                let failure = Failure::new(AttemptError::Closed, INCOMPLETE).unsent();
+                let failure = Failure::new(AttemptError::Closed, INCOMPLETE).not_the_events();
                 self.reports.push_back(Event::Failed(claim, failure));
             }
         } else {
@@ -322,7 +322,7 @@ fn existing(claim: Claim, events: u64) -> Event {
 /// Returns the result of a thread, or the failure that ends the link. `what` names the work.
 fn joined<T>(result: Result<io::Result<T>, JoinError>, what: &str) -> Result<T, Failure> {
     result.map_err(io::Error::other).flatten().map_err(|error| {
-        Failure::new(AttemptError::Protocol, format!("cannot {what}: {error}")).unsent()
+        Failure::new(AttemptError::Protocol, format!("cannot {what}: {error}")).not_the_events()
     })
 }
 
