@@ -375,6 +375,12 @@ impl Ledger {
     /// may be tried now, a pause begins.
     fn take_turn(&mut self) -> Option<Batch> {
         let mut ahead = if self.turn.is_some() { 0 } else { self.turns.ahead() };
+        if self.turns.takes_first()
+            && let Some(first) = self.in_flight.first(State::PassedOver)
+        {
+            (ahead, self.turn) = (0, Some(first.claim.start));
+            self.in_flight.change(first.claim, State::Pending);
+        }
         loop {
             let Some(claim) = self.in_flight.first(State::Pending).map(|work| work.claim) else {
                 if self.find_turn(&mut ahead)? {
@@ -428,7 +434,7 @@ impl Ledger {
             (!work.trial.was_alone(), end - start, work.claim)
         });
         let (is_untried, events, largest) = passed_over.max()?;
-        let claim = if is_untried && self.turns.may_try() {
+        let claim = if is_untried {
             // The event in the middle of those that were never tried takes its turn.
             let middle = largest.start + events / 2;
             self.in_flight.cut(largest, middle);
@@ -1187,7 +1193,9 @@ impl Ledger {
         let can_show = failure.may_be_the_events
             && failure.retry_after.is_none()
             && self.in_flight.has(State::PassedOver);
-        self.turns.paused(can_show);
+        // Silence would cost a time-out before another event takes its turn.
+        let in_order = self.rules.is_ordered && failure.reason != AttemptError::Timeout;
+        self.turns.paused(can_show, in_order);
         self.health.next_attempt(wait);
     }
 

@@ -22,8 +22,7 @@ use base::mutant;
 /// run that are known to be at fault.
 const FIRST_TRIES: u32 = 128;
 
-/// The number of failures between two later pauses, and the number of events between two pauses
-/// that were passed over and are tried although the consumer has accepted nothing.
+/// The number of failures between two later pauses.
 const MORE_TRIES: u32 = 4;
 
 /// The factor by which the size of a request grows.
@@ -55,9 +54,10 @@ pub(super) struct Turns {
     has_passed: bool,
     /// `true` if a new event of the queue was tried since the last pause.
     took_new: bool,
-    /// The number of events that were passed over, and never tried, that may be tried before the
-    /// next pause.
-    untried: u32,
+    /// `true` if the first event that was passed over takes its turn next.
+    first_is_next: bool,
+    /// `true` if it has taken its turn since the last pause.
+    took_first: bool,
     /// `true` if an event that was passed over may be tried again before the next pause.
     may_repeat: bool,
     /// The index of the event that was repeated last. The next one is repeated after the next
@@ -82,9 +82,10 @@ impl Default for Turns {
             is_known: false,
             ahead: 0,
             left: FIRST_TRIES,
-            untried: MORE_TRIES,
             has_passed: false,
             took_new: false,
+            first_is_next: false,
+            took_first: false,
             may_repeat: false,
             rotation: 0,
             awaits_event: false,
@@ -147,8 +148,9 @@ impl Turns {
 
     /// The consumer has accepted something, so each event may be tried again.
     pub(super) fn progressed(&mut self) {
-        (self.ahead, self.left, self.untried) = (0, FIRST_TRIES, MORE_TRIES);
-        (self.has_passed, self.took_new, self.may_repeat) = (false, false, false);
+        (self.ahead, self.left, self.has_passed) = (0, FIRST_TRIES, false);
+        (self.took_new, self.may_repeat) = (false, false);
+        (self.first_is_next, self.took_first) = (false, false);
         (self.awaits_event, self.failing_since, self.last) = (false, None, None);
     }
 
@@ -203,11 +205,14 @@ impl Turns {
         self.took_new = true;
     }
 
-    /// Returns `true` if an event that was passed over, and never tried, may be tried now.
-    pub(super) fn may_try(&mut self) -> bool {
-        let may_try = self.untried > 0;
-        self.untried = self.untried.saturating_sub(1);
-        may_try
+    /// Returns `true` once if the first of the events that were passed over takes its turn. No
+    /// other one is then repeated before the next pause.
+    pub(super) fn takes_first(&mut self) -> bool {
+        if std::mem::take(&mut self.first_is_next) {
+            (self.took_first, self.may_repeat) = (true, false);
+            return true;
+        }
+        false
     }
 
     /// Returns the index of the event that is repeated, if one may be repeated before the next
@@ -223,9 +228,14 @@ impl Turns {
 
     /// A pause begins, after which more tries are made. `can_show`: a new event could show whether
     /// the consumer works. If none was tried since the last pause, it then ends this pause.
-    pub(super) fn paused(&mut self, can_show: bool) {
+    /// `in_order`: the first event then takes its turn before later ones, so that they stay in
+    /// order if the consumer works again. If it was the only one since the last pause, the next
+    /// turn is another event's.
+    pub(super) fn paused(&mut self, can_show: bool, in_order: bool) {
+        let was_alone = std::mem::take(&mut self.took_first) && self.left + 1 == MORE_TRIES;
         self.awaits_event = !std::mem::take(&mut self.took_new) && can_show;
-        (self.left, self.untried, self.may_repeat) = (MORE_TRIES, MORE_TRIES, true);
+        self.first_is_next = in_order && !was_alone;
+        (self.left, self.may_repeat) = (MORE_TRIES, true);
     }
 }
 
@@ -313,7 +323,7 @@ mod tests {
         assert_eq!(until_pause(&mut turns), Some(FIRST_TRIES));
         assert_eq!(turns.repeat(3), None, "each was just tried");
         for rotation in [1, 2, 0] {
-            turns.paused(true);
+            turns.paused(true, false);
             assert_eq!(turns.repeat(3), Some(rotation));
             assert_eq!(turns.repeat(3), None);
             assert_eq!(until_pause(&mut turns), Some(MORE_TRIES));
