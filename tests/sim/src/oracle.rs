@@ -963,7 +963,9 @@ fn out_of_order(world: &World<'_>, seen: &Seen<'_>, places: &[usize], all: bool)
         if is_first || all {
             latest.add(serial, begun, body);
         }
-        let may_go = world.was_kept_back(seen, serial, world.now)
+        let dies = || world.stored.get(&serial).is_some_and(|it| world.may_have_died(seen, *it));
+        let may_go = dies()
+            || world.was_kept_back(seen, serial, world.now)
             || world.may_drop(seen, at)
             || world.may_leave(seen, at);
         if is_last && !may_go {

@@ -725,6 +725,12 @@ fn a_later_event_may_come_early_and_again_while_an_earlier_one_is_in_doubt() {
     small.passes(order);
     small.counted.letters = 1;
     small.fails(order, late);
+    // A kill takes the later event with the queue in memory, but not with one on disk.
+    small.dies(27, Kind::Kill);
+    small.passes(order);
+    small.truth.epochs.clear();
+    small.config(0, |config| config.on_disk = true);
+    small.fails(order, late);
     // The consumer has accepted the earlier event in the meantime, in its second request.
     let mut small = case(&[(21, true), (22, true)]);
     let first = small.turned_down[0].events.clone();
