@@ -240,6 +240,24 @@ pub(crate) struct TurnedDown {
 /// A time in which the consumer, or the way to it, was in trouble. `None`: it has not ended.
 pub(crate) type Trouble = (Duration, Option<Duration>);
 
+/// What is known about the ends of a consumer's connections.
+#[derive(Debug, Default)]
+struct Died {
+    /// When the consumer last died, or its connections could last be ended.
+    last: Option<Duration>,
+    /// `true` until the consumer recovers.
+    goes_on: bool,
+}
+
+/// A time in which the consumer reset each connection after `bytes`. It never takes a longer event.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Cut {
+    pub(crate) bytes: u64,
+    pub(crate) begun: Duration,
+    /// `None`: it has not ended.
+    pub(crate) ended: Option<Duration>,
+}
+
 pub(crate) struct Consumer {
     pub(crate) name: String,
     pub(crate) kind: Kind,
@@ -247,7 +265,8 @@ pub(crate) struct Consumer {
     promise: Promise,
     ledger: Arc<Ledger>,
     stand: Mutex<Box<dyn Stand>>,
-    has_died: AtomicBool,
+    died: Mutex<Died>,
+    cuts: Mutex<Vec<Cut>>,
     /// A second address of the first server.
     door: Option<SocketAddr>,
     longest: Option<Longest>,
@@ -352,7 +371,8 @@ impl Consumer {
             promise: made.promise,
             ledger,
             stand: Mutex::new(made.stand),
-            has_died: AtomicBool::new(false),
+            died: Mutex::default(),
+            cuts: Mutex::default(),
             door: None,
             longest: None,
             collects: Duration::ZERO,
@@ -506,6 +526,12 @@ impl Consumer {
 
     /// Lets a `tcp` or `syslog` consumer reset each connection after this many bytes.
     pub(crate) fn cut(&self, bytes: Option<u64>) {
+        let now = kernel::now();
+        let mut cuts = lock(&self.cuts);
+        cuts.iter_mut().for_each(|cut| cut.ended = cut.ended.or(Some(now)));
+        cuts.extend(bytes.map(|bytes| Cut { bytes, begun: now, ended: None }));
+        drop(cuts);
+        lock(&self.died).last = Some(now);
         self.stand().cut(bytes);
     }
 
@@ -545,14 +571,19 @@ impl Consumer {
         self.start_again();
     }
 
-    /// Returns `true` if the consumer or its connections were ever ended.
-    pub(crate) fn has_died(&self) -> bool {
-        self.has_died.load(Ordering::SeqCst)
+    /// Returns the last time at which the consumer died, or its connections could be ended, if that
+    /// ever happened.
+    pub(crate) fn died(&self) -> Option<Duration> {
+        lock(&self.died).last
+    }
+
+    pub(crate) fn cuts(&self) -> Vec<Cut> {
+        lock(&self.cuts).clone()
     }
 
     /// Records that somebody else ends its connections, so the events that it has read may be lost.
     pub(crate) fn dies(&self) {
-        self.has_died.store(true, Ordering::SeqCst);
+        *lock(&self.died) = Died { last: Some(kernel::now()), goes_on: true };
         self.falters();
     }
 
@@ -566,6 +597,10 @@ impl Consumer {
         let now = kernel::now();
         let mut troubles = lock(&self.ledger.troubles);
         troubles.iter_mut().for_each(|(_, ended)| *ended = ended.or(Some(now)));
+        let mut died = lock(&self.died);
+        if std::mem::take(&mut died.goes_on) {
+            died.last = Some(now);
+        }
     }
 
     pub(crate) fn troubles(&self) -> Vec<Trouble> {

@@ -91,6 +91,7 @@ pub(crate) fn judge(
             configs.map(|output| (output.name.as_str(), output.consumer)).collect();
         let refusals: Vec<_> = consumers.iter().map(refuses).collect();
         let troubles: Vec<_> = consumers.iter().map(Consumer::troubles).collect();
+        let cuts: Vec<_> = consumers.iter().map(Consumer::cuts).collect();
         let turned_down: Vec<_> = consumers.iter().map(Consumer::turned_down).collect();
         let mut views = Vec::new();
         for (output, number) in outputs {
@@ -124,7 +125,8 @@ pub(crate) fn judge(
                 counted_letters,
                 counted,
                 refuses: &refusals[number],
-                consumer_died: consumer.has_died(),
+                consumer_died: consumer.died(),
+                cuts: &cuts[number],
                 longest: consumer.longest(),
                 late: LATE + consumer.collects(),
             });

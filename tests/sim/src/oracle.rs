@@ -20,7 +20,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::consumers::{Arrived, Copies, Longest, Promise, Trouble, TurnedDown};
+use crate::consumers::{Arrived, Copies, Cut, Longest, Promise, Trouble, TurnedDown};
 use crate::events;
 use crate::events::{Serial, identify};
 use crate::evidence::time_of;
@@ -164,9 +164,12 @@ pub(crate) struct View<'a> {
     /// The event may lose its place in the order, and becomes a dead letter (see
     /// refused-events.md).
     pub(crate) refuses: &'a dyn Fn(&[u8]) -> bool,
-    /// `true` if the consumer died or its connections were reset. If it is a consumer without
-    /// acknowledgements, the events that it had read but not stored are lost (see tcp.md).
-    pub(crate) consumer_died: bool,
+    /// The last time at which the consumer died or its connections could be reset. If it is a
+    /// consumer without acknowledgements, the events that it had read but not stored, or had not
+    /// read within `replay_window`, are lost (see tcp.md).
+    pub(crate) consumer_died: Option<Duration>,
+    /// The times in which the consumer reset each connection after some bytes.
+    pub(crate) cuts: &'a [Cut],
     /// The output's limit for the length of an event.
     pub(crate) longest: Option<Longest>,
     /// How long an event can wait before the output counts as late.
@@ -250,10 +253,23 @@ impl<'a> Seen<'a> {
     }
 
     /// Returns `true` if the event may have been set aside before `until`, and so have lost its
-    /// place in the order (see [`COUNTED_ORDERED`]).
+    /// place in the order (see [`COUNTED_ORDERED`]). A consumer that cuts its connections does not
+    /// report the events that it turns down, but it turns down every event that is longer.
     fn left_the_order(&self, world: &World<'_>, serial: Serial, until: Duration) -> bool {
         let from = world.stored.get(&serial).map_or(until, |stored| stored.from);
         self.failures_that_count(serial, from, until) >= COUNTED_ORDERED
+            || self.is_cut(world, serial, from, until)
+    }
+
+    /// Returns `true` if the consumer ended its connections, for some time in this span, after fewer
+    /// bytes than the event has, and accepted another event in the meantime.
+    fn is_cut(&self, world: &World<'_>, serial: Serial, from: Duration, until: Duration) -> bool {
+        let Some(known) = world.truth.events.get(&serial) else { return false };
+        let is_its = |cut: &&Cut| known.event.bytes.len() as u64 > cut.bytes;
+        self.view.cuts.iter().filter(is_its).any(|cut| {
+            let ended = cut.ended.unwrap_or(world.now).min(until);
+            self.has_taken_another(serial, cut.begun.max(from), ended)
+        })
     }
 
     /// Returns how many failures of the event alone may count against it in this time. A failure
@@ -497,6 +513,20 @@ impl<'a> World<'a> {
         !is_kept && lives.any(|it| it.kind.is_violent() || it.kind == Kind::UnseenDrain)
     }
 
+    /// Returns `true` if the event may have been lost, uncounted, with a consumer that acknowledges
+    /// nothing: it has never arrived, and the consumer died, or its connections were reset, after
+    /// the event was sent (see tcp.md).
+    fn may_have_died_at_its_consumer(
+        &self,
+        seen: &Seen<'_>,
+        serial: Serial,
+        stored: Stored,
+    ) -> bool {
+        seen.view.is_unconfirmed
+            && !seen.first.contains_key(&serial)
+            && seen.view.consumer_died.is_some_and(|died| stored.from <= died)
+    }
+
     /// Returns `true` if the event was accepted after a copy of the queue's directory was made, and
     /// before that copy was put back. Such events are lost if they were not delivered before (see
     /// queue-directory.md).
@@ -565,7 +595,7 @@ fn named(events: impl IntoIterator<Item = (Serial, Duration)>) -> String {
 /// counts the loss (see guarantees.md). The losses without a letter must cover all events that have
 /// neither arrived nor a counted letter.
 pub(crate) fn conservation(world: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
-    if seen.view.consumer_died && seen.view.is_unconfirmed {
+    if seen.view.consumer_died.is_some() && seen.view.is_unconfirmed {
         return Vec::new();
     }
     let Counted { lost, queue, .. } = seen.view.counted;
@@ -1117,6 +1147,7 @@ pub(crate) fn progress(world: &World<'_>, seen: &Seen<'_>, calm: Calm) -> Vec<Fa
             && !seen.letters.contains(serial)
             && world.is_owed(seen, *serial, *stored)
             && !world.may_have_died(seen, *stored)
+            && !world.may_have_died_at_its_consumer(seen, *serial, *stored)
             && !world.may_be_set_back(*stored)
         {
             late.push((*serial, stored.until));

@@ -24,7 +24,8 @@ pub(super) struct Small {
     is_unconfirmed: bool,
     is_stream: bool,
     pub(super) promise: Promise,
-    consumer_died: bool,
+    consumer_died: Option<Duration>,
+    cuts: Vec<Cut>,
     pub(super) longest: Option<Longest>,
     pub(super) has_door: bool,
 }
@@ -55,7 +56,8 @@ impl Small {
             is_unconfirmed: false,
             is_stream: false,
             promise,
-            consumer_died: false,
+            consumer_died: None,
+            cuts: Vec::new(),
             longest: None,
             has_door: false,
         };
@@ -209,6 +211,7 @@ impl Small {
             has_door: self.has_door,
             refuses: &|event| self.refused.iter().any(|refused| refused == event),
             consumer_died: self.consumer_died,
+            cuts: &self.cuts,
             longest: self.longest,
             late: seconds(40),
         };
@@ -412,12 +415,55 @@ fn an_output_is_owed_what_its_filter_keeps_while_it_is_there() {
 fn a_stream_without_acknowledgements_may_lose_what_a_dead_consumer_read() {
     let mut small = Small::new();
     small.two(10);
-    small.consumer_died = true;
+    small.consumer_died = Some(seconds(20));
     small.fails(conservation, "2 events were accepted");
     small.is_unconfirmed = true;
     small.passes(conservation);
-    small.consumer_died = false;
+    small.consumer_died = None;
     small.fails(conservation, "2 events were accepted");
+}
+
+#[test]
+fn what_a_dead_consumer_without_acknowledgements_had_is_not_late() {
+    let rule = |world: &World<'_>, seen: &Seen<'_>| progress(world, seen, CALM);
+    let mut small = Small::new();
+    let serials = small.two(10);
+    small.consumer_died = Some(seconds(20));
+    small.fails(rule, "2 events have not come");
+    small.is_unconfirmed = true;
+    small.passes(rule);
+    // It died before the events were sent.
+    small.consumer_died = Some(seconds(9));
+    small.fails(rule, "2 events have not come");
+    // What arrives too late was not lost.
+    small.consumer_died = Some(seconds(20));
+    small.arrive(99, &serials);
+    small.fails(rule, "2 events have not come");
+}
+
+#[test]
+fn a_consumer_that_cuts_its_connections_turns_down_longer_events() {
+    let case = |begun: u64, ended: u64, more: i64, other: u64| {
+        let mut small = Small::new();
+        let serials = small.made(1, "get");
+        small.send(&serials, 10, OK);
+        let (later, another) = (small.made(1, "get"), small.made(1, "get"));
+        small.send(&later, 30, OK);
+        small.send(&another, 5, OK);
+        small.arrive(other, &another);
+        small.arrive(32, &later);
+        small.arrive(50, &serials);
+        let bytes = small.event(serials[0]).bytes.len() as u64;
+        let bytes = bytes.saturating_add_signed(more);
+        small.cuts = vec![Cut { bytes, begun: seconds(begun), ended: Some(seconds(ended)) }];
+        small.rule(order)
+    };
+    assert_eq!(case(15, 40, -1, 20), Vec::<String>::new());
+    // The event is not longer, the consumer cut at another time, or nothing came in between.
+    assert_eq!(case(15, 40, 0, 20).len(), 1);
+    assert_eq!(case(6, 9, -1, 7).len(), 1);
+    assert_eq!(case(51, 60, -1, 20).len(), 1);
+    assert_eq!(case(15, 25, -1, 7).len(), 1);
 }
 
 #[test]
