@@ -11,7 +11,7 @@
 mod acknowledged;
 mod given_up;
 mod outer;
-mod room;
+pub(crate) mod room;
 pub(crate) mod said;
 pub(crate) mod uncounted;
 
@@ -643,11 +643,14 @@ pub(crate) fn reasons(world: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
     let refused = world.truth.events.values().filter(|known| seen.may_refuse(known));
     let refused: usize = refused.map(|known| copies(world.truth, known)).sum();
     // With a short `rejected.after_server_errors`, any answer may count that often (see trial.rs).
+    // If no more events can be set aside, the time does not matter.
     let is_alone = |serial: &Serial| {
         let downs = seen.view.turned_down.iter();
         fails && downs.filter(|down| down.events == [*serial]).count() >= given_up::FAILURES_MIN
     };
-    let given_up: BTreeSet<_> = seen.letters.iter().filter(|it| is_alone(it)).collect();
+    let pushed_out = given_up::pushed_out(world, seen);
+    let is_given_up = |it: &&Serial| is_alone(it) || pushed_out.contains(it);
+    let given_up: BTreeSet<_> = seen.letters.iter().filter(is_given_up).collect();
     let refused = refused + given_up.len() + letters_again(world, seen) + unsynced(world);
     let mut faults = Vec::new();
     if lost + queue > refused as u64 {

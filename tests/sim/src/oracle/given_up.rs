@@ -1,8 +1,10 @@
 //! An output gives up on an event only after responses that the consumer has really given.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::{Fault, Letter, Seen, World, identify};
+use crate::events::Serial;
 
 /// The number of refusals of an event alone after which it is given up (see refused-events.md).
 const REFUSALS_MIN: usize = 8;
@@ -12,6 +14,15 @@ pub(super) const FAILURES_MIN: usize = 4;
 
 /// The end of the reason if the output gave up on an event to set another one aside.
 const NO_ROOM: &str = ", and no more events can be set aside";
+
+/// The most events that an output sets aside (see refused-events.md).
+const ASIDE_MAX: usize = 10_000;
+
+/// Their most bytes: this, or a quarter of `queue.max_bytes`.
+const ASIDE_BYTES_MAX: usize = 64 << 20;
+
+/// The most bytes that a file of an event that is set aside has beside the event.
+const HEAD_MAX: usize = 1024;
 
 /// The time of a letter is accurate to a millisecond.
 const ROUNDED: Duration = Duration::from_millis(1);
@@ -48,6 +59,42 @@ pub(super) fn answered(world: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
         (count < least || !has_status).then(|| seen.fault("reasons", text))
     };
     seen.view.letters.iter().filter_map(fault).collect()
+}
+
+/// Returns the events that were given up so that others could be set aside (see refused-events.md).
+/// The consumer had turned each of them down alone at least [`FAILURES_MIN`] times, and the events
+/// that it had turned down alone by then may have filled the room.
+pub(super) fn pushed_out(world: &World<'_>, seen: &Seen<'_>) -> BTreeSet<Serial> {
+    let its = |letter: &&Letter| letter.reason.ends_with(NO_ROOM);
+    let pushed_out = seen.view.letters.iter().filter(its).filter_map(|letter| {
+        let (serial, until) = (identify(&letter.event)?, letter.at + ROUNDED);
+        let downs = seen.view.turned_down.iter().filter(|down| down.at <= until);
+        let alone: Vec<_> = downs
+            .filter_map(|down| match down.events[..] {
+                [event] => Some(event),
+                _ => None,
+            })
+            .collect();
+        let is_at_fault = alone.iter().filter(|it| **it == serial).count() >= FAILURES_MIN;
+        (is_at_fault && was_full(world, seen, letter.at, alone)).then_some(serial)
+    });
+    pushed_out.collect()
+}
+
+/// Returns `true` if there may have been no room for another event at this time, beside those of
+/// these events that had neither arrived nor a letter.
+fn was_full(world: &World<'_>, seen: &Seen<'_>, at: Duration, alone: Vec<Serial>) -> bool {
+    let before = seen.view.letters.iter().filter(|letter| letter.at < at);
+    let before: BTreeSet<_> = before.filter_map(|letter| identify(&letter.event)).collect();
+    let is_there = |serial: &Serial| {
+        !before.contains(serial) && seen.first_at(*serial).is_none_or(|came| came > at)
+    };
+    let aside: BTreeSet<_> = alone.into_iter().filter(is_there).collect();
+    let known = aside.iter().filter_map(|serial| world.truth.events.get(serial));
+    let bytes: usize = known.map(|known| known.event.bytes.len() + HEAD_MAX).sum();
+    let mut configs = world.truth.configs(at, at);
+    aside.len() >= ASIDE_MAX
+        || configs.any(|config| bytes > ASIDE_BYTES_MAX.min(config.queue_bytes / 4))
 }
 
 /// Returns the status that a reason quotes, or `None` if the reason is about one event of a

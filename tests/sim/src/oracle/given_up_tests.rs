@@ -1,3 +1,4 @@
+use super::super::reasons;
 use super::super::tests::{Small, seconds};
 use super::*;
 use crate::truth::{Death, Kind};
@@ -52,4 +53,32 @@ fn an_event_is_given_up_after_four_server_errors_alone() {
     };
     case(4).passes(answered);
     case(3).fails(answered, "has turned it down 3 times alone, and by this status");
+}
+
+#[test]
+fn an_event_is_given_up_if_no_more_can_be_set_aside() {
+    let case = |errors: u64, reason: &str, queue_bytes: usize| {
+        let mut small = Small::new();
+        small.truth.epochs.clear();
+        small.config(0, |config| config.queue_bytes = queue_bytes);
+        let serials = small.two(5);
+        (0..errors).for_each(|second| small.turn_down(10 + second, &serials[..1], true));
+        small.turn_down(15, &serials[1..], true);
+        small.letter_at(20, serials[0]);
+        small.letters[0].reason = reason.into();
+        small
+    };
+    let (reason, other) = ("http://a: answered 402 x, and no more events can be set aside", "402");
+    case(4, reason, 4 << 10).passes(reasons);
+    let says = "is in a dead letter, and the consumer takes such events";
+    // It was not turned down often enough, it was given up for itself, or there was room.
+    case(3, reason, 4 << 10).fails(reasons, says);
+    case(4, other, 4 << 10).fails(reasons, says);
+    case(4, reason, 64 << 10).fails(reasons, says);
+    // Another event that has arrived needs no room.
+    let mut small = case(4, reason, 8 << 10);
+    small.passes(reasons);
+    let other = *small.truth.events.keys().last().expect("an event");
+    small.arrive(19, &[other]);
+    small.fails(reasons, says);
 }
