@@ -46,16 +46,24 @@ pub(super) fn as_configured(world: &World<'_>, said: &Said) -> Vec<Fault> {
 }
 
 fn as_shown(shown: &Shown) -> String {
-    let addresses = shown.addresses.iter().map(|Address { address, .. }| numeric(address));
+    let addresses = shown.addresses.iter().map(numeric);
     told(shown.required, addresses.collect())
 }
 
 /// Returns an address as an IP address and a port. In `/status`, a host that is a name is followed
-/// by its IP address, as in `localhost:1000 (127.0.0.1)` (see status-json.md).
-fn numeric(address: &str) -> String {
+/// by the IP address it resolves to, as in `localhost:1000 (127.0.0.1)` (see status-json.md). Until
+/// it is resolved, the name stands alone, and nothing has been sent to the address.
+fn numeric(shown: &Address) -> String {
+    let Address { address, state, requests, sent_bytes } = shown;
+    let is_untried = state == "unknown" && *requests == 0 && *sent_bytes == 0;
+    if let Some(port) = address.strip_prefix("localhost:").filter(|_| is_untried)
+        && !port.contains(' ')
+    {
+        return format!("127.0.0.1:{port}");
+    }
     let parts = address.strip_suffix(')').and_then(|it| it.split_once(" ("));
     let parts = parts.and_then(|(name, ip)| Some((name.rsplit_once(':')?.1, ip)));
-    parts.map_or_else(|| address.to_owned(), |(port, ip)| format!("{ip}:{port}"))
+    parts.map_or_else(|| address.clone(), |(port, ip)| format!("{ip}:{port}"))
 }
 
 fn as_set(output: &Output) -> String {

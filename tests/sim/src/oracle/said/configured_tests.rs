@@ -32,6 +32,17 @@ fn the_status_has_what_the_config_says() {
         output(said).addresses[0].address = "localhost:1000 (127.0.0.1)".into();
     };
     check(&small, says(named), None);
+    // Only the name of an address that nothing has gone to yet may stand alone.
+    let only_named = |said: &mut Said, state: &str, requests: u64, port: u16| {
+        let shown = &mut output(said).addresses[0];
+        shown.address = format!("localhost:{port}");
+        (shown.state, shown.requests, shown.sent_bytes) = (state.into(), requests, 0);
+    };
+    check(&small, says(|said| only_named(said, "unknown", 0, 1000)), None);
+    for (state, requests, port) in [("up", 0, 1000), ("unknown", 1, 1000), ("unknown", 0, 1001)] {
+        let wrong = says(|said| only_named(said, state, requests, port));
+        check(&small, wrong, Some("is shown as required = true with "));
+    }
     let optional = |said: &mut Said| output(said).required = false;
     check(
         &small,
