@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use crate::consumers::{Consumer, Copies, Kind};
 use crate::operator::{Operator, Restored};
-use crate::oracle::Calm;
 use crate::oracle::said::Moment;
+use crate::oracle::{Calm, room};
 use crate::plan::{Back, Why};
 use crate::truth::{Attempt, Book, Fate};
 use crate::{kernel, senders};
@@ -129,7 +129,7 @@ impl Check {
             }
             return;
         }
-        if !matches!(status, Some(0 | 2)) && !is_excused(operator, &untouched) {
+        if !matches!(status, Some(0 | 2)) && !is_excused(operator, book, &untouched) {
             let what = format!("evidence: verify ends with {status:?}: {untouched}");
             operator.faults.push(what);
             return;
@@ -441,8 +441,9 @@ fn without(said: &str) -> usize {
 /// Returns `true` if the only faults are about events without evidence or about silence, and before
 /// or during each of them, the disk refused writes or was slow: the relay then forwards events
 /// without evidence. A fault about silence begins with the time of the entry before it, which can
-/// be earlier than the disk's trouble.
-fn is_excused(operator: &Operator<'_>, said: &str) -> bool {
+/// be earlier than the disk's trouble. A small queue may have needed the room of events before
+/// their evidence was written (see evidence-format.md).
+fn is_excused(operator: &Operator<'_>, book: &Book, said: &str) -> bool {
     let is_excuse = |from: Duration, until: Duration| {
         let has_refused = operator.disk_refused.is_some_and(|trouble| trouble <= until + WRITTEN);
         let mut slow = operator.disk_slow.iter();
@@ -453,7 +454,12 @@ fn is_excused(operator: &Operator<'_>, said: &str) -> bool {
         && faults.all(|line| {
             let is_of_disk = line.contains(WITHOUT) || line.contains(SILENT);
             let from = line.split_whitespace().find_map(time_of);
-            is_of_disk && from.is_some_and(|from| is_excuse(from, from + silence(line)))
+            let needs_room = |at| {
+                line.contains(WITHOUT) && book.read(|it| room::may_have_filled(it, at, WRITTEN))
+            };
+            is_of_disk
+                && from
+                    .is_some_and(|from| is_excuse(from, from + silence(line)) || needs_room(from))
         })
 }
 

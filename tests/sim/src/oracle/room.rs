@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::{Fault, Seen, World, outer};
 use crate::events::Serial;
-use crate::truth::{Answer, Attempt, Config, Fate, Must};
+use crate::truth::{Answer, Attempt, Config, Fate, Must, Truth};
 
 /// The queue's overhead for a batch, and the bytes of its body around the events.
 const BATCH: usize = 512;
@@ -51,7 +51,7 @@ impl<'a> Room<'a> {
                 }
             }
             let ended = attempt.ended.map_or(world.now, |(at, _)| at);
-            Body { begun: attempt.begun, ended, came, bytes: bytes(world, attempt) }
+            Body { begun: attempt.begun, ended, came, bytes: bytes(world.truth, attempt) }
         };
         let possible = world.truth.attempts.iter().filter(|it| it.fate() != Fate::Refused);
         Self { world, bodies: possible.map(body).collect() }
@@ -66,8 +66,7 @@ impl<'a> Room<'a> {
     /// queue for `lingers` after its last arrival.
     ///
     /// Events are removed in order (see crates/queue/README.md): an event that waits keeps all
-    /// later ones in the queue. On disk, whole segments are removed, and no batch spans two, so
-    /// half of the room can be lost. One segment is active, one is ready, and one is being deleted.
+    /// later ones in the queue.
     fn may_be_full(&self, attempt: &Attempt, lingers: Duration) -> bool {
         let (truth, begun) = (self.world.truth, attempt.begun);
         let until = attempt.ended.map_or(self.world.now, |(at, _)| at);
@@ -81,14 +80,8 @@ impl<'a> Room<'a> {
                 |it: &&Body| it.came.is_none_or(|came| came.max(it.ended) + lingers >= begun);
             let oldest = there().filter(stays).map(|it| it.begun).min().unwrap_or(begun);
             let held = there().filter(|it| it.ended >= oldest).map(|it| it.bytes);
-            let all = held.chain([bytes(self.world, attempt)]);
-            match config.on_disk {
-                false => all.sum::<usize>() > config.queue_bytes,
-                true => {
-                    let files: usize = all.map(|bytes| 2 * (bytes + BLOCK)).sum();
-                    files + 3 * config.segment_bytes > config.queue_bytes
-                }
-            }
+            let all: Vec<_> = held.chain([bytes(truth, attempt)]).collect();
+            may_fill(config, &all)
         };
         truth.configs(begun, until).any(is_full)
     }
@@ -116,7 +109,7 @@ impl<'a> Room<'a> {
                 "a sound request of sender {} with {} bytes, begun at {:?}, was answered 429, and \
                  there was room",
                 attempt.from.sender,
-                bytes(self.world, attempt),
+                bytes(truth, attempt),
                 attempt.begun
             )
         };
@@ -127,9 +120,41 @@ impl<'a> Room<'a> {
 }
 
 /// Returns how many bytes the body of a request takes in the queue.
-fn bytes(world: &World<'_>, attempt: &Attempt) -> usize {
-    let known = attempt.serials.iter().filter_map(|it| world.truth.events.get(it));
+fn bytes(truth: &Truth, attempt: &Attempt) -> usize {
+    let known = attempt.serials.iter().filter_map(|it| truth.events.get(it));
     known.map(|known| known.event.bytes.len() + 1).sum::<usize>() + BATCH
+}
+
+/// Returns `true` if bodies of these sizes may not fit into the queue together. On disk, whole
+/// segments are removed, and no batch spans two, so half of the room can be lost. One segment is
+/// active, one is ready, and one is being deleted (see crates/queue/README.md).
+fn may_fill(config: &Config, bodies: &[usize]) -> bool {
+    match config.on_disk {
+        false => bodies.iter().sum::<usize>() > config.queue_bytes,
+        true => {
+            let files: usize = bodies.iter().map(|bytes| 2 * (bytes + BLOCK)).sum();
+            files + 3 * config.segment_bytes > config.queue_bytes
+        }
+    }
+}
+
+/// Returns `true` if the bodies that came in within `span` before this time may have filled the
+/// queue. If the relay had only just started, those from before its last end count, too: it notices
+/// after its start that their events have no evidence.
+pub(crate) fn may_have_filled(truth: &Truth, at: Duration, span: Duration) -> bool {
+    let mut since = at;
+    for death in truth.deaths.iter().rev() {
+        if death.ended.is_some_and(|ended| ended <= since && since <= ended + span) {
+            since = death.begun;
+        }
+    }
+    let since = since.saturating_sub(span);
+    let is_recent = |attempt: &&Attempt| {
+        attempt.begun <= at && attempt.ended.is_none_or(|(ended, _)| ended >= since)
+    };
+    let recent = truth.attempts.iter().filter(|it| it.fate() != Fate::Refused).filter(is_recent);
+    let bodies: Vec<_> = recent.map(|attempt| bytes(truth, attempt)).collect();
+    truth.configs(since, at).any(|config| config.on_disk && may_fill(config, &bodies))
 }
 
 fn last_arrivals(seen: &Seen<'_>) -> BTreeMap<Serial, Duration> {

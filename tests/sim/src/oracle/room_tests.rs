@@ -1,6 +1,6 @@
 use super::super::tests::{Small, seconds};
 use super::*;
-use crate::truth::Kind;
+use crate::truth::{Death, Kind};
 
 /// A body is accepted at second 10, and arrives at this second. Another one is refused at second
 /// 200. The queue is too small for both by `less` bytes.
@@ -85,4 +85,33 @@ fn a_429_may_come_from_a_relay_that_ends_or_a_disk_in_trouble() {
     assert!(is_explained(&disk));
     disk.truth.refusing = vec![(seconds(160), seconds(169))];
     assert!(!is_explained(&disk));
+}
+
+#[test]
+fn bodies_fill_a_queue_on_disk_if_they_come_in_a_short_time_or_just_before_a_start() {
+    let full = |small: &Small, at: u64| may_have_filled(&small.truth, seconds(at), seconds(2));
+    // The body of second 10 is complete at second 11. The other one was refused.
+    let too_small = |on_disk: bool| {
+        let mut small = small(None, on_disk, 0);
+        let mut config = Config::clone(&small.truth.epochs[1].config);
+        config.queue_bytes /= 2;
+        small.truth.epochs.clear();
+        small.config(0, |it| *it = config);
+        small
+    };
+    let mut on_disk = too_small(true);
+    let at = [9, 10, 13, 14, 200];
+    assert_eq!(at.map(|at| full(&on_disk, at)), [false, true, true, false, false]);
+    assert!(!full(&too_small(false), 11));
+    let mut has_room = too_small(true);
+    has_room.config(0, |config| config.on_disk = true);
+    has_room.truth.epochs.remove(0);
+    assert!(!full(&has_room, 11));
+    // The relay notices after its start what happened before its end.
+    on_disk.truth.deaths.push(Death {
+        begun: seconds(12),
+        ended: Some(seconds(30)),
+        kind: Kind::Kill,
+    });
+    assert_eq!([29, 30, 32, 33].map(|at| full(&on_disk, at)), [false, true, true, false]);
 }
