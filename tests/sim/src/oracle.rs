@@ -261,8 +261,8 @@ impl<'a> Seen<'a> {
             || self.is_cut(world, serial, from, until)
     }
 
-    /// Returns `true` if the consumer ended its connections, for some time in this span, after fewer
-    /// bytes than the event has, and accepted another event in the meantime.
+    /// Returns `true` if the consumer ended its connections, for some time in this span, after
+    /// fewer bytes than the event has, and accepted another event in the meantime.
     fn is_cut(&self, world: &World<'_>, serial: Serial, from: Duration, until: Duration) -> bool {
         let Some(known) = world.truth.events.get(&serial) else { return false };
         let is_its = |cut: &&Cut| known.event.bytes.len() as u64 > cut.bytes;
