@@ -31,6 +31,31 @@ const GROWTH: u64 = 4;
 /// The maximum number of requests that have to be accepted before their size grows.
 const NEEDED_MAX: u32 = 4096;
 
+/// The tries between two pauses.
+struct Round {
+    /// The number of failures until the next pause.
+    left: u32,
+    /// `true` if a new event of the queue was tried since the last pause.
+    took_new: bool,
+    /// `true` if the first event that was passed over takes its turn next.
+    first_is_next: bool,
+    /// `true` if it has taken its turn since the last pause.
+    took_first: bool,
+    /// `true` if an event that was passed over may be tried again before the next pause.
+    may_repeat: bool,
+}
+
+impl Round {
+    /// The tries before the first pause.
+    const FIRST: Self = Self {
+        left: FIRST_TRIES,
+        took_new: false,
+        first_is_next: false,
+        took_first: false,
+        may_repeat: false,
+    };
+}
+
 /// The size of the next request of one output, and the tries that are left until the next pause.
 /// The ledger owns this value.
 pub(super) struct Turns {
@@ -48,18 +73,9 @@ pub(super) struct Turns {
     is_known: bool,
     /// The number of events that are passed over before the next one takes its turn.
     ahead: u64,
-    /// The number of failures until the next pause.
-    left: u32,
     /// `true` if an event was passed over since the consumer accepted something.
     has_passed: bool,
-    /// `true` if a new event of the queue was tried since the last pause.
-    took_new: bool,
-    /// `true` if the first event that was passed over takes its turn next.
-    first_is_next: bool,
-    /// `true` if it has taken its turn since the last pause.
-    took_first: bool,
-    /// `true` if an event that was passed over may be tried again before the next pause.
-    may_repeat: bool,
+    round: Round,
     /// The index of the event that was repeated last. The next one is repeated after the next
     /// pause.
     rotation: usize,
@@ -81,12 +97,8 @@ impl Default for Turns {
             is_new: false,
             is_known: false,
             ahead: 0,
-            left: FIRST_TRIES,
             has_passed: false,
-            took_new: false,
-            first_is_next: false,
-            took_first: false,
-            may_repeat: false,
+            round: Round::FIRST,
             rotation: 0,
             awaits_event: false,
             failing_since: None,
@@ -128,8 +140,8 @@ impl Turns {
         }
         self.failing_since.get_or_insert_with(Instant::now);
         self.last = Some(failure.clone());
-        self.left = self.left.saturating_sub(1);
-        self.left == 0
+        self.round.left = self.round.left.saturating_sub(1);
+        self.round.left == 0
     }
 
     fn halve(&mut self, events: u64) {
@@ -148,9 +160,7 @@ impl Turns {
 
     /// The consumer has accepted something, so each event may be tried again.
     pub(super) fn progressed(&mut self) {
-        (self.ahead, self.left, self.has_passed) = (0, FIRST_TRIES, false);
-        (self.took_new, self.may_repeat) = (false, false);
-        (self.first_is_next, self.took_first) = (false, false);
+        (self.ahead, self.has_passed, self.round) = (0, false, Round::FIRST);
         (self.awaits_event, self.failing_since, self.last) = (false, None, None);
     }
 
@@ -202,14 +212,14 @@ impl Turns {
 
     /// A new event of the queue takes its turn.
     pub(super) fn takes_new(&mut self) {
-        self.took_new = true;
+        self.round.took_new = true;
     }
 
     /// Returns `true` once if the first of the events that were passed over takes its turn. No
     /// other one is then repeated before the next pause.
     pub(super) fn takes_first(&mut self) -> bool {
-        if std::mem::take(&mut self.first_is_next) {
-            (self.took_first, self.may_repeat) = (true, false);
+        if std::mem::take(&mut self.round.first_is_next) {
+            (self.round.took_first, self.round.may_repeat) = (true, false);
             return true;
         }
         false
@@ -219,7 +229,7 @@ impl Turns {
     /// pause, or at another address.
     pub(super) fn repeat(&mut self, passed_over: usize) -> Option<usize> {
         let elsewhere = self.last.as_ref().is_some_and(|failure| failure.elsewhere);
-        if !std::mem::take(&mut self.may_repeat) && !elsewhere {
+        if !std::mem::take(&mut self.round.may_repeat) && !elsewhere {
             return None;
         }
         self.rotation = (self.rotation + 1) % passed_over.max(1);
@@ -232,10 +242,14 @@ impl Turns {
     /// order if the consumer works again. If it was the only one since the last pause, the next
     /// turn is another event's.
     pub(super) fn paused(&mut self, can_show: bool, in_order: bool) {
-        let was_alone = std::mem::take(&mut self.took_first) && self.left + 1 == MORE_TRIES;
-        self.awaits_event = !std::mem::take(&mut self.took_new) && can_show;
-        self.first_is_next = in_order && !was_alone;
-        (self.left, self.may_repeat) = (MORE_TRIES, true);
+        let was_alone = self.round.took_first && self.round.left + 1 == MORE_TRIES;
+        self.awaits_event = !self.round.took_new && can_show;
+        self.round = Round {
+            left: MORE_TRIES,
+            first_is_next: in_order && !was_alone,
+            may_repeat: true,
+            ..Round::FIRST
+        };
     }
 }
 
