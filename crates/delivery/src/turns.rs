@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use super::failure::Failure;
 use base::mutant;
+use base::position::Position;
 
 /// The number of failures in a row before the first pause. It takes 13 to halve a request of 5,000
 /// events down to one, and 13 more to pass over 8,000 events. Most of the others are events of a
@@ -39,8 +40,8 @@ struct Round {
     took_new: bool,
     /// `true` if the first event that was passed over takes its turn next.
     first_is_next: bool,
-    /// `true` if it has taken its turn since the last pause.
-    took_first: bool,
+    /// The first event, if it alone has taken its turn since the last pause.
+    only_first: Option<Position>,
     /// `true` if an event that was passed over may be tried again before the next pause.
     may_repeat: bool,
 }
@@ -51,7 +52,7 @@ impl Round {
         left: FIRST_TRIES,
         took_new: false,
         first_is_next: false,
-        took_first: false,
+        only_first: None,
         may_repeat: false,
     };
 }
@@ -215,14 +216,19 @@ impl Turns {
         self.round.took_new = true;
     }
 
-    /// Returns `true` once if the first of the events that were passed over takes its turn. No
-    /// other one is then repeated before the next pause.
-    pub(super) fn takes_first(&mut self) -> bool {
-        if std::mem::take(&mut self.round.first_is_next) {
-            (self.round.took_first, self.round.may_repeat) = (true, false);
-            return true;
+    /// Returns `true` once if the first of the events that were passed over takes its turn, which
+    /// begins at this position. No other one is then repeated before the next pause.
+    pub(super) fn takes_first(&mut self, position: Position) -> bool {
+        let takes = std::mem::take(&mut self.round.first_is_next);
+        if takes {
+            (self.round.only_first, self.round.may_repeat) = (Some(position), false);
         }
-        false
+        takes
+    }
+
+    /// The event at this position takes its turn.
+    pub(super) fn takes(&mut self, position: Position) {
+        self.round.only_first.take_if(|first| *first != position);
     }
 
     /// Returns the index of the event that is repeated, if one may be repeated before the next
@@ -239,14 +245,13 @@ impl Turns {
     /// A pause begins, after which more tries are made. `can_show`: a new event could show whether
     /// the consumer works. If none was tried since the last pause, it then ends this pause.
     /// `in_order`: the first event then takes its turn before later ones, so that they stay in
-    /// order if the consumer works again. If it was the only one since the last pause, the next
-    /// turn is another event's.
+    /// order if the consumer works again. If it alone was tried since the last pause, the next turn
+    /// is another event's.
     pub(super) fn paused(&mut self, can_show: bool, in_order: bool) {
-        let was_alone = self.round.took_first && self.round.left + 1 == MORE_TRIES;
         self.awaits_event = !self.round.took_new && can_show;
         self.round = Round {
             left: MORE_TRIES,
-            first_is_next: in_order && !was_alone,
+            first_is_next: in_order && self.round.only_first.is_none(),
             may_repeat: true,
             ..Round::FIRST
         };
