@@ -24,23 +24,9 @@ const SENTENCE_MAX: usize = 200;
 
 /// Runs the named mutants, or all, and returns `true` if they could be run.
 pub(crate) fn run(words: &[&str]) -> bool {
-    let options = words.iter().position(|word| word.starts_with("--")).unwrap_or(words.len());
-    let (names, options) = words.split_at(options);
+    let (names, options) = runs::split(words);
     let jobs = runs::jobs(options);
-    let chosen = all().and_then(|mut all| {
-        if let Some(unknown) = names.iter().find(|name| !all.contains_key(**name)) {
-            return Err(format!("there is no mutant {unknown}"));
-        }
-        all.retain(|name, _| names.is_empty() || names.contains(&name.as_str()));
-        Ok((all, stage()?))
-    });
-    let (mutants, stage) = match chosen {
-        Ok(chosen) => chosen,
-        Err(error) => {
-            eprintln!("{error}");
-            return false;
-        }
-    };
+    let Some((mutants, stage)) = prepared(names) else { return false };
     kernel::fix_addresses();
     let original = Original { stage, accused: Mutex::default() };
     println!("| name | seed | after | seeds | hours | rule |\n|---|---|---|---|---|---|");
@@ -53,6 +39,19 @@ pub(crate) fn run(words: &[&str]) -> bool {
     }
     println!("\nFound {found} of {} mutants.", mutants.len());
     true
+}
+
+/// Returns the named mutants, or all, and the library with all of them. Prints the error if there
+/// is one.
+pub(crate) fn prepared(names: &[&str]) -> Option<(BTreeMap<String, Mutant>, Stage)> {
+    let chosen = all().and_then(|mut all| {
+        if let Some(unknown) = names.iter().find(|name| !all.contains_key(**name)) {
+            return Err(format!("there is no mutant {unknown}"));
+        }
+        all.retain(|name, _| names.is_empty() || names.contains(&name.as_str()));
+        Ok((all, stage()?))
+    });
+    chosen.inspect_err(|error| eprintln!("{error}")).ok()
 }
 
 /// Returns the directory of the sources from which this program was built.

@@ -7,41 +7,23 @@
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::{kernel, mutants, runs};
 
 /// Runs the seeds, prints the number of seeds for each place, and returns `true` if each place is
-/// reached, or its section says why it is not.
+/// reached, or its section says why it is not. Faults are printed and change nothing: `run` tells
+/// about them.
 pub(crate) fn run(words: &[&str]) -> bool {
-    let options = words.iter().position(|word| word.starts_with("--")).unwrap_or(words.len());
-    let (ranges, options) = words.split_at(options);
+    let (ranges, options) = runs::split(words);
     let seeds: Vec<u64> = ranges.iter().flat_map(|range| runs::range(range)).collect();
-    let prepared = mutants::all().and_then(|all| Ok((all, mutants::stage()?)));
-    let (mutants, stage) = match prepared {
-        Ok(prepared) => prepared,
-        Err(error) => {
-            eprintln!("{error}");
-            return false;
-        }
-    };
+    let Some((mutants, stage)) = mutants::prepared(&[]) else { return false };
     kernel::fix_addresses();
-    let next = AtomicUsize::new(0);
     let reached = Mutex::new(BTreeMap::<String, (usize, u64)>::new());
-    std::thread::scope(|scope| {
-        for worker in 0..runs::jobs(options) {
-            let (next, seeds, reached, stage) = (&next, &seeds, &reached, &stage);
-            scope.spawn(move || {
-                while let Some(&seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    // `run` tells about faults, and about seeds that can't be run.
-                    let Some(verdict) = stage.run(worker, seed, &[], false).0 else { continue };
-                    let mut reached = reached.lock().expect("nothing panics with it");
-                    for name in verdict.reached {
-                        let (count, first) = reached.entry(name).or_insert((0, seed));
-                        (*count, *first) = (*count + 1, seed.min(*first));
-                    }
-                }
-            });
+    runs::run_on(&stage, &seeds, runs::jobs(options), true, &|seed, verdict| {
+        let mut reached = reached.lock().expect("nothing panics with it");
+        for name in &verdict.reached {
+            let (count, first) = reached.entry(name.clone()).or_insert((0, seed));
+            (*count, *first) = (*count + 1, seed.min(*first));
         }
     });
     let reached = reached.into_inner().expect("nothing panics with it");

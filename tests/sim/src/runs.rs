@@ -190,20 +190,41 @@ pub(crate) fn most(options: &[&str]) -> usize {
     option(options, "--most").map_or(usize::MAX, |most| most.parse().expect("a number"))
 }
 
+/// Returns the words before the first option, and the options.
+pub(crate) fn split<'a>(words: &'a [&'a str]) -> (&'a [&'a str], &'a [&'a str]) {
+    let options = words.iter().position(|word| word.starts_with("--")).unwrap_or(words.len());
+    words.split_at(options)
+}
+
 /// Runs seeds, and returns `true` if none of them has a fault.
 pub(crate) fn run(options: &[&str]) -> bool {
     let seeds = seeds(options, "0..100");
-    let jobs = jobs(options);
     let all = options.contains(&"--all");
     kernel::fix_addresses();
     let stage = Stage::of_this_build();
+    let failed = run_on(&stage, &seeds, jobs(options), all, &|_, _| ());
+    if let Some(seed) = failed.first().filter(|_| !all) {
+        shrink_on(&stage, *seed);
+    }
+    failed.is_empty()
+}
+
+/// Runs seeds, all of them or those up to the first fault, and hands each verdict to `told`. Prints
+/// the faults and a summary, and returns the seeds that have faults.
+pub(crate) fn run_on(
+    stage: &Stage,
+    seeds: &[u64],
+    jobs: usize,
+    all: bool,
+    told: &(dyn Fn(u64, &Verdict) + Sync),
+) -> Vec<u64> {
     let begun = Instant::now();
     let (next, simulated, events) = (AtomicUsize::new(0), AtomicU64::new(0), AtomicU64::new(0));
     let (is_over, failed) = (AtomicBool::new(false), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
         for worker in 0..jobs {
-            let (stage, next, is_over, failed) = (&stage, &next, &is_over, &failed);
-            let (simulated, events, seeds) = (&simulated, &events, &seeds);
+            let (next, is_over, failed) = (&next, &is_over, &failed);
+            let (simulated, events) = (&simulated, &events);
             scope.spawn(move || {
                 while !is_over.load(Ordering::Relaxed) {
                     let next = next.fetch_add(1, Ordering::Relaxed);
@@ -213,6 +234,7 @@ pub(crate) fn run(options: &[&str]) -> bool {
                     if let Some(verdict) = &verdict {
                         simulated.fetch_add(verdict.simulated, Ordering::Relaxed);
                         events.fetch_add(verdict.events, Ordering::Relaxed);
+                        told(seed, verdict);
                     }
                     if !faults.is_empty() {
                         is_over.fetch_or(!all, Ordering::Relaxed);
@@ -235,10 +257,7 @@ pub(crate) fn run(options: &[&str]) -> bool {
     );
     let each = hours * 3600.0 / used.max(0.001);
     println!("{used:.1} s of processors: {each:.0} simulated hours for each hour of a core");
-    if let Some(seed) = failed.first().filter(|_| !all) {
-        shrink_on(&stage, *seed);
-    }
-    failed.is_empty()
+    failed
 }
 
 /// Runs a seed, with a mutant if the options name one. Prints its history, its faults and, if the
