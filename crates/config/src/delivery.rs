@@ -109,9 +109,9 @@ pub(crate) fn timeouts(t: &mut Table<'_, '_>) -> Timeouts {
             TIME_MIN..,
             "maximum time without progress toward an acknowledgement. If a slow consumer takes \
              longer, it gets the same events again, in smaller requests. Limited to 10 s while \
-             another address may respond (does not apply to `tcp`, `syslog` and `kafka`). Over HTTP, the time runs \
-             from when the consumer's kernel has received the whole request to the end of the \
-             final response's headers",
+             another address may respond (does not apply to `tcp`, `syslog` and `kafka`). Over \
+             HTTP, the time runs from when the consumer's kernel has received the whole request \
+             to the end of the final response's headers",
         ),
         max_connection_age: unless_zero(t.time(
             "max_connection_age",

@@ -98,7 +98,7 @@ pub struct AsideEvents {
     pub since: Instant,
     /// The number of tries of that event while the consumer worked.
     pub tries: u32,
-    /// What the consumer did at the last try of that event, with the address.
+    /// The last answer to that event, or how the connection ended, with the consumer's address.
     pub error: Arc<str>,
     /// `true` if at least one of the events is turned down in another way than by a refusal. It
     /// counts as refused only after the time `rejected.after_server_errors`.

@@ -617,7 +617,7 @@ impl Ledger {
         (self.accepted_at, self.failed_objects) = (Some(Instant::now()), 0);
         self.pacing.succeeded();
         self.health.succeeded();
-        // They may share a request again.
+        // Events that were passed over may share a request again.
         let may_share = !self.rules.is_one_request;
         for claim in self.in_flight.claims(State::PassedOver) {
             self.in_flight.change(claim, State::Pending);

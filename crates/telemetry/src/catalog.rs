@@ -398,9 +398,9 @@ catalog! {
             meaning: "A failed attempt loses nothing: the events stay in the queue and are sent \
                 again.",
             action: "`resolve`: check the hostname and DNS. `connect`, `timeout`: the consumer is \
-                down, or something on the network drops packets. If other events are delivered, one \
-                event may be the reason: see `aside` in `/status`. `tls`: check the certificate, \
-                name and CA. `closed`, `protocol`: check the protocol and port. `status_4xx`: \
+                down, or something on the network drops packets. If other events are delivered, \
+                one event may be the reason: see `aside` in `/status`. `tls`: check the \
+                certificate, name and CA. `closed`, `protocol`: check the protocol and port. `status_4xx`: \
                 check the token, path and format. `status_429`, `status_5xx`: the consumer is \
                 overloaded or broken. `item`: the consumer rejects individual events; `last_error` \
                 in `/status` says why. `acknowledgement`: the consumer did not confirm accepted \
@@ -516,8 +516,8 @@ catalog! {
             unit: "events",
             meaning: "The consumer turned the events down while it accepted others, or they are \
                 too long, or `retry.max_elapsed` has passed. They also count in `error_total`, \
-                except events that an otlp receiver accepted in a request of which it rejected others without \
-                saying which.",
+                except events that an otlp receiver accepted in a request of which it rejected \
+                others without saying which.",
             action: "Fix the consumer, then send the dead letters again with `replay`. `jq -r \
                 .reason FILE` lists the reasons.",
         }

@@ -500,7 +500,7 @@ pub struct Aside {
     pub seconds: f64,
     /// How many times that event was tried while the consumer worked.
     pub tries: u32,
-    /// What the consumer did at the last try of that event, with the consumer's address.
+    /// The last answer to that event, or how the connection ended, with the consumer's address.
     pub error: String,
     /// `true`: one of them is turned down by something else than 400, 413 or 422, and may wait up
     /// to `rejected.after_server_errors`.

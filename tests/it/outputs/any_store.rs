@@ -24,8 +24,8 @@ const LIVES: u64 = 2;
 /// The requests are small, so that many meet the broken backend, and many events are refused alone.
 const SMALL_REQUESTS: &str = "batch.max_events = 5\n";
 
-/// What a firewall turns down counts as refused after a short time. A broken backend turns down
-/// good events for longer.
+/// Events that a firewall turns down count as refused after a short time. A broken backend turns
+/// down good events for longer.
 const SOON: &str = "rejected.after_server_errors = \"1s\"\n";
 
 /// Parts of every secret, and of the stores' own texts. The log must contain none of them.

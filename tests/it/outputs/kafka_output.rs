@@ -252,7 +252,7 @@ fn refuses_an_event() -> bool {
     answers.extend([TOO_LARGE; 60]);
     cluster.fail(PRODUCE, &answers);
     assert_eq!(relay.post(&list(0, 4..5)).status, 200);
-    // It is sent once more at once.
+    // The relay sends the event once more at once.
     refused(5.0);
     assert_eq!(relay.metrics().value("error_total", &[("plugin", "topic")]), 0.0);
     assert_eq!(relay.post(&list(0, 5..6)).status, 200);

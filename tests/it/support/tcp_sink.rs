@@ -41,9 +41,9 @@ pub(crate) enum Next {
     Read,
     /// The consumer pauses for this time before the next read.
     Rest(Duration),
-    /// It closes the connection.
+    /// The consumer closes the connection.
     End,
-    /// It resets the connection.
+    /// The consumer resets the connection.
     Reset,
 }
 

@@ -240,7 +240,7 @@ pub(crate) struct TurnedDown {
 /// A time in which the consumer, or the way to it, was in trouble. `None`: it has not ended.
 pub(crate) type Trouble = (Duration, Option<Duration>);
 
-/// What is known about the ends of a consumer's connections.
+/// The ends of a consumer's connections, as far as the oracle must know them.
 #[derive(Debug, Default)]
 struct Died {
     /// When the consumer last died, or its connections could last be ended.

@@ -262,7 +262,7 @@ impl<'a> Seen<'a> {
     }
 
     /// Returns `true` if the consumer ended its connections, for some time in this span, after
-    /// fewer bytes than the event has, and accepted another event in the meantime.
+    /// fewer bytes than the event has, and accepted another event in that time.
     fn is_cut(&self, world: &World<'_>, serial: Serial, from: Duration, until: Duration) -> bool {
         let Some(known) = world.truth.events.get(&serial) else { return false };
         let is_its = |cut: &&Cut| known.event.bytes.len() as u64 > cut.bytes;

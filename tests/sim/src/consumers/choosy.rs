@@ -39,16 +39,16 @@ impl Way {
     }
 }
 
-/// What the consumer does not take.
+/// The events and requests that a consumer does not take, and how it turns them down.
 #[derive(Debug, Default)]
 pub(super) struct Choice {
     /// The events that the consumer never takes.
     refused: BTreeSet<Serial>,
-    /// The ways in which it turns requests down. None: it takes everything now.
+    /// The ways in which requests are turned down. Empty: the consumer takes everything now.
     ways: Vec<Way>,
-    /// It turns down requests with more events than this.
+    /// Requests with more events than this are turned down.
     most: Option<usize>,
-    /// `true`: it takes nothing.
+    /// `true`: the consumer takes nothing.
     is_down: bool,
     rng: Option<Rng>,
 }

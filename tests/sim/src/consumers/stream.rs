@@ -80,7 +80,7 @@ fn start(
         ledger.add(connection, messages.iter().map(|message| event_of(message)));
         if !refused.is_empty() {
             ends(&mut recent);
-            // What was read before a FIN counts as delivered (see tcp.md).
+            // Events that were read before a FIN count as delivered (see tcp.md).
             return Next::Reset;
         }
         let now = kernel::now();

@@ -18,7 +18,7 @@ const LONG: Duration = Duration::from_secs(1200);
 /// The pattern of the events that the consumer does not take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Pattern {
-    /// This many of 100, at random.
+    /// A share of all events: this many of 100, at random.
     Share(u32),
     /// Runs of this length, each followed by as many events that it takes.
     Runs(usize),
@@ -26,7 +26,7 @@ pub(crate) enum Pattern {
     Longer(usize),
 }
 
-/// What the consumer takes, and how it turns down the rest.
+/// A plan for a consumer that takes only some events: which, and how it turns down the rest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Choosy {
     pub(crate) pattern: Pattern,
