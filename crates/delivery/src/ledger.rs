@@ -375,6 +375,12 @@ impl Ledger {
     /// may be tried now, a pause begins.
     fn take_turn(&mut self) -> Option<Batch> {
         let mut ahead = if self.turn.is_some() { 0 } else { self.turns.ahead() };
+        if let Some(first) = self.in_flight.first(State::PassedOver).map(|work| work.claim)
+            && self.turns.takes_first(first.start)
+        {
+            (ahead, self.turn) = (0, Some(first.start));
+            self.in_flight.change(first, State::Pending);
+        }
         loop {
             let Some(claim) = self.in_flight.first(State::Pending).map(|work| work.claim) else {
                 if self.find_turn(&mut ahead)? {
@@ -396,6 +402,7 @@ impl Ledger {
                 continue;
             }
             self.turn = Some(claim.start);
+            self.turns.takes(claim.start);
             match self.redeliver_first(claim, 1) {
                 Redelivery::Batch(batch) => return Some(batch),
                 Redelivery::Gone => {}
@@ -1187,7 +1194,10 @@ impl Ledger {
         let can_show = failure.may_be_the_events
             && failure.retry_after.is_none()
             && self.in_flight.has(State::PassedOver);
-        self.turns.paused(can_show);
+        // Silence would cost a time-out before another event takes its turn.
+        let is_quick = failure.may_be_the_events && failure.reason != AttemptError::Timeout;
+        let in_order = self.rules.is_ordered && is_quick;
+        self.turns.paused(can_show, in_order);
         self.health.next_attempt(wait);
     }
 

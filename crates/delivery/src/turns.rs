@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use super::failure::Failure;
 use base::mutant;
+use base::position::Position;
 
 /// The number of failures in a row before the first pause. It takes 13 to halve a request of 5,000
 /// events down to one, and 13 more to pass over 8,000 events. Most of the others are events of a
@@ -31,6 +32,35 @@ const GROWTH: u64 = 4;
 
 /// The maximum number of requests that have to be accepted before their size grows.
 const NEEDED_MAX: u32 = 4096;
+
+/// The tries between two pauses.
+struct Round {
+    /// The number of failures until the next pause.
+    left: u32,
+    /// `true` if a new event of the queue was tried since the last pause.
+    took_new: bool,
+    /// `true` if the first event that was passed over takes its turn next.
+    first_is_next: bool,
+    /// The first event, if it alone has taken its turn since the last pause.
+    only_first: Option<Position>,
+    /// The number of events that were passed over, and never tried, that may be tried before the
+    /// next pause.
+    untried: u32,
+    /// `true` if an event that was passed over may be tried again before the next pause.
+    may_repeat: bool,
+}
+
+impl Round {
+    /// The tries before the first pause.
+    const FIRST: Self = Self {
+        left: FIRST_TRIES,
+        took_new: false,
+        first_is_next: false,
+        only_first: None,
+        untried: MORE_TRIES,
+        may_repeat: false,
+    };
+}
 
 /// The size of the next request of one output, and the tries that are left until the next pause.
 /// The ledger owns this value.
@@ -49,17 +79,9 @@ pub(super) struct Turns {
     is_known: bool,
     /// The number of events that are passed over before the next one takes its turn.
     ahead: u64,
-    /// The number of failures until the next pause.
-    left: u32,
     /// `true` if an event was passed over since the consumer accepted something.
     has_passed: bool,
-    /// `true` if a new event of the queue was tried since the last pause.
-    took_new: bool,
-    /// The number of events that were passed over, and never tried, that may be tried before the
-    /// next pause.
-    untried: u32,
-    /// `true` if an event that was passed over may be tried again before the next pause.
-    may_repeat: bool,
+    round: Round,
     /// The index of the event that was repeated last. The next one is repeated after the next
     /// pause.
     rotation: usize,
@@ -81,11 +103,8 @@ impl Default for Turns {
             is_new: false,
             is_known: false,
             ahead: 0,
-            left: FIRST_TRIES,
-            untried: MORE_TRIES,
             has_passed: false,
-            took_new: false,
-            may_repeat: false,
+            round: Round::FIRST,
             rotation: 0,
             awaits_event: false,
             failing_since: None,
@@ -127,8 +146,8 @@ impl Turns {
         }
         self.failing_since.get_or_insert_with(Instant::now);
         self.last = Some(failure.clone());
-        self.left = self.left.saturating_sub(1);
-        self.left == 0
+        self.round.left = self.round.left.saturating_sub(1);
+        self.round.left == 0
     }
 
     fn halve(&mut self, events: u64) {
@@ -147,8 +166,7 @@ impl Turns {
 
     /// The consumer has accepted something, so each event may be tried again.
     pub(super) fn progressed(&mut self) {
-        (self.ahead, self.left, self.untried) = (0, FIRST_TRIES, MORE_TRIES);
-        (self.has_passed, self.took_new, self.may_repeat) = (false, false, false);
+        (self.ahead, self.has_passed, self.round) = (0, false, Round::FIRST);
         (self.awaits_event, self.failing_since, self.last) = (false, None, None);
     }
 
@@ -200,21 +218,36 @@ impl Turns {
 
     /// A new event of the queue takes its turn.
     pub(super) fn takes_new(&mut self) {
-        self.took_new = true;
+        self.round.took_new = true;
+    }
+
+    /// Returns `true` once if the first of the events that were passed over takes its turn, which
+    /// begins at this position. No other one is then repeated before the next pause.
+    pub(super) fn takes_first(&mut self, position: Position) -> bool {
+        let takes = std::mem::take(&mut self.round.first_is_next);
+        if takes {
+            (self.round.only_first, self.round.may_repeat) = (Some(position), false);
+        }
+        takes
     }
 
     /// Returns `true` if an event that was passed over, and never tried, may be tried now.
     pub(super) fn may_try(&mut self) -> bool {
-        let may_try = self.untried > 0;
-        self.untried = self.untried.saturating_sub(1);
+        let may_try = self.round.untried > 0;
+        self.round.untried = self.round.untried.saturating_sub(1);
         may_try
+    }
+
+    /// The event at this position takes its turn.
+    pub(super) fn takes(&mut self, position: Position) {
+        self.round.only_first.take_if(|first| *first != position);
     }
 
     /// Returns the index of the event that is repeated, if one may be repeated before the next
     /// pause, or at another address.
     pub(super) fn repeat(&mut self, passed_over: usize) -> Option<usize> {
         let elsewhere = self.last.as_ref().is_some_and(|failure| failure.elsewhere);
-        if !std::mem::take(&mut self.may_repeat) && !elsewhere {
+        if !std::mem::take(&mut self.round.may_repeat) && !elsewhere {
             return None;
         }
         self.rotation = (self.rotation + 1) % passed_over.max(1);
@@ -223,9 +256,17 @@ impl Turns {
 
     /// A pause begins, after which more tries are made. `can_show`: a new event could show whether
     /// the consumer works. If none was tried since the last pause, it then ends this pause.
-    pub(super) fn paused(&mut self, can_show: bool) {
-        self.awaits_event = !std::mem::take(&mut self.took_new) && can_show;
-        (self.left, self.untried, self.may_repeat) = (MORE_TRIES, MORE_TRIES, true);
+    /// `in_order`: the first event then takes its turn before later ones, so that they stay in
+    /// order if the consumer works again. If it alone was tried since the last pause, the next turn
+    /// is another event's.
+    pub(super) fn paused(&mut self, can_show: bool, in_order: bool) {
+        self.awaits_event = !self.round.took_new && can_show;
+        self.round = Round {
+            left: MORE_TRIES,
+            first_is_next: in_order && self.round.only_first.is_none(),
+            may_repeat: true,
+            ..Round::FIRST
+        };
     }
 }
 
@@ -313,7 +354,7 @@ mod tests {
         assert_eq!(until_pause(&mut turns), Some(FIRST_TRIES));
         assert_eq!(turns.repeat(3), None, "each was just tried");
         for rotation in [1, 2, 0] {
-            turns.paused(true);
+            turns.paused(true, false);
             assert_eq!(turns.repeat(3), Some(rotation));
             assert_eq!(turns.repeat(3), None);
             assert_eq!(until_pause(&mut turns), Some(MORE_TRIES));

@@ -334,6 +334,32 @@ async fn an_ordered_output_keeps_the_order_if_a_consumer_recovers_for_a_moment()
     }
 }
 
+/// Events come all the time while the consumer takes nothing. The first that it takes after that is
+/// the first event, so nothing arrives early.
+#[tokio::test(start_paused = true)]
+async fn an_ordered_output_begins_with_the_first_event_after_an_outage() {
+    for (answer, outage) in [(Answer::Fail, 60), (Answer::Fail, 600), (Answer::Away, 600)] {
+        let (started, taken) = (Instant::now(), Arc::<Mutex<Vec<String>>>::default());
+        let takes = Arc::clone(&taken);
+        let setting = Setting { window: 1, ordered: true, ..Setting::default() };
+        let mut bench = Bench::start::<false>(&setting, move |events| {
+            let is_away = (5..5 + outage).contains(&started.elapsed().as_secs());
+            if is_away {
+                return answer.clone();
+            }
+            takes.lock().unwrap().extend(events.iter().cloned());
+            Answer::Accept
+        });
+        for number in 0..outage + 60 {
+            bench.append(&[number]);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        bench.drained().await;
+        assert_eq!(*taken.lock().unwrap(), bench.appended, "{outage}");
+        bench.finish().await;
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_event_that_is_set_aside_keeps_no_other_in_the_queue() {
     for ordered in [false, true] {
