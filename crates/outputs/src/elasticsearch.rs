@@ -343,10 +343,6 @@ impl Api for Bulk {
         self.api_key_file.as_deref().map(|file| token_header("ApiKey", file)).transpose()
     }
 
-    fn judges_events(&self) -> bool {
-        true
-    }
-
     fn wraps_events(&self) -> bool {
         true
     }

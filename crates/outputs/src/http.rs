@@ -133,12 +133,10 @@ impl Connect for HttpConnector {
     }
 
     fn is_ordered(&self) -> bool {
-        self.client.config.concurrency == 1
-            && !mutant!(
-                "probes-do-not-come-again",
-                self.client.api.judges_events(),
-                self.client.api.wraps_events()
-            )
+        // A consumer that confirms requests later may confirm a later one first.
+        let confirms = self.client.api.confirm().is_some();
+        let wraps = mutant!("probes-do-not-come-again", false, self.client.api.wraps_events());
+        self.client.config.concurrency == 1 && !confirms && !wraps
     }
 
     fn files(&self) -> Option<Arc<dyn Files>> {

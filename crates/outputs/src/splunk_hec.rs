@@ -486,10 +486,6 @@ impl Api for Collector {
         self.acknowledgement.as_ref()
     }
 
-    fn judges_events(&self) -> bool {
-        true
-    }
-
     fn wraps_events(&self) -> bool {
         true
     }

@@ -196,12 +196,6 @@ pub(crate) trait Api: Send + Sync + 'static {
         None
     }
 
-    /// Returns `true` if, after some answers, only a part of the events of a request is sent again.
-    /// These events may then arrive after later ones.
-    fn judges_events(&self) -> bool {
-        false
-    }
-
     /// Returns `true` if the protocol adds its own bytes to each event. A request may then have no
     /// room for a whole batch, and [`Api::encode`] and [`Api::judge`] get the positions of the
     /// events.
