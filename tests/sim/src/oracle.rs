@@ -871,16 +871,17 @@ pub(crate) fn order(world: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
     }
     let mut places: Vec<_> = (0..seen.serials.len()).collect();
     if !seen.view.is_stream {
-        return out_of_order(world, seen, &places, false);
+        return out_of_order(world, seen, &places, &places, false);
     }
     // The relay closes a connection before it opens the next one, so events on an older connection
     // were sent earlier. The consumer may have read them later, for example after a kill.
     let connection = |place: &usize| seen.view.arrived.get(*place).map(|it| it.connection);
     places.sort_by_key(connection);
-    let mut faults = out_of_order(world, seen, &places, false);
+    let mut faults = out_of_order(world, seen, &places, &places, false);
     if seen.view.is_unconfirmed {
         let each = places.chunk_by(|one, other| connection(one) == connection(other));
-        let again: Vec<_> = each.flat_map(|it| out_of_order(world, seen, it, true)).collect();
+        let again = each.flat_map(|it| out_of_order(world, seen, it, &places, true));
+        let again: Vec<_> = again.collect();
         faults.retain(|fault| !again.contains(fault));
         faults.extend(again);
     }
@@ -923,8 +924,9 @@ impl Latest {
 }
 
 /// Returns a fault for each event that was sent after a later accepted one. `places` are indexes of
-/// arrivals, in the order in which the events were sent. With `all`, each copy is checked, and only
-/// events that the consumer has turned down may come late; otherwise only the first copy of each
+/// arrivals, in the order in which the events were sent, and a part of `sent`, which has all of
+/// them. With `all`, each copy is checked, and only events that the consumer has turned down, or
+/// that wait behind one that is too long, may come late; otherwise only the first copy of each
 /// event is checked.
 ///
 /// These are the exceptions:
@@ -943,21 +945,23 @@ impl Latest {
 /// - A changed filter also applies to events in the queue (see filters/README.md), and to those on
 ///   the wire. So an event that a filter had dropped may arrive after a later accepted one, if that
 ///   one arrives again or a filter drops it, too.
-fn out_of_order(world: &World<'_>, seen: &Seen<'_>, places: &[usize], all: bool) -> Vec<Fault> {
+fn out_of_order(
+    world: &World<'_>,
+    seen: &Seen<'_>,
+    places: &[usize],
+    sent: &[usize],
+    all: bool,
+) -> Vec<Fault> {
     let serial_at = |place: &usize| seen.serials.get(*place).copied().flatten();
-    let mut copies: BTreeMap<Serial, usize> = BTreeMap::new();
-    for serial in places.iter().filter_map(serial_at) {
-        *copies.entry(serial).or_default() += 1;
-    }
-    let mut came: BTreeMap<Serial, usize> = BTreeMap::new();
+    let copies = sent.iter().filter_map(|place| Some((serial_at(place)?, *place)));
+    let last: BTreeMap<Serial, usize> = copies.collect();
+    let mut came: BTreeSet<Serial> = BTreeSet::new();
     // `latest`: all that have arrived. `settled`: those that neither arrive again nor may be gone.
     let (mut latest, mut settled) = (Latest::default(), Latest::default());
     let mut faults = Vec::new();
     for place in places {
         let Some(serial) = serial_at(place) else { continue };
-        let number = came.entry(serial).or_default();
-        *number += 1;
-        let (is_first, is_last) = (*number == 1, copies.get(&serial) == Some(number));
+        let (is_first, is_last) = (came.insert(serial), last.get(&serial) == Some(place));
         let Some(known) = world.truth.events.get(&serial) else { continue };
         let Some(at) = seen.view.arrived.get(*place).map(|it| it.at) else { continue };
         let possible = |attempt: &&Attempt| attempt.fate() != Fate::Refused;
@@ -977,11 +981,10 @@ fn out_of_order(world: &World<'_>, seen: &Seen<'_>, places: &[usize], all: bool)
             // later.
             let leaves = || seen.left_the_order(world, serial, world.now);
             let is_excused = (comes_again || leaves()) && seen.was_in_doubt(world, serial, other)
+                || comes_again && outer::waits_behind(world, seen, serial)
                 || comes_again
                     && !all
-                    && (was_kept_back()
-                        || outer::waits_behind(world, seen, serial)
-                        || world.is_dropped_no_more(seen, serial, other))
+                    && (was_kept_back() || world.is_dropped_no_more(seen, serial, other))
                 || world.came_back(seen, serial, other, at)
                 || outer::is_of_another_output(world, seen, serial, other, at)
                 || seen.left_the_order(world, serial, at)

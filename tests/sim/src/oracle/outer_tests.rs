@@ -134,9 +134,22 @@ fn a_later_event_comes_early_where_one_that_is_too_long_waits() {
     let bytes = long.iter().map(|it| small.event(*it).bytes.len()).max().unwrap_or_default();
     small.longest = Some(Longest::Message(bytes + 299));
     small.passes(rule);
+    // A stream sends the later events again on the same connection, or on the next one.
+    (small.is_stream, small.is_unconfirmed) = (true, true);
+    small.passes(rule);
+    let (first, again) = small.arrived.split_at_mut(4);
+    again.iter_mut().for_each(|arrived| arrived.connection += 1);
+    assert_eq!(first.last().map(|arrived| arrived.connection), Some(1));
+    small.passes(rule);
     // The later events do not arrive again.
     small.arrived.truncate(4);
-    small.fails(|world, seen| rule(world, seen).into_iter().take(1).collect(), "came at 30s after");
+    for is_stream in [false, true] {
+        (small.is_stream, small.is_unconfirmed) = (is_stream, is_stream);
+        let first_fault = |world: &World<'_>, seen: &Seen<'_>| {
+            rule(world, seen).into_iter().take(1).collect::<Vec<_>>()
+        };
+        small.fails(first_fault, "came at 30s after");
+    }
 }
 
 #[test]
