@@ -12,7 +12,9 @@ const SYNCED: Duration = Duration::from_secs(10);
 
 /// Returns an output's letters without those that no life has counted. A delivery counts letters
 /// when they are synced (see dead-letter-format.md). If a life was killed, its last reported count
-/// is used. A surplus letter is left out only if it may still have been waiting for its sync.
+/// is used. A surplus letter is left out only if it may still have been waiting for its sync, or if
+/// the disk refused syncs when it was written: the relay removes a letter after a failed sync, and
+/// a power loss can take back this removal.
 pub(crate) fn counted(
     letters: &[Letter],
     output: &str,
@@ -31,8 +33,13 @@ pub(crate) fn counted(
         let labels = [("output", output)];
         let count = last.metrics.count("dead_letter_events_total", &labels);
         let more = written.len().saturating_sub(usize::try_from(count).unwrap_or(usize::MAX));
-        let newest = written.into_iter().rev().take(more);
-        uncounted.extend(newest.take_while(|(at, ..)| *at + SYNCED >= death.begun));
+        let was_refused = |at: Duration| {
+            let mut spans = truth.refusing.iter();
+            spans.any(|(from, until)| (*from..=*until).contains(&at))
+        };
+        let may_be_left_out = |at: Duration| at + SYNCED >= death.begun || was_refused(at);
+        let newest = written.into_iter().rev().filter(|(at, ..)| may_be_left_out(*at));
+        uncounted.extend(newest.take(more));
     }
     letters.iter().filter(|letter| !uncounted.contains(&same(letter))).cloned().collect()
 }

@@ -7,7 +7,13 @@ use crate::truth::{Death, Kind};
 /// Writes letters at these seconds in a life from second 10 to 30, which reports `count` at its
 /// end. Returns the seconds of the counted letters.
 fn case(written: &[u64], count: u64, kind: Kind) -> Vec<u64> {
+    case_with(written, count, kind, &[])
+}
+
+/// Like [`case`], and the disk refuses syncs in these spans of seconds.
+fn case_with(written: &[u64], count: u64, kind: Kind, refusing: &[(u64, u64)]) -> Vec<u64> {
     let mut small = Small::new();
+    small.truth.refusing = refusing.iter().map(|(a, b)| (seconds(*a), seconds(*b))).collect();
     small.truth.deaths.push(Death { begun: seconds(9), ended: Some(seconds(9)), kind });
     small.dies(30, kind);
     let serials = small.made(written.len(), "get");
@@ -33,6 +39,15 @@ fn a_letter_whose_sync_was_under_way_at_a_kill_is_not_counted() {
     assert_eq!(case(&[18, 19], 0, Kind::Kill), [18, 19]);
     // A relay that shuts down in order waits for its letters.
     assert_eq!(case(&[21, 29], 1, Kind::Drain), [21, 29]);
+}
+
+#[test]
+fn a_letter_whose_sync_has_failed_is_not_counted() {
+    let case = |count| case_with(&[14, 16, 19], count, Kind::PowerLoss, &[(15, 17)]);
+    assert_eq!(case(3), [14, 16, 19]);
+    assert_eq!(case(2), [14, 19]);
+    assert_eq!(case(0), [14, 19], "the disk has taken the others");
+    assert_eq!(case_with(&[16, 29], 1, Kind::Kill, &[(15, 17)]), [16]);
 }
 
 #[test]
