@@ -263,7 +263,11 @@ impl Desk {
             kernel::trace(format_args!("{}: request meets {}", ledger.name, trouble.name()));
         }
         let is_own = matches!(trouble, Some(Trouble::Own));
-        self.is_doubtful = is_own || matches!(trouble, Some(Trouble::Page | Trouble::Behind(_)));
+        // An answer instead of the store's is never a success, even if it looks like one: Loki says
+        // 260 if it blocks writes.
+        let is_of_another =
+            matches!(trouble, Some(Trouble::Page | Trouble::Behind(_) | Trouble::Instead(_)));
+        self.is_doubtful = is_own || is_of_another;
         self.own.store(is_own, std::sync::atomic::Ordering::SeqCst);
         let trouble = match trouble {
             Some(Trouble::Instead(answer)) => return answer,
