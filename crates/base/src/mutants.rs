@@ -13,6 +13,10 @@ use std::sync::OnceLock;
 pub struct Place {
     name: &'static str,
     is_reached: OnceLock<()>,
+    /// `true` if the mistake is another value, which can be compared with the right one.
+    has_value: bool,
+    /// Set once the right value was another one than the mistake.
+    differs: OnceLock<()>,
     /// The place that was reached next for the first time.
     next: OnceLock<&'static Place>,
 }
@@ -24,8 +28,22 @@ static FIRST: OnceLock<&'static Place> = OnceLock::new();
 #[cfg(mutants)]
 impl Place {
     /// Makes the place of the mistake `name`.
-    pub const fn new(name: &'static str) -> Self {
-        Self { name, is_reached: OnceLock::new(), next: OnceLock::new() }
+    pub const fn new(name: &'static str, has_value: bool) -> Self {
+        Self {
+            name,
+            is_reached: OnceLock::new(),
+            has_value,
+            differs: OnceLock::new(),
+            next: OnceLock::new(),
+        }
+    }
+
+    /// Returns the right value. Notes if the mistake would be another value.
+    pub fn compare<T: PartialEq>(&self, right: T, wrong: T) -> T {
+        if right != wrong {
+            self.differs.set(()).ok();
+        }
+        right
     }
 
     /// Notes that the place is reached. Returns `true` if this process makes its mistake.
@@ -45,11 +63,12 @@ impl Place {
     }
 }
 
-/// Returns the names of the places that this process has reached.
+/// Returns the places that this process has reached: their names, and whether the mistake would
+/// have been another value there. `None`: it is no value that can be compared.
 #[cfg(mutants)]
-pub fn reached() -> impl Iterator<Item = &'static str> {
+pub fn reached() -> impl Iterator<Item = (&'static str, Option<bool>)> {
     let places = std::iter::successors(FIRST.get(), |place| place.next.get());
-    places.map(|place| place.name)
+    places.map(|it| (it.name, it.has_value.then(|| it.differs.get().is_some())))
 }
 
 /// Expands to the right code.
@@ -61,18 +80,24 @@ macro_rules! mutant {
     };
 }
 
-/// Expands to the right code, or to the wrong code if this process makes the mistake `$name`.
+/// Expands to the right code, or to the wrong code if this process makes the mistake `$name`. If
+/// the wrong code is a literal, the place also notes whether the right value is another one. Other
+/// wrong code never runs beside the right one, since it may change something.
 #[cfg(mutants)]
 #[macro_export]
 macro_rules! mutant {
     ($name:literal, $right:expr $(,)?) => {{
-        static PLACE: $crate::mutants::Place = $crate::mutants::Place::new($name);
+        static PLACE: $crate::mutants::Place = $crate::mutants::Place::new($name, false);
         if !PLACE.is_active() {
             $right;
         }
     }};
+    ($name:literal, $right:expr, $wrong:literal $(,)?) => {{
+        static PLACE: $crate::mutants::Place = $crate::mutants::Place::new($name, true);
+        if PLACE.is_active() { $wrong } else { PLACE.compare($right, $wrong) }
+    }};
     ($name:literal, $right:expr, $wrong:expr $(,)?) => {{
-        static PLACE: $crate::mutants::Place = $crate::mutants::Place::new($name);
+        static PLACE: $crate::mutants::Place = $crate::mutants::Place::new($name, false);
         if PLACE.is_active() { $wrong } else { $right }
     }};
 }

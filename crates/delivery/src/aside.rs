@@ -20,6 +20,7 @@ use super::dead_letter::{More, letter_head};
 use super::lines::line;
 use super::reason::Reason;
 use super::trial::{Answer, Retrial};
+use base::mutant;
 use base::position::Position;
 use queue::{Acceptance, Batch, Claim, Cursor, Shelf};
 use telemetry::Cause;
@@ -366,7 +367,8 @@ impl Aside {
         let (Stage::OnWire, _) = self.events.get(&position)? else { return None };
         let (now, took) = (Instant::now(), self.sent_at.elapsed());
         let (is_slow, (_, mut kept)) = (took >= SLOW, self.take(position)?);
-        self.rests_until = if is_slow { now + took * self.rest } else { now };
+        let rests = mutant!("tries-come-first", is_slow, false);
+        self.rests_until = if rests { now + took * self.rest } else { now };
         kept.slow = kept.slow.saturating_add(u32::from(is_slow));
         Some(kept)
     }
@@ -452,7 +454,7 @@ impl Aside {
 
     /// Returns `true` once after each try, so that other events are sent before the next try.
     pub(super) fn lets_others_go_first(&mut self) -> bool {
-        std::mem::take(&mut self.was_try)
+        mutant!("tries-come-first", std::mem::take(&mut self.was_try), false)
     }
 
     /// Returns `true` if the try of an event is due, and its file is not being read.

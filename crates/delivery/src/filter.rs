@@ -334,7 +334,7 @@ impl Filter {
             if decision.level == Level::None || decision.omit_stage {
                 return self.dropped(position);
             }
-            level = level.min(decision.level);
+            level = mutant!("last-policy-wins", level.min(decision.level), decision.level);
             change.omit_managed_fields |= decision.omit_managed_fields;
         }
         if has_left(seen, event, position, age) {

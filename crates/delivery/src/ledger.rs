@@ -639,7 +639,7 @@ impl Ledger {
         self.works(consumer, work.sent_at, work.trial.counted > 0);
         self.health.delivered(work.events, work.attempts);
         self.filtering.tapping.accepted(claim, work.events);
-        if is_ordered && work.is_overtaken {
+        if is_ordered && mutant!("overtaken-stays", work.is_overtaken, false) {
             // An earlier event was sent after this claim, and accepted.
             self.again(work);
         } else {
@@ -656,7 +656,9 @@ impl Ledger {
         if is_ordered && was_late {
             // Later events that were sent before this claim are sent again, to keep the order.
             let held = self.in_flight.all(State::Held);
-            let later = held.filter(|held| held.claim > claim && held.batch < batch);
+            let later = held.filter(|held| {
+                mutant!("overtaken-held-stays", held.claim > claim && held.batch < batch, false)
+            });
             for later in later.map(|held| held.claim).collect::<Vec<_>>() {
                 self.filtering.released(later);
                 self.in_flight.release(later);

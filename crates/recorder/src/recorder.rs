@@ -648,7 +648,7 @@ impl Work {
         let instant = Instant::now();
         // The entry about an event that has waited in the queue has an old time, and does not show
         // that the relay lives.
-        if now().saturating_sub(at) < FRESH_MS {
+        if mutant!("old-entries-are-heartbeats", now().saturating_sub(at) < FRESH_MS, true) {
             self.heartbeat_at = instant + self.setup.settings.heartbeat_interval;
         }
         self.commit_at.get_or_insert(instant + COMMIT_EVERY);

@@ -117,7 +117,10 @@ impl Question {
             // The response may have come from a gateway. The relay asks as if it knew nothing of
             // the witness, so that the witness gives its size.
             (Some(_), _) => Ok(Some(Self { old: 0, round: 1, is_doubted: true, ..again })),
-            (None, Some(has)) if has != old && self.round < ROUNDS_MAX => {
+            (None, Some(has))
+                if mutant!("unheard-witness-stays-behind", has != old, false)
+                    && self.round < ROUNDS_MAX =>
+            {
                 Ok(Some(Self { old: has, round: self.round + 1, ..again }))
             }
             (None, _) => Ok(None),

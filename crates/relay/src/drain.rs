@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use base::mutant;
+
 use super::error::Error;
 use super::lives::Lives;
 use super::parts::Parts;
@@ -46,9 +48,9 @@ pub(crate) async fn drain(mut parts: Parts) -> Result<(), Error> {
         timeout = format!("{timeout:?}"),
         "shutting down: the outputs have shutdown.drain_timeout to finish their deliveries"
     );
-    let half = Instant::now() + timeout / 2;
+    let half = Instant::now() + timeout / mutant!("drain-refuses-late", 2, 1);
     let cut = async {
-        tokio::time::sleep_until(half).await;
+        mutant!("drain-refuses-at-once", tokio::time::sleep_until(half).await);
         parts.gate.cut();
         std::future::pending::<()>().await;
     };

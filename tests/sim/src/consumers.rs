@@ -132,6 +132,8 @@ pub(crate) enum Steady {
     Refuses,
     /// 500 to requests with a failing event ([`FAILING`]). Its seed decides about the others.
     Fails,
+    /// Like [`Steady::Fails`], but after 700 ms.
+    FailsLate,
     /// 402, 409 or 421 to requests that contain an event with an odd number.
     Account,
     /// 200, and all records are rejected, as an `otlp` receiver reports it.

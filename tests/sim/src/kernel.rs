@@ -126,6 +126,11 @@ pub(crate) mod disk {
         with(|kernel| kernel.files.unstick());
     }
 
+    /// Returns how many files have become segments of the queue by a new name.
+    pub(crate) fn renamed() -> usize {
+        with(|kernel| kernel.files.renamed)
+    }
+
     /// Stores all changes by the relay, because somebody else replaces its directory.
     pub(crate) fn store_all() {
         with(|kernel| kernel.files.store_all());

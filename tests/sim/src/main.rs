@@ -44,7 +44,7 @@ usage: sim run [--seeds FROM..TO] [--with TEXT] [--jobs N] [--all]
        sim shrink N                            the shortest history of a seed that still fails
        sim mutants [NAME...] [--seeds FROM..TO] [--with TEXT] [--most N] [--jobs N]
                                                bring back old mistakes, and look for each of them
-       sim reach FROM..TO... [--jobs N]        which places of old mistakes do these seeds reach?
+       sim reach FROM..TO... [--jobs N]        run all, and count those that reach each place
 --with TEXT: only seeds whose plan has this text, or all texts of 'ONE + ANOTHER'
 --most N: so many seeds at most for each mistake";
 
@@ -80,7 +80,7 @@ fn child(seed: u64) -> ! {
     kernel::begin(seed, &Path::new("graves").canonicalize().expect("a directory"), out);
     let found = world::run(seed, &left_out, libraries);
     let (sum, calls) = kernel::sum();
-    let reached = kernel::reached();
+    let reached: BTreeSet<String> = kernel::reached().into_iter().chain(reach::asked()).collect();
     let mut text = format!(
         "{{\"sum\":\"{sum:016x}\",\"calls\":{calls},\"simulated\":{},\"events\":{},\"reached\":{},\
          \"faults\":{}}}\n",

@@ -337,11 +337,13 @@ seeds = [114, 7]
 
     /// Each mutant is at one place in the sources, and has a section and a row of results.
     #[test]
-    fn mutants_have_one_place_a_section_and_a_row() {
+    fn mutants_have_a_place_a_section_and_a_row() {
         let (mut places, mut rows) = (Vec::new(), Vec::new());
         collect(&root().join("crates"), &mut places);
         collect(&root().join("src"), &mut places);
         places.sort();
+        // Two rules may keep one promise. Then the mistake is that both are missing.
+        places.dedup();
         let sections: Vec<_> = all().unwrap().into_keys().collect();
         assert_eq!(places, sections, "the sources, and the sections of mutants.toml");
         let table = fs::read_to_string(root().join("tests/sim/mutants.md")).unwrap();

@@ -2,6 +2,7 @@
 
 mod back;
 mod choosy;
+mod demands;
 mod outer;
 mod scenes;
 mod staged;
@@ -450,7 +451,8 @@ impl<'a> Operator<'a> {
     pub(crate) fn stop(&mut self, why: Why) {
         let Some(process) = self.process else { return };
         let metrics = self.metrics();
-        self.book.dies(Death::Drain);
+        let is_hurried = why == Why::TwoSignals;
+        self.book.dies(if is_hurried { Death::Hurried } else { Death::Drain });
         match why {
             Why::Signal => process.signal(libc::SIGTERM),
             Why::TwoSignals => {

@@ -9,6 +9,7 @@
 //! answer. A rule considers every config that may have been in force at some time between the two.
 
 mod acknowledged;
+mod broken;
 mod given_up;
 mod outer;
 pub(crate) mod room;
@@ -367,6 +368,8 @@ impl<'a> World<'a> {
             [invented, bytes, conservation, reasons, delivered, order, once, outer::lengths];
         let mut faults = few(answers(self.truth));
         faults.extend(few(outer::hurried(self.truth)));
+        faults.extend(few(broken::unanswered(self.truth, self.now)));
+        faults.extend(few(broken::in_a_drain(self.truth)));
         faults.extend(few(outer::served(self, calm)));
         faults.extend(few(outer::certificates(self.truth, calm)));
         faults.extend(few(outer::connections_stay(self.truth, calm)));

@@ -2,6 +2,7 @@
 //! before anything runs.
 
 mod choosy;
+mod demands;
 mod outer;
 mod scenes;
 mod staged;
@@ -9,6 +10,7 @@ mod wider;
 mod witnessed;
 
 pub(crate) use choosy::{CHOOSY, Choosy, Pattern};
+pub(crate) use demands::{DEMANDS, Demand};
 pub(crate) use outer::{Front, Outer};
 pub(crate) use staged::Stage;
 pub(crate) use wider::{WIDER, Wider};
@@ -74,6 +76,8 @@ pub(crate) struct Setup {
     pub(crate) front: Front,
     /// The output to this consumer never gives up on an event.
     pub(crate) keeps: Option<usize>,
+    /// `true` if the files with audit policies apply to all outputs.
+    pub(crate) has_policies: bool,
     /// Keys of all outputs, which replace those of their consumers.
     pub(crate) own: Vec<(&'static str, &'static str)>,
     pub(crate) outputs: Vec<Output>,
@@ -255,6 +259,7 @@ impl Plan {
             is_damaged: false,
             front: Front::default(),
             keeps: None,
+            has_policies: false,
             own: Vec::new(),
             outputs: (0..count).map(|consumer| output(&mut rng, consumer)).collect(),
         };

@@ -18,6 +18,24 @@ pub(crate) const OPERATOR: &str = "127.0.0.1:8082";
 pub(crate) const TOKEN: &str = "s3cr3t-of-the-listener";
 pub(crate) const TOKEN_FILE: &str = "secrets/token";
 
+/// The names and the rules of the audit policies for all outputs and for each output. The lower
+/// level of the two counts (see filters/README.md).
+pub(crate) const POLICIES: [(&str, &str); 2] = [
+    (
+        "all.yaml",
+        "- {level: Metadata, verbs: [update]}\n\
+         - {level: Request, verbs: [create, patch]}\n\
+         - {level: RequestResponse}\n",
+    ),
+    (
+        "own.yaml",
+        "- {level: Metadata, verbs: [create]}\n\
+         - {level: Request, verbs: [update]}\n\
+         - {level: None, verbs: [delete]}\n\
+         - {level: RequestResponse}\n",
+    ),
+];
+
 /// The relay's admin address.
 pub(crate) const ADMIN: &str = "127.0.0.1:9090";
 
@@ -49,6 +67,9 @@ impl Setup {
             text += &format!("[[listener]]\naddress = \"{second}\"\n");
         }
         text += "[dead_letter]\ndirectory = \"letters\"\n";
+        if self.has_policies {
+            text += &format!("[filter]\npolicy = \"{}\"\nredact = []\n", POLICIES[0].0);
+        }
         if self.has_evidence {
             text += &format!(
                 "[evidence]\nkey_file = \"evidence.key\"\norigin = \"relay\"\n\
@@ -71,6 +92,9 @@ impl Setup {
             }
             if let Some(criteria) = output.filter.toml() {
                 writeln!(text, "filter.match = {criteria}").ok();
+            }
+            if self.has_policies {
+                writeln!(text, "filter.policy = \"{}\"", POLICIES[1].0).ok();
             }
             if output.deduplicates {
                 text += "filter.deduplicate = \"2h\"\n";
@@ -150,6 +174,7 @@ impl Setup {
             queue_bytes: bytes(self.queue),
             segment_bytes: bytes(self.segment),
             acknowledge: self.acknowledge,
+            drain: Duration::from_secs(self.drain),
             limits: self.front.known(),
             keeps: self.keeps,
             outputs: self.outputs.iter().map(output).collect(),

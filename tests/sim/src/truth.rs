@@ -96,6 +96,8 @@ pub(crate) enum Answer {
     NoConnection,
     /// The connection broke before the complete response had arrived.
     Broken,
+    /// Like [`Answer::Broken`], and the sender had shut down its write side.
+    HalfClosed,
     /// No response came in time.
     TimedOut,
     /// The sender disconnected, or did not read its response.
@@ -110,6 +112,7 @@ impl fmt::Display for Answer {
             Self::Unhelpful(status) => write!(f, "{status} without a Retry-After of some seconds"),
             Self::NoConnection => f.write_str("no connection"),
             Self::Broken => f.write_str("broken"),
+            Self::HalfClosed => f.write_str("broken after the write side was shut down"),
             Self::TimedOut => f.write_str("timed out"),
             Self::Unread => f.write_str("not read"),
         }
@@ -164,6 +167,8 @@ pub(crate) struct Config {
     pub(crate) queue_bytes: usize,
     pub(crate) segment_bytes: usize,
     pub(crate) acknowledge: Acknowledge,
+    /// `shutdown.drain_timeout`.
+    pub(crate) drain: Duration,
     pub(crate) limits: Limits,
     /// The outputs to this consumer never give up on an event (`rejected.action = "retry"`).
     pub(crate) keeps: Option<usize>,
@@ -223,6 +228,8 @@ pub(crate) struct Filter {
     pub(crate) verbs: Vec<&'static str>,
     pub(crate) namespaces: Vec<&'static str>,
     pub(crate) users: Vec<&'static str>,
+    /// The verb of the events that an audit policy drops.
+    pub(crate) omits: Option<&'static str>,
     /// `true` if other keys of the filter change the events that are sent.
     pub(crate) changes: bool,
 }
@@ -234,6 +241,7 @@ impl Filter {
         has(&self.verbs, facts.verb)
             && has(&self.namespaces, facts.namespace)
             && has(&self.users, facts.user)
+            && self.omits != Some(facts.verb)
     }
 
     /// Returns the value of `match`, or `None` if the filter forwards everything.
@@ -266,6 +274,8 @@ pub(crate) enum Kind {
     /// SIGTERM. The exit status says that events were lost, but nobody knows how many: after
     /// `shutdown.drain_timeout`, there is no time for a scrape, and nobody reads the log.
     UnseenDrain,
+    /// A drain that a second SIGTERM ends.
+    Hurried,
 }
 
 impl Kind {

@@ -42,6 +42,8 @@ struct Gateway {
     /// After that, the witness itself responds until it has cosigned a checkpoint.
     contradicts: Option<u16>,
     has_contradicted: bool,
+    /// The witness gets each request, and its answers get lost.
+    loses: bool,
 }
 
 /// The state of the witness.
@@ -104,7 +106,7 @@ impl Witness {
             if answer.code() == Some(200) {
                 lock(&in_front).has_contradicted = false;
             }
-            answer
+            if lock(&in_front).loses { Answer::hang_up() } else { answer }
         });
         Self { sink, key, gateway, book }
     }
@@ -131,6 +133,11 @@ impl Witness {
     /// Lets the gateway respond to one request with this status, 409 or 422.
     pub(crate) fn contradicts_once(&self, status: u16) {
         lock(&self.gateway).contradicts = Some(status);
+    }
+
+    /// With `true`, the witness gets each request, and its answers get lost.
+    pub(crate) fn loses(&self, loses: bool) {
+        lock(&self.gateway).loses = loses;
     }
 
     /// Returns the size of the newest checkpoint that the witness has cosigned.

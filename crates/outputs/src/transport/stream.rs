@@ -339,7 +339,8 @@ impl<E: Encode> StreamLink<E> {
             self.session.progress = now;
         }
         self.samples.kept.push_back((now, acknowledged));
-        let (mut safe, window) = (None, self.replay_window);
+        let (mut safe, window) =
+            (None, mutant!("unread-bytes-are-final", self.replay_window, Duration::ZERO));
         let aged = |(at, _): &mut (Instant, u64)| now.duration_since(*at) >= window;
         while let Some((_, acknowledged)) = self.samples.kept.pop_front_if(aged) {
             safe = Some(acknowledged);

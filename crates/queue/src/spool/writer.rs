@@ -576,9 +576,12 @@ impl Writer {
             self.shared.lock().writing.accounting.discard_spare(spare.number);
         })?;
         self.shared.lock().writing.accounting.spare_is_used(spare.number);
-        disk.sync_directory(SEGMENTS).inspect_err(|_| {
-            self.shared.lock().writing.accounting.made_in_vain(end.position, spare.size);
-        })?;
+        mutant!(
+            "rename-not-synced",
+            disk.sync_directory(SEGMENTS).inspect_err(|_| {
+                self.shared.lock().writing.accounting.made_in_vain(end.position, spare.size);
+            })?
+        );
         Ok(file)
     }
 

@@ -72,7 +72,7 @@ impl Upload {
         let Self { terms, bounds, body, expects, .. } = &mut self;
         let unsent = *expects && !body.begun;
         let announced = body.incoming.size_hint().lower() + body.sent;
-        let discard = !unsent
+        let discard = mutant!("refusal-resets", !unsent, false)
             && announced <= bounds.max_body
             && refusal.status != StatusCode::REQUEST_TIMEOUT;
         if discard && let Err(slow) = body.discard(terms, bounds.max_body).await {
@@ -80,7 +80,7 @@ impl Upload {
         }
         let mut response = refusal.answer(bounds.retry_after);
         let unread = !body.ended && !body.incoming.is_end_stream();
-        if unread {
+        if mutant!("refusal-resets", unread, false) {
             let slow = discard && body.sent <= bounds.max_body;
             terms.connection.linger(if slow { LINGER_TIME_SLOW } else { LINGER_TIME });
         }

@@ -23,6 +23,9 @@ const KERNEL_MAX: usize = 96 * 1024;
 /// The receive buffer of a consumer that responds early, in bytes.
 const RECEIVE_BUFFER: usize = 16 * 1024;
 
+/// How long a store takes that fails late.
+const FAILS_LATE: Duration = Duration::from_millis(700);
+
 /// A request with more events than this has many.
 const MANY: usize = 5;
 
@@ -312,6 +315,7 @@ impl Desk {
             Steady::BusyLate => long_pause().after(Duration::from_millis(3500)),
             Steady::Refuses => page(payload),
             Steady::Fails if fails(&request.decoded()) => Answer::status(500),
+            Steady::FailsLate if fails(&request.decoded()) => Answer::status(500).after(FAILS_LATE),
             Steady::Account if is_odd(request) => page(ACCOUNT[request.connection % ACCOUNT.len()]),
             Steady::Rejects => all_rejected(request),
             Steady::Interim => Answer::interim(INTERIM, Duration::from_secs(1), 900),
@@ -323,6 +327,7 @@ impl Desk {
                 page(payload)
             }
             Steady::Fails
+            | Steady::FailsLate
             | Steady::Account
             | Steady::Hangs
             | Steady::BusyForMany

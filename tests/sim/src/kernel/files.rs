@@ -153,6 +153,8 @@ pub(super) struct Files {
     /// The directory for files whose removal is not stored yet.
     graves: PathBuf,
     buried: u64,
+    /// The number of files that have become segments of the queue by a new name.
+    pub(super) renamed: usize,
 }
 
 fn around(path: &Path) -> &Path {
@@ -181,6 +183,7 @@ impl Files {
             stuck: None,
             graves: PathBuf::new(),
             buried: 0,
+            renamed: 0,
         }
     }
 
@@ -382,6 +385,7 @@ impl Files {
         for opened in self.opened.values_mut().filter(|opened| opened.path == from) {
             opened.path.clone_from(&to);
         }
+        self.renamed += usize::from(to.extension().is_some_and(|it| it == "seg"));
         self.names.push(Name::Renamed(from, to, grave.clone()));
         grave
     }

@@ -17,7 +17,7 @@ use crate::plan::{Action, Change, Stage, Why};
 use crate::truth::{Answer, Filter, Kind as Death};
 
 /// How long an event can take to reach a healthy consumer.
-const SOON: Duration = Duration::from_secs(60);
+pub(super) const SOON: Duration = Duration::from_secs(60);
 
 /// How long an event can wait while its consumer fails on others.
 const PROMPT: Duration = Duration::from_secs(10);
@@ -30,9 +30,9 @@ const LARGE: usize = 120 << 10;
 
 /// Events with fewer bytes than this are short. Thirty short events in one body fit into every
 /// queue.
-const SHORT: usize = 2000;
+pub(super) const SHORT: usize = 2000;
 
-fn seconds(seconds: u64) -> Duration {
+pub(super) fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
@@ -44,6 +44,7 @@ impl Operator<'_> {
         }
         self.calm_all();
         match stage {
+            Stage::Demand(demand) => self.demand(demand),
             Stage::SlowLetters => self.slow_letters(),
             Stage::AnswersLost => self.answers_lost(),
             Stage::EarlyAnswers => self.early_answers(),
@@ -106,7 +107,7 @@ impl Operator<'_> {
     }
 
     /// Waits until no output has a backlog. Returns `false` after two minutes.
-    fn rests(&mut self) -> bool {
+    pub(super) fn rests(&mut self) -> bool {
         self.comes_true(seconds(120), |it| it.backlog() == Some(0.0))
     }
 
@@ -120,7 +121,7 @@ impl Operator<'_> {
         arrived.iter().filter(|arrived| identify(&arrived.event) == Some(serial)).count()
     }
 
-    fn has(&self, consumer: usize, serial: Serial) -> bool {
+    pub(super) fn has(&self, consumer: usize, serial: Serial) -> bool {
         self.arrivals(consumer, serial) > 0
     }
 
@@ -143,7 +144,7 @@ impl Operator<'_> {
         accepted
     }
 
-    fn way(&mut self, fault: Fault, time: Duration) {
+    pub(super) fn way(&mut self, fault: Fault, time: Duration) {
         self.act(&Action::Way(0, fault, time));
     }
 
@@ -190,13 +191,12 @@ impl Operator<'_> {
 
     /// A proxy in front of a consumer answers large requests before it has read them.
     fn early_answers(&mut self) {
-        self.way(Fault::Refused, seconds(20));
+        self.consumers[0].answers(Some(Steady::Early));
         for _ in 0..4 {
             let mut maker = self.maker(Marks::default());
             let events: Vec<_> = (0..12).map(|_| maker.large(60_000)).collect();
             self.post(&events);
         }
-        self.consumers[0].answers(Some(Steady::Early));
         self.wait(seconds(40));
     }
 
@@ -472,13 +472,13 @@ impl Operator<'_> {
         }
     }
 
-    fn end_way(&mut self) {
+    pub(super) fn end_way(&mut self) {
         self.ending.retain(|(_, ending)| *ending != Ending::Way(0));
         self.end(vec![(Duration::ZERO, Ending::Way(0))]);
     }
 
     /// Returns how many events this life has counted as lost.
-    fn lost(&mut self) -> f64 {
+    pub(super) fn lost(&mut self) -> f64 {
         self.metrics().map_or(0.0, |metrics| metrics.sum("error_total"))
     }
 
@@ -522,7 +522,7 @@ impl Operator<'_> {
     }
 
     /// Returns `true` if all of these events arrive soon. If they do not, that is a fault.
-    fn come_soon(&mut self, events: &[Event], why: &str) -> bool {
+    pub(super) fn come_soon(&mut self, events: &[Event], why: &str) -> bool {
         let has_all = |it: &mut Self| events.iter().all(|event| it.has(0, event.serial));
         let is_there = self.comes_true(SOON, has_all);
         if !is_there {
@@ -534,7 +534,7 @@ impl Operator<'_> {
     }
 
     /// Posts an event on which stores fail.
-    fn post_failing(&mut self) -> Event {
+    pub(super) fn post_failing(&mut self) -> Event {
         let event = self.maker(Marks { refused: 0, failing: 1000 }).event();
         self.post(std::slice::from_ref(&event));
         event
@@ -788,7 +788,7 @@ impl Operator<'_> {
     }
 
     /// Posts these bodies at the same time, each in its own thread.
-    fn post_at_once(&mut self, bodies: Vec<Vec<Event>>) -> Vec<JoinHandle<Answer>> {
+    pub(super) fn post_at_once(&mut self, bodies: Vec<Vec<Event>>) -> Vec<JoinHandle<Answer>> {
         let bodies = bodies.into_iter().map(|events| {
             let (poster, serials) = (self.poster(), self.book.made(&events));
             std::thread::spawn(move || poster.post(&events, &serials))
@@ -1023,6 +1023,6 @@ impl Operator<'_> {
     }
 }
 
-fn join(thread: JoinHandle<Answer>) -> Answer {
+pub(super) fn join(thread: JoinHandle<Answer>) -> Answer {
     thread.join().unwrap_or(Answer::Broken)
 }

@@ -85,6 +85,7 @@ impl Small {
             queue_bytes: 64 << 20,
             segment_bytes: 64 << 10,
             acknowledge,
+            drain: seconds(20),
             limits,
             keeps: None,
             outputs,

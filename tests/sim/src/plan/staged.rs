@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use super::demands::{DEMANDS, Demand};
 use super::{Action, Plan, Timed};
 use crate::consumers::{Kind, Steady};
 use crate::senders;
@@ -95,6 +96,7 @@ pub(crate) enum Stage {
     /// A store always fails on some events, while the relay is killed, loses power, and is
     /// restarted or reloaded.
     FailsForEver,
+    Demand(Demand),
 }
 
 impl Stage {
@@ -154,9 +156,25 @@ impl Stage {
         Self::PartDroppedBetweenCopies,
     ];
 
+    /// Returns the trouble of a seed.
+    fn of(seed: u64) -> Self {
+        let number = usize::try_from(seed).unwrap_or_default();
+        let demands = Demand::ALL.len();
+        if let Some(number) = seed.checked_sub(DEMANDS.start).filter(|_| seed < DEMANDS.end) {
+            let number = usize::try_from(number).unwrap_or_default();
+            return Self::Demand(Demand::ALL[number % demands]);
+        }
+        let slots = if seed < DEMANDS.start { SLOTS } else { SLOTS + demands };
+        match (number % slots).checked_sub(SLOTS) {
+            Some(demand) => Self::Demand(Demand::ALL[demand]),
+            None => Self::ALL[number % slots],
+        }
+    }
+
     /// Returns the kinds of consumers that can have the trouble.
     fn kinds(self) -> &'static [Kind] {
         match self {
+            Self::Demand(demand) => demand.kinds(),
             Self::SlowLetters | Self::RefusedAtRest => &[Kind::Http, Kind::Loki, Kind::Ibm],
             Self::AnswersLost | Self::EarlyAnswers | Self::WithoutEvidence => {
                 &[Kind::Http, Kind::Otlp]
@@ -196,6 +214,7 @@ impl Stage {
     /// Returns `true` if the queue must be on disk, `false` if it must be in memory.
     fn on_disk(self) -> Option<bool> {
         match self {
+            Self::Demand(demand) => demand.on_disk(),
             Self::SlowLetters
             | Self::AsideInFullQueue
             | Self::PartDroppedBetweenCopies
@@ -260,6 +279,7 @@ impl Stage {
                 | Self::BadAmongGood
                 | Self::AsideThenRefused
                 | Self::FailsForEver
+                | Self::Demand(_)
         );
         waits || self.copies() || self.drops()
     }
@@ -280,8 +300,7 @@ impl Stage {
 /// Makes the plan of a seed with a trouble.
 pub(super) fn add(plan: &mut Plan, seed: u64) {
     let mut rng = senders::rng(seed, "staged");
-    let number = usize::try_from(seed).unwrap_or_default() % SLOTS;
-    let stage = Stage::ALL[number];
+    let stage = Stage::of(seed);
     let is_quiet = rng.bool() || stage.is_counted();
     let begin = Duration::from_secs(rng.u64(20..50));
     let kinds = stage.kinds();
@@ -315,8 +334,8 @@ pub(super) fn add(plan: &mut Plan, seed: u64) {
     plan.actions.retain(|timed| is_early(timed) && fits(timed));
     plan.actions.push(Timed { at: begin, action: Action::Stage(stage) });
     let longer = [(Stage::AsideThenRefused, 4), (Stage::FailsForEver, 2)];
-    let long =
-        longer.into_iter().find(|(longer, _)| *longer == stage).map_or(1, |(_, by)| by) * LONG;
+    let longer = longer.into_iter().find(|(longer, _)| *longer == stage).map_or(1, |(_, by)| by);
+    let long = LONG * if let Stage::Demand(demand) = stage { demand.lasts() } else { longer };
     plan.silent = if is_quiet { begin + long } else { Duration::ZERO };
     plan.length = begin + long + Duration::from_secs(20);
 }
@@ -325,6 +344,7 @@ pub(super) fn add(plan: &mut Plan, seed: u64) {
 fn set_up(plan: &mut Plan, stage: Stage) {
     let start = &mut plan.start;
     match stage {
+        Stage::Demand(demand) => demand.set_up(plan),
         Stage::AnswersLost => start.has_evidence = true,
         Stage::WithoutEvidence => {
             (start.queue, start.segment, start.has_evidence) = (256, 64, true);

@@ -183,7 +183,10 @@ pub(super) fn vanishing(actor: &Actor, role: u32) {
                 // A half-open connection is enough to read the response.
                 _ => {
                     http.socket().finish_writing();
-                    return Ok(judged(&http.reply(deadline)?, serials.len()));
+                    let reply = http.reply(deadline).map_err(|answer| {
+                        if answer == Answer::Broken { Answer::HalfClosed } else { answer }
+                    });
+                    return Ok(judged(&reply?, serials.len()));
                 }
             }
             Ok(Answer::Unread)
