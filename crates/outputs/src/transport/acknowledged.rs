@@ -6,10 +6,9 @@
 //! events (see [`AcknowledgedLink`]). After a break, every event that is not final is sent again,
 //! and may arrive twice.
 //!
-//! **Progress is guaranteed.** After a break with unacknowledged events, the window is at most half
-//! of the number of events that were sent on the broken connection, but at least 1. Each
-//! acknowledged event raises the window by one, up to the configured window ([`Window`]). A
-//! consumer that cuts every connection after some bytes still gets its events, at worst one by one.
+//! **Progress is guaranteed.** After a break with unacknowledged events, the delivery sends at most
+//! half of them on the next connection. A consumer that cuts every connection after some bytes still
+//! gets its events, at worst one by one.
 //!
 //! The protocol, `lumberjack` or `relp` ([`Protocol`]), defines the bytes of events and the meaning
 //! of answers.
@@ -23,7 +22,6 @@ use tokio::time::Instant;
 
 mod in_flight;
 mod protocol;
-mod window;
 
 use super::connection::{Dialer, Wire};
 use super::session;
@@ -37,7 +35,6 @@ use in_flight::InFlight;
 pub(crate) use protocol::{Answers, Encoding, Frames, Protocol, Trouble};
 use queue::{Batch, Claim, Take};
 use telemetry::AttemptError;
-use window::Window;
 
 /// The connector of an output whose consumer acknowledges events. It makes the output's
 /// connections, one after the other. The delivery loop owns the connector.
@@ -53,10 +50,8 @@ pub(crate) struct AcknowledgedConnector<P> {
     dialer: Arc<Dialer>,
     /// Makes the object that encodes events and reads answers on one new connection.
     make: Box<dyn Fn() -> P + Send + Sync>,
-    /// The maximum number of sent events without an acknowledgement, shared with the current link.
-    /// It may become smaller when a connection breaks, and the next connection begins with the
-    /// smaller window.
-    window: Arc<Window>,
+    /// The maximum number of sent events without an acknowledgement.
+    window: u64,
     watch: Watch,
 }
 
@@ -72,12 +67,7 @@ impl<P: Protocol> AcknowledgedConnector<P> {
         window: u64,
         make: impl Fn() -> P + Send + Sync + 'static,
     ) -> Self {
-        Self {
-            dialer: Arc::new(dialer),
-            make: Box::new(make),
-            window: Arc::new(Window::new(window)),
-            watch: Watch::default(),
-        }
+        Self { dialer: Arc::new(dialer), make: Box::new(make), window, watch: Watch::default() }
     }
 
     /// Greets the consumer on a new connection. The greeting may take `timeouts.connect`, in
@@ -150,7 +140,7 @@ impl<P: Protocol> Connect for AcknowledgedConnector<P> {
 ///    the frames. At most one batch is in the states 1 and 2 together. [`Link::room`] is `None`
 ///    until this batch is written and flushed.
 /// 3. *Sent.* The events of the batch wait for the consumer's answers. Several batches can be in
-///    this state. [`Window::events`] limits the number of their events.
+///    this state. The window limits the number of their events.
 /// 4. *Final.* The consumer has acknowledged the batch or its first events. The link reports these
 ///    events, usually as [`Event::Accepted`]. Where a batch lacks events of its claim (filtered
 ///    out, or dropped from the queue), several events become final together. Events that are too
@@ -171,7 +161,7 @@ impl<P: Protocol> Connect for AcknowledgedConnector<P> {
 /// [`Session::patience`].
 pub(crate) struct AcknowledgedLink<P> {
     session: Session,
-    window: Arc<Window>,
+    window: u64,
     protocol: P,
     /// The read bytes that are not yet interpreted, such as the beginning of an incomplete answer.
     unread: BytesMut,
@@ -179,8 +169,6 @@ pub(crate) struct AcknowledgedLink<P> {
     /// returns its frames.
     encoding: Option<(Option<Claim>, Encoding)>,
     in_flight: InFlight,
-    /// The number of events that were sent on this connection, without checkpoints.
-    sent: u64,
     /// The error of a failed write, and the time until which answers are still read.
     unwritable: Option<(io::Error, Instant)>,
     /// `true` if the consumer has announced the end of the connection.
@@ -195,12 +183,11 @@ impl<P: Protocol> AcknowledgedLink<P> {
     ) -> Self {
         Self {
             session: Session::new(wire, attempt, &connector.dialer),
-            window: Arc::clone(&connector.window),
+            window: connector.window,
             protocol,
             unread,
             encoding: None,
             in_flight: InFlight::default(),
-            sent: 0,
             unwritable: None,
             closing: false,
         }
@@ -210,14 +197,6 @@ impl<P: Protocol> AcknowledgedLink<P> {
     /// answer. If the connection ends now, nothing has to be sent again.
     fn is_idle(&self) -> bool {
         self.encoding.is_none() && self.session.unwritten.is_none() && self.in_flight.is_empty()
-    }
-
-    /// Records that the connection has broken. Returns the event that ends the link.
-    fn broken(&mut self, failure: Failure) -> Event {
-        if self.in_flight.has_events() {
-            self.window.broke_after(self.sent);
-        }
-        self.session.broken(failure)
     }
 
     /// Returns the event that ends the link after an error: [`Event::Closed`] if the consumer has
@@ -235,7 +214,7 @@ impl<P: Protocol> AcknowledgedLink<P> {
                 failure
             }
         };
-        self.broken(failure)
+        self.session.broken(failure)
     }
 
     /// Reads, encodes and writes until there is an event for the delivery loop.
@@ -314,7 +293,6 @@ impl<P: Protocol> AcknowledgedLink<P> {
     /// error text if the consumer acknowledges more events than were sent.
     fn acknowledge(&mut self, events: u64) -> Result<(), String> {
         if events > 0 {
-            self.window.acknowledged(events);
             self.session.succeeded();
         }
         let more = self.in_flight.acknowledge(events, &mut self.session.ready);
@@ -351,7 +329,6 @@ impl<P: Protocol> AcknowledgedLink<P> {
     fn begin(&mut self, claim: Claim, frames: Frames) {
         let events = frames.events();
         self.in_flight.add(claim, frames.parts.end(claim), &mut self.session.ready);
-        self.sent += events;
         self.write(events, frames.bytes);
     }
 
@@ -380,14 +357,14 @@ impl<P: Protocol> AcknowledgedLink<P> {
             let left = self.in_flight.events();
             let what = format!("the peer closed the connection; events not acknowledged: {left}");
             let failure = self.session.failure(AttemptError::Closed, what);
-            return Some(self.broken(failure));
+            return Some(self.session.broken(failure));
         }
         let patience = self.session.patience();
         if self.is_awaiting() && now >= self.session.progress + patience {
             let waited = patience.as_secs_f64();
             let what = format!("no acknowledgement and no progress for {waited} s");
             let failure = self.session.failure(AttemptError::Timeout, what);
-            return Some(self.broken(failure));
+            return Some(self.session.broken(failure));
         }
         None
     }
@@ -420,9 +397,8 @@ impl<P: Protocol> Link for AcknowledgedLink<P> {
         if self.encoding.is_some() || self.session.unwritten.is_some() || ending {
             return None;
         }
-        let window = self.window.events();
-        let half = window.div_ceil(2);
-        let left = window.saturating_sub(self.in_flight.events());
+        let half = self.window.div_ceil(2);
+        let left = self.window.saturating_sub(self.in_flight.events());
         (left >= half && !self.in_flight.is_full())
             .then_some(Take { bytes: u64::MAX, events: half })
     }
