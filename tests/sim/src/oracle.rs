@@ -298,12 +298,11 @@ impl<'a> Seen<'a> {
         arrived.any(|(it, other)| (from..=until).contains(&it.at) && *other != Some(serial))
     }
 
-    /// Returns `true` if an event accepted no later than `serial` was in doubt when `other` first
-    /// arrived: a request with this event had failed, and the consumer has not accepted it since.
+    /// Returns `true` if an event accepted no later than `serial` was in doubt when a later one
+    /// `came`: a request with this event had failed, and the consumer has not accepted it since.
     /// The relay then sends a later event (see guarantees.md). While the consumer or the way to it
     /// is in trouble, any request may fail.
-    fn was_in_doubt(&self, world: &World<'_>, serial: Serial, other: Serial) -> bool {
-        let Some(came) = self.first_at(other) else { return false };
+    fn was_in_doubt(&self, world: &World<'_>, serial: Serial, came: Duration) -> bool {
         let Some(stored) = world.stored.get(&serial) else { return false };
         let is_earlier =
             |it: &Serial| world.stored.get(it).is_some_and(|earlier| earlier.from <= stored.until);
@@ -958,15 +957,19 @@ fn out_of_order(
     let serial_at = |place: &usize| seen.serials.get(*place).copied().flatten();
     let copies = sent.iter().filter_map(|place| Some((serial_at(place)?, *place)));
     let last: BTreeMap<Serial, usize> = copies.collect();
-    let mut came: BTreeSet<Serial> = BTreeSet::new();
+    // When each event came, in its newest copy with `all`, or in its first one.
+    let mut came: BTreeMap<Serial, Duration> = BTreeMap::new();
     // `latest`: all that have arrived. `settled`: those that neither arrive again nor may be gone.
     let (mut latest, mut settled) = (Latest::default(), Latest::default());
     let mut faults = Vec::new();
     for place in places {
         let Some(serial) = serial_at(place) else { continue };
-        let (is_first, is_last) = (came.insert(serial), last.get(&serial) == Some(place));
-        let Some(known) = world.truth.events.get(&serial) else { continue };
         let Some(at) = seen.view.arrived.get(*place).map(|it| it.at) else { continue };
+        let (is_first, is_last) = (!came.contains_key(&serial), last.get(&serial) == Some(place));
+        if is_first || all {
+            came.insert(serial, at);
+        }
+        let Some(known) = world.truth.events.get(&serial) else { continue };
         let possible = |attempt: &&Attempt| attempt.fate() != Fate::Refused;
         let possible = world.truth.attempts_of(known).filter(possible);
         let Some(begun) = possible.map(|attempt| attempt.begun).min() else { continue };
@@ -983,7 +986,8 @@ fn out_of_order(
             // A test event is sent again after the earlier ones, unless these leave the order
             // later.
             let leaves = || seen.left_the_order(world, serial, world.now);
-            let is_excused = (comes_again || leaves()) && seen.was_in_doubt(world, serial, other)
+            let was_test = came.get(&other).is_some_and(|at| seen.was_in_doubt(world, serial, *at));
+            let is_excused = (comes_again || leaves()) && was_test
                 || comes_again && outer::waits_behind(world, seen, serial)
                 || comes_again
                     && !all

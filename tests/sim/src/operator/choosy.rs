@@ -50,6 +50,7 @@ impl Operator<'_> {
             true => SILENT,
             false => QUICK,
         };
+        let (before, mut bad) = (self.lost(), 0);
         for round in 0..choosy.rounds {
             let (mut taken, mut refused) = (Vec::new(), 0);
             let is_down = choosy.has_outages && round % 2 == 1;
@@ -75,7 +76,8 @@ impl Operator<'_> {
             if !self.all_come(&taken, limit, "that its consumer takes, among others") {
                 break;
             }
-            self.others_are_prompt(failure);
+            bad += refused;
+            self.others_are_prompt(failure, limit, before + bad as f64);
         }
         self.consumers[0].chooses(&[], None, rng);
         self.wait(Duration::from_secs(1));
@@ -100,10 +102,12 @@ impl Operator<'_> {
         events.into_iter().zip(taken).collect()
     }
 
-    /// While events are set aside, and tried again, others arrive soon.
-    fn others_are_prompt(&mut self, failure: Duration) {
-        let limit = PROMPT + 2 * failure;
+    /// While events are set aside, and tried again, others arrive soon. `search`: the limit until
+    /// all the `bad` events are set aside, or given up.
+    fn others_are_prompt(&mut self, failure: Duration, search: Duration, bad: f64) {
         for _ in 0..12 {
+            let are_aside = self.aside() + self.lost() >= bad;
+            let limit = if are_aside { PROMPT + 2 * failure } else { search };
             let others = self.posted(2);
             if !others.is_empty() && !self.all_come(&others, limit, "beside some that wait") {
                 return;

@@ -113,7 +113,7 @@ impl Operator<'_> {
         }
     }
 
-    fn aside(&mut self) -> f64 {
+    pub(super) fn aside(&mut self) -> f64 {
         self.metrics().map_or(0.0, |metrics| metrics.sum("output_aside_events"))
     }
 

@@ -788,6 +788,22 @@ fn a_later_event_may_come_early_and_again_while_an_earlier_one_is_in_doubt() {
     small.arrive(25, &first[1..]);
     small.arrive(26, &[Serial { number: 2, ..first[0] }]);
     small.fails(order, "event 1/1 came at 25s after 1/2");
+    // The later event has come before, on a connection of a stream that then broke.
+    let mut small = case(&[(22, true), (23, true)]);
+    (small.is_stream, small.is_unconfirmed) = (true, true);
+    small.arrived.clear();
+    let again = [Serial { number: 2, ..first[0] }];
+    small.arrive_on(1, 21, &first);
+    small.arrive_on(1, 21, &again);
+    small.arrive_on(2, 24, &again);
+    small.arrive_on(2, 25, &first);
+    small.arrive_on(2, 26, &again);
+    small.passes(order);
+    small.turned_down.clear();
+    let order_of_one = |world: &World<'_>, seen: &Seen<'_>| {
+        order(world, seen).into_iter().take(1).collect::<Vec<_>>()
+    };
+    small.fails(order_of_one, "event 1/0 came at 25s after 1/2");
 }
 
 #[test]
