@@ -39,7 +39,8 @@ async fn show(length: Duration) -> Result<(), u8> {
     let stop = CancellationToken::new();
     let (told, figures) = watch::channel(Figures::default());
     let mut display = Display::new();
-    let mut draw = tokio::time::interval(display.every());
+    let every = display.every();
+    let mut draw = tokio::time::interval_at(Instant::now() + every, every);
     let mut running = std::pin::pin!(demo::run(length, told, stop.clone()));
     print(&format!(
         "{} s of kube-apiserver batches → the relay → a consumer that will be down for a while\n",
