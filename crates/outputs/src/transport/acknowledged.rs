@@ -7,8 +7,8 @@
 //! and may arrive twice.
 //!
 //! **Progress is guaranteed.** After a break with unacknowledged events, the delivery sends at most
-//! half of them on the next connection. A consumer that cuts every connection after some bytes still
-//! gets its events, at worst one by one.
+//! half of them on the next connection. A consumer that cuts every connection after some bytes
+//! still gets its events, at worst one by one.
 //!
 //! The protocol, `lumberjack` or `relp` ([`Protocol`]), defines the bytes of events and the meaning
 //! of answers.
@@ -240,7 +240,7 @@ impl<P: Protocol> AcknowledgedLink<P> {
             }
             self.poll_encode(cx);
             if !finished && self.unwritable.is_none() {
-                match self.session.poll_write(cx, |_| {}) {
+                match self.session.poll_write(cx) {
                     Ok(false) => {}
                     Ok(true) => self.session.ready.push_back(Event::Room),
                     // Reading continues for `CLOSE_TIME`: answers may already be in the socket,

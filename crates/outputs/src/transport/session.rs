@@ -107,14 +107,9 @@ impl Session {
         }
     }
 
-    /// Writes as many bytes of the current batch as the connection takes now. Calls `wrote` with
-    /// the number of bytes after each write. Returns `true` once for each batch, when the whole
-    /// batch is written and flushed.
-    pub(super) fn poll_write(
-        &mut self,
-        cx: &mut Context<'_>,
-        wrote: impl Fn(u64),
-    ) -> io::Result<bool> {
+    /// Writes as many bytes of the current batch as the connection takes now. Returns `true` once
+    /// for each batch, when the whole batch is written and flushed.
+    pub(super) fn poll_write(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
         let Some(unwritten) = &mut self.unwritten else { return Ok(false) };
         while !unwritten.is_empty() {
             let mut slices = [IoSlice::new(&[]); SLICES_MAX];
@@ -129,7 +124,6 @@ impl Session {
                     self.progress = Instant::now();
                     self.dialer.metrics.bytes.increment(written as u64);
                     self.attempt.sent(written as u64);
-                    wrote(written as u64);
                     advance(unwritten, written);
                 }
                 Poll::Ready(Err(error)) => return Err(error),

@@ -12,35 +12,31 @@
 //! The rule is weaker than an acknowledgement by the application: a consumer that reads bytes and
 //! dies before it has stored them loses them.
 //!
-//! **Progress is guaranteed** (see [`Pace`]): a consumer that cuts every connection after N bytes
-//! still gets about N/2 new bytes on each connection.
+//! **Progress is guaranteed**: after a break, the delivery sends at most half of the events that
+//! were not final on the next connection, and sends more only when they are final.
 //!
 //! The link asks our kernel regularly how many bytes the peer's kernel has acknowledged. Each such
 //! number is a *sample*.
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
 
-mod pace;
-
 use super::connection::{Dialer, Wire};
 use super::encode::{Encode, Encoded};
 use super::session;
 use super::session::{READ_BYTES, Session};
-use base::lock::lock;
 use base::mutant;
 use delivery::checkpoints::Checkpoint;
 use delivery::endpoints::{Attempt, Endpoints, Probed, Watch};
 use delivery::failure::Failure;
 use delivery::files::Files;
 use delivery::link::{Connect, Event, Link, Parts};
-use pace::Pace;
 use queue::{Batch, Claim, Take};
 use telemetry::AttemptError;
 
@@ -78,9 +74,6 @@ pub(crate) struct StreamConnector<E> {
     dialer: Arc<Dialer>,
     encode: Arc<E>,
     replay_window: Duration,
-    /// The limit for bytes that are sent and not final, shared with the current link. The limit
-    /// that is set when a connection breaks applies to the next connection.
-    pace: Arc<Mutex<Pace>>,
     watch: Watch,
 }
 
@@ -92,7 +85,6 @@ impl<E: Encode> StreamConnector<E> {
             dialer: Arc::new(dialer),
             encode: Arc::new(encode),
             replay_window,
-            pace: Arc::default(),
             watch: Watch::default(),
         }
     }
@@ -121,7 +113,6 @@ impl<E: Encode + Sync> Connect for StreamConnector<E> {
 
     async fn connect(&mut self) -> Result<StreamLink<E>, Failure> {
         let (wire, attempt) = self.dialer.connect(&mut self.watch).await?;
-        lock(&self.pace).connected();
         Ok(StreamLink::new(wire, attempt, self))
     }
 }
@@ -149,11 +140,8 @@ struct SentBatch {
     end: u64,
     /// The length of the encoded batch in bytes, before TLS.
     bytes: u64,
-    /// The time when the writing began. Until then, the time when the link got the batch.
+    /// The time when the writing began.
     begun: Instant,
-    /// The encoded batch, until [`Pace::may_begin`] allows the link to write it. `None` once the
-    /// session has the bytes.
-    held_back: Option<VecDeque<Bytes>>,
 }
 
 /// The samples of one connection.
@@ -172,16 +160,14 @@ struct Samples {
 ///
 /// The life of a batch on the link:
 ///
-/// 1. *Held back.* [`Link::send`] encodes the batch. If [`Pace`] has a limit and the batch does not
-///    fit, the batch waits until everything before it is final.
-/// 2. *Being written.* The session writes the batch. There is one such batch at a time;
-///    [`Link::room`] is `None` until this batch is written and flushed.
-/// 3. *Sent.* The batch is written, and its `end` is set. Several batches can be in this state.
-/// 4. *Final.* A sample that is at least `replay_window` old shows that all bytes up to `end` were
+/// 1. *Being written.* [`Link::send`] encodes the batch, and the session writes it. There is one
+///    such batch at a time; [`Link::room`] is `None` until this batch is written and flushed.
+/// 2. *Sent.* The batch is written, and its `end` is set. Several batches can be in this state.
+/// 3. *Final.* A sample that is at least `replay_window` old shows that all bytes up to `end` were
 ///    acknowledged, and the connection has had no error since. The link reports
 ///    [`Event::Accepted`], or [`Event::Judged`] if some events were too long to be sent.
 ///
-/// For state 4, the link keeps the samples of the last `replay_window` ([`Samples`]). When the link
+/// For state 3, the link keeps the samples of the last `replay_window` ([`Samples`]). When the link
 /// takes a sample, it also sees whether the connection was reset.
 ///
 /// Invariants: batches become final in the order in which they were sent. Bytes become final only
@@ -196,8 +182,7 @@ pub(crate) struct StreamLink<E> {
     session: Session,
     encode: Arc<E>,
     replay_window: Duration,
-    pace: Arc<Mutex<Pace>>,
-    /// The batch that is being written, or that waits to be written.
+    /// The batch that is being written.
     writing: Option<SentBatch>,
     /// The batches that are written and not final, the oldest first.
     sent: VecDeque<SentBatch>,
@@ -211,7 +196,6 @@ impl<E: Encode> StreamLink<E> {
             session: Session::new(wire, attempt, &connector.dialer),
             encode: Arc::clone(&connector.encode),
             replay_window: connector.replay_window,
-            pace: Arc::clone(&connector.pace),
             writing: None,
             sent: VecDeque::new(),
             samples: Samples { kept: VecDeque::new(), next: Instant::now(), acknowledged },
@@ -229,13 +213,13 @@ impl<E: Encode> StreamLink<E> {
         self.encode.encode(batch)
     }
 
-    /// Takes an encoded batch, which is written as soon as [`Pace`] allows it. `claim` is `None`
-    /// for a checkpoint.
+    /// Begins to write an encoded batch. `claim` is `None` for a checkpoint.
     fn begin(&mut self, claim: Option<Claim>, encoded: Encoded) {
-        let bytes = length(&encoded.pieces);
-        let (parts, held_back) = (encoded.parts, Some(encoded.pieces.into()));
+        let (bytes, parts) = (length(&encoded.pieces), encoded.parts);
         let (end, begun) = (0, Instant::now());
-        self.writing = Some(SentBatch { claim, parts, end, bytes, begun, held_back });
+        self.session.unwritten = Some(encoded.pieces.into());
+        self.session.progress = begun;
+        self.writing = Some(SentBatch { claim, parts, end, bytes, begun });
     }
 
     /// Returns `true` if no batch waits to be written, to become final or to be reported. If the
@@ -244,20 +228,9 @@ impl<E: Encode> StreamLink<E> {
         self.writing.is_none() && self.sent.is_empty() && self.session.ready.is_empty()
     }
 
-    /// Returns `true` if some bytes of the batch in `writing` may be on the wire.
-    fn has_begun(&self) -> bool {
-        self.writing.as_ref().is_some_and(|writing| writing.held_back.is_none())
-    }
-
-    /// Records that the connection has broken. Returns the event that ends the link.
-    fn broken(&mut self, failure: Failure) -> Event {
-        lock(&self.pace).broke();
-        self.session.broken(failure)
-    }
-
     fn failed(&mut self, error: &io::Error) -> Event {
         let failure = self.session.io_failure(error);
-        self.broken(failure)
+        self.session.broken(failure)
     }
 
     /// Reads, writes and takes samples until there is an event for the delivery loop.
@@ -305,18 +278,11 @@ impl<E: Encode> StreamLink<E> {
         Ok(())
     }
 
-    /// Writes as many bytes of the current batch as the connection takes now, if the batch may
-    /// begin. A completely written batch is added to `sent`.
+    /// Writes as many bytes of the current batch as the connection takes now. A completely written
+    /// batch is added to `sent`.
     fn poll_write(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        let Some(writing) = &mut self.writing else { return Ok(()) };
-        let bytes = writing.bytes;
-        if let Some(pieces) = writing.held_back.take_if(|_| lock(&self.pace).may_begin(bytes)) {
-            self.session.unwritten = Some(pieces);
-            writing.begun = Instant::now();
-            self.session.progress = writing.begun;
-        }
-        let pace = &self.pace;
-        if self.session.poll_write(cx, |bytes| lock(pace).sent(bytes))?
+        if self.writing.is_some()
+            && self.session.poll_write(cx)?
             && let Some(written) = self.writing.take()
         {
             let end = self.session.wire.socket().written();
@@ -378,8 +344,6 @@ impl<E: Encode> StreamLink<E> {
         }
         if any {
             self.session.succeeded();
-            let all = self.sent.is_empty() && !self.has_begun();
-            lock(&self.pace).finished(bytes, all);
         }
     }
 
@@ -398,7 +362,7 @@ impl<E: Encode> StreamLink<E> {
             if now.duration_since(finished) >= grace {
                 let what = "the peer closed the connection before it had acknowledged every byte";
                 let failure = self.session.failure(AttemptError::Closed, what);
-                return Some(self.broken(failure));
+                return Some(self.session.broken(failure));
             }
         }
         self.session.age(now);
@@ -406,13 +370,13 @@ impl<E: Encode> StreamLink<E> {
             let ends = self.session.leaving || self.session.is_unused(now);
             return ends.then_some(Event::Closed);
         }
-        let unacknowledged = self.has_begun()
+        let unacknowledged = self.writing.is_some()
             || self.sent.back().is_some_and(|last| last.end > self.samples.acknowledged);
         let waited = now.duration_since(self.session.progress);
         if unacknowledged && waited >= self.session.dialer.timeouts.request {
             let what = "the peer accepts no bytes";
             let failure = self.session.failure(AttemptError::Timeout, what);
-            return Some(self.broken(failure));
+            return Some(self.session.broken(failure));
         }
         None
     }
@@ -431,8 +395,7 @@ impl<E: Encode + Sync> Link for StreamLink<E> {
         if self.writing.is_some() || ending || full {
             return None;
         }
-        let bytes = lock(&self.pace).room()?.min(E::BATCH_BYTES);
-        Some(Take { bytes, events: u64::MAX })
+        Some(Take { bytes: E::BATCH_BYTES, events: u64::MAX })
     }
 
     fn send(&mut self, batch: Batch) {
@@ -441,7 +404,7 @@ impl<E: Encode + Sync> Link for StreamLink<E> {
             Err(what) => {
                 mutant!("too-long-breaks-the-stream", self.session.refuse(Some(claim), what), {
                     let failure = self.session.failure(AttemptError::Protocol, what);
-                    let broken = self.broken(failure);
+                    let broken = self.session.broken(failure);
                     self.session.ready.push_back(broken);
                 })
             }

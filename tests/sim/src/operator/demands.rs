@@ -213,8 +213,8 @@ impl Operator<'_> {
         self.witness.iter().for_each(|witness| witness.loses(!hears));
     }
 
-    /// Events that have waited for long leave slowly. Meanwhile the evidence goes on: an entry and a
-    /// checkpoint are due each 10 s, as the entries of a relay that lives.
+    /// Events that have waited for long leave slowly. Meanwhile the evidence goes on: an entry and
+    /// a checkpoint are due each 10 s, as the entries of a relay that lives.
     fn old_backlog(&mut self) {
         if !self.rests() || !self.has_life() {
             return;
