@@ -23,7 +23,8 @@ const FAILURES: u32 = 10;
 const QUICK: Duration = Duration::from_millis(60);
 const SILENT: Duration = Duration::from_millis(1300);
 
-/// An output without answers waits for its `replay_window` before the connection counts as fine.
+/// An output without answers waits for its `replay_window` before the connection counts as fine,
+/// and `splunk_hec` until an indexer confirms the events.
 const UNCONFIRMED: Duration = Duration::from_millis(3500);
 
 /// The time for what has nothing to do with the events that are turned down, such as a pause, or
@@ -44,7 +45,7 @@ impl Operator<'_> {
         let mut rng = senders::rng(u64::from(self.batches), "choosy consumer");
         let consumer = &self.consumers[0];
         consumer.chooses(&choosy.ways, choosy.most, rng.fork());
-        let is_unconfirmed = matches!(consumer.kind, Kind::Tcp | Kind::Syslog);
+        let is_unconfirmed = matches!(consumer.kind, Kind::Tcp | Kind::Syslog | Kind::Splunk);
         let failure = match choosy.ways.contains(&Way::Silent) {
             _ if is_unconfirmed => UNCONFIRMED,
             true => SILENT,
