@@ -332,9 +332,9 @@ impl<E: Encode> StreamLink<E> {
     /// Reports the batches that are final: those whose last byte is among the first `safe` bytes of
     /// the connection.
     fn finish(&mut self, safe: u64) {
-        let (mut bytes, mut any) = (0, false);
+        let mut any = false;
         while let Some(sent) = self.sent.pop_front_if(|sent| sent.end <= safe) {
-            (bytes, any) = (bytes + sent.bytes, true);
+            any = true;
             // A batch whose events are all too long was not written, and does not count as an
             // attempt.
             if sent.bytes > 0 {

@@ -190,8 +190,8 @@ impl Operator<'_> {
                 3 => self.restart(Why::Signal),
                 _ => {}
             }
-            // These events wait for their entries while the relay asks the witness. After them
-            // nothing comes in for longer than the heartbeat's interval.
+            // The entries of two more events wait while the relay asks the witness. After these
+            // events, nothing comes in for longer than the heartbeat's interval.
             self.posted(2);
             self.wait(seconds(8));
             self.hears(true);

@@ -76,7 +76,7 @@ fn in_a_drain_requests_wait_for_half_of_its_time_and_no_longer() {
     check(&case(None, Kind::Drain, 30), in_a_drain, Some("got nothing"));
     check(&case(Some((20, Answer::Broken)), Kind::Drain, 30), in_a_drain, Some("no answer"));
     check(&case(Some((20, Answer::Broken)), Kind::Kill, 30), in_a_drain, None);
-    // It came after the drain had begun.
+    // A request that comes after the drain has begun may get 503 at once.
     check(&case(Some((1, Answer::Status(503))), Kind::Drain, 40), in_a_drain, None);
     let mut disk = case(at(45, 503), Kind::Drain, 30);
     disk.truth.refusing.push((seconds(35), seconds(44)));
