@@ -193,6 +193,8 @@ pub(super) struct Trial {
     alone: u32,
     /// The number of failures that count against the event.
     pub(super) counted: u32,
+    /// The number of refusals among them.
+    refusals: u32,
 }
 
 impl Trial {
@@ -233,10 +235,11 @@ impl Trial {
         self.alone += 1;
         let counts = took_others || conduct.works_since(since);
         self.counted += u32::from(counts);
+        let is_refusal = counts && answer == Answer::Refused;
+        self.refusals += u32::from(is_refusal);
         if self.counted >= if is_ordered { COUNTED_ORDERED } else { 1 } {
             return Verdict::SetAside;
         }
-        let is_refusal = counts && answer == Answer::Refused;
         if counts && !is_refusal {
             self.since = Some(number);
         }
@@ -252,8 +255,8 @@ impl Trial {
             since: now,
             due: now,
             pause: PAUSE_MIN,
-            tries: self.counted.max(1),
-            refusals: if answer == Answer::Refused { self.counted.max(1) } else { 0 },
+            tries: self.counted,
+            refusals: self.refusals,
             refused_at: self.since.filter(|_| answer == Answer::Refused),
             answer,
             consumer: Some(consumer),

@@ -25,9 +25,19 @@ fn turn_down(
     consumer: usize,
     is_ordered: bool,
 ) -> Verdict {
+    turn_down_by(Answer::Failed, trial, conducts, consumer, is_ordered)
+}
+
+fn turn_down_by(
+    answer: Answer,
+    trial: &mut Trial,
+    conducts: &mut Conducts,
+    consumer: usize,
+    is_ordered: bool,
+) -> Verdict {
     let number = conducts.turned_down(consumer, true);
     let response = (number, conducts.of(consumer));
-    trial.turned_down(response, Answer::Failed, false, (is_ordered, true))
+    trial.turned_down(response, answer, false, (is_ordered, true))
 }
 
 /// Returns the tries of an event that a working consumer has turned down.
@@ -36,7 +46,8 @@ fn set_aside(answer: Answer, conducts: &mut Conducts) -> Retrial {
     accept(conducts, 0);
     turn_down(&mut trial, conducts, 0, false);
     accept(conducts, 0);
-    assert_eq!(turn_down(&mut trial, conducts, 0, false), Verdict::SetAside);
+    let verdict = turn_down_by(answer, &mut trial, conducts, 0, false);
+    assert_eq!(verdict, Verdict::SetAside);
     trial.set_aside(answer, conducts, 0)
 }
 
@@ -170,6 +181,21 @@ async fn other_failures_are_borne_for_as_long_as_the_circumstances_allow() {
     }
     let keeps_all = Circumstances { keeps_all: true, ..PLAIN };
     assert_eq!(given_up_after(Answer::Failed, keeps_all, none).await, None);
+}
+
+/// A timeout or a 404 before the refusal that sets the event aside is no refusal.
+#[test]
+fn only_refusals_count_as_refusals_before_an_event_is_set_aside() {
+    let (mut trial, mut conducts) = (Trial::default(), working());
+    turn_down(&mut trial, &mut conducts, 0, true);
+    for answer in [Answer::Failed, Answer::Refused] {
+        accept(&mut conducts, 0);
+        turn_down_by(answer, &mut trial, &mut conducts, 0, true);
+    }
+    accept(&mut conducts, 0);
+    let verdict = turn_down_by(Answer::Refused, &mut trial, &mut conducts, 0, true);
+    let retrial = trial.set_aside(Answer::Refused, &conducts, 0);
+    assert_eq!((verdict, retrial.tries, retrial.refusals), (Verdict::SetAside, 3, 2));
 }
 
 #[tokio::test(start_paused = true)]

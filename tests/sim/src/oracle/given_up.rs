@@ -43,20 +43,23 @@ pub(super) fn answered(world: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
         let life = ends.filter(|it| *it <= letter.at).max();
         let is_its = |at: Duration| (life.unwrap_or_default()..=until).contains(&at);
         let alone = seen.view.turned_down.iter().filter(|it| it.events == [serial]);
-        let (mut count, mut has_status) = (0, false);
+        let (mut refusals, mut failures, mut has_status) = (0, 0, false);
         for down in alone.filter(|down| is_its(down.at)) {
-            count += 1;
+            match matches!(down.status, 200 | 400 | 413 | 422) {
+                true => refusals += 1,
+                false => failures += 1,
+            }
             has_status |= down.status == status;
         }
-        let is_refusal = matches!(status, 200 | 400 | 413 | 422);
-        let least = if is_refusal { REFUSALS_MIN } else { FAILURES_MIN };
+        let is_enough = refusals >= REFUSALS_MIN || failures >= FAILURES_MIN;
         let text = format!(
             "event {serial} was given up at {:?} for an answer {status}; its consumer has turned \
-             it down {count} times alone, {}",
+             it down {} times alone, {}",
             letter.at,
+            refusals + failures,
             if has_status { "and by this status" } else { "and never by this status" },
         );
-        (count < least || !has_status).then(|| seen.fault("reasons", text))
+        (!is_enough || !has_status).then(|| seen.fault("reasons", text))
     };
     seen.view.letters.iter().filter_map(fault).collect()
 }

@@ -22,6 +22,15 @@ fn an_event_is_given_up_after_eight_refusals_alone() {
     case("http://a: answered 413 Payload Too Large", 8).fails(answered, "never by this status");
     case("longer than max_message_bytes", 0).passes(answered);
     case("http://a: answered 500 for an event", 8).fails(answered, "never by this status");
+    // Four other failures in between are enough, whatever the last answer was.
+    let beside = |failures: u64| {
+        let mut small = case(refused, 3);
+        let serials: Vec<_> = small.truth.events.keys().copied().take(1).collect();
+        (0..failures).for_each(|second| small.turn_down(10 + second, &serials, true));
+        small
+    };
+    beside(4).passes(answered);
+    beside(3).fails(answered, "has turned it down 6 times alone, and by this status");
     // A store that only counts refused events has no list of them.
     let mut counts = case(refused, 0);
     counts.promise.counts = true;
