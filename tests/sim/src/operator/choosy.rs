@@ -46,7 +46,10 @@ impl Operator<'_> {
         let consumer = &self.consumers[0];
         consumer.chooses(&choosy.ways, choosy.most, rng.fork());
         let is_unconfirmed = matches!(consumer.kind, Kind::Tcp | Kind::Syslog | Kind::Splunk);
-        let failure = match choosy.ways.contains(&Way::Silent) {
+        // After half of an answer, a relp consumer keeps its connection open.
+        let is_silent =
+            |way: &Way| *way == Way::Silent || (*way == Way::Half && consumer.kind == Kind::Relp);
+        let failure = match choosy.ways.iter().any(is_silent) {
             _ if is_unconfirmed => UNCONFIRMED,
             true => SILENT,
             false => QUICK,
