@@ -24,7 +24,7 @@ use queue::{Batch, Claim, Cursor, Disposition, Redelivery, Take};
 /// answered            OnWire                    answered
 /// front_on_wire       OnWire                    answered
 /// stay                answered                  OnWire
-/// again, halve        answered                  Pending (halve: two claims)
+/// again               answered                  Pending
 /// pass_over           answered                  PassedOver
 /// hold                answered                  Held
 /// finish              answered                  (final)
@@ -387,16 +387,6 @@ impl InFlight {
     pub(super) fn release(&mut self, claim: Claim) {
         self.cursor.release(claim);
         self.change(claim, State::Pending);
-    }
-
-    /// Makes an answered claim pending, as two halves if it can be split.
-    pub(super) fn halve(&mut self, work: Work) {
-        let Some((left, right)) = self.cursor.split(work.claim) else { return self.again(work) };
-        // Each half counts as sent once. A half's number of events is known when it is taken again.
-        for half in [left, right] {
-            let events = work.events.min(half.end - half.start);
-            self.again(Work { attempts: 1, ..work.part(half, events) });
-        }
     }
 
     /// Cuts a released claim at a position inside it. Both parts keep the claim's state. Each

@@ -277,7 +277,7 @@ impl Ledger {
                 self.health.metrics.retries.increment(1);
             }
             let batch = if is_remainder { self.with_remainders(batch, room) } else { batch };
-            self.turns.sent(batch.events, is_first);
+            self.turns.sent(claim.end - claim.start, is_first);
             return Some(batch);
         }
         None
@@ -353,10 +353,8 @@ impl Ledger {
         }
         let is_added = self.rules.is_one_request && self.is_on_wire();
         let events = if is_added { self.turns.room() } else { self.turns.limit() };
-        // A claim of its own request was halved when it failed.
-        let again = if self.rules.is_one_request { events } else { u64::MAX };
         while let Some(work) = self.in_flight.first(State::Pending) {
-            match self.redeliver_first(work.claim, again) {
+            match self.redeliver_first(work.claim, events) {
                 Redelivery::Batch(batch) => return Some(batch),
                 Redelivery::Gone => {}
                 Redelivery::NotYet => return None,
@@ -593,23 +591,23 @@ impl Ledger {
         if let Some(kept) = self.aside.answered(claim.start) {
             return self.aside_accepted(claim.start, &kept, consumer);
         }
-        let mut events = 0;
+        let mut size = 0;
         for work in self.in_flight.answered(claim, None) {
-            events += work.events;
+            size += work.claim.end - work.claim.start;
             let first = self.in_flight.first_open();
             let waits = first.is_some_and(|first| first < work.claim.start);
             let was_late = work.attempts > 1 || work.trial.is_doubted();
             self.accepted(work, consumer, waits, was_late);
         }
-        self.request_accepted(events);
+        self.request_accepted(size);
     }
 
-    /// The consumer has accepted `events` events of a request: the next request may be larger. If
+    /// The consumer has accepted `size` positions of a request: the next request may be larger. If
     /// everything on the wire is one request, it is accepted when nothing is left of it.
-    fn request_accepted(&mut self, events: u64) {
-        let events = if self.rules.is_one_request { self.turns.window() } else { events };
+    fn request_accepted(&mut self, size: u64) {
+        let size = if self.rules.is_one_request { self.turns.window() } else { size };
         if !self.rules.is_one_request || !self.in_flight.has(State::OnWire) {
-            self.turns.accepted(events, self.rules.limits.max_events);
+            self.turns.accepted(size, self.rules.limits.max_events);
         }
     }
 
@@ -734,8 +732,8 @@ impl Ledger {
         }
         if let Some((_, first, _)) = left.first() {
             self.health.turned_away(first);
-            let (first, events) = (first.clone(), claim.end - claim.start);
-            if !accepts && self.turns.failed(Some(events), &first) {
+            let (first, size) = (first.clone(), claim.end - claim.start);
+            if !accepts && self.turns.failed(Some(size), &first) {
                 self.round_over(&first);
             }
         }
@@ -849,9 +847,8 @@ impl Ledger {
         }
     }
 
-    /// `consumer` has not taken the claims of one request. Several claims are sent by themselves, a
-    /// claim of several events is halved, and a single event is sent again, passed over, or set
-    /// aside.
+    /// `consumer` has not taken the claims of one request. Several events are sent again in two
+    /// requests, and a single event is sent again, passed over, or set aside.
     fn turned_down(
         &mut self,
         mut works: Vec<Work>,
@@ -863,6 +860,7 @@ impl Ledger {
         if events == 0 {
             return;
         }
+        let size: u64 = works.iter().map(|work| work.claim.end - work.claim.start).sum();
         self.tell_failure(answer, failure);
         // The first failure of a request may be an accident: it is sent again as it is. What was on
         // a broken connection is not: it would be too large for the next one.
@@ -877,20 +875,21 @@ impl Ledger {
             self.turned_down_alone(work, answer, failure, consumer, false);
         } else {
             let number = self.conducts.turned_down(consumer, false);
-            let is_one = works.len() == 1;
-            for mut work in works {
+            let middle = works.len() / 2;
+            for (index, mut work) in works.into_iter().enumerate() {
                 work.trial.doubted(number);
-                self.filtering.released(work.claim);
-                // Claims that share a request are divided by the limit of the next one.
-                match is_one && !is_accident {
-                    true => self.in_flight.halve(work.with_remainder(false)),
-                    false => self.in_flight.again(work),
+                let (claim, is_cut) = (work.claim, index == middle && !is_accident);
+                // The claims from the middle on no longer share a request with those before it.
+                let is_remainder = work.is_remainder && !is_cut;
+                self.again(work.with_remainder(is_remainder));
+                if is_cut && middle == 0 {
+                    self.in_flight.cut(claim, claim.start + size / 2);
                 }
             }
         }
         let is_asked = answer == Answer::Failed
             && (failure.retry_after.is_some() || failure.reason == AttemptError::Status429);
-        let is_over = self.turns.failed(if is_accident { None } else { Some(events) }, failure);
+        let is_over = self.turns.failed(if is_accident { None } else { Some(size) }, failure);
         if !failure.elsewhere && (is_over || is_asked) {
             self.round_over(failure);
         }

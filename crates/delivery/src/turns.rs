@@ -8,6 +8,8 @@
 //! events are passed over. As soon as the consumer accepts something, the events that were passed
 //! over are sent.
 //!
+//! The size of a request is its number of positions, with the events that the filter drops.
+//!
 //! Nothing pauses for a single event. The pauses are for a consumer that takes nothing: they begin
 //! when everything that could be tried was tried, or after [`FIRST_TRIES`] failures in a row. After
 //! each pause, a few more tries are made.

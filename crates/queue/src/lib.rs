@@ -551,12 +551,6 @@ impl Cursor {
         }
     }
 
-    /// Cuts a claim into two halves, which keep the state of the claim (on the wire, for example).
-    /// `None` if the claim has fewer than two events, or no longer exists.
-    pub fn split(&self, claim: Claim) -> Option<(Claim, Claim)> {
-        either!(self, cursor => cursor.split(claim))
-    }
-
     /// Cuts a claim into two parts, which keep the state of the claim. The second part begins at
     /// `middle`. `None` if `middle` is not inside the claim, or if the claim no longer exists.
     pub fn split_at(&self, claim: Claim, middle: Position) -> Option<(Claim, Claim)> {

@@ -959,36 +959,6 @@ impl Cursor {
         batch
     }
 
-    /// See [`super::Cursor::split`]. Dropped events do not count when the claim is halved.
-    pub fn split(&self, claim: Claim) -> Option<(Claim, Claim)> {
-        let mut guard = self.shared.lock();
-        let state = &mut *guard;
-        let from = state.index_at(claim.start);
-        let pieces: Vec<Claim> = state
-            .records
-            .range(from..)
-            .take_while(|record| record.overlaps(claim))
-            .map(|record| Claim {
-                start: claim.start.max(record.first),
-                end: claim.end.min(record.end()),
-            })
-            .collect();
-        let events = pieces.iter().map(|piece| piece.end - piece.start).sum::<u64>();
-        if events < 2 {
-            return None;
-        }
-        let mut half = events / 2;
-        let middle = pieces.iter().find_map(|piece| {
-            let length = piece.end - piece.start;
-            let is_here = half <= length;
-            if !is_here {
-                half -= length;
-            }
-            is_here.then(|| piece.start + half)
-        })?;
-        state.cursors[self.index].claims.split(claim, middle, |()| ((), ()))
-    }
-
     /// Removes the output. If `counts` is `true`, its unfinished events count as lost; events that
     /// are set aside count as lost in any case. Returns the number of lost events. See
     /// [`super::Cursor::leave`] and [`super::Cursor::leave_uncounted`].

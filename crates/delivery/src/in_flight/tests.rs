@@ -98,15 +98,16 @@ fn several_claims_of_one_batch_have_one_answer() {
 }
 
 #[test]
-fn halves_share_the_events_and_the_history_of_the_whole() {
+fn parts_share_the_events_and_the_history_of_the_whole() {
     let (_queue, mut in_flight) = table(1);
     let claim = claim_four(&mut in_flight);
     let mut work = answer(&mut in_flight, claim);
     work.trial.counted = 7;
-    in_flight.halve(work);
-    let halves: Vec<_> = in_flight.all(State::Pending).collect();
-    assert_eq!(halves.iter().map(|half| half.events).collect::<Vec<_>>(), [2, 2]);
-    assert!(halves.iter().all(|half| half.trial.counted == 7));
+    in_flight.again(work);
+    in_flight.cut(claim, claim.start + 3);
+    let parts: Vec<_> = in_flight.all(State::Pending).collect();
+    assert_eq!(parts.iter().map(|part| part.events).collect::<Vec<_>>(), [3, 1]);
+    assert!(parts.iter().all(|part| part.trial.counted == 7));
 }
 
 #[test]
@@ -159,8 +160,9 @@ fn random_transitions_keep_the_table_and_the_queue_in_step() {
                         in_flight.pass_over(work);
                         model[index].0 = State::PassedOver;
                     } else {
-                        in_flight.halve(work);
+                        in_flight.again(work);
                         let middle = claim.start + (claim.end - claim.start) / 2;
+                        in_flight.cut(claim, middle);
                         model[index] = (State::Pending, Claim { end: middle, ..claim });
                         model.push((State::Pending, Claim { start: middle, ..claim }));
                     }

@@ -113,13 +113,17 @@ fn a_claim_of_which_one_event_is_left_is_not_split() {
     let claim = cursor.next(ALL, false).expect("both").claim;
     cursor.release(claim);
     store(&queue, &names("c"), "room");
-    assert!(cursor.split(claim).is_some_and(|(left, _)| left.start == claim.start));
+    assert!(
+        cursor.split_at(claim, claim.start + 1).is_some_and(|(left, _)| left.start == claim.start)
+    );
     cursor.rewind();
     let claim = cursor.next(ALL, false).expect("all").claim;
     let (front, _) = cursor.split_at(claim, claim.start + 2).expect("two and one");
     cursor.release(front);
     store(&queue, &names("d"), "a is dropped");
-    assert_eq!(cursor.split(front), None);
+    let (dropped, kept) = cursor.split_at(front, front.start + 1).expect("one and one");
+    assert!(cursor.redeliver(dropped).is_none());
+    assert!(cursor.redeliver(kept).is_some());
 }
 
 #[test]
@@ -313,7 +317,7 @@ async fn a_batch_says_where_and_how_old_its_pieces_are() {
         [acceptance(Position::new(0), 3, 7), acceptance(Position::new(3), 2, 2)]
     );
     cursor.release(taken.claim);
-    let (left, right) = cursor.split(taken.claim).expect("halves");
+    let (left, right) = cursor.split_at(taken.claim, taken.claim.start + 2).expect("two parts");
     tokio::time::advance(Duration::from_secs(1)).await;
     assert_eq!(
         cursor.redeliver(left).expect("the left").acceptances,

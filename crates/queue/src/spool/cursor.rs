@@ -981,11 +981,6 @@ impl Cursor {
         true
     }
 
-    /// See [`crate::Cursor::split`].
-    pub fn split(&self, claim: Claim) -> Option<(Claim, Claim)> {
-        self.split_at(claim, claim.start + (claim.end - claim.start) / 2)
-    }
-
     /// See [`crate::Cursor::split_at`].
     pub fn split_at(&self, claim: Claim, middle: Position) -> Option<(Claim, Claim)> {
         let mut state = self.shared.lock();

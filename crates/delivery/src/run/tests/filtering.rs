@@ -35,6 +35,34 @@ async fn an_event_refused_among_filtered_ones_is_given_up_alone() {
     bench.finish().await;
 }
 
+/// The size of a request counts the events that the filter drops. If only those that it lets
+/// through counted, requests would stay as small as the outage has made them.
+#[tokio::test(start_paused = true)]
+async fn requests_grow_after_an_outage_although_the_filter_drops_most_events() {
+    for ordered in [false, true] {
+        let started = Instant::now();
+        let setting = Setting { ordered, window: 1, ..through_filter() };
+        let mut bench = Bench::start::<false>(&setting, move |_| {
+            if started.elapsed() < Duration::from_secs(60) { Answer::Fail } else { Answer::Accept }
+        });
+        bench.append(&["good", "other"]);
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        bench.drained().await;
+        let before = bench.attempts().len();
+        for number in 0..100 {
+            let mut batch: Vec<String> = (0..100).map(|each| hidden(number * 100 + each)).collect();
+            batch[7] = format!("good{number}");
+            batch[70] = format!("other{number}");
+            bench.append(&batch);
+        }
+        bench.drained().await;
+        let attempts = bench.attempts().len() - before;
+        assert_eq!((bench.lost(), bench.delivered()), (0, 202));
+        assert!(attempts < 20, "{attempts} requests for 200 events, ordered {ordered}");
+        bench.finish().await;
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_refused_event_is_compared_with_the_next_that_leaves() {
     let mut bench = Bench::start::<false>(&through_filter(), refuse_bad);

@@ -683,13 +683,12 @@ impl Pair {
         let stages = [Stage::OnWire, Stage::Released];
         let picked = self.model.cursors[cursor].pick(claim, &stages);
         let Some(claim) = picked else { return Ok(()) };
-        let events = self.model.events_of(claim).len();
-        let split = self.cursors[cursor].split(claim);
-        same("splits", split.is_some(), events >= 2)?;
+        let middle = claim.start + (claim.end - claim.start) / 2;
+        let split = self.cursors[cursor].split_at(claim, middle);
+        same("splits", split.is_some(), middle > claim.start)?;
         let Some((left, right)) = split else { return Ok(()) };
-        same("ends", (left.start, left.end, right.end), (claim.start, right.start, claim.end))?;
-        let halves = [left, right].map(|half| self.model.events_of(half).len());
-        same("halves", halves, [events / 2, events - events / 2])?;
+        let ends = (left.start, left.end, right.start, right.end);
+        same("ends", ends, (claim.start, middle, middle, claim.end))?;
         let model = &mut self.model.cursors[cursor];
         let (_, stage) = model.claims[&claim.start.get()];
         model.claims.insert(left.start.get(), (left.end.get(), stage));

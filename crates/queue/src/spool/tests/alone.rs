@@ -324,7 +324,8 @@ fn a_part_of_a_claim_gets_nothing_of_the_rest() {
     let job = scene.cursors[0].job(false).expect("to read all of it");
     let loaded = scene.queue.shared.read(&job).expect("the disk is well");
     // While the claim is being read, it is split, and its second half is asked for.
-    let (left, right) = scene.cursors[0].split(whole).expect("two halves");
+    let middle = whole.start + (whole.end - whole.start) / 2;
+    let (left, right) = scene.cursors[0].split_at(whole, middle).expect("two halves");
     assert!(matches!(scene.cursors[0].redeliver(right), Redelivery::NotYet));
     scene.cursors[0].take_in(job.epoch, loaded);
     for half in [right, left] {

@@ -891,7 +891,7 @@ impl Simulation {
         let events = claim.end - claim.start;
         let middle = claim.start + if ordered { self.rng.u64(0..=events) } else { events / 2 };
         let cursor = &mut self.process().cursors[chosen];
-        let split = if ordered { cursor.split_at(claim, middle) } else { cursor.split(claim) };
+        let split = cursor.split_at(claim, middle);
         say!(self, "{} splits {claim:?}: {split:?}", self.outputs[chosen].name);
         assert_eq!(split.is_some(), (claim.start + 1..claim.end).contains(&middle));
         let Some((left, right)) = split else { return };
