@@ -247,6 +247,10 @@ impl Aside {
         self.on_wire > 0
     }
 
+    pub(super) fn is_sent(&self, position: Position) -> bool {
+        matches!(self.events.get(&position), Some((Stage::OnWire, _)))
+    }
+
     /// Returns the events that are not doomed, in the order of their positions.
     pub fn waiting(&self) -> impl Iterator<Item = (Position, &Kept)> {
         let is_waiting = |stage: &Stage| !matches!(stage, Stage::Doomed(_));
@@ -364,7 +368,9 @@ impl Aside {
 
     /// Takes an event off the wire, because its response is here; `None` if it is not on the wire.
     pub fn answered(&mut self, position: Position) -> Option<Kept> {
-        let (Stage::OnWire, _) = self.events.get(&position)? else { return None };
+        if !self.is_sent(position) {
+            return None;
+        }
         let (now, took) = (Instant::now(), self.sent_at.elapsed());
         let (is_slow, (_, mut kept)) = (took >= SLOW, self.take(position)?);
         let rests = mutant!("tries-come-first", is_slow, false);

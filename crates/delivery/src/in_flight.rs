@@ -168,6 +168,11 @@ impl InFlight {
         self.count(State::OnWire) > self.taken
     }
 
+    /// Returns `true` if the consumer has taken claims that it has not confirmed yet.
+    pub(super) fn has_taken(&self) -> bool {
+        self.taken > 0
+    }
+
     pub(crate) fn count(&self, state: State) -> usize {
         self.set(state).len()
     }

@@ -185,7 +185,7 @@ impl Ledger {
     /// the consumer accepts anything.
     pub(super) fn wants_events(&self, has_room: bool) -> bool {
         match self.pacing.paused_until {
-            None => self.may_send() && has_room,
+            None => self.may_send() && has_room && !self.awaits_confirmation(),
             Some(_) => self.turns.awaits_event,
         }
     }
@@ -198,6 +198,13 @@ impl Ledger {
         let awaits = self.in_flight.awaits_answer() || self.aside.is_on_wire();
         let is_serial = self.pacing.is_serial && awaits;
         !self.given_up.is_full() && !self.filtering.is_full() && !is_serial && !self.is_full()
+    }
+
+    /// Returns `true` if no event takes its turn yet. What the consumer has taken may prove soon
+    /// that it works. If the next event ended the connection, the consumer could no longer confirm
+    /// what it has taken.
+    fn awaits_confirmation(&self) -> bool {
+        self.in_flight.has(State::PassedOver) && self.in_flight.has_taken()
     }
 
     /// Returns `true` if everything on the wire is one request, and nothing may be added to it.
@@ -349,7 +356,7 @@ impl Ledger {
     /// for another one to be accepted, takes the event whose turn it is.
     fn take(&mut self, room: Take) -> Option<Batch> {
         if self.in_flight.has(State::PassedOver) {
-            return self.take_turn();
+            return if self.awaits_confirmation() { None } else { self.take_turn() };
         }
         let is_added = self.rules.is_one_request && self.is_on_wire();
         let events = if is_added { self.turns.room() } else { self.turns.limit() };

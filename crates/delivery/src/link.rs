@@ -120,6 +120,12 @@ pub trait Link: Send {
     /// that are sent again, may not. The link may write nothing before [`Link::event`] is called.
     fn send(&mut self, batch: Batch);
 
+    /// Hands over a single event that is set aside. A link whose consumer confirms requests later
+    /// sends it on a connection of its own.
+    fn send_alone(&mut self, batch: Batch) {
+        self.send(batch);
+    }
+
     /// Tells a link that collects events to send what it has: the loop waits for some to be final.
     fn flush(&mut self) {}
 

@@ -307,7 +307,10 @@ impl<C: Connect> Delivery<C> {
                     && let Some(batch) = self.ledger.next_to_send(room)
                 {
                     self.rate.sent(batch.bytes);
-                    link.send(batch);
+                    match self.ledger.aside.is_sent(batch.claim.start) {
+                        true => link.send_alone(batch),
+                        false => link.send(batch),
+                    }
                 }
                 if self.ledger.wants_flush() {
                     link.flush();

@@ -196,6 +196,7 @@ impl Client {
             busy: false,
             id,
             confirmations,
+            was_alone: false,
             cookies,
         })
     }

@@ -198,6 +198,7 @@ impl Client {
                     connection = None;
                 }
                 Some(connection) => {
+                    connection.was_alone = lane.sends_alone;
                     let confirmed = sent.with_unsent(Outcome::Accepted);
                     connection.confirmations.add(sent.whole(), confirmed, number, sent_at);
                 }

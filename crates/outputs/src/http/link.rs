@@ -133,6 +133,23 @@ impl HttpLink {
         self.idle.iter().filter_map(|lane| self.client.asks_at(lane)).min()
     }
 
+    /// Begins a request. `is_alone`: see [`Lane::sends_alone`].
+    fn begin(&mut self, batch: Batch, is_alone: bool) {
+        let mut lane = self.idle.pop().unwrap_or_default();
+        lane.sends_alone = is_alone;
+        let client = Arc::clone(&self.client);
+        // After a batch that is at least half full, a pause for more events gains little.
+        let limits = self.client.room.limits;
+        let is_small = batch.bytes < SMALL_BYTES.min(limits.max_bytes / 2)
+            && batch.events < limits.max_events / 2;
+        self.waits_until = is_small.then(|| Instant::now() + COALESCE);
+        self.busy.push(Box::pin(async move {
+            let claim = batch.claim;
+            let (id, outcome) = client.attempt(&mut lane, batch).await;
+            (lane, Done::Sent(claim, id, outcome))
+        }));
+    }
+
     /// Returns the report about the next confirmed request or doubt.
     fn finished(&mut self) -> Option<Event> {
         let settled = self.confirmed.pop_front().or_else(|| self.client.doubts.take())?;
@@ -158,18 +175,11 @@ impl Link for HttpLink {
     }
 
     fn send(&mut self, batch: Batch) {
-        let mut lane = self.idle.pop().unwrap_or_default();
-        let client = Arc::clone(&self.client);
-        // After a batch that is at least half full, a pause for more events gains little.
-        let limits = self.client.room.limits;
-        let is_small = batch.bytes < SMALL_BYTES.min(limits.max_bytes / 2)
-            && batch.events < limits.max_events / 2;
-        self.waits_until = is_small.then(|| Instant::now() + COALESCE);
-        self.busy.push(Box::pin(async move {
-            let claim = batch.claim;
-            let (id, outcome) = client.attempt(&mut lane, batch).await;
-            (lane, Done::Sent(claim, id, outcome))
-        }));
+        self.begin(batch, false);
+    }
+
+    fn send_alone(&mut self, batch: Batch) {
+        self.begin(batch, true);
     }
 
     fn send_checkpoint(&mut self, checkpoint: Checkpoint) {

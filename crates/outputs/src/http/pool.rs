@@ -42,6 +42,8 @@ pub(super) struct PooledConnection {
     pub(super) id: ConnectionId,
     /// The requests on this connection that the consumer has taken and not confirmed yet.
     pub(super) confirmations: Confirmations,
+    /// `true` if the last request was alone on the connection ([`Lane::sends_alone`]).
+    pub(super) was_alone: bool,
     /// The cookies of the connection. `None` if no cookies are needed, because the consumer does
     /// not confirm requests later.
     pub(super) cookies: Option<Cookies>,
@@ -101,6 +103,10 @@ pub(super) struct Lane {
     /// The version of the addresses ([`Endpoints::version`]) at the last call of [`Lane::tidy`]. A
     /// lane that runs a request while the addresses change is tidied afterwards.
     tidied: u64,
+    /// `true` if the next request needs a connection without an unconfirmed request, and has it
+    /// for itself until it is confirmed. An event that makes the consumer end the connection thus
+    /// costs no other event its confirmation, and no other request costs such an event its own.
+    pub(super) sends_alone: bool,
 }
 
 impl Lane {
@@ -118,7 +124,10 @@ impl Lane {
             key.base == *base && key.proxy.as_ref() == proxy && key.address.id == address.id
         };
         self.close_if(PooledConnection::has_expired);
-        let fits = |it: &PooledConnection| leads_there(&it.key) && !it.has_expired();
+        let fits = |it: &PooledConnection| {
+            let is_open = it.is_free() || !(self.sends_alone || it.was_alone);
+            is_open && leads_there(&it.key) && !it.has_expired()
+        };
         let index = self.idle.iter().position(fits)?;
         Some(self.idle.remove(index))
     }

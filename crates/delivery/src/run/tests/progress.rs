@@ -7,9 +7,6 @@ use proptest::test_runner::TestCaseResult;
 use super::any_consumer::run_paused;
 use super::*;
 
-/// The setting `timeouts.request` of the simulated outputs.
-const REQUEST: Duration = Duration::from_secs(60);
-
 /// The way in which a consumer turns a request down.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Way {
@@ -39,6 +36,12 @@ struct Life {
     lanes: usize,
     ordered: bool,
     latency: Duration,
+    /// The settings `timeouts.request` and `retry.max_interval`.
+    request: Duration,
+    retry_max: Duration,
+    /// The consumer confirms each request this long after it has taken it, on the connection of the
+    /// request.
+    confirms: Option<Duration>,
 }
 
 fn way() -> impl Strategy<Value = Way> {
@@ -64,6 +67,9 @@ prop_compose! {
         lanes in 1_usize..5,
         ordered in any::<bool>(),
         latency_ms in 1_u64..30,
+        request in prop_oneof![Just(1_u64), Just(60)],
+        retry_max in prop_oneof![Just(1_u64), Just(30)],
+        confirms in prop::option::weighted(0.3, 1_u64..5000),
     ) -> Life {
         // A run of silence takes a day in real life too: see the manual.
         let few = |(good, bad, way)| match way {
@@ -74,7 +80,10 @@ prop_compose! {
         };
         let runs = runs.into_iter().map(few).collect();
         let (ordered, latency) = (ordered, Duration::from_millis(latency_ms));
-        Life { runs, size, outages, lanes: if ordered { 1 } else { lanes }, ordered, latency }
+        let confirms = confirms.filter(|_| !ordered).map(Duration::from_millis);
+        let lanes = if ordered { 1 } else { lanes };
+        let (request, retry_max) = (Duration::from_secs(request), Duration::from_secs(retry_max));
+        Life { runs, size, outages, lanes, ordered, latency, request, retry_max, confirms }
     }
 }
 
@@ -115,9 +124,19 @@ struct Maker<const STREAM: bool>(Arc<Store>);
 
 struct Wire<const STREAM: bool> {
     store: Arc<Store>,
-    /// The batches on the wire, and the times of their results.
-    batches: Vec<(Batch, Instant)>,
+    batches: Vec<Sent>,
+    /// The claims that the consumer has taken and can no longer confirm.
+    doubts: Vec<Claim>,
     accepted_any: bool,
+    connections: usize,
+}
+
+/// A batch on the wire, and the time of its result or of its confirmation.
+struct Sent {
+    batch: Batch,
+    due: Instant,
+    connection: usize,
+    is_taken: bool,
 }
 
 impl<const STREAM: bool> Connect for Maker<STREAM> {
@@ -136,38 +155,80 @@ impl<const STREAM: bool> Connect for Maker<STREAM> {
 
     async fn connect(&mut self) -> Result<Wire<STREAM>, Failure> {
         tokio::time::sleep(self.0.life.latency).await;
-        Ok(Wire { store: Arc::clone(&self.0), batches: Vec::new(), accepted_any: false })
+        let (store, batches, doubts) = (Arc::clone(&self.0), Vec::new(), Vec::new());
+        let (accepted_any, connections) = (false, self.0.life.lanes);
+        Ok(Wire { store, batches, doubts, accepted_any, connections })
+    }
+}
+
+impl<const STREAM: bool> Wire<STREAM> {
+    fn is_busy(&self, connection: usize) -> bool {
+        self.batches.iter().any(|sent| sent.connection == connection && !sent.is_taken)
+    }
+
+    fn send_on(&mut self, batch: Batch, connection: usize) {
+        let way = self.store.turns_down(&events_of(&batch));
+        let takes = match way {
+            Some(Way::Silence) => self.store.life.request,
+            _ => self.store.life.latency,
+        };
+        self.store.seen.lock().unwrap().requests += 1;
+        self.batches.push(Sent { batch, due: Instant::now() + takes, connection, is_taken: false });
     }
 }
 
 impl<const STREAM: bool> Link for Wire<STREAM> {
     fn room(&self) -> Option<Take> {
         let lanes = if STREAM { 64 } else { self.store.life.lanes };
-        (self.batches.len() < lanes).then_some(Take { bytes: u64::MAX, events: u64::MAX })
+        let busy = self.batches.iter().filter(|sent| !sent.is_taken).count();
+        (busy < lanes).then_some(Take { bytes: u64::MAX, events: u64::MAX })
     }
 
     fn send(&mut self, batch: Batch) {
-        let way = self.store.turns_down(&events_of(&batch));
-        let takes = match way {
-            Some(Way::Silence) => REQUEST,
-            _ => self.store.life.latency,
-        };
-        self.store.seen.lock().unwrap().requests += 1;
-        self.batches.push((batch, Instant::now() + takes));
+        let busy =
+            |it: usize| self.batches.iter().any(|sent| sent.connection == it && !sent.is_taken);
+        let connection = (0..self.store.life.lanes).find(|it| !busy(*it)).unwrap_or_default();
+        self.send_on(batch, connection);
+    }
+
+    fn send_alone(&mut self, batch: Batch) {
+        self.connections += 1;
+        self.send_on(batch, self.connections);
     }
 
     async fn event(&mut self) -> Event {
-        let (index, due) = match self.batches.iter().enumerate().min_by_key(|(_, (_, due))| *due) {
-            _ if self.batches.is_empty() => return std::future::pending().await,
-            // A stream has its results in order.
-            _ if STREAM => (0, self.batches[0].1),
-            Some((index, (_, due))) => (index, *due),
-            None => return std::future::pending().await,
+        if let Some(claim) = self.doubts.pop() {
+            return Event::Failed(claim, failure(AttemptError::Acknowledgement));
+        }
+        // A stream has its results in order. Confirmations come only between two requests.
+        let is_open = |it: &Sent| !(it.is_taken && self.is_busy(it.connection));
+        let open = self.batches.iter().enumerate().filter(|(_, sent)| is_open(sent));
+        let first = open.min_by_key(|(index, sent)| match STREAM {
+            true => (None, *index),
+            false => (Some(sent.due), 0),
+        });
+        let Some((index, Sent { due, .. })) = first else {
+            return std::future::pending().await;
         };
-        tokio::time::sleep_until(due).await;
-        let (batch, _) = self.batches.remove(index);
-        let events = events_of(&batch);
+        tokio::time::sleep_until(*due).await;
+        let sent = self.batches.remove(index);
+        let (batch, connection) = (&sent.batch, sent.connection);
+        let events = events_of(batch);
+        if sent.is_taken {
+            self.store.seen.lock().unwrap().events.extend(events);
+            return Event::Accepted(batch.claim);
+        }
         let way = self.store.turns_down(&events);
+        if let (None, Some(confirms)) = (way, self.store.life.confirms) {
+            let (claim, due) = (batch.claim, Instant::now() + confirms);
+            self.batches.push(Sent { due, is_taken: true, ..sent });
+            return Event::Taken(claim);
+        }
+        if matches!(way, Some(Way::Close | Way::Half | Way::Silence)) {
+            let ended = |it: &mut Sent| it.is_taken && it.connection == connection;
+            let ended = self.batches.extract_if(.., ended).map(|sent| sent.batch.claim);
+            self.doubts.extend(ended);
+        }
         let mut seen = self.store.seen.lock().unwrap();
         let Some(way) = way else {
             seen.events.extend(events);
@@ -203,7 +264,8 @@ async fn arrives<const STREAM: bool>(life: &Life) -> TestCaseResult {
     let mut config =
         config::read(config::EMBEDDED, testing_config::TYPES).config.expect("it is right");
     config.outputs[0].rejected = Rejected::DeadLetter;
-    config.outputs[0].timeouts.request = REQUEST;
+    config.outputs[0].timeouts.request = life.request;
+    config.outputs[0].retry.max_interval = life.retry_max;
     let telemetry = Arc::new(Telemetry::new());
     let metrics = telemetry.output("o");
     let (queue, cursor) = opened(&config, &telemetry);
@@ -280,14 +342,14 @@ async fn arrives<const STREAM: bool>(life: &Life) -> TestCaseResult {
 /// it.
 fn bound(life: &Life, is_stream: bool, bad: usize) -> Duration {
     let cost = |way: &Way| match way {
-        Way::Silence => REQUEST,
+        Way::Silence => life.request,
         Way::Asks(seconds) => Duration::from_secs(*seconds).max(Duration::from_secs(45)),
         Way::Status(AttemptError::Status429) => Duration::from_secs(45),
         Way::Refuse | Way::Status(_) | Way::Close | Way::Half => 4 * life.latency,
     };
     let ways = life.runs.iter().map(|(_, _, way)| way).chain(life.size.iter().map(|(_, way)| way));
     let slowest = ways.chain(life.outages.iter().map(|(_, _, way)| way)).map(cost).max();
-    let slowest = slowest.unwrap_or_default();
+    let slowest = slowest.into_iter().chain(life.confirms).max().unwrap_or_default();
     let each = if is_stream || life.ordered { 24 } else { 8 };
     let requests = u32::try_from(64 + each * bad).unwrap();
     Duration::from_secs(120) + slowest * requests
@@ -304,5 +366,31 @@ proptest! {
     #[test]
     fn all_that_a_consumer_of_a_stream_takes_arrives_in_time(life in life()) {
         run_paused(arrives::<true>(&life))?;
+    }
+}
+
+/// An event that makes the consumer end the connection does not keep it from confirming the others.
+#[test]
+fn what_is_taken_is_confirmed_beside_events_that_end_the_connection() {
+    let unavailable = Way::Status(AttemptError::Status5xx);
+    let plain = Life {
+        runs: vec![(5, 9, Way::Close), (5, 9, Way::Silence), (5, 60, Way::Half)],
+        size: None,
+        outages: Vec::new(),
+        lanes: 1,
+        ordered: false,
+        latency: Duration::from_millis(2),
+        request: Duration::from_secs(1),
+        retry_max: Duration::from_secs(1),
+        confirms: Some(Duration::from_millis(4300)),
+    };
+    let small = Life {
+        runs: vec![(340, 4, Way::Silence), (350, 3, unavailable)],
+        size: Some((2, Way::Asks(15))),
+        outages: vec![(23, 15, unavailable)],
+        ..plain.clone()
+    };
+    for life in [plain, small] {
+        run_paused(arrives::<false>(&life)).unwrap();
     }
 }
