@@ -199,7 +199,7 @@ impl InFlight {
         self.all(state).map(|work| work.claim).collect()
     }
 
-    fn get(&self, start: Position) -> Option<&Work> {
+    pub(crate) fn get(&self, start: Position) -> Option<&Work> {
         self.table.get(&start).map(|(_, work)| work)
     }
 

@@ -310,6 +310,15 @@ impl Ledger {
         None
     }
 
+    /// Returns `true` if the batch, which is sent now, is a single event that was turned down alone
+    /// before.
+    pub(super) fn was_alone(&self, batch: &Batch) -> bool {
+        let start = batch.claim.start;
+        let is_alone = !self.rules.is_one_request || self.in_flight.count(State::OnWire) == 1;
+        let was_alone = self.in_flight.get(start).is_some_and(|work| work.trial.was_alone());
+        self.aside.is_sent(start) || (batch.events == 1 && is_alone && was_alone)
+    }
+
     /// Notes an attempt. Returns the number of attempts, and `true` if the claim is a remainder.
     fn note_sent(&mut self, claim: Claim, events: u64) -> Option<(u32, bool)> {
         self.sent_until = self.sent_until.max(claim.end);

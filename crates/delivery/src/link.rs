@@ -120,8 +120,9 @@ pub trait Link: Send {
     /// that are sent again, may not. The link may write nothing before [`Link::event`] is called.
     fn send(&mut self, batch: Batch);
 
-    /// Hands over a single event that is set aside. A link whose consumer confirms requests later
-    /// sends it on a connection of its own.
+    /// Hands over a single event that was turned down alone before. If it fails again, the address
+    /// does not count as failed. A link whose consumer confirms requests later sends it on a
+    /// connection of its own.
     fn send_alone(&mut self, batch: Batch) {
         self.send(batch);
     }

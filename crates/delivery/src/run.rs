@@ -307,7 +307,7 @@ impl<C: Connect> Delivery<C> {
                     && let Some(batch) = self.ledger.next_to_send(room)
                 {
                     self.rate.sent(batch.bytes);
-                    match self.ledger.aside.is_sent(batch.claim.start) {
+                    match self.ledger.was_alone(&batch) {
                         true => link.send_alone(batch),
                         false => link.send(batch),
                     }

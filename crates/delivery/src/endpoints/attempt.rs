@@ -159,6 +159,15 @@ impl Attempt {
         self.note(failure, Fault::Failed { asked: failure.retry_after, waited })
     }
 
+    /// Notes and counts that this consumer turned down an event that failed alone before. The event
+    /// is the most likely reason, so the address does not go down: other events would move to an
+    /// address that may be worse. Returns `true` if another address may be tried without a pause,
+    /// because none is known to work.
+    pub fn turned_down(&self, failure: &Failure) -> bool {
+        self.ended(None, Some(failure));
+        self.set.lock().turned_down(&self.address, Instant::now())
+    }
+
     /// Notes and counts that this consumer refused events that another one may accept. Returns
     /// `true` if another address may be tried without a pause. Otherwise no address accepts the
     /// events, so none is at fault: addresses that are down only because of refusals are up again.

@@ -244,7 +244,24 @@ impl AddressTable {
             tells = opened && several && address.may_tell(now);
             address.told_down |= tells;
         }
-        Noted { opened, tells, left: self.is_any_left(now) }
+        // Only an address that works may accept what this one refuses. One that does not respond
+        // would cost a time-out for each refused event.
+        let left = match fault {
+            Fault::Refused => self.any_closed(),
+            Fault::Failed { .. } => self.is_any_left(now),
+        };
+        Noted { opened, tells, left }
+    }
+
+    /// The consumer at this address has turned down an event that is most likely the reason itself:
+    /// the address stays up. Returns `true` if no address is known to work, and another one may be
+    /// tried without a pause.
+    pub(super) fn turned_down(&mut self, at: &ResolvedAddress, now: Instant) -> bool {
+        let round = self.round;
+        if let Some(address) = self.address(at) {
+            address.failed_in = Some(round);
+        }
+        !self.any_closed() && self.is_any_left(now)
     }
 
     /// Closes the circuits that only refusals have opened: no consumer accepts the refused events,

@@ -270,6 +270,32 @@ async fn who_refuses_what_another_takes_is_passed_over_and_who_refuses_what_nobo
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_event_that_fails_alone_again_takes_no_address_away_from_the_others() {
+    let bench = Bench::three(Strategy::Failover);
+    let turn_down = || {
+        let attempt = bench.pick();
+        (number(attempt.address()), attempt.turned_down(&failure(AttemptError::Timeout)))
+    };
+    assert_eq!((bench.succeed(), turn_down(), turn_down()), (1, (1, false), (1, false)));
+    assert_eq!(bench.succeed(), 1);
+    // If no address is known to work, each takes its turn.
+    assert_eq!((bench.fail(), bench.fail(), bench.fail()), ((1, true), (2, true), (3, false)));
+    assert_eq!((turn_down(), turn_down(), turn_down()), ((1, true), (2, true), (3, false)));
+    assert_eq!(bench.succeed(), 1);
+}
+
+/// A refused event is not tried at an address that does not respond.
+#[tokio::test(start_paused = true)]
+async fn a_refusal_is_final_if_no_other_address_works() {
+    let bench = Bench::start(&["10.0.0.1", "10.0.0.2"], Strategy::RoundRobin);
+    assert_eq!((bench.succeed(), bench.fail()), (1, (2, true)));
+    let attempt = bench.pick();
+    let refused = attempt.refused(&failure(AttemptError::Status4xx));
+    assert_eq!((number(attempt.address()), refused), (1, false));
+    assert_eq!(bench.succeed(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_address_that_asks_for_a_pause_gets_it_though_others_fail() {
     let bench = Bench::start(&["10.0.0.1", "10.0.0.2"], Strategy::Failover);
     assert_eq!(bench.fail_for(Some(SECOND * 120)), (1, true));

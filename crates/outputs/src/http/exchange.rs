@@ -214,6 +214,11 @@ impl Client {
         }
         let another_may = self.config.strategy == Strategy::RoundRobin;
         match outcome {
+            Outcome::Refused(ref mut failure) | Outcome::Failed(ref mut failure)
+                if lane.sends_alone && failure.may_be_the_events =>
+            {
+                failure.elsewhere = attempt.turned_down(failure);
+            }
             // With `round_robin` all consumers are equal. As long as another consumer may accept
             // the batch, the one that refuses it is at fault: its address is skipped, and retried
             // later.

@@ -103,9 +103,11 @@ pub(super) struct Lane {
     /// The version of the addresses ([`Endpoints::version`]) at the last call of [`Lane::tidy`]. A
     /// lane that runs a request while the addresses change is tidied afterwards.
     tidied: u64,
-    /// `true` if the next request needs a connection without an unconfirmed request, and has it
-    /// for itself until it is confirmed. An event that makes the consumer end the connection thus
-    /// costs no other event its confirmation, and no other request costs such an event its own.
+    /// `true` if the next request has a single event that was turned down alone before, so that a
+    /// failure of this request says nothing about the address. It needs a connection without an
+    /// unconfirmed request, and has it for itself until it is confirmed. If the event makes the
+    /// consumer end the connection, this costs no other event its confirmation, and no other
+    /// request costs the event its own.
     pub(super) sends_alone: bool,
 }
 

@@ -404,8 +404,14 @@ impl<P: Protocol> Link for AcknowledgedLink<P> {
     }
 
     fn send(&mut self, batch: Batch) {
+        self.session.is_alone = false;
         self.session.used = Instant::now();
         self.encoding = Some((Some(batch.claim), self.protocol.encode(batch)));
+    }
+
+    fn send_alone(&mut self, batch: Batch) {
+        self.send(batch);
+        self.session.is_alone = true;
     }
 
     fn send_checkpoint(&mut self, checkpoint: Checkpoint) {

@@ -54,7 +54,8 @@ const SLICES_MAX: usize = 64;
 /// A session never reconnects: the delivery loop asks the connector for a new link. If a connection
 /// breaks before the consumer has accepted anything on it, or because the consumer has stopped
 /// answering, the address counts as failed. If a connection breaks for another reason, the consumer
-/// was most likely restarted, so the address does not count as failed.
+/// was most likely restarted, so the address does not count as failed. The same is true if the last
+/// batch was a single event that was turned down alone before.
 pub(super) struct Session {
     pub(super) wire: Wire,
     /// The attempt at the connection's address, for the reports that the address works or has
@@ -83,6 +84,9 @@ pub(super) struct Session {
     pub(super) leaving: bool,
     /// `true` if the consumer has accepted anything on this connection.
     accepted_any: bool,
+    /// `true` if the last batch is a single event that was turned down alone before. If the
+    /// connection then breaks, the event is the most likely reason, and not the address.
+    pub(super) is_alone: bool,
     /// The reports ([`Event`]) that the delivery loop gets next from the link, the oldest first.
     pub(super) ready: VecDeque<Event>,
 }
@@ -103,6 +107,7 @@ impl Session {
             expiry: dialer.endpoints.expiry(),
             leaving: false,
             accepted_any: false,
+            is_alone: false,
             ready: VecDeque::new(),
         }
     }
@@ -196,11 +201,15 @@ impl Session {
     }
 
     /// Returns the event that ends the link after `failure`. Also reports that the address failed,
-    /// unless the consumer was most likely only restarted.
+    /// unless the consumer was most likely only restarted, or has turned down a single event.
     pub(super) fn broken(&mut self, mut failure: Failure) -> Event {
         // A consumer that worked and then breaks was most likely restarted, so its address is not
         // blamed. A consumer that became silent may still accept connections, so its address is
         // blamed.
+        if self.is_alone {
+            failure.elsewhere = self.attempt.turned_down(&failure);
+            return Event::Broken { failure, progress: self.accepted_any };
+        }
         self.attempt.ended(None, Some(&failure));
         if !self.accepted_any || failure.reason == AttemptError::Timeout {
             failure.elsewhere = self.attempt.blamed(&failure);

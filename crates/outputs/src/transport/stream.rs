@@ -399,6 +399,7 @@ impl<E: Encode + Sync> Link for StreamLink<E> {
     }
 
     fn send(&mut self, batch: Batch) {
+        self.session.is_alone = false;
         let claim = batch.claim;
         match self.encode(batch) {
             Err(what) => {
@@ -415,6 +416,11 @@ impl<E: Encode + Sync> Link for StreamLink<E> {
             }
             Ok(encoded) => self.begin(Some(claim), encoded),
         }
+    }
+
+    fn send_alone(&mut self, batch: Batch) {
+        self.send(batch);
+        self.session.is_alone = true;
     }
 
     fn send_checkpoint(&mut self, checkpoint: Checkpoint) {

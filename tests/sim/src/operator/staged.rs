@@ -566,6 +566,20 @@ impl Operator<'_> {
         if !self.consumers[0].has_door() {
             return;
         }
+        // A slow request to an address is not moved to one that was mute itself, and has not
+        // responded since.
+        let are_up = self.comes_true(seconds(90), |it| {
+            it.posted(1);
+            it.metrics().is_some_and(|metrics| {
+                let all = metrics.all("output_addresses");
+                let is_up = |(name, value): &(String, String)| name == "state" && value == "up";
+                let others = all.iter().filter(|(labels, _)| !labels.iter().any(is_up));
+                others.map(|(_, count)| count).sum::<f64>() == 0.0
+            })
+        });
+        if !are_up {
+            return;
+        }
         self.consumers[0].answers(Some(Steady::SecondMute));
         let begun = kernel::now();
         let mut events = Vec::new();
