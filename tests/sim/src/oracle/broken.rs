@@ -111,9 +111,10 @@ pub(super) fn in_a_drain(truth: &Truth) -> Vec<Fault> {
                     "which is too early"
                 }
                 _ if ended > death.begun + most / 2 + REFUSED + ON_ITS_WAY => "which is too late",
-                Some(
-                    Answer::Broken | Answer::HalfClosed | Answer::NoConnection | Answer::TimedOut,
-                ) => "which is no answer",
+                // A sender that gives up earlier was too impatient.
+                Some(Answer::Broken | Answer::HalfClosed | Answer::NoConnection) => {
+                    "which is no answer"
+                }
                 _ => continue,
             };
             let answer = attempt.ended.map_or_else(|| "nothing".into(), |(_, it)| it.to_string());

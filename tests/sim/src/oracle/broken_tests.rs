@@ -76,6 +76,9 @@ fn in_a_drain_requests_wait_for_half_of_its_time_and_no_longer() {
     check(&case(None, Kind::Drain, 30), in_a_drain, Some("got nothing"));
     check(&case(Some((20, Answer::Broken)), Kind::Drain, 30), in_a_drain, Some("no answer"));
     check(&case(Some((20, Answer::Broken)), Kind::Kill, 30), in_a_drain, None);
+    // The sender gave up before an answer was due.
+    check(&case(Some((15, Answer::TimedOut)), Kind::Drain, 30), in_a_drain, None);
+    check(&case(Some((30, Answer::TimedOut)), Kind::Drain, 30), in_a_drain, Some("too late"));
     // A request that comes after the drain has begun may get 503 at once.
     check(&case(Some((1, Answer::Status(503))), Kind::Drain, 40), in_a_drain, None);
     let mut disk = case(at(45, 503), Kind::Drain, 30);
