@@ -5,6 +5,7 @@
 //! directory, each event has a file on the queue's [`Shelf`], in the format of a dead letter.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt::Display;
 use std::io;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -505,6 +506,8 @@ impl Aside {
                 Line::Gone(why) => {
                     let kept = self.take_waiting(position)?;
                     self.doom(position, kept, Reason::unreadable(&why));
+                    // The end of this read wakes the loop, which then gives the event up.
+                    self.line(position);
                 }
             }
         }
@@ -656,13 +659,16 @@ fn audit_id(line: &[u8]) -> Arc<str> {
 
 /// Reads the file of an event. Blocks the thread.
 fn read(shelf: &Shelf, position: Position) -> Result<Read, String> {
-    let content = shelf.load(position, u64::MAX).map_err(|error| error.to_string())?;
-    let damaged = |error| format!("the file of the event is damaged: {error}");
-    let letter = serde_json::from_slice(&content).map_err(damaged)?;
-    let Letter { reason, received, refused, event } = letter;
+    let loaded = shelf.load(position).map_err(|error| error.to_string())?;
+    let damaged = |what: &dyn Display| format!("the file of the event is damaged: {what}");
+    let Letter { reason, received, refused, event } =
+        serde_json::from_slice(&loaded.content).map_err(|error| damaged(&error))?;
     let event = event.get().as_bytes();
     if shelf.is_changed(position, event) {
         return Err("somebody has changed the file of the event".to_owned());
+    }
+    if let Some(damage) = loaded.damage {
+        return Err(damaged(&damage));
     }
     Ok(Read { line: line(event), more: More { received, refused }, reason })
 }

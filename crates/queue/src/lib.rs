@@ -76,11 +76,11 @@ pub use contract::{
 pub use identity::Identity;
 pub use notes::Notes;
 pub use outputs::Output;
-pub use shelf::Shelf;
+pub use shelf::{Loaded, Shelf};
 pub use spool::Incoming;
 
 /// The formats of the queue's files, for `--version`.
-pub const FORMATS: [Format; 3] = [segment::FORMAT, cursors::FORMAT, synced::FORMAT];
+pub const FORMATS: [Format; 4] = [segment::FORMAT, cursors::FORMAT, synced::FORMAT, shelf::FORMAT];
 
 macro_rules! either {
     ($either:expr, $inner:ident => $call:expr) => {

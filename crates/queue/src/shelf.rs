@@ -1,10 +1,14 @@
 //! The events that an output has set aside: one file for each event, in the queue's directory. A
 //! queue in memory has no files, and keeps the lines itself.
 //!
-//! The queue does not interpret the files. A file is synced before the claim of its event is final,
-//! and deleted when the event is decided (delivered or given up) and, if evidence is recorded, the
-//! evidence of the decision is durable. At startup, a file whose event is not before the output's
-//! place is deleted: the output gets this event from the log again.
+//! The queue does not interpret the content, a JSON object, but adds its checksum and length. A
+//! file is synced before the claim of its event is final, and deleted when the event is decided
+//! (delivered or given up) and, if evidence is recorded, the evidence of the decision is durable.
+//! At startup, a file whose event is not before the output's place is deleted: the output gets this
+//! event from the log again.
+//!
+//! A file that is damaged, or that is no regular file, is the loss of its event. The output counts
+//! it as soon as it reads the file, after the start.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -13,6 +17,10 @@ use std::sync::Arc;
 use base::disk;
 use base::disk::{ASIDE, Access, Disk, named};
 use base::position::Position;
+use base::release::Format;
+
+/// Version 1 has no checksum. A program from before it ignores the files.
+pub(crate) const FORMAT: Format = Format { name: "events set aside", reads: &[1, 2], writes: 2 };
 
 /// The end of a file name, after the output's name, a hyphen, and the position with 20 digits.
 const SUFFIX: &str = ".json";
@@ -20,10 +28,26 @@ const SUFFIX: &str = ".json";
 /// The end of the name of a file that [`disk::replace`] has not finished.
 const UNFINISHED: &str = ".json.new";
 
+/// The end of the new name of something that was in the place of an event's file.
+const NO_EVENT: &str = ".no-event";
+
 const DIGITS: usize = 20;
 
 /// The largest number of bytes that are read from a file. No event is larger.
 const BYTES_MAX: u64 = 1 << 30;
+
+/// The start of a file. The CRC-32C of all bytes after `"bytes":N,` follows, as 8 hexadecimal
+/// digits, and then `","bytes":N,` with the number of these bytes.
+const SEAL: &[u8] = br#"{"crc32c":""#;
+
+/// The part of a seal between its two numbers.
+const SEAL_BYTES: &[u8] = br#"","bytes":"#;
+
+/// A seal is shorter than this.
+const SEAL_MAX: usize = 64;
+
+/// At most so many bytes of a file that has grown are read.
+const GROWTH_MAX: u64 = 64 << 10;
 
 /// What the evidence says about events that were set aside. Without evidence, both answers are
 /// `false`.
@@ -34,6 +58,15 @@ pub(super) trait Evidence: Send + Sync {
     /// Returns `true` if the event is decided and the evidence of the decision is not durable. The
     /// queue then deletes the file of the event when it is.
     fn keeps_file(&self, output: &str, position: Position) -> bool;
+}
+
+/// The content of a file.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The JSON object that was stored, unless the file is damaged.
+    pub content: Vec<u8>,
+    /// What is wrong with the file.
+    pub damage: Option<&'static str>,
 }
 
 /// The events that one output has set aside. Clones are cheap, and refer to the same events.
@@ -62,7 +95,8 @@ impl Shelf {
         self.0.is_some()
     }
 
-    /// Writes and syncs the file of an event. Does nothing for a queue in memory. Blocks.
+    /// Writes and syncs the file of an event. `content` is a JSON object. Does nothing for a queue
+    /// in memory. Blocks.
     ///
     /// # Errors
     ///
@@ -71,25 +105,20 @@ impl Shelf {
         let Some(Files { disk, output, .. }) = &self.0 else { return Ok(()) };
         disk.make_directory(ASIDE)?;
         let name = name(output, position);
-        disk::replace(&**disk, &name, content).map_err(named(&name))
+        disk::replace(&**disk, &name, &sealed(content)).map_err(named(&name))
     }
 
-    /// Reads the first `bytes_max` bytes of an event's file. Blocks.
+    /// Reads the file of an event. Blocks.
     ///
     /// # Errors
     ///
-    /// The disk refuses, or the file does not exist.
-    pub fn load(&self, position: Position, bytes_max: u64) -> io::Result<Vec<u8>> {
+    /// The disk refuses, or the file does not exist or is too long.
+    pub fn load(&self, position: Position) -> io::Result<Loaded> {
         let Some(Files { disk, output, .. }) = &self.0 else {
             return Err(io::ErrorKind::NotFound.into());
         };
         let name = name(output, position);
-        let file = disk.open(&name, Access::Read).map_err(named(&name))?;
-        let bytes = file.bytes().map_err(named(&name))?.min(bytes_max).min(BYTES_MAX);
-        let mut content = vec![0; usize::try_from(bytes).unwrap_or_default()];
-        let read = file.read_at(&mut content, 0).map_err(named(&name))?;
-        content.truncate(read);
-        Ok(content)
+        load(&**disk, &name).map_err(named(&name))
     }
 
     /// Deletes the file of a decided event, now or when the evidence of the decision is durable.
@@ -107,10 +136,67 @@ impl Shelf {
     }
 }
 
-/// Deletes an event's file. A failure is logged: the event is then sent again after a restart.
+/// Returns `content`, which is a JSON object, with its checksum and length as the first members.
+fn sealed(content: &[u8]) -> Vec<u8> {
+    let rest = content.strip_prefix(b"{").unwrap_or(content);
+    let mut sealed = SEAL.to_vec();
+    sealed.extend(format!("{:08x}", crc32c::crc32c(rest)).into_bytes());
+    sealed.extend(SEAL_BYTES);
+    sealed.extend(format!("{},", rest.len()).into_bytes());
+    sealed.extend(rest);
+    sealed
+}
+
+/// Returns the checksum and the length in a seal, and the length of the seal. `None` if the bytes
+/// do not begin with a seal.
+fn seal(bytes: &[u8]) -> Option<(u32, u64, usize)> {
+    let (crc, rest) = bytes.strip_prefix(SEAL)?.split_at_checked(8)?;
+    let rest = rest.strip_prefix(SEAL_BYTES)?;
+    let digits = rest.iter().position(|byte| *byte == b',')?;
+    let crc = u32::from_str_radix(std::str::from_utf8(crc).ok()?, 16).ok()?;
+    let length = std::str::from_utf8(rest.get(..digits)?).ok()?.parse().ok()?;
+    Some((crc, length, SEAL.len() + 8 + SEAL_BYTES.len() + digits + 1))
+}
+
+/// Returns the content of a file, as it was before [`sealed`], and what is damaged, if anything is.
+/// A file of an older program has no checksum.
+pub(crate) fn load(disk: &dyn Disk, name: &str) -> io::Result<Loaded> {
+    let file = disk.open(name, Access::Read)?;
+    let (mut head, bytes) = ([0; SEAL_MAX], file.bytes()?);
+    let read = file.read_at(&mut head, 0)?;
+    let (crc, length, at) = match head.get(..read).and_then(seal) {
+        Some((crc, length, at)) => (Some(crc), length, at),
+        None => (None, bytes, 0),
+    };
+    // The length may be damaged, too, or the file may have grown.
+    let most = length.saturating_add(GROWTH_MAX).min(bytes.saturating_sub(at as u64));
+    if most > BYTES_MAX {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the file is too long"));
+    }
+    let mut content = Vec::from(if crc.is_some() { "{" } else { "" });
+    let begin = content.len();
+    content.resize(begin + usize::try_from(most).unwrap_or_default(), 0);
+    let read = file.read_at(&mut content[begin..], at as u64)?;
+    content.truncate(begin + read);
+    let damage = match crc {
+        _ if bytes != length.saturating_add(at as u64) => Some("its length is wrong"),
+        Some(crc) if crc != crc32c::crc32c(&content[begin..]) => Some("its checksum is wrong"),
+        None if !(content.starts_with(b"{") && content.ends_with(b"}\n")) => {
+            Some("it is not complete")
+        }
+        _ => None,
+    };
+    Ok(Loaded { content, damage })
+}
+
+/// Deletes an event's file. A failure is logged: the event is then sent again after a restart. What
+/// is no file, such as a directory, gets another name.
 pub(super) fn delete(disk: &dyn Disk, output: &str, position: Position) {
     let file = name(output, position);
     match disk.remove(&file) {
+        Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
+            disk.rename(&file, &format!("{file}{NO_EVENT}")).ok();
+        }
         Err(error) if error.kind() != io::ErrorKind::NotFound => tracing::warn!(
             file,
             %error,
@@ -121,14 +207,15 @@ pub(super) fn delete(disk: &dyn Disk, output: &str, position: Position) {
     }
 }
 
-fn name(output: &str, position: Position) -> String {
+pub(crate) fn name(output: &str, position: Position) -> String {
     format!("{ASIDE}/{output}-{:020}{SUFFIX}", position.get())
 }
 
 /// The positions and file sizes of the events that were set aside, by the output's name.
 pub(crate) type Found = BTreeMap<String, Vec<(Position, u64)>>;
 
-/// Deletes the files that an earlier process has not finished. Failures to delete are only logged.
+/// Deletes the files that an earlier process has not finished, and names the others that are no
+/// events. Failures to delete are only logged.
 pub(crate) fn tidy(disk: &dyn Disk) -> io::Result<()> {
     let names = match disk.list(ASIDE) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -144,9 +231,21 @@ pub(crate) fn tidy(disk: &dyn Disk) -> io::Result<()> {
             );
         }
     }
+    let is_foreign = |file: &&String| !file.ends_with(UNFINISHED) && parts(file).is_none();
+    let foreign: Vec<_> = names.iter().filter(is_foreign).collect();
+    if let Some(file) = foreign.first() {
+        tracing::warn!(
+            file,
+            files = foreign.len(),
+            "files in set-aside/ are not events of the relay: they are left alone; find out who \
+             writes to queue.directory"
+        );
+    }
     Ok(())
 }
 
+/// Returns the events that outputs have set aside. What is no regular file counts as an event of 0
+/// bytes, which can't be read.
 pub(crate) fn find(disk: &dyn Disk) -> io::Result<Found> {
     let mut found = Found::new();
     let names = match disk.list(ASIDE) {
@@ -156,8 +255,11 @@ pub(crate) fn find(disk: &dyn Disk) -> io::Result<Found> {
     for file in names {
         let Some((output, position)) = parts(&file) else { continue };
         let path = format!("{ASIDE}/{file}");
-        let bytes = disk.open(&path, Access::Read).and_then(|file| file.bytes());
-        let event = (position, bytes.map_err(named(&path))?);
+        let bytes = match disk.open(&path, Access::Read).and_then(|file| file.bytes()) {
+            Err(error) if disk::may_pass(&error) => return Err(named(&path)(error)),
+            bytes => bytes.unwrap_or_default(),
+        };
+        let event = (position, bytes);
         found.entry(output.to_owned()).or_default().push(event);
     }
     found.values_mut().for_each(|events| events.sort_unstable());
@@ -214,7 +316,7 @@ mod tests {
         };
         let (plain, numbered) = (of("archive"), of("archive-7"));
         for (shelf, position) in [(&plain, 12), (&numbered, 3), (&plain, 4)] {
-            let content = format!("event {position}");
+            let content = format!("{{\"event\":{position}}}");
             shelf.store(Position::new(position), content.as_bytes()).expect("no fault is set");
         }
         let at = |position, bytes| (Position::new(position), bytes);
@@ -223,16 +325,43 @@ mod tests {
         tidy(&*disk).expect("no fault is set");
         assert!(disk.open(&unfinished, Access::Read).is_err());
         let found = find(&*disk).expect("no fault is set");
-        assert_eq!(found["archive"], [at(4, 7), at(12, 8)]);
-        assert_eq!(found["archive-7"], [at(3, 7)]);
-        assert_eq!(plain.load(Position::new(12), 5).expect("it is there"), b"event");
+        let seal = r#"{"crc32c":"01234567","bytes":10,"#.len() as u64;
+        assert_eq!(found["archive"], [at(4, seal + 10), at(12, seal + 11)]);
+        assert_eq!(found["archive-7"], [at(3, seal + 10)]);
+        assert_eq!(plain.load(Position::new(12)).expect("it is there").content, br#"{"event":12}"#);
         assert!(plain.is_changed(Position::new(12), b"other"));
         plain.remove(Position::new(12));
         plain.remove(Position::new(12));
         plain.remove(Position::new(4));
         remove_all(&*disk, "archive-7", &found["archive-7"]);
         let left = find(&*disk).expect("no fault is set");
-        assert_eq!(left.into_values().collect::<Vec<_>>(), [[at(4, 7)]]);
+        assert_eq!(left.into_values().collect::<Vec<_>>(), [[at(4, seal + 10)]]);
+    }
+
+    #[test]
+    fn each_wrong_bit_and_each_wrong_length_is_damage() {
+        let content = b"{\"time\":\"now\",\"event\":{\"a\":1}}\n";
+        let read = |bytes: &[u8]| {
+            let disk = SimulatedDisk::new(1);
+            let file = disk.create("file", bytes.len() as u64).expect("no fault is set");
+            file.write_at(&[bytes], 0).expect("no fault is set");
+            load(&disk, "file").expect("it is not too long")
+        };
+        let whole = sealed(content);
+        // The second one is a file of an older program.
+        for file in [&whole[..], content] {
+            let Loaded { content: loaded, damage } = read(file);
+            assert_eq!((loaded.as_slice(), damage), (&content[..], None));
+        }
+        assert!(read(&whole[..whole.len() - 1]).damage.is_some());
+        assert!(read(&[&whole[..], b" "].concat()).damage.is_some());
+        for bit in 8 * SEAL.len()..8 * whole.len() {
+            let mut other = whole.clone();
+            other[bit / 8] ^= 1 << (bit % 8);
+            // If the seal is not a seal any more, the event in the file is as it was.
+            let Loaded { content, damage } = read(&other);
+            assert!(damage.is_some() || content.ends_with(b"\"event\":{\"a\":1}}\n"), "bit {bit}");
+        }
     }
 
     #[test]

@@ -34,6 +34,48 @@ pub(super) fn forge(spool: &Spool, position: u64) {
     });
 }
 
+/// Method: an event is set aside, and changed in its file, with and without a correct checksum.
+#[test]
+fn a_changed_event_that_is_set_aside_is_lost_and_not_sent() {
+    for corrects in [false, true] {
+        let mut recorded = Recorded::new();
+        let works = Arc::new(AtomicBool::new(false));
+        let there = Arc::clone(&works);
+        let bad = events_of(&generated_batch(0, 20, 700)).swap_remove(3);
+        recorded.sink = HttpSink::start(move |request| {
+            let fails = !there.load(Ordering::Relaxed) && events_in(request).contains(&bad);
+            Answer::status(if fails { 500 } else { 200 })
+        });
+        let config = recorded.config("");
+        let relay = Relay::start(&config);
+        recorded.post(&relay, 0, 20);
+        wait_until("it is set aside", PATIENCE, || of_output(&relay, "output_aside_events") == 1.0);
+        recorded.wait_until_signed();
+        relay.finish(Backlog::Stable);
+        let mut files = std::fs::read_dir(recorded.spool.path().join("set-aside")).unwrap();
+        let file = files.next().unwrap().unwrap().path();
+        let mut content = std::fs::read(&file).unwrap();
+        let at = memchr::memmem::find(&content, b"10.0.0.1").unwrap();
+        content[at + 7] = b'9';
+        if corrects {
+            let begin = memchr::memmem::find(&content, b"\"time\"").unwrap();
+            let crc = format!("{:08x}", crc32c::crc32c(&content[begin..]));
+            content[11..19].copy_from_slice(crc.as_bytes());
+        }
+        std::fs::write(&file, content).unwrap();
+        works.store(true, Ordering::Relaxed);
+        let relay = Relay::start(&config);
+        relay.wait_until_delivered(PATIENCE);
+        let metrics = relay.metrics();
+        assert_eq!(metrics.count("error_total", &[("plugin", "consumer")]), 1);
+        assert_eq!(metrics.count("evidence_errors_total", &[("reason", "tampered")]), 1);
+        relay.finish(Backlog::Empty);
+        recorded.events.remove(3);
+        assert_same_set(&accepted_events(&recorded.sink), &recorded.events);
+        recorded.check().assert(1, &["\nFAULT position 3 "]);
+    }
+}
+
 /// Method: events come in while the consumer is down. Then the relay is killed, and two events in
 /// different batches are changed in a segment, with correct checksums.
 #[test]

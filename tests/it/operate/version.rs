@@ -23,6 +23,7 @@ fn version_says_revision_features_and_the_versions_of_each_format() {
          \x20 queue segments: reads 1 and 2, writes 2\n\
          \x20 queue cursors: reads 1, writes 1\n\
          \x20 queue end of the log: reads 1, writes 1\n\
+         \x20 events set aside: reads 1 and 2, writes 2\n\
          \x20 dead letters: reads 1, writes 1\n\
          \x20 evidence: reads 1 and 2 and 3 and 4, writes 4\n\
          \x20 resume files of replay: reads 1, writes 1\n",

@@ -8,6 +8,7 @@
 //! them. The cursors file is read again before missing events are reported, because a running relay
 //! may just have deleted a segment that is no longer needed.
 
+use std::io;
 use std::ops::Range;
 
 use super::{
@@ -20,8 +21,8 @@ use crate::segment::{
 };
 use crate::synced::Synced;
 use crate::tail::{Known, Tail};
-use crate::{cursors, segment};
-use base::disk::File;
+use crate::{cursors, segment, shelf};
+use base::disk::{ASIDE, File};
 use base::position::Position;
 
 pub(super) struct Want<'a> {
@@ -86,7 +87,34 @@ impl<'a, 't> Walk<'a, 't> {
             self.tell(Seen::Progress(index + 1, segments.len()))?;
         }
         self.miss(end)?;
+        if !self.want.lines {
+            self.aside()?;
+        }
         Ok(self.verdict)
+    }
+
+    /// Reads the events that outputs have set aside.
+    fn aside(&mut self) -> Result<(), Error> {
+        let disk = &*self.directory.disk;
+        let found = shelf::find(disk).map_err(|error| self.directory.failed(ASIDE, error))?;
+        for (output, events) in found {
+            for (position, _) in events {
+                let file = shelf::name(&output, position);
+                let error = match shelf::load(disk, &file) {
+                    // A relay has deleted the file since.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                    Err(error) => error,
+                    Ok(loaded) => match loaded.damage {
+                        Some(damage) => io::Error::other(damage),
+                        None => continue,
+                    },
+                };
+                let positions = position..position.next();
+                let fault = Fault::Unreadable { file, error };
+                self.find(&Finding { fault, events: 1, positions })?;
+            }
+        }
+        Ok(())
     }
 
     /// Sets which events are needed, unless the contents of the cursors file are unknown (`None`).

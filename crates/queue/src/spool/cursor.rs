@@ -696,8 +696,9 @@ impl Shared {
 
 impl Evidence for Shared {
     fn is_changed(&self, position: Position, line: &[u8]) -> bool {
+        let line = [line, b"\n"].concat();
         let originals = self.originals.get();
-        originals.is_some_and(|known| !known.changed(position, line).is_empty())
+        originals.is_some_and(|known| !known.changed(position, &line).is_empty())
     }
 
     fn keeps_file(&self, output: &str, position: Position) -> bool {

