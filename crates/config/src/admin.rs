@@ -47,7 +47,7 @@ pub(super) fn read(t: &mut Table<'_, '_>) -> Draft {
             (
                 "address",
                 "IP:PORT",
-                "address for metrics, health checks and the status page; GET only",
+                "address for metrics, health checks and the status page; read-only",
             ),
             "127.0.0.1:9090",
             None,

@@ -482,9 +482,9 @@ fn alive(_: &Caller, _: &Request<Incoming>) -> Responding {
 }
 
 fn no_page(caller: &Caller, request: &Request<Incoming>) -> Responding {
-    if request.method() != Method::GET {
-        let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "GET only\n".to_owned());
-        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET"));
+    if ![Method::GET, Method::HEAD].contains(request.method()) {
+        let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "GET and HEAD only\n".to_owned());
+        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
         return route::page(response);
     }
     let what = match caller.is_probe {

@@ -251,6 +251,10 @@ fn finish(section: &Section, is_used: bool, logs_requests: bool, notes: &mut Not
                  checks that mark a server as down, so each event would wait this long for a hung \
                  server that is the only one, or in mode tcp"
             }
+            "monitor-uri" => {
+                "/readyz and /livez on the relay's admin address ([admin] address) take its place: \
+                 they answer GET, HEAD and OPTIONS"
+            }
             _ => "the relay has no equivalent, or does not use it here",
         };
         notes.decide(line, why);

@@ -2,7 +2,8 @@
 //! and no client can add a series.
 
 use std::collections::BTreeSet;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 
 use crate::support::answers::NO_EVENTS;
 use crate::support::h2::H2;
@@ -81,6 +82,33 @@ fn every_route_answers_and_no_other() {
         ask(&relay, "/status").json()["outputs"][0]["next_retry_seconds"].is_number()
     });
     sink.reopen();
+    relay.finish(Backlog::Empty);
+}
+
+/// Balancers check a server by GET, by HEAD or, as HAProxy does by default, by OPTIONS.
+#[test]
+fn the_pages_for_probes_answer_head_and_options_by_their_state() {
+    let (relay, _sink) = start("", "");
+    let ask = |method: &str, path: &str| {
+        let mut stream = TcpStream::connect(relay.admin()).unwrap();
+        let head = format!("{method} {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.split(' ').nth(1).unwrap().to_owned(), body.to_owned())
+    };
+    for path in ["/livez", "/readyz", "/healthz", "/readyz?verbose"] {
+        let (status, body) = ask("GET", path);
+        assert!(status == "200" && !body.is_empty(), "{path}");
+        assert_eq!(ask("HEAD", path), (status.clone(), String::new()), "{path}");
+        assert_eq!(ask("OPTIONS", path), (status, body), "{path}");
+    }
+    for path in ["/", "/metrics", "/status"] {
+        assert_eq!(ask("HEAD", path), ("200".to_owned(), String::new()), "{path}");
+        assert_eq!(ask("OPTIONS", path).0, "405", "{path}");
+    }
+    assert_eq!(ask("HEAD", "/nowhere").0, "404");
     relay.finish(Backlog::Empty);
 }
 

@@ -60,7 +60,8 @@ impl Future for Made {
     }
 }
 
-/// A layer that answers `GET` for one path, and leaves all other requests to the layers below. A
+/// A layer that answers `GET` and `HEAD` for one path, and leaves all other requests to the layers
+/// below. The pages for probes also answer `OPTIONS`, the method of HAProxy's `option httpchk`. A
 /// caller who does not belong to the page's audience gets 401. A path that ends with `*` stands for
 /// all paths that begin with the text before the `*`. At the probe address, only the pages for
 /// probes exist.
@@ -123,7 +124,12 @@ where
         };
         let Route { caller, audience, .. } = &self.route;
         let is_here = *audience == Audience::Probes || !caller.is_probe;
-        if !is_for || !is_here || request.method() != Method::GET {
+        let takes = match *request.method() {
+            Method::GET | Method::HEAD => true,
+            Method::OPTIONS => *audience == Audience::Probes,
+            _ => false,
+        };
+        if !is_for || !is_here || !takes {
             return Either::Right(self.rest.call(request));
         }
         let Some(what) = caller.admin.access.load().refusal(*audience, request.headers()) else {

@@ -413,6 +413,8 @@ fn tokens_are_not_shown_in_the_report() {
     );
     let Migrated { config, report } = migrate(&text).unwrap();
     assert!(!format!("{report:?}").contains("c2Vj"), "{report:?}");
+    let decide = report.lines("f", Verdict::Decide).join("\n");
+    assert!(decide.contains("/readyz and /livez on the relay's admin address"), "{decide}");
     let (head, settings) = config.split_once("\n[[listener]]").unwrap();
     assert!(!head.contains("c2Vj") && settings.contains("\"x-token\" = \"c2Vj\""), "{config}");
 }
