@@ -34,11 +34,14 @@ pub(super) fn unanswered(truth: &Truth, now: Duration) -> Vec<Fault> {
         let is_kept = !before.insert((sender, connection)) && connection > 0;
         let Some((ended, answer)) = attempt.ended else { continue };
         let lasted = ended.saturating_sub(attempt.begun);
+        let mut configs = truth.configs(attempt.begun, ended);
         let has_answer = match answer {
-            Answer::Broken => is_kept || lasted > REFUSED,
+            // A small `limits.max_connections` may close a connection before its request is whole.
+            Answer::Broken => {
+                is_kept || lasted > REFUSED || configs.any(|it| it.limits.connections.is_some())
+            }
             // With `delivered`, the relay can't tell such a sender from one that has gone.
             Answer::HalfClosed => {
-                let mut configs = truth.configs(attempt.begun, ended);
                 lasted > REFUSED || configs.any(|it| it.acknowledge == Acknowledge::Delivered)
             }
             Answer::Status(_)

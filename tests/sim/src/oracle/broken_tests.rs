@@ -35,6 +35,10 @@ fn a_request_that_breaks_needs_an_end_of_the_relay_or_a_connection_that_was_kept
         let mut slow = Small::new();
         sends(&mut slow, must, 3);
         check(&slow, unanswered, None);
+        let mut crowded = Small::new();
+        crowded.config(10, |config| config.limits.connections = Some(9));
+        sends(&mut crowded, must, 1);
+        check(&crowded, unanswered, None);
         let mut ends = Small::new();
         sends(&mut ends, must, 1);
         ends.dies(31, Kind::Kill);
