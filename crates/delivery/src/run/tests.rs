@@ -1062,7 +1062,8 @@ async fn a_consumer_that_refused_everything_recovers_from_its_bad_event_without_
         assert_eq!((bench.delivered(), bench.lost()), (others as u64, 1), "{others}");
         assert!(in_order(&bench.seen(), &names));
         let late = started.elapsed().saturating_sub(HOUR);
-        assert!(late < Duration::from_secs(120), "{late:?}");
+        // Four or five pauses of at most 33 s.
+        assert!(late < Duration::from_secs(165), "{late:?}");
         bench.finish().await;
     }
 }
