@@ -1213,7 +1213,7 @@ impl Ledger {
             && self.in_flight.has(State::PassedOver);
         // Silence would cost a time-out before another event takes its turn. After a connection
         // that can't be made, the first event might get the address that works each time, and the
-        // others the one that is away (seed 2132114622 of the simulator).
+        // others the one that refuses connections (seed 2132114622 of the simulator).
         let is_quick = failure.may_be_the_events && failure.reason != AttemptError::Timeout;
         let in_order = self.rules.is_ordered && is_quick;
         self.turns.paused(can_show, in_order);

@@ -65,7 +65,7 @@ pub(super) trait Evidence: Send + Sync {
 pub struct Loaded {
     /// The JSON object that was stored, unless the file is damaged.
     pub content: Vec<u8>,
-    /// What is wrong with the file.
+    /// The damage of the file, as words for a message; `None` if the file is whole.
     pub damage: Option<&'static str>,
 }
 

@@ -401,8 +401,8 @@ catalog! {
                 down, or something on the network drops packets. If other events are delivered, \
                 one event may be the reason: see `aside` in `/status`. `tls`: check the \
                 certificate, name and CA. `closed`, `protocol`: check the protocol and port. \
-                `status_4xx`: check the token, path and format. `status_429`, `status_5xx`: the consumer is \
-                overloaded or broken. `item`: the consumer rejects individual events; `last_error` \
+                `status_4xx`: check the token, path and format. `status_429`, `status_5xx`: the \
+                consumer is overloaded or broken. `item`: the consumer rejects individual events; `last_error` \
                 in `/status` says why. `acknowledgement`: the consumer did not confirm accepted \
                 events in time, or is behind a load balancer without sticky sessions. `check \
                 --config FILE --connect` tries the connection by hand.",

@@ -222,8 +222,8 @@ fn a_file_that_is_not_whole_is_the_loss_of_its_event_alone() {
     let relay = Relay::start(&config);
     relay.wait_until_delivered(PATIENCE);
     assert_eq!((lost(&relay), of_output(&relay, "output_events_total")), (7.0, 3.0));
-    let foreign = "files in set-aside/ are not events of the relay: they are left alone; find out who \
-                   writes to queue.directory";
+    let foreign = "files in set-aside/ are not events of the relay: they are left alone; find out \
+                   who writes to queue.directory";
     relay.wait_for_log(foreign, PATIENCE);
     relay.finish(Backlog::Empty);
     // Nothing is counted twice, and the stranger's file is still there.

@@ -696,9 +696,10 @@ impl Shared {
 
 impl Evidence for Shared {
     fn is_changed(&self, position: Position, line: &[u8]) -> bool {
-        let line = [line, b"\n"].concat();
-        let originals = self.originals.get();
-        originals.is_some_and(|known| !known.changed(position, &line).is_empty())
+        self.originals.get().is_some_and(|known| {
+            // Only whole lines are compared.
+            !known.changed(position, &[line, b"\n"].concat()).is_empty()
+        })
     }
 
     fn keeps_file(&self, output: &str, position: Position) -> bool {

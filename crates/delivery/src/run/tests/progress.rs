@@ -185,10 +185,8 @@ impl<const STREAM: bool> Link for Wire<STREAM> {
     }
 
     fn send(&mut self, batch: Batch) {
-        let busy =
-            |it: usize| self.batches.iter().any(|sent| sent.connection == it && !sent.is_taken);
-        let connection = (0..self.store.life.lanes).find(|it| !busy(*it)).unwrap_or_default();
-        self.send_on(batch, connection);
+        let free = (0..self.store.life.lanes).find(|lane| !self.is_busy(*lane));
+        self.send_on(batch, free.unwrap_or_default());
     }
 
     fn send_alone(&mut self, batch: Batch) {
