@@ -1211,12 +1211,10 @@ impl Ledger {
         let can_show = failure.may_be_the_events
             && failure.retry_after.is_none()
             && self.in_flight.has(State::PassedOver);
-        // Silence would cost a time-out before another event takes its turn. After a connection
-        // that can't be made, the first event might get the address that works each time, and the
-        // others the one that refuses connections (seed 2132114622 of the simulator).
-        let is_quick = failure.may_be_the_events && failure.reason != AttemptError::Timeout;
-        let in_order = self.rules.is_ordered && is_quick;
-        self.turns.paused(can_show, in_order);
+        // Silence would cost a time-out before another event takes its turn.
+        let was_reached = failure.may_be_the_events;
+        let is_quick = !was_reached || failure.reason != AttemptError::Timeout;
+        self.turns.paused(can_show, self.rules.is_ordered && is_quick, was_reached);
         self.health.next_attempt(wait);
     }
 

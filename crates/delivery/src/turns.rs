@@ -83,6 +83,8 @@ pub(super) struct Turns {
     ahead: u64,
     /// `true` if an event was passed over since the consumer accepted something.
     has_passed: bool,
+    /// `true` if the first event, in its turn after a pause, was the last to be turned down.
+    first_failed: bool,
     round: Round,
     /// The index of the event that was repeated last. The next one is repeated after the next
     /// pause.
@@ -106,6 +108,7 @@ impl Default for Turns {
             is_known: false,
             ahead: 0,
             has_passed: false,
+            first_failed: false,
             round: Round::FIRST,
             rotation: 0,
             awaits_event: false,
@@ -148,6 +151,7 @@ impl Turns {
         }
         self.failing_since.get_or_insert_with(Instant::now);
         self.last = Some(failure.clone());
+        self.first_failed = self.round.only_first.is_some();
         self.round.left = self.round.left.saturating_sub(1);
         self.round.left == 0
     }
@@ -169,6 +173,7 @@ impl Turns {
     /// The consumer has accepted something, so each event may be tried again.
     pub(super) fn progressed(&mut self) {
         (self.ahead, self.has_passed, self.round) = (0, false, Round::FIRST);
+        self.first_failed = false;
         (self.awaits_event, self.failing_since, self.last) = (false, None, None);
     }
 
@@ -260,12 +265,22 @@ impl Turns {
     /// the consumer works. If none was tried since the last pause, it then ends this pause.
     /// `in_order`: the first event then takes its turn before later ones, so that they stay in
     /// order if the consumer works again. If it alone was tried since the last pause, the next turn
-    /// is another event's.
-    pub(super) fn paused(&mut self, can_show: bool, in_order: bool) {
+    /// is another event's. `was_reached`: the failure came from the consumer. A connection that
+    /// can't be made is no answer to any event: the first one takes the turn again. Once it was
+    /// turned down, another one has to be turned down before: if one of two addresses refuses
+    /// connections, the first event might otherwise get the one that works each time (seed
+    /// 2132114622 of the simulator).
+    pub(super) fn paused(&mut self, can_show: bool, in_order: bool, was_reached: bool) {
         self.awaits_event = !self.round.took_new && can_show;
+        let was_turn_of_first = match was_reached {
+            true => self.round.only_first.is_some(),
+            false => self.first_failed,
+        };
         self.round = Round {
             left: MORE_TRIES,
-            first_is_next: in_order && self.round.only_first.is_none(),
+            first_is_next: in_order && !was_turn_of_first,
+            // It may still wait for a connection in its turn.
+            only_first: self.round.only_first.filter(|_| !was_reached),
             may_repeat: true,
             ..Round::FIRST
         };
@@ -356,10 +371,31 @@ mod tests {
         assert_eq!(until_pause(&mut turns), Some(FIRST_TRIES));
         assert_eq!(turns.repeat(3), None, "each was just tried");
         for rotation in [1, 2, 0] {
-            turns.paused(true, false);
+            turns.paused(true, false, true);
             assert_eq!(turns.repeat(3), Some(rotation));
             assert_eq!(turns.repeat(3), None);
             assert_eq!(until_pause(&mut turns), Some(MORE_TRIES));
         }
+    }
+
+    #[test]
+    fn the_first_event_is_next_after_refused_connections_until_it_is_turned_down() {
+        let (mut turns, first) = (Turns::default(), Position::START);
+        for _ in 0..3 {
+            turns.paused(true, true, false);
+            assert!(turns.takes_first(first));
+        }
+        // It is sent when a connection can be made, and turned down.
+        turns.paused(true, true, false);
+        turns.failed(Some(1), &failure());
+        for _ in 0..3 {
+            turns.takes(first.next());
+            turns.paused(true, true, false);
+            assert!(!turns.takes_first(first), "another event may need the address that works");
+        }
+        turns.takes(first.next());
+        turns.failed(Some(1), &failure());
+        turns.paused(true, true, false);
+        assert!(turns.takes_first(first), "another event was turned down, too");
     }
 }

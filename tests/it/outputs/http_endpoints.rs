@@ -80,13 +80,7 @@ fn a_proxy_that_is_stopped_and_killed_loses_nothing(
     let generated = |event: &&Vec<u8>| event.windows(9).any(|window| window == b"generated");
     let [received, expected] = [&received, &events]
         .map(|events| events.iter().filter(generated).cloned().collect::<Vec<_>>());
-    // They arrive in order. One may also come earlier, as a test of the consumer, and is then sent
-    // again (see guarantees.md).
-    let mut left = expected.iter().peekable();
-    for event in &received {
-        left.next_if(|next| *next == event);
-    }
-    assert_eq!(left.next(), None, "an event has not come behind those before it");
+    assert_in_order(&received, &expected);
     assert_eq!(lost(&relay), 0.0);
     relay.finish(Backlog::Empty);
 }
