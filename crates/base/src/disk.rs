@@ -31,6 +31,9 @@ pub const QUARANTINE: &str = "quarantine";
 /// The directory of the events that outputs have set aside.
 pub const ASIDE: &str = "set-aside";
 
+/// The directory with an empty file for each event that is set aside, of the same name.
+pub const ASIDE_NAMES: &str = "set-aside-names";
+
 /// The file whose lock (flock) lets only one process use the queue's directory.
 pub const LOCK: &str = "spool.lock";
 
@@ -195,7 +198,7 @@ impl RealDisk {
         }
         let grows = AtomicBool::new(false);
         let disk = Self { root: root.to_owned(), _lock: Some(file), grows };
-        for name in [SEGMENTS, SPARES, QUARANTINE, ASIDE] {
+        for name in [SEGMENTS, SPARES, QUARANTINE, ASIDE, ASIDE_NAMES] {
             disk.make_directory(name).map_err(failed("make", &root.join(name)))?;
         }
         Ok(disk)
@@ -261,6 +264,9 @@ impl RealDisk {
     }
 
     fn reserve(&self, file: &fs::File, bytes: u64) -> io::Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
         match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, bytes) {
             Err(Errno::OPNOTSUPP) => {
                 if !self.grows.swap(true, Ordering::Relaxed) {

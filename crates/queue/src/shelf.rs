@@ -7,15 +7,17 @@
 //! At startup, a file whose event is not before the output's place is deleted: the output gets this
 //! event from the log again.
 //!
-//! A file that is damaged, or that is no regular file, is the loss of its event. The output counts
-//! it as soon as it reads the file, after the start.
+//! A file that is damaged or missing, or that is no regular file, is the loss of its event. The
+//! output counts it as soon as it reads the file, after the start. That a file is missing is known
+//! by its *note*: an empty file of the same name in another directory. It is made before the file,
+//! and deleted before it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 
 use base::disk;
-use base::disk::{ASIDE, Access, Disk, named};
+use base::disk::{ASIDE, ASIDE_NAMES, Access, Disk, named};
 use base::position::Position;
 use base::release::Format;
 
@@ -104,6 +106,12 @@ impl Shelf {
     pub fn store(&self, position: Position, content: &[u8]) -> io::Result<()> {
         let Some(Files { disk, output, .. }) = &self.0 else { return Ok(()) };
         disk.make_directory(ASIDE)?;
+        disk.make_directory(ASIDE_NAMES)?;
+        match disk.create(&note(output, position), 0) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            created => drop(created?),
+        }
+        disk.sync_directory(ASIDE_NAMES)?;
         let name = name(output, position);
         disk::replace(&**disk, &name, &sealed(content)).map_err(named(&name))
     }
@@ -189,22 +197,49 @@ pub(crate) fn load(disk: &dyn Disk, name: &str) -> io::Result<Loaded> {
     Ok(Loaded { content, damage })
 }
 
-/// Deletes an event's file. A failure is logged: the event is then sent again after a restart. What
-/// is no file, such as a directory, gets another name.
+/// Deletes an event's file. A failure is logged: the event is then sent again after a restart.
 pub(super) fn delete(disk: &dyn Disk, output: &str, position: Position) {
-    let file = name(output, position);
-    match disk.remove(&file) {
-        Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
-            disk.rename(&file, &format!("{file}{NO_EVENT}")).ok();
-        }
-        Err(error) if error.kind() != io::ErrorKind::NotFound => tracing::warn!(
-            file,
+    if let Err(error) = remove(disk, output, position) {
+        tracing::warn!(
+            file = name(output, position),
             %error,
             "cannot delete the file of an event that is no longer set aside: the event is sent \
              again after the next start"
-        ),
-        _ => {}
+        );
     }
+}
+
+/// Deletes an event's note, and then its file. What is no file, such as a directory, gets another
+/// name.
+fn remove(disk: &dyn Disk, output: &str, position: Position) -> io::Result<()> {
+    let file = name(output, position);
+    if is_there(disk.remove(&note(output, position)))? {
+        // If only the file were gone after a power loss, its event would count as lost.
+        disk.sync_directory(ASIDE_NAMES)?;
+    }
+    match disk.remove(&file) {
+        Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
+            disk.rename(&file, &format!("{file}{NO_EVENT}"))
+        }
+        removed => is_there(removed).map(drop),
+    }
+}
+
+/// Returns `false` if the file does not exist.
+fn is_there<T>(done: io::Result<T>) -> io::Result<bool> {
+    match done {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        done => done.map(|_| true),
+    }
+}
+
+fn note(output: &str, position: Position) -> String {
+    format!("{ASIDE_NAMES}/{output}-{:020}{SUFFIX}", position.get())
+}
+
+/// Returns `true` if the file of this event should exist.
+pub(crate) fn is_noted(disk: &dyn Disk, output: &str, position: Position) -> io::Result<bool> {
+    is_there(disk.open(&note(output, position), Access::Read))
 }
 
 pub(crate) fn name(output: &str, position: Position) -> String {
@@ -244,23 +279,24 @@ pub(crate) fn tidy(disk: &dyn Disk) -> io::Result<()> {
     Ok(())
 }
 
-/// Returns the events that outputs have set aside. What is no regular file counts as an event of 0
-/// bytes, which can't be read.
+/// Returns the events that outputs have set aside. What is missing, or is no regular file, counts
+/// as an event of 0 bytes, which can't be read.
 pub(crate) fn find(disk: &dyn Disk) -> io::Result<Found> {
     let mut found = Found::new();
-    let names = match disk.list(ASIDE) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
-        names => names.map_err(named(ASIDE))?,
+    let names = |directory| match disk.list(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeSet::new()),
+        names => names.map(BTreeSet::from_iter).map_err(named(directory)),
     };
-    for file in names {
-        let Some((output, position)) = parts(&file) else { continue };
+    // A relay deletes a note before its file, and may run now.
+    let (noted, there) = (names(ASIDE_NAMES)?, names(ASIDE)?);
+    for file in noted.union(&there) {
+        let Some((output, position)) = parts(file) else { continue };
         let path = format!("{ASIDE}/{file}");
         let bytes = match disk.open(&path, Access::Read).and_then(|file| file.bytes()) {
             Err(error) if disk::may_pass(&error) => return Err(named(&path)(error)),
             bytes => bytes.unwrap_or_default(),
         };
-        let event = (position, bytes);
-        found.entry(output.to_owned()).or_default().push(event);
+        found.entry(output.to_owned()).or_default().push((position, bytes));
     }
     found.values_mut().for_each(|events| events.sort_unstable());
     Ok(found)
@@ -268,10 +304,9 @@ pub(crate) fn find(disk: &dyn Disk) -> io::Result<Found> {
 
 pub(super) fn remove_all(disk: &dyn Disk, output: &str, events: &[(Position, u64)]) {
     for (position, _) in events {
-        let file = name(output, *position);
-        if let Err(error) = disk.remove(&file) {
+        if let Err(error) = remove(disk, output, *position) {
             tracing::warn!(
-                file,
+                file = name(output, *position),
                 %error,
                 "cannot delete a file in set-aside/ that no output needs: nothing is lost, but it \
                  takes up disk space"

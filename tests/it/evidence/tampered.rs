@@ -34,10 +34,11 @@ pub(super) fn forge(spool: &Spool, position: u64) {
     });
 }
 
-/// Method: an event is set aside, and changed in its file, with and without a correct checksum.
+/// Method: an event is set aside, and changed in its file, with and without a correct checksum, or
+/// its file is deleted.
 #[test]
 fn a_changed_event_that_is_set_aside_is_lost_and_not_sent() {
-    for corrects in [false, true] {
+    for (corrects, deletes) in [(false, false), (true, false), (false, true)] {
         let mut recorded = Recorded::new();
         let works = Arc::new(AtomicBool::new(false));
         let there = Arc::clone(&works);
@@ -63,12 +64,16 @@ fn a_changed_event_that_is_set_aside_is_lost_and_not_sent() {
             content[11..19].copy_from_slice(crc.as_bytes());
         }
         std::fs::write(&file, content).unwrap();
+        if deletes {
+            std::fs::remove_file(&file).unwrap();
+        }
         works.store(true, Ordering::Relaxed);
         let relay = Relay::start(&config);
         relay.wait_until_delivered(PATIENCE);
         let metrics = relay.metrics();
         assert_eq!(metrics.count("error_total", &[("plugin", "consumer")]), 1);
-        assert_eq!(metrics.count("evidence_errors_total", &[("reason", "tampered")]), 1);
+        let tampered = metrics.count("evidence_errors_total", &[("reason", "tampered")]);
+        assert_eq!(tampered, u64::from(!deletes));
         relay.finish(Backlog::Empty);
         recorded.events.remove(3);
         assert_same_set(&accepted_events(&recorded.sink), &recorded.events);

@@ -101,8 +101,14 @@ impl<'a, 't> Walk<'a, 't> {
             for (position, _) in events {
                 let file = shelf::name(&output, position);
                 let error = match shelf::load(disk, &file) {
-                    // A relay has deleted the file since.
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                        let noted = shelf::is_noted(disk, &output, position);
+                        if !noted.map_err(|error| self.directory.failed(ASIDE, error))? {
+                            // A relay has deleted the file since.
+                            continue;
+                        }
+                        error
+                    }
                     Err(error) => error,
                     Ok(loaded) => match loaded.damage {
                         Some(damage) => io::Error::other(damage),
