@@ -62,7 +62,7 @@ pub(super) fn read(t: &mut Table<'_, '_>) -> Draft {
         };
         let meaning = "file with the bearer token for pages that may name users: /status, \
                        /status/history, /status/volume, /evidence/ and the status page's data; \
-                       until the file exists, they refuse every request";
+                       without a token in the file, they refuse every request";
         let bearer_token_file = token(t, "bearer_token_file", "no token needed", meaning, false);
         let meaning = "file with a bearer token for /metrics (the token in `bearer_token_file` \
                        also works); until one of the files exists, /metrics refuses every request";

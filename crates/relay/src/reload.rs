@@ -132,7 +132,18 @@ impl Parts {
                     error,
                     "config not reloaded: the relay continues with the config in use"
                 );
+                self.forget_old_tokens().await;
             }
+        }
+    }
+
+    /// Reads the tokens of the admin address again. If the files do not answer in time, the tokens
+    /// stay.
+    async fn forget_old_tokens(&mut self) {
+        let (config, access) = (self.config.admin.clone(), self.admin.access());
+        let deadline = Instant::now() + named_file::WAIT_MAX;
+        if let Ok(access) = in_time(deadline, move || access.after_failure(&config)).await {
+            self.admin.admit(access);
         }
     }
 

@@ -54,7 +54,7 @@ enum Lock {
     /// Nothing is needed.
     #[default]
     Open,
-    /// A token. `None`: its file does not exist yet, and no token opens the lock.
+    /// A token. `None`: its file does not exist or can't be used, and no token opens the lock.
     Token(Option<Token>),
 }
 
@@ -72,6 +72,11 @@ impl Lock {
             );
         }
         Ok(Self::Token(token))
+    }
+
+    /// Returns the lock after a failed reload: an old token is not kept if it was taken back.
+    fn read_again(file: Option<&Path>) -> Self {
+        file.map_or(Self::Open, |file| Self::Token(Token::read(file).ok()))
     }
 
     fn opens_to(&self, given: Option<&[u8]>) -> bool {
@@ -111,6 +116,19 @@ impl Access {
             access.revoked = current.revoked.clone();
         }
         Ok(access)
+    }
+
+    /// Returns the rules after a reload that has failed. `config` stays in force, but somebody may
+    /// have taken a token back: the file of each token decides. Blocks on the disk.
+    pub fn after_failure(&self, config: &config::Admin) -> Self {
+        Self {
+            tls: self.tls.clone(),
+            rustls: self.rustls.clone(),
+            readers: Lock::read_again(config.bearer_token_file.as_deref()),
+            scrapers: Lock::read_again(config.metrics_token_file.as_deref()),
+            tap: config.tap_token_file.as_deref().and_then(|file| Token::read(file).ok()),
+            revoked: self.revoked.clone(),
+        }
     }
 
     /// Returns the settings of the next TLS handshake; `None`: the address speaks plain HTTP.
@@ -154,9 +172,9 @@ impl Access {
         };
         match (is_open, lock) {
             (true, _) => None,
-            (false, Lock::Token(None)) => {
-                Some("the file with the bearer token does not exist yet, so this page is refused")
-            }
+            (false, Lock::Token(None)) => Some(
+                "the file with the bearer token does not exist or has no token: nobody gets this page",
+            ),
             (false, _) if given.is_some() => Some("the bearer token is wrong"),
             (false, _) => Some(key),
         }

@@ -236,7 +236,9 @@ impl Door {
         let what = match is_right {
             Some(Some(revoked)) => return Ok(revoked),
             None => {
-                let what = "taps are off: the config has no admin.tap_token_file".to_owned();
+                let what = "taps are off: the config has no admin.tap_token_file, or the file has \
+                            no token"
+                    .to_owned();
                 return Err(Refusal(StatusCode::NOT_FOUND, what));
             }
             Some(None) if given.is_some() => "the bearer token is wrong",
