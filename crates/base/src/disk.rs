@@ -3,7 +3,7 @@
 //! and no symlink below that directory is followed.
 
 use std::io::IoSlice;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -71,6 +71,52 @@ pub trait Disk: Send + Sync + fmt::Debug {
     fn identity(&self, _directory: &str) -> Option<String> {
         None
     }
+
+    /// Returns where the directory is that was opened at the start. It costs about five system
+    /// calls, which never wait for the device.
+    fn place(&self) -> Place {
+        Place::Here
+    }
+}
+
+/// Where a queue's directory is, compared with the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// Each directory that holds events, and the lock file, has its name.
+    Here,
+    /// Another file or directory, or none, has this name: it was moved away, or a mount covers it.
+    /// A start would not find the events.
+    Away(&'static str),
+    /// The directory with this name was deleted. No file can be made in it any more.
+    Deleted(&'static str),
+}
+
+impl Place {
+    /// Returns `true` if all segments were deleted.
+    pub fn has_no_segments(self) -> bool {
+        matches!(self, Self::Deleted("" | SEGMENTS))
+    }
+
+    /// # Errors
+    ///
+    /// The directory is not where it was, with advice for the operator.
+    pub fn check(self) -> io::Result<()> {
+        let name = |name: &str| match name {
+            "" => "queue.directory".to_owned(),
+            name => format!("{name} in queue.directory"),
+        };
+        Err(io::Error::other(match self {
+            Self::Here => return Ok(()),
+            Self::Away(what) => format!(
+                "{} was moved away, replaced or covered by a mount: bring it back, or restart the \
+                 relay to begin a new queue there",
+                name(what)
+            ),
+            Self::Deleted(what) => {
+                format!("{} was deleted: restart the relay to begin a new queue", name(what))
+            }
+        }))
+    }
 }
 
 /// The purpose for which a file is opened.
@@ -102,6 +148,11 @@ pub trait File: Send + Sync + fmt::Debug {
 
     /// Returns the length of the file in bytes.
     fn bytes(&self) -> io::Result<u64>;
+
+    /// Returns `false` if the file was deleted.
+    fn is_linked(&self) -> io::Result<bool> {
+        Ok(true)
+    }
 }
 
 /// Returns the device and inode numbers of a directory, as the text of [`Disk::identity`].
@@ -170,8 +221,12 @@ pub fn replace(disk: &dyn Disk, name: &str, content: &[u8]) -> io::Result<()> {
 #[derive(Debug)]
 pub struct RealDisk {
     root: PathBuf,
+    /// The directories that hold events, by name; `""` is the queue's directory. All operations
+    /// begin there, so that they never change what a mount has put over them. Empty after
+    /// [`RealDisk::look`].
+    held: Vec<(&'static str, OwnedFd)>,
     /// The open lock file. `None` after [`RealDisk::look`], which takes no lock.
-    _lock: Option<fs::File>,
+    lock: Option<fs::File>,
     /// `true` once the log has said that the file system can't reserve disk space.
     grows: AtomicBool,
 }
@@ -197,16 +252,22 @@ impl RealDisk {
             Err(fs::TryLockError::Error(error)) => return Err(failed("lock", &lock)(error)),
         }
         let grows = AtomicBool::new(false);
-        let disk = Self { root: root.to_owned(), _lock: Some(file), grows };
+        let (root, held) = (root.to_owned(), Vec::new());
+        let mut disk = Self { root, held, lock: Some(file), grows };
         for name in [SEGMENTS, SPARES, QUARANTINE, ASIDE, ASIDE_NAMES] {
-            disk.make_directory(name).map_err(failed("make", &root.join(name)))?;
+            disk.make_directory(name).map_err(failed("make", &disk.root.join(name)))?;
+        }
+        for name in ["", SEGMENTS, ASIDE, ASIDE_NAMES] {
+            let opened = disk.directory(name).map_err(failed("open", &disk.root.join(name)))?;
+            disk.held.push((name, opened));
         }
         Ok(disk)
     }
 
     /// Opens a queue's directory without its lock. The caller must call only operations that read.
     pub fn look(root: &Path) -> Self {
-        Self { root: root.to_owned(), _lock: None, grows: AtomicBool::new(false) }
+        let (root, grows) = (root.to_owned(), AtomicBool::new(false));
+        Self { root, held: Vec::new(), lock: None, grows }
     }
 
     /// Returns `true` if another process holds the lock. Takes a shared lock for a moment.
@@ -229,9 +290,19 @@ impl RealDisk {
 
     fn directory(&self, name: &str) -> io::Result<OwnedFd> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let mut directory = retry_on_intr(|| rustix::fs::open(&self.root, flags, Mode::empty()))?;
-        let mut path = String::new();
-        for part in name.split('/').filter(|part| !part.is_empty()) {
+        let held = |name: &str| self.held.iter().find(|(held, _)| *held == name).map(|it| &it.1);
+        let (first, below) = name.split_once('/').unwrap_or((name, ""));
+        let (mut directory, mut path, rest) = match (held(first), held("")) {
+            (Some(first_fd), _) => {
+                (open_at(first_fd, ".", flags, first)?, format!("{first}/"), below)
+            }
+            (None, Some(root)) => (open_at(root, ".", flags, "")?, String::new(), name),
+            (None, None) => {
+                let open = || rustix::fs::open(&self.root, flags, Mode::empty());
+                (retry_on_intr(open)?, String::new(), name)
+            }
+        };
+        for part in rest.split('/').filter(|part| !part.is_empty()) {
             path.push_str(part);
             directory = open_at(&directory, part, flags, &path)?;
             path.push('/');
@@ -363,6 +434,24 @@ impl Disk for RealDisk {
         identity(&self.root.join(directory))
     }
 
+    fn place(&self) -> Place {
+        let Some(((_, root), below)) = self.held.split_first() else { return Place::Here };
+        let inode = |found: Stat| (found.st_dev, found.st_ino);
+        let named = |name| rustix::fs::statat(root, name, AtFlags::SYMLINK_NOFOLLOW).map(inode);
+        let compare = |name, fd: BorrowedFd<'_>, there: Result<_, Errno>| {
+            let held = rustix::fs::fstat(fd).ok()?;
+            let is_same = there.is_ok_and(|there| there == inode(held));
+            let is_deleted = held.st_nlink == 0 && name != LOCK;
+            let place = if is_deleted { Place::Deleted(name) } else { Place::Away(name) };
+            (!is_same).then_some(place)
+        };
+        let mut places = below.iter().map(|(name, fd)| compare(name, fd.as_fd(), named(*name)));
+        compare("", root.as_fd(), rustix::fs::stat(&self.root).map(inode))
+            .or_else(|| places.find_map(|place| place))
+            .or_else(|| compare(LOCK, self.lock.as_ref()?.as_fd(), named(LOCK)))
+            .unwrap_or(Place::Here)
+    }
+
     fn list(&self, directory: &str) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
         for entry in Dir::new(self.readable(directory)?)? {
@@ -482,6 +571,10 @@ impl File for RealFile {
 
     fn bytes(&self) -> io::Result<u64> {
         Ok(self.file.metadata()?.len())
+    }
+
+    fn is_linked(&self) -> io::Result<bool> {
+        Ok(self.file.metadata()?.nlink() > 0)
     }
 }
 

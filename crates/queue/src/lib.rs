@@ -360,20 +360,29 @@ impl Queue {
         }
     }
 
+    /// Returns `true` if the next start would find all events that are not finished. Blocks on the
+    /// disk for moments.
+    pub fn finds_kept(&self) -> bool {
+        match self {
+            Self::Memory(_) => true,
+            Self::Spool(queue) => queue.finds_kept(),
+        }
+    }
+
     /// Returns the name of each output, and the number and fate of its unfinished events. In a
-    /// queue in memory, and in a queue in files if `ephemeral` is `true`, these events count as
-    /// lost from now on. Otherwise they stay in the files for the next start. A queue in memory
-    /// also takes no more batches.
+    /// queue in memory, and in a queue in files if `ephemeral` is `true` or the files were deleted,
+    /// these events count as lost from now on. Otherwise they stay in the files for the next start.
+    /// A queue in memory also takes no more batches. Blocks on the disk for moments.
     pub fn abandon(&self, ephemeral: bool) -> Vec<(String, Left)> {
         let lost = |all: Vec<(String, u64)>| {
             all.into_iter().map(|(name, events)| (name, Left::Lost(events))).collect()
         };
         match self {
             Self::Memory(queue) => lost(queue.abandon()),
-            Self::Spool(queue) if ephemeral => lost(queue.abandon()),
+            Self::Spool(queue) if ephemeral || queue.is_deleted() => lost(queue.abandon()),
             Self::Spool(queue) => {
-                let kept = queue.kept().into_iter();
-                kept.map(|(name, events)| (name, Left::Kept(events))).collect()
+                let left = if queue.finds_kept() { Left::Kept } else { Left::Unknown };
+                queue.kept().into_iter().map(|(name, events)| (name, left(events))).collect()
             }
         }
     }
@@ -382,10 +391,14 @@ impl Queue {
 /// The fate of the events that an output has not finished when the process ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Left {
-    /// This many events are lost and counted as lost, because the queue is in memory or ephemeral.
+    /// This many events are lost and counted as lost, because the queue is in memory or ephemeral,
+    /// or because its files were deleted.
     Lost(u64),
     /// This many events stay in the queue's directory for the next start.
     Kept(u64),
+    /// This many events are unfinished, and the next start may not find all of them: some files
+    /// were deleted, or the directory was moved away or covered by a mount.
+    Unknown(u64),
 }
 
 /// A function that says whether the queue is crowded. Clones are cheap.

@@ -18,6 +18,7 @@
 //! Only [`super::Queue`] calls the public methods of this file, and it documents them. The comments
 //! here only say what is different with files.
 
+use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
@@ -32,7 +33,7 @@ use super::contract::{
 use super::identity::Identity;
 use super::outputs::{Output, show_start};
 use super::segment::{BLOCK, FIRST_RECORD, RECORD_HEADER};
-use super::{cursors, identity, synced};
+use super::{cursors, identity, segment, synced};
 use base::disk::{Disk, OpenError, RealDisk};
 use base::lock::lock;
 use base::position::Position;
@@ -92,6 +93,10 @@ const HANGS_TOLD: Duration = Duration::from_secs(10);
 /// The longest wait for the two threads when the queue closes, because the disk may not respond.
 const CLOSING: Duration = Duration::from_secs(3);
 
+/// The error if files of segments are gone.
+const DELETED: &str = "files in segments/ were deleted: put them back within ten seconds, or their \
+                       undelivered events are lost, and counted as lost";
+
 /// The queue in files. A clone is cheap, and refers to the same queue.
 #[derive(Clone)]
 pub struct Queue {
@@ -150,6 +155,24 @@ impl Shared {
     fn wake(&self) {
         self.wakes.writer.notify_one();
         self.wakes.upkeep.notify_one();
+    }
+
+    /// Returns the first positions of the segments of the log whose files are gone. Only the writer
+    /// may call this: a segment that it begins in the meantime would seem to be missing.
+    fn without_file(&self) -> io::Result<Vec<Position>> {
+        let found = segment::list(&*self.disk)?;
+        let state = self.lock();
+        let first = state.log.segments.iter().map(|segment| segment.first.position);
+        Ok(first.filter(|first| found.binary_search(first).is_err()).collect())
+    }
+
+    /// Fails if a start would not find the queue's directory and all its segments.
+    fn check_whole(&self) -> io::Result<()> {
+        self.disk.place().check()?;
+        match self.without_file()?.is_empty() {
+            true => Ok(()),
+            false => Err(io::Error::other(DELETED)),
+        }
     }
 
     fn capacity(&self) -> u64 {
@@ -493,6 +516,20 @@ impl Queue {
         let log = &self.shared.lock().log;
         let kept = |cursor: &CursorState| log.backlog(cursor).events + cursor.aside;
         log.outputs().map(|cursor| (cursor.output.name.clone(), kept(cursor))).collect()
+    }
+
+    /// Returns `true` if a start would find all events that are neither finished nor counted as
+    /// lost; `false` if segments were deleted, or if the directory was moved away or covered by a
+    /// mount. Blocks on the disk.
+    pub fn finds_kept(&self) -> bool {
+        let is_whole = self.shared.check_whole().is_ok();
+        let log = &self.shared.lock().log;
+        log.abandoned || (is_whole && log.outputs().all(|cursor| !log.has_gap_for(cursor)))
+    }
+
+    /// Returns `true` if the queue's directory was deleted with all segments.
+    pub fn is_deleted(&self) -> bool {
+        self.shared.disk.place().has_no_segments()
     }
 
     /// See [`super::Queue::disk`].

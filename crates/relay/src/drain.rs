@@ -100,7 +100,16 @@ pub(crate) async fn abandon(queue: &Queue, ephemeral: bool, lives: Option<Arc<Li
     for (output, left) in queue.abandon(ephemeral) {
         match left {
             Left::Lost(events) => lost += events,
-            Left::Kept(0) => {}
+            Left::Kept(0) | Left::Unknown(0) => {}
+            Left::Unknown(events) => {
+                tracing::error!(
+                    output,
+                    events,
+                    "the output has not delivered all events, and the next start may not find \
+                     them: files of the queue were deleted, or queue.directory was moved away, \
+                     replaced or covered by a mount"
+                );
+            }
             Left::Kept(events) => {
                 tracing::info!(
                     output,
@@ -121,18 +130,22 @@ pub(crate) async fn abandon(queue: &Queue, ephemeral: bool, lives: Option<Arc<Li
 
 /// Writes the last log line of a relay: the numbers of accepted, delivered, lost and kept events
 /// since the start. The last three are sums over all outputs, so that an event that two outputs
-/// have delivered counts twice as delivered.
+/// have delivered counts twice as delivered. `kept` is `unknown` if the next start may not find all
+/// of them.
 pub(super) fn tell_totals(queue: &Queue, telemetry: &Telemetry) {
     telemetry.reports().flush();
     queue.observe();
     let (mut delivered, mut lost, mut kept, mut each) = (0, 0, 0, String::new());
-    for outcome in telemetry.outcomes() {
+    let finds_kept = queue.finds_kept();
+    for mut outcome in telemetry.outcomes() {
+        outcome.kept = if finds_kept { outcome.kept } else { 0 };
         (delivered, lost) = (delivered + outcome.delivered, lost + outcome.lost);
         kept += outcome.kept;
         let separator = if each.is_empty() { "" } else { "; " };
         each.push_str(&format!("{separator}{outcome}"));
     }
     let accepted = telemetry.queue().accepted.events.get();
+    let kept: &dyn tracing::Value = if finds_kept { &kept } else { &"unknown" };
     if lost > 0 {
         tracing::error!(
             accepted,

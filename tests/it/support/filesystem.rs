@@ -72,6 +72,16 @@ impl Mounted {
         run("mount", &["-o", "remount,ro", text(&self.path())]);
     }
 
+    /// Mounts an empty file system over a directory in this one.
+    pub(crate) fn cover(&self, name: &str) {
+        run("mount", &["-t", "tmpfs", "tmpfs", text(&self.path().join(name))]);
+    }
+
+    /// Undoes [`Mounted::cover`].
+    pub(crate) fn uncover(&self, name: &str) {
+        run("umount", &[text(&self.path().join(name))]);
+    }
+
     /// Undoes [`Mounted::make_read_only`].
     pub(crate) fn make_writable(&self) {
         run("mount", &["-o", "remount,rw", text(&self.path())]);

@@ -338,6 +338,20 @@ impl SpoolState {
         log.join_holes();
     }
 
+    /// Takes segments whose files are gone out of the log. Each output counts their events as lost
+    /// when it has to read them.
+    pub(super) fn give_up_segments(&mut self, missing: &[Position]) {
+        let Self { log, writing } = self;
+        log.segments.retain(|segment| {
+            let is_missing = missing.contains(&segment.first.position);
+            if is_missing {
+                writing.accounting.retire(segment.first.position, segment.size);
+            }
+            !is_missing
+        });
+        writing.saving.is_dirty = true;
+    }
+
     pub(super) fn insert_cursor(&mut self, mut cursor: CursorState) -> usize {
         cursor.output.show_keeping(self.writing.when_full);
         let wakes = self.log.finished_wakes.clone().filter(|_| !cursor.output.is_recorder());
@@ -507,6 +521,21 @@ impl LogState {
         let age =
             Duration::from_millis(now().saturating_sub(received.unwrap_or(cursor.ahead.received)));
         Backlog { events, bytes, lag: if events > 0 { age.as_secs_f64() } else { 0.0 } }
+    }
+
+    /// Returns `true` if no segment has some of the events that a cursor needs, and they are not
+    /// counted as lost.
+    pub(super) fn has_gap_for(&self, cursor: &CursorState) -> bool {
+        let mut at = cursor.claims.watermark();
+        let behind = self.segments.range(self.segment_at(at).min(self.segments.len())..);
+        let ends = behind.map(|segment| (segment.first.position, segment.end.position));
+        ends.chain([(self.end.position, self.end.position)]).any(|(first, end)| {
+            let gap = at..first.max(at);
+            at = end;
+            let counted =
+                cursors::missing_in(&self.holes, &gap) + cursors::missing_in(&cursor.counted, &gap);
+            gap.end - gap.start > counted
+        })
     }
 
     /// Chooses segments of at least `bytes` bytes to drop, oldest first. Returns their indices, or

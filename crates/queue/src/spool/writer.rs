@@ -15,7 +15,7 @@ use super::turn::{NoticePanic, Turn};
 #[cfg(test)]
 use super::upkeep::Chore;
 use super::upkeep::{Reclaim, Upkeep, Written};
-use super::{Segment, Shared, SpoolState, TailRecord, Waiting, turn};
+use super::{DELETED, Segment, Shared, SpoolState, TailRecord, Waiting, turn};
 use crate::contract::{Append, Refused, now};
 use crate::cursors::Cursors;
 use crate::segment;
@@ -24,7 +24,7 @@ use crate::segment::{
 };
 use crate::synced::{Synced, SyncedFile};
 use audit::ListEnds;
-use base::disk::{Access, Aligned, File, SEGMENTS, named};
+use base::disk::{Access, Aligned, File, Place, SEGMENTS, named};
 use base::lock::lock;
 use base::mutant;
 
@@ -42,15 +42,24 @@ const STEP: usize = if cfg!(test) { 1 << 10 } else { 24 << 10 };
 const RETRY_MIN: Duration = Duration::from_millis(250);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 
+/// The time between two looks whether all segments still have their files.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// The time after which segments whose files were deleted are given up, and a new one is begun.
+/// Until then somebody may put them back, or go on deleting.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(10);
+
 /// The writer thread. It waits until there is work, and then does one [`Step`] at a time, the most
 /// urgent one first ([`Writer::turn`]):
 ///
 /// 1. probe: a test after an error, in which usually a new segment is made. No batch is stored
 ///    until it succeeds. The pause between two tests is [`RETRY_MIN`] to [`RETRY_MAX`].
-/// 2. commit: the first waiting batches form a group, which is written with one write, synced, and
+/// 2. look: once a second, whether the queue's directory and all segments are still there
+///    ([`Shared::check_whole`]). The directory is checked after each sync, too.
+/// 3. commit: the first waiting batches form a group, which is written with one write, synced, and
 ///    published. Batches that arrive in the meantime wait for the next group. A group ends before a
 ///    batch that begins a new segment.
-/// 3. seal: the active segment is ended, because the queue is full and its room is needed.
+/// 4. seal: the active segment is ended, because the queue is full and its room is needed.
 ///
 /// After a failed write or sync, the content of the file after the segment's last record is
 /// unknown. The kernel may have forgotten data that it did not write, and the next sync does not
@@ -75,12 +84,16 @@ pub(super) struct Writer {
     retry_segment_bytes: u64,
     retry_at: Instant,
     pause: Duration,
+    look_at: Instant,
+    /// The time since which segments have no file.
+    missing_since: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
     Commit,
     Seal,
+    Look,
     Probe,
 }
 
@@ -96,6 +109,8 @@ impl Writer {
             retry_segment_bytes: 0,
             retry_at: Instant::now(),
             pause: RETRY_MIN,
+            look_at: Instant::now() + LOOK_EVERY,
+            missing_since: None,
         }
     }
 
@@ -156,25 +171,34 @@ impl Writer {
             Turn::End
         } else if has_fault && Instant::now() >= self.retry_at {
             Turn::Do(Step::Probe)
+        } else if !has_fault && Instant::now() >= self.look_at {
+            Turn::Do(Step::Look)
         } else if !state.writing.waiting.is_empty() && !has_fault {
             Turn::Do(Step::Commit)
         } else if state.can_seal_for_room() {
             Turn::Do(Step::Seal)
         } else {
-            Turn::Wait(has_fault.then_some(self.retry_at))
+            Turn::Wait(Some(if has_fault { self.retry_at } else { self.look_at }))
         }
     }
 
-    /// Returns `true` if both the writer and the upkeep wait until they are woken.
+    /// Returns `true` if both the writer and the upkeep wait until they are woken. The writer then
+    /// only looks whether all files are there.
     #[cfg(test)]
     pub(super) fn is_idle(&self) -> bool {
-        matches!(self.turn(&self.shared.lock()), Turn::Wait(None)) && self.upkeep().is_idle()
+        let looks_only = |turn| match turn {
+            Turn::Do(step) => step == Step::Look,
+            Turn::Wait(until) => until == Some(self.look_at),
+            Turn::End => false,
+        };
+        looks_only(self.turn(&self.shared.lock())) && self.upkeep().is_idle()
     }
 
     pub(super) fn perform(&mut self, step: Step) {
         match step {
             Step::Commit => self.commit(),
             Step::Seal => self.seal_for_room(),
+            Step::Look => self.look(),
             Step::Probe => self.probe(),
         }
     }
@@ -291,8 +315,10 @@ impl Writer {
         let renamed = disk.rename(&incoming.name, &name);
         let synced = Synced { end: place, segment: end.position, offset: incoming.size };
         let is_renamed = renamed.is_ok();
-        let safe =
-            renamed.and_then(|()| disk.sync_directory(SEGMENTS)).and_then(|()| self.note(&synced));
+        let safe = renamed
+            .and_then(|()| disk.sync_directory(SEGMENTS))
+            .and_then(|()| disk.place().check());
+        let safe = safe.and_then(|()| self.note(&synced));
         if let Err(error) = safe {
             let may_be_noted = self.shared.lock().writing.health.note_is_unknown;
             let keeps_name =
@@ -366,10 +392,29 @@ impl Writer {
             (None, ..) => return Err(io::Error::other("a group is too long")),
         }
         active.file.sync()?;
+        self.check_place()?;
         let synced = Synced { end: place, segment: active.first, offset: at };
         self.note(&synced)?;
         self.shared.metrics.spool.sync.record(started.elapsed().as_secs_f64());
         Ok(records)
+    }
+
+    /// Fails if what was just synced would not be found by a start.
+    fn check_place(&self) -> io::Result<()> {
+        self.shared.disk.place().check()?;
+        match &self.active {
+            Some(active) if !active.file.is_linked()? => Err(io::Error::other(DELETED)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Looks whether the directory and all segments are still there. If not, no batch is stored
+    /// until a probe finds that they are.
+    fn look(&mut self) {
+        self.look_at = Instant::now() + LOOK_EVERY;
+        if let Err(error) = self.shared.check_whole() {
+            self.refuse(Vec::new(), "the queue's files are not all there", &error, true);
+        }
     }
 
     fn note(&mut self, synced: &Synced) -> io::Result<()> {
@@ -488,13 +533,22 @@ impl Writer {
             Err(error) => {
                 self.shared.metrics.spool.write_errors.increment(1);
                 let shared = Arc::clone(&self.shared);
-                self.fault(&mut shared.lock(), format!("a new segment can't be made: {error}"));
+                self.fault(&mut shared.lock(), format!("the queue can't be written: {error}"));
             }
         }
     }
 
     /// Makes and syncs a new segment or, if the queue is full, saves only the cursors file.
     fn try_probe(&mut self) -> io::Result<()> {
+        if let Err(error) = self.shared.check_whole() {
+            let since = *self.missing_since.get_or_insert_with(Instant::now);
+            if since.elapsed() < GIVE_UP_AFTER || self.shared.disk.place() != Place::Here {
+                return Err(error);
+            }
+            let missing = self.shared.without_file()?;
+            self.shared.lock().give_up_segments(&missing);
+        }
+        self.missing_since = None;
         if self.upkeep().is_unnamed {
             self.upkeep().save()?;
         }

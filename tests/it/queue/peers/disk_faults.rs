@@ -167,6 +167,119 @@ fn a_full_disk_is_served_again(kind: Kind) {
     scene.finish(relay);
 }
 
+/// Checks that no batch is accepted, at once and three seconds later, and that the log, the metrics
+/// and the page name the cause.
+fn assert_refuses(scene: &mut Scene, relay: &Relay, cause: &str) {
+    assert!(!scene.post(relay, 20), "a start would not find it");
+    std::thread::sleep(Duration::from_secs(3));
+    for _ in 0..5 {
+        assert!(!scene.post(relay, 20), "a start would not find it");
+    }
+    assert_eq!(relay.metrics().get("queue_writable", &[]), Some(0.0));
+    assert!(relay.log_text().contains(cause), "{}", relay.log_text());
+    let status = http::get(relay.admin(), "/status").unwrap().text();
+    assert!(status.contains(cause), "{status}");
+}
+
+/// A scene with events in several segments, which only the live consumer has.
+fn with_backlog(spool: Spool) -> (Scene, Relay) {
+    let mut scene = Scene::new(spool, "segment_bytes = \"64KiB\"\n");
+    let relay = scene.start();
+    (0..10).for_each(|_| assert!(scene.post(&relay, 100)));
+    scene.wait_for_live();
+    assert!(scene.spool.segments().len() > 2);
+    (scene, relay)
+}
+
+#[test]
+fn nothing_is_accepted_into_a_directory_that_was_deleted_and_its_events_are_lost() {
+    for part in ["", "segments"] {
+        let (mut scene, mut relay) = with_backlog(Spool::new());
+        std::fs::remove_dir_all(scene.spool.path().join(part)).unwrap();
+        assert_refuses(&mut scene, &relay, "queue.directory was deleted: restart the relay");
+        relay.signal(libc::SIGTERM);
+        assert_eq!(relay.wait_at_most(PATIENCE).code(), Some(1));
+        let end = relay.wait_for_log("the relay has ended, and has lost accepted events", PATIENCE);
+        assert_eq!((&end["lost"], &end["kept"]), (&json!(1000), &json!(0)), "{end}");
+        let relay = scene.start();
+        assert!(scene.post(&relay, 20));
+        scene.late.set_open(true);
+        relay.finish(Backlog::Empty);
+    }
+}
+
+#[test]
+fn nothing_is_accepted_while_the_directory_is_moved_away_or_covered() {
+    let disk = Mounted::new(Kind::Tmpfs, 40 * MIB);
+    let (here, there) = (disk.path().join("spool"), disk.path().join("moved"));
+    let (mut scene, relay) = with_backlog(Spool::at(here.clone()));
+    std::fs::rename(&here, &there).unwrap();
+    let moved = "queue.directory was moved away, replaced or covered by a mount";
+    assert_refuses(&mut scene, &relay, moved);
+    std::fs::create_dir(&here).unwrap();
+    assert_refuses(&mut scene, &relay, moved);
+    assert_eq!(std::fs::read_dir(&here).unwrap().count(), 0, "it is not the relay's");
+    std::fs::remove_dir(&here).unwrap();
+    std::fs::rename(&there, &here).unwrap();
+    assert_recovered(&mut scene, &relay);
+    for part in ["spool", "spool/segments", "spool/set-aside"] {
+        disk.cover(part);
+        assert_refuses(&mut scene, &relay, moved);
+        disk.uncover(part);
+        assert_recovered(&mut scene, &relay);
+    }
+    scene.finish(relay);
+}
+
+/// The relay can't know what a start finds while the directory is away.
+#[test]
+fn the_end_beside_a_directory_that_was_moved_away_does_not_say_how_much_is_kept() {
+    let (scene, mut relay) = with_backlog(Spool::new());
+    let away = scene.spool.path().with_extension("away");
+    std::fs::rename(scene.spool.path(), &away).unwrap();
+    relay.signal(libc::SIGTERM);
+    assert_eq!(relay.wait_at_most(PATIENCE).code(), Some(0));
+    let end = relay.wait_for_log("the relay has ended", PATIENCE);
+    assert_eq!((&end["lost"], &end["kept"]), (&json!(0), &json!("unknown")), "{end}");
+    std::fs::rename(away, scene.spool.path()).unwrap();
+    let relay = scene.start();
+    scene.finish(relay);
+}
+
+/// Without the oldest segment, without all but the newest, and without all. What is in the memory
+/// of the relay still arrives. After a start, the rest is counted as lost.
+#[test]
+fn deleted_segments_are_given_up_after_ten_seconds_and_counted() {
+    for which in 0..3 {
+        let (mut scene, mut relay) = with_backlog(Spool::new());
+        let mut segments = scene.spool.segments();
+        match which {
+            0 => segments.truncate(1),
+            1 => drop(segments.pop()),
+            _ => {}
+        }
+        for segment in &segments {
+            std::fs::remove_file(scene.spool.path().join(segment)).unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(1200));
+        assert_refuses(&mut scene, &relay, "files in segments/ were deleted");
+        assert_recovered(&mut scene, &relay);
+        if which == 2 {
+            relay.stop();
+            assert_eq!(relay.wait_for_log("the relay has ended", PATIENCE)["kept"], "unknown");
+            relay = scene.start();
+        }
+        scene.late.set_open(true);
+        relay.wait_until_delivered(PATIENCE);
+        let metrics = relay.metrics();
+        let lost = metrics.sum("error_total");
+        let delivered = metrics.value("output_events_total", &[("output", "late")]);
+        assert_eq!(lost + delivered, real(scene.accepted()), "{which}");
+        assert_eq!(lost > 0.0, which == 2, "{lost} of segments {which}");
+        relay.finish(Backlog::Empty);
+    }
+}
+
 #[test]
 fn a_full_tmpfs_is_served_again_once_there_is_room_by_deliveries_or_by_somebody() {
     a_full_disk_is_served_again(Kind::Tmpfs);
