@@ -1192,6 +1192,7 @@ pub(crate) fn repeats(world: &World<'_>, seen: &Seen<'_>, calm: Calm) -> Vec<Fau
     // With a backlog, the search for a refused event begins long after its request.
     let searched = seen.view.letters.iter().filter(|_| is_repeated);
     refused.extend(searched.map(|letter| letter.at.saturating_sub(REFUSAL)));
+    refused.extend(seen.view.turned_down.iter().map(|down| down.at));
     let is_beside =
         |at: Duration| refused.iter().any(|begun| *begun <= at && *begun + calm.limit() >= at);
     let deduplicates = world.deduplicates(seen);

@@ -43,12 +43,12 @@ pub(super) fn answered(world: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
         let life = ends.filter(|it| *it <= letter.at).max();
         let is_its = |at: Duration| (life.unwrap_or_default()..=until).contains(&at);
         let alone = seen.view.turned_down.iter().filter(|it| it.events == [serial]);
-        let (mut refusals, mut failures, mut has_status) = (0, 0, false);
+        let (mut refusals, mut failures, mut tries, mut has_status) = (0, 0, 0, false);
         for down in alone.filter(|down| is_its(down.at)) {
-            match matches!(down.status, 200 | 400 | 413 | 422) {
-                true => refusals += 1,
-                false => failures += 1,
-            }
+            // With 200, a consumer either refuses an event, or answers with a web page.
+            refusals += usize::from(matches!(down.status, 200 | 400 | 413 | 422));
+            failures += usize::from(!matches!(down.status, 400 | 413 | 422));
+            tries += 1;
             has_status |= down.status == status;
         }
         let is_enough = refusals >= REFUSALS_MIN || failures >= FAILURES_MIN;
@@ -56,7 +56,7 @@ pub(super) fn answered(world: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
             "event {serial} was given up at {:?} for an answer {status}; its consumer has turned \
              it down {} times alone, {}",
             letter.at,
-            refusals + failures,
+            tries,
             if has_status { "and by this status" } else { "and never by this status" },
         );
         (!is_enough || !has_status).then(|| seen.fault("reasons", text))
