@@ -194,6 +194,35 @@ mod tests {
         assert_eq!(events(nothing), Ok(Vec::new()));
     }
 
+    /// Two events, of which each form of a record can hold one or both.
+    #[test]
+    fn no_event_of_a_record_is_left_out_in_silence() {
+        let other = LOGGED.replace(r#""a""#, r#""b""#);
+        let text = |event: &str| serde_json::to_string(event).unwrap();
+        let (one, two) = (text(LOGGED), text(&other));
+        for (line, wanted) in [
+            (format!(r#"{{"log":{one},"stream":"stdout","log":{two}}}"#), "log stands twice"),
+            (format!(r#"{{"log":{one},"l\u006fg":{two}}}"#), "log stands twice"),
+            (format!(r#"{{"properties":{{"log":{one},"log":{one}}}}}"#), "log stands twice"),
+            (
+                format!(r#"{{"logEvents":[{{"message":{one}}}],"logEvents":[]}}"#),
+                "logEvents stands twice",
+            ),
+            (format!(r#"{{"log":{one},"message":{two}}}"#), "log and message have different events"),
+        ] {
+            let error = events(&line).expect_err(&line);
+            assert!(error.contains(wanted), "{line}: {error}");
+        }
+        for line in [
+            format!(r#"{{"event":{{"dataset":"kubernetes"}},"message":{one}}}"#),
+            format!(r#"{{"event":{{"original":{one}}},"log":{{"offset":1}},"message":{one}}}"#),
+            format!(r#"{{"event":{{"original":{one}}}}}"#),
+            format!(r#"{{"stream":"stderr","log":{one},"stream":"stdout"}}"#),
+        ] {
+            assert_eq!(events(&line), Ok(vec![LOGGED.to_owned()]), "{line}");
+        }
+    }
+
     #[test]
     fn what_is_no_event_is_refused_with_its_byte_in_the_line() {
         for (line, wanted) in [

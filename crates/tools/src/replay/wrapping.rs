@@ -8,21 +8,26 @@
 //! | AWS (EKS): CloudWatch Logs and its subscriptions | `events[].message`, `logEvents[].message`, `@message` |
 //! | journald (`journalctl -o json`) | `MESSAGE` |
 //! | Docker, Fluentd and Fluent Bit | `log`, `message` |
+//! | Filebeat and Elastic Agent | `message`, `event.original` |
+//!
+//! No event of a record is left out in silence: a member that stands twice is a fault, and so are
+//! two members with different events.
 //!
 //! An event in a JSON string is unescaped, which restores the bytes that kube-apiserver wrote. The
 //! audit logs of Google Cloud (GKE) have other members than an event and are refused.
 
-use std::collections::HashMap;
+use std::fmt;
 
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 /// The maximum number of arrays, records and strings around an event. Azure needs five.
 pub(super) const DEPTH_MAX: usize = 8;
 
-/// The members of a record that may contain an event. Only the first of them that the record has
-/// is read.
-const MEMBERS: [&str; 10] = [
+/// The members of a record that may contain events.
+const MEMBERS: [&str; 11] = [
     "event",
+    "original",
     "records",
     "events",
     "logEvents",
@@ -60,15 +65,69 @@ pub(super) fn unwrap(text: &str, depth: usize, events: &mut Vec<u8>) -> Result<(
             inner(&text, depth, events).map_err(Some)
         }
         _ => {
-            let record: HashMap<&str, &RawValue> = serde_json::from_str(text).map_err(|_| None)?;
-            if record.contains_key("protoPayload") {
+            let Members(record) = serde_json::from_str(text).map_err(|_| None)?;
+            if record.iter().any(|(name, _)| name == "protoPayload") {
                 return Err(Some(GOOGLE.to_owned()));
             }
-            let member = MEMBERS.into_iter().find_map(|name| Some((name, *record.get(name)?)));
-            let (name, value) = member.ok_or(None)?;
-            inner(value.get(), depth, events).map_err(|what| Some(format!("{name}: {what}")))
+            of_record(&record, depth, events)
         }
     }
+}
+
+/// The members of a JSON object in their order, also those that stand twice.
+struct Members<'a>(Vec<(String, &'a RawValue)>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Collect;
+        impl<'de> Visitor<'de> for Collect {
+            type Value = Members<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut members = Vec::new();
+                while let Some(name) = map.next_key()? {
+                    members.push((name, map.next_value()?));
+                }
+                Ok(Members(members))
+            }
+        }
+        deserializer.deserialize_map(Collect)
+    }
+}
+
+/// Appends the events in the known members of a record. Several of them may have the same event.
+fn of_record(
+    record: &[(String, &RawValue)],
+    depth: usize,
+    events: &mut Vec<u8>,
+) -> Result<(), Option<String>> {
+    let mut found: Option<(&str, Vec<u8>)> = None;
+    let mut fault = None;
+    for name in MEMBERS {
+        let mut values = record.iter().filter(|(member, _)| member == name);
+        let Some((_, value)) = values.next() else { continue };
+        if values.next().is_some() {
+            return Err(Some(format!("the member {name} stands twice")));
+        }
+        let mut own = Vec::new();
+        match (inner(value.get(), depth, &mut own), &found) {
+            (Err(what), _) => drop(fault.get_or_insert(format!("{name}: {what}"))),
+            (Ok(()), None) => found = Some((name, own)),
+            (Ok(()), Some((_, same))) if *same == own => {}
+            (Ok(()), Some((other, _))) => {
+                return Err(Some(format!("{other} and {name} have different events")));
+            }
+        }
+    }
+    match found {
+        Some((_, own)) => events.extend(own),
+        None => return Err(fault),
+    }
+    Ok(())
 }
 
 /// Appends the events of a text inside a record, an array or a string. The text may be an event.
