@@ -96,9 +96,11 @@ fn plan(arguments: &Arguments, file: Option<&Path>) -> Result<Plan, u8> {
     let cluster = kubeconfig.as_ref().map(credentials::server_of).transpose();
     let cluster = cluster.map_err(|error| wrong("--kubeconfig", error))?;
     let relays = relays(arguments, file)?;
-    let read = |file| Kubeconfig::read(file).and_then(|read| credentials::server_of(&read));
-    let webhook = arguments.webhook.as_deref().map(read).transpose();
-    let webhook = webhook.map_err(|error| wrong("--webhook", error))?;
+    let of_webhook = |error| wrong("--webhook", error);
+    let read =
+        arguments.webhook.as_deref().map(Kubeconfig::read).transpose().map_err(of_webhook)?;
+    let webhook = read.as_ref().map(credentials::server_of).transpose().map_err(of_webhook)?;
+    let is_insecure = read.is_some_and(|read| read.insecure);
     Ok(Plan {
         apiservers,
         cluster,
@@ -106,6 +108,7 @@ fn plan(arguments: &Arguments, file: Option<&Path>) -> Result<Plan, u8> {
         relays,
         interval: arguments.interval,
         webhook,
+        is_insecure,
         probe: arguments.probe,
     })
 }

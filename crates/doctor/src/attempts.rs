@@ -26,8 +26,13 @@ pub fn webhook_posts(
     is_one.then(|| (label.clone(), posts))
 }
 
-/// Returns the hosts that get POSTs, except kube-apiserver itself, or all hosts if no other one
-/// remains.
+/// Returns `true` if kube-apiserver has sent POSTs to itself, and to no webhook.
+pub fn only_own(counts: &ApiserverCounts) -> bool {
+    !counts.posts.is_empty() && others(counts).is_empty()
+}
+
+/// Returns the hosts that get POSTs, except kube-apiserver itself. If no other one remains, returns
+/// the hosts that may be webhooks on the same machine, which get nothing but POSTs.
 fn others(counts: &ApiserverCounts) -> Vec<&String> {
     let mut hosts: Vec<&String> = counts.posts.keys().collect();
     let is_own = |host: &str| address::is_own(host) || counts.changed.contains(host);
@@ -39,6 +44,8 @@ fn others(counts: &ApiserverCounts) -> Vec<&String> {
     if !is_one && hosts.iter().any(|host| !is_own(host)) {
         hosts.retain(|host| !is_own(host));
     }
+    let is_apiserver = |host: &str| counts.read.contains(host) || counts.changed.contains(host);
+    hosts.retain(|host| !address::may_be_own(host) || !is_apiserver(host));
     hosts
 }
 

@@ -175,6 +175,8 @@ pub struct ApiserverCounts {
     /// The hosts to which kube-apiserver has sent changes by methods other than POST. A webhook
     /// gets only POSTs, so these hosts are kube-apiservers.
     pub changed: BTreeSet<String>,
+    /// The hosts from which kube-apiserver has read.
+    pub read: BTreeSet<String>,
     /// The series that were left out.
     pub wrong: Vec<Wrong>,
 }
@@ -210,7 +212,7 @@ impl Counts for ApiserverCounts {
         // The decisive numbers come first, because the list of wrong series has a limit.
         let (errors, generated) = (families.by(ERRORS, "plugin"), families.sum(EVENTS));
         let mut posts = BTreeMap::<String, ByLabel>::new();
-        let mut changed = BTreeSet::new();
+        let (mut changed, mut read) = (BTreeSet::new(), BTreeSet::new());
         for (labels, count) in families.counts(CLIENT) {
             match labels.get("method").map(String::as_str) {
                 Some("POST") => {
@@ -219,6 +221,9 @@ impl Counts for ApiserverCounts {
                 }
                 Some("PUT" | "PATCH" | "DELETE") => {
                     changed.insert(label(labels, "host"));
+                }
+                Some("GET") => {
+                    read.insert(label(labels, "host"));
                 }
                 _ => {}
             }
@@ -232,6 +237,7 @@ impl Counts for ApiserverCounts {
             rejected: families.sum(REJECTED),
             posts,
             changed,
+            read,
             wrong: families.wrong.take(),
         }
     }

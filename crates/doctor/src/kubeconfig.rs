@@ -96,6 +96,14 @@ impl Kubeconfig {
         let has_tls = server.get(..8).is_some_and(|it| it.eq_ignore_ascii_case("https://"));
         let flag = text_of(cluster, "insecure-skip-tls-verify");
         let ca = pem(cluster, "certificate-authority", directory)?;
+        if has_tls && ca.is_some() && flag == Some("true") {
+            // client-go's `transport.TLSConfigFor`.
+            return Err(
+                "insecure-skip-tls-verify and a certificate authority exclude each other: \
+                        kube-apiserver and kubectl refuse this file"
+                    .to_owned(),
+            );
+        }
         let (token, identity) = match has_tls {
             true => credentials(user, directory)?,
             false => (None, None),
@@ -261,13 +269,13 @@ mod tests {
     #[test]
     fn the_current_context_says_where_and_who() {
         let cluster = "server: https://a:6443, certificate-authority: pki/ca.crt, \
-                       tls-server-name: kubernetes, insecure-skip-tls-verify: true";
+                       tls-server-name: kubernetes";
         let read = parse(cluster, "token: s3cret, client-certificate: /c.crt, client-key: c.key");
         let file = |path: &str| Pem::File(PathBuf::from(path));
         let wanted = Kubeconfig {
             server: "https://a:6443".to_owned(),
             ca: Some(file("/home/x/pki/ca.crt")),
-            insecure: true,
+            insecure: false,
             server_name: Some("kubernetes".to_owned()),
             token: Some(Token::Inline("s3cret".to_owned())),
             identity: Some((file("/c.crt"), file("/home/x/c.key"))),
@@ -322,6 +330,11 @@ mod tests {
             ("server: https://a, proxy-url: http://p", "token: t", "proxy-url"),
             ("certificate-authority-data: '*', server: https://a", "token: t", "base64"),
             ("insecure-skip-tls-verify: true", "token: t", "no server"),
+            (
+                "server: https://a, insecure-skip-tls-verify: true, certificate-authority: c",
+                "token: t",
+                "exclude each other",
+            ),
         ] {
             let refused = parse(cluster, user).unwrap_err();
             assert!(refused.contains(what), "{cluster} {user}: {refused}");

@@ -95,6 +95,8 @@ pub struct Plan {
     pub interval: Duration,
     /// The server of the audit webhook's kubeconfig, if the webhook is to be tried.
     pub webhook: Option<Target>,
+    /// `true` if the kubeconfig lets nobody verify the webhook's certificate.
+    pub is_insecure: bool,
     /// `true`: kube-apiserver is to generate events on purpose.
     pub probe: bool,
 }
@@ -125,7 +127,8 @@ impl Plan {
 ///
 /// The future can be dropped at any time. Nothing is stored.
 pub async fn examine(plan: Plan, waiting: impl Fn(&str)) -> (Findings, Verdict) {
-    let Plan { apiservers, cluster, instances, relays, interval, webhook, probe } = plan;
+    let Plan { apiservers, cluster, instances, relays, interval, webhook, is_insecure, probe } =
+        plan;
     let is_file = |source: &Source| matches!(source, Source::File(_));
     let has_only_files =
         cluster.is_none() && !apiservers.is_empty() && apiservers.iter().all(is_file);
@@ -133,7 +136,7 @@ pub async fn examine(plan: Plan, waiting: impl Fn(&str)) -> (Findings, Verdict) 
     let urls: Vec<(Target, String)> = relays.iter().filter_map(Source::url).collect();
     let mut checks = Vec::new();
     if let Some(webhook) = &webhook {
-        checks.extend(webhook::check(webhook, &urls, telemetry::now()).await);
+        checks.extend(webhook::check(webhook, is_insecure, &urls, telemetry::now()).await);
     }
     if let Some(server) = cluster.as_ref().filter(|_| probe) {
         checks.push(probe::check(server, &urls).await);

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
-use super::attempts::{earlier_posts, webhook_posts};
+use super::attempts::{earlier_posts, only_own, webhook_posts};
 use super::compare::{Comparison, is_restarted};
 use super::counts::{
     ApiserverCounts, ByLabel, LOG_PLUGIN, OutputCounts, RelayCounts, listed, sums, total,
@@ -142,6 +142,7 @@ fn network_lines(findings: &Findings, lines: &mut Lines) {
             let hosts = counts.posts.len();
             let why = match hosts {
                 0 => "no POST counted".to_owned(),
+                _ if only_own(counts) => "no POST to a webhook counted".to_owned(),
                 _ if findings.webhook.is_some() => "no POST to the webhook counted".to_owned(),
                 _ => format!("{hosts} hosts get POSTs; --webhook FILE says which is the webhook"),
             };

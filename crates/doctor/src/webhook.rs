@@ -22,14 +22,25 @@ const COUNTED: Duration = Duration::from_secs(3);
 
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Sends the request to the webhook, and returns the findings. `relays` has each relay with the
-/// path of its metrics; `now` is the time in seconds since 1970.
-pub async fn check(webhook: &Target, relays: &[(Target, String)], now: f64) -> Vec<Cause> {
-    let found = tried(webhook, relays, now).await;
+/// Sends the request to the webhook, and returns the findings. `is_insecure`: its certificate is not
+/// verified. `relays` has each relay with the path of its metrics; `now` is the time in seconds
+/// since 1970.
+pub async fn check(
+    webhook: &Target,
+    is_insecure: bool,
+    relays: &[(Target, String)],
+    now: f64,
+) -> Vec<Cause> {
+    let found = tried(webhook, is_insecure, relays, now).await;
     found.into_iter().map(|cause| cause.about(Part::Webhook)).collect()
 }
 
-async fn tried(webhook: &Target, relays: &[(Target, String)], now: f64) -> Vec<Cause> {
+async fn tried(
+    webhook: &Target,
+    is_insecure: bool,
+    relays: &[(Target, String)],
+    now: f64,
+) -> Vec<Cause> {
     let place = format!("the webhook {webhook}");
     let before = requests(relays).await;
     let mut found = Vec::new();
@@ -53,7 +64,15 @@ async fn tried(webhook: &Target, relays: &[(Target, String)], now: f64) -> Vec<C
             return found;
         }
     };
-    if let Some(at) = not_after {
+    if is_insecure && webhook.is_https() {
+        found.push(Cause::new(
+            Kind::Warning,
+            &place,
+            "nobody checks its certificate: insecure-skip-tls-verify",
+            "Give kube-apiserver the CA of the relay's certificate instead, as \
+             certificate-authority-data",
+        ));
+    } else if let Some(at) = not_after {
         found.push(certificate(&place, at, now));
     }
     let reached_by = |after: &Vec<Option<u64>>| {

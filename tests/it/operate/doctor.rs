@@ -584,6 +584,20 @@ fn the_webhooks_kubeconfig_is_tried_up_to_a_relay() {
     said.assert_has(&format!("{place}leads to the relay {admin}"));
     said.assert_has(&format!("{place}its certificate and CA are valid until "));
     assert_eq!(relay.metrics().value("event_total", &[]), 0.0);
+
+    // Nobody verifies the certificate, so nothing is said of it but that.
+    let contents = std::fs::read_to_string(&file).unwrap();
+    let insecure = contents.replace("users:", "    insecure-skip-tls-verify: true\nusers:");
+    std::fs::write(&file, &insecure).unwrap();
+    let said = doctor(&arguments);
+    assert_eq!(said.code, Some(2), "{}", said.text);
+    said.assert_has("exclude each other");
+    let authority = insecure.lines().find(|line| line.contains("authority-data")).unwrap();
+    std::fs::write(&file, insecure.replace(&format!("{authority}\n"), "")).unwrap();
+    let said = doctor(&arguments);
+    said.assert_has("nobody checks its certificate: insecure-skip-tls-verify");
+    said.assert_has(&format!("{place}leads to the relay {admin}"));
+    assert!(!said.text.contains("valid until"), "{}", said.text);
     relay.finish(Backlog::Empty);
 
     // The certificate expires soon, and the URL leads to a relay that was not named.

@@ -49,6 +49,13 @@ pub(super) fn causes(
             "Check that kube-apiserver has --audit-policy-file and --audit-webhook-config-file, \
              and that the policy has a rule with another level than None",
         )),
+        Some(_) if findings.webhook.is_none() && attempts::only_own(counts) => {
+            causes.push(Cause::unknown(
+                &place,
+                "no attempt to reach an audit webhook is seen: all its POSTs go to itself",
+                "Check that kube-apiserver has --audit-webhook-config-file",
+            ));
+        }
         Some(_) => {}
     }
     if let Some(rejected) = counts.rejected.filter(|rejected| *rejected > 0) {

@@ -1084,6 +1084,14 @@ fn the_host_of_the_webhook_is_known_only_if_there_is_no_other() {
         let host = webhook_posts(&counts, named.as_ref()).map(|(host, _)| host);
         assert_eq!(host.as_deref(), wanted, "{changes:?}");
     }
+    // kube-apiserver reads from itself, and from no webhook.
+    for method in ["GET", "PATCH"] {
+        let reads = post("[::1]:6443").replace("POST", method);
+        let found = findings(&[&[&relay, &reads]], &[NONE]);
+        let text = screen::text(&found, &judge(&found));
+        assert!(text.contains("attempts    unknown: no POST to a webhook counted\n"), "{text}");
+        assert!(text.contains("no attempt to reach an audit webhook is seen"), "{text}");
+    }
     let mut found = findings(&[NONE], &[NONE]);
     found.webhook = Some(Address::new("away.example", true));
     let text = screen::text(&found, &judge(&found));

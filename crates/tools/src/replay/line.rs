@@ -208,7 +208,10 @@ mod tests {
                 format!(r#"{{"logEvents":[{{"message":{one}}}],"logEvents":[]}}"#),
                 "logEvents stands twice",
             ),
-            (format!(r#"{{"log":{one},"message":{two}}}"#), "log and message have different events"),
+            (
+                format!(r#"{{"log":{one},"message":{two}}}"#),
+                "log and message have different events",
+            ),
         ] {
             let error = events(&line).expect_err(&line);
             assert!(error.contains(wanted), "{line}: {error}");
