@@ -22,8 +22,8 @@ const COUNTED: Duration = Duration::from_secs(3);
 
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Sends the request to the webhook, and returns the findings. `is_insecure`: its certificate is not
-/// verified. `relays` has each relay with the path of its metrics; `now` is the time in seconds
+/// Sends the request to the webhook, and returns the findings. `is_insecure`: its certificate is
+/// not verified. `relays` has each relay with the path of its metrics; `now` is the time in seconds
 /// since 1970.
 pub async fn check(
     webhook: &Target,

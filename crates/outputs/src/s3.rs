@@ -14,7 +14,7 @@
 //! | 4 | `link` | when an object ends, and what becomes of it |
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::http::HttpConnector;
@@ -203,7 +203,7 @@ impl Settings {
             })),
         };
         let (address, compression) = (self.address.clone(), self.client.compression);
-        Arc::new(Bucket { address, compression, keys })
+        Arc::new(Bucket { tried: Mutex::default(), address, compression, keys })
     }
 }
 

@@ -140,16 +140,32 @@ impl S3 {
         Self::with(Options::default(), mood)
     }
 
-    pub(crate) fn with(options: Options, mut mood: impl FnMut() -> Mood + Send + 'static) -> Self {
+    pub(crate) fn with(options: Options, mood: impl FnMut() -> Mood + Send + 'static) -> Self {
+        Self::for_key(true, options, mood)
+    }
+
+    /// Starts a server whose access key may look for objects, or may only store them.
+    pub(crate) fn for_key(
+        may_look: bool,
+        options: Options,
+        mut mood: impl FnMut() -> Mood + Send + 'static,
+    ) -> Self {
         let store = Arc::<Mutex<Store>>::default();
         let kept = Arc::clone(&store);
         let sink = HttpSink::remembering(options, move |request| {
             if !is_signed(request) {
                 return error(403, "SignatureDoesNotMatch");
             }
-            if request.method == "HEAD" {
-                let is_there = request.target == format!("/{BUCKET}");
-                return Answer::status(if is_there { 200 } else { 404 });
+            if request.method == "HEAD" && request.target == format!("/{BUCKET}") {
+                return Answer::status(200);
+            } else if request.method == "HEAD" {
+                let store = kept.lock().expect("not poisoned");
+                let is_there = store.objects.keys().any(|name| request.target.contains(name));
+                return match (may_look, is_there) {
+                    (false, _) => Answer::status(403),
+                    (true, true) => stored(),
+                    (true, false) => Answer::status(404),
+                };
             }
             let (host, name) = check(request);
             let mut store = kept.lock().expect("not poisoned");

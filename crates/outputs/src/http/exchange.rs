@@ -361,6 +361,10 @@ impl Client {
             figures: Arc::clone(&connection.key.address.figures),
             marks,
         };
+        if upload.pieces.left() == 0 {
+            // hyper asks for no piece of an empty body.
+            upload.marks.body_ended();
+        }
         let request = Request::builder().method(&head.method).uri(target).body(upload);
         let mut request = request.map_err(|error| {
             Failure::new(AttemptError::Protocol, format!("{}: {error}", endpoint.base))

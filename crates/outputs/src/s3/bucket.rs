@@ -1,7 +1,7 @@
 //! The bucket: the requests that store objects, their signatures, and the meaning of the answers.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use arc_swap::ArcSwapOption;
@@ -75,9 +75,38 @@ pub(super) enum Keys {
 }
 
 pub(crate) struct Bucket {
+    /// The object that was tried last.
+    pub(super) tried: Mutex<Tried>,
     pub(super) address: Address,
     pub(super) compression: Compression,
     pub(super) keys: Keys,
+}
+
+/// What the attempts so far to store an object have left open.
+#[derive(Debug, Default)]
+pub(super) struct Tried {
+    name: String,
+    may_be_there: bool,
+}
+
+impl Tried {
+    /// An attempt begins. `is_retry`: there was an attempt before it. If it is the first attempt of
+    /// this process, an earlier process may have stored the object.
+    pub(super) fn begin(&mut self, name: &str, is_retry: bool) {
+        if self.name != name {
+            let may_be_there = is_retry && self.name.is_empty();
+            *self = Self { name: name.to_owned(), may_be_there };
+        }
+    }
+
+    /// An attempt has failed: the object may be there, unless the answer says that it is not.
+    pub(super) fn failed(&mut self, failure: &Failure) {
+        self.may_be_there |= failure.may_be_the_events && failure.reason != AttemptError::Status4xx;
+    }
+
+    pub(super) fn may_be_there(&self) -> bool {
+        self.may_be_there
+    }
 }
 
 impl Bucket {
@@ -107,6 +136,12 @@ impl Bucket {
         };
         let post = RequestHead::post(&self.path(name), content_type);
         RequestHead { method: Method::PUT, body_sha256, ..post }
+    }
+
+    /// Returns the request that looks whether an object is there.
+    pub(super) fn look(&self, name: &str) -> RequestHead {
+        let post = RequestHead::post(&self.path(name), self.content_type());
+        RequestHead { method: Method::HEAD, body_sha256: sha256(b""), ..post }
     }
 }
 
@@ -261,9 +296,10 @@ impl Api for Bucket {
     }
 
     /// The answer 412 to `If-None-Match` means that an object with this name exists, which only
-    /// this relay can have written. 409 means that another request for the same object has not
-    /// ended, and may still fail. Single events are never at fault, so any error except 412 is
-    /// retried.
+    /// this relay can have written. A gateway may answer 412, too: the result has no parts if the
+    /// answer is not the store's own, and the link looks for the object in any case. 409 means that
+    /// another request for the same object has not ended, and may still fail. Single events are
+    /// never at fault, so any error except 412 is retried.
     fn judge(&self, reply: Reply<'_>, sent: &Sent) -> Outcome {
         let code = reply.body.and_then(code);
         if let Some(tokens) = self.tokens() {
@@ -277,7 +313,9 @@ impl Api for Bucket {
             reply.status == StatusCode::PRECONDITION_FAILED && !reply.has_type_of_page();
         if is_existing && self.address.conditional {
             let (end, events) = (sent.claim.end, sent.events);
-            return Outcome::Judged(vec![Part { end, events, verdict: Verdict::Existing }]);
+            let part = Part { end, events, verdict: Verdict::Existing };
+            let is_own = reply.body.is_some_and(says_exists);
+            return Outcome::Judged(is_own.then_some(part).into_iter().collect());
         }
         match reply.by_status {
             Outcome::Refused(mut failure) | Outcome::Failed(mut failure) => {
@@ -302,6 +340,14 @@ fn checksum(sha256: &str) -> String {
     BASE64_STANDARD.encode(bytes)
 }
 
+/// Returns `true` for the answer of a store that has an object of this name: the error
+/// `PreconditionFailed`, and if it names a condition, `If-None-Match`.
+fn says_exists(body: &[u8]) -> bool {
+    let names = |text: &[u8]| memchr::memmem::find(body, text).is_some();
+    let is_other = names(b"<Condition>") && !names(b"<Condition>If-None-Match</Condition>");
+    code(body) == Some("PreconditionFailed") && !is_other
+}
+
 /// Returns the code of an error, such as `SignatureDoesNotMatch`. `None` if the answer has no code.
 fn code(body: &[u8]) -> Option<&str> {
     let text = std::str::from_utf8(body).ok()?;
@@ -314,6 +360,17 @@ fn code(body: &[u8]) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_the_answer_to_if_none_match_says_that_the_object_is_there() {
+        let error = |more: &str| format!("<Error><Code>PreconditionFailed</Code>{more}</Error>");
+        let own = error("<Condition>If-None-Match</Condition>");
+        assert!(says_exists(own.as_bytes()) && says_exists(error("").as_bytes()));
+        let other = error("<Condition>x-amz-object-lock</Condition>");
+        for body in [other.as_str(), "", "{}", "<Error><Code>AccessDenied</Code></Error>"] {
+            assert!(!says_exists(body.as_bytes()), "{body}");
+        }
+    }
 
     #[test]
     fn a_code_is_shown_if_it_is_one() {

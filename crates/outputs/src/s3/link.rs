@@ -18,19 +18,20 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
-use super::bucket::Bucket;
+use super::bucket::{Bucket, Tried};
 use super::object;
 use super::object::{Ended, Object, Packed, cut};
 use super::plan::{Place, Plan, Range};
 use crate::http::api::{Outcome, Sent};
 use crate::http::transfers::Transfers;
+use base::lock::lock;
 use delivery::checkpoints::{Checkpoint, Fate};
 use delivery::failure::Failure;
 use delivery::link::{Begin, CLOSE_TIME, Event, Link, Part, Verdict, until};
@@ -75,6 +76,14 @@ const SMALL_BYTES: u64 = 64 * 1024;
 /// The message of a failure that sends the events of an object back to the queue.
 const INCOMPLETE: &str = "the relay is stopping before it has all events of an object that may \
                           already be stored: they stay in the queue";
+
+/// The part of a failure's message if the server has answered, and if it has no such object.
+const ANSWERED: &str = ": answered ";
+const NOT_FOUND: &str = ": answered 404";
+
+/// The message of an answer 412 that is not about the object.
+const NOT_SEEN: &str = "answered 412 to a request to store an object, but the object is not there: \
+                        is there a proxy or a gateway at this URL?";
 
 /// The claim of an object with a checkpoint and no events.
 const NO_EVENTS: Claim = Claim { start: Position::START, end: Position::START };
@@ -287,16 +296,17 @@ impl S3Link {
                 planned.begin(range);
                 Ok(ended)
             });
-            let Ended { name, body, body_sha256 } = joined(ended.await, "end an object")?;
+            let ended = joined(ended.await, "end an object")?;
             if is_retry {
                 transfers.count_retry();
             }
-            let sent = Sent::whole_batches(range.claim(), events);
-            let verdict = match transfers.send(bucket.put(&name, body_sha256), body, sent).await {
-                Outcome::Accepted | Outcome::Taken(_) => Verdict::Delivered,
-                Outcome::Judged(_) => Verdict::Existing,
-                Outcome::Refused(failure) | Outcome::Failed(failure) => return Err(failure),
-            };
+            let whole = (range.claim(), events);
+            let verdict =
+                match put(&transfers, &bucket, ended, whole, (&bucket.tried, is_retry)).await {
+                    Outcome::Accepted | Outcome::Taken(_) => Verdict::Delivered,
+                    Outcome::Judged(_) => Verdict::Existing,
+                    Outcome::Refused(failure) | Outcome::Failed(failure) => return Err(failure),
+                };
             plan.stored(range);
             Ok(verdict)
         }
@@ -317,6 +327,44 @@ impl S3Link {
 /// Returns the report that the server already had the events of a claim.
 fn existing(claim: Claim, events: u64) -> Event {
     Event::Judged(claim, vec![Part { end: claim.end, events, verdict: Verdict::Existing }])
+}
+
+/// Stores an object. After an answer 412, looks whether it is there: a gateway may answer 412, too.
+/// If the server does not let us look (the key may only write), the 412 counts if it is the store's
+/// own answer, or if an earlier attempt may have stored the object.
+async fn put(
+    transfers: &Transfers,
+    bucket: &Bucket,
+    ended: Ended,
+    (claim, events): (Claim, u64),
+    (tried, is_retry): (&Mutex<Tried>, bool),
+) -> Outcome {
+    let Ended { name, body, body_sha256 } = ended;
+    let sent = || Sent::whole_batches(claim, events);
+    lock(tried).begin(&name, is_retry);
+    let own = match transfers.send(bucket.put(&name, body_sha256), body, sent()).await {
+        Outcome::Judged(own) => own,
+        Outcome::Accepted | Outcome::Taken(_) => return Outcome::Accepted,
+        Outcome::Refused(failure) | Outcome::Failed(failure) => {
+            lock(tried).failed(&failure);
+            return Outcome::Failed(failure);
+        }
+    };
+    let may_be_there = !own.is_empty() || lock(tried).may_be_there();
+    match transfers.send(bucket.look(&name), Vec::new(), sent()).await {
+        Outcome::Accepted | Outcome::Taken(_) => Outcome::Judged(own),
+        Outcome::Refused(failure) | Outcome::Failed(failure) => {
+            let is_answer = failure.message.contains(ANSWERED);
+            if may_be_there && is_answer && !failure.message.contains(NOT_FOUND) {
+                return Outcome::Judged(own);
+            }
+            let message = format!("{NOT_SEEN} ({})", failure.message);
+            Outcome::Failed(Failure { message, ..failure }.not_the_events())
+        }
+        Outcome::Judged(_) => {
+            Outcome::Failed(Failure::new(AttemptError::Status4xx, NOT_SEEN).not_the_events())
+        }
+    }
 }
 
 /// Returns the result of a thread, or the failure that ends the link. `what` names the work.
@@ -379,10 +427,12 @@ impl Link for S3Link {
     fn send_checkpoint(&mut self, checkpoint: Checkpoint) {
         let (compression, relay) = (self.bucket.compression, self.begin.queue);
         match object::of_checkpoint(&checkpoint, compression, relay, SystemTime::now()) {
-            Ok(Ended { name, body, body_sha256 }) => {
-                let sent = Sent::whole_batches(NO_EVENTS, 0);
-                let (head, beside) = (self.bucket.put(&name, body_sha256), self.beside.clone());
-                let request = async move { beside.send(head, body, sent).await };
+            Ok(ended) => {
+                let tried = Mutex::default();
+                let (bucket, beside) = (Arc::clone(&self.bucket), self.beside.clone());
+                let request = async move {
+                    put(&beside, &bucket, ended, (NO_EVENTS, 0), (&tried, false)).await
+                };
                 self.checkpoint = Some(Box::pin(request));
             }
             Err(error) => {
