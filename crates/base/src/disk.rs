@@ -72,8 +72,8 @@ pub trait Disk: Send + Sync + fmt::Debug {
         None
     }
 
-    /// Returns where the directory is that was opened at the start. It costs about five system
-    /// calls, which never wait for the device.
+    /// Returns where the directory is that was opened at the start. It costs about ten system
+    /// calls, which wait for the device only on a network file system.
     fn place(&self) -> Place {
         Place::Here
     }
@@ -92,9 +92,9 @@ pub enum Place {
 }
 
 impl Place {
-    /// Returns `true` if all segments were deleted.
-    pub fn has_no_segments(self) -> bool {
-        matches!(self, Self::Deleted("" | SEGMENTS))
+    /// Returns `true` if the whole directory was deleted.
+    pub fn is_deleted(self) -> bool {
+        self == Self::Deleted("")
     }
 
     /// # Errors
@@ -109,12 +109,10 @@ impl Place {
             Self::Here => return Ok(()),
             Self::Away(what) => format!(
                 "{} was moved away, replaced or covered by a mount: bring it back, or restart the \
-                 relay to begin a new queue there",
+                 relay",
                 name(what)
             ),
-            Self::Deleted(what) => {
-                format!("{} was deleted: restart the relay to begin a new queue", name(what))
-            }
+            Self::Deleted(what) => format!("{} was deleted: restart the relay", name(what)),
         }))
     }
 }
@@ -221,7 +219,7 @@ pub fn replace(disk: &dyn Disk, name: &str, content: &[u8]) -> io::Result<()> {
 #[derive(Debug)]
 pub struct RealDisk {
     root: PathBuf,
-    /// The directories that hold events, by name; `""` is the queue's directory. All operations
+    /// The directories that hold events, by name; `""` is the queue's directory. Operations in them
     /// begin there, so that they never change what a mount has put over them. Empty after
     /// [`RealDisk::look`].
     held: Vec<(&'static str, OwnedFd)>,

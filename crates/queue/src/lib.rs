@@ -360,8 +360,16 @@ impl Queue {
         }
     }
 
-    /// Returns `true` if the next start would find all events that are not finished. Blocks on the
-    /// disk for moments.
+    /// Returns what the next start would find of the events that are not finished. Blocks on the
+    /// disk, which may not respond.
+    pub fn remains(&self) -> Remains {
+        match self {
+            Self::Memory(_) => Remains::Found,
+            Self::Spool(queue) => queue.remains(),
+        }
+    }
+
+    /// Returns `false` once [`Queue::abandon`] has returned [`Left::Unknown`] for some events.
     pub fn finds_kept(&self) -> bool {
         match self {
             Self::Memory(_) => true,
@@ -372,20 +380,37 @@ impl Queue {
     /// Returns the name of each output, and the number and fate of its unfinished events. In a
     /// queue in memory, and in a queue in files if `ephemeral` is `true` or the files were deleted,
     /// these events count as lost from now on. Otherwise they stay in the files for the next start.
-    /// A queue in memory also takes no more batches. Blocks on the disk for moments.
-    pub fn abandon(&self, ephemeral: bool) -> Vec<(String, Left)> {
+    /// A queue in memory also takes no more batches.
+    pub fn abandon(&self, ephemeral: bool, remains: Remains) -> Vec<(String, Left)> {
         let lost = |all: Vec<(String, u64)>| {
             all.into_iter().map(|(name, events)| (name, Left::Lost(events))).collect()
         };
         match self {
             Self::Memory(queue) => lost(queue.abandon()),
-            Self::Spool(queue) if ephemeral || queue.is_deleted() => lost(queue.abandon()),
+            Self::Spool(queue) if ephemeral || remains == Remains::Deleted => lost(queue.abandon()),
             Self::Spool(queue) => {
-                let left = if queue.finds_kept() { Left::Kept } else { Left::Unknown };
-                queue.kept().into_iter().map(|(name, events)| (name, left(events))).collect()
+                let kept = queue.kept();
+                let is_found = remains == Remains::Found || kept.iter().all(|(_, it)| *it == 0);
+                if !is_found {
+                    queue.keeps_unknown();
+                }
+                let left = if is_found { Left::Kept } else { Left::Unknown };
+                kept.into_iter().map(|(name, events)| (name, left(events))).collect()
             }
         }
     }
+}
+
+/// What a start would find of a queue's directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Remains {
+    /// All events that are neither finished nor counted as lost, as far as the relay knows.
+    Found,
+    /// Nothing: the directory was deleted.
+    Deleted,
+    /// Perhaps not all: segments were deleted, the directory was moved away or covered by a mount,
+    /// or the disk does not respond.
+    Unknown,
 }
 
 /// The fate of the events that an output has not finished when the process ends.

@@ -113,7 +113,11 @@ impl Shelf {
         }
         disk.sync_directory(ASIDE_NAMES)?;
         let name = name(output, position);
-        disk::replace(&**disk, &name, &sealed(content)).map_err(named(&name))
+        disk::replace(&**disk, &name, &sealed(content)).map_err(|error| {
+            // Otherwise the event, which is sent from the queue, would count as lost later.
+            disk.remove(&note(output, position)).ok();
+            named(&name)(error)
+        })
     }
 
     /// Reads the file of an event. Blocks.

@@ -20,7 +20,7 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
@@ -33,8 +33,8 @@ use super::contract::{
 use super::identity::Identity;
 use super::outputs::{Output, show_start};
 use super::segment::{BLOCK, FIRST_RECORD, RECORD_HEADER};
-use super::{cursors, identity, segment, synced};
-use base::disk::{Disk, OpenError, RealDisk};
+use super::{Remains, cursors, identity, segment, synced};
+use base::disk::{Disk, OpenError, Place, RealDisk};
 use base::lock::lock;
 use base::position::Position;
 use config::WhenFull;
@@ -97,6 +97,11 @@ const CLOSING: Duration = Duration::from_secs(3);
 const DELETED: &str = "files in segments/ were deleted: put them back within ten seconds, or their \
                        undelivered events are lost, and counted as lost";
 
+/// Fails if the files of segments are missing.
+fn all_there(missing: &[Position]) -> io::Result<()> {
+    if missing.is_empty() { Ok(()) } else { Err(io::Error::other(DELETED)) }
+}
+
 /// The queue in files. A clone is cheap, and refers to the same queue.
 #[derive(Clone)]
 pub struct Queue {
@@ -117,6 +122,8 @@ struct Shared {
     /// The number of bytes of the files in `quarantine/`, which are copies of damaged bytes.
     quarantined: AtomicU64,
     originals: OnceLock<Arc<dyn Originals>>,
+    /// `true` at the end of the process if the next start may not find all kept events.
+    keeps_unknown: AtomicBool,
     /// The handles of the two threads. Empty before the threads are started, and after
     /// [`Queue::close`] has taken the handles.
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
@@ -164,15 +171,6 @@ impl Shared {
         let state = self.lock();
         let first = state.log.segments.iter().map(|segment| segment.first.position);
         Ok(first.filter(|first| found.binary_search(first).is_err()).collect())
-    }
-
-    /// Fails if a start would not find the queue's directory and all its segments.
-    fn check_whole(&self) -> io::Result<()> {
-        self.disk.place().check()?;
-        match self.without_file()?.is_empty() {
-            true => Ok(()),
-            false => Err(io::Error::other(DELETED)),
-        }
     }
 
     fn capacity(&self) -> u64 {
@@ -518,18 +516,27 @@ impl Queue {
         log.outputs().map(|cursor| (cursor.output.name.clone(), kept(cursor))).collect()
     }
 
-    /// Returns `true` if a start would find all events that are neither finished nor counted as
-    /// lost; `false` if segments were deleted, or if the directory was moved away or covered by a
-    /// mount. Blocks on the disk.
+    /// See [`super::Queue::finds_kept`].
     pub fn finds_kept(&self) -> bool {
-        let is_whole = self.shared.check_whole().is_ok();
-        let log = &self.shared.lock().log;
-        log.abandoned || (is_whole && log.outputs().all(|cursor| !log.has_gap_for(cursor)))
+        !self.shared.keeps_unknown.load(Ordering::Relaxed)
     }
 
-    /// Returns `true` if the queue's directory was deleted with all segments.
-    pub fn is_deleted(&self) -> bool {
-        self.shared.disk.place().has_no_segments()
+    pub(super) fn keeps_unknown(&self) {
+        self.shared.keeps_unknown.store(true, Ordering::Relaxed);
+    }
+
+    /// See [`super::Queue::remains`].
+    pub fn remains(&self) -> Remains {
+        let place = self.shared.disk.place();
+        let is_whole = place == Place::Here
+            && self.shared.without_file().is_ok_and(|missing| missing.is_empty());
+        let log = &self.shared.lock().log;
+        let is_found = is_whole && log.outputs().all(|cursor| !log.has_gap_for(cursor));
+        match place.is_deleted() {
+            true => Remains::Deleted,
+            false if is_found => Remains::Found,
+            false => Remains::Unknown,
+        }
     }
 
     /// See [`super::Queue::disk`].

@@ -10,7 +10,7 @@ use base::mutant;
 use super::error::Error;
 use super::lives::Lives;
 use super::parts::Parts;
-use queue::{Left, Queue};
+use queue::{Left, Queue, Remains};
 use telemetry::Telemetry;
 
 /// The longest wait for the outputs to end after the queue is drained. The same limit holds for the
@@ -97,7 +97,13 @@ pub(crate) async fn drain(mut parts: Parts) -> Result<(), Error> {
 /// next start, and the log says how many. Returns the number of lost events.
 pub(crate) async fn abandon(queue: &Queue, ephemeral: bool, lives: Option<Arc<Lives>>) -> u64 {
     let mut lost = 0;
-    for (output, left) in queue.abandon(ephemeral) {
+    let asked = queue.clone();
+    let asked = tokio::task::spawn_blocking(move || asked.remains());
+    let remains = match tokio::time::timeout(CLOSING, asked).await {
+        Ok(Ok(remains)) => remains,
+        _ => Remains::Unknown,
+    };
+    for (output, left) in queue.abandon(ephemeral, remains) {
         match left {
             Left::Lost(events) => lost += events,
             Left::Kept(0) | Left::Unknown(0) => {}

@@ -18,6 +18,9 @@ use base::named_file;
 use base::staged::Staged;
 use config::{Acknowledge, Config};
 
+/// The longest wait for the files of tokens after a failed reload, in which no signal is heard.
+const TOKENS: std::time::Duration = std::time::Duration::from_secs(2);
+
 /// Everything that was read and checked for a reload. The relay does not use any of it yet.
 type Staging = (Config, Vec<outputs::Planned>, Plan, ReadFiles);
 
@@ -141,7 +144,7 @@ impl Parts {
     /// stay.
     async fn forget_old_tokens(&mut self) {
         let (config, access) = (self.config.admin.clone(), self.admin.access());
-        let deadline = Instant::now() + named_file::WAIT_MAX;
+        let deadline = Instant::now() + TOKENS;
         if let Ok(access) = in_time(deadline, move || access.after_failure(&config)).await {
             self.admin.admit(access);
         }

@@ -77,9 +77,9 @@ const SMALL_BYTES: u64 = 64 * 1024;
 const INCOMPLETE: &str = "the relay is stopping before it has all events of an object that may \
                           already be stored: they stay in the queue";
 
-/// The part of a failure's message if the server has answered, and if it has no such object.
-const ANSWERED: &str = ": answered ";
-const NOT_FOUND: &str = ": answered 404";
+/// The part of a failure's message if the server does not let us look: the key may only write, or
+/// the server does not know HEAD.
+const NO_LOOK: [&str; 3] = [": answered 403", ": answered 405", ": answered 501"];
 
 /// The message of an answer 412 that is not about the object.
 const NOT_SEEN: &str = "answered 412 to a request to store an object, but the object is not there: \
@@ -354,8 +354,7 @@ async fn put(
     match transfers.send(bucket.look(&name), Vec::new(), sent()).await {
         Outcome::Accepted | Outcome::Taken(_) => Outcome::Judged(own),
         Outcome::Refused(failure) | Outcome::Failed(failure) => {
-            let is_answer = failure.message.contains(ANSWERED);
-            if may_be_there && is_answer && !failure.message.contains(NOT_FOUND) {
+            if may_be_there && NO_LOOK.iter().any(|answer| failure.message.contains(answer)) {
                 return Outcome::Judged(own);
             }
             let message = format!("{NOT_SEEN} ({})", failure.message);

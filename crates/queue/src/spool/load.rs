@@ -10,13 +10,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 
-use super::{Segment, Shared, TailRecord, quarantine_bytes};
+use super::{DELETED, Segment, Shared, TailRecord, quarantine_bytes};
 use crate::contract::{Originals, Take, lines_of, numbers};
 use crate::segment;
 use crate::segment::{Check, Damage, Found, LogOffset, RECORD_HEADER, RecordHeader, Scan};
 use audit::ListEnds;
 use base::disk;
-use base::disk::{Disk, File, QUARANTINE, named};
+use base::disk::{Disk, File, Place, QUARANTINE, named};
 use base::position::Position;
 use telemetry::QueueMetrics;
 
@@ -150,8 +150,8 @@ pub(super) struct Loaded {
 
 impl Shared {
     /// Reads the events of a job from a file, and reports new damage. A missing file results in a
-    /// gap. Fails if the file can't be opened, or if a part of it can't be read and the job is
-    /// patient.
+    /// gap. Fails if the file can't be opened. If the job is patient, also fails if a part of the
+    /// file can't be read, or if it is missing and the writer has not given it up yet.
     pub(super) fn read(&self, job: &Job) -> io::Result<Loaded> {
         let name = segment::file_name(job.segment.first.position);
         let named = named(&name);
@@ -161,6 +161,13 @@ impl Shared {
         };
         let mut reader = Reader::new(job);
         let Some(file) = file else {
+            let first = job.segment.first.position;
+            if job.patient
+                && self.disk.place() == Place::Here
+                && self.lock().log.segment(first).is_some()
+            {
+                return Err(io::Error::other(DELETED));
+            }
             reader.end();
             return Ok(reader.loaded);
         };

@@ -50,7 +50,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use tokio::sync::Notify;
@@ -145,6 +145,7 @@ pub(super) fn open(
         metrics,
         quarantined,
         originals: OnceLock::new(),
+        keeps_unknown: AtomicBool::new(false),
         threads: Mutex::new(Vec::new()),
         panicked: CancellationToken::new(),
     });

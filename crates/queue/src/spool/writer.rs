@@ -15,7 +15,7 @@ use super::turn::{NoticePanic, Turn};
 #[cfg(test)]
 use super::upkeep::Chore;
 use super::upkeep::{Reclaim, Upkeep, Written};
-use super::{DELETED, Segment, Shared, SpoolState, TailRecord, Waiting, turn};
+use super::{DELETED, Segment, Shared, SpoolState, TailRecord, Waiting, all_there, turn};
 use crate::contract::{Append, Refused, now};
 use crate::cursors::Cursors;
 use crate::segment;
@@ -24,7 +24,7 @@ use crate::segment::{
 };
 use crate::synced::{Synced, SyncedFile};
 use audit::ListEnds;
-use base::disk::{Access, Aligned, File, Place, SEGMENTS, named};
+use base::disk::{Access, Aligned, File, SEGMENTS, named};
 use base::lock::lock;
 use base::mutant;
 
@@ -55,7 +55,7 @@ const GIVE_UP_AFTER: Duration = Duration::from_secs(10);
 /// 1. probe: a test after an error, in which usually a new segment is made. No batch is stored
 ///    until it succeeds. The pause between two tests is [`RETRY_MIN`] to [`RETRY_MAX`].
 /// 2. look: once a second, whether the queue's directory and all segments are still there
-///    ([`Shared::check_whole`]). The directory is checked after each sync, too.
+///    ([`Shared::without_file`]). The directory is checked after each sync, too.
 /// 3. commit: the first waiting batches form a group, which is written with one write, synced, and
 ///    published. Batches that arrive in the meantime wait for the next group. A group ends before a
 ///    batch that begins a new segment.
@@ -412,7 +412,10 @@ impl Writer {
     /// until a probe finds that they are.
     fn look(&mut self) {
         self.look_at = Instant::now() + LOOK_EVERY;
-        if let Err(error) = self.shared.check_whole() {
+        let place = self.shared.disk.place().check();
+        // A listing that fails says nothing about the files.
+        let missing = || self.shared.without_file().unwrap_or_default();
+        if let Err(error) = place.and_then(|()| all_there(&missing())) {
             self.refuse(Vec::new(), "the queue's files are not all there", &error, true);
         }
     }
@@ -540,15 +543,17 @@ impl Writer {
 
     /// Makes and syncs a new segment or, if the queue is full, saves only the cursors file.
     fn try_probe(&mut self) -> io::Result<()> {
-        if let Err(error) = self.shared.check_whole() {
-            let since = *self.missing_since.get_or_insert_with(Instant::now);
-            if since.elapsed() < GIVE_UP_AFTER || self.shared.disk.place() != Place::Here {
+        let since = self.missing_since.take();
+        self.shared.disk.place().check()?;
+        let missing = self.shared.without_file()?;
+        if let Err(error) = all_there(&missing) {
+            let since = *self.missing_since.insert(since.unwrap_or_else(Instant::now));
+            if since.elapsed() < GIVE_UP_AFTER {
                 return Err(error);
             }
-            let missing = self.shared.without_file()?;
             self.shared.lock().give_up_segments(&missing);
+            self.missing_since = None;
         }
-        self.missing_since = None;
         if self.upkeep().is_unnamed {
             self.upkeep().save()?;
         }

@@ -208,6 +208,7 @@ mod tests {
                 format!(r#"{{"logEvents":[{{"message":{one}}}],"logEvents":[]}}"#),
                 "logEvents stands twice",
             ),
+            (format!(r#"{{"records":[{two},"junk"],"message":{one}}}"#), "records: element 2"),
             (
                 format!(r#"{{"log":{one},"message":{two}}}"#),
                 "log and message have different events",

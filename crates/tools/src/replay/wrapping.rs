@@ -115,6 +115,7 @@ fn of_record(
         }
         let mut own = Vec::new();
         match (inner(value.get(), depth, &mut own), &found) {
+            (Err(what), _) if !own.is_empty() => return Err(Some(format!("{name}: {what}"))),
             (Err(what), _) => drop(fault.get_or_insert(format!("{name}: {what}"))),
             (Ok(()), None) => found = Some((name, own)),
             (Ok(()), Some((_, same))) if *same == own => {}
