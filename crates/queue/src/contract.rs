@@ -504,3 +504,15 @@ impl Backlog {
         metrics.backlog.lag.set(self.lag);
     }
 }
+
+/// What a start would find of a queue's directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Remains {
+    /// All events that are neither finished nor counted as lost, as far as the relay knows.
+    Found,
+    /// Nothing: the directory was deleted.
+    Deleted,
+    /// Perhaps not all: segments were deleted, the directory was moved away or covered by a mount,
+    /// or the disk does not respond.
+    Unknown,
+}

@@ -71,7 +71,7 @@ pub use base::position::Position;
 pub use contract::Originals;
 pub use contract::{
     Acceptance, Append, Aside, Backlog, Batch, Claim, Disposition, Fates, Finished, JoinError,
-    Outcome, Redelivery, Refused, SentLine, Take, Ticket, is_list, lines,
+    Outcome, Redelivery, Refused, Remains, SentLine, Take, Ticket, is_list, lines,
 };
 pub use identity::Identity;
 pub use notes::Notes;
@@ -399,18 +399,6 @@ impl Queue {
             }
         }
     }
-}
-
-/// What a start would find of a queue's directory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Remains {
-    /// All events that are neither finished nor counted as lost, as far as the relay knows.
-    Found,
-    /// Nothing: the directory was deleted.
-    Deleted,
-    /// Perhaps not all: segments were deleted, the directory was moved away or covered by a mount,
-    /// or the disk does not respond.
-    Unknown,
 }
 
 /// The fate of the events that an output has not finished when the process ends.

@@ -28,12 +28,12 @@ use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::contract::{
-    Append, Backlog, JoinError, Originals, Refused, Ticket, Waits, Withdraw, now, until,
+    Append, Backlog, JoinError, Originals, Refused, Remains, Ticket, Waits, Withdraw, now, until,
 };
 use super::identity::Identity;
 use super::outputs::{Output, show_start};
 use super::segment::{BLOCK, FIRST_RECORD, RECORD_HEADER};
-use super::{Remains, cursors, identity, segment, synced};
+use super::{cursors, identity, segment, synced};
 use base::disk::{Disk, OpenError, Place, RealDisk};
 use base::lock::lock;
 use base::position::Position;

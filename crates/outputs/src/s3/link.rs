@@ -77,13 +77,13 @@ const SMALL_BYTES: u64 = 64 * 1024;
 const INCOMPLETE: &str = "the relay is stopping before it has all events of an object that may \
                           already be stored: they stay in the queue";
 
-/// The part of a failure's message if the server does not let us look: the key may only write, or
+/// The status in a failure's message if the server does not let us look: the key may only write, or
 /// the server does not know HEAD.
-const NO_LOOK: [&str; 3] = [": answered 403", ": answered 405", ": answered 501"];
+const NO_LOOK: [u16; 3] = [403, 405, 501];
 
 /// The message of an answer 412 that is not about the object.
-const NOT_SEEN: &str = "answered 412 to a request to store an object, but the object is not there: \
-                        is there a proxy or a gateway at this URL?";
+const NOT_SEEN: &str = "the server responds with 412 to a request to store an object, but the object \
+                        is not there: is there a proxy or a gateway at this URL?";
 
 /// The claim of an object with a checkpoint and no events.
 const NO_EVENTS: Claim = Claim { start: Position::START, end: Position::START };
@@ -354,7 +354,8 @@ async fn put(
     match transfers.send(bucket.look(&name), Vec::new(), sent()).await {
         Outcome::Accepted | Outcome::Taken(_) => Outcome::Judged(own),
         Outcome::Refused(failure) | Outcome::Failed(failure) => {
-            if may_be_there && NO_LOOK.iter().any(|answer| failure.message.contains(answer)) {
+            let is = |status: &u16| failure.message.contains(&format!(": answered {status} "));
+            if may_be_there && NO_LOOK.iter().any(is) {
                 return Outcome::Judged(own);
             }
             let message = format!("{NOT_SEEN} ({})", failure.message);
