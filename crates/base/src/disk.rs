@@ -79,7 +79,7 @@ pub trait Disk: Send + Sync + fmt::Debug {
     }
 }
 
-/// Where a queue's directory is, compared with the start.
+/// Whether a queue's directory is still where the start has opened it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
     /// Each directory that holds events, and the lock file, has its name.

@@ -279,7 +279,7 @@ impl Turns {
         self.round = Round {
             left: MORE_TRIES,
             first_is_next: in_order && !was_turn_of_first,
-            // It may still wait for a connection in its turn.
+            // The first event may still wait for a connection in its turn.
             only_first: self.round.only_first.filter(|_| !was_reached),
             may_repeat: true,
             ..Round::FIRST
@@ -385,7 +385,7 @@ mod tests {
             turns.paused(true, true, false);
             assert!(turns.takes_first(first));
         }
-        // It is sent when a connection can be made, and turned down.
+        // The first event is sent when a connection can be made, and turned down.
         turns.paused(true, true, false);
         turns.failed(Some(1), &failure());
         for _ in 0..3 {

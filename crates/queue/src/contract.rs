@@ -505,7 +505,7 @@ impl Backlog {
     }
 }
 
-/// What a start would find of a queue's directory.
+/// The state of a queue's directory, as the next start would find it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Remains {
     /// All events that are neither finished nor counted as lost, as far as the relay knows.

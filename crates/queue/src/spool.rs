@@ -164,8 +164,8 @@ impl Shared {
         self.wakes.upkeep.notify_one();
     }
 
-    /// Returns the first positions of the segments of the log whose files are gone. Only the writer
-    /// may call this: a segment that it begins in the meantime would seem to be missing.
+    /// Returns the first positions of the segments of the log whose files are gone. If the writer
+    /// does not call this, a segment that it begins at the same time may seem to be gone.
     fn without_file(&self) -> io::Result<Vec<Position>> {
         let found = segment::list(&*self.disk)?;
         let state = self.lock();

@@ -144,9 +144,9 @@ impl Check {
         let mut new = said.lines().filter(|line| !before.contains(line));
         let is_told = |line: &str| {
             let is_judged = line.starts_with("FAULT") || line.starts_with("NOT CHECKED");
-            // If a record that no entry needs is damaged, only a note names it.
             // An older copy may not know the name that an output has since.
             let is_older = line.starts_with("the log has no output");
+            // If a record that no entry needs is damaged, only a note names it.
             is_judged || is_older || (line.starts_with("note: ") && line.contains(&name))
         };
         if !new.any(is_told) {

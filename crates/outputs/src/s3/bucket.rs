@@ -82,7 +82,7 @@ pub(crate) struct Bucket {
     pub(super) keys: Keys,
 }
 
-/// What the attempts so far to store an object have left open.
+/// The attempts to store one object, and whether they may have stored it.
 #[derive(Debug, Default)]
 pub(super) struct Tried {
     name: String,

@@ -82,8 +82,8 @@ const INCOMPLETE: &str = "the relay is stopping before it has all events of an o
 const NO_LOOK: [u16; 3] = [403, 405, 501];
 
 /// The message of an answer 412 that is not about the object.
-const NOT_SEEN: &str = "the server responds with 412 to a request to store an object, but the object \
-                        is not there: is there a proxy or a gateway at this URL?";
+const NOT_SEEN: &str = "the server responds with 412 to a request to store an object, but the \
+                        object is not there: is there a proxy or a gateway at this URL?";
 
 /// The claim of an object with a checkpoint and no events.
 const NO_EVENTS: Claim = Claim { start: Position::START, end: Position::START };

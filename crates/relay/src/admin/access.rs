@@ -173,7 +173,8 @@ impl Access {
         match (is_open, lock) {
             (true, _) => None,
             (false, Lock::Token(None)) => Some(
-                "the file with the bearer token does not exist or has no token: nobody gets this page",
+                "the file with the bearer token does not exist or has no token: nobody gets this \
+                 page",
             ),
             (false, _) if given.is_some() => Some("the bearer token is wrong"),
             (false, _) => Some(key),
