@@ -197,17 +197,8 @@ impl Aside {
         };
         aside.begin(cursor, false);
         for (position, bytes) in cursor.take_aside() {
-            let claim = Claim { start: position, end: position.next() };
-            let kept = Kept {
-                retrial: Retrial::found(),
-                answer: BEFORE_START.into(),
-                event: queue::Aside { bytes, received: cursor.received(claim) },
-                attempts: 1,
-                sent_at: 0,
-                audit_id: Arc::default(),
-                slow: 0,
-                line: Weak::new(),
-            };
+            let kept = Kept::new(Retrial::found(), BEFORE_START, 1);
+            let kept = Kept { event: queue::Aside { bytes, received: 0 }, ..kept };
             aside.keep(position, kept);
         }
         aside

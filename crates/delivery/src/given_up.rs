@@ -283,12 +283,13 @@ impl GivenUp {
     /// event's file is synced. If the filter now drops the event, the claim becomes final instead.
     fn set_aside(&mut self, batch: Batch, mut kept: Kept, reason: Reason, parts: &mut Parts<'_>) {
         let claim = batch.claim;
+        let received = batch.acceptances.first().map_or(0, |it| it.received);
         let (lines, disposition) = parts.filtering.originals(batch, parts.in_flight.cursor());
         let [line] = lines.as_slice() else {
             parts.in_flight.finish_claim(claim, disposition);
             return;
         };
-        let (position, received) = (claim.start, parts.in_flight.cursor().received(claim));
+        let position = claim.start;
         let event = queue::Aside { bytes: line.len() as u64, received };
         if !parts.aside.make_room(event.bytes, self.keeps_all) {
             parts.in_flight.release(claim);

@@ -106,6 +106,47 @@ fn the_time_of_acceptance_is_the_same_after_a_restart() {
     relay.finish(Backlog::Empty);
 }
 
+/// Method: eight batches of one event wait together, so that a request has several of them. Loki
+/// refuses the last one until it is set aside. Its entry must have its own time.
+#[test]
+fn an_event_that_was_set_aside_keeps_its_time_of_acceptance() {
+    let (is_there, is_fixed) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (there, fixed) = (Arc::clone(&is_there), Arc::clone(&is_fixed));
+    let mood = move || match there.load(Ordering::SeqCst) {
+        false => Mood::Status(503),
+        true => Mood::Stores,
+    };
+    let batches: Vec<_> = (0..8).map(|seed| generated_batch(seed, 1, 700)).collect();
+    let refused = events_of(&batches[7]).remove(0);
+    let line = refused.clone();
+    let is_valid = move |it: &[u8]| it != line || fixed.load(Ordering::SeqCst);
+    let consumer = Loki::start(4 * MIB, mood, is_valid);
+    let spool = TempDir::new().unwrap();
+    let config = format!(
+        "{BASE}{}[queue]\ndirectory = \"{}\"\n",
+        to_loki(consumer.address(), &format!("{QUICK}timestamp = \"received\"\nconcurrency = 1")),
+        text(spool.path()),
+    );
+    let relay = Relay::start(&config);
+    let mut before = 0;
+    for batch in &batches {
+        std::thread::sleep(Duration::from_millis(10));
+        before = now();
+        assert_eq!(relay.post(batch).status, 200);
+    }
+    is_there.store(true, Ordering::SeqCst);
+    let is_aside = || of_output(&relay, "output_aside_events") == 1.0;
+    wait_until("an event that is set aside", PATIENCE, is_aside);
+    is_fixed.store(true, Ordering::SeqCst);
+    relay.wait_until_delivered(PATIENCE);
+    let store = consumer.store();
+    let entry = store.entries.iter().find(|it| it.line.as_bytes() == refused).unwrap();
+    // The time of acceptance has a resolution of one millisecond.
+    assert!(entry.time >= before - 1_000_000, "accepted after {before}, not at {}", entry.time);
+    drop(store);
+    relay.finish(Backlog::Empty);
+}
+
 /// Method: events that could break the request have quotes, line breaks and escaped lone
 /// surrogates, texts longer than metadata may be, and members of the wrong type. Each must arrive
 /// unchanged.
