@@ -197,7 +197,13 @@ pub(crate) fn refused(kind: FileType) -> io::Error {
     io::Error::new(io::ErrorKind::Unsupported, text)
 }
 
-fn open(path: &Path) -> io::Result<File> {
+/// Opens a regular file for reading.
+///
+/// # Errors
+///
+/// The error of the operating system, or `Unsupported` if it is neither a regular file nor a
+/// directory, such as a FIFO.
+pub fn open(path: &Path) -> io::Result<File> {
     let is_wrong = |kind: FileType| !kind.is_file() && !kind.is_dir();
     // Opening a FIFO would wake the process at its other end, so this check comes first.
     let kind = std::fs::metadata(path)?.file_type();

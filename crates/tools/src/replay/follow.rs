@@ -20,7 +20,7 @@ use std::io;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -30,6 +30,8 @@ use super::packing::{MAGIC_BYTES, Packing};
 use super::resume::{self, Head};
 use super::{Note, OnBadLine, Span, Unit, line};
 use audit::EVENT_HEAD;
+use base::lock::lock;
+use base::named_file;
 
 /// The time between two looks at a log that has no further line.
 const POLL: Duration = Duration::from_millis(200);
@@ -47,7 +49,8 @@ const NO_LOG: &str = "--follow needs the log into which kube-apiserver writes, a
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Age {
     /// Rotated at this time: kube-apiserver's own `audit-2026-11-20T10-00-00.000.log`, or
-    /// `audit.log-20261120` of logrotate's `dateext`.
+    /// `audit.log-20261120` of logrotate's `dateext`. A rule of logrotate for `*.log` renames the
+    /// former once more, to `audit-2026-11-20T10-00-00.000.log.1`.
     At(String),
     /// Rotated this many times: `audit.log.2`.
     Rotated(std::cmp::Reverse<u64>),
@@ -65,6 +68,11 @@ impl Age {
         let dot = live.rfind('.').unwrap_or(live.len());
         let (stem, extension) = live.split_at(dot);
         let rest = name.strip_prefix(stem)?;
+        let again = rest.rsplit_once('.').filter(|(time, number)| {
+            let is_number = !number.is_empty() && number.bytes().all(|it| it.is_ascii_digit());
+            is_number && time.starts_with('-') && !extension.is_empty() && time.ends_with(extension)
+        });
+        let rest = again.map_or(rest, |(time, _)| time);
         let rest = rest.strip_prefix(extension).or_else(|| rest.strip_suffix(extension))?;
         match rest.split_at_checked(1)? {
             (".", number) => number.parse().ok().map(std::cmp::Reverse).map(Self::Rotated),
@@ -193,7 +201,11 @@ fn files(log: &Path) -> io::Result<Vec<Found>> {
 /// Returns the facts about a file of the log, or `None` if it has no text or is not a regular file.
 /// An incomplete first line of the live file counts only from [`Head::BYTES_MAX`] bytes on.
 fn beginning(path: &Path, is_live: bool) -> io::Result<Option<Found>> {
-    let file = File::open(path)?;
+    let file = match named_file::open(path) {
+        // A FIFO, for example.
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => return Ok(None),
+        opened => opened?,
+    };
     let about = file.metadata()?;
     if !about.is_file() {
         return Ok(None);
@@ -243,17 +255,38 @@ pub(super) fn begin(log: &Path) -> io::Result<Vec<resume::Read>> {
     Ok(rotated.and_then(|file| file.head).into_iter().chain([Head::default()]).map(read).collect())
 }
 
-/// A reader of a file. It ends early if the file no longer begins with `beginning`: the file was
-/// then truncated and written again.
+/// The maximum bytes before the place that are compared again.
+const TAIL: usize = 256;
+
+/// The last bytes that were read of a file, and where they end.
+#[derive(Default)]
+struct Tail {
+    bytes: Vec<u8>,
+    end: u64,
+}
+
+/// A reader of a file. It ends early if the file no longer begins with `beginning`, or no longer
+/// has the bytes that were read last: the file was then truncated and written again.
 struct Source {
     file: Arc<File>,
     beginning: Arc<[u8]>,
+    tail: Arc<Mutex<Tail>>,
 }
 
 impl Source {
+    fn has(&self, bytes: &[u8], at: u64) -> io::Result<bool> {
+        let mut now = vec![0; bytes.len()];
+        Ok(self.file.read_at(&mut now, at)? == now.len() && now == bytes)
+    }
+
+    fn begins_the_same(&self) -> io::Result<bool> {
+        self.has(&self.beginning, 0)
+    }
+
     fn is_same(&self) -> io::Result<bool> {
-        let mut now = vec![0; self.beginning.len()];
-        Ok(self.file.read_at(&mut now, 0)? == now.len() && *now == *self.beginning)
+        let tail = lock(&self.tail);
+        let has_tail = self.has(&tail.bytes, tail.end - tail.bytes.len() as u64)?;
+        Ok(has_tail && self.begins_the_same()?)
     }
 }
 
@@ -261,7 +294,15 @@ impl Read for Source {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = (&*self.file).read(buffer)?;
         // The check comes after the read, so that bytes of a new text are never returned.
-        Ok(if self.is_same()? { read } else { 0 })
+        if !self.is_same()? {
+            return Ok(0);
+        }
+        let mut tail = lock(&self.tail);
+        tail.end += read as u64;
+        tail.bytes.extend_from_slice(&buffer[read.saturating_sub(TAIL)..read]);
+        let surplus = tail.bytes.len().saturating_sub(TAIL);
+        tail.bytes.drain(..surplus);
+        Ok(read)
     }
 }
 
@@ -294,13 +335,18 @@ impl Open {
     }
 
     fn at_start(found: &Found) -> io::Result<Self> {
-        let file = Arc::new(File::open(&found.path)?);
+        let file = Arc::new(named_file::open(&found.path)?);
         let (about, mut beginning) = (file.metadata()?, vec![0; Head::BYTES_MAX]);
         let read = file.read_at(&mut beginning, 0)?;
         let line = memchr::memchr(b'\n', &beginning).map_or(read, |end| end + 1);
         beginning.truncate(line.min(read));
         let beginning: Arc<[u8]> = beginning.into();
-        let source = || Source { file: Arc::clone(&file), beginning: Arc::clone(&beginning) };
+        let tail = Arc::default();
+        let source = || Source {
+            file: Arc::clone(&file),
+            beginning: Arc::clone(&beginning),
+            tail: Arc::clone(&tail),
+        };
         let mut text = Text::of(Box::new(source()), 0)?;
         text.place.head = found.head.unwrap_or_default();
         let (path, inode) = (found.path.clone(), (about.dev(), about.ino()));
@@ -506,6 +552,9 @@ impl Follower<'_> {
             resume::go_on(&mut self.known, record, false);
             if !open.source.is_same().map_err(|error| self.failed(&error))? {
                 self.wanted = Wanted::Rest;
+                if open.source.begins_the_same().map_err(|error| self.failed(&error))? {
+                    self.cut(open);
+                }
                 return Ok(None);
             }
             let live = std::fs::metadata(self.log);
@@ -516,6 +565,19 @@ impl Follower<'_> {
                 self.pause()?;
             }
         }
+    }
+
+    /// Somebody has cut the file behind its first line, and may have written new text behind that.
+    /// It is sent again from its beginning, and counts as a gap: lines may have gone before they
+    /// were read.
+    fn cut(&mut self, open: &Open) {
+        let what = "was cut while it was followed: it is sent again from its beginning, and lines \
+                    that were cut off before they were read are missing";
+        self.reader.remark(self.log, format!("error: {} {what}", open.path.display()));
+        if let Some(last) = self.known.last_mut() {
+            (last.offset, last.lines) = (0, 0);
+        }
+        self.gap = true;
     }
 
     /// Reads the next line of a file, if there is one, and adds its event to the batch, or counts
@@ -592,7 +654,12 @@ mod tests {
 
     #[test]
     fn the_files_of_a_log_are_found_from_the_oldest_to_the_live_one() {
-        let schemes: [&[&str]; 4] = [
+        let schemes: [&[&str]; 5] = [
+            &[
+                "audit-2026-11-19T23-59-59.999.log.2.gz",
+                "audit-2026-11-20T10-00-00.000.log.1",
+                "audit-2026-11-20T11-00-00.000.log",
+            ],
             &["audit-2026-11-19T23-59-59.999.log", "audit-2026-11-20T10-00-00.000.log.gz"],
             &["audit.log.10.gz", "audit.log.9.zst", "audit.log.2", "audit.log.1"],
             &["audit.log-20261119.gz", "audit.log-20261120", "audit.log-20261120-1763596800"],
@@ -619,6 +686,8 @@ mod tests {
             write(path, "audit.log.77", b"");
             write(path, "audit.log.78.gz", &gzip(b""));
             std::fs::create_dir(path.join("audit.log.79")).unwrap();
+            let fifo = path.join("audit.log.80");
+            assert!(std::process::Command::new("mkfifo").arg(fifo).status().unwrap().success());
             assert_eq!(names(path), [scheme, &["audit.log"]].concat());
         }
     }
@@ -774,6 +843,26 @@ mod tests {
             write(path, "audit.log", &events(&["c1"]));
             let (words, gaps, _) = until(&mut items, "c1");
             assert_eq!((words.as_slice(), gaps), (&[other, "b2", "c1"].map(str::to_owned)[..], 0));
+        }
+    }
+
+    /// The new text is shorter or longer than what was cut off, and may have its line breaks at the
+    /// same places.
+    #[test]
+    fn a_log_that_is_cut_and_grows_again_is_sent_again_and_is_a_gap() {
+        for new in [&["b1"][..], &["b1", "b2"], &["b1", "b2", "b3", "b4", "b5"]] {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path();
+            write(path, "audit.log", &events(&["a1", "a2", "a3"]));
+            let mut items = follow(path, vec![resume::Read::default()]);
+            assert_eq!(until(&mut items, "a3").0, ["a1", "a2", "a3"]);
+            let log = path.join("audit.log");
+            let mut file = File::options().append(true).open(log).unwrap();
+            file.set_len(event("a1").len() as u64).unwrap();
+            io::Write::write_all(&mut file, &events(new)).unwrap();
+            let (words, gaps, _) = until(&mut items, new.last().unwrap());
+            assert_eq!(words, [&["a1"], new].concat());
+            assert_eq!(gaps, 1);
         }
     }
 

@@ -164,7 +164,7 @@ impl State {
     /// everything again.
     pub(super) fn load(file: &Path) -> Result<Self, String> {
         let name = file.display();
-        let text = match named_file::read_of_command(file, FILE_BYTES_MAX) {
+        let text = match named_file::read(file, FILE_BYTES_MAX) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
             Err(error) => return Err(format!("cannot read {name}: {error}")),
