@@ -186,8 +186,10 @@ struct Answer {
     items: Vec<Item>,
 }
 
+/// Other servers that offer the bulk API may name another action than the request did.
 #[derive(Deserialize)]
 struct Item {
+    #[serde(alias = "index", alias = "update")]
     create: Created,
 }
 

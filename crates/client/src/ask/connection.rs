@@ -83,7 +83,12 @@ impl Connection {
     /// The stream cannot be used.
     pub async fn over(stream: impl Stream) -> hyper::Result<Self> {
         let mut builder = http1::Builder::new();
-        builder.max_buf_size(HEAD_MAX);
+        // A folded header line is valid in an answer (RFC 9112 §5.2), and a space behind a name is
+        // ignored (§5.1).
+        builder
+            .max_buf_size(HEAD_MAX)
+            .allow_obsolete_multiline_headers_in_responses(true)
+            .allow_spaces_after_header_name_in_responses(true);
         let (sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
         let mut driver = JoinSet::new();
         driver.spawn(connection);

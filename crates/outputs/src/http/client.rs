@@ -13,6 +13,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
+use super::answer::Unread;
 use super::api::{Api, ConnectionId, Encoded, Sent};
 use super::body::{COPIED_BYTES, Upload};
 use super::confirm::{Confirmations, Doubts};
@@ -57,6 +58,8 @@ pub(super) struct Client {
     /// were read.
     pub(super) expanded: ArcSwapOption<Expanded>,
     pub(super) metrics: OutputMetrics,
+    /// The 2xx responses that can't be read.
+    pub(super) unread: Unread,
     /// The doubts ([`confirm`](super::confirm)), and the number of requests that wait for a
     /// confirmation.
     pub(super) doubts: Arc<Doubts>,
@@ -115,6 +118,7 @@ impl Client {
             tls: Arc::new(Tls::new(client.tls.clone(), &[b"http/1.1"], setup.expiry.clone())),
             expanded: ArcSwapOption::empty(),
             metrics: setup.metrics.clone(),
+            unread: Unread::default(),
             doubts: Arc::default(),
             drivers: TaskTracker::new(),
         }
@@ -209,9 +213,13 @@ impl Client {
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     ) -> hyper::Result<(http1::SendRequest<Upload>, AbortHandle)> {
         // hyper writes as soon as this many bytes wait, and the body then makes its next piece in
-        // the same memory. The limit also applies to the head of an answer.
+        // the same memory. The limit also applies to the head of an answer. A folded header line
+        // is valid in an answer (RFC 9112 §5.2), and a space behind a name is ignored (§5.1).
         let mut builder = http1::Builder::new();
-        builder.max_buf_size(COPIED_BYTES);
+        builder
+            .max_buf_size(COPIED_BYTES)
+            .allow_obsolete_multiline_headers_in_responses(true)
+            .allow_spaces_after_header_name_in_responses(true);
         let (sender, driver) = builder.handshake(TokioIo::new(stream)).await?;
         Ok((sender, self.drivers.spawn(driver).abort_handle()))
     }

@@ -257,6 +257,11 @@ fn elasticsearch_judges_each_event() {
     of([stored, &read_only, stored], "dsd");
     of([stored, &error(409, "IllegalState-2"), &error(409, "")], "dss");
     of([r#""status":409"#, r#""status":409,"error":{}"#, &conflict], "sse");
+    // Some servers name another action than the request did.
+    for action in ["index", "update"] {
+        let body = items(&[stored, &malformed, stored]).replace("create", action);
+        compare("elasticsearch", &[(200, JSON, body.as_str(), "drd")]);
+    }
     let two = items(&[stored, stored]);
     compare(
         "elasticsearch",
