@@ -14,6 +14,7 @@
 //! | 4 | `link` | when an object ends, and what becomes of it |
 
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -203,7 +204,13 @@ impl Settings {
             })),
         };
         let (address, compression) = (self.address.clone(), self.client.compression);
-        Arc::new(Bucket { tried: Mutex::default(), address, compression, keys })
+        Arc::new(Bucket {
+            tried: Mutex::default(),
+            address,
+            compression,
+            keys,
+            refuses_checksum: AtomicBool::new(false),
+        })
     }
 }
 

@@ -500,13 +500,33 @@ fn a_server_without_if_none_match_names_the_key_and_works_with_it() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: the config has a header that the relay sets itself, and a URL with a path and a query.
-/// The fake checks the signature of each request.
+#[test]
+fn a_store_that_knows_no_checksum_gets_objects_without_one() {
+    for (status, code) in [(400, "InvalidArgument"), (501, "NotImplemented")] {
+        let (keys, server) = (Keys::new(), S3::start(move || Mood::NoChecksum(status, code)));
+        let relay = Relay::start(&format!("{BASE}{}", keys.output(server.address(), YOUNG)));
+        let sent = post_batch(&relay, 1, 20, 700);
+        let line = relay.wait_for_log("output down, events are kept", PATIENCE).to_string();
+        assert!(line.contains("the store refuses the headers of the checksum"), "{line}");
+        assert!(!line.contains("conditional_writes"), "{line}");
+        relay.wait_until_delivered(PATIENCE);
+        let _more = post_batch(&relay, 2, 20, 700);
+        relay.wait_until_delivered(PATIENCE);
+        assert_eq!(server.store().puts, 3, "only the first request was refused");
+        assert_eq!(lines_of(&server).len(), 40);
+        assert!(sent.iter().all(|event| lines_of(&server).contains(event)));
+        relay.finish(Backlog::Empty);
+    }
+}
+
+/// Method: the config has a header that the relay sets itself, the token of temporary keys, and a
+/// URL with a path and a query. The fake checks the signature of each request.
 #[test]
 fn headers_of_the_config_and_the_parts_of_a_url_are_signed() {
     let (keys, server) = (Keys::new(), S3::start(|| Mood::Stores));
     let more =
-        format!("{YOUNG}\nheaders = {{ x-amz-date = \"never\", x-amz-meta-cluster = \"prod\" }}");
+        "x-amz-date = \"never\", x-amz-meta-cluster = \"prod\", x-amz-security-token = \"t0ken\"";
+    let more = format!("{YOUNG}\nheaders = {{ {more} }}");
     let output = keys.output(server.address(), &more);
     let address = server.address().to_string();
     let output = output.replace(&address, &format!("{address}/gate+way/?b=2&a=x/y"));
@@ -514,6 +534,7 @@ fn headers_of_the_config_and_the_parts_of_a_url_are_signed() {
     let sent = post_batch(&relay, 1, 20, 700);
     relay.wait_until_delivered(PATIENCE);
     assert_are(&lines_of(&server), &sent);
+    assert_eq!(server.store().sessions, ["t0ken"]);
     relay.finish(Backlog::Empty);
 }
 

@@ -25,6 +25,10 @@ pub(crate) const REGION: &str = "eu-central-1";
 /// The prefix that the relay's config must name.
 pub(crate) const PREFIX: &str = "clusters/prod+1";
 
+const CHECKSUM: &str = "x-amz-checksum-sha256";
+
+const ALGORITHM: &str = "x-amz-sdk-checksum-algorithm";
+
 /// The access key that the fake accepts.
 pub(crate) const KEY_ID: &str = "AKIDEXAMPLE";
 pub(crate) const SECRET: &str = "s3cr3t/K7MDENG+bPxRfiCYEXAMPLEKEY";
@@ -58,6 +62,9 @@ pub(crate) enum Mood {
     /// The fake does not implement `If-None-Match`: it responds with 501 to a request that has it.
     /// It accepts any other request, even if the object exists.
     Unconditional,
+    /// The fake knows no header of a checksum: its response names the header, and has this status
+    /// and this code.
+    NoChecksum(u16, &'static str),
 }
 
 /// The objects, and the requests so far.
@@ -174,6 +181,17 @@ impl S3 {
             store.puts += 1;
             store.classes.extend(request.header("x-amz-storage-class").map(str::to_owned));
             let (mood, condition) = (mood(), request.header("if-none-match"));
+            let algorithm = request.header(ALGORITHM);
+            if let Mood::NoChecksum(status, code) = mood {
+                if algorithm.is_some() {
+                    let text = "<Message>Unsupported header 'x-amz-checksum-sha256'</Message>";
+                    let body = format!("<Error><Code>{code}</Code>{text}</Error>");
+                    return Answer::status(status).body(body);
+                }
+                assert_eq!(request.header(CHECKSUM), None);
+            } else {
+                assert_eq!(algorithm, Some("SHA256"));
+            }
             if mood != Mood::Unconditional {
                 assert_eq!(condition, Some("*"), "if-none-match");
             } else if condition.is_some() {
@@ -187,6 +205,7 @@ impl S3 {
                 Mood::HangsUp(false) => return Answer::hang_up(),
                 Mood::Stores | Mood::StoresAndFails | Mood::HangsUp(true) => {}
                 Mood::Cut | Mood::Unconditional | Mood::Silent | Mood::Races { .. } => {}
+                Mood::NoChecksum(..) => {}
             }
             if store.under_way.get(&name).is_some_and(|until| Instant::now() < *until) {
                 return error(409, "ConditionalRequestConflict");
@@ -212,7 +231,7 @@ impl S3 {
             }
             match mood {
                 Mood::Stores | Mood::Races { .. } if is_there => error(412, "PreconditionFailed"),
-                Mood::Stores | Mood::Unconditional => stored(),
+                Mood::Stores | Mood::Unconditional | Mood::NoChecksum(..) => stored(),
                 Mood::Races { time, .. } => stored().after(time),
                 Mood::StoresAndFails => error(500, "InternalError"),
                 Mood::HangsUp(_) => Answer::hang_up(),
@@ -258,9 +277,12 @@ fn check(request: &Request) -> (String, String) {
         ("content-type", content_type.to_owned()),
         ("content-length", request.body.len().to_string()),
         ("x-amz-content-sha256", hex(sha256.as_ref())),
-        ("x-amz-checksum-sha256", BASE64_STANDARD.encode(sha256)),
     ] {
         assert_eq!(request.header(header), Some(&*wanted), "{header}");
+    }
+    // With the name of its kind, a checksum must be there.
+    if request.header(ALGORITHM).is_some() {
+        assert_eq!(request.header(CHECKSUM), Some(&*BASE64_STANDARD.encode(sha256)));
     }
     for header in ["content-encoding", "transfer-encoding", "expect"] {
         assert_eq!(request.header(header), None, "{header}");

@@ -1,6 +1,7 @@
 //! The bucket: the requests that store objects, their signatures, and the meaning of the answers.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
@@ -29,7 +30,21 @@ use telemetry::AttemptError;
 const ANSWER_BYTES: usize = 16 * 1024;
 
 /// The headers `x-amz-…` of a signature. They replace headers of the config with these names.
-const OWN: [&str; 3] = ["x-amz-content-sha256", "x-amz-date", "x-amz-security-token"];
+const OWN: [&str; 2] = ["x-amz-content-sha256", "x-amz-date"];
+
+/// The header with the token of temporary keys. It is ours only if the keys have a token.
+const SESSION: &str = "x-amz-security-token";
+
+/// The header with the checksum of an object. A bucket with Object Lock needs it.
+const CHECKSUM: &str = "x-amz-checksum-sha256";
+
+/// The header that names the kind of the checksum. AWS's own SDKs send it beside the checksum, and
+/// some stores look for it alone.
+const ALGORITHM: &str = "x-amz-sdk-checksum-algorithm";
+
+/// The end of the message about a store that refuses [`CHECKSUM`] or [`ALGORITHM`].
+const WITHOUT_CHECKSUM: &str =
+    ": the store refuses the headers of the checksum, so objects are now stored without them";
 
 /// The error code for expired temporary keys. The status is 400.
 const EXPIRED: &str = "ExpiredToken";
@@ -80,6 +95,8 @@ pub(crate) struct Bucket {
     pub(super) address: Address,
     pub(super) compression: Compression,
     pub(super) keys: Keys,
+    /// `true` once the store has refused the headers of the checksum.
+    pub(super) refuses_checksum: AtomicBool,
 }
 
 /// The attempts to store one object, and whether they may have stored it.
@@ -214,11 +231,19 @@ impl Api for Bucket {
             if self.address.conditional {
                 own.push(("if-none-match", "*".to_owned()));
             }
-            own.push(("x-amz-checksum-sha256", checksum(&call.head.body_sha256)));
+            if !self.refuses_checksum.load(Ordering::Relaxed) {
+                own.push((CHECKSUM, checksum(&call.head.body_sha256)));
+                own.push((ALGORITHM, "SHA256".to_owned()));
+            }
         }
         let mut signed = vec![("content-type", content_type)];
         signed.extend(own.iter().map(|(name, value)| (*name, value.as_str())));
-        let is_own = |name: &str| OWN.contains(&name) || own.iter().any(|(it, _)| *it == name);
+        let has_session = keys.session.is_some();
+        let is_own = |name: &str| {
+            OWN.contains(&name)
+                || (has_session && name == SESSION)
+                || own.iter().any(|(it, _)| *it == name)
+        };
         let extra = call
             .extra
             .iter()
@@ -239,7 +264,7 @@ impl Api for Bucket {
         let header = |(name, value): (&'static str, String)| {
             let mut value =
                 HeaderValue::from_str(&value).map_err(|_| failed("a header can't be made"))?;
-            value.set_sensitive(["authorization", "x-amz-security-token"].contains(&name));
+            value.set_sensitive(["authorization", SESSION].contains(&name));
             Ok((HeaderName::from_static(name), value))
         };
         own.into_iter().map(header).collect()
@@ -322,7 +347,14 @@ impl Api for Bucket {
                 if let Some(code) = code {
                     failure.message = format!("{} ({code})", failure.message);
                 }
-                if reply.status == StatusCode::NOT_IMPLEMENTED && self.address.conditional {
+                let body = reply.body.unwrap_or_default();
+                if refuses_checksum(reply.status, body) {
+                    self.refuses_checksum.store(true, Ordering::Relaxed);
+                    failure.message.push_str(WITHOUT_CHECKSUM);
+                } else if reply.status == StatusCode::NOT_IMPLEMENTED
+                    && self.address.conditional
+                    && memchr::memmem::find(body, b"x-amz-").is_none()
+                {
                     failure.message.push_str(UNCONDITIONAL);
                 }
                 Outcome::Failed(failure)
@@ -332,8 +364,18 @@ impl Api for Bucket {
     }
 }
 
-/// Returns the header `x-amz-checksum-sha256` for a body with this SHA-256, in base64 instead of
-/// hexadecimal digits. A bucket with Object Lock needs the header.
+/// Returns `true` for the answer of a store that does not know the headers of the checksum. A
+/// checksum that does not match the object is another fault.
+fn refuses_checksum(status: StatusCode, body: &[u8]) -> bool {
+    let names = |header: &str| memchr::memmem::find(body, header.as_bytes()).is_some();
+    let is_unknown = |code| ["InvalidArgument", "InvalidRequest", "NotImplemented"].contains(&code);
+    [StatusCode::BAD_REQUEST, StatusCode::NOT_IMPLEMENTED].contains(&status)
+        && code(body).is_some_and(is_unknown)
+        && (names(CHECKSUM) || names(ALGORITHM))
+}
+
+/// Returns the value of [`CHECKSUM`] for a body with this SHA-256: base64 instead of hexadecimal
+/// digits.
 fn checksum(sha256: &str) -> String {
     let digits = sha256.as_bytes().chunks(2).filter_map(|pair| std::str::from_utf8(pair).ok());
     let bytes: Vec<u8> = digits.filter_map(|pair| u8::from_str_radix(pair, 16).ok()).collect();
@@ -370,6 +412,20 @@ mod tests {
         for body in [other.as_str(), "", "{}", "<Error><Code>AccessDenied</Code></Error>"] {
             assert!(!says_exists(body.as_bytes()), "{body}");
         }
+    }
+
+    #[test]
+    fn a_store_refuses_the_checksums_header_only_by_its_name() {
+        let of = |status: u16, code: &str, text: &str| {
+            let body = format!("<Error><Code>{code}</Code><Message>{text}</Message></Error>");
+            refuses_checksum(StatusCode::from_u16(status).unwrap(), body.as_bytes())
+        };
+        assert!(of(400, "InvalidArgument", "Unsupported header 'x-amz-checksum-sha256'"));
+        assert!(of(501, "NotImplemented", "x-amz-sdk-checksum-algorithm is not implemented"));
+        assert!(!of(400, "BadDigest", "x-amz-checksum-sha256 does not match"));
+        assert!(!of(400, "InvalidRequest", "Content-MD5 OR x-amz-checksum- is required"));
+        assert!(!of(501, "NotImplemented", "If-None-Match"));
+        assert!(!of(403, "InvalidArgument", "x-amz-checksum-sha256"));
     }
 
     #[test]
