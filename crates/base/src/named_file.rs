@@ -94,6 +94,21 @@ pub fn whole(from: impl io::Read, bytes_max: u64) -> io::Result<Vec<u8>> {
     }
 }
 
+/// Refuses a device, such as `/dev/zero`, whose text never ends. `/dev/null` has no text, and is
+/// used as an empty file.
+///
+/// # Errors
+///
+/// The error of the operating system, or `Unsupported`.
+pub fn refuse_device(path: &Path) -> io::Result<()> {
+    let kind = std::fs::metadata(path)?.file_type();
+    let is_device = kind.is_char_device() || kind.is_block_device();
+    match is_device && path != Path::new("/dev/null") {
+        true => Err(refused(kind)),
+        false => Ok(()),
+    }
+}
+
 /// A file or pipe that a command line names, to be read once.
 pub struct OfCommand(File);
 

@@ -77,7 +77,10 @@ fn read_lines(
 ) -> io::Result<()> {
     let source: Box<dyn Read + Send> = match path == Path::new("-") {
         true => Box::new(io::stdin()),
-        false => Box::new(named_file::open_of_command(path)?),
+        false => {
+            named_file::refuse_device(path)?;
+            Box::new(named_file::open_of_command(path)?)
+        }
     };
     let bytes_read = Arc::<AtomicU64>::default();
     let counted = Counted { source, bytes: Arc::clone(&bytes_read) };

@@ -161,6 +161,15 @@ pub(super) fn secret_in(text: &str) -> Option<usize> {
     SECRETS.split_whitespace().filter_map(|it| Some(text.find(it)? + it.len())).min()
 }
 
+/// The directives whose arguments may be any text.
+const FREE: &str = "command http-after-response http-check http-error http-request http-response \
+    redirect tcp-check tcp-request tcp-response";
+
+/// The second words of such directives that are followed by names and numbers alone.
+const HARMLESS: &str = "accept allow auth cache-store cache-use capture connect del-header deny \
+    inspect-delay reject send-spoe-group set-bandwidth-limit set-log-level silent-drop tarpit \
+    use-service";
+
 /// Returns the words without what looks like a password or token. An ellipsis marks the gap.
 pub(super) fn shown(words: &[String]) -> String {
     let word = |index: usize| words.get(index).map_or("", String::as_str);
@@ -168,10 +177,17 @@ pub(super) fn shown(words: &[String]) -> String {
         ("stats", "auth") | ("user" | "setenv" | "presetenv", _) => 2,
         // The value of a header may be a token.
         (_, "set-header" | "add-header" | "replace-header" | "replace-value") => 3,
+        (_, action) if HARMLESS.split_whitespace().any(|it| it == action) => words.len(),
+        // Any other argument may be a secret: a value, a body, a URL.
+        (directive, _) if FREE.split_whitespace().any(|it| it == directive) => 2,
         _ => words.len(),
     };
     let mut text = words.iter().take(secret_from).cloned().collect::<Vec<_>>().join(" ");
-    let end = secret_in(&text.to_ascii_lowercase()).unwrap_or(text.len());
+    let lower = text.to_ascii_lowercase();
+    // A URL may have a username and a password.
+    let in_url = text.split_once("://").filter(|(_, rest)| rest.contains('@'));
+    let in_url = in_url.map(|(scheme, _)| scheme.len() + "://".len());
+    let end = [secret_in(&lower), in_url].into_iter().flatten().min().unwrap_or(text.len());
     if end < text.len() || secret_from < words.len() {
         text.truncate(end);
         text.push_str(" …");

@@ -23,6 +23,7 @@ use super::resume::{Head, Read as Resumed};
 use super::spool::Spool;
 use super::{Note, OnBadLine, Settings, Span, Unit, line};
 use audit::LIST_HEAD;
+use base::named_file;
 use base::position::Position;
 use queue::inspect::{Fault, Finding, Seen};
 
@@ -538,6 +539,7 @@ impl Text {
         let source: Box<dyn Read + Send> = if path.as_os_str() == STDIN {
             Box::new(io::stdin())
         } else {
+            named_file::refuse_device(path)?;
             Box::new(File::open(path)?)
         };
         Self::of(source, file)
