@@ -4,8 +4,8 @@
 //! another text. A character reaches a terminal unchanged only if it [is plain](is_plain). Control
 //! characters (C0, DEL, C1), controls of direction, and spaces other than that of ASCII are not
 //! plain. Nor are characters without a width (combining marks and tags too), and unassigned or
-//! private ones. The escapes of std (`{:?}`) follow the same rule, except for quotes, backslashes
-//! and combining marks.
+//! private ones, and the few letters that are blank. The escapes of std (`{:?}`) follow the same
+//! rule, except for quotes, backslashes, combining marks and blank letters.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -13,12 +13,25 @@ use std::fmt::Write as _;
 /// The largest number of characters that [`field`] shows. Names of users are usually shorter.
 const FIELD_CHARS_MAX: usize = 256;
 
+/// The characters that std counts as printable although nothing is seen: the fillers of Hangul, the
+/// blank pattern of Braille, the blanks of Egyptian hieroglyphs, and the null notehead.
+const BLANK: &str = "\u{115f}\u{1160}\u{2800}\u{3164}\u{ffa0}\u{13441}\u{13442}\u{1d159}";
+
 /// Returns `true` if a terminal shows the character unchanged and at its place.
 pub fn is_plain(char: char) -> bool {
     match char {
         ' '..='~' => true,
+        _ if BLANK.contains(char) => false,
         // std escapes every character that Unicode does not count as printable by itself.
         _ => char.escape_debug().len() == 1,
+    }
+}
+
+/// Adds the escape of a character that is not plain.
+fn push_escaped(safe: &mut String, char: char) {
+    match BLANK.contains(char) {
+        true => safe.extend(char.escape_unicode()),
+        false => safe.extend(char.escape_debug()),
     }
 }
 
@@ -63,7 +76,7 @@ pub fn field(text: &str, separators: &str) -> String {
         match char {
             '"' | '\\' => safe.extend(['\\', char]),
             _ if is_plain(char) => safe.push(char),
-            _ => safe.extend(char.escape_debug()),
+            _ => push_escaped(&mut safe, char),
         }
     }
     safe.push_str(if chars.next().is_some() { "…\"" } else { "\"" });
@@ -78,7 +91,7 @@ pub fn message(text: &str) -> String {
     }
     let mut safe = String::with_capacity(text.len());
     for char in text.chars() {
-        if is_plain(char) { safe.push(char) } else { safe.extend(char.escape_debug()) }
+        if is_plain(char) { safe.push(char) } else { push_escaped(&mut safe, char) }
     }
     safe
 }
@@ -117,13 +130,14 @@ mod tests {
                     | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
                     | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}'
                     | '\u{300}'..='\u{36f}' | '\u{fe00}'..='\u{fe0f}' | '\u{a0}' | '\u{3000}'
+                    | '\u{115f}' | '\u{1160}' | '\u{2800}' | '\u{3164}' | '\u{ffa0}'
             )
         })
     }
 
     /// Texts with many characters that are dangerous.
     fn texts() -> impl Strategy<Value = String> {
-        let dangerous = "\x1b\x07\n\r\t\x7f\u{9b}\u{85}\u{202e}\u{2066}\u{200d}\u{feff}\u{e0041}\u{301}\"\\ /[-";
+        let dangerous = "\x1b\x07\n\r\t\x7f\u{9b}\u{85}\u{202e}\u{2066}\u{200d}\u{feff}\u{e0041}\u{301}\u{115f}\u{2800}\u{3164}\u{ffa0}\"\\ /[-";
         let dangerous = proptest::sample::select(dangerous.chars().collect::<Vec<_>>());
         let char = prop_oneof![dangerous, any::<char>(), proptest::char::range(' ', '~')];
         proptest::collection::vec(char, 0..400).prop_map(String::from_iter)
