@@ -158,7 +158,8 @@ impl LetterFiles {
     }
 
     /// Deletes the oldest dead-letter files that no process writes to, until there is room for
-    /// `bytes` more bytes and one more file, or until no such file is left.
+    /// `bytes` more bytes and one more file, or until no such file is left. A file whose events
+    /// can't be counted stays: it is an error if there is no room without it.
     fn make_room(
         &mut self,
         directory: &Directory,
@@ -167,7 +168,7 @@ impl LetterFiles {
     ) -> io::Result<()> {
         let files = directory.files()?;
         let mut total: u64 = files.iter().map(|found| found.bytes).sum();
-        let mut count = files.len();
+        let (mut count, mut uncounted) = (files.len(), None);
         for found in &files {
             if total + bytes <= self.max_bytes && count < COUNT_MAX {
                 break;
@@ -175,11 +176,27 @@ impl LetterFiles {
             if current.is_some_and(|current| current.name == found.name) {
                 continue;
             }
-            let Some(events) = directory.drop_file(&found.name)? else { continue };
+            let events = match directory.count(&found.name) {
+                Ok(Some(events)) => events,
+                Ok(None) => continue,
+                Err(error) => {
+                    uncounted.get_or_insert((&found.name, error));
+                    continue;
+                }
+            };
+            directory.remove(&found.name)?;
             (total, count) = (total - found.bytes, count - 1);
             self.dropped.add(events);
         }
-        Ok(())
+        match uncounted {
+            Some((name, error)) if total + bytes > self.max_bytes || count >= COUNT_MAX => {
+                let path = self.path.join(name);
+                let what =
+                    format!("cannot read {}, to count and delete it: {error}", path.display());
+                Err(io::Error::new(error.kind(), what))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -307,21 +324,18 @@ impl Directory {
         }
     }
 
-    /// Deletes a file, and returns the number of its events. Returns `None` and keeps the file if
-    /// it is locked.
-    fn drop_file(&self, name: &str) -> io::Result<Option<u64>> {
+    /// Returns the number of a file's events, or `None` if it is locked. A file that is gone has
+    /// none.
+    fn count(&self, name: &str) -> io::Result<Option<u64>> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let mut events = 0;
-        // A file that can't be read is also deleted, and counts as empty.
-        if let Ok(file) = rustix::fs::openat(&self.0, name, flags, Mode::empty()) {
-            let file = File::from(file);
-            if matches!(file.try_lock(), Err(TryLockError::WouldBlock)) {
-                return Ok(None);
-            }
-            events = count_lines(file).unwrap_or_default();
+        let file = match rustix::fs::openat(&self.0, name, flags, Mode::empty()) {
+            Err(Errno::NOENT) => return Ok(Some(0)),
+            opened => File::from(opened?),
+        };
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => Ok(None),
+            _ => count_lines(file).map(Some),
         }
-        self.remove(name)?;
-        Ok(Some(events))
     }
 }
 

@@ -463,6 +463,36 @@ async fn a_letter_that_was_waited_for_in_vain_is_lost_and_neither_kept_in_memory
     assert_eq!(scene.events(), events(3..6, 10), "what was counted as lost is in no file");
 }
 
+/// Method: the thread gives up the capabilities by which root reads any file.
+#[test]
+fn a_file_whose_events_cannot_be_counted_is_not_deleted() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let scene = Scene::new();
+    let mut files = LetterFiles::new(&scene.path(), MAX_BYTES, scene.letters.dropped.clone());
+    let event = "x".repeat(usize::try_from(MAX_BYTES / 4).unwrap());
+    let line = || Line { head: b"{\"event\":", event: event.as_bytes() };
+    (0..3).for_each(|_| assert!(files.write(&[line()])[0].is_ok()));
+    let secret = scene.files().remove(0).0;
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o000)).unwrap();
+    let mut may = rustix::thread::capabilities(None).unwrap();
+    for capability in [
+        rustix::thread::CapabilitySet::DAC_OVERRIDE,
+        rustix::thread::CapabilitySet::DAC_READ_SEARCH,
+    ] {
+        may.effective -= capability;
+    }
+    rustix::thread::set_capabilities(None, may).unwrap();
+    // The others are counted and deleted, until there is no room without the first one.
+    let written: Vec<_> = (0..3).map(|_| files.write(&[line()]).remove(0)).collect();
+    assert!(written[..2].iter().all(Result::is_ok), "{written:?}");
+    assert_eq!((scene.dropped(), secret.exists()), (3, true));
+    let too_large = "x".repeat(usize::try_from(MAX_BYTES).unwrap() - 1000);
+    let line = Line { head: b"{\"event\":", event: too_large.as_bytes() };
+    let refused = files.write(&[line]).remove(0).unwrap_err();
+    assert!(refused.contains("to count and delete it"), "{refused}");
+    assert!(secret.exists());
+}
+
 #[tokio::test]
 async fn more_letters_than_may_wait_are_lost_at_once_and_say_so() {
     let (scene, mut queue) = waiting(2);
