@@ -1,11 +1,11 @@
 //! Limits the number of connections of the admin address and, separately, of the probe address.
 //! Decides which connection loses its place to a new connection.
 //!
-//! Every new connection gets a *place*, the right to stay open. If all places are taken, the
-//! connection that has sent no request for the longest time loses its place: in most cases it is
-//! idle, sends a head that never ends, or does not read its response. A probe that connects and
-//! immediately sends its request thus normally gets a response. A scraper whose keep-alive
-//! connection was closed connects again.
+//! Every new connection gets a *place*, the right to stay open. Connections that have sent no
+//! request yet, and those that have, have places of their own kind. If all places of a kind are
+//! taken, the connection that has waited or asked for nothing for the longest time loses its place.
+//! So a flood of connections without requests takes no place from a scraper, and a probe, which
+//! sends its request at once, normally gets its response.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -15,10 +15,14 @@ use tokio_util::sync::CancellationToken;
 
 use base::lock::lock;
 
-/// The maximum number of connections, besides taps, that each address serves at the same time:
-/// enough for a scraper, the probes and a few people. Without a limit, a client could take much
-/// memory from the relay.
-const CONNECTIONS_MAX: usize = 64;
+/// The maximum number of connections with a request, besides taps, that each address serves at the
+/// same time: enough for a scraper, the probes and a few people. Without a limit, a client could
+/// take much memory from the relay.
+const ASKED_MAX: usize = 64;
+
+/// The maximum number of connections without a request. At 5,000 new connections in a second, each
+/// has 51 ms for its request.
+const SILENT_MAX: usize = 256;
 
 /// The places of one address. Its accept loop and all connections share them.
 #[derive(Default)]
@@ -29,33 +33,54 @@ pub(super) struct Places {
 #[derive(Default)]
 struct Taken {
     next: u64,
-    /// The taken places, by the identifier of the connection: at most [`CONNECTIONS_MAX`].
+    /// The taken places, by the identifier of the connection.
     by_id: HashMap<u64, Entry>,
 }
 
 struct Entry {
     /// The time of the last request, or the opening of the connection before the first request.
     asked: Instant,
-    /// Cancelled when a newer connection takes this place: the connection must then end.
+    stage: Stage,
+    /// Cancelled when another connection takes this place: the connection must then end.
     lost: CancellationToken,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// No request has arrived.
+    Silent,
+    Asked,
+}
+
+impl Taken {
+    fn of(&self, stage: Stage) -> impl Iterator<Item = (&u64, &Entry)> {
+        self.by_id.iter().filter(move |(_, entry)| entry.stage == stage)
+    }
+
+    /// If more than `max` places of a kind are taken, ends the connection that has asked for
+    /// nothing for the longest time.
+    fn keep(&mut self, max: usize, stage: Stage) {
+        if self.of(stage).count() <= max {
+            return;
+        }
+        let longest = self.of(stage).map(|(id, entry)| (entry.asked, *id)).min();
+        if let Some(entry) = longest.and_then(|(_, id)| self.by_id.remove(&id)) {
+            entry.lost.cancel();
+        }
+    }
 }
 
 impl Places {
     /// Returns a place for a new connection. If no place is free, takes the place of the connection
-    /// that has sent no request for the longest time.
+    /// that has waited for its first request for the longest time.
     pub(super) fn take(self: &Arc<Self>) -> Place {
         let lost = CancellationToken::new();
         let mut taken = lock(&self.taken);
-        if taken.by_id.len() >= CONNECTIONS_MAX {
-            let longest = taken.by_id.iter().map(|(id, entry)| (entry.asked, *id)).min();
-            let entry = longest.and_then(|(_, id)| taken.by_id.remove(&id));
-            if let Some(entry) = entry {
-                entry.lost.cancel();
-            }
-        }
         let id = taken.next;
         taken.next += 1;
-        taken.by_id.insert(id, Entry { asked: Instant::now(), lost: lost.clone() });
+        let entry = Entry { asked: Instant::now(), stage: Stage::Silent, lost: lost.clone() };
+        taken.by_id.insert(id, entry);
+        taken.keep(SILENT_MAX, Stage::Silent);
         Place { places: Arc::clone(self), id, lost }
     }
 }
@@ -64,7 +89,7 @@ impl Places {
 pub(super) struct Place {
     places: Arc<Places>,
     id: u64,
-    /// Cancelled when a newer connection takes this place: the connection must then end.
+    /// Cancelled when another connection takes this place: the connection must then end.
     pub(super) lost: CancellationToken,
 }
 
@@ -78,8 +103,10 @@ impl Place {
     /// Notes a request: connections whose last request is older now lose their places before this
     /// one.
     pub(super) fn asked(&self) {
-        if let Some(entry) = lock(&self.places.taken).by_id.get_mut(&self.id) {
-            entry.asked = Instant::now();
+        let mut taken = lock(&self.places.taken);
+        if let Some(entry) = taken.by_id.get_mut(&self.id) {
+            (entry.asked, entry.stage) = (Instant::now(), Stage::Asked);
+            taken.keep(ASKED_MAX, Stage::Asked);
         }
     }
 }
@@ -95,33 +122,52 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
+    fn lost(held: &[Place]) -> Vec<usize> {
+        (0..held.len()).filter(|&at| held[at].lost.is_cancelled()).collect()
+    }
+
     #[tokio::test(start_paused = true)]
     async fn the_connection_that_has_asked_for_nothing_for_longest_gives_way() {
         let places = Arc::new(Places::default());
+        let asked = || {
+            let place = places.take();
+            place.asked();
+            place
+        };
         let mut held = Vec::new();
-        for _ in 0..CONNECTIONS_MAX {
-            held.push(places.take());
+        for _ in 0..ASKED_MAX {
+            held.push(asked());
             tokio::time::advance(Duration::from_secs(1)).await;
         }
         held[0].asked();
-        let lost = |held: &[Place]| -> Vec<usize> {
-            (0..held.len()).filter(|&at| held[at].lost.is_cancelled()).collect()
-        };
         assert_eq!(lost(&held), [0_usize; 0]);
-        held.push(places.take());
+        held.push(asked());
         assert_eq!(lost(&held), [1]);
         // After a place was given back, a new connection takes no place from another.
-        held.truncate(CONNECTIONS_MAX);
-        held.push(places.take());
+        held.truncate(ASKED_MAX);
+        held.push(asked());
         assert_eq!(lost(&held), [1]);
-        held.push(places.take());
+        held.push(asked());
         assert_eq!(lost(&held), [1, 2]);
-        assert_eq!(lock(&places.taken).by_id.len(), CONNECTIONS_MAX);
         // A connection that has left counts no more, and loses its place to nobody.
         held[3].leave();
-        held.push(places.take());
+        held.push(asked());
         assert_eq!(lost(&held), [1, 2]);
         drop(held);
         assert!(lock(&places.taken).by_id.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_without_requests_ends_only_connections_without_requests() {
+        let places = Arc::new(Places::default());
+        let scraper = places.take();
+        scraper.asked();
+        let mut held = Vec::new();
+        for _ in 0..SILENT_MAX + 100 {
+            tokio::time::advance(Duration::from_millis(1)).await;
+            held.push(places.take());
+        }
+        assert!(!scraper.lost.is_cancelled());
+        assert_eq!(lost(&held), (0..100).collect::<Vec<_>>());
     }
 }
