@@ -17,9 +17,10 @@
 //!
 //! seccomp refuses the listed calls (`FORBIDDEN` and the lists after it), and allows all others,
 //! because an updated library may need new ones. A refused call fails with EPERM, as most of them
-//! do without a privilege. No library of the relay needs ENOSYS to fall back to another call.
-//! `clone` and `clone3` are allowed, because glibc starts threads with them. A new user namespace
-//! is of little use to an attacker, because mounting is refused.
+//! do without a privilege. `clone` is allowed, because it starts threads, but not with a flag that
+//! makes a namespace: in a new user namespace, a process has all capabilities. The flags of
+//! `clone3` are out of seccomp's reach, so it fails with ENOSYS, and glibc then starts threads with
+//! `clone`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
@@ -169,6 +170,14 @@ const FCHMODAT2: libc::c_long = 452;
 const OPEN_TREE_ATTR: libc::c_long = 467;
 const FILE_SETATTR: libc::c_long = 469;
 const XATTRAT: RangeInclusive<libc::c_long> = 463..=466;
+
+/// The flags of clone(2) that make a namespace: CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER,
+/// NEWPID, NEWNET. unshare(2) alone makes a time namespace.
+const NAMESPACES: [u64; 7] =
+    [0x0002_0000, 0x0200_0000, 0x0400_0000, 0x0800_0000, 0x1000_0000, 0x2000_0000, 0x4000_0000];
+
+/// The argument of clone(2) that has the flags (clone(2), "C library/kernel differences").
+const CLONE_FLAGS: u8 = if cfg!(target_arch = "s390x") { 1 } else { 0 };
 
 const KEXEC_FILE_LOAD: libc::c_long = if cfg!(target_arch = "x86_64") { 320 } else { 294 };
 
@@ -480,18 +489,33 @@ fn rights(may: May) -> BitFlags<AccessFs> {
 }
 
 fn forbid_calls() -> Result<(), seccompiler::Error> {
-    let (allow, refuse) = (SeccompAction::Allow, SeccompAction::Errno(libc::EPERM.unsigned_abs()));
-    let arch = env::consts::ARCH.try_into()?;
     // A call without rules is always refused. A call of another architecture ends the process.
     let mut calls: BTreeMap<_, _> =
         forbidden().into_iter().map(|number| (number, Vec::new())).collect();
+    let is = |argument, comparison, value| {
+        SeccompCondition::new(argument, ArgLen::Dword, comparison, value)
+            .and_then(|condition| SeccompRule::new(vec![condition]))
+    };
     for command in FORBIDDEN_COMMANDS {
-        let is_command = SeccompCondition::new(1, ArgLen::Dword, CmpOp::Eq, command)?;
-        let rules = calls.entry(libc::SYS_ioctl).or_default();
-        rules.push(SeccompRule::new(vec![is_command])?);
+        calls.entry(libc::SYS_ioctl).or_default().push(is(1, CmpOp::Eq, command)?);
     }
-    let filter: BpfProgram = SeccompFilter::new(calls, allow, refuse, arch)?.try_into()?;
-    seccompiler::apply_filter(&filter)
+    for number in of_all_abis(libc::SYS_clone) {
+        let flags = NAMESPACES.map(|flag| is(CLONE_FLAGS, CmpOp::MaskedEq(flag), flag));
+        calls.insert(number, flags.into_iter().collect::<Result<_, _>>()?);
+    }
+    let unknown = of_all_abis(libc::SYS_clone3).map(|number| (number, Vec::new())).collect();
+    for (calls, errno) in [(calls, libc::EPERM), (unknown, libc::ENOSYS)] {
+        let refuse = SeccompAction::Errno(errno.unsigned_abs());
+        let arch = env::consts::ARCH.try_into()?;
+        let filter = SeccompFilter::new(calls, SeccompAction::Allow, refuse, arch)?;
+        seccompiler::apply_filter(&BpfProgram::try_from(filter)?)?;
+    }
+    Ok(())
+}
+
+/// Returns the numbers of a call that is the same in the x32 ABI.
+fn of_all_abis(number: libc::c_long) -> impl Iterator<Item = libc::c_long> {
+    [Some(number), cfg!(target_arch = "x86_64").then_some(number | X32)].into_iter().flatten()
 }
 
 fn forbidden() -> BTreeSet<i64> {

@@ -140,7 +140,12 @@ fn no_program_is_run_and_no_forbidden_call_is_made() {
         for number in FORBIDDEN {
             assert_eq!(call(number).raw_os_error(), Some(libc::EPERM), "{number}");
         }
-        // Threads are made with clone3(2).
+        for flag in NAMESPACES {
+            assert_eq!(clone_with(flag).raw_os_error(), Some(libc::EPERM), "{flag:x}");
+        }
+        assert_eq!(clone_with(0).raw_os_error(), Some(libc::EINVAL));
+        assert_eq!(call(libc::SYS_clone3).raw_os_error(), Some(libc::ENOSYS));
+        // Threads are made with clone(2).
         assert_eq!(
             thread::spawn(|| call(libc::SYS_ptrace).raw_os_error()).join().unwrap(),
             Some(libc::EPERM)
@@ -157,6 +162,18 @@ fn call(number: libc::c_long) -> io::Error {
     // so the kernel refuses them even without a filter, and touches no memory of this process.
     let result = unsafe { libc::syscall(number, -1, -1, -1, -1, -1) };
     assert_eq!(result, -1, "{number}");
+    io::Error::last_os_error()
+}
+
+/// Calls clone(2) with a flag, and returns its error. Without a filter, the error is EINVAL,
+/// because CLONE_SIGHAND needs CLONE_VM.
+#[allow(unsafe_code, reason = "no safe crate makes calls that are to be refused")]
+fn clone_with(flag: u64) -> io::Error {
+    let flags = flag | 0x800;
+    let (first, second) = if CLONE_FLAGS == 0 { (flags, 0) } else { (0, flags) };
+    // SAFETY: the kernel refuses these flags before it makes a process.
+    let result = unsafe { libc::syscall(libc::SYS_clone, first, second, 0, 0, 0) };
+    assert_eq!(result, -1, "{flag:x}");
     io::Error::last_os_error()
 }
 
