@@ -207,6 +207,64 @@ pub fn read_token_of_command(path: &Path) -> io::Result<String> {
     token(&secret(named_file::read_of_command(path, SECRET_BYTES_MAX)?)?)
 }
 
+/// Reads a token or key that the relay sends, in the forms in which people keep it: alone, in
+/// quotes, or behind its scheme as in a header (`Authorization: Bearer …`). The call blocks while
+/// it reads.
+///
+/// # Errors
+///
+/// The errors of [`read_token`], and those of [`credential`].
+pub fn read_credential(path: &Path) -> io::Result<String> {
+    credential(&read_token(path)?).map_err(|what| io::Error::new(io::ErrorKind::InvalidData, what))
+}
+
+/// The schemes that may stand before a token. The relay writes its own in their place.
+const SCHEMES: [&str; 4] = ["apikey", "bearer", "splunk", "token"];
+
+/// Returns the token alone, without the quotes and the scheme around it.
+///
+/// # Errors
+///
+/// The text is JSON, a setting, or credentials for `basic_auth`, or has a blank inside. The text of
+/// the error ends a sentence, and has no secret.
+pub fn credential(text: &str) -> Result<String, String> {
+    let unquoted = |text: &str| {
+        let inside = |quote| text.strip_prefix(quote)?.strip_suffix(quote);
+        inside('"').or_else(|| inside('\'')).unwrap_or(text).trim_ascii().to_owned()
+    };
+    let mut token = unquoted(text.trim_ascii());
+    if token.starts_with(['{', '[']) {
+        return Err("it contains JSON, allowed: the token or key alone, such as the value of \
+                    `encoded`, `apikey` or `token`"
+            .to_owned());
+    }
+    let header = "authorization:";
+    if token.get(..header.len()).is_some_and(|start| start.eq_ignore_ascii_case(header)) {
+        token = token.split_off(header.len()).trim_ascii().to_owned();
+    }
+    if let Some((scheme, rest)) = token.split_once([' ', '\t']) {
+        if scheme.eq_ignore_ascii_case("basic") {
+            return Err("it contains credentials of the scheme Basic: set `basic_auth`".to_owned());
+        }
+        if SCHEMES.iter().any(|it| scheme.eq_ignore_ascii_case(it)) {
+            token = unquoted(rest.trim_ascii());
+        }
+    }
+    let name = token.split_once('=').map(|(name, _)| name.trim_ascii());
+    let is_variable = |name: &str| {
+        name.len() > 2
+            && name.contains('_')
+            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+    };
+    if name.is_some_and(is_variable) {
+        return Err("it contains NAME=VALUE, allowed: the value alone".to_owned());
+    }
+    match token.contains([' ', '\t']) {
+        true => Err("it contains a blank, allowed: the token or key alone".to_owned()),
+        false => Ok(token),
+    }
+}
+
 fn token(secret: &str) -> io::Result<String> {
     let invalid = |what| io::Error::new(io::ErrorKind::InvalidData, what);
     let token = secret.trim_ascii();
@@ -237,6 +295,34 @@ mod tests {
 
     fn expanded(source: &str) -> Result<String, String> {
         Template::parse(source, &env)?.expand().map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_credential_is_taken_in_the_forms_in_which_people_keep_it() {
+        for text in [
+            "s3cr-t==",
+            " \"s3cr-t==\"",
+            "'s3cr-t=='",
+            "Bearer s3cr-t==",
+            "splunk \t s3cr-t==",
+            "ApiKey \"s3cr-t==\"",
+            "Authorization: Bearer s3cr-t==",
+            "authorization:Splunk s3cr-t==",
+            "\"Bearer s3cr-t==\"",
+        ] {
+            assert_eq!(credential(text).as_deref(), Ok("s3cr-t=="), "{text}");
+        }
+        for (text, what) in [
+            (r#"{"id":"a","encoded":"s3cr-t"}"#, "JSON"),
+            ("[\"s3cr-t\"]", "JSON"),
+            ("Basic czNjci10", "basic_auth"),
+            ("SPLUNK_TOKEN=s3cr-t", "NAME=VALUE"),
+            ("aws_access_key_id = s3cr-t", "NAME=VALUE"),
+            ("s3cr-t s3cr-t", "a blank"),
+        ] {
+            let error = credential(text).unwrap_err();
+            assert!(error.contains(what) && !error.contains("s3cr-t"), "{text}: {error}");
+        }
     }
 
     #[test]

@@ -58,7 +58,8 @@ pub use admin::Admin;
 pub use compression::Compression;
 pub use config_table::problem::{Content, Named, Problem, Severity};
 pub use config_table::template::{
-    ExpandError, Template, read_secret, read_token, read_token_of_command,
+    ExpandError, Template, credential, read_credential, read_secret, read_token,
+    read_token_of_command,
 };
 pub use config_table::values::{
     BatchBytes, HostPort, header_name, header_value, host_port, printable, proxy_url, server_name,

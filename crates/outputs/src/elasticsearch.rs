@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use hyper::header::HeaderValue;
 use hyper::{Method, StatusCode};
 use serde::Deserialize;
@@ -21,8 +22,8 @@ use serde::Deserialize;
 use super::event_time::{request_time, stage_time};
 use super::http::HttpConnector;
 use super::http::api::{
-    Api, Encoded, Outcome, Reply, RequestHead, Sent, TestRequest, body_for, token_header,
-    write_events,
+    Api, Encoded, Outcome, Reply, RequestHead, Sent, TestRequest, body_for, credentials_header,
+    token_in, write_events,
 };
 use super::setup::{IntoConnector, Setup};
 use audit::time::rfc3339;
@@ -101,7 +102,7 @@ impl OutputSettings for Settings {
         let (client, (index, api_key_file)) = HttpClient::read(t, &keys, |t| {
             let meaning = "index or data stream to write to";
             let index = t.word(required("index", "string", meaning), index_name);
-            let meaning = "file with the API key, in the form that Elasticsearch calls `encoded`";
+            let meaning = "file with the API key: `encoded`, or `id:api_key`";
             let key = optional("api_key_file", "path", "none", meaning);
             (index, t.file(key, config::Content::Token, true))
         });
@@ -342,7 +343,11 @@ impl Api for Bulk {
     }
 
     fn authorization(&self) -> Result<Option<HeaderValue>, String> {
-        self.api_key_file.as_deref().map(|file| token_header("ApiKey", file)).transpose()
+        let Some(file) = self.api_key_file.as_deref() else { return Ok(None) };
+        let key = token_in(file)?;
+        // `id:api_key` is the pair of which `encoded` is the Base64 form, which has no colon.
+        let encoded = if key.contains(':') { BASE64_STANDARD.encode(key) } else { key };
+        credentials_header(&format!("ApiKey {encoded}"), file).map(Some)
     }
 
     fn wraps_events(&self) -> bool {

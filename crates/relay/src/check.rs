@@ -236,6 +236,10 @@ impl Findings<'_> {
         } else if named.content == Content::Token && config::header_value(token).is_err() {
             "contains a character that is not allowed in an HTTP header"
         } else {
+            let credential = (named.content == Content::Token).then(|| config::credential(token));
+            if let Some(Err(what)) = credential {
+                self.refuse(named, format_args!("{}: {what}", named.path.display()));
+            }
             return;
         };
         self.refuse(named, format_args!("{} {what}", named.path.display()));

@@ -178,6 +178,23 @@ fn tokens_that_nobody_could_send_are_found() {
         assert_eq!(code, Some(2), "{said}");
         assert!(said.contains("config.toml:7:21: output[0].bearer_token_file: "), "{said}");
     }
+    for (content, what) in [
+        (r#"{"id":"a","encoded":"s3cret"}"#, "it contains JSON"),
+        ("Basic s3cret", "set `basic_auth`"),
+        ("MY_TOKEN=s3cret", "it contains NAME=VALUE"),
+        ("two s3crets", "it contains a blank"),
+    ] {
+        let file = write(&directory, "form", content.as_bytes());
+        let config = format!(
+            "{LISTENER}[[output]]\nname = \"out\"\ntype = \"http\"\nurls = [\"https://h/\"]\n\
+             bearer_token_file = \"{}\"\n",
+            text(&file)
+        );
+        assert_refused(&config, "7:21: output[0].bearer_token_file", &[what, text(&file)]);
+        let (code, said) = run(&["run"], &config);
+        assert_eq!(code, Some(2), "{said}");
+        assert!(said.contains(what) && !said.contains("s3cret"), "{said}");
+    }
     let file = write(&directory, "password", b"\xff");
     let config = format!(
         "{LISTENER}[[output]]\nname = \"out\"\ntype = \"http\"\nurls = [\"https://h/\"]\n\

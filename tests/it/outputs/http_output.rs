@@ -204,6 +204,34 @@ fn what_a_consumer_may_have_stored_arrives_only_a_few_times() {
     }
 }
 
+/// Method: the file has the credential in quotes, behind its scheme, or as the pair before its
+/// encoding.
+#[test]
+fn a_credential_arrives_whatever_form_its_file_has() {
+    let directory = TempDir::new().unwrap();
+    for (keys, content, wanted) in [
+        ("type = \"http\"\nbearer_token_file", "Authorization: Bearer abc", "Bearer abc"),
+        ("type = \"splunk_hec\"\ntoken_file", "Splunk \"abc\"", "Splunk abc"),
+        (ES, "id:key", "ApiKey aWQ6a2V5"),
+        (ES, "\"aWQ6a2V5\"", "ApiKey aWQ6a2V5"),
+        (ES, "ApiKey aWQ6a2V5", "ApiKey aWQ6a2V5"),
+    ] {
+        let file = directory.path().join("key");
+        std::fs::write(&file, content).unwrap();
+        let sink = HttpSink::accepting();
+        let output = format!(
+            "[[output]]\nname = \"consumer\"\n{keys} = {file:?}\nurls = [\"http://{}\"]\n",
+            sink.address()
+        );
+        let relay = Relay::start(&format!("{BASE}{output}"));
+        post_batch(&relay, 1, 1, 700);
+        sink.wait_for_count(1, PATIENCE);
+        assert_eq!(sink.requests()[0].header("authorization"), Some(wanted), "{content}");
+    }
+}
+
+const ES: &str = "type = \"elasticsearch\"\nindex = \"a\"\napi_key_file";
+
 /// Method: the answer has a folded header line and a space behind a name, which an HTTP client
 /// takes (RFC 9112, 5.1 and 5.2).
 #[test]

@@ -26,10 +26,10 @@ pub(crate) fn token_header(scheme: &str, file: &Path) -> Result<HeaderValue, Str
     credentials_header(&format!("{scheme} {}", token_in(file)?), file)
 }
 
-/// Returns the token or key in `file`, without surrounding blanks. The error text names the file,
+/// Returns the token or key in `file`, without a scheme or quotes. The error text names the file,
 /// and never contains its content. Blocks the thread.
 pub(crate) fn token_in(file: &Path) -> Result<String, String> {
-    config::read_token(file).map_err(|error| unreadable(file, &error))
+    config::read_credential(file).map_err(|error| unreadable(file, &error))
 }
 
 /// Returns the message about a secret file that can't be read.
@@ -39,7 +39,7 @@ pub(super) fn unreadable(file: &Path, error: &io::Error) -> String {
 
 /// Returns `text`, which contains the secret in `file`, as the value of a header that is never
 /// shown. The error text names the file, and never contains its content.
-pub(super) fn credentials_header(text: &str, file: &Path) -> Result<HeaderValue, String> {
+pub(crate) fn credentials_header(text: &str, file: &Path) -> Result<HeaderValue, String> {
     let mut value = HeaderValue::from_str(text).map_err(|_| {
         format!("{} contains a character that is not allowed in an HTTP header", file.display())
     })?;
