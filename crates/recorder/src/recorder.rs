@@ -466,6 +466,11 @@ impl Work {
                 if let State::Closed(late) = opened {
                     late.into_iter().for_each(|what| self.add(Entry::Alarm { at: now(), what }));
                 }
+                // The first commit ends the alarm for the next start, so it must also say for which
+                // events nothing is proven.
+                if let Some(next) = self.next() {
+                    self.pass_to(next);
+                }
                 self.write(true);
             }
             Err(error) => self.failed(EvidenceError::Write, &error),

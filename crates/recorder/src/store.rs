@@ -72,6 +72,13 @@ pub(crate) struct Store {
     pub(super) alarms: Vec<Alarm>,
 }
 
+/// How the run of an older version, which has no `evidence-head`, has ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Older {
+    HasEnded,
+    WasKilled,
+}
+
 struct Newest {
     head: Head,
     /// The note with the signatures collected so far. Before the first checkpoint: a note over the
@@ -103,6 +110,9 @@ struct Tree {
     bundle: Vec<u8>,
 }
 
+/// The beginning of the versions that keep their newest entries in a journal.
+const WITH_JOURNAL: &str = "0.1.";
+
 impl Store {
     /// Opens the log of this origin, or begins a new log. One of `keys` must have signed the
     /// checkpoint of an existing log. The directory of a log of another origin is renamed.
@@ -122,7 +132,7 @@ impl Store {
         let head = head.filter(|HeadFile { signed, .. }| {
             signed.checkpoint.origin == origin && is_signed(&signed.note, keys)
         });
-        let has_head = head.is_some();
+        let stale = head.as_ref().map(|head| head.signed.checkpoint.head);
         let found = head.map(|head| continued(&*disk, head, newest.head)).transpose()?.flatten();
         let (is_found, (tree, entries, lines)) = match found {
             Some((tree, entries, lines)) => (true, (tree, entries, Some(lines))),
@@ -148,9 +158,15 @@ impl Store {
         }
         store.pending.synced = store.pending.entries.len();
         if !is_found {
-            let has_ended = store.has_ended_with_journal()?;
-            if has_head || store.newest.head.size > 0 && !has_ended {
-                store.note_cut();
+            let older = store.older_version()?;
+            let extends = match stale {
+                None => true,
+                Some(stale) => store.extends(stale)?,
+            };
+            match older.filter(|_| extends) {
+                Some(older) => store.note_older(stale, older),
+                None if stale.is_none() && store.newest.head.size == 0 => {}
+                None => store.note_cut(),
             }
         }
         store.compare_with_known()?;
@@ -175,33 +191,88 @@ impl Store {
         self.is_tampered();
     }
 
-    /// Looks for a journal, in which earlier versions kept the entries that no checkpoint covered.
-    /// These entries are not read any more. If there may be some, the journal is set aside, with an
-    /// alarm. Returns `true` if there is a journal, and an earlier version has ended in order: the
-    /// checkpoint covers its last entry, which says so. Anybody can write a journal, but not this
-    /// entry.
-    fn has_ended_with_journal(&mut self) -> io::Result<bool> {
+    /// Looks for a journal, in which the versions 0.1 kept the entries that no checkpoint covered,
+    /// and which this version does not read. Returns whether such a version has gone on with the
+    /// log, and how its run has ended: a signed entry must say so, because anybody can write a
+    /// journal. If the journal may have entries, it is set aside, with an alarm unless they are
+    /// those of this run.
+    fn older_version(&mut self) -> io::Result<Option<Older>> {
         let name = path(JOURNAL);
-        let Some(file) = if_there(self.disk.open(&name, Access::Read))? else { return Ok(false) };
+        let Some(file) = if_there(self.disk.open(&name, Access::Read))? else { return Ok(None) };
         // In each version, bytes 8 to 15 are the size of the log before the first entry of the
         // journal.
         let mut begin = [0; 8];
         let begin = read_exact(&*file, &mut begin, 8).map(|()| u64::from_be_bytes(begin));
         self.has_journal = begin.is_ok_and(|begin| begin < self.newest.head.size);
+        let run = self.last_run()?.filter(|(version, _)| version.starts_with(WITH_JOURNAL));
+        let older = run.and_then(|(_, has_ended)| match has_ended {
+            true => self.has_journal.then_some(Older::HasEnded),
+            false => Some(Older::WasKilled),
+        });
         if !self.has_journal {
             let aside = path(&format!("{REFUSED}{}", now()));
             self.disk.rename(&name, &aside)?;
             self.disk.sync_directory(DIRECTORY)?;
-            self.alarms.push(Alarm::Journal);
-            tracing::error!(
-                aside,
-                "evidence/journal was set aside and is not used: an older version of the relay \
-                 leaves it when it is killed; if no older version ran here, find out who can write \
-                 to queue.directory"
-            );
+            if older.is_none() {
+                self.alarms.push(Alarm::Journal);
+                tracing::error!(
+                    aside,
+                    "evidence/journal was set aside and is not used: an older version of the relay \
+                     leaves it when it is killed; if no older version ran here, find out who can \
+                     write to queue.directory"
+                );
+            }
         }
-        let last = self.last_entry()?.and_then(|last| Entry::parse(&last).ok());
-        Ok(self.has_journal && matches!(last, Some(Entry::Stop(_))))
+        Ok(older)
+    }
+
+    /// Returns the version of the last run, and whether it has ended: the last signed entry is its
+    /// stop.
+    fn last_run(&self) -> io::Result<Option<(String, bool)>> {
+        let size = self.tiled.size;
+        for index in (0..size.div_ceil(WIDTH)).rev() {
+            let is_last = index == (size - 1) / WIDTH;
+            let entries = entries_of(&*self.disk, index, size)?;
+            let run = entries.iter().rev().enumerate().find_map(|(place, entry)| {
+                let entry = Entry::parse(entry).ok()?;
+                if let Entry::Start(start) = entry {
+                    return Some((start.running.version, false));
+                }
+                let Entry::Stop(running) = entry else { return None };
+                (is_last && place == 0).then_some((running.version, true))
+            });
+            if run.is_some() {
+                return Ok(run);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Returns `true` if the log has all entries that `evidence-head` was signed over.
+    fn extends(&self, signed: Head) -> io::Result<bool> {
+        Ok(signed.size <= self.tiled.size && self.root_at(signed.size)? == Some(signed.root))
+    }
+
+    /// Notes that an older version has gone on with the log since `evidence-head` was signed.
+    /// Nobody has removed an entry, but those in the journal of a killed process are not proven.
+    fn note_older(&mut self, stale: Option<Head>, older: Older) {
+        self.is_cut = older == Older::WasKilled;
+        let (from, to) = (stale.map_or(0, |head| head.size), self.tiled.size);
+        match older {
+            Older::HasEnded => tracing::info!(
+                from,
+                to,
+                "an older version of the relay has written entries of the evidence log: the log \
+                 goes on behind them"
+            ),
+            Older::WasKilled => tracing::warn!(
+                from,
+                to,
+                "an older version of the relay has written entries of the evidence log and was \
+                 killed: the log goes on behind those that a checkpoint covers, and says for which \
+                 events in the queue nothing is proven"
+            ),
+        }
     }
 
     fn last_entry(&self) -> io::Result<Option<Vec<u8>>> {

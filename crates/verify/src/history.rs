@@ -55,6 +55,10 @@ pub(crate) struct History {
     pub outputs: BTreeMap<String, Output>,
     pub runs: Runs,
     has_started: bool,
+    /// The version of the program at the last start, and the number of changes so far.
+    version: (String, u64),
+    /// The last change of the version.
+    pub(super) changed: Option<String>,
     /// Facts for the report that are not faults.
     pub notes: Vec<String>,
     /// The events that were acknowledged, never stored, and counted as lost: the time of each
@@ -101,8 +105,9 @@ impl History {
                 self.settle(said, output, &Positions::default(), faults);
                 self.lose(output, reason, range);
             }
-            Entry::Start(Started { running, .. }) => {
+            Entry::Start(Started { running, previous }) => {
                 self.list(running, is_after_crash);
+                self.started_as(&running.version, (previous.size, index));
                 self.has_started = true;
             }
             Entry::Reload(running) | Entry::Stop(running) => self.list(running, false),
@@ -115,6 +120,22 @@ impl History {
             Entry::Alarm { what, .. } => self.alarm(said, what, faults),
         }
         true
+    }
+
+    /// `entries`: the number of entries before this start, and the index of its own entry.
+    fn started_as(&mut self, version: &str, entries: (u64, u64)) {
+        let (last, changes) = &mut self.version;
+        if self.has_started && last != version {
+            *changes += 1;
+            self.changed = Some(format!(
+                "another version of the relay has gone on with this log (in all, {changes} changes \
+                 of the version): version {last} wrote up to entry {}, and version {version} from \
+                 entry {} on",
+                entries.0.saturating_sub(1),
+                entries.1
+            ));
+        }
+        version.clone_into(last);
     }
 
     /// Adds an alarm, which is always a fault.

@@ -347,6 +347,7 @@ impl<'a> Check<'a> {
         let unknown = events.history.end(&mut self.report.faults);
         self.report.unchecked.extend(unknown);
         self.report.notes.append(&mut events.history.notes);
+        self.report.notes.extend(events.history.changed.take());
         if is_signed { Entries::Whole } else { Entries::Wrong }
     }
 

@@ -77,10 +77,7 @@ fn read_lines(
 ) -> io::Result<()> {
     let source: Box<dyn Read + Send> = match path == Path::new("-") {
         true => Box::new(io::stdin()),
-        false => {
-            named_file::refuse_device(path)?;
-            Box::new(named_file::open_of_command(path)?)
-        }
+        false => Box::new(named_file::open_of_command(path)?),
     };
     let bytes_read = Arc::<AtomicU64>::default();
     let counted = Counted { source, bytes: Arc::clone(&bytes_read) };

@@ -328,6 +328,24 @@ fn filters_reloads_and_times_without_a_relay_are_listed() {
     assert(&check(&[&log], &all, |_| {}), 1, &["1 events were lost at a: given up"]);
 }
 
+#[test]
+fn a_log_that_another_version_went_on_writing_is_a_note() {
+    let all = lines('a', 8);
+    let mut log = Made::with_lines("example.org/a", &all);
+    log.stop(80, "1", &[("a", 8)]);
+    for (at, version) in [(100, "0.1.0"), (200, "0.2.0")] {
+        let frontier = log.frontier();
+        let previous = Head { size: frontier.size(), root: frontier.root() };
+        let running = Running { version: version.to_owned(), ..log.running(at, "1", &[("a", 8)]) };
+        log.push(&Entry::Start(Started { running, previous }));
+        log.stop(at + 10, "1", &[("a", 8)]);
+    }
+    log.sign();
+    let note = "another version of the relay has gone on with this log (in all, 2 changes of the \
+                version): version 0.1.0 wrote up to entry 5, and version 0.2.0 from entry 6 on";
+    assert(&check(&[&log], &all, |_| {}), 0, &[note]);
+}
+
 /// Method: events are sent, and the relay is killed before their fates are recorded. It starts with
 /// a filter that drops them. The consumer has one of them twice, because there were two kills.
 #[test]

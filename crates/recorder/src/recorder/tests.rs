@@ -421,6 +421,34 @@ async fn an_alarm_that_a_failed_start_has_found_gets_one_entry() {
     assert_eq!(alarms.count(), 1, "{all:?}");
 }
 
+/// Method: `evidence-head` was removed while events wait in the queue. The next process is killed
+/// after its first commit, before it has read an event. The process after it must not count the
+/// events as received: somebody may have changed their lines.
+#[tokio::test(start_paused = true)]
+async fn what_is_not_proven_is_told_with_the_first_commit() {
+    let (mut machine, cursor) = Machine::new(1);
+    let mut life = machine.start(cursor, 1 << 30);
+    machine.append(5);
+    for _ in 0..3 {
+        tokio::time::advance(INTERVAL).await;
+        life.work.turn();
+    }
+    let mut cursor = machine.kill(life);
+    machine.append(4);
+    machine.disk.remove(HEAD).expect("it is there");
+    for _ in 0..2 {
+        let life = machine.start(cursor, 1 << 30);
+        let log = life.work.state.log().expect("no fault is set");
+        let all: Vec<_> =
+            entries(&log.store).iter().filter_map(|it| Entry::parse(it).ok()).collect();
+        let is_off = |it: &&Entry| {
+            matches!(it, Entry::Alarm { what: Alarm::Off { first: 5, count: 4 }, .. })
+        };
+        assert_eq!(all.iter().filter(is_off).count(), 1, "{all:?}");
+        cursor = machine.kill(life);
+    }
+}
+
 /// Method: a witness has contradicted the log. No later process may sign anything.
 #[tokio::test(start_paused = true)]
 async fn a_log_that_was_contradicted_is_not_gone_on_with_and_lets_go_of_the_events() {

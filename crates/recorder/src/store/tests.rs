@@ -456,6 +456,55 @@ fn the_journal_of_an_earlier_version_is_an_alarm_if_it_may_have_entries() {
     }
 }
 
+/// Method: an older version, which knows no `evidence-head` and keeps a journal, and this one take
+/// turns. Each run ends in order, or the older version is killed with entries in its journal. Or
+/// somebody has cut the log to the end of an older version's run.
+#[test]
+fn a_log_that_an_older_version_goes_on_with_is_no_alarm() {
+    let running = |version: &str| Running {
+        at: 1,
+        version: version.to_owned(),
+        config_sha256: "0".repeat(64),
+        heartbeat_ms: 1,
+        outputs: BTreeMap::new(),
+        left: BTreeMap::new(),
+        directory: None,
+    };
+    let killed = Killed::new();
+    let run = |version: &str, ends: bool, round: i32| {
+        let mut store = killed.open();
+        assert_eq!(store.alarms, [], "{version} in round {round}");
+        let (before, is_cut) = (store.head(), store.is_cut);
+        let start = evidence_log::entry::Started { running: running(version), previous: before };
+        store.push(Entry::Start(start).bytes()).expect("it is short");
+        if ends {
+            store.push(Entry::Stop(running(version)).bytes()).expect("it is short");
+        }
+        sign(&mut store, &killed.key).expect("no fault is set");
+        store.remember().expect("no fault is set");
+        (before.size, is_cut)
+    };
+    run("0.2.0", true, -1);
+    for round in 0..20 {
+        let newest = killed.disk.contents(HEAD);
+        let is_killed = round % 3 == 2;
+        let (begin, _) = run("0.1.0", !is_killed, round);
+        killed.put(HEAD, &newest);
+        let begin = if is_killed { begin + 100 } else { begin };
+        let journal = [b"\xFFKAFJRN\x03".as_slice(), &begin.to_be_bytes()].concat();
+        killed.put("evidence/journal", &journal);
+        // The events of a killed process that no checkpoint covers are not proven.
+        assert_eq!(run("0.2.0", true, round).1, is_killed, "round {round}");
+    }
+    // Without the signed end of an older version, a journal excuses nothing.
+    let (newest, size) = (killed.disk.contents(HEAD), killed.open().head().size);
+    run("0.2.0", false, 99);
+    killed.put(HEAD, &newest);
+    let journal = [b"\xFFKAFJRN\x03".as_slice(), &size.to_be_bytes()].concat();
+    killed.put("evidence/journal", &journal);
+    assert_eq!(killed.open().alarms, [Alarm::Removed]);
+}
+
 /// Method: files of a log are removed, or replaced by older ones, while no relay runs.
 #[test]
 fn a_log_that_is_shorter_than_the_queue_knows_is_an_alarm() {
