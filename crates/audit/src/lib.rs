@@ -472,7 +472,7 @@ mod tests {
             ("", "at byte 0: the body is empty"),
             (" \r\n", "at byte 0: the body is empty"),
             ("hello", "not JSON"),
-            ("[]", "neither an audit event"),
+            ("[]", "the body is a JSON array"),
             ("null", "neither an audit event"),
             ("7", "neither an audit event"),
             ("{}", "item 0 at byte 0: auditID is missing"),

@@ -54,7 +54,9 @@ pub(super) fn split(text: &str) -> Result<(Vec<Span>, LevelCounts), Invalid> {
     let items = Cell::new(None);
     let mut parser = serde_json::Deserializer::from_str(text);
     let list = EnvelopeSeed { text, items: &items }.deserialize(&mut parser).map_err(|error| {
-        let what = if error.is_data() {
+        let what = if text.trim_start().starts_with('[') {
+            "the body is a JSON array: send an EventList, or one event on each line".into()
+        } else if error.is_data() {
             "neither an audit event nor an EventList nor JSON lines of events".into()
         } else {
             syntax(&error)

@@ -138,7 +138,7 @@ pub fn handshake_error(error: &io::Error) -> String {
         })) => format!("its certificate is not valid before {}", day(*not_before)),
         Some(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)) => format!(
             "{error}: it is from a CA that the relay does not know; set tls.ca to a file with the \
-             CA"
+             CA. If the file has it, the server does not send its intermediate certificate"
         ),
         Some(rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType)) => format!(
             "{error}: this port does not speak TLS; remove TLS (tls, https://), or use the port \

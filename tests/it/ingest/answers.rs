@@ -161,7 +161,7 @@ fn a_body_of_another_kind_or_version_is_400_that_says_so() {
         (String::new(), "empty"),
         (" \r\n\t".to_owned(), "empty"),
         ("null".to_owned(), "neither an audit event"),
-        ("[]".to_owned(), "neither an audit event"),
+        ("[]".to_owned(), "the body is a JSON array"),
         ("17".to_owned(), "neither an audit event"),
         ("\"text\"".to_owned(), "neither an audit event"),
         ("text".to_owned(), "not JSON"),

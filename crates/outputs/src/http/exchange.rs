@@ -41,6 +41,10 @@ const AGAIN: &str = "the consumer no longer knows which events it accepted, or a
     without sticky sessions spreads a connection over several servers: the events are sent again, \
     so some may arrive twice";
 
+/// The end of the message about an answer that hyper can't parse.
+const NOT_HTTP: &str =
+    ": this is not HTTP/1.1; is it the port of gRPC (4317 instead of 4318), or one for https://?";
+
 const UNREAD: &str = "the URL's files have not been read";
 
 const NO_IDENTITY: &str = "the queue has no identity yet";
@@ -308,7 +312,8 @@ impl Client {
                     if reused && reason == AttemptError::Closed {
                         continue;
                     }
-                    return Err(failed(reason, &chain(&error)));
+                    let hint = if reason == AttemptError::Protocol { NOT_HTTP } else { "" };
+                    return Err(failed(reason, &format!("{}{hint}", chain(&error))));
                 }
                 Err(limit) => {
                     let what = format!("no response and no progress for {} s", limit.as_secs_f64());

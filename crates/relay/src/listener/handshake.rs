@@ -45,7 +45,8 @@ impl Failure {
             ),
             Some(Error::InvalidCertificate(CertificateError::UnknownIssuer)) => (
                 TlsFailure::UnknownCa,
-                "the client certificate is from a CA that is not in tls.client_ca",
+                "the client certificate is from a CA that is not in tls.client_ca, or the sender \
+                 does not send the intermediate certificate",
             ),
             Some(Error::InvalidCertificate(
                 CertificateError::Expired

@@ -101,6 +101,36 @@ fn policy_in(text: &str) -> Result<Node, Problem> {
     found.pop().or(first).ok_or_else(|| Place::START.problem("there is nothing in it"))
 }
 
+/// The maximum depth at which a policy is looked for in another object. A Talos config has it at 3,
+/// a ClusterLogForwarder at 4, and a cluster of Rancher at 5.
+const INNER_DEPTH_MAX: usize = 8;
+
+/// Returns the path of the first policy inside another object, such as
+/// `cluster.apiServer.auditPolicy`: a map with rules, or a text with a policy.
+fn inner_policy(node: &Node, depth: usize) -> Option<String> {
+    let below = |name: &str, inner: &Node| {
+        let is_policy = match &inner.value {
+            Value::Map(_) => {
+                field(inner, "rules").is_some_and(|it| matches!(it.value, Value::List(_)))
+            }
+            Value::Scalar { text, .. } => text.contains(API_GROUP) && text.contains("rules:"),
+            Value::List(_) => false,
+        };
+        match is_policy {
+            true => Some(name.to_owned()),
+            false => inner_policy(inner, depth - 1).map(|path| format!("{name}.{path}")),
+        }
+    };
+    match &node.value {
+        _ if depth == 0 => None,
+        Value::Scalar { .. } => None,
+        Value::Map(pairs) => pairs.iter().find_map(|(key, inner)| below(scalar(key)?, inner)),
+        Value::List(items) => {
+            items.iter().enumerate().find_map(|(at, inner)| below(&at.to_string(), inner))
+        }
+    }
+}
+
 /// Adds the policies in the texts of a ConfigMap to `found`. Reads no further text once there are
 /// two: that is already an error. `file` is the text with the ConfigMap.
 fn add_policies_of(config_map: &Node, file: &str, found: &mut Vec<Node>) -> Result<(), Problem> {
@@ -203,16 +233,26 @@ impl Problems {
         }
         self.map(document)?;
         match field(document, "kind") {
-            None => {
-                self.note(document.place, format!("kind is missing: it is {KIND}"));
-                Some(true)
-            }
+            None => match inner_policy(document, INNER_DEPTH_MAX) {
+                Some(path) if field(document, "rules").is_none() => {
+                    let what = format!("the policy is in {path}: copy it into a file of its own");
+                    self.note(document.place, what);
+                    Some(false)
+                }
+                _ => {
+                    self.note(document.place, format!("kind is missing: it is {KIND}"));
+                    Some(true)
+                }
+            },
             Some(node) => {
                 let kind = self.text(node)?;
                 let is_policy = kind == KIND;
                 if !is_policy {
                     let what = "is allowed, or a ConfigMap with one below data";
-                    self.note(node.place, format!("kind is {kind:?}: only {KIND} {what}"));
+                    let inner = inner_policy(document, INNER_DEPTH_MAX);
+                    let hint = inner.map(|path| format!("; copy {path} into a file of its own"));
+                    let hint = hint.unwrap_or_default();
+                    self.note(node.place, format!("kind is {kind:?}: only {KIND} {what}{hint}"));
                 }
                 Some(is_policy)
             }
