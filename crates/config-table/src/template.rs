@@ -250,14 +250,19 @@ pub fn credential(text: &str) -> Result<String, String> {
             token = unquoted(rest.trim_ascii());
         }
     }
-    let name = token.split_once('=').map(|(name, _)| name.trim_ascii());
-    let is_variable = |name: &str| {
-        name.len() > 2
+    // The padding of Base64 is no value, and its text mixes upper and lower case.
+    let is_variable = |(name, value): (&str, &str)| {
+        let is_name = |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_';
+        let is_key = name.trim_ascii().starts_with("aws_");
+        value.bytes().any(|byte| byte != b'=')
             && name.contains('_')
-            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+            && (is_key || name.trim_ascii().bytes().all(is_name))
     };
-    if name.is_some_and(is_variable) {
+    if token.split_once('=').is_some_and(is_variable) {
         return Err("it contains NAME=VALUE, allowed: the value alone".to_owned());
+    }
+    if token.is_empty() || SCHEMES.iter().any(|it| token.eq_ignore_ascii_case(it)) {
+        return Err("it contains no token".to_owned());
     }
     match token.contains([' ', '\t']) {
         true => Err("it contains a blank, allowed: the token or key alone".to_owned()),
@@ -309,10 +314,16 @@ mod tests {
             "Authorization: Bearer s3cr-t==",
             "authorization:Splunk s3cr-t==",
             "\"Bearer s3cr-t==\"",
+            "bearer 's3cr-t=='",
         ] {
             assert_eq!(credential(text).as_deref(), Ok("s3cr-t=="), "{text}");
         }
+        for token in ["ab_cd==", "glc_eyJ9==", "Zm9v_Yg=", "a_b=c"] {
+            assert_eq!(credential(token).as_deref(), Ok(token));
+        }
         for (text, what) in [
+            ("Bearer \"\"", "no token"),
+            ("Bearer", "no token"),
             (r#"{"id":"a","encoded":"s3cr-t"}"#, "JSON"),
             ("[\"s3cr-t\"]", "JSON"),
             ("Basic czNjci10", "basic_auth"),

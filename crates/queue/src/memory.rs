@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::claims::{Claims, Stage};
 use super::contract::{
     Acceptance, Append, Aside, Backlog, Batch, Claim, Disposition, JoinError, Refused, Take,
-    Ticket, Waits, Withdraw, is_crowded, until,
+    Ticket, Waits, Withdraw, is_crowded, now, until,
 };
 use super::identity::Identity;
 use super::notes;
@@ -909,6 +909,13 @@ impl Cursor {
         state.log_not_full(&self.shared.metrics);
         drop(guard);
         self.shared.progress.notify_waiters();
+    }
+
+    /// See [`super::Cursor::received`].
+    pub fn received(&self, claim: Claim) -> u64 {
+        let state = self.shared.lock();
+        let record = state.records.get(state.index_at(claim.start));
+        record.map_or_else(now, |record| record.received)
     }
 
     /// See [`super::Cursor::release`].

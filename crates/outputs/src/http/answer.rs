@@ -2,7 +2,6 @@
 
 use std::error::Error;
 use std::io;
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -36,54 +35,6 @@ pub(super) const NO_ANSWER: [AttemptError; 5] = [
     AttemptError::Timeout,
     AttemptError::Closed,
 ];
-
-/// The first pause after a 2xx response that can't be read. Each further one is twice as long, up
-/// to [`RETRY_AFTER_MAX`].
-const UNREAD_PAUSE: Duration = Duration::from_secs(5);
-
-/// The number of 2xx responses in a row that can't be read before such pauses begin, if the
-/// consumer has acknowledged events before: a proxy in front of it may be in trouble.
-const UNREAD_MAX: i64 = 64;
-
-const MAY_BE_STORED: &str = "the consumer may have stored the events, so they are sent \
-                             again after ever longer pauses, up to 5 minutes";
-
-/// Counts the 2xx responses that can't be read. A consumer that stores events and answers in its
-/// own words would store them again with each attempt.
-pub(super) struct Unread {
-    /// The number of such responses in a row. A negative number says how many cost no pause.
-    count: AtomicI64,
-}
-
-impl Default for Unread {
-    /// A consumer that has acknowledged nothing yet has one such response free.
-    fn default() -> Self {
-        Self { count: AtomicI64::new(-1) }
-    }
-}
-
-impl Unread {
-    /// Notes a response. `may_be_stored`: its status is that of a success, and it is not a web
-    /// page. Sets the pause if the outcome is a failure.
-    fn note(&self, outcome: &mut Outcome, may_be_stored: bool) {
-        match outcome {
-            Outcome::Accepted | Outcome::Taken(_) | Outcome::Judged(_) => {
-                self.count.store(-UNREAD_MAX, Ordering::Relaxed);
-            }
-            Outcome::Failed(failure) if may_be_stored => {
-                let Ok(doublings) = u32::try_from(self.count.fetch_add(1, Ordering::Relaxed))
-                else {
-                    return;
-                };
-                let factor = 2_u32.checked_pow(doublings).unwrap_or(u32::MAX);
-                let pause = UNREAD_PAUSE.saturating_mul(factor).min(RETRY_AFTER_MAX);
-                failure.retry_after = failure.retry_after.max(Some(pause));
-                failure.message += &format!(": {MAY_BE_STORED}");
-            }
-            Outcome::Failed(_) | Outcome::Refused(_) => {}
-        }
-    }
-}
 
 /// Returns the pause of the header `Retry-After`, in seconds or as a date (RFC 9110 §10.2.3), at
 /// most [`RETRY_AFTER_MAX`]. `None` if there is no such header, if the header can't be read, or if
@@ -159,7 +110,7 @@ pub(super) fn early(
 /// `api` does not want it ([`read`]). The `bool` is `true` if the body was read to its end, so that
 /// another request can use the connection.
 pub(super) async fn judge(
-    (api, unread): (&dyn Api, &Unread),
+    api: &dyn Api,
     (base, path): (&BaseUrl, &str),
     response: Response<Incoming>,
     sent: &Sent,
@@ -167,15 +118,12 @@ pub(super) async fn judge(
 ) -> (Outcome, bool) {
     let answer = read(response, api.answer_bytes(), deadline).await;
     let reply = answer.reply(base, path);
-    // Other codes of this class are a server's own, such as 260 of a Loki that discards writes.
-    let may_be_stored = (200..=206).contains(&reply.status.as_u16()) && !reply.is_page();
-    let mut outcome = match mutant!("web-page-acknowledges", reply.status.is_success(), false)
+    let outcome = match mutant!("web-page-acknowledges", reply.status.is_success(), false)
         .then(|| api.acknowledged(&reply))
     {
         Some(Err(what)) => reply.unclear(&what),
         Some(Ok(())) | None => api.judge(reply, sent),
     };
-    unread.note(&mut outcome, may_be_stored);
     (outcome, answer.is_whole)
 }
 
@@ -263,26 +211,6 @@ mod tests {
     use hyper::header::HeaderValue;
 
     use super::*;
-
-    #[test]
-    fn responses_that_cannot_be_read_cost_ever_longer_pauses_until_one_can() {
-        let unread = Unread::default();
-        let pause = |may_be_stored| {
-            let failure = Failure::new(AttemptError::Protocol, "unclear");
-            let mut outcome = Outcome::Failed(failure);
-            unread.note(&mut outcome, may_be_stored);
-            let Outcome::Failed(failure) = outcome else { panic!("still a failure") };
-            failure.retry_after.map(|pause| pause.as_secs())
-        };
-        assert_eq!([pause(true), pause(false)], [None, None]);
-        let pauses: Vec<_> = (0..8).map_while(|_| pause(true)).collect();
-        assert_eq!(pauses, [5, 10, 20, 40, 80, 160, 300, 300]);
-        unread.note(&mut Outcome::Accepted, true);
-        assert_eq!((0..UNREAD_MAX).find_map(|_| pause(true)), None);
-        assert_eq!(pause(true), Some(5));
-        (0..100).for_each(|_| _ = pause(true));
-        assert_eq!(pause(true), Some(300));
-    }
 
     #[test]
     fn retry_after_is_seconds_or_a_date() {

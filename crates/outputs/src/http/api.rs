@@ -33,7 +33,7 @@ pub(crate) fn token_in(file: &Path) -> Result<String, String> {
 }
 
 /// Returns the message about a secret file that can't be read.
-pub(super) fn unreadable(file: &Path, error: &io::Error) -> String {
+pub(crate) fn unreadable(file: &Path, error: &io::Error) -> String {
     format!("cannot read {}: {error}", file.display())
 }
 

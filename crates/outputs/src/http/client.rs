@@ -13,7 +13,6 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
-use super::answer::Unread;
 use super::api::{Api, ConnectionId, Encoded, Sent};
 use super::body::{COPIED_BYTES, Upload};
 use super::confirm::{Confirmations, Doubts};
@@ -58,8 +57,6 @@ pub(super) struct Client {
     /// were read.
     pub(super) expanded: ArcSwapOption<Expanded>,
     pub(super) metrics: OutputMetrics,
-    /// The 2xx responses that can't be read.
-    pub(super) unread: Unread,
     /// The doubts ([`confirm`](super::confirm)), and the number of requests that wait for a
     /// confirmation.
     pub(super) doubts: Arc<Doubts>,
@@ -118,7 +115,6 @@ impl Client {
             tls: Arc::new(Tls::new(client.tls.clone(), &[b"http/1.1"], setup.expiry.clone())),
             expanded: ArcSwapOption::empty(),
             metrics: setup.metrics.clone(),
-            unread: Unread::default(),
             doubts: Arc::default(),
             drivers: TaskTracker::new(),
         }

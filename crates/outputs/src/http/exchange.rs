@@ -328,7 +328,7 @@ impl Client {
             }
             connection.busy = false;
             let deadline = since + attempt.patience();
-            let judged = answer::judge((&*self.api, &self.unread), asked, response, sent, deadline);
+            let judged = answer::judge(&*self.api, asked, response, sent, deadline);
             let (outcome, is_whole) = judged.await;
             let is_needed = matches!(outcome, Outcome::Taken(_)) || !connection.is_free();
             let may_stay = is_needed || !connection.is_over(&self.endpoints);

@@ -15,7 +15,7 @@ use hyper::{Method, StatusCode, header};
 use super::signature::{Request, SigningKey, encoded, sha256, sign};
 use super::sts::Sts;
 use crate::http::api::{
-    Api, Call, Encoded, Outcome, Reply, RequestHead, Sent, TestRequest, body_for, token_in,
+    Api, Call, Encoded, Outcome, Reply, RequestHead, Sent, TestRequest, body_for, unreadable,
 };
 use crate::tokens::Tokens;
 use base::mutant;
@@ -173,7 +173,8 @@ impl Api for Bucket {
             Keys::Files { files, read, .. } => (files, read),
             Keys::WebIdentity(tokens) => return tokens.check().map(|()| None),
         };
-        let read = SigningKey { id: token_in(id)?, secret: token_in(secret)?, session: None };
+        let key = |file| config::read_token(file).map_err(|error| unreadable(file, &error));
+        let read = SigningKey { id: key(id)?, secret: key(secret)?, session: None };
         if HeaderValue::from_str(&read.id).is_err() {
             let file = id.display();
             return Err(format!(

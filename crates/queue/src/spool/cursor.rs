@@ -922,6 +922,11 @@ impl Cursor {
         Shelf::in_files(Arc::clone(&self.shared.disk), &name, Arc::<Shared>::clone(&self.shared))
     }
 
+    /// See [`crate::Cursor::received`].
+    pub fn received(&self, claim: Claim) -> u64 {
+        self.with(|cursor| cursor.claims.find(claim).map_or_else(now, |entry| entry.note.received))
+    }
+
     /// See [`crate::Cursor::release`].
     pub fn release(&self, claim: Claim) {
         let mut state = self.shared.lock();
