@@ -79,7 +79,7 @@ pub trait Disk: Send + Sync + fmt::Debug {
     }
 }
 
-/// Whether a queue's directory is still where the start has opened it.
+/// The place of the queue's directory now, compared with the place at startup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
     /// Each directory that holds events, and the lock file, has its name.

@@ -31,8 +31,8 @@ fn a_url_that_answers_with_an_error_is_passed_over_as_one_that_does_not_answer()
 /// started again, and while the consumer is killed or its connections are reset. Every event must
 /// arrive, the generated ones in order, and none may be counted as lost.
 ///
-/// `in_order` checks the order. It depends on the proxy's response while its consumer is away: 503
-/// says nothing about the event, but 502 turns the event down, so others may be tried first.
+/// `in_order` checks the order, which depends on the proxy's response while its consumer is down:
+/// 503 says nothing about the event, but 502 turns it down, so others may be tried first.
 fn a_proxy_that_is_stopped_and_killed_loses_nothing(
     proxy: &mut Process,
     url: String,

@@ -137,7 +137,8 @@ mod tests {
 
     /// Texts with many characters that are dangerous.
     fn texts() -> impl Strategy<Value = String> {
-        let dangerous = "\x1b\x07\n\r\t\x7f\u{9b}\u{85}\u{202e}\u{2066}\u{200d}\u{feff}\u{e0041}\u{301}\u{115f}\u{2800}\u{3164}\u{ffa0}\"\\ /[-";
+        let dangerous = "\x1b\x07\n\r\t\x7f\u{9b}\u{85}\u{202e}\u{2066}\u{200d}\u{feff}\u{e0041}\u{301}\
+                         \u{115f}\u{2800}\u{3164}\u{ffa0}\"\\ /[-";
         let dangerous = proptest::sample::select(dangerous.chars().collect::<Vec<_>>());
         let char = prop_oneof![dangerous, any::<char>(), proptest::char::range(' ', '~')];
         proptest::collection::vec(char, 0..400).prop_map(String::from_iter)

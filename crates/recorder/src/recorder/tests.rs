@@ -136,6 +136,17 @@ impl Machine {
         Life { work, published }
     }
 
+    /// Starts the recorder, lets `count` events come in, and gives it three turns.
+    async fn live(&mut self, cursor: Cursor, count: u64) -> Life {
+        let mut life = self.start(cursor, 1 << 30);
+        self.append(count);
+        for _ in 0..3 {
+            tokio::time::advance(INTERVAL).await;
+            life.work.turn();
+        }
+        life
+    }
+
     /// Ends the recorder as a kill does. Returns its place in the queue as the next start finds it.
     fn kill(&mut self, life: Life) -> Cursor {
         let published = life.published.borrow().clone();
@@ -399,12 +410,7 @@ async fn events_stay_in_the_queue_while_nothing_can_be_written_and_are_recorded_
 #[tokio::test(start_paused = true)]
 async fn an_alarm_that_a_failed_start_has_found_gets_one_entry() {
     let (mut machine, cursor) = Machine::new(1);
-    let mut life = machine.start(cursor, 1 << 30);
-    machine.append(5);
-    for _ in 0..3 {
-        tokio::time::advance(INTERVAL).await;
-        life.work.turn();
-    }
+    let life = machine.live(cursor, 5).await;
     let cursor = machine.kill(life);
     base::disk::replace(&machine.disk, "evidence/journal", b"other").expect("no fault is set");
     machine.disk.remove(HEAD).expect("it is there");
@@ -427,12 +433,7 @@ async fn an_alarm_that_a_failed_start_has_found_gets_one_entry() {
 #[tokio::test(start_paused = true)]
 async fn what_is_not_proven_is_told_with_the_first_commit() {
     let (mut machine, cursor) = Machine::new(1);
-    let mut life = machine.start(cursor, 1 << 30);
-    machine.append(5);
-    for _ in 0..3 {
-        tokio::time::advance(INTERVAL).await;
-        life.work.turn();
-    }
+    let life = machine.live(cursor, 5).await;
     let mut cursor = machine.kill(life);
     machine.append(4);
     machine.disk.remove(HEAD).expect("it is there");
@@ -453,12 +454,7 @@ async fn what_is_not_proven_is_told_with_the_first_commit() {
 #[tokio::test(start_paused = true)]
 async fn a_log_that_was_contradicted_is_not_gone_on_with_and_lets_go_of_the_events() {
     let (mut machine, cursor) = Machine::new(1);
-    let mut life = machine.start(cursor, 1 << 30);
-    machine.append(5);
-    for _ in 0..3 {
-        tokio::time::advance(INTERVAL).await;
-        life.work.turn();
-    }
+    let mut life = machine.live(cursor, 5).await;
     let log = life.work.state.log().expect("no fault is set");
     log.store.roll_back("another root").expect("no fault is set");
     life.work.roll_back("another root");

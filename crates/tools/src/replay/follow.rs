@@ -567,9 +567,9 @@ impl Follower<'_> {
         }
     }
 
-    /// Somebody has cut the file behind its first line, and may have written new text behind that.
-    /// It is sent again from its beginning, and counts as a gap: lines may have gone before they
-    /// were read.
+    /// Sends a file again from its beginning: somebody has cut it behind its first line, and may
+    /// have written new text there. Counts a gap, because lines may have gone before they were
+    /// read.
     fn cut(&mut self, open: &Open) {
         let what = "was cut while it was followed: it is sent again from its beginning, and lines \
                     that were cut off before they were read are missing";

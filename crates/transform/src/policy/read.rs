@@ -232,25 +232,25 @@ impl Problems {
             return None;
         }
         self.map(document)?;
+        let inner = || inner_policy(document, INNER_DEPTH_MAX);
         match field(document, "kind") {
-            None => match inner_policy(document, INNER_DEPTH_MAX) {
-                Some(path) if field(document, "rules").is_none() => {
-                    let what = format!("the policy is in {path}: copy it into a file of its own");
-                    self.note(document.place, what);
-                    Some(false)
-                }
-                _ => {
-                    self.note(document.place, format!("kind is missing: it is {KIND}"));
-                    Some(true)
-                }
-            },
+            None => {
+                let inner = if field(document, "rules").is_none() { inner() } else { None };
+                let what = match &inner {
+                    Some(path) => {
+                        format!("the policy is in {path}: copy it into a file of its own")
+                    }
+                    None => format!("kind is missing: it is {KIND}"),
+                };
+                self.note(document.place, what);
+                Some(inner.is_none())
+            }
             Some(node) => {
                 let kind = self.text(node)?;
                 let is_policy = kind == KIND;
                 if !is_policy {
                     let what = "is allowed, or a ConfigMap with one below data";
-                    let inner = inner_policy(document, INNER_DEPTH_MAX);
-                    let hint = inner.map(|path| format!("; copy {path} into a file of its own"));
+                    let hint = inner().map(|path| format!("; copy {path} into a file of its own"));
                     let hint = hint.unwrap_or_default();
                     self.note(node.place, format!("kind is {kind:?}: only {KIND} {what}{hint}"));
                 }

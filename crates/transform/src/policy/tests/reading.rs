@@ -273,16 +273,19 @@ fn what_a_policy_must_have_is_asked_for() {
 fn a_policy_inside_another_object_is_found_and_named() {
     for (text, path) in [
         (
-            "machine: {}\ncluster:\n  apiServer:\n    auditPolicy:\n      kind: Policy\n      rules: []\n",
+            "machine: {}\ncluster:\n  apiServer:\n    auditPolicy:\n      kind: Policy\n      \
+             rules: []\n",
             "cluster.apiServer.auditPolicy",
         ),
         (
-            "kind: Cluster\nspec:\n  rkeConfig:\n    machineGlobalConfig:\n      audit-policy-file: |\n        \
+            "kind: Cluster\nspec:\n  rkeConfig:\n    machineGlobalConfig:\n      \
+             audit-policy-file: |\n        \
              apiVersion: audit.k8s.io/v1\n        kind: Policy\n        rules: []\n",
             "spec.rkeConfig.machineGlobalConfig.audit-policy-file",
         ),
         (
-            "kind: ClusterLogForwarder\nspec:\n  filters:\n  - name: a\n    kubeAPIAudit:\n      rules: []\n",
+            "kind: ClusterLogForwarder\nspec:\n  filters:\n  - name: a\n    kubeAPIAudit:\n      \
+             rules: []\n",
             "spec.filters.0.kubeAPIAudit",
         ),
     ] {
