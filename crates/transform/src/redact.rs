@@ -14,9 +14,9 @@
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
-//! | 1 | `path` `text` `signs` `ambiguous` `shell` | steps to values · escapes · what an event certainly lacks · keys that stand twice · quotes in a command |
+//! | 1 | `path` `text` `signs` `ambiguous` | steps to values · escapes · what an event certainly lacks · keys that stand twice |
 //! | 2 | `walk` `rule` `named` | which bytes are cut out or replaced · the rules of the config · credentials with a telling name |
-//! | 3 | `annotate` `web_token` | annotations that are added · JSON Web Tokens |
+//! | 3 | `annotate` `web_token` `command` | annotations that are added · JSON Web Tokens · credentials in a command |
 //! | 4 | `uri` | credentials in a URI |
 //! | 5 | `look` | whether an event must be read at all |
 //! | 6 | `redaction` | which values must not leave |
@@ -29,12 +29,12 @@ use audit::request::Request;
 
 mod ambiguous;
 mod annotate;
+mod command;
 mod look;
 mod named;
 mod path;
 mod redaction;
 mod rule;
-mod shell;
 mod signs;
 mod text;
 mod uri;

@@ -19,7 +19,7 @@ use memchr::memmem::Finder;
 
 use super::look::Look;
 use super::path::{Path, Step, With, is_of_admission};
-use super::rule::{COPY, Compiled, Rule, in_lists};
+use super::rule::{COPY, Compiled, MANAGED_FIELDS, Rule, in_body};
 use super::text;
 use super::walk::{Child, Why, Wish};
 use audit::request::{Object, Request};
@@ -178,7 +178,7 @@ static SECRET: LazyLock<Vec<Path>> = LazyLock::new(|| {
         // service account's token in an annotation.
         &[Step::Known(b"metadata"), Step::Known(b"annotations"), Step::Any],
     ];
-    in_bodies(&BODIES, &inside)
+    in_bodies(&inside)
 });
 
 /// The paths to the environment variables in requests for ephemeral containers, which `kubectl
@@ -189,7 +189,7 @@ static OF_EPHEMERAL: LazyLock<Vec<Path>> = LazyLock::new(|| {
     let of_pod = [&[Step::Known(b"spec"), Step::Any, Step::Any], &env[..]].concat();
     // The object of the subresource before Kubernetes 1.22.
     let before = [&[Step::Known(b"ephemeralContainers"), Step::Any], &env[..]].concat();
-    in_bodies(&BODIES, &[&of_pod, &before, &COPY])
+    in_bodies(&[&of_pod, &before, &COPY])
 });
 
 /// The path to the annotations with the patches of mutating webhooks, which kube-apiserver records
@@ -212,30 +212,20 @@ pub(super) fn is_patch(annotation: &Child<'_>) -> bool {
 }
 
 /// The paths to `managedFields` in the request body, and those in the response body.
-static MANAGED_FIELDS: LazyLock<[Vec<Path>; 2]> = LazyLock::new(|| {
-    let inside: [&[Step]; 1] = [&[Step::Known(b"metadata"), Step::Known(b"managedFields")]];
-    BODIES.map(|body| in_bodies(&[body], &inside))
-});
+static OF_MANAGERS: LazyLock<[[Path; 3]; 2]> =
+    LazyLock::new(|| BODIES.map(|body| in_body(body, &MANAGED_FIELDS)));
 
-/// Makes full paths, which begin at an event, from the paths in `inside`, which begin at an object.
-/// In each of `bodies`, the object can be the whole body, an item of a list, or the object in a row
-/// of a table: each case gets a path.
-fn in_bodies(bodies: &[&'static [u8]], inside: &[&[Step]]) -> Vec<Path> {
-    let mut paths = Vec::new();
-    for body in bodies {
-        for inside in inside {
-            paths.push([&[Step::Known(body)][..], inside].concat().into());
-            paths.extend(in_lists(body, inside));
-        }
-    }
-    paths
+/// Makes full paths, which begin at an event, from paths that begin at an object in a body.
+fn in_bodies(inside: &[&[Step]]) -> Vec<Path> {
+    let of = |body| inside.iter().flat_map(move |inside| in_body(body, inside));
+    BODIES.iter().flat_map(|body| of(body)).collect()
 }
 
 /// Returns the wishes that remove the managed fields from both bodies. The request body of a patch
 /// keeps them, as with `omitManagedFields` in kube-apiserver, which records a patch exactly as the
 /// client sent it.
 pub(super) fn managed_fields<'w>(request: &Request<'_>) -> Vec<Wish<'w>> {
-    let bodies = MANAGED_FIELDS.iter().skip(usize::from(*request.verb == *b"patch"));
+    let bodies = OF_MANAGERS.iter().skip(usize::from(*request.verb == *b"patch"));
     bodies.flatten().map(|path| Wish::new(path, With::Drop, Why::Lowered)).collect()
 }
 
@@ -308,14 +298,14 @@ pub(super) fn quotes<'w>(status: &[u8]) -> Vec<Wish<'w>> {
     paths.map(|path| Wish::new(path, With::Drop, Why::Redacted)).collect()
 }
 
-/// Returns `true` if kube-apiserver writes the messages with this reason, and quotes no values of a
-/// body in them except names, UIDs, and (in a `Conflict`) keys and elements of lists. `Forbidden`
-/// and `Unauthorized` give `false`, because admission policies write texts with these reasons.
+/// Returns `true` if kube-apiserver writes the messages with this reason and quotes no values of a
+/// body in them except names and UIDs. `Conflict` gives `false`, because its messages quote keys of
+/// lists, and so do `Forbidden` and `Unauthorized`, because admission policies write
+/// texts with these reasons.
 fn is_the_servers(reason: &[u8]) -> bool {
     matches!(
         reason,
         b"AlreadyExists"
-            | b"Conflict"
             | b"Expired"
             | b"Gone"
             | b"MethodNotAllowed"

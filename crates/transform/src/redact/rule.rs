@@ -7,8 +7,9 @@
 //! member or element.
 //!
 //! A path into a body means the object in that body. Such a path is therefore also looked for in
-//! the items of a list and in the objects of a table's rows. The copy of the whole object that
-//! `kubectl apply` keeps in an annotation is redacted along with the path.
+//! the items of a list and in the objects of a table's rows. What may repeat the value is redacted
+//! along with the path: the copy of the object that `kubectl apply` keeps in an annotation, the
+//! cells of a table's rows, `managedFields`, and the lists of a strategic merge patch.
 
 use super::path::{Path, STEPS_MAX, Step, With};
 use audit::request::Object;
@@ -69,17 +70,18 @@ impl Compiled {
         let (mut paths, mut of_bodies) = (Vec::new(), false);
         for text in &rule.fields {
             let steps = steps(text)?;
-            if let [Step::Name(root), inside @ ..] = &*steps
-                && matches!(&**root, b"requestObject" | b"responseObject")
-            {
-                of_bodies = true;
-                if !inside.is_empty() {
-                    paths.extend(in_lists(root, inside));
-                    paths.extend(in_lists(root, &COPY));
-                    paths.push([&[Step::Name(root.clone())][..], &COPY].concat().into());
+            match &*steps {
+                [Step::Name(root), inside @ ..]
+                    if matches!(&**root, b"requestObject" | b"responseObject") =>
+                {
+                    of_bodies = true;
+                    match inside {
+                        [] => paths.push(steps.into()),
+                        _ => paths.extend(repeating(root, inside)),
+                    }
                 }
+                _ => paths.push(steps.into()),
             }
-            paths.push(steps.into());
         }
         Ok(Self { resources, of_bodies, paths, with: rule.with })
     }
@@ -94,14 +96,38 @@ impl Compiled {
 pub(super) const COPY: [Step; 3] =
     [Step::Known(b"metadata"), Step::Known(b"annotations"), Step::CopyOfTheObject];
 
-/// Returns two full paths for `inside`, a path that begins at an object: one into the objects of a
-/// list in the body `root`, the other into the objects in the rows of a table.
-pub(super) fn in_lists(root: &[u8], inside: &[Step]) -> [Path; 2] {
-    let root = Step::Name(root.into());
+/// The path to the keys and elements of lists that kube-apiserver notes for each client.
+pub(super) const MANAGED_FIELDS: [Step; 2] =
+    [Step::Known(b"metadata"), Step::Known(b"managedFields")];
+
+/// The members of a strategic merge patch that list elements of another member of the same object.
+const OF_LISTS: [Step; 2] =
+    [Step::Prefixed(b"$setElementOrder/"), Step::Prefixed(b"$deleteFromPrimitiveList/")];
+
+/// Returns the full paths for `inside`, a path that begins at an object: in the body `root`, the
+/// object can be the whole body, an item of a list, or the object in a row of a table.
+pub(super) fn in_body(root: &[u8], inside: &[Step]) -> [Path; 3] {
+    let path = |to_object: &[Step]| {
+        [&[Step::Name(root.into())][..], to_object, inside].concat().into_boxed_slice()
+    };
     [
-        [&[root.clone(), Step::Known(b"items"), Step::Any], inside].concat().into(),
-        [&[root, Step::Known(b"rows"), Step::Any, Step::Known(b"object")], inside].concat().into(),
+        path(&[]),
+        path(&[Step::Known(b"items"), Step::Any]),
+        path(&[Step::Known(b"rows"), Step::Any, Step::Known(b"object")]),
     ]
+}
+
+/// Returns the paths to the value at `inside`, and to everything in the body that may repeat it.
+fn repeating(root: &[u8], inside: &[Step]) -> Vec<Path> {
+    let cells = [Step::Name(root.into()), Step::Known(b"rows"), Step::Any, Step::Known(b"cells")];
+    let mut objects = vec![inside.to_vec(), COPY.to_vec(), MANAGED_FIELDS.to_vec()];
+    for (at, _) in inside.iter().enumerate().filter(|(_, step)| **step != Step::Any) {
+        let parent = inside.get(..at).unwrap_or_default();
+        objects.extend(OF_LISTS.iter().map(|list| [parent, std::slice::from_ref(list)].concat()));
+    }
+    let mut paths: Vec<Path> = objects.iter().flat_map(|path| in_body(root, path)).collect();
+    paths.push(cells.into());
+    paths
 }
 
 /// The group, resource and subresource of a pattern such as `apps/deployments`; `None` for `*`.

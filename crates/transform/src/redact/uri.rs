@@ -6,13 +6,12 @@
 //! exec, for a proxy, or for something that no server knows. Names are looked for in the path
 //! (`/a;token=…`), in the query, and within parameters: `labelSelector=token=…`, a URI inside the
 //! URI, the words of a `command` that is to run in a pod. Not every credential is found: it may
-//! have an unknown name, be encoded twice (the URI is decoded once), or be written in a command in
-//! a form that `named` does not know.
+//! have an unknown name, or be encoded twice (the URI is decoded once).
 
 use std::borrow::Cow;
 use std::ops::Range;
 
-use super::named::Command;
+use super::command::Command;
 use super::web_token::web_tokens;
 use super::{named, text};
 use audit::request::Uri;
@@ -267,10 +266,10 @@ mod tests {
             "/a%2Ftoken%3D«s→REDACTED»/b",
             "/a/exec?command=login&command=--token=«s→REDACTED»&container=c",
             "/a/exec?command=--password&container=c&command=«s→REDACTED»&command=t",
-            "/a/exec?command=sh&command=-c&command=curl+-H+%22Authorization%3A+Bearer+«s%2Bt→REDACTED»%22+h",
-            "/a/exec?command=env+PGPASSWORD%3D«%2521→REDACTED»+x",
+            "/a/exec?command=sh&command=-c&command=curl+-H+%22Authorization%3A+«Bearer+s%2Bt%22+h→REDACTED»",
+            "/a/exec?command=env+PGPASSWORD%3D«%2521+x→REDACTED»",
             "/a/exec?command=-H&command=Authorization%3A+«Splunk+s→REDACTED»&command=h",
-            "/a/exec?command=%7B%22token%22%3A%22«s→REDACTED»%22,%22pwd%22:%22«s→REDACTED»%22%7D",
+            "/a/exec?command=%7B%22token%22%3A%22«s%22,%22pwd%22:%22s%22%7D→REDACTED»",
         ] {
             assert_redacted(row);
         }

@@ -19,6 +19,7 @@ pub(super) struct Asked {
 const COPY: &str = "(copy)";
 const PATCHES: &str = "(patches)";
 const OF_ADMISSION: &str = "(of admission)";
+const OF_LISTS: &str = "(of lists)";
 
 struct Paths {
     /// Each path, and what happens to its value. `None` marks the paths to managed fields and to
@@ -98,7 +99,7 @@ fn paths(asked: &Asked, is_patch: bool) -> Paths {
     let some = |names: &[&str]| -> Pattern {
         names.iter().map(|name| (*name != "*").then(|| (*name).to_owned())).collect()
     };
-    let mut all = Vec::new();
+    let (mut all, mut all_cells) = (Vec::new(), Vec::new());
     let mut add = |root: &str, inside: &[Option<String>], with| {
         for between in [&[][..], &["items", "*"], &["rows", "*", "object"]] {
             all.push(([&some(&[root]), &some(between), inside].concat(), with));
@@ -114,6 +115,11 @@ fn paths(asked: &Asked, is_patch: bool) -> Paths {
         quotable = true;
         add(root, &pattern[1..], Some(*with));
         add(root, &some(&["metadata", "annotations", COPY]), Some(*with));
+        add(root, &some(&["metadata", "managedFields"]), Some(*with));
+        all_cells.push((some(&[root, "rows", "*", "cells"]), Some(*with)));
+        for parent in (1..pattern.len()).filter(|at| pattern[*at].is_some()) {
+            add(root, &[&pattern[1..parent], &some(&[OF_LISTS])].concat(), Some(*with));
+        }
     }
     if asked.omit_managed_fields {
         for root in ["requestObject", "responseObject"] {
@@ -122,6 +128,7 @@ fn paths(asked: &Asked, is_patch: bool) -> Paths {
             }
         }
     }
+    all.append(&mut all_cells);
     if quotable {
         all.push((some(&["annotations", OF_ADMISSION]), Some(With::Drop)));
     }
@@ -137,6 +144,9 @@ fn leads_to(step: Option<&String>, name: Option<&str>) -> bool {
         (None, _) => true,
         (Some(COPY), Some(name)) => {
             name.ends_with("last-applied-configuration") || name == "kapp.k14s.io/original"
+        }
+        (Some(OF_LISTS), Some(name)) => {
+            name.starts_with("$setElementOrder/") || name.starts_with("$deleteFromPrimitiveList/")
         }
         (Some(PATCHES), Some(name)) => name.starts_with("patch.webhook.admission.k8s.io/"),
         // This is enough for the annotations that the random events have.

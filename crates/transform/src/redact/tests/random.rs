@@ -21,7 +21,16 @@ pub(super) fn pick<'a>(rng: &mut fastrand::Rng, of: &[&'a str]) -> &'a str {
 
 fn name(rng: &mut fastrand::Rng) -> String {
     if rng.u8(..12) == 0 {
-        return pick(rng, &["annotations", "managedFields", LAST_APPLIED, "kind"]).to_owned();
+        let names = [
+            "annotations",
+            "managedFields",
+            LAST_APPLIED,
+            "kind",
+            "cells",
+            "$setElementOrder/a",
+            "$deleteFromPrimitiveList/a",
+        ];
+        return pick(rng, &names).to_owned();
     }
     pick(rng, &NAMES).to_owned()
 }
