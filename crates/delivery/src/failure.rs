@@ -23,6 +23,9 @@ pub struct Failure {
     /// `true` if the events of the request may be the reason: the consumer had a connection, and
     /// turned the request down by a status, a close, silence, or an answer that can't be read.
     pub may_be_the_events: bool,
+    /// `true` if the consumer said that it took the request, in words that can't be read: it may
+    /// have stored the events.
+    pub may_be_stored: bool,
 }
 
 impl Failure {
@@ -36,6 +39,7 @@ impl Failure {
             retry_after: None,
             elsewhere: false,
             may_be_the_events: was_reached,
+            may_be_stored: false,
         }
     }
 

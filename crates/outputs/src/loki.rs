@@ -15,7 +15,7 @@ use hyper::StatusCode;
 
 use super::event_fields::{EventFields, unescaped};
 use super::http::HttpConnector;
-use super::http::api::{Api, Encoded, Reply, RequestHead, TestRequest};
+use super::http::api::{Api, Encoded, Reply, RequestHead, TestRequest, reports_error};
 use super::setup::{IntoConnector, Setup};
 use base::mutant;
 use config::{Compression, HttpClient, HttpKeys, OutputSettings, Target};
@@ -243,7 +243,8 @@ impl Api for Format {
         match (reply.status.as_u16(), reply.body) {
             (204, _) => Ok(()),
             (200, Some(body))
-                if !reply.is_page() && mutant!("loki-error-with-200", !is_error(body), true) =>
+                if !reply.is_page()
+                    && mutant!("loki-error-with-200", !reports_error(body), true) =>
             {
                 Ok(())
             }
@@ -259,15 +260,6 @@ impl Api for Format {
             _ => self.tested_by_status(reply),
         }
     }
-}
-
-/// Returns `true` if an answer reports an error, as gateways in front of Loki do:
-/// `{"status":"error",…}`.
-fn is_error(body: &[u8]) -> bool {
-    let answer: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
-    let status = answer.get("status").and_then(serde_json::Value::as_str);
-    status.is_some_and(|status| ["error", "fail"].contains(&status))
-        || answer.get("error").is_some_and(|error| !error.is_null())
 }
 
 impl Format {

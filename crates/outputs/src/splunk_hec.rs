@@ -341,7 +341,8 @@ impl Collector {
             }
             None => {
                 self.unconfirmed();
-                reply.unclear(&format!("the response has no ackId: {OFF}"))
+                let what = format!("{}: the response has no ackId: {OFF}", reply.base);
+                Outcome::Failed(Failure::new(AttemptError::Protocol, what))
             }
         }
     }

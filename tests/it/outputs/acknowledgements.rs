@@ -154,50 +154,48 @@ fn for_each_store(test: impl Fn(&Store) + Sync) {
     });
 }
 
-/// Method: something in front of the store answers with a sign-in page, and then with 2xx answers
-/// that are not the store's. Nothing may count as delivered, and the log must give the reason. In
-/// the end the store itself answers.
+/// Method: something in front of the store answers with a sign-in page, then twice with a 2xx that
+/// is not the store's, and then with 503. Nothing may count as delivered, and the log must give the
+/// reason. In the end the store itself answers.
 #[test]
 fn a_sign_in_page_is_no_acknowledgement() {
     for_each_store(|store| {
-        let (given, is_open) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
-        let (count, opened) = (Arc::clone(&given), Arc::clone(&is_open));
-        let is_told = Arc::new(AtomicBool::new(false));
-        let told = Arc::clone(&is_told);
-        let (answers, acknowledges) = (store.answers, store.acknowledges);
-        let setup = Setup::new(move |request| {
-            if opened.load(Ordering::SeqCst) {
-                return acknowledges(request);
-            }
-            let (status, media_type, body) = match told.load(Ordering::SeqCst) {
-                false => (200, "", PAGE),
-                true => answers[count.fetch_add(1, Ordering::SeqCst) % answers.len()],
-            };
-            let answer = Answer::status(status).body(body);
-            match media_type {
-                "" => answer,
-                _ => answer.header("Content-Type", media_type),
-            }
-        });
-        let relay = setup.relay(store, "");
-        post_batch(&relay, 1, 40, 700);
-        let line = relay.wait_for_log("output down, events are kept", PATIENCE).to_string();
-        let words = "answered 200 OK: this is a web page, not an acknowledgement: is there a proxy \
-                     or a sign-in page at this URL?";
-        assert!(line.contains(words), "{}: {line}", store.kind);
-        is_told.store(true, Ordering::SeqCst);
-        let enough = 2 * answers.len();
-        wait_until("all answers", PATIENCE, || given.load(Ordering::SeqCst) >= enough);
-        wait_for_errors(&relay, "protocol", enough as f64);
-        let metrics = relay.metrics();
-        assert_eq!(metrics.value("output_events_total", &[("output", "consumer")]), 0.0);
-        assert_eq!(metrics.value("error_total", &[("plugin", "consumer")]), 0.0);
-        is_open.store(true, Ordering::SeqCst);
-        relay.wait_until_delivered(PATIENCE);
-        let delivered = of_output(&relay, "output_events_total");
-        assert_eq!(delivered, 40.0, "{}", store.kind);
-        assert!(!relay.log_text().contains("s3cr3t"), "{}", relay.log_text());
-        relay.finish(Backlog::Empty);
+        for (status, media_type, body) in store.answers {
+            let (given, is_open) =
+                (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+            let (count, opened) = (Arc::clone(&given), Arc::clone(&is_open));
+            let acknowledges = store.acknowledges;
+            let setup = Setup::new(move |request| {
+                if opened.load(Ordering::SeqCst) {
+                    return acknowledges(request);
+                }
+                let answer = match count.fetch_add(1, Ordering::SeqCst) {
+                    0 => return Answer::status(200).body(PAGE),
+                    1 | 2 => Answer::status(*status).body(*body),
+                    _ => return Answer::status(503),
+                };
+                match *media_type {
+                    "" => answer,
+                    _ => answer.header("Content-Type", *media_type),
+                }
+            });
+            let relay = setup.relay(store, "");
+            post_batch(&relay, 1, 40, 700);
+            wait_until("all answers", PATIENCE, || given.load(Ordering::SeqCst) > 3);
+            wait_for_errors(&relay, "protocol", 3.0);
+            let words = "answered 200 OK: this is a web page, not an acknowledgement: is there a \
+                         proxy or a sign-in page at this URL?";
+            assert!(relay.log_text().contains(words), "{}", store.kind);
+            let metrics = relay.metrics();
+            assert_eq!(metrics.value("output_events_total", &[("output", "consumer")]), 0.0);
+            assert_eq!(metrics.value("error_total", &[("plugin", "consumer")]), 0.0);
+            is_open.store(true, Ordering::SeqCst);
+            relay.wait_until_delivered(PATIENCE);
+            let delivered = of_output(&relay, "output_events_total");
+            assert_eq!(delivered, 40.0, "{}", store.kind);
+            assert!(!relay.log_text().contains("s3cr3t"), "{}", relay.log_text());
+            relay.finish(Backlog::Empty);
+        }
     });
 }
 

@@ -208,6 +208,40 @@ fn an_old_spelling_of_headers_acknowledges() {
     relay.finish(Backlog::Empty);
 }
 
+/// Method: consumers take each request, and answer in their own words. They may have stored the
+/// events, so an event that arrives as often as the retries allow is there dozens of times.
+#[test]
+fn what_a_consumer_may_have_stored_arrives_only_a_few_times() {
+    let token = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(token.path(), "t").unwrap();
+    let elasticsearch = "type = \"elasticsearch\"\nindex = \"audit\"\n".to_owned();
+    let answers = [
+        (r#"{"took":3,"errors":false}"#, elasticsearch.clone()),
+        (r#"{"took":3,"errors":false,"items":[]}"#, elasticsearch.clone()),
+        (r#"{"num_ingested_docs":30}"#, elasticsearch),
+        ("no protobuf", "type = \"otlp\"\n".to_owned()),
+        (r#"{"ok":true}"#, format!("type = \"splunk_hec\"\ntoken_file = {:?}\n", token.path())),
+    ];
+    let started = answers.map(|(answer, keys)| {
+        let json = Answer::status(200).header("Content-Type", "application/json");
+        let sink = HttpSink::start(move |_| json.clone().body(answer));
+        let url = format!("urls = [\"http://{}\"]\n", sink.address());
+        let config = format!("{BASE}[[output]]\nname = \"consumer\"\n{keys}{url}{QUICK}");
+        let relay = Relay::start(&config);
+        post_batch(&relay, 1, 30, 700);
+        (keys, sink, relay)
+    });
+    for (keys, _, relay) in &started {
+        let log = relay.wait_for_log("output down, events are kept", PATIENCE).to_string();
+        assert!(log.contains("may have stored the events"), "{keys}: {log}");
+    }
+    std::thread::sleep(Duration::from_secs(2));
+    for (keys, sink, _) in &started {
+        let copies = sink.requests().iter().filter(|it| it.body.len() > 1000).count();
+        assert_eq!(copies, 3, "{keys}");
+    }
+}
+
 /// Some frameworks declare an answer without a body as `text/html`.
 #[test]
 fn an_empty_answer_is_no_web_page() {

@@ -407,12 +407,26 @@ pub(crate) struct Reply<'a> {
     pub base: &'a dyn fmt::Display,
 }
 
+/// Returns `true` if an answer reports an error, as gateways do in spite of a 2xx:
+/// `{"status":"error",…}`.
+pub(crate) fn reports_error(body: &[u8]) -> bool {
+    let answer: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
+    let status = answer.get("status").and_then(serde_json::Value::as_str);
+    status.is_some_and(|status| ["error", "fail"].contains(&status))
+        || answer.get("error").is_some_and(|error| !error.is_null())
+}
+
 impl Reply<'_> {
-    /// Returns the failure of a request whose answer violates the protocol.
+    /// Returns the failure of a request whose answer violates the protocol. Codes above 206 are a
+    /// server's own, such as 260 of a Loki that discards writes.
     pub(crate) fn unclear(&self, what: &str) -> Outcome {
+        let is_success = (200..=206).contains(&self.status.as_u16());
+        let is_answer = |body| !self.is_page() && !reports_error(body);
+        let may_be_stored = is_success && self.body.is_some_and(is_answer);
         let what = self.instead(what);
         let message = format!("{}: answered {}: {what}", self.base, self.status);
-        Outcome::Failed(Failure::new(AttemptError::Protocol, message))
+        let failure = Failure::new(AttemptError::Protocol, message);
+        Outcome::Failed(Failure { may_be_stored, ..failure })
     }
 
     /// Returns the message about an answer that violates the protocol: `what`, or a message about a

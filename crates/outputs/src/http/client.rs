@@ -1,6 +1,6 @@
 //! The HTTP client of one output: its settings, its addresses, and how a connection is made.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -57,6 +57,8 @@ pub(super) struct Client {
     /// were read.
     pub(super) expanded: ArcSwapOption<Expanded>,
     pub(super) metrics: OutputMetrics,
+    /// The number of 2xx responses in a row that can't be read.
+    pub(super) unread: AtomicU32,
     /// The doubts ([`confirm`](super::confirm)), and the number of requests that wait for a
     /// confirmation.
     pub(super) doubts: Arc<Doubts>,
@@ -115,6 +117,7 @@ impl Client {
             tls: Arc::new(Tls::new(client.tls.clone(), &[b"http/1.1"], setup.expiry.clone())),
             expanded: ArcSwapOption::empty(),
             metrics: setup.metrics.clone(),
+            unread: AtomicU32::new(0),
             doubts: Arc::default(),
             drivers: TaskTracker::new(),
         }

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use hyper::header::HeaderValue;
@@ -40,6 +41,17 @@ const CLOSED: &str = "the consumer closed the connection before it confirmed the
 const AGAIN: &str = "the consumer no longer knows which events it accepted, or a load balancer \
     without sticky sessions spreads a connection over several servers: the events are sent again, \
     so some may arrive twice";
+
+/// The number of 2xx responses in a row that can't be read before each further one costs
+/// [`UNREAD_PAUSE`]. With a request of many events, each has arrived at most this often.
+const UNREAD_MAX: u32 = 3;
+
+/// The pause before events are sent again that the consumer may have stored already. New events,
+/// which it may take, wait no longer than this.
+const UNREAD_PAUSE: Duration = Duration::from_secs(30);
+
+const MAY_BE_STORED: &str = ": the consumer may have stored the events, so they are sent again \
+    only every 30 s";
 
 /// The end of the message about an answer that hyper can't parse.
 const NOT_HTTP: &str =
@@ -192,6 +204,7 @@ impl Client {
     /// batch, so that the batch is sent again.
     fn settle(&self, lane: &mut Lane, done: Exchanged, sent: &Sent) -> (usize, Outcome) {
         let Exchanged { attempt, sent_at, mut outcome, mut connection } = done;
+        self.note_unread(&mut outcome);
         if let Outcome::Taken(number) = outcome {
             match &mut connection {
                 Some(open)
@@ -249,6 +262,23 @@ impl Client {
             Outcome::Failed(ref mut failure) => failure.elsewhere = attempt.failed(failure),
         }
         (attempt.address().id, outcome)
+    }
+
+    /// Counts the 2xx responses in a row that can't be read. A server that stores events and answers
+    /// in its own words would store them again with each attempt.
+    fn note_unread(&self, outcome: &mut Outcome) {
+        match outcome {
+            Outcome::Failed(failure) if failure.may_be_stored => {
+                if self.unread.fetch_add(1, Ordering::Relaxed) + 1 >= UNREAD_MAX {
+                    failure.retry_after = failure.retry_after.max(Some(UNREAD_PAUSE));
+                    failure.message += MAY_BE_STORED;
+                }
+            }
+            Outcome::Failed(_) => {}
+            Outcome::Accepted | Outcome::Taken(_) | Outcome::Judged(_) | Outcome::Refused(_) => {
+                self.unread.store(0, Ordering::Relaxed);
+            }
+        }
     }
 
     /// Sends one request and waits for its answer. `pooled` is an open connection to the address,
