@@ -264,8 +264,8 @@ impl Client {
         (attempt.address().id, outcome)
     }
 
-    /// Counts the 2xx responses in a row that can't be read. A server that stores events and answers
-    /// in its own words would store them again with each attempt.
+    /// Counts the 2xx responses in a row that can't be read. A server that stores events and
+    /// answers in its own words would store them again with each attempt.
     fn note_unread(&self, outcome: &mut Outcome) {
         match outcome {
             Outcome::Failed(failure) if failure.may_be_stored => {

@@ -9,7 +9,6 @@
 use std::fs::File;
 use std::io;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
-use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -249,12 +248,15 @@ impl Reader<'_> {
         batch: &mut Batch,
         path: &Path,
         line: &[u8],
-        found: Result<Range<usize>, String>,
+        found: Result<line::Found, String>,
         number: u64,
     ) -> Result<bool, Ended> {
         match found {
-            Ok(found) => {
-                let mut lines = line.get(found).unwrap_or_default();
+            Ok(line::Found { range, others }) => {
+                if let Some(what) = others {
+                    self.bad(batch, path, what, number)?;
+                }
+                let mut lines = line.get(range).unwrap_or_default();
                 while !lines.is_empty() {
                     let end = memchr::memchr(b'\n', lines).unwrap_or(lines.len());
                     let event = lines.get(..end).unwrap_or_default();
@@ -266,19 +268,29 @@ impl Reader<'_> {
                 }
                 Ok(true)
             }
-            Err(what) if self.plan.settings.on_bad_line == OnBadLine::Stop => {
-                batch.flush(self.items)?;
-                Err(Ended::Failed { line: number, what: format!("{what}; {SKIP_LINE}") })
-            }
-            Err(what) => {
-                batch.bad_lines += 1;
-                let is_queue = matches!(self.plan.spools.get(batch.end.file), Some(Some(_)));
-                let unit = if is_queue { Unit::Position } else { Unit::Line };
-                let span = Span::new(path, unit, number..=number);
-                self.notes.blocking_send(Note::BadLine { span, what }).ok();
-                Ok(false)
-            }
+            Err(what) => self.bad(batch, path, what, number).map(|()| false),
         }
+    }
+
+    /// Counts and reports a line that is bad, or has a record without an event. `Err` if nothing
+    /// more is to be read.
+    fn bad(
+        &mut self,
+        batch: &mut Batch,
+        path: &Path,
+        what: String,
+        number: u64,
+    ) -> Result<(), Ended> {
+        if self.plan.settings.on_bad_line == OnBadLine::Stop {
+            batch.flush(self.items)?;
+            return Err(Ended::Failed { line: number, what: format!("{what}; {SKIP_LINE}") });
+        }
+        batch.bad_lines += 1;
+        let is_queue = matches!(self.plan.spools.get(batch.end.file), Some(Some(_)));
+        let unit = if is_queue { Unit::Position } else { Unit::Line };
+        let span = Span::new(path, unit, number..=number);
+        self.notes.blocking_send(Note::BadLine { span, what }).ok();
+        Ok(())
     }
 
     /// Reads the events of a queue, beginning at `spool.start`. Damage is reported, and the events

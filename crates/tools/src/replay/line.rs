@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use audit::{EVENT_HEAD, Invalid, LIST_HEAD};
 
-use super::wrapping;
+use super::wrapping::{self, Unwrapped};
 
 /// The maximum bytes of a node's name, which is a DNS subdomain (RFC 1123).
 const NODE_BYTES_MAX: usize = 253;
@@ -22,32 +22,53 @@ const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 const PARTIAL: &str = "a container runtime has cut this line into parts (P): join them with `awk \
      '{t=$3; sub(/^[^ ]+ [^ ]+ [^ ]+ /, \"\"); printf \"%s\", $0 (t == \"P\" ? \"\" : \"\\n\")}' FILE`";
 
+/// The events of a line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Found {
+    /// The range of the events in the rewritten line.
+    pub(super) range: Range<usize>,
+    /// A message about the records of the line that have no event, if there are any.
+    pub(super) others: Option<String>,
+}
+
+impl From<Range<usize>> for Found {
+    fn from(range: Range<usize>) -> Self {
+        Self { range, others: None }
+    }
+}
+
 /// Finds the events in `line`, whose last byte must be `\n`. Rewrites the line so that a `\n`
 /// follows each event, and returns the range of the events, which is empty if the line has none.
 /// `Err` is the fault of the line.
-pub(super) fn find(line: &mut Vec<u8>) -> Result<Range<usize>, String> {
+pub(super) fn find(line: &mut Vec<u8>) -> Result<Found, String> {
     if is_usual(line) {
-        return Ok(0..line.len());
+        return Ok((0..line.len()).into());
     }
     if line.starts_with(BYTE_ORDER_MARK) {
         line.drain(..BYTE_ORDER_MARK.len());
     }
     if line.trim_ascii().is_empty() {
-        return Ok(0..0);
+        return Ok((0..0).into());
     }
     let (start, end) = (prefix_bytes(line)?, line.len());
     let as_event = match decode(line, start..end) {
-        Ok(found) => return Ok(found),
+        Ok(range) => return Ok(range.into()),
         Err(error) => error,
     };
     // A record around the event is looked for last, so that every event is sent unchanged, even one
     // that looks like a dead letter.
     let Ok(text) = str::from_utf8(&line[start..]) else { return Err(as_event) };
-    let mut events = Vec::new();
-    let unwrapped = wrapping::unwrap(text, wrapping::DEPTH_MAX, &mut events);
+    let mut found = Unwrapped::default();
+    let unwrapped = wrapping::unwrap(text, wrapping::DEPTH_MAX, &mut found);
     unwrapped.map_err(|what| what.unwrap_or(as_event))?;
+    let Unwrapped { events, others, first } = found;
     *line = events;
-    Ok(0..line.len())
+    let others = match others {
+        0 => None,
+        1 => Some(format!("one record without an event: {first}")),
+        _ => Some(format!("{others} records without an event, the first: {first}")),
+    };
+    Ok(Found { range: 0..line.len(), others })
 }
 
 /// Returns `true` if the line is exactly one event as kube-apiserver logs it; `false` proves
@@ -157,7 +178,7 @@ mod tests {
     fn events(text: &str) -> Result<Vec<String>, String> {
         let mut line = format!("{text}\n").into_bytes();
         let found = find(&mut line)?;
-        let lines = std::str::from_utf8(&line[found]).unwrap().split_inclusive('\n');
+        let lines = std::str::from_utf8(&line[found.range]).unwrap().split_inclusive('\n');
         Ok(lines.map(|event| event.strip_suffix('\n').unwrap().to_owned()).collect())
     }
 
@@ -208,7 +229,11 @@ mod tests {
                 format!(r#"{{"logEvents":[{{"message":{one}}}],"logEvents":[]}}"#),
                 "logEvents stands twice",
             ),
-            (format!(r#"{{"records":[{two},"junk"],"message":{one}}}"#), "records: element 2"),
+            (format!(r#"{{"records":["junk",7]}}"#), "records: element 1"),
+            (
+                format!(r#"{{"records":[{two},"junk"],"message":{one}}}"#),
+                "records and message have different events",
+            ),
             (
                 format!(r#"{{"log":{one},"message":{two}}}"#),
                 "log and message have different events",
@@ -225,6 +250,32 @@ mod tests {
         ] {
             assert_eq!(events(&line), Ok(vec![LOGGED.to_owned()]), "{line}");
         }
+    }
+
+    /// Exports of Azure and CloudWatch have the lines of other components between the events.
+    #[test]
+    fn records_of_other_categories_are_told_beside_the_events() {
+        let text = serde_json::to_string(LOGGED).unwrap();
+        let azure = |log: &str| format!(r#"{{"category":"x","properties":{{"log":{log}}}}}"#);
+        let other = azure(r#""I1125 httplog.go:109] verb=\"GET\"""#);
+        let watch = format!(r#"{{"message":{text}}}"#);
+        for (line, count, others) in [
+            (
+                format!(r#"{{"records":[{other},{},{other}]}}"#, azure(&text)),
+                1,
+                "2 records without",
+            ),
+            (format!(r#"[{watch},{{"message":"x"}},{watch}]"#), 2, "one record without"),
+            (format!(r#"{{"logEvents":[{watch},{{}},7,[{watch},1]]}}"#), 2, "3 records without"),
+        ] {
+            let mut bytes = format!("{line}\n").into_bytes();
+            let found = find(&mut bytes).unwrap();
+            assert_eq!(bytes, format!("{LOGGED}\n").repeat(count).into_bytes(), "{line}");
+            let told = found.others.unwrap();
+            assert!(told.starts_with(others) && told.contains("element"), "{line}: {told}");
+        }
+        let nothing = format!(r#"{{"records":[{other},{other}]}}"#);
+        assert!(events(&nothing).unwrap_err().contains("records: element 1"));
     }
 
     #[test]

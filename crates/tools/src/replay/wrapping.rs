@@ -11,7 +11,8 @@
 //! | Filebeat and Elastic Agent | `message`, `event.original` |
 //!
 //! No event of a record is left out in silence: a member that stands twice is a fault, and so are
-//! two members with different events.
+//! two members with different events. Elements of an array without an event are counted: exports
+//! have records of other categories between those of the audit log.
 //!
 //! An event in a JSON string is unescaped, which restores the bytes that kube-apiserver wrote. The
 //! audit logs of Google Cloud (GKE) have other members than an event and are refused.
@@ -42,10 +43,35 @@ const MEMBERS: [&str; 11] = [
 const GOOGLE: &str = "an entry of Google Cloud's audit logs (protoPayload) is not an event of \
                       kube-apiserver: it has other members, and no event can be made of it";
 
-/// Appends the events in `text` to `events`, each followed by `\n`. `depth` is the number of layers
-/// that may be around them. `Err` is the fault, or `None` if the text does not begin an array or a
-/// string and is not a known record.
-pub(super) fn unwrap(text: &str, depth: usize, events: &mut Vec<u8>) -> Result<(), Option<String>> {
+/// What is found in a text.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Unwrapped {
+    /// The events, each followed by `\n`.
+    pub(super) events: Vec<u8>,
+    /// The number of elements of arrays that have no event, beside others that have one.
+    pub(super) others: usize,
+    /// The fault of the first of these elements; empty if there are none.
+    pub(super) first: String,
+}
+
+impl Unwrapped {
+    fn append(&mut self, mut other: Self) {
+        self.events.append(&mut other.events);
+        self.others += other.others;
+        if self.first.is_empty() {
+            self.first = other.first;
+        }
+    }
+}
+
+/// Appends what is in `text` to `found`. `depth` is the number of layers that may be around the
+/// events. `Err` is the fault, or `None` if the text does not begin an array or a string and is not
+/// a known record; then nothing is appended.
+pub(super) fn unwrap(
+    text: &str,
+    depth: usize,
+    found: &mut Unwrapped,
+) -> Result<(), Option<String>> {
     let text = text.trim_ascii();
     let Some(depth) = depth.checked_sub(1) else {
         return Err(Some("too many layers are around the event".to_owned()));
@@ -54,22 +80,30 @@ pub(super) fn unwrap(text: &str, depth: usize, events: &mut Vec<u8>) -> Result<(
     match text.as_bytes().first() {
         Some(b'[') => {
             let elements: Vec<&RawValue> = serde_json::from_str(text).map_err(not_json)?;
+            let (mut all, mut faults) = (Unwrapped::default(), 0);
             for (index, element) in elements.iter().enumerate() {
-                inner(element.get(), depth, events)
-                    .map_err(|what| format!("element {} of the array: {what}", index + 1))?;
+                if let Err(what) = inner(element.get(), depth, &mut all) {
+                    let first = format!("element {} of the array: {what}", index + 1);
+                    all.append(Unwrapped { others: 1, first, ..Unwrapped::default() });
+                    faults += 1;
+                }
             }
+            if faults > 0 && faults == elements.len() {
+                return Err(Some(all.first));
+            }
+            found.append(all);
             Ok(())
         }
         Some(b'"') => {
             let text: String = serde_json::from_str(text).map_err(not_json)?;
-            inner(&text, depth, events).map_err(Some)
+            inner(&text, depth, found).map_err(Some)
         }
         _ => {
             let Members(record) = serde_json::from_str(text).map_err(|_| None)?;
             if record.iter().any(|(name, _)| name == "protoPayload") {
                 return Err(Some(GOOGLE.to_owned()));
             }
-            of_record(&record, depth, events)
+            of_record(&record, depth, found)
         }
     }
 }
@@ -99,13 +133,13 @@ impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
     }
 }
 
-/// Appends the events in the known members of a record. Several of them may have the same event.
+/// Appends what is in the known members of a record. Several of them may have the same event.
 fn of_record(
     record: &[(String, &RawValue)],
     depth: usize,
-    events: &mut Vec<u8>,
+    found: &mut Unwrapped,
 ) -> Result<(), Option<String>> {
-    let mut found: Option<(&str, Vec<u8>)> = None;
+    let mut known: Option<(&str, Unwrapped)> = None;
     let mut fault = None;
     for name in MEMBERS {
         let mut values = record.iter().filter(|(member, _)| member == name);
@@ -113,34 +147,33 @@ fn of_record(
         if values.next().is_some() {
             return Err(Some(format!("the member {name} stands twice")));
         }
-        let mut own = Vec::new();
-        match (inner(value.get(), depth, &mut own), &found) {
-            (Err(what), _) if !own.is_empty() => return Err(Some(format!("{name}: {what}"))),
+        let mut own = Unwrapped::default();
+        match (inner(value.get(), depth, &mut own), &known) {
             (Err(what), _) => drop(fault.get_or_insert(format!("{name}: {what}"))),
-            (Ok(()), None) => found = Some((name, own)),
-            (Ok(()), Some((_, same))) if *same == own => {}
+            (Ok(()), None) => known = Some((name, own)),
+            (Ok(()), Some((_, same))) if same.events == own.events => {}
             (Ok(()), Some((other, _))) => {
                 return Err(Some(format!("{other} and {name} have different events")));
             }
         }
     }
-    match found {
-        Some((_, own)) => events.extend(own),
+    match known {
+        Some((_, own)) => found.append(own),
         None => return Err(fault),
     }
     Ok(())
 }
 
-/// Appends the events of a text inside a record, an array or a string. The text may be an event.
-fn inner(text: &str, depth: usize, events: &mut Vec<u8>) -> Result<(), String> {
+/// Appends what is in a text inside a record, an array or a string. The text may be an event.
+fn inner(text: &str, depth: usize, found: &mut Unwrapped) -> Result<(), String> {
     let text = text.trim_ascii();
     let as_event = match text.starts_with('{').then(|| audit::decode(text.into())) {
         Some(Ok(batch)) => {
-            events.extend_from_slice(&batch.lines);
+            found.events.extend_from_slice(&batch.lines);
             return Ok(());
         }
         Some(Err(invalid)) => invalid.what.to_string(),
         None => "not an event".to_owned(),
     };
-    unwrap(text, depth, events).map_err(|what| what.unwrap_or(as_event))
+    unwrap(text, depth, found).map_err(|what| what.unwrap_or(as_event))
 }
