@@ -162,33 +162,59 @@ pub(super) fn secret_in(text: &str) -> Option<usize> {
 }
 
 /// The directives whose arguments may be any text.
-const FREE: &str = "command http-after-response http-check http-error http-request http-response \
-    redirect tcp-check tcp-request tcp-response";
+const FREE: &str = "acl command http-after-response http-check http-error http-request \
+    http-response presetenv redirect set-var set-var-fmt setenv tcp-check tcp-request tcp-response \
+    user";
 
-/// The second words of such directives that are followed by names and numbers alone.
+/// The second words of such directives that are followed by names, numbers and conditions.
 const HARMLESS: &str = "accept allow auth cache-store cache-use capture connect del-header deny \
-    inspect-delay reject send-spoe-group set-bandwidth-limit set-log-level silent-drop tarpit \
-    use-service";
+    inspect-delay reject send-spoe-group set-bandwidth-limit set-log-level \
+    silent-drop tarpit use-service";
+
+/// The words in such a directive before an argument that may be any text.
+const BEFORE_FREE: &str = "content-type errorfile errorfiles file hdr lf-file lf-string string";
+
+/// The first words of conditions that compare with something that is no secret.
+const COMPARED: &str = "always_false always_true dst dst_port method nbsrv path path_beg path_end \
+    src src_port ssl_fc ssl_fc_has_crt";
 
 /// Returns the words without what looks like a password or token. An ellipsis marks the gap.
 pub(super) fn shown(words: &[String]) -> String {
     let word = |index: usize| words.get(index).map_or("", String::as_str);
-    let secret_from = match (word(0), word(1)) {
-        ("stats", "auth") | ("user" | "setenv" | "presetenv", _) => 2,
+    let is_in = |list: &str, word: &str| list.split_whitespace().any(|it| it == word);
+    let count = match (word(0), word(1)) {
+        ("stats", "auth") => 2,
         // The value of a header may be a token.
         (_, "set-header" | "add-header" | "replace-header" | "replace-value") => 3,
-        (_, action) if HARMLESS.split_whitespace().any(|it| it == action) => words.len(),
-        // Any other argument may be a secret: a value, a body, a URL.
-        (directive, _) if FREE.split_whitespace().any(|it| it == directive) => 2,
+        ("acl", _) => {
+            if is_in(COMPARED, word(2)) {
+                words.len()
+            } else {
+                3
+            }
+        }
+        (directive, action) if is_in(FREE, directive) && is_in(HARMLESS, action) => {
+            let shown = |before: usize| {
+                let is_compared =
+                    word(before + 1).starts_with('!') || is_in(COMPARED, word(before + 1));
+                match word(before) {
+                    one if is_in(BEFORE_FREE, one) => Some(before + 1),
+                    one if one.ends_with('{') && !is_compared => Some(before + 2),
+                    _ => None,
+                }
+            };
+            (0..words.len()).find_map(shown).unwrap_or(words.len())
+        }
+        (directive, _) if is_in(FREE, directive) => 2,
         _ => words.len(),
     };
-    let mut text = words.iter().take(secret_from).cloned().collect::<Vec<_>>().join(" ");
+    let mut text = words.iter().take(count).cloned().collect::<Vec<_>>().join(" ");
     let lower = text.to_ascii_lowercase();
     // A URL may have a username and a password.
     let in_url = text.split_once("://").filter(|(_, rest)| rest.contains('@'));
     let in_url = in_url.map(|(scheme, _)| scheme.len() + "://".len());
     let end = [secret_in(&lower), in_url].into_iter().flatten().min().unwrap_or(text.len());
-    if end < text.len() || secret_from < words.len() {
+    if end < text.len() || count < words.len() {
         text.truncate(end);
         text.push_str(" …");
     }

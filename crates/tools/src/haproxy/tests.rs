@@ -75,8 +75,15 @@ http-check send meth POST uri /x body s3cret
 http-error status 500 hdr X s3cret
 tcp-check send AUTH\\ s3cret
 tcp-request content set-var(sess.x) str(s3cret)
+http-request deny deny_status 403 content-type text/plain string s3cret
+http-request deny deny_status 403 hdr X-A s3cret
+http-request deny unless { req.hdr(X-Access) s3cret }
+http-request deny if !{ src 10.0.0.0/8 } !{ url s3cret }
+acl known req.hdr(X-Access) s3cret
 option httpchk GET http://user:s3cret@a/";
-    let text = format!("defaults\n  mode http\nlisten a\n  bind :3000\n{lines}\n  server a b:1\n");
+    let text = format!(
+        "global\n  set-var proc.key str(s3cret)\ndefaults\n  mode http\nlisten a\n  bind :3000\n{lines}\n  server a b:1\n"
+    );
     let report = format!("{:?}", migrate(&text).unwrap().report);
     assert!(!report.contains("s3cret"), "{report}");
 }
