@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::fs::{File, FileType, OpenOptions};
 use std::io;
 use std::io::Read as _;
-use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
@@ -101,9 +101,12 @@ pub fn whole(from: impl io::Read, bytes_max: u64) -> io::Result<Vec<u8>> {
 ///
 /// The error of the operating system, or `Unsupported`.
 pub fn refuse_device(path: &Path) -> io::Result<()> {
-    let kind = std::fs::metadata(path)?.file_type();
+    let about = std::fs::metadata(path)?;
+    let kind = about.file_type();
     let is_device = kind.is_char_device() || kind.is_block_device();
-    match is_device && path != Path::new("/dev/null") {
+    // `/dev/stdin` may lead there, too.
+    let is_null = || std::fs::metadata("/dev/null").is_ok_and(|null| null.rdev() == about.rdev());
+    match is_device && !is_null() {
         true => Err(refused(kind)),
         false => Ok(()),
     }

@@ -168,7 +168,7 @@ impl LetterFiles {
     ) -> io::Result<()> {
         let files = directory.files()?;
         let mut total: u64 = files.iter().map(|found| found.bytes).sum();
-        let (mut count, mut uncounted) = (files.len(), None);
+        let (mut count, mut uncounted, mut going) = (files.len(), None, Vec::new());
         for found in &files {
             if total + bytes <= self.max_bytes && count < COUNT_MAX {
                 break;
@@ -184,19 +184,21 @@ impl LetterFiles {
                     continue;
                 }
             };
-            directory.remove(&found.name)?;
+            going.push((&found.name, events));
             (total, count) = (total - found.bytes, count - 1);
+        }
+        if let Some((name, error)) = uncounted
+            && (total + bytes > self.max_bytes || count >= COUNT_MAX)
+        {
+            let path = self.path.join(name);
+            let what = format!("cannot read {}, to count and delete it: {error}", path.display());
+            return Err(io::Error::new(error.kind(), what));
+        }
+        for (name, events) in going {
+            directory.remove(name)?;
             self.dropped.add(events);
         }
-        match uncounted {
-            Some((name, error)) if total + bytes > self.max_bytes || count >= COUNT_MAX => {
-                let path = self.path.join(name);
-                let what =
-                    format!("cannot read {}, to count and delete it: {error}", path.display());
-                Err(io::Error::new(error.kind(), what))
-            }
-            _ => Ok(()),
-        }
+        Ok(())
     }
 }
 

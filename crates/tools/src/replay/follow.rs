@@ -50,8 +50,9 @@ const NO_LOG: &str = "--follow needs the log into which kube-apiserver writes, a
 enum Age {
     /// Rotated at this time: kube-apiserver's own `audit-2026-11-20T10-00-00.000.log`, or
     /// `audit.log-20261120` of logrotate's `dateext`. A rule of logrotate for `*.log` renames the
-    /// former once more, to `audit-2026-11-20T10-00-00.000.log.1`.
-    At(String),
+    /// former once more, to `audit-2026-11-20T10-00-00.000.log.1`, and may leave an empty file
+    /// with the old name, whose number is 0.
+    At(String, std::cmp::Reverse<u64>),
     /// Rotated this many times: `audit.log.2`.
     Rotated(std::cmp::Reverse<u64>),
     /// The file into which kube-apiserver writes.
@@ -72,14 +73,15 @@ impl Age {
             let is_number = !number.is_empty() && number.bytes().all(|it| it.is_ascii_digit());
             is_number && time.starts_with('-') && !extension.is_empty() && time.ends_with(extension)
         });
-        let rest = again.map_or(rest, |(time, _)| time);
+        let (rest, number) = again.unwrap_or((rest, "0"));
+        let number = number.parse().ok().map(std::cmp::Reverse)?;
         let rest = rest.strip_prefix(extension).or_else(|| rest.strip_suffix(extension))?;
         match rest.split_at_checked(1)? {
             (".", number) => number.parse().ok().map(std::cmp::Reverse).map(Self::Rotated),
             ("-", time) => {
                 let is_time = |byte: u8| byte.is_ascii_digit() || b"-T.".contains(&byte);
                 let has_digit = time.starts_with(|first: char| first.is_ascii_digit());
-                (has_digit && time.bytes().all(is_time)).then(|| Self::At(time.to_owned()))
+                (has_digit && time.bytes().all(is_time)).then(|| Self::At(time.to_owned(), number))
             }
             _ => None,
         }
@@ -658,6 +660,7 @@ mod tests {
             &[
                 "audit-2026-11-19T23-59-59.999.log.2.gz",
                 "audit-2026-11-20T10-00-00.000.log.1",
+                "audit-2026-11-20T10-00-00.000.log",
                 "audit-2026-11-20T11-00-00.000.log",
             ],
             &["audit-2026-11-19T23-59-59.999.log", "audit-2026-11-20T10-00-00.000.log.gz"],
