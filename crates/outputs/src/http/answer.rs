@@ -23,7 +23,7 @@ use telemetry::AttemptError;
 /// carry another request only if the whole body was read.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
-/// The longest time for reading the body of an answer if the body does not matter. If the body
+/// The longest time for reading the body of an answer if the body does not matter much. If the body
 /// takes longer, the connection is closed. The result of the request does not change.
 const ANSWER_TIME: Duration = Duration::from_secs(5);
 
@@ -83,17 +83,17 @@ pub(super) fn meaning(
 }
 
 /// Returns the result of a request whose answer began before the consumer had the whole request. An
-/// error status counts as usual (`api` judges it), because a consumer may refuse a request after it
-/// has read only the head. A status 2xx counts as a failure: nobody can accept a batch that has not
+/// error counts as usual (`api` judges it), because a consumer may refuse a request after it has
+/// read only the head. A status 2xx counts as a failure: nobody can accept a batch that has not
 /// arrived. Some proxies answer like that even when no consumer runs.
-pub(super) fn early(
+pub(super) async fn early(
     api: &dyn Api,
     (base, path): (&BaseUrl, &str),
-    response: &Response<Incoming>,
+    response: Response<Incoming>,
     sent: &Sent,
 ) -> Outcome {
-    let (status, headers) = (response.status(), response.headers());
-    let by_status = meaning(base, path, status, headers);
+    let status = response.status();
+    let by_status = meaning(base, path, status, response.headers());
     if mutant!("early-2xx", matches!(by_status, Outcome::Accepted), false) {
         let what = format!(
             "{base}: answered {status} before it had the whole request, so this is not an \
@@ -101,8 +101,8 @@ pub(super) fn early(
         );
         return Outcome::Failed(Failure::new(AttemptError::Protocol, what));
     }
-    let (body, is_too_long) = (None, false);
-    api.judge(Reply { status, headers, by_status, body, is_too_long, path, base }, sent)
+    let answer = read(response, api.answer_bytes(), Instant::now() + ANSWER_TIME).await;
+    api.judge(answer.reply(base, path), sent)
 }
 
 /// Returns the result of a request, which `api` judges. A 2xx that is not the acknowledgement of

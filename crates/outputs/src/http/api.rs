@@ -227,7 +227,7 @@ pub(crate) trait Api: Send + Sync + 'static {
 
     /// Returns the result of an answered request, except for a 2xx that [`Api::acknowledged`]
     /// refuses. Usually the result follows from the status. An answer that came before the consumer
-    /// had the whole request is judged without its body, and only if its status is not 2xx.
+    /// had the whole request is judged only if its status is not 2xx.
     fn judge(&self, reply: Reply<'_>, _sent: &Sent) -> Outcome {
         reply.by_status
     }

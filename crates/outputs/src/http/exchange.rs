@@ -354,7 +354,7 @@ impl Client {
             if !marks.was_whole() {
                 // The answer came before the consumer had the whole request, so no other request
                 // can use the connection.
-                return Ok(answer::early(&*self.api, asked, &response, sent));
+                return Ok(answer::early(&*self.api, asked, response, sent).await);
             }
             connection.busy = false;
             let deadline = since + attempt.patience();

@@ -354,7 +354,8 @@ impl Api for Bucket {
                     failure.message.push_str(WITHOUT_CHECKSUM);
                 } else if reply.status == StatusCode::NOT_IMPLEMENTED
                     && self.address.conditional
-                    && memchr::memmem::find(body, b"x-amz-").is_none()
+                    && reply.body.is_some()
+                    && memchr::memmem::find(&body.to_ascii_lowercase(), b"x-amz-").is_none()
                 {
                     failure.message.push_str(UNCONDITIONAL);
                 }
@@ -368,7 +369,8 @@ impl Api for Bucket {
 /// Returns `true` for the answer of a store that does not know the headers of the checksum. A
 /// checksum that does not match the object is another fault.
 fn refuses_checksum(status: StatusCode, body: &[u8]) -> bool {
-    let names = |header: &str| memchr::memmem::find(body, header.as_bytes()).is_some();
+    let text = body.to_ascii_lowercase();
+    let names = |header: &str| memchr::memmem::find(&text, header.as_bytes()).is_some();
     let is_unknown = |code| ["InvalidArgument", "InvalidRequest", "NotImplemented"].contains(&code);
     [StatusCode::BAD_REQUEST, StatusCode::NOT_IMPLEMENTED].contains(&status)
         && code(body).is_some_and(is_unknown)
@@ -422,6 +424,7 @@ mod tests {
             refuses_checksum(StatusCode::from_u16(status).unwrap(), body.as_bytes())
         };
         assert!(of(400, "InvalidArgument", "Unsupported header 'x-amz-checksum-sha256'"));
+        assert!(of(400, "InvalidArgument", "Unsupported header X-Amz-Checksum-Sha256"));
         assert!(of(501, "NotImplemented", "x-amz-sdk-checksum-algorithm is not implemented"));
         assert!(!of(400, "BadDigest", "x-amz-checksum-sha256 does not match"));
         assert!(!of(400, "InvalidRequest", "Content-MD5 OR x-amz-checksum- is required"));
