@@ -9,10 +9,29 @@ use tempfile::TempDir;
 
 use super::*;
 
+/// The user of the relay in its image. The tests run as root, who may become this user.
+const OWN_USER: u32 = 65532;
+
 /// Runs `then` on a thread that is restricted to `opened`, and returns the result of `then`.
 fn restricted<T: Send>(opened: Vec<Opened>, then: impl FnOnce(&State) -> T + Send) -> T {
+    restricted_as(0, opened, then)
+}
+
+/// Does the same as [`restricted`], as this user, or as root with all capabilities.
+fn restricted_as<T: Send>(
+    user: u32,
+    opened: Vec<Opened>,
+    then: impl FnOnce(&State) -> T + Send,
+) -> T {
+    use rustix::process::{Gid, Uid};
     thread::scope(|scope| {
         let thread = scope.spawn(|| {
+            if user > 0 {
+                let (uid, gid) = (Uid::from_raw(user), Gid::from_raw(user));
+                rustix::thread::set_thread_res_gid(gid, gid, gid).unwrap();
+                rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
+                assert!(rustix::thread::capabilities(None).unwrap().effective.is_empty());
+            }
             let state = restrict_thread(Restrict::Required, opened);
             assert_eq!(state.missing, None, "this kernel has both");
             then(&state)
@@ -134,7 +153,13 @@ fn permissions_owners_times_and_attributes_of_no_file_can_be_changed() {
 
 #[test]
 fn no_program_is_run_and_no_forbidden_call_is_made() {
-    restricted(Vec::new(), |_| {
+    [0, OWN_USER].into_iter().for_each(no_way_out_as);
+    // The thread that started the restricted thread is not restricted.
+    assert!(Command::new("/bin/true").status().unwrap().success());
+}
+
+fn no_way_out_as(user: u32) {
+    restricted_as(user, Vec::new(), |_| {
         let error = Command::new("/bin/true").status().unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EPERM), "{error}");
         for number in FORBIDDEN {
@@ -151,8 +176,6 @@ fn no_program_is_run_and_no_forbidden_call_is_made() {
             Some(libc::EPERM)
         );
     });
-    // The thread that started the restricted thread is not restricted.
-    assert!(Command::new("/bin/true").status().unwrap().success());
 }
 
 /// Makes a system call whose arguments are all -1, so that it has no effect, and returns its error.
