@@ -7,7 +7,7 @@ use super::bounds::FACTS_MAX;
 use super::hashes::{Found, Hashes};
 use super::history::{GIVEN_UP, History};
 use super::positions::Positions;
-use super::report::{Faults, Number, Report, Share};
+use super::report::{Faults, Number, Report, Share, time};
 use super::request::Request;
 use super::runs::Said;
 use evidence_log::entry::{Delivered, Entry, Fate, Offset, QUEUE};
@@ -191,6 +191,18 @@ impl<'a> Events<'a> {
         // The events of a span were received after those of the span before it.
         let came_from = spans.map(|(_, span)| (span.index, span.at)).nth(1).unwrap_or_default();
         self.history.runs.has_turn_in(came_from, (settled.index, settled.at))
+    }
+
+    /// Returns the sentence that says about which events of the log the report speaks.
+    pub(crate) fn extent(&self) -> Option<String> {
+        let ops::Range { start, end } = self.period;
+        let last = end.checked_sub(1)?;
+        let [from, to] = [start, last].map(|position| self.time_of(position).map(time));
+        Some(format!(
+            "this is about the events at positions {start} to {last}, received from {} to {}, and \
+             about no others",
+            from?, to?
+        ))
     }
 
     /// Returns the time at which an event was received or lost.

@@ -469,6 +469,7 @@ impl<'a> Check<'a> {
         };
         self.report.runs.extend(texts(&runs.rows));
         self.report.notes.extend(texts(&runs.steps));
+        self.report.notes.extend(events.extent());
         let Some(at) = runs.last_at.map(time) else { return };
         match self.is_silent(events) {
             true => self.report.unchecked.push(format!(
