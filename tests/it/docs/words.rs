@@ -189,7 +189,7 @@ fn without_fields(text: &str) -> String {
 fn sources() -> impl Iterator<Item = String> {
     files().into_iter().filter(|path| {
         let is_source = path.starts_with("src/") || path.starts_with("crates/");
-        let is_test = ["/tests.rs", "_tests.rs", "/tests/", "_tests/", "crates/testing"];
+        let is_test = ["/tests.rs", "_tests.rs", "/tests/", "_tests/", "tests/testing"];
         path.ends_with(".rs") && is_source && !is_test.iter().any(|part| path.contains(part))
     })
 }
