@@ -113,9 +113,6 @@ enum Command {
     /// or suggest rules
     #[command(subcommand)]
     Policy(policy::Command),
-    /// Print the reference of all metrics, as docs/reference/metrics.md has it
-    #[command(hide = true)]
-    Metrics,
     /// Print shell completions
     Completions {
         #[arg(value_enum)]
@@ -286,7 +283,6 @@ pub fn run_with(arguments: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Queue(command) => queue::run(&command),
         Command::Evidence(command) => evidence::run(&command),
         Command::Policy(command) => policy::run(&command),
-        Command::Metrics => print(&telemetry::reference()),
         Command::Completions { shell } => documents::completions(shell, command),
         Command::Man { directory } => documents::man(directory.as_deref(), command),
         Command::Healthcheck(relay) => healthcheck::run(&relay, file),

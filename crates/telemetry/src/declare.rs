@@ -1,11 +1,11 @@
 //! Declares metrics, and makes their handles from the declarations.
 //!
-//! [`catalog!`] declares metrics: name, help, unit, meaning, action and the field that holds the
-//! metric's *handle*, a reference to a series. From one declaration the macro makes the field, a
-//! constant with the metric's name, the code that registers the series, and a [`Metric`] for the
-//! help on `/metrics` and for the reference page. The type of the field is the kind: [`Counter`],
-//! [`Gauge`] or [`Histogram`], or one of these for each value of a label: [`Each`] (the value is
-//! chosen by an enum), or a struct made by [`label_set!`] (the value is chosen by a field).
+//! [`catalog!`] declares metrics: name, help, unit and the field that holds the metric's *handle*,
+//! a reference to a series. From one declaration the macro makes the field, a constant with the
+//! metric's name, the code that registers the series, and a [`Metric`] for the help on `/metrics`.
+//! The type of the field is the kind: [`Counter`], [`Gauge`] or [`Histogram`], or one of these for
+//! each value of a label: [`Each`] (the value is chosen by an enum), or a struct made by
+//! [`label_set!`] (the value is chosen by a field).
 //!
 //! A *family* is a struct of metrics that have the same labels and are registered together.
 
@@ -32,14 +32,8 @@ pub(super) struct Metric {
     /// The text of the line `# HELP` on `/metrics`.
     pub help: &'static str,
     /// The unit of the value, in the plural: `events`, `bytes`.
+    #[allow(dead_code, reason = "a test compares it with the reference page")]
     pub unit: &'static str,
-    pub family_labels: &'static [Label],
-    /// The label beyond those of the family, such as `reason`; `None` if there is none.
-    pub own_label: Option<Label>,
-    /// The text on the reference page that says what the value means.
-    pub meaning: &'static str,
-    /// The text on the reference page that says what the operator should do when the value changes.
-    pub action: &'static str,
     /// The upper bounds of a histogram's buckets; empty for the other kinds.
     pub buckets: &'static [f64],
     /// `true`: the value is a present state, as with `output_up`. The series leaves `/metrics` when
@@ -47,25 +41,8 @@ pub(super) struct Metric {
     pub is_state: bool,
 }
 
-pub(super) const DEFAULTS: Metric = Metric {
-    name: "",
-    kind: Kind::Counter,
-    help: "",
-    unit: "",
-    family_labels: &[],
-    own_label: None,
-    meaning: "",
-    action: "",
-    buckets: &[],
-    is_state: false,
-};
-
-impl Metric {
-    /// Returns all labels of each series, in their order on `/metrics`.
-    pub(crate) fn labels(&self) -> impl Iterator<Item = &Label> {
-        self.family_labels.iter().chain(self.own_label.as_ref())
-    }
-}
+pub(super) const DEFAULTS: Metric =
+    Metric { name: "", kind: Kind::Counter, help: "", unit: "", buckets: &[], is_state: false };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -84,36 +61,9 @@ impl Kind {
     }
 }
 
-/// A label of a metric.
-#[derive(Clone, Copy)]
-pub struct Label {
-    /// The name. The text `listener or output` means that each series has one of these two names.
-    pub name: &'static str,
-    /// The values that the label may have.
-    pub values: Values,
-}
-
-impl Label {
-    /// Returns the label's name together with one of its values.
-    pub fn with(self, value: &str) -> (&'static str, &str) {
-        (self.name, value)
-    }
-}
-
-/// The values that a label may have. No label holds anything that a client chooses.
-#[derive(Clone, Copy)]
-pub enum Values {
-    /// Exactly these values. In `Metric::own_label`, each of them has a series from the start.
-    Fixed(&'static [&'static str]),
-    /// Other values, such as those from the config. This text describes them on the reference page.
-    Described(&'static str),
-}
-
 /// The type of a field in a family: one handle, or a set of handles.
 pub(crate) trait Handle: Sized {
     const KIND: Kind;
-    /// The label that distinguishes the series behind this handle; `None` if there is one series.
-    const LABEL: Option<Label>;
 
     /// Registers the series of the metric `name` with these labels. A new counter or gauge is 0. A
     /// second call returns handles of the same series.
@@ -124,7 +74,6 @@ macro_rules! handles {
     ($( $Single:ident by $function:ident, )+) => {$(
         impl Handle for $Single {
             const KIND: Kind = Kind::$Single;
-            const LABEL: Option<Label> = None;
 
             fn register(
                 registry: &Registry,
@@ -142,7 +91,7 @@ handles! { Counter by counter, Gauge by gauge, Histogram by histogram, }
 /// An enum whose variants are the values of a label. [`label_values!`] makes such enums.
 pub trait LabelValue: Copy + PartialEq + 'static {
     /// The label whose values are the names of all variants.
-    const LABEL: Label;
+    const LABEL: &'static str;
     /// All variants of the enum.
     const ALL: &'static [Self];
 
@@ -176,11 +125,10 @@ impl<L: LabelValue> Each<L, Counter> {
 
 impl<L: LabelValue, H: Handle> Handle for Each<L, H> {
     const KIND: Kind = H::KIND;
-    const LABEL: Option<Label> = Some(L::LABEL);
 
     fn register(registry: &Registry, name: &'static str, labels: &[(&'static str, &str)]) -> Self {
         let handle = |value: &L| {
-            let labels = [labels, &[(L::LABEL.name, value.value())]].concat();
+            let labels = [labels, &[(L::LABEL, value.value())]].concat();
             (*value, H::register(registry, name, &labels))
         };
         Self(L::ALL.iter().map(handle).collect())
@@ -205,10 +153,7 @@ macro_rules! label_values {
         }
 
         impl $crate::declare::LabelValue for $Enum {
-            const LABEL: $crate::declare::Label = $crate::declare::Label {
-                name: $label,
-                values: $crate::declare::Values::Fixed(&[$( $value, )+]),
-            };
+            const LABEL: &'static str = $label;
             const ALL: &'static [Self] = &[$( Self::$Variant, )+];
 
             fn value(self) -> &'static str {
@@ -239,11 +184,6 @@ macro_rules! label_set {
 
         impl<H: $crate::declare::Handle> $crate::declare::Handle for $Set<H> {
             const KIND: $crate::declare::Kind = H::KIND;
-            const LABEL: Option<$crate::declare::Label> =
-                Some($crate::declare::Label {
-                    name: $label,
-                    values: $crate::declare::Values::Fixed(&[$( stringify!($field), )+]),
-                });
 
             fn register(
                 registry: &$crate::registry::Registry,
@@ -264,29 +204,23 @@ macro_rules! label_set {
 /// name, by which `doctor` reads the metrics of other relays.
 ///
 /// ```text
-/// "Outputs"                             heading on the reference page
 /// pub struct OutputMetrics [OUTPUT] {   the labels that `register` takes, with their values
-///     pub retries: Counter = "output_retries_total" {
-///         help: "…", unit: "attempts", meaning: "…", action: "…",
-///     }
+///     pub retries: Counter = "output_retries_total" { help: "…", unit: "attempts", }
 /// } with {
 ///     pub losses: Losses,               fields that are not metrics, given to `register`
 /// }
 /// ```
 ///
 /// A declaration may also set `buckets` and `is_state` of [`Metric`]. The constant `FAMILIES` has
-/// every heading with its [`Metric`]s.
+/// the [`Metric`]s of each family.
 macro_rules! catalog {
     ($(
-        $heading:literal
-        $(#[$attribute:meta])*
+        $(#[$attribute:meta])+
         $seen:vis struct $Family:ident [$( $label:expr ),*] {
             $(
                 $field_seen:vis $field:ident: $Handle:ty = $name:literal {
                     help: $help:literal,
                     unit: $unit:literal,
-                    meaning: $meaning:literal,
-                    action: $action:literal,
                     $( $option:ident: $setting:expr, )*
                 }
             )+
@@ -295,7 +229,7 @@ macro_rules! catalog {
         } )?
     )+) => {
         $(
-            $(#[$attribute])*
+            $(#[$attribute])+
             #[derive(Clone)]
             $seen struct $Family {
                 $( #[doc = concat!("`", $name, "`: ", $help)] $field_seen $field: $Handle, )+
@@ -315,24 +249,18 @@ macro_rules! catalog {
             }
 
             impl $Family {
-                const LABELS: &'static [Label] = &[$( $label ),*];
-
                 const METRICS: &'static [Metric] = &[$( Metric {
                     name: Self::$field,
                     kind: <$Handle as Handle>::KIND,
                     help: $help,
                     unit: $unit,
-                    family_labels: Self::LABELS,
-                    own_label: <$Handle as Handle>::LABEL,
-                    meaning: $meaning,
-                    action: $action,
                     $( $option: $setting, )*
                     ..DEFAULTS
                 }, )+];
 
                 pub(crate) fn register(
                     registry: &Registry,
-                    labels: [(&'static str, &str); Self::LABELS.len()],
+                    labels: [(&'static str, &str); <[&str]>::len(&[$( $label ),*])],
                     $( $( $own: $Own, )+ )?
                 ) -> Self {
                     Self {
@@ -343,8 +271,8 @@ macro_rules! catalog {
             }
         )+
 
-        /// Every heading of the reference page with its metrics, in the order of declaration.
-        const FAMILIES: &[(&str, &[Metric])] = &[$( ($heading, $Family::METRICS) ),+];
+        /// The metrics of each family, in the order of declaration.
+        const FAMILIES: &[&[Metric]] = &[$( $Family::METRICS ),+];
     };
 }
 

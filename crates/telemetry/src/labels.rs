@@ -1,46 +1,31 @@
 //! The labels of the metrics. A label with fixed values has an enum of these values, or a struct
 //! with one field for each of them.
 
-use super::declare::{Handle, Kind, Label, LabelValue, Values, label_set, label_values};
+use super::declare::{Handle, Kind, LabelValue, label_set, label_values};
 use super::registry::{Counter, Registry};
 use audit::{LEVELS, LevelCounts};
 
-const fn described(name: &'static str, values: &'static str) -> Label {
-    Label { name, values: Values::Described(values) }
-}
+/// The address of a listener as in the config, or the name of a source.
+pub(crate) const LISTENER: &str = "listener";
 
-pub(crate) const LISTENER: Label =
-    described("listener", "`listener.address` as in the config, or the name of a source");
+/// The name of an output.
+pub(crate) const OUTPUT: &str = "output";
 
-pub(crate) const OUTPUT: Label = described("output", "`output.name`");
-
+/// The name of an output, or `queue` for events that were lost before any output could get them.
 /// kube-apiserver's metric `apiserver_audit_error_total` has a label of the same name.
-pub(super) const PLUGIN: Label = described(
-    "plugin",
-    "`output.name`, or `queue` for events lost before any output could get them",
-);
+pub(super) const PLUGIN: &str = "plugin";
 
-/// A series about a certificate has either the label `listener` or the label `output`.
-pub(crate) const PLACE: Label =
-    described("listener or output", "the listener's address, or the output's name");
+/// `server` or `client`.
+pub(super) const ROLE: &str = "role";
 
-pub(super) const ROLE: Label = Label { name: "role", values: Values::Fixed(&["server", "client"]) };
+/// The beginning of a hash, because a client chooses the name of its Lease.
+pub(super) const APISERVER: &str = "apiserver";
 
-/// The value is a hash, because a client chooses the name of its Lease.
-pub(super) const APISERVER: Label = described(
-    "apiserver",
-    "the first 8 hexadecimal digits of the SHA-256 hash of the name of kube-apiserver's Lease. \
-     `/status` shows the name next to it. There are at most 16 such series at a time",
-);
+pub(super) const WITNESS: &str = "witness";
 
-pub(super) const WITNESS: Label = described("witness", "the name in the witness's key");
+pub(crate) const VERSION: &str = "version";
 
-pub(crate) const VERSION: Label = described("version", "the version in Cargo.toml");
-
-pub(crate) const REVISION: Label = described(
-    "revision",
-    "`KUBE_AUDIT_FORWARDER_REVISION` at compile time, or `unknown` if it was not set",
-);
+pub(crate) const REVISION: &str = "revision";
 
 label_values! {
     /// The reason why a request was not accepted: the label `reason` of `requests_rejected_total`.
@@ -332,7 +317,6 @@ impl Levels {
 
 impl Handle for Levels {
     const KIND: Kind = Kind::Counter;
-    const LABEL: Option<Label> = Some(Label { name: "level", values: Values::Fixed(&LEVELS) });
 
     fn register(registry: &Registry, name: &'static str, labels: &[(&'static str, &str)]) -> Self {
         let of = |level| Counter::register(registry, name, &[labels, &[("level", level)]].concat());

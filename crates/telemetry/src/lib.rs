@@ -16,7 +16,7 @@
 //! | 3 | `labels` | labels and their values |
 //! | 4 | `refusals` | refused requests |
 //! | 5 | `catalog` | every metric |
-//! | 6 | `counting` `page` `reading` `reference` | calls that change several metrics · the page `/metrics` · values of `/status` · the page of all metrics |
+//! | 6 | `counting` `page` `reading` | calls that change several metrics · the page `/metrics` · values of `/status` |
 
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -38,7 +38,6 @@ mod page;
 mod process;
 mod reading;
 mod recent;
-mod reference;
 mod refusals;
 mod registry;
 mod reports;
@@ -55,7 +54,6 @@ pub use log::{change_log, dropped_lines, end_log, start_log};
 pub use memory::limit as memory_limit;
 pub use reading::{Certificate, Outcome};
 pub use recent::{Quantiles, RecentTimes};
-pub use reference::reference;
 pub use refusals::{LastRejected, LastTlsFailure, Refusals};
 pub use registry::{Counter, Gauge};
 pub use reports::{Cause, Loss, Losses, LostAs, Reports, State};
@@ -87,8 +85,7 @@ impl Telemetry {
     /// appear when their handles are made.
     pub fn new() -> Self {
         let registry = registry::Registry::new(page::exporter());
-        let build =
-            [labels::VERSION.with(release::VERSION), labels::REVISION.with(release::REVISION)];
+        let build = [(labels::VERSION, release::VERSION), (labels::REVISION, release::REVISION)];
         BuildMetrics::register(&registry, build).info.set(1.0);
         Self {
             program: catalog::ProgramMetrics::register(&registry, []),
@@ -132,7 +129,7 @@ impl Telemetry {
     fn show_apiservers(&self) {
         let (heard, now) = (self.volume.apiservers(), now());
         for it in &heard {
-            let labels = [labels::APISERVER.with(&it.id)];
+            let labels = [(labels::APISERVER, it.id.as_str())];
             let metrics = catalog::ApiserverMetrics::register(&self.registry, labels);
             metrics.last_heard.set(now - it.silent.as_secs_f64());
         }
@@ -175,7 +172,7 @@ impl Telemetry {
 
     /// Returns the handles of the metrics of one listener or source.
     pub fn listener(&self, label: &str) -> ListenerMetrics {
-        let (labels, refusals) = ([labels::LISTENER.with(label)], self.refusals.clone());
+        let (labels, refusals) = ([(labels::LISTENER, label)], self.refusals.clone());
         let (rejections, times) = (self.rejections(), self.answer_times.of(label));
         ListenerMetrics::register(&self.registry, labels, rejections, label.into(), refusals, times)
     }
@@ -186,7 +183,7 @@ impl Telemetry {
     }
 
     fn lost(&self, plugin: &str) -> Counter {
-        LostMetrics::register(&self.registry, [labels::PLUGIN.with(plugin)]).events
+        LostMetrics::register(&self.registry, [(labels::PLUGIN, plugin)]).events
     }
 
     /// Returns the handles of the queue's metrics.
@@ -215,7 +212,7 @@ impl Telemetry {
 
     /// Sets `output_addresses` of an output: the number of its addresses in each state.
     pub fn output_addresses<'s>(&self, name: &str, states: impl Iterator<Item = &'s str> + Clone) {
-        let labels = [labels::OUTPUT.with(name)];
+        let labels = [(labels::OUTPUT, name)];
         let metrics = catalog::AddressMetrics::register(&self.registry, labels).addresses;
         let count = |state: &str| states.clone().filter(|it| *it == state).count() as f64;
         metrics.up.set(count("up"));
@@ -226,7 +223,7 @@ impl Telemetry {
 
     /// Returns the handle of the metric about the witness of this name.
     pub fn witness(&self, name: &str) -> WitnessMetrics {
-        WitnessMetrics::register(&self.registry, [labels::WITNESS.with(name)])
+        WitnessMetrics::register(&self.registry, [(labels::WITNESS, name)])
     }
 
     /// Returns handles for a reader of the queue that is not an output. `/metrics` does not show
@@ -240,7 +237,7 @@ impl Telemetry {
 
     /// Returns the handles of the metrics of one output.
     pub fn output(&self, name: &str) -> OutputMetrics {
-        let labels = [labels::OUTPUT.with(name)];
+        let labels = [(labels::OUTPUT, name)];
         let losses = self.reports.losses(name);
         let backlog = BacklogMetrics::register(&self.registry, labels);
         let fates = FateMetrics::register(&self.registry, labels, self.delivery_times.of(name));
@@ -249,7 +246,7 @@ impl Telemetry {
 
     /// Sets the metrics about the settings of an output, which is late above the lag `lag_max`.
     pub fn output_settings(&self, name: &str, required: bool, lag_max: Duration) {
-        let labels = [labels::OUTPUT.with(name)];
+        let labels = [(labels::OUTPUT, name)];
         let metrics = SettingMetrics::register(&self.registry, labels);
         metrics.required.set(f64::from(u8::from(required)));
         metrics.lag_max.set(lag_max.as_secs_f64());
@@ -280,7 +277,7 @@ impl Telemetry {
         not_after: i64,
     ) {
         let seconds = not_after as f64;
-        let labels = [(place, name), labels::ROLE.with(role)];
+        let labels = [(place, name), (labels::ROLE, role)];
         catalog::CertificateMetrics::register(&self.registry, labels).not_after.set(seconds);
     }
 }

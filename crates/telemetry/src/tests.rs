@@ -1,15 +1,19 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tokio::time::Instant;
 
-use super::declare::{Kind, Metric, PREFIX, Values};
+use super::declare::{Kind, Metric, PREFIX};
 use super::*;
 use audit::LevelCounts;
 use transform::volume::Seen;
 
+fn declared() -> impl Iterator<Item = &'static Metric> {
+    catalog::own().chain(catalog::process())
+}
+
 /// The declaration of the metric with this name.
 fn find(name: &str) -> Option<&'static Metric> {
-    catalog::families().flat_map(|(_, metrics)| metrics).find(|metric| metric.name == name)
+    declared().find(|metric| metric.name == name)
 }
 
 /// An output that a reload replaces continues with the same times, and one that was removed leaves
@@ -151,7 +155,7 @@ fn every_series_exists_at_zero_and_has_help() {
     listener.answered(431);
     listener.rejected(Rejection::DeliveryTimeout, 503, "too late");
     let text = telemetry.render();
-    for metric in catalog::families().flat_map(|(_, metrics)| metrics) {
+    for metric in declared() {
         let (name, help, kind) = (metric.name, metric.help, metric.kind.name());
         let lines = format!("# HELP {name} {help}\n# TYPE {name} {kind}\n");
         assert!(text.contains(&lines), "{lines}\n{text}");
@@ -181,11 +185,11 @@ fn every_series_exists_at_zero_and_has_help() {
     }
 }
 
-/// Registers everything, and compares each series on the page with its declaration: its labels,
-/// and the values that a label with fixed values has. A declared value without a series, or a
-/// series that nobody declared, fails.
-#[test]
-fn the_page_has_the_declared_series_and_no_other() {
+/// The labels of a metric, with the values that exist once everything is registered.
+type Labels = BTreeMap<String, BTreeSet<String>>;
+
+/// Registers everything, and returns the labels of each metric that has series.
+fn labels_of_all() -> BTreeMap<&'static str, Labels> {
     let telemetry = Telemetry::new();
     let _handles = (telemetry.listener("l"), everything_of(&telemetry));
     for (place, name) in [("listener", "l"), ("output", "o")] {
@@ -193,47 +197,81 @@ fn the_page_has_the_declared_series_and_no_other() {
             telemetry.certificate_expiry(place, name, role, 1);
         }
     }
-    let mut seen = BTreeSet::new();
+    let mut all = BTreeMap::<_, Labels>::new();
     for line in telemetry.render().lines().filter(|line| !line.starts_with('#')) {
         let Some((series, _)) = line.rsplit_once(' ') else { continue };
         let (name, labels) = series.split_once('{').unwrap_or((series, ""));
         let part = ["_bucket", "_sum", "_count"].iter().find_map(|it| name.strip_suffix(it));
         let of_part = part.and_then(find).filter(|it| it.kind == Kind::Histogram);
         let metric = of_part.or_else(|| find(name)).expect(line);
-        let pairs = labels.trim_end_matches('}').split(',').filter(|pair| !pair.is_empty());
-        let pairs: Vec<_> = pairs
-            .filter_map(|pair| pair.split_once('='))
-            .map(|(label, value)| (label, value.trim_matches('"')))
-            .filter(|(label, _)| *label != "le")
-            .collect();
-        let declared: Vec<_> = metric.labels().collect();
-        assert_eq!(pairs.len(), declared.len(), "{line}");
-        for ((label, value), declared) in pairs.into_iter().zip(declared) {
-            assert!(declared.name.split(" or ").any(|name| name == label), "{line}");
-            if let Values::Fixed(values) = declared.values {
-                assert!(values.contains(&value), "{line}");
-                seen.insert((metric.name, label.to_owned(), value.to_owned()));
-            }
+        let own = all.entry(metric.name).or_default();
+        let pairs = labels.trim_end_matches('}').split(',').filter_map(|pair| pair.split_once('='));
+        for (label, value) in pairs.filter(|(label, _)| *label != "le") {
+            own.entry(label.to_owned()).or_default().insert(value.trim_matches('"').to_owned());
         }
     }
-    for metric in catalog::own() {
-        for label in metric.labels() {
-            let Values::Fixed(values) = label.values else { continue };
-            for value in values {
-                let is_there = seen.contains(&(metric.name, label.name.into(), (*value).into()));
-                assert!(is_there, "{} has no {}={value}", metric.name, label.name);
+    all
+}
+
+fn in_backticks(text: &str) -> BTreeSet<String> {
+    text.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+}
+
+/// Method: the page `docs/reference/metrics.md` must have a row and a section for each metric, with
+/// its help, kind, unit, buckets and labels. A label with a list of values has exactly these.
+#[test]
+fn the_reference_page_has_the_metrics_that_exist_and_no_others() {
+    let page = include_str!("../../../docs/reference/metrics.md");
+    let (labels, mut rows) =
+        (labels_of_all(), page.lines().filter(|line| line.starts_with("| [`")));
+    let mut sections: BTreeMap<_, _> = page
+        .split("\n### `")
+        .skip(1)
+        .filter_map(|section| section.split("\n## ").next()?.split_once("`\n\n"))
+        .collect();
+    for metric in declared() {
+        let Metric { name, kind, unit, help, .. } = metric;
+        let own = labels.get(name).cloned().unwrap_or_default();
+        let row = rows.next().expect(name);
+        let begin = format!("| [`{name}`](#{name}) | {} | {unit} | ", kind.name());
+        let of_row = row.strip_prefix(&begin).expect(row);
+        assert!(in_backticks(of_row).iter().eq(own.keys()), "{row}: {own:?}");
+        let text = sections.remove(name).expect(name).split_whitespace().collect::<Vec<_>>();
+        let text = text.join(" ");
+        let state = match metric.is_state {
+            true => " Removed when a reload removes its output or listener.",
+            false => "",
+        };
+        let begin = format!("{help}{state} - Kind: {}. Unit: {unit}. - ", kind.name());
+        let rest = text.strip_prefix(&begin).expect(&text);
+        let bounds: Vec<_> = metric.buckets.iter().map(ToString::to_string).collect();
+        let buckets = format!("Buckets: up to {} {unit}, and above. - ", bounds.join(", "));
+        assert_eq!(rest.contains(&buckets), kind == &Kind::Histogram, "{text}");
+        assert!(rest.contains("Meaning: ") && rest.contains(" - What to do: "), "{text}");
+        let items = rest.split(" - ").filter_map(|item| item.strip_prefix("Label "));
+        let mut of_items = BTreeSet::new();
+        for (names, values) in items.filter_map(|item| item.split_once(": ")) {
+            // "`listener.address` as in the config" describes values and does not list them.
+            let has_words = values.split('`').step_by(2).any(|it| it.contains(char::is_alphabetic));
+            let listed = in_backticks(values);
+            let is_list = !has_words && !listed.iter().any(|value| value.contains('.'));
+            for name in in_backticks(names) {
+                assert!(!is_list || listed == own[&name], "{names}: {own:?}");
+                of_items.insert(name);
             }
         }
+        assert!(of_items.iter().eq(own.keys()), "{text}");
     }
+    assert_eq!((rows.next(), sections), (None, BTreeMap::new()), "no other metric");
 }
 
 #[test]
 fn every_declaration_is_complete_and_named_once() {
     let mut names = BTreeSet::new();
-    for metric in catalog::families().flat_map(|(_, metrics)| metrics) {
+    for metric in declared() {
         let name = metric.name;
         assert!(names.insert(name), "{name} is declared twice");
-        for text in [metric.help, metric.unit, metric.meaning, metric.action] {
+        for text in [metric.help, metric.unit] {
             assert!(!text.is_empty(), "{name}");
         }
         let is_histogram = metric.kind == Kind::Histogram;
