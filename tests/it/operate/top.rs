@@ -13,7 +13,7 @@ fn failing() -> HttpSink {
 }
 
 #[test]
-fn it_shows_trouble_first_and_hears_the_keys_and_leaves_the_terminal_as_it_was() {
+fn it_shows_trouble_first_and_says_that_a_relay_is_gone() {
     let (good, bad) = (HttpSink::accepting(), failing());
     let mut relay = relay(&good, &bad);
     assert_eq!(relay.post(&numbered::list(0, 0..300)).status, 200);
@@ -23,26 +23,14 @@ fn it_shows_trouble_first_and_hears_the_keys_and_leaves_the_terminal_as_it_was()
     terminal.wait_for("accepted 300");
     terminal.wait_for("✓ archive");
     terminal.wait_for("siem: delivered 0");
-    assert!(terminal.is_drawn() && terminal.hides_cursor());
     let text = terminal.text();
     assert!(text.find("✕ siem") < text.find("✓ archive"), "{text}");
     assert!(text.contains(&bad.address().to_string()), "{text}");
-    terminal.press("\u{1b}[B");
-    terminal.wait_for("archive: delivered 300");
-    terminal.press("\r");
-    terminal.wait_until_gone("archive: delivered");
-    terminal.press("h");
-    terminal.wait_for("BACKLOG   events that the consumer has not acknowledged yet");
-    terminal.press("h");
-    terminal.press("p");
-    terminal.wait_for("paused");
-    terminal.press("p");
-    terminal.wait_until_gone("paused");
+    assert_eq!(text.matches("version").count(), 1, "each text replaces the one before: {text}");
     relay.kill();
     terminal.wait_for("The relay has not responded");
-    terminal.press("q");
+    terminal.press("\u{3}");
     assert_eq!(terminal.wait(), Some(0));
-    assert!(!terminal.is_drawn() && !terminal.hides_cursor());
 }
 
 #[test]
@@ -51,19 +39,17 @@ fn a_small_terminal_and_an_interrupt() {
     let relay = relay(&good, &bad);
     assert_eq!(relay.post(&numbered::list(0, 0..3)).status, 200);
     let command = format!("{} top http://{}", binary(), relay.admin());
-    let mut terminal = Terminal::start(&command, 80, 24);
+    let mut terminal = Terminal::start(&command, 80, 17);
     terminal.wait_for("✕ 500 Internal Server Error. Output siem is");
     terminal.wait_for("✓ archive");
-    terminal.wait_for("q quit");
-    // A terminal in raw mode hands Ctrl-C to the program.
+    terminal.wait_for("more lines: the terminal is too low");
     terminal.press("\u{3}");
     assert_eq!(terminal.wait(), Some(0));
-    assert!(!terminal.is_drawn());
     drop(relay);
 }
 
 #[test]
-fn a_signal_ends_it_and_gives_the_terminal_back() {
+fn a_signal_ends_it() {
     let (good, bad) = (HttpSink::accepting(), HttpSink::accepting());
     let relay = relay(&good, &bad);
     let end = relay.config_file().with_extension("end");
@@ -79,7 +65,6 @@ fn a_signal_ends_it_and_gives_the_terminal_back() {
     terminal.wait_for("Every output works, and no accepted event is lost.");
     std::fs::write(&end, "").unwrap();
     assert_eq!(terminal.wait(), Some(0));
-    assert!(!terminal.is_drawn() && !terminal.hides_cursor());
     relay.finish(Backlog::Empty);
 }
 

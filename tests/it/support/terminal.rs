@@ -48,15 +48,6 @@ impl Terminal {
         self.parser.lock().unwrap().screen().contents()
     }
 
-    /// Returns `true` while the program draws on the terminal's alternate screen.
-    pub(crate) fn is_drawn(&self) -> bool {
-        self.parser.lock().unwrap().screen().alternate_screen()
-    }
-
-    pub(crate) fn hides_cursor(&self) -> bool {
-        self.parser.lock().unwrap().screen().hide_cursor()
-    }
-
     /// Presses keys. `keys` are the bytes that a terminal sends for them.
     pub(crate) fn press(&mut self, keys: &str) {
         let stdin = self.keys.as_mut().unwrap();
@@ -69,13 +60,6 @@ impl Terminal {
     pub(crate) fn wait_for(&self, words: &str) {
         let found = try_wait_for(PATIENCE, || self.text().contains(words).then_some(()));
         assert!(found.is_some(), "the screen does not show \"{words}\":\n{}", self.text());
-    }
-
-    /// Waits until the screen no longer shows these words.
-    #[track_caller]
-    pub(crate) fn wait_until_gone(&self, words: &str) {
-        let gone = try_wait_for(PATIENCE, || (!self.text().contains(words)).then_some(()));
-        assert!(gone.is_some(), "the screen still shows \"{words}\":\n{}", self.text());
     }
 
     /// Waits until the program has ended, and returns its exit status.
