@@ -1,9 +1,9 @@
 //! Finds credentials in a command, such as the values of the repeated URI parameter `command=`.
 //!
 //! Where a value ends is known only to the program that reads it: a shell, SQL, Python. So all that
-//! follows the name of a credential goes, up to the end of the parameter. A parameter that holds
-//! such a name in an unknown form, as in `IDENTIFIED WITH PASSWORD 'x'`, goes as a whole, because
-//! the credential may be before the name, as in `echo x | passwd --stdin`.
+//! follows the name of a credential goes, up to the end of the parameter. A text of several words
+//! that holds such a name in an unknown form, as in `IDENTIFIED WITH PASSWORD 'x'`, goes as a
+//! whole, because the credential may be before the name, as in `echo x | passwd --stdin`.
 
 use std::ops::Range;
 
@@ -15,6 +15,10 @@ const SCHEMES: [&[u8]; 5] = [b"bearer", b"basic", b"token", b"digest", b"apikey"
 /// The options whose value may be `USER:PASSWORD`, in lower case, without dashes.
 const OF_USERS: [&[u8]; 3] = [b"u", b"user", b"proxyuser"];
 
+/// The names that are also plain words. As an argument without an option, they name no value, as
+/// in `kubectl get secret NAME`.
+const WORDS: [&[u8]; 4] = [b"pass", b"pwd", b"secret", b"token"];
+
 const USER_BYTES_MAX: usize = 256;
 
 /// Reads the parameters of one command, in their order.
@@ -23,7 +27,7 @@ pub(super) struct Command {
     expects: Expects,
 }
 
-/// What a parameter may begin with because of the last word of the parameter before it.
+/// What follows a word, in the same parameter or in the next one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Expects {
     #[default]
@@ -32,6 +36,8 @@ enum Expects {
     Text,
     /// A credential, unless it is an option: the last word was `--password`, for example.
     Value,
+    /// A credential somewhere in the parameters that follow: the last parameter was `password`.
+    All,
     /// `USER:PASSWORD`: the last word was `--user`.
     User,
     /// `NAME=VALUE`: the last word was `--env`.
@@ -42,10 +48,16 @@ impl Command {
     /// Calls `found` with the ranges of the next parameter that must go.
     pub(super) fn part(&mut self, text: &[u8], found: impl FnMut(Range<usize>)) {
         let expects = self.expects;
-        if text.trim_ascii().is_empty() {
+        // The value may follow `Authorization:`, `Basic` and a separator of their own.
+        let start = skip(text, 0, b" \t\r\n=:\"'`");
+        let rest = text.get(start..).unwrap_or_default();
+        if skip(text, start + scheme(rest), b" \t\r\n\"'`") == text.len() {
+            if expects == Expects::Nothing && rest.eq_ignore_ascii_case(b"bearer") {
+                self.expects = Expects::Value;
+            }
             return;
         }
-        self.expects = Expects::Nothing;
+        self.expects = if expects == Expects::All { expects } else { Expects::Nothing };
         let rest = |start: usize| value_of(text, start..text.len());
         if let Some(start) = expects.start_in(text) {
             return rest(start).into_iter().for_each(found);
@@ -85,17 +97,29 @@ impl Expects {
     /// Returns the index at which the credential begins in a text that begins with what is
     /// expected; `None` if the text is something else.
     fn start_in(self, text: &[u8]) -> Option<usize> {
+        let is_end = |byte: &u8| byte.is_ascii_whitespace();
         match self {
             Self::Nothing => None,
-            Self::Text => Some(0),
+            Self::Text | Self::All => Some(0),
             Self::Value => (!is_option(text)).then_some(0),
             Self::User => {
                 // A longer word before the colon is no name of a user.
                 let start = text.get(..text.len().min(USER_BYTES_MAX))?;
-                let word = start.split(u8::is_ascii_whitespace).next()?;
-                memchr::memchr(b':', word).map(|colon| colon + 1)
+                let word = start.split(is_end).next()?;
+                let colon = memchr::memchr(b':', word)?;
+                let (user, password) = (word.get(..colon)?, word.get(colon + 1..)?);
+                let is_number = |text: &[u8]| text.iter().all(u8::is_ascii_digit);
+                // A URL, a format of a date, `NAME=VALUE`, or the ids of a user and a group.
+                let is_other = password.starts_with(b"//")
+                    || user.starts_with(b"+")
+                    || user.contains(&b'=')
+                    || is_number(user) && is_number(password);
+                (!is_other).then_some(colon + 1)
             }
-            Self::Variable => Some(variable(text)).filter(|name| *name > 0),
+            Self::Variable => {
+                let has_name = text.split(is_end).next()?.contains(&b'=');
+                has_name.then(|| variable(text))
+            }
         }
     }
 }
@@ -117,25 +141,30 @@ fn sense_of(text: &[u8], word: &Range<usize>) -> Sense {
     let before = text.get(..word.start).unwrap_or_default();
     let options = name.iter().take_while(|byte| **byte == b'-').count();
     let option = name.get(options..).unwrap_or_default();
-    let behind = skip(text, word.end, b"\"'`\\])}");
+    let behind = skip(text, word.end, QUOTES);
     let is_apart = text.get(behind).is_none_or(u8::is_ascii_whitespace);
-    let is_assigned = matches!(text.get(skip(text, behind, SPACES)), Some(b'=' | b':'));
+    let separator = skip(text, behind, SPACES);
+    let is_assigned = matches!(text.get(separator), Some(b'=' | b':'));
     let value = skip(text, behind, b"=:> \t\r\n\"'`$(\\");
-    if options > 0 && (is_assigned || is_apart) {
-        // Short options may share a dash, as in `curl -su USER:PASSWORD`.
-        if options == 1 && is_apart && option.ends_with(b"u") || is_one_of(option, &[&OF_USERS]) {
-            return Sense::Before(Expects::User, value);
-        }
-        if options == 1 && option.starts_with(b"u") {
-            return Sense::Before(Expects::User, word.start + 2);
-        }
-        if is_one_of(option, &[&[b"env"]]) {
-            return Sense::Before(Expects::Variable, value);
-        }
-    }
     // A short option may be directly before its value, as in `-HAuthorization:`.
     let is_name = is_name_of_command(name)
         || options == 1 && is_assigned && option.get(1..).is_some_and(is_name_of_command);
+    if !is_name && options > 0 {
+        // Behind `--user` and `--env` there is at most one `=`.
+        let own = separator + usize::from(text.get(separator) == Some(&b'='));
+        let own = skip(text, skip(text, own, SPACES), b"\"'");
+        // Short options may share a dash, as in `curl -su USER:PASSWORD`.
+        let is_user = options == 1 && is_apart && option.ends_with(b"u");
+        if (is_assigned || is_apart) && (is_user || is_one_of(option, &[&OF_USERS])) {
+            return Sense::Before(Expects::User, own);
+        }
+        if options == 1 && option.starts_with(b"u") && !is_apart {
+            return Sense::Before(Expects::User, skip(text, word.start + 2, b"\"'"));
+        }
+        if (is_assigned || is_apart) && is_one_of(option, &[&[b"env"]]) {
+            return Sense::Before(Expects::Variable, own);
+        }
+    }
     if is_name && is_assigned {
         let scheme = value + scheme(text.get(value..).unwrap_or_default());
         let is_missing = skip(text, scheme, b" \t\r\n\"'`") == text.len();
@@ -144,31 +173,49 @@ fn sense_of(text: &[u8], word: &Range<usize>) -> Sense {
             false => Sense::Before(Expects::Text, value),
         };
     }
-    let is_command = matches!(name, b"pwd" | b"pass");
-    let is_whole = before.is_empty() && word.end == text.len() && !is_command;
-    let is_bearer = name.eq_ignore_ascii_case(b"bearer");
-    if is_apart && (is_name && (options > 0 || is_whole) || is_bearer) {
-        return Sense::Before(Expects::Value, value);
+    let is_plain = is_one_of(name, &[&WORDS]);
+    let is_whole = before.is_empty() && word.end == text.len();
+    if is_apart && (is_name && options > 0 || name.eq_ignore_ascii_case(b"bearer")) {
+        let is_quoted = text.get(separator..value).is_some_and(|it| it.iter().any(is_quote));
+        let expects = if is_quoted { Expects::Text } else { Expects::Value };
+        return Sense::Before(expects, value);
     }
-    // `/run/token` and `$TOKEN` are the place of a credential, and `pwd` is a command.
-    let is_place = [b"/".as_slice(), b"$", b"${"].iter().any(|sign| before.ends_with(sign))
+    if is_name && is_whole && !is_plain {
+        return Sense::Before(Expects::All, text.len());
+    }
+    // `/run/token` and `$TOKEN` are the place of a credential, `=token` is a value, and `pwd` is a
+    // command.
+    let is_place = [b"/".as_slice(), b"$", b"${", b"="].iter().any(|sign| before.ends_with(sign))
         || text.get(word.end) == Some(&b'/')
-        || is_command;
+        || is_plain && (is_whole || is_one_of(name, &[&[b"pass", b"pwd"]]));
     if is_name && !is_place { Sense::Unknown } else { Sense::Harmless }
 }
 
 /// The sign before a here-document or a here-string of a shell.
 const HERE: &[u8] = b"<<";
 
+/// The sign before the user and the host of a URL.
+const AUTHORITY: &[u8] = b"://";
+
 const SPACES: &[u8] = b" \t\r\n";
 
-/// Returns the next word at or behind an index: letters, digits, `_`, `-` and `.`, or [`HERE`].
+const QUOTES: &[u8] = b"\"'`\\])}";
+
+fn is_quote(byte: &u8) -> bool {
+    matches!(byte, b'"' | b'\'')
+}
+
+/// Returns the next word at or behind an index: letters, digits, `_`, `-` and `.`, or one of the
+/// signs [`HERE`] and [`AUTHORITY`].
 fn next_word(text: &[u8], from: usize) -> Option<Range<usize>> {
     let rest = text.get(from..)?;
-    let is_here = |at: usize| rest.get(at..).is_some_and(|rest| rest.starts_with(HERE));
-    let start = (0..rest.len()).find(|at| is_of_word(&rest[*at]) || is_here(*at))?;
+    let sign = |at: usize| {
+        let rest = rest.get(at..).unwrap_or_default();
+        [HERE, AUTHORITY].into_iter().find(|sign| rest.starts_with(sign))
+    };
+    let start = (0..rest.len()).find(|at| is_of_word(&rest[*at]) || sign(*at).is_some())?;
     let length = rest[start..].iter().take_while(|byte| is_of_word(byte)).count();
-    let length = if length == 0 { HERE.len() } else { length };
+    let length = if length == 0 { sign(start).map_or(0, <[u8]>::len) } else { length };
     Some(from + start..from + start + length)
 }
 
@@ -181,22 +228,25 @@ fn skip(text: &[u8], at: usize, bytes: &[u8]) -> usize {
     at + text.get(at..).unwrap_or_default().iter().take_while(|byte| bytes.contains(byte)).count()
 }
 
-/// Returns the range of the password behind the scheme of a URL, as in `ssh://user:password@host`,
-/// or of the whole user information in `https://TOKEN@host`. A host contains no `@`, so the last
-/// one ends the password. A `?` or `#` ends the host, but it is part of a password if the `@`
-/// follows it.
-fn password_of(text: &[u8], scheme: &Range<usize>) -> Option<Range<usize>> {
-    let rest = text.get(scheme.end..)?.strip_prefix(b"://")?;
-    let start = text.len() - rest.len();
-    let before = |ends: &[u8]| {
+/// Returns the range of the password behind the sign [`AUTHORITY`], as in
+/// `ssh://user:password@host`, or of the whole user information in `https://TOKEN@host`. A host
+/// contains no `@`, so the last one ends the password. A `?` or `#` ends the host, but it is part
+/// of a password if the `@` follows it.
+fn password_of(text: &[u8], sign: &Range<usize>) -> Option<Range<usize>> {
+    if text.get(sign.clone())? != AUTHORITY {
+        return None;
+    }
+    let (scheme, rest) = (text.get(..sign.start)?, text.get(sign.end..)?);
+    let last = scheme.get(scheme.len().saturating_sub(b"https".len())..)?.to_ascii_lowercase();
+    let is_web = last.ends_with(b"http") || last == b"https";
+    let before = |ends: &[u8], is_web: bool| {
         let is_end = |byte: &u8| ends.contains(byte) || byte.is_ascii_whitespace();
         let authority = rest.split(is_end).next()?;
         let user = authority.get(..memchr::memrchr(b'@', authority)?)?;
         let colon = memchr::memchr(b':', user).map(|colon| colon + 1);
-        let is_web = text.get(scheme.clone())?.to_ascii_lowercase().starts_with(b"http");
-        Some(start + colon.or(is_web.then_some(0))?..start + user.len())
+        Some(sign.end + colon.or(is_web.then_some(0))?..sign.end + user.len())
     };
-    before(b"/?#").or_else(|| before(b"/"))
+    before(b"/?#", is_web).or_else(|| before(b"/", false))
 }
 
 /// Returns `true` if the text begins with an option such as `-l` or `--help`. A longer word behind
@@ -259,6 +309,7 @@ mod tests {
             "login|--password|«X→...»|y",
             "login|-password|«X→...»",
             "mysqladmin|password|«X→...»",
+            "rabbitmqctl|change_password|«a→...»|«X→...»",
             "env|DB_PASSWORD=«X→...»|PGPASSWORD=«X→...»|z",
             "env|AWS_SECRET_ACCESS_KEY=«a/b+c=→...»",
             "helm|--set|auth.password=«X→...»",
@@ -267,6 +318,9 @@ mod tests {
             "curl|-HAuthorization:Basic|«X→...»",
             "curl|-H|Proxy-Authorization:|«Basic X Y→...»|b",
             "x|bearer|«X→...»",
+            "curl|-H|Authorization:|Bearer|«X→...»|'Authorization:|Basic|«X→...»",
+            "x|--token|Bearer|«X→...»|--password|=|«X→...»",
+            "x|-userPassword=«X→...»|-upstream-token=«a:X→...»|-user-password|«X→...»",
             "x|--password|«-aX→...»|y",
             "x|--password|«-----BEGIN PRIVATE KEY----- X→...»",
             "x|--password=«--X→...»",
@@ -276,7 +330,8 @@ mod tests {
             // No credentials.
             "mysql|--password|--host=h|h",
             "cat|/run/token|token",
-            "kubectl|get|secrets|-n|token/a",
+            "kubectl|get|secrets|-n|token/a|get|secret|db|token|list|PASS",
+            "x|--auth-type=token|-method=token|sh|-c|x && echo PASS || echo pass",
             "x|--token-file=/a|--tokens=2|compass=n",
             "x|--token=|--password",
             "pwd|&&|sh|-c|pwd; echo $PASSWORD ${TOKEN} \"$X_SECRET\"",
@@ -298,8 +353,10 @@ mod tests {
             r#"x|{\"password\": \"«X\"}→...»"#,
             "sh|-c|password = «X b→...»",
             "sh|-c|pwd => «X d→...»",
+            "sh|-c|x --password '«--X' b→...»",
             "sh|-c|x --password -h --password - --password -- --password=$(«echo X)→...»",
             "x|docker run --env='DB=«X Y' b→...»",
+            "x|docker run --env=«DB[0]=X b→...»",
             "python|-c|import os; os.environ[\"DB_PASSWORD\"] = \"«X\"→...»",
             "python|-c|os.environ['TOKEN']='«X'; print(1)→...»",
             "sh|-c|mysql <<«EOF\nX\nEOF→...»",
@@ -331,13 +388,19 @@ mod tests {
             "curl|--user|u:«X→...»|--proxy-user=u:«X→...»",
             "curl|-uu:«X→...»|-su|u:«X→...»|h",
             "sh|-c|curl --user 'u:«X' h→...»",
+            "curl|-u\"u:«X\"→...»|-u$USER:«X→...»|-uu@a:«X→...»",
             "curl|-u|root|a:b|-user",
+            // No users: URLs, a date, ids, a shell's options.
+            "x|-u|http://10.0.0.1/a?id=1|-u|redis://h:1/0|-upstream=http://h:1/|-user",
+            "date|-u|+%H:%M|docker|-u|1000:1000|sh|-c|set -eu\n: \"${A:?}\"",
             "curl|http://u:«X→...»@h/a?token=«X→...»",
             "curl|https://u:«p@X→...»@h?a=@",
             "curl|https://h,https://u:«X→...»@h/,https://u:«X→...»@h/#@",
             "curl|--url=https://u:«X@h,a→...»@b:c",
             "curl|https://u:«a#X?Y→...»@h/",
             "git|https://«X→...»@h/a|ssh://git@h|ssh://u:«X→...»@h",
+            "sh|-c|curl ${A}://u:«X→...»@h/ \"$A\"://u:«X→...»@h",
+            "curl|https://h?a=b@c|https://h?@|https://h#b@c",
             "x|https://h:1/a@b|https://h/a:b@c",
         ] {
             assert_found(row);

@@ -19,6 +19,8 @@ pub(super) enum Step {
     /// To an annotation in which `kubectl apply` or a similar tool keeps a copy of the annotated
     /// object.
     CopyOfTheObject,
+    /// To the members of a strategic merge patch that list elements of the list with this name.
+    OfList(Box<[u8]>),
     /// To every member whose name begins with this prefix.
     Prefixed(&'static [u8]),
     /// To the annotations of an event that count as written by a webhook or an admission policy:
@@ -36,6 +38,10 @@ impl Step {
             Self::Any => true,
             Self::CopyOfTheObject => name.is_some_and(|name| {
                 name.ends_with(b"last-applied-configuration") || name == b"kapp.k14s.io/original"
+            }),
+            Self::OfList(own) => name.is_some_and(|name| {
+                let begins = [b"$setElementOrder/".as_slice(), b"$deleteFromPrimitiveList/"];
+                begins.iter().any(|begin| name.strip_prefix(*begin) == Some(own))
             }),
             Self::Prefixed(prefix) => name.is_some_and(|name| name.starts_with(prefix)),
             Self::OfAdmission => name.is_some_and(is_of_admission),

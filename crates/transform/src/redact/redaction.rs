@@ -82,6 +82,8 @@ impl Redaction {
             is_quotable |= rule.of_bodies;
             let wish = |path| Wish::new(path, rule.with, Why::Redacted);
             wishes.extend(rule.paths.iter().map(|path| wish(path)));
+            let repeated = |path| Wish::new(path, With::Drop, Why::Redacted);
+            wishes.extend(rule.repeats.iter().map(|path| repeated(path)));
         }
         if request.object.as_ref().is_some_and(|it| *it.subresource == *b"ephemeralcontainers") {
             (applies, is_quotable) = (true, true);

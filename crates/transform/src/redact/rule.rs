@@ -11,6 +11,8 @@
 //! along with the path: the copy of the object that `kubectl apply` keeps in an annotation, the
 //! cells of a table's rows, `managedFields`, and the lists of a strategic merge patch.
 
+use std::collections::BTreeSet;
+
 use super::path::{Path, STEPS_MAX, Step, With};
 use audit::request::Object;
 
@@ -56,6 +58,9 @@ pub(super) struct Compiled {
     /// `true` if a path leads into a body.
     pub(super) of_bodies: bool,
     pub(super) paths: Vec<Path>,
+    /// The paths to what only repeats the values of a body, and is dropped in any case: a hash
+    /// would be of another type, and of no use.
+    pub(super) repeats: Vec<Path>,
     pub(super) with: With,
 }
 
@@ -67,7 +72,8 @@ impl Compiled {
         if rule.fields.is_empty() {
             return Err("fields is empty: name at least one path".to_owned());
         }
-        let (mut paths, mut of_bodies) = (Vec::new(), false);
+        let (mut paths, mut repeats, mut of_bodies) = (Vec::new(), Vec::new(), false);
+        let mut inside_of = BTreeSet::new();
         for text in &rule.fields {
             let steps = steps(text)?;
             match &*steps {
@@ -75,15 +81,27 @@ impl Compiled {
                     if matches!(&**root, b"requestObject" | b"responseObject") =>
                 {
                     of_bodies = true;
-                    match inside {
-                        [] => paths.push(steps.into()),
-                        _ => paths.extend(repeating(root, inside)),
+                    if inside.is_empty() {
+                        paths.push(steps.into());
+                        continue;
+                    }
+                    inside_of.insert(root.clone());
+                    paths.extend(in_body(root, inside));
+                    // Only a request holds a patch.
+                    if **root == *b"requestObject" {
+                        repeats.extend(lists(root, inside));
                     }
                 }
                 _ => paths.push(steps.into()),
             }
         }
-        Ok(Self { resources, of_bodies, paths, with: rule.with })
+        for root in &inside_of {
+            paths.extend(in_body(root, &COPY));
+            repeats.extend(in_body(root, &MANAGED_FIELDS));
+            let [rows, cells] = [b"rows", b"cells".as_slice()].map(Step::Known);
+            repeats.push([Step::Name(root.clone()), rows, Step::Any, cells].into());
+        }
+        Ok(Self { resources, of_bodies, paths, repeats, with: rule.with })
     }
 
     pub(super) fn applies_to(&self, object: Option<&Object<'_>>) -> bool {
@@ -100,10 +118,6 @@ pub(super) const COPY: [Step; 3] =
 pub(super) const MANAGED_FIELDS: [Step; 2] =
     [Step::Known(b"metadata"), Step::Known(b"managedFields")];
 
-/// The members of a strategic merge patch that list elements of another member of the same object.
-const OF_LISTS: [Step; 2] =
-    [Step::Prefixed(b"$setElementOrder/"), Step::Prefixed(b"$deleteFromPrimitiveList/")];
-
 /// Returns the full paths for `inside`, a path that begins at an object: in the body `root`, the
 /// object can be the whole body, an item of a list, or the object in a row of a table.
 pub(super) fn in_body(root: &[u8], inside: &[Step]) -> [Path; 3] {
@@ -117,17 +131,13 @@ pub(super) fn in_body(root: &[u8], inside: &[Step]) -> [Path; 3] {
     ]
 }
 
-/// Returns the paths to the value at `inside`, and to everything in the body that may repeat it.
-fn repeating(root: &[u8], inside: &[Step]) -> Vec<Path> {
-    let cells = [Step::Name(root.into()), Step::Known(b"rows"), Step::Any, Step::Known(b"cells")];
-    let mut objects = vec![inside.to_vec(), COPY.to_vec(), MANAGED_FIELDS.to_vec()];
-    for (at, _) in inside.iter().enumerate().filter(|(_, step)| **step != Step::Any) {
-        let parent = inside.get(..at).unwrap_or_default();
-        objects.extend(OF_LISTS.iter().map(|list| [parent, std::slice::from_ref(list)].concat()));
-    }
-    let mut paths: Vec<Path> = objects.iter().flat_map(|path| in_body(root, path)).collect();
-    paths.push(cells.into());
-    paths
+/// Returns the paths to the lists of a strategic merge patch that may repeat the value at `inside`.
+fn lists(root: &[u8], inside: &[Step]) -> impl Iterator<Item = Path> {
+    let of_list = |(at, step): (usize, &Step)| match step {
+        Step::Name(name) => Some([inside.get(..at)?, &[Step::OfList(name.clone())]].concat()),
+        _ => None,
+    };
+    inside.iter().enumerate().filter_map(of_list).flat_map(|path| in_body(root, &path))
 }
 
 /// The group, resource and subresource of a pattern such as `apps/deployments`; `None` for `*`.

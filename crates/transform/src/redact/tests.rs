@@ -174,7 +174,7 @@ fn fields_go_by_rules_however_they_are_written() {
         // What else repeats a value of the object.
         r#"configmaps ,"requestObject":{"rows":[{«"cells":["s"],»"object":{"metadata":{"name":"n"«,"managedFields":[{"fieldsV1":{"f:data":{"v:\"s\"":{}}}}]»}}}]}"#,
         r#"configmaps ,"requestObject":{"spec":{"user":"u"«,"$setElementOrder/password":["s"],"$deleteFromPrimitiveList/password":["s"]»}«,"$setElementOrder/data":["s"]»}"#,
-        r#"apps/deployments ,"responseObject":{"spec":{"c":{"env":[{"n":1«,"$setElementOrder/value":["s"]»}]}}}"#,
+        r#"configmaps ,"requestObject":{"spec":{"$setElementOrder/others":["v"]}}"#,
         r#"configmaps ,"responseStatus":{"reason":"Conflict"«,"message":"s"»,"details":{"name":"n"«,"causes":[{"message":"s"}]»},"code":409}"#,
         // Another value where the path expects an object.
         r#"configmaps «,"requestObject":"s"»,"x":1"#,

@@ -115,10 +115,13 @@ fn paths(asked: &Asked, is_patch: bool) -> Paths {
         quotable = true;
         add(root, &pattern[1..], Some(*with));
         add(root, &some(&["metadata", "annotations", COPY]), Some(*with));
-        add(root, &some(&["metadata", "managedFields"]), Some(*with));
-        all_cells.push((some(&[root, "rows", "*", "cells"]), Some(*with)));
-        for parent in (1..pattern.len()).filter(|at| pattern[*at].is_some()) {
-            add(root, &[&pattern[1..parent], &some(&[OF_LISTS])].concat(), Some(*with));
+        add(root, &some(&["metadata", "managedFields"]), Some(With::Drop));
+        all_cells.push((some(&[root, "rows", "*", "cells"]), Some(With::Drop)));
+        for (at, step) in pattern.iter().enumerate().skip(1) {
+            if let (Some(name), "requestObject") = (step, root) {
+                let list = format!("{OF_LISTS}{name}");
+                add(root, &[&pattern[1..at], &[Some(list)]].concat(), Some(With::Drop));
+            }
         }
     }
     if asked.omit_managed_fields {
@@ -145,8 +148,11 @@ fn leads_to(step: Option<&String>, name: Option<&str>) -> bool {
         (Some(COPY), Some(name)) => {
             name.ends_with("last-applied-configuration") || name == "kapp.k14s.io/original"
         }
-        (Some(OF_LISTS), Some(name)) => {
-            name.starts_with("$setElementOrder/") || name.starts_with("$deleteFromPrimitiveList/")
+        (Some(list), Some(name)) if list.starts_with(OF_LISTS) => {
+            let own = list.strip_prefix(OF_LISTS).unwrap();
+            ["$setElementOrder/", "$deleteFromPrimitiveList/"]
+                .iter()
+                .any(|it| name == format!("{it}{own}"))
         }
         (Some(PATCHES), Some(name)) => name.starts_with("patch.webhook.admission.k8s.io/"),
         // This is enough for the annotations that the random events have.
