@@ -162,9 +162,8 @@ pub(super) fn secret_in(text: &str) -> Option<usize> {
 }
 
 /// The directives whose arguments may be any text.
-const FREE: &str = "acl command http-after-response http-check http-error http-request \
-    http-response presetenv redirect set-var set-var-fmt setenv tcp-check tcp-request tcp-response \
-    user";
+const FREE: &str = "command http-after-response http-check http-error http-request http-response \
+    redirect tcp-check tcp-request tcp-response";
 
 /// The second words of such directives that are followed by names, numbers and conditions.
 const HARMLESS: &str = "accept allow auth cache-store cache-use capture connect del-header deny \
@@ -182,31 +181,24 @@ const COMPARED: &str = "always_false always_true dst dst_port method nbsrv path 
 pub(super) fn shown(words: &[String]) -> String {
     let word = |index: usize| words.get(index).map_or("", String::as_str);
     let is_in = |list: &str, word: &str| list.split_whitespace().any(|it| it == word);
+    // A condition in braces may compare with a secret.
+    let shown = |before: usize| {
+        let next = word(before + 1);
+        let is_compared = next.starts_with('!') || is_in(COMPARED, next);
+        match word(before) {
+            one if is_in(BEFORE_FREE, one) && is_in(FREE, word(0)) => Some(before + 1),
+            one if one.ends_with('{') && !is_compared => Some(before + 2),
+            _ => None,
+        }
+    };
+    let until_secret = (0..words.len()).find_map(shown).unwrap_or(words.len());
     let count = match (word(0), word(1)) {
-        ("stats", "auth") => 2,
+        ("stats", "auth") | ("user" | "setenv" | "presetenv" | "set-var" | "set-var-fmt", _) => 2,
         // The value of a header may be a token.
         (_, "set-header" | "add-header" | "replace-header" | "replace-value") => 3,
-        ("acl", _) => {
-            if is_in(COMPARED, word(2)) {
-                words.len()
-            } else {
-                3
-            }
-        }
-        (directive, action) if is_in(FREE, directive) && is_in(HARMLESS, action) => {
-            let shown = |before: usize| {
-                let is_compared =
-                    word(before + 1).starts_with('!') || is_in(COMPARED, word(before + 1));
-                match word(before) {
-                    one if is_in(BEFORE_FREE, one) => Some(before + 1),
-                    one if one.ends_with('{') && !is_compared => Some(before + 2),
-                    _ => None,
-                }
-            };
-            (0..words.len()).find_map(shown).unwrap_or(words.len())
-        }
-        (directive, _) if is_in(FREE, directive) => 2,
-        _ => words.len(),
+        ("acl", _) if !is_in(COMPARED, word(2)) => 3,
+        (directive, action) if is_in(FREE, directive) && !is_in(HARMLESS, action) => 2,
+        _ => until_secret,
     };
     let mut text = words.iter().take(count).cloned().collect::<Vec<_>>().join(" ");
     let lower = text.to_ascii_lowercase();

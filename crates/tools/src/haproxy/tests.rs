@@ -80,9 +80,11 @@ http-request deny deny_status 403 hdr X-A s3cret
 http-request deny unless { req.hdr(X-Access) s3cret }
 http-request deny if !{ src 10.0.0.0/8 } !{ url s3cret }
 acl known req.hdr(X-Access) s3cret
+use_backend b if { req.hdr(X-Access) s3cret }
+stats http-request allow if { req.hdr(X-Access) s3cret }
 option httpchk GET http://user:s3cret@a/";
     let text = format!(
-        "global\n  set-var proc.key str(s3cret)\ndefaults\n  mode http\nlisten a\n  bind :3000\n{lines}\n  server a b:1\n"
+        "global\n  set-var proc.key str(s3cret)\n  setenv auth s3cret\n  presetenv connect s3cret\ndefaults\n  mode http\nlisten a\n  bind :3000\n{lines}\n  server a b:1\n"
     );
     let report = format!("{:?}", migrate(&text).unwrap().report);
     assert!(!report.contains("s3cret"), "{report}");
