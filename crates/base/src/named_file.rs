@@ -105,7 +105,10 @@ pub fn refuse_device(path: &Path) -> io::Result<()> {
     let kind = about.file_type();
     let is_device = kind.is_char_device() || kind.is_block_device();
     // `/dev/stdin` may lead there, too.
-    let is_null = || std::fs::metadata("/dev/null").is_ok_and(|null| null.rdev() == about.rdev());
+    let is_null = || {
+        let null = std::fs::metadata("/dev/null");
+        kind.is_char_device() && null.is_ok_and(|null| null.rdev() == about.rdev())
+    };
     match is_device && !is_null() {
         true => Err(refused(kind)),
         false => Ok(()),

@@ -1205,7 +1205,10 @@ impl Ledger {
     /// Begins a pause after a failure. During a pause, a further failure can only make the pause
     /// longer.
     fn pause(&mut self, failure: &Failure) {
-        let wait = self.pacing.failed(failure.retry_after);
+        let wait = match failure.may_be_stored {
+            true => self.pacing.failed_in_doubt(failure.retry_after),
+            false => self.pacing.failed(failure.retry_after),
+        };
         // If the consumer could not be reached, a new event would end each pause at once: it is
         // never tried, and still waits when the next pause begins.
         let can_show = failure.may_be_the_events

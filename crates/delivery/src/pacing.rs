@@ -70,6 +70,15 @@ impl Pacing {
         until.saturating_duration_since(now)
     }
 
+    /// Does the same as [`Pacing::failed`] after a failure in which the consumer may have stored
+    /// the events. A drain does not shorten this pause: the same events would arrive once more.
+    pub(crate) fn failed_in_doubt(&mut self, asked: Option<Duration>) -> Duration {
+        let (wait, asked) = (self.failed(asked), asked.unwrap_or_default());
+        let until = self.paused_until.max(Some(Instant::now() + asked));
+        self.paused_until = until;
+        wait.max(asked)
+    }
+
     fn next_wait(&mut self, asked: Option<Duration>) -> Duration {
         let wait = self.retry.pause(asked);
         self.shortened(wait)

@@ -196,7 +196,7 @@ impl<'a> Events<'a> {
     /// Returns the sentence that says about which events of the log the report speaks.
     pub(crate) fn extent(&self) -> Option<String> {
         let ops::Range { start, end } = self.period;
-        let last = end.checked_sub(1)?;
+        let last = end.checked_sub(1).filter(|last| start <= *last)?;
         let [from, to] = [start, last].map(|position| self.time_of(position).map(time));
         Some(format!(
             "this is about the events at positions {start} to {last}, received from {} to {}, and \

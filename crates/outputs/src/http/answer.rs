@@ -23,8 +23,9 @@ use telemetry::AttemptError;
 /// carry another request only if the whole body was read.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
-/// The longest time for reading the body of an answer if the body does not matter much. If the body
-/// takes longer, the connection is closed. The result of the request does not change.
+/// The longest time for reading the body of an answer if the body does not matter, or of an answer
+/// that came before the consumer had the whole request. If the body takes longer, the connection is
+/// closed, and the result of the request is that of an answer without a body.
 const ANSWER_TIME: Duration = Duration::from_secs(5);
 
 /// The reasons of failures in which the consumer was not reached, or has not answered.
@@ -91,6 +92,7 @@ pub(super) async fn early(
     (base, path): (&BaseUrl, &str),
     response: Response<Incoming>,
     sent: &Sent,
+    deadline: Instant,
 ) -> Outcome {
     let status = response.status();
     let by_status = meaning(base, path, status, response.headers());
@@ -101,7 +103,12 @@ pub(super) async fn early(
         );
         return Outcome::Failed(Failure::new(AttemptError::Protocol, what));
     }
-    let answer = read(response, api.answer_bytes(), Instant::now() + ANSWER_TIME).await;
+    let (wanted, deadline) = (api.answer_bytes(), deadline.min(Instant::now() + ANSWER_TIME));
+    let answer = match wanted {
+        // Nobody reads the body, and the connection is not used again.
+        0 => Answer::without_body(response),
+        _ => read(response, wanted, deadline).await,
+    };
     api.judge(answer.reply(base, path), sent)
 }
 
@@ -140,6 +147,12 @@ pub(super) struct Answer {
 }
 
 impl Answer {
+    fn without_body(response: Response<Incoming>) -> Self {
+        let (head, _) = response.into_parts();
+        let (status, headers) = (head.status, head.headers);
+        Self { status, headers, body: None, is_too_long: false, is_whole: false }
+    }
+
     /// Returns the answer for the protocol. `path` is the protocol's part of the request's path.
     pub(super) fn reply<'a>(&'a self, base: &'a BaseUrl, path: &'a str) -> Reply<'a> {
         Reply {

@@ -396,7 +396,7 @@ pub(crate) struct Reply<'a> {
     /// anything else has failed.
     pub(crate) by_status: Outcome,
     /// The body of the answer. `None` if the body is longer than wanted, was cut off or came too
-    /// slowly, or if the answer came before the consumer had the whole request.
+    /// slowly.
     pub body: Option<&'a [u8]>,
     /// `true` if a body is wanted, and this one is longer than wanted.
     pub is_too_long: bool,

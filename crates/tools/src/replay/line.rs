@@ -27,7 +27,7 @@ const PARTIAL: &str = "a container runtime has cut this line into parts (P): joi
 pub(super) struct Found {
     /// The range of the events in the rewritten line.
     pub(super) range: Range<usize>,
-    /// A message about the records of the line that have no event, if there are any.
+    /// A message about the records of the line that can't be used, if there are any.
     pub(super) others: Option<String>,
 }
 
@@ -65,8 +65,8 @@ pub(super) fn find(line: &mut Vec<u8>) -> Result<Found, String> {
     *line = events;
     let others = match others {
         0 => None,
-        1 => Some(format!("one record without an event: {first}")),
-        _ => Some(format!("{others} records without an event, the first: {first}")),
+        1 => Some(format!("one record that can't be used: {first}")),
+        _ => Some(format!("{others} records that can't be used, the first: {first}")),
     };
     Ok(Found { range: 0..line.len(), others })
 }
@@ -260,13 +260,9 @@ mod tests {
         let other = azure(r#""I1125 httplog.go:109] verb=\"GET\"""#);
         let watch = format!(r#"{{"message":{text}}}"#);
         for (line, count, others) in [
-            (
-                format!(r#"{{"records":[{other},{},{other}]}}"#, azure(&text)),
-                1,
-                "2 records without",
-            ),
-            (format!(r#"[{watch},{{"message":"x"}},{watch}]"#), 2, "one record without"),
-            (format!(r#"{{"logEvents":[{watch},{{}},7,[{watch},1]]}}"#), 2, "3 records without"),
+            (format!(r#"{{"records":[{other},{},{other}]}}"#, azure(&text)), 1, "2 records that"),
+            (format!(r#"[{watch},{{"message":"x"}},{watch}]"#), 2, "one record that"),
+            (format!(r#"{{"logEvents":[{watch},{{}},7,[{watch},1]]}}"#), 2, "3 records that"),
         ] {
             let mut bytes = format!("{line}\n").into_bytes();
             let found = find(&mut bytes).unwrap();

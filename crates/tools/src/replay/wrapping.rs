@@ -11,7 +11,7 @@
 //! | Filebeat and Elastic Agent | `message`, `event.original` |
 //!
 //! No event of a record is left out in silence: a member that stands twice is a fault, and so are
-//! two members with different events. Elements of an array without an event are counted: exports
+//! two members with different events. Elements of an array that can't be used are counted: exports
 //! have records of other categories between those of the audit log.
 //!
 //! An event in a JSON string is unescaped, which restores the bytes that kube-apiserver wrote. The

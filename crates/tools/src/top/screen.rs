@@ -331,7 +331,7 @@ fn addresses(it: &Output, width: usize) -> Vec<String> {
         ("P50", true, 7),
         ("P99", true, 3),
         ("ERRORS", false, 1),
-        ("LAST ERROR", false, 2),
+        ("LAST ERROR", false, 8),
     ];
     let known = |count: Option<u64>| count.map_or_else(|| "–".to_owned(), grouped);
     let row = |address: &Address| {
