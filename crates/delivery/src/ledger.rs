@@ -105,6 +105,8 @@ pub(crate) struct Rules {
     is_one_request: bool,
     /// `true` if `rejected.action` is `"retry"`.
     pub(super) keeps_all: bool,
+    /// See [`Orders::outlives`](super::orders::Orders::outlives).
+    outlives: bool,
     /// `true` if events are sent in the order of the queue, except those that are set aside.
     pub is_ordered: bool,
     /// `true` if a request carries many batches. The link then counts the retries, and claims that
@@ -118,7 +120,7 @@ impl Rules {
     pub(crate) fn new<C: Connect>(
         connector: &C,
         config: &config::Output,
-        sends_lists: bool,
+        (sends_lists, outlives): (bool, bool),
     ) -> Self {
         Self {
             limits: config.batch,
@@ -126,6 +128,7 @@ impl Rules {
             silence: config.timeouts.request.min(SILENCE_MAX),
             is_one_request: C::IS_ONE_REQUEST,
             keeps_all: config.rejected == Rejected::Retry,
+            outlives,
             is_ordered: connector.is_ordered(),
             collects: C::COLLECTS,
             sends_lists,
@@ -597,7 +600,7 @@ impl Ledger {
         Circumstances {
             keeps_all: self.rules.keeps_all,
             server_errors: self.rules.server_errors,
-            drains: self.pacing.drains(),
+            drains: self.pacing.drains() && !self.rules.outlives,
         }
     }
 

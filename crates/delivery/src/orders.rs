@@ -45,6 +45,9 @@ pub struct Orders {
     /// The process will end soon: the delivery still sends events, and its pauses are short, so
     /// that a consumer that works again is noticed in time.
     pub draining: CancellationToken,
+    /// `true` if the next process sends what this one leaves: the queue has a directory that is not
+    /// ephemeral.
+    pub outlives: bool,
     /// The process ends now: the delivery closes its connection and sends nothing more.
     pub stop: CancellationToken,
     /// The delivery must return a [`HandOver`], because another delivery replaces it or a reload

@@ -127,7 +127,7 @@ impl<C: Connect> Delivery<C> {
         cursor.keep(filter.as_ref().and_then(Filter::window).unwrap_or_default());
         let tapping = Tapping::new(orders.taps.clone(), &config.name);
         let filtering = Filtering::new(filter, &cursor, tapping, sends_lists);
-        let rules = Rules::new(&connector, &config, sends_lists);
+        let rules = Rules::new(&connector, &config, (sends_lists, orders.outlives));
         let (draining, place) = (orders.draining.clone(), (cursor, aside));
         let mut ledger =
             Ledger::new(place, filtering, health, dead_letters, draining, &config, rules);

@@ -18,7 +18,7 @@
 //! | a refusal (400, 413, 422) | 8 | 3 s |
 //! | a refusal by an address in doubt: it has accepted an event that it had turned down | 24 | 3 s |
 //! | anything else | 4 | `rejected.after_server_errors` |
-//! | anything else, while the relay drains | 4 | at most 3 s |
+//! | anything else, while a relay drains whose queue ends with it | 4 | at most 3 s |
 //!
 //! An ordered output sets an event aside only after three failures that count. If they are no
 //! refusals, the consumer must have taken something else between each two of them. So few events
@@ -168,6 +168,7 @@ pub(super) struct Circumstances {
     pub(super) keeps_all: bool,
     /// The setting `rejected.after_server_errors`.
     pub server_errors: Duration,
+    /// `true` if the relay drains, and its queue ends with it.
     pub drains: bool,
 }
 

@@ -80,7 +80,9 @@ impl Parts {
         let gate = Arc::new(Gate::new(&config.limits, &config.queue, queue.clone(), &telemetry));
         let failures = Failures::default();
         let taps = Arc::new(Taps::new(telemetry.taps()));
-        let orders = Orders { checkpoints, taps: Some(Arc::clone(&taps)), ..Orders::default() };
+        let outlives = queue.is_durable() && !config.queue.ephemeral;
+        let taps_of_outputs = Some(Arc::clone(&taps));
+        let orders = Orders { checkpoints, outlives, taps: taps_of_outputs, ..Orders::default() };
         let admin = Admin::new(Arc::clone(&telemetry), queue.clone(), log_of_evidence, taps);
         let letters = dead_letters.clone();
         Self {

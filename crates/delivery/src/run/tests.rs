@@ -411,6 +411,8 @@ struct Setting {
     sifts: bool,
     /// `true` if the output sends checkpoints, of which 200 are published, one each minute.
     checkpoints: bool,
+    /// [`Orders::outlives`].
+    outlives: bool,
 }
 
 impl Default for Setting {
@@ -428,6 +430,7 @@ impl Default for Setting {
             replaced: Vec::new(),
             sifts: false,
             checkpoints: false,
+            outlives: false,
         }
     }
 }
@@ -524,6 +527,7 @@ impl Bench {
         let (stop, draining) = (CancellationToken::new(), CancellationToken::new());
         let mut tasks = JoinSet::new();
         let (ordered, replaced) = (setting.ordered, setting.replaced.clone());
+        let outlives = setting.outlives;
         let rules = setting.sifts.then(sifting);
         let (letters, desk) = Desk::new(&telemetry);
         let (to, told, stopped) = (Arc::clone(&consumer), Arc::clone(&status), stop.clone());
@@ -533,7 +537,7 @@ impl Bench {
             for at in replaced.into_iter().map(Some).chain([None]) {
                 let checkpoints = published.clone();
                 let (stop, draining) = (stopped.clone(), drains.clone());
-                let orders = Orders { stop, draining, checkpoints, ..Orders::default() };
+                let orders = Orders { stop, draining, checkpoints, outlives, ..Orders::default() };
                 let retire = orders.retire.clone();
                 let config = config.outputs[0].clone();
                 let health = Health::new(&config, metrics.clone(), Arc::clone(&told));

@@ -154,7 +154,7 @@ async fn requests_that_fail_for_too_long_are_given_up_with_the_last_error_and_no
     // The clock of "c" began with the first attempt to send it.
     let letters = bench.letters().await;
     assert_eq!(letters.events, ["c"]);
-    assert!(bench.started.elapsed() >= 2 * HOUR);
+    assert!(bench.started.elapsed() >= 2 * HOUR - Duration::from_secs(1));
     assert!(letters.written(1, None));
     bench.drained().await;
     assert_eq!((bench.lost(), bench.in_letters()), (2, 2));
