@@ -125,9 +125,14 @@ impl Answer {
     /// Returns the status of a response. Returns `None` for all other reactions.
     #[allow(dead_code, reason = "the simulator uses it")]
     pub(crate) fn code(&self) -> Option<u16> {
-        match self.what {
-            What::Response { status, .. } => Some(status),
-            What::Raw(_) | What::HangUp | What::Reset | What::Never | What::Interim { .. } => None,
+        match &self.what {
+            What::Response { status, .. } => Some(*status),
+            What::Raw(bytes) => {
+                let head = std::str::from_utf8(bytes).ok()?.strip_prefix("HTTP/1.1 ")?;
+                // The relay accepts no incomplete response of another status.
+                head.split_once(' ')?.0.parse().ok().filter(|status| *status >= 300)
+            }
+            What::HangUp | What::Reset | What::Never | What::Interim { .. } => None,
         }
     }
 

@@ -936,6 +936,8 @@ impl Latest {
 ///   any time.
 /// - So may an event that the consumer refuses for good or always fails on, and one that may have
 ///   been set aside (see [`Seen::left_the_order`]).
+/// - An event that arrives with a request that the consumer fails has left its place (see
+///   guarantees.md), and may not come again if the process ends.
 /// - After a refusal, the relay may send a later event as a test. If the consumer then accepts the
 ///   earlier events, the relay sends the test event again, after them (see guarantees.md). An
 ///   output that may lose events can lose the test event before that: the queue also drops events
@@ -987,7 +989,14 @@ fn out_of_order(
             // later.
             let leaves = || seen.left_the_order(world, serial, world.now);
             let was_test = came.get(&other).is_some_and(|at| seen.was_in_doubt(world, serial, *at));
-            let is_excused = (comes_again || leaves()) && was_test
+            // A consumer may store an event whose request it fails. The relay does not know that.
+            let (late, _) = behind.as_ref().unwrap_or(&(other, String::new())).clone();
+            let was_failed = came.get(&late).is_some_and(|at| {
+                let mut downs = seen.view.turned_down.iter().filter(|down| down.at == *at);
+                downs.any(|down| down.events.contains(&late))
+            });
+            let is_excused = was_failed
+                || (comes_again || leaves()) && was_test
                 || comes_again && outer::waits_behind(world, seen, serial)
                 || comes_again
                     && !all

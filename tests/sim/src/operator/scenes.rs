@@ -37,6 +37,9 @@ const CALM: Duration = Duration::from_secs(45);
 /// How much longer than its drain the relay can take to exit.
 const AT_ONCE: Duration = Duration::from_secs(6);
 
+/// The relay's words about a file of an event that it has delivered and can't delete.
+const KEPT: &str = "cannot delete the file of an event that is no longer set aside";
+
 /// The sender number of the operator's requests.
 const PROBE: u32 = 4000;
 
@@ -353,6 +356,12 @@ impl Operator<'_> {
             return;
         }
         self.wait_until(kernel::now() + REST);
+        // The log has said that an event comes again: the disk has kept its file.
+        let said = self.process.as_ref().map(|it| it.stderr()).unwrap_or_default();
+        let said = [self.log.as_slice(), &said].concat();
+        if memchr::memmem::find(&said, KEPT.as_bytes()).is_some() {
+            return;
+        }
         let had = |it: &Consumer| it.arrived_since(0).len();
         let before: Vec<_> = self.consumers.iter().map(had).collect();
         self.act(&Action::Kill(Duration::from_millis(100)));
