@@ -176,7 +176,7 @@ fn a_sign_in_page_is_no_acknowledgement() {
                 };
                 match *media_type {
                     "" => answer,
-                    _ => answer.header("Content-Type", *media_type),
+                    _ => answer.header("Content-Type", media_type),
                 }
             });
             let relay = setup.relay(store, "");

@@ -229,7 +229,7 @@ mod tests {
                 format!(r#"{{"logEvents":[{{"message":{one}}}],"logEvents":[]}}"#),
                 "logEvents stands twice",
             ),
-            (format!(r#"{{"records":["junk",7]}}"#), "records: element 1"),
+            (r#"{"records":["junk",7]}"#.to_owned(), "records: element 1"),
             (
                 format!(r#"{{"records":[{two},"junk"],"message":{one}}}"#),
                 "records and message have different events",

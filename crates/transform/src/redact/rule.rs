@@ -133,9 +133,9 @@ pub(super) fn in_body(root: &[u8], inside: &[Step]) -> [Path; 3] {
 
 /// Returns the paths to the lists of a strategic merge patch that may repeat the value at `inside`.
 fn lists(root: &[u8], inside: &[Step]) -> impl Iterator<Item = Path> {
-    let of_list = |(at, step): (usize, &Step)| match step {
-        Step::Name(name) => Some([inside.get(..at)?, &[Step::OfList(name.clone())]].concat()),
-        _ => None,
+    let of_list = |(at, step): (usize, &Step)| {
+        let Step::Name(name) = step else { return None };
+        Some([inside.get(..at)?, &[Step::OfList(name.clone())]].concat())
     };
     inside.iter().enumerate().filter_map(of_list).flat_map(|path| in_body(root, &path))
 }
