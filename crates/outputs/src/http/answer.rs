@@ -23,9 +23,8 @@ use telemetry::AttemptError;
 /// carry another request only if the whole body was read.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
-/// The longest time for reading the body of an answer if the body does not matter, or of an answer
-/// that came before the consumer had the whole request. If the body takes longer, the connection is
-/// closed, and the result of the request is that of an answer without a body.
+/// The longest time for reading the body of an answer if the body does not matter. If the body
+/// takes longer, the connection is closed. The result of the request does not change.
 const ANSWER_TIME: Duration = Duration::from_secs(5);
 
 /// The reasons of failures in which the consumer was not reached, or has not answered.
@@ -84,18 +83,17 @@ pub(super) fn meaning(
 }
 
 /// Returns the result of a request whose answer began before the consumer had the whole request. An
-/// error counts as usual (`api` judges it), because a consumer may refuse a request after it has
-/// read only the head. A status 2xx counts as a failure: nobody can accept a batch that has not
+/// error status counts as usual (`api` judges it), because a consumer may refuse a request after it
+/// has read only the head. A status 2xx counts as a failure: nobody can accept a batch that has not
 /// arrived. Some proxies answer like that even when no consumer runs.
-pub(super) async fn early(
+pub(super) fn early(
     api: &dyn Api,
     (base, path): (&BaseUrl, &str),
-    response: Response<Incoming>,
+    response: &Response<Incoming>,
     sent: &Sent,
-    deadline: Instant,
 ) -> Outcome {
-    let status = response.status();
-    let by_status = meaning(base, path, status, response.headers());
+    let (status, headers) = (response.status(), response.headers());
+    let by_status = meaning(base, path, status, headers);
     if mutant!("early-2xx", matches!(by_status, Outcome::Accepted), false) {
         let what = format!(
             "{base}: answered {status} before it had the whole request, so this is not an \
@@ -103,13 +101,8 @@ pub(super) async fn early(
         );
         return Outcome::Failed(Failure::new(AttemptError::Protocol, what));
     }
-    let (wanted, deadline) = (api.answer_bytes(), deadline.min(Instant::now() + ANSWER_TIME));
-    let answer = match wanted {
-        // Nobody reads the body, and the connection is not used again.
-        0 => Answer::without_body(response),
-        _ => read(response, wanted, deadline).await,
-    };
-    api.judge(answer.reply(base, path), sent)
+    let (body, is_too_long) = (None, false);
+    api.judge(Reply { status, headers, by_status, body, is_too_long, path, base }, sent)
 }
 
 /// Returns the result of a request, which `api` judges. A 2xx that is not the acknowledgement of
@@ -147,12 +140,6 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    fn without_body(response: Response<Incoming>) -> Self {
-        let (head, _) = response.into_parts();
-        let (status, headers) = (head.status, head.headers);
-        Self { status, headers, body: None, is_too_long: false, is_whole: false }
-    }
-
     /// Returns the answer for the protocol. `path` is the protocol's part of the request's path.
     pub(super) fn reply<'a>(&'a self, base: &'a BaseUrl, path: &'a str) -> Reply<'a> {
         Reply {

@@ -227,7 +227,7 @@ pub(crate) trait Api: Send + Sync + 'static {
 
     /// Returns the result of an answered request, except for a 2xx that [`Api::acknowledged`]
     /// refuses. Usually the result follows from the status. An answer that came before the consumer
-    /// had the whole request is judged only if its status is not 2xx.
+    /// had the whole request is judged without its body, and only if its status is not 2xx.
     fn judge(&self, reply: Reply<'_>, _sent: &Sent) -> Outcome {
         reply.by_status
     }
@@ -396,7 +396,7 @@ pub(crate) struct Reply<'a> {
     /// anything else has failed.
     pub(crate) by_status: Outcome,
     /// The body of the answer. `None` if the body is longer than wanted, was cut off or came too
-    /// slowly.
+    /// slowly, or if the answer came before the consumer had the whole request.
     pub body: Option<&'a [u8]>,
     /// `true` if a body is wanted, and this one is longer than wanted.
     pub is_too_long: bool,

@@ -351,13 +351,13 @@ impl Client {
                 }
             };
             connection.take_up_cookies(response.headers(), &endpoint.target(&head.path));
-            let deadline = since + attempt.patience();
             if !marks.was_whole() {
                 // The answer came before the consumer had the whole request, so no other request
                 // can use the connection.
-                return Ok(answer::early(&*self.api, asked, response, sent, deadline).await);
+                return Ok(answer::early(&*self.api, asked, &response, sent));
             }
             connection.busy = false;
+            let deadline = since + attempt.patience();
             let judged = answer::judge(&*self.api, asked, response, sent, deadline);
             let (outcome, is_whole) = judged.await;
             let is_needed = matches!(outcome, Outcome::Taken(_)) || !connection.is_free();
