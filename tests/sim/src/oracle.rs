@@ -990,10 +990,10 @@ fn out_of_order(
             let leaves = || seen.left_the_order(world, serial, world.now);
             let was_test = came.get(&other).is_some_and(|at| seen.was_in_doubt(world, serial, *at));
             // A consumer may store an event whose request it fails. The relay does not know that.
-            let (late, _) = behind.as_ref().unwrap_or(&(other, String::new())).clone();
-            let was_failed = came.get(&late).is_some_and(|at| {
+            let later = behind.as_ref().map_or(other, |(later, _)| *later);
+            let was_failed = came.get(&later).is_some_and(|at| {
                 let mut downs = seen.view.turned_down.iter().filter(|down| down.at == *at);
-                downs.any(|down| down.events.contains(&late))
+                downs.any(|down| down.events.contains(&later))
             });
             let is_excused = was_failed
                 || (comes_again || leaves()) && was_test

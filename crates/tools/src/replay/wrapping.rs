@@ -43,7 +43,7 @@ const MEMBERS: [&str; 11] = [
 const GOOGLE: &str = "an entry of Google Cloud's audit logs (protoPayload) is not an event of \
                       kube-apiserver: it has other members, and no event can be made of it";
 
-/// What is found in a text.
+/// The events of a text, and the number of elements of its arrays that can't be used.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Unwrapped {
     /// The events, each followed by `\n`.

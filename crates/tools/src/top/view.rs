@@ -6,7 +6,7 @@ use base::words::escape::message;
 use telemetry::status::verdict::State;
 use telemetry::status::{Output, Status, verdict};
 
-/// What `top` knows of a relay.
+/// The newest state of a relay, and whether the relay responds.
 pub struct View {
     /// The relay's base URL, for the first line.
     pub(super) url: String,

@@ -19,6 +19,7 @@ const OF_USERS: [&[u8]; 3] = [b"u", b"user", b"proxyuser"];
 /// in `kubectl get secret NAME`.
 const WORDS: [&[u8]; 4] = [b"pass", b"pwd", b"secret", b"token"];
 
+/// The longest name of a user, with its colon, that is looked for before a password.
 const USER_BYTES_MAX: usize = 256;
 
 /// Reads the parameters of one command, in their order.
@@ -27,7 +28,7 @@ pub(super) struct Command {
     expects: Expects,
 }
 
-/// What follows a word, in the same parameter or in the next one.
+/// The kind of text that follows a word, in the same parameter or in the next one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Expects {
     #[default]
@@ -124,7 +125,7 @@ impl Expects {
     }
 }
 
-/// What a word of a command says about credentials.
+/// The meaning of a word of a command: whether a credential follows it.
 enum Sense {
     Harmless,
     /// The word is the name of a credential in an unknown form.

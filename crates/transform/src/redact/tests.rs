@@ -171,7 +171,7 @@ fn fields_go_by_rules_however_they_are_written() {
         r#"configmaps ,"requestObject":{"items":[{"data":{«"a":"s"»}},{"spec":{«"password":1»}}]}"#,
         r#"configmaps ,"requestObject":{"rows":[{"object":{"data":{«"a":"s"»}}}]}"#,
         r#"configmaps ,"requestObject":{"metadata":{"annotations":{"a":"b"«,"kubectl.kubernetes.io/last-applied-configuration":"s"»}}}"#,
-        // What else repeats a value of the object.
+        // Other members of the object repeat the value, and go with it.
         r#"configmaps ,"requestObject":{"rows":[{«"cells":["s"],»"object":{"metadata":{"name":"n"«,"managedFields":[{"fieldsV1":{"f:data":{"v:\"s\"":{}}}}]»}}}]}"#,
         r#"configmaps ,"requestObject":{"spec":{"user":"u"«,"$setElementOrder/password":["s"],"$deleteFromPrimitiveList/password":["s"]»}«,"$setElementOrder/data":["s"]»}"#,
         r#"configmaps ,"requestObject":{"spec":{"$setElementOrder/others":["v"]}}"#,
