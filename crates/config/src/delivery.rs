@@ -19,9 +19,6 @@ pub struct Retry {
     /// The random part of each wait, relative to the wait, from 0 to 1. With 0.5 and an interval of
     /// 10 s, the wait is a random time from 5 s to 15 s.
     pub randomization_factor: f64,
-    /// The output gives an event up if an attempt fails this long after the first attempt to send
-    /// it. `None` if there is no such limit.
-    pub max_elapsed: Option<Duration>,
 }
 
 /// `[output.timeouts]`: the time limits of connections and of attempts to send.
@@ -58,6 +55,11 @@ pub enum Rejected {
     Retry,
 }
 
+/// The message for `max_elapsed`, which 0.2 and earlier versions had.
+const MAX_ELAPSED_ENDED: &str = "this key has ended: remove it. The relay keeps sending an event \
+    until its consumer takes it, or turns it down while it takes others. To bound what waits for a \
+    consumer, set queue.max_bytes and queue.when_full";
+
 pub(crate) fn retry(t: &mut Table<'_, '_>) -> Retry {
     let retry = Retry {
         initial_interval: t.time("initial_interval", millis(500), TIME_MIN.., "initial wait"),
@@ -68,13 +70,6 @@ pub(crate) fn retry(t: &mut Table<'_, '_>) -> Retry {
             0.5,
             0.0..=1.0,
             "jitter: each wait is multiplied by a random factor from 1 - this to 1 + this",
-        ),
-        max_elapsed: t.optional_time(
-            "max_elapsed",
-            TIME_MIN..,
-            "no limit",
-            "if an attempt fails this long after an event's first attempt, the relay gives up on \
-             the event, and `rejected.action` decides what happens to it",
         ),
     };
     let [initial, max] = ["initial_interval", "max_interval"].map(|name| t.path_of(name));
@@ -91,6 +86,7 @@ pub(crate) fn retry(t: &mut Table<'_, '_>) -> Retry {
             );
         }
     }
+    t.refuse_rest(&|key| (key == "max_elapsed").then(|| MAX_ELAPSED_ENDED.to_owned()));
     retry
 }
 

@@ -164,8 +164,6 @@ pub(crate) fn read(
     let (rejected, after_server_errors) = t.section("rejected", delivery::rejected);
     let final_after = protocol.as_ref().and_then(|kind| kind.final_after);
     let collects = kind.filter(|kind| kind.collects).map(|kind| kind.name);
-    let collected_after = final_after.filter(|_| collects.is_some());
-    contradictions_of_max_elapsed(t, retry.max_elapsed, rejected, collected_after);
     let form = kind.map(|kind| kind.form).unwrap_or_default();
     let filter = filter::filter(t, Some(form));
     t.refuse_rest(&|key| of_another_type(key, type_name, &entries()));
@@ -187,27 +185,6 @@ pub(crate) fn read(
     });
     let path = t.path.clone();
     Draft { path, name, required, checkpoints, kind, final_after, collects, filter, output }
-}
-
-/// Reports `retry.max_elapsed` if rejected events are retried without limit, so that none may be
-/// given up. Also reports a value that is not longer than `collected_after`: the time for which the
-/// output collects events, with the name of the key for this time.
-fn contradictions_of_max_elapsed(
-    t: &Table<'_, '_>,
-    max_elapsed: Option<Duration>,
-    rejected: Option<Rejected>,
-    collected_after: Option<(&str, Duration)>,
-) {
-    let Some(limit) = max_elapsed else { return };
-    let path = format!("{}.retry.max_elapsed", t.path);
-    if rejected == Some(Rejected::Retry) {
-        t.cx.error(&path, "conflicts with rejected.action = \"retry\": remove one of the two");
-    }
-    if let Some((key, age)) = collected_after.filter(|(_, age)| limit <= *age) {
-        let least = values::show_time(age);
-        let message = format!("must be longer than {key} ({least})");
-        t.cx.error(&path, message);
-    }
 }
 
 /// Returns the message for a key that only other types have, or `None` if no type has it. If the

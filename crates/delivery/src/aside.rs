@@ -290,17 +290,6 @@ impl Aside {
         true
     }
 
-    pub(super) fn doom_older(&mut self, age: Duration, reason: &Reason) {
-        let waits = self.events.iter().filter(|(_, (stage, _))| matches!(stage, Stage::Waits));
-        let old = waits.filter(|(_, (_, kept))| kept.retrial.since.elapsed() >= age);
-        let old: Vec<_> = old.map(|(position, _)| *position).collect();
-        for position in old {
-            if let Some(kept) = self.take_waiting(position) {
-                self.doom(position, kept, reason.clone());
-            }
-        }
-    }
-
     /// Begins to write the file of an event whose claim is not final yet; `None` if there is no
     /// directory. When the file is synced, [`Aside::add`] sets the event aside.
     pub fn store(

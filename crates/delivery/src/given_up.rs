@@ -1,6 +1,5 @@
 //! The events that leave the queue without having been delivered. They are set aside, or a delivery
-//! gives them up, for example because the protocol can't carry them, or because they were not
-//! delivered in `retry.max_elapsed`.
+//! gives them up, for example because the protocol can't carry them.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -12,15 +11,13 @@ use tokio::time::Instant;
 
 use super::aside::{Aside, Kept};
 use super::dead_letter::{CLAIMS_MAX, DeadLetters, GROUP_BYTES_MAX, PATIENCE, Writing, Written};
-use super::failure::Failure;
 use super::filtering::{Filtering, INSPECTED_BYTES_MAX};
 use super::health::Health;
 use super::in_flight::{InFlight, State, Work};
 use super::reason::Reason;
-use super::tried::Tried;
 use base::position::Position;
-use config::{BatchLimits, Rejected};
-use queue::{Batch, Claim, Cursor, Disposition, Redelivery, Take};
+use config::Rejected;
+use queue::{Batch, Claim, Disposition, Redelivery};
 use telemetry::{Cause, LostAs};
 
 /// The claims of one output whose events leave the queue without having been delivered. The ledger
@@ -44,11 +41,6 @@ pub(crate) struct GivenUp {
     bytes: u64,
     /// `true` if the next lines to give up must first be read with [`InFlight::readable`].
     pub(super) needs_lines: bool,
-    /// The times of the first attempts; `None` if `retry.max_elapsed` is not set.
-    tried: Option<Tried>,
-    /// The error of the last failed connection, to be named when old events are given up. `None`
-    /// while there is a connection, and when the queue has no more old events.
-    failed: Option<Arc<str>>,
 }
 
 struct Doomed {
@@ -113,8 +105,6 @@ impl GivenUp {
             endings: VecDeque::new(),
             bytes: 0,
             needs_lines: false,
-            tried: config.retry.max_elapsed.map(Tried::new),
-            failed: None,
         }
     }
 
@@ -152,85 +142,8 @@ impl GivenUp {
         self.doomed.clear();
     }
 
-    pub(crate) fn tried(&mut self, claim: Claim, cursor: &Cursor) {
-        if let Some(tried) = &mut self.tried {
-            tried.note(claim, cursor.watermark());
-        }
-    }
-
-    fn too_old(tried: &Tried, error: &str) -> Reason {
-        let after = tried.max_elapsed;
-        let text =
-            format!("not delivered in {after:?} (retry.max_elapsed), the last error: {error}");
-        Reason::new(Cause::TooOld, &text)
-    }
-
-    /// Gives up the events that wait to be sent again and were first sent, or set aside, at least
-    /// `retry.max_elapsed` ago.
-    pub(super) fn take_all_old(&mut self, failure: &Failure, parts: &mut Parts<'_>) {
-        let Some(tried) = &self.tried else { return };
-        let (until, reason) = (tried.over_until(), Self::too_old(tried, &failure.message));
-        let old = [State::Pending, State::PassedOver].into_iter();
-        let old = old.flat_map(|state| parts.in_flight.all(state));
-        let old = old.filter(|work| work.claim.end <= until);
-        let mut old: Vec<_> = old.map(|work| (work.claim, work.events)).collect();
-        old.sort_unstable();
-        for (claim, events) in old {
-            parts.in_flight.change(claim, State::Burying);
-            let (aside, lost_max, reason) = (None, u64::MAX, reason.clone());
-            self.doomed.push_back(Doomed { claim, events, aside, lost_max, reason });
-        }
-        parts.aside.doom_older(tried.max_elapsed, &reason);
-    }
-
-    /// There is no connection any more: an attempt has failed for every event that is not final.
-    pub(super) fn all_failed(&mut self, failure: &Failure) {
-        if self.tried.is_some() {
-            self.failed = Some(Arc::from(failure.message.as_str()));
-        }
-    }
-
     pub(crate) fn connected(&mut self) {
-        (self.failed, self.needs_lines) = (None, false);
-    }
-
-    /// Gives up the next events of the queue that are too old. The batch after them counts as tried
-    /// now, unless it was tried before. Called without a connection when no claim waits to be sent
-    /// again. Does nothing while other claims are being given up. If the result is `true`, the loop
-    /// yields and calls this function again.
-    pub(super) fn next_old(&mut self, parts: &mut Parts<'_>, max: BatchLimits) -> bool {
-        let mut inspected = 0;
-        while self.endings.is_empty()
-            && self.doomed.is_empty()
-            && !self.needs_lines
-            && let (Some(error), Some(tried)) = (&self.failed, &mut self.tried)
-        {
-            let until = tried.over_until();
-            let cursor = parts.in_flight.cursor();
-            let old = until.saturating_since(cursor.position());
-            let events = if old > 0 { old } else { u64::MAX }.min(max.max_events);
-            match parts.in_flight.claim_next(Take { bytes: max.max_bytes, events }) {
-                Some(batch) if batch.claim.end <= until => {
-                    let reason = Self::too_old(tried, error);
-                    let claim = batch.claim;
-                    inspected += batch.bytes;
-                    let cursor = parts.in_flight.cursor();
-                    let (lines, disposition) = parts.filtering.originals(batch, cursor);
-                    self.end_with(Of::Claim(claim), disposition, lines, reason, parts);
-                    if inspected >= INSPECTED_BYTES_MAX {
-                        return true;
-                    }
-                }
-                Some(batch) => {
-                    tried.note(batch.claim, parts.in_flight.cursor().watermark());
-                    parts.in_flight.rewind();
-                    self.failed = None;
-                }
-                None if parts.in_flight.cursor().is_at_end() => self.failed = None,
-                None => self.needs_lines = true,
-            }
-        }
-        false
+        self.needs_lines = false;
     }
 
     /// Hands over the lines of doomed claims and events, or sets claims aside, as far as there is
@@ -431,9 +344,7 @@ impl Parts<'_> {
         let Self { in_flight, filtering, health, .. } = self;
         match cause {
             Cause::TooLong => filtering.too_long(batch, in_flight.cursor(), &health.metrics),
-            Cause::Refused | Cause::TooOld | Cause::Unreadable => {
-                filtering.originals(batch, in_flight.cursor())
-            }
+            Cause::Refused | Cause::Unreadable => filtering.originals(batch, in_flight.cursor()),
         }
     }
 }

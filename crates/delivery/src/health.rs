@@ -44,7 +44,6 @@ pub struct Health {
     /// The time and the reason of the last log line that says that the output is down.
     told: Option<(Instant, AttemptError)>,
     failures: u64,
-    gives_up: bool,
     told_aside: Option<Instant>,
     told_stumble: Option<Instant>,
     /// The number of lost events when the output went down, including those lost for all outputs.
@@ -165,7 +164,6 @@ impl Health {
             told_down: false,
             told: None,
             failures: 0,
-            gives_up: config.retry.max_elapsed.is_some(),
             told_aside: None,
             told_stumble: None,
             lost_before: 0,
@@ -303,9 +301,9 @@ impl Health {
         }
     }
 
-    /// Returns `true` if no event is given up for its age, or dropped from a full queue.
+    /// Returns `true` if no event is dropped from a full queue.
     fn keeps_events(&self) -> bool {
-        self.metrics.losses.keeps() && !self.gives_up
+        self.metrics.losses.keeps()
     }
 
     /// Counts a failed attempt that does not make the output down, such as one after which another

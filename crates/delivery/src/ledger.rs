@@ -325,7 +325,6 @@ impl Ledger {
     /// Notes an attempt. Returns the number of attempts, and `true` if the claim is a remainder.
     fn note_sent(&mut self, claim: Claim, events: u64) -> Option<(u32, bool)> {
         self.sent_until = self.sent_until.max(claim.end);
-        self.given_up.tried(claim, self.in_flight.cursor());
         let sent = Sent { batch: self.batches, answers: self.conducts.answers };
         let work = self.in_flight.sent(claim, events, sent)?;
         Some((work.attempts, work.is_remainder))
@@ -505,7 +504,6 @@ impl Ledger {
     fn round_over(&mut self, failure: &Failure) {
         self.health.down(failure);
         self.pause(failure);
-        self.given_up.take_all_old(failure, parts!(self));
     }
 
     // ---- The result of a claim ----
@@ -522,12 +520,6 @@ impl Ledger {
         self.in_flight.begin_together();
         claims.into_iter().for_each(|claim| self.finish(claim));
         self.in_flight.end_together();
-    }
-
-    /// Returns `true` if no claim waits to be sent again, or for the decision about another claim.
-    pub(crate) fn is_settled(&self) -> bool {
-        let open = [State::Pending, State::PassedOver, State::Held];
-        open.into_iter().all(|state| !self.in_flight.has(state))
     }
 
     /// Makes a claim final of which the filter lets no event through. The claim does not wait for
@@ -761,7 +753,6 @@ impl Ledger {
                 self.health.down(&failure);
             }
             self.pause(&failure);
-            self.given_up.take_all_old(&failure, parts!(self));
         }
     }
 
@@ -966,7 +957,6 @@ impl Ledger {
             trial::Verdict::PassOver => {
                 self.filtering.released(work.claim);
                 self.in_flight.pass_over(work);
-                self.given_up.take_all_old(failure, parts!(self));
             }
         }
     }
@@ -976,7 +966,6 @@ impl Ledger {
     fn round_failed(&mut self, failure: &Failure) {
         self.health.failed(failure);
         self.pause(failure);
-        self.given_up.take_all_old(failure, parts!(self));
     }
 
     fn give_back(&mut self, work: Work) {
@@ -1069,7 +1058,6 @@ impl Ledger {
         if failure.elsewhere {
             self.aside.try_next(position);
         }
-        self.given_up.take_all_old(failure, parts!(self));
     }
 
     fn keep_aside(&mut self, position: Position, kept: Kept) {
@@ -1181,16 +1169,6 @@ impl Ledger {
     pub(super) fn on_unreachable(&mut self, failure: &Failure) {
         self.health.failed(failure);
         self.pause(failure);
-        self.all_failed(failure);
-    }
-
-    /// There is no connection any more. Unless another address is tried without a pause, this
-    /// counts as a failed attempt for every event that is not final, so old events are given up.
-    pub(super) fn all_failed(&mut self, failure: &Failure) {
-        if !failure.elsewhere {
-            self.given_up.take_all_old(failure, parts!(self));
-            self.given_up.all_failed(failure);
-        }
     }
 
     // ---- Waits ----
@@ -1242,10 +1220,6 @@ impl Ledger {
             self.health.aside(&self.aside, None);
         }
         self.given_up.bury(parts!(self))
-    }
-
-    pub(super) fn bury_old(&mut self) -> bool {
-        self.given_up.next_old(parts!(self), self.rules.limits)
     }
 
     /// The oldest write has a result. If an event could not be set aside, it is sent again after a

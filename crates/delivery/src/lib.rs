@@ -47,7 +47,6 @@ mod run;
 pub mod tap;
 mod tapped;
 mod trial;
-mod tried;
 mod turns;
 
 pub use checkpoints::Published;

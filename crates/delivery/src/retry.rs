@@ -51,7 +51,6 @@ mod tests {
             max_interval: Duration::from_secs(30),
             multiplier: 2.0,
             randomization_factor: 0.0,
-            max_elapsed: None,
         });
         let waits: Vec<_> = (0..9).map(|_| retry.pause(None).as_millis()).collect();
         assert_eq!(waits, [500, 1000, 2000, 4000, 8000, 16000, 30000, 30000, 30000]);

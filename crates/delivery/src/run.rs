@@ -46,9 +46,9 @@ const LOOK_BACK_TIME: Duration = Duration::from_secs(30);
 /// letters, and sends as much as the link takes. Then it waits (`wake`) for something to do: an
 /// order, a report of the link, new events in the queue, the end of a pause, and so on.
 ///
-/// A delivery gives up an event only if `retry.max_elapsed`, `rejected.action` or `max_event_bytes`
-/// says so, if the protocol leaves no choice (`Verdict::TooLong`, `Verdict::Partly`), or if the
-/// event can't be read. While dead letters are written, other claims may be sent.
+/// A delivery gives up an event only if `rejected.action` or `max_event_bytes` says so, if the
+/// protocol leaves no choice (`Verdict::TooLong`, `Verdict::Partly`), or if it can't be read. While
+/// dead letters are written, other claims may be sent.
 ///
 /// Invariants:
 /// - Every wait ends when `orders.stop` is cancelled, except the close of a link (`CLOSE_TIME`) and
@@ -221,27 +221,20 @@ impl<C: Connect> Delivery<C> {
                 Ended::Stopped => return Ok(Done::Stopped),
                 Ended::Retired => return Ok(Done::Retired),
                 Ended::Fatal(message) => return Err(message),
-                Ended::Broken(failure) | Ended::Gone(Some(failure)) => {
-                    self.ledger.all_failed(&failure);
-                }
-                Ended::Gone(None) => {}
+                Ended::Broken(_) | Ended::Gone(_) => {}
                 Ended::Closed | Ended::BrokenBeside => needed = false,
             }
         }
     }
 
-    /// Waits until a connection is needed and may be made, and gives up the events that become too
-    /// old. Returns `false` if only a checkpoint needs the connection. Nothing is lost when the
-    /// future is dropped.
+    /// Waits until a connection is needed and may be made. Returns `false` if only a checkpoint
+    /// needs the connection. Nothing is lost when the future is dropped.
     async fn rest(&mut self, mut needed: bool) -> bool {
         let draining = self.orders.draining.clone();
         let (ledger, checkpoints) = (&mut self.ledger, &mut self.checkpoints);
         loop {
-            let mut goes_on = ledger.bury();
+            let goes_on = ledger.bury();
             ledger.finish_decided();
-            if ledger.is_settled() {
-                goes_on |= ledger.bury_old();
-            }
             if goes_on {
                 tokio::task::yield_now().await;
                 continue;

@@ -704,22 +704,11 @@ fn a_receiver_with_a_limit_for_events_is_warned_of_until_the_limit_is_known() {
 }
 
 #[test]
-fn max_elapsed_is_absent_unless_set_and_contradicts_to_retry_for_ever() {
-    let elapsed = |lines: &str| {
-        let output = "[[output]]\nname = 'a'\ntype = 'tcp'\naddresses = ['a:1']\n";
-        config(&format!("{output}{lines}")).outputs[0].retry.max_elapsed
-    };
-    assert_eq!(elapsed(""), None);
-    assert_eq!(elapsed("retry.max_elapsed = '24h'\n"), Some(Duration::from_secs(86_400)));
-    for (value, wrong) in [("'0s'", "\"0s\" is out of range"), ("1", "is an integer")] {
-        let line = format!("retry.max_elapsed = {value}\n");
-        let place = "5:21: output[0].retry.max_elapsed:";
-        assert_in_output("tcp", &line, &format!("{place} {wrong}"));
-    }
+fn max_elapsed_has_ended_and_the_message_says_what_to_set() {
     assert_in_output(
-        "http",
-        "rejected.action = 'retry'\nretry.max_elapsed = '1h'\n",
-        r#"6:21: output[0].retry.max_elapsed: conflicts with rejected.action = "retry""#,
+        "tcp",
+        "retry.max_elapsed = '24h'\n",
+        "5:7: output[0].retry.max_elapsed: this key has ended: remove it.",
     );
 }
 

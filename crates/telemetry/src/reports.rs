@@ -63,8 +63,6 @@ pub enum Cause {
     Refused,
     /// The events are longer than the protocol, or the output's filter, allows.
     TooLong,
-    /// The events were not delivered within the time `retry.max_elapsed`.
-    TooOld,
     /// The events were set aside, and their files can't be read.
     Unreadable,
 }
@@ -130,7 +128,6 @@ impl Loss {
         Some(match cause {
             Cause::Refused => "refused",
             Cause::TooLong => "too long",
-            Cause::TooOld => "retry.max_elapsed",
             Cause::Unreadable => "damaged",
         })
     }

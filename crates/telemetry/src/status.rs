@@ -375,8 +375,8 @@ pub struct Output {
     pub shape: String,
     /// The `output.strategy` setting; `None` for outputs without addresses (`kafka`, `stdout`).
     pub strategy: Option<String>,
-    /// `true`: the output is `required`, and neither `queue.when_full` nor `retry.max_elapsed`
-    /// drops its events; as of the last failed attempt.
+    /// `true`: the output is `required`, and `queue.when_full` drops none of its events; as of the
+    /// last failed attempt.
     pub keeps_events: bool,
     /// The attempts to reach the consumer of an output.
     #[serde(flatten)]

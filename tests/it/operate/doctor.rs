@@ -117,11 +117,10 @@ fn an_idle_relay_is_unknown_and_one_that_has_delivered_is_ok() {
 
 #[test]
 fn events_that_an_output_gives_up_are_lost_with_their_number_and_the_remedy() {
-    let more = "rejected = { action = \"drop\" }\n";
-    let config = to_sink(nobody(), more).replace("retry = {", "retry = { max_elapsed = \"1s\",");
-    let relay = Relay::start(&config);
-    assert_eq!(relay.post(&generated_batch(1, 10, 700)).status, 200);
-    relay.wait_for_log(messages::GIVEN_UP, PATIENCE);
+    let batch = generated_batch(1, 10, 700);
+    let consumer = all_but(&batch);
+    let relay = Relay::start(&to_sink(consumer.address(), "rejected = { action = \"drop\" }\n"));
+    give_up(&relay, &batch);
     let admin = url(relay.admin());
     let said = doctor(&["--relay", &admin]);
     said.assert("LOST – 10 events lost at output consumer of http://");

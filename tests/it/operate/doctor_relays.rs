@@ -289,13 +289,12 @@ fn losses_before_a_restart_of_a_relay_with_a_directory_are_unknown_and_never_ok(
     let directory = TempDir::new().unwrap();
     let consumer = HttpSink::accepting();
     let queue = format!("[queue]\ndirectory = {:?}\n", directory.path());
-    let refusing = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let batch = generated_batch(1, 10, 700);
+    let refusing = all_but(&batch);
     let more = format!("rejected = {{ action = \"drop\" }}\n{queue}");
-    let losing = to_sink(refusing, &more).replace("retry = {", "retry = { max_elapsed = \"1s\",");
-    let mut relay = Relay::start(&losing);
+    let mut relay = Relay::start(&to_sink(refusing.address(), &more));
     assert_eq!(relay.metrics().value("queue_earlier_events", &[]), 0.0);
-    assert_eq!(relay.post(&generated_batch(1, 10, 700)).status, 200);
-    relay.wait_for_log(messages::GIVEN_UP, PATIENCE);
+    give_up(&relay, &batch);
     let (code, json) = doctor(&[&admin(&relay)], &[]);
     assert_eq!((code, &json["lost"]), (Some(1), &10.into()), "{json:#}");
     relay.stop();

@@ -104,17 +104,20 @@ fn what_a_full_queue_drops_is_said_with_the_numbers_and_never_that_it_is_kept() 
 }
 
 #[test]
-fn what_retry_max_elapsed_gives_up_is_said_and_never_that_it_is_kept() {
-    let more = "rejected = { action = \"drop\" }\n";
-    let config = dead_end(more).replace("retry = {", "retry = { max_elapsed = \"1s\",");
-    let mut relay = Relay::start(&config);
-    assert_eq!(relay.post(&generated_batch(1, 10, 1000)).status, 200);
-    let told = relay.wait_for_log(messages::GIVEN_UP, PATIENCE);
-    assert_eq!((told["events"].as_u64(), told["total"].as_u64()), (Some(10), Some(10)), "{told}");
-    assert_eq!((&told["cause"], &told["fate"]), (&"retry.max_elapsed".into(), &"dropped".into()));
+fn what_is_given_up_is_said_and_never_that_it_is_kept() {
+    let batch = generated_batch(1, 10, 1000);
+    let consumer = all_but(&batch);
+    let mut relay =
+        Relay::start(&to_sink(consumer.address(), "rejected = { action = \"drop\" }\n"));
+    give_up(&relay, &batch);
     relay.stop();
+    let ended = last_line(&relay);
+    let told = with_message(&lines(&relay, "ERROR"), messages::GIVEN_UP);
+    assert_eq!((sum(&told, "events"), &ended["lost"]), (10, &10.into()), "{told:?}");
+    for line in told {
+        assert_eq!((&line["cause"], &line["fate"]), (&"refused".into(), &"dropped".into()));
+    }
     assert!(!relay.log_text().contains("events are kept"), "{}", relay.log_text());
-    assert_eq!(last_line(&relay)["lost"], 10);
 }
 
 #[test]

@@ -12,13 +12,6 @@ use crate::support::numbered::Id;
 use crate::support::prelude::*;
 use crate::support::tally::accepted_ids;
 
-/// A line of a dead-letter file.
-struct Letter {
-    output: String,
-    reason: String,
-    event: Vec<u8>,
-}
-
 /// Returns the dead-letter files of a directory, oldest first.
 fn files_in(directory: &Path) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
@@ -27,27 +20,27 @@ fn files_in(directory: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Returns all letters, oldest first. Leaves out a torn last line of a file.
-fn letters_in(directory: &Path) -> Vec<Letter> {
+/// Returns the events of all letters, oldest first. Leaves out a torn last line of a file.
+fn letters_in(directory: &Path) -> Vec<Vec<u8>> {
     let mut letters = Vec::new();
     for file in files_in(directory) {
         let bytes = std::fs::read(&file).unwrap();
         let mut lines: Vec<&[u8]> = bytes.split(|&byte| byte == b'\n').collect();
         lines.pop();
-        letters.extend(lines.into_iter().map(letter));
+        letters.extend(lines.into_iter().map(event_of_letter));
     }
     letters
 }
 
-fn letter(line: &[u8]) -> Letter {
+fn event_of_letter(line: &[u8]) -> Vec<u8> {
     let told = String::from_utf8_lossy(line);
     let fields: BTreeMap<String, Box<RawValue>> =
         serde_json::from_slice(line).unwrap_or_else(|error| panic!("{error}: {told}"));
     assert_eq!(fields.len(), 4, "{told}");
-    let word = |name: &str| serde_json::from_str(fields[name].get()).unwrap();
-    let _time: String = word("time");
-    let event = fields["event"].get().as_bytes().to_vec();
-    Letter { output: word("output"), reason: word("reason"), event }
+    for name in ["time", "output", "reason"] {
+        let _text: String = serde_json::from_str(fields[name].get()).unwrap();
+    }
+    fields["event"].get().as_bytes().to_vec()
 }
 
 #[test]
@@ -144,8 +137,7 @@ fn a_killed_relay_leaves_each_event_delivered_or_in_a_dead_letter() {
         events.iter().map(|event| numbered::identify(event)).collect()
     };
     let delivered = ids(&accepted_events(&sink));
-    let letters: Vec<Vec<u8>> =
-        letters_in(&directory).into_iter().map(|letter| letter.event).collect();
+    let letters: Vec<Vec<u8>> = letters_in(&directory);
     let kept = ids(&letters);
     assert!(kept.iter().all(|id| is_refused(*id)), "a healthy event was given up");
     let accepted = accepted_ids(&sent);
@@ -170,62 +162,6 @@ fn large(number: u32) -> Vec<u8> {
         r#"{{"level":"Metadata","auditID":"refused-{number}","stage":"ResponseComplete","text":"{text}"}}"#
     )
     .into_bytes()
-}
-
-#[test]
-fn what_is_tried_for_too_long_is_kept_with_its_reason_and_later_events_are_delivered() {
-    const MAX_ELAPSED: &str = "3s";
-    let (mut lines, spool) = (Tallying::tcp().closed(), Spool::new());
-    let requests = HttpSink::start(|request| {
-        let early = events_in(request).iter().any(|event| numbered::identify(event).number < 100);
-        Answer::status(if early { 503 } else { 200 })
-    });
-    let retry = format!(
-        "retry = {{ initial_interval = \"20ms\", max_interval = \"100ms\", max_elapsed = \"{MAX_ELAPSED}\" }}\n"
-    );
-    for queue in [spool.queue(""), String::new()] {
-        let letters = TempDir::new().unwrap();
-        let config = format!(
-            "{BASE}[dead_letter]\ndirectory = \"{}\"\n\
-             [[output]]\nname = \"lines\"\ntype = \"tcp\"\naddresses = [\"{}\"]\nreplay_window = \"100ms\"\n{retry}\
-             [[output]]\nname = \"requests\"\ntype = \"http\"\nurls = [\"http://{}/\"]\nconcurrency = 1\n{retry}{queue}",
-            text(letters.path()),
-            lines.address(),
-            requests.address(),
-        );
-        let (count_before, accepted_before) =
-            (lines.tally.count(), accepted_events(&requests).len());
-        let relay = Relay::start(&config);
-        assert_eq!(relay.post(&numbered::list(0, 0..100)).status, 200);
-        relay.wait_until_delivered(PATIENCE);
-        let metrics = relay.metrics();
-        for output in ["lines", "requests"] {
-            assert_eq!(metrics.value("error_total", &[("plugin", output)]), 100.0);
-            assert_eq!(metrics.value("dead_letter_events_total", &[("output", output)]), 100.0);
-            assert_eq!(metrics.value("output_events_total", &[("output", output)]), 0.0);
-        }
-        let letters = letters_in(letters.path());
-        for (output, cause) in [("lines", "refused"), ("requests", "503")] {
-            let ours = letters.iter().filter(|letter| letter.output == output);
-            let (events, reasons): (Vec<_>, Vec<_>) =
-                ours.map(|letter| (letter.event.clone(), &letter.reason)).unzip();
-            assert!(events == numbered::events(0, 0..100), "{output}: not each of them, in order");
-            let says = |reason: &&String| {
-                reason.starts_with("not delivered in 3s (retry.max_elapsed)")
-                    && reason.contains(cause)
-            };
-            assert!(reasons.iter().all(says), "{reasons:?}");
-        }
-        lines.set_open(true);
-        assert_eq!(relay.post(&numbered::list(0, 100..200)).status, 200);
-        relay.wait_until_delivered(PATIENCE);
-        assert_eq!(relay.metrics().sum("error_total"), 200.0, "what can be delivered is");
-        wait_until("the lines", PATIENCE, || lines.tally.count() == count_before + 100);
-        let accepted = accepted_events(&requests).split_off(accepted_before);
-        assert!(accepted == numbered::events(0, 100..200));
-        relay.finish(Backlog::Empty);
-        lines.set_open(false);
-    }
 }
 
 /// These tests need root.
@@ -284,8 +220,7 @@ mod peers {
             std::fs::remove_file(&ballast).unwrap();
             post(2.0);
             post(3.0);
-            let kept: Vec<_> =
-                letters_in(&directory).into_iter().map(|letter| letter.event).collect();
+            let kept: Vec<_> = letters_in(&directory);
             assert!(kept == [large(1), large(5), large(6)], "{kind:?}: {} letters", kept.len());
             let torn = files_in(&directory)
                 .into_iter()

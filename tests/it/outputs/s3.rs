@@ -557,31 +557,6 @@ fn a_changed_key_is_taken_up_and_a_refusal_is_explained() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: `retry.max_elapsed` is one second. Events become dead letters while the server refuses,
-/// and later ones are stored.
-#[test]
-fn events_that_are_given_up_are_in_no_object() {
-    let (server, calm) = busy_server();
-    let (keys, letters) = (Keys::new(), TempDir::new().unwrap());
-    let more = "object_age = \"100ms\"\nretry = { initial_interval = \"10ms\", \
-                max_interval = \"100ms\", max_elapsed = \"1s\" }";
-    let relay = Relay::start(&format!(
-        "{BASE}{}[dead_letter]\ndirectory = \"{}\"\n",
-        keys.output(server.address(), more),
-        text(letters.path()),
-    ));
-    let (first, second) = (generated_batch(1, 20, 700), generated_batch(2, 20, 700));
-    assert_eq!(relay.post(&first).status, 200);
-    relay.wait_until_delivered(PATIENCE);
-    calm.store(true, Ordering::SeqCst);
-    assert_eq!(relay.post(&second).status, 200);
-    relay.wait_until_delivered(PATIENCE);
-    assert_are(&lines_of(&server), &events_of(&second));
-    let given_up = crate::support::letters::events_in_letters(letters.path());
-    assert_same_set(&given_up, &events_of(&first));
-    relay.finish(Backlog::Empty);
-}
-
 /// Method: keys are valid for two seconds, and the pod's token is wrong at first. The log must say
 /// so. The relay must get keys once the token is right, and renew them before they expire.
 #[test]
@@ -679,10 +654,6 @@ fn a_config_that_cannot_work_is_refused_in_words() {
         (output("").replace("eu-central-1", "eu central"), "region"),
         (output("").replace("clusters/prod+1", "a/../b"), "prefix"),
         (output("object_bytes = \"2GiB\""), "object_bytes"),
-        (
-            output("retry.max_elapsed = \"5m\""),
-            "retry.max_elapsed: must be longer than object_age (5m)",
-        ),
         (
             output("").replace("access_key_id_file", "# "),
             "access_key_id_file: is required together with secret_access_key_file",

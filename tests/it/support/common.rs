@@ -4,11 +4,15 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::ops::Range;
+use std::time::{Duration, Instant};
 
+use super::PATIENCE;
 use super::certificates::Certificates;
 use super::corpus::{corpus, events_of, generated_batch};
+use super::http_sink::{Answer, HttpSink};
 use super::peers::Security;
 use super::relay::Relay;
+use super::requests::events_in;
 
 /// Posts EventLists one after the other, and returns the events that must arrive.
 pub(crate) fn post(relay: &Relay, bodies: &[Vec<u8>]) -> Vec<Vec<u8>> {
@@ -59,7 +63,7 @@ pub(crate) fn errors(relay: &Relay, reason: &str) -> f64 {
 /// Waits until the output `consumer` has counted `count` errors with this reason.
 pub(crate) fn wait_for_errors(relay: &Relay, reason: &str, count: f64) {
     let labels = [("output", "consumer"), ("reason", reason)];
-    relay.wait_for_metrics(&format!("{count} errors '{reason}'"), super::PATIENCE, |metrics| {
+    relay.wait_for_metrics(&format!("{count} errors '{reason}'"), PATIENCE, |metrics| {
         (metrics.value("output_errors_total", &labels) >= count).then_some(())
     });
 }
@@ -96,4 +100,29 @@ pub(crate) fn tls_key(security: Security, certificates: &Certificates) -> String
             client.certificate, client.key
         ),
     }
+}
+
+/// Starts a consumer that turns down each request with an event of this batch by 400, and accepts
+/// the others.
+pub(crate) fn all_but(batch: &[u8]) -> HttpSink {
+    let refused = events_of(batch);
+    HttpSink::start(move |request| {
+        let is_refused = events_in(request).iter().any(|event| refused.contains(event));
+        Answer::status(if is_refused { 400 } else { 200 })
+    })
+}
+
+/// Posts a batch for the consumer of [`all_but`], then others, until each event of the batch is
+/// given up and the others are delivered.
+pub(crate) fn give_up(relay: &Relay, batch: &[u8]) {
+    post(relay, &[batch.to_vec()]);
+    let count = u32::try_from(events_of(batch).len()).unwrap();
+    let (begun, mut seed) = (Instant::now(), 1_000_000);
+    while lost(relay) < f64::from(count) {
+        assert!(begun.elapsed() < PATIENCE, "{}", relay.log_text());
+        post_batch(relay, seed, 2, 700);
+        seed += 1;
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    relay.wait_until_delivered(PATIENCE);
 }

@@ -14,8 +14,8 @@ pub(crate) use super::answers::assert_accepted;
 pub(crate) use super::certificates::{Certificates, Pair};
 pub(crate) use super::chance::{number_from, rng};
 pub(crate) use super::common::{
-    errors, errors_by_reason, lost, of_output, post, post_batch, post_batches, post_corpus,
-    stream_output, tls_key, wait_for_errors,
+    all_but, errors, errors_by_reason, give_up, lost, of_output, post, post_batch, post_batches,
+    post_corpus, stream_output, tls_key, wait_for_errors,
 };
 pub(crate) use super::corpus::{corpus, events_of, generated_batch};
 pub(crate) use super::http::Client;

@@ -8,7 +8,6 @@ fn pacing() -> Pacing {
         max_interval: Duration::from_secs(30),
         multiplier: 2.0,
         randomization_factor: 0.0,
-        max_elapsed: None,
     });
     Pacing::new(retry, CancellationToken::new())
 }

@@ -398,7 +398,6 @@ struct Setting {
     /// queue.
     drop_oldest: Option<u64>,
     rejected: Rejected,
-    max_elapsed: Option<Duration>,
     latency: Duration,
     window: usize,
     ordered: bool,
@@ -420,7 +419,6 @@ impl Default for Setting {
         Self {
             drop_oldest: None,
             rejected: Rejected::Drop,
-            max_elapsed: None,
             latency: Duration::from_millis(1),
             window: 4,
             ordered: true,
@@ -503,7 +501,6 @@ impl Bench {
         let mut config =
             config::read(config::EMBEDDED, testing_config::TYPES).config.expect("it is right");
         config.outputs[0].rejected = setting.rejected;
-        config.outputs[0].retry.max_elapsed = setting.max_elapsed;
         if let Some(bytes) = setting.drop_oldest {
             (config.queue.max_bytes, config.queue.when_full) = (bytes, WhenFull::DropOldest);
         }

@@ -315,7 +315,6 @@ fn the_reference_lists_each_key_once_for_each_meaning() {
         "| `queue.acknowledge` | \"queued\" · \"delivered\" · \"synced\" | `\"queued\"` |",
         "| `queue.segment_bytes` | size, 16KiB to max_bytes / 4 | the smaller of 64MiB and max_bytes / 4 |",
         "| `listener.tls` | table | plain HTTP |",
-        "| `output.retry.max_elapsed` | time, at least 1ms | no limit |",
         "| `dead_letter.directory` | path | dead-letter/ in queue.directory |",
         "| `filter` | table | all events, unchanged |",
         "| `output.filter.match.resources.group` | string | `\"\"` |",

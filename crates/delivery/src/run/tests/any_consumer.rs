@@ -103,7 +103,6 @@ prop_compose! {
         shuffle in any::<u64>(),
         drop_oldest in prop::bool::weighted(0.2),
         desk in prop::option::of(any::<u64>()),
-        max_elapsed_ms in prop::option::weighted(0.3, 1_u64..200_000),
         replaced in prop::collection::vec(0_u64..900_000, 0..8),
         moves in prop::collection::vec(0_u64..900_000, 0..8),
         checkpoints in any::<bool>(),
@@ -113,7 +112,6 @@ prop_compose! {
         let setting = Setting {
             drop_oldest: drop_oldest.then_some(4 * 1024),
             rejected: if desk.is_some() { Rejected::DeadLetter } else { Rejected::Drop },
-            max_elapsed: max_elapsed_ms.map(Duration::from_millis),
             latency: Duration::from_millis(latency_ms),
             window: if ordered { 1 } else { window },
             ordered,
@@ -282,7 +280,7 @@ async fn holds<const EAGER: bool>(case: &Case) -> TestCaseResult {
         // good event is refused again. The first refusal may come from a bad event in its batch, or
         // from a time when everything is refused; the second refusal only from a later such time.
         let bad = case.batches.iter().any(|(_, events)| events.contains(&Kind::Bad));
-        if setting.max_elapsed.is_none() && (EAGER || refusals + usize::from(bad) < 2) {
+        if EAGER || refusals + usize::from(bad) < 2 {
             prop_assert!(missing.iter().all(|event| event.starts_with("bad")), "{missing:?}");
             // In other cases, an event that was accepted and is sent again may be given up.
             prop_assert_eq!(missing.len() as u64, lost);

@@ -1,5 +1,5 @@
-//! Events that are given up: what happens to their claims while dead letters are written, when
-//! letters can't be written, and when `retry.max_elapsed` is over.
+//! Events that are given up: what happens to their claims while dead letters are written, and when
+//! letters can't be written.
 
 use super::*;
 use crate::dead_letter::GROUP_BYTES_MAX;
@@ -139,88 +139,6 @@ async fn the_end_waits_a_moment_for_a_letter_and_leaves_what_is_not_safe() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn requests_that_fail_for_too_long_are_given_up_with_the_last_error_and_not_before() {
-    let setting = Setting { max_elapsed: Some(HOUR), ..with_desk() };
-    let mut bench = Bench::start::<false>(&setting, |_| Answer::Fail);
-    bench.append(&["a"]);
-    tokio::time::sleep(HOUR - Duration::from_secs(1)).await;
-    bench.append(&["c"]);
-    let letters = bench.letters().await;
-    assert_eq!(letters.events, ["a"]);
-    assert!(letters.reason.contains("3600s") && letters.reason.contains("scripted"));
-    let waited = bench.started.elapsed();
-    assert!(waited >= HOUR && waited < HOUR + Duration::from_secs(60), "{waited:?}");
-    assert!(letters.written(1, None));
-    // The clock of "c" began with the first attempt to send it.
-    let letters = bench.letters().await;
-    assert_eq!(letters.events, ["c"]);
-    assert!(bench.started.elapsed() >= 2 * HOUR - Duration::from_secs(1));
-    assert!(letters.written(1, None));
-    bench.drained().await;
-    assert_eq!((bench.lost(), bench.in_letters()), (2, 2));
-    bench.finish().await;
-}
-
-/// Reports success for letters until `count` events have come. Returns these events.
-async fn write_letters(bench: &mut Bench, count: usize) -> Vec<String> {
-    let mut events = Vec::new();
-    while events.len() < count {
-        let letters = bench.letters().await;
-        events.extend(letters.events.iter().cloned());
-        let count = letters.events.len() as u64;
-        assert!(letters.written(count, None));
-    }
-    events
-}
-
-#[tokio::test(start_paused = true)]
-async fn what_a_stream_could_not_send_for_too_long_is_given_up_in_order_and_the_rest_is_delivered()
-{
-    // The consumer can't be reached, or each connection breaks before anything is accepted.
-    for away in [5 * HOUR, Duration::ZERO] {
-        let started = Instant::now();
-        let setting = Setting { max_elapsed: Some(2 * HOUR), away, ..with_desk() };
-        let mut bench = Bench::start::<true>(&setting, move |_| {
-            if started.elapsed() < 5 * HOUR { Answer::Break(0) } else { Answer::Accept }
-        });
-        bench.append(&["a", "b"]);
-        tokio::time::sleep(HOUR).await;
-        assert_eq!(bench.in_letters(), 0);
-        bench.append(&["c"]);
-        let letters = write_letters(&mut bench, 2).await;
-        assert_eq!(letters, ["a", "b"]);
-        let waited = started.elapsed();
-        assert!(waited >= 2 * HOUR && waited < 2 * HOUR + Duration::from_secs(60), "{waited:?}");
-        assert_eq!(write_letters(&mut bench, 1).await, ["c"]);
-        let waited = started.elapsed() - HOUR;
-        assert!(waited >= 2 * HOUR && waited < 2 * HOUR + Duration::from_secs(120), "{waited:?}");
-        bench.append(&["d", "e"]);
-        bench.append(&["f"]);
-        bench.drained().await;
-        assert!(in_order(&bench.seen(), &["d", "e", "f"].map(str::to_owned)));
-        assert_eq!((bench.delivered(), bench.lost(), bench.in_letters()), (3, 3, 3));
-        bench.finish().await;
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn without_a_place_for_letters_what_is_too_old_is_dropped_and_counted() {
-    for eager in [true, false] {
-        let setting = Setting { max_elapsed: Some(HOUR), window: 1, ..Setting::default() };
-        let mut bench = match eager {
-            true => Bench::start::<true>(&setting, |_| Answer::Break(0)),
-            false => Bench::start::<false>(&setting, |_| Answer::Fail),
-        };
-        bench.append(&["a", "b"]);
-        bench.append(&["c"]);
-        bench.drained().await;
-        assert_eq!((bench.delivered(), bench.lost()), (0, 3));
-        assert!(bench.started.elapsed() < HOUR + Duration::from_secs(60));
-        bench.finish().await;
-    }
-}
-
-#[tokio::test(start_paused = true)]
 async fn a_stream_that_breaks_while_a_letter_is_written_sends_what_is_behind_it_once_more() {
     let mut count = 0;
     let mut bench = Bench::start::<true>(&with_desk(), move |events| {
@@ -251,31 +169,6 @@ async fn a_stream_that_breaks_while_a_letter_is_written_sends_what_is_behind_it_
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_consumer_that_refuses_everything_costs_what_max_elapsed_says_and_nothing_before() {
-    let started = Instant::now();
-    let setting = Setting { max_elapsed: Some(HOUR), ..with_desk() };
-    let mut bench = Bench::start::<false>(&setting, move |_| {
-        if started.elapsed() < HOUR / 2 { Answer::Refuse } else { Answer::Accept }
-    });
-    for batch in 0..30 {
-        bench.append(&[batch * 2, batch * 2 + 1]);
-    }
-    bench.drained().await;
-    assert_eq!((bench.delivered(), bench.lost(), bench.in_letters()), (60, 0, 0));
-    bench.finish().await;
-
-    let mut bench = Bench::start::<false>(&setting, |_| Answer::Refuse);
-    bench.append(&["a", "b", "c"]);
-    let mut letters = write_letters(&mut bench, 3).await;
-    letters.sort();
-    assert_eq!(letters, ["a", "b", "c"]);
-    assert!(bench.started.elapsed() >= HOUR);
-    bench.drained().await;
-    assert_eq!((bench.delivered(), bench.lost(), bench.in_letters()), (0, 3, 3));
-    bench.finish().await;
-}
-
-#[tokio::test(start_paused = true)]
 async fn what_waits_for_its_letters_is_bounded() {
     // The letters have 1 MiB each, and are not written for some time.
     let big = "x".repeat(1 << 20);
@@ -299,49 +192,5 @@ async fn what_waits_for_its_letters_is_bounded() {
     bench.drained().await;
     assert_eq!((bench.delivered(), bench.lost()), (40, 40));
     clerk.end().await;
-    bench.finish().await;
-}
-
-/// A refused batch is cut in halves. If the first half then fails for longer than
-/// `retry.max_elapsed`, both halves are given up without having been read again. Each event must be
-/// counted once, although the second half was never sent alone.
-#[tokio::test(start_paused = true)]
-async fn halves_that_are_given_up_unread_count_each_event_once() {
-    let mut sent = 0;
-    let setting = Setting {
-        max_elapsed: Some(Duration::from_secs(60)),
-        window: 1,
-        rejected: Rejected::Drop,
-        ..Setting::default()
-    };
-    let mut bench = Bench::start::<false>(&setting, move |_| {
-        sent += 1;
-        if sent == 1 { Answer::Refuse } else { Answer::Fail }
-    });
-    bench.append(&["a", "b", "c", "d"]);
-    bench.drained().await;
-    assert_eq!((bench.delivered(), bench.lost()), (0, 4));
-    bench.finish().await;
-}
-
-/// An ordered output holds the second event, which was accepted before the first one. A reload
-/// comes while the first event is on the wire, and the connection ends when the first event is too
-/// old. The first event is then given up, or sent by the next delivery before the second one.
-#[tokio::test(start_paused = true)]
-async fn an_event_that_a_reload_saves_from_being_given_up_keeps_its_place() {
-    let seconds = Duration::from_secs;
-    let (latency, max_elapsed) = (seconds(2), Some(seconds(5)));
-    let replaced = vec![Duration::from_millis(7500)];
-    let setting = Setting { window: 1, latency, max_elapsed, replaced, ..Setting::default() };
-    let answers = [Answer::Fail, Answer::Fail, Answer::Accept, Answer::Gone(true)];
-    let mut answers = answers.into_iter();
-    let mut bench =
-        Bench::start::<false>(&setting, move |_| answers.next().unwrap_or(Answer::Accept));
-    bench.append(&["a"]);
-    tokio::time::sleep(seconds(3)).await;
-    bench.append(&["b"]);
-    bench.drained().await;
-    let (seen, lost) = (bench.seen(), bench.lost());
-    assert!(lost == 1 || in_order(&seen, &bench.appended), "{seen:?}, {lost} lost");
     bench.finish().await;
 }
