@@ -23,7 +23,7 @@ use events::Generator;
 use client::ask::Connection;
 use queue::Queue;
 use relay::{Opened, Signals};
-use tools::replay::client::{Client, Failure, Retry};
+use tools::replay::client::{Client, Failure, PATIENCE};
 
 /// The time between two batches. kube-apiserver sends at most ten batches per second
 /// (`--audit-webhook-batch-throttle-qps`).
@@ -215,7 +215,7 @@ impl Demo {
         let Opened { listeners, admin, queue } = opened;
         let listener = listeners.first().ok_or("the relay has no listener")?;
         let url = format!("http://{listener}/?timeout=30s");
-        let client = Client::new(&url, None, None, Retry::default(), stop.clone())?;
+        let client = Client::new(&url, None, None, PATIENCE, stop.clone())?;
         figures.send_modify(|figures| figures.admin = Some(admin));
         Ok(Self {
             queue,

@@ -3,7 +3,6 @@
 use std::io::Read as _;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -16,7 +15,7 @@ use super::{Heard, failed, healthcheck, input, print, runtime, shown};
 use base::words::escape;
 use client::tls;
 use config::ClientTls;
-use tools::replay::client::{Client, Failed, Retry};
+use tools::replay::client::{Client, Failed, PATIENCE};
 use tools::replay::packing::{MAGIC_BYTES, Packing};
 use tools::replay::{
     Note, OnBadLine, Progress, Replay, Replayed, Settings, Span, Stopped, To, Unit,
@@ -35,9 +34,6 @@ const TELL_CALMLY: Duration = Duration::from_secs(60);
 
 const BAD_LINES_SHOWN: u64 = 10;
 
-/// The greatest number of bytes that [`look`] passes on together, unless an event is larger.
-const LOOKED_BYTES: usize = 1 << 20;
-
 /// The longest time for which the process, at its end, waits for blocking work. A name lookup or a
 /// write may hang and must not keep the process alive.
 const LEAVING: Duration = Duration::from_millis(100);
@@ -51,8 +47,8 @@ pub(super) struct Arguments {
     #[arg(required = true, value_name = "FILE|DIR")]
     files: Vec<PathBuf>,
     /// Follow one log as it grows and is rotated, until SIGTERM. Temporary errors are retried
-    /// without limit, with one request at a time
-    #[arg(long, requires = "resume", conflicts_with_all = ["output", "even_if_running", "attempts", "concurrency"])]
+    /// without limit
+    #[arg(long, requires = "resume", conflicts_with_all = ["output", "even_if_running"])]
     follow: bool,
     /// From a directory, send only the events that this output has not finished
     #[arg(long, value_name = "NAME")]
@@ -73,33 +69,10 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "WHAT")]
     on_bad_line: Option<BadLine>,
     #[command(flatten)]
-    requests: Requests,
-    #[command(flatten)]
     tls: Tls,
     /// File with the bearer token for the Authorization header
     #[arg(long, value_name = "FILE")]
     bearer_token_file: Option<PathBuf>,
-}
-
-/// How the events are sent.
-#[derive(Args)]
-struct Requests {
-    /// Send at most this many events in a request
-    #[arg(long, value_name = "N", default_value = "400", value_parser = clap::value_parser!(u32).range(1..=100_000))]
-    batch: u32,
-    /// Send at most this many bytes in a request; a larger event is sent alone
-    #[arg(long, value_name = "SIZE", default_value = "8MiB", value_parser = batch_bytes)]
-    batch_bytes: usize,
-    /// Send at most this many concurrent requests; 1 keeps the events in order
-    #[arg(long, value_name = "N", default_value = "4", value_parser = clap::value_parser!(u32).range(1..=64))]
-    concurrency: u32,
-    /// Stop after this many failed attempts at a request
-    #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u32).range(1..))]
-    attempts: u32,
-    /// The pause before the second attempt; each later pause is 1.5 times as long, plus a random
-    /// part of up to a fifth
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = config::time)]
-    backoff: Duration,
 }
 
 /// How the receiver is verified, and how it verifies this command.
@@ -114,12 +87,6 @@ struct Tls {
     /// PEM file with the client certificate's private key
     #[arg(long, value_name = "FILE", requires = "certificate")]
     key: Option<PathBuf>,
-    /// The name that the receiver's certificate must have [default: the host of the URL]
-    #[arg(long, value_name = "NAME")]
-    server_name: Option<String>,
-    /// Accept any certificate from the receiver
-    #[arg(long)]
-    insecure_skip_verify: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -133,15 +100,6 @@ enum BadLine {
 fn rate_max(text: &str) -> Result<NonZeroU32, String> {
     text.parse()
         .map_err(|_| format!("allowed: a whole number of events per second, 1 to {}", u32::MAX))
-}
-
-/// Parses the size of a request in bytes. `Err` if the text is not a size from 1 KiB to 64 MiB.
-fn batch_bytes(text: &str) -> Result<usize, String> {
-    let bytes = config::size(text)?;
-    match usize::try_from(bytes) {
-        Ok(bytes) if (1024..=64 << 20).contains(&bytes) => Ok(bytes),
-        _ => Err("1KiB to 64MiB are allowed".to_owned()),
-    }
 }
 
 /// Checks that the inputs exist, and that `-` is named at most once. `Err` is the exit status.
@@ -158,7 +116,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
     if !arguments.follow {
         check(&arguments.files)?;
     }
-    let Tls { ca, certificate, key, .. } = &arguments.tls;
+    let Tls { ca, certificate, key } = &arguments.tls;
     for file in [ca, certificate, key].into_iter().flatten().filter(|_| is_https(arguments)) {
         input(file, "the PEM file")?;
     }
@@ -186,9 +144,6 @@ fn settings(arguments: &Arguments) -> Settings {
         output: arguments.output.clone(),
         even_if_running: arguments.even_if_running,
         rate: arguments.rate,
-        batch_events: arguments.requests.batch as usize,
-        batch_bytes: arguments.requests.batch_bytes,
-        concurrency: if arguments.follow { 1 } else { arguments.requests.concurrency as usize },
         resume: arguments.resume.clone(),
         on_bad_line: match (arguments.on_bad_line, arguments.follow) {
             (Some(BadLine::Stop), _) | (None, false) => OnBadLine::Stop,
@@ -204,12 +159,10 @@ fn is_https(arguments: &Arguments) -> bool {
 }
 
 fn client(arguments: &Arguments, stop: CancellationToken) -> Result<Client, String> {
-    let Tls { ca, certificate, key, server_name, insecure_skip_verify } = &arguments.tls;
+    let Tls { ca, certificate, key } = &arguments.tls;
     let settings = ClientTls {
         ca: ca.clone(),
         identity: certificate.clone().zip(key.clone()),
-        server_name: server_name.clone(),
-        insecure_skip_verify: *insecure_skip_verify,
         ..ClientTls::default()
     };
     let https = is_https(arguments);
@@ -224,12 +177,8 @@ fn client(arguments: &Arguments, stop: CancellationToken) -> Result<Client, Stri
         token.map_err(|error| format!("cannot read {}: {error}", shown(file)))
     });
     let token = token.transpose()?;
-    let Requests { attempts, backoff: pause, .. } = arguments.requests;
-    let retry = match arguments.follow {
-        true => Retry::unlimited(pause),
-        false => Retry { attempts, pause, ..Retry::default() },
-    };
-    Client::new(&arguments.url, tls, token.as_deref(), retry, stop)
+    let patience = if arguments.follow { Duration::MAX } else { PATIENCE };
+    Client::new(&arguments.url, tls, token.as_deref(), patience, stop)
 }
 
 async fn send(
@@ -240,8 +189,7 @@ async fn send(
 ) -> Result<(), u8> {
     let mut display = Display::new(replay.file_bytes());
     display.follows = arguments.follow;
-    let (progress, ended) =
-        shown_run(replay, To::Relay(Arc::new(client)), &mut display, stop).await?;
+    let (progress, ended) = shown_run(replay, To::Relay(client), &mut display, stop).await?;
     print(&display.summary(progress))?;
     match ended {
         Some(Ok(())) if progress.is_nothing() && !arguments.follow => {
@@ -266,9 +214,6 @@ pub(super) fn look(
         output: None,
         even_if_running: true,
         rate: None,
-        batch_events: usize::MAX,
-        batch_bytes: LOOKED_BYTES,
-        concurrency: 1,
         resume: None,
         on_bad_line: OnBadLine::Skip,
         only_looks: true,
@@ -462,16 +407,9 @@ impl Display {
                 format!("{}: {}", shown(directory), escape::message(what))
             }
             Note::Retrying { span, failed } => {
-                let Failed { what, attempt, attempts, pause } = failed;
-                let of = match *attempts {
-                    u32::MAX => String::new(),
-                    attempts => format!(" of {attempts}"),
-                };
-                format!(
-                    "{}: {what}; attempt {attempt}{of}, the next in {:.1} s",
-                    spot(span),
-                    pause.as_secs_f64(),
-                )
+                let Failed { what, attempt, pause } = failed;
+                let (spot, pause) = (spot(span), pause.as_secs_f64());
+                format!("{spot}: {what}; attempt {attempt}, the next in {pause:.1} s")
             }
             Note::Replayed(replayed) => {
                 self.replayed.push_str(&result_of(replayed));

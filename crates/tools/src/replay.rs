@@ -2,10 +2,10 @@
 //! would have sent them. It also sends the events that a relay which no longer runs has left in its
 //! queue's directory (`spool`).
 //!
-//! One thread reads and checks the inputs (`input`), and several requests are open at the same time
-//! (`client`). The *frontier* is the point up to which everything was accepted without a gap. The
-//! resume file holds the frontier as of its last write, so that a later run skips nothing that was
-//! not accepted. A later run may send what comes after this frontier a second time.
+//! One thread reads and checks the inputs (`input`). The requests are sent one after the other
+//! (`client`), so everything before the open request was accepted. The resume file says what was
+//! accepted as of its last write, so that a later run skips nothing that was not accepted. A later
+//! run may send what was accepted after this write a second time.
 //! The code here never prints: [`Replay::run`] sends notes to its caller. A command that only looks
 //! at the events passes a function instead of a relay ([`To`]).
 //!
@@ -16,7 +16,6 @@
 //! | 3 | `input` | what is read |
 //! | 4 | `follow` | a log that grows and is rotated |
 
-use std::collections::VecDeque;
 use std::num::NonZeroU32;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -24,8 +23,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -51,14 +48,12 @@ pub use spool::Replayed;
 
 pub use resume::FORMAT as RESUME_FORMAT;
 
-/// The maximum number of requests after the frontier, as a multiple of `concurrency`. It bounds the
-/// events that a run after an orderly end may send a second time.
-const WINDOW: usize = 2;
+/// The maximum number of events in a request. Because one request is sent at a time, small requests
+/// would be slow with a receiver that responds only when it has delivered the events.
+const EVENTS_MAX: u32 = 2000;
 
-/// The maximum bytes in the bodies of all open requests. A larger request is sent alone.
-const IN_FLIGHT_BYTES_MAX: usize = 64 << 20;
-
-/// The longest time between two checks whether the resume file must be written.
+/// The resume file is written when a request is accepted, but not more often than this. A log that
+/// is followed has no such limit.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 
 /// The longest delay that is made up for by sending faster than the configured rate.
@@ -90,12 +85,6 @@ pub struct Settings {
     pub even_if_running: bool,
     /// The maximum number of events per second. `None`: as fast as the receiver accepts them.
     pub rate: Option<NonZeroU32>,
-    /// The maximum number of events in a request.
-    pub batch_events: usize,
-    /// The maximum bytes of a request body. A larger event is sent in a request of its own.
-    pub batch_bytes: usize,
-    /// The maximum number of open requests.
-    pub concurrency: usize,
     /// The path of the resume file. `None`: the progress is not saved for a later run.
     pub resume: Option<PathBuf>,
     /// The reaction to a line of the files that is not an event.
@@ -108,10 +97,18 @@ pub struct Settings {
     pub follows: bool,
 }
 
+impl Settings {
+    /// Returns the maximum number of events in a request.
+    fn batch_events(&self) -> u32 {
+        let share = self.rate.map(|rate| (rate.get() / REQUESTS_PER_SECOND).max(1));
+        share.map_or(EVENTS_MAX, |share| share.min(EVENTS_MAX))
+    }
+}
+
 /// The receiver of the batches.
 pub enum To<'l> {
     /// A relay.
-    Relay(Arc<Client>),
+    Relay(Client),
     /// A function that gets the events, as JSON lines that a relay would accept.
     Look(&'l mut dyn FnMut(&[u8])),
 }
@@ -232,7 +229,14 @@ pub struct Unusable(String);
 /// A replay with checked inputs, ready to run.
 pub struct Replay {
     settings: Settings,
-    frontier: Frontier,
+    /// The contents for the resume file: how much of each input was accepted.
+    state: State,
+    /// The place of the next event: the index of a file, and the number of its lines before the
+    /// event. For a queue's directory, the position of the event. All files of a log that is
+    /// followed have the index 0.
+    at: (usize, u64),
+    /// The queue of each input. `None` if the input is a file.
+    spools: Vec<Option<Arc<Spool>>>,
 }
 
 impl Replay {
@@ -286,7 +290,7 @@ impl Replay {
             let saved = state.save(file);
             saved.map_err(|error| Unusable(format!("cannot write {}: {error}", file.display())))?;
         }
-        Ok(Self { settings, frontier: Frontier::new(state, spools) })
+        Ok(Self::with(settings, state, spools))
     }
 
     /// Does what [`Replay::new`] does, for a log that is followed.
@@ -311,23 +315,30 @@ impl Replay {
             state.files = follow::begin(log).map_err(|error| cannot("read", log, error))?;
         }
         state.save(file).map_err(|error| cannot("write", file, error))?;
-        let mut frontier = Frontier::new(state, vec![None]);
-        (frontier.at.0, frontier.follows) = (0, true);
-        Ok(Self { settings, frontier })
+        Ok(Self::with(settings, state, vec![None]))
+    }
+
+    fn with(settings: Settings, state: State, spools: Vec<Option<Arc<Spool>>>) -> Self {
+        let last = state.files.len().saturating_sub(1);
+        let start = |spool: &Arc<Spool>| spool.start.get();
+        let begin = spools.get(last).and_then(Option::as_ref).map(start);
+        let lines = begin.or_else(|| state.files.last().map(|read| read.lines));
+        let at = (if settings.follows { 0 } else { last }, lines.unwrap_or(0));
+        Self { settings, state, at, spools }
     }
 
     /// Returns remarks for the operator before the events are sent, one sentence each. They say
     /// which events of queues are sent, which outputs get some of them a second time, and where in
     /// a log the first run begins.
     pub fn remarks(&self) -> Vec<String> {
-        let known = self.frontier.state.files.last().filter(|_| self.settings.follows);
+        let known = self.state.files.last().filter(|_| self.settings.follows);
         if let Some(log) = known.filter(|read| !read.is_begun()) {
             return vec![format!(
                 "{}: begins with its first line; what was rotated before is not sent",
                 log.path.display()
             )];
         }
-        let inputs = self.settings.files.iter().zip(&self.frontier.spools);
+        let inputs = self.settings.files.iter().zip(&self.spools);
         let spools = inputs.filter_map(|(path, spool)| Some((path, spool.as_ref()?)));
         spools.flat_map(|(path, spool)| spool.remarks(path)).collect()
     }
@@ -335,8 +346,8 @@ impl Replay {
     /// Returns the line or position with which this run begins. `None` for a first run, and if the
     /// run begins with the first line or position of an input.
     pub fn resumes_at(&self) -> Option<Span> {
-        let is_resumed = self.frontier.state.files.last().is_some_and(|last| last.lines > 0);
-        is_resumed.then(|| self.frontier.place(&self.settings.files))
+        let is_resumed = self.state.files.last().is_some_and(|last| last.lines > 0);
+        is_resumed.then(|| self.place())
     }
 
     /// Returns the size of all inputs in bytes. `None` if the size of an input is not known, such
@@ -348,7 +359,7 @@ impl Replay {
     /// Returns the size of each input in bytes. For a queue, this is the size of the lines that its
     /// outputs have not finished. It is not known if all stored lines are read.
     fn sizes(&self) -> impl Iterator<Item = Option<u64>> {
-        self.settings.files.iter().zip(&self.frontier.spools).map(|(file, spool)| match spool {
+        self.settings.files.iter().zip(&self.spools).map(|(file, spool)| match spool {
             Some(spool) => (!self.settings.only_looks).then_some(spool.left.bytes),
             None => std::fs::metadata(file).ok().filter(|it| it.is_file()).map(|it| it.len()),
         })
@@ -369,47 +380,149 @@ impl Replay {
         stop: CancellationToken,
     ) -> Result<(), Stopped> {
         let sizes = self.sizes().map(Option::unwrap_or_default).collect();
-        let Self { mut settings, frontier } = self;
-        if let Some(rate) = settings.rate {
-            let share = usize::try_from(rate.get() / REQUESTS_PER_SECOND).unwrap_or(usize::MAX);
-            settings.batch_events = settings.batch_events.min(share.max(1));
-        }
         let plan = input::Plan {
-            settings: settings.clone(),
-            spools: frontier.spools.clone(),
-            resumed: frontier.state.files.clone(),
+            settings: self.settings.clone(),
+            spools: self.spools.clone(),
+            resumed: self.state.files.clone(),
         };
         let (sender, items) = mpsc::channel(1);
         let for_reader = notes.clone();
-        let read_all = if settings.follows { follow::read_all } else { input::read_all };
+        let read_all = if self.settings.follows { follow::read_all } else { input::read_all };
         // The thread ends when `items` is dropped. If it hangs in a read, it ends with the process.
         let reading = std::thread::Builder::new()
             .name("replay-reader".to_owned())
             .spawn(move || read_all(&plan, &sender, &for_reader));
-        let running = Running {
+        progress.send_modify(|progress| progress.events_before = self.state.events);
+        let now = Instant::now();
+        let mut running = Running {
+            replay: self,
             to,
+            kept: None,
             notes,
             progress,
             stop,
             sizes,
-            frontier,
-            saver: Saver::default(),
-            lanes: FuturesUnordered::new(),
-            idle: Vec::new(),
-            in_flight_bytes: 0,
-            due: Instant::now(),
-            settings,
+            due: now,
+            saved: now,
         };
-        running.progress.send_modify(|progress| {
-            progress.events_before = running.frontier.state.events;
-        });
-        match reading {
-            Ok(_) => running.run(items).await,
+        let sent = match reading {
+            Ok(_) => running.send_all(items).await,
             Err(error) => {
                 let what = format!("cannot start the thread that reads: {error}");
-                running.ended(Some(Trouble::here(what))).await
+                Err(running.replay.stopped(what, None))
             }
+        };
+        running.ended(sent).await
+    }
+
+    /// Records that everything up to the end of this batch is done: its events were accepted, and
+    /// its bad lines were skipped.
+    fn advance(&mut self, done: &Batch) {
+        let Place { file, head, offset, lines, .. } = done.end;
+        let files = &self.settings.files;
+        let saved = self.state.files.get(file).and_then(|read| read.queue.clone());
+        let mut queue = saved.or_else(|| self.spool(file).map(|spool| spool.resumed.clone()));
+        if let Some(queue) = &mut queue {
+            queue.events += done.events;
+            queue.missing += done.damage.missing;
+            queue.faults += done.damage.faults;
         }
+        let path = files.get(file).cloned().unwrap_or_default();
+        let read = resume::Read { queue, path, head, offset, lines };
+        self.state.events += done.events;
+        if self.settings.follows {
+            resume::go_on(&mut self.state.files, read, done.gaps > 0);
+            self.at = (0, lines);
+            return;
+        }
+        match self.state.files.get_mut(file) {
+            Some(there) => *there = read,
+            None => self.state.files.push(read),
+        }
+        // The reader also reports the ends of files that an earlier run has sent.
+        self.at = self.at.max((file, lines));
+    }
+
+    fn spool(&self, file: usize) -> Option<&Spool> {
+        self.spools.get(file).and_then(Option::as_deref)
+    }
+
+    /// Returns these lines of an input, or these positions of a queue's directory.
+    fn span(&self, file: usize, numbers: RangeInclusive<u64>) -> Span {
+        let unit = if self.spool(file).is_some() { Unit::Position } else { Unit::Line };
+        let path = self.settings.files.get(file).cloned().unwrap_or_default();
+        Span::new(&path, unit, numbers)
+    }
+
+    /// Returns the line or position of the next event: everything before it was accepted.
+    fn place(&self) -> Span {
+        let (file, done) = self.at;
+        let next = if self.spool(file).is_some() { done } else { done + 1 };
+        self.span(file, next..=next)
+    }
+
+    /// Returns the result for each queue's directory that was begun.
+    fn replayed(&self) -> Vec<Replayed> {
+        let result = |((directory, read), spool): ((&PathBuf, &resume::Read), &Option<_>)| {
+            let queue = read.queue.as_ref()?;
+            let dropped = |spool: &Arc<Spool>| {
+                spool.left.dropped_in(Position::new(queue.begin)..Position::new(read.lines))
+            };
+            Some(Replayed {
+                directory: directory.clone(),
+                queue: queue.identity.clone(),
+                events: queue.events,
+                begin: Position::new(queue.begin),
+                end: Position::new(read.lines),
+                missing: queue.missing,
+                dropped: spool.as_ref().map_or(0, dropped),
+            })
+        };
+        let files = self.settings.files.iter();
+        files.zip(&self.state.files).zip(&self.spools).filter_map(result).collect()
+    }
+
+    /// Returns a text about events in the queues that were not sent: those that were damaged or
+    /// missing, in this run and earlier ones, and those that outputs have set aside. `None` if
+    /// there are none.
+    fn left_out(&self) -> Option<String> {
+        let queues = || self.state.files.iter().filter_map(|read| read.queue.as_ref());
+        let faults: u64 = queues().map(|queue| queue.faults).sum();
+        let missing: u64 = queues().map(|queue| queue.missing).sum();
+        let damage = (faults > 0).then(|| {
+            let places = spool::count(faults, "place");
+            format!("damaged or missing events: {missing}, in {places}; they are left out")
+        });
+        let spools = self.settings.files.iter().zip(&self.spools);
+        let aside = spools.filter_map(|(path, spool)| {
+            let aside = spool.as_ref()?.left.aside;
+            (aside > 0).then(|| spool::aside_words(aside, path))
+        });
+        let texts: Vec<_> = damage.into_iter().chain(aside).collect();
+        (!texts.is_empty()).then(|| texts.join("; "))
+    }
+
+    /// Writes the resume file, if there is one.
+    async fn save(&self) -> Result<(), Stopped> {
+        let Some(file) = self.settings.resume.clone() else { return Ok(()) };
+        let state = self.state.clone();
+        let saved = tokio::task::spawn_blocking(move || state.save(&file)).await;
+        saved
+            .map_err(std::io::Error::from)
+            .flatten()
+            .map_err(|error| self.stopped(format!("cannot write the resume file: {error}"), None))
+    }
+
+    /// Returns the reason for a stop before the next event. `lines` caused the stop, if any did.
+    fn stopped(&self, what: String, lines: Option<Span>) -> Stopped {
+        Stopped { what, at: Some(self.place()), lines }
+    }
+}
+
+impl Stopped {
+    /// Makes the reason for a stop after every event that could be read was accepted.
+    fn at_end(what: String) -> Self {
+        Self { what, at: None, lines: None }
     }
 }
 
@@ -433,450 +546,132 @@ fn is_directory(file: &Path) -> Result<bool, Unusable> {
     found.map_err(|error| Unusable(format!("cannot read {}: {error}", file.display())))
 }
 
-/// The frontier, and the requests after it.
-struct Frontier {
-    /// The contents for the resume file, which describe everything before the frontier.
-    state: State,
-    /// The number of the first request in `sent`. The requests of a run are numbered from 0.
-    first: u64,
-    /// The requests after the frontier, in the order of the files, without their bodies. The `bool`
-    /// is `true` if the receiver has accepted the request, or if it has no events.
-    sent: VecDeque<(Batch, bool)>,
-    /// The frontier: the index of a file, and the number of its lines before the frontier. For a
-    /// queue's directory, the position of the first event after the frontier.
-    at: (usize, u64),
-    /// The queue of each input. `None` if the input is a file.
-    spools: Vec<Option<Arc<Spool>>>,
-    /// `true`: the only input is a log that is followed. All its files have the index 0.
-    follows: bool,
-}
-
-impl Frontier {
-    fn new(state: State, spools: Vec<Option<Arc<Spool>>>) -> Self {
-        let last = state.files.len().saturating_sub(1);
-        let start = |spool: &Arc<Spool>| spool.start.get();
-        let begin = spools.get(last).and_then(Option::as_ref).map(start);
-        let lines = begin.or_else(|| state.files.last().map(|read| read.lines));
-        let at = (last, lines.unwrap_or(0));
-        Self { state, first: 0, sent: VecDeque::new(), at, spools, follows: false }
-    }
-
-    fn spool(&self, file: usize) -> Option<&Spool> {
-        self.spools.get(file).and_then(Option::as_deref)
-    }
-
-    /// Adds a request to `sent` and returns its number.
-    fn push(&mut self, sent: Batch) -> u64 {
-        let is_accepted = sent.events == 0;
-        self.sent.push_back((sent, is_accepted));
-        self.first + self.sent.len() as u64 - 1
-    }
-
-    fn accepted(&mut self, number: u64) {
-        let index = usize::try_from(number - self.first).unwrap_or(usize::MAX);
-        if let Some((_, is_accepted)) = self.sent.get_mut(index) {
-            *is_accepted = true;
-        }
-    }
-
-    /// Moves the frontier past the first request in `sent` and returns the request. `None` if there
-    /// is none, or if it is not accepted yet. `files` are the paths for the resume file.
-    fn next(&mut self, files: &[PathBuf]) -> Option<Batch> {
-        let (done, _) = self.sent.pop_front_if(|(_, is_accepted)| *is_accepted)?;
-        self.first += 1;
-        let Place { file, head, offset, lines, .. } = done.end;
-        let saved = self.state.files.get(file).and_then(|read| read.queue.clone());
-        let mut queue = saved.or_else(|| self.spool(file).map(|spool| spool.resumed.clone()));
-        if let Some(queue) = &mut queue {
-            queue.events += done.events;
-            queue.missing += done.damage.missing;
-            queue.faults += done.damage.faults;
-        }
-        let read = resume::Read {
-            queue,
-            path: files.get(file).cloned().unwrap_or_default(),
-            head,
-            offset,
-            lines,
-        };
-        self.state.events += done.events;
-        if self.follows {
-            resume::go_on(&mut self.state.files, read, done.gaps > 0);
-            self.at = (0, lines);
-            return Some(done);
-        }
-        match self.state.files.get_mut(file) {
-            Some(there) => *there = read,
-            None => self.state.files.push(read),
-        }
-        // The reader also reports the ends of files that an earlier run has sent, which are before
-        // the frontier.
-        self.at = self.at.max((file, lines));
-        Some(done)
-    }
-
-    fn place(&self, files: &[PathBuf]) -> Span {
-        let (index, lines) = self.at;
-        let file = files.get(index).cloned().unwrap_or_default();
-        match self.spool(index) {
-            Some(_) => Span::new(&file, Unit::Position, lines..=lines),
-            None => Span::new(&file, Unit::Line, lines + 1..=lines + 1),
-        }
-    }
-
-    /// Returns the result for each queue's directory that was begun.
-    fn replayed(&self, files: &[PathBuf]) -> Vec<Replayed> {
-        let result = |((directory, read), spool): ((&PathBuf, &resume::Read), &Option<_>)| {
-            let queue = read.queue.as_ref()?;
-            let dropped = |spool: &Arc<Spool>| {
-                spool.left.dropped_in(Position::new(queue.begin)..Position::new(read.lines))
-            };
-            Some(Replayed {
-                directory: directory.clone(),
-                queue: queue.identity.clone(),
-                events: queue.events,
-                begin: Position::new(queue.begin),
-                end: Position::new(read.lines),
-                missing: queue.missing,
-                dropped: spool.as_ref().map_or(0, dropped),
-            })
-        };
-        files.iter().zip(&self.state.files).zip(&self.spools).filter_map(result).collect()
-    }
-
-    /// Returns a text about events in the queues that were not sent: those that were damaged or
-    /// missing, in this run and earlier ones, and those that outputs have set aside. `None` if
-    /// there are none.
-    fn left_out(&self, files: &[PathBuf]) -> Option<String> {
-        let queues = || self.state.files.iter().filter_map(|read| read.queue.as_ref());
-        let faults: u64 = queues().map(|queue| queue.faults).sum();
-        let missing: u64 = queues().map(|queue| queue.missing).sum();
-        let damage = (faults > 0).then(|| {
-            let places = spool::count(faults, "place");
-            format!("damaged or missing events: {missing}, in {places}; they are left out")
-        });
-        let spools = files.iter().zip(&self.spools);
-        let aside = spools.filter_map(|(path, spool)| {
-            let aside = spool.as_ref()?.left.aside;
-            (aside > 0).then(|| spool::aside_words(aside, path))
-        });
-        let texts: Vec<_> = damage.into_iter().chain(aside).collect();
-        (!texts.is_empty()).then(|| texts.join("; "))
-    }
-}
-
-#[derive(Default)]
-struct Saver {
-    /// The state in the resume file. `None` before the first successful write by this `Saver`.
-    saved: Option<State>,
-    writing: Option<tokio::task::JoinHandle<std::io::Result<State>>>,
-}
-
-impl Saver {
-    /// Begins to write `state` to the resume file, unless there is no resume file, it has this
-    /// state already, or another write is running.
-    fn save(&mut self, file: Option<&PathBuf>, state: &State) {
-        let Some(file) = file.filter(|_| self.writing.is_none()) else { return };
-        if self.saved.as_ref() != Some(state) {
-            let (file, state) = (file.clone(), state.clone());
-            let write = move || state.save(&file).map(|()| state);
-            self.writing = Some(tokio::task::spawn_blocking(write));
-        }
-    }
-
-    /// Waits until the running write has ended. If no write is running, waits forever. `Err` is the
-    /// text of the failure.
-    ///
-    /// # Cancel safety
-    ///
-    /// If the future is dropped, the write continues, and the next call waits for it.
-    async fn written(&mut self) -> Result<(), String> {
-        let Some(writing) = &mut self.writing else { return std::future::pending().await };
-        let written = writing.await;
-        self.writing = None;
-        let saved = written.map_err(std::io::Error::from).flatten();
-        let state = saved.map_err(|error| format!("cannot write the resume file: {error}"))?;
-        self.saved = Some(state);
-        Ok(())
-    }
-}
-
-struct Trouble {
-    what: String,
-    /// The lines or positions that caused the stop, if any did.
-    lines: Option<Span>,
-    /// `true`: open requests may use all their attempts. `false`: no further attempt follows, and
-    /// open requests end after at most five seconds.
-    finishes: bool,
-}
-
-impl Trouble {
-    /// Makes a `Trouble` that no input has caused. Open requests end within five seconds.
-    fn here(what: String) -> Self {
-        Self { what, lines: None, finishes: false }
-    }
-
-    /// Makes a `Trouble` for inputs of which not everything was sent. `lines` is the line or
-    /// position that can't be used, if it is a single one. Open requests may use all attempts.
-    fn reading(what: String, lines: Option<Span>) -> Self {
-        Self { what, lines, finishes: true }
-    }
-}
-
-/// The result of a lane, with the connection for a later lane.
-struct Done {
-    number: u64,
-    events: u64,
-    bytes: usize,
-    connection: Option<Connection>,
-    result: Result<(), Trouble>,
-}
-
-/// A future that sends one request, with all its attempts.
-type Lane = std::pin::Pin<Box<dyn Future<Output = Done> + Send>>;
-
 /// A running replay. [`Replay::run`] owns it, and its loop runs in the caller's task.
 ///
-/// Each turn of the loop handles one occurrence, such as the end of a lane (the future that sends
-/// one request), the next batch from the reader thread, or the end of a write of the resume file.
+/// The loop sends one batch after the other, and ends at the end of the inputs or at the first
+/// failure. Only an accepted batch advances the contents of the resume file. Therefore a later run
+/// may send events twice, but it skips no readable event that was not accepted. A cancelled `stop`
+/// ends a pause immediately, and an open request after at most five seconds. The resume file is
+/// written once more at the end.
 ///
-/// The loop holds at most one batch to send. `concurrency` limits the number of busy lanes,
-/// [`WINDOW`] the requests after the frontier, and [`IN_FLIGHT_BYTES_MAX`] the bytes of open
-/// requests. A later lane can use the connection of a lane that has ended.
-///
-/// The loop ends at the end of the inputs or at the first trouble, in both cases after the last
-/// lane has ended. After a failure to read, the lanes may use all their attempts. Any other trouble
-/// (a request that fails permanently, `stop`, a resume file that can't be written) cancels `stop`,
-/// so that the lanes end within five seconds. If a request fails permanently after a failure to
-/// read, only the request is reported. The resume file is written once more at the end.
-///
-/// If a log is followed, a cancelled `stop` is no trouble. Also, a batch is sent only when the
+/// If a log is followed, a cancelled `stop` is not a failure. Also, a batch is sent only when the
 /// resume file covers everything before it, so that a kill repeats at most one batch.
-///
-/// The frontier never passes a request that was not accepted. Therefore a later run with the same
-/// resume file may send events twice, but it skips no readable event that was not accepted.
 struct Running<'l> {
-    settings: Settings,
+    replay: Replay,
     to: To<'l>,
+    /// The open connection to the relay, for the next request.
+    kept: Option<Connection>,
     notes: mpsc::Sender<Note>,
     progress: watch::Sender<Progress>,
     stop: CancellationToken,
     /// The sizes of the inputs in bytes; 0 if a size is not known.
     sizes: Vec<u64>,
-    frontier: Frontier,
-    saver: Saver,
-    lanes: FuturesUnordered<Lane>,
-    /// The open connections that no lane uses now.
-    idle: Vec<Connection>,
-    /// The bytes in the bodies of all open requests.
-    in_flight_bytes: usize,
     /// The earliest time at which the rate allows the next request.
     due: Instant,
+    /// The time of the last write of the resume file.
+    saved: Instant,
 }
 
 impl Running<'_> {
-    async fn run(mut self, mut items: mpsc::Receiver<Item>) -> Result<(), Stopped> {
-        let mut next: Option<Batch> = None;
-        let mut reading = true;
-        let mut trouble: Option<Trouble> = None;
-        let mut tick = tokio::time::interval(SAVE_EVERY);
+    /// Sends all batches. After a cancelled `stop`, an `Err` does not have the reason.
+    async fn send_all(&mut self, mut items: mpsc::Receiver<Item>) -> Result<(), Stopped> {
         loop {
-            let is_over = trouble.is_some() || !reading && next.is_none();
-            if is_over && self.lanes.is_empty() {
-                break;
-            }
-            if self.settings.follows {
-                self.saver.save(self.settings.resume.as_ref(), &self.frontier.state);
-            }
-            let may_send =
-                trouble.is_none() && next.as_ref().is_some_and(|next| self.has_room(next));
-            tokio::select! {
-                Some(done) = self.lanes.next() => {
-                    // If a log is followed, a request that fails after the stop is no trouble.
-                    let is_asked = self.settings.follows && self.stop.is_cancelled();
-                    let met = self.done(done).err().filter(|_| !is_asked);
-                    let is_first = trouble.as_ref().is_none_or(|trouble| trouble.finishes);
-                    trouble = if is_first { met.or(trouble) } else { trouble };
+            match self.stop.run_until_cancelled(items.recv()).await.flatten() {
+                Some(Item::Batch(batch)) => self.send(batch).await?,
+                Some(Item::End { cut_short: 0 }) => return Ok(()),
+                Some(Item::End { cut_short }) => {
+                    let what = format!("{cut_short} of the files could not be read to their ends");
+                    return Err(Stopped::at_end(what));
                 }
-                item = items.recv(), if reading && next.is_none() && trouble.is_none() => match item {
-                    Some(Item::Batch(batch)) => next = Some(batch),
-                    Some(Item::End { cut_short: 0 }) => reading = false,
-                    Some(Item::End { cut_short }) => {
-                        reading = false;
-                        let what = format!("{cut_short} of the files could not be read to their ends");
-                        trouble = Some(Trouble::reading(what, None));
-                    }
-                    Some(Item::Failed { file, line, what }) => {
-                        reading = false;
-                        trouble = Some(Trouble::reading(what, Some(self.span(file, line..=line))));
-                    }
-                    None => {
-                        reading = false;
-                        trouble = Some(Trouble::here("the thread that reads has ended".to_owned()));
-                    }
-                },
-                () = tokio::time::sleep_until(self.due), if may_send => {
-                    if let Some(batch) = next.take() {
-                        self.send(batch);
-                    }
+                Some(Item::Failed { file, line, what }) => {
+                    let lines = self.replay.span(file, line..=line);
+                    return Err(self.replay.stopped(what, Some(lines)));
                 }
-                () = self.stop.cancelled(), if self.settings.follows && reading => {
-                    (reading, next) = (false, None);
+                None => {
+                    let what = "the thread that reads has ended";
+                    return Err(self.replay.stopped(what.to_owned(), None));
                 }
-                () = self.stop.cancelled(), if !self.settings.follows && trouble.is_none() => {
-                    trouble = Some(Trouble::here("interrupted".to_owned()));
-                }
-                written = self.saver.written() => {
-                    if let Err(what) = written {
-                        trouble.get_or_insert(Trouble::here(what));
-                    }
-                }
-                _ = tick.tick() => {
-                    self.saver.save(self.settings.resume.as_ref(), &self.frontier.state);
-                }
-            }
-            if trouble.as_ref().is_some_and(|trouble| !trouble.finishes) {
-                self.stop.cancel();
             }
         }
-        self.ended(trouble).await
     }
 
-    fn span(&self, index: usize, numbers: RangeInclusive<u64>) -> Span {
-        let unit = if self.frontier.spool(index).is_some() { Unit::Position } else { Unit::Line };
-        let file = self.settings.files.get(index).cloned().unwrap_or_default();
-        Span::new(&file, unit, numbers)
-    }
-
-    /// Returns `true` if the batch may be sent now: see [`Running`] for the limits.
-    fn has_room(&self, batch: &Batch) -> bool {
-        if self.settings.follows && self.saver.saved.as_ref() != Some(&self.frontier.state) {
-            return false;
-        }
-        let (lanes, concurrency) = (self.lanes.len(), self.settings.concurrency);
-        let fits = self.in_flight_bytes + batch.body.len() <= IN_FLIGHT_BYTES_MAX;
-        lanes < concurrency
-            && self.frontier.sent.len() < concurrency * WINDOW
-            && (fits || lanes == 0)
-    }
-
-    /// Starts the lane that sends the batch. A batch without events is accepted without a lane.
-    fn send(&mut self, mut batch: Batch) {
+    /// Sends a batch, and advances the replay once the batch is accepted. A batch without events
+    /// makes no request.
+    async fn send(&mut self, mut batch: Batch) -> Result<(), Stopped> {
         let body = Bytes::from(std::mem::take(&mut batch.body));
-        let (bytes, events) = (body.len(), batch.events);
-        let span = self.span(batch.end.file, batch.first_line..=batch.last_line);
-        let number = self.frontier.push(batch);
-        if events == 0 {
-            self.advance();
-            return;
+        if batch.events > 0 {
+            self.pace(batch.events).await?;
+            self.progress.send_modify(|progress| progress.sent += batch.events);
+            self.pass(&batch, &body).await?;
         }
-        if let Some(rate) = self.settings.rate {
-            let share = Duration::from_secs_f64(events as f64 / f64::from(rate.get()));
-            let now = Instant::now();
-            self.due = self.due.max(now.checked_sub(CATCH_UP).unwrap_or(now)) + share;
-        }
-        self.in_flight_bytes += bytes;
-        self.progress.send_modify(|progress| progress.sent += events);
-        let client = match &mut self.to {
-            To::Relay(client) => Arc::clone(client),
-            To::Look(look) => {
-                look(&body);
-                let done = Done { number, events, bytes, connection: None, result: Ok(()) };
-                self.lanes.push(Box::pin(std::future::ready(done)));
-                return;
-            }
-        };
-        let (notes, mut connection) = (self.notes.clone(), self.idle.pop());
-        self.lanes.push(Box::pin(async move {
-            let failed = |failed: Failed| {
-                let note = Note::Retrying { span: span.clone(), failed };
-                // If the channel is full of unread notes, this one is dropped.
-                notes.try_send(note).ok();
-            };
-            let posted = client.post(&mut connection, &body, events, failed).await;
-            let result = posted.map_err(|failure| Trouble {
-                what: failure.to_string(),
-                lines: Some(span),
-                finishes: false,
-            });
-            Done { number, events, bytes, connection, result }
-        }));
-    }
-
-    /// Handles the end of a lane: stores its connection for a later lane, and moves the frontier as
-    /// far as possible. `Err` if the request has failed.
-    fn done(&mut self, done: Done) -> Result<(), Trouble> {
-        let Done { number, events, bytes, connection, result } = done;
-        self.in_flight_bytes -= bytes;
-        self.idle.extend(connection);
-        result?;
+        self.replay.advance(&batch);
+        let before: u64 = self.sizes.iter().take(batch.end.file).sum();
         self.progress.send_modify(|progress| {
-            progress.accepted += events;
-            progress.bytes += bytes as u64;
+            progress.accepted += batch.events;
+            progress.bytes += body.len() as u64;
+            progress.bad_lines += batch.bad_lines;
+            progress.gaps += batch.gaps;
+            progress.file_bytes = before + batch.end.bytes_read;
         });
-        self.frontier.accepted(number);
-        self.advance();
+        if self.replay.settings.follows || self.saved.elapsed() >= SAVE_EVERY {
+            self.replay.save().await?;
+            self.saved = Instant::now();
+        }
         Ok(())
     }
 
-    /// Moves the frontier to the first request that is not accepted yet.
-    fn advance(&mut self) {
-        while let Some(done) = self.frontier.next(&self.settings.files) {
-            let before: u64 = self.sizes.iter().take(done.end.file).sum();
-            self.progress.send_modify(|progress| {
-                progress.bad_lines += done.bad_lines;
-                progress.gaps += done.gaps;
-                progress.file_bytes = before + done.end.bytes_read;
-            });
+    /// Waits until the rate allows a request with this many events. `Err` if `stop` is cancelled
+    /// before.
+    async fn pace(&mut self, events: u64) -> Result<(), Stopped> {
+        let Some(rate) = self.replay.settings.rate else { return Ok(()) };
+        let due = tokio::time::sleep_until(self.due);
+        if self.stop.run_until_cancelled(due).await.is_none() {
+            return Err(self.interrupted());
         }
+        let share = Duration::from_secs_f64(events as f64 / f64::from(rate.get()));
+        let now = Instant::now();
+        self.due = self.due.max(now.checked_sub(CATCH_UP).unwrap_or(now)) + share;
+        Ok(())
+    }
+
+    /// Passes a batch to the receiver. `Err` if the receiver has not accepted it.
+    async fn pass(&mut self, batch: &Batch, body: &Bytes) -> Result<(), Stopped> {
+        let client = match &mut self.to {
+            To::Relay(client) => client,
+            To::Look(look) => {
+                look(body);
+                // The caller hears signals and shows the progress between two batches.
+                tokio::task::yield_now().await;
+                return Ok(());
+            }
+        };
+        let span = self.replay.span(batch.end.file, batch.first_line..=batch.last_line);
+        let failed = |failed: Failed| {
+            let note = Note::Retrying { span: span.clone(), failed };
+            // If the channel is full of unread notes, this one is dropped.
+            self.notes.try_send(note).ok();
+        };
+        let posted = client.post(&mut self.kept, body, batch.events, failed).await;
+        posted.map_err(|failure| self.replay.stopped(failure.to_string(), Some(span)))
+    }
+
+    fn interrupted(&self) -> Stopped {
+        self.replay.stopped("interrupted".to_owned(), None)
     }
 
     /// Writes the resume file for the last time and returns the result of the replay.
-    async fn ended(mut self, trouble: Option<Trouble>) -> Result<(), Stopped> {
-        if self.saver.writing.is_some() {
-            // If this write has failed, the write below has the same state and reports the error.
-            self.saver.written().await.ok();
-        }
-        self.saver.save(self.settings.resume.as_ref(), &self.frontier.state);
-        let mut saved = Ok(());
-        if self.saver.writing.is_some() {
-            saved = self.saver.written().await;
-        }
-        for replayed in self.frontier.replayed(&self.settings.files) {
+    async fn ended(self, sent: Result<(), Stopped>) -> Result<(), Stopped> {
+        let sent = match sent {
+            Err(_) if self.stop.is_cancelled() && self.replay.settings.follows => Ok(()),
+            Err(_) if self.stop.is_cancelled() => Err(self.interrupted()),
+            sent => sent,
+        };
+        let saved = self.replay.save().await;
+        for replayed in self.replay.replayed() {
             // The send fails only if the caller has dropped the receiver.
             self.notes.send(Note::Replayed(replayed)).await.ok();
         }
-        let trouble = match (trouble, saved, self.frontier.left_out(&self.settings.files)) {
-            (Some(trouble), _, _) => trouble,
-            (None, Err(what), _) => Trouble::here(what),
-            (None, Ok(()), Some(what)) => Trouble::reading(what, None),
-            (None, Ok(()), None) => return Ok(()),
-        };
-        let Trouble { what, lines, finishes } = trouble;
-        let is_at_end = finishes && lines.is_none();
-        let at = (!is_at_end).then(|| self.frontier.place(&self.settings.files));
-        Err(Stopped { what, at, lines })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_state_is_written_again_if_its_write_has_failed() {
-        let parent = tempfile::tempdir().unwrap();
-        let file = parent.path().join("later").join("resume");
-        let (mut saver, mut state) = (Saver::default(), State::default());
-        state.events = 7;
-        saver.save(Some(&file), &state);
-        let failed = saver.written().await.unwrap_err();
-        assert!(failed.starts_with("cannot write the resume file: "), "{failed}");
-        std::fs::create_dir(file.parent().unwrap()).unwrap();
-        saver.save(Some(&file), &state);
-        saver.written().await.unwrap();
-        assert_eq!(State::load(&file).unwrap(), state);
-        saver.save(Some(&file), &state);
-        assert!(saver.writing.is_none(), "an unchanged state is written once");
+        let left_out = self.replay.left_out().map(Stopped::at_end);
+        sent.and(saved).and(left_out.map_or(Ok(()), Err))
     }
 }

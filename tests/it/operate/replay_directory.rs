@@ -48,7 +48,7 @@ impl Place {
 
     fn replay(&self, sink: &HttpSink, arguments: &[&str]) -> Said {
         let url = format!("http://{}/", sink.address());
-        let words = [&["replay", self.directory(), "--url", &url, "--backoff", "10ms"], arguments];
+        let words = [&["replay", self.directory(), "--url", &url], arguments];
         self.run(&words.concat())
     }
 
@@ -189,14 +189,15 @@ fn what_was_acknowledged_before_a_kill_in_the_middle_of_writes_arrives() {
 
 #[test]
 fn a_replay_that_is_killed_goes_on_and_repeats_only_what_was_under_way() {
-    // The rounds together send fewer than 240 requests, even if a busy machine delays the signals.
+    // The rounds together send fewer than 48 requests of 250 events, even if a busy machine delays
+    // the signals.
     const EVENTS: u64 = 12_000;
     let place = left(EVENTS);
     let before = place.spool.files();
     let sink = HttpSink::start(|_| Answer::status(200).after(Duration::from_millis(50)));
     let url = format!("http://{}/", sink.address());
     let arguments =
-        ["replay", place.directory(), "--url", &url, "--batch", "50", "--resume", "state"];
+        ["replay", place.directory(), "--url", &url, "--rate", "1000", "--resume", "state"];
     let position = || {
         let text = std::fs::read(place.path("state")).unwrap();
         let state: Value = serde_json::from_slice(&text).unwrap();
@@ -204,7 +205,7 @@ fn a_replay_that_is_killed_goes_on_and_repeats_only_what_was_under_way() {
     };
     let scratch = place.scratch.path();
     let told = |saved: u64| format!("everything before position {saved} of ");
-    let amounts = (4, 30, EVENTS);
+    let amounts = (4, 6, EVENTS);
     let (said, saved) = replay_that_is_ended(&arguments, scratch, &sink, amounts, position, told);
     let result = format!("replayed {EVENTS} events from position 0 to {} of", EVENTS - 1);
     said.assert(0, &[&format!("position {saved}"), &result]);
@@ -278,7 +279,7 @@ fn a_relay_that_starts_meanwhile_is_told_and_nothing_is_left_out() {
     let place = left(1000);
     let sink = HttpSink::start(|_| Answer::status(200).after(Duration::from_millis(50)));
     let url = format!("http://{}/", sink.address());
-    let words = ["replay", place.directory(), "--url", &url, "--batch", "50", "--concurrency", "1"];
+    let words = ["replay", place.directory(), "--url", &url, "--rate", "400"];
     let mut running = spawn_command(&words, place.scratch.path(), &[]);
     sink.wait_for_count(1, PATIENCE);
     let relay = Relay::start(&place.config(&[("away", DEAD)]));
@@ -344,7 +345,7 @@ fn directories_and_files_are_sent_in_the_given_order() {
     let sink = HttpSink::accepting();
     let arguments = [text(&first.path("log")).to_owned(), second.directory().to_owned()];
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let more = [&arguments[..], &["--concurrency", "1", "--resume", "state"]].concat();
+    let more = [&arguments[..], &["--resume", "state"]].concat();
     let said = first.replay(&sink, &more);
     let none = format!("replayed 0 events of queue {}: none was left", second.identity());
     said.assert(0, &["replayed 150 events from position 0 to 149 of", &none, "accepted: 250\n"]);
@@ -567,7 +568,7 @@ fn large_events_arrive_byte_for_byte() {
     post(&relay, 100..200);
     relay.kill();
     let sink = HttpSink::accepting();
-    let said = place.replay(&sink, &["--concurrency", "1"]);
+    let said = place.replay(&sink, &[]);
     said.assert(0, &["replayed 201 events from position 0 to 200 of"]);
     let wanted = [events(0..100), vec![large], events(100..200)].concat();
     assert!(accepted_events(&sink) == wanted);
@@ -687,12 +688,9 @@ fn the_page_about_a_volume_that_is_left_over_does_what_it_says() {
     // The second relay is gone. That does not matter if there is nothing to send.
     row("with a URL, exit status 1");
     other.finish(Backlog::Empty);
-    let words = ["replay", done.directory(), "--url", &url, "--attempts", "1"];
-    let said = place.run(&words);
-    said.assert(0, &[]);
-    let words = ["replay", place.directory(), "--url", &url, "--attempts", "1"];
-    let said = place.run(&words);
-    said.assert(1, &["stopped: ", "given up after the last attempt: http://127.0.0.1"]);
+    place.run(&["replay", done.directory(), "--url", &url]).assert(0, &[]);
+    let refusing = HttpSink::start(|_| Answer::status(400));
+    place.replay(&refusing, &[]).assert(1, &["stopped: ", "http://127.0.0.1", "answered 400"]);
 }
 
 /// The page's command changes only the image and the claim of the Job. The Service must not select

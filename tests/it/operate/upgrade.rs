@@ -228,8 +228,7 @@ fn dead_letters_of_an_earlier_version_are_replayed() {
         let upgrade = Upgrade::of(&version);
         let files: Vec<_> = upgrade.letter_files().into_keys().collect();
         let url = format!("http://{}/", upgrade.analysis.address());
-        let mut command =
-            ["replay", "--concurrency", "1", "--url", &url].map(str::to_owned).to_vec();
+        let mut command = ["replay", "--url", &url].map(str::to_owned).to_vec();
         command.extend(files.iter().map(|it| text(&upgrade.spool.path().join(it)).to_owned()));
         let command: Vec<&str> = command.iter().map(String::as_str).collect();
         let replayed = run_command(&command, Path::new("/"));

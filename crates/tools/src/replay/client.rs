@@ -1,14 +1,13 @@
-//! POSTs batches and retries them like kube-apiserver's webhook.
+//! POSTs batches, and sends a failed one again for up to five minutes.
 //!
-//! By default, a batch gets up to five attempts. The first pause between attempts is 10 s and each
-//! further one is 1.5 times as long, with up to 20 % of jitter. An attempt lasts at most 30 s.
-//! Within an attempt, up to ten more requests follow if the response is 429 or 5xx with a
-//! Retry-After in seconds.
+//! An attempt is one request and lasts at most 30 s. The first pause between attempts is 1 s and
+//! each further one is twice as long, with up to 20 % of jitter. If the response is 429 or 5xx with
+//! a Retry-After in seconds, the pause is not shorter than that. No pause is longer than 30 s.
 //!
-//! Unlike kube-apiserver, the client makes no further attempt after two kinds of response. One is a
-//! response that will not change: a redirect, or 4xx other than 408 and 429. The other is a success
-//! with a wrong number of accepted events: the receiver is then not a relay. The client's own
-//! messages lack the path and the query of its URL, because these may contain a token.
+//! The client makes no further attempt after two kinds of response. One is a response that will not
+//! change: a redirect, or 4xx other than 408 and 429. The other is a success with a wrong number of
+//! accepted events: the receiver is then not a relay. The client's own messages lack the path and
+//! the query of its URL, because these may contain a token.
 
 use std::fmt;
 use std::sync::Arc;
@@ -25,14 +24,16 @@ use url::{Position, Url};
 use client::ask::{Connection, Reply, Target};
 use client::{ask, tls};
 
-/// The time limit of one attempt, with all its requests and pauses.
+/// The time for which a batch is sent again, unless a log is followed.
+pub const PATIENCE: Duration = Duration::from_secs(5 * 60);
+
+/// The time limit of one attempt.
 const ATTEMPT: Duration = Duration::from_secs(30);
 
-/// The maximum number of further requests in one attempt, each after a response with Retry-After.
-const AGAIN_MAX: u32 = 10;
-
-/// The factor between a pause and the next one.
-const MULTIPLIER: f64 = 1.5;
+/// The pause before the second attempt.
+const PAUSE: Duration = Duration::from_secs(1);
+/// The longest pause.
+const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// The maximum random addition to a pause, as a share of the pause.
 const JITTER: f64 = 0.2;
 
@@ -42,32 +43,6 @@ const ANSWER_BYTES_MAX: usize = 64 * 1024;
 /// The time for which open requests may continue after a stop was requested.
 const STOPPING: Duration = Duration::from_secs(5);
 
-/// The number of attempts to send a batch, and the pauses between them.
-#[derive(Debug, Clone, Copy)]
-pub struct Retry {
-    /// The maximum number of attempts, including the first.
-    pub attempts: u32,
-    /// The pause before the second attempt. Each later pause is 1.5 times as long as the one
-    /// before, up to `pause_max`.
-    pub pause: Duration,
-    /// The longest pause, without its random part.
-    pub pause_max: Duration,
-}
-
-impl Retry {
-    /// The retries of a log that is followed: unlimited, with pauses of at most 30 s.
-    pub fn unlimited(pause: Duration) -> Self {
-        Self { attempts: u32::MAX, pause, pause_max: Duration::from_secs(25) }
-    }
-}
-
-impl Default for Retry {
-    /// The values of kube-apiserver's webhook.
-    fn default() -> Self {
-        Self { attempts: 5, pause: Duration::from_secs(10), pause_max: Duration::MAX }
-    }
-}
-
 /// The reason why a batch was not accepted, as text.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
@@ -75,7 +50,7 @@ pub enum Failure {
     #[error("{0}")]
     Final(String),
     /// All attempts have failed. The text is the reason of the last one.
-    #[error("given up after the last attempt: {0}")]
+    #[error("given up after five minutes: {0}")]
     GivenUp(String),
     /// A stop was requested before the client knew whether the batch was accepted.
     #[error("interrupted")]
@@ -89,9 +64,7 @@ pub struct Failed {
     pub what: String,
     /// The number of the attempt, counted from 1.
     pub attempt: u32,
-    /// The maximum number of attempts. `u32::MAX`: no limit.
-    pub attempts: u32,
-    /// The time until the next request, if the attempt does not end before it.
+    /// The time until the next attempt.
     pub pause: Duration,
 }
 
@@ -100,7 +73,8 @@ pub struct Client {
     target: Target,
     /// The URL's path and query, which may contain a token.
     path: String,
-    retry: Retry,
+    /// The time for which a batch is sent again.
+    patience: Duration,
     /// Cancelled when a stop is requested. Pauses then end immediately, and requests after
     /// [`STOPPING`].
     stop: CancellationToken,
@@ -116,15 +90,16 @@ enum Outcome {
     /// The receiver has accepted all events of the request.
     Accepted,
     /// Another request may succeed. The text is the reason; the duration is the pause that the
-    /// response asks for.
-    Failed(String, Option<Duration>),
+    /// response asks for, or 0.
+    Failed(String, Duration),
     /// Another request would fail in the same way. The text is the reason.
     Final(String),
 }
 
 impl Client {
-    /// Makes a client for this URL. `tls` is for URLs that begin with `https://`. When `stop` is
-    /// cancelled, pauses end immediately, and open requests after five seconds.
+    /// Makes a client for this URL. `tls` is for URLs that begin with `https://`. A batch is sent
+    /// again for the time `patience`. When `stop` is cancelled, pauses end immediately, and open
+    /// requests after five seconds.
     ///
     /// # Errors
     ///
@@ -133,7 +108,7 @@ impl Client {
         url: &str,
         tls: Option<Arc<tls::Client>>,
         bearer_token: Option<&str>,
-        retry: Retry,
+        patience: Duration,
         stop: CancellationToken,
     ) -> Result<Self, String> {
         let url = Url::parse(url).map_err(|error| format!("the URL cannot be read: {error}"))?;
@@ -149,14 +124,13 @@ impl Client {
             target = target.with_token(token)?;
         }
         let path = url[Position::BeforePath..Position::AfterQuery].to_owned();
-        Ok(Self { target, path, retry, stop })
+        Ok(Self { target, path, patience, stop })
     }
 
     /// Sends `body`, a batch of `events` events, until the receiver accepts it or refuses it
     /// permanently, all attempts have failed, or a stop is requested. `failed` is called before
-    /// each pause between two attempts, and within an attempt only before its first pause. `kept`
-    /// is the open connection of an earlier request; after the call, it is the connection for the
-    /// next request, if one can be used again.
+    /// each pause between two attempts. `kept` is the open connection of an earlier request; after
+    /// the call, it is the connection for the next request, if one can be used again.
     ///
     /// # Errors
     ///
@@ -183,8 +157,7 @@ impl Client {
     }
 
     /// Makes attempts, with pauses between them, until the batch is accepted or permanently
-    /// refused, or no attempt is left. A stop ends a pause between two attempts with
-    /// [`Failure::Stopped`].
+    /// refused, or `patience` is over. A stop ends a pause with [`Failure::Stopped`].
     async fn attempts(
         &self,
         kept: &mut Option<Connection>,
@@ -192,60 +165,30 @@ impl Client {
         events: u64,
         failed: impl Fn(Failed),
     ) -> Result<(), Failure> {
-        let Retry { attempts, pause, pause_max } = self.retry;
-        let (mut pause, mut attempt) = (pause.min(pause_max), 1);
+        let (begun, mut own, mut attempt) = (Instant::now(), PAUSE, 1);
         loop {
-            let told = |what: &str, pause| {
-                failed(Failed { what: what.to_owned(), attempt, attempts, pause });
-            };
-            let what = match self.attempt(kept, body, events, told).await {
-                Outcome::Accepted => return Ok(()),
-                Outcome::Final(what) => return Err(Failure::Final(what)),
-                Outcome::Failed(what, _) => what,
-            };
-            if attempt >= attempts {
-                return Err(Failure::GivenUp(what));
-            }
-            let jittered = pause.mul_f64(1.0 + JITTER * fastrand::f64());
-            failed(Failed { what, attempt, attempts, pause: jittered });
-            if self.stop.run_until_cancelled(tokio::time::sleep(jittered)).await.is_none() {
-                return Err(Failure::Stopped);
-            }
-            pause = pause.mul_f64(MULTIPLIER).min(pause_max);
-            attempt = attempt.saturating_add(1);
-        }
-    }
-
-    /// Makes one attempt, and returns the result of its last request. Calls `told` before the first
-    /// of its pauses, with the reason and the length of the pause.
-    async fn attempt(
-        &self,
-        kept: &mut Option<Connection>,
-        body: &Bytes,
-        events: u64,
-        told: impl Fn(&str, Duration),
-    ) -> Outcome {
-        let deadline = Instant::now() + ATTEMPT;
-        let mut again = 0;
-        loop {
+            let deadline = Instant::now() + ATTEMPT;
             let exchange = self.exchange(kept, body, events, deadline);
             let outcome = timeout_at(deadline, exchange).await.unwrap_or_else(|_| {
-                Outcome::Failed(format!("{self}: no response within {} s", ATTEMPT.as_secs()), None)
+                let what = format!("{self}: no response within {} s", ATTEMPT.as_secs());
+                Outcome::Failed(what, Duration::ZERO)
             });
-            let Outcome::Failed(what, Some(after)) = &outcome else { return outcome };
-            let after = *after;
-            if again == 0 {
-                told(&format!("{what} and said when to try again"), after);
+            let (what, retry_after) = match outcome {
+                Outcome::Accepted => return Ok(()),
+                Outcome::Final(what) => return Err(Failure::Final(what)),
+                Outcome::Failed(what, retry_after) => (what, retry_after),
+            };
+            let jittered = own.mul_f64(1.0 + JITTER * fastrand::f64());
+            let pause = jittered.max(retry_after).min(PAUSE_MAX);
+            if begun.elapsed() + pause > self.patience {
+                return Err(Failure::GivenUp(what));
             }
-            let due = Instant::now() + after;
-            let wait = tokio::time::sleep_until(due.min(deadline));
-            let is_last = again >= AGAIN_MAX || due >= deadline;
-            // If the time of the attempt is over, the result is the last response and not the
-            // timeout.
-            if again < AGAIN_MAX && self.stop.run_until_cancelled(wait).await.is_none() || is_last {
-                return outcome;
+            failed(Failed { what, attempt, pause });
+            if self.stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+                return Err(Failure::Stopped);
             }
-            again += 1;
+            own = (own * 2).min(PAUSE_MAX);
+            attempt = attempt.saturating_add(1);
         }
     }
 
@@ -266,7 +209,9 @@ impl Client {
                 Some(connection) => connection,
                 None => match self.target.connect(deadline).await {
                     Ok(connection) => connection,
-                    Err((_, what)) => return Outcome::Failed(format!("{self}: {what}"), None),
+                    Err((_, what)) => {
+                        return Outcome::Failed(format!("{self}: {what}"), Duration::ZERO);
+                    }
                 },
             };
             let body = Some((ask::JSON, body.clone()));
@@ -280,7 +225,8 @@ impl Client {
                 // it. The request is sent again, on a new connection.
                 Err(_) if reused => continue,
                 Err(error) => {
-                    return Outcome::Failed(format!("{self}: {}", ask::chain(&error)), None);
+                    let what = format!("{self}: {}", ask::chain(&error));
+                    return Outcome::Failed(what, Duration::ZERO);
                 }
             };
             let (outcome, is_whole) = self.judge(&mut reply, events).await;
@@ -307,9 +253,9 @@ impl Client {
                 )),
             }
         } else if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() {
-            Outcome::Failed(told(), retry_after)
+            Outcome::Failed(told(), retry_after.unwrap_or_default())
         } else if status == StatusCode::REQUEST_TIMEOUT {
-            Outcome::Failed(told(), None)
+            Outcome::Failed(told(), Duration::ZERO)
         } else {
             Outcome::Final(format!("{}{}", told(), remedy(status)))
         };
@@ -336,7 +282,7 @@ fn remedy(status: StatusCode) -> &'static str {
     match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => "; see --bearer-token-file",
         StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => "; see the path of --url",
-        StatusCode::PAYLOAD_TOO_LARGE => "; see --batch-bytes, and the relay's limits.max_body",
+        StatusCode::PAYLOAD_TOO_LARGE => "; see the relay's limits.max_body",
         _ => "",
     }
 }
@@ -348,23 +294,26 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_receiver_that_is_away_gets_five_attempts_at_kube_apiservers_pauses() {
+    async fn a_receiver_that_does_not_listen_is_given_up_after_five_minutes() {
         // The port is taken, and nothing listens on it, so no attempt reaches anybody.
         let socket = tokio::net::TcpSocket::new_v4().unwrap();
         socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let url = format!("http://{}/", socket.local_addr().unwrap());
-        let (retry, stop) = (Retry::default(), CancellationToken::new());
-        let client = Client::new(&url, None, None, retry, stop).unwrap();
-        let failures = Mutex::new(Vec::new());
+        let client = Client::new(&url, None, None, PATIENCE, CancellationToken::new()).unwrap();
+        let (begun, failures) = (Instant::now(), Mutex::new(Vec::new()));
         let failed = |failed: Failed| failures.lock().unwrap().push(failed);
         let posted = client.post(&mut None, &Bytes::new(), 0, failed).await;
         assert!(matches!(posted, Err(Failure::GivenUp(_))), "{posted:?}");
+        let took = begun.elapsed();
+        assert!((PATIENCE - PAUSE_MAX..=PATIENCE + ATTEMPT).contains(&took), "{took:?}");
         let failures = failures.into_inner().unwrap();
-        assert_eq!(failures.iter().map(|it| it.attempt).collect::<Vec<_>>(), [1, 2, 3, 4]);
-        for (failed, least) in failures.iter().zip([10.0, 15.0, 22.5, 33.75]) {
+        for (index, (failed, least)) in failures.iter().zip([1.0, 2.0, 4.0, 8.0, 16.0]).enumerate()
+        {
+            assert_eq!(failed.attempt as usize, index + 1);
             let pause = failed.pause.as_secs_f64();
             assert!((least..=least * 1.2).contains(&pause), "{failures:?}");
         }
+        assert!(failures[5..].iter().all(|failed| failed.pause == PAUSE_MAX), "{failures:?}");
     }
 
     #[test]

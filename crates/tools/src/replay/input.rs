@@ -3,8 +3,8 @@
 //!
 //! The inputs are read in the given order, one buffer at a time. The first bytes of a file tell
 //! whether it is compressed (`packing`). Offsets and line numbers are those of the uncompressed
-//! text. A JSON document of several lines counts as one line for its events. The reader holds at
-//! most one line, the text read ahead for it, two requests, and the window of one decoder.
+//! text. The reader holds at most one line, the text read ahead for it, two requests, and the
+//! window of one decoder.
 
 use std::fs::File;
 use std::io;
@@ -13,8 +13,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use serde::Deserialize as _;
-use serde::de::IgnoredAny;
 use tokio::sync::mpsc;
 
 use super::packing::{Counted, MAGIC_BYTES, Packing};
@@ -33,6 +31,9 @@ const LIST_TAIL: &[u8] = b"]}\n";
 /// request body of 64 MiB, which a relay accepts by default.
 const LINE_BYTES_MAX: usize = (64 << 20) - LIST_HEAD.len() - LIST_TAIL.len();
 
+/// The maximum bytes of a request body. A larger event is sent in a request of its own.
+const BATCH_BYTES_MAX: usize = 4 << 20;
+
 /// The size in bytes of the buffer for reads from a file.
 const BUFFER: usize = 256 * 1024;
 
@@ -41,7 +42,7 @@ const BUFFER: usize = 256 * 1024;
 const KEPT_BYTES_MAX: usize = 1024 * 1024;
 
 /// The maximum number of bad lines (in a queue, also faults) in a batch. The reader then sends the
-/// batch, even without events, so that the frontier can move past these lines.
+/// batch, even without events, so that the replay gets past these lines.
 pub(super) const BAD_LINES_MAX: u64 = 1000;
 
 /// The end of the message about a line at which a replay stops.
@@ -71,7 +72,7 @@ pub(super) struct Place {
 }
 
 /// The events of one request. The reader fills a batch and then sends it to the replay. A batch
-/// without events makes no request, but moves the frontier.
+/// without events makes no request, but says how far the reader has come.
 #[derive(Default)]
 pub(super) struct Batch {
     /// The request body: an EventList, or empty if there are no events. If [`Settings::only_looks`]
@@ -86,7 +87,6 @@ pub(super) struct Batch {
     pub(super) last_line: u64,
     /// The point after the last line that is done: all its events are in this batch or in earlier
     /// ones, or it was skipped as a bad line. A bad last line that may be unfinished is not done.
-    /// The frontier reaches this point once this batch and all batches before it are accepted.
     pub(super) end: Place,
     /// The number of bad lines that were skipped since the previous batch.
     pub(super) bad_lines: u64,
@@ -185,9 +185,6 @@ impl Reader<'_> {
         let resumed = self.plan.resumed.get(file);
         let mut text = Text::open(path, file, resumed).map_err(|what| failed(1, what))?;
         let mut line = Vec::new();
-        // The point before a JSON document that may be unfinished. The next run begins there,
-        // unless an event on a line of its own shows that the text was not a document.
-        let mut unfinished = None;
         let as_lines = self.plan.settings.only_looks;
         let mut batch = Batch { end: text.place, as_lines, ..Batch::default() };
         loop {
@@ -195,17 +192,7 @@ impl Reader<'_> {
             let number = before.lines + 1;
             let found = match text.next(&mut line) {
                 Ok(Next::End) => break,
-                Ok(Next::Line) => {
-                    line::find(&mut line).or_else(|what| match text.ahead(&mut line) {
-                        Ahead::Document => line::find(&mut line),
-                        Ahead::Unfinished => {
-                            unfinished.get_or_insert(before);
-                            Err(format!("{what}, or the JSON document that begins here has no end"))
-                        }
-                        Ahead::TooLong => Err(too_long(&line)),
-                        Ahead::Other => Err(what),
-                    })
-                }
+                Ok(Next::Line) => line::find(&mut line).map_err(|what| explained(what, &line)),
                 Ok(Next::TooLong) => Err(longer()),
                 Err(error) => {
                     let what = format!("cannot read further: {}", text.packing.explain(&error));
@@ -220,17 +207,14 @@ impl Reader<'_> {
                 }
             };
             let is_event = self.add(&mut batch, path, &line, found, number)?;
-            if is_event && !line.trim_ascii().is_empty() {
-                unfinished = None;
-            }
             if !is_event && text.is_torn {
                 // The line may not have been written completely yet. The next run begins with it.
-                batch.end = unfinished.unwrap_or(before);
+                batch.end = before;
                 break;
             }
-            // The events of one line may be in several requests. Only the last one moves the
-            // frontier past the line.
-            batch.end = unfinished.unwrap_or(text.place);
+            // The events of one line may be in several requests. Only the last one is past the
+            // line.
+            batch.end = text.place;
             if batch.bad_lines >= BAD_LINES_MAX {
                 batch.flush(self.items)?;
             }
@@ -431,8 +415,8 @@ impl Batch {
     /// an event of any size.
     fn has_room(&self, settings: &Settings, bytes: usize) -> bool {
         let length = self.body.len() + 1 + bytes + LIST_TAIL.len();
-        let is_below = self.events < settings.batch_events as u64 && length <= settings.batch_bytes;
-        self.events == 0 || is_below
+        let has_room = self.events < u64::from(settings.batch_events());
+        self.events == 0 || has_room && length <= BATCH_BYTES_MAX
     }
 
     fn push(&mut self, event: &[u8], line: u64) {
@@ -473,28 +457,20 @@ pub(super) enum Next {
     End,
 }
 
-/// The result of `Text::ahead`: whether a JSON document of several lines begins with a line.
-enum Ahead {
-    /// A JSON document begins with the line, which now holds the whole document.
-    Document,
-    /// A JSON document may begin with the line, but the file does not have its end yet.
-    Unfinished,
-    /// A JSON document that is too long (more than [`LINE_BYTES_MAX`] bytes) begins with the line.
-    TooLong,
-    /// No JSON document of several lines begins with the line.
-    Other,
-}
-
 pub(super) fn longer() -> String {
     format!("longer than {LINE_BYTES_MAX} bytes")
 }
 
-/// Returns the message about a JSON document that begins with this line and is too long.
-fn too_long(line: &[u8]) -> String {
-    let filter = if line.starts_with(b"[") { ".[]" } else { ".items[]? // ." };
+/// Adds advice to the fault `what` of a line with which a JSON document of several lines may begin.
+fn explained(what: String, line: &[u8]) -> String {
+    let filter = match line.trim_ascii() {
+        [b'[', .., b'[' | b'{' | b','] | b"[" => ".[]",
+        [b'{', .., b'[' | b'{' | b','] | b"{" => ".items[]? // .",
+        _ => return what,
+    };
     format!(
-        "a JSON document of several lines, longer than {LINE_BYTES_MAX} bytes, begins here: make \
-         lines of it with `jq -c '{filter}' FILE`"
+        "{what}. If a JSON document of several lines begins here, make lines of it with `jq -c \
+         '{filter}' FILE`"
     )
 }
 
@@ -504,8 +480,6 @@ pub(super) struct Text {
     /// The text after `place` that was read already. It begins at `ahead_at` in this buffer.
     ahead: Vec<u8>,
     ahead_at: usize,
-    /// The error of `reader` after the text in `ahead`.
-    ahead_error: Option<io::Error>,
     /// The bytes on disk that were read (compressed, for a compressed file).
     bytes_read: Arc<AtomicU64>,
     pub(super) packing: Packing,
@@ -571,7 +545,6 @@ impl Text {
             reader,
             ahead: Vec::new(),
             ahead_at: 0,
-            ahead_error: None,
             bytes_read,
             packing,
             is_torn: false,
@@ -653,7 +626,7 @@ impl Text {
         if self.ahead_at < self.ahead.len() {
             return Ok(&self.ahead[self.ahead_at..]);
         }
-        self.ahead_error.take().map_or_else(|| self.reader.fill_buf(), Err)
+        self.reader.fill_buf()
     }
 
     fn consume(&mut self, bytes: usize) {
@@ -664,43 +637,6 @@ impl Text {
         if self.ahead_at == self.ahead.len() {
             (self.ahead, self.ahead_at) = (Vec::new(), 0);
         }
-    }
-
-    /// Checks whether `line`, the last line that was read, begins a JSON document of several lines.
-    /// The other lines of the document are appended to `line`. If there is no document, the text
-    /// that was read ahead is read again as lines.
-    fn ahead(&mut self, line: &mut Vec<u8>) -> Ahead {
-        if !matches!(line.trim_ascii_start().first(), Some(b'{' | b'[')) || self.is_torn {
-            return Ahead::Other;
-        }
-        let mut feed = Feed { line, at: 0, text: self, used: 0, is_too_long: false };
-        let mut document = serde_json::Deserializer::from_reader(&mut feed);
-        let parsed = IgnoredAny::deserialize(&mut document);
-        let Feed { used, is_too_long, .. } = feed;
-        match parsed {
-            Ok(_) if used > 0 => {}
-            Ok(_) => return Ahead::Other,
-            Err(_) if is_too_long => return Ahead::TooLong,
-            Err(error) if error.is_eof() && self.ahead_error.is_none() => return Ahead::Unfinished,
-            Err(_) => return Ahead::Other,
-        }
-        let rest = &self.ahead[self.ahead_at..][..used];
-        self.place.offset += used as u64;
-        self.place.lines += memchr::memchr_iter(b'\n', rest).count() as u64;
-        line.extend_from_slice(rest);
-        self.consume(used);
-        // The rest of the document's last line. The next read returns an error, if there is one.
-        let mut end = Vec::new();
-        match self.next(&mut end) {
-            Ok(Next::Line) => line.append(&mut end),
-            Ok(Next::TooLong) => return Ahead::TooLong,
-            Ok(Next::End) => line.push(b'\n'),
-            Err(error) => {
-                self.ahead_error = Some(error);
-                line.push(b'\n');
-            }
-        }
-        Ahead::Document
     }
 
     /// Reads the next line into `line`, and adds a `\n` if the last line of the text has none. A
@@ -749,51 +685,5 @@ impl Text {
             Packing::Gzip | Packing::Zstd => self.bytes_read.load(Ordering::Relaxed),
         };
         Ok(if too_long { Next::TooLong } else { Next::Line })
-    }
-}
-
-/// A line and the text after it, for a parser. The bytes that the parser reads stay in `text`.
-struct Feed<'a> {
-    line: &'a [u8],
-    /// The number of bytes of `line` that were read.
-    at: usize,
-    text: &'a mut Text,
-    /// The number of bytes after `line` that were read.
-    used: usize,
-    /// `true`: the document did not end within [`LINE_BYTES_MAX`] bytes.
-    is_too_long: bool,
-}
-
-impl Read for Feed<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let mut line = self.line.get(self.at..).unwrap_or_default();
-        if !line.is_empty() {
-            let read = line.read(buffer)?;
-            self.at += read;
-            return Ok(read);
-        }
-        let Text { reader, ahead, ahead_at, ahead_error, .. } = &mut *self.text;
-        if ahead.len() - *ahead_at == self.used {
-            self.is_too_long = self.line.len() + self.used >= LINE_BYTES_MAX;
-            if self.is_too_long || ahead_error.is_some() {
-                return Ok(0);
-            }
-            ahead.drain(..std::mem::take(ahead_at));
-            let more = match reader.fill_buf() {
-                Ok(more) => more,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => return Err(error),
-                Err(error) => {
-                    *ahead_error = Some(error);
-                    return Ok(0);
-                }
-            };
-            ahead.extend_from_slice(more);
-            let read = more.len();
-            reader.consume(read);
-        }
-        let mut rest = ahead.get(*ahead_at + self.used..).unwrap_or_default();
-        let read = rest.read(buffer)?;
-        self.used += read;
-        Ok(read)
     }
 }

@@ -37,8 +37,7 @@ pub struct Replayed {
     pub directory: PathBuf,
     /// The queue's identity, from [`Leftover::queue`].
     pub queue: String,
-    /// The number of events that were accepted without a gap, in all runs with the same resume
-    /// file.
+    /// The number of events that were accepted, in all runs with the same resume file.
     pub events: u64,
     /// The position of the first remaining event when the first run began.
     pub begin: Position,
