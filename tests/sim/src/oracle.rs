@@ -306,9 +306,11 @@ impl<'a> Seen<'a> {
         let Some(stored) = world.stored.get(&serial) else { return false };
         let is_earlier =
             |it: &Serial| world.stored.get(it).is_some_and(|earlier| earlier.from <= stored.until);
+        // With `delivered`, events whose request got 503 may have been on the wire since then.
+        let first = world.first_begun(serial).unwrap_or(stored.from);
         let is_silent = |(begun, ended): &Trouble| {
             let ended = ended.unwrap_or(world.now);
-            *begun <= came && came <= ended + DOUBT && stored.from <= ended
+            *begun <= came && came <= ended + DOUBT && first <= ended
         };
         if self.view.troubles.iter().any(is_silent) {
             return true;
@@ -398,13 +400,18 @@ impl<'a> World<'a> {
         was_there && self.truth.configs(stored.from, self.now).filter_map(of).all(keeps)
     }
 
+    /// Returns when the first request with the event began, whatever its answer was.
+    fn first_begun(&self, serial: Serial) -> Option<Duration> {
+        let known = self.truth.events.get(&serial)?;
+        self.truth.attempts_of(known).map(|attempt| attempt.begun).min()
+    }
+
     /// Returns `true` if a filter dropped the event at some time between its first request and
     /// `until`. The filters of all outputs to this consumer count, because a reload may have
     /// renamed the output.
     fn was_kept_back(&self, seen: &Seen<'_>, serial: Serial, until: Duration) -> bool {
         let Some(known) = self.truth.events.get(&serial) else { return false };
-        let attempts = self.truth.attempts_of(known).map(|attempt| attempt.begun);
-        let Some(begun) = attempts.min() else { return false };
+        let Some(begun) = self.first_begun(serial) else { return false };
         let outputs = self.truth.configs(begun, until).flat_map(|config| &config.outputs);
         let mut outputs = outputs.filter(|output| output.consumer == seen.view.consumer);
         outputs.any(|output| !output.filter.keeps(&known.event.facts))
