@@ -10,7 +10,7 @@
 //! | floor | files | what they know |
 //! |---|---|---|
 //! | 1 | `filter` `tap` | which events leave, and as what · events that a person looks at |
-//! | 2 | `failure` `lines` `tried` `trial` `offload` `tapped` `rate` | why an attempt failed · lines of a batch · ages · what a turned down event is tried for · work that takes long · copies for taps · bytes a second |
+//! | 2 | `failure` `lines` `trial` `offload` `tapped` `rate` | why an attempt failed · lines of a batch · what a turned down event is tried for · work that takes long · copies for taps · bytes a second |
 //! | 3 | `files` `retry` `endpoints` `dead_letter` `in_flight` `checkpoints` `reason` | files that an output reads · waits · addresses and their circuits · letters and their files · claims and their states · the newest checkpoint · why events are given up |
 //! | 4 | `link` `pacing` `turns` `aside` | the contract with a protocol · when something is sent · how many events a request has, and which event takes its turn · events that have left the queue and are tried again |
 //! | 5 | `filtering` `health` `orders` | the events of a batch that leave · "down" and "up again" · the orders that a delivery hears |
