@@ -166,13 +166,19 @@ impl Writer {
 
     /// Returns the next action, in the order that [`Writer`] documents.
     fn turn(&self, state: &SpoolState) -> Turn<Step> {
+        let may_look = !state.writing.closed && state.writing.health.error.is_none();
+        if may_look && Instant::now() >= self.look_at {
+            return Turn::Do(Step::Look);
+        }
+        self.turn_without_look(state)
+    }
+
+    fn turn_without_look(&self, state: &SpoolState) -> Turn<Step> {
         let has_fault = state.writing.health.error.is_some();
         if state.writing.closed {
             Turn::End
         } else if has_fault && Instant::now() >= self.retry_at {
             Turn::Do(Step::Probe)
-        } else if !has_fault && Instant::now() >= self.look_at {
-            Turn::Do(Step::Look)
         } else if !state.writing.waiting.is_empty() && !has_fault {
             Turn::Do(Step::Commit)
         } else if state.can_seal_for_room() {
@@ -186,12 +192,8 @@ impl Writer {
     /// only looks whether all files are there.
     #[cfg(test)]
     pub(super) fn is_idle(&self) -> bool {
-        let looks_only = |turn| match turn {
-            Turn::Do(step) => step == Step::Look,
-            Turn::Wait(until) => until == Some(self.look_at),
-            Turn::End => false,
-        };
-        looks_only(self.turn(&self.shared.lock())) && self.upkeep().is_idle()
+        let turn = self.turn_without_look(&self.shared.lock());
+        matches!(turn, Turn::Wait(until) if until == Some(self.look_at)) && self.upkeep().is_idle()
     }
 
     pub(super) fn perform(&mut self, step: Step) {
