@@ -690,10 +690,7 @@ fn an_event_refused_among_filtered_ones_is_lost_alone_and_kept_as_it_came() {
     let refused = events_of(&generated_batch(1, 40, 900))[21].clone();
     let id = parsed(&refused)["auditID"].as_str().unwrap().to_owned();
     let wanted = id.clone();
-    let sink = HttpSink::start(move |request| {
-        let has = events_in(request).iter().any(|event| parsed(event)["auditID"] == *wanted);
-        Answer::status(if has { 422 } else { 200 })
-    });
+    let sink = refusing(422, move |event| parsed(event)["auditID"] == *wanted);
     let directory = TempDir::new().unwrap();
     // Each level has a third of the events, so the policy lowers some of them.
     let policy = "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules:\n- level: Metadata\n";

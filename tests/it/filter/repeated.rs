@@ -40,9 +40,7 @@ fn what_was_given_up_leaves_when_it_comes_again_after_a_restart() {
     let [with_refused, later] = [generated_batch(1, 40, 900), generated_batch(2, 40, 900)];
     let refused = events_of(&with_refused)[21].clone();
     let refuses = refused.clone();
-    let first = HttpSink::start(move |request| {
-        Answer::status(if events_in(request).contains(&refuses) { 422 } else { 200 })
-    });
+    let first = refusing(422, move |event| *event == refuses);
     let directory = TempDir::new().unwrap();
     let common = format!("{BASE}{}", spool(directory.path()));
     let mut relay = Relay::start(&format!("{common}{}", output("a", &first, DEDUPLICATE)));

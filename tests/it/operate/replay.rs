@@ -301,9 +301,7 @@ fn what_a_relay_refused_or_still_holds_is_replayed_to_another() {
     let batch = numbered::list(0, 0..400);
     let refused = numbered::events(0, 137..138);
     let bad = refused[0].clone();
-    let picky = HttpSink::start(move |request| {
-        Answer::status(if events_in(request).contains(&bad) { 400 } else { 200 })
-    });
+    let picky = refusing(400, move |event| *event == bad);
     let keys = format!("[dead_letter]\ndirectory = {:?}\n", text(&place.path("letters")));
     let relay = Relay::start(&to_sink(picky.address(), &keys));
     assert_eq!(relay.post(&batch).status, 200);
@@ -414,11 +412,9 @@ fn a_run_that_goes_on_in_the_second_file_and_gets_nowhere_names_that_file() {
     let is_numbered = |event: &[u8]| event.windows(11).any(|it| it == b"\"n\":[1e400,");
     let is_late =
         move |event: &[u8]| is_numbered(event) && numbered::identify(event).number >= 2430;
-    let late = HttpSink::start(move |request| {
-        Answer::status(if events_in(request).iter().any(|it| is_late(it)) { 400 } else { 200 })
-    });
-    let refusing = HttpSink::start(|_| Answer::status(400));
-    for sink in [late, refusing] {
+    let late = refusing(400, move |event| is_late(event));
+    let nothing = HttpSink::start(|_| Answer::status(400));
+    for sink in [late, nothing] {
         let said = place.replay(&url(&sink), &arguments);
         assert_eq!(said.code, Some(1), "{said:?}");
         let begin = format!("before line 2001 of {}", files[1]);
@@ -433,9 +429,7 @@ fn where_a_replay_stops_is_said_and_the_next_one_continues_there() {
     let resume = place.path("resume");
     let resume = ["--resume", text(&resume)];
     let is_late = |event: &[u8]| numbered::identify(event).number >= 2430;
-    let sink = HttpSink::start(move |request| {
-        Answer::status(if events_in(request).iter().any(|it| is_late(it)) { 400 } else { 200 })
-    });
+    let sink = refusing(400, move |event| is_late(event));
     let arguments = [&[file.as_str()], &resume[..]].concat();
     let said = place.replay(&url(&sink), &arguments);
     said.assert_stopped(
@@ -683,7 +677,8 @@ fn https_with_a_client_certificate_and_a_token() {
     let replay = |arguments: &[&[&str]]| {
         place.replay(&to, &[&[file.as_str()], arguments.concat().as_slice()].concat())
     };
-    // These failures are retried, so the command is interrupted after the first one.
+    // A handshake that fails is tried again, so the test interrupts the command after the first
+    // failure.
     let failing = |arguments: &[&[&str]]| {
         let all = [&["replay", "--url", &to, &file], arguments.concat().as_slice()].concat();
         let mut running = spawn_command(&all, place.root(), &[]);
@@ -717,10 +712,10 @@ fn distinct(sink: &HttpSink) -> u64 {
 }
 
 /// Ends a replay `rounds` times, by SIGKILL and SIGINT in turn, each time at a random moment after
-/// fewer than `requests` requests. Then runs it to its end. `saved` returns the number
-/// of finished events in the resume file, which may never be greater than the number of accepted
-/// events. After an interrupt, at most one request may be repeated, and the message must contain
-/// `told(saved)`. Returns what the last run printed, and the number that was saved before it.
+/// fewer than `requests` requests. Then runs it to its end. `saved` returns the number of finished
+/// events in the resume file, which may never be greater than the number of accepted events. After
+/// an interrupt, at most one request may be repeated, and the message must contain `told(saved)`.
+/// Returns what the last run printed, and the number that was saved before it.
 pub(super) fn replay_that_is_ended(
     arguments: &[&str],
     directory: &Path,

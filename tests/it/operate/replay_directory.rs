@@ -528,9 +528,7 @@ fn the_quarantine_and_the_dead_letters_are_named() {
 fn an_event_that_was_set_aside_is_named_and_its_file_can_be_sent() {
     let (place, bad) = (Place::new(), events(42..43).remove(0));
     let failing = bad.clone();
-    let archive = HttpSink::start(move |request| {
-        Answer::status(if events_in(request).contains(&failing) { 500 } else { 200 })
-    });
+    let archive = refusing(500, move |event| *event == failing);
     let to = archive.address().to_string();
     let mut relay = Relay::start(&place.config(&[("archive", &to)]));
     post(&relay, 0..100);

@@ -121,11 +121,8 @@ fn a_restricted_relay_delivers_by_every_type_of_output() {
     let consumers = Consumers::start();
     let directory = TempDir::new().unwrap();
     let (_witness, evidence) = Witness::of_a_log(directory.path());
-    let refusing = HttpSink::start(|request| {
-        let is_refused =
-            |event: &Vec<u8>| memchr::memmem::find(event, b"generated-13\",").is_some();
-        Answer::status(if events_in(request).iter().any(is_refused) { 400 } else { 200 })
-    });
+    let is_refused = |event: &Vec<u8>| memchr::memmem::find(event, b"generated-13\",").is_some();
+    let refusing = refusing(400, is_refused);
     #[cfg(feature = "kafka")]
     let cluster = Cluster::start(1, 1);
     let mut config =

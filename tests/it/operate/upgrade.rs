@@ -105,10 +105,7 @@ impl Upgrade {
             std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
         }
         let analysis = HttpSink::accepting();
-        let archive = HttpSink::start(|request| {
-            let refused = |event: &Vec<u8>| memchr::memmem::find(event, b"/refused-").is_some();
-            Answer::status(if events_in(request).iter().any(refused) { 400 } else { 200 })
-        });
+        let archive = refusing(400, |event| memchr::memmem::find(event, b"/refused-").is_some());
         Self { directory, spool, analysis, archive, has_evidence }
     }
 

@@ -47,9 +47,7 @@ fn event_of_letter(line: &[u8]) -> Vec<u8> {
 fn one_refused_event_of_400_is_kept_with_its_reason_and_costs_thirty_requests_at_most() {
     let bad = numbered::events(0, 137..138).remove(0);
     let refused = bad.clone();
-    let sink = HttpSink::start(move |request| {
-        Answer::status(if events_in(request).contains(&refused) { 400 } else { 200 })
-    });
+    let sink = refusing(400, move |event| *event == refused);
     let place = TempDir::new().unwrap();
     let directory = place.path().join("letters");
     let keys = format!("[dead_letter]\ndirectory = \"{}\"\n", text(&directory));
@@ -91,10 +89,7 @@ fn is_refused(id: Id) -> bool {
 /// delivered or be in a letter, and only refused events may be in letters.
 #[test]
 fn a_killed_relay_leaves_each_event_delivered_or_in_a_dead_letter() {
-    let sink = HttpSink::start(|request| {
-        let refuses = events_in(request).iter().any(|event| is_refused(numbered::identify(event)));
-        Answer::status(if refuses { 400 } else { 200 })
-    });
+    let sink = refusing(400, |event| is_refused(numbered::identify(event)));
     let (spool, mut rng) = (Spool::new(), rng());
     let directory = spool.path().join("dead-letter");
     let start = |concurrency: u32| {
@@ -176,10 +171,7 @@ mod peers {
         for kind in [Kind::Tmpfs, Kind::Ext4] {
             let disk = Mounted::new(kind, 16 * 1024 * 1024);
             let (directory, ballast) = (disk.path().join("letters"), disk.path().join("ballast"));
-            let sink = HttpSink::start(|request| {
-                let is_large = |event: &Vec<u8>| event.len() > 200_000;
-                Answer::status(if events_in(request).iter().any(is_large) { 400 } else { 200 })
-            });
+            let sink = refusing(400, |event| event.len() > 200_000);
             let keys = format!(
                 "[dead_letter]\ndirectory = \"{}\"\nmax_bytes = \"8MiB\"\n",
                 text(&directory)

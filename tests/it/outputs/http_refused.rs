@@ -18,15 +18,6 @@ fn parted(batches: &[Vec<u8>], bad: &[usize]) -> (Events, BTreeSet<Vec<u8>>) {
     )
 }
 
-/// Returns a consumer's script that answers with `status` if a request has one of these events, and
-/// with 200 otherwise.
-fn refuses(bad: BTreeSet<Vec<u8>>, status: u16) -> impl Fn(&Request) -> Answer {
-    move |request| {
-        let refused = events_in(request).iter().any(|event| bad.contains(event));
-        Answer::status(if refused { status } else { 200 })
-    }
-}
-
 fn status(relay: &Relay) -> Value {
     http::get(relay.admin(), "/status").unwrap().json()
 }
@@ -45,7 +36,7 @@ fn bad_events_cost_only_themselves(status: u16, bad: &[usize], more: &str) {
     let batches: Vec<_> = (0..3).map(|seed| generated_batch(seed, 50, 1200)).collect();
     let (good, bad) = parted(&batches, bad);
     let count = bad.len() as f64;
-    let sink = HttpSink::start(refuses(bad, status));
+    let sink = refusing(status, move |event| bad.contains(event));
     let relay = Relay::start(&to_sink(sink.address(), more));
     let begun = Instant::now();
     for batch in &batches {
@@ -221,7 +212,7 @@ fn a_consumer_that_refuses_everything_is_heeded_when_it_says_until_when() {
 fn an_event_that_is_answered_with_500_stops_no_other_and_is_shown() {
     let batches: Vec<_> = (0..3).map(|seed| generated_batch(seed, 50, 900)).collect();
     let (good, bad) = parted(&batches, &[70]);
-    let sink = HttpSink::start(refuses(bad, 500));
+    let sink = refusing(500, move |event| bad.contains(event));
     let more = "rejected = { after_server_errors = \"12s\" }\n";
     let relay = Relay::start(&to_sink(sink.address(), more));
     for batch in &batches {
@@ -255,7 +246,10 @@ fn an_event_that_is_answered_with_500_stops_no_other_and_is_shown() {
 fn an_event_that_every_address_answers_with_500_is_set_aside() {
     let batch = generated_batch(0, 20, 900);
     let (good, bad) = parted(std::slice::from_ref(&batch), &[0]);
-    let sinks = [(); 2].map(|()| HttpSink::start(refuses(bad.clone(), 500)));
+    let sinks = [(); 2].map(|()| {
+        let bad = bad.clone();
+        refusing(500, move |event| bad.contains(event))
+    });
     let urls = sinks.each_ref().map(|sink| format!("http://{}/ingest", sink.address()));
     let more = "concurrency = 1\n[shutdown]\ndrain_timeout = \"200ms\"\n";
     let relay = Relay::start(&to_http(&urls, more));
@@ -276,7 +270,7 @@ fn an_event_that_every_address_answers_with_500_is_set_aside() {
 fn an_event_that_is_answered_with_500_stops_no_other_while_the_second_address_is_away() {
     let batch = generated_batch(0, 20, 900);
     let (good, bad) = parted(std::slice::from_ref(&batch), &[0]);
-    let sink = HttpSink::start(refuses(bad, 500));
+    let sink = refusing(500, move |event| bad.contains(event));
     // Nothing listens on port 1.
     let urls = [format!("http://{}/ingest", sink.address()), "http://127.0.0.1:1/ingest".into()];
     let more = "concurrency = 1\n[shutdown]\ndrain_timeout = \"200ms\"\n";

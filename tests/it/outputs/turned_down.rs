@@ -110,10 +110,7 @@ fn a_proxy_that_resets_large_bodies_gets_smaller_ones() {
 /// must arrive within seconds.
 #[test]
 fn a_run_of_events_that_get_500_holds_up_no_other() {
-    let sink = HttpSink::start(|request| {
-        let is_bad = |event: &Vec<u8>| event.len() > 2_000;
-        Answer::status(if events_in(request).iter().any(is_bad) { 500 } else { 200 })
-    });
+    let sink = refusing(500, |event| event.len() > 2_000);
     let relay = Relay::start(&to_sink(sink.address(), "[shutdown]\ndrain_timeout = \"200ms\"\n"));
     let mut good = Vec::new();
     for seed in 0..5 {

@@ -4,15 +4,14 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::ops::Range;
-use std::time::{Duration, Instant};
 
-use super::PATIENCE;
 use super::certificates::Certificates;
 use super::corpus::{corpus, events_of, generated_batch};
-use super::http_sink::{Answer, HttpSink};
+use super::http_sink::HttpSink;
 use super::peers::Security;
 use super::relay::Relay;
-use super::requests::events_in;
+use super::requests::refusing;
+use super::{PATIENCE, wait_until};
 
 /// Posts EventLists one after the other, and returns the events that must arrive.
 pub(crate) fn post(relay: &Relay, bodies: &[Vec<u8>]) -> Vec<Vec<u8>> {
@@ -106,10 +105,7 @@ pub(crate) fn tls_key(security: Security, certificates: &Certificates) -> String
 /// the others.
 pub(crate) fn all_but(batch: &[u8]) -> HttpSink {
     let refused = events_of(batch);
-    HttpSink::start(move |request| {
-        let is_refused = events_in(request).iter().any(|event| refused.contains(event));
-        Answer::status(if is_refused { 400 } else { 200 })
-    })
+    refusing(400, move |event| refused.contains(event))
 }
 
 /// Posts a batch for the consumer of [`all_but`], then others, until each event of the batch is
@@ -117,12 +113,10 @@ pub(crate) fn all_but(batch: &[u8]) -> HttpSink {
 pub(crate) fn give_up(relay: &Relay, batch: &[u8]) {
     post(relay, &[batch.to_vec()]);
     let count = u32::try_from(events_of(batch).len()).unwrap();
-    let (begun, mut seed) = (Instant::now(), 1_000_000);
-    while lost(relay) < f64::from(count) {
-        assert!(begun.elapsed() < PATIENCE, "{}", relay.log_text());
-        post_batch(relay, seed, 2, 700);
-        seed += 1;
-        std::thread::sleep(Duration::from_millis(100));
-    }
+    let mut seeds = 1_000_000..;
+    wait_until("the events to be given up", PATIENCE, || {
+        post_batch(relay, seeds.next().unwrap(), 2, 700);
+        lost(relay) >= f64::from(count)
+    });
     relay.wait_until_delivered(PATIENCE);
 }

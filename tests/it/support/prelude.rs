@@ -28,7 +28,7 @@ pub(crate) use super::relay::{
 };
 pub(crate) use super::requests::{
     QUICK, accepted_events, assert_in_order, assert_none_missing, assert_same_set, events_in,
-    received_events, to_http, to_sink,
+    received_events, refusing, to_http, to_sink,
 };
 pub(crate) use super::said::{Said, said, said_to};
 pub(crate) use super::senders::{Bodies, Senders};

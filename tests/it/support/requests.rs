@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use serde_json::value::RawValue;
 
 use super::corpus::events_of;
-use super::http_sink::{HttpSink, Request};
+use super::http_sink::{Answer, HttpSink, Request};
 use super::relay::BASE;
 use super::{lines_in, repository};
 
@@ -38,6 +38,17 @@ pub(crate) fn shipped(name: &str, substitutions: &[(&str, &str)]) -> String {
         config = config.replace(from, to);
     }
     config
+}
+
+/// Starts a consumer that answers with `status` to each request with an event that it refuses, and
+/// with 200 to the others.
+pub(crate) fn refusing(
+    status: u16,
+    is_refused: impl Fn(&Vec<u8>) -> bool + Send + Sync + 'static,
+) -> HttpSink {
+    HttpSink::start(move |request| {
+        Answer::status(if events_in(request).iter().any(&is_refused) { status } else { 200 })
+    })
 }
 
 /// Returns the events of a request, in any of the output's formats.
