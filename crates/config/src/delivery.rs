@@ -55,7 +55,7 @@ pub enum Rejected {
     Retry,
 }
 
-/// The message for `max_elapsed`, which 0.2 and earlier versions had.
+/// The message for `max_elapsed`, which 0.1 had.
 const MAX_ELAPSED_ENDED: &str = "this key has ended: remove it. The relay keeps sending an event \
     until its consumer takes it, or turns it down while it takes others. To bound what waits for a \
     consumer, set queue.max_bytes and queue.when_full";

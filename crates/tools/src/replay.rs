@@ -573,7 +573,8 @@ struct Running<'l> {
 }
 
 impl Running<'_> {
-    /// Sends all batches. After a cancelled `stop`, an `Err` does not have the reason.
+    /// Sends all batches. If `stop` is cancelled, [`Running::ended`] replaces the reason of an
+    /// `Err`.
     async fn send_all(&mut self, mut items: mpsc::Receiver<Item>) -> Result<(), Stopped> {
         loop {
             match self.stop.run_until_cancelled(items.recv()).await.flatten() {

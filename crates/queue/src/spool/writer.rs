@@ -173,6 +173,7 @@ impl Writer {
         self.turn_without_look(state)
     }
 
+    /// Returns the next action of those that are not a look for the queue's files.
     fn turn_without_look(&self, state: &SpoolState) -> Turn<Step> {
         let has_fault = state.writing.health.error.is_some();
         if state.writing.closed {

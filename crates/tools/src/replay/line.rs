@@ -3,8 +3,8 @@
 //! A line may be an event, as in the audit.log of kube-apiserver and OpenShift. A node's name may
 //! be in front, as `oc adm node-logs` prints it, or a time, as CloudWatch and container runtimes
 //! write it. A line may also be a dead letter with its event, an EventList, as the webhook sends
-//! it, or an array or record with events in it (`wrapping`). Of an event, only line
-//! breaks are changed.
+//! it, or an array or record with events in it (`wrapping`). Of an event, only line breaks are
+//! changed.
 
 use std::ops::Range;
 
