@@ -155,14 +155,17 @@ impl Shared {
     pub(super) fn read(&self, job: &Job) -> io::Result<Loaded> {
         let name = segment::file_name(job.segment.first.position);
         let named = named(&name);
-        let file = match job.segment.offset {
-            0 => None,
-            _ => disk::open_if_there(&*self.disk, &name).map_err(&named)?,
+        // Without a segment in the log, there is no file to look for.
+        let has_segment = job.segment.offset > 0;
+        let file = match has_segment {
+            true => disk::open_if_there(&*self.disk, &name).map_err(&named)?,
+            false => None,
         };
         let mut reader = Reader::new(job);
         let Some(file) = file else {
             let first = job.segment.first.position;
-            if job.patient
+            if has_segment
+                && job.patient
                 && self.disk.place() == Place::Here
                 && self.lock().log.segment(first).is_some()
             {

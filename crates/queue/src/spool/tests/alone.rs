@@ -307,6 +307,25 @@ fn a_segment_that_somebody_reads_is_deleted_and_its_contents_stay() {
     assert!(read == contents, "it was overwritten");
 }
 
+/// Method: the log has given up the segment of a claim that is to be sent again, because its file
+/// was deleted. The read of the claim must say at once that its events are missing, although a
+/// segment follows. A read that fails would log that files were deleted, and pause.
+#[test]
+fn a_claim_whose_segment_is_gone_is_missing_at_once() {
+    let mut scene = Scene::alone(&settings(1 << 20, 32 << 10, WhenFull::Reject));
+    assert_eq!(scene.send(200), Ok(()));
+    let claim = scene.cursors[0].next(ALL).expect("one event").claim;
+    scene.cursors[0].release(claim);
+    for _ in 0..20 {
+        assert_eq!(scene.send(5000), Ok(()));
+    }
+    assert!(matches!(scene.cursors[0].redeliver(claim), Redelivery::NotYet), "it has to be read");
+    scene.queue.shared.lock().give_up_segments(&[claim.start]);
+    let job = scene.cursors[0].job(false).expect("to read it");
+    let loaded = scene.queue.shared.read(&job).expect("no file is looked for");
+    assert!(loaded.pieces.iter().all(load::Piece::is_gap), "{:?}", loaded.pieces);
+}
+
 #[test]
 fn a_part_of_a_claim_gets_nothing_of_the_rest() {
     let mut scene = Scene::alone(&settings(1 << 20, 64 << 10, WhenFull::Reject));
