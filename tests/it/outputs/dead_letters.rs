@@ -126,6 +126,8 @@ fn a_killed_relay_leaves_each_event_delivered_or_in_a_dead_letter() {
     let sent = senders.finish();
     // The last refusal becomes final once the consumer has accepted another event.
     assert_eq!(relay.post(&numbered::list(9, 4..9)).status, 200);
+    // Each refused event is sent several times, with pauses. Beside other tests that takes minutes.
+    relay.wait_until_delivered(PATIENCE * 6);
     relay.finish(Backlog::Empty);
 
     let ids = |events: &[Vec<u8>]| -> BTreeSet<Id> {
