@@ -139,7 +139,7 @@ static TELEMETRY: LazyLock<Telemetry> = LazyLock::new(Telemetry::new);
 
 fn output(name: String) -> Output {
     let metrics = TELEMETRY.output(&name);
-    Output { name, required: true, keeps: Duration::ZERO, recorder: None, metrics }
+    Output { name, required: true, recorder: None, metrics }
 }
 
 /// The config and the outputs with which a queue is opened.

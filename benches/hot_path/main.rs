@@ -153,7 +153,6 @@ fn opened(config: &config::Queue, telemetry: &Telemetry) -> (Queue, Cursor) {
     let outputs = [Output {
         name: "output".to_owned(),
         required: true,
-        keeps: Duration::ZERO,
         recorder: None,
         metrics: telemetry.output("output"),
     }];

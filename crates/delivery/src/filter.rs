@@ -63,7 +63,6 @@ pub struct Changes {
 /// The filter settings of one output. The policy files can be read again.
 pub struct Rules {
     matches: Vec<Matcher>,
-    criteria: String,
     files: Vec<PathBuf>,
     policies: ArcSwap<Vec<Policy>>,
     redaction: Option<Redaction>,
@@ -84,7 +83,6 @@ impl Rules {
         let bytes_max = config.max_event_bytes.map(usize::try_from);
         Self {
             matches: config.matches.iter().map(Matcher::new).collect(),
-            criteria: format!("{:?}", config.matches),
             files: config.policies.clone(),
             policies: ArcSwap::default(),
             // The reader of the config has compiled these rules already, to check them.
@@ -222,15 +220,12 @@ pub struct Filter {
     before_form: Vec<u8>,
     /// The same event without the parts that do not leave; empty if all of it leaves.
     lean: Vec<u8>,
-    /// `true` while `seen` lacks the events that the output sent before this filter was made.
-    needs_history: bool,
 }
 
 impl Filter {
-    /// Makes a filter. `seen` is the complete memory of the output's previous filter.
+    /// Makes a filter. `seen` is the memory of the output's previous filter, if it had one.
     pub fn new(rules: Arc<Rules>, seen: Option<Seen>) -> Self {
         let policies = rules.policies.load_full();
-        let needs_history = seen.is_none();
         let seen = rules.window.map(|window| match seen {
             Some(mut seen) => {
                 seen.set_window(window);
@@ -239,55 +234,21 @@ impl Filter {
             None => Seen::new(window),
         });
         let (before_form, lean) = (Vec::new(), Vec::new());
-        Self { rules, policies, users: Vec::new(), seen, before_form, lean, needs_history }
+        Self { rules, policies, users: Vec::new(), seen, before_form, lean }
     }
 
-    /// Returns the memory of sent events for the next filter, if it is complete.
+    /// Returns the memory of sent events for the next filter.
     pub fn into_seen(self) -> Option<Seen> {
-        self.seen.filter(|_| !self.needs_history)
+        self.seen
     }
 
-    /// Takes the newest policies, before each batch. Returns `true` if [`Rules::apply`] has
-    /// replaced them. Events before `settled` are final or set aside.
-    pub fn renew(&mut self, settled: Position) -> bool {
+    /// Takes the newest policies, before each batch. Events before `settled` are final or set
+    /// aside.
+    pub fn renew(&mut self, settled: Position) {
         if let Some(seen) = &mut self.seen {
             seen.settled(settled);
         }
-        let before = std::mem::replace(&mut self.policies, self.rules.policies.load_full());
-        !Arc::ptr_eq(&before, &self.policies)
-    }
-
-    /// Returns a fingerprint of `match` and `policy`; 0 if both are empty. Different choices have
-    /// different fingerprints, but a comment in a policy may change the fingerprint, too.
-    pub fn selection(&self) -> u64 {
-        let Self { rules, policies, .. } = self;
-        if rules.matches.is_empty() && policies.is_empty() {
-            return 0;
-        }
-        seen::hash(format!("{} {}", rules.criteria, as_text(policies)).as_bytes())[0]
-    }
-
-    /// Returns the deduplication window; `None` if duplicates are sent.
-    pub fn window(&self) -> Option<Duration> {
-        self.rules.window
-    }
-
-    /// Returns the length of the history, if the filter needs one: call [`Filter::remember`] for
-    /// each event that was accepted within this time and sent before this filter was made.
-    pub fn history_window(&self) -> Option<Duration> {
-        self.rules.window.filter(|_| self.needs_history)
-    }
-
-    /// Adds an event of the history to the memory of sent events: the output has sent it before
-    /// this filter was made, or the same rules dropped it. `age` is the time since the relay
-    /// accepted it.
-    pub fn remember(&mut self, event: &[u8], position: Position, age: Duration) {
-        has_left(&mut self.seen, event, position, age);
-    }
-
-    /// Notes that the memory is complete: [`Filter::remember`] was called for the whole history.
-    pub fn history_loaded(&mut self) {
-        self.needs_history = false;
+        self.policies = self.rules.policies.load_full();
     }
 
     /// Removes the events at these positions from the memory, because they were not sent after all.

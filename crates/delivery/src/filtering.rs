@@ -194,26 +194,6 @@ impl Filtering {
         self.filter.and_then(Filter::into_seen)
     }
 
-    /// Tells the queue which events are chosen from now on. Then rebuilds the filter's memory of
-    /// sent events from the queue, if the filter needs one. If the future is dropped, only a part
-    /// is rebuilt, and copies of the other events may be sent.
-    pub(super) async fn look_back(&mut self, cursor: &Cursor) {
-        cursor.select(self.filter.as_ref().map_or(0, Filter::selection), self.next);
-        let Some(filter) = &mut self.filter else { return };
-        let Some(window) = filter.history_window() else { return };
-        let mut before = cursor.before(window);
-        while let Some((acceptance, lines)) = before.next().await {
-            let remember = || {
-                for (position, start, end) in events(&lines, &acceptance) {
-                    let event = lines.get(start..end - 1).unwrap_or_default();
-                    filter.remember(event, position, acceptance.age);
-                }
-            };
-            offload(has_large_event(&lines), remember);
-        }
-        filter.history_loaded();
-    }
-
     pub(super) fn is_enabled(&self) -> bool {
         self.filter.is_some()
     }
@@ -222,9 +202,7 @@ impl Filtering {
     /// runs the other tasks of this thread.
     fn pass(&mut self, batch: Batch, cursor: &Cursor) -> Batch {
         let Some(filter) = &mut self.filter else { return batch };
-        if filter.renew(cursor.watermark()) {
-            cursor.select(filter.selection(), self.next);
-        }
+        filter.renew(cursor.watermark());
         self.begin_batch(&batch);
         let takes_long = batch.pieces.iter().any(|piece| has_large_event(piece));
         offload(takes_long, || self.judge_and_hash(batch))

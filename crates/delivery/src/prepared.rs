@@ -85,7 +85,6 @@ impl Prepared {
             name: config.name.clone(),
             required: config.required,
             metrics: metrics.clone(),
-            keeps: config.filter.deduplicate.unwrap_or_default(),
             recorder: None,
         }
     }

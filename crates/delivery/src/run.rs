@@ -34,17 +34,12 @@ const HAND_OVER_TIME: Duration = Duration::from_secs(10);
 /// The longest time for writing the last dead letters at the end of the process.
 const LAST_LETTERS: Duration = Duration::from_secs(1);
 
-/// The longest time for reading the queue's recent events when a delivery begins, to recognize
-/// duplicates. Duplicates of events that are not read may be sent.
-const LOOK_BACK_TIME: Duration = Duration::from_secs(30);
-
 /// The delivery of one output. One task runs it, from [`Delivery::run`] to its end.
 ///
-/// Phases: first, a filter that removes duplicates rebuilds its memory of sent events. Then these
-/// phases repeat: *rest* until a connection is needed and may be made; *connect*; *drive* the link
-/// (use the connection) until it ends. In each turn of the drive loop, the delivery hands over dead
-/// letters, and sends as much as the link takes. Then it waits (`wake`) for something to do: an
-/// order, a report of the link, new events in the queue, the end of a pause, and so on.
+/// These phases repeat: *rest* until a connection is needed and may be made; *connect*; *drive* the
+/// link (use the connection) until it ends. In each turn of the drive loop, the delivery hands over
+/// dead letters, and sends as much as the link takes. Then it waits (`wake`) for something to do:
+/// an order, a report of the link, new events in the queue, the end of a pause, and so on.
 ///
 /// A delivery gives up an event only if `rejected.action` or `max_event_bytes` says so, if the
 /// protocol leaves no choice (`Verdict::TooLong`, `Verdict::Partly`), or if it can't be read. While
@@ -124,7 +119,6 @@ impl<C: Connect> Delivery<C> {
         let hashes = filter.is_some() && cursor.is_recorded();
         let sends_lists = connector.sends_lists() && !hashes;
         cursor.take_lists(sends_lists);
-        cursor.keep(filter.as_ref().and_then(Filter::window).unwrap_or_default());
         let tapping = Tapping::new(orders.taps.clone(), &config.name);
         let filtering = Filtering::new(filter, &cursor, tapping, sends_lists);
         let rules = Rules::new(&connector, &config, (sends_lists, orders.outlives));
@@ -170,14 +164,6 @@ impl<C: Connect> Delivery<C> {
                 () = stop.cancelled() => Ok(Done::Stopped),
                 () = retire.cancelled() => Ok(Done::Retired),
             };
-        }
-        let (filtering, in_flight) = (&mut self.ledger.filtering, &self.ledger.in_flight);
-        let look_back = filtering.look_back(in_flight.cursor());
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => return Ok(Done::Stopped),
-            () = retire.cancelled() => return Ok(Done::Retired),
-            _ = tokio::time::timeout(LOOK_BACK_TIME, look_back) => {}
         }
         let mut needed = C::EAGER;
         loop {

@@ -49,26 +49,6 @@ pub(super) struct Contents {
     /// The place of each output, by name: its watermark or, with evidence, an earlier place.
     pub outputs: BTreeMap<String, LogOffset>,
     pub(super) holes: Vec<Hole>,
-    /// The history of each output, by name. A name is missing if nothing is known about the output.
-    pub(super) histories: BTreeMap<String, History>,
-}
-
-/// The events before an output's watermark that count as sent after a restart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct History {
-    /// The consumer has all events from here to the watermark, except those dropped by the filter.
-    pub since: Position,
-    /// The fingerprint of the filter's rules for these events; 0 if the output sends every event.
-    pub selection: u64,
-}
-
-impl History {
-    const BYTES: usize = 16;
-
-    /// Returns the history of an output that has got no event, or about which nothing is known.
-    pub(crate) fn none(place: LogOffset) -> Self {
-        Self { since: place.position, selection: 0 }
-    }
 }
 
 /// Returns the number of missing events from `position` on, and the bytes of their lines. The bytes
@@ -137,22 +117,12 @@ impl Contents {
         // The oldest holes are written first. A slot has room for the holes of a usual queue,
         // because many adjacent holes are joined before. A hole that finds no room may count as
         // lost a second time after a restart.
-        let room = (SLOT - CRC).saturating_sub(slot.len());
-        let room = room.saturating_sub(self.outputs.len() * History::BYTES) / 24;
+        let room = (SLOT - CRC).saturating_sub(slot.len()) / 24;
         let holes = &self.holes[..room.min(self.holes.len())];
         for hole in holes {
             for number in [hole.start.get(), hole.end.get(), hole.bytes] {
                 slot.extend(number.to_le_bytes());
             }
-        }
-        // An output whose history finds no room may send events twice after a restart. Up to 170
-        // outputs find room, even with names of 63 bytes.
-        let room = (SLOT - CRC).saturating_sub(slot.len()) / History::BYTES;
-        for (name, place) in self.outputs.iter().take(room) {
-            let history = self.histories.get(name).copied();
-            let History { since, selection } = history.unwrap_or(History::none(*place));
-            slot.extend(since.get().to_le_bytes());
-            slot.extend(selection.to_le_bytes());
         }
         let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX).to_le_bytes();
         let length = count(slot.len() + CRC);
@@ -225,11 +195,7 @@ impl Reader<'_> {
                 bytes: self.u64()?,
             });
         }
-        // Earlier versions of the program write no histories, and ignore them.
-        for name in contents.outputs.keys() {
-            let (Some(since), Some(selection)) = (self.position(), self.u64()) else { break };
-            contents.histories.insert(name.clone(), History { since, selection });
-        }
+        // In slots of earlier versions, 16 bytes for each output follow, which are not used.
         Some((generation, contents))
     }
 }
@@ -330,11 +296,6 @@ mod tests {
             ]
             .into(),
             holes: vec![Hole { start: Position::new(20), end: Position::new(40), bytes: 2_000 }],
-            histories: [
-                ("logstash".to_owned(), History { since: Position::new(3), selection: 0 }),
-                ("x".repeat(63), History { since: Position::new(900), selection: u64::MAX }),
-            ]
-            .into(),
         }
     }
 
@@ -362,26 +323,17 @@ mod tests {
         assert_eq!(read.outputs.len(), OUTPUTS_MAX);
     }
 
-    /// Method: from the slot that this program writes, the histories are cut off. An earlier
-    /// version of the program, which did not know histories, wrote such a slot.
+    /// Method: 16 bytes for each output follow the holes, as in a slot of an earlier version of the
+    /// program.
     #[test]
-    fn a_slot_without_histories_is_read_and_nothing_is_known_of_what_was_sent() {
+    fn a_slot_with_histories_is_read_without_them() {
         let mut slot = contents().encode(4);
-        slot.truncate(slot.len() - CRC - 2 * History::BYTES);
+        slot.truncate(slot.len() - CRC);
+        slot.extend([7; 2 * 16]);
         let length = u32::try_from(slot.len() + CRC).unwrap();
         slot[12..16].copy_from_slice(&length.to_le_bytes());
         slot.extend(crc32c::crc32c(&slot).to_le_bytes());
-        let wanted = Contents { histories: BTreeMap::new(), ..contents() };
-        assert_eq!(decode(&slot), Ok(Some((4, wanted))));
-    }
-
-    #[test]
-    fn holes_take_no_room_from_the_histories_of_a_few_outputs() {
-        let hole = Hole { start: Position::new(1), end: Position::new(2), bytes: 3 };
-        let slot = Contents { holes: vec![hole; 1000], ..contents() }.encode(1);
-        assert!(slot.len() <= SLOT);
-        let (_, read) = decode(&slot).expect("this version").expect("it checks");
-        assert_eq!(read.histories, contents().histories);
+        assert_eq!(decode(&slot), Ok(Some((4, contents()))));
     }
 
     #[test]

@@ -40,7 +40,6 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -156,13 +155,7 @@ impl Queue {
         required: bool,
         metrics: OutputMetrics,
     ) -> Result<Cursor, JoinError> {
-        let output = Output {
-            name: name.to_owned(),
-            required,
-            metrics,
-            keeps: Duration::ZERO,
-            recorder: None,
-        };
+        let output = Output { name: name.to_owned(), required, metrics, recorder: None };
         match self {
             Self::Memory(queue) => queue.join(output).map(Cursor::Memory),
             Self::Spool(queue) => queue.join(output).await.map(Cursor::Spool),
@@ -426,22 +419,6 @@ impl Crowding {
     }
 }
 
-/// A reader of the events before an output's watermark that are still in files, oldest first.
-pub struct Before(Option<spool::Before>);
-
-impl Before {
-    /// Returns the next lines and their acceptance; `None` if there are no more.
-    ///
-    /// This waits for the disk, perhaps for long: the caller must watch for the end of the process.
-    ///
-    /// # Cancel safety
-    ///
-    /// No line is skipped if the future is dropped.
-    pub async fn next(&mut self) -> Option<(Acceptance, Bytes)> {
-        self.0.as_mut()?.next().await
-    }
-}
-
 /// The place of one output in the log, owned by the output's delivery loop. When a reload replaces
 /// the loop, the new loop gets the cursor. If the old loop could call [`Cursor::rewind`], the new
 /// loop takes the unfinished events again; otherwise it continues with the unfinished claims.
@@ -469,15 +446,6 @@ impl Cursor {
     /// Nothing is lost if the future is dropped.
     pub async fn readable(&mut self) {
         either!(self, cursor => cursor.readable().await)
-    }
-
-    /// Returns a reader of the events before this output's watermark that are still in files, were
-    /// received at most `within` ago, and are in the last 256 MiB before the watermark. The
-    /// consumer has these events, except those that the filter has dropped: the reader begins after
-    /// the last lost event and after the last change of the filter's rules. Damaged, changed or
-    /// missing events are skipped. For a queue in memory the reader is empty.
-    pub fn before(&self, within: Duration) -> Before {
-        Before(self.spool().map(|cursor| cursor.before(within)))
     }
 
     /// Claims the next events to send, within the limits of `take`. These are usually whole
@@ -605,22 +573,6 @@ impl Cursor {
     /// No event is counted as lost, because none was meant for it.
     pub fn leave_uncounted(self) {
         either!(self, cursor => cursor.remove(false));
-    }
-
-    /// Changes [`Output::keeps`]. Does nothing for a queue in memory.
-    pub fn keep(&self, keeps: Duration) {
-        if let Some(cursor) = self.spool() {
-            cursor.keep(keeps);
-        }
-    }
-
-    /// Sets the fingerprint of the filter's rules for the events from `from` on. New rules may let
-    /// an event through that the old ones dropped, so after a change no event before `from` counts
-    /// as sent ([`Cursor::before`]). Does nothing for a queue in memory.
-    pub fn select(&self, selection: u64, from: Position) {
-        if let Some(cursor) = self.spool() {
-            cursor.select(selection, from);
-        }
     }
 
     /// Sets whether this cursor's batches have [`Batch::acceptances`]. Initially they have none.

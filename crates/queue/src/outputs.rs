@@ -2,7 +2,6 @@
 //! metrics, the start of its counters, and its losses when it leaves or its events are dropped.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use super::contract::Backlog;
 use base::position::Position;
@@ -19,11 +18,6 @@ pub struct Output {
     pub required: bool,
     /// The counters and gauges of the output's events.
     pub metrics: OutputMetrics,
-    /// The age up to which a segment is kept although all outputs have finished it, unless its room
-    /// is needed. The age counts from when the writer ended the segment or, if the segment exists
-    /// at startup, from startup. After a restart the output learns from such segments which events
-    /// it has sent.
-    pub keeps: Duration,
     /// `Some` for the evidence recorder: the first position that the recorder needs. Events are
     /// kept for the recorder as for an optional output, and it gets events even while the relay
     /// drains. In a queue in files its cursor begins with the segment of this position. The

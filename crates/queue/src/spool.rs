@@ -41,7 +41,6 @@ use config::WhenFull;
 use telemetry::{Loss, QueueMetrics, State as Told, Telemetry};
 
 mod accounting;
-mod before;
 mod cursor;
 mod incoming;
 mod load;
@@ -52,7 +51,6 @@ mod unrecorded;
 mod upkeep;
 mod writer;
 
-pub(super) use before::Before;
 pub(super) use cursor::Cursor;
 use cursor::CursorState;
 pub use incoming::Incoming;

@@ -36,7 +36,6 @@ impl Counts {
             name: name.to_owned(),
             required,
             metrics: self.metrics(telemetry, name),
-            keeps: std::time::Duration::ZERO,
             recorder: None,
         }
     }

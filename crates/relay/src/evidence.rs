@@ -61,7 +61,6 @@ pub(crate) fn reader(
         name: String::new(),
         required: false,
         metrics: Telemetry::of_no_output(),
-        keeps: Duration::ZERO,
         recorder: Some(recorded.map_or(Position::START, Position::new)),
     })
 }

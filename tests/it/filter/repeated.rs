@@ -1,6 +1,6 @@
 //! `deduplicate` over restarts and reloads: a repeated event is dropped only if the consumer has
-//! it. It is sent if it was given up, was never meant for the output, or was dropped by earlier
-//! rules.
+//! it. After a restart it is sent once more. It is also sent if it was never meant for the output,
+//! or was dropped by earlier rules.
 
 use crate::support::prelude::*;
 
@@ -35,114 +35,43 @@ fn count(sink: &HttpSink, batch: &[u8]) -> usize {
     accepted_events(sink).iter().filter(|event| wanted.contains(event)).count()
 }
 
+/// Method: the same batch is posted twice to each of two processes, one after the other.
 #[test]
-fn what_was_given_up_leaves_when_it_comes_again_after_a_restart() {
-    let [with_refused, later] = [generated_batch(1, 40, 900), generated_batch(2, 40, 900)];
-    let refused = events_of(&with_refused)[21].clone();
-    let refuses = refused.clone();
-    let first = refusing(422, move |event| *event == refuses);
-    let directory = TempDir::new().unwrap();
-    let common = format!("{BASE}{}", spool(directory.path()));
-    let mut relay = Relay::start(&format!("{common}{}", output("a", &first, DEDUPLICATE)));
-    for batch in [&with_refused, &later] {
-        post(&relay, batch);
-    }
-    assert_eq!(relay.metrics().value("error_total", &[("plugin", "a")]), 1.0);
-    relay.stop();
-
-    let second = HttpSink::accepting();
-    let relay = Relay::start(&format!("{common}{}", output("a", &second, DEDUPLICATE)));
-    post(&relay, &with_refused);
-    assert!(accepted_events(&second).contains(&refused), "its repetition is hidden");
-    // Events delivered after it are still known.
-    let before = duplicates(&relay.metrics(), "a");
-    post(&relay, &later);
-    assert_eq!(duplicates(&relay.metrics(), "a") - before, 40.0);
-    assert_eq!(count(&second, &later), 0);
-    relay.finish(Backlog::Empty);
-}
-
-#[test]
-fn what_an_output_never_had_leaves_when_it_comes_again_after_a_restart() {
-    let (a, b) = (HttpSink::accepting(), HttpSink::accepting());
-    let [before, after] = [generated_batch(1, 10, 900), generated_batch(2, 10, 900)];
-    let directory = TempDir::new().unwrap();
-    let alone = format!("{BASE}{}{}", spool(directory.path()), output("a", &a, DEDUPLICATE));
-    let both = format!("{alone}{}", output("b", &b, DEDUPLICATE));
-    let mut relay = Relay::start(&alone);
-    post(&relay, &before);
-    relay.reload(&both, "success");
-    post(&relay, &after);
-    // `post` waits only for the output with which the relay started.
-    wait_until("the new output has its events", PATIENCE, || count(&b, &after) == 10);
-    assert_eq!((count(&a, &before), count(&b, &before), count(&b, &after)), (10, 0, 10));
-    for restart in 1..=2 {
-        relay.stop();
-        relay = Relay::start(&both);
-        post(&relay, &before);
-        post(&relay, &after);
-        let wanted = (10, 10, 10, 10);
-        let counts = (count(&a, &before), count(&a, &after), count(&b, &before), count(&b, &after));
-        assert_eq!(counts, wanted, "restart {restart}");
-    }
-    relay.finish(Backlog::Empty);
-}
-
-/// Method: the output's rules choose none of the events. Then the rules change, by a reload or at
-/// the next start, and all events are posted again. After that the relay starts again with the same
-/// rules.
-#[test]
-fn what_other_rules_had_dropped_leaves_when_it_comes_again_after_a_restart() {
-    for reloads in [false, true] {
-        let sink = HttpSink::accepting();
-        let batch = generated_batch(1, 10, 900);
+fn what_comes_again_after_a_restart_leaves_once_more() {
+    for is_durable in [false, true] {
         let directory = TempDir::new().unwrap();
-        let config = |filter: &str| {
-            let output = output("a", &sink, &format!("{DEDUPLICATE}{filter}"));
-            format!("{BASE}{}{output}", spool(directory.path()))
-        };
-        let mut relay = Relay::start(&config(CHOOSES_NOT));
-        post(&relay, &batch);
-        assert_eq!(count(&sink, &batch), 0);
-        if reloads {
-            relay.reload(&config(CHOOSES), "success");
-        }
-        relay.stop();
+        let queue = if is_durable { spool(directory.path()) } else { String::new() };
+        let sink = HttpSink::accepting();
+        let config = format!("{BASE}{queue}{}", output("a", &sink, DEDUPLICATE));
+        let batch = generated_batch(1, 10, 900);
         for start in 1..=2 {
-            relay = Relay::start(&config(CHOOSES));
+            let relay = Relay::start(&config);
             post(&relay, &batch);
-            assert_same_set(&accepted_events(&sink), &events_of(&batch));
-            assert_eq!(duplicates(&relay.metrics(), "a"), if start == 1 { 0.0 } else { 10.0 });
-            relay.stop();
+            post(&relay, &batch);
+            assert_eq!(count(&sink, &batch), 10 * start, "start {start}");
+            assert_eq!(duplicates(&relay.metrics(), "a"), 10.0, "start {start}");
+            relay.finish(Backlog::Empty);
         }
     }
 }
 
-/// Method: as before, but the rules are in a policy file that is rewritten in place.
+/// Method: the output's rules choose none of the events. Then a reload changes the rules, and all
+/// events are posted again.
 #[test]
-fn what_an_earlier_policy_had_dropped_leaves_when_it_comes_again_after_a_restart() {
-    const POLICY: &str = "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules:\n- level: None\n  \
-                          verbs: [\"update\"]\n- level: RequestResponse\n";
+fn what_other_rules_had_dropped_leaves_when_it_comes_again() {
     let sink = HttpSink::accepting();
-    let [batch, other] = [generated_batch(1, 10, 900), generated_batch(2, 10, 900)];
-    let directory = TempDir::new().unwrap();
-    let file = directory.path().join("policy.yaml");
-    std::fs::write(&file, POLICY).unwrap();
-    let filter = format!("{DEDUPLICATE}filter.policy = \"{}\"\n", text(&file));
-    let config = format!("{BASE}{}{}", spool(directory.path()), output("a", &sink, &filter));
-    let mut relay = Relay::start(&config);
+    let batch = generated_batch(1, 10, 900);
+    let config =
+        |filter: &str| format!("{BASE}{}", output("a", &sink, &format!("{DEDUPLICATE}{filter}")));
+    let relay = Relay::start(&config(CHOOSES_NOT));
     post(&relay, &batch);
     assert_eq!(count(&sink, &batch), 0);
-    std::fs::write(&file, POLICY.replace("update", "watch")).unwrap();
-    wait_until("the policy is read again", PATIENCE, || relay.reloads("success") >= 1.0);
-    // The filter uses the new policy from its next batch on.
-    post(&relay, &other);
-    assert_eq!(count(&sink, &other), 10);
-    relay.stop();
-    let relay = Relay::start(&config);
-    post(&relay, &batch);
-    post(&relay, &other);
-    assert_eq!((count(&sink, &batch), count(&sink, &other)), (10, 10));
+    relay.reload(&config(CHOOSES), "success");
+    for duplicate in [0.0, 10.0] {
+        post(&relay, &batch);
+        assert_same_set(&accepted_events(&sink), &events_of(&batch));
+        assert_eq!(duplicates(&relay.metrics(), "a"), duplicate);
+    }
     relay.finish(Backlog::Empty);
 }
 

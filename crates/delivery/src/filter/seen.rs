@@ -168,7 +168,7 @@ fn entry(entries: &VecDeque<Entry>, first: u32, number: u32) -> Option<&Entry> {
     entries.get(usize::try_from(number.wrapping_sub(first)).ok()?)
 }
 
-pub(super) fn hash(event: &[u8]) -> Hash {
+fn hash(event: &[u8]) -> Hash {
     let digest = digest::digest(&digest::SHA256, event);
     let mut words = digest.as_ref().chunks_exact(8).map(|word| {
         let mut bytes = [0; 8];

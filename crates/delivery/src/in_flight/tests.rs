@@ -5,7 +5,6 @@
 //! `check` runs too.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use audit::LevelCounts;
 use bytes::Bytes;
@@ -22,7 +21,6 @@ pub(crate) fn opened(config: &config::Config, telemetry: &Arc<Telemetry>) -> (Qu
         name: "o".to_owned(),
         required: true,
         metrics: telemetry.output("o"),
-        keeps: Duration::ZERO,
         recorder: None,
     };
     let opened = Queue::open(&config.queue, telemetry, &[output]);

@@ -112,7 +112,7 @@ impl Log {
             bytes: (hole.end - hole.start) * LINE,
         };
         let holes = holes.iter().map(hole).collect();
-        let contents = Contents { end: place(end), outputs, holes, ..Contents::default() };
+        let contents = Contents { end: place(end), outputs, holes };
         let (found, generation) = cursors::read(&self.disk).unwrap();
         Cursors::open(&self.disk, &found, generation)
             .unwrap()

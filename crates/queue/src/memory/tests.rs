@@ -31,7 +31,6 @@ fn join(queue: &Queue, telemetry: &Telemetry, name: &str) -> Cursor {
         name: name.to_owned(),
         required: true,
         metrics: telemetry.output(name),
-        keeps: Duration::ZERO,
         recorder: None,
     };
     queue.join(output).expect("its name is free")

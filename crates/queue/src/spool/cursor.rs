@@ -11,13 +11,13 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::load::{Job, Loaded, Piece, Spot};
 use super::unrecorded::Unrecorded;
-use super::{Before, LogState, Segment, Shared, SpoolState, TailRecord, load};
+use super::{LogState, Segment, Shared, SpoolState, TailRecord, load};
 use crate::claims::{Claims, HeldClaim, Stage};
 use crate::contract::{
     Acceptance, Aside, Batch, Claim, Disposition, Finished, Outcome, Redelivery, Take, is_crowded,
     now,
 };
-use crate::cursors::{History, Hole, missing_in};
+use crate::cursors::{Hole, missing_in};
 use crate::identity::Identity;
 use crate::notes::Notes;
 use crate::outputs::Output;
@@ -91,9 +91,6 @@ pub(crate) struct CursorState {
     resend: Resend,
     /// The output's place in the saved cursors file. [`Position::START`] before the first save.
     pub(super) noted: Position,
-    /// The events before the watermark that the consumer has. Each event that was lost or set aside
-    /// is before `since`, which may be after the watermark.
-    pub(super) history: History,
     /// The gaps after the watermark that this output has counted as lost already.
     pub(super) counted: Vec<Hole>,
     /// The finished events whose evidence is not durable yet. `None` without evidence, and for the
@@ -177,7 +174,6 @@ impl CursorState {
             },
             resend: Resend::Idle,
             noted: Position::START,
-            history: History::none(at),
             counted: Vec::new(),
             unrecorded: None,
             aside: 0,
@@ -257,12 +253,6 @@ impl CursorState {
         unrecorded.map_or(unfinished, |place| place.min(unfinished))
     }
 
-    /// Records that an event was not delivered. No event that was handed out so far counts as sent
-    /// after a restart, because duplicates of this event were perhaps not sent either.
-    fn doubt(&mut self) {
-        self.history.since = self.history.since.max(self.claims.read);
-    }
-
     fn unfinished(&self) -> LogOffset {
         let byte = self.claims.iter().next().map_or(self.ahead.byte, |entry| entry.note.first_byte);
         LogOffset { position: self.claims.watermark(), byte }
@@ -329,7 +319,6 @@ impl CursorState {
             self.ahead.pieces.clear();
             self.ahead.spot = None;
         }
-        self.doubt();
         missed
     }
 
@@ -361,7 +350,6 @@ impl CursorState {
         self.record_loss(gap.first..gap.end(), gap.first_byte, reason);
         self.claims.read = gap.end();
         self.ahead.byte = gap.first_byte + gap.bytes();
-        self.doubt();
         self.forget_counted();
     }
 
@@ -375,7 +363,6 @@ impl CursorState {
         self.output.metrics.lost.increment(lost);
         self.output.metrics.losses.add(Loss::Missing, lost, Some(&gap.first.to_string()));
         self.counted.push(Hole { start: gap.first, end: gap.end(), bytes: gap.bytes() });
-        self.doubt();
         true
     }
 
@@ -862,9 +849,6 @@ impl Cursor {
         };
         entry.stage = Stage::Done;
         let (note, events) = (entry.note, left(claim, &cursor.counted));
-        if disposition.lost + disposition.aside > 0 {
-            cursor.doubt();
-        }
         disposition.count(events, &cursor.output.metrics);
         if disposition.aside == 0 {
             cursor.output.metrics.delivered(age(note.received, now()), Instant::now());
@@ -1034,23 +1018,6 @@ impl Cursor {
         lost
     }
 
-    /// See [`crate::Cursor::keep`].
-    pub fn keep(&self, keeps: Duration) {
-        self.shared.lock().log.cursors[self.index].output.keeps =
-            mutant!("look-back-finds-nothing", keeps, Duration::ZERO);
-        self.shared.wake();
-    }
-
-    /// See [`crate::Cursor::select`].
-    pub fn select(&self, selection: u64, from: Position) {
-        self.with(|cursor| {
-            let history = &mut cursor.history;
-            if std::mem::replace(&mut history.selection, selection) != selection {
-                mutant!("look-back-over-other-rules", history.since = history.since.max(from));
-            }
-        });
-    }
-
     /// See [`crate::Cursor::take_unplaced`].
     pub fn take_unplaced(&self) -> u64 {
         std::mem::take(&mut self.shared.lock().writing.unplaced)
@@ -1101,13 +1068,6 @@ impl Cursor {
     /// See [`crate::Cursor::is_closed`].
     pub fn is_closed(&self) -> bool {
         self.shared.lock().log.draining
-    }
-
-    /// See [`crate::Cursor::before`].
-    pub fn before(&self, within: Duration) -> Before {
-        let state = self.shared.lock();
-        let cursor = &state.log.cursors[self.index];
-        Before::new(Arc::clone(&self.shared), cursor.history.since, cursor.unfinished(), within)
     }
 
     /// See [`crate::Cursor::identity`].

@@ -197,7 +197,7 @@ impl Shared {
     }
 
     /// Compares lines with the received ones, if there is evidence. Changed lines become gaps.
-    pub(super) fn compared(&self, pieces: Vec<Piece>) -> Vec<Piece> {
+    fn compared(&self, pieces: Vec<Piece>) -> Vec<Piece> {
         let Some(originals) = self.originals.get() else { return pieces };
         pieces.into_iter().flat_map(|piece| untampered(piece, &**originals)).collect()
     }
@@ -215,13 +215,6 @@ fn untampered(mut piece: Piece, originals: &dyn Originals) -> Vec<Piece> {
     }
     parts.extend(Some(piece).filter(|rest| rest.events > 0));
     parts
-}
-
-/// Reads the events of a job, as far as possible. Damage is returned, and not reported.
-pub(super) fn read_what_is_there(job: &Job, file: &dyn File) -> Loaded {
-    let mut reader = Reader::new(job);
-    reader.read(file);
-    reader.loaded
 }
 
 /// Logs damage, and copies the damaged bytes to `quarantine/`, as far as there is room. The caller

@@ -378,9 +378,6 @@ fn join(
         },
     };
     let mut cursor = CursorState::new(output.clone(), at);
-    if let Some(history) = contents.and_then(|contents| contents.histories.get(name)) {
-        cursor.history = *history;
-    }
     if let Some((spot, received)) = locate(state, disk, at.position) {
         cursor.ahead.spot = Some(spot);
         cursor.ahead.received = received;

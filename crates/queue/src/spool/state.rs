@@ -21,7 +21,7 @@ use super::upkeep::Written;
 use super::{AHEAD_BYTES, CHUNK_MAX, CHUNK_MIN, HANGS, HOLES_MAX, TAIL_BYTES, needed};
 use crate::contract::{Append, Backlog, Refused, now};
 use crate::cursors;
-use crate::cursors::{Contents, History, Hole};
+use crate::cursors::{Contents, Hole};
 use crate::outputs::{Departed, DropCount};
 use crate::segment::{
     BLOCK, Check, FIRST_RECORD, LogOffset, RECORD_HEADER, RecordHeader, Scan, Seed,
@@ -192,9 +192,6 @@ pub(super) struct Segment {
     /// The offsets of the known damage. Damage is counted once, even if several cursors read it.
     pub(super) damaged: BTreeSet<u64>,
     pub(super) active: bool,
-    /// The time when the writer stopped writing to the segment (or of the startup that found it),
-    /// in ms since 1970; 0 while it is active. [`crate::Output::keeps`] begins then.
-    pub(super) ended: u64,
 }
 
 pub(super) struct TailRecord {
@@ -279,31 +276,16 @@ impl SpoolState {
         !self.writing.accounting.pending_delete().is_empty()
             || !self.writing.accounting.abandoned().is_empty()
             || self.writing.chores.reclaim_wanted
-            || self.log.kept_for() == Some(Duration::ZERO)
+            || self.log.finished().next().is_some()
     }
 
     pub(super) fn can_recycle(&self) -> bool {
-        self.writing.accounting.spares() < SPARES_MAX && self.log.kept_for() == Some(Duration::ZERO)
+        self.writing.accounting.spares() < SPARES_MAX && self.log.finished().next().is_some()
     }
 
     /// Returns `true` if the file of the next segment should be made now, and there is room for it.
     /// `usable`: the limit for all segment files.
     pub(super) fn wants_spare(&self, usable: u64) -> bool {
-        self.lacks_spare() && self.has_room_for_spare(usable)
-    }
-
-    /// Returns `true` if the oldest finished segment should become the next segment, even if an
-    /// output wants to keep it, because there is no room for another file.
-    pub(super) fn wants_kept(&self, usable: u64) -> bool {
-        self.lacks_spare()
-            && !self.has_room_for_spare(usable)
-            && self.writing.accounting.pending_delete().is_empty()
-            && self.writing.accounting.stuck().is_empty()
-            && self.log.finished().next().is_some()
-    }
-
-    /// Returns `true` if the next segment has no spare file, and the upkeep should make one.
-    fn lacks_spare(&self) -> bool {
         let Self { log, writing } = self;
         writing.health.error.is_none()
             && !writing.closed
@@ -311,14 +293,11 @@ impl SpoolState {
             && !writing.told_full
             && log.segments.back().is_some_and(|last| last.active)
             && !writing.accounting.has_spare(writing.next_size())
+            && writing.accounting.taken() + writing.next_size() <= usable
     }
 
-    fn has_room_for_spare(&self, usable: u64) -> bool {
-        self.writing.accounting.taken() + self.writing.next_size() <= usable
-    }
-
-    /// Returns the number of bytes that can be freed without a loss: finished segments (even if an
-    /// output wants to keep them), removed segments that are not stuck, and spare files.
+    /// Returns the number of bytes that can be freed without a loss: finished segments, removed
+    /// segments that are not stuck, and spare files.
     pub(super) fn reclaimable(&self) -> u64 {
         self.writing.accounting.pending_bytes()
             + self.writing.accounting.spare_bytes()
@@ -458,20 +437,6 @@ impl LogState {
             segment.size.saturating_sub(u64::try_from(taken).unwrap_or(segment.size))
         };
         self.segments.iter().map(of).sum()
-    }
-
-    /// Returns the longest [`crate::Output::keeps`], in ms.
-    pub(super) fn keeps(&self) -> u64 {
-        let keeps = self.cursors.iter().map(|(_, cursor)| cursor.output.keeps).max();
-        keeps.map_or(0, |keeps| u64::try_from(keeps.as_millis()).unwrap_or(u64::MAX))
-    }
-
-    /// Returns how long the oldest finished segment must still be kept, unless its room is needed.
-    /// `None` if there is no finished segment.
-    pub(super) fn kept_for(&self) -> Option<Duration> {
-        let first = self.finished().next()?;
-        let until = first.ended.saturating_add(self.keeps());
-        Some(Duration::from_millis(until.saturating_sub(now())))
     }
 
     pub(super) fn segment(&self, first: Position) -> Option<&Segment> {
@@ -674,14 +639,7 @@ impl LogState {
                 *place = first.min(*place);
             }
         }
-        let history = |cursor: &CursorState| {
-            let place = outputs.get(&cursor.output.name)?;
-            // After a restart, the output gets all events from this place on again.
-            let since = cursor.history.since.min(place.position);
-            Some((cursor.output.name.clone(), History { since, ..cursor.history }))
-        };
-        let histories = self.outputs().filter_map(history).collect();
-        Contents { end: self.end, outputs, holes: self.holes.clone(), histories }
+        Contents { end: self.end, outputs, holes: self.holes.clone() }
     }
 
     pub(super) fn wake_cursors(&self) {
@@ -798,7 +756,6 @@ impl Segment {
             is_sound: true,
             damaged: BTreeSet::new(),
             active: false,
-            ended: now(),
         }
     }
 
@@ -810,10 +767,6 @@ impl Segment {
         check: Check,
     ) -> Scan<'f> {
         Scan::new(file, self.seed, begin, self.offset, self.end.position, check)
-    }
-
-    pub(super) fn end_now(&mut self) {
-        (self.active, self.ended) = (false, now());
     }
 
     pub(super) fn positions(&self) -> Range<Position> {

@@ -19,7 +19,6 @@ use testing::{Failing, is_alone, seeds};
 
 mod alone;
 mod aside;
-mod before;
 mod damage;
 mod optional;
 mod simulation;

@@ -13,8 +13,7 @@ use tokio::time::Instant;
 use super::accounting::{Removed, Spare};
 use super::cursor::UNSAVED_MAX;
 use super::turn::{NoticePanic, Turn};
-use super::{Segment, Shared, SpoolState, turn};
-use crate::contract::now;
+use super::{Shared, SpoolState, turn};
 use crate::cursors::Cursors;
 use crate::segment;
 use base::disk::{File, SEGMENTS, SPARES, named};
@@ -31,10 +30,6 @@ const RECLAIM_EVERY: Duration = Duration::from_millis(250);
 
 /// The time from a failed deletion of a file to the next attempt, unless room is needed.
 const AGAIN: Duration = if cfg!(test) { Duration::ZERO } else { Duration::from_secs(5) };
-
-/// The longest sleep while outputs want to keep finished segments, because the clock or the
-/// settings may change in the meantime.
-const LOOK_EVERY: Duration = Duration::from_secs(60);
 
 /// The pause after a deletion that failed because the cursors file could not be saved, or a
 /// directory not be synced.
@@ -73,13 +68,12 @@ enum Cut {
 /// The choice among the files that no output needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reclaim {
-    /// Only the segments that no output wants to keep ([`super::Output::keeps`]). If there is no
-    /// room for the next segment, the oldest finished segment is also taken for it.
-    Old,
-    /// As [`Reclaim::Old`], then further finished segments, the oldest first, until this many bytes
-    /// are free. Spare files are deleted before them.
-    Room(u64),
-    /// All finished segments and all spare files.
+    /// The finished segments. Some of them may become spare files.
+    Finished,
+    /// The finished segments and the spare files.
+    Spares,
+    /// The same as [`Reclaim::Spares`], and the unused room of ended segments. Files that could not
+    /// be deleted are tried again at once.
     All,
 }
 
@@ -174,14 +168,12 @@ impl Upkeep {
             Turn::Do(Chore::Save)
         } else if writing.chores.reclaim_wanted
             || (can_reclaim && (now >= self.reclaim_at || state.can_recycle()))
-            || state.wants_kept(self.shared.usable())
             || again.is_some_and(|at| now >= at)
         {
             Turn::Do(Chore::Reclaim)
         } else {
             let save = writing.saving.is_dirty.then_some(self.save_at);
-            let kept = state.log.kept_for().map(|kept| now + kept.min(LOOK_EVERY));
-            let reclaim = if can_reclaim { Some(self.reclaim_at) } else { kept };
+            let reclaim = can_reclaim.then_some(self.reclaim_at);
             Turn::Wait(save.into_iter().chain(reclaim).chain(again).min())
         }
     }
@@ -202,7 +194,7 @@ impl Upkeep {
     }
 
     /// Does the last work: cuts ended segments, saves the cursors file if it is out of date, and
-    /// deletes spare files and segments that no output needs or wants to keep.
+    /// deletes spare files and segments that no output needs.
     pub(super) fn end(&mut self) {
         self.cut(Cut::All);
         let outdated = {
@@ -211,7 +203,7 @@ impl Upkeep {
             state.writing.saving.is_dirty || state.log.end.position != self.saved_end
         };
         let saved = if outdated { self.save() } else { Ok(()) };
-        if let Err(error) = saved.and_then(|()| self.reclaim(Reclaim::Old)) {
+        if let Err(error) = saved.and_then(|()| self.reclaim(Reclaim::Finished)) {
             tracing::error!(
                 %error,
                 "cannot save the cursors (the outputs' positions in the queue) at the end of the \
@@ -325,9 +317,9 @@ impl Upkeep {
         self.saved_end = end;
     }
 
-    /// Deletes or recycles dropped segments, and the finished ones that `which` chooses. Before
-    /// that, saves the cursors file, which must have no place in one of these files. One failed
-    /// deletion does not stop the others.
+    /// Deletes or recycles dropped and finished segments, and the files that `which` chooses.
+    /// Before that, saves the cursors file, which must have no place in one of these files. One
+    /// failed deletion does not stop the others.
     pub(super) fn reclaim(&mut self, which: Reclaim) -> io::Result<()> {
         self.reclaim_at = Instant::now() + RECLAIM_EVERY;
         if which == Reclaim::All {
@@ -371,28 +363,15 @@ impl Upkeep {
         self.shared.disk.sync_directory(SEGMENTS)
     }
 
-    /// Removes the segments that `which` chooses from the log. Returns all removed segments whose
-    /// files are to be deleted now, each with the spare file that it is to become, if any.
+    /// Removes the finished segments from the log. Returns all removed segments whose files are to
+    /// be deleted now, each with the spare file that it is to become, if any.
     fn choose(&self, which: Reclaim) -> Vec<(Removed, Option<Spare>)> {
         let mut guard = self.shared.lock();
-        let wants_kept = guard.wants_kept(self.shared.usable());
         let SpoolState { log, writing } = &mut *guard;
-        let given = writing.accounting.spare_bytes() + writing.accounting.pending_bytes();
-        let mut wanted = match which {
-            Reclaim::Old => u64::from(wants_kept),
-            Reclaim::Room(bytes) => bytes.saturating_sub(given),
-            Reclaim::All => u64::MAX,
-        };
-        if which != Reclaim::Old {
+        if which != Reclaim::Finished {
             writing.accounting.discard_spares();
         }
-        let old = now().saturating_sub(log.keeps());
-        let is_chosen = |segment: &&Segment| {
-            let is_chosen = segment.ended <= old || wanted > 0;
-            wanted = wanted.saturating_sub(segment.size);
-            is_chosen
-        };
-        let finished = log.finished().take_while(is_chosen).count();
+        let finished = log.finished().count();
         let watermark = log.watermark();
         let mut spares = Vec::new();
         for segment in log.segments.drain(..finished) {
@@ -403,7 +382,7 @@ impl Upkeep {
             writing.accounting.retire(removed.0, removed.1);
             // A place on the disk that has lost records once is not used again.
             let is_whole = segment.is_sound && segment.damaged.is_empty();
-            let may_be_spare = which == Reclaim::Old && is_whole && !writing.closed;
+            let may_be_spare = which == Reclaim::Finished && is_whole && !writing.closed;
             if may_be_spare && segment.size == writing.next_size() {
                 let spare = writing.accounting.plan_spare(segment.size, spares.len());
                 spares.extend(spare.map(|spare| (removed, spare)));
@@ -509,7 +488,7 @@ impl Upkeep {
     /// Deletes files, and wakes waiting large bodies. Logs the first of several failures in a row.
     fn reclaim_or_tell(&mut self) {
         let is_wanted = self.shared.lock().writing.chores.reclaim_wanted;
-        let outcome = self.reclaim(if is_wanted { Reclaim::All } else { Reclaim::Old });
+        let outcome = self.reclaim(if is_wanted { Reclaim::All } else { Reclaim::Finished });
         self.shared.lock().writing.chores.reclaim_wanted = false;
         self.shared.wakes.reclaimed.notify_all();
         let failed = outcome.inspect_err(|error| {

@@ -495,7 +495,7 @@ impl Writer {
         if closes {
             self.active = None;
             if let Some(segment) = state.log.segments.back_mut() {
-                segment.end_now();
+                segment.active = false;
                 segment.is_sound = false;
                 if segment.first == segment.end {
                     let (first, size) = (segment.first.position, segment.size);
@@ -603,7 +603,6 @@ impl Writer {
         state.log.begin_segment(Segment {
             reused: spare.is_some_and(|spare| spare.reused),
             active: true,
-            ended: 0,
             ..Segment::new(end, size)
         });
         drop(state);
@@ -660,9 +659,8 @@ impl Writer {
             let accounting = &state.writing.accounting;
             (accounting.files() + size).saturating_sub(accounting.limit(writer.shared.usable()))
         };
-        let bytes = missing(self);
-        if bytes > 0 {
-            self.upkeep().reclaim(Reclaim::Room(bytes))?;
+        if missing(self) > 0 {
+            self.upkeep().reclaim(Reclaim::Spares)?;
         }
         if missing(self) > 0 {
             self.reclaim_all()?;
@@ -742,7 +740,7 @@ impl Writer {
         let Some(active) = self.active.take() else { return };
         let mut state = self.shared.lock();
         let Some(segment) = state.log.segment_mut(active.first) else { return };
-        segment.end_now();
+        segment.active = false;
         state.writing.chores.ended.push(active);
     }
 
@@ -756,7 +754,7 @@ impl Writer {
         self.active = None;
         state.writing.accounting.clear_plans(0);
         if let Some(last) = state.log.segments.back_mut() {
-            last.end_now();
+            last.active = false;
         }
         let all = state.log.droppable(state.log.spare_bytes(), false).unwrap_or_default();
         state.drop_segments(all, &self.shared.metrics);

@@ -69,7 +69,6 @@ impl Machine {
             name: String::new(),
             required: false,
             metrics: Telemetry::of_no_output(),
-            keeps: Duration::ZERO,
             recorder: Some(Position::START),
         };
         let opened = Queue::open(&queue, &telemetry, &[reader]).expect("it is in memory");
@@ -522,7 +521,6 @@ async fn the_place_of_an_output_waits_for_the_evidence_of_what_it_has_finished()
         name: name.to_owned(),
         required: recorder.is_none(),
         metrics: Telemetry::of_no_output(),
-        keeps: Duration::ZERO,
         recorder,
     };
     let config = config::Queue {

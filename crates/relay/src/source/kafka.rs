@@ -787,8 +787,7 @@ mod tests {
         let (config, telemetry) = (config::Queue { acknowledge, ..config.queue }, Telemetry::new());
         let metrics = telemetry.output("o");
         let name = "o".to_owned();
-        let keeps = Duration::ZERO;
-        let output = Output { name, required: true, metrics, keeps, recorder: None };
+        let output = Output { name, required: true, metrics, recorder: None };
         let (queue, _cursors) = Queue::open(&config, &telemetry, &[output]).expect("in memory");
         let mut partition = Partition { assignment: 1, taken: VecDeque::new() };
         for next in 1..=3 {

@@ -57,7 +57,6 @@ async fn one_that_a_reload_removes_has_taken_its_last_before_the_settings_change
         name: "o".to_owned(),
         required: true,
         metrics: telemetry.output("o"),
-        keeps: Duration::ZERO,
         recorder: None,
     };
     let (queue, _cursors) = Queue::open(&config.queue, &telemetry, &[output]).unwrap();

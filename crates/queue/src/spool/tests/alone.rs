@@ -5,7 +5,7 @@ use rustix::io::Errno;
 use super::*;
 use crate::contract::Redelivery;
 use crate::segment;
-use base::disk::{SEGMENTS, SPARES};
+use base::disk::SEGMENTS;
 use testing::simulated_disk::Operation;
 
 impl Scene {
@@ -58,34 +58,6 @@ fn what_a_failed_sync_has_left_in_memory_is_stored_at_the_next_start() {
         scene.deliver_to(0);
         let counts = (scene.counts[0].delivered(), scene.counts[0].lost());
         assert_eq!(counts, (2, 0), "seed {seed}");
-    }
-}
-
-/// Method: an output keeps the events that it has finished for an hour, and the queue is full of
-/// them. Each new segment must cost only as many of the oldest segments as its room needs, even if
-/// the upkeep has no time between two segments. If it has time, the file of the oldest segment
-/// becomes that of the next one.
-#[test]
-fn a_full_queue_gives_up_few_of_the_segments_that_are_kept() {
-    for has_time in [false, true] {
-        let mut scene = Scene::alone(&settings(512 << 10, 32 << 10, WhenFull::Reject));
-        scene.cursors[0].keep(Duration::from_secs(3600));
-        let (mut kept, mut spares) = (Vec::new(), Vec::new());
-        for _ in 0..60 {
-            scene.fill_segment();
-            scene.deliver();
-            if has_time {
-                scene.writer.keep_up(Chore::Cut);
-                scene.writer.keep_up(Chore::Reclaim);
-            }
-            kept.push(scene.segments().len());
-            spares.push(scene.disk.list(SPARES).expect("no fault is set").len());
-        }
-        assert_eq!((scene.counts[0].delivered(), scene.counts[0].lost()), (scene.sent, 0));
-        let most = kept.iter().max().expect("there are some");
-        assert!(*most > 10 && kept[30..].iter().all(|count| count + 1 >= *most), "{kept:?}");
-        let ready = usize::from(has_time);
-        assert!(spares[30..].iter().all(|count| *count == ready), "{has_time}: {spares:?}");
     }
 }
 

@@ -62,26 +62,20 @@ fn nobody_is_refused_while_an_optional_output_has_what_could_go() {
 }
 
 /// Method: the queue is filled with events that the required output has finished, and that are kept
-/// for an optional output, for the evidence, or for `deduplicate`. Then the required output stops.
-/// Only then is the queue nearly full, and a batch is refused.
+/// for an optional output or for the evidence. Then the required output stops. Only then is the
+/// queue nearly full, and a batch is refused.
 #[test]
 fn what_no_required_output_needs_does_not_count_as_full() {
     let (limit, segment) = (2 << 20, 64 << 10);
-    for case in ["optional output", "evidence", "deduplicate"] {
+    for case in ["optional output", "evidence"] {
         let mut scene = scene_with(&settings(limit, segment, WhenFull::Reject), |output| {
             output.recorder = (case == "evidence").then_some(Position::START);
         });
-        if case == "deduplicate" {
-            scene.cursors[0].keep(Duration::from_secs(3600));
-        }
         let is_crowded = scene.cursors[0].crowding();
         let mut most = 0;
         for number in 0..1000 {
             assert_eq!(scene.send(5000), Ok(()), "{case}, batch {number}");
             scene.deliver();
-            if case == "deduplicate" {
-                scene.deliver_to(1);
-            }
             scene.work(Chore::Reclaim);
             most = most.max(scene.queue.needed());
             assert!(!is_crowded(), "{case}, batch {number}: {} are needed", scene.queue.needed());

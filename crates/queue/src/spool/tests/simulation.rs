@@ -239,8 +239,6 @@ struct Tally {
     faults: u64,
     full: u64,
     loads: u64,
-    /// Events that were read again from before the outputs' positions.
-    before: u64,
     ambiguous: u64,
     joined: u64,
     not_joined: u64,
@@ -274,11 +272,6 @@ struct Simulation {
     /// start, the file of such a segment may exist again, while that of the next segment does not.
     removed: BTreeMap<u64, u64>,
     known: BTreeMap<String, Known>,
-    /// The fingerprint of the rules by which each output chooses events; 0 if it is not here.
-    selections: BTreeMap<String, u64>,
-    /// For each output, the positions of the events that it has finished without a loss, with the
-    /// fingerprint of its rules then.
-    sure: BTreeMap<String, BTreeMap<u64, u64>>,
     /// True if the machine will crash at one of the next operations.
     armed: bool,
     /// True if an operation is set to fail.
@@ -335,8 +328,6 @@ impl Simulation {
             dropped: BTreeSet::new(),
             removed: BTreeMap::new(),
             known: BTreeMap::new(),
-            selections: BTreeMap::new(),
-            sure: BTreeMap::new(),
             armed: false,
             failing: false,
             faulty: false,
@@ -423,41 +414,6 @@ impl Simulation {
             let events = piece.iter().filter(|byte| b"\n,]".contains(byte)).count() as u64;
             assert_eq!((acceptance.first, acceptance.events), (next, events), "{:?}", batch.claim);
             next += events;
-        }
-    }
-
-    /// Checks all events that can be read again from before the position of an output. They must be
-    /// in the log at their positions, and unchanged. The output must have finished them without a
-    /// loss and by the present rules.
-    fn compare_before(&mut self) {
-        if self.ambiguous {
-            return;
-        }
-        for chosen in 0..self.process().cursors.len() {
-            self.select(chosen);
-            let name = self.outputs[chosen].name.clone();
-            let selection = self.selections[&name];
-            let cursor = &self.process().cursors[chosen];
-            let (found, watermark) =
-                (cursor.before(Duration::MAX).all(), cursor.with(|it| it.claims.watermark()));
-            let mut next = 0;
-            for (acceptance, lines) in found {
-                assert!(next <= acceptance.first.get(), "{} is behind {next}", acceptance.first);
-                next = acceptance.first.get();
-                for line in lines.split_inclusive(|byte| *byte == b'\n') {
-                    if let Some(number) = self.log[index(next)] {
-                        let (sent, event) = self.find(number);
-                        let mut wanted = Vec::new();
-                        write_line(number, self.sent[sent].lengths[event], &mut wanted);
-                        assert!(line == wanted, "{next} is not as it was sent");
-                    }
-                    let sure = self.sure.get(&name).and_then(|sure| sure.get(&next));
-                    assert_eq!(sure, Some(&selection), "{name} has not sent {next}");
-                    next += 1;
-                    self.tally.before += 1;
-                }
-                assert!(next <= watermark.get(), "{next} is behind {watermark}");
-            }
         }
     }
 
@@ -842,29 +798,7 @@ impl Simulation {
         output.settle(claim.end.get() - lost..claim.end.get(), Fate::Lost);
         output.filtered = [output.filtered[0] + dropped, output.filtered[1] + duplicate];
         self.tally.delivered += claim.end - claim.start - lost;
-        let name = &self.outputs[chosen].name;
-        let selection = self.selections.get(name).copied().unwrap_or(0);
-        let sure = self.sure.entry(name.clone()).or_default();
-        for position in claim.numbers() {
-            match lost {
-                0 => sure.insert(position, selection),
-                _ => sure.remove(&position),
-            };
-        }
         self.process().cursors[chosen].acknowledge(claim, fate);
-    }
-
-    /// Tells a cursor the rules by which its output chooses events. Sometimes these are new rules.
-    fn select(&mut self, chosen: usize) {
-        let name = self.outputs[chosen].name.clone();
-        let is_new = self.rng.u8(..4) == 0;
-        let selection = self.selections.entry(name).or_default();
-        *selection += u64::from(is_new);
-        let selection = *selection % 3;
-        say!(self, "{} chooses by {selection}", self.outputs[chosen].name);
-        self.selections.insert(self.outputs[chosen].name.clone(), selection);
-        let cursor = &self.process().cursors[chosen];
-        cursor.select(selection, cursor.with(|it| it.claims.read));
     }
 
     fn release(&mut self, chosen: usize) {
@@ -1076,7 +1010,6 @@ impl Simulation {
                     self.process =
                         Some(Process { telemetry, queue, writer: Some(writer), cursors });
                     self.find_again(&names, counts, required);
-                    self.compare_before();
                     return;
                 }
                 Err(error) => {
@@ -1419,7 +1352,6 @@ impl Simulation {
             73..92 => self.load(chosen),
             92..95 => self.withdraw(),
             95 => drop(self.settle()),
-            96 => self.select(chosen),
             _ => self.drain(chosen),
         }
     }
@@ -1494,7 +1426,6 @@ impl Simulation {
             self.process().cursors.push(cursor);
             let output = self.outputs.last_mut().expect("it joins");
             output.named = true;
-            self.selections.remove(&output.name);
             return;
         }
         self.tally.not_joined += 1;
