@@ -49,7 +49,7 @@ pub(super) struct Relay {
 }
 
 /// What a relay's admin address may ask for.
-#[derive(Args, Clone, Default)]
+#[derive(Args, Clone)]
 pub(super) struct Credentials {
     /// The file with the bearer token for the relay's admin address [default: the one in the
     /// config, if the relay's address is taken from the config]
@@ -68,11 +68,6 @@ pub(super) struct Credentials {
 }
 
 impl Relay {
-    pub(super) fn of(url: &str, token_file: Option<PathBuf>) -> Self {
-        let credentials = Credentials { token_file, ..Credentials::default() };
-        Self { url: Some(url.to_owned()), relay: None, credentials }
-    }
-
     /// Returns the URL; `None` if the config names the relay.
     pub(super) fn url(&self) -> Option<&str> {
         self.url.as_deref().or(self.relay.as_deref())

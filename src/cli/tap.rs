@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use hyper::{Method, StatusCode};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
@@ -44,29 +44,29 @@ const PRINTED: usize = 16;
 #[derive(Args)]
 pub(super) struct Arguments {
     #[command(flatten)]
-    pub(super) relay: healthcheck::Relay,
+    relay: healthcheck::Relay,
     /// Show only events that match: verb=delete, user=system:serviceaccount:*, namespace=prod,
     /// resource=secrets, code>=400. All keys must match; for a repeated key, any of its values
     #[arg(long = "match", value_name = "KEY=VALUE")]
-    pub(super) matches: Vec<String>,
+    matches: Vec<String>,
     /// Show only events that this output sends
     #[arg(long, value_name = "NAME")]
-    pub(super) output: Option<String>,
+    output: Option<String>,
     /// Show at most this many events per second
     #[arg(long, value_name = "N", default_value_t = 100,
           value_parser = clap::value_parser!(u32).range(1..=1000))]
-    pub(super) sample: u32,
+    sample: u32,
     /// Print one line of text for each event, or the redacted event as JSON
     #[arg(long, value_name = "FORMAT", default_value = "short")]
-    pub(super) format: Format,
+    format: Format,
     /// Stop after this many events
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    pub(super) limit: Option<u64>,
+    limit: Option<u64>,
 }
 
 /// The form in which events are printed.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum Format {
+enum Format {
     Short,
     Json,
 }
@@ -80,13 +80,13 @@ pub(super) fn run(arguments: &Arguments, file: Option<&Path>) -> Result<(), u8> 
             // The reader of stdout has gone, as after `| head -1`.
             printed = printed => printed.unwrap_or(Ok(())),
             _ = tokio::signal::ctrl_c() => Ok(()),
-            looked = look(&asked, arguments, To::Printer(&printer)) => looked,
+            looked = look(&asked, arguments, &printer) => looked,
         }
     };
     healthcheck::block_on(looking)?.map_err(failed)
 }
 
-pub(super) struct Request {
+struct Request {
     target: Target,
     path: String,
     /// The URL for messages, without the query.
@@ -94,7 +94,7 @@ pub(super) struct Request {
 }
 
 /// Makes the request that the arguments ask for. `Err` is the exit status.
-pub(super) fn request(arguments: &Arguments, file: Option<&Path>) -> Result<Request, u8> {
+fn request(arguments: &Arguments, file: Option<&Path>) -> Result<Request, u8> {
     Conditions::parse(&arguments.matches)
         .map_err(|error| wrong(format_args!("--match {error}")))?;
     let page = arguments.relay.page(file, "/tap")?;
@@ -136,7 +136,7 @@ fn configured_token(arguments: &Arguments, file: Option<&Path>) -> Result<Option
 }
 
 /// A message to the thread that writes to stdout.
-pub(super) enum Printed {
+enum Printed {
     /// Lines, each with a line break.
     Text(String),
     /// The thread answers when everything before this message is written.
@@ -176,57 +176,15 @@ fn printer() -> (mpsc::Sender<Printed>, Failure) {
     (sender, failure)
 }
 
-pub(super) enum To<'a> {
-    /// The thread that writes to stdout.
-    Printer(&'a mpsc::Sender<Printed>),
-    /// A function that gets the events as JSON lines, and the counts of the events.
-    Look(&'a mut Sample, &'a mut dyn FnMut(&[u8])),
-}
-
-/// The counts of the events of one output in a tap.
-#[derive(Default, Serialize)]
-pub(super) struct Sample {
-    /// The name of the output; `None` before the first event.
-    pub(super) output: Option<String>,
-    pub(super) events: u64,
-    pub(super) skipped_events: u64,
-    /// The number of shown events that are not events of kube-apiserver any more, because the
-    /// output has another form.
-    #[serde(skip)]
-    pub(super) bad_lines: u64,
-}
-
-impl Sample {
-    /// Counts an event, and passes it to `look`. `Err` if the event is of another output than the
-    /// events before it.
-    fn add(
-        &mut self,
-        output: String,
-        event: &str,
-        look: &mut dyn FnMut(&[u8]),
-    ) -> Result<(), String> {
-        if *self.output.get_or_insert_with(|| output.clone()) != output {
-            return Err("several outputs send events: name one with --output".to_owned());
-        }
-        self.events += 1;
-        match audit::decode(event.to_owned().into()) {
-            Ok(batch) => look(&batch.lines),
-            Err(_) => self.bad_lines += 1,
-        }
-        Ok(())
-    }
-}
-
-/// Asks the relay for events, and passes them on until `--limit` or the relay ends the tap. If `to`
-/// is [`To::Look`], events of several outputs are an error.
-pub(super) async fn look(
+/// Asks the relay for events, and prints them until `--limit` or the relay ends the tap.
+async fn look(
     Request { target, path, shown }: &Request,
     arguments: &Arguments,
-    to: To<'_>,
+    printer: &mpsc::Sender<Printed>,
 ) -> Result<(), String> {
     let Arguments { format, limit, sample, .. } = *arguments;
     let escapes = std::io::stdout().is_terminal();
-    let mut show = Show { to, format, escapes, left: limit, sample };
+    let mut show = Show { printer, format, escapes, left: limit, sample };
     let looking = async {
         let opened = timeout(ANSWER, target.open(Method::GET, path, None)).await;
         let opened = opened.map_err(|_| format!("no response within {} s", ANSWER.as_secs()))?;
@@ -286,7 +244,7 @@ struct End {
 }
 
 struct Show<'a> {
-    to: To<'a>,
+    printer: &'a mpsc::Sender<Printed>,
     format: Format,
     /// `true` if stdout is a terminal.
     escapes: bool,
@@ -296,10 +254,9 @@ struct Show<'a> {
 }
 
 impl Show<'_> {
-    /// Handles a line of the relay. An event is added to `text` or passed to the function of
-    /// [`To::Look`]; other contents are printed to stderr or counted. Returns `Some` if the tap has
-    /// ended or `--limit` is reached. `Err` if the line is not one of a relay, or if [`To::Look`]
-    /// gets events of several outputs.
+    /// Handles a line of the relay. An event is added to `text`; other contents are printed to
+    /// stderr. Returns `Some` if the tap has ended or `--limit` is reached. `Err` if the line is
+    /// not one of a relay.
     fn line(
         &mut self,
         line: &[u8],
@@ -309,11 +266,10 @@ impl Show<'_> {
             .map_err(|error| format!("this is not a response from a relay's tap: {error}"))?;
         if let Some(event) = received.event {
             let (output, event) = (received.output.unwrap_or_default(), event.get());
-            match (&mut self.to, self.format) {
-                (To::Look(sample, look), _) => sample.add(output, event, look)?,
-                (_, Format::Json) if self.escapes => text.push_str(&escape::json(event)),
-                (_, Format::Json) => text.push_str(event),
-                (_, Format::Short) => text.push_str(&short(&output, event)),
+            match self.format {
+                Format::Json if self.escapes => text.push_str(&escape::json(event)),
+                Format::Json => text.push_str(event),
+                Format::Short => text.push_str(&short(&output, event)),
             }
             text.push('\n');
             if let Some(left) = &mut self.left {
@@ -338,7 +294,7 @@ impl Show<'_> {
         }))
     }
 
-    fn tell_skipped(&mut self, skipped: &BTreeMap<String, u64>) {
+    fn tell_skipped(&self, skipped: &BTreeMap<String, u64>) {
         let of = |reason: &str| skipped.get(reason).copied().unwrap_or_default();
         let sample = format!("the sample is {}/s", self.sample);
         let large = format!("larger than 256 KiB, up to {} bytes", grouped(of("largest_bytes")));
@@ -349,9 +305,7 @@ impl Show<'_> {
             (of("large"), large.as_str()),
             (of("unreadable"), "not JSON, so they might contain secrets"),
         ] {
-            if let To::Look(sample, _) = &mut self.to {
-                sample.skipped_events += events;
-            } else if events > 0 {
+            if events > 0 {
                 let plural = if events == 1 { "" } else { "s" };
                 eprintln!("skipped {} event{plural}: {why}", grouped(events));
             }
@@ -360,16 +314,14 @@ impl Show<'_> {
 
     async fn print(&self, text: String) {
         // If the thread has ended, its failure ends the command.
-        if let (To::Printer(printer), false) = (&self.to, text.is_empty()) {
-            printer.send(Printed::Text(text)).await.ok();
+        if !text.is_empty() {
+            self.printer.send(Printed::Text(text)).await.ok();
         }
     }
 
     async fn flush(&self) {
         let (sender, flushed) = oneshot::channel();
-        if let To::Printer(printer) = &self.to
-            && printer.send(Printed::Flushed(sender)).await.is_ok()
-        {
+        if self.printer.send(Printed::Flushed(sender)).await.is_ok() {
             flushed.await.ok();
         }
     }

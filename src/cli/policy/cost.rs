@@ -1,25 +1,19 @@
 //! The commands `policy cost`, which prints what a policy makes of events, rule by rule, and
 //! `policy advise`, which prints the fewest rules that reach an aim. Both read events from files
-//! and directories. `policy cost` can also read the events that leave a running relay for some
-//! time.
+//! and directories.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use clap::Args;
 use serde_json::json;
 
 use super::read_policy;
-use crate::cli::tap::Sample;
-use crate::cli::{failed, healthcheck, print, replay, shown, table, tap};
+use crate::cli::{failed, print, replay, shown, table};
 use base::words::{escape, grouped};
 use tools::cost::{Advice, Cost, Sum, Survey};
 
 /// The number of bytes for which `--price` is the price.
 const PRICED_BYTES: f64 = 1e9;
-
-/// The number of events per second that the command asks of a relay: the most that a tap shows.
-const SAMPLE: u32 = 1000;
 
 const HEAD: [&str; 9] =
     ["RULE", "LEVEL", "EVENTS", "BYTES", "SHARE", "EVENTS AFTER", "BYTES AFTER", "SHARE", "BELOW"];
@@ -31,7 +25,7 @@ pub(in crate::cli) struct Arguments {
     policy: PathBuf,
     /// The events: audit logs, plain or compressed with gzip or zstd; objects from an S3 archive; a
     /// relay's queue.directory. `-` is standard input
-    #[arg(value_name = "INPUT", required_unless_present = "relay")]
+    #[arg(required = true, value_name = "INPUT")]
     inputs: Vec<PathBuf>,
     /// A second policy to compare with
     #[arg(long, value_name = "OTHER.yaml")]
@@ -42,20 +36,6 @@ pub(in crate::cli) struct Arguments {
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// http://HOST:PORT of a relay's admin address: read a sample of the events that it sends, as
-    /// `tap` does
-    #[arg(long, value_name = "URL", conflicts_with = "inputs", requires = "token_file")]
-    relay: Option<String>,
-    /// Read from the relay for this long
-    #[arg(long = "for", value_name = "TIME", default_value = "1m", requires = "relay",
-          value_parser = config::time)]
-    time: Duration,
-    /// Read the events that this output sends, if the relay has several outputs
-    #[arg(long, value_name = "NAME", requires = "relay")]
-    output: Option<String>,
-    /// The file with the token from the relay's admin.tap_token_file
-    #[arg(long, value_name = "FILE", requires = "relay")]
-    token_file: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -81,17 +61,12 @@ fn percent(text: &str) -> Result<f64, String> {
 }
 
 pub(super) fn cost(arguments: &Arguments) -> Result<(), u8> {
-    let Arguments { policy, inputs, against, relay, .. } = arguments;
+    let Arguments { policy, inputs, against, .. } = arguments;
     let files: Vec<&Path> = std::iter::once(policy).chain(against).map(PathBuf::as_path).collect();
     let costs = files.iter().map(|file| Ok((*file, Cost::new(read_policy(file)?))));
     let mut costs = costs.collect::<Result<Vec<_>, u8>>()?;
     let mut look = |lines: &[u8]| costs.iter_mut().for_each(|(_, cost)| cost.add(lines));
-    let mut sample = Sample::default();
-    let (bad_lines, stopped) = match relay {
-        Some(url) => take(url, arguments, &mut sample, &mut look)?,
-        None => replay::look(inputs, &mut look)?,
-    };
-    let sample = relay.as_ref().map(|_| sample);
+    let (bad_lines, stopped) = replay::look(inputs, &mut look)?;
     let (total, unsent) = (costs[0].1.before(), costs[0].1.unsent);
     print(&match arguments.json {
         true => {
@@ -104,11 +79,11 @@ pub(super) fn cost(arguments: &Arguments) -> Result<(), u8> {
             let policies: Vec<_> = policies.collect();
             let json = json!({
                 "total": total, "price": price(total), "unsent": unsent, "bad_lines": bad_lines,
-                "stopped": stopped, "sample": sample, "policies": policies,
+                "stopped": stopped, "policies": policies,
             });
             format!("{json:#}\n")
         }
-        false => text(&costs, total, sample, arguments),
+        false => text(&costs, total, arguments),
     })?;
     tell(bad_lines, stopped.as_deref(), total)
 }
@@ -143,37 +118,6 @@ fn tell(bad_lines: u64, stopped: Option<&str>, total: Sum) -> Result<(), u8> {
     }
 }
 
-/// Passes the events that leave a relay to `look`, until the time of `--for` is over, the relay
-/// ends the tap, or SIGINT comes. Returns what [`replay::look`] returns for files. `Err` is the
-/// exit status.
-fn take(
-    url: &str,
-    arguments: &Arguments,
-    sample: &mut Sample,
-    look: &mut dyn FnMut(&[u8]),
-) -> Result<(u64, Option<String>), u8> {
-    let tap = tap::Arguments {
-        relay: healthcheck::Relay::of(url, arguments.token_file.clone()),
-        matches: Vec::new(),
-        output: arguments.output.clone(),
-        sample: SAMPLE,
-        format: tap::Format::Json,
-        limit: None,
-    };
-    let request = tap::request(&tap, None)?;
-    let looking = async {
-        tokio::select! {
-            ended = tap::look(&request, &tap, tap::To::Look(sample, look)) => {
-                ended.map(|()| Some("the relay has ended the tap".to_owned()))
-            }
-            _ = tokio::signal::ctrl_c() => Ok(Some("interrupted".to_owned())),
-            () = tokio::time::sleep(arguments.time) => Ok(None),
-        }
-    };
-    let stopped = healthcheck::block_on(looking)?.map_err(failed)?;
-    Ok((sample.bad_lines, stopped))
-}
-
 impl Arguments {
     /// Returns the price of this many bytes; `None` without `--price`.
     fn price_of(&self, bytes: f64) -> Option<f64> {
@@ -181,12 +125,7 @@ impl Arguments {
     }
 }
 
-fn text(
-    costs: &[(&Path, Cost)],
-    total: Sum,
-    sample: Option<Sample>,
-    arguments: &Arguments,
-) -> String {
+fn text(costs: &[(&Path, Cost)], total: Sum, arguments: &Arguments) -> String {
     let said = |bytes: f64| {
         arguments.price_of(bytes).map_or(String::new(), |price| format!(", price {price:.2}"))
     };
@@ -201,15 +140,6 @@ fn text(
              has and the webhook does not send\n",
             grouped(unsent.bytes),
             grouped(unsent.events),
-        );
-    }
-    if let Some(Sample { output, events, skipped_events, .. }) = sample {
-        text += &format!(
-            "this is a sample of output {}: {} of {} events that left, as `tap` shows them: \
-             redacted, and none larger than 256 KiB\n",
-            escape::message(&output.unwrap_or_default()),
-            grouped(events),
-            grouped(events + skipped_events),
         );
     }
     for (file, cost) in costs {

@@ -4,7 +4,6 @@
 use super::shapes::{all_events, parsed};
 use crate::support::corpus::audit_log;
 use crate::support::prelude::*;
-use crate::support::relay::Running;
 use crate::support::s3::{Keys, Mood, S3};
 
 /// Drops the routine events of kubelets and controllers, keeps reads at Metadata, and has a rule
@@ -236,8 +235,7 @@ fn wrong_usage_is_refused_before_anything_is_read() {
         place.cost(&["events", &format!("--price={price}")]).assert_refused("such as 0.50");
     }
     place.cost(&["."]).assert_refused("holds no queue");
-    place.cost(&["events", "--for", "1m"]).assert_refused("--relay");
-    place.cost(&["--relay", "http://127.0.0.1:1"]).assert_refused("--token-file");
+    place.cost(&["events", "--relay", "http://127.0.0.1:1"]).assert_refused("--relay");
     place.write("policy.yaml", b"rules: [level: Metdata]\n");
     place.cost(&["events"]).assert_refused("did you mean Metadata?");
     said(&["policy", "advise", "--cut", "0", "events"], place.0.path()).assert_refused("60%");
@@ -278,66 +276,6 @@ fn a_signal_ends_the_command_with_the_figures_so_far() {
         "{stderr}"
     );
     drop(pipe);
-}
-
-#[test]
-fn the_events_that_leave_a_running_relay_are_an_input() {
-    let (one, two) = (TcpSink::start(), TcpSink::start());
-    let place = Place::new(b"");
-    place.write("token", b"t4p-s3cret\n");
-    let token = place.0.path().join("token");
-    let base = with_admin(BASE, &format!("tap_token_file = \"{}\"", text(&token)));
-    let relay = Relay::start(&format!("{base}{}{}", one.output("one", ""), two.output("two", "")));
-    let url = format!("http://{}", relay.admin());
-    let words =
-        ["policy", "cost", "policy.yaml", "--json", "--relay", &url, "--token-file", "token"];
-    let begin = |more: &[&str]| {
-        let opened = || {
-            let lines = relay.log_fields();
-            lines.iter().filter(|line| line["message"] == "tap opened").count()
-        };
-        let before = opened();
-        let running = spawn_command(&[&words, more].concat(), place.0.path(), &[]);
-        wait_until("the tap", PATIENCE, || opened() > before);
-        assert_eq!(relay.post(&generated_batch(1, 100, 900)).status, 200);
-        running
-    };
-    let figures = |running: &mut Running| -> Value {
-        wait_until("its figures", PATIENCE, || running.stdout().ends_with(b"}\n"));
-        serde_json::from_slice(&running.stdout()).unwrap()
-    };
-    let mut running = begin(&["--for", "6s", "--output", "one"]);
-    let (status, stderr) = running.wait();
-    assert_eq!(status.code(), Some(0), "{stderr}");
-    let told = figures(&mut running);
-    let sample = json!({ "output": "one", "events": 100, "skipped_events": 0 });
-    assert_eq!((&told["total"]["events"], &told["sample"]), (&json!(100), &sample));
-    assert_eq!(told["stopped"], Value::Null);
-    // Ctrl-C ends the command early, and the output and the exit status show this.
-    let mut running = begin(&["--for", "1m", "--output", "one"]);
-    running.signal(libc::SIGINT);
-    let (status, stderr) = running.wait();
-    assert_eq!(status.code(), Some(1), "{stderr}");
-    let told = figures(&mut running);
-    assert_eq!((&told["stopped"], told["sample"].is_object()), (&json!("interrupted"), true));
-    assert!(stderr.contains("; interrupted"), "{stderr}");
-    let (status, stderr) = begin(&["--for", "1m"]).wait();
-    assert_eq!(status.code(), Some(1), "{stderr}");
-    assert!(stderr.contains("several outputs send events: name one with --output"), "{stderr}");
-    let said = said(&[&words[..], &["--output", "three"]].concat(), place.0.path());
-    said.assert(1, &["three"]);
-    // A relay that stops ends the command early too.
-    let shown = || relay.metrics().value("tap_shown_events_total", &[]);
-    let before = shown();
-    let mut running = begin(&["--for", "1m", "--output", "one"]);
-    wait_until("the events", PATIENCE, || shown() >= before + 100.0);
-    relay.finish(Backlog::Empty);
-    let (status, stderr) = running.wait();
-    assert_eq!(status.code(), Some(1), "{stderr}");
-    let told = figures(&mut running);
-    let stopped = "the relay has ended the tap";
-    assert_eq!((&told["stopped"], &told["total"]["events"]), (&json!(stopped), &json!(100)));
-    assert!(stderr.contains(stopped), "{stderr}");
 }
 
 /// The beginning of each event in an audit.log. Of this, the webhook sends only the brace.
