@@ -144,7 +144,7 @@ enum Command {
         #[arg(long, default_value_t = 60, value_name = "N")]
         seconds: u64,
     },
-    /// Show the events that a running relay sends, live, sampled and redacted. Requires
+    /// Show the events that a running relay sends, live and redacted. Requires
     /// admin.tap_token_file in the relay's config
     Tap(tap::Arguments),
 }

@@ -55,7 +55,12 @@ mod tests {
         let line = line.expect("the program");
         let line = line.split(" > ").next().unwrap().split(" # ").next().unwrap();
         let line = line.replace("\"$(cat relay-0.vkey)\"", "example.org+0123abcd+AQ==");
-        line.split_whitespace().map(str::to_owned).collect()
+        // Each part with an odd index is between two quotes.
+        let parts = line.split('\'').enumerate().flat_map(|(index, part)| match index % 2 {
+            0 => part.split_whitespace().collect(),
+            _ => vec![part],
+        });
+        parts.map(str::to_owned).collect()
     }
 
     /// Collects the path of each command, also of hidden ones, and whether it is a group.

@@ -3,7 +3,6 @@
 //! Events go to stdout, one per line. Everything else (how many events were skipped, why the tap
 //! has ended) goes to stderr. A terminal gets nothing of an event without escapes.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::Path;
@@ -19,11 +18,11 @@ use url::Position;
 
 use super::healthcheck::Page;
 use super::{cannot_read, failed, healthcheck, read, wrong};
-use audit::time;
+use audit::request::Object;
+use audit::{request, scan, time};
 use base::words::{escape, grouped};
 use client::ask;
 use client::ask::{Reply, Target};
-use delivery::tap::{Conditions, Fields};
 
 /// The time limit for the connection and the head of the response together.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -45,17 +44,13 @@ const PRINTED: usize = 16;
 pub(super) struct Arguments {
     #[command(flatten)]
     relay: healthcheck::Relay,
-    /// Show only events that match: verb=delete, user=system:serviceaccount:*, namespace=prod,
-    /// resource=secrets, code>=400. All keys must match; for a repeated key, any of its values
-    #[arg(long = "match", value_name = "KEY=VALUE")]
-    matches: Vec<String>,
+    /// Show only events that match a table, or one of several, as filter.match in the config takes
+    /// them: { verbs = ["delete"], namespaces = ["prod"] }
+    #[arg(long = "match", value_name = "TABLE")]
+    wanted: Option<String>,
     /// Show only events that this output sends
     #[arg(long, value_name = "NAME")]
     output: Option<String>,
-    /// Show at most this many events per second
-    #[arg(long, value_name = "N", default_value_t = 100,
-          value_parser = clap::value_parser!(u32).range(1..=1000))]
-    sample: u32,
     /// Print one line of text for each event, or the redacted event as JSON
     #[arg(long, value_name = "FORMAT", default_value = "short")]
     format: Format,
@@ -95,8 +90,10 @@ struct Request {
 
 /// Makes the request that the arguments ask for. `Err` is the exit status.
 fn request(arguments: &Arguments, file: Option<&Path>) -> Result<Request, u8> {
-    Conditions::parse(&arguments.matches)
-        .map_err(|error| wrong(format_args!("--match {error}")))?;
+    if let Some(wanted) = &arguments.wanted {
+        config::read_match(wanted)
+            .map_err(|error| wrong(format_args!("--match {}", escape::message(&error))))?;
+    }
     let page = arguments.relay.page(file, "/tap")?;
     let Page { mut url, target } = match configured_token(arguments, file)? {
         Some(token) => page.with_token(&token)?,
@@ -105,12 +102,11 @@ fn request(arguments: &Arguments, file: Option<&Path>) -> Result<Request, u8> {
     let shown = url.to_string();
     {
         let mut query = url.query_pairs_mut();
-        query.append_pair("sample", &arguments.sample.to_string());
         arguments.output.iter().for_each(|name| {
             query.append_pair("output", name);
         });
-        arguments.matches.iter().for_each(|one| {
-            query.append_pair("match", one);
+        arguments.wanted.iter().for_each(|wanted| {
+            query.append_pair("match", wanted);
         });
     }
     let path = url[Position::BeforePath..Position::AfterQuery].to_owned();
@@ -182,9 +178,9 @@ async fn look(
     arguments: &Arguments,
     printer: &mpsc::Sender<Printed>,
 ) -> Result<(), String> {
-    let Arguments { format, limit, sample, .. } = *arguments;
+    let Arguments { format, limit, .. } = *arguments;
     let escapes = std::io::stdout().is_terminal();
-    let mut show = Show { printer, format, escapes, left: limit, sample };
+    let mut show = Show { printer, format, escapes, left: limit };
     let looking = async {
         let opened = timeout(ANSWER, target.open(Method::GET, path, None)).await;
         let opened = opened.map_err(|_| format!("no response within {} s", ANSWER.as_secs()))?;
@@ -233,7 +229,7 @@ struct Received<'a> {
     output: Option<String>,
     #[serde(borrow)]
     event: Option<&'a RawValue>,
-    skipped: Option<BTreeMap<String, u64>>,
+    skipped: Option<u64>,
     end: Option<End>,
 }
 
@@ -250,7 +246,6 @@ struct Show<'a> {
     escapes: bool,
     /// The number of events that are still to be shown; `None` without `--limit`.
     left: Option<u64>,
-    sample: u32,
 }
 
 impl Show<'_> {
@@ -280,7 +275,11 @@ impl Show<'_> {
             }
         }
         if let Some(skipped) = received.skipped {
-            self.tell_skipped(&skipped);
+            let plural = if skipped == 1 { "" } else { "s" };
+            eprintln!(
+                "skipped {} event{plural}: over the limits of a tap, or not JSON",
+                grouped(skipped)
+            );
         }
         Ok(received.end.map(|End { reason, message }| {
             let message = format!("the tap has ended: {}", escape::message(&message));
@@ -292,24 +291,6 @@ impl Show<'_> {
                 _ => Err(message),
             }
         }))
-    }
-
-    fn tell_skipped(&self, skipped: &BTreeMap<String, u64>) {
-        let of = |reason: &str| skipped.get(reason).copied().unwrap_or_default();
-        let sample = format!("the sample is {}/s", self.sample);
-        let large = format!("larger than 256 KiB, up to {} bytes", grouped(of("largest_bytes")));
-        for (events, why) in [
-            (of("sample"), sample.as_str()),
-            (of("rate"), "more are sent than a tap looks at; whether they match is unknown"),
-            (of("full"), "the tap's buffer is full; whether they match is unknown"),
-            (of("large"), large.as_str()),
-            (of("unreadable"), "not JSON, so they might contain secrets"),
-        ] {
-            if events > 0 {
-                let plural = if events == 1 { "" } else { "s" };
-                eprintln!("skipped {} event{plural}: {why}", grouped(events));
-            }
-        }
     }
 
     async fn print(&self, text: String) {
@@ -331,44 +312,68 @@ impl Show<'_> {
 /// and duration, separated by spaces. A value that the event does not have is `-`. The stage is
 /// added if it is not `ResponseComplete`.
 fn short(output: &str, event: &str) -> String {
-    let fields = Fields::of(event);
-    let field = |text: &str| escape::field(text, "");
+    let event = if event.starts_with('{') { event.as_bytes() } else { b"{}" };
+    let request = request::request(event);
+    let members = [
+        "impersonatedUser",
+        "responseStatus",
+        "sourceIPs",
+        "requestReceivedTimestamp",
+        "stageTimestamp",
+    ];
+    let [impersonated, status, ips, received, staged] = scan::firsts(event, members);
+    let is_object = |value: &&[u8]| value.first() == Some(&b'{');
+    let impersonated = impersonated.filter(is_object).and_then(|it| scan::member(it, "username"));
+    let code = status.filter(is_object).and_then(|status| scan::member(status, "code"));
+    let code = code.and_then(|code| std::str::from_utf8(code).ok()?.parse::<u64>().ok());
+    let ip =
+        ips.filter(|ips| ips.first() == Some(&b'[')).and_then(|ips| scan::elements(ips).next());
+    let [impersonated, ip, received, staged] = [impersonated, ip, received, staged].map(value);
+    let user = request.user.unwrap_or_default();
     let mut line = format!(
         "{} {} {} {} {}",
-        field(&moment(&fields.staged)),
-        field(output),
-        field(&fields.level),
-        field(&fields.verb),
-        escape::field(&fields.user.name, "["),
+        escape::field(&moment(&staged), ""),
+        escape::field(output, ""),
+        field(&request.level, ""),
+        field(&request.verb, ""),
+        field(&user.name, "["),
     );
     // Writing to a `String` cannot fail.
-    if !fields.impersonated.name.is_empty() {
-        write!(line, "[as={}]", escape::field(&fields.impersonated.name, "[]")).ok();
+    if !impersonated.is_empty() {
+        write!(line, "[as={}]", escape::field(&impersonated, "[]")).ok();
     }
-    write!(line, " {}", object(&fields)).ok();
-    let code = fields.code.map_or_else(|| "-".to_owned(), |code| code.to_string());
-    let ip = fields.client.ips.first().map(|ip| field(ip)).unwrap_or_else(|| "-".to_owned());
-    write!(line, " {code} {ip} {}", duration(&fields)).ok();
-    if fields.stage != "ResponseComplete" {
-        write!(line, " stage={}", field(&fields.stage)).ok();
+    let object = request.object.as_ref().map(object);
+    let object = object.unwrap_or_else(|| field(&request.uri.text(), ""));
+    let code = code.map_or_else(|| "-".to_owned(), |code| code.to_string());
+    let ip = escape::field(&ip, "");
+    write!(line, " {object} {code} {ip} {}", duration(&received, &staged)).ok();
+    if *request.stage != *b"ResponseComplete" {
+        write!(line, " stage={}", field(&request.stage, "")).ok();
     }
     line
 }
 
-/// Returns the object of an event as `RESOURCE.GROUP/NAMESPACE/NAME/SUBRESOURCE`, or the request's
-/// URI if the event has no object.
-fn object(fields: &Fields<'_>) -> String {
-    if !fields.object.is_there {
-        return escape::field(&fields.uri, "");
+/// Returns a text of an event as one field of a line.
+fn field(text: &[u8], separators: &str) -> String {
+    escape::field(&String::from_utf8_lossy(text), separators)
+}
+
+/// Returns a JSON string with its escapes resolved; empty if the value is not a string.
+fn value(value: Option<&[u8]>) -> String {
+    let text = value.and_then(scan::string).unwrap_or_default();
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+/// Returns an object as `RESOURCE.GROUP/NAMESPACE/NAME/SUBRESOURCE`.
+fn object(of: &Object<'_>) -> String {
+    let part = |text: &[u8]| field(text, "/");
+    let mut object = part(&of.resource);
+    if !of.group.is_empty() {
+        write!(object, ".{}", part(&of.group)).ok();
     }
-    let part = |text: &str| escape::field(text, "/");
-    let mut object = part(&fields.object.resource);
-    if !fields.object.api_group.is_empty() {
-        write!(object, ".{}", part(&fields.object.api_group)).ok();
-    }
-    write!(object, "/{}/{}", part(&fields.object.namespace), part(&fields.object.name)).ok();
-    if !fields.object.subresource.is_empty() {
-        write!(object, "/{}", part(&fields.object.subresource)).ok();
+    write!(object, "/{}/{}", part(&of.namespace), part(&of.name)).ok();
+    if !of.subresource.is_empty() {
+        write!(object, "/{}", part(&of.subresource)).ok();
     }
     object
 }
@@ -389,9 +394,9 @@ fn moment(time: &str) -> String {
 
 /// Returns the time from the receipt of the request to the event's stage, as in `2.1ms`; `-` if it
 /// is not known.
-fn duration(fields: &Fields<'_>) -> String {
+fn duration(received: &str, staged: &str) -> String {
     let nanos = |time: &str| time::nanos(time.as_bytes());
-    let (Some(received), Some(staged)) = (nanos(&fields.received), nanos(&fields.staged)) else {
+    let (Some(received), Some(staged)) = (nanos(received), nanos(staged)) else {
         return "-".to_owned();
     };
     match staged.checked_sub(received).map(Duration::from_nanos) {
@@ -427,6 +432,16 @@ mod tests {
             "- o - create \"a b\"[as=\"root] 200\"] deployments.apps/-/\"x/y\"/scale - - - \
              stage=ResponseStarted"
         );
+        for odd in [
+            "[]",
+            "1",
+            r#"{"user":1,"objectRef":[],"sourceIPs":{"a":1},"responseStatus":7}"#,
+            r#"{"responseStatus":{"code":"x"},"impersonatedUser":null,"sourceIPs":[{}]}"#,
+        ] {
+            assert_eq!(short("o", odd), short("o", "{}"), "{odd}");
+        }
+        let event = r#"{"verb":"get","verb":"x","user":{"username":"a\u006cice"}}"#;
+        assert_eq!(short("o", event), "- o - get alice - - - - stage=-");
         let event = r#"{"requestURI":"/healthz?x= y","verb":"get","stage":"ResponseComplete"}"#;
         assert_eq!(short("o", event), "- o - get - \"/healthz?x= y\" - - -");
     }

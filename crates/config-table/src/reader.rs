@@ -54,6 +54,8 @@ pub struct Context<'a> {
     /// `true` if a `${file:…}` could not be read, so that the config is incomplete. A `${file:…}`
     /// in a possibly secret string does not count, because it is read again later.
     pub incomplete: Cell<bool>,
+    /// `false` if a `${…}` in a string is an error, because the text is not a config file.
+    pub expands: Cell<bool>,
     /// The type of output that is being read: the config reference lists the types that have a key.
     pub scope: Cell<Option<&'static str>>,
 }
@@ -173,6 +175,7 @@ impl<'a> Context<'a> {
             policies: RefCell::default(),
             named: RefCell::default(),
             incomplete: Cell::default(),
+            expands: Cell::new(true),
             scope: Cell::default(),
         };
         let mut errors: Vec<_> = errors
@@ -355,6 +358,9 @@ impl<'a> Context<'a> {
     /// Reads a string that may contain `${…}`. The error about another type names `kind`.
     fn template(&self, value: &DeValue<'_>, kind: &str) -> Read<Template> {
         let DeValue::String(source) = value else { return Err(other_type(value, kind)) };
+        if !self.expands.get() && source.contains("${") {
+            return Err(Wrong::Is("has a `${`, which is not expanded here".to_owned()));
+        }
         let template = Template::parse(source, self.env).map_err(Wrong::Is)?;
         self.files.borrow_mut().extend(template.files().map(Path::to_path_buf));
         Ok(template)

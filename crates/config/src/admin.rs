@@ -67,8 +67,8 @@ pub(super) fn read(t: &mut Table<'_, '_>) -> Draft {
         let meaning = "file with a bearer token for /metrics (the token in `bearer_token_file` \
                        also works); until one of the files exists, /metrics refuses every request";
         let metrics_token_file = token(t, "metrics_token_file", "no token needed", meaning, false);
-        let meaning = "file with the bearer token for GET /tap, which shows a redacted sample of \
-                       the events that are sent";
+        let meaning = "file with the bearer token for GET /tap, which shows the events that are \
+                       sent, redacted";
         let tap_token_file = token(t, "tap_token_file", "/tap is off", meaning, true);
         let tls = t.optional_section(
             optional("tls", TABLE, "plain HTTP", "if present, `address` uses HTTPS"),

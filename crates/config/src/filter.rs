@@ -8,7 +8,8 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use config_table::problem::{Content, Severity};
+use config_table::problem::{Content, Problem, Severity};
+use config_table::reader::Context;
 use config_table::table::{TABLE, Table, Tables, derived, optional, required, whole};
 use config_table::values::{MIB, secs};
 use transform::policy::{Criteria, GroupResources, Match, Mistake, Names, RULES_MAX, Step};
@@ -147,12 +148,7 @@ fn keys(t: &mut Table<'_, '_>, of_type: Option<Form>) -> Option<Section> {
         annotation_value,
     );
     let (shape, bodies, managed_fields) = form(t, of_type);
-    let matches = t.found_tables(optional(
-        "match",
-        "table, or array of tables",
-        "every event",
-        "an event is sent only if it matches at least one of these tables",
-    ));
+    let matches = found_matches(t);
     let redact = t.found_tables(optional(
         "redact",
         "table, or array of tables",
@@ -160,18 +156,10 @@ fn keys(t: &mut Table<'_, '_>, of_type: Option<Form>) -> Option<Section> {
         "fields to remove or hash; even an empty list removes what Kubernetes itself treats as \
          secret",
     ));
-    refuse_empty(t, "match", matches.as_ref());
-    let matches = matches.map(|tables| t.read_tables(tables, of_match));
+    let matches = read_matches(t, matches);
     let redact = redact.map(|tables| t.read_tables(tables, redaction));
-    let matches: Option<Vec<Match>> = whole(matches.map(|tables| tables.into_iter().collect()))?;
+    let matches = matches?;
     let redact = whole(redact.map(|tables| tables.into_iter().collect()))?;
-    let count = matches.iter().flatten().map(|of| 1 + of.unless.len()).sum::<usize>();
-    if count > RULES_MAX {
-        t.error(
-            "match",
-            format!("has {count} tables, including those in unless, allowed: at most {RULES_MAX}"),
-        );
-    }
     let is_matched = |code: &u16| {
         let has = |codes: &[RangeInclusive<u16>]| {
             codes.is_empty() || codes.iter().any(|range| range.contains(code))
@@ -260,6 +248,68 @@ fn otherwise<T: PartialEq>(words: &[(&str, T)], default: Option<T>) -> String {
 fn refuse_empty(t: &Table<'_, '_>, name: &str, found: Option<&Tables<'_>>) {
     if found.is_some_and(|found| found.tables.is_empty()) {
         t.error(name, "is empty: add a table, or remove the key");
+    }
+}
+
+/// Takes the key `match`, whose tables [`read_matches`] then reads.
+fn found_matches<'a>(t: &mut Table<'_, 'a>) -> Option<Tables<'a>> {
+    let found = t.found_tables(optional(
+        "match",
+        "table, or array of tables",
+        "every event",
+        "an event is sent only if it matches at least one of these tables",
+    ));
+    refuse_empty(t, "match", found.as_ref());
+    found
+}
+
+/// Reads the tables of `match`. The inner `None` means that the key is absent, and the outer one
+/// that a table is wrong.
+fn read_matches<'a>(
+    t: &mut Table<'_, 'a>,
+    found: Option<Tables<'a>>,
+) -> Option<Option<Vec<Match>>> {
+    let matches = found.map(|tables| t.read_tables(tables, of_match));
+    let matches: Option<Vec<Match>> = whole(matches.map(|tables| tables.into_iter().collect()))?;
+    let count = matches.iter().flatten().map(|of| 1 + of.unless.len()).sum::<usize>();
+    if count > RULES_MAX {
+        t.error(
+            "match",
+            format!("has {count} tables, including those in unless, allowed: at most {RULES_MAX}"),
+        );
+    }
+    Some(matches)
+}
+
+/// Reads the value of a `match` that a person gives to a tap: a table, or an array of tables, in
+/// TOML. A `${…}` is an error, because the text may come over the network, and must not make the
+/// relay read a file.
+///
+/// # Errors
+///
+/// All mistakes in the text, separated by semicolons.
+pub fn read_match(text: &str) -> Result<Vec<Match>, String> {
+    if !text.trim_start().starts_with(['{', '[']) {
+        let what = "is not a table, allowed: what filter.match takes, such as { verbs = \
+                    [\"delete\"], namespaces = [\"prod\"] }";
+        return Err(what.to_owned());
+    }
+    let text = format!("match = {text}");
+    let (cx, table) = Context::new(&text, &|_| None);
+    cx.expands.set(false);
+    let mut t = Table::root(&cx, table);
+    let found = found_matches(&mut t);
+    let matches = read_matches(&mut t, found);
+    t.refuse_rest(&|_| None);
+    let problems = cx.problems().into_iter().filter(|it| it.severity == Severity::Error);
+    let line = |Problem { path, message, .. }| match &*path {
+        "" => message,
+        path => format!("{path}: {message}"),
+    };
+    let wrong: Vec<_> = problems.map(line).collect();
+    match matches.flatten() {
+        Some(matches) if wrong.is_empty() => Ok(matches),
+        _ => Err(wrong.join("; ")),
     }
 }
 

@@ -68,7 +68,7 @@ pub use config_table::values::{
 pub use dead_letter::DeadLetter;
 pub use delivery::{BatchLimits, Rejected, Retry, Timeouts};
 pub use evidence::{Evidence, Witness};
-pub use filter::Filter;
+pub use filter::{Filter, read_match};
 pub use http::{BasicAuth, HttpClient, HttpKeys};
 #[cfg(not(feature = "kafka"))]
 pub use kafka::without_kafka;

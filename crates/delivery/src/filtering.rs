@@ -231,9 +231,6 @@ impl Filtering {
         let counted =
             (0..if acceptances.is_empty() { *events } else { 0 }).map(|at| claim.start + at);
         for (event, position) in batch.events().zip(counted.chain(batch.positions())) {
-            if !self.tapping.is_copying() {
-                return;
-            }
             self.tapping.copy(position, event);
         }
     }

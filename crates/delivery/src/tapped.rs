@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::tap::{EVENT_BYTES_MAX, Line, Reader, Skipped, Taps, Why};
+use crate::tap::{Line, Reader, Taps};
 use base::position::Position;
 use queue::Claim;
 
@@ -34,10 +34,8 @@ struct Sample {
     /// The range of the events that are not decided.
     claim: Claim,
     reader: Arc<Reader>,
-    /// A copy of each event, or its size in bytes if it is too large.
-    lines: VecDeque<(Position, Result<Line, u64>)>,
-    /// The reason why the rest was not copied.
-    why: Option<Why>,
+    /// The copies that the limits of the tap allowed.
+    lines: VecDeque<(Position, Line)>,
 }
 
 impl Tapping {
@@ -53,28 +51,22 @@ impl Tapping {
             self.samples.clear();
             return false;
         };
-        let sample = |reader| Sample { claim, reader, lines: VecDeque::new(), why: None };
+        let sample = |reader| Sample { claim, reader, lines: VecDeque::new() };
         self.current = taps.readers_of(&self.output).into_iter().map(sample).collect();
         self.forget(claim.start, claim.end);
         !self.current.is_empty()
     }
 
-    /// Returns `true` if a tap takes more events of the current claim.
+    /// Returns `true` if a tap asks for events of the current claim.
     pub(super) fn is_copying(&self) -> bool {
-        self.current.iter().any(|sample| sample.why.is_none())
+        !self.current.is_empty()
     }
 
-    /// Copies an event, which does not have its form yet, for each tap that takes more.
+    /// Copies an event, which does not have its form yet, for each tap whose limits allow it.
     pub(crate) fn copy(&mut self, position: Position, event: &[u8]) {
-        for sample in self.current.iter_mut().filter(|sample| sample.why.is_none()) {
-            if event.len() > EVENT_BYTES_MAX {
-                sample.lines.push_back((position, Err(event.len() as u64)));
-                continue;
-            }
-            match sample.reader.copy(&self.output, event) {
-                Ok(line) => sample.lines.push_back((position, Ok(line))),
-                Err(why) => sample.why = Some(why),
-            }
+        for sample in &mut self.current {
+            let line = sample.reader.copy(&self.output, event);
+            sample.lines.extend(line.map(|line| (position, line)));
         }
     }
 
@@ -89,21 +81,8 @@ impl Tapping {
     /// Hands copies to their taps: the consumer has acknowledged `events` events of the claim.
     pub(crate) fn accepted(&mut self, claim: Claim, events: u64) {
         for sample in self.samples.iter_mut().filter(|sample| sample.overlaps(claim)) {
-            let (mut lines, mut skipped) = (Vec::new(), Skipped::default());
-            for copy in sample.take(claim) {
-                match copy {
-                    Ok(line) => lines.push(line),
-                    Err(bytes) => {
-                        skipped.large += 1;
-                        skipped.largest_bytes = skipped.largest_bytes.max(bytes);
-                    }
-                }
-            }
-            let rest = events.saturating_sub(lines.len() as u64 + skipped.large);
-            match sample.why {
-                Some(Why::Full) => skipped.full = rest,
-                Some(Why::Rate) | None => skipped.rate = rest,
-            }
+            let lines = sample.take(claim);
+            let skipped = events.saturating_sub(lines.len() as u64);
             sample.reader.deliver(lines, skipped);
             sample.cut(claim.start, claim.end);
         }
@@ -128,7 +107,7 @@ impl Sample {
         self.claim.start < claim.end && claim.start < self.claim.end
     }
 
-    fn take(&mut self, claim: Claim) -> Vec<Result<Line, u64>> {
+    fn take(&mut self, claim: Claim) -> Vec<Line> {
         let Claim { start, end } = claim;
         let from = self.lines.partition_point(|(position, _)| *position < start);
         let until = self.lines.partition_point(|(position, _)| *position < end);
@@ -175,7 +154,7 @@ mod tests {
         tapping.end(true);
     }
 
-    fn shown(tap: &Tap) -> Vec<u64> {
+    fn shown(tap: &mut Tap) -> Vec<u64> {
         let line = |line: Line| std::str::from_utf8(line.event()).unwrap().parse().unwrap();
         std::iter::from_fn(|| tap.try_next()).map(line).collect()
     }
@@ -184,51 +163,49 @@ mod tests {
     async fn an_event_is_shown_when_it_is_acknowledged_and_not_before() {
         let (mut tapping, taps) = tapping();
         assert!(!tapping.begin(claim(0, 1)));
-        let tap = taps.open(None).unwrap();
-        let other = taps.open(Some("other".to_owned())).unwrap();
+        let mut tap = taps.open(None).unwrap();
+        let mut other = taps.open(Some("other".to_owned())).unwrap();
         send(&mut tapping, claim(0, 10));
-        assert!(shown(&tap).is_empty());
+        assert!(shown(&mut tap).is_empty());
         // Acknowledged in parts; one part is sent again and then acknowledged.
         tapping.accepted(claim(0, 3), 3);
-        assert_eq!(shown(&tap), [0, 1, 2]);
+        assert_eq!(shown(&mut tap), [0, 1, 2]);
         tapping.forget(position(5), position(8));
         tapping.accepted(claim(8, 10), 2);
         tapping.accepted(claim(3, 5), 2);
-        assert_eq!(shown(&tap), [8, 9, 3, 4]);
+        assert_eq!(shown(&mut tap), [8, 9, 3, 4]);
         send(&mut tapping, claim(5, 8));
         tapping.accepted(claim(5, 8), 3);
-        assert_eq!(shown(&tap), [5, 6, 7]);
-        assert_eq!(tap.take_skipped(), Skipped::default());
+        assert_eq!(shown(&mut tap), [5, 6, 7]);
+        assert_eq!(tap.take_skipped(), 0);
         assert!(tapping.samples.is_empty());
-        assert!(shown(&other).is_empty() && other.take_skipped().events() == 0);
+        assert!(shown(&mut other).is_empty() && other.take_skipped() == 0);
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_is_not_shown_is_counted_once() {
         let (mut tapping, taps) = tapping();
-        let tap = taps.open(None).unwrap();
+        let mut tap = taps.open(None).unwrap();
         assert!(tapping.begin(claim(0, 4)));
         tapping.copy(position(0), b"0");
-        tapping.copy(position(1), &vec![b' '; EVENT_BYTES_MAX + 1]);
+        tapping.copy(position(1), &vec![b' '; 300_000]);
         tapping.copy(position(2), b"2");
         tapping.end(true);
         // The filter has dropped event 3, so three events were sent.
         tapping.accepted(claim(0, 4), 3);
-        assert_eq!(shown(&tap), [0, 2]);
-        let skipped = tap.take_skipped();
-        assert_eq!((skipped.large, skipped.events()), (1, 1));
-        assert_eq!(skipped.largest_bytes, EVENT_BYTES_MAX as u64 + 1);
+        assert_eq!(shown(&mut tap), [0, 2]);
+        assert_eq!(tap.take_skipped(), 1);
 
         // The event 5 is too long for the protocol.
         send(&mut tapping, claim(4, 6));
         tapping.accepted(claim(4, 5), 1);
         tapping.forget(position(5), position(6));
-        assert_eq!((shown(&tap), tap.take_skipped().events()), (vec![4], 0));
+        assert_eq!((shown(&mut tap), tap.take_skipped()), (vec![4], 0));
 
         send(&mut tapping, claim(6, 8));
         tapping.forget(position(6), position(8));
         tapping.accepted(claim(6, 8), 2);
-        assert_eq!((shown(&tap).len(), tap.take_skipped().events()), (0, 0));
+        assert_eq!((shown(&mut tap).len(), tap.take_skipped()), (0, 0));
     }
 
     #[tokio::test(start_paused = true)]

@@ -396,8 +396,7 @@ catalog! {
             unit: "events",
         }
         pub skipped: Counter = "tap_skipped_events_total" {
-            help: "Events that taps did not show: over the sample or a tap's limits, or \
-                unreadable.",
+            help: "Events that taps did not show: over a tap's limits, or unreadable.",
             unit: "events",
         }
     }

@@ -2,18 +2,20 @@
 
 use serde::de::IgnoredAny;
 
-use super::condition::Conditions;
-use super::fields::Fields;
 use audit::request;
 use base::words::escape;
+use transform::policy::{Located, Match, Matcher, Users};
 use transform::redact;
 use transform::redact::{Change, Redaction};
 
-/// The conditions of one reader, and the redaction of events. The reader's task owns this value.
+/// The events that one reader asks for, and the redaction of events. The reader's task owns this
+/// value.
 pub struct View {
     /// The redactions that always hold, without rules of a config.
     redaction: Redaction,
-    conditions: Conditions,
+    /// `None` if the reader asks for every event.
+    wanted: Option<Matcher>,
+    users: Users,
     redacted: Vec<u8>,
 }
 
@@ -29,13 +31,15 @@ pub enum Looked {
 }
 
 impl View {
-    /// Makes the view of a reader with these conditions.
-    pub fn new(conditions: Conditions) -> Self {
+    /// Makes the view of a reader who asks for the events that match one of `wanted`, or for every
+    /// event if it is `None`.
+    pub fn new(wanted: Option<&[Match]>) -> Self {
         let redaction = Redaction::new(&[]).expect("no rule has no mistake");
-        Self { redaction, conditions, redacted: Vec::new() }
+        let wanted = wanted.map(Matcher::new);
+        Self { redaction, wanted, users: Users::default(), redacted: Vec::new() }
     }
 
-    /// Redacts an event, and only then compares it, so that conditions cannot reveal a secret.
+    /// Redacts an event, and only then compares it, so that a match cannot reveal a secret.
     pub fn look(&mut self, event: &[u8]) -> Looked {
         // Redaction cuts values out of JSON. In other text, a part of a value might remain.
         if !is_json(event) {
@@ -49,9 +53,11 @@ impl View {
             return Looked::Unreadable;
         }
         let Ok(text) = std::str::from_utf8(event) else { return Looked::Unreadable };
-        match self.conditions.hold(&Fields::of(text)) {
-            true => Looked::Shown(escape::json(text).into_owned()),
-            false => Looked::Other,
+        let request = request::request(event);
+        let located = Located::of_event(event, &request);
+        match &self.wanted {
+            Some(wanted) if wanted.first(&located, &mut self.users).is_none() => Looked::Other,
+            _ => Looked::Shown(escape::json(text).into_owned()),
         }
     }
 }
@@ -64,13 +70,13 @@ fn is_json(text: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    fn view(conditions: &[&str]) -> View {
-        View::new(Conditions::parse(conditions).unwrap())
+    fn view(wanted: Option<&str>) -> View {
+        View::new(wanted.map(|text| config::read_match(text).unwrap()).as_deref())
     }
 
     #[test]
     fn what_is_not_json_is_not_shown() {
-        let mut view = view(&[]);
+        let mut view = view(None);
         for text in [
             &b""[..],
             b"<13>1 - - -",
@@ -87,17 +93,24 @@ mod tests {
     }
 
     #[test]
-    fn conditions_see_only_what_is_shown() {
-        let event = br#"{"requestURI":"/x?token=s3cret","verb":"get"}"#;
-        let Looked::Shown(shown) = view(&[]).look(event) else { panic!("not shown") };
-        assert!(!shown.contains("s3cret"), "{shown}");
-        assert_eq!(view(&["uri=*s3cret*"]).look(event), Looked::Other);
+    fn a_match_sees_only_what_is_shown() {
+        let user = "eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJodW50ZXIyIn0.c2lnbmF0dXJl-_";
+        let event = format!(r#"{{"verb":"get","user":{{"username":"{user}"}}}}"#);
+        let Looked::Shown(shown) = view(None).look(event.as_bytes()) else { panic!("not shown") };
+        assert!(!shown.contains("eyJ"), "{shown}");
+        let wanted = format!("{{ users = [\"{user}\"] }}");
+        assert_eq!(view(Some(&wanted)).look(event.as_bytes()), Looked::Other);
+        assert_eq!(view(Some("{ users = ['eyJ*'] }")).look(event.as_bytes()), Looked::Other);
+        assert_eq!(view(Some("{ verbs = ['get'] }")).look(event.as_bytes()), Looked::Shown(shown));
     }
 
     #[test]
     fn deep_nesting_hides_nothing() {
         let deep =
             format!(r#"{{"verb":"get","requestObject":{}1{}}}"#, "[".repeat(900), "]".repeat(900));
-        assert_eq!(view(&["verb=get"]).look(deep.as_bytes()), Looked::Shown(deep));
+        assert_eq!(
+            view(Some("{ verbs = ['get'] }")).look(deep.as_bytes()),
+            Looked::Shown(deep.clone())
+        );
     }
 }

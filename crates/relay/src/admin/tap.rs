@@ -28,10 +28,7 @@ use super::access::Refusal;
 use crate::listener::Token;
 use base::lock::lock;
 use base::words::escape;
-use delivery::tap::{
-    Allowance, BYTES_PER_SECOND, Conditions, EVENT_BYTES_MAX, LINES_PER_SECOND, Line, Looked,
-    Skipped, TAPS_MAX, Tap, Taps, View,
-};
+use delivery::tap::{Line, Looked, TAPS_MAX, Tap, Taps, View};
 
 /// The longest time for which a tap is open. A person who still needs it opens another.
 const TAP_TIME: Duration = Duration::from_secs(3600);
@@ -48,12 +45,6 @@ const NOTICE: Duration = Duration::from_secs(1);
 
 /// The number of [`NOTICE`] intervals without a line after which a heartbeat is written.
 const QUIET_MAX: u32 = 5;
-
-/// The number of events per second that a tap shows if the reader does not give a number.
-const SAMPLE: u32 = 100;
-
-/// The greatest number of events per second that a reader may ask for.
-const SAMPLE_MAX: u32 = 1000;
 
 /// The size in bytes at which a frame of shown events is full.
 const FRAME_BYTES: usize = 32 * 1024;
@@ -138,37 +129,28 @@ impl Body for Lines {
 
 struct Wish {
     output: Option<String>,
-    sample: u32,
-    /// The conditions as they are written, for the log and the first line of the tap.
-    matches: Vec<String>,
-    conditions: Conditions,
+    /// The text of the match, for the log and the first line of the tap.
+    wanted: Option<String>,
+    view: View,
 }
 
 impl Wish {
-    /// Reads the query of a URL: `output`, `sample`, and any number of `match`.
+    /// Reads the query of a URL: `output` and `match`.
     fn of(query: &str) -> Result<Self, String> {
-        let (mut output, mut sample, mut matches) = (None, SAMPLE, Vec::new());
+        let (mut output, mut wanted) = (None, None);
         for (key, value) in url::form_urlencoded::parse(query.as_bytes()) {
             match &*key {
                 "output" => output = Some(value.into_owned()),
-                "sample" => {
-                    let number = value.parse().ok().filter(|it| (1..=SAMPLE_MAX).contains(it));
-                    sample = number.ok_or_else(|| {
-                        format!(
-                            "sample {}: allowed: 1 to {SAMPLE_MAX} events per second",
-                            escape::field(&value, "")
-                        )
-                    })?;
-                }
-                "match" => matches.push(value.into_owned()),
+                "match" => wanted = Some(value.into_owned()),
                 _ => {
                     let key = escape::field(&key, "");
-                    return Err(format!("{key}: unknown, allowed: output, match, sample"));
+                    return Err(format!("{key}: unknown, allowed: output, match"));
                 }
             }
         }
-        let conditions = Conditions::parse(&matches)?;
-        Ok(Self { output, sample, matches, conditions })
+        let matches = wanted.as_deref().map(config::read_match).transpose();
+        let matches = matches.map_err(|what| format!("match {}", escape::message(&what)))?;
+        Ok(Self { output, wanted, view: View::new(matches.as_deref()) })
     }
 }
 
@@ -257,31 +239,22 @@ impl Door {
         caller: &Caller,
     ) -> Response<Answer> {
         let (sender, receiver) = mpsc::channel(FRAMES);
-        let Wish { output, sample, matches, conditions } = wish;
+        let Wish { output, wanted, view } = wish;
         let shown_output = output.as_deref().unwrap_or("all").to_owned();
         let (peer, stop) = (caller.peer.to_string(), caller.stop.clone());
         tracing::info!(
             peer,
             output = shown_output,
-            matches = escape::message(&matches.join(" ")),
-            sample,
+            matches = wanted.as_deref().map(escape::message),
             "tap opened"
         );
-        let head = json!({ "tap": {
-            "output": output,
-            "match": matches,
-            "sample": sample,
-            "lines_per_second": LINES_PER_SECOND,
-            "bytes_per_second": BYTES_PER_SECOND,
-            "event_bytes_max": EVENT_BYTES_MAX,
-        }});
+        let head = json!({ "tap": { "output": output, "match": wanted } });
         let mut writer = Writer {
             tap,
-            view: View::new(conditions),
-            sample: Allowance::new(sample),
+            view,
             frames: sender,
             lines: format!("{}\n", escape::json(&head.to_string())),
-            skipped: Skipped::default(),
+            skipped: 0,
             seen: 0,
             shown: 0,
             all_skipped: 0,
@@ -309,13 +282,11 @@ impl Door {
 struct Writer {
     tap: Tap,
     view: View,
-    /// The limit on shown events per second.
-    sample: Allowance,
     frames: mpsc::Sender<Bytes>,
     /// Lines that are not handed to the connection yet.
     lines: String,
-    /// The events that have been skipped since the last notice.
-    skipped: Skipped,
+    /// The number of events that have been skipped since the last notice.
+    skipped: u64,
     /// The number of events that the tap has looked at, shown or not.
     seen: u64,
     shown: u64,
@@ -364,14 +335,13 @@ impl Writer {
         }
     }
 
-    /// Adds an event to the lines, if it meets the reader's conditions and the sample has room.
+    /// Adds an event to the lines if the reader asks for it.
     fn look(&mut self, line: Line) {
         let looked = self.view.look(line.event());
         self.seen += 1;
         match looked {
-            Looked::Unreadable => self.skipped.unreadable += 1,
+            Looked::Unreadable => self.skipped += 1,
             Looked::Other => {}
-            Looked::Shown(_) if !self.sample.take(1.0) => self.skipped.sample += 1,
             Looked::Shown(event) => {
                 let output = json!(line.output()).to_string();
                 let output = escape::json(&output);
@@ -384,20 +354,9 @@ impl Writer {
 
     /// Adds a line about skipped events, or a heartbeat if there was no other line for some time.
     fn notice(&mut self) {
-        self.skipped.add(self.tap.take_skipped());
-        let skipped = std::mem::take(&mut self.skipped);
-        if skipped.events() > 0 {
-            self.all_skipped += skipped.events();
-            self.tap.metrics().skipped.increment(skipped.events());
-            let Skipped { sample, rate, full, large, largest_bytes, unreadable } = skipped;
-            let mut line = json!({ "skipped": {
-                "sample": sample, "rate": rate, "full": full, "large": large,
-                "largest_bytes": largest_bytes, "unreadable": unreadable,
-            }});
-            if let Some(reasons) = line["skipped"].as_object_mut() {
-                reasons.retain(|_, count| count != 0);
-            }
-            self.lines.push_str(&format!("{line}\n"));
+        let skipped = self.take_skipped();
+        if skipped > 0 {
+            self.lines.push_str(&format!("{{\"skipped\":{skipped}}}\n"));
             return;
         }
         self.quiet += 1;
@@ -405,6 +364,14 @@ impl Writer {
             let heartbeat = json!({ "heartbeat": { "seen": self.seen, "shown": self.shown } });
             self.lines.push_str(&format!("{heartbeat}\n"));
         }
+    }
+
+    /// Counts the events that have been skipped since the last call, and returns their number.
+    fn take_skipped(&mut self) -> u64 {
+        let skipped = std::mem::take(&mut self.skipped) + self.tap.take_skipped();
+        self.all_skipped += skipped;
+        self.tap.metrics().skipped.increment(skipped);
+        skipped
     }
 
     /// Hands the lines to the connection. Returns `false` if the reader takes nothing for
@@ -419,9 +386,7 @@ impl Writer {
 
     /// Writes the last line, which says why the tap ends. A reader that does not read misses it.
     async fn last_line(&mut self, end: End) {
-        self.skipped.add(self.tap.take_skipped());
-        self.all_skipped += self.skipped.events();
-        self.tap.metrics().skipped.increment(self.skipped.events());
+        self.take_skipped();
         let (reason, message) = end.words();
         let line = json!({ "end": { "reason": reason, "message": message } });
         let lines = Bytes::from(format!("{line}\n"));
