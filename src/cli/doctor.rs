@@ -32,8 +32,8 @@ pub(super) struct Arguments {
     /// --kubeconfig [default: as many as are found]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=100))]
     instances: Option<u16>,
-    /// The URL of a relay's admin address, or a file with its saved metrics, which do not include
-    /// the relay's own findings; may be repeated [default: admin.address of the config]
+    /// The URL of a relay's admin address, or a file with its saved /status; may be repeated
+    /// [default: admin.address of the config]
     #[arg(long, value_name = "URL|FILE")]
     relay: Vec<String>,
     #[command(flatten)]

@@ -1,4 +1,4 @@
-//! The numbers that doctor takes from the metrics of a kube-apiserver or of a relay.
+//! The numbers that doctor takes from the metrics of a kube-apiserver, and the state of a relay.
 //!
 //! A missing number of generated or accepted events is unknown, and not 0. But without a series of
 //! `apiserver_audit_error_total`, a plugin has lost 0 events: kube-apiserver adds the series with
@@ -13,10 +13,7 @@ use std::fmt;
 
 use super::exposition::{Exposition, Labels};
 use base::words::escape;
-use telemetry::{
-    AcceptedMetrics, BacklogMetrics, BuildMetrics, EvidenceMetrics, FateMetrics, ListenerMetrics,
-    LostMetrics, OutputMetrics, QueueMetrics, RejectionMetrics, SettingMetrics,
-};
+use telemetry::status::Status;
 
 /// Counts by the value of a label.
 pub type ByLabel = BTreeMap<String, u64>;
@@ -60,38 +57,6 @@ pub fn listed(counts: &ByLabel) -> String {
 /// Returns the label with the highest count, or an empty text without counts.
 pub fn most(counts: &ByLabel) -> &str {
     counts.iter().max_by_key(|(_, count)| **count).map_or("", |(value, _)| value)
-}
-
-/// The numbers of one kube-apiserver or relay.
-pub trait Counts: Sized + Clone {
-    /// Reads the numbers from the families. Even if `families` is empty, asks for every family that
-    /// may be needed.
-    fn take(families: &Families<'_>) -> Self;
-
-    /// Returns the names of the families that [`Counts::take`] asks for.
-    fn wanted() -> Vec<String> {
-        let nothing = Exposition::default();
-        let families = Families::of(&nothing);
-        Self::take(&families);
-        families.asked.into_inner().into_iter().map(str::to_owned).collect()
-    }
-
-    /// Reads the numbers from parsed metrics.
-    fn of(exposition: &Exposition) -> Self {
-        Self::take(&Families::of(exposition))
-    }
-
-    /// Returns the clock of the process's machine.
-    fn clock(&mut self) -> &mut Clock;
-
-    /// Returns the start time, if it is known. It distinguishes processes behind the same address.
-    fn process(&self) -> Start;
-
-    /// Returns `true` if these numbers are lower than earlier ones, which proves a restart that the
-    /// start time does not show.
-    fn has_begun_again(&self, _before: &Self) -> bool {
-        false
-    }
 }
 
 /// The clock of another machine. doctor's own clock may differ from it by minutes, so an age is the
@@ -205,9 +170,33 @@ impl ApiserverCounts {
         let of_errors = self.wrong.iter().filter(|wrong| wrong.name == ERRORS);
         of_errors.map(|wrong| label(&wrong.labels, "plugin"))
     }
-}
 
-impl Counts for ApiserverCounts {
+    /// Returns the names of the families that [`ApiserverCounts::of`] reads.
+    pub fn wanted() -> Vec<String> {
+        let nothing = Exposition::default();
+        let families = Families::of(&nothing);
+        Self::take(&families);
+        families.asked.into_inner().into_iter().map(str::to_owned).collect()
+    }
+
+    /// Reads the numbers from parsed metrics.
+    pub fn of(exposition: &Exposition) -> Self {
+        Self::take(&Families::of(exposition))
+    }
+
+    /// Returns the start time, if it is known. It distinguishes processes behind the same address.
+    pub fn process(&self) -> Start {
+        self.started.map(f64::to_bits)
+    }
+
+    /// Returns `true` if fewer events were generated than in an earlier sample, which proves a
+    /// restart that the start time does not show.
+    pub fn has_begun_again(&self, before: &Self) -> bool {
+        self.generated.zip(before.generated).is_some_and(|(now, before)| now < before)
+    }
+
+    /// Reads the numbers from the families. Even if `families` is empty, asks for every family that
+    /// may be needed.
     fn take(families: &Families<'_>) -> Self {
         // The decisive numbers come first, because the list of wrong series has a limit.
         let (errors, generated) = (families.by(ERRORS, "plugin"), families.sum(EVENTS));
@@ -241,211 +230,53 @@ impl Counts for ApiserverCounts {
             wrong: families.wrong.take(),
         }
     }
-
-    fn clock(&mut self) -> &mut Clock {
-        &mut self.clock
-    }
-
-    fn process(&self) -> Start {
-        self.started.map(f64::to_bits)
-    }
-
-    fn has_begun_again(&self, before: &Self) -> bool {
-        self.generated.zip(before.generated).is_some_and(|(now, before)| now < before)
-    }
 }
 
-/// The numbers of one relay.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct RelayCounts {
+/// The state of one relay, as it reports itself in `/status`.
+#[derive(Debug, Clone, Default)]
+pub struct Relay {
     /// The clock of the machine.
     pub clock: Clock,
-    /// The start of the process, in seconds since 1970.
-    pub started: Option<f64>,
-    /// The version of the relay.
-    pub version: Option<String>,
-    /// The accepted events. `None` if the metric is missing or not valid.
-    pub accepted: Option<u64>,
-    /// The lost events, by output. `queue` stands for events that no output can get. `None` if the
-    /// metric is missing, or has no valid value.
-    pub errors: Option<ByLabel>,
-    /// The requests that were not accepted, by reason.
-    pub rejected: ByLabel,
-    /// The connections that were refused, or closed to make room, by reason.
-    pub refused_connections: ByLabel,
-    /// The answered requests, by status.
-    pub requests: ByLabel,
-    /// The queue.
-    pub queue: QueueCounts,
-    /// The outputs, by name.
-    pub outputs: BTreeMap<String, OutputCounts>,
-    /// The evidence log.
-    pub evidence: EvidenceCounts,
-    /// The series that were left out.
-    pub wrong: Vec<Wrong>,
+    /// The state, with the relay's own verdict.
+    pub status: Status,
 }
 
-/// The queue of a relay.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct QueueCounts {
-    /// The events in the queue.
-    pub events: Option<u64>,
-    /// The bytes that count for the fill of the queue: `queue_needed_bytes`, or `queue_bytes` of a
-    /// version without it.
-    pub needed: Option<u64>,
-    /// The maximum number of bytes in the queue.
-    pub capacity: Option<u64>,
-    /// `true`: the queue is in memory and is lost with the process. `None`: unknown.
-    pub in_memory: Option<bool>,
-    /// The events that earlier processes have accepted into the queue's directory.
-    pub earlier: Option<u64>,
-}
+/// The name under which [`Relay::lost`] counts events that no output can get.
+pub const QUEUE: &str = "queue";
 
-/// The evidence log of a relay.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct EvidenceCounts {
-    /// The entries of the log; 0 without evidence.
-    pub size: Option<u64>,
-    /// The time of the last checkpoint since the start, in seconds since 1970; 0 if there is none.
-    pub checkpoint: Option<f64>,
-}
+/// The name under which [`Relay::lost`] counts events of outputs that `/status` no longer has. It
+/// is not the name of an output, because it has a space.
+pub const REMOVED: &str = "removed outputs";
 
-/// The numbers of one output of a relay.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct OutputCounts {
-    /// The events that the consumer has acknowledged.
-    pub delivered: u64,
-    /// The waiting events. `None` for an output that a reload has removed.
-    pub backlog: Option<u64>,
-    /// The backlog at the start; negative for an output that a reload has added.
-    pub start: i64,
-    /// The age of the oldest waiting event, in seconds.
-    pub lag: Option<f64>,
-    /// The attempts after the first one, from the metric `output_retries_total`.
-    pub retried: u64,
-    /// The failed attempts, by reason.
-    pub failed: ByLabel,
-    /// The events that were written to dead-letter files.
-    pub dead_letters: u64,
-    /// The events that were filtered out or changed, by action.
-    pub filtered: ByLabel,
-    /// `true` if the last attempt succeeded. `None` before the first attempt.
-    pub up: Option<bool>,
-    /// `false` for an optional output. `None`: unknown, or the output was removed.
-    pub required: Option<bool>,
-}
-
-impl OutputCounts {
-    /// Returns the number of events that the filter or the deduplication dropped.
-    pub fn filtered(&self) -> u64 {
-        let actions = ["dropped", "duplicate"].iter();
-        total(actions.filter_map(|action| self.filtered.get(*action)).copied())
+impl Relay {
+    /// Returns the number of accepted events.
+    pub fn accepted(&self) -> u64 {
+        self.status.intake.accepted_events
     }
-}
 
-impl RelayCounts {
-    /// Returns the number of events that the output named `plugin` has lost. For the name `queue`,
-    /// returns the number of events that no output can get.
-    pub fn lost(&self, plugin: &str) -> u64 {
-        self.errors.as_ref().and_then(|errors| errors.get(plugin)).copied().unwrap_or_default()
-    }
-}
-
-impl Counts for RelayCounts {
-    fn take(families: &Families<'_>) -> Self {
-        let builds = families.all(BuildMetrics::info);
-        let version = builds.first().map(|(labels, _)| label(labels, "version"));
-        let needed = families.sum(QueueMetrics::needed);
-        let errors = families.by(LostMetrics::events, "plugin");
-        Self {
-            clock: Clock::default(),
-            started: families.gauge(STARTED),
-            version,
-            accepted: families.sum(AcceptedMetrics::events),
-            errors: Some(errors).filter(|errors| !errors.is_empty()),
-            rejected: families.by(RejectionMetrics::requests, "reason"),
-            refused_connections: families.by(ListenerMetrics::refused, "reason"),
-            requests: families.by(ListenerMetrics::requests, "code"),
-            queue: QueueCounts {
-                events: families.sum(QueueMetrics::held),
-                needed: needed.or_else(|| families.sum(QueueMetrics::bytes)),
-                capacity: families.sum(QueueMetrics::capacity),
-                in_memory: families.gauge(QueueMetrics::durable).map(|value| value == 0.0),
-                earlier: families.sum(QueueMetrics::earlier),
-            },
-            outputs: outputs(families),
-            evidence: EvidenceCounts {
-                size: families.sum(EvidenceMetrics::size),
-                checkpoint: families.gauge(EvidenceMetrics::checkpoint),
-            },
-            wrong: families.wrong.take(),
+    /// Returns the lost events by output, those of [`QUEUE`] and, if there are any, [`REMOVED`].
+    pub fn lost(&self) -> ByLabel {
+        let Status { queue, outputs, losses, .. } = &self.status;
+        let named = outputs.iter().map(|it| (it.name.clone(), it.counts.lost_events));
+        let mut lost: ByLabel = named.chain([(QUEUE.to_owned(), queue.lost_events)]).collect();
+        // The relay reads the sum first, so the parts are never too small beside it.
+        let removed = losses.lost_events.saturating_sub(total(lost.values().copied()));
+        if removed > 0 {
+            lost.insert(REMOVED.to_owned(), removed);
         }
+        lost
     }
 
-    fn clock(&mut self) -> &mut Clock {
-        &mut self.clock
+    /// Returns the answered requests of all listeners, by status.
+    pub fn requests(&self) -> ByLabel {
+        sums(self.status.listeners.iter().map(|it| &it.requests))
     }
 
-    /// Always `None`: one relay is behind an address, and after a restart the new process is
-    /// compared with the old one.
-    fn process(&self) -> Start {
-        None
+    /// Returns the connections that were refused, or closed to make room, by reason.
+    pub fn refused_connections(&self) -> ByLabel {
+        let refused = &self.status.intake.refused_connections;
+        refused.iter().map(|(reason, it)| (reason.clone(), it.count)).collect()
     }
-}
-
-/// The names of metrics of outputs, each with the function that sets its field.
-type Setters<V, const N: usize> = [(&'static str, fn(&mut OutputCounts, V)); N];
-
-/// A function that returns one of the fields of an output that are counts by label.
-type LabelledField = fn(&mut OutputCounts) -> &mut ByLabel;
-
-/// Returns the outputs in all families about outputs.
-fn outputs(families: &Families<'_>) -> BTreeMap<String, OutputCounts> {
-    let mut outputs = BTreeMap::<String, OutputCounts>::new();
-    let counts: Setters<u64, 4> = [
-        (OutputMetrics::events, |it, count| it.delivered = count),
-        (BacklogMetrics::events, |it, count| it.backlog = Some(count)),
-        (OutputMetrics::retries, |it, count| it.retried = count),
-        (FateMetrics::dead_letters, |it, count| it.dead_letters = count),
-    ];
-    for (name, set) in counts {
-        for (output, count) in families.by(name, "output") {
-            set(outputs.entry(output).or_default(), count);
-        }
-    }
-    let signed = |value: f64| {
-        let size = i64::try_from(count(value.abs())?).ok()?;
-        Some(if value < 0.0 { -size } else { size })
-    };
-    for (labels, start) in families.series(BacklogMetrics::start, signed) {
-        outputs.entry(label(labels, "output")).or_default().start = start;
-    }
-    let gauges: Setters<f64, 3> = [
-        (BacklogMetrics::lag, |it, value| it.lag = Some(value)),
-        (OutputMetrics::up, |it, value| it.up = Some(value != 0.0)),
-        (SettingMetrics::required, |it, value| it.required = Some(value != 0.0)),
-    ];
-    for (name, set) in gauges {
-        for (labels, value) in families.gauges(name) {
-            set(outputs.entry(label(labels, "output")).or_default(), value);
-        }
-    }
-    let by_label: [(_, _, LabelledField); 2] = [
-        (OutputMetrics::errors, "reason", |it| &mut it.failed),
-        (FateMetrics::filtered, "action", |it| &mut it.filtered),
-    ];
-    for (name, key, of) in by_label {
-        for (labels, count) in families.counts(name) {
-            let output = outputs.entry(label(labels, "output")).or_default();
-            add(of(output), label(labels, key), count);
-        }
-    }
-    for output in outputs.values_mut() {
-        // Some relays report 0 before the first attempt.
-        let has_tried = output.delivered > 0 || output.failed.values().any(|count| *count > 0);
-        output.up = output.up.filter(|up| *up || has_tried);
-    }
-    outputs
 }
 
 /// The maximum number of series in `wrong`.
@@ -455,7 +286,7 @@ const WRONG_MAX: usize = 10;
 const LABELS_MAX: usize = 10;
 
 /// The families that were read. A value is checked when it is taken out.
-pub struct Families<'e> {
+struct Families<'e> {
     exposition: &'e Exposition,
     asked: RefCell<BTreeSet<&'static str>>,
     wrong: RefCell<Vec<Wrong>>,
@@ -555,23 +386,25 @@ fn count(value: f64) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use telemetry::PREFIX;
+    use serde_json::json;
 
-    fn read<C: Counts>(text: &str) -> C {
-        C::of(&Exposition::parse(text.as_bytes(), &C::wanted()).unwrap())
+    use super::*;
+
+    fn read(text: &str) -> ApiserverCounts {
+        let wanted = ApiserverCounts::wanted();
+        ApiserverCounts::of(&Exposition::parse(text.as_bytes(), &wanted).unwrap())
     }
 
     #[test]
     fn an_absent_plugin_has_no_error_and_absent_events_are_unknown() {
-        let counts: ApiserverCounts = read("process_start_time_seconds 1.5\n");
+        let counts = read("process_start_time_seconds 1.5\n");
         assert_eq!((counts.lost(), counts.generated, counts.started), (0, None, Some(1.5)));
         let text = "apiserver_audit_event_total 7\napiserver_audit_error_total{plugin=\"log\"} 3\n\
                     apiserver_audit_error_total{plugin=\"buffered\"} 2\n\
                     apiserver_audit_error_total{plugin=\"webhook\"} 1e1\n\
                     rest_client_requests_total{code=\"200\",host=\"a\",method=\"POST\"} 4\n\
                     rest_client_requests_total{code=\"200\",host=\"a\",method=\"GET\"} 9\n";
-        let counts: ApiserverCounts = read(text);
+        let counts = read(text);
         assert_eq!((counts.lost_if_known(), counts.generated), (Some(12), Some(7)));
         assert_eq!(counts.posts["a"], ByLabel::from([("200".to_owned(), 4)]));
     }
@@ -585,7 +418,7 @@ mod tests {
                  apiserver_audit_error_total{{plugin=\"webhook\"}} 3\n\
                  apiserver_audit_requests_rejected_total 4\nprocess_start_time_seconds 5\n"
             );
-            let counts: ApiserverCounts = read(&text);
+            let counts = read(&text);
             assert_eq!((counts.generated, counts.lost()), (None, 3), "{value}");
             assert_eq!((counts.rejected, counts.started), (Some(4), Some(5.0)), "{value}");
             let wrong: Vec<String> = counts.wrong.iter().map(ToString::to_string).collect();
@@ -601,19 +434,10 @@ mod tests {
 
     #[test]
     fn a_gauge_that_is_not_finite_is_unknown_and_named() {
-        let text = "P_output_lag_seconds{output=\"o\"} +Inf\n\
-                    P_output_start_events{output=\"o\"} -Inf\nP_event_total{listener=\"a\"} 1\n\
-                    P_event_total{listener=\"b\"} NaN\nprocess_start_time_seconds NaN\n";
-        let counts: RelayCounts = read(&text.replace("P_", PREFIX));
-        assert_eq!((counts.started, counts.accepted), (None, None));
+        let counts = read("process_start_time_seconds NaN\n");
+        assert_eq!(counts.started, None);
         let names: Vec<_> = counts.wrong.iter().map(|wrong| wrong.name.as_str()).collect();
-        let wanted = [
-            "process_start_time_seconds",
-            "P_event_total",
-            "P_output_start_events",
-            "P_output_lag_seconds",
-        ];
-        assert_eq!(names, wanted.map(|name| name.replace("P_", PREFIX)));
+        assert_eq!(names, ["process_start_time_seconds"]);
     }
 
     #[test]
@@ -623,27 +447,22 @@ mod tests {
             format!("rest_client_requests_total{{host=\"{host}\",method=\"POST\"}} {value}\n")
         };
         let many: String = (0..1000).map(|n| line(&format!("{n}{host}"), "NaN")).take(60).collect();
-        let counts: ApiserverCounts = read(&(line(&host, "1") + &many));
+        let counts = read(&(line(&host, "1") + &many));
         assert_eq!(counts.posts.keys().map(|host| host.chars().count()).max(), Some(301));
         assert_eq!(counts.wrong.len(), WRONG_MAX);
         assert!(counts.wrong.iter().all(|wrong| wrong.to_string().len() < 1000));
     }
 
     #[test]
-    fn the_numbers_of_a_relay_are_sorted_by_output() {
-        let text = "P_event_total 9\nP_error_total{plugin=\"queue\"} 1\n\
-                    P_output_events_total{output=\"o\"} 5\nP_output_start_events{output=\"o\"} -3\n\
-                    P_output_backlog_events{output=\"o\"} 2\n\
-                    P_filtered_events_total{output=\"o\",action=\"dropped\"} 4\n\
-                    P_filtered_events_total{output=\"o\",action=\"lowered\"} 8\n\
-                    P_requests_total{listener=\"a\",code=\"200\"} 1\n\
-                    P_requests_total{listener=\"b\",code=\"200\"} 2\n\
-                    P_build_info{version=\"1\x1b\",revision=\"x\"} 1\n";
-        let counts: RelayCounts = read(&text.replace("P_", PREFIX));
-        let output = &counts.outputs["o"];
-        assert_eq!((output.delivered, output.start, output.backlog), (5, -3, Some(2)));
-        assert_eq!((output.filtered(), counts.lost("queue"), counts.requests["200"]), (4, 1, 3));
-        assert_eq!(counts.version.as_deref(), Some("1\u{fffd}"));
-        assert_eq!(read::<RelayCounts>(""), RelayCounts::default());
+    fn the_losses_of_a_relay_are_sorted_by_place_and_none_is_missing() {
+        let status = json!({ "lost_events": 9, "queue": { "lost_events": 1 },
+            "outputs": [{ "name": "o", "lost_events": 5 }],
+            "listeners": [{ "requests": { "200": 1 } }, { "requests": { "200": 2 } }] });
+        let status = serde_json::from_value(status).unwrap();
+        let relay = Relay { status, ..Relay::default() };
+        let wanted = [("o", 5), (QUEUE, 1), (REMOVED, 3)];
+        let wanted = wanted.map(|(name, lost)| (name.to_owned(), lost));
+        assert_eq!(relay.lost(), ByLabel::from(wanted));
+        assert_eq!(relay.requests()["200"], 3);
     }
 }

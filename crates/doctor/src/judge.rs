@@ -15,17 +15,15 @@ mod own;
 mod relay;
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::address::Address;
 use super::compare::{Comparison, is_of_batch, rejected, rejected_in_interval};
-use super::counts::{ApiserverCounts, ByLabel, RelayCounts, Wrong, listed, most, sums, total};
+use super::counts::{ApiserverCounts, ByLabel, Relay, Wrong, listed, most, sums, total};
 use super::remedy::of_reason;
 use super::sample::Sampled;
 use super::{attempts, compare};
 use audit::time::rfc3339;
-use telemetry::status::Status;
 
 /// The minimum interval in seconds for which a rate is shown. One batch in a moment is not a rate.
 pub const RATE_MIN: f64 = 1.0;
@@ -46,7 +44,7 @@ pub struct Findings {
     /// The kube-apiservers.
     pub apiservers: Vec<Sampled<ApiserverCounts>>,
     /// The relays.
-    pub relays: Vec<Sampled<RelayCounts>>,
+    pub relays: Vec<Sampled<Relay>>,
     /// `true`: the user named a kube-apiserver. Otherwise only the relays are judged.
     pub has_apiserver: bool,
     /// The address of the audit webhook, if it is known.
@@ -54,9 +52,6 @@ pub struct Findings {
     /// The results of the checks of `webhook` and `probe`, and the names that were left out because
     /// they lead to the same process as another one.
     pub checks: Vec<Cause>,
-    /// The state of each relay with its own verdict, or the reason why it could not be read, by the
-    /// relay's name. Relays whose metrics no URL has given are missing.
-    pub own: BTreeMap<String, Result<Status, String>>,
     /// The number of missing events that kube-apiserver can't be collecting any more. `None` if
     /// there are none, or if doctor has not waited for them.
     pub overdue: Option<u64>,
@@ -190,7 +185,7 @@ pub fn judge(findings: &Findings) -> Verdict {
     causes.extend(given_up);
     for relay in &findings.relays {
         relay::turned_away(relay, findings, &mut causes);
-        own::causes(relay, findings, is_given_up_reported, &mut causes);
+        own::causes(relay, is_given_up_reported, &mut causes);
     }
     causes.iter_mut().skip(of_relays).for_each(|cause| cause.part = Part::Relay);
     whole_causes(findings, &mut causes);
@@ -340,10 +335,9 @@ fn whole_causes(findings: &Findings, causes: &mut Vec<Cause>) {
         causes.push(Cause::unknown("relay", what, advice).about(Part::Relay));
     }
     let counts: Vec<_> = findings.relays.iter().filter_map(|it| it.counts.as_ref()).collect();
-    let are_known = !counts.is_empty() && counts.iter().all(|it| it.accepted.is_some());
-    let has_accepted = !are_known || counts.iter().any(|it| it.accepted > Some(0));
-    let has_delivered =
-        counts.iter().flat_map(|it| it.outputs.values()).any(|output| output.delivered > 0);
+    let has_accepted = counts.is_empty() || counts.iter().any(|it| it.accepted() > 0);
+    let mut outputs = counts.iter().flat_map(|it| &it.status.outputs);
+    let has_delivered = outputs.any(|it| it.counts.delivered_events > 0);
     // The cause of a failed read already says why nothing was compared.
     let is_unknown = causes.iter().any(|it| it.kind == Kind::Unknown);
     let is_compared = !matches!(
@@ -352,7 +346,7 @@ fn whole_causes(findings: &Findings, causes: &mut Vec<Cause>) {
     );
     let compared = compared(findings).filter(|_| is_compared || !is_unknown);
     let silence = own::quiet(findings).filter(|quiet| *quiet >= NOTHING_ARRIVES);
-    let silence = silence.filter(|_| are_known && grows(findings));
+    let silence = silence.filter(|_| grows(findings));
     let is_missing =
         is_compared && compared.iter().any(|it| it.kind == Kind::Unknown) || silence.is_some();
     // Current rejections come first: they explain why nothing arrives, and the operator should
@@ -481,7 +475,8 @@ fn is_asked(findings: &Findings) -> bool {
 /// after a relay and within [`RESTART_AGE`].
 fn restarted_lately(findings: &Findings) -> Option<String> {
     let relays = findings.relays.iter().filter_map(|it| it.counts.as_ref());
-    let first = relays.filter_map(|it| Some(it.clock.here(it.started?))).reduce(f64::min)?;
+    let start = |it: &Relay| it.clock.here(it.status.process.start_time_seconds);
+    let first = relays.map(start).reduce(f64::min)?;
     let (source, at) = findings.apiservers.iter().find_map(|it| {
         let counts = it.counts.as_ref()?;
         let at = counts.started?;
@@ -506,7 +501,7 @@ fn fails(findings: &Findings) -> bool {
 /// `when` is the beginning of the text, such as `requests rejected in the interval`.
 fn rejections(
     findings: &Findings,
-    of: impl Fn(&Sampled<RelayCounts>) -> ByLabel,
+    of: impl Fn(&Sampled<Relay>) -> ByLabel,
     when: &str,
 ) -> Option<Cause> {
     let rejected = findings.relays.iter().filter_map(|relay| {

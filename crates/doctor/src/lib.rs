@@ -5,9 +5,9 @@
 //! as OK. It imports `client` and `telemetry` (the JSON of `/status`). What must never happen here:
 //! a second judgement on what a relay has judged itself.
 //!
-//! kube-apiservers and relays are read by their metrics. Each relay has judged its own outputs, its
-//! queue, its refusals and its evidence in `/status`, and doctor passes that on. doctor judges only
-//! what no process can know alone: whether what was sent has arrived.
+//! kube-apiservers are read by their metrics, and relays by `/status` alone. Each relay has judged
+//! its own outputs, its queue, its refusals and its evidence there, and doctor passes that on.
+//! doctor judges only what no process can know alone: whether what was sent has arrived.
 //!
 //! The examination changes nothing, except that the requests of `webhook` and `probe` are counted
 //! and audited. A file is read once; a URL is read twice, with some time between the two samples.
@@ -21,12 +21,12 @@
 //! | floor | files | what they know |
 //! |---|---|---|
 //! | 1 | `exposition` `kubeconfig` `address` | the text format of Prometheus · a cluster's address and credentials · hosts in labels |
-//! | 2 | `counts` `credentials` `text` | the metrics by their names · a server with the credentials of a kubeconfig · metrics that may be packed |
+//! | 2 | `counts` `credentials` `text` | the metrics by their names, and a relay's state · a server with the credentials of a kubeconfig · metrics that may be packed |
 //! | 3 | `sample` | instances, and the two samples |
 //! | 4 | `attempts` `remedy` | kube-apiserver's attempts to reach the webhook · what an operator can do |
 //! | 5 | `compare` | what was sent beside what was received |
 //! | 6 | `judge` | what the numbers and the relays' own verdicts mean |
-//! | 7 | `screen` `webhook` `probe` `own` | how the result is shown · the webhook's URL · events made on purpose · the relays' `/status` |
+//! | 7 | `screen` `webhook` `probe` `names` | how the result is shown · the webhook's URL · events made on purpose · names of one process |
 
 pub mod address;
 pub mod attempts;
@@ -36,7 +36,7 @@ pub mod credentials;
 pub mod exposition;
 pub mod judge;
 pub mod kubeconfig;
-pub mod own;
+pub mod names;
 pub mod probe;
 pub mod remedy;
 pub mod sample;
@@ -44,7 +44,6 @@ pub mod screen;
 pub mod text;
 pub mod webhook;
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -111,10 +110,7 @@ impl Plan {
     /// Makes the source of a relay from the base URL of its admin pages.
     pub fn relay(target: Target) -> Source {
         let base = target.base();
-        let path = match base.ends_with("/metrics") {
-            true => base.to_owned(),
-            false => format!("{base}/metrics"),
-        };
+        let path = format!("{}/status", base.trim_end_matches("/status"));
         Source::Url(target, path)
     }
 }
@@ -165,9 +161,8 @@ pub async fn examine(plan: Plan, waiting: impl Fn(&str)) -> (Findings, Verdict) 
             webhook: webhook.as_ref().map(|it| Address::new(&it.authority(), it.is_https())),
             checks: checks.clone(),
             overdue: None,
-            own: BTreeMap::new(),
         };
-        own::add(findings, &urls).await
+        names::once_each(findings)
     };
     let is_missing = |it: &Comparison| matches!(it, Comparison::Missing(_));
     let is_settled = |found: &Findings| {

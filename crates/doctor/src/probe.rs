@@ -8,9 +8,9 @@
 use std::cell::Cell;
 use std::time::Duration;
 
-use super::counts::{RelayCounts, total};
+use super::counts::total;
 use super::judge::{Cause, Kind};
-use super::sample::{Apiservers, ask, settle};
+use super::sample::{Apiservers, relay, settle};
 use client::ask::{AskFault, Target};
 
 const REQUESTS: u64 = 5;
@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(45);
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Sends the requests, and returns the fate of their events. `relays` has each relay with the path
-/// of its metrics.
+/// of its `/status`.
 pub async fn check(server: &Target, relays: &[(Target, String)]) -> Cause {
     const PLACE: &str = "the probe";
     let unknown = |what: String, advice: &str| Cause::new(Kind::Unknown, PLACE, what, advice);
@@ -93,9 +93,7 @@ async fn accepted(relays: &[(Target, String)]) -> Result<u64, String> {
     let mut sum = 0;
     for (target, path) in relays {
         let failed = |fault: String| format!("relay {target} ({fault})");
-        let counts = ask::<RelayCounts>(target, path).await.map_err(failed)?;
-        let accepted = counts.accepted.ok_or_else(|| failed("event_total is missing".to_owned()));
-        sum = total([sum, accepted?]);
+        sum = total([sum, relay(target, path).await.map_err(failed)?.accepted()]);
     }
     Ok(sum)
 }

@@ -1,4 +1,5 @@
-//! Reads the counters of kube-apiservers and relays: once from files, twice from URLs.
+//! Reads the metrics of kube-apiservers, and the `/status` of relays: once from files, twice from
+//! URLs.
 //!
 //! Several kube-apiservers may be behind one address. The start times of their processes
 //! distinguish them. The address is asked on a new connection each time, until all expected
@@ -22,10 +23,11 @@ use futures_util::stream::FuturesUnordered;
 use serde_json::Value;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::counts::{ApiserverCounts, Clock, Counts, RelayCounts, Start};
+use super::counts::{ApiserverCounts, Clock, Relay, Start};
 use super::text::Text;
 use base::named_file;
 use client::ask::{AskError, AskFault, Target};
+use telemetry::status::Status;
 
 /// The number of responses in a row without a new instance after which doctor assumes that it has
 /// seen all instances behind an address. If three instances respond at random, doctor misses one in
@@ -43,6 +45,9 @@ const LIST: Duration = Duration::from_secs(10);
 
 const ENDPOINTS_MAX: usize = 100;
 
+/// The maximum number of bytes of a saved `/status`, as [`Target::get_text`] has it for a URL.
+const STATUS_MAX: u64 = 1 << 20;
+
 /// The size in bytes of the parts in which a file is read.
 const PART: usize = 64 << 10;
 
@@ -58,14 +63,14 @@ const CLUSTER_NAME: &str = "kubernetes.default.svc";
 
 /// The source of the numbers of one or more processes.
 pub enum Source {
-    /// A file with saved metrics, or standard input if the path is `-`.
+    /// A file with what a server has answered, or standard input if the path is `-`.
     File(PathBuf),
-    /// A server, and the path of its metrics.
+    /// A server, and the path of its metrics or, for a relay, of its `/status`.
     Url(Target, String),
 }
 
 impl Source {
-    /// Returns the server and the path of its metrics. `None` for a file.
+    /// Returns the server and the path. `None` for a file.
     pub fn url(&self) -> Option<(Target, String)> {
         match self {
             Self::File(_) => None,
@@ -134,17 +139,15 @@ impl<C> Sampled<C> {
         Some(of(now)?.saturating_sub(of(before)?))
     }
 
-    fn failed(source: String, fault: impl Into<Fault>) -> Self {
-        Self { source, before: None, counts: None, elapsed: None, fault: Some(fault.into()) }
-    }
-}
-
-impl<C: Counts> Sampled<C> {
-    fn of_file(file: &Path) -> Self {
-        let read = read_file(file);
+    /// Makes an entry of a file. `read` is what was read from it, or the reason why it was not.
+    fn of_file(file: &Path, read: Result<C, String>) -> Self {
         let fault = read.as_ref().err().cloned().map(Fault::from);
         let source = file.display().to_string();
         Self { source, before: None, counts: read.ok(), elapsed: None, fault }
+    }
+
+    fn failed(source: String, fault: impl Into<Fault>) -> Self {
+        Self { source, before: None, counts: None, elapsed: None, fault: Some(fault.into()) }
     }
 }
 
@@ -156,9 +159,9 @@ struct Seen<C> {
 }
 
 /// The instances behind one address that have answered.
-struct Shown<C> {
+struct Shown {
     source: String,
-    seen: BTreeMap<Start, Seen<C>>,
+    seen: BTreeMap<Start, Seen<ApiserverCounts>>,
     /// The fault of the first failed request. `None` if no request failed, or if all expected
     /// instances have responded nevertheless.
     fault: Option<String>,
@@ -166,78 +169,126 @@ struct Shown<C> {
     is_silent: bool,
 }
 
-/// Reads the files among the sources. Also returns the other sources.
-fn split<C: Counts>(sources: Vec<Source>) -> (Vec<Sampled<C>>, Vec<(Target, String)>) {
+/// Reads the files among the sources with `read`. Also returns the other sources.
+fn split<C>(
+    sources: Vec<Source>,
+    read: impl Fn(&Path) -> Result<C, String>,
+) -> (Vec<Sampled<C>>, Vec<(Target, String)>) {
     let (mut files, mut urls) = (Vec::new(), Vec::new());
     for source in sources {
         match source {
-            Source::File(file) => files.push(Sampled::of_file(&file)),
+            Source::File(file) => files.push(Sampled::of_file(&file, read(&file))),
             Source::Url(target, path) => urls.push((target, path)),
         }
     }
     (files, urls)
 }
 
-/// Reads the file of a source. Blocks.
+/// Reads a kube-apiserver's metrics from a file. Blocks.
 ///
 /// # Errors
 ///
 /// The file can't be read, or does not contain metrics. The text is the reason.
-pub fn read_file<C: Counts>(file: &Path) -> Result<C, String> {
+fn read_file(file: &Path) -> Result<ApiserverCounts, String> {
     let is_stdin = file == Path::new("-");
     let name = if is_stdin { "standard input".to_owned() } else { file.display().to_string() };
     let failed = |error: std::io::Error| format!("cannot read {name}: {error}");
     let read = match is_stdin {
-        true => read_all::<C>(std::io::stdin().lock()),
-        false => read_all::<C>(named_file::open_of_command(file).map_err(failed)?),
+        true => read_all(std::io::stdin().lock()),
+        false => read_all(named_file::open_of_command(file).map_err(failed)?),
     };
     read.map_err(|error| format!("{name}: {error}"))
 }
 
-fn read_all<C: Counts>(mut from: impl Read) -> Result<C, String> {
-    let mut text = Text::new(C::wanted());
+fn read_all(mut from: impl Read) -> Result<ApiserverCounts, String> {
+    let mut text = Text::new(ApiserverCounts::wanted());
     let mut part = vec![0; PART];
     loop {
         let read = from.read(&mut part).map_err(|error| error.to_string())?;
         if read == 0 {
-            return Ok(C::of(&text.finish()?));
+            return Ok(ApiserverCounts::of(&text.finish()?));
         }
         text.feed(part.get(..read).unwrap_or_default())?;
     }
 }
 
-/// Asks a server once for its metrics, within the time limit of a sample.
+/// Reads a relay's saved `/status` from a file. Blocks.
+///
+/// # Errors
+///
+/// The file can't be read, or is not the `/status` of a relay. The text is the reason.
+fn read_status(file: &Path) -> Result<Relay, String> {
+    let name = file.display();
+    let failed = |error: std::io::Error| format!("cannot read {name}: {error}");
+    let body = named_file::read_of_command(file, STATUS_MAX).map_err(failed)?;
+    let status = parse_status(&body).map_err(|what| format!("{name}: {what}"))?;
+    Ok(Relay { clock: Clock::default(), status })
+}
+
+fn parse_status(body: &[u8]) -> Result<Status, String> {
+    let status: Status = serde_json::from_slice(body).map_err(|error| {
+        format!(
+            "not the JSON of a relay's /status, which doctor reads in place of /metrics: {error}"
+        )
+    })?;
+    match status.verdict {
+        Some(_) => Ok(status),
+        None => Err("no verdict in /status, because the relay is too old".to_owned()),
+    }
+}
+
+/// Asks a relay once for its `/status`, within the time limit of a sample.
+///
+/// # Errors
+///
+/// The relay did not send its state, or the state has no verdict. The text is the reason.
+pub async fn relay(target: &Target, path: &str) -> Result<Relay, String> {
+    let late = || format!("{target}: no complete response within {} s", SAMPLE.as_secs());
+    let body = timeout(SAMPLE, target.get_text(path)).await.map_err(|_| late())?;
+    let body = body.map_err(|error| match error.fault == AskFault::Status(401) {
+        true => format!("{error}; --token-file names the file with the token"),
+        false => error.to_string(),
+    })?;
+    let here = telemetry::now();
+    let status = parse_status(&body).map_err(|what| format!("{target}{path}: {what}"))?;
+    Ok(Relay { clock: Clock::new(Some(status.process.time_seconds), here), status })
+}
+
+/// Asks a kube-apiserver once for its metrics, within the time limit of a sample.
 ///
 /// # Errors
 ///
 /// The server did not send metrics. The text is the reason.
-pub async fn ask<C: Counts>(target: &Target, path: &str) -> Result<C, String> {
+pub async fn ask(target: &Target, path: &str) -> Result<ApiserverCounts, String> {
     ask_until(target, path, Instant::now() + SAMPLE).await
 }
 
-async fn ask_until<C: Counts>(target: &Target, path: &str, deadline: Instant) -> Result<C, String> {
-    let mut text = Text::new(C::wanted());
+async fn ask_until(
+    target: &Target,
+    path: &str,
+    deadline: Instant,
+) -> Result<ApiserverCounts, String> {
+    let mut text = Text::new(ApiserverCounts::wanted());
     let late = || format!("{target}: no complete response within {} s", SAMPLE.as_secs());
     let asked = target.get(path, |part| text.feed(part));
     let asked = timeout_at(deadline, asked).await.map_err(|_| late())?;
     let date = asked.map_err(|error| error.to_string())?;
-    let exposition = text.finish();
-    let mut counts = C::of(&exposition.map_err(|fault| format!("{target}: {fault}"))?);
-    *counts.clock() = Clock::new(date, telemetry::now());
-    Ok(counts)
+    let exposition = text.finish().map_err(|fault| format!("{target}: {fault}"))?;
+    let clock = Clock::new(date, telemetry::now());
+    Ok(ApiserverCounts { clock, ..ApiserverCounts::of(&exposition) })
 }
 
-/// An address of one or more processes.
-struct Address<C> {
+/// An address of one or more kube-apiservers.
+struct Address {
     target: Target,
     path: String,
-    /// `true` for a relay and for an endpoint of the Service: one process is behind the address.
+    /// `true` for an endpoint of the Service: one process is behind the address.
     is_single: bool,
     /// The instances of the first sample.
-    before: Shown<C>,
+    before: Shown,
 }
 
-impl<C: Counts> Address<C> {
+impl Address {
     /// Takes the first sample. `expected` is the number of instances, if it is known.
     async fn first(target: Target, path: String, is_single: bool, expected: Option<usize>) -> Self {
         let expected = if is_single { Some(1) } else { expected };
@@ -250,7 +301,7 @@ impl<C: Counts> Address<C> {
     }
 
     /// Takes the second sample, except at an address that gave no response in time in the first.
-    async fn second(&self) -> Second<C> {
+    async fn second(&self) -> Second {
         let Self { target, path, before, .. } = self;
         if before.is_silent && before.seen.is_empty() {
             return Second { found: Vec::new(), fault: before.fault.clone() };
@@ -265,52 +316,68 @@ impl<C: Counts> Address<C> {
     }
 
     /// Returns the address as a process that could not be read.
-    fn unread(&self, fault: Option<String>) -> Sampled<C> {
+    fn unread(&self, fault: Option<String>) -> Sampled<ApiserverCounts> {
         let fault = fault.unwrap_or_else(|| "no answer".to_owned());
         Sampled::failed(self.before.source.clone(), fault)
     }
 }
 
-struct Second<C> {
-    found: Vec<Sampled<C>>,
+struct Second {
+    found: Vec<Sampled<ApiserverCounts>>,
     fault: Option<String>,
 }
 
-/// The relays: files are read once, and each URL in both samples.
+/// The relays: files are read once, and each URL in both samples. One relay is behind an address.
+/// After a restart, the new process is compared with the old one.
 pub struct Relays {
-    files: Vec<Sampled<RelayCounts>>,
-    addresses: Vec<Address<RelayCounts>>,
+    files: Vec<Sampled<Relay>>,
+    /// The addresses, with the first sample of each that has answered.
+    addresses: Vec<(Target, String, Option<Seen<Relay>>)>,
 }
 
 impl Relays {
     /// Takes the first sample.
     pub async fn first(sources: Vec<Source>) -> Self {
-        let (files, urls) = split(sources);
-        let asked = urls.into_iter().map(|(target, path)| Address::first(target, path, true, None));
+        let (files, urls) = split(sources, read_status);
+        let asked = urls.into_iter().map(|(target, path)| async move {
+            let at = Instant::now();
+            let seen = relay(&target, &path).await.ok().map(|counts| Seen { at, counts });
+            (target, path, seen)
+        });
         Self { files, addresses: join_all(asked).await }
     }
 
     /// Returns `true` if a URL answered in the first sample.
     pub fn has_answers(&self) -> bool {
-        self.addresses.iter().any(Address::has_answered)
+        self.addresses.iter().any(|(.., seen)| seen.is_some())
     }
 
     /// Takes or repeats the second sample.
-    pub async fn second(&self) -> Vec<Sampled<RelayCounts>> {
-        let asked = self.addresses.iter().map(|address| async move {
-            let Second { mut found, fault, .. } = address.second().await;
-            found.pop().unwrap_or_else(|| address.unread(fault))
+    pub async fn second(&self) -> Vec<Sampled<Relay>> {
+        let asked = self.addresses.iter().map(|(target, path, seen)| async move {
+            let (source, at) = (target.to_string(), Instant::now());
+            let before = seen.as_ref().map(|seen| seen.counts.clone());
+            match relay(target, path).await {
+                Ok(now) => {
+                    let elapsed = seen.as_ref().map(|seen| (at - seen.at).as_secs_f64());
+                    Sampled { source, before, counts: Some(now), elapsed, fault: None }
+                }
+                Err(fault) => {
+                    let failed = Sampled::failed(source, fault);
+                    Sampled { counts: before, ..failed }
+                }
+            }
         });
         let asked = join_all(asked).await;
         self.files.iter().cloned().chain(asked).collect()
     }
 }
 
-/// The kube-apiservers, which are read like [`Relays`].
+/// The kube-apiservers: files are read once, and each URL in both samples.
 pub struct Apiservers {
     files: Vec<Sampled<ApiserverCounts>>,
     /// The addresses, with the endpoints of the Service first.
-    addresses: Vec<Address<ApiserverCounts>>,
+    addresses: Vec<Address>,
     /// The number of instances behind each URL, or in the cluster of the kubeconfig, if the
     /// operator named it.
     expected: Option<usize>,
@@ -336,7 +403,7 @@ impl Apiservers {
         server: Option<Target>,
         expected: Option<usize>,
     ) -> Self {
-        let (files, mut urls) = split(sources);
+        let (files, mut urls) = split(sources, read_file);
         let endpoints = match &server {
             Some(server) => endpoints_of(server).await,
             None => Ok(Vec::new()),
@@ -396,7 +463,7 @@ impl Apiservers {
         let numbered = self.addresses.iter().enumerate();
         let asked = numbered.map(|(index, address)| async move { (index, address.second().await) });
         let mut asked: FuturesUnordered<_> = asked.collect();
-        let has_two = |it: &Second<_>| it.found.iter().any(|sampled| sampled.before.is_some());
+        let has_two = |it: &Second| it.found.iter().any(|sampled| sampled.before.is_some());
         let (mut answers, mut is_due, mut read) = (BTreeMap::new(), false, None);
         let asking = async {
             loop {
@@ -425,7 +492,7 @@ impl Apiservers {
     /// read is always in the result.
     fn whole(
         &self,
-        asked: impl Iterator<Item = Second<ApiserverCounts>>,
+        asked: impl Iterator<Item = Second>,
         changes: Vec<Sampled<ApiserverCounts>>,
     ) -> Vec<Sampled<ApiserverCounts>> {
         let mut processes: Vec<Sampled<ApiserverCounts>> = Vec::new();
@@ -510,7 +577,7 @@ fn keep(kept: &mut Sampled<ApiserverCounts>, sampled: Sampled<ApiserverCounts>) 
 
 /// Combines the instances of the two samples by their start times. A restarted kube-apiserver is in
 /// the result twice: before and after the restart.
-fn matched<C: Counts>(before: &Shown<C>, after: &Shown<C>) -> Vec<Sampled<C>> {
+fn matched(before: &Shown, after: &Shown) -> Vec<Sampled<ApiserverCounts>> {
     let several = before.seen.len().max(after.seen.len()) > 1;
     let name = |index: usize| match several {
         true => format!("{} instance {}", before.source, index + 1),
@@ -524,7 +591,7 @@ fn matched<C: Counts>(before: &Shown<C>, after: &Shown<C>) -> Vec<Sampled<C>> {
     for (index, start) in starts.into_iter().enumerate() {
         let (first, last) = (before.seen.get(&start), after.seen.get(&start));
         let went_back =
-            |first: &&Seen<C>| last.is_some_and(|last| last.counts.has_begun_again(&first.counts));
+            |first: &&Seen<_>| last.is_some_and(|last| last.counts.has_begun_again(&first.counts));
         if let Some(old) = first.filter(went_back) {
             let fault = Some(Change::Restarted.into());
             let (before, counts) = (None, Some(old.counts.clone()));
@@ -559,19 +626,14 @@ fn matched<C: Counts>(before: &Shown<C>, after: &Shown<C>) -> Vec<Sampled<C>> {
 /// - after [`REQUESTS_MAX`] requests, or at the end of [`SAMPLE`].
 ///
 /// If there are `known` instances, the last response of each instance counts, otherwise the first.
-async fn survey<C: Counts>(
-    target: &Target,
-    path: &str,
-    known: &[Start],
-    expected: Option<usize>,
-) -> Shown<C> {
+async fn survey(target: &Target, path: &str, known: &[Start], expected: Option<usize>) -> Shown {
     let deadline = Instant::now() + SAMPLE;
     let source = target.to_string();
     let mut shown = Shown { source, seen: BTreeMap::new(), fault: None, is_silent: false };
     let mut nothing_new = 0;
     for _ in 0..REQUESTS_MAX {
         let at = Instant::now();
-        let counts = match ask_until::<C>(target, path, deadline).await {
+        let counts = match ask_until(target, path, deadline).await {
             Ok(counts) => counts,
             Err(fault) => {
                 shown.fault.get_or_insert(fault);
@@ -702,7 +764,7 @@ mod tests {
         }
     }
 
-    fn shown(instances: &[(f64, u64)], fault: Option<&str>) -> Shown<ApiserverCounts> {
+    fn shown(instances: &[(f64, u64)], fault: Option<&str>) -> Shown {
         let seen = instances.iter().map(|&(start, generated)| {
             let counts = ApiserverCounts {
                 started: Some(start),
@@ -743,7 +805,7 @@ mod tests {
         assert_eq!(faults, [Some(Change::Restarted.into()), None, None]);
     }
 
-    fn address(is_single: bool, url: &str, instances: &[(f64, u64)]) -> Address<ApiserverCounts> {
+    fn address(is_single: bool, url: &str, instances: &[(f64, u64)]) -> Address {
         // Nothing listens at port 1, so the second sample has no answers.
         let target = Target::new(url).unwrap();
         let before = Shown { source: url.to_owned(), ..shown(instances, None) };
@@ -811,22 +873,22 @@ mod tests {
         let file = directory.path().join("metrics");
         let filler = "etcd_request_duration_seconds_bucket{le=\"1\"} 1\n".repeat(5000);
         std::fs::write(&file, format!("{filler}apiserver_audit_event_total 7\n")).unwrap();
-        assert_eq!(read_file::<ApiserverCounts>(&file).unwrap().generated, Some(7));
+        assert_eq!(read_file(&file).unwrap().generated, Some(7));
         let text = std::fs::read(&file).unwrap();
         let mut gzip = GzEncoder::new(Vec::new(), flate2::Compression::default());
         gzip.write_all(&text).unwrap();
         let packed = gzip.finish().unwrap();
         std::fs::write(&file, &packed).unwrap();
-        assert_eq!(read_file::<ApiserverCounts>(&file).unwrap().generated, Some(7));
+        assert_eq!(read_file(&file).unwrap().generated, Some(7));
         for end in [1, 5, packed.len() / 2, packed.len() - 1] {
             std::fs::write(&file, &packed[..end]).unwrap();
-            let fault = read_file::<ApiserverCounts>(&file).unwrap_err();
+            let fault = read_file(&file).unwrap_err();
             assert!(fault.contains("metrics: not valid gzip: "), "{fault}");
         }
         std::fs::write(&file, "no metrics").unwrap();
-        let fault = read_file::<ApiserverCounts>(&file).unwrap_err();
+        let fault = read_file(&file).unwrap_err();
         assert!(fault.contains("metrics: not Prometheus metrics: line 1"), "{fault}");
-        let fault = read_file::<ApiserverCounts>(Path::new("/no/such")).unwrap_err();
+        let fault = read_file(Path::new("/no/such")).unwrap_err();
         assert!(fault.starts_with("cannot read /no/such: "), "{fault}");
     }
 }

@@ -8,11 +8,12 @@ use serde_json::{Value, json};
 
 use super::attempts::{earlier_posts, only_own, webhook_posts};
 use super::compare::{Comparison, is_restarted};
-use super::counts::{
-    ApiserverCounts, ByLabel, LOG_PLUGIN, OutputCounts, RelayCounts, listed, sums, total,
-};
+use super::counts::{ApiserverCounts, ByLabel, LOG_PLUGIN, Relay, listed, sums, total};
 use super::judge::{Cause, Findings, Kind, Part, RATE_MIN, Verdict, events, seconds, time};
 use super::sample::Sampled;
+use base::words::escape;
+use telemetry::status::verdict::is_down;
+use telemetry::status::{Output, Status};
 
 /// The plugins of kube-apiserver whose errors are losses of the webhook. They are shown with 0 if
 /// they are absent.
@@ -25,12 +26,13 @@ struct Lines(String);
 
 impl Lines {
     fn head(&mut self, text: &str) {
-        // A write to a `String` can't fail.
-        writeln!(self.0, "{text}").ok();
+        // The names and reasons in a relay's `/status` may be anything. A write to a `String` can't
+        // fail.
+        writeln!(self.0, "{}", escape::message(text)).ok();
     }
 
     fn line(&mut self, name: &str, text: &str) {
-        writeln!(self.0, "  {name:<11} {text}").ok();
+        self.head(&format!("  {name:<11} {text}"));
     }
 }
 
@@ -159,7 +161,8 @@ fn network_lines(findings: &Findings, lines: &mut Lines) {
         lines.line("attempts", UNKNOWN);
     }
     let relays = findings.relays.iter().filter_map(|it| it.counts.as_ref());
-    let requests = sums(relays.map(|counts| &counts.requests));
+    let requests = relays.map(Relay::requests).collect::<Vec<_>>();
+    let requests = sums(&requests);
     match requests.is_empty() {
         true => lines.line("received", UNKNOWN),
         false => lines.line("received", &format!("requests by status: {}", list(&requests))),
@@ -187,95 +190,93 @@ fn compared(comparison: &Comparison) -> String {
     }
 }
 
-fn relay_lines(relay: &Sampled<RelayCounts>, lines: &mut Lines) {
+fn relay_lines(relay: &Sampled<Relay>, lines: &mut Lines) {
     let Some(counts) = &relay.counts else {
         return lines.head(&format!("relay {}: unknown", relay.source));
     };
-    let version = counts.version.as_deref().unwrap_or("of an unknown version");
+    let Status { process, intake, queue, outputs, .. } = &counts.status;
+    let version = &process.version;
     let state = if relay.fault.is_some() { ", then unknown" } else { "" };
-    let started = started(counts.started);
+    let started = started(Some(process.start_time_seconds));
     lines.head(&format!("relay {} ({version}, {started}{state})", relay.source));
     let elapsed = relay.elapsed.filter(|_| !is_restarted(relay));
-    let more = growth(relay.increase(|it| it.accepted), elapsed);
-    lines.line("accepted", &format!("{}{more}", known(counts.accepted)));
-    let connections = match counts.refused_connections.values().any(|count| *count > 0) {
-        true => format!("; connections: {}", list(&counts.refused_connections)),
+    let more = growth(relay.increase(|it| Some(it.accepted())), elapsed);
+    lines.line("accepted", &format!("{}{more}", counts.accepted()));
+    let refused = counts.refused_connections();
+    let connections = match refused.values().any(|count| *count > 0) {
+        true => format!("; connections: {}", list(&refused)),
         false => String::new(),
     };
-    let requests = list(&counts.rejected);
+    let requests = list(&intake.rejected_requests);
     lines.line("rejected", &format!("requests by reason: {requests}{connections}"));
-    let full =
-        counts.queue.needed.zip(counts.queue.capacity).map_or_else(String::new, |(bytes, of)| {
-            format!(", {} % of queue.max_bytes", bytes.saturating_mul(100) / of.max(1))
-        });
-    let queued = counts.queue.events.map_or_else(|| UNKNOWN.to_owned(), events);
-    lines.line("queued", &format!("{queued}{full}"));
-    let lost = counts.errors.as_ref().map(|_| counts.lost("queue"));
-    lines.line("lost", &format!("{} that no output could get", known(lost)));
-    for (name, output) in &counts.outputs {
-        let delivered = |it: &RelayCounts| Some(it.outputs.get(name)?.delivered);
-        let more = growth(relay.increase(delivered), elapsed);
-        output_lines(relay, name, output, counts, &more, lines);
+    let full = queue.needed().saturating_mul(100) / queue.capacity_bytes.max(1);
+    lines.line("queued", &format!("{}, {full} % of queue.max_bytes", events(queue.events)));
+    lines.line("lost", &format!("{} that no output could get", queue.lost_events));
+    for output in outputs {
+        let more = growth(relay.increase(|it| delivered(it, &output.name)), elapsed);
+        output_lines(relay, output, &more, lines);
     }
 }
 
-fn output_lines(
-    relay: &Sampled<RelayCounts>,
-    name: &str,
-    output: &OutputCounts,
-    counts: &RelayCounts,
-    more: &str,
-    lines: &mut Lines,
-) {
-    let state = match (output.up, output.required) {
-        (Some(false), Some(false)) => " (down, optional)",
-        (Some(false), _) => " (down)",
-        (None, Some(false)) => " (never used, optional)",
-        (None, _) => " (never used)",
-        (_, Some(false)) => " (optional)",
-        _ => "",
+/// Returns the number of events that an output has delivered. `None` if there is no such output.
+fn delivered(relay: &Relay, name: &str) -> Option<u64> {
+    let output = relay.status.outputs.iter().find(|it| it.name == name)?;
+    Some(output.counts.delivered_events)
+}
+
+/// Returns `true` if the last attempt succeeded, and `None` before the first attempt.
+fn is_up(it: &Output) -> Option<bool> {
+    (it.health.up || is_down(it)).then_some(it.health.up)
+}
+
+fn output_lines(relay: &Sampled<Relay>, output: &Output, more: &str, lines: &mut Lines) {
+    let Output { backlog, counts, .. } = output;
+    let state = match (is_up(output), output.required) {
+        (Some(false), false) => " (down, optional)",
+        (Some(false), true) => " (down)",
+        (None, false) => " (never used, optional)",
+        (None, true) => " (never used)",
+        (Some(true), false) => " (optional)",
+        (Some(true), true) => "",
     };
-    lines.head(&format!("output {name} of {}{state}", relay.source));
-    lines.line("delivered", &format!("{}{more}", output.delivered));
-    let lag = output.lag.filter(|_| output.backlog > Some(0));
-    let lag = lag.map_or_else(String::new, |lag| format!(", the oldest for {}", seconds(lag)));
-    let waiting = output.backlog.map_or_else(|| UNKNOWN.to_owned(), events);
-    lines.line("waiting", &format!("{waiting}{lag}"));
-    let failed = list(&output.failed);
-    lines.line("retried", &format!("{} (failed attempts: {failed})", output.retried));
-    lines.line("filtered", &list(&output.filtered));
-    let lost = counts.errors.as_ref().map(|_| counts.lost(name));
-    let letters = output.dead_letters;
-    lines.line("lost", &format!("{}, dead letters {letters}", known(lost)));
+    lines.head(&format!("output {} of {}{state}", output.name, relay.source));
+    lines.line("delivered", &format!("{}{more}", counts.delivered_events));
+    let lag = match backlog.backlog_events {
+        0 => String::new(),
+        _ => format!(", the oldest for {}", seconds(backlog.lag_seconds)),
+    };
+    lines.line("waiting", &format!("{}{lag}", events(backlog.backlog_events)));
+    let failed = list(&counts.errors);
+    lines.line("retried", &format!("{} (failed attempts: {failed})", counts.retries));
+    lines.line("filtered", &list(&counts.filtered));
+    let letters = counts.dead_letter_events;
+    lines.line("lost", &format!("{}, dead letters {letters}", counts.lost_events));
 }
 
 fn consumer_lines(findings: &Findings, lines: &mut Lines) {
-    let with_evidence = |it: &&Sampled<RelayCounts>| {
-        it.counts.as_ref().and_then(|counts| counts.evidence.size) > Some(0)
-    };
     let mut any = false;
-    for relay in findings.relays.iter().filter(with_evidence) {
-        let Some(counts) = &relay.counts else { continue };
+    for relay in &findings.relays {
+        let evidence = relay.counts.as_ref().and_then(|it| it.status.evidence.as_ref());
+        let Some(evidence) = evidence.filter(|it| it.size > 0) else { continue };
         any = true;
-        let size = counts.evidence.size.unwrap_or_default();
-        let age = match counts.evidence.checkpoint.filter(|at| *at > 0.0) {
-            Some(at) => match counts.clock.age(at) {
-                Some(age) => format!("the last checkpoint {age:.0} s ago"),
-                None => format!("the last checkpoint at {}", time(at)),
-            },
+        let size = evidence.size;
+        let age = match evidence.last_checkpoint_seconds_ago {
+            Some(age) => format!("the last checkpoint {age:.0} s ago"),
             None => "no checkpoint yet".to_owned(),
         };
         lines.head(&format!(
             "consumer: evidence present at {} ({size} entries, {age}), not checked here. Check it \
-             with\n  evidence verify --directory DIR --key VKEY --output NAME --events FILE",
+             with",
             relay.source
         ));
+        lines.head("  evidence verify --directory DIR --key VKEY --output NAME --events FILE");
     }
     if !any {
         lines.head(
             "consumer: not checked (no relay keeps evidence; with [evidence] in its config, \
-             `evidence verify` checks\n  what a consumer has stored)",
+             `evidence verify` checks",
         );
+        lines.head("  what a consumer has stored)");
     }
 }
 
@@ -389,59 +390,61 @@ fn apiserver_json(findings: &Findings, notes: Vec<Value>) -> Value {
 fn relay_json(findings: &Findings, notes: Vec<Value>) -> Value {
     let relays = &findings.relays;
     let counts = relays.iter().filter_map(|it| it.counts.as_ref());
-    let rejected = sums(counts.map(|counts| &counts.rejected));
-    let instance = |it: &Sampled<RelayCounts>| {
+    let rejected = sums(counts.map(|counts| &counts.status.intake.rejected_requests));
+    let instance = |it: &Sampled<Relay>| {
         let counts = it.counts.as_ref();
+        let status = counts.map(|counts| &counts.status);
+        let evidence = status.and_then(|status| status.evidence.as_ref());
+        let checkpoint = status.zip(evidence).and_then(|(status, evidence)| {
+            Some(status.process.time_seconds - evidence.last_checkpoint_seconds_ago?)
+        });
         json!({
             "source": it.source,
-            "version": counts.and_then(|counts| counts.version.as_deref()),
-            "start_time_seconds": counts.and_then(|counts| counts.started),
-            "accepted": counts.and_then(|counts| counts.accepted),
-            "accepted_in_interval": it.increase(|counts| counts.accepted),
+            "version": status.map(|status| &status.process.version),
+            "start_time_seconds": status.map(|status| status.process.start_time_seconds),
+            "accepted": counts.map(Relay::accepted),
+            "accepted_in_interval": it.increase(|counts| Some(counts.accepted())),
             "interval_seconds": it.elapsed,
-            "lost": counts.and_then(|counts| counts.errors.as_ref()),
-            "rejected": counts.map(|counts| &counts.rejected),
-            "refused_connections": counts.map(|counts| &counts.refused_connections),
-            "requests": counts.map(|counts| &counts.requests),
-            "queued": counts.and_then(|counts| counts.queue.events),
-            "evidence_size": counts.and_then(|counts| counts.evidence.size),
-            "last_checkpoint_seconds":
-                counts.and_then(|counts| counts.evidence.checkpoint).filter(|at| *at > 0.0),
+            "lost": counts.map(Relay::lost),
+            "rejected": status.map(|status| &status.intake.rejected_requests),
+            "refused_connections": counts.map(Relay::refused_connections),
+            "requests": counts.map(Relay::requests),
+            "queued": status.map(|status| status.queue.events),
+            "evidence_size": status.map(|_| evidence.map_or(0, |evidence| evidence.size)),
+            "last_checkpoint_seconds": checkpoint,
             "error": it.fault.as_ref().map(|fault| &fault.what),
         })
     };
-    let lost =
-        |counts: &RelayCounts| counts.errors.as_ref().map(|errors| total(errors.values().copied()));
     json!({
         "state": state(relays),
-        "accepted": sum(relays, |counts| counts.accepted),
+        "accepted": sum(relays, |counts| Some(counts.accepted())),
         "rejected": rejected,
-        "queued": sum(relays, |counts| counts.queue.events),
-        "lost": sum(relays, lost),
+        "queued": sum(relays, |counts| Some(counts.status.queue.events)),
+        "lost": sum(relays, |counts| Some(total(counts.lost().into_values()))),
         "notes": notes,
         "instances": relays.iter().map(instance).collect::<Vec<_>>(),
     })
 }
 
-fn outputs_json(relay: &Sampled<RelayCounts>) -> Vec<Value> {
+fn outputs_json(relay: &Sampled<Relay>) -> Vec<Value> {
     let Some(counts) = &relay.counts else { return Vec::new() };
-    let output = |(name, output): (&String, &OutputCounts)| {
-        let delivered = |counts: &RelayCounts| Some(counts.outputs.get(name)?.delivered);
+    let output = |output: &Output| {
+        let Output { name, backlog, counts, .. } = output;
         json!({
             "relay": relay.source,
             "name": name,
-            "delivered": output.delivered,
-            "delivered_in_interval": relay.increase(delivered),
-            "waiting": output.backlog,
-            "lag_seconds": output.lag,
-            "retried": output.retried,
-            "failed_attempts": output.failed,
-            "filtered": output.filtered,
-            "dead_letters": output.dead_letters,
-            "lost": counts.errors.as_ref().map(|_| counts.lost(name)),
-            "up": output.up,
+            "delivered": counts.delivered_events,
+            "delivered_in_interval": relay.increase(|it| delivered(it, name)),
+            "waiting": backlog.backlog_events,
+            "lag_seconds": backlog.lag_seconds,
+            "retried": counts.retries,
+            "failed_attempts": counts.errors,
+            "filtered": counts.filtered,
+            "dead_letters": counts.dead_letter_events,
+            "lost": counts.lost_events,
+            "up": is_up(output),
             "required": output.required,
         })
     };
-    counts.outputs.iter().map(output).collect()
+    counts.status.outputs.iter().map(output).collect()
 }

@@ -1,6 +1,6 @@
 //! The wait for events that kube-apiserver may still be collecting, with a paused clock.
 
-use super::counts::{ApiserverCounts, RelayCounts};
+use super::counts::{ApiserverCounts, Relay};
 use super::sample::Sampled;
 use super::*;
 
@@ -42,8 +42,10 @@ fn shown(apis: &[Api], first: f64, second: f64) -> Findings {
         Sampled { source: "a".to_owned(), before, counts, elapsed, fault: None }
     };
     let relay = |at| {
-        let accepted = Some(apis.iter().map(|api| api.arrived(at)).sum());
-        RelayCounts { started: Some(1.0), accepted, ..RelayCounts::default() }
+        let mut relay = Relay::default();
+        relay.status.process.start_time_seconds = 1.0;
+        relay.status.intake.accepted_events = apis.iter().map(|api| api.arrived(at)).sum();
+        relay
     };
     let (before, counts) = (Some(relay(first)), Some(relay(second)));
     Findings {

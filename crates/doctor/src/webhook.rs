@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 
-use super::counts::{RelayCounts, total};
+use super::counts::total;
 use super::judge::{Cause, Kind, Part, time};
 use super::remedy;
-use super::sample::{ask, settle};
+use super::sample::{relay, settle};
 use client::ask::Target;
 use telemetry::status::thresholds;
 
@@ -23,8 +23,8 @@ const COUNTED: Duration = Duration::from_secs(3);
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// Sends the request to the webhook, and returns the findings. `is_insecure`: its certificate is
-/// not verified. `relays` has each relay with the path of its metrics; `now` is the time in seconds
-/// since 1970.
+/// not verified. `relays` has each relay with the path of its `/status`; `now` is the time in
+/// seconds since 1970.
 pub async fn check(
     webhook: &Target,
     is_insecure: bool,
@@ -118,8 +118,7 @@ fn certificate(place: &str, not_after: i64, now: f64) -> Cause {
 /// read.
 async fn requests(relays: &[(Target, String)]) -> Vec<Option<u64>> {
     let asked = relays.iter().map(|(target, path)| async move {
-        let counts = ask::<RelayCounts>(target, path).await.ok()?;
-        Some(total(counts.requests.into_values()))
+        Some(total(relay(target, path).await.ok()?.requests().into_values()))
     });
     join_all(asked).await
 }

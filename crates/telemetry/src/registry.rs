@@ -68,6 +68,12 @@ impl Gauge {
         self.get() as u64
     }
 
+    /// Returns the same for a gauge that may be negative.
+    #[allow(clippy::cast_possible_truncation, reason = "differences of counts: below 2^53")]
+    pub fn signed(&self) -> i64 {
+        self.get() as i64
+    }
+
     /// Returns a time in seconds since 1970; `None` if the value is 0, which means never.
     pub fn time(&self) -> Option<f64> {
         Some(self.get()).filter(|time| *time > 0.0)

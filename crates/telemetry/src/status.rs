@@ -1,5 +1,5 @@
 //! The JSON that `/status` and `/status/history` answer, as types. The relay writes and judges its
-//! own state by these types, and `top` reads another relay's state into them.
+//! own state by these types, and `top` and `doctor` read another relay's state into them.
 //!
 //! A field that is missing gets its default, so that the answers of an older relay can be read too.
 //! The comments of the fields are the tables of docs/reference/status-json.md.
@@ -322,6 +322,9 @@ pub struct Queue {
     pub capacity_bytes: u64,
     /// Events in the queue.
     pub events: u64,
+    /// Events that earlier processes had accepted into the queue's directory
+    /// (`queue_earlier_events`).
+    pub earlier_events: u64,
     /// `true` after a batch did not fit, until a fifth of the queue is free.
     pub full: bool,
     /// How long the queue has been full; `None` if it is not.
@@ -432,6 +435,9 @@ pub struct Backlog {
     pub backlog_events: u64,
     /// Bytes of these events.
     pub backlog_bytes: u64,
+    /// `backlog_events` at the start; negative for an output that a reload has added
+    /// (`output_start_events`).
+    pub start_events: i64,
     /// The age of the oldest of these events, in seconds.
     #[serde(deserialize_with = "or_default")]
     pub lag_seconds: f64,

@@ -322,7 +322,7 @@ fn every_command_gets_through_the_door_with_what_it_asks_for() {
     for (command, said) in commands(&[&url], &["--relay", &url], &without, key) {
         match command.as_str() {
             "healthcheck" | "drain" => said.assert(0, &[]),
-            "doctor" => said.assert(2, &["401"]),
+            "doctor" => said.assert(2, &["UNKNOWN", "401", "--token-file"]),
             "evidence" => said.assert(2, &["401"]),
             _ => said.assert(1, &["401", "admin.bearer_token_file", "--token-file"]),
         };

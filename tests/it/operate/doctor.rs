@@ -1,11 +1,8 @@
 //! `doctor`: its verdict and its exit status, for real relays in several states and a fake
 //! kube-apiserver.
 
-use std::io::Write as _;
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
-
-use flate2::write::GzEncoder;
 
 use crate::support::apiserver::{Apiserver, Counted, kubeconfig, now};
 use crate::support::prelude::*;
@@ -303,14 +300,15 @@ fn what_does_not_arrive_in_the_interval_is_unknown_whatever_the_totals_are() {
     relay.finish(Backlog::Empty);
 }
 
-/// Serves the pages of a relay that has accepted nothing for some time. If `is_long`, its verdict
-/// says so. The metrics are compressed with gzip, although nobody asked for that.
+/// Serves the `/status` of a relay that has accepted nothing for some time. If `is_long`, its
+/// verdict says so.
 fn refusing(reason: &'static str, kind: &str, seconds: f64, is_long: bool) -> HttpSink {
-    let begin = now() - seconds;
+    let start = now() - seconds - 600.0;
     let finding = json!({ "state": "bad", "about": "senders", "text": "Nothing was taken.",
         "advice": null });
     let status = json!({
-        "accepted_events": 600, "uptime_seconds": Duration::from_secs_f64(seconds).as_secs() + 600,
+        "start_time_seconds": start, "rejected_requests": {}, "accepted_events": 600,
+        "uptime_seconds": Duration::from_secs_f64(seconds).as_secs() + 600,
         "last_event_seconds_ago": seconds,
         "refusals": { kind: { "seconds": seconds, "shut_seconds": seconds,
             "long_shut_ended_seconds_ago": is_long.then_some(0) } },
@@ -318,19 +316,10 @@ fn refusing(reason: &'static str, kind: &str, seconds: f64, is_long: bool) -> Ht
             "findings": if is_long { vec![finding] } else { vec![] } },
     });
     HttpSink::start(move |request| {
-        if request.target == "/status" {
-            return Answer::status(200).body(status.to_string());
-        }
-        let refused = 700 + request.number;
-        let text = format!(
-            "P_event_total 600\nP_error_total{{plugin=\"queue\"}} 0\n\
-             P_requests_rejected_total{{reason=\"{reason}\"}} {refused}\n\
-             process_start_time_seconds {}\n",
-            begin - 600.0
-        );
-        let mut gzip = GzEncoder::new(Vec::new(), flate2::Compression::default());
-        gzip.write_all(text.replace("P_", "kube_audit_forwarder_").as_bytes()).unwrap();
-        Answer::status(200).header("content-encoding", "gzip").body(gzip.finish().unwrap())
+        let mut status = status.clone();
+        status["time_seconds"] = now().into();
+        status["rejected_requests"][reason] = (700 + request.number).into();
+        Answer::status(200).body(status.to_string())
     })
 }
 
@@ -428,21 +417,25 @@ fn saved_metrics_are_compared_by_their_totals() {
     said.assert("UNKNOWN – kube-apiserver /");
     said.assert_has("No such file");
 
-    // The relay's metrics can also be a file. A file does not contain the relay's verdict.
-    let file_of_relay = directory.path().join("relay.txt");
-    let page = http::get(whole.relay.admin(), "/metrics").unwrap();
-    std::fs::write(&file_of_relay, &page.body).unwrap();
-    std::fs::write(&file, counted(40).metrics()).unwrap();
+    // The state of the relay can also be a file, but its saved metrics are not read any more.
+    let file_of_relay = directory.path().join("relay.json");
     let of_files = ["--relay", text(&file_of_relay), "--apiserver", text(&file)];
-    let said = doctor(&of_files);
     let place = format!("relay {}", file_of_relay.display());
-    said.assert(&format!(
-        "UNKNOWN – {place}: its outputs, queue, refusals and evidence were not checked"
-    ));
-    said.assert_has("saved metrics do not contain its verdict");
+    let save = |page| {
+        let page = http::get(whole.relay.admin(), page).unwrap();
+        std::fs::write(&file_of_relay, &page.body).unwrap();
+    };
+    std::fs::write(&file, counted(40).metrics()).unwrap();
+    save("/metrics");
+    let said = doctor(&of_files);
+    said.assert(&format!("UNKNOWN – {place}: unknown, "));
+    said.assert_has("not the JSON of a relay's /status, which doctor reads in place of /metrics");
+    save("/status");
+    let said = doctor(&of_files);
+    said.assert(&format!("OK so far – {} was saved at 20", file_of_relay.display()));
     said.assert_has("everything that was generated has arrived");
     std::fs::write(&file, counted(43).metrics()).unwrap();
-    doctor(&of_files).assert_has("3 events unexplained: generated, and neither received nor lost");
+    doctor(&of_files).assert("UNKNOWN – the path from kube-apiserver to the relays: 3 events unex");
 
     // Two files are two processes. Files are read once, so doctor does not wait for the interval.
     let started = Counted::starting().started;

@@ -6,7 +6,7 @@
 
 use super::{Cause, Findings, Kind, Part, events, fails, grows, is_asked};
 use crate::compare::{is_of_batch, rejected, rejected_in_interval};
-use crate::counts::{ApiserverCounts, ByLabel, RelayCounts, listed, most, total};
+use crate::counts::{ApiserverCounts, ByLabel, Relay, listed, most, total};
 use crate::remedy::of_reason;
 use crate::sample::Sampled;
 use base::words::escape;
@@ -23,9 +23,9 @@ const CHARS_MAX: usize = 1000;
 /// The minimum time in seconds for a rate of events that is used as an estimate.
 const RATE_TIME_MIN: f64 = 60.0;
 
-/// Returns the state of the relay with this name, if it is known.
-fn status<'f>(source: &str, findings: &'f Findings) -> Option<&'f Status> {
-    findings.own.get(source)?.as_ref().ok()
+/// Returns the newest state of a relay. `None` if the relay could not be read at the last attempt.
+fn status(relay: &Sampled<Relay>) -> Option<&Status> {
+    relay.counts.as_ref().filter(|_| relay.fault.is_none()).map(|it| &it.status)
 }
 
 fn of(status: &Status) -> impl Iterator<Item = &Finding> {
@@ -42,9 +42,8 @@ fn is_given_up(finding: &Finding) -> bool {
 }
 
 /// Returns the relay's own advice about its losses.
-pub(super) fn advice_about_losses(source: &str, findings: &Findings) -> String {
-    let finding =
-        status(source, findings).and_then(|status| of(status).find(|it| is_of_losses(it)));
+pub(super) fn advice_about_losses(status: &Status) -> String {
+    let finding = of(status).find(|it| is_of_losses(it));
     finding.map_or_else(|| format!("See the runbook {OF_LOSSES}"), advice)
 }
 
@@ -57,34 +56,13 @@ fn advice(finding: &Finding) -> String {
     said(finding.advice.as_deref().unwrap_or_default())
 }
 
-/// Reports the findings of a relay's own verdict, or that there is no verdict. Losses that doctor
-/// has counted itself are not reported again. If `is_given_up_reported` is set, the relay's finding
-/// about events that senders have given up is left out too.
-pub(super) fn causes(
-    relay: &Sampled<RelayCounts>,
-    findings: &Findings,
-    is_given_up_reported: bool,
-    causes: &mut Vec<Cause>,
-) {
-    if relay.fault.is_some() {
-        return;
-    }
+/// Reports the findings of a relay's own verdict, except its losses, which doctor has counted. If
+/// `is_given_up_reported` is set, the relay's finding about events that senders have given up is
+/// left out too.
+pub(super) fn causes(relay: &Sampled<Relay>, is_given_up_reported: bool, causes: &mut Vec<Cause>) {
+    let Some(status) = status(relay) else { return };
     let (source, place) = (&relay.source, format!("relay {}", relay.source));
-    let status = match findings.own.get(source) {
-        Some(Ok(status)) => status,
-        unread => {
-            let why = unread.and_then(|own| own.as_ref().err());
-            let why = said(why.map_or("saved metrics do not contain its verdict", String::as_str));
-            let what = format!(
-                "its outputs, queue, refusals and evidence were not checked, because {why}"
-            );
-            let advice = "Give --relay the URL of its admin address, where doctor can read both \
-                /status and /metrics";
-            causes.push(Cause::unknown(&place, what, advice));
-            return;
-        }
-    };
-    let has_lost = |it: &RelayCounts| it.errors.iter().flatten().any(|(_, lost)| *lost > 0);
+    let has_lost = |it: &Relay| it.lost().values().any(|lost| *lost > 0);
     let is_lost = relay.before.iter().chain(&relay.counts).any(has_lost);
     let is_told =
         |it: &&Finding| is_of_losses(it) && is_lost || is_given_up(it) && is_given_up_reported;
@@ -124,8 +102,8 @@ fn kind(finding: &Finding, status: &Status) -> Kind {
 /// relay. A relay without accepted events counts from its start, because an earlier process may
 /// have accepted some before.
 pub(super) fn quiet(findings: &Findings) -> Option<f64> {
-    let quiet = |relay: &Sampled<RelayCounts>| {
-        let status = status(&relay.source, findings)?;
+    let quiet = |relay: &Sampled<Relay>| {
+        let status = status(relay)?;
         let last = status.intake.last_event_seconds_ago;
         Some(last.unwrap_or(status.process.uptime_seconds as f64))
     };
@@ -152,8 +130,8 @@ pub(super) fn given_up(findings: &Findings) -> Option<Cause> {
         return None;
     }
     let quiet = quiet(findings)?;
-    let refusal = |relay: &Sampled<RelayCounts>| {
-        let status = status(&relay.source, findings)?;
+    let refusal = |relay: &Sampled<Relay>| {
+        let status = status(relay)?;
         let finding = of(status).find(|it| is_given_up(it))?;
         let (seconds, patience) = status.intake.refusals.shut()?;
         let believed = if is_asked { 2.0 * patience } else { patience };
@@ -176,7 +154,7 @@ pub(super) fn given_up(findings: &Findings) -> Option<Cause> {
 /// least [`ATTEMPTS`] batches must have been refused since the start, and some of them in the
 /// interval. If `fails` is set, attempts of a kube-apiserver failed in the interval, and requests
 /// that may not have been batches count too.
-fn proof(relay: &Sampled<RelayCounts>, fails: bool) -> Option<ByLabel> {
+fn proof(relay: &Sampled<Relay>, fails: bool) -> Option<ByLabel> {
     let mut lately = rejected_in_interval(relay);
     lately.retain(|reason, count| *count > 0 && (is_of_batch(reason) || fails));
     let mut all = rejected(relay);
@@ -198,7 +176,7 @@ fn estimate(seconds: f64, findings: &Findings) -> u64 {
         Some(more as f64 / it.elapsed.filter(|elapsed| *elapsed > 0.0)?)
     };
     let now: f64 = findings.apiservers.iter().filter_map(rate_of).sum();
-    let before = findings.own.values().flatten().filter_map(|status| {
+    let before = findings.relays.iter().filter_map(status).filter_map(|status| {
         let time = status.process.uptime_seconds as f64 - status.intake.last_event_seconds_ago?;
         Some(status.intake.accepted_events as f64 / time.max(RATE_TIME_MIN))
     });

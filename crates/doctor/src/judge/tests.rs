@@ -4,13 +4,12 @@ use serde_json::json;
 
 use super::*;
 use crate::attempts::webhook_posts;
-use crate::counts::{Clock, Counts};
+use crate::counts::{Clock, REMOVED};
 use crate::exposition::Exposition;
 use crate::sample::Change;
 use crate::{remedy, screen};
 use client::ask::AskFault;
-use telemetry::PREFIX;
-use telemetry::status::{Refusals, verdict};
+use telemetry::status::{Refusals, Status, verdict};
 
 /// The time of the newest sample in these tests.
 const NOW: f64 = 1_800_000_000.0;
@@ -27,29 +26,36 @@ rest_client_requests_total{code=\"200\",host=\"relay.example\",method=\"POST\"} 
 process_start_time_seconds 1.799999e+09
 ";
 
-/// The numbers of a healthy relay that started at the same time. `P_` stands for the prefix of its
-/// metrics.
-const RELAY: &str = "\
-P_event_total 100
-P_error_total{plugin=\"queue\"} 0
-P_error_total{plugin=\"out\"} 0
-P_requests_total{listener=\"a\",code=\"200\"} 7
-P_requests_rejected_total{reason=\"queue_full\"} 0
-P_queue_bytes 10
-P_queue_capacity_bytes 1000
-P_queue_events 0
-P_output_events_total{output=\"out\"} 100
-P_output_backlog_events{output=\"out\"} 0
-P_output_start_events{output=\"out\"} 0
-P_output_lag_seconds{output=\"out\"} 0
-P_output_up{output=\"out\"} 1
-P_output_required{output=\"out\"} 1
-P_dead_letter_events_total{output=\"out\"} 0
-P_filtered_events_total{output=\"out\",action=\"dropped\"} 0
-P_evidence_size 0
-P_build_info{version=\"1.2.3\",revision=\"x\"} 1
-process_start_time_seconds 1.79999901e+09
-";
+/// The state of a healthy relay that started at the same time, with its verdict, after `changes`.
+/// Each is written as `PATH VALUE`, with the path of a number in the JSON.
+fn relay(changes: &[&str]) -> Relay {
+    let mut state = json!({
+        "version": "1.2.3", "start_time_seconds": NOW - 990.0, "time_seconds": NOW,
+        "started": true, "uptime_seconds": 990, "accepted_events": 100,
+        "last_event_seconds_ago": 10.0, "rejected_requests": {}, "refused_connections": {},
+        "listeners": [{ "address": "127.0.0.1:1", "requests": { "200": 7 } }],
+        "queue": { "kind": "disk", "capacity_bytes": 1000, "bytes": 10, "when_full": "reject" },
+        "outputs": [{ "name": "out", "required": true, "up": true, "keeps_events": true,
+            "lag_max_seconds": 30.0, "delivered_events": 100, "filtered": {} }],
+    });
+    for change in changes {
+        let (path, value) = change.split_once(' ').unwrap();
+        let (parent, key) = path.rsplit_once('/').unwrap();
+        state.pointer_mut(parent).unwrap()[key] = serde_json::from_str(value).unwrap();
+    }
+    changed(&serde_json::from_value(state).unwrap(), |it| {
+        let outputs = it.outputs.iter().map(|it| it.counts.lost_events);
+        it.losses.lost_events = it.queue.lost_events + outputs.sum::<u64>();
+    })
+}
+
+/// Returns a relay with this state after `change`, and with the verdict on that.
+fn changed(status: &Status, change: impl FnOnce(&mut Status)) -> Relay {
+    let mut status = status.clone();
+    change(&mut status);
+    status.verdict = Some(verdict::judge(&status));
+    Relay { clock: Clock { now: Some(NOW), ahead: 0.0 }, status }
+}
 
 /// Replaces the values of series, each written as `SERIES VALUE`. A value `-` removes the line, and
 /// a series that is not there yet is added.
@@ -62,43 +68,40 @@ fn with(text: &str, changes: &[&str]) -> String {
             lines.push((*change).to_owned());
         }
     }
-    lines.join("\n").replace("P_", PREFIX)
+    lines.join("\n")
 }
 
-fn counts<C: Counts>(text: &str) -> C {
-    let mut counts = C::of(&Exposition::parse(text.as_bytes(), &C::wanted()).unwrap());
-    *counts.clock() = Clock { now: Some(NOW), ahead: 0.0 };
-    counts
+fn counts(text: &str) -> ApiserverCounts {
+    let wanted = ApiserverCounts::wanted();
+    let counts = ApiserverCounts::of(&Exposition::parse(text.as_bytes(), &wanted).unwrap());
+    ApiserverCounts { clock: Clock { now: Some(NOW), ahead: 0.0 }, ..counts }
 }
 
 /// Makes a source with one sample, or with two.
-fn sampled<C: Counts>(source: &str, samples: &[String]) -> Sampled<C> {
-    let before = (samples.len() > 1).then(|| counts(&samples[0]));
+fn sampled<C: Clone>(source: &str, samples: &[C]) -> Sampled<C> {
+    let before = (samples.len() > 1).then(|| samples[0].clone());
     let elapsed = before.is_some().then_some(30.0);
-    let newest = samples.last().map(|text| counts(text));
-    Sampled { source: source.to_owned(), before, counts: newest, elapsed, fault: None }
+    let counts = samples.last().cloned();
+    Sampled { source: source.to_owned(), before, counts, elapsed, fault: None }
 }
 
-/// Returns the state of a healthy relay, after `change` has changed it.
-fn own(change: impl FnOnce(&mut Status)) -> Status {
-    let status = json!({
-        "started": true, "uptime_seconds": 990, "accepted_events": 100,
-        "last_event_seconds_ago": 10.0,
-        "queue": { "capacity_bytes": 1000, "bytes": 10, "when_full": "reject" },
-        "outputs": [{ "name": "out", "required": true, "up": true, "keeps_events": true,
-            "lag_max_seconds": 30.0 }],
-    });
-    let mut status: Status = serde_json::from_value(status).unwrap();
-    change(&mut status);
-    status.verdict = Some(verdict::judge(&status));
-    status
+/// Makes a kube-apiserver whose samples have these changes.
+fn apiserver(source: &str, samples: &[&[&str]]) -> Sampled<ApiserverCounts> {
+    let samples: Vec<_> = samples.iter().map(|it| counts(&with(APISERVER, it))).collect();
+    sampled(source, &samples)
 }
 
 /// Makes findings of two equal samples of everything, with this state of the relay.
 fn saying(change: impl FnOnce(&mut Status)) -> Findings {
     let mut found = findings(&[NONE, NONE], &[NONE, NONE]);
-    found.own.insert("r".to_owned(), Ok(own(change)));
+    say(&mut found, change);
     found
+}
+
+/// Changes the state in the newest sample of the first relay.
+fn say(found: &mut Findings, change: impl FnOnce(&mut Status)) {
+    let relay = found.relays[0].counts.as_mut().unwrap();
+    *relay = changed(&relay.status, change);
 }
 
 /// Leaves out the kube-apiserver.
@@ -110,13 +113,11 @@ fn alone(mut found: Findings) -> Findings {
 
 /// Makes findings of one kube-apiserver and one relay, whose samples have these changes.
 fn findings(apiserver: &[&[&str]], relay: &[&[&str]]) -> Findings {
-    let apiserver: Vec<_> = apiserver.iter().map(|it| with(APISERVER, it)).collect();
-    let relay: Vec<_> = relay.iter().map(|it| with(RELAY, it)).collect();
+    let relay: Vec<_> = relay.iter().map(|it| self::relay(it)).collect();
     Findings {
-        apiservers: vec![sampled("a", &apiserver)],
+        apiservers: vec![self::apiserver("a", apiserver)],
         relays: vec![sampled("r", &relay)],
         has_apiserver: true,
-        own: BTreeMap::from([("r".to_owned(), Ok(own(|_| ())))]),
         ..Findings::default()
     }
 }
@@ -135,13 +136,11 @@ fn lost_by(plugin: &str, count: u64) -> String {
 
 /// Returns the series with the events that the relay's output has delivered.
 fn delivered(count: u64) -> String {
-    format!("P_output_events_total{{output=\"out\"}} {count}")
+    format!("/outputs/0/delivered_events {count}")
 }
 
 #[test]
 fn losses_are_what_the_error_counters_say() {
-    let of_relay =
-        |plugin: &str, count: u64| format!("P_error_total{{plugin=\"{plugin}\"}} {count}");
     let (none, api) = (String::new, "kube-apiserver a");
     let full = "--audit-webhook-batch-buffer-size";
     for (apiserver, relay, also, lost, place, advice) in [
@@ -150,7 +149,7 @@ fn losses_are_what_the_error_counters_say() {
         (lost_by("truncate", 1), none(), none(), 1, api, "--audit-webhook-truncate-max-event-size"),
         (
             none(),
-            of_relay("queue", 5),
+            "/queue/lost_events 5".to_owned(),
             delivered(95),
             5,
             "the queue of r",
@@ -158,7 +157,7 @@ fn losses_are_what_the_error_counters_say() {
         ),
         (
             none(),
-            of_relay("out", 6),
+            "/outputs/0/lost_events 6".to_owned(),
             delivered(94),
             6,
             "output out of r",
@@ -202,12 +201,11 @@ fn a_loss_says_how_much_of_it_is_new() {
 fn losses_at_several_places_are_added_and_the_largest_comes_first() {
     let verdict = judge(&findings(
         &[&[&*lost_by("webhook", 3)]],
-        &[&["P_error_total{plugin=\"out\"} 40", "P_error_total{plugin=\"queue\"} 1"]],
+        &[&["/outputs/0/lost_events 40", "/queue/lost_events 1"]],
     ));
     assert_eq!((verdict.kind, verdict.lost), (Kind::Lost, 44));
     assert_eq!(verdict.place, "output out of r, kube-apiserver a, the queue of r");
-    let (one, several) =
-        (findings(&[NONE], &[&["P_error_total{plugin=\"out\"} 1"]]), verdict.clone());
+    let (one, several) = (findings(&[NONE], &[&["/outputs/0/lost_events 1"]]), verdict.clone());
     let text = screen::text(&one, &judge(&one));
     assert_eq!(text.matches("1 event lost at ").count(), 1, "told once: {text}");
     let text = screen::text(&one, &several);
@@ -223,18 +221,12 @@ fn what_cannot_be_known_is_unknown() {
         (&["apiserver_audit_event_total 0"], NONE, "nothing has happened yet"),
         (
             NONE,
-            &["P_event_total 0", "P_output_events_total{output=\"out\"} 0"],
+            &["/accepted_events 0", "/outputs/0/delivered_events 0"],
             "nothing has happened yet",
         ),
-        (NONE, &["P_event_total -"], "event_total or error_total is missing"),
-        (
-            NONE,
-            &["P_error_total{plugin=\"queue\"} -", "P_error_total{plugin=\"out\"} -"],
-            "event_total or error_total is missing",
-        ),
         (&["apiserver_audit_event_total 112"], NONE, "12 events unexplained: generated"),
-        (NONE, &["P_output_events_total{output=\"out\"} 98"], "counts differ by 2, unexplained"),
-        (NONE, &["P_output_backlog_events{output=\"out\"} 1"], "counts differ by -1, unexplained"),
+        (NONE, &["/outputs/0/delivered_events 98"], "counts differ by 2, unexplained"),
+        (NONE, &["/outputs/0/backlog_events 1"], "counts differ by -1, unexplained"),
     ] {
         let verdict = judge(&findings(&[apiserver], &[relay]));
         assert_eq!((verdict.kind, verdict.lost), (Kind::Unknown, 0), "{what}: {verdict:?}");
@@ -261,7 +253,7 @@ fn a_source_that_cannot_be_read_is_unknown_and_a_loss_outranks_it() {
     assert_eq!(found.totals(), Comparison::Not(why.clone()));
     let text = screen::text(&found, &verdict);
     assert!(text.contains(&format!("not compared: {why}\n")), "{text}");
-    found.relays[0] = sampled("r", &[with(RELAY, &["P_error_total{plugin=\"queue\"} 9"])]);
+    found.relays[0] = sampled("r", &[relay(&["/queue/lost_events 9"])]);
     assert_eq!(judge(&found).kind, Kind::Lost);
     found.relays.clear();
     assert_eq!(judge(&found).kind, Kind::Unknown);
@@ -288,17 +280,10 @@ fn a_number_that_is_none_is_named_and_a_loss_beside_it_outranks_it() {
         let of_plugin = &json["apiserver"]["instances"][0]["lost"]["buffered"];
         assert_eq!(of_plugin, &serde_json::Value::Null);
     }
-    for (apiserver, relay, series) in [
-        (&["apiserver_audit_event_total +Inf"][..], NONE, "apiserver_audit_event_total is inf"),
-        (NONE, &["P_event_total NaN"], "_event_total is NaN"),
-        (NONE, &["P_output_events_total{output=\"out\"} NaN"], "{output=\"out\"} is NaN"),
-    ] {
-        let verdict = judge(&findings(&[apiserver], &[relay]));
-        assert_eq!(verdict.kind, Kind::Unknown, "{series}");
-        assert!(verdict.sentence.contains(series), "{series}: {}", verdict.sentence);
-        assert!(!verdict.sentence.contains("differ"), "{series}: {}", verdict.sentence);
-        assert!(!verdict.sentence.contains("  "), "{}", verdict.sentence);
-    }
+    let verdict = judge(&findings(&[&["apiserver_audit_event_total +Inf"]], &[NONE]));
+    assert_eq!(verdict.kind, Kind::Unknown, "{verdict:?}");
+    assert!(verdict.sentence.contains("apiserver_audit_event_total is inf"), "{verdict:?}");
+    assert!(!verdict.sentence.contains("  "), "{}", verdict.sentence);
 }
 
 #[test]
@@ -322,16 +307,13 @@ fn health_is_ok_and_so_is_what_is_only_worth_a_look() {
 
 #[test]
 fn what_a_relay_turns_away_or_keeps_back_is_never_ok() {
-    let refused = |reason: &str| format!("P_connections_refused_total{{reason=\"{reason}\"}} 3");
+    let refused = |reason: &str| {
+        format!("/refused_connections/{reason} {{\"count\":3,\"last_seconds_ago\":900}}")
+    };
     let (busy, evicted) = (refused("all_busy"), refused("evicted"));
-    let filtered = [
-        "P_output_events_total{output=\"out\"} 0",
-        "P_filtered_events_total{output=\"out\",action=\"dropped\"} 100",
-    ];
     for (relay, advice) in [
-        (&["P_requests_rejected_total{reason=\"too_large\"} 3"][..], "limits.max_body"),
-        (&["P_requests_rejected_total{reason=\"invalid\"} 3"], "RequestsRejected"),
-        (&filtered, "policy explain"),
+        (&["/rejected_requests/too_large 3"][..], "limits.max_body"),
+        (&["/rejected_requests/invalid 3"], "RequestsRejected"),
     ] {
         let verdict = judge(&findings(&[NONE, NONE], &[relay, relay]));
         assert_eq!(verdict.kind, Kind::Unknown, "{advice}: {verdict:?}");
@@ -353,7 +335,7 @@ type Passed = (fn(&mut Status), Kind, &'static str, &'static str);
 
 #[test]
 fn the_relays_own_findings_are_passed_on_word_for_word_and_no_verdict_is_better() {
-    let findings: [Passed; 9] = [
+    let findings: [Passed; 8] = [
         (
             |it| {
                 it.outputs[0].health.up = false;
@@ -407,19 +389,12 @@ fn the_relays_own_findings_are_passed_on_word_for_word_and_no_verdict_is_better(
             "relay r",
             "Files of the queue or of its evidence were changed or removed (tampered)",
         ),
-        // A loss that came after the metrics were read.
-        (
-            |it| it.losses.lost_events = 1,
-            Kind::Unknown,
-            "relay r",
-            "Events were lost or refused for good since the start, for outputs that a reload has \
-             removed",
-        ),
     ];
     for (change, kind, place, text) in findings {
         let found = saying(change);
         let verdict = judge(&found);
-        let of_relay = own(change).verdict.unwrap().text;
+        let of_relay = &found.relays[0].counts.as_ref().unwrap().status.verdict;
+        let of_relay = of_relay.as_ref().unwrap().text.as_str();
         let what = format!("r reports: {text}");
         let cause = verdict.causes.iter().find(|it| it.what == what).unwrap_or_else(|| {
             panic!("{what}: {verdict:?}");
@@ -435,36 +410,34 @@ fn the_relays_own_findings_are_passed_on_word_for_word_and_no_verdict_is_better(
 }
 
 #[test]
-fn a_relay_without_a_verdict_of_its_own_is_never_ok() {
-    for (own, why) in [
-        (None, "saved metrics do not contain its verdict"),
-        (Some(Err("r/status: 404 Not Found".to_owned())), "r/status: 404 Not Found"),
-    ] {
-        let mut found = findings(&[NONE, NONE], &[NONE, NONE]);
-        found.own = own.map(|own| ("r".to_owned(), own)).into_iter().collect();
-        let verdict = judge(&found);
-        let said = "relay r: its outputs, queue, refusals and evidence were not checked, because ";
-        assert_eq!(verdict.kind, Kind::Unknown, "{verdict:?}");
-        assert!(verdict.sentence.starts_with(&format!("{said}{why}. ")), "{verdict:?}");
-        // A counted loss outranks what is unknown.
-        let lost = with(RELAY, &["P_error_total{plugin=\"out\"} 5", &delivered(95)]);
-        found.relays = vec![sampled("r", &[lost.clone(), lost])];
-        let verdict = judge(&found);
-        assert_eq!((verdict.kind, verdict.lost), (Kind::Lost, 5), "{verdict:?}");
-        assert!(verdict.sentence.contains(". Also: relay r: its outputs, "), "{verdict:?}");
-    }
+fn a_loss_of_an_output_that_a_reload_has_removed_is_lost_with_its_number() {
+    let found = saying(|it| it.losses.lost_events = 3);
+    let verdict = judge(&found);
+    assert_eq!((verdict.kind, verdict.lost, verdict.causes.len()), (Kind::Lost, 3, 1));
+    assert_eq!(verdict.place, format!("{REMOVED} of r"));
+    assert!(verdict.sentence.contains("3 of them in the last 30 s"), "{}", verdict.sentence);
+    assert_eq!(screen::json(&found, &verdict)["relay"]["lost"], 3);
+}
+
+#[test]
+fn a_saved_state_is_judged_and_what_came_later_is_said() {
+    let mut found = findings(&[NONE], &[NONE]);
+    found.relays[0].counts.as_mut().unwrap().clock.now = None;
+    let verdict = judge(&found);
+    let said = "r was saved at 2027-01-15T08:00:00Z: what came later was not checked";
+    assert_eq!((verdict.kind, verdict.sentence.as_str()), (Kind::Ok, said));
 }
 
 #[test]
 fn the_advice_about_a_loss_is_the_relays_own_and_the_loss_is_told_once() {
-    let lost = ["P_error_total{plugin=\"out\"} 6", &delivered(94)];
+    let lost = ["/outputs/0/lost_events 6", &delivered(94)];
     let mut found = findings(&[NONE, NONE], &[&lost, &lost]);
     let change = |it: &mut Status| {
         it.losses.lost_events = 6;
         it.outputs[0].counts.lost_events = 6;
         it.outputs[0].counts.dead_letter_events = 6;
     };
-    found.own.insert("r".to_owned(), Ok(own(change)));
+    say(&mut found, change);
     let verdict = judge(&found);
     assert_eq!(
         (verdict.kind, verdict.lost, verdict.causes.len()),
@@ -476,17 +449,11 @@ fn the_advice_about_a_loss_is_the_relays_own_and_the_loss_is_told_once() {
 
 #[test]
 fn an_output_that_was_never_used_is_not_down() {
-    let waits =
-        ["P_output_events_total{output=\"out\"} 0", "P_output_backlog_events{output=\"out\"} 100"];
-    let failed = "P_output_errors_total{output=\"out\",reason=\"connect\"} 3";
-    // An older relay has 0 before the first attempt, and a newer one nothing.
-    for (up, is_down) in [
-        (&["P_output_up{output=\"out\"} 0"][..], false),
-        (&["P_output_up{output=\"out\"} -"], false),
-        (&["P_output_up{output=\"out\"} 0", failed], true),
-    ] {
-        let changes = [&waits[..], up].concat();
-        let found = findings(&[NONE, NONE], &[&changes, &changes]);
+    for (down, is_down) in [(None, false), (Some(3.0), true)] {
+        let found = saying(|it| {
+            it.outputs[0].health.up = false;
+            it.outputs[0].health.down_seconds = down;
+        });
         let text = screen::text(&found, &judge(&found));
         assert_eq!(text.contains("(down)"), is_down, "{text}");
         assert_eq!(text.contains("(never used)"), !is_down, "{text}");
@@ -496,7 +463,7 @@ fn an_output_that_was_never_used_is_not_down() {
 #[test]
 fn increases_within_the_interval_are_always_compared() {
     // The relay is older, so the totals are not compared.
-    let old = "process_start_time_seconds 1.7e+09";
+    let old = "/start_time_seconds 1.7e+09";
     for (sent, arrived, rejected, wanted) in [
         (20_009, 20, 0, Comparison::Missing(19_989)),
         (20_009, 20_009, 0, Comparison::Equal),
@@ -512,9 +479,9 @@ fn increases_within_the_interval_are_always_compared() {
         (1200, 0, 2, Comparison::Held(1200)),
     ] {
         let generated = format!("apiserver_audit_event_total {}", 100 + sent);
-        let accepted = format!("P_event_total {}", 100 + arrived);
-        let delivered = accepted.replace("P_event_total", "P_output_events_total{output=\"out\"}");
-        let rejected = format!("P_requests_rejected_total{{reason=\"queue_full\"}} {rejected}");
+        let accepted = format!("/accepted_events {}", 100 + arrived);
+        let delivered = accepted.replace("/accepted_events", "/outputs/0/delivered_events");
+        let rejected = format!("/rejected_requests/queue_full {rejected}");
         let after = [old, &accepted, &delivered, &rejected];
         // Two hosts get POSTs, so the attempts are not known.
         let other = posts("200", "other.example", 1);
@@ -551,7 +518,7 @@ fn increases_within_the_interval_are_always_compared() {
     }
     // After a longer interval, fewer of the events may still be collected.
     let generated = ["apiserver_audit_event_total 461"];
-    let arrived = ["P_event_total 103", old];
+    let arrived = ["/accepted_events 103", old];
     let mut found = findings(&[NONE, &generated], &[&[old], &arrived]);
     for (elapsed, wanted) in
         [(30.0, Comparison::Collected(358, 361)), (60.0, Comparison::Missing(358))]
@@ -570,7 +537,7 @@ fn increases_within_the_interval_are_always_compared() {
 /// `reason` has the values `counts` in the two samples. The relay accepted 100 events in the 500 s
 /// before.
 fn refusing(reason: &str, seconds: f64, counts: [u64; 2]) -> Findings {
-    let relay = counts.map(|it| format!("P_requests_rejected_total{{reason=\"{reason}\"}} {it}"));
+    let relay = counts.map(|it| format!("/rejected_requests/{reason} {it}"));
     let mut found = alone(findings(&[NONE], &[&[&relay[0]], &[&relay[1]]]));
     let is_for_good = ["too_large", "unauthorized", "not_found"].contains(&reason);
     let kind = if is_for_good { "permanent" } else { "with_429" };
@@ -579,12 +546,11 @@ fn refusing(reason: &str, seconds: f64, counts: [u64; 2]) -> Findings {
         "longest_seconds": seconds, "longest_shut_seconds": seconds,
         "long_shut_ended_seconds_ago": (seconds >= patience).then_some(0.0) });
     let refusals: Refusals = serde_json::from_value(json!({ kind: times })).unwrap();
-    let status = own(|it| {
+    say(&mut found, |it| {
         it.process.uptime_seconds = Duration::from_secs_f64(seconds).as_secs() + 500;
         it.intake.last_event_seconds_ago = Some(seconds);
         it.intake.refusals = refusals;
     });
-    found.own.insert("r".to_owned(), Ok(status));
     found
 }
 
@@ -626,26 +592,16 @@ fn refusals_beyond_the_patience_of_kube_apiserver_are_lost_with_an_estimate() {
     }
     // If another relay accepts batches, or cannot be read, it is unknown whether any sender was
     // refused for good.
-    for other in [Ok(own(|_| ())), Err("other/status: no answer".to_owned())] {
+    for fault in [None, Some("other/status: no answer".to_owned().into())] {
         let mut found = refusing("queue_full", 1320.0, [700, 710]);
-        found.relays.push(sampled("other", &[with(RELAY, NONE), with(RELAY, NONE)]));
-        found.own.insert("other".to_owned(), other);
+        found.relays.push(Sampled { fault, ..sampled("other", &[relay(NONE), relay(NONE)]) });
         let verdict = judge(&found);
         assert_eq!(verdict.kind, Kind::Unknown, "{verdict:?}");
         assert!(verdict.sentence.contains("unless another replica accepted them"), "{verdict:?}");
     }
     // Two relays have refused the same events.
     let mut found = refusing("queue_full", 1320.0, [700, 710]);
-    let status = found.own["r"].clone();
-    let relay = found.relays[0].counts.clone().zip(found.relays[0].before.clone()).unwrap();
-    found.relays.push(Sampled {
-        source: "other".to_owned(),
-        counts: Some(relay.0),
-        before: Some(relay.1),
-        elapsed: Some(30.0),
-        fault: None,
-    });
-    found.own.insert("other".to_owned(), status);
+    found.relays.push(Sampled { source: "other".to_owned(), ..found.relays[0].clone() });
     let verdict = judge(&found);
     let lost = verdict.causes.iter().filter(|it| it.kind == Kind::Lost).count();
     assert_eq!((verdict.kind, lost), (Kind::Lost, 1), "{verdict:?}");
@@ -663,7 +619,7 @@ fn refusals_beyond_the_patience_of_kube_apiserver_are_lost_with_an_estimate() {
         let before: Vec<&str> = errors[0].as_deref().into_iter().collect();
         let after: Vec<&str> = generated.into_iter().chain(errors[1].as_deref()).collect();
         found.has_apiserver = true;
-        found.apiservers = vec![sampled("a", &[with(APISERVER, &before), with(APISERVER, &after)])];
+        found.apiservers = vec![apiserver("a", &[&before, &after])];
         let verdict = judge(&found);
         assert_eq!((verdict.kind, verdict.lost), (kind, sum), "{ago}: {verdict:?}");
     }
@@ -671,18 +627,17 @@ fn refusals_beyond_the_patience_of_kube_apiserver_are_lost_with_an_estimate() {
 
 #[test]
 fn a_queue_in_memory_that_began_after_kube_apiserver_is_unknown() {
-    let start = |ago: f64| format!("process_start_time_seconds {}", NOW - ago);
-    for (segments, ago, is_unknown) in [
-        ("0", 900.0, true),
-        ("1", 900.0, false),
-        ("0", 950.0, false),
-        ("0", 2000.0, false),
-        ("-", 900.0, false),
+    let start = |ago: f64| format!("/start_time_seconds {}", NOW - ago);
+    for (kind, ago, is_unknown) in [
+        ("memory", 900.0, true),
+        ("disk", 900.0, false),
+        ("memory", 950.0, false),
+        ("memory", 2000.0, false),
     ] {
-        let (start, segments) = (start(ago), format!("P_queue_durable {segments}"));
-        let changes = [start.as_str(), segments.as_str()];
+        let (start, kind) = (start(ago), format!("/queue/kind \"{kind}\""));
+        let changes = [start.as_str(), kind.as_str()];
         let verdict = judge(&findings(&[NONE, NONE], &[&changes, &changes]));
-        assert_eq!(verdict.kind == Kind::Unknown, is_unknown, "{segments} {ago}: {verdict:?}");
+        assert_eq!(verdict.kind == Kind::Unknown, is_unknown, "{kind} {ago}: {verdict:?}");
         assert_eq!(verdict.sentence.contains("its queue is in memory"), is_unknown, "{verdict:?}");
     }
 }
@@ -705,9 +660,7 @@ fn the_remedy_names_the_cause_that_doctor_has_found() {
     let said = advice(&|found| found.webhook = None);
     assert!(said.contains("gave up after five attempts"), "{said}");
     let failed = posts("503", "relay.example", 5);
-    let said = advice(&|found| {
-        found.apiservers = vec![sampled("a", &[with(APISERVER, &[lost[0], &failed])])]
-    });
+    let said = advice(&|found| found.apiservers = vec![apiserver("a", &[&[lost[0], &failed]])]);
     assert!(said.contains("gave up after five attempts"), "{said}");
     let error = "https://relay: TLS: invalid peer certificate: UnknownIssuer";
     let advice_of = remedy::of_webhook(AskFault::Issuer);
@@ -728,7 +681,7 @@ fn the_remedy_names_the_cause_that_doctor_has_found() {
 
 #[test]
 fn a_loss_does_not_hide_what_is_unknown_beside_it() {
-    let lost = ["P_error_total{plugin=\"out\"} 5", "P_output_events_total{output=\"out\"} 95"];
+    let lost = ["/outputs/0/lost_events 5", "/outputs/0/delivered_events 95"];
     let sent = ["apiserver_audit_event_total 70254"];
     let found = findings(&[NONE, &sent], &[&lost, &lost]);
     let verdict = judge(&found);
@@ -741,7 +694,7 @@ fn a_loss_does_not_hide_what_is_unknown_beside_it() {
 #[test]
 fn attempts_that_did_not_fail_excuse_nothing() {
     // The relay has refused strangers, and all POSTs of kube-apiserver were answered with 200.
-    let old = "process_start_time_seconds 1.7e+09";
+    let old = "/start_time_seconds 1.7e+09";
     let sent = ["apiserver_audit_event_total 1300"];
     for (reason, posts, wanted) in [
         ("queue_full", "200", Comparison::Missing(1200)),
@@ -749,7 +702,7 @@ fn attempts_that_did_not_fail_excuse_nothing() {
         ("unauthorized", "200", Comparison::Missing(1200)),
     ] {
         let posts = self::posts(posts, "relay.example", 9);
-        let refused = format!("P_requests_rejected_total{{reason=\"{reason}\"}} 9");
+        let refused = format!("/rejected_requests/{reason} 9");
         let found = findings(&[NONE, &[sent[0], &posts]], &[&[old], &[old, &refused]]);
         assert_eq!(found.increases(), wanted, "{reason} {posts}");
     }
@@ -758,7 +711,7 @@ fn attempts_that_did_not_fail_excuse_nothing() {
 #[test]
 fn one_kube_apiserver_of_several_is_named_as_such() {
     let mut found = findings(&[&[&*lost_by("webhook", 3)]], &[NONE]);
-    found.apiservers.push(sampled("b", &[with(APISERVER, NONE)]));
+    found.apiservers.push(apiserver("b", &[NONE]));
     let verdict = judge(&found);
     let start = "3 events lost at kube-apiserver a (plugin webhook, one of 2 instances, since";
     assert!(verdict.sentence.starts_with(start), "{}", verdict.sentence);
@@ -790,9 +743,8 @@ fn totals_are_compared_only_if_the_processes_started_together() {
         ("1.79999894e+09", Comparison::Missing(12)),
         ("1.799999061e+09", apart()),
         ("1.79e+09", apart()),
-        ("-", Comparison::Missing(12)),
     ] {
-        let start = format!("process_start_time_seconds {start}");
+        let start = format!("/start_time_seconds {start}");
         let sent = "apiserver_audit_event_total 112";
         let found = findings(&[&[sent]], &[&[&start]]);
         assert_eq!(found.totals(), wanted, "{start}");
@@ -808,7 +760,7 @@ fn totals_are_compared_only_if_the_processes_started_together() {
 fn events_that_are_on_their_way_between_two_samples_are_no_difference() {
     let sent = |count| format!("apiserver_audit_event_total {count}");
     let lost = &*lost_by("webhook", 10);
-    let received = |count| format!("P_event_total {count}");
+    let received = |count| format!("/accepted_events {count}");
     for (before, after, early, arrived, wanted) in [
         (100, 130, 100, 100, Comparison::Equal),
         (100, 130, 90, 130, Comparison::Equal),
@@ -835,7 +787,7 @@ fn events_that_are_on_their_way_between_two_samples_are_no_difference() {
 
 #[test]
 fn a_saved_file_never_makes_a_surplus_and_hides_nothing() {
-    let received = |count| format!("P_event_total {count}");
+    let received = |count| format!("/accepted_events {count}");
     for (early, late, verdict) in [
         (100, 100, "VERDICT: OK\n"),
         (90, 100, "VERDICT: OK\n"),
@@ -849,7 +801,7 @@ fn a_saved_file_never_makes_a_surplus_and_hides_nothing() {
         (90, 99, "VERDICT: UNKNOWN – the path from kube-apiserver to the relays: 1 event unexpl"),
     ] {
         let (before, after) = (received(early), received(late));
-        let delivered = after.replace("P_event_total", "P_output_events_total{output=\"out\"}");
+        let delivered = after.replace("/accepted_events", "/outputs/0/delivered_events");
         let found = findings(&[NONE], &[&[&before], &[&after, &delivered]]);
         let judged = judge(&found);
         let text = screen::text(&found, &judged);
@@ -862,8 +814,8 @@ fn a_saved_file_never_makes_a_surplus_and_hides_nothing() {
 
 #[test]
 fn requests_that_are_all_rejected_are_the_cause_that_is_named() {
-    let nothing = ["P_event_total 0", "P_output_events_total{output=\"out\"} 0"];
-    let rejected = "P_requests_rejected_total{reason=\"unauthorized\"}";
+    let nothing = ["/accepted_events 0", "/outputs/0/delivered_events 0"];
+    let rejected = "/rejected_requests/unauthorized";
     let (few, many) = (format!("{rejected} 4"), format!("{rejected} 12"));
     let empty = [&nothing[..], &[&many]].concat();
     // With a kube-apiserver and without one.
@@ -894,7 +846,7 @@ fn requests_that_are_all_rejected_are_the_cause_that_is_named() {
 #[test]
 fn a_minute_without_an_event_while_events_are_generated_is_unexplained() {
     // The relay is older, so the totals are not compared.
-    let old = ["process_start_time_seconds 1.7e+09"];
+    let old = ["/start_time_seconds 1.7e+09"];
     let more = ["apiserver_audit_event_total 150"];
     // Events that kube-apiserver has lost itself do not come any more.
     let lost = [more[0], &*lost_by("webhook", 50)];
@@ -916,7 +868,7 @@ fn a_minute_without_an_event_while_events_are_generated_is_unexplained() {
         (&more, none(100), true),
     ] {
         let mut found = findings(&[NONE, after], &[&old, &old]);
-        found.own.insert("r".to_owned(), Ok(own(change)));
+        say(&mut found, change);
         let verdict = judge(&found);
         let said =
             verdict.causes.iter().any(|it| it.what.contains("no relay has accepted one for"));
@@ -938,20 +890,12 @@ fn the_sum_of_an_output_is_not_judged_while_events_are_in_motion() {
 
 #[test]
 fn a_restart_between_the_samples_is_unknown_and_its_losses_stay_lost() {
-    let later = "process_start_time_seconds 1.7999999e+09";
+    let later = "/start_time_seconds 1.7999999e+09";
     let found = findings(&[NONE, NONE], &[NONE, &[later]]);
     let verdict = judge(&found);
     assert_eq!(verdict.kind, Kind::Unknown, "{verdict:?}");
     assert!(verdict.sentence.contains("restarted"), "{}", verdict.sentence);
-    // A value that is NaN in one of the samples does not show a restart.
-    for wrong in ["process_start_time_seconds NaN", "P_event_total NaN"] {
-        for relay in [[NONE, &[wrong][..]], [&[wrong][..], NONE]] {
-            let verdict = judge(&findings(&[NONE, NONE], &relay));
-            let is_told = verdict.causes.iter().any(|it| it.what.contains("restarted"));
-            assert!(!is_told, "{wrong}: {verdict:?}");
-        }
-    }
-    let lost = ["P_error_total{plugin=\"queue\"} 4"];
+    let lost = ["/queue/lost_events 4"];
     let verdict = judge(&findings(&[NONE, NONE], &[&lost, &[later]]));
     assert_eq!((verdict.kind, verdict.lost), (Kind::Lost, 4));
 }
@@ -977,7 +921,7 @@ fn a_rate_near_the_throttle_is_a_warning_unless_each_event_is_sent_alone() {
             [posts("200", "relay.example", 7 + taken), posts("503", "relay.example", failed)];
         let batches = std::cmp::max(taken, failed / 5);
         let generated = format!("apiserver_audit_event_total {}", 100 + batches * in_batch);
-        let accepted = generated.replace("apiserver_audit_event_total", "P_event_total");
+        let accepted = generated.replace("apiserver_audit_event_total", "/accepted_events");
         let delivered = delivered(100 + batches * in_batch);
         let mut found = findings(
             &[NONE, &[&posts[0], &posts[1], &generated]],
@@ -992,7 +936,7 @@ fn a_rate_near_the_throttle_is_a_warning_unless_each_event_is_sent_alone() {
 
 #[test]
 fn a_batch_whose_requests_fail_is_held_no_longer_than_kube_apiserver_tries() {
-    let old = "process_start_time_seconds 1.7e+09";
+    let old = "/start_time_seconds 1.7e+09";
     for (reason, elapsed, wanted) in [
         ("invalid", 120.0, Comparison::Held(3000)),
         ("invalid", 360.0, Comparison::Missing(3000)),
@@ -1001,7 +945,7 @@ fn a_batch_whose_requests_fail_is_held_no_longer_than_kube_apiserver_tries() {
     ] {
         let sent = "apiserver_audit_event_total 3100";
         let failed = posts("503", "relay.example", 30);
-        let refused = format!("P_requests_rejected_total{{reason=\"{reason}\"}} 30");
+        let refused = format!("/rejected_requests/{reason} 30");
         let mut found = findings(&[NONE, &[sent, &failed]], &[&[old], &[old, &refused]]);
         found.apiservers[0].elapsed = Some(elapsed);
         assert_eq!(found.increases(), wanted, "{reason} {elapsed}");
@@ -1016,8 +960,8 @@ fn a_restart_of_a_kube_apiserver_is_named_instead_of_a_sender_that_was_not_asked
         (NOW - 590.0, "kube-apiserver a was restarted at "),
     ] {
         let apiserver = format!("process_start_time_seconds {started}");
-        let relay = format!("process_start_time_seconds {}", started - 30.0);
-        let relay = [relay.as_str(), "P_event_total 150", &delivered(150)];
+        let relay = format!("/start_time_seconds {}", started - 30.0);
+        let relay = [relay.as_str(), "/accepted_events 150", &delivered(150)];
         let found = findings(&[&[&apiserver], &[&apiserver]], &[&relay, &relay]);
         let verdict = judge(&found);
         assert!(verdict.sentence.contains("50 events unexplained: received, and"), "{verdict:?}");
@@ -1034,8 +978,8 @@ fn a_restart_of_a_kube_apiserver_is_named_instead_of_a_sender_that_was_not_asked
 
 #[test]
 fn events_that_are_missing_at_those_that_were_read_are_said_beside_one_that_was_not() {
-    let old = "process_start_time_seconds 1.7e+09";
-    let (sent, arrived) = ("apiserver_audit_event_total 1100", "P_event_total 110");
+    let old = "/start_time_seconds 1.7e+09";
+    let (sent, arrived) = ("apiserver_audit_event_total 1100", "/accepted_events 110");
     let mut found = findings(&[NONE, &[sent]], &[&[old], &[old, arrived, &delivered(110)]]);
     let fault = Some("http://b: no answer".to_owned().into());
     let (source, counts) = ("b".to_owned(), None);
@@ -1046,7 +990,7 @@ fn events_that_are_missing_at_those_that_were_read_are_said_beside_one_that_was_
     assert!(verdict.sentence.starts_with(said), "{}", verdict.sentence);
     assert!(verdict.sentence.contains("990 events of the last 30 s unexplained"), "{verdict:?}");
     // The kube-apiserver that was not read may have sent what arrived, so nothing else is known.
-    found.relays[0].counts.as_mut().unwrap().accepted = Some(1000);
+    say(&mut found, |it| it.intake.accepted_events = 1000);
     assert!(matches!(found.increases(), Comparison::Not(_)));
 }
 
@@ -1079,7 +1023,7 @@ fn the_host_of_the_webhook_is_known_only_if_there_is_no_other() {
         (vec![relay.clone(), post("127.0.0.1:2040")], None, Some("127.0.0.1:2040")),
     ] {
         let changes: Vec<&str> = changes.iter().map(String::as_str).collect();
-        let counts: ApiserverCounts = counts(&with(APISERVER, &changes));
+        let counts = counts(&with(APISERVER, &changes));
         let named = named.map(|authority| Address::new(authority, true));
         let host = webhook_posts(&counts, named.as_ref()).map(|(host, _)| host);
         assert_eq!(host.as_deref(), wanted, "{changes:?}");
@@ -1098,7 +1042,7 @@ fn the_host_of_the_webhook_is_known_only_if_there_is_no_other() {
     assert!(text.contains("attempts    unknown: no POST to the webhook counted\n"), "{text}");
     // Two forms of one address are added.
     let forms = [relay.as_str(), &post("relay.example"), &post("RELAY.example.")];
-    let counts: ApiserverCounts = counts(&with(APISERVER, &forms));
+    let counts = counts(&with(APISERVER, &forms));
     let webhook = Address::new("relay.example:443", true);
     for address in [Some(&webhook), None] {
         assert_eq!(webhook_posts(&counts, address).map(|(_, posts)| posts["200"]), Some(2));
@@ -1109,10 +1053,7 @@ fn the_host_of_the_webhook_is_known_only_if_there_is_no_other() {
 fn the_screen_goes_from_kube_apiserver_to_the_consumer_and_ends_with_the_verdict() {
     let found = findings(
         &[NONE, &["apiserver_audit_event_total 130"]],
-        &[
-            NONE,
-            &["P_evidence_size 7", "P_evidence_last_checkpoint_timestamp_seconds 1.79999999e+09"],
-        ],
+        &[NONE, &["/evidence {\"size\":7,\"last_checkpoint_seconds_ago\":10}"]],
     );
     let verdict = judge(&found);
     let text = screen::text(&found, &verdict);

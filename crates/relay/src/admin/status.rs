@@ -129,6 +129,7 @@ impl Admin {
             growth_bytes_per_second: self.history.queue_growth(),
             capacity_bytes: self.queue.capacity(),
             events,
+            earlier_events: self.telemetry.queue().earlier.count(),
             full,
             // The queue may have got room since `full` was read.
             full_seconds: seconds(full.then(|| reports.full_for().unwrap_or_default())),
@@ -269,6 +270,7 @@ impl Admin {
             backlog: status::Backlog {
                 backlog_events: backlog.events,
                 backlog_bytes: backlog.bytes,
+                start_events: self.telemetry.output(name).backlog.start.signed(),
                 lag_seconds: backlog.lag,
                 lag_max_seconds: output.lag_max.as_secs_f64(),
                 growing: self.history.is_growing(name, backlog.events, held(output.lag_max)),

@@ -2,13 +2,15 @@
 //! and give up, and relays that accept, refuse, lose and restart. Whatever happens in it, the
 //! verdict is never OK if the counters could show a loss, and never LOST if there was none.
 
+use std::collections::BTreeMap;
+
 use fastrand::Rng;
 
 use super::super::*;
 use crate::compare::BATCH_MAX;
-use crate::counts::{OutputCounts, QueueCounts};
+use crate::counts::Clock;
 use crate::sample::Change;
-use telemetry::status::verdict;
+use telemetry::status::{Output, Status, verdict};
 
 /// The buffer of kube-apiserver, in events.
 const BUFFER: u64 = 10_000;
@@ -23,14 +25,16 @@ fn new_apiserver(time: f64) -> ApiserverCounts {
     ApiserverCounts { started: Some(time), generated: Some(0), ..ApiserverCounts::default() }
 }
 
-fn new_relay(time: f64, in_memory: Option<bool>) -> RelayCounts {
-    RelayCounts {
-        started: Some(time),
-        accepted: Some(0),
-        errors: Some(ByLabel::from([("queue".to_owned(), 0), ("out".to_owned(), 0)])),
-        queue: QueueCounts { in_memory, ..QueueCounts::default() },
-        ..RelayCounts::default()
-    }
+/// Makes the state of a relay that starts now, with a backlog of this many events.
+fn new_relay(time: f64, kind: &str, start: u64) -> Status {
+    let mut status = Status::default();
+    status.process.started = true;
+    status.process.start_time_seconds = time;
+    status.queue.kind = kind.to_owned();
+    let mut out = Output { name: "out".to_owned(), required: true, ..Output::default() };
+    out.backlog.start_events = start.try_into().unwrap();
+    status.outputs.push(out);
+    status
 }
 
 /// The way in which a relay, or its address, responds for some time.
@@ -98,7 +102,7 @@ struct Refused {
 }
 
 struct Sim {
-    counts: RelayCounts,
+    status: Status,
     refused: Option<Refused>,
     last_event: Option<f64>,
     state: Phases<State>,
@@ -162,7 +166,7 @@ impl World {
         };
         let apis = (0..count).map(api).collect();
         let relays = (0..rng.usize(1..3)).map(|_| Sim {
-            counts: new_relay(START, Some(rng.bool())),
+            status: new_relay(START, if rng.bool() { "memory" } else { "disk" }, 0),
             refused: None,
             last_event: None,
             state: Phases { now: State::Works, until: 0.0 },
@@ -308,7 +312,7 @@ impl World {
             (self.happens(self.chances.loss), self.happens(self.chances.restart));
         if self.happens(self.chances.stray) {
             let reason = ["not_found", "unauthorized", "invalid"][self.rng.usize(0..3)];
-            let rejected = &mut self.relays[index].counts.rejected;
+            let rejected = &mut self.relays[index].status.intake.rejected_requests;
             *rejected.entry(reason.to_owned()).or_default() += 1;
         }
         let events = self.rng.u64(1..1000);
@@ -325,35 +329,32 @@ impl World {
         let works = relay.consumer.at(time, &mut self.rng, |_| consumer_works);
         if works && relay.backlog > 0 {
             let gives_up = if loses { relay.backlog.min(3) } else { 0 };
-            *relay.counts.errors.as_mut().unwrap().get_mut("out").unwrap() += gives_up;
+            relay.status.losses.lost_events += gives_up;
             self.lost += gives_up;
             relay.backlog -= gives_up;
-            let out = relay.counts.outputs.entry("out".to_owned()).or_default();
-            out.delivered += relay.backlog;
+            let counts = &mut relay.status.outputs[0].counts;
+            counts.lost_events += gives_up;
+            counts.delivered_events += relay.backlog;
             relay.backlog = 0;
         }
         if restarts {
-            let is_kept = relay.counts.queue.in_memory == Some(false);
-            if !is_kept {
+            let kind = relay.status.queue.kind.clone();
+            if kind == "memory" {
                 self.lost += relay.backlog;
                 self.forgot |= relay.backlog > 0;
                 relay.backlog = 0;
             }
-            let start = i64::try_from(relay.backlog).unwrap();
-            let output = OutputCounts { start, ..OutputCounts::default() };
-            relay.counts = new_relay(time, relay.counts.queue.in_memory);
+            relay.status = new_relay(time, &kind, relay.backlog);
             (relay.refused, relay.last_event) = (None, None);
-            relay.counts.outputs.insert("out".to_owned(), output);
         }
-        let out = relay.counts.outputs.entry("out".to_owned()).or_default();
-        out.backlog = Some(relay.backlog);
-        out.required = Some(true);
-        out.up = Some(works);
+        let out = &mut relay.status.outputs[0];
+        out.backlog.backlog_events = relay.backlog;
+        out.health.up = works;
     }
 
-    fn sample(&self) -> (Vec<ApiserverCounts>, Vec<RelayCounts>) {
+    fn sample(&self) -> (Vec<ApiserverCounts>, Vec<Relay>) {
         let apis = self.apis.iter().map(|api| api.counts.clone()).collect();
-        (apis, self.relays.iter().map(|relay| relay.counts.clone()).collect())
+        (apis, self.relays.iter().map(|relay| relay.sample(self.time)).collect())
     }
 
     /// Returns the events that the kube-apiservers hold.
@@ -371,7 +372,7 @@ impl Sim {
             if is_full && self.state.now == State::Works { State::Full } else { self.state.now };
         let reason = match answer {
             State::Works => {
-                *self.counts.accepted.as_mut().unwrap() += events;
+                self.status.intake.accepted_events += events;
                 self.last_event = Some(time);
                 self.refused = None;
                 self.backlog += events;
@@ -381,7 +382,7 @@ impl Sim {
             State::Full => "queue_full",
             State::Refuses => "unauthorized",
         };
-        *self.counts.rejected.entry(reason.to_owned()).or_default() += 1;
+        *self.status.intake.rejected_requests.entry(reason.to_owned()).or_default() += 1;
         if answer == State::Full {
             let refused = self.refused.get_or_insert(Refused { since: time, last: time, count: 0 });
             // The relay itself forgets a period of refusals after a minute.
@@ -391,12 +392,10 @@ impl Sim {
         answer
     }
 
-    fn status(&self, time: f64) -> Status {
-        let mut status = Status::default();
-        status.process.started = true;
-        let uptime = Duration::from_secs_f64(time - self.counts.started.unwrap());
+    fn sample(&self, time: f64) -> Relay {
+        let mut status = self.status.clone();
+        let uptime = Duration::from_secs_f64(time - status.process.start_time_seconds);
         status.process.uptime_seconds = uptime.as_secs();
-        status.intake.accepted_events = self.counts.accepted.unwrap();
         status.intake.last_event_seconds_ago = self.last_event.map(|at| time - at);
         if let Some(it) = self.refused.filter(|it| time - it.last <= 60.0) {
             let seconds = it.last - it.since;
@@ -406,7 +405,7 @@ impl Sim {
             times.long_shut_ended_seconds_ago = (seconds >= 235.0).then_some(time - it.last);
         }
         status.verdict = Some(verdict::judge(&status));
-        status
+        Relay { clock: Clock { now: Some(time), ahead: 0.0 }, status }
     }
 }
 
@@ -433,7 +432,7 @@ fn in_interval(findings: &Findings) -> Option<(u64, u64)> {
     }
     for it in &findings.relays {
         let (before, now) = it.before.as_ref().zip(it.counts.as_ref())?;
-        arrived += now.accepted?.checked_sub(before.accepted?)?;
+        arrived += now.accepted().checked_sub(before.accepted())?;
     }
     Some((sent, arrived))
 }
@@ -462,10 +461,8 @@ fn run(seed: u64) -> Kind {
     let (apis, _) = world.sample();
     let visible: u64 = world.apis.iter().map(|api| api.counts.lost()).sum();
     world.step();
-    let (_, mut relays) = world.sample();
-    relays.iter_mut().for_each(|relay| relay.clock.now = Some(world.time));
-    let of_relays: u64 =
-        relays.iter().map(|relay| relay.errors.as_ref().map_or(0, |it| it.values().sum())).sum();
+    let (_, relays) = world.sample();
+    let of_relays: u64 = relays.iter().map(|relay| relay.status.losses.lost_events).sum();
     // The maximum number of events that the relays can have received in the two seconds around the
     // interval.
     let around: u64 = BATCHES as u64 * BATCH_MAX * 2 * world.apis.len() as u64;
@@ -473,7 +470,8 @@ fn run(seed: u64) -> Kind {
     let is_restarted = apis.iter().zip(&apis_before).any(|(now, then)| now.started != then.started);
     let began = relays.iter().any(|relay| {
         let first = apis.iter().filter_map(|it| it.started).fold(f64::INFINITY, f64::min);
-        relay.queue.in_memory == Some(true) && relay.started.unwrap() - first > 60.0
+        let Status { queue, process, .. } = &relay.status;
+        queue.kind == "memory" && process.start_time_seconds - first > 60.0
     });
     let elapsed = f64::from(interval);
     let mut apiservers = sampled("a", apis_before, apis, elapsed);
@@ -484,13 +482,10 @@ fn run(seed: u64) -> Kind {
             apiserver.before = None;
         }
     }
-    let own = world.relays.iter().enumerate();
-    let own = own.map(|(index, relay)| (format!("r {index}"), Ok(relay.status(world.time))));
     let findings = Findings {
         apiservers: if has_apiserver { apiservers } else { Vec::new() },
         relays: sampled("r", relays_before, relays, elapsed + 2.0),
         has_apiserver,
-        own: own.collect(),
         ..Findings::default()
     };
     let verdict = judge(&findings);
@@ -512,7 +507,7 @@ fn run(seed: u64) -> Kind {
         let is_bare = verdict.kind == Kind::Ok && verdict.sentence.is_empty();
         assert!(!is_bare || arrived >= sent, "{arrived} of {sent} arrived: {}", told());
         let sum = |each: Vec<Option<u64>>| each.into_iter().flatten().sum::<u64>();
-        let relays = findings.relays.iter().map(|it| it.counts.as_ref().and_then(|it| it.accepted));
+        let relays = findings.relays.iter().map(|it| it.counts.as_ref().map(Relay::accepted));
         let apis = findings.apiservers.iter();
         let apis = apis.map(|it| it.counts.as_ref().and_then(|it| it.generated));
         let is_more = sum(relays.collect()) > sum(apis.collect());
