@@ -41,8 +41,8 @@ const SYNC_SECONDS: [f64; 12] =
 
 catalog! {
     /// The metric of the lost events of one output, or of the queue.
-    pub struct LostMetrics [PLUGIN] {
-        pub events: Counter = "error_total" {
+    pub(super) struct LostMetrics [PLUGIN] {
+        pub(super) events: Counter = "error_total" {
             help: "Accepted events that were then lost or refused for good, by output; plugin \
                 \"queue\": lost before any output could get them.",
             unit: "events",
@@ -304,13 +304,13 @@ catalog! {
     }
 
     /// The metrics of the settings of one output.
-    pub struct SettingMetrics [OUTPUT] {
-        pub required: Gauge = "output_required" {
+    pub(super) struct SettingMetrics [OUTPUT] {
+        pub(super) required: Gauge = "output_required" {
             help: "1 if the output is required, 0 if its events may be dropped to make room.",
             unit: "1 or 0",
             is_state: true,
         }
-        pub lag_max: Gauge = "output_lag_max_seconds" {
+        pub(super) lag_max: Gauge = "output_lag_max_seconds" {
             help: "Lag above which the output counts as late.",
             unit: "seconds",
             is_state: true,
@@ -419,8 +419,8 @@ catalog! {
     }
 
     /// The metric of the build that runs.
-    pub struct BuildMetrics [VERSION, REVISION] {
-        pub info: Gauge = "build_info" {
+    pub(super) struct BuildMetrics [VERSION, REVISION] {
+        pub(super) info: Gauge = "build_info" {
             help: "Always 1; the labels contain the version and revision of this build.",
             unit: "always 1",
         }

@@ -44,10 +44,10 @@ mod reports;
 pub mod status;
 
 pub use catalog::{
-    AcceptedMetrics, BacklogMetrics, BuildMetrics, DroppedLetters, EvidenceMetrics, FateMetrics,
-    ListenerMetrics, LostMetrics, OutputMetrics, QueueMetrics, RejectionMetrics, ReloadMetrics,
-    SettingMetrics, SpoolMetrics, TapMetrics, WitnessMetrics,
+    AcceptedMetrics, DroppedLetters, EvidenceMetrics, ListenerMetrics, OutputMetrics, QueueMetrics,
+    RejectionMetrics, ReloadMetrics, SpoolMetrics, TapMetrics, WitnessMetrics,
 };
+use catalog::{BacklogMetrics, BuildMetrics, FateMetrics, LostMetrics, SettingMetrics};
 pub use declare::PREFIX;
 pub use labels::{AttemptError, EvidenceError, RefusedConnection, Rejection, TlsFailure};
 pub use log::{change_log, dropped_lines, end_log, start_log};

@@ -2,11 +2,12 @@
 //! an earlier process may have lost, and whether a difference between its counts stays. The relay
 //! itself judges the state of its outputs, its queue and its evidence.
 
-use super::{Cause, Findings, Kind, is_asked, own, since, time};
+use super::{Cause, Findings, Kind, events, is_asked, own, since, time};
 use crate::compare::{Comparison, STARTS_APART_MAX, is_restarted};
 use crate::counts::{ApiserverCounts, QUEUE, REMOVED, Relay, listed, sums, total};
 use crate::remedy::of_reason;
 use crate::sample::Sampled;
+use telemetry::status::Output;
 use telemetry::status::thresholds::ATTEMPTS;
 use telemetry::status::verdict::difference;
 
@@ -38,6 +39,8 @@ pub(super) fn causes(relay: &Sampled<Relay>, findings: &Findings, causes: &mut V
     }
     let before = relay.before.as_ref().filter(|_| !is_restarted(relay));
     for output in &counts.status.outputs {
+        let place = format!("output {} of {}", output.name, relay.source);
+        causes.extend(all_filtered(&place, output));
         let differs = difference(&counts.status, output);
         let was = before.and_then(|it| {
             let output = it.status.outputs.iter().find(|it| it.name == output.name)?;
@@ -45,7 +48,6 @@ pub(super) fn causes(relay: &Sampled<Relay>, findings: &Findings, causes: &mut V
         });
         let is_steady = before.is_none() || was == differs;
         if let Some(differs) = differs.filter(|differs| *differs != 0 && is_steady) {
-            let place = format!("output {} of {}", output.name, relay.source);
             let what = format!("the relay's own counts differ by {differs}, unexplained");
             let advice = "See the runbook KubeAuditForwarderConservationBroken";
             causes.push(Cause::unknown(&place, what, advice));
@@ -157,4 +159,19 @@ pub(super) fn turned_away(relay: &Sampled<Relay>, findings: &Findings, causes: &
                       KubeAuditForwarderConnectionsRefused";
         causes.push(Cause::unknown(&place, what, advice));
     }
+}
+
+/// Reports an output whose filter has dropped every event since the start. The relay itself reports
+/// it after five minutes.
+fn all_filtered(place: &str, output: &Output) -> Option<Cause> {
+    let counts = &output.counts;
+    let filtered = ["dropped", "duplicate"].map(|action| counts.filtered.get(action).copied());
+    let filtered = total(filtered.into_iter().flatten());
+    let others = counts.delivered_events + output.backlog.backlog_events + counts.lost_events;
+    (others == 0 && filtered > 0).then(|| {
+        let what = format!("its filter has filtered out all {} since the start", events(filtered));
+        let advice =
+            "If this is not intended, `policy explain` shows which rule applies to an event";
+        Cause::unknown(place, what, advice)
+    })
 }

@@ -314,6 +314,10 @@ fn what_a_relay_turns_away_or_keeps_back_is_never_ok() {
     for (relay, advice) in [
         (&["/rejected_requests/too_large 3"][..], "limits.max_body"),
         (&["/rejected_requests/invalid 3"], "RequestsRejected"),
+        (
+            &["/outputs/0/delivered_events 0", "/outputs/0/filtered {\"dropped\":100}"],
+            "policy explain",
+        ),
     ] {
         let verdict = judge(&findings(&[NONE, NONE], &[relay, relay]));
         assert_eq!(verdict.kind, Kind::Unknown, "{advice}: {verdict:?}");
