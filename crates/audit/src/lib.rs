@@ -24,7 +24,6 @@ mod event;
 #[cfg(target_arch = "x86_64")]
 mod fast;
 mod list;
-pub mod pieces;
 pub mod request;
 pub mod scan;
 mod strict;
@@ -180,20 +179,6 @@ pub fn decode_keeping_list(body_and_room: &mut [u8]) -> Result<(Split, Option<Li
 /// [`decode_keeping_list`] leaves a list as received only if it has at least this many bytes for
 /// each event. An offset takes 4 bytes, so the offsets take at most 1.6 % of such a list.
 pub const KEPT_EVENT_BYTES: usize = 256;
-
-/// Does what [`decode_in_place`] does, for a later part of a body of JSON lines. Every value must
-/// be an event; a list of events is refused.
-fn decode_lines_in_place(lines_and_room: &mut [u8]) -> Result<Split, Invalid> {
-    let lines = lines_and_room.split_last().map_or(&[][..], |(_, lines)| lines);
-    let text = std::str::from_utf8(lines).map_err(|error| Invalid {
-        byte: error.valid_up_to(),
-        item: None,
-        what: "not valid UTF-8".into(),
-    })?;
-    let (events, levels) = strict::split_lines(text)?;
-    let lines = join(lines_and_room, &events);
-    Ok(Split { lines, events: events.len() as u64, levels })
-}
 
 /// Returns the index of the event in which `before`, the beginning of a body, ends; between two
 /// events of a list, the index of the next event. `None` at any other place, in the first value of

@@ -286,8 +286,7 @@ fn whole<'a>(
     let has_input = t.has_any("listener") || t.has_any("source");
     let listeners = t.sections_if_any("listener", listener::read);
     let sources = t.sections_if_any("source", source::read);
-    let is_durable = t.sets("queue", "directory");
-    let mut limits = t.section("limits", |t| limits::read(t, is_durable));
+    let mut limits = t.section("limits", limits::read);
     let queue = t.section("queue", queue::read);
     let filter = filter::filter(&mut t, None);
     let outputs = t.sections("output", |t| output::read(t, types, &|| entries(types)));

@@ -6,7 +6,7 @@ use super::queue;
 use super::queue::{BATCH_OVERHEAD, Queue};
 use config_table::problem::Severity;
 use config_table::reader::Context;
-use config_table::table::{Table, derived};
+use config_table::table::Table;
 use config_table::values::{KIB, MIB, ROOM_MIN, TIME_MIN, secs, unless_zero};
 
 /// The maximum of `max_connections`: the default of `fs.nr_open`, which limits the sockets of a
@@ -20,9 +20,9 @@ const USUAL_BODY: u64 = 64 * MIB;
 /// The settings of the section `[limits]`. Sizes are in bytes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Limits {
-    /// The largest accepted request body; a larger one gets 413. Queue in memory: the smallest of
-    /// the configured `max_body`, `max_in_flight`, and `queue.max_bytes` - 256. Queue on disk: the
-    /// smaller of the configured `max_body` and half of `queue.max_bytes`.
+    /// The largest accepted request body; a larger one gets 413. The smallest of the configured
+    /// `max_body`, `max_in_flight` and, for a queue in memory, `queue.max_bytes` - 256 or, for a
+    /// queue on disk, half of `queue.max_bytes`.
     pub max_body: u64,
     /// The maximum number of bytes that request bodies occupy in memory. A body counts until it is
     /// in the queue, and also while its sender waits for the acknowledgement.
@@ -40,21 +40,17 @@ pub struct Limits {
     pub max_connection_age: Option<Duration>,
 }
 
-/// Reads `[limits]`, with `max_body` as configured; see [`effective_max_body`]. The default of
-/// `max_body` is larger if the queue is on disk (`is_durable`).
-pub(crate) fn read(t: &mut Table<'_, '_>, is_durable: bool) -> Limits {
-    let max_body = if is_durable { 1024 * MIB } else { 256 * MIB };
-    let key = derived(
-        "max_body",
-        "size, at least 1KiB",
-        (Some(max_body), "`\"256MiB\"`, or `\"1GiB\"` with `queue.directory`"),
-        "maximum size of a request body, both as sent and after decompression; above it: 413. With \
-         a queue in memory, the effective limit is the smallest of this, `max_in_flight` and \
-         `queue.max_bytes` - 256. With `queue.directory`, it is the smaller of this and \
-         `queue.max_bytes` / 2, and each event must be smaller than `max_in_flight`",
-    );
+/// Reads `[limits]`, with `max_body` as configured; see [`effective_max_body`].
+pub(crate) fn read(t: &mut Table<'_, '_>) -> Limits {
     Limits {
-        max_body: t.size_of(key, KIB..).unwrap_or(max_body),
+        max_body: t.size(
+            "max_body",
+            256 * MIB,
+            KIB..,
+            "maximum size of a request body, both as sent and after decompression; above it: 413. \
+             The effective limit is the smallest of this, `max_in_flight` and `queue.max_bytes` / \
+             2 (with a queue in memory: `queue.max_bytes` - 256)",
+        ),
         max_in_flight: t.size(
             "max_in_flight",
             256 * MIB,
@@ -103,18 +99,15 @@ pub(crate) fn read(t: &mut Table<'_, '_>, is_durable: bool) -> Limits {
 
 /// Returns the largest request body, in bytes, that `limits` and `queue` together allow. Warns if
 /// this is less than the file's `max_body`, or, if the file has none, too small for usual batches.
-///
-/// If the queue is on disk, a large body is written to a file while it arrives, so `max_in_flight`
-/// does not limit its size.
 pub(super) fn effective_max_body(cx: &Context<'_>, limits: &Limits, queue: &Queue) -> u64 {
-    let (in_flight, room, room_shown) = if queue::is_durable(cx) {
-        (u64::MAX, queue.max_bytes / 2, "queue.max_bytes / 2 (with queue.directory)")
+    let (room, room_shown) = if queue::is_durable(cx) {
+        (queue.max_bytes / 2, "queue.max_bytes / 2 (with queue.directory)")
     } else {
-        (limits.max_in_flight, queue.max_bytes - BATCH_OVERHEAD, "queue.max_bytes - 256")
+        (queue.max_bytes - BATCH_OVERHEAD, "queue.max_bytes - 256")
     };
     let bounds = [
         (limits.max_body, "limits.max_body", "max_body"),
-        (in_flight, "limits.max_in_flight", "limits.max_in_flight"),
+        (limits.max_in_flight, "limits.max_in_flight", "limits.max_in_flight"),
         (room, "queue.max_bytes", room_shown),
     ];
     // If bounds are equal, the first is taken: max_body itself, if it is among them.

@@ -43,7 +43,6 @@ use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 
-use audit::LevelCounts;
 use base::disk::Disk;
 use base::release::Format;
 use telemetry::{OutputMetrics, Telemetry};
@@ -76,7 +75,6 @@ pub use identity::Identity;
 pub use notes::Notes;
 pub use outputs::Output;
 pub use shelf::{Loaded, Shelf};
-pub use spool::Incoming;
 
 /// The formats of the queue's files, for `--version`.
 pub const FORMATS: [Format; 4] = [segment::FORMAT, cursors::FORMAT, synced::FORMAT, shelf::FORMAT];
@@ -235,28 +233,6 @@ impl Queue {
     /// Returns `true` if the queue is in files.
     pub fn is_durable(&self) -> bool {
         matches!(self, Self::Spool(_))
-    }
-
-    /// Returns the store for one request body that is too large for memory: the lines are written
-    /// to a file while the body arrives. `None` if the queue is in memory.
-    pub fn incoming(&self) -> Option<Incoming> {
-        self.spool().map(spool::Queue::incoming)
-    }
-
-    /// Appends a large request body, with at least one event, as one batch. All lines of the body
-    /// must be written and synced ([`Incoming::sync`]). A body that found no room with
-    /// `drop_newest` is only counted as dropped. The sender may be told that the body is safe when
-    /// [`Ticket::acknowledged`] returns `Ok`. `levels` counts the events of each audit level.
-    ///
-    /// # Errors
-    ///
-    /// The queue refuses the body, and stores nothing of it. A queue in memory refuses each body.
-    pub fn append_incoming(
-        &self,
-        incoming: Incoming,
-        levels: LevelCounts,
-    ) -> Result<Ticket, Refused> {
-        self.spool().ok_or(Refused::Disk)?.append_incoming(incoming, levels)
     }
 
     /// Returns `true` after a batch has found no room, until less than four fifths of

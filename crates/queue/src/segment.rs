@@ -120,11 +120,6 @@ impl Seed {
         self.0
     }
 
-    /// Returns the checksum of `length` bytes whose CRC-32C without a seed is `crc`.
-    pub(super) fn combine(self, crc: u32, length: usize) -> u32 {
-        crc32c::crc32c_combine(self.0, crc, length)
-    }
-
     /// Returns the seed of a segment, and `true` if its file may have been reused.
     pub(crate) fn of_file(
         header: Option<SegmentHeader>,

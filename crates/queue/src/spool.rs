@@ -8,9 +8,8 @@
 //! judges the files.
 //!
 //! One lock guards the [`state`]. No file is touched while it is held. Only the writer thread
-//! writes to the segments of the log; the lines of a large body are written to a file of their own
-//! ([`incoming`]), which then becomes a segment. The [`upkeep`] saves the cursors file, deletes
-//! segments and prepares files for later segments.
+//! writes to the segments of the log. The [`upkeep`] saves the cursors file, deletes segments and
+//! prepares files for later segments.
 //!
 //! Memory: 16 MiB for the tail, and about as much for the lines that all cursors have read ahead,
 //! however large the backlog is. An event that is larger than its cursor's share is held alone.
@@ -42,7 +41,6 @@ use telemetry::{Loss, QueueMetrics, State as Told, Telemetry};
 
 mod accounting;
 mod cursor;
-mod incoming;
 mod load;
 mod recovery;
 mod state;
@@ -53,12 +51,14 @@ mod writer;
 
 pub(super) use cursor::Cursor;
 use cursor::CursorState;
-pub use incoming::Incoming;
-use incoming::IncomingFile;
 use state::{LogState, Segment, SpoolState, TailRecord, Waiting};
 use writer::GROUP_BYTES;
 
 const TAIL_BYTES: u64 = if cfg!(test) { 24 << 10 } else { 16 << 20 };
+
+/// The largest batch in bytes that the tail takes. Its records share its memory, which is free when
+/// the tail has none of them any more.
+const REMEMBERED_MAX: u64 = if cfg!(test) { 16 << 10 } else { 4 << 20 };
 
 /// The number of bytes that all cursors together may have read ahead from files. Each cursor may
 /// hold four reads: with 4 outputs, a read is 1 MiB, and a cursor may hold 4 MiB.
@@ -134,8 +134,6 @@ struct Shared {
 struct Wakes {
     writer: Condvar,
     upkeep: Condvar,
-    /// Notified when the upkeep has tried to delete files, for whose room large bodies may wait.
-    reclaimed: Condvar,
     /// Notified when [`Queue::drained`] may be able to return, or a requested save of the cursors
     /// file is done.
     progress: Notify,
@@ -209,8 +207,8 @@ impl Shared {
     }
 
     /// Returns the part of [`Shared::held_bytes`] that a new batch can't get without `drop_oldest`.
-    /// It consists of segments that a required output needs, arriving large bodies, the cursors
-    /// file, copies of damaged records, and files that are stuck or abandoned (`Accounting`).
+    /// It consists of segments that a required output needs, the cursors file, copies of damaged
+    /// records, and files that are stuck or abandoned (`Accounting`).
     fn needed_bytes(&self, state: &SpoolState) -> u64 {
         let given = state.writing.accounting.pending_bytes() + state.log.unneeded_bytes();
         self.held_bytes(state).saturating_sub(given)
@@ -272,13 +270,12 @@ impl Shared {
         self: &Arc<Self>,
         mut state: MutexGuard<'_, SpoolState>,
         append: Append,
-        incoming: Option<IncomingFile>,
         opens: Option<u64>,
     ) -> Ticket {
         let (sender, done) = oneshot::channel();
         let (number, received) = (state.writing.arrivals, now());
         state.writing.arrivals += 1;
-        let waiting = Waiting { number, append, incoming, received, opens, done: sender };
+        let waiting = Waiting { number, append, received, opens, done: sender };
         state.writing.waiting.push_back(waiting);
         let sleeps = state.writing.health.busy.is_none();
         drop(state);
@@ -291,9 +288,11 @@ impl Shared {
     }
 }
 
-/// Returns an upper limit for the bytes that a batch takes in a segment.
+/// Returns an upper limit for the bytes that a batch takes in a segment. A long batch is cut into
+/// records, of which two that follow each other have more than [`GROUP_BYTES`] together.
 fn needed(lines: u64) -> u64 {
-    (RECORD_HEADER + lines).next_multiple_of(BLOCK)
+    let records = 1 + 2 * (lines / GROUP_BYTES);
+    (records * RECORD_HEADER + lines).next_multiple_of(BLOCK)
 }
 
 impl Queue {
@@ -367,7 +366,7 @@ impl Queue {
         }
         let opens = opens?;
         state.writing.accounting.plan(needed, opens);
-        Ok(shared.join_line(state, append, None, opens))
+        Ok(shared.join_line(state, append, opens))
     }
 
     /// See [`super::Queue::keeps_list`].

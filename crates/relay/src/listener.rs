@@ -6,7 +6,7 @@
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
-//! | 1 | `answer` `buffer` `framing` `large` `sender` `token` | answers · the memory of bodies · where a head begins · bodies in steps · refused senders in the log · the bearer token |
+//! | 1 | `answer` `buffer` `framing` `sender` `token` | answers · the memory of bodies · where a head begins · refused senders in the log · the bearer token |
 //! | 2 | `connection` `handshake` `in_flight` `settings` | phases and deadlines · TLS · bytes in flight · what the config says of a listener |
 //! | 3 | `terms` | what requests share |
 //! | 4 | `gate` `upload` | the limits of all listeners · a body that arrives |
@@ -36,7 +36,6 @@ mod handshake;
 mod head;
 mod in_flight;
 mod ingest;
-mod large;
 mod requests;
 mod sender;
 mod session;

@@ -56,7 +56,7 @@ pub(super) fn next_number(files: &[(String, u64)], suffix: &str) -> u64 {
 /// The spool's counters of files and bytes. The spool's state owns them, under its lock.
 ///
 /// `files` counts the bytes that the files in `segments/` and `spare/` take now. Each of these
-/// files is in exactly one of six states:
+/// files is in exactly one of five states:
 ///
 /// - a segment of the log ([`super::LogState::segments`]), which counts with its whole size,
 ///   including bytes that are reserved and not written yet;
@@ -65,10 +65,8 @@ pub(super) fn next_number(files: &[(String, u64)], suffix: &str) -> u64 {
 ///   a place in it, so the upkeep saves that file before it deletes the segment;
 /// - `stuck`: a removed segment that could not be deleted. Its bytes count until a later attempt
 ///   succeeds;
-/// - incoming: the file of a large request body that is arriving or waits to become a segment;
 /// - `spares`: a file without events of the log, which may become a later segment;
-/// - `abandoned`: the file of a large request body that will not become a segment, or an unwanted
-///   spare file.
+/// - `abandoned`: an unwanted spare file, or a file `*.incoming` of an older version.
 ///
 /// `files` changes when bytes are reserved for a file, and when a file is made, cut or deleted. If
 /// `files` and `reserved_new` together were less than the size of these files, the queue could
@@ -82,8 +80,6 @@ pub(super) fn next_number(files: &[(String, u64)], suffix: &str) -> u64 {
 pub(super) struct Accounting {
     /// The bytes of all files in `segments/` and `spare/`, including reserved bytes.
     files: u64,
-    /// The part of `files` for large request bodies that are arriving or wait to become segments.
-    incoming: u64,
     pending_delete: Vec<Removed>,
     stuck: Vec<Removed>,
     /// The names and sizes of the abandoned files, which the upkeep deletes.
@@ -109,8 +105,6 @@ struct InHand {
     reserved: u64,
     /// The upper limit for the bytes that the group takes in its segment.
     needed: u64,
-    /// `true` if the group is one large request body, whose file becomes a segment.
-    is_incoming: bool,
 }
 
 impl Accounting {
@@ -280,22 +274,6 @@ impl Accounting {
         self.abandoned.extend(free.into_iter().map(|spare| (spare.name(), spare.size)));
     }
 
-    // ---- Large request bodies ----
-
-    pub(super) fn reserve_incoming(&mut self, bytes: u64) {
-        self.files += bytes;
-        self.incoming += bytes;
-    }
-
-    pub(super) fn adopt_incoming(&mut self, size: u64) {
-        self.incoming -= size;
-    }
-
-    pub(super) fn abandon(&mut self, name: String, size: u64) {
-        self.incoming -= size;
-        self.abandoned.push((name, size));
-    }
-
     pub(super) fn deleted_abandoned(&mut self, name: &str) {
         let Some(index) = self.abandoned.iter().position(|(other, _)| other == name) else {
             return;
@@ -315,11 +293,6 @@ impl Accounting {
                 self.reserved_new += size;
             }
         }
-    }
-
-    /// Plans the file of a large body as the last segment. The next batch begins a new segment.
-    pub(super) fn plan_incoming(&mut self) {
-        self.segment_free = 0;
     }
 
     pub(super) fn withdraw_here(&mut self, needed: u64) {
@@ -352,7 +325,6 @@ impl Accounting {
         self.in_hand = InHand {
             reserved: first.opens.unwrap_or(0),
             needed: group.iter().map(Waiting::needed).sum(),
-            is_incoming: first.incoming.is_some(),
         };
     }
 
@@ -396,12 +368,8 @@ impl Accounting {
         let abandoned: u64 = self.abandoned.iter().map(|(_, size)| size).sum();
         let spares: u64 = self.spares.iter().map(|spare| spare.size).sum();
         let removed = sum(&self.pending_delete) + sum(&self.stuck);
-        let found = log + removed + spares + abandoned + self.incoming;
+        let found = log + removed + spares + abandoned;
         assert_eq!(self.files, found, "every file in segments/ counts once: {self:?}");
-
-        let in_line = waiting.iter().filter_map(|waiting| waiting.incoming.as_ref());
-        let in_line: u64 = in_line.map(|file| file.size).sum();
-        assert!(in_line <= self.incoming, "{in_line} bytes of bodies are in the line: {self:?}");
 
         let planned: u64 = waiting.iter().filter_map(|waiting| waiting.opens).sum();
         let planned = planned + self.in_hand.reserved;
@@ -417,13 +385,10 @@ impl Accounting {
         let opens = waiting.iter().rposition(|waiting| waiting.opens.is_some());
         let behind = waiting.range(opens.unwrap_or(0)..).map(Waiting::needed).sum::<u64>();
         if let Some(size) = opens.and_then(|index| waiting.get(index)?.opens) {
-            // `size` is 0 for a large body, because no more batches go into its file.
             return size.saturating_sub(FIRST_RECORD + behind);
         }
         let behind = behind + self.in_hand.needed;
-        if self.in_hand.is_incoming {
-            0
-        } else if self.in_hand.reserved > 0 {
+        if self.in_hand.reserved > 0 {
             self.in_hand.reserved.saturating_sub(FIRST_RECORD + behind)
         } else {
             let last = segments.back().filter(|segment| segment.active);

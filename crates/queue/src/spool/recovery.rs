@@ -56,14 +56,14 @@ use std::sync::{Arc, Mutex, OnceLock};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::accounting::{Accounting, SPARE, next_number, number_of};
+use super::accounting::{Accounting, SPARE, number_of};
 use super::cursor::REMOVED;
 use super::load::Spot;
 use super::state::WriterState;
 use super::unrecorded::Unrecorded;
 use super::writer::Writer;
 use super::{
-    Cursor, CursorState, LogState, Queue, Segment, Shared, SpoolState, Wakes, incoming, load,
+    Cursor, CursorState, LogState, Queue, Segment, Shared, SpoolState, Wakes, load,
     quarantine_bytes,
 };
 use crate::contract::{Backlog, Claim, Outcome};
@@ -201,16 +201,18 @@ fn state_of(
     config: &config::Queue,
 ) -> SpoolState {
     let mut state = SpoolState { log: LogState::default(), writing: WriterState::new(config) };
-    state.writing.bodies.count = next_number(&abandoned, incoming::SUFFIX);
     state.writing.accounting = Accounting::new(&log.segments, log.pending_delete, abandoned);
     (state.log.segments, state.log.end) = (log.segments, log.end);
     state.log.holes = contents.map(|contents| contents.holes.clone()).unwrap_or_default();
     state
 }
 
+/// The end of the name of a file in which an older version stored a large body while it arrived.
+const INCOMING: &str = ".incoming";
+
 /// Case 21: returns the names and sizes of unfinished large bodies and of spare files.
 fn not_taken(disk: &dyn Disk) -> io::Result<Vec<(String, u64)>> {
-    let is_incoming = |name: &str| number_of(name, incoming::SUFFIX).is_some();
+    let is_incoming = |name: &str| number_of(name, INCOMING).is_some();
     let of = |directory: &str| -> io::Result<Vec<String>> {
         let names = disk.list(directory)?.into_iter();
         Ok(names.map(|name| format!("{directory}/{name}")).collect())

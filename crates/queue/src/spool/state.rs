@@ -15,7 +15,6 @@ use tokio::time::Instant;
 
 use super::accounting::{Accounting, SPARES_MAX};
 use super::cursor::CursorState;
-use super::incoming::IncomingFile;
 use super::unrecorded::Unrecorded;
 use super::upkeep::Written;
 use super::{AHEAD_BYTES, CHUNK_MAX, CHUNK_MIN, HANGS, HOLES_MAX, TAIL_BYTES, needed};
@@ -23,9 +22,7 @@ use crate::contract::{Append, Backlog, Refused, now};
 use crate::cursors;
 use crate::cursors::{Contents, Hole};
 use crate::outputs::{Departed, DropCount};
-use crate::segment::{
-    BLOCK, Check, FIRST_RECORD, LogOffset, RECORD_HEADER, RecordHeader, Scan, Seed,
-};
+use crate::segment::{BLOCK, Check, FIRST_RECORD, LogOffset, RecordHeader, Scan, Seed};
 use audit::ListEnds;
 use base::disk::File;
 use base::mutant;
@@ -60,8 +57,8 @@ pub(super) struct SpoolState {
 /// - The writer appends batches only to the last segment, while it is active. The file of an active
 ///   segment is at least as long as its records, because its room is reserved when it is made.
 /// - `tail` holds the newest records that were stored since the start, in order, at most
-///   [`TAIL_BYTES`] bytes. Large bodies are never in it, and the records of a dropped segment are
-///   removed. A cursor whose next record is in the tail reads no file.
+///   [`TAIL_BYTES`] bytes. Batches above [`super::REMEMBERED_MAX`] are never in it, and the records
+///   of a dropped segment are removed. A cursor whose next record is in the tail reads no file.
 /// - The watermark of each cursor is at or before `end`. Unless it is dropped for its room, a
 ///   segment is kept at least until all watermarks have passed it. A drop counts as a loss for each
 ///   output that had not finished the segment.
@@ -120,7 +117,6 @@ pub(super) struct WriterState {
     /// `true` from the log line that the queue is full until less than four fifths of
     /// `queue.max_bytes` are needed.
     pub(super) told_full: bool,
-    pub(super) bodies: Bodies,
     pub(super) health: Health,
     pub(super) chores: Chores,
     pub(super) saving: Saving,
@@ -128,15 +124,6 @@ pub(super) struct WriterState {
     pub(super) closed: bool,
     /// The number for [`crate::Cursor::take_unplaced`].
     pub(super) unplaced: u64,
-}
-
-/// The large request bodies that are arriving ([`super::incoming`]).
-#[derive(Default)]
-pub(super) struct Bodies {
-    /// The number in the name of the next body's file.
-    pub(super) count: u64,
-    /// `true` if segments were dropped for a body that is arriving: none are dropped for another.
-    pub(super) has_dropper: bool,
 }
 
 #[derive(Default)]
@@ -158,8 +145,6 @@ pub(super) struct Health {
 #[derive(Default)]
 pub(super) struct Chores {
     pub(super) ended: Vec<Written>,
-    /// `true` if an arriving large body waits for the deletion of segments.
-    pub(super) reclaim_wanted: bool,
     /// `true` if the upkeep could not make a spare file. It tries again only after the writer has
     /// made a segment.
     pub(super) spare_failed: bool,
@@ -186,8 +171,8 @@ pub(super) struct Segment {
     pub(super) size: u64,
     pub(super) seed: Seed,
     pub(super) reused: bool,
-    /// `false` if the file must not become a spare file: its header was damaged at startup, a
-    /// write, sync or cut has failed, or this process made it from a large body.
+    /// `false` if the file must not become a spare file: its header was damaged at startup, or a
+    /// write, sync or cut has failed.
     pub(super) is_sound: bool,
     /// The offsets of the known damage. Damage is counted once, even if several cursors read it.
     pub(super) damaged: BTreeSet<u64>,
@@ -209,13 +194,10 @@ pub(super) struct TailRecord {
 
 pub(super) struct Waiting {
     pub(super) number: u64,
-    /// The batch. Its lines are empty if they are in `incoming`.
     pub(super) append: Append,
-    pub(super) incoming: Option<IncomingFile>,
     /// The time of acceptance in ms since 1970.
     pub(super) received: u64,
-    /// The size of the new segment that begins with this batch; `None` if it begins none. 0 for a
-    /// large body, whose file is counted already.
+    /// The size of the new segment that begins with this batch; `None` if it begins none.
     pub(super) opens: Option<u64>,
     pub(super) done: oneshot::Sender<Result<(), Refused>>,
 }
@@ -275,7 +257,6 @@ impl SpoolState {
     pub(super) fn can_reclaim(&self) -> bool {
         !self.writing.accounting.pending_delete().is_empty()
             || !self.writing.accounting.abandoned().is_empty()
-            || self.writing.chores.reclaim_wanted
             || self.log.finished().next().is_some()
     }
 
@@ -346,26 +327,6 @@ impl SpoolState {
         self.log.chunk = chunk(self.log.cursors.len());
         self.writing.saving.ask();
         cursor
-    }
-
-    /// Makes the file of a large body the last segment of the log.
-    pub(super) fn publish_incoming(&mut self, stored: &IncomingFile, events: u64) {
-        let Self { log, writing } = self;
-        let first = log.end;
-        let end = LogOffset { position: first.position + events, byte: first.byte + stored.bytes };
-        let last = stored.records.last();
-        log.begin_segment(Segment {
-            end,
-            offset: last.map_or(FIRST_RECORD, |it| it.offset + RECORD_HEADER + it.length),
-            is_sound: false,
-            ..Segment::new(first, stored.size)
-        });
-        log.end = end;
-        log.accepted += events;
-        writing.accounting.adopt_incoming(stored.size);
-        writing.accounting.published(0);
-        writing.saving.is_dirty = true;
-        log.wake_cursors();
     }
 }
 
@@ -658,7 +619,6 @@ impl WriterState {
             segment_bytes: config.segment_bytes,
             when_full: config.when_full,
             told_full: false,
-            bodies: Bodies::default(),
             health: Health::default(),
             chores: Chores::default(),
             saving: Saving { is_dirty: true, unsaved: 0, requested: 0, done: 0 },
@@ -685,8 +645,7 @@ impl WriterState {
         let Ok(index) = self.waiting.binary_search_by_key(&number, |waiting| waiting.number) else {
             return;
         };
-        let Some(mut withdrawn) = self.waiting.remove(index) else { return };
-        self.discard(&mut withdrawn);
+        let Some(withdrawn) = self.waiting.remove(index) else { return };
         // If this batch was to begin a segment, the next batch of that segment begins it instead.
         let next = self.waiting.get_mut(index).filter(|next| next.opens.is_none());
         let behind = index + usize::from(withdrawn.opens.is_some());
@@ -706,15 +665,7 @@ impl WriterState {
     /// Removes all waiting batches. The caller corrects the plans in `accounting` under the same
     /// lock, and responds to the senders after it has released the lock.
     pub(super) fn clear_line(&mut self) -> Vec<Waiting> {
-        let mut cleared: Vec<Waiting> = self.waiting.drain(..).collect();
-        cleared.iter_mut().for_each(|waiting| self.discard(waiting));
-        cleared
-    }
-
-    fn discard(&mut self, waiting: &mut Waiting) {
-        if let Some(stored) = waiting.incoming.take() {
-            self.accounting.abandon(stored.name, stored.size);
-        }
+        self.waiting.drain(..).collect()
     }
 }
 

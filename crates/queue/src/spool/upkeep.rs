@@ -166,8 +166,7 @@ impl Upkeep {
             Turn::Do(Chore::Cut)
         } else if save || writing.saving.unsaved >= UNSAVED_MAX {
             Turn::Do(Chore::Save)
-        } else if writing.chores.reclaim_wanted
-            || (can_reclaim && (now >= self.reclaim_at || state.can_recycle()))
+        } else if (can_reclaim && (now >= self.reclaim_at || state.can_recycle()))
             || again.is_some_and(|at| now >= at)
         {
             Turn::Do(Chore::Reclaim)
@@ -485,12 +484,9 @@ impl Upkeep {
         }
     }
 
-    /// Deletes files, and wakes waiting large bodies. Logs the first of several failures in a row.
+    /// Deletes files. Logs the first of several failures in a row.
     fn reclaim_or_tell(&mut self) {
-        let is_wanted = self.shared.lock().writing.chores.reclaim_wanted;
-        let outcome = self.reclaim(if is_wanted { Reclaim::All } else { Reclaim::Finished });
-        self.shared.lock().writing.chores.reclaim_wanted = false;
-        self.shared.wakes.reclaimed.notify_all();
+        let outcome = self.reclaim(Reclaim::Finished);
         let failed = outcome.inspect_err(|error| {
             self.shared.metrics.spool.write_errors.increment(1);
             let now = Instant::now();

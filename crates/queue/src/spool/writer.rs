@@ -10,12 +10,13 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::accounting::Spare;
-use super::incoming::IncomingFile;
 use super::turn::{NoticePanic, Turn};
 #[cfg(test)]
 use super::upkeep::Chore;
 use super::upkeep::{Reclaim, Upkeep, Written};
-use super::{DELETED, Segment, Shared, SpoolState, TailRecord, Waiting, all_there, turn};
+use super::{
+    DELETED, REMEMBERED_MAX, Segment, Shared, SpoolState, TailRecord, Waiting, all_there, turn,
+};
 use crate::contract::{Append, Refused, now};
 use crate::cursors::Cursors;
 use crate::segment;
@@ -33,6 +34,9 @@ const ZEROS: [u8; 4096] = [0; 4096];
 /// The largest size of a group of several batches in bytes: about six batches of 400 events of 0.8
 /// KB. Such a group is written from one buffer. Further waiting batches become the next group.
 pub(super) const GROUP_BYTES: u64 = if cfg!(test) { 12 << 10 } else { 2 << 20 };
+
+/// The bytes of a long batch after which its file is synced.
+const SYNC_BYTES: u64 = if cfg!(test) { 20 << 10 } else { 16 << 20 };
 
 /// The number of bytes that are copied before their checksum is computed: so few that the CPU's
 /// first-level cache still has them. The checksum library takes as many in one turn.
@@ -215,7 +219,7 @@ impl Writer {
     /// has at most [`GROUP_BYTES`], unless its first batch alone is larger, and ends before a later
     /// batch that begins a new segment.
     fn commit(&mut self) {
-        let mut group: Vec<Waiting> = {
+        let group: Vec<Waiting> = {
             let mut state = self.shared.lock();
             let mut waiting = state.writing.waiting.iter();
             let mut bytes = waiting.next().map_or(0, Waiting::needed);
@@ -229,9 +233,6 @@ impl Writer {
             state.writing.accounting.take_in_hand(&group);
             group
         };
-        if let Some(file) = group.first_mut().and_then(|first| first.incoming.take()) {
-            return self.commit_incoming(group, &file);
-        }
         let Some(first) = group.first() else { return };
         if let Some(size) = first.opens {
             let needed = FIRST_RECORD + group.iter().map(Waiting::needed).sum::<u64>();
@@ -258,147 +259,77 @@ impl Writer {
         }
     }
 
-    fn commit_incoming(&mut self, group: Vec<Waiting>, file: &IncomingFile) {
-        let received = group.first().map_or_else(now, |waiting| waiting.received);
-        let end = self.make_way();
-        let filled = end.and_then(|end| Ok((end, Self::fill_in(file, received, end)?)));
-        let named = filled.inspect_err(|_| {
-            self.shared.lock().writing.accounting.abandon(file.name.clone(), file.size);
-        });
-        if let Err(error) = named.and_then(|(end, place)| self.adopt(file, end, place)) {
-            return self.refuse(group, "a large body can't be made a segment", &error, false);
-        }
-        self.pause = RETRY_MIN;
-        self.seal();
-        for Waiting { append, done, .. } in group {
-            self.shared.metrics.accepted(append.events, file.bytes, &append.levels);
-            self.shared.lock().publish_incoming(file, append.events);
-            // The sender may have gone.
-            done.send(Ok(())).ok();
-        }
-    }
-
-    /// Writes and syncs the headers into the file of a large body, so that it is a segment that
-    /// begins at `end`. The lines are synced already. Returns the place where the segment ends.
-    fn fill_in(incoming: &IncomingFile, received: u64, end: LogOffset) -> io::Result<LogOffset> {
-        let header = SegmentHeader::new(end, now(), false);
-        let (seed, mut place) = (header.seed(), end);
-        for record in &incoming.records {
-            let header = RecordHeader {
-                first: place.position,
-                first_byte: place.byte,
-                received,
-                length: record.length,
-                events: record.events,
-                // Each record is its own group, so that zeros inside the file count as damage,
-                // never as a torn write.
-                group: place.position,
-                crc: seed.combine(record.crc, length(record.length)),
-            };
-            incoming.file.write_at(&[&header.encode(seed)], record.offset)?;
-            place = header.end_place();
-        }
-        incoming.file.write_at(&[&header.encode()], 0)?;
-        incoming.file.sync()?;
-        Ok(place)
-    }
-
-    /// Renames the file of a large body to the segment from `end` to `place`. After an error the
-    /// file must be deleted, because nobody was told that the body is safe. It first gets its old
-    /// name back, because a start deletes files with that ending. It keeps the new name if that
-    /// fails, or if `synced` may name the body's events.
-    fn adopt(
-        &mut self,
-        incoming: &IncomingFile,
-        end: LogOffset,
-        place: LogOffset,
-    ) -> io::Result<()> {
-        let (disk, started) = (Arc::clone(&self.shared.disk), Instant::now());
-        let name = segment::file_name(end.position);
-        let renamed = disk.rename(&incoming.name, &name);
-        let synced = Synced { end: place, segment: end.position, offset: incoming.size };
-        let is_renamed = renamed.is_ok();
-        let safe = renamed
-            .and_then(|()| disk.sync_directory(SEGMENTS))
-            .and_then(|()| disk.place().check());
-        let safe = safe.and_then(|()| self.note(&synced));
-        if let Err(error) = safe {
-            let may_be_noted = self.shared.lock().writing.health.note_is_unknown;
-            let keeps_name =
-                is_renamed && (may_be_noted || disk.rename(&name, &incoming.name).is_err());
-            let accounting = &mut self.shared.lock().writing.accounting;
-            if keeps_name {
-                accounting.adopt_incoming(incoming.size);
-                accounting.retire(end.position, incoming.size);
-            } else {
-                accounting.abandon(incoming.name.clone(), incoming.size);
-            }
-            return Err(error);
-        }
-        self.shared.metrics.spool.sync.record(started.elapsed().as_secs_f64());
-        Ok(())
-    }
-
     /// Writes a group after the last record of the active segment, syncs it, and notes the new end
     /// of the log. Returns the offset and the header of each record.
     fn write(&mut self, group: &[Waiting]) -> io::Result<Vec<(u64, RecordHeader)>> {
         let Some(active) = &self.active else {
             return Err(io::Error::other("no segment is open"));
         };
-        let seed = Seed::of(active.first);
-        let (mut at, mut place) = self.shared.lock().log.place_for(active.first, group);
-        let (start, first) = (at, place.position);
+        let (at, mut place) = self.shared.lock().log.place_for(active.first, group);
         let size = group.iter().map(|it| RECORD_HEADER + it.append.lines.len() as u64).sum::<u64>();
-        let size = size.next_multiple_of(BLOCK);
-        let mut buffer = match &mut self.buffer {
-            // A larger batch is written directly from its memory, and is never a list.
-            _ if size > GROUP_BYTES => None,
-            Some(buffer) => Some(buffer),
-            none => Some(none.insert(Aligned::new(length(GROUP_BYTES))?)),
-        }
-        .map(|buffer| &mut buffer.bytes()[..length(size)]);
-        let mut records = Vec::with_capacity(group.len());
-        for waiting in group {
-            let Append { lines, list, .. } = &waiting.append;
-            let copy = buffer.as_mut().map(|buffer| &mut buffer[length(at - start)..]);
-            let (head, copy) = copy.map(|copy| copy.split_at_mut(length(RECORD_HEADER))).unzip();
-            let header = RecordHeader {
-                first: place.position,
-                first_byte: place.byte,
-                received: waiting.received,
-                length: lines.len() as u64,
-                events: waiting.append.events,
-                group: mutant!("unfinished-group-is-damage", first, place.position),
-                crc: match copy {
-                    Some(copy) => copy_lines(seed, lines, list.as_ref(), copy),
-                    None => seed.crc(lines),
-                },
-            };
-            if let Some(head) = head {
-                head.copy_from_slice(&header.encode(seed));
-            }
-            records.push((at, header));
-            at += header.size();
-            place = header.end_place();
-        }
         let started = Instant::now();
-        match (buffer, group, records.as_slice()) {
-            (Some(buffer), ..) => {
-                buffer[length(at - start)..].fill(0);
-                active.file.write_at(&[buffer], start)?;
-            }
-            (None, [long], [(_, header)]) => {
-                let padding = &ZEROS[..length(at.next_multiple_of(BLOCK) - at)];
-                let pieces = [&header.encode(seed), &*long.append.lines, padding];
-                active.file.write_at(&pieces, start)?;
-            }
-            (None, ..) => return Err(io::Error::other("a group is too long")),
-        }
+        let records = if size.next_multiple_of(BLOCK) > GROUP_BYTES {
+            let [long] = group else { return Err(io::Error::other("a group is too long")) };
+            self.write_long(active, long, at, place)?
+        } else {
+            let buffer = match &mut self.buffer {
+                Some(buffer) => buffer,
+                none => none.insert(Aligned::new(length(GROUP_BYTES))?),
+            };
+            let buffer = &mut buffer.bytes()[..length(size.next_multiple_of(BLOCK))];
+            write_short(active, group, at, place, buffer)?
+        };
         active.file.sync()?;
+        let mut at = at;
+        if let Some((offset, last)) = records.last() {
+            (at, place) = (offset + last.size(), last.end_place());
+        }
         self.check_place()?;
         let synced = Synced { end: place, segment: active.first, offset: at };
         self.note(&synced)?;
         self.shared.metrics.spool.sync.record(started.elapsed().as_secs_f64());
+        Ok(records)
+    }
+
+    /// Writes a batch that is longer than [`GROUP_BYTES`], and never a list, directly from its
+    /// memory, as one group of several records. An output that reads a part of a record checks the
+    /// whole record, so that records must not be much longer.
+    ///
+    /// After each [`SYNC_BYTES`] the file is synced, and the step counts as begun again: a slow
+    /// disk that still writes does not hang.
+    fn write_long(
+        &self,
+        active: &Written,
+        long: &Waiting,
+        mut at: u64,
+        mut place: LogOffset,
+    ) -> io::Result<Vec<(u64, RecordHeader)>> {
+        let seed = Seed::of(active.first);
+        let (group, mut synced) = (place.position, at);
+        let (mut records, mut rest) = (Vec::new(), &*long.append.lines);
+        while !rest.is_empty() {
+            let (lines, behind) = rest.split_at(first_record(rest));
+            let header = RecordHeader {
+                first: place.position,
+                first_byte: place.byte,
+                received: long.received,
+                length: lines.len() as u64,
+                events: memchr::memchr_iter(b'\n', lines).count() as u64,
+                group,
+                crc: seed.crc(lines),
+            };
+            let end = at + header.size();
+            let padding = if behind.is_empty() { end.next_multiple_of(BLOCK) - end } else { 0 };
+            let pieces = [&header.encode(seed), lines, &ZEROS[..length(padding)]];
+            active.file.write_at(&pieces, at)?;
+            records.push((at, header));
+            (at, place, rest) = (end, header.end_place(), behind);
+            if at - synced >= SYNC_BYTES {
+                active.file.sync()?;
+                synced = at;
+                self.shared.lock().writing.health.busy = Some(Instant::now());
+            }
+        }
         Ok(records)
     }
 
@@ -464,13 +395,24 @@ impl Writer {
         let is_last = state.writing.waiting.iter().all(|waiting| waiting.opens.is_none());
         state.writing.accounting.published(if is_last { planned.saturating_sub(used) } else { 0 });
         let mut evicted = Vec::new();
-        for (waiting, (offset, header)) in group.into_iter().zip(records) {
-            let bytes = waiting.append.lines.len() as u64;
-            metrics.accepted(waiting.append.events, bytes, &waiting.append.levels);
-            state.log.accepted += waiting.append.events;
-            let Append { lines, list, .. } = waiting.append;
-            let record = TailRecord::new(first, offset, header, (lines, list));
-            state.log.remember(record, &mut evicted);
+        let mut records = records.into_iter();
+        for waiting in group {
+            let Append { lines, list, events, levels } = waiting.append;
+            let bytes = lines.len() as u64;
+            metrics.accepted(events, bytes, &levels);
+            state.log.accepted += events;
+            let mut from = 0;
+            while from < lines.len()
+                && let Some((offset, header)) = records.next()
+            {
+                let to = from + length(header.length);
+                if bytes <= REMEMBERED_MAX {
+                    let lines = (lines.slice(from..to), list.clone());
+                    let record = TailRecord::new(first, offset, header, lines);
+                    state.log.remember(record, &mut evicted);
+                }
+                from = to;
+            }
             // The sender may have gone.
             waiting.done.send(Ok(())).ok();
         }
@@ -784,6 +726,48 @@ fn refuse_all(batches: impl IntoIterator<Item = Waiting>) {
         // The sender may have gone.
         waiting.done.send(Err(Refused::Disk)).ok();
     }
+}
+
+/// Writes a group with one write, from a buffer of its size, which is a multiple of [`BLOCK`].
+fn write_short(
+    active: &Written,
+    group: &[Waiting],
+    start: u64,
+    mut place: LogOffset,
+    buffer: &mut [u8],
+) -> io::Result<Vec<(u64, RecordHeader)>> {
+    let (seed, first) = (Seed::of(active.first), place.position);
+    let (mut records, mut at) = (Vec::with_capacity(group.len()), start);
+    for waiting in group {
+        let Append { lines, list, .. } = &waiting.append;
+        let (head, copy) = buffer[length(at - start)..].split_at_mut(length(RECORD_HEADER));
+        let header = RecordHeader {
+            first: place.position,
+            first_byte: place.byte,
+            received: waiting.received,
+            length: lines.len() as u64,
+            events: waiting.append.events,
+            group: mutant!("unfinished-group-is-damage", first, place.position),
+            crc: copy_lines(seed, lines, list.as_ref(), copy),
+        };
+        head.copy_from_slice(&header.encode(seed));
+        records.push((at, header));
+        at += header.size();
+        place = header.end_place();
+    }
+    buffer[length(at - start)..].fill(0);
+    active.file.write_at(&[buffer], start)?;
+    Ok(records)
+}
+
+/// Returns the length of the first record of a long batch: the whole lines that [`GROUP_BYTES`]
+/// have room for, or one longer line.
+fn first_record(lines: &[u8]) -> usize {
+    let most = length(GROUP_BYTES).min(lines.len());
+    let (front, behind) = lines.split_at(most);
+    let end = memchr::memrchr(b'\n', front);
+    let end = end.or_else(|| Some(most + memchr::memchr(b'\n', behind)?));
+    end.map_or(lines.len(), |end| end + 1)
 }
 
 /// Copies a batch to the front of `to` as lines. Returns their checksum. `list`: the ends of the

@@ -150,13 +150,6 @@ impl Buffer {
         self.length
     }
 
-    pub(super) fn bytes(&self) -> &[u8] {
-        match &self.store {
-            Store::Heap(vector) => vector,
-            Store::Mapped(mapped) => mapped.bytes().get(..self.length).unwrap_or_default(),
-        }
-    }
-
     pub(super) fn extend(&mut self, bytes: &[u8]) {
         let length = self.length + bytes.len();
         self.make_room(length);

@@ -14,7 +14,6 @@ use tokio_util::task::TaskTracker;
 use super::buffer::Pool;
 use super::connection::{Deadlines, Registry};
 use super::in_flight::InFlight;
-use super::large::Sizes;
 use super::terms::{Bounds, DECODING_KIB, Shared};
 use queue::Queue;
 use telemetry::Telemetry;
@@ -60,7 +59,6 @@ fn bounds(limits: &config::Limits, queue: &config::Queue) -> Bounds {
     Bounds {
         max_body: limits.max_body,
         max_in_flight: limits.max_in_flight,
-        sizes: Sizes::new(limits.max_body, limits.max_in_flight),
         body_timeout: limits.body_timeout,
         acknowledge: queue.acknowledge,
         delivered_timeout: queue.delivered_timeout,

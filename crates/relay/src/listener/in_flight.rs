@@ -2,14 +2,12 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use hyper::StatusCode;
-
 use super::answer::Refusal;
 use base::mutant;
-use telemetry::{Gauge, Rejection};
+use telemetry::Gauge;
 
 /// The bytes in flight, which `limits.max_in_flight` limits. The bytes of a body count from their
-/// arrival until they are stored in a file of the queue, or until their request ends.
+/// arrival until their request ends.
 pub(super) struct InFlight {
     used: AtomicU64,
     gauge: Gauge,
@@ -59,21 +57,11 @@ impl<'a> Reservation<'a> {
     }
 
     /// Sets the number of bytes that are counted for this body to `total`. Refuses the request with
-    /// 429 if there is no room now, and with 413 if `total` is larger than the limit itself: a
-    /// single event is then so large that there will never be room.
+    /// 429 if there is no room now.
     pub(super) fn set(&mut self, total: usize) -> Result<(), Refusal> {
         let total = total as u64;
         if total > self.bytes && !self.in_flight.add(total - self.bytes, self.max) {
-            if total <= self.max {
-                return Err(Refusal::in_flight_full());
-            }
-            let message = format!(
-                "one event is too large for limits.max_in_flight ({} bytes): raise \
-                 limits.max_in_flight",
-                self.max
-            );
-            let status = StatusCode::PAYLOAD_TOO_LARGE;
-            return Err(Refusal::new(status, Rejection::TooLarge, message));
+            return Err(Refusal::in_flight_full());
         }
         self.in_flight.give_back(self.bytes.saturating_sub(total));
         self.bytes = total;

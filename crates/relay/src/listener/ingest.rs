@@ -16,16 +16,15 @@ use tower::Service;
 
 use super::answer;
 use super::answer::{Answer, Refusal};
-use super::buffer::{Buffer, Pool};
+use super::buffer::Buffer;
 use super::in_flight::Reservation;
-use super::large::{Large, Stopped, Whole};
 use super::terms::{Bounds, DECODING_KIB, Shared, Terms};
 use super::upload::{Answering, Arriving, Upload};
-use audit::Split;
+use audit::{Invalid, Split};
 use config::Acknowledge;
 use queue::{Append, Ticket};
 use telemetry::Rejection;
-use transform::volume::Volume;
+use transform::volume::{Seen, Volume};
 
 /// The number of compressed bytes that are decompressed in one step. At gzip's best compression
 /// ratio, 1032, one step gives about 4 MiB of output.
@@ -49,9 +48,7 @@ const LIST_MIN: usize = 32 * 1024;
 /// 1. `take` reads the body in pieces and decompresses it. The bytes in memory are counted in
 ///    `InFlight`; if its limit is reached, the request is refused.
 /// 2. A body of up to 1 MiB is decoded in the task of the request, a larger body on a thread for
-///    blocking work. If the queue is durable, a body that is too large to be held as a whole is
-///    given in steps to [`Large`]. `Large` decodes the body and stores its lines while the rest
-///    arrives.
+///    blocking work.
 /// 3. The lines are appended to the queue. The request waits, for at most `delivered_timeout`,
 ///    until the queue's ticket says that the events are acknowledged.
 /// 4. If the request is refused, [`Upload::refuse`] answers it, in most cases after it has read and
@@ -106,37 +103,28 @@ impl Batch<'_> {
     async fn take(&self, is_gzip: bool, body: &mut Arriving) -> Result<u64, Refusal> {
         let (in_flight, max) = (&self.shared.in_flight, self.bounds.max_in_flight);
         let mut share = Reservation::new(in_flight, max);
-        let read = if is_gzip {
+        let whole = if is_gzip {
             self.inflate(body, &mut share).await?
         } else {
             self.collect(body, &mut share).await?
         };
         body.whole_at = Some(Instant::now());
-        let (Intake { rest, large, .. }, volume) = (read, &self.shared.volume);
-        let keeps_list = rest.len() >= LIST_MIN && self.shared.queue.keeps_list(rest.len());
-        let whole = match large {
-            None if rest.len() <= INLINE_MAX => decode(rest, keeps_list, volume)?,
-            None => {
-                let (length, volume) = (rest.len(), Arc::clone(volume));
-                self.off_thread(length, move || decode(rest, keeps_list, &volume)).await?
-            }
-            Some(mut large) => {
-                let length = rest.len();
-                let end = move || large.push(rest.bytes()).and_then(|()| large.end());
-                self.off_thread(length, end).await?
-            }
+        let keeps_list = whole.len() >= LIST_MIN && self.shared.queue.keeps_list(whole.len());
+        let (append, seen) = match whole.len() {
+            ..=INLINE_MAX => decode(whole, keeps_list, &self.shared.volume)?,
+            _ => self.decode_off_thread(whole, keeps_list).await?,
         };
-        let events = whole.events;
+        let events = append.events;
         if events == 0 {
             return Ok(0);
         }
         // The last line of a body without a final line break is stored with one. A body of exactly
         // the allowed size can thus become one byte too large. The answer is then 413, because 429
         // would promise that the body fits later.
-        if whole.bytes > self.bounds.max_body {
+        if append.lines.len() as u64 > self.bounds.max_body {
             return Err(Refusal::too_large(self.bounds.max_body));
         }
-        let (mut ticket, seen) = whole.append(&self.shared.queue)?;
+        let mut ticket = self.shared.queue.append(append)?;
         // If `acknowledge` is `queued`, the batch is acknowledged already, and needs no timer.
         let at_once = ticket.acknowledged().now_or_never();
         match at_once {
@@ -159,39 +147,31 @@ impl Batch<'_> {
         }
     }
 
-    /// Reads an uncompressed body to its end. If the queue is durable, a large body is decoded
-    /// while it arrives. Returns the bytes that are not decoded yet and, if the body is large, its
-    /// decoder.
+    /// Reads an uncompressed body to its end.
     async fn collect(
         &self,
         body: &mut Arriving,
         share: &mut Reservation<'_>,
-    ) -> Result<Intake, Refusal> {
+    ) -> Result<Buffer, Refusal> {
         let announced =
             body.incoming.size_hint().exact().and_then(|length| usize::try_from(length).ok());
-        // If the queue is durable, `settle` hands the full buffer of a large body on for decoding,
-        // and replaces it. So the buffer never needs room for the whole body.
-        let most = self.bounds.sizes.whole + self.bounds.sizes.step;
-        let is_held_whole = !self.shared.queue.is_durable();
-        let first = announced.map(|length| if is_held_whole { length } else { length.min(most) });
-        let mut intake = Intake::new(first, &self.shared.pool);
+        let mut whole = Buffer::new(announced, &self.shared.pool);
         while let Some(piece) = body.next(self.terms).await? {
             if body.sent > self.bounds.max_body {
                 return Err(Refusal::too_large(self.bounds.max_body));
             }
-            share.set(intake.held() + piece.len())?;
-            intake.rest.extend(&piece);
-            self.settle(&mut intake, share).await?;
+            share.set(whole.len() + piece.len())?;
+            whole.extend(&piece);
         }
-        Ok(intake)
+        Ok(whole)
     }
 
-    /// Reads a gzip body to its end and decompresses it; see [`Batch::collect`].
+    /// Reads a gzip body to its end and decompresses it.
     async fn inflate(
         &self,
         body: &mut Arriving,
         share: &mut Reservation<'_>,
-    ) -> Result<Intake, Refusal> {
+    ) -> Result<Buffer, Refusal> {
         let broken = |error: io::Error| {
             if error.kind() == io::ErrorKind::FileTooLarge {
                 Refusal::too_large(self.bounds.max_body)
@@ -199,72 +179,49 @@ impl Batch<'_> {
                 Refusal::invalid(format!("the body is broken gzip: {error}"))
             }
         };
-        let intake = Intake::new(None, &self.shared.pool);
-        let mut decoder =
-            MultiGzDecoder::new(Inflated { intake, bytes: 0, max: self.bounds.max_body });
+        let whole = Buffer::new(None, &self.shared.pool);
+        let mut decoder = MultiGzDecoder::new(Inflated { whole, max: self.bounds.max_body });
         while let Some(piece) = body.next(self.terms).await? {
             if body.sent > self.bounds.max_body {
                 return Err(Refusal::too_large(self.bounds.max_body));
             }
             for step in piece.chunks(GZIP_STEP) {
                 decoder.write_all(step).map_err(broken)?;
-                let Inflated { intake, bytes, .. } = decoder.get_mut();
-                if body.sent > bytes.saturating_mul(2).saturating_add(GZIP_SPARE) {
+                let held = decoder.get_ref().whole.len();
+                if body.sent > (held as u64).saturating_mul(2).saturating_add(GZIP_SPARE) {
                     return Err(Refusal::invalid(
                         "the gzip is more than twice as large as the body in it: it has too many members without content",
                     ));
                 }
-                share.set(intake.held())?;
-                self.settle(intake, share).await?;
+                share.set(held)?;
                 tokio::task::consume_budget().await;
             }
         }
         if body.sent == 0 {
             return Err(Refusal::invalid("the body is empty"));
         }
-        let intake = decoder.finish().map_err(broken)?.intake;
-        share.set(intake.held())?;
-        Ok(intake)
+        let whole = decoder.finish().map_err(broken)?.whole;
+        share.set(whole.len())?;
+        Ok(whole)
     }
 
-    /// Gives the bytes of `intake` to [`Large`] if they are too many to be decoded as one whole.
-    /// Call this after each step of reading. Does nothing if the queue is in memory.
-    async fn settle(
+    /// Decodes a body on a thread for blocking work, because it takes milliseconds. The size of the
+    /// body decides how many permits of `decoding` it takes. If the request ends before the permits
+    /// are taken, the body is not decoded. If the request ends later, it still is, and keeps its
+    /// permits until then.
+    async fn decode_off_thread(
         &self,
-        intake: &mut Intake,
-        share: &mut Reservation<'_>,
-    ) -> Result<(), Refusal> {
-        let most =
-            if intake.large.is_some() { self.bounds.sizes.step } else { self.bounds.sizes.whole };
-        if intake.rest.len() <= most {
-            return Ok(());
-        }
-        let Shared { queue, volume, .. } = self.shared;
-        let new = || Some(Large::new(self.bounds.sizes, queue.incoming()?, Arc::clone(volume)));
-        let Some(mut large) = intake.large.take().or_else(new) else { return Ok(()) };
-        let next = Buffer::new(Some(self.bounds.sizes.step), &self.shared.pool);
-        let rest = std::mem::replace(&mut intake.rest, next);
-        let push = move |rest: Buffer| large.push(rest.bytes()).map(|()| large);
-        intake.large = Some(self.off_thread(rest.len(), || push(rest)).await?);
-        share.set(intake.held())
-    }
-
-    /// Runs `work` on a thread for blocking work, because it takes milliseconds or waits for the
-    /// disk. `bytes`, the number of bytes to decode, decides how many permits of `decoding` the
-    /// work takes. If the request ends before the permits are taken, `work` never runs. If the
-    /// request ends later, `work` still runs to its end and keeps its permits until then.
-    async fn off_thread<T: Send + 'static>(
-        &self,
-        bytes: usize,
-        work: impl FnOnce() -> Result<T, Stopped> + Send + 'static,
-    ) -> Result<T, Refusal> {
-        let decoding = Arc::clone(&self.shared.decoding);
-        let kib = u32::try_from(bytes / 1024).unwrap_or(u32::MAX).clamp(1, DECODING_KIB);
+        body: Buffer,
+        keeps_list: bool,
+    ) -> Result<(Append, Seen), Refusal> {
+        let (decoding, volume) =
+            (Arc::clone(&self.shared.decoding), Arc::clone(&self.shared.volume));
+        let kib = u32::try_from(body.len() / 1024).unwrap_or(u32::MAX).clamp(1, DECODING_KIB);
         let done = async {
             let turn = decoding.acquire_many_owned(kib).await.ok()?;
             let task = tokio::task::spawn_blocking(move || {
                 let _turn = turn;
-                work()
+                decode(body, keeps_list, &volume)
             });
             task.await.ok()
         };
@@ -300,58 +257,37 @@ fn too_late(bounds: &Bounds) -> Refusal {
 /// Checks and splits a body that is completely in memory, and returns its lines.
 ///
 /// If `keeps_list` is `true`, a list of events may stay as it was received ([`Append::list`]).
-fn decode(mut body: Buffer, keeps_list: bool, volume: &Volume) -> Result<Whole, Stopped> {
+/// Also returns samples of the lines, for the volume by cause.
+fn decode(mut body: Buffer, keeps_list: bool, volume: &Volume) -> Result<(Append, Seen), Invalid> {
     let (split, list) = match keeps_list {
         true => audit::decode_keeping_list(body.with_room())?,
         false => (audit::decode_in_place(body.with_room())?, None),
     };
     let Split { lines, events, levels } = split;
-    Ok(Whole::in_memory(Append { lines: body.keep(lines), list, events, levels }, volume))
+    let (lines, mut seen) = (body.keep(lines), Seen::default());
+    volume.look(&lines, list.as_ref(), events, &mut seen);
+    Ok((Append { lines, list, events, levels }, seen))
 }
 
-impl From<Stopped> for Refusal {
-    fn from(stopped: Stopped) -> Self {
-        match stopped {
-            Stopped::Invalid(error) => Self::invalid(error.to_string()),
-            Stopped::Refused(reason) => reason.into(),
-        }
-    }
-}
-
-/// The bytes of a body that have arrived so far and are not stored in the queue yet.
-struct Intake {
-    /// The bytes that were not yet given to the decoder: all bytes if there is no decoder.
-    rest: Buffer,
-    /// The decoder of a large body; `None` as long as the body is held as a whole.
-    large: Option<Large>,
-}
-
-impl Intake {
-    fn new(announced: Option<usize>, pool: &Arc<Pool>) -> Self {
-        Self { rest: Buffer::new(announced, pool), large: None }
-    }
-
-    /// Returns the bytes of memory that the body takes, which count for `limits.max_in_flight`.
-    fn held(&self) -> usize {
-        self.rest.len() + self.large.as_ref().map_or(0, Large::held)
+impl From<Invalid> for Refusal {
+    fn from(error: Invalid) -> Self {
+        Self::invalid(error.to_string())
     }
 }
 
 /// A writer that receives the decompressed bytes of a gzip body.
 struct Inflated {
-    intake: Intake,
-    bytes: u64,
+    whole: Buffer,
     /// The maximum number of decompressed bytes. `write` returns an error when there are more.
     max: u64,
 }
 
 impl Write for Inflated {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        self.bytes += buf.len() as u64;
-        if self.bytes > self.max {
+        if (self.whole.len() + buf.len()) as u64 > self.max {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
-        self.intake.rest.extend(buf);
+        self.whole.extend(buf);
         Ok(buf.len())
     }
 

@@ -10,7 +10,6 @@ use tokio_util::sync::CancellationToken;
 use super::buffer::Pool;
 use super::connection::Connection;
 use super::in_flight::InFlight;
-use super::large::Sizes;
 use super::settings::Settings;
 use config::Acknowledge;
 use queue::Queue;
@@ -26,11 +25,9 @@ pub(super) const DECODING_KIB: u32 = 16 * 1024;
 /// that were valid when it began.
 pub(super) struct Bounds {
     /// The largest body in bytes: `limits.max_body`, or less if other limits of the config require
-    /// it.
+    /// it. At most `max_in_flight`.
     pub(super) max_body: u64,
     pub(super) max_in_flight: u64,
-    /// Computed from `max_body` and `max_in_flight`.
-    pub(super) sizes: Sizes,
     pub(super) body_timeout: Duration,
     pub(super) acknowledge: Acknowledge,
     pub(super) delivered_timeout: Duration,

@@ -20,7 +20,6 @@ use fastrand::Rng;
 use rustix::io::Errno;
 use tokio::sync::oneshot::error::TryRecvError;
 
-use super::super::incoming::{Incoming, Room};
 use super::super::load::{Job, Loaded};
 use super::*;
 use crate::claims::Stage;
@@ -245,8 +244,6 @@ struct Tally {
     left: u64,
     /// Events that only optional outputs lost because room was needed.
     spared: u64,
-    /// Bodies that were stored while they arrived.
-    incoming: u64,
     /// Segments whose files had been other segments before.
     reused: u64,
 }
@@ -374,12 +371,22 @@ impl Simulation {
     fn learn(&mut self, position: u64, lines: &[u8]) {
         let end = lines.iter().position(|byte| *byte == b' ').expect("a number, and a space");
         let number = std::str::from_utf8(&lines[..end]).expect("a number").parse();
-        let (sent, event) = self.find(number.expect("a number"));
+        let number = number.expect("a number");
+        let (sent, event) = self.find(number);
         let batch = &mut self.sent[sent];
-        assert_eq!(batch.told, Told::Perhaps, "position {position}, event {event} of batch {sent}");
-        assert_eq!(event, 0, "the front of batch {sent} is missing");
+        let is_long = needed(batch.lengths.iter().sum::<usize>() as u64) > GROUP_BYTES;
+        if event > 0 {
+            // A crash may leave the first records of a long batch.
+            assert!(is_long, "the front of batch {sent} is missing");
+            let before = position.checked_sub(1).and_then(|before| self.log[index(before)]);
+            assert_eq!(before, Some(number - 1), "position {position}");
+            self.log[index(position)] = Some(number);
+            return;
+        }
+        assert_eq!(batch.told, Told::Perhaps, "position {position}, batch {sent}");
         batch.told = Told::Stored;
-        for (event, position) in (batch.first..).zip(position..).take(batch.lengths.len()) {
+        let learnt = if is_long { 1 } else { batch.lengths.len() };
+        for (event, position) in (batch.first..).zip(position..).take(learnt) {
             let slot = self.log.get_mut(index(position));
             assert_eq!(slot, Some(&mut None), "batch {sent} is not there as a whole");
             self.log[index(position)] = Some(event);
@@ -452,74 +459,7 @@ impl Simulation {
 
     fn append(&mut self) {
         let (first, lengths) = self.batch();
-        match self.rng.u8(..6) {
-            0 => self.send_incoming(first, lengths),
-            _ => self.send(first, lengths),
-        };
-    }
-
-    /// Appends a body that is stored while it arrives. Returns true if it waits to be written.
-    fn send_incoming(&mut self, first: u64, lengths: Vec<usize>) -> bool {
-        let mut incoming = self.process().queue.incoming();
-        let (mut number, mut at) = (first, 0);
-        while at < lengths.len() {
-            let count = self.rng.usize(1..=lengths.len() - at);
-            let mut lines = Vec::new();
-            for length in &lengths[at..at + count] {
-                write_line(number, *length, &mut lines);
-                number += 1;
-            }
-            at += count;
-            let stored = self.reserve(&mut incoming, &lines);
-            let stored = stored.and_then(|()| incoming.write(&lines, count as u64));
-            if let Err(refused) = stored {
-                say!(self, "an incoming body from {first} on is refused: {refused:?}");
-                self.tally.full += u64::from(refused == Refused::Full);
-                return false;
-            }
-            if self.rng.u8(..4) == 0 {
-                self.work();
-            }
-        }
-        if self.rng.u8(..10) == 0 || incoming.sync().is_err() {
-            say!(
-                self,
-                "the sender of an incoming body from {first} on goes, or the disk refuses it"
-            );
-            return false;
-        }
-        let is_dropped = incoming.is_dropped;
-        let taken = self.process().queue.append_incoming(incoming, LevelCounts::default());
-        say!(self, "an incoming body of {} events from {first} on", lengths.len());
-        let Ok(ticket) = taken else { return false };
-        if is_dropped {
-            assert!(ticket.waits.is_none());
-            self.dropped_newest += lengths.len() as u64;
-            return false;
-        }
-        self.tally.incoming += 1;
-        self.waiting.push_back((self.sent.len(), ticket));
-        self.sent.push(Sent { first, lengths, told: Told::Waiting });
-        true
-    }
-
-    /// Reserves room for lines of an incoming body. For this, the writer may have to do some work.
-    #[allow(clippy::panic_in_result_fn, reason = "a writer that makes no room is a fault")]
-    fn reserve(&mut self, incoming: &mut Incoming, lines: &[u8]) -> Result<(), Refused> {
-        for _ in 0..100 {
-            let before = self.segments();
-            let room = incoming.try_reserve(lines);
-            let after = self.segments();
-            for range in before.into_iter().filter(|segment| !after.contains(segment)) {
-                self.dropped(range, self.config.when_full == WhenFull::DropOldest);
-            }
-            if room? != Room::Later {
-                return Ok(());
-            }
-            self.work();
-        }
-        assert!(self.faulty || self.disk.is_dead(), "the writer makes no room: {}", self.shown());
-        Err(Refused::Disk)
+        self.send(first, lengths);
     }
 
     /// Appends a batch. Returns true if it waits to be written.
@@ -1618,19 +1558,9 @@ impl Simulation {
             self.sent.last().map_or(0, |last| last.first + last.lengths.len() as u64),
             self.config.max_bytes / 2,
         );
-        let staged = self.rng.bool();
-        let send = |it: &mut Self| match staged {
-            true => it.send_incoming(first, vec![index(bytes)]),
-            false => it.send(first, vec![index(bytes)]),
-        };
-        if !send(self) {
+        if !self.send(first, vec![index(bytes)]) {
             assert!(self.settle());
-            // The sender of an incoming body may leave, by chance.
-            let taken = (0..20).any(|_| {
-                let taken = send(self);
-                assert!(taken || staged, "it is empty, and full: {}", self.shown());
-                taken || !self.settle()
-            });
+            let taken = self.send(first, vec![index(bytes)]);
             assert!(
                 taken || self.config.when_full == WhenFull::DropNewest,
                 "it is empty, and full: {}",
