@@ -55,8 +55,8 @@ pub struct HttpKeys {
     pub compression: Compression,
     /// The text in the config reference that says which bytes are compressed.
     pub compresses: &'static str,
-    /// The meaning of the key `concurrency`, in the config reference.
-    pub concurrency: &'static str,
+    /// `true` if the type has the key `concurrency`; `false` if it sends one request at a time.
+    pub concurrency: bool,
     /// `true` if the type has the keys `bearer_token_file` and `basic_auth`; `false` if it has a
     /// credential of its own.
     pub authorization: bool,
@@ -68,7 +68,7 @@ impl HttpKeys {
         Self {
             compression,
             compresses: "Content-Encoding of requests",
-            concurrency: "maximum concurrent requests; 1 keeps events in order",
+            concurrency: true,
             authorization,
         }
     }
@@ -99,7 +99,12 @@ impl HttpClient {
             values::header_name,
             values::header_value,
         );
-        let concurrency = t.count("concurrency", 4, 1..=256, keys.concurrency);
+        let concurrency = if keys.concurrency {
+            let meaning = "maximum concurrent requests; 1 keeps events in order";
+            t.count("concurrency", 4, 1..=256, meaning)
+        } else {
+            1
+        };
         let bearer_token_file = keys.authorization.then(|| bearer_token_file(t)).flatten();
         let proxy = proxy(t);
         let basic_auth = if keys.authorization { basic_auth(t) } else { None };

@@ -17,6 +17,10 @@ use config_table::values::BatchBytes;
 const NO_PLACE: &str = "this output cannot send checkpoints, allowed: types tcp, stdout, \
                         lumberjack, relp, kafka, s3, and http with format ndjson or audit_log";
 
+/// The message for `concurrency` of type s3, which earlier versions took.
+const S3_CONCURRENCY_ENDED: &str = "this key has ended: remove it. It had no effect: an s3 output \
+                                    stores one object at a time";
+
 /// One `[[output]]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Output {
@@ -166,7 +170,10 @@ pub(crate) fn read(
     let collects = kind.filter(|kind| kind.collects).map(|kind| kind.name);
     let form = kind.map(|kind| kind.form).unwrap_or_default();
     let filter = filter::filter(t, Some(form));
-    t.refuse_rest(&|key| of_another_type(key, type_name, &entries()));
+    t.refuse_rest(&|key| match (type_name, key) {
+        (Some("s3"), "concurrency") => Some(S3_CONCURRENCY_ENDED.to_owned()),
+        _ => of_another_type(key, type_name, &entries()),
+    });
     t.cx.scope.set(None);
     let whole = name.clone().zip(protocol).zip(rejected);
     let output = whole.map(|((name, kind), rejected)| Output {

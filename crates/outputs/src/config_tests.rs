@@ -713,6 +713,16 @@ fn max_elapsed_has_ended_and_the_message_says_what_to_set() {
 }
 
 #[test]
+fn concurrency_of_s3_has_ended_and_the_message_says_what_the_relay_does() {
+    assert_problems(
+        "[[output]]\nname = 'a'\ntype = 's3'\nurls = ['https://a/']\nbucket = 'abc'\nregion = 'eu'\n\
+         access_key_id_file = '/proc/self/status'\nsecret_access_key_file = '/proc/self/status'\n\
+         concurrency = 8\n",
+        "9:1: output[0].concurrency: this key has ended: remove it. It had no effect: an s3 output",
+    );
+}
+
+#[test]
 fn at_least_one_output_is_required() {
     let output = |name: &str, required: &str| {
         format!("[[output]]\nname = '{name}'\ntype = 'tcp'\naddresses = ['a:1']\n{required}\n")

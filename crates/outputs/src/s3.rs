@@ -78,7 +78,7 @@ impl OutputSettings for Settings {
         let keys = HttpKeys {
             compression: Compression::Zstd,
             compresses: "compression of objects",
-            concurrency: "no effect: objects are stored one at a time",
+            concurrency: false,
             authorization: false,
         };
         let (client, (address, credentials, limits)) = HttpClient::read(t, &keys, own);
