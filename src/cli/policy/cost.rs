@@ -12,9 +12,6 @@ use crate::cli::{failed, print, replay, shown, table};
 use base::words::{escape, grouped};
 use tools::cost::{Advice, Cost, Sum, Survey};
 
-/// The number of bytes for which `--price` is the price.
-const PRICED_BYTES: f64 = 1e9;
-
 const HEAD: [&str; 9] =
     ["RULE", "LEVEL", "EVENTS", "BYTES", "SHARE", "EVENTS AFTER", "BYTES AFTER", "SHARE", "BELOW"];
 
@@ -30,9 +27,6 @@ pub(in crate::cli) struct Arguments {
     /// A second policy to compare with
     #[arg(long, value_name = "OTHER.yaml")]
     against: Option<PathBuf>,
-    /// The price of a GB, which is 1,000,000,000 bytes
-    #[arg(long, value_name = "PRICE", value_parser = price)]
-    price: Option<f64>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -48,11 +42,6 @@ pub(in crate::cli) struct Aim {
     inputs: Vec<PathBuf>,
 }
 
-fn price(text: &str) -> Result<f64, String> {
-    let number = text.parse().ok().filter(|price: &f64| price.is_finite() && *price >= 0.0);
-    number.ok_or_else(|| "allowed: a number such as 0.50".to_owned())
-}
-
 /// Parses a percentage; the percent sign may be left out.
 fn percent(text: &str) -> Result<f64, String> {
     let number = text.strip_suffix('%').unwrap_or(text).trim().parse::<f64>().ok();
@@ -60,30 +49,28 @@ fn percent(text: &str) -> Result<f64, String> {
     number.ok_or_else(|| "allowed: a part such as 60%, above 0% and up to 100%".to_owned())
 }
 
-pub(super) fn cost(arguments: &Arguments) -> Result<(), u8> {
-    let Arguments { policy, inputs, against, .. } = arguments;
+pub(super) fn cost(Arguments { policy, inputs, against, json }: &Arguments) -> Result<(), u8> {
     let files: Vec<&Path> = std::iter::once(policy).chain(against).map(PathBuf::as_path).collect();
     let costs = files.iter().map(|file| Ok((*file, Cost::new(read_policy(file)?))));
     let mut costs = costs.collect::<Result<Vec<_>, u8>>()?;
     let mut look = |lines: &[u8]| costs.iter_mut().for_each(|(_, cost)| cost.add(lines));
     let (bad_lines, stopped) = replay::look(inputs, &mut look)?;
     let (total, unsent) = (costs[0].1.before(), costs[0].1.unsent);
-    print(&match arguments.json {
+    print(&match json {
         true => {
-            let price = |sum: Sum| arguments.price_of(sum.bytes as f64);
             let policies = costs.iter().map(|(file, cost)| {
                 let (file, after) = (file.to_string_lossy(), cost.after());
                 let rules: Vec<_> = cost.rows.iter().map(|row| row.as_json(total)).collect();
-                json!({ "file": file, "after": after, "price": price(after), "rules": rules })
+                json!({ "file": file, "after": after, "rules": rules })
             });
             let policies: Vec<_> = policies.collect();
             let json = json!({
-                "total": total, "price": price(total), "unsent": unsent, "bad_lines": bad_lines,
-                "stopped": stopped, "policies": policies,
+                "total": total, "unsent": unsent, "bad_lines": bad_lines, "stopped": stopped,
+                "policies": policies,
             });
             format!("{json:#}\n")
         }
-        false => text(&costs, total, arguments),
+        false => text(&costs, total),
     })?;
     tell(bad_lines, stopped.as_deref(), total)
 }
@@ -118,21 +105,9 @@ fn tell(bad_lines: u64, stopped: Option<&str>, total: Sum) -> Result<(), u8> {
     }
 }
 
-impl Arguments {
-    /// Returns the price of this many bytes; `None` without `--price`.
-    fn price_of(&self, bytes: f64) -> Option<f64> {
-        self.price.map(|price| bytes / PRICED_BYTES * price)
-    }
-}
-
-fn text(costs: &[(&Path, Cost)], total: Sum, arguments: &Arguments) -> String {
-    let said = |bytes: f64| {
-        arguments.price_of(bytes).map_or(String::new(), |price| format!(", price {price:.2}"))
-    };
-    let counted = |sum: Sum| {
-        let (events, bytes) = (grouped(sum.events), grouped(sum.bytes));
-        format!("{events} events, {bytes} bytes{}\n", said(sum.bytes as f64))
-    };
+fn text(costs: &[(&Path, Cost)], total: Sum) -> String {
+    let counted =
+        |sum: Sum| format!("{} events, {} bytes\n", grouped(sum.events), grouped(sum.bytes));
     let mut text = format!("input: {}", counted(total));
     if let Some((_, Cost { unsent: unsent @ Sum { events: 1.., .. }, .. })) = costs.first() {
         text += &format!(
@@ -150,7 +125,7 @@ fn text(costs: &[(&Path, Cost)], total: Sum, arguments: &Arguments) -> String {
         let [one, other] = [one, other].map(Cost::after);
         let events = other.events as f64 - one.events as f64;
         let bytes = other.bytes as f64 - one.bytes as f64;
-        text += &format!("\ndifference: {events:+} events, {bytes:+} bytes{}\n", said(bytes));
+        text += &format!("\ndifference: {events:+} events, {bytes:+} bytes\n");
     }
     text + "\nWhat the recording policy has dropped or left out is not in the input.\n"
 }

@@ -118,12 +118,11 @@ fn the_bytes_after_are_those_that_leave_a_relay_with_the_policy() {
 #[test]
 fn the_table_has_a_line_for_each_rule_and_says_which_never_matched() {
     let place = Place::new(&audit_log());
-    let said = place.cost(&["events", "--price", "0.5"]);
+    let said = place.cost(&["events"]);
     said.assert(
         0,
         &[
             "input: 495 events, ",
-            "bytes, price 0.00\n",
             "\npolicy.yaml: leaves ",
             "\nRULE         LEVEL            EVENTS",
             "\n1 (line 6)   None ",
@@ -141,11 +140,9 @@ fn two_policies_are_compared() {
         "all.yaml",
         b"apiVersion: audit.k8s.io/v1\nkind: Policy\nrules: [level: Metadata]\n",
     );
-    let told = place.json(&["events", "--against", "all.yaml", "--price", "2"]);
+    let told = place.json(&["events", "--against", "all.yaml"]);
     let [first, other] = [&told["policies"][0], &told["policies"][1]];
     let number = |value: &Value, name: &str| value["after"][name].as_u64().unwrap();
-    let price = first["price"].as_f64().unwrap();
-    assert!((price - number(first, "bytes") as f64 * 2e-9).abs() < 1e-12);
     let page = page();
     for (path, value) in
         [("", &told), ("policies[].", first), ("policies[].rules[].", &first["rules"][0])]
@@ -231,9 +228,6 @@ fn wrong_usage_is_refused_before_anything_is_read() {
     place.cost(&[]).assert_refused("<INPUT>");
     place.cost(&["none"]).assert_refused("none: cannot read the events: ");
     place.cost(&["-", "-"]).assert_refused("only once");
-    for price in ["cheap", "nan", "inf", "-0.5", "0,5"] {
-        place.cost(&["events", &format!("--price={price}")]).assert_refused("such as 0.50");
-    }
     place.cost(&["."]).assert_refused("holds no queue");
     place.cost(&["events", "--relay", "http://127.0.0.1:1"]).assert_refused("--relay");
     place.write("policy.yaml", b"rules: [level: Metdata]\n");
