@@ -319,14 +319,6 @@ impl Api for Bulk {
         Ok(())
     }
 
-    fn looks(&self) -> Vec<TestRequest> {
-        mapping::requests(&self.index, self.form)
-    }
-
-    fn looked(&self, body: &[u8]) -> Option<Result<(), String>> {
-        mapping::fits(body, self.form)
-    }
-
     /// Returns a request for the cluster's settings if the index is missing. They say whether the
     /// first event will create the index.
     fn excuse(&self) -> Option<TestRequest> {

@@ -74,8 +74,8 @@ impl IntoConnector for Settings {
 /// [`Connect::connect`] returns a link without a TCP connection. The link connects (`Client::dial`)
 /// when a request needs a connection, and again after the consumer has closed the previous one. The
 /// watch, a task that tests failed addresses, calls `Client::reach`, which connects without sending
-/// a request. The command `check --connect` calls `Client::test_and_look`, which also sends the
-/// test requests of the protocol.
+/// a request. The command `check --connect` calls `Client::test_or_excuse`, which sends the test
+/// requests of the protocol.
 pub(super) struct HttpConnector {
     client: Arc<Client>,
     watch: Watch,
@@ -156,7 +156,7 @@ impl Connect for HttpConnector {
             let endpoint = expanded.endpoints.get(address.endpoint);
             endpoint.map_or_else(|| address.name.to_string(), |it| it.base.to_string())
         };
-        let test = |address| client.test_and_look(address);
+        let test = |address| client.test_or_excuse(address);
         let mut probed = client.endpoints.try_all(shown, test).await;
         probed.extend(client.api.probe().await);
         probed

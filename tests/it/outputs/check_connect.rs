@@ -77,10 +77,7 @@ const CASES: &[Case] = &[
     },
     Case {
         kind: "elasticsearch",
-        // With bodies, the check would also request the mapping.
-        keys: "index = \"audit\"
-api_key_file = \"DIR/token\"
-filter.bodies = \"drop\"",
+        keys: "index = \"audit\"\napi_key_file = \"DIR/token\"",
         requests: &[
             ("HEAD", "/base/audit", ""),
             ("GET", "/base/_cluster/settings?include_defaults=true&flat_settings=true", ""),

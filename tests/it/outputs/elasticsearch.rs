@@ -201,14 +201,6 @@ fn mapping_of_the_integration() -> Value {
     }}})
 }
 
-fn check_connect(config: &str) -> (Option<i32>, String) {
-    let directory = TempDir::new().unwrap();
-    std::fs::write(directory.path().join("c.toml"), config).unwrap();
-    let output = run_command(&["check", "--connect", "--config", "c.toml"], directory.path());
-    let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
-    (output.status.code(), said)
-}
-
 impl Drop for OpenSearch {
     fn drop(&mut self) {
         drop(self.child.kill());
@@ -233,32 +225,6 @@ fn as_stored(event: &[u8]) -> Value {
         annotations.extend(old.into_iter().map(|(key, value)| (key.replace('.', "_"), value)));
     }
     value
-}
-
-/// Method: the index does not exist yet, and its template is that of the integration. If the
-/// template can't be read (403), the check reports only the missing index.
-#[test]
-fn the_template_of_an_index_that_is_not_there_yet_is_looked_at() {
-    let template = json!({"template": mapping_of_the_integration(), "overlapping": []});
-    for (status, words) in [(200, "set filter.bodies"), (403, "the index or data stream")] {
-        let answer = Answer::status(status).body(template.to_string());
-        let unknown = Answer::status(403);
-        let script = [Answer::status(404), Answer::status(404).body("{}"), answer, unknown];
-        let sink = HttpSink::script(script);
-        let config = format!("{BASE}{}", to_elasticsearch_in_ecs(sink.address(), ""));
-        let (code, said) = check_connect(&config);
-        assert!(code == Some(1) && said.contains(words), "{status}: {said}");
-        let asked = sink.requests();
-        let asked = asked.iter().map(|it| format!("{} {}", it.method, it.target));
-        let wanted = [
-            format!("HEAD /{INDEX}"),
-            format!("GET /{INDEX}/_mapping"),
-            format!("POST /_index_template/_simulate_index/{INDEX}"),
-            "GET /_cluster/settings?include_defaults=true&flat_settings=true".to_owned(),
-        ];
-        // After a mapping that refuses bodies, the check asks for nothing more.
-        assert_eq!(asked.collect::<Vec<_>>(), wanted[..if status == 200 { 3 } else { 4 }]);
-    }
 }
 
 /// These tests need osmem-server.
@@ -291,8 +257,8 @@ mod peers {
     }
 
     /// Method: a real server has the index of Elastic's Kubernetes integration, which refuses
-    /// bodies as strings, the default. The check and the log must name the key. With the key, each
-    /// event must be stored.
+    /// bodies as strings, the default. The log must name the key. With the key, each event must be
+    /// stored.
     #[test]
     fn a_small_opensearch_with_the_index_of_the_integration_leads_to_the_key() {
         let server = OpenSearch::start();
@@ -306,9 +272,6 @@ mod peers {
                 text(kept.path()),
             )
         };
-        let (code, said) = check_connect(&config(""));
-        assert!(said.contains("kubernetes.audit.requestObject") && said.contains(key), "{said}");
-        assert_eq!(code, Some(1), "{said}");
         let body = generated_batch(1, 20, 700);
         let relay = Relay::start(&config(""));
         assert_eq!(relay.post(&body).status, 200);
@@ -322,10 +285,7 @@ mod peers {
         drop(relay);
         for bodies in ["keep", "drop"] {
             let before = server.count();
-            let config = config(&format!("filter.bodies = \"{bodies}\""));
-            let (code, said) = check_connect(&config);
-            assert_eq!(code, Some(0), "{said}");
-            let relay = Relay::start(&config);
+            let relay = Relay::start(&config(&format!("filter.bodies = \"{bodies}\"")));
             assert_eq!(relay.post(&body).status, 200);
             relay.wait_until_delivered(PATIENCE);
             assert_eq!(server.count() - before, 20, "{bodies}");

@@ -161,18 +161,6 @@ pub(crate) trait Api: Send + Sync + 'static {
     /// Records that the consumer has not confirmed requests in time. The requests are sent again.
     fn unconfirmed(&self) {}
 
-    /// Returns the requests without events that `check --connect` sends to learn how the consumer
-    /// would store events. They are sent one after the other, until an answer is understood.
-    fn looks(&self) -> Vec<TestRequest> {
-        Vec::new()
-    }
-
-    /// Interprets an answer to one of [`Api::looks`]. `None` if it can't be understood. The error
-    /// says, for the operator, why the consumer would refuse events.
-    fn looked(&self, _body: &[u8]) -> Option<Result<(), String>> {
-        None
-    }
-
     /// Returns a request whose answer may excuse a failed test request: the answer can show that
     /// the first event will remove the cause of the failure.
     fn excuse(&self) -> Option<TestRequest> {

@@ -1,5 +1,5 @@
 //! `check --connect`: requests without events, whose answers show whether the consumer would accept
-//! events, and how it would store them.
+//! events.
 
 use std::time::Duration;
 
@@ -26,9 +26,11 @@ use telemetry::AttemptError;
 /// The maximum bytes of an answer to a test request. A longer answer is not parsed.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
-/// The maximum bytes of an answer about the storage of events. A longer answer is not parsed. The
-/// mapping of an index with 1,000 fields, the default maximum, has about 100 KB.
-const LOOK_BYTES_MAX: usize = 4 << 20;
+/// The maximum bytes of an answer to [`Api::excuse`], which may list all settings of a cluster. A
+/// longer answer is not parsed.
+///
+/// [`Api::excuse`]: super::api::Api::excuse
+const EXCUSE_BYTES_MAX: usize = 4 << 20;
 
 /// The longest time for a TLS handshake that only tests whether a server speaks TLS. A server
 /// without TLS may never answer, because it takes the handshake for an incomplete request.
@@ -141,15 +143,10 @@ impl Client {
         handshake(&client, &base.at, stream, deadline).await.is_ok()
     }
 
-    /// Like [`Client::test`], and also checks how the consumer would store events.
-    pub(super) async fn test_and_look(&self, address: ResolvedAddress) -> Result<(), Failure> {
+    /// Like [`Client::test`], but does not fail if the first event will remove the cause: an index
+    /// that is missing, for example, may be created by it.
+    pub(super) async fn test_or_excuse(&self, address: ResolvedAddress) -> Result<(), Failure> {
         let tested = self.test(address.clone()).await;
-        // Without an answer, there is nothing more to check. After any other failure the check
-        // continues: a missing index, for example, may have a template.
-        if tested.as_ref().is_err_and(|failure| answer::NO_ANSWER.contains(&failure.reason)) {
-            return tested;
-        }
-        self.look(&address).await?;
         let is_refused =
             tested.as_ref().is_err_and(|failure| failure.reason == AttemptError::Status4xx);
         if is_refused
@@ -162,34 +159,12 @@ impl Client {
         tested
     }
 
-    /// Sends the requests of [`Api::looks`] one after the other, until an answer about the storage
-    /// of events is understood. It is not a failure if no answer is understood, for example because
-    /// this client may not ask.
-    ///
-    /// # Errors
-    ///
-    /// The consumer would refuse events.
-    ///
-    /// [`Api::looks`]: super::api::Api::looks
-    async fn look(&self, address: &ResolvedAddress) -> Result<(), Failure> {
-        for look in self.api.looks() {
-            let looked = self.answer_to(look, address).await;
-            let looked = looked.and_then(|answer| self.api.looked(&answer));
-            if let Some(looked) = looked {
-                let failure =
-                    |what| Failure::new(AttemptError::Protocol, format!("{address}: {what}"));
-                return looked.map_err(failure);
-            }
-        }
-        Ok(())
-    }
-
     /// Sends a request on a connection of its own. Returns the body of an answer with the status
     /// 200; `None` for any other answer.
-    async fn answer_to(&self, look: TestRequest, address: &ResolvedAddress) -> Option<Vec<u8>> {
+    async fn answer_to(&self, excuse: TestRequest, address: &ResolvedAddress) -> Option<Vec<u8>> {
         let expanded = self.expanded.load_full()?;
         let endpoint = expanded.endpoints.get(address.endpoint)?;
-        let answer = self.ask_alone(look, address, &expanded, endpoint, LOOK_BYTES_MAX).await;
+        let answer = self.ask_alone(excuse, address, &expanded, endpoint, EXCUSE_BYTES_MAX).await;
         answer.ok().filter(|answer| answer.status == StatusCode::OK)?.body
     }
 }
