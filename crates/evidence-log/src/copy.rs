@@ -6,9 +6,9 @@
 //!
 //! During the copy, the relay may delete files:
 //!
-//! - the partial tiles of older checkpoints. They are read directly after the checkpoint. If one is
-//!   missing nevertheless, there is a newer checkpoint, and the copy begins again with that one.
-//!   Whole tiles are never changed or deleted.
+//! - the partial tiles of older checkpoints. They are read directly after the checkpoint, and the
+//!   relay keeps them until it has signed two newer ones. If one is missing nevertheless, the copy
+//!   fails. Whole tiles are never changed or deleted.
 //! - the oldest line hashes. A later checkpoint covers the entry about their deletion. The copy
 //!   then waits for a newer checkpoint, so that the copied log explains each deleted hash.
 //!
@@ -32,9 +32,6 @@ use crate::tlog::merkle::root_at;
 use crate::tlog::tile;
 use crate::tlog::tile::{CHECKPOINT, Content, Tile, WIDTH, last_tiles};
 
-/// The maximum number of attempts to read a checkpoint and all its partial tiles.
-const ATTEMPTS: u32 = 20;
-
 /// The longest wait for a checkpoint that explains deleted line hashes: twice the default of
 /// `evidence.checkpoint_interval`, and some time for the relay.
 const EXPLAINED_WITHIN: Duration = Duration::from_secs(25);
@@ -50,10 +47,8 @@ pub enum CopyError {
     /// The log can't be read.
     #[error(transparent)]
     Log(#[from] ReadError),
-    /// In every attempt, a newer checkpoint replaced the one that was being copied.
-    #[error(
-        "the relay replaced the newest checkpoint during each of {ATTEMPTS} attempts to copy it"
-    )]
+    /// The relay has deleted a file of the checkpoint that was being copied.
+    #[error("the relay replaced the checkpoint during the copy; run the command again")]
     Changing,
     /// The copy can't be written.
     #[error("cannot write the copy: {0}")]
@@ -172,14 +167,6 @@ struct Begun<'a> {
     partial: Vec<(Tile, Vec<u8>)>,
 }
 
-/// The partial tiles of a log.
-enum Partial {
-    All(Vec<(Tile, Vec<u8>)>),
-    /// A tile that does not exist, because a newer checkpoint has replaced it or somebody has
-    /// deleted it.
-    Missing(Tile),
-}
-
 impl<'a> Copying<'a> {
     fn run(mut self) -> Result<Copied, CopyError> {
         let until = Instant::now() + EXPLAINED_WITHIN;
@@ -214,30 +201,17 @@ impl<'a> Copying<'a> {
     }
 
     fn begin(&self) -> Result<Begun<'a>, CopyError> {
-        let mut before = None;
-        for _ in 0..ATTEMPTS {
-            let log = Log::open(self.files)?;
-            let head = log.head();
-            match self.partial_tiles(head.size)? {
-                Partial::All(partial) => return Ok(Begun { log, partial }),
-                // No newer checkpoint explains why the file was deleted.
-                Partial::Missing(tile) if before == Some(head) => return Err(gone(tile)),
-                Partial::Missing(_) => before = Some(head),
-            }
-        }
-        Err(CopyError::Changing)
-    }
-
-    /// Reads the partial tiles of a log of `size` entries.
-    fn partial_tiles(&self, size: u64) -> Result<Partial, CopyError> {
+        let log = Log::open(self.files)?;
         let mut partial = Vec::new();
-        for tile in last_tiles(size).filter(|tile| tile.width < WIDTH) {
+        for tile in last_tiles(log.size()).filter(|tile| tile.width < WIDTH) {
             match self.files.tile(tile).map_err(|error| failed(tile, error))? {
                 Some(bytes) => partial.push((tile, bytes)),
-                None => return Ok(Partial::Missing(tile)),
+                // Only a newer checkpoint explains why the file was deleted.
+                None if Log::open(self.files)?.head() == log.head() => return Err(gone(tile)),
+                None => return Err(CopyError::Changing),
             }
         }
-        Ok(Partial::All(partial))
+        Ok(Begun { log, partial })
     }
 
     /// Copies the whole tiles and bundles of a log of `size` entries, except those that an earlier

@@ -60,6 +60,11 @@ fn a_copy_under_load_always_verifies() {
             let directory = if number % 2 == 0 { recorded.spool.path() } else { log.as_path() };
             let to = place.path().join(number.to_string());
             let copied = copy(directory, &to);
+            // A slow machine may sign two checkpoints while one is read.
+            if copied.text.contains("run the command again") {
+                copied.assert(1, &[]);
+                continue;
+            }
             copied.assert(0, &["entries of", "files of line hashes"]);
             let to = to.display().to_string();
             let checked = check(&["--directory", &to, "--key", &recorded.verifier]);
