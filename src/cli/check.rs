@@ -1,4 +1,4 @@
-//! The command `check`: prints every problem of a config, or a summary of what the config sets up.
+//! The command `check`: prints every problem of a config, or a short summary.
 //!
 //! All of it is for people and goes to stderr. If nothing fails, the last line begins with `ok`. No
 //! line shows a secret: of a URL, only scheme, host and port are printed.
@@ -17,8 +17,6 @@ use relay::source::Sources;
 use telemetry::Telemetry;
 
 mod summary;
-
-use summary::Untried;
 
 #[derive(Args)]
 pub(super) struct Arguments {
@@ -56,12 +54,7 @@ pub(super) fn run(arguments: &Arguments, named: &ConfigFile) -> Result<(), u8> {
         return Err(WRONG);
     }
     reported?;
-    let untried = match (arguments.connect, arguments.elsewhere) {
-        (true, _) => Untried::Nothing,
-        (false, false) => Untried::Connections,
-        (false, true) => Untried::FilesAndConnections,
-    };
-    eprint!("{}", summary::of(&checked, &name, untried));
+    eprint!("{}", summary::of(&checked, &name, arguments.connect));
     if let Some(config) = checked.config.as_ref().filter(|_| arguments.connect) {
         runtime()?.block_on(probe(config))?;
     }

@@ -85,7 +85,7 @@ impl Kafka {
 
     /// Returns the brokers, as `OutputSettings::targets` needs them.
     pub fn targets(&self) -> Vec<Target> {
-        Target::of_addresses("brokers", &self.brokers, self.tls.is_some())
+        Target::of_addresses("brokers", &self.brokers)
     }
 }
 

@@ -55,7 +55,7 @@ impl Stream {
 
     /// Returns the consumer's addresses, as `OutputSettings::targets` needs them.
     pub fn targets(&self) -> Vec<Target> {
-        Target::of_addresses("addresses", &self.addresses, self.tls.is_some())
+        Target::of_addresses("addresses", &self.addresses)
     }
 
     /// Reads `replay_window`, a key of protocols without acknowledgements. If a connection breaks

@@ -29,7 +29,6 @@ pub struct Target {
     resolved_elsewhere: bool,
     /// The scheme of a URL, such as `https`; `None` for a host and a port.
     scheme: Option<String>,
-    tls: bool,
 }
 
 /// Warns of each address that an output has twice, and of each that leads to this relay itself.
@@ -69,13 +68,13 @@ fn plain(host: &str) -> String {
 }
 
 impl Target {
-    /// Returns the targets of `addresses`, the value of `key`. `tls` is `true` if they use TLS.
-    pub fn of_addresses(key: &str, addresses: &[HostPort], tls: bool) -> Vec<Self> {
+    /// Returns the targets of `addresses`, the value of `key`.
+    pub fn of_addresses(key: &str, addresses: &[HostPort]) -> Vec<Self> {
         let target = |(index, address): (usize, &HostPort)| {
             let host = plain(&address.host);
             let whole = format!("{host} {}", address.port);
             let (key, port) = (format!("{key}[{index}]"), address.port);
-            Self { key, host, port, whole, resolved_elsewhere: false, scheme: None, tls }
+            Self { key, host, port, whole, resolved_elsewhere: false, scheme: None }
         };
         addresses.iter().enumerate().map(target).collect()
     }
@@ -90,8 +89,8 @@ impl Target {
             Host::Ipv6(address) => address.to_string(),
         };
         let port = url.port_or_known_default()?;
-        let (scheme, tls) = (Some(url.scheme().to_owned()), url.scheme() == "https");
-        Some(Self { key, host, port, whole: url.to_string(), resolved_elsewhere, scheme, tls })
+        let scheme = Some(url.scheme().to_owned());
+        Some(Self { key, host, port, whole: url.to_string(), resolved_elsewhere, scheme })
     }
 
     /// Returns the address without anything that may be secret: `host:port`, or the scheme, host
@@ -102,11 +101,6 @@ impl Target {
             Some(scheme) => format!("{scheme}://{address}"),
             None => address.to_string(),
         }
-    }
-
-    /// Returns `true` if connections to the address use TLS.
-    pub fn is_tls(&self) -> bool {
-        self.tls
     }
 
     /// Returns `true` if the address is that of a proxy, which passes on what the output sends.
@@ -154,7 +148,7 @@ mod tests {
     fn target(host: &str, port: u16) -> Target {
         let (key, host) = (String::new(), plain(host));
         let whole = String::new();
-        Target { key, host, port, whole, resolved_elsewhere: false, scheme: None, tls: false }
+        Target { key, host, port, whole, resolved_elsewhere: false, scheme: None }
     }
 
     #[test]

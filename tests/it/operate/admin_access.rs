@@ -156,7 +156,7 @@ fn without_the_file_of_a_token_nobody_gets_what_it_protects_and_events_flow() {
     let file = directory.path().join("relay.toml");
     std::fs::write(&file, &config).unwrap();
     let checked = said(&["check", text(&file)], Path::new("/"));
-    checked.assert(0, &["bearer token (the file does not exist yet)"]);
+    checked.assert(0, &["bearer_token_file   the file does not exist yet"]);
     setup.write("reader", READER);
     wait_until("the token", PATIENCE, || get(&relay, "/status", Some(READER)) == 200);
     assert_names_need(&relay, READER);
