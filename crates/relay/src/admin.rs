@@ -6,8 +6,7 @@
 //! | 1 | `self` `all_dropped` `page` `places` | what all answers share · filters that drop everything · the status page · places for connections |
 //! | 2 | `access` `evidence` `history` | who may ask · the files of the evidence · the last hours |
 //! | 3 | `tap` | taps |
-//! | 4 | `route` | the layers of which the routes are made |
-//! | 5 | `sampling` `status` | the values of every 10 s · `/status` |
+//! | 4 | `sampling` `status` | the values of every 10 s · `/status` |
 
 use std::convert::Infallible;
 use std::fmt::Write;
@@ -32,7 +31,6 @@ use tokio::time::Instant;
 use tokio_util::either::Either;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tower::{Service, ServiceBuilder};
 
 use crate::listener::handshake;
 use crate::source;
@@ -48,17 +46,16 @@ mod evidence;
 mod history;
 mod page;
 mod places;
-mod route;
 mod sampling;
 mod status;
 mod tap;
 
 pub use access::Access;
 
-use access::{Audience, Refused};
+use access::{Audience, Refusal, Refused};
 use history::History;
 use places::{Place, Places};
-use route::{Headers, Responding, Route};
+use tap::Answer;
 
 /// The longest time of a TLS handshake, and the longest wait for the complete head of the first or
 /// the next request. After this time the admin server closes the connection.
@@ -73,6 +70,8 @@ const ANSWER: Duration = Duration::from_secs(1);
 
 /// The value of the label `listener` for the certificate of the admin address.
 const ADMIN: &str = "admin";
+
+type Page = Response<Full<Bytes>>;
 
 /// The state that the admin pages (`/metrics`, `/readyz`, `/status`) show. The relay shares this
 /// value with the admin server and updates it.
@@ -126,7 +125,7 @@ pub struct Output {
     pub status: Arc<Status>,
 }
 
-/// One connection to the admin address or the probe address, for the routes.
+/// One connection to the admin address or the probe address.
 struct Caller {
     admin: Arc<Admin>,
     peer: SocketAddr,
@@ -279,7 +278,7 @@ impl Admin {
         tracker.wait().await;
     }
 
-    fn metrics(&self) -> Response<Full<Bytes>> {
+    fn metrics(&self) -> Page {
         self.scrapes.send_modify(|count| *count += 1);
         self.queue.observe();
         let shown = self.shown.load();
@@ -322,7 +321,7 @@ impl Admin {
     /// every check. The status is 503 only during the start and the drain. If it were 503 for a
     /// full queue or a dead output too, Kubernetes would remove the pod from its Service. Senders
     /// would then get connection errors instead of a response that tells them to retry later.
-    fn ready(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    fn ready(&self, request: &Request<Incoming>) -> Page {
         let asks = |parameter: &str| parameter == "verbose" || parameter.starts_with("verbose=");
         let verbose = request.uri().query().is_some_and(|query| query.split('&').any(asks));
         let mut reasons = Vec::new();
@@ -366,7 +365,7 @@ impl Admin {
     /// Returns the response to `/drained`. The status is 200 if no event waits or is set aside for
     /// a required output. Otherwise it is 503, with a line for each output that has such events.
     /// Paused outputs are left out, because they deliver nothing.
-    fn drained(&self) -> Response<Full<Bytes>> {
+    fn drained(&self) -> Page {
         let mut body = String::new();
         for (name, events) in self.waiting().into_iter().filter(|(_, events)| *events > 0) {
             // Writing to a `String` cannot fail.
@@ -382,10 +381,9 @@ impl Admin {
 impl Caller {
     async fn serve(self: Arc<Self>, stream: TcpStream, place: Place) {
         let access = self.admin.access();
-        let routes = routes(Arc::clone(&self));
         let service = service_fn(|request| {
             place.asked();
-            routes.clone().call(request)
+            self.respond(request)
         });
         let serving = async {
             let stream = match access.tls().filter(|_| !self.is_probe) {
@@ -424,102 +422,104 @@ impl Caller {
             () = self.turn.over() => {}
         }
     }
-}
 
-/// Returns the service of one connection. A request passes through the layers from the first to the
-/// last, until a route matches, and the response goes back through the layers before that route.
-/// Files of the evidence set their own caching headers.
-fn routes(
-    caller: Arc<Caller>,
-) -> impl Service<
-    Request<Incoming>,
-    Response = Response<tap::Answer>,
-    Error = Infallible,
-    Future = impl Future<Output = Result<Response<tap::Answer>, Infallible>> + Send,
-> + Clone {
-    use Audience::{Everybody, Probes, Readers, Scrapers};
-    let route =
-        |audience, path, respond| Route { caller: Arc::clone(&caller), audience, path, respond };
-    let metrics = |caller: &Caller, _: &_| route::page(caller.admin.metrics());
-    let ready = |caller: &Caller, request: &_| route::page(caller.admin.ready(request));
-    let drained = |caller: &Caller, _: &_| route::page(caller.admin.drained());
-    let status = |caller: &Caller, _: &_| route::page(json(caller.admin.status()));
-    let history = |caller: &Caller, _: &_| caller.admin.history_response();
-    let volume = |caller: &Caller, _: &_| caller.admin.volume_response();
-    ServiceBuilder::new()
-        .layer_fn(|inner| Headers { add: believed, inner })
-        .layer(route(Readers, "/evidence/*", evidence))
-        .layer_fn(|inner| Headers { add: for_now, inner })
-        // The page itself is the same for all relays. The facts that it shows come from `/status`.
-        .layer(route(Everybody, "/", |_, _| route::page(page::response())))
-        // A tap has a token of its own.
-        .layer(route(Everybody, "/tap", tap))
-        .layer(route(Scrapers, "/metrics", metrics))
-        .layer(route(Probes, "/readyz", ready))
-        .layer(route(Probes, "/drained", drained))
-        .layer(route(Probes, "/livez", alive))
-        .layer(route(Probes, "/healthz", alive))
-        .layer(route(Readers, "/status", status))
-        .layer(route(Readers, "/status/history", history))
-        .layer(route(Readers, "/status/volume", volume))
-        .service(route(Probes, "*", no_page))
-}
-
-fn tap(caller: &Caller, request: &Request<Incoming>) -> Responding {
-    let shown = caller.admin.shown.load();
-    let names: Vec<_> = shown.outputs.iter().map(|output| output.name.clone()).collect();
-    route::now(caller.admin.tap.open(request, &names, caller))
-}
-
-fn evidence(caller: &Caller, request: &Request<Incoming>) -> Responding {
-    let (log, path) = (caller.admin.evidence.clone(), request.uri().path().to_owned());
-    let read = move || evidence::response(log.as_deref(), &path);
-    route::made(read, "the file can't be read\n")
-}
-
-fn alive(_: &Caller, _: &Request<Incoming>) -> Responding {
-    route::page(text(StatusCode::OK, "ok\n".to_owned()))
-}
-
-fn no_page(caller: &Caller, request: &Request<Incoming>) -> Responding {
-    if ![Method::GET, Method::HEAD].contains(request.method()) {
-        let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "GET and HEAD only\n".to_owned());
-        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
-        return route::page(response);
+    async fn respond(&self, request: Request<Incoming>) -> Result<Response<Answer>, Infallible> {
+        let response = self.page(&request).await;
+        let mut response = response.unwrap_or_else(|refusal| refusal.response().map(Answer::Left));
+        let headers = response.headers_mut();
+        // Browsers must trust the Content-Type. Files of the evidence may be cached, and say so.
+        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+        Ok(response)
     }
-    let what = match caller.is_probe {
-        true => {
-            "no such page at the probe address: /livez /healthz /readyz /readyz?verbose /drained\n"
-        }
-        false => {
-            "no such page: / /metrics /livez /healthz /readyz /readyz?verbose /drained /status \
-             /status/history /status/volume /evidence/ /tap\n"
-        }
-    };
-    route::page(text(StatusCode::NOT_FOUND, what.to_owned()))
+
+    /// Returns the page that a request asks for. At the probe address, only the pages for probes
+    /// exist. They also answer `OPTIONS`, the method of HAProxy's `option httpchk`.
+    async fn page(&self, request: &Request<Incoming>) -> Result<Response<Answer>, Refusal> {
+        use Audience::{Readers, Scrapers};
+        let (admin, path, method) = (&self.admin, request.uri().path(), request.method());
+        let is_get = [Method::GET, Method::HEAD].contains(method);
+        let is_for_probes = is_get || method == Method::OPTIONS;
+        let check = |audience| self.check(audience, request);
+        let page = match path {
+            "/livez" | "/healthz" if is_for_probes => text(StatusCode::OK, "ok\n".to_owned()),
+            "/readyz" if is_for_probes => admin.ready(request),
+            "/drained" if is_for_probes => admin.drained(),
+            _ if !is_get => {
+                let mut page =
+                    text(StatusCode::METHOD_NOT_ALLOWED, "GET and HEAD only\n".to_owned());
+                page.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+                page
+            }
+            _ if self.is_probe => no_page(
+                "no such page at the probe address: /livez /healthz /readyz /readyz?verbose \
+                 /drained\n",
+            ),
+            // The page itself is the same for all relays. The facts that it shows come from
+            // `/status`.
+            "/" => page::response(),
+            // A tap has a token of its own.
+            "/tap" => {
+                let shown = admin.shown.load();
+                let names: Vec<_> = shown.outputs.iter().map(|it| it.name.clone()).collect();
+                return admin.tap.open(request, &names, self);
+            }
+            "/metrics" => check(Scrapers).map(|()| admin.metrics())?,
+            "/status" => check(Readers).map(|()| json(admin.status()))?,
+            "/status/history" => {
+                check(Readers)?;
+                admin.history_page().await
+            }
+            "/status/volume" => {
+                check(Readers)?;
+                admin.volume_page().await
+            }
+            _ if path.starts_with(evidence::PREFIX) => {
+                check(Readers)?;
+                let (log, path) = (admin.evidence.clone(), path.to_owned());
+                let read = move || evidence::response(log.as_deref(), &path);
+                made(read, "the file can't be read\n").await
+            }
+            _ => no_page(
+                "no such page: / /metrics /livez /healthz /readyz /readyz?verbose /drained \
+                 /status /status/history /status/volume /evidence/ /tap\n",
+            ),
+        };
+        Ok(page.map(Answer::Left))
+    }
+
+    /// Returns an error if the request has no right to the pages of this audience.
+    fn check(&self, audience: Audience, request: &Request<Incoming>) -> Result<(), Refusal> {
+        let what = self.admin.access.load().refusal(audience, request.headers());
+        what.map_or(Ok(()), |what| Err(self.refuse(what)))
+    }
+
+    /// Logs that a request is refused, and returns the refusal.
+    fn refuse(&self, what: &str) -> Refusal {
+        self.admin.refused.note(self.peer, what);
+        Refusal(StatusCode::UNAUTHORIZED, what.to_owned())
+    }
 }
 
-/// Adds the header that tells caches not to store the response.
-fn for_now(mut response: Response<tap::Answer>) -> Response<tap::Answer> {
-    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    response
+/// Returns the page that `make` returns. `make` may take milliseconds, or read the disk. If `make`
+/// panics, the response is 500 with the text `failed`.
+async fn made(make: impl FnOnce() -> Page + Send + 'static, failed: &str) -> Page {
+    let made = tokio::task::spawn_blocking(make).await;
+    made.unwrap_or_else(|_| text(StatusCode::INTERNAL_SERVER_ERROR, failed.to_owned()))
 }
 
-/// Adds the header that makes browsers trust the Content-Type of a response.
-fn believed(mut response: Response<tap::Answer>) -> Response<tap::Answer> {
-    let nosniff = HeaderValue::from_static("nosniff");
-    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, nosniff);
-    response
+fn no_page(what: &str) -> Page {
+    text(StatusCode::NOT_FOUND, what.to_owned())
 }
 
-fn json(body: String) -> Response<Full<Bytes>> {
+fn json(body: String) -> Page {
     let mut response = text(StatusCode::OK, body);
     let kind = HeaderValue::from_static("application/json");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
     response
 }
 
-fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
+fn text(status: StatusCode, body: String) -> Page {
     let mut response = Response::new(Full::from(body));
     *response.status_mut() = status;
     let kind = HeaderValue::from_static("text/plain; charset=utf-8");

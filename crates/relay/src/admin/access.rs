@@ -24,10 +24,6 @@ const REFUSED_LOG: Duration = Duration::from_secs(10);
 /// The callers that get a page. A token that the config does not require is not needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Audience {
-    /// Everybody, at the probe address too.
-    Probes,
-    /// Everybody. The page names no user, or asks for a token itself.
-    Everybody,
     /// Everybody who has the token for metrics, or the token of the readers.
     Scrapers,
     /// Everybody who has the token of the readers: the page may name a user.
@@ -158,7 +154,6 @@ impl Access {
             readers @ Lock::Token(_) => readers.opens_to(given),
         };
         let (is_open, lock, key) = match audience {
-            Audience::Probes | Audience::Everybody => return None,
             Audience::Scrapers => (
                 self.scrapers.opens_to(given) || is_reader(),
                 &self.scrapers,

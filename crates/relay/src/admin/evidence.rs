@@ -13,7 +13,7 @@ use evidence_log::reader::{Directory, Files as _};
 use evidence_log::tlog::note::NOTE_BYTES_MAX;
 use evidence_log::tlog::tile::{CHECKPOINT, Tile};
 
-const PREFIX: &str = "/evidence/";
+pub(super) const PREFIX: &str = "/evidence/";
 
 /// Returns the response for a file of the log in the directory `log`, which is `None` without
 /// evidence. `path` is the URL's path, which begins with [`PREFIX`]. Blocks the thread.

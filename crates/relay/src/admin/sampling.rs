@@ -9,8 +9,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::history::{OutputSample, STEP, Sample};
-use super::route::Responding;
-use super::{Admin, Output, json, route};
+use super::{Admin, Output, Page, json, made};
 use telemetry::Rejection;
 
 impl Admin {
@@ -91,24 +90,25 @@ impl Admin {
         }
     }
 
-    pub(super) fn history_response(self: &Arc<Self>) -> Responding {
+    pub(super) async fn history_page(self: &Arc<Self>) -> Page {
         let admin = Arc::clone(self);
         written(move || {
             let started = telemetry::started();
             admin.history.json(Instant::now(), telemetry::now(), &admin.host, started)
         })
+        .await
     }
 
-    pub(super) fn volume_response(&self) -> Responding {
+    pub(super) async fn volume_page(&self) -> Page {
         let volume = Arc::clone(self.telemetry.volume());
-        written(move || format!("{:#}\n", serde_json::json!(volume.report())))
+        written(move || format!("{:#}\n", serde_json::json!(volume.report()))).await
     }
 }
 
-/// Responds with the JSON that `write` returns. `write` takes a millisecond or more.
-fn written(write: impl FnOnce() -> String + Send + 'static) -> Responding {
+/// Returns a page of the JSON that `write` returns. `write` takes a millisecond or more.
+async fn written(write: impl FnOnce() -> String + Send + 'static) -> Page {
     let failed = "the answer can't be written, and the relay's log says why\n";
-    route::made(move || json(write()), failed)
+    made(move || json(write()), failed).await
 }
 
 #[cfg(test)]
@@ -138,7 +138,7 @@ mod tests {
 
     async fn history(admin: &Arc<Admin>) -> Value {
         use http_body_util::BodyExt as _;
-        let body = admin.history_response().await.unwrap().into_body().collect().await.unwrap();
+        let body = admin.history_page().await.into_body().collect().await.unwrap();
         serde_json::from_slice(&body.to_bytes()).unwrap()
     }
 

@@ -182,28 +182,20 @@ impl Door {
         request: &Request<Incoming>,
         names: &[String],
         caller: &Caller,
-    ) -> Response<Answer> {
-        let opened = self.admitted(request, caller).and_then(|revoked| {
-            let wish = Wish::of(request.uri().query().unwrap_or_default());
-            let wish = wish.map_err(|what| Refusal(StatusCode::BAD_REQUEST, what))?;
-            if let Some(name) = wish.output.as_ref().filter(|name| !names.contains(name)) {
-                let what = format!(
-                    "no output {}, there are: {}",
-                    escape::field(name, ""),
-                    names.join(", ")
-                );
-                return Err(Refusal(StatusCode::BAD_REQUEST, what));
-            }
-            let Some(tap) = self.taps.open(wish.output.clone()) else {
-                let what = format!("{TAPS_MAX} taps are open, which is the most: try again later");
-                return Err(Refusal(StatusCode::SERVICE_UNAVAILABLE, what));
-            };
-            Ok((wish, tap, revoked))
-        });
-        match opened {
-            Ok((wish, tap, revoked)) => self.begin(wish, tap, revoked, caller),
-            Err(refusal) => refusal.response().map(Either::Left),
+    ) -> Result<Response<Answer>, Refusal> {
+        let revoked = self.admitted(request, caller)?;
+        let wish = Wish::of(request.uri().query().unwrap_or_default());
+        let wish = wish.map_err(|what| Refusal(StatusCode::BAD_REQUEST, what))?;
+        if let Some(name) = wish.output.as_ref().filter(|name| !names.contains(name)) {
+            let (name, names) = (escape::field(name, ""), names.join(", "));
+            let what = format!("no output {name}, there are: {names}");
+            return Err(Refusal(StatusCode::BAD_REQUEST, what));
         }
+        let Some(tap) = self.taps.open(wish.output.clone()) else {
+            let what = format!("{TAPS_MAX} taps are open, which is the most: try again later");
+            return Err(Refusal(StatusCode::SERVICE_UNAVAILABLE, what));
+        };
+        Ok(self.begin(wish, tap, revoked, caller))
     }
 
     /// Checks the right to open a tap. Returns a token that is cancelled when this right ends.
@@ -226,8 +218,7 @@ impl Door {
             Some(None) if given.is_some() => "the bearer token is wrong",
             Some(None) => "a bearer token is required, that of admin.tap_token_file",
         };
-        caller.admin.refused.note(caller.peer, what);
-        Err(Refusal(StatusCode::UNAUTHORIZED, what.to_owned()))
+        Err(caller.refuse(what))
     }
 
     /// Starts the task of a tap, and returns the response whose lines the task writes.
