@@ -30,8 +30,6 @@ pub use address::{Endpoint, ResolvedAddress};
 pub use attempt::{Attempt, Probed};
 pub use circuit::UNANSWERED_MAX;
 pub use figures::Figures;
-pub use figures::FiguresShown;
-pub use set::AddressState;
 pub use set::Endpoints;
 pub use watch::Watch;
 

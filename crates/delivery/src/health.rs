@@ -7,11 +7,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::aside::{Aside, Kept};
-use super::endpoints::{AddressState, Endpoints};
+use super::endpoints::Endpoints;
 use super::failure::Failure;
 use base::lock::lock;
 use base::position::Position;
-use telemetry::{AttemptError, Cause, Loss, LostAs, OutputMetrics};
+use telemetry::{AttemptError, Cause, Loss, LostAs, OutputMetrics, status};
 
 /// The time between two log lines while an output stays down for the same reason.
 const REMIND: Duration = Duration::from_secs(60);
@@ -78,33 +78,9 @@ pub struct Snapshot {
     /// `true` if events may be lost while the output is down, for their age or from a full queue.
     pub may_lose: bool,
     /// The events that are set aside; `None` if all of them are given up, or if there are none.
-    pub aside: Option<AsideEvents>,
-}
-
-/// The events that an output has set aside.
-#[derive(Debug, Clone)]
-pub struct AsideEvents {
-    /// The number of the events.
-    pub events: u64,
-    /// The position of the first event that is at fault, or of the first event.
-    pub position: Position,
-    /// The `auditID` of that event, shortened; empty if it is not known.
-    pub audit_id: Arc<str>,
-    /// The size of that event.
-    pub bytes: u64,
-    /// The moment when that event was set aside, or the start of the relay or of the drain if that
-    /// is later.
-    pub since: Instant,
-    /// The number of tries of that event while the consumer worked.
-    pub tries: u32,
-    /// The last answer to that event, or how the connection ended, with the consumer's address.
-    pub error: Arc<str>,
-    /// `true` if at least one of the events is turned down in another way than by a refusal. It
-    /// counts as refused only after the time `rejected.after_server_errors`.
-    pub server_errors: bool,
-    /// The number of such events, among the first 1,000, that were turned down so often that they,
-    /// and not the consumer, are at fault.
-    pub at_fault: u64,
+    /// `seconds` is 0 here. It is counted from the moment at which the event that is shown was set
+    /// aside, or from the start of the relay or of the drain if that is later.
+    pub aside: Option<(status::Aside, Instant)>,
 }
 
 impl Snapshot {
@@ -140,7 +116,7 @@ impl Status {
     }
 
     /// Returns the state of each address, in the order of the config.
-    pub fn addresses(&self) -> Vec<AddressState> {
+    pub fn addresses(&self) -> Vec<status::Address> {
         self.endpoints.as_ref().map(|it| it.states()).unwrap_or_default()
     }
 }
@@ -176,16 +152,20 @@ impl Health {
         let is_at_fault = |kept: &Kept| kept.retrial.is_at_fault();
         let shown = || aside.waiting().take(SHOWN_MAX);
         let first = shown().find(|(_, kept)| is_at_fault(kept)).or_else(|| shown().next());
-        let shown = first.map(|(position, kept)| AsideEvents {
-            events: aside.count() as u64,
-            position,
-            audit_id: Arc::clone(&kept.audit_id),
-            bytes: kept.event.bytes,
-            since: kept.retrial.since,
-            tries: kept.retrial.tries,
-            error: Arc::clone(&kept.answer),
-            server_errors: shown().any(|(_, kept)| kept.fails()),
-            at_fault: shown().filter(|(_, kept)| kept.fails() && is_at_fault(kept)).count() as u64,
+        let shown = first.map(|(position, kept)| {
+            let at_fault = shown().filter(|(_, kept)| kept.fails() && is_at_fault(kept)).count();
+            let shown = status::Aside {
+                events: aside.count() as u64,
+                position: position.get(),
+                audit_id: kept.audit_id.to_string(),
+                bytes: kept.event.bytes,
+                seconds: 0.0,
+                tries: kept.retrial.tries,
+                error: kept.answer.to_string(),
+                server_errors: shown().any(|(_, kept)| kept.fails()),
+                at_fault: at_fault as u64,
+            };
+            (shown, kept.retrial.since)
         });
         lock(&self.status.state).aside = shown;
         let told = told.and_then(|told| aside.waiting().find(|(position, _)| *position == told));

@@ -51,8 +51,7 @@ mod turns;
 
 pub use checkpoints::Published;
 pub use dead_letter::{DeadLetters, FORMAT as DEAD_LETTER_FORMAT};
-pub use endpoints::{AddressState, FiguresShown};
 pub use files::Files;
-pub use health::{AsideEvents, Snapshot, Status};
+pub use health::{Snapshot, Status};
 pub use orders::{HandOver, Orders};
 pub use prepared::{Prepared, Running};

@@ -284,7 +284,7 @@ impl Admin {
         let shown = self.shown.load();
         for output in &shown.outputs {
             let addresses = output.status.addresses();
-            self.telemetry.output_addresses(&output.name, addresses.iter().map(|it| it.state));
+            self.telemetry.output_addresses(&output.name, addresses.iter().map(|it| &*it.state));
         }
         // Before its first attempt, an output is neither up nor down.
         let was_tried = |name: &str| {

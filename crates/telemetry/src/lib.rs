@@ -52,7 +52,7 @@ pub use declare::PREFIX;
 pub use labels::{AttemptError, EvidenceError, RefusedConnection, Rejection, TlsFailure};
 pub use log::{change_log, dropped_lines, end_log, start_log};
 pub use memory::limit as memory_limit;
-pub use reading::{Certificate, Outcome};
+pub use reading::Outcome;
 pub use recent::{Quantiles, RecentTimes};
 pub use refusals::{LastRejected, LastTlsFailure, Refusals};
 pub use registry::{Counter, Gauge};

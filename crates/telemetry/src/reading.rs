@@ -8,19 +8,7 @@ use super::Telemetry;
 use super::catalog::{CertificateMetrics, ListenerMetrics, LostMetrics, WitnessMetrics};
 use super::registry::Labels;
 use super::reports::QUEUE;
-
-/// A certificate that the relay uses or has seen, and the time at which its validity ends.
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Certificate {
-    /// The end of the certificate's validity (notAfter), in seconds since 1970.
-    pub not_after: i64,
-    /// `listener` or `output`: the part of the relay on whose connections the certificate is used.
-    pub place: &'static str,
-    /// The listener's label, `admin` for the admin address, or the output's name.
-    pub name: String,
-    /// The side of the connection that presented the certificate: `server` or `client`.
-    pub role: String,
-}
+use crate::status::Certificate;
 
 /// The numbers of events of one output since the start, by their result. The entry with the name
 /// `queue` counts the events that no output can get.
@@ -105,11 +93,12 @@ impl Telemetry {
         let certificate = |(labels, bits): (Labels, u64)| {
             let [(place, name), (_, role)] = labels.try_into().ok()?;
             #[allow(clippy::cast_possible_truncation, reason = "seconds since 1970")]
-            Some(Certificate { not_after: f64::from_bits(bits) as i64, place, name, role })
+            let not_after_seconds = f64::from_bits(bits) as i64;
+            Some(Certificate { place: place.to_owned(), name, role, not_after_seconds })
         };
         let series = self.registry.series(CertificateMetrics::not_after);
         let mut found: Vec<_> = series.into_iter().filter_map(certificate).collect();
-        found.sort();
+        found.sort_by_key(|it| it.not_after_seconds);
         found
     }
 }

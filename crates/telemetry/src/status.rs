@@ -1,4 +1,4 @@
-//! The JSON that `/status` and `/status/history` answer, as types. The relay writes and judges its
+//! The JSON that `/status` answers, as types. The relay writes and judges its
 //! own state by these types, and `top` and `doctor` read another relay's state into them.
 //!
 //! A field that is missing gets its default, so that the answers of an older relay can be read too.
@@ -551,7 +551,7 @@ pub struct Address {
 }
 
 /// A certificate.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Certificate {
     /// `listener` or `output`.
@@ -640,31 +640,4 @@ pub struct Witness {
     /// The age of its last cosignature, by the witness's clock, in seconds; `None` if there was
     /// none since the start.
     pub last_seconds_ago: Option<f64>,
-}
-
-/// The last hour of a relay: the answer of `/status/history`. Each list has one element for each
-/// time in `time_seconds`; `None` stands where nothing is known.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default)]
-pub struct History {
-    /// The time between two elements, in seconds.
-    pub interval_seconds: f64,
-    /// The times, in seconds since 1970, in ascending order.
-    pub time_seconds: Vec<f64>,
-    /// Events accepted per second.
-    pub accepted_events_per_second: Vec<Option<f64>>,
-    /// Events lost per second.
-    pub lost_events_per_second: Vec<Option<f64>>,
-    /// Bytes in the queue.
-    pub queue_bytes: Vec<Option<f64>>,
-    /// The history of each output, by its name.
-    pub outputs: BTreeMap<String, OutputHistory>,
-}
-
-/// The last hour of one output.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default)]
-pub struct OutputHistory {
-    /// Events acknowledged per second.
-    pub delivered_events_per_second: Vec<Option<f64>>,
 }

@@ -3,6 +3,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tokio::time::Instant;
 
 use super::declare::{Kind, Metric, PREFIX};
+use super::status::Certificate;
 use super::*;
 use audit::LevelCounts;
 use transform::volume::Seen;
@@ -336,11 +337,11 @@ fn a_reading_says_what_is_rendered() {
     let ReloadMetrics { count, last } = telemetry.reloads();
     assert_eq!((count.error.get(), count.success.get()), (1, 0));
     assert!(last.error.time().is_some() && last.success.time().is_none());
-    let certificate = |place: &'static str, name: &str, role: &str, not_after| Certificate {
-        place,
+    let certificate = |place: &str, name: &str, role: &str, not_after_seconds| Certificate {
+        place: place.into(),
         name: name.into(),
         role: role.into(),
-        not_after,
+        not_after_seconds,
     };
     let certificates = [
         certificate("listener", "[::]:3000", "client", 1_000_000_000),

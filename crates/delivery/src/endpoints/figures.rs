@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::failure::Failure;
 use base::lock::lock;
-use telemetry::{AttemptError, Quantiles, RecentTimes};
+use telemetry::{AttemptError, RecentTimes, status};
 
 /// The maximum length of an error's text, which may quote a consumer.
 const ERROR_CHARS_MAX: usize = 1000;
@@ -28,21 +28,6 @@ struct Counted {
     errors: Vec<(AttemptError, u64)>,
     times: RecentTimes,
     last_error: Option<(String, Instant)>,
-}
-
-/// The figures of one address at one moment.
-#[derive(Debug, Clone, PartialEq)]
-pub struct FiguresShown {
-    /// The number of ended requests or writes of a connection, failed connections included.
-    pub requests: u64,
-    /// The number of bytes that were sent to the address, repetitions included.
-    pub sent_bytes: u64,
-    /// The number of errors by reason, without zeros.
-    pub errors: Vec<(AttemptError, u64)>,
-    /// Quantiles of the times from sending to the acknowledgement; `None` if none is recent.
-    pub times: Option<Quantiles>,
-    /// The text of the last error, and the time since then; `None` if there was none.
-    pub last_error: Option<(String, Duration)>,
 }
 
 impl Default for Figures {
@@ -84,17 +69,22 @@ impl Figures {
         }
     }
 
-    /// Returns the figures of this moment, for `/status`.
-    pub fn show(&self) -> FiguresShown {
+    /// Returns the figures of this moment. The fields that name the address and its state are
+    /// empty.
+    pub fn show(&self) -> status::Address {
         let now = Instant::now();
         let counted = lock(&self.counted);
-        let last_error = counted.last_error.as_ref();
-        FiguresShown {
-            requests: counted.requests,
-            sent_bytes: self.sent_bytes.load(Ordering::Relaxed),
-            errors: counted.errors.clone(),
-            times: counted.times.quantiles(now),
-            last_error: last_error.map(|(text, at)| (text.clone(), now.duration_since(*at))),
+        let (times, last_error) = (counted.times.quantiles(now), counted.last_error.as_ref());
+        let error = |(reason, count): &(AttemptError, u64)| (reason.name().to_owned(), *count);
+        status::Address {
+            requests: Some(counted.requests),
+            sent_bytes: Some(self.sent_bytes.load(Ordering::Relaxed)),
+            errors: counted.errors.iter().map(error).collect(),
+            latency_p50_seconds: times.map(|times| times.p50),
+            latency_p99_seconds: times.map(|times| times.p99),
+            last_error: last_error.map(|(text, _)| text.clone()),
+            last_error_seconds_ago: last_error.map(|(_, at)| now.duration_since(*at).as_secs_f64()),
+            ..status::Address::default()
         }
     }
 }
@@ -115,18 +105,19 @@ mod tests {
         tokio::time::advance(Duration::from_secs(7)).await;
         let long = "é".repeat(100_000);
         figures.ended(None, Some(&Failure::new(AttemptError::Status5xx, long)));
-        assert_eq!(figures.show().last_error.unwrap().0.chars().count(), ERROR_CHARS_MAX);
+        assert_eq!(figures.show().last_error.unwrap().chars().count(), ERROR_CHARS_MAX);
         // A response that takes some events and refuses others is one request, and has a time and
         // an error.
         let failure = Failure::new(AttemptError::Item, "one is refused");
         figures.ended(Some(Duration::from_millis(50)), Some(&failure));
         tokio::time::advance(Duration::from_secs(2)).await;
         let shown = figures.show();
-        assert_eq!((shown.requests, shown.sent_bytes), (6, 701));
-        assert_eq!(shown.errors, [(AttemptError::Status5xx, 2), (AttemptError::Item, 1)]);
-        let error = shown.last_error.unwrap();
-        assert_eq!(error, ("one is refused".to_owned(), Duration::from_secs(2)));
-        let Quantiles { p50, p99 } = shown.times.unwrap();
+        assert_eq!((shown.requests, shown.sent_bytes), (Some(6), Some(701)));
+        let errors = [(AttemptError::Status5xx, 2), (AttemptError::Item, 1)];
+        assert_eq!(shown.errors, errors.map(|(it, count)| (it.name().to_owned(), count)).into());
+        assert_eq!(shown.last_error.as_deref(), Some("one is refused"));
+        assert_eq!(shown.last_error_seconds_ago, Some(2.0));
+        let (p50, p99) = (shown.latency_p50_seconds.unwrap(), shown.latency_p99_seconds.unwrap());
         assert!((0.046..0.054).contains(&p50) && p50 == p99, "{p50} {p99}");
     }
 }

@@ -12,13 +12,12 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::address::{Endpoint, ResolvedAddress};
-use super::figures::FiguresShown;
 use super::table::AddressTable;
 use crate::failure::Failure;
 use base::lock::lock;
 use client::net;
 use config::{HostPort, Strategy, Timeouts};
-use telemetry::AttemptError;
+use telemetry::{AttemptError, status};
 
 /// A name is not looked up again within this time after the resolver's last answer. Otherwise the
 /// parallel connections of an `http` output would all look up a name at the same moment.
@@ -61,23 +60,6 @@ pub struct Endpoints {
     /// Grows with each change that may be a reason to end a connection.
     version: AtomicU64,
     changed: Notify,
-}
-
-/// The state of one address of an output, as `/status` shows it.
-#[derive(Debug, Clone)]
-pub struct AddressState {
-    /// The endpoint's index in the config. Two URLs may have the same host and port.
-    pub endpoint: usize,
-    /// The configured host and port, and the IP address if the host is a resolved name.
-    pub address: String,
-    /// `unknown` (not tried), `up`, `down`, or `back, on trial` (tested by one delivery at a time).
-    pub state: &'static str,
-    /// The time for which the address has had this state.
-    pub state_for: Duration,
-    /// `true` if the last delivery or connection that succeeded used this address.
-    pub used: bool,
-    /// The figures since the output has had this address.
-    pub figures: FiguresShown,
 }
 
 fn unresolved(name: &HostPort, what: impl fmt::Display) -> Failure {
@@ -193,7 +175,7 @@ impl Endpoints {
     }
 
     /// Returns the state of each address for `/status`, in the order of the config.
-    pub fn states(&self) -> Vec<AddressState> {
+    pub fn states(&self) -> Vec<status::Address> {
         let now = Instant::now();
         let table = self.lock();
         let entries = table.resolved().map(|(address, entry)| {
@@ -202,13 +184,13 @@ impl Endpoints {
         });
         let entries: Vec<_> = entries.collect();
         drop(table);
-        let states = entries.into_iter().map(|(address, state, state_for, used)| AddressState {
-            endpoint: address.endpoint,
+        let states = entries.into_iter().map(|(address, state, state_for, used)| status::Address {
+            endpoint: address.endpoint as u64,
             address: address.to_string(),
-            state,
-            state_for,
+            state: state.to_owned(),
+            state_seconds: Some(state_for.as_secs_f64()),
             used,
-            figures: address.figures.show(),
+            ..address.figures.show()
         });
         states.collect()
     }

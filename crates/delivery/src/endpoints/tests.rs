@@ -19,7 +19,7 @@ use super::table::LOOK_UP;
 use super::*;
 use crate::failure::Failure;
 use config::{HostPort, Strategy, Timeouts};
-use telemetry::AttemptError;
+use telemetry::{AttemptError, status};
 use testing::{Failing, seeds};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -417,7 +417,7 @@ async fn a_name_stands_for_all_its_addresses_and_is_looked_up_at_each_dial() {
         ("logs:514 (10.0.0.2)", "up"),
         ("10.0.0.9:514", "unknown"),
     ];
-    assert_eq!(shown, expected.map(|(address, state)| (address.to_owned(), state)));
+    assert_eq!(shown, expected.map(|(address, state)| (address.to_owned(), state.to_owned())));
     // The resolver gives another answer, in another order, and the address in use stays.
     bench.world.name("logs", Some(&[3, 2]));
     pass(SECOND * 2).await;
@@ -537,14 +537,13 @@ async fn an_address_that_takes_connections_and_never_answers_costs_little_in_a_d
     assert!(delivered > 24 * 3600 * 8 / 10, "{delivered}");
 }
 
-/// The state of an address, the seconds since the state began, the attempts, and the errors.
-type Row = (&'static str, u64, u64, Vec<(AttemptError, u64)>);
-
-fn shown(bench: &Bench) -> Vec<Row> {
-    let of = |it: AddressState| {
-        (it.state, it.state_for.as_secs(), it.figures.requests, it.figures.errors)
+/// The state of each address, the whole seconds since it began, the attempts, and the errors.
+fn shown(bench: &Bench) -> Vec<String> {
+    let of = |it: &status::Address| {
+        let (seconds, requests) = (it.state_seconds.unwrap().floor(), it.requests.unwrap());
+        format!("{} for {seconds} s, {requests} attempts, {:?}", it.state, it.errors)
     };
-    bench.set.states().into_iter().map(of).collect()
+    bench.set.states().iter().map(of).collect()
 }
 
 #[tokio::test(start_paused = true)]
@@ -558,25 +557,25 @@ async fn each_address_counts_its_own_attempts_and_tells_since_when_it_has_its_st
     bench.world.set(1, Mood::Away);
     assert_eq!(bench.deliver().await.0, 1);
     pass(SECOND * 3).await;
-    let refused = vec![(AttemptError::Connect, 1)];
-    let untouched = ("unknown", 8, 0, Vec::new());
-    let wanted = [("down", 3, 2, refused.clone()), untouched.clone(), untouched];
+    let untouched = "unknown for 8 s, 0 attempts, {}";
+    let wanted = [r#"down for 3 s, 2 attempts, {"connect": 1}"#, untouched, untouched];
     assert_eq!(shown(&bench), wanted);
     let states = bench.set.states();
     assert_eq!(states.iter().map(|it| it.endpoint).collect::<Vec<_>>(), [0, 1, 2]);
-    let figures = &states[0].figures;
-    assert_eq!(figures.sent_bytes, 700);
-    assert!(figures.times.is_some_and(|times| (0.23..0.27).contains(&times.p50)));
-    let error = ("simulated".to_owned(), SECOND * 3);
-    assert_eq!(figures.last_error, Some(error));
+    let first = &states[0];
+    assert_eq!(first.sent_bytes, Some(700));
+    assert!(first.latency_p50_seconds.is_some_and(|p50| (0.23..0.27).contains(&p50)));
+    assert_eq!(first.last_error.as_deref(), Some("simulated"));
+    assert_eq!(first.last_error_seconds_ago, Some(3.0));
     // Further failures and probes do not restart the time of the state; another state does.
     bench.world.set(1, Mood::Good);
     pass(SECOND * 4).await;
-    assert_eq!(shown(&bench)[0], ("down", 7, 2, refused.clone()));
+    assert_eq!(shown(&bench)[0], r#"down for 7 s, 2 attempts, {"connect": 1}"#);
     pass(HOLD_MIN).await;
-    let (state, since, requests, errors) = shown(&bench).swap_remove(0);
-    assert!(state == "back, on trial" && since < 10, "{state} for {since} s");
-    assert_eq!((requests, errors), (2, refused));
+    assert!(bench.set.states()[0].state_seconds.unwrap() < 10.0);
+    let first = &shown(&bench)[0];
+    assert!(first.starts_with("back, on trial for "), "{first}");
+    assert!(first.ends_with(r#", 2 attempts, {"connect": 1}"#), "{first}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -585,19 +584,19 @@ async fn what_is_counted_of_a_name_goes_to_its_first_address_and_leaves_with_the
     for _ in 0..3 {
         bench.deliver().await.1.ok();
     }
-    let unresolved = vec![(AttemptError::Resolve, 3)];
-    assert_eq!(shown(&bench), [("down", 0, 3, unresolved.clone())]);
+    assert_eq!(shown(&bench), [r#"down for 0 s, 3 attempts, {"resolve": 3}"#]);
     bench.world.name("logs", Some(&[1, 2]));
     bench.deliver().await.1.ok();
     let rows = shown(&bench);
-    assert_eq!((rows.len(), &rows[0].3, &rows[1].3), (2, &unresolved, &Vec::new()));
+    assert!(rows.len() == 2 && rows[0].ends_with(r#"{"resolve": 3}"#), "{rows:?}");
+    assert!(rows[1].ends_with("{}"), "{rows:?}");
     for turn in 1..200_u8 {
         bench.world.name("logs", Some(&[turn, turn + 1]));
         pass(LOOK_UP * 2).await;
         bench.deliver().await.1.ok();
         assert_eq!(shown(&bench).len(), 2, "addresses that vanished have left");
     }
-    assert!(shown(&bench).iter().all(|row| row.3.is_empty()), "{:?}", shown(&bench));
+    assert!(shown(&bench).iter().all(|row| row.ends_with("{}")), "{:?}", shown(&bench));
 }
 
 /// Returns a bench with this many consumers: behind one name, or with an address each.

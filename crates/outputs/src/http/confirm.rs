@@ -214,7 +214,10 @@ mod tests {
         assert_eq!(doubts.open.load(Ordering::Relaxed), 0);
         // The address has five attempts; one was acknowledged.
         let shown = figures.show();
-        assert_eq!((shown.requests, shown.errors), (5, vec![(AttemptError::Acknowledgement, 4)]));
-        assert!(shown.times.is_some());
+        assert_eq!(
+            (shown.requests, shown.errors),
+            (Some(5), [("acknowledgement".to_owned(), 4)].into())
+        );
+        assert!(shown.latency_p50_seconds.is_some());
     }
 }

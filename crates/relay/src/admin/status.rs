@@ -13,12 +13,11 @@ use audit::time::rfc3339;
 use base::lock::lock;
 use base::release;
 use config::Restrict;
-use delivery::{AddressState, AsideEvents};
 use process::restrict;
 use queue::{Backlog, Queue};
 use telemetry::status::thresholds::held;
 use telemetry::status::{self, Status, verdict};
-use telemetry::{Certificate, Counter, Gauge, LastRejected, Quantiles, ReloadMetrics};
+use telemetry::{Counter, Gauge, LastRejected, Quantiles, ReloadMetrics};
 use transform::volume::apiservers::Apiserver;
 
 impl Admin {
@@ -211,14 +210,8 @@ impl Admin {
 
     /// Returns the certificates, without those of outputs and listeners that a reload has removed.
     fn certificates(&self) -> Vec<status::Certificate> {
-        let is_here = |it: &Certificate| self.has(it.place, &it.name);
-        let certificate = |it: Certificate| status::Certificate {
-            place: it.place.to_owned(),
-            name: it.name,
-            role: it.role,
-            not_after_seconds: it.not_after,
-        };
-        self.telemetry.certificates().into_iter().filter(is_here).map(certificate).collect()
+        let is_here = |it: &status::Certificate| self.has(&it.place, &it.name);
+        self.telemetry.certificates().into_iter().filter(is_here).collect()
     }
 
     /// Returns each required output that is not paused, with the number of events that wait or are
@@ -277,8 +270,11 @@ impl Admin {
             },
             counts: self.counts(name),
             all_dropped_seconds: seconds(self.history.all_dropped(name)),
-            aside: snapshot.aside.as_ref().map(aside),
-            addresses: output.status.addresses().into_iter().map(address).collect(),
+            aside: snapshot.aside.map(|(aside, since)| status::Aside {
+                seconds: since.elapsed().as_secs_f64(),
+                ..aside
+            }),
+            addresses: output.status.addresses(),
             trouble: None,
         }
     }
@@ -368,41 +364,6 @@ fn rejected(last: &LastRejected) -> status::Rejected {
         code: last.code,
         message: last.message.clone(),
         seconds_ago: last.at.elapsed().as_secs_f64(),
-    }
-}
-
-fn aside(aside: &AsideEvents) -> status::Aside {
-    status::Aside {
-        events: aside.events,
-        position: aside.position.get(),
-        seconds: aside.since.elapsed().as_secs_f64(),
-        tries: aside.tries,
-        error: aside.error.to_string(),
-        server_errors: aside.server_errors,
-        at_fault: aside.at_fault,
-        audit_id: aside.audit_id.to_string(),
-        bytes: aside.bytes,
-    }
-}
-
-fn address(address: AddressState) -> status::Address {
-    let figures = address.figures;
-    let [p50, p99] = quantiles(figures.times);
-    let errors = figures.errors.iter().map(|(reason, count)| (reason.name(), *count));
-    let (last_error, ago) = figures.last_error.unzip();
-    status::Address {
-        endpoint: address.endpoint as u64,
-        address: address.address,
-        state: address.state.to_owned(),
-        state_seconds: Some(address.state_for.as_secs_f64()),
-        used: address.used,
-        requests: Some(figures.requests),
-        sent_bytes: Some(figures.sent_bytes),
-        errors: counted_if_any(errors.collect()),
-        latency_p50_seconds: p50,
-        latency_p99_seconds: p99,
-        last_error,
-        last_error_seconds_ago: seconds(ago),
     }
 }
 

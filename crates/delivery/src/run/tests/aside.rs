@@ -112,8 +112,8 @@ async fn an_event_that_is_answered_with_5xx_for_ever_stops_no_other() {
             tokio::time::sleep(Duration::from_secs(20)).await;
             let seen: BTreeSet<_> = bench.seen().into_iter().collect();
             assert_eq!(seen.len(), 119, "the others, {window} at a time, bad {bad}");
-            let aside = bench.status.snapshot().aside.expect("it waits");
-            assert_eq!((aside.events, aside.position.get()), (1, bad as u64));
+            let (aside, _) = bench.status.snapshot().aside.expect("it waits");
+            assert_eq!((aside.events, aside.position), (1, bad as u64));
             assert!(aside.server_errors && aside.error.contains("scripted"), "{aside:?}");
             assert_eq!((bench.aside(), bench.backlog()), (1, 0));
             assert!(bench.status.snapshot().up);
@@ -284,7 +284,7 @@ async fn an_item_that_is_answered_with_5xx_for_ever_stops_no_other() {
     }
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!((bench.delivered(), bench.lost()), (80, 0));
-    assert_eq!(bench.status.snapshot().aside.expect("they wait").events, 40);
+    assert_eq!(bench.status.snapshot().aside.expect("they wait").0.events, 40);
     tokio::time::sleep(HOUR + Duration::from_secs(60)).await;
     assert_eq!((bench.delivered(), bench.lost()), (80, 40));
     bench.finish().await;
@@ -502,10 +502,10 @@ async fn the_oldest_event_makes_room_for_one_more() {
         tokio::time::sleep(Duration::from_secs(5)).await;
         assert_eq!(bench.lost(), (number + 1).saturating_sub(EVENTS_MAX) as u64);
     }
-    let aside = bench.status.snapshot().aside.expect("they wait");
+    let (aside, _) = bench.status.snapshot().aside.expect("they wait");
     assert_eq!(aside.events, EVENTS_MAX as u64);
     assert_eq!((bench.delivered(), bench.lost()), (150, 100));
-    assert_eq!(aside.position.get(), 4 * EVENTS_MAX as u64, "the newest are kept");
+    assert_eq!(aside.position, 4 * EVENTS_MAX as u64, "the newest are kept");
     tokio::time::sleep(2 * HOUR).await;
     bench.drained().await;
     assert_eq!((bench.delivered(), bench.lost()), (150, 150));
