@@ -6,7 +6,6 @@
 //! their claims. If the disk refuses writes or hangs, events are counted as lost without a letter.
 //! A delivery waits for a letter for ten seconds at most.
 
-use std::convert::Infallible;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -16,6 +15,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
 
 use audit::time::rfc3339;
 use base::lock::lock;
@@ -61,6 +61,8 @@ const SILENT: &str = "the disk of the dead letters does not answer";
 pub struct DeadLetters {
     dropped: DroppedLetters,
     state: Arc<Mutex<WriterState>>,
+    /// Tracks the writing threads that may still run.
+    threads: TaskTracker,
 }
 
 #[derive(Default)]
@@ -68,8 +70,6 @@ struct WriterState {
     /// `None` if dead letters are not kept.
     target: Option<LetterDirectory>,
     writer: Option<Writer>,
-    /// One channel for each writing thread that may still run; the end of the thread closes it.
-    threads: Vec<oneshot::Receiver<Infallible>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -162,7 +162,8 @@ impl Writing {
 impl DeadLetters {
     /// Makes a value without a directory: no letters are kept before [`DeadLetters::reconfigure`].
     pub fn new(telemetry: &Telemetry) -> Self {
-        Self { dropped: telemetry.dead_letters_dropped(), state: Arc::default() }
+        let dropped = telemetry.dead_letters_dropped();
+        Self { dropped, state: Arc::default(), threads: TaskTracker::new() }
     }
 
     /// Sets the directory. Letters that were handed over earlier go to the previous one.
@@ -188,17 +189,9 @@ impl DeadLetters {
     /// Waits until all dead letters are written, for at most two seconds. The caller must first end
     /// the deliveries, because letters that are handed over later are not kept.
     pub async fn close(&self) {
-        let threads = {
-            let mut state = self.lock();
-            (state.target, state.writer) = (None, None);
-            std::mem::take(&mut state.threads)
-        };
-        let ended = async {
-            for thread in threads {
-                thread.await.ok();
-            }
-        };
-        if tokio::time::timeout(CLOSING, ended).await.is_err() {
+        *self.lock() = WriterState::default();
+        self.threads.close();
+        if tokio::time::timeout(CLOSING, self.threads.wait()).await.is_err() {
             tracing::error!(
                 "the disk of the dead letters does not respond at the end of the relay: the last \
                  dead letters may be lost"
@@ -214,18 +207,14 @@ impl DeadLetters {
         let Some(LetterDirectory { directory, max_bytes }) = &state.target else { return Ok(()) };
         let files = LetterFiles::new(directory, *max_bytes, self.dropped.clone());
         let (jobs, queue) = mpsc::channel(JOBS_MAX);
-        let (living, ended) = oneshot::channel();
+        let living = self.threads.token();
         let busy = Arc::<BusySince>::default();
         let (at_work, directory) = (Arc::clone(&busy), directory.clone());
         let started =
             std::thread::Builder::new().name("dead-letters".to_owned()).spawn(move || {
-                let _living: oneshot::Sender<Infallible> = living;
+                let _living = living;
                 write_all(files, &directory, queue, &at_work);
             });
-        state.threads.retain_mut(|thread| {
-            matches!(thread.try_recv(), Err(oneshot::error::TryRecvError::Empty))
-        });
-        state.threads.push(ended);
         started.map(|_| state.writer = Some(Writer { jobs, busy }))
     }
 

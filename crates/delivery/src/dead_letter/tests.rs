@@ -34,7 +34,6 @@ impl Desk {
         *letters.lock() = WriterState {
             target: Some(LetterDirectory { directory, max_bytes: 1 << 20 }),
             writer: Some(Writer { jobs, busy: Arc::default() }),
-            threads: Vec::new(),
         };
         (letters, Self { queue: desk, taken: VecDeque::new() })
     }
@@ -401,8 +400,7 @@ async fn another_place_at_run_time_gets_what_comes_next() {
         scene.letters.set(there.clone());
     }
     scene.letters.close().await;
-    let threads = scene.letters.lock().threads.len();
-    assert_eq!(threads, 0, "all were waited for");
+    assert!(scene.letters.threads.is_empty(), "all were waited for");
     assert!(scene.letters.write(&Arc::from("o"), Vec::new(), &Arc::from("")).is_none());
 }
 
