@@ -90,21 +90,6 @@ pub async fn connect(address: SocketAddr, deadline: Instant) -> Result<TcpStream
     }
 }
 
-/// Returns the number of sockets that listen on a TCP port in this network namespace, if known.
-pub fn sockets_listening_on(port: u16) -> Option<usize> {
-    const LISTENS: &str = "0A";
-    let listens = |line: &&str| {
-        let mut words = line.split_ascii_whitespace().skip(1);
-        let own = words.next().and_then(|address| address.rsplit_once(':'));
-        let is_own = own.is_some_and(|(_, hex)| u16::from_str_radix(hex, 16) == Ok(port));
-        is_own && words.nth(1) == Some(LISTENS)
-    };
-    // A kernel without IPv6 has no second table.
-    let tables = ["/proc/self/net/tcp", "/proc/self/net/tcp6"];
-    let tables: Vec<_> = tables.iter().filter_map(|it| std::fs::read_to_string(it).ok()).collect();
-    (!tables.is_empty()).then(|| tables.iter().map(|it| it.lines().filter(listens).count()).sum())
-}
-
 /// Looks up `host`, tries its addresses one after the other, and returns the first connection.
 ///
 /// # Errors
@@ -163,19 +148,4 @@ pub fn tune_dialled(stream: &TcpStream, keepalive: Duration, silence: Duration) 
 /// Returns 90 % to 110 % of `age`, so that connections that began together do not all end together.
 pub fn jittered(age: Duration) -> Duration {
     age.mul_f64(0.9 + 0.2 * fastrand::f64())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn all_sockets_that_listen_on_a_port_are_counted_and_no_connections() {
-        let one = bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
-        let address = one.local_addr().unwrap();
-        let _client = TcpStream::connect(address).await.unwrap();
-        assert_eq!(sockets_listening_on(address.port()), Some(1));
-        let _other = std::net::TcpListener::bind(("127.0.0.2", address.port())).unwrap();
-        assert_eq!(sockets_listening_on(address.port()), Some(2));
-    }
 }

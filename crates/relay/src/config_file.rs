@@ -101,11 +101,9 @@ impl ConfigFile {
     }
 
     /// Notes that a repeated attempt of a reload has failed because of an address, and logs this
-    /// from time to time. All attempts count as one reload. `error` is `None` if the attempt was
-    /// left out, because it would have failed.
-    pub(super) fn fails_again(&mut self, error: Option<String>) {
+    /// from time to time. All attempts count as one reload.
+    pub(super) fn fails_again(&mut self, error: &str) {
         if self.again.failed() {
-            let error = error.unwrap_or_else(|| "its address is still in use".to_owned());
             tracing::warn!(
                 error,
                 "a listener still cannot open its address, retrying: stop the program that uses \

@@ -59,6 +59,10 @@ pub enum Refused {
     /// repeats such a reload.
     #[error("{0}")]
     Address(String),
+    /// A listener moves to an address that overlaps with its old one. The operator must restart the
+    /// relay, or choose another port.
+    #[error("{0}")]
+    Moves(String),
     /// The queue has refused a new output, for example because the disk did not store its cursor.
     #[error("{0}")]
     Join(String),
@@ -82,6 +86,7 @@ impl From<Refused> for Error {
                 Self::Config(text)
             }
             Refused::Address(_)
+            | Refused::Moves(_)
             | Refused::Join(_)
             | Refused::Hangs { .. }
             | Refused::Panicked(_) => Self::Run(text),

@@ -10,10 +10,10 @@
 //!   listeners and sources in this order. No batch is accepted before every output has its cursor.
 //! - While the relay *runs*, it waits for a signal, for the failure of a part that it needs, and
 //!   for a changed config. A changed config goes through two steps. `Parts::prepare` does
-//!   everything that can fail or take time, except binding a port that an old listener still holds.
-//!   It changes only two things: new outputs join the queue, and sources that are removed or
-//!   changed stop. `Parts::reload` puts the result in force. A signal to end the relay cancels the
-//!   first step. If the first step fails, the relay keeps the config that it has.
+//!   everything that can fail or take time. It changes only two things: new outputs join the queue,
+//!   and sources that are removed or changed stop. `Parts::reload` puts the result in force. A
+//!   signal to end the relay cancels the first step. If the first step fails, the relay keeps the
+//!   config that it has.
 //! - The *drain* closes the listeners and the sources. The outputs continue until the queue is
 //!   drained or the time limit is over. A queue in memory or in an ephemeral directory is drained
 //!   when it is empty; any other queue is drained when no output waits for a response from its
@@ -147,12 +147,7 @@ async fn serve(
             }
             Some(()) = reload.recv() => parts.file.again.end(),
             () = parts.file.watch.changed() => parts.file.again.end(),
-            () = parts.file.again.due() => {
-                if parts.listeners.would_fail_again() {
-                    parts.file.fails_again(None);
-                    continue;
-                }
-            }
+            () = parts.file.again.due() => {}
         }
         // A signal ends the relay even if a file system hangs, or if an output or a source that is
         // removed takes long to end. Dropping the future of `prepare` is safe, because `prepare`

@@ -1,9 +1,8 @@
 //! A reload: another config is read and checked, and only then put in force.
 //!
 //! First, all files are read and checked, the addresses of new listeners are bound, and each new
-//! output gets a cursor. If any of this fails, the old config stays in force. An address whose port
-//! an old listener still holds is bound later, when that listener has closed. If this fails, the
-//! rest of the new config is in force, and the reload is tried again after a pause.
+//! output gets a cursor. If any of this fails, the old config stays in force. If an address could
+//! not be bound, the reload is tried again after a pause.
 
 use tokio::time::Instant;
 
@@ -24,9 +23,9 @@ const TOKENS: std::time::Duration = std::time::Duration::from_secs(2);
 /// Everything that was read and checked for a reload. The relay does not use any of it yet.
 type Staging = (Config, Vec<outputs::Planned>, Plan, ReadFiles);
 
-/// A reload that is ready to be put in force: its files are read, and its addresses are bound,
-/// except for those that an old listener may still hold. If this value is dropped, the old config
-/// stays in force, but the sources that the reload removes or changes take no more events.
+/// A reload that is ready to be put in force: its files are read, and its addresses are bound. If
+/// this value is dropped, the old config stays in force, but the sources that the reload removes or
+/// changes take no more events.
 pub(crate) struct Prepared {
     config: Config,
     outputs: Vec<outputs::Planned>,
@@ -39,8 +38,7 @@ pub(crate) struct Prepared {
 impl Parts {
     /// Does the steps of a reload that can fail or take time: reads the files, binds the addresses
     /// of new listeners, stores a cursor for each new output, and stops the sources that are
-    /// removed or changed. An address is not bound yet if an old listener may still hold its port.
-    /// A new output waits for the end of a removed output of the same name.
+    /// removed or changed. A new output waits for the end of a removed output of the same name.
     ///
     /// # Cancel safety
     ///
@@ -52,8 +50,8 @@ impl Parts {
         let (config, mut outputs, plan, read) = self.stage().await?;
         let ReadFiles { staged: files, settings, access } = read;
         let Plan { listeners, sources, .. } = plan;
-        let taken = self.listeners.leaving(&listeners);
-        let listeners = listeners::bind(listeners, settings, &taken)?;
+        let leaving = self.listeners.leaving(&listeners);
+        let listeners = listeners::bind(listeners, settings, &leaving)?;
         self.outputs.join(&mut outputs).await?;
         self.sources.close_leaving(&sources).await;
         Ok(Prepared { config, outputs, files, sources, listeners, access })
@@ -102,42 +100,35 @@ impl Parts {
             true => self.file.problems.clear(),
             false => self.file.tell_problems(),
         }
-        let reloaded = match prepared {
-            Ok(prepared) => Ok(self.put_in_force(prepared).await),
-            Err(error) => Err(error),
+        let refused = match prepared {
+            Ok(prepared) => {
+                self.put_in_force(prepared).await;
+                None
+            }
+            Err(refused) => Some(refused),
         };
-        let address = match &reloaded {
-            Ok(Err(error)) | Err(Refused::Address(error)) => Some(error.clone()),
-            Ok(Ok(())) | Err(_) => None,
+        let address = match &refused {
+            Some(Refused::Address(error)) => Some(error.clone()),
+            Some(_) | None => None,
         };
         self.admin.awaits_address(address.clone());
         match address {
-            Some(_) if self.file.again.is_waiting() => return self.file.fails_again(address),
+            Some(error) if self.file.again.is_waiting() => return self.file.fails_again(&error),
             Some(_) => drop(self.file.again.failed()),
             None => self.file.again.end(),
         }
-        let is_success = matches!(reloaded, Ok(Ok(())));
-        self.file.reloads.reloaded(is_success);
-        self.admin.reloaded(is_success);
-        match reloaded {
-            Ok(Ok(())) => tracing::info!("config reloaded"),
-            Ok(Err(error)) => tracing::error!(
-                error,
-                "config reloaded except for a listener, which cannot open its address: stop the \
-                 program that uses it; retrying"
-            ),
-            Err(error) => {
-                let mut error = error.to_string();
-                if self.file.again.is_waiting() {
-                    error.push_str("; it is tried again");
-                }
-                tracing::error!(
-                    error,
-                    "config not reloaded: the relay continues with the config in use"
-                );
-                self.forget_old_tokens().await;
-            }
+        self.file.reloads.reloaded(refused.is_none());
+        self.admin.reloaded(refused.is_none());
+        let Some(refused) = refused else {
+            tracing::info!("config reloaded");
+            return;
+        };
+        let mut error = refused.to_string();
+        if self.file.again.is_waiting() {
+            error.push_str("; it is tried again");
         }
+        tracing::error!(error, "config not reloaded: the relay continues with the config in use");
+        self.forget_old_tokens().await;
     }
 
     /// Reads the tokens of the admin address again. If the files do not answer in time, the tokens
@@ -152,11 +143,7 @@ impl Parts {
 
     /// Puts a reload in force. The relay notices no signal while this function runs, but the
     /// function returns within moments.
-    ///
-    /// # Errors
-    ///
-    /// A text about the listeners that could not be opened. The rest of the new config is in force.
-    async fn put_in_force(&mut self, prepared: Prepared) -> Result<(), String> {
+    async fn put_in_force(&mut self, prepared: Prepared) {
         let Prepared { mut config, outputs, files, sources, listeners, access } = prepared;
         open_files::fit(&mut config);
         self.admin.admit(access);
@@ -170,11 +157,10 @@ impl Parts {
         }
         self.outputs.commit(outputs);
         self.sources.commit(sources, &self.queue);
-        let committed = self.listeners.commit(listeners).await;
+        self.listeners.commit(listeners).await;
         self.config = config;
         self.count_volume();
         self.show();
-        committed
     }
 
     /// Replaces the settings in `config` that cannot change without a restart by the settings in

@@ -81,7 +81,7 @@ pub(crate) async fn start(
     }
     parts.start_tasks(admin_socket, probe_socket);
     parts.outputs.commit(outputs);
-    parts.listeners.commit(listeners).await.map_err(Error::Run)?;
+    parts.listeners.commit(listeners).await;
     parts.sources.commit(sources, &parts.queue);
     parts.show();
     // The file `life` is not touched before this, because the next process must not take a failed

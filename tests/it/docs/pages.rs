@@ -389,7 +389,6 @@ fn the_log_says_what_the_pages_quote() {
     }
     let reload = source("crates/relay/src/reload.rs");
     for (page, message) in [
-        ("docs/operating/reload.md", "config reloaded except for a listener"),
         ("docs/operating/troubleshooting.md", "config not reloaded"),
         ("docs/operating/troubleshooting.md", "has changed: restart the relay to apply it"),
         ("docs/operating/reload.md", "has changed: restart the relay to apply it"),
