@@ -848,6 +848,13 @@ fn a_smaller_bound_of_bodies_takes_effect_with_a_warning() {
         (&format!("{directory}[limits]\nmax_body = '200MiB'\n"), "4:12", body, disk, 128 << 20),
         ("[limits]\nmax_body = '2MiB'\nmax_in_flight = '1MiB'\n", "2:12", body, in_flight, 1 << 20),
         ("[limits]\nmax_in_flight = '1MiB'\n", "2:17", "limits.max_in_flight", in_flight, 1 << 20),
+        (
+            &format!("{directory}[limits]\nmax_in_flight = '1MiB'\n"),
+            "4:17",
+            "limits.max_in_flight",
+            in_flight,
+            1 << 20,
+        ),
     ] {
         let than = if key == body { "" } else { " than the default of limits.max_body" };
         let message = format!("{what}{than}, and takes effect instead");
@@ -860,10 +867,7 @@ fn a_smaller_bound_of_bodies_takes_effect_with_a_warning() {
         ("", (256 << 20) - 256),
         ("[queue]\nmax_bytes = '65MiB'\n", (65 << 20) - 256),
         (directory, 128 << 20),
-        ("[queue]\ndirectory = '/no'\nmax_bytes = '2GiB'\n", 1 << 30),
-        ("[queue]\ndirectory = '/no'\nmax_bytes = '4GiB'\n", 1 << 30),
-        // A large body is in a file while it arrives, whatever may be in memory.
-        (&format!("{directory}[limits]\nmax_in_flight = '1MiB'\n"), 128 << 20),
+        ("[queue]\ndirectory = '/no'\nmax_bytes = '2GiB'\n", 256 << 20),
     ] {
         assert_eq!(config(&format!("{text}{LISTENER}")).limits.max_body, effective, "{text}");
     }

@@ -1,6 +1,7 @@
 //! The contract between the queue and its callers: the batches that are appended and taken, and the
 //! queue's responses. The contract is the same for the queue in memory and the queue in files.
 
+use std::any::Any;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -30,6 +31,10 @@ pub struct Append {
     /// The number of events of each audit level, for the metrics.
     pub levels: LevelCounts,
 }
+
+/// A value that a queue in files keeps until it has stored or refused a batch, also if the batch's
+/// sender has gone: until then, the batch is in memory.
+pub type Held = Option<Arc<dyn Any + Send + Sync>>;
 
 /// The reason why a batch is not acknowledged. The sender still has the batch and can send it
 /// again.

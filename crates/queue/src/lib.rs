@@ -68,8 +68,8 @@ pub use base::fate::Fate;
 pub use base::position::Position;
 pub use contract::Originals;
 pub use contract::{
-    Acceptance, Append, Aside, Backlog, Batch, Claim, Disposition, Fates, Finished, JoinError,
-    Outcome, Redelivery, Refused, Remains, SentLine, Take, Ticket, is_list, lines,
+    Acceptance, Append, Aside, Backlog, Batch, Claim, Disposition, Fates, Finished, Held,
+    JoinError, Outcome, Redelivery, Refused, Remains, SentLine, Take, Ticket, is_list, lines,
 };
 pub use identity::Identity;
 pub use notes::Notes;
@@ -195,7 +195,20 @@ impl Queue {
     ///
     /// The queue refuses the batch, and stores nothing of it.
     pub fn append(&self, batch: Append) -> Result<Ticket, Refused> {
-        either!(self, queue => queue.append(batch))
+        self.append_holding(batch, None)
+    }
+
+    /// Does the same as [`Queue::append`]. A queue in files keeps `held` until it has stored or
+    /// refused the batch, and a queue in memory drops it at once.
+    ///
+    /// # Errors
+    ///
+    /// The queue refuses the batch, and stores nothing of it.
+    pub fn append_holding(&self, batch: Append, held: Held) -> Result<Ticket, Refused> {
+        match self {
+            Self::Memory(queue) => queue.append(batch),
+            Self::Spool(queue) => queue.append(batch, held),
+        }
     }
 
     /// Returns the queue's directory, and the position at which the log ends. `None` for a queue in

@@ -14,7 +14,7 @@ use base::disk::{Disk, File, SEGMENTS};
 use base::position::Position;
 use base::release::Format;
 
-/// A group (the records of one write and one sync) starts at a multiple of this many bytes.
+/// A group (records that are acknowledged together) starts at a multiple of this many bytes.
 pub(crate) const BLOCK: u64 = 4096;
 
 /// The size of a sector in bytes. A disk writes, or loses, a sector as a whole.

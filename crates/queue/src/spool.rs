@@ -27,7 +27,8 @@ use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::contract::{
-    Append, Backlog, JoinError, Originals, Refused, Remains, Ticket, Waits, Withdraw, now, until,
+    Append, Backlog, Held, JoinError, Originals, Refused, Remains, Ticket, Waits, Withdraw, now,
+    until,
 };
 use super::identity::Identity;
 use super::outputs::{Output, show_start};
@@ -52,7 +53,7 @@ mod writer;
 pub(super) use cursor::Cursor;
 use cursor::CursorState;
 use state::{LogState, Segment, SpoolState, TailRecord, Waiting};
-use writer::GROUP_BYTES;
+use writer::{GROUP_BYTES, SYNC_BYTES};
 
 const TAIL_BYTES: u64 = if cfg!(test) { 24 << 10 } else { 16 << 20 };
 
@@ -270,12 +271,13 @@ impl Shared {
         self: &Arc<Self>,
         mut state: MutexGuard<'_, SpoolState>,
         append: Append,
+        held: Held,
         opens: Option<u64>,
     ) -> Ticket {
         let (sender, done) = oneshot::channel();
         let (number, received) = (state.writing.arrivals, now());
         state.writing.arrivals += 1;
-        let waiting = Waiting { number, append, received, opens, done: sender };
+        let waiting = Waiting { number, append, _held: held, received, opens, done: sender };
         state.writing.waiting.push_back(waiting);
         let sleeps = state.writing.health.busy.is_none();
         drop(state);
@@ -289,10 +291,11 @@ impl Shared {
 }
 
 /// Returns an upper limit for the bytes that a batch takes in a segment. A long batch is cut into
-/// records, of which two that follow each other have more than [`GROUP_BYTES`] together.
+/// records, of which two that follow each other have more than [`GROUP_BYTES`] of lines together. A
+/// block ends after each [`SYNC_BYTES`].
 fn needed(lines: u64) -> u64 {
     let records = 1 + 2 * (lines / GROUP_BYTES);
-    (records * RECORD_HEADER + lines).next_multiple_of(BLOCK)
+    (records * RECORD_HEADER + lines + lines / SYNC_BYTES * BLOCK).next_multiple_of(BLOCK)
 }
 
 impl Queue {
@@ -347,7 +350,7 @@ impl Queue {
     /// # Errors
     ///
     /// There is no room for the batch, the queue is closed, or the disk does not work.
-    pub fn append(&self, append: Append) -> Result<Ticket, Refused> {
+    pub fn append(&self, append: Append, held: Held) -> Result<Ticket, Refused> {
         let shared = &self.shared;
         let mut state = shared.lock();
         state.writing.takes()?;
@@ -366,7 +369,7 @@ impl Queue {
         }
         let opens = opens?;
         state.writing.accounting.plan(needed, opens);
-        Ok(shared.join_line(state, append, opens))
+        Ok(shared.join_line(state, append, held, opens))
     }
 
     /// See [`super::Queue::keeps_list`].
@@ -667,8 +670,6 @@ impl Withdraw for Shared {
     /// Removes a batch, unless the writer thread has taken it already.
     fn withdraw(&self, number: u64) {
         self.lock().writing.withdraw(number);
-        // If the batch was a large body, the upkeep must delete its file.
-        self.wakes.upkeep.notify_one();
     }
 }
 

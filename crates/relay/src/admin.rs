@@ -218,7 +218,7 @@ impl Admin {
         *lock(&self.awaited_address) = error;
     }
 
-    /// Notes a reload. `success` is `true` if the new config is in use and no listener has failed.
+    /// Notes a reload. `success` is `true` if the new config is in use.
     pub fn reloaded(&self, success: bool) {
         self.history.reloaded(Instant::now(), success);
     }

@@ -116,6 +116,7 @@ pub(crate) fn bind(
             let cannot = format!("cannot listen on {}: {error}", config.address);
             let overlaps = |old: &&SocketAddr| {
                 let any = old.ip().is_unspecified() || config.address.ip().is_unspecified();
+                let any = any || old.ip().to_canonical() == config.address.ip().to_canonical();
                 error.kind() == io::ErrorKind::AddrInUse
                     && any
                     && old.port() == config.address.port()
@@ -123,7 +124,7 @@ pub(crate) fn bind(
             match leaving.iter().find(overlaps) {
                 Some(old) => Refused::Moves(format!(
                     "{cannot}: a reload opens new addresses before it closes old ones, here {old}: \
-                     restart the relay, or choose another port"
+                     restart the relay if no other program has the port, or choose another one"
                 )),
                 None => Refused::Address(cannot),
             }

@@ -1,8 +1,8 @@
 //! A reload: another config is read and checked, and only then put in force.
 //!
 //! First, all files are read and checked, the addresses of new listeners are bound, and each new
-//! output gets a cursor. If any of this fails, the old config stays in force. If an address could
-//! not be bound, the reload is tried again after a pause.
+//! output gets a cursor. If any of this fails, the old config stays in force. If another
+//! program has an address, the reload is tried again after a pause.
 
 use tokio::time::Instant;
 

@@ -70,6 +70,8 @@ impl Spool {
 
     pub(crate) fn copy(&self) -> Self {
         let copy = Self::new();
+        // A queue without events has no segments, and the directory for them.
+        std::fs::create_dir_all(copy.path.join("segments")).unwrap();
         for (path, file) in self.files() {
             let to = copy.path.join(path);
             std::fs::create_dir_all(to.parent().expect("below the directory")).unwrap();

@@ -218,7 +218,7 @@ impl Profile {
         if let Some(connections) = connections {
             kinds.push((CROWD, Kind::Crowd { size: connections + 2 }));
         }
-        // An event may have up to seven eighths of it (see KubeAuditForwarderBatchTooLarge.md).
+        // A body may have all of it.
         if let Some(in_flight) = in_flight.filter(|_| start.on_disk && body.is_none()) {
             let bytes = usize::try_from(in_flight * 1024 * 13 / 16).unwrap_or(usize::MAX);
             kinds.push((LARGE, Kind::Large { gap: Duration::from_secs(12), bytes }));

@@ -103,6 +103,8 @@ fn kind(finding: &Finding, status: &Status) -> Kind {
 /// have accepted some before.
 pub(super) fn quiet(findings: &Findings) -> Option<f64> {
     let quiet = |relay: &Sampled<Relay>| {
+        // Nobody knows what a relay has accepted since its state was saved.
+        relay.counts.as_ref()?.clock.now?;
         let status = status(relay)?;
         let last = status.intake.last_event_seconds_ago;
         Some(last.unwrap_or(status.process.uptime_seconds as f64))

@@ -48,7 +48,13 @@ pub(super) fn causes(relay: &Sampled<Relay>, findings: &Findings, causes: &mut V
         });
         let is_steady = before.is_none() || was == differs;
         if let Some(differs) = differs.filter(|differs| *differs != 0 && is_steady) {
-            let what = format!("the relay's own counts differ by {differs}, unexplained");
+            let what = match before {
+                Some(_) => format!("the relay's own counts differ by {differs}, unexplained"),
+                None => format!(
+                    "the relay's own counts differ by {differs} in the only sample, perhaps \
+                     because it was at work"
+                ),
+            };
             let advice = "See the runbook KubeAuditForwarderConservationBroken";
             causes.push(Cause::unknown(&place, what, advice));
         }

@@ -225,8 +225,8 @@ fn what_cannot_be_known_is_unknown() {
             "nothing has happened yet",
         ),
         (&["apiserver_audit_event_total 112"], NONE, "12 events unexplained: generated"),
-        (NONE, &["/outputs/0/delivered_events 98"], "counts differ by 2, unexplained"),
-        (NONE, &["/outputs/0/backlog_events 1"], "counts differ by -1, unexplained"),
+        (NONE, &["/outputs/0/delivered_events 98"], "counts differ by 2 in the only sample"),
+        (NONE, &["/outputs/0/backlog_events 1"], "counts differ by -1 in the only sample"),
     ] {
         let verdict = judge(&findings(&[apiserver], &[relay]));
         assert_eq!((verdict.kind, verdict.lost), (Kind::Unknown, 0), "{what}: {verdict:?}");

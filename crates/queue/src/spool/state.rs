@@ -18,7 +18,7 @@ use super::cursor::CursorState;
 use super::unrecorded::Unrecorded;
 use super::upkeep::Written;
 use super::{AHEAD_BYTES, CHUNK_MAX, CHUNK_MIN, HANGS, HOLES_MAX, TAIL_BYTES, needed};
-use crate::contract::{Append, Backlog, Refused, now};
+use crate::contract::{Append, Backlog, Held, Refused, now};
 use crate::cursors;
 use crate::cursors::{Contents, Hole};
 use crate::outputs::{Departed, DropCount};
@@ -195,6 +195,7 @@ pub(super) struct TailRecord {
 pub(super) struct Waiting {
     pub(super) number: u64,
     pub(super) append: Append,
+    pub(super) _held: Held,
     /// The time of acceptance in ms since 1970.
     pub(super) received: u64,
     /// The size of the new segment that begins with this batch; `None` if it begins none.

@@ -96,7 +96,7 @@ impl Scene {
         let mut lines = Vec::new();
         (0..events).for_each(|event| write_line(self.sent + event, bytes, &mut lines));
         let (lines, levels) = (Bytes::from(lines), LevelCounts::default());
-        self.queue.append(Append { lines, events, levels, list: None })
+        self.queue.append(Append { lines, events, levels, list: None }, None)
     }
 
     /// Appends one event of this many bytes and writes it. Returns the response to its sender.

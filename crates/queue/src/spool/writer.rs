@@ -36,7 +36,7 @@ const ZEROS: [u8; 4096] = [0; 4096];
 pub(super) const GROUP_BYTES: u64 = if cfg!(test) { 12 << 10 } else { 2 << 20 };
 
 /// The bytes of a long batch after which its file is synced.
-const SYNC_BYTES: u64 = if cfg!(test) { 20 << 10 } else { 16 << 20 };
+pub(super) const SYNC_BYTES: u64 = if cfg!(test) { 64 << 10 } else { 16 << 20 };
 
 /// The number of bytes that are copied before their checksum is computed: so few that the CPU's
 /// first-level cache still has them. The checksum library takes as many in one turn.
@@ -60,9 +60,9 @@ const GIVE_UP_AFTER: Duration = Duration::from_secs(10);
 ///    until it succeeds. The pause between two tests is [`RETRY_MIN`] to [`RETRY_MAX`].
 /// 2. look: once a second, whether the queue's directory and all segments are still there
 ///    ([`Shared::without_file`]). The directory is checked after each sync, too.
-/// 3. commit: the first waiting batches form a group, which is written with one write, synced, and
-///    published. Batches that arrive in the meantime wait for the next group. A group ends before a
-///    batch that begins a new segment.
+/// 3. commit: the first waiting batches form a group, which is written with one write (a long batch
+///    with several), synced, and published. Batches that arrive in the meantime wait for the next
+///    group. A group ends before a batch that begins a new segment.
 /// 4. seal: the active segment is ended, because the queue is full and its room is needed.
 ///
 /// After a failed write or sync, the content of the file after the segment's last record is
@@ -295,7 +295,7 @@ impl Writer {
     /// memory, as one group of several records. An output that reads a part of a record checks the
     /// whole record, so that records must not be much longer.
     ///
-    /// After each [`SYNC_BYTES`] the file is synced, and the step counts as begun again: a slow
+    /// After about [`SYNC_BYTES`] the file is synced, and the step counts as begun again: a slow
     /// disk that still writes does not hang.
     fn write_long(
         &self,
@@ -305,29 +305,37 @@ impl Writer {
         mut place: LogOffset,
     ) -> io::Result<Vec<(u64, RecordHeader)>> {
         let seed = Seed::of(active.first);
-        let (group, mut synced) = (place.position, at);
-        let (mut records, mut rest) = (Vec::new(), &*long.append.lines);
+        let (group, mut rest) = (place.position, &*long.append.lines);
+        let mut records = Vec::new();
         while !rest.is_empty() {
-            let (lines, behind) = rest.split_at(first_record(rest));
-            let header = RecordHeader {
-                first: place.position,
-                first_byte: place.byte,
-                received: long.received,
-                length: lines.len() as u64,
-                events: memchr::memchr_iter(b'\n', lines).count() as u64,
-                group,
-                crc: seed.crc(lines),
-            };
-            let end = at + header.size();
-            let padding = if behind.is_empty() { end.next_multiple_of(BLOCK) - end } else { 0 };
-            let pieces = [&header.encode(seed), lines, &ZEROS[..length(padding)]];
-            active.file.write_at(&pieces, at)?;
-            records.push((at, header));
-            (at, place, rest) = (end, header.end_place(), behind);
-            if at - synced >= SYNC_BYTES {
+            let (start, mut parts) = (at, Vec::new());
+            while !rest.is_empty() && at - start < SYNC_BYTES {
+                let (lines, behind) = rest.split_at(first_record(rest));
+                let header = RecordHeader {
+                    first: place.position,
+                    first_byte: place.byte,
+                    received: long.received,
+                    length: lines.len() as u64,
+                    events: memchr::memchr_iter(b'\n', lines).count() as u64,
+                    group,
+                    crc: seed.crc(lines),
+                };
+                parts.push((header.encode(seed), lines));
+                records.push((at, header));
+                (at, place, rest) = (at + header.size(), header.end_place(), behind);
+            }
+            // Only a write of whole blocks bypasses the page cache.
+            let end = at.next_multiple_of(BLOCK);
+            let padding = &ZEROS[..length(end - at)];
+            let pieces = parts.iter().flat_map(|(head, lines)| [head.as_slice(), lines]);
+            let pieces: Vec<&[u8]> = pieces.chain([padding]).collect();
+            active.file.write_at(&pieces, start)?;
+            at = end;
+            if !rest.is_empty() {
                 active.file.sync()?;
-                synced = at;
-                self.shared.lock().writing.health.busy = Some(Instant::now());
+                if let Some(busy) = &mut self.shared.lock().writing.health.busy {
+                    *busy = Instant::now();
+                }
             }
         }
         Ok(records)

@@ -85,7 +85,7 @@ impl Gate {
     ) -> Self {
         let shared = Shared {
             queue,
-            in_flight: InFlight::new(telemetry.in_flight()),
+            in_flight: Arc::new(InFlight::new(telemetry.in_flight())),
             volume: Arc::clone(telemetry.volume()),
             pool: Arc::new(Pool::default()),
             decoding: Arc::new(Semaphore::new(DECODING_KIB as usize)),

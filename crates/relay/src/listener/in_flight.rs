@@ -1,5 +1,6 @@
 //! Counts the bytes of bodies that are in memory, for `limits.max_in_flight`.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::answer::Refusal;
@@ -7,7 +8,8 @@ use base::mutant;
 use telemetry::Gauge;
 
 /// The bytes in flight, which `limits.max_in_flight` limits. The bytes of a body count from their
-/// arrival until their request ends.
+/// arrival until their request ends and, if its sender has gone, until the body is decoded or
+/// stored.
 pub(super) struct InFlight {
     used: AtomicU64,
     gauge: Gauge,
@@ -44,16 +46,16 @@ impl InFlight {
 }
 
 /// The bytes of one body that [`InFlight`] counts. Dropping this value subtracts them.
-pub(super) struct Reservation<'a> {
-    in_flight: &'a InFlight,
+pub(super) struct Reservation {
+    in_flight: Arc<InFlight>,
     /// The largest value that the counter may reach: `limits.max_in_flight`.
     max: u64,
     bytes: u64,
 }
 
-impl<'a> Reservation<'a> {
-    pub(super) fn new(in_flight: &'a InFlight, max: u64) -> Self {
-        Self { in_flight, max, bytes: 0 }
+impl Reservation {
+    pub(super) fn new(in_flight: &Arc<InFlight>, max: u64) -> Self {
+        Self { in_flight: Arc::clone(in_flight), max, bytes: 0 }
     }
 
     /// Sets the number of bytes that are counted for this body to `total`. Refuses the request with
@@ -69,7 +71,7 @@ impl<'a> Reservation<'a> {
     }
 }
 
-impl Drop for Reservation<'_> {
+impl Drop for Reservation {
     fn drop(&mut self) {
         mutant!("bytes-stay-in-flight", self.in_flight.give_back(self.bytes));
     }
@@ -81,7 +83,7 @@ mod tests {
 
     #[test]
     fn what_a_body_does_not_hold_any_more_is_free_again() {
-        let in_flight = InFlight::new(Gauge::default());
+        let in_flight = Arc::new(InFlight::new(Gauge::default()));
         let mut share = Reservation::new(&in_flight, 100);
         for held in [100, 20, 100, 60] {
             share.set(held).expect("there is room");
@@ -93,7 +95,7 @@ mod tests {
 
     #[test]
     fn the_last_byte_of_max_in_flight_is_taken_and_no_more() {
-        let in_flight = InFlight::new(Gauge::default());
+        let in_flight = Arc::new(InFlight::new(Gauge::default()));
         assert!(in_flight.add(60, 100) && in_flight.add(40, 100) && in_flight.is_full(100));
         assert!(!in_flight.add(1, 100), "beyond the limit");
         in_flight.give_back(1);

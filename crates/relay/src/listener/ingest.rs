@@ -22,7 +22,7 @@ use super::terms::{Bounds, DECODING_KIB, Shared, Terms};
 use super::upload::{Answering, Arriving, Upload};
 use audit::{Invalid, Split};
 use config::Acknowledge;
-use queue::{Append, Ticket};
+use queue::{Append, Held, Ticket};
 use telemetry::Rejection;
 use transform::volume::{Seen, Volume};
 
@@ -109,10 +109,11 @@ impl Batch<'_> {
             self.collect(body, &mut share).await?
         };
         body.whole_at = Some(Instant::now());
+        let share = Arc::new(share);
         let keeps_list = whole.len() >= LIST_MIN && self.shared.queue.keeps_list(whole.len());
         let (append, seen) = match whole.len() {
             ..=INLINE_MAX => decode(whole, keeps_list, &self.shared.volume)?,
-            _ => self.decode_off_thread(whole, keeps_list).await?,
+            _ => self.decode_off_thread(whole, keeps_list, Arc::clone(&share)).await?,
         };
         let events = append.events;
         if events == 0 {
@@ -124,7 +125,9 @@ impl Batch<'_> {
         if append.lines.len() as u64 > self.bounds.max_body {
             return Err(Refusal::too_large(self.bounds.max_body));
         }
-        let mut ticket = self.shared.queue.append(append)?;
+        // If the sender goes, the queue may keep the batch for a moment longer than this function.
+        let held: Held = Some(Arc::<Reservation>::clone(&share));
+        let mut ticket = self.shared.queue.append_holding(append, held)?;
         // If `acknowledge` is `queued`, the batch is acknowledged already, and needs no timer.
         let at_once = ticket.acknowledged().now_or_never();
         match at_once {
@@ -151,7 +154,7 @@ impl Batch<'_> {
     async fn collect(
         &self,
         body: &mut Arriving,
-        share: &mut Reservation<'_>,
+        share: &mut Reservation,
     ) -> Result<Buffer, Refusal> {
         let announced =
             body.incoming.size_hint().exact().and_then(|length| usize::try_from(length).ok());
@@ -170,7 +173,7 @@ impl Batch<'_> {
     async fn inflate(
         &self,
         body: &mut Arriving,
-        share: &mut Reservation<'_>,
+        share: &mut Reservation,
     ) -> Result<Buffer, Refusal> {
         let broken = |error: io::Error| {
             if error.kind() == io::ErrorKind::FileTooLarge {
@@ -213,6 +216,7 @@ impl Batch<'_> {
         &self,
         body: Buffer,
         keeps_list: bool,
+        share: Arc<Reservation>,
     ) -> Result<(Append, Seen), Refusal> {
         let (decoding, volume) =
             (Arc::clone(&self.shared.decoding), Arc::clone(&self.shared.volume));
@@ -220,7 +224,7 @@ impl Batch<'_> {
         let done = async {
             let turn = decoding.acquire_many_owned(kib).await.ok()?;
             let task = tokio::task::spawn_blocking(move || {
-                let _turn = turn;
+                let (_turn, _share) = (turn, share);
                 decode(body, keeps_list, &volume)
             });
             task.await.ok()

@@ -36,7 +36,7 @@ pub(super) struct Bounds {
 
 pub(super) struct Shared {
     pub(super) queue: Queue,
-    pub(super) in_flight: InFlight,
+    pub(super) in_flight: Arc<InFlight>,
     pub(super) volume: Arc<Volume>,
     pub(super) pool: Arc<Pool>,
     /// The permits for decoding bodies at the same time, one for each KiB.

@@ -482,16 +482,12 @@ fn addresses_on_trial(it: &Output, about: &str, found: &mut Findings) {
 fn senders(status: &Status, found: &mut Findings) {
     for it in &status.listeners {
         if it.address.is_none() && status.process.started {
-            // A listener without TLS waits for no certificate.
-            let (what, advice) = match it.tls && status.reloads.awaits_address.is_none() {
-                true => {
-                    ("certificate", "Put the certificate and its key where the config names them.")
-                }
-                false => ("address", "Free the address: the relay tries it again."),
-            };
             let about = format!("listener {}", it.listener);
-            let text =
-                format!("The listener {} is not open: it is waiting for its {what}.", it.listener);
+            let text = format!(
+                "The listener {} is not open: it is waiting for its certificate.",
+                it.listener
+            );
+            let advice = "Put the certificate and its key where the config names them.";
             found.add(State::Warn, &about, text, advice);
         }
         let is_slow = it.latency_p99_seconds.is_some_and(|seconds| seconds > SLOW_ANSWERS);
@@ -762,7 +758,7 @@ fn process(status: &Status, found: &mut Findings) {
     } else if refused.is_some_and(|refused| applied.is_none_or(|applied| refused < applied)) {
         let text =
             "The last config change was refused; the relay continues with the previous config.";
-        let advice = "`check` and the log name the mistake. Runbook: \
+        let advice = "The log names the reason, and `check` most mistakes. Runbook: \
             KubeAuditForwarderReloadFailed.";
         found.add(State::Warn, "relay", text, advice);
     }

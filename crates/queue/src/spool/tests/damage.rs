@@ -65,7 +65,7 @@ impl Scene {
             levels: LevelCounts::default(),
             list: None,
         };
-        let mut ticket = self.queue.append(append).expect("there is room");
+        let mut ticket = self.queue.append(append, None).expect("there is room");
         // Without this, dropping the ticket would withdraw the batch.
         ticket.waits = None;
     }

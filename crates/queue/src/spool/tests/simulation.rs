@@ -475,7 +475,7 @@ impl Simulation {
         let fault = self.state().writing.health.error.is_some();
         let queue = self.process().queue.clone();
         let admitted = queue.admits(bytes);
-        let taken = queue.append(append);
+        let taken = queue.append(append, None);
         let opens = self.state().writing.waiting.back().and_then(|waiting| waiting.opens);
         let after = self.segments();
         let new: Vec<_> = before.into_iter().filter(|segment| !after.contains(segment)).collect();
@@ -1238,12 +1238,6 @@ impl Simulation {
                 // A crash matters most while a group is being written.
                 if self.rng.bool() {
                     (0..self.rng.u8(1..5)).for_each(|_| self.append());
-                }
-                // A large body is written while it arrives, so the machine may have crashed
-                // already.
-                if self.disk.is_dead() {
-                    say!(self, "crash at an operation");
-                    return self.crash();
                 }
                 let most = if self.rng.bool() { 4 } else { 20 };
                 self.arm(most);

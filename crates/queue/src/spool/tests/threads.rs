@@ -41,7 +41,7 @@ async fn send(queue: Queue, sender: usize, full: Arc<AtomicUsize>) {
         let append =
             Append { lines: lines.into(), events, levels: LevelCounts::default(), list: None };
         loop {
-            match queue.append(append.clone()) {
+            match queue.append(append.clone(), None) {
                 Ok(mut ticket) => {
                     let stored = timeout(PATIENCE, ticket.acknowledged()).await;
                     stored.expect("it is synced").expect("the disk is well");
