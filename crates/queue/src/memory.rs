@@ -931,7 +931,11 @@ impl Cursor {
 
     /// See [`super::Cursor::split_at`].
     pub fn split_at(&self, claim: Claim, middle: Position) -> Option<(Claim, Claim)> {
-        self.with(|cursor| cursor.claims.split(claim, middle, |()| ((), ())))
+        let mut state = self.shared.lock();
+        let parts = state.cursors[self.index].claims.split(claim, middle, |()| ((), ()));
+        // All events of one part may have been dropped.
+        state.end_dropped_claims(claim.start..claim.end);
+        parts
     }
 
     /// See [`super::Cursor::rewind`].

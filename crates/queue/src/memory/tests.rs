@@ -102,6 +102,34 @@ fn what_is_finished_behind_a_dropped_claim_is_let_go_at_once() {
     assert_eq!(value(&telemetry, "queue_dropped_events_total{reason=\"drop_oldest\"}"), 1);
 }
 
+/// Method: another output keeps the first event of a claim in the queue, and the second one is
+/// dropped. Then the claim is split. Nobody asks for the part that is gone.
+#[test]
+fn a_dropped_part_of_a_claim_keeps_nothing_that_is_finished_behind_it() {
+    let (queue, telemetry) = queue(3 * 258, WhenFull::DropOldest, Acknowledge::Queued);
+    let [slow, cursor] = ["slow", "o"].map(|name| join(&queue, &telemetry, name));
+    for name in ["a", "b", "c"] {
+        store(&queue, &names(name), "room");
+    }
+    let take = |events| Take { bytes: u64::MAX, events };
+    let held = slow.next(take(1), false).expect("a").claim;
+    let claim = cursor.next(take(2), false).expect("a and b").claim;
+    let behind = cursor.next(take(1), false).expect("c").claim;
+    cursor.release(claim);
+    store(&queue, &names("d"), "b is dropped");
+    let (kept, _) = cursor.split_at(claim, claim.start + 1).expect("one and one");
+    assert!(cursor.redeliver(kept).is_some());
+    let last = cursor.next(ALL, false).expect("d").claim;
+    for claim in [kept, behind, last] {
+        cursor.acknowledge(claim, Disposition::default());
+    }
+    let rest = slow.next(ALL, false).expect("c and d").claim;
+    for claim in [held, rest] {
+        slow.acknowledge(claim, Disposition::default());
+    }
+    assert_eq!((queue.needed(), queue.held()), (0, (0, 0)));
+}
+
 #[test]
 fn a_claim_of_which_one_event_is_left_is_not_split() {
     let (queue, telemetry) = queue(3 * 258, WhenFull::DropOldest, Acknowledge::Queued);

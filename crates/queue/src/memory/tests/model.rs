@@ -693,6 +693,7 @@ impl Pair {
         let (_, stage) = model.claims[&claim.start.get()];
         model.claims.insert(left.start.get(), (left.end.get(), stage));
         model.claims.insert(right.start.get(), (right.end.get(), stage));
+        self.model.end_dropped_claims();
         Ok(())
     }
 
