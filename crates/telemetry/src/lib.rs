@@ -268,7 +268,8 @@ impl Telemetry {
         self.reports.clone()
     }
 
-    /// Sets `tls_certificate_expiry_timestamp_seconds` of one certificate; see [`status::Certificate`].
+    /// Sets `tls_certificate_expiry_timestamp_seconds` of one certificate; see
+    /// [`status::Certificate`].
     pub fn certificate_expiry(
         &self,
         place: &'static str,

@@ -21,6 +21,10 @@ fn an_event_is_given_up_after_eight_refusals_alone() {
     case(refused, 7).fails(answered, "has turned it down 7 times alone, and by this status");
     case("http://a: answered 413 Payload Too Large", 8).fails(answered, "never by this status");
     case("longer than max_message_bytes", 0).passes(answered);
+    // The notes of the consumer have no status for an answer of raw bytes.
+    let mut raw = case("http://a: answered 200 OK: the response is not JSON", 8);
+    raw.turned_down.iter_mut().for_each(|down| down.status = 0);
+    raw.passes(answered);
     case("http://a: answered 500 for an event", 8).fails(answered, "never by this status");
     // Four other failures in between are enough, whatever the last answer was.
     let beside = |failures: u64| {

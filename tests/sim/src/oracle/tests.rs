@@ -15,7 +15,7 @@ pub(super) struct Small {
     pub(super) truth: Truth,
     maker: Maker,
     pub(super) arrived: Vec<Arrived>,
-    turned_down: Vec<TurnedDown>,
+    pub(super) turned_down: Vec<TurnedDown>,
     pub(super) letters: Vec<Letter>,
     /// `None`: all letters.
     counted_letters: Option<Vec<Letter>>,
