@@ -111,28 +111,40 @@ pub(crate) fn bind(
     let bind = |(planned, settings): (Planned, Read)| {
         let Planned { config, slot, current } = planned;
         let is_kept = settings.is_none() || current.is_some();
-        let bound = || net::bind(config.address).and_then(|it| Ok((it.local_addr()?, it)));
-        let socket = (!is_kept).then(bound).transpose().map_err(|error| {
-            let cannot = format!("cannot listen on {}: {error}", config.address);
-            let overlaps = |old: &&SocketAddr| {
-                let any = old.ip().is_unspecified() || config.address.ip().is_unspecified();
-                let any = any || old.ip().to_canonical() == config.address.ip().to_canonical();
-                error.kind() == io::ErrorKind::AddrInUse
-                    && any
-                    && old.port() == config.address.port()
-            };
-            match leaving.iter().find(overlaps) {
-                Some(old) => Refused::Moves(format!(
-                    "{cannot}: a reload opens new addresses before it closes old ones, here {old}: \
-                     restart the relay if no other program has the port, or choose another one"
-                )),
-                None => Refused::Address(cannot),
-            }
-        })?;
-        let socket = socket.map(|(address, socket)| (socket, address));
+        let socket = match is_kept {
+            true => None,
+            false => Some(bind_new(config.address, leaving)?),
+        };
         Ok(StagedListener { config, slot, settings, socket })
     };
     planned.into_iter().zip(settings).map(bind).collect()
+}
+
+fn bind_new(
+    address: SocketAddr,
+    leaving: &[SocketAddr],
+) -> Result<(TcpListener, SocketAddr), Refused> {
+    let bound = net::bind(address).and_then(|socket| {
+        let address = socket.local_addr()?;
+        Ok((socket, address))
+    });
+    bound.map_err(|error| {
+        let cannot = format!("cannot listen on {address}: {error}");
+        let is_in_use = error.kind() == io::ErrorKind::AddrInUse;
+        match leaving.iter().find(|old| is_in_use && overlap(**old, address)) {
+            Some(old) => Refused::Moves(format!(
+                "{cannot}: a reload opens new addresses before it closes old ones, here {old}: \
+                 restart the relay if no other program has the port, or choose another one"
+            )),
+            None => Refused::Address(cannot),
+        }
+    })
+}
+
+/// Returns `true` if two sockets that listen cannot have these addresses at the same time.
+fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    let is_any = one.ip().is_unspecified() || other.ip().is_unspecified();
+    one.port() == other.port() && (is_any || one.ip().to_canonical() == other.ip().to_canonical())
 }
 
 impl Listeners {

@@ -343,6 +343,14 @@ pub struct Queue {
     pub last_lost_seconds_ago: Option<f64>,
 }
 
+impl Counts {
+    /// Returns the number of events that the filter has not let pass: dropped ones and duplicates.
+    pub fn filtered_out(&self) -> u64 {
+        let actions = ["dropped", "duplicate"].iter();
+        actions.filter_map(|action| self.filtered.get(*action)).sum()
+    }
+}
+
 impl Queue {
     /// Returns the number of bytes in the queue that new events cannot use.
     pub fn needed(&self) -> u64 {

@@ -171,8 +171,7 @@ pub(super) fn turned_away(relay: &Sampled<Relay>, findings: &Findings, causes: &
 /// it after five minutes.
 fn all_filtered(place: &str, output: &Output) -> Option<Cause> {
     let counts = &output.counts;
-    let filtered = ["dropped", "duplicate"].map(|action| counts.filtered.get(action).copied());
-    let filtered = total(filtered.into_iter().flatten());
+    let filtered = counts.filtered_out();
     let others = counts.delivered_events + output.backlog.backlog_events + counts.lost_events;
     (others == 0 && filtered > 0).then(|| {
         let what = format!("its filter has filtered out all {} since the start", events(filtered));

@@ -153,19 +153,17 @@ impl Shared {
     /// gap. Fails if the file can't be opened. If the job is patient, also fails if a part of the
     /// file can't be read, or if it is missing and the writer has not given it up yet.
     pub(super) fn read(&self, job: &Job) -> io::Result<Loaded> {
+        let mut reader = Reader::new(job);
+        // Without a segment in the log, there is no file to look for.
+        if job.segment.offset == 0 {
+            reader.end();
+            return Ok(reader.loaded);
+        }
         let name = segment::file_name(job.segment.first.position);
         let named = named(&name);
-        // Without a segment in the log, there is no file to look for.
-        let has_segment = job.segment.offset > 0;
-        let file = match has_segment {
-            true => disk::open_if_there(&*self.disk, &name).map_err(&named)?,
-            false => None,
-        };
-        let mut reader = Reader::new(job);
-        let Some(file) = file else {
+        let Some(file) = disk::open_if_there(&*self.disk, &name).map_err(&named)? else {
             let first = job.segment.first.position;
-            if has_segment
-                && job.patient
+            if job.patient
                 && self.disk.place() == Place::Here
                 && self.lock().log.segment(first).is_some()
             {

@@ -405,21 +405,19 @@ impl Writer {
         let mut evicted = Vec::new();
         let mut records = records.into_iter();
         for waiting in group {
-            let Append { lines, list, events, levels } = waiting.append;
+            let Append { mut lines, mut list, events, levels } = waiting.append;
             let bytes = lines.len() as u64;
             metrics.accepted(events, bytes, &levels);
             state.log.accepted += events;
-            let mut from = 0;
-            while from < lines.len()
+            // Only a long batch has more than one record, and it is never a list.
+            while !lines.is_empty()
                 && let Some((offset, header)) = records.next()
             {
-                let to = from + length(header.length);
+                let of_record = (lines.split_to(length(header.length)), list.take());
                 if bytes <= REMEMBERED_MAX {
-                    let lines = (lines.slice(from..to), list.clone());
-                    let record = TailRecord::new(first, offset, header, lines);
+                    let record = TailRecord::new(first, offset, header, of_record);
                     state.log.remember(record, &mut evicted);
                 }
-                from = to;
             }
             // The sender may have gone.
             waiting.done.send(Ok(())).ok();

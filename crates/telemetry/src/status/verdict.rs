@@ -196,11 +196,14 @@ pub fn is_passed_over(it: &Address) -> bool {
 /// The relay does not count all of this at one moment, so the difference of a relay at work changes
 /// from one answer to the next. Only one that stays is worth a look: `doctor` compares two answers.
 pub fn difference(status: &Status, it: &Output) -> Option<i128> {
-    let filtered = ["dropped", "duplicate"].map(|action| it.counts.filtered.get(action));
-    let filtered = filtered.into_iter().flatten().copied();
-    let lost = [it.counts.lost_events, status.queue.lost_events];
-    let went = [it.counts.delivered_events, it.backlog.backlog_events].into_iter().chain(lost);
-    let went: i128 = went.chain(filtered).map(i128::from).sum();
+    let went = [
+        it.counts.delivered_events,
+        it.backlog.backlog_events,
+        it.counts.lost_events,
+        status.queue.lost_events,
+        it.counts.filtered_out(),
+    ];
+    let went: i128 = went.map(i128::from).iter().sum();
     let came = i128::from(status.intake.accepted_events) + i128::from(it.backlog.start_events);
     it.required.then_some(came - went)
 }
