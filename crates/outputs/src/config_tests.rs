@@ -715,8 +715,8 @@ fn max_elapsed_has_ended_and_the_message_says_what_to_set() {
 #[test]
 fn concurrency_of_s3_has_ended_and_the_message_says_what_the_relay_does() {
     assert_problems(
-        "[[output]]\nname = 'a'\ntype = 's3'\nurls = ['https://a/']\nbucket = 'abc'\nregion = 'eu'\n\
-         access_key_id_file = '/proc/self/status'\nsecret_access_key_file = '/proc/self/status'\n\
+        "[[output]]\nname = 'a'\ntype = 's3'\nurls = ['https://a/']\nbucket = 'abc'\n\
+         region = 'eu'\naccess_key_id_file = '/proc/self/status'\nsecret_access_key_file = '/proc/self/status'\n\
          concurrency = 8\n",
         "9:1: output[0].concurrency: this key has ended: remove it. It had no effect: an s3 output",
     );

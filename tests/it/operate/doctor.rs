@@ -435,7 +435,9 @@ fn saved_metrics_are_compared_by_their_totals() {
     said.assert(&format!("OK so far – {} was saved at 20", file_of_relay.display()));
     said.assert_has("everything that was generated has arrived");
     std::fs::write(&file, counted(43).metrics()).unwrap();
-    doctor(&of_files).assert("UNKNOWN – the path from kube-apiserver to the relays: 3 events unex");
+    let said = doctor(&of_files);
+    said.assert("UNKNOWN – the path from kube-apiserver to the relays: 3 events unexplained");
+    said.assert_has("3 events unexplained: generated, and neither received nor lost");
 
     // Two files are two processes. Files are read once, so doctor does not wait for the interval.
     let started = Counted::starting().started;

@@ -133,6 +133,20 @@ fn processes_that_started_together_are_compared_whatever_their_clocks_say() {
     relay.finish(Backlog::Empty);
 }
 
+#[test]
+fn a_filter_that_keeps_back_everything_is_never_ok() {
+    let consumer = HttpSink::accepting();
+    let filter = "filter = { match = { users = [\"nobody\"] } }\n";
+    let relay = Relay::start(&to_sink(consumer.address(), filter));
+    assert_eq!(relay.post(&generated_batch(1, 10, 700)).status, 200);
+    relay.wait_for_metrics("the filter", PATIENCE, |metrics| {
+        (metrics.sum("filtered_events_total") == 10.0).then_some(())
+    });
+    let found = doctor(&[&admin(&relay)], &[]);
+    assert_unknown(&found, "its filter has filtered out all 10 events since the start");
+    relay.finish(Backlog::Empty);
+}
+
 /// Serves the `/status` of a healthy relay with this verdict.
 fn saying(verdict: &'static str) -> HttpSink {
     HttpSink::start(move |_| {
