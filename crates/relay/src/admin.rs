@@ -409,10 +409,10 @@ impl Caller {
             biased;
             () = self.turn.begun() => {}
             () = self.stop.cancelled() => return,
-            () = place.lost.cancelled() => return,
             () = access.revoked.cancelled() => return,
             () = tokio::time::sleep(CONNECTION_TIME) => return,
             () = &mut serving => return,
+            () = place.lost() => return,
         }
         // The connection is a tap now, which has limits of its own and ends by itself when the
         // relay ends.

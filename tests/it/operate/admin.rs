@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 
+use socket2::{Domain, Socket, Type};
+
 use crate::support::answers::NO_EVENTS;
 use crate::support::h2::H2;
 use crate::support::http::{Response, get};
@@ -175,6 +177,31 @@ fn probes_are_answered_whatever_holds_all_places_of_the_admin_address() {
             assert_eq!(get(admin, path).unwrap().status, 200, "{path}");
         }
         drop(held);
+    }
+    relay.finish(Backlog::Empty);
+}
+
+/// The connection of a probe, and 600 newer ones without a request, are accepted at once.
+#[test]
+fn probes_are_answered_in_a_flood_of_new_connections() {
+    let (relay, _sink) = start("", "");
+    let admin: socket2::SockAddr = relay.admin().into();
+    for round in 0..20 {
+        relay.signal(libc::SIGSTOP);
+        let mut probe = Client::connect(relay.admin()).unwrap();
+        probe.send(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        let silent = || {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            socket.connect(&admin).unwrap();
+            socket
+        };
+        let flood: Vec<Socket> = (0..600).map(|_| silent()).collect();
+        relay.signal(libc::SIGCONT);
+        let answer = probe.read_response().unwrap();
+        assert_eq!(answer.status, 200, "probe {round}");
+        drop(flood);
+        // A later connection is accepted after all of them.
+        assert_eq!(get(relay.admin(), "/livez").unwrap().status, 200);
     }
     relay.finish(Backlog::Empty);
 }

@@ -4,14 +4,15 @@
 //! Every new connection gets a *place*, the right to stay open. Connections that have sent no
 //! request yet, and those that have, have places of their own kind. If all places of a kind are
 //! taken, the connection that has waited or asked for nothing for the longest time loses its place.
-//! So a flood of connections without requests takes no place from a scraper, and a probe, which
-//! sends its request at once, normally gets its response.
+//! So a flood of connections without requests takes no place from a scraper. A connection that has
+//! lost its place ends only when nothing has arrived on it. So a probe, which sends its request at
+//! once, gets its response whatever the rate of the flood.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
+use tokio::sync::Notify;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use base::lock::lock;
 
@@ -41,8 +42,8 @@ struct Entry {
     /// The time of the last request, or the opening of the connection before the first request.
     asked: Instant,
     stage: Stage,
-    /// Cancelled when another connection takes this place: the connection must then end.
-    lost: CancellationToken,
+    /// Notified when another connection takes this place.
+    lost: Arc<Notify>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -65,7 +66,7 @@ impl Taken {
         }
         let longest = self.of(stage).map(|(id, entry)| (entry.asked, *id)).min();
         if let Some(entry) = longest.and_then(|(_, id)| self.by_id.remove(&id)) {
-            entry.lost.cancel();
+            entry.lost.notify_one();
         }
     }
 }
@@ -74,14 +75,12 @@ impl Places {
     /// Returns a place for a new connection. If no place is free, takes the place of the connection
     /// that has waited for its first request for the longest time.
     pub(super) fn take(self: &Arc<Self>) -> Place {
-        let lost = CancellationToken::new();
         let mut taken = lock(&self.taken);
-        let id = taken.next;
+        let (id, lost) = (taken.next, Arc::default());
         taken.next += 1;
-        let entry = Entry { asked: Instant::now(), stage: Stage::Silent, lost: lost.clone() };
-        taken.by_id.insert(id, entry);
-        taken.keep(SILENT_MAX, Stage::Silent);
-        Place { places: Arc::clone(self), id, lost }
+        let place = Place { places: Arc::clone(self), id, lost };
+        place.put(&mut taken, Stage::Silent, SILENT_MAX);
+        place
     }
 }
 
@@ -89,11 +88,16 @@ impl Places {
 pub(super) struct Place {
     places: Arc<Places>,
     id: u64,
-    /// Cancelled when another connection takes this place: the connection must then end.
-    pub(super) lost: CancellationToken,
+    lost: Arc<Notify>,
 }
 
 impl Place {
+    fn put(&self, taken: &mut Taken, stage: Stage, max: usize) {
+        let entry = Entry { asked: Instant::now(), stage, lost: Arc::clone(&self.lost) };
+        taken.by_id.insert(self.id, entry);
+        taken.keep(max, stage);
+    }
+
     /// Gives the place back, because other limits apply to this connection from now on. No new
     /// connection can end it any more.
     pub(super) fn leave(&self) {
@@ -101,12 +105,22 @@ impl Place {
     }
 
     /// Notes a request: connections whose last request is older now lose their places before this
-    /// one.
+    /// one. A connection that had lost its place has one again.
     pub(super) fn asked(&self) {
-        let mut taken = lock(&self.places.taken);
-        if let Some(entry) = taken.by_id.get_mut(&self.id) {
-            (entry.asked, entry.stage) = (Instant::now(), Stage::Asked);
-            taken.keep(ASKED_MAX, Stage::Asked);
+        self.put(&mut lock(&self.places.taken), Stage::Asked, ASKED_MAX);
+    }
+
+    /// Waits until another connection has taken this place: this connection must then end. A
+    /// request that has arrived must be read before this future is polled, since it keeps the
+    /// connection open.
+    pub(super) async fn lost(&self) {
+        loop {
+            self.lost.notified().await;
+            // The runtime learns only now what has arrived on a connection that is new.
+            tokio::task::yield_now().await;
+            if !lock(&self.places.taken).by_id.contains_key(&self.id) {
+                return;
+            }
         }
     }
 }
@@ -123,7 +137,8 @@ mod tests {
     use std::time::Duration;
 
     fn lost(held: &[Place]) -> Vec<usize> {
-        (0..held.len()).filter(|&at| held[at].lost.is_cancelled()).collect()
+        let has = |place: &Place| lock(&place.places.taken).by_id.contains_key(&place.id);
+        (0..held.len()).filter(|&at| !has(&held[at])).collect()
     }
 
     #[tokio::test(start_paused = true)]
@@ -150,7 +165,7 @@ mod tests {
         held.push(asked());
         assert_eq!(lost(&held), [1, 2]);
         // A connection that has left counts no more, and loses its place to nobody.
-        held[3].leave();
+        held.remove(3).leave();
         held.push(asked());
         assert_eq!(lost(&held), [1, 2]);
         drop(held);
@@ -162,12 +177,17 @@ mod tests {
         let places = Arc::new(Places::default());
         let scraper = places.take();
         scraper.asked();
-        let mut held = Vec::new();
+        let mut held = vec![scraper];
         for _ in 0..SILENT_MAX + 100 {
             tokio::time::advance(Duration::from_millis(1)).await;
             held.push(places.take());
         }
-        assert!(!scraper.lost.is_cancelled());
-        assert_eq!(lost(&held), (0..100).collect::<Vec<_>>());
+        assert_eq!(lost(&held), (1..=100).collect::<Vec<_>>());
+        // The request of one of them had arrived.
+        held[7].asked();
+        let ends = async |place: &Place| {
+            tokio::time::timeout(Duration::from_secs(1), place.lost()).await.is_ok()
+        };
+        assert!(ends(&held[6]).await && !ends(&held[7]).await);
     }
 }
