@@ -1,6 +1,7 @@
 //! Counts the instructions of a phase of `benches/hot_path` with valgrind, and compares them with
-//! committed numbers. The program is built like the static release. Its number of instructions does
-//! not depend on how busy the machine is.
+//! committed numbers. The program is built like the static release. A busy machine can make the
+//! number of instructions larger, but not smaller: while an output waits for its consumer, its
+//! timers come more often. So the least of a few counts decides.
 
 use std::fs::File;
 use std::process::{Command, Output};
@@ -24,6 +25,9 @@ const MORE: u64 = 2;
 /// A count may be this many per cent below the committed one.
 const LESS: u64 = 10;
 
+/// How often a phase is counted again whose count is wrong.
+const AGAIN: usize = 3;
+
 /// The counts of one pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Counted {
@@ -39,7 +43,13 @@ pub(crate) fn compare<'a>(figures: impl Iterator<Item = &'a Figure>) {
     let (program, _alone) = build();
     let (mut rows, mut wrong) = (Vec::new(), Vec::new());
     for figure in figures {
-        let counted = count(&program, figure);
+        let mut counted = count(&program, figure);
+        for _ in 0..AGAIN {
+            if judge(figure, counted).is_some() {
+                let again = count(&program, figure);
+                counted = std::cmp::min_by_key(counted, again, |it| it.instructions);
+            }
+        }
         eprintln!("{}: {}", figure.phase, describe(counted));
         wrong.extend(judge(figure, counted));
         rows.push(row(figure, counted));
