@@ -104,14 +104,27 @@ fn config_page() -> String {
     page
 }
 
-/// Returns the table of this output type's keys, without the keys that all types have.
+/// Returns the table of this output type's keys. A key that at least three types have, all with the
+/// same default, is only named: the page of the config describes it.
 fn keys_of(rows: &[Row], of: &str) -> String {
     let mut keys = "| key | kind | default | meaning |\n|---|---|---|---|\n".to_owned();
-    let has = |row: &&Row| row.section == "output" && row.types.split(", ").any(|it| it == of);
-    for Row { key, kind, default, meaning, .. } in rows.iter().filter(has) {
-        writeln!(keys, "| `{key}` | {kind} | {default} | {meaning} |").unwrap();
+    let mut shared = Vec::new();
+    let of_outputs: Vec<&Row> = rows.iter().filter(|row| row.section == "output").collect();
+    for row in of_outputs.iter().filter(|row| row.types.split(", ").any(|it| it == of)) {
+        let Row { key, types, kind, default, meaning, .. } = row;
+        let has_other_default =
+            of_outputs.iter().any(|it| it.key == *key && it.default != *default);
+        if has_other_default || types.split(", ").count() < 3 {
+            writeln!(keys, "| `{key}` | {kind} | {default} | {meaning} |").unwrap();
+        } else {
+            shared.push(format!("`{key}`"));
+        }
     }
-    keys + "\n[Keys that all outputs have](../reference/config.md#output)\n"
+    let shared = match shared.is_empty() {
+        true => String::new(),
+        false => format!("; these are on the same page:\n{}", shared.join(", ")),
+    };
+    keys + &format!("\n[Keys that all outputs have](../reference/config.md#output){shared}\n")
 }
 
 const COMMANDS_HEAD: &str = "\
@@ -120,7 +133,8 @@ const COMMANDS_HEAD: &str = "\
 <!-- Generated from the declarations of the commands; do not edit. To write this page again:
 KUBE_AUDIT_FORWARDER_BLESS=1 ./test it docs:: -->
 
-This page has the help of every command, as `--help` prints it.
+This page has the help of every command, as `--help` prints it, except of those that only group
+others, such as `queue`.
 ";
 
 /// Returns the names below `Commands:` in a help text, except `help`.
@@ -132,16 +146,19 @@ pub(crate) fn subcommands(help: &str) -> Vec<String> {
     names.filter(|name| *name != "help").map(str::to_owned).collect()
 }
 
-/// Adds a section for the command with this path and for each of its subcommands.
+/// Adds a section for the command with this path, or for each of its subcommands.
 fn add_command(page: &mut String, path: &[&str]) {
     // The help shows the value of this variable.
     let variables = [("KUBE_AUDIT_FORWARDER_CONFIG", "")];
     let help = printed(&[path, &["--help"]].concat(), &variables);
     let name = [&["kube-audit-forwarder"], path].concat().join(" ");
     assert!(help.contains("\nExamples:\n"), "{name} has no row in src/cli/examples.rs");
-    let help_lines: Vec<_> = help.trim_end().lines().map(str::trim_end).collect();
-    write!(page, "\n## `{name}`\n\n```text\n{}\n```\n", help_lines.join("\n")).unwrap();
-    for subcommand in subcommands(&help) {
+    let subcommands = subcommands(&help);
+    if path.is_empty() || subcommands.is_empty() {
+        let help_lines: Vec<_> = help.trim_end().lines().map(str::trim_end).collect();
+        write!(page, "\n## `{name}`\n\n```text\n{}\n```\n", help_lines.join("\n")).unwrap();
+    }
+    for subcommand in subcommands {
         add_command(page, &[path, &[&subcommand]].concat());
     }
 }
