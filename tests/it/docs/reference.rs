@@ -134,8 +134,13 @@ const COMMANDS_HEAD: &str = "\
 KUBE_AUDIT_FORWARDER_BLESS=1 ./test it docs:: -->
 
 This page has the help of every command, as `--help` prints it, except of those that only group
-others, such as `queue`.
+others, such as `queue`. The options of a connection to a relay are under
+[healthcheck](#kube-audit-forwarder-healthcheck) alone.
 ";
+
+/// Options that each command has that asks a relay. The page describes them once.
+const OF_A_CONNECTION: [&str; 4] =
+    ["--token-file <FILE> ", "--ca <FILE> ", "--certificate <FILE> ", "--private-key <FILE> "];
 
 /// Returns the names below `Commands:` in a help text, except `help`.
 pub(crate) fn subcommands(help: &str) -> Vec<String> {
@@ -155,7 +160,17 @@ fn add_command(page: &mut String, path: &[&str]) {
     assert!(help.contains("\nExamples:\n"), "{name} has no row in src/cli/examples.rs");
     let subcommands = subcommands(&help);
     if path.is_empty() || subcommands.is_empty() {
-        let help_lines: Vec<_> = help.trim_end().lines().map(str::trim_end).collect();
+        let mut help_lines: Vec<_> = help.trim_end().lines().map(str::trim_end).collect();
+        let is_shared =
+            |line: &str| OF_A_CONNECTION.iter().any(|it| line.trim_start().starts_with(it));
+        let first = help_lines.iter().position(|line| is_shared(line));
+        if let Some(first) = first.filter(|_| path != ["healthcheck"]) {
+            help_lines.retain(|line| !is_shared(line));
+            help_lines.insert(
+                first,
+                "      --token-file, --ca, --certificate, --private-key: see healthcheck",
+            );
+        }
         write!(page, "\n## `{name}`\n\n```text\n{}\n```\n", help_lines.join("\n")).unwrap();
     }
     for subcommand in subcommands {
