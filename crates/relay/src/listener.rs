@@ -6,8 +6,8 @@
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
-//! | 1 | `answer` `buffer` `framing` `sender` `token` | answers · the memory of bodies · where a head begins · refused senders in the log · the bearer token |
-//! | 2 | `connection` `handshake` `in_flight` `settings` | phases and deadlines · TLS · bytes in flight · what the config says of a listener |
+//! | 1 | `answer` `buffer` `framing` `policy` `sender` `token` | answers · the memory of bodies · where a head begins · what the config says of all listeners · refused senders in the log · the bearer token |
+//! | 2 | `connection` `handshake` `in_flight` `settings` | phases and deadlines · TLS · bytes in flight · what the config says of one listener |
 //! | 3 | `terms` | what requests share |
 //! | 4 | `gate` `upload` | the limits of all listeners · a body that arrives |
 //! | 5 | `auth` `head` `ingest` | who may send requests · which heads are those of a batch · the answer to a body |
@@ -36,6 +36,7 @@ mod handshake;
 mod head;
 mod in_flight;
 mod ingest;
+mod policy;
 mod requests;
 mod sender;
 mod session;
@@ -211,16 +212,18 @@ impl Listener {
     /// Starts the task that serves a new connection. If the limit of connections is reached, an
     /// older connection is closed to make room, or the new one if every older connection must stay.
     fn open(&self, stream: TcpStream, peer: SocketAddr, gate: &Arc<Gate>) {
-        let rules = gate.rules.load_full();
+        let policy = gate.shared.policy.load_full();
+        let limits = &policy.limits;
         let (listener, refused) = (Arc::clone(&self.label), Arc::clone(&self.refused));
         let sender = Sender { listener, peer, refused };
-        let place = gate.registry.open(rules.max_connections, self.metrics.clone(), sender.clone());
+        let place =
+            gate.registry.open(limits.max_connections, self.metrics.clone(), sender.clone());
         let Some(place) = place else { return };
         // An error is ignored, because a socket also works without these options.
         net::tune_accepted(&stream).ok();
         let handshake = self.settings.load().tls.as_ref().map(|tls| Handshake {
             settings: tls.settings(),
-            limit: rules.deadlines.header,
+            limit: limits.header_timeout,
             metrics: self.metrics.clone(),
             sender,
             telemetry: Arc::clone(&self.telemetry),
@@ -231,10 +234,9 @@ impl Listener {
             settings: Arc::clone(&self.settings),
             closing: self.closing.clone(),
             revoked: self.revoked.clone(),
-            max_age: rules.max_connection_age.map(net::jittered),
+            max_age: limits.max_connection_age.map(net::jittered),
         };
-        let protocols = rules.protocols.clone();
-        let session = Session { place, protocols, terms: Arc::new(terms) };
+        let session = Session { place, policy, terms: Arc::new(terms) };
         let aborted = gate.aborted.clone();
         gate.connections.spawn(async move {
             aborted.run_until_cancelled(session.run(stream, handshake)).await;

@@ -48,24 +48,6 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// hyper's buffers of the connection: 112 KiB after a batch. A busy connection keeps its buffers.
 const REST_AFTER: Duration = Duration::from_secs(2);
 
-/// The longest times for which a connection may stay open without a request in progress.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Deadlines {
-    /// The longest time for an HTTP/1 head, a TLS handshake, or the sending of an HTTP/1 answer.
-    pub(super) header: Duration,
-    /// The longest wait for the first or the next request of a connection.
-    pub(super) idle: Duration,
-}
-
-impl Deadlines {
-    /// Returns the time between two calls of [`Registry::enforce`]: a tenth of the shorter
-    /// deadline, but at least 10 ms and at most 250 ms.
-    pub(super) fn tick(self) -> Duration {
-        (self.header.min(self.idle) / 10)
-            .clamp(Duration::from_millis(10), Duration::from_millis(250))
-    }
-}
-
 /// The open connections of all listeners. Each of them counts for `limits.max_connections`; a
 /// connection that was closed for a new one is no longer here.
 #[derive(Default)]
@@ -487,9 +469,8 @@ impl Registry {
     /// Ends every connection without a request in progress that has reached the deadline of its
     /// phase, or was told to end [`FAREWELL`] ago. `handshake` limits TLS handshakes. An idle
     /// HTTP/2 connection is first told to end. Notifies the connections whose buffers can be freed.
-    /// Call it after each [`Deadlines::tick`].
-    pub(super) fn enforce(&self, deadlines: Deadlines) {
-        let Deadlines { header, idle } = deadlines;
+    pub(super) fn enforce(&self, limits: &config::Limits) {
+        let (header, idle) = (limits.header_timeout, limits.idle_timeout);
         for connection in self.lock().open.values() {
             let mut state = connection.lock();
             let waited = state.since.elapsed();
@@ -811,8 +792,17 @@ mod tests {
         let sender = Sender { listener: "l".into(), peer, refused: Arc::default() };
         let place = registry.open(1, Telemetry::new().listener("l"), sender).expect("a place");
         let long = Duration::from_secs(60);
+        let limits = config::Limits {
+            max_body: 1,
+            max_in_flight: 1,
+            max_connections: 1,
+            header_timeout: long,
+            body_timeout: long,
+            idle_timeout: long,
+            max_connection_age: None,
+        };
         let verdict = || {
-            registry.enforce(Deadlines { header: long, idle: long });
+            registry.enforce(&limits);
             place.connection.lock().verdict
         };
         place.connection.established(false);

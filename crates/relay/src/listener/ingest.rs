@@ -18,7 +18,8 @@ use super::answer;
 use super::answer::{Answer, Refusal};
 use super::buffer::Buffer;
 use super::in_flight::Reservation;
-use super::terms::{Bounds, DECODING_KIB, Shared, Terms};
+use super::policy::Policy;
+use super::terms::{DECODING_KIB, Shared, Terms};
 use super::upload::{Answering, Arriving, Upload};
 use audit::{Invalid, Split};
 use config::Acknowledge;
@@ -76,8 +77,8 @@ impl Service<Request<Upload>> for Ingest {
 }
 
 async fn answer(mut upload: Upload) -> Answer {
-    let Upload { terms, bounds, is_gzip, body, .. } = &mut upload;
-    let batch = Batch { terms, shared: &terms.shared, bounds };
+    let Upload { terms, policy, is_gzip, body, .. } = &mut upload;
+    let batch = Batch { terms, shared: &terms.shared, policy };
     match batch.take(*is_gzip, body).await {
         Ok(events) => {
             tracing::debug!(events, bytes = body.sent, "batch accepted");
@@ -91,17 +92,17 @@ async fn answer(mut upload: Upload) -> Answer {
     }
 }
 
-/// A batch on its way to the queue, with the limits that were valid when its request began.
+/// A batch on its way to the queue, with the policy that was valid when its request began.
 struct Batch<'a> {
     terms: &'a Terms,
     shared: &'a Shared,
-    bounds: &'a Bounds,
+    policy: &'a Policy,
 }
 
 impl Batch<'_> {
     /// Returns the number of events that were accepted and acknowledged.
     async fn take(&self, is_gzip: bool, body: &mut Arriving) -> Result<u64, Refusal> {
-        let (in_flight, max) = (&self.shared.in_flight, self.bounds.max_in_flight);
+        let (in_flight, max) = (&self.shared.in_flight, self.policy.limits.max_in_flight);
         let mut share = Reservation::new(in_flight, max);
         let whole = if is_gzip {
             self.inflate(body, &mut share).await?
@@ -122,8 +123,8 @@ impl Batch<'_> {
         // The last line of a body without a final line break is stored with one. A body of exactly
         // the allowed size can thus become one byte too large. The answer is then 413, because 429
         // would promise that the body fits later.
-        if append.lines.len() as u64 > self.bounds.max_body {
-            return Err(Refusal::too_large(self.bounds.max_body));
+        if append.lines.len() as u64 > self.policy.limits.max_body {
+            return Err(Refusal::too_large(self.policy.limits.max_body));
         }
         // If the sender goes, the queue may keep the batch for a moment longer than this function.
         let held: Held = Some(Arc::<Reservation>::clone(&share));
@@ -139,12 +140,12 @@ impl Batch<'_> {
     }
 
     async fn wait_for(&self, ticket: &mut Ticket) -> Result<(), Refusal> {
-        let deadline = Instant::now() + self.bounds.delivered_timeout;
+        let deadline = Instant::now() + self.policy.queue.delivered_timeout;
         tokio::select! {
             biased;
             acknowledged = timeout_at(deadline, ticket.acknowledged()) => match acknowledged {
                 Ok(acknowledged) => acknowledged.map_err(Refusal::from),
-                Err(_) => Err(too_late(self.bounds)),
+                Err(_) => Err(too_late(self.policy.queue.acknowledge)),
             },
             () = self.shared.cut.cancelled() => Err(Refusal::shutting_down()),
         }
@@ -160,8 +161,8 @@ impl Batch<'_> {
             body.incoming.size_hint().exact().and_then(|length| usize::try_from(length).ok());
         let mut whole = Buffer::new(announced, &self.shared.pool);
         while let Some(piece) = body.next(self.terms).await? {
-            if body.sent > self.bounds.max_body {
-                return Err(Refusal::too_large(self.bounds.max_body));
+            if body.sent > self.policy.limits.max_body {
+                return Err(Refusal::too_large(self.policy.limits.max_body));
             }
             share.set(whole.len() + piece.len())?;
             whole.extend(&piece);
@@ -177,16 +178,16 @@ impl Batch<'_> {
     ) -> Result<Buffer, Refusal> {
         let broken = |error: io::Error| {
             if error.kind() == io::ErrorKind::FileTooLarge {
-                Refusal::too_large(self.bounds.max_body)
+                Refusal::too_large(self.policy.limits.max_body)
             } else {
                 Refusal::invalid(format!("the body is broken gzip: {error}"))
             }
         };
         let whole = Buffer::new(None, &self.shared.pool);
-        let mut decoder = MultiGzDecoder::new(Inflated { whole, max: self.bounds.max_body });
+        let mut decoder = MultiGzDecoder::new(Inflated { whole, max: self.policy.limits.max_body });
         while let Some(piece) = body.next(self.terms).await? {
-            if body.sent > self.bounds.max_body {
-                return Err(Refusal::too_large(self.bounds.max_body));
+            if body.sent > self.policy.limits.max_body {
+                return Err(Refusal::too_large(self.policy.limits.max_body));
             }
             for step in piece.chunks(GZIP_STEP) {
                 decoder.write_all(step).map_err(broken)?;
@@ -231,10 +232,10 @@ impl Batch<'_> {
         };
         tokio::select! {
             biased;
-            done = timeout_at(Instant::now() + self.bounds.delivered_timeout, done) => match done {
+            done = timeout_at(Instant::now() + self.policy.queue.delivered_timeout, done) => match done {
                 Ok(Some(outcome)) => outcome.map_err(Refusal::from),
                 Ok(None) => Err(Refusal::shutting_down()),
-                Err(_) => Err(too_late(self.bounds)),
+                Err(_) => Err(too_late(self.policy.queue.acknowledge)),
             },
             () = self.shared.cut.cancelled() => Err(Refusal::shutting_down()),
         }
@@ -243,8 +244,8 @@ impl Batch<'_> {
 
 /// Returns the refusal of a request that has waited for `delivered_timeout`. This limit exists so
 /// that neither a slow consumer nor a slow disk can block a request for an unlimited time.
-fn too_late(bounds: &Bounds) -> Refusal {
-    let (reason, message) = match bounds.acknowledge {
+fn too_late(acknowledge: Acknowledge) -> Refusal {
+    let (reason, message) = match acknowledge {
         // `queued` is only for a queue in memory, where nothing but the decoding of a large body
         // can take this long.
         Acknowledge::Queued => {

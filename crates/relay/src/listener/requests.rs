@@ -60,14 +60,14 @@ impl<S: Service<Request<Upload>>> Service<Request<Incoming>> for Deadline<S> {
 
     fn call(&mut self, request: Request<Incoming>) -> S::Future {
         let (terms, started) = (Arc::clone(&self.terms), Instant::now());
-        let bounds = terms.shared.bounds.load_full();
-        let deadline = started + bounds.body_timeout;
+        let policy = terms.shared.policy.load_full();
+        let deadline = started + policy.limits.body_timeout;
         let expects = request.headers().get(header::EXPECT);
         let expects =
             expects.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
         self.inner.call(request.map(|incoming| {
             let body = Arriving::new(incoming, deadline);
-            Upload { terms, bounds, started, expects, is_gzip: false, body }
+            Upload { terms, policy, started, expects, is_gzip: false, body }
         }))
     }
 }
@@ -200,15 +200,16 @@ where
 /// chunks has no Content-Length, and the Content-Length of a gzip body does not say how many bytes
 /// will be in memory.
 fn limit(request: &mut Request<Upload>) -> Result<(), Refusal> {
-    let Upload { terms, bounds, is_gzip, body, .. } = request.body();
+    let Upload { terms, policy, is_gzip, body, .. } = request.body();
+    let limits = &policy.limits;
     let length = body.incoming.size_hint().exact();
-    if length.is_some_and(|length| length > bounds.max_body) {
-        return Err(Refusal::too_large(bounds.max_body));
+    if length.is_some_and(|length| length > limits.max_body) {
+        return Err(Refusal::too_large(limits.max_body));
     }
     if terms.shared.closing.is_cancelled() {
         return Err(Refusal::shutting_down());
     }
-    if terms.shared.in_flight.is_full(bounds.max_in_flight) {
+    if terms.shared.in_flight.is_full(limits.max_in_flight) {
         return Err(Refusal::in_flight_full());
     }
     let length = if *is_gzip { 0 } else { length.unwrap_or(0) };

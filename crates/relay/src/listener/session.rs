@@ -6,8 +6,7 @@ use std::sync::Arc;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto;
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
@@ -16,13 +15,14 @@ use tower::Service as _;
 
 use super::connection::{Connection, Lent, Registered, Watched};
 use super::handshake::Handshake;
+use super::policy::Policy;
 use super::requests::requests;
 use super::terms::Terms;
 
 /// A connection that has a place in the registry. The task of the connection owns this value.
 pub(super) struct Session {
     pub(super) place: Registered,
-    pub(super) protocols: auto::Builder<TokioExecutor>,
+    pub(super) policy: Arc<Policy>,
     pub(super) terms: Arc<Terms>,
 }
 
@@ -51,7 +51,7 @@ impl Session {
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let Self { place, protocols, terms } = self;
+        let Self { place, policy, terms } = self;
         let connection = &place.connection;
         let mut orders = Orders {
             connection,
@@ -69,7 +69,8 @@ impl Session {
             // polled, which on h2 happens in another task. The connection must know of a request
             // before that.
             let service = service_fn(move |request| requests.clone().call(request));
-            let mut serving = Box::pin(protocols.serve_connection(TokioIo::new(watched), service));
+            let io = TokioIo::new(watched);
+            let mut serving = Box::pin(policy.protocols.serve_connection(io, service));
             loop {
                 // The stream polls the future of the orders only when an order may have come, and
                 // not whenever the connection has new bytes.

@@ -10,8 +10,8 @@ use tokio_util::sync::CancellationToken;
 use super::buffer::Pool;
 use super::connection::Connection;
 use super::in_flight::InFlight;
+use super::policy::Policy;
 use super::settings::Settings;
-use config::Acknowledge;
 use queue::Queue;
 use transform::volume::Volume;
 
@@ -21,19 +21,6 @@ use transform::volume::Volume;
 /// decoded alone.
 pub(super) const DECODING_KIB: u32 = 16 * 1024;
 
-/// The limits for requests, from the config. A reload replaces them; a request keeps the limits
-/// that were valid when it began.
-pub(super) struct Bounds {
-    /// The largest body in bytes: `limits.max_body`, or less if other limits of the config require
-    /// it. At most `max_in_flight`.
-    pub(super) max_body: u64,
-    pub(super) max_in_flight: u64,
-    pub(super) body_timeout: Duration,
-    pub(super) acknowledge: Acknowledge,
-    pub(super) delivered_timeout: Duration,
-    pub(super) retry_after: Duration,
-}
-
 pub(super) struct Shared {
     pub(super) queue: Queue,
     pub(super) in_flight: Arc<InFlight>,
@@ -41,7 +28,7 @@ pub(super) struct Shared {
     pub(super) pool: Arc<Pool>,
     /// The permits for decoding bodies at the same time, one for each KiB.
     pub(super) decoding: Arc<Semaphore>,
-    pub(super) bounds: ArcSwap<Bounds>,
+    pub(super) policy: ArcSwap<Policy>,
     /// Cancelled at the beginning of the drain. New requests are then refused.
     pub(super) closing: CancellationToken,
     /// Cancelled in the middle of the drain. Requests in progress are then refused.

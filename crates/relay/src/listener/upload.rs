@@ -20,7 +20,8 @@ use tokio::time::{Instant, timeout_at};
 
 use super::answer::{Answer, Refusal};
 use super::connection::{LINGER_TIME, LINGER_TIME_SLOW};
-use super::terms::{Bounds, Terms};
+use super::policy::Policy;
+use super::terms::Terms;
 use base::mutant;
 use telemetry::Rejection;
 
@@ -54,8 +55,8 @@ impl Future for Answering {
 /// The facts about a request that its layers share, except for its head.
 pub(super) struct Upload {
     pub(super) terms: Arc<Terms>,
-    /// The limits that were valid when the request began.
-    pub(super) bounds: Arc<Bounds>,
+    /// The policy that was valid when the request began.
+    pub(super) policy: Arc<Policy>,
     /// The time at which the head of the request was complete.
     pub(super) started: Instant,
     /// `true`: the sender waits for `100 Continue` before it sends the body.
@@ -69,19 +70,20 @@ impl Upload {
     /// Returns the answer for a refused request. First discards the rest of the body, unless the
     /// body is too large, the refusal is 408, or the sender waits for `100 Continue`.
     pub(super) async fn refuse(mut self, mut refusal: Refusal) -> Answer {
-        let Self { terms, bounds, body, expects, .. } = &mut self;
+        let Self { terms, policy, body, expects, .. } = &mut self;
+        let max_body = policy.limits.max_body;
         let unsent = *expects && !body.begun;
         let announced = body.incoming.size_hint().lower() + body.sent;
         let discard = mutant!("refusal-resets", !unsent, false)
-            && announced <= bounds.max_body
+            && announced <= max_body
             && refusal.status != StatusCode::REQUEST_TIMEOUT;
-        if discard && let Err(slow) = body.discard(terms, bounds.max_body).await {
+        if discard && let Err(slow) = body.discard(terms, max_body).await {
             refusal = slow;
         }
-        let mut response = refusal.answer(bounds.retry_after);
+        let mut response = refusal.answer(policy.queue.retry_after);
         let unread = !body.ended && !body.incoming.is_end_stream();
         if mutant!("refusal-resets", unread, false) {
-            let slow = discard && body.sent <= bounds.max_body;
+            let slow = discard && body.sent <= max_body;
             terms.connection.linger(if slow { LINGER_TIME_SLOW } else { LINGER_TIME });
         }
         if unread || refusal.closes() {
