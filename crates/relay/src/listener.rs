@@ -6,7 +6,7 @@
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
-//! | 1 | `answer` `buffer` `framing` `policy` `sender` `token` | answers · the memory of bodies · where a head begins · what the config says of all listeners · refused senders in the log · the bearer token |
+//! | 1 | `answer` `buffer` `policy` `sender` `token` | answers · the memory of bodies · what the config says of all listeners · refused senders in the log · the bearer token |
 //! | 2 | `connection` `handshake` `in_flight` `settings` | phases and deadlines · TLS · bytes in flight · what the config says of one listener |
 //! | 3 | `terms` | what requests share |
 //! | 4 | `gate` `upload` | the limits of all listeners · a body that arrives |
@@ -30,7 +30,6 @@ mod answer;
 mod auth;
 mod buffer;
 mod connection;
-mod framing;
 mod gate;
 mod handshake;
 mod head;

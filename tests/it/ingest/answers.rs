@@ -3,7 +3,9 @@
 
 use std::io::{Read as _, Write as _};
 
-use crate::support::answers::{Counted, NO_EVENTS, assert_accepted, assert_kept, assert_refusal};
+use crate::support::answers::{
+    Counted, NO_EVENTS, assert_accepted, assert_head_refusal, assert_kept, assert_refusal,
+};
 use crate::support::corpus::audit_log;
 use crate::support::h2;
 use crate::support::h2::H2;
@@ -56,8 +58,7 @@ fn refused(relay: &Relay, bytes: &[u8], code: u16, reason: &str) -> (Client, Str
         )
     });
     let message = assert_refusal(&response, code);
-    let class = if code == 431 { "4xx".to_owned() } else { code.to_string() };
-    assert_eq!(Counted::of(relay), before.and(&class, Some(reason)), "{message}");
+    assert_eq!(Counted::of(relay), before.and(&code.to_string(), Some(reason)), "{message}");
     (client, message)
 }
 
@@ -73,6 +74,19 @@ fn refused_and_closed(relay: &Relay, bytes: &[u8], code: u16, reason: &str) -> S
     let (mut client, message) = refused(relay, bytes, code, reason);
     assert!(client.is_closed_by_server(), "kept after: {message}");
     message
+}
+
+/// Sends bytes that are no whole head on a new connection. Checks that they are refused with `code`
+/// and counted once, under `reason`. Returns the connection.
+fn head_refused(relay: &Relay, bytes: &[u8], code: u16, reason: &str) -> Client {
+    let class = if code == 431 { "4xx".to_owned() } else { code.to_string() };
+    let expected = Counted::of(relay).and(&class, Some(reason));
+    let mut client = Client::connect(relay.address()).unwrap();
+    client.send(bytes).unwrap();
+    assert_head_refusal(&client.read_response().unwrap(), code);
+    // The relay counts this refusal when the connection has ended.
+    wait_until("the count", PATIENCE, || Counted::of(relay) == expected);
+    client
 }
 
 fn post(body: &[u8]) -> Vec<u8> {
@@ -329,17 +343,13 @@ fn a_request_with_two_lengths_is_never_read_as_two() {
         client.send(&raw(&headers, format!("{chunks}{inner}").as_bytes())).unwrap();
         let response = client.read_response().unwrap();
         if response.status != 200 {
-            assert_refusal(&response, 400);
+            assert_head_refusal(&response, 400);
         }
         assert!(client.is_closed_by_server(), "{headers}: a second answer came");
     }
     for length in ["-1", "+1", "0x10", "1 1", "99999999999999999999", ""] {
-        refused_and_closed(
-            &relay,
-            &raw(&format!("Content-Length: {length}\r\n"), b""),
-            400,
-            "invalid",
-        );
+        let head = raw(&format!("Content-Length: {length}\r\n"), b"");
+        assert!(head_refused(&relay, &head, 400, "invalid").is_closed_by_server());
     }
     relay.finish(Backlog::Empty);
 }
@@ -756,8 +766,10 @@ fn a_body_under_way_at_the_end_is_503_at_half_of_the_drain() {
 fn slow_heads_and_slow_bodies_are_408() {
     let tables = "[limits]\nheader_timeout = \"300ms\"\nbody_timeout = \"300ms\"\n";
     let (relay, _sink) = start("path_prefix = \"/audit\"", tables);
-    refused_and_closed(&relay, b"POST /audit HTT", 408, "timeout");
-    refused_and_closed(&relay, b"POST /audit HTTP/1.1\r\nHost: a\r\nContent-Le", 408, "timeout");
+    for begun in [&b"POST /audit HTT"[..], b"POST /audit HTTP/1.1\r\nHost: a\r\nContent-Le", b"PRI"]
+    {
+        assert!(head_refused(&relay, begun, 408, "timeout").is_closed_by_server());
+    }
     refused_and_closed(&relay, &raw("Content-Length: 100\r\n", b""), 408, "timeout");
     refused_and_closed(&relay, &raw("Content-Length: 100\r\n", b"{\"kind\":"), 408, "timeout");
     refused_and_closed(&relay, &raw("Transfer-Encoding: chunked\r\n", b"10\r\n{"), 408, "timeout");
@@ -865,14 +877,14 @@ fn what_is_no_http_is_400_and_a_head_beyond_its_bounds_431() {
         b"POST / HTTP/1.1\r\nHo st: a\r\n\r\n",
         b"{\"kind\":\"EventList\"}\r\n\r\n",
     ] {
-        refused_and_closed(&relay, garbage, 400, "invalid");
+        assert!(head_refused(&relay, garbage, 400, "invalid").is_closed_by_server());
     }
     let long = format!("X: {}\r\n", "x".repeat(100_000));
-    refused_and_closed(&relay, &raw(&long, b""), 431, "invalid");
+    assert!(head_refused(&relay, &raw(&long, b""), 431, "invalid").is_closed_by_server());
     let many = "X: x\r\n".repeat(200);
-    refused_and_closed(&relay, &raw(&many, b""), 431, "invalid");
+    assert!(head_refused(&relay, &raw(&many, b""), 431, "invalid").is_closed_by_server());
     let endless = vec![b'x'; 300_000];
-    refused(&relay, &endless, 431, "invalid");
+    head_refused(&relay, &endless, 431, "invalid");
     let fits = format!("X: {}\r\nContent-Length: {}\r\n", "x".repeat(60_000), NO_EVENTS.len());
     let mut client = Client::connect(relay.address()).unwrap();
     client.send(&raw(&fits, NO_EVENTS.as_bytes())).unwrap();

@@ -4,7 +4,9 @@
 use std::io::Write as _;
 use std::sync::atomic::AtomicU64;
 
-use crate::support::answers::{NO_EVENTS, assert_accepted, assert_kept, assert_refusal};
+use crate::support::answers::{
+    NO_EVENTS, assert_accepted, assert_head_refusal, assert_kept, assert_refusal,
+};
 use crate::support::h2;
 use crate::support::h2::H2;
 use crate::support::http::post;
@@ -51,7 +53,7 @@ fn a_head_must_end_within_header_timeout_however_its_bytes_come() {
     client.send(b"POST /audit HTTP/1.1\r\nX: ").unwrap();
     let took = trickle(&mut client, b"x");
     assert!(took >= Duration::from_millis(300), "{took:?}");
-    assert_refusal(&client.read_response().unwrap(), 408);
+    assert_head_refusal(&client.read_response().unwrap(), 408);
     assert!(client.is_closed_by_server());
 
     // The same limit applies to the second head of a kept connection, from its first byte on.
@@ -61,7 +63,7 @@ fn a_head_must_end_within_header_timeout_however_its_bytes_come() {
     client.send(b"P").unwrap();
     let took = trickle(&mut client, b"O");
     assert!(took >= Duration::from_millis(300), "{took:?}");
-    assert_refusal(&client.read_response().unwrap(), 408);
+    assert_head_refusal(&client.read_response().unwrap(), 408);
     assert!(client.is_closed_by_server());
     assert_eq!(relay.metrics().value("requests_rejected_total", &[("reason", "timeout")]), 2.0);
     relay.finish(Backlog::Empty);
@@ -85,7 +87,7 @@ fn the_beginning_of_a_pipelined_head_has_header_timeout_too() {
     }
     for (client, beginning) in &mut clients {
         let answer = client.read_response();
-        assert_refusal(&answer.unwrap_or_else(|error| panic!("{beginning:?}: {error}")), 408);
+        assert_head_refusal(&answer.unwrap_or_else(|error| panic!("{beginning:?}: {error}")), 408);
         assert!(client.is_closed_by_server());
     }
     // An empty line after a request does not begin a head, because old clients send one (RFC 9112
@@ -97,6 +99,28 @@ fn the_beginning_of_a_pipelined_head_has_header_timeout_too() {
     assert_kept(&mut kept);
     let metrics = relay.metrics();
     assert_eq!(metrics.value("requests_rejected_total", &[("reason", "timeout")]), 9.0);
+    relay.finish(Backlog::Empty);
+}
+
+/// A connection that waits for a request for two seconds gives its buffers back. They may hold the
+/// beginning of the next head, which came with the request before.
+#[test]
+fn the_beginning_of_a_pipelined_head_outlives_the_buffers_of_its_connection() {
+    let (relay, _sink) = start("", "");
+    let request = plain(NO_EVENTS.as_bytes());
+    let head_bytes = request.len() - NO_EVENTS.len();
+    let clients = [1, 5, head_bytes / 2, head_bytes - 1].map(|cut| {
+        let mut client = connect(&relay);
+        client.send(&[&request, &request[..cut]].concat()).unwrap();
+        assert_accepted(&client.read_response().unwrap(), 0);
+        (client, cut)
+    });
+    std::thread::sleep(Duration::from_secs(3));
+    for (mut client, cut) in clients {
+        client.send(&request[cut..]).unwrap();
+        assert_accepted(&client.read_response().unwrap(), 0);
+        assert_kept(&mut client);
+    }
     relay.finish(Backlog::Empty);
 }
 
@@ -635,7 +659,7 @@ fn a_connection_that_rests_keeps_little_memory_and_works_as_before() {
     slow.send(&request[20..]).unwrap();
     assert_accepted(&slow.read_response().unwrap(), 0);
     stuck.send(&request[..20]).unwrap();
-    assert_refusal(&stuck.read_response().unwrap(), 408);
+    assert_head_refusal(&stuck.read_response().unwrap(), 408);
     both.send(&request.repeat(2)).unwrap();
     assert_accepted(&both.read_response().unwrap(), 0);
     assert_accepted(&both.read_response().unwrap(), 0);

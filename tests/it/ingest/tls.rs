@@ -6,7 +6,9 @@ use std::os::unix::fs::symlink;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
-use crate::support::answers::{NO_EVENTS, assert_accepted, assert_kept, assert_refusal};
+use crate::support::answers::{
+    NO_EVENTS, assert_accepted, assert_head_refusal, assert_kept, assert_refusal,
+};
 use crate::support::certificates::{Pair, chain, expire};
 use crate::support::h2;
 use crate::support::h2::H2;
@@ -153,7 +155,7 @@ fn a_handshake_that_does_not_go_on_ends_at_header_timeout() {
     // After the handshake, the head gets the whole timeout, and its 408 comes over TLS.
     let mut client = connect(&relay, &certificates.client_config(None)).unwrap();
     client.send(b"POST / HT").unwrap();
-    assert_refusal(&client.read_response().unwrap(), 408);
+    assert_head_refusal(&client.read_response().unwrap(), 408);
     assert!(client.is_closed_by_server());
     relay.finish(Backlog::Empty);
 }

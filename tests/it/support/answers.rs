@@ -14,7 +14,7 @@ pub(crate) fn assert_refusal(response: &Response, code: u16) -> String {
     assert_eq!(response.header("content-type"), Some("application/json"), "{text}");
     let status = response.json();
     let reason = match code {
-        400 | 431 => "BadRequest",
+        400 => "BadRequest",
         401 => "Unauthorized",
         404 => "NotFound",
         405 => "MethodNotAllowed",
@@ -43,6 +43,14 @@ pub(crate) fn assert_refusal(response: &Response, code: u16) -> String {
     let message = status["message"].as_str().expect("a message").to_owned();
     assert!(!message.is_empty(), "{text}");
     message
+}
+
+/// Checks that `response` is the one to a head that is too slow, too large or not HTTP: it has the
+/// status `code` and no body.
+pub(crate) fn assert_head_refusal(response: &Response, code: u16) {
+    assert_eq!((response.status, response.text().as_str()), (code, ""));
+    assert_eq!(response.header("content-length"), Some("0"));
+    assert_eq!(response.header("connection"), Some("close"));
 }
 
 /// Checks that the response is 200 and says that `events` events were accepted.

@@ -133,7 +133,7 @@ fn draw(middle: Duration) -> u64 {
 /// Returns a `metav1.Status` object (k8s.io/apimachinery/pkg/apis/meta/v1/types.go) as JSON text.
 fn status_object(status: StatusCode, message: &str) -> String {
     let reason = match status.as_u16() {
-        400 | 431 => "BadRequest",
+        400 => "BadRequest",
         401 => "Unauthorized",
         404 => "NotFound",
         405 => "MethodNotAllowed",
@@ -154,19 +154,6 @@ fn status_object(status: StatusCode, message: &str) -> String {
         "code": status.as_u16(),
     })
     .to_string()
-}
-
-/// Returns an HTTP/1.1 answer to a head that hyper could not read, or that came too slowly.
-pub(super) fn raw(status: u16, message: &str) -> Vec<u8> {
-    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST);
-    let body = status_object(status, message);
-    format!(
-        "HTTP/1.1 {} {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
-        status.as_u16(),
-        status.canonical_reason().unwrap_or_default(),
-        body.len(),
-    )
-    .into_bytes()
 }
 
 #[cfg(test)]

@@ -1,26 +1,23 @@
 //! Tracks every connection: its phase, and the deadline of that phase.
 //!
 //! hyper alone is not enough. hyper starts its timeout for a head as soon as a keep-alive
-//! connection becomes idle, has no idle timeout, and answers an unreadable head with an empty body.
-//! Therefore the socket is wrapped. [`Watched`] sees in the bytes when a head begins and an answer
-//! is sent, and [`Registry`] closes a connection that stays too long in one phase. If hyper answers
-//! without a request, the wrapper writes a `Status` object instead.
+//! connection becomes idle, and has no idle timeout. Therefore the socket is wrapped. [`Watched`]
+//! sees when a head begins and an answer is sent, and [`Registry`] closes a connection that stays
+//! too long in one phase.
 
 use std::collections::HashMap;
 use std::io;
-use std::ops::{Deref, DerefMut};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::{Bytes, BytesMut};
 use futures_util::task::AtomicWaker;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::{Notify, oneshot};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
 
-use super::answer;
-use super::framing::Framing;
 use super::sender::Sender;
 use base::lock::lock;
 use base::mutant;
@@ -35,9 +32,13 @@ pub(super) const LINGER_TIME: Duration = Duration::from_secs(2);
 /// The same limit if the relay has already waited for the rest of the body before its answer.
 pub(super) const LINGER_TIME_SLOW: Duration = Duration::from_millis(500);
 
-/// The first line of the connection preface that an HTTP/2 client sends (RFC 9113 §3.4). No HTTP/1
-/// request begins with these bytes.
-const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n";
+/// The connection preface that an HTTP/2 client sends (RFC 9113 §3.4). No HTTP/1 request begins
+/// with its first line.
+const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// The answer to an HTTP/1 head that takes longer than `limits.header_timeout`.
+const HEAD_TIMEOUT: &[u8] =
+    b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
 
 /// The time after which the relay closes a connection that was told to end ([`Connection::leave`])
 /// and has no request in progress. Also the time from the GOAWAY (RFC 9113 §6.8) for an idle h2
@@ -198,10 +199,9 @@ impl State {
         }
     }
 
-    /// Returns `true` if the connection speaks HTTP/1 and waits for a request or the rest of its
-    /// head. If hyper writes in this state, it answers bytes that were not a valid request.
-    fn is_unasked(&self) -> bool {
-        !self.is_multiplexed() && matches!(self.phase, Phase::Idle | Phase::Head)
+    /// Returns `true` if the next bytes begin the head of an HTTP/1 request.
+    fn awaits_head(&self) -> bool {
+        self.phase == Phase::Idle && !self.is_multiplexed() && self.refusals.linger.is_none()
     }
 
     /// Returns `true` if the buffers of the connection may be freed: it is an HTTP/1.1 connection
@@ -276,6 +276,21 @@ impl Connection {
         }
     }
 
+    /// Counts a head that was too slow, or that hyper could not read. The answer with this status
+    /// has no body.
+    pub(super) fn head_refused(&self, status: u16) {
+        let (rejection, message) = match status {
+            408 => (Rejection::Timeout, "the head of the request arrived too slowly"),
+            431 => (
+                Rejection::Invalid,
+                "the head of the request is larger than 64 KiB or has more than 100 headers",
+            ),
+            _ => (Rejection::Invalid, "the head of the request is not HTTP"),
+        };
+        self.metrics.answered(status);
+        self.rejected(rejection, status, message, true);
+    }
+
     /// Counts this connection as closed because of `limits.max_connections`.
     fn closed_for_room(&self, reason: RefusedConnection) {
         self.metrics.connection_refused(reason);
@@ -287,7 +302,7 @@ impl Connection {
     }
 
     /// Notes that the connection is ready for its first request. `multiplexed` is `true` if the
-    /// client has chosen h2 in the TLS handshake.
+    /// client has chosen h2 in the TLS handshake, or has sent its preface.
     pub(super) fn established(&self, multiplexed: bool) {
         let mut state = self.lock();
         state.speaks(multiplexed);
@@ -355,8 +370,8 @@ impl Connection {
         self.retired.notified().await;
     }
 
-    /// Waits until the connection has waited for a request for [`REST_AFTER`]. hyper then holds no
-    /// byte of a request, so its buffers can be freed.
+    /// Waits until the connection has waited for a request for [`REST_AFTER`]. Its buffers can then
+    /// be freed, except for the beginning of a head that may have come with the last request.
     pub(super) async fn rested(&self) {
         loop {
             self.rested.notified().await;
@@ -528,57 +543,14 @@ impl Drop for Registered {
     }
 }
 
-/// A stream that its owner has lent to hyper. hyper does not return the stream, so dropping this
-/// value sends it back. The field has the stream and the channel on which the owner waits; it is
-/// `None` only during the drop.
-pub(super) struct Lent<T>(Option<(T, oneshot::Sender<T>)>);
-
-/// The message of an `expect` that cannot fail: a [`Lent`] has its stream until it is dropped.
-const LENT: &str = "a stream that was lent";
-
-impl<T> Lent<T> {
-    pub(super) fn new(stream: T) -> (Self, oneshot::Receiver<T>) {
-        let (back, returned) = oneshot::channel();
-        (Self(Some((stream, back))), returned)
-    }
-}
-
-impl<T> Deref for Lent<T> {
-    type Target = T;
-
-    fn deref(&self) -> &T {
-        &self.0.as_ref().expect(LENT).0
-    }
-}
-
-impl<T> DerefMut for Lent<T> {
-    fn deref_mut(&mut self) -> &mut T {
-        &mut self.0.as_mut().expect(LENT).0
-    }
-}
-
-impl<T> Drop for Lent<T> {
-    fn drop(&mut self) {
-        if let Some((stream, back)) = self.0.take() {
-            // If the owner no longer waits, the stream is closed.
-            back.send(stream).ok();
-        }
-    }
-}
-
 /// A wrapper around the socket of a connection, or around its TLS stream. All bytes in both
-/// directions pass through it. The wrapper sees in the bytes when a head begins and an answer is
-/// sent, and ends the connection when the registry has decided so.
+/// directions pass through it. The wrapper sees when a head begins and an answer is sent, and ends
+/// the connection when the registry has decided so.
 pub(super) struct Watched<T> {
     inner: T,
     connection: Arc<Connection>,
-    /// An answer that the relay writes instead of hyper's, and the number of its written bytes.
-    own_answer: Option<(Vec<u8>, usize)>,
-    /// The number of bytes of [`H2_PREFACE`] that have arrived; `None` after all of them, or after
-    /// other bytes.
-    preface: Option<usize>,
-    /// Follows the HTTP/1 bytes that were read, and knows if the head of a request has begun.
-    framing: Framing,
+    /// Bytes that were read from `inner` already. They are read again before those of `inner`.
+    pub(super) ahead: Bytes,
     /// The time limit for the rest of a refused body, and the number of its bytes that were
     /// discarded, at most about [`LINGER_BYTES`]. `None` if no body is being discarded.
     linger: Option<(Pin<Box<Sleep>>, usize)>,
@@ -586,14 +558,24 @@ pub(super) struct Watched<T> {
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Watched<T> {
     pub(super) fn new(inner: T, connection: Arc<Connection>) -> Self {
-        Self {
-            inner,
-            connection,
-            own_answer: None,
-            preface: Some(0),
-            framing: Framing::new(),
-            linger: None,
+        Self { inner, connection, ahead: Bytes::new(), linger: None }
+    }
+
+    /// Reads the first bytes of the connection, which stay [`Watched::ahead`]. Returns `true` if
+    /// they are those of HTTP/2. hyper then writes its settings immediately.
+    pub(super) async fn begins_h2(&mut self) -> io::Result<bool> {
+        let mut first = BytesMut::with_capacity(H2_PREFACE.len());
+        while first.len() < H2_PREFACE.len() && H2_PREFACE.starts_with(&first) {
+            if self.read_buf(&mut first).await? == 0 {
+                break;
+            }
         }
+        self.ahead = first.freeze();
+        let is_h2 = self.ahead.starts_with(H2_PREFACE);
+        if is_h2 {
+            self.connection.established(true);
+        }
+        Ok(is_h2)
     }
 
     /// Returns an error if the verdict is [`Verdict::Close`], and otherwise the state. Registers
@@ -605,56 +587,6 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Watched<T> {
             Some(Verdict::Close) => Err(io::ErrorKind::TimedOut.into()),
             Some(Verdict::Timeout) | None => Ok(state),
         }
-    }
-
-    fn poll_own_answer(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while let Some((bytes, written)) = &mut self.own_answer {
-            if *written == bytes.len() {
-                self.own_answer = None;
-                break;
-            }
-            let count =
-                std::task::ready!(Pin::new(&mut self.inner).poll_write(cx, &bytes[*written..]))?;
-            if count == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            *written += count;
-        }
-        Pin::new(&mut self.inner).poll_flush(cx)
-    }
-
-    /// Counts a refusal with this status, and prepares the answer that the relay writes instead of
-    /// hyper's.
-    fn start_own_answer(&mut self, status: u16) {
-        let metrics = self.connection.metrics();
-        let (rejection, message) = match status {
-            408 => (Rejection::Timeout, "the head of the request arrived too slowly"),
-            431 => (
-                Rejection::Invalid,
-                "the head of the request is larger than 64 KiB or has more than 100 headers",
-            ),
-            _ => (Rejection::Invalid, "the head of the request is not HTTP"),
-        };
-        metrics.answered(status);
-        self.connection.rejected(rejection, status, message, true);
-        self.own_answer = Some((answer::raw(status, message), 0));
-    }
-
-    /// Writes the relay's own answer instead of hyper's. `hypers` is the beginning of hyper's
-    /// answer, from which the status is read. Returns `length`, the size of hyper's answer, so that
-    /// hyper takes it as written.
-    fn poll_replace(
-        &mut self,
-        cx: &mut Context<'_>,
-        hypers: &[u8],
-        length: usize,
-    ) -> Poll<io::Result<usize>> {
-        if self.own_answer.is_none() {
-            let status = std::str::from_utf8(hypers.get(9..12).unwrap_or_default()).ok();
-            self.start_own_answer(status.and_then(|digits| digits.parse().ok()).unwrap_or(400));
-        }
-        std::task::ready!(self.poll_own_answer(cx))?;
-        Poll::Ready(Ok(length))
     }
 }
 
@@ -669,12 +601,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<T> {
         let verdict = this.connection.lock().verdict;
         match verdict {
             Some(Verdict::Timeout) if !this.connection.is_multiplexed() => {
-                if this.own_answer.is_none() {
-                    this.start_own_answer(408);
-                }
+                this.connection.head_refused(408);
                 // An answer that cannot be written immediately is dropped: the client has not read
                 // earlier answers either, and would not read this one.
-                drop(this.poll_own_answer(cx));
+                drop(Pin::new(&mut this.inner).poll_write(cx, HEAD_TIMEOUT));
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }
             // An end of the stream makes hyper close the connection normally.
@@ -682,28 +612,17 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<T> {
             None => {}
         }
         let before = buf.filled().len();
-        std::task::ready!(Pin::new(&mut this.inner).poll_read(cx, buf))?;
+        if this.ahead.is_empty() {
+            std::task::ready!(Pin::new(&mut this.inner).poll_read(cx, buf))?;
+        } else {
+            let count = this.ahead.len().min(buf.remaining());
+            buf.put_slice(&this.ahead.split_to(count));
+        }
         let read = buf.filled().get(before..).unwrap_or_default();
-        if !read.is_empty() {
-            let mut state = this.connection.lock();
-            if !state.is_multiplexed() {
-                this.framing.advance(read);
-                if state.phase == Phase::Idle && this.framing.is_in_head() {
-                    state.enter(Phase::Head, Instant::now());
-                }
-            }
-            if let Some(matched) = this.preface {
-                // The preface may come in several reads. hyper writes its settings as soon as the
-                // preface is complete.
-                let expected = H2_PREFACE.get(matched..).unwrap_or_default();
-                let length = expected.len().min(read.len());
-                let matches = read.get(..length) == expected.get(..length);
-                this.preface = (matches && length < expected.len()).then_some(matched + length);
-                if matches && length == expected.len() {
-                    state.speaks(true);
-                    state.enter(Phase::Idle, Instant::now());
-                }
-            }
+        let mut state = this.connection.lock();
+        // Old clients send an empty line after a request (RFC 9112 §2.2).
+        if state.awaits_head() && read.iter().any(|byte| !matches!(byte, b'\r' | b'\n')) {
+            state.enter(Phase::Head, Instant::now());
         }
         Poll::Ready(Ok(()))
     }
@@ -715,10 +634,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<T> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let is_unasked = self.check(cx)?.is_unasked();
-        if is_unasked {
-            return self.poll_replace(cx, buf, buf.len());
-        }
+        drop(self.check(cx)?);
         Pin::new(&mut self.inner).poll_write(cx, buf)
     }
 
@@ -727,12 +643,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<T> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let is_unasked = self.check(cx)?.is_unasked();
-        if is_unasked {
-            let length = bufs.iter().map(|buf| buf.len()).sum();
-            let first = bufs.first().map_or(&[][..], |buf| buf);
-            return self.poll_replace(cx, first, length);
-        }
+        drop(self.check(cx)?);
         Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
     }
 
@@ -745,10 +656,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<T> {
         let mut state = self.check(cx)?;
         std::task::ready!(flushed)?;
         if state.phase == Phase::Answered {
-            // The beginning of the next head may have come together with the request that was just
-            // answered; hyper then already holds it.
-            let phase = if self.framing.is_in_head() { Phase::Head } else { Phase::Idle };
-            state.enter(phase, Instant::now());
+            state.enter(Phase::Idle, Instant::now());
         }
         Poll::Ready(Ok(()))
     }

@@ -1,7 +1,7 @@
 //! The limits and settings that all listeners share.
 
+use hyper::server::conn::{http1, http2};
 use hyper_util::rt::TokioExecutor;
-use hyper_util::server::conn::auto;
 
 use config::Acknowledge;
 
@@ -23,7 +23,8 @@ const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 pub(super) struct Policy {
     pub(super) limits: config::Limits,
     pub(super) queue: config::Queue,
-    pub(super) protocols: auto::Builder<TokioExecutor>,
+    pub(super) http1: http1::Builder,
+    pub(super) http2: http2::Builder<TokioExecutor>,
 }
 
 impl Policy {
@@ -36,18 +37,17 @@ impl Policy {
     /// The limit of 100 headers for each request is hyper's default. It is not set explicitly,
     /// because hyper would then fill two tables of 100 entries for each request.
     pub(super) fn new(limits: &config::Limits, queue: &config::Queue) -> Self {
-        let mut protocols = auto::Builder::new(TokioExecutor::new());
-        protocols
-            .http1()
+        let (mut http1, mut http2) =
+            (http1::Builder::new(), http2::Builder::new(TokioExecutor::new()));
+        http1
             .max_buf_size(HEAD_BYTES_MAX)
             .header_read_timeout(None)
             .half_close(queue.acknowledge != Acknowledge::Delivered);
-        protocols
-            .http2()
+        http2
             .max_concurrent_streams(STREAMS_MAX)
             .max_header_list_size(HEADER_LIST_MAX)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW);
-        Self { limits: limits.clone(), queue: queue.clone(), protocols }
+        Self { limits: limits.clone(), queue: queue.clone(), http1, http2 }
     }
 }

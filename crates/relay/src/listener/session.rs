@@ -3,8 +3,10 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -13,7 +15,7 @@ use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
 use tower::Service as _;
 
-use super::connection::{Connection, Lent, Registered, Watched};
+use super::connection::{Connection, Registered, Watched};
 use super::handshake::Handshake;
 use super::policy::Policy;
 use super::requests::requests;
@@ -47,7 +49,7 @@ impl Session {
     /// Serves a connection that is ready for requests. When `closing` is cancelled, or an h2
     /// connection has reached its maximum age, the connection ends after its current requests. An
     /// HTTP/1.1 connection of that age ends with its next answer.
-    async fn serve<T>(self, mut stream: T)
+    async fn serve<T>(self, stream: T)
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -58,40 +60,74 @@ impl Session {
             closing: Some(terms.closing.clone()),
             old: terms.max_age.map(|age| Box::pin(tokio::time::sleep(age))),
         };
-        loop {
-            // hyper frees the buffers of a connection only with its own state of the connection.
-            // Without a request in progress the buffers are empty, so the connection gets a new
-            // state of hyper.
-            let (lent, returned) = Lent::new(stream);
-            let watched = Watched::new(Pin::new(lent), Arc::clone(connection));
-            let requests = requests(&terms);
-            // The adapter of hyper-util would call the layers only when their future is first
-            // polled, which on h2 happens in another task. The connection must know of a request
-            // before that.
-            let service = service_fn(move |request| requests.clone().call(request));
-            let io = TokioIo::new(watched);
-            let mut serving = Box::pin(policy.protocols.serve_connection(io, service));
-            loop {
-                // The stream polls the future of the orders only when an order may have come, and
-                // not whenever the connection has new bytes.
-                let mut order: FuturesUnordered<_> = [orders.next()].into_iter().collect();
-                tokio::select! {
-                    biased;
-                    ended = serving.as_mut() => {
-                        if let Err(error) = ended {
-                            tracing::trace!(error = %error, "connection ended");
-                        }
-                        return;
-                    }
-                    Some(order) = order.next() => match order {
-                        Order::End => serving.as_mut().graceful_shutdown(),
-                        Order::Rest => break,
-                    }
-                }
+        let requests = requests(&terms);
+        // The adapter of hyper-util would call the layers only when their future is first polled,
+        // which on h2 happens in another task. The connection must know of a request before that.
+        let service = service_fn(move |request| requests.clone().call(request));
+        let mut watched = Watched::new(stream, Arc::clone(connection));
+        let is_h2 = tokio::select! {
+            biased;
+            is_h2 = watched.begins_h2() => is_h2,
+            // No request has begun.
+            _ = orders.next() => return,
+        };
+        match is_h2 {
+            Ok(true) => {
+                let mut serving =
+                    Box::pin(policy.http2.serve_connection(TokioIo::new(watched), service));
+                let end = http2::Connection::graceful_shutdown;
+                drive(serving.as_mut(), end, &mut orders).await;
+                return;
             }
-            drop(serving);
-            let Ok(returned) = returned.await else { return };
-            stream = returned;
+            Ok(false) => {}
+            Err(_) => return,
+        }
+        loop {
+            let io = TokioIo::new(watched);
+            let mut serving = Box::new(policy.http1.serve_connection(io, service.clone()));
+            let end = http1::Connection::graceful_shutdown;
+            match drive(Pin::new(&mut *serving), end, &mut orders).await {
+                // hyper frees the buffers of a connection only with its own state of the
+                // connection. Without a request in progress this state has nothing that is needed,
+                // except for the beginning of the next head, so the connection gets a new state.
+                None => {
+                    let parts = serving.into_parts();
+                    watched = parts.io.into_inner();
+                    watched.ahead = Bytes::copy_from_slice(&parts.read_buf);
+                }
+                Some(Err(error)) if error.is_parse() => {
+                    let status = if error.is_parse_too_large() { 431 } else { 400 };
+                    return connection.head_refused(status);
+                }
+                Some(_) => return,
+            }
+        }
+    }
+}
+
+/// Polls a connection of hyper to its end, and passes on [`Order::End`] with `end`. Returns the
+/// connection's result; `None` at [`Order::Rest`].
+async fn drive<C: Future<Output = hyper::Result<()>>>(
+    mut serving: Pin<&mut C>,
+    end: fn(Pin<&mut C>),
+    orders: &mut Orders<'_>,
+) -> Option<hyper::Result<()>> {
+    loop {
+        // The stream polls the future of the orders only when an order may have come, and not
+        // whenever the connection has new bytes.
+        let mut order: FuturesUnordered<_> = [orders.next()].into_iter().collect();
+        tokio::select! {
+            biased;
+            ended = serving.as_mut() => {
+                if let Err(error) = &ended {
+                    tracing::trace!(%error, "connection ended");
+                }
+                return Some(ended);
+            }
+            Some(order) = order.next() => match order {
+                Order::End => end(serving.as_mut()),
+                Order::Rest => return None,
+            }
         }
     }
 }
