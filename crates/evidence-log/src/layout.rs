@@ -10,7 +10,8 @@ use base::disk::{Access, Disk, File};
 /// The directory of the log, in the queue's directory.
 pub const DIRECTORY: &str = "evidence";
 
-/// The file in the log's directory in which earlier versions kept entries without a checkpoint.
+/// The file in the log's directory in which earlier versions kept entries without a checkpoint
+/// ([`super::journal`]).
 pub const JOURNAL: &str = "journal";
 
 /// The file next to the log with the origin of a log that a witness has contradicted, and the

@@ -9,6 +9,7 @@
 pub mod copy;
 pub mod entry;
 pub mod head;
+pub mod journal;
 pub mod layout;
 pub mod lines;
 pub mod reader;

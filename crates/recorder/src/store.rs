@@ -20,6 +20,7 @@ use base::disk::{Access, Disk, named, replace};
 use base::mutant;
 use evidence_log::entry::{Alarm, Entry, end_in_queue, last_end, now};
 use evidence_log::head::{HEAD_BYTES_MAX, HeadFile, Sizes};
+use evidence_log::journal;
 use evidence_log::layout;
 use evidence_log::layout::{
     DIRECTORY, Files, HEAD, JOURNAL, KNOWN, ROLLED_BACK, ROLLED_BACK_MAX, Tampered, if_there, path,
@@ -64,8 +65,8 @@ pub(crate) struct Store {
     written: Option<Vec<u8>>,
     /// The sizes of the files of line hashes when the log was opened; `None` if they are not known.
     lines: Option<Sizes>,
-    /// `true`: an older version of the program has left a journal, which nobody needs.
-    has_journal: bool,
+    /// The size of the checkpoint for which this process has written the journal.
+    journal_of: Option<u64>,
     /// `true`: the log was opened without entries that were signed ([`Store::note_cut`]).
     pub(super) is_cut: bool,
     /// The alarms about changes by somebody else, found when the log was opened.
@@ -149,7 +150,7 @@ impl Store {
             pending: Pending::default(),
             written: None,
             lines,
-            has_journal: false,
+            journal_of: None,
             is_cut: false,
             alarms: Vec::new(),
         };
@@ -191,25 +192,28 @@ impl Store {
         self.is_tampered();
     }
 
-    /// Looks for a journal, in which the versions 0.1 kept the entries that no checkpoint covered,
-    /// and which this version does not read. Returns whether such a version has gone on with the
-    /// log, and how its run has ended: a signed entry must say so, because anybody can write a
-    /// journal. If the journal may have entries, it is set aside, with an alarm unless they are
-    /// those of this run.
+    /// Looks for a journal with entries. The versions 0.1 kept those in it that no checkpoint
+    /// covered, and this version does not read it. Returns whether such a version has gone on with
+    /// the log, and how its run has ended: a signed entry must say so, because anybody can write a
+    /// journal. If the journal may have entries that no checkpoint covers, it is set aside, with an
+    /// alarm unless they are those of this run.
     fn older_version(&mut self) -> io::Result<Option<Older>> {
         let name = path(JOURNAL);
         let Some(file) = if_there(self.disk.open(&name, Access::Read))? else { return Ok(None) };
+        if file.bytes()? == journal::EMPTY_BYTES {
+            return Ok(None);
+        }
         // In each version, bytes 8 to 15 are the size of the log before the first entry of the
         // journal.
         let mut begin = [0; 8];
         let begin = read_exact(&*file, &mut begin, 8).map(|()| u64::from_be_bytes(begin));
-        self.has_journal = begin.is_ok_and(|begin| begin < self.newest.head.size);
+        let is_covered = begin.is_ok_and(|begin| begin < self.newest.head.size);
         let run = self.last_run()?.filter(|(version, _)| version.starts_with(WITH_JOURNAL));
         let older = run.and_then(|(_, has_ended)| match has_ended {
-            true => self.has_journal.then_some(Older::HasEnded),
+            true => is_covered.then_some(Older::HasEnded),
             false => Some(Older::WasKilled),
         });
-        if !self.has_journal {
+        if !is_covered {
             let aside = path(&format!("{REFUSED}{}", now()));
             self.disk.rename(&name, &aside)?;
             self.disk.sync_directory(DIRECTORY)?;
@@ -435,10 +439,7 @@ impl Store {
             *synced = entries.len();
             let obsolete = std::mem::replace(&mut self.needed, self.tiled.size);
             self.remove_partial_tiles(obsolete);
-            if self.has_journal {
-                self.disk.remove(&path(JOURNAL))?;
-                self.has_journal = false;
-            }
+            self.leave_journal(keys)?;
         }
         if self.pending.bytes >= TILES_EVERY { self.write_tiles() } else { Ok(()) }
     }
@@ -462,7 +463,21 @@ impl Store {
         let obsolete = std::mem::replace(&mut newest.before, newest.head.size);
         (newest.head, newest.note) = (head, note.clone());
         self.remove_partial_tiles(obsolete);
+        // If the disk refuses, the next commit tries again.
+        self.leave_journal(keys).ok();
         Ok(Some(note))
+    }
+
+    /// Leaves a journal without entries for the newest checkpoint, unless it is there already: see
+    /// [`journal`].
+    fn leave_journal(&mut self, keys: &[SigningKey]) -> io::Result<()> {
+        let head = self.newest.head;
+        if let Some(key) = keys.last().filter(|_| self.journal_of != Some(head.size)) {
+            let content = journal::empty(key, &self.origin, head);
+            replace(&*self.disk, &path(JOURNAL), &content)?;
+            self.journal_of = Some(head.size);
+        }
+        Ok(())
     }
 
     /// Returns the size and the root that the newest checkpoint covers.
