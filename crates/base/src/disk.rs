@@ -13,7 +13,7 @@ use std::{fmt, fs, io};
 use rustix::fs::{AtFlags, Dir, FallocateFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::{Errno, retry_on_intr};
 
-use crate::{mutant, named_file};
+use crate::named_file;
 pub use direct::Aligned;
 use direct::Direct;
 
@@ -363,11 +363,7 @@ pub fn make(path: &Path) -> Result<(), OpenError> {
 }
 
 fn make_directory(path: &Path) -> io::Result<()> {
-    make_with(path, &|around| match mutant!(
-        "directory-not-synced",
-        fs::File::open(around)?.sync_all(),
-        Ok(())
-    ) {
+    make_with(path, &|around| match fs::File::open(around)?.sync_all() {
         // Some file systems can't sync a directory.
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
         synced => synced,

@@ -5,7 +5,6 @@
 pub mod disk;
 pub mod fate;
 pub mod lock;
-pub mod mutants;
 pub mod named_file;
 pub mod position;
 pub mod random;

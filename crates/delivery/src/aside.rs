@@ -21,7 +21,6 @@ use super::dead_letter::{More, letter_head};
 use super::lines::line;
 use super::reason::Reason;
 use super::trial::{Answer, Retrial};
-use base::mutant;
 use base::position::Position;
 use queue::{Acceptance, Batch, Claim, Cursor, Shelf};
 use telemetry::Cause;
@@ -354,7 +353,7 @@ impl Aside {
         }
         let (now, took) = (Instant::now(), self.sent_at.elapsed());
         let (is_slow, (_, mut kept)) = (took >= SLOW, self.take(position)?);
-        let rests = mutant!("tries-come-first", is_slow, false);
+        let rests = is_slow;
         self.rests_until = if rests { now + took * self.rest } else { now };
         kept.slow = kept.slow.saturating_add(u32::from(is_slow));
         Some(kept)
@@ -441,7 +440,7 @@ impl Aside {
 
     /// Returns `true` once after each try, so that other events are sent before the next try.
     pub(super) fn lets_others_go_first(&mut self) -> bool {
-        mutant!("tries-come-first", std::mem::take(&mut self.was_try), false)
+        std::mem::take(&mut self.was_try)
     }
 
     /// Returns `true` if the try of an event is due, and its file is not being read.

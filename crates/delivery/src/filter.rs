@@ -18,8 +18,8 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 
 use audit::request::{Reader, Request};
+use base::named_file;
 use base::position::Position;
-use base::{mutant, named_file};
 use config::Rejected;
 use transform::policy::{FILE_BYTES_MAX, Level, Located, Matcher, Policy, Problem, Users};
 use transform::redact;
@@ -295,7 +295,7 @@ impl Filter {
             if decision.level == Level::None || decision.omit_stage {
                 return self.dropped(position);
             }
-            level = mutant!("last-policy-wins", level.min(decision.level), decision.level);
+            level = level.min(decision.level);
             change.omit_managed_fields |= decision.omit_managed_fields;
         }
         if has_left(seen, event, position, age) {
@@ -320,7 +320,7 @@ impl Filter {
     /// Forgets the event: if earlier rules have chosen it, nobody knows whether the consumer has
     /// it.
     fn dropped(&mut self, position: Position) -> Verdict {
-        mutant!("new-rules-leave-it-known", self.forget(position..position.next()));
+        self.forget(position..position.next());
         Verdict::Dropped
     }
 

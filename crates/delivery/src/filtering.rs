@@ -16,7 +16,6 @@ use super::offload::{has_large_event, offload};
 use super::tapped::Tapping;
 use crate::filter::{Changes, EventView, Filter, Seen, Verdict};
 use audit::Events;
-use base::mutant;
 use evidence_log::tlog::merkle::Hash;
 use queue::{Batch, Claim, Cursor, Disposition, Fate, Position, SentLine, lines};
 use telemetry::OutputMetrics;
@@ -307,11 +306,11 @@ impl Filtering {
     fn begin_batch(&mut self, batch: &Batch) {
         let Batch { claim, events, .. } = *batch;
         self.unmark(self.next.min(claim.start)..claim.end);
-        if mutant!("dropped-events-stay-known", claim.start > self.next, false) {
+        if claim.start > self.next {
             self.forget(self.next..claim.start);
         }
         self.next = self.next.max(claim.end);
-        if mutant!("partly-dropped-claim-stays-known", events < claim.end - claim.start, false) {
+        if events < claim.end - claim.start {
             self.forget(claim.start..claim.end);
         }
     }

@@ -8,7 +8,6 @@ use std::sync::Weak;
 use bytes::Bytes;
 
 use super::trial::Trial;
-use base::mutant;
 use base::position::Position;
 use queue::{Batch, Claim, Cursor, Disposition, Redelivery, Take};
 
@@ -206,12 +205,7 @@ impl InFlight {
     /// Returns the first position of the claims that are not decided. A `Burying` claim is not
     /// decided: a reload takes it back, and later claims may have to be sent again after it.
     pub(super) fn first_open(&self) -> Option<Position> {
-        let open = [
-            State::OnWire,
-            mutant!("final-before-refused-ones", State::Pending, State::PassedOver),
-            State::PassedOver,
-            State::Burying,
-        ];
+        let open = [State::OnWire, State::Pending, State::PassedOver, State::Burying];
         open.into_iter().filter_map(|state| self.set(state).first()).min().copied()
     }
 
@@ -362,7 +356,7 @@ impl InFlight {
     /// From now on, finished claims become final only in [`InFlight::end_together`]. So a restart
     /// begins inside an object of `s3` only while dead letters are in progress.
     pub(super) fn begin_together(&mut self) {
-        mutant!("object-ends-in-parts", self.together.get_or_insert_default());
+        self.together.get_or_insert_default();
     }
 
     pub(super) fn end_together(&mut self) {
@@ -454,11 +448,6 @@ impl InFlight {
         for state in [State::OnWire, State::Held, State::Burying] {
             self.claims(state).into_iter().for_each(|claim| self.cursor.release(claim));
         }
-        mutant!(
-            "reload-forgets-held-claims",
-            {},
-            self.table.retain(|_, (state, _)| *state != State::Held)
-        );
         let mut claims: Vec<_> = self.table.values().map(|(_, work)| work.claim).collect();
         if self.cursor.is_in_order() {
             self.cursor.rewind();

@@ -22,7 +22,6 @@ use super::retry::Retry;
 use super::trial;
 use super::trial::{Answer, Circumstances, Conducts, Next};
 use super::turns::Turns;
-use base::mutant;
 use base::position::Position;
 use config::{BatchLimits, Rejected};
 use queue::{Batch, Claim, Cursor, Disposition, Redelivery, Take};
@@ -222,8 +221,7 @@ impl Ledger {
 
     /// Returns `true` if a link that collects events should send what it has.
     pub(super) fn wants_flush(&self) -> bool {
-        mutant!("s3-too-large-events-stop-the-object", self.filtering.is_full(), false)
-            || self.is_full()
+        self.filtering.is_full() || self.is_full()
     }
 
     /// Returns `true` if the consumer has accepted nothing since it turned something down.
@@ -648,7 +646,7 @@ impl Ledger {
         self.works(consumer, work.sent_at, work.trial.counted > 0);
         self.health.delivered(work.events, work.attempts);
         self.filtering.tapping.accepted(claim, work.events);
-        if is_ordered && mutant!("overtaken-stays", work.is_overtaken, false) {
+        if is_ordered && work.is_overtaken {
             // An earlier event was sent after this claim, and accepted.
             self.again(work);
         } else {
@@ -665,9 +663,7 @@ impl Ledger {
         if is_ordered && was_late {
             // Later events that were sent before this claim are sent again, to keep the order.
             let held = self.in_flight.all(State::Held);
-            let later = held.filter(|held| {
-                mutant!("overtaken-held-stays", held.claim > claim && held.batch < batch, false)
-            });
+            let later = held.filter(|held| held.claim > claim && held.batch < batch);
             for later in later.map(|held| held.claim).collect::<Vec<_>>() {
                 self.filtering.released(later);
                 self.in_flight.release(later);
@@ -724,11 +720,7 @@ impl Ledger {
                 // Events that the consumer has taken but will not confirm are sent in their own
                 // request.
                 Verdict::Unconfirmed => works.into_iter().for_each(|work| {
-                    self.again(work.with_remainder(mutant!(
-                        "splunk-taken-shares-requests",
-                        false,
-                        true
-                    )));
+                    self.again(work.with_remainder(false));
                 }),
                 Verdict::Partly { refused, failure } => {
                     self.refused_partly(works, refused, &failure, consumer);
@@ -847,7 +839,7 @@ impl Ledger {
             return self.aside_failed(claim.start, kept, failure, consumer);
         }
         let works = self.in_flight.answered(claim, None);
-        if mutant!("server-error-stops-the-output", failure.may_be_the_events, false) {
+        if failure.may_be_the_events {
             return self.turned_down(works, Answer::Failed, failure, consumer);
         }
         works.into_iter().for_each(|work| self.give_back(work));
@@ -937,13 +929,6 @@ impl Ledger {
         let may_repeat = failure.elsewhere || self.turns.may_send_again();
         let how = (self.rules.is_ordered, may_repeat);
         let verdict = work.trial.turned_down(response, answer, took_others, how);
-        mutant!(
-            "refused-at-random",
-            {},
-            if verdict == trial::Verdict::SetAside {
-                return self.give_up(work, u64::MAX, failure);
-            }
-        );
         if work.trial.counted == counted && verdict == trial::Verdict::PassOver {
             self.turns.passed_over(self.rules.limits.max_events);
         }
@@ -1212,7 +1197,7 @@ impl Ledger {
     /// The drain has begun: ends the pause, and tries the events that are set aside.
     pub(crate) fn hurry(&mut self) {
         self.pacing.shorten();
-        mutant!("drain-forgets-events-set-aside", self.aside.hurry());
+        self.aside.hurry();
     }
 
     pub(super) fn bury(&mut self) -> bool {

@@ -6,7 +6,6 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::retry::Retry;
-use base::mutant;
 
 /// The longest pause while the relay drains, even with `Retry-After`.
 pub(super) const DRAIN_PAUSE_MAX: Duration = Duration::from_secs(1);
@@ -48,7 +47,7 @@ impl Pacing {
 
     pub(super) fn shorten(&mut self) {
         self.is_shortened = true;
-        mutant!("drain-waits-out-a-pause", self.paused_until = None);
+        self.paused_until = None;
     }
 
     pub(super) fn end_pause(&mut self) {
@@ -60,9 +59,7 @@ impl Pacing {
     pub(crate) fn failed(&mut self, asked: Option<Duration>) -> Duration {
         let now = Instant::now();
         let until = match self.paused_until {
-            Some(until) => asked.map_or(until, |asked| {
-                until.max(now + mutant!("drain-with-retry-after", self.shortened(asked), asked))
-            }),
+            Some(until) => asked.map_or(until, |asked| until.max(now + self.shortened(asked))),
             None => now + self.next_wait(asked),
         };
         self.is_serial = true;

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use base::mutant;
 use tokio::time::Instant;
 
 /// The limit of one output. A batch is sent whole, and the output then waits until the bytes are
@@ -25,11 +24,7 @@ impl Rate {
 
     pub(crate) fn sent(&mut self, bytes: u64) {
         let Some(limit) = self.limit else { return };
-        let begin = mutant!(
-            "rate-forgets",
-            self.closed_until().unwrap_or_else(Instant::now),
-            Instant::now() - Duration::from_secs(60)
-        );
+        let begin = self.closed_until().unwrap_or_else(Instant::now);
         self.free_at = Some(begin + Duration::from_secs_f64(bytes as f64 / limit as f64));
     }
 }

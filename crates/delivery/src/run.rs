@@ -20,7 +20,6 @@ use super::rate::Rate;
 use super::tapped::Tapping;
 use crate::filter;
 use crate::filter::Filter;
-use base::mutant;
 
 /// After a connection broke before anything was accepted on it, the next one proves that the
 /// consumer is up when it has lasted for this time. A consumer that refuses our certificate, or
@@ -335,10 +334,7 @@ impl<C: Connect> Delivery<C> {
         if !ledger.in_flight.has(State::OnWire) && ledger.in_flight.cursor().is_closed() {
             // No new event can show any more that the consumer works: the next start sends first
             // what was passed over. Held claims become final now.
-            mutant!(
-                "drain-waits-for-held-events",
-                ledger.finish_all(ledger.in_flight.claims(State::Held))
-            );
+            ledger.finish_all(ledger.in_flight.claims(State::Held));
         }
         let paused = ledger.pacing.paused_until;
         let may_shorten = ledger.may_hurry();

@@ -30,8 +30,6 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use base::mutant;
-
 /// The number of refusals after which an event may be given up. If every second request reaches a
 /// broken backend, 1 event of 256 is refused 8 times in a row.
 const TRIES: u32 = 8;
@@ -104,10 +102,8 @@ impl Conduct {
     /// Returns `true` if the consumer has accepted something that was sent after response `number`,
     /// and has not turned down many single events since.
     fn works_since(&self, number: u64) -> bool {
-        let has_accepted = self.accepted_since.is_some_and(|accepted| {
-            mutant!("proof-from-before-the-refusal", accepted >= number, true)
-        });
-        has_accepted && mutant!("errors-of-an-outage-set-aside", self.in_a_row <= PROVEN_MAX, true)
+        let has_accepted = self.accepted_since.is_some_and(|accepted| accepted >= number);
+        has_accepted && self.in_a_row <= PROVEN_MAX
     }
 
     /// Returns `true` if the consumer has accepted something, or turned down no other claim, since
@@ -364,8 +360,7 @@ impl Retrial {
             // The event was set aside because of other failures, and the consumer may refuse
             // everything now.
             let first = *self.refused_at.get_or_insert(number);
-            return still_works
-                && mutant!("refusals-set-aside-need-no-proof", conduct.works_since(first), true);
+            return still_works && conduct.works_since(first);
         }
         still_works
     }
@@ -373,13 +368,6 @@ impl Retrial {
     /// Returns `true` if responses of `consumer` count. Only one consumer counts at a time. If it
     /// seems to be unreachable, the next one that has accepted something takes its place.
     fn is_counted_at(&mut self, consumer: usize, conduct: &Conduct) -> bool {
-        mutant!(
-            "tries-of-another-address",
-            {},
-            if self.consumer != Some(consumer) {
-                (self.consumer, self.conduct) = (Some(consumer), *conduct);
-            }
-        );
         if self.consumer != Some(consumer) {
             self.elsewhere = self.elsewhere.saturating_add(1);
             self.consumer = self.consumer.filter(|_| self.elsewhere <= ELSEWHERE_MAX);

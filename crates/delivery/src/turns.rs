@@ -17,7 +17,6 @@
 use tokio::time::Instant;
 
 use super::failure::Failure;
-use base::mutant;
 use base::position::Position;
 
 /// The number of failures in a row before the first pause. It takes 13 to halve a request of 5,000
@@ -197,17 +196,13 @@ impl Turns {
             // A size that has failed before is approached in small steps.
             let growth = if self.needed == 1 { GROWTH } else { 2 };
             (self.accepted, self.is_new, self.is_known) = (0, true, false);
-            self.limit = mutant!(
-                "size-stays-small",
-                limit.checked_mul(growth).filter(|grown| *grown < max_events),
-                Some(limit)
-            );
+            self.limit = limit.checked_mul(growth).filter(|grown| *grown < max_events);
         }
     }
 
     /// Returns the number of events to pass over before the next one takes its turn.
     pub(super) fn ahead(&self) -> u64 {
-        mutant!("turns-one-by-one", self.ahead, 0)
+        self.ahead
     }
 
     /// An event was passed over after it was turned down: the next one takes its turn further
@@ -258,7 +253,7 @@ impl Turns {
             return None;
         }
         self.rotation = (self.rotation + 1) % passed_over.max(1);
-        Some(mutant!("only-the-first-suspect-is-tried", self.rotation, 0))
+        Some(self.rotation)
     }
 
     /// A pause begins, after which more tries are made. `can_show`: a new event could show whether

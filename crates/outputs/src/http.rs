@@ -44,7 +44,6 @@ pub(crate) use settings::Settings;
 
 use super::setup::{IntoConnector, Setup};
 use api::Api;
-use base::mutant;
 use client::Client;
 use delivery::endpoints::{Endpoints, Probed, ResolvedAddress, Watch};
 use delivery::failure::Failure;
@@ -135,8 +134,7 @@ impl Connect for HttpConnector {
     fn is_ordered(&self) -> bool {
         // A consumer that confirms requests later may confirm a later one first.
         let confirms = self.client.api.confirm().is_some();
-        let wraps = mutant!("probes-do-not-come-again", false, self.client.api.wraps_events());
-        self.client.config.concurrency == 1 && !confirms && !wraps
+        self.client.config.concurrency == 1 && !confirms
     }
 
     fn files(&self) -> Option<Arc<dyn Files>> {

@@ -24,7 +24,6 @@ use super::iam;
 use super::iam::{Credentials, Iam, IamSettings};
 use super::setup::{IntoConnector, Setup};
 use audit::time::nanos;
-use base::mutant;
 use config::{BatchBytes, Compression, HttpClient, HttpKeys, OutputSettings, Target};
 use config_table::table::{TABLE, Table, optional, required, whole};
 use delivery::endpoints::Probed;
@@ -301,14 +300,7 @@ impl Api for Singles {
         } else if status == StatusCode::FORBIDDEN {
             failure.message.push_str(&format!(": {FORBIDDEN}"));
         }
-        mutant!(
-            "ibm-account-refuses-events",
-            Outcome::Failed(failure),
-            match status.as_u16() {
-                401 | 403 | 404 | 408 | 415 | 429 | 500.. => Outcome::Failed(failure),
-                _ => Outcome::Refused(failure),
-            }
-        )
+        Outcome::Failed(failure)
     }
 }
 

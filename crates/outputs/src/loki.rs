@@ -17,7 +17,6 @@ use super::event_fields::{EventFields, unescaped};
 use super::http::HttpConnector;
 use super::http::api::{Api, Encoded, Reply, RequestHead, TestRequest, reports_error};
 use super::setup::{IntoConnector, Setup};
-use base::mutant;
 use config::{Compression, HttpClient, HttpKeys, OutputSettings, Target};
 use config_table::table::{Table, optional};
 use delivery::prepared::Connector;
@@ -242,12 +241,7 @@ impl Api for Format {
     fn acknowledged(&self, reply: &Reply<'_>) -> Result<(), String> {
         match (reply.status.as_u16(), reply.body) {
             (204, _) => Ok(()),
-            (200, Some(body))
-                if !reply.is_page()
-                    && mutant!("loki-error-with-200", !reports_error(body), true) =>
-            {
-                Ok(())
-            }
+            (200, Some(body)) if !reply.is_page() && !reports_error(body) => Ok(()),
             (260, _) => Err("Loki blocks writes for this tenant, and stored nothing".to_owned()),
             _ => Err("this is not a response from Loki's push API".to_owned()),
         }

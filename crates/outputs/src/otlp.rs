@@ -18,7 +18,6 @@ use super::http::api::{
 };
 use super::setup::{IntoConnector, Setup};
 use audit::scan;
-use base::mutant;
 use client::ask::JSON;
 use config::{BatchBytes, Compression, HttpClient, HttpKeys, OutputSettings, Target};
 use config_table::table::Table;
@@ -165,11 +164,7 @@ impl Api for Logs {
     /// Accepts an `ExportLogsServiceResponse` with any status 2xx. OTLP asks for 200, but some
     /// receivers answer 201 or 204, and with an empty body.
     fn acknowledged(&self, reply: &Reply<'_>) -> Result<(), String> {
-        let is_understood = mutant!(
-            "otlp-201-again-and-again",
-            !reply.has_type_of_page(),
-            reply.status.as_u16() == 200
-        ) && rejected_in(reply).is_some();
+        let is_understood = !reply.has_type_of_page() && rejected_in(reply).is_some();
         let what = || "the response is not an ExportLogsServiceResponse".to_owned();
         is_understood.then_some(()).ok_or_else(what)
     }
@@ -183,7 +178,7 @@ impl Api for Logs {
         let Reply { status, base, .. } = reply;
         let message = format!("{base}: answered {status}: {refused} of {} rejected", sent.events);
         let failure = Failure::new(AttemptError::Item, message);
-        if mutant!("otlp-all-rejected-is-final", refused == sent.events, false) {
+        if refused == sent.events {
             // Nothing was stored: the only event of the request was rejected, or the receiver
             // rejects everything. A receiver that rejects everything is misconfigured, and a
             // refusal then gives up no event.

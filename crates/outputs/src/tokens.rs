@@ -14,7 +14,6 @@ use tokio::time::Instant;
 
 use super::http::service::{Question, Service, ServiceError};
 use base::lock::lock;
-use base::mutant;
 use delivery::failure::Failure;
 use delivery::retry::Retry;
 use telemetry::AttemptError;
@@ -98,11 +97,7 @@ impl<T> State<T> {
     /// Records that a consumer has refused the token. Returns `true` if the task must request a new
     /// one at once: see [`Tokens::refused`].
     fn refused(&mut self) -> bool {
-        let pause = if self.was_refused {
-            mutant!("ibm-renews-a-token-once", REFUSED_AGAIN_PAUSE, Duration::MAX)
-        } else {
-            REFUSED_PAUSE
-        };
+        let pause = if self.was_refused { REFUSED_AGAIN_PAUSE } else { REFUSED_PAUSE };
         let is_old = self.began.is_some_and(|began| began.elapsed() >= pause);
         let asks = is_old && self.failure.is_none();
         if asks {
@@ -256,10 +251,7 @@ impl<I: Issuer> Tokens<I> {
 /// consumer has seen the request, so its events are not the cause.
 fn no_token(server: &str, failure: &Failure) -> Failure {
     let message = format!("no {server} token: {}", failure.message);
-    Failure {
-        may_be_the_events: mutant!("server-error-of-the-issuer", false, true),
-        ..Failure::new(failure.reason, message)
-    }
+    Failure { may_be_the_events: false, ..Failure::new(failure.reason, message) }
 }
 
 impl<I: Issuer> Shared<I> {

@@ -25,7 +25,6 @@ use super::notes;
 use super::notes::Notes;
 use super::outputs::{Departed, DropCount, Output, show_start, signed};
 use base::lock::lock;
-use base::mutant;
 use base::position::Position;
 use config::{Acknowledge, BATCH_OVERHEAD, WhenFull};
 use telemetry::{Loss, QueueMetrics, State as Told};
@@ -238,13 +237,7 @@ impl MemoryState {
         let (gone, going): (Vec<_>, Vec<_>) = needed.partition(|(_, cursor)| cursor.gone);
         let is_missed = gone.iter().any(|(_, cursor)| cursor.outstanding(record).events > 0);
         let nobody = going.is_empty() && gone.is_empty();
-        if mutant!("ended-output-under-delivered", is_missed, false)
-            || mutant!("reload-under-delivered", nobody, false)
-        {
-            Err(Refused::Undelivered)
-        } else {
-            Ok(())
-        }
+        if is_missed || nobody { Err(Refused::Undelivered) } else { Ok(()) }
     }
 
     /// Responds to the waiting sender of a record that no required output needs any more, or moves
@@ -389,11 +382,7 @@ impl MemoryState {
             // A spare record is no loss for the queue: all required outputs that run have finished
             // it.
             if !is_spare {
-                mutant!(
-                    "drop-counts-what-all-have",
-                    dropped.count(metrics),
-                    metrics.dropped.drop_oldest.increment(record.events)
-                );
+                dropped.count(metrics);
             }
         }
         // This call comes last, because it forgets claims, which show the events that each output
@@ -663,7 +652,7 @@ impl Queue {
         let state = self.shared.lock();
         let metrics = &self.shared.metrics;
         metrics.bytes.set(state.held() as f64);
-        metrics.needed.set(mutant!("spare-bytes-are-pressure", state.needed(), state.bytes) as f64);
+        metrics.needed.set(state.needed() as f64);
         metrics.held.set(state.records.iter().map(|record| record.events).sum::<u64>() as f64);
         for (_, cursor) in &state.cursors {
             state.backlog(cursor).show(&cursor.output.metrics);
@@ -958,7 +947,7 @@ impl Cursor {
         drop(guard);
         if batch.is_none() {
             // This was perhaps the last unfinished claim, and the queue may be empty now.
-            mutant!("drain-waits-for-a-dropped-claim", self.shared.progress.notify_waiters());
+            self.shared.progress.notify_waiters();
         }
         batch
     }
@@ -1013,14 +1002,7 @@ impl Cursor {
     pub fn notes(&self) -> Notes {
         let (notes, end) = {
             let state = self.shared.lock();
-            (
-                mutant!(
-                    "s3-reload-stores-twice",
-                    Arc::clone(&state.cursors[self.index].notes),
-                    notes::Memory::default()
-                ),
-                state.next,
-            )
+            (Arc::clone(&state.cursors[self.index].notes), state.next)
         };
         let (shared, of) = (Arc::clone(&self.shared), Arc::clone(&notes));
         let settled = move || {

@@ -14,7 +14,6 @@ use rustix::io::Errno;
 
 use base::disk::{Access, Disk, File, may_pass};
 use base::lock::lock;
-use base::mutant;
 
 /// The total time for which a start may pause between failed reads.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 0 } else { 30 });
@@ -145,11 +144,8 @@ impl PatientFile {
 
 impl File for PatientFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        let read = mutant!(
-            "start-takes-read-errors-for-damage",
-            self.state.patiently(&self.name, &mut || self.file.read_at(&mut *buffer, offset)),
-            Ok(self.file.read_at(buffer, offset).unwrap_or(0))
-        );
+        let read =
+            self.state.patiently(&self.name, &mut || self.file.read_at(&mut *buffer, offset));
         if let Some(errno) = read.as_ref().err().and_then(Errno::from_io_error)
             && lock(&self.state.dead).is_none()
             && self.is_dead()

@@ -23,7 +23,7 @@ use super::witness::{ANSWERS_WITHIN, Answered, Heard, Witnesses};
 use super::{hashes, off, outcome, store};
 use base::disk::Disk;
 use base::position::Position;
-use base::{mutant, random, release};
+use base::{random, release};
 use evidence_log::entry::{Alarm, Entry, QUEUE, RANGE_MAX, Running, Started, now};
 use evidence_log::layout::{DIRECTORY, Tampered};
 use evidence_log::lines::{Range, Record, SALT_BYTES, Salt};
@@ -346,7 +346,7 @@ impl Work {
             }
             self.end_of_questions();
             // This response may have been about an earlier checkpoint.
-            mutant!("last-checkpoint-not-cosigned", self.ask_witnesses());
+            self.ask_witnesses();
         }
     }
 
@@ -486,7 +486,7 @@ impl Work {
         let last = store.last_accepted()?;
         let is_set_back = last.is_some_and(|last| last > end.get());
         let (mut known, has_ended) = store.lines()?;
-        if mutant!("stale-hashes-lose-events", is_set_back, false) {
+        if is_set_back {
             // The hashes are those of other events at the same positions.
             hashes::keep_aside(&**disk)?;
             known = None;
@@ -653,7 +653,7 @@ impl Work {
         let instant = Instant::now();
         // The entry about an event that has waited in the queue has an old time, and does not show
         // that the relay lives.
-        if mutant!("old-entries-are-heartbeats", now().saturating_sub(at) < FRESH_MS, true) {
+        if now().saturating_sub(at) < FRESH_MS {
             self.heartbeat_at = instant + self.setup.settings.heartbeat_interval;
         }
         self.commit_at.get_or_insert(instant + COMMIT_EVERY);
@@ -669,10 +669,7 @@ impl Work {
         }
         // The queue notes the events that it gives up before the cursor passes them.
         let given_up = self.setup.cursor.take_given_up().into_iter();
-        mutant!(
-            "dropped-room-is-a-loss",
-            self.unproven.extend(given_up.map(|range| range.start.get()..range.end.get()))
-        );
+        self.unproven.extend(given_up.map(|range| range.start.get()..range.end.get()));
         if let Some(batch) = &batch {
             self.hash(batch);
         }
@@ -809,9 +806,7 @@ impl Work {
         if self.is_asking() {
             return;
         }
-        if mutant!("evidence-removed-unnoticed", signs, false)
-            && let Err(error) = self.check_files()
-        {
+        if signs && let Err(error) = self.check_files() {
             return self.failed(EvidenceError::Write, &error);
         }
         self.close();

@@ -10,7 +10,6 @@ use tokio::task::{Id, JoinSet};
 use tokio::time::Instant;
 
 use super::store::Store;
-use base::mutant;
 use client::ask::{Answer, Target};
 use client::tls;
 use config::ClientTls;
@@ -111,16 +110,11 @@ impl Question {
         };
         let again = Self { checkpoint: newest, ..self };
         match (contradiction, has) {
-            (Some(why), _) if mutant!("witness-believed-at-once", self.is_doubted, true) => {
-                Err(why)
-            }
+            (Some(why), _) if self.is_doubted => Err(why),
             // The response may have come from a gateway. The relay asks as if it knew nothing of
             // the witness, so that the witness gives its size.
             (Some(_), _) => Ok(Some(Self { old: 0, round: 1, is_doubted: true, ..again })),
-            (None, Some(has))
-                if mutant!("unheard-witness-stays-behind", has != old, false)
-                    && self.round < ROUNDS_MAX =>
-            {
+            (None, Some(has)) if has != old && self.round < ROUNDS_MAX => {
                 Ok(Some(Self { old: has, round: self.round + 1, ..again }))
             }
             (None, _) => Ok(None),

@@ -8,8 +8,6 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use base::mutant;
-
 /// The first and the longest pause between two attempts.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
@@ -56,11 +54,7 @@ impl Again {
     /// Waits until the next attempt is due. If no reload waits, never returns.
     pub(crate) async fn due(&self) {
         match &self.0 {
-            Some(waiting) => mutant!(
-                "reload-waits-for-another-sighup",
-                tokio::time::sleep_until(waiting.next).await,
-                std::future::pending().await
-            ),
+            Some(waiting) => tokio::time::sleep_until(waiting.next).await,
             None => std::future::pending().await,
         }
     }

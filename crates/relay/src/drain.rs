@@ -5,8 +5,6 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use base::mutant;
-
 use super::error::Error;
 use super::lives::Lives;
 use super::parts::Parts;
@@ -48,9 +46,9 @@ pub(crate) async fn drain(mut parts: Parts) -> Result<(), Error> {
         timeout = format!("{timeout:?}"),
         "shutting down: the outputs have shutdown.drain_timeout to finish their deliveries"
     );
-    let half = Instant::now() + timeout / mutant!("drain-refuses-late", 2, 1);
+    let half = Instant::now() + timeout / 2;
     let cut = async {
-        mutant!("drain-refuses-at-once", tokio::time::sleep_until(half).await);
+        tokio::time::sleep_until(half).await;
         parts.gate.cut();
         std::future::pending::<()>().await;
     };

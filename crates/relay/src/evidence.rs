@@ -17,8 +17,8 @@ use ::recorder::originals::Originals;
 use ::recorder::recorder::{Recorder, Setup};
 use ::recorder::{off, recorder};
 use base::disk::Disk;
+use base::named_file;
 use base::position::Position;
-use base::{mutant, named_file};
 use config::Config;
 use delivery::Published;
 use evidence_log::entry::Running;
@@ -120,7 +120,7 @@ pub(crate) async fn begin(
     let metrics = telemetry.evidence();
     let Some(settings) = config.evidence.clone() else {
         if let Some((disk, end)) = queue.disk() {
-            mutant!("evidence-off-unnoticed", switched(disk, end, false).await?);
+            switched(disk, end, false).await?;
         }
         return Ok(None);
     };

@@ -34,7 +34,6 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
 
-use base::mutant;
 use config::Config;
 
 pub mod admin;
@@ -138,11 +137,6 @@ async fn serve(
                     error,
                     "an output has failed and cannot continue: the relay drains and exits with 1"
                 );
-                mutant!(
-                    "ended-output-skips-the-drain",
-                    {},
-                    parts.config.drain_timeout = std::time::Duration::ZERO
-                );
                 break Err(Error::Ended(error));
             }
             Some(()) = reload.recv() => parts.file.again.end(),
@@ -154,7 +148,7 @@ async fn serve(
         // puts nothing in force.
         tokio::select! {
             biased;
-            () = &mut stopped, if mutant!("reload-deaf-to-sigterm", true, false) => break Ok(()),
+            () = &mut stopped => break Ok(()),
             error = failures.wait() => break Err(Error::Ended(error)),
             prepared = parts.prepare() => parts.reload(prepared).await,
         }
@@ -164,7 +158,7 @@ async fn serve(
     let result = tokio::select! {
         drained = drain(parts) => result.and(drained),
         () = aborted => {
-            mutant!("second-signal-hides-losses", abandon(&queue, ephemeral, lives).await);
+            abandon(&queue, ephemeral, lives).await;
             Err(Error::ended("ended at once by a second signal".to_owned()))
         }
     };

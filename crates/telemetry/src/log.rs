@@ -29,7 +29,6 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, reload};
 
 use base::lock::lock;
-use base::mutant;
 use base::words::escape;
 use config::{Log, LogFormat};
 
@@ -413,11 +412,7 @@ impl Write for Line<'_> {
     /// Adds one whole line to the queue. The formatter calls this function once for each line.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let bytes = if self.to.escapes { escaped(line) } else { line.to_vec() };
-        mutant!(
-            "stderr-that-nobody-reads",
-            self.to.queue.push(bytes, self.rank),
-            io::stderr().write_all(&bytes)?
-        );
+        self.to.queue.push(bytes, self.rank);
         Ok(line.len())
     }
 

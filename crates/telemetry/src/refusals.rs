@@ -14,7 +14,6 @@ use crate::status;
 use crate::status::RefusalTimes;
 use crate::status::thresholds::{ATTEMPTS, PATIENCE, PATIENCE_WITH_RETRY_AFTER};
 use base::lock::lock;
-use base::mutant;
 
 /// The maximum number of characters of [`LastRejected::message`]. Only a message that quotes a long
 /// word of the request can be longer.
@@ -224,11 +223,7 @@ impl Refusals {
 
     /// Returns the last request that was refused for good; `None` if there was none yet.
     pub fn last_for_good(&self) -> Option<LastRejected> {
-        mutant!(
-            "refusal-hides-a-final-one",
-            lock(&self.0).for_good.clone(),
-            lock(&self.0).any.clone().filter(|last| last.reason.is_for_good())
-        )
+        lock(&self.0).for_good.clone()
     }
 
     /// Returns the last TLS failure that [`Self::tls_failed`] noted; `None` if there is none yet.

@@ -19,6 +19,8 @@ mod observer;
 mod operator;
 mod oracle;
 mod pki;
+#[cfg(test)]
+mod place;
 mod plan;
 mod reach;
 mod runs;

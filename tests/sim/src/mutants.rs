@@ -1,14 +1,15 @@
-//! Mutants: old mistakes of the program, which are in its sources as `mutant!("name", ...)`. A
-//! build of the relay's library with `--cfg mutants` has all of them, and an environment variable
-//! tells each process which one to make. `tests/sim/mutants.toml` describes them.
+//! Mutants: old mistakes of the program. `tests/sim/mutants.toml` describes them, and names their
+//! places in the sources. The relay's library that is built from a copy of the sources has all of
+//! them, and an environment variable tells each process which one to make.
 //!
 //! A seed finds a mutant if the oracle accuses the mutant by a rule that its description names, and
 //! does not accuse the same build without a mistake by this rule.
 
+mod copy;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -48,8 +49,9 @@ pub(crate) fn prepared(names: &[&str]) -> Option<(BTreeMap<String, Mutant>, Stag
         if let Some(unknown) = names.iter().find(|name| !all.contains_key(**name)) {
             return Err(format!("there is no mutant {unknown}"));
         }
+        let stage = stage(&all)?;
         all.retain(|name, _| names.is_empty() || names.contains(&name.as_str()));
-        Ok((all, stage()?))
+        Ok((all, stage))
     });
     chosen.inspect_err(|error| eprintln!("{error}")).ok()
 }
@@ -60,24 +62,18 @@ fn root() -> PathBuf {
     root.canonicalize().expect("the sources that this program was built from")
 }
 
-/// Builds the relay's library with all mutants, none of them active, in its own target directory.
-pub(crate) fn stage() -> Result<Stage, String> {
+/// Builds the relay's library with all mutants, none of them active.
+fn stage(all: &BTreeMap<String, Mutant>) -> Result<Stage, String> {
     let program = std::env::current_exe().expect("this program");
-    let target = program.ancestors().nth(2).expect("the target directory").join("mutants/target");
-    let mut build = Command::new("cargo");
-    build.args(["build", "--quiet", "--package", "simulated-relay", "--locked"]);
-    build.env("RUSTFLAGS", "--cfg mutants").env("CARGO_TARGET_DIR", &target).current_dir(root());
-    let output = build.output().map_err(|error| format!("cargo: {error}"))?;
-    match output.status.success() {
-        true => Ok(Stage::new(&target.join("debug/libsimulated_relay.so"))),
-        false => Err(format!("cargo: {}", String::from_utf8_lossy(&output.stderr))),
-    }
+    let target = program.ancestors().nth(2).expect("the target directory");
+    Ok(Stage::new(&copy::build(&root(), target, all)?))
 }
 
 /// Builds the library, and returns it as this mutant.
 pub(crate) fn stage_of(name: &str) -> Result<Stage, String> {
-    match all()?.contains_key(name) {
-        true => Ok(stage()?.with_mutant(name)),
+    let all = all()?;
+    match all.contains_key(name) {
+        true => Ok(stage(&all)?.with_mutant(name)),
         false => Err(format!("there is no mutant {name}")),
     }
 }
@@ -112,6 +108,8 @@ pub(crate) struct Mutant {
     seeds: Vec<u64>,
     not_found: Option<String>,
     pub(crate) not_reached: Option<String>,
+    #[serde(default)]
+    places: Vec<copy::Place>,
 }
 
 impl Mutant {
@@ -124,6 +122,7 @@ impl Mutant {
         match self.rules.iter().find(|rule| !RULES.contains(&rule.as_str())) {
             Some(rule) => Err(format!("{rule:?} is not a rule of the oracle")),
             None if self.rules.is_empty() => Err("there is no rule".to_owned()),
+            None if self.places.is_empty() => Err("there is no place".to_owned()),
             None => Ok(()),
         }
     }
@@ -290,6 +289,9 @@ needs = "a queue"
 rules = ["order", "conservation"]
 scene = "Stuck"
 seeds = [114, 7]
+[[forgets.places]]
+file = "lib.rs"
+right = "all()"
 "#;
 
     #[test]
@@ -312,43 +314,25 @@ seeds = [114, 7]
             ("needs = \"a queue\"\n", ""),
             ("loses =", "costs ="),
             ("\"It forgets an event.\"", "\"\""),
+            ("right = \"all()\"", "rigth = \"all()\""),
         ] {
             let text = TEXT.replacen(from, to, 1);
             assert!(parse(&text).is_err(), "{text}");
         }
     }
 
-    /// Adds the names of all `mutant!("name", ...)` in the files below this directory.
-    fn collect(directory: &Path, names: &mut Vec<String>) {
-        for entry in fs::read_dir(directory).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                collect(&path, names);
-            } else if path.extension().is_some_and(|it| it == "rs") {
-                let text = fs::read_to_string(path).unwrap();
-                let code: Vec<_> = text.lines().filter(|it| !it.trim().starts_with("//")).collect();
-                let code = code.join("\n");
-                let begins = code.split("mutant!(").skip(1).map(str::trim_start);
-                let name = |it: &str| it.strip_prefix('"')?.split('"').next().map(str::to_owned);
-                names.extend(begins.filter_map(name));
-            }
-        }
-    }
-
-    /// Each mutant is at one place in the sources, and has a section and a row of results.
     #[test]
-    fn mutants_have_a_place_a_section_and_a_row() {
-        let (mut places, mut rows) = (Vec::new(), Vec::new());
-        collect(&root().join("crates"), &mut places);
-        collect(&root().join("src"), &mut places);
-        places.sort();
-        // Two rules may keep one promise. Then the mistake is that both are missing.
-        places.dedup();
+    fn mutants_have_a_section_and_a_row() {
         let sections: Vec<_> = all().unwrap().into_keys().collect();
-        assert_eq!(places, sections, "the sources, and the sections of mutants.toml");
         let table = fs::read_to_string(root().join("tests/sim/mutants.md")).unwrap();
         let lines = table.lines().filter_map(|line| line.strip_prefix("| `"));
-        rows.extend(lines.filter_map(|line| line.split('`').next()).map(str::to_owned));
+        let rows: Vec<_> = lines.filter_map(|line| line.split('`').next()).collect();
         assert_eq!(rows, sections, "the rows of mutants.md, and the sections of mutants.toml");
+    }
+
+    #[test]
+    fn mutants_have_their_places_in_the_sources() {
+        let found = copy::with_mistakes(&root(), &all().unwrap());
+        assert!(found.is_ok(), "change the places in tests/sim/mutants.toml: {found:?}");
     }
 }

@@ -11,7 +11,6 @@ use super::address::ResolvedAddress;
 use super::circuit::{Fault, UNANSWERED_MAX};
 use super::set::Endpoints;
 use crate::failure::Failure;
-use base::mutant;
 use telemetry::AttemptError;
 
 /// The results of `check --connect` for one output: each address, and the error of its connection.
@@ -127,7 +126,7 @@ impl Attempt {
         let table = self.set.lock();
         let mut others = table.all().filter(|(_, _, other)| other.id != self.address.id);
         match others.any(|(_, _, other)| other.circuit.may_answer()) {
-            true => mutant!("mute-address-keeps-the-lanes", request.min(UNANSWERED_MAX), request),
+            true => request.min(UNANSWERED_MAX),
             false => request,
         }
     }

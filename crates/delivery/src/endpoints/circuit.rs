@@ -18,8 +18,6 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use base::mutant;
-
 /// The shortest hold. A consumer that restarts is unreachable for a few seconds, and a return to it
 /// costs a TCP stream a new connection.
 pub(super) const HOLD_MIN: Duration = Duration::from_secs(10);
@@ -155,9 +153,7 @@ impl Circuit {
     /// Returns the state for `/status`: `unknown` as long as no delivery has tried the address.
     pub(super) fn name(&self) -> &'static str {
         match self.state {
-            CircuitState::Closed if !self.proven && self.failed.is_none() => {
-                mutant!("untried-address-is-up", "unknown", "up")
-            }
+            CircuitState::Closed if !self.proven && self.failed.is_none() => "unknown",
             CircuitState::Closed => "up",
             CircuitState::HalfOpen { .. } => "back, on trial",
             CircuitState::Open(_) => "down",

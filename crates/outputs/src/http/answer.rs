@@ -13,7 +13,6 @@ use tokio::time::Instant;
 use super::api::{Api, Outcome, Reply, Sent};
 use super::url::BaseUrl;
 use crate::transport::connection::io_reason;
-use base::mutant;
 use client::ask::NoAnswer;
 use delivery::failure::{Failure, RETRY_AFTER_MAX};
 use telemetry::AttemptError;
@@ -94,7 +93,7 @@ pub(super) fn early(
 ) -> Outcome {
     let (status, headers) = (response.status(), response.headers());
     let by_status = meaning(base, path, status, headers);
-    if mutant!("early-2xx", matches!(by_status, Outcome::Accepted), false) {
+    if matches!(by_status, Outcome::Accepted) {
         let what = format!(
             "{base}: answered {status} before it had the whole request, so this is not an \
              acknowledgement"
@@ -118,9 +117,7 @@ pub(super) async fn judge(
 ) -> (Outcome, bool) {
     let answer = read(response, api.answer_bytes(), deadline).await;
     let reply = answer.reply(base, path);
-    let outcome = match mutant!("web-page-acknowledges", reply.status.is_success(), false)
-        .then(|| api.acknowledged(&reply))
-    {
+    let outcome = match reply.status.is_success().then(|| api.acknowledged(&reply)) {
         Some(Err(what)) => reply.unclear(&what),
         Some(Ok(())) | None => api.judge(reply, sent),
     };

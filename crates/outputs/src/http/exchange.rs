@@ -18,7 +18,6 @@ use super::pool::{Lane, PooledConnection, exchange};
 use super::request::{compressed, content_encoding};
 use super::url::{BaseUrl, HttpEndpoint};
 use super::wire::Progress;
-use base::mutant;
 use client::ask::{USER_AGENT, chain};
 use config::Strategy;
 use delivery::checkpoints::{Checkpoint, Fate};
@@ -207,9 +206,7 @@ impl Client {
         self.note_unread(&mut outcome);
         if let Outcome::Taken(number) = outcome {
             match &mut connection {
-                Some(open)
-                    if mutant!("splunk-number-twice", open.confirmations.has(number), false) =>
-                {
+                Some(open) if open.confirmations.has(number) => {
                     outcome = unconfirmed(AGAIN);
                     // The unconfirmed requests on the connection become doubts, and are sent again.
                     connection = None;
@@ -384,10 +381,7 @@ impl Client {
         let call =
             Call { connection: connection.id, host: &endpoint.authority, target, head, extra };
         let mut own = self.api.request_headers(&call)?;
-        mutant!(
-            "splunk-without-cookies",
-            own.extend(cookie.map(|cookie| (header::COOKIE, cookie)))
-        );
+        own.extend(cookie.map(|cookie| (header::COOKIE, cookie)));
         connection.busy = true;
         let marks = connection.progress.begin();
         let upload = Upload {

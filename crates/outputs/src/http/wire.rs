@@ -24,7 +24,6 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::transport::socket::{SharedSocket, Socket};
 use base::lock::lock;
-use base::mutant;
 
 /// The maximum bytes that are read before a write, to find an early answer: one that comes before
 /// the whole request was sent.
@@ -134,7 +133,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WatchedStream<S> {
             state.end.is_some_and(|end| self.shared.acknowledged().is_ok_and(|bytes| bytes >= end));
         state.last = is_whole;
         state.answered.get_or_insert(is_whole);
-        mutant!("endless-interim-answers", {}, state.end.iter_mut().for_each(|end| *end -= 1));
     }
 
     /// Before a write, reads an answer that has already arrived, and records that it came before

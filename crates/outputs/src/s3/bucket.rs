@@ -18,7 +18,6 @@ use crate::http::api::{
     Api, Call, Encoded, Outcome, Reply, RequestHead, Sent, TestRequest, body_for, unreadable,
 };
 use crate::tokens::Tokens;
-use base::mutant;
 use config::Compression;
 use delivery::endpoints::Probed;
 use delivery::failure::Failure;
@@ -299,11 +298,7 @@ impl Api for Bucket {
     /// result, and report an error in the body later.
     fn acknowledged(&self, reply: &Reply<'_>) -> Result<(), String> {
         if let Some(code) = reply.body.and_then(code) {
-            return mutant!(
-                "s3-error-with-200",
-                Err(format!("the object was not stored ({code})")),
-                Ok(())
-            );
+            return Err(format!("the object was not stored ({code})"));
         }
         let is_plain = reply.body.is_some_and(|body| !body.trim_ascii_start().starts_with(b"<"));
         match is_plain && reply.headers.contains_key(header::ETAG) {

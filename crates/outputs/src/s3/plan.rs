@@ -13,7 +13,6 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 
 use base::lock::lock;
-use base::mutant;
 use queue::{Claim, Notes, Position};
 
 /// The maximum number of ranges. The limit is reached only if the queue's files were not saved
@@ -104,7 +103,7 @@ impl Plan {
         // If the events of the directory were removed, positions begin at 0 again.
         let end = notes.end().get();
         ranges.retain(|range| range.last < end);
-        mutant!("s3-trusts-an-old-mark", ranges.iter_mut().for_each(|range| range.stored = false));
+        ranges.iter_mut().for_each(|range| range.stored = false);
         Ok(Self { output, ranges: Mutex::new(ranges), saving: Mutex::default(), notes })
     }
 
@@ -161,7 +160,6 @@ impl Plan {
         match text.and_then(|text| self.notes.store(&text)) {
             Ok(()) => *is_told = false,
             Err(error) => {
-                mutant!("s3-stops-without-notes", {}, std::panic::resume_unwind(Box::new(error)));
                 if !std::mem::replace(&mut *is_told, true) {
                     tracing::warn!(
                         output = &*self.output,

@@ -31,7 +31,6 @@ use super::connection::{Dialer, Wire};
 use super::encode::{Encode, Encoded};
 use super::session;
 use super::session::{READ_BYTES, Session};
-use base::mutant;
 use delivery::checkpoints::Checkpoint;
 use delivery::endpoints::{Attempt, Endpoints, Probed, Watch};
 use delivery::failure::Failure;
@@ -287,7 +286,7 @@ impl<E: Encode> StreamLink<E> {
         {
             let end = self.session.wire.socket().written();
             self.sent.push_back(SentBatch { end, ..written });
-            mutant!("stream-room-only-when-final", self.session.ready.push_back(Event::Room));
+            self.session.ready.push_back(Event::Room);
         }
         Ok(())
     }
@@ -305,8 +304,7 @@ impl<E: Encode> StreamLink<E> {
             self.session.progress = now;
         }
         self.samples.kept.push_back((now, acknowledged));
-        let (mut safe, window) =
-            (None, mutant!("unread-bytes-are-final", self.replay_window, Duration::ZERO));
+        let (mut safe, window) = (None, self.replay_window);
         let aged = |(at, _): &mut (Instant, u64)| now.duration_since(*at) >= window;
         while let Some((_, acknowledged)) = self.samples.kept.pop_front_if(aged) {
             safe = Some(acknowledged);
@@ -402,13 +400,7 @@ impl<E: Encode + Sync> Link for StreamLink<E> {
         self.session.is_alone = false;
         let claim = batch.claim;
         match self.encode(batch) {
-            Err(what) => {
-                mutant!("too-long-breaks-the-stream", self.session.refuse(Some(claim), what), {
-                    let failure = self.session.failure(AttemptError::Protocol, what);
-                    let broken = self.session.broken(failure);
-                    self.session.ready.push_back(broken);
-                })
-            }
+            Err(what) => self.session.refuse(Some(claim), what),
             // No event of the claim could be sent, and no earlier batch waits, so the claim is
             // final now.
             Ok(encoded) if encoded.pieces.is_empty() && self.sent.is_empty() => {

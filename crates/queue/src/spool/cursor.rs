@@ -24,7 +24,6 @@ use crate::outputs::Output;
 use crate::segment::{FIRST_RECORD, LogOffset, RECORD_HEADER};
 use crate::shelf;
 use crate::shelf::{Evidence, Shelf};
-use base::mutant;
 use base::position::Position;
 use telemetry::Loss;
 
@@ -237,11 +236,7 @@ impl CursorState {
     pub(super) fn oldest(&self) -> Option<u64> {
         let claimed = self.claims.iter().next().map(|entry| entry.note.received);
         claimed.or_else(|| {
-            self.ahead
-                .pieces
-                .iter()
-                .find(|piece| mutant!("lag-since-1970", !piece.is_gap(), true))
-                .map(|piece| piece.received)
+            self.ahead.pieces.iter().find(|piece| !piece.is_gap()).map(|piece| piece.received)
         })
     }
 
@@ -295,7 +290,7 @@ impl CursorState {
         }
         self.forget_pieces_of(dropped.clone());
         // The running read may be of the dropped segment.
-        mutant!("read-of-a-dropped-segment", self.ahead.epoch += 1);
+        self.ahead.epoch += 1;
         let read = self.claims.read;
         let mut missed = dropped.end.saturating_since(dropped.start.max(read));
         let unread = dropped.start.max(read)..dropped.end;
@@ -601,9 +596,7 @@ impl Shared {
                 let read = Claim { start: loaded.from, end };
                 let Resend::Wanted { claim, alone } = &mut cursor.resend else { return };
                 let claim = *claim;
-                if mutant!("part-takes-the-read-of-the-whole", claim.start != read.start, false)
-                    || claim.end > read.end
-                {
+                if claim.start != read.start || claim.end > read.end {
                     return;
                 }
                 if claim != read && loaded.pieces.iter().any(Piece::is_gap) {
@@ -667,10 +660,7 @@ impl Shared {
         cursor.claims.forget_done();
         cursor.forget_counted();
         let is_new = state.writing.saving.touch();
-        if mutant!("cursors-wait-for-traffic", is_new, false)
-            || state.writing.saving.unsaved >= UNSAVED_MAX
-            || state.can_reclaim()
-        {
+        if is_new || state.writing.saving.unsaved >= UNSAVED_MAX || state.can_reclaim() {
             self.wakes.upkeep.notify_one();
         }
         if state.can_seal_for_room() {
@@ -745,11 +735,7 @@ impl Cursor {
     /// Starts a read on a thread that may block, unless one is running.
     fn load(&mut self, mut job: Job) {
         if self.loading.is_none() {
-            job.patient = mutant!(
-                "failed-read-loses-events",
-                self.failing.is_none_or(|since| since.elapsed() < PATIENCE),
-                false
-            );
+            job.patient = self.failing.is_none_or(|since| since.elapsed() < PATIENCE);
             let (epoch, shared) = (job.epoch, Arc::clone(&self.shared));
             let loading = tokio::task::spawn_blocking(move || shared.read(&job));
             self.loading = Some((epoch, AbortOnDropHandle::new(loading)));
@@ -1000,7 +986,7 @@ impl Cursor {
         if counts {
             cursor.record_end(state.log.end.position, &state.log.holes);
         }
-        if mutant!("late-end-of-an-output-is-not-recorded", cursor.unrecorded.is_some(), false) {
+        if cursor.unrecorded.is_some() {
             let until = if counts { state.log.end.position } else { cursor.claims.watermark() };
             state.log.left.entry(cursor.output.name.clone()).or_insert(until);
         }

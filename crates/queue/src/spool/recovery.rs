@@ -78,9 +78,9 @@ use crate::segment::{
 use crate::synced::Synced;
 use crate::tail::{Known, Tail};
 use crate::{cursors, identity, patient, segment, shelf, synced};
+use base::disk;
 use base::disk::{ASIDE, Access, Disk, File, OpenError, QUARANTINE, SEGMENTS, SPARES, named};
 use base::position::Position;
-use base::{disk, mutant};
 use telemetry::{QueueMetrics, Telemetry};
 
 /// The number of bytes that are read and written again in one step.
@@ -353,12 +353,7 @@ fn join(
         Some(contents) => match contents.outputs.get(name) {
             // Case 2. The damaged slot said that all events before the oldest segment were
             // delivered or counted: only after its write were their segments deleted.
-            Some(place)
-                if mutant!("deleted-segments-count-as-lost", !is_whole, false)
-                    && place.position < oldest.position =>
-            {
-                oldest
-            }
+            Some(place) if !is_whole && place.position < oldest.position => oldest,
             Some(place) => *place,
             None if is_whole => {
                 tracing::info!(
@@ -468,7 +463,7 @@ impl Log {
         report: Report<'_>,
     ) -> io::Result<()> {
         let holes = contents.map(|contents| contents.holes.as_slice()).unwrap_or_default();
-        mutant!("dropped-segments-come-back", self.leave_out(holes));
+        self.leave_out(holes);
         let known = contents.map(Contents::known).unwrap_or_default();
         self.find_end(disk, Known::end(known, synced), synced, holes, report)?;
         for segment in &mut self.segments {

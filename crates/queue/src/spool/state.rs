@@ -25,7 +25,6 @@ use crate::outputs::{Departed, DropCount};
 use crate::segment::{BLOCK, Check, FIRST_RECORD, LogOffset, RecordHeader, Scan, Seed};
 use audit::ListEnds;
 use base::disk::File;
-use base::mutant;
 use base::position::Position;
 use config::{BATCH_OVERHEAD, WhenFull};
 use telemetry::QueueMetrics;
@@ -248,7 +247,7 @@ impl SpoolState {
     /// Returns `true` if the active segment should be ended for its room: the queue is full, no
     /// batch waits, and the required outputs have finished all events.
     pub(super) fn can_seal_for_room(&self) -> bool {
-        mutant!("full-queue-never-empties", self.writing.told_full, false)
+        self.writing.told_full
             && self.writing.waiting.is_empty()
             && self.log.required_watermark() == self.log.end.position
             && self.log.segments.back().is_some_and(|last| last.active)
@@ -518,10 +517,7 @@ impl LogState {
         while let Some(hole) = self.holes.iter().find(|hole| hole.start == end.position) {
             end = LogOffset { position: hole.end, byte: end.byte + hole.bytes };
         }
-        mutant!(
-            "settled-events-of-a-drop-come-back-as-lost",
-            self.unrecorded().for_each(|(_, it)| it.leave(dropped.clone(), end))
-        );
+        self.unrecorded().for_each(|(_, it)| it.leave(dropped.clone(), end));
         match self.given_up.last_mut() {
             Some(last) if last.end == dropped.start => last.end = dropped.end,
             _ => self.given_up.push(dropped),

@@ -18,7 +18,6 @@ use crate::cursors::Cursors;
 use crate::segment;
 use base::disk::{File, SEGMENTS, SPARES, named};
 use base::lock::lock;
-use base::mutant;
 use base::position::Position;
 
 /// The time between two saves of the cursors file, unless one is needed earlier.
@@ -392,15 +391,7 @@ impl Upkeep {
         }
         let again = which == Reclaim::All || Instant::now() >= self.again_at;
         let stuck = writing.accounting.stuck().iter().filter(|_| again);
-        let pending = mutant!(
-            "stuck-segment",
-            writing.accounting.pending_delete(),
-            if writing.accounting.stuck().is_empty() {
-                writing.accounting.pending_delete()
-            } else {
-                &[]
-            }
-        );
+        let pending = writing.accounting.pending_delete();
         let removed = stuck.chain(pending).copied();
         let keeps_end = writing.health.note_is_unknown;
         let removed = removed.filter(|(first, _)| !keeps_end || *first < log.end.position);

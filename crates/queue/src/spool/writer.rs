@@ -27,7 +27,6 @@ use crate::synced::{Synced, SyncedFile};
 use audit::ListEnds;
 use base::disk::{Access, Aligned, File, SEGMENTS, named};
 use base::lock::lock;
-use base::mutant;
 
 const ZEROS: [u8; 4096] = [0; 4096];
 
@@ -585,12 +584,9 @@ impl Writer {
             self.shared.lock().writing.accounting.discard_spare(spare.number);
         })?;
         self.shared.lock().writing.accounting.spare_is_used(spare.number);
-        mutant!(
-            "rename-not-synced",
-            disk.sync_directory(SEGMENTS).inspect_err(|_| {
-                self.shared.lock().writing.accounting.made_in_vain(end.position, spare.size);
-            })?
-        );
+        disk.sync_directory(SEGMENTS).inspect_err(|_| {
+            self.shared.lock().writing.accounting.made_in_vain(end.position, spare.size);
+        })?;
         Ok(file)
     }
 
@@ -753,7 +749,7 @@ fn write_short(
             received: waiting.received,
             length: lines.len() as u64,
             events: waiting.append.events,
-            group: mutant!("unfinished-group-is-damage", first, place.position),
+            group: first,
             crc: copy_lines(seed, lines, list.as_ref(), copy),
         };
         head.copy_from_slice(&header.encode(seed));

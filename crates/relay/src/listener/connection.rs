@@ -20,7 +20,6 @@ use tokio::time::{Instant, Sleep};
 
 use super::sender::Sender;
 use base::lock::lock;
-use base::mutant;
 use telemetry::{ListenerMetrics, RefusedConnection, Rejection};
 
 /// The approximate maximum number of bytes of a refused body that the relay discards after the
@@ -162,9 +161,7 @@ impl State {
                 Some((Rank::Refused, self.since))
             }
             Phase::Answered if self.refusals.was_last => Some((Rank::Refused, self.since)),
-            Phase::Serving(_) | Phase::Answered => {
-                mutant!("requests-give-way", None, Some((Rank::Refused, self.since)))
-            }
+            Phase::Serving(_) | Phase::Answered => None,
             Phase::Idle if self.refusals.linger.is_some() => Some((Rank::Refused, self.since)),
             Phase::Handshake | Phase::Idle | Phase::Head => Some((Rank::Headless, self.headless)),
         }
@@ -455,7 +452,7 @@ impl Registry {
             let open = entries.open.iter();
             let may_go =
                 open.filter_map(|(id, connection)| Some((connection.lock().gives_way()?, *id)));
-            let first = mutant!("newest-gives-way", may_go.min(), may_go.max());
+            let first = may_go.min();
             // The place of the evicted connection is free now. The connection's task ends when it
             // runs next.
             evicted = first.and_then(|(_, id)| entries.open.remove(&id));

@@ -22,7 +22,6 @@ use super::answer::{Answer, Refusal};
 use super::connection::{LINGER_TIME, LINGER_TIME_SLOW};
 use super::policy::Policy;
 use super::terms::Terms;
-use base::mutant;
 use telemetry::Rejection;
 
 /// The longest wait for more bytes of the body of a refused request. The wait starts again with
@@ -74,15 +73,14 @@ impl Upload {
         let max_body = policy.limits.max_body;
         let unsent = *expects && !body.begun;
         let announced = body.incoming.size_hint().lower() + body.sent;
-        let discard = mutant!("refusal-resets", !unsent, false)
-            && announced <= max_body
-            && refusal.status != StatusCode::REQUEST_TIMEOUT;
+        let discard =
+            !unsent && announced <= max_body && refusal.status != StatusCode::REQUEST_TIMEOUT;
         if discard && let Err(slow) = body.discard(terms, max_body).await {
             refusal = slow;
         }
         let mut response = refusal.answer(policy.queue.retry_after);
         let unread = !body.ended && !body.incoming.is_end_stream();
-        if mutant!("refusal-resets", unread, false) {
+        if unread {
             let slow = discard && body.sent <= max_body;
             terms.connection.linger(if slow { LINGER_TIME_SLOW } else { LINGER_TIME });
         }
@@ -173,10 +171,6 @@ impl Arriving {
     /// body have arrived in all, or when the body arrives too slowly (see [`REFUSED_TIME`]).
     /// Returns an error, the refusal 408, only if `limits.body_timeout` has passed.
     async fn discard(&mut self, terms: &Terms, max: u64) -> Result<(), Refusal> {
-        mutant!("refused-bodies-keep-their-place", {}, {
-            while self.sent <= max && matches!(self.next(terms).await, Ok(Some(_))) {}
-            return Ok(());
-        });
         let refused = terms.connection.refused();
         let latest = self.deadline;
         let (mut counted, mut deadline) = (self.sent, Instant::now() + REFUSED_TIME);

@@ -11,7 +11,6 @@ use super::thresholds::{
     PATIENCE_WITH_RETRY_AFTER, QUEUE_NEARLY_FULL, SILENCE, SLOW_ANSWERS, STALLED_LATELY,
 };
 use super::{Address, Aside, Certificate, Output, Queue, Status};
-use base::mutant;
 
 /// How good or bad the state of the relay, or of a part of it, is. The order is from good to bad.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -668,12 +667,7 @@ fn refusals(status: &Status, found: &mut Findings) -> bool {
         let is_long = |seconds: f64| seconds >= PATIENCE_WITH_RETRY_AFTER;
         // `None` if there was no such time; `true` if it was lately, or its end is unknown.
         let lately = |longest: f64, ended: Option<f64>| {
-            mutant!(
-                "page-green-after-refusals",
-                is_long(longest),
-                times.seconds.is_some_and(is_long)
-            )
-            .then(|| ended.is_none_or(|ended| ended < GIVEN_UP_LATELY))
+            is_long(longest).then(|| ended.is_none_or(|ended| ended < GIVEN_UP_LATELY))
         };
         let shut = lately(times.longest_shut_seconds, times.long_shut_ended_seconds_ago);
         let any = lately(times.longest_seconds, times.long_ended_seconds_ago);

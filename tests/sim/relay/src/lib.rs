@@ -62,21 +62,6 @@ pub extern "C" fn heap_most() -> usize {
     HEAP.most.load(Relaxed)
 }
 
-/// Returns the known mistakes' places that the program has reached, one in each line: the name, and
-/// behind it ` differs` or ` same` if the mistake is a value. The text stays in memory.
-#[cfg(mutants)]
-#[unsafe(no_mangle)]
-pub extern "C" fn reached_places() -> *const c_char {
-    let line = |(name, differs): (&str, Option<bool>)| match differs {
-        Some(true) => format!("{name} differs"),
-        Some(false) => format!("{name} same"),
-        None => name.to_owned(),
-    };
-    let lines: Vec<_> = base::mutants::reached().map(line).collect();
-    let text = std::ffi::CString::new(lines.join("\n")).unwrap_or_default();
-    text.into_raw()
-}
-
 /// Runs the program with a command line, and returns its exit status.
 ///
 /// # Safety

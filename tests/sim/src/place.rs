@@ -1,15 +1,12 @@
-//! Known mistakes (mutants), kept in the code at the places where they could be made again.
-//! `mutant!("name", right, wrong)` means `right`; without `wrong`, the mistake is that the
-//! statement `right` is missing. In a build with `--cfg mutants`, the process makes the mistake
-//! that the variable `KUBE_AUDIT_FORWARDER_MUTANT` names. Tests must notice each mistake:
-//! `tests/sim/mutants.toml` describes them, and `tests/sim/README.md` says how to run the tests.
+//! What `mutants/copy.rs` adds to its copy of the crate `base`: the macro that stands at the places
+//! of the known mistakes, and the record of those that a process has reached.
+#![allow(unsafe_code, reason = "a function that another program calls")]
+#![allow(unreachable_pub, reason = "the other crates of the copy use it")]
 
-#[cfg(mutants)]
+use std::ffi::{CString, c_char};
 use std::sync::OnceLock;
 
-/// A place in the sources where a mistake could be made. `sim reach` asks which places a process
-/// has reached.
-#[cfg(mutants)]
+/// A place in the sources where a mistake could be made.
 pub struct Place {
     name: &'static str,
     is_reached: OnceLock<()>,
@@ -22,10 +19,8 @@ pub struct Place {
 }
 
 /// The first place that this process has reached.
-#[cfg(mutants)]
 static FIRST: OnceLock<&'static Place> = OnceLock::new();
 
-#[cfg(mutants)]
 impl Place {
     /// Makes the place of the mistake `name`.
     pub const fn new(name: &'static str, has_value: bool) -> Self {
@@ -63,41 +58,60 @@ impl Place {
     }
 }
 
-/// Returns the places that this process has reached: their names, and whether the mistake would
-/// have been another value there. `None`: it is no value that can be compared.
-#[cfg(mutants)]
-pub fn reached() -> impl Iterator<Item = (&'static str, Option<bool>)> {
-    let places = std::iter::successors(FIRST.get(), |place| place.next.get());
-    places.map(|it| (it.name, it.has_value.then(|| it.differs.get().is_some())))
-}
-
-/// Expands to the right code.
-#[cfg(not(mutants))]
-#[macro_export]
-macro_rules! mutant {
-    ($name:literal, $right:expr $(, $wrong:expr)? $(,)?) => {
-        $right
+/// Returns the places that this process has reached, one in each line: the name, and behind it
+/// ` differs` or ` same` if the mistake is a value. The text stays in memory.
+#[unsafe(no_mangle)]
+pub extern "C" fn reached_places() -> *const c_char {
+    let line = |place: &Place| match (place.has_value, place.differs.get()) {
+        (true, Some(())) => format!("{} differs", place.name),
+        (true, None) => format!("{} same", place.name),
+        (false, _) => place.name.to_owned(),
     };
+    let places = std::iter::successors(FIRST.get(), |place| place.next.get());
+    let lines: Vec<_> = places.map(|place| line(place)).collect();
+    CString::new(lines.join("\n")).unwrap_or_default().into_raw()
 }
 
 /// Expands to the right code, or to the wrong code if this process makes the mistake `$name`. If
 /// the wrong code is a literal, the place also notes whether the right value is another one. Other
-/// wrong code never runs beside the right one, since it may change something.
-#[cfg(mutants)]
+/// wrong code never runs beside the right one, since it may change something. Without wrong code,
+/// the mistake is that the statement `$right` is missing.
 #[macro_export]
 macro_rules! mutant {
     ($name:literal, $right:expr $(,)?) => {{
-        static PLACE: $crate::mutants::Place = $crate::mutants::Place::new($name, false);
+        static PLACE: $crate::place::Place = $crate::place::Place::new($name, false);
         if !PLACE.is_active() {
             $right;
         }
     }};
     ($name:literal, $right:expr, $wrong:literal $(,)?) => {{
-        static PLACE: $crate::mutants::Place = $crate::mutants::Place::new($name, true);
+        static PLACE: $crate::place::Place = $crate::place::Place::new($name, true);
         if PLACE.is_active() { $wrong } else { PLACE.compare($right, $wrong) }
     }};
     ($name:literal, $right:expr, $wrong:expr $(,)?) => {{
-        static PLACE: $crate::mutants::Place = $crate::mutants::Place::new($name, false);
+        static PLACE: $crate::place::Place = $crate::place::Place::new($name, false);
         if PLACE.is_active() { $wrong } else { $right }
     }};
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::CStr;
+
+    use super::*;
+
+    #[test]
+    fn a_place_runs_the_right_code_and_is_reported() {
+        let mut calls = 0;
+        for right in [1, 2, 1] {
+            assert_eq!(crate::mutant!("another-value", right, 1), right);
+            assert_eq!(crate::mutant!("the-same-value", right, right), right);
+            crate::mutant!("missing", calls += 1);
+        }
+        assert_eq!(crate::mutant!("equal", calls, 3), 3);
+        // SAFETY: the function returns a text that ends with a zero byte and stays.
+        let reached = unsafe { CStr::from_ptr(reached_places()) };
+        let lines = ["another-value differs", "the-same-value", "missing", "equal same"];
+        assert_eq!(reached.to_str(), Ok(lines.join("\n").as_str()));
+    }
 }
