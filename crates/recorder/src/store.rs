@@ -19,11 +19,9 @@ use std::sync::Arc;
 use base::disk::{Access, Disk, named, replace};
 use evidence_log::entry::{Alarm, Entry, end_in_queue, last_end, now};
 use evidence_log::head::{HEAD_BYTES_MAX, HeadFile, Sizes};
-use evidence_log::journal;
-use evidence_log::layout;
 use evidence_log::layout::{
     DIRECTORY, Files, HEAD, JOURNAL, KNOWN, ROLLED_BACK, ROLLED_BACK_MAX, Tampered, if_there, path,
-    read, read_exact,
+    read, read_all,
 };
 use evidence_log::tlog::checkpoint::{Checkpoint, Signed};
 use evidence_log::tlog::key::SigningKey;
@@ -33,6 +31,7 @@ use evidence_log::tlog::tile;
 use evidence_log::tlog::tile::{
     CHECKPOINT, Content, ENTRY_BYTES_MAX, Growing, Tile, WIDTH, last_tiles,
 };
+use evidence_log::{journal, layout};
 
 /// The size in bytes of the entries outside the tiles at which the log is full. No more events are
 /// then recorded until a commit has written the tiles.
@@ -158,7 +157,7 @@ impl Store {
         }
         store.pending.synced = store.pending.entries.len();
         if !is_found {
-            let older = store.older_version()?;
+            let older = store.older_version(keys)?;
             let extends = match stale {
                 None => true,
                 Some(stale) => store.extends(stale)?,
@@ -196,17 +195,17 @@ impl Store {
     /// the log, and how its run has ended: a signed entry must say so, because anybody can write a
     /// journal. If the journal may have entries that no checkpoint covers, it is set aside, with an
     /// alarm unless they are those of this run.
-    fn older_version(&mut self) -> io::Result<Option<Older>> {
+    fn older_version(&mut self, keys: &[SigningKey]) -> io::Result<Option<Older>> {
         let name = path(JOURNAL);
         let Some(file) = if_there(self.disk.open(&name, Access::Read))? else { return Ok(None) };
-        if file.bytes()? == journal::EMPTY_BYTES {
+        let begin = read_all(&*file, journal::EMPTY_BYTES + 1)?;
+        if keys.iter().any(|key| journal::is_empty(key, &self.origin, &begin)) {
             return Ok(None);
         }
         // In each version, bytes 8 to 15 are the size of the log before the first entry of the
         // journal.
-        let mut begin = [0; 8];
-        let begin = read_exact(&*file, &mut begin, 8).map(|()| u64::from_be_bytes(begin));
-        let is_covered = begin.is_ok_and(|begin| begin < self.newest.head.size);
+        let begin = begin.get(8..).and_then(|it| it.first_chunk());
+        let is_covered = begin.is_some_and(|it| u64::from_be_bytes(*it) < self.newest.head.size);
         let run = self.last_run()?.filter(|(version, _)| version.starts_with(WITH_JOURNAL));
         let older = run.and_then(|(_, has_ended)| match has_ended {
             true => is_covered.then_some(Older::HasEnded),

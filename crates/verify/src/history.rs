@@ -40,6 +40,9 @@ pub(crate) struct Output {
     pub passed_over: Positions,
 }
 
+/// The beginning of the versions that keep their newest entries in a journal.
+const WITH_JOURNAL: &str = "0.1.";
+
 /// The facts of a log, collected entry by entry.
 #[derive(Debug, Default)]
 pub(crate) struct History {
@@ -57,6 +60,11 @@ pub(crate) struct History {
     has_started: bool,
     /// The version of the program at the last start, and the number of changes so far.
     version: (String, u64),
+    /// The version with a journal that was killed before this version went on with its log, until
+    /// the log has new events.
+    killed: Option<String>,
+    /// Sentences about what this version could not check.
+    unproven: Vec<String>,
     /// The last change of the version.
     pub(super) changed: Option<String>,
     /// Facts for the report that are not faults.
@@ -81,6 +89,7 @@ impl History {
             Entry::Accepted { .. } => {
                 self.follow(said, &range, faults);
                 self.accepted.insert(range);
+                self.killed = None;
             }
             Entry::Delivered(entry) => {
                 self.settle(said, &entry.output, &entry.with(Fate::Aside).collect(), faults);
@@ -107,6 +116,9 @@ impl History {
             }
             Entry::Start(Started { running, previous }) => {
                 self.list(running, is_after_crash);
+                let (last, is_older) = (&self.version.0, self.version.0 != running.version);
+                let is_killed = is_after_crash && is_older && last.starts_with(WITH_JOURNAL);
+                self.killed = is_killed.then(|| last.clone());
                 self.started_as(&running.version, (previous.size, index));
                 self.has_started = true;
             }
@@ -138,7 +150,8 @@ impl History {
         version.clone_into(last);
     }
 
-    /// Adds an alarm, which is always a fault.
+    /// Adds an alarm. It is a fault, unless it is about the events of an older version that was
+    /// killed: its newest entries are in its journal, which this version does not read.
     fn alarm(&mut self, said: Said<'_>, what: &Alarm, faults: &mut Faults) {
         let Said { index, at, .. } = said;
         let what = match what {
@@ -146,6 +159,14 @@ impl History {
                 let range = said.entry.range();
                 self.follow(said, &range, faults);
                 self.off.insert(range);
+                if let Some(version) = &self.killed {
+                    return self.unproven.push(format!(
+                        "{count} events from position {first} on came in before version {version} \
+                         of the relay was killed. Nothing is proven about them, because version \
+                         {} does not read the journal of that version (entry {index})",
+                        self.version.0
+                    ));
+                }
                 let text = format!(
                     "{count} events came in while evidence was off or could not be written (entry \
                      {index})"
@@ -235,7 +256,7 @@ impl History {
     /// Checks, after the last entry, that every event before the place of an output has a fate
     /// there. Returns a sentence about each range of [`Output::passed_over`] without a fate.
     pub(crate) fn end(&self, faults: &mut Faults) -> Vec<String> {
-        let mut unknown = Vec::new();
+        let mut unknown = self.unproven.clone();
         for (name, output) in &self.outputs {
             let (place, at) = output.place;
             for open in self.pending(output, 0..place) {
@@ -276,8 +297,8 @@ impl History {
         let outputs: usize = self.outputs.values().map(of_output).sum();
         let losses: usize = self.losses.values().map(|lost| 1 + lost.facts()).sum();
         let positions = self.accepted.facts() + self.lost.facts() + self.off.facts();
-        let others = self.notes.len() + self.never_stored.len() + self.runs.facts();
-        positions + outputs + losses + others
+        let others = self.notes.len() + self.unproven.len() + self.never_stored.len();
+        positions + outputs + losses + others + self.runs.facts()
     }
 
     /// Returns the position after the last event that was received, or lost from the queue.
@@ -497,6 +518,33 @@ mod tests {
         }
         let unknown = history.end(&mut faults);
         assert!(matches!(unknown.as_slice(), [it] if it.starts_with("6 events from position 4")));
+    }
+
+    /// Method: a version with a journal is killed or ends, and another version goes on.
+    #[test]
+    fn the_events_of_an_older_version_that_was_killed_are_unproven_and_no_fault() {
+        let started = |at, version: &str| {
+            let Entry::Start(it) = start(at, &[]) else { unreachable!("it is a start") };
+            let version = version.to_owned();
+            Entry::Start(Started { running: Running { version, ..it.running }, ..it })
+        };
+        let off = |first| Entry::Alarm { at: 3, what: Alarm::Off { first, count: 5 } };
+        let check = |older: &str, entries: &[Entry]| {
+            let (mut history, mut faults) = (History::default(), Faults::default());
+            let all = [&[started(0, older), accepted(0, 10, 1)], entries].concat();
+            for (index, entry) in (0..).zip(&all) {
+                history.feed(Said::new(index, entry, None), &mut faults);
+            }
+            (history.end(&mut faults).len(), faults.count())
+        };
+        let new = started(2, "0.2.0");
+        assert_eq!(check("0.1.0", &[new.clone(), off(10)]), (1, 0));
+        // The same version, or one that has ended, has left all its entries.
+        assert_eq!(check("0.2.0", &[new.clone(), off(10)]), (0, 1));
+        let stop = Entry::Stop(running(2, &[]));
+        assert_eq!(check("0.1.0", &[stop, new.clone(), off(10)]), (0, 1));
+        // Later events came in under the new version.
+        assert_eq!(check("0.1.0", &[new, accepted(10, 5, 2), off(15)]), (0, 1));
     }
 
     #[test]

@@ -451,7 +451,7 @@ fn the_journal_of_an_earlier_version_is_an_alarm_if_it_may_have_entries() {
         assert_eq!(killed.open().alarms, []);
         let names = killed.disk.names();
         let journal = killed.disk.contents("evidence/journal");
-        assert_eq!(journal.len() as u64, journal::EMPTY_BYTES);
+        assert_eq!(journal.len(), journal::EMPTY_BYTES);
         let is_aside = names.iter().any(|name| name.contains(REFUSED));
         assert_eq!(is_aside, alarms.contains(&Alarm::Journal));
     }

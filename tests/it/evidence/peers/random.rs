@@ -458,9 +458,10 @@ fn change_log(log: &Spool, older: &Spool, rng: &mut Rng) -> Option<String> {
         .files()
         .into_iter()
         .filter(|(path, file)| {
-            // A kill can leave such a file, which nothing reads.
-            let is_new = path.extension() == Some("new".as_ref());
-            path.starts_with("evidence") && !is_new && !file.bytes.is_empty()
+            // A kill can leave a file with the ending `new`. Only version 0.1 reads the journal.
+            let is_read =
+                path.extension() != Some("new".as_ref()) && !path.ends_with("evidence/journal");
+            path.starts_with("evidence") && is_read && !file.bytes.is_empty()
         })
         .collect();
     let (path, file) = rng.choice(&files)?;
