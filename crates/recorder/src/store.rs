@@ -437,7 +437,7 @@ impl Store {
             *synced = entries.len();
             let obsolete = std::mem::replace(&mut self.needed, self.tiled.size);
             self.remove_partial_tiles(obsolete);
-            self.leave_journal(keys)?;
+            self.leave_journal(keys);
         }
         if self.pending.bytes >= TILES_EVERY { self.write_tiles() } else { Ok(()) }
     }
@@ -461,21 +461,21 @@ impl Store {
         let obsolete = std::mem::replace(&mut newest.before, newest.head.size);
         (newest.head, newest.note) = (head, note.clone());
         self.remove_partial_tiles(obsolete);
-        // If the disk refuses, the next commit tries again.
-        self.leave_journal(keys).ok();
+        self.leave_journal(keys);
         Ok(Some(note))
     }
 
     /// Leaves a journal without entries for the newest checkpoint, unless it is there already: see
-    /// [`journal`].
-    fn leave_journal(&mut self, keys: &[SigningKey]) -> io::Result<()> {
+    /// [`journal`]. If the disk refuses, nothing waits, and the next commit tries again: this
+    /// version needs no journal.
+    fn leave_journal(&mut self, keys: &[SigningKey]) {
         let head = self.newest.head;
-        if let Some(key) = keys.last().filter(|_| self.journal_of != Some(head.size)) {
-            let content = journal::empty(key, &self.origin, head);
-            replace(&*self.disk, &path(JOURNAL), &content)?;
-            self.journal_of = Some(head.size);
+        let Some(key) = keys.last().filter(|_| self.journal_of != Some(head.size)) else { return };
+        let content = journal::empty(key, &self.origin, head);
+        match replace(&*self.disk, &path(JOURNAL), &content) {
+            Ok(()) => self.journal_of = Some(head.size),
+            Err(error) => tracing::debug!(%error, "cannot leave a journal for version 0.1"),
         }
-        Ok(())
     }
 
     /// Returns the size and the root that the newest checkpoint covers.

@@ -5,8 +5,9 @@
 //! request yet, and those that have, have places of their own kind. If all places of a kind are
 //! taken, the connection that has waited or asked for nothing for the longest time loses its place.
 //! So a flood of connections without requests takes no place from a scraper. A connection that has
-//! lost its place ends only when nothing has arrived on it. So a probe, which sends its request at
-//! once, gets its response whatever the rate of the flood.
+//! lost its place does not end if its request has arrived. So a probe, which sends its request at
+//! once, gets its response whatever the rate of the flood, unless it has to make a TLS handshake
+//! before.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};

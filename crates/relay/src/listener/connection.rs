@@ -196,6 +196,12 @@ impl State {
         }
     }
 
+    /// Returns `true` if the connection speaks HTTP/1 and waits for a request or the rest of its
+    /// head.
+    fn is_unasked(&self) -> bool {
+        !self.is_multiplexed() && matches!(self.phase, Phase::Idle | Phase::Head)
+    }
+
     /// Returns `true` if the next bytes begin the head of an HTTP/1 request.
     fn awaits_head(&self) -> bool {
         self.phase == Phase::Idle && !self.is_multiplexed() && self.refusals.linger.is_none()
@@ -548,6 +554,8 @@ pub(super) struct Watched<T> {
     connection: Arc<Connection>,
     /// Bytes that were read from `inner` already. They are read again before those of `inner`.
     pub(super) ahead: Bytes,
+    /// `true`: hyper answers a head that it could not read, and the answer is counted.
+    has_refused: bool,
     /// The time limit for the rest of a refused body, and the number of its bytes that were
     /// discarded, at most about [`LINGER_BYTES`]. `None` if no body is being discarded.
     linger: Option<(Pin<Box<Sleep>>, usize)>,
@@ -555,7 +563,7 @@ pub(super) struct Watched<T> {
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Watched<T> {
     pub(super) fn new(inner: T, connection: Arc<Connection>) -> Self {
-        Self { inner, connection, ahead: Bytes::new(), linger: None }
+        Self { inner, connection, ahead: Bytes::new(), has_refused: false, linger: None }
     }
 
     /// Reads the first bytes of the connection, which stay [`Watched::ahead`]. Returns `true` if
@@ -575,15 +583,26 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Watched<T> {
         Ok(is_h2)
     }
 
-    /// Returns an error if the verdict is [`Verdict::Close`], and otherwise the state. Registers
-    /// the task of `cx`, which the registry wakes if it closes the connection later.
+    /// Returns an error if there is a verdict, and otherwise the state. Registers the task of `cx`,
+    /// which the registry wakes if it closes the connection later.
     fn check(&self, cx: &Context<'_>) -> io::Result<MutexGuard<'_, State>> {
         self.connection.waker.register(cx.waker());
         let state = self.connection.lock();
         match state.verdict {
-            Some(Verdict::Close) => Err(io::ErrorKind::TimedOut.into()),
-            Some(Verdict::Timeout) | None => Ok(state),
+            Some(Verdict::Close | Verdict::Timeout) => Err(io::ErrorKind::TimedOut.into()),
+            None => Ok(state),
         }
+    }
+
+    /// hyper writes these bytes. If no request waits for an answer, they answer a head that hyper
+    /// could not read, which is counted once, whether the client reads the answer or not.
+    fn writes(&mut self, cx: &Context<'_>, bytes: &[u8]) -> io::Result<()> {
+        if self.check(cx)?.is_unasked() && !std::mem::replace(&mut self.has_refused, true) {
+            // The status code stands behind `HTTP/1.1 `.
+            let status = bytes.get(9..12).and_then(|it| std::str::from_utf8(it).ok()?.parse().ok());
+            self.connection.head_refused(status.unwrap_or(400));
+        }
+        Ok(())
     }
 }
 
@@ -631,7 +650,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<T> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        drop(self.check(cx)?);
+        self.writes(cx, buf)?;
         Pin::new(&mut self.inner).poll_write(cx, buf)
     }
 
@@ -640,7 +659,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<T> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        drop(self.check(cx)?);
+        self.writes(cx, bufs.first().map_or(&[], |first| &**first))?;
         Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
     }
 

@@ -95,10 +95,6 @@ impl Session {
                     watched = parts.io.into_inner();
                     watched.ahead = Bytes::copy_from_slice(&parts.read_buf);
                 }
-                Some(Err(error)) if error.is_parse() => {
-                    let status = if error.is_parse_too_large() { 431 } else { 400 };
-                    return connection.head_refused(status);
-                }
                 Some(_) => return,
             }
         }
