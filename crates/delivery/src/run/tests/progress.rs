@@ -350,7 +350,12 @@ fn bound(life: &Life, is_stream: bool, bad: usize) -> Duration {
     let slowest = slowest.into_iter().chain(life.confirms).max().unwrap_or_default();
     let each = if is_stream || life.ordered { 24 } else { 8 };
     let requests = u32::try_from(64 + each * bad).unwrap();
-    Duration::from_secs(120) + slowest * requests
+    // If large requests are turned down, each good event may need a request of its own.
+    let ill: u64 = life.outages.iter().map(|(well, ill, _)| well + ill).sum();
+    let good = life.runs.iter().map(|(good, ..)| *good as u64).sum::<u64>() + ill + 60;
+    let good = u32::try_from(if life.size.is_some() { good } else { 0 }).unwrap();
+    let taken = life.confirms.unwrap_or_default() + 2 * life.latency;
+    Duration::from_secs(120) + slowest * requests + taken * good
 }
 
 proptest! {
