@@ -296,6 +296,7 @@ fn the_last_version_reads_all_that_this_one_writes() {
         "spare/",
         "dead-letter/",
         "evidence/checkpoint",
+        "evidence/journal",
         "evidence/tile/",
         "evidence/lines/",
         // The earlier version ignores these.
