@@ -82,9 +82,8 @@ impl Operator<'_> {
             let mut events: Vec<_> =
                 failing.filter(|event| event.bytes.len() < SHORT).take(10).collect();
             events.extend(self.good(10));
-            let begun = kernel::now();
+            let (begun, before) = (kernel::now(), self.aside());
             self.post(&events);
-            let before = self.aside();
             if !self.comes_true(SOON, |it| it.aside() > before) || kernel::now() > begun + SOON {
                 return;
             }
