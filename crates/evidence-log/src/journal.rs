@@ -1,6 +1,6 @@
 //! The journal of the versions 0.1, as far as this version writes it: without entries.
 //!
-//! Those versions kept the entries that no checkpoint covered in `evidence/journal`. If there is
+//! The versions 0.1 kept the entries that no checkpoint covered in `evidence/journal`. If there is
 //! none, they say that somebody has removed it, and sign an entry that says so. So this version
 //! leaves them an empty one for its newest checkpoint, and a rollback accuses nobody.
 //!
@@ -11,6 +11,9 @@ use aws_lc_rs::hmac;
 
 use crate::tlog::key::SigningKey;
 use crate::tlog::merkle::{Hash, Head};
+
+/// The beginning of the versions that keep their newest entries in a journal.
+pub const VERSIONS: &str = "0.1.";
 
 /// The magic bytes and the version. The next version promises a file `evidence-head` in a format
 /// that this version does not write.

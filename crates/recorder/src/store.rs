@@ -109,9 +109,6 @@ struct Tree {
     bundle: Vec<u8>,
 }
 
-/// The beginning of the versions that keep their newest entries in a journal.
-const WITH_JOURNAL: &str = "0.1.";
-
 impl Store {
     /// Opens the log of this origin, or begins a new log. One of `keys` must have signed the
     /// checkpoint of an existing log. The directory of a log of another origin is renamed.
@@ -206,7 +203,7 @@ impl Store {
         // journal.
         let begin = begin.get(8..).and_then(|it| it.first_chunk());
         let is_covered = begin.is_some_and(|it| u64::from_be_bytes(*it) < self.newest.head.size);
-        let run = self.last_run()?.filter(|(version, _)| version.starts_with(WITH_JOURNAL));
+        let run = self.last_run()?.filter(|(version, _)| version.starts_with(journal::VERSIONS));
         let older = run.and_then(|(_, has_ended)| match has_ended {
             true => is_covered.then_some(Older::HasEnded),
             false => Some(Older::WasKilled),

@@ -9,6 +9,7 @@ use super::report::{Faults, time};
 use super::request::Request;
 use super::runs::{Runs, Said};
 use evidence_log::entry::{Alarm, Entry, Fate, QUEUE, RANGE_MAX, Running, Started};
+use evidence_log::journal;
 
 /// The reason that the report gives for the losses in an [`Entry::Delivered`], which names none.
 pub(super) const GIVEN_UP: &str = "given up";
@@ -39,9 +40,6 @@ pub(crate) struct Output {
     ///   another log or while evidence was off.
     pub passed_over: Positions,
 }
-
-/// The beginning of the versions that keep their newest entries in a journal.
-const WITH_JOURNAL: &str = "0.1.";
 
 /// The facts of a log, collected entry by entry.
 #[derive(Debug, Default)]
@@ -117,7 +115,7 @@ impl History {
             Entry::Start(Started { running, previous }) => {
                 self.list(running, is_after_crash);
                 let (last, is_older) = (&self.version.0, self.version.0 != running.version);
-                let is_killed = is_after_crash && is_older && last.starts_with(WITH_JOURNAL);
+                let is_killed = is_after_crash && is_older && last.starts_with(journal::VERSIONS);
                 self.killed = is_killed.then(|| last.clone());
                 self.started_as(&running.version, (previous.size, index));
                 self.has_started = true;

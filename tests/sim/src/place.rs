@@ -1,5 +1,5 @@
-//! What `mutants/copy.rs` adds to its copy of the crate `base`: the macro that stands at the places
-//! of the known mistakes, and the record of those that a process has reached.
+//! The macro at the places of the known mistakes, and the record of the places that a process has
+//! reached. `mutants/copy.rs` adds this file to its copy of the crate `base`.
 #![allow(unsafe_code, reason = "a function that another program calls")]
 #![allow(unreachable_pub, reason = "the other crates of the copy use it")]
 

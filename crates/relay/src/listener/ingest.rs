@@ -230,9 +230,10 @@ impl Batch<'_> {
             });
             task.await.ok()
         };
+        let deadline = Instant::now() + self.policy.queue.delivered_timeout;
         tokio::select! {
             biased;
-            done = timeout_at(Instant::now() + self.policy.queue.delivered_timeout, done) => match done {
+            done = timeout_at(deadline, done) => match done {
                 Ok(Some(outcome)) => outcome.map_err(Refusal::from),
                 Ok(None) => Err(Refusal::shutting_down()),
                 Err(_) => Err(too_late(self.policy.queue.acknowledge)),
