@@ -15,6 +15,7 @@ mod own;
 mod relay;
 
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::address::Address;
@@ -24,6 +25,7 @@ use super::remedy::of_reason;
 use super::sample::Sampled;
 use super::{attempts, compare};
 use audit::time::rfc3339;
+use base::words::escape;
 
 /// The minimum interval in seconds for which a rate is shown. One batch in a moment is not a rate.
 pub const RATE_MIN: f64 = 1.0;
@@ -34,6 +36,9 @@ const NOTHING_ARRIVES: f64 = 60.0;
 
 /// The maximum age in seconds at which the restart of a kube-apiserver explains a surplus.
 const RESTART_AGE: f64 = 600.0;
+
+/// The maximum number of characters of a kube-apiserver's name. A Lease's name is shorter.
+const NAME_MAX: usize = 64;
 
 /// The maximum number of places in the verdict's sentence. The screen has all of them.
 const PLACES_MAX: usize = 3;
@@ -176,6 +181,7 @@ pub fn judge(findings: &Findings) -> Verdict {
         let advice = "give --apiserver or --kubeconfig";
         causes.push(Cause::unknown("kube-apiserver", "there is none", advice));
     }
+    causes.extend(not_asked(findings));
     let of_relays = causes.len();
     for relay in &findings.relays {
         relay::causes(relay, findings, &mut causes);
@@ -191,6 +197,28 @@ pub fn judge(findings: &Findings) -> Verdict {
     whole_causes(findings, &mut causes);
     causes.sort_by_key(|cause| (Reverse(cause.kind), Reverse(cause.lost)));
     verdict(causes)
+}
+
+/// Reports kube-apiservers that the relays have heard within an hour, and that were not asked. The
+/// counters of a kube-apiserver do not have the name by which the relays know it, so the numbers
+/// are compared.
+fn not_asked(findings: &Findings) -> Option<Cause> {
+    let relays = findings.relays.iter().filter_map(|it| it.counts.as_ref());
+    let heard = relays.flat_map(|it| &it.status.apiservers);
+    let heard: BTreeSet<_> = heard.map(|it| escape::masked(&it.name, NAME_MAX)).collect();
+    let asked = findings.apiservers.iter().filter(|it| it.counts.is_some()).count();
+    (findings.has_apiserver && heard.len() > asked).then(|| {
+        let names: Vec<_> = heard.iter().map(String::as_str).collect();
+        let what = format!(
+            "the relays have heard {} in the last hour ({}), and {asked} could be asked: what the \
+             others have sent or lost is unknown",
+            heard.len(),
+            names.join(", ")
+        );
+        let advice = "Name each one with --apiserver, or ask for more with --instances. The relays \
+                      forget one that has left the cluster after an hour";
+        Cause::unknown("kube-apiserver", what, advice)
+    })
 }
 
 /// Puts the most severe causes into one sentence.

@@ -1109,3 +1109,21 @@ fn the_json_has_the_members_of_the_verdict() {
 }
 
 mod model;
+
+#[test]
+fn a_kube_apiserver_that_the_relays_have_heard_and_that_was_not_asked_is_unknown_by_name() {
+    let heard = |names: &[&str]| {
+        let names: Vec<String> = names.iter().map(|it| (*it).to_owned()).collect();
+        saying(move |status| {
+            let one = |name| telemetry::status::Apiserver { name, ..Default::default() };
+            status.apiservers = names.into_iter().map(one).collect();
+        })
+    };
+    assert_eq!(judge(&heard(&["apiserver-a"])).kind, Kind::Ok, "it is the one that was asked");
+    let verdict = judge(&heard(&["apiserver-a", "apiserver-b"]));
+    assert_eq!(verdict.kind, Kind::Unknown, "{verdict:?}");
+    let words = "have heard 2 in the last hour (apiserver-a, apiserver-b), and 1 could be asked";
+    assert!(verdict.sentence.contains(words), "{verdict:?}");
+    // Nobody asked for a comparison.
+    assert_eq!(judge(&alone(heard(&["apiserver-a", "apiserver-b"]))).kind, Kind::Ok);
+}
