@@ -6,7 +6,7 @@
 //! make no connection. Only regular files are read; reading the config has refused all others.
 
 use std::io;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -315,22 +315,50 @@ fn mode_for_everybody(file: &Path) -> Option<u32> {
     mode(&file).filter(|mode| mode & 0o004 != 0 && file.ancestors().skip(1).all(may_enter))
 }
 
-/// Returns a warning if the queue on disk may become larger than the file system that holds it.
-/// Blocks on the disk.
+/// Returns a warning if the queue on disk may become larger than the file system that holds it, or
+/// than what is free there. Blocks on the disk.
 pub fn room(checked: &Checked) -> Option<Problem> {
+    const MIB: u64 = 1024 * 1024;
     let queue = &checked.config.as_ref()?.queue;
     let directory = std::path::absolute(queue.directory.as_ref()?).ok()?;
     let found = directory.ancestors().find_map(|it| rustix::fs::statvfs(it).ok())?;
     let size = found.f_blocks.saturating_mul(found.f_frsize);
-    // Some virtual file systems have no size.
-    (size > 0 && queue.max_bytes > size).then(|| {
-        let message = format!(
+    let held = bytes_in(&directory, DEPTH_MAX);
+    let free = found.f_bavail.saturating_mul(found.f_frsize).saturating_add(held);
+    let message = if queue.max_bytes > size {
+        format!(
             "is larger than the file system of queue.directory ({} MiB): set less than that, with \
              room for evidence and dead letters",
-            size / (1024 * 1024)
-        );
-        checked.problem("queue.max_bytes", message, Severity::Warning)
-    })
+            size / MIB
+        )
+    } else if queue.max_bytes > free {
+        format!(
+            "is more than the file system of queue.directory has left for it ({} MiB, with what \
+             the queue holds now): free space there, or set less",
+            free / MIB
+        )
+    } else if found.f_files > 0 && found.f_favail == 0 {
+        "the file system of queue.directory has no inodes left (`df -i`): delete files there"
+            .to_owned()
+    } else {
+        return None;
+    };
+    // Some virtual file systems have no size.
+    (size > 0).then(|| checked.problem("queue.max_bytes", message, Severity::Warning))
+}
+
+/// The depth of the deepest files of a queue below its directory.
+const DEPTH_MAX: usize = 4;
+
+/// Returns the bytes on disk of all files in this directory. What cannot be read counts as 0.
+fn bytes_in(directory: &Path, depth: usize) -> u64 {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let bytes = entries.map(|entry| match entry.metadata() {
+        Ok(it) if it.is_dir() && depth > 0 => bytes_in(&entry.path(), depth - 1),
+        Ok(it) => it.blocks() * 512,
+        Err(_) => 0,
+    });
+    bytes.sum()
 }
 
 /// Returns a problem if the config requires a restriction that this kernel does not have.

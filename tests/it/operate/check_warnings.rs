@@ -2,6 +2,7 @@
 //! one mistake.
 
 use std::os::unix::fs::PermissionsExt as _;
+use std::process::Command;
 
 use super::check::{LISTENER, OUTPUT};
 use crate::support::prelude::*;
@@ -248,6 +249,37 @@ fn a_queue_that_is_larger_than_its_file_system_is_warned_of() {
     let (code, said) = check(&config, &["--elsewhere"]);
     assert_eq!((code, said), (Some(0), Vec::new()), "the other machine has another disk");
     assert_warned(&config.replace("1048576GiB", "256MiB"), &[]);
+}
+
+/// The file system has 3 MiB. Two of them are in use, by a file beside the queue or in it.
+#[test]
+fn a_queue_for_which_its_file_system_has_too_little_left_is_warned_of() {
+    let directory = TempDir::new().unwrap();
+    let (at, program) = (text(directory.path()), binary());
+    let config = directory.path().join("config.toml");
+    let relay = format!(
+        "{LISTENER}{OUTPUT}[queue]\ndirectory = \"{at}/disk/queue\"\nmax_bytes = \"2MiB\"\n\
+         segment_bytes = \"512KiB\"\n[limits]\nmax_body = \"512KiB\"\n"
+    );
+    std::fs::write(&config, relay).unwrap();
+    for (options, file, words) in [
+        ("size=3M", "disk/other", "has left for it (1 MiB, with what the queue holds now)"),
+        ("size=3M", "disk/queue/held", ""),
+        ("size=3M,nr_inodes=4", "disk/queue/held", "no inodes left"),
+    ] {
+        let script = format!(
+            "mkdir -p {at}/disk && mount -t tmpfs -o {options} none {at}/disk && \
+             mkdir {at}/disk/queue && head -c 2M /dev/zero >{at}/{file} && : >{at}/disk/one \
+             && {program} check --config {at}/config.toml"
+        );
+        let output = Command::new("unshare").args(["--mount", "sh", "-ec", &script]).output();
+        let output = output.unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}");
+        let is_warned = said.contains("queue.max_bytes");
+        assert_eq!(is_warned, !words.is_empty(), "{file}: {said}");
+        assert!(said.contains(words), "{file}: {said}");
+    }
 }
 
 #[test]
