@@ -283,10 +283,14 @@ pub fn is_restarted(relay: &Sampled<Relay>) -> bool {
     start(before) != start(now) || before.accepted() > now.accepted()
 }
 
-/// Returns the requests that a relay has rejected since its start, by reason.
+/// Returns the requests that a relay has rejected since its start, by reason. Health checks are
+/// left out.
 pub fn rejected(relay: &Sampled<Relay>) -> ByLabel {
     let counts = relay.counts.as_ref();
-    counts.map(|it| it.status.intake.rejected_requests.clone()).unwrap_or_default()
+    let mut rejected =
+        counts.map(|it| it.status.intake.rejected_requests.clone()).unwrap_or_default();
+    rejected.remove(Rejection::Probe.name());
+    rejected
 }
 
 /// Returns the requests that a relay has rejected between the two samples, by reason.

@@ -48,6 +48,8 @@ label_values! {
         Method = "method",
         /// The media type or the encoding of the request body is not supported.
         MediaType = "media_type",
+        /// A load balancer has asked for `/` by GET, HEAD or OPTIONS, which is no batch.
+        Probe = "probe",
         /// The relay is ending, or a reload has changed which clients may connect.
         ShuttingDown = "shutting_down",
         /// The disk with the queue's files does not store the events.
@@ -79,6 +81,7 @@ impl Rejection {
             Self::QueueFull
             | Self::InFlightFull
             | Self::Timeout
+            | Self::Probe
             | Self::ShuttingDown
             | Self::Disk
             | Self::DeliveryTimeout => false,
@@ -101,6 +104,7 @@ impl Rejection {
             | Self::NotFound
             | Self::Method
             | Self::MediaType
+            | Self::Probe
             | Self::ShuttingDown => false,
         }
     }

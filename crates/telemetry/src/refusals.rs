@@ -145,12 +145,16 @@ struct Known {
     /// Requests refused for good that may have had a batch, and failed TLS handshakes.
     given_up: Spells,
     in_flight_full: Option<Instant>,
+    accepted: Option<Instant>,
 }
 
 impl Refusals {
-    /// Notes a request that was refused now.
+    /// Notes a request that was refused now. A health check is no sign of anything.
     pub fn refused(&self, mut refusal: LastRejected) {
         let (reason, now) = (refusal.reason, refusal.at);
+        if reason == Rejection::Probe {
+            return;
+        }
         if let Some((end, _)) = refusal.message.char_indices().nth(MESSAGE_MAX) {
             refusal.message.truncate(end);
         }
@@ -204,9 +208,16 @@ impl Refusals {
     pub fn accepted(&self) {
         let mut known = lock(&self.0);
         (known.since, known.batches) = (0.0, 0);
+        known.accepted = Some(Instant::now());
         known.with_429.shut.since = None;
         known.with_503.shut.since = None;
         known.given_up.shut.since = None;
+    }
+
+    /// Returns the time since a batch was last accepted, by a clock that nobody sets; `None` if
+    /// none was.
+    pub fn accepted_ago(&self) -> Option<Duration> {
+        lock(&self.0).accepted.map(|at| at.elapsed())
     }
 
     /// Returns the time of the first refused batch after the last accepted one, in seconds since

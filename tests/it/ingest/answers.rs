@@ -394,6 +394,10 @@ fn a_path_outside_the_prefix_is_404_and_another_method_405() {
         refused_and_kept(&relay, &request("POST", outside), 404, "not_found");
     }
     refused_and_kept(&relay, &request("GET", "/auditx"), 404, "not_found");
+    for probe in ["GET", "OPTIONS"] {
+        refused_and_kept(&relay, &request(probe, "/"), 404, "probe");
+        refused_and_kept(&relay, &request(probe, "/?from=balancer"), 404, "probe");
+    }
     for method in ["GET", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "post", "BREW"] {
         refused_and_kept(&relay, &request(method, "/audit/any"), 405, "method");
     }
@@ -435,6 +439,24 @@ fn a_prefix_with_a_slash_at_its_end_is_the_same_prefix_and_the_root_takes_any_pa
     }
     let options = b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n";
     refused_and_kept(&relay, options, 405, "method");
+    refused_and_kept(&relay, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", 405, "probe");
+    let status: Value = http::get(relay.admin(), "/status").unwrap().json();
+    assert_eq!(status["last_rejected"]["reason"], "method", "a probe hides nothing: {status}");
+    relay.finish(Backlog::Empty);
+}
+
+/// A load balancer has no token, and events are not lost by its checks.
+#[test]
+fn a_probe_without_the_token_is_answered_401_and_is_no_unauthorized_sender() {
+    let directory = TempDir::new().unwrap();
+    let token = directory.path().join("token");
+    std::fs::write(&token, "right").unwrap();
+    let (relay, _sink) = start(&format!("bearer_token_file = {:?}", text(&token)), "");
+    for (path, reason) in [("/", "probe"), ("/x", "unauthorized")] {
+        assert_eq!(http::get(relay.address(), path).unwrap().status, 401);
+        let rejected = relay.metrics().value("requests_rejected_total", &[("reason", reason)]);
+        assert_eq!(rejected, 1.0, "{path}");
+    }
     relay.finish(Backlog::Empty);
 }
 

@@ -31,6 +31,9 @@ pub(super) const LINGER_TIME: Duration = Duration::from_secs(2);
 /// The same limit if the relay has already waited for the rest of the body before its answer.
 pub(super) const LINGER_TIME_SLOW: Duration = Duration::from_millis(500);
 
+/// The first bytes of a TLS handshake: a record of type 22, of any version of TLS (RFC 8446 §5.1).
+const TLS_HANDSHAKE: &[u8] = &[22, 3];
+
 /// The connection preface that an HTTP/2 client sends (RFC 9113 §3.4). No HTTP/1 request begins
 /// with its first line.
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -280,9 +283,14 @@ impl Connection {
     }
 
     /// Counts a head that was too slow, or that hyper could not read. The answer with this status
-    /// has no body.
-    pub(super) fn head_refused(&self, status: u16) {
+    /// has no body. `is_tls` is `true` if the sender has begun a TLS handshake instead.
+    pub(super) fn head_refused(&self, status: u16, is_tls: bool) {
         let (rejection, message) = match status {
+            _ if is_tls => (
+                Rejection::Invalid,
+                "the sender speaks TLS to a listener without TLS: give it a URL that begins with \
+                 http://, or set listener.tls",
+            ),
             408 => (Rejection::Timeout, "the head of the request arrived too slowly"),
             431 => (
                 Rejection::Invalid,
@@ -556,6 +564,8 @@ pub(super) struct Watched<T> {
     pub(super) ahead: Bytes,
     /// `true`: hyper answers a head that it could not read, and the answer is counted.
     has_refused: bool,
+    /// `true`: the first bytes are those of a TLS handshake, and the listener has no TLS.
+    is_tls: bool,
     /// The time limit for the rest of a refused body, and the number of its bytes that were
     /// discarded, at most about [`LINGER_BYTES`]. `None` if no body is being discarded.
     linger: Option<(Pin<Box<Sleep>>, usize)>,
@@ -563,7 +573,8 @@ pub(super) struct Watched<T> {
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Watched<T> {
     pub(super) fn new(inner: T, connection: Arc<Connection>) -> Self {
-        Self { inner, connection, ahead: Bytes::new(), has_refused: false, linger: None }
+        let (has_refused, is_tls) = (false, false);
+        Self { inner, connection, ahead: Bytes::new(), has_refused, is_tls, linger: None }
     }
 
     /// Reads the first bytes of the connection, which stay [`Watched::ahead`]. Returns `true` if
@@ -575,6 +586,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Watched<T> {
                 break;
             }
         }
+        self.is_tls = first.starts_with(TLS_HANDSHAKE);
         self.ahead = first.freeze();
         let is_h2 = self.ahead.starts_with(H2_PREFACE);
         if is_h2 {
@@ -600,7 +612,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Watched<T> {
         if self.check(cx)?.is_unasked() && !std::mem::replace(&mut self.has_refused, true) {
             // The status code stands behind `HTTP/1.1 `.
             let status = bytes.get(9..12).and_then(|it| std::str::from_utf8(it).ok()?.parse().ok());
-            self.connection.head_refused(status.unwrap_or(400));
+            self.connection.head_refused(status.unwrap_or(400), self.is_tls);
         }
         Ok(())
     }
@@ -617,7 +629,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<T> {
         let verdict = this.connection.lock().verdict;
         match verdict {
             Some(Verdict::Timeout) if !this.connection.is_multiplexed() => {
-                this.connection.head_refused(408);
+                this.connection.head_refused(408, false);
                 // An answer that cannot be written immediately is dropped: the client has not read
                 // earlier answers either, and would not read this one.
                 drop(Pin::new(&mut this.inner).poll_write(cx, HEAD_TIMEOUT));

@@ -17,6 +17,7 @@ use super::head::read_head;
 use super::ingest::Ingest;
 use super::terms::Terms;
 use super::upload::{Answering, Arriving, Upload};
+use telemetry::Rejection;
 
 /// The service of one connection.
 ///
@@ -97,8 +98,8 @@ where
             terms: Arc::clone(terms),
             started,
             multiplexed,
-            // A health check has another method.
             may_be_batch: request.method() == Method::POST,
+            is_probe: is_probe(&request),
             in_time: terms.connection.begin_request(multiplexed, started),
             refusing: false,
             ended: None,
@@ -125,12 +126,20 @@ impl Future for Counted {
     }
 }
 
+/// Returns `true` if this is a health check, such as that of a load balancer. Its answer is the
+/// same as that of other requests, but no events are lost by it.
+fn is_probe(request: &Request<Upload>) -> bool {
+    let is_reading = [Method::GET, Method::HEAD, Method::OPTIONS].contains(request.method());
+    is_reading && request.uri().path() == "/"
+}
+
 /// One request in progress. Dropping this value notes its end, even if the sender has gone.
 struct UnderWay {
     terms: Arc<Terms>,
     started: Instant,
     multiplexed: bool,
     may_be_batch: bool,
+    is_probe: bool,
     /// The result of `Connection::begin_request`.
     in_time: bool,
     /// `true`: the answer to this request is a refusal.
@@ -145,6 +154,10 @@ impl UnderWay {
         let metrics = connection.metrics();
         metrics.answered(response.status().as_u16());
         if let Some(Refusal { rejection, status, message }) = refusal {
+            let rejection = match self.is_probe && rejection.is_for_good() {
+                true => Rejection::Probe,
+                false => rejection,
+            };
             connection.rejected(rejection, status.as_u16(), &message, self.may_be_batch);
             self.refusing = true;
         }
