@@ -255,6 +255,12 @@ impl Aside {
         events > 0 && (events >= self.events_max || self.bytes + bytes > self.bytes_max)
     }
 
+    /// Returns `true` if nine tenths of the room are used: new events push out old ones.
+    pub fn is_crowded(&self) -> bool {
+        let events = self.events.len() - self.doomed.len();
+        events > self.events_max / 10 * 9 || self.bytes > self.bytes_max / 10 * 9
+    }
+
     /// Dooms the oldest events that are at fault, at most [`PUSHED_OUT_MAX`], so that an event of
     /// `bytes` bytes has room. Returns `false` and dooms none if that would not be enough: the new
     /// event must then stay in the queue. A client that makes a large event must not decide about

@@ -164,6 +164,7 @@ impl Health {
                 error: kept.answer.to_string(),
                 server_errors: shown().any(|(_, kept)| kept.fails()),
                 at_fault: at_fault as u64,
+                crowded: aside.is_crowded(),
             };
             (shown, kept.retrial.since)
         });

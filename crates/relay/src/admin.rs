@@ -119,6 +119,8 @@ pub struct Output {
     pub required: bool,
     /// The lag above which the status page shows this output as late.
     pub lag_max: Duration,
+    /// The setting `rate_limit`, in bytes per second.
+    pub rate_limit: Option<u64>,
     /// The schema of the documents that leave: the value of the key `filter.shape`.
     pub shape: &'static str,
     /// The state of the connection and the last error, which the delivery loop updates.

@@ -94,6 +94,7 @@ impl Lives {
         let read = named_file::read(&self.file, BYTES as u64).ok();
         let life = read.and_then(|text| serde_json::from_slice::<Life>(&text).ok());
         let Some(Life { seen, ended, loses_queue, mut earlier }) = life else { return };
+        earlier.known = ended;
         if !ended {
             (earlier.last_killed, earlier.killed_with_queue) = (seen, loses_queue);
             tracing::warn!("the previous process of the relay was killed, or its machine failed");

@@ -263,6 +263,7 @@ impl Outputs {
             kind: slot.config.kind.name(),
             required: slot.config.required,
             lag_max: lag_max(&slot.config),
+            rate_limit: slot.config.rate_limit,
             shape: slot.config.filter.form.shape.name(),
             status: Arc::clone(&slot.status),
         };

@@ -375,6 +375,7 @@ catalog! {
         }
     } with {
         pub(super) last_errors: Arc<Mutex<BTreeMap<&'static str, Instant>>>,
+        pub(super) last_signed: Arc<Mutex<Option<Instant>>>,
     }
 
     /// The metrics of one witness.

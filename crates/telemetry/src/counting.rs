@@ -158,6 +158,12 @@ impl EvidenceMetrics {
     /// Notes that a checkpoint was signed.
     pub fn signed(&self) {
         self.checkpoint.set(now());
+        *lock(&self.last_signed) = Some(Instant::now());
+    }
+
+    /// Returns the time since [`Self::signed`] was last called, by a clock that nobody sets.
+    pub fn signed_ago(&self) -> Option<Duration> {
+        lock(&self.last_signed).map(|at| at.elapsed())
     }
 
     /// Counts an error of the evidence, and stores its time.

@@ -50,7 +50,7 @@ pub use catalog::{
 use catalog::{BacklogMetrics, BuildMetrics, FateMetrics, LostMetrics, SettingMetrics};
 pub use declare::PREFIX;
 pub use labels::{AttemptError, EvidenceError, RefusedConnection, Rejection, TlsFailure};
-pub use log::{change_log, dropped_lines, end_log, start_log};
+pub use log::{change_log, dropped_lines, end_log, log_error, start_log};
 pub use memory::limit as memory_limit;
 pub use reading::Outcome;
 pub use recent::{Quantiles, RecentTimes};
@@ -92,7 +92,7 @@ impl Telemetry {
             refusals: Refusals::default(),
             refusing: catalog::RefusingMetrics::register(&registry, []),
             earlier: OnceLock::new(),
-            evidence: EvidenceMetrics::register(&registry, [], Arc::default()),
+            evidence: EvidenceMetrics::register(&registry, [], Arc::default(), Arc::default()),
             reports: Reports::default(),
             delivery_times: recent::TimesByName::default(),
             answer_times: recent::TimesByName::default(),
@@ -297,6 +297,9 @@ pub struct Earlier {
     /// `true`: the queue of the killed process was not in a directory that is still there, so that
     /// nobody knows which events it had.
     pub killed_with_queue: bool,
+    /// `true`: the process before this one ended in order, so that it has counted all its losses.
+    #[serde(skip)]
+    pub known: bool,
 }
 
 impl Earlier {

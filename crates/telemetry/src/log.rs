@@ -177,6 +177,11 @@ fn tell_panic(panic: &PanicHookInfo<'_>) {
     }
 }
 
+/// Returns the error of the last write that failed since the start of the process.
+pub fn log_error() -> Option<String> {
+    LINES.get().and_then(|lines| lines.lock().error.clone())
+}
+
 /// Returns the filter for this level. Dependencies log only warnings and errors, if at all.
 fn targets(level: Level) -> Targets {
     let others = level.min(Level::WARN);
@@ -217,6 +222,8 @@ struct LinesState {
     writing: Option<Instant>,
     /// `true`: the last write failed, for example because the reader of stderr has ended.
     failing: bool,
+    /// The error of the last write that failed.
+    error: Option<String>,
     /// The number of dropped lines that the log has not reported yet.
     untold: u64,
 }
@@ -274,8 +281,8 @@ impl Rank {
 }
 
 enum Work {
-    /// Report this number of dropped lines.
-    Tell(u64),
+    /// Report this number of dropped lines, with the error of the last write that failed.
+    Tell(u64, Option<String>),
     Write(Vec<u8>),
 }
 
@@ -305,19 +312,25 @@ impl Lines {
         let mut torn = false;
         loop {
             match self.work() {
-                Work::Tell(lines) => tracing::error!(
+                Work::Tell(lines, None) => tracing::error!(
                     target: DROPPED,
                     lines,
                     "log lines were dropped: nobody reads stderr, or too slowly"
+                ),
+                Work::Tell(lines, Some(error)) => tracing::error!(
+                    target: DROPPED,
+                    lines,
+                    error,
+                    "log lines were dropped: stderr could not be written"
                 ),
                 Work::Write(mut group) => {
                     if torn {
                         group.insert(0, b'\n');
                     }
-                    let written = write_group(out, &group);
+                    let (written, error) = write_group(out, &group);
                     let (done, left) = group.split_at(written);
                     torn = done.last().map_or(torn, |last| *last != b'\n');
-                    self.wrote(left);
+                    self.wrote(left, error);
                 }
             }
         }
@@ -327,7 +340,7 @@ impl Lines {
         let mut state = self.lock();
         loop {
             if state.has_to_tell() {
-                return Work::Tell(std::mem::take(&mut state.untold));
+                return Work::Tell(std::mem::take(&mut state.untold), state.error.clone());
             }
             if !state.waiting.is_empty() {
                 state.writing = Some(Instant::now());
@@ -340,10 +353,11 @@ impl Lines {
     }
 
     /// Notes the end of a write. Each line whose end is in `left`, the unwritten part, is dropped.
-    fn wrote(&self, left: &[u8]) {
+    fn wrote(&self, left: &[u8], error: Option<io::Error>) {
         let lost = memchr::memchr_iter(b'\n', left).count() as u64;
         let mut state = self.lock();
         state.failing = !left.is_empty();
+        state.error = error.map(|error| error.to_string()).or(state.error.take());
         state.untold += lost;
         drop(state);
         self.dropped.fetch_add(lost, Ordering::Relaxed);
@@ -367,9 +381,10 @@ impl Lines {
     }
 }
 
-/// Writes the group, and returns the number of written bytes: after an error, fewer than all.
+/// Writes the group, and returns the number of written bytes. After an error, they are fewer than
+/// all.
 #[allow(clippy::disallowed_methods, reason = "write_all does not say how far it came")]
-fn write_group(out: &mut impl Write, group: &[u8]) -> usize {
+fn write_group(out: &mut impl Write, group: &[u8]) -> (usize, Option<io::Error>) {
     let mut written = 0;
     while let Some(rest) = group.get(written..).filter(|rest| !rest.is_empty()) {
         match out.write(rest) {
@@ -377,11 +392,11 @@ fn write_group(out: &mut impl Write, group: &[u8]) -> usize {
             Ok(more) => written += more,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => park_timeout(FULL_PIPE),
-            // The log itself can't report this error. The lines are counted as dropped.
-            Err(_) => break,
+            // The log itself can't report this error yet. The lines are counted as dropped.
+            Err(error) => return (written, Some(error)),
         }
     }
-    written
+    (written, None)
 }
 
 struct ToQueue {

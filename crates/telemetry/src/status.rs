@@ -84,8 +84,11 @@ pub struct Process {
     pub memory_bytes: u64,
     /// The memory limit of its cgroup, in bytes; `None` if there is no limit.
     pub memory_limit_bytes: Option<u64>,
-    /// Log lines that were not written, because stderr is read too slowly or not at all.
+    /// Log lines that were not written, because stderr is read too slowly or not at all, or could
+    /// not be written.
     pub log_dropped_lines: u64,
+    /// The error of the last write of log lines that failed; `None` if none has failed.
+    pub log_error: Option<String>,
     /// When an earlier process was last killed before it could shut down, within 24 hours, such as
     /// `2026-11-26T04:35:04Z`; `None` if none was. Accurate to a few seconds; stored in
     /// `process.state_directory` or `queue.directory`.
@@ -150,6 +153,9 @@ pub struct Losses {
     /// When an earlier process last lost events, in the format of `last_killed`; `None` if none
     /// did.
     pub earlier_last_lost: Option<String>,
+    /// `true`: the process before this one shut down in order and has recorded all its losses.
+    /// `false` after a kill, or if there is no record of a process before this one.
+    pub earlier_known: bool,
     /// Events in dead letters that were deleted to keep within `dead_letter.max_bytes`.
     pub dead_letters_dropped_events: u64,
 }
@@ -386,6 +392,8 @@ pub struct Output {
     pub shape: String,
     /// The `output.strategy` setting; `None` for outputs without addresses (`kafka`, `stdout`).
     pub strategy: Option<String>,
+    /// The `output.rate_limit` setting; `None` if there is no limit.
+    pub rate_limit_bytes_per_second: Option<u64>,
     /// `true`: the output is `required`, and `queue.when_full` drops none of its events; as of the
     /// last failed attempt.
     pub keeps_events: bool,
@@ -522,6 +530,9 @@ pub struct Aside {
     /// How many of these, among the first 1,000, were turned down so often that the events, and not
     /// the consumer, are most likely at fault.
     pub at_fault: u64,
+    /// `true`: nine tenths of the room for such events are used, so that new ones push out the
+    /// oldest ones that are at fault, before `rejected.after_server_errors`.
+    pub crowded: bool,
 }
 
 /// An address of an output.

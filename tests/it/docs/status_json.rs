@@ -13,6 +13,23 @@ const PAGE: &str = "docs/reference/status-json.md";
 const TYPES: [&str; 2] =
     ["crates/telemetry/src/status.rs", "crates/telemetry/src/status/verdict.rs"];
 
+#[test]
+fn the_page_lists_each_kind_of_finding() {
+    let types = std::fs::read_to_string(repository().join(TYPES[1])).unwrap();
+    let (_, kinds) = types.split_once("pub enum Kind {").unwrap();
+    let kinds = kinds.split("\n}\n").next().unwrap();
+    let named = kinds.lines().filter_map(|line| line.trim().strip_suffix(','));
+    let page = std::fs::read_to_string(repository().join(PAGE)).unwrap();
+    for kind in named.filter(|it| *it != "Other") {
+        let capital = |(at, it): (usize, char)| match it.is_ascii_uppercase() {
+            true if at > 0 => format!("_{}", it.to_ascii_lowercase()),
+            _ => it.to_ascii_lowercase().to_string(),
+        };
+        let name: String = kind.char_indices().map(capital).collect();
+        assert!(page.contains(&format!("`{name}`")), "{name}");
+    }
+}
+
 /// The section of the page that lists the fields of another route.
 const HISTORY: &str = "/status/history";
 

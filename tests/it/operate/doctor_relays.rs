@@ -271,7 +271,7 @@ fn one_relay_with_two_names_counts_once() {
 }
 
 #[test]
-fn losses_before_a_restart_of_a_relay_with_a_directory_are_unknown_and_never_ok() {
+fn losses_before_a_restart_in_order_are_known_and_those_before_a_kill_are_not() {
     let directory = TempDir::new().unwrap();
     let consumer = HttpSink::accepting();
     let queue = format!("[queue]\ndirectory = {:?}\n", directory.path());
@@ -285,25 +285,48 @@ fn losses_before_a_restart_of_a_relay_with_a_directory_are_unknown_and_never_ok(
     assert_eq!((code, &json["lost"]), (Some(1), &10.into()), "{json:#}");
     relay.stop();
 
-    let relay = Relay::start(&to_sink(consumer.address(), &queue));
+    let apiserver = Apiserver::single();
+    let older = |sent: u64| {
+        apiserver.count(0, |it| {
+            it.started -= 3600.0;
+            it.generated = Some(sent);
+        });
+    };
+    older(20);
+    let address = format!("http://{}", apiserver.address());
+    let mut relay = Relay::start(&to_sink(consumer.address(), &queue));
     assert_eq!(relay.post(&generated_batch(2, 10, 700)).status, 200);
     relay.wait_until_delivered(PATIENCE);
-    let apiserver = Apiserver::single();
-    apiserver.count(0, |it| {
-        it.started -= 3600.0;
-        it.generated = Some(20);
-    });
-    let address = format!("http://{}", apiserver.address());
     for more in [vec![], vec!["--apiserver", address.as_str()]] {
-        let found = doctor(&[&admin(&relay)], &more);
-        assert_unknown(&found, "the losses of earlier processes with its queue.directory are");
+        let (code, json) = doctor(&[&admin(&relay)], &more);
+        assert_eq!((code, &json["lost"]), (Some(1), &10.into()), "{json:#}");
+        assert!(json.to_string().contains("before its last restart, the last at"), "{json:#}");
     }
-    // A kube-apiserver that is as young as the relay has sent nothing to an earlier process.
-    apiserver.count(0, |it| {
-        it.started += 3600.0;
-        it.generated = Some(10);
-    });
+    relay.kill();
+
+    let relay = Relay::start(&to_sink(consumer.address(), &queue));
+    relay.wait_until_delivered(PATIENCE);
     let (code, json) = doctor(&[&admin(&relay)], &["--apiserver", &address]);
-    assert_eq!(code, Some(0), "{json:#}");
+    let words = "the losses of earlier processes with its queue.directory are unknown";
+    assert!(code == Some(1) && json.to_string().contains(words), "{json:#}");
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_restart_in_order_with_a_directory_that_lost_nothing_leaves_nothing_unknown() {
+    let directory = TempDir::new().unwrap();
+    let consumer = HttpSink::accepting();
+    let config =
+        to_sink(consumer.address(), &format!("[queue]\ndirectory = {:?}\n", directory.path()));
+    let mut relay = Relay::start(&config);
+    assert_eq!(relay.post(&generated_batch(1, 10, 700)).status, 200);
+    relay.wait_until_delivered(PATIENCE);
+    relay.stop();
+    let relay = Relay::start(&config);
+    assert_eq!(relay.post(&generated_batch(2, 10, 700)).status, 200);
+    relay.wait_until_delivered(PATIENCE);
+    let (code, json) = doctor(&[&admin(&relay)], &[]);
+    assert_eq!((code, &json["verdict"]), (Some(0), &"ok".into()), "{json:#}");
+    assert!(!json.to_string().contains("earlier processes"), "{json:#}");
     relay.finish(Backlog::Empty);
 }

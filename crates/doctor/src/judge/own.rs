@@ -11,7 +11,9 @@ use crate::remedy::of_reason;
 use crate::sample::Sampled;
 use base::words::escape;
 use telemetry::status::thresholds::ATTEMPTS;
-use telemetry::status::verdict::{Finding, SENDERS, State, is_dropping_all};
+use telemetry::status::verdict::{
+    Finding, Kind as Finds, SENDERS, State, Verdict, is_dropping_all,
+};
 use telemetry::status::{Output, Status};
 
 /// The runbook of the relay's finding about losses, which doctor counts itself.
@@ -29,7 +31,7 @@ fn status(relay: &Sampled<Relay>) -> Option<&Status> {
 }
 
 fn of(status: &Status) -> impl Iterator<Item = &Finding> {
-    status.verdict.iter().flat_map(|verdict| &verdict.findings)
+    status.verdict.iter().flat_map(Verdict::all)
 }
 
 fn is_of_losses(finding: &Finding) -> bool {
@@ -56,18 +58,20 @@ fn advice(finding: &Finding) -> String {
     said(finding.advice.as_deref().unwrap_or_default())
 }
 
-/// Reports the findings of a relay's own verdict, except its losses, which doctor has counted. If
-/// `is_given_up_reported` is set, the relay's finding about events that senders have given up is
-/// left out too.
+/// Reports the findings of a relay's own verdict, each with what follows from it, except its
+/// losses, which doctor has counted. If `is_given_up_reported` is set, the relay's finding about
+/// events that senders have given up is left out too.
 pub(super) fn causes(relay: &Sampled<Relay>, is_given_up_reported: bool, causes: &mut Vec<Cause>) {
     let Some(status) = status(relay) else { return };
     let (source, place) = (&relay.source, format!("relay {}", relay.source));
     let has_lost = |it: &Relay| it.lost().values().any(|lost| *lost > 0);
     let is_lost = relay.before.iter().chain(&relay.counts).any(has_lost);
-    let is_told =
-        |it: &&Finding| is_of_losses(it) && is_lost || is_given_up(it) && is_given_up_reported;
-    let worth = of(status).filter(|it| it.state >= State::Warn && !is_told(it));
-    causes.extend(worth.map(|finding| {
+    let is_told = |it: &&Finding| {
+        let is_counted = is_of_losses(it) && is_lost || it.kind == Finds::EarlierLosses;
+        is_counted || is_given_up(it) && is_given_up_reported
+    };
+    let first = status.verdict.iter().flat_map(|verdict| &verdict.findings);
+    for finding in first.filter(|it| it.state >= State::Warn && !is_told(it)) {
         let output = finding.about.strip_prefix("output ");
         let output = output.and_then(|name| status.outputs.iter().find(|it| it.name == name));
         let place = match output {
@@ -75,13 +79,18 @@ pub(super) fn causes(relay: &Sampled<Relay>, is_given_up_reported: bool, causes:
             None => place.clone(),
         };
         let waits = output.map_or(0, |output| output.backlog.backlog_events);
-        let waits = match waits {
-            0 => String::new(),
-            waits => format!(" ({} waiting)", events(waits)),
-        };
-        let what = format!("{source} reports: {}{waits}", said(&finding.text));
-        Cause::new(kind(finding, status), place, what, advice(finding))
-    }));
+        let mut what = format!("{source} reports: {}", said(&finding.text));
+        if waits > 0 {
+            what.push_str(&format!(" ({} waiting)", events(waits)));
+        }
+        let follows = || finding.consequences.iter().filter(|it| !is_told(it));
+        let texts: Vec<_> = follows().map(|it| said(&it.text)).collect();
+        if !texts.is_empty() {
+            what.push_str(&format!("; because of that, it reports: {}", texts.join("; ")));
+        }
+        let kind = follows().map(|it| kind(it, status)).fold(kind(finding, status), Ord::max);
+        causes.push(Cause::new(kind, place.clone(), what, advice(finding)));
+    }
 }
 
 /// Returns the severity of a finding. While events wait for a consumer, or senders for room in the

@@ -33,6 +33,7 @@ pub(super) fn causes(relay: &Sampled<Relay>, findings: &Findings, causes: &mut V
         ));
     }
     causes.extend(forgotten(&place, counts, findings));
+    causes.extend(lost_earlier(&place, counts));
     let earlier = relay.before.as_ref().map(Relay::lost).unwrap_or_default();
     for plugin in sums([&counts.lost(), &earlier]).keys() {
         causes.extend(lost(relay, plugin, counts));
@@ -61,10 +62,20 @@ pub(super) fn causes(relay: &Sampled<Relay>, findings: &Findings, causes: &mut V
     }
 }
 
+/// Reports what earlier processes of the relay have lost in the last day, and recorded.
+fn lost_earlier(place: &str, counts: &Relay) -> Option<Cause> {
+    let losses = &counts.status.losses;
+    let at = losses.earlier_last_lost.as_ref()?;
+    let what = format!("before its last restart, the last at {at}");
+    let advice = "The lines at level error in the log of that process say why";
+    let cause = Cause::new(Kind::Lost, place, what, advice);
+    Some(Cause { lost: losses.earlier_lost_events, lately: Some(0), ..cause })
+}
+
 /// Reports a relay whose earlier process may have lost events that no counter shows any more.
 /// Either the relay started after kube-apiserver and its queue is in memory, or an earlier process
-/// has used its queue's directory. In the second case, nothing is reported if kube-apiserver
-/// started together with the relay or later.
+/// has used its queue's directory and was killed before it recorded its losses. In the second
+/// case, nothing is reported if kube-apiserver started together with the relay or later.
 fn forgotten(place: &str, counts: &Relay, findings: &Findings) -> Option<Cause> {
     let apiservers = findings.apiservers.iter().filter_map(|it| it.counts.as_ref());
     let start = |it: &ApiserverCounts| it.started.map(|at| it.clock.here(at));
@@ -83,10 +94,13 @@ fn forgotten(place: &str, counts: &Relay, findings: &Findings) -> Option<Cause> 
                       To check for past losses, compare the consumer's events with the audit log \
                       of kube-apiserver";
         (what, advice)
-    } else if is_later != Some(false) && queue.earlier_events > 0 {
+    } else if is_later != Some(false)
+        && queue.earlier_events > 0
+        && !counts.status.losses.earlier_known
+    {
         let what = format!(
             "it started at {}, and the losses of earlier processes with its queue.directory are \
-             unknown: counters start at 0 with each process",
+             unknown: counters start at 0 with each process, and the last one did not end in order",
             time(started)
         );
         let advice = "Prometheus and the relay's older logs show earlier losses: see the runbook \

@@ -20,8 +20,9 @@ const PAUSE: Duration = Duration::from_secs(60);
 /// The record of one output: whether its filter drops every event, and since when.
 #[derive(Debug, Clone, Default)]
 pub(super) struct AllDropped {
-    /// The delivered and the dropped events at the last sample; `None` before the first one.
-    before: Option<[f64; 2]>,
+    /// The last sample: its time, the delivered and the dropped events, and the age of the oldest
+    /// event that waited; `None` before the first one.
+    before: Option<(Instant, [f64; 3])>,
     /// The time of the sample since which the filter drops every event; `None` if it does not.
     since: Option<Instant>,
     /// The time of the last sample that has found newly dropped events; `None` as for `since`.
@@ -31,11 +32,15 @@ pub(super) struct AllDropped {
 }
 
 impl AllDropped {
-    /// Takes the numbers of delivered and of dropped events since the start. `waits` is `true` if
-    /// events wait for the output: the filter has let these events through.
-    pub(super) fn add(&mut self, now: Instant, delivered: f64, dropped: f64, waits: bool) {
-        let before = self.before.replace([delivered, dropped]);
-        let Some([delivered_before, dropped_before]) = before else { return };
+    /// Takes the numbers of delivered and of dropped events since the start, and the age of the
+    /// oldest event that waits, in seconds. At a busy relay some events have always just arrived,
+    /// and the filter drops them in a moment. If it has let one through that waits, the age grows
+    /// with the time.
+    pub(super) fn add(&mut self, now: Instant, delivered: f64, dropped: f64, lag: f64) {
+        let before = self.before.replace((now, [delivered, dropped, lag]));
+        let Some((at, [delivered_before, dropped_before, lag_before])) = before else { return };
+        let elapsed = now.saturating_duration_since(at).as_secs_f64();
+        let waits = lag > lag_before + 0.9 * elapsed;
         let is_over = self.last.is_some_and(|last| now.saturating_duration_since(last) > PAUSE);
         if waits || delivered > delivered_before || is_over {
             (self.since, self.last) = (None, None);
@@ -70,22 +75,23 @@ mod tests {
     #[test]
     fn a_filter_drops_everything_until_an_event_leaves_or_waits_or_none_comes() {
         let (mut now, mut dropped) = (Instant::now(), AllDropped::default());
-        dropped.add(now, 5.0, 100.0, false);
+        dropped.add(now, 5.0, 100.0, 900.0);
         let mut count = 100.0;
         let mut drop_for = |dropped: &mut AllDropped, now: &mut Instant, steps: u8| {
             for _ in 0..steps {
                 *now += STEP;
                 count += 1.0;
-                dropped.add(*now, 5.0, count, false);
+                // Old events arrive, and others have just arrived.
+                dropped.add(*now, 5.0, count, if count < 110.0 { 900.0 - count } else { 0.02 });
             }
         };
         drop_for(&mut dropped, &mut now, 31);
         assert_eq!(dropped.lasts(), Some(Duration::from_secs(300)));
-        let ended = [(6.0, false, STEP), (5.0, true, STEP), (5.0, false, PAUSE + STEP)];
-        for (delivered, waits, later) in ended {
+        let ended = [(6.0, 0.0, STEP), (5.0, 10.02, STEP), (5.0, 0.0, PAUSE + STEP)];
+        for (delivered, lag, later) in ended {
             let mut dropped = dropped.clone();
-            dropped.add(now + later, delivered, 131.0, waits);
-            assert_eq!(dropped.lasts(), None, "{delivered} {waits} {later:?}");
+            dropped.add(now + later, delivered, 131.0, lag);
+            assert_eq!(dropped.lasts(), None, "{delivered} {lag} {later:?}");
         }
     }
 
@@ -96,7 +102,7 @@ mod tests {
             now += STEP;
             // An event passes after 20 minutes.
             let delivered = if step < 120 { 0.0 } else { 1.0 };
-            dropped.add(now, delivered, f64::from(step), false);
+            dropped.add(now, delivered, f64::from(step), 0.0);
             told.extend(dropped.tell(now).then_some(step));
         }
         assert_eq!(told, [31, 391, 751]);

@@ -239,6 +239,12 @@ impl History {
         hour.reloads.push_back((now, success));
     }
 
+    /// Returns the time of the last reload with this result; `None` if there was none.
+    pub(super) fn last_reload(&self, success: bool) -> Option<Instant> {
+        let hour = lock(&self.0);
+        hour.reloads.iter().rev().find(|(_, was)| *was == success).map(|(at, _)| *at)
+    }
+
     /// Returns the rates of [`Sample::counters`] over the last minute, or since the start of the
     /// process. `counters` are those of the moment `now`.
     pub(super) fn last_minute(&self, now: Instant, counters: &[f64; 4]) -> [f64; 4] {
@@ -412,8 +418,8 @@ impl Hour {
             let hour = self.output(name);
             hour.before = Some(output.counters);
             hour.minute.add(now, output.counters);
-            let [delivered, waits] = [output.counters[0], output.states[0]];
-            hour.all_dropped.add(now, delivered, output.dropped, waits > 0.0);
+            let [_, lag] = output.states;
+            hour.all_dropped.add(now, output.counters[0], output.dropped, lag);
         }
         let is_there = |name: &str| sample.outputs.iter().any(|(other, _)| other == name);
         self.outputs.retain(|name, _| is_there(name));

@@ -3,6 +3,7 @@
 //! If there are hundreds of outputs, reading all metrics takes a millisecond. Therefore a thread
 //! for blocking work reads them.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tokio::time::{Instant, MissedTickBehavior};
@@ -11,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::history::{OutputSample, STEP, Sample};
 use super::{Admin, Output, Page, json, made};
 use telemetry::Rejection;
+use telemetry::status::{self, verdict};
 
 impl Admin {
     /// Returns these counts since the start: accepted events, received bytes, requests that were
@@ -47,18 +49,23 @@ impl Admin {
     pub async fn keep_history(self: Arc<Self>, stop: CancellationToken) {
         let mut ticks = tokio::time::interval(STEP);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let mut late = BTreeSet::new();
         while stop.run_until_cancelled(ticks.tick()).await.is_some() {
             let (admin, now) = (Arc::clone(&self), Instant::now());
-            let sampled =
-                tokio::task::spawn_blocking(move || admin.history.add(now, &admin.sample())).await;
-            match sampled {
-                Ok(all_dropped) => all_dropped.iter().for_each(|output| {
-                    tracing::warn!(
-                        output,
-                        "the filter of the output has dropped every event for five minutes: check \
-                         its rules"
-                    );
-                }),
+            let sampled = tokio::task::spawn_blocking(move || {
+                (admin.history.add(now, &admin.sample()), admin.outputs())
+            });
+            match sampled.await {
+                Ok((all_dropped, outputs)) => {
+                    for output in all_dropped {
+                        tracing::warn!(
+                            output,
+                            "the filter of the output has dropped every event for five minutes: \
+                             check its rules"
+                        );
+                    }
+                    tell_late(&mut late, &outputs);
+                }
                 Err(error) => tracing::error!(
                     %error,
                     "cannot take a sample of the metrics for /status/history, so it has a gap: \
@@ -103,6 +110,31 @@ impl Admin {
         let volume = Arc::clone(self.telemetry.volume());
         written(move || format!("{:#}\n", serde_json::json!(volume.report()))).await
     }
+}
+
+/// Writes a log line for each output that has become late, and one when it has caught up. `late`
+/// has the names of the outputs whose last line says that they are late.
+fn tell_late(late: &mut BTreeSet<String>, outputs: &[status::Output]) {
+    for it in outputs {
+        let (lag, limit) = (it.backlog.lag_seconds, it.backlog.lag_max_seconds);
+        // An output that is down has lines of its own. It has caught up at half of the limit, so
+        // that a lag near the limit does not fill the log.
+        let is_late = verdict::is_late(it) && !verdict::is_down(it);
+        let has_caught_up = it.backlog.backlog_events == 0 || lag < limit / 2.0;
+        let (output, lag_seconds) = (&it.name, lag.round());
+        if is_late && late.insert(it.name.clone()) {
+            let events = it.backlog.backlog_events;
+            tracing::warn!(
+                output,
+                lag_seconds,
+                events,
+                "output late: its oldest event has waited for more than {limit} s"
+            );
+        } else if has_caught_up && late.remove(&it.name) {
+            tracing::info!(output, lag_seconds, "output no longer late");
+        }
+    }
+    late.retain(|name| outputs.iter().any(|it| it.name == *name));
 }
 
 /// Returns a page of the JSON that `write` returns. `write` takes a millisecond or more.
@@ -166,6 +198,39 @@ mod tests {
         assert!(matches!(ended, Ok(Some(Ok(())))), "{ended:?}");
     }
 
+    #[test]
+    fn an_output_that_is_late_has_a_line_at_its_begin_and_one_at_its_end() {
+        let log = Arc::new(tempfile::tempfile().unwrap());
+        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(Arc::clone(&log));
+        let _log = tracing::subscriber::set_default(subscriber.finish());
+        let mut late = BTreeSet::new();
+        for (lag, events, up) in [
+            (29.0, 5, true),
+            // Lines at level warn and info: late, and no longer late.
+            (31.0, 5, true),
+            (29.0, 5, true),
+            (90.0, 5, true),
+            (14.0, 5, true),
+            // An output that is down has a line of its own.
+            (90.0, 5, false),
+        ] {
+            let mut output = status::Output { name: "siem".to_owned(), ..Default::default() };
+            output.backlog.lag_max_seconds = 30.0;
+            (output.backlog.lag_seconds, output.backlog.backlog_events) = (lag, events);
+            (output.health.up, output.health.down_seconds) = (up, (!up).then_some(9.0));
+            tell_late(&mut late, &[output]);
+        }
+        let mut text = String::new();
+        let mut log = &*log;
+        log.rewind().unwrap();
+        log.read_to_string(&mut text).unwrap();
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines.len(), 2, "{text}");
+        assert!(lines[0].contains("WARN") && lines[0].contains("waited for more than 30 s"));
+        assert!(lines[0].contains("output=\"siem\" lag_seconds=31"), "{text}");
+        assert!(lines[1].contains("INFO") && lines[1].contains("no longer late"), "{text}");
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_filter_that_drops_everything_has_a_line_in_the_log() {
         let log = Arc::new(tempfile::tempfile().unwrap());
@@ -177,6 +242,7 @@ mod tests {
             kind: "stdout",
             required: true,
             lag_max: Duration::from_secs(30),
+            rate_limit: None,
             shape: "event",
             status: Arc::default(),
         };

@@ -17,7 +17,7 @@ use process::restrict;
 use queue::{Backlog, Queue};
 use telemetry::status::thresholds::held;
 use telemetry::status::{self, Status, verdict};
-use telemetry::{Counter, Gauge, LastRejected, Quantiles, ReloadMetrics};
+use telemetry::{Counter, LastRejected, Quantiles};
 use transform::volume::apiservers::Apiserver;
 
 impl Admin {
@@ -45,6 +45,7 @@ impl Admin {
                 lost_events_per_second: known(lost),
                 earlier_lost_events: earlier.lost_events,
                 earlier_last_lost: time(earlier.last_lost),
+                earlier_known: earlier.known,
                 dead_letters_dropped_events: metrics.dead_letters_dropped().events.get(),
             },
             apiservers: self.apiservers(),
@@ -78,6 +79,7 @@ impl Admin {
             memory_bytes: telemetry::memory(),
             memory_limit_bytes: telemetry::memory_limit(),
             log_dropped_lines: telemetry::dropped_lines(),
+            log_error: telemetry::log_error(),
             last_killed,
             last_killed_with_queue,
         }
@@ -95,7 +97,7 @@ impl Admin {
             accepted_events: accepted.events.get(),
             accepted_events_per_second,
             received_bytes_per_second,
-            last_event_seconds_ago: accepted.last.time().map(ago),
+            last_event_seconds_ago: seconds(refusals.accepted_ago()),
             rejected_requests: counted(metrics.rejections().requests.counts()),
             refused_429_per_second,
             in_flight_full_seconds_ago: seconds(refusals.in_flight_full_ago()),
@@ -142,19 +144,22 @@ impl Admin {
 
     fn evidence(&self) -> status::Evidence {
         let metrics = self.telemetry.evidence();
-        let witness = |(name, at): (String, Option<f64>)| status::Witness {
-            name,
-            last_seconds_ago: at.map(ago),
-        };
         let ages = metrics.error_ages().into_iter();
         // First the log grows, then a checkpoint is signed, then a witness cosigns the checkpoint.
         // The metrics are read in the reverse order, so that no cosignature is newer than the
         // checkpoint that is shown with it.
-        let witnesses = self.telemetry.witnesses().into_iter().map(witness).collect();
-        let last_checkpoint_seconds_ago = metrics.checkpoint.time().map(ago);
+        let witnesses = self.telemetry.witnesses();
+        let (signed, signed_ago) = (metrics.checkpoint.time(), seconds(metrics.signed_ago()));
+        // Only their difference is taken from clocks on the wall, which may be set.
+        let behind = |at: f64| (signed_ago? + signed? - at).max(0.0).into();
+        let witness = |(name, at): (String, Option<f64>)| status::Witness {
+            name,
+            last_seconds_ago: at.and_then(behind),
+        };
+        let witnesses = witnesses.into_iter().map(witness).collect();
         status::Evidence {
             size: metrics.size.count(),
-            last_checkpoint_seconds_ago,
+            last_checkpoint_seconds_ago: signed_ago,
             witnesses,
             errors: counted_if_any(metrics.errors.counts()),
             last_errors_seconds_ago: ages
@@ -191,14 +196,14 @@ impl Admin {
     }
 
     fn reloads(&self) -> status::Reloads {
-        let ReloadMetrics { count, last } = self.telemetry.reloads();
-        let of = |count: Counter, last: Gauge| status::Occurred {
+        let count = self.telemetry.reloads().count;
+        let of = |count: Counter, success: bool| status::Occurred {
             count: count.get(),
-            last_seconds_ago: last.time().map(ago),
+            last_seconds_ago: seconds(self.history.last_reload(success).map(|at| at.elapsed())),
         };
         status::Reloads {
-            success: of(count.success, last.success),
-            error: of(count.error, last.error),
+            success: of(count.success, true),
+            error: of(count.error, false),
             awaits_address: lock(&self.awaited_address).clone(),
         }
     }
@@ -229,7 +234,7 @@ impl Admin {
             .collect()
     }
 
-    fn outputs(&self) -> Vec<status::Output> {
+    pub(super) fn outputs(&self) -> Vec<status::Output> {
         let backlogs = self.queue.backlogs();
         let output = |output: &Output| {
             let backlog = backlogs.iter().find(|(name, _)| *name == output.name);
@@ -249,6 +254,7 @@ impl Admin {
             required: output.required,
             shape: output.shape.to_owned(),
             strategy: output.status.strategy().map(str::to_owned),
+            rate_limit_bytes_per_second: output.rate_limit,
             keeps_events: !snapshot.may_lose,
             health: status::Health {
                 up: snapshot.up,
@@ -314,11 +320,6 @@ fn restriction() -> status::Restriction {
         seccomp: state.is_some_and(|state| state.seccomp),
         missing: state.and_then(|state| state.missing.clone()),
     }
-}
-
-/// Returns the number of seconds since `time`, which is in seconds since 1970.
-fn ago(time: f64) -> f64 {
-    (telemetry::now() - time).max(0.0)
 }
 
 /// Returns a rate; `None` if it is NaN, because it is not known yet.

@@ -177,6 +177,7 @@ fn a_reader_that_has_gone_makes_no_line_wait_and_no_thread_busy() {
         lines.flush(Duration::from_secs(60));
         // The line about dropped lines is not tried again and again.
         assert_eq!(lines.dropped.load(Ordering::Relaxed), number);
+        assert_eq!(lines.lock().error.as_deref(), Some("broken pipe"));
     }
     assert!(written.lock().unwrap().is_empty());
 }

@@ -1,10 +1,13 @@
-//! The judgement of a relay's state: the findings, worst first but notes last, and the headline.
+//! The judgement of a relay's state: the findings, worst first but notes last, each with what
+//! follows from it ([`causes`]), and the headline.
 //!
 //! The relay judges itself and puts the verdict into `/status`, so that the status page, `top` and
 //! scripts cannot contradict each other. The judgement is a pure function of the other fields.
 //! No text has a number that changes with each answer, because browsers read new texts aloud.
 
 use serde::{Deserialize, Serialize};
+
+mod causes;
 
 use super::thresholds::{
     ALL_DROPPED, APISERVER_SILENT, CERTIFICATE_DAYS, FULL_WITHIN, MEMORY_NEARLY_USED, PATIENCE,
@@ -26,10 +29,105 @@ pub enum State {
     Bad,
 }
 
+/// What a finding is about, for scripts and for [`causes`]. In the order of this list, a cause
+/// stands before what may follow from it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// The relay is starting.
+    Starting,
+    /// The relay is shutting down.
+    Stopping,
+    /// Files of the queue or of its evidence were changed or removed.
+    EvidenceTampered,
+    /// A witness has seen a newer log of evidence.
+    EvidenceRolledBack,
+    /// A certificate has expired.
+    CertificateExpired,
+    /// A certificate expires soon.
+    CertificateExpires,
+    /// The disk of the queue refuses to store events.
+    DiskRefused,
+    /// A consumer turns down some events, and accepts others.
+    EventsRefused,
+    /// The config has paused an output.
+    OutputPaused,
+    /// A consumer accepts nothing.
+    OutputDown,
+    /// A consumer fails and recovers, in turn.
+    OutputUnsteady,
+    /// A consumer's address is not used, because it has failed.
+    AddressDown,
+    /// A consumer's address accepts connections again, but has taken no events yet.
+    AddressOnTrial,
+    /// A delivery has timed out.
+    OutputStalls,
+    /// Events wait too long for an output.
+    OutputLate,
+    /// A filter drops every event.
+    AllFiltered,
+    /// The queue is nearly full, or will be full within an hour.
+    QueueFills,
+    /// The queue is full.
+    QueueFull,
+    /// A listener waits for its certificate.
+    ListenerClosed,
+    /// Requests arrive too slowly.
+    SlowRequests,
+    /// Connections of senders are closed or not accepted.
+    ConnectionsRefused,
+    /// The bodies of requests have reached `limits.max_in_flight`.
+    InFlightFull,
+    /// Senders get 503.
+    SendersWait,
+    /// Everything is refused for good.
+    EverythingRefused,
+    /// Some requests are refused for good.
+    RequestsRejected,
+    /// TLS handshakes of senders fail.
+    TlsHandshakesFail,
+    /// Responses to senders are slow.
+    SlowAnswers,
+    /// Evidence cannot be recorded.
+    EvidenceNotWritten,
+    /// A witness does not cosign.
+    WitnessAway,
+    /// Events were accepted and then lost.
+    EventsLost,
+    /// Senders may have dropped events that the relay refused for too long.
+    SendersGaveUp,
+    /// No event was accepted for a quarter of an hour.
+    NothingReceived,
+    /// An earlier process has lost events.
+    EarlierLosses,
+    /// An earlier process was killed.
+    Killed,
+    /// Memory is nearly used up.
+    MemoryNearLimit,
+    /// A new config was refused, or cannot open its address.
+    ReloadFailed,
+    /// A source has an error.
+    SourceFails,
+    /// One of several kube-apiservers is silent.
+    ApiserverSilent,
+    /// Lines are missing in the log.
+    LogIncomplete,
+    /// Nothing is wrong.
+    Good,
+    /// A kind that this version does not know.
+    #[default]
+    #[serde(other)]
+    Other,
+}
+
 /// One thing that an operator should know.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
-    /// `bad` (needs action), `warn` (worth a look), `note` or `good`.
+    /// What it is about, such as `output_down`. Other versions may have other kinds.
+    #[serde(default)]
+    pub kind: Kind,
+    /// `bad` (needs action), `warn` (worth a look), `note` or `good`: its own state, or that of its
+    /// worst consequence.
     pub state: State,
     /// The part of the relay: `queue`, `output NAME`, `listener ADDRESS`, `source NAME`, `evidence`
     /// or `relay`; `senders`: events that senders lost before they reached the relay.
@@ -41,6 +139,16 @@ pub struct Finding {
     /// The URL of the runbook named at the end of `advice`; `None` if it names none.
     #[serde(default)]
     pub runbook: Option<String>,
+    /// What follows from it, and ends with it: findings without consequences of their own.
+    #[serde(default)]
+    pub consequences: Vec<Finding>,
+}
+
+impl Finding {
+    /// Returns the finding and its consequences.
+    pub fn all(&self) -> impl Iterator<Item = &Finding> {
+        std::iter::once(self).chain(&self.consequences)
+    }
 }
 
 /// The judgement of the whole relay.
@@ -50,8 +158,15 @@ pub struct Verdict {
     pub state: State,
     /// The headline: the text of the worst finding.
     pub text: String,
-    /// The findings, worst first. There is at least one.
+    /// The findings that no other one explains, worst first. There is at least one.
     pub findings: Vec<Finding>,
+}
+
+impl Verdict {
+    /// Returns all findings: each one before its consequences.
+    pub fn all(&self) -> impl Iterator<Item = &Finding> {
+        self.findings.iter().flat_map(Finding::all)
+    }
 }
 
 /// The state of an address that answers again, and that one delivery at a time may use.
@@ -92,12 +207,20 @@ const DAY: f64 = 86_400.0;
 struct Findings(Vec<Finding>);
 
 impl Findings {
-    fn add(&mut self, state: State, about: &str, text: impl Into<String>, advice: &str) {
+    fn add(
+        &mut self,
+        kind: Kind,
+        state: State,
+        about: &str,
+        text: impl Into<String>,
+        advice: &str,
+    ) {
         let (about, text) = (about.to_owned(), text.into());
         let page = advice.rsplit_once("Runbook: ").map(|(_, name)| name.trim_end_matches('.'));
         let runbook = page.map(|page| format!("{RUNBOOKS}/{page}.md"));
         let advice = (!advice.is_empty()).then(|| advice.to_owned());
-        self.0.push(Finding { state, about, text, advice, runbook });
+        let consequences = Vec::new();
+        self.0.push(Finding { kind, state, about, text, advice, runbook, consequences });
     }
 }
 
@@ -108,17 +231,21 @@ pub fn judge(status: &Status) -> Verdict {
     earlier(status, &mut found);
     queue(status, &mut found);
     for it in &status.outputs {
-        output(it, &mut found);
+        output(it, status, &mut found);
     }
+    listeners(status, &mut found);
     senders(status, &mut found);
     apiservers(status, &mut found);
     evidence(status, &mut found);
     process(status, &mut found);
     if found.0.iter().all(|it| it.state <= State::Note) {
-        let text = "Every output works, and no accepted event is lost.";
-        found.add(State::Good, "relay", text, "");
+        let text = match status.outputs.iter().any(|it| it.health.paused) {
+            true => "Every output that is not paused works, and no accepted event is lost.",
+            false => "Every output works, and no accepted event is lost.",
+        };
+        found.add(Kind::Good, State::Good, "relay", text, "");
     }
-    let mut findings = found.0;
+    let mut findings = causes::first(found.0, status);
     // The good finding comes before the notes, so that a side remark does not become the headline.
     let rank = |it: &Finding| match it.state {
         State::Bad => 0,
@@ -139,6 +266,7 @@ pub fn trouble(it: &Output) -> Option<State> {
     let is_steadily_down = is_down(it) && !it.health.unsteady;
     let is_bad = it.required && (is_steadily_down || it.counts.lost_events > 0);
     let is_worth_a_look = is_down(it)
+        || is_forgotten(it)
         || it.health.unsteady
         || it.counts.lost_events > 0
         || is_late(it)
@@ -165,6 +293,17 @@ pub fn is_late(it: &Output) -> bool {
     it.backlog.backlog_events > 0
         && it.backlog.lag_seconds > it.backlog.lag_max_seconds
         && !it.health.paused
+}
+
+/// Returns `true` if this output sends about as many bytes as `rate_limit` allows.
+fn is_limited(it: &Output) -> bool {
+    let sent = it.counts.sent_bytes_per_second.unwrap_or_default();
+    it.rate_limit_bytes_per_second.is_some_and(|limit| sent > 0.8 * limit as f64)
+}
+
+/// Returns `true` if this output is paused, and its oldest event has waited for more than a day.
+fn is_forgotten(it: &Output) -> bool {
+    it.health.paused && it.backlog.backlog_events > 0 && it.backlog.lag_seconds > DAY
 }
 
 /// Returns `true` if a delivery of this output has timed out in the last two minutes.
@@ -248,7 +387,7 @@ fn losses(status: &Status, found: &mut Findings) {
         "Look for the log lines at level error: they say how many events, and why.{letters} \
         Runbook: KubeAuditForwarderEventsLost."
     );
-    found.add(state, "relay", text, &advice);
+    found.add(Kind::EventsLost, state, "relay", text, &advice);
 }
 
 fn earlier(status: &Status, found: &mut Findings) {
@@ -260,7 +399,7 @@ fn earlier(status: &Status, found: &mut Findings) {
         // Without a runbook: `doctor` leaves out findings with the runbook about losses, and counts
         // the losses since the start itself.
         let advice = "The lines at level error in the log of that process say why.";
-        found.add(State::Warn, "relay", text, advice);
+        found.add(Kind::EarlierLosses, State::Warn, "relay", text, advice);
     }
     let Some(at) = &status.process.last_killed else { return };
     // On disk are all accepted events. The queue of the killed process may have been another one.
@@ -276,16 +415,23 @@ fn earlier(status: &Status, found: &mut Findings) {
         }
     };
     let advice = "`kubectl describe pod` shows the reason. Runbook: KubeAuditForwarderKilled.";
-    found.add(state, "relay", text, advice);
+    found.add(Kind::Killed, state, "relay", text, advice);
 }
 
 fn queue(status: &Status, found: &mut Findings) {
     let queue = &status.queue;
     if let Some(fault) = &queue.fault {
         let text = format!("The queue cannot store events: {fault}. Senders get 503.");
-        let advice = "Fix the disk of queue.directory, or free space on it. kube-apiserver keeps \
-            its events for about four minutes. Runbook: KubeAuditForwarderDiskRefused.";
-        found.add(State::Bad, "queue", text, advice);
+        // The kernel says the same when inodes are used up.
+        let remedy = match fault.contains("No space left on device") {
+            true => "Free space on the disk of queue.directory, or inodes if `df -i` shows none.",
+            false => "Fix the disk of queue.directory.",
+        };
+        let advice = format!(
+            "{remedy} kube-apiserver keeps its events for about four minutes. Runbook: \
+             KubeAuditForwarderDiskRefused."
+        );
+        found.add(Kind::DiskRefused, State::Bad, "queue", text, &advice);
     }
     // A queue that stores nothing does not fill up.
     let full_in = queue.full_in().filter(|_| queue.fault.is_none());
@@ -299,7 +445,7 @@ fn queue(status: &Status, found: &mut Findings) {
         };
         let advice =
             format!("{} Runbook: KubeAuditForwarderQueueFullWithinAnHour.", more_room(status));
-        found.add(State::Bad, "queue", text, &advice);
+        found.add(Kind::QueueFills, State::Bad, "queue", text, &advice);
     }
     // A 429 may also be the answer of a queue that was full a moment ago.
     let in_flight_full = status.intake.in_flight_full_seconds_ago;
@@ -308,7 +454,7 @@ fn queue(status: &Status, found: &mut Findings) {
             "Senders get 429: the request bodies in progress have reached limits.max_in_flight.";
         let advice = "Raise limits.max_in_flight and the memory limit, or add replicas. Runbook: \
             KubeAuditForwarderSendersWait.";
-        found.add(State::Warn, "queue", text, advice);
+        found.add(Kind::InFlightFull, State::Warn, "queue", text, advice);
     }
 }
 
@@ -330,7 +476,7 @@ fn full(status: &Status, queue: &Queue, found: &mut Findings) {
         _ => " kube-apiserver keeps refused events for about four minutes.",
     };
     let advice = format!("{}{kept} Runbook: KubeAuditForwarderQueueNearlyFull.", more_room(status));
-    found.add(State::Bad, "queue", text, &advice);
+    found.add(Kind::QueueFull, State::Bad, "queue", text, &advice);
 }
 
 fn more_room(status: &Status) -> String {
@@ -375,13 +521,13 @@ fn is_place(text: &str) -> bool {
     !text.contains(' ') && (has_port || text.contains("://"))
 }
 
-fn output(it: &Output, found: &mut Findings) {
+fn output(it: &Output, status: &Status, found: &mut Findings) {
     let about = format!("output {}", it.name);
     if it.health.unsteady {
         let text = format!("Output {} keeps failing and recovering.", it.name);
         let advice = "Its last error says why: the consumer may be overloaded, or fail on some of \
             the events. Runbook: KubeAuditForwarderOutputDown.";
-        found.add(State::Warn, &about, text, advice);
+        found.add(Kind::OutputUnsteady, State::Warn, &about, text, advice);
     } else if is_down(it) {
         let state = if it.required { State::Bad } else { State::Warn };
         let fate = if it.keeps_events { "its events are kept" } else { "it may lose events" };
@@ -392,18 +538,11 @@ fn output(it: &Output, found: &mut Findings) {
         };
         let advice = "Look at the consumer and its log, and at the network to it. Runbook: \
             KubeAuditForwarderOutputDown.";
-        found.add(state, &about, text, advice);
+        found.add(Kind::OutputDown, state, &about, text, advice);
         return;
     }
     if it.health.paused {
-        let text = match it.backlog.backlog_events {
-            0 => format!("Output {} is paused by the config.", it.name),
-            _ => {
-                format!("Output {} is paused by the config; its events wait in the queue.", it.name)
-            }
-        };
-        let advice = "Remove `pause` from the config before the queue is full.";
-        found.add(State::Note, &about, text, advice);
+        paused(it, &about, status, found);
     }
     // The state of a single address changes with that of its output.
     let is_only = it.health.unsteady && it.addresses.len() == 1;
@@ -412,26 +551,36 @@ fn output(it: &Output, found: &mut Findings) {
     }
     if is_late(it) || is_growing(it) {
         let (name, seconds) = (&it.name, it.backlog.lag_max_seconds);
+        let is_limited = is_limited(it);
+        let why = if is_limited { ", because rate_limit is reached" } else { "" };
         let text = match is_late(it) {
             true => format!(
-                "Output {name} is late: its oldest event has waited for more than {seconds} s."
+                "Output {name} is late{why}: its oldest event has waited for more than {seconds} s."
             ),
-            false => format!("The backlog of output {name} is growing."),
+            false => format!("The backlog of output {name} is growing{why}."),
         };
-        let advice = "The consumer accepts events more slowly than they arrive. Runbook: \
-            KubeAuditForwarderOutputLags.";
-        found.add(State::Warn, &about, text, advice);
+        let advice = match is_limited {
+            true => {
+                "Raise rate_limit, or filter more events out. Runbook: \
+                KubeAuditForwarderOutputLags."
+            }
+            false => {
+                "The consumer accepts events more slowly than they arrive. Runbook: \
+                KubeAuditForwarderOutputLags."
+            }
+        };
+        found.add(Kind::OutputLate, State::Warn, &about, text, advice);
     } else if is_stalling(it) {
         let text = format!("Output {}: a delivery timed out in the last two minutes.", it.name);
         let advice = "Check whether the consumer has stopped reading: its kernel may accept unread \
             events for a while. Runbook: KubeAuditForwarderOutputLags.";
-        found.add(State::Warn, &about, text, advice);
+        found.add(Kind::OutputStalls, State::Warn, &about, text, advice);
     }
     if is_dropping_all(it) {
         let text = format!("The filter of output {} has dropped every event for minutes.", it.name);
         let advice = "If this is not intended, `policy explain` shows which rule applies to an \
             event; names of verbs, resources and users must match exactly.";
-        found.add(State::Warn, &about, text, advice);
+        found.add(Kind::AllFiltered, State::Warn, &about, text, advice);
     }
     if let Some(aside) = it.aside.as_ref().filter(|it| it.at_fault > 0) {
         let Aside { at_fault, position, bytes, .. } = aside;
@@ -440,14 +589,41 @@ fn output(it: &Output, found: &mut Findings) {
              position {position} with {bytes} bytes, and accepts the others.",
             it.name
         );
-        let advice = "They are set aside, hold up no others, and are given up after \
-            rejected.after_server_errors unless rejected.action is \"retry\". `aside` in /status \
-            says what the consumer did. Runbook: KubeAuditForwarderEventsSetAside.";
-        found.add(State::Warn, &about, text, advice);
+        let fate = match aside.crowded {
+            true => {
+                "There is no room to set more aside, so new ones push out the oldest ones, \
+                which are given up unless rejected.action is \"retry\"."
+            }
+            false => {
+                "They are set aside, hold up no others, and are given up after \
+                rejected.after_server_errors unless rejected.action is \"retry\"."
+            }
+        };
+        let advice = format!(
+            "{fate} `aside` in /status says what the consumer did. Runbook: \
+             KubeAuditForwarderEventsSetAside."
+        );
+        found.add(Kind::EventsRefused, State::Warn, &about, text, &advice);
     }
     if !is_only {
         addresses_on_trial(it, &about, found);
     }
+}
+
+/// A pause is what the operator has asked for, until it seems to be forgotten: its oldest event has
+/// waited for a day, or its events need half of the queue.
+fn paused(it: &Output, about: &str, status: &Status, found: &mut Findings) {
+    let bytes = it.backlog.backlog_bytes;
+    let is_half = it.required && bytes.saturating_mul(2) > status.queue.capacity_bytes;
+    let (state, fate) = match it.backlog.backlog_events {
+        0 => (State::Note, ""),
+        _ if is_half => (State::Warn, ", and its events need half of the queue"),
+        _ if is_forgotten(it) => (State::Warn, ", and its events have waited for more than a day"),
+        _ => (State::Note, "; its events wait in the queue"),
+    };
+    let text = format!("Output {} is paused by the config{fate}.", it.name);
+    let advice = "Remove `pause` from the config before the queue is full.";
+    found.add(Kind::OutputPaused, state, about, text, advice);
 }
 
 fn addresses_passed_over(it: &Output, about: &str, found: &mut Findings) {
@@ -463,7 +639,7 @@ fn addresses_passed_over(it: &Output, about: &str, found: &mut Findings) {
         let text = format!("Output {}: the address {name} is {state}{why}; {rest}.", it.name);
         let advice = "Look at the consumer at this address. Runbook: \
             KubeAuditForwarderOutputAddressDown.";
-        found.add(State::Warn, about, text, advice);
+        found.add(Kind::AddressDown, State::Warn, about, text, advice);
     }
 }
 
@@ -477,11 +653,11 @@ fn addresses_on_trial(it: &Output, about: &str, found: &mut Findings) {
         );
         let advice = "It is on trial until one delivery to it succeeds. Runbook: \
             KubeAuditForwarderOutputAddressDown.";
-        found.add(State::Warn, about, text, advice);
+        found.add(Kind::AddressOnTrial, State::Warn, about, text, advice);
     }
 }
 
-fn senders(status: &Status, found: &mut Findings) {
+fn listeners(status: &Status, found: &mut Findings) {
     for it in &status.listeners {
         if it.address.is_none() && status.process.started {
             let about = format!("listener {}", it.listener);
@@ -490,7 +666,7 @@ fn senders(status: &Status, found: &mut Findings) {
                 it.listener
             );
             let advice = "Put the certificate and its key where the config names them.";
-            found.add(State::Warn, &about, text, advice);
+            found.add(Kind::ListenerClosed, State::Warn, &about, text, advice);
         }
         let is_slow = it.latency_p99_seconds.is_some_and(|seconds| seconds > SLOW_ANSWERS);
         // With `delivered`, the answers wait for the consumers.
@@ -503,9 +679,18 @@ fn senders(status: &Status, found: &mut Findings) {
             let advice = "kube-apiserver gives up after 30 s. With queue.directory, the disk may \
                 be slow; otherwise, the CPU limit may be too low. Runbook: \
                 KubeAuditForwarderDiskSlow.";
-            found.add(State::Warn, &format!("listener {}", it.listener), text, advice);
+            found.add(
+                Kind::SlowAnswers,
+                State::Warn,
+                &format!("listener {}", it.listener),
+                text,
+                advice,
+            );
         }
     }
+}
+
+fn senders(status: &Status, found: &mut Findings) {
     let is_everything = everything_refused(status, found);
     if let Some(last) = &status.intake.last_final_refusal
         && last.seconds_ago < REFUSED_LATELY
@@ -517,7 +702,7 @@ fn senders(status: &Status, found: &mut Findings) {
         );
         let advice = "If the sender is kube-apiserver, its events are lost there. Runbook: \
             KubeAuditForwarderRequestsRejected.";
-        found.add(State::Warn, "relay", text, advice);
+        found.add(Kind::RequestsRejected, State::Warn, "relay", text, advice);
     }
     refused_connections(status, found);
     if let Some(last) = &status.intake.last_tls_failure
@@ -528,11 +713,23 @@ fn senders(status: &Status, found: &mut Findings) {
             format!("TLS handshakes at {} failed recently ({}).", last.listener, last.reason);
         let advice = "The log has the sender's address and the reason. Runbook: \
             KubeAuditForwarderTlsHandshakesFail.";
-        found.add(State::Warn, &format!("listener {}", last.listener), text, advice);
+        found.add(
+            Kind::TlsHandshakesFail,
+            State::Warn,
+            &format!("listener {}", last.listener),
+            text,
+            advice,
+        );
     }
     for it in status.sources.iter().filter(|it| it.last_error.is_some()) {
         let text = format!("Source {} has an error.", it.name);
-        found.add(State::Warn, &format!("source {}", it.name), text, "Its last error says why.");
+        found.add(
+            Kind::SourceFails,
+            State::Warn,
+            &format!("source {}", it.name),
+            text,
+            "Its last error says why.",
+        );
     }
     let is_asked_again = refusals(status, found);
     let is_slow = slow_requests(status, found);
@@ -543,11 +740,23 @@ fn senders(status: &Status, found: &mut Findings) {
         status.intake.last_event_seconds_ago.unwrap_or(status.process.uptime_seconds as f64);
     if silence > SILENCE && is_refusing {
         let text = "No event was accepted for more than 15 minutes: requests are refused.";
-        found.add(State::Warn, "relay", text, "The findings about refused requests say why.");
+        found.add(
+            Kind::NothingReceived,
+            State::Warn,
+            "relay",
+            text,
+            "The findings about refused requests say why.",
+        );
     } else if silence > SILENCE {
         let advice = "Every cluster constantly generates audit events. Runbook: \
             KubeAuditForwarderNothingReceived.";
-        found.add(State::Warn, "relay", "No event has arrived for more than 15 minutes.", advice);
+        found.add(
+            Kind::NothingReceived,
+            State::Warn,
+            "relay",
+            "No event has arrived for more than 15 minutes.",
+            advice,
+        );
     }
 }
 
@@ -565,7 +774,7 @@ fn apiservers(status: &Status, found: &mut Findings) {
             );
             let advice = "If no other relay receives its events either, check the audit webhook of \
                 that kube-apiserver. Runbook: KubeAuditForwarderApiserverSilent.";
-            found.add(State::Note, "relay", text, advice);
+            found.add(Kind::ApiserverSilent, State::Note, "relay", text, advice);
         }
     }
 }
@@ -601,7 +810,7 @@ fn everything_refused(status: &Status, found: &mut Findings) -> bool {
     };
     let advice = "The relay cannot count events that it never received, so they are not in `lost`. \
         `doctor` checks kube-apiserver's own count. Runbook: KubeAuditForwarderEverythingRefused.";
-    found.add(state, SENDERS, text, advice);
+    found.add(Kind::EverythingRefused, state, SENDERS, text, advice);
     state == State::Bad
 }
 
@@ -631,7 +840,7 @@ fn refused_connections(status: &Status, found: &mut Findings) {
             ),
         };
         let advice = format!("{advice} Runbook: KubeAuditForwarderConnectionsRefused.");
-        found.add(state, "relay", text, &advice);
+        found.add(Kind::ConnectionsRefused, state, "relay", text, &advice);
     }
 }
 
@@ -648,7 +857,7 @@ fn slow_requests(status: &Status, found: &mut Findings) -> bool {
         let text = "Requests arrive too slowly (408), and no event has been accepted since.";
         let advice = "They take longer than limits.body_timeout: check the network and any proxies \
             in between. Runbook: KubeAuditForwarderSendersWait.";
-        found.add(State::Warn, "relay", text, advice);
+        found.add(Kind::SlowRequests, State::Warn, "relay", text, advice);
     }
     is_slow
 }
@@ -661,7 +870,7 @@ fn refusals(status: &Status, found: &mut Findings) -> bool {
         let text = "Senders get 503: their events could not be stored or delivered in time.";
         let advice = "`last_rejected` in /status has the reason. Runbook: \
             KubeAuditForwarderSendersWait.";
-        found.add(State::Warn, "queue", text, advice);
+        found.add(Kind::SendersWait, State::Warn, "queue", text, advice);
     }
     for times in both {
         let is_long = |seconds: f64| seconds >= PATIENCE_WITH_RETRY_AFTER;
@@ -690,7 +899,7 @@ fn refusals(status: &Status, found: &mut Findings) -> bool {
         let advice = "The relay cannot count events that it never received, so they are not in \
             `lost`. `doctor` checks kube-apiserver's own count. Runbook: \
             KubeAuditForwarderSendersWait.";
-        found.add(state, SENDERS, text, advice);
+        found.add(Kind::SendersGaveUp, state, SENDERS, text, advice);
     }
     both.iter().any(|times| times.seconds.is_some())
 }
@@ -703,22 +912,37 @@ fn evidence(status: &Status, found: &mut Findings) {
         // age counts as present.
         let is_since = |ago: Option<f64>| ago.zip(error).is_some_and(|(ago, error)| ago < error);
         let state_of = |is_over: bool| if is_over { State::Note } else { State::Warn };
-        let (state, text, runbook) = match reason.as_str() {
+        let (kind, state, text, runbook) = match reason.as_str() {
             "rolled_back" => {
                 let text = "A witness has seen a newer log: queue.directory was restored from an \
                     older copy (rolled_back).";
-                (State::Bad, text.to_owned(), "KubeAuditForwarderEvidenceRolledBack")
+                (
+                    Kind::EvidenceRolledBack,
+                    State::Bad,
+                    text.to_owned(),
+                    "KubeAuditForwarderEvidenceRolledBack",
+                )
             }
             "tampered" => {
                 let text =
                     "Files of the queue or of its evidence were changed or removed (tampered).";
-                (State::Bad, text.to_owned(), "KubeAuditForwarderEvidenceTampered")
+                (
+                    Kind::EvidenceTampered,
+                    State::Bad,
+                    text.to_owned(),
+                    "KubeAuditForwarderEvidenceTampered",
+                )
             }
             "witness" => {
                 let is_over = evidence.witnesses.iter().all(|it| is_since(it.last_seconds_ago));
                 let text = "A witness does not cosign (witness).";
                 let text = if is_over { "A witness did not cosign for a time." } else { text };
-                (state_of(is_over), text.to_owned(), "KubeAuditForwarderWitnessAway")
+                (
+                    Kind::WitnessAway,
+                    state_of(is_over),
+                    text.to_owned(),
+                    "KubeAuditForwarderWitnessAway",
+                )
             }
             other => {
                 let is_over = is_since(evidence.last_checkpoint_seconds_ago);
@@ -726,11 +950,16 @@ fn evidence(status: &Status, found: &mut Findings) {
                     true => format!("Evidence could not be recorded for a time ({other})."),
                     false => format!("Evidence cannot be recorded ({other})."),
                 };
-                (state_of(is_over), text, "KubeAuditForwarderEvidenceNotWritten")
+                (
+                    Kind::EvidenceNotWritten,
+                    state_of(is_over),
+                    text,
+                    "KubeAuditForwarderEvidenceNotWritten",
+                )
             }
         };
         let advice = format!("The log says more. Runbook: {runbook}.");
-        found.add(state, "evidence", text, &advice);
+        found.add(kind, state, "evidence", text, &advice);
     }
 }
 
@@ -740,7 +969,7 @@ fn process(status: &Status, found: &mut Findings) {
     {
         let text = "Memory is nearly used up: above the limit, the kernel kills the relay.";
         let advice = "Raise the memory limit. Runbook: KubeAuditForwarderMemoryNearLimit.";
-        found.add(State::Warn, "relay", text, advice);
+        found.add(Kind::MemoryNearLimit, State::Warn, "relay", text, advice);
     }
     for it in &status.certificates {
         certificate(status, it, found);
@@ -751,22 +980,27 @@ fn process(status: &Status, found: &mut Findings) {
         let text = format!("The last config change is being retried: {error}.");
         let advice = "Free the address, or correct it in the config. Runbook: \
             KubeAuditForwarderReloadFailed.";
-        found.add(State::Warn, "relay", text, advice);
+        found.add(Kind::ReloadFailed, State::Warn, "relay", text, advice);
     } else if refused.is_some_and(|refused| applied.is_none_or(|applied| refused < applied)) {
         let text =
             "The last config change was refused; the relay continues with the previous config.";
         let advice = "The log names the reason, and `check` most mistakes. Runbook: \
             KubeAuditForwarderReloadFailed.";
-        found.add(State::Warn, "relay", text, advice);
+        found.add(Kind::ReloadFailed, State::Warn, "relay", text, advice);
     }
     if status.process.stopping {
-        found.add(State::Warn, "relay", "The relay is shutting down.", "");
+        found.add(Kind::Stopping, State::Warn, "relay", "The relay is shutting down.", "");
     } else if !status.process.started {
-        found.add(State::Warn, "relay", "The relay is starting.", "");
+        found.add(Kind::Starting, State::Warn, "relay", "The relay is starting.", "");
     }
     if status.process.log_dropped_lines > 0 {
-        let text = "Log lines are missing, because stderr is not read fast enough.";
-        found.add(State::Note, "relay", text, "");
+        let text = match &status.process.log_error {
+            Some(error) => {
+                format!("Log lines are missing, because stderr could not be written: {error}.")
+            }
+            None => "Log lines are missing, because stderr is not read fast enough.".to_owned(),
+        };
+        found.add(Kind::LogIncomplete, State::Note, "relay", text, "");
     }
 }
 
@@ -791,7 +1025,8 @@ fn certificate(status: &Status, it: &Certificate, found: &mut Findings) {
     };
     let text = format!("The {whose} certificate at {about} {when}.");
     let advice = format!("{advice} Runbook: KubeAuditForwarderCertificateExpiresIn3Days.");
-    found.add(state, &about, text, &advice);
+    let kind = if days < 0.0 { Kind::CertificateExpired } else { Kind::CertificateExpires };
+    found.add(kind, state, &about, text, &advice);
 }
 
 #[cfg(test)]
@@ -958,7 +1193,10 @@ mod tests {
             assert_headline(State::Good, "works", refused(false, LONG - 1.0, 0.0, 0.0));
             assert_headline(State::Warn, lately, refused(false, LONG, 10.0, 3599.0));
             assert_headline(State::Warn, lately, refused(false, LONG, LONG, 3599.0));
-            assert_headline(State::Bad, words, refused(true, LONG, LONG, 0.0));
+            // While this lasts, the finding about the responses is the cause.
+            let verdict = judged(refused(true, LONG, LONG, 0.0));
+            assert_eq!(verdict.state, State::Bad, "{verdict:?}");
+            assert!(verdict.all().any(|it| it.text.starts_with(words)), "{verdict:?}");
             let verdict = judged(refused(false, LONG, LONG, 3600.0));
             assert_eq!((verdict.state, verdict.findings.len()), (State::Good, 2), "{verdict:?}");
             assert!(verdict.findings[1].text.contains("more than an hour ago"), "{verdict:?}");
@@ -1023,7 +1261,7 @@ mod tests {
         assert_headline(State::Good, "works", slow(3.0, 2.0));
         assert_headline(State::Good, "works", slow(301.0, 500.0));
         let verdict = judged(slow(3.0, 901.0));
-        let texts: Vec<_> = verdict.findings.iter().map(|it| &*it.text).collect();
+        let texts: Vec<_> = verdict.all().map(|it| &*it.text).collect();
         assert!(texts.iter().any(|it| it.starts_with("No event was accepted")), "{texts:?}");
         assert!(!texts.iter().any(|it| it.starts_with("No event has arrived")), "{texts:?}");
     }
@@ -1039,7 +1277,7 @@ mod tests {
                 status["refusals"] = refusals;
             });
             let silences: Vec<_> =
-                verdict.findings.iter().filter(|it| it.text.starts_with("No event")).collect();
+                verdict.all().filter(|it| it.text.starts_with("No event")).collect();
             assert_eq!(silences.len(), 1, "{verdict:?}");
             assert!(silences[0].text.starts_with(words), "{verdict:?}");
         }
@@ -1071,6 +1309,16 @@ mod tests {
             status["outputs"][0]["backlog_events"] = json!(5);
             status["outputs"][0]["lag_seconds"] = json!(31.0);
         });
+        for (sent, words) in
+            [(79.0, "is late: its"), (81.0, "late, because rate_limit is reached: ")]
+        {
+            assert_headline(State::Warn, words, |status| {
+                status["outputs"][0]["backlog_events"] = json!(5);
+                status["outputs"][0]["lag_seconds"] = json!(31.0);
+                status["outputs"][0]["rate_limit_bytes_per_second"] = json!(100);
+                status["outputs"][0]["sent_bytes_per_second"] = json!(sent);
+            });
+        }
         assert_headline(State::Warn, "siem is growing", |status| {
             status["outputs"][0]["growing"] = json!(true);
         });

@@ -84,8 +84,9 @@ fn head(view: &View, status: &Status, width: usize) -> Vec<String> {
     for finding in status.verdict.iter().flat_map(|verdict| &verdict.findings) {
         let text = format!("{} {}", sign(finding.state), message(&finding.text));
         lines.extend(wrapped(&text, width));
-        let advice = finding.advice.iter();
-        lines.extend(advice.flat_map(|it| wrapped(&format!("  {}", message(it)), width)));
+        let follows = finding.consequences.iter().map(|it| &it.text);
+        let below = finding.advice.iter().chain(follows);
+        lines.extend(below.flat_map(|it| wrapped(&format!("  {}", message(it)), width)));
     }
     lines
 }
@@ -209,6 +210,13 @@ fn evidence(evidence: &Evidence) -> String {
 
 /// Returns the severity of an output's state, and the state in a few words.
 fn state_words(it: &Output) -> (State, String) {
+    if it.health.paused {
+        let words = match it.backlog.backlog_events {
+            0 => "paused".to_owned(),
+            _ => format!("paused for {}", span(it.backlog.lag_seconds)),
+        };
+        return (it.trouble.unwrap_or(State::Note), words);
+    }
     if it.health.unsteady {
         return (it.trouble.unwrap_or(State::Warn), "unsteady".to_owned());
     }

@@ -192,7 +192,7 @@ pub(super) const ROWS: &[Row] = &[
         says: ("warn", "Output consumer is late"),
         fires: "OutputLags",
         before: &[],
-        logs: "",
+        logs: "output late",
     },
     Row {
         name: "a sign-in page answers in place of the consumer",
@@ -241,7 +241,7 @@ pub(super) const ROWS: &[Row] = &[
         says: ("warn", "Output consumer is late"),
         fires: "OutputLags",
         before: &[],
-        logs: "",
+        logs: "output late",
     },
     Row {
         name: "a filter drops everything",
@@ -286,6 +286,6 @@ pub(super) const ROWS: &[Row] = &[
         says: ("warn", "Output consumer is late"),
         fires: "OutputLags",
         before: &[],
-        logs: "",
+        logs: "output late",
     },
 ];

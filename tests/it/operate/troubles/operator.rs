@@ -30,6 +30,27 @@ fn reloaded(scene: &mut Scene, result: &str, config: fn(SocketAddr) -> String) {
     scene.trouble();
 }
 
+/// A relay with evidence and a witness, whose clock is set by this many seconds. It has reloaded
+/// its config before.
+fn stepped(scene: &mut Scene, seconds: i64) {
+    let (sink, clock) = (HttpSink::accepting(), WallClock::new());
+    let directory = TempDir::new().expect("a directory");
+    let (_witness, evidence) = Witness::of_a_log(directory.path());
+    let config = to_sink(sink.address(), &evidence);
+    let mut builder = Relay::with(&config);
+    for (name, value) in clock.variables() {
+        builder = builder.variable(name, &value);
+    }
+    scene.add(builder.start());
+    scene.relay().reload(&format!("{config}[nonsense]\n"), "error");
+    scene.relay().reload(&config, "success");
+    scene.calm();
+    clock.set(seconds);
+    scene.trouble();
+    let good = scene.said.iter().skip(scene.calm).filter(|said| is_good(said)).count();
+    assert_eq!(good, scene.said.len() - scene.calm, "{:?}", scene.said);
+}
+
 /// Starts two relays. The caller then brings the second one into trouble.
 fn two(scene: &mut Scene) -> [HttpSink; 2] {
     let sinks = [HttpSink::accepting(), HttpSink::accepting()];
@@ -204,17 +225,15 @@ pub(super) const ROWS: &[Row] = &[
     },
     Row {
         name: "the clock is an hour behind",
-        run: |scene| {
-            let (sink, clock) = (HttpSink::accepting(), WallClock::new());
-            let mut builder = Relay::with(&to_sink(sink.address(), ""));
-            for (name, value) in clock.variables() {
-                builder = builder.variable(name, &value);
-            }
-            scene.add(builder.start());
-            scene.calm();
-            clock.set(-3600);
-            scene.trouble();
-        },
+        run: |scene| stepped(scene, -3600),
+        says: ("good", ""),
+        fires: "",
+        before: &[],
+        logs: "",
+    },
+    Row {
+        name: "the clock is an hour ahead",
+        run: |scene| stepped(scene, 3600),
         says: ("good", ""),
         fires: "",
         before: &[],

@@ -154,6 +154,14 @@ pub(super) const ROWS: &[Row] = &[
         logs: REFUSED,
     },
     Row {
+        name: "a load balancer asks for / beside the senders",
+        run: |scene| bad(scene, false, |it| _ = http::get(it, "/")),
+        says: ("good", ""),
+        fires: "",
+        before: &[],
+        logs: "",
+    },
+    Row {
         name: "one sender has no JSON",
         run: |scene| bad(scene, false, |it| _ = send_body(it, "/audit", b"no JSON")),
         says: ("warn", REJECTED),
@@ -200,6 +208,14 @@ pub(super) const ROWS: &[Row] = &[
         fires: "TlsHandshakesFail",
         before: &[],
         logs: "plain",
+    },
+    Row {
+        name: "one sender speaks TLS to plain HTTP",
+        run: |scene| bad(scene, false, stranger),
+        says: ("warn", REJECTED),
+        fires: "RequestsRejected",
+        before: &[],
+        logs: "the sender speaks TLS to a listener without TLS",
     },
     Row {
         name: "slow bodies hold all places",

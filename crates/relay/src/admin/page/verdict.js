@@ -20,7 +20,7 @@ function isDown(it) {
 
 // True if an event has waited for longer than a working output ever needs.
 function isLate(it) {
-  return it.backlog_events > 0 && it.lag_seconds > it.lag_max_seconds;
+  return it.backlog_events > 0 && it.lag_seconds > it.lag_max_seconds && !it.paused;
 }
 
 // True for an address that deliveries pass over. An address on trial answers connections, and one
@@ -46,6 +46,9 @@ function isDroppingAll(it) {
 function stateWords(it, elapsed) {
   const [bad, all] = [it.addresses.filter(isBad).length, it.addresses.length];
   const trials = it.addresses.filter(({ state }) => state === ON_TRIAL).length;
+  if (it.paused) {
+    return it.backlog_events > 0 ? `paused ${duration(it.lag_seconds + elapsed)}` : 'paused';
+  }
   if (it.unsteady) return 'fails and works, in turn';
   if (isDown(it)) return `down ${duration(it.down_seconds + elapsed)}`;
   const first = isLate(it) ? 'late' : isGrowing(it) ? 'lag grows' : isWaiting(it) ? 'idle' : 'up';
@@ -62,7 +65,7 @@ function stateWords(it, elapsed) {
 
 // The colour and the words of an output's state.
 function conditionOf(it, elapsed) {
-  const state = it.trouble || (isWaiting(it) ? 'note' : 'good');
+  const state = it.trouble || (it.paused || isWaiting(it) ? 'note' : 'good');
   return { state, words: stateWords(it, elapsed) };
 }
 
@@ -84,9 +87,14 @@ function fillState(fill) {
   return fill > NEARLY_FULL ? 'bad' : fill > HALF ? 'warn' : 'good';
 }
 
+// All findings, each before what follows from it.
+function all(findings) {
+  return findings.flatMap((it) => [it, ...(it.consequences || [])]);
+}
+
 // The relay's finding about events that senders may have given up: the relay can't count them.
 function lostThere(status) {
-  return status.verdict.findings.find((it) => it.about === 'senders' && it.state !== 'note');
+  return all(status.verdict.findings).find((it) => it.about === 'senders' && it.state !== 'note');
 }
 
 // The words of that finding up to the reason, and the age of the last such refusal.
@@ -139,14 +147,21 @@ function verdictOf(status) {
 }
 
 // Findings with the same state and advice share a line, so that 20 outputs that are down leave room
-// for the table, which has all of them. The headline is not repeated.
+// for the table, which has all of them. The headline is not repeated. What follows from a finding
+// stands below it, without advice, because it ends with its cause.
 const TEXTS_MAX = 4;
 function grouped(findings, headline) {
   const groups = new Map();
-  for (const { state, text, advice, runbook } of findings) {
-    const key = `${state} ${advice}`;
-    if (!groups.has(key)) groups.set(key, { key, state, advice: advice || '', runbook, texts: [] });
+  const add = (key, group, text) => {
+    if (!groups.has(key)) groups.set(key, { key, texts: [], ...group });
     if (text !== headline) groups.get(key).texts.push(text);
+  };
+  for (const { state, text, advice, runbook, consequences } of findings) {
+    const key = `${state} ${advice}`;
+    add(key, { state, advice: advice || '', runbook, below: false }, text);
+    for (const it of consequences || []) {
+      add(`${key} so`, { state: it.state, advice: '', below: true }, it.text);
+    }
   }
   const words = (texts) => {
     const more = texts.length - TEXTS_MAX;
@@ -169,6 +184,7 @@ function drawVerdict(status, elapsed) {
   say(at('lost-words'), lossWords(status, elapsed));
   list(at('findings'), 'finding', grouped(findings, text), (it) => it.key, (node, it) => {
     set(node, 'data-state', it.state);
+    node.toggleAttribute('data-below', it.below);
     say(part(node, 'words'), it.words);
     const [advice, page] = it.runbook ? it.advice.split('Runbook: ') : [it.advice, ''];
     say(part(node, 'advice'), advice);
@@ -177,10 +193,10 @@ function drawVerdict(status, elapsed) {
   });
   // A finding is read aloud when it comes, and not each time that a figure in it changes. While the
   // relay is gone, the alert says so.
-  const heard = [state, ...findings.map((it) => `${it.state} ${it.about}`)].join('\n');
+  const heard = [state, ...all(findings).map((it) => `${it.state} ${it.about}`)].join('\n');
   if (heard !== spoken) {
     spoken = heard;
-    say(at('spoken'), failure ? '' : [text, ...findings.map((it) => it.text)].join(' '));
+    say(at('spoken'), failure ? '' : [text, ...all(findings).map((it) => it.text)].join(' '));
   }
   const mark = { bad: '✕ ', warn: '! ', good: '' }[state];
   const lost = `lost: ${whole.format(status.lost_events)}`;
