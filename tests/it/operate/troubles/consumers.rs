@@ -273,6 +273,26 @@ pub(super) const ROWS: &[Row] = &[
         logs: "output up",
     },
     Row {
+        name: "the consumer goes down and comes back again and again",
+        run: |scene| {
+            let mut sink = HttpSink::accepting();
+            scene.start(&to_sink(sink.address(), ""));
+            scene.calm();
+            // No event is ever late.
+            scene.lag_is_real = true;
+            for _ in 0..12 {
+                sink.close();
+                scene.go(2);
+                sink.reopen();
+                scene.go(2);
+            }
+        },
+        says: ("warn", "Output consumer keeps failing and recovering"),
+        fires: "OutputLags",
+        before: &[],
+        logs: "output up again",
+    },
+    Row {
         name: "a consumer of TCP stands still",
         run: |scene| {
             let options = Options { receive_buffer: Some(4096), ..Options::default() };
