@@ -5,9 +5,9 @@
 //! failed write leaves the other slot whole.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::{fmt, io};
 
 use bytes::Buf as _;
 
@@ -66,27 +66,42 @@ pub(crate) fn missing_in(holes: &[Hole], positions: &Range<Position>) -> u64 {
     holes.iter().map(overlap).sum()
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Found {
-    Nothing,
-    /// Neither slot has a valid checksum.
+/// The state of the cursors file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CursorsFile {
+    /// Both slots have a valid checksum.
+    Whole,
+    /// Only one slot has a valid checksum, or both have one but their generations do not follow
+    /// each other: a write in between is lost.
+    Half,
+    /// No slot has a valid checksum.
     Damaged,
-    /// Only one slot has a valid checksum, or the generations do not follow each other. These are
-    /// the contents of the newest valid slot; a newer slot may be lost.
-    Half(Contents),
-    /// Both slots are valid. These are the contents of the newer one.
-    Whole(Contents),
+    /// There is no cursors file.
+    Missing,
     /// A newer version of the program has written the file, with this format version.
     Newer(u32),
 }
 
-impl Found {
-    pub(crate) fn contents(&self) -> Option<&Contents> {
-        match self {
-            Self::Half(contents) | Self::Whole(contents) => Some(contents),
-            Self::Nothing | Self::Damaged | Self::Newer(_) => None,
-        }
+impl fmt::Display for CursorsFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Whole => "whole",
+            Self::Half => "half",
+            Self::Damaged => "damaged",
+            Self::Missing => "missing",
+            Self::Newer(_) => "newer",
+        })
     }
+}
+
+/// The cursors file as it was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Found {
+    pub state: CursorsFile,
+    /// The contents of the newest valid slot.
+    pub contents: Option<Contents>,
+    /// The highest generation in the file, or 0.
+    generation: u64,
 }
 
 /// The largest number of outputs: a slot has room for them, even with names of 63 bytes.
@@ -200,10 +215,12 @@ impl Reader<'_> {
     }
 }
 
-/// Reads the cursors file. Returns its contents and the highest generation in it, or 0. Fails if no
-/// slot is valid and one of them can't be read.
-pub(crate) fn read(disk: &dyn Disk) -> io::Result<(Found, u64)> {
-    let Some(file) = disk::open_if_there(disk, FILE)? else { return Ok((Found::Nothing, 0)) };
+/// Reads the cursors file. Fails if no slot is valid and one of them can't be read.
+pub(crate) fn read(disk: &dyn Disk) -> io::Result<Found> {
+    let without = |state| Ok(Found { state, contents: None, generation: 0 });
+    let Some(file) = disk::open_if_there(disk, FILE)? else {
+        return without(CursorsFile::Missing);
+    };
     let (mut slots, mut unreadable) = (Vec::new(), None);
     for slot in 0..2_u64 {
         let mut bytes = vec![0; SLOT];
@@ -215,21 +232,17 @@ pub(crate) fn read(disk: &dyn Disk) -> io::Result<(Found, u64)> {
         });
         match decode(&bytes[..size]) {
             Ok(decoded) => slots.extend(decoded),
-            Err(version) => return Ok((Found::Newer(version), 0)),
+            Err(version) => return without(CursorsFile::Newer(version)),
         }
     }
     if let Some(error) = unreadable.filter(|_| slots.is_empty()) {
         return Err(error);
     }
     slots.sort_unstable_by_key(|(generation, _)| *generation);
-    let generations: Vec<u64> = slots.iter().map(|(generation, _)| *generation).collect();
-    let newest = slots.pop().map(|(_, contents)| contents);
-    let found = match (newest, generations.as_slice()) {
-        (None, _) => Found::Damaged,
-        (Some(newest), [older, newer]) if older + 1 == *newer => Found::Whole(newest),
-        (Some(newest), _) => Found::Half(newest),
-    };
-    Ok((found, generations.last().copied().unwrap_or(0)))
+    let Some((generation, newest)) = slots.pop() else { return without(CursorsFile::Damaged) };
+    let is_whole = slots.pop().is_some_and(|(older, _)| older + 1 == generation);
+    let state = if is_whole { CursorsFile::Whole } else { CursorsFile::Half };
+    Ok(Found { state, contents: Some(newest), generation })
 }
 
 /// The cursors file, open for writing.
@@ -246,14 +259,12 @@ pub(super) struct Cursors {
 }
 
 impl Cursors {
-    /// Opens the file for writing. `found` and `generation` come from [`read`]. A file with a valid
-    /// slot is not replaced, because a full disk has no room for a second file.
-    pub(crate) fn open(disk: &dyn Disk, found: &Found, generation: u64) -> io::Result<Self> {
-        let file = match found {
-            Found::Half(_) | Found::Whole(_) => Some(disk.open(FILE, Access::Write)?),
-            Found::Nothing | Found::Damaged | Found::Newer(_) => None,
-        };
-        Ok(Self { file, generation })
+    /// Opens the file for writing. `found` comes from [`read`]. A file with a valid slot is not
+    /// replaced, because a full disk has no room for a second file.
+    pub(crate) fn open(disk: &dyn Disk, found: &Found) -> io::Result<Self> {
+        let valid = found.contents.as_ref();
+        let file = valid.map(|_| disk.open(FILE, Access::Write)).transpose()?;
+        Ok(Self { file, generation: found.generation })
     }
 
     /// Writes these contents and syncs them. After an error the next call makes a new file.

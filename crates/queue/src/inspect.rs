@@ -21,6 +21,7 @@ use std::time::Duration;
 use std::{fmt, fs, io};
 
 use super::contract::now;
+pub use super::cursors::CursorsFile;
 use super::cursors::{Contents, Found};
 use super::segment::{BadHeader, Check, FIRST_RECORD, LogOffset, SegmentHeader};
 use super::synced::Synced;
@@ -151,42 +152,6 @@ pub struct Output {
     /// The age of the oldest unfinished event that can be read; `None` if none can be read. 0 if
     /// all events are finished.
     pub oldest: Option<Duration>,
-}
-
-/// The state of the cursors file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CursorsFile {
-    /// Both slots have a valid checksum.
-    Whole,
-    /// Only one slot has a valid checksum, or both have one but their generations do not follow
-    /// each other: a write in between is lost.
-    Half,
-    /// No slot has a valid checksum.
-    Damaged,
-    /// There is no cursors file.
-    Missing,
-}
-
-impl From<&Found> for CursorsFile {
-    fn from(found: &Found) -> Self {
-        match found {
-            Found::Whole(_) => Self::Whole,
-            Found::Half(_) => Self::Half,
-            Found::Damaged | Found::Newer(_) => Self::Damaged,
-            Found::Nothing => Self::Missing,
-        }
-    }
-}
-
-impl fmt::Display for CursorsFile {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Whole => "whole",
-            Self::Half => "half",
-            Self::Damaged => "damaged",
-            Self::Missing => "missing",
-        })
-    }
 }
 
 /// A fault in the queue's directory.
@@ -329,8 +294,8 @@ impl Directory {
     /// The cursors file can't be read, or a newer version of the program has written it.
     pub fn places(&self) -> Result<Vec<(String, Position)>, Error> {
         let found = self.cursors()?;
-        let outputs = found.contents().into_iter().flat_map(|contents| &contents.outputs);
-        Ok(outputs.map(|(name, place)| (name.clone(), place.position)).collect())
+        let outputs = found.contents.into_iter().flat_map(|contents| contents.outputs);
+        Ok(outputs.map(|(name, place)| (name, place.position)).collect())
     }
 
     /// Passes lines to `tell`, the oldest first: those of all undamaged events or, if `output` is
@@ -345,7 +310,7 @@ impl Directory {
         let found = self.cursors()?;
         let mut from = Position::START;
         if let Some(name) = output {
-            let outputs = found.contents().map(|contents| &contents.outputs);
+            let outputs = found.contents.as_ref().map(|contents| &contents.outputs);
             let place = outputs.and_then(|outputs| outputs.get(name));
             from = place.ok_or_else(|| no_output(name, outputs))?.position;
         }
@@ -382,16 +347,14 @@ impl Directory {
         let mut attempts = ATTEMPTS;
         loop {
             let read = cursors::read(&*self.disk);
-            let (found, _) = read.map_err(|error| self.failed(cursors::FILE, error))?;
+            let found = read.map_err(|error| self.failed(cursors::FILE, error))?;
             attempts -= 1;
-            match found {
-                Found::Newer(version) => {
+            match found.state {
+                CursorsFile::Newer(version) => {
                     return Err(Error::Newer { path: self.root.join(cursors::FILE), version });
                 }
-                Found::Half(_) | Found::Damaged if attempts > 0 => pause(),
-                Found::Whole(_) | Found::Half(_) | Found::Damaged | Found::Nothing => {
-                    return Ok(found);
-                }
+                CursorsFile::Half | CursorsFile::Damaged if attempts > 0 => pause(),
+                _ => return Ok(found),
             }
         }
     }
@@ -472,7 +435,7 @@ impl Directory {
     /// Makes a summary. The `bool` is `false` if it must be made again, because a file was deleted.
     fn look(&self) -> Result<(Summary, bool), Error> {
         let found = self.cursors()?;
-        let contents = found.contents().cloned().unwrap_or_default();
+        let contents = found.contents.clone().unwrap_or_default();
         let synced = self.synced()?;
         let segments = self.segments()?;
         let end = self.end(&segments, &contents, synced)?;
@@ -480,14 +443,14 @@ impl Directory {
         let mut summary = Summary {
             format: 0,
             outputs: Vec::new(),
-            cursors: CursorsFile::from(&found),
+            cursors: found.state,
             segments: 0,
             segment_bytes: 0,
             first: segments.first().copied().unwrap_or(end.position),
             end: end.position,
             damaged_headers: 0,
             quarantine: disk::sizes(&*self.disk, QUARANTINE),
-            aside: self.aside(found.contents(), None)?,
+            aside: self.aside(found.contents.as_ref(), None)?,
             unreadable: Vec::new(),
         };
         for (first, next) in with_next(&segments) {

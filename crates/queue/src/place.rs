@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, access};
 
+use super::cursors::{CursorsFile, Found};
 use super::segment::{BadHeader, SegmentHeader};
 use super::{cursors, identity, segment};
 use base::disk;
@@ -108,7 +109,7 @@ pub fn of_queue(root: &Path) -> Result<(), OpenError> {
 /// Fails if a newer version of the program has written the queue's files.
 fn refuse_newer(root: &Path) -> Result<(), OpenError> {
     let disk = RealDisk::look(root);
-    if let Ok((cursors::Found::Newer(version), _)) = cursors::read(&disk) {
+    if let Ok(Found { state: CursorsFile::Newer(version), .. }) = cursors::read(&disk) {
         return Err(OpenError::Newer { path: root.join(cursors::FILE), version });
     }
     for position in segment::list(&disk).unwrap_or_default() {

@@ -72,7 +72,7 @@ impl Directory {
     pub fn leftover(&self, output: Option<&str>) -> Result<Leftover, Error> {
         let found = self.cursors()?;
         let summary = self.summary()?;
-        let contents = found.contents();
+        let contents = found.contents.as_ref();
         let place = match (contents, output) {
             (None, _) => None,
             (Some(contents), None) => contents.outputs.values().min().copied(),
@@ -89,7 +89,7 @@ impl Directory {
         let backlogs = summary.outputs.iter().filter(|output| at(&output.name).copied() == place);
         Ok(Leftover {
             queue: self.name()?,
-            cursors: CursorsFile::from(&found),
+            cursors: found.state,
             begin,
             end: summary.end.max(begin),
             bytes: backlogs.map(|output| output.bytes).max().unwrap_or(summary.segment_bytes),

@@ -113,11 +113,8 @@ impl Log {
         };
         let holes = holes.iter().map(hole).collect();
         let contents = Contents { end: place(end), outputs, holes };
-        let (found, generation) = cursors::read(&self.disk).unwrap();
-        Cursors::open(&self.disk, &found, generation)
-            .unwrap()
-            .write(&self.disk, &contents)
-            .unwrap();
+        let found = cursors::read(&self.disk).unwrap();
+        Cursors::open(&self.disk, &found).unwrap().write(&self.disk, &contents).unwrap();
     }
 
     /// Notes that the log is synced up to this position, where the active segment ends.

@@ -66,16 +66,16 @@ impl<'a, 't> Walk<'a, 't> {
         found: &cursors::Found,
         synced: Option<Synced>,
     ) -> Result<Verdict, Error> {
-        self.believe(found.contents());
+        self.believe(found.contents.as_ref());
         let segments = self.directory.segments()?;
-        let state = CursorsFile::from(found);
+        let state = found.state;
         let fresh = state == CursorsFile::Missing && segments.is_empty();
         // An export needs no cursors file: lines are whole without it.
         if !self.want.lines && state != CursorsFile::Whole && !fresh {
             let positions = Position::START..Position::START;
             self.find(&Finding { fault: Fault::Cursors(state), events: 0, positions })?;
         }
-        let known = found.contents().map(Contents::known).unwrap_or_default();
+        let known = found.contents.as_ref().map(Contents::known).unwrap_or_default();
         let end = Known::end(known, synced).position;
         let first = segments.first().copied().unwrap_or(end);
         self.position = self.floor.map_or(first, |floor| floor.min(first));
@@ -149,7 +149,7 @@ impl<'a, 't> Walk<'a, 't> {
         let mut events = self.needed(&positions);
         if events > 0 {
             // A relay deletes a segment only after the cursors file says that no output needs it.
-            self.believe(self.directory.cursors()?.contents());
+            self.believe(self.directory.cursors()?.contents.as_ref());
             events = self.needed(&positions);
         }
         self.position = self.position.max(until);

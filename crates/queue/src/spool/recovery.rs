@@ -67,7 +67,7 @@ use super::{
     quarantine_bytes,
 };
 use crate::contract::{Backlog, Claim, Outcome};
-use crate::cursors::{Contents, Cursors, Hole};
+use crate::cursors::{Contents, Cursors, CursorsFile, Hole};
 use crate::identity::Identity;
 use crate::outputs::{Output, show_start, signed};
 use crate::patient::Patient;
@@ -102,7 +102,7 @@ pub(super) fn open(
     let metrics = telemetry.queue();
     let reading = Patient::new(Arc::clone(&disk), patient::PATIENCE);
     let (found, writing) = read_cursors(&reading, directory, outputs)?;
-    let contents = found.contents();
+    let contents = found.contents.as_ref();
     let mut log = Log::read(&reading, directory)?;
     let synced = synced::read(&reading).map_err(failed("read", synced::FILE))?;
     let identity = Identity::of(&reading).map_err(failed("make", identity::FILE))?;
@@ -184,12 +184,12 @@ fn read_cursors(
         let error = io::Error::other(format!("it has room for {} outputs", cursors::OUTPUTS_MAX));
         return Err(failed("use")(error));
     }
-    let (found, generation) = cursors::read(disk).map_err(failed("read"))?;
-    if let cursors::Found::Newer(version) = found {
+    let found = cursors::read(disk).map_err(failed("read"))?;
+    if let CursorsFile::Newer(version) = found.state {
         // Case 4.
         return Err(OpenError::Newer { path: directory.join(cursors::FILE), version });
     }
-    let writing = Cursors::open(disk, &found, generation).map_err(failed("open"))?;
+    let writing = Cursors::open(disk, &found).map_err(failed("open"))?;
     Ok((found, writing))
 }
 
@@ -318,8 +318,9 @@ fn join_all(
             // Only whole cursors show that an output is new. Any other output may have set aside
             // events of deleted segments: the files are then the only copy, and nobody has counted
             // the events.
-            let is_whole = matches!(found, cursors::Found::Whole(_));
-            let is_named = found.contents().is_some_and(|it| it.outputs.contains_key(&output.name));
+            let is_whole = found.state == CursorsFile::Whole;
+            let is_named =
+                found.contents.as_ref().is_some_and(|it| it.outputs.contains_key(&output.name));
             if let Some(events) = aside.get_mut(&output.name).filter(|_| is_named || !is_whole) {
                 // Case 24.
                 let place = cursor.claims.watermark();
@@ -341,8 +342,8 @@ fn join(
 ) -> CursorState {
     let name = output.name.as_str();
     let oldest = state.log.segments.front().map_or(state.log.end, |segment| segment.first);
-    let contents = found.contents();
-    let is_whole = matches!(found, cursors::Found::Whole(_));
+    let contents = found.contents.as_ref();
+    let is_whole = found.state == CursorsFile::Whole;
     let at = match contents {
         _ if let Some(needed) = output.recorder => {
             let segment = state.log.segments.get(state.log.segment_at(needed));

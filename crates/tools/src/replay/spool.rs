@@ -166,7 +166,7 @@ impl Spool {
             CursorsFile::Whole | CursorsFile::Half => {
                 format!("{name}: {events} that {of} has not finished, from position {start} on")
             }
-            CursorsFile::Damaged | CursorsFile::Missing => format!(
+            CursorsFile::Damaged | CursorsFile::Missing | CursorsFile::Newer(_) => format!(
                 "{name}: all {events} that are stored, from position {start} on: the cursors file \
                  is {}, so nobody knows what the outputs have finished",
                 left.cursors,

@@ -193,16 +193,8 @@ impl Spool {
         };
         let synced = synced::read(&disk).expect("it can be read");
         let synced = synced.map(|synced| synced.end.position).unwrap_or_default();
-        let known = match cursors::read(&disk).expect("it can be read").0 {
-            cursors::Found::Whole(contents) | cursors::Found::Half(contents) => {
-                contents.end.position
-            }
-            other @ (cursors::Found::Nothing
-            | cursors::Found::Damaged
-            | cursors::Found::Newer(_)) => {
-                panic!("{other:?}")
-            }
-        };
+        let found = cursors::read(&disk).expect("it can be read");
+        let known = found.contents.expect("a slot is valid").end.position;
 
         let sound = copy(&disk);
         let running = Scene::on(&sound, &config, names);
