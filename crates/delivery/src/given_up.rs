@@ -196,9 +196,7 @@ impl GivenUp {
     /// event's file is synced. If the filter now drops the event, the claim becomes final instead.
     fn set_aside(&mut self, batch: Batch, mut kept: Kept, reason: Reason, parts: &mut Parts<'_>) {
         let claim = batch.claim;
-        let received = batch.acceptances.first().map(|it| it.received);
-        // Without a filter or evidence, the batch may not know the times of its events.
-        let received = received.unwrap_or_else(|| parts.in_flight.cursor().received(claim));
+        let received = batch.acceptances.first().map_or(0, |it| it.received);
         let (lines, disposition) = parts.filtering.originals(batch, parts.in_flight.cursor());
         let [line] = lines.as_slice() else {
             parts.in_flight.finish_claim(claim, disposition);

@@ -217,8 +217,8 @@ pub struct Batch {
     /// The ends of the events in each piece that is a part of a list; `None` for a piece of lines.
     /// The last elements may be left out if they are `None`.
     pub ends: Vec<Option<ListEnds>>,
-    /// The positions and times of the lines, one element for each piece. Empty unless
-    /// [`Cursor::tell_acceptances`](super::Cursor::tell_acceptances) is set.
+    /// The positions and times of the lines, one element for each piece. Empty for a new batch
+    /// unless [`Cursor::tell_acceptances`](super::Cursor::tell_acceptances) is set.
     pub acceptances: Vec<Acceptance>,
 }
 

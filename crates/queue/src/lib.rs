@@ -499,13 +499,6 @@ impl Cursor {
         self.spool().map_or_else(Shelf::in_memory, spool::Cursor::shelf)
     }
 
-    /// Returns the wall-clock time at which the first event of a claim was accepted, in
-    /// milliseconds since 1970. If the claim was cut or no longer exists, the time is only
-    /// approximate.
-    pub fn received(&self, claim: Claim) -> u64 {
-        either!(self, cursor => cursor.received(claim))
-    }
-
     /// Records that a claim is no longer on the wire: no response of the consumer is expected, for
     /// example because the connection broke. The output must send the claim again.
     pub fn release(&self, claim: Claim) {
@@ -564,7 +557,8 @@ impl Cursor {
         either!(self, cursor => cursor.remove(false));
     }
 
-    /// Sets whether this cursor's batches have [`Batch::acceptances`]. Initially they have none.
+    /// Sets whether new batches of this cursor have [`Batch::acceptances`]. Initially they have
+    /// none. Batches that are sent again always have them.
     pub fn tell_acceptances(&self, tells: bool) {
         either!(self, cursor => cursor.with(|state| state.tells_acceptances = tells))
     }

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::claims::{Claims, Stage};
 use super::contract::{
     Acceptance, Append, Aside, Backlog, Batch, Claim, Disposition, JoinError, Refused, Take,
-    Ticket, Waits, Withdraw, is_crowded, now, until,
+    Ticket, Waits, Withdraw, is_crowded, until,
 };
 use super::identity::Identity;
 use super::notes;
@@ -412,9 +412,9 @@ impl MemoryState {
     }
 
     /// Returns a batch with the lines of a claim that are still in the queue, if any.
-    fn read(&mut self, claim: Claim, cursor: usize, lists: bool) -> Option<Batch> {
+    fn read(&mut self, claim: Claim, lists: bool, tells: bool) -> Option<Batch> {
         let from = self.index_at(claim.start);
-        let now = self.cursors[cursor].tells_acceptances.then(Instant::now);
+        let now = tells.then(Instant::now);
         let mut batch = Batch::of(claim);
         for record in self.records.range_mut(from..) {
             if !record.overlaps(claim) {
@@ -824,7 +824,8 @@ impl Cursor {
         let claim = claim?;
         assert!(claim.end <= state.next, "{claim:?} ends behind the log, at {}", state.next);
         state.cursors[self.index].claims.push(claim, ());
-        state.read(claim, self.index, lists)
+        let tells = state.cursors[self.index].tells_acceptances;
+        state.read(claim, lists, tells)
     }
 
     /// See [`super::Cursor::acknowledge`].
@@ -900,13 +901,6 @@ impl Cursor {
         self.shared.progress.notify_waiters();
     }
 
-    /// See [`super::Cursor::received`].
-    pub fn received(&self, claim: Claim) -> u64 {
-        let state = self.shared.lock();
-        let record = state.records.get(state.index_at(claim.start));
-        record.map_or_else(now, |record| record.received)
-    }
-
     /// See [`super::Cursor::release`].
     pub fn release(&self, claim: Claim) {
         let mut state = self.shared.lock();
@@ -936,7 +930,7 @@ impl Cursor {
     pub fn redeliver(&self, claim: Claim) -> Option<Batch> {
         let mut guard = self.shared.lock();
         let state = &mut *guard;
-        let batch = state.read(claim, self.index, false);
+        let batch = state.read(claim, false, true);
         let cursor = &mut state.cursors[self.index];
         if let Some(entry) = cursor.claims.find(claim) {
             entry.stage = if batch.is_some() { Stage::OnWire } else { Stage::Dropped };

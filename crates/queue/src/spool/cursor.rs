@@ -386,12 +386,12 @@ fn acceptance(piece: &Piece, now: u64) -> Acceptance {
     Acceptance { first: piece.first, events: piece.events, age: age(received, now), received }
 }
 
-fn batch_of(claim: Claim, parts: impl Iterator<Item = Piece>, tells_acceptances: bool) -> Batch {
-    let now = tells_acceptances.then(now);
+fn batch_of(claim: Claim, parts: impl Iterator<Item = Piece>) -> Batch {
+    let now = now();
     let mut batch = Batch::of(claim);
     for part in parts {
-        let acceptance = now.map(|now| acceptance(&part, now));
-        batch.push(part.events, part.text(false), acceptance);
+        let acceptance = acceptance(&part, now);
+        batch.push(part.events, part.text(false), Some(acceptance));
     }
     batch
 }
@@ -485,14 +485,14 @@ impl LogState {
     }
 
     /// Makes the batch of a claim from the tail. `None` if the tail does not have all its lines.
-    fn in_tail(&self, claim: Claim, index: usize) -> Option<Batch> {
+    fn in_tail(&self, claim: Claim) -> Option<Batch> {
         let first = self.tail_at(claim.start)?;
         let records = self.tail.range(first..);
         let records = records.take_while(|record| record.first.position < claim.end);
         let piece = |record: &TailRecord| {
             load::piece_of(record, claim.start.max(record.first.position)..claim.end)
         };
-        Some(batch_of(claim, records.map(piece), self.cursors[index].tells_acceptances))
+        Some(batch_of(claim, records.map(piece)))
     }
 
     fn read_plan(&self, index: usize) -> ReadPlan {
@@ -892,11 +892,6 @@ impl Cursor {
         Shelf::in_files(Arc::clone(&self.shared.disk), &name, Arc::<Shared>::clone(&self.shared))
     }
 
-    /// See [`crate::Cursor::received`].
-    pub fn received(&self, claim: Claim) -> u64 {
-        self.with(|cursor| cursor.claims.find(claim).map_or_else(now, |entry| entry.note.received))
-    }
-
     /// See [`crate::Cursor::release`].
     pub fn release(&self, claim: Claim) {
         let mut state = self.shared.lock();
@@ -914,7 +909,7 @@ impl Cursor {
         if state.log.draining {
             return Redelivery::NotYet;
         }
-        let from_tail = state.log.in_tail(claim, self.index);
+        let from_tail = state.log.in_tail(claim);
         let cursor = &mut state.log.cursors[self.index];
         let Some(entry) = cursor.claims.find(claim).filter(|entry| entry.stage.is_open()) else {
             if matches!(cursor.resend, Resend::Wanted { claim: wanted, .. } if wanted == claim) {
@@ -922,11 +917,7 @@ impl Cursor {
             }
             return Redelivery::Gone;
         };
-        let tells = cursor.tells_acceptances;
-        let fetched = || {
-            let pieces = cursor.resend.lines(claim)?;
-            Some(batch_of(claim, pieces.into_iter(), tells))
-        };
+        let fetched = || Some(batch_of(claim, cursor.resend.lines(claim)?.into_iter()));
         let Some(batch) = from_tail.or_else(fetched) else {
             let alone = matches!(cursor.resend, Resend::Wanted { alone: true, .. });
             cursor.resend = Resend::Wanted { claim, alone };
