@@ -133,17 +133,13 @@ impl GivenUp {
         in_flight: &mut InFlight,
     ) {
         let Work { claim, events, .. } = work;
-        in_flight.bury(work);
+        in_flight.give_back(work, State::Burying);
         self.doomed.push_back(Doomed { claim, events, aside, lost_max, reason });
     }
 
     /// The cursor was set back: the queue hands out the doomed events again, in new claims.
     pub(super) fn rewound(&mut self) {
         self.doomed.clear();
-    }
-
-    pub(crate) fn connected(&mut self) {
-        self.needs_lines = false;
     }
 
     /// Hands over the lines of doomed claims and events, or sets claims aside, as far as there is

@@ -287,24 +287,16 @@ impl Health {
         self.metrics.losses.keeps()
     }
 
-    /// Counts a failed attempt that does not make the output down, such as one after which another
-    /// address is tried.
+    /// Counts a failed attempt that does not make the output down: one after which another address
+    /// is tried, or one in which the consumer turned events down, which may be at fault.
     pub fn passed_over(&mut self, failure: &Failure) {
         self.metrics.failed(failure.reason);
         lock(&self.status.state).failed(failure);
-    }
-
-    /// Counts a response about single events by which the consumer did not take all of them.
-    pub fn turned_away(&mut self, failure: &Failure) {
-        self.passed_over(failure);
-        tracing::debug!(output = self.name, error = failure.message, "single events turned away");
-    }
-
-    /// Counts a response by which the consumer turned events down. The events may be at fault, so
-    /// the output does not go down.
-    pub fn refused(&mut self, failure: &Failure) {
-        self.passed_over(failure);
-        tracing::debug!(output = self.name, error = failure.message, "batch refused");
+        tracing::debug!(
+            output = self.name,
+            error = failure.message,
+            "an attempt failed, and the output stays up"
+        );
     }
 
     /// Counts a request that failed while the output is up. Others may be accepted, so the output

@@ -23,16 +23,14 @@ use queue::{Batch, Claim, Cursor, Disposition, Redelivery, Take};
 /// answered            OnWire                    answered
 /// front_on_wire       OnWire                    answered
 /// stay                answered                  OnWire
-/// again               answered                  Pending
-/// pass_over           answered                  PassedOver
+/// give_back           answered                  Pending, PassedOver, Burying
 /// hold                answered                  Held
-/// finish              answered                  (final)
-/// bury                answered                  Burying
 /// redeliver           Pending                   OnWire
 /// release             Held, Burying             Pending
 /// change              PassedOver, Pending       Pending, PassedOver
 /// change              Pending, PassedOver       Burying
 /// change              OnWire                    Burying
+/// finish              answered                  (final)
 /// finish_claim        Held, OnWire, Burying     (final)
 /// set_aside           Burying                   (set aside)
 /// ```
@@ -218,14 +216,10 @@ impl InFlight {
         held.filter_map(|start| self.get(*start)).map(|work| work.claim).collect()
     }
 
-    /// Takes a new claim, in the state `OnWire`. Returns `None` if the queue is empty or closed, or
-    /// if events must first be read from files ([`InFlight::readable`]).
-    pub(super) fn claim_next(&mut self, take: Take) -> Option<Batch> {
-        self.claim_next_as(take, false)
-    }
-
-    /// Like [`InFlight::claim_next`], with `lists` as in [`Cursor::next_as`].
-    pub(super) fn claim_next_as(&mut self, take: Take, lists: bool) -> Option<Batch> {
+    /// Takes a new claim, in the state `OnWire`, with `lists` as in [`Cursor::next_as`]. Returns
+    /// `None` if the queue is empty or closed, or if events must first be read from files
+    /// ([`InFlight::readable`]).
+    pub(super) fn claim_next(&mut self, take: Take, lists: bool) -> Option<Batch> {
         let batch = self.cursor.next_as(take, lists)?;
         self.put(State::OnWire, Work::new(batch.claim, batch.events, 0));
         Some(batch)
@@ -367,19 +361,11 @@ impl InFlight {
         }
     }
 
-    pub(crate) fn again(&mut self, work: Work) {
+    /// Releases an answered claim, and puts it into this state: `Pending`, `PassedOver` or
+    /// `Burying`.
+    pub(crate) fn give_back(&mut self, work: Work, state: State) {
         self.cursor.release(work.claim);
-        self.put(State::Pending, work);
-    }
-
-    pub(crate) fn pass_over(&mut self, work: Work) {
-        self.cursor.release(work.claim);
-        self.put(State::PassedOver, work);
-    }
-
-    pub(super) fn bury(&mut self, work: Work) {
-        self.cursor.release(work.claim);
-        self.put(State::Burying, work);
+        self.put(state, work);
     }
 
     /// Makes a claim pending that is held, or whose event could not be set aside.

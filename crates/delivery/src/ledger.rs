@@ -380,7 +380,7 @@ impl Ledger {
             bytes: room.bytes.min(self.rules.limits.max_bytes),
             events: room.events.min(self.rules.limits.max_events).min(events),
         };
-        self.in_flight.claim_next_as(take, self.rules.sends_lists)
+        self.in_flight.claim_next(take, self.rules.sends_lists)
     }
 
     /// Takes a single event that is tried while others wait for a proof that the consumer works.
@@ -430,12 +430,12 @@ impl Ledger {
     /// such event; `None` if lines must be read first.
     fn find_turn(&mut self, ahead: &mut u64) -> Option<bool> {
         let take = Take { bytes: self.rules.limits.max_bytes, events: ahead.saturating_add(1) };
-        if let Some(Batch { claim, .. }) = self.in_flight.claim_next(take) {
+        if let Some(Batch { claim, .. }) = self.in_flight.claim_next(take, false) {
             // If there are fewer events, the last one takes its turn.
             *ahead = (*ahead).min((claim.end - claim.start).saturating_sub(1));
             self.turns.takes_new();
             if let Some(work) = self.in_flight.front_on_wire(claim, None) {
-                self.in_flight.again(work);
+                self.in_flight.give_back(work, State::Pending);
             }
             return Some(true);
         }
@@ -559,7 +559,7 @@ impl Ledger {
     /// Makes a claim `Pending`. It will go through the filter again.
     fn again(&mut self, work: Work) {
         self.filtering.released(work.claim);
-        self.in_flight.again(work);
+        self.in_flight.give_back(work, State::Pending);
     }
 
     /// Gives up a claim that the consumer refuses. At most `lost_max` of its events count as lost.
@@ -734,7 +734,7 @@ impl Ledger {
             self.request_accepted(claim.end - claim.start);
         }
         if let Some((_, first, _)) = left.first() {
-            self.health.turned_away(first);
+            self.health.passed_over(first);
             let (first, size) = (first.clone(), claim.end - claim.start);
             if !accepts && self.turns.failed(Some(size), &first) {
                 self.round_over(&first);
@@ -791,7 +791,7 @@ impl Ledger {
         failure: &Failure,
         consumer: usize,
     ) {
-        self.health.turned_away(failure);
+        self.health.passed_over(failure);
         let events: u64 = works.iter().map(|work| work.events).sum();
         let sent_at = works.iter().map(|work| work.sent_at).max();
         if let Some(sent_at) = sent_at.filter(|_| refused < events) {
@@ -908,7 +908,7 @@ impl Ledger {
         };
         match answer {
             _ if is_silent && !failure.elsewhere => self.health.failed(failure),
-            Answer::Refused => self.health.refused(failure),
+            Answer::Refused => self.health.passed_over(failure),
             Answer::Failed => self.health.stumbled(failure),
         }
     }
@@ -941,7 +941,7 @@ impl Ledger {
             trial::Verdict::Again => self.again(work),
             trial::Verdict::PassOver => {
                 self.filtering.released(work.claim);
-                self.in_flight.pass_over(work);
+                self.in_flight.give_back(work, State::PassedOver);
             }
         }
     }
@@ -982,7 +982,7 @@ impl Ledger {
                 self.aside_turned_down(position, kept, Answer::Refused, &failure, consumer);
             }
             Some(Verdict::Partly { failure, .. }) => {
-                self.health.turned_away(&failure);
+                self.health.passed_over(&failure);
                 let reason = Reason::new(Cause::Refused, &failure.message);
                 self.doom(position, kept, reason);
             }
@@ -1027,7 +1027,7 @@ impl Ledger {
         failure: &Failure,
         consumer: usize,
     ) {
-        self.health.refused(failure);
+        self.health.passed_over(failure);
         kept.answer = failure.message.as_str().into();
         self.aside.turned_down();
         let (now, was_at_fault) = (self.circumstances(), kept.retrial.is_at_fault());
@@ -1171,10 +1171,7 @@ impl Ledger {
     /// Begins a pause after a failure. During a pause, a further failure can only make the pause
     /// longer.
     fn pause(&mut self, failure: &Failure) {
-        let wait = match failure.may_be_stored {
-            true => self.pacing.failed_in_doubt(failure.retry_after),
-            false => self.pacing.failed(failure.retry_after),
-        };
+        let wait = self.pacing.failed(failure.retry_after, failure.may_be_stored);
         // If the consumer could not be reached, a new event would end each pause at once: it is
         // never tried, and still waits when the next pause begins.
         let can_show = failure.may_be_the_events

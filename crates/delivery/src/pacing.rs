@@ -54,26 +54,21 @@ impl Pacing {
         self.paused_until = None;
     }
 
-    /// Begins a pause, or makes the current one longer if the consumer `asked` for that. Returns
-    /// the time until the end of the pause.
-    pub(crate) fn failed(&mut self, asked: Option<Duration>) -> Duration {
+    /// Begins a pause, or makes the current one longer if the consumer `asked` for that. A drain
+    /// does not shorten the time `asked` for if the failure is `in_doubt`, which means that the
+    /// consumer may have stored the events: they would arrive once more. Returns the time until the
+    /// end of the pause.
+    pub(crate) fn failed(&mut self, asked: Option<Duration>, in_doubt: bool) -> Duration {
         let now = Instant::now();
         let until = match self.paused_until {
             Some(until) => asked.map_or(until, |asked| until.max(now + self.shortened(asked))),
             None => now + self.next_wait(asked),
         };
+        let asked = asked.filter(|_| in_doubt).unwrap_or_default();
+        let until = until.max(now + asked);
         self.is_serial = true;
         self.paused_until = Some(until);
         until.saturating_duration_since(now)
-    }
-
-    /// Does the same as [`Pacing::failed`] after a failure in which the consumer may have stored
-    /// the events. A drain does not shorten this pause: the same events would arrive once more.
-    pub(crate) fn failed_in_doubt(&mut self, asked: Option<Duration>) -> Duration {
-        let (wait, asked) = (self.failed(asked), asked.unwrap_or_default());
-        let until = self.paused_until.max(Some(Instant::now() + asked));
-        self.paused_until = until;
-        wait.max(asked)
     }
 
     fn next_wait(&mut self, asked: Option<Duration>) -> Duration {

@@ -190,7 +190,7 @@ impl<C: Connect> Delivery<C> {
                     continue;
                 }
             };
-            self.ledger.given_up.connected();
+            self.ledger.given_up.lines_are_read();
             // For a protocol that connects only to send an event, a connection proves nothing.
             if C::EAGER && self.ledger.pacing.connected() {
                 self.ledger.health.succeeded();

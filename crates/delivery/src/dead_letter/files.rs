@@ -6,17 +6,17 @@
 //! Before each write it checks that nobody has moved or replaced its file, or changed its length.
 //! Processes may share a directory: each locks its file, and no process deletes a locked file.
 
-use std::fs::{DirBuilder, File, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io;
 use std::io::{BufWriter, Read, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
+use base::disk::make;
 use telemetry::DroppedLetters;
 
 /// The number of parts of `dead_letter.max_bytes`. A file has at most the size of one part, or a
@@ -232,7 +232,7 @@ impl Directory {
         let open = || rustix::fs::open(path, flags, Mode::empty());
         let opened = match open() {
             Err(Errno::NOENT) => {
-                make(path)?;
+                make(path).map_err(io::Error::other)?;
                 open()
             }
             opened => opened,
@@ -354,22 +354,6 @@ fn count_lines(mut file: File) -> io::Result<u64> {
             Err(error) => return Err(error),
         }
     }
-}
-
-/// Makes a directory and its missing parents. The parent of each new directory is synced; otherwise
-/// a power loss could remove the directory with its files.
-fn make(path: &Path) -> io::Result<()> {
-    let around = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let around = around.unwrap_or(Path::new("."));
-    let create = || DirBuilder::new().mode(0o700).create(path);
-    match create() {
-        Err(error) if error.kind() == io::ErrorKind::NotFound && around != path => {
-            make(around)?;
-            create()?;
-        }
-        created => created?,
-    }
-    File::open(around)?.sync_all()
 }
 
 fn length(stat: &Stat) -> u64 {

@@ -42,7 +42,7 @@ fn table(batches: usize) -> (Queue, InFlight) {
 }
 
 fn claim_four(in_flight: &mut InFlight) -> Claim {
-    in_flight.claim_next(Take { events: 4, ..ALL }).expect("a batch").claim
+    in_flight.claim_next(Take { events: 4, ..ALL }, false).expect("a batch").claim
 }
 
 fn in_batch(batch: u64) -> Sent {
@@ -59,7 +59,7 @@ fn a_claim_goes_from_the_wire_to_pending_and_back_and_is_final() {
     let claim = claim_four(&mut in_flight);
     assert_eq!(in_flight.sent(claim, 4, in_batch(1)).map(|work| work.attempts), Some(1));
     let work = answer(&mut in_flight, claim);
-    in_flight.again(work);
+    in_flight.give_back(work, State::Pending);
     assert!(in_flight.has(State::Pending) && !in_flight.has(State::OnWire));
     assert!(matches!(in_flight.redeliver(claim), Redelivery::Batch(_)));
     assert_eq!(in_flight.sent(claim, 4, in_batch(2)).map(|work| work.attempts), Some(2));
@@ -92,7 +92,7 @@ fn several_claims_of_one_batch_have_one_answer() {
     let works = in_flight.answered(all, None);
     assert_eq!(works.iter().map(|work| work.claim).collect::<Vec<_>>(), claims[..2]);
     assert_eq!(in_flight.claims(State::OnWire), claims[2..]);
-    works.into_iter().for_each(|work| in_flight.again(work));
+    works.into_iter().for_each(|work| in_flight.give_back(work, State::Pending));
 }
 
 #[test]
@@ -101,7 +101,7 @@ fn parts_share_the_events_and_the_history_of_the_whole() {
     let claim = claim_four(&mut in_flight);
     let mut work = answer(&mut in_flight, claim);
     work.trial.counted = 7;
-    in_flight.again(work);
+    in_flight.give_back(work, State::Pending);
     in_flight.cut(claim, claim.start + 3);
     let parts: Vec<_> = in_flight.all(State::Pending).collect();
     assert_eq!(parts.iter().map(|part| part.events).collect::<Vec<_>>(), [3, 1]);
@@ -114,7 +114,7 @@ fn a_rewound_table_is_empty_and_the_queue_gives_the_same_again() {
     let first = claim_four(&mut in_flight);
     claim_four(&mut in_flight);
     let work = answer(&mut in_flight, first);
-    in_flight.again(work);
+    in_flight.give_back(work, State::Pending);
     in_flight.rewind();
     assert!(State::ALL.into_iter().all(|state| !in_flight.has(state)));
     assert_eq!(claim_four(&mut in_flight), first);
@@ -148,17 +148,17 @@ fn random_transitions_keep_the_table_and_the_queue_in_step() {
             match (random.u8(..11), model.get(index).copied()) {
                 (0, _) => {
                     let take = Take { events: random.u64(1..=5), ..ALL };
-                    if let Some(batch) = in_flight.claim_next(take) {
+                    if let Some(batch) = in_flight.claim_next(take, false) {
                         model.push((State::OnWire, batch.claim));
                     }
                 }
                 (1, Some((State::OnWire, claim))) => {
                     let work = answer(&mut in_flight, claim);
                     if claim.end == claim.start.next() {
-                        in_flight.pass_over(work);
+                        in_flight.give_back(work, State::PassedOver);
                         model[index].0 = State::PassedOver;
                     } else {
-                        in_flight.again(work);
+                        in_flight.give_back(work, State::Pending);
                         model[index].0 = State::Pending;
                     }
                 }
@@ -188,7 +188,7 @@ fn random_transitions_keep_the_table_and_the_queue_in_step() {
                 }
                 (4, Some((State::OnWire, claim))) => {
                     let work = answer(&mut in_flight, claim);
-                    in_flight.again(work);
+                    in_flight.give_back(work, State::Pending);
                     model[index].0 = State::Pending;
                 }
                 (4, Some((State::Held, claim))) => {
@@ -201,7 +201,7 @@ fn random_transitions_keep_the_table_and_the_queue_in_step() {
                 }
                 (6, Some((State::OnWire, claim))) if claim.end == claim.start.next() => {
                     let work = answer(&mut in_flight, claim);
-                    in_flight.bury(work);
+                    in_flight.give_back(work, State::Burying);
                     assert!(matches!(in_flight.redeliver(claim), Redelivery::Batch(_)));
                     in_flight.set_aside(claim, b"e\n").expect("it is in the queue");
                     aside += 1;
