@@ -73,6 +73,7 @@ pub enum Fate {
     Refused(Failure),
 }
 
+#[derive(Default)]
 pub(super) struct Checkpoints {
     output: String,
     /// `None` if this output sends no checkpoints.
@@ -92,17 +93,8 @@ pub(super) struct Checkpoints {
 
 impl Checkpoints {
     pub(crate) fn new(output: &str, published: Option<Published>, interval: Duration) -> Self {
-        Self {
-            output: output.to_owned(),
-            published,
-            interval,
-            is_owed: false,
-            is_in_delivery: false,
-            waits_until: None,
-            pause: PAUSE_MIN,
-            is_told: false,
-            warned_at: None,
-        }
+        let (output, pause) = (output.to_owned(), PAUSE_MIN);
+        Self { output, published, interval, pause, ..Self::default() }
     }
 
     /// Waits until a checkpoint can be sent, but at least until `not_before`. Never returns if the

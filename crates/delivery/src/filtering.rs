@@ -46,6 +46,7 @@ const TOO_LARGE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// [`settle`]: Filtering::settle
 /// [`released`]: Filtering::released
 /// [`originals`]: Filtering::originals
+#[derive(Default)]
 pub(super) struct Filtering {
     filter: Option<Filter>,
     sends_lists: bool,
@@ -143,18 +144,8 @@ impl Filtering {
         tapping: Tapping,
         sends_lists: bool,
     ) -> Self {
-        Self {
-            filter,
-            sends_lists,
-            marks: Marks::default(),
-            changed: Vec::new(),
-            next: cursor.position(),
-            is_recorded: cursor.is_recorded(),
-            sent: BTreeMap::new(),
-            altered: BTreeSet::new(),
-            is_formless: false,
-            tapping,
-        }
+        let (next, is_recorded) = (cursor.position(), cursor.is_recorded());
+        Self { filter, sends_lists, next, is_recorded, tapping, ..Self::default() }
     }
 
     /// Returns `true` if the marks have so many bytes of too large events that nothing more should

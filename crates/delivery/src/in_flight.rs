@@ -54,7 +54,7 @@ pub(crate) enum State {
 /// A claim, and the record of its attempts. A caller that owns this value has taken the claim out
 /// of the table, and must give it back to a function of [`InFlight`].
 #[must_use = "the claim is in no state until it is given back"]
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Work {
     pub claim: Claim,
     /// The number of events that were sent last, without those that the filter or the queue has
@@ -80,17 +80,7 @@ pub(crate) struct Work {
 
 impl Work {
     pub(crate) fn new(claim: Claim, events: u64, attempts: u32) -> Self {
-        Self {
-            claim,
-            events,
-            attempts,
-            sent_at: 0,
-            batch: 0,
-            is_remainder: false,
-            is_taken: false,
-            is_overtaken: false,
-            trial: Trial::default(),
-        }
+        Self { claim, events, attempts, ..Self::default() }
     }
 
     pub(super) fn with_remainder(self, is_remainder: bool) -> Self {

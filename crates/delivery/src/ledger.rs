@@ -160,7 +160,7 @@ impl Ledger {
         let mut ledger = Self {
             aside,
             conducts: Conducts::default(),
-            turns: Turns::default(),
+            turns: Turns::new(),
             turn: None,
             accepted_at: None,
             failed_objects: 0,

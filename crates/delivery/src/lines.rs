@@ -34,6 +34,7 @@ pub fn events<'a>(
 
 /// The events of one batch that have passed the filter. Long unchanged runs and unchanged pieces
 /// stay in their buffers; all other events are copied.
+#[derive(Default)]
 pub struct Lines {
     /// The byte after each copied event: a line break or, for an output that sends lists, a comma.
     behind: u8,
@@ -47,13 +48,7 @@ pub struct Lines {
 impl Lines {
     /// Makes a value without events. `as_list`: copied events become parts of a JSON list.
     pub fn new(as_list: bool) -> Self {
-        Self {
-            behind: if as_list { b',' } else { b'\n' },
-            pieces: Vec::new(),
-            copied: Vec::new(),
-            events: 0,
-            acceptances: Vec::new(),
-        }
+        Self { behind: if as_list { b',' } else { b'\n' }, ..Self::default() }
     }
 
     /// Adds the bytes `start..end` of a piece: whole events, each with the byte after it. Only an

@@ -35,6 +35,7 @@ const GROWTH: u64 = 4;
 const NEEDED_MAX: u32 = 4096;
 
 /// The tries between two pauses.
+#[derive(Default)]
 struct Round {
     /// The number of failures until the next pause.
     left: u32,
@@ -52,19 +53,15 @@ struct Round {
 }
 
 impl Round {
-    /// The tries before the first pause.
-    const FIRST: Self = Self {
-        left: FIRST_TRIES,
-        took_new: false,
-        first_is_next: false,
-        only_first: None,
-        untried: MORE_TRIES,
-        may_repeat: false,
-    };
+    /// Returns the tries before the first pause.
+    fn first() -> Self {
+        Self { left: FIRST_TRIES, untried: MORE_TRIES, ..Self::default() }
+    }
 }
 
 /// The size of the next request of one output, and the tries that are left until the next pause.
 /// The ledger owns this value.
+#[derive(Default)]
 pub(super) struct Turns {
     /// The maximum number of events in a request. `None`: no failure has set a limit.
     limit: Option<u64>,
@@ -96,28 +93,11 @@ pub(super) struct Turns {
     pub(super) last: Option<Failure>,
 }
 
-impl Default for Turns {
-    fn default() -> Self {
-        Self {
-            limit: None,
-            window: 0,
-            accepted: 0,
-            needed: 1,
-            is_new: false,
-            is_known: false,
-            ahead: 0,
-            has_passed: false,
-            first_failed: false,
-            round: Round::FIRST,
-            rotation: 0,
-            awaits_event: false,
-            failing_since: None,
-            last: None,
-        }
-    }
-}
-
 impl Turns {
+    pub(crate) fn new() -> Self {
+        Self { needed: 1, round: Round::first(), ..Self::default() }
+    }
+
     /// Returns the maximum number of events in the next request.
     pub(super) fn limit(&self) -> u64 {
         self.limit.unwrap_or(u64::MAX)
@@ -171,7 +151,7 @@ impl Turns {
 
     /// The consumer has accepted something, so each event may be tried again.
     pub(super) fn progressed(&mut self) {
-        (self.ahead, self.has_passed, self.round) = (0, false, Round::FIRST);
+        (self.ahead, self.has_passed, self.round) = (0, false, Round::first());
         self.first_failed = false;
         (self.awaits_event, self.failing_since, self.last) = (false, None, None);
     }
@@ -277,7 +257,7 @@ impl Turns {
             // The first event may still wait for a connection in its turn.
             only_first: self.round.only_first.filter(|_| !was_reached),
             may_repeat: true,
-            ..Round::FIRST
+            ..Round::first()
         };
     }
 }
@@ -295,7 +275,7 @@ mod tests {
 
     #[test]
     fn a_request_is_halved_down_to_one_event_and_grows_again_twice_as_fast() {
-        let mut turns = Turns::default();
+        let mut turns = Turns::new();
         let mut sizes = Vec::new();
         let mut events = MAX;
         while turns.limit() > 1 {
@@ -316,7 +296,7 @@ mod tests {
     /// The consumer takes up to 1,000 events. Few of the requests are too large.
     #[test]
     fn a_size_that_fails_again_and_again_is_tried_ever_less() {
-        let (mut turns, mut failed) = (Turns::default(), 0);
+        let (mut turns, mut failed) = (Turns::new(), 0);
         for _ in 0..1000 {
             let events = turns.limit().min(MAX);
             if events > 1000 {
@@ -333,7 +313,7 @@ mod tests {
     /// A balancer answers 30 % of the requests with an error. The requests stay large.
     #[test]
     fn failures_at_random_do_not_make_every_request_small() {
-        let (mut turns, mut random, mut sent) = (Turns::default(), fastrand::Rng::with_seed(7), 0);
+        let (mut turns, mut random, mut sent) = (Turns::new(), fastrand::Rng::with_seed(7), 0);
         for _ in 0..1000 {
             let events = turns.limit().min(MAX);
             sent += events;
@@ -349,7 +329,7 @@ mod tests {
 
     #[test]
     fn the_turns_of_a_run_pass_over_ever_more_events() {
-        let mut turns = Turns::default();
+        let mut turns = Turns::new();
         let mut turn = || {
             turns.passed_over(MAX);
             turns.ahead() + 1
@@ -361,7 +341,7 @@ mod tests {
 
     #[test]
     fn a_consumer_that_takes_nothing_gets_few_tries_between_two_pauses() {
-        let mut turns = Turns::default();
+        let mut turns = Turns::new();
         let until_pause = |turns: &mut Turns| (1..).find(|_| turns.failed(Some(1), &failure()));
         assert_eq!(until_pause(&mut turns), Some(FIRST_TRIES));
         assert_eq!(turns.repeat(3), None, "each was just tried");
@@ -375,7 +355,7 @@ mod tests {
 
     #[test]
     fn the_first_event_is_next_after_refused_connections_until_it_is_turned_down() {
-        let (mut turns, first) = (Turns::default(), Position::START);
+        let (mut turns, first) = (Turns::new(), Position::START);
         for _ in 0..3 {
             turns.paused(true, true, false);
             assert!(turns.takes_first(first));

@@ -181,7 +181,7 @@ impl Take {
 }
 
 /// A range of positions that an output has taken to send. Claims of one output never overlap.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Claim {
     /// The first position of the claim.
     pub start: Position,
@@ -202,7 +202,7 @@ impl Claim {
 }
 
 /// The events of one claim, with their lines.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Batch {
     /// The claim, by which the output names these events to the queue.
     pub claim: Claim,
@@ -225,14 +225,7 @@ pub struct Batch {
 impl Batch {
     /// Makes the batch of a claim, still without events.
     pub fn of(claim: Claim) -> Self {
-        Self {
-            claim,
-            events: 0,
-            bytes: 0,
-            pieces: Vec::new(),
-            ends: Vec::new(),
-            acceptances: Vec::new(),
-        }
+        Self { claim, ..Self::default() }
     }
 
     /// Adds events at the end: lines, or a part of a list with these ends.

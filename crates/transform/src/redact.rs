@@ -111,7 +111,7 @@ pub fn apply(
 ) -> Done {
     let look = match change.redaction {
         Some(_) => Look::at(event, request, known),
-        None => Look::NOTHING,
+        None => Look::default(),
     };
     Asked { event, request, look }.apply(change, out)
 }

@@ -20,7 +20,7 @@ use base::disk::{Disk, File, Place, QUARANTINE, named};
 use base::position::Position;
 use telemetry::QueueMetrics;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Spot {
     pub(super) segment: Position,
     /// The offset in the segment's file of the record's header, or of padding or damage before it.
@@ -31,7 +31,7 @@ pub(super) struct Spot {
 }
 
 /// Some lines of one record, or a gap: positions whose lines are missing, damaged or changed.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Piece {
     pub(super) first: Position,
     pub(super) events: u64,
@@ -111,10 +111,9 @@ pub(super) fn piece_of(record: &TailRecord, positions: Range<Position>) -> Piece
         first_byte: record.first.byte + from as u64,
         lines: record.lines.slice(from..to),
         ends: record.ends.as_ref().map(|ends| ends.part(numbers)),
-        missing: 0,
-        is_tampered: false,
         received: record.received,
         spot: Spot { segment: record.segment, offset: record.offset, line, position: start },
+        ..Piece::default()
     }
 }
 
@@ -136,7 +135,7 @@ pub(super) struct Job {
     pub(super) patient: bool,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Loaded {
     pub(super) segment: Position,
     pub(super) from: Position,
@@ -297,9 +296,7 @@ impl<'a> Reader<'a> {
                 segment: job.segment.first.position,
                 from: job.from,
                 to: job.to,
-                pieces: Vec::new(),
-                next: None,
-                damages: Vec::new(),
+                ..Loaded::default()
             },
         }
     }
@@ -391,12 +388,9 @@ impl<'a> Reader<'a> {
                 first,
                 events: until.position - first,
                 first_byte: until.byte - missing,
-                lines: Bytes::new(),
-                ends: None,
                 missing,
-                is_tampered: false,
-                received: 0,
                 spot: Spot { line: 0, position: first, ..spot },
+                ..Piece::default()
             });
         }
     }
@@ -459,11 +453,9 @@ impl<'a> Reader<'a> {
                 events,
                 first_byte,
                 lines,
-                ends: None,
-                missing: 0,
-                is_tampered: false,
                 received: header.received,
                 spot,
+                ..Piece::default()
             });
             position += events;
         }

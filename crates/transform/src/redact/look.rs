@@ -11,7 +11,7 @@ use audit::request::Request;
 /// The things that a redaction may find in an event. A field that is `false` is certain; `true`
 /// means that a closer look may be necessary. Most events have nothing to redact, and this look is
 /// much cheaper than reading their members.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Look {
     /// The number of bytes at the beginning of the event in which every key is known: see
     /// [`Reader::known`](audit::request::Reader::known).
@@ -27,14 +27,6 @@ pub(super) struct Look {
 }
 
 impl Look {
-    pub(super) const NOTHING: Self = Self {
-        known: 0,
-        spells_letters: false,
-        is_ambiguous: false,
-        has_tokens: false,
-        has_credentials: false,
-    };
-
     pub(super) fn at(event: &[u8], request: &Request<'_>, known: usize) -> Self {
         // Escapes, tokens and keys are searched only if their signs were found. If no bytes are
         // known, the keys are always searched, because the event's own keys are signs.
@@ -67,7 +59,7 @@ impl Look {
     /// Returns `true` if there is nothing to redact, whatever the event's object is.
     #[cfg(test)]
     pub(super) fn is_clear(self) -> bool {
-        Self { known: 0, ..self } == Self::NOTHING
+        Self { known: 0, ..self } == Self::default()
     }
 
     pub(super) fn may_have_bodies(self, event: &[u8]) -> bool {
