@@ -342,10 +342,6 @@ impl Api for Bulk {
         credentials_header(&format!("ApiKey {encoded}"), file).map(Some)
     }
 
-    fn wraps_events(&self) -> bool {
-        true
-    }
-
     fn answer_bytes(&self) -> usize {
         ANSWER_BYTES
     }

@@ -230,10 +230,6 @@ impl Api for Singles {
         self.iam.probe().map(|probed| vec![probed]).boxed()
     }
 
-    fn wraps_events(&self) -> bool {
-        true
-    }
-
     fn answer_bytes(&self) -> usize {
         ANSWER_BYTES
     }

@@ -190,10 +190,6 @@ impl Api for Format {
         vec![TestRequest { head, body: br#"{"streams":[]}"# }]
     }
 
-    fn wraps_events(&self) -> bool {
-        true
-    }
-
     fn answer_bytes(&self) -> usize {
         ANSWER_BYTES
     }

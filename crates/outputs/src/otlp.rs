@@ -124,10 +124,6 @@ impl Api for Logs {
         }
     }
 
-    fn wraps_events(&self) -> bool {
-        true
-    }
-
     fn answer_bytes(&self) -> usize {
         ANSWER_BYTES
     }

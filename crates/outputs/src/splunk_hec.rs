@@ -487,10 +487,6 @@ impl Api for Collector {
         self.acknowledgement.as_ref()
     }
 
-    fn wraps_events(&self) -> bool {
-        true
-    }
-
     fn answer_bytes(&self) -> usize {
         ANSWER_BYTES
     }

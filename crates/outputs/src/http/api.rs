@@ -185,10 +185,10 @@ pub(crate) trait Api: Send + Sync + 'static {
     }
 
     /// Returns `true` if the protocol adds its own bytes to each event. A request may then have no
-    /// room for a whole batch, and [`Api::encode`] and [`Api::judge`] get the positions of the
-    /// events.
+    /// room for a whole batch. Each protocol that does this also reads the answers, because they
+    /// are about single events.
     fn wraps_events(&self) -> bool {
-        false
+        self.answer_bytes() > 0
     }
 
     /// Returns `true` if a request is a JSON list of the unchanged events. [`Api::encode`] may then
